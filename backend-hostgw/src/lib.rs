@@ -1,0 +1,1 @@
+//! host-gw backend of flannelkit, compatible with flannel.

@@ -1,0 +1,1 @@
+//! VXLAN backend of flannelkit, compatible with flannel.

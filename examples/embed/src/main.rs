@@ -1,0 +1,3 @@
+//! An overlay inside your own program.
+
+fn main() {}

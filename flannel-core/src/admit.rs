@@ -1,0 +1,1 @@
+//! Admission: which records of the store become peers, and why the others do not.

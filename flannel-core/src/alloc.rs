@@ -1,0 +1,1 @@
+//! Choosing a free subnet of the pool (contract 6.4).

@@ -1,0 +1,149 @@
+//! The seam to the data plane: what a node publishes, and what kernel state it wants.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::NetworkConfig;
+use crate::kernel::{HostFacts, OverlayName, Scope};
+use crate::lease::{Lease, LeaseAttrs};
+use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
+use crate::state::{LinkName, PeerState, State};
+use crate::subnet::NodeIdentity;
+
+/// The interface that carries the overlay's packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: LinkName,
+    /// MTU.
+    pub mtu: Mtu,
+    /// Its own address of each family in use.
+    pub addrs: Dual<IpAddr>,
+}
+
+/// What a node knows of itself and its host before it has a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Situation {
+    /// The overlay's name.
+    pub overlay: OverlayName,
+    /// The network. Its families are those in use.
+    pub config: Arc<NetworkConfig>,
+    /// Who we are to the store.
+    pub node: NodeIdentity,
+    /// The interface chosen.
+    pub uplink: Uplink,
+    /// What peers are told to send to: `uplink.addrs` unless overridden.
+    pub public: Dual<IpAddr>,
+    /// The host as last read, own devices included.
+    pub host: Arc<HostFacts>,
+    /// The lease of the last run, if the store still had it.
+    pub previous: Option<Arc<Lease>>,
+}
+
+impl Situation {
+    /// The networks of the families in use.
+    pub fn networks(&self) -> Dual<Prefix> {
+        self.config.networks.map(|_, network| network.prefix)
+    }
+}
+
+/// A node with a lease: everything the wanted state of its kernel depends on, but for the peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// Who and where.
+    pub situation: Situation,
+    /// What it holds and publishes.
+    pub lease: Arc<Lease>,
+}
+
+/// Another node's accepted lease.
+pub type Peer = Lease;
+
+/// Why a backend cannot run here. Final until configuration or host change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// A setting of its `Backend` object is wrong.
+    #[error("{path}: {reason}")]
+    Config {
+        /// The JSON path, as `$.Backend.VNI`.
+        path: String,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+    /// The host does not allow it.
+    #[error("{what}: {remedy}")]
+    Host {
+        /// What is in the way.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+}
+
+/// Why a peer is not programmed. Shown in the status; the peer's own next record may mend it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[non_exhaustive]
+pub enum Skip {
+    /// What the backend needs to know of it does not parse.
+    #[error("backend data: {0}")]
+    BadData(String),
+    /// It publishes nothing for this family.
+    #[error("publishes no {0} address or subnet")]
+    NoAddress(Family),
+    /// It is not on a link of ours, and this backend needs that.
+    #[error("{addr} is not on-link: {remedy}")]
+    NotOnLink {
+        /// Its public address.
+        addr: IpAddr,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The backend programs no peers at all.
+    #[error("the {0} backend programs no peers")]
+    Unprogrammed(&'static str),
+}
+
+/// A data plane: a deterministic function from what is known to the kernel state it wants.
+///
+/// No I/O, no clock, no memory. One part of the result is the node's own ([`base`](Backend::base)), one is each peer's
+/// ([`peer`](Backend::peer)); their keys are disjoint.
+#[cfg_attr(feature = "testing", mockall::automock)]
+pub trait Backend: Send + Sync + 'static {
+    /// Its name, as in the configuration's `Backend.Type`.
+    fn name(&self) -> &'static str;
+
+    /// What stands in `BackendType` of a lease: empty for udp and alloc (contract 5.1). Peers of another type are
+    /// quarantined.
+    fn wire_type(&self) -> &'static str;
+
+    /// The part of the kernel it may touch.
+    fn scope(&self, local: &Local) -> Scope;
+
+    /// The MTU for pods; `None`: the uplink's.
+    fn mtu(&self, situation: &Situation) -> Option<Mtu>;
+
+    /// What to publish.
+    ///
+    /// # Errors
+    /// [`BackendError`] when it cannot run on this host as configured. Final until one of the two changes.
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError>;
+
+    /// The Ethernet address that a peer of these attributes answers to, if the backend uses any: no two peers may
+    /// share one.
+    ///
+    /// # Errors
+    /// [`Skip::BadData`] when the attributes do not parse.
+    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip>;
+
+    /// Devices and addresses: total and deterministic.
+    fn base(&self, local: &Local) -> State;
+
+    /// What one peer needs in one family, or why it gets nothing.
+    ///
+    /// # Errors
+    /// [`Skip`] names the reason.
+    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip>;
+}

@@ -1,0 +1,102 @@
+//! Time that suspend does not stop.
+//!
+//! Leases expire by the wall clock of a server, so an agent that measures with a clock that stands
+//! still while the machine sleeps would renew too late (faults.md, L15). Everything here counts on
+//! `CLOCK_BOOTTIME`.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+/// A point in time: how long the machine has been up, suspend included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct BootTime(pub Duration);
+
+impl BootTime {
+    /// This point plus `duration`, saturating.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+
+    /// How long after `earlier` this is; zero when it is not.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Where the agent reads the time: the seam that lets tests run an hour in a millisecond.
+#[async_trait]
+pub trait Clock: Send + Sync + 'static {
+    /// Now. Never goes back.
+    fn now(&self) -> BootTime;
+
+    /// Returns at `deadline` or later, also when the machine slept in between.
+    ///
+    /// # Cancel safety
+    /// Holds nothing: it may be dropped and called again.
+    async fn sleep_until(&self, deadline: BootTime);
+}
+
+/// The longest single sleep: tokio's timers stop in suspend, so a long wait is cut into slices
+/// and the boot-time clock is read between them.
+const SLICE: Duration = Duration::from_secs(5);
+
+/// The machine's clock: `CLOCK_BOOTTIME` on Linux, else tokio's monotonic one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock(());
+
+#[async_trait]
+impl Clock for SystemClock {
+    fn now(&self) -> BootTime {
+        BootTime(uptime())
+    }
+
+    async fn sleep_until(&self, deadline: BootTime) {
+        loop {
+            let left = deadline.since(self.now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(SLICE)).await;
+        }
+    }
+}
+
+#[cfg(all(target_os = "linux", feature = "netlink"))]
+fn uptime() -> Duration {
+    use nix::time::{ClockId, clock_gettime};
+    // CLOCK_BOOTTIME exists since Linux 2.6.39; a kernel without it cannot run this library.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+#[cfg(not(all(target_os = "linux", feature = "netlink")))]
+fn uptime() -> Duration {
+    use std::sync::OnceLock;
+    use std::time::Instant;
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
+
+/// tokio's clock: stands still under `tokio::time::pause`, which is what scripted tests want.
+#[derive(Debug, Clone, Copy)]
+pub struct TokioClock(tokio::time::Instant);
+
+impl TokioClock {
+    /// A clock that starts at zero now.
+    #[expect(clippy::new_without_default, reason = "reads the time: making one is an act")]
+    pub fn new() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+}
+
+#[async_trait]
+impl Clock for TokioClock {
+    fn now(&self) -> BootTime {
+        BootTime(self.0.elapsed())
+    }
+
+    async fn sleep_until(&self, deadline: BootTime) {
+        tokio::time::sleep_until(self.0 + deadline.0).await;
+    }
+}

@@ -1,0 +1,401 @@
+//! The seam to the kernel: four wide verbs over values.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use crate::net::{Dual, Family, MacAddr, Prefix};
+use crate::plan::Plan;
+use crate::state::{Link, LinkId, LinkKind, LinkName, State};
+
+/// The name of an overlay: never derived from the configuration, so that a new network finds the old one's objects.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OverlayName(String);
+
+/// Text cannot name an overlay. Final for this input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("overlay name {0:?} must be 1 to 32 characters out of a-z, 0-9 and '-', starting with a letter")]
+pub struct OverlayNameError(String);
+
+impl OverlayName {
+    /// Checks and keeps `text`.
+    ///
+    /// # Errors
+    /// [`OverlayNameError`]. Final for this input.
+    pub fn new(text: &str) -> Result<Self, OverlayNameError> {
+        let ok = text.len() <= 32
+            && text.starts_with(|c: char| c.is_ascii_lowercase())
+            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        if ok { Ok(Self(text.to_owned())) } else { Err(OverlayNameError(text.chars().take(64).collect())) }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The link group that marks a device as this overlay's: `0x666b0000 | hash16(name)` (design, Ownership). It is
+    /// set in the creating message, so there is no moment at which a device of ours is unmarked (kernel-facts 30).
+    pub fn mark(&self) -> u32 {
+        // FNV-1a, folded to 16 bits: stable across versions, which a group number in a kernel has to be.
+        let hash =
+            self.0.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        0x666b_0000 | ((hash >> 16) ^ (hash & 0xffff))
+    }
+
+    /// The alias that says the same to people. On a device whose group is ours, an alias that names another overlay
+    /// wins: two names may share a hash.
+    pub fn alias(&self) -> String {
+        format!("{ALIAS_PREFIX}{}", self.0)
+    }
+
+    /// Whether a device with this group and alias belongs to this overlay.
+    pub fn owns(&self, group: u32, alias: Option<&str>) -> bool {
+        let named_other = alias.and_then(|alias| alias.strip_prefix(ALIAS_PREFIX)).is_some_and(|name| name != self.0);
+        group == self.mark() && !named_other
+    }
+}
+
+const ALIAS_PREFIX: &str = "flannelkit:";
+
+impl Default for OverlayName {
+    /// `flannel`.
+    fn default() -> Self {
+        Self("flannel".to_owned())
+    }
+}
+
+impl fmt::Display for OverlayName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for OverlayName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The part of the kernel an overlay may look at and write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// Whose devices.
+    pub overlay: OverlayName,
+    /// Routes inside these are the overlay's territory.
+    pub networks: Dual<Prefix>,
+    /// The devices wanted, in the order of [`LinkId::Own`].
+    pub devices: Vec<Device>,
+    /// Interface index of the uplink, if there is one now.
+    pub uplink: Option<u32>,
+}
+
+/// A device wanted: how to recognise it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: LinkName,
+    /// Its kind: what counts for recognising a renamed one.
+    pub kind: LinkKind,
+}
+
+/// A link seen in a dump, before it has a [`LinkId`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenLink {
+    /// Interface index.
+    pub index: u32,
+    /// Everything else. A [`LinkKind::Vxlan`]'s `lower` is [`LinkId::Other`] here.
+    pub link: Link,
+}
+
+impl Scope {
+    /// Gives ids to the links of a dump: our devices (by mark, whatever their name; else by name), the uplink, and
+    /// strangers' or former devices that are in the way. Links that do not concern the overlay get none.
+    ///
+    /// Both the real and the fake kernel use this, so that they agree.
+    pub fn identify(&self, links: &[SeenLink]) -> BTreeMap<u32, LinkId> {
+        let ours = |link: &Link| self.overlay.owns(link.group, link.alias.as_deref());
+        let mut ids = BTreeMap::new();
+        for (slot, device) in (0u8..).zip(&self.devices) {
+            let named = links.iter().find(|seen| seen.link.name == device.name);
+            let marked = links
+                .iter()
+                .filter(|seen| ours(&seen.link) && same_identity(&seen.link.kind, &device.kind))
+                .min_by_key(|seen| (seen.link.name != device.name, seen.index));
+            // A stranger under our name is still reported, as itself: the plan then knows why it cannot rename.
+            if let Some(seen) = marked.or(named) {
+                ids.insert(seen.index, LinkId::Own(slot));
+            }
+            if let Some(seen) = named {
+                ids.entry(seen.index).or_insert(LinkId::Other(seen.index));
+            }
+        }
+        for seen in links {
+            if Some(seen.index) == self.uplink {
+                ids.insert(seen.index, LinkId::Uplink);
+            } else if ours(&seen.link) {
+                ids.entry(seen.index).or_insert(LinkId::Other(seen.index));
+            }
+        }
+        ids
+    }
+
+    /// Whether routes to `prefix` are the overlay's territory.
+    pub fn covers(&self, prefix: &Prefix) -> bool {
+        self.networks.get(prefix.family()).is_some_and(|network| network.covers(prefix))
+    }
+}
+
+/// Whether two devices are the same one under different names.
+fn same_identity(a: &LinkKind, b: &LinkKind) -> bool {
+    match (a, b) {
+        (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.vni == b.vni && a.family() == b.family(),
+        (a, b) => a == b,
+    }
+}
+
+/// What an overlay needs to know of the host it runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostFacts {
+    /// Every link, by interface index.
+    pub links: BTreeMap<u32, HostLink>,
+    /// Every address, in the kernel's order within a link.
+    pub addresses: Vec<HostAddress>,
+    /// Default routes of the main table, in the order of the dump.
+    pub defaults: Vec<HostRoute>,
+    /// Routes of the main table without a gateway, and those with one that lie inside such a route. Ours are left
+    /// out.
+    pub on_link: Vec<HostRoute>,
+    /// Next hops in use by routes that are not ours.
+    pub next_hops: BTreeSet<IpAddr>,
+}
+
+/// A link of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostLink {
+    /// Its name.
+    pub name: LinkName,
+    /// What it is.
+    pub kind: LinkKind,
+    /// Its Ethernet address.
+    pub mac: Option<MacAddr>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Its link group.
+    pub group: u32,
+    /// Its alias.
+    pub alias: Option<Box<str>>,
+}
+
+/// An address of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostAddress {
+    /// Interface index.
+    pub link: u32,
+    /// The address.
+    pub addr: IpAddr,
+    /// Length of its prefix, in bits.
+    pub len: u8,
+    /// Set by an administrator rather than learnt with a lifetime (`IFA_F_PERMANENT`).
+    pub permanent: bool,
+    /// A privacy address (`IFA_F_TEMPORARY`).
+    pub temporary: bool,
+    /// Not to be used for new connections (`IFA_F_DEPRECATED`).
+    pub deprecated: bool,
+}
+
+/// A route of the host, not ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostRoute {
+    /// Destination.
+    pub prefix: Prefix,
+    /// Output interface; `None` when the route has several next hops.
+    pub link: Option<u32>,
+    /// Next hop.
+    pub gateway: Option<IpAddr>,
+    /// Metric.
+    pub metric: u32,
+}
+
+impl HostFacts {
+    /// The interface through which `addr` is reached without a gateway, if it is (contract 8.1).
+    pub fn on_link(&self, addr: IpAddr) -> Option<u32> {
+        let best = self
+            .on_link
+            .iter()
+            .filter(|route| route.prefix.contains(addr))
+            .min_by_key(|route| (std::cmp::Reverse(route.prefix.len()), route.metric))?;
+        match best.gateway {
+            None => best.link,
+            Some(_) => None,
+        }
+    }
+
+    /// The prefixes the host is connected to: those of its addresses and its on-link routes.
+    pub fn connected(&self, family: Family) -> impl Iterator<Item = Prefix> + '_ {
+        let addresses = self.addresses.iter().filter_map(|address| Prefix::masked(address.addr, address.len).ok());
+        let routes = self.on_link.iter().filter(|route| route.gateway.is_none()).map(|route| route.prefix);
+        addresses.chain(routes).filter(move |prefix| prefix.family() == family)
+    }
+}
+
+/// A reason to look at the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// Something in the scope changed, and it was not us.
+    Changed,
+    /// Links, addresses or routes of the host changed.
+    FactsChanged,
+    /// Notifications were lost: anything may have changed.
+    Lost,
+}
+
+/// Why the kernel did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// The kernel refused one request. Whether a retry helps depends on `errno`: an audit decides.
+    #[error("kernel refused {doing}: {}{}", errno_text(*errno), detail(message))]
+    Refused {
+        /// What was being done, with the object.
+        doing: String,
+        /// `errno`, positive.
+        errno: i32,
+        /// The kernel's own words (extended ACK), possibly empty.
+        message: String,
+    },
+    /// No answer in time. What happened is unknown: look before writing.
+    #[error("kernel did not answer within {within:?} while {doing}")]
+    Timeout {
+        /// What was being done.
+        doing: String,
+        /// The deadline.
+        within: std::time::Duration,
+    },
+    /// Answers were lost or the socket failed; it has been opened anew. What happened is unknown: look before
+    /// writing.
+    #[error("lost contact with the kernel while {doing}: {reason}")]
+    Lost {
+        /// What was being done.
+        doing: String,
+        /// Why.
+        reason: String,
+    },
+    /// The kernel cannot do it at all. Final; `hint` says what to install or choose.
+    #[error("{what} is not supported by this kernel: {hint}")]
+    Unsupported {
+        /// What.
+        what: String,
+        /// The remedy.
+        hint: String,
+    },
+    /// No privilege. Final; `hint` says which.
+    #[error("no permission for {doing}: {hint}")]
+    Denied {
+        /// What was being done.
+        doing: String,
+        /// The remedy.
+        hint: String,
+    },
+    /// Another overlay in this network namespace has the same name or an overlapping network.
+    #[error("overlay {other} is already running in this network namespace: {hint}")]
+    Conflict {
+        /// The other's claim.
+        other: String,
+        /// The remedy.
+        hint: String,
+    },
+    /// The thread that speaks to the kernel is gone.
+    #[error("the netlink thread has stopped")]
+    Stopped,
+}
+
+fn errno_text(errno: i32) -> String {
+    std::io::Error::from_raw_os_error(errno).to_string()
+}
+
+fn detail(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(" ({message})") }
+}
+
+/// `EEXIST` on every Linux architecture.
+pub const EEXIST: i32 = 17;
+
+/// What came of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ApplyReport {
+    /// Operations the kernel acknowledged.
+    pub applied: usize,
+    /// Operations it refused, by their place in [`Plan::ops`], in ascending order.
+    pub refused: Vec<(usize, KernelError)>,
+    /// Operations not tried because what they stand on was refused, by their place, in ascending order.
+    pub skipped: Vec<usize>,
+    /// Contact was lost midway: what came of the rest is unknown.
+    pub lost: Option<KernelError>,
+}
+
+impl ApplyReport {
+    /// Whether all of it was done.
+    pub fn is_complete(&self) -> bool {
+        self.refused.is_empty() && self.skipped.is_empty() && self.lost.is_none()
+    }
+}
+
+/// A name held for as long as this value lives.
+pub struct Claim(#[expect(dead_code, reason = "held for its drop")] Box<dyn Any + Send + Sync>);
+
+impl Claim {
+    /// Wraps whatever releases the claim when dropped.
+    pub fn new(guard: impl Any + Send + Sync) -> Self {
+        Self(Box::new(guard))
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Claim")
+    }
+}
+
+/// The kernel, or something that behaves like it.
+///
+/// # Cancel safety
+/// Any call may be dropped at any await: what it did is then unknown, so the caller has to
+/// [`observe`](Kernel::observe) before it trusts its memory.
+#[cfg_attr(feature = "testing", mockall::automock)]
+#[async_trait]
+pub trait Kernel: Send + Sync + 'static {
+    /// Takes the name for this network namespace, until the claim is dropped or the process ends.
+    ///
+    /// # Errors
+    /// [`KernelError::Conflict`] when another overlay here has this name or a network that overlaps.
+    async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError>;
+
+    /// What the host looks like now.
+    ///
+    /// # Errors
+    /// [`KernelError`] when the read is not complete; never a part of it. Retry with back-off unless
+    /// [`KernelError::Denied`] or [`KernelError::Stopped`].
+    async fn host_facts(&self) -> Result<HostFacts, KernelError>;
+
+    /// What is there in `scope` now: our devices, what is on them, and every route in the networks' territory.
+    /// Complete or an error; never invents.
+    ///
+    /// # Errors
+    /// As [`host_facts`](Kernel::host_facts).
+    async fn observe(&self, scope: &Scope) -> Result<State, KernelError>;
+
+    /// Writes `plan`, in batches as it likes but in order of [`Plan::ops`]. A refusal stops nothing but what stands
+    /// on the refused object.
+    async fn apply(&self, scope: &Scope, plan: &Plan) -> ApplyReport;
+
+    /// Reasons to look again, other than our own writes. Hints are merged when nobody polls; the stream ends only when
+    /// the kernel's thread does. A later call's scope replaces the earlier one's.
+    fn hints(&self, scope: &Scope) -> BoxStream<'static, Hint>;
+}

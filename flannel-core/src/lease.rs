@@ -1,0 +1,336 @@
+//! What nodes tell one another: leases, their attributes, and the records of a store.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use crate::clock::BootTime;
+use crate::net::{Dual, Family, Prefix};
+
+/// What the store calls a lease: an etcd key, a Kubernetes node, a file's name. Opaque to all but the store.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseKey(Arc<str>);
+
+impl LeaseKey {
+    /// A key from the store's own text.
+    pub fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The store's own text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LeaseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for LeaseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// What a store compares before it lets us write over a record: etcd's mod revision, a Node's uid, a file's
+/// generation. Opaque to all but the store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fence(pub Option<Box<str>>);
+
+/// A JSON value kept as its compact text, so that ten thousand of them cost little and come out as they went in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Json(Box<str>);
+
+/// Text is not one JSON value. Final for this input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a JSON value: {0}")]
+pub struct JsonError(String);
+
+impl Json {
+    /// Parses `text`, dropping white space around it.
+    ///
+    /// # Errors
+    /// [`JsonError`] when it is not exactly one JSON value. Final for this input.
+    pub fn parse(text: &str) -> Result<Self, JsonError> {
+        let raw: &RawValue = serde_json::from_str(text).map_err(|error| JsonError(error.to_string()))?;
+        Ok(Self(raw.get().into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the value is `null`, which flannel writes where a backend has no data.
+    pub fn is_null(&self) -> bool {
+        &*self.0 == "null"
+    }
+}
+
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a node publishes: how to reach it (contract 5.1).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeaseAttrs {
+    /// The addresses peers send to, one a family.
+    pub public_ip: Dual<IpAddr>,
+    /// [`Backend::wire_type`](crate::backend::Backend::wire_type); empty for udp and alloc.
+    pub backend_type: Arc<str>,
+    /// What the backend needs to know of this node, one value a family (`BackendData`, `BackendV6Data`).
+    pub backend_data: Dual<Json>,
+}
+
+/// Text is not the JSON of a lease's attributes. Final for this record: its writer has to mend it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttrsError {
+    /// Larger than [`LeaseAttrs::MAX_BYTES`].
+    #[error("record of {0} bytes is larger than {max}", max = LeaseAttrs::MAX_BYTES)]
+    TooLarge(usize),
+    /// Not a JSON object, or a field has the wrong type.
+    #[error("lease JSON: {0}")]
+    Json(String),
+    /// A field does not hold what it must.
+    #[error("lease field {field} is {found:?}, expected {expected}")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+        /// What stood there, cut to 64 characters.
+        found: String,
+        /// What must stand there.
+        expected: &'static str,
+    },
+}
+
+impl LeaseAttrs {
+    /// The largest record accepted, in bytes (faults.md, hostile lease data).
+    pub const MAX_BYTES: usize = 4096;
+
+    /// The JSON text, byte for byte as flannel writes it (contract 5.1).
+    pub fn to_json(&self) -> String {
+        use fmt::Write;
+        let v4 = match self.public_ip.v4 {
+            Some(addr) => addr,
+            None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
+        let mut text = format!("{{\"PublicIP\":\"{v4}\",\"PublicIPv6\":");
+        // Writing to a String cannot fail.
+        let _ = match self.public_ip.v6 {
+            Some(addr) => write!(text, "\"{addr}\""),
+            None => write!(text, "null"),
+        };
+        if !self.backend_type.is_empty() {
+            let quoted = serde_json::Value::from(&*self.backend_type);
+            let _ = write!(text, ",\"BackendType\":{quoted}");
+        }
+        for (field, data) in [("BackendData", &self.backend_data.v4), ("BackendV6Data", &self.backend_data.v6)] {
+            if let Some(data) = data {
+                let _ = write!(text, ",\"{field}\":{}", data.as_str());
+            }
+        }
+        text.push('}');
+        text
+    }
+
+    /// Reads what flannel or we wrote: keys in any case, unknown ones ignored, the last of equal ones wins.
+    ///
+    /// # Errors
+    /// [`AttrsError`] names the field. Final for this record.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, AttrsError> {
+        if bytes.len() > Self::MAX_BYTES {
+            return Err(AttrsError::TooLarge(bytes.len()));
+        }
+        let wire: wire::Attrs = serde_json::from_slice(bytes).map_err(|error| AttrsError::Json(error.to_string()))?;
+        wire.check()
+    }
+}
+
+mod wire {
+    use super::*;
+    use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+    /// The fields as they stand in the text.
+    #[derive(Default)]
+    pub(super) struct Attrs {
+        public_ip: Option<serde_json::Value>,
+        public_ipv6: Option<serde_json::Value>,
+        backend_type: Option<serde_json::Value>,
+        backend_data: Option<Box<RawValue>>,
+        backend_v6_data: Option<Box<RawValue>>,
+    }
+
+    impl<'de> serde::Deserialize<'de> for Attrs {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_map(AttrsVisitor)
+        }
+    }
+
+    struct AttrsVisitor;
+
+    impl<'de> Visitor<'de> for AttrsVisitor {
+        type Value = Attrs;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object with PublicIP")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attrs, A::Error> {
+            let mut attrs = Attrs::default();
+            while let Some(key) = map.next_key::<String>()? {
+                match key.to_ascii_lowercase().as_str() {
+                    "publicip" => attrs.public_ip = Some(map.next_value()?),
+                    "publicipv6" => attrs.public_ipv6 = Some(map.next_value()?),
+                    "backendtype" => attrs.backend_type = Some(map.next_value()?),
+                    "backenddata" => attrs.backend_data = Some(map.next_value()?),
+                    "backendv6data" => attrs.backend_v6_data = Some(map.next_value()?),
+                    _ => {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+            }
+            Ok(attrs)
+        }
+    }
+
+    impl Attrs {
+        pub(super) fn check(self) -> Result<LeaseAttrs, AttrsError> {
+            let mut attrs = LeaseAttrs::default();
+            let v4 = self.public_ip.unwrap_or(serde_json::Value::Null);
+            let expected = "dotted IPv4 text";
+            let text = v4.as_str().ok_or_else(|| field("PublicIP", &v4, expected))?;
+            let addr: Ipv4Addr = text.parse().map_err(|_| field("PublicIP", &v4, expected))?;
+            attrs.public_ip.v4 = (!addr.is_unspecified()).then_some(addr.into());
+            match self.public_ipv6 {
+                None | Some(serde_json::Value::Null) => {}
+                Some(v6) => {
+                    let expected = "IPv6 text or null";
+                    let text = v6.as_str().ok_or_else(|| field("PublicIPv6", &v6, expected))?;
+                    let addr: Ipv6Addr = text.parse().map_err(|_| field("PublicIPv6", &v6, expected))?;
+                    attrs.public_ip.v6 = (!addr.is_unspecified()).then_some(addr.into());
+                }
+            }
+            match self.backend_type {
+                None | Some(serde_json::Value::Null) => {}
+                Some(kind) => {
+                    let text = kind.as_str().ok_or_else(|| field("BackendType", &kind, "a string"))?;
+                    attrs.backend_type = intern(text);
+                }
+            }
+            for (family, data) in [(Family::V4, self.backend_data), (Family::V6, self.backend_v6_data)] {
+                *attrs.backend_data.slot(family) =
+                    data.map(|raw| Json(raw.get().into())).filter(|data| !data.is_null());
+            }
+            Ok(attrs)
+        }
+    }
+
+    /// Ten thousand records share a handful of backend names.
+    fn intern(text: &str) -> Arc<str> {
+        use std::sync::LazyLock;
+        static KNOWN: LazyLock<[Arc<str>; 5]> =
+            LazyLock::new(|| ["vxlan", "host-gw", "", "wireguard", "ipip"].map(Arc::from));
+        KNOWN.iter().find(|known| &***known == text).cloned().unwrap_or_else(|| text.into())
+    }
+
+    fn field(field: &'static str, found: &serde_json::Value, expected: &'static str) -> AttrsError {
+        AttrsError::Field { field, found: found.to_string().chars().take(64).collect(), expected }
+    }
+}
+
+/// A subnet of the network, held by one node for a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The store's name for it.
+    pub key: LeaseKey,
+    /// The subnet of each family.
+    pub subnets: Dual<Prefix>,
+    /// How to reach the holder.
+    pub attrs: LeaseAttrs,
+    /// When it ends unless renewed; `None` where the store lets nothing expire.
+    pub expires: Option<BootTime>,
+    /// What the store compares before it is written again.
+    pub fence: Fence,
+}
+
+/// What does not parse in a store: present and bad, never absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRecord {
+    /// What is wrong, for people.
+    pub reason: String,
+    /// The subnets the record's key names, if it names any: routes there are not deleted on its account.
+    pub subnets: Dual<Prefix>,
+}
+
+/// One entry of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The store's name for it.
+    pub key: LeaseKey,
+    /// The store's order of creation (etcd: create revision; Kubernetes: creation timestamp; files: generation). The
+    /// older of two records in conflict wins, on every node.
+    pub created: u64,
+    /// The lease, or why it is none.
+    pub lease: Result<Arc<Lease>, BadRecord>,
+}
+
+/// What a watch of the store reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseEvent {
+    /// Everything there is: what is not listed does not exist.
+    Reset(Vec<Record>),
+    /// A record appeared or changed.
+    Upsert(Record),
+    /// A record went away.
+    Remove(LeaseKey),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VXLAN: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+    #[test]
+    fn attributes_round_trip_byte_for_byte() {
+        let dual = r#"{"PublicIP":"10.0.0.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{"VNI":1},"BackendV6Data":{"VNI":2}}"#;
+        for text in [VXLAN, dual, r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#] {
+            assert_eq!(LeaseAttrs::from_json(text.as_bytes()).unwrap().to_json(), text);
+        }
+    }
+
+    #[test]
+    fn attribute_keys_match_in_any_case_and_unknown_ones_are_ignored() {
+        let attrs =
+            LeaseAttrs::from_json(br#"{"publicip":"1.2.3.4","Extra":{"a":[1]},"BACKENDTYPE":"vxlan"}"#).unwrap();
+        assert_eq!(attrs.public_ip.v4, Some("1.2.3.4".parse().unwrap()));
+        assert_eq!(&*attrs.backend_type, "vxlan");
+    }
+
+    #[test]
+    fn attributes_that_are_not_what_they_must_be_are_named() {
+        for (text, names) in [
+            ("", "lease JSON"),
+            ("[]", "lease JSON"),
+            ("{}", "PublicIP"),
+            (r#"{"PublicIP":null}"#, "PublicIP"),
+            (r#"{"PublicIP":"2001:db8::1"}"#, "PublicIP"),
+            (r#"{"PublicIP":"1.2.3.4","PublicIPv6":"1.2.3.4"}"#, "PublicIPv6"),
+            (r#"{"PublicIP":"1.2.3.4","BackendType":7}"#, "BackendType"),
+            (r#"{"PublicIP":"1.2.3.4"} x"#, "lease JSON"),
+        ] {
+            let error = LeaseAttrs::from_json(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(names), "{text}: {error}");
+        }
+        let large = format!(r#"{{"PublicIP":"1.2.3.4","x":"{}"}}"#, "x".repeat(5000));
+        assert!(matches!(LeaseAttrs::from_json(large.as_bytes()), Err(AttrsError::TooLarge(_))));
+    }
+}

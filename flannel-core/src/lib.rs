@@ -1,0 +1,20 @@
+//! The heart of an overlay network compatible with flannel: leases, planning and the reconciler.
+
+pub mod admit;
+pub mod alloc;
+pub mod backend;
+pub mod clock;
+pub mod config;
+pub mod kernel;
+pub mod lease;
+pub mod net;
+#[cfg(all(target_os = "linux", feature = "netlink"))]
+pub mod netlink;
+pub mod overlay;
+pub mod plan;
+pub mod state;
+pub mod subnet;
+pub mod subnet_env;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod uplink;

@@ -1,0 +1,420 @@
+//! Addresses, prefixes and the other small values the whole workspace speaks in.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnetwork::IpNetwork;
+
+/// An IP family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both families, IPv4 first.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub fn of(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Address length in bits: 32 or 128.
+    pub const fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// One optional value for each family, so that IPv4, IPv6 and dual stack are one code path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dual<T> {
+    /// The IPv4 value.
+    pub v4: Option<T>,
+    /// The IPv6 value.
+    pub v6: Option<T>,
+}
+
+impl<T> Default for Dual<T> {
+    fn default() -> Self {
+        Self { v4: None, v6: None }
+    }
+}
+
+impl<T> Dual<T> {
+    /// The value of one family.
+    pub fn get(&self, family: Family) -> Option<&T> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+
+    /// The slot of one family.
+    pub fn slot(&mut self, family: Family) -> &mut Option<T> {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// The values present, with their family, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
+        Family::BOTH.into_iter().filter_map(|family| self.get(family).map(|value| (family, value)))
+    }
+
+    /// The families that have a value.
+    pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        self.iter().map(|(family, _)| family)
+    }
+
+    /// Applies `f` to each value present.
+    pub fn map<U>(&self, mut f: impl FnMut(Family, &T) -> U) -> Dual<U> {
+        Dual {
+            v4: self.v4.as_ref().map(|value| f(Family::V4, value)),
+            v6: self.v6.as_ref().map(|value| f(Family::V6, value)),
+        }
+    }
+
+    /// Whether neither family has a value.
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+}
+
+/// An IP prefix in canonical form: host bits are zero, always.
+///
+/// A subnet, a network and a route's destination are all of this type, so that equal prefixes
+/// compare equal (`ipnetwork` alone keeps host bits and compares them).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix(IpNetwork);
+
+/// Why some text or some pair of address and length is not a [`Prefix`].
+///
+/// Retrying does not help; the input has to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PrefixError {
+    /// Not `address/length`.
+    #[error("{0:?} is not a prefix of the form ADDRESS/LENGTH")]
+    Syntax(String),
+    /// The length is larger than the family allows.
+    #[error("prefix length {len} of {addr} is larger than {max}")]
+    TooLong {
+        /// The address given.
+        addr: IpAddr,
+        /// The length given, in bits.
+        len: u8,
+        /// The most the family allows, in bits.
+        max: u8,
+    },
+    /// Bits beyond the length are set.
+    #[error("{addr}/{len} has host bits set; the prefix is {prefix}")]
+    HostBits {
+        /// The address given.
+        addr: IpAddr,
+        /// The length given, in bits.
+        len: u8,
+        /// The prefix that was probably meant.
+        prefix: Prefix,
+    },
+}
+
+impl Prefix {
+    /// A prefix from an address whose host bits are zero already.
+    ///
+    /// # Errors
+    /// [`PrefixError`] when the length is too large or host bits are set. Final for this input.
+    pub fn new(addr: IpAddr, len: u8) -> Result<Self, PrefixError> {
+        let prefix = Self::masked(addr, len)?;
+        if prefix.addr() == addr { Ok(prefix) } else { Err(PrefixError::HostBits { addr, len, prefix }) }
+    }
+
+    /// A prefix from any address inside it: host bits are cleared.
+    ///
+    /// # Errors
+    /// [`PrefixError::TooLong`] when the length is too large. Final for this input.
+    pub fn masked(addr: IpAddr, len: u8) -> Result<Self, PrefixError> {
+        let max = Family::of(addr).bits();
+        let network = match IpNetwork::new(addr, len) {
+            Ok(network) => network.network(),
+            Err(_) => return Err(PrefixError::TooLong { addr, len, max }),
+        };
+        match IpNetwork::new(network, len) {
+            Ok(network) => Ok(Self(network)),
+            Err(_) => Err(PrefixError::TooLong { addr, len, max }),
+        }
+    }
+
+    /// The prefix that holds one address only: /32 or /128.
+    pub fn host(addr: IpAddr) -> Self {
+        Self(IpNetwork::from(addr))
+    }
+
+    /// The network address.
+    pub fn addr(&self) -> IpAddr {
+        self.0.ip()
+    }
+
+    /// The length in bits.
+    #[expect(clippy::len_without_is_empty, reason = "a prefix length is not a count of items")]
+    pub fn len(&self) -> u8 {
+        self.0.prefix()
+    }
+
+    /// The family.
+    pub fn family(&self) -> Family {
+        Family::of(self.addr())
+    }
+
+    /// Whether `addr` lies inside.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        self.0.contains(addr)
+    }
+
+    /// Whether `other` lies inside or is equal.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.family() == other.family() && self.len() <= other.len() && self.contains(other.addr())
+    }
+
+    /// Whether the two have an address in common: one of them then covers the other.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
+    /// The last address: in IPv4 the broadcast address of a subnet.
+    pub fn last(&self) -> IpAddr {
+        self.0.broadcast()
+    }
+
+    /// The value as `ipnetwork` has it.
+    pub fn to_ipnetwork(self) -> IpNetwork {
+        self.0
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr(), self.len())
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = PrefixError;
+
+    /// Strict: digits only in the length, no netmask form, host bits zero.
+    fn from_str(text: &str) -> Result<Self, PrefixError> {
+        let (addr, len) = split_cidr(text)?;
+        Self::new(addr, len)
+    }
+}
+
+/// `ADDRESS/LENGTH` without interpretation of host bits; for input where those are allowed.
+pub(crate) fn split_cidr(text: &str) -> Result<(IpAddr, u8), PrefixError> {
+    let syntax = || PrefixError::Syntax(text.to_owned());
+    let (addr, len) = text.split_once('/').ok_or_else(syntax)?;
+    if len.is_empty() || !len.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(syntax());
+    }
+    Ok((addr.parse().map_err(|_| syntax())?, len.parse().map_err(|_| syntax())?))
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddr(pub [u8; 6]);
+
+/// Some text is not an Ethernet address. Final for this input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an Ethernet address of six bytes, as 02:00:5e:10:00:01")]
+pub struct MacError(String);
+
+impl MacAddr {
+    /// Whether the group bit is set: multicast or broadcast, never a device's own address.
+    pub fn is_multicast(&self) -> bool {
+        self.0[0] & 1 == 1
+    }
+
+    /// Whether it is all zero.
+    pub fn is_zero(&self) -> bool {
+        self.0 == [0; 6]
+    }
+
+    /// The same address as a locally administered unicast one.
+    pub fn locally_administered(self) -> Self {
+        let mut bytes = self.0;
+        bytes[0] = bytes[0] & 0xfe | 0x02;
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let bad = || MacError(text.chars().take(40).collect());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().ok_or_else(bad)?;
+            if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(bad());
+            }
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() { Err(bad()) } else { Ok(Self(bytes)) }
+    }
+}
+
+/// A VXLAN network identifier: 24 bits (RFC 7348, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vni(u32);
+
+impl Vni {
+    /// The largest identifier.
+    pub const MAX: u32 = (1 << 24) - 1;
+
+    /// `None` when `value` needs more than 24 bits.
+    pub fn new(value: u32) -> Option<Self> {
+        (value <= Self::MAX).then_some(Self(value))
+    }
+
+    /// The number.
+    pub fn value(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A maximum transmission unit in bytes, IP header included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mtu(pub u32);
+
+impl fmt::Display for Mtu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Whether `addr` can be a node's address that peers send to: unicast, specified, not loopback,
+/// link-local, multicast or broadcast (faults.md, hostile lease data).
+pub fn is_public_unicast(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(v4) => is_public_unicast_v4(v4),
+        IpAddr::V6(v6) => is_public_unicast_v6(v6),
+    }
+}
+
+fn is_public_unicast_v4(addr: Ipv4Addr) -> bool {
+    !(addr.is_unspecified()
+        || addr.is_loopback()
+        || addr.is_link_local()
+        || addr.is_multicast()
+        || addr.octets()[0] == 0
+        || addr.octets()[0] >= 240)
+}
+
+fn is_public_unicast_v6(addr: Ipv6Addr) -> bool {
+    !(addr.is_unspecified()
+        || addr.is_loopback()
+        || addr.is_multicast()
+        || addr.is_unicast_link_local()
+        || addr.to_ipv4_mapped().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefix_text_is_strict() {
+        assert_eq!("10.5.0.0/16".parse::<Prefix>().unwrap().to_string(), "10.5.0.0/16");
+        for bad in ["10.5.0.0", "10.5.0.0/+8", "10.5.0.0/255.255.0.0", "10.5.0.1/16", "10.5.0.0/33", "/8", ""] {
+            assert!(bad.parse::<Prefix>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn prefix_overlap_is_containment() {
+        let wide: Prefix = "10.0.0.0/8".parse().unwrap();
+        let narrow: Prefix = "10.5.3.0/24".parse().unwrap();
+        let v6: Prefix = "::/0".parse().unwrap();
+        assert!(wide.covers(&narrow) && !narrow.covers(&wide) && wide.overlaps(&narrow) && narrow.overlaps(&wide));
+        assert!(!v6.overlaps(&wide));
+    }
+
+    #[test]
+    fn mac_text_is_strict() {
+        assert_eq!("02:0a:0B:ff:00:01".parse::<MacAddr>().unwrap().to_string(), "02:0a:0b:ff:00:01");
+        for bad in
+            ["", "02:0a:0b:ff:00", "02:0a:0b:ff:00:01:02", "2:a:b:f:0:1", "02-0a-0b-ff-00-01", "+2:0a:0b:ff:00:01"]
+        {
+            assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_public_address_is_unicast_and_routable() {
+        for bad in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "169.254.1.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert!(!is_public_unicast(bad.parse().unwrap()), "{bad}");
+        }
+        for good in ["10.0.0.1", "192.0.2.1", "2001:db8::1", "fd00::1"] {
+            assert!(is_public_unicast(good.parse().unwrap()), "{good}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Kernel state: one type for what is wanted and for what was seen.
+//!
+//! Everything is keyed as the kernel keys it and held in canonical form, so that comparing is `==`. Links are named
+//! by a small [`LinkId`] in keys and values; their text names stand in [`Link`] alone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::net::{Family, MacAddr, Prefix, Vni};
+
+/// A link, as far as an overlay cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LinkId {
+    /// A device of the overlay: its place in [`Scope::devices`](crate::kernel::Scope::devices).
+    Own(u8),
+    /// The interface that carries the overlay's packets.
+    Uplink,
+    /// Any other, by interface index.
+    Other(u32),
+}
+
+/// The name of a network interface: 1 to 15 bytes, no `/` and no white space (`dev_valid_name`, net/core/dev.c).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkName(Box<str>);
+
+/// Text cannot name an interface. Final for this input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} cannot be an interface name: 1 to 15 bytes, no '/', ':' or white space, not '.' or '..'")]
+pub struct LinkNameError(String);
+
+impl LinkName {
+    /// Checks and keeps `text`.
+    ///
+    /// # Errors
+    /// [`LinkNameError`]. Final for this input.
+    pub fn new(text: &str) -> Result<Self, LinkNameError> {
+        let bad = text.is_empty()
+            || text.len() > 15
+            || text == "."
+            || text == ".."
+            || text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+        if bad { Err(LinkNameError(text.chars().take(64).collect())) } else { Ok(Self(text.into())) }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: LinkName,
+    /// What it is.
+    pub kind: LinkKind,
+    /// Its Ethernet address, if the kind has one.
+    pub mac: Option<MacAddr>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Its link group (`IFLA_GROUP`): the overlay's [mark](crate::kernel::OverlayName::mark) on a device of ours.
+    pub group: u32,
+    /// Its alias (`IFLA_IFALIAS`): `flannelkit:<overlay>` on a device of ours.
+    pub alias: Option<Box<str>>,
+}
+
+/// What a device is, with what can only be said when it is created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A VXLAN tunnel end point (`drivers/net/vxlan`).
+    Vxlan(Vxlan),
+    /// A device that a data plane of ours opens itself (a TUN); never created through the kernel seam.
+    DataPlane,
+    /// Anything else, by the kernel's name of the kind; empty for a physical one.
+    Other(Box<str>),
+}
+
+/// A VXLAN device's identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Network identifier.
+    pub vni: Vni,
+    /// UDP destination port. A wanted value of `None` leaves it to the kernel (8472) and matches any.
+    pub port: Option<u16>,
+    /// Outer source address. A seen device may have none.
+    pub local: Option<IpAddr>,
+    /// The lower device.
+    pub lower: Option<LinkId>,
+    /// Whether the device learns peers from received packets.
+    pub learning: bool,
+    /// Whether it carries group policies (`VXLAN-GBP`).
+    pub gbp: bool,
+}
+
+impl Vxlan {
+    /// The underlay's family.
+    pub fn family(&self) -> Option<Family> {
+        self.local.map(Family::of)
+    }
+}
+
+/// An address on a device of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressKey {
+    /// The device.
+    pub link: LinkId,
+    /// The address.
+    pub addr: IpAddr,
+    /// Length of its prefix, in bits.
+    pub len: u8,
+}
+
+/// A VXLAN forwarding entry on a device of ours. The kernel keeps several destinations only for the all-zero and for
+/// multicast addresses, so destinations count in the key: moving one is a replace of the same address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FdbKey {
+    /// The device.
+    pub link: LinkId,
+    /// Inner destination.
+    pub mac: MacAddr,
+    /// 0, but for further destinations of one address as seen in a dump.
+    pub nth: u16,
+}
+
+/// A permanent neighbour on a device of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NeighbourKey {
+    /// The device.
+    pub link: LinkId,
+    /// Its IP address.
+    pub addr: IpAddr,
+}
+
+/// A route of the main table with metric 0 (IPv6: 1024) and no TOS. Such a key may hold several routes
+/// (kernel-facts 31): all that were seen are kept, in the order of the dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteKey {
+    /// Destination.
+    pub prefix: Prefix,
+    /// 0 for the route that is wanted, and for the first one seen.
+    pub nth: u16,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    /// What it does.
+    pub kind: RouteKind,
+    /// The next hop.
+    pub gateway: Option<IpAddr>,
+    /// The output interface.
+    pub link: Option<LinkId>,
+    /// Whether the next hop is taken as on-link whatever the addresses say (`RTNH_F_ONLINK`).
+    pub onlink: bool,
+    /// `rtm_protocol`. See [`Route::protocol_for`].
+    pub protocol: u8,
+}
+
+/// What a route does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RouteKind {
+    /// Forwards to one next hop.
+    Unicast,
+    /// Drops.
+    Blackhole,
+    /// Anything no route of ours is: several next hops, a preferred source, an encapsulation, another type.
+    Foreign,
+}
+
+impl Route {
+    /// The first protocol number of ours; nothing is registered from here on (kernel-facts 1).
+    pub const FIRST_PROTOCOL: u8 = 200;
+    /// How many numbers from there are ours.
+    pub const PROTOCOLS: u8 = 32;
+    /// `RTPROT_BOOT`: what Go flannel and `ip route add` write.
+    pub const BOOT: u8 = 3;
+
+    /// A route of ours through an overlay device: the next hop is reachable by its permanent neighbour alone.
+    pub fn overlay(prefix: Prefix, gateway: IpAddr, device: LinkId) -> Self {
+        Self { onlink: true, ..Self::direct(prefix, gateway, device) }
+    }
+
+    /// A route of ours through a next hop that is on the link.
+    pub fn direct(prefix: Prefix, gateway: IpAddr, link: LinkId) -> Self {
+        Self {
+            kind: RouteKind::Unicast,
+            gateway: Some(gateway),
+            link: Some(link),
+            onlink: false,
+            protocol: Self::protocol_for(&prefix),
+        }
+    }
+
+    /// The protocol number a route of ours to `prefix` is written with. Spreading ours over 32 numbers spreads them
+    /// over the kernel's next-hop hash, which makes inserting them linear (kernel-facts 1).
+    pub fn protocol_for(prefix: &Prefix) -> u8 {
+        let bits = match prefix.addr() {
+            IpAddr::V4(addr) => u64::from(u32::from(addr)),
+            IpAddr::V6(addr) => {
+                let [high, low] = split(u128::from(addr));
+                high ^ low.rotate_left(31)
+            }
+        };
+        // Fibonacci hashing: neighbouring subnets differ in few, low bits; the product's top bits do not.
+        let hash = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59;
+        Self::FIRST_PROTOCOL + (hash as u8) % Self::PROTOCOLS
+    }
+
+    /// Whether the protocol is one of ours.
+    pub fn has_own_protocol(&self) -> bool {
+        (Self::FIRST_PROTOCOL..Self::FIRST_PROTOCOL + Self::PROTOCOLS).contains(&self.protocol)
+    }
+
+    /// Equality as the reconciler has it: any protocol of ours is as good as any other.
+    pub fn same(&self, other: &Self) -> bool {
+        let protocol = self.protocol == other.protocol || (self.has_own_protocol() && other.has_own_protocol());
+        protocol && Self { protocol: 0, ..*self } == Self { protocol: 0, ..*other }
+    }
+}
+
+fn split(value: u128) -> [u64; 2] {
+    [(value >> 64) as u64, value as u64]
+}
+
+/// Kernel state of one overlay: what is wanted, or what was seen.
+///
+/// Seen state also holds strangers' objects on keys inside the overlay's scope, so that a conflict can be told from an
+/// absence; [`crate::plan`] says which are ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    /// Devices.
+    pub links: BTreeMap<LinkId, Link>,
+    /// Addresses on our devices.
+    pub addresses: BTreeMap<AddressKey, ()>,
+    /// Forwarding entries on our devices: the outer destination.
+    pub fdb: BTreeMap<FdbKey, IpAddr>,
+    /// Permanent neighbours on our devices.
+    pub neighbours: BTreeMap<NeighbourKey, MacAddr>,
+    /// Routes.
+    pub routes: BTreeMap<RouteKey, Route>,
+}
+
+impl State {
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.links.len() + self.addresses.len() + self.fdb.len() + self.neighbours.len() + self.routes.len()
+    }
+
+    /// Whether there is nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The routes to one destination, in the order of the dump.
+    pub fn routes_to(&self, prefix: Prefix) -> impl Iterator<Item = (&RouteKey, &Route)> {
+        self.routes.range(RouteKey { prefix, nth: 0 }..=RouteKey { prefix, nth: u16::MAX })
+    }
+
+    /// Adds what one peer needs.
+    pub fn add(&mut self, peer: &PeerState) {
+        self.fdb.extend(peer.fdb);
+        self.neighbours.extend(peer.neighbour);
+        self.routes.extend(peer.route.map(|(prefix, route)| (RouteKey { prefix, nth: 0 }, route)));
+    }
+}
+
+/// What one peer needs of the kernel, in one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PeerState {
+    /// Where frames to its VTEP go.
+    pub fdb: Option<(FdbKey, IpAddr)>,
+    /// The Ethernet address of its next hop.
+    pub neighbour: Option<(NeighbourKey, MacAddr)>,
+    /// The route to its subnet.
+    pub route: Option<(Prefix, Route)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_spread_over_neighbouring_subnets() {
+        let mut buckets = [0u32; Route::PROTOCOLS as usize];
+        for n in 0..8192u32 {
+            let addr = std::net::Ipv4Addr::from(0x0a00_0000 + (n << 8));
+            let prefix = Prefix::new(addr.into(), 24).unwrap();
+            buckets[usize::from(Route::protocol_for(&prefix) - Route::FIRST_PROTOCOL)] += 1;
+        }
+        let (least, most) = (buckets.iter().min().unwrap(), buckets.iter().max().unwrap());
+        assert!(*least > 200 && *most < 320, "{buckets:?}");
+    }
+
+    #[test]
+    fn comparison_takes_any_own_protocol_as_equal_and_no_other() {
+        let prefix: Prefix = "10.5.1.0/24".parse().unwrap();
+        let ours = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
+        assert!(ours.same(&Route { protocol: 231, ..ours }));
+        assert!(!ours.same(&Route { protocol: Route::BOOT, ..ours }));
+        assert!(!ours.same(&Route { onlink: false, ..ours }));
+    }
+
+    #[test]
+    fn link_names_are_what_the_kernel_takes() {
+        assert!(LinkName::new("flannel.1").is_ok());
+        for bad in ["", ".", "..", "a/b", "a b", "sixteen-bytes-xx", "a:b"] {
+            assert!(LinkName::new(bad).is_err(), "{bad}");
+        }
+    }
+}

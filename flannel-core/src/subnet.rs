@@ -1,0 +1,155 @@
+//! The seam to the lease store: etcd, Kubernetes, files, memory.
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use crate::config::NetworkConfig;
+use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
+use crate::net::{Dual, Prefix};
+
+/// What the store knows a node by: its public IP in etcd, the node's name in Kubernetes and the file store.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeIdentity(String);
+
+/// A node identity is empty, too long or not printable. Final for this input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("node identity {0:?} must be 1 to 253 characters out of letters, digits, '.', '-', '_' and ':'")]
+pub struct NodeIdentityError(String);
+
+impl NodeIdentity {
+    /// Checks and keeps `text`: it becomes a file name, a part of a key or a Kubernetes name.
+    ///
+    /// # Errors
+    /// [`NodeIdentityError`]. Final for this input.
+    pub fn new(text: &str) -> Result<Self, NodeIdentityError> {
+        let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+        if text.is_empty() || text.len() > 253 || text.starts_with('.') || !text.chars().all(ok) {
+            return Err(NodeIdentityError(text.chars().take(64).collect()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for NodeIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a node asks the store for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// What to publish.
+    pub attrs: LeaseAttrs,
+    /// The subnets to have if they are free: those of the last run.
+    pub preferred: Dual<Prefix>,
+}
+
+/// Why a store call failed. The kind drives the agent's reaction (design, 5).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubnetError {
+    /// The store cannot be reached or did not answer. Retry with back-off; the outcome of a write is unknown.
+    #[error("lease store unavailable while {doing}")]
+    Unavailable {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store refuses us. Retry with back-off: an operator has to act.
+    #[error("lease store denied {doing}")]
+    Denied {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store holds something that is not valid: `at` names the place. Fatal at start, later the last good
+    /// value stays in force.
+    #[error("{at}: {reason}")]
+    Invalid {
+        /// The place: a key, a file, a JSON path.
+        at: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// No subnet is free in the pool. Retry, at most once a second.
+    #[error("no free subnet: {0}")]
+    Exhausted(String),
+    /// The lease is not ours any more: its record is gone or another node's. Acquire again.
+    #[error("lease lost: {0}")]
+    Lost(String),
+    /// The store cannot do what was asked. Final; the text says what to choose instead.
+    #[error("not supported by this store: {0}")]
+    Unsupported(String),
+}
+
+/// A store of leases.
+///
+/// Every write is fenced by what was read, so a node that was away can never overwrite the new owner of its subnet.
+/// [`testing::store_contract`](crate::testing::store_contract) proves an implementation.
+#[cfg_attr(feature = "testing", mockall::automock)]
+#[async_trait]
+pub trait SubnetManager: Send + Sync + 'static {
+    /// The network's configuration.
+    ///
+    /// # Errors
+    /// [`SubnetError::Invalid`] names the JSON path; [`SubnetError::Unavailable`] and [`SubnetError::Denied`] are to
+    /// be retried.
+    ///
+    /// # Cancel safety
+    /// Reads only: may be dropped at any await.
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError>;
+
+    /// The lease this node held last, if the store still knows it: keeps subnet and VTEP MAC across restarts.
+    ///
+    /// # Errors
+    /// As [`network_config`](Self::network_config).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError>;
+
+    /// Takes a lease for `node`: its own again if it has one that still fits the network, else `want.preferred` if
+    /// free, else any free subnet chosen uniformly. Idempotent per node; publishes `want.attrs`.
+    ///
+    /// May wait for what only the store can give (a Kubernetes podCIDR).
+    ///
+    /// # Errors
+    /// [`SubnetError::Exhausted`] when the pool is full; the others as above. A lost race is not an error: another
+    /// subnet is tried.
+    ///
+    /// # Cancel safety
+    /// Dropped midway it may have written the record; calling it again adopts that record.
+    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError>;
+
+    /// One fenced attempt to extend `lease`; the agent decides when. Publishes `lease.attrs`.
+    ///
+    /// # Errors
+    /// [`SubnetError::Lost`] when the record is gone, expired or another node's: nothing was written.
+    ///
+    /// # Cancel safety
+    /// Dropped midway the outcome is unknown; calling it again, or [`previous`](Self::previous), settles it.
+    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError>;
+
+    /// Gives `lease` back. A lease that is not ours any more is left alone: that is success.
+    ///
+    /// # Errors
+    /// As [`network_config`](Self::network_config).
+    ///
+    /// # Cancel safety
+    /// As [`renew`](Self::renew).
+    async fn release(&self, lease: Lease) -> Result<(), SubnetError>;
+
+    /// All records, the own one too. The first event is [`LeaseEvent::Reset`]; after any gap comes another. The
+    /// stream never ends; an `Err` is trouble to show, not the end: the stream recovers by itself, with back-off.
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>>;
+}

@@ -1,0 +1,1 @@
+//! `subnet.env`: what the CNI plug-in reads (contract 9).

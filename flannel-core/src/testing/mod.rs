@@ -1,0 +1,1 @@
+//! Fakes and suites for tests, of third parties too.

@@ -1,0 +1,1 @@
+//! Choosing the interface that carries the overlay (contract 4).

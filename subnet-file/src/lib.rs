@@ -1,0 +1,1 @@
+//! Embedded lease store of flannelkit: a directory of JSON records.

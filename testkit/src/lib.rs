@@ -1,0 +1,1 @@
+//! Namespace lab, sabotage and traffic probes for tests, benchmarks and the quickstart.
