@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::NetworkConfig;
+use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::{HostFacts, OverlayName, Scope};
 use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
@@ -81,6 +81,12 @@ pub enum BackendError {
         /// What to do.
         remedy: String,
     },
+}
+
+impl From<ConfigError> for BackendError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config { path: error.path, reason: format!("{}; {}", error.problem, error.remedy) }
+    }
 }
 
 /// Why a peer is not programmed. Shown in the status; the peer's own next record may mend it.
