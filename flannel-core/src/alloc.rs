@@ -1,1 +1,271 @@
 //! Choosing a free subnet of the pool (contract 6.4).
+
+use crate::config::pool::{address, number};
+use crate::config::{Network, NetworkConfig, Pool};
+use crate::net::{Dual, Family, Prefix};
+
+/// Where random numbers come from: any closure that returns 64 uniform bits. Tests give a seeded one.
+pub trait Random {
+    /// 64 uniform bits.
+    fn bits(&mut self) -> u64;
+}
+
+impl<F: FnMut() -> u64> Random for F {
+    fn bits(&mut self) -> u64 {
+        self()
+    }
+}
+
+/// No subnet of the pool is free.
+///
+/// Retry once a lease may have ended, at most once a second; or widen the pool.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "all {total} subnets of length {} from {} to {} are taken; release leases or widen SubnetMin and SubnetMax",
+    pool.len, pool.min, pool.max
+)]
+pub struct Exhausted {
+    /// The pool.
+    pub pool: Pool,
+    /// How many subnets it has in all.
+    pub total: u128,
+}
+
+/// Chooses uniformly among all subnets of `pool` that overlap none of `taken`.
+///
+/// The cost is that of `taken`, whatever the size of the pool; `taken` may hold prefixes of any length, duplicates,
+/// and such as lie outside the pool. flannel chooses among the first 100 free ones only, so that nodes that start
+/// together often collide.
+///
+/// # Errors
+/// [`Exhausted`] when every subnet is taken.
+pub fn choose(
+    pool: &Pool,
+    taken: impl IntoIterator<Item = Prefix>,
+    random: &mut impl Random,
+) -> Result<Prefix, Exhausted> {
+    let slots = Slots::of(pool);
+    let exhausted = || Exhausted { pool: pool.clone(), total: slots.total };
+    let taken = slots.taken(taken);
+    let used: u128 = taken.iter().map(|(first, last)| last - first + 1).sum();
+    let free = slots.total.saturating_sub(used);
+    if free == 0 {
+        return Err(exhausted());
+    }
+    // The place among the free ones becomes the place among all by stepping over the taken ones before it.
+    let mut slot = below(free, random);
+    for (first, last) in taken {
+        if slot < first {
+            break;
+        }
+        slot += last - first + 1;
+    }
+    slots.prefix(slot).ok_or_else(exhausted)
+}
+
+/// Whether a node may hold `subnet` of `network`: of the pool's length and range, or where there is no pool simply
+/// inside.
+pub fn compatible(network: &Network, subnet: &Prefix) -> bool {
+    let inside = network.prefix.covers(subnet);
+    inside
+        && network
+            .pool
+            .as_ref()
+            .is_none_or(|pool| subnet.len() == pool.len && (pool.min..=pool.max).contains(&subnet.addr()))
+}
+
+/// Whether a lease's subnets fit the configuration: one in each enabled family, none in the other (contract 6.4,
+/// step 2).
+pub fn all_compatible(config: &NetworkConfig, subnets: &Dual<Prefix>) -> bool {
+    Family::BOTH.into_iter().all(|family| match (config.networks.get(family), subnets.get(family)) {
+        (Some(network), Some(subnet)) => compatible(network, subnet),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    })
+}
+
+/// A pool as places counted from zero.
+struct Slots {
+    family: Family,
+    len: u8,
+    /// Address of the first subnet.
+    base: u128,
+    /// How far a subnet's number is shifted left in its address.
+    shift: u8,
+    total: u128,
+}
+
+impl Slots {
+    fn of(pool: &Pool) -> Self {
+        let family = Family::of(pool.min);
+        let (min, max) = (number(pool.min), number(pool.max));
+        let nothing = Self { family, len: pool.len, base: min, shift: 0, total: 0 };
+        if Family::of(pool.max) != family || min > max || pool.len == 0 || pool.len > family.bits() {
+            return nothing;
+        }
+        let shift = family.bits() - pool.len;
+        Self { shift, total: ((max - min) >> shift).saturating_add(1), ..nothing }
+    }
+
+    /// The places that are taken: disjoint ranges, both ends included, in ascending order.
+    fn taken(&self, taken: impl IntoIterator<Item = Prefix>) -> Vec<(u128, u128)> {
+        let mut ranges: Vec<_> = taken.into_iter().filter_map(|prefix| self.range(&prefix)).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, kept| {
+            let joined = next.0 <= kept.1;
+            if joined {
+                kept.1 = kept.1.max(next.1);
+            }
+            joined
+        });
+        ranges
+    }
+
+    fn range(&self, prefix: &Prefix) -> Option<(u128, u128)> {
+        let last_place = self.total.checked_sub(1)?;
+        if prefix.family() != self.family {
+            return None;
+        }
+        let first = number(prefix.addr()).saturating_sub(self.base) >> self.shift;
+        let last = number(prefix.last()).checked_sub(self.base)? >> self.shift;
+        (first <= last_place).then_some((first, last.min(last_place)))
+    }
+
+    fn prefix(&self, slot: u128) -> Option<Prefix> {
+        Prefix::masked(address(self.base + (slot << self.shift), self.family), self.len).ok()
+    }
+}
+
+/// A uniform number below `bound`, which is not zero.
+fn below(bound: u128, random: &mut impl Random) -> u128 {
+    let mask = u128::MAX.checked_shr((bound - 1).leading_zeros()).unwrap_or(0);
+    let draw = |random: &mut dyn FnMut() -> u64| ((u128::from(random()) << 64) | u128::from(random())) & mask;
+    // Each draw is below with a chance of a half or more; a source that never is, is broken, and still gets an answer.
+    for _ in 0..128 {
+        let number = draw(&mut || random.bits());
+        if number < bound {
+            return number;
+        }
+    }
+    draw(&mut || random.bits()) % bound
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::IpAddr;
+
+    /// SplitMix64.
+    fn seeded(mut state: u64) -> impl FnMut() -> u64 {
+        move || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }
+    }
+
+    fn pool(len: u8, min: &str, max: &str) -> Pool {
+        Pool { len, min: min.parse().unwrap(), max: max.parse().unwrap() }
+    }
+
+    fn prefixes(texts: &[&str]) -> Vec<Prefix> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_last_free_subnet_is_found_and_then_there_is_none() {
+        let pool = pool(24, "10.3.1.0", "10.3.255.0");
+        let mut taken: Vec<Prefix> =
+            (1..=255).filter(|n| *n != 77).map(|n| Prefix::new(IpAddr::from([10, 3, n, 0]), 24).unwrap()).collect();
+        assert_eq!(choose(&pool, taken.clone(), &mut seeded(1)).unwrap().to_string(), "10.3.77.0/24");
+        taken.push("10.3.77.128/32".parse().unwrap());
+        assert_eq!(choose(&pool, taken, &mut seeded(1)), Err(Exhausted { total: 255, pool }));
+    }
+
+    #[test]
+    fn a_pool_of_2_to_the_40_costs_no_more_than_what_is_taken() {
+        let pool = pool(88, "fd00:0:0:0:0:100::", "fd00:0:0:ff:ffff:ff00::");
+        let taken = prefixes(&["fd00:0:0:0::/65", "fd00:0:0:80::/57"]);
+        let mut random = seeded(7);
+        for _ in 0..1000 {
+            let subnet = choose(&pool, taken.clone(), &mut random).unwrap();
+            assert!(subnet.len() == 88 && taken.iter().all(|taken| !taken.overlaps(&subnet)), "{subnet}");
+        }
+    }
+
+    #[test]
+    fn the_choice_is_uniform_over_all_free_subnets() {
+        let pool = pool(28, "10.0.0.16", "10.0.7.240");
+        let taken = prefixes(&["10.0.0.16/28", "10.0.1.0/24", "10.0.4.3/32", "10.0.4.0/27"]);
+        let mut counts = std::collections::BTreeMap::<Prefix, u32>::new();
+        let mut random = seeded(3);
+        let free = 127 - 1 - 16 - 2;
+        let draws = 200 * free;
+        for _ in 0..draws {
+            *counts.entry(choose(&pool, taken.clone(), &mut random).unwrap()).or_default() += 1;
+        }
+        assert_eq!(counts.len(), free as usize);
+        let chi: f64 = counts.values().map(|count| (f64::from(*count) - 200.0).powi(2) / 200.0).sum();
+        // 107 degrees of freedom: 99.99 % lie below 169.
+        assert!(chi < 169.0, "{chi}");
+    }
+
+    #[test]
+    fn a_broken_source_of_numbers_still_gets_a_subnet() {
+        let pool = pool(24, "10.3.1.0", "10.3.5.0");
+        assert!(choose(&pool, [], &mut || u64::MAX).is_ok() && choose(&pool, [], &mut || 0).is_ok());
+    }
+
+    #[test]
+    fn a_pool_that_makes_no_sense_is_exhausted() {
+        for pool in [pool(24, "10.3.9.0", "10.3.1.0"), pool(24, "10.3.1.0", "fc00::"), pool(60, "10.3.1.0", "10.3.2.0")]
+        {
+            assert!(choose(&pool, [], &mut seeded(1)).is_err(), "{pool:?}");
+        }
+    }
+
+    #[test]
+    fn compatible_means_length_and_range() {
+        let config = NetworkConfig::parse(br#"{"Network":"10.3.0.0/16"}"#, crate::config::Allocation::Pool).unwrap();
+        let network = config.networks.v4.clone().unwrap();
+        for (subnet, expected) in [
+            ("10.3.1.0/24", true),
+            ("10.3.255.0/24", true),
+            ("10.3.0.0/24", false),
+            ("10.3.1.0/25", false),
+            ("10.4.1.0/24", false),
+        ] {
+            assert_eq!(compatible(&network, &subnet.parse().unwrap()), expected, "{subnet}");
+        }
+        let v4 = Some("10.3.1.0/24".parse().unwrap());
+        let v6 = Some("fc00::/64".parse().unwrap());
+        assert!(all_compatible(&config, &Dual { v4, v6: None }));
+        assert!(!all_compatible(&config, &Dual { v4, v6 }) && !all_compatible(&config, &Dual::default()));
+    }
+
+    proptest! {
+        #[test]
+        fn a_chosen_subnet_overlaps_nothing_and_lies_in_the_pool(
+            len in 20u8..=30, span in 0u32..200, start in 0u32..100, seed: u64,
+            taken in proptest::collection::vec((0u32..1 << 18, 14u8..=32), 0..60),
+        ) {
+            let size = 1u32 << (32 - len);
+            let base = 0x0a00_0000 + start * size;
+            let top = base + span * size;
+            let pool = Pool { len, min: IpAddr::V4(base.into()), max: IpAddr::V4(top.into()) };
+            let taken: Vec<Prefix> = taken.iter()
+                .map(|(addr, len)| Prefix::masked(IpAddr::V4((0x0a00_0000 + addr).into()), *len).unwrap())
+                .collect();
+            let free = (0..=span)
+                .map(|n| Prefix::new(IpAddr::V4((base + n * size).into()), len).unwrap())
+                .filter(|subnet| taken.iter().all(|taken| !taken.overlaps(subnet)));
+            let free: Vec<_> = free.collect();
+            match choose(&pool, taken, &mut seeded(seed)) {
+                Ok(subnet) => prop_assert!(free.contains(&subnet)),
+                Err(_) => prop_assert!(free.is_empty()),
+            }
+        }
+    }
+}
