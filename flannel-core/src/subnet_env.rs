@@ -1,1 +1,296 @@
 //! `subnet.env`: what the CNI plug-in reads (contract 9).
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::config::pool::{address, number};
+use crate::net::{Dual, Family, Mtu, Prefix, split_cidr};
+
+/// The values of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SubnetEnv {
+    /// The pods' network of each family in use.
+    pub networks: Dual<Prefix>,
+    /// This node's subnet of each family in use. The file shows its first address but one, with the length.
+    pub subnets: Dual<Prefix>,
+    /// The MTU for pods; `None` where the file has none that parses.
+    pub mtu: Option<Mtu>,
+    /// Whether the agent masquerades, so that the plug-in must not.
+    pub ip_masq: Option<bool>,
+}
+
+/// The file could not be read or written. A file that was there is still whole.
+///
+/// Retry with back-off once the remedy is applied.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {}: {remedy}", path.display())]
+#[non_exhaustive]
+pub struct SubnetEnvError {
+    /// What was being done.
+    pub doing: &'static str,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What to do about it.
+    pub remedy: &'static str,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+impl SubnetEnv {
+    /// The file's text, byte for byte as flannel writes it. A family is shown when it has both network and subnet.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for family in Family::BOTH {
+            let (Some(network), Some(subnet)) = (self.networks.get(family), self.subnets.get(family)) else { continue };
+            let keys = Keys::of(family);
+            let first = address(number(subnet.addr()).wrapping_add(1), family);
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{}={network}", keys.network);
+            let _ = writeln!(text, "{}={first}/{}", keys.subnet, subnet.len());
+        }
+        if let Some(mtu) = self.mtu {
+            let _ = writeln!(text, "FLANNEL_MTU={mtu}");
+        }
+        if let Some(ip_masq) = self.ip_masq {
+            let _ = writeln!(text, "FLANNEL_IPMASQ={ip_masq}");
+        }
+        text
+    }
+
+    /// Reads the text by the rules of dotenv files: what does not parse counts as absent, and so does a key with
+    /// several CIDRs, which names no one subnet.
+    pub fn parse(text: &str) -> Self {
+        let mut env = Self::default();
+        for (key, value) in text.lines().filter_map(assignment) {
+            for family in Family::BOTH {
+                let keys = Keys::of(family);
+                if key == keys.network {
+                    *env.networks.slot(family) = only_cidr(&value, family);
+                } else if key == keys.subnet {
+                    *env.subnets.slot(family) = only_cidr(&value, family);
+                }
+            }
+            match key {
+                "FLANNEL_MTU" => env.mtu = value.parse().ok().map(Mtu),
+                "FLANNEL_IPMASQ" => env.ip_masq = value.parse().ok(),
+                _ => {}
+            }
+        }
+        env
+    }
+
+    /// Reads the file; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`SubnetEnvError`] when it is there and cannot be read.
+    pub fn read(path: &Path) -> Result<Option<Self>, SubnetEnvError> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(Some(Self::parse(&String::from_utf8_lossy(&bytes)))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(failure("read", path, source)),
+        }
+    }
+
+    /// Writes the file so that a reader sees the old text or the new one, whole, also after a crash. Makes missing
+    /// directories (0755). A new file is 0644 whatever the umask; an existing one keeps its mode.
+    ///
+    /// Blocks on the disk: not for an async task.
+    ///
+    /// # Errors
+    /// [`SubnetEnvError`]: the old file, if any, is as it was.
+    pub fn write(&self, path: &Path) -> Result<(), SubnetEnvError> {
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        make_dirs(dir).map_err(|source| failure("create the directory", dir, source))?;
+        let temporary = temporary_beside(path);
+        let written = self.write_temporary(&temporary, path).and_then(|()| fs::rename(&temporary, path));
+        if let Err(source) = written {
+            // What is left of a failed attempt is of no use; that it may not go away either is no further trouble.
+            let _ = fs::remove_file(&temporary);
+            return Err(failure("write", path, source));
+        }
+        // The rename itself survives a crash only once the directory is on disk.
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| failure("sync the directory", dir, source))
+    }
+
+    fn write_temporary(&self, temporary: &Path, target: &Path) -> io::Result<()> {
+        // Left by a process of the same id that was killed midway.
+        match fs::remove_file(temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).open(temporary)?;
+        set_mode(&file, target)?;
+        file.write_all(self.render().as_bytes())?;
+        file.sync_all()
+    }
+}
+
+struct Keys {
+    network: &'static str,
+    subnet: &'static str,
+}
+
+impl Keys {
+    fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self { network: "FLANNEL_NETWORK", subnet: "FLANNEL_SUBNET" },
+            Family::V6 => Self { network: "FLANNEL_IPV6_NETWORK", subnet: "FLANNEL_IPV6_SUBNET" },
+        }
+    }
+}
+
+/// `KEY=value` or `KEY: value`, with an optional `export`, quotes and a comment (dotenv).
+fn assignment(line: &str) -> Option<(&str, String)> {
+    let line = line.trim();
+    let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
+    if line.starts_with('#') {
+        return None;
+    }
+    let (key, value) = line.split_once(['=', ':'])?;
+    let value = value.trim();
+    let unquoted = match value.chars().next() {
+        Some(quote @ ('"' | '\'')) => value[1..].split(quote).next(),
+        _ => value.split(" #").next(),
+    };
+    Some((key.trim(), unquoted.unwrap_or_default().trim().to_owned()))
+}
+
+/// The one CIDR of a comma list, masked to its network; unparsable ones do not count.
+fn only_cidr(list: &str, family: Family) -> Option<Prefix> {
+    let mut cidrs = list.split(',').filter_map(|text| {
+        let (addr, len) = split_cidr(text.trim()).ok()?;
+        Prefix::masked(addr, len).ok().filter(|prefix| prefix.family() == family)
+    });
+    let only = cidrs.next()?;
+    cidrs.next().is_none().then_some(only)
+}
+
+fn temporary_beside(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}", std::process::id()));
+    path.with_file_name(name)
+}
+
+#[cfg(unix)]
+fn make_dirs(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)
+}
+
+#[cfg(not(unix))]
+fn make_dirs(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)
+}
+
+#[cfg(unix)]
+fn set_mode(file: &File, target: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = fs::metadata(target).map_or(0o644, |found| found.permissions().mode() & 0o7777);
+    file.set_permissions(fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+fn set_mode(_: &File, _: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+fn failure(doing: &'static str, path: &Path, source: io::Error) -> SubnetEnvError {
+    let remedy = match source.kind() {
+        io::ErrorKind::PermissionDenied => "let this process write to the directory",
+        io::ErrorKind::ReadOnlyFilesystem => "mount the file system writable or choose another path",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space on the file system",
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
+            "choose a path whose parents are directories"
+        }
+        _ => "see the cause, or choose another path",
+    };
+    SubnetEnvError { doing, path: path.to_owned(), remedy, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn dual() -> SubnetEnv {
+        SubnetEnv {
+            networks: Dual {
+                v4: Some("10.42.0.0/16".parse().unwrap()),
+                v6: Some("2001:cafe:42::/56".parse().unwrap()),
+            },
+            subnets: Dual { v4: Some("10.42.0.0/24".parse().unwrap()), v6: Some("2001:cafe:42::/64".parse().unwrap()) },
+            mtu: Some(Mtu(1450)),
+            ip_masq: Some(true),
+        }
+    }
+
+    const DUAL: &str = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.0.1/24\n\
+        FLANNEL_IPV6_NETWORK=2001:cafe:42::/56\nFLANNEL_IPV6_SUBNET=2001:cafe:42::1/64\n\
+        FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_text_is_flannels() {
+        assert_eq!(dual().render(), DUAL);
+        assert_eq!(SubnetEnv::parse(DUAL), dual());
+    }
+
+    #[test]
+    fn a_key_without_exactly_one_cidr_counts_as_absent() {
+        let v4 = |value: &str| SubnetEnv::parse(&format!("FLANNEL_SUBNET={value}\n")).subnets.v4;
+        let subnet = Some("10.5.3.0/24".parse().unwrap());
+        for value in ["10.5.3.1/24", "'10.5.3.1/24'", "\"10.5.3.1/24\" # x", " 10.5.3.9/24 # x", "junk,10.5.3.1/24"] {
+            assert_eq!(v4(value), subnet, "{value}");
+        }
+        for value in ["", "junk", "10.5.3.1/24,10.5.4.1/24", "fc00::1/64", "10.5.3.1"] {
+            assert_eq!(v4(value), None, "{value}");
+        }
+        assert_eq!(SubnetEnv::parse("# FLANNEL_SUBNET=10.5.3.1/24\nexport FLANNEL_MTU=9\n").mtu, Some(Mtu(9)));
+    }
+
+    #[test]
+    fn a_write_makes_directories_and_keeps_the_mode_of_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/subnet.env");
+        dual().write(&path).unwrap();
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o644, 0o755));
+        assert_eq!(fs::read_to_string(&path).unwrap(), DUAL);
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        let other = SubnetEnv { mtu: Some(Mtu(9000)), ..dual() };
+        other.write(&path).unwrap();
+        assert_eq!((mode(&path), SubnetEnv::read(&path).unwrap()), (0o600, Some(other)));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");
+    }
+
+    #[test]
+    fn a_missing_file_is_none_and_a_bad_place_names_its_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(SubnetEnv::read(&dir.path().join("none")).unwrap(), None);
+        fs::write(dir.path().join("file"), "x").unwrap();
+        let error = dual().write(&dir.path().join("file/subnet.env")).unwrap_err();
+        assert!(error.to_string().contains("parents are directories"), "{error}");
+        let taken = dir.path().join("taken");
+        fs::create_dir_all(taken.join("full")).unwrap();
+        assert!(dual().write(&taken).is_err() && taken.join("full").is_dir());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a temporary file was left");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses(text in "(FLANNEL_(SUBNET|MTU|NETWORK)[=:][\"' #]{0,2}\\PC{0,20}\n){0,4}\\PC{0,30}") {
+            let _ = SubnetEnv::parse(&text);
+        }
+    }
+}
