@@ -65,14 +65,9 @@ pub type Peer = Lease;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// A setting of its `Backend` object is wrong.
-    #[error("{path}: {reason}")]
-    Config {
-        /// The JSON path, as `$.Backend.VNI`.
-        path: String,
-        /// What is wrong and what is allowed.
-        reason: String,
-    },
+    /// A setting of its `Backend` object is wrong; the error names the JSON path.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The host does not allow it.
     #[error("{what}: {remedy}")]
     Host {

@@ -61,6 +61,22 @@ impl Json {
         Ok(Self(raw.get().into()))
     }
 
+    /// A number.
+    pub fn number(value: u64) -> Self {
+        Self(value.to_string().into())
+    }
+
+    /// A string, quoted and escaped.
+    pub fn string(text: &str) -> Self {
+        Self(serde_json::Value::from(text).to_string().into())
+    }
+
+    /// An object of these fields, in this order, without white space.
+    pub fn object<const N: usize>(fields: [(&str, Self); N]) -> Self {
+        let fields = fields.map(|(name, value)| format!("{}:{}", Self::string(name).0, value.0));
+        Self(format!("{{{}}}", fields.join(",")).into())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

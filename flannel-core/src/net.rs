@@ -311,6 +311,9 @@ impl Vni {
     /// The largest identifier.
     pub const MAX: u32 = (1 << 24) - 1;
 
+    /// Flannel's default.
+    pub const ONE: Self = Self(1);
+
     /// `None` when `value` needs more than 24 bits.
     pub fn new(value: u32) -> Option<Self> {
         (value <= Self::MAX).then_some(Self(value))

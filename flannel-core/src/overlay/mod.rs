@@ -1,1 +1,110 @@
-//! The agent.
+//! The agent: holds a lease, follows the store, and keeps the kernel as wanted.
+//!
+//! [`Overlay::builder`] takes the seams; [`Overlay::run`] is the agent. It installs nothing global, spawns no task and
+//! ends when its token says so. Several overlays may run in one process.
+
+mod backoff;
+mod builder;
+mod explain;
+mod guard;
+mod machine;
+mod memory;
+mod handle;
+mod run;
+mod shell;
+mod start;
+mod status;
+mod tenure;
+mod view;
+mod wanted;
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use builder::{Builder, BuildError};
+pub use explain::{Explanation, Verdict};
+pub use handle::{Handle, HandleError, Preview};
+pub use run::{Overlay, OverlayError};
+pub use status::{Contact, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
+
+use crate::kernel::OverlayName;
+use crate::net::Dual;
+use crate::subnet::NodeIdentity;
+use crate::uplink::Select;
+
+/// What to do when the lease is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LossPolicy {
+    /// Take a lease again, the same subnet if it is still free; the data plane stays up meanwhile.
+    #[default]
+    Reacquire,
+    /// Keep the data plane as it is and do nothing; the embedder decides.
+    Keep,
+    /// End [`Overlay::run`] with [`OverlayError::LeaseLost`].
+    Stop,
+}
+
+/// What the end of the agent does to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Teardown {
+    /// Leaves everything up: traffic goes on, and the next run takes over.
+    #[default]
+    Keep,
+    /// Removes everything of ours, releases the lease and deletes `subnet.env`.
+    Remove,
+}
+
+/// Who the node is to the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// By name: the Kubernetes and the file store.
+    Named(NodeIdentity),
+    /// By its public address (IPv4 if there is one): etcd.
+    PublicIp,
+}
+
+/// Where `subnet.env` is written, and what it says of masquerading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetEnvFile {
+    /// The file. Its directory is made if needed.
+    pub path: PathBuf,
+    /// Who masquerades what leaves the network (`FLANNEL_IPMASQ`).
+    pub masquerade: Masquerade,
+}
+
+/// Who masquerades what leaves the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Masquerade {
+    /// The agent's side: `FLANNEL_IPMASQ=true`, so that the CNI plug-in does not.
+    Agent,
+    /// Not the agent: `FLANNEL_IPMASQ=false`.
+    Plugin,
+}
+
+/// What does not change while an agent runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) name: OverlayName,
+    pub(crate) identity: Identity,
+    pub(crate) uplink: Select,
+    pub(crate) public: Dual<IpAddr>,
+    pub(crate) store_addresses: Vec<IpAddr>,
+    pub(crate) on_loss: LossPolicy,
+    pub(crate) teardown: Teardown,
+    pub(crate) audit_every: Duration,
+    pub(crate) subnet_env: Option<SubnetEnvFile>,
+}
+
+/// An error and its sources, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,82 @@
+//! How long to wait after a failure.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+/// A source of numbers that need not be secret: jitter and the like (splitmix64).
+#[derive(Debug, Clone)]
+pub(crate) struct Jitter(u64);
+
+impl Jitter {
+    /// A source that differs from process to process.
+    pub(crate) fn random() -> Self {
+        Self(RandomState::new().build_hasher().finish())
+    }
+
+    /// A source that repeats itself.
+    #[cfg(test)]
+    pub(crate) fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// `duration`, more or less a tenth of it.
+    pub(crate) fn around(&mut self, duration: Duration) -> Duration {
+        let permille = 900 + (self.next() % 201) as u32;
+        duration * permille / 1000
+    }
+}
+
+/// 1, 2, 4, then 4.5 s, each ± 10 % (design, 5): a store that is back is noticed within 5 s, and a thousand nodes do
+/// not come back in step.
+#[derive(Debug, Clone)]
+pub(crate) struct Backoff {
+    tries: u32,
+    jitter: Jitter,
+}
+
+impl Backoff {
+    const LAST: Duration = Duration::from_millis(4500);
+
+    pub(crate) fn new(jitter: Jitter) -> Self {
+        Self { tries: 0, jitter }
+    }
+
+    /// The next wait.
+    pub(crate) fn next(&mut self) -> Duration {
+        let wait = match self.tries {
+            0..=2 => Duration::from_secs(1 << self.tries),
+            _ => Self::LAST,
+        };
+        self.tries = self.tries.saturating_add(1);
+        self.jitter.around(wait)
+    }
+
+    /// It worked: the next failure starts over.
+    pub(crate) fn reset(&mut self) {
+        self.tries = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_four_and_a_half_seconds_and_start_over() {
+        let mut backoff = Backoff::new(Jitter::seeded(7));
+        for want in [1000, 2000, 4000, 4500, 4500] {
+            let got = backoff.next().as_millis();
+            assert!(got >= want * 9 / 10 && got <= want * 11 / 10, "{got} is not about {want}");
+        }
+        backoff.reset();
+        assert!(backoff.next() <= Duration::from_millis(1100));
+    }
+}

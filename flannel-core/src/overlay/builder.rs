@@ -1,0 +1,140 @@
+//! How an overlay is put together.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::{Backend, BackendError};
+use crate::clock::{Clock, SystemClock};
+use crate::config::NetworkConfig;
+use crate::kernel::{Kernel, OverlayName};
+use crate::net::Dual;
+use crate::overlay::run::Overlay;
+use crate::overlay::{Identity, LossPolicy, Settings, SubnetEnvFile, Teardown};
+use crate::subnet::SubnetManager;
+use crate::uplink::Select;
+
+/// Makes a backend once the network's configuration is known.
+pub(crate) type Factory = Box<dyn Fn(&NetworkConfig) -> Result<Arc<dyn Backend>, BackendError> + Send + Sync>;
+
+/// Puts an [`Overlay`] together. Made by [`Overlay::builder`].
+#[must_use = "a builder does nothing until built"]
+pub struct Builder {
+    settings: Settings,
+    backends: Vec<(&'static str, Factory)>,
+    clock: Arc<dyn Clock>,
+}
+
+/// A setting is out of range. Final for this input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The audit interval is out of range.
+    #[error("audit interval {0:?} is not between 1 s and 10 min")]
+    AuditInterval(Duration),
+    /// No backend was given.
+    #[error("no backend was given: call Builder::backend at least once")]
+    NoBackend,
+}
+
+impl Builder {
+    pub(crate) fn new(identity: Identity) -> Self {
+        Self {
+            settings: Settings {
+                name: OverlayName::default(),
+                identity,
+                uplink: Select::default(),
+                public: Dual::default(),
+                store_addresses: Vec::new(),
+                on_loss: LossPolicy::default(),
+                teardown: Teardown::default(),
+                audit_every: Duration::from_secs(30),
+                subnet_env: None,
+            },
+            backends: Vec::new(),
+            clock: Arc::new(SystemClock::default()),
+        }
+    }
+
+    /// The overlay's name, by which it finds its own objects again. Default: `flannel`.
+    pub fn name(mut self, name: OverlayName) -> Self {
+        self.settings.name = name;
+        self
+    }
+
+    /// A backend for configurations whose `Backend.Type` is `kind`, in lower case. Give each one this program can run;
+    /// the network's configuration picks.
+    pub fn backend<B: Backend>(
+        mut self,
+        kind: &'static str,
+        make: impl Fn(&NetworkConfig) -> Result<B, BackendError> + Send + Sync + 'static,
+    ) -> Self {
+        let factory: Factory = Box::new(move |config| Ok(Arc::new(make(config)?) as Arc<dyn Backend>));
+        self.backends.push((kind, factory));
+        self
+    }
+
+    /// How the uplink is chosen. Default: by the default route.
+    pub fn uplink(mut self, select: Select) -> Self {
+        self.settings.uplink = select;
+        self
+    }
+
+    /// The addresses peers are told to send to. Default: the uplink's own.
+    pub fn public(mut self, addrs: Dual<IpAddr>) -> Self {
+        self.settings.public = addrs;
+        self
+    }
+
+    /// Addresses of the lease store: no peer may claim a subnet that covers one. Default: none.
+    pub fn store_addresses(mut self, addrs: Vec<IpAddr>) -> Self {
+        self.settings.store_addresses = addrs;
+        self
+    }
+
+    /// What to do when the lease is lost. Default: [`LossPolicy::Reacquire`].
+    pub fn on_loss(mut self, policy: LossPolicy) -> Self {
+        self.settings.on_loss = policy;
+        self
+    }
+
+    /// What the end does to the kernel. Default: [`Teardown::Keep`].
+    pub fn teardown(mut self, teardown: Teardown) -> Self {
+        self.settings.teardown = teardown;
+        self
+    }
+
+    /// How often everything is compared even if nothing seems to have changed: 1 s to 10 min, ± 10 % so that nodes do
+    /// not keep step. Default: 30 s.
+    pub fn audit_every(mut self, interval: Duration) -> Self {
+        self.settings.audit_every = interval;
+        self
+    }
+
+    /// Writes `subnet.env` once the devices are there, and again when it changes. Default: not written.
+    pub fn subnet_env(mut self, file: SubnetEnvFile) -> Self {
+        self.settings.subnet_env = Some(file);
+        self
+    }
+
+    /// Where the time is read. Default: [`SystemClock`].
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The overlay. Nothing is read or written before [`Overlay::run`].
+    ///
+    /// # Errors
+    /// [`BuildError`] names the setting. Final for this input.
+    pub fn build(self, subnets: Arc<dyn SubnetManager>, kernel: Arc<dyn Kernel>) -> Result<Overlay, BuildError> {
+        let interval = self.settings.audit_every;
+        if interval < Duration::from_secs(1) || interval > Duration::from_secs(600) {
+            return Err(BuildError::AuditInterval(interval));
+        }
+        if self.backends.is_empty() {
+            return Err(BuildError::NoBackend);
+        }
+        Ok(Overlay::new(self.settings, self.backends, self.clock, subnets, kernel))
+    }
+}

@@ -1,0 +1,138 @@
+//! Why a peer is, or is not, programmed.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::admit::Reason;
+use crate::backend::Skip;
+use crate::lease::{Lease, LeaseKey};
+use crate::net::Family;
+use crate::overlay::machine::Machine;
+use crate::overlay::wanted;
+use crate::plan::Object;
+use crate::state::PeerState;
+
+/// Why a peer is, or is not, programmed. Its `Display` is for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// The store's name for the record.
+    pub key: LeaseKey,
+    /// What became of the record.
+    pub verdict: Verdict,
+    /// The lease in force: the accepted one, which is the last good one if the record went bad.
+    pub lease: Option<Arc<Lease>>,
+    /// What the peer gets in each family, or why not.
+    pub states: Vec<(Family, Result<PeerState, Skip>)>,
+    /// Of that, the objects that are not as wanted: refused, conflicting, contested or withheld.
+    pub unsettled: Vec<Object>,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// A peer.
+    Accepted,
+    /// Not a peer, for this reason.
+    Quarantined(Reason),
+    /// Our own record.
+    Own,
+}
+
+/// Finds the record that `query` means: a key, or an address inside a peer's subnet, or a peer's public address.
+pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
+    let own = &machine.local().lease;
+    let addr: Option<IpAddr> = query.parse().ok();
+    let means = |lease: &Lease| {
+        let inside = |addr: IpAddr| lease.subnets.iter().any(|(_, subnet)| subnet.contains(addr));
+        let public = |addr: IpAddr| lease.attrs.public_ip.iter().any(|(_, public)| *public == addr);
+        lease.key.as_str() == query || addr.is_some_and(|addr| inside(addr) || public(addr))
+    };
+    if means(own) {
+        return Some(Explanation {
+            key: own.key.clone(),
+            verdict: Verdict::Own,
+            lease: Some(Arc::clone(own)),
+            states: Vec::new(),
+            unsettled: Vec::new(),
+        });
+    }
+    let admission = machine.admission();
+    let lease = admission.peers().find(|lease| means(lease)).cloned();
+    let key = lease.as_ref().map(|lease| lease.key.clone());
+    let quarantined = admission
+        .quarantined()
+        .find(|(candidate, _)| key.as_ref() == Some(*candidate) || candidate.as_str() == query)
+        .map(|(key, reason)| (key.clone(), reason.clone()));
+    let key = key.or_else(|| quarantined.as_ref().map(|(key, _)| key.clone()))?;
+    let states: Vec<_> = match &lease {
+        Some(lease) => wanted::states(&**machine.backend(), machine.local(), lease).collect(),
+        None => Vec::new(),
+    };
+    let objects: Vec<Object> = states
+        .iter()
+        .filter_map(|(_, state)| state.as_ref().ok())
+        .flat_map(|state| {
+            let fdb = state.fdb.map(|(key, _)| Object::Fdb(key));
+            let neighbour = state.neighbour.map(|(key, _)| Object::Neighbour(key));
+            let route = state.route.map(|(prefix, _)| Object::Route(prefix));
+            [fdb, neighbour, route].into_iter().flatten()
+        })
+        .collect();
+    let unsettled = machine.memory().unsettled().filter(|object| objects.contains(object)).cloned().collect();
+    let verdict = match quarantined {
+        Some((_, reason)) => Verdict::Quarantined(reason),
+        None => Verdict::Accepted,
+    };
+    Some(Explanation { key, verdict, lease, states, unsettled })
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.verdict {
+            Verdict::Accepted => writeln!(f, "{}: accepted as a peer", self.key)?,
+            Verdict::Own => writeln!(f, "{}: this node's own lease", self.key)?,
+            Verdict::Quarantined(reason) => {
+                writeln!(f, "{}: quarantined: {reason}", self.key)?;
+                if self.lease.is_some() {
+                    writeln!(f, "  the last good version of the record stays in force")?;
+                }
+            }
+        }
+        if let Some(lease) = &self.lease {
+            for (family, subnet) in lease.subnets.iter() {
+                write!(f, "  {family}: subnet {subnet}")?;
+                match lease.attrs.public_ip.get(family) {
+                    Some(addr) => writeln!(f, " at {addr}")?,
+                    None => writeln!(f, " without a public address")?,
+                }
+            }
+        }
+        for (family, state) in &self.states {
+            match state {
+                Err(skip) => writeln!(f, "  {family}: skipped: {skip}")?,
+                Ok(state) => {
+                    if let Some((prefix, route)) = &state.route {
+                        write!(f, "  {family}: route {prefix}")?;
+                        if let Some(gateway) = route.gateway {
+                            write!(f, " via {gateway}")?;
+                        }
+                        writeln!(f)?;
+                    }
+                    if let Some((key, mac)) = &state.neighbour {
+                        writeln!(f, "  {family}: neighbour {} lladdr {mac}", key.addr)?;
+                    }
+                    if let Some((key, dst)) = &state.fdb {
+                        writeln!(f, "  {family}: fdb {} dst {dst}", key.mac)?;
+                    }
+                }
+            }
+        }
+        match self.unsettled.len() {
+            0 => Ok(()),
+            count => writeln!(f, "  {count} of these are not in the kernel as wanted: see the status"),
+        }
+    }
+}

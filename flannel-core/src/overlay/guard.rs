@@ -1,0 +1,222 @@
+//! What a round leaves out: mass deletions, what bad records name, and what somebody else keeps changing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::clock::BootTime;
+use crate::net::Prefix;
+use crate::plan::{Object, Op, Plan, Refusals};
+
+/// How long a suspicious mass deletion waits (design, Guards).
+pub(crate) const MASS_WAIT: Duration = Duration::from_secs(60);
+/// Networks smaller than this are never suspicious.
+const MASS_LEAST: usize = 16;
+/// So many writes …
+const CONTEST_WRITES: u8 = 10;
+/// … within this time mean that somebody else keeps changing the object.
+const CONTEST_WINDOW: Duration = Duration::from_secs(10);
+/// The first and the longest wait before a contested object is written again.
+const CONTEST_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// An object left alone for so long is no longer contested.
+const CONTEST_CLEAR: Duration = Duration::from_secs(30);
+
+/// The guards of one overlay.
+#[derive(Debug, Default)]
+pub(crate) struct Guard {
+    mass: Option<Mass>,
+    contests: BTreeMap<Object, Contest>,
+}
+
+/// A mass deletion that waits for its second look.
+#[derive(Debug)]
+pub(crate) struct Mass {
+    pub(crate) prefixes: BTreeSet<Prefix>,
+    pub(crate) until: BootTime,
+}
+
+#[derive(Debug)]
+struct Contest {
+    since: BootTime,
+    last: BootTime,
+    writes: u8,
+    /// Set once contested: how long the last wait was, and when it ends.
+    wait: Option<(Duration, BootTime)>,
+}
+
+/// A plan, and what was left out of it.
+#[derive(Debug, Default)]
+pub(crate) struct Restrained {
+    pub(crate) plan: Plan,
+    pub(crate) held: Vec<Op>,
+}
+
+impl Guard {
+    /// Judges a store's word that `gone` of `before` prefixes do not exist any more. Additions go ahead; these wait.
+    pub(crate) fn judge_reset(&mut self, now: BootTime, before: usize, gone: BTreeSet<Prefix>) {
+        if before >= MASS_LEAST && gone.len() * 4 > before * 3 {
+            self.mass = Some(Mass { prefixes: gone, until: now.after(MASS_WAIT) });
+        }
+    }
+
+    /// The mass deletion that waits, if one does.
+    pub(crate) fn mass(&self) -> Option<&Mass> {
+        self.mass.as_ref()
+    }
+
+    /// A prefix has a peer again, so nothing there waits for deletion.
+    pub(crate) fn returned(&mut self, prefix: &Prefix) {
+        if let Some(mass) = &mut self.mass {
+            mass.prefixes.remove(prefix);
+            if mass.prefixes.is_empty() {
+                self.mass = None;
+            }
+        }
+    }
+
+    /// Lets go of waits that are over. Returns whether an audit has something new to do.
+    pub(crate) fn expire(&mut self, now: BootTime) -> bool {
+        self.contests.retain(|_, contest| {
+            let waiting = contest.wait.is_some_and(|(_, until)| until > now);
+            waiting || now.since(contest.last) < CONTEST_CLEAR
+        });
+        let over = self.mass.as_ref().is_some_and(|mass| mass.until <= now);
+        if over {
+            self.mass = None;
+        }
+        over
+    }
+
+    /// When [`expire`](Self::expire) or another audit is next worth it.
+    pub(crate) fn deadline(&self) -> Option<BootTime> {
+        let mass = self.mass.as_ref().map(|mass| mass.until);
+        let contests = self.contests.values().filter_map(|contest| contest.wait.map(|(_, until)| until)).min();
+        [mass, contests].into_iter().flatten().min()
+    }
+
+    /// What is contested now.
+    pub(crate) fn contested(&self) -> impl Iterator<Item = &Object> {
+        self.contests.iter().filter(|(_, contest)| contest.wait.is_some()).map(|(object, _)| object)
+    }
+
+    /// Whether `object` waits because somebody else keeps changing it.
+    fn waits(&self, object: &Object, now: BootTime) -> bool {
+        self.contests.get(object).is_some_and(|contest| contest.wait.is_some_and(|(_, until)| until > now))
+    }
+
+    /// Takes out of `plan` what must not happen now, and what stands on that.
+    pub(crate) fn restrain(&self, plan: Plan, now: BootTime, bad: &BTreeSet<Prefix>) -> Restrained {
+        let held_prefix =
+            |prefix: &Prefix| bad.contains(prefix) || self.mass.as_ref().is_some_and(|mass| mass.prefixes.contains(prefix));
+        let nothing_to_hold = bad.is_empty() && self.mass.is_none() && self.contests.is_empty();
+        if nothing_to_hold {
+            return Restrained { plan, held: Vec::new() };
+        }
+        let gateways: BTreeSet<_> =
+            bad.iter().chain(self.mass.iter().flat_map(|mass| &mass.prefixes)).map(Prefix::addr).collect();
+        let mut refusals = Refusals::default();
+        let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
+        for op in plan.ops {
+            let hold = match &op {
+                Op::DeleteRoute { prefix, .. } => held_prefix(prefix),
+                Op::DeleteNeighbour { key, .. } => gateways.contains(&key.addr),
+                _ => false,
+            };
+            if hold || self.waits(&op.object(), now) || refusals.block(&op) {
+                refusals.refused(&op);
+                restrained.held.push(op);
+            } else {
+                restrained.plan.ops.push(op);
+            }
+        }
+        restrained
+    }
+
+    /// Notes that an audit had to write these. Returns those that became contested by it.
+    pub(crate) fn wrote<'a>(&mut self, now: BootTime, ops: impl Iterator<Item = &'a Op>) -> Vec<Object> {
+        let mut fresh = Vec::new();
+        for op in ops {
+            let object = op.object();
+            let contest =
+                self.contests.entry(object.clone()).or_insert(Contest { since: now, last: now, writes: 0, wait: None });
+            contest.last = now;
+            match &mut contest.wait {
+                Some((wait, until)) => {
+                    *wait = (*wait * 2).min(CONTEST_WAIT.1);
+                    *until = now.after(*wait);
+                }
+                None => {
+                    if now.since(contest.since) > CONTEST_WINDOW {
+                        (contest.since, contest.writes) = (now, 0);
+                    }
+                    contest.writes += 1;
+                    if contest.writes >= CONTEST_WRITES {
+                        contest.wait = Some((CONTEST_WAIT.0, now.after(CONTEST_WAIT.0)));
+                        fresh.push(object);
+                    }
+                }
+            }
+        }
+        fresh
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::MacAddr;
+    use crate::state::{FdbKey, LinkId, NeighbourKey, Route};
+
+    fn at(millis: u64) -> BootTime {
+        BootTime(Duration::from_millis(millis))
+    }
+
+    fn prefix(n: u8) -> Prefix {
+        format!("10.5.{n}.0/24").parse().unwrap()
+    }
+
+    fn removal(n: u8) -> [Op; 3] {
+        let (prefix, link, mac) = (prefix(n), LinkId::Own(0), MacAddr([2, 0, 0, 0, 0, n]));
+        [
+            Op::DeleteRoute { prefix, route: Route::overlay(prefix, prefix.addr(), link) },
+            Op::DeleteNeighbour { key: NeighbourKey { link, addr: prefix.addr() }, mac },
+            Op::DeleteFdb { key: FdbKey { link, mac, nth: 0 }, dst: "192.0.2.1".parse().unwrap() },
+        ]
+    }
+
+    #[test]
+    fn a_reset_that_removes_most_peers_waits_a_minute() {
+        let mut guard = Guard::default();
+        guard.judge_reset(at(0), 16, (0..13).map(prefix).collect());
+        let plan = Plan { ops: [removal(3), removal(200)].concat(), conflicts: Vec::new() };
+        let restrained = guard.restrain(plan, at(0), &BTreeSet::new());
+        assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(200).to_vec()));
+        assert!(!guard.expire(at(59_999)));
+        assert!(guard.expire(at(60_000)) && guard.mass().is_none());
+    }
+
+    #[test]
+    fn a_reset_that_removes_three_quarters_or_few_does_not_wait() {
+        let mut guard = Guard::default();
+        guard.judge_reset(at(0), 16, (0..12).map(prefix).collect());
+        guard.judge_reset(at(0), 15, (0..15).map(prefix).collect());
+        assert!(guard.mass().is_none());
+    }
+
+    #[test]
+    fn ten_writes_in_ten_seconds_make_an_object_contested_and_waits_double() {
+        let mut guard = Guard::default();
+        let op = &removal(1)[0];
+        for n in 0..9 {
+            assert!(guard.wrote(at(n * 1000), [op].into_iter()).is_empty());
+        }
+        assert_eq!(guard.wrote(at(9_000), [op].into_iter()), vec![op.object()]);
+        let plan = Plan { ops: vec![op.clone()], conflicts: Vec::new() };
+        let none = BTreeSet::new();
+        assert_eq!(guard.restrain(plan.clone(), at(9_999), &none).held.len(), 1);
+        assert!(guard.restrain(plan.clone(), at(10_000), &none).held.is_empty());
+        guard.wrote(at(10_000), [op].into_iter());
+        assert_eq!(guard.deadline(), Some(at(12_000)));
+        guard.expire(at(41_000));
+        assert_eq!(guard.contested().count(), 0);
+    }
+}

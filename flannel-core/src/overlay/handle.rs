@@ -1,0 +1,125 @@
+//! The view from outside: status, events and questions to a running agent.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::kernel::{KernelError, Scope};
+use crate::lease::Lease;
+use crate::overlay::explain::Explanation;
+use crate::overlay::status::{Event, Status};
+use crate::plan::{OpText, Plan};
+
+/// Events kept for a reader that lags; an older one is lost to it, and it is told so.
+pub(crate) const EVENTS: usize = 1024;
+/// Questions that may wait.
+pub(crate) const QUESTIONS: usize = 16;
+
+/// A running overlay, seen from outside. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) events: broadcast::WeakSender<Event>,
+    pub(crate) questions: mpsc::Sender<Question>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Question {
+    Plan(oneshot::Sender<Result<Preview, KernelError>>),
+    Explain(String, oneshot::Sender<Option<Explanation>>),
+    Peers(oneshot::Sender<Vec<Arc<Lease>>>),
+}
+
+/// What the next audit would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preview {
+    /// The writes and the conflicts.
+    pub plan: Plan,
+    /// The names of its links.
+    pub scope: Scope,
+}
+
+/// A running agent could not be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandleError {
+    /// It has ended, or does not run yet.
+    #[error("the agent is not running")]
+    NotRunning,
+    /// The kernel could not be read. Retry.
+    #[error("reading the kernel")]
+    Kernel(#[source] KernelError),
+}
+
+impl Handle {
+    /// The status, now and whenever it changes.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Events from now on. A reader that lags by more than 1024 is told how many it lost. The channel closes when the
+    /// agent has ended and no [`Overlay`](super::Overlay) is left.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        match self.events.upgrade() {
+            Some(sender) => sender.subscribe(),
+            // The agent is gone: a channel that is closed already says so.
+            None => broadcast::channel(1).1,
+        }
+    }
+
+    /// What the next audit would write, and what stands in its way. Reads the kernel and writes nothing.
+    ///
+    /// # Errors
+    /// [`HandleError`].
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn plan(&self) -> Result<Preview, HandleError> {
+        self.ask(Question::Plan).await?.map_err(HandleError::Kernel)
+    }
+
+    /// Why a peer is, or is not, programmed: by its key, an address in its subnet, or its public address. `None` when
+    /// no record is meant by `query`.
+    ///
+    /// # Errors
+    /// [`HandleError::NotRunning`].
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn explain(&self, query: &str) -> Result<Option<Explanation>, HandleError> {
+        self.ask(|answer| Question::Explain(query.to_owned(), answer)).await
+    }
+
+    /// The accepted peers.
+    ///
+    /// # Errors
+    /// [`HandleError::NotRunning`].
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn peers(&self) -> Result<Vec<Arc<Lease>>, HandleError> {
+        self.ask(Question::Peers).await
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, HandleError> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(question(answer)).await.map_err(|_| HandleError::NotRunning)?;
+        answered.await.map_err(|_| HandleError::NotRunning)
+    }
+}
+
+impl fmt::Display for Preview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for op in &self.plan.ops {
+            writeln!(f, "{}", OpText { op, scope: &self.scope })?;
+        }
+        for conflict in &self.plan.conflicts {
+            writeln!(f, "conflict: {}: {}", conflict.found, conflict.remedy)?;
+        }
+        if self.plan.ops.is_empty() && self.plan.conflicts.is_empty() {
+            writeln!(f, "nothing to do")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,743 @@
+//! The agent's mind: a pure machine from wakes to actions.
+//!
+//! It reads no clock and does no I/O: [`handle`](Machine::handle) takes in what happened, [`kernel_call`](Machine::kernel_call)
+//! and [`store_call`](Machine::store_call) say what to do next, [`deadline`](Machine::deadline) when to look again.
+//! At most one kernel call and one store call are under way; a call that was handed out is answered by a wake.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::admit::Admission;
+use crate::backend::{Backend, Local, Situation};
+use crate::clock::BootTime;
+use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
+use crate::lease::{Lease, LeaseEvent, LeaseKey};
+use crate::net::{Dual, Prefix};
+use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::guard::{Guard, Restrained};
+use crate::overlay::memory::Memory;
+use crate::overlay::status::{Contact, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
+use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
+use crate::overlay::{Settings, chain, view, wanted};
+use crate::plan::{self, Object, Op, Plan};
+use crate::state::State;
+use crate::subnet::SubnetError;
+
+/// Audits on hints keep this distance, so that a storm of notifications costs a bounded share of a core.
+const SPACING: Duration = Duration::from_millis(200);
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Wake {
+    Store(Result<LeaseEvent, SubnetError>),
+    Hint(Hint),
+    Facts(Result<HostFacts, KernelError>),
+    Seen(Result<State, KernelError>),
+    Applied(ApplyReport),
+    Lease(Result<Lease, SubnetError>),
+    Timer,
+}
+
+/// Something to ask of the kernel.
+#[derive(Debug)]
+pub(crate) enum KernelCall {
+    Facts,
+    Observe(Scope),
+    Apply(Scope, Arc<Plan>),
+}
+
+pub(crate) struct Machine {
+    settings: Arc<Settings>,
+    backend: Arc<dyn Backend>,
+    local: Arc<Local>,
+    scope: Scope,
+    admission: Admission,
+    tenure: Tenure,
+    guard: Guard,
+    memory: Memory,
+    /// Peers that changed since the last round, from what was written to what is wanted.
+    changes: BTreeMap<LeaseKey, Change>,
+    /// Whether the store has said what is everything.
+    synced: bool,
+    round: Round,
+    audit: Schedule,
+    backoff: Backoff,
+    jitter: Jitter,
+    status: watch::Sender<Status>,
+    /// Whether the status has yet to show what the store said.
+    stale: bool,
+    events: Vec<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Change {
+    old: Option<Arc<Lease>>,
+    new: Option<Arc<Lease>>,
+}
+
+/// When to look, and at what.
+#[derive(Debug, Default)]
+struct Schedule {
+    due: Option<BootTime>,
+    /// The next one that happens without any reason.
+    periodic: Option<BootTime>,
+    /// Whether the host is to be read again before the overlay's own objects.
+    facts: bool,
+    /// When the last one began.
+    last: Option<BootTime>,
+    /// Whether the first one is done: what is found wrong after it is drift.
+    done_once: bool,
+    /// Whether writes are expected because the wanted state changed as a whole.
+    expected: bool,
+}
+
+#[derive(Debug)]
+enum Round {
+    Idle,
+    Facts,
+    Looking { started: BootTime },
+    Auditing { started: BootTime, plan: Arc<Plan>, seen: State },
+    Leasing { plan: Arc<Plan> },
+}
+
+impl Machine {
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        backend: Arc<dyn Backend>,
+        local: Local,
+        status: watch::Sender<Status>,
+        now: BootTime,
+        jitter: Jitter,
+    ) -> Self {
+        let local = Arc::new(local);
+        let mut machine = Self {
+            scope: backend.scope(&local),
+            admission: view::admission(&*backend, &local),
+            tenure: Tenure::new(Arc::clone(&local.lease), settings.on_loss, now, jitter.clone()),
+            guard: Guard::default(),
+            memory: Memory::default(),
+            changes: BTreeMap::new(),
+            synced: false,
+            round: Round::Idle,
+            audit: Schedule { due: Some(now), ..Schedule::default() },
+            backoff: Backoff::new(jitter.clone()),
+            jitter,
+            status,
+            stale: false,
+            events: vec![Event::LeaseAcquired(Arc::clone(&local.lease))],
+            settings,
+            backend,
+            local,
+        };
+        machine.judge_host();
+        let Situation { uplink, .. } = &machine.local.situation;
+        let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
+        let mtu = view::pod_mtu(&*machine.backend, &machine.local.situation);
+        machine.status.send_modify(|status| {
+            status.phase = Phase::LeaseHeld;
+            (status.lease, status.uplink, status.mtu) = (Some(lease), Some(uplink), Some(mtu));
+        });
+        machine
+    }
+
+    pub(crate) fn local(&self) -> &Arc<Local> {
+        &self.local
+    }
+
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(crate) fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// Takes the events since the last call.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// The lease is gone and the policy is to stop.
+    pub(crate) fn must_stop(&self) -> bool {
+        !self.tenure.is_held() && self.settings.on_loss == super::LossPolicy::Stop
+    }
+
+    /// When to wake with [`Wake::Timer`] if nothing else happens.
+    pub(crate) fn deadline(&self) -> Option<BootTime> {
+        let due = [self.audit.due, self.audit.periodic].into_iter().flatten().min();
+        let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
+        [audit, self.guard.deadline(), self.tenure.deadline()].into_iter().flatten().min()
+    }
+
+    /// Takes in what happened.
+    pub(crate) fn handle(&mut self, now: BootTime, wake: Wake) {
+        match wake {
+            Wake::Store(Ok(event)) => self.store_event(now, event),
+            Wake::Store(Err(error)) => self.store_trouble(now, chain(&error)),
+            Wake::Hint(hint) => self.hint(now, hint),
+            Wake::Facts(facts) => self.facts(now, facts),
+            Wake::Seen(seen) => self.seen(now, seen),
+            Wake::Applied(report) => self.applied(now, report),
+            Wake::Lease(answer) => self.lease_answer(now, answer),
+            Wake::Timer => {}
+        }
+        let expired = self.tenure.expire(now);
+        self.tenure_outcome(now, expired);
+        if self.guard.expire(now) {
+            self.audit_at(now, Cause::Expected);
+            self.show_withheld();
+        }
+    }
+
+    /// What to ask of the store now.
+    pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
+        self.tenure.call(now)
+    }
+
+    /// What to ask of the kernel now; its answer must come back as a wake before this is called again.
+    pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
+        if std::mem::take(&mut self.stale) {
+            self.show_peers();
+            self.show_withheld();
+        }
+        if !self.synced || !matches!(self.round, Round::Idle) {
+            return self.writes();
+        }
+        if self.audit.periodic.is_some_and(|due| due <= now) {
+            self.audit.facts = true;
+            self.audit_at(now, Cause::Hint);
+        }
+        if self.audit.due.is_some_and(|due| due <= now) {
+            (self.audit.last, self.audit.periodic) = (Some(now), None);
+            if std::mem::take(&mut self.audit.facts) {
+                self.round = Round::Facts;
+                return Some(KernelCall::Facts);
+            }
+            self.audit.due = None;
+            self.round = Round::Looking { started: now };
+            return Some(KernelCall::Observe(self.scope.clone()));
+        }
+        if self.changes.is_empty() {
+            return None;
+        }
+        if !self.memory.known || !self.memory.devices_settled() {
+            // What peers stand on is not there: only a look can tell when it is.
+            self.audit_at(self.audit.last.map_or(now, |last| last.after(Duration::from_secs(1))), Cause::Expected);
+            return None;
+        }
+        self.lease_round(now)
+    }
+
+    /// What an audit of `seen` would do now. Changes nothing.
+    pub(crate) fn preview(&self, seen: &State, now: BootTime) -> Plan {
+        let (wanted, _) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
+        let plan = self.plan(&wanted, seen);
+        self.guard.restrain(plan, now, &self.admission.withheld()).plan
+    }
+
+    /// What removes everything of ours in `seen`.
+    pub(crate) fn removal(&self, seen: &State) -> Plan {
+        self.plan(&State::default(), seen)
+    }
+
+    // --- the store ---
+
+    fn store_event(&mut self, now: BootTime, event: LeaseEvent) {
+        self.contact();
+        let own = self.local.lease.key.clone();
+        let (changes, reset) = match event {
+            LeaseEvent::Reset(records) => {
+                let record = records.iter().find(|record| record.key == own).cloned();
+                let outcome = self.tenure.own_record(record.as_ref(), now);
+                self.tenure_outcome(now, outcome);
+                let before = self.prefixes();
+                let changes = self.admission.reset(records);
+                (changes, Some(before))
+            }
+            LeaseEvent::Upsert(record) => {
+                if record.key == own {
+                    let outcome = self.tenure.own_record(Some(&record), now);
+                    self.tenure_outcome(now, outcome);
+                }
+                (self.admission.upsert(record), None)
+            }
+            LeaseEvent::Remove(key) => {
+                if key == own {
+                    let outcome = self.tenure.own_record(None, now);
+                    self.tenure_outcome(now, outcome);
+                }
+                (self.admission.remove(&key), None)
+            }
+        };
+        let first = !std::mem::replace(&mut self.synced, true);
+        match reset {
+            Some(before) if !first => {
+                let gone = changes.iter().flat_map(|change| prefixes_of(change.old.as_deref()));
+                let gone: BTreeSet<Prefix> =
+                    gone.filter(|prefix| self.admission.peer_by_subnet(prefix).is_none()).collect();
+                self.guard.judge_reset(now, before, gone);
+            }
+            _ => {}
+        }
+        for change in changes {
+            for prefix in prefixes_of(change.new.as_deref()) {
+                self.guard.returned(&prefix);
+            }
+            if reset.is_none() {
+                self.events.extend(match (&change.old, &change.new) {
+                    (None, Some(new)) => Some(Event::PeerAdded(Arc::clone(new))),
+                    (Some(_), Some(new)) => Some(Event::PeerChanged(Arc::clone(new))),
+                    (Some(old), None) => Some(Event::PeerRemoved(Arc::clone(old))),
+                    (None, None) => None,
+                });
+            }
+            // The first audit is about everything anyway.
+            if !first {
+                self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new = change.new;
+            }
+        }
+        self.stale = true;
+        if reset.is_some() {
+            self.show_peers();
+            self.events.push(Event::Snapshot(self.status.borrow().peers));
+        }
+    }
+
+    fn prefixes(&self) -> usize {
+        self.admission.peers().map(|peer| peer.subnets.iter().count()).sum()
+    }
+
+    fn contact(&mut self) {
+        if self.status.borrow().store != Contact::Live {
+            if matches!(self.status.borrow().store, Contact::Lost { .. }) {
+                self.events.push(Event::StoreBack);
+            }
+            self.status.send_modify(|status| status.store = Contact::Live);
+        }
+    }
+
+    fn store_trouble(&mut self, now: BootTime, error: String) {
+        if !matches!(self.status.borrow().store, Contact::Lost { .. }) {
+            self.events.push(Event::StoreLost(error.clone()));
+            self.status.send_modify(|status| status.store = Contact::Lost { since: now, error });
+        }
+    }
+
+    fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
+        let (outcome, error) = self.tenure.answered(answer, now);
+        match error {
+            Some(error) => self.store_trouble(now, error),
+            None => self.contact(),
+        }
+        self.tenure_outcome(now, outcome);
+    }
+
+    fn tenure_outcome(&mut self, now: BootTime, outcome: Outcome) {
+        match outcome {
+            Outcome::Same => {}
+            Outcome::Lost(reason) => self.lease_lost(reason),
+            Outcome::Renewed => {
+                let lease = Arc::clone(self.tenure.lease());
+                self.events.push(Event::LeaseRenewed(Arc::clone(&lease)));
+                self.hold(now, lease);
+            }
+            Outcome::Replaced => {
+                let lease = Arc::clone(self.tenure.lease());
+                self.events.push(Event::LeaseAcquired(Arc::clone(&lease)));
+                self.hold(now, lease);
+            }
+        }
+    }
+
+    fn lease_lost(&mut self, reason: LossReason) {
+        self.events.push(Event::LeaseLost(reason));
+        self.status.send_modify(|status| status.lease = None);
+    }
+
+    /// Another lease, or the same with other contents, is ours now.
+    fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
+        let old = &self.local.lease;
+        let matters = old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;
+        self.status.send_modify(|status| status.lease = Some(Arc::clone(&lease)));
+        self.set_local(now, Local { lease, situation: self.local.situation.clone() });
+        if matters {
+            self.audit_at(now, Cause::Expected);
+        }
+    }
+
+    fn set_local(&mut self, now: BootTime, local: Local) {
+        self.local = Arc::new(local);
+        let scope = self.backend.scope(&self.local);
+        if scope != self.scope {
+            self.scope = scope;
+            self.audit_at(now, Cause::Expected);
+        }
+        self.judge_host();
+    }
+
+    /// Judges all records anew by what this node is.
+    fn judge_host(&mut self) {
+        let changes = self.admission.set_host(view::host(&self.local));
+        for change in changes {
+            self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new = change.new;
+        }
+    }
+
+    // --- the host ---
+
+    fn hint(&mut self, now: BootTime, hint: Hint) {
+        match hint {
+            Hint::Changed => {}
+            Hint::FactsChanged | Hint::Lost => self.audit.facts = true,
+        }
+        let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
+        self.audit_at(due, Cause::Hint);
+    }
+
+    fn facts(&mut self, now: BootTime, facts: Result<HostFacts, KernelError>) {
+        self.round = Round::Idle;
+        let facts = match facts {
+            Ok(facts) => Arc::new(facts),
+            Err(error) => {
+                self.audit.facts = true;
+                return self.kernel_trouble(now, &error);
+            }
+        };
+        let old = &self.local.situation;
+        let found = view::situation(&self.settings, old, Arc::clone(&facts));
+        let uplink = found.as_ref().ok().map(|situation| situation.uplink.clone());
+        let situation = match found {
+            Ok(situation) => situation,
+            Err(error) => {
+                if self.status.borrow().uplink.is_some() {
+                    self.events.push(Event::UplinkLost(chain(&error)));
+                }
+                Situation { host: facts, ..old.clone() }
+            }
+        };
+        if situation.uplink != old.uplink || situation.public != old.public {
+            self.events.push(Event::UplinkChanged(situation.uplink.clone()));
+            match self.backend.advertise(&situation) {
+                Ok(attrs) => self.tenure.publish(attrs, now),
+                Err(error) => self.show_error(chain(&error)),
+            }
+        }
+        if situation != *old {
+            self.audit.expected |= situation.uplink != old.uplink;
+            let mtu = view::pod_mtu(&*self.backend, &situation);
+            self.status.send_modify(|status| (status.uplink, status.mtu) = (uplink, Some(mtu)));
+            self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
+        }
+        self.audit_at(now, Cause::Hint);
+    }
+
+    // --- audits ---
+
+    fn audit_at(&mut self, due: BootTime, cause: Cause) {
+        self.audit.due = Some(self.audit.due.map_or(due, |other| other.min(due)));
+        self.audit.expected |= cause == Cause::Expected;
+    }
+
+    fn plan(&self, wanted: &State, seen: &State) -> Plan {
+        plan::plan(wanted, seen, &self.scope, &|prefix| self.claim(prefix))
+    }
+
+    fn claim(&self, prefix: &Prefix) -> Option<std::net::IpAddr> {
+        self.admission.peer_by_subnet(prefix)?.attrs.public_ip.get(prefix.family()).copied()
+    }
+
+    fn seen(&mut self, now: BootTime, seen: Result<State, KernelError>) {
+        let Round::Looking { started } = std::mem::replace(&mut self.round, Round::Idle) else { return };
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(error) => {
+                self.memory.known = false;
+                return self.kernel_trouble(now, &error);
+            }
+        };
+        // The wanted state is whole: whatever changed so far is in it.
+        self.changes.clear();
+        let (wanted, skips) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
+        let plan = self.plan(&wanted, &seen);
+        if !self.audit.done_once {
+            self.judge_start(now, &wanted, &seen);
+        }
+        drop(wanted);
+        let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
+        self.memory.clear();
+        for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
+            self.memory.note(object, &seen);
+        }
+        self.show_skips(skips);
+        self.show_conflicts(&plan);
+        self.show_withheld();
+        if plan.is_empty() {
+            return self.audited(now, started, &plan, &ApplyReport::default());
+        }
+        self.round = Round::Auditing { started, plan: Arc::new(plan), seen };
+    }
+
+    /// The guard at start: what is there of ours against what the store says.
+    fn judge_start(&mut self, now: BootTime, wanted: &State, seen: &State) {
+        let claims = |prefix: &Prefix| self.claim(prefix);
+        let ours: BTreeSet<Prefix> = seen
+            .routes
+            .iter()
+            .filter(|(key, route)| plan::owns_route(&key.prefix, route, &self.scope, &claims))
+            .map(|(key, _)| key.prefix)
+            .collect();
+        let before = ours.len();
+        let gone = ours.into_iter().filter(|prefix| wanted.routes_to(*prefix).next().is_none()).collect();
+        self.guard.judge_reset(now, before, gone);
+    }
+
+    /// The writes of the round under way, if it has come to writing.
+    fn writes(&self) -> Option<KernelCall> {
+        match &self.round {
+            Round::Auditing { plan, .. } | Round::Leasing { plan } => {
+                Some(KernelCall::Apply(self.scope.clone(), Arc::clone(plan)))
+            }
+            Round::Idle | Round::Facts | Round::Looking { .. } => None,
+        }
+    }
+
+    fn applied(&mut self, now: BootTime, report: ApplyReport) {
+        match std::mem::replace(&mut self.round, Round::Idle) {
+            Round::Auditing { started, plan, seen } => {
+                let undone = report.refused.iter().map(|(place, _)| place).chain(&report.skipped);
+                for op in undone.filter_map(|place| plan.ops.get(*place)) {
+                    self.memory.note(op.object(), &seen);
+                }
+                drop(seen);
+                self.audited(now, started, &plan, &report);
+            }
+            Round::Leasing { plan } => self.leased(now, &plan, &report),
+            other => self.round = other,
+        }
+    }
+
+    fn audited(&mut self, now: BootTime, started: BootTime, plan: &Plan, report: &ApplyReport) {
+        let writes = plan.ops.len() - report.refused.len() - report.skipped.len();
+        let drift = self.audit.done_once && !self.audit.expected;
+        self.audit.expected = false;
+        self.memory.known = report.lost.is_none();
+        if drift && !plan.is_empty() {
+            let contested = self.guard.wrote(now, plan.ops.iter());
+            self.events.extend(contested.into_iter().map(Event::Contested));
+            self.events.push(Event::DriftRepaired { writes, took: now.since(started) });
+        }
+        let touched_links = plan.ops.iter().any(|op| matches!(op.object(), Object::Link(_) | Object::Address(_)));
+        if report.is_complete() {
+            self.backoff.reset();
+            self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
+            if touched_links {
+                // The kernel drops and clamps things when a device changes: look once more.
+                self.audit_at(now.after(SPACING), Cause::Hint);
+            }
+        } else {
+            self.audit_at(now.after(self.backoff.next()), Cause::Hint);
+        }
+        let error = first_error(report);
+        self.audit.done_once |= report.lost.is_none();
+        let phase = match (report.is_complete(), self.memory.devices_settled()) {
+            (true, true) => Phase::Ready,
+            (false, true) => Phase::DeviceReady,
+            (_, false) => Phase::LeaseHeld,
+        };
+        self.show_round(phase, error, report);
+        self.status.send_modify(|status| {
+            status.audits += 1;
+            status.drift_repaired += if drift { writes as u64 } else { 0 };
+        });
+        self.show_contested();
+    }
+
+    // --- lease rounds ---
+
+    fn lease_round(&mut self, now: BootTime) -> Option<KernelCall> {
+        let changes = std::mem::take(&mut self.changes);
+        let (mut wanted, mut former, mut objects) = (State::default(), State::default(), BTreeSet::new());
+        let mut skipped = BTreeMap::new();
+        for (key, change) in &changes {
+            if let Some(old) = &change.old {
+                wanted::add(&*self.backend, &self.local, old, &mut former, &mut objects);
+            }
+            if let Some(new) = &change.new {
+                skipped.extend(wanted::add(&*self.backend, &self.local, new, &mut wanted, &mut objects));
+            }
+            debug_assert!(change.old.is_some() || change.new.is_some(), "{key}");
+        }
+        let mut seen = State::default();
+        for object in &objects {
+            self.memory.recall(object, &former, &mut seen);
+        }
+        let plan = self.plan(&wanted, &seen);
+        let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
+        for object in &objects {
+            self.memory.settle(object);
+        }
+        for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
+            self.memory.note(object, &seen);
+        }
+        self.show_changed_skips(changes.keys(), skipped);
+        if plan.is_empty() {
+            self.status.send_modify(|status| status.lease_rounds += 1);
+            return None;
+        }
+        self.round = Round::Leasing { plan: Arc::new(plan) };
+        self.writes()
+    }
+
+    fn leased(&mut self, now: BootTime, plan: &Plan, report: &ApplyReport) {
+        self.status.send_modify(|status| status.lease_rounds += 1);
+        if report.is_complete() {
+            return;
+        }
+        // Memory was wrong, or the kernel is in trouble: look.
+        self.memory.known = false;
+        let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
+        self.audit_at(due, Cause::Hint);
+        let error = first_error(report);
+        tracing::debug!(ops = plan.ops.len(), error, "lease round incomplete");
+        self.show_round(Phase::DeviceReady, error, report);
+    }
+
+    fn kernel_trouble(&mut self, now: BootTime, error: &KernelError) {
+        let error = chain(error);
+        self.audit_at(now.after(self.backoff.next()), Cause::Hint);
+        self.show_error(error);
+    }
+
+    // --- what is shown ---
+
+    fn show_error(&mut self, error: String) {
+        if self.status.borrow().last_error.as_ref() != Some(&error) {
+            self.events.push(Event::KernelTrouble(error.clone()));
+            self.status.send_modify(|status| status.last_error = Some(error));
+        }
+    }
+
+    fn show_round(&mut self, phase: Phase, error: Option<String>, report: &ApplyReport) {
+        let (was, old_error) = {
+            let status = self.status.borrow();
+            (status.phase, status.last_error.clone())
+        };
+        if let Some(error) = error.as_ref().filter(|error| old_error.as_ref() != Some(error)) {
+            self.events.push(Event::KernelTrouble(error.clone()));
+        }
+        if phase == Phase::Ready && was != Phase::Ready {
+            self.events.push(Event::Ready);
+        }
+        let undone = report.refused.len() + report.skipped.len();
+        self.status.send_modify(|status| {
+            (status.phase, status.undone, status.last_error) = (phase, undone, error);
+        });
+    }
+
+    fn show_peers(&mut self) {
+        let quarantined: BTreeMap<_, _> =
+            self.admission.quarantined().map(|(key, reason)| (key.clone(), reason.clone())).collect();
+        let old = self.status.borrow().quarantined.clone();
+        for (key, reason) in &quarantined {
+            if old.get(key) != Some(reason) {
+                self.events.push(Event::PeerQuarantined(key.clone(), reason.clone()));
+            }
+        }
+        let accepted = self.admission.len();
+        self.status.send_modify(|status| {
+            status.peers = PeerCounts { accepted, quarantined: quarantined.len(), ..status.peers };
+            status.quarantined = quarantined;
+        });
+    }
+
+    fn show_skips(&mut self, skips: wanted::Skips) {
+        self.status.send_modify(|status| {
+            status.skipped = skips;
+            status.peers.skipped = skipped_peers(&status.skipped);
+        });
+    }
+
+    fn show_changed_skips<'a>(&mut self, keys: impl Iterator<Item = &'a LeaseKey>, skips: wanted::Skips) {
+        if skips.is_empty() && self.status.borrow().skipped.is_empty() {
+            return;
+        }
+        self.status.send_modify(|status| {
+            for key in keys {
+                for family in crate::net::Family::BOTH {
+                    status.skipped.remove(&(key.clone(), family));
+                }
+            }
+            status.skipped.extend(skips);
+            status.peers.skipped = skipped_peers(&status.skipped);
+        });
+    }
+
+    fn show_conflicts(&mut self, plan: &Plan) {
+        let old = self.status.borrow().conflicts.clone();
+        let fresh = plan.conflicts.iter().filter(|conflict| !old.contains(conflict));
+        self.events.extend(fresh.cloned().map(Event::ConflictFound));
+        if old != plan.conflicts {
+            self.status.send_modify(|status| status.conflicts = plan.conflicts.clone());
+        }
+    }
+
+    fn show_contested(&mut self) {
+        let contested: Vec<Object> = self.guard.contested().cloned().collect();
+        if self.status.borrow().contested != contested {
+            self.status.send_modify(|status| status.contested = contested);
+        }
+    }
+
+    fn show_withheld(&mut self) {
+        let bad = self.admission.withheld().into_iter().map(|prefix| (prefix, WithheldBecause::BadRecord));
+        let mass = self.guard.mass().into_iter().flat_map(|mass| {
+            mass.prefixes.iter().map(|prefix| (*prefix, WithheldBecause::MassRemoval(mass.until)))
+        });
+        let withheld: BTreeMap<_, _> = bad.chain(mass).collect();
+        if self.status.borrow().withheld == withheld {
+            return;
+        }
+        if self.guard.mass().is_some() {
+            self.events.push(Event::DeletionsWithheld(withheld.len()));
+        }
+        self.status.send_modify(|status| status.withheld = withheld);
+    }
+}
+
+/// Why an audit is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Something may have changed: what is wrong is drift.
+    Hint,
+    /// The wanted state changed: what is written is not drift.
+    Expected,
+}
+
+fn first_error(report: &ApplyReport) -> Option<String> {
+    let refused = report.refused.first().map(|(_, error)| error);
+    report.lost.as_ref().or(refused).map(|error| chain(error))
+}
+
+fn skipped_peers(skips: &wanted::Skips) -> usize {
+    skips.keys().map(|(key, _)| key).collect::<BTreeSet<_>>().len()
+}
+
+fn prefixes_of(lease: Option<&Lease>) -> impl Iterator<Item = Prefix> + use<> {
+    let subnets: Dual<Prefix> = lease.map(|lease| lease.subnets).unwrap_or_default();
+    [subnets.v4, subnets.v6].into_iter().flatten()
+}

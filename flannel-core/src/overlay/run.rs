@@ -1,0 +1,169 @@
+//! An overlay's life: from its parts through its run to its end.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::BackendError;
+use crate::clock::Clock;
+use crate::kernel::{Kernel, KernelError};
+use crate::lease::LeaseEvent;
+use crate::overlay::backoff::Jitter;
+use crate::overlay::builder::{Builder, Factory};
+use crate::overlay::handle::{EVENTS, Handle, Preview, QUESTIONS, Question};
+use crate::overlay::machine::{Machine, Wake};
+use crate::overlay::shell::Shell;
+use crate::overlay::start::{self, Started};
+use crate::overlay::status::{Event, Phase, Status};
+use crate::overlay::{Identity, Settings};
+use crate::subnet::{SubnetError, SubnetManager};
+use crate::uplink::UplinkError;
+
+/// An overlay: put together by a [`Builder`], run once.
+pub struct Overlay {
+    settings: Arc<Settings>,
+    backends: Vec<(&'static str, Factory)>,
+    seams: Seams,
+    questions: (mpsc::Sender<Question>, mpsc::Receiver<Question>),
+}
+
+/// What the agent works with.
+pub(crate) struct Seams {
+    pub(crate) subnets: Arc<dyn SubnetManager>,
+    pub(crate) kernel: Arc<dyn Kernel>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) events: broadcast::Sender<Event>,
+}
+
+/// Why an overlay ended by itself, or did not start. Never for trouble that may pass: that is in the status.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OverlayError {
+    /// The store holds a configuration or record that cannot be used. Mend it there, then start again.
+    #[error("reading the network from the lease store")]
+    Store(#[source] SubnetError),
+    /// No uplink. Name one, or mend the host, then start again.
+    #[error("choosing the uplink")]
+    Uplink(#[source] UplinkError),
+    /// The backend cannot run here as configured.
+    #[error("setting up the backend")]
+    Backend(#[source] BackendError),
+    /// The kernel cannot be used: no privilege, no support, or another overlay holds the name.
+    #[error("using the kernel")]
+    Kernel(#[source] KernelError),
+    /// The lease is gone and [`LossPolicy::Stop`](super::LossPolicy::Stop) is the policy.
+    #[error("the lease was lost")]
+    LeaseLost,
+    /// `Teardown::Remove` could not remove everything; what is left is named. Run it again.
+    #[error("{0} objects of ours could not be removed")]
+    Teardown(usize),
+}
+
+impl Overlay {
+    /// Starts to put one together, for the node the store knows as `identity`.
+    pub fn builder(identity: Identity) -> Builder {
+        Builder::new(identity)
+    }
+
+    pub(crate) fn new(
+        settings: Settings,
+        backends: Vec<(&'static str, Factory)>,
+        clock: Arc<dyn Clock>,
+        subnets: Arc<dyn SubnetManager>,
+        kernel: Arc<dyn Kernel>,
+    ) -> Self {
+        let status = watch::Sender::new(Status::default());
+        let events = broadcast::Sender::new(EVENTS);
+        let seams = Seams { subnets, kernel, clock, status, events };
+        Self { settings: Arc::new(settings), backends, seams, questions: mpsc::channel(QUESTIONS) }
+    }
+
+    /// Status, events and questions, for as long as this overlay lives.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            status: self.seams.status.subscribe(),
+            events: self.seams.events.downgrade(),
+            questions: self.questions.0.clone(),
+        }
+    }
+
+    /// What a start would write, from the lease this node had last; touches neither kernel nor store.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run). `Ok(None)` when the store has no lease for this node: which subnet it would take is not
+    /// known before it takes it.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn preview(&self) -> Result<Option<Preview>, OverlayError> {
+        let surveyed = start::survey(&self.seams, &self.settings, &self.backends).await?;
+        let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
+        let local = crate::backend::Local { lease, situation: surveyed.situation };
+        let now = self.seams.clock.now();
+        let status = watch::Sender::new(Status::default());
+        let settings = Arc::clone(&self.settings);
+        let mut machine = Machine::new(settings, surveyed.backend, local, status, now, Jitter::random());
+        let mut watch = self.seams.subnets.watch();
+        loop {
+            match watch.next().await {
+                Some(Ok(event @ LeaseEvent::Reset(_))) => {
+                    machine.handle(now, Wake::Store(Ok(event)));
+                    break;
+                }
+                Some(_) => {}
+                None => return Ok(None),
+            }
+        }
+        let scope = machine.scope().clone();
+        let seen = self.seams.kernel.observe(&scope).await?;
+        Ok(Some(Preview { plan: machine.preview(&seen, now), scope }))
+    }
+
+    /// Runs the agent until `cancel` is cancelled, then ends as the teardown policy says.
+    ///
+    /// The kernel is written only after the store has said what is everything. Trouble with store or kernel that may
+    /// pass is retried, shown in the status, and leaves the data plane as it is.
+    ///
+    /// # Errors
+    /// [`OverlayError`]: what cannot pass by itself.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there.
+    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`].
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), OverlayError> {
+        let Self { settings, backends, seams, questions: (asker, questions) } = self;
+        // Handles keep theirs; ours would keep the channel open for ever.
+        drop(asker);
+        let span = tracing::info_span!("overlay", name = settings.name.as_str());
+        let outcome = tracing::Instrument::instrument(agent(&seams, settings, &backends, questions, cancel), span).await;
+        seams.status.send_modify(|status| status.phase = Phase::Stopped);
+        // Nobody listens: not an error.
+        let _ = seams.events.send(Event::Stopped);
+        outcome
+    }
+}
+
+async fn agent(
+    seams: &Seams,
+    settings: Arc<Settings>,
+    backends: &[(&'static str, Factory)],
+    questions: mpsc::Receiver<Question>,
+    cancel: CancellationToken,
+) -> Result<(), OverlayError> {
+    let started = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Ok(()),
+        started = start::start(seams, &settings, backends) => started?,
+    };
+    let Started { backend, local, claim } = started;
+    let now = seams.clock.now();
+    let machine = Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, Jitter::random());
+    let mut shell = Shell::new(seams, settings, machine, questions);
+    let outcome = shell.until(&cancel).await;
+    shell.finish().await?;
+    drop(claim);
+    outcome
+}

@@ -1,0 +1,280 @@
+//! The thin shell around the machine: it waits, and carries calls out and answers in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, pending};
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::kernel::{Hint, Kernel, KernelError, Scope};
+use crate::lease::LeaseEvent;
+use crate::overlay::handle::{Preview, Question};
+use crate::overlay::machine::{KernelCall, Machine, Wake};
+use crate::overlay::run::{OverlayError, Seams};
+use crate::overlay::status::Phase;
+use crate::overlay::tenure::StoreCall;
+use crate::overlay::{Settings, Teardown, chain, explain, view};
+use crate::state::State;
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
+use crate::subnet_env::SubnetEnv;
+
+/// How long an end waits for the round under way (faults.md, P3: an exit takes at most 2 s).
+const GRACE: Duration = Duration::from_millis(1500);
+/// How many store events are taken in before the machine is asked what to do: a burst becomes one round.
+const INTAKE: usize = 4096;
+/// How often a removal looks again at what is left before it gives up.
+const REMOVALS: usize = 5;
+
+type Slot<T> = Option<BoxFuture<'static, T>>;
+type Previewed = (Result<State, KernelError>, oneshot::Sender<Result<Preview, KernelError>>);
+
+/// The machine and what is under way on its behalf.
+pub(crate) struct Shell<'a> {
+    seams: &'a Seams,
+    settings: Arc<Settings>,
+    machine: Machine,
+    questions: mpsc::Receiver<Question>,
+    watch: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
+    hints: BoxStream<'static, Hint>,
+    /// The scope that hints are about.
+    hinted: Scope,
+    kernel: Slot<Wake>,
+    store: Slot<Wake>,
+    preview: Slot<Previewed>,
+    env: Slot<Result<SubnetEnv, String>>,
+    /// What `subnet.env` says, as far as we wrote it.
+    written: Option<SubnetEnv>,
+}
+
+impl<'a> Shell<'a> {
+    pub(crate) fn new(
+        seams: &'a Seams,
+        settings: Arc<Settings>,
+        machine: Machine,
+        questions: mpsc::Receiver<Question>,
+    ) -> Self {
+        let hinted = machine.scope().clone();
+        Self {
+            watch: seams.subnets.watch(),
+            hints: seams.kernel.hints(&hinted),
+            hinted,
+            kernel: None,
+            store: None,
+            preview: None,
+            env: None,
+            written: None,
+            seams,
+            settings,
+            machine,
+            questions,
+        }
+    }
+
+    /// Carries wakes in and calls out until cancelled.
+    pub(crate) async fn until(&mut self, cancel: &CancellationToken) -> Result<(), OverlayError> {
+        loop {
+            self.issue();
+            self.publish();
+            if self.machine.must_stop() {
+                return Err(OverlayError::LeaseLost);
+            }
+            let deadline = self.machine.deadline();
+            let clock = Arc::clone(&self.seams.clock);
+            let timer = async move {
+                match deadline {
+                    Some(deadline) => clock.sleep_until(deadline).await,
+                    None => pending().await,
+                }
+            };
+            let wake = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                wake = finished(&mut self.kernel) => wake,
+                wake = finished(&mut self.store) => wake,
+                Some(event) = self.watch.next() => {
+                    self.intake(event);
+                    continue;
+                }
+                Some(hint) = self.hints.next() => Wake::Hint(hint),
+                (seen, answer) = finished(&mut self.preview) => {
+                    // Whoever asked may have gone: not an error.
+                    let _ = answer.send(seen.map(|seen| self.previewed(&seen)));
+                    continue;
+                }
+                env = finished(&mut self.env) => {
+                    self.env_written(env);
+                    continue;
+                }
+                Some(question) = self.questions.recv() => {
+                    self.question(question);
+                    continue;
+                }
+                () = timer => Wake::Timer,
+            };
+            self.machine.handle(self.seams.clock.now(), wake);
+        }
+    }
+
+    /// Ends in order: the round under way may finish within the grace, then the teardown policy is carried out.
+    pub(crate) async fn finish(mut self) -> Result<(), OverlayError> {
+        if self.kernel.is_some() {
+            let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
+            tokio::select! {
+                _ = finished(&mut self.kernel) => {}
+                () = grace => tracing::warn!("the round under way was cut off"),
+            }
+        }
+        match self.settings.teardown {
+            Teardown::Keep => Ok(()),
+            Teardown::Remove => self.remove().await,
+        }
+    }
+
+    /// Removes what is ours, as seen by complete looks, then gives the lease back.
+    async fn remove(&mut self) -> Result<(), OverlayError> {
+        let scope = self.machine.scope().clone();
+        let mut left = 0;
+        for _ in 0..REMOVALS {
+            let seen = self.seams.kernel.observe(&scope).await?;
+            let plan = self.machine.removal(&seen);
+            left = plan.ops.len();
+            if plan.is_empty() {
+                break;
+            }
+            let report = self.seams.kernel.apply(&scope, &plan).await;
+            if report.is_complete() {
+                left = 0;
+                break;
+            }
+        }
+        if let Some(file) = &self.settings.subnet_env {
+            if self.written.is_some() {
+                if let Err(error) = std::fs::remove_file(&file.path) {
+                    tracing::warn!(path = %file.path.display(), %error, "subnet.env was not removed");
+                }
+            }
+        }
+        let lease = (*self.machine.local().lease).clone();
+        self.seams.subnets.release(lease).await.map_err(OverlayError::Store)?;
+        if left > 0 { Err(OverlayError::Teardown(left)) } else { Ok(()) }
+    }
+
+    /// Takes in what the store has ready, so that a burst becomes one round.
+    fn intake(&mut self, first: Result<LeaseEvent, SubnetError>) {
+        let now = self.seams.clock.now();
+        self.machine.handle(now, Wake::Store(first));
+        for _ in 1..INTAKE {
+            let Some(Some(event)) = self.watch.next().now_or_never() else { return };
+            self.machine.handle(now, Wake::Store(event));
+        }
+    }
+
+    /// Starts the calls the machine asks for.
+    fn issue(&mut self) {
+        let now = self.seams.clock.now();
+        if self.kernel.is_none() {
+            let kernel = Arc::clone(&self.seams.kernel);
+            self.kernel = self.machine.kernel_call(now).map(|call| kernel_call(kernel, call).boxed());
+        }
+        if self.store.is_none() {
+            let (subnets, node) = (Arc::clone(&self.seams.subnets), self.machine.local().situation.node.clone());
+            self.store = self.machine.store_call(now).map(|call| store_call(subnets, node, call).boxed());
+        }
+        if *self.machine.scope() != self.hinted {
+            self.hinted = self.machine.scope().clone();
+            self.hints = self.seams.kernel.hints(&self.hinted);
+        }
+        self.issue_env();
+    }
+
+    /// Starts to write `subnet.env` if the devices are there and it does not say what is true.
+    fn issue_env(&mut self) {
+        let Some(file) = &self.settings.subnet_env else { return };
+        if self.env.is_some() || self.seams.status.borrow().phase < Phase::DeviceReady {
+            return;
+        }
+        let local = self.machine.local();
+        let wanted = view::subnet_env(&**self.machine.backend(), local, file.masquerade);
+        if self.written.as_ref() == Some(&wanted) {
+            return;
+        }
+        // Noted before it is tried: a full disk is reported once, not in a loop. The next change tries again.
+        self.written = Some(wanted.clone());
+        let path = file.path.clone();
+        let write = tokio::task::spawn_blocking(move || wanted.write(&path).map(|()| wanted));
+        self.env = Some(
+            async move {
+                match write.await {
+                    Ok(outcome) => outcome.map_err(|error| chain(&error)),
+                    Err(error) => Err(chain(&error)),
+                }
+            }
+            .boxed(),
+        );
+    }
+
+    fn env_written(&mut self, outcome: Result<SubnetEnv, String>) {
+        match outcome {
+            Ok(env) => tracing::info!(subnet = ?env.subnets.v4, "subnet.env written"),
+            Err(error) => {
+                tracing::warn!(error, "subnet.env was not written");
+                self.seams.status.send_modify(|status| status.last_error = Some(error));
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        for event in self.machine.take_events() {
+            tracing::debug!(?event);
+            // Nobody listens: not an error.
+            let _ = self.seams.events.send(event);
+        }
+    }
+
+    fn question(&mut self, question: Question) {
+        // Whoever asked may have gone: not an error.
+        match question {
+            Question::Explain(query, answer) => drop(answer.send(explain::explain(&self.machine, &query))),
+            Question::Peers(answer) => drop(answer.send(self.machine.admission().peers().cloned().collect())),
+            Question::Plan(answer) => {
+                let (kernel, scope) = (Arc::clone(&self.seams.kernel), self.machine.scope().clone());
+                self.preview = Some(async move { (kernel.observe(&scope).await, answer) }.boxed());
+            }
+        }
+    }
+
+    fn previewed(&self, seen: &State) -> Preview {
+        let plan = self.machine.preview(seen, self.seams.clock.now());
+        Preview { plan, scope: self.machine.scope().clone() }
+    }
+}
+
+/// The result of what is under way in `slot`, which is then empty. Dropped midway it loses nothing.
+async fn finished<T>(slot: &mut Slot<T>) -> T {
+    match slot {
+        Some(future) => {
+            let value = future.await;
+            *slot = None;
+            value
+        }
+        None => pending().await,
+    }
+}
+
+async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
+    match call {
+        KernelCall::Facts => Wake::Facts(kernel.host_facts().await),
+        KernelCall::Observe(scope) => Wake::Seen(kernel.observe(&scope).await),
+        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, &plan).await),
+    }
+}
+
+async fn store_call(subnets: Arc<dyn SubnetManager>, node: NodeIdentity, call: StoreCall) -> Wake {
+    Wake::Lease(match call {
+        StoreCall::Renew(lease) => subnets.renew(&lease).await,
+        StoreCall::Acquire(want) => subnets.acquire(&node, want).await,
+    })
+}

@@ -1,0 +1,122 @@
+//! From nothing to a lease: everything that happens once, before the machine.
+
+use std::sync::Arc;
+
+use crate::backend::{Backend, Local, Situation};
+use crate::config::{ConfigError, NetworkConfig};
+use crate::kernel::{Claim, KernelError};
+use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::builder::Factory;
+use crate::overlay::run::{OverlayError, Seams};
+use crate::overlay::status::{Contact, Event};
+use crate::overlay::{Settings, chain, view};
+use crate::subnet::{SubnetError, Want};
+
+/// What a start comes to.
+pub(crate) struct Started {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) local: Local,
+    /// Held for as long as the agent runs.
+    pub(crate) claim: Claim,
+}
+
+/// What is known before anything is taken or written.
+pub(crate) struct Surveyed {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) situation: Situation,
+    pub(crate) want: Want,
+}
+
+/// Reads configuration, host and previous lease. Writes nothing.
+pub(crate) async fn survey(
+    seams: &Seams,
+    settings: &Settings,
+    backends: &[(&'static str, Factory)],
+) -> Result<Surveyed, OverlayError> {
+    let config = Arc::new(retry(seams, || seams.subnets.network_config()).await?);
+    let backend = pick(backends, &config)?;
+    let host = Arc::new(seams.kernel.host_facts().await.map_err(OverlayError::Kernel)?);
+    let mut situation =
+        view::first_situation(settings, Arc::clone(&config), host).map_err(OverlayError::Uplink)?;
+    let previous = retry(seams, || seams.subnets.previous(&situation.node)).await?;
+    situation.previous = previous.map(Arc::new);
+    let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
+    let preferred = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
+    // Another agent's last words in subnet.env name the subnet that pods here still use (contract 6.4, step 3).
+    let preferred = if preferred.is_empty() { view::former_subnets(settings) } else { preferred };
+    Ok(Surveyed { backend, situation, want: Want { attrs, preferred } })
+}
+
+/// Takes the name, then the lease.
+pub(crate) async fn start(
+    seams: &Seams,
+    settings: &Settings,
+    backends: &[(&'static str, Factory)],
+) -> Result<Started, OverlayError> {
+    let Surveyed { backend, situation, want } = survey(seams, settings, backends).await?;
+    let networks = situation.networks();
+    let claim = seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)?;
+    let lease = retry(seams, || seams.subnets.acquire(&situation.node, want.clone())).await?;
+    Ok(Started { backend, claim, local: Local { situation, lease: Arc::new(lease) } })
+}
+
+fn pick(
+    backends: &[(&'static str, Factory)],
+    config: &NetworkConfig,
+) -> Result<Arc<dyn Backend>, OverlayError> {
+    let Some((_, make)) = backends.iter().find(|(kind, _)| *kind == config.backend.kind) else {
+        let known: Vec<_> = backends.iter().map(|(kind, _)| *kind).collect();
+        let problem = format!("{:?} is not available here", config.backend.kind);
+        let remedy = format!("available: {}", known.join(", "));
+        return Err(OverlayError::Backend(ConfigError::new("$.Backend.Type", problem, remedy).into()));
+    };
+    make(config).map_err(OverlayError::Backend)
+}
+
+/// Asks the store until it answers. What only an operator can mend in what the store *holds* is final; a store that is
+/// away, denies or is full may answer later.
+async fn retry<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
+where
+    F: Future<Output = Result<T, SubnetError>>,
+{
+    let mut backoff = Backoff::new(Jitter::random());
+    loop {
+        let error = match ask().await {
+            Ok(value) => {
+                seams.status.send_if_modified(|status| {
+                    let changed = status.store != Contact::Live;
+                    status.store = Contact::Live;
+                    changed
+                });
+                return Ok(value);
+            }
+            Err(error) => error,
+        };
+        match error {
+            SubnetError::Unavailable { .. } | SubnetError::Denied { .. } | SubnetError::Exhausted(_) | SubnetError::Lost(_) => {}
+            SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),
+        }
+        let text = chain(&error);
+        let now = seams.clock.now();
+        let fresh = seams.status.send_if_modified(|status| {
+            let fresh = !matches!(status.store, Contact::Lost { .. });
+            if fresh {
+                status.store = Contact::Lost { since: now, error: text.clone() };
+            }
+            status.last_error = Some(text.clone());
+            fresh
+        });
+        if fresh {
+            tracing::warn!(error = text, "waiting for the lease store");
+            // Nobody listens: not an error.
+            let _ = seams.events.send(Event::StoreLost(text));
+        }
+        seams.clock.sleep_until(now.after(backoff.next())).await;
+    }
+}
+
+impl From<KernelError> for OverlayError {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(error)
+    }
+}

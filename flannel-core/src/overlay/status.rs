@@ -1,0 +1,190 @@
+//! What an overlay says of itself: a status to read, events to follow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::admit::Reason;
+use crate::backend::{Skip, Uplink};
+use crate::clock::BootTime;
+use crate::lease::{Lease, LeaseKey};
+use crate::net::{Family, Mtu, Prefix};
+use crate::plan::{Conflict, Object};
+
+/// How far an overlay has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Phase {
+    /// No lease yet.
+    Starting,
+    /// The lease is held and published.
+    LeaseHeld,
+    /// The devices are as wanted; of the peers [`Status::undone`] writes are left: see [`Status::last_error`].
+    DeviceReady,
+    /// Lease held, devices and peers programmed; what is not is quarantined, conflicting, contested or withheld.
+    Ready,
+    /// The agent has ended.
+    Stopped,
+}
+
+/// Contact with the lease store. Never part of readiness: the data plane stays as it is while the store is away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Contact {
+    /// Nothing was heard yet.
+    Never,
+    /// The store answers.
+    Live,
+    /// It does not, since then.
+    Lost {
+        /// Since when.
+        since: BootTime,
+        /// Why, in words.
+        error: String,
+    },
+}
+
+/// How many peers there are, by what became of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PeerCounts {
+    /// Records accepted as peers.
+    pub accepted: usize,
+    /// Of those, skipped by the backend in some family: see [`Status::skipped`].
+    pub skipped: usize,
+    /// Records not accepted: see [`Status::quarantined`].
+    pub quarantined: usize,
+}
+
+/// Why deletions wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WithheldBecause {
+    /// The store said that most peers are gone at once; a second look is taken at this time.
+    MassRemoval(BootTime),
+    /// A record that does not parse names the prefix.
+    BadRecord,
+}
+
+/// The agent's state, published whenever it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// How far it has come.
+    pub phase: Phase,
+    /// The lease held.
+    pub lease: Option<Arc<Lease>>,
+    /// The uplink in use.
+    pub uplink: Option<Uplink>,
+    /// The MTU for pods.
+    pub mtu: Option<Mtu>,
+    /// Contact with the store.
+    pub store: Contact,
+    /// Counts of peers.
+    pub peers: PeerCounts,
+    /// Records that are no peers, with the reason.
+    pub quarantined: BTreeMap<LeaseKey, Reason>,
+    /// Peers the backend gives nothing, with the reason.
+    pub skipped: BTreeMap<(LeaseKey, Family), Skip>,
+    /// Strangers' objects in our way.
+    pub conflicts: Vec<Conflict>,
+    /// Objects that somebody else keeps changing.
+    pub contested: Vec<Object>,
+    /// Prefixes whose deletion waits.
+    pub withheld: BTreeMap<Prefix, WithheldBecause>,
+    /// Objects the last round could not write.
+    pub undone: usize,
+    /// Audits done.
+    pub audits: u64,
+    /// Lease rounds done.
+    pub lease_rounds: u64,
+    /// Writes that audits had to do on objects that had been right before.
+    pub drift_repaired: u64,
+    /// The last trouble, in words; `None` once a round went well.
+    pub last_error: Option<String>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Starting,
+            lease: None,
+            uplink: None,
+            mtu: None,
+            store: Contact::Never,
+            peers: PeerCounts::default(),
+            quarantined: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+            conflicts: Vec::new(),
+            contested: Vec::new(),
+            withheld: BTreeMap::new(),
+            undone: 0,
+            audits: 0,
+            lease_rounds: 0,
+            drift_repaired: 0,
+            last_error: None,
+        }
+    }
+}
+
+/// Why a lease is not ours any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LossReason {
+    /// Its record is gone from the store.
+    Deleted,
+    /// Its record is another node's.
+    Taken,
+    /// It ran out before the store could be reached.
+    Expired,
+    /// The store said so, in words.
+    Refused(String),
+}
+
+/// Something that happened. Values only: embedders never parse logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A lease was taken, or taken again with another subnet.
+    LeaseAcquired(Arc<Lease>),
+    /// The lease was extended.
+    LeaseRenewed(Arc<Lease>),
+    /// The lease is not ours any more; what follows is the policy's choice.
+    LeaseLost(LossReason),
+    /// The store gave a whole snapshot.
+    Snapshot(PeerCounts),
+    /// A peer appeared.
+    PeerAdded(Arc<Lease>),
+    /// A peer's record changed.
+    PeerChanged(Arc<Lease>),
+    /// A peer went away.
+    PeerRemoved(Arc<Lease>),
+    /// A record is not accepted as a peer.
+    PeerQuarantined(LeaseKey, Reason),
+    /// An audit found objects of ours missing or changed and wrote them.
+    DriftRepaired {
+        /// How many writes.
+        writes: usize,
+        /// From the start of the audit to the last acknowledgement.
+        took: Duration,
+    },
+    /// A stranger's object stands in our way.
+    ConflictFound(Conflict),
+    /// Somebody else keeps changing an object.
+    Contested(Object),
+    /// Deletions wait for a second look, so many prefixes.
+    DeletionsWithheld(usize),
+    /// The store does not answer.
+    StoreLost(String),
+    /// The store answers again.
+    StoreBack,
+    /// The kernel did not do what it should.
+    KernelTrouble(String),
+    /// The uplink changed.
+    UplinkChanged(Uplink),
+    /// The uplink, or its address, is gone; what is programmed stays.
+    UplinkLost(String),
+    /// Everything is programmed.
+    Ready,
+    /// The agent has ended.
+    Stopped,
+}

@@ -1,0 +1,83 @@
+//! Wanted state, from a backend and the peers: whole for an audit, in part for a lease round.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::backend::{Backend, Local, Skip};
+use crate::lease::{Lease, LeaseKey};
+use crate::net::Family;
+use crate::plan::Object;
+use crate::state::{PeerState, RouteKey, State};
+
+/// Peers that the backend gives nothing, in a family.
+pub(crate) type Skips = BTreeMap<(LeaseKey, Family), Skip>;
+
+/// Everything wanted. Ten thousand peers are put into vectors and the maps built from those: a map filled one by one
+/// in ascending order is half empty (kernel-facts 25).
+pub(crate) fn whole<'a>(
+    backend: &dyn Backend,
+    local: &Local,
+    peers: impl Iterator<Item = &'a Arc<Lease>>,
+) -> (State, Skips) {
+    let mut base = backend.base(local);
+    let (mut fdb, mut neighbours, mut routes, mut skips) = (Vec::new(), Vec::new(), Vec::new(), Skips::new());
+    for peer in peers {
+        for (family, outcome) in states(backend, local, peer) {
+            match outcome {
+                Ok(state) => {
+                    fdb.extend(state.fdb);
+                    neighbours.extend(state.neighbour);
+                    routes.extend(state.route.map(|(prefix, route)| (RouteKey { prefix, nth: 0 }, route)));
+                }
+                Err(skip) => {
+                    skips.insert((peer.key.clone(), family), skip);
+                }
+            }
+        }
+    }
+    fdb.extend(std::mem::take(&mut base.fdb));
+    neighbours.extend(std::mem::take(&mut base.neighbours));
+    routes.extend(std::mem::take(&mut base.routes));
+    let state = State {
+        fdb: fdb.into_iter().collect(),
+        neighbours: neighbours.into_iter().collect(),
+        routes: routes.into_iter().collect(),
+        ..base
+    };
+    (state, skips)
+}
+
+/// What one peer gets in each family in use, or why not.
+pub(crate) fn states<'a>(
+    backend: &'a dyn Backend,
+    local: &'a Local,
+    peer: &'a Lease,
+) -> impl Iterator<Item = (Family, Result<PeerState, Skip>)> + 'a {
+    let families = local.situation.config.networks.families();
+    families.map(move |family| (family, backend.peer(local, peer, family)))
+}
+
+/// Adds what `peer` wants to `state` and its objects to `objects`.
+pub(crate) fn add(
+    backend: &dyn Backend,
+    local: &Local,
+    peer: &Lease,
+    state: &mut State,
+    objects: &mut BTreeSet<Object>,
+) -> Skips {
+    let mut skips = Skips::new();
+    for (family, outcome) in states(backend, local, peer) {
+        match outcome {
+            Ok(part) => {
+                objects.extend(part.fdb.map(|(key, _)| Object::Fdb(key)));
+                objects.extend(part.neighbour.map(|(key, _)| Object::Neighbour(key)));
+                objects.extend(part.route.map(|(prefix, _)| Object::Route(prefix)));
+                state.add(&part);
+            }
+            Err(skip) => {
+                skips.insert((peer.key.clone(), family), skip);
+            }
+        }
+    }
+    skips
+}
