@@ -78,12 +78,6 @@ pub enum BackendError {
     },
 }
 
-impl From<ConfigError> for BackendError {
-    fn from(error: ConfigError) -> Self {
-        Self::Config { path: error.path, reason: format!("{}; {}", error.problem, error.remedy) }
-    }
-}
-
 /// Why a peer is not programmed. Shown in the status; the peer's own next record may mend it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[non_exhaustive]

@@ -1,1 +1,2 @@
 //! Fakes and suites for tests, of third parties too.
+pub mod samples;
