@@ -1,1 +1,103 @@
 //! The real kernel, over netlink.
+//!
+//! One thread per [`NetlinkKernel`] owns plain blocking sockets in one network namespace: sends wait for the kernel's
+//! RTNL lock, which must never happen on a runtime's worker. Nothing of the netlink crates shows in public types.
+
+mod apply;
+mod claim;
+mod codec;
+mod facts;
+mod monitor;
+mod observe;
+mod thread;
+mod wire;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+
+use self::monitor::Signal;
+use self::thread::{Command, Thread};
+use crate::kernel::{ApplyReport, Claim, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use crate::net::{Dual, Prefix};
+use crate::plan::Plan;
+use crate::state::State;
+
+/// The kernel of one network namespace.
+///
+/// It starts one thread, which ends when this value is dropped: the drop waits for the request at hand, at most a few
+/// seconds. Needs `CAP_NET_ADMIN` in the user namespace that owns the network namespace, for writing; an unprivileged
+/// user has that inside `unshare -Urn`. There, and in containers, the kernel refuses large receive buffers: hints then
+/// become [`Hint::Lost`] sooner, and nothing else changes.
+///
+/// # Deadlines
+/// A request whose answer is not there after 5 s fails with [`KernelError::Timeout`], and the socket is opened anew.
+/// The time a send waits for RTNL inside the kernel cannot be cut short and is not counted; whoever cannot wait drops
+/// the future.
+///
+/// # Cancel safety
+/// Dropping a future cuts a plan short at the end of the send at hand and leaves later requests unharmed.
+pub struct NetlinkKernel {
+    thread: Thread,
+}
+
+impl NetlinkKernel {
+    /// The kernel of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`KernelError::Lost`] when no thread can be started. Retry with back-off.
+    pub fn new() -> Result<Self, KernelError> {
+        Ok(Self { thread: Thread::start(None)? })
+    }
+
+    /// The kernel of a given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`), which only this value's
+    /// thread enters.
+    ///
+    /// # Errors
+    /// [`KernelError::Denied`] without `CAP_SYS_ADMIN`, [`KernelError::Refused`] when `namespace` is no network
+    /// namespace: both final. [`KernelError::Lost`] when no thread can be started: retry with back-off.
+    pub fn in_namespace(namespace: OwnedFd) -> Result<Self, KernelError> {
+        Ok(Self { thread: Thread::start(Some(namespace))? })
+    }
+}
+
+impl fmt::Debug for NetlinkKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NetlinkKernel")
+    }
+}
+
+#[async_trait]
+impl Kernel for NetlinkKernel {
+    async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError> {
+        let (overlay, networks) = (overlay.clone(), *networks);
+        self.thread.call(|reply| Command::Claim { overlay, networks, reply }).await
+    }
+
+    async fn host_facts(&self) -> Result<HostFacts, KernelError> {
+        self.thread.call(|reply| Command::HostFacts { reply }).await
+    }
+
+    async fn observe(&self, scope: &Scope) -> Result<State, KernelError> {
+        let scope = scope.clone();
+        self.thread.call(|reply| Command::Observe { scope, reply }).await
+    }
+
+    async fn apply(&self, scope: &Scope, plan: &Plan) -> ApplyReport {
+        let (scope, plan) = (scope.clone(), plan.clone());
+        match self.thread.call(|reply| Command::Apply { scope, plan, reply }).await {
+            Ok(report) => report,
+            Err(error) => ApplyReport { lost: Some(error), ..ApplyReport::default() },
+        }
+    }
+
+    fn hints(&self, scope: &Scope) -> BoxStream<'static, Hint> {
+        let signal = Arc::new(Signal::default());
+        self.thread.subscribe(scope.clone(), Arc::clone(&signal));
+        signal.hints().boxed()
+    }
+}

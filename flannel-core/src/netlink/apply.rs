@@ -1,0 +1,401 @@
+//! Plans to requests.
+
+use std::collections::BTreeMap;
+
+use nix::errno::Errno;
+
+use super::codec::{Batch, Verdict, address, link, neighbour, route};
+use super::monitor::{Echo, Monitor};
+use super::wire::{Wire, refusal};
+use crate::kernel::{ApplyReport, KernelError, Scope};
+use crate::plan::{Op, OpText, Plan, Refusals};
+use crate::state::{Link, LinkId, LinkKind, LinkName, Vxlan};
+
+/// Writes a plan. `indices` says which interface an id stands for; what it does not know is looked up by name.
+pub(crate) struct Applier<'a> {
+    pub(crate) wire: &'a mut Wire,
+    pub(crate) batch: &'a mut Batch,
+    pub(crate) monitor: Option<&'a mut Monitor>,
+    pub(crate) indices: &'a mut BTreeMap<LinkId, u32>,
+    pub(crate) scope: &'a Scope,
+}
+
+/// Operations that cannot stand on one another: they may go out in one send, which the kernel works through without
+/// stopping at a refusal (kernel-facts 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Link,
+    PutAddress,
+    PutFdb,
+    PutNeighbour,
+    PutRoute,
+    DeleteRoute,
+    DeleteNeighbour,
+    DeleteFdb,
+    DeleteAddress,
+}
+
+impl Stage {
+    fn of(op: &Op) -> Self {
+        match op {
+            Op::DeleteLink { .. } | Op::CreateLink { .. } | Op::UpdateLink { .. } => Self::Link,
+            Op::AddAddress(_) => Self::PutAddress,
+            Op::PutFdb { .. } => Self::PutFdb,
+            Op::PutNeighbour { .. } => Self::PutNeighbour,
+            Op::CreateRoute { .. } | Op::ReplaceRoute { .. } => Self::PutRoute,
+            Op::DeleteRoute { .. } => Self::DeleteRoute,
+            Op::DeleteNeighbour { .. } => Self::DeleteNeighbour,
+            Op::DeleteFdb { .. } => Self::DeleteFdb,
+            Op::DeleteAddress(_) => Self::DeleteAddress,
+        }
+    }
+
+    fn doing(self) -> &'static str {
+        match self {
+            Self::Link => "writing links",
+            Self::PutAddress => "adding addresses",
+            Self::PutFdb => "writing forwarding entries",
+            Self::PutNeighbour => "writing neighbours",
+            Self::PutRoute => "writing routes",
+            Self::DeleteRoute => "deleting routes",
+            Self::DeleteNeighbour => "deleting neighbours",
+            Self::DeleteFdb => "deleting forwarding entries",
+            Self::DeleteAddress => "deleting addresses",
+        }
+    }
+}
+
+impl Applier<'_> {
+    /// Writes the plan in order, until contact is lost or `abandoned` says that nobody waits for the report.
+    pub(crate) fn run(&mut self, plan: &Plan, abandoned: impl Fn() -> bool) -> ApplyReport {
+        let mut report = ApplyReport::default();
+        let mut refusals = Refusals::default();
+        let mut next = 0;
+        while next < plan.ops.len() && !abandoned() {
+            let stage = Stage::of(&plan.ops[next]);
+            let most = if stage == Stage::Link { 1 } else { Batch::MAX };
+            let places: Vec<usize> = (next..plan.ops.len().min(next + most))
+                .take_while(|place| Stage::of(&plan.ops[*place]) == stage)
+                .collect();
+            next += places.len();
+            let outcome = match stage {
+                Stage::Link => self.link_stage(&plan.ops, &places, &mut refusals, &mut report),
+                _ => self.send_stage(stage, &plan.ops, &places, &mut refusals, &mut report),
+            };
+            if let Err(error) = outcome {
+                report.lost = Some(error);
+                return report;
+            }
+        }
+        report
+    }
+
+    fn link_stage(
+        &mut self,
+        ops: &[Op],
+        places: &[usize],
+        refusals: &mut Refusals,
+        report: &mut ApplyReport,
+    ) -> Result<(), KernelError> {
+        for &place in places {
+            let op = &ops[place];
+            if refusals.block(op) {
+                refusals.refused(op);
+                report.skipped.push(place);
+                continue;
+            }
+            match survivable(self.write_link(op))? {
+                Ok(()) => report.applied += 1,
+                Err(error) => {
+                    refusals.refused(op);
+                    report.refused.push((place, error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One send and what came of it.
+    fn send_stage(
+        &mut self,
+        stage: Stage,
+        ops: &[Op],
+        places: &[usize],
+        refusals: &mut Refusals,
+        report: &mut ApplyReport,
+    ) -> Result<(), KernelError> {
+        self.batch.clear();
+        let mut sent = Vec::with_capacity(places.len());
+        let mut refused = Vec::new();
+        for &place in places {
+            let op = &ops[place];
+            if refusals.block(op) {
+                refusals.refused(op);
+                report.skipped.push(place);
+                continue;
+            }
+            match survivable(self.encode(op)) {
+                Ok(Ok(())) => sent.push(place),
+                Ok(Err(error)) => refused.push((place, error)),
+                Err(error) => {
+                    self.batch.clear();
+                    return Err(error);
+                }
+            }
+        }
+        let verdicts = self.wire.write(self.batch, stage.doing());
+        if let Some(monitor) = self.monitor.as_deref_mut() {
+            monitor.settle(self.wire.port());
+        }
+        for (nth, verdict) in verdicts? {
+            let Some(&place) = sent.get(nth) else { continue };
+            refused.push((place, refusal(self.text(&ops[place]), verdict)));
+        }
+        report.applied += places.len() - refused.len() - count_within(&report.skipped, places);
+        refused.sort_by_key(|(place, _)| *place);
+        for (place, error) in refused {
+            refusals.refused(&ops[place]);
+            report.refused.push((place, error));
+        }
+        Ok(())
+    }
+
+    /// Appends the one message of an operation that is not a link's.
+    fn encode(&mut self, op: &Op) -> Result<(), KernelError> {
+        let echo = match op {
+            Op::DeleteLink { .. } | Op::CreateLink { .. } | Op::UpdateLink { .. } => return self.write_link(op),
+            Op::AddAddress(key) => {
+                let index = self.index(key.link, op)?;
+                address::add(self.batch, index, key.addr, key.len);
+                None
+            }
+            Op::DeleteAddress(key) => {
+                let index = self.index(key.link, op)?;
+                address::delete(self.batch, index, key.addr, key.len);
+                None
+            }
+            Op::PutFdb { key, dst } => {
+                let index = self.index(key.link, op)?;
+                neighbour::put_fdb(self.batch, index, key.mac, *dst);
+                Some(Echo::PutFdb { index, mac: key.mac, dst: *dst })
+            }
+            Op::DeleteFdb { key, dst } => {
+                let index = self.index(key.link, op)?;
+                neighbour::delete_fdb(self.batch, index, key.mac, *dst);
+                Some(Echo::DeleteFdb { index, mac: key.mac, dst: *dst })
+            }
+            Op::PutNeighbour { key, mac } => {
+                let index = self.index(key.link, op)?;
+                neighbour::put(self.batch, index, key.addr, *mac);
+                None
+            }
+            Op::DeleteNeighbour { key, mac } => {
+                let index = self.index(key.link, op)?;
+                neighbour::delete(self.batch, index, key.addr, *mac);
+                Some(Echo::DeleteNeighbour { index, addr: key.addr })
+            }
+            Op::CreateRoute { prefix, route } => {
+                let index = self.optional_index(route.link, op)?;
+                route::create(self.batch, *prefix, route, index);
+                None
+            }
+            Op::ReplaceRoute { prefix, change } => {
+                let index = self.optional_index(change.1.link, op)?;
+                route::replace(self.batch, *prefix, &change.1, index);
+                None
+            }
+            Op::DeleteRoute { prefix, route } => {
+                let index = self.optional_index(route.link, op)?;
+                route::delete(self.batch, *prefix, route, index);
+                None
+            }
+        };
+        if let (Some(monitor), Some(echo)) = (self.monitor.as_deref_mut(), echo) {
+            monitor.expect(echo);
+        }
+        Ok(())
+    }
+
+    fn write_link(&mut self, op: &Op) -> Result<(), KernelError> {
+        // What strangers did before must not be taken for an effect of ours.
+        if let Some(monitor) = self.monitor.as_deref_mut() {
+            monitor.settle(self.wire.port());
+        }
+        let (index, expected, result) = match op {
+            Op::CreateLink { id, link } => {
+                let result = self.create_link(op, *id, link);
+                (self.indices.get(id).copied(), Some(&**link), result)
+            }
+            Op::UpdateLink { id, from, to } => {
+                let index = self.index(*id, op)?;
+                (Some(index), Some(&**to), self.update_link(op, index, from, to))
+            }
+            Op::DeleteLink { id, .. } => {
+                let index = self.index(*id, op)?;
+                link::delete(self.batch, index);
+                let result = self.send(op);
+                if result.is_ok() {
+                    self.indices.remove(id);
+                }
+                (Some(index), None, result)
+            }
+            _ => return Ok(()),
+        };
+        if let (Some(monitor), Some(index)) = (self.monitor.as_deref_mut(), index) {
+            monitor.settle_link(self.wire.port(), index, expected);
+        }
+        result
+    }
+
+    fn create_link(&mut self, op: &Op, id: LinkId, wanted: &Link) -> Result<(), KernelError> {
+        let LinkKind::Vxlan(vxlan) = &wanted.kind else {
+            return Err(KernelError::Unsupported {
+                what: self.text(op),
+                hint: "only VXLAN devices are created here; other data planes open their own".to_owned(),
+            });
+        };
+        let lower = self.optional_index(vxlan.lower, op)?;
+        self.indices.remove(&id);
+        link::create_vxlan(self.batch, wanted, vxlan, lower);
+        self.send(op).map_err(without_driver)?;
+        let index = self.find(&wanted.name, op)?;
+        self.indices.insert(id, index);
+        // Before it is up: a router advertisement must not find it listening (contract 8.2).
+        ignore_router_advertisements(&wanted.name);
+        let change = link::Change {
+            // Creation ignores an alias (kernel-facts 30).
+            alias: wanted.alias.as_deref(),
+            up: wanted.up.then_some(true),
+            ..link::Change::default()
+        };
+        link::change(self.batch, index, &change);
+        self.send(op)
+    }
+
+    fn update_link(&mut self, op: &Op, index: u32, from: &Link, to: &Link) -> Result<(), KernelError> {
+        let mut change = link::Change {
+            name: (from.name != to.name).then_some(&to.name),
+            mac: to.mac.filter(|mac| from.mac != Some(*mac)),
+            mtu: (from.mtu != to.mtu).then_some(to.mtu),
+            group: (from.group != to.group).then_some(to.group),
+            alias: (from.alias != to.alias).then_some(to.alias.as_deref().unwrap_or("")),
+            up: (from.up != to.up).then_some(to.up),
+        };
+        if to.up && !from.up && matches!(to.kind, LinkKind::Vxlan(_)) {
+            ignore_router_advertisements(&from.name);
+        }
+        if let (LinkKind::Vxlan(Vxlan { learning: was, .. }), LinkKind::Vxlan(Vxlan { learning, .. })) =
+            (&from.kind, &to.kind)
+            && was != learning
+        {
+            link::change_learning(self.batch, index, *learning);
+            self.send(op)?;
+        }
+        link::change(self.batch, index, &change);
+        let busy =
+            |error: &KernelError| matches!(error, KernelError::Refused { errno, .. } if *errno == Errno::EBUSY as i32);
+        match self.send(op) {
+            // Kernels before 6.2 rename only what is down. That takes routes and neighbours along, so the hint is due.
+            Err(error) if busy(&error) && change.name.is_some() && from.up => {
+                if let Some(monitor) = self.monitor.as_deref_mut() {
+                    monitor.changed();
+                }
+                let down = link::Change { up: Some(false), ..link::Change::default() };
+                link::change(self.batch, index, &down);
+                self.send(op)?;
+                change.up = Some(to.up);
+                link::change(self.batch, index, &change);
+                self.send(op)
+            }
+            result => result,
+        }
+    }
+
+    /// Sends what one operation needs.
+    fn send(&mut self, op: &Op) -> Result<(), KernelError> {
+        let refused = self.wire.write(self.batch, Stage::of(op).doing())?;
+        match refused.into_iter().next() {
+            None => Ok(()),
+            Some((_, verdict)) => Err(refusal(self.text(op), verdict)),
+        }
+    }
+
+    fn optional_index(&mut self, id: Option<LinkId>, op: &Op) -> Result<Option<u32>, KernelError> {
+        id.map(|id| self.index(id, op)).transpose()
+    }
+
+    fn index(&mut self, id: LinkId, op: &Op) -> Result<u32, KernelError> {
+        let gone = |applier: &Self| applier.gone(op);
+        match id {
+            LinkId::Other(index) => Ok(index),
+            LinkId::Uplink => self.scope.uplink.ok_or_else(|| gone(self)),
+            LinkId::Own(slot) => {
+                if let Some(index) = self.indices.get(&id) {
+                    return Ok(*index);
+                }
+                let device = self.scope.devices.get(usize::from(slot)).ok_or_else(|| gone(self))?;
+                let index = self.find(&device.name, op)?;
+                self.indices.insert(id, index);
+                Ok(index)
+            }
+        }
+    }
+
+    /// Looks a device up by name; the batch keeps what it holds.
+    fn find(&mut self, name: &LinkName, op: &Op) -> Result<u32, KernelError> {
+        let mut request = Batch::default();
+        link::get_by_name(&mut request, name);
+        let found = self.wire.fetch(&mut request, "looking a link up", |message| link::decode(message.payload))?;
+        match found {
+            Ok(Some(seen)) => Ok(seen.index),
+            Ok(None) => Err(self.gone(op)),
+            Err(verdict) => Err(refusal(self.text(op), verdict)),
+        }
+    }
+
+    fn gone(&self, op: &Op) -> KernelError {
+        let verdict = Verdict { errno: Errno::ENODEV as i32, text: String::new() };
+        refusal(self.text(op), verdict)
+    }
+
+    fn text(&self, op: &Op) -> String {
+        OpText { op, scope: self.scope }.to_string()
+    }
+}
+
+/// Splits errors that concern one operation from those that end the whole plan.
+fn survivable(result: Result<(), KernelError>) -> Result<Result<(), KernelError>, KernelError> {
+    match result {
+        Err(error @ (KernelError::Timeout { .. } | KernelError::Lost { .. } | KernelError::Stopped)) => Err(error),
+        result => Ok(result),
+    }
+}
+
+fn count_within(skipped: &[usize], places: &[usize]) -> usize {
+    let Some(first) = places.first() else { return 0 };
+    skipped.iter().rev().take_while(|place| *place >= first).count()
+}
+
+/// A kernel without the driver says so in its extended ACK, an older one in the number alone.
+fn without_driver(error: KernelError) -> KernelError {
+    match error {
+        KernelError::Refused { errno, message, .. }
+            if errno == Errno::EOPNOTSUPP as i32 && (message.is_empty() || message.contains("Unknown device type")) =>
+        {
+            KernelError::Unsupported {
+                what: "a vxlan device".to_owned(),
+                hint: "load the driver (modprobe vxlan) or choose a backend without it".to_owned(),
+            }
+        }
+        error => error,
+    }
+}
+
+/// Best effort, as in flannel: the file is missing where IPv6 is off and read-only in many containers. It is that of
+/// the calling thread's network namespace.
+fn ignore_router_advertisements(name: &LinkName) {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    if let Err(error) = std::fs::write(path, "0") {
+        tracing::debug!(device = %name, %error, "accept_ra stays as it is");
+    }
+}

@@ -1,0 +1,259 @@
+//! Routes.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use nix::libc::{RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+
+use super::address::af;
+use super::{Batch, Unreadable, addr_of, each_attribute, prefix_of, u32_of};
+use crate::kernel::Scope;
+use crate::net::{Family, Prefix};
+use crate::state::{Route, RouteKind};
+
+/// Asks for one family's routes of the main table.
+pub(crate) fn dump(batch: &mut Batch, family: Family) {
+    let mut message = RouteMessage::default();
+    message.header.address_family = af(family);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.attributes = vec![RouteAttribute::Table(u32::from(RouteHeader::RT_TABLE_MAIN))];
+    batch.push(RTM_GETROUTE, NLM_F_DUMP, &message);
+}
+
+/// Creates a route; refused if its key holds any.
+pub(crate) fn create(batch: &mut Batch, prefix: Prefix, route: &Route, index: Option<u32>) {
+    batch.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &body(prefix, route, index));
+}
+
+/// Puts a route in the place of the first one of its key.
+pub(crate) fn replace(batch: &mut Batch, prefix: Prefix, route: &Route, index: Option<u32>) {
+    batch.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body(prefix, route, index));
+}
+
+/// Deletes exactly this route: protocol, type, gateway and device have to match.
+pub(crate) fn delete(batch: &mut Batch, prefix: Prefix, route: &Route, index: Option<u32>) {
+    let mut message = body(prefix, route, index);
+    // Any scope: it is not kept in a `Route`.
+    message.header.scope = RouteScope::NoWhere;
+    batch.push(RTM_DELROUTE, 0, &message);
+}
+
+fn body(prefix: Prefix, route: &Route, index: Option<u32>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: af(prefix.family()),
+        destination_prefix_length: prefix.len(),
+        source_prefix_length: 0,
+        tos: 0,
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::from(route.protocol),
+        scope: RouteScope::Universe,
+        kind: match route.kind {
+            RouteKind::Blackhole => RouteType::BlackHole,
+            RouteKind::Unicast | RouteKind::Foreign => RouteType::Unicast,
+        },
+        flags: if route.onlink { RouteFlags::Onlink } else { RouteFlags::empty() },
+    };
+    let mut attributes = Vec::with_capacity(3);
+    attributes.push(RouteAttribute::Destination(prefix.addr().into()));
+    attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    attributes.extend(index.map(RouteAttribute::Oif));
+    message.attributes = attributes;
+    message
+}
+
+/// A route as the kernel tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SeenRoute {
+    pub(crate) prefix: Prefix,
+    pub(crate) table: u32,
+    pub(crate) tos: u8,
+    pub(crate) metric: u32,
+    pub(crate) protocol: u8,
+    /// Whether its type is `RTN_UNICAST`, whatever else makes it foreign.
+    pub(crate) forwards: bool,
+    pub(crate) kind: RouteKind,
+    pub(crate) gateway: Option<IpAddr>,
+    /// Interface index; none for a blackhole (IPv6 shows `lo`) or several next hops.
+    pub(crate) index: Option<u32>,
+    pub(crate) onlink: bool,
+    /// Further gateways: those of several next hops, or one of the other family.
+    pub(crate) hops: Vec<IpAddr>,
+}
+
+impl SeenRoute {
+    /// Whether its key is one that the overlay reads and writes.
+    pub(crate) fn in_territory(&self, scope: &Scope) -> bool {
+        let plain = match self.prefix.family() {
+            Family::V4 => 0,
+            // What the kernel makes of metric 0 (kernel-facts 10).
+            Family::V6 => 1024,
+        };
+        self.in_main_table() && self.tos == 0 && self.metric == plain && scope.covers(&self.prefix)
+    }
+
+    pub(crate) fn in_main_table(&self) -> bool {
+        self.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+    }
+}
+
+// include/uapi/linux/rtnetlink.h
+const RTA_DST: u16 = 1;
+const RTA_SRC: u16 = 2;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTA_VIA: u16 = 18;
+const RTA_ENCAP_TYPE: u16 = 21;
+const RTA_ENCAP: u16 = 22;
+const RTA_NH_ID: u16 = 30;
+const BODY_LEN: usize = 12;
+const RTNEXTHOP_LEN: usize = 8;
+
+/// Reads `RTM_NEWROUTE` or `RTM_DELROUTE`; `None` for a family that is not IP and for what is only cached.
+pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
+    const WHAT: &str = "route message";
+    let header = RouteHeader::parse(payload).map_err(|_| Unreadable::new(WHAT))?;
+    let family = match header.address_family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return Ok(None),
+    };
+    if header.flags.contains(RouteFlags::Cloned) {
+        return Ok(None);
+    }
+    let unspecified = match family {
+        Family::V4 => IpAddr::from([0; 4]),
+        Family::V6 => IpAddr::from([0; 16]),
+    };
+    let of_family = |value: &[u8]| match addr_of(value)? {
+        addr if Family::of(addr) == family => Ok(addr),
+        _ => Err(Unreadable::new(WHAT)),
+    };
+    let mut dst = unspecified;
+    let mut foreign = header.source_prefix_length != 0;
+    let mut seen = SeenRoute {
+        prefix: Prefix::host(unspecified),
+        table: u32::from(header.table),
+        tos: header.tos,
+        metric: 0,
+        protocol: header.protocol.into(),
+        forwards: header.kind == RouteType::Unicast,
+        kind: RouteKind::Foreign,
+        gateway: None,
+        index: None,
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        hops: Vec::new(),
+    };
+    each_attribute(payload.get(BODY_LEN..).unwrap_or(&[]), WHAT, |kind, value| {
+        match kind {
+            RTA_DST => dst = of_family(value)?,
+            RTA_GATEWAY => seen.gateway = Some(of_family(value)?),
+            RTA_OIF => seen.index = Some(u32_of(value)?),
+            RTA_PRIORITY => seen.metric = u32_of(value)?,
+            RTA_TABLE => seen.table = u32_of(value)?,
+            RTA_SRC | RTA_PREFSRC | RTA_ENCAP | RTA_ENCAP_TYPE | RTA_NH_ID => foreign = true,
+            RTA_VIA => {
+                foreign = true;
+                seen.hops.push(via(value)?);
+            }
+            RTA_MULTIPATH => {
+                foreign = true;
+                next_hops(value, &mut seen.hops)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    })?;
+    seen.prefix = prefix_of(dst, header.destination_prefix_length)?;
+    seen.kind = match header.kind {
+        _ if foreign => RouteKind::Foreign,
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::BlackHole => RouteKind::Blackhole,
+        _ => RouteKind::Foreign,
+    };
+    if seen.kind == RouteKind::Blackhole {
+        seen.index = None;
+    }
+    Ok(Some(seen))
+}
+
+/// `struct rtvia`: family, address.
+fn via(value: &[u8]) -> Result<IpAddr, Unreadable> {
+    addr_of(value.get(2..).unwrap_or(&[]))
+}
+
+/// `struct rtnexthop`, each with attributes.
+fn next_hops(mut value: &[u8], hops: &mut Vec<IpAddr>) -> Result<(), Unreadable> {
+    const WHAT: &str = "next hop";
+    while let [low, high, ..] = value {
+        let len = usize::from(u16::from_ne_bytes([*low, *high]));
+        let hop = value.get(..len).filter(|hop| hop.len() >= RTNEXTHOP_LEN).ok_or(Unreadable::new(WHAT))?;
+        each_attribute(&hop[RTNEXTHOP_LEN..], WHAT, |kind, value| {
+            match kind {
+                RTA_GATEWAY => hops.push(addr_of(value)?),
+                RTA_VIA => hops.push(via(value)?),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        value = value.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::codec::messages;
+    use crate::state::LinkId;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_route_reads_back(
+            addr: IpAddr, len in 0u8..=32, gateway: Option<[u8; 4]>, index: u32, onlink: bool, protocol: u8,
+            blackhole: bool,
+        ) {
+            let prefix = Prefix::masked(addr, len).unwrap();
+            let gateway = gateway.map(|v4| match prefix.family() {
+                Family::V4 => IpAddr::from(v4),
+                Family::V6 => std::net::Ipv4Addr::from(v4).to_ipv6_mapped().into(),
+            });
+            let kind = if blackhole { RouteKind::Blackhole } else { RouteKind::Unicast };
+            let route = Route { kind, gateway, link: Some(LinkId::Other(index)), onlink, protocol };
+            let mut batch = Batch::default();
+            create(&mut batch, prefix, &route, Some(index));
+            let message = messages(batch.bytes()).next().unwrap().unwrap();
+            let seen = decode(message.payload).unwrap().unwrap();
+            prop_assert_eq!((seen.prefix, seen.kind, seen.gateway), (prefix, kind, gateway));
+            prop_assert_eq!((seen.onlink, seen.protocol, seen.table), (onlink, protocol, 254));
+            prop_assert_eq!(seen.index, (!blackhole).then_some(index));
+        }
+    }
+
+    #[test]
+    fn a_route_is_the_message_that_flannel_sends_but_for_its_protocol() {
+        let prefix: Prefix = "10.5.35.0/24".parse().unwrap();
+        let route = Route { protocol: Route::BOOT, ..Route::overlay(prefix, prefix.addr(), LinkId::Own(0)) };
+        let mut batch = Batch::default();
+        replace(&mut batch, prefix, &route, Some(7));
+        let golden = [
+            52, 0, 0, 0, 24, 0, 0x01, 0x05, 0, 0, 0, 0, 0, 0, 0, 0, // NEWROUTE, REQUEST|REPLACE|CREATE
+            2, 24, 0, 0, 254, 3, 0, 1, 4, 0, 0, 0, // inet /24, main, boot, universe, unicast, onlink
+            8, 0, 1, 0, 10, 5, 35, 0, // RTA_DST
+            8, 0, 5, 0, 10, 5, 35, 0, // RTA_GATEWAY
+            8, 0, 4, 0, 7, 0, 0, 0, // RTA_OIF
+        ];
+        if cfg!(target_endian = "little") {
+            assert_eq!(batch.bytes(), golden);
+        }
+    }
+}

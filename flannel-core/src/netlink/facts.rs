@@ -1,0 +1,61 @@
+//! What the host looks like.
+
+use std::collections::BTreeSet;
+
+use super::codec::{Batch, address, route};
+use super::observe::read_links;
+use super::wire::Wire;
+use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError};
+use crate::net::Family;
+use crate::state::Route;
+
+/// Reads links, addresses and the main table of both families.
+pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts, KernelError> {
+    let mut facts = HostFacts::default();
+    for seen in read_links(wire, batch)? {
+        let crate::state::Link { name, kind, mac, mtu, up, group, alias } = seen.link;
+        facts.links.insert(seen.index, HostLink { name, kind, mac, mtu, up, group, alias });
+    }
+    let mut behind = Vec::new();
+    for family in Family::BOTH {
+        address::dump(batch, family, 0);
+        facts.addresses.extend(wire.dump(batch, "reading addresses", |message| {
+            Ok(address::decode(message.payload)?.filter(|seen| Family::of(seen.addr) == family))
+        })?);
+        route::dump(batch, family);
+        let routes = wire.dump(batch, "reading routes", |message| {
+            Ok(route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family && is_strangers(seen)))
+        })?;
+        for seen in routes {
+            facts.next_hops.extend(seen.gateway.iter().chain(&seen.hops));
+            let plain = seen.forwards && seen.tos == 0;
+            let route = HostRoute {
+                prefix: seen.prefix,
+                link: seen.index,
+                gateway: seen.gateway.or(seen.hops.first().copied()),
+                metric: seen.metric,
+            };
+            match () {
+                () if !plain => {}
+                () if route.prefix.len() == 0 => facts.defaults.push(route),
+                () if route.gateway.is_none() => facts.on_link.push(route),
+                () => behind.push(route),
+            }
+        }
+    }
+    // A route with a gateway matters where it takes addresses out of a connected prefix.
+    let connected: BTreeSet<_> = facts.on_link.iter().map(|route| route.prefix).collect();
+    let inside = |route: &HostRoute| {
+        (0..=route.prefix.len())
+            .filter_map(|len| crate::net::Prefix::masked(route.prefix.addr(), len).ok())
+            .any(|prefix| connected.contains(&prefix))
+    };
+    facts.on_link.extend(behind.into_iter().filter(inside));
+    Ok(facts)
+}
+
+/// Whether a route of the main table has a protocol that is not ours.
+fn is_strangers(seen: &route::SeenRoute) -> bool {
+    let ours = Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS;
+    seen.in_main_table() && !ours.contains(&seen.protocol)
+}

@@ -1,0 +1,470 @@
+//! Notifications to hints.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
+
+use futures_util::stream::{self, Stream};
+use nix::libc::{
+    RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
+};
+use rtnetlink::sys::Socket;
+use tokio::sync::Notify;
+
+use super::codec::neighbour::Table;
+use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbour, route};
+use super::observe::{is_link_local, read_links};
+use super::wire::{RECEIVE_BUFFER, Wire, open_socket, receive};
+use crate::kernel::{Hint, HostAddress, KernelError, Scope, SeenLink};
+use crate::net::{Family, MacAddr};
+use crate::state::{Link, LinkId, Route};
+
+/// Multicast groups: link, neigh, IPv4 and IPv6 ifaddr and route (`enum rtnetlink_groups`).
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+
+/// Most datagrams read in a row, so that a flood of notifications does not keep requests waiting.
+const DRAIN: usize = 16_384;
+
+/// Most own writes waited for: those of some sends, should a drain have been cut short.
+const ECHOES: usize = 16 * Batch::MAX;
+
+const DATAGRAM: usize = 32 << 10;
+
+/// Listens to what happens, and tells what matters and was not us.
+///
+/// Our own writes come back. Routes, addresses and most neighbour events carry the port of the socket that asked for
+/// them (kernel-facts 28). Forwarding entries, deleted neighbours and links carry none; but the kernel queues a
+/// notification before it acknowledges the request, so all echoes of a send are there once its acknowledgement is, and
+/// can be matched with what that send wrote. What is left over then will never come.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    socket: Socket,
+    buffer: Vec<u8>,
+    /// As last heard of, in the order of their indices.
+    links: Vec<SeenLink>,
+    addresses: BTreeMap<AddressId, Lifetime>,
+    watches: Vec<Watch>,
+    echoes: BTreeMap<Echo, u32>,
+    /// A device that we are changing right now: the kernel's own clearing up after that is ours too.
+    flux: Option<u32>,
+    /// Notifications were lost, so links and addresses have to be read again.
+    stale: bool,
+}
+
+/// One of our writes whose notification has no port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Echo {
+    PutFdb { index: u32, mac: MacAddr, dst: IpAddr },
+    DeleteFdb { index: u32, mac: MacAddr, dst: IpAddr },
+    DeleteNeighbour { index: u32, addr: IpAddr },
+}
+
+type AddressId = (u32, IpAddr, u8);
+
+/// What of an address's flags anybody looks at: refreshed lifetimes are not news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lifetime {
+    permanent: bool,
+    temporary: bool,
+    deprecated: bool,
+}
+
+#[derive(Debug)]
+struct Watch {
+    scope: Scope,
+    ids: BTreeMap<u32, LinkId>,
+    signals: Vec<Weak<Signal>>,
+}
+
+impl Monitor {
+    /// Joins the groups, then reads what there is.
+    ///
+    /// # Errors
+    /// [`KernelError::Lost`] when there is no socket to be had.
+    pub(crate) fn open() -> Result<Self, KernelError> {
+        let socket = Self::join().map_err(|error| KernelError::Lost {
+            doing: "subscribing to notifications".to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok(Self {
+            socket,
+            buffer: vec![0; DATAGRAM],
+            links: Vec::new(),
+            addresses: BTreeMap::new(),
+            watches: Vec::new(),
+            echoes: BTreeMap::new(),
+            flux: None,
+            stale: true,
+        })
+    }
+
+    fn join() -> io::Result<Socket> {
+        // A device going down with thousands of neighbours says so in as many messages (kernel-facts 6).
+        let mut socket = open_socket(RECEIVE_BUFFER)?;
+        socket.bind_auto()?;
+        for group in GROUPS {
+            socket.add_membership(group)?;
+        }
+        Ok(socket)
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether anybody still listens.
+    pub(crate) fn is_wanted(&mut self) -> bool {
+        for watch in &mut self.watches {
+            watch.signals.retain(|signal| signal.strong_count() > 0);
+        }
+        self.watches.retain(|watch| !watch.signals.is_empty());
+        !self.watches.is_empty()
+    }
+
+    /// Tells `signal` what concerns `scope`, which replaces an earlier one of the same overlay.
+    pub(crate) fn watch(&mut self, scope: Scope, signal: &Arc<Signal>) {
+        let known = self.watches.iter().position(|watch| watch.scope.overlay == scope.overlay);
+        let ids = scope.identify(&self.links);
+        match known.and_then(|place| self.watches.get_mut(place)) {
+            Some(watch) => {
+                watch.scope = scope;
+                watch.ids = ids;
+                watch.signals.push(Arc::downgrade(signal));
+            }
+            None => self.watches.push(Watch { scope, ids, signals: vec![Arc::downgrade(signal)] }),
+        }
+    }
+
+    /// Whether links and addresses have to be read again.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Reads links and addresses, to compare notifications with.
+    pub(crate) fn resync(&mut self, wire: &mut Wire, batch: &mut Batch) -> Result<(), KernelError> {
+        let mut links = read_links(wire, batch)?;
+        links.sort_by_key(|seen| seen.index);
+        let mut addresses = BTreeMap::new();
+        for family in Family::BOTH {
+            address::dump(batch, family, 0);
+            addresses.extend(wire.dump(batch, "reading addresses", |message| {
+                Ok(address::decode(message.payload)?.map(|seen| (id_of(&seen), lifetime_of(&seen))))
+            })?);
+        }
+        self.links = links;
+        self.addresses = addresses;
+        self.stale = false;
+        for watch in &mut self.watches {
+            watch.ids = watch.scope.identify(&self.links);
+        }
+        Ok(())
+    }
+
+    /// Announces a write that is about to be sent.
+    pub(crate) fn expect(&mut self, echo: Echo) {
+        if self.echoes.len() >= ECHOES {
+            self.echoes.clear();
+        }
+        *self.echoes.entry(echo).or_default() += 1;
+    }
+
+    /// Reads what came up to now; `port` is that of our requests.
+    pub(crate) fn drain(&mut self, port: u32) {
+        for _ in 0..DRAIN {
+            let mut buffer = std::mem::take(&mut self.buffer);
+            let received = receive(&self.socket, &mut buffer);
+            match received {
+                Ok(Some(len)) => {
+                    for message in messages(&buffer[..len]) {
+                        if message.and_then(|message| self.read(&message, port)).is_err() {
+                            // What cannot be read may have said anything.
+                            self.raise_all(Hint::Lost);
+                        }
+                    }
+                }
+                Ok(None) => {
+                    self.buffer = buffer;
+                    self.echoes.clear();
+                    return;
+                }
+                Err(errno) => {
+                    tracing::debug!(%errno, "kernel notifications were lost");
+                    self.stale = true;
+                    self.raise_all(Hint::Lost);
+                }
+            }
+            self.buffer = buffer;
+        }
+    }
+
+    /// After a send was acknowledged: all its echoes are there.
+    pub(crate) fn settle(&mut self, port: u32) {
+        self.drain(port);
+    }
+
+    /// After a device was written: whatever happened to it was us, if it now is as `expected` (`None`: gone).
+    pub(crate) fn settle_link(&mut self, port: u32, index: u32, expected: Option<&Link>) {
+        self.flux = Some(index);
+        self.drain(port);
+        self.flux = None;
+        let as_expected = match (self.link(index), expected) {
+            (None, None) => true,
+            (Some(seen), Some(expected)) => {
+                seen.link.name == expected.name
+                    && (expected.mac.is_none() || seen.link.mac == expected.mac)
+                    && seen.link.mtu == expected.mtu
+                    && seen.link.up == expected.up
+                    && seen.link.group == expected.group
+                    && seen.link.alias == expected.alias
+            }
+            _ => false,
+        };
+        if !as_expected {
+            self.changed();
+        }
+    }
+
+    /// Tells everybody to look.
+    pub(crate) fn changed(&mut self) {
+        self.raise_all(Hint::Changed);
+    }
+
+    /// Tells everybody that anything may have changed.
+    pub(crate) fn lost(&mut self) {
+        self.raise_all(Hint::Lost);
+    }
+
+    fn raise_all(&self, hint: Hint) {
+        for watch in &self.watches {
+            watch.raise(hint);
+        }
+    }
+
+    fn link(&self, index: u32) -> Option<&SeenLink> {
+        self.links.binary_search_by_key(&index, |seen| seen.index).ok().and_then(|place| self.links.get(place))
+    }
+
+    fn read(&mut self, message: &Message<'_>, port: u32) -> Result<(), Unreadable> {
+        let ours = message.port != 0 && message.port == port;
+        match message.kind {
+            RTM_NEWLINK | RTM_DELLINK => {
+                if let Some(seen) = link::decode(message.payload)? {
+                    self.read_link(seen, message.kind == RTM_NEWLINK);
+                }
+            }
+            RTM_NEWADDR | RTM_DELADDR => {
+                if let Some(seen) = address::decode(message.payload)? {
+                    self.read_address(&seen, message.kind == RTM_NEWADDR, ours);
+                }
+            }
+            RTM_NEWNEIGH | RTM_DELNEIGH => {
+                if let Some(entry) = neighbour::decode(message.payload)? {
+                    self.read_neighbour(&entry, message, ours);
+                }
+            }
+            RTM_NEWROUTE | RTM_DELROUTE => {
+                if let Some(seen) = route::decode(message.payload)? {
+                    self.read_route(&seen, ours);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn read_link(&mut self, seen: SeenLink, there: bool) {
+        let index = seen.index;
+        let was_up = self.link(index).is_some_and(|known| known.link.up);
+        let is_up = there && seen.link.up;
+        match (self.links.binary_search_by_key(&index, |known| known.index), there) {
+            // Statistics, carrier, queues: nothing of that is kept.
+            (Ok(place), true) if self.links[place] == seen => return,
+            (Ok(place), true) => self.links[place] = seen,
+            (Err(place), true) => self.links.insert(place, seen),
+            (Ok(place), false) => {
+                self.links.remove(place);
+            }
+            (Err(_), false) => return,
+        }
+        if !there {
+            self.addresses.retain(|(link, ..), _| *link != index);
+        }
+        for watch in &mut self.watches {
+            let ids = watch.scope.identify(&self.links);
+            let before = std::mem::replace(&mut watch.ids, ids);
+            let touched = [before.get(&index), watch.ids.get(&index)];
+            if touched.contains(&Some(&LinkId::Uplink)) {
+                watch.raise(Hint::FactsChanged);
+                // Its IPv4 routes go without a word of their own (kernel-facts 4).
+                if was_up && !is_up {
+                    watch.raise(Hint::Changed);
+                }
+            }
+            let in_scope = touched.iter().any(|id| matches!(id, Some(LinkId::Own(_) | LinkId::Other(_))));
+            if (in_scope || before != watch.ids) && self.flux != Some(index) {
+                watch.raise(Hint::Changed);
+            }
+        }
+    }
+
+    fn read_address(&mut self, seen: &HostAddress, there: bool, ours: bool) {
+        let before = match there {
+            true => self.addresses.insert(id_of(seen), lifetime_of(seen)),
+            false => self.addresses.remove(&id_of(seen)),
+        };
+        // Duplicate address detection and router advertisements repeat what is known.
+        let news = if there { before != Some(lifetime_of(seen)) } else { before.is_some() };
+        if !news || ours || is_link_local(seen.addr) || self.flux == Some(seen.link) {
+            return;
+        }
+        for watch in &self.watches {
+            if let Some(LinkId::Own(_)) = watch.ids.get(&seen.link) {
+                watch.raise(Hint::Changed);
+                continue;
+            }
+            watch.raise(Hint::FactsChanged);
+            // Routes through it go without a word of their own (kernel-facts 5).
+            if !there {
+                watch.raise(Hint::Changed);
+            }
+        }
+    }
+
+    fn read_neighbour(&mut self, entry: &neighbour::Entry, message: &Message<'_>, ours: bool) {
+        let there = message.kind == RTM_NEWNEIGH;
+        let Some(echo) = echo_of(entry, there) else { return };
+        // What the kernel resolves by itself is not permanent and comes without a port.
+        let weighty = entry.permanent || !there || (message.port != 0 && entry.table == Table::Neighbours);
+        if !weighty || ours || self.flux == Some(entry.index) || echo.is_some_and(|echo| self.take_echo(echo)) {
+            return;
+        }
+        for watch in &self.watches {
+            if let Some(LinkId::Own(_)) = watch.ids.get(&entry.index) {
+                watch.raise(Hint::Changed);
+            }
+        }
+    }
+
+    fn take_echo(&mut self, echo: Echo) -> bool {
+        let Some(count) = self.echoes.get_mut(&echo) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.echoes.remove(&echo);
+        }
+        true
+    }
+
+    fn read_route(&mut self, seen: &route::SeenRoute, ours: bool) {
+        if ours || !seen.in_main_table() || (self.flux.is_some() && seen.index == self.flux) {
+            return;
+        }
+        let own_protocol = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(&seen.protocol);
+        let local = is_link_local(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
+        let plain = seen.prefix.len() == 0 || (seen.gateway.is_none() && seen.hops.is_empty());
+        for watch in &self.watches {
+            if seen.in_territory(&watch.scope) {
+                watch.raise(Hint::Changed);
+            }
+            let on_own = seen.index.is_some_and(|index| matches!(watch.ids.get(&index), Some(LinkId::Own(_))));
+            if plain && !own_protocol && !local && !on_own {
+                watch.raise(Hint::FactsChanged);
+            }
+        }
+    }
+}
+
+impl Watch {
+    fn raise(&self, hint: Hint) {
+        for signal in self.signals.iter().filter_map(Weak::upgrade) {
+            signal.raise(hint);
+        }
+    }
+}
+
+/// `None` for entries that are nobody's business; `Some(None)` for those that have their port.
+fn echo_of(entry: &neighbour::Entry, there: bool) -> Option<Option<Echo>> {
+    let index = entry.index;
+    match entry.table {
+        Table::Fdb => {
+            let (mac, dst) = (entry.mac?, entry.addr?);
+            Some(Some(if there { Echo::PutFdb { index, mac, dst } } else { Echo::DeleteFdb { index, mac, dst } }))
+        }
+        Table::Neighbours => {
+            let addr = entry.addr.filter(|addr| !addr.is_multicast() && !is_link_local(*addr))?;
+            Some((!there).then_some(Echo::DeleteNeighbour { index, addr }))
+        }
+    }
+}
+
+fn id_of(seen: &HostAddress) -> AddressId {
+    (seen.link, seen.addr, seen.len)
+}
+
+fn lifetime_of(seen: &HostAddress) -> Lifetime {
+    Lifetime { permanent: seen.permanent, temporary: seen.temporary, deprecated: seen.deprecated }
+}
+
+/// Hints on their way to one listener: a set, so that they merge while nobody polls.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    bits: AtomicU8,
+    notify: Notify,
+}
+
+const CHANGED: u8 = 1;
+const FACTS_CHANGED: u8 = 2;
+const LOST: u8 = 4;
+const CLOSED: u8 = 8;
+
+impl Signal {
+    pub(crate) fn raise(&self, hint: Hint) {
+        self.set(match hint {
+            Hint::Changed => CHANGED,
+            Hint::FactsChanged => FACTS_CHANGED,
+            Hint::Lost => LOST,
+        });
+    }
+
+    /// No more hints will come.
+    pub(crate) fn close(&self) {
+        self.set(CLOSED);
+    }
+
+    fn set(&self, bit: u8) {
+        self.bits.fetch_or(bit, Ordering::AcqRel);
+        self.notify.notify_one();
+    }
+
+    /// The hints, weightiest first, until closed.
+    pub(crate) fn hints(self: Arc<Self>) -> impl Stream<Item = Hint> + Send + 'static {
+        stream::unfold(self, |signal| async move {
+            loop {
+                let bits = signal.bits.load(Ordering::Acquire);
+                // What was lost may have been anything.
+                let (hint, taken) = match bits {
+                    bits if bits & LOST != 0 => (Hint::Lost, LOST | CHANGED | FACTS_CHANGED),
+                    bits if bits & FACTS_CHANGED != 0 => (Hint::FactsChanged, FACTS_CHANGED),
+                    bits if bits & CHANGED != 0 => (Hint::Changed, CHANGED),
+                    bits if bits & CLOSED != 0 => return None,
+                    _ => {
+                        signal.notify.notified().await;
+                        continue;
+                    }
+                };
+                signal.bits.fetch_and(!taken, Ordering::AcqRel);
+                return Some((hint, signal));
+            }
+        })
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        for signal in self.watches.iter().flat_map(|watch| &watch.signals).filter_map(Weak::upgrade) {
+            signal.close();
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Dumps to state.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::codec::{Batch, address, link, neighbour, route};
+use super::wire::Wire;
+use crate::kernel::{KernelError, Scope, SeenLink};
+use crate::net::Family;
+use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, State};
+
+/// What was seen, and which interface each id stands for.
+pub(crate) struct Seen {
+    pub(crate) state: State,
+    pub(crate) indices: BTreeMap<LinkId, u32>,
+}
+
+/// Reads all that `scope` takes in. Deletions come from entries actually seen, so what changes between two dumps may
+/// cost a redundant write and never a wrong delete (kernel-facts 14).
+pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope) -> Result<Seen, KernelError> {
+    let links = read_links(wire, batch)?;
+    let ids = scope.identify(&links);
+    let own: Vec<(u32, LinkId)> =
+        ids.iter().filter(|(_, id)| matches!(id, LinkId::Own(_))).map(|(index, id)| (*index, *id)).collect();
+    let mut state = State { links: named_links(links, &ids, scope), ..State::default() };
+    let mut addresses = Vec::new();
+    let mut fdb = Vec::new();
+    let mut neighbours = Vec::new();
+    for (index, id) in own {
+        for family in Family::BOTH {
+            address::dump(batch, family, index);
+            addresses.extend(wire.dump(batch, "reading addresses", |message| {
+                Ok(address::decode(message.payload)?
+                    .filter(|seen| seen.link == index && Family::of(seen.addr) == family && !is_link_local(seen.addr))
+                    .map(|seen| (AddressKey { link: id, addr: seen.addr, len: seen.len }, ())))
+            })?);
+        }
+        neighbour::dump_fdb(batch, index);
+        fdb.extend(wire.dump(batch, "reading forwarding entries", |message| {
+            Ok(neighbour::decode(message.payload)?.filter(|entry| entry.index == index).and_then(|entry| {
+                let (mac, dst) = entry.as_fdb()?;
+                Some((FdbKey { link: id, mac, nth: 0 }, dst))
+            }))
+        })?);
+        neighbour::dump(batch, index);
+        neighbours.extend(wire.dump(batch, "reading neighbours", |message| {
+            Ok(neighbour::decode(message.payload)?.filter(|entry| entry.index == index).and_then(|entry| {
+                let (addr, mac) = entry.as_neighbour()?;
+                Some((NeighbourKey { link: id, addr }, mac))
+            }))
+        })?);
+    }
+    let mut routes = Vec::new();
+    for family in scope.networks.families() {
+        route::dump(batch, family);
+        routes.extend(wire.dump(batch, "reading routes", |message| {
+            Ok(route::decode(message.payload)?.filter(|seen| seen.in_territory(scope)).map(|seen| {
+                let link = seen.index.map(|index| ids.get(&index).copied().unwrap_or(LinkId::Other(index)));
+                let route = Route {
+                    kind: seen.kind,
+                    gateway: seen.gateway,
+                    link,
+                    onlink: seen.onlink,
+                    protocol: seen.protocol,
+                };
+                (RouteKey { prefix: seen.prefix, nth: 0 }, route)
+            }))
+        })?);
+    }
+    // Stable sorts keep the order of the dump within a key. A map collected from sorted entries has full nodes; one
+    // that grows by insertion in ascending order is half empty (kernel-facts 25).
+    fdb.sort_by_key(|(key, _)| *key);
+    count_equal(&mut fdb, |a, b| a == b, |key, nth| key.nth = nth);
+    routes.sort_by_key(|(key, _)| *key);
+    count_equal(&mut routes, |a, b| a == b, |key, nth| key.nth = nth);
+    state.addresses = addresses.into_iter().collect();
+    state.fdb = fdb.into_iter().collect();
+    state.neighbours = neighbours.into_iter().collect();
+    state.routes = routes.into_iter().collect();
+    let indices = ids.into_iter().map(|(index, id)| (id, index)).collect();
+    Ok(Seen { state, indices })
+}
+
+/// All links, in the order of the dump.
+pub(crate) fn read_links(wire: &mut Wire, batch: &mut Batch) -> Result<Vec<SeenLink>, KernelError> {
+    link::dump(batch);
+    wire.dump(batch, "reading links", |message| link::decode(message.payload))
+}
+
+fn named_links(links: Vec<SeenLink>, ids: &BTreeMap<u32, LinkId>, scope: &Scope) -> BTreeMap<LinkId, Link> {
+    links
+        .into_iter()
+        .filter_map(|seen| {
+            let id = ids.get(&seen.index).filter(|id| **id != LinkId::Uplink)?;
+            let mut link = seen.link;
+            if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+                vxlan.lower = vxlan.lower.map(|lower| match lower {
+                    LinkId::Other(index) if Some(index) == scope.uplink => LinkId::Uplink,
+                    lower => lower,
+                });
+            }
+            Some((*id, link))
+        })
+        .collect()
+}
+
+/// Numbers the entries of one key.
+fn count_equal<K: Copy, V>(entries: &mut [(K, V)], equal: impl Fn(&K, &K) -> bool, number: impl Fn(&mut K, u16)) {
+    let Some(mut first) = entries.first().map(|(key, _)| *key) else { return };
+    let mut nth = 0u16;
+    for (key, _) in entries.iter_mut().skip(1) {
+        if equal(&first, key) {
+            nth = nth.saturating_add(1);
+            number(key, nth);
+        } else {
+            first = *key;
+            nth = 0;
+        }
+    }
+}
+
+pub(crate) fn is_link_local(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    }
+}

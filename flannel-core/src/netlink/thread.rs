@@ -1,0 +1,273 @@
+//! The thread that owns the sockets.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot};
+
+use super::apply::Applier;
+use super::claim::claim;
+use super::codec::Batch;
+use super::facts::host_facts;
+use super::monitor::{Monitor, Signal};
+use super::observe::observe;
+use super::wire::Wire;
+use crate::kernel::{ApplyReport, Claim, HostFacts, KernelError, OverlayName, Scope};
+use crate::net::{Dual, Prefix};
+use crate::plan::Plan;
+use crate::state::{LinkId, State};
+
+/// Requests that may wait. Each has a caller who waits for it, so there are never many.
+const QUEUE: usize = 16;
+
+/// How long until what could not be read after an overrun is tried again, in milliseconds.
+const RESYNC_PAUSE: u16 = 1000;
+
+type Reply<T> = oneshot::Sender<Result<T, KernelError>>;
+
+pub(crate) enum Command {
+    Claim { overlay: OverlayName, networks: Dual<Prefix>, reply: Reply<Claim> },
+    HostFacts { reply: Reply<HostFacts> },
+    Observe { scope: Scope, reply: Reply<State> },
+    Apply { scope: Scope, plan: Plan, reply: Reply<ApplyReport> },
+}
+
+/// A listener who is not yet known to the thread.
+struct Subscription {
+    scope: Scope,
+    signal: Arc<Signal>,
+}
+
+/// What both sides hold.
+struct Shared {
+    wake: EventFd,
+    /// `None` once the thread has gone.
+    subscriptions: Mutex<Option<Vec<Subscription>>>,
+}
+
+/// The thread, from outside. Dropping it ends the thread after the request at hand.
+pub(crate) struct Thread {
+    commands: Option<mpsc::Sender<Command>>,
+    shared: Arc<Shared>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    /// Starts a thread in the caller's network namespace, or in the one given.
+    pub(crate) fn start(namespace: Option<OwnedFd>) -> Result<Self, KernelError> {
+        let failed = |reason: String| KernelError::Lost { doing: "starting the netlink thread".to_owned(), reason };
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .map_err(|errno| failed(errno.to_string()))?;
+        let shared = Arc::new(Shared { wake, subscriptions: Mutex::new(Some(Vec::new())) });
+        let (commands, receiver) = mpsc::channel(QUEUE);
+        let (started, ready) = std::sync::mpsc::channel();
+        let theirs = Arc::clone(&shared);
+        let handle = std::thread::Builder::new()
+            .name("netlink".to_owned())
+            .spawn(move || {
+                let entered = namespace.map_or(Ok(()), |namespace| enter(&namespace));
+                let go_on = entered.is_ok();
+                // Whoever started us has gone if this fails; the command channel will say so.
+                let _ = started.send(entered);
+                if go_on {
+                    Worker::new(receiver, theirs).run();
+                }
+            })
+            .map_err(|error| failed(error.to_string()))?;
+        let thread = Self { commands: Some(commands), shared, handle: Some(handle) };
+        match ready.recv() {
+            Ok(Ok(())) => Ok(thread),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(KernelError::Stopped),
+        }
+    }
+
+    /// Sends a command and waits for its answer.
+    pub(crate) async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, KernelError> {
+        let (reply, answer) = oneshot::channel();
+        let commands = self.commands.as_ref().ok_or(KernelError::Stopped)?;
+        commands.send(command(reply)).await.map_err(|_| KernelError::Stopped)?;
+        self.shared.wake();
+        answer.await.map_err(|_| KernelError::Stopped)?
+    }
+
+    /// Has `signal` told what concerns `scope`.
+    pub(crate) fn subscribe(&self, scope: Scope, signal: Arc<Signal>) {
+        match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(waiting) => waiting.push(Subscription { scope, signal }),
+            None => signal.close(),
+        }
+        self.shared.wake();
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.commands = None;
+        self.shared.wake();
+        if let Some(handle) = self.handle.take() {
+            // A panic there has been reported by the runtime; there is nobody left to tell.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        // It fails only when the counter is full, and then the thread is awake.
+        let _ = self.wake.write(1);
+    }
+}
+
+fn enter(namespace: &OwnedFd) -> Result<(), KernelError> {
+    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
+        nix::errno::Errno::EPERM => KernelError::Denied {
+            doing: "entering the network namespace".to_owned(),
+            hint: "CAP_SYS_ADMIN is needed, here and in the user namespace that owns it".to_owned(),
+        },
+        errno => KernelError::Refused {
+            doing: "entering the network namespace".to_owned(),
+            errno: errno as i32,
+            message: String::new(),
+        },
+    })
+}
+
+/// The thread, from inside.
+struct Worker {
+    commands: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+    wire: Wire,
+    batch: Batch,
+    monitor: Option<Monitor>,
+    /// Which interfaces an overlay's ids stood for when it last looked.
+    indices: BTreeMap<OverlayName, BTreeMap<LinkId, u32>>,
+}
+
+impl Worker {
+    fn new(commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
+        let (wire, batch, indices) = (Wire::new(), Batch::default(), BTreeMap::new());
+        Self { commands, shared, wire, batch, monitor: None, indices }
+    }
+
+    fn run(mut self) {
+        loop {
+            // Read first: a wake after this is seen by the poll below.
+            let _ = self.shared.wake.read();
+            self.take_subscriptions();
+            self.listen();
+            match self.commands.try_recv() {
+                Ok(command) => self.serve(command),
+                Err(TryRecvError::Empty) => self.wait(),
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
+        let mut timeout = PollTimeout::NONE;
+        if let Some(monitor) = &self.monitor {
+            fds.push(PollFd::new(monitor.as_fd(), PollFlags::POLLIN));
+            if monitor.is_stale() {
+                timeout = PollTimeout::from(RESYNC_PAUSE);
+            }
+        }
+        // Whatever it says, the loop looks at everything.
+        let _ = poll(&mut fds, timeout);
+    }
+
+    fn take_subscriptions(&mut self) {
+        let waiting = match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(waiting) => std::mem::take(waiting),
+            None => return,
+        };
+        for Subscription { scope, signal } in waiting {
+            let monitor = match self.monitor.take() {
+                Some(monitor) => monitor,
+                None => match Monitor::open() {
+                    Ok(monitor) => monitor,
+                    Err(error) => {
+                        // Without notifications everything is seen by audits alone.
+                        tracing::warn!(%error, "no kernel notifications");
+                        signal.raise(crate::kernel::Hint::Lost);
+                        continue;
+                    }
+                },
+            };
+            let monitor = self.monitor.insert(monitor);
+            if monitor.is_stale() {
+                resync(monitor, &mut self.wire, &mut self.batch);
+            }
+            monitor.watch(scope, &signal);
+        }
+    }
+
+    fn listen(&mut self) {
+        let Some(monitor) = &mut self.monitor else { return };
+        if !monitor.is_wanted() {
+            self.monitor = None;
+            return;
+        }
+        monitor.drain(self.wire.port());
+        if monitor.is_stale() {
+            resync(monitor, &mut self.wire, &mut self.batch);
+        }
+    }
+
+    /// Does what was asked, unless the caller has gone.
+    fn serve(&mut self, command: Command) {
+        match command {
+            Command::Claim { overlay, networks, reply } => answer(reply, || claim(&overlay, &networks)),
+            Command::HostFacts { reply } => answer(reply, || host_facts(&mut self.wire, &mut self.batch)),
+            Command::Observe { scope, reply } => answer(reply, || {
+                let seen = observe(&mut self.wire, &mut self.batch, &scope)?;
+                self.indices.insert(scope.overlay, seen.indices);
+                Ok(seen.state)
+            }),
+            Command::Apply { scope, plan, reply } => {
+                if reply.is_closed() {
+                    return;
+                }
+                let mut applier = Applier {
+                    wire: &mut self.wire,
+                    batch: &mut self.batch,
+                    monitor: self.monitor.as_mut(),
+                    indices: self.indices.entry(scope.overlay.clone()).or_default(),
+                    scope: &scope,
+                };
+                let report = applier.run(&plan, || reply.is_closed());
+                let _ = reply.send(Ok(report));
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let waiting = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for subscription in waiting.into_iter().flatten() {
+            subscription.signal.close();
+        }
+    }
+}
+
+fn answer<T>(reply: Reply<T>, make: impl FnOnce() -> Result<T, KernelError>) {
+    if !reply.is_closed() {
+        // A caller who went in the meantime knows nothing of the outcome and has to look.
+        let _ = reply.send(make());
+    }
+}
+
+fn resync(monitor: &mut Monitor, wire: &mut Wire, batch: &mut Batch) {
+    if let Err(error) = monitor.resync(wire, batch) {
+        tracing::debug!(%error, "links and addresses could not be read");
+        monitor.lost();
+    }
+}

@@ -1,0 +1,416 @@
+//! The request loop: one socket, every message accounted for.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, recvmsg, setsockopt, sockopt};
+use rtnetlink::packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::codec::{Batch, Message, Unreadable, Verdict, done_verdict, error_verdict, messages};
+use crate::kernel::KernelError;
+
+/// How long the kernel may take to answer. Waiting for RTNL, which others may hold for seconds, counts only between
+/// answers: a send that waits for it inside the kernel cannot be cut short.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Receive buffer asked for, in bytes. Without privilege over the host the kernel's limit stays, which is why a send
+/// has at most [`Batch::MAX`] messages.
+pub(crate) const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// How often a dump that changed while it was read is read anew.
+const DUMP_TRIES: u32 = 5;
+
+/// The kernel never puts more into one datagram of a dump (`NLMSG_GOODSIZE`, `max_recvmsg_len`).
+const DATAGRAM: usize = 64 << 10;
+
+/// A request socket and its numbering. After a fault it is opened anew before the next request, so that no answer of
+/// an earlier one can be taken for a later one's.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    open: Option<Open>,
+    seq: u32,
+    buffer: Vec<u8>,
+    deadline: Duration,
+    receive_buffer: usize,
+}
+
+#[derive(Debug)]
+struct Open {
+    socket: Socket,
+    port: u32,
+}
+
+/// Why an exchange came to nothing.
+#[derive(Debug)]
+enum Fault {
+    Timeout,
+    Lost(String),
+}
+
+impl From<Unreadable> for Fault {
+    fn from(unreadable: Unreadable) -> Self {
+        Self::Lost(unreadable.to_string())
+    }
+}
+
+/// What ends an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The acknowledgement of the last message.
+    Acknowledgement,
+    /// `NLMSG_DONE`: a dump that merely stops is not complete.
+    Done,
+}
+
+impl Wire {
+    /// A wire in the calling thread's network namespace.
+    pub(crate) fn new() -> Self {
+        Self::with_limits(DEADLINE, RECEIVE_BUFFER)
+    }
+
+    fn with_limits(deadline: Duration, receive_buffer: usize) -> Self {
+        Self { open: None, seq: 0, buffer: vec![0; DATAGRAM], deadline, receive_buffer }
+    }
+
+    /// The port that the kernel names in notifications our requests cause; 0 before the first request.
+    pub(crate) fn port(&self) -> u32 {
+        self.open.as_ref().map_or(0, |open| open.port)
+    }
+
+    /// Sends the messages, empties the batch, and returns those that were refused, by their place, in order.
+    pub(crate) fn write(&mut self, batch: &mut Batch, doing: &str) -> Result<Vec<(usize, Verdict)>, KernelError> {
+        batch.ask_acknowledgement();
+        let (refused, _) = self.exchange(batch, doing, End::Acknowledgement, &mut |_| Ok(()))?;
+        Ok(refused)
+    }
+
+    /// Sends one request that is answered by at most one message.
+    pub(crate) fn fetch<T>(
+        &mut self,
+        batch: &mut Batch,
+        doing: &str,
+        mut read: impl FnMut(&Message<'_>) -> Result<Option<T>, Unreadable>,
+    ) -> Result<Result<Option<T>, Verdict>, KernelError> {
+        batch.ask_acknowledgement();
+        let mut found = None;
+        let (refused, _) = self.exchange(batch, doing, End::Acknowledgement, &mut |message| {
+            found = read(message)?.or(found.take());
+            Ok(())
+        })?;
+        Ok(match refused.into_iter().next() {
+            Some((_, verdict)) => Err(verdict),
+            None => Ok(found),
+        })
+    }
+
+    /// Sends the one request in the batch and returns all that `read` makes of the answers: complete or an error.
+    pub(crate) fn dump<T>(
+        &mut self,
+        batch: &mut Batch,
+        doing: &str,
+        mut read: impl FnMut(&Message<'_>) -> Result<Option<T>, Unreadable>,
+    ) -> Result<Vec<T>, KernelError> {
+        let request = std::mem::take(batch);
+        let result = self.dump_tries(request, doing, &mut read);
+        let (items, mut request) = result?;
+        request.clear();
+        *batch = request;
+        Ok(items)
+    }
+
+    fn dump_tries<T>(
+        &mut self,
+        mut request: Batch,
+        doing: &str,
+        read: &mut impl FnMut(&Message<'_>) -> Result<Option<T>, Unreadable>,
+    ) -> Result<(Vec<T>, Batch), KernelError> {
+        let mut items = Vec::new();
+        for _ in 0..DUMP_TRIES {
+            items.clear();
+            let (refused, torn) = self.exchange_kept(&mut request, doing, End::Done, &mut |message| {
+                items.extend(read(message)?);
+                Ok(())
+            })?;
+            match refused.into_iter().next() {
+                // What is asked of a table that does not exist: nothing is in it.
+                Some((_, verdict)) if verdict.errno == Errno::ENOENT as i32 => return Ok((Vec::new(), request)),
+                Some((_, verdict)) => return Err(refusal(doing.to_owned(), verdict)),
+                None if !torn => return Ok((items, request)),
+                None => {}
+            }
+        }
+        let reason = format!("it changed {DUMP_TRIES} times while it was read");
+        Err(KernelError::Lost { doing: doing.to_owned(), reason })
+    }
+
+    fn exchange(
+        &mut self,
+        batch: &mut Batch,
+        doing: &str,
+        end: End,
+        visit: &mut dyn FnMut(&Message<'_>) -> Result<(), Unreadable>,
+    ) -> Result<(Vec<(usize, Verdict)>, bool), KernelError> {
+        let result = self.exchange_kept(batch, doing, end, visit);
+        batch.clear();
+        result
+    }
+
+    /// One send and all its answers: what was refused, and whether the dump was interrupted.
+    fn exchange_kept(
+        &mut self,
+        batch: &mut Batch,
+        doing: &str,
+        end: End,
+        visit: &mut dyn FnMut(&Message<'_>) -> Result<(), Unreadable>,
+    ) -> Result<(Vec<(usize, Verdict)>, bool), KernelError> {
+        if batch.is_empty() {
+            return Ok((Vec::new(), false));
+        }
+        let fault = match self.try_exchange(batch, end, visit) {
+            Ok(answer) => return Ok(answer),
+            Err(fault) => fault,
+        };
+        self.open = None;
+        let doing = doing.to_owned();
+        Err(match fault {
+            Fault::Timeout => KernelError::Timeout { doing, within: self.deadline },
+            Fault::Lost(reason) => KernelError::Lost { doing, reason },
+        })
+    }
+
+    fn try_exchange(
+        &mut self,
+        batch: &mut Batch,
+        end: End,
+        visit: &mut dyn FnMut(&Message<'_>) -> Result<(), Unreadable>,
+    ) -> Result<(Vec<(usize, Verdict)>, bool), Fault> {
+        let open = match self.open.take() {
+            Some(open) => open,
+            None => {
+                Open::new(self.receive_buffer).map_err(|error| Fault::Lost(format!("no netlink socket: {error}")))?
+            }
+        };
+        let open = self.open.insert(open);
+        // A number is never used twice within the life of a socket, nor is 0, which notifications have.
+        if self.seq > u32::MAX - 2 * Batch::MAX as u32 {
+            self.seq = 0;
+        }
+        let first = self.seq + 1;
+        let count = batch.len();
+        self.seq += count as u32;
+        batch.number(first);
+        let sent = open.socket.send(batch.bytes(), 0).map_err(|error| Fault::Lost(format!("send: {error}")))?;
+        if sent != batch.bytes().len() {
+            return Err(Fault::Lost(format!("{sent} of {} bytes sent", batch.bytes().len())));
+        }
+        let deadline = Instant::now() + self.deadline;
+        let mut refused = Vec::new();
+        let mut torn = false;
+        loop {
+            let received = open.receive(&mut self.buffer, deadline)?;
+            for message in messages(&self.buffer[..received]) {
+                let message = message?;
+                let place = message.seq.wrapping_sub(first) as usize;
+                if place >= count || message.port != open.port {
+                    continue;
+                }
+                torn |= message.flags & NLM_F_DUMP_INTR != 0;
+                let verdict = match message.kind {
+                    NLMSG_ERROR => error_verdict(&message)?,
+                    NLMSG_DONE => done_verdict(&message)?,
+                    NLMSG_OVERRUN => return Err(Fault::Lost("the kernel reports an overrun".to_owned())),
+                    NLMSG_NOOP => continue,
+                    _ => {
+                        visit(&message)?;
+                        continue;
+                    }
+                };
+                let over = match end {
+                    End::Acknowledgement => place + 1 == count,
+                    End::Done => message.kind == NLMSG_DONE || verdict.errno != 0,
+                };
+                if verdict.errno != 0 {
+                    refused.push((place, verdict));
+                }
+                if over {
+                    return Ok((refused, torn));
+                }
+            }
+        }
+    }
+}
+
+impl Open {
+    fn new(receive_buffer: usize) -> io::Result<Self> {
+        let mut socket = open_socket(receive_buffer)?;
+        // Strict checking lets the kernel filter dumps (kernel-facts 13); both ACK options give the reason for a
+        // refusal without sending our own message back. Linux has all three since 4.20.
+        socket.set_netlink_get_strict_chk(true)?;
+        socket.set_ext_ack(true)?;
+        socket.set_cap_ack(true)?;
+        let port = socket.bind_auto()?.port_number();
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, port })
+    }
+
+    fn receive(&self, buffer: &mut [u8], deadline: Instant) -> Result<usize, Fault> {
+        loop {
+            match receive(&self.socket, buffer) {
+                Ok(Some(len)) => return Ok(len),
+                Ok(None) => {}
+                Err(Errno::ENOBUFS) => return Err(Fault::Lost("the receive buffer overran".to_owned())),
+                Err(errno) => return Err(Fault::Lost(format!("receive: {errno}"))),
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Fault::Timeout);
+            }
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Fault::Lost(format!("poll: {errno}"))),
+            }
+        }
+    }
+}
+
+/// A socket with as large a receive buffer as can be had.
+pub(crate) fn open_socket(receive_buffer: usize) -> io::Result<Socket> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    let forced = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &receive_buffer);
+    if forced.is_err() {
+        setsockopt(&socket.as_fd(), sockopt::RcvBuf, &receive_buffer)?;
+    }
+    Ok(socket)
+}
+
+/// The next datagram from the kernel, if one is there. Anyone may send to a netlink socket; what is not from the
+/// kernel (port 0) is dropped.
+pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+    loop {
+        let mut parts = [IoSliceMut::new(buffer)];
+        let received = recvmsg::<NetlinkAddr>(socket.as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT);
+        match received {
+            Ok(datagram) if datagram.flags.contains(MsgFlags::MSG_TRUNC) => return Err(Errno::EMSGSIZE),
+            Ok(datagram) if datagram.address.is_some_and(|from| from.pid() != 0) => {}
+            Ok(datagram) => return Ok(Some(datagram.bytes)),
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// A refusal of one request, as an error.
+pub(crate) fn refusal(doing: String, verdict: Verdict) -> KernelError {
+    match Errno::from_raw(verdict.errno) {
+        Errno::EPERM | Errno::EACCES => KernelError::Denied {
+            doing,
+            hint: "CAP_NET_ADMIN is needed in the user namespace that owns the network namespace".to_owned(),
+        },
+        _ => KernelError::Refused { doing, errno: verdict.errno, message: verdict.text },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Family, Prefix};
+    use crate::netlink::codec::{link, route};
+    use crate::state::{LinkId, LinkName, Route};
+
+    fn in_new_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("these tests need CAP_SYS_ADMIN: run them as root or under unshare -Urn");
+            test()
+        });
+        thread.join().unwrap()
+    }
+
+    fn refusable(batch: &mut Batch, count: u32) {
+        for n in 0..count {
+            let prefix = Prefix::new(std::net::Ipv4Addr::from(0x0a00_0000 + (n << 8)).into(), 24).unwrap();
+            let route = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
+            route::create(batch, prefix, &route, Some(4242));
+        }
+    }
+
+    #[test]
+    fn a_full_batch_of_refusals_loses_none_with_the_default_buffer() {
+        in_new_namespace(|| {
+            // As in an unprivileged user namespace, where the limit of the host holds.
+            let mut wire = Wire::with_limits(DEADLINE, 212_992 / 2);
+            let mut batch = Batch::default();
+            refusable(&mut batch, Batch::MAX as u32);
+            let refused = wire.write(&mut batch, "creating routes").unwrap();
+            assert_eq!(
+                refused.iter().map(|(place, _)| *place).collect::<Vec<_>>(),
+                (0..Batch::MAX).collect::<Vec<_>>()
+            );
+            assert!(refused.iter().all(|(_, verdict)| verdict.errno == Errno::ENODEV as i32));
+        });
+    }
+
+    #[test]
+    fn answers_that_do_not_fit_are_an_error_and_the_next_request_works() {
+        in_new_namespace(|| {
+            let mut wire = Wire::with_limits(DEADLINE, 1);
+            let mut batch = Batch::default();
+            refusable(&mut batch, Batch::MAX as u32);
+            let error = wire.write(&mut batch, "creating routes").unwrap_err();
+            assert!(matches!(error, KernelError::Lost { .. }), "{error}");
+            refusable(&mut batch, 1);
+            assert_eq!(wire.write(&mut batch, "creating routes").unwrap().len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_request_without_answer_ends_at_its_deadline_and_the_next_works() {
+        in_new_namespace(|| {
+            let mut wire = Wire::with_limits(Duration::from_millis(20), RECEIVE_BUFFER);
+            let mut batch = Batch::default();
+            refusable(&mut batch, 1);
+            batch.spoil();
+            let error = wire.write(&mut batch, "creating routes").unwrap_err();
+            assert!(matches!(error, KernelError::Timeout { .. }), "{error}");
+            let lo = LinkName::new("lo").unwrap();
+            link::get_by_name(&mut batch, &lo);
+            let found = wire.fetch(&mut batch, "reading lo", |message| link::decode(message.payload)).unwrap();
+            assert_eq!(found.unwrap().unwrap().link.name, lo);
+        });
+    }
+
+    #[test]
+    fn a_dump_that_cannot_be_read_is_an_error_and_the_next_works() {
+        in_new_namespace(|| {
+            let mut wire = Wire::new();
+            let mut batch = Batch::default();
+            link::dump(&mut batch);
+            let error = wire
+                .dump::<()>(&mut batch, "reading links", |_| Err(Unreadable::new("anything")))
+                .expect_err("unreadable");
+            assert!(error.to_string().contains("unreadable anything"), "{error}");
+            link::dump(&mut batch);
+            let links = wire.dump(&mut batch, "reading links", |message| link::decode(message.payload)).unwrap();
+            assert!(links.iter().any(|seen| seen.link.name.as_str() == "lo"));
+        });
+    }
+
+    #[test]
+    fn routes_of_an_empty_namespace_are_none() {
+        in_new_namespace(|| {
+            let mut wire = Wire::new();
+            for family in Family::BOTH {
+                let mut batch = Batch::default();
+                route::dump(&mut batch, family);
+                let routes = wire.dump(&mut batch, "reading routes", |message| route::decode(message.payload)).unwrap();
+                assert_eq!(routes, []);
+            }
+        });
+    }
+}
