@@ -10,7 +10,7 @@ pub mod lease;
 pub mod net;
 #[cfg(all(target_os = "linux", feature = "netlink"))]
 pub mod netlink;
-//pub mod overlay;
+pub mod overlay;
 pub mod plan;
 pub mod state;
 pub mod subnet;

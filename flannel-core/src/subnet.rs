@@ -1,5 +1,7 @@
 //! The seam to the lease store: etcd, Kubernetes, files, memory.
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
@@ -27,6 +29,11 @@ impl NodeIdentity {
             return Err(NodeIdentityError(text.chars().take(64).collect()));
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// The identity of a node that the store knows by its public address: etcd.
+    pub fn of_address(addr: IpAddr) -> Self {
+        Self(addr.to_string())
     }
 
     /// The text.

@@ -61,12 +61,11 @@ pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
     }
     let admission = machine.admission();
     let lease = admission.peers().find(|lease| means(lease)).cloned();
-    let key = lease.as_ref().map(|lease| lease.key.clone());
-    let quarantined = admission
-        .quarantined()
-        .find(|(candidate, _)| key.as_ref() == Some(*candidate) || candidate.as_str() == query)
-        .map(|(key, reason)| (key.clone(), reason.clone()));
-    let key = key.or_else(|| quarantined.as_ref().map(|(key, _)| key.clone()))?;
+    let key = lease.as_ref().map_or_else(|| LeaseKey::new(query), |lease| lease.key.clone());
+    let why_not = admission.why_not(&key);
+    if lease.is_none() && why_not.is_none() {
+        return None;
+    }
     let states: Vec<_> = match &lease {
         Some(lease) => wanted::states(&**machine.backend(), machine.local(), lease).collect(),
         None => Vec::new(),
@@ -82,8 +81,8 @@ pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
         })
         .collect();
     let unsettled = machine.memory().unsettled().filter(|object| objects.contains(object)).cloned().collect();
-    let verdict = match quarantined {
-        Some((_, reason)) => Verdict::Quarantined(reason),
+    let verdict = match why_not {
+        Some(reason) => Verdict::Quarantined(reason),
         None => Verdict::Accepted,
     };
     Some(Explanation { key, verdict, lease, states, unsettled })

@@ -104,9 +104,10 @@ impl Guard {
     }
 
     /// Takes out of `plan` what must not happen now, and what stands on that.
-    pub(crate) fn restrain(&self, plan: Plan, now: BootTime, bad: &BTreeSet<Prefix>) -> Restrained {
-        let held_prefix =
-            |prefix: &Prefix| bad.contains(prefix) || self.mass.as_ref().is_some_and(|mass| mass.prefixes.contains(prefix));
+    pub(crate) fn restrain(&self, plan: Plan, now: BootTime, bad: &[Prefix]) -> Restrained {
+        let held_prefix = |prefix: &Prefix| {
+            bad.contains(prefix) || self.mass.as_ref().is_some_and(|mass| mass.prefixes.contains(prefix))
+        };
         let nothing_to_hold = bad.is_empty() && self.mass.is_none() && self.contests.is_empty();
         if nothing_to_hold {
             return Restrained { plan, held: Vec::new() };
@@ -188,7 +189,7 @@ mod tests {
         let mut guard = Guard::default();
         guard.judge_reset(at(0), 16, (0..13).map(prefix).collect());
         let plan = Plan { ops: [removal(3), removal(200)].concat(), conflicts: Vec::new() };
-        let restrained = guard.restrain(plan, at(0), &BTreeSet::new());
+        let restrained = guard.restrain(plan, at(0), &[]);
         assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(200).to_vec()));
         assert!(!guard.expire(at(59_999)));
         assert!(guard.expire(at(60_000)) && guard.mass().is_none());
@@ -211,7 +212,7 @@ mod tests {
         }
         assert_eq!(guard.wrote(at(9_000), [op].into_iter()), vec![op.object()]);
         let plan = Plan { ops: vec![op.clone()], conflicts: Vec::new() };
-        let none = BTreeSet::new();
+        let none = [];
         assert_eq!(guard.restrain(plan.clone(), at(9_999), &none).held.len(), 1);
         assert!(guard.restrain(plan.clone(), at(10_000), &none).held.is_empty());
         guard.wrote(at(10_000), [op].into_iter());

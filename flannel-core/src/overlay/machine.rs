@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::admit::Admission;
+use crate::admit::{self, Admission};
 use crate::backend::{Backend, Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
@@ -55,6 +55,8 @@ pub(crate) struct Machine {
     local: Arc<Local>,
     scope: Scope,
     admission: Admission,
+    /// How many peers it accepts.
+    accepted: usize,
     tenure: Tenure,
     guard: Guard,
     memory: Memory,
@@ -115,7 +117,8 @@ impl Machine {
         let local = Arc::new(local);
         let mut machine = Self {
             scope: backend.scope(&local),
-            admission: view::admission(&*backend, &local),
+            admission: view::admission(Arc::clone(&backend), &settings, &local),
+            accepted: 0,
             tenure: Tenure::new(Arc::clone(&local.lease), settings.on_loss, now, jitter.clone()),
             guard: Guard::default(),
             memory: Memory::default(),
@@ -161,10 +164,6 @@ impl Machine {
 
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory
-    }
-
-    pub(crate) fn guard(&self) -> &Guard {
-        &self.guard
     }
 
     /// Takes the events since the last call.
@@ -295,6 +294,7 @@ impl Machine {
             _ => {}
         }
         for change in changes {
+            self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {
                 self.guard.returned(&prefix);
             }
@@ -308,7 +308,8 @@ impl Machine {
             }
             // The first audit is about everything anyway.
             if !first {
-                self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new = change.new;
+                self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new =
+                    change.new;
             }
         }
         self.stale = true;
@@ -316,6 +317,11 @@ impl Machine {
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
         }
+    }
+
+    fn count(&mut self, change: &admit::Change) {
+        self.accepted += usize::from(change.new.is_some());
+        self.accepted -= usize::from(change.old.is_some());
     }
 
     fn prefixes(&self) -> usize {
@@ -392,8 +398,10 @@ impl Machine {
 
     /// Judges all records anew by what this node is.
     fn judge_host(&mut self) {
-        let changes = self.admission.set_host(view::host(&self.local));
+        let host = view::host(&self.settings, &self.local, self.admission.rules());
+        let changes = self.admission.set_host(host);
         for change in changes {
+            self.count(&change);
             self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new = change.new;
         }
     }
@@ -418,7 +426,8 @@ impl Machine {
                 return self.kernel_trouble(now, &error);
             }
         };
-        let old = &self.local.situation;
+        let local = Arc::clone(&self.local);
+        let old = &local.situation;
         let found = view::situation(&self.settings, old, Arc::clone(&facts));
         let uplink = found.as_ref().ok().map(|situation| situation.uplink.clone());
         let situation = match found {
@@ -550,7 +559,8 @@ impl Machine {
                 self.audit_at(now.after(SPACING), Cause::Hint);
             }
         } else {
-            self.audit_at(now.after(self.backoff.next()), Cause::Hint);
+            let wait = self.backoff.next();
+            self.audit_at(now.after(wait), Cause::Hint);
         }
         let error = first_error(report);
         self.audit.done_once |= report.lost.is_none();
@@ -619,7 +629,8 @@ impl Machine {
 
     fn kernel_trouble(&mut self, now: BootTime, error: &KernelError) {
         let error = chain(error);
-        self.audit_at(now.after(self.backoff.next()), Cause::Hint);
+        let wait = self.backoff.next();
+        self.audit_at(now.after(wait), Cause::Hint);
         self.show_error(error);
     }
 
@@ -650,15 +661,14 @@ impl Machine {
     }
 
     fn show_peers(&mut self) {
-        let quarantined: BTreeMap<_, _> =
-            self.admission.quarantined().map(|(key, reason)| (key.clone(), reason.clone())).collect();
+        let quarantined: BTreeMap<_, _> = self.admission.quarantined().into_iter().collect();
         let old = self.status.borrow().quarantined.clone();
         for (key, reason) in &quarantined {
             if old.get(key) != Some(reason) {
                 self.events.push(Event::PeerQuarantined(key.clone(), reason.clone()));
             }
         }
-        let accepted = self.admission.len();
+        let accepted = self.accepted;
         self.status.send_modify(|status| {
             status.peers = PeerCounts { accepted, quarantined: quarantined.len(), ..status.peers };
             status.quarantined = quarantined;
@@ -705,9 +715,10 @@ impl Machine {
 
     fn show_withheld(&mut self) {
         let bad = self.admission.withheld().into_iter().map(|prefix| (prefix, WithheldBecause::BadRecord));
-        let mass = self.guard.mass().into_iter().flat_map(|mass| {
-            mass.prefixes.iter().map(|prefix| (*prefix, WithheldBecause::MassRemoval(mass.until)))
-        });
+        let mass =
+            self.guard.mass().into_iter().flat_map(|mass| {
+                mass.prefixes.iter().map(|prefix| (*prefix, WithheldBecause::MassRemoval(mass.until)))
+            });
         let withheld: BTreeMap<_, _> = bad.chain(mass).collect();
         if self.status.borrow().withheld == withheld {
             return;

@@ -138,7 +138,8 @@ impl Overlay {
         // Handles keep theirs; ours would keep the channel open for ever.
         drop(asker);
         let span = tracing::info_span!("overlay", name = settings.name.as_str());
-        let outcome = tracing::Instrument::instrument(agent(&seams, settings, &backends, questions, cancel), span).await;
+        let outcome =
+            tracing::Instrument::instrument(agent(&seams, settings, &backends, questions, cancel), span).await;
         seams.status.send_modify(|status| status.phase = Phase::Stopped);
         // Nobody listens: not an error.
         let _ = seams.events.send(Event::Stopped);

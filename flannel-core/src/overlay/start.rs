@@ -36,8 +36,7 @@ pub(crate) async fn survey(
     let config = Arc::new(retry(seams, || seams.subnets.network_config()).await?);
     let backend = pick(backends, &config)?;
     let host = Arc::new(seams.kernel.host_facts().await.map_err(OverlayError::Kernel)?);
-    let mut situation =
-        view::first_situation(settings, Arc::clone(&config), host).map_err(OverlayError::Uplink)?;
+    let mut situation = view::first_situation(settings, Arc::clone(&config), host).map_err(OverlayError::Uplink)?;
     let previous = retry(seams, || seams.subnets.previous(&situation.node)).await?;
     situation.previous = previous.map(Arc::new);
     let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
@@ -60,10 +59,7 @@ pub(crate) async fn start(
     Ok(Started { backend, claim, local: Local { situation, lease: Arc::new(lease) } })
 }
 
-fn pick(
-    backends: &[(&'static str, Factory)],
-    config: &NetworkConfig,
-) -> Result<Arc<dyn Backend>, OverlayError> {
+fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {
     let Some((_, make)) = backends.iter().find(|(kind, _)| *kind == config.backend.kind) else {
         let known: Vec<_> = backends.iter().map(|(kind, _)| *kind).collect();
         let problem = format!("{:?} is not available here", config.backend.kind);
@@ -93,7 +89,10 @@ where
             Err(error) => error,
         };
         match error {
-            SubnetError::Unavailable { .. } | SubnetError::Denied { .. } | SubnetError::Exhausted(_) | SubnetError::Lost(_) => {}
+            SubnetError::Unavailable { .. }
+            | SubnetError::Denied { .. }
+            | SubnetError::Exhausted(_)
+            | SubnetError::Lost(_) => {}
             SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),
         }
         let text = chain(&error);

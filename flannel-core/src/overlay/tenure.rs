@@ -194,7 +194,10 @@ mod tests {
         Lease {
             key: LeaseKey::new("node-a"),
             subnets: Dual { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None },
-            attrs: LeaseAttrs { public_ip: Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None }, ..LeaseAttrs::default() },
+            attrs: LeaseAttrs {
+                public_ip: Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None },
+                ..LeaseAttrs::default()
+            },
             expires: expires.map(at),
             fence: Fence::default(),
         }

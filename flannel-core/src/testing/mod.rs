@@ -1,2 +1,5 @@
 //! Fakes and suites for tests, of third parties too.
+pub mod memory_subnets;
 pub mod samples;
+
+pub use memory_subnets::MemorySubnets;

@@ -1,0 +1,74 @@
+//! The arrows between the crates of this workspace are those of ARCHITECTURE.md, and no others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// What each crate may link, development dependencies aside.
+const MAY_USE: [(&str, &[&str]); 8] = [
+    ("flannel-core", &[]),
+    ("flannel-backend-vxlan", &["flannel-core"]),
+    ("flannel-backend-hostgw", &["flannel-core"]),
+    ("flannel-subnet-file", &["flannel-core"]),
+    ("testkit", &["*"]),
+    ("bench", &["*"]),
+    // The quickstart is a lab: it shares testkit's namespaces, probes and acts of sabotage.
+    ("quickstart", &["*"]),
+    ("embed", &["flannel-core", "flannel-backend-vxlan", "flannel-backend-hostgw", "flannel-subnet-file"]),
+];
+
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON")
+}
+
+#[test]
+fn crates_depend_on_one_another_only_as_the_architecture_says() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().unwrap();
+    let names: BTreeSet<&str> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
+    let allowed: BTreeMap<&str, &[&str]> = MAY_USE.into();
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        let may = allowed.get(name).unwrap_or_else(|| panic!("{name} is new: say here what it may depend on"));
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let target = dependency["name"].as_str().unwrap();
+            let linked = dependency["kind"].is_null();
+            if linked && names.contains(target) && target != name {
+                assert!(may.contains(&target) || may.contains(&"*"), "{name} must not depend on {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_core_links_netlink() {
+    for package in metadata()["packages"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        if ["flannel-core", "testkit", "bench"].contains(&name) {
+            continue;
+        }
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let target = dependency["name"].as_str().unwrap();
+            assert!(!target.contains("netlink"), "{name} must not depend on {target}: core's netlink module does");
+        }
+    }
+}
+
+#[test]
+fn published_crates_use_testkit_for_tests_only() {
+    for package in metadata()["packages"].as_array().unwrap() {
+        let published = package["publish"].as_array().is_none_or(|registries| !registries.is_empty());
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let normal = dependency["kind"].is_null();
+            let testkit = dependency["name"] == "testkit";
+            assert!(!(published && normal && testkit), "{} links testkit", package["name"]);
+        }
+    }
+}
