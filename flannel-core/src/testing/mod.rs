@@ -1,4 +1,6 @@
 //! Fakes and suites for tests, of third parties too.
+
+pub mod arbitrary;
 pub mod memory_subnets;
 pub mod samples;
 
