@@ -1,0 +1,45 @@
+//! A network namespace with an uplink: one thread's own, gone with the thread.
+
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+
+use crate::Error;
+
+/// Runs `work` on a thread in a network namespace of its own, which has an `eth0` with 192.168.0.1/16. Programs it
+/// starts from that thread are in there too.
+pub(crate) fn in_bed<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| format!("no network namespace of our own ({errno}): run as root"))?;
+            for line in [
+                "link set lo up",
+                "link add eth0 type veth peer name wire0",
+                "link set wire0 up",
+                "address add 192.168.0.1/16 dev eth0",
+                "link set eth0 up",
+                "route add default via 192.168.255.254",
+            ] {
+                ip(line)?;
+            }
+            work()
+        });
+        thread.join().map_err(|_| "the benchmark's thread ended early")?
+    })
+}
+
+/// Runs one `ip` command.
+pub(crate) fn ip(line: &str) -> Result<(), Error> {
+    run("ip", &line.split(' ').collect::<Vec<_>>())
+}
+
+/// Runs a program to its end.
+pub(crate) fn run(program: &str, args: &[&str]) -> Result<(), Error> {
+    let output = Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{program} {}: {}", args.join(" "), text.trim()).into());
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Our side: an agent on the caller's network namespace, with a store in memory.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::lease::{Json, Lease, LeaseAttrs};
+use flannel_core::net::{Dual, MacAddr};
+use flannel_core::netlink::NetlinkKernel;
+use flannel_core::overlay::{Handle, Identity, Overlay, OverlayError, Phase, Status, Teardown};
+use flannel_core::subnet::NodeIdentity;
+use flannel_core::testing::{MemorySubnets, samples};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+
+/// The families in use.
+pub(crate) const FAMILIES: Dual<()> = Dual { v4: Some(()), v6: None };
+
+/// How long anything may take before the benchmark gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The Ethernet address of peer `n`'s VTEP.
+pub(crate) fn mac(n: u16) -> MacAddr {
+    let [high, low] = n.to_be_bytes();
+    MacAddr([0x02, 0xfe, 0, 0, high, low])
+}
+
+/// The lease of peer `n`.
+pub(crate) fn peer(n: u16) -> Lease {
+    let data = Json::object([("VNI", Json::number(1)), ("VtepMAC", Json::string(&mac(n).to_string()))]);
+    let attrs = LeaseAttrs {
+        public_ip: samples::public(n, &FAMILIES),
+        backend_type: "vxlan".into(),
+        backend_data: Dual { v4: Some(data), v6: None },
+    };
+    samples::lease(n, attrs)
+}
+
+/// A store with node 0, which is ours, and peers 1 to `n`.
+pub(crate) fn store(n: u16) -> Result<MemorySubnets, Error> {
+    let config = br#"{"Network":"10.0.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+    let store = MemorySubnets::new(NetworkConfig::parse(config, Allocation::Pool)?);
+    // Its own subnet too, so that no later peer is in its way.
+    store.insert((0..=n).map(peer));
+    Ok(store)
+}
+
+/// An agent that is running.
+pub(crate) struct Node {
+    pub(crate) handle: Handle,
+    pub(crate) status: watch::Receiver<Status>,
+    cancel: CancellationToken,
+    task: tokio::task::JoinHandle<Result<(), OverlayError>>,
+}
+
+impl Node {
+    /// Starts an agent and waits until everything is programmed.
+    pub(crate) async fn start(store: &MemorySubnets, teardown: Teardown) -> Result<(Self, Duration), Error> {
+        let started = Instant::now();
+        let kernel = Arc::new(NetlinkKernel::new()?);
+        let overlay = Overlay::builder(Identity::Named(NodeIdentity::new("node-0")?))
+            .backend("vxlan", Vxlan::new)
+            .teardown(teardown)
+            .audit_every(Duration::from_secs(600))
+            .build(Arc::new(store.clone()), kernel)?;
+        let handle = overlay.handle();
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(overlay.run(cancel.clone()));
+        let mut node = Self { status: handle.status(), handle, cancel, task };
+        node.until(|status| status.phase == Phase::Ready).await?;
+        Ok((node, started.elapsed()))
+    }
+
+    /// Waits for a status.
+    pub(crate) async fn until(&mut self, reached: impl Fn(&Status) -> bool) -> Result<(), Error> {
+        let waited = tokio::time::timeout(PATIENCE, self.status.wait_for(|status| {
+            reached(status) || status.phase == Phase::Stopped
+        }));
+        let status = waited.await.map_err(|_| "the agent did not get there")??;
+        if status.phase == Phase::Stopped && !reached(&status) {
+            return Err(format!("the agent has ended: {:?}", status.last_error).into());
+        }
+        Ok(())
+    }
+
+    /// Waits until what followed the start has settled: the second look after the devices were made.
+    pub(crate) async fn settle(&mut self) -> Result<(), Error> {
+        self.until(|status| status.audits >= 2).await
+    }
+
+    /// Ends the agent as its teardown policy says.
+    pub(crate) async fn stop(self) -> Result<Duration, Error> {
+        let started = Instant::now();
+        self.cancel.cancel();
+        self.task.await??;
+        Ok(started.elapsed())
+    }
+}

@@ -1,0 +1,175 @@
+//! The benchmarks.
+
+use std::time::{Duration, Instant};
+
+use flannel_core::lease::LeaseKey;
+use flannel_core::overlay::Teardown;
+
+use crate::bed::{in_bed, ip};
+use crate::floor::{Floor, Protocols};
+use crate::node::{Node, peer, store};
+use crate::report::{median, row};
+use crate::Error;
+
+/// Runs `work` on an agent of `n` peers, in a namespace of its own.
+fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(
+    n: u16,
+    teardown: Teardown,
+    work: impl FnOnce(Node, flannel_core::testing::MemorySubnets, Duration) -> F + Send,
+) -> Result<T, Error> {
+    in_bed(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let store = store(n)?;
+            let (node, took) = Node::start(&store, teardown).await?;
+            work(node, store, took).await
+        })
+    })
+}
+
+fn ours(n: u16) -> Result<Duration, Error> {
+    with_node(n, Teardown::Keep, |node, _, took| async move {
+        node.stop().await?;
+        Ok(took)
+    })
+}
+
+pub(crate) fn scale(n: u16, runs: u32) -> Result<(), Error> {
+    for (name, protocols) in [("scale", Protocols::Spread), ("scale_plain", Protocols::Plain)] {
+        let floor = Floor::new(n, protocols)?;
+        let (mut us, mut them) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            them.push(in_bed(|| floor.program())?.as_secs_f64());
+            us.push(ours(n)?.as_secs_f64());
+        }
+        row(name, n, median(us), "s", Some(median(them)));
+    }
+    Ok(())
+}
+
+pub(crate) fn audit(n: u16, runs: u32) -> Result<(), Error> {
+    let took = with_node(n, Teardown::Keep, |mut node, _, _| async move {
+        node.settle().await?;
+        let mut took = Vec::new();
+        for _ in 0..runs {
+            let started = Instant::now();
+            let preview = node.handle.plan().await?;
+            took.push(started.elapsed().as_secs_f64());
+            if !preview.plan.is_empty() {
+                return Err(format!("an audit with nothing to do has {} writes", preview.plan.ops.len()).into());
+            }
+        }
+        node.stop().await?;
+        Ok(took)
+    })?;
+    row("audit", n, median(took), "s", None);
+    Ok(())
+}
+
+pub(crate) fn event(n: u16, runs: u32) -> Result<(), Error> {
+    /// Single events measured in each run.
+    const SINGLES: u16 = 100;
+    /// Events of a burst.
+    const BURST: u16 = 1000;
+    let (mut ones, mut bursts) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        let (singles, burst) = with_node(n, Teardown::Keep, |mut node, store, _| async move {
+            node.settle().await?;
+            let audits = node.status.borrow().audits;
+            let mut singles = Vec::new();
+            for extra in 1..=SINGLES {
+                let rounds = node.status.borrow().lease_rounds;
+                let started = Instant::now();
+                store.insert([peer(n + extra)]);
+                node.until(|status| status.lease_rounds > rounds).await?;
+                singles.push(started.elapsed().as_secs_f64() * 1e3);
+            }
+            let joined = n + SINGLES;
+            let wanted = usize::from(joined + BURST);
+            let started = Instant::now();
+            store.insert((joined + 1..=joined + BURST).map(peer));
+            let rounds = node.status.borrow().lease_rounds;
+            node.until(|status| status.peers.accepted == wanted && status.lease_rounds > rounds).await?;
+            let burst = started.elapsed().as_secs_f64();
+            let preview = node.handle.plan().await?;
+            if !preview.plan.is_empty() || node.status.borrow().audits != audits {
+                return Err("a lease event left something undone or caused an audit".into());
+            }
+            node.stop().await?;
+            Ok((singles, burst))
+        })?;
+        ones.extend(singles);
+        bursts.push(burst);
+    }
+    row("event_one", n, median(ones), "ms", None);
+    row("event_burst", n, median(bursts), "s", None);
+    Ok(())
+}
+
+pub(crate) fn heal(n: u16, runs: u32) -> Result<(), Error> {
+    let took = with_node(n, Teardown::Keep, |mut node, _, _| async move {
+        node.settle().await?;
+        let mut took = Vec::new();
+        for _ in 0..runs {
+            let repaired = node.status.borrow().drift_repaired;
+            ip("route flush table main proto 200")?;
+            for protocol in 201..232 {
+                ip(&format!("route flush table main proto {protocol}"))?;
+            }
+            let started = Instant::now();
+            node.until(|status| status.drift_repaired > repaired).await?;
+            while !node.handle.plan().await?.plan.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            took.push(started.elapsed().as_secs_f64());
+        }
+        node.stop().await?;
+        Ok(took)
+    })?;
+    row("heal", n, median(took), "s", None);
+    Ok(())
+}
+
+pub(crate) fn teardown(n: u16, runs: u32) -> Result<(), Error> {
+    let mut took = Vec::new();
+    for _ in 0..runs {
+        took.push(with_node(n, Teardown::Remove, |mut node, _, _| async move {
+            node.settle().await?;
+            Ok(node.stop().await?.as_secs_f64())
+        })?);
+    }
+    row("teardown", n, median(took), "s", None);
+    Ok(())
+}
+
+pub(crate) fn memory(n: u16) -> Result<(), Error> {
+    let (steady, peak) = with_node(n, Teardown::Keep, |mut node, store, _| async move {
+        node.settle().await?;
+        // Some life, so that it is not the memory of a start alone: a hundred peers go and come, and audits happen.
+        for _ in 0..5 {
+            let keys: Vec<_> = (1..=100).map(|peer| LeaseKey::new(&format!("node-{peer}"))).collect();
+            store.delete_all(&keys);
+            store.insert((1..=100).map(peer));
+            ip("route delete 10.5.200.0/24")?;
+            let repaired = node.status.borrow().drift_repaired;
+            node.until(|status| status.drift_repaired > repaired).await?;
+        }
+        let memory = resident()?;
+        node.stop().await?;
+        Ok(memory)
+    })?;
+    row("memory_steady", n, steady, "MiB", None);
+    row("memory_peak", n, peak, "MiB", None);
+    Ok(())
+}
+
+/// Resident memory of this process now and at its peak, in MiB (proc(5), status).
+fn resident() -> Result<(f64, f64), Error> {
+    let text = std::fs::read_to_string("/proc/self/status")?;
+    let field = |name: &str| -> Result<f64, Error> {
+        let line = text.lines().find(|line| line.starts_with(name)).ok_or("no such field in /proc/self/status")?;
+        let kib: f64 = line.split_whitespace().nth(1).ok_or("no value in /proc/self/status")?.parse()?;
+        Ok(kib / 1024.0)
+    };
+    Ok((field("VmRSS:")?, field("VmHWM:")?))
+}
