@@ -158,10 +158,10 @@ impl HostView {
         for family in families.families() {
             let Some(subnet) = lease.subnets.get(family) else { continue };
             self.judge_subnet(*subnet)?;
-            if let Some(addr) = lease.attrs.public_ip.get(family) {
-                if self.own.public.get(family) == Some(addr) || self.addresses.contains(addr) {
-                    return Err(Reason::OwnAddress(*addr));
-                }
+            if let Some(addr) = lease.attrs.public_ip.get(family)
+                && (self.own.public.get(family) == Some(addr) || self.addresses.contains(addr))
+            {
+                return Err(Reason::OwnAddress(*addr));
             }
             if let Some(mac) = macs.get(family).filter(|mac| self.own.macs.get(family) == Some(mac)) {
                 return Err(Reason::OwnMac(*mac));

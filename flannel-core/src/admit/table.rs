@@ -22,10 +22,12 @@ pub(super) struct Table {
     by_mac: [Index; 2],
     /// How many subnets there are of each length: which wider ones to look for.
     lengths: BTreeMap<(Family, u8), u32>,
-    /// Entries to be judged again, the least rank first.
-    queue: BinaryHeap<Reverse<(bool, u64, LeaseKey, u32)>>,
-    /// What was accepted before this round.
-    touched: Vec<(LeaseKey, Option<Arc<Lease>>)>,
+    /// Entries to be judged again.
+    pending: Vec<u32>,
+    /// Entries that had nothing accepted before this round, and may have now.
+    touched: Vec<u32>,
+    /// What was accepted before this round, and may not be now.
+    before: Vec<Arc<Lease>>,
 }
 
 /// One record.
@@ -37,13 +39,13 @@ pub(super) struct Entry {
     pub(super) bad: Option<Box<Bad>>,
     /// Order of creation of `lease`.
     pub(super) created: u64,
-    /// Ethernet addresses of `lease`.
-    pub(super) macs: Dual<MacAddr>,
+    /// Ethernet addresses of `lease`, zero for none: ten thousand times two bytes less than a [`Dual`].
+    macs: [[u8; 6]; 2],
     /// Whether this node can have `lease` as a peer.
     pub(super) suits: bool,
     /// Whether `lease` wins all its conflicts.
     winner: bool,
-    /// Whether it waits in the queue, with its rank of now.
+    /// Whether it waits to be judged.
     queued: bool,
     touched: bool,
 }
@@ -54,6 +56,12 @@ pub(super) struct Bad {
     pub(super) reason: Reason,
     pub(super) subnets: Dual<Prefix>,
 }
+
+/// What was accepted before a round, and after it.
+pub(super) type BeforeAfter = (Option<Arc<Lease>>, Option<Arc<Lease>>);
+
+/// A rank with its entry.
+type Affected = Reverse<(bool, u64, LeaseKey, u32)>;
 
 /// Who wins a conflict: the least. A version that is only kept loses to all current ones.
 type Rank<'a> = (bool, u64, &'a str);
@@ -71,6 +79,14 @@ impl Entry {
         self.lease.as_ref().filter(|_| self.winner && self.suits)
     }
 
+    pub(super) fn macs(&self) -> Dual<MacAddr> {
+        Dual { v4: self.mac(Family::V4), v6: self.mac(Family::V6) }
+    }
+
+    pub(super) fn set_macs(&mut self, macs: &Dual<MacAddr>) {
+        self.macs = Family::BOTH.map(|family| macs.get(family).map_or([0; 6], |mac| mac.0));
+    }
+
     pub(super) fn is_winner(&self) -> bool {
         self.winner
     }
@@ -80,7 +96,8 @@ impl Entry {
     }
 
     fn mac(&self, family: Family) -> Option<MacAddr> {
-        self.macs.get(family).copied()
+        let mac = MacAddr(self.macs[family as usize]);
+        (!mac.is_zero()).then_some(mac)
     }
 
     fn rank(&self) -> Rank<'_> {
@@ -99,8 +116,9 @@ impl Table {
             by_subnet: Default::default(),
             by_mac: Default::default(),
             lengths: BTreeMap::new(),
-            queue: BinaryHeap::new(),
+            pending: Vec::new(),
             touched: Vec::new(),
+            before: Vec::new(),
         }
     }
 
@@ -203,10 +221,10 @@ impl Table {
         let with = other.key()?.clone();
         let entry = self.entry(id);
         for family in self.families.into_iter().flatten() {
-            if let (Some(subnet), Some(other)) = (entry.subnet(family), other.subnet(family)) {
-                if subnet.overlaps(&other) {
-                    return Some(Reason::Overlap { subnet, other, with });
-                }
+            if let (Some(subnet), Some(other)) = (entry.subnet(family), other.subnet(family))
+                && subnet.overlaps(&other)
+            {
+                return Some(Reason::Overlap { subnet, other, with });
             }
         }
         let mac = self
@@ -217,33 +235,44 @@ impl Table {
         mac.map(|mac| Reason::SameMac { mac, with })
     }
 
-    /// Judges what this round made doubtful. Returns, for each entry whose lease or verdict may have changed, what was
-    /// accepted before and is now, in the order of keys.
-    pub(super) fn finish(&mut self) -> impl Iterator<Item = (LeaseKey, Option<Arc<Lease>>, Option<Arc<Lease>>)> {
+    /// Judges what this round made doubtful. Returns what was accepted before and what is now, of each entry where the
+    /// two may differ.
+    pub(super) fn finish(&mut self) -> Vec<BeforeAfter> {
         self.settle();
         let mut touched = std::mem::take(&mut self.touched);
-        touched.sort_by(|a, b| a.0.cmp(&b.0));
-        touched.into_iter().map(|(key, old)| {
-            let id = self.find(&key);
-            let new = id.and_then(|id| {
-                let entry = &mut self.entries[id as usize];
-                entry.touched = false;
-                entry.accepted().cloned()
-            });
-            (key, old, new)
-        })
+        // A place that was left and taken in one round stands here twice.
+        touched.sort_unstable();
+        touched.dedup();
+        let before = std::mem::take(&mut self.before);
+        let mut found = Vec::with_capacity(touched.len() + before.len());
+        for id in touched {
+            found.push((None, self.untouch(id)));
+        }
+        for old in before {
+            let new = self.find(&old.key).and_then(|id| self.untouch(id));
+            found.push((Some(old), new));
+        }
+        found
+    }
+
+    fn untouch(&mut self, id: u32) -> Option<Arc<Lease>> {
+        let entry = &mut self.entries[id as usize];
+        entry.touched = false;
+        entry.accepted().cloned()
     }
 
     /// A verdict depends on those of lesser rank alone, so one pass in the order of ranks settles all.
     fn settle(&mut self) {
-        let mut affected = Vec::new();
-        while let Some(Reverse((kept, created, key, id))) = self.queue.pop() {
-            let entry = &self.entries[id as usize];
-            // An item of a former rank or of a former record is none.
-            if !entry.queued || entry.rank() != (kept, created, key.as_str()) {
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.sort_unstable_by(|a, b| self.entry(*b).rank().cmp(&self.entry(*a).rank()));
+        let mut affected = BinaryHeap::new();
+        let mut losers = Vec::new();
+        while let Some(id) = self.next(&mut pending, &mut affected) {
+            let entry = &mut self.entries[id as usize];
+            // Taken away since, or judged already.
+            if !std::mem::take(&mut entry.queued) {
                 continue;
             }
-            self.entries[id as usize].queued = false;
             let rank = self.entry(id).rank();
             let loses = self.any_neighbour(id, &mut |other| {
                 let other = self.entry(other);
@@ -253,17 +282,34 @@ impl Table {
                 continue;
             }
             self.any_neighbour(id, &mut |other| {
-                if self.entry(other).rank() > rank {
-                    affected.push(other);
+                let found = self.entry(other);
+                if found.rank() > rank && !found.queued {
+                    losers.push(other);
                 }
                 false
             });
             self.touch(id);
             self.entries[id as usize].winner = !loses;
-            affected.drain(..).for_each(|other| self.enqueue(other));
+            for other in losers.drain(..) {
+                let entry = &mut self.entries[other as usize];
+                if !std::mem::replace(&mut entry.queued, true)
+                    && let Some(key) = entry.key()
+                {
+                    affected.push(Reverse((entry.bad.is_some(), entry.created, key.clone(), other)));
+                }
+            }
         }
-        // The first round is the largest by far.
-        self.queue = BinaryHeap::new();
+    }
+
+    /// The entry of least rank.
+    fn next(&self, pending: &mut Vec<u32>, affected: &mut BinaryHeap<Affected>) -> Option<u32> {
+        let first_pending = pending.last().map(|id| self.entry(*id).rank());
+        let first_affected = affected.peek().map(|Reverse((kept, created, key, _))| (*kept, *created, key.as_str()));
+        match (first_pending, first_affected) {
+            (Some(a), Some(b)) if b < a => affected.pop().map(|Reverse((.., id))| id),
+            (Some(_), _) => pending.pop(),
+            (None, _) => affected.pop().map(|Reverse((.., id))| id),
+        }
     }
 
     fn touch(&mut self, id: u32) {
@@ -272,20 +318,16 @@ impl Table {
             return;
         }
         entry.touched = true;
-        let Some(key) = entry.key().cloned() else { return };
-        let before = entry.accepted().cloned();
-        self.touched.push((key, before));
+        match entry.accepted().cloned() {
+            Some(lease) => self.before.push(lease),
+            None => self.touched.push(id),
+        }
     }
 
     fn enqueue(&mut self, id: u32) {
         let entry = &mut self.entries[id as usize];
-        if entry.queued || entry.lease.is_none() {
-            return;
-        }
-        entry.queued = true;
-        let (kept, created, _) = entry.rank();
-        if let Some(key) = entry.key().cloned() {
-            self.queue.push(Reverse((kept, created, key, id)));
+        if entry.lease.is_some() && !std::mem::replace(&mut entry.queued, true) {
+            self.pending.push(id);
         }
     }
 
@@ -307,8 +349,7 @@ impl Table {
             self.touch(id);
         }
         self.reindex(id, Act::Remove);
-        let entry = &mut self.entries[id as usize];
-        (entry.winner, entry.queued) = (false, false);
+        self.entries[id as usize].winner = false;
     }
 
     fn reindex(&mut self, id: u32, act: Act) {
