@@ -76,9 +76,10 @@ impl Node {
 
     /// Waits for a status.
     pub(crate) async fn until(&mut self, reached: impl Fn(&Status) -> bool) -> Result<(), Error> {
-        let waited = tokio::time::timeout(PATIENCE, self.status.wait_for(|status| {
-            reached(status) || status.phase == Phase::Stopped
-        }));
+        let waited = tokio::time::timeout(
+            PATIENCE,
+            self.status.wait_for(|status| reached(status) || status.phase == Phase::Stopped),
+        );
         let status = waited.await.map_err(|_| "the agent did not get there")??;
         if status.phase == Phase::Stopped && !reached(&status) {
             return Err(format!("the agent has ended: {:?}", status.last_error).into());

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use flannel_core::lease::LeaseKey;
 use flannel_core::overlay::Teardown;
 
+use crate::Error;
 use crate::bed::{in_bed, ip};
 use crate::floor::{Floor, Protocols};
 use crate::node::{Node, peer, store};
 use crate::report::{median, row};
-use crate::Error;
 
 /// Runs `work` on an agent of `n` peers, in a namespace of its own.
 fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(

@@ -146,9 +146,11 @@ impl Admission {
     /// The records whose current version is no peer, with the rule it breaks, in the order of keys. The own record is
     /// not among them: see [`own_trouble`](Self::own_trouble).
     pub fn quarantined(&self) -> Vec<(LeaseKey, Reason)> {
-        let keyed = self.table.ids().filter_map(|id| Some((id, self.table.entry(id).key()?)));
+        let keyed = self.table.troubled().filter_map(|id| Some((id, self.table.entry(id).key()?)));
         let others = keyed.filter(|(_, key)| !self.is_own(key));
-        others.filter_map(|(id, key)| Some((key.clone(), self.reason(id)?))).collect()
+        let mut found: Vec<_> = others.filter_map(|(id, key)| Some((key.clone(), self.reason(id)?))).collect();
+        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        found
     }
 
     /// Why a record's current version is no peer; `None` when it is one, is the own record, or does not exist.
@@ -174,7 +176,7 @@ impl Admission {
     /// what lies inside) are not to be deleted, since their owner may still be there. Only such as a peer could hold,
     /// and none does.
     pub fn withheld(&self) -> Vec<Prefix> {
-        let bad = self.table.ids().filter_map(|id| self.table.entry(id).bad.as_ref());
+        let bad = self.table.troubled().filter_map(|id| self.table.entry(id).bad.as_ref());
         let named = bad.flat_map(|bad| Family::BOTH.into_iter().filter_map(|family| bad.subnets.get(family).copied()));
         let possible = named.filter(|prefix| {
             let family = prefix.family();

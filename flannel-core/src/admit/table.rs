@@ -1,7 +1,7 @@
 //! The records, their conflicts, and who wins them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use super::index::Index;
@@ -22,6 +22,8 @@ pub(super) struct Table {
     by_mac: [Index; 2],
     /// How many subnets there are of each length: which wider ones to look for.
     lengths: BTreeMap<(Family, u8), u32>,
+    /// Entries whose current version is not accepted: usually few, so that showing them costs no walk.
+    troubled: BTreeSet<u32>,
     /// Entries to be judged again.
     pending: Vec<u32>,
     /// Entries that had nothing accepted before this round, and may have now.
@@ -116,6 +118,7 @@ impl Table {
             by_subnet: Default::default(),
             by_mac: Default::default(),
             lengths: BTreeMap::new(),
+            troubled: BTreeSet::new(),
             pending: Vec::new(),
             touched: Vec::new(),
             before: Vec::new(),
@@ -128,6 +131,11 @@ impl Table {
 
     pub(super) fn reserve(&mut self, records: usize) {
         self.entries.reserve_exact(records.saturating_sub(self.entries.len()));
+    }
+
+    /// Those whose current version is not accepted.
+    pub(super) fn troubled(&self) -> impl Iterator<Item = u32> + '_ {
+        self.troubled.iter().copied()
     }
 
     /// All, in the order of keys.
@@ -179,6 +187,7 @@ impl Table {
         let entries = &self.entries;
         self.by_key.remove(id, |other| entries[other as usize].key() < Some(key));
         self.entries[id as usize] = Entry::default();
+        self.troubled.remove(&id);
         self.free.push(id);
     }
 
@@ -258,7 +267,13 @@ impl Table {
     fn untouch(&mut self, id: u32) -> Option<Arc<Lease>> {
         let entry = &mut self.entries[id as usize];
         entry.touched = false;
-        entry.accepted().cloned()
+        let accepted = entry.accepted().cloned();
+        if entry.key().is_some() && (entry.bad.is_some() || accepted.is_none()) {
+            self.troubled.insert(id);
+        } else {
+            self.troubled.remove(&id);
+        }
+        accepted
     }
 
     /// A verdict depends on those of lesser rank alone, so one pass in the order of ranks settles all.
