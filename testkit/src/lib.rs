@@ -1,1 +1,33 @@
 //! Namespace lab, sabotage and traffic probes for tests, benchmarks and the quickstart.
+//!
+//! Nothing but the Linux kernel is needed: no program is run, everything goes through netlink and plain sockets, and
+//! all of it works inside an unprivileged user namespace ([`userns::enter`]).
+//!
+//! ```no_run
+//! use testkit::{Families, Underlay, probe};
+//!
+//! # fn main() -> Result<(), testkit::Error> {
+//! testkit::userns::enter()?;
+//! let underlay = Underlay::new(2, Families::V4)?;
+//! let [one, two] = underlay.nodes() else { return Ok(()) };
+//! probe::ping(&one.ns, two.v4()?, std::time::Duration::from_secs(1))?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod error;
+mod lab;
+mod netlink;
+mod objects;
+
+pub mod namespace;
+pub mod probe;
+pub mod sabotage;
+pub mod userns;
+
+pub use error::Error;
+pub use lab::{Families, Node, Pod, PodNet, UNDERLAY_LINK, Underlay, wait_until};
+pub use namespace::Namespace;
+pub use objects::{Address, Fdb, Hop, Link, Listing, Neighbour, Route, VxlanLink};
+
+pub(crate) use error::Context;

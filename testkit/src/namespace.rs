@@ -1,0 +1,170 @@
+//! A network namespace that lives as long as somebody holds it.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::netlink::{Channel, Raw};
+use crate::{Context, Error};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+
+/// A network namespace. Held by a file descriptor only, so that it and all that is in it is gone with its last clone;
+/// there is nothing to clean up.
+#[derive(Clone)]
+pub struct Namespace(Arc<Held>);
+
+struct Held {
+    name: String,
+    file: File,
+    channel: Mutex<Channel>,
+}
+
+impl Namespace {
+    /// A new namespace whose loopback is up. The name is for messages only.
+    ///
+    /// # Errors
+    /// When the process may not make one (see [`crate::userns::enter`]).
+    pub fn new(name: &str) -> Result<Self, Error> {
+        let thread = thread::scope(|scope| {
+            let made = scope.spawn(|| {
+                let unshared = unshare(CloneFlags::CLONE_NEWNET);
+                unshared.context(|| format!("making network namespace {name}: root, or userns::enter() first"))?;
+                Self::current(name)
+            });
+            made.join()
+        });
+        let namespace = thread.unwrap_or_else(|panic| resume_unwind(panic))?;
+        namespace.set_up("lo")?;
+        Ok(namespace)
+    }
+
+    /// The namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted or no netlink socket can be had.
+    pub fn current(name: &str) -> Result<Self, Error> {
+        let file = File::open("/proc/thread-self/ns/net").context(|| format!("opening network namespace {name}"))?;
+        Ok(Self(Arc::new(Held { name: name.to_owned(), file, channel: Mutex::new(Channel::open()?) })))
+    }
+
+    /// Its name in messages.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Runs `f` inside, on a thread made for it, and waits for its end. A panic of `f` goes on in the caller.
+    ///
+    /// Sockets opened inside stay inside wherever they are used afterwards.
+    ///
+    /// # Errors
+    /// When the thread cannot enter the namespace; `f` has not run then.
+    pub fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> Result<R, Error> {
+        let joined = thread::scope(|scope| {
+            let inside = scope.spawn(|| -> Result<R, Error> {
+                self.enter()?;
+                Ok(f())
+            });
+            inside.join()
+        });
+        joined.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Starts `f` inside, on a thread of its own.
+    ///
+    /// # Errors
+    /// When no thread can be had. A thread that cannot enter gives its error to whoever joins it.
+    pub fn spawn<R: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<JoinHandle<Result<R, Error>>, Error> {
+        let namespace = self.clone();
+        let builder = thread::Builder::new().name(self.name().chars().take(15).collect());
+        let started = builder.spawn(move || {
+            namespace.enter()?;
+            Ok(f())
+        });
+        started.context(|| format!("starting a thread in {}", self.name()))
+    }
+
+    /// Moves the calling thread in, for good.
+    ///
+    /// # Errors
+    /// When the process has no right to.
+    pub fn enter(&self) -> Result<(), Error> {
+        let entered = setns(&self.0.file, CloneFlags::CLONE_NEWNET);
+        entered.context(|| format!("entering network namespace {}", self.name()))
+    }
+
+    /// Writes a sysctl, as `net/ipv4/ip_forward`.
+    ///
+    /// # Errors
+    /// When it does not exist here or must not be written.
+    pub fn set_sysctl(&self, name: &str, value: &str) -> Result<(), Error> {
+        let path = format!("/proc/sys/{name}");
+        self.run(|| fs::write(&path, value))?
+            .context(|| format!("{}: writing {value} to {path} (/proc/sys has to be writable)", self.name()))
+    }
+
+    /// Writes several.
+    ///
+    /// # Errors
+    /// As [`set_sysctl`](Self::set_sysctl), for the first that fails.
+    pub fn set_sysctls(&self, values: &[(&str, &str)]) -> Result<(), Error> {
+        values.iter().try_for_each(|(name, value)| self.set_sysctl(name, value))
+    }
+
+    /// Reads a sysctl, without the line end.
+    ///
+    /// # Errors
+    /// When it does not exist here.
+    pub fn sysctl(&self, name: &str) -> Result<String, Error> {
+        let path = format!("/proc/sys/{name}");
+        let text = self.run(|| fs::read_to_string(&path))?.context(|| format!("{}: reading {path}", self.name()))?;
+        Ok(text.trim_end().to_owned())
+    }
+
+    /// Sends one request of the caller's own making, with the flags it needs beside `REQUEST` and `ACK`.
+    ///
+    /// # Errors
+    /// When the kernel refuses, with its error number and its own words.
+    pub fn request(&self, message: RouteNetlinkMessage, flags: u16, what: &str) -> Result<(), Error> {
+        self.channel(|channel| channel.request((message, flags), &format!("{}: {what}", self.name())))
+    }
+
+    /// Sends many requests, several at a time.
+    ///
+    /// # Errors
+    /// The first refusal, once all have been sent: one refused does not stop the others.
+    pub fn request_all(&self, requests: Vec<(RouteNetlinkMessage, u16)>, what: &str) -> Result<(), Error> {
+        let refused = self.channel(|channel| channel.batch(requests))?;
+        match refused.into_iter().next() {
+            Some((nth, refusal)) => Err(refusal.in_context(&format!("{}: {what} (number {nth})", self.name()))),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn dump(&self, message: RouteNetlinkMessage, what: &str) -> Result<Vec<Raw>, Error> {
+        self.channel(|channel| channel.dump(message, &format!("{}: listing {what}", self.name())))
+    }
+
+    fn channel<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> R {
+        // A panic elsewhere leaves at worst answers behind, which the sequence numbers tell apart.
+        f(&mut self.0.channel.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.file.as_fd()
+    }
+}
+
+impl std::fmt::Debug for Namespace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Namespace({})", self.name())
+    }
+}

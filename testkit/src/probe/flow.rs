@@ -1,0 +1,207 @@
+//! A steady stream of numbered datagrams, to count what a change of the data plane costs.
+
+use std::collections::BTreeSet;
+use std::io::IoSliceMut;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+
+use crate::{Context, Error, Namespace};
+
+/// Longer silence than this after the last datagram was sent means that the rest is lost.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How often the sender wakes; it then sends what is due.
+const TICK: Duration = Duration::from_micros(500);
+
+/// A stream under way. Dropped, it ends without a report.
+pub struct Flow {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
+    sender: JoinHandle<Result<u64, Error>>,
+    receiver: JoinHandle<Result<Result<FlowReport, Error>, Error>>,
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FlowReport {
+    /// Datagrams sent, those that the sending kernel refused included.
+    pub sent: u64,
+    /// Those of them that the sending kernel refused, as for want of a route.
+    pub refused: u64,
+    /// Different ones received.
+    pub received: u64,
+    /// Those lost on the way: neither received, nor dropped by the receiving socket for want of room.
+    pub lost: u64,
+    /// Dropped by the receiving socket: the receiver was too slow, the network delivered them.
+    pub overrun: u64,
+    /// Received again.
+    pub duplicated: u64,
+    /// Received after a later one.
+    pub reordered: u64,
+    /// The longest time without any.
+    pub longest_gap: Duration,
+}
+
+impl Flow {
+    /// Starts `rate` datagrams a second from `from` to `addr`, which is in `to`.
+    ///
+    /// # Errors
+    /// When a socket cannot be had or bound there.
+    pub fn start(from: &Namespace, to: &Namespace, addr: IpAddr, rate: u32) -> Result<Self, Error> {
+        let inbox = to.run(|| UdpSocket::bind((addr, 0)))?.context(|| format!("{}: UDP on {addr}", to.name()))?;
+        let target = inbox.local_addr().context(|| format!("{}: own address", to.name()))?;
+        let any: SocketAddr = match addr {
+            IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+            IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let outbox = from.run(|| UdpSocket::bind(any))?.context(|| format!("{}: UDP", from.name()))?;
+        prepare(&inbox).context(|| format!("{}: receive buffer", to.name()))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let sender = {
+            let (stop, sent) = (stop.clone(), sent.clone());
+            from.spawn(move || send(&outbox, target, rate, &stop, &sent))?
+        };
+        let receiver = {
+            let (stop, sent, received) = (stop.clone(), sent.clone(), received.clone());
+            to.spawn(move || receive(&inbox, &stop, &sent, &received))?
+        };
+        Ok(Self { stop, sent, received, sender, receiver })
+    }
+
+    /// Datagrams sent until now.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams received until now, duplicates included.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Ends the stream, waits for what is under way, and counts.
+    ///
+    /// # Errors
+    /// When one of its threads failed.
+    pub fn stop(self) -> Result<FlowReport, Error> {
+        self.stop.store(true, Ordering::Relaxed);
+        let died = |_| Error::new("a thread of the flow probe died");
+        let refused = self.sender.join().map_err(died)??;
+        let counted = self.receiver.join().map_err(died)???;
+        let sent = self.sent.load(Ordering::Relaxed);
+        let lost = sent.saturating_sub(counted.received + counted.overrun);
+        Ok(FlowReport { sent, refused, lost, ..counted })
+    }
+}
+
+fn prepare(inbox: &UdpSocket) -> nix::Result<()> {
+    const ROOM: usize = 8 << 20;
+    // Only root of the first user namespace may exceed the limit.
+    if setsockopt(inbox, sockopt::RcvBufForce, &ROOM).is_err() {
+        setsockopt(inbox, sockopt::RcvBuf, &ROOM)?;
+    }
+    setsockopt(inbox, sockopt::RxqOvfl, &1)
+}
+
+fn send(outbox: &UdpSocket, target: SocketAddr, rate: u32, stop: &AtomicBool, sent: &AtomicU64) -> u64 {
+    let start = Instant::now();
+    let (mut sequence, mut refused) = (0_u64, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let due = (start.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+        while sequence < due {
+            if outbox.send_to(&sequence.to_be_bytes(), target).is_err() {
+                refused += 1;
+            }
+            sequence += 1;
+            sent.store(sequence, Ordering::Relaxed);
+        }
+        thread::sleep(TICK);
+    }
+    refused
+}
+
+fn receive(inbox: &UdpSocket, stop: &AtomicBool, sent: &AtomicU64, received: &AtomicU64) -> Result<FlowReport, Error> {
+    const POLL: Duration = Duration::from_millis(20);
+    inbox.set_read_timeout(Some(POLL)).context(|| "timing a flow".to_owned())?;
+    let mut report = FlowReport::default();
+    let mut seen = Seen::default();
+    let mut last = None;
+    loop {
+        if let Some((sequence, dropped)) = one(inbox)? {
+            let now = Instant::now();
+            if let Some(last) = last.replace(now) {
+                report.longest_gap = report.longest_gap.max(now.duration_since(last));
+            }
+            received.fetch_add(1, Ordering::Relaxed);
+            report.overrun = report.overrun.max(dropped);
+            seen.count(sequence, &mut report);
+            continue;
+        }
+        let complete = report.received + report.overrun >= sent.load(Ordering::Relaxed);
+        let silent = last.is_none_or(|last| last.elapsed() > SILENCE);
+        if stop.load(Ordering::Relaxed) && (complete || silent) {
+            return Ok(report);
+        }
+    }
+}
+
+/// The next datagram's number, and how many this socket has dropped so far.
+fn one(inbox: &UdpSocket) -> Result<Option<(u64, u64)>, Error> {
+    let mut bytes = [0; 8];
+    let mut space = nix::cmsg_space!(u32);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let dropped = match recvmsg::<()>(inbox.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()) {
+        Err(nix::Error::EAGAIN | nix::Error::EINTR) => return Ok(None),
+        Err(error) => return Err(Error::io("receiving a flow", error)),
+        Ok(message) => {
+            let notes = message.cmsgs().context(|| "receiving a flow".to_owned())?;
+            notes
+                .filter_map(|note| if let ControlMessageOwned::RxqOvfl(count) = note { Some(count) } else { None })
+                .max()
+        }
+    };
+    Ok(Some((u64::from_be_bytes(bytes), dropped.unwrap_or(0).into())))
+}
+
+/// Which numbers came: those below `next` but for `missing`.
+#[derive(Default)]
+struct Seen {
+    next: u64,
+    missing: BTreeSet<u64>,
+}
+
+impl Seen {
+    fn count(&mut self, sequence: u64, report: &mut FlowReport) {
+        if sequence >= self.next {
+            self.missing.extend(self.next..sequence);
+            self.next = sequence + 1;
+        } else if self.missing.remove(&sequence) {
+            report.reordered += 1;
+        } else {
+            report.duplicated += 1;
+            return;
+        }
+        report.received += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_and_repeated_numbers_are_told_from_lost_ones() {
+        let (mut seen, mut report) = (Seen::default(), FlowReport::default());
+        for sequence in [0, 1, 3, 2, 2, 6] {
+            seen.count(sequence, &mut report);
+        }
+        assert_eq!((report.received, report.reordered, report.duplicated), (5, 1, 1));
+        assert_eq!(seen.missing.into_iter().collect::<Vec<_>>(), [4, 5]);
+    }
+}

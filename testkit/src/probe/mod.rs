@@ -1,0 +1,9 @@
+//! Traffic between namespaces, by sockets: no program is run.
+
+mod flow;
+mod ping;
+mod throughput;
+
+pub use flow::{Flow, FlowReport};
+pub use ping::{ping, until_reply};
+pub use throughput::{Throughput, throughput};

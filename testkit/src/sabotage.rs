@@ -1,0 +1,296 @@
+//! What somebody else does to a node behind an agent's back: every act of `docs/kernel-facts.md`, and a few more.
+
+use flannel_core::net::{Dual, Family, MacAddr, Prefix};
+
+use crate::lab::Carrier;
+use crate::{Address, Error, Link, Node, Route, UNDERLAY_LINK};
+
+/// An act of sabotage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Act {
+    /// The overlay devices go down and up.
+    OverlayDownUp,
+    /// The overlay devices get another Ethernet address while up.
+    OverlayMac,
+    /// The overlay devices get another MTU.
+    OverlayMtu,
+    /// The overlay devices lose all addresses but link-local ones.
+    OverlayAddresses,
+    /// The overlay devices get another name.
+    OverlayRenamed,
+    /// The overlay devices are deleted.
+    OverlayDeleted,
+    /// The link to the switch goes down and up.
+    UnderlayDownUp,
+    /// The link to the switch loses its addresses and gets them back.
+    UnderlayAddresses,
+    /// The link to the switch is renamed, and renamed back.
+    UnderlayRenamed,
+    /// The link to the switch loses its carrier, and has it back.
+    UnderlayCarrier,
+    /// The link to the switch is deleted, and made anew: same name, addresses and default route, another index.
+    UnderlayDeleted,
+    /// The main table is flushed; the node's own connected and default routes are put back.
+    RoutesFlushed,
+    /// The overlay devices' permanent neighbours are flushed.
+    NeighboursFlushed,
+    /// The overlay devices' ARP goes off and on.
+    ArpOffOn,
+    /// The overlay devices' forwarding entries are flushed.
+    FdbFlushed,
+    /// One route to a peer is deleted.
+    RouteDeleted,
+    /// One permanent neighbour is deleted.
+    NeighbourDeleted,
+    /// One forwarding entry is deleted.
+    FdbDeleted,
+    /// The overlay devices are deleted and the main table is flushed.
+    Everything,
+}
+
+/// What kind of overlay is hurt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plane {
+    /// Routes through VXLAN devices.
+    Vxlan,
+    /// Routes through the underlay; no device.
+    HostGw,
+}
+
+/// The overlay on a node, as a saboteur sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Overlay {
+    /// Its devices; none for host-gw.
+    pub devices: Vec<String>,
+    /// The pod networks.
+    pub networks: Dual<Prefix>,
+}
+
+impl Act {
+    /// Every act there is.
+    pub const EVERY: [Self; 19] = [
+        Self::OverlayDownUp,
+        Self::OverlayMac,
+        Self::OverlayMtu,
+        Self::OverlayAddresses,
+        Self::OverlayRenamed,
+        Self::OverlayDeleted,
+        Self::UnderlayDownUp,
+        Self::UnderlayAddresses,
+        Self::UnderlayRenamed,
+        Self::UnderlayCarrier,
+        Self::UnderlayDeleted,
+        Self::RoutesFlushed,
+        Self::NeighboursFlushed,
+        Self::ArpOffOn,
+        Self::FdbFlushed,
+        Self::RouteDeleted,
+        Self::NeighbourDeleted,
+        Self::FdbDeleted,
+        Self::Everything,
+    ];
+
+    /// Those that hurt this kind of overlay.
+    pub fn all(plane: Plane) -> impl Iterator<Item = Self> {
+        Self::EVERY.into_iter().filter(move |act| plane == Plane::Vxlan || !act.needs_device())
+    }
+
+    /// Whether it is done to an overlay device.
+    fn needs_device(self) -> bool {
+        match self {
+            Self::OverlayDownUp
+            | Self::OverlayMac
+            | Self::OverlayMtu
+            | Self::OverlayAddresses
+            | Self::OverlayRenamed
+            | Self::OverlayDeleted
+            | Self::NeighboursFlushed
+            | Self::ArpOffOn
+            | Self::FdbFlushed
+            | Self::NeighbourDeleted
+            | Self::FdbDeleted
+            | Self::Everything => true,
+            Self::UnderlayDownUp
+            | Self::UnderlayAddresses
+            | Self::UnderlayRenamed
+            | Self::UnderlayCarrier
+            | Self::UnderlayDeleted
+            | Self::RoutesFlushed
+            | Self::RouteDeleted => false,
+        }
+    }
+
+    /// A short name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OverlayDownUp => "vxlan down, up",
+            Self::OverlayMac => "vxlan MAC changed",
+            Self::OverlayMtu => "vxlan MTU changed",
+            Self::OverlayAddresses => "vxlan addresses removed",
+            Self::OverlayRenamed => "vxlan renamed",
+            Self::OverlayDeleted => "vxlan deleted",
+            Self::UnderlayDownUp => "underlay down, up",
+            Self::UnderlayAddresses => "underlay address removed, re-added",
+            Self::UnderlayRenamed => "underlay renamed, renamed back",
+            Self::UnderlayCarrier => "underlay carrier lost, back",
+            Self::UnderlayDeleted => "underlay deleted, made anew",
+            Self::RoutesFlushed => "ip route flush table main",
+            Self::NeighboursFlushed => "ip neigh flush nud permanent",
+            Self::ArpOffOn => "arp off, on",
+            Self::FdbFlushed => "bridge fdb flush",
+            Self::RouteDeleted => "one route deleted",
+            Self::NeighbourDeleted => "one neighbour deleted",
+            Self::FdbDeleted => "one FDB entry deleted",
+            Self::Everything => "vxlan deleted and routes flushed",
+        }
+    }
+
+    /// Does it. Whatever it takes from the underlay is back on return, so that the time to heal runs from here.
+    ///
+    /// # Errors
+    /// When there is nothing to hurt, or as the kernel says. The underlay may be damaged then
+    /// ([`Node::restore_underlay`]).
+    pub fn apply(self, node: &Node, overlay: &Overlay) -> Result<(), Error> {
+        self.strike(node, overlay)?;
+        self.restore(node)
+    }
+
+    /// Does it without giving anything back; what is on and off in one act is done whole.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn strike(self, node: &Node, overlay: &Overlay) -> Result<(), Error> {
+        let ns = &node.ns;
+        if self.needs_device() && overlay.devices.is_empty() {
+            return Err(Error::new(format!("{}: this overlay has no device", self.name())));
+        }
+        match self {
+            Self::OverlayDownUp => overlay.each(|dev| {
+                ns.set_down(dev)?;
+                ns.set_up(dev)
+            }),
+            Self::OverlayMac => overlay.each(|dev| ns.set_mac(dev, other_mac(&ns.link(dev)?))),
+            Self::OverlayMtu => overlay.each(|dev| ns.set_mtu(dev, ns.link(dev)?.mtu - 20)),
+            Self::OverlayAddresses => overlay.each(|dev| {
+                let on_device = |address: &Address| address.dev == dev && !address.is_link_local();
+                ns.addresses()?
+                    .iter()
+                    .filter(|address| on_device(address))
+                    .try_for_each(|address| ns.delete_address(dev, address.addr, address.len))
+            }),
+            Self::OverlayRenamed => overlay.each(|dev| ns.rename_link(dev, &renamed(dev))),
+            Self::OverlayDeleted => overlay.each(|dev| ns.delete_link(dev)),
+            Self::UnderlayDownUp => ns.set_down(UNDERLAY_LINK),
+            Self::UnderlayAddresses => {
+                node.underlay_addresses().try_for_each(|(addr, len)| ns.delete_address(UNDERLAY_LINK, addr, len))
+            }
+            Self::UnderlayRenamed => {
+                // Only kernels from 6.2 on rename a link that is up; this way it works everywhere.
+                ns.set_down(UNDERLAY_LINK)?;
+                ns.rename_link(UNDERLAY_LINK, &renamed(UNDERLAY_LINK))?;
+                ns.set_up(&renamed(UNDERLAY_LINK))
+            }
+            Self::UnderlayCarrier => {
+                let (switch, port) = node.switch_port();
+                switch.set_down(port)?;
+                node.await_carrier(Carrier::Lost)
+            }
+            Self::UnderlayDeleted => ns.delete_link(UNDERLAY_LINK),
+            Self::RoutesFlushed => flush_routes(node),
+            Self::NeighboursFlushed => overlay.each(|dev| ns.flush_permanent_neighbours(dev)),
+            Self::ArpOffOn => overlay.each(|dev| {
+                ns.arp_off(dev)?;
+                ns.arp_on(dev)
+            }),
+            Self::FdbFlushed => overlay.each(|dev| ns.flush_fdb(dev)),
+            Self::RouteDeleted => delete_route(node, overlay),
+            Self::NeighbourDeleted => {
+                let neighbours = ns.neighbours()?;
+                overlay.each(|dev| match neighbours.iter().find(|it| it.dev == dev && it.mac.is_some()) {
+                    Some(neighbour) => ns.delete_neighbour(neighbour),
+                    None => Err(Error::new(format!("{dev} has no neighbour"))),
+                })
+            }
+            Self::FdbDeleted => {
+                let entries = ns.fdb()?;
+                overlay.each(|dev| match entries.iter().find(|it| it.dev == dev && it.dst.is_some()) {
+                    Some(entry) => ns.delete_fdb(entry),
+                    None => Err(Error::new(format!("{dev} has no FDB entry"))),
+                })
+            }
+            Self::Everything => {
+                overlay.each(|dev| ns.delete_link(dev))?;
+                flush_routes(node)
+            }
+        }
+    }
+
+    /// Gives back what [`strike`](Self::strike) took from the underlay. Idempotent; nothing to do for most acts.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn restore(self, node: &Node) -> Result<(), Error> {
+        let ns = &node.ns;
+        if self == Self::UnderlayRenamed && ns.links()?.iter().any(|link| link.name == renamed(UNDERLAY_LINK)) {
+            ns.set_down(&renamed(UNDERLAY_LINK))?;
+            ns.rename_link(&renamed(UNDERLAY_LINK), UNDERLAY_LINK)?;
+        }
+        match self {
+            Self::UnderlayDownUp
+            | Self::UnderlayAddresses
+            | Self::UnderlayRenamed
+            | Self::UnderlayCarrier
+            | Self::UnderlayDeleted => node.restore_underlay(),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Overlay {
+    fn each(&self, act: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
+        self.devices.iter().map(String::as_str).try_for_each(act)
+    }
+
+    /// Whether a route leads to a peer: inside the pod network, by way of a next hop.
+    fn has_peer(&self, route: &Route) -> bool {
+        let network = self.networks.get(route.to.family());
+        route.table == Route::MAIN && route.via.is_some() && network.is_some_and(|network| network.covers(&route.to))
+    }
+}
+
+fn delete_route(node: &Node, overlay: &Overlay) -> Result<(), Error> {
+    let mut deleted = 0;
+    for family in Family::BOTH {
+        if let Some(route) = node.ns.routes(family)?.iter().find(|route| overlay.has_peer(route)) {
+            node.ns.delete_route(route)?;
+            deleted += 1;
+        }
+    }
+    if deleted == 0 { Err(Error::new(format!("{} has no route to a peer", node.name))) } else { Ok(()) }
+}
+
+/// Flushes the main table. What the kernel made for addresses, and the default routes, come back: whoever flushes
+/// (networkd, a person) would have to do the same to keep the node.
+fn flush_routes(node: &Node) -> Result<(), Error> {
+    let ns = &node.ns;
+    let mut own = Vec::new();
+    for family in Family::BOTH {
+        let routes = ns.routes(family)?.into_iter().filter(|route| route.table == Route::MAIN);
+        own.extend(routes.filter(|route| route.protocol == Route::KERNEL && route.dev.is_some()));
+    }
+    ns.flush_main_routes()?;
+    for route in own {
+        ns.replace_route(&route)?;
+    }
+    node.restore_underlay()
+}
+
+fn other_mac(link: &Link) -> MacAddr {
+    let MacAddr(mut bytes) = link.mac.unwrap_or(MacAddr([0; 6])).locally_administered();
+    bytes[5] ^= 0xff;
+    MacAddr(bytes)
+}
+
+fn renamed(name: &str) -> String {
+    format!("x{}", &name[..name.len().min(14)])
+}

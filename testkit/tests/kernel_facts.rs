@@ -1,0 +1,444 @@
+//! What the code leans on in the kernel, so that a new kernel tells us. Numbers are those of docs/kernel-facts.md.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use flannel_core::net::{Dual, Family, MacAddr, Prefix};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::{LinkVxlan, RouteMessageBuilder};
+use testkit::probe::{self, Flow};
+use testkit::sabotage::{Act, Overlay};
+use testkit::{Families, Fdb, Namespace, Neighbour, Node, Route, Underlay, VxlanLink};
+
+const PEERS: usize = 200;
+const DEV: &str = "flannel.1";
+
+fn lab(families: Families) -> Underlay {
+    Underlay::new(2, families).expect("the lab needs root, or a user namespace: unshare -Urn cargo test -p testkit")
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn mac(nth: usize) -> MacAddr {
+    MacAddr([0x02, 0, 0, 0, (nth >> 8) as u8, nth as u8])
+}
+
+fn subnet(nth: usize) -> Prefix {
+    prefix(&format!("10.244.{nth}.0/24"))
+}
+
+/// A VXLAN device with its address, up.
+fn device(node: &Node) {
+    let ns = &node.ns;
+    let vxlan = VxlanLink { vni: 1, local: node.v4().ok(), lower: Some("eth0".to_owned()), ..VxlanLink::default() };
+    ns.add_vxlan(DEV, &vxlan, None).unwrap();
+    ns.add_address(DEV, ip("10.244.0.0"), 32).unwrap();
+    ns.set_up(DEV).unwrap();
+}
+
+fn overlay_route(nth: usize) -> Route {
+    let to = subnet(nth);
+    Route::to(to).via(to.addr()).dev(DEV).onlink().protocol(200 + (nth % 32) as u8)
+}
+
+/// As an agent programs 200 peers, and as many routes through the underlay.
+fn program(node: &Node) {
+    device(node);
+    let ns = &node.ns;
+    let (mut fdb, mut neighbours, mut routes) = (Vec::new(), Vec::new(), Vec::new());
+    for nth in 1..=PEERS {
+        fdb.push(Fdb::permanent(DEV, mac(nth), Ipv4Addr::from(0x0a59_0100 + nth as u32).into()));
+        neighbours.push(Neighbour::permanent(DEV, subnet(nth).addr(), mac(nth)));
+        routes.push(overlay_route(nth));
+        let direct = Route::to(prefix(&format!("10.245.{nth}.0/24"))).protocol(200);
+        routes.push(direct.via(Ipv4Addr::from(0x0a59_0100 + nth as u32).into()).dev("eth0"));
+    }
+    ns.put_fdb(&fdb).unwrap();
+    ns.put_neighbours(&neighbours).unwrap();
+    ns.add_routes(&routes).unwrap();
+}
+
+/// Overlay routes, permanent neighbours, FDB entries, routes through the underlay.
+fn survivors(ns: &Namespace) -> [usize; 4] {
+    let routes = ns.routes(Family::V4).unwrap();
+    let to =
+        |network: &str| routes.iter().filter(|route| prefix(network).covers(&route.to) && route.via.is_some()).count();
+    let permanent = ns.neighbours().unwrap().iter().filter(|it| it.state == NeighbourState::Permanent).count();
+    let fdb = ns.fdb().unwrap().iter().filter(|it| it.dst.is_some()).count();
+    [to("10.244.0.0/16"), permanent, fdb, to("10.245.0.0/16")]
+}
+
+#[test]
+fn what_survives_which_act() {
+    const ALL: usize = PEERS;
+    let overlay =
+        Overlay { devices: vec![DEV.to_owned()], networks: Dual { v4: Some(prefix("10.244.0.0/16")), v6: None } };
+    for act in Act::EVERY {
+        let expected = match act {
+            Act::OverlayDownUp | Act::OverlayAddresses => [0, 0, ALL, ALL],
+            Act::OverlayMac | Act::NeighboursFlushed | Act::ArpOffOn => [ALL, 0, ALL, ALL],
+            Act::OverlayMtu | Act::OverlayRenamed | Act::UnderlayCarrier => [ALL, ALL, ALL, ALL],
+            Act::UnderlayDownUp | Act::UnderlayAddresses | Act::UnderlayRenamed => [ALL, ALL, ALL, 0],
+            Act::UnderlayDeleted | Act::Everything => [0, 0, 0, 0],
+            Act::OverlayDeleted => [0, 0, 0, ALL],
+            Act::RoutesFlushed => [0, ALL, ALL, 0],
+            Act::FdbFlushed => [ALL, ALL, 0, ALL],
+            Act::RouteDeleted => [ALL - 1, ALL, ALL, ALL],
+            Act::NeighbourDeleted => [ALL, ALL - 1, ALL, ALL],
+            Act::FdbDeleted => [ALL, ALL, ALL - 1, ALL],
+        };
+        let underlay = lab(Families::V4);
+        let [node, other] = underlay.nodes() else { panic!("two nodes") };
+        program(node);
+        assert_eq!(survivors(&node.ns), [ALL; 4], "before: {}", act.name());
+        act.apply(node, &overlay).unwrap();
+        // What the lines say of addresses and carrier is done by workers; nothing more may happen after it is true.
+        probe::until_reply(&node.ns, other.v4().unwrap(), Duration::from_secs(5)).unwrap();
+        assert_eq!(survivors(&node.ns), expected, "{}", act.name());
+        act.restore(node).unwrap();
+        probe::ping(&node.ns, ip("10.89.0.1"), Duration::from_secs(5)).unwrap();
+    }
+}
+
+#[test]
+fn fact_1_go_flannel_replaces_and_deletes_a_route_of_any_protocol() {
+    let underlay = lab(Families::V4);
+    let node = &underlay.nodes()[0];
+    device(node);
+    let ns = &node.ns;
+    ns.add_route(&overlay_route(7)).unwrap();
+    ns.replace_route(&overlay_route(7).protocol(Route::BOOT)).unwrap();
+    let protocols = |nth| -> Vec<u8> {
+        ns.routes(Family::V4).unwrap().iter().filter(|route| route.to == subnet(nth)).map(|it| it.protocol).collect()
+    };
+    assert_eq!(protocols(7), [Route::BOOT]);
+
+    ns.add_route(&overlay_route(8)).unwrap();
+    // Go flannel's form: protocol 0, scope 0, type 0 (contract 8.2.1).
+    let mut message = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(subnet(8).addr(), 24)
+        .unwrap()
+        .gateway(subnet(8).addr())
+        .unwrap()
+        .output_interface(ns.index_of(DEV).unwrap())
+        .onlink()
+        .protocol(RouteProtocol::Unspec)
+        .scope(RouteScope::Universe)
+        .build();
+    message.header.kind = RouteType::Unspec;
+    ns.request(RouteNetlinkMessage::DelRoute(message), 0, "Go flannel's delete").unwrap();
+    assert!(protocols(8).is_empty());
+}
+
+/// A socket that hears of links, routes, neighbours and addresses.
+struct Ear(Socket);
+
+impl Ear {
+    fn open(ns: &Namespace) -> Self {
+        const LINK_NEIGH_V4ADDR_V4ROUTE_V6ADDR_V6ROUTE: u32 = 1 | 4 | 0x10 | 0x40 | 0x100 | 0x400;
+        let opened = ns.run(|| {
+            let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
+            socket.bind(&SocketAddr::new(0, LINK_NEIGH_V4ADDR_V4ROUTE_V6ADDR_V6ROUTE)).unwrap();
+            socket
+        });
+        Self(opened.unwrap())
+    }
+
+    /// What is heard until `last` is, and a little longer.
+    fn until(&self, last: impl Fn(&RouteNetlinkMessage) -> bool) -> Vec<RouteNetlinkMessage> {
+        let (mut heard, mut done) = (Vec::new(), false);
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(10) {
+            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            let wait = if done { 200_u16 } else { 1000 };
+            if poll(&mut fds, PollTimeout::from(wait)).unwrap() == 0 {
+                if done {
+                    return heard;
+                }
+                continue;
+            }
+            let (bytes, _) = self.0.recv_from_full().unwrap();
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).unwrap();
+            if let NetlinkPayload::InnerMessage(message) = message.payload {
+                done |= last(&message);
+                heard.push(message);
+            }
+        }
+        panic!("never heard: {heard:?}");
+    }
+}
+
+fn deleted_routes(heard: &[RouteNetlinkMessage], family: Family) -> Vec<&RouteMessage> {
+    let routes = heard.iter().filter_map(|message| match message {
+        RouteNetlinkMessage::DelRoute(route) => Some(route),
+        _ => None,
+    });
+    let family = match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    routes.filter(|route| route.header.table == 254 && route.header.address_family == family).collect()
+}
+
+#[test]
+fn fact_4_link_down_removes_ipv4_routes_silently_and_announces_ipv6_ones() {
+    let underlay = lab(Families::Dual);
+    let node = &underlay.nodes()[0];
+    device(node);
+    let ns = &node.ns;
+    ns.add_address(DEV, ip("fd00:244::"), 128).unwrap();
+    ns.add_route(&overlay_route(1)).unwrap();
+    let v6 = prefix("fd00:244:0:1::/64");
+    ns.add_route(&Route::to(v6).via(v6.addr()).dev(DEV).onlink()).unwrap();
+    ns.put_neighbours(&[Neighbour::permanent(DEV, subnet(1).addr(), mac(1))]).unwrap();
+    ns.put_fdb(&[Fdb::permanent(DEV, mac(1), ip("10.89.1.1"))]).unwrap();
+    let ear = Ear::open(ns);
+    ns.set_down(DEV).unwrap();
+    let heard = ear.until(|message| matches!(message, RouteNetlinkMessage::DelRoute(route) if route.header.destination_prefix_length == 64));
+    assert!(deleted_routes(&heard, Family::V4).is_empty(), "{heard:?}");
+    assert!(heard.iter().any(|message| matches!(message, RouteNetlinkMessage::NewLink(_))));
+    let addresses = ns.addresses().unwrap();
+    let on_device = |family| addresses.iter().any(|it| it.dev == DEV && Family::of(it.addr) == family);
+    assert!(on_device(Family::V4) && !on_device(Family::V6));
+    assert_eq!(survivors(ns), [0, 0, 1, 0]);
+}
+
+#[test]
+fn fact_5_losing_the_uplinks_address_removes_its_routes_silently() {
+    let underlay = lab(Families::V4);
+    let node = &underlay.nodes()[0];
+    let ns = &node.ns;
+    ns.add_route(&Route::to(prefix("10.245.1.0/24")).via(ip("10.89.1.1")).dev("eth0")).unwrap();
+    let ear = Ear::open(ns);
+    ns.delete_address("eth0", node.v4().unwrap(), 16).unwrap();
+    let heard = ear.until(|message| matches!(message, RouteNetlinkMessage::DelAddress(_)));
+    let pods = deleted_routes(&heard, Family::V4).into_iter().filter(|it| it.header.destination_prefix_length == 24);
+    assert_eq!(pods.count(), 0, "{heard:?}");
+    assert_eq!(survivors(ns)[3], 0);
+}
+
+#[test]
+fn fact_9_a_replace_takes_over_a_strangers_route_and_an_exclusive_create_does_not() {
+    let underlay = lab(Families::V4);
+    let node = &underlay.nodes()[0];
+    let ns = &node.ns;
+    let to = prefix("10.245.1.0/24");
+    let stranger = Route::to(to).via(ip("10.89.1.1")).dev("eth0").protocol(Route::STATIC);
+    ns.add_route(&stranger).unwrap();
+    let ours = Route::to(to).via(ip("10.89.1.2")).dev("eth0").protocol(213);
+    assert!(ns.add_route(&ours).unwrap_err().is(Errno::EEXIST));
+    assert!(ns.delete_route(&stranger.clone().protocol(213)).unwrap_err().is(Errno::ESRCH));
+    ns.replace_route(&ours).unwrap();
+    let found: Vec<Route> = ns.routes(Family::V4).unwrap().into_iter().filter(|it| it.to == to).collect();
+    assert_eq!(found, [ours]);
+}
+
+#[test]
+fn fact_10_ipv6_metric_reads_back_as_1024_and_fdb_entries_drop_their_protocol() {
+    let underlay = lab(Families::Dual);
+    let node = &underlay.nodes()[0];
+    device(node);
+    let ns = &node.ns;
+    let to = prefix("fd00:245:0:1::/64");
+    ns.add_route(&Route::to(to).via(ip("fd00:89::ff")).dev("eth0")).unwrap();
+    let metric = ns.routes(Family::V6).unwrap().iter().find(|it| it.to == to).unwrap().metric;
+    assert_eq!(metric, 1024);
+    ns.put_neighbours(&[Neighbour { protocol: 213, ..Neighbour::permanent(DEV, ip("10.244.1.0"), mac(1)) }]).unwrap();
+    assert_eq!(ns.neighbours().unwrap().iter().find(|it| it.dev == DEV).unwrap().protocol, 213);
+    ns.put_fdb(&[Fdb::permanent(DEV, mac(1), ip("10.89.1.1"))]).unwrap();
+    assert_eq!(ns.fdb().unwrap().iter().find(|it| it.dev == DEV).unwrap().dst, Some(ip("10.89.1.1")));
+}
+
+#[test]
+fn fact_13_a_strict_fdb_dump_filters_by_interface() {
+    use rtnetlink::packet_route::neighbour::NeighbourMessage;
+
+    let underlay = lab(Families::V4);
+    let node = &underlay.nodes()[0];
+    device(node);
+    let ns = &node.ns;
+    ns.add_vxlan("other", &VxlanLink { vni: 2, port: Some(4789), ..VxlanLink::default() }, None).unwrap();
+    ns.put_fdb(&[Fdb::permanent(DEV, mac(1), ip("10.89.1.1")), Fdb::permanent("other", mac(2), ip("10.89.1.2"))])
+        .unwrap();
+    let index = ns.index_of(DEV).unwrap();
+    let dump = |strict: bool| -> Vec<u32> {
+        let opened = ns.run(|| {
+            let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
+            socket.bind_auto().unwrap();
+            if strict {
+                socket.set_netlink_get_strict_chk(true).unwrap();
+            }
+            socket
+        });
+        let socket = opened.unwrap();
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = index;
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(message));
+        request.header.flags = 0x301;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).unwrap();
+        let mut seen = Vec::new();
+        loop {
+            let (bytes, _) = socket.recv_from_full().unwrap();
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).unwrap();
+                match message.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) => {
+                        seen.push(entry.header.ifindex);
+                    }
+                    NetlinkPayload::Done(_) => return seen,
+                    other => panic!("{other:?}"),
+                }
+                rest = &rest[(message.header.length as usize).next_multiple_of(4).min(rest.len())..];
+            }
+        }
+    };
+    let strict = dump(true);
+    assert!(!strict.is_empty() && strict.iter().all(|it| *it == index), "{strict:?}");
+    assert!(dump(false).iter().any(|it| *it != index));
+}
+
+#[test]
+fn fact_17_a_vxlan_mtu_is_clamped_at_creation_only() {
+    for (families, family, overhead) in [(Families::V4, Family::V4, 50), (Families::V6, Family::V6, 70)] {
+        let underlay = lab(families);
+        let node = &underlay.nodes()[0];
+        let ns = &node.ns;
+        let vxlan =
+            VxlanLink { vni: 1, local: node.addr(family).ok(), lower: Some("eth0".to_owned()), ..VxlanLink::default() };
+        ns.add_vxlan(DEV, &vxlan, Some(1500)).unwrap();
+        assert_eq!(ns.link(DEV).unwrap().mtu, 1500 - overhead);
+        ns.set_mtu("eth0", 1400).unwrap();
+        assert_eq!(ns.link(DEV).unwrap().mtu, 1500 - overhead);
+    }
+}
+
+#[test]
+fn fact_18_a_second_vxlan_of_this_vni_port_and_family_is_eexist() {
+    let underlay = lab(Families::V4);
+    let node = &underlay.nodes()[0];
+    device(node);
+    let same = VxlanLink { vni: 1, local: node.v4().ok(), ..VxlanLink::default() };
+    let refused = node.ns.add_vxlan("other", &same, None).unwrap_err();
+    assert!(refused.is(Errno::EEXIST), "{refused:?}");
+    node.ns.add_vxlan("other", &VxlanLink { port: Some(4789), ..same }, None).unwrap();
+}
+
+#[test]
+fn fact_26_what_is_not_permanent_counts_as_absent() {
+    use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
+
+    let underlay = lab(Families::V4);
+    let node = &underlay.nodes()[0];
+    device(node);
+    let ns = &node.ns;
+    let hop = Neighbour::permanent(DEV, subnet(1).addr(), mac(1));
+    ns.put_neighbours(std::slice::from_ref(&hop)).unwrap();
+    ns.put_fdb(&[Fdb::permanent(DEV, mac(1), ip("10.89.1.1"))]).unwrap();
+    ns.add_route(&overlay_route(1)).unwrap();
+    // With the entry gone, traffic asks for the address and leaves an entry that is not permanent.
+    ns.delete_neighbour(&hop).unwrap();
+    assert!(probe::ping(ns, ip("10.244.1.2"), Duration::from_millis(50)).is_err());
+    let state = ns.neighbours().unwrap().iter().find(|it| it.dev == DEV).unwrap().state;
+    assert!(matches!(state, NeighbourState::Incomplete | NeighbourState::Failed), "{state:?}");
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = ns.index_of(DEV).unwrap();
+    message.header.state = NeighbourState::Permanent;
+    message.attributes =
+        vec![NeighbourAttribute::Destination(hop.addr.into()), NeighbourAttribute::LinkLayerAddress(mac(1).0.to_vec())];
+    let exclusive =
+        ns.request(RouteNetlinkMessage::NewNeighbour(message.clone()), NLM_F_CREATE | NLM_F_EXCL, "ip neigh add");
+    assert!(exclusive.unwrap_err().is(Errno::EEXIST));
+    ns.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, "ip neigh replace").unwrap();
+    assert_eq!(survivors(ns), [1, 1, 1, 0]);
+    // Deleting the forwarding entry leaves route and neighbour; its event is that of a neighbour.
+    let ear = Ear::open(ns);
+    ns.delete_fdb(&Fdb::permanent(DEV, mac(1), ip("10.89.1.1"))).unwrap();
+    ear.until(
+        |message| matches!(message, RouteNetlinkMessage::DelNeighbour(it) if it.header.family == AddressFamily::Bridge),
+    );
+    assert_eq!(survivors(ns), [1, 1, 0, 0]);
+}
+
+#[test]
+fn fact_27_replace_ignores_protocol_kind_and_owner_and_loses_nothing() {
+    let underlay = lab(Families::V4);
+    let [one, two] = underlay.nodes() else { panic!("two nodes") };
+    let (to, target) = (prefix("10.245.1.0/24"), ip("10.245.1.1"));
+    two.ns.add_address("eth0", target, 32).unwrap();
+    let direct = Route::to(to).via(two.v4().unwrap()).dev("eth0").protocol(213);
+    let form = Route { flags: direct.clone().onlink().flags, ..direct.clone().protocol(Route::BOOT) };
+    one.ns.add_route(&direct).unwrap();
+    probe::until_reply(&one.ns, target, Duration::from_secs(5)).unwrap();
+    let flow = Flow::start(&one.ns, &two.ns, target, 2000).unwrap();
+    while flow.sent() < 1000 {
+        one.ns.replace_route(&form).unwrap();
+        one.ns.replace_route(&direct).unwrap();
+    }
+    let report = flow.stop().unwrap();
+    assert_eq!((report.lost, report.refused), (0, 0), "{report:?}");
+    let wrong = [direct.clone().protocol(214), direct.clone().via(ip("10.89.9.9"))];
+    assert!(wrong.iter().all(|route| one.ns.delete_route(route).unwrap_err().is(Errno::ESRCH)));
+    one.ns.replace_route(&Route::to(to).kind(RouteType::BlackHole).protocol(Route::BOOT)).unwrap();
+    let kinds: Vec<RouteType> =
+        one.ns.routes(Family::V4).unwrap().iter().filter(|it| it.to == to).map(|it| it.kind).collect();
+    assert_eq!(kinds, [RouteType::BlackHole]);
+}
+
+#[test]
+fn fact_30_creating_a_link_takes_the_group_and_ignores_the_alias() {
+    let ns = Namespace::new("fact30").expect("root, or unshare -Urn");
+    let message = LinkVxlan::new(DEV, 1)
+        .port(8472)
+        .link_group(0x666b_0001)
+        .append_extra_attribute(LinkAttribute::IfAlias("flannelkit:flannel".to_owned()))
+        .build();
+    ns.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, "ip link add").unwrap();
+    let link = ns.link(DEV).unwrap();
+    assert_eq!((link.group, link.alias), (0x666b_0001, None));
+}
+
+#[test]
+fn fact_31_a_route_key_is_not_unique() {
+    let underlay = lab(Families::Dual);
+    let ns = &underlay.nodes()[0].ns;
+    let to = prefix("10.245.1.0/24");
+    let found =
+        |family, to| -> Vec<Route> { ns.routes(family).unwrap().into_iter().filter(|route| route.to == to).collect() };
+    let route = |protocol, last: u8| Route::to(to).via(ip(&format!("10.89.1.{last}"))).dev("eth0").protocol(protocol);
+    ns.add_route(&route(213, 1)).unwrap();
+    ns.prepend_route(&route(Route::STATIC, 2)).unwrap();
+    ns.replace_route(&route(213, 3)).unwrap();
+    assert_eq!(found(Family::V4, to), [route(213, 3), route(213, 1)]);
+
+    let to = prefix("fd00:245:0:1::/64");
+    let route =
+        |protocol, last: u8| Route::to(to).via(ip(&format!("fd00:89::1:{last}"))).dev("eth0").protocol(protocol);
+    ns.add_route(&route(213, 1)).unwrap();
+    ns.append_route(&route(Route::STATIC, 2)).unwrap();
+    let both = found(Family::V6, to);
+    assert_eq!(both.iter().map(|it| it.hops.len()).collect::<Vec<_>>(), [2], "{both:?}");
+    ns.replace_route(&route(213, 3)).unwrap();
+    let one = found(Family::V6, to);
+    assert_eq!(one.iter().map(|it| it.via).collect::<Vec<_>>(), [Some(ip("fd00:89::1:3"))], "{one:?}");
+}
