@@ -369,3 +369,31 @@ fn all_of_it_works_in_an_unprivileged_user_namespace() {
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
     }
 }
+
+#[test]
+fn what_is_seen_while_links_come_and_go_is_complete() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(DUAL, 100);
+        lab.converge(&overlay).await;
+        let churn = std::thread::spawn(|| {
+            for _ in 0..60 {
+                ip("link add pod0 type veth peer name pod1");
+                ip("addr add 198.51.100.1/24 dev pod0");
+                ip("link del pod0");
+            }
+        });
+        let mut looked = 0;
+        while !churn.is_finished() {
+            match lab.kernel.observe(&overlay.scope).await {
+                Ok(seen) => {
+                    assert_eq!((&seen.routes, &seen.fdb), (&overlay.wanted.routes, &overlay.wanted.fdb));
+                    assert_eq!(seen.addresses, overlay.wanted.addresses);
+                    looked += 1;
+                }
+                Err(error) => assert!(matches!(error, KernelError::Lost { .. }), "{error}"),
+            }
+        }
+        churn.join().unwrap();
+        assert!(looked > 0);
+    });
+}
