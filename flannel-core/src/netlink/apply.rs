@@ -144,8 +144,8 @@ impl Applier<'_> {
             }
         }
         let verdicts = self.wire.write(self.batch, stage.doing());
-        if matches!(stage, Stage::PutAddress | Stage::DeleteAddress) {
-            self.note_addresses(ops, &sent, verdicts.as_deref().unwrap_or(&[]));
+        if let Ok(refused) = &verdicts {
+            self.note_addresses(ops, &sent, refused);
         }
         if let Some(monitor) = self.monitor.as_deref_mut() {
             monitor.drain(self.wire.port());
