@@ -144,8 +144,11 @@ impl Applier<'_> {
             }
         }
         let verdicts = self.wire.write(self.batch, stage.doing());
+        if let Ok(refused) = &verdicts {
+            self.note_addresses(ops, &sent, refused);
+        }
         if let Some(monitor) = self.monitor.as_deref_mut() {
-            monitor.settle(self.wire.port());
+            monitor.drain(self.wire.port());
         }
         for (nth, verdict) in verdicts? {
             let Some(&place) = sent.get(nth) else { continue };
@@ -160,9 +163,26 @@ impl Applier<'_> {
         Ok(())
     }
 
+    /// Tells the monitor of addresses that were written, before their notifications are read.
+    fn note_addresses(&mut self, ops: &[Op], sent: &[usize], refused: &[(usize, Verdict)]) {
+        let Some(monitor) = self.monitor.as_deref_mut() else { return };
+        for (nth, &place) in sent.iter().enumerate() {
+            let (key, there) = match &ops[place] {
+                Op::AddAddress(key) => (key, true),
+                Op::DeleteAddress(key) => (key, false),
+                _ => continue,
+            };
+            let index = self.indices.get(&key.link);
+            if let (Some(index), false) = (index, refused.iter().any(|(place, _)| *place == nth)) {
+                monitor.note_address(*index, key.addr, key.len, there);
+            }
+        }
+    }
+
     /// Appends the one message of an operation that is not a link's.
     fn encode(&mut self, op: &Op) -> Result<(), KernelError> {
         let echo = match op {
+            // Each takes several requests, so they are never part of a send.
             Op::DeleteLink { .. } | Op::CreateLink { .. } | Op::UpdateLink { .. } => return self.write_link(op),
             Op::AddAddress(key) => {
                 let index = self.index(key.link, op)?;
@@ -219,7 +239,7 @@ impl Applier<'_> {
     fn write_link(&mut self, op: &Op) -> Result<(), KernelError> {
         // What strangers did before must not be taken for an effect of ours.
         if let Some(monitor) = self.monitor.as_deref_mut() {
-            monitor.settle(self.wire.port());
+            monitor.drain(self.wire.port());
         }
         let (index, expected, result) = match op {
             Op::CreateLink { id, link } => {
@@ -397,5 +417,30 @@ fn ignore_router_advertisements(name: &LinkName) {
     let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
     if let Err(error) = std::fs::write(path, "0") {
         tracing::debug!(device = %name, %error, "accept_ra stays as it is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_the_driver_is_told_from_one_that_refuses() {
+        let refused = |errno: Errno, message: &str| {
+            without_driver(KernelError::Refused {
+                doing: String::new(),
+                errno: errno as i32,
+                message: message.to_owned(),
+            })
+        };
+        for text in ["", "Unknown device type"] {
+            let error = refused(Errno::EOPNOTSUPP, text);
+            assert!(
+                matches!(&error, KernelError::Unsupported { hint, .. } if hint.contains("modprobe vxlan")),
+                "{error}"
+            );
+        }
+        assert!(matches!(refused(Errno::EOPNOTSUPP, "Cannot do that"), KernelError::Refused { .. }));
+        assert!(matches!(refused(Errno::EEXIST, ""), KernelError::Refused { .. }));
     }
 }

@@ -6,7 +6,7 @@ use super::codec::{Batch, address, route};
 use super::observe::read_links;
 use super::wire::Wire;
 use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError};
-use crate::net::Family;
+use crate::net::{Family, Prefix};
 use crate::state::Route;
 
 /// Reads links, addresses and the main table of both families.
@@ -27,7 +27,9 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
             Ok(route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family && is_strangers(seen)))
         })?;
         for seen in routes {
-            facts.next_hops.extend(seen.gateway.iter().chain(&seen.hops));
+            if !leads_to_itself(&seen) {
+                facts.next_hops.extend(seen.gateway.iter().chain(&seen.hops));
+            }
             let plain = seen.forwards && seen.tos == 0;
             let route = HostRoute {
                 prefix: seen.prefix,
@@ -45,9 +47,11 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
     }
     // A route with a gateway matters where it takes addresses out of a connected prefix.
     let connected: BTreeSet<_> = facts.on_link.iter().map(|route| route.prefix).collect();
+    let lengths: BTreeSet<_> = connected.iter().map(Prefix::len).collect();
     let inside = |route: &HostRoute| {
-        (0..=route.prefix.len())
-            .filter_map(|len| crate::net::Prefix::masked(route.prefix.addr(), len).ok())
+        lengths
+            .range(..=route.prefix.len())
+            .filter_map(|len| Prefix::masked(route.prefix.addr(), *len).ok())
             .any(|prefix| connected.contains(&prefix))
     };
     facts.on_link.extend(behind.into_iter().filter(inside));
@@ -58,4 +62,10 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
 fn is_strangers(seen: &route::SeenRoute) -> bool {
     let ours = Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS;
     seen.in_main_table() && !ours.contains(&seen.protocol)
+}
+
+/// Whether the next hop is one of the addresses it leads to: an overlay's route, as Go flannel leaves them too. Nothing
+/// on the host is reached through such a next hop but the route's own destination.
+fn leads_to_itself(seen: &route::SeenRoute) -> bool {
+    seen.onlink && seen.prefix.len() > 0 && seen.gateway.is_some_and(|gateway| seen.prefix.contains(gateway))
 }

@@ -35,10 +35,11 @@ const DATAGRAM: usize = 32 << 10;
 
 /// Listens to what happens, and tells what matters and was not us.
 ///
-/// Our own writes come back. Routes, addresses and most neighbour events carry the port of the socket that asked for
+/// Our own writes come back. Routes and most neighbour events carry the port of the socket that asked for
 /// them (kernel-facts 28). Forwarding entries, deleted neighbours and links carry none; but the kernel queues a
 /// notification before it acknowledges the request, so all echoes of a send are there once its acknowledgement is, and
-/// can be matched with what that send wrote. What is left over then will never come.
+/// can be matched with what that send wrote. What is left over then will never come. Addresses are compared with what
+/// is known of them, our own writes included.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     socket: Socket,
@@ -85,7 +86,11 @@ impl Monitor {
     /// # Errors
     /// [`KernelError::Lost`] when there is no socket to be had.
     pub(crate) fn open() -> Result<Self, KernelError> {
-        let socket = Self::join().map_err(|error| KernelError::Lost {
+        Self::with_receive_buffer(RECEIVE_BUFFER)
+    }
+
+    fn with_receive_buffer(bytes: usize) -> Result<Self, KernelError> {
+        let socket = join(bytes).map_err(|error| KernelError::Lost {
             doing: "subscribing to notifications".to_owned(),
             reason: error.to_string(),
         })?;
@@ -99,16 +104,6 @@ impl Monitor {
             flux: None,
             stale: true,
         })
-    }
-
-    fn join() -> io::Result<Socket> {
-        // A device going down with thousands of neighbours says so in as many messages (kernel-facts 6).
-        let mut socket = open_socket(RECEIVE_BUFFER)?;
-        socket.bind_auto()?;
-        for group in GROUPS {
-            socket.add_membership(group)?;
-        }
-        Ok(socket)
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -171,7 +166,17 @@ impl Monitor {
         *self.echoes.entry(echo).or_default() += 1;
     }
 
-    /// Reads what came up to now; `port` is that of our requests.
+    /// Notes an address that we added or deleted. An IPv6 one is announced without a port, and only once duplicate
+    /// address detection is through: it is then known already, and no news.
+    pub(crate) fn note_address(&mut self, index: u32, addr: IpAddr, len: u8, there: bool) {
+        let lifetime = Lifetime { permanent: true, temporary: false, deprecated: false };
+        match there {
+            true => self.addresses.insert((index, addr, len), lifetime),
+            false => self.addresses.remove(&(index, addr, len)),
+        };
+    }
+
+    /// Reads what came up to now; `port` is that of our requests. Due after each send, once it is acknowledged.
     pub(crate) fn drain(&mut self, port: u32) {
         for _ in 0..DRAIN {
             let mut buffer = std::mem::take(&mut self.buffer);
@@ -198,11 +203,6 @@ impl Monitor {
             }
             self.buffer = buffer;
         }
-    }
-
-    /// After a send was acknowledged: all its echoes are there.
-    pub(crate) fn settle(&mut self, port: u32) {
-        self.drain(port);
     }
 
     /// After a device was written: whatever happened to it was us, if it now is as `expected` (`None`: gone).
@@ -363,7 +363,7 @@ impl Monitor {
         }
         let own_protocol = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(&seen.protocol);
         let local = is_link_local(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
-        let plain = seen.prefix.len() == 0 || (seen.gateway.is_none() && seen.hops.is_empty());
+        let plain = seen.forwards && (seen.prefix.len() == 0 || (seen.gateway.is_none() && seen.hops.is_empty()));
         for watch in &self.watches {
             if seen.in_territory(&watch.scope) {
                 watch.raise(Hint::Changed);
@@ -382,6 +382,16 @@ impl Watch {
             signal.raise(hint);
         }
     }
+}
+
+fn join(receive_buffer: usize) -> io::Result<Socket> {
+    // A device going down with thousands of neighbours says so in as many messages (kernel-facts 6).
+    let mut socket = open_socket(receive_buffer)?;
+    socket.bind_auto()?;
+    for group in GROUPS {
+        socket.add_membership(group)?;
+    }
+    Ok(socket)
 }
 
 /// `None` for entries that are nobody's business; `Some(None)` for those that have their port.
@@ -466,5 +476,70 @@ impl Drop for Monitor {
         for signal in self.watches.iter().flat_map(|watch| &watch.signals).filter_map(Weak::upgrade) {
             signal.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+    use crate::kernel::OverlayName;
+    use crate::net::{Dual, Prefix};
+
+    fn scope() -> Scope {
+        let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
+        Scope { overlay: OverlayName::default(), networks, devices: Vec::new(), uplink: None }
+    }
+
+    #[test]
+    fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("this test needs CAP_SYS_ADMIN: run it as root or under unshare -Urn");
+            let (mut writer, mut wire, mut batch) = (Wire::new(), Wire::new(), Batch::default());
+            let mut monitor = Monitor::with_receive_buffer(1).unwrap();
+            monitor.resync(&mut wire, &mut batch).unwrap();
+            let signal = Arc::new(Signal::default());
+            monitor.watch(scope(), &signal);
+            let mut hints = Box::pin(Arc::clone(&signal).hints());
+            let mut blackhole = |n: u8| {
+                let prefix = Prefix::new([10, 0, n, 0].into(), 24).unwrap();
+                let route = Route {
+                    kind: crate::state::RouteKind::Blackhole,
+                    gateway: None,
+                    link: None,
+                    onlink: false,
+                    protocol: Route::BOOT,
+                };
+                let mut batch = Batch::default();
+                route::create(&mut batch, prefix, &route, None);
+                assert_eq!(writer.write(&mut batch, "creating a route").unwrap(), []);
+            };
+            (0..100).for_each(&mut blackhole);
+            monitor.drain(wire.port());
+            assert!(monitor.is_stale());
+            assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Lost));
+            assert!(hints.next().now_or_never().is_none(), "what was lost covers what was not");
+            monitor.resync(&mut wire, &mut batch).unwrap();
+            blackhole(200);
+            monitor.drain(wire.port());
+            assert!(!monitor.is_stale());
+            assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Changed));
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    #[test]
+    fn hints_merge_until_they_are_taken_and_end_when_closed() {
+        let signal = Arc::new(Signal::default());
+        for hint in [Hint::Changed, Hint::FactsChanged, Hint::Changed] {
+            signal.raise(hint);
+        }
+        signal.close();
+        let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
+        assert_eq!(hints, [Hint::FactsChanged, Hint::Changed]);
     }
 }

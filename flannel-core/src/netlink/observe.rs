@@ -54,7 +54,9 @@ pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope) -> Resu
     for family in scope.networks.families() {
         route::dump(batch, family);
         routes.extend(wire.dump(batch, "reading routes", |message| {
-            Ok(route::decode(message.payload)?.filter(|seen| seen.in_territory(scope)).map(|seen| {
+            // A kernel without IPv6 answers for all families it has.
+            let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
+            Ok(seen.filter(|seen| seen.in_territory(scope)).map(|seen| {
                 let link = seen.index.map(|index| ids.get(&index).copied().unwrap_or(LinkId::Other(index)));
                 let route = Route {
                     kind: seen.kind,

@@ -18,7 +18,7 @@ use super::facts::host_facts;
 use super::monitor::{Monitor, Signal};
 use super::observe::observe;
 use super::wire::Wire;
-use crate::kernel::{ApplyReport, Claim, HostFacts, KernelError, OverlayName, Scope};
+use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, KernelError, OverlayName, Scope};
 use crate::net::{Dual, Prefix};
 use crate::plan::Plan;
 use crate::state::{LinkId, State};
@@ -26,8 +26,8 @@ use crate::state::{LinkId, State};
 /// Requests that may wait. Each has a caller who waits for it, so there are never many.
 const QUEUE: usize = 16;
 
-/// How long until what could not be read after an overrun is tried again, in milliseconds.
-const RESYNC_PAUSE: u16 = 1000;
+/// How long until a failed subscription or a failed read after an overrun is tried again, in milliseconds.
+const RETRY_PAUSE: u16 = 1000;
 
 type Reply<T> = oneshot::Sender<Result<T, KernelError>>;
 
@@ -38,10 +38,12 @@ pub(crate) enum Command {
     Apply { scope: Scope, plan: Plan, reply: Reply<ApplyReport> },
 }
 
-/// A listener who is not yet known to the thread.
+/// A listener who is not yet known to the monitor.
 struct Subscription {
     scope: Scope,
     signal: Arc<Signal>,
+    /// Whether it knows that nothing is heard for now.
+    told: bool,
 }
 
 /// What both sides hold.
@@ -100,7 +102,7 @@ impl Thread {
     /// Has `signal` told what concerns `scope`.
     pub(crate) fn subscribe(&self, scope: Scope, signal: Arc<Signal>) {
         match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(waiting) => waiting.push(Subscription { scope, signal }),
+            Some(waiting) => waiting.push(Subscription { scope, signal, told: false }),
             None => signal.close(),
         }
         self.shared.wake();
@@ -146,14 +148,23 @@ struct Worker {
     wire: Wire,
     batch: Batch,
     monitor: Option<Monitor>,
-    /// Which interfaces an overlay's ids stood for when it last looked.
-    indices: BTreeMap<OverlayName, BTreeMap<LinkId, u32>>,
+    /// Listeners for whom there is no monitor yet.
+    unheard: Vec<Subscription>,
+    indices: BTreeMap<OverlayName, Indices>,
+}
+
+/// Which interfaces an overlay's ids stood for when it last looked.
+#[derive(Default)]
+struct Indices {
+    /// The devices that the ids count.
+    devices: Vec<Device>,
+    by_id: BTreeMap<LinkId, u32>,
 }
 
 impl Worker {
     fn new(commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
         let (wire, batch, indices) = (Wire::new(), Batch::default(), BTreeMap::new());
-        Self { commands, shared, wire, batch, monitor: None, indices }
+        Self { commands, shared, wire, batch, monitor: None, unheard: Vec::new(), indices }
     }
 
     fn run(mut self) {
@@ -172,40 +183,39 @@ impl Worker {
 
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
-        let mut timeout = PollTimeout::NONE;
-        if let Some(monitor) = &self.monitor {
-            fds.push(PollFd::new(monitor.as_fd(), PollFlags::POLLIN));
-            if monitor.is_stale() {
-                timeout = PollTimeout::from(RESYNC_PAUSE);
-            }
-        }
+        fds.extend(self.monitor.as_ref().map(|monitor| PollFd::new(monitor.as_fd(), PollFlags::POLLIN)));
+        let retry = !self.unheard.is_empty() || self.monitor.as_ref().is_some_and(Monitor::is_stale);
+        let timeout = if retry { PollTimeout::from(RETRY_PAUSE) } else { PollTimeout::NONE };
         // Whatever it says, the loop looks at everything.
         let _ = poll(&mut fds, timeout);
     }
 
     fn take_subscriptions(&mut self) {
-        let waiting = match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
+        let new = match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(waiting) => std::mem::take(waiting),
             None => return,
         };
-        for Subscription { scope, signal } in waiting {
-            let monitor = match self.monitor.take() {
-                Some(monitor) => monitor,
-                None => match Monitor::open() {
-                    Ok(monitor) => monitor,
-                    Err(error) => {
-                        // Without notifications everything is seen by audits alone.
-                        tracing::warn!(%error, "no kernel notifications");
-                        signal.raise(crate::kernel::Hint::Lost);
-                        continue;
-                    }
-                },
-            };
-            let monitor = self.monitor.insert(monitor);
-            if monitor.is_stale() {
-                resync(monitor, &mut self.wire, &mut self.batch);
+        self.unheard.extend(new);
+        self.unheard.retain(|subscription| Arc::strong_count(&subscription.signal) > 1);
+        if self.unheard.is_empty() {
+            return;
+        }
+        let monitor = match self.monitor.take().map_or_else(Monitor::open, Ok) {
+            Ok(monitor) => self.monitor.insert(monitor),
+            Err(error) => {
+                for subscription in self.unheard.iter_mut().filter(|subscription| !subscription.told) {
+                    tracing::warn!(%error, "no kernel notifications");
+                    subscription.told = true;
+                    subscription.signal.raise(Hint::Lost);
+                }
+                return;
             }
-            monitor.watch(scope, &signal);
+        };
+        if monitor.is_stale() {
+            resync(monitor, &mut self.wire, &mut self.batch);
+        }
+        for subscription in self.unheard.drain(..) {
+            monitor.watch(subscription.scope, &subscription.signal);
         }
     }
 
@@ -228,18 +238,22 @@ impl Worker {
             Command::HostFacts { reply } => answer(reply, || host_facts(&mut self.wire, &mut self.batch)),
             Command::Observe { scope, reply } => answer(reply, || {
                 let seen = observe(&mut self.wire, &mut self.batch, &scope)?;
-                self.indices.insert(scope.overlay, seen.indices);
+                self.indices.insert(scope.overlay, Indices { devices: scope.devices, by_id: seen.indices });
                 Ok(seen.state)
             }),
             Command::Apply { scope, plan, reply } => {
                 if reply.is_closed() {
                     return;
                 }
+                let indices = self.indices.entry(scope.overlay.clone()).or_default();
+                if indices.devices != scope.devices {
+                    *indices = Indices { devices: scope.devices.clone(), by_id: BTreeMap::new() };
+                }
                 let mut applier = Applier {
                     wire: &mut self.wire,
                     batch: &mut self.batch,
                     monitor: self.monitor.as_mut(),
-                    indices: self.indices.entry(scope.overlay.clone()).or_default(),
+                    indices: &mut indices.by_id,
                     scope: &scope,
                 };
                 let report = applier.run(&plan, || reply.is_closed());
@@ -252,7 +266,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         let waiting = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).take();
-        for subscription in waiting.into_iter().flatten() {
+        for subscription in waiting.into_iter().flatten().chain(self.unheard.drain(..)) {
             subscription.signal.close();
         }
     }

@@ -100,7 +100,7 @@ pub(crate) struct Entry {
     pub(crate) table: Table,
     /// Interface index.
     pub(crate) index: u32,
-    /// Whether it is permanent (`NUD_PERMANENT`) and nothing else.
+    /// Whether it is permanent. `bridge fdb` sets `NUD_NOARP` beside it, to the same effect.
     pub(crate) permanent: bool,
     flags: u8,
     /// IP address of the neighbour, or outer destination.
@@ -132,6 +132,7 @@ const NDA_LLADDR: u16 = 2;
 const NDA_PORT: u16 = 6;
 const NDA_VNI: u16 = 7;
 const NDA_IFINDEX: u16 = 8;
+const NUD_PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 0x02;
 const NTF_PROXY: u8 = 0x08;
 const BODY_LEN: usize = 12;
@@ -149,7 +150,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<Entry>, Unreadable> {
     let mut entry = Entry {
         table,
         index: header.ifindex,
-        permanent: header.state == NeighbourState::Permanent,
+        permanent: u16::from(header.state) & NUD_PERMANENT != 0,
         flags: header.flags.bits(),
         addr: None,
         mac: None,

@@ -1,0 +1,207 @@
+//! Notifications of the real kernel.
+#![cfg(all(target_os = "linux", feature = "netlink"))]
+
+#[cfg(test)]
+mod lab;
+
+use std::time::Instant;
+
+use flannel_core::kernel::{Hint, Kernel};
+use flannel_core::net::{Family, MacAddr};
+use flannel_core::state::{FdbKey, LinkId};
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, ip, peer};
+
+/// The hints due to all that has happened so far.
+#[cfg(test)]
+async fn hints_so_far(lab: &Lab, hints: &mut BoxStream<'static, Hint>) -> Vec<Hint> {
+    // The thread reads notifications before each command; the first may have come after it had done so.
+    for _ in 0..2 {
+        lab.kernel.host_facts().await.unwrap();
+    }
+    let mut found = Vec::new();
+    while let Some(Some(hint)) = hints.next().now_or_never() {
+        found.push(hint);
+    }
+    found
+}
+
+#[test]
+fn own_writes_make_no_hint() {
+    in_lab(|lab| async move {
+        let mut overlay = Overlay::vxlan(DUAL, 300);
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        lab.converge(&overlay).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, [], "creation");
+        // Our IPv6 address is announced when duplicate address detection is through.
+        let begun = Instant::now();
+        while ip("-6 addr show tentative").contains("flannel") {
+            assert!(begun.elapsed() < PATIENCE, "duplicate address detection takes too long");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(hints_so_far(&lab, &mut hints).await, [], "duplicate address detection");
+        let full = overlay.clone();
+        let (fdb, _) = peer(Family::V4, LinkId::Own(0), 3).fdb.unwrap();
+        let (neighbour, _) = peer(Family::V4, LinkId::Own(0), 3).neighbour.unwrap();
+        let mac = MacAddr([2, 9, 9, 9, 9, 9]);
+        overlay.wanted.fdb.remove(&fdb);
+        overlay.wanted.fdb.insert(FdbKey { mac, ..fdb }, "172.31.0.1".parse().unwrap());
+        overlay.wanted.neighbours.insert(neighbour, mac);
+        lab.converge(&overlay).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, [], "a changed peer");
+        lab.converge(&overlay.without_peers()).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, [], "peers gone");
+        lab.converge(&full).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, [], "peers back");
+        let mut nothing = full.clone();
+        nothing.wanted = Default::default();
+        lab.converge(&nothing).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, [], "devices gone");
+    });
+}
+
+#[test]
+fn a_strangers_change_in_the_scope_makes_a_hint_whatever_its_class() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(DUAL, 3);
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        lab.converge(&overlay).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, []);
+        for (program, damage) in [
+            ("ip", "route del 10.0.1.0/24"),
+            ("ip", "route replace 10.0.1.0/24 via 192.0.2.9"),
+            ("ip", "route add 10.0.99.0/24 via 192.0.2.9"),
+            ("ip", "-6 route del fd00:0:0:1::/64"),
+            ("ip", "neigh del 10.0.2.0 dev flannel.1"),
+            ("ip", "neigh replace 10.0.2.0 lladdr 02:00:00:00:00:77 dev flannel.1 nud permanent"),
+            ("ip", "neigh replace 10.0.2.0 lladdr 02:00:00:00:00:77 dev flannel.1 nud reachable"),
+            ("ip", "-6 neigh del fd00:0:0:2:: dev flannel-v6.1"),
+            ("bridge", "fdb del 02:04:00:00:00:03 dev flannel.1 dst 172.16.0.3 self"),
+            ("bridge", "fdb replace 02:04:00:00:00:03 dev flannel.1 dst 172.16.0.9 self permanent"),
+            ("bridge", "fdb add 02:04:00:00:00:55 dev flannel.1 dst 172.16.0.9 self permanent"),
+            ("ip", "addr add 10.0.0.9/32 dev flannel.1"),
+            ("ip", "link set flannel.1 mtu 1300"),
+            ("ip", "link set flannel.1 address 02:00:00:00:00:99"),
+            ("ip", "link set flannel.1 group 5"),
+            ("ip", "link set flannel.1 alias else"),
+            ("ip", "link set flannel.1 down"),
+            ("ip", "addr del 10.0.0.0/32 dev flannel.1"),
+            ("ip", "link del flannel.1"),
+        ] {
+            lab::run(program, damage);
+            let found = hints_so_far(&lab, &mut hints).await;
+            assert!(found.contains(&Hint::Changed), "{damage}: {found:?}");
+            // What only its owner may undo.
+            ip("route flush root 10.0.0.0/8 proto boot");
+            if ip("link").contains("flannel.1:") {
+                ip(&format!("link set flannel.1 group {}", overlay.scope.overlay.mark()));
+            }
+            hints_so_far(&lab, &mut hints).await;
+            // A device that was down or got another address lost what the first audit could still see.
+            lab.audit(&overlay).await;
+            lab.converge(&overlay).await;
+            assert_eq!(hints_so_far(&lab, &mut hints).await, [], "healing after {damage}");
+        }
+    });
+}
+
+#[test]
+fn a_strangers_change_amid_our_writes_is_not_lost() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 200);
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        lab.converge(&overlay.without_peers()).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, []);
+        // Ours and the stranger's wait in the same queue when the first send is matched.
+        bridge("fdb add 02:04:00:00:00:01 dev flannel.1 dst 172.16.0.77 self permanent");
+        let plan =
+            flannel_core::plan::plan(&overlay.wanted, &overlay.without_peers().wanted, &overlay.scope, &|_| None);
+        lab.kernel.apply(&overlay.scope, &plan).await;
+        assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
+    });
+}
+
+#[test]
+fn changes_of_the_host_are_told_from_changes_of_the_scope() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 3);
+        lab.converge(&overlay).await;
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        assert_eq!(hints_so_far(&lab, &mut hints).await, []);
+        for (act, due) in [
+            ("addr add 198.51.100.1/24 dev up0", vec![Hint::FactsChanged]),
+            ("addr del 198.51.100.1/24 dev up0", vec![Hint::FactsChanged, Hint::Changed]),
+            ("route add default via 192.0.2.9", vec![Hint::FactsChanged]),
+            ("route add 203.0.113.0/24 dev up0", vec![Hint::FactsChanged]),
+            ("link set up0 mtu 1400", vec![Hint::FactsChanged]),
+            ("link set up0 down", vec![Hint::FactsChanged, Hint::Changed]),
+            ("link set up0 up", vec![Hint::FactsChanged]),
+            ("link del up0", vec![Hint::FactsChanged, Hint::Changed]),
+        ] {
+            ip(act);
+            let found = hints_so_far(&lab, &mut hints).await;
+            assert_eq!(found, due, "{act}");
+        }
+    });
+}
+
+#[test]
+fn what_is_nobodys_business_makes_no_hint() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(DUAL, 3);
+        lab.converge(&overlay).await;
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        for act in [
+            "link add pod0 type veth peer name pod1",
+            "link set pod0 up",
+            "link set pod1 up",
+            "link del pod0",
+            "route add 203.0.113.0/24 via 192.0.2.9",
+            "route add 10.0.1.0/24 via 192.0.2.9 table 99",
+            "route add 10.0.1.0/24 via 192.0.2.9 metric 7",
+            "neigh add 192.0.2.9 lladdr 02:00:00:00:01:01 dev up0 nud permanent",
+            "link set up0 txqueuelen 77",
+        ] {
+            ip(act);
+            assert_eq!(hints_so_far(&lab, &mut hints).await, [], "{act}");
+        }
+    });
+}
+
+#[test]
+fn hints_merge_and_every_listener_gets_them() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 3);
+        lab.converge(&overlay).await;
+        let mut one = lab.kernel.hints(&overlay.scope);
+        let mut other = lab.kernel.hints(&overlay.scope);
+        hints_so_far(&lab, &mut one).await;
+        for n in 0..100 {
+            ip(&format!("route add 10.0.200.{n}/32 via 192.0.2.9"));
+        }
+        assert_eq!(hints_so_far(&lab, &mut one).await, [Hint::Changed]);
+        assert_eq!(hints_so_far(&lab, &mut other).await, [Hint::Changed]);
+    });
+}
+
+#[test]
+fn a_listener_that_waits_is_woken_and_ends_with_the_kernel() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 1);
+        lab.converge(&overlay).await;
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        hints_so_far(&lab, &mut hints).await;
+        let waiting = tokio::spawn(async move {
+            let first = tokio::time::timeout(PATIENCE, hints.next()).await.expect("a hint in time");
+            (first, hints)
+        });
+        tokio::task::yield_now().await;
+        ip("route del 10.0.1.0/24");
+        let (first, hints) = waiting.await.unwrap();
+        assert_eq!(first, Some(Hint::Changed));
+        drop(lab);
+        let last = tokio::time::timeout(PATIENCE, hints.collect::<Vec<_>>()).await.expect("an end in time");
+        assert_eq!(last, []);
+    });
+}

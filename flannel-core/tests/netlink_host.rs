@@ -1,0 +1,125 @@
+//! Facts, claims and namespaces of the real kernel.
+#![cfg(all(target_os = "linux", feature = "netlink"))]
+
+#[cfg(test)]
+mod lab;
+
+use std::fs::File;
+
+use flannel_core::kernel::{HostRoute, Kernel, KernelError, OverlayName};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::netlink::NetlinkKernel;
+use flannel_core::state::{LinkId, LinkKind};
+use lab::{DUAL, Overlay, in_lab, index_of, ip};
+
+fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
+    Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
+}
+
+#[cfg(test)]
+fn name(text: &str) -> OverlayName {
+    OverlayName::new(text).unwrap()
+}
+
+#[test]
+fn facts_are_those_of_the_host_without_our_routes() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(DUAL, 20);
+        lab.converge(&overlay).await;
+        ip("route add default via 192.0.2.254 metric 7");
+        ip("route add 198.51.100.0/24 via 192.0.2.253");
+        ip("route add 192.0.2.128/25 via 192.0.2.252");
+        ip("route add 203.0.113.0/24 nexthop via 192.0.2.8 nexthop via 192.0.2.9");
+        ip("-6 route add default via 2001:db8::fe");
+        // As Go flannel leaves it.
+        ip("route add 10.0.99.0/24 via 10.0.99.0 dev flannel.1 onlink");
+        let up0 = index_of("up0");
+        let facts = lab.kernel.host_facts().await.unwrap();
+        let uplink = &facts.links[&up0];
+        assert_eq!((uplink.name.as_str(), uplink.mtu, uplink.up), ("up0", 1500, true));
+        assert_eq!(uplink.kind, LinkKind::Other("veth".into()));
+        let LinkKind::Vxlan(vxlan) = &facts.links[&index_of("flannel.1")].kind else { panic!("{facts:?}") };
+        assert_eq!((vxlan.port, vxlan.lower), (Some(8472), Some(LinkId::Other(up0))));
+        assert!(facts.addresses.iter().any(|address| {
+            address.link == up0 && address.addr.to_string() == "192.0.2.1" && address.len == 24 && address.permanent
+        }));
+        let default = HostRoute {
+            prefix: "0.0.0.0/0".parse().unwrap(),
+            link: Some(up0),
+            gateway: Some("192.0.2.254".parse().unwrap()),
+            metric: 7,
+        };
+        assert_eq!(facts.defaults[0], default);
+        assert_eq!(facts.defaults.len(), 2);
+        assert_eq!(facts.on_link("192.0.2.77".parse().unwrap()), Some(up0));
+        assert_eq!(facts.on_link("192.0.2.200".parse().unwrap()), None);
+        assert_eq!(facts.on_link("198.51.100.1".parse().unwrap()), None);
+        assert!(facts.connected(Family::V4).any(|prefix| prefix == "192.0.2.0/24".parse().unwrap()));
+        let hops: Vec<String> = facts.next_hops.iter().map(ToString::to_string).collect();
+        assert_eq!(hops, ["192.0.2.8", "192.0.2.9", "192.0.2.252", "192.0.2.253", "192.0.2.254", "2001:db8::fe"]);
+    });
+}
+
+#[test]
+fn a_name_and_an_overlapping_network_are_claimed_once_until_released() {
+    in_lab(|lab| async move {
+        let networks = dual("10.5.0.0/16", "fd00::/48");
+        let claim = lab.kernel.claim(&name("flannel"), &networks).await.unwrap();
+        let other = NetlinkKernel::new().unwrap();
+        for (rival, theirs) in [
+            ("flannel", networks),
+            ("flannel", dual("10.9.0.0/16", "")),
+            ("second", dual("10.5.7.0/24", "")),
+            ("second", dual("10.0.0.0/8", "")),
+            ("second", dual("", "fd00:0:0:7::/64")),
+        ] {
+            let error = other.claim(&name(rival), &theirs).await.unwrap_err();
+            let KernelError::Conflict { other, hint } = &error else { panic!("{error}") };
+            assert_eq!((other.as_str(), hint.is_empty()), ("flannel/10.5.0.0-16/fd00::-48", false));
+        }
+        let second = other.claim(&name("second"), &dual("10.6.0.0/16", "fd01::/48")).await.unwrap();
+        drop(claim);
+        other.claim(&name("flannel"), &networks).await.unwrap();
+        drop(second);
+    });
+}
+
+#[test]
+fn a_kernel_looks_at_and_claims_in_the_namespace_it_was_given() {
+    in_lab(|lab| async move {
+        let here = File::open("/proc/thread-self/ns/net").unwrap();
+        let up0 = index_of("up0");
+        let claim = lab.kernel.claim(&name("flannel"), &dual("10.5.0.0/16", "")).await.unwrap();
+        // A thread elsewhere gets a kernel for here.
+        let elsewhere = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let given = NetlinkKernel::in_namespace(here.into()).unwrap();
+            (given, NetlinkKernel::new().unwrap())
+        });
+        let (given, own) = elsewhere.join().unwrap();
+        assert!(given.host_facts().await.unwrap().links.contains_key(&up0));
+        assert!(!own.host_facts().await.unwrap().links.values().any(|link| link.name.as_str() == "up0"));
+        let networks = dual("10.5.0.0/16", "");
+        assert!(matches!(given.claim(&name("flannel"), &networks).await, Err(KernelError::Conflict { .. })));
+        own.claim(&name("flannel"), &networks).await.unwrap();
+        drop(claim);
+    });
+}
+
+#[test]
+fn what_is_no_namespace_is_refused() {
+    let error = NetlinkKernel::in_namespace(File::open("/dev/null").unwrap().into()).unwrap_err();
+    assert!(matches!(error, KernelError::Refused { .. }), "{error}");
+}
+
+#[test]
+fn a_kernel_whose_namespace_has_lost_its_uplink_says_so_by_refusal() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(DUAL, 1);
+        ip("link del up0");
+        let report = lab.audit(&overlay).await;
+        assert_eq!(report.refused.len(), 2, "{report:?}");
+        assert_eq!(report.applied, 0);
+        assert!(report.lost.is_none());
+    });
+}
