@@ -4,4 +4,4 @@ pub mod arbitrary;
 pub mod memory_subnets;
 pub mod samples;
 
-pub use memory_subnets::MemorySubnets;
+pub use memory_subnets::{Fault, MemorySubnets};
