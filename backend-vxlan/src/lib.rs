@@ -1,1 +1,79 @@
-//! VXLAN backend of flannelkit, compatible with flannel.
+//! VXLAN backend of flannelkit, compatible with flannel (contract 8.2).
+//!
+//! Each enabled family has a device of its own, `flannel.<VNI>` and `flannel-v6.<VNI>`. What a peer needs on it is its
+//! VTEP's Ethernet address as a permanent neighbour, the way to that VTEP as a forwarding entry, and a route to its
+//! subnet; or with `DirectRouting`, where the peer is on one of our links, that route alone.
+
+mod config;
+mod wanted;
+mod wire;
+
+use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::config::NetworkConfig;
+use flannel_core::kernel::Scope;
+use flannel_core::lease::LeaseAttrs;
+use flannel_core::net::{Family, MacAddr, Mtu};
+use flannel_core::state::{PeerState, State};
+
+pub use config::Config;
+
+/// The backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    config: Config,
+}
+
+impl Vxlan {
+    /// The name, in the configuration and in leases.
+    pub const TYPE: &'static str = "vxlan";
+
+    /// Reads the backend's part of the configuration. `Type` is not looked at.
+    ///
+    /// # Errors
+    /// [`BackendError::Config`] names the key. Final for this configuration.
+    pub fn new(network: &NetworkConfig) -> Result<Self, BackendError> {
+        Ok(Self { config: Config::read(network)? })
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl Backend for Vxlan {
+    fn name(&self) -> &'static str {
+        Self::TYPE
+    }
+
+    fn wire_type(&self) -> &'static str {
+        Self::TYPE
+    }
+
+    fn scope(&self, local: &Local) -> Scope {
+        wanted::scope(&self.config, &local.situation, &local.lease.attrs)
+    }
+
+    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
+        Some(wanted::pod_mtu(&self.config, situation))
+    }
+
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+        wanted::advertise(&self.config, situation)
+    }
+
+    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
+        wire::decode(attrs, family).map(Some)
+    }
+
+    fn base(&self, local: &Local) -> State {
+        wanted::base(&self.config, local)
+    }
+
+    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        wanted::peer(&self.config, local, peer, family)
+    }
+}
+
+#[cfg(test)]
+mod tests;

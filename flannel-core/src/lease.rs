@@ -61,6 +61,18 @@ impl Json {
         Ok(Self(raw.get().into()))
     }
 
+    /// An object of these members, in this order, compact.
+    pub fn object(members: &[(&str, Scalar<'_>)]) -> Self {
+        let member = |(name, value): &(&str, Scalar<'_>)| {
+            let value = match value {
+                Scalar::Number(number) => serde_json::Value::from(*number),
+                Scalar::Text(text) => serde_json::Value::from(*text),
+            };
+            format!("{}:{value}", serde_json::Value::from(*name))
+        };
+        Self(format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(",")).into())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -70,6 +82,15 @@ impl Json {
     pub fn is_null(&self) -> bool {
         &*self.0 == "null"
     }
+}
+
+/// A member's value in [`Json::object`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scalar<'a> {
+    /// A number.
+    Number(u64),
+    /// A text.
+    Text(&'a str),
 }
 
 impl fmt::Debug for Json {

@@ -1,1 +1,0 @@
-//! Admission: which records of the store become peers, and why the others do not.

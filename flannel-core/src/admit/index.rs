@@ -1,0 +1,99 @@
+//! An ordered set of numbers whose order lies elsewhere.
+//!
+//! A `BTreeMap` would hold each key a second time; at ten thousand records the keys are what costs. Here an index costs
+//! about six bytes a record, and an insertion moves at most [`CHUNK`] of them.
+
+/// The most numbers in one chunk.
+const CHUNK: usize = 256;
+
+/// Numbers in an order that each call brings along. All calls on one index have to mean the same total order.
+#[derive(Default)]
+pub(super) struct Index {
+    chunks: Vec<Vec<u32>>,
+}
+
+impl Index {
+    /// Puts `id` after all that are `before` it.
+    pub(super) fn insert(&mut self, id: u32, before: impl Fn(u32) -> bool) {
+        let (chunk, place) = self.position(before);
+        let Some(ids) = self.chunks.get_mut(chunk) else {
+            let mut ids = Vec::with_capacity(CHUNK);
+            ids.push(id);
+            self.chunks.push(ids);
+            return;
+        };
+        ids.insert(place, id);
+        if ids.len() == CHUNK {
+            // Ascending insertion is the usual case at start: leave the first part nearly full then.
+            let keep = if place + 1 == CHUNK { CHUNK - CHUNK / 8 } else { CHUNK / 2 };
+            let mut tail = Vec::with_capacity(CHUNK);
+            tail.extend(ids.drain(keep..));
+            self.chunks.insert(chunk + 1, tail);
+        }
+    }
+
+    /// Takes `id` away, which stands after all that are `before` it.
+    pub(super) fn remove(&mut self, id: u32, before: impl Fn(u32) -> bool) {
+        let (chunk, place) = self.position(before);
+        let Some(ids) = self.chunks.get_mut(chunk) else { return };
+        if ids.get(place) != Some(&id) {
+            return;
+        }
+        ids.remove(place);
+        if ids.is_empty() {
+            self.chunks.remove(chunk);
+        }
+    }
+
+    /// The first that is not `before`, and all after it.
+    pub(super) fn from(&self, before: impl Fn(u32) -> bool) -> impl Iterator<Item = u32> + '_ {
+        let (chunk, place) = self.position(before);
+        let rest = self.chunks.get(chunk).and_then(|ids| ids.get(place..)).unwrap_or_default();
+        let later = self.chunks.get(chunk + 1..).unwrap_or_default();
+        rest.iter().chain(later.iter().flatten()).copied()
+    }
+
+    /// All.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.chunks.iter().flatten().copied()
+    }
+
+    /// Chunk and place of the first that is not `before`; at a chunk's end rather than at the next one's begin only in
+    /// the last chunk.
+    fn position(&self, before: impl Fn(u32) -> bool) -> (usize, usize) {
+        let chunk = self.chunks.partition_point(|ids| ids.last().is_some_and(|last| before(*last)));
+        match self.chunks.get(chunk) {
+            Some(ids) => (chunk, ids.partition_point(|id| before(*id))),
+            None => match self.chunks.last() {
+                Some(last) => (self.chunks.len() - 1, last.len()),
+                None => (0, 0),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_is_an_ordered_set(ops in proptest::collection::vec((any::<bool>(), 0u32..2000), 0..3000), from in 0u32..2000) {
+            let mut index = Index::default();
+            let mut model = std::collections::BTreeSet::new();
+            for (remove, id) in ops {
+                // Descending, so that the order is visibly not that of the numbers.
+                let before = |other: u32| other > id;
+                if remove {
+                    index.remove(id, before);
+                    model.remove(&id);
+                } else if model.insert(id) {
+                    index.insert(id, before);
+                }
+            }
+            prop_assert!(index.iter().eq(model.iter().rev().copied()));
+            prop_assert!(index.from(|other| other > from).eq(model.range(..=from).rev().copied()));
+        }
+    }
+}

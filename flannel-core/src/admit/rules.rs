@@ -1,0 +1,194 @@
+//! What is judged of one record alone: by the network's rules, and by this node's.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::reason::{Covered, Reason};
+use crate::backend::{Backend, Skip};
+use crate::config::{Network, NetworkConfig};
+use crate::kernel::{HostFacts, OverlayName};
+use crate::lease::{Lease, LeaseAttrs, LeaseKey};
+use crate::net::{Dual, Family, MacAddr, Prefix, is_public_unicast};
+
+/// [`Backend::hardware_address`], or a stand-in.
+pub type HardwareAddress = dyn Fn(&LeaseAttrs, Family) -> Result<Option<MacAddr>, Skip> + Send + Sync;
+
+/// The rules that are the same on every node.
+pub struct Rules {
+    /// The network of each family in use.
+    pub networks: Dual<Network>,
+    /// What `BackendType` has to be.
+    pub wire_type: &'static str,
+    /// The Ethernet address a record's node answers to.
+    pub hardware_address: Box<HardwareAddress>,
+}
+
+impl Rules {
+    /// The rules of a network and a backend.
+    pub fn new(config: &NetworkConfig, backend: Arc<dyn Backend>) -> Self {
+        Self {
+            networks: config.networks.clone(),
+            wire_type: backend.wire_type(),
+            hardware_address: Box::new(move |attrs, family| backend.hardware_address(attrs, family)),
+        }
+    }
+
+    /// What is wrong with a lease in itself, or its Ethernet addresses. Families not in use are not looked at.
+    pub(super) fn judge(&self, lease: &Lease) -> Result<Dual<MacAddr>, Reason> {
+        let attrs = &lease.attrs;
+        let size =
+            attrs.backend_type.len() + attrs.backend_data.iter().map(|(_, data)| data.as_str().len()).sum::<usize>();
+        if size > LeaseAttrs::MAX_BYTES {
+            return Err(Reason::TooLarge(size));
+        }
+        if *attrs.backend_type != *self.wire_type {
+            let found = attrs.backend_type.chars().take(32).collect();
+            return Err(Reason::WrongType { found, expected: self.wire_type });
+        }
+        let mut macs = Dual::default();
+        let mut subnets = 0;
+        for (family, network) in self.networks.iter() {
+            let Some(subnet) = lease.subnets.get(family) else { continue };
+            judge_subnet(network, *subnet)?;
+            judge_public(network.prefix, family, attrs)?;
+            let mac = (self.hardware_address)(attrs, family).map_err(Reason::BackendData)?;
+            if let Some(mac) = mac.filter(|mac| mac.is_zero() || mac.is_multicast()) {
+                return Err(Reason::BadMac(mac));
+            }
+            *macs.slot(family) = mac;
+            subnets += 1;
+        }
+        if subnets == 0 { Err(Reason::NoSubnet) } else { Ok(macs) }
+    }
+}
+
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules")
+            .field("networks", &self.networks)
+            .field("wire_type", &self.wire_type)
+            .finish_non_exhaustive()
+    }
+}
+
+fn judge_subnet(network: &Network, subnet: Prefix) -> Result<(), Reason> {
+    if !network.prefix.covers(&subnet) {
+        return Err(Reason::OutsideNetwork { subnet, network: network.prefix });
+    }
+    let Some(pool) = &network.pool else { return Ok(()) };
+    if subnet.len() != pool.len {
+        return Err(Reason::WrongLength { subnet, len: pool.len });
+    }
+    if !(pool.min..=pool.max).contains(&subnet.addr()) {
+        return Err(Reason::OutsidePool { subnet, min: pool.min, max: pool.max });
+    }
+    Ok(())
+}
+
+fn judge_public(network: Prefix, family: Family, attrs: &LeaseAttrs) -> Result<(), Reason> {
+    let addr = *attrs.public_ip.get(family).ok_or(Reason::NoPublicAddress(family))?;
+    if Family::of(addr) != family || !is_public_unicast(addr) {
+        return Err(Reason::NotUnicast(addr));
+    }
+    // This also keeps every peer's public address out of every peer's subnet, which lies in the network.
+    if network.contains(addr) {
+        return Err(Reason::PublicInsideNetwork { addr, network });
+    }
+    Ok(())
+}
+
+/// What this node is and needs: no peer may take it away.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostView {
+    /// Its addresses, those on the overlay's own devices left out.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The gateways of its routes.
+    pub next_hops: BTreeSet<IpAddr>,
+    /// The prefixes it is connected to, those of the overlay's own devices left out.
+    pub connected: BTreeSet<Prefix>,
+    /// The lease store's addresses.
+    pub store: BTreeSet<IpAddr>,
+    /// What it holds.
+    pub own: Own,
+}
+
+/// What a node holds and publishes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Own {
+    /// Its record. It comes back through the watch like any other and is never a peer.
+    pub key: Option<LeaseKey>,
+    /// Its subnets.
+    pub subnets: Dual<Prefix>,
+    /// Its public addresses.
+    pub public: Dual<IpAddr>,
+    /// Its Ethernet addresses.
+    pub macs: Dual<MacAddr>,
+}
+
+impl Own {
+    /// What a node with this lease holds. An Ethernet address that does not parse is left out.
+    pub fn new(lease: &Lease, rules: &Rules) -> Self {
+        let mut macs = Dual::default();
+        for family in lease.subnets.families() {
+            *macs.slot(family) = (rules.hardware_address)(&lease.attrs, family).ok().flatten();
+        }
+        Self { key: Some(lease.key.clone()), subnets: lease.subnets, public: lease.attrs.public_ip, macs }
+    }
+}
+
+impl HostView {
+    /// The view of a host as read, without what stands on devices of `overlay`: an address left there by a former
+    /// lease must not keep the subnet's new owner out.
+    pub fn new(facts: &HostFacts, overlay: &OverlayName, store: BTreeSet<IpAddr>, own: Own) -> Self {
+        let ours =
+            |index: u32| facts.links.get(&index).is_some_and(|link| overlay.owns(link.group, link.alias.as_deref()));
+        let foreign = || facts.addresses.iter().filter(|address| !ours(address.link));
+        let on_link = facts.on_link.iter().filter(|route| route.gateway.is_none() && !route.link.is_some_and(ours));
+        let mut connected: BTreeSet<_> =
+            foreign().filter_map(|address| Prefix::masked(address.addr, address.len).ok()).collect();
+        connected.extend(on_link.map(|route| route.prefix));
+        let addresses = foreign().map(|address| address.addr).collect();
+        Self { addresses, next_hops: facts.next_hops.clone(), connected, store, own }
+    }
+
+    /// Why this node cannot have `lease` as a peer, though it may be one to others.
+    pub(super) fn judge(&self, lease: &Lease, macs: &Dual<MacAddr>, families: &Dual<Network>) -> Result<(), Reason> {
+        for family in families.families() {
+            let Some(subnet) = lease.subnets.get(family) else { continue };
+            self.judge_subnet(*subnet)?;
+            if let Some(addr) = lease.attrs.public_ip.get(family)
+                && (self.own.public.get(family) == Some(addr) || self.addresses.contains(addr))
+            {
+                return Err(Reason::OwnAddress(*addr));
+            }
+            if let Some(mac) = macs.get(family).filter(|mac| self.own.macs.get(family) == Some(mac)) {
+                return Err(Reason::OwnMac(*mac));
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_subnet(&self, subnet: Prefix) -> Result<(), Reason> {
+        if let Some(own) = self.own.subnets.get(subnet.family()).filter(|own| own.overlaps(&subnet)) {
+            return Err(Reason::OverlapsOwn { subnet, own: *own });
+        }
+        for (addresses, what) in [
+            (&self.addresses, Covered::HostAddress),
+            (&self.next_hops, Covered::NextHop),
+            (&self.store, Covered::Store),
+        ] {
+            if let Some(addr) = addresses.range(subnet.addr()..=subnet.last()).next() {
+                return Err(Reason::Covers { subnet, addr: *addr, what });
+            }
+        }
+        // Prefixes are in the order of address and length: the first one not below is covered, or none is.
+        match self.connected.range(subnet..).next() {
+            Some(connected) if subnet.covers(connected) => {
+                Err(Reason::CoversConnected { subnet, connected: *connected })
+            }
+            _ => Ok(()),
+        }
+    }
+}

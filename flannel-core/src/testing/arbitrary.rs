@@ -1,0 +1,126 @@
+//! Sample values: a small dual-stack network of nodes 1, 2, 3, …, all on one link.
+//!
+//! Node `n` holds 10.42.n.0/24 and fd00:42:0:n::/64 and is reached at 192.0.2.n and 2001:db8::n.
+
+#![expect(clippy::unwrap_used, reason = "samples for tests: the texts are right, or the test has to fail")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use crate::backend::{Local, Situation, Uplink};
+use crate::config::{Allocation, NetworkConfig};
+use crate::kernel::{HostAddress, HostFacts, HostLink, HostRoute, OverlayName};
+use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey, Record};
+use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
+use crate::state::{LinkKind, LinkName};
+use crate::subnet::NodeIdentity;
+
+/// Interface index of the samples' uplink, `eth0`.
+pub const UPLINK: u32 = 2;
+
+/// The network of the samples with this `Backend` object, in the families given.
+///
+/// # Panics
+/// When `backend` is not one.
+pub fn config(families: &[Family], backend: &str) -> NetworkConfig {
+    let text = format!(
+        r#"{{"EnableIPv4":{},"EnableIPv6":{},"Network":"10.42.0.0/16","IPv6Network":"fd00:42::/48","Backend":{backend}}}"#,
+        families.contains(&Family::V4),
+        families.contains(&Family::V6),
+    );
+    NetworkConfig::parse(text.as_bytes(), Allocation::Pool).unwrap()
+}
+
+/// Node 1 before it has a lease.
+pub fn situation(config: NetworkConfig) -> Situation {
+    let addrs = config.networks.map(|family, _| node_address(family, 1));
+    Situation {
+        overlay: OverlayName::default(),
+        config: Arc::new(config),
+        node: NodeIdentity::new("node-1").unwrap(),
+        uplink: Uplink { index: UPLINK, name: LinkName::new("eth0").unwrap(), mtu: Mtu(1500), addrs },
+        public: addrs,
+        host: Arc::new(host()),
+        previous: None,
+    }
+}
+
+/// Node 1 with its lease.
+pub fn local(situation: Situation, attrs: LeaseAttrs) -> Local {
+    let families: Vec<_> = situation.config.networks.families().collect();
+    let lease = Arc::new(Lease { attrs, ..lease(1, &families, "") });
+    Local { situation, lease }
+}
+
+/// The host of node 1: `eth0` with its addresses, and the links' prefixes.
+pub fn host() -> HostFacts {
+    let eth0 = HostLink {
+        name: LinkName::new("eth0").unwrap(),
+        kind: LinkKind::Other("".into()),
+        mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])),
+        mtu: 1500,
+        up: true,
+        group: 0,
+        alias: None,
+    };
+    let address = |family, len| HostAddress {
+        link: UPLINK,
+        addr: node_address(family, 1),
+        len,
+        permanent: true,
+        temporary: false,
+        deprecated: false,
+    };
+    HostFacts {
+        links: BTreeMap::from([(UPLINK, eth0)]),
+        addresses: vec![address(Family::V4, 24), address(Family::V6, 64)],
+        on_link: ["192.0.2.0/24", "2001:db8::/64"].map(|prefix| on_link(prefix, UPLINK)).to_vec(),
+        ..HostFacts::default()
+    }
+}
+
+/// A route without a gateway.
+///
+/// # Panics
+/// When `prefix` is none.
+pub fn on_link(prefix: &str, link: u32) -> HostRoute {
+    HostRoute { prefix: prefix.parse().unwrap(), link: Some(link), gateway: None, metric: 0 }
+}
+
+/// Node `n`'s lease in the families given, without backend data.
+pub fn lease(n: u8, families: &[Family], wire_type: &str) -> Lease {
+    let mut lease = Lease {
+        key: LeaseKey::new(&format!("node-{n}")),
+        subnets: Dual::default(),
+        attrs: LeaseAttrs { backend_type: wire_type.into(), ..LeaseAttrs::default() },
+        expires: None,
+        fence: Fence::default(),
+    };
+    for family in families {
+        *lease.subnets.slot(*family) = Some(node_subnet(*family, n));
+        *lease.attrs.public_ip.slot(*family) = Some(node_address(*family, n));
+    }
+    lease
+}
+
+/// A record of a lease.
+pub fn record(lease: Lease, created: u64) -> Record {
+    Record { key: lease.key.clone(), created, lease: Ok(Arc::new(lease)) }
+}
+
+/// The public address of node `n`.
+pub fn node_address(family: Family, n: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(192, 0, 2, n).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()).into(),
+    }
+}
+
+/// The subnet of node `n`.
+pub fn node_subnet(family: Family, n: u8) -> Prefix {
+    match family {
+        Family::V4 => Prefix::masked(Ipv4Addr::new(10, 42, n, 0).into(), 24).unwrap(),
+        Family::V6 => Prefix::masked(Ipv6Addr::new(0xfd00, 0x42, 0, n.into(), 0, 0, 0, 0).into(), 64).unwrap(),
+    }
+}
