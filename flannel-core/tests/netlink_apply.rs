@@ -168,8 +168,10 @@ fn what_go_flannel_leaves_is_adopted() {
 fn the_kernels_own_words_reach_the_error() {
     in_lab(|lab| async move {
         let overlay = Overlay::vxlan(V4, 1);
+        // It comes after the look: a look would have shown it, and the plan would have been a conflict.
+        let plan = lab.plan(&overlay).await;
         ip("link add blocker type vxlan id 1 dev up0 local 192.0.2.1 dstport 8472");
-        let report = lab.audit(&overlay).await;
+        let report = lab.kernel.apply(&overlay.scope, &plan).await;
         let (place, KernelError::Refused { errno, message, doing }) = &report.refused[0] else {
             panic!("{report:?}");
         };
@@ -207,8 +209,8 @@ fn a_device_that_was_not_made_is_refused_and_what_is_on_it_is_skipped() {
     in_lab(|lab| async move {
         let mut overlay = Overlay::vxlan(DUAL, 2);
         // The second device's VNI belongs to somebody else.
-        ip("link add blocker type vxlan id 1 dev up0 local 2001:db8::1 dstport 8472");
         let plan = lab.plan(&overlay).await;
+        ip("link add blocker type vxlan id 1 dev up0 local 2001:db8::1 dstport 8472");
         let report = lab.kernel.apply(&overlay.scope, &plan).await;
         assert_eq!(report.refused.len(), 1, "{report:?}");
         assert_eq!(report.skipped.len(), 7, "{report:?}");
