@@ -85,14 +85,17 @@ async fn a_watch_sees_what_another_process_writes_within_a_second() {
 #[tokio::test]
 async fn processes_killed_at_any_moment_leave_nothing_half_done() {
     let (dir, store) = new_store().await;
+    let first = dir.path().join("leases/victim-0.json");
     for n in 0..20 {
+        let _ = std::fs::remove_file(&first);
         let mut child = start("churn", dir.path(), "victim");
-        // Until it writes; then a little longer each time, to be killed at another place.
-        let began = Instant::now();
-        while !dir.path().join("leases/victim-0.json").exists() && began.elapsed() < super::PATIENCE {
+        let deadline = Instant::now() + super::PATIENCE;
+        while !first.exists() {
+            assert!(Instant::now() < deadline, "the victim never wrote anything");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        tokio::time::sleep(Duration::from_micros(700 * n)).await;
+        // A little longer each time, to be killed at another place.
+        tokio::time::sleep(Duration::from_micros(330 * n)).await;
         child.kill().unwrap();
         child.wait().unwrap();
         let records = snapshot(&store).await;
