@@ -3,6 +3,7 @@
 pub mod arbitrary;
 pub mod fake_kernel;
 pub mod memory_subnets;
+pub mod store_contract;
 
 pub use fake_kernel::FakeKernel;
 pub use memory_subnets::MemorySubnets;
