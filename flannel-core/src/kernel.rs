@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -414,7 +415,7 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Writes `plan`, in batches as it likes but in order of [`Plan::ops`]. A refusal stops nothing but what stands
     /// on the refused object.
-    async fn apply(&self, scope: &Scope, plan: &Plan) -> ApplyReport;
+    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport;
 
     /// Reasons to look again, other than our own writes. Hints are merged when nobody polls; the stream ends only when
     /// the kernel's thread does. A later call's scope replaces the earlier one's.

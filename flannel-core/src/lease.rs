@@ -300,7 +300,7 @@ pub struct Record {
     /// older of two records in conflict wins, on every node.
     pub created: u64,
     /// The lease, or why it is none.
-    pub lease: Result<Arc<Lease>, BadRecord>,
+    pub lease: Result<Arc<Lease>, Box<BadRecord>>,
 }
 
 /// What a watch of the store reports.

@@ -148,7 +148,7 @@ impl<'a> Shell<'a> {
             if plan.is_empty() {
                 break;
             }
-            let report = self.seams.kernel.apply(&scope, &plan).await;
+            let report = self.seams.kernel.apply(&scope, Arc::new(plan)).await;
             if report.is_complete() {
                 left = 0;
                 break;
@@ -270,7 +270,7 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     match call {
         KernelCall::Facts => Wake::Facts(kernel.host_facts().await),
         KernelCall::Observe(scope) => Wake::Seen(kernel.observe(&scope).await),
-        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, &plan).await),
+        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, plan).await),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -349,7 +350,7 @@ impl Host {
     fn apply(&self, wish: &Wish, plan: &Plan) -> ApplyReport {
         let scope = wish.scope(self.uplink);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(self.kernel.apply(&scope, plan))
+        runtime.block_on(self.kernel.apply(&scope, Arc::new(plan.clone())))
     }
 
     /// Everything a stranger has that does not live on a device of ours.

@@ -185,7 +185,7 @@ impl Inner {
     fn put(&mut self, key: LeaseKey, lease: Result<Arc<Lease>, BadRecord>) {
         self.revision += 1;
         let created = self.records.get(&key).map_or(self.revision, |record| record.created);
-        let record = Record { key: key.clone(), created, lease };
+        let record = Record { key: key.clone(), created, lease: lease.map_err(Box::new) };
         self.records.insert(key, record.clone());
         self.tell(LeaseEvent::Upsert(record));
     }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use flannel_core::lease::{Json, LeaseEvent};
+use flannel_core::lease::{Json, LeaseEvent, Scalar};
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager};
 use flannel_subnet_file::{FileSubnets, LeaseTime, Options, Ttl};
 use nix::mount::{MsFlags, mount};
@@ -139,7 +139,7 @@ async fn a_lock_held_too_long_is_unavailable_and_names_the_lock() {
 async fn what_nobody_could_read_is_not_written() {
     let (dir, store) = new_store().await;
     let mut want = want();
-    want.attrs.backend_data.v4 = Some(Json::string(&"x".repeat(4096)));
+    want.attrs.backend_data.v4 = Some(Json::object(&[("x", Scalar::Text(&"x".repeat(4096)))]));
     let error = store.acquire(&node("a"), want).await.unwrap_err();
     assert!(matches!(error, SubnetError::Invalid { .. }), "{error:?}");
     let long = NodeIdentity::new(&"a".repeat(252)).unwrap();

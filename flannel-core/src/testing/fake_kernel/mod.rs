@@ -329,7 +329,7 @@ impl Kernel for FakeKernel {
         Ok(inner.machine.observe(scope, &ids))
     }
 
-    async fn apply(&self, scope: &Scope, plan: &Plan) -> ApplyReport {
+    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport {
         self.until_resumed().await;
         let mut report = ApplyReport::default();
         let mut refusals = Refusals::default();
