@@ -425,8 +425,10 @@ impl<'a> Planner<'a> {
             stages.address_deletes,
             stages.link_deletes,
         ];
-        let mut all = Vec::with_capacity(ops.iter().map(Vec::len).sum());
+        // One stage after the other is moved and freed, so that the plan never exists twice.
+        let mut all = Vec::new();
         for stage in ops {
+            all.reserve_exact(stage.len());
             all.extend(stage);
         }
         Plan { ops: all, conflicts: self.conflicts }
