@@ -27,7 +27,7 @@ pub(crate) struct Dir {
 const SUFFIX: &str = ".json";
 
 /// The largest configuration read, in bytes.
-const MAX_CONFIG: u64 = 64 * 1024;
+pub(crate) const MAX_CONFIG: usize = 64 * 1024;
 
 impl Dir {
     pub(crate) fn open(root: PathBuf) -> Result<Self, SubnetError> {
@@ -64,7 +64,7 @@ impl Dir {
     pub(crate) fn config(&self) -> Result<Option<Vec<u8>>, SubnetError> {
         const DOING: &str = "reading the network configuration";
         let path = self.config_path();
-        let file = match File::open(&path) {
+        let file = match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // A missing directory is trouble with the store, not with its configuration.
@@ -74,7 +74,7 @@ impl Dir {
             Err(error) => return Err(fault(DOING, &path, error)),
         };
         let mut text = Vec::new();
-        file.take(MAX_CONFIG).read_to_end(&mut text).map_err(|error| fault(DOING, &path, error))?;
+        file.take(MAX_CONFIG as u64 + 1).read_to_end(&mut text).map_err(|error| fault(DOING, &path, error))?;
         Ok(Some(text))
     }
 
@@ -130,7 +130,7 @@ impl Dir {
         const LONGEST_PAUSE: Duration = Duration::from_millis(20);
         let path = self.root.join("lock");
         let failed = |error| fault(DOING, &path, error);
-        let deadline = Instant::now() + wait;
+        let began = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
             let flags = OFlag::O_NOFOLLOW.bits();
@@ -142,7 +142,7 @@ impl Dir {
                 // Somebody deleted the file: others lock another one.
                 Ok(()) => continue,
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                Err(TryLockError::WouldBlock) if began.elapsed() >= wait => {
                     return Err(failed(io::ErrorKind::WouldBlock.into()));
                 }
                 Err(TryLockError::WouldBlock) => {}
@@ -179,6 +179,13 @@ impl Locked<'_> {
 
     pub(crate) fn write_config(&self, text: &str) -> Result<(), SubnetError> {
         replace("writing the network configuration", &self.dir.root, "config.json", text)
+    }
+
+    /// Drops expired records. They count as gone in any case: one that stays, now or after a crash, does no harm.
+    pub(crate) fn clear(&self, expired: &[LeaseKey]) {
+        for key in expired {
+            let _ = fs::remove_file(self.dir.leases.join(key.as_str()));
+        }
     }
 
     pub(crate) fn remove_lease(&self, name: &str) -> Result<(), SubnetError> {

@@ -17,6 +17,18 @@
 //!
 //! A record that does not parse is shown as bad; what it held is unknown then, so unless its `Subnet` can still be
 //! read, that subnet counts as free.
+//!
+//! Each watch takes a thread, named `flannel-leases`, and an inotify instance, until it is dropped.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), flannel_core::subnet::SubnetError> {
+//! use flannel_subnet_file::{FileSubnets, Options};
+//!
+//! let store = FileSubnets::open("/var/lib/overlay", Options::default())?;
+//! store.put_config_json(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod dir;
 mod error;

@@ -10,7 +10,7 @@ use flannel_core::lease::{Fence, Lease, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
-use crate::dir::{Dir, Loaded, Locked, file_name, node_of};
+use crate::dir::{Dir, Loaded, Locked, MAX_CONFIG, file_name, node_of};
 use crate::wire::{Entry, WallTime};
 use crate::{Options, Ttl};
 
@@ -60,10 +60,7 @@ impl Store {
         let config = self.config()?;
         let now = WallTime::now();
         let records = Records::of(self.dir.list()?, &key, now);
-        // They count as gone in any case; that a file stays is no reason to fail.
-        for key in &records.expired {
-            let _ = locked.remove_lease(key.as_str());
-        }
+        locked.clear(&records.expired);
         let (subnets, created) = match records.standing(&config, &key) {
             Some(own) => (own.subnets, own.created),
             None => {
@@ -139,6 +136,10 @@ impl Store {
 }
 
 pub(crate) fn parse_config(path: &Path, text: &[u8]) -> Result<NetworkConfig, SubnetError> {
+    if text.len() > MAX_CONFIG {
+        let reason = format!("larger than {MAX_CONFIG} bytes; write the network's configuration only");
+        return Err(SubnetError::Invalid { at: path.display().to_string(), reason });
+    }
     NetworkConfig::parse(text, Allocation::Pool).map_err(|error| SubnetError::Invalid {
         at: format!("{} {}", path.display(), error.path),
         reason: format!("{}; {}", error.problem, error.remedy),

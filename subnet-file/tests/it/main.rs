@@ -74,8 +74,20 @@ async fn next(stream: &mut Stream) -> Result<LeaseEvent, SubnetError> {
 }
 
 async fn snapshot(store: &FileSubnets) -> BTreeMap<LeaseKey, Record> {
-    let LeaseEvent::Reset(records) = next(&mut store.watch()).await.unwrap() else { panic!("first comes a Reset") };
+    let records = reset(&mut store.watch()).await;
     records.into_iter().map(|record| (record.key.clone(), record)).collect()
+}
+
+/// What a watch begins with, also anew after trouble.
+async fn reset(watch: &mut Stream) -> Vec<Record> {
+    loop {
+        match next(watch).await {
+            Ok(LeaseEvent::Reset(records)) => return records,
+            Ok(other) => panic!("first comes a Reset, not {other:?}"),
+            // The store is away, or others on this machine use up the inotify instances.
+            Err(error) => assert!(matches!(error, SubnetError::Unavailable { .. }), "{}", chain(&error)),
+        }
+    }
 }
 
 fn config() -> NetworkConfig {

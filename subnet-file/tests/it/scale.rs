@@ -4,11 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use flannel_core::lease::LeaseEvent;
 use flannel_core::subnet::SubnetManager;
 use flannel_subnet_file::{FileSubnets, Options};
 
-use super::{acquire, next};
+use super::{acquire, reset};
 
 const NODES: u32 = 10_000;
 
@@ -36,7 +35,7 @@ pub(crate) async fn measure(dir: &Path) {
     let memory = resident();
     let began = Instant::now();
     let mut watch = store.watch();
-    let LeaseEvent::Reset(records) = next(&mut watch).await.unwrap() else { panic!("first comes a Reset") };
+    let records = reset(&mut watch).await;
     let listed = began.elapsed();
     let grown = resident().saturating_sub(memory);
     assert_eq!(records.len(), NODES as usize);

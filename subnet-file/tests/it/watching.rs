@@ -1,12 +1,13 @@
 //! What the watch does with time, floods and a directory that goes away.
 
 use std::fs;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flannel_core::lease::LeaseEvent;
 use flannel_core::subnet::{SubnetError, SubnetManager};
 
-use super::{acquire, lease_path, new_store, next, snapshot};
+use super::{acquire, lease_path, new_store, next, reset};
 
 fn record(subnet: &str, expires: u128) -> String {
     format!(r#"{{"PublicIP":"1.2.3.4","PublicIPv6":null,"Subnet":"{subnet}","Created":1,"ExpiresUnixMs":{expires}}}"#)
@@ -23,7 +24,7 @@ async fn a_lease_goes_when_its_time_has_come_and_not_before() {
     fs::write(lease_path(dir.path(), "brief"), record("10.5.64.0/24", end)).unwrap();
     let lasting = acquire(&store, "lasting").await;
     let mut watch = store.watch();
-    let LeaseEvent::Reset(records) = next(&mut watch).await.unwrap() else { panic!("first comes a Reset") };
+    let records = reset(&mut watch).await;
     assert_eq!(records.len(), 2, "{records:?}");
     assert_ne!(lasting.subnets.v4.unwrap().to_string(), "10.5.64.0/24");
     let LeaseEvent::Remove(key) = next(&mut watch).await.unwrap() else { panic!("the lease has to go") };
@@ -40,7 +41,7 @@ async fn what_was_written_again_as_it_was_is_no_news() {
     let (dir, store) = new_store().await;
     acquire(&store, "a").await;
     let mut watch = store.watch();
-    next(&mut watch).await.unwrap();
+    reset(&mut watch).await;
     let path = lease_path(dir.path(), "a");
     let moved = dir.path().join("leases/.copy");
     fs::copy(&path, &moved).unwrap();
@@ -57,7 +58,7 @@ async fn an_overflow_of_the_kernels_queue_leads_to_a_reset() {
     let (dir, store) = new_store().await;
     acquire(&store, "a").await;
     let mut watch = store.watch();
-    next(&mut watch).await.unwrap();
+    reset(&mut watch).await;
     let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     // Two by turns, as equal events in a row count once. Nobody reads the stream meanwhile.
     let files = ["x", "y"].map(|name| lease_path(dir.path(), name));
@@ -81,7 +82,7 @@ async fn a_store_that_is_moved_away_is_trouble_and_not_emptiness() {
     let (dir, store) = new_store().await;
     let moved = tempfile::tempdir().unwrap();
     let mut watch = store.watch();
-    next(&mut watch).await.unwrap();
+    reset(&mut watch).await;
     let lease = acquire(&store, "a").await;
     next(&mut watch).await.unwrap();
     let elsewhere = moved.path().join("store");
@@ -90,34 +91,30 @@ async fn a_store_that_is_moved_away_is_trouble_and_not_emptiness() {
     assert!(matches!(error, SubnetError::Unavailable { .. }), "{error:?}");
     assert!(store.network_config().await.is_err() && store.renew(&lease).await.is_err());
     fs::rename(&elsewhere, dir.path()).unwrap();
-    loop {
-        match next(&mut watch).await {
-            Ok(LeaseEvent::Reset(records)) => {
-                assert_eq!(records.len(), 1, "{records:?}");
-                break;
-            }
-            Ok(other) => panic!("unexpected: {other:?}"),
-            Err(_) => {}
-        }
-    }
+    assert_eq!(reset(&mut watch).await.len(), 1);
     store.renew(&lease).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_dropped_watch_leaves_no_thread_behind() {
-    let (_dir, store) = new_store().await;
-    let threads = || {
-        let tasks = fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
-        names.filter(|name| name.starts_with("flannel-leases")).count()
+    let (dir, store) = new_store().await;
+    // Its place in /proc/self/fdinfo: what an inotify instance of ours watches.
+    let inode = format!("ino:{:x} ", fs::metadata(dir.path()).unwrap().ino());
+    let watched = || {
+        let infos = fs::read_dir("/proc/self/fdinfo").unwrap();
+        let texts = infos.filter_map(|info| fs::read_to_string(info.unwrap().path()).ok());
+        texts.filter(|text| text.contains(&inode)).count()
     };
-    for _ in 0..200 {
-        snapshot(&store).await;
+    let mut watches: Vec<_> = (0..5).map(|_| store.watch()).collect();
+    for watch in &mut watches {
+        reset(watch).await;
     }
-    let deadline = std::time::Instant::now() + super::PATIENCE;
-    // Other tests have a few.
-    while threads() > 50 {
-        assert!(std::time::Instant::now() < deadline, "{} threads of 200 watches are left", threads());
+    assert_eq!(watched(), 5);
+    drop(watches);
+    // The thread owns the instance: it is closed when the thread ends.
+    let deadline = Instant::now() + super::PATIENCE;
+    while watched() > 0 {
+        assert!(Instant::now() < deadline, "{} threads of 5 watches are left", watched());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

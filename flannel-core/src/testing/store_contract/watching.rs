@@ -6,7 +6,7 @@ use std::fmt;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
-use super::{Families, Harness, Node, assert_disjoint, assert_lost, chain, network, ok, soon};
+use super::{Families, Harness, Node, assert_disjoint, assert_lost, chain, network, ok};
 use crate::lease::{Lease, LeaseEvent, LeaseKey, Record};
 use crate::subnet::{SubnetError, SubnetManager};
 
@@ -139,10 +139,21 @@ struct Watcher {
 impl Watcher {
     async fn open(store: &dyn SubnetManager) -> Self {
         let mut watcher = Self { stream: store.watch(), seen: Records::new() };
-        match soon("the first event of a watch", watcher.stream.next()).await {
-            Some(Ok(event @ LeaseEvent::Reset(_))) => watcher.fold(event),
-            other => panic!("watch: the first event must be a Reset, not {other:?}"),
-        }
+        let mut last = Trouble::None;
+        let first = async {
+            loop {
+                match watcher.stream.next().await {
+                    Some(Ok(event)) => return event,
+                    Some(Err(error)) => last = Trouble::Error(error),
+                    None => panic!("watch: the stream must never end, but did before its first event"),
+                }
+            }
+        };
+        let Ok(first) = tokio::time::timeout(super::PATIENCE, first).await else {
+            panic!("watch: no event within {:?}; {last}", super::PATIENCE)
+        };
+        assert!(matches!(first, LeaseEvent::Reset(_)), "watch: the first event must be a Reset, not {first:?}");
+        watcher.fold(first);
         watcher
     }
 
