@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use flannel_core::lease::{BadRecord, Json, Lease, LeaseKey};
+use flannel_core::lease::{BadRecord, Json, Lease, LeaseKey, Scalar};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{Contact, WithheldBecause};
 use flannel_core::testing::Fault;
@@ -29,7 +29,7 @@ fn lies(cluster: &Cluster) -> Vec<(&'static str, Lease)> {
         lie("outside-network", &|it| it.subnets.v4 = v4("10.89.0.0/24")),
         lie("outside-network", &|it| it.subnets.v4 = v4("0.0.0.0/0")),
         lie("wrong-length", &|it| it.subnets.v4 = v4("10.244.0.0/16")),
-        lie("overlaps-own", &|it| it.subnets.v4 = own.subnets.v4),
+        lie("overlap", &|it| it.subnets.v4 = own.subnets.v4),
         lie("overlap", &|it| it.subnets.v4 = peer.subnets.v4),
         lie("covers-address", &|it| it.subnets.v4 = v4("10.244.250.0/24")),
         lie("no-public-address", &|it| it.attrs.public_ip.v4 = None),
@@ -40,10 +40,12 @@ fn lies(cluster: &Cluster) -> Vec<(&'static str, Lease)> {
         lie("public-inside-network", &|it| it.attrs.public_ip.v4 = ip("10.244.3.3")),
         lie("wrong-type", &|it| it.attrs.backend_type = "udp".into()),
         lie("no-subnet", &|it| it.subnets = Dual::default()),
-        lie("too-large", &|it| it.attrs.backend_data.v4 = Some(Json::string(&"x".repeat(5000)))),
+        lie("too-large", &|it| {
+            it.attrs.backend_data.v4 = Some(Json::object(&[("x", Scalar::Text(&"x".repeat(5000)))]))
+        }),
     ];
     if cluster.plane == Plane::Vxlan {
-        let mac = |text: &str| Some(Json::object([("VNI", Json::number(1)), ("VtepMAC", Json::string(text))]));
+        let mac = |text: &str| Some(Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(text))]));
         found.extend([
             lie("backend-data", &|it| it.attrs.backend_data.v4 = None),
             lie("backend-data", &|it| it.attrs.backend_data.v4 = mac("02:00:00:00:00:01:02:03")),
@@ -169,6 +171,22 @@ fn a_snapshot_without_most_peers_deletes_nothing_at_once() {
     let status = cluster.until(0, "withholding deletions", |status| !status.withheld.is_empty());
     assert_eq!(status.withheld.len(), papers.len() - 1);
     cluster.assert_traffic(0, 1);
+}
+
+#[test]
+fn a_peer_that_is_gone_before_anybody_looked_is_nobody() {
+    let cluster = Cluster::start(2, Plane::Vxlan, Families::V4);
+    let before = cluster.objects(0);
+    let (store, paper) = (cluster.store.clone(), cluster.paper_peer(101));
+    cluster
+        .block_on(cluster.runtime().spawn(async move {
+            store.insert([paper.clone()]);
+            store.delete(&paper.key);
+        }))
+        .unwrap();
+    cluster.store.insert([cluster.paper_peer(102)]);
+    cluster.settle();
+    assert_eq!(cluster.objects(0).0.difference(&before.0).count(), 3);
 }
 
 #[test]

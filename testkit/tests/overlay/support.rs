@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use flannel_backend_hostgw::HostGw;
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey};
+use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{Builder, Handle, Identity, Overlay, OverlayError, Phase, Status, Teardown};
@@ -110,7 +110,7 @@ impl Cluster {
         // Audits by the clock alone would hide a hint that is missing.
         let builder = Overlay::builder(Identity::Named(node))
             .backend("vxlan", Vxlan::new)
-            .backend("host-gw", HostGw::new)
+            .backend("host-gw", |_| Ok(HostGw))
             .audit_every(Duration::from_secs(600));
         Launch { cluster: self, nth, builder, store: self.store.clone() }
     }
@@ -298,7 +298,7 @@ impl Cluster {
     pub(crate) fn paper_peer(&self, n: u8) -> Lease {
         let families = self.target().networks.map(|_, _| ());
         let mac = MacAddr([0x02, 0xfe, 0, 0, 0, n]);
-        let data = || Json::object([("VNI", Json::number(1)), ("VtepMAC", Json::string(&mac.to_string()))]);
+        let data = || Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac.to_string()))]);
         let text = |family| match family {
             Family::V4 => (format!("10.244.{n}.0/24"), format!("10.89.200.{n}")),
             Family::V6 => (format!("fd00:244:0:{n:x}::/64"), format!("fd00:89::c8:{n:x}")),
