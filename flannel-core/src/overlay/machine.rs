@@ -315,14 +315,22 @@ impl Machine {
             }
             // The first audit is about everything anyway.
             if !first {
-                self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new =
-                    change.new;
+                self.note(change);
             }
         }
         self.stale = true;
         if reset.is_some() {
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
+        }
+    }
+
+    /// Notes a peer for the next lease round. Who came and went since the last one is nobody to it.
+    fn note(&mut self, change: admit::Change) {
+        let noted = self.changes.entry(change.key.clone()).or_insert_with(|| Change { old: change.old, new: None });
+        noted.new = change.new;
+        if noted.old.is_none() && noted.new.is_none() {
+            self.changes.remove(&change.key);
         }
     }
 
@@ -409,7 +417,7 @@ impl Machine {
         let changes = self.admission.set_host(host);
         for change in changes {
             self.count(&change);
-            self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new = change.new;
+            self.note(change);
         }
     }
 
@@ -568,7 +576,9 @@ impl Machine {
             self.backoff.reset();
             self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
             if touched_links {
-                // The kernel drops and clamps things when a device changes: look once more.
+                // The kernel drops and clamps things when a device changes: look once more, and at the host as well,
+                // which was read when the device did not bear our mark yet.
+                self.audit.facts = true;
                 self.audit_at(now.after(SPACING), Cause::Hint);
             }
         } else {
