@@ -27,7 +27,8 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
             Ok(route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family && is_strangers(seen)))
         })?;
         for seen in routes {
-            if !leads_to_itself(&seen) {
+            let overlay = leads_to_itself(&seen);
+            if !overlay {
                 facts.next_hops.extend(seen.gateway.iter().chain(&seen.hops));
             }
             let plain = seen.forwards && seen.tos == 0;
@@ -41,7 +42,7 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
                 () if !plain => {}
                 () if route.prefix.len() == 0 => facts.defaults.push(route),
                 () if route.gateway.is_none() => facts.on_link.push(route),
-                () => behind.push(route),
+                () => behind.push((route, overlay)),
             }
         }
     }
@@ -54,7 +55,13 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
             .filter_map(|len| Prefix::masked(route.prefix.addr(), *len).ok())
             .any(|prefix| connected.contains(&prefix))
     };
-    facts.on_link.extend(behind.into_iter().filter(inside));
+    for (route, overlay) in behind {
+        match () {
+            () if inside(&route) => facts.on_link.push(route),
+            () if overlay => {}
+            () => facts.far.push(route),
+        }
+    }
     Ok(facts)
 }
 
