@@ -59,7 +59,7 @@ fn with_subnet(n: u8, subnet: &str) -> Record {
 }
 
 fn unreadable(n: u8) -> Record {
-    let bad = BadRecord { reason: "no JSON".into(), subnets: node(n).subnets };
+    let bad = Box::new(BadRecord { reason: "no JSON".into(), subnets: node(n).subnets });
     Record { key: key(n), created: n.into(), lease: Err(bad) }
 }
 
@@ -244,7 +244,10 @@ fn the_last_good_version_stays_until_somebody_wants_its_place() {
 fn what_a_bad_record_names_is_withheld_after_a_restart() {
     let mut admission = admission();
     let wide = Record {
-        lease: Err(BadRecord { reason: "x".into(), subnets: Dual { v4: "10.42.0.0/16".parse().ok(), v6: None } }),
+        lease: Err(Box::new(BadRecord {
+            reason: "x".into(),
+            subnets: Dual { v4: "10.42.0.0/16".parse().ok(), v6: None },
+        })),
         ..unreadable(7)
     };
     admission.reset(vec![unreadable(3), unreadable(4), with_subnet(9, "10.42.4.0/24"), unreadable(1), wide]);
@@ -372,7 +375,13 @@ fn any_record() -> impl Strategy<Value = Record> {
         let key = lease.key.clone();
         match fault {
             0 => lease.attrs.backend_type = "x".into(),
-            1 => return Record { key, created, lease: Err(BadRecord { reason: "x".into(), subnets: lease.subnets }) },
+            1 => {
+                return Record {
+                    key,
+                    created,
+                    lease: Err(Box::new(BadRecord { reason: "x".into(), subnets: lease.subnets })),
+                };
+            }
             _ => {}
         }
         Record { key, created, lease: Ok(Arc::new(lease)) }

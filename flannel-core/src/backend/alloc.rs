@@ -77,19 +77,20 @@ impl Backend for Alloc {
 mod tests {
     use super::*;
     use crate::net::Dual;
-    use crate::testing::samples;
+    use crate::testing::arbitrary;
 
     #[test]
     fn a_lease_is_published_and_nothing_is_programmed() {
-        let situation = samples::situation(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"alloc"}}"#).unwrap();
+        let families = [Family::V4];
+        let situation = arbitrary::situation(arbitrary::config(&families, r#"{"Type":"alloc"}"#));
         let backend = Alloc::new(&situation.config).unwrap();
         let attrs = backend.advertise(&situation).unwrap();
-        assert_eq!(attrs.to_json(), r#"{"PublicIP":"192.168.0.1","PublicIPv6":null}"#);
+        assert_eq!(attrs.to_json(), r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
         assert_eq!((&*attrs.backend_type, backend.mtu(&situation)), (backend.wire_type(), None));
         assert_eq!(attrs.backend_data, Dual::default());
-        let peer = samples::lease(1, attrs.clone());
-        let local = samples::local(situation, attrs);
+        let local = arbitrary::local(situation, attrs);
         assert!(backend.base(&local).is_empty() && backend.scope(&local).devices.is_empty());
+        let peer = arbitrary::lease(2, &families, "");
         assert_eq!(backend.peer(&local, &peer, Family::V4), Err(Skip::Unprogrammed("alloc")));
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct Machine {
     status: watch::Sender<Status>,
     /// Whether the status has yet to show what the store said.
     stale: bool,
+    /// What cannot pass by itself, as the first round showed.
+    fatal: Option<KernelError>,
     events: Vec<Event>,
 }
 
@@ -130,6 +132,7 @@ impl Machine {
             jitter,
             status,
             stale: false,
+            fatal: None,
             events: vec![Event::LeaseAcquired(Arc::clone(&local.lease))],
             settings,
             backend,
@@ -174,6 +177,11 @@ impl Machine {
     /// The lease is gone and the policy is to stop.
     pub(crate) fn must_stop(&self) -> bool {
         !self.tenure.is_held() && self.settings.on_loss == super::LossPolicy::Stop
+    }
+
+    /// Why the first round showed that this kernel cannot be used, once.
+    pub(crate) fn take_fatal(&mut self) -> Option<KernelError> {
+        self.fatal.take()
     }
 
     /// When to wake with [`Wake::Timer`] if nothing else happens.
@@ -222,12 +230,11 @@ impl Machine {
             self.audit_at(now, Cause::Hint);
         }
         if self.audit.due.is_some_and(|due| due <= now) {
-            (self.audit.last, self.audit.periodic) = (Some(now), None);
+            (self.audit.due, self.audit.last, self.audit.periodic) = (None, Some(now), None);
             if std::mem::take(&mut self.audit.facts) {
                 self.round = Round::Facts;
                 return Some(KernelCall::Facts);
             }
-            self.audit.due = None;
             self.round = Round::Looking { started: now };
             return Some(KernelCall::Observe(self.scope.clone()));
         }
@@ -533,6 +540,12 @@ impl Machine {
                     self.memory.note(op.object(), &seen);
                 }
                 drop(seen);
+                if !self.audit.done_once {
+                    let hopeless = |error: &&KernelError| {
+                        matches!(error, KernelError::Denied { .. } | KernelError::Unsupported { .. })
+                    };
+                    self.fatal = report.refused.iter().map(|(_, error)| error).find(hopeless).cloned();
+                }
                 self.audited(now, started, &plan, &report);
             }
             Round::Leasing { plan } => self.leased(now, &plan, &report),
@@ -669,7 +682,9 @@ impl Machine {
             }
         }
         let accepted = self.accepted;
+        let own_trouble = self.admission.own_trouble();
         self.status.send_modify(|status| {
+            status.own_trouble = own_trouble;
             status.peers = PeerCounts { accepted, quarantined: quarantined.len(), ..status.peers };
             status.quarantined = quarantined;
         });

@@ -85,6 +85,9 @@ impl<'a> Shell<'a> {
         loop {
             self.issue();
             self.publish();
+            if let Some(error) = self.machine.take_fatal() {
+                return Err(OverlayError::Kernel(error));
+            }
             if self.machine.must_stop() {
                 return Err(OverlayError::LeaseLost);
             }
@@ -101,11 +104,12 @@ impl<'a> Shell<'a> {
                 () = cancel.cancelled() => return Ok(()),
                 wake = finished(&mut self.kernel) => wake,
                 wake = finished(&mut self.store) => wake,
+                // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
+                Some(hint) = self.hints.next() => Wake::Hint(hint),
                 Some(event) = self.watch.next() => {
                     self.intake(event);
                     continue;
                 }
-                Some(hint) = self.hints.next() => Wake::Hint(hint),
                 (seen, answer) = finished(&mut self.preview) => {
                     // Whoever asked may have gone: not an error.
                     let _ = answer.send(seen.map(|seen| self.previewed(&seen)));
@@ -151,18 +155,16 @@ impl<'a> Shell<'a> {
             if plan.is_empty() {
                 break;
             }
-            let report = self.seams.kernel.apply(&scope, &plan).await;
+            let report = self.seams.kernel.apply(&scope, Arc::new(plan)).await;
             if report.is_complete() {
                 left = 0;
                 break;
             }
         }
-        if let Some(file) = &self.settings.subnet_env {
-            if self.written.is_some() {
-                if let Err(error) = std::fs::remove_file(&file.path) {
-                    tracing::warn!(path = %file.path.display(), %error, "subnet.env was not removed");
-                }
-            }
+        if let Some(file) = self.settings.subnet_env.as_ref().filter(|_| self.written.is_some())
+            && let Err(error) = std::fs::remove_file(&file.path)
+        {
+            tracing::warn!(path = %file.path.display(), %error, "subnet.env was not removed");
         }
         let lease = (*self.machine.local().lease).clone();
         self.seams.subnets.release(lease).await.map_err(OverlayError::Store)?;
@@ -288,7 +290,7 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     match call {
         KernelCall::Facts => Wake::Facts(kernel.host_facts().await),
         KernelCall::Observe(scope) => Wake::Seen(kernel.observe(&scope).await),
-        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, &plan).await),
+        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, plan).await),
     }
 }
 

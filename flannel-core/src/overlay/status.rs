@@ -96,6 +96,8 @@ pub struct Status {
     pub peers: PeerCounts,
     /// Records that are no peers, with the reason.
     pub quarantined: BTreeMap<LeaseKey, Reason>,
+    /// Why other nodes do not take our own record for a peer, as far as that can be known here.
+    pub own_trouble: Option<Reason>,
     /// Peers the backend gives nothing, with the reason.
     pub skipped: BTreeMap<(LeaseKey, Family), Skip>,
     /// Strangers' objects in our way.
@@ -127,6 +129,7 @@ impl Default for Status {
             subnet_env: EnvFile::default(),
             peers: PeerCounts::default(),
             quarantined: BTreeMap::new(),
+            own_trouble: None,
             skipped: BTreeMap::new(),
             conflicts: Vec::new(),
             contested: Vec::new(),
