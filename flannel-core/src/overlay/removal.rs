@@ -1,8 +1,7 @@
 //! The clean-up after an agent that is gone.
 
-use std::time::Duration;
-
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::NetworkConfig;
 use crate::kernel::Scope;

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use flannel_core::lease::{Json, Scalar};
+use flannel_core::lease::{Json, LeaseEvent, Scalar};
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager};
 use flannel_subnet_file::{FileSubnets, LeaseTime, Options, Ttl};
 use nix::mount::{MsFlags, mount};
