@@ -192,6 +192,8 @@ pub struct HostFacts {
     /// Routes of the main table without a gateway, and those with one that lie inside such a route. Ours are left
     /// out.
     pub on_link: Vec<HostRoute>,
+    /// The main table's other routes with a gateway. Ours and other overlays' are left out.
+    pub far: Vec<HostRoute>,
     /// Next hops in use by routes that are not ours.
     pub next_hops: BTreeSet<NextHop>,
 }
@@ -266,6 +268,13 @@ impl HostFacts {
             None => best.link,
             Some(_) => None,
         }
+    }
+
+    /// The route of the main table that packets to `addr` take, as far as prefixes and metrics tell.
+    pub fn route_to(&self, addr: IpAddr) -> Option<&HostRoute> {
+        let routes = self.on_link.iter().chain(&self.far).chain(&self.defaults);
+        let fits = routes.filter(|route| route.prefix.contains(addr));
+        fits.min_by_key(|route| (std::cmp::Reverse(route.prefix.len()), route.metric))
     }
 
     /// The prefixes the host is connected to: those of its addresses. A route without a gateway alone connects nobody;

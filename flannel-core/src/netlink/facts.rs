@@ -27,7 +27,8 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
             Ok(route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family && is_strangers(seen)))
         })?;
         for seen in routes {
-            if !leads_to_itself(&seen) {
+            let overlay = leads_to_itself(&seen);
+            if !overlay {
                 let gateway = seen.gateway.map(|addr| NextHop { addr, link: None });
                 let hops = gateway.into_iter().chain(seen.hops.iter().copied());
                 facts.next_hops.extend(hops.map(|hop| NextHop { link: hop.link.or(seen.index), ..hop }));
@@ -43,7 +44,7 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
                 () if !plain => {}
                 () if route.prefix.len() == 0 => facts.defaults.push(route),
                 () if route.gateway.is_none() => facts.on_link.push(route),
-                () => behind.push(route),
+                () => behind.push((route, overlay)),
             }
         }
     }
@@ -56,7 +57,13 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
             .filter_map(|len| Prefix::masked(route.prefix.addr(), *len).ok())
             .any(|prefix| connected.contains(&prefix))
     };
-    facts.on_link.extend(behind.into_iter().filter(inside));
+    for (route, overlay) in behind {
+        match () {
+            () if inside(&route) => facts.on_link.push(route),
+            () if overlay => {}
+            () => facts.far.push(route),
+        }
+    }
     Ok(facts)
 }
 
