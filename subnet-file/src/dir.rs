@@ -1,0 +1,271 @@
+//! The directory: reading without a lock, writing under it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseKey};
+use flannel_core::net::Dual;
+use flannel_core::subnet::{NodeIdentity, SubnetError};
+use nix::fcntl::OFlag;
+
+use crate::error::{fault, is_shortage};
+use crate::wire::Entry;
+
+/// A record as it stands in its file.
+pub(crate) type Loaded = Result<Entry, BadRecord>;
+
+/// The paths of a store.
+pub(crate) struct Dir {
+    root: PathBuf,
+    leases: PathBuf,
+}
+
+const SUFFIX: &str = ".json";
+
+/// The largest configuration read, in bytes.
+pub(crate) const MAX_CONFIG: usize = 64 * 1024;
+
+impl Dir {
+    pub(crate) fn open(root: PathBuf) -> Result<Self, SubnetError> {
+        const DOING: &str = "opening the store's directory";
+        let invalid = |reason: &str| SubnetError::Invalid { at: root.display().to_string(), reason: reason.to_owned() };
+        match fs::metadata(&root) {
+            Ok(metadata) if !metadata.is_dir() => return Err(invalid("not a directory; name another path")),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(invalid("no such directory; create it, or mount the file system it is on"));
+            }
+            Err(error) => return Err(fault(DOING, &root, error)),
+        }
+        let leases = root.join("leases");
+        match fs::create_dir(&leases) {
+            Err(error) if !leases.is_dir() => Err(fault(DOING, &leases, error)),
+            _ => Ok(Self { root, leases }),
+        }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn leases(&self) -> &Path {
+        &self.leases
+    }
+
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.root.join("config.json")
+    }
+
+    /// The configuration's text; `None` where there is none.
+    pub(crate) fn config(&self) -> Result<Option<Vec<u8>>, SubnetError> {
+        const DOING: &str = "reading the network configuration";
+        let path = self.config_path();
+        let file = match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A missing directory is trouble with the store, not with its configuration.
+                fs::metadata(&self.root).map_err(|error| fault(DOING, &self.root, error))?;
+                return Ok(None);
+            }
+            Err(error) => return Err(fault(DOING, &path, error)),
+        };
+        let mut text = Vec::new();
+        file.take(MAX_CONFIG as u64 + 1).read_to_end(&mut text).map_err(|error| fault(DOING, &path, error))?;
+        Ok(Some(text))
+    }
+
+    /// Every record, in no order. An error means that the list is not complete.
+    pub(crate) fn list(&self) -> Result<Vec<(LeaseKey, Loaded)>, SubnetError> {
+        const DOING: &str = "listing the leases";
+        let failed = |error| fault(DOING, &self.leases, error);
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.leases).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(key) = key_of(&name) else { continue };
+            if let Some(loaded) = self.load(&name)? {
+                records.push((key, loaded));
+            }
+        }
+        Ok(records)
+    }
+
+    /// One record; `None` where there is none. An error is trouble of ours: a file's own trouble makes it a bad record.
+    pub(crate) fn load(&self, name: &OsStr) -> Result<Option<Loaded>, SubnetError> {
+        let path = self.leases.join(name);
+        let unreadable = |error: io::Error| {
+            if is_shortage(&error) {
+                return Err(fault("reading a lease", &path, error));
+            }
+            Ok(Some(Err(bad(format!("cannot be read: {error}")))))
+        };
+        // Whatever stands there must neither block us nor lead elsewhere.
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+        let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return unreadable(error),
+        };
+        match file.metadata() {
+            Ok(metadata) if !metadata.is_file() => return Ok(Some(Err(bad("not a regular file".to_owned())))),
+            Ok(_) => {}
+            Err(error) => return unreadable(error),
+        }
+        let mut text = Vec::with_capacity(512);
+        if let Err(error) = file.take(LeaseAttrs::MAX_BYTES as u64 + 1).read_to_end(&mut text) {
+            return unreadable(error);
+        }
+        if node_of(name).is_none() {
+            return Ok(Some(Err(bad("the file's name is not a node's followed by .json".to_owned()))));
+        }
+        Ok(Some(Entry::from_json(&text)))
+    }
+
+    /// Waits for the right to write, at most `wait`. It ends with the value, or with the process.
+    pub(crate) fn lock(&self, wait: Duration) -> Result<Locked<'_>, SubnetError> {
+        const DOING: &str = "locking the store";
+        const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+        let path = self.root.join("lock");
+        let failed = |error| fault(DOING, &path, error);
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let flags = OFlag::O_NOFOLLOW.bits();
+            let options =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(&path);
+            let file = options.map_err(failed)?;
+            match file.try_lock() {
+                Ok(()) if is_at(&file, &path) => return Ok(Locked { dir: self, file }),
+                // Somebody deleted the file: others lock another one.
+                Ok(()) => continue,
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+                Err(TryLockError::WouldBlock) if began.elapsed() >= wait => {
+                    return Err(failed(io::ErrorKind::WouldBlock.into()));
+                }
+                Err(TryLockError::WouldBlock) => {}
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// The right to write.
+pub(crate) struct Locked<'a> {
+    dir: &'a Dir,
+    file: File,
+}
+
+impl Locked<'_> {
+    /// A number larger than any given out in this directory before, and than `seen`, which counts where the lock
+    /// file was lost.
+    pub(crate) fn next_generation(&self, seen: u64) -> Result<u64, SubnetError> {
+        let mut text = [0; DIGITS];
+        let read = self.file.read_exact_at(&mut text, 0).ok();
+        let kept = read.and_then(|()| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0);
+        let next = seen.max(kept).saturating_add(1);
+        // Always as long as before: writing it again needs no space.
+        let written = self.file.write_all_at(format!("{next:0DIGITS$}\n").as_bytes(), 0);
+        written.map_err(|error| fault("counting the store's generation", &self.dir.root.join("lock"), error))?;
+        Ok(next)
+    }
+
+    pub(crate) fn write_lease(&self, name: &str, text: &str) -> Result<(), SubnetError> {
+        replace("writing a lease", &self.dir.leases, name, text)
+    }
+
+    pub(crate) fn write_config(&self, text: &str) -> Result<(), SubnetError> {
+        replace("writing the network configuration", &self.dir.root, "config.json", text)
+    }
+
+    /// Drops expired records. They count as gone in any case: one that stays, now or after a crash, does no harm.
+    pub(crate) fn clear(&self, expired: &[LeaseKey]) {
+        for key in expired {
+            let _ = fs::remove_file(self.dir.leases.join(key.as_str()));
+        }
+    }
+
+    pub(crate) fn remove_lease(&self, name: &str) -> Result<(), SubnetError> {
+        const DOING: &str = "removing a lease";
+        let path = self.dir.leases.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault(DOING, &path, error)),
+            _ => sync_dir(DOING, &self.dir.leases),
+        }
+    }
+}
+
+const DIGITS: usize = 20;
+
+/// Puts a whole file in place of another, or changes nothing.
+fn replace(doing: &'static str, dir: &Path, name: &str, text: &str) -> Result<(), SubnetError> {
+    let path = dir.join(name);
+    // One name for all: only who holds the lock writes, so what is left of a crash is overwritten.
+    let temporary = dir.join(".tmp-new");
+    let written = write_through(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(fault(doing, &path, error));
+    }
+    sync_dir(doing, dir)
+}
+
+fn write_through(path: &Path, text: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn sync_dir(doing: &'static str, dir: &Path) -> Result<(), SubnetError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| fault(doing, dir, error))
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => identity(ours) == identity(there),
+        _ => false,
+    }
+}
+
+fn bad(reason: String) -> BadRecord {
+    BadRecord { reason, subnets: Dual::default() }
+}
+
+/// The file a node's record is in.
+pub(crate) fn file_name(node: &NodeIdentity) -> Result<String, SubnetError> {
+    const LONGEST: usize = 255;
+    let name = format!("{node}{SUFFIX}");
+    if name.len() > LONGEST {
+        let longest = LONGEST - SUFFIX.len();
+        let text = format!(
+            "a node identity of more than {longest} characters, which no file name holds; choose a shorter one"
+        );
+        return Err(SubnetError::Unsupported(text));
+    }
+    Ok(name)
+}
+
+/// What the lease of a file is called; `None` for files that are no records.
+pub(crate) fn key_of(name: &OsStr) -> Option<LeaseKey> {
+    let bytes = name.as_encoded_bytes();
+    if bytes.starts_with(b".") || !bytes.ends_with(SUFFIX.as_bytes()) {
+        return None;
+    }
+    Some(match name.to_str() {
+        Some(text) => LeaseKey::new(text),
+        None => LeaseKey::new(&bytes.escape_ascii().to_string()),
+    })
+}
+
+/// The node whose record a file is.
+pub(crate) fn node_of(name: &OsStr) -> Option<NodeIdentity> {
+    NodeIdentity::new(name.to_str()?.strip_suffix(SUFFIX)?).ok()
+}

@@ -1,0 +1,59 @@
+//! What goes wrong with files, said with the path and the remedy.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use flannel_core::subnet::SubnetError;
+use tokio::task::JoinError;
+
+/// A file or directory of the store cannot be used: the source of [`SubnetError::Unavailable`] and
+/// [`SubnetError::Denied`], which say whether to retry.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use {}; {remedy}", path.display())]
+#[non_exhaustive]
+pub struct FileError {
+    /// Which.
+    pub path: PathBuf,
+    /// What to do about it.
+    pub remedy: &'static str,
+    /// What the operating system says.
+    #[source]
+    pub source: io::Error,
+}
+
+/// The store's error of a failed file operation.
+pub(crate) fn fault(doing: &'static str, path: &Path, source: io::Error) -> SubnetError {
+    let remedy = match source.kind() {
+        io::ErrorKind::PermissionDenied => "give this process's user read and write access to it",
+        io::ErrorKind::ReadOnlyFilesystem => "mount its file system for writing",
+        io::ErrorKind::StorageFull => "free space on its file system",
+        io::ErrorKind::QuotaExceeded => "raise the disk quota of this process's user",
+        io::ErrorKind::NotFound => "create its directory, or mount the file system it is on",
+        io::ErrorKind::NotADirectory => "put a directory in its place",
+        io::ErrorKind::WouldBlock => "another process holds it for too long; find it with fuser, it may be stopped",
+        _ if is_shortage(&source) => "raise the limit of open files",
+        _ => "check its file system",
+    };
+    fault_with(doing, path, remedy, source)
+}
+
+/// The same, where the remedy depends on what was done.
+pub(crate) fn fault_with(doing: &'static str, path: &Path, remedy: &'static str, source: io::Error) -> SubnetError {
+    let denied = matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
+    let source = Box::new(FileError { path: path.to_owned(), remedy, source });
+    if denied { SubnetError::Denied { doing, source } } else { SubnetError::Unavailable { doing, source } }
+}
+
+/// Whether it is this process or host that lacks something, and not the file that is bad.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    use nix::libc::{EINTR, EMFILE, ENFILE, ENOMEM};
+    error.raw_os_error().is_some_and(|errno| [EINTR, EMFILE, ENFILE, ENOMEM].contains(&errno))
+}
+
+/// The result of work on the blocking pool.
+pub(crate) fn joined<T>(
+    doing: &'static str,
+    result: Result<Result<T, SubnetError>, JoinError>,
+) -> Result<T, SubnetError> {
+    result.unwrap_or_else(|source| Err(SubnetError::Unavailable { doing, source: source.into() }))
+}

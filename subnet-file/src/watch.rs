@@ -1,0 +1,306 @@
+//! Following the directory through inotify: names of files come from the kernel, their difference from reading them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::lease::{LeaseEvent, LeaseKey, Record};
+use flannel_core::subnet::SubnetError;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
+use tokio::sync::mpsc;
+
+use crate::dir::{Loaded, key_of};
+use crate::error::{fault, fault_with, joined};
+use crate::store::Store;
+use crate::wire::WallTime;
+
+/// All records of a store, then what changes.
+pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    let watch = Watch {
+        store,
+        source: None,
+        pause: None,
+        seen: BTreeMap::new(),
+        ends: BTreeSet::new(),
+        ready: VecDeque::new(),
+    };
+    stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed()
+}
+
+const DOING: &str = "watching the leases";
+
+/// How long after a failure the store is tried again: doubling from the first to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The longest sleep to a lease's end: tokio's timers stop in suspend, and the wall clock may be set.
+const SLICE: Duration = Duration::from_secs(5);
+
+/// The most names collected before their files are read.
+const MAX_NAMES: usize = 1024;
+
+struct Watch {
+    store: Arc<Store>,
+    /// `None`: everything has to be read anew.
+    source: Option<Source>,
+    /// What to wait before that: the last try failed.
+    pause: Option<Duration>,
+    /// What was reported.
+    seen: BTreeMap<LeaseKey, Seen>,
+    /// When what was reported ends.
+    ends: BTreeSet<(WallTime, LeaseKey)>,
+    /// Still to be reported.
+    ready: VecDeque<LeaseEvent>,
+}
+
+struct Seen {
+    record: Record,
+    expires: Option<WallTime>,
+}
+
+/// Why to look.
+enum Wake {
+    /// The time has come to look for leases that ended.
+    Time,
+    /// These files changed.
+    Changed(BTreeSet<OsString>),
+    /// Something was missed, or the directory is another.
+    Gap,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Result<LeaseEvent, SubnetError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            let result = match &mut self.source {
+                None => self.begin().await,
+                Some(source) => match wake(source, self.ends.first().map(|(end, _)| *end)).await {
+                    Ok(wake) => self.look(wake).await,
+                    Err(error) => Err(fault(DOING, self.store.dir.leases(), error)),
+                },
+            };
+            if let Err(error) = result {
+                self.source = None;
+                self.pause = Some(self.pause.map_or(PAUSES.0, |pause| (pause * 2).min(PAUSES.1)));
+                return Err(error);
+            }
+        }
+    }
+
+    /// Reads everything. The watch begins before, so that nothing falls between.
+    async fn begin(&mut self) -> Result<(), SubnetError> {
+        if let Some(pause) = self.pause {
+            tokio::time::sleep(pause).await;
+        }
+        let source = Source::open(&self.store)?;
+        let store = Arc::clone(&self.store);
+        let records = joined(DOING, tokio::task::spawn_blocking(move || store.dir.list()).await)?;
+        self.seen.clear();
+        self.ends.clear();
+        let now = WallTime::now();
+        for (key, loaded) in records {
+            self.fold(key, Some(loaded), now);
+        }
+        self.ready.clear();
+        let records = self.seen.values().map(|seen| seen.record.clone()).collect();
+        self.ready.push_back(LeaseEvent::Reset(records));
+        self.source = Some(source);
+        self.pause = None;
+        Ok(())
+    }
+
+    async fn look(&mut self, wake: Wake) -> Result<(), SubnetError> {
+        match wake {
+            Wake::Time => self.drop_ended(),
+            Wake::Gap => self.source = None,
+            Wake::Changed(names) => {
+                let store = Arc::clone(&self.store);
+                let read = move || -> Result<Vec<_>, SubnetError> {
+                    let load = |name: &OsString| Ok((key_of(name), store.dir.load(name)?));
+                    names.iter().map(load).collect()
+                };
+                let changed = joined(DOING, tokio::task::spawn_blocking(read).await)?;
+                let now = WallTime::now();
+                for (key, loaded) in changed {
+                    if let Some(key) = key {
+                        self.fold(key, loaded, now);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_ended(&mut self) {
+        let now = WallTime::now();
+        while let Some((end, _)) = self.ends.first()
+            && *end <= now
+            && let Some((_, key)) = self.ends.pop_first()
+        {
+            self.seen.remove(&key);
+            self.ready.push_back(LeaseEvent::Remove(key));
+        }
+    }
+
+    /// Takes in what a file holds now; reports it if that is news.
+    fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime) {
+        let fresh = match loaded {
+            Some(Ok(entry)) if entry.is_expired(now) => None,
+            Some(loaded) => Some(self.seen_now(key.clone(), loaded, now)),
+            None => None,
+        };
+        let old = self.seen.get(&key);
+        if let (Some(old), Some(fresh)) = (old, &fresh)
+            && same(old, fresh)
+        {
+            return;
+        }
+        if let Some(end) = old.and_then(|old| old.expires) {
+            self.ends.remove(&(end, key.clone()));
+        }
+        let Some(fresh) = fresh else {
+            if self.seen.remove(&key).is_some() {
+                self.ready.push_back(LeaseEvent::Remove(key));
+            }
+            return;
+        };
+        self.ends.extend(fresh.expires.map(|end| (end, key.clone())));
+        self.ready.push_back(LeaseEvent::Upsert(fresh.record.clone()));
+        self.seen.insert(key, fresh);
+    }
+
+    fn seen_now(&self, key: LeaseKey, loaded: Loaded, now: WallTime) -> Seen {
+        match loaded {
+            Ok(entry) => {
+                let (created, expires) = (entry.created, entry.expires);
+                let lease = self.store.lease(key.clone(), entry, now);
+                Seen { record: Record { key, created, lease: Ok(Arc::new(lease)) }, expires }
+            }
+            // It is not known when a bad record was made: it counts as the youngest.
+            Err(bad) => Seen { record: Record { key, created: u64::MAX, lease: Err(bad) }, expires: None },
+        }
+    }
+}
+
+/// Whether there is nothing to report. The leases' own `expires` differ at each reading.
+fn same(old: &Seen, fresh: &Seen) -> bool {
+    let same_lease = match (&old.record.lease, &fresh.record.lease) {
+        (Ok(old), Ok(fresh)) => old.subnets == fresh.subnets && old.attrs == fresh.attrs,
+        (Err(old), Err(fresh)) => old == fresh,
+        (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,
+    };
+    same_lease && old.record.created == fresh.record.created && old.expires == fresh.expires
+}
+
+/// Waits until there is something to do. Holds nothing when dropped.
+async fn wake(source: &mut Source, end: Option<WallTime>) -> io::Result<Wake> {
+    let time = async {
+        match end {
+            Some(end) => tokio::time::sleep(end.since(WallTime::now()).min(SLICE)).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = time => Ok(Wake::Time),
+        wake = source.wakes.recv() => wake.unwrap_or(Ok(Wake::Gap)),
+    }
+}
+
+/// The kernel's reports on the directory, read by a thread: no unsafe code, and any tokio runtime will do.
+struct Source {
+    /// One at most: while nobody takes it, names wait in the kernel, which says so when it drops some.
+    wakes: mpsc::Receiver<io::Result<Wake>>,
+    /// Closed with this value, which ends the thread.
+    _stop: UnixStream,
+}
+
+impl Source {
+    fn open(store: &Store) -> Result<Self, SubnetError> {
+        let (root, leases) = (store.dir.root(), store.dir.leases());
+        let failed = |error| fault(DOING, leases, error);
+        let inotify = watch_dirs(root, leases).map_err(|errno| match errno {
+            Errno::EMFILE => fault_with(DOING, leases, "raise fs.inotify.max_user_instances", errno.into()),
+            Errno::ENOSPC => fault_with(DOING, leases, "raise fs.inotify.max_user_watches", errno.into()),
+            _ => failed(errno.into()),
+        })?;
+        let (stop, stopped) = UnixStream::pair().map_err(failed)?;
+        let (sender, wakes) = mpsc::channel(1);
+        let thread = std::thread::Builder::new().name("flannel-leases".to_owned());
+        thread.spawn(move || follow(&inotify, &stopped, &sender)).map_err(failed)?;
+        Ok(Self { wakes, _stop: stop })
+    }
+}
+
+fn watch_dirs(root: &Path, leases: &Path) -> nix::Result<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let of_itself = AddWatchFlags::IN_ONLYDIR | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
+    let of_files = AddWatchFlags::IN_CLOSE_WRITE
+        | AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_MOVED_FROM
+        | AddWatchFlags::IN_MOVED_TO
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_ATTRIB;
+    inotify.add_watch(leases, of_itself | of_files)?;
+    // Whoever moves the store moves its leases with it, unseen.
+    inotify.add_watch(root, of_itself)?;
+    Ok(inotify)
+}
+
+/// The thread: ends when the other end of `stopped` is closed or nobody receives any more.
+fn follow(inotify: &Inotify, stopped: &UnixStream, sender: &mpsc::Sender<io::Result<Wake>>) {
+    loop {
+        let mut fds =
+            [PollFd::new(inotify.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+        let polled = poll(&mut fds, PollTimeout::NONE);
+        if fds[1].any().unwrap_or(false) {
+            return;
+        }
+        let wake = match polled.and_then(|_| changes(inotify)) {
+            Ok(None) | Err(Errno::EINTR) => continue,
+            Ok(Some(wake)) => Ok(wake),
+            Err(errno) => Err(errno.into()),
+        };
+        let is_last = wake.is_err();
+        if sender.blocking_send(wake).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// What the kernel has to report now.
+fn changes(inotify: &Inotify) -> nix::Result<Option<Wake>> {
+    let mut names = BTreeSet::new();
+    while names.len() < MAX_NAMES {
+        let events = match inotify.read_events() {
+            Ok(events) => events,
+            Err(Errno::EAGAIN) => break,
+            Err(errno) => return Err(errno),
+        };
+        for event in events {
+            if is_gap(&event) {
+                return Ok(Some(Wake::Gap));
+            }
+            names.extend(event.name.filter(|name| key_of(name).is_some()));
+        }
+    }
+    Ok((!names.is_empty()).then_some(Wake::Changed(names)))
+}
+
+fn is_gap(event: &InotifyEvent) -> bool {
+    let gaps = AddWatchFlags::IN_Q_OVERFLOW
+        | AddWatchFlags::IN_UNMOUNT
+        | AddWatchFlags::IN_IGNORED
+        | AddWatchFlags::IN_DELETE_SELF
+        | AddWatchFlags::IN_MOVE_SELF;
+    event.mask.intersects(gaps)
+}
