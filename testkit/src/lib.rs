@@ -20,6 +20,7 @@ mod lab;
 mod netlink;
 mod objects;
 
+pub mod canary;
 pub mod namespace;
 pub mod probe;
 pub mod sabotage;
@@ -28,6 +29,6 @@ pub mod userns;
 pub use error::Error;
 pub use lab::{Families, Node, Pod, PodNet, UNDERLAY_LINK, Underlay, wait_until};
 pub use namespace::Namespace;
-pub use objects::{Address, Fdb, Hop, Link, Listing, Neighbour, Route, VxlanLink};
+pub use objects::{Address, Fdb, Hop, Link, Listing, Neighbour, Route, Rule, VxlanLink};
 
 pub(crate) use error::Context;

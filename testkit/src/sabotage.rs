@@ -251,17 +251,22 @@ impl Overlay {
         self.devices.iter().map(String::as_str).try_for_each(act)
     }
 
-    /// Whether a route leads to a peer: inside the pod network, by way of a next hop.
-    fn has_peer(&self, route: &Route) -> bool {
+    /// Whether a route is the overlay's own way to a peer, whichever agent made it: canaries have other protocols or
+    /// metrics.
+    fn owns(&self, route: &Route) -> bool {
         let network = self.networks.get(route.to.family());
-        route.table == Route::MAIN && route.via.is_some() && network.is_some_and(|network| network.covers(&route.to))
+        let metric = if route.to.family() == Family::V4 { 0 } else { 1024 };
+        network.is_some_and(|network| network.covers(&route.to))
+            && (route.table, route.metric) == (Route::MAIN, metric)
+            && route.via.is_some()
+            && (route.protocol == Route::BOOT || (200..232).contains(&route.protocol))
     }
 }
 
 fn delete_route(node: &Node, overlay: &Overlay) -> Result<(), Error> {
     let mut deleted = 0;
     for family in Family::BOTH {
-        if let Some(route) = node.ns.routes(family)?.iter().find(|route| overlay.has_peer(route)) {
+        if let Some(route) = node.ns.routes(family)?.iter().find(|route| overlay.owns(route)) {
             node.ns.delete_route(route)?;
             deleted += 1;
         }

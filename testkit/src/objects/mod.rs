@@ -4,6 +4,7 @@ mod address;
 mod link;
 mod neighbour;
 mod route;
+mod rule;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,6 +16,7 @@ pub use address::Address;
 pub use link::{Link, VxlanLink};
 pub use neighbour::{Fdb, Neighbour};
 pub use route::{Hop, Route};
+pub use rule::Rule;
 
 use crate::{Error, Namespace};
 
