@@ -68,29 +68,12 @@ impl Cluster {
         let cancel = CancellationToken::new();
         // An error before the end of this function has to end the agents, too.
         let guard = cancel.clone().drop_guard();
-        let mut running = Vec::new();
-        for node in underlay.nodes() {
-            let overlay = overlay(node, store)?;
-            running.push((overlay.handle(), agents.spawn(overlay.run(cancel.clone()))));
-        }
-        let mut ready = Vec::new();
-        for (node, (handle, mut task)) in underlay.nodes().iter().zip(running) {
-            let (lease, mtu) = when_ready(node, &handle, &mut task, count - 1).await?;
-            ready.push((handle, lease, mtu, task));
-        }
+        let ready = agents_ready(&underlay, store, agents, &cancel).await?;
         screen.end(&duration(step.elapsed()), Style::Dim)?;
 
         let step = Instant::now();
         screen.begin("a cni0 bridge and a pod behind each", WIDTH)?;
-        let nets: Vec<_> =
-            ready.iter().map(|(_, lease, mtu, _)| PodNet { subnets: lease.subnets, mtu: *mtu }).collect();
-        let lab = Arc::clone(&underlay);
-        let pods = blocking(move || {
-            lab.nodes().iter().zip(&nets).map(|(node, net)| node.attach_pod(net)).collect::<Result<Vec<_>, _>>()
-        });
-        let members = pods.await?.into_iter().zip(ready);
-        let members =
-            members.map(|(pod, (handle, lease, mtu, task))| Member { handle, pod, lease, mtu, task }).collect();
+        let members = with_pods(&underlay, ready).await?;
         screen.end(&duration(step.elapsed()), Style::Dim)?;
         let families = Family::BOTH.into_iter().filter(|family| families.has(*family)).collect();
         Ok(Self { underlay, members, families, store: store.to_owned(), cancel: guard })
@@ -152,6 +135,47 @@ pub(crate) async fn blocking<T: Send + 'static>(
     Ok(tokio::task::spawn_blocking(work).await??)
 }
 
+/// An agent that has programmed all its peers.
+struct Ready {
+    handle: Handle,
+    lease: Arc<Lease>,
+    mtu: Mtu,
+    task: Task,
+}
+
+async fn agents_ready(
+    underlay: &Underlay,
+    store: &Path,
+    agents: &TaskTracker,
+    cancel: &CancellationToken,
+) -> Result<Vec<Ready>, Error> {
+    let mut running = Vec::new();
+    for node in underlay.nodes() {
+        let overlay = overlay(node, store)?;
+        running.push((overlay.handle(), agents.spawn(overlay.run(cancel.clone()))));
+    }
+    let peers = running.len() - 1;
+    let mut ready = Vec::new();
+    for (node, (handle, task)) in underlay.nodes().iter().zip(running) {
+        ready.push(when_ready(node, handle, task, peers).await?);
+    }
+    Ok(ready)
+}
+
+async fn with_pods(underlay: &Arc<Underlay>, ready: Vec<Ready>) -> Result<Vec<Member>, Error> {
+    // The kernel may take a second to announce a carrier, so they do not wait in turn.
+    let attach = |(nth, ready): (usize, &Ready)| {
+        let (lab, net) = (Arc::clone(underlay), PodNet { subnets: ready.lease.subnets, mtu: ready.mtu });
+        tokio::spawn(blocking(move || lab.nodes()[nth].attach_pod(&net)))
+    };
+    let pods: Vec<_> = ready.iter().enumerate().map(attach).collect();
+    let mut members = Vec::new();
+    for (pod, Ready { handle, lease, mtu, task }) in pods.into_iter().zip(ready) {
+        members.push(Member { handle, pod: pod.await??, lease, mtu, task });
+    }
+    Ok(members)
+}
+
 fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
     let kernel = NetlinkKernel::in_namespace(node.ns.as_fd().try_clone_to_owned()?)?;
     let subnets = FileSubnets::open(store, Options::default())?;
@@ -164,11 +188,11 @@ fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
 }
 
 /// Waits until an agent has programmed all its peers.
-async fn when_ready(node: &Node, handle: &Handle, task: &mut Task, peers: usize) -> Result<(Arc<Lease>, Mtu), Error> {
+async fn when_ready(node: &Node, handle: Handle, mut task: Task, peers: usize) -> Result<Ready, Error> {
     let mut status = handle.status();
     let done = |status: &Status| status.phase == Phase::Ready && status.peers.accepted == peers;
     let reached = tokio::select! {
-        ended = task => {
+        ended = &mut task => {
             let error = ended?.err().map_or_else(|| "its agent ended".to_owned(), |error| crate::chain(&error));
             return Err(format!("{}: {error}", node.name).into());
         }
@@ -184,7 +208,7 @@ async fn when_ready(node: &Node, handle: &Handle, task: &mut Task, peers: usize)
         }
     };
     match (status.lease, status.mtu) {
-        (Some(lease), Some(mtu)) => Ok((lease, mtu)),
+        (Some(lease), Some(mtu)) => Ok(Ready { handle, lease, mtu, task }),
         _ => Err(format!("{} is ready without a lease", node.name).into()),
     }
 }
