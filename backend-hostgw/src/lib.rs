@@ -1,44 +1,31 @@
-//! host-gw: peers on the same link are each other's gateways; nothing is encapsulated (contract 8.3).
+//! host-gw backend of flannelkit, compatible with flannel (contract 8.3).
 //!
-//! For each peer and family the kernel gets one route, `<subnet> via <public address> dev <interface>`. A peer that is
-//! not on a link of this node cannot be reached this way: it is skipped, with the reason in the status.
-//!
-//! ```no_run
-//! # use flannel_core::overlay::{Identity, Overlay};
-//! # use flannel_core::subnet::NodeIdentity;
-//! let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node-a")?))
-//!     .backend("host-gw", flannel_backend_hostgw::HostGw::new);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::config::NetworkConfig;
 use flannel_core::kernel::Scope;
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 use flannel_core::state::{LinkId, PeerState, Route, State};
 
 /// The backend. It has no settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HostGw(());
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HostGw;
 
 impl HostGw {
-    /// Made from the network's configuration, of which it needs nothing.
-    ///
-    /// # Errors
-    /// None; the signature is that of every backend.
-    pub fn new(_network: &NetworkConfig) -> Result<Self, BackendError> {
-        Ok(Self(()))
-    }
+    /// The name, in the configuration and in leases.
+    pub const TYPE: &'static str = "host-gw";
 }
+
+const NOT_ON_LINK: &str = "host-gw needs all nodes on one link; use vxlan, with DirectRouting where nodes share a link";
 
 impl Backend for HostGw {
     fn name(&self) -> &'static str {
-        "host-gw"
+        Self::TYPE
     }
 
     fn wire_type(&self) -> &'static str {
-        "host-gw"
+        Self::TYPE
     }
 
     fn scope(&self, local: &Local) -> Scope {
@@ -51,61 +38,133 @@ impl Backend for HostGw {
         }
     }
 
-    /// The uplink's: nothing is added to a packet.
-    fn mtu(&self, _situation: &Situation) -> Option<Mtu> {
+    fn mtu(&self, _: &Situation) -> Option<Mtu> {
         None
     }
 
-    /// A public address that is not the uplink's is refused: peers would route to an address that does not answer on
-    /// their link.
+    /// The public addresses have to be the uplink's own: peers send pods' packets to them unchanged, and no NAT between
+    /// would know where they belong. flannel checks IPv4 only.
     fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        let mut attrs = LeaseAttrs { backend_type: self.wire_type().into(), ..LeaseAttrs::default() };
-        for family in situation.networks().families() {
-            let (public, own) = (situation.public.get(family), situation.uplink.addrs.get(family));
-            match (public, own) {
-                (Some(public), Some(own)) if public == own => *attrs.public_ip.slot(family) = Some(*public),
-                (Some(public), _) => {
-                    return Err(BackendError::Host {
-                        what: format!(
-                            "the public address {public} is not an address of {}: host-gw does not work through NAT",
-                            situation.uplink.name
-                        ),
-                        remedy: "leave the public address unset, or use the vxlan backend".to_owned(),
-                    });
-                }
-                (None, _) => {
-                    return Err(BackendError::Host {
-                        what: format!("uplink {} has no {family} address to publish", situation.uplink.name),
-                        remedy: format!("give it one, or switch {family} off"),
-                    });
-                }
+        let mut attrs = LeaseAttrs { backend_type: Self::TYPE.into(), ..LeaseAttrs::default() };
+        for family in situation.config.networks.families() {
+            let name = &situation.uplink.name;
+            let own = situation.uplink.addrs.get(family).copied().ok_or_else(|| BackendError::Host {
+                what: format!("{name} has no {family} address"),
+                remedy: format!("give it one, or turn {family} off in the network config"),
+            })?;
+            if let Some(public) = situation.public.get(family).filter(|public| **public != own) {
+                return Err(BackendError::Host {
+                    what: format!("the public {family} address {public} is not {name}'s own {own}"),
+                    remedy: "host-gw does not work across NAT: leave the public address out, or use vxlan".to_owned(),
+                });
             }
+            *attrs.public_ip.slot(family) = Some(own);
         }
         Ok(attrs)
     }
 
-    fn hardware_address(&self, _attrs: &LeaseAttrs, _family: Family) -> Result<Option<MacAddr>, Skip> {
+    fn hardware_address(&self, _: &LeaseAttrs, _: Family) -> Result<Option<MacAddr>, Skip> {
         Ok(None)
     }
 
-    /// Nothing: host-gw has no devices.
-    fn base(&self, _local: &Local) -> State {
+    fn base(&self, _: &Local) -> State {
         State::default()
     }
 
     fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        let (Some(subnet), Some(public)) = (peer.subnets.get(family), peer.attrs.public_ip.get(family)) else {
+        let situation = &local.situation;
+        let (Some(_), Some(subnet), Some(addr)) =
+            (situation.config.networks.get(family), peer.subnets.get(family), peer.attrs.public_ip.get(family))
+        else {
             return Err(Skip::NoAddress(family));
         };
-        let situation = &local.situation;
-        let Some(index) = situation.host.on_link(*public) else {
-            let remedy = "connect the nodes to one link, or use the vxlan backend";
-            return Err(Skip::NotOnLink { addr: *public, remedy });
+        let link = match situation.host.on_link(*addr) {
+            Some(index) if index == situation.uplink.index => LinkId::Uplink,
+            Some(index) => LinkId::Other(index),
+            None => return Err(Skip::NotOnLink { addr: *addr, remedy: NOT_ON_LINK }),
         };
-        let link = if index == situation.uplink.index { LinkId::Uplink } else { LinkId::Other(index) };
-        Ok(PeerState { route: Some((*subnet, Route::direct(*subnet, *public, link))), ..PeerState::default() })
+        Ok(PeerState { route: Some((*subnet, Route::direct(*subnet, *addr, link))), ..PeerState::default() })
     }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use flannel_core::kernel::HostFacts;
+    use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
+
+    fn local(families: &[Family]) -> Local {
+        let situation = arbitrary::situation(arbitrary::config(families, r#"{"Type":"host-gw"}"#));
+        let attrs = HostGw.advertise(&situation).unwrap();
+        arbitrary::local(situation, attrs)
+    }
+
+    fn peer(n: u8) -> Peer {
+        lease(n, &Family::BOTH, HostGw::TYPE)
+    }
+
+    #[test]
+    fn a_peers_subnet_is_routed_to_the_peer_in_each_family() {
+        let local = local(&Family::BOTH);
+        for family in Family::BOTH {
+            let state = HostGw.peer(&local, &peer(2), family).unwrap();
+            let (prefix, route) = state.route.unwrap();
+            assert_eq!((prefix, state.fdb, state.neighbour), (node_subnet(family, 2), None, None));
+            assert_eq!(
+                (route.gateway, route.link, route.onlink),
+                (Some(node_address(family, 2)), Some(LinkId::Uplink), false)
+            );
+            assert!(route.has_own_protocol() && HostGw.scope(&local).covers(&prefix));
+        }
+        assert!(HostGw.base(&local).is_empty() && HostGw.scope(&local).devices.is_empty());
+        assert_eq!(HostGw.mtu(&local.situation), None);
+    }
+
+    #[test]
+    fn the_route_leaves_by_the_link_that_the_peer_is_on() {
+        let mut local = local(&[Family::V4]);
+        let mut host = HostFacts::clone(&local.situation.host);
+        host.on_link = vec![arbitrary::on_link("192.0.2.0/25", UPLINK + 1)];
+        local.situation.host = Arc::new(host);
+        let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
+        assert_eq!(route.link, Some(LinkId::Other(UPLINK + 1)));
+        let skip = HostGw.peer(&local, &peer(200), Family::V4).unwrap_err();
+        assert!(matches!(skip, Skip::NotOnLink { .. }) && skip.to_string().contains("vxlan"), "{skip}");
+    }
+
+    #[test]
+    fn a_family_that_is_off_or_not_published_is_skipped() {
+        let local = local(&[Family::V4]);
+        assert_eq!(HostGw.peer(&local, &peer(2), Family::V6), Err(Skip::NoAddress(Family::V6)));
+        let without = lease(2, &[Family::V6], HostGw::TYPE);
+        assert_eq!(HostGw.peer(&local, &without, Family::V4), Err(Skip::NoAddress(Family::V4)));
+    }
+
+    #[test]
+    fn the_lease_has_the_uplinks_addresses_and_no_data() {
+        assert_eq!(
+            local(&[Family::V4]).lease.attrs.to_json(),
+            r#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}"#
+        );
+        assert_eq!(
+            local(&Family::BOTH).lease.attrs.to_json(),
+            r#"{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"host-gw"}"#
+        );
+    }
+
+    #[test]
+    fn a_public_address_behind_nat_is_refused_with_its_remedy() {
+        for family in Family::BOTH {
+            let mut situation = local(&Family::BOTH).situation;
+            *situation.public.slot(family) = Some(node_address(family, 99));
+            let error = HostGw.advertise(&situation).unwrap_err();
+            assert!(matches!(error, BackendError::Host { .. }) && error.to_string().contains("NAT"), "{error}");
+            *situation.public.slot(family) = None;
+            assert!(HostGw.advertise(&situation).is_ok());
+            *situation.uplink.addrs.slot(family) = None;
+            assert!(matches!(HostGw.advertise(&situation), Err(BackendError::Host { .. })));
+        }
+    }
+}

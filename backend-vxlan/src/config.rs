@@ -1,66 +1,80 @@
-//! The `Backend` object.
+//! The `Backend` object's keys.
 
-use flannel_core::config::{BackendConfig, ConfigError};
-use flannel_core::net::{Dual, Family, Mtu, Vni};
-use flannel_core::state::{LinkName, LinkNameError};
+use flannel_core::config::{ConfigError, NetworkConfig};
+use flannel_core::net::{Family, Mtu, Vni};
+use flannel_core::state::LinkName;
 
-/// Settings of the `Backend` object (contract 8.2).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The settings of the VXLAN backend.
+///
+/// flannel checks none of these and fails later, in the kernel's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
-    /// `VNI`: the VXLAN network identifier; 0 to 2²⁴−1. Default 1. The device's name holds it, so with IPv6 it has at
-    /// most 4 digits and with IPv4 at most 7.
+    /// `VNI`: the same on all nodes. Default: 1. It has to fit the device's name: up to 9999999, with IPv6 9999.
     pub vni: Vni,
-    /// `Port`: UDP destination port; 0 leaves it to the kernel (8472). Default 0. Equal on all nodes.
+    /// `Port`: UDP port, the same on all nodes. Default, and 0: the kernel's, 8472.
     pub port: Option<u16>,
-    /// `MTU`: the MTU of the outer packets in bytes, at most the uplink's, which is the default.
+    /// `MTU`: of the underlay. Default, and 0: the uplink's. Devices get 50 bytes less, on IPv6 70.
     pub mtu: Option<Mtu>,
-    /// `GBP`: carry group policies. Default false.
+    /// `GBP`: carry group policies. Default: false.
     pub gbp: bool,
-    /// `Learning`: let the device learn from what it receives. Default false.
+    /// `Learning`: let the devices learn peers from what they receive. Default: false.
     pub learning: bool,
-    /// `DirectRouting`: plain routes to peers on the same link. Default false.
+    /// `DirectRouting`: route to peers on our own links without encapsulation. Default: false.
     pub direct_routing: bool,
 }
 
+/// The largest MTU a device can have (`IP_MAX_MTU`, include/net/ip.h).
+const MAX_MTU: u64 = 65_535;
+
 impl Config {
-    pub(crate) fn read(backend: &BackendConfig, families: &Dual<()>) -> Result<Self, ConfigError> {
-        let settings = &backend.settings;
-        let number = |key: &str, most: u32| -> Result<Option<u32>, ConfigError> {
-            let Some(value) = settings.u64(key)? else { return Ok(None) };
-            match u32::try_from(value) {
-                Ok(value) if value <= most => Ok(Some(value)),
-                _ => Err(ConfigError::new(
-                    settings.path_of(key),
-                    format!("{value} is out of range"),
-                    format!("use a number from 0 to {most}"),
-                )),
+    pub(crate) fn read(network: &NetworkConfig) -> Result<Self, ConfigError> {
+        let settings = &network.backend.settings;
+        let range =
+            |key: &str, problem: String, remedy: String| ConfigError::new(settings.path_of(key), problem, remedy);
+        let vni = settings.u64("VNI")?.unwrap_or(1);
+        let id = u32::try_from(vni).ok().and_then(Vni::new);
+        let id =
+            id.ok_or_else(|| range("VNI", format!("{vni} is out of range"), format!("write 0 to {}", Vni::MAX)))?;
+        for family in network.networks.families() {
+            let largest = match family {
+                Family::V4 => 9_999_999,
+                Family::V6 => 9_999,
+            };
+            if device_name(family, id).is_none() {
+                let problem = format!("{vni} makes the {family} device's name longer than the kernel's 15 bytes");
+                return Err(range("VNI", problem, format!("write {largest} or less")));
             }
-        };
-        let config = Self {
-            vni: number("VNI", Vni::MAX)?.and_then(Vni::new).unwrap_or(Vni::ONE),
-            port: number("Port", u16::MAX.into())?.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0),
-            mtu: number("MTU", u16::MAX.into())?.filter(|mtu| *mtu > 0).map(Mtu),
+        }
+        let port = settings.u64("Port")?.unwrap_or(0);
+        let port = u16::try_from(port).map_err(|_| {
+            range("Port", format!("{port} is no UDP port"), "write 1 to 65535, or 0 for 8472".to_owned())
+        })?;
+        let mtu = settings.u64("MTU")?.unwrap_or(0);
+        if mtu > MAX_MTU {
+            let remedy = format!("write the underlay's MTU, at most {MAX_MTU}, or 0 for the uplink's");
+            return Err(range("MTU", format!("{mtu} is more than any device has"), remedy));
+        }
+        Ok(Self {
+            vni: id,
+            port: (port > 0).then_some(port),
+            mtu: (mtu > 0).then_some(Mtu(mtu as u32)),
             gbp: settings.bool("GBP")?.unwrap_or(false),
             learning: settings.bool("Learning")?.unwrap_or(false),
             direct_routing: settings.bool("DirectRouting")?.unwrap_or(false),
-        };
-        for family in families.families() {
-            config.device_name(family).map_err(|error| {
-                let remedy = match family {
-                    Family::V4 => "use a VNI of at most 7 digits",
-                    Family::V6 => "use a VNI of at most 4 digits with IPv6",
-                };
-                ConfigError::new(settings.path_of("VNI"), error.to_string(), remedy)
-            })?;
-        }
-        Ok(config)
+        })
     }
 
-    pub(crate) fn device_name(&self, family: Family) -> Result<LinkName, LinkNameError> {
-        let stem = match family {
-            Family::V4 => "flannel",
-            Family::V6 => "flannel-v6",
-        };
-        LinkName::new(&format!("{stem}.{}", self.vni))
+    /// The MTU of the underlay that devices are made for.
+    pub(crate) fn underlay_mtu(&self, uplink: Mtu) -> Mtu {
+        self.mtu.unwrap_or(uplink)
     }
+}
+
+/// The name of a family's device; `None` when it would be too long.
+pub(crate) fn device_name(family: Family, vni: Vni) -> Option<LinkName> {
+    let prefix = match family {
+        Family::V4 => "flannel.",
+        Family::V6 => "flannel-v6.",
+    };
+    LinkName::new(&format!("{prefix}{vni}")).ok()
 }

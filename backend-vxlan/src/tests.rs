@@ -1,203 +1,258 @@
 use std::sync::Arc;
 
-use flannel_core::kernel::{HostLink, OverlayName};
-use flannel_core::state::{AddressKey, LinkId, LinkKind, LinkName, NeighbourKey, Route};
-use flannel_core::testing::samples;
-
-use flannel_core::net::Vni;
+use flannel_core::kernel::{HostFacts, HostLink};
+use flannel_core::lease::{Json, Lease};
+use flannel_core::net::{Dual, Prefix, Vni};
+use flannel_core::plan::{Op, OpText, plan};
+use flannel_core::state::{Link, LinkId, LinkKind, LinkName};
+use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
+use proptest::prelude::*;
 
 use super::*;
 
-const V4: &str = r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#;
-const DUAL: &str =
-    r#"{"Network":"10.0.0.0/8","EnableIPv6":true,"IPv6Network":"fd00:5::/32","Backend":{"Type":"vxlan"}}"#;
+const V4: &[Family] = &[Family::V4];
 
-fn set_up(config: &str) -> (Vxlan, Situation) {
-    let situation = samples::situation(config).unwrap();
-    (Vxlan::new(&situation.config).unwrap(), situation)
+fn backend(families: &[Family], settings: &str) -> (Vxlan, Situation) {
+    let config = arbitrary::config(families, &format!(r#"{{"Type":"vxlan"{settings}}}"#));
+    (Vxlan::new(&config).unwrap(), arbitrary::situation(config))
 }
 
-fn node(config: &str) -> (Vxlan, Local) {
-    let (vxlan, situation) = set_up(config);
-    let attrs = vxlan.advertise(&situation).unwrap();
-    (vxlan, samples::local(situation, attrs))
+fn local(families: &[Family], settings: &str) -> (Vxlan, Local) {
+    let (backend, situation) = backend(families, settings);
+    let attrs = backend.advertise(&situation).unwrap();
+    (backend, arbitrary::local(situation, attrs))
 }
 
-/// Node `n` as it would publish itself.
-fn peer(vxlan: &Vxlan, local: &Local, n: u16) -> Peer {
-    let mac = MacAddr([2, 0, 0, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]]);
-    let attrs = LeaseAttrs {
-        public_ip: samples::public(n, &vxlan.families),
-        backend_data: vxlan.families.map(|_, ()| wire::encode(vxlan.config.vni, mac)),
-        ..local.lease.attrs.clone()
-    };
-    samples::lease(n, attrs)
+fn peer(n: u8) -> Lease {
+    let mut lease = lease(n, &Family::BOTH, Vxlan::TYPE);
+    let data = |family: u8| Json::parse(&format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:0{family}:{n:02x}"}}"#)).ok();
+    lease.attrs.backend_data = Dual { v4: data(4), v6: data(6) };
+    lease
 }
 
-#[test]
-fn a_node_publishes_exactly_what_flannel_would() {
-    let (_, local) = node(V4);
-    let mac = wire::mac_of(&local.lease.attrs, Family::V4).unwrap();
-    assert_eq!(
-        local.lease.attrs.to_json(),
-        format!(
-            r#"{{"PublicIP":"192.168.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
-        )
-    );
-    assert!(!mac.is_multicast() && mac.0[0] & 2 == 2, "{mac} is locally administered unicast");
-}
-
-#[test]
-fn the_device_is_the_one_flannel_makes_marked_as_ours() {
-    let (vxlan, local) = node(V4);
-    let state = vxlan.base(&local);
-    let link = &state.links[&LinkId::Own(0)];
-    assert_eq!((link.name.as_str(), link.mtu, link.up), ("flannel.1", 1450, true));
-    assert_eq!(link.group, OverlayName::default().mark());
-    let LinkKind::Vxlan(kind) = &link.kind else { panic!("{link:?}") };
-    assert_eq!((kind.vni, kind.port, kind.learning, kind.gbp), (Vni::ONE, None, false, false));
-    assert_eq!((kind.local, kind.lower), (Some("192.168.0.1".parse().unwrap()), Some(LinkId::Uplink)));
-    let key = AddressKey { link: LinkId::Own(0), addr: "10.5.0.0".parse().unwrap(), len: 32 };
-    assert_eq!(state.addresses.keys().collect::<Vec<_>>(), [&key]);
-}
-
-#[test]
-fn a_peer_gets_forwarding_entry_neighbour_and_onlink_route_in_each_family() {
-    let (vxlan, local) = node(DUAL);
-    let peer = peer(&vxlan, &local, 7);
-    for (family, subnet, public, link) in [
-        (Family::V4, "10.5.7.0/24", "192.168.0.8", LinkId::Own(0)),
-        (Family::V6, "fd00:5:0:7::/64", "fd01::8", LinkId::Own(1)),
-    ] {
-        let state = vxlan.peer(&local, &peer, family).unwrap();
-        let subnet: flannel_core::net::Prefix = subnet.parse().unwrap();
-        assert_eq!(state.fdb.map(|(key, dst)| (key.link, dst)), Some((link, public.parse().unwrap())));
-        assert_eq!(state.neighbour.map(|(key, _)| key), Some(NeighbourKey { link, addr: subnet.addr() }));
-        assert_eq!(state.route, Some((subnet, Route::overlay(subnet, subnet.addr(), link))));
-    }
-}
-
-#[test]
-fn pods_get_70_bytes_less_as_soon_as_ipv6_is_on() {
-    for (config, pods) in [(V4, 1450), (DUAL, 1430)] {
-        let (vxlan, situation) = set_up(config);
-        assert_eq!(vxlan.mtu(&situation), Some(Mtu(pods)));
-    }
-    let (vxlan, local) = node(DUAL);
-    let links = vxlan.base(&local).links;
-    assert_eq!(links.values().map(|link| link.mtu).collect::<Vec<_>>(), [1450, 1430]);
-}
-
-#[test]
-fn an_mtu_setting_lowers_but_never_exceeds_the_uplinks() {
-    for (mtu, pods) in [(1400, 1350), (9000, 1450)] {
-        let (vxlan, situation) =
-            set_up(&format!(r#"{{"Network":"10.0.0.0/8","Backend":{{"Type":"vxlan","MTU":{mtu}}}}}"#));
-        assert_eq!(vxlan.mtu(&situation), Some(Mtu(pods)));
-    }
-    let (vxlan, mut situation) = set_up(DUAL);
-    situation.uplink.mtu = Mtu(1300);
-    let error = vxlan.advertise(&situation).unwrap_err().to_string();
-    assert!(error.contains("1280") && error.contains("eth0"), "{error}");
-}
-
-#[test]
-fn a_mac_is_kept_from_the_previous_lease_else_from_the_device_else_made() {
-    let (vxlan, mut situation) = set_up(V4);
-    let made = wanted::own_mac(&vxlan, &situation, Family::V4);
-    assert_eq!(made, wanted::own_mac(&vxlan, &situation, Family::V4), "the same on every start");
-    let device = MacAddr([2, 1, 1, 1, 1, 1]);
-    let mut host = (*situation.host).clone();
-    let LinkKind::Vxlan(kind) = vxlan.base(&node(V4).1).links[&LinkId::Own(0)].kind.clone() else { panic!() };
-    let link = HostLink {
-        name: LinkName::new("flannel.1").unwrap(),
-        kind: LinkKind::Vxlan(kind),
-        mac: Some(device),
-        mtu: 1450,
-        up: true,
-        group: 0,
-        alias: None,
-    };
-    host.links.insert(9, link);
-    situation.host = Arc::new(host);
-    assert_eq!(wanted::own_mac(&vxlan, &situation, Family::V4), device);
-    let previous = MacAddr([2, 2, 2, 2, 2, 2]);
-    let mut attrs = LeaseAttrs::default();
-    attrs.backend_data.v4 = Some(wire::encode(Vni::ONE, previous));
-    situation.previous = Some(Arc::new(samples::lease(0, attrs)));
-    assert_eq!(wanted::own_mac(&vxlan, &situation, Family::V4), previous);
-}
-
-#[test]
-fn nodes_and_networks_have_different_macs() {
-    let (vxlan, situation) = set_up(DUAL);
-    let mut other = situation.clone();
-    other.node = flannel_core::subnet::NodeIdentity::new("node-1").unwrap();
-    let macs: std::collections::BTreeSet<_> = [
-        wanted::own_mac(&vxlan, &situation, Family::V4),
-        wanted::own_mac(&vxlan, &situation, Family::V6),
-        wanted::own_mac(&vxlan, &other, Family::V4),
-    ]
-    .into();
-    assert_eq!(macs.len(), 3);
-}
-
-#[test]
-fn direct_routing_needs_no_tunnel_on_the_link_and_keeps_it_elsewhere() {
-    let (vxlan, local) = node(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","DirectRouting":true}}"#);
-    let near = peer(&vxlan, &local, 7);
-    let state = vxlan.peer(&local, &near, Family::V4).unwrap();
-    let subnet = near.subnets.v4.unwrap();
-    let route = Route::direct(subnet, near.attrs.public_ip.v4.unwrap(), LinkId::Uplink);
-    assert_eq!(state, PeerState { route: Some((subnet, route)), ..PeerState::default() });
-    let mut far = near;
-    far.attrs.public_ip.v4 = Some("203.0.113.9".parse().unwrap());
-    assert!(vxlan.peer(&local, &far, Family::V4).unwrap().fdb.is_some());
-}
-
-#[test]
-fn peers_that_publish_nonsense_are_skipped_with_the_field_named() {
-    let (vxlan, local) = node(V4);
-    for (data, names) in [
-        (None, "missing"),
-        (Some("{}"), "VtepMAC"),
-        (Some("7"), "BackendData"),
-        (Some(r#"{"VtepMAC":"02:00:00:00:00:01:02:03"}"#), "VtepMAC"),
-        (Some(r#"{"VtepMAC":5}"#), "VtepMAC"),
-    ] {
-        let mut peer = peer(&vxlan, &local, 3);
-        peer.attrs.backend_data.v4 = data.map(|text| flannel_core::lease::Json::parse(text).unwrap());
-        let error = vxlan.peer(&local, &peer, Family::V4).unwrap_err().to_string();
-        assert!(error.contains(names), "{data:?}: {error}");
-    }
-}
-
-#[test]
-fn settings_out_of_range_name_their_path() {
-    for (backend, path) in [
-        (r#"{"Type":"vxlan","VNI":16777216}"#, "$.Backend.VNI"),
-        (r#"{"Type":"vxlan","VNI":-1}"#, "$.Backend.VNI"),
-        (r#"{"Type":"vxlan","VNI":16777215}"#, "$.Backend.VNI"),
-        (r#"{"Type":"vxlan","Port":65536}"#, "$.Backend.Port"),
-        (r#"{"Type":"vxlan","MTU":"big"}"#, "$.Backend.MTU"),
-        (r#"{"Type":"vxlan","GBP":1}"#, "$.Backend.GBP"),
-    ] {
-        let config = format!(r#"{{"Network":"10.0.0.0/8","Backend":{backend}}}"#);
-        let situation = samples::situation(&config).unwrap();
-        let error = Vxlan::new(&situation.config).unwrap_err().to_string();
-        assert!(error.contains(path), "{backend}: {error}");
-    }
-}
-
-#[test]
-fn peers_have_no_key_in_common() {
-    let (vxlan, local) = node(DUAL);
-    let mut state = State::default();
-    for n in 1..200 {
-        let peer = peer(&vxlan, &local, n);
-        for family in Family::BOTH {
-            state.add(&vxlan.peer(&local, &peer, family).unwrap());
+/// What a fresh kernel would be told.
+fn commands(backend: &Vxlan, local: &Local, peers: &[Lease]) -> Vec<String> {
+    let mut wanted = backend.base(local);
+    for peer in peers {
+        for family in local.situation.config.networks.families() {
+            wanted.add(&backend.peer(local, peer, family).unwrap());
         }
     }
-    assert_eq!((state.fdb.len(), state.neighbours.len(), state.routes.len()), (398, 398, 398));
+    let scope = backend.scope(local);
+    let plan = plan(&wanted, &State::default(), &scope, &|_| None);
+    let text = |op: &Op| OpText { op, scope: &scope }.to_string();
+    plan.ops.iter().map(text).map(|text| text.split(" proto ").next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn the_golden_state_of_one_peer() {
+    let (backend, local) = local(V4, r#","Port":4789"#);
+    let mac = backend.hardware_address(&local.lease.attrs, Family::V4).unwrap().unwrap();
+    assert_eq!(
+        commands(&backend, &local, &[peer(2)]),
+        [
+            format!(
+                "link add flannel.1 mtu 1450 address {mac} type vxlan id 1 local 192.0.2.1 dstport 4789 nolearning"
+            ),
+            "address add 10.42.1.0/32 dev flannel.1".into(),
+            "fdb replace 02:00:00:00:04:02 dev flannel.1 dst 192.0.2.2".into(),
+            "neigh replace 10.42.2.0 lladdr 02:00:00:00:04:02 dev flannel.1 nud permanent".into(),
+            "route add 10.42.2.0/24 via 10.42.2.0 dev flannel.1".into(),
+        ]
+    );
+    let route = backend.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
+    assert!(route.onlink && route.has_own_protocol());
+    let base = backend.base(&local);
+    let device = &base.links[&LinkId::Own(0)];
+    assert_eq!(
+        (device.group, device.alias.as_deref(), device.up),
+        (local.situation.overlay.mark(), Some("flannelkit:flannel"), true)
+    );
+    let LinkKind::Vxlan(vxlan) = &device.kind else { panic!("{device:?}") };
+    assert_eq!(vxlan.lower, Some(LinkId::Uplink));
+}
+
+#[test]
+fn dual_stack_has_a_device_of_each_family() {
+    let (backend, local) = local(&Family::BOTH, "");
+    let base = backend.base(&local);
+    let shape = |slot| {
+        let link = &base.links[&LinkId::Own(slot)];
+        (link.name.as_str().to_owned(), link.mtu)
+    };
+    assert_eq!((shape(0), shape(1)), (("flannel.1".into(), 1450), ("flannel-v6.1".into(), 1430)));
+    assert_eq!(backend.mtu(&local.situation), Some(Mtu(1430)));
+    assert_ne!(base.links[&LinkId::Own(0)].mac, base.links[&LinkId::Own(1)].mac);
+    let commands = commands(&backend, &local, &[peer(2)]);
+    for expected in [
+        "address add fd00:42:0:1::/128 dev flannel-v6.1",
+        "fdb replace 02:00:00:00:06:02 dev flannel-v6.1 dst 2001:db8::2",
+        "neigh replace fd00:42:0:2:: lladdr 02:00:00:00:06:02 dev flannel-v6.1 nud permanent",
+        "route add fd00:42:0:2::/64 via fd00:42:0:2:: dev flannel-v6.1",
+    ] {
+        assert!(commands.iter().any(|command| command == expected), "{expected}: {commands:#?}");
+    }
+    let only_v6 = self::local(&[Family::V6], "").1;
+    assert_eq!(backend.base(&only_v6).links[&LinkId::Own(0)].name.as_str(), "flannel-v6.1");
+}
+
+#[test]
+fn what_is_published_is_flannels_text_and_the_device_has_that_address() {
+    let (backend, local) = local(&Family::BOTH, r#","VNI":7"#);
+    let attrs = &local.lease.attrs;
+    for (slot, family) in (0..).zip(Family::BOTH) {
+        let mac = backend.hardware_address(attrs, family).unwrap().unwrap();
+        let data = attrs.backend_data.get(family).unwrap();
+        assert_eq!(data.as_str(), format!(r#"{{"VNI":7,"VtepMAC":"{mac}"}}"#));
+        assert_eq!(backend.base(&local).links[&LinkId::Own(slot)].mac, Some(mac));
+    }
+    assert_eq!((&*attrs.backend_type, attrs.public_ip.v4), ("vxlan", Some(node_address(Family::V4, 1))));
+}
+
+#[test]
+fn the_ethernet_address_is_the_previous_one_else_the_devices_else_derived() {
+    let (backend, mut situation) = backend(V4, "");
+    let chosen = |situation: &Situation| {
+        let attrs = backend.advertise(situation).unwrap();
+        backend.hardware_address(&attrs, Family::V4).unwrap().unwrap().to_string()
+    };
+    // Must never change: a node without memory has to publish the same again.
+    assert_eq!(chosen(&situation), "d2:07:b7:00:e7:5c");
+    let mut host = HostFacts::clone(&situation.host);
+    let device =
+        backend.base(&arbitrary::local(situation.clone(), LeaseAttrs::default())).links[&LinkId::Own(0)].clone();
+    let mac = "02:00:00:00:00:aa".parse().ok();
+    let Link { name, kind, mtu, up, .. } = device;
+    host.links.insert(9, HostLink { name, kind, mac, mtu, up, group: 0, alias: None });
+    situation.host = Arc::new(host.clone());
+    assert_eq!(chosen(&situation), "02:00:00:00:00:aa");
+    host.links.get_mut(&9).unwrap().name = LinkName::new("renamed").unwrap();
+    situation.host = Arc::new(host.clone());
+    assert_eq!(chosen(&situation), "d2:07:b7:00:e7:5c");
+    host.links.get_mut(&9).unwrap().group = situation.overlay.mark();
+    situation.host = Arc::new(host);
+    assert_eq!(chosen(&situation), "02:00:00:00:00:aa");
+    situation.previous = Some(Arc::new(peer(1)));
+    assert_eq!(chosen(&situation), "02:00:00:00:04:01");
+}
+
+#[test]
+fn direct_routing_needs_a_peer_on_one_of_our_links() {
+    let (backend, mut local) = local(V4, r#","DirectRouting":true"#);
+    let state = backend.peer(&local, &peer(2), Family::V4).unwrap();
+    let (prefix, route) = state.route.unwrap();
+    assert_eq!((state.fdb, state.neighbour, prefix), (None, None, node_subnet(Family::V4, 2)));
+    assert_eq!(
+        (route.gateway, route.link, route.onlink),
+        (Some(node_address(Family::V4, 2)), Some(LinkId::Uplink), false)
+    );
+    let mut host = HostFacts::clone(&local.situation.host);
+    host.on_link = vec![arbitrary::on_link("192.0.2.0/25", UPLINK + 1)];
+    local.situation.host = Arc::new(host);
+    let link = |n| backend.peer(&local, &peer(n), Family::V4).unwrap().route.unwrap().1.link;
+    assert_eq!((link(2), link(200)), (Some(LinkId::Other(UPLINK + 1)), Some(LinkId::Own(0))));
+}
+
+#[test]
+fn settings_out_of_range_name_their_place() {
+    let error = |families: &[Family], settings: &str| {
+        let config = arbitrary::config(families, &format!(r#"{{"Type":"vxlan",{settings}}}"#));
+        match Vxlan::new(&config).unwrap_err() {
+            BackendError::Config(error) => error.path,
+            other => panic!("{other}"),
+        }
+    };
+    for (settings, path) in [
+        (r#""VNI":16777216"#, "$.Backend.VNI"),
+        (r#""VNI":10000000"#, "$.Backend.VNI"),
+        (r#""VNI":-1"#, "$.Backend.VNI"),
+        (r#""Port":65536"#, "$.Backend.Port"),
+        (r#""mtu":65536"#, "$.Backend.MTU"),
+        (r#""GBP":1"#, "$.Backend.GBP"),
+        (r#""Learning":"yes""#, "$.Backend.Learning"),
+        (r#""DirectRouting":{}"#, "$.Backend.DirectRouting"),
+    ] {
+        assert_eq!(error(V4, settings), path, "{settings}");
+    }
+    assert_eq!(error(&Family::BOTH, r#""VNI":10000"#), "$.Backend.VNI");
+    let (all, _) =
+        backend(V4, r#","vni":9999999,"Port":4789,"MTU":9000,"GBP":true,"Learning":true,"directrouting":true"#);
+    let expected = Config {
+        vni: Vni::new(9_999_999).unwrap(),
+        port: Some(4789),
+        mtu: Some(Mtu(9000)),
+        gbp: true,
+        learning: true,
+        direct_routing: true,
+    };
+    assert_eq!(*all.config(), expected);
+    let (none, _) = backend(V4, r#","VNI":null,"Port":0,"MTU":0"#);
+    assert_eq!((none.config().vni.value(), none.config().port, none.config().mtu), (1, None, None));
+}
+
+#[test]
+fn an_underlay_that_is_too_narrow_is_refused_with_its_remedy() {
+    let verdict = |families: &[Family], settings: &str, uplink: u32| {
+        let (backend, mut situation) = backend(families, settings);
+        situation.uplink.mtu = Mtu(uplink);
+        backend.advertise(&situation)
+    };
+    assert!(verdict(V4, "", 626).is_ok() && verdict(&Family::BOTH, "", 1350).is_ok());
+    assert!(matches!(verdict(V4, "", 625), Err(BackendError::Host { .. })));
+    assert!(matches!(verdict(&Family::BOTH, "", 1349), Err(BackendError::Host { .. })));
+    assert!(
+        matches!(verdict(V4, r#","MTU":500"#, 1500), Err(BackendError::Config(error)) if error.path == "$.Backend.MTU")
+    );
+}
+
+#[test]
+fn a_configured_mtu_counts_up_to_the_uplinks() {
+    let mtu = |settings: &str| {
+        let (backend, local) = local(V4, settings);
+        (backend.mtu(&local.situation).unwrap().0, backend.base(&local).links[&LinkId::Own(0)].mtu)
+    };
+    assert_eq!((mtu(r#","MTU":1400"#), mtu(r#","MTU":9000"#)), ((1350, 1350), (1450, 1450)));
+}
+
+#[test]
+fn a_peer_that_publishes_too_little_is_skipped_with_the_reason() {
+    let (backend, local) = local(V4, "");
+    assert_eq!(backend.peer(&local, &peer(2), Family::V6), Err(Skip::NoAddress(Family::V6)));
+    let without = |change: fn(&mut Lease)| {
+        let mut lease = peer(2);
+        change(&mut lease);
+        backend.peer(&local, &lease, Family::V4).unwrap_err().to_string()
+    };
+    assert_eq!(without(|lease| lease.subnets.v4 = None), "publishes no IPv4 address or subnet");
+    assert_eq!(without(|lease| lease.attrs.public_ip.v4 = None), "publishes no IPv4 address or subnet");
+    assert_eq!(without(|lease| lease.attrs.backend_data.v4 = None), "backend data: no BackendData");
+    for data in ["7", "{}", r#"{"VtepMAC":7}"#, r#"{"VtepMAC":"02:00"}"#, r#"{"VtepMAC":null}"#] {
+        let mut lease = peer(2);
+        lease.attrs.backend_data.v4 = Json::parse(data).ok();
+        assert!(matches!(backend.peer(&local, &lease, Family::V4), Err(Skip::BadData(_))), "{data}");
+    }
+    let mut lease = peer(2);
+    lease.attrs.backend_data.v4 = Json::parse(r#"{"vtepmac":"02:00:00:00:04:02","vni":"x"}"#).ok();
+    assert!(backend.peer(&local, &lease, Family::V4).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn the_keys_of_base_and_peers_are_disjoint_and_in_scope(
+        peers in proptest::collection::btree_set(2u8..=255, 0..40), direct: bool,
+    ) {
+        let (backend, local) = local(&Family::BOTH, &format!(r#","DirectRouting":{direct}"#));
+        let mut wanted = backend.base(&local);
+        let mut objects = wanted.len();
+        for n in peers {
+            for family in Family::BOTH {
+                let state = backend.peer(&local, &peer(n), family).unwrap();
+                objects += [state.fdb.is_some(), state.neighbour.is_some(), state.route.is_some()].into_iter().filter(|there| *there).count();
+                prop_assert!(state.route.is_some_and(|(prefix, _)| backend.scope(&local).covers(&prefix)));
+                wanted.add(&state);
+            }
+        }
+        prop_assert_eq!(wanted.len(), objects);
+        prop_assert!(plan(&wanted, &wanted, &backend.scope(&local), &|_: &Prefix| None).is_empty());
+    }
 }

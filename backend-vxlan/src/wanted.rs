@@ -1,22 +1,168 @@
-//! Kernel state: devices and addresses of the node, and what each peer needs.
+//! What is wanted of the kernel.
 
-use std::net::IpAddr;
+use flannel_core::backend::{BackendError, Local, Peer, Situation, Skip};
+use flannel_core::config::ConfigError;
+use flannel_core::kernel::{Device, HostLink, Scope};
+use flannel_core::lease::LeaseAttrs;
+use flannel_core::net::{Family, MacAddr, Mtu};
+use flannel_core::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, PeerState, Route, State, Vxlan};
 
-use flannel_core::backend::{Local, Peer, Situation, Skip};
-use flannel_core::kernel::{Device, Scope};
-use flannel_core::net::{Family, MacAddr, Prefix};
-use flannel_core::state::{
-    AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, PeerState, Route, State, Vxlan as VxlanLink,
-};
+use crate::config::{Config, device_name};
+use crate::wire;
 
-use crate::{Vxlan, wire};
+/// What VXLAN adds to a packet: outer IP, UDP, VXLAN and inner Ethernet headers, in bytes.
+const fn overhead(family: Family) -> u32 {
+    match family {
+        Family::V4 => 50,
+        Family::V6 => 70,
+    }
+}
 
-pub(crate) fn scope(vxlan: &Vxlan, local: &Local) -> Scope {
-    let situation = &local.situation;
-    let devices = vxlan.families.families().filter_map(|family| {
-        let name = vxlan.config.device_name(family).ok()?;
-        Some(Device { name, kind: kind(vxlan, situation, family) })
-    });
+/// The least MTU a family works with: what every IPv4 host must take (RFC 791), and what IPv6 demands (RFC 8200); below
+/// it the kernel turns IPv6 off on the device.
+const fn least_mtu(family: Family) -> u32 {
+    match family {
+        Family::V4 => 576,
+        Family::V6 => 1280,
+    }
+}
+
+/// What a node publishes.
+pub(crate) fn advertise(config: &Config, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+    check_mtu(config, situation)?;
+    let mut attrs = LeaseAttrs { backend_type: crate::Vxlan::TYPE.into(), ..LeaseAttrs::default() };
+    for family in situation.config.networks.families() {
+        let addr = situation.public.get(family).copied().ok_or_else(|| BackendError::Host {
+            what: format!("there is no public {family} address"),
+            remedy: format!("give {} one, or turn {family} off in the network config", situation.uplink.name),
+        })?;
+        *attrs.public_ip.slot(family) = Some(addr);
+        *attrs.backend_data.slot(family) = Some(wire::encode(config.vni, choose_mac(config, situation, family)));
+    }
+    Ok(attrs)
+}
+
+fn check_mtu(config: &Config, situation: &Situation) -> Result<(), BackendError> {
+    let underlay = underlay_mtu(config, situation);
+    for family in situation.config.networks.families() {
+        let least = least_mtu(family) + overhead(family);
+        if underlay >= least {
+            continue;
+        }
+        let what = format!("an underlay MTU of {underlay} is too low for {family}, which needs {least}");
+        return Err(match config.mtu {
+            Some(mtu) if mtu.0 == underlay => {
+                let path = situation.config.backend.settings.path_of("MTU");
+                ConfigError::new(path, what, format!("write {least} or more, or leave the key out")).into()
+            }
+            _ => BackendError::Host {
+                what,
+                remedy: format!("raise the MTU of {} or select another interface", situation.uplink.name),
+            },
+        });
+    }
+    Ok(())
+}
+
+/// What the devices are made for. The kernel takes no more than the lower device's (kernel-facts 17).
+fn underlay_mtu(config: &Config, situation: &Situation) -> u32 {
+    config.underlay_mtu(situation.uplink.mtu).0.min(situation.uplink.mtu.0)
+}
+
+/// The MTU for pods: that of the narrowest device. flannel forgets IPv6 here (contract 14.17).
+pub(crate) fn pod_mtu(config: &Config, situation: &Situation) -> Mtu {
+    let most = situation.config.networks.families().map(overhead).max().unwrap_or(0);
+    Mtu(underlay_mtu(config, situation).saturating_sub(most))
+}
+
+/// The Ethernet address to publish: the previous lease's, so that peers need no change; else that of a device there
+/// is, so that its entries stay; else one derived from what makes this VTEP, the same at each start.
+fn choose_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
+    let previous = situation.previous.as_ref().and_then(|lease| wire::decode(&lease.attrs, family).ok());
+    previous
+        .filter(usable)
+        .or_else(|| existing_mac(config, situation, family).filter(usable))
+        .unwrap_or_else(|| derived_mac(config, situation, family))
+}
+
+/// Whether a device can have it.
+fn usable(mac: &MacAddr) -> bool {
+    !mac.is_zero() && !mac.is_multicast()
+}
+
+fn existing_mac(config: &Config, situation: &Situation, family: Family) -> Option<MacAddr> {
+    let name = device_name(family, config.vni)?;
+    let compatible = |link: &&HostLink| {
+        let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
+        let ours = link.name == name || situation.overlay.owns(link.group, link.alias.as_deref());
+        ours && vxlan.vni == config.vni
+            && vxlan.gbp == config.gbp
+            && vxlan.family().is_none_or(|found| found == family)
+            && (config.port.is_none() || vxlan.port.is_none() || config.port == vxlan.port)
+    };
+    let found = situation.host.links.values().filter(compatible).min_by_key(|link| link.name != name)?;
+    found.mac
+}
+
+/// FNV-1a (64 bit) of VNI, network, family and node identity, mixed by MurmurHash3's finaliser, its low 48 bits. Stable
+/// across versions: a node without memory publishes the same address again. Not the machine id: cloned machines share
+/// it.
+fn derived_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
+    let network = situation.config.networks.get(family).map(|network| network.prefix.to_string()).unwrap_or_default();
+    let text = format!("{}\n{network}\n{family}\n{}", config.vni, situation.node);
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    let [_, _, mac @ ..] = (hash ^ (hash >> 33)).to_be_bytes();
+    MacAddr(mac).locally_administered()
+}
+
+/// One family's device.
+struct Vtep {
+    family: Family,
+    id: LinkId,
+    link: Link,
+}
+
+/// The devices, in the order of their ids. The published address counts, whatever would be chosen now.
+fn vteps(config: &Config, situation: &Situation, attrs: &LeaseAttrs) -> Vec<Vtep> {
+    let named =
+        situation.config.networks.families().filter_map(|family| Some((family, device_name(family, config.vni)?)));
+    let vtep = |(slot, (family, name))| {
+        let published = wire::decode(attrs, family).ok().filter(usable);
+        let kind = LinkKind::Vxlan(Vxlan {
+            vni: config.vni,
+            port: config.port,
+            local: situation.public.get(family).copied(),
+            lower: Some(LinkId::Uplink),
+            learning: config.learning,
+            gbp: config.gbp,
+        });
+        let link = Link {
+            name,
+            kind,
+            mac: Some(published.unwrap_or_else(|| choose_mac(config, situation, family))),
+            mtu: underlay_mtu(config, situation).saturating_sub(overhead(family)),
+            up: true,
+            group: situation.overlay.mark(),
+            alias: Some(situation.overlay.alias().into()),
+        };
+        Vtep { family, id: LinkId::Own(slot), link }
+    };
+    (0..).zip(named).map(vtep).collect()
+}
+
+/// The id of a family's device.
+fn device(local: &Local, family: Family) -> Option<LinkId> {
+    let place = local.situation.config.networks.families().position(|enabled| enabled == family)?;
+    u8::try_from(place).ok().map(LinkId::Own)
+}
+
+pub(crate) fn scope(config: &Config, situation: &Situation, attrs: &LeaseAttrs) -> Scope {
+    let devices =
+        vteps(config, situation, attrs).into_iter().map(|vtep| Device { name: vtep.link.name, kind: vtep.link.kind });
     Scope {
         overlay: situation.overlay.clone(),
         networks: situation.networks(),
@@ -25,97 +171,36 @@ pub(crate) fn scope(vxlan: &Vxlan, local: &Local) -> Scope {
     }
 }
 
-pub(crate) fn base(vxlan: &Vxlan, local: &Local) -> State {
+/// The devices, each with its subnet's first address.
+pub(crate) fn base(config: &Config, local: &Local) -> State {
     let mut state = State::default();
-    let situation = &local.situation;
-    for family in vxlan.families.families() {
-        // The name was checked with the configuration.
-        let Ok(name) = vxlan.config.device_name(family) else { continue };
-        let id = device(vxlan, family);
-        let link = Link {
-            name,
-            kind: kind(vxlan, situation, family),
-            // Once published, the published address wins: peers send to it.
-            mac: Some(wire::mac_of(&local.lease.attrs, family).unwrap_or_else(|_| own_mac(vxlan, situation, family))),
-            mtu: vxlan.device_mtu(situation, family).0,
-            up: true,
-            group: situation.overlay.mark(),
-            alias: Some(situation.overlay.alias().into()),
-        };
-        state.links.insert(id, link);
-        if let Some(subnet) = local.lease.subnets.get(family) {
-            let key = AddressKey { link: id, addr: subnet.addr(), len: family.bits() };
+    for vtep in vteps(config, &local.situation, &local.lease.attrs) {
+        state.links.insert(vtep.id, vtep.link);
+        if let Some(subnet) = local.lease.subnets.get(vtep.family) {
+            let key = AddressKey { link: vtep.id, addr: subnet.addr(), len: vtep.family.bits() };
             state.addresses.insert(key, ());
         }
     }
     state
 }
 
-pub(crate) fn peer(vxlan: &Vxlan, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-    let (Some(subnet), Some(public)) = (peer.subnets.get(family), peer.attrs.public_ip.get(family)) else {
-        return Err(Skip::NoAddress(family));
-    };
-    let direct = vxlan.config.direct_routing.then(|| direct(local, *subnet, *public)).flatten();
-    if let Some(route) = direct {
-        return Ok(PeerState { route: Some((*subnet, route)), ..PeerState::default() });
+/// What one peer needs in one family.
+pub(crate) fn peer(config: &Config, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+    let nothing = || Skip::NoAddress(family);
+    let link = device(local, family).ok_or_else(nothing)?;
+    let subnet = *peer.subnets.get(family).ok_or_else(nothing)?;
+    let public = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;
+    let mac = wire::decode(&peer.attrs, family)?;
+    if config.direct_routing
+        && let Some(index) = local.situation.host.on_link(public)
+    {
+        let uplink = index == local.situation.uplink.index;
+        let link = if uplink { LinkId::Uplink } else { LinkId::Other(index) };
+        return Ok(PeerState { route: Some((subnet, Route::direct(subnet, public, link))), ..PeerState::default() });
     }
-    let mac = wire::mac_of(&peer.attrs, family)?;
-    let link = device(vxlan, family);
-    // The next hop is the peer's subnet address itself: its own device holds it (contract 13.4).
-    let hop = subnet.addr();
     Ok(PeerState {
-        fdb: Some((FdbKey { link, mac, nth: 0 }, *public)),
-        neighbour: Some((NeighbourKey { link, addr: hop }, mac)),
-        route: Some((*subnet, Route::overlay(*subnet, hop, link))),
+        fdb: Some((FdbKey { link, mac, nth: 0 }, public)),
+        neighbour: Some((NeighbourKey { link, addr: subnet.addr() }, mac)),
+        route: Some((subnet, Route::overlay(subnet, subnet.addr(), link))),
     })
-}
-
-/// The plain route to a peer that is on a link of ours.
-fn direct(local: &Local, subnet: Prefix, public: IpAddr) -> Option<Route> {
-    let situation = &local.situation;
-    let index = situation.host.on_link(public)?;
-    let link = if index == situation.uplink.index { LinkId::Uplink } else { LinkId::Other(index) };
-    Some(Route::direct(subnet, public, link))
-}
-
-/// The Ethernet address to publish: the previous lease's, so that peers need not change; else that of a device which is
-/// there and can be kept; else one made from what the node is. Not from the machine-id: cloned machines share it.
-pub(crate) fn own_mac(vxlan: &Vxlan, situation: &Situation, family: Family) -> MacAddr {
-    let usable = |mac: &MacAddr| !mac.is_zero() && !mac.is_multicast();
-    let previous = situation.previous.as_ref().and_then(|lease| wire::mac_of(&lease.attrs, family).ok());
-    let existing = || {
-        let name = vxlan.config.device_name(family).ok()?;
-        let link = situation.host.links.values().find(|link| link.name == name)?;
-        let LinkKind::Vxlan(seen) = &link.kind else { return None };
-        (seen.vni == vxlan.config.vni).then_some(link.mac).flatten()
-    };
-    previous.filter(usable).or_else(|| existing().filter(usable)).unwrap_or_else(|| made_mac(vxlan, situation, family))
-}
-
-/// FNV-1a (64 bit) over network, VNI, family and node: equal on every start, different on every node.
-fn made_mac(vxlan: &Vxlan, situation: &Situation, family: Family) -> MacAddr {
-    let network = situation.networks().get(family).map(ToString::to_string).unwrap_or_default();
-    let text = format!("{network}|{}|{family}|{}", vxlan.config.vni, situation.node);
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    let [_, _, mac @ ..] = hash.to_be_bytes();
-    MacAddr(mac).locally_administered()
-}
-
-fn kind(vxlan: &Vxlan, situation: &Situation, family: Family) -> LinkKind {
-    LinkKind::Vxlan(VxlanLink {
-        vni: vxlan.config.vni,
-        port: vxlan.config.port,
-        local: situation.public.get(family).copied(),
-        lower: Some(LinkId::Uplink),
-        learning: vxlan.config.learning,
-        gbp: vxlan.config.gbp,
-    })
-}
-
-/// The device of a family: its place among those of the scope.
-fn device(vxlan: &Vxlan, family: Family) -> LinkId {
-    let place = vxlan.families.families().position(|other| other == family).unwrap_or_default();
-    LinkId::Own(if place == 0 { 0 } else { 1 })
 }

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use flannel_core::net::Prefix;
 use flannel_core::state::Route;
-use flannel_core::testing::samples;
 
-use crate::node::{FAMILIES, mac};
+use crate::node::{mac, public, subnet};
 use crate::{Error, bed};
 
 /// Which protocol numbers the routes have.
@@ -30,9 +30,8 @@ impl Floor {
     pub(crate) fn new(n: u16, protocols: Protocols) -> Result<Self, Error> {
         let (mut neighbours, mut fdb, mut routes) = (String::new(), String::new(), String::new());
         for peer in 1..=n {
-            let (subnet, public) = (samples::subnets(peer, &FAMILIES), samples::public(peer, &FAMILIES));
-            let (Some(subnet), Some(public)) = (subnet.v4, public.v4) else { continue };
-            let (hop, mac) = (subnet.addr(), mac(peer));
+            let (hop, public, mac) = (subnet(peer), public(peer), mac(peer));
+            let subnet = Prefix::new(hop.into(), 24)?;
             writeln!(neighbours, "neigh replace {hop} lladdr {mac} dev flannel.1 nud permanent")?;
             writeln!(fdb, "fdb replace {mac} dev flannel.1 self permanent dst {public}")?;
             let proto = match protocols {

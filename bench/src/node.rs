@@ -1,23 +1,21 @@
 //! Our side: an agent on the caller's network namespace, with a store in memory.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::lease::{Json, Lease, LeaseAttrs};
-use flannel_core::net::{Dual, MacAddr};
+use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
+use flannel_core::net::{Dual, MacAddr, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{Handle, Identity, Overlay, OverlayError, Phase, Status, Teardown};
 use flannel_core::subnet::NodeIdentity;
-use flannel_core::testing::{MemorySubnets, samples};
+use flannel_core::testing::MemorySubnets;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-
-/// The families in use.
-pub(crate) const FAMILIES: Dual<()> = Dual { v4: Some(()), v6: None };
 
 /// How long anything may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,13 +28,35 @@ pub(crate) fn mac(n: u16) -> MacAddr {
 
 /// The lease of peer `n`.
 pub(crate) fn peer(n: u16) -> Lease {
-    let data = Json::object([("VNI", Json::number(1)), ("VtepMAC", Json::string(&mac(n).to_string()))]);
+    let mac = mac(n).to_string();
+    let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
     let attrs = LeaseAttrs {
-        public_ip: samples::public(n, &FAMILIES),
+        public_ip: v4(public(n)),
         backend_type: "vxlan".into(),
         backend_data: Dual { v4: Some(data), v6: None },
     };
-    samples::lease(n, attrs)
+    let subnet = Prefix::masked(subnet(n).into(), 24).unwrap_or_else(|_| Prefix::host(subnet(n).into()));
+    Lease {
+        key: LeaseKey::new(&format!("node-{n}")),
+        subnets: Dual { v4: Some(subnet), v6: None },
+        attrs,
+        expires: None,
+        fence: Fence::default(),
+    }
+}
+
+/// The first address of peer `n`'s subnet, a /24.
+pub(crate) fn subnet(n: u16) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 5, 0, 0)) + (u32::from(n) << 8))
+}
+
+/// The address peer `n` is reached at; node 0 is ours.
+pub(crate) fn public(n: u16) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(192, 168, 0, 1)) + u32::from(n))
+}
+
+fn v4(addr: Ipv4Addr) -> Dual<IpAddr> {
+    Dual { v4: Some(addr.into()), v6: None }
 }
 
 /// A store with node 0, which is ours, and peers 1 to `n`.

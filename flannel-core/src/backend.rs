@@ -1,5 +1,7 @@
 //! The seam to the data plane: what a node publishes, and what kernel state it wants.
 
+pub mod alloc;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -120,17 +121,30 @@ impl Scope {
     pub fn identify(&self, links: &[SeenLink]) -> BTreeMap<u32, LinkId> {
         let ours = |link: &Link| self.overlay.owns(link.group, link.alias.as_deref());
         let mut ids = BTreeMap::new();
+        let mut missing = Vec::new();
         for (slot, device) in (0u8..).zip(&self.devices) {
-            let named = links.iter().find(|seen| seen.link.name == device.name);
             let marked = links
                 .iter()
                 .filter(|seen| ours(&seen.link) && same_identity(&seen.link.kind, &device.kind))
                 .min_by_key(|seen| (seen.link.name != device.name, seen.index));
-            // A stranger under our name is still reported, as itself: the plan then knows why it cannot rename.
-            if let Some(seen) = marked.or(named) {
-                ids.insert(seen.index, LinkId::Own(slot));
+            match marked {
+                Some(seen) => {
+                    ids.insert(seen.index, LinkId::Own(slot));
+                }
+                None => missing.push((slot, device)),
             }
-            if let Some(seen) = named {
+        }
+        // A name is a weaker sign than the mark: it never takes a device from another slot.
+        for (slot, device) in missing {
+            if let Some(seen) = links.iter().find(|seen| seen.link.name == device.name) {
+                ids.entry(seen.index).or_insert(LinkId::Own(slot));
+            }
+        }
+        // A stranger in our place is still reported, as itself: the plan then knows why it cannot create or rename.
+        for device in &self.devices {
+            let in_place =
+                |seen: &&SeenLink| seen.link.name == device.name || takes_place(&seen.link.kind, &device.kind);
+            for seen in links.iter().filter(in_place) {
                 ids.entry(seen.index).or_insert(LinkId::Other(seen.index));
             }
         }
@@ -158,6 +172,14 @@ fn same_identity(a: &LinkKind, b: &LinkKind) -> bool {
     }
 }
 
+/// Whether one device keeps the kernel from creating the other.
+fn takes_place(a: &LinkKind, b: &LinkKind) -> bool {
+    match (a, b) {
+        (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.excludes(b),
+        _ => false,
+    }
+}
+
 /// What an overlay needs to know of the host it runs on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
@@ -170,8 +192,19 @@ pub struct HostFacts {
     /// Routes of the main table without a gateway, and those with one that lie inside such a route. Ours are left
     /// out.
     pub on_link: Vec<HostRoute>,
+    /// The main table's other routes with a gateway. Ours and other overlays' are left out.
+    pub far: Vec<HostRoute>,
     /// Next hops in use by routes that are not ours.
-    pub next_hops: BTreeSet<IpAddr>,
+    pub next_hops: BTreeSet<NextHop>,
+}
+
+/// A gateway in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NextHop {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Through which interface, where the route says.
+    pub link: Option<u32>,
 }
 
 /// A link of the host.
@@ -237,11 +270,18 @@ impl HostFacts {
         }
     }
 
-    /// The prefixes the host is connected to: those of its addresses and its on-link routes.
+    /// The route of the main table that packets to `addr` take, as far as prefixes and metrics tell.
+    pub fn route_to(&self, addr: IpAddr) -> Option<&HostRoute> {
+        let routes = self.on_link.iter().chain(&self.far).chain(&self.defaults);
+        let fits = routes.filter(|route| route.prefix.contains(addr));
+        fits.min_by_key(|route| (std::cmp::Reverse(route.prefix.len()), route.metric))
+    }
+
+    /// The prefixes the host is connected to: those of its addresses. A route without a gateway alone connects nobody;
+    /// anybody may have written it.
     pub fn connected(&self, family: Family) -> impl Iterator<Item = Prefix> + '_ {
-        let addresses = self.addresses.iter().filter_map(|address| Prefix::masked(address.addr, address.len).ok());
-        let routes = self.on_link.iter().filter(|route| route.gateway.is_none()).map(|route| route.prefix);
-        addresses.chain(routes).filter(move |prefix| prefix.family() == family)
+        let prefixes = self.addresses.iter().filter_map(|address| Prefix::masked(address.addr, address.len).ok());
+        prefixes.filter(move |prefix| prefix.family() == family)
     }
 }
 
@@ -393,7 +433,7 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Writes `plan`, in batches as it likes but in order of [`Plan::ops`]. A refusal stops nothing but what stands
     /// on the refused object.
-    async fn apply(&self, scope: &Scope, plan: &Plan) -> ApplyReport;
+    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport;
 
     /// Reasons to look again, other than our own writes. Hints are merged when nobody polls; the stream ends only when
     /// the kernel's thread does. A later call's scope replaces the earlier one's.

@@ -61,20 +61,16 @@ impl Json {
         Ok(Self(raw.get().into()))
     }
 
-    /// A number.
-    pub fn number(value: u64) -> Self {
-        Self(value.to_string().into())
-    }
-
-    /// A string, quoted and escaped.
-    pub fn string(text: &str) -> Self {
-        Self(serde_json::Value::from(text).to_string().into())
-    }
-
-    /// An object of these fields, in this order, without white space.
-    pub fn object<const N: usize>(fields: [(&str, Self); N]) -> Self {
-        let fields = fields.map(|(name, value)| format!("{}:{}", Self::string(name).0, value.0));
-        Self(format!("{{{}}}", fields.join(",")).into())
+    /// An object of these members, in this order, compact.
+    pub fn object(members: &[(&str, Scalar<'_>)]) -> Self {
+        let member = |(name, value): &(&str, Scalar<'_>)| {
+            let value = match value {
+                Scalar::Number(number) => serde_json::Value::from(*number),
+                Scalar::Text(text) => serde_json::Value::from(*text),
+            };
+            format!("{}:{value}", serde_json::Value::from(*name))
+        };
+        Self(format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(",")).into())
     }
 
     /// The text.
@@ -86,6 +82,15 @@ impl Json {
     pub fn is_null(&self) -> bool {
         &*self.0 == "null"
     }
+}
+
+/// A member's value in [`Json::object`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scalar<'a> {
+    /// A number.
+    Number(u64),
+    /// A text.
+    Text(&'a str),
 }
 
 impl fmt::Debug for Json {
@@ -295,7 +300,7 @@ pub struct Record {
     /// older of two records in conflict wins, on every node.
     pub created: u64,
     /// The lease, or why it is none.
-    pub lease: Result<Arc<Lease>, BadRecord>,
+    pub lease: Result<Arc<Lease>, Box<BadRecord>>,
 }
 
 /// What a watch of the store reports.

@@ -113,6 +113,17 @@ impl Vxlan {
     pub fn family(&self) -> Option<Family> {
         self.local.map(Family::of)
     }
+
+    /// Whether the kernel lets only one of the two exist: same identifier, port and underlay family, IPv4 if unsaid
+    /// (kernel-facts 18).
+    pub fn excludes(&self, other: &Self) -> bool {
+        let place =
+            |vxlan: &Self| (vxlan.vni, vxlan.port.unwrap_or(Self::DEFAULT_PORT), vxlan.family().unwrap_or(Family::V4));
+        place(self) == place(other)
+    }
+
+    /// What Linux takes where no port is said.
+    pub const DEFAULT_PORT: u16 = 8472;
 }
 
 /// An address on a device of ours.

@@ -1,11 +1,15 @@
 //! Choosing the interface that carries the overlay (contract 4).
 
+mod pattern;
+
 use std::fmt;
 use std::net::IpAddr;
 
+pub use pattern::{Pattern, PatternError};
+
 use crate::backend::Uplink;
 use crate::kernel::{HostAddress, HostFacts, HostLink};
-use crate::net::{Dual, Family, Mtu, is_public_unicast};
+use crate::net::{Dual, Family, Mtu, Prefix, is_public_unicast};
 use crate::state::LinkName;
 
 /// How to find the interface.
@@ -19,6 +23,15 @@ pub enum Select {
     Name(LinkName),
     /// The one that has this address, which then is the local address of its family.
     Ip(IpAddr),
+    /// The first whose addresses match, which then are its local addresses: one of each family in use has to. If none
+    /// does, the first whose name matches.
+    Regex(Pattern),
+    /// The one that packets to this address leave by, as the main table's routes have it: the longest prefix, then the
+    /// lowest metric. Rules and other tables do not count. Its local address is one on the same prefix, if there is
+    /// one.
+    CanReach(IpAddr),
+    /// The first of these that gives a usable interface; why the others do not is in the [`Explanation`].
+    FirstOf(Vec<Select>),
 }
 
 impl Select {
@@ -35,6 +48,14 @@ impl fmt::Display for Select {
             Self::DefaultRoute => f.write_str("the interface of the default route"),
             Self::Name(name) => write!(f, "the interface named {name}"),
             Self::Ip(addr) => write!(f, "the interface with address {addr}"),
+            Self::Regex(pattern) => write!(f, "the interface whose address or name matches {pattern}"),
+            Self::CanReach(addr) => write!(f, "the interface that reaches {addr}"),
+            Self::FirstOf(choices) => {
+                for (nth, choice) in choices.iter().enumerate() {
+                    write!(f, "{}{choice}", if nth == 0 { "" } else { ", else " })?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -55,6 +76,17 @@ pub struct Choice {
 pub struct Explanation {
     /// The interfaces.
     pub candidates: Vec<Candidate>,
+    /// What of [`Select::FirstOf`] was tried before and did not do.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A selection that did not give a usable interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassedOver {
+    /// What was looked for.
+    pub wanted: Select,
+    /// What is wrong, and what to do.
+    pub problem: Problem,
 }
 
 /// One interface as it was judged.
@@ -79,6 +111,9 @@ impl fmt::Display for Explanation {
             let separator = if nth == 0 { "" } else { "; " };
             let verdict = if candidate.taken { "taken" } else { "not taken" };
             write!(f, "{separator}{} {:?} {verdict}: {}", candidate.name, candidate.addresses, candidate.why)?;
+        }
+        for PassedOver { wanted, problem } in &self.passed_over {
+            write!(f, "; {wanted} was tried before: {problem}")?;
         }
         Ok(())
     }
@@ -116,6 +151,15 @@ pub enum Problem {
         /// The IPv6 default route's.
         v6: String,
     },
+    /// No route leads to the address.
+    #[error("no route of the main table leads to {0}; add one, or select an interface by name or address")]
+    Unreachable(IpAddr),
+    /// The best route to the address has several next hops.
+    #[error("the route to {0} has several next hops; select an interface by name or address")]
+    MultipathTo(IpAddr),
+    /// Nothing was given to choose by.
+    #[error("the list of selections is empty; give at least one")]
+    NothingAsked,
     /// No interface fits.
     #[error("there is none; correct the selection, or create it first")]
     NoSuchInterface,
@@ -170,13 +214,57 @@ pub fn select(
     families: &[Family],
     public: &Dual<IpAddr>,
 ) -> Result<Choice, UplinkError> {
+    let Select::FirstOf(choices) = wanted else { return select_one(wanted, facts, families, public) };
+    let mut passed_over = Vec::new();
+    let mut last = None;
+    for choice in choices {
+        match select(choice, facts, families, public) {
+            Ok(mut found) => {
+                found.explanation.passed_over = passed_over;
+                return Ok(found);
+            }
+            Err(error) => {
+                passed_over.push(PassedOver { wanted: error.wanted.clone(), problem: error.problem.clone() });
+                last = Some(error);
+            }
+        }
+    }
+    let error = last.unwrap_or(UplinkError {
+        wanted: wanted.clone(),
+        problem: Problem::NothingAsked,
+        explanation: Explanation::default(),
+    });
+    // The last one's own words are in the error already.
+    passed_over.pop();
+    Err(UplinkError { explanation: Explanation { passed_over, ..error.explanation }, ..error })
+}
+
+fn select_one(
+    wanted: &Select,
+    facts: &HostFacts,
+    families: &[Family],
+    public: &Dual<IpAddr>,
+) -> Result<Choice, UplinkError> {
     let search = Search { wanted, facts, families, public };
     let found = search.find();
-    let choice = found.clone().and_then(|index| search.judge(index));
-    let explanation = search.explain(found.ok(), choice.as_ref().err());
+    let choice = found.clone().and_then(|found| search.judge(&found));
+    let explanation = search.explain(found.ok().map(|found| found.index), choice.as_ref().err());
     match choice {
         Ok((uplink, public)) => Ok(Choice { uplink, public, explanation }),
         Err(problem) => Err(UplinkError { wanted: wanted.clone(), problem, explanation }),
+    }
+}
+
+/// An interface, and the local addresses that the search itself decided on.
+#[derive(Debug, Clone)]
+struct Found {
+    index: u32,
+    local: Dual<IpAddr>,
+}
+
+impl From<u32> for Found {
+    fn from(index: u32) -> Self {
+        Self { index, local: Dual::default() }
     }
 }
 
@@ -189,18 +277,50 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// The interface that was asked for.
-    fn find(&self) -> Result<u32, Problem> {
+    fn find(&self) -> Result<Found, Problem> {
         match self.wanted {
-            Select::DefaultRoute => self.default_route(),
+            Select::DefaultRoute => self.default_route().map(Found::from),
             Select::Name(name) => {
                 let named = self.facts.links.iter().find(|(_, link)| link.name == *name);
-                named.map(|(index, _)| *index).ok_or(Problem::NoSuchInterface)
+                named.map(|(index, _)| Found::from(*index)).ok_or(Problem::NoSuchInterface)
             }
             Select::Ip(addr) => {
                 let owner = self.facts.addresses.iter().find(|address| address.addr == *addr);
-                owner.map(|address| address.link).ok_or(Problem::NoSuchInterface)
+                let mut found = Found::from(owner.ok_or(Problem::NoSuchInterface)?.link);
+                *found.local.slot(Family::of(*addr)) = Some(*addr);
+                Ok(found)
             }
+            Select::Regex(pattern) => self.matching(pattern).ok_or(Problem::NoSuchInterface),
+            Select::CanReach(addr) => self.reaching(*addr),
+            // `select` takes lists apart before.
+            Select::FirstOf(_) => Err(Problem::NothingAsked),
         }
+    }
+
+    fn matching(&self, pattern: &Pattern) -> Option<Found> {
+        let by_address = self.facts.links.keys().find_map(|index| {
+            let addresses = usable_addresses(self.facts, *index);
+            let mut local = Dual::default();
+            for family in self.families {
+                let matches = |addr: &&IpAddr| Family::of(**addr) == *family && pattern.matches(&addr.to_string());
+                *local.slot(*family) = Some(*addresses.iter().find(matches)?);
+            }
+            Some(Found { index: *index, local })
+        });
+        let by_name = || self.facts.links.iter().find(|(_, link)| pattern.matches(link.name.as_str()));
+        by_address.or_else(|| by_name().map(|(index, _)| Found::from(*index)))
+    }
+
+    fn reaching(&self, addr: IpAddr) -> Result<Found, Problem> {
+        let route = self.facts.route_to(addr).ok_or(Problem::Unreachable(addr))?;
+        let mut found = Found::from(route.link.ok_or(Problem::MultipathTo(addr))?);
+        let beside = |address: &&HostAddress| {
+            let prefix = Prefix::masked(address.addr, address.len);
+            address.link == found.index && !address.deprecated && prefix.is_ok_and(|prefix| prefix.contains(addr))
+        };
+        let local = self.facts.addresses.iter().find(beside).map(|address| address.addr);
+        *found.local.slot(Family::of(addr)) = local;
+        Ok(found)
     }
 
     fn default_route(&self) -> Result<u32, Problem> {
@@ -219,7 +339,8 @@ impl Search<'_> {
         }
     }
 
-    fn judge(&self, index: u32) -> Result<(Uplink, Dual<IpAddr>), Problem> {
+    fn judge(&self, found: &Found) -> Result<(Uplink, Dual<IpAddr>), Problem> {
+        let index = found.index;
         let link = self.facts.links.get(&index).ok_or(Problem::NoSuchInterface)?;
         if link.mtu == 0 {
             return Err(Problem::NoMtu(link.name.clone()));
@@ -227,25 +348,23 @@ impl Search<'_> {
         let mut addrs = Dual::default();
         let mut public = Dual::default();
         for family in self.families {
-            let local = self.local_address(index, link, *family)?;
+            let local = self.local_address(found, link, *family)?;
             *addrs.slot(*family) = Some(local);
             *public.slot(*family) = Some(self.public_address(link, *family, local)?);
         }
         Ok((Uplink { index, name: link.name.clone(), mtu: Mtu(link.mtu), addrs }, public))
     }
 
-    fn local_address(&self, index: u32, link: &HostLink, family: Family) -> Result<IpAddr, Problem> {
-        if let Select::Ip(addr) = self.wanted {
-            if Family::of(*addr) == family {
-                return Ok(*addr);
-            }
-            if let Some(other) = self.public.get(family) {
-                let here = |address: &HostAddress| address.link == index && address.addr == *other;
-                let elsewhere = || Problem::OtherFamilyElsewhere { link: link.name.clone(), addr: *other };
-                return self.facts.addresses.iter().any(here).then_some(*other).ok_or_else(elsewhere);
-            }
+    fn local_address(&self, found: &Found, link: &HostLink, family: Family) -> Result<IpAddr, Problem> {
+        if let Some(addr) = found.local.get(family) {
+            return Ok(*addr);
         }
-        let best = usable_addresses(self.facts, index).into_iter().find(|addr| Family::of(*addr) == family);
+        if let (Select::Ip(_), Some(other)) = (self.wanted, self.public.get(family)) {
+            let here = |address: &HostAddress| address.link == found.index && address.addr == *other;
+            let elsewhere = || Problem::OtherFamilyElsewhere { link: link.name.clone(), addr: *other };
+            return self.facts.addresses.iter().any(here).then_some(*other).ok_or_else(elsewhere);
+        }
+        let best = usable_addresses(self.facts, found.index).into_iter().find(|addr| Family::of(*addr) == family);
         best.ok_or_else(|| Problem::NoAddress { link: link.name.clone(), family })
     }
 
@@ -278,7 +397,7 @@ impl Search<'_> {
         let (mut chosen, others): (Vec<_>, Vec<_>) =
             self.facts.links.iter().partition(|(index, _)| found == Some(**index));
         chosen.extend(others);
-        Explanation { candidates: chosen.into_iter().map(candidate).collect() }
+        Explanation { candidates: chosen.into_iter().map(candidate).collect(), passed_over: Vec::new() }
     }
 
     fn why_not(&self, index: u32) -> String {
@@ -294,6 +413,9 @@ impl Search<'_> {
             }
             Select::Name(_) => "has another name".to_owned(),
             Select::Ip(addr) => format!("does not have {addr}"),
+            Select::Regex(pattern) => format!("does not match {pattern}, or is not the first that does"),
+            Select::CanReach(addr) => format!("the best route to {addr} does not use it"),
+            Select::FirstOf(_) => "nothing was asked for".to_owned(),
         }
     }
 
@@ -327,144 +449,4 @@ fn is_link_local(addr: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernel::HostRoute;
-    use crate::state::LinkKind;
-
-    const V4: &[Family] = &[Family::V4];
-
-    /// lo, eth0 (uplink by default route), eth1; eth0 and eth1 have both families.
-    fn facts() -> HostFacts {
-        let mut facts = HostFacts::default();
-        for (index, name) in [(1, "lo"), (2, "eth0"), (3, "eth1")] {
-            let name = LinkName::new(name).unwrap();
-            let kind = LinkKind::Other("".into());
-            let link = HostLink { name, kind, mac: None, mtu: 1500, up: true, group: 0, alias: None };
-            facts.links.insert(index, link);
-        }
-        for (link, addr) in [
-            (1, "127.0.0.1"),
-            (2, "fe80::2"),
-            (2, "192.0.2.2"),
-            (2, "2001:db8::2"),
-            (3, "198.51.100.3"),
-            (3, "2001:db8:1::3"),
-        ] {
-            facts.addresses.push(address(link, addr));
-        }
-        facts.defaults = vec![default_route("0.0.0.0/0", Some(2)), default_route("::/0", Some(2))];
-        facts
-    }
-
-    fn address(link: u32, addr: &str) -> HostAddress {
-        HostAddress { link, addr: addr.parse().unwrap(), len: 24, permanent: true, temporary: false, deprecated: false }
-    }
-
-    fn default_route(prefix: &str, link: Option<u32>) -> HostRoute {
-        HostRoute { prefix: prefix.parse().unwrap(), link, gateway: None, metric: 0 }
-    }
-
-    fn ip(addr: &str) -> Select {
-        Select::Ip(addr.parse().unwrap())
-    }
-
-    fn dual(v4: &str, v6: &str) -> Dual<IpAddr> {
-        Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
-    }
-
-    fn none() -> Dual<IpAddr> {
-        Dual::default()
-    }
-
-    #[track_caller]
-    fn problem(wanted: &Select, facts: &HostFacts, families: &[Family], public: &Dual<IpAddr>) -> Problem {
-        let error = select(wanted, facts, families, public).unwrap_err();
-        let text = error.to_string();
-        for link in facts.links.values() {
-            assert!(text.contains(link.name.as_str()), "{text}");
-        }
-        error.problem
-    }
-
-    #[test]
-    fn the_default_route_gives_interface_and_addresses_of_both_families() {
-        let choice = select(&Select::DefaultRoute, &facts(), &Family::BOTH, &none()).unwrap();
-        assert_eq!((choice.uplink.index, choice.uplink.name.as_str(), choice.uplink.mtu), (2, "eth0", Mtu(1500)));
-        assert_eq!(choice.uplink.addrs, dual("192.0.2.2", "2001:db8::2"));
-        assert_eq!(choice.public, choice.uplink.addrs);
-        assert_eq!(
-            choice.explanation.to_string(),
-            "eth0 [192.0.2.2, 2001:db8::2, fe80::2] taken: is the interface of the default route; \
-             lo [] not taken: no default route uses it; \
-             eth1 [198.51.100.3, 2001:db8:1::3] not taken: no default route uses it"
-        );
-    }
-
-    #[test]
-    fn a_default_route_that_does_not_decide_is_an_error() {
-        let mut split = facts();
-        split.defaults[1].link = Some(3);
-        let found = problem(&Select::DefaultRoute, &split, &Family::BOTH, &none());
-        assert_eq!(found, Problem::Split { v4: "eth0".into(), v6: "eth1".into() });
-        assert!(select(&Select::DefaultRoute, &split, V4, &none()).is_ok());
-        split.defaults[0].link = None;
-        assert_eq!(problem(&Select::DefaultRoute, &split, V4, &none()), Problem::Multipath(Family::V4));
-        split.defaults.clear();
-        assert_eq!(problem(&Select::DefaultRoute, &split, V4, &none()), Problem::NoDefaultRoute(Family::V4));
-    }
-
-    #[test]
-    fn a_name_is_exact() {
-        let named = |name: &str| Select::Name(LinkName::new(name).unwrap());
-        assert_eq!(select(&named("eth1"), &facts(), V4, &none()).unwrap().uplink.index, 3);
-        assert_eq!(problem(&named("eth"), &facts(), V4, &none()), Problem::NoSuchInterface);
-    }
-
-    #[test]
-    fn an_address_selects_its_interface_and_is_the_local_address() {
-        let mut facts = facts();
-        facts.addresses.push(address(3, "198.51.100.33"));
-        let choice = select(&ip("198.51.100.33"), &facts, &Family::BOTH, &none()).unwrap();
-        assert_eq!(choice.uplink.addrs, dual("198.51.100.33", "2001:db8:1::3"));
-        assert_eq!(problem(&ip("203.0.113.1"), &facts, V4, &none()), Problem::NoSuchInterface);
-        let elsewhere = problem(&ip("198.51.100.3"), &facts, &Family::BOTH, &dual("", "2001:db8::2"));
-        assert!(matches!(elsewhere, Problem::OtherFamilyElsewhere { .. }), "{elsewhere}");
-    }
-
-    #[test]
-    fn a_public_address_overrides_what_is_advertised_only() {
-        let public = dual("203.0.113.7", "");
-        let choice = select(&Select::DefaultRoute, &facts(), &Family::BOTH, &public).unwrap();
-        assert_eq!(choice.uplink.addrs, dual("192.0.2.2", "2001:db8::2"));
-        assert_eq!(choice.public, dual("203.0.113.7", "2001:db8::2"));
-        assert_eq!(Select::implied_by(&public), ip("203.0.113.7"));
-        assert_eq!(Select::implied_by(&none()), Select::DefaultRoute);
-    }
-
-    #[test]
-    fn local_addresses_are_ordered_and_filtered() {
-        let mut facts = facts();
-        let temporary = HostAddress { temporary: true, ..address(2, "2001:db8::a") };
-        let dynamic = HostAddress { permanent: false, ..address(2, "2001:db8::b") };
-        let deprecated = HostAddress { deprecated: true, ..address(2, "2001:db8::c") };
-        facts.addresses.splice(0..0, [deprecated, dynamic, temporary]);
-        let texts: Vec<_> = usable_addresses(&facts, 2).iter().map(|addr| addr.to_string()).collect();
-        assert_eq!(texts, ["192.0.2.2", "2001:db8::2", "2001:db8::a", "2001:db8::b", "fe80::2"]);
-    }
-
-    #[test]
-    fn an_interface_that_cannot_carry_the_overlay_says_why() {
-        let mut facts = facts();
-        facts.addresses.retain(|address| address.addr.is_ipv6());
-        assert!(matches!(problem(&Select::DefaultRoute, &facts, V4, &none()), Problem::NoAddress { .. }));
-        facts.addresses.retain(|address| is_link_local(address.addr));
-        let v6 = [Family::V6];
-        assert!(matches!(problem(&Select::DefaultRoute, &facts, &v6, &none()), Problem::NotPublic { .. }));
-        assert!(select(&Select::DefaultRoute, &facts, &v6, &dual("", "2001:db8::9")).is_ok());
-        let wrong = Dual { v4: None, v6: "192.0.2.9".parse().ok() };
-        assert!(matches!(problem(&Select::DefaultRoute, &facts, &v6, &wrong), Problem::WrongFamily { .. }));
-        facts.links.get_mut(&2).unwrap().mtu = 0;
-        assert!(matches!(problem(&Select::DefaultRoute, &facts, &v6, &none()), Problem::NoMtu(_)));
-    }
-}
+mod tests;

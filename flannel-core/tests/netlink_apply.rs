@@ -9,6 +9,7 @@ use flannel_core::net::{Family, MacAddr, Prefix};
 use flannel_core::plan::{Op, Plan};
 use flannel_core::state::{LinkId, LinkKind, Route, RouteKey, RouteKind};
 use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, ip, peer, subnet};
+use std::sync::Arc;
 
 const OWN: LinkId = LinkId::Own(0);
 
@@ -168,8 +169,10 @@ fn what_go_flannel_leaves_is_adopted() {
 fn the_kernels_own_words_reach_the_error() {
     in_lab(|lab| async move {
         let overlay = Overlay::vxlan(V4, 1);
+        // It comes after the look: a look would have shown it, and the plan would have been a conflict.
+        let plan = lab.plan(&overlay).await;
         ip("link add blocker type vxlan id 1 dev up0 local 192.0.2.1 dstport 8472");
-        let report = lab.audit(&overlay).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.clone())).await;
         let (place, KernelError::Refused { errno, message, doing }) = &report.refused[0] else {
             panic!("{report:?}");
         };
@@ -190,7 +193,7 @@ fn a_refused_forwarding_entry_skips_its_own_neighbour_and_route_alone() {
         let (key, _) = peer(Family::V4, OWN, 150).fdb.unwrap();
         overlay.wanted.fdb.insert(key, "2001:db8::7".parse().unwrap());
         let plan = lab.plan(&overlay).await;
-        let report = lab.kernel.apply(&overlay.scope, &plan).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.clone())).await;
         let [(refused, _)] = report.refused.as_slice() else { panic!("{report:?}") };
         assert!(matches!(&plan.ops[*refused], Op::PutFdb { key: found, .. } if *found == key), "{report:?}");
         let [neighbour, route] = report.skipped.as_slice() else { panic!("{report:?}") };
@@ -207,9 +210,9 @@ fn a_device_that_was_not_made_is_refused_and_what_is_on_it_is_skipped() {
     in_lab(|lab| async move {
         let mut overlay = Overlay::vxlan(DUAL, 2);
         // The second device's VNI belongs to somebody else.
-        ip("link add blocker type vxlan id 1 dev up0 local 2001:db8::1 dstport 8472");
         let plan = lab.plan(&overlay).await;
-        let report = lab.kernel.apply(&overlay.scope, &plan).await;
+        ip("link add blocker type vxlan id 1 dev up0 local 2001:db8::1 dstport 8472");
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.clone())).await;
         assert_eq!(report.refused.len(), 1, "{report:?}");
         assert_eq!(report.skipped.len(), 7, "{report:?}");
         assert_eq!(report.applied, plan.ops.len() - 8);
@@ -233,7 +236,7 @@ fn a_full_send_of_refusals_is_reported_one_by_one() {
             .iter()
             .map(|(key, route)| Op::CreateRoute { prefix: key.prefix, route: *route })
             .collect();
-        let report = lab.kernel.apply(&overlay.scope, &Plan { ops, ..Plan::default() }).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(Plan { ops, ..Plan::default() })).await;
         assert_eq!(report.refused.iter().map(|(place, _)| *place).collect::<Vec<_>>(), (0..300).collect::<Vec<_>>());
         assert!(report.refused.iter().all(|(_, error)| matches!(error, KernelError::Refused { errno: EEXIST, .. })));
         assert_eq!(report.applied, 0);
@@ -280,7 +283,7 @@ fn a_route_of_another_owner_survives_our_delete() {
         ip("route replace 10.0.1.0/24 via 192.0.2.9 proto static");
         let (prefix, route) = peer(Family::V4, OWN, 1).route.unwrap();
         let ops = vec![Op::DeleteRoute { prefix, route }];
-        let report = lab.kernel.apply(&overlay.scope, &Plan { ops, ..Plan::default() }).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(Plan { ops, ..Plan::default() })).await;
         assert!(matches!(report.refused.as_slice(), [(0, KernelError::Refused { .. })]), "{report:?}");
         assert!(ip("route").contains("10.0.1.0/24 via 192.0.2.9"));
     });
@@ -339,7 +342,7 @@ fn requests_work_after_futures_were_dropped() {
         let overlay = Overlay::vxlan(V4, 500);
         let plan = lab.plan(&overlay).await;
         for _ in 0..20 {
-            let apply = lab.kernel.apply(&overlay.scope, &plan);
+            let apply = lab.kernel.apply(&overlay.scope, Arc::new(plan.clone()));
             let observe = lab.kernel.observe(&overlay.scope);
             tokio::select! {
                 biased;

@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod lab;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use flannel_core::kernel::{Hint, Kernel};
@@ -117,7 +118,7 @@ fn a_strangers_change_amid_our_writes_is_not_lost() {
         bridge("fdb add 02:04:00:00:00:01 dev flannel.1 dst 172.16.0.77 self permanent");
         let plan =
             flannel_core::plan::plan(&overlay.wanted, &overlay.without_peers().wanted, &overlay.scope, &|_| None);
-        lab.kernel.apply(&overlay.scope, &plan).await;
+        lab.kernel.apply(&overlay.scope, Arc::new(plan)).await;
         assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
     });
 }

@@ -187,7 +187,7 @@ impl Watch {
                 Seen { record: Record { key, created, lease: Ok(Arc::new(lease)) }, expires }
             }
             // It is not known when a bad record was made: it counts as the youngest.
-            Err(bad) => Seen { record: Record { key, created: u64::MAX, lease: Err(bad) }, expires: None },
+            Err(bad) => Seen { record: Record { key, created: u64::MAX, lease: Err(Box::new(bad)) }, expires: None },
         }
     }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
@@ -15,6 +15,7 @@ const MAY_USE: [(&str, &[&str]); 8] = [
     ("bench", &["*"]),
     // The quickstart is a lab: it shares testkit's namespaces, probes and acts of sabotage.
     ("quickstart", &["*"]),
+    ("flanneld", &["flannel-core", "flannel-backend-vxlan", "flannel-backend-hostgw", "flannel-subnet-file"]),
     ("embed", &["flannel-core", "flannel-backend-vxlan", "flannel-backend-hostgw", "flannel-subnet-file"]),
 ];
 

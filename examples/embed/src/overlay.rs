@@ -24,7 +24,7 @@ pub(crate) async fn run(kernel: impl Kernel) -> Result<(), Box<dyn Error>> {
     let agent = tokio::spawn(overlay.run(cancel.clone()));
     while let Ok(event) = events.recv().await {
         match &event {
-            Event::LeaseAcquired(lease) => println!("lease of {}: {}", lease.key, lease.attrs.to_json()),
+            Event::LeaseAcquired(lease) => lease.subnets.iter().for_each(|(_, subnet)| println!("pods here: {subnet}")),
             other => println!("{other:?}"),
         }
         // Here your program would do its own work; this one has seen enough.

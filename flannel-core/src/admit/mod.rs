@@ -212,7 +212,11 @@ impl Admission {
                 Ok(macs) => Ok((lease, macs)),
                 Err(reason) => Err(Bad { key, reason, subnets: lease.subnets }),
             },
-            Err(bad) => Err(Bad { key, reason: Reason::Unreadable(bad.reason), subnets: bad.subnets }),
+            Err(bad) => {
+                // A store's words may quote a hostile record at length.
+                let reason = Reason::Unreadable(bad.reason.chars().take(256).collect());
+                Err(Bad { key, reason, subnets: bad.subnets })
+            }
         };
         match judged {
             Ok((lease, macs)) => self.put_good(lease, created, macs),

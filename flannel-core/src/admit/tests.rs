@@ -59,7 +59,7 @@ fn with_subnet(n: u8, subnet: &str) -> Record {
 }
 
 fn unreadable(n: u8) -> Record {
-    let bad = BadRecord { reason: "no JSON".into(), subnets: node(n).subnets };
+    let bad = Box::new(BadRecord { reason: "no JSON".into(), subnets: node(n).subnets });
     Record { key: key(n), created: n.into(), lease: Err(bad) }
 }
 
@@ -191,6 +191,25 @@ fn what_stands_on_our_own_devices_keeps_nobody_out() {
 }
 
 #[test]
+fn a_strangers_route_keeps_nobody_out() {
+    let mut facts: HostFacts = host();
+    let overlay = OverlayName::default();
+    let device = facts.links[&2].clone();
+    facts.links.insert(7, crate::kernel::HostLink { group: overlay.mark(), ..device });
+    let prefix = "10.42.9.0/24".parse().unwrap();
+    facts.on_link.push(crate::kernel::HostRoute { prefix, link: Some(2), gateway: None, metric: 50 });
+    let addr = "10.42.9.7".parse().unwrap();
+    facts.next_hops.insert(crate::kernel::NextHop { addr, link: Some(7) });
+    let view = HostView::new(&facts, &overlay, BTreeSet::new(), own());
+    let mut admission = Admission::new(rules(&[Family::V4]), view);
+    admission.upsert(record(node(9), 1));
+    assert_eq!(peers(&admission), ["node-9"]);
+    facts.next_hops.insert(crate::kernel::NextHop { addr, link: Some(2) });
+    admission.set_host(HostView::new(&facts, &overlay, BTreeSet::new(), own()));
+    assert_eq!(label(&admission, 9), "covers-address");
+}
+
+#[test]
 fn the_older_of_two_in_conflict_wins_and_the_loser_is_promoted() {
     let mut admission = admission();
     let older = record(node(5), 10);
@@ -244,7 +263,10 @@ fn the_last_good_version_stays_until_somebody_wants_its_place() {
 fn what_a_bad_record_names_is_withheld_after_a_restart() {
     let mut admission = admission();
     let wide = Record {
-        lease: Err(BadRecord { reason: "x".into(), subnets: Dual { v4: "10.42.0.0/16".parse().ok(), v6: None } }),
+        lease: Err(Box::new(BadRecord {
+            reason: "x".into(),
+            subnets: Dual { v4: "10.42.0.0/16".parse().ok(), v6: None },
+        })),
         ..unreadable(7)
     };
     admission.reset(vec![unreadable(3), unreadable(4), with_subnet(9, "10.42.4.0/24"), unreadable(1), wide]);
@@ -372,7 +394,13 @@ fn any_record() -> impl Strategy<Value = Record> {
         let key = lease.key.clone();
         match fault {
             0 => lease.attrs.backend_type = "x".into(),
-            1 => return Record { key, created, lease: Err(BadRecord { reason: "x".into(), subnets: lease.subnets }) },
+            1 => {
+                return Record {
+                    key,
+                    created,
+                    lease: Err(Box::new(BadRecord { reason: "x".into(), subnets: lease.subnets })),
+                };
+            }
             _ => {}
         }
         Record { key, created, lease: Ok(Arc::new(lease)) }

@@ -467,6 +467,27 @@ mod tests {
         }
 
         #[test]
+        fn parsing_never_panics_on_known_keys_of_any_value(
+            members in proptest::collection::vec((0usize..14, 0usize..22), 0..10), pool: bool,
+        ) {
+            const KEYS: [&str; 14] = [
+                "EnableIPv4", "EnableIPv6", "EnableNFTables", "Network", "IPv6Network", "SubnetMin", "SubnetMax",
+                "SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "IPv6SubnetLen", "Backend", "network", "x",
+            ];
+            const VALUES: [&str; 22] = [
+                "true", "false", "null", "0", "1", "31", "127", "255", "1e9", "-1", "[[]]", "{}", "\"\"", "\"0.0.0.0/0\"",
+                "\"10.0.0.0/8\"", "\"255.255.255.255/31\"", "\"::/1\"", "\"ffff::/16\"", "\"10.255.255.0\"",
+                "\"ffff:ffff:ffff:ffff::\"", "{\"Type\":\"vxlan\"}", "\"255.255.255.252\"",
+            ];
+            let text = members.iter().map(|(key, value)| format!("\"{}\":{}", KEYS[*key], VALUES[*value]));
+            let text = format!("{{{}}}", text.collect::<Vec<_>>().join(","));
+            let allocation = if pool { Allocation::Pool } else { Allocation::External };
+            if let Ok(config) = NetworkConfig::parse(text.as_bytes(), allocation) {
+                prop_assert_eq!(NetworkConfig::parse(config.to_json().as_bytes(), allocation), Ok(config));
+            }
+        }
+
+        #[test]
         fn what_parses_round_trips(
             v4 in any::<Option<u32>>(), v4_len in 0u8..=33, v6 in any::<Option<u128>>(), v6_len in 0u8..=129,
             subnet_len in proptest::option::of(0u8..=40), min in any::<Option<u32>>(), nft: bool,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::codec::{Batch, address, route};
 use super::observe::read_links;
 use super::wire::Wire;
-use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError};
+use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop};
 use crate::net::{Family, Prefix};
 use crate::state::Route;
 
@@ -27,21 +27,24 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
             Ok(route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family && is_strangers(seen)))
         })?;
         for seen in routes {
-            if !leads_to_itself(&seen) {
-                facts.next_hops.extend(seen.gateway.iter().chain(&seen.hops));
+            let overlay = leads_to_itself(&seen);
+            if !overlay {
+                let gateway = seen.gateway.map(|addr| NextHop { addr, link: None });
+                let hops = gateway.into_iter().chain(seen.hops.iter().copied());
+                facts.next_hops.extend(hops.map(|hop| NextHop { link: hop.link.or(seen.index), ..hop }));
             }
             let plain = seen.forwards && seen.tos == 0;
             let route = HostRoute {
                 prefix: seen.prefix,
                 link: seen.index,
-                gateway: seen.gateway.or(seen.hops.first().copied()),
+                gateway: seen.gateway.or(seen.hops.first().map(|hop| hop.addr)),
                 metric: seen.metric,
             };
             match () {
                 () if !plain => {}
                 () if route.prefix.len() == 0 => facts.defaults.push(route),
                 () if route.gateway.is_none() => facts.on_link.push(route),
-                () => behind.push(route),
+                () => behind.push((route, overlay)),
             }
         }
     }
@@ -54,7 +57,13 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
             .filter_map(|len| Prefix::masked(route.prefix.addr(), *len).ok())
             .any(|prefix| connected.contains(&prefix))
     };
-    facts.on_link.extend(behind.into_iter().filter(inside));
+    for (route, overlay) in behind {
+        match () {
+            () if inside(&route) => facts.on_link.push(route),
+            () if overlay => {}
+            () => facts.far.push(route),
+        }
+    }
     Ok(facts)
 }
 

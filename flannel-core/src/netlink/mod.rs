@@ -87,8 +87,8 @@ impl Kernel for NetlinkKernel {
         self.thread.call(|reply| Command::Observe { scope, reply }).await
     }
 
-    async fn apply(&self, scope: &Scope, plan: &Plan) -> ApplyReport {
-        let (scope, plan) = (scope.clone(), plan.clone());
+    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport {
+        let scope = scope.clone();
         match self.thread.call(|reply| Command::Apply { scope, plan, reply }).await {
             Ok(report) => report,
             Err(error) => ApplyReport { lost: Some(error), ..ApplyReport::default() },

@@ -35,7 +35,7 @@ pub(crate) enum Command {
     Claim { overlay: OverlayName, networks: Dual<Prefix>, reply: Reply<Claim> },
     HostFacts { reply: Reply<HostFacts> },
     Observe { scope: Scope, reply: Reply<State> },
-    Apply { scope: Scope, plan: Plan, reply: Reply<ApplyReport> },
+    Apply { scope: Scope, plan: Arc<Plan>, reply: Reply<ApplyReport> },
 }
 
 /// A listener who is not yet known to the monitor.

@@ -10,7 +10,7 @@ use crate::config::NetworkConfig;
 use crate::kernel::{Kernel, OverlayName};
 use crate::net::Dual;
 use crate::overlay::run::Overlay;
-use crate::overlay::{Identity, LossPolicy, Settings, SubnetEnvFile, Teardown};
+use crate::overlay::{Identity, LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
 use crate::subnet::SubnetManager;
 use crate::uplink::Select;
 
@@ -44,6 +44,7 @@ impl Builder {
                 name: OverlayName::default(),
                 identity,
                 uplink: Select::default(),
+                missing_uplink: MissingUplink::default(),
                 public: Dual::default(),
                 store_addresses: Vec::new(),
                 on_loss: LossPolicy::default(),
@@ -77,6 +78,12 @@ impl Builder {
     /// How the uplink is chosen. Default: by the default route.
     pub fn uplink(mut self, select: Select) -> Self {
         self.settings.uplink = select;
+        self
+    }
+
+    /// What to do when there is no uplink at start. Default: [`MissingUplink::Fail`].
+    pub fn missing_uplink(mut self, policy: MissingUplink) -> Self {
+        self.settings.missing_uplink = policy;
         self
     }
 

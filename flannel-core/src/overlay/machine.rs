@@ -71,6 +71,8 @@ pub(crate) struct Machine {
     status: watch::Sender<Status>,
     /// Whether the status has yet to show what the store said.
     stale: bool,
+    /// What cannot pass by itself, as the first round showed.
+    fatal: Option<KernelError>,
     events: Vec<Event>,
 }
 
@@ -130,6 +132,7 @@ impl Machine {
             jitter,
             status,
             stale: false,
+            fatal: None,
             events: vec![Event::LeaseAcquired(Arc::clone(&local.lease))],
             settings,
             backend,
@@ -174,6 +177,11 @@ impl Machine {
     /// The lease is gone and the policy is to stop.
     pub(crate) fn must_stop(&self) -> bool {
         !self.tenure.is_held() && self.settings.on_loss == super::LossPolicy::Stop
+    }
+
+    /// Why the first round showed that this kernel cannot be used, once.
+    pub(crate) fn take_fatal(&mut self) -> Option<KernelError> {
+        self.fatal.take()
     }
 
     /// When to wake with [`Wake::Timer`] if nothing else happens.
@@ -222,12 +230,11 @@ impl Machine {
             self.audit_at(now, Cause::Hint);
         }
         if self.audit.due.is_some_and(|due| due <= now) {
-            (self.audit.last, self.audit.periodic) = (Some(now), None);
+            (self.audit.due, self.audit.last, self.audit.periodic) = (None, Some(now), None);
             if std::mem::take(&mut self.audit.facts) {
                 self.round = Round::Facts;
                 return Some(KernelCall::Facts);
             }
-            self.audit.due = None;
             self.round = Round::Looking { started: now };
             return Some(KernelCall::Observe(self.scope.clone()));
         }
@@ -308,14 +315,22 @@ impl Machine {
             }
             // The first audit is about everything anyway.
             if !first {
-                self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new =
-                    change.new;
+                self.note(change);
             }
         }
         self.stale = true;
         if reset.is_some() {
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
+        }
+    }
+
+    /// Notes a peer for the next lease round. Who came and went since the last one is nobody to it.
+    fn note(&mut self, change: admit::Change) {
+        let noted = self.changes.entry(change.key.clone()).or_insert_with(|| Change { old: change.old, new: None });
+        noted.new = change.new;
+        if noted.old.is_none() && noted.new.is_none() {
+            self.changes.remove(&change.key);
         }
     }
 
@@ -402,7 +417,7 @@ impl Machine {
         let changes = self.admission.set_host(host);
         for change in changes {
             self.count(&change);
-            self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new = change.new;
+            self.note(change);
         }
     }
 
@@ -533,6 +548,12 @@ impl Machine {
                     self.memory.note(op.object(), &seen);
                 }
                 drop(seen);
+                if !self.audit.done_once {
+                    let hopeless = |error: &&KernelError| {
+                        matches!(error, KernelError::Denied { .. } | KernelError::Unsupported { .. })
+                    };
+                    self.fatal = report.refused.iter().map(|(_, error)| error).find(hopeless).cloned();
+                }
                 self.audited(now, started, &plan, &report);
             }
             Round::Leasing { plan } => self.leased(now, &plan, &report),
@@ -555,7 +576,9 @@ impl Machine {
             self.backoff.reset();
             self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
             if touched_links {
-                // The kernel drops and clamps things when a device changes: look once more.
+                // The kernel drops and clamps things when a device changes: look once more, and at the host as well,
+                // which was read when the device did not bear our mark yet.
+                self.audit.facts = true;
                 self.audit_at(now.after(SPACING), Cause::Hint);
             }
         } else {
@@ -669,7 +692,9 @@ impl Machine {
             }
         }
         let accepted = self.accepted;
+        let own_trouble = self.admission.own_trouble();
         self.status.send_modify(|status| {
+            status.own_trouble = own_trouble;
             status.peers = PeerCounts { accepted, quarantined: quarantined.len(), ..status.peers };
             status.quarantined = quarantined;
         });

@@ -10,6 +10,7 @@ mod guard;
 mod handle;
 mod machine;
 mod memory;
+mod removal;
 mod run;
 mod shell;
 mod start;
@@ -26,8 +27,9 @@ use std::time::Duration;
 pub use builder::{BuildError, Builder};
 pub use explain::{Explanation, Verdict};
 pub use handle::{Handle, HandleError, Preview};
+pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
-pub use status::{Contact, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
+pub use status::{Contact, EnvFile, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
 
 use crate::kernel::OverlayName;
 use crate::net::Dual;
@@ -54,6 +56,17 @@ pub enum Teardown {
     Keep,
     /// Removes everything of ours, releases the lease and deletes `subnet.env`.
     Remove,
+}
+
+/// What to do when there is no uplink at start: the agent may be up before the network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingUplink {
+    /// End [`Overlay::run`] with [`OverlayError::Uplink`].
+    #[default]
+    Fail,
+    /// Look again, at most 5 s apart, and show in the status what is wrong. A selection that no host can fit is still
+    /// an error.
+    Wait,
 }
 
 /// Who the node is to the store.
@@ -89,6 +102,7 @@ pub(crate) struct Settings {
     pub(crate) name: OverlayName,
     pub(crate) identity: Identity,
     pub(crate) uplink: Select,
+    pub(crate) missing_uplink: MissingUplink,
     pub(crate) public: Dual<IpAddr>,
     pub(crate) store_addresses: Vec<IpAddr>,
     pub(crate) on_loss: LossPolicy,

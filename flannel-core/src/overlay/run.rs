@@ -14,9 +14,10 @@ use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::handle::{EVENTS, Handle, Preview, QUESTIONS, Question};
 use crate::overlay::machine::{Machine, Wake};
+use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
 use crate::overlay::start::{self, Started};
-use crate::overlay::status::{Event, Phase, Status};
+use crate::overlay::status::{EnvFile, Event, Phase, Status};
 use crate::overlay::{Identity, Settings};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::uplink::UplinkError;
@@ -75,7 +76,8 @@ impl Overlay {
         subnets: Arc<dyn SubnetManager>,
         kernel: Arc<dyn Kernel>,
     ) -> Self {
-        let status = watch::Sender::new(Status::default());
+        let subnet_env = if settings.subnet_env.is_some() { EnvFile::Pending } else { EnvFile::Settled };
+        let status = watch::Sender::new(Status { subnet_env, ..Status::default() });
         let events = broadcast::Sender::new(EVENTS);
         let seams = Seams { subnets, kernel, clock, status, events };
         Self { settings: Arc::new(settings), backends, seams, questions: mpsc::channel(QUESTIONS) }
@@ -120,6 +122,20 @@ impl Overlay {
         let scope = machine.scope().clone();
         let seen = self.seams.kernel.observe(&scope).await?;
         Ok(Some(Preview { plan: machine.preview(&seen, now), scope }))
+    }
+
+    /// Removes everything of this overlay from the kernel, its `subnet.env` and its lease, without taking one first:
+    /// the clean-up after an agent that is gone. Idempotent. What is ours is told from marks alone, so that it works
+    /// while the store is away: then the lease stays, and routes are looked for where `subnet.env` says the network is.
+    ///
+    /// # Errors
+    /// [`OverlayError::Kernel`] with [`KernelError::Conflict`] while the agent runs: nothing was touched.
+    /// [`OverlayError::Teardown`] when something is left: run it again.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await; what was removed until then is gone.
+    pub async fn remove(&self) -> Result<Removed, OverlayError> {
+        removal::remove(&self.seams, &self.settings).await
     }
 
     /// Runs the agent until `cancel` is cancelled, then ends as the teardown policy says.

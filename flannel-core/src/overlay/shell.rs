@@ -9,12 +9,14 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::BootTime;
 use crate::kernel::{Hint, Kernel, KernelError, Scope};
 use crate::lease::LeaseEvent;
+use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::handle::{Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
 use crate::overlay::run::{OverlayError, Seams};
-use crate::overlay::status::Phase;
+use crate::overlay::status::{EnvFile, Phase};
 use crate::overlay::tenure::StoreCall;
 use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
@@ -47,6 +49,9 @@ pub(crate) struct Shell<'a> {
     env: Slot<Result<SubnetEnv, String>>,
     /// What `subnet.env` says, as far as we wrote it.
     written: Option<SubnetEnv>,
+    /// When a write that failed is tried again.
+    env_again: Option<BootTime>,
+    env_backoff: Backoff,
 }
 
 impl<'a> Shell<'a> {
@@ -66,6 +71,8 @@ impl<'a> Shell<'a> {
             preview: None,
             env: None,
             written: None,
+            env_again: None,
+            env_backoff: Backoff::new(Jitter::random()),
             seams,
             settings,
             machine,
@@ -78,10 +85,13 @@ impl<'a> Shell<'a> {
         loop {
             self.issue();
             self.publish();
+            if let Some(error) = self.machine.take_fatal() {
+                return Err(OverlayError::Kernel(error));
+            }
             if self.machine.must_stop() {
                 return Err(OverlayError::LeaseLost);
             }
-            let deadline = self.machine.deadline();
+            let deadline = [self.machine.deadline(), self.env_again].into_iter().flatten().min();
             let clock = Arc::clone(&self.seams.clock);
             let timer = async move {
                 match deadline {
@@ -94,11 +104,12 @@ impl<'a> Shell<'a> {
                 () = cancel.cancelled() => return Ok(()),
                 wake = finished(&mut self.kernel) => wake,
                 wake = finished(&mut self.store) => wake,
+                // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
+                Some(hint) = self.hints.next() => Wake::Hint(hint),
                 Some(event) = self.watch.next() => {
                     self.intake(event);
                     continue;
                 }
-                Some(hint) = self.hints.next() => Wake::Hint(hint),
                 (seen, answer) = finished(&mut self.preview) => {
                     // Whoever asked may have gone: not an error.
                     let _ = answer.send(seen.map(|seen| self.previewed(&seen)));
@@ -144,18 +155,16 @@ impl<'a> Shell<'a> {
             if plan.is_empty() {
                 break;
             }
-            let report = self.seams.kernel.apply(&scope, &plan).await;
+            let report = self.seams.kernel.apply(&scope, Arc::new(plan)).await;
             if report.is_complete() {
                 left = 0;
                 break;
             }
         }
-        if let Some(file) = &self.settings.subnet_env {
-            if self.written.is_some() {
-                if let Err(error) = std::fs::remove_file(&file.path) {
-                    tracing::warn!(path = %file.path.display(), %error, "subnet.env was not removed");
-                }
-            }
+        if let Some(file) = self.settings.subnet_env.as_ref().filter(|_| self.written.is_some())
+            && let Err(error) = std::fs::remove_file(&file.path)
+        {
+            tracing::warn!(path = %file.path.display(), %error, "subnet.env was not removed");
         }
         let lease = (*self.machine.local().lease).clone();
         self.seams.subnets.release(lease).await.map_err(OverlayError::Store)?;
@@ -193,7 +202,9 @@ impl<'a> Shell<'a> {
     /// Starts to write `subnet.env` if the devices are there and it does not say what is true.
     fn issue_env(&mut self) {
         let Some(file) = &self.settings.subnet_env else { return };
-        if self.env.is_some() || self.seams.status.borrow().phase < Phase::DeviceReady {
+        let now = self.seams.clock.now();
+        let waits = self.env_again.is_some_and(|again| again > now);
+        if self.env.is_some() || waits || self.seams.status.borrow().phase < Phase::DeviceReady {
             return;
         }
         let local = self.machine.local();
@@ -201,8 +212,7 @@ impl<'a> Shell<'a> {
         if self.written.as_ref() == Some(&wanted) {
             return;
         }
-        // Noted before it is tried: a full disk is reported once, not in a loop. The next change tries again.
-        self.written = Some(wanted.clone());
+        self.env_again = None;
         let path = file.path.clone();
         let write = tokio::task::spawn_blocking(move || wanted.write(&path).map(|()| wanted));
         self.env = Some(
@@ -218,10 +228,22 @@ impl<'a> Shell<'a> {
 
     fn env_written(&mut self, outcome: Result<SubnetEnv, String>) {
         match outcome {
-            Ok(env) => tracing::info!(subnet = ?env.subnets.v4, "subnet.env written"),
+            Ok(env) => {
+                tracing::info!(subnet = ?env.subnets.v4, subnet6 = ?env.subnets.v6, "subnet.env written");
+                self.env_backoff.reset();
+                self.written = Some(env);
+                self.seams.status.send_modify(|status| status.subnet_env = EnvFile::Settled);
+            }
             Err(error) => {
-                tracing::warn!(error, "subnet.env was not written");
-                self.seams.status.send_modify(|status| status.last_error = Some(error));
+                let now = self.seams.clock.now();
+                self.env_again = Some(now.after(self.env_backoff.next()));
+                let fresh = self.seams.status.borrow().last_error.as_ref() != Some(&error);
+                if fresh {
+                    tracing::warn!(error, "subnet.env was not written");
+                }
+                self.seams.status.send_modify(|status| {
+                    (status.subnet_env, status.last_error) = (EnvFile::Pending, Some(error));
+                });
             }
         }
     }
@@ -268,7 +290,7 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     match call {
         KernelCall::Facts => Wake::Facts(kernel.host_facts().await),
         KernelCall::Observe(scope) => Wake::Seen(kernel.observe(&scope).await),
-        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, &plan).await),
+        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, plan).await),
     }
 }
 

@@ -9,8 +9,9 @@ use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
-use crate::overlay::{Settings, chain, view};
+use crate::overlay::{MissingUplink, Settings, chain, view};
 use crate::subnet::{SubnetError, Want};
+use crate::uplink::Problem;
 
 /// What a start comes to.
 pub(crate) struct Started {
@@ -35,8 +36,7 @@ pub(crate) async fn survey(
 ) -> Result<Surveyed, OverlayError> {
     let config = Arc::new(retry(seams, || seams.subnets.network_config()).await?);
     let backend = pick(backends, &config)?;
-    let host = Arc::new(seams.kernel.host_facts().await.map_err(OverlayError::Kernel)?);
-    let mut situation = view::first_situation(settings, Arc::clone(&config), host).map_err(OverlayError::Uplink)?;
+    let mut situation = situate(seams, settings, &config).await?;
     let previous = retry(seams, || seams.subnets.previous(&situation.node)).await?;
     situation.previous = previous.map(Arc::new);
     let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
@@ -44,6 +44,33 @@ pub(crate) async fn survey(
     // Another agent's last words in subnet.env name the subnet that pods here still use (contract 6.4, step 3).
     let preferred = if preferred.is_empty() { view::former_subnets(settings) } else { preferred };
     Ok(Surveyed { backend, situation, want: Want { attrs, preferred } })
+}
+
+/// Reads the host and chooses the uplink, waiting for one if that is the policy.
+async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>) -> Result<Situation, OverlayError> {
+    let mut backoff = Backoff::new(Jitter::random());
+    let mut told = None;
+    loop {
+        let host = Arc::new(seams.kernel.host_facts().await.map_err(OverlayError::Kernel)?);
+        let error = match view::first_situation(settings, Arc::clone(config), host) {
+            Ok(situation) => return Ok(situation),
+            Err(error) => error,
+        };
+        // No host can mend an address of the wrong family.
+        let final_anyway = matches!(error.problem, Problem::WrongFamily { .. });
+        if settings.missing_uplink == MissingUplink::Fail || final_anyway {
+            return Err(OverlayError::Uplink(error));
+        }
+        if told.as_ref() != Some(&error.problem) {
+            let text = chain(&error);
+            tracing::warn!(error = text, "waiting for an uplink");
+            // Nobody listens: not an error.
+            let _ = seams.events.send(Event::UplinkLost(text.clone()));
+            seams.status.send_modify(|status| status.last_error = Some(text));
+            told = Some(error.problem);
+        }
+        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+    }
 }
 
 /// Takes the name, then the lease.

@@ -55,6 +55,17 @@ pub struct PeerCounts {
     pub quarantined: usize,
 }
 
+/// What has become of `subnet.env`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum EnvFile {
+    /// It says what is true, or none is to be written.
+    #[default]
+    Settled,
+    /// It is to be written once the devices are there, or once more after a failure: see [`Status::last_error`].
+    Pending,
+}
+
 /// Why deletions wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -79,10 +90,14 @@ pub struct Status {
     pub mtu: Option<Mtu>,
     /// Contact with the store.
     pub store: Contact,
+    /// What has become of `subnet.env`. Pods cannot be attached before it is written.
+    pub subnet_env: EnvFile,
     /// Counts of peers.
     pub peers: PeerCounts,
     /// Records that are no peers, with the reason.
     pub quarantined: BTreeMap<LeaseKey, Reason>,
+    /// Why other nodes do not take our own record for a peer, as far as that can be known here.
+    pub own_trouble: Option<Reason>,
     /// Peers the backend gives nothing, with the reason.
     pub skipped: BTreeMap<(LeaseKey, Family), Skip>,
     /// Strangers' objects in our way.
@@ -111,8 +126,10 @@ impl Default for Status {
             uplink: None,
             mtu: None,
             store: Contact::Never,
+            subnet_env: EnvFile::default(),
             peers: PeerCounts::default(),
             quarantined: BTreeMap::new(),
+            own_trouble: None,
             skipped: BTreeMap::new(),
             conflicts: Vec::new(),
             contested: Vec::new(),

@@ -1,6 +1,6 @@
 //! What the agent makes of host and settings: pure.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::admit::{Admission, HostView, Own, Rules};
@@ -19,13 +19,19 @@ pub(crate) fn first_situation(
     config: Arc<NetworkConfig>,
     host: Arc<HostFacts>,
 ) -> Result<Situation, UplinkError> {
-    let Choice { uplink, public, .. } = choose(settings, &config, &host)?;
-    let node = match &settings.identity {
+    let Choice { uplink, public, explanation } = choose(settings, &config, &host)?;
+    tracing::info!(uplink = uplink.name.as_str(), %explanation, "uplink chosen");
+    let node = identity(settings, &public);
+    Ok(Situation { overlay: settings.name.clone(), config, node, uplink, public, host, previous: None })
+}
+
+/// Who this node is to the store.
+pub(crate) fn identity(settings: &Settings, public: &Dual<IpAddr>) -> NodeIdentity {
+    match &settings.identity {
         Identity::Named(node) => node.clone(),
         // `select` gives an address to each family in use, of which there is at least one.
         Identity::PublicIp => NodeIdentity::of_address(public.v4.or(public.v6).unwrap_or(Ipv4Addr::UNSPECIFIED.into())),
-    };
-    Ok(Situation { overlay: settings.name.clone(), config, node, uplink, public, host, previous: None })
+    }
 }
 
 /// The situation on a host that has changed.
@@ -34,7 +40,7 @@ pub(crate) fn situation(settings: &Settings, old: &Situation, host: Arc<HostFact
     Ok(Situation { uplink, public, host, ..old.clone() })
 }
 
-fn choose(settings: &Settings, config: &NetworkConfig, host: &HostFacts) -> Result<Choice, UplinkError> {
+pub(crate) fn choose(settings: &Settings, config: &NetworkConfig, host: &HostFacts) -> Result<Choice, UplinkError> {
     let families: Vec<Family> = config.networks.families().collect();
     uplink::select(&settings.uplink, host, &families, &settings.public)
 }

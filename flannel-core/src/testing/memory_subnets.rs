@@ -185,7 +185,7 @@ impl Inner {
     fn put(&mut self, key: LeaseKey, lease: Result<Arc<Lease>, BadRecord>) {
         self.revision += 1;
         let created = self.records.get(&key).map_or(self.revision, |record| record.created);
-        let record = Record { key: key.clone(), created, lease };
+        let record = Record { key: key.clone(), created, lease: lease.map_err(Box::new) };
         self.records.insert(key, record.clone());
         self.tell(LeaseEvent::Upsert(record));
     }
@@ -278,10 +278,13 @@ impl Inner {
         Ok(subnets)
     }
 
-    /// Writes the lease of `node` and returns it as it now stands.
+    /// Writes the lease of `node` and returns it as it now stands. The fence is that of taking the subnets, not of the
+    /// last write: a renewal whose answer was lost can be repeated.
     fn write(&mut self, mut lease: Lease, now: BootTime) -> Lease {
         lease.expires = self.ttl.map(|ttl| now.after(ttl));
-        lease.fence = Fence(Some((self.revision + 1).to_string().into()));
+        if lease.fence == Fence::default() {
+            lease.fence = Fence(Some((self.revision + 1).to_string().into()));
+        }
         self.put(lease.key.clone(), Ok(Arc::new(lease.clone())));
         lease
     }
@@ -308,15 +311,15 @@ impl SubnetManager for MemorySubnets {
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
         self.shared.call("acquiring a lease", |inner, now| {
             let key = LeaseKey::new(node.as_str());
-            let subnets = match inner.fitting(node) {
-                Some(lease) => lease.subnets,
+            let (subnets, fence) = match inner.fitting(node) {
+                Some(lease) => (lease.subnets, lease.fence.clone()),
                 None => {
                     let subnets = inner.choose(&key, &want.preferred)?;
                     inner.delete(&key);
-                    subnets
+                    (subnets, Fence::default())
                 }
             };
-            let lease = Lease { key, subnets, attrs: want.attrs, expires: None, fence: Fence::default() };
+            let lease = Lease { key, subnets, attrs: want.attrs, expires: None, fence };
             Ok(inner.write(lease, now))
         })
     }
@@ -391,6 +394,7 @@ mod tests {
     use super::*;
     use crate::config::Allocation;
     use crate::lease::LeaseAttrs;
+    use crate::testing::store_contract::{self, Harness};
 
     fn store(network: &str) -> MemorySubnets {
         let json = format!("{{\"Network\":\"{network}\"}}");
@@ -410,6 +414,41 @@ mod tests {
         let first = store.previous(&node).await.unwrap().unwrap();
         assert_eq!(store.acquire(&node, want()).await.unwrap().subnets, first.subnets);
         assert_eq!(store.records().len(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn keeps_the_contract_of_lease_stores() {
+        store_contract::all(&mut Memory(store("10.5.0.0/16"))).await;
+    }
+
+    struct Memory(MemorySubnets);
+
+    #[async_trait]
+    impl Harness for Memory {
+        async fn fresh(&mut self, config: &NetworkConfig) {
+            self.0 = MemorySubnets::new(config.clone());
+        }
+
+        async fn open(&self) -> Arc<dyn SubnetManager> {
+            Arc::new(self.0.clone())
+        }
+
+        async fn put_config(&self, config: &NetworkConfig) {
+            self.0.set_config(config.clone());
+        }
+
+        async fn delete(&self, key: &LeaseKey) {
+            self.0.delete(key);
+        }
+
+        async fn put_raw_bad(&self, key: &LeaseKey) -> bool {
+            self.0.insert_bad(key, BadRecord { reason: "no JSON".to_owned(), subnets: Dual::default() });
+            true
+        }
+
+        async fn expire(&self, key: &LeaseKey) -> bool {
+            self.0.delete(key)
+        }
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
 //! Fakes and suites for tests, of third parties too.
 
 pub mod arbitrary;
+pub mod fake_kernel;
 pub mod memory_subnets;
-pub mod samples;
 pub mod store_contract;
 
-pub use memory_subnets::MemorySubnets;
+pub use fake_kernel::FakeKernel;
+pub use memory_subnets::{Fault, MemorySubnets};

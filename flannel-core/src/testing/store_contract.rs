@@ -8,17 +8,16 @@
 mod watching;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
-use super::samples;
 use crate::alloc::all_compatible;
 use crate::config::{BackendConfig, Network, NetworkConfig, Pool};
-use crate::lease::{Json, Lease, LeaseAttrs, LeaseKey};
+use crate::lease::{Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use crate::net::{Dual, Family, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use watching::{snapshot, snapshot_key};
@@ -341,7 +340,10 @@ struct Node {
 
 impl Node {
     fn new(n: u16, families: Families) -> Self {
-        let public_ip = samples::public(n, &families.present());
+        let public_ip = families.present().map(|family, ()| match family {
+            Family::V4 => (u32::from(Ipv4Addr::new(192, 168, 0, 1)) + u32::from(n)).to_be_bytes().into(),
+            Family::V6 => IpAddr::from([0xfd01, 0, 0, 0, 0, 0, 0, n + 1]),
+        });
         let name = public_ip.v4.or(public_ip.v6).map(|addr| addr.to_string()).unwrap_or_default();
         let Ok(id) = NodeIdentity::new(&name) else { panic!("{name} is no node identity") };
         let attrs = LeaseAttrs { public_ip, backend_type: "vxlan".into(), ..LeaseAttrs::default() };
@@ -349,9 +351,8 @@ impl Node {
     }
 
     fn with_data(mut self, vni: u64) -> Self {
-        let mac = Json::string("02:00:5e:10:00:01");
-        self.attrs.backend_data =
-            self.attrs.public_ip.map(|_, _| Json::object([("VNI", Json::number(vni)), ("VtepMAC", mac.clone())]));
+        let fields = [("VNI", Scalar::Number(vni)), ("VtepMAC", Scalar::Text("02:00:5e:10:00:01"))];
+        self.attrs.backend_data = self.attrs.public_ip.map(|_, _| Json::object(&fields));
         self
     }
 
@@ -392,7 +393,11 @@ fn network(families: Families, first: u16, count: u16) -> NetworkConfig {
 }
 
 fn subnets(families: Families, n: u16) -> Dual<Prefix> {
-    samples::subnets(n, &families.present())
+    let [high, low] = n.to_be_bytes();
+    families.present().map(|family, ()| match family {
+        Family::V4 => prefix([10, 5 + high, low, 0].into(), 24),
+        Family::V6 => prefix([0xfd00, 5, 0, n, 0, 0, 0, 0].into(), 64),
+    })
 }
 
 fn prefix(addr: IpAddr, len: u8) -> Prefix {

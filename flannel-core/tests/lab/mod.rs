@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::kernel::{ApplyReport, Device, Kernel, OverlayName, Scope};
@@ -76,7 +77,7 @@ impl Lab {
     /// One audit.
     pub(crate) async fn audit(&self, overlay: &Overlay) -> ApplyReport {
         let plan = self.plan(overlay).await;
-        self.kernel.apply(&overlay.scope, &plan).await
+        self.kernel.apply(&overlay.scope, Arc::new(plan)).await
     }
 
     /// One audit that must do all it wants.

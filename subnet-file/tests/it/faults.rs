@@ -5,14 +5,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use flannel_core::lease::Json;
+use flannel_core::lease::{Json, LeaseEvent, Scalar};
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager};
 use flannel_subnet_file::{FileSubnets, LeaseTime, Options, Ttl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 
-use super::{acquire, chain, config, lease_path, new_store, node, snapshot, store_in, want};
+use super::{acquire, chain, config, lease_path, new_store, next, node, snapshot, store_in, want};
 
 #[tokio::test]
 async fn what_is_no_record_is_present_and_bad_beside_healthy_ones() {
@@ -139,7 +139,7 @@ async fn a_lock_held_too_long_is_unavailable_and_names_the_lock() {
 async fn what_nobody_could_read_is_not_written() {
     let (dir, store) = new_store().await;
     let mut want = want();
-    want.attrs.backend_data.v4 = Some(Json::string(&"x".repeat(4096)));
+    want.attrs.backend_data.v4 = Some(Json::object(&[("x", Scalar::Text(&"x".repeat(4096)))]));
     let error = store.acquire(&node("a"), want).await.unwrap_err();
     assert!(matches!(error, SubnetError::Invalid { .. }), "{error:?}");
     let long = NodeIdentity::new(&"a".repeat(252)).unwrap();
@@ -207,7 +207,8 @@ fn a_read_only_disk_is_named_and_can_be_read() {
         }
         let reopened = FileSubnets::open(&disk, Options::default()).unwrap();
         assert_eq!(reopened.previous(&node("a")).await.unwrap().unwrap().attrs, before.attrs);
-        assert_eq!(snapshot(&reopened).await.len(), 1);
+        let LeaseEvent::Reset(records) = next(&mut reopened.watch()).await.unwrap() else { panic!("a Reset") };
+        assert_eq!(records.len(), 1);
     });
 }
 

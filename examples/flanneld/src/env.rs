@@ -1,0 +1,74 @@
+//! Flags from the environment: `FLANNELD_NAME` where the command line does not have `-name` (contract 2).
+
+use crate::flags::{UsageError, Values, find, near};
+use crate::spec::FLAGS;
+
+const PREFIX: &str = "FLANNELD_";
+
+/// The variable that stands for a flag.
+pub(crate) fn variable(flag: &str) -> String {
+    format!("{PREFIX}{}", flag.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// Fills in what the command line did not say. Empty variables do not count; one for a flag that may be repeated gives
+/// exactly one value. Returns a warning for each variable that is no flag's.
+pub(crate) fn overlay(
+    values: &mut Values,
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<Vec<String>, UsageError> {
+    let mut warnings = Vec::new();
+    for (name, value) in variables {
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let flag = FLAGS.iter().find(|spec| variable(spec.name) == name);
+        let Some(flag) = flag else {
+            let near = near(rest, FLAGS.iter().map(|spec| spec.name)).and_then(find);
+            let hint = near.map(|spec| format!("; did you mean {}?", variable(spec.name))).unwrap_or_default();
+            warnings.push(format!("the environment variable {name} is no flag's and is ignored{hint}"));
+            continue;
+        };
+        if !value.is_empty() && !values.is_given(flag.name) {
+            values.set(flag, value, &format!("environment variable {name}"))?;
+        }
+    }
+    Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::parse;
+
+    fn with(args: &[&str], variables: &[(&str, &str)]) -> Result<(Values, Vec<String>), UsageError> {
+        let mut values = parse(args.iter().map(|arg| (*arg).to_owned())).unwrap().values;
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let warnings = overlay(&mut values, variables)?;
+        Ok((values, warnings))
+    }
+
+    #[test]
+    fn a_variable_counts_only_where_the_flag_is_not_given_and_it_is_not_empty() {
+        let (values, _) = with(&[], &[("FLANNELD_ETCD_PREFIX", "/e")]).unwrap();
+        assert_eq!(values.text("etcd-prefix"), "/e");
+        let (values, _) = with(&["-etcd-prefix=/f"], &[("FLANNELD_ETCD_PREFIX", "/e")]).unwrap();
+        assert_eq!(values.text("etcd-prefix"), "/f");
+        let (values, _) = with(&["-etcd-prefix="], &[("FLANNELD_ETCD_PREFIX", "/e")]).unwrap();
+        assert_eq!(values.text("etcd-prefix"), "");
+        let (values, _) = with(&[], &[("FLANNELD_ETCD_PREFIX", "")]).unwrap();
+        assert_eq!(values.text("etcd-prefix"), "/coreos.com/network");
+    }
+
+    #[test]
+    fn a_repeatable_flag_gets_exactly_one_value() {
+        let (values, _) = with(&[], &[("FLANNELD_IFACE", "eth0,eth1")]).unwrap();
+        assert_eq!(values.texts("iface"), ["eth0,eth1"]);
+    }
+
+    #[test]
+    fn a_bad_value_names_the_variable_and_an_unknown_one_is_warned_of() {
+        let error = with(&[], &[("FLANNELD_IP_MASQ", "ja")]).unwrap_err().to_string();
+        assert!(error.contains("FLANNELD_IP_MASQ") && error.contains("\"ja\""), "{error}");
+        let (_, warnings) = with(&[], &[("FLANNELD_IPMASQ", "true"), ("HOME", "/")]).unwrap();
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("did you mean FLANNELD_IP_MASQ?"), "{warnings:?}");
+    }
+}

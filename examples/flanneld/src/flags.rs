@@ -1,0 +1,368 @@
+//! Go's flag syntax, exactly, over flanneld's flags (contract 2).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::spec::{FLAGS, Kind, Spec};
+
+/// What the command line said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Line {
+    /// The flags given.
+    pub(crate) values: Values,
+    /// The words that are no flags.
+    pub(crate) words: Vec<String>,
+    /// `-h` or `-help` was met; nothing after it was read.
+    pub(crate) help: bool,
+}
+
+/// Checked texts of flags, by name. One that was given and can be given once only holds its last text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Values(BTreeMap<&'static str, Vec<String>>);
+
+/// The command line or the environment cannot be used. Its text names the flag, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UsageError {
+    #[error("bad flag syntax: {0}")]
+    Syntax(String),
+    #[error("flag provided but not defined: -{name}{}", suggestion(near))]
+    Unknown { name: String, near: Option<&'static str> },
+    #[error("flag needs an argument: -{0}")]
+    NoValue(&'static str),
+    #[error("invalid value {value:?} for {place}: {problem}")]
+    Value { place: String, value: String, problem: String },
+    #[error("unknown command {word:?}{}; commands: {}", suggestion(near), crate::COMMANDS.join(", "))]
+    Command { word: String, near: Option<&'static str> },
+    #[error("{0}")]
+    Operands(String),
+}
+
+impl UsageError {
+    /// A value of the right form that cannot be meant.
+    pub(crate) fn value(name: &str, value: &str, problem: impl ToString) -> Self {
+        Self::Value { place: place(name), value: value.to_owned(), problem: problem.to_string() }
+    }
+}
+
+fn place(name: &str) -> String {
+    format!("-{name} (or {})", crate::env::variable(name))
+}
+
+fn suggestion(near: &Option<&'static str>) -> String {
+    near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default()
+}
+
+/// Reads arguments as Go's package `flag` does: up to the first word that is no flag. The words are a command and its
+/// operands; flags may follow each of them.
+pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Line, UsageError> {
+    let mut args = args.into_iter();
+    let mut line = Line::default();
+    let mut only_words = false;
+    while let Some(arg) = args.next() {
+        if only_words || arg.len() < 2 || !arg.starts_with('-') {
+            line.words.push(arg);
+            continue;
+        }
+        if arg == "--" {
+            only_words = true;
+            continue;
+        }
+        let flag = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).unwrap_or_default();
+        if flag.is_empty() || flag.starts_with(['-', '=']) {
+            return Err(UsageError::Syntax(arg));
+        }
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        let Some(spec) = find(name) else {
+            if name == "help" || name == "h" {
+                line.help = true;
+                return Ok(line);
+            }
+            return Err(UsageError::Unknown { name: name.to_owned(), near: near_flag(name) });
+        };
+        let value = match (value, spec.kind) {
+            (Some(value), _) => value,
+            (None, Kind::Bool) => "true".to_owned(),
+            (None, _) => args.next().ok_or(UsageError::NoValue(spec.name))?,
+        };
+        line.values.set(spec, value, &format!("flag -{}", spec.name))?;
+    }
+    Ok(line)
+}
+
+impl Values {
+    /// Keeps `value` if it has the form that the flag's kind asks for. `place` says where it stood.
+    pub(crate) fn set(&mut self, spec: &Spec, value: String, place: &str) -> Result<(), UsageError> {
+        let problem = match spec.kind {
+            Kind::Bool if parse_bool(&value).is_none() => Some("not a boolean: write true or false"),
+            Kind::Int if parse_int(&value).is_none() => Some("not a whole number"),
+            Kind::Bool | Kind::Int | Kind::Text | Kind::List => None,
+        };
+        if let Some(problem) = problem {
+            return Err(UsageError::Value { place: place.to_owned(), value, problem: problem.to_owned() });
+        }
+        let texts = self.0.entry(spec.name).or_default();
+        if spec.kind != Kind::List {
+            texts.clear();
+        }
+        texts.push(value);
+        Ok(())
+    }
+
+    /// Whether the flag was given, on the command line or by the environment.
+    pub(crate) fn is_given(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// The flag's text, or its default.
+    pub(crate) fn text(&self, name: &str) -> &str {
+        let given = self.0.get(name).and_then(|texts| texts.last()).map(String::as_str);
+        given.or_else(|| find(name).map(|spec| spec.default)).unwrap_or_default()
+    }
+
+    /// The texts of a flag that may be repeated.
+    pub(crate) fn texts(&self, name: &str) -> &[String] {
+        self.0.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    pub(crate) fn bool(&self, name: &str) -> bool {
+        // Checked when it was set.
+        parse_bool(self.text(name)).unwrap_or_default()
+    }
+
+    /// A number within a range.
+    pub(crate) fn number(&self, name: &'static str, least: i64, most: i64) -> Result<u32, UsageError> {
+        let text = self.text(name);
+        let number = parse_int(text).filter(|number| (least..=most).contains(number));
+        let number = number.and_then(|number| u32::try_from(number).ok());
+        number.ok_or_else(|| UsageError::value(name, text, format!("must be from {least} to {most}")))
+    }
+}
+
+/// The usage, in the form that Go prints it.
+pub(crate) fn usage() -> String {
+    let mut text = String::from(
+        "Usage: flanneld [flags] [command]\n\nWithout a command the agent runs. Commands:\n\
+         \x20 status        what the running agent does, as a table (-json: as JSON)\n\
+         \x20 plan          what a start would change in the kernel; nothing is touched\n\
+         \x20 explain PEER  why a peer is, or is not, programmed: by key, subnet address or public address\n\
+         \x20 doctor        what is wrong on this host, and how to mend it (-json: as JSON)\n\
+         \x20 cleanup       removes everything of this overlay from the host; the agent must not run\n\nFlags:\n",
+    );
+    for spec in FLAGS {
+        let kind = match spec.kind {
+            Kind::Bool => "",
+            Kind::Int => " int",
+            Kind::Text | Kind::List => " string",
+        };
+        let default = match (spec.kind, spec.default) {
+            (_, "" | "false" | "0") => String::new(),
+            (Kind::Text, default) => format!(" (default {default:?})"),
+            (_, default) => format!(" (default {default})"),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  -{}{kind}\n    \t{}{default}", spec.name, spec.help);
+    }
+    text
+}
+
+pub(crate) fn find(name: &str) -> Option<&'static Spec> {
+    FLAGS.iter().find(|spec| spec.name == name)
+}
+
+fn near_flag(name: &str) -> Option<&'static str> {
+    near(name, FLAGS.iter().map(|spec| spec.name))
+}
+
+/// The name closest to `word`, if it is close enough to be what was meant.
+pub(crate) fn near(word: &str, names: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let folded = |text: &str| text.to_ascii_lowercase().replace('_', "-");
+    let word = folded(word);
+    let (distance, name) = names.map(|name| (distance(&word, name), name)).min()?;
+    (distance <= 1 + word.len() / 5).then_some(name)
+}
+
+/// How many single characters have to be put in, taken out or changed (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, cb) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// `strconv.ParseBool`.
+fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// `strconv.ParseInt(text, 0, 64)`: a sign, a base prefix, underscores between digits.
+fn parse_int(text: &str) -> Option<i64> {
+    let (negative, digits) = match text.as_bytes().first()? {
+        b'-' => (true, &text[1..]),
+        b'+' => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let (base, rest) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (16, &lower[2..]),
+        [b'0', b'b', ..] => (2, &lower[2..]),
+        [b'0', b'o', ..] => (8, &lower[2..]),
+        [b'0', _, ..] => (8, &lower[1..]),
+        _ => (10, lower.as_str()),
+    };
+    let prefixed = rest.len() != lower.len();
+    if rest.ends_with('_') || rest.contains("__") || (!prefixed && rest.starts_with('_')) {
+        return None;
+    }
+    let rest = rest.replace('_', "");
+    if !rest.starts_with(|c: char| c.is_ascii_hexdigit()) {
+        return None;
+    }
+    let value = i128::from_str_radix(&rest, base).ok()?;
+    i64::try_from(if negative { -value } else { value }).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Result<Line, UsageError> {
+        parse(text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned))
+    }
+
+    fn texts(text: &str, name: &str) -> Vec<String> {
+        line(text).unwrap().values.texts(name).to_vec()
+    }
+
+    #[test]
+    fn values_are_read_in_every_form_that_go_reads() {
+        for text in ["-public-ip 1.2.3.4", "--public-ip 1.2.3.4", "-public-ip=1.2.3.4", "--public-ip=1.2.3.4"] {
+            assert_eq!(texts(text, "public-ip"), ["1.2.3.4"], "{text}");
+        }
+        assert_eq!(texts("-public-ip=a=b", "public-ip"), ["a=b"]);
+        assert_eq!(texts("-public-ip=", "public-ip"), [""]);
+        // What follows is the value, whatever it looks like.
+        assert_eq!(texts("-etcd-prefix -public-ip", "etcd-prefix"), ["-public-ip"]);
+        assert_eq!(texts("-etcd-prefix -- -iface x", "etcd-prefix"), ["--"]);
+    }
+
+    #[test]
+    fn a_boolean_takes_its_value_only_after_an_equals_sign() {
+        for (text, value) in [
+            ("-ip-masq", true),
+            ("--ip-masq=true", true),
+            ("-ip-masq=T", true),
+            ("-ip-masq=1", true),
+            ("-iptables-forward-rules=false", false),
+            ("-iptables-forward-rules=F", false),
+            ("-iptables-forward-rules=0", false),
+        ] {
+            let name = text.trim_start_matches('-').split('=').next().unwrap();
+            assert_eq!(line(text).unwrap().values.bool(name), value, "{text}");
+        }
+        let two = line("-ip-masq false").unwrap();
+        assert_eq!((two.values.bool("ip-masq"), two.words.as_slice()), (true, &["false".to_owned()][..]));
+        for text in ["-ip-masq=yes", "-ip-masq=", "-ip-masq=tRUE"] {
+            let error = line(text).unwrap_err().to_string();
+            assert!(error.contains("flag -ip-masq") && error.contains("boolean"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_repeated_flag_gathers_and_a_single_one_keeps_the_last() {
+        assert_eq!(texts("-iface a --iface=b -iface c", "iface"), ["a", "b", "c"]);
+        assert_eq!(texts("-public-ip 1.1.1.1 -public-ip 2.2.2.2", "public-ip"), ["2.2.2.2"]);
+    }
+
+    #[test]
+    fn numbers_are_read_as_go_reads_them() {
+        for (text, value) in [
+            ("8081", Some(8081)),
+            ("+5", Some(5)),
+            ("-5", Some(-5)),
+            ("0x1f", Some(31)),
+            ("0X1F", Some(31)),
+            ("010", Some(8)),
+            ("0o10", Some(8)),
+            ("0b11", Some(3)),
+            ("1_000", Some(1000)),
+            ("0x_1", Some(1)),
+            ("0", Some(0)),
+            ("", None),
+            ("-", None),
+            ("_1", None),
+            ("1_", None),
+            ("1__0", None),
+            ("08", None),
+            ("0x", None),
+            ("1.5", None),
+            ("5s", None),
+            (" 5", None),
+            ("++5", None),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("9223372036854775808", None),
+            ("-9223372036854775808", Some(i64::MIN)),
+        ] {
+            assert_eq!(parse_int(text), value, "{text}");
+        }
+        let error = line("-healthz-port x").unwrap_err().to_string();
+        assert!(error.contains("-healthz-port") && error.contains("\"x\""), "{error}");
+    }
+
+    #[test]
+    fn reading_stops_at_the_first_word_but_flags_may_follow_a_command() {
+        let found = line("-v 2 explain -json 10.5.1.0 -v=3").unwrap();
+        assert_eq!(found.words, ["explain", "10.5.1.0"]);
+        assert!(found.values.bool("json") && found.values.text("v") == "3");
+        assert_eq!(line("-v 2 -- -json").unwrap().words, ["-json"]);
+        assert_eq!(line("-").unwrap().words, ["-"]);
+    }
+
+    #[test]
+    fn bad_flags_are_named_with_a_near_match() {
+        for (text, part) in [
+            ("-ifcae=eth0", "-ifcae (did you mean iface?)"),
+            ("--subnet_file=x", "-subnet_file (did you mean subnet-file?)"),
+            ("-Healthz-Port=1", "(did you mean healthz-port?)"),
+            ("-quux", "flag provided but not defined: -quux"),
+            ("---iface=x", "bad flag syntax: ---iface=x"),
+            ("-=x", "bad flag syntax: -=x"),
+            ("--=x", "bad flag syntax: --=x"),
+            ("-iface", "flag needs an argument: -iface"),
+        ] {
+            let error = line(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        assert!(!line("-quux").unwrap_err().to_string().contains("did you mean"));
+    }
+
+    #[test]
+    fn help_ends_the_reading() {
+        for text in ["-h", "--help", "-help -quux", "-h=false"] {
+            assert!(line(text).unwrap().help, "{text}");
+        }
+        assert!(line("-quux -h").is_err());
+        let usage = usage();
+        assert!(FLAGS.iter().all(|spec| usage.contains(&format!("  -{}", spec.name))));
+    }
+
+    #[test]
+    fn a_number_out_of_range_names_flag_variable_and_range() {
+        let values = line("-subnet-lease-renew-margin 1440").unwrap().values;
+        let error = values.number("subnet-lease-renew-margin", 1, 1439).unwrap_err().to_string();
+        assert!(error.contains("FLANNELD_SUBNET_LEASE_RENEW_MARGIN") && error.contains("from 1 to 1439"), "{error}");
+    }
+}

@@ -1,0 +1,96 @@
+//! alloc: takes a lease and programs nothing (contract 8.8). For hosts whose routes somebody else makes.
+//!
+//! ```no_run
+//! # use flannel_core::backend::alloc::Alloc;
+//! # use flannel_core::overlay::{Identity, Overlay};
+//! # use flannel_core::subnet::NodeIdentity;
+//! let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node-a")?)).backend("alloc", Alloc::new);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use crate::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use crate::config::NetworkConfig;
+use crate::kernel::Scope;
+use crate::lease::LeaseAttrs;
+use crate::net::{Family, MacAddr, Mtu};
+use crate::state::{PeerState, State};
+
+const NAME: &str = "alloc";
+
+/// The backend. It has no settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Alloc(());
+
+impl Alloc {
+    /// Made from the network's configuration, of which it needs nothing.
+    ///
+    /// # Errors
+    /// None; the signature is that of every backend.
+    pub fn new(_network: &NetworkConfig) -> Result<Self, BackendError> {
+        Ok(Self(()))
+    }
+}
+
+impl Backend for Alloc {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn wire_type(&self) -> &'static str {
+        ""
+    }
+
+    /// No devices; the networks all the same, so that what another backend of this overlay left there goes.
+    fn scope(&self, local: &Local) -> Scope {
+        let situation = &local.situation;
+        Scope {
+            overlay: situation.overlay.clone(),
+            networks: situation.networks(),
+            devices: Vec::new(),
+            uplink: Some(situation.uplink.index),
+        }
+    }
+
+    /// The uplink's: nothing is added to a packet.
+    fn mtu(&self, _situation: &Situation) -> Option<Mtu> {
+        None
+    }
+
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+        Ok(LeaseAttrs { public_ip: situation.public, ..LeaseAttrs::default() })
+    }
+
+    fn hardware_address(&self, _attrs: &LeaseAttrs, _family: Family) -> Result<Option<MacAddr>, Skip> {
+        Ok(None)
+    }
+
+    fn base(&self, _local: &Local) -> State {
+        State::default()
+    }
+
+    fn peer(&self, _local: &Local, _peer: &Peer, _family: Family) -> Result<PeerState, Skip> {
+        Err(Skip::Unprogrammed(NAME))
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::net::Dual;
+    use crate::testing::arbitrary;
+
+    #[test]
+    fn a_lease_is_published_and_nothing_is_programmed() {
+        let families = [Family::V4];
+        let situation = arbitrary::situation(arbitrary::config(&families, r#"{"Type":"alloc"}"#));
+        let backend = Alloc::new(&situation.config).unwrap();
+        let attrs = backend.advertise(&situation).unwrap();
+        assert_eq!(attrs.to_json(), r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
+        assert_eq!((&*attrs.backend_type, backend.mtu(&situation)), (backend.wire_type(), None));
+        assert_eq!(attrs.backend_data, Dual::default());
+        let local = arbitrary::local(situation, attrs);
+        assert!(backend.base(&local).is_empty() && backend.scope(&local).devices.is_empty());
+        let peer = arbitrary::lease(2, &families, "");
+        assert_eq!(backend.peer(&local, &peer, Family::V4), Err(Skip::Unprogrammed("alloc")));
+    }
+}

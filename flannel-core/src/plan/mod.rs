@@ -1,0 +1,485 @@
+//! The planner: what to write so that what was seen becomes what is wanted.
+//!
+//! [`plan`] is pure. Its order is safe at every step: no route exists whose next hop lacks a neighbour whose Ethernet
+//! address lacks a forwarding entry. It names only objects of its arguments, and never a stranger's (design,
+//! Ownership).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::kernel::Scope;
+use crate::net::{Family, MacAddr, Prefix};
+use crate::state::{AddressKey, Link, LinkId, LinkKind, LinkName, Route, RouteKind, State, Vxlan};
+
+#[cfg(test)]
+mod laws;
+mod op;
+mod refusals;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use op::{Object, Op};
+pub use refusals::Refusals;
+pub use text::OpText;
+
+use text::{RouteText, describe_link};
+
+/// A stranger's object where ours should be. It is left as it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// Which object of ours cannot be, or does not count.
+    pub object: Object,
+    /// What stands there.
+    pub found: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// Writes, in order, and what stands in their way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The writes, in an order that is safe to stop at any point.
+    pub ops: Vec<Op>,
+    /// Strangers' objects in the way.
+    pub conflicts: Vec<Conflict>,
+}
+
+impl Plan {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+}
+
+/// Who may have left a `boot` route through a device that is not ours: the public address of the accepted peer that
+/// holds exactly this subnet (design, Ownership (c)).
+pub type Claims<'a> = dyn Fn(&Prefix) -> Option<IpAddr> + 'a;
+
+/// The writes that turn `seen` into `wanted`.
+///
+/// Given whole states it is an audit: what was seen and is ours and is not wanted goes. Given only the keys that one
+/// changed peer touches, it is a lease round.
+pub fn plan(wanted: &State, seen: &State, scope: &Scope, claims: &Claims<'_>) -> Plan {
+    let mut planner = Planner::new(scope, claims);
+    planner.links(wanted, seen);
+    planner.addresses(wanted, seen);
+    planner.fdb(wanted, seen);
+    planner.neighbours(wanted, seen);
+    planner.routes(wanted, seen);
+    planner.finish()
+}
+
+/// Whether a seen route is ours to change or delete.
+pub fn owns_route(prefix: &Prefix, route: &Route, scope: &Scope, claims: &Claims<'_>) -> bool {
+    if !scope.covers(prefix) {
+        return false;
+    }
+    match route.kind {
+        RouteKind::Foreign => return false,
+        RouteKind::Blackhole => return route.has_own_protocol(),
+        RouteKind::Unicast => {}
+    }
+    if route.has_own_protocol() {
+        return true;
+    }
+    if route.protocol != Route::BOOT {
+        return false;
+    }
+    // What Go flannel leaves.
+    match (route.link, route.gateway) {
+        (Some(LinkId::Own(_)), Some(gateway)) => route.onlink && gateway == prefix.addr(),
+        (_, Some(gateway)) => claims(prefix) == Some(gateway),
+        (_, None) => false,
+    }
+}
+
+struct Planner<'a> {
+    scope: &'a Scope,
+    claims: &'a Claims<'a>,
+    /// Devices that a stranger holds: nothing on them is ours.
+    blocked: BTreeSet<LinkId>,
+    /// Devices that are new or gone by the time their children are written: what was seen on them does not count.
+    fresh: BTreeSet<LinkId>,
+    /// Devices whose Ethernet address changes: the kernel drops their neighbours, permanent ones too.
+    readdressed: BTreeSet<LinkId>,
+    /// Devices of ours that go last.
+    leaving: BTreeSet<LinkId>,
+    /// Ethernet addresses that had no forwarding entry.
+    unforwarded: BTreeSet<(LinkId, MacAddr)>,
+    /// Names that devices of ours keep although they are another's, because theirs are taken.
+    stuck: Vec<(LinkId, LinkName)>,
+    ops: Ops,
+    conflicts: Vec<Conflict>,
+}
+
+/// The stages of a plan, in order.
+#[derive(Default)]
+struct Ops {
+    route_clears: Vec<Op>,
+    link_clears: Vec<Op>,
+    links: Vec<Op>,
+    link_creates: Vec<Op>,
+    address_clears: Vec<Op>,
+    addresses: Vec<Op>,
+    fdb: Vec<Op>,
+    neighbours: Vec<Op>,
+    routes: Vec<Op>,
+    route_deletes: Vec<Op>,
+    neighbour_deletes: Vec<Op>,
+    fdb_deletes: Vec<Op>,
+    address_deletes: Vec<Op>,
+    link_deletes: Vec<Op>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(scope: &'a Scope, claims: &'a Claims<'a>) -> Self {
+        Self {
+            scope,
+            claims,
+            blocked: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+            readdressed: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            unforwarded: BTreeSet::new(),
+            stuck: Vec::new(),
+            ops: Ops::default(),
+            conflicts: Vec::new(),
+        }
+    }
+
+    fn links(&mut self, wanted: &State, seen: &State) {
+        for (id, want) in &wanted.links {
+            match (seen.links.get(id), self.stranger_in_place(*id, want, seen)) {
+                (Some(have), stranger) => self.existing_link(*id, have, stranger, wanted, seen),
+                (None, Some(stranger)) => self.block(*id, stranger),
+                (None, None) => self.create_link(*id, want),
+            }
+        }
+        for (holder, name) in std::mem::take(&mut self.stuck) {
+            let Some((id, _)) = wanted.links.iter().find(|(id, want)| **id != holder && want.name == name) else {
+                continue;
+            };
+            let Some(have) = seen.links.get(&holder) else { continue };
+            let of_it = |op: &Op| op.object() == Object::Link(*id);
+            self.ops.link_clears.retain(|op| !of_it(op));
+            self.ops.link_creates.retain(|op| !of_it(op));
+            self.fresh.remove(id);
+            self.block(*id, have);
+        }
+        for (id, have) in &seen.links {
+            if wanted.links.contains_key(id) {
+                continue;
+            }
+            if !self.owns_link(have) {
+                // A stranger under our name: what is on it is his too.
+                if matches!(id, LinkId::Own(_)) {
+                    self.blocked.insert(*id);
+                }
+                continue;
+            }
+            let in_the_way = wanted.links.values().any(|want| in_place(want, have));
+            let stage = if in_the_way { &mut self.ops.link_clears } else { &mut self.ops.link_deletes };
+            stage.push(Op::DeleteLink { id: *id, link: Box::new(have.clone()) });
+            if in_the_way {
+                self.fresh.insert(*id);
+            } else {
+                self.leaving.insert(*id);
+            }
+        }
+    }
+
+    fn existing_link(&mut self, id: LinkId, have: &Link, stranger: Option<&Link>, wanted: &State, seen: &State) {
+        let Some(want) = wanted.links.get(&id) else { return };
+        let compatible = compatible(&want.kind, &have.kind);
+        // Exactly what Go flannel makes under our name is adopted; any other unmarked device is a stranger's.
+        let adoptable = have.group == 0 && have.alias.is_none() && have.name == want.name && compatible;
+        if !self.owns_link(have) && !adoptable {
+            return self.block(id, have);
+        }
+        match stranger {
+            Some(stranger) if !compatible => return self.block(id, stranger),
+            None if !compatible || self.name_is_taken(id, want, wanted, seen) => {
+                self.ops.link_clears.push(Op::DeleteLink { id, link: Box::new(have.clone()) });
+                return self.create_link(id, want);
+            }
+            _ => {}
+        }
+        let mut to = Link { kind: merged_kind(&want.kind, &have.kind), ..want.clone() };
+        to.mac = want.mac.or(have.mac);
+        if let Some(stranger) = stranger {
+            self.conflicts.push(Conflict {
+                object: Object::Link(id),
+                found: describe_link(stranger),
+                remedy: format!(
+                    "our device is called {} until the other is renamed or deleted; traffic goes on",
+                    have.name
+                ),
+            });
+            to.name = have.name.clone();
+            self.stuck.push((id, have.name.clone()));
+        }
+        if to == *have {
+            return;
+        }
+        if to.mac != have.mac {
+            self.readdressed.insert(id);
+        }
+        self.ops.links.push(Op::UpdateLink { id, from: Box::new(have.clone()), to: Box::new(to) });
+    }
+
+    /// A device that is not ours and has what `want` needs.
+    fn stranger_in_place<'s>(&self, id: LinkId, want: &Link, seen: &'s State) -> Option<&'s Link> {
+        let mut others = seen.links.iter().filter(|(other, _)| **other != id).map(|(_, link)| link);
+        others.find(|link| in_place(want, link) && !self.owns_link(link))
+    }
+
+    /// Whether another wanted device of ours bears the name and is not about to go: two devices whose names were
+    /// swapped cannot both be renamed, so the first is made anew.
+    fn name_is_taken(&self, id: LinkId, want: &Link, wanted: &State, seen: &State) -> bool {
+        seen.links.iter().any(|(other, link)| {
+            *other != id && link.name == want.name && wanted.links.contains_key(other) && !self.fresh.contains(other)
+        })
+    }
+
+    fn create_link(&mut self, id: LinkId, want: &Link) {
+        self.fresh.insert(id);
+        self.ops.link_creates.push(Op::CreateLink { id, link: Box::new(want.clone()) });
+    }
+
+    fn block(&mut self, id: LinkId, stranger: &Link) {
+        self.blocked.insert(id);
+        self.conflicts.push(Conflict {
+            object: Object::Link(id),
+            found: describe_link(stranger),
+            remedy: format!(
+                "not made by this overlay: rename it or delete it (ip link delete {}), or choose another VNI",
+                stranger.name
+            ),
+        });
+    }
+
+    fn owns_link(&self, link: &Link) -> bool {
+        self.scope.overlay.owns(link.group, link.alias.as_deref())
+    }
+
+    /// Whether `link` is a device of ours whose seen children are still there when it is their turn.
+    fn keeps_children(&self, link: LinkId) -> bool {
+        matches!(link, LinkId::Own(_)) && !self.blocked.contains(&link) && !self.fresh.contains(&link)
+    }
+
+    fn addresses(&mut self, wanted: &State, seen: &State) {
+        for key in wanted.addresses.keys() {
+            let there = self.keeps_children(key.link) && seen.addresses.contains_key(key);
+            if !there && !self.blocked.contains(&key.link) {
+                self.ops.addresses.push(Op::AddAddress(*key));
+            }
+        }
+        for key in seen.addresses.keys() {
+            if !self.keeps_children(key.link) || is_link_local(key.addr) || wanted.addresses.contains_key(key) {
+                continue;
+            }
+            // IPv6 has an address once, whatever its length: the wrong one has to go first.
+            let same = |other: &AddressKey| (other.link, other.addr) == (key.link, key.addr);
+            let in_the_way = key.addr.is_ipv6() && wanted.addresses.keys().any(same);
+            let stage = if in_the_way { &mut self.ops.address_clears } else { &mut self.ops.address_deletes };
+            stage.push(Op::DeleteAddress(*key));
+        }
+    }
+
+    fn fdb(&mut self, wanted: &State, seen: &State) {
+        for (key, dst) in &wanted.fdb {
+            let there = self.keeps_children(key.link) && seen.fdb.get(key) == Some(dst);
+            if !there && !self.blocked.contains(&key.link) {
+                self.ops.fdb.push(Op::PutFdb { key: *key, dst: *dst });
+                if !self.keeps_children(key.link) || !seen.fdb.contains_key(key) {
+                    self.unforwarded.insert((key.link, key.mac));
+                }
+            }
+        }
+        for (key, dst) in &seen.fdb {
+            if self.keeps_children(key.link) && !wanted.fdb.contains_key(key) {
+                self.ops.fdb_deletes.push(Op::DeleteFdb { key: *key, dst: *dst });
+            }
+        }
+    }
+
+    fn neighbours(&mut self, wanted: &State, seen: &State) {
+        for (key, mac) in &wanted.neighbours {
+            let there = self.keeps_children(key.link)
+                && !self.readdressed.contains(&key.link)
+                // Written again with its entry, so that a refused entry keeps routes off this neighbour.
+                && !self.unforwarded.contains(&(key.link, *mac))
+                && seen.neighbours.get(key) == Some(mac);
+            if !there && !self.blocked.contains(&key.link) {
+                self.ops.neighbours.push(Op::PutNeighbour { key: *key, mac: *mac });
+            }
+        }
+        for (key, mac) in &seen.neighbours {
+            let there = self.keeps_children(key.link) && !self.readdressed.contains(&key.link);
+            if there && !wanted.neighbours.contains_key(key) {
+                self.ops.neighbour_deletes.push(Op::DeleteNeighbour { key: *key, mac: *mac });
+            }
+        }
+    }
+
+    fn routes(&mut self, wanted: &State, seen: &State) {
+        let mut seen = seen.routes.iter().peekable();
+        let mut wanted = wanted.routes.iter().peekable();
+        // Both are in the order of their keys: one walk over the two, a destination at a time.
+        let mut have = Vec::new();
+        loop {
+            let next_seen = seen.peek().map(|(key, _)| key.prefix);
+            let next_wanted = wanted.peek().map(|(key, _)| key.prefix);
+            let Some(prefix) = [next_seen, next_wanted].into_iter().flatten().min() else { break };
+            have.clear();
+            while let Some((_, route)) = seen.next_if(|(key, _)| key.prefix == prefix) {
+                // What went down with its device does not count.
+                if route.link.is_none_or(|link| !self.fresh.contains(&link)) {
+                    have.push(*route);
+                }
+            }
+            let want = wanted.next_if(|(key, _)| key.prefix == prefix).map(|(_, route)| *route);
+            match want {
+                Some(want) => self.wanted_route(prefix, want, &have),
+                None => self.unwanted_routes(prefix, &have),
+            }
+        }
+    }
+
+    fn wanted_route(&mut self, prefix: Prefix, want: Route, have: &[Route]) {
+        if want.link.is_some_and(|link| self.blocked.contains(&link)) {
+            let leaving = |route: &&Route| route.link.is_some_and(|link| self.leaving.contains(&link));
+            return self.unwanted_routes(prefix, &have.iter().filter(leaving).copied().collect::<Vec<_>>());
+        }
+        if let Some(place) = have.iter().position(|route| route.same(&want)) {
+            for (nth, route) in have.iter().enumerate() {
+                match nth.cmp(&place) {
+                    std::cmp::Ordering::Equal => {}
+                    _ if self.owns_route(&prefix, route) => {
+                        self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: *route });
+                    }
+                    std::cmp::Ordering::Less => self.route_conflict(prefix, route),
+                    // A stranger's route behind ours carries no traffic and harms nobody.
+                    std::cmp::Ordering::Greater => {}
+                }
+            }
+            return;
+        }
+        match have {
+            [] => self.ops.routes.push(Op::CreateRoute { prefix, route: want }),
+            [only] if self.owns_route(&prefix, only) && !keeps_out(&prefix, only, &want) => {
+                self.ops.routes.push(Op::ReplaceRoute { prefix, change: Box::new((*only, want)) });
+            }
+            _ => {
+                let (ours, strangers): (Vec<_>, Vec<_>) =
+                    have.iter().copied().partition(|route| self.owns_route(&prefix, route));
+                for route in ours {
+                    self.ops.route_clears.push(Op::DeleteRoute { prefix, route });
+                }
+                match strangers.first() {
+                    Some(stranger) => self.route_conflict(prefix, stranger),
+                    None => self.ops.routes.push(Op::CreateRoute { prefix, route: want }),
+                }
+            }
+        }
+    }
+
+    fn unwanted_routes(&mut self, prefix: Prefix, have: &[Route]) {
+        for route in have {
+            if self.owns_route(&prefix, route) {
+                self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: *route });
+            }
+        }
+    }
+
+    fn route_conflict(&mut self, prefix: Prefix, stranger: &Route) {
+        self.conflicts.push(Conflict {
+            object: Object::Route(prefix),
+            found: RouteText { prefix, route: *stranger, scope: self.scope }.to_string(),
+            remedy: format!("not made by this overlay: delete it (ip route delete {prefix} ...) or move it elsewhere"),
+        });
+    }
+
+    fn owns_route(&self, prefix: &Prefix, route: &Route) -> bool {
+        // Through a stranger's device only the protocol can tell: Go flannel's form needs the device to be ours.
+        let blocked = route.link.is_some_and(|link| self.blocked.contains(&link));
+        (!blocked || route.has_own_protocol()) && owns_route(prefix, route, self.scope, self.claims)
+    }
+
+    fn finish(self) -> Plan {
+        let stages = self.ops;
+        let ops = [
+            stages.route_clears,
+            stages.link_clears,
+            stages.links,
+            stages.link_creates,
+            stages.address_clears,
+            stages.addresses,
+            stages.fdb,
+            stages.neighbours,
+            stages.routes,
+            stages.route_deletes,
+            stages.neighbour_deletes,
+            stages.fdb_deletes,
+            stages.address_deletes,
+            stages.link_deletes,
+        ];
+        // One stage after the other is moved and freed, so that the plan never exists twice.
+        let mut all = Vec::new();
+        for stage in ops {
+            all.reserve_exact(stage.len());
+            all.extend(stage);
+        }
+        Plan { ops: all, conflicts: self.conflicts }
+    }
+}
+
+fn is_link_local(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(addr) => addr.is_link_local(),
+        IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    }
+}
+
+/// Whether `have` occupies what `want` needs: its name, or its place among VXLAN devices (kernel-facts 18).
+fn in_place(want: &Link, have: &Link) -> bool {
+    match (&want.kind, &have.kind) {
+        (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) if a.excludes(b) => true,
+        _ => want.name == have.name,
+    }
+}
+
+/// Whether the kernel refuses to write one route over the other: an IPv6 `onlink` next hop must not be reached through
+/// another device by what is in the table, be it the very route to replace (`ip6_route_check_nh_onlink`).
+fn keeps_out(prefix: &Prefix, have: &Route, want: &Route) -> bool {
+    prefix.family() == Family::V6 && want.onlink && have.link != want.link
+}
+
+/// Whether a device can be made into the wanted one without being created anew. What one side leaves open matches
+/// (contract 8.2, existing device).
+fn compatible(want: &LinkKind, have: &LinkKind) -> bool {
+    fn open<T: PartialEq>(want: Option<T>, have: Option<T>) -> bool {
+        want.is_none() || have.is_none() || want == have
+    }
+    match (want, have) {
+        (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => {
+            want.vni == have.vni
+                && open(want.port, have.port)
+                && open(want.local, have.local)
+                && open(want.lower, have.lower)
+                && want.gbp == have.gbp
+        }
+        (want, have) => want == have,
+    }
+}
+
+/// The kind a compatible device has once updated: what cannot change stays, learning can.
+fn merged_kind(want: &LinkKind, have: &LinkKind) -> LinkKind {
+    match (want, have) {
+        (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => {
+            LinkKind::Vxlan(Vxlan { learning: want.learning, ..have.clone() })
+        }
+        (_, have) => have.clone(),
+    }
+}

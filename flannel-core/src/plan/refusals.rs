@@ -1,0 +1,82 @@
+//! What a refusal takes with it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::net::MacAddr;
+use crate::state::{AddressKey, LinkId, Route};
+
+use super::Op;
+
+/// What later writes stand on, so that a refusal skips just them. Every [`Kernel`](crate::kernel::Kernel) uses this,
+/// so that they agree.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    links: BTreeSet<LinkId>,
+    addresses: BTreeSet<AddressKey>,
+    macs: BTreeSet<(LinkId, MacAddr)>,
+    hops: BTreeSet<(LinkId, IpAddr)>,
+    kept_hops: BTreeSet<(LinkId, IpAddr)>,
+    kept_macs: BTreeSet<(LinkId, MacAddr)>,
+    unmoved: BTreeSet<LinkId>,
+}
+
+impl Refusals {
+    /// Whether `op` stands on something refused. The caller then skips it and tells [`refused`](Self::refused) too.
+    pub fn block(&self, op: &Op) -> bool {
+        match op {
+            Op::DeleteLink { .. } => false,
+            Op::CreateLink { id, .. } | Op::UpdateLink { id, .. } => self.links.contains(id),
+            Op::AddAddress(key) => self.links.contains(&key.link),
+            Op::PutFdb { key, .. } => self.links.contains(&key.link),
+            Op::PutNeighbour { key, mac } => self.links.contains(&key.link) || self.macs.contains(&(key.link, *mac)),
+            Op::CreateRoute { route, .. } => self.blocks_route(route),
+            Op::ReplaceRoute { change, .. } => self.blocks_route(&change.1),
+            Op::DeleteRoute { .. } => false,
+            Op::DeleteNeighbour { key, .. } => self.kept_hops.contains(&(key.link, key.addr)),
+            Op::DeleteFdb { key, .. } => {
+                self.unmoved.contains(&key.link) || self.kept_macs.contains(&(key.link, key.mac))
+            }
+            // A new address that was refused leaves the old one as the last: the routes hang on it.
+            Op::DeleteAddress(key) => self.addresses.iter().any(|refused| refused.link == key.link),
+        }
+    }
+
+    fn blocks_route(&self, route: &Route) -> bool {
+        let Some(link) = route.link else { return false };
+        self.links.contains(&link) || route.gateway.is_some_and(|gateway| self.hops.contains(&(link, gateway)))
+    }
+
+    /// Notes that `op` was refused or skipped.
+    pub fn refused(&mut self, op: &Op) {
+        match op {
+            Op::DeleteLink { id, .. } | Op::CreateLink { id, .. } | Op::UpdateLink { id, .. } => {
+                self.links.insert(*id);
+            }
+            Op::AddAddress(key) => {
+                self.addresses.insert(*key);
+            }
+            Op::PutFdb { key, .. } => {
+                self.macs.insert((key.link, key.mac));
+            }
+            Op::PutNeighbour { key, mac } => {
+                self.hops.insert((key.link, key.addr));
+                self.kept_macs.insert((key.link, *mac));
+                // The old neighbour stays, and only the kernel knows with which Ethernet address.
+                self.unmoved.insert(key.link);
+            }
+            Op::ReplaceRoute { change, .. } => self.keep_hop(&change.0),
+            Op::DeleteRoute { route, .. } => self.keep_hop(route),
+            Op::DeleteNeighbour { key, mac } => {
+                self.kept_macs.insert((key.link, *mac));
+            }
+            Op::CreateRoute { .. } | Op::DeleteFdb { .. } | Op::DeleteAddress(_) => {}
+        }
+    }
+
+    fn keep_hop(&mut self, route: &Route) {
+        if let (Some(link), Some(gateway)) = (route.link, route.gateway) {
+            self.kept_hops.insert((link, gateway));
+        }
+    }
+}

@@ -1,0 +1,310 @@
+use super::*;
+use crate::kernel::{Device, OverlayName};
+use crate::net::{Dual, Vni};
+use crate::state::{FdbKey, NeighbourKey, PeerState, RouteKey};
+
+const OWN: LinkId = LinkId::Own(0);
+
+fn scope() -> Scope {
+    let device = Device { name: LinkName::new("flannel.1").unwrap(), kind: wanted().links[&OWN].kind.clone() };
+    let networks = Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) };
+    Scope { overlay: OverlayName::default(), networks, devices: vec![device], uplink: Some(1) }
+}
+
+fn mac(n: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, n])
+}
+
+fn prefix() -> Prefix {
+    "10.5.2.0/24".parse().unwrap()
+}
+
+fn ours() -> Route {
+    Route::overlay(prefix(), prefix().addr(), OWN)
+}
+
+fn stranger() -> Route {
+    Route { protocol: 4, ..Route::direct(prefix(), "192.168.0.9".parse().unwrap(), LinkId::Uplink) }
+}
+
+/// A device with its address and one peer.
+fn wanted() -> State {
+    let overlay = OverlayName::default();
+    let vxlan = Vxlan {
+        vni: Vni::new(1).unwrap(),
+        port: None,
+        local: Some("192.168.0.1".parse().unwrap()),
+        lower: Some(LinkId::Uplink),
+        learning: false,
+        gbp: false,
+    };
+    let link = Link {
+        name: LinkName::new("flannel.1").unwrap(),
+        kind: LinkKind::Vxlan(vxlan),
+        mac: Some(mac(0xff)),
+        mtu: 1450,
+        up: true,
+        group: overlay.mark(),
+        alias: Some(overlay.alias().into()),
+    };
+    let mut state = State::default();
+    state.links.insert(OWN, link);
+    state.addresses.insert(AddressKey { link: OWN, addr: "10.5.1.0".parse().unwrap(), len: 32 }, ());
+    state.add(&PeerState {
+        fdb: Some((FdbKey { link: OWN, mac: mac(2), nth: 0 }, "192.168.0.2".parse().unwrap())),
+        neighbour: Some((NeighbourKey { link: OWN, addr: prefix().addr() }, mac(2))),
+        route: Some((prefix(), ours())),
+    });
+    state
+}
+
+fn with_routes(routes: &[Route]) -> State {
+    let mut seen = wanted();
+    seen.routes.clear();
+    for (nth, route) in (0..).zip(routes) {
+        seen.routes.insert(RouteKey { prefix: prefix(), nth }, *route);
+    }
+    seen
+}
+
+fn vxlan(link: &mut Link) -> &mut Vxlan {
+    let LinkKind::Vxlan(vxlan) = &mut link.kind else { panic!("not a vxlan") };
+    vxlan
+}
+
+/// The plan for `wanted()`, as text.
+fn ops(seen: &State) -> Vec<String> {
+    text(&wanted(), seen, &|_| None)
+}
+
+fn text(wanted: &State, seen: &State, claims: &Claims<'_>) -> Vec<String> {
+    let scope = scope();
+    plan(wanted, seen, &scope, claims).ops.iter().map(|op| OpText { op, scope: &scope }.to_string()).collect()
+}
+
+fn conflicts(seen: &State) -> Vec<Object> {
+    plan(&wanted(), seen, &scope(), &|_| None).conflicts.into_iter().map(|conflict| conflict.object).collect()
+}
+
+#[test]
+fn from_nothing_a_peer_is_whole_before_its_route_exists() {
+    let ops = ops(&State::default());
+    let place = |start: &str| ops.iter().position(|op| op.starts_with(start)).unwrap();
+    let order = ["link add", "address add", "fdb replace", "neigh replace", "route add"].map(place);
+    assert!(order.is_sorted() && ops.len() == 5, "{ops:?}");
+}
+
+#[test]
+fn exactly_what_go_flannel_makes_is_adopted_and_marked() {
+    let mut seen = wanted();
+    let link = seen.links.get_mut(&OWN).unwrap();
+    (link.group, link.alias) = (0, None);
+    vxlan(link).port = Some(8472);
+    assert_eq!(ops(&seen), ["link set flannel.1 group 0x666ba808 alias flannelkit:flannel"]);
+}
+
+#[test]
+fn an_unmarked_device_of_another_kind_under_our_name_is_a_strangers() {
+    let mut seen = wanted();
+    let link = seen.links.get_mut(&OWN).unwrap();
+    (link.group, link.alias) = (0, None);
+    vxlan(link).vni = Vni::new(7).unwrap();
+    assert_eq!(ops(&seen), [""; 0]);
+    assert_eq!(conflicts(&seen), [Object::Link(OWN)]);
+}
+
+#[test]
+fn a_device_that_names_another_overlay_is_a_strangers_whatever_its_group() {
+    let mut seen = wanted();
+    seen.links.get_mut(&OWN).unwrap().alias = Some("flannelkit:other".into());
+    assert_eq!(ops(&seen), [""; 0]);
+    assert_eq!(conflicts(&seen), [Object::Link(OWN)]);
+}
+
+#[test]
+fn a_strangers_device_that_holds_our_vni_is_a_conflict_and_not_retried() {
+    let mut link = wanted().links[&OWN].clone();
+    (link.name, link.group, link.alias) = (LinkName::new("theirs").unwrap(), 0, None);
+    let mut seen = State::default();
+    seen.links.insert(LinkId::Other(9), link);
+    assert_eq!(ops(&seen), [""; 0]);
+    assert_eq!(conflicts(&seen), [Object::Link(OWN)]);
+}
+
+#[test]
+fn a_device_of_ours_that_cannot_be_changed_is_deleted_first_and_all_on_it_written_anew() {
+    let mut seen = wanted();
+    vxlan(seen.links.get_mut(&OWN).unwrap()).vni = Vni::new(7).unwrap();
+    let ops = ops(&seen);
+    assert_eq!(ops[0], "link delete flannel.1");
+    assert!(ops[1].starts_with("link add flannel.1") && ops.len() == 6, "{ops:?}");
+}
+
+#[test]
+fn a_former_device_of_ours_in_the_way_goes_first_and_another_goes_last() {
+    let mut seen = wanted();
+    let mut former = seen.links.remove(&OWN).unwrap();
+    vxlan(&mut former).local = None;
+    former.name = LinkName::new("old0").unwrap();
+    seen.links.insert(LinkId::Other(9), former.clone());
+    seen.routes.values_mut().for_each(|route| route.link = Some(LinkId::Other(9)));
+    assert_eq!(ops(&seen)[0], "link delete old0");
+    vxlan(&mut former).vni = Vni::new(9).unwrap();
+    seen.links.insert(LinkId::Other(9), former);
+    let ops = ops(&seen);
+    assert_eq!(ops.last().unwrap(), "link delete old0");
+    assert!(ops.iter().any(|op| op.starts_with("route replace")), "{ops:?}");
+}
+
+#[test]
+fn a_renamed_device_of_ours_gets_its_name_back_unless_a_stranger_has_it() {
+    let mut seen = wanted();
+    seen.links.get_mut(&OWN).unwrap().name = LinkName::new("eth7").unwrap();
+    assert_eq!(ops(&seen), ["link set eth7 name flannel.1"]);
+    let veth = Link { kind: LinkKind::Other("veth".into()), group: 0, alias: None, ..wanted().links[&OWN].clone() };
+    seen.links.insert(LinkId::Other(9), veth);
+    assert_eq!(ops(&seen), [""; 0]);
+    assert_eq!(conflicts(&seen), [Object::Link(OWN)]);
+}
+
+#[test]
+fn a_moved_ethernet_address_writes_the_neighbours_again() {
+    let mut seen = wanted();
+    seen.links.get_mut(&OWN).unwrap().mac = Some(mac(1));
+    let ops = ops(&seen);
+    assert_eq!(ops.len(), 2, "{ops:?}");
+    assert!(ops[0].contains("address 02:00:00:00:00:ff") && ops[1].starts_with("neigh replace"), "{ops:?}");
+}
+
+#[test]
+fn a_readdressed_device_has_its_new_address_before_it_loses_the_old_one() {
+    let mut seen = wanted();
+    seen.addresses.clear();
+    seen.addresses.insert(AddressKey { link: OWN, addr: "10.5.9.0".parse().unwrap(), len: 32 }, ());
+    seen.addresses.insert(AddressKey { link: OWN, addr: "169.254.7.7".parse().unwrap(), len: 16 }, ());
+    assert_eq!(ops(&seen), ["address add 10.5.1.0/32 dev flannel.1", "address delete 10.5.9.0/32 dev flannel.1"]);
+}
+
+#[test]
+fn an_ipv6_address_of_another_length_goes_first() {
+    let mut wanted = wanted();
+    let key = AddressKey { link: OWN, addr: "fd05::".parse().unwrap(), len: 128 };
+    wanted.addresses.insert(key, ());
+    let mut seen = wanted.clone();
+    seen.addresses.remove(&key);
+    seen.addresses.insert(AddressKey { len: 64, ..key }, ());
+    let ops = text(&wanted, &seen, &|_| None);
+    assert_eq!(ops, ["address delete fd05::/64 dev flannel.1", "address add fd05::/128 dev flannel.1"]);
+}
+
+#[test]
+fn a_peers_moved_ethernet_address_is_reachable_before_its_neighbour_points_there() {
+    let mut seen = wanted();
+    seen.neighbours.values_mut().for_each(|seen| *seen = mac(1));
+    let dst = seen.fdb.pop_first().unwrap().1;
+    seen.fdb.insert(FdbKey { link: OWN, mac: mac(1), nth: 0 }, dst);
+    let ops = ops(&seen);
+    let verbs: Vec<_> = ops.iter().map(|op| op.split(" 0").next().unwrap().split(" 1").next().unwrap()).collect();
+    assert_eq!(verbs, ["fdb replace", "neigh replace", "fdb delete"]);
+}
+
+#[test]
+fn what_go_flannel_left_on_our_device_is_rewritten_in_place() {
+    let seen = with_routes(&[Route { protocol: Route::BOOT, ..ours() }]);
+    assert!(ops(&seen)[0].starts_with("route replace 10.5.2.0/24"));
+    // Without `onlink`, or to another hop, nobody can tell that it was flannel.
+    for other in [Route { onlink: false, ..ours() }, Route { gateway: Some("10.5.2.1".parse().unwrap()), ..ours() }] {
+        let seen = with_routes(&[Route { protocol: Route::BOOT, ..other }]);
+        assert_eq!((ops(&seen).len(), conflicts(&seen)), (0, vec![Object::Route(prefix())]));
+    }
+}
+
+#[test]
+fn what_go_flannel_left_on_another_device_is_ours_if_a_peer_claims_it() {
+    let public: IpAddr = "192.168.0.2".parse().unwrap();
+    let seen = with_routes(&[Route { protocol: Route::BOOT, ..Route::direct(prefix(), public, LinkId::Uplink) }]);
+    let claims = |of: &Prefix| (*of == prefix()).then_some(public);
+    assert!(text(&wanted(), &seen, &claims)[0].starts_with("route replace 10.5.2.0/24"));
+    assert_eq!((ops(&seen).len(), conflicts(&seen)), (0, vec![Object::Route(prefix())]));
+}
+
+#[test]
+fn a_strangers_route_behind_ours_is_left_and_before_ours_reported() {
+    let (behind, before) = (with_routes(&[ours(), stranger()]), with_routes(&[stranger(), ours()]));
+    assert_eq!((ops(&behind).len(), conflicts(&behind)), (0, vec![]));
+    assert_eq!((ops(&before).len(), conflicts(&before)), (0, vec![Object::Route(prefix())]));
+}
+
+#[test]
+fn an_ipv6_route_that_moves_to_our_device_makes_room_first() {
+    let prefix: Prefix = "fd00:5:0:7::/64".parse().unwrap();
+    let key = RouteKey { prefix, nth: 0 };
+    let state = |route| State { routes: [(key, route)].into(), ..State::default() };
+    let scope = Scope { networks: Dual { v4: None, v6: Some("fd00:5::/48".parse().unwrap()) }, ..scope() };
+    let direct = state(Route::direct(prefix, "fd01::8".parse().unwrap(), LinkId::Uplink));
+    let tunnel = state(Route::overlay(prefix, prefix.addr(), LinkId::Own(0)));
+    let kinds = |wanted, seen| {
+        let ops = plan(wanted, seen, &scope, &|_| None).ops;
+        ops.iter().map(|op| matches!(op, Op::ReplaceRoute { .. })).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&tunnel, &direct), [false, false]);
+    assert_eq!(kinds(&direct, &tunnel), [true]);
+}
+
+#[test]
+fn duplicates_of_ours_go_in_full() {
+    let seen = with_routes(&[ours(), Route { gateway: Some("10.5.2.9".parse().unwrap()), ..ours() }]);
+    let ops = ops(&seen);
+    assert!(ops.len() == 1 && ops[0].starts_with("route delete 10.5.2.0/24 via 10.5.2.9"), "{ops:?}");
+}
+
+#[test]
+fn several_routes_none_of_which_is_wanted_are_cleared_and_made_anew() {
+    let one = |n: u8| Route { gateway: Some(IpAddr::from([10, 5, 2, n])), ..ours() };
+    let ops = ops(&with_routes(&[one(8), one(9)]));
+    let verbs: Vec<_> = ops.iter().map(|op| &op[..9]).collect();
+    assert_eq!(verbs, ["route del", "route del", "route add"], "{ops:?}");
+}
+
+#[test]
+fn a_wanted_route_without_a_key_of_its_own_waits_for_the_stranger() {
+    let seen = with_routes(&[stranger()]);
+    assert_eq!((ops(&seen).len(), conflicts(&seen)), (0, vec![Object::Route(prefix())]));
+}
+
+#[test]
+fn teardown_takes_what_is_ours_children_first_and_leaves_strangers() {
+    let mut seen = with_routes(&[ours()]);
+    seen.routes.insert(RouteKey { prefix: "10.5.7.0/24".parse().unwrap(), nth: 0 }, stranger());
+    let ops = text(&State::default(), &seen, &|_| None);
+    let verbs: Vec<_> = ops.iter().map(|op| op.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(verbs, ["route delete", "neigh delete", "fdb delete", "address delete", "link delete"]);
+}
+
+#[test]
+fn teardown_touches_nothing_on_a_strangers_device_under_our_name() {
+    let mut seen = wanted();
+    seen.routes.clear();
+    let link = seen.links.get_mut(&OWN).unwrap();
+    (link.group, link.alias) = (0, None);
+    assert_eq!(text(&State::default(), &seen, &|_| None), [""; 0]);
+}
+
+#[test]
+fn a_refused_neighbour_keeps_the_entries_that_the_old_one_may_need() {
+    let mut refusals = Refusals::default();
+    let neighbour = Op::PutNeighbour { key: NeighbourKey { link: OWN, addr: prefix().addr() }, mac: mac(2) };
+    let delete = Op::DeleteFdb { key: FdbKey { link: OWN, mac: mac(1), nth: 0 }, dst: "192.168.0.2".parse().unwrap() };
+    assert!(!refusals.block(&delete));
+    refusals.refused(&neighbour);
+    assert!(refusals.block(&delete));
+    assert!(refusals.block(&Op::CreateRoute { prefix: prefix(), route: ours() }));
+}
+
+#[test]
+fn an_entry_that_was_gone_is_written_together_with_its_neighbour() {
+    let mut seen = wanted();
+    seen.fdb.clear();
+    let ops = ops(&seen);
+    assert!(ops.len() == 2 && ops[0].starts_with("fdb") && ops[1].starts_with("neigh"), "{ops:?}");
+}

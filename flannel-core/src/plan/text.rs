@@ -1,0 +1,149 @@
+//! Operations as people know them from iproute2.
+
+use std::fmt;
+
+use crate::kernel::Scope;
+use crate::net::Prefix;
+use crate::state::{AddressKey, Link, LinkId, LinkKind, Route, RouteKind};
+
+use super::Op;
+
+/// An operation as text, with the names a scope gives to links: what `plan` prints.
+pub struct OpText<'a> {
+    /// The operation.
+    pub op: &'a Op,
+    /// The names.
+    pub scope: &'a Scope,
+}
+
+/// A link id as a name, as far as the scope knows it.
+struct LinkText<'a>(LinkId, &'a Scope);
+
+impl fmt::Display for LinkText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            LinkId::Own(slot) => match self.1.devices.get(usize::from(slot)) {
+                Some(device) => device.name.fmt(f),
+                None => write!(f, "own{slot}"),
+            },
+            LinkId::Uplink => match self.1.uplink {
+                Some(index) => write!(f, "if{index}"),
+                None => f.write_str("uplink"),
+            },
+            LinkId::Other(index) => write!(f, "if{index}"),
+        }
+    }
+}
+
+pub(super) struct RouteText<'a> {
+    pub(super) prefix: Prefix,
+    pub(super) route: Route,
+    pub(super) scope: &'a Scope,
+}
+
+impl fmt::Display for RouteText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Route { kind, gateway, link, onlink, protocol } = self.route;
+        match kind {
+            RouteKind::Unicast => {}
+            RouteKind::Blackhole => f.write_str("blackhole ")?,
+            RouteKind::Foreign => f.write_str("(other) ")?,
+        }
+        write!(f, "{}", self.prefix)?;
+        if let Some(gateway) = gateway {
+            write!(f, " via {gateway}")?;
+        }
+        if let Some(link) = link {
+            write!(f, " dev {}", LinkText(link, self.scope))?;
+        }
+        match protocol {
+            Route::BOOT => f.write_str(" proto boot")?,
+            protocol => write!(f, " proto {protocol}")?,
+        }
+        if onlink { f.write_str(" onlink") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for OpText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scope = self.scope;
+        let name = |link| LinkText(link, scope);
+        let address = |verb: &str, key: &AddressKey, f: &mut fmt::Formatter<'_>| {
+            write!(f, "address {verb} {}/{} dev {}", key.addr, key.len, name(key.link))
+        };
+        match self.op {
+            Op::DeleteLink { link, .. } => write!(f, "link delete {}", link.name),
+            Op::CreateLink { link, .. } => write!(f, "link add {} mtu {}{}", link.name, link.mtu, KindText(link)),
+            Op::UpdateLink { from, to, .. } => {
+                write!(f, "link set {}", from.name)?;
+                if from.name != to.name {
+                    write!(f, " name {}", to.name)?;
+                }
+                if let (true, Some(mac)) = (from.mac != to.mac, to.mac) {
+                    write!(f, " address {mac}")?;
+                }
+                if from.mtu != to.mtu {
+                    write!(f, " mtu {}", to.mtu)?;
+                }
+                if from.group != to.group || from.alias != to.alias {
+                    write!(f, " group {:#x} alias {}", to.group, to.alias.as_deref().unwrap_or("''"))?;
+                }
+                match (from.up, to.up) {
+                    (false, true) => f.write_str(" up"),
+                    (true, false) => f.write_str(" down"),
+                    _ => Ok(()),
+                }
+            }
+            Op::AddAddress(key) => address("add", key, f),
+            Op::DeleteAddress(key) => address("delete", key, f),
+            Op::PutFdb { key, dst } => write!(f, "fdb replace {} dev {} dst {dst}", key.mac, name(key.link)),
+            Op::DeleteFdb { key, dst } => write!(f, "fdb delete {} dev {} dst {dst}", key.mac, name(key.link)),
+            Op::PutNeighbour { key, mac } => {
+                write!(f, "neigh replace {} lladdr {mac} dev {} nud permanent", key.addr, name(key.link))
+            }
+            Op::DeleteNeighbour { key, .. } => write!(f, "neigh delete {} dev {}", key.addr, name(key.link)),
+            Op::CreateRoute { prefix, route } => {
+                write!(f, "route add {}", RouteText { prefix: *prefix, route: *route, scope })
+            }
+            Op::ReplaceRoute { prefix, change } => {
+                write!(f, "route replace {}", RouteText { prefix: *prefix, route: change.1, scope })
+            }
+            Op::DeleteRoute { prefix, route } => {
+                write!(f, "route delete {}", RouteText { prefix: *prefix, route: *route, scope })
+            }
+        }
+    }
+}
+
+struct KindText<'a>(&'a Link);
+
+impl fmt::Display for KindText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(mac) = self.0.mac {
+            write!(f, " address {mac}")?;
+        }
+        match &self.0.kind {
+            LinkKind::Vxlan(vxlan) => {
+                write!(f, " type vxlan id {}", vxlan.vni)?;
+                if let Some(local) = vxlan.local {
+                    write!(f, " local {local}")?;
+                }
+                if let Some(port) = vxlan.port {
+                    write!(f, " dstport {port}")?;
+                }
+                f.write_str(if vxlan.learning { " learning" } else { " nolearning" })
+            }
+            LinkKind::DataPlane => f.write_str(" type tun"),
+            LinkKind::Other(kind) => write!(f, " type {kind}"),
+        }
+    }
+}
+
+pub(super) fn describe_link(link: &Link) -> String {
+    let kind = match &link.kind {
+        LinkKind::Vxlan(vxlan) => format!("vxlan id {}", vxlan.vni),
+        LinkKind::DataPlane => "tun".to_owned(),
+        LinkKind::Other(kind) => kind.to_string(),
+    };
+    format!("link {} ({kind}, group {:#x})", link.name, link.group)
+}

@@ -1,0 +1,216 @@
+//! What somebody else does to the host: sabotage by the names of `docs/kernel-facts.md`, and strangers' objects.
+//!
+//! Every act is the kernel's to refuse: the error carries its number.
+
+use std::net::IpAddr;
+
+use crate::kernel::{HostAddress, KernelError};
+use crate::net::{Family, MacAddr, Mtu};
+use crate::state::{Link, LinkKind, LinkName};
+
+use super::machine::{EINVAL, ENODEV, Entry, Machine, Notice, Slot};
+use super::{FakeKernel, FakeRoute, Nud, Placement, refused};
+
+/// An address with the length of its prefix, host bits kept: `192.168.0.1/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub addr: IpAddr,
+    /// The length in bits.
+    pub len: u8,
+}
+
+impl std::str::FromStr for Address {
+    type Err = crate::net::PrefixError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (addr, len) = crate::net::split_cidr(text)?;
+        crate::net::Prefix::masked(addr, len)?;
+        Ok(Self { addr, len })
+    }
+}
+
+/// Acts of others. Each fails with [`KernelError::Refused`] and the kernel's `errno` (`ENODEV` when no link has the
+/// name), and then changes nothing.
+#[expect(clippy::missing_errors_doc, reason = "said once, above")]
+impl FakeKernel {
+    /// Adds a physical interface that is up, with an address and 1500 bytes of MTU; gives its index. A default route
+    /// through it is another act.
+    pub fn add_uplink(&self, name: &str, address: Address) -> Result<u32, KernelError> {
+        let link = Link {
+            name: link_name(name)?,
+            kind: LinkKind::Other("".into()),
+            mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])),
+            mtu: 1500,
+            up: true,
+            group: 0,
+            alias: None,
+        };
+        let index = self.add_link(link)?;
+        self.add_address(name, address)?;
+        Ok(index)
+    }
+
+    /// Adds any link; gives its index.
+    pub fn add_link(&self, link: Link) -> Result<u32, KernelError> {
+        self.act(format!("adding link {}", link.name), |machine| machine.add_link(link))
+    }
+
+    /// The index of a link, if there is one of the name.
+    pub fn link_index(&self, name: &str) -> Option<u32> {
+        self.lock().machine.named(name)
+    }
+
+    /// `ip link delete`: with all that is on it and through it, and the VXLAN devices over it.
+    pub fn delete_link(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("deleting link", name, Machine::delete_link)
+    }
+
+    /// `ip link set up`.
+    pub fn link_up(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("setting up", name, Machine::link_up)
+    }
+
+    /// `ip link set down`: routes, permanent neighbours and IPv6 addresses go, the IPv4 routes without a word.
+    pub fn link_down(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("setting down", name, Machine::link_down)
+    }
+
+    /// The carrier goes or comes: a notification, and nothing is lost.
+    pub fn carrier_change(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("changing the carrier of", name, |machine, index| {
+            machine.notices.push(Notice::Link(index));
+            Ok(())
+        })
+    }
+
+    /// `ip link set address`: permanent neighbours go.
+    pub fn set_mac(&self, name: &str, mac: MacAddr) -> Result<(), KernelError> {
+        self.on_link("setting the address of", name, |machine, index| machine.set_mac(index, Some(mac)))
+    }
+
+    /// `ip link set mtu`: `EINVAL` above what a VXLAN device's lower device allows.
+    pub fn set_mtu(&self, name: &str, mtu: Mtu) -> Result<(), KernelError> {
+        self.on_link("setting the MTU of", name, |machine, index| machine.set_mtu(index, mtu.0))
+    }
+
+    /// `ip link set name`.
+    pub fn rename_link(&self, name: &str, to: &str) -> Result<(), KernelError> {
+        let to = link_name(to)?;
+        self.on_link("renaming", name, |machine, index| machine.rename(index, &to))
+    }
+
+    /// `ip link set group GROUP alias ALIAS`.
+    pub fn mark_link(&self, name: &str, group: u32, alias: Option<&str>) -> Result<(), KernelError> {
+        self.on_link("marking", name, |machine, index| machine.set_mark(index, group, alias))
+    }
+
+    /// `ip address add`.
+    pub fn add_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
+        let Address { addr, len } = address;
+        self.on_link("adding an address to", name, |machine, link| {
+            machine.add_address(HostAddress { link, addr, len, permanent: true, temporary: false, deprecated: false })
+        })
+    }
+
+    /// `ip address delete`: with the last IPv4 one go IPv4 routes and neighbours, without a word about the routes.
+    pub fn remove_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
+        let Address { addr, len } = address;
+        self.on_link("removing an address from", name, |machine, index| machine.delete_address(index, addr, len))
+    }
+
+    /// `ip route flush table main`, or the same with `-6`.
+    pub fn flush_routes(&self, family: Family) {
+        let _ = self.act(String::new(), |machine| {
+            machine.flush_main(family);
+            Ok(())
+        });
+    }
+
+    /// `ip neigh flush dev NAME nud permanent`.
+    pub fn flush_neighbours(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("flushing neighbours of", name, |machine, index| {
+            machine.drop_neighbours(index, |_| true);
+            Ok(())
+        })
+    }
+
+    /// `ip link set arp off` and on again: as [`flush_neighbours`](Self::flush_neighbours).
+    pub fn arp_off_on(&self, name: &str) -> Result<(), KernelError> {
+        self.flush_neighbours(name)
+    }
+
+    /// `bridge fdb flush`.
+    pub fn flush_fdb(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("flushing the FDB of", name, |machine, index| {
+            machine.fdb.retain(|(link, _), _| *link != index);
+            machine.notices.push(Notice::Fdb(index));
+            Ok(())
+        })
+    }
+
+    /// Puts a route where the placement says.
+    pub fn add_route(&self, route: FakeRoute, placement: Placement) -> Result<(), KernelError> {
+        let doing = format!("adding a route to {}", route.prefix);
+        self.act(doing, |machine| machine.add_route(Slot::of(&route), Entry::of(&route), placement))
+    }
+
+    /// Deletes the route that matches in full; `ESRCH` when none does.
+    pub fn delete_route(&self, route: &FakeRoute) -> Result<(), KernelError> {
+        let doing = format!("deleting a route to {}", route.prefix);
+        self.act(doing, |machine| machine.delete_route(Slot::of(route), &Entry::of(route)))
+    }
+
+    /// `ip neigh replace`.
+    pub fn put_neighbour(&self, name: &str, addr: IpAddr, mac: MacAddr, nud: Nud) -> Result<(), KernelError> {
+        self.on_link("adding a neighbour to", name, |machine, index| machine.put_neighbour(index, addr, mac, nud))
+    }
+
+    /// `ip neigh delete`.
+    pub fn delete_neighbour(&self, name: &str, addr: IpAddr) -> Result<(), KernelError> {
+        self.on_link("deleting a neighbour of", name, |machine, index| machine.delete_neighbour(index, addr))
+    }
+
+    /// `bridge fdb replace`.
+    pub fn put_fdb(&self, name: &str, mac: MacAddr, dst: IpAddr, nud: Nud) -> Result<(), KernelError> {
+        self.on_link("adding a forwarding entry to", name, |machine, index| machine.put_fdb(index, mac, dst, nud))
+    }
+
+    /// `bridge fdb append`: only the all-zero and multicast addresses hold several destinations.
+    pub fn append_fdb(&self, name: &str, mac: MacAddr, dst: IpAddr) -> Result<(), KernelError> {
+        self.on_link("appending a forwarding entry to", name, |machine, index| machine.append_fdb(index, mac, dst))
+    }
+
+    /// `bridge fdb delete`.
+    pub fn delete_fdb(&self, name: &str, mac: MacAddr, dst: IpAddr) -> Result<(), KernelError> {
+        self.on_link("deleting a forwarding entry of", name, |machine, index| machine.delete_fdb(index, mac, dst))
+    }
+
+    fn on_link<T>(
+        &self,
+        doing: &str,
+        name: &str,
+        act: impl FnOnce(&mut Machine, u32) -> Result<T, i32>,
+    ) -> Result<T, KernelError> {
+        self.act(format!("{doing} {name}"), |machine| {
+            let index = machine.named(name).ok_or(ENODEV)?;
+            act(machine, index)
+        })
+    }
+
+    fn act<T>(&self, doing: String, act: impl FnOnce(&mut Machine) -> Result<T, i32>) -> Result<T, KernelError> {
+        let mut inner = self.lock();
+        let before = inner.ids(None);
+        let outcome = act(&mut inner.machine).map_err(|errno| refused(doing, errno));
+        inner.tell(None, &before);
+        outcome
+    }
+}
+
+fn link_name(name: &str) -> Result<LinkName, KernelError> {
+    LinkName::new(name).map_err(|error| KernelError::Refused {
+        doing: format!("naming a link {name:?}"),
+        errno: EINVAL,
+        message: error.to_string(),
+    })
+}

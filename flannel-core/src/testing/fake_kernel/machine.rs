@@ -1,0 +1,550 @@
+//! The rules of the fake: plain tables, no clock, no threads. Refusals are the kernel's own error numbers.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::kernel::{EEXIST, HostAddress};
+use crate::net::{Family, MacAddr, Prefix};
+use crate::state::{Link, LinkId, LinkKind, LinkName, RouteKind, Vxlan};
+
+use super::{FakeRoute, Nud, Placement};
+
+pub(super) const ENOENT: i32 = 2;
+pub(super) const ESRCH: i32 = 3;
+pub(super) const ENODEV: i32 = 19;
+pub(super) const EINVAL: i32 = 22;
+pub(super) const EOPNOTSUPP: i32 = 95;
+pub(super) const EADDRNOTAVAIL: i32 = 99;
+pub(super) const ENETDOWN: i32 = 100;
+pub(super) const ENETUNREACH: i32 = 101;
+pub(super) const EHOSTUNREACH: i32 = 113;
+
+pub(super) const MAIN: u32 = 254;
+const RTPROT_KERNEL: u8 = 2;
+/// What `IP6_RT_PRIO_ADDRCONF` gives connected routes.
+const CONNECTED_V6_METRIC: u32 = 256;
+
+/// What a subscriber to the monitor groups would be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notice {
+    Link(u32),
+    Address(u32),
+    Neighbour(u32),
+    Fdb(u32),
+    Route(Slot, u8),
+}
+
+/// Where routes compete: the kernel's key, TOS apart, which the fake does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Slot {
+    pub(super) prefix: Prefix,
+    pub(super) table: u32,
+    pub(super) metric: u32,
+}
+
+impl Slot {
+    pub(super) fn of(route: &FakeRoute) -> Self {
+        Self::new(route.prefix, route.table, route.metric)
+    }
+
+    pub(super) fn new(prefix: Prefix, table: u32, metric: u32) -> Self {
+        Self { prefix, table, metric: default_metric(prefix.family(), metric) }
+    }
+
+    pub(super) fn main(prefix: Prefix) -> Self {
+        Self::new(prefix, MAIN, 0)
+    }
+
+    pub(super) fn is_main_default_metric(&self) -> bool {
+        self.table == MAIN && self.metric == default_metric(self.prefix.family(), 0)
+    }
+}
+
+/// IPv6 metric 0 reads back as 1024 (kernel-facts 10).
+fn default_metric(family: Family, metric: u32) -> u32 {
+    match (family, metric) {
+        (Family::V6, 0) => 1024,
+        (_, metric) => metric,
+    }
+}
+
+/// One route of a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) kind: RouteKind,
+    pub(super) gateway: Option<IpAddr>,
+    pub(super) link: Option<u32>,
+    pub(super) onlink: bool,
+    pub(super) protocol: u8,
+    /// Further next hops of an IPv6 multipath route (kernel-facts 31).
+    pub(super) siblings: Vec<Entry>,
+}
+
+impl Entry {
+    pub(super) fn of(route: &FakeRoute) -> Self {
+        let FakeRoute { kind, gateway, link, onlink, protocol, .. } = *route;
+        Self { kind, gateway, link, onlink, protocol, siblings: Vec::new() }
+    }
+
+    pub(super) fn is_multipath(&self) -> bool {
+        !self.siblings.is_empty()
+    }
+
+    /// The next sibling becomes the first; false when there is none.
+    fn promote(&mut self) -> bool {
+        if self.siblings.is_empty() {
+            return false;
+        }
+        let next = self.siblings.remove(0);
+        let siblings = std::mem::take(&mut self.siblings);
+        *self = Self { siblings, ..next };
+        true
+    }
+
+    fn is_same_hop(&self, other: &Self) -> bool {
+        (self.kind, self.gateway, self.link, self.protocol) == (other.kind, other.gateway, other.link, other.protocol)
+    }
+
+    /// `rt6_qualify_for_ecmp`: only routes with a gateway become siblings.
+    fn can_have_siblings(&self) -> bool {
+        self.kind != RouteKind::Blackhole && self.gateway.is_some()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Machine {
+    pub(super) last_index: u32,
+    pub(super) links: BTreeMap<u32, Link>,
+    pub(super) addresses: Vec<HostAddress>,
+    pub(super) neighbours: BTreeMap<(u32, IpAddr), (MacAddr, Nud)>,
+    pub(super) fdb: BTreeMap<(u32, MacAddr), Vec<(IpAddr, Nud)>>,
+    pub(super) routes: BTreeMap<Slot, Vec<Entry>>,
+    /// What happened since somebody last took them.
+    pub(super) notices: Vec<Notice>,
+}
+
+type Outcome = Result<(), i32>;
+
+// Links.
+impl Machine {
+    pub(super) fn named(&self, name: &str) -> Option<u32> {
+        self.links.iter().find(|(_, link)| link.name.as_str() == name).map(|(index, _)| *index)
+    }
+
+    pub(super) fn add_link(&mut self, mut link: Link) -> Result<u32, i32> {
+        if self.named(link.name.as_str()).is_some() {
+            return Err(EEXIST);
+        }
+        if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+            vxlan.port.get_or_insert(Vxlan::DEFAULT_PORT);
+            let limit = self.vxlan_limit(vxlan)?;
+            // The kernel clamps at creation, and only then (kernel-facts 17).
+            link.mtu = limit.map_or(link.mtu, |limit| link.mtu.min(limit));
+            let vxlan = &*vxlan;
+            let taken = self.links.values().any(|other| match &other.kind {
+                LinkKind::Vxlan(other) => other.excludes(vxlan),
+                LinkKind::DataPlane | LinkKind::Other(_) => false,
+            });
+            if taken {
+                return Err(EEXIST);
+            }
+        }
+        self.last_index += 1;
+        let index = self.last_index;
+        if link.mac.is_none() && matches!(link.kind, LinkKind::Vxlan(_)) {
+            let [a, b, c, d] = index.to_be_bytes();
+            link.mac = Some(MacAddr([0x02, 0xff, a, b, c, d]));
+        }
+        self.links.insert(index, link);
+        self.notices.push(Notice::Link(index));
+        Ok(index)
+    }
+
+    /// The most a VXLAN device over this lower device may have.
+    fn vxlan_limit(&self, vxlan: &Vxlan) -> Result<Option<u32>, i32> {
+        let Some(lower) = vxlan.lower else { return Ok(None) };
+        let LinkId::Other(lower) = lower else { return Err(ENODEV) };
+        let lower = self.links.get(&lower).ok_or(ENODEV)?;
+        let overhead = match vxlan.family().unwrap_or(Family::V4) {
+            Family::V4 => 50,
+            Family::V6 => 70,
+        };
+        Ok(Some(lower.mtu.saturating_sub(overhead)))
+    }
+
+    pub(super) fn delete_link(&mut self, index: u32) -> Outcome {
+        self.links.remove(&index).ok_or(ENODEV)?;
+        self.addresses.retain(|address| address.link != index);
+        self.neighbours.retain(|(link, _), _| *link != index);
+        self.fdb.retain(|(link, _), _| *link != index);
+        self.drop_routes_through(index, Family::V4, Announce::No);
+        self.drop_routes_through(index, Family::V6, Announce::Yes);
+        self.notices.push(Notice::Link(index));
+        let above = self.links.iter().filter_map(|(above, link)| match &link.kind {
+            LinkKind::Vxlan(vxlan) if vxlan.lower == Some(LinkId::Other(index)) => Some(*above),
+            _ => None,
+        });
+        for above in above.collect::<Vec<_>>() {
+            self.delete_link(above)?;
+        }
+        Ok(())
+    }
+
+    fn link_mut(&mut self, index: u32) -> Result<&mut Link, i32> {
+        self.notices.push(Notice::Link(index));
+        self.links.get_mut(&index).ok_or(ENODEV)
+    }
+
+    pub(super) fn rename(&mut self, index: u32, name: &LinkName) -> Outcome {
+        match self.named(name.as_str()) {
+            Some(other) if other != index => return Err(EEXIST),
+            _ => {}
+        }
+        self.link_mut(index)?.name = name.clone();
+        Ok(())
+    }
+
+    pub(super) fn set_mac(&mut self, index: u32, mac: Option<MacAddr>) -> Outcome {
+        let link = self.link_mut(index)?;
+        if link.mac == mac {
+            return Ok(());
+        }
+        link.mac = mac;
+        // `NETDEV_CHANGEADDR` flushes permanent neighbours too.
+        self.drop_neighbours(index, |_| true);
+        Ok(())
+    }
+
+    pub(super) fn set_mtu(&mut self, index: u32, mtu: u32) -> Outcome {
+        if let LinkKind::Vxlan(vxlan) = &self.links.get(&index).ok_or(ENODEV)?.kind
+            && self.vxlan_limit(vxlan)?.is_some_and(|limit| mtu > limit)
+        {
+            return Err(EINVAL);
+        }
+        self.link_mut(index)?.mtu = mtu;
+        Ok(())
+    }
+
+    pub(super) fn set_mark(&mut self, index: u32, group: u32, alias: Option<&str>) -> Outcome {
+        let link = self.link_mut(index)?;
+        link.group = group;
+        link.alias = alias.map(Into::into);
+        Ok(())
+    }
+
+    pub(super) fn link_up(&mut self, index: u32) -> Outcome {
+        self.link_mut(index)?.up = true;
+        let own: Vec<_> = self.addresses.iter().filter(|address| address.link == index).cloned().collect();
+        for address in own {
+            self.connect(&address);
+        }
+        Ok(())
+    }
+
+    pub(super) fn link_down(&mut self, index: u32) -> Outcome {
+        self.link_mut(index)?.up = false;
+        // kernel-facts 4: IPv4 routes go without a word.
+        self.drop_routes_through(index, Family::V4, Announce::No);
+        self.drop_routes_through(index, Family::V6, Announce::Yes);
+        self.drop_neighbours(index, |_| true);
+        let before = self.addresses.len();
+        self.addresses.retain(|address| address.link != index || address.addr.is_ipv4());
+        if self.addresses.len() < before {
+            self.notices.push(Notice::Address(index));
+        }
+        Ok(())
+    }
+
+    pub(super) fn update_link(&mut self, index: u32, from: &Link, to: &Link) -> Outcome {
+        if from.name != to.name {
+            self.rename(index, &to.name)?;
+        }
+        if from.mtu != to.mtu {
+            self.set_mtu(index, to.mtu)?;
+        }
+        if from.mac != to.mac {
+            self.set_mac(index, to.mac)?;
+        }
+        if (from.group, &from.alias) != (to.group, &to.alias) {
+            self.set_mark(index, to.group, to.alias.as_deref())?;
+        }
+        let link = self.link_mut(index)?;
+        if let (LinkKind::Vxlan(have), LinkKind::Vxlan(want)) = (&mut link.kind, &to.kind) {
+            have.learning = want.learning;
+        }
+        match (from.up, to.up) {
+            (false, true) => self.link_up(index),
+            (true, false) => self.link_down(index),
+            _ => Ok(()),
+        }
+    }
+}
+
+// Addresses, neighbours, forwarding entries.
+impl Machine {
+    pub(super) fn add_address(&mut self, address: HostAddress) -> Outcome {
+        if !self.links.contains_key(&address.link) {
+            return Err(ENODEV);
+        }
+        // IPv4 tells addresses apart by their mask as well.
+        let taken = self.addresses.iter().any(|other| {
+            let same = other.link == address.link && other.addr == address.addr;
+            same && (other.len == address.len || address.addr.is_ipv6())
+        });
+        if taken {
+            return Err(EEXIST);
+        }
+        self.connect(&address);
+        self.notices.push(Notice::Address(address.link));
+        self.addresses.push(address);
+        Ok(())
+    }
+
+    pub(super) fn delete_address(&mut self, link: u32, addr: IpAddr, len: u8) -> Outcome {
+        let is_it = |address: &HostAddress| (address.link, address.addr, address.len) == (link, addr, len);
+        let place = self.addresses.iter().position(is_it).ok_or(EADDRNOTAVAIL)?;
+        let address = self.addresses.remove(place);
+        self.disconnect(&address);
+        self.notices.push(Notice::Address(link));
+        let last = !self.addresses.iter().any(|other| other.link == link && other.addr.is_ipv4());
+        if addr.is_ipv4() && last {
+            // `fib_disable_ip`: kernel-facts 5, no route notification.
+            self.drop_routes_through(link, Family::V4, Announce::No);
+            self.drop_neighbours(link, |addr| addr.is_ipv4());
+        }
+        Ok(())
+    }
+
+    /// The route the kernel makes for an address of a link that is up.
+    fn connect(&mut self, address: &HostAddress) {
+        let Some((slot, entry)) = connected(address) else { return };
+        let up = self.links.get(&address.link).is_some_and(|link| link.up);
+        let there = self.routes.get(&slot).is_some_and(|entries| entries.contains(&entry));
+        if up && !there {
+            self.routes.entry(slot).or_default().push(entry);
+            self.notices.push(Notice::Route(slot, RTPROT_KERNEL));
+        }
+    }
+
+    fn disconnect(&mut self, address: &HostAddress) {
+        let Some((slot, entry)) = connected(address) else { return };
+        if let Some(entries) = self.routes.get_mut(&slot) {
+            entries.retain(|other| *other != entry);
+        }
+        self.sweep(slot, RTPROT_KERNEL);
+    }
+
+    pub(super) fn put_neighbour(&mut self, link: u32, addr: IpAddr, mac: MacAddr, nud: Nud) -> Outcome {
+        if !self.links.contains_key(&link) {
+            return Err(ENODEV);
+        }
+        self.neighbours.insert((link, addr), (mac, nud));
+        self.notices.push(Notice::Neighbour(link));
+        Ok(())
+    }
+
+    pub(super) fn delete_neighbour(&mut self, link: u32, addr: IpAddr) -> Outcome {
+        self.neighbours.remove(&(link, addr)).ok_or(ENOENT)?;
+        self.notices.push(Notice::Neighbour(link));
+        Ok(())
+    }
+
+    pub(super) fn drop_neighbours(&mut self, link: u32, lost: impl Fn(IpAddr) -> bool) {
+        let notices = &mut self.notices;
+        self.neighbours.retain(|(on, addr), _| {
+            let keep = *on != link || !lost(*addr);
+            if !keep {
+                notices.push(Notice::Neighbour(link));
+            }
+            keep
+        });
+    }
+
+    pub(super) fn put_fdb(&mut self, link: u32, mac: MacAddr, dst: IpAddr, nud: Nud) -> Outcome {
+        self.check_vxlan(link)?;
+        let entries = self.fdb.entry((link, mac)).or_default();
+        if mac.is_zero() || mac.is_multicast() {
+            // These hold several destinations, so the kernel cannot replace "the" one.
+            if !entries.is_empty() {
+                return Err(EOPNOTSUPP);
+            }
+        }
+        *entries = vec![(dst, nud)];
+        self.notices.push(Notice::Fdb(link));
+        Ok(())
+    }
+
+    pub(super) fn append_fdb(&mut self, link: u32, mac: MacAddr, dst: IpAddr) -> Outcome {
+        self.check_vxlan(link)?;
+        if !mac.is_zero() && !mac.is_multicast() {
+            return Err(EOPNOTSUPP);
+        }
+        self.fdb.entry((link, mac)).or_default().push((dst, Nud::Permanent));
+        self.notices.push(Notice::Fdb(link));
+        Ok(())
+    }
+
+    fn check_vxlan(&self, link: u32) -> Outcome {
+        match self.links.get(&link).ok_or(ENODEV)?.kind {
+            LinkKind::Vxlan(_) => Ok(()),
+            LinkKind::DataPlane | LinkKind::Other(_) => Err(EOPNOTSUPP),
+        }
+    }
+
+    pub(super) fn delete_fdb(&mut self, link: u32, mac: MacAddr, dst: IpAddr) -> Outcome {
+        let entries = self.fdb.get_mut(&(link, mac)).ok_or(ENOENT)?;
+        let place = entries.iter().position(|(other, _)| *other == dst).ok_or(ENOENT)?;
+        entries.remove(place);
+        if entries.is_empty() {
+            self.fdb.remove(&(link, mac));
+        }
+        self.notices.push(Notice::Fdb(link));
+        Ok(())
+    }
+}
+
+fn connected(address: &HostAddress) -> Option<(Slot, Entry)> {
+    let prefix = Prefix::masked(address.addr, address.len).ok()?;
+    if prefix.len() == prefix.family().bits() {
+        return None;
+    }
+    let metric = match prefix.family() {
+        Family::V4 => 0,
+        Family::V6 => CONNECTED_V6_METRIC,
+    };
+    // It has a preferred source, so no route of ours looks like it.
+    let entry = Entry {
+        kind: RouteKind::Foreign,
+        gateway: None,
+        link: Some(address.link),
+        onlink: false,
+        protocol: RTPROT_KERNEL,
+        siblings: Vec::new(),
+    };
+    Some((Slot { prefix, table: MAIN, metric }, entry))
+}
+
+// Routes.
+enum Announce {
+    Yes,
+    No,
+}
+
+impl Machine {
+    pub(super) fn add_route(&mut self, slot: Slot, entry: Entry, placement: Placement) -> Outcome {
+        self.check_route(slot, &entry)?;
+        let protocol = entry.protocol;
+        if placement == Placement::Replace && !self.routes.contains_key(&slot) {
+            return Err(ENOENT);
+        }
+        let entries = self.routes.entry(slot).or_default();
+        let merges = slot.prefix.family() == Family::V6
+            && entry.can_have_siblings()
+            && entries.first().is_some_and(Entry::can_have_siblings);
+        match placement {
+            Placement::Exclusive if entries.is_empty() => entries.push(entry),
+            Placement::Exclusive => return Err(EEXIST),
+            // The kernel matches prefix, TOS and metric and asks for nothing else (kernel-facts 27, 31).
+            Placement::Replace => entries[0] = entry,
+            Placement::Append | Placement::Prepend if entries.iter().any(|other| other.is_same_hop(&entry)) => {
+                return Err(EEXIST);
+            }
+            Placement::Append | Placement::Prepend if merges => {
+                entries[0].siblings.push(entry);
+            }
+            Placement::Append => entries.push(entry),
+            Placement::Prepend => entries.insert(0, entry),
+        }
+        self.notices.push(Notice::Route(slot, protocol));
+        Ok(())
+    }
+
+    fn check_route(&self, slot: Slot, entry: &Entry) -> Outcome {
+        if entry.kind == RouteKind::Blackhole {
+            return Ok(());
+        }
+        let Some(index) = entry.link else { return Err(ENODEV) };
+        let link = self.links.get(&index).ok_or(ENODEV)?;
+        if !link.up {
+            return Err(ENETDOWN);
+        }
+        let Some(gateway) = entry.gateway else { return Ok(()) };
+        if entry.onlink {
+            let own = self.addresses.iter().any(|address| address.addr == gateway);
+            return if own { Err(EINVAL) } else { Ok(()) };
+        }
+        let link_local = matches!(gateway, IpAddr::V6(addr) if addr.is_unicast_link_local());
+        let reached = self.routes.iter().any(|(other, entries)| {
+            let through = |entry: &Entry| entry.gateway.is_none() && entry.link == Some(index);
+            other.table == MAIN && other.prefix.contains(gateway) && entries.iter().any(through)
+        });
+        match (reached || link_local, slot.prefix.family()) {
+            (true, _) => Ok(()),
+            (false, Family::V4) => Err(ENETUNREACH),
+            (false, Family::V6) => Err(EHOSTUNREACH),
+        }
+    }
+
+    /// Deletes what matches in full: another protocol or next hop is another route (kernel-facts 9, 27).
+    pub(super) fn delete_route(&mut self, slot: Slot, entry: &Entry) -> Outcome {
+        let entries = self.routes.get_mut(&slot).ok_or(ESRCH)?;
+        if let Some(place) = entries.iter().position(|other| !other.is_multipath() && other.is_same_hop(entry)) {
+            entries.remove(place);
+        } else if !take_next_hop(entries, entry) {
+            return Err(ESRCH);
+        }
+        self.sweep(slot, entry.protocol);
+        Ok(())
+    }
+
+    pub(super) fn flush_main(&mut self, family: Family) {
+        let notices = &mut self.notices;
+        self.routes.retain(|slot, entries| {
+            let keep = slot.table != MAIN || slot.prefix.family() != family;
+            if !keep {
+                notices.extend(entries.iter().map(|entry| Notice::Route(*slot, entry.protocol)));
+            }
+            keep
+        });
+    }
+
+    fn drop_routes_through(&mut self, link: u32, family: Family, announce: Announce) {
+        let notices = &mut self.notices;
+        self.routes.retain(|slot, entries| {
+            if slot.prefix.family() != family {
+                return true;
+            }
+            entries.retain_mut(|entry| {
+                let before = entry.siblings.len();
+                entry.siblings.retain(|sibling| sibling.link != Some(link));
+                let keep = entry.link != Some(link) || entry.promote();
+                if (!keep || entry.siblings.len() < before) && matches!(announce, Announce::Yes) {
+                    notices.push(Notice::Route(*slot, entry.protocol));
+                }
+                keep
+            });
+            !entries.is_empty()
+        });
+    }
+
+    fn sweep(&mut self, slot: Slot, protocol: u8) {
+        self.notices.push(Notice::Route(slot, protocol));
+        if self.routes.get(&slot).is_some_and(Vec::is_empty) {
+            self.routes.remove(&slot);
+        }
+    }
+}
+
+/// Deleting by next hop takes one sibling out of a multipath route.
+fn take_next_hop(entries: &mut [Entry], wanted: &Entry) -> bool {
+    for entry in entries.iter_mut().filter(|entry| entry.is_multipath()) {
+        if entry.is_same_hop(wanted) {
+            return entry.promote();
+        }
+        if let Some(place) = entry.siblings.iter().position(|sibling| sibling.is_same_hop(wanted)) {
+            entry.siblings.remove(place);
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,525 @@
+//! A kernel in memory that refuses, forgets and takes over as the real one does.
+//!
+//! What it knows is what `docs/kernel-facts.md` records: device, address, neighbour, forwarding and routing tables
+//! with the kernel's keys, its error numbers, and what survives which act. Not modelled: TOS, policy rules, several
+//! next hops of IPv4, secondary addresses, traffic.
+//!
+//! ```
+//! # use flannel_core::testing::fake_kernel::FakeKernel;
+//! # fn main() -> Result<(), flannel_core::kernel::KernelError> {
+//! let kernel = FakeKernel::new();
+//! let uplink = kernel.add_uplink("eth0", "192.168.0.1/24".parse().unwrap())?;
+//! let before = kernel.snapshot();
+//! // ... run an overlay on `kernel.clone()` ...
+//! assert!(before.missing_from(&kernel.snapshot()).is_empty(), "{}", kernel.snapshot());
+//! # let _ = uplink; Ok(())
+//! # }
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::sync::{Notify, watch};
+
+use crate::kernel::{ApplyReport, Claim, Hint, HostAddress, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use crate::net::{Dual, MacAddr, Prefix};
+use crate::plan::{Op, OpText, Plan, Refusals};
+use crate::state::{Link, LinkId, LinkKind, Route, RouteKind, State, Vxlan};
+
+use machine::{ENODEV, EOPNOTSUPP, Entry, MAIN, Machine, Notice, Slot};
+
+mod acts;
+mod machine;
+mod read;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+pub use acts::Address;
+pub use snapshot::Snapshot;
+
+/// A fake kernel: one network namespace. Clones are the same one.
+#[derive(Clone)]
+pub struct FakeKernel {
+    inner: Arc<Mutex<Inner>>,
+    stalled: Arc<watch::Sender<bool>>,
+}
+
+/// A route as anybody can make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FakeRoute {
+    /// Destination.
+    pub prefix: Prefix,
+    /// Routing table; 254 is main.
+    pub table: u32,
+    /// Metric; 0 is the kernel's default (IPv6: 1024).
+    pub metric: u32,
+    /// What it does. [`RouteKind::Foreign`] stands for whatever no route of an overlay is.
+    pub kind: RouteKind,
+    /// The next hop.
+    pub gateway: Option<IpAddr>,
+    /// The output interface, by index.
+    pub link: Option<u32>,
+    /// Whether the next hop is taken as on-link.
+    pub onlink: bool,
+    /// `rtm_protocol`.
+    pub protocol: u8,
+}
+
+impl FakeRoute {
+    /// What `ip route add PREFIX via GATEWAY dev LINK` makes: main table, protocol `boot`.
+    pub fn via(prefix: Prefix, gateway: IpAddr, link: u32) -> Self {
+        Self {
+            prefix,
+            table: MAIN,
+            metric: 0,
+            kind: RouteKind::Unicast,
+            gateway: Some(gateway),
+            link: Some(link),
+            onlink: false,
+            protocol: Route::BOOT,
+        }
+    }
+}
+
+/// How a route is put among others of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// `ip route add`: `EEXIST` when the key holds any.
+    Exclusive,
+    /// `ip route replace`: over the first one, whoever made it; `ENOENT` when there is none.
+    Replace,
+    /// `ip route append`. In IPv6 it becomes a further next hop of the first one.
+    Append,
+    /// `ip route prepend`.
+    Prepend,
+}
+
+/// How long a neighbour or forwarding entry is meant to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nud {
+    /// Set by an administrator (`NUD_PERMANENT`).
+    Permanent,
+    /// Learnt, failed or being resolved.
+    Learnt,
+}
+
+struct Inner {
+    machine: Machine,
+    script: Script,
+    monitor: Monitor,
+    /// Which link an id was given to when its overlay looked last, as the real one remembers it.
+    known: BTreeMap<OverlayName, BTreeMap<LinkId, u32>>,
+    claims: Vec<(u64, OverlayName, Dual<Prefix>)>,
+    last_claim: u64,
+    writes: u64,
+    reads: u64,
+}
+
+type Rule = Box<dyn FnMut(&Op) -> Option<i32> + Send>;
+
+/// What goes wrong, and when.
+#[derive(Default)]
+struct Script {
+    offered: u64,
+    nth: BTreeMap<u64, i32>,
+    rule: Option<Rule>,
+    lose_at: Option<u64>,
+    observe: VecDeque<KernelError>,
+    host_facts: VecDeque<KernelError>,
+}
+
+impl Script {
+    fn refusal(&mut self, op: &Op) -> Option<i32> {
+        let nth = self.nth.remove(&self.offered);
+        nth.or_else(|| self.rule.as_mut().and_then(|rule| rule(op)))
+    }
+}
+
+#[derive(Default)]
+struct Monitor {
+    subscribers: BTreeMap<OverlayName, Subscriber>,
+    capacity: Option<usize>,
+}
+
+struct Subscriber {
+    scope: Scope,
+    inbox: Arc<Inbox>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    pending: Mutex<BTreeSet<u8>>,
+    wake: Notify,
+}
+
+impl Inbox {
+    fn put(&self, hint: Hint) {
+        // The most urgent comes first.
+        let rank = match hint {
+            Hint::Lost => 0,
+            Hint::Changed => 1,
+            Hint::FactsChanged => 2,
+        };
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(rank);
+        self.wake.notify_one();
+    }
+
+    fn take(&self) -> Option<Hint> {
+        let rank = self.pending.lock().unwrap_or_else(PoisonError::into_inner).pop_first()?;
+        Some(match rank {
+            0 => Hint::Lost,
+            1 => Hint::Changed,
+            _ => Hint::FactsChanged,
+        })
+    }
+}
+
+impl Default for FakeKernel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeKernel {
+    /// A namespace with nothing in it.
+    pub fn new() -> Self {
+        let inner = Inner {
+            machine: Machine::default(),
+            script: Script::default(),
+            monitor: Monitor::default(),
+            known: BTreeMap::new(),
+            claims: Vec::new(),
+            last_claim: 0,
+            writes: 0,
+            reads: 0,
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), stalled: Arc::new(watch::Sender::new(false)) }
+    }
+
+    /// How many operations [`Kernel::apply`] has carried out so far: a quiet agent adds none.
+    pub fn writes(&self) -> u64 {
+        self.lock().writes
+    }
+
+    /// How often [`Kernel::observe`] was answered so far.
+    pub fn reads(&self) -> u64 {
+        self.lock().reads
+    }
+
+    /// Everything there is, for people and for comparing.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of(&self.lock().machine)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn until_resumed(&self) {
+        // The sender lives as long as this handle: waiting cannot fail.
+        let _ = self.stalled.subscribe().wait_for(|stalled| !stalled).await;
+    }
+}
+
+// Scripted trouble.
+impl FakeKernel {
+    /// Refuses the `nth` operation from now (0: the next one) with `errno`. Skipped operations do not count.
+    pub fn refuse_nth(&self, nth: u64, errno: i32) {
+        let script = &mut self.lock().script;
+        script.nth.insert(script.offered + nth, errno);
+    }
+
+    /// Asks `rule` for each operation whether to refuse it and with which `errno`, until [`obey`](Self::obey).
+    pub fn refuse_if(&self, rule: impl FnMut(&Op) -> Option<i32> + Send + 'static) {
+        self.lock().script.rule = Some(Box::new(rule));
+    }
+
+    /// Ends all scripted trouble.
+    pub fn obey(&self) {
+        let mut inner = self.lock();
+        let offered = inner.script.offered;
+        inner.script = Script { offered, ..Script::default() };
+        drop(inner);
+        self.resume();
+    }
+
+    /// Loses contact, once, after `count` more operations: those are done, what follows in that plan is not.
+    pub fn lose_contact_after(&self, count: u64) {
+        let script = &mut self.lock().script;
+        script.lose_at = Some(script.offered + count);
+    }
+
+    /// Lets the next [`Kernel::observe`] fail. Several add up.
+    pub fn fail_next_observe(&self, error: KernelError) {
+        self.lock().script.observe.push_back(error);
+    }
+
+    /// Lets the next [`Kernel::host_facts`] fail. Several add up.
+    pub fn fail_next_host_facts(&self, error: KernelError) {
+        self.lock().script.host_facts.push_back(error);
+    }
+
+    /// Makes every verb wait, before it does anything, until [`resume`](Self::resume).
+    pub fn stall(&self) {
+        self.stalled.send_replace(true);
+    }
+
+    /// Ends [`stall`](Self::stall).
+    pub fn resume(&self) {
+        self.stalled.send_replace(false);
+    }
+
+    /// Overruns every monitor socket: [`Hint::Lost`].
+    pub fn overrun_monitor(&self) {
+        for subscriber in self.lock().monitor.subscribers.values() {
+            subscriber.inbox.put(Hint::Lost);
+        }
+    }
+
+    /// Lets one act cause no more than `count` notifications: above that the socket overruns (kernel-facts 6).
+    pub fn limit_monitor(&self, count: usize) {
+        self.lock().monitor.capacity = Some(count);
+    }
+}
+
+#[async_trait]
+impl Kernel for FakeKernel {
+    async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError> {
+        self.until_resumed().await;
+        let mut inner = self.lock();
+        let conflict = inner.claims.iter().find_map(|(_, name, others)| {
+            if name == overlay {
+                return Some((name, "give this overlay another name, or stop the other one".to_owned()));
+            }
+            let overlap = networks.iter().find(|(family, own)| others.get(*family).is_some_and(|x| x.overlaps(own)));
+            overlap.map(|(_, network)| (name, format!("{network} overlaps its network: choose a disjoint one")))
+        });
+        if let Some((other, hint)) = conflict {
+            return Err(KernelError::Conflict { other: other.to_string(), hint });
+        }
+        inner.last_claim += 1;
+        let id = inner.last_claim;
+        inner.claims.push((id, overlay.clone(), *networks));
+        Ok(Claim::new(Held { id, inner: self.inner.clone() }))
+    }
+
+    async fn host_facts(&self) -> Result<HostFacts, KernelError> {
+        self.until_resumed().await;
+        let mut inner = self.lock();
+        match inner.script.host_facts.pop_front() {
+            Some(error) => Err(error),
+            None => Ok(inner.machine.host_facts()),
+        }
+    }
+
+    async fn observe(&self, scope: &Scope) -> Result<State, KernelError> {
+        self.until_resumed().await;
+        let mut inner = self.lock();
+        if let Some(error) = inner.script.observe.pop_front() {
+            return Err(error);
+        }
+        inner.reads += 1;
+        let ids = inner.machine.identify(scope);
+        let known = ids.iter().map(|(index, id)| (*id, *index)).collect();
+        inner.known.insert(scope.overlay.clone(), known);
+        Ok(inner.machine.observe(scope, &ids))
+    }
+
+    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport {
+        self.until_resumed().await;
+        let mut report = ApplyReport::default();
+        let mut refusals = Refusals::default();
+        for (batch, ops) in plan.ops.chunks(BATCH).enumerate() {
+            if batch > 0 {
+                // A caller that gives up is heard between batches, as with the real one.
+                tokio::task::yield_now().await;
+            }
+            self.lock().apply(scope, batch * BATCH, ops, &mut refusals, &mut report);
+            if report.lost.is_some() {
+                break;
+            }
+        }
+        report
+    }
+
+    fn hints(&self, scope: &Scope) -> BoxStream<'static, Hint> {
+        let mut inner = self.lock();
+        let subscribers = &mut inner.monitor.subscribers;
+        let inbox = match subscribers.get(&scope.overlay) {
+            Some(earlier) => earlier.inbox.clone(),
+            None => Arc::default(),
+        };
+        subscribers.insert(scope.overlay.clone(), Subscriber { scope: scope.clone(), inbox: inbox.clone() });
+        stream::unfold(inbox, |inbox| async {
+            loop {
+                if let Some(hint) = inbox.take() {
+                    return Some((hint, inbox));
+                }
+                inbox.wake.notified().await;
+            }
+        })
+        .boxed()
+    }
+}
+
+const BATCH: usize = 128;
+
+struct Held {
+    id: u64,
+    inner: Arc<Mutex<Inner>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.claims.retain(|(id, ..)| *id != self.id);
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, scope: &Scope, start: usize, ops: &[Op], refusals: &mut Refusals, report: &mut ApplyReport) {
+        let before = self.ids(Some(&scope.overlay));
+        for (place, op) in (start..).zip(ops) {
+            if refusals.block(op) {
+                refusals.refused(op);
+                report.skipped.push(place);
+                continue;
+            }
+            let doing = || OpText { op, scope }.to_string();
+            if self.script.lose_at == Some(self.script.offered) {
+                self.script.lose_at = None;
+                report.lost = Some(KernelError::Lost { doing: doing(), reason: "scripted".to_owned() });
+                break;
+            }
+            let scripted = self.script.refusal(op);
+            self.script.offered += 1;
+            let outcome = match scripted {
+                Some(errno) => Err(errno),
+                None => self.write(scope, op),
+            };
+            match outcome {
+                Ok(()) => {
+                    report.applied += 1;
+                    self.writes += 1;
+                }
+                Err(errno) => {
+                    refusals.refused(op);
+                    report.refused.push((place, refused(doing(), errno)));
+                }
+            }
+        }
+        self.tell(Some(&scope.overlay), &before);
+    }
+
+    fn write(&mut self, scope: &Scope, op: &Op) -> Result<(), i32> {
+        let machine = &mut self.machine;
+        let known = self.known.entry(scope.overlay.clone()).or_insert_with(|| {
+            machine.identify(scope).into_iter().map(|(index, id)| (id, index)).collect::<BTreeMap<_, _>>()
+        });
+        let index = |id: &LinkId| match id {
+            LinkId::Uplink => scope.uplink.ok_or(ENODEV),
+            LinkId::Other(index) => Ok(*index),
+            LinkId::Own(_) => known.get(id).copied().ok_or(ENODEV),
+        };
+        let entry = |route: &Route| -> Result<Entry, i32> {
+            let Route { kind, gateway, link, onlink, protocol } = *route;
+            let link = link.as_ref().map(index).transpose()?;
+            Ok(Entry { kind, gateway, link, onlink, protocol, siblings: Vec::new() })
+        };
+        match op {
+            Op::DeleteLink { id, .. } => {
+                machine.delete_link(index(id)?)?;
+                known.remove(id);
+                Ok(())
+            }
+            Op::CreateLink { id, link } => {
+                let mut link = Link::clone(link);
+                match &mut link.kind {
+                    LinkKind::Vxlan(Vxlan { lower: Some(lower), .. }) => *lower = LinkId::Other(index(lower)?),
+                    LinkKind::Vxlan(_) | LinkKind::Other(_) => {}
+                    LinkKind::DataPlane => return Err(EOPNOTSUPP),
+                }
+                let created = machine.add_link(link)?;
+                known.insert(*id, created);
+                Ok(())
+            }
+            Op::UpdateLink { id, from, to } => machine.update_link(index(id)?, from, to),
+            Op::AddAddress(key) => {
+                let link = index(&key.link)?;
+                machine.add_address(HostAddress {
+                    link,
+                    addr: key.addr,
+                    len: key.len,
+                    permanent: true,
+                    temporary: false,
+                    deprecated: false,
+                })
+            }
+            Op::PutFdb { key, dst } => machine.put_fdb(index(&key.link)?, key.mac, *dst, Nud::Permanent),
+            Op::PutNeighbour { key, mac } => machine.put_neighbour(index(&key.link)?, key.addr, *mac, Nud::Permanent),
+            Op::CreateRoute { prefix, route } => {
+                machine.add_route(Slot::main(*prefix), entry(route)?, Placement::Exclusive)
+            }
+            Op::ReplaceRoute { prefix, change } => {
+                machine.add_route(Slot::main(*prefix), entry(&change.1)?, Placement::Replace)
+            }
+            Op::DeleteRoute { prefix, route } => machine.delete_route(Slot::main(*prefix), &entry(route)?),
+            Op::DeleteNeighbour { key, .. } => machine.delete_neighbour(index(&key.link)?, key.addr),
+            Op::DeleteFdb { key, dst } => machine.delete_fdb(index(&key.link)?, key.mac, *dst),
+            Op::DeleteAddress(key) => machine.delete_address(index(&key.link)?, key.addr, key.len),
+        }
+    }
+
+    /// Which links concern which subscriber, before something changes.
+    fn ids(&self, writer: Option<&OverlayName>) -> BTreeMap<OverlayName, BTreeMap<u32, LinkId>> {
+        let others = self.monitor.subscribers.iter().filter(|(name, _)| Some(*name) != writer);
+        others.map(|(name, subscriber)| (name.clone(), self.machine.identify(&subscriber.scope))).collect()
+    }
+
+    /// Turns what happened into hints, for all but the writer: own writes are recognised and make none.
+    fn tell(&mut self, writer: Option<&OverlayName>, before: &BTreeMap<OverlayName, BTreeMap<u32, LinkId>>) {
+        let notices = std::mem::take(&mut self.machine.notices);
+        for (name, subscriber) in &self.monitor.subscribers {
+            if Some(name) == writer || notices.is_empty() {
+                continue;
+            }
+            if self.monitor.capacity.is_some_and(|capacity| notices.len() > capacity) {
+                subscriber.inbox.put(Hint::Lost);
+                continue;
+            }
+            let mut ids = self.machine.identify(&subscriber.scope);
+            ids.extend(before.get(name).into_iter().flatten());
+            for hint in notices.iter().flat_map(|notice| hints_of(notice, &subscriber.scope, &ids)).flatten() {
+                subscriber.inbox.put(hint);
+            }
+        }
+    }
+}
+
+fn hints_of(notice: &Notice, scope: &Scope, ids: &BTreeMap<u32, LinkId>) -> [Option<Hint>; 2] {
+    let own = |index: &u32| matches!(ids.get(index), Some(LinkId::Own(_))).then_some(Hint::Changed);
+    match notice {
+        Notice::Link(index) => [ids.contains_key(index).then_some(Hint::Changed), Some(Hint::FactsChanged)],
+        Notice::Address(index) => [own(index), Some(Hint::FactsChanged)],
+        Notice::Neighbour(index) | Notice::Fdb(index) => [own(index), None],
+        Notice::Route(slot, _) if slot.table != MAIN => [None, None],
+        Notice::Route(slot, protocol) => {
+            let ours = slot.is_main_default_metric() && scope.covers(&slot.prefix);
+            let own_protocol = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(protocol);
+            [ours.then_some(Hint::Changed), (!own_protocol).then_some(Hint::FactsChanged)]
+        }
+    }
+}
+
+fn refused(doing: String, errno: i32) -> KernelError {
+    KernelError::Refused { doing, errno, message: String::new() }
+}
+
+/// A MAC address as `ip` prints an absent one.
+fn mac_text(mac: Option<MacAddr>) -> String {
+    mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string())
+}

@@ -1,0 +1,101 @@
+//! What the fake's tables look like through the kernel seam.
+
+use std::collections::BTreeMap;
+
+use crate::kernel::{HostFacts, HostLink, HostRoute, NextHop, Scope, SeenLink};
+use crate::state::{
+    AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, RouteKind, State, Vxlan,
+};
+
+use super::Nud;
+use super::machine::{Entry, MAIN, Machine};
+
+impl Machine {
+    pub(super) fn identify(&self, scope: &Scope) -> BTreeMap<u32, LinkId> {
+        let seen: Vec<_> =
+            self.links.iter().map(|(index, link)| SeenLink { index: *index, link: link.clone() }).collect();
+        scope.identify(&seen)
+    }
+
+    pub(super) fn observe(&self, scope: &Scope, ids: &BTreeMap<u32, LinkId>) -> State {
+        let id = |index: u32| ids.get(&index).copied().unwrap_or(LinkId::Other(index));
+        let own = |index: &u32| ids.get(index).copied().filter(|id| matches!(id, LinkId::Own(_)));
+        let mut state = State::default();
+        for (index, link_id) in ids {
+            let Some(link) = self.links.get(index) else { continue };
+            let mut link = link.clone();
+            if let LinkKind::Vxlan(Vxlan { lower: Some(lower), .. }) = &mut link.kind
+                && let LinkId::Other(index) = *lower
+            {
+                *lower = id(index);
+            }
+            state.links.insert(*link_id, link);
+        }
+        for address in &self.addresses {
+            if let Some(link) = own(&address.link) {
+                state.addresses.insert(AddressKey { link, addr: address.addr, len: address.len }, ());
+            }
+        }
+        for ((index, mac), entries) in &self.fdb {
+            let Some(link) = own(index) else { continue };
+            let permanent = entries.iter().filter(|(_, nud)| *nud == Nud::Permanent);
+            for (nth, (dst, _)) in (0..).zip(permanent) {
+                state.fdb.insert(FdbKey { link, mac: *mac, nth }, *dst);
+            }
+        }
+        for ((index, addr), (mac, nud)) in &self.neighbours {
+            if let (Some(link), Nud::Permanent) = (own(index), nud) {
+                state.neighbours.insert(NeighbourKey { link, addr: *addr }, *mac);
+            }
+        }
+        for (slot, entries) in &self.routes {
+            if !slot.is_main_default_metric() || !scope.covers(&slot.prefix) {
+                continue;
+            }
+            for (nth, entry) in (0..).zip(entries) {
+                let Entry { kind, gateway, link, onlink, protocol, .. } = *entry;
+                let link = link.map(id);
+                let route = if entry.is_multipath() {
+                    Route { kind: RouteKind::Foreign, gateway: None, link: None, onlink: false, protocol }
+                } else {
+                    Route { kind, gateway, link, onlink, protocol }
+                };
+                state.routes.insert(RouteKey { prefix: slot.prefix, nth }, route);
+            }
+        }
+        state
+    }
+
+    pub(super) fn host_facts(&self) -> HostFacts {
+        let mut facts = HostFacts { addresses: self.addresses.clone(), ..HostFacts::default() };
+        for (index, link) in &self.links {
+            let Link { name, kind, mac, mtu, up, group, alias } = link.clone();
+            facts.links.insert(*index, HostLink { name, kind, mac, mtu, up, group, alias });
+        }
+        let mut inside = Vec::new();
+        for (slot, entries) in self.routes.iter().filter(|(slot, _)| slot.table == MAIN) {
+            for entry in entries {
+                let ours = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(&entry.protocol);
+                if ours || entry.kind == RouteKind::Blackhole {
+                    continue;
+                }
+                let siblings = entry.siblings.iter().map(|sibling| (sibling.gateway, sibling.link));
+                let hops = [(entry.gateway, entry.link)].into_iter().chain(siblings);
+                facts.next_hops.extend(hops.filter_map(|(addr, link)| Some(NextHop { addr: addr?, link })));
+                let link = entry.link.filter(|_| !entry.is_multipath());
+                let gateway = entry.gateway.filter(|_| !entry.is_multipath());
+                let route = HostRoute { prefix: slot.prefix, link, gateway, metric: slot.metric };
+                if slot.prefix.len() == 0 {
+                    facts.defaults.push(route);
+                } else if entry.gateway.is_none() {
+                    facts.on_link.push(route);
+                } else {
+                    inside.push(route);
+                }
+            }
+        }
+        inside.retain(|route| facts.on_link.iter().any(|outer| outer.prefix.covers(&route.prefix)));
+        facts.on_link.extend(inside);
+        facts
+    }
+}

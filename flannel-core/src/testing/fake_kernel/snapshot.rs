@@ -1,0 +1,141 @@
+//! All of a fake kernel as text.
+
+use std::fmt;
+
+use crate::state::{LinkId, LinkKind, RouteKind, Vxlan};
+
+use super::machine::{Entry, MAIN, Machine, Slot};
+use super::{Nud, mac_text};
+
+/// Everything a [`FakeKernel`](super::FakeKernel) held at one moment: one line an object, as iproute2 prints them.
+/// Routes of one key are in the order of a dump.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot(Vec<String>);
+
+impl Snapshot {
+    /// The lines.
+    pub fn lines(&self) -> &[String] {
+        &self.0
+    }
+
+    /// Lines of this snapshot that a later one lacks: canaries that were touched.
+    pub fn missing_from(&self, later: &Self) -> Vec<&str> {
+        self.0.iter().filter(|line| !later.0.contains(line)).map(String::as_str).collect()
+    }
+
+    /// Lines of this snapshot that an earlier one lacks: what was added or changed since.
+    pub fn added_since(&self, earlier: &Self) -> Vec<&str> {
+        self.missing_from(earlier)
+    }
+
+    /// The lines that contain `text`, in order.
+    pub fn matching(&self, text: &str) -> Vec<&str> {
+        self.0.iter().filter(|line| line.contains(text)).map(String::as_str).collect()
+    }
+
+    pub(super) fn of(machine: &Machine) -> Self {
+        let name = |index: u32| match machine.links.get(&index) {
+            Some(link) => link.name.to_string(),
+            None => format!("if{index}"),
+        };
+        let mut lines = Vec::new();
+        for (index, link) in &machine.links {
+            let state = if link.up { "up" } else { "down" };
+            let mac = mac_text(link.mac);
+            let mut line = format!("link {index}: {} {state} mtu {} address {mac}", link.name, link.mtu);
+            match &link.kind {
+                LinkKind::Vxlan(vxlan) => line.push_str(&vxlan_text(vxlan, name)),
+                LinkKind::DataPlane => line.push_str(" type tun"),
+                LinkKind::Other(kind) if kind.is_empty() => {}
+                LinkKind::Other(kind) => line.push_str(&format!(" type {kind}")),
+            }
+            if link.group != 0 {
+                line.push_str(&format!(" group {:#x}", link.group));
+            }
+            if let Some(alias) = &link.alias {
+                line.push_str(&format!(" alias {alias}"));
+            }
+            lines.push(line);
+        }
+        for address in &machine.addresses {
+            lines.push(format!("addr {}/{} dev {}", address.addr, address.len, name(address.link)));
+        }
+        for ((link, addr), (mac, nud)) in &machine.neighbours {
+            lines.push(format!("neigh {addr} dev {} lladdr {mac} {}", name(*link), nud_text(*nud)));
+        }
+        for ((link, mac), entries) in &machine.fdb {
+            for (dst, nud) in entries {
+                lines.push(format!("fdb {mac} dev {} dst {dst} self {}", name(*link), nud_text(*nud)));
+            }
+        }
+        for (slot, entries) in &machine.routes {
+            lines.extend(entries.iter().map(|entry| route_text(slot, entry, name)));
+        }
+        Self(lines)
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+fn vxlan_text(vxlan: &Vxlan, name: impl Fn(u32) -> String) -> String {
+    let mut text = format!(" type vxlan id {}", vxlan.vni);
+    if let Some(local) = vxlan.local {
+        text.push_str(&format!(" local {local}"));
+    }
+    if let Some(LinkId::Other(lower)) = vxlan.lower {
+        text.push_str(&format!(" dev {}", name(lower)));
+    }
+    if let Some(port) = vxlan.port {
+        text.push_str(&format!(" dstport {port}"));
+    }
+    text.push_str(if vxlan.learning { " learning" } else { " nolearning" });
+    if vxlan.gbp {
+        text.push_str(" gbp");
+    }
+    text
+}
+
+fn nud_text(nud: Nud) -> &'static str {
+    match nud {
+        Nud::Permanent => "PERMANENT",
+        Nud::Learnt => "REACHABLE",
+    }
+}
+
+fn route_text(slot: &Slot, entry: &Entry, name: impl Fn(u32) -> String) -> String {
+    let mut text = String::from("route ");
+    match entry.kind {
+        RouteKind::Unicast => {}
+        RouteKind::Blackhole => text.push_str("blackhole "),
+        RouteKind::Foreign => text.push_str("other "),
+    }
+    text.push_str(&slot.prefix.to_string());
+    let mut hop = |gateway: Option<std::net::IpAddr>, link: Option<u32>, lead: &str| {
+        text.push_str(lead);
+        if let Some(gateway) = gateway {
+            text.push_str(&format!(" via {gateway}"));
+        }
+        if let Some(link) = link {
+            text.push_str(&format!(" dev {}", name(link)));
+        }
+    };
+    hop(entry.gateway, entry.link, "");
+    for sibling in &entry.siblings {
+        hop(sibling.gateway, sibling.link, " nexthop");
+    }
+    text.push_str(&format!(" proto {}", entry.protocol));
+    if slot.metric != 0 {
+        text.push_str(&format!(" metric {}", slot.metric));
+    }
+    if slot.table != MAIN {
+        text.push_str(&format!(" table {}", slot.table));
+    }
+    if entry.onlink {
+        text.push_str(" onlink");
+    }
+    text
+}

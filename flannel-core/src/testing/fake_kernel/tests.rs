@@ -1,0 +1,224 @@
+use futures_util::FutureExt;
+
+use super::*;
+use crate::kernel::{Device, EEXIST};
+use crate::net::{Family, Vni};
+use crate::state::LinkName;
+
+fn kernel() -> (FakeKernel, u32) {
+    let kernel = FakeKernel::new();
+    let uplink = kernel.add_uplink("eth0", "192.168.0.1/24".parse().unwrap()).unwrap();
+    kernel.add_link(vxlan("flannel.1", 1, uplink)).unwrap();
+    kernel.add_address("flannel.1", "10.5.1.0/32".parse().unwrap()).unwrap();
+    kernel.add_address("flannel.1", "fd05::/128".parse().unwrap()).unwrap();
+    kernel.add_route(overlay_route(&kernel, "10.5.2.0/24", "10.5.2.0"), Placement::Exclusive).unwrap();
+    kernel.add_route(overlay_route(&kernel, "fd05:0:0:2::/64", "fd05:0:0:2::"), Placement::Exclusive).unwrap();
+    let mac = MacAddr([2, 0, 0, 0, 0, 2]);
+    kernel.put_neighbour("flannel.1", ip("10.5.2.0"), mac, Nud::Permanent).unwrap();
+    kernel.put_fdb("flannel.1", mac, ip("192.168.0.2"), Nud::Permanent).unwrap();
+    let hop = FakeRoute::via("10.9.0.0/24".parse().unwrap(), ip("192.168.0.3"), uplink);
+    kernel.add_route(hop, Placement::Exclusive).unwrap();
+    (kernel, uplink)
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn overlay_route(kernel: &FakeKernel, prefix: &str, gateway: &str) -> FakeRoute {
+    let link = kernel.link_index("flannel.1").unwrap();
+    FakeRoute { onlink: true, protocol: 200, ..FakeRoute::via(prefix.parse().unwrap(), ip(gateway), link) }
+}
+
+fn vxlan(name: &str, vni: u32, lower: u32) -> Link {
+    Link {
+        name: LinkName::new(name).unwrap(),
+        kind: LinkKind::Vxlan(Vxlan {
+            vni: Vni::new(vni).unwrap(),
+            port: None,
+            local: Some(ip("192.168.0.1")),
+            lower: Some(LinkId::Other(lower)),
+            learning: false,
+            gbp: false,
+        }),
+        mac: None,
+        mtu: 1500,
+        up: true,
+        group: 0,
+        alias: None,
+    }
+}
+
+fn scope(kernel: &FakeKernel) -> Scope {
+    let kind = vxlan("flannel.1", 1, kernel.link_index("eth0").unwrap_or(1)).kind;
+    Scope {
+        overlay: OverlayName::default(),
+        networks: Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) },
+        devices: vec![Device { name: LinkName::new("flannel.1").unwrap(), kind }],
+        uplink: kernel.link_index("eth0"),
+    }
+}
+
+/// IPv4 routes, IPv6 routes, neighbours and entries on the overlay device, and routes through the underlay.
+fn left(kernel: &FakeKernel) -> [usize; 5] {
+    let snapshot = kernel.snapshot();
+    let count = |start: &str| {
+        let on_device = |line: &&&str| line.contains("dev flannel.1") || line.contains("dev renamed");
+        snapshot.matching(start).iter().filter(on_device).count()
+    };
+    let v6 = count("route fd05");
+    [count("route 10.5"), v6, count("neigh "), count("fdb "), snapshot.matching("route 10.9").len()]
+}
+
+fn errno<T>(outcome: Result<T, KernelError>) -> i32 {
+    match outcome {
+        Err(KernelError::Refused { errno, .. }) => errno,
+        Err(other) => panic!("{other}"),
+        Ok(_) => 0,
+    }
+}
+
+#[test]
+fn what_survives_which_act_is_what_kernel_facts_say() {
+    let mac = MacAddr([2, 0, 0, 0, 0, 9]);
+    type Act<'a> = &'a dyn Fn(&FakeKernel) -> Result<(), KernelError>;
+    let acts: [(&str, Act<'_>, [usize; 5]); 14] = [
+        ("vxlan down", &|k| k.link_down("flannel.1"), [0, 0, 0, 1, 1]),
+        ("vxlan MAC", &|k| k.set_mac("flannel.1", mac), [1, 1, 0, 1, 1]),
+        ("vxlan MTU", &|k| k.set_mtu("flannel.1", crate::net::Mtu(1300)), [1, 1, 1, 1, 1]),
+        ("last v4 address", &|k| k.remove_address("flannel.1", "10.5.1.0/32".parse().unwrap()), [0, 1, 0, 1, 1]),
+        ("underlay down", &|k| k.link_down("eth0").and_then(|()| k.link_up("eth0")), [1, 1, 1, 1, 0]),
+        ("underlay address", &|k| k.remove_address("eth0", "192.168.0.1/24".parse().unwrap()), [1, 1, 1, 1, 0]),
+        ("carrier", &|k| k.carrier_change("eth0"), [1, 1, 1, 1, 1]),
+        ("underlay deleted", &|k| k.delete_link("eth0"), [0, 0, 0, 0, 0]),
+        (
+            "v4 flush",
+            &|k| {
+                k.flush_routes(Family::V4);
+                Ok(())
+            },
+            [0, 1, 1, 1, 0],
+        ),
+        (
+            "v6 flush",
+            &|k| {
+                k.flush_routes(Family::V6);
+                Ok(())
+            },
+            [1, 0, 1, 1, 1],
+        ),
+        ("neigh flush", &|k| k.flush_neighbours("flannel.1"), [1, 1, 0, 1, 1]),
+        ("arp off, on", &|k| k.arp_off_on("flannel.1"), [1, 1, 0, 1, 1]),
+        ("fdb flush", &|k| k.flush_fdb("flannel.1"), [1, 1, 1, 0, 1]),
+        ("rename", &|k| k.rename_link("flannel.1", "renamed"), [1, 1, 1, 1, 1]),
+    ];
+    for (name, act, expected) in acts {
+        let (kernel, _) = kernel();
+        act(&kernel).unwrap();
+        assert_eq!(left(&kernel), expected, "{name}\n{}", kernel.snapshot());
+    }
+}
+
+#[test]
+fn the_kernel_refuses_with_its_own_numbers() {
+    let (kernel, uplink) = kernel();
+    let route = overlay_route(&kernel, "10.5.2.0/24", "10.5.2.0");
+    assert_eq!(errno(kernel.add_route(route.clone(), Placement::Exclusive)), EEXIST);
+    assert_eq!(errno(kernel.delete_route(&FakeRoute { protocol: 201, ..route.clone() })), machine::ESRCH);
+    assert_eq!(errno(kernel.add_route(FakeRoute { link: Some(77), ..route.clone() }, Placement::Append)), ENODEV);
+    let other = FakeRoute { prefix: "10.5.3.0/24".parse().unwrap(), ..route };
+    assert_eq!(errno(kernel.add_route(other.clone(), Placement::Replace)), machine::ENOENT);
+    assert_eq!(
+        errno(kernel.add_route(FakeRoute { onlink: false, ..other.clone() }, Placement::Append)),
+        machine::ENETUNREACH
+    );
+    assert_eq!(errno(kernel.add_link(vxlan("other", 1, uplink))), EEXIST);
+    assert_eq!(errno(kernel.add_link(vxlan("flannel.1", 2, uplink))), EEXIST);
+    assert_eq!(errno(kernel.add_address("flannel.1", "fd05::/64".parse().unwrap())), EEXIST);
+    assert_eq!(errno(kernel.set_mtu("flannel.1", crate::net::Mtu(1500))), machine::EINVAL);
+    kernel.link_down("flannel.1").unwrap();
+    assert_eq!(errno(kernel.add_route(other, Placement::Exclusive)), machine::ENETDOWN);
+}
+
+#[test]
+fn a_vxlan_device_is_clamped_to_its_lower_device_at_creation() {
+    let (kernel, _) = kernel();
+    assert_eq!(kernel.snapshot().matching("flannel.1 up mtu 1450").len(), 1, "{}", kernel.snapshot());
+}
+
+#[test]
+fn prepended_routes_come_first_and_a_replace_hits_them() {
+    let (kernel, uplink) = kernel();
+    let theirs = FakeRoute::via("10.5.2.0/24".parse().unwrap(), ip("192.168.0.9"), uplink);
+    kernel.add_route(theirs, Placement::Prepend).unwrap();
+    kernel.add_route(overlay_route(&kernel, "10.5.2.0/24", "10.5.2.1"), Placement::Replace).unwrap();
+    let snapshot = kernel.snapshot();
+    let routes = snapshot.matching("route 10.5.2.0/24");
+    assert!(routes[0].contains("via 10.5.2.1") && routes[1].contains("via 10.5.2.0") && routes.len() == 2);
+}
+
+#[test]
+fn an_appended_ipv6_route_becomes_a_next_hop_of_ours() {
+    let (kernel, _) = kernel();
+    kernel.add_route(overlay_route(&kernel, "fd05:0:0:2::/64", "fd05:0:0:2::9"), Placement::Append).unwrap();
+    let state = kernel.observe(&scope(&kernel)).now_or_never().unwrap().unwrap();
+    let kinds: Vec<_> = state.routes_to("fd05:0:0:2::/64".parse().unwrap()).map(|(_, route)| route.kind).collect();
+    assert_eq!(kinds, [RouteKind::Foreign]);
+}
+
+#[test]
+fn others_acts_make_hints_and_own_writes_none() {
+    let (kernel, _) = kernel();
+    let scope = scope(&kernel);
+    let mut hints = kernel.hints(&scope);
+    let seen = kernel.observe(&scope).now_or_never().unwrap().unwrap();
+    let plan = crate::plan::plan(&State::default(), &seen, &scope, &|_| None);
+    assert!(!plan.is_empty());
+    kernel.apply(&scope, Arc::new(plan.clone())).now_or_never().unwrap();
+    assert_eq!(hints.next().now_or_never(), None);
+    kernel.flush_neighbours("flannel.1").unwrap();
+    assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Changed)));
+    assert_eq!(hints.next().now_or_never(), None);
+    kernel.add_address("eth0", "192.168.9.1/24".parse().unwrap()).unwrap();
+    assert_eq!(hints.next().now_or_never(), Some(Some(Hint::FactsChanged)));
+    kernel.overrun_monitor();
+    assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Lost)));
+    kernel.limit_monitor(1);
+    kernel.link_down("flannel.1").unwrap();
+    assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Lost)));
+}
+
+#[test]
+fn two_overlays_with_one_name_or_overlapping_networks_conflict_until_the_first_is_gone() {
+    let (kernel, other) = (FakeKernel::new(), OverlayName::new("other").unwrap());
+    let networks = |text: &str| Dual { v4: Some(text.parse().unwrap()), v6: None };
+    let claim = |name: &OverlayName, text: &str| kernel.claim(name, &networks(text)).now_or_never().unwrap();
+    let first = claim(&OverlayName::default(), "10.5.0.0/16").unwrap();
+    assert!(matches!(claim(&OverlayName::default(), "10.6.0.0/16"), Err(KernelError::Conflict { .. })));
+    assert!(matches!(claim(&other, "10.5.4.0/22"), Err(KernelError::Conflict { .. })));
+    let second = claim(&other, "10.6.0.0/16").unwrap();
+    drop(first);
+    claim(&OverlayName::default(), "10.5.0.0/16").unwrap();
+    drop(second);
+}
+
+#[test]
+fn contact_lost_midway_leaves_what_came_before() {
+    let (kernel, _) = kernel();
+    let scope = scope(&kernel);
+    let seen = kernel.observe(&scope).now_or_never().unwrap().unwrap();
+    let link = &seen.links[&LinkId::Own(0)];
+    let to = Link { group: 5, ..link.clone() };
+    let update = Op::UpdateLink { id: LinkId::Own(0), from: Box::new(link.clone()), to: Box::new(to) };
+    let plan = Plan {
+        ops: vec![update, Op::DeleteLink { id: LinkId::Own(0), link: Box::new(link.clone()) }],
+        conflicts: Vec::new(),
+    };
+    kernel.lose_contact_after(1);
+    let report = kernel.apply(&scope, Arc::new(plan.clone())).now_or_never().unwrap();
+    assert!(report.lost.is_some() && report.applied == 1);
+    assert_eq!(kernel.snapshot().matching("group 0x5").len(), 1);
+    kernel.refuse_nth(0, 1);
+    let report = kernel.apply(&scope, Arc::new(plan.clone())).now_or_never().unwrap();
+    assert_eq!((report.refused.len(), report.applied), (1, 1));
+}
