@@ -181,7 +181,7 @@ fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
     let subnets = FileSubnets::open(store, Options::default())?;
     let overlay = Overlay::builder(Identity::Named(NodeIdentity::new(&node.name)?))
         .backend("vxlan", Vxlan::new)
-        .backend("host-gw", HostGw::new)
+        .backend("host-gw", |_| Ok(HostGw))
         .teardown(Teardown::Remove)
         .build(Arc::new(subnets), Arc::new(kernel))?;
     Ok(overlay)
