@@ -1,0 +1,449 @@
+//! Proves a [`SubnetManager`]: what every store of leases that cuts subnets from a pool has to do.
+//!
+//! Write a [`Harness`] over your store and call [`all`] in a test, or the checks one by one, each as a test of its own.
+//! A check panics with what the store has to mend. It needs a tokio runtime and waits at most ten seconds for
+//! anything.
+#![expect(clippy::panic, reason = "test support: a check fails as an assertion does")]
+
+mod watching;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::task::JoinSet;
+
+use super::samples;
+use crate::alloc::all_compatible;
+use crate::config::{BackendConfig, Network, NetworkConfig, Pool};
+use crate::lease::{Json, Lease, LeaseAttrs, LeaseKey};
+use crate::net::{Dual, Family, Prefix};
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use watching::{snapshot, snapshot_key};
+
+pub use watching::{
+    a_bad_record_is_present_and_hurts_no_other, an_expired_lease_goes_and_its_subnet_is_free,
+    watch_begins_with_everything_in_order_of_creation, watch_follows_writes_of_another_handle,
+};
+
+/// How long the suite waits for a store to do or show something.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A store under test: makes handles on one shared backing and does to it what others may do.
+#[async_trait]
+pub trait Harness: Send + Sync {
+    /// Puts a new backing in place, empty but for this configuration. Handles on the old one are not used any more.
+    async fn fresh(&mut self, config: &NetworkConfig);
+
+    /// One more handle on the backing, as another process would open it.
+    async fn open(&self) -> Arc<dyn SubnetManager>;
+
+    /// Replaces the network's configuration, as an operator would.
+    async fn put_config(&self, config: &NetworkConfig);
+
+    /// Deletes a record behind the store's back.
+    async fn delete(&self, key: &LeaseKey);
+
+    /// Overwrites a record with something that does not parse. Returns whether the store has such a thing: if not,
+    /// the check that asked is passed.
+    async fn put_raw_bad(&self, key: &LeaseKey) -> bool;
+
+    /// Makes a lease expire now. Returns whether leases of this store do: if not, the check that asked is passed.
+    async fn expire(&self, key: &LeaseKey) -> bool;
+}
+
+/// Which families the network of a check has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+    /// Both.
+    Dual,
+}
+
+impl Families {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Dual];
+
+    fn present(self) -> Dual<()> {
+        let v4 = matches!(self, Self::V4 | Self::Dual).then_some(());
+        let v6 = matches!(self, Self::V6 | Self::Dual).then_some(());
+        Dual { v4, v6 }
+    }
+}
+
+impl fmt::Display for Families {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+            Self::Dual => "dual stack",
+        })
+    }
+}
+
+/// Every check, for networks of each choice of families.
+pub async fn all(harness: &mut dyn Harness) {
+    for families in Families::ALL {
+        config_round_trip(harness, families).await;
+        acquire_is_idempotent_per_node(harness, families).await;
+        a_preferred_subnet_is_had_if_free(harness, families).await;
+        racing_nodes_get_subnets_of_their_own(harness, families).await;
+        a_full_pool_is_exhausted_until_a_release(harness, families).await;
+        previous_survives_reopening(harness, families).await;
+        renew_extends_and_publishes(harness, families).await;
+        renew_of_a_deleted_lease_is_lost(harness, families).await;
+        renew_of_a_retaken_lease_is_lost(harness, families).await;
+        release_frees_and_leaves_a_successor_alone(harness, families).await;
+        a_lease_that_fits_no_longer_is_replaced(harness, families).await;
+        watch_begins_with_everything_in_order_of_creation(harness, families).await;
+        watch_follows_writes_of_another_handle(harness, families).await;
+        a_bad_record_is_present_and_hurts_no_other(harness, families).await;
+        an_expired_lease_goes_and_its_subnet_is_free(harness, families).await;
+    }
+}
+
+/// The configuration comes out as it went in, and a change is seen by handles opened before.
+pub async fn config_round_trip(harness: &mut dyn Harness, families: Families) {
+    let first = network(families, 1, 64);
+    harness.fresh(&first).await;
+    let store = harness.open().await;
+    assert_eq!(ok(store.network_config().await, "network_config"), first, "network_config: not what was put");
+    let second = network(families, 100, 8);
+    harness.put_config(&second).await;
+    let read = ok(store.network_config().await, "network_config");
+    assert_eq!(read, second, "network_config: a changed configuration must be read again, not kept");
+}
+
+/// A node that asks again has its own lease again, with the attributes it asks with now.
+pub async fn acquire_is_idempotent_per_node(harness: &mut dyn Harness, families: Families) {
+    let config = network(families, 1, 64);
+    harness.fresh(&config).await;
+    let (one, two) = (harness.open().await, harness.open().await);
+    let node = Node::new(0, families);
+    let first = node.acquire(&*one).await;
+    assert!(all_compatible(&config, &first.subnets), "acquire: {:?} does not fit {families}", first.subnets);
+    assert_eq!(first.attrs, node.attrs, "acquire: must publish want.attrs");
+    let other = preferring(subnets(families, 33));
+    let changed = node.clone().with_data(2);
+    let again = ok(two.acquire(&node.id, Want { attrs: changed.attrs.clone(), ..other }).await, "acquire");
+    assert_eq!(
+        (&again.key, again.subnets),
+        (&first.key, first.subnets),
+        "acquire: a node's own lease that fits goes before want.preferred"
+    );
+    assert_eq!(again.attrs, changed.attrs, "acquire: must publish the attributes it is called with now");
+    let records = snapshot(&*one).await;
+    assert_eq!(records.len(), 1, "acquire: a node that asks twice must have one record: {records:?}");
+}
+
+/// `want.preferred` is had if it is free; if it is another's, any other subnet is.
+pub async fn a_preferred_subnet_is_had_if_free(harness: &mut dyn Harness, families: Families) {
+    let config = network(families, 1, 64);
+    harness.fresh(&config).await;
+    let store = harness.open().await;
+    let wish = subnets(families, 17);
+    let (a, b) = (Node::new(0, families), Node::new(1, families));
+    let first = a.acquire_preferring(&*store, wish).await;
+    assert_eq!(first.subnets, wish, "acquire: a free preferred subnet must be had ({families})");
+    let second = b.acquire_preferring(&*store, wish).await;
+    assert_disjoint(&[first, second.clone()]);
+    assert!(all_compatible(&config, &second.subnets), "acquire: {:?} does not fit", second.subnets);
+    let outside = subnets(families, 99);
+    let third = Node::new(2, families).acquire_preferring(&*store, outside).await;
+    assert!(
+        all_compatible(&config, &third.subnets),
+        "acquire: a preferred subnet outside the pool must not be had: {:?}",
+        third.subnets
+    );
+}
+
+/// Fifty nodes that ask at once, over several handles, all get subnets, and no two overlap (faults.md, L5).
+pub async fn racing_nodes_get_subnets_of_their_own(harness: &mut dyn Harness, families: Families) {
+    const NODES: u16 = 50;
+    let config = network(families, 1, 64);
+    harness.fresh(&config).await;
+    let mut handles = Vec::new();
+    for _ in 0..5 {
+        handles.push(harness.open().await);
+    }
+    let mut racing = JoinSet::new();
+    for n in 0..NODES {
+        let store = Arc::clone(&handles[usize::from(n) % handles.len()]);
+        racing.spawn(async move {
+            let node = Node::new(n, families);
+            // All wish for the same one, so that all collide.
+            store.acquire(&node.id, preferring_of(&node, subnets(families, 20))).await
+        });
+    }
+    let mut leases = Vec::new();
+    while let Some(joined) = soon("fifty racing nodes get leases", racing.join_next()).await {
+        match joined {
+            Ok(lease) => leases.push(ok(lease, "acquire in a race (a lost race is not an error: try another subnet)")),
+            Err(error) => panic!("acquire panicked: {error}"),
+        }
+    }
+    assert_disjoint(&leases);
+    for lease in &leases {
+        assert!(all_compatible(&config, &lease.subnets), "acquire: {:?} does not fit", lease.subnets);
+    }
+    let records = snapshot(&*handles[0]).await;
+    assert_eq!(records.len(), usize::from(NODES), "acquire: each racing node must have one record");
+}
+
+/// A full pool is [`SubnetError::Exhausted`]; a release makes room; those who hold leases are not concerned.
+pub async fn a_full_pool_is_exhausted_until_a_release(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 3)).await;
+    let store = harness.open().await;
+    let mut leases = Vec::new();
+    for n in 0..3 {
+        leases.push(Node::new(n, families).acquire(&*store).await);
+    }
+    assert_disjoint(&leases);
+    let late = Node::new(3, families);
+    match store.acquire(&late.id, late.want()).await {
+        Err(SubnetError::Exhausted(_)) => {}
+        other => panic!("acquire: a full pool must be SubnetError::Exhausted, not {other:?}"),
+    }
+    let again = Node::new(1, families).acquire(&*store).await;
+    assert_eq!(again.subnets, leases[1].subnets, "acquire: a full pool must not cost a holder its lease");
+    let freed = leases[2].subnets;
+    ok(store.release(leases[2].clone()).await, "release");
+    let lease = late.acquire(&*store).await;
+    assert_eq!(lease.subnets, freed, "acquire: the only free subnets must be found");
+}
+
+/// What a node held is known to a handle opened later, and only to that node.
+pub async fn previous_survives_reopening(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let node = Node::new(0, families);
+    let store = harness.open().await;
+    let none = ok(store.previous(&node.id).await, "previous");
+    assert_eq!(none, None, "previous: a node that never had a lease has none");
+    let lease = node.acquire(&*store).await;
+    drop(store);
+    let store = harness.open().await;
+    let Some(previous) = ok(store.previous(&node.id).await, "previous") else {
+        panic!("previous: the lease acquired through another handle is not found")
+    };
+    assert_same(&previous, &lease, "previous");
+    let stranger = Node::new(1, families);
+    assert_eq!(ok(store.previous(&stranger.id).await, "previous"), None, "previous: a stranger's lease is not ours");
+    ok(store.renew(&previous).await, "renew of what previous returned");
+}
+
+/// A renewal ends later than what it renews, shows changed attributes to others, and may be tried again when its
+/// outcome is unknown (faults.md, L10).
+pub async fn renew_extends_and_publishes(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let (one, two) = (harness.open().await, harness.open().await);
+    let node = Node::new(0, families);
+    let lease = node.acquire(&*one).await;
+    let changed = Lease { attrs: node.clone().with_data(2).attrs, ..lease.clone() };
+    let renewed = ok(one.renew(&changed).await, "renew");
+    assert_same(&renewed, &changed, "renew");
+    assert_eq!(renewed.expires.is_some(), lease.expires.is_some(), "renew: a lease ends always or never");
+    let slack = Duration::from_millis(5);
+    assert!(
+        renewed.expires.map(|at| at.after(slack)) >= lease.expires,
+        "renew: {:?} is earlier than {:?}",
+        renewed.expires,
+        lease.expires
+    );
+    let Some(seen) = ok(two.previous(&node.id).await, "previous") else { panic!("renew: the record is gone") };
+    assert_eq!(seen.attrs, changed.attrs, "renew: must publish lease.attrs");
+    let once_more = ok(
+        one.renew(&changed).await,
+        "renew with the lease of before a renewal whose answer was lost: our own record is to be adopted",
+    );
+    assert_same(&once_more, &changed, "renew");
+    ok(two.renew(&once_more).await, "renew over another handle");
+}
+
+/// A lease whose record is gone is lost, and renewing it writes nothing (faults.md, L11).
+pub async fn renew_of_a_deleted_lease_is_lost(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let store = harness.open().await;
+    let lease = Node::new(0, families).acquire(&*store).await;
+    harness.delete(&lease.key).await;
+    assert_lost(store.renew(&lease).await, "deleted");
+    let records = snapshot(&*store).await;
+    assert!(records.is_empty(), "renew: a lost lease must not be written again: {records:?}");
+}
+
+/// A lease whose subnet another node has by now is lost, and the other's record stays as it is (faults.md, L4).
+pub async fn renew_of_a_retaken_lease_is_lost(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let (one, two) = (harness.open().await, harness.open().await);
+    let (a, b) = (Node::new(0, families), Node::new(1, families));
+    let lost = a.acquire(&*one).await;
+    harness.delete(&lost.key).await;
+    let taken = b.acquire_preferring(&*two, lost.subnets).await;
+    assert_eq!(taken.subnets, lost.subnets, "acquire: the subnet of a deleted record must be free");
+    assert_lost(one.renew(&lost).await, "another node's");
+    let records = snapshot(&*one).await;
+    assert_eq!(records.len(), 1, "renew: a lost lease must not be written again: {records:?}");
+    assert_eq!(snapshot_key(&records, &taken.key).attrs, b.attrs, "renew: must not write over the new owner");
+}
+
+/// A release frees the subnet at once, may be repeated, and never touches the record of who came after.
+pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let (one, two) = (harness.open().await, harness.open().await);
+    let (a, b) = (Node::new(0, families), Node::new(1, families));
+    let lease = a.acquire(&*one).await;
+    ok(one.release(lease.clone()).await, "release");
+    assert_eq!(ok(two.previous(&a.id).await, "previous"), None, "release: the record must be gone");
+    ok(one.release(lease.clone()).await, "release of what was released: that is success");
+    let taken = b.acquire_preferring(&*two, lease.subnets).await;
+    assert_eq!(taken.subnets, lease.subnets, "release: must free the subnet");
+    ok(one.release(lease.clone()).await, "release of what is another's by now: that is success");
+    let records = snapshot(&*two).await;
+    assert_eq!(snapshot_key(&records, &taken.key).attrs, b.attrs, "release: must leave another's record alone");
+    let elsewhere = a.acquire(&*one).await;
+    ok(one.release(lease).await, "release of a lease of before");
+    ok(one.renew(&elsewhere).await, "renew: releasing an older lease must not free the newer one");
+}
+
+/// Where the pool moved away, acquire takes a lease that fits and drops the old one (contract 6.4, step 2), and
+/// previous hands out nothing that does not fit.
+pub async fn a_lease_that_fits_no_longer_is_replaced(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let store = harness.open().await;
+    let node = Node::new(0, families);
+    let old = node.acquire(&*store).await;
+    let moved = network(families, 100, 8);
+    harness.put_config(&moved).await;
+    assert_eq!(
+        ok(store.previous(&node.id).await, "previous"),
+        None,
+        "previous: a lease that does not fit the network any more must not be handed out"
+    );
+    let new = node.acquire_preferring(&*store, old.subnets).await;
+    assert!(all_compatible(&moved, &new.subnets), "acquire: kept {:?}, which does not fit any more", new.subnets);
+    let records = snapshot(&*store).await;
+    assert_eq!(records.len(), 1, "acquire: the lease that does not fit must go: {records:?}");
+    assert_eq!(snapshot_key(&records, &new.key).subnets, new.subnets, "watch: not what acquire returned");
+    assert_lost(store.renew(&old).await, "replaced by one that fits");
+}
+
+/// A node with what it publishes.
+#[derive(Clone)]
+struct Node {
+    /// Its public IP, which is what etcd knows a node by; other stores take any name.
+    id: NodeIdentity,
+    attrs: LeaseAttrs,
+}
+
+impl Node {
+    fn new(n: u16, families: Families) -> Self {
+        let public_ip = samples::public(n, &families.present());
+        let name = public_ip.v4.or(public_ip.v6).map(|addr| addr.to_string()).unwrap_or_default();
+        let Ok(id) = NodeIdentity::new(&name) else { panic!("{name} is no node identity") };
+        let attrs = LeaseAttrs { public_ip, backend_type: "vxlan".into(), ..LeaseAttrs::default() };
+        Self { id, attrs }.with_data(1)
+    }
+
+    fn with_data(mut self, vni: u64) -> Self {
+        let mac = Json::string("02:00:5e:10:00:01");
+        self.attrs.backend_data =
+            self.attrs.public_ip.map(|_, _| Json::object([("VNI", Json::number(vni)), ("VtepMAC", mac.clone())]));
+        self
+    }
+
+    fn want(&self) -> Want {
+        Want { attrs: self.attrs.clone(), preferred: Dual::default() }
+    }
+
+    async fn acquire(&self, store: &dyn SubnetManager) -> Lease {
+        self.acquire_preferring(store, Dual::default()).await
+    }
+
+    async fn acquire_preferring(&self, store: &dyn SubnetManager, preferred: Dual<Prefix>) -> Lease {
+        let want = preferring_of(self, preferred);
+        ok(soon("acquire", store.acquire(&self.id, want)).await, "acquire")
+    }
+}
+
+fn preferring(preferred: Dual<Prefix>) -> Want {
+    Want { attrs: LeaseAttrs::default(), preferred }
+}
+
+fn preferring_of(node: &Node, preferred: Dual<Prefix>) -> Want {
+    Want { preferred, ..node.want() }
+}
+
+/// A network whose pool is the subnets number `first` and on, `count` of them.
+fn network(families: Families, first: u16, count: u16) -> NetworkConfig {
+    let last = subnets(families, first + count - 1);
+    let networks = subnets(families, first).map(|family, min| {
+        let (network, len) = match family {
+            Family::V4 => (prefix([10, 5, 0, 0].into(), 16), 24),
+            Family::V6 => (prefix([0xfd00, 5, 0, 0, 0, 0, 0, 0].into(), 48), 64),
+        };
+        let max = last.get(family).unwrap_or(min).addr();
+        Network { prefix: network, pool: Some(Pool { len, min: min.addr(), max }) }
+    });
+    NetworkConfig { networks, enable_nftables: false, backend: BackendConfig::new("vxlan") }
+}
+
+fn subnets(families: Families, n: u16) -> Dual<Prefix> {
+    samples::subnets(n, &families.present())
+}
+
+fn prefix(addr: IpAddr, len: u8) -> Prefix {
+    match Prefix::new(addr, len) {
+        Ok(prefix) => prefix,
+        Err(error) => panic!("the suite's own network: {error}"),
+    }
+}
+
+#[track_caller]
+fn ok<T>(result: Result<T, SubnetError>, doing: &str) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{doing}: {}", chain(&error)),
+    }
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+    }
+}
+
+#[track_caller]
+fn assert_lost(result: Result<Lease, SubnetError>, how: &str) {
+    match result {
+        Err(SubnetError::Lost(_)) => {}
+        other => panic!("renew: a lease that is {how} must be SubnetError::Lost, not {other:?}"),
+    }
+}
+
+#[track_caller]
+fn assert_same(found: &Lease, expected: &Lease, doing: &str) {
+    assert_eq!(found.key, expected.key, "{doing}: another key");
+    assert_eq!(found.subnets, expected.subnets, "{doing}: other subnets");
+    assert_eq!(found.attrs, expected.attrs, "{doing}: other attributes");
+}
+
+#[track_caller]
+fn assert_disjoint(leases: &[Lease]) {
+    for (n, one) in leases.iter().enumerate() {
+        for two in &leases[n + 1..] {
+            let overlap = one.subnets.iter().any(|(_, a)| two.subnets.iter().any(|(_, b)| a.overlaps(b)));
+            assert!(!overlap, "acquire: {} and {} overlap: {:?}, {:?}", one.key, two.key, one.subnets, two.subnets);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The checks of what a store's watch shows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+
+use super::{Families, Harness, Node, assert_disjoint, assert_lost, chain, network, ok, soon};
+use crate::lease::{Lease, LeaseEvent, LeaseKey, Record};
+use crate::subnet::{SubnetError, SubnetManager};
+
+/// The first event is a [`LeaseEvent::Reset`] with all records, the own one too, and `created` grows in their order.
+pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let store = harness.open().await;
+    assert!(snapshot(&*store).await.is_empty(), "watch: an empty store begins with an empty Reset");
+    let mut leases = Vec::new();
+    // The highest number first: the order is not that of the keys.
+    for n in (0..5).rev() {
+        leases.push(Node::new(n, families).acquire(&*store).await);
+    }
+    ok(store.renew(&leases[0]).await, "renew");
+    let records = snapshot(&*harness.open().await).await;
+    assert_eq!(records.len(), leases.len(), "watch: the Reset must hold every record, the own one too: {records:?}");
+    for lease in &leases {
+        let found = snapshot_key(&records, &lease.key);
+        assert_eq!((found.subnets, &found.attrs), (lease.subnets, &lease.attrs), "watch: not what was acquired");
+    }
+    let created: Vec<u64> = leases.iter().map(|lease| records[&lease.key].created).collect();
+    assert!(
+        created.is_sorted_by(|a, b| a < b),
+        "watch: `created` must grow in order of creation and not with a renewal, is {created:?}"
+    );
+}
+
+/// New, changed and released leases are seen, one by one, whoever wrote them.
+pub async fn watch_follows_writes_of_another_handle(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let (one, two) = (harness.open().await, harness.open().await);
+    let mut watchers = [Watcher::open(&*one).await, Watcher::open(&*two).await];
+    let (a, b) = (Node::new(0, families), Node::new(1, families));
+    let mine = a.acquire(&*one).await;
+    let theirs = b.acquire(&*two).await;
+    for watcher in &mut watchers {
+        watcher.until("two new leases", |seen| holds(seen, &mine) && holds(seen, &theirs)).await;
+    }
+    let created = watchers[0].seen[&theirs.key].created;
+    let changed = Lease { attrs: b.with_data(2).attrs, ..theirs };
+    let changed = ok(two.renew(&changed).await, "renew");
+    for watcher in &mut watchers {
+        watcher.until("changed attributes", |seen| holds(seen, &changed)).await;
+        assert_eq!(watcher.seen[&changed.key].created, created, "watch: a renewal must not change `created`");
+    }
+    ok(two.release(changed.clone()).await, "release");
+    for watcher in &mut watchers {
+        watcher.until("a released lease goes", |seen| !seen.contains_key(&changed.key)).await;
+        assert!(holds(&watcher.seen, &mine), "watch: a release must remove one record only");
+    }
+    harness.delete(&mine.key).await;
+    for watcher in &mut watchers {
+        watcher.until("a deleted record goes", BTreeMap::is_empty).await;
+    }
+}
+
+/// What does not parse is present and bad, never absent, and all else works on (faults.md, L12).
+pub async fn a_bad_record_is_present_and_hurts_no_other(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let store = harness.open().await;
+    let (a, b) = (Node::new(0, families), Node::new(1, families));
+    let (bad, good) = (a.acquire(&*store).await, b.acquire(&*store).await);
+    let mut watcher = Watcher::open(&*store).await;
+    if !harness.put_raw_bad(&bad.key).await {
+        return;
+    }
+    watcher
+        .until("a record that does not parse is present with Record.lease an Err", |seen| {
+            seen.get(&bad.key).is_some_and(|record| record.lease.is_err()) && holds(seen, &good)
+        })
+        .await;
+    let records = snapshot(&*store).await;
+    assert!(
+        records.get(&bad.key).is_some_and(|record| record.lease.is_err()),
+        "watch: a record that does not parse must be in the Reset, with Record.lease an Err: {records:?}"
+    );
+    assert!(holds(&records, &good), "watch: a bad record must not hide others: {records:?}");
+    ok(store.renew(&good).await, "renew beside a bad record");
+    let late = Node::new(2, families).acquire(&*store).await;
+    watcher.until("a new lease beside a bad record", |seen| holds(seen, &late)).await;
+}
+
+/// A lease that ends goes from the watch, is lost to its holder, and its subnet may be had.
+pub async fn an_expired_lease_goes_and_its_subnet_is_free(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let store = harness.open().await;
+    let (a, b) = (Node::new(0, families), Node::new(1, families));
+    let (dead, live) = (a.acquire(&*store).await, b.acquire(&*store).await);
+    let mut watcher = Watcher::open(&*store).await;
+    if !harness.expire(&dead.key).await {
+        return;
+    }
+    watcher.until("an expired lease goes", |seen| !seen.contains_key(&dead.key) && holds(seen, &live)).await;
+    let records = snapshot(&*store).await;
+    assert!(!records.contains_key(&dead.key), "watch: the Reset must not hold an expired lease: {records:?}");
+    assert_lost(store.renew(&dead).await, "expired");
+    let heir = Node::new(2, families).acquire_preferring(&*store, dead.subnets).await;
+    assert_eq!(heir.subnets, dead.subnets, "acquire: the subnet of an expired lease must be free");
+    let back = a.acquire(&*store).await;
+    assert_disjoint(&[back, heir]);
+}
+
+type Records = BTreeMap<LeaseKey, Record>;
+
+/// What a new watch begins with.
+pub(super) async fn snapshot(store: &dyn SubnetManager) -> Records {
+    Watcher::open(store).await.seen
+}
+
+/// The lease of a record that has to be there and good.
+#[track_caller]
+pub(super) fn snapshot_key<'a>(records: &'a Records, key: &LeaseKey) -> &'a Lease {
+    match records.get(key).map(|record| &record.lease) {
+        Some(Ok(lease)) if lease.key == *key => lease,
+        other => panic!("watch: no good record {key}, but {other:?}"),
+    }
+}
+
+fn holds(seen: &Records, lease: &Lease) -> bool {
+    let Some(Ok(found)) = seen.get(&lease.key).map(|record| &record.lease) else { return false };
+    found.subnets == lease.subnets && found.attrs == lease.attrs
+}
+
+/// A watch with the sum of its events.
+struct Watcher {
+    stream: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
+    seen: Records,
+}
+
+impl Watcher {
+    async fn open(store: &dyn SubnetManager) -> Self {
+        let mut watcher = Self { stream: store.watch(), seen: Records::new() };
+        match soon("the first event of a watch", watcher.stream.next()).await {
+            Some(Ok(event @ LeaseEvent::Reset(_))) => watcher.fold(event),
+            other => panic!("watch: the first event must be a Reset, not {other:?}"),
+        }
+        watcher
+    }
+
+    async fn until(&mut self, what: &str, done: impl Fn(&Records) -> bool) {
+        let mut last = Trouble::None;
+        let reached = async {
+            while !done(&self.seen) {
+                match self.stream.next().await {
+                    Some(Ok(event)) => self.fold(event),
+                    Some(Err(error)) => last = Trouble::Error(error),
+                    None => panic!("watch: the stream must never end, but did, while waiting for: {what}"),
+                }
+            }
+        };
+        let reached = tokio::time::timeout(super::PATIENCE, reached).await.is_ok();
+        assert!(reached, "watch: not seen within {:?}: {what}; {last}; seen: {:?}", super::PATIENCE, self.seen);
+    }
+
+    fn fold(&mut self, event: LeaseEvent) {
+        match event {
+            LeaseEvent::Reset(records) => {
+                let count = records.len();
+                self.seen = records.into_iter().map(|record| (record.key.clone(), record)).collect();
+                assert_eq!(self.seen.len(), count, "watch: a Reset must hold each key once");
+            }
+            LeaseEvent::Upsert(record) => {
+                self.seen.insert(record.key.clone(), record);
+            }
+            LeaseEvent::Remove(key) => {
+                self.seen.remove(&key);
+            }
+        }
+    }
+}
+
+/// The last error of a watch, for the message.
+enum Trouble {
+    None,
+    Error(SubnetError),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("no error came"),
+            Self::Error(error) => write!(f, "the last error was {}", chain(error)),
+        }
+    }
+}
