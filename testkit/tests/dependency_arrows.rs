@@ -6,10 +6,11 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
+    ("flannel-subnet-etcd", &["flannel-core"]),
     ("flannel-subnet-file", &["flannel-core"]),
     ("testkit", &["*"]),
     ("bench", &["*"]),
