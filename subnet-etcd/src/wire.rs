@@ -47,9 +47,7 @@ fn named(text: &str) -> Dual<Prefix> {
         }
     };
     if let Some((addr, len)) = v4_text.rsplit_once('-') {
-        let start = addr.rfind(|c: char| !(c.is_ascii_digit() || c == '.')).map_or(0, |at| at + 1);
-        // The character before is ASCII or not: step over all of it.
-        let addr = addr.get(start..).unwrap_or_default();
+        let addr = addr.rsplit(|c: char| !(c.is_ascii_digit() || c == '.')).next().unwrap_or_default();
         subnets.v4 = v4(addr).and_then(|addr| lenient(addr.into(), len)).filter(|prefix| prefix.len() > 0);
     }
     subnets

@@ -1,0 +1,4 @@
+//! The store against real etcds.
+
+mod common;
+mod contract;
