@@ -223,9 +223,11 @@ impl Connector {
 
 type Login = (ConnectOptions, Option<(String, String)>);
 
+/// The client's own token refresh stays off: it would log in with the password of before. A refused token gives up the
+/// connection, and the next one reads the password anew.
 async fn log_in(endpoint: &Arc<str>, (options, user): &Login) -> Result<Client, etcd_client::Error> {
     let options = match user {
-        Some((user, password)) => options.clone().with_user(user, password).with_auto_token_refresh(true),
+        Some((user, password)) => options.clone().with_user(user, password),
         None => options.clone(),
     };
     Client::connect([&**endpoint], Some(options)).await
