@@ -23,8 +23,8 @@ pub(crate) enum Step {
 /// One message of a watch.
 #[derive(Debug, Default)]
 pub(crate) struct Message {
-    /// Revision of the store.
-    pub(crate) revision: i64,
+    /// The state of the store.
+    pub(crate) header: Header,
     /// The watch is established.
     pub(crate) is_created: bool,
     /// The revision asked for is compacted away.
@@ -71,18 +71,22 @@ impl Machine {
 
     /// A new connection shows this state of the store. One that lies behind what we saw is another history: a backup.
     pub(crate) fn probed(&mut self, header: Header) {
-        let is_same = self.store.is_some_and(|store| {
-            header.cluster == store.cluster
-                && header.term >= store.term
-                && header.revision >= store.revision
-                && header.revision.saturating_add(1) >= self.resume
-        });
-        if is_same {
+        if self.continues(header) {
             self.store = Some(header);
             self.step = Step::Open(self.resume);
         } else {
             self.step = Step::List;
         }
+    }
+
+    /// Whether a state of the store lies after all that was seen, in the same history.
+    fn continues(&self, header: Header) -> bool {
+        self.store.is_some_and(|store| {
+            header.cluster == store.cluster
+                && header.term >= store.term
+                && header.revision >= store.revision
+                && header.revision.saturating_add(1) >= self.resume
+        })
     }
 
     /// The request for a watch is under way.
@@ -104,13 +108,18 @@ impl Machine {
             return Err(Cancelled(if reason.is_empty() { "the watch was cancelled".to_owned() } else { reason }));
         }
         if message.is_created {
+            // The client connects anew by itself, so this may be a store restored between two steps; or the member
+            // only lags. A watch that begins in the future would keep silent until then: ask the majority.
+            if !self.continues(message.header) {
+                return Err(Cancelled(BEHIND.to_owned()));
+            }
             self.backoff.reset();
             return Ok(Vec::new());
         }
         self.is_fresh = false;
         if message.changes.is_empty() {
             // A progress notice: all up to here was sent.
-            self.resume = self.resume.max(message.revision.saturating_add(1));
+            self.resume = self.resume.max(message.header.revision.saturating_add(1));
         }
         let mut events = Vec::with_capacity(message.changes.len());
         for (revision, event) in message.changes {
@@ -130,6 +139,7 @@ impl Machine {
     }
 }
 
+const BEHIND: &str = "the member is behind what was read before, or was restored from a backup";
 const COMPACTED: &str = "etcd compacts faster than the records can be listed";
 
 #[cfg(test)]
@@ -147,7 +157,7 @@ mod tests {
         machine.listed(header(revision));
         assert_eq!(machine.step(), Step::Open(revision + 1));
         machine.opened();
-        let created = Message { is_created: true, revision, ..Message::default() };
+        let created = Message { is_created: true, header: header(revision), ..Message::default() };
         assert_eq!(machine.message(created), Ok(Vec::new()));
         assert_eq!(machine.step(), Step::Read);
         machine
@@ -155,7 +165,7 @@ mod tests {
 
     fn change(revision: i64) -> Message {
         let event = LeaseEvent::Remove(LeaseKey::new("10.5.1.0-24"));
-        Message { revision: revision + 5, changes: vec![(revision, event)], ..Message::default() }
+        Message { header: header(revision + 5), changes: vec![(revision, event)], ..Message::default() }
     }
 
     #[test]
@@ -171,7 +181,7 @@ mod tests {
     #[test]
     fn a_progress_notice_moves_the_point_to_resume_from() {
         let mut machine = watching(10);
-        machine.message(Message { revision: 40, ..Message::default() }).unwrap();
+        machine.message(Message { header: header(40), ..Message::default() }).unwrap();
         machine.failed();
         machine.probed(header(41));
         assert_eq!(machine.step(), Step::Open(41));
@@ -180,7 +190,7 @@ mod tests {
     #[test]
     fn a_created_message_does_not_move_it() {
         let mut machine = watching(10);
-        machine.message(Message { is_created: true, revision: 40, ..Message::default() }).unwrap();
+        machine.message(Message { is_created: true, header: header(40), ..Message::default() }).unwrap();
         machine.failed();
         machine.probed(header(41));
         assert_eq!(machine.step(), Step::Open(11));
@@ -220,6 +230,19 @@ mod tests {
     }
 
     #[test]
+    fn a_watch_that_would_begin_in_the_future_is_given_up_and_the_majority_asked() {
+        let mut machine = Machine::new();
+        machine.listed(header(10));
+        machine.opened();
+        let behind = Message { is_created: true, header: header(9), ..Message::default() };
+        assert!(machine.message(behind).is_err());
+        machine.failed();
+        assert_eq!(machine.step(), Step::Probe);
+        machine.probed(header(9));
+        assert_eq!(machine.step(), Step::List);
+    }
+
+    #[test]
     fn failures_wait_1_2_4_and_then_4_and_a_half_seconds_until_a_watch_stands() {
         let mut machine = watching(10);
         for expected in [1.0, 2.0, 4.0, 4.5, 4.5] {
@@ -229,7 +252,7 @@ mod tests {
         }
         machine.probed(header(10));
         machine.opened();
-        machine.message(Message { is_created: true, ..Message::default() }).unwrap();
+        machine.message(Message { is_created: true, header: header(10), ..Message::default() }).unwrap();
         assert!(machine.failed() < Duration::from_millis(1200));
     }
 

@@ -17,7 +17,7 @@ use crate::connect::Connector;
 use crate::error::Fault;
 use crate::list::{after_prefix, list};
 use crate::wire::{self, Version};
-use crate::write::{Outcome, Put, unchanged};
+use crate::write::{Granted, Outcome, Put, unchanged};
 
 /// A key prefix in etcd and how to use it.
 #[derive(Clone)]
@@ -86,7 +86,7 @@ impl Store {
             return Ok(Some(lease));
         }
         let now = self.clock.now();
-        let left = self.connector_left(version).await.map_err(doing)?;
+        let left = self.seconds_left(version.lease).await.map_err(doing)?;
         lease.expires = left.map(|seconds| now.after(std::time::Duration::from_secs(seconds)));
         Ok(left.is_some().then_some(lease))
     }
@@ -207,10 +207,6 @@ impl Store {
         Ok((self.parse_config(kv.value())?, kv.mod_revision()))
     }
 
-    async fn connector_left(&self, version: Version) -> Result<Option<u64>, Fault> {
-        self.seconds_left(version.lease).await
-    }
-
     /// Deletes a lease of ours that we do not keep: the network changed, or an answer that was lost left two.
     async fn drop_own(&self, seen: &mut Seen, lease: Arc<Lease>) -> Result<(), SubnetError> {
         let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
@@ -245,8 +241,25 @@ impl Store {
         }
     }
 
-    /// Takes new subnets; `None`: the configuration changed meanwhile, or nothing seemed free.
+    /// Takes new subnets; `None`: the configuration changed meanwhile.
     async fn take(&self, seen: &mut Seen, want: &Want, value: &str) -> Result<Option<Lease>, SubnetError> {
+        seen.choose(&want.preferred)?;
+        let granted = self.grant().await.map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
+        let result = self.take_with(granted, seen, want, value).await;
+        if !matches!(result, Ok(Some(_))) {
+            // A record that was written without our hearing of it goes with it.
+            self.give_back(granted).await;
+        }
+        result
+    }
+
+    async fn take_with(
+        &self,
+        granted: Granted,
+        seen: &mut Seen,
+        want: &Want,
+        value: &str,
+    ) -> Result<Option<Lease>, SubnetError> {
         for _ in 0..RACES {
             let subnets = seen.choose(&want.preferred)?;
             let Some(text) = wire::key_text(&subnets) else {
@@ -264,7 +277,8 @@ impl Store {
                 or_else: vec![TxnOp::get(&*self.config_key, None), TxnOp::get(&*self.base, Some(newer))],
                 over: None,
             };
-            let (header, read) = match self.put_leased(put).await.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
+            let outcome = self.put_granted(&put, granted).await;
+            let (header, read) = match outcome.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
                 Outcome::Written { version, expires } => {
                     let attrs = want.attrs.clone();
                     return Ok(Some(Lease { key, subnets, attrs, expires, fence: version.fence() }));

@@ -116,7 +116,7 @@ fn message(base: &str, response: &WatchResponse) -> Message {
         changes.push((kv.mod_revision(), change));
     }
     Message {
-        revision: Header::of(response.header()).revision,
+        header: Header::of(response.header()),
         is_created: response.created() && !response.canceled(),
         is_compacted: response.compact_revision() != 0,
         cancelled: response.canceled().then(|| response.cancel_reason().to_owned()),

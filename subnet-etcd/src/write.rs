@@ -1,5 +1,7 @@
 //! The writes: each a transaction fenced by what was read, each with its outcome settled.
 
+use std::time::Duration;
+
 use etcd_client::{
     Compare, CompareOp, DeleteOptions, KeyValue, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
     TxnOpResponse, TxnResponse,
@@ -33,43 +35,65 @@ pub(crate) enum Outcome {
     Refused { header: Header, read: Vec<KeyValue> },
 }
 
+/// A lease that no record hangs on yet.
+#[derive(Clone, Copy)]
+pub(crate) struct Granted {
+    lease: i64,
+    expires: BootTime,
+}
+
 impl Store {
-    /// Writes a record with a lease of its own. An answer that is lost is asked for: by the lease one can tell.
-    pub(crate) async fn put_leased(&self, put: Put<'_>) -> Result<Outcome, Fault> {
-        // The number is ours, so that what was granted can be named even if the answer is lost.
+    /// Gets a lease. One that was granted without our hearing of it is ended, for its number is ours.
+    pub(crate) async fn grant(&self) -> Result<Granted, Fault> {
         let lease = i64::try_from(random() >> 1).unwrap_or(1).max(1);
         let asked = self.clock.now();
-        let ttl = match self.grant(lease).await {
-            Ok(ttl) => ttl,
+        let seconds = self.ttl.seconds();
+        let grant = |mut client: etcd_client::Client| async move {
+            client.lease_grant(seconds, Some(LeaseGrantOptions::new().with_id(lease))).await
+        };
+        match self.connector.write(grant).await {
+            Ok(granted) => {
+                let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
+                Ok(Granted { lease, expires: asked.after(ttl) })
+            }
             Err(fault) => {
                 if fault.is_unsettled() {
                     self.revoke(lease).await;
                 }
-                return Err(fault);
-            }
-        };
-        let expires = Some(asked.after(std::time::Duration::from_secs(ttl)));
-        match self.put(&put, lease).await {
-            Ok(Outcome::Written { version, .. }) => Ok(Outcome::Written { version, expires }),
-            Ok(refused) => {
-                self.revoke(lease).await;
-                Ok(refused)
-            }
-            Err(fault) if !fault.is_unsettled() => {
-                self.revoke(lease).await;
                 Err(fault)
             }
-            Err(fault) => match self.record(put.key).await? {
-                Some(kv) if kv.lease() == lease => Ok(Outcome::Written { version: Version::of(&kv), expires }),
-                _ => {
-                    // It may still be under way. A new record then goes with its lease; a record of ours that stood
-                    // before must not, so there the lease is left to end.
-                    if put.over.is_none() {
-                        self.revoke(lease).await;
-                    }
-                    Err(fault)
-                }
+        }
+    }
+
+    /// Ends a lease that was not used, or whose use is unknown and must not be.
+    pub(crate) async fn give_back(&self, granted: Granted) {
+        self.revoke(granted.lease).await;
+    }
+
+    /// Writes over a record of ours, with a lease of its own.
+    pub(crate) async fn put_leased(&self, put: Put<'_>) -> Result<Outcome, Fault> {
+        let granted = self.grant().await?;
+        let result = self.put_granted(&put, granted).await;
+        match &result {
+            Ok(Outcome::Written { .. }) => {}
+            Ok(Outcome::Refused { .. }) => self.give_back(granted).await,
+            // It may still be under way, and would go with its lease: that is left to end by itself.
+            Err(fault) if fault.is_unsettled() => {}
+            Err(_) => self.give_back(granted).await,
+        }
+        result
+    }
+
+    /// Writes a record with this lease. An answer that is lost is asked for: by the lease one can tell.
+    pub(crate) async fn put_granted(&self, put: &Put<'_>, granted: Granted) -> Result<Outcome, Fault> {
+        let expires = Some(granted.expires);
+        match self.put(put, granted.lease).await {
+            Ok(Outcome::Written { version, .. }) => Ok(Outcome::Written { version, expires }),
+            Err(fault) if fault.is_unsettled() => match self.record(put.key).await? {
+                Some(kv) if kv.lease() == granted.lease => Ok(Outcome::Written { version: Version::of(&kv), expires }),
+                _ => Err(fault),
             },
+            result => result,
         }
     }
 
@@ -140,15 +164,6 @@ impl Store {
             Ok(_) => {}
             Err(fault) => tracing::debug!(error = %fault.error, "an etcd lease is left to end by itself"),
         }
-    }
-
-    async fn grant(&self, lease: i64) -> Result<u64, Fault> {
-        let seconds = self.ttl.seconds();
-        let grant = |mut client: etcd_client::Client| async move {
-            client.lease_grant(seconds, Some(LeaseGrantOptions::new().with_id(lease))).await
-        };
-        let granted = self.connector.write(grant).await?;
-        Ok(u64::try_from(granted.ttl()).unwrap_or_default())
     }
 
     async fn revoke(&self, lease: i64) {

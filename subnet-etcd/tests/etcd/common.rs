@@ -111,6 +111,12 @@ impl Watcher {
         start.elapsed()
     }
 
+    /// Waits until an event came: the watch is established, and not only the listing done.
+    pub(crate) async fn established(&mut self, store: &EtcdSubnets) {
+        let lease = node(999).acquire(store).await;
+        self.until(5, "a first event", |watcher| watcher.good(&lease.key).is_some()).await;
+    }
+
     pub(crate) fn good(&self, key: &LeaseKey) -> Option<&Lease> {
         self.seen.get(key).and_then(|record| record.lease.as_ref().ok()).map(|lease| &**lease)
     }

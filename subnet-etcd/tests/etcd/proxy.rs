@@ -70,11 +70,6 @@ impl Proxy {
     pub(crate) fn open(&self) {
         self.gate.shut.store(0, Ordering::SeqCst);
     }
-
-    /// Closes all connections.
-    pub(crate) fn cut(&self) {
-        self.cuts.send_modify(|count| *count += 1);
-    }
 }
 
 impl Drop for Proxy {
