@@ -6,16 +6,26 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
+    ("flannel-subnet-etcd", &["flannel-core"]),
     ("flannel-subnet-file", &["flannel-core"]),
     ("testkit", &["*"]),
     ("bench", &["*"]),
     // The quickstart is a lab: it shares testkit's namespaces, probes and acts of sabotage.
     ("quickstart", &["*"]),
-    ("flanneld", &["flannel-core", "flannel-backend-vxlan", "flannel-backend-hostgw", "flannel-subnet-file"]),
+    (
+        "flanneld",
+        &[
+            "flannel-core",
+            "flannel-backend-vxlan",
+            "flannel-backend-hostgw",
+            "flannel-subnet-etcd",
+            "flannel-subnet-file",
+        ],
+    ),
     ("embed", &["flannel-core", "flannel-backend-vxlan", "flannel-backend-hostgw", "flannel-subnet-file"]),
 ];
 
