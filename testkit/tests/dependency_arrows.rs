@@ -6,10 +6,12 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
+    ("flannel-firewall-iptables", &["flannel-core"]),
+    ("flannel-firewall-nft", &["flannel-core"]),
     ("flannel-subnet-file", &["flannel-core"]),
     ("testkit", &["*"]),
     ("bench", &["*"]),
