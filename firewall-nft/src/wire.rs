@@ -177,8 +177,8 @@ pub(crate) fn compare(text: &str, wanted: &Table) -> Result<Vec<Drift>, String> 
 
 fn listed(text: &str) -> Result<Vec<Value>, String> {
     let mut listing: Value = serde_json::from_str(text).map_err(|error| format!("nft said no JSON: {error}"))?;
-    match listing["nftables"].take() {
-        Value::Array(objects) => Ok(objects),
+    match listing.get_mut("nftables").map(Value::take) {
+        Some(Value::Array(objects)) => Ok(objects),
         _ => Err("nft said JSON without a list \"nftables\"".to_owned()),
     }
 }
@@ -252,4 +252,77 @@ fn prefix_json(prefix: &Prefix) -> Value {
         return json!(prefix.addr().to_string());
     }
     json!({ "prefix": { "addr": prefix.addr().to_string(), "len": prefix.len() } })
+}
+
+#[cfg(test)]
+mod tests {
+    use flannel_core::firewall::{Masquerade, Rules, VxlanGuard};
+    use flannel_core::kernel::OverlayName;
+    use flannel_core::net::Dual;
+
+    use super::*;
+    use crate::wanted::tables;
+
+    fn rules() -> Rules {
+        let networks =
+            Dual { v4: Some("10.42.0.0/16".parse().unwrap()), v6: Some("2001:cafe:42::/56".parse().unwrap()) };
+        let subnets =
+            Dual { v4: Some("10.42.7.0/24".parse().unwrap()), v6: Some("2001:cafe:42:7::/64".parse().unwrap()) };
+        let rules = Rules::new(OverlayName::default(), &networks, &subnets);
+        Rules { masquerade: Some(Masquerade::default()), ..rules }
+    }
+
+    fn script(rules: &Rules) -> String {
+        tables(rules, SourcePorts::FullyRandom).iter().map(|(_, table)| put(table, Start::Keep)).collect()
+    }
+
+    #[test]
+    fn commands_are_as_they_always_were() {
+        let mut rules = rules();
+        assert_eq!(script(&rules), include_str!("../tests/golden/dual.commands"));
+        let v4 = rules.pods.v4.take();
+        assert_eq!(script(&rules), include_str!("../tests/golden/v6.commands"));
+        rules.pods = Dual { v4, v6: None };
+        let peers = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|addr| addr.parse().unwrap()).into();
+        rules.guard = Some(VxlanGuard { port: 8472, peers });
+        assert_eq!(script(&rules), include_str!("../tests/golden/v4_guarded.commands"));
+    }
+
+    /// A listing as `nft` gives it: these chains, each with the JSON of its rules.
+    fn listing(table: &Table, rule: impl Fn(&Rule) -> Value) -> String {
+        let mut objects = vec![json!({ "metainfo": { "json_schema_version": 1 } })];
+        for chain in &table.chains {
+            objects.push(json!({ "chain": { "name": chain.name, "type": chain.kind, "hook": chain.hook,
+                "prio": chain.priority.1, "policy": "accept", "handle": 7 } }));
+            objects.extend(chain.rules.iter().map(|it| json!({ "rule": { "chain": chain.name, "expr": rule(it) } })));
+        }
+        json!({ "nftables": objects }).to_string()
+    }
+
+    #[test]
+    fn a_lone_flag_may_stand_in_a_list() {
+        let table = tables(&rules(), SourcePorts::FullyRandom).v4.unwrap();
+        let in_list = |rule: &Rule| {
+            let text = rule.json().to_string().replace("\"fully-random\"", "[\"fully-random\"]");
+            serde_json::from_str(&text).unwrap()
+        };
+        assert_eq!(compare(&listing(&table, in_list), &table), Ok(vec![]));
+        assert_eq!(compare(&listing(&table, Rule::json), &table), Ok(vec![]));
+    }
+
+    #[test]
+    fn other_ports_or_an_empty_listing_are_drift_and_nonsense_is_an_error() {
+        let table = tables(&rules(), SourcePorts::FullyRandom).v4.unwrap();
+        let plain = tables(&rules(), SourcePorts::Kernel).v4.unwrap();
+        let drift = compare(&listing(&plain, Rule::json), &table).unwrap();
+        assert_eq!(
+            drift.iter().map(Drift::to_string).collect::<Vec<_>>(),
+            ["chain ip flannel-ipv4 postrtg was changed"]
+        );
+        let drift = compare(r#"{"nftables": []}"#, &table).unwrap();
+        assert!(drift.len() == 2 && drift.iter().all(|drift| drift.problem == Problem::Missing), "{drift:?}");
+        for nonsense in ["", "{}", "[]", "7", "null", r#"{"nftables": 7}"#] {
+            assert!(compare(nonsense, &table).is_err(), "{nonsense}");
+        }
+    }
 }

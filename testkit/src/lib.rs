@@ -20,6 +20,7 @@ mod lab;
 mod netlink;
 mod objects;
 
+pub mod filter;
 pub mod namespace;
 pub mod probe;
 pub mod sabotage;
