@@ -22,6 +22,7 @@ mod objects;
 
 pub mod canary;
 pub mod etcd;
+pub mod filter;
 pub mod namespace;
 pub mod probe;
 pub mod sabotage;
