@@ -217,11 +217,14 @@ impl Newcomers {
                 loop {
                     match inbox.recv_from(&mut [0; 16]) {
                         Ok((_, sender)) => *seen.entry(sender.ip()).or_default() += 1,
-                        Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                            return Err(error);
-                        }
-                        Err(_) if stop.load(Ordering::Relaxed) => return Ok(seen),
-                        Err(_) => {}
+                        Err(error) => match error.kind() {
+                            ErrorKind::Interrupted => {}
+                            ErrorKind::WouldBlock | ErrorKind::TimedOut if stop.load(Ordering::Relaxed) => {
+                                return Ok(seen);
+                            }
+                            ErrorKind::WouldBlock | ErrorKind::TimedOut => {}
+                            _ => return Err(error),
+                        },
                     }
                 }
             })?

@@ -300,6 +300,33 @@ mod tests {
         assert!(start.elapsed() < AGES / 4);
     }
 
+    #[tokio::test]
+    async fn a_refusal_is_sorted_by_what_the_tool_says() {
+        let tools = Tools::start().unwrap();
+        // As nft 1.0.6 and iptables 1.8.9 say it.
+        for (said, kind) in [
+            (
+                "Operation not permitted (you must be root)\nnetlink: Error: cache initialization failed: Operation not permitted",
+                "no permission",
+            ),
+            ("iptables-save v1.8.9 (legacy): Cannot initialize: Permission denied (you must be root)", "no permission"),
+            (
+                "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)",
+                "not available",
+            ),
+            ("netlink: Error: cache initialization failed: Protocol not supported", "not available"),
+            (
+                "/dev/stdin:2:1-76: Error: Could not process rule: Operation not supported",
+                "refused testing: /dev/stdin",
+            ),
+            ("", "refused testing: exit status: 1"),
+        ] {
+            let answer = tools.run(call("sh", &["-c", "cat >&2; exit 1"], said, AGES)).await.unwrap();
+            let error = answer.refused("testing".to_owned()).to_string();
+            assert!(error.contains(kind), "{said}: {error}");
+        }
+    }
+
     #[test]
     fn dropping_the_tools_ends_a_running_program() {
         let tools = Tools::start().unwrap();
