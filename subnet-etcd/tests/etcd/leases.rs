@@ -172,6 +172,24 @@ async fn fifty_agents_race_for_64_subnets() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_of_ours_that_overlaps_an_older_one_is_replaced() {
+    let (etcd, store) = single(Version::Current).await;
+    let mut client = raw(&etcd).await;
+    store.put_config_json(DUAL).await.unwrap();
+    // Two Go flannels choose each half on its own: the IPv4 halves are equal, the keys are not.
+    for (key, n) in [("10.5.7.0-24&fd00:5:0:9::-64", 1), ("10.5.7.0-24&fd00:5:0:8::-64", 2)] {
+        client.lease_grant(86_400, Some(LeaseGrantOptions::new().with_id(n))).await.unwrap();
+        let value = node(u16::try_from(n).unwrap()).attrs.to_json();
+        client.put(format!("{BASE}/subnets/{key}"), value, Some(PutOptions::new().with_lease(n))).await.unwrap();
+    }
+    let older = node(1).acquire(&store).await;
+    assert_eq!(older.key.as_str(), "10.5.7.0-24&fd00:5:0:9::-64", "the older one stays");
+    let younger = node(2).acquire(&store).await;
+    assert_ne!(younger.subnets.v4, older.subnets.v4);
+    assert_eq!(store.list().await.unwrap().len(), 2);
+}
+
 /// A store behind a proxy, with little patience.
 fn behind(proxy: &Proxy, prefix: &str) -> EtcdSubnets {
     let short = Duration::from_millis(500);
