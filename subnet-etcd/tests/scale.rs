@@ -56,6 +56,20 @@ async fn ten_thousand_records_are_listed_in_pages_within_half_a_second() {
         let lease = new.acquire(&store).await;
         let acquired = start.elapsed();
         watcher.until(5, "the new lease", |watcher| watcher.good(&lease.key).is_some()).await;
+        let mut delays = Vec::new();
+        let mut client = raw(&etcd).await;
+        for n in 0..100 {
+            let key = format!("{BASE}/subnets/10.64.{n}.0-24");
+            let start = Instant::now();
+            client.put(key, node(20_000 + n).attrs.to_json(), None).await.unwrap();
+            let written = start.elapsed();
+            let name = flannel_core::lease::LeaseKey::new(&format!("10.64.{n}.0-24"));
+            let is_shown = |watcher: &Watcher| watcher.good(&name).is_some_and(|l| l.attrs == node(20_000 + n).attrs);
+            watcher.until(5, "a change", is_shown).await;
+            delays.push((start.elapsed(), written));
+        }
+        delays.sort();
+        println!("{version:?}: put to event p50 {:?} (the put itself {:?})", delays[50].0, delays[50].1);
         println!(
             "{version:?}: listing {took:?}, first snapshot with connect {snapshot:?}, acquire {acquired:?}, \
              peak {} KiB",
