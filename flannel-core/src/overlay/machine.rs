@@ -17,7 +17,7 @@ use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::guard::{Expired, Guard, Restrained};
+use crate::overlay::guard::{Guard, Over, Restrained};
 use crate::overlay::memory::Memory;
 use crate::overlay::status::{Contact, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
@@ -207,12 +207,13 @@ impl Machine {
         self.tenure_outcome(now, expired);
         match self.guard.expire(now) {
             None => {}
-            Some(Expired::Contest) => self.audit_at(now, Cause::Hint),
-            Some(Expired::Mass) => {
+            Some(Over::Contest) => self.audit_at(now, Cause::Hint),
+            Some(Over::Mass) => {
                 self.audit_at(now, Cause::Expected);
-                self.show_withheld();
+                self.show_withheld(now);
             }
         }
+        self.show_contested();
     }
 
     /// What to ask of the store now.
@@ -224,7 +225,7 @@ impl Machine {
     pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
         if std::mem::take(&mut self.stale) {
             self.show_peers();
-            self.show_withheld();
+            self.show_withheld(now);
         }
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
@@ -391,14 +392,21 @@ impl Machine {
 
     fn lease_lost(&mut self, reason: LossReason) {
         self.events.push(Event::LeaseLost(reason));
-        self.status.send_modify(|status| status.lease = None);
+        self.status.send_modify(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
     /// Another lease, or the same with other contents, is ours now.
     fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
         let old = &self.local.lease;
-        let matters = old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;
-        self.status.send_modify(|status| status.lease = Some(Arc::clone(&lease)));
+        let regained = self.status.borrow().lease.is_none();
+        let matters = regained || old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;
+        self.status.send_modify(|status| {
+            status.lease = Some(Arc::clone(&lease));
+            if regained {
+                // The next audit says what is true of the kernel.
+                status.phase = Phase::LeaseHeld;
+            }
+        });
         self.set_local(now, Local { lease, situation: self.local.situation.clone() });
         if matters {
             self.audit_at(now, Cause::Expected);
@@ -442,7 +450,7 @@ impl Machine {
             Ok(facts) => Arc::new(facts),
             Err(error) => {
                 self.audit.facts = true;
-                return self.kernel_trouble(now, &error);
+                return self.kernel_trouble(now, error);
             }
         };
         let local = Arc::clone(&self.local);
@@ -495,7 +503,7 @@ impl Machine {
             Ok(seen) => seen,
             Err(error) => {
                 self.memory.known = false;
-                return self.kernel_trouble(now, &error);
+                return self.kernel_trouble(now, error);
             }
         };
         // The wanted state is whole: whatever changed so far is in it.
@@ -512,7 +520,7 @@ impl Machine {
             self.memory.note(object, &seen);
         }
         self.show_skips(skips);
-        self.show_withheld();
+        self.show_withheld(now);
         if plan.is_empty() {
             return self.audited(now, started, &plan, &ApplyReport::default());
         }
@@ -551,12 +559,8 @@ impl Machine {
                     self.memory.note(op.object(), &seen);
                 }
                 drop(seen);
-                if !self.audit.done_once {
-                    let hopeless = |error: &&KernelError| {
-                        matches!(error, KernelError::Denied { .. } | KernelError::Unsupported { .. })
-                    };
-                    self.fatal = report.refused.iter().map(|(_, error)| error).find(hopeless).cloned();
-                }
+                let errors = report.refused.iter().map(|(_, error)| error).chain(&report.lost);
+                self.fatal = errors.into_iter().find(|error| self.is_hopeless(error)).cloned();
                 self.audited(now, started, &plan, &report);
             }
             Round::Leasing { plan } => self.leased(now, &plan, &report),
@@ -660,11 +664,26 @@ impl Machine {
         self.show_round(Phase::DeviceReady, error, report.refused.len() + report.skipped.len());
     }
 
-    fn kernel_trouble(&mut self, now: BootTime, error: &KernelError) {
-        let error = chain(error);
+    fn kernel_trouble(&mut self, now: BootTime, error: KernelError) {
+        let text = chain(&error);
+        if self.is_hopeless(&error) {
+            self.fatal = Some(error);
+        }
         let wait = self.backoff.next();
         self.audit_at(now.after(wait), Cause::Hint);
-        self.show_error(error);
+        self.show_error(text);
+    }
+
+    /// Whether no retry helps. What worked once may work again, but for a thread that is gone.
+    fn is_hopeless(&self, error: &KernelError) -> bool {
+        match error {
+            KernelError::Stopped => true,
+            KernelError::Denied { .. } | KernelError::Unsupported { .. } => !self.audit.done_once,
+            KernelError::Refused { .. }
+            | KernelError::Timeout { .. }
+            | KernelError::Lost { .. }
+            | KernelError::Conflict { .. } => false,
+        }
     }
 
     // --- what is shown ---
@@ -684,6 +703,8 @@ impl Machine {
         if let Some(error) = error.as_ref().filter(|error| old_error.as_ref() != Some(error)) {
             self.events.push(Event::KernelTrouble(error.clone()));
         }
+        // Whatever the kernel is like, nobody is ready without a lease (faults.md, I16).
+        let phase = if self.tenure.is_held() { phase } else { Phase::Starting };
         if phase == Phase::Ready && was != Phase::Ready {
             self.events.push(Event::Ready);
         }
@@ -747,7 +768,7 @@ impl Machine {
         }
     }
 
-    fn show_withheld(&mut self) {
+    fn show_withheld(&mut self, now: BootTime) {
         let bad = self.admission.withheld().into_iter().map(|prefix| (prefix, WithheldBecause::BadRecord));
         let mass =
             self.guard.mass().into_iter().flat_map(|mass| {
@@ -756,6 +777,12 @@ impl Machine {
         let withheld: BTreeMap<_, _> = bad.chain(mass).collect();
         if self.status.borrow().withheld == withheld {
             return;
+        }
+        let bad = |(_, because): &(&Prefix, &WithheldBecause)| **because == WithheldBecause::BadRecord;
+        let freed = self.status.borrow().withheld.iter().filter(bad).any(|(prefix, _)| !withheld.contains_key(prefix));
+        if freed {
+            // What a bad record protected is nobody's now, or another's.
+            self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
         if self.guard.mass().is_some() {
             self.events.push(Event::DeletionsWithheld(withheld.len()));
