@@ -157,7 +157,7 @@ fn a_restart_changes_nothing(plane: Plane, families: Families) {
     };
     let before = seen(&cluster);
     let flows = [cluster.flow(0, 1), cluster.flow(1, 0)];
-    for _ in 0..3 {
+    for _ in 0..8 {
         cluster.stop(0).unwrap();
         cluster.restart(0);
         assert_eq!(seen(&cluster), before, "after an orderly restart");
