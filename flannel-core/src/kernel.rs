@@ -367,6 +367,9 @@ fn detail(message: &str) -> String {
 /// `EEXIST` on every Linux architecture.
 pub const EEXIST: i32 = 17;
 
+/// `EINVAL` on every Linux architecture.
+pub const EINVAL: i32 = 22;
+
 /// What came of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ApplyReport {

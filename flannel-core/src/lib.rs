@@ -5,6 +5,7 @@ pub mod alloc;
 pub mod backend;
 pub mod clock;
 pub mod config;
+pub mod firewall;
 pub mod kernel;
 pub mod lease;
 pub mod net;

@@ -130,7 +130,7 @@ pub struct UplinkError {
     /// What is wrong, and what to do.
     pub problem: Problem,
     /// What there is.
-    pub explanation: Explanation,
+    pub explanation: Box<Explanation>,
 }
 
 /// What keeps an interface from being the uplink.
@@ -232,11 +232,11 @@ pub fn select(
     let error = last.unwrap_or(UplinkError {
         wanted: wanted.clone(),
         problem: Problem::NothingAsked,
-        explanation: Explanation::default(),
+        explanation: Box::default(),
     });
     // The last one's own words are in the error already.
     passed_over.pop();
-    Err(UplinkError { explanation: Explanation { passed_over, ..error.explanation }, ..error })
+    Err(UplinkError { explanation: Box::new(Explanation { passed_over, ..*error.explanation }), ..error })
 }
 
 fn select_one(
@@ -251,7 +251,7 @@ fn select_one(
     let explanation = search.explain(found.ok().map(|found| found.index), choice.as_ref().err());
     match choice {
         Ok((uplink, public)) => Ok(Choice { uplink, public, explanation }),
-        Err(problem) => Err(UplinkError { wanted: wanted.clone(), problem, explanation }),
+        Err(problem) => Err(UplinkError { wanted: wanted.clone(), problem, explanation: Box::new(explanation) }),
     }
 }
 

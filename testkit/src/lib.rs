@@ -1,7 +1,7 @@
 //! Namespace lab, sabotage and traffic probes for tests, benchmarks and the quickstart.
 //!
-//! Nothing but the Linux kernel is needed: no program is run, everything goes through netlink and plain sockets, and
-//! all of it works inside an unprivileged user namespace ([`userns::enter`]).
+//! For the lab nothing but the Linux kernel is needed: no program is run, everything goes through netlink and plain
+//! sockets, and all of it works inside an unprivileged user namespace ([`userns::enter`]). [`etcd`] runs real servers.
 //!
 //! ```no_run
 //! use testkit::{Families, Underlay, probe};
@@ -21,6 +21,8 @@ mod netlink;
 mod objects;
 
 pub mod canary;
+pub mod etcd;
+pub mod filter;
 pub mod namespace;
 pub mod probe;
 pub mod sabotage;

@@ -1,4 +1,5 @@
 //! The arrows between the crates of this workspace are those of ARCHITECTURE.md, and no others.
+#![expect(clippy::expect_used, reason = "helpers of tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -6,16 +7,30 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
+    ("flannel-subnet-etcd", &["flannel-core"]),
+    ("flannel-firewall-iptables", &["flannel-core"]),
+    ("flannel-firewall-nft", &["flannel-core"]),
     ("flannel-subnet-file", &["flannel-core"]),
     ("testkit", &["*"]),
     ("bench", &["*"]),
     // The quickstart is a lab: it shares testkit's namespaces, probes and acts of sabotage.
     ("quickstart", &["*"]),
-    ("flanneld", &["flannel-core", "flannel-backend-vxlan", "flannel-backend-hostgw", "flannel-subnet-file"]),
+    (
+        "flanneld",
+        &[
+            "flannel-core",
+            "flannel-backend-vxlan",
+            "flannel-backend-hostgw",
+            "flannel-firewall-iptables",
+            "flannel-firewall-nft",
+            "flannel-subnet-etcd",
+            "flannel-subnet-file",
+        ],
+    ),
     ("embed", &["flannel-core", "flannel-backend-vxlan", "flannel-backend-hostgw", "flannel-subnet-file"]),
 ];
 

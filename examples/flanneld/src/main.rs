@@ -1,2 +1,142 @@
-//! x
-fn main() {}
+//! flanneld: the drop-in flannel agent.
+
+mod agent;
+mod blackhole;
+mod client;
+mod commands;
+mod doctor;
+mod env;
+mod flags;
+mod log;
+mod metrics;
+mod notify;
+mod options;
+mod parts;
+mod privileges;
+mod serve;
+mod signals;
+mod spec;
+mod status;
+mod stores;
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use flags::{UsageError, Values};
+use options::Options;
+
+/// What the process ends with.
+pub(crate) mod exit {
+    /// Done; or ended by a signal, with the data plane up.
+    pub(crate) const SUCCESS: u8 = 0;
+    /// Did not start, cannot go on, or found something wrong.
+    pub(crate) const FAILURE: u8 = 1;
+    /// Command line or environment cannot be used.
+    pub(crate) const USAGE: u8 = 2;
+    /// The lease is lost, and `-on-lease-loss=stop`.
+    pub(crate) const LEASE_LOST: u8 = 3;
+}
+
+/// The commands.
+pub(crate) const COMMANDS: [&str; 5] = ["status", "plan", "explain", "doctor", "cleanup"];
+
+fn main() -> ExitCode {
+    abort_on_panic();
+    let code = match start() {
+        Ok(code) => code,
+        Err(error) => {
+            tell(&format!("flanneld: {error}\nflanneld -help lists all flags and commands\n"));
+            exit::USAGE
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn start() -> Result<u8, UsageError> {
+    let flags::Line { mut values, words, help } = flags::parse(std::env::args().skip(1))?;
+    if help {
+        tell(&flags::usage());
+        return Ok(exit::SUCCESS);
+    }
+    if values.bool("version") {
+        tell(concat!("flanneld ", env!("CARGO_PKG_VERSION"), " (flannelkit)\n"));
+        return Ok(exit::SUCCESS);
+    }
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let mut warnings = env::overlay(&mut values, variables)?;
+    warnings.extend(ignored(&values));
+    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let options = Options::read(&values, std::env::var("NODE_NAME").ok(), hostname)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        [] => return Ok(run(&options, &warnings)),
+        ["status"] => commands::status(&options),
+        ["plan"] => commands::plan(&options),
+        ["explain", peer] => commands::explain(&options, peer),
+        ["doctor"] => commands::doctor(&options),
+        ["cleanup"] => commands::cleanup(&options),
+        ["explain", ..] => {
+            return Err(UsageError::Operands("explain takes one operand: a key or an address".to_owned()));
+        }
+        [word, ..] if COMMANDS.contains(word) => {
+            return Err(UsageError::Operands(format!("{word} takes no operands")));
+        }
+        [word, ..] => {
+            let near = flags::near(word, COMMANDS.into_iter());
+            return Err(UsageError::Command { word: (*word).to_owned(), near });
+        }
+    };
+    Ok(outcome.unwrap_or_else(|error| {
+        tell(&format!("flanneld: {}\n", chain(&error)));
+        exit::FAILURE
+    }))
+}
+
+fn run(options: &Options, warnings: &[String]) -> u8 {
+    match agent::run(options, warnings) {
+        Ok(()) => exit::SUCCESS,
+        Err(error) => {
+            tell(&format!("flanneld: {}\n", chain(&error)));
+            error.code()
+        }
+    }
+}
+
+fn ignored(values: &Values) -> impl Iterator<Item = String> {
+    let given = |name: &&str| values.is_given(name);
+    ["vmodule", "log_backtrace_at"]
+        .into_iter()
+        .filter(given)
+        .map(|name| format!("-{name} has no effect"))
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// A program with a dead task is worse than one that is started again: the data plane stays as it is.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+fn tell(text: &str) {
+    // Where stderr is closed, nobody wants to know.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// An error and its sources, as one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {error}");
+        source = error.source();
+    }
+    text
+}

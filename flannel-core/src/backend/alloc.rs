@@ -4,36 +4,28 @@
 //! # use flannel_core::backend::alloc::Alloc;
 //! # use flannel_core::overlay::{Identity, Overlay};
 //! # use flannel_core::subnet::NodeIdentity;
-//! let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node-a")?)).backend("alloc", Alloc::new);
+//! let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node-a")?)).backend(Alloc::TYPE, |_| Ok(Alloc));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 use crate::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use crate::config::NetworkConfig;
 use crate::kernel::Scope;
 use crate::lease::LeaseAttrs;
 use crate::net::{Family, MacAddr, Mtu};
 use crate::state::{PeerState, State};
 
-const NAME: &str = "alloc";
-
 /// The backend. It has no settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Alloc(());
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Alloc;
 
 impl Alloc {
-    /// Made from the network's configuration, of which it needs nothing.
-    ///
-    /// # Errors
-    /// None; the signature is that of every backend.
-    pub fn new(_network: &NetworkConfig) -> Result<Self, BackendError> {
-        Ok(Self(()))
-    }
+    /// The name, in the configuration. Leases do not say it.
+    pub const TYPE: &'static str = "alloc";
 }
 
 impl Backend for Alloc {
     fn name(&self) -> &'static str {
-        NAME
+        Self::TYPE
     }
 
     fn wire_type(&self) -> &'static str {
@@ -69,7 +61,7 @@ impl Backend for Alloc {
     }
 
     fn peer(&self, _local: &Local, _peer: &Peer, _family: Family) -> Result<PeerState, Skip> {
-        Err(Skip::Unprogrammed(NAME))
+        Err(Skip::Unprogrammed(Self::TYPE))
     }
 }
 
@@ -83,7 +75,7 @@ mod tests {
     fn a_lease_is_published_and_nothing_is_programmed() {
         let families = [Family::V4];
         let situation = arbitrary::situation(arbitrary::config(&families, r#"{"Type":"alloc"}"#));
-        let backend = Alloc::new(&situation.config).unwrap();
+        let backend = Alloc;
         let attrs = backend.advertise(&situation).unwrap();
         assert_eq!(attrs.to_json(), r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
         assert_eq!((&*attrs.backend_type, backend.mtu(&situation)), (backend.wire_type(), None));

@@ -41,6 +41,17 @@ struct Contest {
     writes: u8,
     /// Set once contested: how long the last wait was, and when it ends.
     wait: Option<(Duration, BootTime)>,
+    /// Whether the end of that wait is yet to be told.
+    pending: bool,
+}
+
+/// What kind of wait is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expired {
+    /// A contested object may be written again.
+    Contest,
+    /// A mass deletion may go ahead.
+    Mass,
 }
 
 /// A plan, and what was left out of it.
@@ -73,23 +84,32 @@ impl Guard {
         }
     }
 
-    /// Lets go of waits that are over. Returns whether an audit has something new to do.
-    pub(crate) fn expire(&mut self, now: BootTime) -> bool {
+    /// Lets go of waits that are over. Says, once, why an audit has something new to do.
+    pub(crate) fn expire(&mut self, now: BootTime) -> Option<Expired> {
         self.contests.retain(|_, contest| {
             let waiting = contest.wait.is_some_and(|(_, until)| until > now);
             waiting || now.since(contest.last) < CONTEST_CLEAR
         });
         let over = self.mass.as_ref().is_some_and(|mass| mass.until <= now);
+        let mut expired = None;
+        for contest in self.contests.values_mut() {
+            if contest.pending && contest.wait.is_none_or(|(_, until)| until <= now) {
+                contest.pending = false;
+                expired = Some(Expired::Contest);
+            }
+        }
         if over {
             self.mass = None;
+            expired = Some(Expired::Mass);
         }
-        over
+        expired
     }
 
     /// When [`expire`](Self::expire) or another audit is next worth it.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let mass = self.mass.as_ref().map(|mass| mass.until);
-        let contests = self.contests.values().filter_map(|contest| contest.wait.map(|(_, until)| until)).min();
+        let pending = self.contests.values().filter(|contest| contest.pending);
+        let contests = pending.filter_map(|contest| contest.wait.map(|(_, until)| until)).min();
         [mass, contests].into_iter().flatten().min()
     }
 
@@ -137,13 +157,19 @@ impl Guard {
         let mut fresh = Vec::new();
         for op in ops {
             let object = op.object();
-            let contest =
-                self.contests.entry(object.clone()).or_insert(Contest { since: now, last: now, writes: 0, wait: None });
+            let contest = self.contests.entry(object.clone()).or_insert(Contest {
+                since: now,
+                last: now,
+                writes: 0,
+                wait: None,
+                pending: false,
+            });
             contest.last = now;
             match &mut contest.wait {
                 Some((wait, until)) => {
                     *wait = (*wait * 2).min(CONTEST_WAIT.1);
                     *until = now.after(*wait);
+                    contest.pending = true;
                 }
                 None => {
                     if now.since(contest.since) > CONTEST_WINDOW {
@@ -152,6 +178,7 @@ impl Guard {
                     contest.writes += 1;
                     if contest.writes >= CONTEST_WRITES {
                         contest.wait = Some((CONTEST_WAIT.0, now.after(CONTEST_WAIT.0)));
+                        contest.pending = true;
                         fresh.push(object);
                     }
                 }
@@ -191,8 +218,9 @@ mod tests {
         let plan = Plan { ops: [removal(3), removal(200)].concat(), conflicts: Vec::new() };
         let restrained = guard.restrain(plan, at(0), &[]);
         assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(200).to_vec()));
-        assert!(!guard.expire(at(59_999)));
-        assert!(guard.expire(at(60_000)) && guard.mass().is_none());
+        assert_eq!(guard.expire(at(59_999)), None);
+        assert_eq!(guard.expire(at(60_000)), Some(Expired::Mass));
+        assert!(guard.mass().is_none());
     }
 
     #[test]
@@ -215,6 +243,9 @@ mod tests {
         let none = [];
         assert_eq!(guard.restrain(plan.clone(), at(9_999), &none).held.len(), 1);
         assert!(guard.restrain(plan.clone(), at(10_000), &none).held.is_empty());
+        assert_eq!(guard.deadline(), Some(at(10_000)));
+        assert_eq!((guard.expire(at(10_000)), guard.deadline()), (Some(Expired::Contest), None), "told once");
+        assert_eq!(guard.expire(at(10_001)), None);
         guard.wrote(at(10_000), [op].into_iter());
         assert_eq!(guard.deadline(), Some(at(12_000)));
         guard.expire(at(41_000));

@@ -17,12 +17,12 @@ use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::guard::{Guard, Restrained};
+use crate::overlay::guard::{Expired, Guard, Restrained};
 use crate::overlay::memory::Memory;
 use crate::overlay::status::{Contact, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::{Settings, chain, view, wanted};
-use crate::plan::{self, Object, Op, Plan};
+use crate::plan::{self, Conflict, Object, Op, Plan};
 use crate::state::State;
 use crate::subnet::SubnetError;
 
@@ -205,9 +205,13 @@ impl Machine {
         }
         let expired = self.tenure.expire(now);
         self.tenure_outcome(now, expired);
-        if self.guard.expire(now) {
-            self.audit_at(now, Cause::Expected);
-            self.show_withheld();
+        match self.guard.expire(now) {
+            None => {}
+            Some(Expired::Contest) => self.audit_at(now, Cause::Hint),
+            Some(Expired::Mass) => {
+                self.audit_at(now, Cause::Expected);
+                self.show_withheld();
+            }
         }
     }
 
@@ -508,7 +512,6 @@ impl Machine {
             self.memory.note(object, &seen);
         }
         self.show_skips(skips);
-        self.show_conflicts(&plan);
         self.show_withheld();
         if plan.is_empty() {
             return self.audited(now, started, &plan, &ApplyReport::default());
@@ -566,8 +569,14 @@ impl Machine {
         let drift = self.audit.done_once && !self.audit.expected;
         self.audit.expected = false;
         self.memory.known = report.lost.is_none();
-        if drift && !plan.is_empty() {
-            let contested = self.guard.wrote(now, plan.ops.iter());
+        let kept_out: Vec<Conflict> =
+            report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
+        let undone = report.refused.len() + report.skipped.len() - kept_out.len();
+        self.show_conflicts(plan.conflicts.iter().cloned().chain(kept_out).collect());
+        if drift && writes > 0 {
+            let refused = |place: &usize| report.refused.binary_search_by_key(place, |(place, _)| *place).is_ok();
+            let written = plan.ops.iter().enumerate().filter(|(place, _)| !refused(place));
+            let contested = self.guard.wrote(now, written.map(|(_, op)| op));
             self.events.extend(contested.into_iter().map(Event::Contested));
             self.events.push(Event::DriftRepaired { writes, took: now.since(started) });
         }
@@ -585,14 +594,15 @@ impl Machine {
             let wait = self.backoff.next();
             self.audit_at(now.after(wait), Cause::Hint);
         }
-        let error = first_error(report);
+        let done = undone == 0 && report.lost.is_none();
+        let error = first_error(report).filter(|_| !done);
         self.audit.done_once |= report.lost.is_none();
-        let phase = match (report.is_complete(), self.memory.devices_settled()) {
+        let phase = match (done, self.memory.devices_settled()) {
             (true, true) => Phase::Ready,
             (false, true) => Phase::DeviceReady,
             (_, false) => Phase::LeaseHeld,
         };
-        self.show_round(phase, error, report);
+        self.show_round(phase, error, undone);
         self.status.send_modify(|status| {
             status.audits += 1;
             status.drift_repaired += if drift { writes as u64 } else { 0 };
@@ -647,7 +657,7 @@ impl Machine {
         self.audit_at(due, Cause::Hint);
         let error = first_error(report);
         tracing::debug!(ops = plan.ops.len(), error, "lease round incomplete");
-        self.show_round(Phase::DeviceReady, error, report);
+        self.show_round(Phase::DeviceReady, error, report.refused.len() + report.skipped.len());
     }
 
     fn kernel_trouble(&mut self, now: BootTime, error: &KernelError) {
@@ -666,7 +676,7 @@ impl Machine {
         }
     }
 
-    fn show_round(&mut self, phase: Phase, error: Option<String>, report: &ApplyReport) {
+    fn show_round(&mut self, phase: Phase, error: Option<String>, undone: usize) {
         let (was, old_error) = {
             let status = self.status.borrow();
             (status.phase, status.last_error.clone())
@@ -677,7 +687,6 @@ impl Machine {
         if phase == Phase::Ready && was != Phase::Ready {
             self.events.push(Event::Ready);
         }
-        let undone = report.refused.len() + report.skipped.len();
         self.status.send_modify(|status| {
             (status.phase, status.undone, status.last_error) = (phase, undone, error);
         });
@@ -722,12 +731,12 @@ impl Machine {
         });
     }
 
-    fn show_conflicts(&mut self, plan: &Plan) {
+    fn show_conflicts(&mut self, conflicts: Vec<Conflict>) {
         let old = self.status.borrow().conflicts.clone();
-        let fresh = plan.conflicts.iter().filter(|conflict| !old.contains(conflict));
+        let fresh = conflicts.iter().filter(|conflict| !old.contains(conflict));
         self.events.extend(fresh.cloned().map(Event::ConflictFound));
-        if old != plan.conflicts {
-            self.status.send_modify(|status| status.conflicts = plan.conflicts.clone());
+        if old != conflicts {
+            self.status.send_modify(|status| status.conflicts = conflicts);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::{Settings, chain, view};
-use crate::plan::{Op, plan};
+use crate::plan::{Op, plan as planned};
 use crate::state::State;
 use crate::subnet::SubnetError;
 use crate::subnet_env::SubnetEnv;
@@ -70,7 +70,7 @@ async fn clear(seams: &Seams, settings: &Settings, networks: Dual<Prefix>) -> Re
     let mut left = 0;
     for _ in 0..ROUNDS {
         let seen = seams.kernel.observe(&scope).await?;
-        let plan = plan(&State::default(), &seen, &scope, &|_| None);
+        let plan = planned(&State::default(), &seen, &scope, &|_| None);
         left = plan.ops.iter().filter(|op| Op::is_delete(op)).count();
         if plan.is_empty() {
             return Ok(deleted);

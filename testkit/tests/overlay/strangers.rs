@@ -25,7 +25,8 @@ fn canaries_outlive_an_agent(plane: Plane, families: Families) {
     let papers: Vec<_> = (1..=20).map(|n| cluster.paper_peer(100 + n)).collect();
     let mut peers = Vec::new();
     for lease in &papers[..3] {
-        peers.extend(lease.subnets.iter().map(|(_, prefix)| *prefix));
+        // In IPv6 a stranger's route to a peer, of whatever metric, keeps ours out.
+        peers.extend(lease.subnets.v4);
     }
     let target = cluster.target();
     let places = [Place::Apart, Place::Main, Place::Uplink];
@@ -166,6 +167,39 @@ fn a_strangers_route_is_waited_for(plane: Plane) {
         Ok(peers.iter().all(|prefix| cluster.objects(0).0.iter().any(|it| it.starts_with(&format!("route {prefix} ")))))
     })
     .unwrap();
+}
+
+#[test]
+fn a_strangers_ipv6_route_over_which_the_kernel_takes_none_of_ours_is_a_conflict_of_that_peer_alone() {
+    let cluster = Cluster::start(2, Plane::Vxlan, Families::Dual);
+    let paper = cluster.paper_peer(101);
+    let route = Route::to(paper.subnets.v6.unwrap()).dev("eth0").metric(7);
+    cluster.ns(0).add_route(&route).unwrap();
+    cluster.store.insert([paper]);
+    let status = cluster.until(0, "in conflict", |it| it.phase == Phase::Ready && !it.conflicts.is_empty());
+    assert!(status.conflicts[0].remedy.contains("ip -6 route"), "{:?}", status.conflicts);
+    assert_eq!((status.conflicts.len(), status.undone, status.last_error), (1, 0, None));
+    cluster.assert_traffic(0, 1);
+    cluster.ns(0).delete_route(&route).unwrap();
+    cluster.until(0, "healed", |status| status.conflicts.is_empty());
+    cluster.converged(0);
+}
+
+#[test]
+fn an_object_that_somebody_keeps_changing_is_contested_and_right_once_they_stop() {
+    let cluster = Cluster::start(2, Plane::Vxlan, Families::V4);
+    let before = cluster.objects(0);
+    let to = cluster.lease(1).subnets.v4.unwrap();
+    let contested = |status: &Status| status.contested == [Object::Route(to)];
+    wait_until("a contest", PATIENCE, || {
+        for route in cluster.ns(0).routes(Family::V4)?.iter().filter(|route| route.to == to) {
+            cluster.ns(0).delete_route(route)?;
+        }
+        Ok(contested(&cluster.status(0)))
+    })
+    .unwrap();
+    wait_until("peace", PATIENCE, || Ok(cluster.objects(0) == before)).unwrap();
+    cluster.assert_traffic(0, 1);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use flannel_core::overlay::{Builder, Handle, Identity, Overlay, OverlayError, Ph
 use flannel_core::state::Route;
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::testing::MemorySubnets;
-use testkit::probe::{self, Flow, FlowReport};
+use testkit::probe::{self, Flow};
 use testkit::sabotage::{self, Plane};
 use testkit::{Families, Namespace, Node, Pod, PodNet, Underlay};
 use tokio::runtime::Runtime;
@@ -422,11 +422,10 @@ pub(crate) fn objects(ns: &Namespace, devices: &[String], networks: &Dual<Prefix
 
 /// Ends a stream and asserts that every packet arrived.
 #[track_caller]
-pub(crate) fn assert_no_loss(flow: Flow) -> FlowReport {
+pub(crate) fn assert_no_loss(flow: Flow) {
     let report = flow.stop().unwrap();
     assert_eq!((report.lost, report.refused), (0, 0), "{report:?}");
     assert!(report.received > 0, "{report:?}");
-    report
 }
 
 /// The MTU of pods on an underlay of 1500.

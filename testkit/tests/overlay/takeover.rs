@@ -68,7 +68,7 @@ fn go_flannel_is_taken_over(plane: Plane, families: Families) {
     cluster.ready(0);
     cluster.settle();
     flows.iter().for_each(|flow| cluster.run_on(flow));
-    flows.into_iter().for_each(|flow| drop(assert_no_loss(flow)));
+    flows.into_iter().for_each(assert_no_loss);
 
     assert_eq!(indices(&cluster), before, "the devices are the same ones");
     let lease = cluster.lease(0);
@@ -174,7 +174,7 @@ fn a_restart_changes_nothing(plane: Plane, families: Families) {
     cluster.ready(0);
     cluster.settle();
     flows.iter().for_each(|flow| cluster.run_on(flow));
-    flows.into_iter().for_each(|flow| drop(assert_no_loss(flow)));
+    flows.into_iter().for_each(assert_no_loss);
     assert_eq!(seen(&cluster), before);
 }
 

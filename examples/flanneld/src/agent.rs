@@ -1,0 +1,161 @@
+//! The agent: everything around [`Overlay::run`](flannel_core::overlay::Overlay::run).
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use caps::Capability;
+use flannel_core::overlay::{MissingUplink, OverlayError};
+use tokio_util::sync::CancellationToken;
+
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::options::{Capabilities, Options};
+use crate::parts::{Parts, PartsError, assemble};
+use crate::privileges::{self, PrivilegeError};
+use crate::serve::{self, ListenError, Shown};
+use crate::status::Surroundings;
+use crate::{exit, notify, signals};
+
+/// How long the end waits for answers under way.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Why the agent ended by itself, or did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("{} cannot be written: make its directory writable for this program, or choose another -subnet-file", path.display())]
+    SubnetFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("starting threads")]
+    Threads(#[source] io::Error),
+    #[error(transparent)]
+    Parts(#[from] PartsError),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+}
+
+impl AgentError {
+    /// What the process ends with.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Overlay(OverlayError::LeaseLost) => exit::LEASE_LOST,
+            _ => exit::FAILURE,
+        }
+    }
+}
+
+/// Runs until a signal. What needs privileges or can be refused at once comes first, so that a refusal touches nothing.
+pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentError> {
+    privileges::check()?;
+    check_subnet_file(&options.subnet_file)?;
+    let listeners = Listeners::open(options)?;
+    if options.capabilities == Capabilities::Drop {
+        privileges::reduce(&[Capability::CAP_NET_ADMIN])?;
+    }
+    let cancel = CancellationToken::new();
+    signals::watch(cancel.clone()).map_err(AgentError::Threads)?;
+    let log = Log::start(options.log).map_err(AgentError::Threads)?;
+    for warning in warnings.iter().chain(&listeners.warning) {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
+    let outcome = runtime.block_on(supervise(options, listeners, &log, cancel));
+    runtime.shutdown_timeout(GRACE);
+    log.flush();
+    outcome
+}
+
+struct Listeners {
+    health: Option<TcpListener>,
+    operator: Option<TcpListener>,
+    warning: Option<String>,
+}
+
+impl Listeners {
+    fn open(options: &Options) -> Result<Self, ListenError> {
+        let health = options.healthz.map(|addr| serve::listen(addr, "-healthz-ip and -healthz-port")).transpose()?;
+        let mut listeners = Self { health, operator: None, warning: None };
+        if let Some(metrics) = options.metrics {
+            match serve::listen(metrics.addr, "-metrics-ip and -metrics-port") {
+                Ok(listener) => listeners.operator = Some(listener),
+                Err(error) if metrics.asked_for => return Err(error),
+                Err(error) => {
+                    listeners.warning = Some(format!("no metrics and no status: {}", crate::chain(&error)));
+                }
+            }
+        }
+        Ok(listeners)
+    }
+}
+
+async fn supervise(
+    options: &Options,
+    listeners: Listeners,
+    log: &Log,
+    cancel: CancellationToken,
+) -> Result<(), AgentError> {
+    let Parts { overlay, store, .. } = assemble(options, MissingUplink::Wait)?;
+    let handle = overlay.handle();
+    let metrics = Metrics::default();
+    let shown = Arc::new(Shown {
+        handle: handle.clone(),
+        around: Surroundings {
+            overlay: options.overlay.to_string(),
+            store: store.name,
+            subnet_file: options.subnet_file.display().to_string(),
+        },
+        metrics: metrics.clone(),
+        log: log.clone(),
+    });
+    // Health goes on until the very end; only the agent's end ends it.
+    let ended = CancellationToken::new();
+    let pages = [
+        listeners.health.map(|listener| (listener, serve::health(Arc::clone(&shown)))),
+        listeners.operator.map(|listener| (listener, serve::operator(shown))),
+    ];
+    for (listener, router) in pages.into_iter().flatten() {
+        let ended = ended.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve::serve(listener, router, ended).await {
+                tracing::error!(%error, "a page server has ended");
+            }
+        });
+    }
+    tokio::spawn(metrics.count(handle.clone()));
+    tokio::spawn(notify::follow(handle));
+    tokio::spawn(notify::watchdog());
+    let stopping = cancel.clone();
+    tokio::spawn(async move {
+        stopping.cancelled().await;
+        notify::stopping();
+    });
+    let outcome = overlay.run(cancel).await;
+    ended.cancel();
+    outcome.map_err(AgentError::Overlay)
+}
+
+/// Whether the file could be written when its time comes: later nobody is there who reads an error at once.
+fn check_subnet_file(path: &Path) -> Result<(), AgentError> {
+    let failed = |source| AgentError::SubnetFile { path: path.to_owned(), source };
+    if path.is_dir() {
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(dir).map_err(failed)?;
+    let probe = dir.join(format!(".flanneld-probe.{}", std::process::id()));
+    let opened = OpenOptions::new().write(true).create(true).truncate(true).open(&probe);
+    opened.and_then(|_| fs::remove_file(&probe)).map_err(failed)
+}

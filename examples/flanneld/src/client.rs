@@ -1,0 +1,77 @@
+//! Asking the running agent, over its own HTTP address.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Longer than the agent takes for any answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// More than any answer of ours is.
+const MOST: u64 = 16 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error("the agent is not reached at {addr}: is it running, with the same -metrics-ip and -metrics-port?")]
+    Unreachable {
+        addr: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("what answers at {0} is not flanneld")]
+    NotOurs(SocketAddr),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The body of `path`.
+pub(crate) fn ask(addr: SocketAddr, path: &str) -> Result<String, ClientError> {
+    let addr = reachable(addr);
+    let answer = exchange(addr, path).map_err(|source| ClientError::Unreachable { addr, source })?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(ClientError::NotOurs(addr))?;
+    let code = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).ok_or(ClientError::NotOurs(addr))?;
+    match code {
+        "200" => Ok(body.to_owned()),
+        "404" | "503" if !body.is_empty() => Err(ClientError::Refused(body.trim_end().to_owned())),
+        _ => Err(ClientError::NotOurs(addr)),
+    }
+}
+
+/// Text as part of a query.
+pub(crate) fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// HTTP/1.0: the end of the connection is the end of the body.
+fn exchange(addr: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(MOST).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// An agent that listens on all addresses is reached on the loopback.
+fn reachable(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_escaped_and_wildcards_become_the_loopback() {
+        assert_eq!(escape("/a b/10.5.1.0-24&x"), "%2Fa%20b%2F10.5.1.0-24%26x");
+        assert_eq!(reachable("0.0.0.0:80".parse().unwrap()), "127.0.0.1:80".parse().unwrap());
+        assert_eq!(reachable("[::]:80".parse().unwrap()), "[::1]:80".parse().unwrap());
+    }
+}

@@ -1,0 +1,117 @@
+//! The commands beside the agent itself.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+
+use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
+
+use crate::client::{self, ClientError};
+use crate::options::Options;
+use crate::parts::{PartsError, assemble};
+use crate::privileges::{self, PrivilegeError};
+use crate::status::Document;
+use crate::{doctor, exit};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error("-metrics-port is 0: a running agent can only be asked through it")]
+    NoAddress,
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the agent's answer is not understood: is it of another version?")]
+    Answer(#[source] serde_json::Error),
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
+    #[error(transparent)]
+    Parts(#[from] PartsError),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    #[error("starting the runtime")]
+    Runtime(#[source] io::Error),
+    #[error("writing to stdout")]
+    Output(#[source] io::Error),
+}
+
+/// The running agent's status. Succeeds when it is ready.
+pub(crate) fn status(options: &Options) -> Result<u8, CommandError> {
+    let json = client::ask(address(options)?, "/status")?;
+    let document: Document = serde_json::from_str(&json).map_err(CommandError::Answer)?;
+    if options.json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(CommandError::Answer)?))?;
+    } else {
+        print(&document.to_string())?;
+    }
+    Ok(if document.ready { exit::SUCCESS } else { exit::FAILURE })
+}
+
+/// Why a peer is, or is not, programmed.
+pub(crate) fn explain(options: &Options, peer: &str) -> Result<u8, CommandError> {
+    print(&client::ask(address(options)?, &format!("/explain?peer={}", client::escape(peer)))?)?;
+    Ok(exit::SUCCESS)
+}
+
+/// What a start would change.
+pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
+    let preview = block_on(async {
+        let parts = assemble(options, MissingUplink::Fail)?;
+        Ok::<_, CommandError>(parts.overlay.preview().await?)
+    })?;
+    print(&match preview {
+        Some(preview) => preview.to_string(),
+        None => "the store has no lease of this node: a start takes one, then makes everything\n".to_owned(),
+    })?;
+    Ok(exit::SUCCESS)
+}
+
+/// What is wrong on this host. Succeeds when nothing has to be mended.
+pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
+    let report = block_on(async { Ok::<_, CommandError>(doctor::examine(options).await) })?;
+    if options.json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(CommandError::Answer)?))?;
+    } else {
+        print(&report.to_string())?;
+    }
+    Ok(if report.is_healthy() { exit::SUCCESS } else { exit::FAILURE })
+}
+
+/// Removes everything of this overlay.
+pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
+    privileges::check()?;
+    let removed = block_on(async {
+        let parts = assemble(options, MissingUplink::Fail)?;
+        Ok::<_, CommandError>(parts.overlay.remove().await?)
+    })?;
+    print(&told(options, &removed))?;
+    Ok(exit::SUCCESS)
+}
+
+fn told(options: &Options, removed: &Removed) -> String {
+    let mut text = format!("{} kernel objects removed\n", removed.objects);
+    if removed.subnet_env {
+        text += &format!("{} removed\n", options.subnet_file.display());
+    }
+    match (&removed.lease, &removed.store) {
+        (Some(lease), _) => text += &format!("lease {} given back\n", lease.key),
+        (None, Some(error)) => text += &format!("the lease was not given back: {error}\n"),
+        (None, None) => {}
+    }
+    text
+}
+
+fn address(options: &Options) -> Result<SocketAddr, CommandError> {
+    options.metrics.map(|metrics| metrics.addr).ok_or(CommandError::NoAddress)
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(CommandError::Runtime)?.block_on(work)
+}
+
+fn print(text: &str) -> Result<(), CommandError> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // A reader that has seen enough is none of our business.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CommandError::Output(error)),
+        _ => Ok(()),
+    }
+}

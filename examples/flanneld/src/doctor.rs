@@ -1,0 +1,197 @@
+//! What is wrong on this host, and how to mend it: findings as data.
+
+mod host;
+
+use std::fmt;
+use std::time::Duration;
+
+use flannel_core::kernel::Kernel;
+use flannel_core::net::Family;
+use flannel_core::netlink::NetlinkKernel;
+use flannel_core::subnet_env::SubnetEnv;
+use flannel_core::uplink;
+use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::options::Options;
+use crate::{chain, client, privileges, stores};
+use host::Host;
+
+/// How long the store may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// All findings, in the order of the checks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Report {
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) check: &'static str,
+    pub(crate) severity: Severity,
+    pub(crate) found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) fix: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Severity {
+    /// As it should be.
+    Ok,
+    /// Worth knowing when something does not work.
+    Note,
+    /// Likely to hurt.
+    Warning,
+    /// The overlay cannot work.
+    Error,
+}
+
+impl Finding {
+    pub(crate) fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self { check, severity: Severity::Ok, found: found.into(), fix: None }
+    }
+
+    pub(crate) fn new(
+        check: &'static str,
+        severity: Severity,
+        found: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { check, severity, found: found.into(), fix: Some(fix.into()) }
+    }
+}
+
+impl Report {
+    /// Whether there is nothing that has to be mended.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.findings.iter().all(|finding| finding.severity < Severity::Error)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Finding { check, severity, found, fix } in &self.findings {
+            let severity = match severity {
+                Severity::Ok => "ok",
+                Severity::Note => "note",
+                Severity::Warning => "WARNING",
+                Severity::Error => "ERROR",
+            };
+            writeln!(f, "{severity:<8} {check:<14} {found}")?;
+            if let Some(fix) = fix {
+                writeln!(f, "{:<23} fix: {fix}", "")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks at everything. Writes nothing, and needs no running agent.
+pub(crate) async fn examine(options: &Options) -> Report {
+    let mut findings = vec![agent(options), privilege()];
+    let (config, finding) = store(options).await;
+    findings.push(finding);
+    let facts = match NetlinkKernel::new() {
+        Ok(kernel) => kernel.host_facts().await,
+        Err(error) => Err(error),
+    };
+    let facts = match facts {
+        Ok(facts) => facts,
+        Err(error) => {
+            let fix = "run this in the host's network namespace, with AF_NETLINK allowed";
+            findings.push(Finding::new("kernel", Severity::Error, chain(&error), fix));
+            return Report { findings };
+        }
+    };
+    let families: Vec<Family> = match &config {
+        Some(config) => config.networks.families().collect(),
+        None => vec![Family::V4],
+    };
+    let choice = match uplink::select(&options.uplink, &facts, &families, &options.public) {
+        Ok(choice) => {
+            findings.push(Finding::ok("uplink", choice.explanation.to_string()));
+            Some(choice)
+        }
+        Err(error) => {
+            let fix = "name an interface with -iface, -iface-regex or -iface-can-reach";
+            findings.push(Finding::new("uplink", Severity::Error, chain(&error), fix));
+            None
+        }
+    };
+    let (env, finding) = subnet_env(options);
+    findings.push(finding);
+    let host = Host {
+        overlay: &options.overlay,
+        config: config.as_ref(),
+        facts: &facts,
+        uplink: choice.as_ref().map(|choice| &choice.uplink),
+        env: env.as_ref(),
+    };
+    findings.extend(host.judge(&host::Files));
+    Report { findings }
+}
+
+fn agent(options: &Options) -> Finding {
+    let Some(metrics) = options.metrics else { return Finding::ok("agent", "not asked: -metrics-port is 0") };
+    match client::ask(metrics.addr, "/readyz") {
+        Ok(_) => Finding::ok("agent", "running and ready"),
+        Err(client::ClientError::Refused(_)) => {
+            Finding::new("agent", Severity::Warning, "running, not ready", "see: flanneld status")
+        }
+        Err(error) => Finding::new("agent", Severity::Note, chain(&error), "start it, if it should be running"),
+    }
+}
+
+fn privilege() -> Finding {
+    match privileges::check() {
+        Ok(()) => Finding::ok("privilege", "CAP_NET_ADMIN is there"),
+        Err(error) => Finding::new(
+            "privilege",
+            Severity::Warning,
+            chain(&error),
+            "the agent needs it; for doctor itself most checks work without",
+        ),
+    }
+}
+
+async fn store(options: &Options) -> (Option<flannel_core::config::NetworkConfig>, Finding) {
+    let broken = |found: String, fix: &str| (None, Finding::new("store", Severity::Error, found, fix));
+    let opened = match stores::open(&options.store) {
+        Ok(opened) => opened,
+        Err(error) => return broken(chain(&error), "mend what the message names"),
+    };
+    match timeout(PATIENCE, opened.subnets.network_config()).await {
+        Ok(Ok(config)) => {
+            let networks: Vec<_> = config.networks.iter().map(|(_, network)| network.prefix.to_string()).collect();
+            let found = format!("{}: {} over {}", opened.name, networks.join(" and "), config.backend.kind);
+            (Some(config), Finding::ok("store", found))
+        }
+        Ok(Err(error)) => broken(format!("{}: {}", opened.name, chain(&error)), "mend what the message names"),
+        Err(_) => broken(
+            format!("{} did not answer within {PATIENCE:?}", opened.name),
+            "check that it runs, and the way to it: address, firewall, certificates",
+        ),
+    }
+}
+
+fn subnet_env(options: &Options) -> (Option<SubnetEnv>, Finding) {
+    let path = options.subnet_file.display();
+    match SubnetEnv::read(&options.subnet_file) {
+        Ok(Some(env)) if env.mtu.is_some() && !env.subnets.is_empty() => {
+            let found = format!("{path} is there and complete");
+            (Some(env), Finding::ok("subnet file", found))
+        }
+        Ok(Some(_)) => {
+            let fix = "delete it: the agent writes it anew when it starts";
+            (None, Finding::new("subnet file", Severity::Warning, format!("{path} is not complete"), fix))
+        }
+        Ok(None) => {
+            let fix = "pods cannot be attached before the agent has written it: see flanneld status";
+            (None, Finding::new("subnet file", Severity::Note, format!("there is no {path}"), fix))
+        }
+        Err(error) => (None, Finding::new("subnet file", Severity::Warning, chain(&error), "make it readable")),
+    }
+}

@@ -1,0 +1,368 @@
+//! The host around the overlay: judged from what was read, so that it can be tested.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::backend::Uplink;
+use flannel_core::config::NetworkConfig;
+use flannel_core::kernel::{HostFacts, OverlayName};
+use flannel_core::net::Family;
+use flannel_core::state::LinkKind;
+use flannel_core::subnet_env::SubnetEnv;
+
+use super::{Finding, Severity};
+
+/// The kernel's VXLAN port where none is configured.
+const VXLAN_PORT: u16 = 8472;
+/// Before this program was written: 2024-01-01.
+const LONG_AGO: u64 = 1_704_067_200;
+
+/// What is known of the host.
+pub(super) struct Host<'a> {
+    pub(super) overlay: &'a OverlayName,
+    pub(super) config: Option<&'a NetworkConfig>,
+    pub(super) facts: &'a HostFacts,
+    pub(super) uplink: Option<&'a Uplink>,
+    pub(super) env: Option<&'a SubnetEnv>,
+}
+
+/// Where the rest is read.
+pub(super) trait Source {
+    /// A sysctl, as `net/ipv4/ip_forward`; `None` where it does not exist.
+    fn sysctl(&self, name: &str) -> Option<String>;
+    /// The names of running programs, cut to 15 bytes by the kernel.
+    fn programs(&self) -> BTreeSet<String>;
+    /// Seconds since 1970.
+    fn wall_clock(&self) -> u64;
+    /// Whether systemd-timesyncd says that the clock is right.
+    fn is_synchronized(&self) -> bool;
+}
+
+/// `/proc` and the machine's clock.
+pub(super) struct Files;
+
+impl Source for Files {
+    fn sysctl(&self, name: &str) -> Option<String> {
+        fs::read_to_string(Path::new("/proc/sys").join(name)).ok().map(|text| text.trim().to_owned())
+    }
+
+    fn programs(&self) -> BTreeSet<String> {
+        let Ok(entries) = fs::read_dir("/proc") else { return BTreeSet::new() };
+        let comm = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("comm")).ok();
+        entries.flatten().filter_map(comm).map(|name| name.trim_end().to_owned()).collect()
+    }
+
+    fn wall_clock(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_secs()).unwrap_or_default()
+    }
+
+    fn is_synchronized(&self) -> bool {
+        Path::new("/run/systemd/timesync/synchronized").exists()
+    }
+}
+
+impl Host<'_> {
+    /// All checks that need no store.
+    pub(super) fn judge(&self, source: &dyn Source) -> Vec<Finding> {
+        let mut findings = vec![self.mtu()];
+        findings.extend(self.forwarding(source));
+        findings.push(self.reverse_path(source));
+        findings.extend(self.bridge_netfilter(source));
+        findings.extend(self.vxlan());
+        findings.extend(network_daemons(source));
+        findings.push(clock(source));
+        findings
+    }
+
+    fn families(&self) -> Vec<Family> {
+        match self.config {
+            Some(config) => config.networks.families().collect(),
+            None => vec![Family::V4],
+        }
+    }
+
+    fn runs_vxlan(&self) -> bool {
+        self.config.is_some_and(|config| config.backend.kind == Vxlan::TYPE)
+    }
+
+    fn mtu(&self) -> Finding {
+        let Some(uplink) = self.uplink else { return Finding::ok("mtu", "not judged: there is no uplink") };
+        let v6 = self.families().contains(&Family::V6);
+        let overhead = match (self.runs_vxlan(), v6) {
+            (false, _) => 0,
+            (true, false) => 50,
+            (true, true) => 70,
+        };
+        let most = uplink.mtu.0.saturating_sub(overhead);
+        let least = if v6 { 1280 } else { 576 };
+        if most < least {
+            let fix = format!("ip link set {} mtu {} or more, on every node", uplink.name, least + overhead);
+            let found =
+                format!("{} has MTU {}: {most} is left for pods, {least} is the least", uplink.name, uplink.mtu);
+            return Finding::new("mtu", Severity::Error, found, fix);
+        }
+        match self.env.and_then(|env| env.mtu) {
+            Some(written) if written.0 > most => {
+                let fix = "restart the agent, then the pods: they keep the MTU they were made with";
+                let found = format!("subnet.env gives pods {written} bytes, {} carries {most}", uplink.name);
+                Finding::new("mtu", Severity::Error, found, fix)
+            }
+            _ => Finding::ok("mtu", format!("{} has {}, pods get at most {most}", uplink.name, uplink.mtu)),
+        }
+    }
+
+    fn forwarding(&self, source: &dyn Source) -> Vec<Finding> {
+        let judge = |family: Family| {
+            let (name, key) = match family {
+                Family::V4 => ("net/ipv4/ip_forward", "net.ipv4.ip_forward"),
+                Family::V6 => ("net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"),
+            };
+            match source.sysctl(name).as_deref() {
+                Some("0") | None => {
+                    let fix = format!("sysctl -w {key}=1, and keep it in /etc/sysctl.d/");
+                    Finding::new("forwarding", Severity::Error, format!("this host does not forward {family}"), fix)
+                }
+                Some(_) => Finding::ok("forwarding", format!("{family} is forwarded")),
+            }
+        };
+        self.families().into_iter().map(judge).collect()
+    }
+
+    /// The stricter of `all` and the device's own counts (kernel, ip-sysctl).
+    fn reverse_path(&self, source: &dyn Source) -> Finding {
+        let read = |device: &str| -> u8 {
+            let value = source.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"));
+            value.and_then(|text| text.parse().ok()).unwrap_or_default()
+        };
+        let all = read("all");
+        let ours = self.facts.links.values().filter(|link| self.overlay.owns(link.group, link.alias.as_deref()));
+        let names =
+            self.uplink.map(|uplink| uplink.name.as_str()).into_iter().chain(ours.map(|link| link.name.as_str()));
+        let strict: Vec<&str> = names.filter(|name| all.max(read(name)) == 1).collect();
+        if strict.is_empty() {
+            return Finding::ok("rp_filter", "no strict filter on the overlay's way");
+        }
+        let fix = format!("if packets vanish: sysctl -w net.ipv4.conf.{}.rp_filter=2 (loose), or 0", strict[0]);
+        let found = format!("strict reverse path filter on {}: drops packets that come another way", strict.join(", "));
+        Finding::new("rp_filter", Severity::Note, found, fix)
+    }
+
+    fn bridge_netfilter(&self, source: &dyn Source) -> Vec<Finding> {
+        let judge = |family: Family| {
+            let name = match family {
+                Family::V4 => "bridge-nf-call-iptables",
+                Family::V6 => "bridge-nf-call-ip6tables",
+            };
+            match source.sysctl(&format!("net/bridge/{name}")).as_deref() {
+                Some("1") => Finding::ok("bridge-nf", format!("{name} is on")),
+                Some(_) => {
+                    let found = format!("{name} is off: services do not work between pods on one bridge");
+                    Finding::new("bridge-nf", Severity::Note, found, format!("sysctl -w net.bridge.{name}=1"))
+                }
+                None => {
+                    let found = format!("there is no {name}: services do not work between pods on one bridge");
+                    let fix = "modprobe br_netfilter, and name it in /etc/modules-load.d/";
+                    Finding::new("bridge-nf", Severity::Note, found, fix)
+                }
+            }
+        };
+        self.families().into_iter().map(judge).collect()
+    }
+
+    fn vxlan(&self) -> Vec<Finding> {
+        let Some(config) = self.config.filter(|_| self.runs_vxlan()) else { return Vec::new() };
+        let vxlan = match Vxlan::new(config) {
+            Ok(vxlan) => vxlan,
+            Err(error) => {
+                let fix = "mend the network's configuration in the store";
+                return vec![Finding::new("vxlan", Severity::Error, crate::chain(&error), fix)];
+            }
+        };
+        let (vni, port) = (vxlan.config().vni, vxlan.config().port.unwrap_or(VXLAN_PORT));
+        let mut findings = Vec::new();
+        for link in self.facts.links.values() {
+            let LinkKind::Vxlan(seen) = &link.kind else { continue };
+            if self.overlay.owns(link.group, link.alias.as_deref()) {
+                continue;
+            }
+            let same_port = seen.port.unwrap_or(VXLAN_PORT) == port;
+            let flannels = ["flannel.", "flannel-v6."].iter().any(|name| link.name.as_str() == format!("{name}{vni}"));
+            let finding = match () {
+                () if seen.vni == vni && flannels => Finding::new(
+                    "vxlan",
+                    Severity::Note,
+                    format!("{} is another flannel's, or was made by hand", link.name),
+                    "nothing, if it is Go flannel's: the agent takes it over",
+                ),
+                () if seen.vni == vni && same_port => Finding::new(
+                    "vxlan",
+                    Severity::Error,
+                    format!("{} has VNI {vni} on port {port}: ours cannot be made beside it", link.name),
+                    format!("ip link delete {}, or set another $.Backend.VNI on all nodes", link.name),
+                ),
+                () if same_port => Finding::new(
+                    "vxlan",
+                    Severity::Note,
+                    format!("{} (VNI {}) uses port {port} too", link.name, seen.vni),
+                    "nothing, unless it belongs to another CNI plug-in that should be gone",
+                ),
+                () => continue,
+            };
+            findings.push(finding);
+        }
+        if findings.is_empty() {
+            findings.push(Finding::ok("vxlan", format!("no stranger's device has VNI {vni} or port {port}")));
+        }
+        findings.push(Finding::new(
+            "checksums",
+            Severity::Note,
+            "some network cards spoil checksums of encapsulated packets",
+            format!("if TCP between nodes hangs while ping works: ethtool -K flannel.{vni} tx-checksum-ip-generic off"),
+        ));
+        findings
+    }
+}
+
+fn network_daemons(source: &dyn Source) -> Vec<Finding> {
+    let programs = source.programs();
+    let manages = |program: &str| programs.iter().any(|name| name == program);
+    let mut findings = Vec::new();
+    if manages("NetworkManager") {
+        findings.push(Finding::new(
+            "daemons",
+            Severity::Note,
+            "NetworkManager runs: it may change devices of the overlay",
+            "in /etc/NetworkManager/conf.d/flannel.conf: [keyfile] unmanaged-devices=interface-name:flannel*",
+        ));
+    }
+    if manages("systemd-network") {
+        findings.push(Finding::new(
+            "daemons",
+            Severity::Note,
+            "systemd-networkd runs: it flushes routes it does not know when it is restarted",
+            "in /etc/systemd/networkd.conf: [Network] ManageForeignRoutes=no ManageForeignRoutingPolicyRules=no",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("daemons", "neither NetworkManager nor systemd-networkd runs"));
+    }
+    findings
+}
+
+fn clock(source: &dyn Source) -> Finding {
+    let fix = "install and start chrony or systemd-timesyncd";
+    if source.wall_clock() < LONG_AGO {
+        let found = "the clock is wrong by years: certificates and leases are judged by it";
+        return Finding::new("clock", Severity::Error, found, fix);
+    }
+    let daemons = ["chronyd", "ntpd", "ptp4l", "openntpd"];
+    let programs = source.programs();
+    if source.is_synchronized() || daemons.iter().any(|name| programs.contains(*name)) {
+        return Finding::ok("clock", "kept right");
+    }
+    Finding::new("clock", Severity::Note, "nothing seems to keep the clock right", fix)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use flannel_core::config::Allocation;
+    use flannel_core::kernel::HostLink;
+    use flannel_core::net::{Dual, Mtu, Vni};
+    use flannel_core::state::{LinkName, Vxlan as VxlanLink};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Said {
+        sysctls: BTreeMap<&'static str, &'static str>,
+        programs: &'static [&'static str],
+        wall_clock: u64,
+    }
+
+    impl Source for Said {
+        fn sysctl(&self, name: &str) -> Option<String> {
+            self.sysctls.get(name).map(ToString::to_string)
+        }
+
+        fn programs(&self) -> BTreeSet<String> {
+            self.programs.iter().map(ToString::to_string).collect()
+        }
+
+        fn wall_clock(&self) -> u64 {
+            self.wall_clock
+        }
+
+        fn is_synchronized(&self) -> bool {
+            false
+        }
+    }
+
+    fn link(name: &str, vni: u32, port: u16) -> HostLink {
+        let vxlan = VxlanLink {
+            vni: Vni::new(vni).unwrap(),
+            port: Some(port),
+            local: None,
+            lower: None,
+            learning: false,
+            gbp: false,
+        };
+        let kind = LinkKind::Vxlan(vxlan);
+        HostLink { name: LinkName::new(name).unwrap(), kind, mac: None, mtu: 1450, up: true, group: 0, alias: None }
+    }
+
+    fn findings(links: Vec<HostLink>, uplink_mtu: u32, written: u32, said: &Said) -> Vec<Finding> {
+        let json = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+        let config = NetworkConfig::parse(json, Allocation::Pool).unwrap();
+        let facts = HostFacts { links: (10..).zip(links).collect(), ..HostFacts::default() };
+        let uplink =
+            Uplink { index: 2, name: LinkName::new("eth0").unwrap(), mtu: Mtu(uplink_mtu), addrs: Dual::default() };
+        let env = SubnetEnv { mtu: Some(Mtu(written)), ..SubnetEnv::default() };
+        let overlay = OverlayName::default();
+        let host =
+            Host { overlay: &overlay, config: Some(&config), facts: &facts, uplink: Some(&uplink), env: Some(&env) };
+        host.judge(said)
+    }
+
+    fn of<'a>(findings: &'a [Finding], check: &str) -> &'a Finding {
+        findings.iter().find(|finding| finding.check == check).unwrap()
+    }
+
+    #[test]
+    fn a_host_that_is_fine_has_no_errors() {
+        let said = Said {
+            sysctls: BTreeMap::from([("net/ipv4/ip_forward", "1"), ("net/bridge/bridge-nf-call-iptables", "1")]),
+            programs: &["chronyd"],
+            wall_clock: LONG_AGO + 1,
+        };
+        let findings = findings(Vec::new(), 1500, 1450, &said);
+        let noted: Vec<_> = findings.iter().filter(|finding| finding.severity != Severity::Ok).collect();
+        assert!(noted.iter().all(|finding| finding.check == "checksums"), "{noted:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_found_with_its_fix() {
+        let said = Said {
+            sysctls: BTreeMap::from([("net/ipv4/ip_forward", "0"), ("net/ipv4/conf/eth0/rp_filter", "1")]),
+            programs: &["NetworkManager", "systemd-network"],
+            wall_clock: 0,
+        };
+        let foreign =
+            vec![link("vx7", 1, 8472), link("other", 7, 8472), link("flannel.1", 1, 8472), link("x", 9, 4789)];
+        let findings = findings(foreign, 1400, 1450, &said);
+        assert_eq!(of(&findings, "forwarding").severity, Severity::Error);
+        assert!(of(&findings, "forwarding").fix.as_ref().unwrap().contains("net.ipv4.ip_forward=1"));
+        assert!(of(&findings, "rp_filter").fix.as_ref().unwrap().contains("conf.eth0.rp_filter=2"));
+        assert_eq!(of(&findings, "mtu").severity, Severity::Error);
+        assert!(of(&findings, "bridge-nf").fix.as_ref().unwrap().contains("br_netfilter"));
+        assert_eq!(of(&findings, "clock").severity, Severity::Error);
+        let vxlan: Vec<_> = findings.iter().filter(|finding| finding.check == "vxlan").collect();
+        let severities: Vec<_> = vxlan.iter().map(|finding| finding.severity).collect();
+        assert_eq!(severities, [Severity::Error, Severity::Note, Severity::Note], "{vxlan:?}");
+        assert_eq!(findings.iter().filter(|finding| finding.check == "daemons").count(), 2);
+    }
+}

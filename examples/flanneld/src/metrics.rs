@@ -1,0 +1,147 @@
+//! Prometheus metrics: read off the status when they are asked for; events are counted as they come.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+
+use flannel_core::clock::BootTime;
+use flannel_core::overlay::{Contact, Event, Handle, Status};
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::status::is_ready;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+/// What outlives a scrape.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Metrics {
+    events: Family<Kind, Counter>,
+}
+
+impl Metrics {
+    /// Counts the agent's events until it ends.
+    pub(crate) async fn count(self, handle: Handle) {
+        let mut events = handle.events();
+        loop {
+            match events.recv().await {
+                Ok(event) => {
+                    let kind = kind(&event);
+                    tracing::debug!(kind, ?event, "event");
+                    self.events.get_or_create(&Kind { kind }).inc();
+                }
+                Err(RecvError::Lagged(missed)) => {
+                    self.events.get_or_create(&Kind { kind: "missed" }).inc_by(missed);
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// The exposition text.
+    pub(crate) fn encode(&self, status: &Status, now: BootTime, log_lines_dropped: u64) -> Result<String, fmt::Error> {
+        let mut registry = Registry::with_prefix("flannel");
+        registry.register("events", "Events of the agent, by kind", self.events.clone());
+        let mut gauge = |name: &str, help: &str, value: i64| {
+            let gauge = Gauge::<i64>::default();
+            gauge.set(value);
+            registry.register(name, help, gauge);
+        };
+        gauge("ready", "1 when lease, devices, peers and subnet.env are as wanted", i64::from(is_ready(status)));
+        gauge("lease_held", "1 while the lease is this node's", i64::from(status.lease.is_some()));
+        if let Some(expires) = status.lease.as_ref().and_then(|lease| lease.expires) {
+            gauge("lease_left_seconds", "Until the lease runs out unless renewed", seconds(expires, now));
+        }
+        let live = matches!(status.store, Contact::Live);
+        gauge("store_contact", "1 while the lease store answers; no part of readiness", i64::from(live));
+        let lost = match &status.store {
+            Contact::Lost { since, .. } => seconds(now, *since),
+            _ => 0,
+        };
+        gauge("store_lost_seconds", "How long the lease store has not answered", lost);
+        gauge("peers_accepted", "Records accepted as peers", count(status.peers.accepted));
+        gauge("peers_skipped", "Peers the backend gives nothing", count(status.peers.skipped));
+        gauge("records_quarantined", "Records that are no peers", count(status.peers.quarantined));
+        gauge("conflicts", "Objects of others that stand in the way", count(status.conflicts.len()));
+        gauge("contested", "Objects that somebody else keeps changing", count(status.contested.len()));
+        gauge("withheld_prefixes", "Prefixes whose deletion waits", count(status.withheld.len()));
+        gauge("undone_objects", "Writes that the last round could not do", count(status.undone));
+        if let Some(mtu) = status.mtu {
+            gauge("pod_mtu_bytes", "The MTU for pods", i64::from(mtu.0));
+        }
+        let mut counter = |name: &str, help: &str, value: u64| {
+            let counter = Counter::<u64, AtomicU64>::default();
+            counter.inc_by(value);
+            registry.register(name, help, counter);
+        };
+        counter("audits", "Comparisons of everything", status.audits);
+        counter("lease_rounds", "Rounds for changed leases", status.lease_rounds);
+        counter("drift_repaired", "Writes on objects that had been right before", status.drift_repaired);
+        counter("log_lines_dropped", "Log lines that nobody read in time", log_lines_dropped);
+        let mut out = String::new();
+        text::encode(&mut out, &registry)?;
+        Ok(out)
+    }
+}
+
+fn seconds(later: BootTime, earlier: BootTime) -> i64 {
+    i64::try_from(later.since(earlier).as_secs()).unwrap_or(i64::MAX)
+}
+
+fn count(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn kind(event: &Event) -> &'static str {
+    match event {
+        Event::LeaseAcquired(_) => "lease_acquired",
+        Event::LeaseRenewed(_) => "lease_renewed",
+        Event::LeaseLost(_) => "lease_lost",
+        Event::Snapshot(_) => "snapshot",
+        Event::PeerAdded(_) => "peer_added",
+        Event::PeerChanged(_) => "peer_changed",
+        Event::PeerRemoved(_) => "peer_removed",
+        Event::PeerQuarantined(..) => "peer_quarantined",
+        Event::DriftRepaired { .. } => "drift_repaired",
+        Event::ConflictFound(_) => "conflict_found",
+        Event::Contested(_) => "contested",
+        Event::DeletionsWithheld(_) => "deletions_withheld",
+        Event::StoreLost(_) => "store_lost",
+        Event::StoreBack => "store_back",
+        Event::KernelTrouble(_) => "kernel_trouble",
+        Event::UplinkChanged(_) => "uplink_changed",
+        Event::UplinkLost(_) => "uplink_lost",
+        Event::Ready => "ready",
+        Event::Stopped => "stopped",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_gauges_counters_and_an_end() {
+        let mut status = Status::default();
+        (status.peers.accepted, status.audits) = (3, 7);
+        let metrics = Metrics::default();
+        metrics.events.get_or_create(&Kind { kind: "ready" }).inc();
+        let text = metrics.encode(&status, BootTime::default(), 0).unwrap();
+        for line in [
+            "flannel_ready 0",
+            "flannel_peers_accepted 3",
+            "flannel_audits_total 7",
+            "flannel_events_total{kind=\"ready\"} 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What flags and environment come to, checked.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flannel_core::kernel::OverlayName;
+use flannel_core::net::{Dual, Family};
+use flannel_core::overlay::LossPolicy;
+use flannel_core::state::LinkName;
+use flannel_core::subnet::NodeIdentity;
+use flannel_core::uplink::{Pattern, Select};
+
+use crate::flags::{UsageError, Values, near};
+
+/// Everything that flags can say.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) store: StoreOptions,
+    pub(crate) overlay: OverlayName,
+    pub(crate) uplink: Select,
+    pub(crate) public: Dual<IpAddr>,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) on_loss: LossPolicy,
+    pub(crate) audit_every: Duration,
+    pub(crate) firewall: FirewallOptions,
+    pub(crate) healthz: Option<SocketAddr>,
+    pub(crate) metrics: Option<Metrics>,
+    pub(crate) log: LogOptions,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) json: bool,
+}
+
+/// Where leases are.
+#[derive(Debug, Clone)]
+pub(crate) struct StoreOptions {
+    /// The embedded store; else etcd.
+    pub(crate) dir: Option<PathBuf>,
+    /// How long a lease of ours lasts.
+    pub(crate) ttl: Duration,
+    /// This node's name in the embedded store.
+    pub(crate) node: NodeIdentity,
+}
+
+/// What the firewall has to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FirewallOptions {
+    pub(crate) masquerade: bool,
+    pub(crate) blackhole: bool,
+}
+
+/// Where `/metrics` and `/status` are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Metrics {
+    pub(crate) addr: SocketAddr,
+    /// Asked for by name: then a port that is taken is an error, else a warning, since Go flannel needed no port.
+    pub(crate) asked_for: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogOptions {
+    pub(crate) format: LogFormat,
+    pub(crate) verbosity: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What becomes of capabilities that are not needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Capabilities {
+    Drop,
+    Keep,
+}
+
+impl Options {
+    /// Judges all values. `hostname` and `node_name` (of the environment) name the node where no flag does.
+    pub(crate) fn read(values: &Values, node_name: Option<String>, hostname: String) -> Result<Self, UsageError> {
+        if values.bool("kube-subnet-mgr") {
+            let problem = "this program has no Kubernetes store; use etcd, or -subnet-dir";
+            return Err(UsageError::value("kube-subnet-mgr", "true", problem));
+        }
+        values.number("subnet-lease-renew-margin", 1, 1439)?;
+        values.number("iptables-resync", 1, 86_400)?;
+        let public = Dual { v4: public(values, Family::V4)?, v6: public(values, Family::V6)? };
+        Ok(Self {
+            store: StoreOptions::read(values, node_name, hostname)?,
+            overlay: OverlayName::new(values.text("overlay-name"))
+                .map_err(|error| UsageError::value("overlay-name", values.text("overlay-name"), error))?,
+            uplink: uplink(values, &public)?,
+            public,
+            subnet_file: path(values, "subnet-file")?,
+            on_loss: on_loss(values)?,
+            audit_every: Duration::from_secs(values.number("audit-interval", 1, 600)?.into()),
+            firewall: FirewallOptions {
+                masquerade: values.bool("ip-masq"),
+                blackhole: values.bool("ip-blackhole-route"),
+            },
+            healthz: socket(values, "healthz-ip", "healthz-port")?,
+            metrics: socket(values, "metrics-ip", "metrics-port")?
+                .map(|addr| Metrics { addr, asked_for: values.is_given("metrics-port") }),
+            log: LogOptions { format: log_format(values)?, verbosity: values.number("v", 0, 100)? },
+            capabilities: if values.bool("keep-capabilities") { Capabilities::Keep } else { Capabilities::Drop },
+            json: values.bool("json"),
+        })
+    }
+}
+
+impl StoreOptions {
+    fn read(values: &Values, node_name: Option<String>, hostname: String) -> Result<Self, UsageError> {
+        let minutes = values.number("subnet-lease-ttl", 2, 43_200)?;
+        let given = values.text("node-name");
+        let node = match node_name {
+            _ if !given.is_empty() => given.to_owned(),
+            Some(name) if !name.is_empty() => name,
+            _ => hostname,
+        };
+        Ok(Self {
+            dir: values.is_given("subnet-dir").then(|| path(values, "subnet-dir")).transpose()?,
+            ttl: Duration::from_secs(u64::from(minutes) * 60),
+            node: NodeIdentity::new(&node).map_err(|error| UsageError::value("node-name", &node, error))?,
+        })
+    }
+}
+
+/// In Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first that does counts. Without any, what
+/// the public addresses imply.
+fn uplink(values: &Values, public: &Dual<IpAddr>) -> Result<Select, UsageError> {
+    let mut choices = Vec::new();
+    for text in values.texts("iface") {
+        choices.push(match text.parse() {
+            Ok(addr) => Select::Ip(addr),
+            Err(_) => Select::Name(LinkName::new(text).map_err(|error| UsageError::value("iface", text, error))?),
+        });
+    }
+    for text in values.texts("iface-regex") {
+        let pattern = Pattern::new(text).map_err(|error| UsageError::value("iface-regex", text, error))?;
+        choices.push(Select::Regex(pattern));
+    }
+    let reach = values.text("iface-can-reach");
+    if !reach.is_empty() {
+        choices.push(Select::CanReach(address("iface-can-reach", reach)?));
+    }
+    Ok(match choices.len() {
+        0 => Select::implied_by(public),
+        1 => choices.remove(0),
+        _ => Select::FirstOf(choices),
+    })
+}
+
+fn public(values: &Values, family: Family) -> Result<Option<IpAddr>, UsageError> {
+    let name = match family {
+        Family::V4 => "public-ip",
+        Family::V6 => "public-ipv6",
+    };
+    let text = values.text(name);
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let addr = address(name, text)?;
+    if Family::of(addr) != family {
+        return Err(UsageError::value(name, text, format!("not an {family} address")));
+    }
+    Ok(Some(addr))
+}
+
+fn address(name: &str, text: &str) -> Result<IpAddr, UsageError> {
+    text.parse().map_err(|_| UsageError::value(name, text, "not an IP address"))
+}
+
+fn socket(values: &Values, ip: &'static str, port: &'static str) -> Result<Option<SocketAddr>, UsageError> {
+    let addr = address(ip, values.text(ip))?;
+    let port = values.number(port, 0, 65_535)?;
+    Ok(u16::try_from(port).ok().filter(|port| *port != 0).map(|port| SocketAddr::new(addr, port)))
+}
+
+fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
+    let text = values.text(name);
+    if text.is_empty() { Err(UsageError::value(name, text, "give a path")) } else { Ok(text.into()) }
+}
+
+fn on_loss(values: &Values) -> Result<LossPolicy, UsageError> {
+    match values.text("on-lease-loss") {
+        "reacquire" => Ok(LossPolicy::Reacquire),
+        "keep" => Ok(LossPolicy::Keep),
+        "stop" => Ok(LossPolicy::Stop),
+        other => Err(one_of("on-lease-loss", other, &["reacquire", "keep", "stop"])),
+    }
+}
+
+fn log_format(values: &Values) -> Result<LogFormat, UsageError> {
+    match values.text("log-format") {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        other => Err(one_of("log-format", other, &["text", "json"])),
+    }
+}
+
+fn one_of(name: &str, value: &str, choices: &[&'static str]) -> UsageError {
+    let hint = near(value, choices.iter().copied()).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+    UsageError::value(name, value, format!("choose one of {}{hint}", choices.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::parse;
+
+    fn read(args: &str) -> Result<Options, UsageError> {
+        let args = args.split(' ').filter(|word| !word.is_empty()).map(str::to_owned);
+        Options::read(&parse(args)?.values, None, "host-1".to_owned())
+    }
+
+    fn select(args: &str) -> Select {
+        read(args).unwrap().uplink
+    }
+
+    #[test]
+    fn the_uplink_is_looked_for_in_flannels_order() {
+        assert_eq!(select(""), Select::DefaultRoute);
+        assert_eq!(select("-public-ip 192.0.2.1"), Select::Ip("192.0.2.1".parse().unwrap()));
+        assert_eq!(select("-iface eth1"), Select::Name(LinkName::new("eth1").unwrap()));
+        let list = select("-iface-can-reach 10.0.0.1 -iface-regex ^10 -iface eth0 -iface 192.0.2.1");
+        let Select::FirstOf(choices) = list else { panic!("{list}") };
+        let texts: Vec<_> = choices.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "the interface named eth0",
+                "the interface with address 192.0.2.1",
+                "the interface whose address or name matches \"^10\"",
+                "the interface that reaches 10.0.0.1",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_defaults_are_flannels_but_for_the_loopback() {
+        let options = read("").unwrap();
+        assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
+        assert!(options.healthz.is_none() && !options.firewall.masquerade && options.store.dir.is_none());
+        assert_eq!(options.store.ttl, Duration::from_secs(86_400));
+        assert_eq!(options.store.node.as_str(), "host-1");
+        let health = read("-healthz-port=8081").unwrap().healthz.unwrap();
+        assert_eq!(health, "127.0.0.1:8081".parse().unwrap());
+        assert!(!options.metrics.unwrap().asked_for);
+        assert!(read("-metrics-port=0").unwrap().metrics.is_none());
+    }
+
+    #[test]
+    fn bad_values_name_the_flag_the_value_and_the_remedy() {
+        for (args, parts) in [
+            ("-public-ip 1.2.3", ["-public-ip", "not an IP address"]),
+            ("-public-ip fd00::1", ["-public-ip", "not an IPv4 address"]),
+            ("-public-ipv6 1.2.3.4", ["-public-ipv6", "not an IPv6 address"]),
+            ("-iface-can-reach nowhere", ["-iface-can-reach", "not an IP address"]),
+            ("-iface a/b", ["-iface", "cannot be an interface name"]),
+            ("-iface-regex eth(", ["-iface-regex", "unclosed group"]),
+            ("-healthz-port 65536", ["-healthz-port", "from 0 to 65535"]),
+            ("-healthz-port -1", ["-healthz-port", "from 0 to 65535"]),
+            ("-healthz-ip localhost", ["-healthz-ip", "not an IP address"]),
+            ("-subnet-lease-renew-margin 0", ["-subnet-lease-renew-margin", "from 1 to 1439"]),
+            ("-subnet-lease-ttl 1", ["-subnet-lease-ttl", "from 2 to 43200"]),
+            ("-audit-interval 601", ["-audit-interval", "from 1 to 600"]),
+            ("-on-lease-loss stopp", ["-on-lease-loss", "did you mean stop?"]),
+            ("-log-format jsn", ["-log-format", "did you mean json?"]),
+            ("-overlay-name Blue", ["-overlay-name", "1 to 32 characters"]),
+            ("-node-name a/b", ["-node-name", "1 to 253 characters"]),
+            ("-subnet-file=", ["-subnet-file", "give a path"]),
+            ("-subnet-dir=", ["-subnet-dir", "give a path"]),
+            ("-kube-subnet-mgr", ["-kube-subnet-mgr", "no Kubernetes store"]),
+            ("-iptables-resync 0", ["-iptables-resync", "from 1 to"]),
+        ] {
+            let error = read(args).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{args}: {error}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Least privilege: what is needed is kept, and nothing can be gained again. Has to happen before any thread is
+//! started: capabilities belong to threads.
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+/// Why privileges are not as they have to be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrivilegeError {
+    #[error("CAP_NET_ADMIN is missing: run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")]
+    Missing,
+    #[error("dropping capabilities (-keep-capabilities leaves them as they are)")]
+    Caps(#[source] caps::errors::CapsError),
+    #[error("setting no_new_privs (-keep-capabilities leaves it as it is)")]
+    NoNewPrivs(#[source] nix::Error),
+}
+
+/// Checks that the kernel's network state may be written.
+pub(crate) fn check() -> Result<(), PrivilegeError> {
+    let may = caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).map_err(PrivilegeError::Caps)?;
+    if may { Ok(()) } else { Err(PrivilegeError::Missing) }
+}
+
+/// Keeps `needed` of what this process has, and drops all else, for its children too.
+pub(crate) fn reduce(needed: &[Capability]) -> Result<(), PrivilegeError> {
+    let needed: CapsHashSet = needed.iter().copied().collect();
+    // The bounding set first: changing it takes a capability that goes next.
+    let may_bound = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(PrivilegeError::Caps)?;
+    if may_bound {
+        for capability in caps::read(None, CapSet::Bounding).map_err(PrivilegeError::Caps)? {
+            if !needed.contains(&capability) {
+                caps::drop(None, CapSet::Bounding, capability).map_err(PrivilegeError::Caps)?;
+            }
+        }
+    }
+    let held = caps::read(None, CapSet::Permitted).map_err(PrivilegeError::Caps)?;
+    let kept: CapsHashSet = held.intersection(&needed).copied().collect();
+    caps::clear(None, CapSet::Ambient).map_err(PrivilegeError::Caps)?;
+    caps::set(None, CapSet::Effective, &kept).map_err(PrivilegeError::Caps)?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(PrivilegeError::Caps)?;
+    caps::set(None, CapSet::Inheritable, &kept).map_err(PrivilegeError::Caps)?;
+    nix::sys::prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivs)
+}

@@ -1,0 +1,130 @@
+//! HTTP: health for the supervisor, metrics and status for operators.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use flannel_core::clock::{Clock, SystemClock};
+use flannel_core::overlay::Handle;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::status::{Document, Surroundings, is_ready};
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("listening on {addr}: another program has it, or it is not this host's; set {flags}")]
+pub(crate) struct ListenError {
+    addr: SocketAddr,
+    flags: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+/// What the pages show.
+pub(crate) struct Shown {
+    pub(crate) handle: Handle,
+    pub(crate) around: Surroundings,
+    pub(crate) metrics: Metrics,
+    pub(crate) log: Log,
+}
+
+impl Shown {
+    fn document(&self) -> Document {
+        let now = SystemClock::default().now();
+        Document::new(&self.handle.status().borrow(), &self.around, now, self.log.dropped())
+    }
+}
+
+/// Takes an address, before privileges are dropped and before anything is touched.
+pub(crate) fn listen(addr: SocketAddr, flags: &'static str) -> Result<TcpListener, ListenError> {
+    let failed = |source| ListenError { addr, flags, source };
+    let listener = TcpListener::bind(addr).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+/// `/healthz` and `/readyz`, with flannel's words (contract 3.4).
+pub(crate) fn health(shown: Arc<Shown>) -> Router {
+    Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(shown)
+}
+
+/// `/metrics` and `/status`, questions to the agent, and health once more.
+pub(crate) fn operator(shown: Arc<Shown>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .route("/plan", get(plan))
+        .route("/explain", get(explain))
+        .with_state(Arc::clone(&shown))
+        .merge(health(shown))
+}
+
+/// Serves until cancelled.
+pub(crate) async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
+}
+
+async fn healthz() -> &'static str {
+    "flanneld is running"
+}
+
+async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
+    if is_ready(&shown.handle.status().borrow()) {
+        (StatusCode::OK, "flanneld is ready")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet")
+    }
+}
+
+async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
+    let now = SystemClock::default().now();
+    let text = shown.metrics.encode(&shown.handle.status().borrow(), now, shown.log.dropped());
+    match text {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => trouble(&error),
+    }
+}
+
+async fn status(State(shown): State<Arc<Shown>>) -> Response {
+    axum::Json(shown.document()).into_response()
+}
+
+async fn plan(State(shown): State<Arc<Shown>>) -> Response {
+    match shown.handle.plan().await {
+        Ok(preview) => preview.to_string().into_response(),
+        Err(error) => trouble(&error),
+    }
+}
+
+#[derive(Deserialize)]
+struct Peer {
+    peer: String,
+}
+
+async fn explain(State(shown): State<Arc<Shown>>, Query(Peer { peer }): Query<Peer>) -> Response {
+    match shown.handle.explain(&peer).await {
+        Ok(Some(explanation)) => explanation.to_string().into_response(),
+        Ok(None) => {
+            let text =
+                format!("no record is meant by {peer:?}: give a key, an address in a subnet, or a public address\n");
+            (StatusCode::NOT_FOUND, text).into_response()
+        }
+        Err(error) => trouble(&error),
+    }
+}
+
+fn trouble(error: &dyn std::error::Error) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", crate::chain(error))).into_response()
+}

@@ -1,0 +1,321 @@
+//! The agent's status as a document: JSON for programs, a table for people.
+
+use std::fmt::{self, Write as _};
+
+use flannel_core::clock::BootTime;
+use flannel_core::overlay::{Contact, EnvFile, Phase, Status, WithheldBecause};
+use flannel_core::plan::Object;
+use serde::{Deserialize, Serialize};
+
+/// Entries of each list that are shown; the counts are whole.
+const LISTED: usize = 1000;
+
+/// What `/status` answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Document {
+    pub(crate) version: String,
+    pub(crate) overlay: String,
+    pub(crate) phase: String,
+    pub(crate) ready: bool,
+    /// What readiness waits for, in words; empty when ready.
+    pub(crate) waits_for: Vec<String>,
+    pub(crate) store: Store,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) uplink: Option<Uplink>,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) subnet_file: String,
+    pub(crate) peers: Peers,
+    pub(crate) quarantined: Vec<Named>,
+    pub(crate) skipped: Vec<Named>,
+    pub(crate) conflicts: Vec<Conflict>,
+    pub(crate) contested: Vec<String>,
+    pub(crate) withheld: Vec<Named>,
+    pub(crate) undone: usize,
+    pub(crate) audits: u64,
+    pub(crate) lease_rounds: u64,
+    pub(crate) drift_repaired: u64,
+    pub(crate) last_error: Option<String>,
+    pub(crate) log_lines_dropped: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Store {
+    pub(crate) name: String,
+    /// `never`, `live` or `lost`.
+    pub(crate) contact: String,
+    pub(crate) lost_for_seconds: Option<u64>,
+    pub(crate) error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    pub(crate) key: String,
+    pub(crate) subnets: Vec<String>,
+    pub(crate) public: Vec<String>,
+    pub(crate) backend_type: String,
+    pub(crate) expires_in_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Uplink {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+    pub(crate) mtu: u32,
+    pub(crate) addresses: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Peers {
+    pub(crate) accepted: usize,
+    pub(crate) skipped: usize,
+    pub(crate) quarantined: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Conflict {
+    pub(crate) found: String,
+    pub(crate) remedy: String,
+}
+
+/// What the status does not know of the program around the agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) overlay: String,
+    pub(crate) store: String,
+    pub(crate) subnet_file: String,
+}
+
+/// Ready: lease held, everything programmed, `subnet.env` written.
+pub(crate) fn is_ready(status: &Status) -> bool {
+    status.phase == Phase::Ready && status.lease.is_some() && status.subnet_env == EnvFile::Settled
+}
+
+impl Document {
+    pub(crate) fn new(status: &Status, around: &Surroundings, now: BootTime, log_lines_dropped: u64) -> Self {
+        let lease = status.lease.as_ref().map(|lease| Lease {
+            key: lease.key.to_string(),
+            subnets: lease.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect(),
+            public: lease.attrs.public_ip.iter().map(|(_, addr)| addr.to_string()).collect(),
+            backend_type: lease.attrs.backend_type.to_string(),
+            expires_in_seconds: lease.expires.map(|expires| expires.since(now).as_secs()),
+        });
+        let uplink = status.uplink.as_ref().map(|uplink| Uplink {
+            name: uplink.name.to_string(),
+            index: uplink.index,
+            mtu: uplink.mtu.0,
+            addresses: uplink.addrs.iter().map(|(_, addr)| addr.to_string()).collect(),
+        });
+        let named = |name: String, reason: String| Named { name, reason };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            overlay: around.overlay.clone(),
+            phase: phase(status.phase).to_owned(),
+            ready: is_ready(status),
+            waits_for: waits_for(status),
+            store: store(status, around, now),
+            lease,
+            uplink,
+            mtu: status.mtu.map(|mtu| mtu.0),
+            subnet_file: around.subnet_file.clone(),
+            peers: Peers {
+                accepted: status.peers.accepted,
+                skipped: status.peers.skipped,
+                quarantined: status.peers.quarantined,
+            },
+            quarantined: status
+                .quarantined
+                .iter()
+                .take(LISTED)
+                .map(|(key, reason)| named(key.to_string(), reason.to_string()))
+                .collect(),
+            skipped: status
+                .skipped
+                .iter()
+                .take(LISTED)
+                .map(|((key, family), skip)| named(format!("{key} ({family})"), skip.to_string()))
+                .collect(),
+            conflicts: status
+                .conflicts
+                .iter()
+                .take(LISTED)
+                .map(|conflict| Conflict { found: conflict.found.clone(), remedy: conflict.remedy.clone() })
+                .collect(),
+            contested: status.contested.iter().take(LISTED).map(object).collect(),
+            withheld: status
+                .withheld
+                .iter()
+                .take(LISTED)
+                .map(|(prefix, because)| named(prefix.to_string(), withheld(*because, now)))
+                .collect(),
+            undone: status.undone,
+            audits: status.audits,
+            lease_rounds: status.lease_rounds,
+            drift_repaired: status.drift_repaired,
+            last_error: status.last_error.clone(),
+            log_lines_dropped,
+        }
+    }
+}
+
+/// One line, as systemd shows it.
+pub(crate) fn summary(status: &Status) -> String {
+    let peers = status.peers;
+    let store = match &status.store {
+        Contact::Lost { .. } => ", lease store away",
+        _ => "",
+    };
+    let bad = if peers.quarantined > 0 { format!(", {} quarantined", peers.quarantined) } else { String::new() };
+    match waits_for(status).first() {
+        None => format!("ready: {} peers{bad}{store}", peers.accepted),
+        Some(reason) => format!("{}: waiting for {reason}{store}", phase(status.phase)),
+    }
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Starting => "starting",
+        Phase::LeaseHeld => "lease held",
+        Phase::DeviceReady => "device ready",
+        Phase::Ready => "ready",
+        Phase::Stopped => "stopped",
+        _ => "unknown",
+    }
+}
+
+fn waits_for(status: &Status) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let because = |what: &str| match &status.last_error {
+        Some(error) => format!("{what} ({error})"),
+        None => what.to_owned(),
+    };
+    match status.phase {
+        Phase::Starting => reasons.push(because("a lease")),
+        Phase::LeaseHeld => reasons.push(because("devices and the store's first list")),
+        Phase::DeviceReady => reasons.push(because(&format!("{} writes to the kernel", status.undone))),
+        Phase::Stopped => reasons.push("a start: the agent has ended".to_owned()),
+        _ => {}
+    }
+    if status.phase > Phase::Starting && status.lease.is_none() {
+        reasons.push(because("a new lease: the last one was lost"));
+    }
+    if status.phase > Phase::LeaseHeld && status.subnet_env != EnvFile::Settled {
+        reasons.push(because("subnet.env to be written"));
+    }
+    reasons
+}
+
+fn store(status: &Status, around: &Surroundings, now: BootTime) -> Store {
+    let (contact, since, error) = match &status.store {
+        Contact::Never => ("never", None, None),
+        Contact::Live => ("live", None, None),
+        Contact::Lost { since, error } => ("lost", Some(now.since(*since).as_secs()), Some(error.clone())),
+        _ => ("unknown", None, None),
+    };
+    Store { name: around.store.clone(), contact: contact.to_owned(), lost_for_seconds: since, error }
+}
+
+fn object(object: &Object) -> String {
+    match object {
+        Object::Link(_) => "a device of the overlay".to_owned(),
+        Object::Address(key) => format!("address {}/{}", key.addr, key.len),
+        Object::Fdb(key) => format!("forwarding entry {}", key.mac),
+        Object::Neighbour(key) => format!("neighbour {}", key.addr),
+        Object::Route(prefix) => format!("route {prefix}"),
+    }
+}
+
+fn withheld(because: WithheldBecause, now: BootTime) -> String {
+    match because {
+        WithheldBecause::MassRemoval(until) => {
+            format!("most peers went at once; deleted in {} s unless they come back", until.since(now).as_secs())
+        }
+        WithheldBecause::BadRecord => "a record that does not parse names it".to_owned(),
+        _ => "waits".to_owned(),
+    }
+}
+
+impl fmt::Display for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |name: &str, value: &str| writeln!(f, "{name:<12} {value}");
+        let ready = if self.ready { "ready" } else { "NOT ready" };
+        row("overlay", &format!("{} ({ready}, phase {:?})", self.overlay, self.phase))?;
+        for reason in &self.waits_for {
+            row("waits for", reason)?;
+        }
+        let mut store = format!("{} ({})", self.store.name, self.store.contact);
+        if let (Some(seconds), Some(error)) = (self.store.lost_for_seconds, &self.store.error) {
+            // Writing to a String cannot fail.
+            let _ = write!(store, " for {seconds} s: {error}");
+        }
+        row("store", &store)?;
+        if let Some(lease) = &self.lease {
+            let until = lease.expires_in_seconds.map(|seconds| format!(", {seconds} s left")).unwrap_or_default();
+            let (subnets, public) = (lease.subnets.join(", "), lease.public.join(", "));
+            row("lease", &format!("{subnets} at {public}, key {}{until}", lease.key))?;
+        }
+        if let Some(uplink) = &self.uplink {
+            row("uplink", &format!("{} ({}), mtu {}", uplink.name, uplink.addresses.join(", "), uplink.mtu))?;
+        }
+        if let Some(mtu) = self.mtu {
+            row("pod mtu", &mtu.to_string())?;
+        }
+        row("subnet file", &self.subnet_file)?;
+        let Peers { accepted, skipped, quarantined } = self.peers;
+        row("peers", &format!("{accepted} accepted, {skipped} of them skipped, {quarantined} records quarantined"))?;
+        let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
+        row("rounds", &format!("{audits} audits, {rounds} lease rounds, {drift} repairs, {} undone", self.undone))?;
+        for (title, list) in
+            [("quarantined", &self.quarantined), ("skipped", &self.skipped), ("withheld", &self.withheld)]
+        {
+            for Named { name, reason } in list {
+                row(title, &format!("{name}: {reason}"))?;
+            }
+        }
+        for Conflict { found, remedy } in &self.conflicts {
+            row("conflict", &format!("{found}: {remedy}"))?;
+        }
+        for object in &self.contested {
+            row("contested", &format!("{object}: somebody else keeps changing it"))?;
+        }
+        if let Some(error) = &self.last_error {
+            row("last error", error)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn around() -> Surroundings {
+        Surroundings { overlay: "flannel".into(), store: "directory /d".into(), subnet_file: "/run/s".into() }
+    }
+
+    #[test]
+    fn a_document_survives_json_and_says_what_it_waits_for() {
+        let mut status = Status::default();
+        status.last_error = Some("no route".to_owned());
+        let document = Document::new(&status, &around(), BootTime::default(), 0);
+        let json = serde_json::to_string(&document).unwrap();
+        assert_eq!(serde_json::from_str::<Document>(&json).unwrap(), document);
+        assert_eq!((document.ready, document.waits_for.as_slice()), (false, &["a lease (no route)".to_owned()][..]));
+        let table = document.to_string();
+        assert!(table.contains("NOT ready") && table.contains("directory /d (never)"), "{table}");
+    }
+
+    #[test]
+    fn readiness_needs_phase_lease_and_file() {
+        let mut status = Status::default();
+        status.phase = Phase::Ready;
+        status.subnet_env = EnvFile::Pending;
+        assert!(!is_ready(&status));
+        assert_eq!(waits_for(&status).len(), 2);
+    }
+}

@@ -1,0 +1,98 @@
+//! Bad input: a message that names the place and the remedy, a code that is not 0, and nothing touched.
+
+use std::fs;
+
+use testkit::Namespace;
+
+use crate::harness::{Site, command, owned, run};
+
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+
+#[test]
+fn a_bad_command_line_exits_with_2_and_names_the_flag() {
+    let ns = Namespace::new("bare").unwrap();
+    for (args, part) in [
+        (&["-ifcae=eth0"][..], "-ifcae (did you mean iface?)"),
+        (&["-quux"], "flag provided but not defined: -quux"),
+        (&["-healthz-port"], "flag needs an argument: -healthz-port"),
+        (&["-healthz-port=http"], "invalid value \"http\" for flag -healthz-port"),
+        (&["-healthz-port=70000"], "must be from 0 to 65535"),
+        (&["-ip-masq=maybe"], "invalid value \"maybe\" for flag -ip-masq"),
+        (&["-subnet-lease-renew-margin=1440"], "must be from 1 to 1439"),
+        (&["-public-ip=1.2.3"], "not an IP address"),
+        (&["-iface-regex=eth("], "unclosed group"),
+        (&["-kube-subnet-mgr"], "no Kubernetes store"),
+        (&["statsu"], "unknown command \"statsu\" (did you mean status?)"),
+        (&["status", "now"], "status takes no operands"),
+        (&["explain"], "explain takes one operand"),
+    ] {
+        let told = run(&ns, &owned(args));
+        assert_eq!((told.code, told.out.as_str()), (Some(2), ""), "{args:?}: {told:?}");
+        assert!(told.err.contains(part), "{args:?}: {}", told.err);
+    }
+}
+
+#[test]
+fn a_bad_variable_exits_with_2_and_names_it() {
+    let ns = Namespace::new("bare").unwrap();
+    for (name, value, part) in [
+        ("FLANNELD_HEALTHZ_PORT", "x", "environment variable FLANNELD_HEALTHZ_PORT"),
+        ("FLANNELD_PUBLIC_IP", "nowhere", "FLANNELD_PUBLIC_IP"),
+    ] {
+        let output = ns.run(|| command(&[]).env(name, value).output().unwrap()).unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{err}");
+        assert!(err.contains(part), "{err}");
+    }
+}
+
+#[test]
+fn help_and_version_are_on_stderr_with_0() {
+    let ns = Namespace::new("bare").unwrap();
+    for args in [&["-h"][..], &["--help", "-quux"]] {
+        let told = run(&ns, &owned(args));
+        assert_eq!((told.code, told.out.as_str()), (Some(0), ""));
+        assert!(told.err.contains("-subnet-file string"), "{}", told.err);
+    }
+    let version = run(&ns, &owned(&["--version"]));
+    assert_eq!((version.code, version.out.as_str()), (Some(0), ""));
+    assert!(version.err.starts_with("flanneld "), "{}", version.err);
+}
+
+#[test]
+fn a_bad_network_config_ends_the_agent_and_names_its_place() {
+    for (config, part) in [
+        ("{", "config.json"),
+        (r#"{"Network":"10.244.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan"}}"#, "SubnetLen"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlna"}}"#, "\"vxlna\" is not available here"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":99999999}}"#, "$.Backend.VNI"),
+    ] {
+        let site = Site::new(1, config);
+        let told = site.run(1, &[]);
+        assert_eq!(told.code, Some(1), "{told:?}");
+        assert!(told.err.lines().last().unwrap().contains(part), "{part} is not in {}", told.err);
+        assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_used_ends_the_agent_before_anything_is_touched() {
+    let site = Site::new(1, VXLAN);
+    fs::write(site.path("file"), "").unwrap();
+    let under_file = site.path("file/subnet.env").display().to_string();
+    let directory = site.dir.path().display().to_string();
+    let nowhere = site.path("nowhere").display().to_string();
+    for (args, part) in [
+        (["-subnet-file", under_file.as_str()], "choose another -subnet-file"),
+        (["-subnet-file", directory.as_str()], "choose another -subnet-file"),
+        (["-subnet-dir", nowhere.as_str()], "nowhere"),
+        (["-healthz-ip", "192.0.2.77"], "listening on 192.0.2.77:8081"),
+        (["-metrics-port", "8081"], "listening on 127.0.0.1:8081"),
+    ] {
+        let told = site.run(1, &args);
+        assert_eq!(told.code, Some(1), "{args:?}: {told:?}");
+        assert!(told.err.contains(part), "{args:?}: {}", told.err);
+        assert!(site.ns(1).link("flannel.1").is_err());
+    }
+    assert_eq!(fs::read_dir(site.path("store/leases")).map(Iterator::count).unwrap_or_default(), 0);
+}

@@ -1,0 +1,129 @@
+//! What operators ask.
+
+use nix::sys::signal::Signal;
+use testkit::VxlanLink;
+
+use crate::harness::{Agent, Site, read, routes};
+
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+
+#[test]
+fn status_explain_and_metrics_tell_of_the_running_agent() {
+    let site = Site::new(2, VXLAN);
+    let down = site.run(1, &["status"]);
+    assert_eq!(down.code, Some(1));
+    assert!(down.err.contains("not reached at 127.0.0.1:9472"), "{}", down.err);
+
+    let agents = [site.start(1, &[]), site.start(2, &[])];
+    agents.iter().for_each(Agent::until_ready);
+    agents[0].until("told of its peer", || site.run(1, &["explain", "10.89.0.12"]).code == Some(0));
+    std::fs::write(site.path("store/leases/bad.json"), "{}").unwrap();
+    agents[0].until("told of the bad record", || site.run(1, &["status"]).out.contains("1 records quarantined"));
+
+    let table = site.run(1, &["status"]);
+    assert_eq!(table.code, Some(0), "{table:?}");
+    for part in ["flannel (ready", "eth0 (10.89.0.11), mtu 1500", "pod mtu      1450", "1 accepted", "bad.json: "] {
+        assert!(table.out.contains(part), "{part} is not in:\n{}", table.out);
+    }
+    let json = site.run(1, &["status", "-json"]);
+    let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&json["ready"], &json["peers"]["accepted"]), (&true.into(), &1.into()));
+    assert_eq!(json["lease"]["public"][0], "10.89.0.11");
+
+    let peer = site.run(1, &["explain", "10.89.0.12"]);
+    for part in ["node2.json: accepted as a peer", "fdb ", "neighbour ", "route 10.244."] {
+        assert!(peer.out.contains(part), "{part} is not in:\n{}", peer.out);
+    }
+    let bad = site.run(1, &["explain", "bad.json"]);
+    assert!(bad.out.contains("bad.json: quarantined: unreadable"), "{bad:?}");
+    let nobody = site.run(1, &["explain", "10.9.9.9"]);
+    assert_eq!((nobody.code, nobody.err.contains("no record is meant by \"10.9.9.9\"")), (Some(1), true));
+
+    let (code, metrics) = agents[0].get(9472, "/metrics").unwrap();
+    assert_eq!(code, 200);
+    for line in ["flannel_ready 1", "flannel_peers_accepted 1", "flannel_records_quarantined 1"] {
+        assert!(metrics.lines().any(|shown| shown == line), "{line} is not in:\n{metrics}");
+    }
+    assert_eq!(agents[0].get(9472, "/plan"), Some((200, "nothing to do\n".to_owned())));
+}
+
+#[test]
+fn plan_shows_what_a_start_would_do_and_touches_nothing() {
+    let site = Site::new(1, VXLAN);
+    let fresh = site.run(1, &["plan"]);
+    assert_eq!(fresh.code, Some(0), "{fresh:?}");
+    assert!(fresh.out.contains("no lease of this node"), "{}", fresh.out);
+    let agent = site.start(1, &[]);
+    agent.until_ready();
+    agent.end(Signal::SIGTERM);
+    assert_eq!(site.run(1, &["plan"]).out, "nothing to do\n");
+    site.ns(1).delete_link("flannel.1").unwrap();
+    let plan = site.run(1, &["plan"]);
+    assert!(plan.out.contains("flannel.1") && plan.code == Some(0), "{plan:?}");
+    assert!(site.ns(1).link("flannel.1").is_err());
+}
+
+#[test]
+fn cleanup_removes_what_is_ours_and_nothing_else_and_may_be_repeated() {
+    let site = Site::new(2, VXLAN);
+    let ns = site.ns(1);
+    let before = routes(ns);
+    ns.add_vxlan("foreign", &VxlanLink { vni: 9, ..VxlanLink::default() }, None).unwrap();
+    let agents = [site.start(1, &[]), site.start(2, &[])];
+    agents.iter().for_each(Agent::until_ready);
+    agents[0].until("told of its peer", || routes(ns).contains("10.244."));
+
+    let refused = site.run(1, &["cleanup"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.err.contains("already running"), "{}", refused.err);
+    assert!(routes(ns).contains("10.244.") && site.subnet_file(1).exists());
+
+    let [one, _two] = agents;
+    one.end(Signal::SIGTERM);
+    let cleaned = site.run(1, &["cleanup"]);
+    assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
+    assert!(
+        cleaned.out.contains("subnet.env removed") && cleaned.out.contains("lease node1.json given back"),
+        "{cleaned:?}"
+    );
+    assert!(ns.link("flannel.1").is_err() && ns.link("foreign").is_ok());
+    assert_eq!((routes(ns), read(&site.subnet_file(1))), (before, String::new()));
+    let again = site.run(1, &["cleanup"]);
+    assert_eq!((again.code, again.out.as_str()), (Some(0), "0 kernel objects removed\n"), "{again:?}");
+}
+
+#[test]
+fn cleanup_works_without_the_store() {
+    let site = Site::new(1, VXLAN);
+    let agent = site.start(1, &["-ip-blackhole-route"]);
+    agent.until_ready();
+    agent.end(Signal::SIGTERM);
+    std::fs::write(site.path("store/config.json"), "{").unwrap();
+    let cleaned = site.run(1, &["cleanup"]);
+    assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
+    assert!(cleaned.out.contains("the lease was not given back"), "{}", cleaned.out);
+    assert!(site.ns(1).link("flannel.1").is_err() && !routes(site.ns(1)).contains("10.244."));
+}
+
+#[test]
+fn doctor_finds_a_strangers_device_and_says_how_to_mend_it() {
+    let site = Site::new(1, VXLAN);
+    let vxlan = VxlanLink { vni: 1, lower: Some("eth0".to_owned()), ..VxlanLink::default() };
+    site.ns(1).add_vxlan("vx7", &vxlan, None).unwrap();
+    site.ns(1).set_sysctl("net/ipv4/ip_forward", "0").unwrap();
+    let report = site.run(1, &["doctor"]);
+    assert_eq!(report.code, Some(1), "{report:?}");
+    for part in
+        ["ip link delete vx7", "sysctl -w net.ipv4.ip_forward=1", "taken: is the interface of the default route"]
+    {
+        assert!(report.out.contains(part), "{part} is not in:\n{}", report.out);
+    }
+    site.ns(1).delete_link("vx7").unwrap();
+    site.ns(1).set_sysctl("net/ipv4/ip_forward", "1").unwrap();
+    let report = site.run(1, &["doctor", "--json"]);
+    let findings: serde_json::Value = serde_json::from_str(&report.out).unwrap();
+    let findings = findings["findings"].as_array().unwrap();
+    assert!(findings.iter().all(|finding| finding["severity"] != "error"), "{findings:?}");
+    assert_eq!(report.code, Some(0));
+    assert!(findings.iter().any(|finding| finding["check"] == "store" && finding["severity"] == "ok"));
+}

@@ -1,0 +1,202 @@
+//! Agents as processes in namespaces.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use testkit::{Families, Namespace, Underlay};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_flanneld");
+
+/// Nodes, and the directory that is their lease store.
+pub(crate) struct Site {
+    pub(crate) underlay: Underlay,
+    pub(crate) dir: TempDir,
+}
+
+impl Site {
+    pub(crate) fn new(nodes: usize, config: &str) -> Self {
+        let underlay = Underlay::new(nodes, Families::V4);
+        let underlay = underlay.expect("the lab needs root, or a user namespace: unshare -Urn cargo test -p flanneld");
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("store")).unwrap();
+        fs::write(dir.path().join("store/config.json"), config).unwrap();
+        Self { underlay, dir }
+    }
+
+    pub(crate) fn ns(&self, nth: usize) -> &Namespace {
+        &self.underlay.nodes()[nth - 1].ns
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The arguments of node `nth`'s agent.
+    pub(crate) fn args(&self, nth: usize) -> Vec<String> {
+        vec![
+            format!("-subnet-dir={}", self.path("store").display()),
+            format!("-node-name=node{nth}"),
+            "-subnet-file".to_owned(),
+            self.subnet_file(nth).display().to_string(),
+            "--healthz-port=8081".to_owned(),
+        ]
+    }
+
+    pub(crate) fn subnet_file(&self, nth: usize) -> PathBuf {
+        self.path(&format!("run{nth}/subnet.env"))
+    }
+
+    pub(crate) fn start(&self, nth: usize, more: &[&str]) -> Agent {
+        Agent::start(self.ns(nth), &[self.args(nth), owned(more)].concat(), self.path(&format!("log{nth}")))
+    }
+
+    /// Runs a command of the binary in a node's namespace.
+    pub(crate) fn run(&self, nth: usize, more: &[&str]) -> Told {
+        run(self.ns(nth), &[self.args(nth), owned(more)].concat())
+    }
+}
+
+pub(crate) fn owned(args: &[&str]) -> Vec<String> {
+    args.iter().map(|arg| (*arg).to_owned()).collect()
+}
+
+/// What a finished process said.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl From<Output> for Told {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+pub(crate) fn run(ns: &Namespace, args: &[String]) -> Told {
+    ns.run(|| command(args).output().unwrap()).unwrap().into()
+}
+
+/// The binary with a clean environment.
+pub(crate) fn command(args: &[String]) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(args).env_clear().stdin(Stdio::null());
+    command
+}
+
+/// A running agent. Killed when dropped.
+pub(crate) struct Agent {
+    child: Child,
+    ns: Namespace,
+    log: PathBuf,
+    notified: UnixDatagram,
+    messages: String,
+}
+
+impl Agent {
+    pub(crate) fn start(ns: &Namespace, args: &[String], log: PathBuf) -> Self {
+        let socket = log.with_extension("notify");
+        let _ = fs::remove_file(&socket);
+        let notified = UnixDatagram::bind(&socket).unwrap();
+        notified.set_nonblocking(true).unwrap();
+        let stderr = fs::File::create(&log).unwrap();
+        let spawn = || command(args).env("NOTIFY_SOCKET", &socket).stderr(stderr).spawn().unwrap();
+        Self { child: ns.run(spawn).unwrap(), ns: ns.clone(), log, notified, messages: String::new() }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the supervisor was told so far.
+    pub(crate) fn messages(&mut self) -> &str {
+        let mut buffer = [0; 4096];
+        while let Ok(len) = self.notified.recv(&mut buffer) {
+            self.messages.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
+            self.messages.push('\n');
+        }
+        &self.messages
+    }
+
+    /// Waits for `/readyz`.
+    pub(crate) fn until_ready(&self) {
+        self.until("ready", || self.get(8081, "/readyz") == Some((200, "flanneld is ready".to_owned())));
+    }
+
+    pub(crate) fn until(&self, what: &str, reached: impl Fn() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !reached() {
+            assert!(Instant::now() < end, "not {what} in time; the log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Status and body of one of its pages.
+    pub(crate) fn get(&self, port: u16, path: &str) -> Option<(u16, String)> {
+        let answer = self.ns.run(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+            write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            Some(answer)
+        });
+        let answer = answer.unwrap()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    /// Sends a signal and waits for the end: the exit code and how long it took.
+    pub(crate) fn end(mut self, signal: Signal) -> (Option<i32>, Duration) {
+        let started = Instant::now();
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        let code = self.wait();
+        (code, started.elapsed())
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "it does not end; the log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A node's routes, as people know them.
+pub(crate) fn routes(ns: &Namespace) -> String {
+    ns.show(testkit::Listing::Routes(flannel_core::net::Family::V4)).unwrap()
+}
+
+pub(crate) fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}

@@ -1,0 +1,153 @@
+//! Start, readiness, end.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Agent, Site, read, routes};
+
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+
+#[test]
+fn two_agents_are_ready_with_peers_programmed_and_leave_the_data_plane_up() {
+    let site = Site::new(2, VXLAN);
+    let mut one = site.start(1, &["-ip-masq=false"]);
+    one.until_ready();
+    let two = site.start(2, &[]);
+    two.until_ready();
+    // Ready means that peers are programmed: no further wait for the second agent's.
+    let of = |nth| subnet(&read(&site.subnet_file(nth)));
+    let (first, second) = (of(1), of(2));
+    assert!(routes(site.ns(2)).contains(&format!("{first} via")), "{}", routes(site.ns(2)));
+    one.until("told of its peer", || routes(site.ns(1)).contains(&format!("{second} via")));
+
+    let env = read(&site.subnet_file(1));
+    let address = first.replace(".0/24", ".1/24");
+    let wanted =
+        format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={address}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n");
+    assert_eq!(env, wanted);
+    assert_eq!(one.get(8081, "/healthz"), Some((200, "flanneld is running".to_owned())));
+    assert!(one.messages().contains("READY=1\n"), "{}", one.messages());
+
+    let before = routes(site.ns(1));
+    let (code, took) = one.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(routes(site.ns(1)), before);
+    assert!(site.ns(1).link("flannel.1").unwrap().is_up());
+    let (code, took) = two.end(Signal::SIGINT);
+    assert_eq!((code, took < Duration::from_secs(2)), (Some(0), true));
+
+    // The next run takes over what is there: same subnet, same bytes, nothing written.
+    let again = site.start(1, &[]);
+    again.until_ready();
+    assert_eq!(read(&site.subnet_file(1)), env);
+    assert_eq!(routes(site.ns(1)), before);
+}
+
+#[test]
+fn an_agent_keeps_only_the_capability_it_needs() {
+    let site = Site::new(1, VXLAN);
+    let agent = site.start(1, &[]);
+    agent.until_ready();
+    let mut tasks = 0;
+    for task in fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap() {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        let net_admin = format!("{:016x}", 1 << 12);
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            assert_eq!(field(set), net_admin, "{set}");
+        }
+        assert_eq!(field("NoNewPrivs"), "1");
+        tasks += 1;
+    }
+    assert!(tasks >= 3, "netlink, log and signal threads: {tasks}");
+}
+
+#[test]
+fn a_second_agent_in_the_namespace_refuses_and_touches_nothing() {
+    let site = Site::new(1, VXLAN);
+    let agent = site.start(1, &[]);
+    agent.until_ready();
+    let before = routes(site.ns(1));
+    let second = site.run(1, &["-node-name=other", "-healthz-port=0", "-subnet-file", &path(&site, "other.env")]);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.err.contains("already running in this network namespace"), "{}", second.err);
+    assert_eq!(routes(site.ns(1)), before);
+    assert!(!site.path("store/leases/other.json").exists() && !site.path("other.env").exists());
+    agent.until_ready();
+}
+
+#[test]
+fn an_agent_waits_for_its_uplink_and_says_so_once() {
+    let site = Site::new(1, VXLAN);
+    let node = &site.underlay.nodes()[0];
+    node.ns.flush_main_routes().unwrap();
+    let agent = site.start(1, &[]);
+    agent.until("waiting", || agent.log().contains("waiting for an uplink"));
+    assert_eq!(agent.get(8081, "/readyz"), Some((503, "flanneld is not ready yet".to_owned())));
+    assert_eq!(agent.get(8081, "/healthz").map(|(code, _)| code), Some(200));
+    node.restore_underlay().unwrap();
+    agent.until_ready();
+    assert_eq!(agent.log().matches("waiting for an uplink").count(), 1, "{}", agent.log());
+}
+
+#[test]
+fn a_signal_while_waiting_ends_at_once() {
+    let site = Site::new(1, VXLAN);
+    site.underlay.nodes()[0].ns.flush_main_routes().unwrap();
+    let agent = site.start(1, &[]);
+    agent.until("waiting", || agent.log().contains("waiting for an uplink"));
+    let (code, took) = agent.end(Signal::SIGTERM);
+    assert_eq!((code, took < Duration::from_secs(2)), (Some(0), true));
+}
+
+#[test]
+fn other_backends_run_too() {
+    for (kind, programmed) in [("host-gw", true), ("alloc", false)] {
+        let site = Site::new(2, &VXLAN.replace("vxlan", kind));
+        let agents = [site.start(1, &[]), site.start(2, &[])];
+        agents.iter().for_each(Agent::until_ready);
+        let peer = subnet(&read(&site.subnet_file(2)));
+        let route = format!("{peer} via 10.89.0.12 dev eth0");
+        match programmed {
+            true => agents[0].until("told of its peer", || routes(site.ns(1)).contains(&route)),
+            false => assert!(!routes(site.ns(1)).contains("10.244."), "{}", routes(site.ns(1))),
+        }
+        assert!(read(&site.subnet_file(1)).contains("FLANNEL_MTU=1500\n"));
+    }
+}
+
+#[test]
+fn the_own_subnet_is_a_black_hole_when_asked_for() {
+    let site = Site::new(1, VXLAN);
+    let agent = site.start(1, &["-ip-blackhole-route"]);
+    agent.until_ready();
+    let subnet = subnet(&read(&site.subnet_file(1)));
+    assert!(routes(site.ns(1)).contains(&format!("blackhole {subnet}")), "{}", routes(site.ns(1)));
+}
+
+#[test]
+fn a_lost_lease_stops_the_agent_when_that_is_the_policy() {
+    let site = Site::new(1, VXLAN);
+    let mut agent = site.start(1, &["-on-lease-loss=stop"]);
+    agent.until_ready();
+    fs::remove_file(site.path("store/leases/node1.json")).unwrap();
+    assert_eq!(agent.wait(), Some(3), "{}", agent.log());
+    assert!(agent.log().contains("the lease was lost"), "{}", agent.log());
+    assert!(site.ns(1).link("flannel.1").unwrap().is_up());
+}
+
+fn path(site: &Site, name: &str) -> String {
+    site.path(name).display().to_string()
+}
+
+/// The subnet that a `subnet.env` names.
+fn subnet(env: &str) -> String {
+    let value = env.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")).expect("no FLANNEL_SUBNET");
+    value.replace(".1/24", ".0/24")
+}

@@ -1,0 +1,7 @@
+//! The real binary on the real kernel: network namespaces, the embedded store, signals.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+
+mod bad_input;
+mod commands;
+mod harness;
+mod life;

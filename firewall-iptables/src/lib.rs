@@ -1,0 +1,225 @@
+//! The firewall as iptables rules, byte for byte those of flannel (contract 10.1), so that either can follow the other
+//! on a node.
+//!
+//! Chains `FLANNEL-POSTRTG` in table nat and `FLANNEL-FWD` in table filter, for an overlay that is not called `flannel`
+//! with `-<name>` appended, and one jump to each, appended to `POSTROUTING` and `FORWARD`. A jump in place stays where
+//! it is.
+//!
+//! A [`VxlanGuard`](flannel_core::firewall::VxlanGuard) is not supported: use `flannel-firewall-nft` for that.
+
+mod wanted;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_core::firewall::{Call, Drift, Firewall, FirewallError, Program, Rules, SourcePorts, Tools};
+use flannel_core::kernel::OverlayName;
+use flannel_core::net::Family;
+use nix::sched::{CloneFlags, setns};
+use tokio::sync::OnceCell;
+
+use crate::wanted::{Chains, chains, none};
+use crate::wire::Seen;
+
+/// The time one run of a tool has: twice what it may wait for the lock that iptables programs share.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// From this version on there are `--random-fully`, and `-w` for `iptables-restore`.
+const MODERN: [u32; 3] = [1, 6, 2];
+
+/// How often rules are read and written anew when somebody changed them between the two.
+const ATTEMPTS: u32 = 3;
+
+/// iptables of one network namespace, by way of its programs.
+///
+/// It starts one thread, which ends when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`.
+#[derive(Debug)]
+pub struct Iptables {
+    tools: Tools,
+    variant: Variant,
+    directory: PathBuf,
+    version: OnceCell<[u32; 3]>,
+}
+
+/// Which iptables: a host has two, whose rules are apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Variant {
+    /// The one that is called `iptables`: the host's choice.
+    #[default]
+    Default,
+    /// `iptables-nft`, on top of nftables.
+    Nft,
+    /// `iptables-legacy`, on top of xtables.
+    Legacy,
+}
+
+impl Iptables {
+    /// iptables of the calling thread's network namespace, with the programs on `PATH`.
+    ///
+    /// # Errors
+    /// [`FirewallError::Failed`] when no thread can be had. Retry with back-off.
+    pub fn new() -> Result<Self, FirewallError> {
+        Ok(Self::with(Tools::start()?))
+    }
+
+    /// iptables of a given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`FirewallError::Denied`] without `CAP_SYS_ADMIN`, and [`FirewallError::Failed`] when
+    /// `namespace` is no network namespace: both final.
+    pub fn in_namespace(namespace: OwnedFd) -> Result<Self, FirewallError> {
+        Ok(Self::with(Tools::start_after(move || Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))?))
+    }
+
+    /// The same with another variant.
+    #[must_use]
+    pub fn variant(self, variant: Variant) -> Self {
+        Self { variant, ..self }
+    }
+
+    /// The same with the programs of this directory rather than those on `PATH`.
+    #[must_use]
+    pub fn programs_in(self, directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into(), ..self }
+    }
+
+    fn with(tools: Tools) -> Self {
+        Self { tools, variant: Variant::default(), directory: PathBuf::new(), version: OnceCell::new() }
+    }
+
+    async fn chains(&self, rules: &Rules) -> Result<[(Family, Chains); 2], FirewallError> {
+        if rules.guard.is_some() {
+            let what = "a peer set for the VXLAN port by way of iptables".to_owned();
+            return Err(FirewallError::Unsupported { what, hint: "use nftables, or none".to_owned() });
+        }
+        let most = match rules.masquerade.map(|masquerade| masquerade.ports) {
+            Some(SourcePorts::FullyRandom) if !rules.pods.is_empty() => self.most().await?,
+            _ => SourcePorts::Kernel,
+        };
+        let wanted = chains(rules, most);
+        let of = |family| wanted.get(family).cloned().unwrap_or_else(|| none(&rules.overlay));
+        Ok(Family::BOTH.map(|family| (family, of(family))))
+    }
+
+    async fn most(&self) -> Result<SourcePorts, FirewallError> {
+        Ok(if self.version().await? >= MODERN { SourcePorts::FullyRandom } else { SourcePorts::Kernel })
+    }
+
+    async fn version(&self) -> Result<[u32; 3], FirewallError> {
+        let ask = || async {
+            let said = self.run(Family::V4, "", &["--version"], String::new(), "asking for the version").await?;
+            let unreadable = || FirewallError::Failed {
+                doing: "iptables: asking for the version".to_owned(),
+                reason: format!("it said {:?}", said.chars().take(64).collect::<String>()),
+            };
+            wire::version(&said).ok_or_else(unreadable)
+        };
+        self.version.get_or_try_init(ask).await.copied()
+    }
+
+    /// What is there of these chains. A family of which nothing is wanted and that the host has not holds nothing.
+    async fn seen(&self, family: Family, chains: &Chains) -> Result<[Seen; 2], FirewallError> {
+        let wanted = chains.iter().any(|chain| chain.rules.is_some());
+        let mut seen = [Seen::default(), Seen::default()];
+        for (seen, chain) in seen.iter_mut().zip(chains) {
+            match self.run(family, "-save", &["-t", chain.table], String::new(), "reading the rules").await {
+                Ok(saved) => *seen = wire::find(&saved, &chain.name),
+                Err(FirewallError::Unsupported { .. }) if !wanted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn put(&self, family: Family, chains: &Chains) -> Result<(), FirewallError> {
+        let mut attempt = 1;
+        loop {
+            let seen = self.seen(family, chains).await?;
+            let commands = chains.iter().zip(&seen).map(|(chain, seen)| (chain.table, wire::commands(chain, seen)));
+            let input = wire::restore(&commands.collect::<BTreeMap<_, _>>());
+            if input.is_empty() {
+                return Ok(());
+            }
+            let wait: &[&str] = if self.version().await? >= MODERN { &["-w", "5"] } else { &[] };
+            let args = [&["--noflush"], wait].concat();
+            match self.run(family, "-restore", &args, input, "writing the overlay's rules").await {
+                Ok(_) => return Ok(()),
+                // Somebody may have taken a jump that we were about to delete.
+                Err(FirewallError::Refused { .. }) if attempt < ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes both families, whatever comes of the first.
+    async fn put_all(&self, families: &[(Family, Chains); 2]) -> Result<(), FirewallError> {
+        let mut result = Ok(());
+        for (family, chains) in families {
+            let put = self.put(*family, chains).await;
+            result = result.and(put);
+        }
+        result
+    }
+
+    async fn run(
+        &self,
+        family: Family,
+        suffix: &str,
+        args: &[&str],
+        input: String,
+        doing: &str,
+    ) -> Result<String, FirewallError> {
+        let program = format!("{}{suffix}", self.name(family));
+        let doing = format!("{program}: {doing}");
+        let call = Call {
+            program: Program {
+                path: self.directory.join(program),
+                hint: "apt install iptables, or use nftables".to_owned(),
+            },
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            input,
+            doing: doing.clone(),
+            within: WITHIN,
+        };
+        let answer = self.tools.run(call).await?;
+        if answer.status.success() { Ok(answer.stdout) } else { Err(answer.refused(doing)) }
+    }
+
+    fn name(&self, family: Family) -> String {
+        let base = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        match self.variant {
+            Variant::Default => base.to_owned(),
+            Variant::Nft => format!("{base}-nft"),
+            Variant::Legacy => format!("{base}-legacy"),
+        }
+    }
+}
+
+#[async_trait]
+impl Firewall for Iptables {
+    async fn apply(&self, rules: &Rules) -> Result<(), FirewallError> {
+        self.put_all(&self.chains(rules).await?).await
+    }
+
+    async fn check(&self, rules: &Rules) -> Result<Vec<Drift>, FirewallError> {
+        let mut drift = Vec::new();
+        for (family, chains) in &self.chains(rules).await? {
+            let seen = self.seen(*family, chains).await?;
+            let tool = self.name(*family);
+            drift.extend(chains.iter().zip(&seen).flat_map(|(chain, seen)| wire::compare(&tool, chain, seen)));
+        }
+        Ok(drift)
+    }
+
+    async fn remove(&self, overlay: &OverlayName) -> Result<(), FirewallError> {
+        self.version().await?;
+        self.put_all(&Family::BOTH.map(|family| (family, none(overlay)))).await
+    }
+}

@@ -1,0 +1,340 @@
+//! Running a packet filter's tool: on a thread of one's own, so that the network namespace is a fixed one and a dropped
+//! future cuts nothing in half.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::FirewallError;
+
+/// The most that is read of what a tool says, in bytes: a large cluster's `iptables-save` has some ten MiB.
+const MOST_OUTPUT: u64 = 64 << 20;
+
+/// How often a running tool is looked at for whether its owner has gone.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// The thread that runs a packet filter's tool, for implementations of [`Firewall`](super::Firewall).
+///
+/// Tools run one at a time, in the network namespace of the thread that made this value. Dropping it kills the tool
+/// that runs, if one does, and waits for its end.
+#[derive(Debug)]
+pub struct Tools {
+    jobs: Option<Sender<Job>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A program, and what to do when there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// A path, or a name to be looked for on `PATH`.
+    pub path: PathBuf,
+    /// The remedy when it is not found.
+    pub hint: String,
+}
+
+/// One run of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// What to run.
+    pub program: Program,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its standard input.
+    pub input: String,
+    /// What it does, for errors.
+    pub doing: String,
+    /// The time it has.
+    pub within: Duration,
+}
+
+/// What a program said. Its own refusal is an answer too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error, without white space around it.
+    pub stderr: String,
+}
+
+struct Job {
+    call: Call,
+    reply: oneshot::Sender<Result<Answer, FirewallError>>,
+}
+
+impl Tools {
+    /// Starts the thread, in the caller's network namespace.
+    ///
+    /// # Errors
+    /// [`FirewallError::Failed`] when no thread can be had. Retry with back-off.
+    pub fn start() -> Result<Self, FirewallError> {
+        Self::start_after(|| Ok(()))
+    }
+
+    /// Starts the thread and has it do `enter` first, such as `setns`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); when `enter` fails, [`FirewallError::Denied`] for want of privilege, else
+    /// [`FirewallError::Failed`].
+    pub fn start_after(enter: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<Self, FirewallError> {
+        const DOING: &str = "starting the firewall's thread";
+        let (jobs, receiver) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let theirs = Arc::clone(&stop);
+        let (started, ready) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("firewall".to_owned())
+            .spawn(move || {
+                let entered = enter();
+                let go_on = entered.is_ok();
+                // Whoever started us has gone if this fails; the queue of jobs will say so.
+                let _ = started.send(entered);
+                if go_on {
+                    work(&receiver, &theirs);
+                }
+            })
+            .map_err(|error| failed(DOING, &error))?;
+        let tools = Self { jobs: Some(jobs), stop, thread: Some(thread) };
+        match ready.recv() {
+            Ok(Ok(())) => Ok(tools),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let hint = "CAP_SYS_ADMIN is needed to enter a network namespace".to_owned();
+                Err(FirewallError::Denied { doing: DOING.to_owned(), hint })
+            }
+            Ok(Err(error)) => Err(failed(DOING, &error)),
+            Err(_) => Err(FirewallError::Stopped),
+        }
+    }
+
+    /// Runs a program to its end, with messages in English.
+    ///
+    /// # Errors
+    /// [`FirewallError::Unsupported`] when it is not installed, [`FirewallError::Timeout`], or
+    /// [`FirewallError::Failed`]. Its own refusal is none: see [`Answer::status`].
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves a program that has begun to run on to its end; one that has not is never run.
+    pub async fn run(&self, call: Call) -> Result<Answer, FirewallError> {
+        let (reply, answer) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or(FirewallError::Stopped)?;
+        jobs.send(Job { call, reply }).map_err(|_| FirewallError::Stopped)?;
+        answer.await.map_err(|_| FirewallError::Stopped)?
+    }
+}
+
+impl Drop for Tools {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the runtime; there is nobody left to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Answer {
+    /// The refusal as an error, for a call that was `doing` this.
+    pub fn refused(&self, doing: String) -> FirewallError {
+        let text: String = self.stderr.chars().take(1024).collect();
+        let said = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        if said(&["Operation not permitted", "Permission denied"]) {
+            return FirewallError::Denied { doing, hint: "CAP_NET_ADMIN is needed (or root)".to_owned() };
+        }
+        if said(&["cache initialization failed", "Table does not exist", "Address family not supported"]) {
+            return FirewallError::Unsupported {
+                what: doing,
+                hint: format!("the kernel has no packet filter of this kind, load its modules: {text}"),
+            };
+        }
+        let text = if text.is_empty() { self.status.to_string() } else { text };
+        FirewallError::Refused { doing, text }
+    }
+}
+
+fn work(jobs: &Receiver<Job>, stop: &AtomicBool) {
+    while let Ok(Job { call, reply }) = jobs.recv() {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // Nobody waits any more: what a dropped future asked for is not begun.
+        if !reply.is_closed() {
+            let _ = reply.send(run(&call, stop));
+        }
+    }
+}
+
+fn run(call: &Call, stop: &AtomicBool) -> Result<Answer, FirewallError> {
+    let spawned = Command::new(&call.program.path)
+        .args(&call.args)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let what = format!("program {}", call.program.path.display());
+            return Err(FirewallError::Unsupported { what, hint: call.program.hint.clone() });
+        }
+        Err(error) => return Err(failed(&call.doing, &error)),
+    };
+    let answer = converse(&mut child, call, stop);
+    if answer.is_err() {
+        // It may have ended by itself; either way it is waited for, so that no zombie stays.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    answer
+}
+
+/// Which of a program's streams some text is from.
+#[derive(Clone, Copy)]
+enum Stream {
+    Out,
+    Error,
+}
+
+fn converse(child: &mut Child, call: &Call, stop: &AtomicBool) -> Result<Answer, FirewallError> {
+    let (Some(mut stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(FirewallError::Failed { doing: call.doing.clone(), reason: "no pipe to the tool".to_owned() });
+    };
+    let deadline = Instant::now() + call.within;
+    let (said, hear) = mpsc::channel();
+    let started = (|| {
+        let input = call.input.clone();
+        // Who ends early closes the pipe; the exit status then says more than our failed write.
+        thread::Builder::new().spawn(move || drop(stdin.write_all(input.as_bytes())))?;
+        let theirs = said.clone();
+        thread::Builder::new().spawn(move || drop(theirs.send((Stream::Out, text_of(stdout)))))?;
+        thread::Builder::new().spawn(move || drop(said.send((Stream::Error, text_of(stderr)))))
+    })();
+    // The three end with the pipes, which end with the child.
+    started.map_err(|error| failed(&call.doing, &error))?;
+
+    let (mut out, mut error) = (None, None);
+    let timeout = || FirewallError::Timeout { doing: call.doing.clone(), within: call.within };
+    while out.is_none() || error.is_none() {
+        if stop.load(Ordering::Relaxed) {
+            return Err(FirewallError::Stopped);
+        }
+        match hear.recv_timeout(SLICE) {
+            Ok((Stream::Out, text)) => out = Some(text.map_err(|error| failed(&call.doing, &error))?),
+            Ok((Stream::Error, text)) => error = Some(text.map_err(|error| failed(&call.doing, &error))?),
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(_) => return Err(timeout()),
+        }
+    }
+    let status = loop {
+        match child.try_wait().map_err(|error| failed(&call.doing, &error))? {
+            Some(status) => break status,
+            None if Instant::now() < deadline => thread::sleep(Duration::from_micros(200)),
+            None => return Err(timeout()),
+        }
+    };
+    let stderr = error.unwrap_or_default().trim().to_owned();
+    Ok(Answer { status, stdout: out.unwrap_or_default(), stderr })
+}
+
+fn text_of(stream: impl Read) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    stream.take(MOST_OUTPUT).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == MOST_OUTPUT {
+        return Err(io::Error::other(format!("it said more than {MOST_OUTPUT} bytes")));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn failed(doing: &str, error: &io::Error) -> FirewallError {
+    FirewallError::Failed { doing: doing.to_owned(), reason: error.to_string() }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    fn call(program: &str, args: &[&str], input: &str, within: Duration) -> Call {
+        Call {
+            program: Program { path: program.into(), hint: "install it".to_owned() },
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            input: input.to_owned(),
+            doing: "testing".to_owned(),
+            within,
+        }
+    }
+
+    const AGES: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn input_goes_in_and_both_outputs_come_out_even_if_large() {
+        let tools = Tools::start().unwrap();
+        let input = "x".repeat(1 << 20);
+        let answer = tools.run(call("sh", &["-c", "cat; echo oops >&2; exit 3"], &input, AGES)).await.unwrap();
+        assert_eq!((answer.stdout.len(), &*answer.stderr, answer.status.code()), (1 << 20, "oops", Some(3)));
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_unsupported_with_the_remedy() {
+        let tools = Tools::start().unwrap();
+        let error = tools.run(call("no-such-tool-anywhere", &[], "", AGES)).await.unwrap_err();
+        assert!(matches!(&error, FirewallError::Unsupported { hint, .. } if hint == "install it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_killed_at_the_deadline() {
+        let tools = Tools::start().unwrap();
+        let start = Instant::now();
+        let error = tools.run(call("sleep", &["60"], "", Duration::from_millis(100))).await.unwrap_err();
+        assert!(matches!(error, FirewallError::Timeout { .. }), "{error}");
+        assert!(start.elapsed() < AGES / 4);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_sorted_by_what_the_tool_says() {
+        let tools = Tools::start().unwrap();
+        // As nft 1.0.6 and iptables 1.8.9 say it.
+        for (said, kind) in [
+            (
+                "Operation not permitted (you must be root)\nnetlink: Error: cache initialization failed: Operation not permitted",
+                "no permission",
+            ),
+            ("iptables-save v1.8.9 (legacy): Cannot initialize: Permission denied (you must be root)", "no permission"),
+            (
+                "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)",
+                "not available",
+            ),
+            ("netlink: Error: cache initialization failed: Protocol not supported", "not available"),
+            (
+                "/dev/stdin:2:1-76: Error: Could not process rule: Operation not supported",
+                "refused testing: /dev/stdin",
+            ),
+            ("", "refused testing: exit status: 1"),
+        ] {
+            let answer = tools.run(call("sh", &["-c", "cat >&2; exit 1"], said, AGES)).await.unwrap();
+            let error = answer.refused("testing".to_owned()).to_string();
+            assert!(error.contains(kind), "{said}: {error}");
+        }
+    }
+
+    #[test]
+    fn dropping_the_tools_ends_a_running_program() {
+        let tools = Tools::start().unwrap();
+        let (reply, mut answer) = oneshot::channel();
+        tools.jobs.as_ref().unwrap().send(Job { call: call("sleep", &["60"], "", AGES), reply }).unwrap();
+        let start = Instant::now();
+        drop(tools);
+        assert!(start.elapsed() < AGES / 4);
+        assert!(!matches!(answer.try_recv(), Ok(Ok(_))));
+    }
+}

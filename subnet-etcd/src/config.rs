@@ -1,0 +1,406 @@
+//! How to reach etcd, and how leases are written there.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where etcd is, how to prove who we are, and how long leases last.
+///
+/// It is checked as a whole when [`EtcdSubnets::new`](crate::EtcdSubnets::new) takes it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The members, as `https://10.0.0.1:2379`. At least one. All `https`, or all `http`; without a scheme it is
+    /// `https` where [`tls`](Self::tls) is given, else `http`.
+    pub endpoints: Vec<String>,
+    /// What all keys begin with. Default: `/coreos.com/network`.
+    pub prefix: KeyPrefix,
+    /// What to trust and to show. Default: none; an `https` endpoint is then held against the system's roots.
+    pub tls: Option<Tls>,
+    /// The user. Default: none.
+    pub credentials: Option<Credentials>,
+    /// Whether credentials may go over `http`. Default: refused.
+    pub clear_text: ClearText,
+    /// How long a lease lasts. Default: 24 h.
+    pub ttl: Ttl,
+    /// How long to wait for what.
+    pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// These endpoints, and all else at its default.
+    pub fn new<S: Into<String>>(endpoints: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            prefix: KeyPrefix::default(),
+            tls: None,
+            credentials: None,
+            clear_text: ClearText::Refuse,
+            ttl: Ttl::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+
+    /// The endpoints with their scheme, after every check.
+    pub(crate) fn checked_endpoints(&self) -> Result<Vec<String>, ConfigError> {
+        if self.endpoints.is_empty() {
+            return Err(ConfigError::NoEndpoint);
+        }
+        let default = if self.tls.is_some() { Scheme::Https } else { Scheme::Http };
+        let endpoints: Vec<_> =
+            self.endpoints.iter().map(|text| endpoint(text, default)).collect::<Result<_, ConfigError>>()?;
+        let is_clear = endpoints[0].0 == Scheme::Http;
+        if endpoints.iter().any(|(scheme, _)| *scheme != endpoints[0].0) {
+            return Err(ConfigError::MixedSchemes);
+        }
+        if is_clear && self.tls.is_some() {
+            return Err(ConfigError::TlsOverClearText(endpoints[0].1.clone()));
+        }
+        if is_clear && self.credentials.is_some() && self.clear_text == ClearText::Refuse {
+            return Err(ConfigError::CredentialsOverClearText(endpoints[0].1.clone()));
+        }
+        if self.credentials.as_ref().is_some_and(|credentials| credentials.user.is_empty()) {
+            return Err(ConfigError::NoUser);
+        }
+        Ok(endpoints.into_iter().map(|(_, text)| text).collect())
+    }
+}
+
+/// A configuration that would not work, or would show a secret. Final: change what it names.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// There is nothing to connect to.
+    #[error("no etcd endpoint is given; name at least one, as https://10.0.0.1:2379")]
+    NoEndpoint,
+    /// Text is no endpoint. It is not shown where it may hold a password.
+    #[error("etcd endpoint {0:?} is not [http://|https://]HOST[:PORT]")]
+    Endpoint(String),
+    /// An endpoint holds a user.
+    #[error("an etcd endpoint holds a user or password; give them as credentials")]
+    UserInEndpoint,
+    /// Some are `http`, some `https`.
+    #[error("etcd endpoints mix http and https; give all of them one scheme")]
+    MixedSchemes,
+    /// TLS files are given, and would not be used.
+    #[error("TLS files are given, but {0} is clear text; write https://")]
+    TlsOverClearText(String),
+    /// The password could be read on the wire.
+    #[error("credentials would go to {0} in clear text; write https://, or ask for ClearText::AllowCredentials")]
+    CredentialsOverClearText(String),
+    /// A password without a user.
+    #[error("credentials without a user name")]
+    NoUser,
+    /// A lease's length is out of range.
+    #[error("a lease of {given:?} is not within {min:?} to {max:?}", min = Ttl::MIN, max = Ttl::MAX)]
+    Ttl {
+        /// What was given.
+        given: Duration,
+    },
+    /// A key prefix that is none.
+    #[error("key prefix {0:?} holds a control character")]
+    Prefix(String),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
+}
+
+fn endpoint(text: &str, default: Scheme) -> Result<(Scheme, String), ConfigError> {
+    let (scheme, rest) = match text.split_once("://") {
+        Some(("http", rest)) => (Scheme::Http, rest),
+        Some(("https", rest)) => (Scheme::Https, rest),
+        None => (default, text),
+        Some(_) => return Err(ConfigError::Endpoint(without_user(text))),
+    };
+    if rest.contains('@') {
+        return Err(ConfigError::UserInEndpoint);
+    }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']' | '%');
+    let bad_port = rest.rsplit_once(':').is_some_and(|(host, port)| {
+        let is_port = !host.contains(':') || host.ends_with(']');
+        is_port && port.parse::<u16>().is_err()
+    });
+    if rest.is_empty() || !rest.chars().all(ok) || rest.starts_with(':') || bad_port {
+        return Err(ConfigError::Endpoint(without_user(text)));
+    }
+    let scheme_text = if scheme == Scheme::Http { "http" } else { "https" };
+    Ok((scheme, format!("{scheme_text}://{rest}")))
+}
+
+fn without_user(text: &str) -> String {
+    text.rsplit('@').next().unwrap_or_default().chars().take(100).collect()
+}
+
+/// What all keys begin with, cleaned as flannel cleans it (contract 6.2): no trailing slash, a missing leading one
+/// stays missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPrefix(String);
+
+impl KeyPrefix {
+    /// Cleans `text` as Go's `path.Join` does.
+    ///
+    /// # Errors
+    /// [`ConfigError::Prefix`]. Final for this text.
+    pub fn new(text: &str) -> Result<Self, ConfigError> {
+        if text.chars().any(char::is_control) {
+            return Err(ConfigError::Prefix(text.chars().take(100).collect()));
+        }
+        let is_rooted = text.starts_with('/');
+        let mut parts: Vec<&str> = Vec::new();
+        for part in text.split('/') {
+            match part {
+                "" | "." => {}
+                ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
+                ".." if is_rooted => {}
+                part => parts.push(part),
+            }
+        }
+        let root = if is_rooted { "/" } else { "" };
+        Ok(Self(format!("{root}{}", parts.join("/"))))
+    }
+
+    /// The cleaned text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The key of the network's configuration.
+    pub(crate) fn config(&self) -> String {
+        self.join("config")
+    }
+
+    /// What the keys of all subnets begin with.
+    pub(crate) fn subnets(&self) -> String {
+        self.join("subnets/")
+    }
+
+    fn join(&self, name: &str) -> String {
+        let slash = if self.0.is_empty() || self.0.ends_with('/') { "" } else { "/" };
+        format!("{}{slash}{name}", self.0)
+    }
+}
+
+impl Default for KeyPrefix {
+    fn default() -> Self {
+        Self("/coreos.com/network".to_owned())
+    }
+}
+
+impl fmt::Display for KeyPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// TLS files, in PEM. They are read again for every new connection, so rotated ones come into use by themselves.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// The authorities that may have signed the members' certificates. Default: the system's roots.
+    pub ca: Option<PathBuf>,
+    /// What to show the members. Default: nothing.
+    pub client: Option<ClientCertificate>,
+    /// The name to find in their certificates. Default: the endpoint's host.
+    pub server_name: Option<String>,
+}
+
+/// A certificate of ours with its key, in PEM files.
+#[derive(Debug, Clone)]
+pub struct ClientCertificate {
+    /// The certificate, its chain included.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// An etcd user.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// Its name.
+    pub user: String,
+    /// Its password.
+    pub password: Password,
+}
+
+/// Where the password comes from.
+#[derive(Debug, Clone)]
+pub enum Password {
+    /// This text.
+    Text(Secret),
+    /// This file, read again for every new connection; a trailing line end is not part of it.
+    File(PathBuf),
+}
+
+/// Text that is never shown: `Debug` prints stars.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps `text` out of sight.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Whether credentials may go over `http`, where anybody on the way can read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClearText {
+    /// No: it is a [`ConfigError`].
+    #[default]
+    Refuse,
+    /// Yes: the way is trusted.
+    AllowCredentials,
+}
+
+/// How long a lease lasts unless renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ttl(Duration);
+
+impl Ttl {
+    /// The shortest: a minute. A shorter one would end in an election of etcd's.
+    pub const MIN: Duration = Duration::from_secs(60);
+
+    /// The longest: a year.
+    pub const MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+    /// Checks and keeps `duration`; what is beyond whole seconds is dropped, for etcd counts in those.
+    ///
+    /// # Errors
+    /// [`ConfigError::Ttl`]. Final for this value.
+    pub fn new(duration: Duration) -> Result<Self, ConfigError> {
+        if !(Self::MIN..=Self::MAX).contains(&duration) {
+            return Err(ConfigError::Ttl { given: duration });
+        }
+        Ok(Self(Duration::from_secs(duration.as_secs())))
+    }
+
+    /// The value.
+    pub fn duration(self) -> Duration {
+        self.0
+    }
+
+    pub(crate) fn seconds(self) -> i64 {
+        i64::try_from(self.0.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
+impl Default for Ttl {
+    /// 24 h, as flannel's (contract 6.3).
+    fn default() -> Self {
+        Self(Duration::from_secs(86_400))
+    }
+}
+
+/// How long to wait for what. Any value works; zero fails everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For one endpoint: TCP, TLS, log-in and a first read. Default: 3 s.
+    pub connect: Duration,
+    /// For one request; each page of a listing is one. Default: 5 s.
+    pub request: Duration,
+    /// How long a connection may be silent before it is asked whether it lives (HTTP/2 ping). Default: 10 s; etcd
+    /// closes connections that ask every 4 s or more often.
+    pub keep_alive: Duration,
+    /// How long that answer may take before the connection counts as dead. Default: 4 s, so
+    /// that a frozen member is noticed within 15 s.
+    pub keep_alive_answer: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(3),
+            request: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(10),
+            keep_alive_answer: Duration::from_secs(4),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials() -> Credentials {
+        Credentials { user: "flannel".to_owned(), password: Password::Text(Secret::new("swordfish")) }
+    }
+
+    #[test]
+    fn endpoints_get_their_scheme_from_tls() {
+        let plain = Config::new(["10.0.0.1:2379", "http://etcd-2:2379/"]);
+        assert_eq!(plain.checked_endpoints().unwrap(), ["http://10.0.0.1:2379", "http://etcd-2:2379"]);
+        let tls = Config { tls: Some(Tls::default()), ..Config::new(["[fd00::1]:2379", "https://etcd-2"]) };
+        assert_eq!(tls.checked_endpoints().unwrap(), ["https://[fd00::1]:2379", "https://etcd-2"]);
+    }
+
+    #[test]
+    fn endpoints_that_are_none_are_refused() {
+        for bad in
+            ["", "http://", "ftp://a:1", "a b:1", "a:99999", "a:x", "http://a:1/path", "unix:///run/etcd", ":2379"]
+        {
+            assert!(matches!(Config::new([bad]).checked_endpoints(), Err(ConfigError::Endpoint(_))), "{bad}");
+        }
+        assert_eq!(Config::new::<String>([]).checked_endpoints(), Err(ConfigError::NoEndpoint));
+        assert_eq!(Config::new(["http://a", "https://b"]).checked_endpoints(), Err(ConfigError::MixedSchemes));
+    }
+
+    #[test]
+    fn nothing_secret_goes_over_clear_text_unless_asked_for_by_name() {
+        let mut config = Config { credentials: Some(credentials()), ..Config::new(["http://a:1"]) };
+        assert!(matches!(config.checked_endpoints(), Err(ConfigError::CredentialsOverClearText(_))));
+        config.clear_text = ClearText::AllowCredentials;
+        assert!(config.checked_endpoints().is_ok());
+        config.tls = Some(Tls::default());
+        assert!(matches!(config.checked_endpoints(), Err(ConfigError::TlsOverClearText(_))));
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        let config = Config { credentials: Some(credentials()), ..Config::new(["https://a:1"]) };
+        assert!(!format!("{config:?}").contains("swordfish"));
+        for endpoint in ["https://root:swordfish@a:1", "root:swordfish@a:1", "x://root:swordfish@a:1"] {
+            let error = Config::new([endpoint]).checked_endpoints().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("swordfish"), "{error}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_cleaned_as_go_does() {
+        for (text, config, subnets) in [
+            ("/coreos.com/network", "/coreos.com/network/config", "/coreos.com/network/subnets/"),
+            ("/coreos.com/network/", "/coreos.com/network/config", "/coreos.com/network/subnets/"),
+            ("coreos.com//network", "coreos.com/network/config", "coreos.com/network/subnets/"),
+            ("/", "/config", "/subnets/"),
+            ("", "config", "subnets/"),
+            ("/a/./b/../c", "/a/c/config", "/a/c/subnets/"),
+            ("/../a", "/a/config", "/a/subnets/"),
+            ("a/..", "config", "subnets/"),
+            ("../a", "../a/config", "../a/subnets/"),
+        ] {
+            let prefix = KeyPrefix::new(text).unwrap();
+            assert_eq!((prefix.config().as_str(), prefix.subnets().as_str()), (config, subnets), "{text}");
+        }
+        assert!(KeyPrefix::new("/a\n").is_err());
+    }
+
+    #[test]
+    fn a_lease_lasts_a_minute_to_a_year() {
+        assert_eq!(Ttl::default().seconds(), 86_400);
+        assert_eq!(Ttl::new(Duration::from_millis(90_500)).unwrap().seconds(), 90);
+        for bad in [Duration::ZERO, Duration::from_secs(59), Duration::MAX] {
+            assert_eq!(Ttl::new(bad), Err(ConfigError::Ttl { given: bad }));
+        }
+    }
+}

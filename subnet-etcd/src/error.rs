@@ -1,0 +1,143 @@
+//! What goes wrong with etcd, said with the endpoint and the remedy.
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Duration;
+
+use flannel_core::subnet::SubnetError;
+
+/// A request to etcd failed: the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which say whether
+/// to retry. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{endpoint}: {problem}; {remedy}")]
+#[non_exhaustive]
+pub struct EtcdError {
+    /// Which member, or several.
+    pub endpoint: String,
+    /// What it or the way to it says.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: &'static str,
+}
+
+/// A failed request, before it is said what it was for.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    pub(crate) error: EtcdError,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// No answer, or none that settles it.
+    Cut,
+    /// The log-in has to be repeated; nothing was done.
+    Token,
+    /// We may not; nothing was done.
+    Denied,
+    /// The revision asked for is gone.
+    Compacted,
+    /// The answer is larger than we take.
+    TooLarge,
+}
+
+impl Fault {
+    pub(crate) fn of(endpoint: &str, error: &etcd_client::Error) -> Self {
+        let (kind, remedy) = match error {
+            etcd_client::Error::GRpcStatus(status) => judge(i32::from(status.code()), status.message()),
+            _ => (Kind::Cut, CHECK),
+        };
+        let problem = match error {
+            etcd_client::Error::GRpcStatus(status) => chain(status.message(), Error::source(status)),
+            etcd_client::Error::TransportError(error) => chain(&error.to_string(), error.source()),
+            other => other.to_string(),
+        };
+        let remedy = tls_remedy(&problem).unwrap_or(remedy);
+        Self::new(kind, endpoint, problem, remedy)
+    }
+
+    pub(crate) fn late(endpoint: &str, after: Duration) -> Self {
+        Self::new(Kind::Cut, endpoint, format!("no answer within {after:?}"), CHECK)
+    }
+
+    pub(crate) fn file(endpoint: &str, path: &Path, error: &std::io::Error) -> Self {
+        let problem = format!("cannot read {}: {error}", path.display());
+        Self::new(Kind::Denied, endpoint, problem, "make the file readable for this process")
+    }
+
+    pub(crate) fn cut(endpoint: &str, problem: impl Into<String>) -> Self {
+        Self::new(Kind::Cut, endpoint, problem.into(), CHECK)
+    }
+
+    fn new(kind: Kind, endpoint: &str, problem: String, remedy: &'static str) -> Self {
+        Self { kind, error: EtcdError { endpoint: endpoint.to_owned(), problem, remedy } }
+    }
+
+    /// Whether the request may have been carried out all the same.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        !matches!(self.kind, Kind::Token | Kind::Denied)
+    }
+
+    pub(crate) fn into_subnet_error(self, doing: &'static str) -> SubnetError {
+        let source = Box::new(self.error);
+        match self.kind {
+            Kind::Token | Kind::Denied => SubnetError::Denied { doing, source },
+            Kind::Cut | Kind::Compacted | Kind::TooLarge => SubnetError::Unavailable { doing, source },
+        }
+    }
+}
+
+const CHECK: &str = "check that this member runs and can be reached";
+
+/// gRPC's numbers are part of its protocol: 3 invalid argument, 7 permission denied, 8 resource exhausted, 9 failed
+/// precondition, 11 out of range, 16 unauthenticated.
+fn judge(code: i32, message: &str) -> (Kind, &'static str) {
+    let says = |text: &str| message.contains(text);
+    match code {
+        16 => (Kind::Token, "check user and password"),
+        3 if says("invalid auth token") || says("revision of auth store is old") => (Kind::Token, "log in again"),
+        3 if says("authentication failed") || says("user name") => (Kind::Denied, "check user and password"),
+        7 => (Kind::Denied, "grant the user's role read and write access to the key prefix"),
+        9 if says("authentication is not enabled") => {
+            (Kind::Denied, "enable authentication in etcd, or give no credentials")
+        }
+        8 if says("database space exceeded") => {
+            (Kind::Cut, "compact and defragment etcd, then disarm its NOSPACE alarm")
+        }
+        11 if says("compacted") => (Kind::Compacted, "list again"),
+        11 if says("decoded message length too large") => (Kind::TooLarge, "remove what is not a lease"),
+        _ => (Kind::Cut, CHECK),
+    }
+}
+
+const CA: &str = "give the authority that signed the member's certificate as CA file";
+
+fn tls_remedy(problem: &str) -> Option<&'static str> {
+    // As rustls words them; what it words anew falls back to the general remedy.
+    let remedies = [
+        ("UnknownIssuer", CA),
+        ("BadSignature", CA),
+        ("not valid for name", "use a name that the member's certificate holds, or give it as server name"),
+        ("certificate expired", "renew the member's expired certificate"),
+        ("certificate not valid yet", "check the clocks of this machine and of the authority"),
+        ("CertificateRequired", "give a client certificate and its key"),
+        ("connection closed", "check that this member runs and, over TLS, whether it asks for a client certificate"),
+        ("received fatal alert", "check that the member accepts our client certificate"),
+    ];
+    remedies.into_iter().find(|(sign, _)| problem.contains(sign)).map(|(_, remedy)| remedy)
+}
+
+/// The causes in one line, each once.
+fn chain(first: &str, source: Option<&(dyn Error + 'static)>) -> String {
+    let mut text = first.to_owned();
+    let mut next = source;
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
+}

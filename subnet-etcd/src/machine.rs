@@ -1,0 +1,272 @@
+//! Following the records, without I/O: what to do next, and from where.
+
+use std::time::Duration;
+
+use flannel_core::lease::LeaseEvent;
+
+use crate::backoff::Backoff;
+use crate::connect::Header;
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// List everything, then call [`Machine::listed`].
+    List,
+    /// Read the header of the store through its majority, then call [`Machine::probed`].
+    Probe,
+    /// Open a watch from this revision on, then call [`Machine::opened`].
+    Open(i64),
+    /// Read the next message of the watch, then call [`Machine::message`].
+    Read,
+}
+
+/// One message of a watch.
+#[derive(Debug, Default)]
+pub(crate) struct Message {
+    /// The state of the store.
+    pub(crate) header: Header,
+    /// The watch is established.
+    pub(crate) is_created: bool,
+    /// The revision asked for is compacted away.
+    pub(crate) is_compacted: bool,
+    /// The server ends the watch, and why.
+    pub(crate) cancelled: Option<String>,
+    /// What changed, each with its revision.
+    pub(crate) changes: Vec<(i64, LeaseEvent)>,
+}
+
+/// The server ended the watch.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Cancelled(pub(crate) String);
+
+/// Where a watch stands.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    step: Step,
+    /// The state of the store that was last read through its majority; `None`: nothing was reported yet.
+    store: Option<Header>,
+    /// Where the next watch begins.
+    resume: i64,
+    /// A listing that nothing came after.
+    is_fresh: bool,
+    backoff: Backoff,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        Self { step: Step::List, store: None, resume: 0, is_fresh: false, backoff: Backoff::default() }
+    }
+
+    pub(crate) fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Everything was listed, and is to be reported as a [`LeaseEvent::Reset`].
+    pub(crate) fn listed(&mut self, header: Header) {
+        self.store = Some(header);
+        self.resume = header.revision.saturating_add(1);
+        self.is_fresh = true;
+        self.step = Step::Open(self.resume);
+    }
+
+    /// A new connection shows this state of the store. One that lies behind what we saw is another history: a backup.
+    pub(crate) fn probed(&mut self, header: Header) {
+        if self.continues(header) {
+            self.store = Some(header);
+            self.step = Step::Open(self.resume);
+        } else {
+            self.step = Step::List;
+        }
+    }
+
+    /// Whether a state of the store lies after all that was seen, in the same history.
+    fn continues(&self, header: Header) -> bool {
+        self.store.is_some_and(|store| {
+            header.cluster == store.cluster
+                && header.term >= store.term
+                && header.revision >= store.revision
+                && header.revision.saturating_add(1) >= self.resume
+        })
+    }
+
+    /// The request for a watch is under way.
+    pub(crate) fn opened(&mut self) {
+        self.step = Step::Read;
+    }
+
+    /// Takes a message; its events are to be reported.
+    ///
+    /// The next watch begins with the revision of the last change, not after it: a large transaction comes in several
+    /// messages. A change that comes twice does no harm.
+    pub(crate) fn message(&mut self, message: Message) -> Result<Vec<LeaseEvent>, Cancelled> {
+        if message.is_compacted {
+            self.step = Step::List;
+            // Twice in a row without a change in between: compacted faster than we list. Not in a tight loop.
+            return if self.is_fresh { Err(Cancelled(COMPACTED.to_owned())) } else { Ok(Vec::new()) };
+        }
+        if let Some(reason) = message.cancelled {
+            return Err(Cancelled(if reason.is_empty() { "the watch was cancelled".to_owned() } else { reason }));
+        }
+        if message.is_created {
+            // The client connects anew by itself, so this may be a store restored between two steps; or the member
+            // only lags. A watch that begins in the future would keep silent until then: ask the majority.
+            if !self.continues(message.header) {
+                return Err(Cancelled(BEHIND.to_owned()));
+            }
+            self.backoff.reset();
+            return Ok(Vec::new());
+        }
+        self.is_fresh = false;
+        if message.changes.is_empty() {
+            // A progress notice: all up to here was sent.
+            self.resume = self.resume.max(message.header.revision.saturating_add(1));
+        }
+        let mut events = Vec::with_capacity(message.changes.len());
+        for (revision, event) in message.changes {
+            self.resume = self.resume.max(revision);
+            events.push(event);
+        }
+        Ok(events)
+    }
+
+    /// A step failed. Returns how long to wait before the next.
+    pub(crate) fn failed(&mut self) -> Duration {
+        self.step = match (self.step, self.store) {
+            (Step::List, _) | (_, None) => Step::List,
+            (Step::Probe | Step::Open(_) | Step::Read, Some(_)) => Step::Probe,
+        };
+        self.backoff.next()
+    }
+}
+
+const BEHIND: &str = "the member is behind what was read before, or was restored from a backup";
+const COMPACTED: &str = "etcd compacts faster than the records can be listed";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flannel_core::lease::LeaseKey;
+
+    fn header(revision: i64) -> Header {
+        Header { cluster: 1, term: 2, revision }
+    }
+
+    fn watching(revision: i64) -> Machine {
+        let mut machine = Machine::new();
+        assert_eq!(machine.step(), Step::List);
+        machine.listed(header(revision));
+        assert_eq!(machine.step(), Step::Open(revision + 1));
+        machine.opened();
+        let created = Message { is_created: true, header: header(revision), ..Message::default() };
+        assert_eq!(machine.message(created), Ok(Vec::new()));
+        assert_eq!(machine.step(), Step::Read);
+        machine
+    }
+
+    fn change(revision: i64) -> Message {
+        let event = LeaseEvent::Remove(LeaseKey::new("10.5.1.0-24"));
+        Message { header: header(revision + 5), changes: vec![(revision, event)], ..Message::default() }
+    }
+
+    #[test]
+    fn a_cut_watch_resumes_at_the_last_change() {
+        let mut machine = watching(10);
+        assert_eq!(machine.message(change(17)).unwrap().len(), 1);
+        machine.failed();
+        assert_eq!(machine.step(), Step::Probe);
+        machine.probed(header(30));
+        assert_eq!(machine.step(), Step::Open(17));
+    }
+
+    #[test]
+    fn a_progress_notice_moves_the_point_to_resume_from() {
+        let mut machine = watching(10);
+        machine.message(Message { header: header(40), ..Message::default() }).unwrap();
+        machine.failed();
+        machine.probed(header(41));
+        assert_eq!(machine.step(), Step::Open(41));
+    }
+
+    #[test]
+    fn a_created_message_does_not_move_it() {
+        let mut machine = watching(10);
+        machine.message(Message { is_created: true, header: header(40), ..Message::default() }).unwrap();
+        machine.failed();
+        machine.probed(header(41));
+        assert_eq!(machine.step(), Step::Open(11));
+    }
+
+    #[test]
+    fn a_compacted_watch_lists_again_at_once() {
+        let mut machine = watching(10);
+        machine.message(change(17)).unwrap();
+        let compacted = || Message { is_compacted: true, cancelled: Some(String::new()), ..Message::default() };
+        assert_eq!(machine.message(compacted()), Ok(Vec::new()));
+        assert_eq!(machine.step(), Step::List);
+        machine.listed(header(50));
+        machine.opened();
+        assert!(machine.message(compacted()).is_err());
+        machine.failed();
+        assert_eq!(machine.step(), Step::List);
+    }
+
+    #[test]
+    fn another_history_is_listed_anew() {
+        for other in [header(9), Header { cluster: 9, ..header(40) }, Header { term: 1, ..header(40) }] {
+            let mut machine = watching(10);
+            machine.failed();
+            machine.probed(other);
+            assert_eq!(machine.step(), Step::List, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_only_lags_costs_no_listing() {
+        // A follower may be behind; the probe goes through the majority, so its answer never is.
+        let mut machine = watching(10);
+        machine.failed();
+        machine.probed(header(10));
+        assert_eq!(machine.step(), Step::Open(11));
+    }
+
+    #[test]
+    fn a_watch_that_would_begin_in_the_future_is_given_up_and_the_majority_asked() {
+        let mut machine = Machine::new();
+        machine.listed(header(10));
+        machine.opened();
+        let behind = Message { is_created: true, header: header(9), ..Message::default() };
+        assert!(machine.message(behind).is_err());
+        machine.failed();
+        assert_eq!(machine.step(), Step::Probe);
+        machine.probed(header(9));
+        assert_eq!(machine.step(), Step::List);
+    }
+
+    #[test]
+    fn failures_wait_1_2_4_and_then_4_and_a_half_seconds_until_a_watch_stands() {
+        let mut machine = watching(10);
+        for expected in [1.0, 2.0, 4.0, 4.5, 4.5] {
+            let wait = machine.failed().as_secs_f64();
+            assert!((expected * 0.9..=expected * 1.1).contains(&wait), "{wait} {expected}");
+            assert_eq!(machine.step(), Step::Probe);
+        }
+        machine.probed(header(10));
+        machine.opened();
+        machine.message(Message { is_created: true, header: header(10), ..Message::default() }).unwrap();
+        assert!(machine.failed() < Duration::from_millis(1200));
+    }
+
+    #[test]
+    fn a_first_listing_that_fails_is_tried_again() {
+        let mut machine = Machine::new();
+        machine.failed();
+        assert_eq!(machine.step(), Step::List);
+    }
+
+    #[test]
+    fn a_cancelled_watch_says_why() {
+        let mut machine = watching(10);
+        let message = Message { cancelled: Some("no leader".to_owned()), ..Message::default() };
+        assert_eq!(machine.message(message), Err(Cancelled("no leader".to_owned())));
+    }
+}

@@ -1,0 +1,442 @@
+//! What the calls of a [`SubnetManager`](flannel_core::subnet::SubnetManager) do.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use etcd_client::{Compare, CompareOp, GetOptions, TxnOp};
+use flannel_core::alloc::{all_compatible, choose, compatible};
+use flannel_core::clock::Clock;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey, Record};
+use flannel_core::net::{Dual, Prefix};
+use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
+
+use crate::backoff::random;
+use crate::config::Ttl;
+use crate::connect::Connector;
+use crate::error::Fault;
+use crate::list::{after_prefix, list};
+use crate::wire::{self, Version};
+use crate::write::{Granted, Outcome, Put, unchanged};
+
+/// A key prefix in etcd and how to use it.
+#[derive(Clone)]
+pub(crate) struct Store {
+    pub(crate) connector: Arc<Connector>,
+    pub(crate) config_key: Arc<str>,
+    /// What the keys of all records begin with, the slash included.
+    pub(crate) base: Arc<str>,
+    pub(crate) ttl: Ttl,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// How often an acquire looks anew after others changed what it had read. In a race for new leases this counts only
+/// where the configuration or our own record changes; each loser learns what the winners took.
+const ROUNDS: u32 = 8;
+
+/// How many subnets an acquire tries to take in one round. Each lost race was another node's success.
+const RACES: u32 = 256;
+
+/// How often a renewal or release that met a newer version of our own record tries that.
+const ADOPTIONS: u32 = 4;
+
+const ACQUIRING: &str = "acquiring a lease";
+const RENEWING: &str = "renewing a lease";
+const RELEASING: &str = "releasing a lease";
+const CONFIG: &str = "reading the network configuration";
+
+impl Store {
+    pub(crate) async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        Ok(self.config().await?.0)
+    }
+
+    pub(crate) fn parse_config(&self, text: &[u8]) -> Result<NetworkConfig, SubnetError> {
+        NetworkConfig::parse(text, Allocation::Pool).map_err(|error| SubnetError::Invalid {
+            at: format!("etcd key {} {}", self.config_key, error.path),
+            reason: format!("{}; {}", error.problem, error.remedy),
+        })
+    }
+
+    pub(crate) async fn put_config(&self, json: &str) -> Result<(), SubnetError> {
+        self.parse_config(json.as_bytes())?;
+        let put = |mut client: etcd_client::Client| async move { client.put(&*self.config_key, json, None).await };
+        let written = self.connector.write(put).await;
+        written.map_err(|fault| fault.into_subnet_error("writing the network configuration"))?;
+        Ok(())
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<Record>, SubnetError> {
+        let listing = list(&self.connector, &self.base).await;
+        Ok(listing.map_err(|fault| fault.into_subnet_error("listing the leases"))?.records)
+    }
+
+    pub(crate) async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+        const DOING: &str = "reading the previous lease";
+        let owner = Owner::of(node)?;
+        let (config, _) = self.config().await?;
+        let doing = |fault: Fault| fault.into_subnet_error(DOING);
+        let listing = list(&self.connector, &self.base).await.map_err(doing)?;
+        let fits = |lease: &&Arc<Lease>| owner.holds(&lease.attrs) && all_compatible(&config, &lease.subnets);
+        let Some(found) = listing.records.iter().filter_map(|record| record.lease.as_ref().ok()).find(fits) else {
+            return Ok(None);
+        };
+        let mut lease = Lease::clone(found);
+        let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
+        if version.is_reservation() {
+            return Ok(Some(lease));
+        }
+        let now = self.clock.now();
+        let left = self.seconds_left(version.lease).await.map_err(doing)?;
+        lease.expires = left.map(|seconds| now.after(std::time::Duration::from_secs(seconds)));
+        Ok(left.is_some().then_some(lease))
+    }
+
+    pub(crate) async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        let owner = Owner::of(node)?;
+        let value = checked_value(&want.attrs)?;
+        if !owner.holds(&want.attrs) {
+            let reason = format!("publishes another address than {node}, by which etcd knows this node; publish it");
+            return Err(SubnetError::Invalid { at: "lease attributes".to_owned(), reason });
+        }
+        for _ in 0..ROUNDS {
+            let (config, config_revision) = self.config().await?;
+            let mut seen = Seen::read(self, config, config_revision).await?;
+            let mut own = seen.take_own(owner);
+            let fitting =
+                own.iter().position(|lease| all_compatible(&seen.config, &lease.subnets) && !seen.beats(lease));
+            let kept = fitting.map(|place| own.remove(place));
+            for lease in own {
+                self.drop_own(&mut seen, lease).await?;
+            }
+            let taken = match kept {
+                Some(lease) => self.overwrite(&lease, &want.attrs, &value).await?,
+                None => self.take(&mut seen, &want, &value).await?,
+            };
+            if let Some(lease) = taken {
+                return Ok(lease);
+            }
+        }
+        let problem = "others kept changing what an acquire had read";
+        Err(Fault::cut(&self.base, problem).into_subnet_error(ACQUIRING))
+    }
+
+    pub(crate) async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        let value = checked_value(&lease.attrs)?;
+        let lost = |why: &str| Err(SubnetError::Lost(format!("{} {why}", lease.key)));
+        if wire::parse_key(lease.key.as_str()) != Ok(lease.subnets) {
+            return lost("is not the key of its subnets");
+        }
+        // The server may have let it live longer, but others may count on its end.
+        if lease.expires.is_some_and(|end| end <= self.clock.now()) {
+            return lost("has expired");
+        }
+        let doing = |fault: Fault| fault.into_subnet_error(RENEWING);
+        let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
+        let mut version = first;
+        for _ in 0..ADOPTIONS {
+            let full = self.key(&lease.key);
+            let put = Put {
+                key: &lease.key,
+                value: &value,
+                when: unchanged(&full, version).into(),
+                or_else: vec![TxnOp::get(full, None)],
+                over: Some(version),
+            };
+            let outcome =
+                if version.is_reservation() { self.put_reserved(put).await } else { self.put_leased(put).await };
+            let read = match outcome.map_err(doing)? {
+                Outcome::Written { version: written, expires } => {
+                    self.drop_lease(version.lease).await;
+                    if first.lease != version.lease {
+                        self.drop_lease(first.lease).await;
+                    }
+                    return Ok(Lease { fence: written.fence(), expires, ..lease.clone() });
+                }
+                Outcome::Refused { read, .. } => read,
+            };
+            let Some(kv) = read.first() else { return lost("is gone") };
+            match self.same_tenure(lease, first, kv) {
+                // Our own renewal whose answer was lost, or Go flannel's on this host.
+                Some(newer) => version = newer,
+                None => return lost("is another's, or a newer lease"),
+            }
+        }
+        Err(doing(Fault::cut(&self.base, "the record kept changing")))
+    }
+
+    pub(crate) async fn release(&self, lease: &Lease) -> Result<(), SubnetError> {
+        if wire::parse_key(lease.key.as_str()).is_err() {
+            return Ok(());
+        }
+        let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
+        let mut version = first;
+        for _ in 0..ADOPTIONS {
+            // An operator reserved it for this node: not ours to give back.
+            if version.is_reservation() {
+                return Ok(());
+            }
+            let found = self.delete(&lease.key, version).await;
+            let found = found.map_err(|fault| fault.into_subnet_error(RELEASING))?;
+            match found.as_ref().map(|kv| self.same_tenure(lease, first, kv)) {
+                Some(Some(newer)) => version = newer,
+                None | Some(None) => {
+                    self.drop_lease(version.lease).await;
+                    return Ok(());
+                }
+            }
+        }
+        Err(Fault::cut(&self.base, "the record kept changing").into_subnet_error(RELEASING))
+    }
+
+    /// The full key of a record.
+    pub(crate) fn key(&self, key: &LeaseKey) -> String {
+        format!("{}{key}", self.base)
+    }
+
+    /// The configuration, and the revision that wrote it.
+    async fn config(&self) -> Result<(NetworkConfig, i64), SubnetError> {
+        let read = |mut client: etcd_client::Client| async move { client.get(&*self.config_key, None).await };
+        let response = self.connector.read(read).await.map_err(|fault| fault.into_subnet_error(CONFIG))?;
+        let Some(kv) = response.kvs().first() else {
+            return Err(SubnetError::Invalid {
+                at: format!("etcd key {}", self.config_key),
+                reason: "no network configuration; write one with EtcdSubnets::put_config, or as flannel's JSON \
+                         document: etcdctl put"
+                    .to_owned(),
+            });
+        };
+        Ok((self.parse_config(kv.value())?, kv.mod_revision()))
+    }
+
+    /// Deletes a lease of ours that we do not keep: the network changed, or an answer that was lost left two.
+    async fn drop_own(&self, seen: &mut Seen, lease: Arc<Lease>) -> Result<(), SubnetError> {
+        let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
+        if version.is_reservation() {
+            // The operator's, who has to change it: until then its subnet stays taken.
+            seen.taken.extend(lease.subnets.iter().map(|(_, subnet)| *subnet));
+            return Ok(());
+        }
+        let deleted = self.delete(&lease.key, version).await;
+        match deleted.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
+            None => self.drop_lease(version.lease).await,
+            Some(_) => seen.taken.extend(lease.subnets.iter().map(|(_, subnet)| *subnet)),
+        }
+        Ok(())
+    }
+
+    /// Takes our record as it stands and publishes `attrs`; `None`: it changed meanwhile.
+    async fn overwrite(&self, lease: &Lease, attrs: &LeaseAttrs, value: &str) -> Result<Option<Lease>, SubnetError> {
+        let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
+        if version.is_reservation() && lease.attrs == *attrs {
+            return Ok(Some(lease.clone()));
+        }
+        let when = unchanged(&self.key(&lease.key), version).into();
+        let put = Put { key: &lease.key, value, when, or_else: Vec::new(), over: Some(version) };
+        let outcome = if version.is_reservation() { self.put_reserved(put).await } else { self.put_leased(put).await };
+        match outcome.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
+            Outcome::Refused { .. } => Ok(None),
+            Outcome::Written { version: written, expires } => {
+                self.drop_lease(version.lease).await;
+                Ok(Some(Lease { attrs: attrs.clone(), expires, fence: written.fence(), ..lease.clone() }))
+            }
+        }
+    }
+
+    /// Takes new subnets; `None`: the configuration changed meanwhile.
+    async fn take(&self, seen: &mut Seen, want: &Want, value: &str) -> Result<Option<Lease>, SubnetError> {
+        seen.choose(&want.preferred)?;
+        let granted = self.grant().await.map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
+        let result = self.take_with(granted, seen, want, value).await;
+        if !matches!(result, Ok(Some(_))) {
+            // A record that was written without our hearing of it goes with it.
+            self.give_back(granted).await;
+        }
+        result
+    }
+
+    async fn take_with(
+        &self,
+        granted: Granted,
+        seen: &mut Seen,
+        want: &Want,
+        value: &str,
+    ) -> Result<Option<Lease>, SubnetError> {
+        for _ in 0..RACES {
+            let subnets = seen.choose(&want.preferred)?;
+            let Some(text) = wire::key_text(&subnets) else {
+                let reason = "its subnets are too small for flannel's keys; choose a smaller SubnetLen".to_owned();
+                return Err(SubnetError::Invalid { at: format!("etcd key {}", self.config_key), reason });
+            };
+            let key = LeaseKey::new(&text);
+            let newer = GetOptions::new()
+                .with_range(after_prefix(&self.base))
+                .with_min_create_revision(seen.revision.saturating_add(1));
+            let put = Put {
+                key: &key,
+                value,
+                when: self.still_free(seen, &subnets, &text),
+                or_else: vec![TxnOp::get(&*self.config_key, None), TxnOp::get(&*self.base, Some(newer))],
+                over: None,
+            };
+            let outcome = self.put_granted(&put, granted).await;
+            let (header, read) = match outcome.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
+                Outcome::Written { version, expires } => {
+                    let attrs = want.attrs.clone();
+                    return Ok(Some(Lease { key, subnets, attrs, expires, fence: version.fence() }));
+                }
+                Outcome::Refused { header, read } => (header, read),
+            };
+            let is_config = |kv: &&etcd_client::KeyValue| kv.key() == self.config_key.as_bytes();
+            if read.iter().find(is_config).map(etcd_client::KeyValue::mod_revision) != Some(seen.config_revision) {
+                return Ok(None);
+            }
+            for kv in read.iter().filter(|kv| !is_config(kv)) {
+                seen.add(&wire::record(&self.base, kv));
+            }
+            seen.revision = header.revision;
+        }
+        Ok(None)
+    }
+
+    /// What must hold for nobody to have taken what overlaps `subnets` since we looked. Where the configuration is
+    /// the same, subnets of one family overlap only if they are equal.
+    fn still_free(&self, seen: &Seen, subnets: &Dual<Prefix>, text: &str) -> Vec<Compare> {
+        let config = Compare::mod_revision(&*self.config_key, CompareOp::Equal, seen.config_revision);
+        let full = format!("{}{text}", self.base);
+        let free = match (subnets.v4, subnets.v6) {
+            // Also no dual-stack record with this IPv4 part: those are next to it, for '&' comes before '\''.
+            (Some(_), None) => {
+                Compare::create_revision(full.clone(), CompareOp::Equal, 0).with_range(format!("{full}'"))
+            }
+            (None, _) => Compare::create_revision(full, CompareOp::Equal, 0),
+            // Half of it may stand in any key.
+            (Some(_), Some(_)) => {
+                Compare::create_revision(&*self.base, CompareOp::Less, seen.revision.saturating_add(1))
+                    .with_range(after_prefix(&self.base))
+            }
+        };
+        vec![config, free]
+    }
+
+    /// The version of a record that is still the same tenure of the same node.
+    fn same_tenure(&self, lease: &Lease, first: Version, kv: &etcd_client::KeyValue) -> Option<Version> {
+        let version = Version::of(kv);
+        let record = wire::record(&self.base, kv);
+        let is_ours =
+            record.lease.is_ok_and(|found| Owner::of_attrs(&lease.attrs).is_some_and(|o| o.holds(&found.attrs)));
+        (is_ours && (first == UNKNOWN || first.created == version.created)).then_some(version)
+    }
+}
+
+/// A fence that is not ours, as from another store's state file: matches nothing, so the record is looked at first.
+const UNKNOWN: Version = Version { created: -1, modified: -1, lease: -1 };
+
+/// Who a record belongs to: its public IP.
+#[derive(Clone, Copy)]
+struct Owner(IpAddr);
+
+impl Owner {
+    fn of(node: &NodeIdentity) -> Result<Self, SubnetError> {
+        match node.as_str().parse::<IpAddr>() {
+            Ok(addr) if !addr.is_unspecified() => Ok(Self(addr)),
+            _ => Err(SubnetError::Invalid {
+                at: format!("node identity {node}"),
+                reason: "etcd knows a node by its public IP; give NodeIdentity::of_address".to_owned(),
+            }),
+        }
+    }
+
+    fn of_attrs(attrs: &LeaseAttrs) -> Option<Self> {
+        attrs.public_ip.v4.or(attrs.public_ip.v6).map(Self)
+    }
+
+    fn holds(self, attrs: &LeaseAttrs) -> bool {
+        match self.0 {
+            IpAddr::V4(_) => attrs.public_ip.v4 == Some(self.0),
+            IpAddr::V6(_) => attrs.public_ip.v6 == Some(self.0),
+        }
+    }
+}
+
+/// What an acquire decides by.
+struct Seen {
+    config: NetworkConfig,
+    config_revision: i64,
+    /// Up to which revision the records are known.
+    revision: i64,
+    leases: Vec<Arc<Lease>>,
+    /// What must not be taken, besides the leases.
+    taken: Vec<Prefix>,
+}
+
+impl Seen {
+    async fn read(store: &Store, config: NetworkConfig, config_revision: i64) -> Result<Self, SubnetError> {
+        let listing = list(&store.connector, &store.base).await;
+        let listing = listing.map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
+        let revision = listing.header.revision;
+        let mut seen = Self { config, config_revision, revision, leases: Vec::new(), taken: Vec::new() };
+        for record in &listing.records {
+            seen.add(record);
+        }
+        Ok(seen)
+    }
+
+    fn add(&mut self, record: &Record) {
+        match &record.lease {
+            Ok(lease) => self.leases.push(Arc::clone(lease)),
+            Err(bad) => self.taken.extend(bad.subnets.iter().map(|(_, subnet)| *subnet)),
+        }
+    }
+
+    /// Takes out the leases of `owner`, in the order of their keys, as Go flannel looks at them.
+    fn take_own(&mut self, owner: Owner) -> Vec<Arc<Lease>> {
+        let (own, others) = std::mem::take(&mut self.leases).into_iter().partition(|lease| owner.holds(&lease.attrs));
+        self.leases = others;
+        own
+    }
+
+    /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. What
+    /// does not fit the network is no lease to them.
+    fn beats(&self, own: &Lease) -> bool {
+        let age = |lease: &Lease| (Version::from_fence(&lease.fence).map(|version| version.created), lease.key.clone());
+        let overlaps = |lease: &Lease| {
+            lease.subnets.iter().any(|(_, theirs)| own.subnets.iter().any(|(_, ours)| ours.overlaps(theirs)))
+        };
+        self.leases
+            .iter()
+            .any(|lease| overlaps(lease) && all_compatible(&self.config, &lease.subnets) && age(lease) < age(own))
+    }
+
+    /// In each family what is preferred if free, else any that is free.
+    fn choose(&self, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
+        let mut subnets = Dual::default();
+        for (family, network) in self.config.networks.iter() {
+            // What covers the whole network is no lease of it, and must not keep new nodes out.
+            let taken = || {
+                let leased = self.leases.iter().filter_map(|lease| lease.subnets.get(family));
+                leased.chain(&self.taken).filter(|subnet| !subnet.covers(&network.prefix)).copied()
+            };
+            let is_free =
+                |subnet: &&Prefix| compatible(network, subnet) && !taken().any(|other| other.overlaps(subnet));
+            let subnet = match (preferred.get(family).filter(is_free), &network.pool) {
+                (Some(subnet), _) => *subnet,
+                (None, Some(pool)) => {
+                    choose(pool, taken(), &mut random).map_err(|full| SubnetError::Exhausted(full.to_string()))?
+                }
+                (None, None) => {
+                    let text = format!("an {family} network without a pool; give it a SubnetLen");
+                    return Err(SubnetError::Unsupported(text));
+                }
+            };
+            *subnets.slot(family) = Some(subnet);
+        }
+        Ok(subnets)
+    }
+}
+
+fn checked_value(attrs: &LeaseAttrs) -> Result<String, SubnetError> {
+    wire::value(attrs).map_err(|reason| SubnetError::Invalid {
+        at: "lease attributes".to_owned(),
+        reason: format!("would not be readable: {reason}; publish other attributes"),
+    })
+}

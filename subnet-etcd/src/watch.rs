@@ -1,0 +1,125 @@
+//! Following the records: the machine's steps, carried out.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use flannel_core::lease::LeaseEvent;
+use flannel_core::subnet::SubnetError;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+
+use crate::connect::{Connection, Header};
+use crate::error::Fault;
+use crate::list::{after_prefix, list};
+use crate::machine::{Machine, Message, Step};
+use crate::store::Store;
+use crate::wire;
+
+/// All records, then what changes.
+pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    let watch = Watch { store, machine: Machine::new(), source: None, pause: None, ready: VecDeque::new() };
+    stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed()
+}
+
+struct Watch {
+    store: Arc<Store>,
+    machine: Machine,
+    source: Option<(Connection, WatchStream)>,
+    /// What to wait first: the last step failed.
+    pause: Option<Duration>,
+    /// Still to be reported.
+    ready: VecDeque<LeaseEvent>,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Result<LeaseEvent, SubnetError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            if let Some(pause) = self.pause {
+                tokio::time::sleep(pause).await;
+                self.pause = None;
+            }
+            if let Err(fault) = self.step().await {
+                // A stream that failed never recovers, and its connection is suspect.
+                if let Some((connection, _)) = self.source.take() {
+                    self.store.connector.forget(&connection).await;
+                }
+                self.pause = Some(self.machine.failed());
+                return Err(fault.into_subnet_error("watching the leases"));
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), Fault> {
+        let connector = Arc::clone(&self.store.connector);
+        match self.machine.step() {
+            Step::List => {
+                self.source = None;
+                let listing = list(&connector, &self.store.base).await?;
+                self.machine.listed(listing.header);
+                self.ready.push_back(LeaseEvent::Reset(listing.records));
+            }
+            Step::Probe => self.machine.probed(connector.header().await?),
+            Step::Open(from) => {
+                self.source = Some(self.open(from).await?);
+                self.machine.opened();
+            }
+            Step::Read => {
+                let message = self.read().await?;
+                let events = self.machine.message(message);
+                self.ready.extend(events.map_err(|cancelled| Fault::cut(&self.endpoint(), cancelled.0))?);
+            }
+        }
+        Ok(())
+    }
+
+    async fn open(&self, from: i64) -> Result<(Connection, WatchStream), Fault> {
+        let connector = &self.store.connector;
+        let connection = connector.current().await?;
+        let options = WatchOptions::new()
+            .with_range(after_prefix(&self.store.base))
+            .with_start_revision(from)
+            .with_progress_notify()
+            .with_fragment();
+        let mut client = connection.client.clone();
+        let stream = client.watch(&*self.store.base, Some(options));
+        let stream = connector.attempt(&connection, connector.request_limit(), stream).await?;
+        Ok((connection, stream))
+    }
+
+    async fn read(&mut self) -> Result<Message, Fault> {
+        let Some((connection, stream)) = &mut self.source else { return Err(Fault::cut("etcd", "no watch is open")) };
+        match stream.message().await {
+            Ok(Some(response)) => Ok(message(&self.store.base, &response)),
+            Ok(None) => Err(Fault::cut(&connection.endpoint, "the member ended the watch")),
+            Err(error) => Err(Fault::of(&connection.endpoint, &error)),
+        }
+    }
+
+    fn endpoint(&self) -> String {
+        self.source.as_ref().map_or_else(|| "etcd".to_owned(), |(connection, _)| connection.endpoint.to_string())
+    }
+}
+
+fn message(base: &str, response: &WatchResponse) -> Message {
+    let mut changes = Vec::with_capacity(response.events().len());
+    for event in response.events() {
+        let Some(kv) = event.kv() else { continue };
+        let change = match event.event_type() {
+            EventType::Put => LeaseEvent::Upsert(wire::record(base, kv)),
+            EventType::Delete => LeaseEvent::Remove(wire::lease_key(base, kv.key())),
+        };
+        changes.push((kv.mod_revision(), change));
+    }
+    Message {
+        header: Header::of(response.header()),
+        is_created: response.created() && !response.canceled(),
+        is_compacted: response.compact_revision() != 0,
+        cancelled: response.canceled().then(|| response.cancel_reason().to_owned()),
+        changes,
+    }
+}

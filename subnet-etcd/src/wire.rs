@@ -1,0 +1,253 @@
+//! Keys and values, byte for byte flannel's (contract 6.2, 5.1).
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use etcd_client::KeyValue;
+use flannel_core::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey, Record};
+use flannel_core::net::{Dual, Prefix};
+
+/// The key of subnets, after `<prefix>/subnets/`; `None` where there is no subnet or flannel could not read it.
+pub(crate) fn key_text(subnets: &Dual<Prefix>) -> Option<String> {
+    let part = |prefix: &Prefix| format!("{}-{}", prefix.addr(), prefix.len());
+    let text = match (&subnets.v4, &subnets.v6) {
+        (Some(v4), None) => part(v4),
+        (Some(v4), Some(v6)) => format!("{}&{}", part(v4), part(v6)),
+        (None, Some(v6)) => format!("0.0.0.0-0&{}", part(v6)),
+        (None, None) => return None,
+    };
+    // A /32 and a /128 do not fit the bits that flannel's parser gives a length, nor dots its IPv6 expression.
+    let fits = subnets.iter().all(|(family, prefix)| (1..family.bits()).contains(&prefix.len()));
+    let has_dots = subnets.v6.is_some_and(|v6| v6.addr().to_string().contains('.'));
+    (fits && !has_dots).then_some(text)
+}
+
+/// The subnets a key names, if it is what [`key_text`] makes of them.
+pub(crate) fn parse_key(text: &str) -> Result<Dual<Prefix>, BadRecord> {
+    let subnets = named(text);
+    if key_text(&subnets).as_deref() == Some(text) {
+        return Ok(subnets);
+    }
+    let meant = key_text(&subnets).map(|key| format!("; {key} was probably meant")).unwrap_or_default();
+    Err(BadRecord { reason: format!("the key is not that of a subnet{meant}"), subnets })
+}
+
+/// What flannel would read from a key: its expression is anchored at the end only.
+fn named(text: &str) -> Dual<Prefix> {
+    let mut subnets = Dual::default();
+    let v4_text = match text.split_once('&') {
+        None => text,
+        Some((v4_text, v6_text)) => {
+            subnets.v6 = v6_text.split_once('-').and_then(|(addr, len)| {
+                let addr: Ipv6Addr = addr.parse().ok()?;
+                lenient(addr.into(), len)
+            });
+            v4_text
+        }
+    };
+    if let Some((addr, len)) = v4_text.rsplit_once('-') {
+        let addr = addr.rsplit(|c: char| !(c.is_ascii_digit() || c == '.')).next().unwrap_or_default();
+        subnets.v4 = v4(addr).and_then(|addr| lenient(addr.into(), len)).filter(|prefix| prefix.len() > 0);
+    }
+    subnets
+}
+
+/// Also with leading zeros.
+fn v4(text: &str) -> Option<Ipv4Addr> {
+    let mut octets = [0u8; 4];
+    let mut parts = text.split('.');
+    for octet in &mut octets {
+        *octet = parts.next()?.parse().ok()?;
+    }
+    parts.next().is_none().then(|| octets.into())
+}
+
+fn lenient(addr: IpAddr, len: &str) -> Option<Prefix> {
+    let digits = len.bytes().take_while(u8::is_ascii_digit).count();
+    Prefix::masked(addr, len.get(..digits)?.parse().ok()?).ok()
+}
+
+/// The value of a record, if it reads back as it is: nothing else is ever written.
+pub(crate) fn value(attrs: &LeaseAttrs) -> Result<String, String> {
+    let text = attrs.to_json();
+    match LeaseAttrs::from_json(text.as_bytes()) {
+        Ok(read) if read.public_ip == attrs.public_ip && read.backend_type == attrs.backend_type => Ok(text),
+        Ok(_) => Err("the attributes do not read back as they are".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What a record was when it was read: what [`Fence`] holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version {
+    /// Create revision.
+    pub(crate) created: i64,
+    /// Mod revision.
+    pub(crate) modified: i64,
+    /// etcd's lease; 0: none, so the record is a reservation.
+    pub(crate) lease: i64,
+}
+
+impl Version {
+    pub(crate) fn of(kv: &KeyValue) -> Self {
+        Self { created: kv.create_revision(), modified: kv.mod_revision(), lease: kv.lease() }
+    }
+
+    pub(crate) fn fence(self) -> Fence {
+        Fence(Some(self.to_string().into()))
+    }
+
+    pub(crate) fn from_fence(fence: &Fence) -> Option<Self> {
+        let mut numbers = fence.0.as_deref()?.split('.').map(str::parse);
+        let version =
+            Self { created: numbers.next()?.ok()?, modified: numbers.next()?.ok()?, lease: numbers.next()?.ok()? };
+        numbers.next().is_none().then_some(version)
+    }
+
+    pub(crate) fn is_reservation(self) -> bool {
+        self.lease == 0
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.created, self.modified, self.lease)
+    }
+}
+
+/// The name of a record: its key after `<prefix>/subnets/`.
+pub(crate) fn lease_key(base: &str, key: &[u8]) -> LeaseKey {
+    let name = key.get(base.len()..).unwrap_or_default();
+    match std::str::from_utf8(name) {
+        Ok(text) => LeaseKey::new(text),
+        // Still told apart: each record has a name of its own.
+        Err(_) => LeaseKey::new(&name.escape_ascii().to_string()),
+    }
+}
+
+/// A record of what etcd holds. When it ends is not asked: that would be a request a record.
+pub(crate) fn record(base: &str, kv: &KeyValue) -> Record {
+    let key = lease_key(base, kv.key());
+    let lease = parse_key(key.as_str()).and_then(|subnets| {
+        let attrs =
+            LeaseAttrs::from_json(kv.value()).map_err(|error| BadRecord { reason: error.to_string(), subnets })?;
+        Ok(Arc::new(Lease { key: key.clone(), subnets, attrs, expires: None, fence: Version::of(kv).fence() }))
+    });
+    Record { key, created: kv.create_revision().unsigned_abs(), lease }
+}
+
+/// A record whose value was too large to read.
+pub(crate) fn record_too_large(base: &str, kv: &KeyValue) -> Record {
+    let key = lease_key(base, kv.key());
+    let subnets = parse_key(key.as_str()).unwrap_or_else(|bad| bad.subnets);
+    let bad = BadRecord { reason: format!("larger than {} bytes", LeaseAttrs::MAX_BYTES), subnets };
+    Record { key, created: kv.create_revision().unsigned_abs(), lease: Err(bad) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn dual(v4: Option<&str>, v6: Option<&str>) -> Dual<Prefix> {
+        Dual { v4: v4.map(|text| text.parse().unwrap()), v6: v6.map(|text| text.parse().unwrap()) }
+    }
+
+    #[test]
+    fn keys_are_flannels_byte_for_byte() {
+        for (subnets, text) in [
+            (dual(Some("10.5.34.0/24"), None), "10.5.34.0-24"),
+            (dual(Some("10.5.34.0/24"), Some("fd00:12:13::/56")), "10.5.34.0-24&fd00:12:13::-56"),
+            (dual(None, Some("fd00:5:1::/64")), "0.0.0.0-0&fd00:5:1::-64"),
+        ] {
+            assert_eq!(key_text(&subnets).as_deref(), Some(text));
+            assert_eq!(parse_key(text), Ok(subnets));
+        }
+        for none in [dual(None, None), dual(Some("10.0.0.1/32"), None), dual(None, Some("fd00::1/128"))] {
+            assert_eq!(key_text(&none), None);
+        }
+    }
+
+    #[test]
+    fn keys_that_are_not_canonical_are_bad_and_name_what_flannel_would_read() {
+        let v4 = Some("10.5.34.0/24");
+        let v6 = Some("fd00::/64");
+        for (text, v4, v6) in [
+            ("", None, None),
+            ("garbage", None, None),
+            ("10.5.34.0", None, None),
+            ("10.5.34.0/24", None, None),
+            ("10.5.300.0-24", None, None),
+            ("10.5.34.0-33", None, None),
+            ("10.5.34.0-", None, None),
+            ("0.0.0.0-0", None, None),
+            ("10.5.34.0-024", v4, None),
+            ("10.5.34.7-24", v4, None),
+            ("010.5.34.0-24", v4, None),
+            ("x10.5.34.0-24", v4, None),
+            ("é10.5.34.0-24", v4, None),
+            ("old/10.5.34.0-24", v4, None),
+            ("10.5.34.0-24 ", v4, None),
+            ("10.5.34.1-32", Some("10.5.34.1/32"), None),
+            ("10.5.34.0-24&", v4, None),
+            ("10.5.34.0-24&fd00::", v4, None),
+            ("10.5.34.0-24&fd00::-64x", v4, v6),
+            ("10.5.34.0-24&FD00::-64", v4, v6),
+            ("10.5.34.0-24&fd00:0::-64", v4, v6),
+            ("10.5.34.0-24&fd00::1-64", v4, v6),
+            ("&fd00::-64", None, v6),
+            ("fd00::-64", None, None),
+        ] {
+            let bad = parse_key(text).unwrap_err();
+            assert_eq!(bad.subnets, dual(v4, v6), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_read_back_is_never_written() {
+        let attrs = |kind: &str| LeaseAttrs {
+            public_ip: Dual { v4: Some("1.2.3.4".parse().unwrap()), v6: None },
+            backend_type: kind.into(),
+            ..LeaseAttrs::default()
+        };
+        assert_eq!(value(&attrs("")).unwrap(), r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#);
+        assert!(value(&attrs(&"x".repeat(5000))).is_err());
+    }
+
+    #[test]
+    fn a_fence_round_trips() {
+        let version = Version { created: 3, modified: i64::MAX, lease: 0 };
+        assert_eq!(Version::from_fence(&version.fence()), Some(version));
+        for bad in [None, Some(""), Some("1.2"), Some("1.2.3.4"), Some("a.b.c")] {
+            assert_eq!(Version::from_fence(&Fence(bad.map(Into::into))), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_subnet_round_trips(
+            v4 in proptest::option::of((any::<u32>(), 1u8..32)),
+            v6 in proptest::option::of((any::<u128>(), 1u8..128)),
+        ) {
+            let subnets = Dual {
+                v4: v4.map(|(addr, len)| Prefix::masked(IpAddr::V4(addr.into()), len).unwrap()),
+                v6: v6.map(|(addr, len)| Prefix::masked(IpAddr::V6(addr.into()), len).unwrap()),
+            };
+            match key_text(&subnets) {
+                Some(text) => prop_assert_eq!(parse_key(&text), Ok(subnets)),
+                None => {
+                    let has_dots = subnets.v6.is_some_and(|v6| v6.addr().to_string().contains('.'));
+                    prop_assert!(subnets.is_empty() || has_dots)
+                }
+            }
+        }
+
+        #[test]
+        fn a_key_is_good_only_if_it_is_what_we_would_write(text in "[0-9a-f:.&/-]{0,40}|\\PC{0,20}") {
+            if let Ok(subnets) = parse_key(&text) {
+                prop_assert_eq!(key_text(&subnets), Some(text));
+            }
+        }
+    }
+}

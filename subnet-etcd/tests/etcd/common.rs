@@ -1,0 +1,146 @@
+//! What the tests of the store share: a real etcd, nodes, and waiting.
+#![allow(dead_code, reason = "each test program uses what it needs")]
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, GetOptions};
+use flannel_core::lease::{Json, Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record};
+use flannel_core::net::{Dual, Prefix};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_subnet_etcd::{Config, EtcdSubnets};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use testkit::etcd::{Etcd, Options, Version};
+
+pub(crate) const BASE: &str = "/coreos.com/network";
+pub(crate) const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// One member with a network of 255 subnets.
+pub(crate) async fn single(version: Version) -> (Etcd, EtcdSubnets) {
+    let etcd = Etcd::start(Options::single(version)).unwrap_or_else(|error| panic!("{error}"));
+    let store = open(&etcd);
+    store.put_config_json(CONFIG).await.unwrap();
+    (etcd, store)
+}
+
+pub(crate) fn open(etcd: &Etcd) -> EtcdSubnets {
+    EtcdSubnets::new(Config::new(etcd.endpoints())).unwrap()
+}
+
+/// A client of the tests' own, to do what operators and others do.
+pub(crate) async fn raw(etcd: &Etcd) -> Client {
+    Client::connect(etcd.endpoints(), None).await.unwrap()
+}
+
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) id: NodeIdentity,
+    pub(crate) attrs: LeaseAttrs,
+}
+
+pub(crate) fn node(n: u16) -> Node {
+    let [high, low] = n.to_be_bytes();
+    let addr = Ipv4Addr::new(192, 168, high, low).into();
+    let data = Json::object([("VNI", Json::number(1)), ("VtepMAC", Json::string("c6:d2:32:6f:8f:44"))]);
+    let attrs = LeaseAttrs {
+        public_ip: Dual { v4: Some(addr), v6: None },
+        backend_type: "vxlan".into(),
+        backend_data: Dual { v4: Some(data), v6: None },
+    };
+    Node { id: NodeIdentity::of_address(addr), attrs }
+}
+
+impl Node {
+    pub(crate) fn want(&self) -> Want {
+        Want { attrs: self.attrs.clone(), preferred: Dual::default() }
+    }
+
+    pub(crate) fn preferring(&self, subnet: &str) -> Want {
+        Want { preferred: v4(subnet), ..self.want() }
+    }
+
+    pub(crate) async fn acquire(&self, store: &EtcdSubnets) -> Lease {
+        store.acquire(&self.id, self.want()).await.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+}
+
+pub(crate) fn v4(subnet: &str) -> Dual<Prefix> {
+    Dual { v4: Some(subnet.parse().unwrap()), v6: None }
+}
+
+/// Everything under the prefix: what is left there and with which etcd lease.
+pub(crate) async fn dump(client: &mut Client) -> BTreeMap<String, (String, i64)> {
+    let response = client.get(BASE, Some(GetOptions::new().with_prefix())).await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    response.kvs().iter().map(|kv| (text(kv.key()), (text(kv.value()), kv.lease()))).collect()
+}
+
+pub(crate) async fn leases(client: &mut Client) -> usize {
+    client.leases().await.unwrap().leases().len()
+}
+
+/// A watch with the sum of its events.
+pub(crate) struct Watcher {
+    stream: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
+    pub(crate) seen: BTreeMap<LeaseKey, Record>,
+    pub(crate) resets: usize,
+    pub(crate) errors: Vec<String>,
+}
+
+impl Watcher {
+    pub(crate) async fn open(store: &EtcdSubnets) -> Self {
+        let mut watcher = Self { stream: store.watch(), seen: BTreeMap::new(), resets: 0, errors: Vec::new() };
+        watcher.until(20, "a first snapshot", |watcher| watcher.resets == 1).await;
+        watcher
+    }
+
+    /// Waits until what was seen is as it should be; returns how long that took.
+    pub(crate) async fn until(&mut self, seconds: u64, what: &str, done: impl Fn(&Self) -> bool) -> Duration {
+        let start = Instant::now();
+        let limit = Duration::from_secs(seconds);
+        while !done(self) {
+            match tokio::time::timeout(limit.saturating_sub(start.elapsed()), self.stream.next()).await {
+                Ok(Some(Ok(event))) => self.fold(event),
+                Ok(Some(Err(error))) => self.errors.push(chain(&error)),
+                Ok(None) => panic!("the watch ended"),
+                Err(_) => panic!("not within {limit:?}: {what}; errors {:?}; seen {:?}", self.errors, self.seen.keys()),
+            }
+        }
+        start.elapsed()
+    }
+
+    /// Waits until an event came: the watch is established, and not only the listing done.
+    pub(crate) async fn established(&mut self, store: &EtcdSubnets) {
+        let lease = node(999).acquire(store).await;
+        self.until(5, "a first event", |watcher| watcher.good(&lease.key).is_some()).await;
+    }
+
+    pub(crate) fn good(&self, key: &LeaseKey) -> Option<&Lease> {
+        self.seen.get(key).and_then(|record| record.lease.as_ref().ok()).map(|lease| &**lease)
+    }
+
+    fn fold(&mut self, event: LeaseEvent) {
+        match event {
+            LeaseEvent::Reset(records) => {
+                self.resets += 1;
+                self.seen = records.into_iter().map(|record| (record.key.clone(), record)).collect();
+            }
+            LeaseEvent::Upsert(record) => drop(self.seen.insert(record.key.clone(), record)),
+            LeaseEvent::Remove(key) => drop(self.seen.remove(&key)),
+        }
+    }
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

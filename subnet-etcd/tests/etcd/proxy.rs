@@ -1,0 +1,112 @@
+//! A TCP proxy that loses answers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Stands before a member; ends with its handle.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    /// Counted up to cut all connections.
+    cuts: watch::Sender<u32>,
+    gate: Arc<Gate>,
+    task: JoinHandle<()>,
+}
+
+struct Gate {
+    /// How many pieces of answers still pass; below zero: all.
+    left: AtomicI64,
+    /// 1: new connections are refused.
+    shut: AtomicI64,
+}
+
+impl Proxy {
+    pub(crate) async fn start(target: &str) -> Self {
+        let target = target.trim_start_matches("http://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cuts, cut) = watch::channel(0);
+        let gate = Arc::new(Gate { left: AtomicI64::new(-1), shut: AtomicI64::new(0) });
+        let shared = Arc::clone(&gate);
+        let task = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                if shared.shut.load(Ordering::SeqCst) == 0 {
+                    let Ok(server) = TcpStream::connect(&target).await else { continue };
+                    tokio::spawn(forward(client, server, Arc::clone(&shared), cut.clone()));
+                }
+            }
+        });
+        Self { address, cuts, gate, task }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Lets so many pieces of answers pass, then loses the rest of that connection's and closes it. Connections made
+    /// after that are good.
+    pub(crate) fn lose_after(&self, pieces: i64) {
+        self.gate.left.store(pieces, Ordering::SeqCst);
+    }
+
+    /// Whether the loss has happened.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.gate.left.load(Ordering::SeqCst) < 0
+    }
+
+    /// Closes all connections and refuses new ones until [`open`](Self::open).
+    pub(crate) fn shut(&self) {
+        self.gate.shut.store(1, Ordering::SeqCst);
+        self.cuts.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn open(&self) {
+        self.gate.shut.store(0, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.cuts.send_modify(|count| *count += 1);
+    }
+}
+
+async fn forward(client: TcpStream, server: TcpStream, gate: Arc<Gate>, mut cut: watch::Receiver<u32>) {
+    cut.mark_unchanged();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let requests = async { tokio::io::copy(&mut from_client, &mut to_server).await.map(drop) };
+    let answers = async {
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let read = from_server.read(&mut buffer).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            match gate.left.load(Ordering::SeqCst) {
+                0 => {
+                    gate.left.store(-1, Ordering::SeqCst);
+                    // What was asked is carried out meanwhile.
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                    return Ok::<_, std::io::Error>(());
+                }
+                left if left > 0 => gate.left.store(left - 1, Ordering::SeqCst),
+                _ => {}
+            }
+            to_client.write_all(&buffer[..read]).await?;
+        }
+    };
+    tokio::select! {
+        _ = requests => {}
+        _ = answers => {}
+        _ = cut.changed() => {}
+    }
+}

@@ -1,0 +1,269 @@
+//! What a watch shows when connections, members and histories go.
+
+use std::time::Duration;
+
+use etcd_client::{Client, CompactionOptions, ConnectOptions};
+use flannel_core::lease::Lease;
+use flannel_core::subnet::{SubnetError, SubnetManager};
+use flannel_subnet_etcd::{ClearText, Config, Credentials, EtcdSubnets, Password, Timeouts};
+use testkit::etcd::{Etcd, Options, Version};
+
+use crate::common::{self, Watcher, chain, node, open, raw, single, v4};
+use crate::proxy::Proxy;
+
+fn through(proxy: &Proxy) -> EtcdSubnets {
+    EtcdSubnets::new(Config::new([proxy.endpoint()])).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_connection_costs_no_event_and_no_listing() {
+    for version in Version::ALL {
+        let (etcd, store) = single(version).await;
+        let proxy = Proxy::start(&etcd.endpoint(0)).await;
+        let (stays, goes) = (node(1).acquire(&store).await, node(2).acquire(&store).await);
+        let mut watcher = Watcher::open(&through(&proxy)).await;
+        watcher.established(&store).await;
+        proxy.shut();
+        let comes = node(4).acquire(&store).await;
+        store.release(goes.clone()).await.unwrap();
+        watcher.until(5, "trouble is shown", |watcher| !watcher.errors.is_empty()).await;
+        proxy.open();
+        let took = watcher
+            .until(10, "what was missed", |watcher| {
+                watcher.good(&comes.key).is_some() && !watcher.seen.contains_key(&goes.key)
+            })
+            .await;
+        println!("{version:?}: caught up {took:?} after the way was open again");
+        assert_eq!(watcher.resets, 1, "it resumes");
+        assert!(watcher.good(&stays.key).is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_past_the_cut_shows_adds_removes_and_changes() {
+    for version in Version::ALL {
+        let (etcd, store) = single(version).await;
+        let proxy = Proxy::start(&etcd.endpoint(0)).await;
+        let (changes, goes) = (node(1).acquire(&store).await, node(2).acquire(&store).await);
+        let mut watcher = Watcher::open(&through(&proxy)).await;
+        watcher.established(&store).await;
+        proxy.shut();
+        let mut attrs = changes.attrs.clone();
+        attrs.backend_type = "host-gw".into();
+        let changed = store.renew(&Lease { attrs, ..changes }).await.unwrap();
+        store.release(goes.clone()).await.unwrap();
+        let comes = node(3).acquire(&store).await;
+        let mut client = raw(&etcd).await;
+        let revision = client.get("x", None).await.unwrap().header().unwrap().revision();
+        client.compact(revision, Some(CompactionOptions::new().with_physical())).await.unwrap();
+        proxy.open();
+        watcher.until(10, "a second snapshot", |watcher| watcher.resets == 2).await;
+        assert_eq!(watcher.good(&changed.key).unwrap().attrs, changed.attrs);
+        assert!(watcher.good(&comes.key).is_some() && !watcher.seen.contains_key(&goes.key));
+        let late = node(4).acquire(&store).await;
+        watcher.until(5, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_restored_from_a_backup_is_listed_anew() {
+    for (version, is_established) in [(Version::Debian, false), (Version::Debian, true), (Version::Current, true)] {
+        let (mut etcd, store) = single(version).await;
+        let kept = node(1).acquire(&store).await;
+        etcd.back_up().unwrap();
+        let store = open(&etcd);
+        let lost = node(2).acquire(&store).await;
+        let mut watcher = Watcher::open(&store).await;
+        assert!(watcher.good(&lost.key).is_some());
+        if is_established {
+            watcher.established(&store).await;
+        }
+        etcd.restore().unwrap();
+        watcher.until(15, "a snapshot of the restored store", |watcher| watcher.resets == 2).await;
+        assert!(watcher.good(&kept.key).is_some() && !watcher.seen.contains_key(&lost.key));
+        let late = node(3).acquire(&open(&etcd)).await;
+        watcher.until(5, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
+    }
+}
+
+async fn three(version: Version) -> (Etcd, EtcdSubnets) {
+    let etcd =
+        Etcd::start(Options { members: 3, ..Options::single(version) }).unwrap_or_else(|error| panic!("{error}"));
+    let store = open(&etcd);
+    store.put_config_json(common::CONFIG).await.unwrap();
+    (etcd, store)
+}
+
+async fn leader(etcd: &Etcd) -> usize {
+    for n in 0..3 {
+        let mut client = Client::connect([etcd.endpoint(n)], None).await.unwrap();
+        let status = client.status().await.unwrap();
+        if status.leader() == status.header().unwrap().member_id() {
+            return n;
+        }
+    }
+    panic!("no leader");
+}
+
+/// A store that talks to member `n` first.
+fn beginning_with(etcd: &Etcd, n: usize) -> EtcdSubnets {
+    let mut endpoints = etcd.endpoints();
+    endpoints.rotate_left(n);
+    EtcdSubnets::new(Config::new(endpoints)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_leader_is_left_for_another_member() {
+    let (mut etcd, _) = three(Version::Current).await;
+    let n = leader(&etcd).await;
+    let store = beginning_with(&etcd, n);
+    let mut watcher = Watcher::open(&store).await;
+    watcher.established(&store).await;
+    let lease = node(1).acquire(&store).await;
+    etcd.kill(n);
+    let others = beginning_with(&etcd, (n + 1) % 3);
+    let late = loop {
+        // Until the two others have a leader.
+        if let Ok(lease) = others.acquire(&node(2).id, node(2).want()).await {
+            break lease;
+        }
+    };
+    let took = watcher.until(10, "a lease after the leader's death", |watcher| watcher.good(&late.key).is_some()).await;
+    println!("leader killed: the watch showed the next lease {took:?} after it was written");
+    assert_eq!(watcher.resets, 1);
+    store.renew(&lease).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_member_is_noticed_within_15_seconds() {
+    for n_is_leader in [false, true] {
+        let (etcd, _) = three(Version::Debian).await;
+        let leader = leader(&etcd).await;
+        let n = if n_is_leader { leader } else { (leader + 1) % 3 };
+        let store = beginning_with(&etcd, n);
+        let mut watcher = Watcher::open(&store).await;
+        watcher.established(&store).await;
+        etcd.pause(n).unwrap();
+        let others = beginning_with(&etcd, (n + 1) % 3);
+        let late = loop {
+            if let Ok(lease) = others.acquire(&node(1).id, node(1).want()).await {
+                break lease;
+            }
+        };
+        let noticed = watcher.until(15, "a frozen member is noticed", |watcher| !watcher.errors.is_empty()).await;
+        let shown = watcher.until(5, "a lease of meanwhile", |watcher| watcher.good(&late.key).is_some()).await;
+        println!("frozen (leader: {n_is_leader}): noticed after {noticed:?}, caught up {shown:?} later");
+        assert_eq!(watcher.resets, 1);
+        etcd.resume(n).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_endpoint_is_passed_over() {
+    let (etcd, _) = single(Version::Debian).await;
+    let store = EtcdSubnets::new(Config::new(["http://127.0.0.1:9".to_owned(), etcd.endpoint(0)])).unwrap();
+    let start = std::time::Instant::now();
+    node(1).acquire(&store).await;
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcd_may_come_after_the_agent() {
+    let (mut etcd, store) = single(Version::Debian).await;
+    let lease = node(1).acquire(&store).await;
+    etcd.kill(0);
+    let store = open(&etcd);
+    let error = store.network_config().await.unwrap_err();
+    assert!(matches!(error, SubnetError::Unavailable { .. }) && chain(&error).contains(&etcd.endpoint(0)), "{error:?}");
+    let mut stream = store.watch();
+    let first = futures_util::StreamExt::next(&mut stream).await;
+    assert!(matches!(first, Some(Err(SubnetError::Unavailable { .. }))), "{first:?}");
+    etcd.restart(0).unwrap();
+    let mut watcher = Watcher::open(&store).await;
+    watcher.until(1, "the lease of before", |watcher| watcher.good(&lease.key).is_some()).await;
+    store.renew(&lease).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_injected_client_serves_too() {
+    let (etcd, _) = single(Version::Current).await;
+    let options = ConnectOptions::new().with_keep_alive(Duration::from_secs(10), Duration::from_secs(5));
+    let client = Client::connect(etcd.endpoints(), Some(options)).await.unwrap();
+    let prefix = flannel_subnet_etcd::KeyPrefix::default();
+    let store = EtcdSubnets::with_client(client, &prefix, Default::default(), Timeouts::default());
+    let mut watcher = Watcher::open(&store).await;
+    let lease = store.acquire(&node(1).id, node(1).preferring("10.5.9.0/24")).await.unwrap();
+    assert_eq!(lease.subnets, v4("10.5.9.0/24"));
+    watcher.until(5, "its lease", |watcher| watcher.good(&lease.key).is_some()).await;
+}
+
+/// Users `root` and `flannel`, who may use the prefix and nothing else.
+async fn with_authentication(etcd: &Etcd) -> Client {
+    use etcd_client::{Permission, PermissionType};
+    let mut client = raw(etcd).await;
+    client.user_add("root", "toor", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.user_add("flannel", "first", None).await.unwrap();
+    client.role_add("flannel").await.unwrap();
+    let all = Permission::new(PermissionType::Readwrite, "/coreos.com/network/").with_prefix();
+    client.role_grant_permission("flannel", all).await.unwrap();
+    client.user_grant_role("flannel", "flannel").await.unwrap();
+    client.auth_enable().await.unwrap();
+    let options = ConnectOptions::new().with_user("root", "toor").with_auto_token_refresh(true);
+    Client::connect(etcd.endpoints(), Some(options)).await.unwrap()
+}
+
+fn logged_in(etcd: &Etcd, password: Password) -> EtcdSubnets {
+    let credentials = Some(Credentials { user: "flannel".to_owned(), password });
+    EtcdSubnets::new(Config { credentials, clear_text: ClearText::AllowCredentials, ..Config::new(etcd.endpoints()) })
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_in_that_ends_and_a_rotated_password_are_survived() {
+    for version in Version::ALL {
+        let (mut etcd, _) = single(version).await;
+        let mut root = with_authentication(&etcd).await;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "first\n").unwrap();
+        let store = logged_in(&etcd, Password::File(file.path().to_owned()));
+        let lease = node(1).acquire(&store).await;
+        let mut watcher = Watcher::open(&store).await;
+        watcher.established(&store).await;
+
+        // Log-ins are kept in the server's memory: after a restart all have ended.
+        etcd.restart(0).unwrap();
+        let lease = loop {
+            match store.renew(&lease).await {
+                Ok(lease) => break lease,
+                Err(SubnetError::Unavailable { .. }) => {}
+                Err(error) => panic!("{}", chain(&error)),
+            }
+        };
+        let late = node(2).acquire(&store).await;
+        watcher.until(10, "a lease after the log-in ended", |watcher| watcher.good(&late.key).is_some()).await;
+
+        std::fs::write(file.path(), "second\n").unwrap();
+        root.user_change_password("flannel", "second").await.unwrap();
+        store.renew(&lease).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let late = node(3).acquire(&store).await;
+        watcher.until(10, "a lease after the password changed", |watcher| watcher.good(&late.key).is_some()).await;
+        assert_eq!(watcher.resets, 1, "{:?}", watcher.errors);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_is_denied_and_no_secret_is_shown() {
+    let (etcd, _) = single(Version::Current).await;
+    let mut root = with_authentication(&etcd).await;
+    let secret = flannel_subnet_etcd::Secret::new("swordfish");
+    let error = logged_in(&etcd, Password::Text(secret)).network_config().await.unwrap_err();
+    assert!(matches!(error, SubnetError::Denied { .. }), "{}", chain(&error));
+    assert!(!format!("{} {error:?}", chain(&error)).contains("swordfish"), "{error:?}");
+    let error = open(&etcd).network_config().await.unwrap_err();
+    assert!(matches!(error, SubnetError::Denied { .. }), "without a log-in: {}", chain(&error));
+    root.user_revoke_role("flannel", "flannel").await.unwrap();
+    let store = logged_in(&etcd, Password::Text(flannel_subnet_etcd::Secret::new("first")));
+    let error = store.network_config().await.unwrap_err();
+    assert!(matches!(error, SubnetError::Denied { .. }) && chain(&error).contains("role"), "{}", chain(&error));
+}

@@ -1,0 +1,316 @@
+//! Real etcd servers on the loopback, in a temporary directory, which end with their handle.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::{Context, Error};
+
+/// Which etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Debian 12's: `/usr/bin/etcd` (package `etcd-server`), or what `ETCD_DEBIAN` names.
+    Debian,
+    /// A current one: `target/etcd-3.7.3`, which `./test` builds, or what `ETCD_CURRENT` names.
+    Current,
+}
+
+impl Version {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Debian, Self::Current];
+
+    /// The program.
+    ///
+    /// # Errors
+    /// Says where it was looked for and how to get it: a test that needs etcd fails without.
+    pub fn program(self) -> Result<PathBuf, Error> {
+        let (variable, default, remedy) = match self {
+            Self::Debian => ("ETCD_DEBIAN", PathBuf::from("/usr/bin/etcd"), "apt-get install etcd-server"),
+            Self::Current => {
+                let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/etcd-3.7.3");
+                ("ETCD_CURRENT", target, "run ./test, which builds it with Go, once")
+            }
+        };
+        let program = std::env::var_os(variable).map_or(default, PathBuf::from);
+        if !program.is_file() {
+            let text = format!("no etcd at {}: {remedy}, or set {variable}", program.display());
+            return Err(Error::new(text));
+        }
+        Ok(program)
+    }
+}
+
+/// How to run it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which etcd.
+    pub version: Version,
+    /// How many members.
+    pub members: usize,
+    /// What clients are shown; `None`: clear text.
+    pub tls: Option<ServerTls>,
+    /// Further flags.
+    pub flags: Vec<String>,
+}
+
+impl Options {
+    /// One member, clear text.
+    pub fn single(version: Version) -> Self {
+        Self { version, members: 1, tls: None, flags: Vec::new() }
+    }
+}
+
+/// PEM files of the members.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    /// Their certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Who signs clients' certificates; `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A running etcd. Dropping it kills the members and removes their data.
+#[derive(Debug)]
+pub struct Etcd {
+    options: Options,
+    program: PathBuf,
+    members: Vec<Member>,
+    dir: TempDir,
+}
+
+#[derive(Debug)]
+struct Member {
+    ports: [u16; 3],
+    child: Option<Child>,
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Etcd {
+    /// Starts the members and waits until each takes part.
+    ///
+    /// # Errors
+    /// Names what is missing, or shows the end of a member's log.
+    pub fn start(options: Options) -> Result<Self, Error> {
+        let program = options.version.program()?;
+        let dir = TempDir::new().context(|| "no temporary directory".to_owned())?;
+        let members = (0..options.members).map(|_| Ok(Member { ports: ports()?, child: None }));
+        let members = members.collect::<Result<_, Error>>()?;
+        let mut etcd = Self { options, program, members, dir };
+        for n in 0..etcd.members.len() {
+            etcd.spawn(n)?;
+        }
+        for n in 0..etcd.members.len() {
+            etcd.await_health(n)?;
+        }
+        Ok(etcd)
+    }
+
+    /// What clients connect to, a member each.
+    pub fn endpoints(&self) -> Vec<String> {
+        (0..self.members.len()).map(|n| self.endpoint(n)).collect()
+    }
+
+    /// What clients of one member connect to.
+    pub fn endpoint(&self, n: usize) -> String {
+        let scheme = if self.options.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.members[n].ports[0])
+    }
+
+    /// A member's counters, in Prometheus' text.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self, n: usize) -> Result<String, Error> {
+        ask(self.members[n].ports[2], "/metrics").context(|| format!("member {n} shows no metrics"))
+    }
+
+    /// Kills a member at once. Its data stays.
+    pub fn kill(&mut self, n: usize) {
+        if let Some(mut child) = self.members[n].child.take() {
+            // It may be gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts a killed member again, on its data and ports.
+    ///
+    /// # Errors
+    /// Shows the end of its log.
+    pub fn restart(&mut self, n: usize) -> Result<(), Error> {
+        self.kill(n);
+        self.spawn(n)?;
+        self.await_health(n)
+    }
+
+    /// Freezes a member: its connections stay, and nothing answers.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self, n: usize) -> Result<(), Error> {
+        self.signal(n, Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen member go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&self, n: usize) -> Result<(), Error> {
+        self.signal(n, Signal::SIGCONT)
+    }
+
+    /// Copies the data of the only member, which is stopped for it, to [`restore`](Self::restore) it later.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn back_up(&mut self) -> Result<(), Error> {
+        self.kill(0);
+        copy(&self.data(0), &self.dir.path().join("backup")).context(|| "cannot copy etcd's data".to_owned())?;
+        self.restart(0)
+    }
+
+    /// Puts the copy in place of the data, as an operator does after a loss.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn restore(&mut self) -> Result<(), Error> {
+        self.kill(0);
+        let data = self.data(0);
+        fs::remove_dir_all(&data).context(|| format!("cannot remove {}", data.display()))?;
+        copy(&self.dir.path().join("backup"), &data).context(|| "cannot copy etcd's data".to_owned())?;
+        self.restart(0)
+    }
+
+    fn spawn(&mut self, n: usize) -> Result<(), Error> {
+        let client = self.endpoint(n);
+        let [_, peer, metrics] = self.members[n].ports;
+        let cluster: Vec<_> =
+            self.members.iter().enumerate().map(|(n, m)| format!("m{n}=http://127.0.0.1:{}", m.ports[1])).collect();
+        let log = File::options().create(true).append(true).open(self.log(n));
+        let log = log.context(|| format!("cannot write {}", self.log(n).display()))?;
+        let errors = log.try_clone().context(|| "cannot share a log".to_owned())?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg(format!("--name=m{n}"))
+            .arg(format!("--data-dir={}", self.data(n).display()))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls=http://127.0.0.1:{peer}"))
+            .arg(format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"))
+            .arg(format!("--listen-metrics-urls=http://127.0.0.1:{metrics}"))
+            .arg(format!("--initial-cluster={}", cluster.join(",")))
+            .args(&self.options.flags)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors);
+        if let Some(tls) = &self.options.tls {
+            command.arg(format!("--cert-file={}", tls.certificate.display()));
+            command.arg(format!("--key-file={}", tls.key.display()));
+            if let Some(ca) = &tls.client_ca {
+                command.arg("--client-cert-auth").arg(format!("--trusted-ca-file={}", ca.display()));
+            }
+        }
+        let child = command.spawn().context(|| format!("cannot run {}", self.program.display()))?;
+        self.members[n].child = Some(child);
+        Ok(())
+    }
+
+    fn await_health(&mut self, n: usize) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_healthy(self.members[n].ports[2]) {
+            let ended = match &mut self.members[n].child {
+                Some(child) => child.try_wait().context(|| "cannot wait for etcd".to_owned())?,
+                None => None,
+            };
+            if ended.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(self.log(n)).unwrap_or_default();
+                let tail: Vec<_> = log.lines().rev().take(12).collect();
+                let tail: Vec<_> = tail.into_iter().rev().collect();
+                return Err(Error::new(format!("etcd member {n} is not healthy:\n{}", tail.join("\n"))));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn signal(&self, n: usize, signal: Signal) -> Result<(), Error> {
+        let Some(child) = &self.members[n].child else { return Err(Error::new(format!("member {n} does not run"))) };
+        let pid = i32::try_from(child.id()).map_err(|_| Error::new("a process number beyond 31 bits"))?;
+        kill(Pid::from_raw(pid), signal).context(|| format!("cannot send {signal} to member {n}"))
+    }
+
+    fn data(&self, n: usize) -> PathBuf {
+        self.dir.path().join(format!("m{n}"))
+    }
+
+    fn log(&self, n: usize) -> PathBuf {
+        self.dir.path().join(format!("m{n}.log"))
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        for n in 0..self.members.len() {
+            self.kill(n);
+        }
+    }
+}
+
+/// Three free ports below those that the kernel gives to outgoing connections, so that they stay free while a member
+/// is down.
+fn ports() -> Result<[u16; 3], Error> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run side by side begin in different places.
+    let start = std::process::id().wrapping_mul(61);
+    let mut found = Vec::new();
+    for _ in 0..10_000 {
+        let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let port = 20_000 + u16::try_from(number).unwrap_or_default();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            found.push(port);
+        }
+        if let Ok(ports) = <[u16; 3]>::try_from(found.as_slice()) {
+            return Ok(ports);
+        }
+    }
+    Err(Error::new("no free ports between 20000 and 32000"))
+}
+
+fn is_healthy(port: u16) -> bool {
+    ask(port, "/health").is_ok_and(|answer| answer.contains(" 200 ") && answer.contains("\"true\""))
+}
+
+fn ask(port: u16, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
