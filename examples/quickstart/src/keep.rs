@@ -23,24 +23,26 @@ pub(crate) fn invite(screen: &mut Screen, cluster: &Cluster, entry: Entry) -> Re
     screen.section("Left running")?;
     let Some(node) = cluster.nodes().first() else { return Ok(()) };
     let pid = process::id();
-    let user = match entry {
-        // Entering the user namespace one is in already is an error.
-        Entry::Net => String::new(),
-        Entry::UserAndNet => format!(" -t {pid} -U --preserve-credentials"),
-    };
     screen.line(&[("Any program can be run inside. What node1 routes where, for example:", Style::Plain)])?;
-    screen.line(&[("", Style::Plain)])?;
-    screen.line(&[(&format!("  nsenter{user} --net={} \\", path(&node.ns)), Style::Bold)])?;
-    screen.line(&[("    ip route", Style::Bold)])?;
-    screen.line(&[("", Style::Plain)])?;
-    screen.line(&[("The other namespaces, for --net=:", Style::Plain)])?;
+    screen.blank()?;
+    let net = format!("--net={}", path(&node.ns));
+    match entry {
+        // Entering the user namespace one is in already is an error.
+        Entry::Net => screen.line(&[(&format!("  nsenter {net} ip route"), Style::Bold)])?,
+        Entry::UserAndNet => {
+            screen.line(&[(&format!("  nsenter -t {pid} -U --preserve-credentials {net} \\"), Style::Bold)])?;
+            screen.line(&[("    ip route", Style::Bold)])?;
+        }
+    }
+    screen.blank()?;
+    screen.line(&[("The others, for --net:", Style::Plain)])?;
     let mut rows = vec![["node", "namespace", "its pod's", "pod address"].map(str::to_owned).to_vec()];
     for (node, member) in cluster.iter() {
-        let addrs: Vec<_> = member.pod.addrs.iter().map(|(_, addr)| addr.to_string()).collect();
-        rows.push(vec![node.name.clone(), path(&node.ns), path(&member.pod.ns), addrs.join(" ")]);
+        let addr = member.pod.addrs.iter().next().map(|(_, addr)| addr.to_string());
+        rows.push(vec![node.name.clone(), path(&node.ns), path(&member.pod.ns), addr.unwrap_or_default()]);
     }
     screen.table(&[Align::Left; 4], &rows)?;
-    screen.line(&[("", Style::Plain)])?;
+    screen.blank()?;
     Ok(screen.line(&[("Break what you like: the agents are running. Ctrl-C ends it all.", Style::Plain)])?)
 }
 

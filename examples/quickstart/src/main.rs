@@ -106,7 +106,8 @@ async fn until_signal(stage: &Stage<'_>, screen: &mut Screen) -> Result<End, Err
         () = stop() => None,
     };
     if let (Some(Ok(_)), Some(cluster)) = (&end, &kept) {
-        keep::invite(screen, cluster, stage.entry)?;
+        let mut aside = stage.args.json.then(Screen::stderr);
+        keep::invite(aside.as_mut().unwrap_or(screen), cluster, stage.entry)?;
         stop().await;
     }
     // Dropped, it tells its agents to end.

@@ -52,15 +52,8 @@ impl Report {
 
     /// One sentence.
     pub(crate) fn verdict(&self) -> String {
-        if self.is_good() {
-            return format!(
-                "All {} pairs of pods ping, before and after; all {} acts healed.",
-                self.pairs,
-                self.heals.len()
-            );
-        }
         format!(
-            "{} of {} pairs of pods ping, {} of {} acts healed.",
+            "{} of {} pairs of pods pinged, before and after; {} of {} acts healed.",
             self.pairs_ok,
             self.pairs,
             self.healed().len(),

@@ -42,6 +42,11 @@ impl Screen {
         Self { out: Box::new(io::stdout()), colours, midway: false, interactive }
     }
 
+    /// For what has to be said although standard output is for others.
+    pub(crate) fn stderr() -> Self {
+        Self { out: Box::new(io::stderr()), colours: false, midway: false, interactive: false }
+    }
+
     /// Shows nothing.
     pub(crate) fn silent() -> Self {
         Self { out: Box::new(io::sink()), colours: false, midway: false, interactive: false }
@@ -55,6 +60,10 @@ impl Screen {
     pub(crate) fn section(&mut self, title: &str) -> io::Result<()> {
         let styled = self.styled(title, Style::Bold);
         writeln!(self.out, "\n{styled}")
+    }
+
+    pub(crate) fn blank(&mut self) -> io::Result<()> {
+        writeln!(self.out)
     }
 
     /// An explanation.

@@ -16,21 +16,20 @@ const LINES: usize = 8;
 /// The leases, with what pods get of them.
 pub(crate) fn leases(screen: &mut Screen, cluster: &Cluster) -> Result<(), Error> {
     screen.section("Leases")?;
-    let head = ["node", "subnet", "public address", "VTEP", "MTU of pods"];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let mut rows = vec![["node", "subnet", "public address", "MTU of pods", "VTEP"].map(str::to_owned).to_vec()];
     for (node, member) in cluster.iter() {
         for (family, subnet) in member.lease.subnets.iter() {
             let public = member.lease.attrs.public_ip.get(family).map(ToString::to_string);
-            rows.push(vec![
-                node.name.clone(),
-                subnet.to_string(),
-                public.unwrap_or_default(),
-                vtep(&member.lease, family).unwrap_or_else(|| "-".to_owned()),
-                member.mtu.0.to_string(),
-            ]);
+            let mut row =
+                vec![node.name.clone(), subnet.to_string(), public.unwrap_or_default(), member.mtu.0.to_string()];
+            row.extend(vtep(&member.lease, family));
+            rows.push(row);
         }
     }
-    Ok(screen.table(&[Align::Left, Align::Left, Align::Left, Align::Left, Align::Right], &rows)?)
+    if rows.iter().skip(1).all(|row| row.len() < rows[0].len()) {
+        rows[0].pop();
+    }
+    Ok(screen.table(&[Align::Left, Align::Left, Align::Left, Align::Right, Align::Left], &rows)?)
 }
 
 /// The Ethernet address of a VXLAN device, as published.
@@ -42,7 +41,7 @@ fn vtep(lease: &Lease, family: Family) -> Option<String> {
 
 /// Each node's links, routes, neighbours and FDB.
 pub(crate) fn nodes(screen: &mut Screen, cluster: &Cluster) -> Result<(), Error> {
-    for (node, member) in cluster.iter().take(NODES) {
+    for node in cluster.nodes().iter().take(NODES) {
         screen.section(&format!("In {}", node.name))?;
         let ns = &node.ns;
         links(screen, ns)?;
@@ -70,11 +69,10 @@ pub(crate) fn nodes(screen: &mut Screen, cluster: &Cluster) -> Result<(), Error>
             listing(screen, "ip neigh", neighbours.lines())?;
             screen.note(&format!("{} has no overlay device, and so no FDB.", node.name))?;
         }
-        let _ = member;
     }
     if cluster.members.len() > NODES {
         let more = cluster.members.len() - NODES;
-        screen.line(&[("", Style::Plain)])?;
+        screen.blank()?;
         screen.note(&format!("{more} more nodes look alike; with --keep you can look inside."))?;
     }
     Ok(())
@@ -97,6 +95,9 @@ fn listing<T: AsRef<str>>(screen: &mut Screen, command: &str, lines: impl IntoIt
     let lines: Vec<T> = lines.into_iter().collect();
     // One line that says that there is one more is no gain.
     let shown = if lines.len() <= LINES + 1 { lines.len() } else { LINES };
+    if lines.is_empty() {
+        screen.note("  (nothing)")?;
+    }
     for line in &lines[..shown] {
         screen.verbatim(4, line.as_ref())?;
     }

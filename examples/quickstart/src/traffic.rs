@@ -71,7 +71,7 @@ pub(crate) fn show(screen: &mut Screen, cluster: &Cluster, pairs: &[Pair]) -> Re
         times.sort();
         let text = format!("{family}: {good} of {} pings answered", pairs.len());
         let style = if good == pairs.len() { Style::Good } else { Style::Bad };
-        let middle = times.get(times.len() / 2).map(|time| format!(", {} ms in the middle", millis(*time)));
+        let middle = times.get(times.len() / 2).map(|time| format!(", median {} ms", millis(*time)));
         screen.line(&[(&text, style), (&middle.unwrap_or_default(), Style::Plain)])?;
         if cluster.members.len() <= TABLE {
             table(screen, cluster, &trips)?;
