@@ -129,7 +129,7 @@ pub(crate) fn record(base: &str, kv: &KeyValue) -> Record {
             LeaseAttrs::from_json(kv.value()).map_err(|error| BadRecord { reason: error.to_string(), subnets })?;
         Ok(Arc::new(Lease { key: key.clone(), subnets, attrs, expires: None, fence: Version::of(kv).fence() }))
     });
-    Record { key, created: kv.create_revision().unsigned_abs(), lease }
+    Record { key, created: kv.create_revision().unsigned_abs(), lease: lease.map_err(Box::new) }
 }
 
 /// A record whose value was too large to read.
@@ -137,7 +137,7 @@ pub(crate) fn record_too_large(base: &str, kv: &KeyValue) -> Record {
     let key = lease_key(base, kv.key());
     let subnets = parse_key(key.as_str()).unwrap_or_else(|bad| bad.subnets);
     let bad = BadRecord { reason: format!("larger than {} bytes", LeaseAttrs::MAX_BYTES), subnets };
-    Record { key, created: kv.create_revision().unsigned_abs(), lease: Err(bad) }
+    Record { key, created: kv.create_revision().unsigned_abs(), lease: Err(Box::new(bad)) }
 }
 
 #[cfg(test)]
