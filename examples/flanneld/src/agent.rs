@@ -4,13 +4,16 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use caps::Capability;
-use flannel_core::overlay::{MissingUplink, OverlayError};
+use flannel_core::firewall::FirewallError;
+use flannel_core::overlay::{MissingUplink, Overlay, OverlayError};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::firewall::{Keeper, Rulebook};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::options::{Capabilities, Options};
@@ -42,6 +45,8 @@ pub(crate) enum AgentError {
     Parts(#[from] PartsError),
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    #[error("keeping the firewall's rules")]
+    Firewall(#[from] FirewallError),
 }
 
 impl AgentError {
@@ -60,7 +65,7 @@ pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentErr
     check_subnet_file(&options.subnet_file)?;
     let listeners = Listeners::open(options)?;
     if options.capabilities == Capabilities::Drop {
-        privileges::reduce(&[Capability::CAP_NET_ADMIN])?;
+        privileges::reduce()?;
     }
     let cancel = CancellationToken::new();
     signals::watch(cancel.clone()).map_err(AgentError::Threads)?;
@@ -107,8 +112,17 @@ async fn supervise(
     let Parts { overlay, store, .. } = assemble(options, MissingUplink::Wait)?;
     let handle = overlay.handle();
     let metrics = Metrics::default();
+    let (state, rules) = watch::channel(Rulebook::Pending);
+    let keeper = Keeper {
+        overlay: options.overlay.clone(),
+        options: options.firewall,
+        handle: handle.clone(),
+        subnets: store.subnets,
+        state,
+    };
     let shown = Arc::new(Shown {
         handle: handle.clone(),
+        rules: rules.clone(),
         around: Surroundings {
             overlay: options.overlay.to_string(),
             store: store.name,
@@ -132,16 +146,33 @@ async fn supervise(
         });
     }
     tokio::spawn(metrics.count(handle.clone()));
-    tokio::spawn(notify::follow(handle));
+    tokio::spawn(notify::follow(handle, rules));
     tokio::spawn(notify::watchdog());
     let stopping = cancel.clone();
     tokio::spawn(async move {
         stopping.cancelled().await;
         notify::stopping();
     });
-    let outcome = overlay.run(cancel).await;
+    let outcome = run_both(overlay, keeper, cancel).await;
     ended.cancel();
-    outcome.map_err(AgentError::Overlay)
+    outcome
+}
+
+/// Runs the agent with its firewall; a firewall that is needed and cannot be ends both.
+async fn run_both(overlay: Overlay, keeper: Keeper, cancel: CancellationToken) -> Result<(), AgentError> {
+    let (mut agent, mut rules) = (pin!(overlay.run(cancel.clone())), pin!(keeper.keep()));
+    tokio::select! {
+        outcome = &mut agent => return outcome.map_err(AgentError::Overlay),
+        kept = &mut rules => {
+            if let Err(error) = kept {
+                cancel.cancel();
+                // What it has to say does not matter any more.
+                let _ = agent.await;
+                return Err(AgentError::Firewall(error));
+            }
+        }
+    }
+    agent.await.map_err(AgentError::Overlay)
 }
 
 /// Whether the file could be written when its time comes: later nobody is there who reads an error at once.

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
+use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
 
 use crate::client::{self, ClientError};
@@ -10,7 +11,7 @@ use crate::options::Options;
 use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::status::Document;
-use crate::{doctor, exit};
+use crate::{doctor, exit, firewall};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,8 @@ pub(crate) enum CommandError {
     Parts(#[from] PartsError),
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    #[error("removing the firewall's rules")]
+    Firewall(#[from] FirewallError),
     #[error("starting the runtime")]
     Runtime(#[source] io::Error),
     #[error("writing to stdout")]
@@ -80,7 +83,9 @@ pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
     privileges::check()?;
     let removed = block_on(async {
         let parts = assemble(options, MissingUplink::Fail)?;
-        Ok::<_, CommandError>(parts.overlay.remove().await?)
+        let removed = parts.overlay.remove().await?;
+        firewall::remove(&options.overlay).await?;
+        Ok::<_, CommandError>(removed)
     })?;
     print(&told(options, &removed))?;
     Ok(exit::SUCCESS)

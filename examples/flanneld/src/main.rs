@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod doctor;
 mod env;
+mod firewall;
 mod flags;
 mod log;
 mod metrics;

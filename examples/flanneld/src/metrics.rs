@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::firewall::Rulebook;
 use crate::status::is_ready;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,7 +46,13 @@ impl Metrics {
     }
 
     /// The exposition text.
-    pub(crate) fn encode(&self, status: &Status, now: BootTime, log_lines_dropped: u64) -> Result<String, fmt::Error> {
+    pub(crate) fn encode(
+        &self,
+        status: &Status,
+        rules: &Rulebook,
+        now: BootTime,
+        log_lines_dropped: u64,
+    ) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("flannel");
         registry.register("events", "Events of the agent, by kind", self.events.clone());
         let mut gauge = |name: &str, help: &str, value: i64| {
@@ -53,7 +60,13 @@ impl Metrics {
             gauge.set(value);
             registry.register(name, help, gauge);
         };
-        gauge("ready", "1 when lease, devices, peers and subnet.env are as wanted", i64::from(is_ready(status)));
+        gauge(
+            "ready",
+            "1 when lease, devices, peers, rules and subnet.env are as wanted",
+            i64::from(is_ready(status, rules)),
+        );
+        let in_place = i64::from(*rules == Rulebook::InPlace);
+        gauge("firewall_in_place", "1 when the firewall's rules are as wanted", in_place);
         gauge("lease_held", "1 while the lease is this node's", i64::from(status.lease.is_some()));
         if let Some(expires) = status.lease.as_ref().and_then(|lease| lease.expires) {
             gauge("lease_left_seconds", "Until the lease runs out unless renewed", seconds(expires, now));
@@ -133,7 +146,7 @@ mod tests {
         (status.peers.accepted, status.audits) = (3, 7);
         let metrics = Metrics::default();
         metrics.events.get_or_create(&Kind { kind: "ready" }).inc();
-        let text = metrics.encode(&status, BootTime::default(), 0).unwrap();
+        let text = metrics.encode(&status, &Rulebook::InPlace, BootTime::default(), 0).unwrap();
         for line in [
             "flannel_ready 0",
             "flannel_peers_accepted 3",

@@ -4,21 +4,23 @@ use std::time::Duration;
 
 use flannel_core::overlay::{Handle, Phase};
 use sd_notify::NotifyState;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::firewall::Rulebook;
 use crate::status::{is_ready, summary};
 
 /// The status line changes at most so often.
 const SPACING: Duration = Duration::from_secs(1);
 
 /// Tells `READY=1` once, and the status line, until the agent ends.
-pub(crate) async fn follow(handle: Handle) {
+pub(crate) async fn follow(handle: Handle, mut rules: watch::Receiver<Rulebook>) {
     let mut status = handle.status();
     let (mut ready, mut told) = (false, String::new());
     loop {
         let (line, now_ready, ended) = {
-            let status = status.borrow_and_update();
-            (summary(&status), is_ready(&status), status.phase == Phase::Stopped)
+            let (status, rules) = (status.borrow_and_update(), rules.borrow_and_update());
+            (summary(&status, &rules), is_ready(&status, &rules), status.phase == Phase::Stopped)
         };
         if now_ready && !ready {
             ready = true;
@@ -33,8 +35,13 @@ pub(crate) async fn follow(handle: Handle) {
             return;
         }
         let next = Instant::now() + SPACING;
-        if status.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = status.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            Ok(()) = rules.changed() => {}
         }
         // Not ready yet: every change may be the one that is waited for.
         if ready {

@@ -4,13 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flannel_core::firewall::{Forward, Masquerade, SourcePorts};
 use flannel_core::kernel::OverlayName;
 use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::LossPolicy;
 use flannel_core::state::LinkName;
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::uplink::{Pattern, Select};
+use flannel_subnet_etcd::{ClearText, ClientCertificate, Credentials, KeyPrefix, Password, Secret, Tls};
 
+use crate::blackhole::Routes;
 use crate::flags::{UsageError, Values, near};
 
 /// Everything that flags can say.
@@ -34,19 +37,54 @@ pub(crate) struct Options {
 /// Where leases are.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreOptions {
-    /// The embedded store; else etcd.
-    pub(crate) dir: Option<PathBuf>,
+    pub(crate) place: Place,
     /// How long a lease of ours lasts.
     pub(crate) ttl: Duration,
-    /// This node's name in the embedded store.
-    pub(crate) node: NodeIdentity,
+}
+
+/// The lease store.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// The embedded one.
+    Dir {
+        dir: PathBuf,
+        /// This node's name there.
+        node: NodeIdentity,
+    },
+    /// etcd, but for the time a lease lasts.
+    Etcd(Box<flannel_subnet_etcd::Config>),
 }
 
 /// What the firewall has to do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FirewallOptions {
-    pub(crate) masquerade: bool,
-    pub(crate) blackhole: bool,
+    pub(crate) masquerade: Option<Masquerade>,
+    pub(crate) forward: Forward,
+    pub(crate) guard: Guard,
+    /// How often the rules are looked at.
+    pub(crate) resync: Duration,
+    pub(crate) blackhole: Routes,
+}
+
+/// Whether the VXLAN port answers known peers only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guard {
+    Peers,
+    None,
+}
+
+impl FirewallOptions {
+    fn read(values: &Values) -> Result<Self, UsageError> {
+        let ports =
+            if values.bool("ip-masq-fully-random-disable") { SourcePorts::Kernel } else { SourcePorts::FullyRandom };
+        Ok(Self {
+            masquerade: values.bool("ip-masq").then_some(Masquerade { ports }),
+            forward: if values.bool("iptables-forward-rules") { Forward::Accept } else { Forward::Untouched },
+            guard: if values.bool("vxlan-guard") { Guard::Peers } else { Guard::None },
+            resync: Duration::from_secs(values.number("iptables-resync", 1, 86_400)?.into()),
+            blackhole: if values.bool("ip-blackhole-route") { Routes::Blackhole } else { Routes::None },
+        })
+    }
 }
 
 /// Where `/metrics` and `/status` are.
@@ -84,7 +122,6 @@ impl Options {
             return Err(UsageError::value("kube-subnet-mgr", "true", problem));
         }
         values.number("subnet-lease-renew-margin", 1, 1439)?;
-        values.number("iptables-resync", 1, 86_400)?;
         let public = Dual { v4: public(values, Family::V4)?, v6: public(values, Family::V6)? };
         Ok(Self {
             store: StoreOptions::read(values, node_name, hostname)?,
@@ -95,10 +132,7 @@ impl Options {
             subnet_file: path(values, "subnet-file")?,
             on_loss: on_loss(values)?,
             audit_every: Duration::from_secs(values.number("audit-interval", 1, 600)?.into()),
-            firewall: FirewallOptions {
-                masquerade: values.bool("ip-masq"),
-                blackhole: values.bool("ip-blackhole-route"),
-            },
+            firewall: FirewallOptions::read(values)?,
             healthz: socket(values, "healthz-ip", "healthz-port")?,
             metrics: socket(values, "metrics-ip", "metrics-port")?
                 .map(|addr| Metrics { addr, asked_for: values.is_given("metrics-port") }),
@@ -118,12 +152,50 @@ impl StoreOptions {
             Some(name) if !name.is_empty() => name,
             _ => hostname,
         };
-        Ok(Self {
-            dir: values.is_given("subnet-dir").then(|| path(values, "subnet-dir")).transpose()?,
-            ttl: Duration::from_secs(u64::from(minutes) * 60),
-            node: NodeIdentity::new(&node).map_err(|error| UsageError::value("node-name", &node, error))?,
-        })
+        let place = if values.is_given("subnet-dir") {
+            let node = NodeIdentity::new(&node).map_err(|error| UsageError::value("node-name", &node, error))?;
+            Place::Dir { dir: path(values, "subnet-dir")?, node }
+        } else {
+            Place::Etcd(Box::new(etcd(values)?))
+        };
+        Ok(Self { place, ttl: Duration::from_secs(u64::from(minutes) * 60) })
     }
+}
+
+fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
+    let mut config = flannel_subnet_etcd::Config::new(values.text("etcd-endpoints").split(',').map(str::trim));
+    config.prefix = KeyPrefix::new(values.text("etcd-prefix"))
+        .map_err(|error| UsageError::value("etcd-prefix", values.text("etcd-prefix"), error))?;
+    let file = |name| Some(values.text(name)).filter(|text| !text.is_empty()).map(PathBuf::from);
+    let client = match (file("etcd-certfile"), file("etcd-keyfile")) {
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+        (None, None) => None,
+        (Some(_), None) => return Err(UsageError::value("etcd-keyfile", "", "give it too, with -etcd-certfile")),
+        (None, Some(_)) => return Err(UsageError::value("etcd-certfile", "", "give it too, with -etcd-keyfile")),
+    };
+    let ca = file("etcd-cafile");
+    if ca.is_some() || client.is_some() {
+        config.tls = Some(Tls { ca, client, server_name: None });
+    }
+    let password = match (file("etcd-password-file"), values.text("etcd-password")) {
+        (Some(_), text) if !text.is_empty() => {
+            return Err(UsageError::value("etcd-password-file", "", "give it or -etcd-password, not both"));
+        }
+        (Some(file), _) => Some(Password::File(file)),
+        (None, "") => None,
+        (None, text) => Some(Password::Text(Secret::new(text))),
+    };
+    let user = values.text("etcd-username");
+    config.credentials = match (user, password) {
+        ("", None) => None,
+        ("", Some(_)) => return Err(UsageError::value("etcd-username", "", "give it too, with the password")),
+        (user, Some(password)) => Some(Credentials { user: user.to_owned(), password }),
+        (_, None) => return Err(UsageError::value("etcd-password", "", "give it too, with -etcd-username")),
+    };
+    if values.bool("etcd-allow-clear-text-credentials") {
+        config.clear_text = ClearText::AllowCredentials;
+    }
+    Ok(config)
 }
 
 /// In Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first that does counts. Without any, what
@@ -241,13 +313,23 @@ mod tests {
     fn the_defaults_are_flannels_but_for_the_loopback() {
         let options = read("").unwrap();
         assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
-        assert!(options.healthz.is_none() && !options.firewall.masquerade && options.store.dir.is_none());
-        assert_eq!(options.store.ttl, Duration::from_secs(86_400));
-        assert_eq!(options.store.node.as_str(), "host-1");
+        assert!(options.healthz.is_none() && options.firewall.masquerade.is_none());
+        assert_eq!(options.firewall.forward, Forward::Accept);
+        let Place::Etcd(etcd) = &options.store.place else { panic!("{:?}", options.store) };
+        assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+        assert_eq!((etcd.prefix.as_str(), options.store.ttl), ("/coreos.com/network", Duration::from_secs(86_400)));
+        let Place::Dir { node, .. } = read("-subnet-dir /d").unwrap().store.place else { panic!("not a directory") };
+        assert_eq!(node.as_str(), "host-1");
         let health = read("-healthz-port=8081").unwrap().healthz.unwrap();
         assert_eq!(health, "127.0.0.1:8081".parse().unwrap());
         assert!(!options.metrics.unwrap().asked_for);
         assert!(read("-metrics-port=0").unwrap().metrics.is_none());
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let options = read("-etcd-username u -etcd-password hunter2").unwrap();
+        assert!(!format!("{options:?}").contains("hunter2"));
     }
 
     #[test]
@@ -268,7 +350,11 @@ mod tests {
             ("-on-lease-loss stopp", ["-on-lease-loss", "did you mean stop?"]),
             ("-log-format jsn", ["-log-format", "did you mean json?"]),
             ("-overlay-name Blue", ["-overlay-name", "1 to 32 characters"]),
-            ("-node-name a/b", ["-node-name", "1 to 253 characters"]),
+            ("-etcd-certfile c", ["-etcd-keyfile", "give it too"]),
+            ("-etcd-keyfile k", ["-etcd-certfile", "give it too"]),
+            ("-etcd-username u", ["-etcd-password", "give it too"]),
+            ("-etcd-password p", ["-etcd-username", "give it too"]),
+            ("-subnet-dir d -node-name a/b", ["-node-name", "1 to 253 characters"]),
             ("-subnet-file=", ["-subnet-file", "give a path"]),
             ("-subnet-dir=", ["-subnet-dir", "give a path"]),
             ("-kube-subnet-mgr", ["-kube-subnet-mgr", "no Kubernetes store"]),

@@ -9,7 +9,7 @@ use flannel_core::kernel::{Kernel, KernelError};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{BuildError, Masquerade, MissingUplink, Overlay, SubnetEnvFile};
 
-use crate::blackhole::{Blackhole, Routes};
+use crate::blackhole::Blackhole;
 use crate::options::Options;
 use crate::stores::{self, StoreError};
 
@@ -34,8 +34,11 @@ pub(crate) enum PartsError {
 pub(crate) fn assemble(options: &Options, missing_uplink: MissingUplink) -> Result<Parts, PartsError> {
     let store = stores::open(&options.store)?;
     let kernel: Arc<dyn Kernel> = Arc::new(NetlinkKernel::new()?);
-    let masquerade = if options.firewall.masquerade { Masquerade::Agent } else { Masquerade::Plugin };
-    let routes = if options.firewall.blackhole { Routes::Blackhole } else { Routes::None };
+    let masquerade = match options.firewall.masquerade {
+        Some(_) => Masquerade::Agent,
+        None => Masquerade::Plugin,
+    };
+    let routes = options.firewall.blackhole;
     let overlay = Overlay::builder(store.identity.clone())
         .name(options.overlay.clone())
         .backend(Vxlan::TYPE, move |config| Ok(Blackhole::around(Vxlan::new(config)?, routes)))

@@ -1,6 +1,8 @@
 //! Least privilege: what is needed is kept, and nothing can be gained again. Has to happen before any thread is
 //! started: capabilities belong to threads.
 
+use std::env;
+
 use caps::{CapSet, Capability, CapsHashSet};
 
 /// Why privileges are not as they have to be.
@@ -20,9 +22,9 @@ pub(crate) fn check() -> Result<(), PrivilegeError> {
     if may { Ok(()) } else { Err(PrivilegeError::Missing) }
 }
 
-/// Keeps `needed` of what this process has, and drops all else, for its children too.
-pub(crate) fn reduce(needed: &[Capability]) -> Result<(), PrivilegeError> {
-    let needed: CapsHashSet = needed.iter().copied().collect();
+/// Keeps what is needed of what this process has, and drops all else, for its children too.
+pub(crate) fn reduce() -> Result<(), PrivilegeError> {
+    let needed = needed();
     // The bounding set first: changing it takes a capability that goes next.
     let may_bound = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(PrivilegeError::Caps)?;
     if may_bound {
@@ -38,5 +40,16 @@ pub(crate) fn reduce(needed: &[Capability]) -> Result<(), PrivilegeError> {
     caps::set(None, CapSet::Effective, &kept).map_err(PrivilegeError::Caps)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(PrivilegeError::Caps)?;
     caps::set(None, CapSet::Inheritable, &kept).map_err(PrivilegeError::Caps)?;
+    // So that nft and iptables have it too where we are not root.
+    caps::set(None, CapSet::Ambient, &kept).map_err(PrivilegeError::Caps)?;
     nix::sys::prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivs)
+}
+
+/// CAP_NET_ADMIN; where `iptables` is the legacy variant CAP_NET_RAW too: it speaks to the kernel over a raw socket.
+fn needed() -> CapsHashSet {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let iptables = env::split_paths(&path).find_map(|dir| dir.join("iptables").canonicalize().ok());
+    let legacy = iptables.is_some_and(|program| program.to_string_lossy().contains("legacy"));
+    let raw = legacy.then_some(Capability::CAP_NET_RAW);
+    [Capability::CAP_NET_ADMIN].into_iter().chain(raw).collect()
 }

@@ -12,8 +12,10 @@ use axum::routing::get;
 use flannel_core::clock::{Clock, SystemClock};
 use flannel_core::overlay::Handle;
 use serde::Deserialize;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::firewall::Rulebook;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::status::{Document, Surroundings, is_ready};
@@ -31,6 +33,7 @@ pub(crate) struct ListenError {
 /// What the pages show.
 pub(crate) struct Shown {
     pub(crate) handle: Handle,
+    pub(crate) rules: watch::Receiver<Rulebook>,
     pub(crate) around: Surroundings,
     pub(crate) metrics: Metrics,
     pub(crate) log: Log,
@@ -39,7 +42,7 @@ pub(crate) struct Shown {
 impl Shown {
     fn document(&self) -> Document {
         let now = SystemClock::default().now();
-        Document::new(&self.handle.status().borrow(), &self.around, now, self.log.dropped())
+        Document::new(&self.handle.status().borrow(), &self.rules.borrow(), &self.around, now, self.log.dropped())
     }
 }
 
@@ -78,7 +81,7 @@ async fn healthz() -> &'static str {
 }
 
 async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
-    if is_ready(&shown.handle.status().borrow()) {
+    if is_ready(&shown.handle.status().borrow(), &shown.rules.borrow()) {
         (StatusCode::OK, "flanneld is ready")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet")
@@ -87,7 +90,7 @@ async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
     let now = SystemClock::default().now();
-    let text = shown.metrics.encode(&shown.handle.status().borrow(), now, shown.log.dropped());
+    let text = shown.metrics.encode(&shown.handle.status().borrow(), &shown.rules.borrow(), now, shown.log.dropped());
     match text {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -69,6 +69,14 @@ pub(crate) const FLAGS: &[Spec] = &[
     flag("v", Kind::Int, "0", "how much to log: 0 and 1 info, 2 to 4 debug, from 5 on trace"),
     flag("vmodule", Kind::Text, "", "accepted for Go flannel's sake, and ignored"),
     flag("log_backtrace_at", Kind::Text, "", "accepted for Go flannel's sake, and ignored"),
+    flag("etcd-password-file", Kind::Text, "", "file with the etcd password, read again for every connection"),
+    flag(
+        "etcd-allow-clear-text-credentials",
+        Kind::Bool,
+        "false",
+        "send user and password over http too, where anybody on the way can read them",
+    ),
+    flag("vxlan-guard", Kind::Bool, "false", "let the VXLAN port answer known peers only"),
     flag("subnet-dir", Kind::Text, "", "directory of the embedded lease store, used instead of etcd"),
     flag("subnet-lease-ttl", Kind::Int, "1440", "minutes that a lease of ours lasts unless renewed, 2 to 43200"),
     flag(

@@ -7,6 +7,8 @@ use flannel_core::overlay::{Contact, EnvFile, Phase, Status, WithheldBecause};
 use flannel_core::plan::Object;
 use serde::{Deserialize, Serialize};
 
+use crate::firewall::Rulebook;
+
 /// Entries of each list that are shown; the counts are whole.
 const LISTED: usize = 1000;
 
@@ -91,13 +93,20 @@ pub(crate) struct Surroundings {
     pub(crate) subnet_file: String,
 }
 
-/// Ready: lease held, everything programmed, `subnet.env` written.
-pub(crate) fn is_ready(status: &Status) -> bool {
-    status.phase == Phase::Ready && status.lease.is_some() && status.subnet_env == EnvFile::Settled
+/// Ready: lease held, everything programmed, the firewall's rules in place, `subnet.env` written.
+pub(crate) fn is_ready(status: &Status, rules: &Rulebook) -> bool {
+    let agent = status.phase == Phase::Ready && status.lease.is_some() && status.subnet_env == EnvFile::Settled;
+    agent && *rules == Rulebook::InPlace
 }
 
 impl Document {
-    pub(crate) fn new(status: &Status, around: &Surroundings, now: BootTime, log_lines_dropped: u64) -> Self {
+    pub(crate) fn new(
+        status: &Status,
+        rules: &Rulebook,
+        around: &Surroundings,
+        now: BootTime,
+        log_lines_dropped: u64,
+    ) -> Self {
         let lease = status.lease.as_ref().map(|lease| Lease {
             key: lease.key.to_string(),
             subnets: lease.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect(),
@@ -116,8 +125,8 @@ impl Document {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             overlay: around.overlay.clone(),
             phase: phase(status.phase).to_owned(),
-            ready: is_ready(status),
-            waits_for: waits_for(status),
+            ready: is_ready(status, rules),
+            waits_for: waits_for(status, rules),
             store: store(status, around, now),
             lease,
             uplink,
@@ -164,14 +173,14 @@ impl Document {
 }
 
 /// One line, as systemd shows it.
-pub(crate) fn summary(status: &Status) -> String {
+pub(crate) fn summary(status: &Status, rules: &Rulebook) -> String {
     let peers = status.peers;
     let store = match &status.store {
         Contact::Lost { .. } => ", lease store away",
         _ => "",
     };
     let bad = if peers.quarantined > 0 { format!(", {} quarantined", peers.quarantined) } else { String::new() };
-    match waits_for(status).first() {
+    match waits_for(status, rules).first() {
         None => format!("ready: {} peers{bad}{store}", peers.accepted),
         Some(reason) => format!("{}: waiting for {reason}{store}", phase(status.phase)),
     }
@@ -188,7 +197,7 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-fn waits_for(status: &Status) -> Vec<String> {
+fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
     let mut reasons = Vec::new();
     let because = |what: &str| match &status.last_error {
         Some(error) => format!("{what} ({error})"),
@@ -206,6 +215,12 @@ fn waits_for(status: &Status) -> Vec<String> {
     }
     if status.phase > Phase::LeaseHeld && status.subnet_env != EnvFile::Settled {
         reasons.push(because("subnet.env to be written"));
+    }
+    match rules {
+        Rulebook::InPlace => {}
+        Rulebook::Pending if status.phase < Phase::Ready => {}
+        Rulebook::Pending => reasons.push("the firewall's rules".to_owned()),
+        Rulebook::Failed(error) => reasons.push(format!("the firewall's rules ({error})")),
     }
     reasons
 }
@@ -302,7 +317,7 @@ mod tests {
     fn a_document_survives_json_and_says_what_it_waits_for() {
         let mut status = Status::default();
         status.last_error = Some("no route".to_owned());
-        let document = Document::new(&status, &around(), BootTime::default(), 0);
+        let document = Document::new(&status, &Rulebook::Pending, &around(), BootTime::default(), 0);
         let json = serde_json::to_string(&document).unwrap();
         assert_eq!(serde_json::from_str::<Document>(&json).unwrap(), document);
         assert_eq!((document.ready, document.waits_for.as_slice()), (false, &["a lease (no route)".to_owned()][..]));
@@ -315,7 +330,8 @@ mod tests {
         let mut status = Status::default();
         status.phase = Phase::Ready;
         status.subnet_env = EnvFile::Pending;
-        assert!(!is_ready(&status));
-        assert_eq!(waits_for(&status).len(), 2);
+        assert!(!is_ready(&status, &Rulebook::InPlace));
+        assert_eq!(waits_for(&status, &Rulebook::InPlace).len(), 2);
+        assert_eq!(waits_for(&status, &Rulebook::Failed("no nft".to_owned())).len(), 3);
     }
 }

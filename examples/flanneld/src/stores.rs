@@ -1,13 +1,14 @@
 //! The choice of the lease store.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use flannel_core::overlay::Identity;
 use flannel_core::subnet::{SubnetError, SubnetManager};
+use flannel_subnet_etcd::EtcdSubnets;
 use flannel_subnet_file::{FileSubnets, LeaseTime, LeaseTimeError, Options as FileOptions, Ttl};
 
-use crate::options::StoreOptions;
+use crate::options::{Place, StoreOptions};
 
 /// A store, ready to be asked.
 pub(crate) struct Opened {
@@ -31,20 +32,63 @@ pub(crate) enum StoreError {
     },
     #[error("-subnet-lease-ttl")]
     Ttl(#[from] LeaseTimeError),
-    #[error("this build has no etcd store: give -subnet-dir")]
-    NoEtcd,
+    #[error("etcd")]
+    Etcd(#[from] flannel_subnet_etcd::ConfigError),
 }
 
-/// Opens the store that the options name.
+/// Opens the store that the options name. etcd is not asked anything yet: it may be away.
 pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
-    let Some(dir) = &options.dir else { return Err(StoreError::NoEtcd) };
-    let ttl = Ttl::After(LeaseTime::new(options.ttl)?);
-    let subnets = FileSubnets::open(dir, FileOptions { ttl, ..FileOptions::default() })
-        .map_err(|source| StoreError::Dir { dir: dir.display().to_string(), source })?;
-    Ok(Opened {
-        subnets: Arc::new(subnets),
-        identity: Identity::Named(options.node.clone()),
-        addresses: Vec::new(),
-        name: format!("directory {}", dir.display()),
-    })
+    match &options.place {
+        Place::Dir { dir, node } => {
+            let ttl = Ttl::After(LeaseTime::new(options.ttl)?);
+            let subnets = FileSubnets::open(dir, FileOptions { ttl, ..FileOptions::default() })
+                .map_err(|source| StoreError::Dir { dir: dir.display().to_string(), source })?;
+            Ok(Opened {
+                subnets: Arc::new(subnets),
+                identity: Identity::Named(node.clone()),
+                addresses: Vec::new(),
+                name: format!("directory {}", dir.display()),
+            })
+        }
+        Place::Etcd(config) => {
+            let ttl = flannel_subnet_etcd::Ttl::new(options.ttl)?;
+            let subnets = EtcdSubnets::new(flannel_subnet_etcd::Config { ttl, ..(**config).clone() })?;
+            Ok(Opened {
+                subnets: Arc::new(subnets),
+                identity: Identity::PublicIp,
+                addresses: config.endpoints.iter().filter_map(|endpoint| address(endpoint)).collect(),
+                name: format!("etcd {} under {}", config.endpoints.join(","), config.prefix),
+            })
+        }
+    }
+}
+
+/// The address that an endpoint names, if it is no host name.
+fn address(endpoint: &str) -> Option<IpAddr> {
+    let host = endpoint.rsplit("://").next()?.trim_end_matches('/');
+    let socket: Result<SocketAddr, _> = host.parse();
+    socket
+        .map(|socket| socket.ip())
+        .or_else(|_| host.trim_matches(['[', ']']).parse())
+        .ok()
+        .filter(|ip| !ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_with_an_address_name_it() {
+        for (endpoint, wanted) in [
+            ("http://10.0.0.1:2379", Some("10.0.0.1")),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("https://[fd00::1]:2379/", Some("fd00::1")),
+            ("https://[fd00::1]", Some("fd00::1")),
+            ("https://etcd.example:2379", None),
+            ("http://127.0.0.1:2379", None),
+        ] {
+            assert_eq!(address(endpoint).map(|ip| ip.to_string()).as_deref(), wanted, "{endpoint}");
+        }
+    }
 }

@@ -59,6 +59,17 @@ impl Site {
         Agent::start(self.ns(nth), &[self.args(nth), owned(more)].concat(), self.path(&format!("log{nth}")))
     }
 
+    /// Starts an agent that finds programs in `path` only.
+    pub(crate) fn start_with_path(&self, nth: usize, more: &[&str], path: &str) -> Agent {
+        let args = [self.args(nth), owned(more)].concat();
+        Agent::start_in(self.ns(nth), command(&args).env("PATH", path), self.path(&format!("log{nth}")))
+    }
+
+    /// Runs another program in a node's namespace.
+    pub(crate) fn tool(&self, nth: usize, words: &[&str]) -> Told {
+        self.ns(nth).run(|| Command::new(words[0]).args(&words[1..]).output().unwrap()).unwrap().into()
+    }
+
     /// Runs a command of the binary in a node's namespace.
     pub(crate) fn run(&self, nth: usize, more: &[&str]) -> Told {
         run(self.ns(nth), &[self.args(nth), owned(more)].concat())
@@ -94,7 +105,7 @@ pub(crate) fn run(ns: &Namespace, args: &[String]) -> Told {
 /// The binary with a clean environment.
 pub(crate) fn command(args: &[String]) -> Command {
     let mut command = Command::new(BINARY);
-    command.args(args).env_clear().stdin(Stdio::null());
+    command.args(args).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
     command
 }
 
@@ -109,12 +120,16 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start(ns: &Namespace, args: &[String], log: PathBuf) -> Self {
+        Self::start_in(ns, &mut command(args), log)
+    }
+
+    pub(crate) fn start_in(ns: &Namespace, command: &mut Command, log: PathBuf) -> Self {
         let socket = log.with_extension("notify");
         let _ = fs::remove_file(&socket);
         let notified = UnixDatagram::bind(&socket).unwrap();
         notified.set_nonblocking(true).unwrap();
         let stderr = fs::File::create(&log).unwrap();
-        let spawn = || command(args).env("NOTIFY_SOCKET", &socket).stderr(stderr).spawn().unwrap();
+        let spawn = || command.env("NOTIFY_SOCKET", &socket).stderr(stderr).spawn().unwrap();
         Self { child: ns.run(spawn).unwrap(), ns: ns.clone(), log, notified, messages: String::new() }
     }
 

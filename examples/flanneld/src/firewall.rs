@@ -1,0 +1,189 @@
+//! The firewall's rules: applied once the lease is known, looked at every few seconds, changed with lease and peers.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::config::NetworkConfig;
+use flannel_core::firewall::{Firewall, FirewallError, Rules, VxlanGuard};
+use flannel_core::kernel::OverlayName;
+use flannel_core::lease::Lease;
+use flannel_core::overlay::Handle;
+use flannel_core::subnet::SubnetManager;
+use flannel_firewall_iptables::Iptables;
+use flannel_firewall_nft::Nft;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::chain;
+use crate::options::{FirewallOptions, Guard};
+
+/// The kernel's VXLAN port where none is configured.
+const VXLAN_PORT: u16 = 8472;
+/// Peers that come within this time make one change of the guard.
+const GATHER: Duration = Duration::from_millis(100);
+/// The longest wait between two tries.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whether the rules are as wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Rulebook {
+    /// Not yet.
+    Pending,
+    /// They are, or none are wanted.
+    InPlace,
+    /// They could not be written, and masquerading or the guard needs them.
+    Failed(String),
+}
+
+/// What the rules are made from.
+pub(crate) struct Keeper {
+    pub(crate) overlay: OverlayName,
+    pub(crate) options: FirewallOptions,
+    pub(crate) handle: Handle,
+    pub(crate) subnets: Arc<dyn SubnetManager>,
+    pub(crate) state: watch::Sender<Rulebook>,
+}
+
+impl Keeper {
+    /// Keeps the rules as wanted until the agent ends.
+    ///
+    /// Returns an error only for what cannot pass: no tool or no privilege, where pods would be without masquerade or
+    /// guard.
+    pub(crate) async fn keep(self) -> Result<(), FirewallError> {
+        let mut status = self.handle.status();
+        // Nothing is known of the network before there is a lease; afterwards the store has it for sure.
+        if status.wait_for(|status| status.lease.is_some()).await.is_err() {
+            return Ok(());
+        }
+        let config = self.config().await;
+        let [nft, iptables] = all()?;
+        let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
+        let mut applied: Option<Rules> = None;
+        let mut told = None;
+        loop {
+            // Lost: what is there stays until there is another lease.
+            let lease = status.borrow_and_update().lease.clone();
+            let wanted = match lease {
+                Some(lease) => Some(self.rules(&config, &lease).await),
+                None => applied.clone(),
+            };
+            let first = applied.is_none();
+            let outcome = match wanted {
+                Some(rules) => assure(&*tool, rules, &mut applied).await,
+                None => Ok(()),
+            };
+            let wait = match outcome {
+                Ok(()) => {
+                    if first && applied.is_some() {
+                        clear_the_way(&*other, &self.overlay).await;
+                    }
+                    told = None;
+                    self.state.send_replace(Rulebook::InPlace);
+                    self.options.resync
+                }
+                Err(error) => {
+                    let text = chain(&error);
+                    if told.as_ref() != Some(&text) {
+                        tracing::warn!(error = text, "the firewall's rules are not as wanted");
+                        told = Some(text.clone());
+                    }
+                    let needed = self.options.masquerade.is_some() || self.options.guard == Guard::Peers;
+                    if needed && first && is_final(&error) {
+                        return Err(error);
+                    }
+                    self.state.send_replace(if needed { Rulebook::Failed(text) } else { Rulebook::InPlace });
+                    self.options.resync.min(PATIENCE)
+                }
+            };
+            let resync = Instant::now() + wait;
+            // The status changes with every round, so with every change of lease or peers.
+            while let Ok(changed) = timeout_at(resync, status.changed()).await {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                sleep(GATHER).await;
+                let lease = status.borrow_and_update().lease.clone();
+                let Some(lease) = lease else { continue };
+                if applied.as_ref() != Some(&self.rules(&config, &lease).await) {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn config(&self) -> NetworkConfig {
+        loop {
+            match self.subnets.network_config().await {
+                Ok(config) => return config,
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "the firewall waits for the network's configuration");
+                    sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn rules(&self, config: &NetworkConfig, lease: &Lease) -> Rules {
+        let networks = config.networks.map(|_, network| network.prefix);
+        let mut rules = Rules::new(self.overlay.clone(), &networks, &lease.subnets);
+        rules.masquerade = self.options.masquerade;
+        rules.forward = self.options.forward;
+        rules.guard = match (self.options.guard, Vxlan::new(config)) {
+            (Guard::Peers, Ok(vxlan)) if config.backend.kind == Vxlan::TYPE => {
+                let peers = self.handle.peers().await.unwrap_or_default();
+                let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr));
+                let peers: BTreeSet<IpAddr> = peers.collect();
+                Some(VxlanGuard { port: vxlan.config().port.unwrap_or(VXLAN_PORT), peers })
+            }
+            _ => None,
+        };
+        rules
+    }
+}
+
+/// Removes the rules of both tools; a tool that is not there has none.
+pub(crate) async fn remove(overlay: &OverlayName) -> Result<(), FirewallError> {
+    let mut outcome = Ok(());
+    for tool in all()? {
+        match tool.remove(overlay).await {
+            Ok(()) | Err(FirewallError::Unsupported { .. }) => {}
+            Err(error) => outcome = Err(error),
+        }
+    }
+    outcome
+}
+
+/// Writes the rules if they differ from those written before, or from what the kernel has.
+async fn assure(tool: &dyn Firewall, rules: Rules, applied: &mut Option<Rules>) -> Result<(), FirewallError> {
+    if applied.as_ref() == Some(&rules) {
+        let drift = tool.check(&rules).await?;
+        if drift.is_empty() {
+            return Ok(());
+        }
+        let drift: Vec<_> = drift.iter().map(ToString::to_string).collect();
+        tracing::info!(drift = drift.join(", "), "writing the firewall's rules again");
+    }
+    tool.apply(&rules).await?;
+    *applied = Some(rules);
+    Ok(())
+}
+
+/// nftables and iptables of this network namespace.
+fn all() -> Result<[Box<dyn Firewall>; 2], FirewallError> {
+    Ok([Box::new(Nft::new()?), Box::new(Iptables::new()?)])
+}
+
+/// Removes what the other tool left of a former run, now that ours is in place.
+async fn clear_the_way(other: &dyn Firewall, overlay: &OverlayName) {
+    match other.remove(overlay).await {
+        Ok(()) | Err(FirewallError::Unsupported { .. }) => {}
+        Err(error) => tracing::warn!(error = chain(&error), "rules of the other packet filter were not removed"),
+    }
+}
+
+fn is_final(error: &FirewallError) -> bool {
+    matches!(error, FirewallError::Unsupported { .. } | FirewallError::Denied { .. } | FirewallError::Stopped)
+}
