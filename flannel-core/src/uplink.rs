@@ -126,7 +126,7 @@ impl fmt::Display for Explanation {
 #[non_exhaustive]
 pub struct UplinkError {
     /// What was looked for.
-    pub wanted: Select,
+    pub wanted: Box<Select>,
     /// What is wrong, and what to do.
     pub problem: Problem,
     /// What there is.
@@ -224,13 +224,13 @@ pub fn select(
                 return Ok(found);
             }
             Err(error) => {
-                passed_over.push(PassedOver { wanted: error.wanted.clone(), problem: error.problem.clone() });
+                passed_over.push(PassedOver { wanted: (*error.wanted).clone(), problem: error.problem.clone() });
                 last = Some(error);
             }
         }
     }
     let error = last.unwrap_or(UplinkError {
-        wanted: wanted.clone(),
+        wanted: Box::new(wanted.clone()),
         problem: Problem::NothingAsked,
         explanation: Box::default(),
     });
@@ -251,7 +251,9 @@ fn select_one(
     let explanation = search.explain(found.ok().map(|found| found.index), choice.as_ref().err());
     match choice {
         Ok((uplink, public)) => Ok(Choice { uplink, public, explanation }),
-        Err(problem) => Err(UplinkError { wanted: wanted.clone(), problem, explanation: Box::new(explanation) }),
+        Err(problem) => {
+            Err(UplinkError { wanted: Box::new(wanted.clone()), problem, explanation: Box::new(explanation) })
+        }
     }
 }
 
