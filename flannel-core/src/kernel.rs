@@ -195,7 +195,16 @@ pub struct HostFacts {
     /// The main table's other routes with a gateway. Ours and other overlays' are left out.
     pub far: Vec<HostRoute>,
     /// Next hops in use by routes that are not ours.
-    pub next_hops: BTreeSet<IpAddr>,
+    pub next_hops: BTreeSet<NextHop>,
+}
+
+/// A gateway in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NextHop {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Through which interface, where the route says.
+    pub link: Option<u32>,
 }
 
 /// A link of the host.
@@ -268,11 +277,11 @@ impl HostFacts {
         fits.min_by_key(|route| (std::cmp::Reverse(route.prefix.len()), route.metric))
     }
 
-    /// The prefixes the host is connected to: those of its addresses and its on-link routes.
+    /// The prefixes the host is connected to: those of its addresses. A route without a gateway alone connects nobody;
+    /// anybody may have written it.
     pub fn connected(&self, family: Family) -> impl Iterator<Item = Prefix> + '_ {
-        let addresses = self.addresses.iter().filter_map(|address| Prefix::masked(address.addr, address.len).ok());
-        let routes = self.on_link.iter().filter(|route| route.gateway.is_none()).map(|route| route.prefix);
-        addresses.chain(routes).filter(move |prefix| prefix.family() == family)
+        let prefixes = self.addresses.iter().filter_map(|address| Prefix::masked(address.addr, address.len).ok());
+        prefixes.filter(move |prefix| prefix.family() == family)
     }
 }
 
@@ -357,6 +366,9 @@ fn detail(message: &str) -> String {
 
 /// `EEXIST` on every Linux architecture.
 pub const EEXIST: i32 = 17;
+
+/// `EINVAL` on every Linux architecture.
+pub const EINVAL: i32 = 22;
 
 /// What came of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

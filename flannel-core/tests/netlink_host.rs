@@ -55,7 +55,7 @@ fn facts_are_those_of_the_host_without_our_routes() {
         assert_eq!(facts.on_link("192.0.2.200".parse().unwrap()), None);
         assert_eq!(facts.on_link("198.51.100.1".parse().unwrap()), None);
         assert!(facts.connected(Family::V4).any(|prefix| prefix == "192.0.2.0/24".parse().unwrap()));
-        let hops: Vec<String> = facts.next_hops.iter().map(ToString::to_string).collect();
+        let hops: Vec<String> = facts.next_hops.iter().map(|hop| hop.addr.to_string()).collect();
         assert_eq!(hops, ["192.0.2.8", "192.0.2.9", "192.0.2.252", "192.0.2.253", "192.0.2.254", "2001:db8::fe"]);
     });
 }

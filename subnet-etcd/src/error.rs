@@ -110,14 +110,19 @@ fn judge(code: i32, message: &str) -> (Kind, &'static str) {
     }
 }
 
+const CA: &str = "give the authority that signed the member's certificate as CA file";
+
 fn tls_remedy(problem: &str) -> Option<&'static str> {
+    // As rustls words them; what it words anew falls back to the general remedy.
     let remedies = [
-        ("UnknownIssuer", "give the authority that signed the member's certificate as CA file"),
-        ("NotValidForName", "use a name that the member's certificate holds, or give it as server name"),
-        ("Expired", "renew the expired certificate"),
-        ("NotValidYet", "check the clocks of this machine and of the authority"),
+        ("UnknownIssuer", CA),
+        ("BadSignature", CA),
+        ("not valid for name", "use a name that the member's certificate holds, or give it as server name"),
+        ("certificate expired", "renew the member's expired certificate"),
+        ("certificate not valid yet", "check the clocks of this machine and of the authority"),
         ("CertificateRequired", "give a client certificate and its key"),
-        ("AlertReceived", "check that the member accepts our client certificate"),
+        ("connection closed", "check that this member runs and, over TLS, whether it asks for a client certificate"),
+        ("received fatal alert", "check that the member accepts our client certificate"),
     ];
     remedies.into_iter().find(|(sign, _)| problem.contains(sign)).map(|(_, remedy)| remedy)
 }

@@ -102,7 +102,8 @@ impl Store {
             let (config, config_revision) = self.config().await?;
             let mut seen = Seen::read(self, config, config_revision).await?;
             let mut own = seen.take_own(owner);
-            let fitting = own.iter().position(|lease| all_compatible(&seen.config, &lease.subnets));
+            let fitting =
+                own.iter().position(|lease| all_compatible(&seen.config, &lease.subnets) && !seen.beats(lease));
             let kept = fitting.map(|place| own.remove(place));
             for lease in own {
                 self.drop_own(&mut seen, lease).await?;
@@ -392,6 +393,18 @@ impl Seen {
         let (own, others) = std::mem::take(&mut self.leases).into_iter().partition(|lease| owner.holds(&lease.attrs));
         self.leases = others;
         own
+    }
+
+    /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. What
+    /// does not fit the network is no lease to them.
+    fn beats(&self, own: &Lease) -> bool {
+        let age = |lease: &Lease| (Version::from_fence(&lease.fence).map(|version| version.created), lease.key.clone());
+        let overlaps = |lease: &Lease| {
+            lease.subnets.iter().any(|(_, theirs)| own.subnets.iter().any(|(_, ours)| ours.overlaps(theirs)))
+        };
+        self.leases
+            .iter()
+            .any(|lease| overlaps(lease) && all_compatible(&self.config, &lease.subnets) && age(lease) < age(own))
     }
 
     /// In each family what is preferred if free, else any that is free.

@@ -118,7 +118,12 @@ impl fmt::Display for Version {
 
 /// The name of a record: its key after `<prefix>/subnets/`.
 pub(crate) fn lease_key(base: &str, key: &[u8]) -> LeaseKey {
-    LeaseKey::new(&String::from_utf8_lossy(key.get(base.len()..).unwrap_or_default()))
+    let name = key.get(base.len()..).unwrap_or_default();
+    match std::str::from_utf8(name) {
+        Ok(text) => LeaseKey::new(text),
+        // Still told apart: each record has a name of its own.
+        Err(_) => LeaseKey::new(&name.escape_ascii().to_string()),
+    }
 }
 
 /// A record of what etcd holds. When it ends is not asked: that would be a request a record.

@@ -299,11 +299,12 @@ fn length(family: Family) -> u8 {
     }
 }
 
-/// An address in the peer's own prefix: on any link it needs `onlink`, as an overlay's gateways do.
+/// An address in the peer's own prefix: on any link it needs `onlink`, as an overlay's gateways do. Not in IPv6: there
+/// the kernel refuses an `onlink` gateway that the table has behind another link.
 fn last_gateway(peer: &Prefix) -> IpAddr {
     match peer.last() {
         IpAddr::V4(last) => Ipv4Addr::from(u32::from(last).wrapping_sub(1)).into(),
-        IpAddr::V6(last) => Ipv6Addr::from(u128::from(last).wrapping_sub(1)).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xca).into(),
     }
 }
 

@@ -126,6 +126,14 @@ impl Etcd {
         format!("{scheme}://127.0.0.1:{}", self.members[n].ports[0])
     }
 
+    /// A member's counters, in Prometheus' text.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self, n: usize) -> Result<String, Error> {
+        ask(self.members[n].ports[2], "/metrics").context(|| format!("member {n} shows no metrics"))
+    }
+
     /// Kills a member at once. Its data stays.
     pub fn kill(&mut self, n: usize) {
         if let Some(mut child) = self.members[n].child.take() {
@@ -281,15 +289,16 @@ fn ports() -> Result<[u16; 3], Error> {
 }
 
 fn is_healthy(port: u16) -> bool {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.contains(" 200 ") && answer.contains("\"true\""))
+    ask(port, "/health").is_ok_and(|answer| answer.contains(" 200 ") && answer.contains("\"true\""))
+}
+
+fn ask(port: u16, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {

@@ -1,4 +1,5 @@
 //! The arrows between the crates of this workspace are those of ARCHITECTURE.md, and no others.
+#![expect(clippy::expect_used, reason = "helpers of tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

@@ -442,3 +442,33 @@ fn fact_31_a_route_key_is_not_unique() {
     let one = found(Family::V6, to);
     assert_eq!(one.iter().map(|it| it.via).collect::<Vec<_>>(), [Some(ip("fd00:89::1:3"))], "{one:?}");
 }
+
+#[test]
+fn fact_32_an_ipv6_onlink_gateway_behind_another_device_is_refused() {
+    let underlay = lab(Families::Dual);
+    let ns = &underlay.nodes()[0].ns;
+    ns.add_veth("other0", ns, "other1").unwrap();
+    ns.set_up("other0").unwrap();
+    ns.set_up("other1").unwrap();
+    for (to, wide, refused) in [("fd00:245:0:1::/64", "fd00:245::/48", true), ("10.245.1.0/24", "10.245.0.0/16", false)]
+    {
+        let (to, wide) = (prefix(to), prefix(wide));
+        let ours = Route::to(to).via(to.addr()).dev("other0").onlink().protocol(213);
+        for theirs in [Route::to(wide).dev("eth0").metric(7), Route::to(to).dev("eth0")] {
+            // What is there stays.
+            ns.add_route(&ours).unwrap();
+            if theirs.to == wide {
+                ns.add_route(&theirs).unwrap();
+                ns.delete_route(&ours).unwrap();
+            } else {
+                ns.replace_route(&theirs).unwrap();
+            }
+            let written = ns.replace_route(&ours);
+            assert_eq!(written.as_ref().is_err_and(|error| error.is(Errno::EINVAL)), refused, "{theirs}: {written:?}");
+            for route in [&ours, &theirs] {
+                // Whichever of the two is left.
+                let _ = ns.delete_route(route);
+            }
+        }
+    }
+}

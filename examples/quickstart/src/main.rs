@@ -1,3 +1,188 @@
 //! The main job: an overlay of several nodes that pings and heals.
+//!
+//! `cargo run --release -p quickstart` needs no arguments, no root, and no program but itself: nodes and pods are
+//! network namespaces of this process, and gone with it.
 
-fn main() {}
+mod args;
+mod cluster;
+mod heal;
+mod keep;
+mod report;
+mod screen;
+mod show;
+mod traffic;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use testkit::userns;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::TaskTracker;
+
+use crate::args::Args;
+use crate::cluster::Cluster;
+use crate::keep::Entry;
+use crate::report::Report;
+use crate::screen::{Screen, Style, duration};
+
+/// Whatever ended the run: shown with its sources.
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// How long an end waits for the agents' own.
+const GRACE: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut screen = if args.json { Screen::silent() } else { Screen::stdout() };
+    match run(&args, &mut screen) {
+        Ok(End::Good) => ExitCode::SUCCESS,
+        Ok(End::Bad) => ExitCode::FAILURE,
+        // What a shell says of a program that SIGINT ended.
+        Ok(End::Interrupted) => ExitCode::from(130),
+        Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
+        Err(error) => {
+            // Nobody may be there to read it.
+            let _ = screen.fail(&chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+const USER_NAMESPACE: &str = "/proc/self/ns/user";
+
+/// What a run has to work with.
+struct Stage<'a> {
+    args: &'a Args,
+    /// The lease store's directory.
+    store: &'a Path,
+    entry: Entry,
+    began: Instant,
+}
+
+/// How a run came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Good,
+    Bad,
+    Interrupted,
+}
+
+fn run(args: &Args, screen: &mut Screen) -> Result<End, Error> {
+    let began = Instant::now();
+    let outside = fs::read_link(USER_NAMESPACE)?;
+    // Before the first thread: the kernel gives no user namespace to a process that has more than one.
+    userns::enter()?;
+    let store = tempfile::Builder::new().prefix("flannelkit-quickstart-").tempdir()?;
+    let runtime = Runtime::new()?;
+    let entry = if fs::read_link(USER_NAMESPACE)? == outside { Entry::Net } else { Entry::UserAndNet };
+    let stage = Stage { args, store: store.path(), entry, began };
+    let end = runtime.block_on(until_signal(&stage, screen));
+    // A probe may still wait for its reply.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    store.close()?;
+    end
+}
+
+async fn until_signal(stage: &Stage<'_>, screen: &mut Screen) -> Result<End, Error> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut stop = async || {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
+    let agents = TaskTracker::new();
+    let mut kept = None;
+    let end = tokio::select! {
+        end = demonstrate(stage, screen, &agents, &mut kept) => Some(end),
+        () = stop() => None,
+    };
+    if let (Some(Ok(_)), Some(cluster)) = (&end, &kept) {
+        let mut aside = stage.args.json.then(Screen::stderr);
+        keep::invite(aside.as_mut().unwrap_or(screen), cluster, stage.entry)?;
+        stop().await;
+    }
+    // Dropped, it tells its agents to end.
+    drop(kept);
+    agents.close();
+    // An agent that takes longer is cut off: all it could leave behind is in namespaces that go with this process.
+    let _ = tokio::time::timeout(GRACE, agents.wait()).await;
+    match end {
+        Some(end) => end,
+        None => {
+            screen.interrupted()?;
+            Ok(End::Interrupted)
+        }
+    }
+}
+
+async fn demonstrate(
+    stage: &Stage<'_>,
+    screen: &mut Screen,
+    agents: &TaskTracker,
+    kept: &mut Option<Cluster>,
+) -> Result<End, Error> {
+    let args = stage.args;
+    screen.title("flannelkit quickstart", &args.summary())?;
+    screen.note("Nodes and pods are network namespaces of this process: the network of this")?;
+    screen.note("machine stays as it is, and nothing is left behind.")?;
+
+    screen.section("Start")?;
+    let cluster = Cluster::start(args, screen, stage.store, agents).await?;
+
+    show::leases(screen, &cluster)?;
+    show::nodes(screen, &cluster)?;
+
+    screen.section("Traffic, pod to pod")?;
+    let before = traffic::ping_all(&cluster).await?;
+    traffic::show(screen, &cluster, &before)?;
+    let throughput = traffic::throughput(screen, &cluster).await?;
+
+    let heals = heal::every_act(args, screen, &cluster).await?;
+    let after = traffic::ping_all(&cluster).await?;
+
+    let report = Report::new(args, &before, &after, throughput, heals);
+    report.show(screen)?;
+    if args.keep {
+        *kept = Some(cluster);
+    } else {
+        cluster.remove(screen).await?;
+    }
+    let took = stage.began.elapsed();
+    if args.json {
+        report.print_json(took)?;
+    }
+    screen.section("Result")?;
+    let verdict = if report.is_good() { Style::Good } else { Style::Bad };
+    screen.line(&[(report.verdict().as_str(), verdict), (&format!(" ({})", duration(took)), Style::Dim)])?;
+    Ok(if report.is_good() { End::Good } else { End::Bad })
+}
+
+/// An error and its sources, as one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// Whether the reader of our output has gone, as `head` does.
+fn is_broken_pipe(error: &Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        || error
+            .source()
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

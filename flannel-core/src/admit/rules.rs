@@ -104,9 +104,10 @@ fn judge_public(network: Prefix, family: Family, attrs: &LeaseAttrs) -> Result<(
 pub struct HostView {
     /// Its addresses, those on the overlay's own devices left out.
     pub addresses: BTreeSet<IpAddr>,
-    /// The gateways of its routes.
+    /// The gateways of its routes, those through the overlay's own devices left out.
     pub next_hops: BTreeSet<IpAddr>,
-    /// The prefixes it is connected to, those of the overlay's own devices left out.
+    /// The prefixes of its addresses, those on the overlay's own devices left out. A stranger's route to a peer's
+    /// prefix is a conflict of routes or none at all, but no reason to be without the peer.
     pub connected: BTreeSet<Prefix>,
     /// The lease store's addresses.
     pub store: BTreeSet<IpAddr>,
@@ -145,12 +146,10 @@ impl HostView {
         let ours =
             |index: u32| facts.links.get(&index).is_some_and(|link| overlay.owns(link.group, link.alias.as_deref()));
         let foreign = || facts.addresses.iter().filter(|address| !ours(address.link));
-        let on_link = facts.on_link.iter().filter(|route| route.gateway.is_none() && !route.link.is_some_and(ours));
-        let mut connected: BTreeSet<_> =
-            foreign().filter_map(|address| Prefix::masked(address.addr, address.len).ok()).collect();
-        connected.extend(on_link.map(|route| route.prefix));
+        let connected = foreign().filter_map(|address| Prefix::masked(address.addr, address.len).ok()).collect();
         let addresses = foreign().map(|address| address.addr).collect();
-        Self { addresses, next_hops: facts.next_hops.clone(), connected, store, own }
+        let next_hops = facts.next_hops.iter().filter(|hop| !hop.link.is_some_and(ours)).map(|hop| hop.addr).collect();
+        Self { addresses, next_hops, connected, store, own }
     }
 
     /// Why this node cannot have `lease` as a peer, though it may be one to others.

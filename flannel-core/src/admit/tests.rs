@@ -191,6 +191,25 @@ fn what_stands_on_our_own_devices_keeps_nobody_out() {
 }
 
 #[test]
+fn a_strangers_route_keeps_nobody_out() {
+    let mut facts: HostFacts = host();
+    let overlay = OverlayName::default();
+    let device = facts.links[&2].clone();
+    facts.links.insert(7, crate::kernel::HostLink { group: overlay.mark(), ..device });
+    let prefix = "10.42.9.0/24".parse().unwrap();
+    facts.on_link.push(crate::kernel::HostRoute { prefix, link: Some(2), gateway: None, metric: 50 });
+    let addr = "10.42.9.7".parse().unwrap();
+    facts.next_hops.insert(crate::kernel::NextHop { addr, link: Some(7) });
+    let view = HostView::new(&facts, &overlay, BTreeSet::new(), own());
+    let mut admission = Admission::new(rules(&[Family::V4]), view);
+    admission.upsert(record(node(9), 1));
+    assert_eq!(peers(&admission), ["node-9"]);
+    facts.next_hops.insert(crate::kernel::NextHop { addr, link: Some(2) });
+    admission.set_host(HostView::new(&facts, &overlay, BTreeSet::new(), own()));
+    assert_eq!(label(&admission, 9), "covers-address");
+}
+
+#[test]
 fn the_older_of_two_in_conflict_wins_and_the_loser_is_promoted() {
     let mut admission = admission();
     let older = record(node(5), 10);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::codec::{Batch, address, route};
 use super::observe::read_links;
 use super::wire::Wire;
-use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError};
+use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop};
 use crate::net::{Family, Prefix};
 use crate::state::Route;
 
@@ -29,13 +29,15 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
         for seen in routes {
             let overlay = leads_to_itself(&seen);
             if !overlay {
-                facts.next_hops.extend(seen.gateway.iter().chain(&seen.hops));
+                let gateway = seen.gateway.map(|addr| NextHop { addr, link: None });
+                let hops = gateway.into_iter().chain(seen.hops.iter().copied());
+                facts.next_hops.extend(hops.map(|hop| NextHop { link: hop.link.or(seen.index), ..hop }));
             }
             let plain = seen.forwards && seen.tos == 0;
             let route = HostRoute {
                 prefix: seen.prefix,
                 link: seen.index,
-                gateway: seen.gateway.or(seen.hops.first().copied()),
+                gateway: seen.gateway.or(seen.hops.first().map(|hop| hop.addr)),
                 metric: seen.metric,
             };
             match () {

@@ -34,13 +34,44 @@ pub(crate) struct Mass {
     pub(crate) until: BootTime,
 }
 
+/// What waited and does not any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// A mass deletion.
+    Mass,
+    /// A contested object.
+    Contest,
+}
+
 #[derive(Debug)]
 struct Contest {
     since: BootTime,
     last: BootTime,
     writes: u8,
-    /// Set once contested: how long the last wait was, and when it ends.
-    wait: Option<(Duration, BootTime)>,
+    /// Set once contested.
+    wait: Option<Wait>,
+}
+
+#[derive(Debug)]
+struct Wait {
+    /// How long the last one was.
+    length: Duration,
+    until: BootTime,
+    /// Whether an audit was asked for at its end.
+    over: bool,
+}
+
+impl Wait {
+    fn new(length: Duration, now: BootTime) -> Self {
+        Self { length, until: now.after(length), over: false }
+    }
+}
+
+impl Contest {
+    /// When the object has been right, or was nobody's to write, for long enough.
+    fn clears(&self) -> BootTime {
+        self.wait.as_ref().map_or(self.last, |wait| wait.until.max(self.last)).after(CONTEST_CLEAR)
+    }
 }
 
 /// A plan, and what was left out of it.
@@ -73,15 +104,17 @@ impl Guard {
         }
     }
 
-    /// Lets go of waits that are over. Returns whether an audit has something new to do.
-    pub(crate) fn expire(&mut self, now: BootTime) -> bool {
-        self.contests.retain(|_, contest| {
-            let waiting = contest.wait.is_some_and(|(_, until)| until > now);
-            waiting || now.since(contest.last) < CONTEST_CLEAR
-        });
-        let over = self.mass.as_ref().is_some_and(|mass| mass.until <= now);
-        if over {
-            self.mass = None;
+    /// Lets go of waits that are over. Returns why an audit has something new to do.
+    pub(crate) fn expire(&mut self, now: BootTime) -> Option<Over> {
+        self.contests.retain(|_, contest| contest.clears() > now);
+        let mut over = None;
+        for wait in self.contests.values_mut().filter_map(|contest| contest.wait.as_mut()) {
+            if wait.until <= now && !wait.over {
+                (wait.over, over) = (true, Some(Over::Contest));
+            }
+        }
+        if self.mass.as_ref().is_some_and(|mass| mass.until <= now) {
+            (self.mass, over) = (None, Some(Over::Mass));
         }
         over
     }
@@ -89,8 +122,12 @@ impl Guard {
     /// When [`expire`](Self::expire) or another audit is next worth it.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let mass = self.mass.as_ref().map(|mass| mass.until);
-        let contests = self.contests.values().filter_map(|contest| contest.wait.map(|(_, until)| until)).min();
-        [mass, contests].into_iter().flatten().min()
+        // A wait that is over must not be waited for: the timer would never sleep again.
+        let contests = self.contests.values().filter_map(|contest| {
+            let wait = contest.wait.as_ref()?;
+            Some(if wait.over { contest.clears() } else { wait.until })
+        });
+        mass.into_iter().chain(contests).min()
     }
 
     /// What is contested now.
@@ -100,7 +137,7 @@ impl Guard {
 
     /// Whether `object` waits because somebody else keeps changing it.
     fn waits(&self, object: &Object, now: BootTime) -> bool {
-        self.contests.get(object).is_some_and(|contest| contest.wait.is_some_and(|(_, until)| until > now))
+        self.contests.get(object).is_some_and(|contest| contest.wait.as_ref().is_some_and(|wait| wait.until > now))
     }
 
     /// Takes out of `plan` what must not happen now, and what stands on that.
@@ -141,17 +178,14 @@ impl Guard {
                 self.contests.entry(object.clone()).or_insert(Contest { since: now, last: now, writes: 0, wait: None });
             contest.last = now;
             match &mut contest.wait {
-                Some((wait, until)) => {
-                    *wait = (*wait * 2).min(CONTEST_WAIT.1);
-                    *until = now.after(*wait);
-                }
+                Some(wait) => *wait = Wait::new((wait.length * 2).min(CONTEST_WAIT.1), now),
                 None => {
                     if now.since(contest.since) > CONTEST_WINDOW {
                         (contest.since, contest.writes) = (now, 0);
                     }
                     contest.writes += 1;
                     if contest.writes >= CONTEST_WRITES {
-                        contest.wait = Some((CONTEST_WAIT.0, now.after(CONTEST_WAIT.0)));
+                        contest.wait = Some(Wait::new(CONTEST_WAIT.0, now));
                         fresh.push(object);
                     }
                 }
@@ -191,8 +225,9 @@ mod tests {
         let plan = Plan { ops: [removal(3), removal(200)].concat(), conflicts: Vec::new() };
         let restrained = guard.restrain(plan, at(0), &[]);
         assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(200).to_vec()));
-        assert!(!guard.expire(at(59_999)));
-        assert!(guard.expire(at(60_000)) && guard.mass().is_none());
+        assert_eq!(guard.expire(at(59_999)), None);
+        assert_eq!(guard.expire(at(60_000)), Some(Over::Mass));
+        assert!(guard.mass().is_none());
     }
 
     #[test]
@@ -217,7 +252,11 @@ mod tests {
         assert!(guard.restrain(plan.clone(), at(10_000), &none).held.is_empty());
         guard.wrote(at(10_000), [op].into_iter());
         assert_eq!(guard.deadline(), Some(at(12_000)));
-        guard.expire(at(41_000));
-        assert_eq!(guard.contested().count(), 0);
+        assert_eq!(guard.expire(at(12_000)), Some(Over::Contest), "its turn has come: an audit has to look");
+        assert_eq!(guard.expire(at(12_001)), None);
+        assert_eq!(guard.deadline(), Some(at(42_000)));
+        assert_eq!(guard.contested().count(), 1);
+        guard.expire(at(42_000));
+        assert_eq!((guard.contested().count(), guard.deadline()), (0, None));
     }
 }

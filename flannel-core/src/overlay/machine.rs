@@ -17,12 +17,12 @@ use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::guard::{Guard, Restrained};
+use crate::overlay::guard::{Guard, Over, Restrained};
 use crate::overlay::memory::Memory;
 use crate::overlay::status::{Contact, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::{Settings, chain, view, wanted};
-use crate::plan::{self, Object, Op, Plan};
+use crate::plan::{self, Conflict, Object, Op, Plan};
 use crate::state::State;
 use crate::subnet::SubnetError;
 
@@ -205,10 +205,15 @@ impl Machine {
         }
         let expired = self.tenure.expire(now);
         self.tenure_outcome(now, expired);
-        if self.guard.expire(now) {
-            self.audit_at(now, Cause::Expected);
-            self.show_withheld();
+        match self.guard.expire(now) {
+            None => {}
+            Some(Over::Contest) => self.audit_at(now, Cause::Hint),
+            Some(Over::Mass) => {
+                self.audit_at(now, Cause::Expected);
+                self.show_withheld(now);
+            }
         }
+        self.show_contested();
     }
 
     /// What to ask of the store now.
@@ -220,7 +225,7 @@ impl Machine {
     pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
         if std::mem::take(&mut self.stale) {
             self.show_peers();
-            self.show_withheld();
+            self.show_withheld(now);
         }
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
@@ -315,14 +320,22 @@ impl Machine {
             }
             // The first audit is about everything anyway.
             if !first {
-                self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new =
-                    change.new;
+                self.note(change);
             }
         }
         self.stale = true;
         if reset.is_some() {
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
+        }
+    }
+
+    /// Notes a peer for the next lease round. Who came and went since the last one is nobody to it.
+    fn note(&mut self, change: admit::Change) {
+        let noted = self.changes.entry(change.key.clone()).or_insert_with(|| Change { old: change.old, new: None });
+        noted.new = change.new;
+        if noted.old.is_none() && noted.new.is_none() {
+            self.changes.remove(&change.key);
         }
     }
 
@@ -379,14 +392,21 @@ impl Machine {
 
     fn lease_lost(&mut self, reason: LossReason) {
         self.events.push(Event::LeaseLost(reason));
-        self.status.send_modify(|status| status.lease = None);
+        self.status.send_modify(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
     /// Another lease, or the same with other contents, is ours now.
     fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
         let old = &self.local.lease;
-        let matters = old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;
-        self.status.send_modify(|status| status.lease = Some(Arc::clone(&lease)));
+        let regained = self.status.borrow().lease.is_none();
+        let matters = regained || old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;
+        self.status.send_modify(|status| {
+            status.lease = Some(Arc::clone(&lease));
+            if regained {
+                // The next audit says what is true of the kernel.
+                status.phase = Phase::LeaseHeld;
+            }
+        });
         self.set_local(now, Local { lease, situation: self.local.situation.clone() });
         if matters {
             self.audit_at(now, Cause::Expected);
@@ -409,7 +429,7 @@ impl Machine {
         let changes = self.admission.set_host(host);
         for change in changes {
             self.count(&change);
-            self.changes.entry(change.key).or_insert_with(|| Change { old: change.old, new: None }).new = change.new;
+            self.note(change);
         }
     }
 
@@ -430,7 +450,7 @@ impl Machine {
             Ok(facts) => Arc::new(facts),
             Err(error) => {
                 self.audit.facts = true;
-                return self.kernel_trouble(now, &error);
+                return self.kernel_trouble(now, error);
             }
         };
         let local = Arc::clone(&self.local);
@@ -483,7 +503,7 @@ impl Machine {
             Ok(seen) => seen,
             Err(error) => {
                 self.memory.known = false;
-                return self.kernel_trouble(now, &error);
+                return self.kernel_trouble(now, error);
             }
         };
         // The wanted state is whole: whatever changed so far is in it.
@@ -500,8 +520,7 @@ impl Machine {
             self.memory.note(object, &seen);
         }
         self.show_skips(skips);
-        self.show_conflicts(&plan);
-        self.show_withheld();
+        self.show_withheld(now);
         if plan.is_empty() {
             return self.audited(now, started, &plan, &ApplyReport::default());
         }
@@ -540,12 +559,8 @@ impl Machine {
                     self.memory.note(op.object(), &seen);
                 }
                 drop(seen);
-                if !self.audit.done_once {
-                    let hopeless = |error: &&KernelError| {
-                        matches!(error, KernelError::Denied { .. } | KernelError::Unsupported { .. })
-                    };
-                    self.fatal = report.refused.iter().map(|(_, error)| error).find(hopeless).cloned();
-                }
+                let errors = report.refused.iter().map(|(_, error)| error).chain(&report.lost);
+                self.fatal = errors.into_iter().find(|error| self.is_hopeless(error)).cloned();
                 self.audited(now, started, &plan, &report);
             }
             Round::Leasing { plan } => self.leased(now, &plan, &report),
@@ -558,8 +573,14 @@ impl Machine {
         let drift = self.audit.done_once && !self.audit.expected;
         self.audit.expected = false;
         self.memory.known = report.lost.is_none();
-        if drift && !plan.is_empty() {
-            let contested = self.guard.wrote(now, plan.ops.iter());
+        let kept_out: Vec<Conflict> =
+            report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
+        let undone = report.refused.len() + report.skipped.len() - kept_out.len();
+        self.show_conflicts(plan.conflicts.iter().cloned().chain(kept_out).collect());
+        if drift && writes > 0 {
+            let refused = |place: &usize| report.refused.binary_search_by_key(place, |(place, _)| *place).is_ok();
+            let written = plan.ops.iter().enumerate().filter(|(place, _)| !refused(place));
+            let contested = self.guard.wrote(now, written.map(|(_, op)| op));
             self.events.extend(contested.into_iter().map(Event::Contested));
             self.events.push(Event::DriftRepaired { writes, took: now.since(started) });
         }
@@ -568,21 +589,24 @@ impl Machine {
             self.backoff.reset();
             self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
             if touched_links {
-                // The kernel drops and clamps things when a device changes: look once more.
+                // The kernel drops and clamps things when a device changes: look once more, and at the host as well,
+                // which was read when the device did not bear our mark yet.
+                self.audit.facts = true;
                 self.audit_at(now.after(SPACING), Cause::Hint);
             }
         } else {
             let wait = self.backoff.next();
             self.audit_at(now.after(wait), Cause::Hint);
         }
-        let error = first_error(report);
+        let done = undone == 0 && report.lost.is_none();
+        let error = first_error(report).filter(|_| !done);
         self.audit.done_once |= report.lost.is_none();
-        let phase = match (report.is_complete(), self.memory.devices_settled()) {
+        let phase = match (done, self.memory.devices_settled()) {
             (true, true) => Phase::Ready,
             (false, true) => Phase::DeviceReady,
             (_, false) => Phase::LeaseHeld,
         };
-        self.show_round(phase, error, report);
+        self.show_round(phase, error, undone);
         self.status.send_modify(|status| {
             status.audits += 1;
             status.drift_repaired += if drift { writes as u64 } else { 0 };
@@ -637,14 +661,29 @@ impl Machine {
         self.audit_at(due, Cause::Hint);
         let error = first_error(report);
         tracing::debug!(ops = plan.ops.len(), error, "lease round incomplete");
-        self.show_round(Phase::DeviceReady, error, report);
+        self.show_round(Phase::DeviceReady, error, report.refused.len() + report.skipped.len());
     }
 
-    fn kernel_trouble(&mut self, now: BootTime, error: &KernelError) {
-        let error = chain(error);
+    fn kernel_trouble(&mut self, now: BootTime, error: KernelError) {
+        let text = chain(&error);
+        if self.is_hopeless(&error) {
+            self.fatal = Some(error);
+        }
         let wait = self.backoff.next();
         self.audit_at(now.after(wait), Cause::Hint);
-        self.show_error(error);
+        self.show_error(text);
+    }
+
+    /// Whether no retry helps. What worked once may work again, but for a thread that is gone.
+    fn is_hopeless(&self, error: &KernelError) -> bool {
+        match error {
+            KernelError::Stopped => true,
+            KernelError::Denied { .. } | KernelError::Unsupported { .. } => !self.audit.done_once,
+            KernelError::Refused { .. }
+            | KernelError::Timeout { .. }
+            | KernelError::Lost { .. }
+            | KernelError::Conflict { .. } => false,
+        }
     }
 
     // --- what is shown ---
@@ -656,7 +695,7 @@ impl Machine {
         }
     }
 
-    fn show_round(&mut self, phase: Phase, error: Option<String>, report: &ApplyReport) {
+    fn show_round(&mut self, phase: Phase, error: Option<String>, undone: usize) {
         let (was, old_error) = {
             let status = self.status.borrow();
             (status.phase, status.last_error.clone())
@@ -664,10 +703,11 @@ impl Machine {
         if let Some(error) = error.as_ref().filter(|error| old_error.as_ref() != Some(error)) {
             self.events.push(Event::KernelTrouble(error.clone()));
         }
+        // Whatever the kernel is like, nobody is ready without a lease (faults.md, I16).
+        let phase = if self.tenure.is_held() { phase } else { Phase::Starting };
         if phase == Phase::Ready && was != Phase::Ready {
             self.events.push(Event::Ready);
         }
-        let undone = report.refused.len() + report.skipped.len();
         self.status.send_modify(|status| {
             (status.phase, status.undone, status.last_error) = (phase, undone, error);
         });
@@ -712,12 +752,12 @@ impl Machine {
         });
     }
 
-    fn show_conflicts(&mut self, plan: &Plan) {
+    fn show_conflicts(&mut self, conflicts: Vec<Conflict>) {
         let old = self.status.borrow().conflicts.clone();
-        let fresh = plan.conflicts.iter().filter(|conflict| !old.contains(conflict));
+        let fresh = conflicts.iter().filter(|conflict| !old.contains(conflict));
         self.events.extend(fresh.cloned().map(Event::ConflictFound));
-        if old != plan.conflicts {
-            self.status.send_modify(|status| status.conflicts = plan.conflicts.clone());
+        if old != conflicts {
+            self.status.send_modify(|status| status.conflicts = conflicts);
         }
     }
 
@@ -728,7 +768,7 @@ impl Machine {
         }
     }
 
-    fn show_withheld(&mut self) {
+    fn show_withheld(&mut self, now: BootTime) {
         let bad = self.admission.withheld().into_iter().map(|prefix| (prefix, WithheldBecause::BadRecord));
         let mass =
             self.guard.mass().into_iter().flat_map(|mass| {
@@ -737,6 +777,12 @@ impl Machine {
         let withheld: BTreeMap<_, _> = bad.chain(mass).collect();
         if self.status.borrow().withheld == withheld {
             return;
+        }
+        let bad = |(_, because): &(&Prefix, &WithheldBecause)| **because == WithheldBecause::BadRecord;
+        let freed = self.status.borrow().withheld.iter().filter(bad).any(|(prefix, _)| !withheld.contains_key(prefix));
+        if freed {
+            // What a bad record protected is nobody's now, or another's.
+            self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
         if self.guard.mass().is_some() {
             self.events.push(Event::DeletionsWithheld(withheld.len()));

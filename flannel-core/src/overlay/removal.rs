@@ -80,7 +80,8 @@ async fn clear(seams: &Seams, settings: &Settings, networks: Dual<Prefix>) -> Re
     Err(OverlayError::Teardown(left))
 }
 
-fn delete_env(settings: &Settings) -> bool {
+/// Deletes `subnet.env`, whoever wrote it. Returns whether there was one.
+pub(crate) fn delete_env(settings: &Settings) -> bool {
     let Some(file) = &settings.subnet_env else { return false };
     match std::fs::remove_file(&file.path) {
         Ok(()) => true,

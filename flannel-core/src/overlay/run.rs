@@ -1,5 +1,6 @@
 //! An overlay's life: from its parts through its run to its end.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -167,20 +168,32 @@ async fn agent(
     seams: &Seams,
     settings: Arc<Settings>,
     backends: &[(&'static str, Factory)],
-    questions: mpsc::Receiver<Question>,
+    mut questions: mpsc::Receiver<Question>,
     cancel: CancellationToken,
 ) -> Result<(), OverlayError> {
     let started = tokio::select! {
         biased;
         () = cancel.cancelled() => return Ok(()),
         started = start::start(seams, &settings, backends) => started?,
+        never = refuse(&mut questions) => match never {},
     };
     let Started { backend, local, claim } = started;
     let now = seams.clock.now();
     let machine = Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, Jitter::random());
     let mut shell = Shell::new(seams, settings, machine, questions);
     let outcome = shell.until(&cancel).await;
-    shell.finish().await?;
+    let ended = shell.finish().await;
     drop(claim);
-    outcome
+    // What ended the agent says more than what became of its end.
+    outcome.and(ended)
+}
+
+/// Drops what is asked before there is anybody to answer, for ever: the asker is told that the agent does not run.
+async fn refuse(questions: &mut mpsc::Receiver<Question>) -> Infallible {
+    loop {
+        match questions.recv().await {
+            Some(question) => drop(question),
+            None => std::future::pending().await,
+        }
+    }
 }

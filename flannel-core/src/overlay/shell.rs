@@ -18,7 +18,7 @@ use crate::overlay::machine::{KernelCall, Machine, Wake};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{EnvFile, Phase};
 use crate::overlay::tenure::StoreCall;
-use crate::overlay::{Settings, Teardown, chain, explain, view};
+use crate::overlay::{Settings, Teardown, chain, explain, removal, view};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
 use crate::subnet_env::SubnetEnv;
@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_millis(1500);
 const INTAKE: usize = 4096;
 /// How often a removal looks again at what is left before it gives up.
 const REMOVALS: usize = 5;
+/// How long it waits before it does.
+const REMOVAL_SPACING: Duration = Duration::from_millis(100);
 
 type Slot<T> = Option<BoxFuture<'static, T>>;
 type Previewed = (Result<State, KernelError>, oneshot::Sender<Result<Preview, KernelError>>);
@@ -63,8 +65,9 @@ impl<'a> Shell<'a> {
     ) -> Self {
         let hinted = machine.scope().clone();
         Self {
-            watch: seams.subnets.watch(),
-            hints: seams.kernel.hints(&hinted),
+            // A stream that ends against its contract must not be asked again: some panic then.
+            watch: seams.subnets.watch().fuse().boxed(),
+            hints: seams.kernel.hints(&hinted).fuse().boxed(),
             hinted,
             kernel: None,
             store: None,
@@ -119,7 +122,8 @@ impl<'a> Shell<'a> {
                     self.env_written(env);
                     continue;
                 }
-                Some(question) = self.questions.recv() => {
+                // One look at a time: another would leave the first one's asker without an answer.
+                Some(question) = self.questions.recv(), if self.preview.is_none() => {
                     self.question(question);
                     continue;
                 }
@@ -138,6 +142,10 @@ impl<'a> Shell<'a> {
                 () = grace => tracing::warn!("the round under way was cut off"),
             }
         }
+        if self.env.is_some() {
+            // It runs in a thread of its own: what it writes must not come after what follows.
+            let _ = finished(&mut self.env).await;
+        }
         match self.settings.teardown {
             Teardown::Keep => Ok(()),
             Teardown::Remove => self.remove().await,
@@ -146,29 +154,37 @@ impl<'a> Shell<'a> {
 
     /// Removes what is ours, as seen by complete looks, then gives the lease back.
     async fn remove(&mut self) -> Result<(), OverlayError> {
-        let scope = self.machine.scope().clone();
-        let mut left = 0;
-        for _ in 0..REMOVALS {
-            let seen = self.seams.kernel.observe(&scope).await?;
-            let plan = self.machine.removal(&seen);
-            left = plan.ops.len();
-            if plan.is_empty() {
-                break;
-            }
-            let report = self.seams.kernel.apply(&scope, Arc::new(plan)).await;
-            if report.is_complete() {
-                left = 0;
-                break;
-            }
-        }
-        if let Some(file) = self.settings.subnet_env.as_ref().filter(|_| self.written.is_some())
-            && let Err(error) = std::fs::remove_file(&file.path)
-        {
-            tracing::warn!(path = %file.path.display(), %error, "subnet.env was not removed");
-        }
+        let cleared = self.clear().await;
+        removal::delete_env(&self.settings);
         let lease = (*self.machine.local().lease).clone();
-        self.seams.subnets.release(lease).await.map_err(OverlayError::Store)?;
-        if left > 0 { Err(OverlayError::Teardown(left)) } else { Ok(()) }
+        let released = self.seams.subnets.release(lease).await.map_err(OverlayError::Store);
+        cleared.and(released)
+    }
+
+    async fn clear(&mut self) -> Result<(), OverlayError> {
+        let scope = self.machine.scope().clone();
+        let mut outcome = Ok(());
+        for round in 0..REMOVALS {
+            if round > 0 {
+                self.seams.clock.sleep_until(self.seams.clock.now().after(REMOVAL_SPACING)).await;
+            }
+            let seen = match self.seams.kernel.observe(&scope).await {
+                Ok(seen) => seen,
+                Err(error) => {
+                    outcome = Err(error.into());
+                    continue;
+                }
+            };
+            let plan = self.machine.removal(&seen);
+            if plan.is_empty() {
+                return Ok(());
+            }
+            outcome = Err(OverlayError::Teardown(plan.ops.len()));
+            if self.seams.kernel.apply(&scope, Arc::new(plan)).await.is_complete() {
+                return Ok(());
+            }
+        }
+        outcome
     }
 
     /// Takes in what the store has ready, so that a burst becomes one round.
@@ -194,7 +210,7 @@ impl<'a> Shell<'a> {
         }
         if *self.machine.scope() != self.hinted {
             self.hinted = self.machine.scope().clone();
-            self.hints = self.seams.kernel.hints(&self.hinted);
+            self.hints = self.seams.kernel.hints(&self.hinted).fuse().boxed();
         }
         self.issue_env();
     }
@@ -203,8 +219,12 @@ impl<'a> Shell<'a> {
     fn issue_env(&mut self) {
         let Some(file) = &self.settings.subnet_env else { return };
         let now = self.seams.clock.now();
-        let waits = self.env_again.is_some_and(|again| again > now);
-        if self.env.is_some() || waits || self.seams.status.borrow().phase < Phase::DeviceReady {
+        if self.env.is_some() || self.env_again.is_some_and(|again| again > now) {
+            return;
+        }
+        // Its time has come, whether it can be written now or not: the timer must not wait for it again.
+        self.env_again = None;
+        if self.seams.status.borrow().phase < Phase::DeviceReady {
             return;
         }
         let local = self.machine.local();
@@ -212,7 +232,6 @@ impl<'a> Shell<'a> {
         if self.written.as_ref() == Some(&wanted) {
             return;
         }
-        self.env_again = None;
         let path = file.path.clone();
         let write = tokio::task::spawn_blocking(move || wanted.write(&path).map(|()| wanted));
         self.env = Some(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Local, Situation};
 use crate::config::{ConfigError, NetworkConfig};
-use crate::kernel::{Claim, KernelError};
+use crate::kernel::{Claim, HostFacts, KernelError};
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
@@ -51,7 +51,7 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
     let mut backoff = Backoff::new(Jitter::random());
     let mut told = None;
     loop {
-        let host = Arc::new(seams.kernel.host_facts().await.map_err(OverlayError::Kernel)?);
+        let host = Arc::new(host_facts(seams).await?);
         let error = match view::first_situation(settings, Arc::clone(config), host) {
             Ok(situation) => return Ok(situation),
             Err(error) => error,
@@ -68,6 +68,32 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
             let _ = seams.events.send(Event::UplinkLost(text.clone()));
             seams.status.send_modify(|status| status.last_error = Some(text));
             told = Some(error.problem);
+        }
+        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+    }
+}
+
+/// Reads the host until it can be read.
+async fn host_facts(seams: &Seams) -> Result<HostFacts, OverlayError> {
+    let mut backoff = Backoff::new(Jitter::random());
+    loop {
+        let error = match seams.kernel.host_facts().await {
+            Ok(facts) => return Ok(facts),
+            Err(error) => error,
+        };
+        match error {
+            KernelError::Timeout { .. } | KernelError::Lost { .. } | KernelError::Refused { .. } => {}
+            KernelError::Unsupported { .. }
+            | KernelError::Denied { .. }
+            | KernelError::Conflict { .. }
+            | KernelError::Stopped => return Err(OverlayError::Kernel(error)),
+        }
+        let text = chain(&error);
+        if seams.status.borrow().last_error.as_ref() != Some(&text) {
+            tracing::warn!(error = text, "waiting for the kernel");
+            // Nobody listens: not an error.
+            let _ = seams.events.send(Event::KernelTrouble(text.clone()));
+            seams.status.send_modify(|status| status.last_error = Some(text));
         }
         seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
     }
@@ -106,11 +132,17 @@ where
     loop {
         let error = match ask().await {
             Ok(value) => {
+                let mut back = false;
                 seams.status.send_if_modified(|status| {
-                    let changed = status.store != Contact::Live;
-                    status.store = Contact::Live;
-                    changed
+                    let before = std::mem::replace(&mut status.store, Contact::Live);
+                    back = matches!(before, Contact::Lost { .. });
+                    before != Contact::Live
                 });
+                if back {
+                    tracing::info!("the lease store is back");
+                    // Nobody listens: not an error.
+                    let _ = seams.events.send(Event::StoreBack);
+                }
                 return Ok(value);
             }
             Err(error) => error,

@@ -36,6 +36,8 @@ pub(crate) struct Tenure {
     policy: LossPolicy,
     lost: bool,
     busy: bool,
+    /// Whether the store showed the own record while a call was under way: its answer may be older than that.
+    recheck: bool,
     /// When to call the store next; `None` where nothing expires and nothing changed.
     due: Option<BootTime>,
     /// Attributes to publish that the store does not have yet.
@@ -52,6 +54,7 @@ impl Tenure {
             policy,
             lost: false,
             busy: false,
+            recheck: false,
             publish: None,
             backoff: Backoff::new(jitter.clone()),
             jitter,
@@ -81,7 +84,7 @@ impl Tenure {
             self.publish = None;
         } else {
             self.publish = Some(attrs);
-            self.due = Some(now);
+            self.due = self.allowed(now);
         }
     }
 
@@ -120,11 +123,15 @@ impl Tenure {
                 self.lost = false;
                 self.lease = Arc::new(lease);
                 self.schedule(now);
+                if std::mem::take(&mut self.recheck) {
+                    self.due = Some(now);
+                }
                 (if replaced { Outcome::Replaced } else { Outcome::Renewed }, None)
             }
             Err(SubnetError::Lost(reason)) if !self.lost => (self.lose(LossReason::Refused(reason), now), None),
             Err(error) => {
-                self.due = Some(now.after(self.backoff.next()));
+                let again = now.after(self.backoff.next());
+                self.due = self.allowed(again);
                 (Outcome::Same, Some(crate::overlay::chain(&error)))
             }
         }
@@ -132,13 +139,22 @@ impl Tenure {
 
     /// The store showed the own record, or that there is none.
     pub(crate) fn own_record(&mut self, record: Option<&Record>, now: BootTime) -> Outcome {
-        if self.lost || self.busy {
-            // What is under way settles it.
+        if self.busy {
+            // The answer may have been given before this came about: ask once more then.
+            let same = |record: &Record| record.lease.as_ref().is_ok_and(|seen| self.is_same(seen));
+            self.recheck |= !record.is_some_and(same);
+            return Outcome::Same;
+        }
+        if self.lost {
             return Outcome::Same;
         }
         let Some(record) = record else { return self.lose(LossReason::Deleted, now) };
         match &record.lease {
             Ok(seen) if seen.attrs.public_ip != self.lease.attrs.public_ip => self.lose(LossReason::Taken, now),
+            Ok(seen) if seen.subnets != self.lease.subnets => {
+                let subnets: Vec<_> = seen.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
+                self.lose(LossReason::Refused(format!("the record now names {}", subnets.join(", "))), now)
+            }
             Ok(seen) if seen.attrs == self.lease.attrs => {
                 if seen.expires > self.lease.expires || seen.fence != self.lease.fence {
                     self.lease = Arc::clone(seen);
@@ -160,11 +176,22 @@ impl Tenure {
 
     fn lose(&mut self, reason: LossReason, now: BootTime) -> Outcome {
         self.lost = true;
-        self.due = match self.policy {
-            LossPolicy::Reacquire => Some(now),
-            LossPolicy::Keep | LossPolicy::Stop => None,
-        };
+        self.due = self.allowed(now);
         Outcome::Lost(reason)
+    }
+
+    /// `due`, unless the lease is lost and the policy leaves it so.
+    fn allowed(&self, due: BootTime) -> Option<BootTime> {
+        match self.policy {
+            LossPolicy::Reacquire => Some(due),
+            LossPolicy::Keep | LossPolicy::Stop => Some(due).filter(|_| !self.lost),
+        }
+    }
+
+    /// Whether a record says what we hold, expiry and fence apart; what we are about to publish counts too.
+    fn is_same(&self, seen: &Lease) -> bool {
+        let published = seen.attrs == self.lease.attrs || Some(&seen.attrs) == self.publish.as_ref();
+        published && seen.subnets == self.lease.subnets
     }
 
     /// Renewal is due at half of what is left, so that half is left for a store that is away.

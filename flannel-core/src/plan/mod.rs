@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::kernel::Scope;
-use crate::net::{MacAddr, Prefix};
+use crate::kernel::{EINVAL, KernelError, Scope};
+use crate::net::{Family, MacAddr, Prefix};
 use crate::state::{AddressKey, Link, LinkId, LinkKind, LinkName, Route, RouteKind, State, Vxlan};
 
 #[cfg(test)]
@@ -368,7 +368,7 @@ impl<'a> Planner<'a> {
         }
         match have {
             [] => self.ops.routes.push(Op::CreateRoute { prefix, route: want }),
-            [only] if self.owns_route(&prefix, only) => {
+            [only] if self.owns_route(&prefix, only) && !keeps_out(&prefix, only, &want) => {
                 self.ops.routes.push(Op::ReplaceRoute { prefix, change: Box::new((*only, want)) });
             }
             _ => {
@@ -448,6 +448,25 @@ fn in_place(want: &Link, have: &Link) -> bool {
         (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) if a.excludes(b) => true,
         _ => want.name == have.name,
     }
+}
+
+/// Whether the kernel refuses to write one route over the other: an IPv6 `onlink` next hop must not be reached through
+/// another device by what is in the table, be it the very route to replace (`ip6_route_check_nh_onlink`).
+fn keeps_out(prefix: &Prefix, have: &Route, want: &Route) -> bool {
+    prefix.family() == Family::V6 && want.onlink && have.link != want.link
+}
+
+/// What a refusal says of a stranger that no look at the overlay's own territory shows: an IPv6 route of whatever metric
+/// and length that leads to our `onlink` next hop through another device, over which the kernel takes none of ours.
+pub(crate) fn kept_out(op: &Op, error: &KernelError) -> Option<Conflict> {
+    let Op::CreateRoute { prefix, route } = op else { return None };
+    let KernelError::Refused { errno: EINVAL, message, .. } = error else { return None };
+    let gateway = route.gateway.filter(|_| route.onlink && prefix.family() == Family::V6)?;
+    Some(Conflict {
+        object: Object::Route(*prefix),
+        found: format!("another device's route to {gateway} ({message})"),
+        remedy: format!("not made by this overlay: delete it (ip -6 route show match {gateway}) or move it elsewhere"),
+    })
 }
 
 /// Whether a device can be made into the wanted one without being created anew. What one side leaves open matches

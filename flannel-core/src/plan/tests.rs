@@ -236,6 +236,22 @@ fn a_strangers_route_behind_ours_is_left_and_before_ours_reported() {
 }
 
 #[test]
+fn an_ipv6_route_that_moves_to_our_device_makes_room_first() {
+    let prefix: Prefix = "fd00:5:0:7::/64".parse().unwrap();
+    let key = RouteKey { prefix, nth: 0 };
+    let state = |route| State { routes: [(key, route)].into(), ..State::default() };
+    let scope = Scope { networks: Dual { v4: None, v6: Some("fd00:5::/48".parse().unwrap()) }, ..scope() };
+    let direct = state(Route::direct(prefix, "fd01::8".parse().unwrap(), LinkId::Uplink));
+    let tunnel = state(Route::overlay(prefix, prefix.addr(), LinkId::Own(0)));
+    let kinds = |wanted, seen| {
+        let ops = plan(wanted, seen, &scope, &|_| None).ops;
+        ops.iter().map(|op| matches!(op, Op::ReplaceRoute { .. })).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&tunnel, &direct), [false, false]);
+    assert_eq!(kinds(&direct, &tunnel), [true]);
+}
+
+#[test]
 fn duplicates_of_ours_go_in_full() {
     let seen = with_routes(&[ours(), Route { gateway: Some("10.5.2.9".parse().unwrap()), ..ours() }]);
     let ops = ops(&seen);

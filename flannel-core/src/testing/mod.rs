@@ -6,4 +6,4 @@ pub mod memory_subnets;
 pub mod store_contract;
 
 pub use fake_kernel::FakeKernel;
-pub use memory_subnets::MemorySubnets;
+pub use memory_subnets::{Fault, MemorySubnets};

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, GetOptions};
-use flannel_core::lease::{Json, Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record};
+use flannel_core::lease::{Json, Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record, Scalar};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use flannel_subnet_etcd::{Config, EtcdSubnets};
@@ -43,7 +43,7 @@ pub(crate) struct Node {
 pub(crate) fn node(n: u16) -> Node {
     let [high, low] = n.to_be_bytes();
     let addr = Ipv4Addr::new(192, 168, high, low).into();
-    let data = Json::object([("VNI", Json::number(1)), ("VtepMAC", Json::string("c6:d2:32:6f:8f:44"))]);
+    let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text("c6:d2:32:6f:8f:44"))]);
     let attrs = LeaseAttrs {
         public_ip: Dual { v4: Some(addr), v6: None },
         backend_type: "vxlan".into(),

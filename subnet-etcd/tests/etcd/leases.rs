@@ -1,8 +1,10 @@
 //! What is written, by whom, and what becomes of it under faults.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd_client::{LeaseGrantOptions, PutOptions};
+use flannel_core::clock::{BootTime, Clock, SystemClock};
 use flannel_core::lease::{Lease, LeaseAttrs};
 use flannel_core::net::Dual;
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
@@ -30,8 +32,7 @@ async fn what_is_written_is_flannels_to_the_byte() {
         assert_eq!(all.len(), 2, "nothing but the configuration and one record: {all:?}");
         let left = client.lease_time_to_live(*id, None).await.unwrap();
         assert_eq!(left.granted_ttl(), 86_400);
-        let left =
-            lease.expires.unwrap().since(flannel_core::clock::Clock::now(&flannel_core::clock::SystemClock::default()));
+        let left = lease.expires.unwrap().since(SystemClock::default().now());
         assert!((86_300..=86_400).contains(&left.as_secs()), "{left:?}");
     }
 }
@@ -129,6 +130,30 @@ async fn renewals_leave_no_etcd_lease_behind() {
     assert_eq!(client.lease_time_to_live(id, None).await.unwrap().granted_ttl(), 120);
 }
 
+/// A clock by which leases of a year have ended.
+struct Later;
+
+#[async_trait::async_trait]
+impl Clock for Later {
+    fn now(&self) -> BootTime {
+        SystemClock::default().now().after(Duration::from_secs(400 * 86_400))
+    }
+
+    async fn sleep_until(&self, _: BootTime) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_whose_time_is_over_is_not_renewed_though_its_record_stands() {
+    let (etcd, store) = single(Version::Debian).await;
+    let mut client = raw(&etcd).await;
+    let lease = node(1).acquire(&store).await;
+    let before = dump(&mut client).await;
+    let late = store.clone().with_clock(Arc::new(Later));
+    assert!(matches!(late.renew(&lease).await, Err(SubnetError::Lost(_))));
+    assert_eq!(dump(&mut client).await, before);
+    assert_eq!(node(1).acquire(&late).await.key, lease.key, "to acquire is the way back");
+}
+
 async fn race(version: Version, config: &str) -> Duration {
     let (etcd, store) = single(version).await;
     store.put_config_json(config).await.unwrap();
@@ -170,6 +195,24 @@ async fn fifty_agents_race_for_64_subnets() {
             assert!(took < Duration::from_secs(5), "{took:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_of_ours_that_overlaps_an_older_one_is_replaced() {
+    let (etcd, store) = single(Version::Current).await;
+    let mut client = raw(&etcd).await;
+    store.put_config_json(DUAL).await.unwrap();
+    // Two Go flannels choose each half on its own: the IPv4 halves are equal, the keys are not.
+    for (key, n) in [("10.5.7.0-24&fd00:5:0:9::-64", 1), ("10.5.7.0-24&fd00:5:0:8::-64", 2)] {
+        client.lease_grant(86_400, Some(LeaseGrantOptions::new().with_id(n))).await.unwrap();
+        let value = node(u16::try_from(n).unwrap()).attrs.to_json();
+        client.put(format!("{BASE}/subnets/{key}"), value, Some(PutOptions::new().with_lease(n))).await.unwrap();
+    }
+    let older = node(1).acquire(&store).await;
+    assert_eq!(older.key.as_str(), "10.5.7.0-24&fd00:5:0:9::-64", "the older one stays");
+    let younger = node(2).acquire(&store).await;
+    assert_ne!(younger.subnets.v4, older.subnets.v4);
+    assert_eq!(store.list().await.unwrap().len(), 2);
 }
 
 /// A store behind a proxy, with little patience.

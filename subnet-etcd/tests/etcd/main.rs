@@ -1,7 +1,9 @@
 //! The store against real etcds.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
 mod contract;
 mod leases;
 mod proxy;
+mod tls;
 mod watching;

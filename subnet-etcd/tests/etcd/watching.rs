@@ -150,7 +150,7 @@ async fn a_frozen_member_is_noticed_within_15_seconds() {
                 break lease;
             }
         };
-        let noticed = watcher.until(16, "a frozen member is noticed", |watcher| !watcher.errors.is_empty()).await;
+        let noticed = watcher.until(15, "a frozen member is noticed", |watcher| !watcher.errors.is_empty()).await;
         let shown = watcher.until(5, "a lease of meanwhile", |watcher| watcher.good(&late.key).is_some()).await;
         println!("frozen (leader: {n_is_leader}): noticed after {noticed:?}, caught up {shown:?} later");
         assert_eq!(watcher.resets, 1);

@@ -11,7 +11,7 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE
 
 use super::address::af;
 use super::{Batch, Unreadable, addr_of, each_attribute, prefix_of, u32_of};
-use crate::kernel::Scope;
+use crate::kernel::{NextHop, Scope};
 use crate::net::{Family, Prefix};
 use crate::state::{Route, RouteKind};
 
@@ -82,7 +82,7 @@ pub(crate) struct SeenRoute {
     pub(crate) index: Option<u32>,
     pub(crate) onlink: bool,
     /// Further gateways: those of several next hops, or one of the other family.
-    pub(crate) hops: Vec<IpAddr>,
+    pub(crate) hops: Vec<NextHop>,
 }
 
 impl SeenRoute {
@@ -162,7 +162,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
             RTA_SRC | RTA_PREFSRC | RTA_ENCAP | RTA_ENCAP_TYPE | RTA_NH_ID => foreign = true,
             RTA_VIA => {
                 foreign = true;
-                seen.hops.push(via(value)?);
+                seen.hops.push(NextHop { addr: via(value)?, link: None });
             }
             RTA_MULTIPATH => {
                 foreign = true;
@@ -191,15 +191,18 @@ fn via(value: &[u8]) -> Result<IpAddr, Unreadable> {
 }
 
 /// `struct rtnexthop`, each with attributes.
-fn next_hops(mut value: &[u8], hops: &mut Vec<IpAddr>) -> Result<(), Unreadable> {
+fn next_hops(mut value: &[u8], hops: &mut Vec<NextHop>) -> Result<(), Unreadable> {
     const WHAT: &str = "next hop";
     while let [low, high, ..] = value {
         let len = usize::from(u16::from_ne_bytes([*low, *high]));
         let hop = value.get(..len).filter(|hop| hop.len() >= RTNEXTHOP_LEN).ok_or(Unreadable::new(WHAT))?;
+        // `rtnh_ifindex` stands last in the header.
+        let link = u32_of(&hop[RTNEXTHOP_LEN - 4..RTNEXTHOP_LEN])?;
+        let link = Some(link).filter(|index| *index > 0);
         each_attribute(&hop[RTNEXTHOP_LEN..], WHAT, |kind, value| {
             match kind {
-                RTA_GATEWAY => hops.push(addr_of(value)?),
-                RTA_VIA => hops.push(via(value)?),
+                RTA_GATEWAY => hops.push(NextHop { addr: addr_of(value)?, link }),
+                RTA_VIA => hops.push(NextHop { addr: via(value)?, link }),
                 _ => {}
             }
             Ok(())

@@ -459,6 +459,20 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether an IPv6 address is reached through another interface by any route but the default one (kernel-facts 32).
+    fn leads_elsewhere(&self, gateway: IpAddr, index: u32) -> bool {
+        if gateway.is_ipv4() {
+            return false;
+        }
+        let covering = (1..=128).rev().filter_map(|len| Prefix::masked(gateway, len).ok());
+        let to = |prefix| {
+            let slot = |metric| Slot { prefix, table: MAIN, metric };
+            self.routes.range(slot(0)..=slot(u32::MAX)).flat_map(|(_, entries)| entries).next()
+        };
+        let best = covering.filter_map(to).next();
+        best.is_some_and(|entry| entry.kind != RouteKind::Blackhole && entry.link != Some(index))
+    }
+
     fn check_route(&self, slot: Slot, entry: &Entry) -> Outcome {
         if entry.kind == RouteKind::Blackhole {
             return Ok(());
@@ -471,7 +485,7 @@ impl Machine {
         let Some(gateway) = entry.gateway else { return Ok(()) };
         if entry.onlink {
             let own = self.addresses.iter().any(|address| address.addr == gateway);
-            return if own { Err(EINVAL) } else { Ok(()) };
+            return if own || self.leads_elsewhere(gateway, index) { Err(EINVAL) } else { Ok(()) };
         }
         let link_local = matches!(gateway, IpAddr::V6(addr) if addr.is_unicast_link_local());
         let reached = self.routes.iter().any(|(other, entries)| {

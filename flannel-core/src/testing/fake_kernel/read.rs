@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::kernel::{HostFacts, HostLink, HostRoute, Scope, SeenLink};
+use crate::kernel::{HostFacts, HostLink, HostRoute, NextHop, Scope, SeenLink};
 use crate::state::{
     AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, RouteKind, State, Vxlan,
 };
@@ -79,8 +79,9 @@ impl Machine {
                 if ours || entry.kind == RouteKind::Blackhole {
                     continue;
                 }
-                facts.next_hops.extend(entry.gateway);
-                facts.next_hops.extend(entry.siblings.iter().filter_map(|sibling| sibling.gateway));
+                let siblings = entry.siblings.iter().map(|sibling| (sibling.gateway, sibling.link));
+                let hops = [(entry.gateway, entry.link)].into_iter().chain(siblings);
+                facts.next_hops.extend(hops.filter_map(|(addr, link)| Some(NextHop { addr: addr?, link })));
                 let link = entry.link.filter(|_| !entry.is_multipath());
                 let gateway = entry.gateway.filter(|_| !entry.is_multipath());
                 let route = HostRoute { prefix: slot.prefix, link, gateway, metric: slot.metric };

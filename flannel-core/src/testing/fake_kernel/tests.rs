@@ -120,6 +120,21 @@ fn what_survives_which_act_is_what_kernel_facts_say() {
 }
 
 #[test]
+fn an_ipv6_onlink_gateway_behind_another_device_is_refused() {
+    let (kernel, uplink) = kernel();
+    for (theirs, ours, refused) in [
+        ("fd05:0:0:3::/64", ("fd05:0:0:3::/64", "fd05:0:0:3::"), machine::EINVAL),
+        ("fd05:0:0:8::/61", ("fd05:0:0:9::/64", "fd05:0:0:9::"), machine::EINVAL),
+        ("10.5.3.0/24", ("10.5.3.0/24", "10.5.3.0"), 0),
+    ] {
+        let other = FakeRoute { metric: 7, ..FakeRoute::via(theirs.parse().unwrap(), ip("192.168.0.3"), uplink) };
+        kernel.add_route(FakeRoute { gateway: None, ..other }, Placement::Exclusive).unwrap();
+        let route = overlay_route(&kernel, ours.0, ours.1);
+        assert_eq!(errno(kernel.add_route(route, Placement::Exclusive)), refused, "{theirs}");
+    }
+}
+
+#[test]
 fn the_kernel_refuses_with_its_own_numbers() {
     let (kernel, uplink) = kernel();
     let route = overlay_route(&kernel, "10.5.2.0/24", "10.5.2.0");

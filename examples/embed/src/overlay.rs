@@ -1,0 +1,36 @@
+//! An overlay with a store in memory, and a printer of your own for what happens.
+#![expect(clippy::print_stdout, reason = "to print is what the example is about")]
+
+use std::{error::Error, sync::Arc};
+
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::kernel::Kernel;
+use flannel_core::overlay::{Event, Identity, Overlay, Teardown};
+use flannel_core::subnet::NodeIdentity;
+use flannel_core::testing::MemorySubnets;
+use tokio_util::sync::CancellationToken;
+
+const NETWORK: &[u8] = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// Runs until everything is in place, then takes it all away.
+pub(crate) async fn run(kernel: impl Kernel) -> Result<(), Box<dyn Error>> {
+    let store = MemorySubnets::new(NetworkConfig::parse(NETWORK, Allocation::Pool)?);
+    let overlay = Overlay::builder(Identity::Named(NodeIdentity::new("my-node")?))
+        .backend("vxlan", Vxlan::new)
+        .teardown(Teardown::Remove)
+        .build(Arc::new(store), Arc::new(kernel))?;
+    let (cancel, mut events) = (CancellationToken::new(), overlay.handle().events());
+    let agent = tokio::spawn(overlay.run(cancel.clone()));
+    while let Ok(event) = events.recv().await {
+        match &event {
+            Event::LeaseAcquired(lease) => lease.subnets.iter().for_each(|(_, subnet)| println!("pods here: {subnet}")),
+            other => println!("{other:?}"),
+        }
+        // Here your program would do its own work; this one has seen enough.
+        if event == Event::Ready {
+            cancel.cancel();
+        }
+    }
+    Ok(agent.await??)
+}

@@ -1,0 +1,249 @@
+//! The quickstart as its users run it: the built program, from the outside.
+//!
+//! Needs what the quickstart needs: to be root, or user namespaces for everybody.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_quickstart");
+const NOBODY: u32 = 65534;
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// They time themselves: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A program under test with its own directory for temporary files, which tells what it leaves behind.
+struct Run {
+    temporary: tempfile::TempDir,
+    command: Command,
+}
+
+impl Run {
+    fn of(program: &Path, args: &[&str]) -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        // Sticky and for all, as /tmp is.
+        fs::set_permissions(temporary.path(), Permissions::from_mode(0o1777)).unwrap();
+        let mut command = Command::new(program);
+        command.args(args).env("TMPDIR", temporary.path()).current_dir("/").process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { temporary, command }
+    }
+
+    fn start(&mut self) -> Child {
+        self.command.spawn().unwrap()
+    }
+
+    fn output(mut self) -> Output {
+        let child = self.start();
+        let pid = child.id();
+        let output = child.wait_with_output().unwrap();
+        self.assert_nothing_left(pid);
+        output
+    }
+
+    /// Namespaces here are held by the process alone, so they go with it.
+    fn assert_nothing_left(&self, pid: u32) {
+        let left: Vec<_> = fs::read_dir(self.temporary.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+        assert_eq!(group(pid), Vec::<u32>::new());
+    }
+}
+
+/// The processes of a group.
+fn group(pid: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let belongs = |process: &u32| {
+        // It may have ended meanwhile.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
+        // proc_pid_stat(5): what follows the name is state, parent and group.
+        let group = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(2));
+        group == Some(pid.to_string().as_str())
+    };
+    processes.filter(belongs).collect()
+}
+
+fn json(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{text}{errors}", output.status);
+    assert_eq!(text.lines().count(), 1, "one object and nothing else: {text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// What the object has to say whatever was asked for.
+fn assert_good(object: &Value, nodes: u64, backend: &str, acts: usize) {
+    assert_eq!(object["nodes"], nodes);
+    assert_eq!(object["backend"], backend);
+    assert_eq!(object["pairs"], nodes * (nodes - 1));
+    assert_eq!(object["pairs_ok"], object["pairs"]);
+    assert!(object["throughput_gbps"].as_f64().unwrap() > 0.0);
+    assert!(object["seconds"].as_f64().unwrap() < LONGEST.as_secs_f64());
+    let heals = object["heals"].as_array().unwrap();
+    assert_eq!(heals.len(), acts);
+    for heal in heals {
+        assert_eq!(heal["healed"], true, "{heal}");
+        assert!(!heal["act"].as_str().unwrap().is_empty());
+        assert!(heal["ms"].as_f64().unwrap() < 10_000.0, "{heal}");
+    }
+}
+
+#[test]
+fn vxlan_pings_and_heals() {
+    let _alone = ALONE.lock();
+    let object = json(&Run::of(PROGRAM.as_ref(), &["--json"]).output());
+    assert_good(&object, 3, "vxlan", 19);
+}
+
+#[test]
+fn host_gw_pings_and_heals() {
+    let _alone = ALONE.lock();
+    let object = json(&Run::of(PROGRAM.as_ref(), &["--json", "--backend", "host-gw", "--nodes", "2"]).output());
+    assert_good(&object, 2, "host-gw", 7);
+}
+
+#[test]
+fn dual_stack_pings_and_heals() {
+    let _alone = ALONE.lock();
+    let object = json(&Run::of(PROGRAM.as_ref(), &["--json", "--dual-stack"]).output());
+    assert_good(&object, 3, "vxlan", 19);
+}
+
+#[test]
+fn ipv6_alone_pings_and_heals() {
+    let _alone = ALONE.lock();
+    let object = json(&Run::of(PROGRAM.as_ref(), &["--json", "--ipv6", "--nodes", "2"]).output());
+    assert_good(&object, 2, "vxlan", 19);
+}
+
+/// Root runs it as nobody (uid 65534); anybody else is unprivileged already.
+#[test]
+fn nobody_needs_no_privileges() {
+    let _alone = ALONE.lock();
+    // Where the build is, nobody may not be allowed to read.
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("quickstart");
+    fs::copy(PROGRAM, &copy).unwrap();
+    for path in [dir.path(), &copy] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut run = Run::of(&copy, &["--json"]);
+    if geteuid().is_root() {
+        run.command.uid(NOBODY).gid(NOBODY);
+    }
+    assert_good(&json(&run.output()), 3, "vxlan", 19);
+}
+
+#[test]
+fn people_get_eighty_columns_without_colours_in_a_pipe() {
+    let _alone = ALONE.lock();
+    let output = Run::of(PROGRAM.as_ref(), &["--nodes", "10", "--dual-stack"]).output();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+        assert!(!line.contains('\x1b'), "{line}");
+    }
+    for part in ["Leases", "ip route", "bridge fdb show", "Break and heal", "19 of 19 acts healed"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn bad_arguments_are_named_and_exit_with_two() {
+    for (args, named) in [
+        (&["--nodes", "1"][..], "1 is not in 2..=16"),
+        (&["--nodes", "17"], "17 is not in 2..=16"),
+        (&["--nodes", "many"], "many"),
+        (&["--backend", "wireguard"], "vxlan, host-gw"),
+        (&["--ipv6", "--dual-stack"], "--dual-stack"),
+        (&["--speed"], "--speed"),
+    ] {
+        let output = Run::of(PROGRAM.as_ref(), args).output();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains(named), "{args:?}: {text}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn an_interrupt_ends_it_cleanly_at_any_time() {
+    let _alone = ALONE.lock();
+    for delay in [60, 400, 1500, 3000].map(Duration::from_millis) {
+        let mut run = Run::of(PROGRAM.as_ref(), &["--dual-stack"]);
+        let mut child = run.start();
+        let pid = child.id();
+        wait_for_store(&run);
+        // What is tested is when it comes, so this is no wait for anything.
+        std::thread::sleep(delay);
+        let struck = Instant::now();
+        kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();
+        let status = ends(&mut child, Duration::from_secs(10));
+        assert!(struck.elapsed() < Duration::from_secs(2), "after {delay:?}: {:?}", struck.elapsed());
+        assert_eq!(status.code(), Some(130), "after {delay:?}");
+        run.assert_nothing_left(pid);
+    }
+}
+
+#[test]
+fn what_is_kept_can_be_entered_and_ends_on_interrupt() {
+    let _alone = ALONE.lock();
+    let mut run = Run::of(PROGRAM.as_ref(), &["--keep", "--nodes", "2", "--backend", "host-gw"]);
+    let mut child = run.start();
+    let pid = child.id();
+    let mut text = String::new();
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap());
+    while !text.contains("Ctrl-C ends it all") {
+        let read = std::io::BufRead::read_line(&mut lines, &mut text).unwrap();
+        assert!(read > 0, "it ended: {text}");
+    }
+    let printed = text.split_once("  nsenter").unwrap().1.split_once("ip route\n").unwrap().0;
+    let script = format!("nsenter{printed} cat /proc/net/dev");
+    let entered = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let shown = String::from_utf8_lossy(&entered.stdout).into_owned() + &String::from_utf8_lossy(&entered.stderr);
+    assert!(shown.contains("cni0:"), "{script}: {shown}");
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert!(ends(&mut child, Duration::from_secs(2)).success());
+    run.assert_nothing_left(pid);
+}
+
+/// Waits until the run has its directory: from then on it handles signals.
+fn wait_for_store(run: &Run) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while fs::read_dir(run.temporary.path()).unwrap().next().is_none() {
+        assert!(Instant::now() < deadline, "the quickstart does not start");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn ends(child: &mut Child, patience: Duration) -> std::process::ExitStatus {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "it does not end");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn where_the_system_forbids_it_people_are_told_how_to_go_on() {
+    let limits = "echo 0 > /proc/sys/user/max_net_namespaces; echo 0 > /proc/sys/user/max_user_namespaces";
+    let mut run = Run::of("unshare".as_ref(), &["-Ur", "sh", "-c", &format!("{limits}; exec {PROGRAM}")]);
+    run.command.env("NO_COLOR", "1");
+    let output = run.output();
+    let text = String::from_utf8(output.stderr).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("run as root, or: sysctl -w user.max_user_namespaces=10000"), "{text}");
+}

@@ -1,0 +1,191 @@
+//! How an agent ends, and what it leaves.
+
+use std::time::Duration;
+
+use flannel_core::kernel::KernelError;
+use flannel_core::overlay::{Event, HandleError, Masquerade, Phase, SubnetEnvFile, Teardown};
+use flannel_core::testing::memory_subnets::Fault;
+use tokio::time::Instant;
+
+use crate::node::{Node, eventually, pass, subnet};
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_while_the_store_is_away_it_ends_at_once() {
+    let node = Node::alone();
+    node.store.fail_next(std::iter::repeat_n(Fault::Unavailable, 1000));
+    let agent = node.run();
+    pass(100.0).await;
+    let begun = Instant::now();
+    agent.cancelled().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(10));
+    assert_eq!((node.kernel.writes(), node.store.records().len()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds() {
+    let node = Node::alone();
+    let agent = node.run();
+    agent.ready().await;
+    pass(1.0).await;
+    node.kernel.stall();
+    node.join([1]);
+    pass(1.0).await;
+    let begun = Instant::now();
+    agent.cancelled().await.unwrap();
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(1) && took <= Duration::from_secs(2), "{took:?}");
+    assert!(!node.has_route(subnet(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_under_way_may_finish_within_the_grace() {
+    let node = Node::alone();
+    let agent = node.run();
+    agent.ready().await;
+    pass(1.0).await;
+    node.kernel.stall();
+    node.join([1]);
+    pass(1.0).await;
+    let kernel = node.kernel.clone();
+    let slow = tokio::spawn(async move {
+        pass(1.0).await;
+        kernel.resume();
+    });
+    agent.cancelled().await.unwrap();
+    slow.await.unwrap();
+    assert!(node.has_route(subnet(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keep_leaves_everything_and_the_next_run_writes_nothing() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let agent = node.run();
+    let lease = agent.ready().await.lease;
+    pass(1.0).await;
+    let (before, writes) = (node.kernel.snapshot(), node.kernel.writes());
+    let mut status = agent.handle.status();
+    agent.cancelled().await.unwrap();
+    assert_eq!(status.borrow_and_update().phase, Phase::Stopped);
+    assert_eq!((node.kernel.snapshot(), node.record().as_ref()), (before.clone(), lease.as_deref()));
+    let agent = node.run();
+    agent.ready().await;
+    agent.audited().await;
+    assert_eq!((node.kernel.snapshot(), node.kernel.writes()), (before, writes));
+}
+
+fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
+    SubnetEnvFile { path: dir.path().join("run/subnet.env"), masquerade: Masquerade::Agent }
+}
+
+#[tokio::test(start_paused = true)]
+async fn remove_leaves_nothing_and_gives_the_lease_back() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let before = node.kernel.snapshot();
+    node.join(1..=20);
+    let file = env_file(&dir);
+    let agent = node.run_as(node.builder().teardown(Teardown::Remove).subnet_env(file.clone()));
+    agent.ready().await;
+    eventually("subnet.env is there", || file.path.exists()).await;
+    // The first look of the end fails, and one write is refused: both are tried again.
+    pass(1.0).await;
+    let lost = KernelError::Lost { doing: "looking".to_owned(), reason: "overrun".to_owned() };
+    node.kernel.fail_next_observe(lost);
+    node.kernel.refuse_nth(3, 16);
+    agent.cancelled().await.unwrap();
+    assert_eq!(node.kernel.snapshot(), before);
+    assert_eq!(node.record(), None);
+    assert!(!file.path.exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn subnet_env_is_written_when_the_devices_are_there_and_again_when_the_lease_changes() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = env_file(&dir);
+    node.kernel.fail_next_observe(KernelError::Lost { doing: "looking".to_owned(), reason: "overrun".to_owned() });
+    let mut agent = node.run_as(node.builder().subnet_env(file.clone()));
+    agent.until(|status| status.last_error.is_some()).await;
+    assert!(!file.path.exists());
+    let first = agent.ready().await.lease.unwrap().subnets.v4.unwrap();
+    let text = |subnet: flannel_core::net::Prefix| {
+        let address = subnet.addr().to_string();
+        let first = address.strip_suffix(".0").unwrap();
+        format!("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET={first}.1/24\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n")
+    };
+    let path = file.path.clone();
+    let says = |wanted: String| {
+        let path = path.clone();
+        move || std::fs::read_to_string(&path).is_ok_and(|found| found == wanted)
+    };
+    let other = (1..).map(subnet).find(|subnet| *subnet != first).unwrap();
+    let (before, after) = (text(first), text(other));
+    eventually("subnet.env says the first lease", says(before)).await;
+    let mut moved = node.record().unwrap();
+    moved.subnets.v4 = Some(other);
+    node.store.insert([moved]);
+    agent.event(|event| matches!(event, Event::LeaseAcquired(lease) if lease.subnets.v4 == Some(other))).await;
+    eventually("subnet.env says the second lease", says(after)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_env_that_cannot_be_written_is_tried_again_without_spinning() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = env_file(&dir);
+    // A file where the directory has to be.
+    std::fs::write(dir.path().join("run"), "").unwrap();
+    let agent = node.run_as(node.builder().subnet_env(file.clone()));
+    agent.until(|status| status.last_error.as_ref().is_some_and(|error| error.contains("run"))).await;
+    // Meanwhile the device cannot be made.
+    node.kernel.refuse_if(|op| matches!(op, flannel_core::plan::Op::CreateLink { .. }).then_some(12));
+    node.kernel.delete_link("tun4.1").unwrap();
+    agent.until(|status| status.phase == Phase::LeaseHeld).await;
+    tokio::time::timeout(Duration::from_secs(60), pass(30.0)).await.unwrap();
+    node.kernel.obey();
+    std::fs::remove_file(dir.path().join("run")).unwrap();
+    agent.ready().await;
+    eventually("subnet.env is there", || file.path.exists()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_amid_its_writes_it_leaves_what_a_new_run_finishes() {
+    for enough in [0, 1, 2, 3] {
+        let node = Node::alone();
+        node.join(1..=180);
+        let agent = node.run();
+        let mut steps = 0;
+        while node.kernel.writes() <= enough * 128 {
+            tokio::task::yield_now().await;
+            steps += 1;
+            assert!(steps < 100_000, "no writes");
+        }
+        agent.killed().await;
+        assert!(node.kernel.writes() < 540, "it was done already");
+        let agent = node.run();
+        agent.ready().await;
+        pass(1.0).await;
+        assert!(agent.handle.plan().await.unwrap().plan.is_empty());
+        assert!((1..=180).all(|n| node.has_route(subnet(n))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    let agent = node.run();
+    agent.ready().await;
+    let handle = agent.handle.clone();
+    let (one, two) = tokio::join!(handle.plan(), handle.plan());
+    assert!(one.unwrap().plan.is_empty() && two.unwrap().plan.is_empty());
+    node.kernel.refuse_if(|_| Some(12));
+    node.kernel.flush_fdb("tun4.1").unwrap();
+    assert_eq!(handle.plan().await.unwrap().plan.ops.len(), 4, "each entry, and its neighbour with it");
+    let explained = handle.explain("10.42.1.7").await.unwrap().unwrap();
+    assert_eq!(explained.key.as_str(), "peer-1");
+    assert!(handle.explain("10.42.9.9").await.unwrap().is_none());
+    assert_eq!(handle.peers().await.unwrap().len(), 2);
+    agent.cancelled().await.unwrap();
+    assert!(matches!(handle.plan().await, Err(HandleError::NotRunning)));
+    assert!(matches!(handle.explain("peer-1").await, Err(HandleError::NotRunning)));
+    assert!(matches!(handle.peers().await, Err(HandleError::NotRunning)));
+}

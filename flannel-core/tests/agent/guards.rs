@@ -1,0 +1,190 @@
+//! What the agent does not do at once: mass deletions, what bad records name, what somebody else keeps changing.
+
+use std::time::Duration;
+
+use flannel_core::lease::BadRecord;
+use flannel_core::net::Dual;
+use flannel_core::overlay::{Event, WithheldBecause};
+use flannel_core::testing::fake_kernel::FakeRoute;
+use tokio::time::Instant;
+
+use crate::node::{Node, eventually, pass, peer, subnet};
+use crate::tunnel::mac_of;
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    let mut agent = node.run();
+    agent.ready().await;
+    pass(1.0).await;
+    agent.drain();
+    let mac = mac_of("peer-1", flannel_core::net::Family::V4);
+    let kernel = node.kernel.clone();
+    // Somebody who flushes it as soon as it is back.
+    let stranger = tokio::spawn(async move {
+        let mut deleted = Vec::new();
+        loop {
+            if kernel.delete_fdb("tun4.1", mac, "192.0.2.1".parse().unwrap()).is_ok() {
+                deleted.push(Instant::now());
+            }
+            if deleted.last().is_some_and(|last| last.elapsed() > Duration::from_secs(100)) || deleted.len() > 40 {
+                return deleted;
+            }
+            pass(0.01).await;
+        }
+    });
+    pass(300.0).await;
+    let status = agent.status();
+    assert!(!status.contested.is_empty() && status.undone == 0, "{status:?}");
+    let contests = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Contested(_))).count();
+    let events = agent.drain();
+    // The entry, and the neighbour that is written with it.
+    assert!((1..=2).contains(&contests(&events)), "{}", contests(&events));
+    stranger.abort();
+    let _ = stranger.await;
+    let writes = node.kernel.writes();
+    pass(31.0).await;
+    assert!(node.kernel.writes() > writes, "the entry is put back when the wait is over");
+    pass(65.0).await;
+    let status = agent.status();
+    assert!(status.contested.is_empty(), "{:?}", status.contested);
+    assert!(agent.handle.plan().await.unwrap().plan.is_empty());
+    assert_eq!(contests(&agent.drain()), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_waits_for_a_contested_object_grow_to_half_a_minute() {
+    let node = Node::alone();
+    node.join([1]);
+    let agent = node.run();
+    agent.ready().await;
+    pass(1.0).await;
+    let mac = mac_of("peer-1", flannel_core::net::Family::V4);
+    let mut times = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(400) {
+        if node.kernel.delete_fdb("tun4.1", mac, "192.0.2.1".parse().unwrap()).is_ok() {
+            times.push(begun.elapsed().as_secs_f64());
+        }
+        pass(0.01).await;
+    }
+    assert!(times.len() < 30, "{times:?}");
+    let waits: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(waits.iter().rev().take(4).all(|wait| (29.0..35.0).contains(wait)), "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_without_most_peers_waits_a_minute_before_it_deletes() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let mut agent = node.run();
+    agent.ready().await;
+    // Gone between two snapshots: the watch was cut, so nobody was told of each.
+    node.leave(1..=16);
+    node.join([30]);
+    node.store.cut_watches();
+    let begun = Instant::now();
+    agent.event(|event| matches!(event, Event::DeletionsWithheld(16))).await;
+    eventually("the new peer is there", || node.has_route(subnet(30))).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "additions do not wait");
+    pass(55.0).await;
+    assert!((1..=20).all(|n| node.has_route(subnet(n))));
+    assert_eq!(agent.status().withheld.len(), 16);
+    // One comes back, and one leaves in the ordinary way: that does not wait.
+    node.join([1]);
+    node.leave([20]);
+    eventually("a single one goes", || !node.has_route(subnet(20))).await;
+    assert!(begun.elapsed() < Duration::from_secs(58));
+    eventually("the others go", || (2..=16).all(|n| !node.has_route(subnet(n)))).await;
+    let took = begun.elapsed();
+    assert!((60.0..62.0).contains(&took.as_secs_f64()), "{took:?}");
+    assert!([1, 17, 18, 19, 30].into_iter().all(|n| node.has_route(subnet(n))));
+    assert!(agent.status().withheld.is_empty());
+    pass(1.0).await;
+    assert!(agent.handle.plan().await.unwrap().plan.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_finds_most_peers_gone_waits_a_minute_before_it_deletes() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let agent = node.run();
+    agent.ready().await;
+    agent.cancelled().await.unwrap();
+    node.leave(1..=20);
+    let begun = Instant::now();
+    let agent = node.run();
+    agent.until(|status| status.withheld.len() == 20).await;
+    agent.ready().await;
+    assert!((1..=20).all(|n| node.has_route(subnet(n))));
+    eventually("they go", || (1..=20).all(|n| !node.has_route(subnet(n)))).await;
+    let took = begun.elapsed();
+    assert!((60.0..62.0).contains(&took.as_secs_f64()), "{took:?}");
+    assert!(node.kernel.snapshot().matching("fdb").is_empty() && node.kernel.snapshot().matching("neigh").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_and_single_removals_never_wait() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let agent = node.run();
+    agent.ready().await;
+    let begun = Instant::now();
+    node.leave(1..=20);
+    eventually("they go", || (1..=20).all(|n| !node.has_route(subnet(n)))).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(agent.status().withheld.is_empty());
+}
+
+fn bad(n: u8) -> BadRecord {
+    BadRecord { reason: "torn".to_owned(), subnets: Dual { v4: Some(subnet(n)), v6: None } }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_bad_record_names_is_not_deleted_not_even_by_the_next_run() {
+    let node = Node::alone();
+    node.join([1, 2, 3]);
+    let agent = node.run();
+    agent.ready().await;
+    node.store.insert_bad(&peer(1).key, bad(1));
+    agent.until(|status| status.quarantined.contains_key(&peer(1).key)).await;
+    agent.audited().await;
+    assert!(node.has_route(subnet(1)), "the last good version stays");
+    agent.cancelled().await.unwrap();
+    let before = node.kernel.snapshot();
+    let agent = node.run();
+    let status = agent.ready().await;
+    assert_eq!(status.withheld.get(&subnet(1)), Some(&WithheldBecause::BadRecord));
+    agent.audited().await;
+    assert_eq!(node.kernel.snapshot(), before);
+    // Once the record is gone, so is what it protected.
+    let begun = Instant::now();
+    node.store.delete(&peer(1).key);
+    eventually("the route goes", || !node.has_route(subnet(1))).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(node.has_route(subnet(2)) && node.has_route(subnet(3)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strangers_route_is_a_conflict_that_ends_with_it() {
+    let node = Node::alone();
+    let eth0 = node.kernel.link_index("eth0").unwrap();
+    let stranger = FakeRoute::via(subnet(1), "192.0.2.99".parse().unwrap(), eth0);
+    node.kernel.add_route(stranger.clone(), flannel_core::testing::fake_kernel::Placement::Exclusive).unwrap();
+    node.join([1, 2]);
+    let mut agent = node.run();
+    agent.event(|event| matches!(event, Event::ConflictFound(_))).await;
+    let status = agent.ready().await;
+    assert_eq!(status.conflicts.len(), 1);
+    // Its own lease round is of no use to it either.
+    node.leave([1]);
+    node.join([1]);
+    pass(1.0).await;
+    assert_eq!(node.kernel.snapshot().matching("route 10.42.1.0/24").len(), 1);
+    assert_eq!(agent.status().conflicts.len(), 1);
+    node.kernel.delete_route(&stranger).unwrap();
+    agent.until(|status| status.conflicts.is_empty()).await;
+    eventually("ours is there", || !node.kernel.snapshot().matching("route 10.42.1.0/24 via 10.42.1.0").is_empty())
+        .await;
+}

@@ -1,0 +1,18 @@
+//! The whole agent against the fake kernel and the store in memory, on a clock that stands still: reactions one by one
+//! (scripted), and many nodes at random (simulated).
+#![cfg(feature = "testing")]
+
+#[cfg(test)]
+mod ending;
+#[cfg(test)]
+mod guards;
+#[cfg(test)]
+mod node;
+#[cfg(test)]
+mod start;
+#[cfg(test)]
+mod storms;
+#[cfg(test)]
+mod tenure;
+#[cfg(test)]
+mod tunnel;

@@ -1,0 +1,226 @@
+//! A node of a test: a kernel of its own, a share in a store, and the agent on it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::clock::TokioClock;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::kernel::Kernel;
+use flannel_core::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::overlay::{Builder, Event, Handle, Identity, Overlay, OverlayError, Phase, Status};
+use flannel_core::subnet::{NodeIdentity, SubnetManager};
+use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
+use flannel_core::testing::{FakeKernel, MemorySubnets};
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::tunnel::{Tunnel, data, mac_of};
+
+/// The longest wait, in simulated time.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+
+pub(crate) fn config() -> NetworkConfig {
+    parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"tunnel"}}"#)
+}
+
+pub(crate) fn parse(text: &str) -> NetworkConfig {
+    NetworkConfig::parse(text.as_bytes(), Allocation::Pool).unwrap()
+}
+
+pub(crate) fn public(family: Family, n: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(192, 0, 2, n).into(),
+        Family::V6 => Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, n.into()).into(),
+    }
+}
+
+pub(crate) fn subnet(n: u8) -> Prefix {
+    Prefix::new(Ipv4Addr::new(10, 42, n, 0).into(), 24).unwrap()
+}
+
+/// The IPv4 lease of a node that is nobody's agent.
+pub(crate) fn peer(n: u8) -> Lease {
+    let name = format!("peer-{n}");
+    Lease {
+        key: LeaseKey::new(&name),
+        subnets: Dual { v4: Some(subnet(n)), v6: None },
+        attrs: LeaseAttrs {
+            public_ip: Dual { v4: Some(public(Family::V4, n)), v6: None },
+            backend_type: "tunnel".into(),
+            backend_data: Dual { v4: Some(data(mac_of(&name, Family::V4))), v6: None },
+        },
+        expires: None,
+        fence: Fence::default(),
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) kernel: FakeKernel,
+    pub(crate) store: MemorySubnets,
+    pub(crate) clock: Arc<TokioClock>,
+}
+
+impl Node {
+    /// Node `n` of a network: its host is at 192.0.2.n and fd99::n, with default routes.
+    pub(crate) fn new(n: u8, store: &MemorySubnets, clock: &Arc<TokioClock>) -> Self {
+        let kernel = FakeKernel::new();
+        let eth0 = kernel.add_uplink("eth0", format!("192.0.2.{n}/24").parse().unwrap()).unwrap();
+        kernel.add_address("eth0", format!("fd99::{n:x}/64").parse().unwrap()).unwrap();
+        add_defaults(&kernel, eth0);
+        Self { name: format!("node-{n}"), kernel, store: store.clone(), clock: Arc::clone(clock) }
+    }
+
+    /// Node 200 in a network of its own, whose leases last for ever.
+    pub(crate) fn alone() -> Self {
+        let clock = Arc::new(TokioClock::new());
+        Self::new(200, &MemorySubnets::with_ttl(config(), None, Arc::clone(&clock) as _), &clock)
+    }
+
+    /// The same with leases that last so long.
+    pub(crate) fn with_ttl(ttl: Duration) -> Self {
+        let clock = Arc::new(TokioClock::new());
+        Self::new(200, &MemorySubnets::with_ttl(config(), Some(ttl), Arc::clone(&clock) as _), &clock)
+    }
+
+    pub(crate) fn identity(&self) -> NodeIdentity {
+        NodeIdentity::new(&self.name).unwrap()
+    }
+
+    pub(crate) fn key(&self) -> LeaseKey {
+        LeaseKey::new(&self.name)
+    }
+
+    pub(crate) fn builder(&self) -> Builder {
+        Overlay::builder(Identity::Named(self.identity()))
+            .backend("tunnel", |_| Ok(Tunnel))
+            .clock(Arc::clone(&self.clock) as _)
+    }
+
+    pub(crate) fn run(&self) -> Agent {
+        self.run_as(self.builder())
+    }
+
+    pub(crate) fn run_as(&self, builder: Builder) -> Agent {
+        self.run_on(builder, Arc::new(self.kernel.clone()), Arc::new(self.store.clone()))
+    }
+
+    pub(crate) fn run_on(&self, builder: Builder, kernel: Arc<dyn Kernel>, store: Arc<dyn SubnetManager>) -> Agent {
+        let overlay = builder.build(store, kernel).unwrap();
+        let handle = overlay.handle();
+        let (events, cancel) = (handle.events(), CancellationToken::new());
+        let task = tokio::spawn(overlay.run(cancel.clone()));
+        Agent { handle, events, cancel, task }
+    }
+
+    /// The record of this node in the store.
+    pub(crate) fn record(&self) -> Option<Lease> {
+        let record = self.store.records().into_iter().find(|record| record.key == self.key())?;
+        record.lease.ok().map(Arc::unwrap_or_clone)
+    }
+
+    pub(crate) fn has_route(&self, prefix: Prefix) -> bool {
+        !self.kernel.snapshot().matching(&format!("route {prefix} via")).is_empty()
+    }
+
+    /// Puts in the peers of these numbers.
+    pub(crate) fn join(&self, numbers: impl IntoIterator<Item = u8>) {
+        self.store.insert(numbers.into_iter().map(peer));
+    }
+
+    pub(crate) fn leave(&self, numbers: impl IntoIterator<Item = u8>) {
+        numbers.into_iter().for_each(|n| assert!(self.store.delete(&peer(n).key)));
+    }
+}
+
+/// Default routes as a host has them.
+pub(crate) fn add_defaults(kernel: &FakeKernel, link: u32) {
+    for (prefix, gateway) in [("0.0.0.0/0", "192.0.2.254"), ("::/0", "fd99::ff")] {
+        let route = FakeRoute::via(prefix.parse().unwrap(), gateway.parse().unwrap(), link);
+        // It may be there already: a test puts back what an act took.
+        let _ = kernel.add_route(route, Placement::Exclusive);
+    }
+}
+
+/// A running agent.
+pub(crate) struct Agent {
+    pub(crate) handle: Handle,
+    pub(crate) events: broadcast::Receiver<Event>,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) task: JoinHandle<Result<(), OverlayError>>,
+}
+
+impl Agent {
+    pub(crate) fn status(&self) -> Status {
+        self.handle.status().borrow().clone()
+    }
+
+    pub(crate) async fn until(&self, condition: impl FnMut(&Status) -> bool) -> Status {
+        let mut status = self.handle.status();
+        let found = tokio::time::timeout(PATIENCE, status.wait_for(condition)).await;
+        match found {
+            Ok(Ok(status)) => status.clone(),
+            Ok(Err(_)) => panic!("the agent ended: {:?}", self.status()),
+            Err(_) => panic!("the status never was as awaited: {:?}", self.status()),
+        }
+    }
+
+    pub(crate) async fn ready(&self) -> Status {
+        self.until(|status| status.phase == Phase::Ready).await
+    }
+
+    /// Waits for an audit that began after this call.
+    pub(crate) async fn audited(&self) -> Status {
+        let audits = self.status().audits;
+        self.until(|status| status.audits >= audits + 2).await
+    }
+
+    pub(crate) async fn event(&mut self, mut wanted: impl FnMut(&Event) -> bool) -> Event {
+        let found = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match self.events.recv().await {
+                    Ok(event) if wanted(&event) => return event,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => panic!("no such event: the agent ended"),
+                }
+            }
+        });
+        found.await.expect("no such event in time")
+    }
+
+    /// The events so far, in order.
+    pub(crate) fn drain(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.events.try_recv().ok()).collect()
+    }
+
+    pub(crate) async fn ended(self) -> Result<(), OverlayError> {
+        tokio::time::timeout(PATIENCE, self.task).await.expect("the agent never ended").expect("the agent panicked")
+    }
+
+    pub(crate) async fn cancelled(self) -> Result<(), OverlayError> {
+        self.cancel.cancel();
+        self.ended().await
+    }
+
+    /// Stops the agent as a crash would.
+    pub(crate) async fn killed(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+pub(crate) async fn pass(seconds: f64) {
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        pass(0.05).await;
+    }
+}

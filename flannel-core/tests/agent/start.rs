@@ -1,0 +1,236 @@
+//! From nothing to ready, and what can go wrong on the way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::kernel::{ApplyReport, Claim, Hint, Kernel, KernelError, MockKernel, Scope};
+use flannel_core::overlay::{Contact, Event, OverlayError, Phase};
+use flannel_core::subnet::{MockSubnetManager, SubnetError};
+use flannel_core::testing::FakeKernel;
+use futures_util::StreamExt;
+use tokio::time::Instant;
+
+use crate::node::{Node, config, parse, pass};
+
+fn timeout() -> KernelError {
+    KernelError::Timeout { doing: "looking".to_owned(), within: Duration::from_secs(5) }
+}
+
+fn denied() -> KernelError {
+    KernelError::Denied { doing: "looking".to_owned(), hint: "CAP_NET_ADMIN".to_owned() }
+}
+
+/// A kernel that is `kernel` but for what the test expects of the mock before.
+fn passing(mut mock: MockKernel, kernel: &FakeKernel) -> Arc<MockKernel> {
+    let fake = kernel.clone();
+    mock.expect_host_facts().returning(move || futures_util::FutureExt::now_or_never(fake.host_facts()).unwrap());
+    mock.expect_claim().returning(|_, _| Ok(Claim::new(())));
+    mock.expect_hints().returning(|_| futures_util::stream::pending().boxed());
+    let fake = kernel.clone();
+    mock.expect_observe()
+        .returning(move |scope: &Scope| futures_util::FutureExt::now_or_never(fake.observe(scope)).unwrap());
+    Arc::new(mock)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_look_that_times_out_writes_nothing_and_is_repeated_after_back_off() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    node.kernel.fail_next_observe(timeout());
+    let begun = Instant::now();
+    let agent = node.run();
+    let status = agent.until(|status| status.last_error.is_some()).await;
+    assert_eq!((status.phase, node.kernel.writes()), (Phase::LeaseHeld, 0));
+    assert!(status.last_error.unwrap().contains("did not answer"));
+    let status = agent.ready().await;
+    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert_eq!((status.last_error, status.peers.accepted), (None, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_cannot_be_read_at_start_is_read_again() {
+    let node = Node::alone();
+    node.kernel.fail_next_host_facts(timeout());
+    node.kernel.fail_next_host_facts(timeout());
+    let agent = node.run();
+    agent.until(|status| status.last_error.is_some()).await;
+    agent.ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_can_never_be_read_is_asked_a_bounded_number_of_times() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let node = Node::alone();
+    let mut mock = MockKernel::new();
+    let (fake, count) = (node.kernel.clone(), Arc::clone(&calls));
+    mock.expect_host_facts().returning(move || match count.fetch_add(1, Ordering::Relaxed) {
+        0 => futures_util::FutureExt::now_or_never(fake.host_facts()).unwrap(),
+        _ => Err(timeout()),
+    });
+    mock.expect_hints().returning(|_| {
+        let beat = tokio::time::interval(Duration::from_millis(1));
+        futures_util::stream::unfold(beat, |mut beat| async {
+            beat.tick().await;
+            Some((Hint::FactsChanged, beat))
+        })
+        .boxed()
+    });
+    let fake = node.kernel.clone();
+    mock.expect_apply()
+        .returning(move |scope, plan| futures_util::FutureExt::now_or_never(fake.apply(scope, plan)).unwrap());
+    let kernel = passing(mock, &node.kernel);
+    let agent = node.run_on(node.builder(), kernel, Arc::new(node.store.clone()));
+    pass(60.0).await;
+    // Hints keep 200 ms apart.
+    assert!(calls.load(Ordering::Relaxed) <= 310, "{calls:?}");
+    assert!(agent.status().last_error.is_some());
+    agent.cancelled().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_can_never_do_ends_the_first_round_with_its_error() {
+    let unsupported = || KernelError::Unsupported { what: "vxlan".to_owned(), hint: "modprobe vxlan".to_owned() };
+    for error in [denied(), unsupported()] {
+        let node = Node::alone();
+        let mut mock = MockKernel::new();
+        let refusal = error.clone();
+        mock.expect_apply()
+            .returning(move |_, _| ApplyReport { refused: vec![(0, refusal.clone())], ..ApplyReport::default() });
+        let agent = node.run_on(node.builder(), passing(mock, &node.kernel), Arc::new(node.store.clone()));
+        let Err(OverlayError::Kernel(ended)) = agent.ended().await else { panic!("no error") };
+        assert_eq!(ended, error);
+    }
+    for error in [denied(), unsupported(), KernelError::Stopped] {
+        let node = Node::alone();
+        node.kernel.fail_next_observe(error.clone());
+        let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
+        assert_eq!(ended, error);
+        node.kernel.fail_next_host_facts(error.clone());
+        let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
+        assert_eq!(ended, error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_thread_that_stops_ends_the_agent_whenever_it_happens() {
+    let node = Node::alone();
+    let agent = node.run();
+    agent.ready().await;
+    node.kernel.fail_next_observe(KernelError::Stopped);
+    assert!(matches!(agent.ended().await, Err(OverlayError::Kernel(KernelError::Stopped))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_at_start_is_asked_with_back_off_and_told_once() {
+    let node = Node::alone();
+    let begun = Instant::now();
+    let times = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let mut store = MockSubnetManager::new();
+    let asked = Arc::clone(&times);
+    store.expect_network_config().returning(move || {
+        let mut asked = asked.lock().unwrap();
+        asked.push(begun.elapsed());
+        match asked.len() {
+            7.. => Ok(config()),
+            _ => Err(SubnetError::Unavailable { doing: "reading", source: "down".into() }),
+        }
+    });
+    delegate(&mut store, &node);
+    let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    let away = agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
+    assert_eq!((away.phase, node.kernel.writes()), (Phase::Starting, 0));
+    let ready = agent.ready().await;
+    assert_eq!(ready.store, Contact::Live);
+    let times = times.lock().unwrap().clone();
+    let waits: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    for (wait, want) in waits.iter().zip([1.0, 2.0, 4.0, 4.5, 4.5, 4.5]) {
+        assert!((want * 0.9 - 0.01..=want * 1.1 + 0.01).contains(wait), "{waits:?}");
+    }
+    let events = agent.drain();
+    let count = |wanted: fn(&Event) -> bool| events.iter().filter(|event| wanted(event)).count();
+    assert_eq!(count(|event| matches!(event, Event::StoreLost(_))), 1, "{events:?}");
+    assert_eq!(count(|event| matches!(event, Event::StoreBack)), 1, "{events:?}");
+}
+
+/// Lets the mock do as the node's store does, but for what the test has said.
+fn delegate(mock: &mut MockSubnetManager, node: &Node) {
+    use flannel_core::subnet::SubnetManager;
+    use futures_util::FutureExt;
+    let store = node.store.clone();
+    mock.expect_previous().returning(move |node| store.previous(node).now_or_never().unwrap());
+    let store = node.store.clone();
+    mock.expect_acquire().returning(move |node, want| store.acquire(node, want).now_or_never().unwrap());
+    let store = node.store.clone();
+    mock.expect_watch().returning(move || store.watch());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invalid_config_ends_at_once_with_its_path() {
+    let node = Node::alone();
+    let mut store = MockSubnetManager::new();
+    store.expect_network_config().times(1).returning(|| {
+        let error = NetworkConfig::parse(br#"{"Network":"10.42.0.0/99"}"#, Allocation::Pool).unwrap_err();
+        Err(SubnetError::Invalid { at: "/coreos.com/network/config".to_owned(), reason: error.to_string() })
+    });
+    let begun = Instant::now();
+    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    let Err(OverlayError::Store(error)) = agent.ended().await else { panic!("no error") };
+    assert!(error.to_string().contains("$.Network"), "{error}");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_backend_names_those_there_are() {
+    let node = Node::alone();
+    node.store.set_config(parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}"#));
+    let Err(OverlayError::Backend(error)) = node.run().ended().await else { panic!("no error") };
+    let text = error.to_string();
+    assert!(["$.Backend.Type", "pigeon", "tunnel"].iter().all(|part| text.contains(part)), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_before_the_store_has_said_what_is_everything() {
+    let node = Node::alone();
+    let mut store = MockSubnetManager::new();
+    store.expect_network_config().returning(|| Ok(config()));
+    let inner = node.store.clone();
+    store.expect_previous().returning(move |node| {
+        use flannel_core::subnet::SubnetManager;
+        futures_util::FutureExt::now_or_never(inner.previous(node)).unwrap()
+    });
+    let inner = node.store.clone();
+    store.expect_acquire().returning(move |node, want| {
+        use flannel_core::subnet::SubnetManager;
+        futures_util::FutureExt::now_or_never(inner.acquire(node, want)).unwrap()
+    });
+    store.expect_watch().returning(|| futures_util::stream::pending().boxed());
+    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    pass(3600.0).await;
+    assert_eq!((agent.status().phase, node.kernel.writes()), (Phase::LeaseHeld, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_agent_of_the_name_is_refused_and_touches_nothing() {
+    let node = Node::alone();
+    let first = node.run();
+    first.ready().await;
+    let (writes, records) = (node.kernel.writes(), node.store.records());
+    let Err(OverlayError::Kernel(KernelError::Conflict { .. })) = node.run().ended().await else { panic!("no error") };
+    assert_eq!((node.kernel.writes(), node.store.records()), (writes, records));
+    assert_eq!(first.status().phase, Phase::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_before_the_lease_are_answered_that_the_agent_does_not_run_yet() {
+    let node = Node::alone();
+    node.kernel.stall();
+    let agent = node.run();
+    pass(1.0).await;
+    let answer = tokio::time::timeout(Duration::from_secs(5), agent.handle.peers()).await;
+    assert!(answer.expect("no answer").is_err());
+    node.kernel.resume();
+    agent.ready().await;
+    assert!(agent.handle.peers().await.is_ok());
+}

@@ -1,0 +1,215 @@
+//! Much of everything: what is kept and said stays bounded (faults.md, I13).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_core::config::NetworkConfig;
+use flannel_core::lease::{Lease, LeaseEvent};
+use flannel_core::overlay::{Contact, Event, Phase};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::testing::MemorySubnets;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use tokio::sync::{broadcast, watch};
+
+use crate::node::{Node, pass, peer, subnet};
+
+/// A store that can go away, as seen by one node, and whose answers can take their time.
+#[derive(Clone)]
+pub(crate) struct Away {
+    store: MemorySubnets,
+    away: Arc<watch::Sender<bool>>,
+    delay: Arc<AtomicU64>,
+    pub(crate) calls: Arc<AtomicU64>,
+}
+
+impl Away {
+    pub(crate) fn new(store: &MemorySubnets) -> Self {
+        Self {
+            store: store.clone(),
+            away: Arc::new(watch::Sender::new(false)),
+            delay: Arc::default(),
+            calls: Arc::default(),
+        }
+    }
+
+    pub(crate) fn leave(&self) {
+        self.away.send_replace(true);
+    }
+
+    pub(crate) fn come_back(&self) {
+        self.away.send_replace(false);
+    }
+
+    /// Answers come so late, after the work was done.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.delay.store(delay.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn call(&self) -> Result<(), SubnetError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if *self.away.borrow() { Err(gone()) } else { Ok(()) }
+    }
+
+    async fn answer<T>(&self, answer: T) -> T {
+        tokio::time::sleep(Duration::from_millis(self.delay.load(Ordering::Relaxed))).await;
+        answer
+    }
+}
+
+fn gone() -> SubnetError {
+    SubnetError::Unavailable { doing: "asking", source: "away".into() }
+}
+
+#[async_trait]
+impl SubnetManager for Away {
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        self.call()?;
+        self.store.network_config().await
+    }
+
+    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+        self.call()?;
+        self.store.previous(node).await
+    }
+
+    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        self.call()?;
+        self.answer(self.store.acquire(node, want).await).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        self.call()?;
+        self.answer(self.store.renew(lease).await).await
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
+        self.call()?;
+        self.store.release(lease).await
+    }
+
+    /// While away: an error every five seconds. Back again: everything anew.
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+        let state = (self.store.clone(), self.store.watch(), self.away.subscribe(), false);
+        futures_util::stream::unfold(state, |(store, mut inner, mut away, mut told)| async move {
+            loop {
+                if *away.borrow_and_update() {
+                    if std::mem::replace(&mut told, true) {
+                        let _ = tokio::time::timeout(Duration::from_secs(5), away.changed()).await;
+                        told = false;
+                        continue;
+                    }
+                    inner = store.watch();
+                    return Some((Err(gone()), (store, inner, away, told)));
+                }
+                tokio::select! {
+                    biased;
+                    Ok(()) = away.changed() => {}
+                    event = inner.next() => return event.map(|event| (event, (store, inner, away, told))),
+                }
+            }
+        })
+        .boxed()
+    }
+}
+
+/// Counts what would be written to a log at INFO and above.
+struct Lines(Arc<AtomicU64>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_without_the_store_and_a_hundred_thousand_events_stay_bounded() {
+    let lines = Arc::new(AtomicU64::new(0));
+    let _subscriber = tracing::subscriber::set_default(Lines(Arc::clone(&lines)));
+    let node = Node::with_ttl(Duration::from_secs(7200));
+    node.join(1..=20);
+    let store = Away::new(&node.store);
+    let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+    agent.ready().await;
+    let (writes, told, calls) =
+        (node.kernel.writes(), lines.load(Ordering::Relaxed), store.calls.load(Ordering::Relaxed));
+    agent.drain();
+    store.leave();
+    pass(3600.0).await;
+    assert!(matches!(agent.status().store, Contact::Lost { .. }));
+    assert_eq!((agent.status().phase, node.kernel.writes()), (Phase::Ready, writes), "the data plane stays");
+    let events = agent.drain();
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::StoreLost(_))).count(), 1, "{events:?}");
+    assert!(events.len() <= 4, "{events:?}");
+    assert!(store.calls.load(Ordering::Relaxed) - calls <= 900);
+    assert!(lines.load(Ordering::Relaxed) - told <= 60, "more than a line a minute");
+    store.come_back();
+    agent.until(|status| status.store == Contact::Live).await;
+    let told = lines.load(Ordering::Relaxed);
+    for round in 0..1000 {
+        for n in 1..=50 {
+            let mut lease = peer(n);
+            lease.attrs.public_ip.v4 = Some(std::net::Ipv4Addr::new(198, 51, (round % 200) as u8, n).into());
+            node.store.insert([lease]);
+            node.store.insert([peer(n)]);
+        }
+        tokio::task::yield_now().await;
+    }
+    pass(1.0).await;
+    assert!(lines.load(Ordering::Relaxed) - told <= 10);
+    let lagged = agent.events.try_recv();
+    assert!(matches!(lagged, Err(broadcast::error::TryRecvError::Lagged(_))), "{lagged:?}");
+    assert!(agent.drain().len() <= 1024);
+    agent.audited().await;
+    assert!(agent.handle.plan().await.unwrap().plan.is_empty());
+    assert!((1..=50).all(|n| node.has_route(subnet(n))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_hints_costs_at_most_five_audits_a_second() {
+    let node = Node::alone();
+    node.join(1..=5);
+    let agent = node.run();
+    agent.ready().await;
+    pass(5.0).await;
+    let (reads, writes) = (node.kernel.reads(), node.kernel.writes());
+    for _ in 0..10_000 {
+        node.kernel.carrier_change("tun4.1").unwrap();
+        pass(0.001).await;
+    }
+    let audits = node.kernel.reads() - reads;
+    assert!((5..=51).contains(&audits), "{audits} in 10 s");
+    assert_eq!(node.kernel.writes(), writes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_at_rest_rests() {
+    let node = Node::alone();
+    node.join(1..=5);
+    let agent = node.run();
+    agent.ready().await;
+    pass(5.0).await;
+    let (reads, writes) = (node.kernel.reads(), node.kernel.writes());
+    pass(3000.0).await;
+    let audits = node.kernel.reads() - reads;
+    assert!((90..=112).contains(&audits), "{audits} audits in 3000 s");
+    assert_eq!(node.kernel.writes(), writes);
+}

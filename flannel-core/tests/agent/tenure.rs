@@ -1,0 +1,168 @@
+//! The lease over time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::lease::{Fence, Lease};
+use flannel_core::net::Family;
+use flannel_core::overlay::{Event, LossPolicy, LossReason, OverlayError, Phase};
+use tokio::time::Instant;
+
+use crate::node::{Agent, Node, eventually, pass, public, subnet};
+use crate::storms::Away;
+
+const TTL: Duration = Duration::from_secs(100);
+
+fn losses(events: &[Event]) -> Vec<LossReason> {
+    let reason = |event: &Event| match event {
+        Event::LeaseLost(reason) => Some(reason.clone()),
+        _ => None,
+    };
+    events.iter().filter_map(reason).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_renewed_at_half_its_life_for_ever() {
+    let node = Node::with_ttl(TTL);
+    let mut agent = node.run();
+    agent.ready().await;
+    for _ in 0..20 {
+        let begun = Instant::now();
+        agent.event(|event| matches!(event, Event::LeaseRenewed(_))).await;
+        let waited = begun.elapsed().as_secs_f64();
+        assert!((44.0..=56.0).contains(&waited), "{waited}");
+    }
+    assert!(losses(&agent.drain()).is_empty());
+    let writes = node.kernel.writes();
+    pass(1000.0).await;
+    assert_eq!(node.kernel.writes(), writes, "a renewal is nothing to the kernel");
+}
+
+fn run_away(node: &Node, policy: LossPolicy) -> (Agent, Away) {
+    let store = Away::new(&node.store);
+    let builder = node.builder().on_loss(policy);
+    (node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone())), store)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ran_out_is_lost_and_taken_again_when_the_store_is_back() {
+    let node = Node::with_ttl(TTL);
+    node.join([1]);
+    let (mut agent, store) = run_away(&node, LossPolicy::Reacquire);
+    let before = agent.ready().await.lease.unwrap();
+    let writes = node.kernel.writes();
+    store.leave();
+    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    assert_eq!(lost, Event::LeaseLost(LossReason::Expired));
+    let status = agent.until(|status| status.lease.is_none()).await;
+    assert!(status.phase < Phase::LeaseHeld, "ready without a lease: {status:?}");
+    pass(100.0).await;
+    assert!(agent.status().phase < Phase::LeaseHeld, "an audit does not make a lease");
+    assert_eq!(node.kernel.writes(), writes, "the data plane stays");
+    store.come_back();
+    let after = agent.ready().await.lease.unwrap();
+    assert_eq!(before.subnets, after.subnets);
+    assert!(agent.drain().iter().any(|event| matches!(event, Event::LeaseAcquired(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn policy_keep_takes_no_other_lease_and_leaves_the_data_plane() {
+    let node = Node::with_ttl(TTL);
+    node.join([1]);
+    let (mut agent, store) = run_away(&node, LossPolicy::Keep);
+    agent.ready().await;
+    store.leave();
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    store.come_back();
+    // The uplink's change makes the agent publish, were it to hold a lease.
+    node.kernel.add_address("eth0", "192.0.2.77/24".parse().unwrap()).unwrap();
+    node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    pass(300.0).await;
+    assert_eq!(node.record(), None);
+    let status = agent.status();
+    assert!(status.lease.is_none() && status.phase < Phase::LeaseHeld, "{status:?}");
+    assert!(node.has_route(subnet(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn policy_stop_ends_the_agent() {
+    let node = Node::with_ttl(TTL);
+    let (agent, store) = run_away(&node, LossPolicy::Stop);
+    agent.ready().await;
+    store.leave();
+    assert!(matches!(agent.ended().await, Err(OverlayError::LeaseLost)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_record_is_lost_and_the_same_subnet_taken_again() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    let before = agent.ready().await.lease.unwrap();
+    node.store.delete(&node.key());
+    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    assert_eq!(lost, Event::LeaseLost(LossReason::Deleted));
+    let after = agent.ready().await.lease.unwrap();
+    assert_eq!((before.subnets, node.record().unwrap().subnets), (after.subnets, before.subnets));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_deleted_while_it_was_being_renewed_is_noticed_too() {
+    let node = Node::alone();
+    let store = Away::new(&node.store);
+    let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+    let lease = agent.ready().await.lease.unwrap();
+    store.delay(Duration::from_secs(2));
+    // Somebody edits the record, so it is written again; while the answer is on its way it is deleted.
+    let mut edited = Lease::clone(&lease);
+    edited.attrs.backend_type = "other".into();
+    node.store.insert([edited]);
+    eventually("the record is mended", || node.record().is_some_and(|record| record.attrs == lease.attrs)).await;
+    node.store.delete(&node.key());
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    eventually("the record is back", || node.record().is_some_and(|record| record.subnets == lease.subnets)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_taken_by_another_node_is_lost() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    let mut taken = Lease::clone(&*agent.ready().await.lease.unwrap());
+    taken.attrs.public_ip.v4 = Some(public(Family::V4, 99));
+    taken.fence = Fence(Some("another".into()));
+    node.store.insert([taken]);
+    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    assert_eq!(lost, Event::LeaseLost(LossReason::Taken));
+    agent.ready().await;
+    assert_eq!(node.record().unwrap().attrs.public_ip.v4, Some(public(Family::V4, 200)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edited_record_is_written_again_without_loss() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    let held = agent.ready().await.lease.unwrap();
+    let mut edited = Lease::clone(&held);
+    edited.attrs.backend_data.v4 = None;
+    node.store.insert([edited]);
+    agent.event(|event| matches!(event, Event::LeaseRenewed(_))).await;
+    assert_eq!(node.record().unwrap().attrs, held.attrs);
+    assert!(losses(&agent.drain()).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_moves_to_another_subnet_moves_the_node() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    let mut moved = Lease::clone(&*agent.ready().await.lease.unwrap());
+    // A Kubernetes node made anew: same name and address, another podCIDR.
+    moved.subnets.v4 = Some(subnet(250));
+    moved.fence = Fence(Some("uid-2".into()));
+    node.store.insert([moved]);
+    agent.event(|event| matches!(event, Event::LeaseLost(LossReason::Refused(_)))).await;
+    let status = agent.until(|status| status.phase == Phase::Ready && status.lease.is_some()).await;
+    assert_eq!(status.lease.unwrap().subnets.v4, Some(subnet(250)));
+    eventually("the device has the new address", || {
+        node.kernel.snapshot().matching("addr 10.42.250.0/32 dev tun4.1").len() == 1
+    })
+    .await;
+}

@@ -1,0 +1,125 @@
+//! A small backend of the shape that matters: a device a family, and for each peer a forwarding entry, a neighbour and
+//! a route.
+
+use std::net::IpAddr;
+
+use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::kernel::{Device, Scope};
+use flannel_core::lease::{Json, LeaseAttrs, Scalar};
+use flannel_core::net::{Family, MacAddr, Mtu, Vni};
+use flannel_core::state::{
+    AddressKey, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
+};
+
+pub(crate) const DEVICES: [&str; 2] = ["tun4.1", "tun6.1"];
+
+pub(crate) struct Tunnel;
+
+/// What a node of this name publishes for a family.
+pub(crate) fn mac_of(node: &str, family: Family) -> MacAddr {
+    let hash = node.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let [a, b, c, d] = hash.to_be_bytes();
+    MacAddr([2, slot(family), a, b, c, d])
+}
+
+pub(crate) fn data(mac: MacAddr) -> Json {
+    Json::object(&[("mac", Scalar::Text(&mac.to_string()))])
+}
+
+fn slot(family: Family) -> u8 {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
+}
+
+fn mac(attrs: &LeaseAttrs, family: Family) -> Result<MacAddr, Skip> {
+    let bad = || Skip::BadData("no mac".to_owned());
+    let data = attrs.backend_data.get(family).ok_or_else(bad)?;
+    let value: serde_json::Value = serde_json::from_str(data.as_str()).map_err(|_| bad())?;
+    value["mac"].as_str().and_then(|text| text.parse().ok()).ok_or_else(bad)
+}
+
+fn device(local: &Local, family: Family) -> (LinkId, Link) {
+    let situation = &local.situation;
+    let place = situation.config.networks.families().position(|other| other == family).unwrap();
+    let kind = LinkKind::Vxlan(Vxlan {
+        vni: Vni::new(1).unwrap(),
+        port: Some(8472),
+        local: situation.public.get(family).copied(),
+        lower: Some(LinkId::Uplink),
+        learning: false,
+        gbp: false,
+    });
+    let link = Link {
+        name: LinkName::new(DEVICES[usize::from(slot(family))]).unwrap(),
+        kind,
+        mac: mac(&local.lease.attrs, family).ok(),
+        mtu: situation.uplink.mtu.0 - 70,
+        up: true,
+        group: situation.overlay.mark(),
+        alias: Some(situation.overlay.alias().into()),
+    };
+    (LinkId::Own(place as u8), link)
+}
+
+impl Backend for Tunnel {
+    fn name(&self) -> &'static str {
+        "tunnel"
+    }
+
+    fn wire_type(&self) -> &'static str {
+        "tunnel"
+    }
+
+    fn scope(&self, local: &Local) -> Scope {
+        let families = local.situation.config.networks.families();
+        let devices =
+            families.map(|family| device(local, family).1).map(|link| Device { name: link.name, kind: link.kind });
+        Scope {
+            overlay: local.situation.overlay.clone(),
+            networks: local.situation.networks(),
+            devices: devices.collect(),
+            uplink: Some(local.situation.uplink.index),
+        }
+    }
+
+    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
+        Some(Mtu(situation.uplink.mtu.0 - 70))
+    }
+
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+        let backend_data = situation.config.networks.map(|family, _| data(mac_of(situation.node.as_str(), family)));
+        Ok(LeaseAttrs { public_ip: situation.public, backend_type: "tunnel".into(), backend_data })
+    }
+
+    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
+        mac(attrs, family).map(Some)
+    }
+
+    fn base(&self, local: &Local) -> State {
+        let mut state = State::default();
+        for family in local.situation.config.networks.families() {
+            let (id, link) = device(local, family);
+            state.links.insert(id, link);
+            if let Some(subnet) = local.lease.subnets.get(family) {
+                state.addresses.insert(AddressKey { link: id, addr: subnet.addr(), len: family.bits() }, ());
+            }
+        }
+        state
+    }
+
+    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        let (link, _) = device(local, family);
+        let nothing = || Skip::NoAddress(family);
+        let subnet = *peer.subnets.get(family).ok_or_else(nothing)?;
+        let public: IpAddr = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;
+        let mac = mac(&peer.attrs, family)?;
+        let gateway = subnet.addr();
+        Ok(PeerState {
+            fdb: Some((FdbKey { link, mac, nth: 0 }, public)),
+            neighbour: Some((NeighbourKey { link, addr: gateway }, mac)),
+            route: Some((subnet, Route::overlay(subnet, gateway, link))),
+        })
+    }
+}

@@ -1,0 +1,112 @@
+//! The host under an agent: no uplink, another one, one that comes and goes.
+
+use std::net::IpAddr;
+
+use flannel_core::net::Family;
+use flannel_core::overlay::{OverlayError, Phase};
+use testkit::sabotage::{Act, Plane};
+use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
+
+use crate::support::{Cluster, PATIENCE, families_of};
+
+#[test]
+fn without_an_uplink_an_agent_ends_with_a_typed_error() {
+    let cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
+    cluster.ns(0).flush_main_routes().unwrap();
+    let error = cluster.outcome(cluster.agent(0).start()).unwrap_err();
+    let OverlayError::Uplink(source) = error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("eth0"), "{source}");
+    assert_eq!(cluster.store.records(), []);
+}
+
+#[test]
+fn an_underlay_that_is_renamed_and_back_needs_no_restart() {
+    for plane in [Plane::Vxlan, Plane::HostGw] {
+        an_underlay_comes_back(plane, Act::UnderlayRenamed);
+    }
+}
+
+#[test]
+fn an_underlay_that_is_deleted_and_back_needs_no_restart() {
+    for plane in [Plane::Vxlan, Plane::HostGw] {
+        an_underlay_comes_back(plane, Act::UnderlayDeleted);
+    }
+}
+
+#[test]
+fn an_underlay_that_is_down_for_a_while_needs_no_restart() {
+    for plane in [Plane::Vxlan, Plane::HostGw] {
+        an_underlay_comes_back(plane, Act::UnderlayDownUp);
+    }
+}
+
+fn an_underlay_comes_back(plane: Plane, act: Act) {
+    let cluster = Cluster::start(2, plane, Families::Dual);
+    cluster.store.insert((1..=5).map(|n| cluster.paper_peer(100 + n)));
+    cluster.settle();
+    let (wanted, node, target) = (cluster.objects(0), cluster.node(0), cluster.target());
+    act.strike(node, &target).unwrap();
+    let status = cluster.until(0, "aware of the loss", |status| status.uplink.is_none());
+    assert!(status.lease.is_some(), "{status:?}");
+    // Peers come and go meanwhile.
+    cluster.store.insert([cluster.paper_peer(150)]);
+    cluster.until(0, "in the know", |status| status.peers.accepted == 7);
+    cluster.store.delete(&cluster.paper_peer(150).key);
+    act.restore(node).unwrap();
+    let healed = wait_until(act.name(), PATIENCE, || Ok(cluster.objects(0) == wanted));
+    let healed =
+        healed.unwrap_or_else(|error| panic!("{error}\n{wanted:#?}\n{:#?}\n{}", cluster.objects(0), cluster.show(0)));
+    cluster.assert_traffic(0, 1);
+    cluster.assert_traffic(1, 0);
+    eprintln!("{plane:?}: {} for a while: healed {healed:.1?} after it was back", act.name());
+    cluster.until(0, "ready with its uplink", |it| it.phase == Phase::Ready && it.uplink.is_some());
+    cluster.converged(0);
+}
+
+#[test]
+fn another_uplink_address_is_published_and_peers_follow_on_vxlan() {
+    another_address_is_followed(Plane::Vxlan);
+}
+
+#[test]
+fn another_uplink_address_is_published_and_peers_follow_on_host_gw() {
+    another_address_is_followed(Plane::HostGw);
+}
+
+fn another_address_is_followed(plane: Plane) {
+    let cluster = Cluster::start(2, plane, Families::Dual);
+    let ns = cluster.ns(0);
+    let subnets = cluster.lease(0).subnets;
+    let new: [(&str, &str, u8); 2] = [("10.89.0.111", "10.89.0.1", 16), ("fd00:89::6f", "fd00:89::1", 64)];
+    for (family, (new, gateway, len)) in families_of(cluster.families).zip(new) {
+        let (new, gateway): (IpAddr, IpAddr) = (new.parse().unwrap(), gateway.parse().unwrap());
+        ns.delete_address(UNDERLAY_LINK, cluster.node(0).addr(family).unwrap(), len).unwrap();
+        ns.add_address(UNDERLAY_LINK, new, len).unwrap();
+        let default = if family == Family::V4 { "0.0.0.0/0" } else { "::/0" };
+        let route = Route::to(default.parse().unwrap()).via(gateway).dev(UNDERLAY_LINK);
+        ns.replace_route(&route).unwrap();
+    }
+    let moved = |addrs: &flannel_core::net::Dual<IpAddr>| {
+        addrs.v4 == Some(new[0].0.parse().unwrap()) && addrs.v6 == Some(new[1].0.parse().unwrap())
+    };
+    cluster.until(0, "published anew", |status| {
+        status.lease.as_ref().is_some_and(|lease| moved(&lease.attrs.public_ip) && lease.subnets == subnets)
+    });
+    let records = cluster.store.records();
+    let own = records.iter().find(|record| record.key.as_str() == "node-1").unwrap();
+    assert!(moved(&own.lease.as_ref().unwrap().attrs.public_ip), "{own:?}");
+    wait_until("the peer to follow", PATIENCE, || {
+        let (here, there) = (cluster.objects(0), cluster.objects(1));
+        let old = |text: &String| {
+            families_of(cluster.families).any(|family| {
+                let addr = cluster.node(0).addr(family).unwrap();
+                text.contains(&format!("Some({addr})")) || text.contains(&format!("dst {addr} "))
+            })
+        };
+        Ok(!here.0.iter().chain(&there.0).any(old))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}\n{}", cluster.show(0), cluster.show(1)));
+    cluster.settle();
+    cluster.assert_traffic(0, 1);
+    cluster.assert_traffic(1, 0);
+}

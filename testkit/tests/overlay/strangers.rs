@@ -1,0 +1,235 @@
+//! What is not ours stays as it is, also where it stands in our way.
+
+use testkit::canary::{Canaries, Place, Where};
+use testkit::sabotage::Plane;
+use testkit::{Families, Route, VxlanLink, wait_until};
+
+use flannel_core::net::Family;
+use flannel_core::overlay::{Phase, Status, Teardown};
+use flannel_core::plan::Object;
+
+use crate::support::{Cluster, Objects, PATIENCE};
+
+#[test]
+fn canaries_outlive_start_joins_leaves_and_removal_beside_vxlan() {
+    canaries_outlive_an_agent(Plane::Vxlan, Families::Dual);
+}
+
+#[test]
+fn canaries_outlive_start_joins_leaves_and_removal_beside_host_gw() {
+    canaries_outlive_an_agent(Plane::HostGw, Families::Dual);
+}
+
+fn canaries_outlive_an_agent(plane: Plane, families: Families) {
+    let mut cluster = Cluster::without_agents(2, plane, families);
+    let papers: Vec<_> = (1..=20).map(|n| cluster.paper_peer(100 + n)).collect();
+    let mut peers = Vec::new();
+    for lease in &papers[..3] {
+        // In IPv6 a stranger's route to a peer, of whatever metric, keeps ours out.
+        peers.extend(lease.subnets.v4);
+    }
+    let target = cluster.target();
+    let places = [Place::Apart, Place::Main, Place::Uplink];
+    let canaries =
+        Canaries::place(cluster.node(0), &Where { places: &places, overlay: &target, peers: &peers }).unwrap();
+    assert!(canaries.len() >= 50, "{}", canaries.len());
+    let before = canaries.snapshot().unwrap();
+    let unchanged = |when: &str| {
+        let changes = canaries.snapshot().unwrap().changes_since(&before);
+        assert_eq!(changes, Vec::<String>::new(), "{when}");
+    };
+    for nth in 0..2 {
+        let agent = cluster.agent(nth).teardown(Teardown::Remove).start();
+        cluster.agents.push(agent);
+        cluster.ready(nth);
+    }
+    unchanged("after the start");
+    cluster.store.insert(papers.clone());
+    cluster.settle();
+    assert_eq!(cluster.status(0).quarantined, Default::default());
+    unchanged("after joins");
+    cluster.store.delete_all(papers[..10].iter().map(|lease| &lease.key));
+    cluster.settle();
+    unchanged("after leaves");
+    cluster.stop(0).unwrap();
+    assert_eq!(cluster.objects(0), Objects::default());
+    unchanged("after removal");
+}
+
+#[test]
+fn routes_appended_to_a_peers_are_left_alone_when_it_goes_and_comes() {
+    let cluster = Cluster::start(2, Plane::Vxlan, Families::V4);
+    let paper = cluster.paper_peer(101);
+    cluster.store.insert([paper.clone()]);
+    cluster.settle();
+    let peers = [paper.subnets.v4.unwrap()];
+    let target = cluster.target();
+    let places = [Place::SameKey, Place::Device];
+    let canaries =
+        Canaries::place(cluster.node(0), &Where { places: &places, overlay: &target, peers: &peers }).unwrap();
+    let before = canaries.snapshot().unwrap();
+    cluster.store.delete(&paper.key);
+    cluster.settle();
+    assert_eq!(canaries.snapshot().unwrap().changes_since(&before), Vec::<String>::new());
+    cluster.store.insert([paper]);
+    cluster.until(0, "aware of the strangers' routes", |status| status.conflicts.len() == 1);
+    assert_eq!(canaries.snapshot().unwrap().changes_since(&before), Vec::<String>::new());
+}
+
+#[test]
+fn a_bridge_under_our_name_is_refused_untouched_and_waited_for() {
+    a_strangers_device_is_waited_for(|cluster| {
+        cluster.ns(0).add_bridge("flannel.1").unwrap();
+        cluster.ns(0).set_up("flannel.1").unwrap();
+    });
+}
+
+#[test]
+fn an_unmarked_vxlan_of_another_vni_under_our_name_is_refused_untouched_and_waited_for() {
+    a_strangers_device_is_waited_for(|cluster| {
+        let vxlan = VxlanLink { vni: 99, port: Some(4789), ..VxlanLink::default() };
+        cluster.ns(0).add_vxlan("flannel.1", &vxlan, None).unwrap();
+    });
+}
+
+fn a_strangers_device_is_waited_for(make: impl FnOnce(&Cluster)) {
+    let mut cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
+    make(&cluster);
+    cluster.store.insert([cluster.paper_peer(101)]);
+    let before = cluster.ns(0).link("flannel.1").unwrap();
+    let agent = cluster.agent(0).start();
+    cluster.agents.push(agent);
+    let conflicts = |status: &Status| status.conflicts.iter().any(|it| matches!(it.object, Object::Link(_)));
+    let status = cluster.until(0, "in conflict", conflicts);
+    assert!(status.phase < Phase::Ready, "{status:?}");
+    let conflict = &status.conflicts[0];
+    assert!(conflict.remedy.contains("ip link delete flannel.1"), "{conflict:?}");
+    assert_eq!(cluster.ns(0).link("flannel.1").unwrap(), before);
+    cluster.ns(0).delete_link("flannel.1").unwrap();
+    let status = cluster.until(0, "ready without the stranger", |status| status.phase == Phase::Ready);
+    assert_eq!(status.conflicts, []);
+    cluster.assert_converged(0);
+}
+
+#[test]
+fn a_strangers_vxlan_that_has_our_vni_and_port_is_not_deleted_and_waited_for() {
+    let mut cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
+    let vxlan = VxlanLink { vni: 1, ..VxlanLink::default() };
+    cluster.ns(0).add_vxlan("stranger", &vxlan, None).unwrap();
+    let before = cluster.ns(0).link("stranger").unwrap();
+    let agent = cluster.agent(0).start();
+    cluster.agents.push(agent);
+    let status = cluster.until(0, "in conflict", |status| !status.conflicts.is_empty());
+    assert!(status.conflicts[0].remedy.contains("stranger"), "{:?}", status.conflicts);
+    assert!(status.phase < Phase::Ready, "{status:?}");
+    assert_eq!(cluster.ns(0).link("stranger").unwrap(), before);
+    cluster.ns(0).delete_link("stranger").unwrap();
+    cluster.ready(0);
+}
+
+#[test]
+fn a_strangers_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_vxlan() {
+    a_strangers_route_is_waited_for(Plane::Vxlan);
+}
+
+#[test]
+fn a_strangers_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_host_gw() {
+    a_strangers_route_is_waited_for(Plane::HostGw);
+}
+
+fn a_strangers_route_is_waited_for(plane: Plane) {
+    let cluster = Cluster::start(2, plane, Families::Dual);
+    let paper = cluster.paper_peer(101);
+    let mut routes = Vec::new();
+    for (family, gateway) in [(Family::V4, "10.89.0.1"), (Family::V6, "fd00:89::1")] {
+        let to = *paper.subnets.get(family).unwrap();
+        let route = Route::to(to).via(gateway.parse().unwrap()).dev("eth0").protocol(Route::STATIC);
+        cluster.ns(0).add_route(&route).unwrap();
+        routes.push(route);
+    }
+    let there = || -> Vec<String> {
+        let all = Family::BOTH.into_iter().flat_map(|family| cluster.ns(0).routes(family).unwrap());
+        all.filter(|it| it.protocol == Route::STATIC).map(|it| it.to_string()).collect()
+    };
+    let before = there();
+    assert_eq!(before.len(), 2);
+    cluster.store.insert([paper]);
+    let status = cluster.until(0, "in conflict", |status| status.conflicts.len() == 2);
+    assert!(status.conflicts.iter().all(|it| it.remedy.contains("ip route delete")), "{:?}", status.conflicts);
+    assert_eq!((status.peers.accepted, status.quarantined.len()), (2, 0));
+    assert_eq!(there(), before);
+    cluster.assert_traffic(0, 1);
+    routes.iter().for_each(|route| cluster.ns(0).delete_route(route).unwrap());
+    cluster.until(0, "healed", |status| status.conflicts.is_empty());
+    cluster.converged(0);
+    let peers = cluster.peer_prefixes(0);
+    wait_until("both peers' routes", PATIENCE, || {
+        Ok(peers.iter().all(|prefix| cluster.objects(0).0.iter().any(|it| it.starts_with(&format!("route {prefix} ")))))
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_strangers_ipv6_route_over_which_the_kernel_takes_none_of_ours_is_a_conflict_of_that_peer_alone() {
+    let cluster = Cluster::start(2, Plane::Vxlan, Families::Dual);
+    let paper = cluster.paper_peer(101);
+    let route = Route::to(paper.subnets.v6.unwrap()).dev("eth0").metric(7);
+    cluster.ns(0).add_route(&route).unwrap();
+    cluster.store.insert([paper]);
+    let status = cluster.until(0, "in conflict", |it| it.phase == Phase::Ready && !it.conflicts.is_empty());
+    assert!(status.conflicts[0].remedy.contains("ip -6 route"), "{:?}", status.conflicts);
+    assert_eq!((status.conflicts.len(), status.undone, status.last_error), (1, 0, None));
+    cluster.assert_traffic(0, 1);
+    cluster.ns(0).delete_route(&route).unwrap();
+    cluster.until(0, "healed", |status| status.conflicts.is_empty());
+    cluster.converged(0);
+}
+
+#[test]
+fn an_object_that_somebody_keeps_changing_is_contested_and_right_once_they_stop() {
+    let cluster = Cluster::start(2, Plane::Vxlan, Families::V4);
+    let before = cluster.objects(0);
+    let to = cluster.lease(1).subnets.v4.unwrap();
+    let contested = |status: &Status| status.contested == [Object::Route(to)];
+    wait_until("a contest", PATIENCE, || {
+        for route in cluster.ns(0).routes(Family::V4)?.iter().filter(|route| route.to == to) {
+            cluster.ns(0).delete_route(route)?;
+        }
+        Ok(contested(&cluster.status(0)))
+    })
+    .unwrap();
+    wait_until("peace", PATIENCE, || Ok(cluster.objects(0) == before)).unwrap();
+    cluster.assert_traffic(0, 1);
+}
+
+#[test]
+fn strangers_routes_beside_a_peers_do_not_quarantine_it() {
+    for plane in [Plane::Vxlan, Plane::HostGw] {
+        let cluster = Cluster::start(2, plane, Families::Dual);
+        let paper = cluster.paper_peer(101);
+        for device in cluster.devices() {
+            // Something behind a pod of the peer, through our own device.
+            let v4 = device == "flannel.1";
+            let (to, via) = if v4 { ("10.99.0.0/24", "10.244.101.9") } else { ("fd00:99::/64", "fd00:244:0:65::9") };
+            let route = Route::to(to.parse().unwrap()).via(via.parse().unwrap()).dev(&device).onlink();
+            cluster.ns(0).add_route(&route).unwrap();
+        }
+        let on_link = |family| {
+            // As if the peer's pods were on the underlay.
+            let to = *paper.subnets.get(family).unwrap();
+            cluster.ns(0).add_route(&Route::to(to).dev("eth0").metric(50)).unwrap();
+        };
+        on_link(Family::V4);
+        cluster.store.insert([paper.clone()]);
+        let known = |status: &Status| status.peers.accepted + status.peers.quarantined == 2;
+        let status = cluster.until(0, "in the know", known);
+        assert_eq!(status.quarantined, Default::default(), "{plane:?}");
+        cluster.settle();
+        // A fresh look at the host changes nothing. (In IPv6 the kernel takes no route of ours where such a one is
+        // already.)
+        let audits = cluster.status(0).audits;
+        on_link(Family::V6);
+        cluster.until(0, "audited", |status| status.audits > audits);
+        assert_eq!(cluster.status(0).quarantined, Default::default(), "{plane:?}");
+    }
+}

@@ -1,0 +1,71 @@
+//! Without the right to write, an agent says so and ends. Without a harness: privileges are given up before there is a
+//! second thread.
+#![expect(clippy::print_stdout, reason = "there is no harness to say what was tested")]
+
+use std::error::Error;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use flannel_backend_hostgw::HostGw;
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::kernel::KernelError;
+use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
+use flannel_core::net::Dual;
+use flannel_core::netlink::NetlinkKernel;
+use flannel_core::overlay::{Identity, Overlay, OverlayError};
+use flannel_core::subnet::NodeIdentity;
+use flannel_core::testing::MemorySubnets;
+use nix::sched::{CloneFlags, unshare};
+use testkit::{Families, Listing, Underlay, userns};
+use tokio_util::sync::CancellationToken;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    userns::enter()?;
+    let underlay = Underlay::new(1, Families::V4)?;
+    let ns = &underlay.nodes()[0].ns;
+    ns.enter()?;
+    // Whoever is in another user namespace has no rights here.
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    let before = ns.show(Listing::Links)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for backend in ["vxlan", "host-gw"] {
+        let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+        let store = MemorySubnets::new(NetworkConfig::parse(config.as_bytes(), Allocation::Pool)?);
+        store.insert([peer(backend)?]);
+        let overlay = Overlay::builder(Identity::Named(NodeIdentity::new("node-1")?))
+            .backend("vxlan", Vxlan::new)
+            .backend("host-gw", |_| Ok(HostGw))
+            .build(Arc::new(store), Arc::new(NetlinkKernel::new()?))?;
+        let outcome = runtime.block_on(async {
+            tokio::time::timeout(std::time::Duration::from_secs(10), overlay.run(CancellationToken::new())).await
+        })?;
+        match outcome {
+            Err(OverlayError::Kernel(KernelError::Denied { doing, hint })) if hint.contains("CAP_NET_ADMIN") => {
+                println!("{backend}: no permission for {doing}: {hint}");
+            }
+            other => return Err(format!("{backend}: {other:?}").into()),
+        }
+    }
+    match NetlinkKernel::in_namespace(ns.as_fd().try_clone_to_owned()?) {
+        Err(KernelError::Denied { hint, .. }) if hint.contains("CAP_SYS_ADMIN") => {}
+        other => return Err(format!("entering a namespace: {other:?}").into()),
+    }
+    assert_eq!(ns.show(Listing::Links)?, before);
+    Ok(())
+}
+
+fn peer(backend: &str) -> Result<Lease, Box<dyn Error>> {
+    let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text("02:00:00:00:00:07"))]);
+    Ok(Lease {
+        key: LeaseKey::new("node-2"),
+        subnets: Dual { v4: Some("10.244.7.0/24".parse()?), v6: None },
+        attrs: LeaseAttrs {
+            public_ip: Dual { v4: Some("10.89.0.99".parse()?), v6: None },
+            backend_type: backend.into(),
+            backend_data: Dual { v4: Some(data), v6: None },
+        },
+        expires: None,
+        fence: Fence::default(),
+    })
+}
