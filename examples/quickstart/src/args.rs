@@ -9,10 +9,11 @@ use testkit::sabotage::Plane;
 
 /// Builds an overlay of several nodes, shows it, breaks it, and times how it heals.
 ///
-/// Nodes and pods are network namespaces of this process, so it needs neither root nor any other program, and leaves
-/// nothing behind. The exit status is 0 only if every pair of pods pinged and every act healed.
+/// Nodes and pods are network namespaces of this process, so it needs neither
+/// root nor any other program, and leaves nothing behind. The exit status is 0
+/// only if every pair of pods pinged and every act healed.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "quickstart", max_term_width = 80)]
+#[command(name = "quickstart", verbatim_doc_comment)]
 pub(crate) struct Args {
     /// How many nodes: 2 to 16
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=16))]

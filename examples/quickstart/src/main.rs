@@ -77,7 +77,8 @@ fn run(args: &Args, screen: &mut Screen) -> Result<End, Error> {
     let outside = fs::read_link(USER_NAMESPACE)?;
     // Before the first thread: the kernel gives no user namespace to a process that has more than one.
     userns::enter()?;
-    let store = tempfile::Builder::new().prefix("flannelkit-quickstart-").tempdir()?;
+    let store = tempfile::Builder::new().prefix("flannelkit-quickstart-").tempdir();
+    let store = store.map_err(|error| format!("no directory for the leases (TMPDIR names another place): {error}"))?;
     let runtime = Runtime::new()?;
     let entry = if fs::read_link(USER_NAMESPACE)? == outside { Entry::Net } else { Entry::UserAndNet };
     let stage = Stage { args, store: store.path(), entry, began };
