@@ -34,3 +34,8 @@ pub use namespace::Namespace;
 pub use objects::{Address, Fdb, Hop, Link, Listing, Neighbour, Route, Rule, VxlanLink};
 
 pub(crate) use error::Context;
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
