@@ -1,19 +1,44 @@
-//! An overlay inside your own program: `overlay.rs` is all there is to it.
+//! An overlay inside your own program: a store in memory, and a printer of your own for what happens.
 //!
-//! This file is the program around it: it gives the overlay a network namespace with an uplink to live in, so that
-//! `cargo run -p embed` needs no root and changes nothing on this machine.
+//! It makes its device where it runs, and takes it away again. To try it without root, give it a place of its own:
+//!
+//! ```text
+//! cargo build -p embed
+//! unshare -Urn sh -c 'ip link add eth0 type bridge; ip address add 192.0.2.1/24 dev eth0
+//!   ip link set eth0 up; ip route add default via 192.0.2.2; target/debug/embed'
+//! ```
+#![expect(clippy::print_stdout, reason = "to print is what the example is about")]
 
-mod overlay;
+use std::{error::Error, sync::Arc};
 
-use std::os::fd::AsFd;
-
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::netlink::NetlinkKernel;
-use testkit::{Families, Underlay, userns};
+use flannel_core::overlay::{Event, Identity, Overlay, Teardown};
+use flannel_core::subnet::NodeIdentity;
+use flannel_core::testing::MemorySubnets;
+use tokio_util::sync::CancellationToken;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    userns::enter()?;
-    let lab = Underlay::new(1, Families::V4)?;
-    // A program that lives in the host's own network uses `NetlinkKernel::new()`.
-    let kernel = NetlinkKernel::in_namespace(lab.nodes()[0].ns.as_fd().try_clone_to_owned()?)?;
-    tokio::runtime::Runtime::new()?.block_on(overlay::run(kernel))
+const NETWORK: &[u8] = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let store = MemorySubnets::new(NetworkConfig::parse(NETWORK, Allocation::Pool)?);
+    let overlay = Overlay::builder(Identity::Named(NodeIdentity::new("my-node")?))
+        .backend("vxlan", Vxlan::new)
+        .teardown(Teardown::Remove)
+        .build(Arc::new(store), Arc::new(NetlinkKernel::new()?))?;
+    let (cancel, mut events) = (CancellationToken::new(), overlay.handle().events());
+    let agent = tokio::spawn(overlay.run(cancel.clone()));
+    while let Ok(event) = events.recv().await {
+        match &event {
+            Event::LeaseAcquired(lease) => lease.subnets.iter().for_each(|(_, subnet)| println!("pods here: {subnet}")),
+            other => println!("{other:?}"),
+        }
+        // Here your program would do its own work; this one has seen enough.
+        if event == Event::Ready {
+            cancel.cancel();
+        }
+    }
+    Ok(agent.await??)
 }
