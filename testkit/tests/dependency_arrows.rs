@@ -31,8 +31,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "flannel-subnet-file",
         ],
     ),
-    // Its program around the overlay lives in a lab namespace, so that it needs no root.
-    ("embed", &["flannel-core", "flannel-backend-vxlan", "testkit"]),
+    ("embed", &["flannel-core", "flannel-backend-vxlan"]),
 ];
 
 fn metadata() -> Value {
