@@ -66,6 +66,7 @@ fn simulate(seed: u64) {
 struct World {
     random: Random,
     store: MemorySubnets,
+    families: Vec<Family>,
     nodes: Vec<Place>,
     /// Records that some node may not take for a peer, or takes for one from memory.
     bad: BTreeSet<LeaseKey>,
@@ -105,6 +106,7 @@ impl World {
         let mut random = Random(seed);
         let clock = Arc::new(TokioClock::new());
         let config = if random.below(2) == 0 { config() } else { dual_config() };
+        let families = config.networks.families().collect();
         let ttl = (random.below(2) == 0).then(|| Duration::from_secs(60 + random.below(120)));
         let store = MemorySubnets::with_ttl(config, ttl, Arc::clone(&clock) as _);
         let place = |number| {
@@ -114,7 +116,7 @@ impl World {
             Place { node, number, agent: None, foreign }
         };
         let nodes = (0..2 + random.below(5)).map(|n| place(200 + n as u8)).collect();
-        Self { random, store, nodes, bad: BTreeSet::new() }
+        Self { random, store, families, nodes, bad: BTreeSet::new() }
     }
 
     async fn step(&mut self) {
@@ -156,7 +158,7 @@ impl World {
     fn peer(&mut self) -> Lease {
         let number = self.random.number();
         let mut lease = peer(number);
-        if self.store_is_dual() {
+        if self.families.contains(&Family::V6) {
             let prefix = format!("fd00:42:0:{number:x}::/64").parse().unwrap();
             lease.subnets.v6 = Some(prefix);
             lease.attrs.public_ip.v6 = Some(public(Family::V6, number));
@@ -165,21 +167,13 @@ impl World {
         lease
     }
 
-    fn store_is_dual(&self) -> bool {
-        use flannel_core::subnet::SubnetManager;
-        loop {
-            // A scripted fault is used up by this; there is always an end of them.
-            if let Some(Ok(config)) = futures_util::FutureExt::now_or_never(self.store.network_config()) {
-                return config.networks.v6.is_some();
-            }
-        }
-    }
-
     fn churn(&mut self) {
         let lease = self.peer();
         self.bad.remove(&lease.key);
         match self.random.below(6) {
-            0 | 1 => drop(self.store.delete(&lease.key)),
+            0 | 1 => {
+                self.store.delete(&lease.key);
+            }
             2 => {
                 let mut moved = lease;
                 moved.attrs.public_ip.v4 = Some(public(Family::V4, 30 + self.random.number()));
@@ -216,7 +210,10 @@ impl World {
             4 => lease.attrs.backend_data.v4 = Some(data(mac_of("peer-3", Family::V4))),
             5 => lease.attrs.backend_type = "other".into(),
             6 => lease.attrs.public_ip.v4 = Some(public(Family::V4, 200)),
-            7 => return drop(self.store.delete(&own)),
+            7 => {
+                self.store.delete(&own);
+                return;
+            }
             _ => {
                 let Some(mut edited) = self.nodes[place].node.record() else { return };
                 edited.attrs.backend_data.v4 = None;
