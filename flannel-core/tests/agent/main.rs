@@ -9,6 +9,8 @@ mod guards;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
+mod simulated;
+#[cfg(test)]
 mod start;
 #[cfg(test)]
 mod storms;

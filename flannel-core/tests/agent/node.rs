@@ -26,6 +26,10 @@ pub(crate) fn config() -> NetworkConfig {
     parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"tunnel"}}"#)
 }
 
+pub(crate) fn dual_config() -> NetworkConfig {
+    parse(r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd00:42::/48","Backend":{"Type":"tunnel"}}"#)
+}
+
 pub(crate) fn parse(text: &str) -> NetworkConfig {
     NetworkConfig::parse(text.as_bytes(), Allocation::Pool).unwrap()
 }
