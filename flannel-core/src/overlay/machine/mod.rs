@@ -4,6 +4,9 @@
 //! and [`store_call`](Machine::store_call) say what to do next, [`deadline`](Machine::deadline) when to look again.
 //! At most one kernel call and one store call are under way; a call that was handed out is answered by a wake.
 
+mod rounds;
+mod show;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +20,12 @@ use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::guard::{Guard, Over, Restrained};
+use crate::overlay::guard::{Guard, Over};
 use crate::overlay::memory::Memory;
-use crate::overlay::status::{Contact, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
+use crate::overlay::status::{Contact, Event, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::{Settings, chain, view, wanted};
-use crate::plan::{self, Conflict, Object, Op, Plan};
+use crate::plan::Plan;
 use crate::state::State;
 use crate::subnet::SubnetError;
 
@@ -266,8 +269,6 @@ impl Machine {
         self.plan(&State::default(), seen)
     }
 
-    // --- the store ---
-
     fn store_event(&mut self, now: BootTime, event: LeaseEvent) {
         self.contact();
         let own = self.local.lease.key.clone();
@@ -433,8 +434,6 @@ impl Machine {
         }
     }
 
-    // --- the host ---
-
     fn hint(&mut self, now: BootTime, hint: Hint) {
         match hint {
             Hint::Changed => {}
@@ -481,314 +480,6 @@ impl Machine {
         }
         self.audit_at(now, Cause::Hint);
     }
-
-    // --- audits ---
-
-    fn audit_at(&mut self, due: BootTime, cause: Cause) {
-        self.audit.due = Some(self.audit.due.map_or(due, |other| other.min(due)));
-        self.audit.expected |= cause == Cause::Expected;
-    }
-
-    fn plan(&self, wanted: &State, seen: &State) -> Plan {
-        plan::plan(wanted, seen, &self.scope, &|prefix| self.claim(prefix))
-    }
-
-    fn claim(&self, prefix: &Prefix) -> Option<std::net::IpAddr> {
-        self.admission.peer_by_subnet(prefix)?.attrs.public_ip.get(prefix.family()).copied()
-    }
-
-    fn seen(&mut self, now: BootTime, seen: Result<State, KernelError>) {
-        let Round::Looking { started } = std::mem::replace(&mut self.round, Round::Idle) else { return };
-        let seen = match seen {
-            Ok(seen) => seen,
-            Err(error) => {
-                self.memory.known = false;
-                return self.kernel_trouble(now, error);
-            }
-        };
-        // The wanted state is whole: whatever changed so far is in it.
-        self.changes.clear();
-        let (wanted, skips) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
-        let plan = self.plan(&wanted, &seen);
-        if !self.audit.done_once {
-            self.judge_start(now, &wanted, &seen);
-        }
-        drop(wanted);
-        let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
-        self.memory.clear();
-        for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
-            self.memory.note(object, &seen);
-        }
-        self.show_skips(skips);
-        self.show_withheld(now);
-        if plan.is_empty() {
-            return self.audited(now, started, &plan, &ApplyReport::default());
-        }
-        self.round = Round::Auditing { started, plan: Arc::new(plan), seen };
-    }
-
-    /// The guard at start: what is there of ours against what the store says.
-    fn judge_start(&mut self, now: BootTime, wanted: &State, seen: &State) {
-        let claims = |prefix: &Prefix| self.claim(prefix);
-        let ours: BTreeSet<Prefix> = seen
-            .routes
-            .iter()
-            .filter(|(key, route)| plan::owns_route(&key.prefix, route, &self.scope, &claims))
-            .map(|(key, _)| key.prefix)
-            .collect();
-        let before = ours.len();
-        let gone = ours.into_iter().filter(|prefix| wanted.routes_to(*prefix).next().is_none()).collect();
-        self.guard.judge_reset(now, before, gone);
-    }
-
-    /// The writes of the round under way, if it has come to writing.
-    fn writes(&self) -> Option<KernelCall> {
-        match &self.round {
-            Round::Auditing { plan, .. } | Round::Leasing { plan } => {
-                Some(KernelCall::Apply(self.scope.clone(), Arc::clone(plan)))
-            }
-            Round::Idle | Round::Facts | Round::Looking { .. } => None,
-        }
-    }
-
-    fn applied(&mut self, now: BootTime, report: ApplyReport) {
-        match std::mem::replace(&mut self.round, Round::Idle) {
-            Round::Auditing { started, plan, seen } => {
-                let undone = report.refused.iter().map(|(place, _)| place).chain(&report.skipped);
-                for op in undone.filter_map(|place| plan.ops.get(*place)) {
-                    self.memory.note(op.object(), &seen);
-                }
-                drop(seen);
-                let errors = report.refused.iter().map(|(_, error)| error).chain(&report.lost);
-                self.fatal = errors.into_iter().find(|error| self.is_hopeless(error)).cloned();
-                self.audited(now, started, &plan, &report);
-            }
-            Round::Leasing { plan } => self.leased(now, &plan, &report),
-            other => self.round = other,
-        }
-    }
-
-    fn audited(&mut self, now: BootTime, started: BootTime, plan: &Plan, report: &ApplyReport) {
-        let writes = plan.ops.len() - report.refused.len() - report.skipped.len();
-        let drift = self.audit.done_once && !self.audit.expected;
-        self.audit.expected = false;
-        self.memory.known = report.lost.is_none();
-        let kept_out: Vec<Conflict> =
-            report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
-        let undone = report.refused.len() + report.skipped.len() - kept_out.len();
-        self.show_conflicts(plan.conflicts.iter().cloned().chain(kept_out).collect());
-        if drift && writes > 0 {
-            let refused = |place: &usize| report.refused.binary_search_by_key(place, |(place, _)| *place).is_ok();
-            let written = plan.ops.iter().enumerate().filter(|(place, _)| !refused(place));
-            let contested = self.guard.wrote(now, written.map(|(_, op)| op));
-            self.events.extend(contested.into_iter().map(Event::Contested));
-            self.events.push(Event::DriftRepaired { writes, took: now.since(started) });
-        }
-        let touched_links = plan.ops.iter().any(|op| matches!(op.object(), Object::Link(_) | Object::Address(_)));
-        if report.is_complete() {
-            self.backoff.reset();
-            self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
-            if touched_links {
-                // The kernel drops and clamps things when a device changes: look once more, and at the host as well,
-                // which was read when the device did not bear our mark yet.
-                self.audit.facts = true;
-                self.audit_at(now.after(SPACING), Cause::Hint);
-            }
-        } else {
-            let wait = self.backoff.next();
-            self.audit_at(now.after(wait), Cause::Hint);
-        }
-        let done = undone == 0 && report.lost.is_none();
-        let error = first_error(report).filter(|_| !done);
-        self.audit.done_once |= report.lost.is_none();
-        let phase = match (done, self.memory.devices_settled()) {
-            (true, true) => Phase::Ready,
-            (false, true) => Phase::DeviceReady,
-            (_, false) => Phase::LeaseHeld,
-        };
-        self.show_round(phase, error, undone);
-        self.status.send_modify(|status| {
-            status.audits += 1;
-            status.drift_repaired += if drift { writes as u64 } else { 0 };
-        });
-        self.show_contested();
-    }
-
-    // --- lease rounds ---
-
-    fn lease_round(&mut self, now: BootTime) -> Option<KernelCall> {
-        let changes = std::mem::take(&mut self.changes);
-        let (mut wanted, mut former, mut objects) = (State::default(), State::default(), BTreeSet::new());
-        let mut skipped = BTreeMap::new();
-        for (key, change) in &changes {
-            if let Some(old) = &change.old {
-                wanted::add(&*self.backend, &self.local, old, &mut former, &mut objects);
-            }
-            if let Some(new) = &change.new {
-                skipped.extend(wanted::add(&*self.backend, &self.local, new, &mut wanted, &mut objects));
-            }
-            debug_assert!(change.old.is_some() || change.new.is_some(), "{key}");
-        }
-        let mut seen = State::default();
-        for object in &objects {
-            self.memory.recall(object, &former, &mut seen);
-        }
-        let plan = self.plan(&wanted, &seen);
-        let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
-        for object in &objects {
-            self.memory.settle(object);
-        }
-        for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
-            self.memory.note(object, &seen);
-        }
-        self.show_changed_skips(changes.keys(), skipped);
-        if plan.is_empty() {
-            self.status.send_modify(|status| status.lease_rounds += 1);
-            return None;
-        }
-        self.round = Round::Leasing { plan: Arc::new(plan) };
-        self.writes()
-    }
-
-    fn leased(&mut self, now: BootTime, plan: &Plan, report: &ApplyReport) {
-        self.status.send_modify(|status| status.lease_rounds += 1);
-        if report.is_complete() {
-            return;
-        }
-        // Memory was wrong, or the kernel is in trouble: look.
-        self.memory.known = false;
-        let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
-        self.audit_at(due, Cause::Hint);
-        let error = first_error(report);
-        tracing::debug!(ops = plan.ops.len(), error, "lease round incomplete");
-        self.show_round(Phase::DeviceReady, error, report.refused.len() + report.skipped.len());
-    }
-
-    fn kernel_trouble(&mut self, now: BootTime, error: KernelError) {
-        let text = chain(&error);
-        if self.is_hopeless(&error) {
-            self.fatal = Some(error);
-        }
-        let wait = self.backoff.next();
-        self.audit_at(now.after(wait), Cause::Hint);
-        self.show_error(text);
-    }
-
-    /// Whether no retry helps. What worked once may work again, but for a thread that is gone.
-    fn is_hopeless(&self, error: &KernelError) -> bool {
-        match error {
-            KernelError::Stopped => true,
-            KernelError::Denied { .. } | KernelError::Unsupported { .. } => !self.audit.done_once,
-            KernelError::Refused { .. }
-            | KernelError::Timeout { .. }
-            | KernelError::Lost { .. }
-            | KernelError::Conflict { .. } => false,
-        }
-    }
-
-    // --- what is shown ---
-
-    fn show_error(&mut self, error: String) {
-        if self.status.borrow().last_error.as_ref() != Some(&error) {
-            self.events.push(Event::KernelTrouble(error.clone()));
-            self.status.send_modify(|status| status.last_error = Some(error));
-        }
-    }
-
-    fn show_round(&mut self, phase: Phase, error: Option<String>, undone: usize) {
-        let (was, old_error) = {
-            let status = self.status.borrow();
-            (status.phase, status.last_error.clone())
-        };
-        if let Some(error) = error.as_ref().filter(|error| old_error.as_ref() != Some(error)) {
-            self.events.push(Event::KernelTrouble(error.clone()));
-        }
-        // Whatever the kernel is like, nobody is ready without a lease (faults.md, I16).
-        let phase = if self.tenure.is_held() { phase } else { Phase::Starting };
-        if phase == Phase::Ready && was != Phase::Ready {
-            self.events.push(Event::Ready);
-        }
-        self.status.send_modify(|status| {
-            (status.phase, status.undone, status.last_error) = (phase, undone, error);
-        });
-    }
-
-    fn show_peers(&mut self) {
-        let quarantined: BTreeMap<_, _> = self.admission.quarantined().into_iter().collect();
-        let old = self.status.borrow().quarantined.clone();
-        for (key, reason) in &quarantined {
-            if old.get(key) != Some(reason) {
-                self.events.push(Event::PeerQuarantined(key.clone(), reason.clone()));
-            }
-        }
-        let accepted = self.accepted;
-        let own_trouble = self.admission.own_trouble();
-        self.status.send_modify(|status| {
-            status.own_trouble = own_trouble;
-            status.peers = PeerCounts { accepted, quarantined: quarantined.len(), ..status.peers };
-            status.quarantined = quarantined;
-        });
-    }
-
-    fn show_skips(&mut self, skips: wanted::Skips) {
-        self.status.send_modify(|status| {
-            status.skipped = skips;
-            status.peers.skipped = skipped_peers(&status.skipped);
-        });
-    }
-
-    fn show_changed_skips<'a>(&mut self, keys: impl Iterator<Item = &'a LeaseKey>, skips: wanted::Skips) {
-        if skips.is_empty() && self.status.borrow().skipped.is_empty() {
-            return;
-        }
-        self.status.send_modify(|status| {
-            for key in keys {
-                for family in crate::net::Family::BOTH {
-                    status.skipped.remove(&(key.clone(), family));
-                }
-            }
-            status.skipped.extend(skips);
-            status.peers.skipped = skipped_peers(&status.skipped);
-        });
-    }
-
-    fn show_conflicts(&mut self, conflicts: Vec<Conflict>) {
-        let old = self.status.borrow().conflicts.clone();
-        let fresh = conflicts.iter().filter(|conflict| !old.contains(conflict));
-        self.events.extend(fresh.cloned().map(Event::ConflictFound));
-        if old != conflicts {
-            self.status.send_modify(|status| status.conflicts = conflicts);
-        }
-    }
-
-    fn show_contested(&mut self) {
-        let contested: Vec<Object> = self.guard.contested().cloned().collect();
-        if self.status.borrow().contested != contested {
-            self.status.send_modify(|status| status.contested = contested);
-        }
-    }
-
-    fn show_withheld(&mut self, now: BootTime) {
-        let bad = self.admission.withheld().into_iter().map(|prefix| (prefix, WithheldBecause::BadRecord));
-        let mass =
-            self.guard.mass().into_iter().flat_map(|mass| {
-                mass.prefixes.iter().map(|prefix| (*prefix, WithheldBecause::MassRemoval(mass.until)))
-            });
-        let withheld: BTreeMap<_, _> = bad.chain(mass).collect();
-        if self.status.borrow().withheld == withheld {
-            return;
-        }
-        let bad = |(_, because): &(&Prefix, &WithheldBecause)| **because == WithheldBecause::BadRecord;
-        let freed = self.status.borrow().withheld.iter().filter(bad).any(|(prefix, _)| !withheld.contains_key(prefix));
-        if freed {
-            // What a bad record protected is nobody's now, or another's.
-            self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
-        }
-        if self.guard.mass().is_some() {
-            self.events.push(Event::DeletionsWithheld(withheld.len()));
-        }
-        self.status.send_modify(|status| status.withheld = withheld);
-    }
 }
 
 /// Why an audit is due.
@@ -798,15 +489,6 @@ enum Cause {
     Hint,
     /// The wanted state changed: what is written is not drift.
     Expected,
-}
-
-fn first_error(report: &ApplyReport) -> Option<String> {
-    let refused = report.refused.first().map(|(_, error)| error);
-    report.lost.as_ref().or(refused).map(|error| chain(error))
-}
-
-fn skipped_peers(skips: &wanted::Skips) -> usize {
-    skips.keys().map(|(key, _)| key).collect::<BTreeSet<_>>().len()
 }
 
 fn prefixes_of(lease: Option<&Lease>) -> impl Iterator<Item = Prefix> + use<> {
