@@ -176,7 +176,7 @@ fn bind_soon(addr: (IpAddr, u16)) -> io::Result<UdpSocket> {
     loop {
         match UdpSocket::bind(addr) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::yield_now();
+                thread::yield_now();
             }
             bound => return bound,
         }

@@ -149,7 +149,7 @@ impl Overlay {
     ///
     /// # Cancel safety
     /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there.
-    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`].
+    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`](super::Teardown::Keep).
     pub async fn run(self, cancel: CancellationToken) -> Result<(), OverlayError> {
         let Self { settings, backends, seams, questions: (asker, questions) } = self;
         // Handles keep theirs; ours would keep the channel open for ever.

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::backend::Backend;
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError};
 use crate::net::Prefix;
