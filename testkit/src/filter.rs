@@ -150,7 +150,7 @@ impl<'a> Datagram<'a> {
     /// When a socket cannot be had. A refusal to send is no error: the datagram does not come then.
     pub fn sender_seen(self, patience: Duration) -> Result<Option<IpAddr>, Error> {
         let what = || format!("datagram from {} to {}", self.from.name(), self.addr);
-        let inbox = self.to.run(|| bind_soon((self.addr, self.port)))?.context(what)?;
+        let inbox = self.to.run(|| UdpSocket::bind((self.addr, self.port)))?.context(what)?;
         inbox.set_read_timeout(Some(patience)).context(what)?;
         let target = inbox.local_addr().context(what)?;
         let any = self.source.unwrap_or_else(|| unspecified(self.addr));
@@ -161,24 +161,14 @@ impl<'a> Datagram<'a> {
         if outbox.send_to(b"datagram", target).is_err() {
             return Ok(None);
         }
-        match inbox.recv_from(&mut [0; 16]) {
-            Ok((_, sender)) => Ok(Some(sender.ip())),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(None),
-            Err(error) => Err(Error::io(what(), error)),
-        }
-    }
-}
-
-/// Binds; waits while the port is in use. A tool that another thread is just starting holds a copy of every socket
-/// between its fork and its exec, also of the one that had this port before.
-fn bind_soon(addr: (IpAddr, u16)) -> io::Result<UdpSocket> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        match UdpSocket::bind(addr) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                thread::yield_now();
+        loop {
+            match inbox.recv_from(&mut [0; 16]) {
+                Ok((_, sender)) => return Ok(Some(sender.ip())),
+                // The end of a tool that another thread has started interrupts a wait with a time-out (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
+                Err(error) => return Err(Error::io(what(), error)),
             }
-            bound => return bound,
         }
     }
 }

@@ -143,10 +143,17 @@ impl Channel {
     }
 
     fn receive(&self) -> Result<Vec<Answer>, Error> {
-        let (bytes, _) = self.socket.recv_from_full().map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => Error::new(format!("the kernel did not answer within {PATIENCE:?}")),
-            _ => Error::io("receiving a netlink answer", error),
-        })?;
+        let bytes = loop {
+            match self.socket.recv_from_full() {
+                Ok((bytes, _)) => break bytes,
+                // A signal interrupts a wait with a time-out (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Error::new(format!("the kernel did not answer within {PATIENCE:?}")));
+                }
+                Err(error) => return Err(Error::io("receiving a netlink answer", error)),
+            }
+        };
         let mut answers = Vec::new();
         let mut rest = &bytes[..];
         while rest.len() >= HEADER {

@@ -157,7 +157,9 @@ impl Tenure {
             }
             Ok(seen) if seen.attrs == self.lease.attrs => {
                 if seen.expires > self.lease.expires || seen.fence != self.lease.fence {
-                    self.lease = Arc::clone(seen);
+                    // A store that shows no expiry (etcd) does not say that there is none: ours goes on counting.
+                    let expires = seen.expires.or(self.lease.expires);
+                    self.lease = Arc::new(Lease { expires, ..(**seen).clone() });
                     self.schedule(now);
                 }
                 Outcome::Same
@@ -271,6 +273,16 @@ mod tests {
         let mut held = tenure(None);
         assert_eq!(held.own_record(None, at(1)), Outcome::Lost(LossReason::Deleted));
         assert!(!held.is_held());
+    }
+
+    #[test]
+    fn a_record_shown_without_expiry_does_not_end_renewal() {
+        let mut held = tenure(Some(120));
+        let touched = Lease { fence: Fence(Some("8".into())), ..lease(None) };
+        let record = Record { key: touched.key.clone(), created: 1, lease: Ok(Arc::new(touched)) };
+        assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
+        let Some(StoreCall::Renew(renewed)) = held.call(at(70)) else { panic!("no renewal") };
+        assert_eq!((renewed.expires, &renewed.fence), (Some(at(120)), &Fence(Some("8".into()))));
     }
 
     #[test]
