@@ -21,6 +21,7 @@ const TICK: Duration = Duration::from_micros(500);
 /// A stream under way. Dropped, it ends without a report.
 pub struct Flow {
     stop: Arc<AtomicBool>,
+    all_sent: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     received: Arc<AtomicU64>,
     sender: JoinHandle<Result<u64, Error>>,
@@ -62,17 +63,17 @@ impl Flow {
         };
         let outbox = from.run(|| UdpSocket::bind(any))?.context(|| format!("{}: UDP", from.name()))?;
         prepare(&inbox).context(|| format!("{}: receive buffer", to.name()))?;
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, all_sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let sender = {
             let (stop, sent) = (stop.clone(), sent.clone());
             from.spawn(move || send(&outbox, target, rate, &stop, &sent))?
         };
         let receiver = {
-            let (stop, sent, received) = (stop.clone(), sent.clone(), received.clone());
-            to.spawn(move || receive(&inbox, &stop, &sent, &received))?
+            let (all_sent, sent, received) = (all_sent.clone(), sent.clone(), received.clone());
+            to.spawn(move || receive(&inbox, &all_sent, &sent, &received))?
         };
-        Ok(Self { stop, sent, received, sender, receiver })
+        Ok(Self { stop, all_sent, sent, received, sender, receiver })
     }
 
     /// Datagrams sent until now.
@@ -93,6 +94,8 @@ impl Flow {
         self.stop.store(true, Ordering::Relaxed);
         let died = |_| Error::new("a thread of the flow probe died");
         let refused = self.sender.join().map_err(died)??;
+        // Only now: a receiver that stopped with the sender could miss its last datagrams.
+        self.all_sent.store(true, Ordering::Release);
         let counted = self.receiver.join().map_err(died)???;
         let sent = self.sent.load(Ordering::Relaxed);
         let lost = sent.saturating_sub(counted.received + counted.overrun);
@@ -126,7 +129,12 @@ fn send(outbox: &UdpSocket, target: SocketAddr, rate: u32, stop: &AtomicBool, se
     refused
 }
 
-fn receive(inbox: &UdpSocket, stop: &AtomicBool, sent: &AtomicU64, received: &AtomicU64) -> Result<FlowReport, Error> {
+fn receive(
+    inbox: &UdpSocket,
+    all_sent: &AtomicBool,
+    sent: &AtomicU64,
+    received: &AtomicU64,
+) -> Result<FlowReport, Error> {
     const POLL: Duration = Duration::from_millis(20);
     inbox.set_read_timeout(Some(POLL)).context(|| "timing a flow".to_owned())?;
     let mut report = FlowReport::default();
@@ -143,9 +151,10 @@ fn receive(inbox: &UdpSocket, stop: &AtomicBool, sent: &AtomicU64, received: &At
             seen.count(sequence, &mut report);
             continue;
         }
+        let ended = all_sent.load(Ordering::Acquire);
         let complete = report.received + report.overrun >= sent.load(Ordering::Relaxed);
         let silent = last.is_none_or(|last| last.elapsed() > SILENCE);
-        if stop.load(Ordering::Relaxed) && (complete || silent) {
+        if ended && (complete || silent) {
             return Ok(report);
         }
     }
