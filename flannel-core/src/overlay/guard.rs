@@ -85,7 +85,9 @@ impl Guard {
     /// Judges a store's word that `gone` of `before` prefixes do not exist any more. Additions go ahead; these wait.
     pub(crate) fn judge_reset(&mut self, now: BootTime, before: usize, gone: BTreeSet<Prefix>) {
         if before >= MASS_LEAST && gone.len() * 4 > before * 3 {
-            self.mass = Some(Mass { prefixes: gone, until: now.after(MASS_WAIT) });
+            // What waits already goes on waiting, with the newcomers: a second loss must not cut the first look short.
+            let waiting = self.mass.take().map(|mass| mass.prefixes).unwrap_or_default();
+            self.mass = Some(Mass { prefixes: &waiting | &gone, until: now.after(MASS_WAIT) });
         }
     }
 
@@ -228,6 +230,15 @@ mod tests {
         assert_eq!(guard.expire(at(59_999)), None);
         assert_eq!(guard.expire(at(60_000)), Some(Over::Mass));
         assert!(guard.mass().is_none());
+    }
+
+    #[test]
+    fn a_second_loss_does_not_cut_the_first_wait_short() {
+        let mut guard = Guard::default();
+        guard.judge_reset(at(0), 100, (0..80).map(prefix).collect());
+        guard.judge_reset(at(30_000), 20, (80..98).map(prefix).collect());
+        let plan = Plan { ops: [removal(3), removal(90)].concat(), conflicts: Vec::new() };
+        assert_eq!(guard.restrain(plan, at(59_000), &[]).held.len(), 6);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::kernel::OverlayName;
 use crate::plan::Object;
 use crate::state::{RouteKey, State};
 
@@ -49,9 +50,15 @@ impl Memory {
         self.unsettled.iter()
     }
 
-    /// Whether the devices are as wanted, so that changed peers can be written without a look.
-    pub(crate) fn devices_settled(&self) -> bool {
-        !matches!(self.unsettled.first(), Some(Object::Link(_) | Object::Address(_)))
+    /// Whether the devices are there and ours, so that changed peers can be written without a look. One that merely
+    /// differs, because its name is taken or somebody else keeps changing it, carries traffic all the same.
+    pub(crate) fn devices_settled(&self, overlay: &OverlayName) -> bool {
+        self.unsettled.iter().all(|object| match object {
+            Object::Link(id) => {
+                self.seen.links.get(id).is_some_and(|link| overlay.owns(link.group, link.alias.as_deref()))
+            }
+            Object::Address(_) | Object::Fdb(_) | Object::Neighbour(_) | Object::Route(_) => true,
+        })
     }
 
     fn forget(&mut self, object: &Object) {

@@ -156,8 +156,10 @@ impl<'a> Shell<'a> {
     async fn remove(&mut self) -> Result<(), OverlayError> {
         let cleared = self.clear().await;
         removal::delete_env(&self.settings);
-        let lease = (*self.machine.local().lease).clone();
-        let released = self.seams.subnets.release(lease).await.map_err(OverlayError::Store);
+        let released = match self.machine.held_lease() {
+            Some(lease) => self.seams.subnets.release((**lease).clone()).await.map_err(OverlayError::Store),
+            None => Ok(()),
+        };
         cleared.and(released)
     }
 

@@ -177,6 +177,11 @@ impl Machine {
         std::mem::take(&mut self.events)
     }
 
+    /// The lease as the store last had it, if it is still ours.
+    pub(crate) fn held_lease(&self) -> Option<&Arc<Lease>> {
+        Some(self.tenure.lease()).filter(|_| self.tenure.is_held())
+    }
+
     /// The lease is gone and the policy is to stop.
     pub(crate) fn must_stop(&self) -> bool {
         !self.tenure.is_held() && self.settings.on_loss == super::LossPolicy::Stop
@@ -249,7 +254,7 @@ impl Machine {
         if self.changes.is_empty() {
             return None;
         }
-        if !self.memory.known || !self.memory.devices_settled() {
+        if !self.memory.known || !self.memory.devices_settled(&self.scope.overlay) {
             // What peers stand on is not there: only a look can tell when it is.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(Duration::from_secs(1))), Cause::Expected);
             return None;
@@ -419,6 +424,8 @@ impl Machine {
         let scope = self.backend.scope(&self.local);
         if scope != self.scope {
             self.scope = scope;
+            // The hints of the old scope end here: what they had yet to say is read instead.
+            self.audit.facts = true;
             self.audit_at(now, Cause::Expected);
         }
         self.judge_host();
@@ -456,7 +463,7 @@ impl Machine {
         let old = &local.situation;
         let found = view::situation(&self.settings, old, Arc::clone(&facts));
         let uplink = found.as_ref().ok().map(|situation| situation.uplink.clone());
-        let situation = match found {
+        let mut situation = match found {
             Ok(situation) => situation,
             Err(error) => {
                 if self.status.borrow().uplink.is_some() {
@@ -465,6 +472,8 @@ impl Machine {
                 Situation { host: facts, ..old.clone() }
             }
         };
+        // What is published now wins over what a device happens to have.
+        situation.previous = Some(Arc::clone(&local.lease));
         if situation.uplink != old.uplink || situation.public != old.public {
             self.events.push(Event::UplinkChanged(situation.uplink.clone()));
             match self.backend.advertise(&situation) {

@@ -100,7 +100,7 @@ impl Machine {
     }
 
     pub(super) fn audited(&mut self, now: BootTime, started: BootTime, plan: &Plan, report: &ApplyReport) {
-        let writes = plan.ops.len() - report.refused.len() - report.skipped.len();
+        let writes = report.applied;
         let drift = self.audit.done_once && !self.audit.expected;
         self.audit.expected = false;
         self.memory.known = report.lost.is_none();
@@ -108,9 +108,12 @@ impl Machine {
             report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
         let undone = report.refused.len() + report.skipped.len() - kept_out.len();
         self.show_conflicts(plan.conflicts.iter().cloned().chain(kept_out).collect());
-        if drift && writes > 0 {
-            let refused = |place: &usize| report.refused.binary_search_by_key(place, |(place, _)| *place).is_ok();
-            let written = plan.ops.iter().enumerate().filter(|(place, _)| !refused(place));
+        if drift && writes > 0 && report.lost.is_none() {
+            let undone = |place: &usize| {
+                report.refused.binary_search_by_key(place, |(place, _)| *place).is_ok()
+                    || report.skipped.binary_search(place).is_ok()
+            };
+            let written = plan.ops.iter().enumerate().filter(|(place, _)| !undone(place));
             let contested = self.guard.wrote(now, written.map(|(_, op)| op));
             self.events.extend(contested.into_iter().map(Event::Contested));
             self.events.push(Event::DriftRepaired { writes, took: now.since(started) });
@@ -132,7 +135,7 @@ impl Machine {
         let done = undone == 0 && report.lost.is_none();
         let error = first_error(report).filter(|_| !done);
         self.audit.done_once |= report.lost.is_none();
-        let phase = match (done, self.memory.devices_settled()) {
+        let phase = match (done, self.memory.devices_settled(&self.scope.overlay)) {
             (true, true) => Phase::Ready,
             (false, true) => Phase::DeviceReady,
             (_, false) => Phase::LeaseHeld,
