@@ -179,13 +179,13 @@ fn temporary_beside(path: &Path) -> PathBuf {
 }
 
 #[cfg(unix)]
-fn make_dirs(dir: &Path) -> io::Result<()> {
+pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)
 }
 
 #[cfg(not(unix))]
-fn make_dirs(dir: &Path) -> io::Result<()> {
+pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)
 }
 
@@ -202,7 +202,12 @@ fn set_mode(_: &File, _: &Path) -> io::Result<()> {
 }
 
 fn failure(doing: &'static str, path: &Path, source: io::Error) -> SubnetEnvError {
-    let remedy = match source.kind() {
+    SubnetEnvError { doing, path: path.to_owned(), remedy: remedy(&source), source }
+}
+
+/// What to do about a file that cannot be written.
+pub(crate) fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
         io::ErrorKind::PermissionDenied => "let this process write to the directory",
         io::ErrorKind::ReadOnlyFilesystem => "mount the file system writable or choose another path",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space on the file system",
@@ -210,8 +215,7 @@ fn failure(doing: &'static str, path: &Path, source: io::Error) -> SubnetEnvErro
             "choose a path whose parents are directories"
         }
         _ => "see the cause, or choose another path",
-    };
-    SubnetEnvError { doing, path: path.to_owned(), remedy, source }
+    }
 }
 
 #[cfg(test)]

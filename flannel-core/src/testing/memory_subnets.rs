@@ -52,6 +52,8 @@ struct Inner {
     ttl: Option<Duration>,
     revision: u64,
     records: BTreeMap<LeaseKey, Record>,
+    /// Whether nothing is answered at all.
+    away: bool,
     faults: VecDeque<Fault>,
     watchers: Vec<std::sync::Weak<Watcher>>,
     random: u64,
@@ -83,6 +85,7 @@ impl MemorySubnets {
             ttl,
             revision: 0,
             records: BTreeMap::new(),
+            away: false,
             faults: VecDeque::new(),
             watchers: Vec::new(),
             random: 0x5eed,
@@ -143,6 +146,22 @@ impl MemorySubnets {
             watcher.changed.notify_one();
         }
     }
+
+    /// Takes the store away until [`recover`](Self::recover): every call fails as [`SubnetError::Unavailable`], every
+    /// watch, those to come too, reports trouble once and is silent then. Records change all the same.
+    pub fn outage(&self) {
+        self.shared.lock().away = true;
+        self.cut_watches();
+    }
+
+    /// Ends an [`outage`](Self::outage): each watch starts over with a `Reset`.
+    pub fn recover(&self) {
+        let mut inner = self.shared.lock();
+        inner.away = false;
+        for watcher in inner.watchers() {
+            watcher.changed.notify_one();
+        }
+    }
 }
 
 impl fmt::Debug for MemorySubnets {
@@ -166,6 +185,9 @@ impl Shared {
         let now = self.clock.now();
         let mut inner = self.lock();
         inner.sweep(now);
+        if inner.away {
+            return Err(unavailable(doing));
+        }
         match inner.faults.pop_front() {
             None => work(&mut inner, now),
             Some(Fault::Unavailable) => Err(unavailable(doing)),
@@ -348,9 +370,12 @@ impl SubnetManager for MemorySubnets {
     }
 
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        let pending = Pending { reset: true, ..Pending::default() };
+        let mut inner = self.shared.lock();
+        let trouble = inner.away.then(|| unavailable("watching"));
+        let pending = Pending { reset: true, trouble, ..Pending::default() };
         let watcher = Arc::new(Watcher { pending: Mutex::new(pending), changed: Notify::new() });
-        self.shared.lock().watchers.push(Arc::downgrade(&watcher));
+        inner.watchers.push(Arc::downgrade(&watcher));
+        drop(inner);
         let state = (Arc::clone(&self.shared), watcher);
         unfold(state, |(shared, watcher)| async move {
             let event = next_event(&shared, &watcher).await;
@@ -370,7 +395,7 @@ async fn next_event(shared: &Shared, watcher: &Watcher) -> Result<LeaseEvent, Su
             if let Some(trouble) = pending.trouble.take() {
                 return Err(trouble);
             }
-            if std::mem::take(&mut pending.reset) {
+            if !inner.away && std::mem::take(&mut pending.reset) {
                 return Ok(LeaseEvent::Reset(inner.records.values().cloned().collect()));
             }
             if let Some(event) = pending.events.pop_front() {
@@ -461,6 +486,26 @@ mod tests {
         assert!(watch.next().await.unwrap().is_err());
         let LeaseEvent::Reset(records) = watch.next().await.unwrap().unwrap() else { panic!("no reset") };
         assert_eq!(records, store.records());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_was_away_answers_with_everything_once_it_is_back() {
+        let store = store("10.5.0.0/16");
+        let mut before = store.watch();
+        assert!(before.next().await.unwrap().is_ok());
+        store.outage();
+        let node = NodeIdentity::new("a").unwrap();
+        assert!(matches!(store.acquire(&node, want()).await, Err(SubnetError::Unavailable { .. })));
+        let mut during = store.watch();
+        for watch in [&mut before, &mut during] {
+            assert!(watch.next().await.unwrap().is_err());
+            assert!(watch.next().now_or_never().is_none(), "a store that is away says nothing");
+        }
+        store.recover();
+        store.acquire(&node, want()).await.unwrap();
+        for watch in [&mut before, &mut during] {
+            assert_eq!(watch.next().await.unwrap().unwrap(), LeaseEvent::Reset(store.records()));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! The seam to the lease store: etcd, Kubernetes, files, memory.
 
+mod cached;
+
 use std::net::IpAddr;
 
 use async_trait::async_trait;
@@ -8,6 +10,8 @@ use futures_util::stream::BoxStream;
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
 use crate::net::{Dual, Prefix};
+
+pub use cached::{CachedSubnets, StateFileError};
 
 /// What the store knows a node by: its public IP in etcd, the node's name in Kubernetes and the file store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,151 @@
+//! The state file on disk: whole, or not there.
+
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::subnet_env::{make_dirs, remedy};
+
+/// The largest file read or written, in bytes: ten thousand records of the largest size, and some room.
+pub(super) const MAX_BYTES: u64 = 64 << 20;
+/// What a crash left of a write is this old at least: no write takes so long.
+const LEFTOVER: Duration = Duration::from_secs(60);
+
+/// The state file could not be written. The old one, if any, is as it was.
+///
+/// Retry once the remedy is applied.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {}: {remedy}", path.display())]
+#[non_exhaustive]
+pub struct StateFileError {
+    /// What was being done.
+    pub doing: &'static str,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What to do about it.
+    pub remedy: &'static str,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+impl StateFileError {
+    pub(super) fn of(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { doing, path: path.to_owned(), remedy: remedy(&source), source }
+    }
+}
+
+/// The file's bytes; `None` where there is none. The error says in words why it is not to be read.
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    let failed = |error: io::Error| format!("cannot be read: {error}");
+    // Not followed and not opened unless it is a file: a pipe would block.
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    if !metadata.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    if is_open_to_others(&metadata) {
+        return Err("others may write it; its mode must be 0600".to_owned());
+    }
+    let too_large = || format!("larger than {MAX_BYTES} bytes");
+    if metadata.len() > MAX_BYTES {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default() + 1);
+    let file = File::open(path).map_err(failed)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_BYTES { Err(too_large()) } else { Ok(Some(bytes)) }
+}
+
+/// Puts what `fill` writes in place of the file, or changes nothing.
+pub(super) fn replace(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), StateFileError> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    make_dirs(dir).map_err(|source| StateFileError::of("create the directory", dir, source))?;
+    clear_leftovers(dir, path);
+    let temporary = temporary_beside(path);
+    if let Err(source) = write_through(&temporary, fill).and_then(|()| fs::rename(&temporary, path)) {
+        // What is left of a failed attempt is of no use; a later one clears it if this does not.
+        let _ = fs::remove_file(&temporary);
+        return Err(StateFileError::of("write", path, source));
+    }
+    // The rename itself survives a crash only once the directory is on disk.
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| StateFileError::of("sync the directory", dir, source))
+}
+
+fn write_through(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    private(&mut options);
+    let mut writer = BufWriter::with_capacity(1 << 16, options.open(path)?);
+    fill(&mut writer)?;
+    writer.flush()?;
+    let file = writer.get_ref();
+    if file.metadata()?.len() > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes to keep")));
+    }
+    file.sync_all()
+}
+
+/// `.NAME.RANDOM.tmp`: two processes that write at once by mistake must not write into one file.
+fn temporary_beside(path: &Path) -> PathBuf {
+    let mut name = prefix_of_temporaries(path);
+    name.push_str(&format!("{:016x}{SUFFIX}", RandomState::new().build_hasher().finish()));
+    path.with_file_name(name)
+}
+
+const SUFFIX: &str = ".tmp";
+
+fn prefix_of_temporaries(path: &Path) -> String {
+    format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Drops what crashes have left. What does not go away does no harm.
+fn clear_leftovers(dir: &Path, path: &Path) {
+    let prefix = prefix_of_temporaries(path);
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let ours = name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
+        let old = || {
+            entry
+                .metadata()
+                .and_then(|found| found.modified())
+                .is_ok_and(|time| time.elapsed().is_ok_and(|age| age >= LEFTOVER))
+        };
+        if ours && old() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_open_to_others(metadata: &fs::Metadata) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    metadata.permissions().mode() & 0o022 != 0
+}
+
+#[cfg(not(unix))]
+fn is_open_to_others(_: &fs::Metadata) -> bool {
+    false
+}
+
+#[cfg(unix)]
+fn private(options: &mut OpenOptions) {
+    use std::os::unix::fs::OpenOptionsExt;
+    options.mode(0o600);
+}
+
+#[cfg(not(unix))]
+fn private(_: &mut OpenOptions) {}

@@ -1,0 +1,203 @@
+//! What is known, and the file it is kept in.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Notify, OnceCell};
+
+use super::file::{self, StateFileError};
+use super::known::{Changed, Known};
+use super::wire;
+use crate::clock::{BootTime, Clock};
+use crate::overlay::chain;
+use crate::subnet::SubnetError;
+
+/// How long changes are gathered before they are written.
+pub(super) const SETTLE: Duration = Duration::from_secs(5);
+/// How far apart writes are at least, also after one that failed: a large and restless network must not wear a disk
+/// out.
+pub(super) const PACE: Duration = Duration::from_secs(30);
+
+pub(super) struct Keeper {
+    path: PathBuf,
+    origin: String,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    /// Held by who writes.
+    turn: Mutex<()>,
+    /// Whether the file was read.
+    recalled: OnceCell<()>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    known: Known,
+    /// Since when the file lacks something.
+    unsaved: Option<BootTime>,
+    /// When the next write may be.
+    not_before: BootTime,
+    trouble: Option<String>,
+    /// Whether the cache stands in for the store.
+    standing_in: bool,
+    /// The watch whose events are taken in: two that are not equally far would undo each other's.
+    recorder: Option<u64>,
+    watches: u64,
+}
+
+impl Keeper {
+    pub(super) fn new(path: PathBuf, origin: String, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            path,
+            origin,
+            clock,
+            state: Mutex::default(),
+            turn: Mutex::default(),
+            recalled: OnceCell::new(),
+            changed: Notify::new(),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    pub(super) fn now(&self) -> BootTime {
+        self.clock.now()
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.state().trouble.clone()
+    }
+
+    pub(super) fn known<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
+        read(&self.state().known)
+    }
+
+    /// Takes in what the store itself has just said.
+    pub(super) fn learn(&self, learn: impl FnOnce(&mut Known) -> Changed) {
+        let now = self.now();
+        let mut state = self.state();
+        if std::mem::take(&mut state.standing_in) {
+            tracing::info!(path = %self.path.display(), "the lease store is back: the state file is not needed");
+        }
+        if learn(&mut state.known) == Changed::Yes {
+            state.unsaved.get_or_insert(now);
+        }
+        let unsaved = state.unsaved.is_some();
+        drop(state);
+        if unsaved {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// The number of a new watch.
+    pub(super) fn open(&self) -> u64 {
+        let mut state = self.state();
+        state.watches += 1;
+        state.watches
+    }
+
+    /// Whether events of `watch` are to be taken in. Only one that has just said what is everything can begin.
+    pub(super) fn records(&self, watch: u64, begins: impl FnOnce() -> bool) -> bool {
+        let mut state = self.state();
+        if state.recorder.is_none() && begins() {
+            state.recorder = Some(watch);
+        }
+        state.recorder == Some(watch)
+    }
+
+    pub(super) fn close(&self, watch: u64) {
+        self.state().recorder.take_if(|recorder| *recorder == watch);
+    }
+
+    /// Says once that the cache stands in for a store that is away.
+    pub(super) fn standing_in(&self, error: &SubnetError) {
+        if !std::mem::replace(&mut self.state().standing_in, true) {
+            let error = chain(error);
+            tracing::warn!(path = %self.path.display(), error, "going by the state file while the lease store is away");
+        }
+    }
+
+    /// Reads the file, once, if it can add anything.
+    pub(super) async fn recall(self: &Arc<Self>) {
+        if self.known(Known::is_whole) {
+            return;
+        }
+        self.recalled
+            .get_or_init(|| async {
+                let keeper = Arc::clone(self);
+                // Fails where the runtime ends: then there is nobody to answer.
+                let _ = tokio::task::spawn_blocking(move || keeper.read()).await;
+            })
+            .await;
+    }
+
+    fn read(&self) {
+        let found = file::read(&self.path).and_then(|bytes| match bytes {
+            None => Ok(None),
+            Some(bytes) => wire::parse(&bytes, &self.origin, self.clock.now(), SystemTime::now()).map(Some),
+        });
+        match found {
+            Ok(None) => {}
+            Ok(Some(before)) => self.state().known.recall(before),
+            Err(reason) => {
+                tracing::warn!(path = %self.path.display(), reason, "the state file is of no use and ignored");
+            }
+        }
+    }
+
+    /// A change of what [`write_due`](Self::write_due) says.
+    pub(super) fn changes(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// When to write, if there is something to write.
+    pub(super) fn write_due(&self) -> Option<BootTime> {
+        let state = self.state();
+        let since = state.unsaved.filter(|_| state.known.is_whole())?;
+        Some(since.after(SETTLE).max(state.not_before))
+    }
+
+    /// Writes the file if it lacks something. Blocks on the disk.
+    pub(super) fn write(&self) -> Result<(), StateFileError> {
+        // Nothing is left half-done by a holder that panicked: it only ever replaces the file.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.now();
+        let (known, since) = {
+            let mut state = self.state();
+            let Some(since) = state.unsaved.filter(|_| state.known.is_whole()) else { return Ok(()) };
+            state.unsaved = None;
+            state.not_before = now.after(PACE);
+            // Leases are shared: this costs some ten bytes a record, for as long as the write takes.
+            (state.known.clone(), since)
+        };
+        let written = file::replace(&self.path, |to| wire::write(to, &known, &self.origin, now, SystemTime::now()));
+        let mut state = self.state();
+        let was = std::mem::replace(&mut state.trouble, written.as_ref().err().map(|error| chain(error)));
+        match &written {
+            Ok(()) if was.is_some() => tracing::info!(path = %self.path.display(), "the state file is written again"),
+            Ok(()) => {}
+            Err(error) => {
+                state.unsaved = Some(since);
+                // A watch that sleeps has to know of the next try.
+                self.changed.notify_waiters();
+                if was.is_none() {
+                    let error = chain(error);
+                    tracing::warn!(error, "the state file was not written: a boot without the store may lack peers");
+                }
+            }
+        }
+        written
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is one call that leaves it consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

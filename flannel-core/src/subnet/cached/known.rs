@@ -1,0 +1,220 @@
+//! What the store has said, as far as it is worth keeping. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::alloc;
+use crate::clock::BootTime;
+use crate::config::NetworkConfig;
+use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, Record};
+use crate::subnet::NodeIdentity;
+
+/// What is known of a store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Known {
+    pub(super) config: Option<NetworkConfig>,
+    pub(super) own: Own,
+    pub(super) records: Option<BTreeMap<LeaseKey, Entry>>,
+}
+
+/// The lease of the node that lives here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) enum Own {
+    /// The store has not been asked.
+    #[default]
+    Unasked,
+    /// There is none, or not any more.
+    None,
+    /// As it stands in the store.
+    Held(NodeIdentity, Lease),
+}
+
+/// A record without its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) created: u64,
+    pub(super) lease: Result<Arc<Lease>, Box<BadRecord>>,
+}
+
+/// Whether something that is kept on disk changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Changed {
+    Yes,
+    No,
+}
+
+impl Changed {
+    fn when(changed: bool) -> Self {
+        if changed { Self::Yes } else { Self::No }
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self::when(self == Self::Yes || other == Self::Yes)
+    }
+}
+
+impl Known {
+    /// Whether there is nothing that a state file could add, so that it may be written over.
+    pub(super) fn is_whole(&self) -> bool {
+        self.config.is_some() && self.own != Own::Unasked && self.records.is_some()
+    }
+
+    /// Fills what is not known from what was known `before`.
+    pub(super) fn recall(&mut self, before: Self) {
+        self.config = self.config.take().or(before.config);
+        self.records = self.records.take().or(before.records);
+        if self.own == Own::Unasked {
+            self.own = before.own;
+        }
+    }
+
+    pub(super) fn configured(&mut self, config: &NetworkConfig) -> Changed {
+        let changed = self.config.as_ref() != Some(config);
+        if changed {
+            self.config = Some(config.clone());
+        }
+        Changed::when(changed)
+    }
+
+    /// The store says that `node` holds `lease`.
+    pub(super) fn held(&mut self, node: &NodeIdentity, lease: &Lease) -> Changed {
+        let own = Own::Held(node.clone(), lease.clone());
+        let changed = self.own != own;
+        self.own = own;
+        Changed::when(changed)
+    }
+
+    /// The store says that `node` holds nothing.
+    pub(super) fn without_lease(&mut self, node: &NodeIdentity) -> Changed {
+        match &self.own {
+            Own::Held(holder, _) if holder != node => Changed::No,
+            Own::None => Changed::No,
+            Own::Held(..) | Own::Unasked => self.give_up(),
+        }
+    }
+
+    pub(super) fn renewed(&mut self, lease: &Lease) -> Changed {
+        match &mut self.own {
+            Own::Held(_, held) if held.key == lease.key && held != lease => {
+                *held = lease.clone();
+                Changed::Yes
+            }
+            Own::Held(..) | Own::Unasked | Own::None => Changed::No,
+        }
+    }
+
+    /// The lease of this key is not ours any more.
+    pub(super) fn lost(&mut self, key: &LeaseKey) -> Changed {
+        match &self.own {
+            Own::Held(_, held) if held.key == *key => self.give_up(),
+            Own::Held(..) | Own::Unasked | Own::None => Changed::No,
+        }
+    }
+
+    /// The own lease of `node`, if it may be used `now`.
+    pub(super) fn own_lease(&self, node: &NodeIdentity, now: BootTime) -> Option<Lease> {
+        let Own::Held(holder, lease) = &self.own else { return None };
+        let runs = lease.expires.is_none_or(|expires| expires > now);
+        let fits = self.config.as_ref().is_some_and(|config| alloc::all_compatible(config, &lease.subnets));
+        (holder == node && runs && fits).then(|| lease.clone())
+    }
+
+    /// Everything there was, in the order of keys.
+    ///
+    /// The own record is the own lease itself: what a snapshot says of fence and expiry may be older.
+    pub(super) fn snapshot(&self) -> Option<Vec<Record>> {
+        let records = self.records.as_ref()?;
+        let mut own = match &self.own {
+            Own::Held(_, lease) => Some(Arc::new(lease.clone())),
+            Own::Unasked | Own::None => None,
+        };
+        let mut snapshot = Vec::with_capacity(records.len() + 1);
+        for (key, Entry { created, lease }) in records {
+            let lease = match own.take_if(|own| own.key == *key) {
+                Some(own) => Ok(own),
+                None => lease.clone(),
+            };
+            snapshot.push(Record { key: key.clone(), created: *created, lease });
+        }
+        // Taken after the snapshot, so it is the newest there is.
+        snapshot.extend(own.map(|own| Record { key: own.key.clone(), created: u64::MAX, lease: Ok(own) }));
+        Some(snapshot)
+    }
+
+    /// Takes in what a watch says.
+    pub(super) fn event(&mut self, event: &LeaseEvent) -> Changed {
+        match event {
+            LeaseEvent::Reset(records) => self.reset(records),
+            LeaseEvent::Upsert(record) => {
+                let own = self.own_record(&record.key, Some(record));
+                let Some(records) = &mut self.records else { return own };
+                let entry = Entry::of(record);
+                let old = records.insert(record.key.clone(), entry);
+                let same = old.is_some_and(|old| records.get(&record.key).is_some_and(|new| new.says_what(&old)));
+                own.or(Changed::when(!same))
+            }
+            LeaseEvent::Remove(key) => {
+                let own = self.own_record(key, None);
+                let removed = self.records.as_mut().and_then(|records| records.remove(key)).is_some();
+                own.or(Changed::when(removed))
+            }
+        }
+    }
+
+    fn reset(&mut self, records: &[Record]) -> Changed {
+        let entries: BTreeMap<_, _> = records.iter().map(|record| (record.key.clone(), Entry::of(record))).collect();
+        let same = self.records.as_ref().is_some_and(|old| {
+            old.len() == entries.len()
+                && old.iter().zip(&entries).all(|((a, old), (b, new))| a == b && new.says_what(old))
+        });
+        self.records = Some(entries);
+        let own = match &self.own {
+            Own::Held(_, lease) => {
+                let key = lease.key.clone();
+                self.own_record(&key, records.iter().find(|record| record.key == key))
+            }
+            Own::Unasked | Own::None => Changed::No,
+        };
+        own.or(Changed::when(!same))
+    }
+
+    /// The store showed the record of `key`, or that there is none: the own lease may be gone or another's.
+    fn own_record(&mut self, key: &LeaseKey, record: Option<&Record>) -> Changed {
+        let Own::Held(_, held) = &mut self.own else { return Changed::No };
+        if held.key != *key {
+            return Changed::No;
+        }
+        match record.map(|record| &record.lease) {
+            Some(Ok(seen)) if seen.attrs.public_ip == held.attrs.public_ip && seen.subnets == held.subnets => {
+                // A store may not know the expiry of what it shows: nothing then says that ours is longer.
+                let expires = seen.expires.max(held.expires);
+                let now = Lease { expires, ..(**seen).clone() };
+                let changed = *held != now;
+                *held = now;
+                Changed::when(changed)
+            }
+            Some(Ok(_) | Err(_)) | None => self.give_up(),
+        }
+    }
+
+    fn give_up(&mut self) -> Changed {
+        self.own = Own::None;
+        Changed::Yes
+    }
+}
+
+impl Entry {
+    fn of(record: &Record) -> Self {
+        Self { created: record.created, lease: record.lease.clone() }
+    }
+
+    /// Whether the two are the same on disk: a renewal changes nothing there.
+    fn says_what(&self, other: &Self) -> bool {
+        let same = match (&self.lease, &other.lease) {
+            (Ok(a), Ok(b)) => Arc::ptr_eq(a, b) || a.subnets == b.subnets && a.attrs == b.attrs,
+            (Err(a), Err(b)) => a == b,
+            (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,
+        };
+        same && self.created == other.created
+    }
+}

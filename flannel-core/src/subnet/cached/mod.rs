@@ -1,0 +1,190 @@
+//! A store whose last word is kept on disk, so that a node boots into a working overlay while the store is away.
+
+mod file;
+mod keeper;
+mod known;
+#[cfg(test)]
+mod tests;
+mod watch;
+mod wire;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use crate::clock::Clock;
+use crate::config::NetworkConfig;
+use crate::lease::{Lease, LeaseEvent};
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use keeper::Keeper;
+
+pub use file::StateFileError;
+
+/// A lease store with a state file: the configuration, the own lease and the last snapshot, from which it answers
+/// while the store cannot.
+///
+/// Every call goes to the inner store first, and what that says counts. Only where it is [`SubnetError::Unavailable`]
+/// or [`SubnetError::Denied`]:
+///
+/// * [`network_config`](SubnetManager::network_config) answers with the configuration last read;
+/// * [`previous`](SubnetManager::previous) and [`acquire`](SubnetManager::acquire) with the lease that the same node
+///   last held, unless it has run out, fits the network no longer, or the store has said since that it is lost. It
+///   keeps its fence: what may be written over is still the inner store's to judge. `acquire` puts `want.attrs` in it,
+///   which the agent publishes once the store is back;
+/// * a [`watch`](SubnetManager::watch) that meets trouble before its first `Reset` begins with the last snapshot as a
+///   `Reset`; the trouble follows at once, so that [`Status::store`](crate::overlay::Status::store) says
+///   [`Lost`](crate::overlay::Contact::Lost) beside peers that are programmed. The inner store's own `Reset` then
+///   corrects what has changed meanwhile.
+///
+/// With a live store the file is never read. It is written from inside the watch, on a blocking thread, one write at a
+/// time and never in the way of an event: 5 s after a change of what it holds, and at most every 30 s. Renewals of
+/// other nodes are no change. Dropping the watch writes nothing: call [`flush`](Self::flush) at an orderly end; after
+/// a crash the file lacks the last changes. Each write replaces the whole file (mode 0600) or leaves the old one. One
+/// that fails is logged, shown by [`trouble`](Self::trouble) and tried again after 30 s; leases and peers do not
+/// suffer.
+///
+/// A file that is not whole, of another version or of another store, or that others may write, is ignored with one
+/// warning, and overwritten when there is something to write.
+///
+/// Run one agent on a file. The leases of several nodes may be taken through one value: the last one's is kept.
+pub struct CachedSubnets {
+    inner: Arc<dyn SubnetManager>,
+    keeper: Arc<Keeper>,
+}
+
+impl CachedSubnets {
+    /// A store in front of `inner`, with its state in the file `path`, whose directory is made if needed.
+    ///
+    /// `origin` says in words which network of which store this is (an etcd prefix, a cluster's name): a file of
+    /// another origin is ignored. Leases run out on `clock`, which must be the one that `inner` counts on.
+    ///
+    /// Reads and writes nothing yet.
+    pub fn new(
+        inner: Arc<dyn SubnetManager>,
+        path: impl Into<PathBuf>,
+        origin: impl Into<String>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { inner, keeper: Arc::new(Keeper::new(path.into(), origin.into(), clock)) }
+    }
+
+    /// The state file.
+    pub fn path(&self) -> &Path {
+        self.keeper.path()
+    }
+
+    /// Why the last write of the state file failed, in words; `None` where it did not.
+    pub fn trouble(&self) -> Option<String> {
+        self.keeper.trouble()
+    }
+
+    /// Writes what the state file lacks, now.
+    ///
+    /// # Errors
+    /// [`StateFileError`]: the file is as it was. Retry once the remedy is applied.
+    ///
+    /// # Cancel safety
+    /// Dropped midway the write goes on in the background, and ends whole or not at all.
+    pub async fn flush(&self) -> Result<(), StateFileError> {
+        let keeper = Arc::clone(&self.keeper);
+        match tokio::task::spawn_blocking(move || keeper.write()).await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(StateFileError::of("write", self.path(), std::io::Error::other(error))),
+        }
+    }
+
+    /// The cached lease of `node` in the place of an answer that did not come.
+    async fn cached_lease(&self, node: &NodeIdentity, error: SubnetError) -> Result<Lease, SubnetError> {
+        self.keeper.recall().await;
+        let now = self.keeper.now();
+        let Some(lease) = self.keeper.known(|known| known.own_lease(node, now)) else { return Err(error) };
+        self.keeper.standing_in(&error);
+        Ok(lease)
+    }
+}
+
+impl std::fmt::Debug for CachedSubnets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CachedSubnets").field("path", &self.path()).finish_non_exhaustive()
+    }
+}
+
+/// Whether the store is out of reach, so that what it said last may stand in.
+fn is_away(error: &SubnetError) -> bool {
+    matches!(error, SubnetError::Unavailable { .. } | SubnetError::Denied { .. })
+}
+
+#[async_trait]
+impl SubnetManager for CachedSubnets {
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        match self.inner.network_config().await {
+            Ok(config) => {
+                self.keeper.learn(|known| known.configured(&config));
+                Ok(config)
+            }
+            Err(error) if is_away(&error) => {
+                self.keeper.recall().await;
+                let Some(config) = self.keeper.known(|known| known.config.clone()) else { return Err(error) };
+                self.keeper.standing_in(&error);
+                Ok(config)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+        match self.inner.previous(node).await {
+            Ok(Some(lease)) => {
+                self.keeper.learn(|known| known.held(node, &lease));
+                Ok(Some(lease))
+            }
+            Ok(None) => {
+                self.keeper.learn(|known| known.without_lease(node));
+                Ok(None)
+            }
+            Err(error) if is_away(&error) => self.cached_lease(node, error).await.map(Some),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        let attrs = want.attrs.clone();
+        match self.inner.acquire(node, want).await {
+            Ok(lease) => {
+                self.keeper.learn(|known| known.held(node, &lease));
+                Ok(lease)
+            }
+            Err(error) if is_away(&error) => {
+                let lease = self.cached_lease(node, error).await?;
+                Ok(Lease { attrs, ..lease })
+            }
+            Err(error) => {
+                self.keeper.learn(|known| known.without_lease(node));
+                Err(error)
+            }
+        }
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        let answer = self.inner.renew(lease).await;
+        match &answer {
+            Ok(renewed) => self.keeper.learn(|known| known.renewed(renewed)),
+            Err(SubnetError::Lost(_)) => self.keeper.learn(|known| known.lost(&lease.key)),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
+        let key = lease.key.clone();
+        self.inner.release(lease).await?;
+        self.keeper.learn(|known| known.lost(&key));
+        Ok(())
+    }
+
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+        watch::watch(self.inner.watch(), Arc::clone(&self.keeper))
+    }
+}

@@ -1,0 +1,303 @@
+//! The state file's text: one JSON object, version 1.
+//!
+//! ```json
+//! {"version":1,"origin":"…","saved_unix_ms":0,"allocation":"pool","config":{…},
+//!  "own":{"node":"…","key":"…","subnets":["…"],"attrs":{…},"expires_unix_ms":0,"fence":"…"},
+//!  "records":[{"key":"…","created":1,"subnets":["…"],"attrs":{…}},{"key":"…","created":2,"subnets":[],"bad":"…"}]}
+//! ```
+//!
+//! `config` is [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. Fence and expiry of others' records are
+//! nobody's business here and not kept.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::known::{Entry, Known, Own};
+use crate::clock::BootTime;
+use crate::config::{Allocation, NetworkConfig};
+use crate::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey};
+use crate::net::{Dual, Prefix};
+use crate::subnet::NodeIdentity;
+
+const VERSION: u64 = 1;
+/// The wall clock may have been set back so much since the file was written; beyond that it cannot say whether a
+/// lease has run out.
+const SET_BACK: u64 = 60_000;
+
+/// Writes what is `known`, which has to be whole. `now` and `wall` are the same point in time.
+pub(super) fn write(
+    to: &mut impl Write,
+    known: &Known,
+    origin: &str,
+    now: BootTime,
+    wall: SystemTime,
+) -> io::Result<()> {
+    let (Some(config), Some(records)) = (&known.config, &known.records) else {
+        return Err(io::Error::other("nothing to keep yet"));
+    };
+    let saved_unix_ms = millis_of(wall);
+    let own = match &known.own {
+        Own::Unasked | Own::None => None,
+        Own::Held(node, lease) => {
+            Some(Holding::of(node, lease, |expires| saved_unix_ms.saturating_add(millis(expires.since(now))))?)
+        }
+    };
+    let document = Document {
+        version: VERSION,
+        origin: origin.into(),
+        saved_unix_ms,
+        allocation: AllocationText::of(config),
+        config: raw(config.to_json())?,
+        own,
+        records: Records(Cow::Borrowed(records)),
+    };
+    serde_json::to_writer(&mut *to, &document)?;
+    to.write_all(b"\n")
+}
+
+/// Reads the text back, or says in words why it is of no use.
+pub(super) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime) -> Result<Known, String> {
+    let head: Head = serde_json::from_slice(bytes).map_err(|error| format!("not a whole state file: {error}"))?;
+    if head.version != VERSION {
+        return Err(format!("of version {}, this is {VERSION}", head.version));
+    }
+    let document: Document<'_> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if document.origin != origin {
+        return Err(format!("of another store: {:?}, this is {origin:?}", document.origin));
+    }
+    let allocation = document.allocation.value();
+    let config = NetworkConfig::parse(document.config.get().as_bytes(), allocation);
+    let config = config.map_err(|error| format!("configuration: {error}"))?;
+    let time = Time { saved: document.saved_unix_ms, wall: millis_of(wall), now };
+    let own = match document.own {
+        None => Own::None,
+        Some(own) => own.read(&time)?,
+    };
+    Ok(Known { config: Some(config), own, records: Some(document.records.0.into_owned()) })
+}
+
+#[derive(Deserialize)]
+struct Head {
+    version: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document<'a> {
+    version: u64,
+    #[serde(borrow)]
+    origin: Cow<'a, str>,
+    saved_unix_ms: u64,
+    allocation: AllocationText,
+    config: Box<RawValue>,
+    own: Option<Holding<'a>>,
+    records: Records<'a>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum AllocationText {
+    Pool,
+    External,
+}
+
+impl AllocationText {
+    fn of(config: &NetworkConfig) -> Self {
+        let pool = config.networks.iter().any(|(_, network)| network.pool.is_some());
+        if pool { Self::Pool } else { Self::External }
+    }
+
+    fn value(self) -> Allocation {
+        match self {
+            Self::Pool => Allocation::Pool,
+            Self::External => Allocation::External,
+        }
+    }
+}
+
+/// The own lease.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Holding<'a> {
+    #[serde(borrow)]
+    node: Cow<'a, str>,
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    subnets: Subnets,
+    attrs: Box<RawValue>,
+    expires_unix_ms: Option<u64>,
+    fence: Option<Box<str>>,
+}
+
+/// What it takes to tell when a lease of the file ends.
+struct Time {
+    saved: u64,
+    wall: u64,
+    now: BootTime,
+}
+
+impl<'a> Holding<'a> {
+    fn of(node: &'a NodeIdentity, lease: &'a Lease, wall: impl FnOnce(BootTime) -> u64) -> io::Result<Self> {
+        Ok(Self {
+            node: node.as_str().into(),
+            key: lease.key.as_str().into(),
+            subnets: Subnets(lease.subnets),
+            attrs: raw(lease.attrs.to_json())?,
+            expires_unix_ms: lease.expires.map(wall),
+            fence: lease.fence.0.clone(),
+        })
+    }
+
+    fn read(self, time: &Time) -> Result<Own, String> {
+        let bad = |error: &dyn fmt::Display| format!("own lease: {error}");
+        let node = NodeIdentity::new(&self.node).map_err(|error| bad(&error))?;
+        let attrs = LeaseAttrs::from_json(self.attrs.get().as_bytes()).map_err(|error| bad(&error))?;
+        let Ok(expires) = time.expiry(self.expires_unix_ms) else { return Ok(Own::None) };
+        let (key, fence) = (LeaseKey::new(&self.key), Fence(self.fence));
+        Ok(Own::Held(node, Lease { key, subnets: self.subnets.0, attrs, expires, fence }))
+    }
+}
+
+/// A lease has run out, or may have.
+struct RunOut;
+
+impl Time {
+    fn expiry(&self, unix_ms: Option<u64>) -> Result<Option<BootTime>, RunOut> {
+        let Some(unix_ms) = unix_ms else { return Ok(None) };
+        if self.wall.saturating_add(SET_BACK) < self.saved {
+            return Err(RunOut);
+        }
+        // Never more than there was when it was written.
+        let left = unix_ms.saturating_sub(self.wall).min(unix_ms.saturating_sub(self.saved));
+        if left == 0 { Err(RunOut) } else { Ok(Some(self.now.after(Duration::from_millis(left)))) }
+    }
+}
+
+/// All records, written and read one by one.
+struct Records<'a>(Cow<'a, BTreeMap<LeaseKey, Entry>>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordText<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    created: u64,
+    subnets: Subnets,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    attrs: Option<Box<RawValue>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    bad: Option<Cow<'a, str>>,
+}
+
+impl<'a> RecordText<'a> {
+    fn of((key, entry): (&'a LeaseKey, &'a Entry)) -> Self {
+        let (key, created) = (key.as_str().into(), entry.created);
+        let lease = match &entry.lease {
+            Ok(lease) => lease,
+            Err(bad) => {
+                let reason = Some(bad.reason.as_str().into());
+                return Self { key, created, subnets: Subnets(bad.subnets), attrs: None, bad: reason };
+            }
+        };
+        let subnets = Subnets(lease.subnets);
+        let text = lease.attrs.to_json();
+        let too_large = text.len() > LeaseAttrs::MAX_BYTES;
+        match RawValue::from_string(text).ok().filter(|_| !too_large) {
+            Some(attrs) => Self { key, created, subnets, attrs: Some(attrs), bad: None },
+            // It would not be read back: its subnets at least stay out of deletion.
+            None => Self { key, created, subnets, attrs: None, bad: Some("its attributes could not be kept".into()) },
+        }
+    }
+
+    fn read(self) -> Result<(LeaseKey, Entry), String> {
+        let key = LeaseKey::new(&self.key);
+        let subnets = self.subnets.0;
+        let lease = match (self.attrs, self.bad) {
+            (Some(attrs), None) => {
+                let attrs = LeaseAttrs::from_json(attrs.get().as_bytes());
+                let attrs = attrs.map_err(|error| format!("record {key:?}: {error}"))?;
+                let (expires, fence) = (None, Fence::default());
+                Ok(Arc::new(Lease { key: key.clone(), subnets, attrs, expires, fence }))
+            }
+            (None, Some(reason)) => Err(Box::new(BadRecord { reason: reason.into_owned(), subnets })),
+            (Some(_), Some(_)) | (None, None) => return Err(format!("record {key:?}: not either attrs or bad")),
+        };
+        Ok((key, Entry { created: self.created, lease }))
+    }
+}
+
+impl Serialize for Records<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(RecordText::of))
+    }
+}
+
+impl<'de> Deserialize<'de> for Records<'_> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(RecordsVisitor).map(|records| Self(Cow::Owned(records)))
+    }
+}
+
+struct RecordsVisitor;
+
+impl<'de> Visitor<'de> for RecordsVisitor {
+    type Value = BTreeMap<LeaseKey, Entry>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of records")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut records = BTreeMap::new();
+        while let Some(text) = list.next_element::<RecordText<'de>>()? {
+            let (key, entry) = text.read().map_err(de::Error::custom)?;
+            if let Some(twice) = records.insert(key, entry).map(|_| "a key stands twice") {
+                return Err(de::Error::custom(twice));
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// A subnet a family, as a list of texts.
+struct Subnets(Dual<Prefix>);
+
+impl Serialize for Subnets {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|(_, prefix)| prefix.to_string()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Subnets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut subnets = Dual::default();
+        for text in Vec::<Cow<'de, str>>::deserialize(deserializer)? {
+            let prefix: Prefix = text.parse().map_err(de::Error::custom)?;
+            if subnets.slot(prefix.family()).replace(prefix).is_some() {
+                return Err(de::Error::custom("two subnets of one family"));
+            }
+        }
+        Ok(Self(subnets))
+    }
+}
+
+fn raw(text: String) -> io::Result<Box<RawValue>> {
+    RawValue::from_string(text).map_err(Into::into)
+}
+
+fn millis_of(wall: SystemTime) -> u64 {
+    millis(wall.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
