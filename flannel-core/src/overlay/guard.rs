@@ -24,6 +24,8 @@ const CONTEST_CLEAR: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
     mass: Option<Mass>,
+    /// What a snapshot lacks that the store itself has not confirmed.
+    unconfirmed: BTreeSet<Prefix>,
     contests: BTreeMap<Object, Contest>,
 }
 
@@ -91,6 +93,21 @@ impl Guard {
         }
     }
 
+    /// A snapshot from before the store went away does not know `gone`: that is left alone until the store has spoken.
+    pub(crate) fn leave(&mut self, gone: BTreeSet<Prefix>) {
+        self.unconfirmed = gone;
+    }
+
+    /// The store has spoken. Returns whether something was left alone until now.
+    pub(crate) fn confirm(&mut self) -> bool {
+        !std::mem::take(&mut self.unconfirmed).is_empty()
+    }
+
+    /// What is left alone until the store has spoken.
+    pub(crate) fn unconfirmed(&self) -> &BTreeSet<Prefix> {
+        &self.unconfirmed
+    }
+
     /// The mass deletion that waits, if one does.
     pub(crate) fn mass(&self) -> Option<&Mass> {
         self.mass.as_ref()
@@ -98,6 +115,7 @@ impl Guard {
 
     /// A prefix has a peer again, so nothing there waits for deletion.
     pub(crate) fn returned(&mut self, prefix: &Prefix) {
+        self.unconfirmed.remove(prefix);
         if let Some(mass) = &mut self.mass {
             mass.prefixes.remove(prefix);
             if mass.prefixes.is_empty() {
@@ -145,14 +163,17 @@ impl Guard {
     /// Takes out of `plan` what must not happen now, and what stands on that.
     pub(crate) fn restrain(&self, plan: Plan, now: BootTime, bad: &[Prefix]) -> Restrained {
         let held_prefix = |prefix: &Prefix| {
-            bad.contains(prefix) || self.mass.as_ref().is_some_and(|mass| mass.prefixes.contains(prefix))
+            bad.contains(prefix)
+                || self.unconfirmed.contains(prefix)
+                || self.mass.as_ref().is_some_and(|mass| mass.prefixes.contains(prefix))
         };
-        let nothing_to_hold = bad.is_empty() && self.mass.is_none() && self.contests.is_empty();
+        let nothing_to_hold =
+            bad.is_empty() && self.unconfirmed.is_empty() && self.mass.is_none() && self.contests.is_empty();
         if nothing_to_hold {
             return Restrained { plan, held: Vec::new() };
         }
-        let gateways: BTreeSet<_> =
-            bad.iter().chain(self.mass.iter().flat_map(|mass| &mass.prefixes)).map(Prefix::addr).collect();
+        let mass = self.mass.iter().flat_map(|mass| &mass.prefixes);
+        let gateways: BTreeSet<_> = bad.iter().chain(&self.unconfirmed).chain(mass).map(Prefix::addr).collect();
         let mut refusals = Refusals::default();
         let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
         for op in plan.ops {
@@ -239,6 +260,18 @@ mod tests {
         guard.judge_reset(at(30_000), 20, (80..98).map(prefix).collect());
         let plan = Plan { ops: [removal(3), removal(90)].concat(), conflicts: Vec::new() };
         assert_eq!(guard.restrain(plan, at(59_000), &[]).held.len(), 6);
+    }
+
+    #[test]
+    fn what_an_old_snapshot_lacks_waits_for_the_store() {
+        let mut guard = Guard::default();
+        guard.leave([prefix(3), prefix(4)].into());
+        guard.returned(&prefix(4));
+        let plan = Plan { ops: [removal(3), removal(4)].concat(), conflicts: Vec::new() };
+        let restrained = guard.restrain(plan.clone(), at(0), &[]);
+        assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(4).to_vec()));
+        assert!(guard.expire(at(3_600_000)).is_none() && guard.confirm() && !guard.confirm());
+        assert!(guard.restrain(plan, at(0), &[]).held.is_empty());
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub enum EnvFile {
 pub enum WithheldBecause {
     /// The store said that most peers are gone at once; a second look is taken at this time.
     MassRemoval(BootTime),
+    /// The agent started from a snapshot of a store that is away, which does not know the prefix; the store decides.
+    Unconfirmed,
     /// A record that does not parse names the prefix.
     BadRecord,
 }

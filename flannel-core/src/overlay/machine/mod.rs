@@ -97,6 +97,8 @@ struct Schedule {
     last: Option<BootTime>,
     /// Whether the first one is done: what is found wrong after it is drift.
     done_once: bool,
+    /// Whether what the first one found was held against what the store says.
+    judged: bool,
     /// Whether writes are expected because the wanted state changed as a whole.
     expected: bool,
 }
@@ -301,6 +303,10 @@ impl Machine {
                 (self.admission.remove(&key), None)
             }
         };
+        if reset.is_some() && self.guard.confirm() {
+            self.audit.judged = false;
+            self.audit_at(now, Cause::Expected);
+        }
         let first = !std::mem::replace(&mut self.synced, true);
         match reset {
             Some(before) if !first => {

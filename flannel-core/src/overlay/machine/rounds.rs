@@ -7,7 +7,7 @@ use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError};
 use crate::net::Prefix;
 use crate::overlay::guard::Restrained;
-use crate::overlay::status::{Event, Phase};
+use crate::overlay::status::{Contact, Event, Phase};
 use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
 use crate::state::State;
@@ -41,7 +41,7 @@ impl Machine {
         self.changes.clear();
         let (wanted, skips) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
         let plan = self.plan(&wanted, &seen);
-        if !self.audit.done_once {
+        if !self.audit.judged {
             self.judge_start(now, &wanted, &seen);
         }
         drop(wanted);
@@ -58,7 +58,8 @@ impl Machine {
         self.round = Round::Auditing { started, plan: Arc::new(plan), seen };
     }
 
-    /// The guard at start: what is there of ours against what the store says.
+    /// The guard at start: what is there of ours against what the store says. A store that is away has not said so
+    /// itself: whoever is there and not in its last snapshot may have joined since.
     pub(super) fn judge_start(&mut self, now: BootTime, wanted: &State, seen: &State) {
         let claims = |prefix: &Prefix| self.claim(prefix);
         let ours: BTreeSet<Prefix> = seen
@@ -69,7 +70,11 @@ impl Machine {
             .collect();
         let before = ours.len();
         let gone = ours.into_iter().filter(|prefix| wanted.routes_to(*prefix).next().is_none()).collect();
-        self.guard.judge_reset(now, before, gone);
+        if matches!(self.status.borrow().store, Contact::Lost { .. }) {
+            self.guard.leave(gone);
+        } else {
+            self.guard.judge_reset(now, before, gone);
+        }
     }
 
     /// The writes of the round under way, if it has come to writing.
@@ -135,6 +140,7 @@ impl Machine {
         let done = undone == 0 && report.lost.is_none();
         let error = first_error(report).filter(|_| !done);
         self.audit.done_once |= report.lost.is_none();
+        self.audit.judged |= report.lost.is_none();
         let phase = match (done, self.memory.devices_settled(&self.scope.overlay)) {
             (true, true) => Phase::Ready,
             (false, true) => Phase::DeviceReady,

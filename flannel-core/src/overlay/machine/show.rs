@@ -98,7 +98,8 @@ impl Machine {
             self.guard.mass().into_iter().flat_map(|mass| {
                 mass.prefixes.iter().map(|prefix| (*prefix, WithheldBecause::MassRemoval(mass.until)))
             });
-        let withheld: BTreeMap<_, _> = bad.chain(mass).collect();
+        let unconfirmed = self.guard.unconfirmed().iter().map(|prefix| (*prefix, WithheldBecause::Unconfirmed));
+        let withheld: BTreeMap<_, _> = bad.chain(unconfirmed).chain(mass).collect();
         if self.status.borrow().withheld == withheld {
             return;
         }

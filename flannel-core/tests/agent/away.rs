@@ -1,0 +1,247 @@
+//! A node that starts while its store is away, from its state file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::lease::LeaseAttrs;
+use flannel_core::net::Dual;
+use flannel_core::overlay::{Contact, Event, LossReason, Phase, Status, WithheldBecause};
+use flannel_core::subnet::{CachedSubnets, SubnetManager, Want};
+use flannel_core::testing::{FakeKernel, Fault};
+use tempfile::TempDir;
+
+use crate::node::{Agent, Node, add_defaults, eventually, pass, subnet};
+
+/// A node with a state file.
+struct Keeping {
+    node: Node,
+    dir: TempDir,
+}
+
+impl Keeping {
+    fn new(node: Node) -> Self {
+        Self { node, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("state.json")
+    }
+
+    fn cached(&self) -> Arc<CachedSubnets> {
+        let clock = Arc::clone(&self.node.clock) as _;
+        Arc::new(CachedSubnets::new(Arc::new(self.node.store.clone()), self.file(), "memory", clock))
+    }
+
+    fn run(&self) -> (Agent, Arc<CachedSubnets>) {
+        let cached = self.cached();
+        let store: Arc<dyn SubnetManager> = cached.clone();
+        (self.node.run_on(self.node.builder(), Arc::new(self.node.kernel.clone()), store), cached)
+    }
+
+    /// Lets an agent see `peers`, keep its state and end.
+    async fn lived(&self, peers: std::ops::RangeInclusive<u8>) {
+        let count = peers.clone().count();
+        self.node.join(peers);
+        let (agent, cached) = self.run();
+        agent.until(|status| status.phase == Phase::Ready && status.peers.accepted == count).await;
+        agent.cancelled().await.unwrap();
+        cached.flush().await.unwrap();
+    }
+
+    /// The machine starts anew: nothing is left in the kernel.
+    fn reboot(&mut self) {
+        self.node.kernel = FakeKernel::new();
+        let eth0 = self.node.kernel.add_uplink("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+        add_defaults(&self.node.kernel, eth0);
+    }
+
+    fn routes(&self, numbers: impl IntoIterator<Item = u8>) -> Vec<u8> {
+        numbers.into_iter().filter(|n| self.node.has_route(subnet(*n))).collect()
+    }
+}
+
+fn is_stale(status: &Status) -> bool {
+    status.phase == Phase::Ready && matches!(status.store, Contact::Lost { .. })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_boots_into_a_working_overlay_and_converges_when_the_store_is_back() {
+    let mut keeping = Keeping::new(Node::alone());
+    keeping.lived(1..=4).await;
+    let lease = keeping.node.record().unwrap();
+    keeping.node.store.outage();
+    keeping.reboot();
+    let (agent, _cached) = keeping.run();
+    let status = agent.until(is_stale).await;
+    assert_eq!((status.peers.accepted, status.lease.unwrap().subnets), (4, lease.subnets));
+    assert_eq!(keeping.routes(1..=10), [1, 2, 3, 4]);
+    keeping.node.leave([1, 2, 3]);
+    keeping.node.join([9]);
+    pass(120.0).await;
+    assert_eq!(keeping.routes(1..=10), [1, 2, 3, 4], "nothing changes while nobody can say so");
+    keeping.node.store.recover();
+    agent.until(|status| status.store == Contact::Live && status.peers.accepted == 2).await;
+    eventually("who left is gone, who joined is there", || keeping.routes(1..=10) == [4, 9]).await;
+    assert_eq!(keeping.node.record().unwrap().subnets, lease.subnets);
+    assert!(agent.status().withheld.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_comes_back_almost_empty_is_looked_at_twice() {
+    let mut keeping = Keeping::new(Node::alone());
+    keeping.lived(1..=20).await;
+    keeping.node.store.outage();
+    keeping.reboot();
+    let (agent, _cached) = keeping.run();
+    agent.until(is_stale).await;
+    keeping.node.leave(1..=18);
+    keeping.node.store.recover();
+    let status = agent.until(|status| status.store == Contact::Live && !status.withheld.is_empty()).await;
+    assert!(status.withheld.values().all(|why| matches!(why, WithheldBecause::MassRemoval(_))), "{status:?}");
+    assert_eq!(keeping.routes(1..=20).len(), 20);
+    pass(65.0).await;
+    eventually("the second look is taken", || keeping.routes(1..=20) == [19, 20]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joined_after_the_last_write_keeps_its_route_until_the_store_says_otherwise() {
+    let keeping = Keeping::new(Node::alone());
+    keeping.lived(1..=3).await;
+    // The agent dies before it has kept what it sees; the kernel lives on.
+    let (agent, _cached) = keeping.run();
+    agent.ready().await;
+    keeping.node.join([4, 5]);
+    eventually("the new peers are programmed", || keeping.routes(1..=5).len() == 5).await;
+    agent.killed().await;
+    keeping.node.store.outage();
+    let (agent, _cached) = keeping.run();
+    let status = agent.until(is_stale).await;
+    assert_eq!(status.peers.accepted, 3);
+    agent.audited().await;
+    assert_eq!(keeping.routes(1..=5), [1, 2, 3, 4, 5]);
+    let unconfirmed = [(subnet(4), WithheldBecause::Unconfirmed), (subnet(5), WithheldBecause::Unconfirmed)];
+    assert_eq!(agent.status().withheld, unconfirmed.into());
+    keeping.node.leave([5]);
+    keeping.node.store.recover();
+    eventually("the store has decided", || keeping.routes(1..=5) == [1, 2, 3, 4]).await;
+    let status = agent.until(|status| status.withheld.is_empty()).await;
+    assert_eq!((status.peers.accepted, status.drift_repaired), (4, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_store_comes_back_without_most_of_what_was_left_alone_it_is_looked_at_twice() {
+    let keeping = Keeping::new(Node::alone());
+    keeping.lived(1..=3).await;
+    let (agent, _cached) = keeping.run();
+    agent.ready().await;
+    keeping.node.join(4..=23);
+    eventually("the new peers are programmed", || keeping.routes(1..=23).len() == 23).await;
+    agent.killed().await;
+    keeping.node.store.outage();
+    let (agent, _cached) = keeping.run();
+    agent.until(is_stale).await;
+    keeping.node.leave(4..=23);
+    keeping.node.store.recover();
+    let mass = |why: &WithheldBecause| matches!(why, WithheldBecause::MassRemoval(_));
+    agent.until(|status| status.withheld.len() == 20 && status.withheld.values().all(mass)).await;
+    assert_eq!(keeping.routes(1..=23).len(), 23);
+    pass(65.0).await;
+    eventually("the second look is taken", || keeping.routes(1..=23) == [1, 2, 3]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ran_out_while_the_node_was_off_is_not_used() {
+    let mut keeping = Keeping::new(Node::with_ttl(Duration::from_secs(3600)));
+    keeping.lived(1..=2).await;
+    let text = std::fs::read_to_string(keeping.file()).unwrap();
+    let (before, after) = text.split_once("\"expires_unix_ms\":").unwrap();
+    let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    std::fs::write(keeping.file(), format!("{before}\"expires_unix_ms\":1{after}")).unwrap();
+    keeping.node.store.outage();
+    keeping.reboot();
+    let (agent, _cached) = keeping.run();
+    agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
+    pass(60.0).await;
+    assert_eq!((agent.status().phase, keeping.node.kernel.writes()), (Phase::Starting, 0));
+    keeping.node.store.recover();
+    agent.until(|status| status.phase == Phase::Ready && status.store == Contact::Live).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_runs_out_under_a_node_that_lives_on_its_file_is_lost() {
+    let mut keeping = Keeping::new(Node::with_ttl(Duration::from_secs(3600)));
+    keeping.lived(1..=2).await;
+    keeping.node.store.outage();
+    keeping.reboot();
+    let (mut agent, _cached) = keeping.run();
+    agent.until(is_stale).await;
+    // The store's other end of the outage counts, too.
+    for _ in 0..13 {
+        pass(300.0).await;
+    }
+    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    assert_eq!(lost, Event::LeaseLost(LossReason::Expired));
+    pass(30.0).await;
+    assert_eq!(agent.status().lease, None, "a lease that has run out is not taken from the file again");
+    assert_eq!(keeping.routes(1..=2), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_the_store_took_away_is_not_held_on_the_word_of_the_file() {
+    let keeping = Keeping::new(Node::alone());
+    keeping.lived(1..=2).await;
+    let (mut agent, _cached) = keeping.run();
+    agent.ready().await;
+    keeping.node.store.fail_next([Fault::Unavailable, Fault::Unavailable, Fault::Denied]);
+    assert!(keeping.node.store.delete(&keeping.node.key()));
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    pass(2.0).await;
+    assert_eq!(agent.status().lease, None);
+    agent.until(|status| status.lease.is_some()).await;
+    assert!(keeping.node.record().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_node_wants_published_reaches_the_store_when_it_is_back() {
+    let mut keeping = Keeping::new(Node::alone());
+    // What the record says came from another version of the agent.
+    let old = Want { attrs: LeaseAttrs { backend_type: "old".into(), ..peer_attrs() }, preferred: Dual::default() };
+    keeping.node.store.acquire(&keeping.node.identity(), old).await.unwrap();
+    let cached = keeping.cached();
+    cached.network_config().await.unwrap();
+    cached.previous(&keeping.node.identity()).await.unwrap();
+    let mut watch = cached.watch();
+    futures_util::StreamExt::next(&mut watch).await.unwrap().unwrap();
+    cached.flush().await.unwrap();
+    keeping.node.store.outage();
+    keeping.reboot();
+    let (agent, _cached) = keeping.run();
+    agent.until(is_stale).await;
+    keeping.node.store.recover();
+    let published = || keeping.node.record().is_some_and(|lease| &*lease.attrs.backend_type == "tunnel");
+    eventually("the record says what the node is", published).await;
+    assert!(agent.status().lease.is_some());
+}
+
+fn peer_attrs() -> LeaseAttrs {
+    let v4 = Some("192.0.2.200".parse().unwrap());
+    LeaseAttrs { public_ip: Dual { v4, v6: None }, ..LeaseAttrs::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_file_that_cannot_be_written_hurts_no_peer() {
+    let keeping = Keeping::new(Node::alone());
+    std::fs::create_dir_all(keeping.file().join("full")).unwrap();
+    keeping.node.join([1]);
+    let (agent, cached) = keeping.run();
+    agent.ready().await;
+    eventually("the trouble shows", || cached.trouble().is_some()).await;
+    let trouble = cached.trouble().unwrap();
+    assert!(trouble.contains("state.json") && trouble.contains("choose"), "{trouble}");
+    keeping.node.join([2]);
+    eventually("a peer joins all the same", || keeping.routes(1..=2) == [1, 2]).await;
+    assert_eq!(agent.status().store, Contact::Live);
+    std::fs::remove_dir_all(keeping.file()).unwrap();
+    eventually("the file is written once it can be", || cached.trouble().is_none() && keeping.file().is_file()).await;
+}
