@@ -10,6 +10,7 @@ mod keep;
 mod report;
 mod screen;
 mod show;
+mod signals;
 mod traffic;
 
 use std::fs;
@@ -21,7 +22,6 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use testkit::userns;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::args::Args;
@@ -29,6 +29,7 @@ use crate::cluster::Cluster;
 use crate::keep::Entry;
 use crate::report::Report;
 use crate::screen::{Screen, Style, duration};
+use crate::signals::Signals;
 
 /// Whatever ended the run: shown with its sources.
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -42,8 +43,8 @@ fn main() -> ExitCode {
     match run(&args, &mut screen) {
         Ok(End::Good) => ExitCode::SUCCESS,
         Ok(End::Bad) => ExitCode::FAILURE,
-        // What a shell says of a program that SIGINT ended.
-        Ok(End::Interrupted) => ExitCode::from(130),
+        // What a shell says of a program that a signal ended.
+        Ok(End::Interrupted(signal)) => ExitCode::from(128 + signal),
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
             // Nobody may be there to read it.
@@ -69,7 +70,8 @@ struct Stage<'a> {
 enum End {
     Good,
     Bad,
-    Interrupted,
+    /// By the signal of this number.
+    Interrupted(u8),
 }
 
 fn run(args: &Args, screen: &mut Screen) -> Result<End, Error> {
@@ -77,52 +79,41 @@ fn run(args: &Args, screen: &mut Screen) -> Result<End, Error> {
     let outside = fs::read_link(USER_NAMESPACE)?;
     // Before the first thread: the kernel gives no user namespace to a process that has more than one.
     userns::enter()?;
+    let runtime = Runtime::new()?;
+    // Before there is anything that a signal could leave behind.
+    let signals = runtime.block_on(async { Signals::new() })?;
     let store = tempfile::Builder::new().prefix("flannelkit-quickstart-").tempdir();
     let store = store.map_err(|error| format!("no directory for the leases (TMPDIR names another place): {error}"))?;
-    let runtime = Runtime::new()?;
     let entry = if fs::read_link(USER_NAMESPACE)? == outside { Entry::Net } else { Entry::UserAndNet };
     let stage = Stage { args, store: store.path(), entry, began };
-    let end = runtime.block_on(until_signal(&stage, screen));
+    let end = runtime.block_on(until_signal(&stage, screen, signals));
     // A probe may still wait for its reply.
     runtime.shutdown_timeout(Duration::from_millis(100));
     store.close()?;
     end
 }
 
-async fn until_signal(stage: &Stage<'_>, screen: &mut Screen) -> Result<End, Error> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut stop = async || {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    };
+async fn until_signal(stage: &Stage<'_>, screen: &mut Screen, mut signals: Signals) -> Result<End, Error> {
     let agents = TaskTracker::new();
     let mut kept = None;
     let end = tokio::select! {
-        end = demonstrate(stage, screen, &agents, &mut kept) => Some(end),
-        () = stop() => None,
+        end = demonstrate(stage, screen, &agents, &mut kept) => end,
+        signal = signals.next() => Ok(End::Interrupted(signal)),
     };
-    if let (Some(Ok(_)), Some(cluster)) = (&end, &kept) {
+    if let (Ok(End::Good | End::Bad), Some(cluster)) = (&end, &kept) {
         let mut aside = stage.args.json.then(Screen::stderr);
         keep::invite(aside.as_mut().unwrap_or(screen), cluster, stage.entry)?;
-        stop().await;
+        signals.next().await;
     }
     // Dropped, it tells its agents to end.
     drop(kept);
     agents.close();
     // An agent that takes longer is cut off: all it could leave behind is in namespaces that go with this process.
     let _ = tokio::time::timeout(GRACE, agents.wait()).await;
-    match end {
-        Some(end) => end,
-        None => {
-            screen.interrupted()?;
-            Ok(End::Interrupted)
-        }
+    if let Ok(End::Interrupted(_)) = end {
+        screen.interrupted()?;
     }
+    end
 }
 
 async fn demonstrate(

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -179,18 +180,26 @@ fn bad_arguments_are_named_and_exit_with_two() {
 #[test]
 fn an_interrupt_ends_it_cleanly_at_any_time() {
     let _alone = ALONE.lock();
-    for delay in [60, 400, 1500, 3000].map(Duration::from_millis) {
+    let moments = [
+        (None, Signal::SIGINT),
+        (Some("Leases"), Signal::SIGTERM),
+        (Some("bridge fdb show"), Signal::SIGHUP),
+        (Some("Break and heal"), Signal::SIGINT),
+    ];
+    for (shown, signal) in moments {
         let mut run = Run::of(PROGRAM.as_ref(), &["--dual-stack"]);
         let mut child = run.start();
         let pid = child.id();
-        wait_for_store(&run);
-        // What is tested is when it comes, so this is no wait for anything.
-        std::thread::sleep(delay);
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        match shown {
+            None => wait_for_store(&run),
+            Some(text) => _ = read_until(&mut lines, text),
+        }
         let struck = Instant::now();
-        kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();
+        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
         let status = ends(&mut child, Duration::from_secs(10));
-        assert!(struck.elapsed() < Duration::from_secs(2), "after {delay:?}: {:?}", struck.elapsed());
-        assert_eq!(status.code(), Some(130), "after {delay:?}");
+        assert!(struck.elapsed() < Duration::from_secs(2), "after {shown:?}: {:?}", struck.elapsed());
+        assert_eq!(status.code(), Some(128 + signal as i32), "after {shown:?}");
         run.assert_nothing_left(pid);
     }
 }
@@ -201,12 +210,8 @@ fn what_is_kept_can_be_entered_and_ends_on_interrupt() {
     let mut run = Run::of(PROGRAM.as_ref(), &["--keep", "--nodes", "2", "--backend", "host-gw"]);
     let mut child = run.start();
     let pid = child.id();
-    let mut text = String::new();
-    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap());
-    while !text.contains("Ctrl-C ends it all") {
-        let read = std::io::BufRead::read_line(&mut lines, &mut text).unwrap();
-        assert!(read > 0, "it ended: {text}");
-    }
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let text = read_until(&mut lines, "Ctrl-C ends it all");
     let printed = text.split_once("  nsenter").unwrap().1.split_once("ip route\n").unwrap().0;
     let script = format!("nsenter{printed} cat /proc/net/dev");
     let entered = Command::new("sh").args(["-c", &script]).output().unwrap();
@@ -215,6 +220,15 @@ fn what_is_kept_can_be_entered_and_ends_on_interrupt() {
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();
     assert!(ends(&mut child, Duration::from_secs(2)).success());
     run.assert_nothing_left(pid);
+}
+
+/// What the run shows up to and with a line that says this.
+fn read_until(lines: &mut impl BufRead, wanted: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(wanted) {
+        assert!(lines.read_line(&mut text).unwrap() > 0, "it ended: {text}");
+    }
+    text
 }
 
 /// Waits until the run has its directory: from then on it handles signals.

@@ -1,0 +1,26 @@
+//! The signals that end a run.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What people and systems end a program with.
+pub(crate) struct Signals([(u8, Signal); 3]);
+
+impl Signals {
+    pub(crate) fn new() -> io::Result<Self> {
+        // signal(7): SIGHUP is 1, SIGINT 2 and SIGTERM 15 wherever Linux runs.
+        let listen = |number: u8| Ok::<_, io::Error>((number, signal(SignalKind::from_raw(number.into()))?));
+        Ok(Self([listen(1)?, listen(2)?, listen(15)?]))
+    }
+
+    /// The next one's number.
+    pub(crate) async fn next(&mut self) -> u8 {
+        let [(hup, hangup), (int, interrupt), (term, terminate)] = &mut self.0;
+        tokio::select! {
+            _ = hangup.recv() => *hup,
+            _ = interrupt.recv() => *int,
+            _ = terminate.recv() => *term,
+        }
+    }
+}
