@@ -44,8 +44,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// The longest sleep to a lease's end: tokio's timers stop in suspend, and the wall clock may be set.
 const SLICE: Duration = Duration::from_secs(5);
 
-/// The most names collected before their files are read.
-const MAX_NAMES: usize = 1024;
+/// The most events taken before their files are read: one that is written without end keeps no other waiting.
+const MAX_EVENTS: usize = 1024;
 
 struct Watch {
     store: Arc<Store>,
@@ -279,13 +279,14 @@ fn follow(inotify: &Inotify, stopped: &UnixStream, sender: &mpsc::Sender<io::Res
 
 /// What the kernel has to report now.
 fn changes(inotify: &Inotify) -> nix::Result<Option<Wake>> {
-    let mut names = BTreeSet::new();
-    while names.len() < MAX_NAMES {
+    let (mut names, mut taken) = (BTreeSet::new(), 0);
+    while taken < MAX_EVENTS {
         let events = match inotify.read_events() {
             Ok(events) => events,
             Err(Errno::EAGAIN) => break,
             Err(errno) => return Err(errno),
         };
+        taken += events.len();
         for event in events {
             if is_gap(&event) {
                 return Ok(Some(Wake::Gap));

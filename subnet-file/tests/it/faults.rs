@@ -27,7 +27,9 @@ async fn what_is_no_record_is_present_and_bad_beside_healthy_ones() {
     fs::create_dir(leases.join("directory.json")).unwrap();
     nix::unistd::mkfifo(&leases.join("pipe.json"), Mode::S_IRWXU).unwrap();
     std::os::unix::fs::symlink("healthy.json", leases.join("link.json")).unwrap();
-    fs::write(leases.join("half.json"), r#"{"PublicIP":7,"Subnet":"10.5.65.0/24","Created":1}"#).unwrap();
+    let subnets = ["10.5.65.0/24", "10.5.66.0/24"].map(|text| text.parse().unwrap());
+    let free = subnets.into_iter().find(|subnet| healthy.subnets.v4 != Some(*subnet)).unwrap();
+    fs::write(leases.join("half.json"), format!(r#"{{"PublicIP":7,"Subnet":"{free}","Created":1}}"#)).unwrap();
     for ignored in [".tmp-new", "README", "x.json.swp", ".hidden.json"] {
         fs::write(leases.join(ignored), "{").unwrap();
     }

@@ -60,7 +60,8 @@ async fn an_overflow_of_the_kernels_queue_leads_to_a_reset() {
     let mut watch = store.watch();
     reset(&mut watch).await;
     let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
-    // Two by turns, as equal events in a row count once. Nobody reads the stream meanwhile.
+    // Two by turns, as equal events in a row count once. Nobody reads the stream meanwhile: what the watch takes from
+    // the kernel before it waits for a reader is less than what is written beyond the limit.
     let files = ["x", "y"].map(|name| lease_path(dir.path(), name));
     for n in 0..limit.trim().parse::<usize>().unwrap() + 4096 {
         fs::write(&files[n % 2], "").unwrap();
