@@ -369,13 +369,14 @@ impl Host {
         snapshot.lines().iter().filter(foreign).cloned().collect()
     }
 
-    /// Routes of ours through our devices whose next hop has no neighbour, or whose neighbour has no entry.
+    /// Routes of ours whose next hop has no neighbour, or whose neighbour has no entry. What a stranger's device has is
+    /// not seen: it counts as missing, so that a device that is ours again breaks nothing by that.
     fn half_programmed(&self, wish: &Wish) -> BTreeSet<Prefix> {
         let state = self.observe(wish);
         let scope = wish.scope(self.uplink);
         let broken = |key: &RouteKey, route: &Route| {
-            let (Some(link @ LinkId::Own(_)), Some(gateway)) = (route.link, route.gateway) else { return false };
-            if !route.onlink || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix)) {
+            let (Some(link), Some(gateway)) = (route.link, route.gateway) else { return false };
+            if link == LinkId::Uplink || !route.onlink || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix)) {
                 return false;
             }
             let mac = state.neighbours.get(&NeighbourKey { link, addr: gateway });

@@ -122,6 +122,7 @@ struct Ops {
     link_creates: Vec<Op>,
     address_clears: Vec<Op>,
     addresses: Vec<Op>,
+    address_swaps: Vec<Op>,
     fdb: Vec<Op>,
     neighbours: Vec<Op>,
     routes: Vec<Op>,
@@ -282,7 +283,14 @@ impl<'a> Planner<'a> {
             // IPv6 has an address once, whatever its length: the wrong one has to go first.
             let same = |other: &AddressKey| (other.link, other.addr) == (key.link, key.addr);
             let in_the_way = key.addr.is_ipv6() && wanted.addresses.keys().any(same);
-            let stage = if in_the_way { &mut self.ops.address_clears } else { &mut self.ops.address_deletes };
+            // A device that keeps an address loses the wrong one with its connected route before routes of ours are
+            // created, which might want that place. One that keeps none takes its IPv4 routes with the last.
+            let swapped = wanted.addresses.keys().any(|other| other.link == key.link);
+            let stage = match (in_the_way, swapped) {
+                (true, _) => &mut self.ops.address_clears,
+                (false, true) => &mut self.ops.address_swaps,
+                (false, false) => &mut self.ops.address_deletes,
+            };
             stage.push(Op::DeleteAddress(*key));
         }
     }
@@ -416,6 +424,7 @@ impl<'a> Planner<'a> {
             stages.link_creates,
             stages.address_clears,
             stages.addresses,
+            stages.address_swaps,
             stages.fdb,
             stages.neighbours,
             stages.routes,

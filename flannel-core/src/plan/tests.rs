@@ -186,6 +186,18 @@ fn a_readdressed_device_has_its_new_address_before_it_loses_the_old_one() {
 }
 
 #[test]
+fn a_wrong_address_is_gone_before_its_connected_route_can_be_in_a_routes_place() {
+    let mut seen = State::default();
+    let down = Link { up: false, ..wanted().links[&OWN].clone() };
+    seen.links.insert(OWN, down);
+    seen.addresses.insert(AddressKey { link: OWN, addr: prefix().addr(), len: 24 }, ());
+    let ops = ops(&seen);
+    let place = |start: &str| ops.iter().position(|op| op.starts_with(start)).unwrap();
+    let order = ["link set", "address add", "address delete", "route add"].map(place);
+    assert!(order.is_sorted(), "{ops:?}");
+}
+
+#[test]
 fn an_ipv6_address_of_another_length_goes_first() {
     let mut wanted = wanted();
     let key = AddressKey { link: OWN, addr: "fd05::".parse().unwrap(), len: 128 };
