@@ -10,21 +10,27 @@ use std::time::Duration;
 
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, Overlay, OverlayError};
+use flannel_core::subnet::{CachedSubnets, SubnetManager};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::firewall::{Keeper, Rulebook};
+use crate::in_force::InForce;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::options::{Capabilities, Options};
-use crate::parts::{Parts, PartsError, assemble};
+use crate::options::{Capabilities, Options, StateFile};
+use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::serve::{self, ListenError, Shown};
 use crate::status::Surroundings;
-use crate::{exit, notify, signals};
+use crate::stores::{self, Opened, StoreError};
+use crate::{chain, exit, notify, signals};
 
 /// How long the end waits for answers under way.
 const GRACE: Duration = Duration::from_millis(100);
+/// How long it waits for the state file.
+const SAVE: Duration = Duration::from_millis(300);
 
 /// Why the agent ended by itself, or did not start.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +45,16 @@ pub(crate) enum AgentError {
         #[source]
         source: io::Error,
     },
+    #[error("{} cannot be written: make its directory writable for this program, or choose another -state-file, or none", path.display())]
+    StateFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("starting threads")]
     Threads(#[source] io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Parts(#[from] PartsError),
     #[error(transparent)]
@@ -62,7 +76,9 @@ impl AgentError {
 /// Runs until a signal. What needs privileges or can be refused at once comes first, so that a refusal touches nothing.
 pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentError> {
     privileges::check()?;
-    check_subnet_file(&options.subnet_file)?;
+    check_place(&options.subnet_file)
+        .map_err(|source| AgentError::SubnetFile { path: options.subnet_file.clone(), source })?;
+    check_state_file(options.state_file.as_ref())?;
     let listeners = Listeners::open(options)?;
     if options.capabilities == Capabilities::Drop {
         privileges::reduce()?;
@@ -95,7 +111,7 @@ impl Listeners {
                 Ok(listener) => listeners.operator = Some(listener),
                 Err(error) if metrics.asked_for => return Err(error),
                 Err(error) => {
-                    listeners.warning = Some(format!("no metrics and no status: {}", crate::chain(&error)));
+                    listeners.warning = Some(format!("no metrics and no status: {}", chain(&error)));
                 }
             }
         }
@@ -109,17 +125,17 @@ async fn supervise(
     log: &Log,
     cancel: CancellationToken,
 ) -> Result<(), AgentError> {
-    let Parts { overlay, store, .. } = assemble(options, MissingUplink::Wait)?;
+    let Opened { subnets, state: kept, name, addresses, identity } =
+        stores::open(&options.store)?.kept_in(options.state_file.as_ref());
+    let in_force = Arc::new(InForce::new(subnets));
+    let subnets = Arc::clone(&in_force) as Arc<dyn SubnetManager>;
+    let store = Opened { subnets: Arc::clone(&subnets), state: kept.clone(), name, addresses, identity };
+    let overlay = assemble(options, &store, MissingUplink::Wait)?;
     let handle = overlay.handle();
     let metrics = Metrics::default();
     let (state, rules) = watch::channel(Rulebook::Pending);
-    let keeper = Keeper {
-        overlay: options.overlay.clone(),
-        options: options.firewall,
-        handle: handle.clone(),
-        subnets: store.subnets,
-        state,
-    };
+    let keeper =
+        Keeper { overlay: options.overlay.clone(), options: options.firewall, handle: handle.clone(), subnets, state };
     let shown = Arc::new(Shown {
         handle: handle.clone(),
         rules: rules.clone(),
@@ -127,6 +143,8 @@ async fn supervise(
             overlay: options.overlay.to_string(),
             store: store.name,
             subnet_file: options.subnet_file.display().to_string(),
+            in_force,
+            kept: kept.clone(),
         },
         metrics: metrics.clone(),
         log: log.clone(),
@@ -154,8 +172,20 @@ async fn supervise(
         notify::stopping();
     });
     let outcome = run_both(overlay, keeper, cancel).await;
+    if let Some(kept) = kept {
+        save(&kept).await;
+    }
     ended.cancel();
     outcome
+}
+
+/// Writes what the state file lacks; a disk that hangs must not keep the end.
+async fn save(kept: &CachedSubnets) {
+    match timeout(SAVE, kept.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = chain(&error), "the state file was not written"),
+        Err(_) => tracing::warn!("the state file was not written within {SAVE:?}"),
+    }
 }
 
 /// Runs the agent with its firewall; a firewall that is needed and cannot be ends both.
@@ -175,18 +205,27 @@ async fn run_both(overlay: Overlay, keeper: Keeper, cancel: CancellationToken) -
     agent.await.map_err(AgentError::Overlay)
 }
 
-/// Whether the file could be written when its time comes: later nobody is there who reads an error at once.
-fn check_subnet_file(path: &Path) -> Result<(), AgentError> {
-    let failed = |source| AgentError::SubnetFile { path: path.to_owned(), source };
+/// Whether a file could be written when its time comes: later nobody is there who reads an error at once.
+fn check_place(path: &Path) -> io::Result<()> {
     if path.is_dir() {
-        return Err(failed(io::ErrorKind::IsADirectory.into()));
+        return Err(io::ErrorKind::IsADirectory.into());
     }
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    fs::create_dir_all(dir).map_err(failed)?;
+    fs::create_dir_all(dir)?;
     let probe = dir.join(format!(".flanneld-probe.{}", std::process::id()));
     let opened = OpenOptions::new().write(true).create(true).truncate(true).open(&probe);
-    opened.and_then(|_| fs::remove_file(&probe)).map_err(failed)
+    opened.and_then(|_| fs::remove_file(&probe))
+}
+
+fn check_state_file(file: Option<&StateFile>) -> Result<(), AgentError> {
+    match file {
+        Some(StateFile { path, asked_for: true }) => {
+            check_place(path).map_err(|source| AgentError::StateFile { path: path.clone(), source })
+        }
+        // What becomes of the default one is told when it is written.
+        Some(StateFile { asked_for: false, .. }) | None => Ok(()),
+    }
 }

@@ -1,17 +1,20 @@
 //! The commands beside the agent itself.
 
+use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
 
 use crate::client::{self, ClientError};
-use crate::options::Options;
+use crate::options::{Options, StateFile};
 use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::status::Document;
-use crate::{doctor, exit, firewall};
+use crate::stores::StoreError;
+use crate::{doctor, exit, firewall, stores};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +30,17 @@ pub(crate) enum CommandError {
     #[error(transparent)]
     Parts(#[from] PartsError),
     #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
     Overlay(#[from] OverlayError),
     #[error("removing the firewall's rules")]
     Firewall(#[from] FirewallError),
+    #[error("{} cannot be removed: delete it by hand", path.display())]
+    StateFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("starting the runtime")]
     Runtime(#[source] io::Error),
     #[error("writing to stdout")]
@@ -57,8 +68,8 @@ pub(crate) fn explain(options: &Options, peer: &str) -> Result<u8, CommandError>
 /// What a start would change.
 pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
     let preview = block_on(async {
-        let parts = assemble(options, MissingUplink::Fail)?;
-        Ok::<_, CommandError>(parts.overlay.preview().await?)
+        let overlay = assemble(options, &stores::open(&options.store)?, MissingUplink::Fail)?;
+        Ok::<_, CommandError>(overlay.preview().await?)
     })?;
     print(&match preview {
         Some(preview) => preview.to_string(),
@@ -82,13 +93,25 @@ pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
 pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
     privileges::check()?;
     let removed = block_on(async {
-        let parts = assemble(options, MissingUplink::Fail)?;
-        let removed = parts.overlay.remove().await?;
+        let overlay = assemble(options, &stores::open(&options.store)?, MissingUplink::Fail)?;
+        let removed = overlay.remove().await?;
         firewall::remove(&options.overlay).await?;
+        forget(options.state_file.as_ref())?;
         Ok::<_, CommandError>(removed)
     })?;
     print(&told(options, &removed))?;
     Ok(exit::SUCCESS)
+}
+
+/// Deletes the state file: what it says of a lease is not true any more.
+fn forget(file: Option<&StateFile>) -> Result<(), CommandError> {
+    let Some(StateFile { path, .. }) = file else { return Ok(()) };
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(CommandError::StateFile { path: path.clone(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn told(options: &Options, removed: &Removed) -> String {

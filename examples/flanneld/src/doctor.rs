@@ -2,8 +2,10 @@
 
 mod host;
 
-use std::fmt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
+use std::{fmt, fs, io};
 
 use flannel_core::kernel::Kernel;
 use flannel_core::net::Family;
@@ -94,6 +96,7 @@ pub(crate) async fn examine(options: &Options) -> Report {
     let mut findings = vec![agent(options), privilege()];
     let (config, finding) = store(options).await;
     findings.push(finding);
+    findings.extend(options.state_file.as_ref().map(|file| state_file(&file.path)));
     let facts = match NetlinkKernel::new() {
         Ok(kernel) => kernel.host_facts().await,
         Err(error) => Err(error),
@@ -174,6 +177,29 @@ async fn store(options: &Options) -> (Option<flannel_core::config::NetworkConfig
             format!("{} did not answer within {PATIENCE:?}", opened.name),
             "check that it runs, and the way to it: address, firewall, certificates",
         ),
+    }
+}
+
+fn state_file(path: &Path) -> Finding {
+    let shown = path.display();
+    let note = |found: String, fix: &str| Finding::new("state file", Severity::Note, found, fix);
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() => {
+            Finding::new("state file", Severity::Warning, format!("{shown} is no file"), "choose another -state-file")
+        }
+        Ok(found) if found.permissions().mode() & 0o022 != 0 => {
+            let fix = format!("chmod 0600 {shown}; until then it is ignored");
+            Finding::new("state file", Severity::Warning, format!("others may write {shown}"), fix)
+        }
+        Ok(found) => {
+            let age = found.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
+            Finding::ok("state file", format!("{shown} is there, last written {} min ago", age.as_secs() / 60))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let fix = "a boot while etcd is away would wait for it; the agent writes it within a minute of its start";
+            note(format!("there is no {shown}"), fix)
+        }
+        Err(error) => note(format!("{shown} cannot be looked at: {error}"), "run doctor as the user of the agent"),
     }
 }
 

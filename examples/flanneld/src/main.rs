@@ -8,6 +8,7 @@ mod doctor;
 mod env;
 mod firewall;
 mod flags;
+mod in_force;
 mod log;
 mod metrics;
 mod notify;

@@ -26,6 +26,14 @@ pub(crate) struct Metrics {
     events: Family<Kind, Counter>,
 }
 
+/// What the status does not say.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Outside {
+    /// Whether the state file stands in for the store.
+    pub(crate) stale: bool,
+    pub(crate) log_lines_dropped: u64,
+}
+
 impl Metrics {
     /// Counts the agent's events until it ends.
     pub(crate) async fn count(self, handle: Handle) {
@@ -51,7 +59,7 @@ impl Metrics {
         status: &Status,
         rules: &Rulebook,
         now: BootTime,
-        log_lines_dropped: u64,
+        outside: Outside,
     ) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("flannel");
         registry.register("events", "Events of the agent, by kind", self.events.clone());
@@ -78,6 +86,7 @@ impl Metrics {
             _ => 0,
         };
         gauge("store_lost_seconds", "How long the lease store has not answered", lost);
+        gauge("stale", "1 while lease and peers are those of the state file", i64::from(outside.stale));
         gauge("peers_accepted", "Records accepted as peers", count(status.peers.accepted));
         gauge("peers_skipped", "Peers the backend gives nothing", count(status.peers.skipped));
         gauge("records_quarantined", "Records that are no peers", count(status.peers.quarantined));
@@ -96,7 +105,7 @@ impl Metrics {
         counter("audits", "Comparisons of everything", status.audits);
         counter("lease_rounds", "Rounds for changed leases", status.lease_rounds);
         counter("drift_repaired", "Writes on objects that had been right before", status.drift_repaired);
-        counter("log_lines_dropped", "Log lines that nobody read in time", log_lines_dropped);
+        counter("log_lines_dropped", "Log lines that nobody read in time", outside.log_lines_dropped);
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
         Ok(out)
@@ -146,7 +155,7 @@ mod tests {
         (status.peers.accepted, status.audits) = (3, 7);
         let metrics = Metrics::default();
         metrics.events.get_or_create(&Kind { kind: "ready" }).inc();
-        let text = metrics.encode(&status, &Rulebook::InPlace, BootTime::default(), 0).unwrap();
+        let text = metrics.encode(&status, &Rulebook::InPlace, BootTime::default(), Outside::default()).unwrap();
         for line in [
             "flannel_ready 0",
             "flannel_peers_accepted 3",

@@ -24,6 +24,7 @@ pub(crate) struct Options {
     pub(crate) uplink: Select,
     pub(crate) public: Dual<IpAddr>,
     pub(crate) subnet_file: PathBuf,
+    pub(crate) state_file: Option<StateFile>,
     pub(crate) on_loss: LossPolicy,
     pub(crate) audit_every: Duration,
     pub(crate) firewall: FirewallOptions,
@@ -87,6 +88,14 @@ impl FirewallOptions {
     }
 }
 
+/// Where the store's last word is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StateFile {
+    pub(crate) path: PathBuf,
+    /// Asked for by name: then a place that cannot be written is an error, else a warning, since Go flannel has none.
+    pub(crate) asked_for: bool,
+}
+
 /// Where `/metrics` and `/status` are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Metrics {
@@ -123,10 +132,13 @@ impl Options {
         }
         values.number("subnet-lease-renew-margin", 1, 1439)?;
         let public = Dual { v4: public(values, Family::V4)?, v6: public(values, Family::V6)? };
+        let overlay = OverlayName::new(values.text("overlay-name"))
+            .map_err(|error| UsageError::value("overlay-name", values.text("overlay-name"), error))?;
+        let store = StoreOptions::read(values, node_name, hostname)?;
         Ok(Self {
-            store: StoreOptions::read(values, node_name, hostname)?,
-            overlay: OverlayName::new(values.text("overlay-name"))
-                .map_err(|error| UsageError::value("overlay-name", values.text("overlay-name"), error))?,
+            state_file: state_file(values, &store.place, &overlay),
+            store,
+            overlay,
             uplink: uplink(values, &public)?,
             public,
             subnet_file: path(values, "subnet-file")?,
@@ -254,6 +266,17 @@ fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
     if text.is_empty() { Err(UsageError::value(name, text, "give a path")) } else { Ok(text.into()) }
 }
 
+/// A directory is never away, so there is nothing to keep for the embedded store.
+fn state_file(values: &Values, place: &Place, overlay: &OverlayName) -> Option<StateFile> {
+    let text = values.text("state-file");
+    match place {
+        Place::Dir { .. } => None,
+        Place::Etcd(_) if text.is_empty() => None,
+        Place::Etcd(_) if values.is_given("state-file") => Some(StateFile { path: text.into(), asked_for: true }),
+        Place::Etcd(_) => Some(StateFile { path: text.replace("OVERLAY", overlay.as_str()).into(), asked_for: false }),
+    }
+}
+
 fn on_loss(values: &Values) -> Result<LossPolicy, UsageError> {
     match values.text("on-lease-loss") {
         "reacquire" => Ok(LossPolicy::Reacquire),
@@ -318,6 +341,10 @@ mod tests {
         let Place::Etcd(etcd) = &options.store.place else { panic!("{:?}", options.store) };
         assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
         assert_eq!((etcd.prefix.as_str(), options.store.ttl), ("/coreos.com/network", Duration::from_secs(86_400)));
+        let kept = |args: &str| read(args).unwrap().state_file.map(|file| (file.path, file.asked_for));
+        assert_eq!(kept(""), Some(("/var/lib/flannel/flannel.state".into(), false)));
+        assert_eq!(kept("-overlay-name b -state-file /s"), Some(("/s".into(), true)));
+        assert_eq!((kept("-state-file="), kept("-subnet-dir /d -state-file /s")), (None, None));
         let Place::Dir { node, .. } = read("-subnet-dir /d").unwrap().store.place else { panic!("not a directory") };
         assert_eq!(node.as_str(), "host-1");
         let health = read("-healthz-port=8081").unwrap().healthz.unwrap();

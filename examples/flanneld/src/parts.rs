@@ -11,35 +11,30 @@ use flannel_core::overlay::{BuildError, Masquerade, MissingUplink, Overlay, Subn
 
 use crate::blackhole::Blackhole;
 use crate::options::Options;
-use crate::stores::{self, StoreError};
-
-/// The overlay and what it is made of.
-pub(crate) struct Parts {
-    pub(crate) overlay: Overlay,
-    pub(crate) store: stores::Opened,
-}
+use crate::stores::Opened;
 
 /// Why there is no overlay.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PartsError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
     #[error("using the kernel")]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Build(#[from] BuildError),
 }
 
-/// Opens the store and the kernel of this network namespace. Nothing is written.
-pub(crate) fn assemble(options: &Options, missing_uplink: MissingUplink) -> Result<Parts, PartsError> {
-    let store = stores::open(&options.store)?;
+/// Opens the kernel of this network namespace. Nothing is written.
+pub(crate) fn assemble(
+    options: &Options,
+    store: &Opened,
+    missing_uplink: MissingUplink,
+) -> Result<Overlay, PartsError> {
     let kernel: Arc<dyn Kernel> = Arc::new(NetlinkKernel::new()?);
     let masquerade = match options.firewall.masquerade {
         Some(_) => Masquerade::Agent,
         None => Masquerade::Plugin,
     };
     let routes = options.firewall.blackhole;
-    let overlay = Overlay::builder(store.identity.clone())
+    Ok(Overlay::builder(store.identity.clone())
         .name(options.overlay.clone())
         .backend(Vxlan::TYPE, move |config| Ok(Blackhole::around(Vxlan::new(config)?, routes)))
         .backend(HostGw::TYPE, move |_| Ok(Blackhole::around(HostGw, routes)))
@@ -51,6 +46,5 @@ pub(crate) fn assemble(options: &Options, missing_uplink: MissingUplink) -> Resu
         .on_loss(options.on_loss)
         .audit_every(options.audit_every)
         .subnet_env(SubnetEnvFile { path: options.subnet_file.clone(), masquerade })
-        .build(Arc::clone(&store.subnets), kernel)?;
-    Ok(Parts { overlay, store })
+        .build(Arc::clone(&store.subnets), kernel)?)
 }

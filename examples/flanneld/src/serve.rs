@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::firewall::Rulebook;
 use crate::log::Log;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Outside};
 use crate::status::{Document, Surroundings, is_ready};
 
 /// An address that cannot be listened on.
@@ -90,7 +90,11 @@ async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
     let now = SystemClock::default().now();
-    let text = shown.metrics.encode(&shown.handle.status().borrow(), &shown.rules.borrow(), now, shown.log.dropped());
+    let text = {
+        let (status, rules) = (shown.handle.status(), shown.rules.borrow());
+        let outside = Outside { stale: shown.around.is_stale(), log_lines_dropped: shown.log.dropped() };
+        shown.metrics.encode(&status.borrow(), &rules, now, outside)
+    };
     match text {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

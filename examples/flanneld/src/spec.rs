@@ -77,6 +77,12 @@ pub(crate) const FLAGS: &[Spec] = &[
         "send user and password over http too, where anybody on the way can read them",
     ),
     flag("vxlan-guard", Kind::Bool, "false", "let the VXLAN port answer known peers only"),
+    flag(
+        "state-file",
+        Kind::Text,
+        "/var/lib/flannel/OVERLAY.state",
+        "where to keep lease and peers for a boot while etcd is away; in the default OVERLAY is -overlay-name (empty: nowhere)",
+    ),
     flag("subnet-dir", Kind::Text, "", "directory of the embedded lease store, used instead of etcd"),
     flag("subnet-lease-ttl", Kind::Int, "1440", "minutes that a lease of ours lasts unless renewed, 2 to 43200"),
     flag(

@@ -1,13 +1,16 @@
 //! The agent's status as a document: JSON for programs, a table for people.
 
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 
 use flannel_core::clock::BootTime;
 use flannel_core::overlay::{Contact, EnvFile, Phase, Status, WithheldBecause};
 use flannel_core::plan::Object;
+use flannel_core::subnet::CachedSubnets;
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::Rulebook;
+use crate::in_force::InForce;
 
 /// Entries of each list that are shown; the counts are whole.
 const LISTED: usize = 1000;
@@ -47,6 +50,11 @@ pub(crate) struct Store {
     pub(crate) contact: String,
     pub(crate) lost_for_seconds: Option<u64>,
     pub(crate) error: Option<String>,
+    /// Whether lease and peers are those of the state file, because the store has not answered since the start.
+    pub(crate) stale: bool,
+    pub(crate) state_file: Option<String>,
+    /// Why the state file could not be written.
+    pub(crate) state_file_error: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,11 +94,19 @@ pub(crate) struct Conflict {
 }
 
 /// What the status does not know of the program around the agent.
-#[derive(Debug, Clone)]
 pub(crate) struct Surroundings {
     pub(crate) overlay: String,
     pub(crate) store: String,
     pub(crate) subnet_file: String,
+    pub(crate) in_force: Arc<InForce>,
+    pub(crate) kept: Option<Arc<CachedSubnets>>,
+}
+
+impl Surroundings {
+    /// Whether the state file stands in for the store.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.stands_in())
+    }
 }
 
 /// Ready: lease held, everything programmed, the firewall's rules in place, `subnet.env` written.
@@ -126,7 +142,7 @@ impl Document {
             overlay: around.overlay.clone(),
             phase: phase(status.phase).to_owned(),
             ready: is_ready(status, rules),
-            waits_for: waits_for(status, rules),
+            waits_for: around.in_force.trouble().into_iter().chain(waits_for(status, rules)).collect(),
             store: store(status, around, now),
             lease,
             uplink,
@@ -232,7 +248,15 @@ fn store(status: &Status, around: &Surroundings, now: BootTime) -> Store {
         Contact::Lost { since, error } => ("lost", Some(now.since(*since).as_secs()), Some(error.clone())),
         _ => ("unknown", None, None),
     };
-    Store { name: around.store.clone(), contact: contact.to_owned(), lost_for_seconds: since, error }
+    Store {
+        name: around.store.clone(),
+        contact: contact.to_owned(),
+        lost_for_seconds: since,
+        error,
+        stale: around.is_stale(),
+        state_file: around.kept.as_ref().map(|kept| kept.path().display().to_string()),
+        state_file_error: around.kept.as_ref().and_then(|kept| kept.trouble()),
+    }
 }
 
 fn object(object: &Object) -> String {
@@ -250,6 +274,7 @@ fn withheld(because: WithheldBecause, now: BootTime) -> String {
         WithheldBecause::MassRemoval(until) => {
             format!("most peers went at once; deleted in {} s unless they come back", until.since(now).as_secs())
         }
+        WithheldBecause::Unconfirmed => "the state file does not know it; the store decides when it is back".to_owned(),
         WithheldBecause::BadRecord => "a record that does not parse names it".to_owned(),
         _ => "waits".to_owned(),
     }
@@ -269,6 +294,14 @@ impl fmt::Display for Document {
             let _ = write!(store, " for {seconds} s: {error}");
         }
         row("store", &store)?;
+        match (&self.store.state_file, &self.store.state_file_error) {
+            (Some(file), _) if self.store.stale => {
+                row("STALE", &format!("lease and peers are those of {file} until the store is back"))?;
+            }
+            (Some(_), Some(error)) => row("state file", error)?,
+            (Some(file), None) => row("state file", file)?,
+            (None, _) => {}
+        }
         if let Some(lease) = &self.lease {
             let until = lease.expires_in_seconds.map(|seconds| format!(", {seconds} s left")).unwrap_or_default();
             let (subnets, public) = (lease.subnets.join(", "), lease.public.join(", "));
@@ -308,9 +341,16 @@ impl fmt::Display for Document {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flannel_core::subnet::MockSubnetManager;
 
     fn around() -> Surroundings {
-        Surroundings { overlay: "flannel".into(), store: "directory /d".into(), subnet_file: "/run/s".into() }
+        Surroundings {
+            overlay: "flannel".into(),
+            store: "directory /d".into(),
+            subnet_file: "/run/s".into(),
+            in_force: Arc::new(InForce::new(Arc::new(MockSubnetManager::new()))),
+            kept: None,
+        }
     }
 
     #[test]

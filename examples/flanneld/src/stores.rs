@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use flannel_core::clock::SystemClock;
 use flannel_core::overlay::Identity;
-use flannel_core::subnet::{SubnetError, SubnetManager};
+use flannel_core::subnet::{CachedSubnets, SubnetError, SubnetManager};
 use flannel_subnet_etcd::EtcdSubnets;
 use flannel_subnet_file::{FileSubnets, LeaseTime, LeaseTimeError, Options as FileOptions, Ttl};
 
-use crate::options::{Place, StoreOptions};
+use crate::options::{Place, StateFile, StoreOptions};
 
 /// A store, ready to be asked.
 pub(crate) struct Opened {
@@ -19,6 +20,18 @@ pub(crate) struct Opened {
     pub(crate) addresses: Vec<IpAddr>,
     /// What people call it.
     pub(crate) name: String,
+    /// What stands in for it while it is away.
+    pub(crate) state: Option<Arc<CachedSubnets>>,
+}
+
+impl Opened {
+    /// Keeps its last word in `file` from now on.
+    pub(crate) fn kept_in(self, file: Option<&StateFile>) -> Self {
+        let Some(file) = file else { return self };
+        let clock = Arc::new(SystemClock::default());
+        let state = Arc::new(CachedSubnets::new(self.subnets, &file.path, self.name.clone(), clock));
+        Self { subnets: Arc::clone(&state) as Arc<dyn SubnetManager>, state: Some(state), ..self }
+    }
 }
 
 /// No store can be made of the options.
@@ -48,6 +61,7 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 identity: Identity::Named(node.clone()),
                 addresses: Vec::new(),
                 name: format!("directory {}", dir.display()),
+                state: None,
             })
         }
         Place::Etcd(config) => {
@@ -58,6 +72,7 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 identity: Identity::PublicIp,
                 addresses: config.endpoints.iter().filter_map(|endpoint| address(endpoint)).collect(),
                 name: format!("etcd {} under {}", config.endpoints.join(","), config.prefix),
+                state: None,
             })
         }
     }

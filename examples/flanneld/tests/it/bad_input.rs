@@ -60,10 +60,24 @@ fn help_and_version_are_on_stderr_with_0() {
 }
 
 #[test]
-fn a_bad_network_config_ends_the_agent_and_names_its_place() {
+fn a_network_config_that_does_not_parse_is_waited_for_and_its_place_named() {
     for (config, part) in [
         ("{", "config.json"),
         (r#"{"Network":"10.244.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan"}}"#, "SubnetLen"),
+    ] {
+        let site = Site::new(1, config);
+        let agent = site.start(1, &[]);
+        agent.until("waiting", || agent.log().contains("waiting for a usable network configuration"));
+        assert!(agent.log().lines().last().unwrap().contains(part), "{part} is not in {}", agent.log());
+        assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
+        let doctor = site.run(1, &["doctor"]);
+        assert_eq!((doctor.code, doctor.out.contains(part)), (Some(1), true), "{doctor:?}");
+    }
+}
+
+#[test]
+fn a_backend_that_cannot_be_ends_the_agent_and_names_its_place() {
+    for (config, part) in [
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlna"}}"#, "\"vxlna\" is not available here"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":99999999}}"#, "$.Backend.VNI"),
     ] {

@@ -6,3 +6,4 @@ mod commands;
 mod etcd;
 mod harness;
 mod life;
+mod store;

@@ -75,6 +75,10 @@ impl Keeper {
         self.state().trouble.clone()
     }
 
+    pub(super) fn stands_in(&self) -> bool {
+        self.state().standing_in
+    }
+
     pub(super) fn known<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
         read(&self.state().known)
     }

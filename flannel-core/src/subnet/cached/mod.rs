@@ -80,6 +80,11 @@ impl CachedSubnets {
         self.keeper.trouble()
     }
 
+    /// Whether the last answer was the state file's, because the store itself gave none.
+    pub fn stands_in(&self) -> bool {
+        self.keeper.stands_in()
+    }
+
     /// Writes what the state file lacks, now.
     ///
     /// # Errors

@@ -1,0 +1,192 @@
+//! A real etcd on the switch, for agents on the nodes.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use etcd_client::{Client, ConnectOptions, GetOptions};
+use flannel_core::net::{Family, Prefix};
+use flannel_core::subnet_env::SubnetEnv;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testkit::{Namespace, Pod, PodNet, probe};
+
+use crate::harness::{Agent, PATIENCE, Site, Told, owned, routes, run};
+
+/// What agents connect to.
+pub(crate) const ENDPOINT: &str = "http://10.89.0.1:2379";
+pub(crate) const SUBNETS: &str = "/coreos.com/network/subnets";
+const CONFIG: &str = "/coreos.com/network/config";
+
+/// Nodes, and the etcd they share.
+pub(crate) struct Cluster {
+    // Before the site: its data is there.
+    etcd: Option<Child>,
+    pub(crate) site: Site,
+    flags: Vec<String>,
+}
+
+impl Cluster {
+    /// Nodes and an etcd that holds `config`.
+    pub(crate) fn new(nodes: usize, config: &str) -> Self {
+        let mut cluster = Self { etcd: None, site: Site::new(nodes, "{}"), flags: Vec::new() };
+        cluster.start_etcd();
+        cluster.configure(config);
+        cluster
+    }
+
+    /// Starts etcd, on its old data if it has any, and waits until it serves.
+    pub(crate) fn start_etcd(&mut self) {
+        let log = File::options().create(true).append(true).open(self.site.path("etcd.log")).unwrap();
+        let spawn = || {
+            let mut command = Command::new("/usr/bin/etcd");
+            command.arg("--data-dir").arg(self.site.path("etcd")).args(["--listen-client-urls", "http://0.0.0.0:2379"]);
+            command.args(["--advertise-client-urls", ENDPOINT, "--listen-peer-urls", "http://127.0.0.1:2380"]);
+            command.args(&self.flags).env_clear().stdout(Stdio::null()).stderr(log);
+            command.spawn().expect("this test needs etcd: apt-get install etcd-server")
+        };
+        self.etcd = Some(self.switch().run(spawn).unwrap());
+        let serves = || Ok(self.ask(async |client| client.get(CONFIG, None).await.is_ok()).unwrap_or_default());
+        testkit::wait_until("etcd", PATIENCE, serves).unwrap();
+    }
+
+    /// Kills etcd at once.
+    pub(crate) fn stop_etcd(&mut self) {
+        let mut etcd = self.etcd.take().unwrap();
+        etcd.kill().unwrap();
+        etcd.wait().unwrap();
+    }
+
+    /// Freezes etcd or lets it go on.
+    pub(crate) fn signal_etcd(&self, signal: Signal) {
+        let pid = i32::try_from(self.etcd.as_ref().unwrap().id()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    pub(crate) fn configure(&self, config: &str) {
+        self.put(CONFIG, config);
+    }
+
+    pub(crate) fn put(&self, key: &str, value: &str) {
+        self.ask(async |client| client.put(key, value, None).await.map(drop)).unwrap().unwrap();
+    }
+
+    pub(crate) fn delete(&self, key: &str) {
+        self.ask(async |client| client.delete(key, None).await.map(drop)).unwrap().unwrap();
+    }
+
+    /// Asks etcd something, as an operator on the switch; `None` where it is not reached.
+    pub(crate) fn ask<T: Send>(&self, question: impl AsyncFnOnce(&mut Client) -> T + Send) -> Option<T> {
+        ask(self.switch(), question)
+    }
+
+    pub(crate) fn switch(&self) -> &Namespace {
+        self.site.underlay.switch()
+    }
+
+    pub(crate) fn ns(&self, nth: usize) -> &Namespace {
+        self.site.ns(nth)
+    }
+
+    pub(crate) fn state_file(&self, nth: usize) -> PathBuf {
+        self.site.path(&format!("state{nth}"))
+    }
+
+    /// The arguments of node `nth`'s agent.
+    pub(crate) fn args(&self, nth: usize) -> Vec<String> {
+        let (file, state) = (self.site.subnet_file(nth), self.state_file(nth));
+        vec![
+            "--etcd-endpoints".to_owned(),
+            ENDPOINT.to_owned(),
+            format!("-subnet-file={}", file.display()),
+            format!("-state-file={}", state.display()),
+            "--healthz-port=8081".to_owned(),
+        ]
+    }
+
+    pub(crate) fn start(&self, nth: usize, more: &[&str]) -> Agent {
+        let args = [self.args(nth), owned(more)].concat();
+        Agent::start(self.ns(nth), &args, self.site.path(&format!("log{nth}")))
+    }
+
+    /// Runs a command of the binary in a node's namespace.
+    pub(crate) fn run(&self, nth: usize, more: &[&str]) -> Told {
+        run(self.ns(nth), &[self.args(nth), owned(more)].concat())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(etcd) = &mut self.etcd {
+            // It may have ended.
+            let _ = etcd.kill();
+            let _ = etcd.wait();
+        }
+    }
+}
+
+fn ask<T: Send>(ns: &Namespace, question: impl AsyncFnOnce(&mut Client) -> T + Send) -> Option<T> {
+    let asked = ns.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = ConnectOptions::new().with_timeout(std::time::Duration::from_secs(2));
+            let mut client = Client::connect([ENDPOINT], Some(options)).await.ok()?;
+            Some(question(&mut client).await)
+        })
+    });
+    asked.unwrap()
+}
+
+/// Counts and finds things on nodes and in the store.
+impl Cluster {
+    /// All lease records: key below the prefix, and value.
+    pub(crate) fn records(&self) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        self.ask(async |client| {
+            let found = client.get(SUBNETS, Some(GetOptions::new().with_prefix())).await.unwrap();
+            found
+                .kvs()
+                .iter()
+                .map(|kv| (text(kv.key()).replace(&format!("{SUBNETS}/"), ""), text(kv.value())))
+                .collect()
+        })
+        .unwrap()
+    }
+
+    /// The keys of the records of node `nth`.
+    pub(crate) fn keys_of(&self, nth: usize) -> Vec<String> {
+        let public = format!("\"PublicIP\":\"10.89.0.{}\"", 10 + nth);
+        let records = self.records().into_iter().filter(|(_, value)| value.contains(&public));
+        records.map(|(key, _)| key).collect()
+    }
+
+    /// The subnet that node `nth` serves, by its `subnet.env`.
+    pub(crate) fn subnet(&self, nth: usize) -> Prefix {
+        let env = SubnetEnv::read(&self.site.subnet_file(nth)).unwrap().expect("no subnet.env");
+        env.subnets.v4.expect("no FLANNEL_SUBNET")
+    }
+
+    /// Attaches a pod to node `nth`, as a CNI plug-in would.
+    pub(crate) fn pod(&self, nth: usize) -> Pod {
+        let env = SubnetEnv::read(&self.site.subnet_file(nth)).unwrap().expect("no subnet.env");
+        let net = PodNet { subnets: env.subnets, mtu: env.mtu.unwrap() };
+        self.site.underlay.nodes()[nth - 1].attach_pod(&net).unwrap()
+    }
+
+    /// Whether node `nth` has a route to `subnet`.
+    pub(crate) fn has_route(&self, nth: usize, subnet: &Prefix) -> bool {
+        routes(self.ns(nth)).contains(&format!("{subnet} "))
+    }
+}
+
+/// The status document of an agent.
+pub(crate) fn status(agent: &Agent) -> serde_json::Value {
+    let (_, body) = agent.get(9472, "/status").expect("no status");
+    serde_json::from_str(&body).unwrap()
+}
+
+/// A pod reaches another within the time a test waits.
+pub(crate) fn reaches(from: &Pod, to: &Pod) {
+    let addr = to.addr(Family::V4).unwrap();
+    probe::until_reply(&from.ns, addr, PATIENCE).unwrap();
+}
