@@ -177,9 +177,10 @@ async fn agent(
         started = start::start(seams, &settings, backends) => started?,
         never = refuse(&mut questions) => match never {},
     };
-    let Started { backend, local, claim } = started;
+    let Started { backend, local, former, claim } = started;
     let now = seams.clock.now();
-    let machine = Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, Jitter::random());
+    let mut machine = Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, Jitter::random());
+    machine.look_after(former, now);
     let mut shell = Shell::new(seams, settings, machine, questions);
     let outcome = shell.until(&cancel).await;
     let ended = shell.finish().await;

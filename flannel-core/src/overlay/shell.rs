@@ -226,7 +226,8 @@ impl<'a> Shell<'a> {
         }
         // Its time has come, whether it can be written now or not: the timer must not wait for it again.
         self.env_again = None;
-        if self.seams.status.borrow().phase < Phase::DeviceReady {
+        // What it says of a former network is what another start, should this one be cut short, has to go by.
+        if self.seams.status.borrow().phase < Phase::DeviceReady || self.machine.has_former() {
             return;
         }
         let local = self.machine.local();

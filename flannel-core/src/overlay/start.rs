@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::backend::{Backend, Local, Situation};
 use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::{Claim, HostFacts, KernelError};
+use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
@@ -17,6 +18,8 @@ use crate::uplink::Problem;
 pub(crate) struct Started {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) local: Local,
+    /// The networks of the last run, where nobody else has them now.
+    pub(crate) former: Dual<Prefix>,
     /// Held for as long as the agent runs.
     pub(crate) claim: Claim,
 }
@@ -107,9 +110,29 @@ pub(crate) async fn start(
 ) -> Result<Started, OverlayError> {
     let Surveyed { backend, situation, want } = survey(seams, settings, backends).await?;
     let networks = situation.networks();
+    let former = former(seams, settings, &networks).await;
     let claim = seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)?;
     let lease = retry(seams, || seams.subnets.acquire(&situation.node, want.clone())).await?;
-    Ok(Started { backend, claim, local: Local { situation, lease: Arc::new(lease) } })
+    Ok(Started { backend, claim, former, local: Local { situation, lease: Arc::new(lease) } })
+}
+
+/// The networks of the last run, if they are others than `networks`. Where another overlay has moved in meanwhile,
+/// nothing can be told from its routes, so nothing is looked for.
+async fn former(seams: &Seams, settings: &Settings, networks: &Dual<Prefix>) -> Dual<Prefix> {
+    let former = view::former_networks(settings);
+    if former == *networks {
+        return Dual::default();
+    }
+    match seams.kernel.claim(&settings.name, &former).await {
+        Ok(claim) => {
+            drop(claim);
+            former
+        }
+        Err(error) => {
+            tracing::debug!(error = chain(&error), "the former network is left alone");
+            Dual::default()
+        }
+    }
 }
 
 fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {

@@ -71,6 +71,12 @@ pub(crate) fn former_subnets(settings: &Settings) -> Dual<Prefix> {
     file.map(|env| env.subnets).unwrap_or_default()
 }
 
+/// The networks that `subnet.env` names: the last run's, of this agent or another.
+pub(crate) fn former_networks(settings: &Settings) -> Dual<Prefix> {
+    let file = settings.subnet_env.as_ref().and_then(|file| SubnetEnv::read(&file.path).ok().flatten());
+    file.map(|env| env.networks).unwrap_or_default()
+}
+
 /// What `subnet.env` has to say.
 pub(crate) fn subnet_env(backend: &dyn Backend, local: &Local, masquerade: Masquerade) -> SubnetEnv {
     SubnetEnv {

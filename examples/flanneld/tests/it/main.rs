@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 mod bad_input;
+mod changes;
 mod commands;
 mod etcd;
 mod harness;

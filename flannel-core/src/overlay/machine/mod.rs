@@ -4,6 +4,7 @@
 //! and [`store_call`](Machine::store_call) say what to do next, [`deadline`](Machine::deadline) when to look again.
 //! At most one kernel call and one store call are under way; a call that was handed out is answered by a wake.
 
+mod former;
 mod rounds;
 mod show;
 
@@ -28,6 +29,8 @@ use crate::overlay::{Settings, chain, view, wanted};
 use crate::plan::Plan;
 use crate::state::State;
 use crate::subnet::SubnetError;
+
+use former::Former;
 
 /// Audits on hints keep this distance, so that a storm of notifications costs a bounded share of a core.
 const SPACING: Duration = Duration::from_millis(200);
@@ -68,6 +71,8 @@ pub(crate) struct Machine {
     /// Whether the store has said what is everything.
     synced: bool,
     round: Round,
+    /// A network this node had before.
+    former: Option<Former>,
     audit: Schedule,
     backoff: Backoff,
     jitter: Jitter,
@@ -110,6 +115,8 @@ enum Round {
     Looking { started: BootTime },
     Auditing { started: BootTime, plan: Arc<Plan>, seen: State },
     Leasing { plan: Arc<Plan> },
+    LookingBack,
+    Clearing { plan: Arc<Plan> },
 }
 
 impl Machine {
@@ -132,6 +139,7 @@ impl Machine {
             changes: BTreeMap::new(),
             synced: false,
             round: Round::Idle,
+            former: None,
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
@@ -198,7 +206,8 @@ impl Machine {
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let due = [self.audit.due, self.audit.periodic].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
-        [audit, self.guard.deadline(), self.tenure.deadline()].into_iter().flatten().min()
+        let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
+        [audit, former, self.guard.deadline(), self.tenure.deadline()].into_iter().flatten().min()
     }
 
     /// Takes in what happened.
@@ -254,7 +263,7 @@ impl Machine {
             return Some(KernelCall::Observe(self.scope.clone()));
         }
         if self.changes.is_empty() {
-            return None;
+            return self.look_at_former(now);
         }
         if !self.memory.known || !self.memory.devices_settled(&self.scope.overlay) {
             // What peers stand on is not there: only a look can tell when it is.

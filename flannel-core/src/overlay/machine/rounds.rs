@@ -29,7 +29,14 @@ impl Machine {
     }
 
     pub(super) fn seen(&mut self, now: BootTime, seen: Result<State, KernelError>) {
-        let Round::Looking { started } = std::mem::replace(&mut self.round, Round::Idle) else { return };
+        let started = match std::mem::replace(&mut self.round, Round::Idle) {
+            Round::Looking { started } => started,
+            Round::LookingBack => return self.seen_back(now, seen),
+            other => {
+                self.round = other;
+                return;
+            }
+        };
         let seen = match seen {
             Ok(seen) => seen,
             Err(error) => {
@@ -83,7 +90,8 @@ impl Machine {
             Round::Auditing { plan, .. } | Round::Leasing { plan } => {
                 Some(KernelCall::Apply(self.scope.clone(), Arc::clone(plan)))
             }
-            Round::Idle | Round::Facts | Round::Looking { .. } => None,
+            Round::Clearing { plan } => Some(KernelCall::Apply(self.former_scope(), Arc::clone(plan))),
+            Round::Idle | Round::Facts | Round::Looking { .. } | Round::LookingBack => None,
         }
     }
 
@@ -100,6 +108,7 @@ impl Machine {
                 self.audited(now, started, &plan, &report);
             }
             Round::Leasing { plan } => self.leased(now, &plan, &report),
+            Round::Clearing { plan } => self.cleared(now, &plan, &report),
             other => self.round = other,
         }
     }
@@ -225,7 +234,7 @@ impl Machine {
     }
 }
 
-fn first_error(report: &ApplyReport) -> Option<String> {
+pub(super) fn first_error(report: &ApplyReport) -> Option<String> {
     let refused = report.refused.first().map(|(_, error)| error);
     report.lost.as_ref().or(refused).map(|error| chain(error))
 }

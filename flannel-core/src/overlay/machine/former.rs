@@ -1,0 +1,93 @@
+//! The networks this node had before: what is left there of ours goes once all is well in the present one.
+//!
+//! Devices of ours bear their mark wherever they are, so audits find those of another backend or VNI by themselves. A
+//! route is ours only inside a network of ours, so one that has moved needs its former network looked at too.
+
+use std::sync::Arc;
+
+use crate::clock::BootTime;
+use crate::kernel::{ApplyReport, KernelError, Scope};
+use crate::net::{Dual, Prefix};
+use crate::overlay::chain;
+use crate::plan::{Op, Plan};
+use crate::state::State;
+
+use super::rounds::first_error;
+use super::{KernelCall, Machine, Round};
+
+/// A former network, until a look shows nothing of ours there.
+#[derive(Debug)]
+pub(super) struct Former {
+    networks: Dual<Prefix>,
+    /// When to look next.
+    due: BootTime,
+}
+
+impl Machine {
+    /// Looks after what is left in these networks too. One that lies within the present network is no other.
+    pub(crate) fn look_after(&mut self, former: Dual<Prefix>, now: BootTime) {
+        let is_other = |prefix: &Prefix| !self.scope.covers(prefix);
+        let networks = Dual { v4: former.v4.filter(is_other), v6: former.v6.filter(is_other) };
+        if networks.families().next().is_some() {
+            self.former = Some(Former { networks, due: now });
+        }
+    }
+
+    /// Whether a former network may still hold something of ours.
+    pub(crate) fn has_former(&self) -> bool {
+        self.former.is_some()
+    }
+
+    /// When a former network is to be looked at: not before the first audit has put the present one in place.
+    pub(super) fn former_due(&self) -> Option<BootTime> {
+        self.former.as_ref().filter(|_| self.audit.done_once).map(|former| former.due)
+    }
+
+    pub(super) fn look_at_former(&mut self, now: BootTime) -> Option<KernelCall> {
+        self.former_due().filter(|due| *due <= now)?;
+        self.round = Round::LookingBack;
+        Some(KernelCall::Observe(self.former_scope()))
+    }
+
+    pub(super) fn seen_back(&mut self, now: BootTime, seen: Result<State, KernelError>) {
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(error) => return self.former_trouble(now, Some(chain(&error))),
+        };
+        let scope = self.former_scope();
+        let mut plan = crate::plan::plan(&State::default(), &seen, &scope, &|_| None);
+        plan.conflicts.clear();
+        plan.ops.retain(|op| matches!(op, Op::DeleteRoute { prefix, .. } if !self.scope.covers(prefix)));
+        if plan.is_empty() {
+            self.former = None;
+        } else {
+            self.round = Round::Clearing { plan: Arc::new(plan) };
+        }
+    }
+
+    pub(super) fn cleared(&mut self, now: BootTime, plan: &Plan, report: &ApplyReport) {
+        if !report.is_complete() {
+            return self.former_trouble(now, first_error(report));
+        }
+        tracing::info!(routes = plan.ops.len(), "what was left in the former network is removed");
+        // A look has to show that nothing is left.
+        if let Some(former) = &mut self.former {
+            former.due = now;
+        }
+    }
+
+    pub(super) fn former_scope(&self) -> Scope {
+        let networks = self.former.as_ref().map(|former| former.networks).unwrap_or_default();
+        Scope { networks, ..self.scope.clone() }
+    }
+
+    fn former_trouble(&mut self, now: BootTime, error: Option<String>) {
+        let again = now.after(self.backoff.next());
+        if let Some(former) = &mut self.former {
+            former.due = again;
+        }
+        if let Some(error) = error {
+            self.show_error(error);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A node that had another network before.
+
+use flannel_core::kernel::{Kernel, OverlayName};
+use flannel_core::net::{Dual, Prefix};
+use flannel_core::overlay::{EnvFile, Masquerade, SubnetEnvFile};
+use flannel_core::plan::Op;
+use flannel_core::subnet_env::SubnetEnv;
+use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
+
+use crate::node::{Agent, Node, parse, pass};
+
+const OTHER: &str = r#"{"Network":"10.43.0.0/16","Backend":{"Type":"tunnel"}}"#;
+
+/// A node that ran in 10.42.0.0/16 with twenty peers, ended without warning, and finds 10.43.0.0/16 in the store. Beside
+/// its own routes there is a stranger's in the former network.
+struct Moved {
+    node: Node,
+    file: SubnetEnvFile,
+    dir: tempfile::TempDir,
+}
+
+impl Moved {
+    async fn new() -> Self {
+        let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+        let file = SubnetEnvFile { path: dir.path().join("subnet.env"), masquerade: Masquerade::Agent };
+        let moved = Self { node, file, dir };
+        moved.node.join(1..=20);
+        let agent = moved.run();
+        agent.until(|status| status.subnet_env == EnvFile::Settled).await;
+        agent.ready().await;
+        agent.killed().await;
+        let eth0 = moved.node.kernel.link_index("eth0").unwrap();
+        let stranger = FakeRoute::via("10.42.99.0/24".parse().unwrap(), "192.0.2.254".parse().unwrap(), eth0);
+        moved.node.kernel.add_route(stranger, Placement::Exclusive).unwrap();
+        moved.node.leave(1..=20);
+        moved.node.store.set_config(parse(OTHER));
+        assert!(moved.dir.path().exists());
+        moved
+    }
+
+    fn run(&self) -> Agent {
+        self.node.run_as(self.node.builder().subnet_env(self.file.clone()))
+    }
+
+    /// The routes left in the former network, the stranger's apart.
+    fn left(&self) -> usize {
+        let snapshot = self.node.kernel.snapshot();
+        snapshot.matching("route 10.42.").iter().filter(|route| !route.contains("10.42.99.0/24")).count()
+    }
+
+    fn network_in_file(&self) -> Option<Prefix> {
+        SubnetEnv::read(&self.file.path).unwrap()?.networks.v4
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_of_a_former_network_go_and_a_strangers_stays() {
+    let moved = Moved::new().await;
+    assert_eq!(moved.left(), 20);
+    let agent = moved.run();
+    agent.until(|status| status.subnet_env == EnvFile::Settled).await;
+    assert_eq!((moved.left(), moved.network_in_file()), (0, Some("10.43.0.0/16".parse().unwrap())));
+    assert_eq!(moved.node.kernel.snapshot().matching("route 10.42.99.0/24").len(), 1);
+    let writes = moved.node.kernel.writes();
+    agent.audited().await;
+    assert_eq!(moved.node.kernel.writes(), writes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_former_network_is_remembered_until_nothing_is_left_there() {
+    let moved = Moved::new().await;
+    let busy = |op: &Op| matches!(op, Op::DeleteRoute { prefix, .. } if prefix.to_string().starts_with("10.42.7."));
+    moved.node.kernel.refuse_if(move |op| busy(op).then_some(16));
+    let agent = moved.run();
+    agent.ready().await;
+    pass(20.0).await;
+    assert_eq!((moved.left(), moved.network_in_file()), (1, Some("10.42.0.0/16".parse().unwrap())));
+    agent.killed().await;
+    moved.node.kernel.obey();
+    let agent = moved.run();
+    agent.until(|status| status.subnet_env == EnvFile::Settled).await;
+    assert_eq!((moved.left(), moved.network_in_file()), (0, Some("10.43.0.0/16".parse().unwrap())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_former_network_that_another_overlay_has_now_is_left_alone() {
+    let moved = Moved::new().await;
+    let networks = Dual { v4: Some("10.42.0.0/17".parse().unwrap()), v6: None };
+    let _other = moved.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks).await.unwrap();
+    let agent = moved.run();
+    agent.until(|status| status.subnet_env == EnvFile::Settled).await;
+    assert_eq!((moved.left(), moved.network_in_file()), (20, Some("10.43.0.0/16".parse().unwrap())));
+}
