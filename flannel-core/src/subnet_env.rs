@@ -107,6 +107,7 @@ impl SubnetEnv {
             _ => Path::new("."),
         };
         make_dirs(dir).map_err(|source| failure("create the directory", dir, source))?;
+        clear_leftovers(dir, path);
         let temporary = temporary_beside(path);
         let written = self.write_temporary(&temporary, path).and_then(|()| fs::rename(&temporary, path));
         if let Err(source) = written {
@@ -119,11 +120,6 @@ impl SubnetEnv {
     }
 
     fn write_temporary(&self, temporary: &Path, target: &Path) -> io::Result<()> {
-        // Left by a process of the same id that was killed midway.
-        match fs::remove_file(temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
         let mut file = OpenOptions::new().write(true).create_new(true).open(temporary)?;
         set_mode(&file, target)?;
         file.write_all(self.render().as_bytes())?;
@@ -171,11 +167,27 @@ fn only_cidr(list: &str, family: Family) -> Option<Prefix> {
     cidrs.next().is_none().then_some(only)
 }
 
+/// `.NAME.PID`: of two processes that write at once by mistake neither can tear the other's text.
 fn temporary_beside(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}", std::process::id()));
-    path.with_file_name(name)
+    path.with_file_name(format!("{}{}", prefix_of_temporaries(path), std::process::id()))
+}
+
+fn prefix_of_temporaries(path: &Path) -> String {
+    format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Drops what processes that were killed midway have left. What does not go away does no harm, and a process that writes
+/// at the same time after all sees its write fail, and tries again.
+fn clear_leftovers(dir: &Path, path: &Path) {
+    let prefix = prefix_of_temporaries(path);
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(&prefix));
+        if process.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit())) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 #[cfg(unix)]
@@ -276,6 +288,20 @@ mod tests {
         other.write(&path).unwrap();
         assert_eq!((mode(&path), SubnetEnv::read(&path).unwrap()), (0o600, Some(other)));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_of_a_write_goes_with_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = format!(".subnet.env.{}", std::process::id());
+        for name in [".subnet.env.4194304", &own, ".subnet.env.bak", ".subnet.env.", "other"] {
+            fs::write(dir.path().join(name), "FLANNEL_NETW").unwrap();
+        }
+        dual().write(&dir.path().join("subnet.env")).unwrap();
+        let entries = fs::read_dir(dir.path()).unwrap();
+        let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, [".subnet.env.", ".subnet.env.bak", "other", "subnet.env"]);
     }
 
     #[test]

@@ -215,9 +215,14 @@ fn check_place(path: &Path) -> io::Result<()> {
         _ => Path::new("."),
     };
     fs::create_dir_all(dir)?;
-    let probe = dir.join(format!(".flanneld-probe.{}", std::process::id()));
-    let opened = OpenOptions::new().write(true).create(true).truncate(true).open(&probe);
-    opened.and_then(|_| fs::remove_file(&probe))
+    // Always the same one, so that what a start that was killed here has left goes with the next.
+    let probe = dir.join(".flanneld-probe");
+    OpenOptions::new().write(true).create(true).truncate(true).open(&probe)?;
+    match fs::remove_file(&probe) {
+        // Of two that start at once one was faster.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn check_state_file(file: Option<&StateFile>) -> Result<(), AgentError> {

@@ -104,8 +104,14 @@ pub(crate) fn run(ns: &Namespace, args: &[String]) -> Told {
 
 /// The binary with a clean environment.
 pub(crate) fn command(args: &[String]) -> Command {
-    let mut command = Command::new(BINARY);
-    command.args(args).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
+    let mut command = bare(Command::new(BINARY));
+    command.args(args);
+    command
+}
+
+/// A command with a clean environment.
+pub(crate) fn bare(mut command: Command) -> Command {
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
     command
 }
 
@@ -153,7 +159,26 @@ impl Agent {
 
     /// Waits for `/readyz`.
     pub(crate) fn until_ready(&self) {
-        self.until("ready", || self.get(8081, "/readyz") == Some((200, "flanneld is ready".to_owned())));
+        self.until("ready", || self.is_ready());
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.get(8081, "/readyz") == Some((200, "flanneld is ready".to_owned()))
+    }
+
+    /// Waits until it has ended, or `reached` holds. Returns whether it has ended.
+    pub(crate) fn ended_or(&mut self, reached: impl Fn(&Self) -> bool) -> bool {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if self.child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            if reached(self) {
+                return false;
+            }
+            assert!(Instant::now() < end, "neither ended nor as awaited; the log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub(crate) fn until(&self, what: &str, reached: impl Fn() -> bool) {

@@ -4,6 +4,7 @@
 mod bad_input;
 mod changes;
 mod commands;
+mod crash;
 mod etcd;
 mod harness;
 mod life;

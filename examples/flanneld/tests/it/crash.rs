@@ -1,0 +1,126 @@
+//! Restarts and sudden ends (faults.md, P1 and P4).
+
+use std::fs;
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use testkit::probe::{Flow, FlowReport};
+
+use crate::harness::{Agent, BINARY, PATIENCE, bare, read, routes};
+use crate::store::{Cluster, reaches};
+
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
+const RATE: u32 = 1000;
+const RESTARTS: usize = 20;
+
+#[test]
+fn twenty_restarts_on_vxlan_lose_no_packet_and_keep_the_lease() {
+    restarts_lose_nothing(VXLAN);
+}
+
+#[test]
+fn twenty_restarts_on_host_gw_lose_no_packet_and_keep_the_lease() {
+    restarts_lose_nothing(HOST_GW);
+}
+
+/// By signal and by kill -9, in turn, under a thousand packets a second each way.
+fn restarts_lose_nothing(config: &str) {
+    let cluster = Cluster::new(2, config);
+    let start = |nth| cluster.start(nth, &["-ip-masq"]);
+    let (mut one, two) = (start(1), start(2));
+    [&one, &two].into_iter().for_each(Agent::until_ready);
+    let pods = [cluster.pod(1), cluster.pod(2)];
+    reaches(&pods[0], &pods[1]);
+    let (records, env) = (cluster.records().len(), read(&cluster.site.subnet_file(1)));
+    let (keys, before) = (cluster.keys_of(1), routes(cluster.ns(1)));
+    let flow =
+        |from: usize, to: usize| Flow::start(&pods[from].ns, &pods[to].ns, pods[to].addrs.v4.unwrap(), RATE).unwrap();
+    let flows = [flow(0, 1), flow(1, 0)];
+    for nth in 0..RESTARTS {
+        one.end(if nth % 2 == 0 { Signal::SIGTERM } else { Signal::SIGKILL });
+        one = start(1);
+        one.until_ready();
+    }
+    for flow in flows {
+        let report = flow.stop().unwrap();
+        assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+        assert!(report.sent > u64::from(RATE), "{report:?}");
+    }
+    assert_eq!((cluster.keys_of(1), cluster.records().len()), (keys, records));
+    assert_eq!((routes(cluster.ns(1)), read(&cluster.site.subnet_file(1))), (before, env));
+}
+
+/// System calls that change something: of the kernel, of etcd, of files.
+const CALLS: [&str; 5] = ["sendto", "writev", "fsync", "rename", "unlink"];
+
+#[test]
+fn killed_at_any_call_that_changes_something_the_next_start_converges_and_nothing_leaks() {
+    let cluster = Cluster::new(2, VXLAN);
+    let two = cluster.start(2, &["-state-file="]);
+    two.until_ready();
+    fs::create_dir(cluster.site.subnet_file(1).parent().unwrap()).unwrap();
+    let base = seen(&cluster);
+    let flags = ["-iptables-forward-rules=false"];
+    let mut killed = 0;
+    for calls in CALLS {
+        for nth in 1.. {
+            let died = dies_at(&cluster, calls, nth, &flags);
+            let env = read(&cluster.site.subnet_file(1));
+            assert!(env.is_empty() || env.contains("FLANNEL_IPMASQ=false\n"), "{calls} {nth}: {env:?}");
+            let keys = cluster.keys_of(1);
+            assert!(keys.len() <= 1, "{calls} {nth}: {:?}", cluster.records());
+
+            let one = cluster.start(1, &flags);
+            one.until_ready();
+            assert!(cluster.has_route(1, &cluster.subnet(2)), "{calls} {nth}: {}", routes(cluster.ns(1)));
+            let found = cluster.keys_of(1);
+            assert_eq!(found, [cluster.subnet(1).to_string().replace('/', "-")], "{calls} {nth}");
+            assert!(keys.is_empty() || keys == found, "{calls} {nth}: {keys:?} became {found:?}");
+            assert_eq!(one.get(9472, "/plan"), Some((200, "nothing to do\n".to_owned())), "{calls} {nth}");
+            one.end(Signal::SIGTERM);
+            let cleaned = cluster.run(1, &["cleanup"]);
+            assert_eq!(cleaned.code, Some(0), "{calls} {nth}: {cleaned:?}");
+            assert_eq!(seen(&cluster), base, "{calls} {nth}");
+            if !died {
+                break;
+            }
+            killed += 1;
+        }
+    }
+    assert!(killed >= CALLS.len() * 2, "only {killed} calls were met");
+}
+
+/// Starts an agent that is killed when one of its threads is about to make the nth of these calls. Returns whether it
+/// was: one that makes fewer gets ready, and is ended.
+fn dies_at(cluster: &Cluster, calls: &str, nth: usize, flags: &[&str]) -> bool {
+    let mut strace = bare(Command::new("strace"));
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+    strace.args(["-e", &format!("inject={calls}:signal=KILL:when={nth}")]);
+    // Whoever ends strace ends what it runs.
+    strace.args(["setpriv", "--pdeathsig", "KILL", BINARY]).args(cluster.args(1)).args(flags).stdout(Stdio::null());
+    let mut agent = Agent::start_in(cluster.ns(1), &mut strace, cluster.site.path("log-killed"));
+    let ended = agent.ended_or(|agent| agent.is_ready());
+    if !ended {
+        agent.end(Signal::SIGKILL);
+        // It dies a moment after strace.
+        let gone = || Ok(cluster.ns(1).run(|| TcpStream::connect(("127.0.0.1", 8081)).is_err())?);
+        testkit::wait_until("dead", PATIENCE, gone).unwrap();
+    }
+    ended
+}
+
+/// What a node and its directory look like to somebody who looks for leftovers.
+fn seen(cluster: &Cluster) -> (String, Vec<String>, Vec<String>, Vec<String>) {
+    let links = cluster.ns(1).links().unwrap().into_iter().map(|link| link.name).collect();
+    let files = |dir: &std::path::Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != "etcd.log" && !name.starts_with("log"));
+        names.sort();
+        names
+    };
+    let run = cluster.site.subnet_file(1);
+    (routes(cluster.ns(1)), links, files(run.parent().unwrap()), files(cluster.site.dir.path()))
+}
