@@ -8,4 +8,5 @@ mod crash;
 mod etcd;
 mod harness;
 mod life;
+mod records;
 mod store;
