@@ -48,6 +48,7 @@ impl Change<'_> {
             assert_eq!(cluster.keys_of(nth).len(), 1, "{:?}", cluster.records());
         }
         one.end(Signal::SIGTERM);
+        cluster.assert_lawful();
         cluster
     }
 }

@@ -50,6 +50,7 @@ fn restarts_lose_nothing(config: &str) {
     }
     assert_eq!((cluster.keys_of(1), cluster.records().len()), (keys, records));
     assert_eq!((routes(cluster.ns(1)), read(&cluster.site.subnet_file(1))), (before, env));
+    cluster.assert_lawful();
 }
 
 /// System calls that change something: of the kernel, of etcd, of files.
@@ -89,6 +90,7 @@ fn killed_at_any_call_that_changes_something_the_next_start_converges_and_nothin
             killed += 1;
         }
     }
+    cluster.assert_lawful();
     assert!(killed >= CALLS.len() * 2, "only {killed} calls were met");
 }
 

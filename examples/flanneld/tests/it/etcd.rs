@@ -1,6 +1,9 @@
 //! Agents that share a real etcd: its absence, and what becomes of leases.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
+use testkit::probe::{Flow, FlowReport};
 
 use crate::harness::{Agent, read, routes};
 use crate::store::{Cluster, ENDPOINT, SUBNETS, reaches, status};
@@ -123,4 +126,104 @@ fn a_configuration_that_is_absent_or_bad_is_waited_for_and_told_once() {
     assert!(cluster.ns(1).link("flannel.1").unwrap().is_up());
     let (code, took) = agent.end(Signal::SIGTERM);
     assert_eq!((code, took.as_secs() < 2), (Some(0), true));
+}
+
+/// How long etcd is away; operators know it to be a minute and more.
+const OUTAGE: Duration = Duration::from_secs(8);
+/// From etcd's return until what it says is in the kernel (faults.md).
+const CONVERGED: Duration = Duration::from_secs(7);
+const MOST_LINES: usize = 10;
+
+#[test]
+fn an_outage_of_etcd_costs_no_packet_few_lines_and_is_over_within_seconds() {
+    let mut cluster = Cluster::new(3, VXLAN);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
+    agents.iter().for_each(Agent::until_ready);
+    let pods = [cluster.pod(1), cluster.pod(2)];
+    reaches(&pods[0], &pods[1]);
+    let keys = [1, 2].map(|nth| cluster.keys_of(nth));
+    let lines = || agents.each_ref().map(|agent| agent.log().lines().count());
+    let flow = Flow::start(&pods[0].ns, &pods[1].ns, pods[1].addrs.v4.unwrap(), 1000).unwrap();
+
+    // Slow at first: nothing answers for a while, and nothing is cut.
+    cluster.signal_etcd(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(1));
+    cluster.signal_etcd(Signal::SIGCONT);
+    let quiet = lines();
+    cluster.stop_etcd();
+    let away = Instant::now();
+    agents[0].until("told that etcd is away", || status(&agents[0])["store"]["contact"] == "lost");
+    std::thread::sleep(OUTAGE.saturating_sub(away.elapsed()));
+    cluster.start_etcd();
+    let newcomer = "10.244.200.0-24";
+    cluster.put(
+        &format!("{SUBNETS}/{newcomer}"),
+        r#"{"PublicIP":"10.89.7.7","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:07:07"}}"#,
+    );
+    let told = || Ok([1, 2].iter().all(|nth| routes(cluster.ns(*nth)).contains("10.244.200.0/24 ")));
+    let took = testkit::wait_until("converged", CONVERGED, told).unwrap_or_else(|error| panic!("{error}"));
+    agents[0].until("told that etcd is back", || status(&agents[0])["store"]["contact"] == "live");
+    let report = flow.stop().unwrap();
+    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+    for (agent, before) in agents.iter().zip(quiet) {
+        let said = agent.log().lines().count() - before;
+        assert!(said <= MOST_LINES, "{said} lines:\n{}", agent.log());
+    }
+    assert_eq!([1, 2].map(|nth| cluster.keys_of(nth)), keys);
+    println!("converged after {took:?}; {report:?}; lines {quiet:?} to {:?}", lines());
+    cluster.assert_lawful();
+}
+
+#[test]
+fn a_node_that_was_cut_off_until_another_had_its_subnet_gives_it_up_and_takes_another() {
+    let cluster = Cluster::new(3, VXLAN);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
+    agents.iter().for_each(Agent::until_ready);
+    let former = cluster.subnet(1);
+    agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
+    let before = routes(cluster.ns(1));
+    let cut = "add table ip cut; add chain ip cut out { type filter hook output priority 0; }; \
+               add rule ip cut out ip daddr 10.89.0.1 drop";
+    assert_eq!(cluster.site.tool(1, &["nft", cut]).code, Some(0));
+    // Its time runs out, and a node that had the subnet long ago takes it again.
+    let [key] = cluster.keys_of(1).try_into().unwrap();
+    cluster.expire(&key);
+    let file = cluster.site.subnet_file(3);
+    std::fs::create_dir(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, read(&cluster.site.subnet_file(1))).unwrap();
+    let three = cluster.start(3, &[]);
+    three.until_ready();
+    assert_eq!(cluster.subnet(3), former);
+    assert_eq!(routes(cluster.ns(1)), before, "who is cut off keeps what it has");
+
+    assert_eq!(cluster.site.tool(1, &["nft", "delete", "table", "ip", "cut"]).code, Some(0));
+    agents[0].until("in another subnet", || cluster.subnet(1) != former && cluster.keys_of(1).len() == 1);
+    agents[0].until_ready();
+    assert_eq!(cluster.keys_of(3), [key]);
+    agents[0].until("told of the new owner", || cluster.has_route(1, &former));
+    agents[1].until("told of both", || cluster.has_route(2, &former) && cluster.has_route(2, &cluster.subnet(1)));
+    let (_, metrics) = agents[0].get(9472, "/metrics").unwrap();
+    assert!(metrics.contains("flannel_events_total{kind=\"lease_lost\"} 1\n"), "{metrics}");
+    cluster.assert_lawful();
+}
+
+#[test]
+fn a_lease_that_is_deleted_by_hand_is_dealt_with_as_the_policy_says() {
+    let cluster = Cluster::new(3, VXLAN);
+    let policies = ["reacquire", "keep", "stop"];
+    let mut agents = [1, 2, 3].map(|nth| cluster.start(nth, &["-on-lease-loss", policies[nth - 1]]));
+    agents.iter().for_each(Agent::until_ready);
+    let keys = [1, 2, 3].map(|nth| cluster.keys_of(nth));
+    for key in keys.iter().flatten() {
+        cluster.delete(&format!("{SUBNETS}/{key}"));
+    }
+    agents[0].until("in the store again", || cluster.keys_of(1) == keys[0]);
+    agents[0].until_ready();
+    assert_eq!(agents[2].wait(), Some(3), "{}", agents[2].log());
+    agents[1].until("without a lease", || status(&agents[1])["lease"].is_null());
+    assert_eq!(agents[1].get(8081, "/readyz").map(|(code, _)| code), Some(503));
+    let [_, keeper, _] = &agents;
+    assert!(cluster.ns(2).link("flannel.1").unwrap().is_up() && cluster.ns(3).link("flannel.1").unwrap().is_up());
+    assert_eq!((cluster.keys_of(2).len(), keeper.log().contains("panicked")), (0, false));
+    cluster.assert_lawful();
 }

@@ -1,10 +1,11 @@
 //! A real etcd on the switch, for agents on the nodes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use etcd_client::{Client, ConnectOptions, GetOptions};
+use etcd_client::{Client, ConnectOptions, Event, EventType, GetOptions, WatchOptions};
 use flannel_core::net::{Family, Prefix};
 use flannel_core::subnet_env::SubnetEnv;
 use nix::sys::signal::{Signal, kill};
@@ -73,6 +74,16 @@ impl Cluster {
 
     pub(crate) fn delete(&self, key: &str) {
         self.ask(async |client| client.delete(key, None).await.map(drop)).unwrap().unwrap();
+    }
+
+    /// Ends the etcd lease of a record, as its time does.
+    pub(crate) fn expire(&self, key: &str) {
+        let key = format!("{SUBNETS}/{key}");
+        self.ask(async |client| {
+            let found = client.get(key, None).await.unwrap();
+            client.lease_revoke(found.kvs()[0].lease()).await.unwrap();
+        })
+        .unwrap();
     }
 
     /// Asks etcd something, as an operator on the switch; `None` where it is not reached.
@@ -176,6 +187,74 @@ impl Cluster {
     /// Whether node `nth` has a route to `subnet`.
     pub(crate) fn has_route(&self, nth: usize, subnet: &Prefix) -> bool {
         routes(self.ns(nth)).contains(&format!("{subnet} "))
+    }
+}
+
+/// One change of a lease record.
+#[derive(Debug)]
+struct Revision {
+    number: i64,
+    key: String,
+    /// Whose it became; `None`: deleted, or run out.
+    owner: Option<String>,
+}
+
+impl Cluster {
+    /// Goes through all that was ever written and asserts that no two live leases overlapped, that none changed its owner
+    /// without being deleted first, and that each node had one at a time (faults.md, I1 and I2).
+    pub(crate) fn assert_lawful(&self) {
+        let mut live: BTreeMap<String, (Prefix, String)> = BTreeMap::new();
+        let history = self.history();
+        assert!(!history.is_empty(), "nothing was ever written");
+        for Revision { number, key, owner } in history {
+            let Some(owner) = owner else {
+                live.remove(&key);
+                continue;
+            };
+            let subnet: Prefix = key.replace('-', "/").parse().unwrap();
+            if let Some((_, before)) = live.get(&key) {
+                assert_eq!(*before, owner, "at revision {number} {key} changed its owner");
+            }
+            for (other, (prefix, of)) in live.iter().filter(|(other, _)| **other != key) {
+                assert!(!prefix.overlaps(&subnet), "at revision {number} {key} and {other} overlap");
+                assert_ne!(*of, owner, "at revision {number} {owner} has {key} and {other}");
+            }
+            live.insert(key, (subnet, owner));
+        }
+    }
+
+    /// Every change of a lease record since etcd was made.
+    fn history(&self) -> Vec<Revision> {
+        const BASE: &str = "/coreos.com/network/";
+        const END: &str = "/coreos.com/network/end";
+        self.ask(async |client| {
+            // What a watch shows last is what was written last.
+            let end = client.put(END, "", None).await.unwrap().header().unwrap().revision();
+            let options = WatchOptions::new().with_prefix().with_start_revision(1);
+            let mut watch = client.watch(BASE, Some(options)).await.unwrap();
+            let mut events = Vec::new();
+            while events.last().and_then(Event::kv).is_none_or(|kv| kv.mod_revision() < end) {
+                let response = watch.message().await.unwrap().unwrap();
+                assert_eq!(response.compact_revision(), 0, "the history is not whole");
+                events.extend_from_slice(response.events());
+            }
+            let of_leases = |event: &&Event| event.kv().is_some_and(|kv| kv.key().starts_with(SUBNETS.as_bytes()));
+            events.iter().filter(of_leases).map(revision).collect()
+        })
+        .unwrap()
+    }
+}
+
+fn revision(event: &Event) -> Revision {
+    let kv = event.kv().unwrap();
+    let owner = || {
+        let value: serde_json::Value = serde_json::from_slice(kv.value()).unwrap();
+        value["PublicIP"].as_str().unwrap().to_owned()
+    };
+    Revision {
+        number: kv.mod_revision(),
+        key: kv.key_str().unwrap().replace(&format!("{SUBNETS}/"), ""),
+        owner: (event.event_type() == EventType::Put).then(owner),
     }
 }
 
