@@ -45,8 +45,21 @@ pub(crate) enum StoreError {
     },
     #[error("-subnet-lease-ttl")]
     Ttl(#[from] LeaseTimeError),
+    #[error(
+        "user and password would go to {0} in clear text: write https://, or give -etcd-allow-clear-text-credentials"
+    )]
+    ClearText(String),
     #[error("etcd")]
-    Etcd(#[from] flannel_subnet_etcd::ConfigError),
+    Etcd(#[source] flannel_subnet_etcd::ConfigError),
+}
+
+impl From<flannel_subnet_etcd::ConfigError> for StoreError {
+    fn from(error: flannel_subnet_etcd::ConfigError) -> Self {
+        match error {
+            flannel_subnet_etcd::ConfigError::CredentialsOverClearText(endpoint) => Self::ClearText(endpoint),
+            error => Self::Etcd(error),
+        }
+    }
 }
 
 /// Opens the store that the options name. etcd is not asked anything yet: it may be away.

@@ -30,7 +30,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Nodes and an etcd that holds `config`.
     pub(crate) fn new(nodes: usize, config: &str) -> Self {
-        let mut cluster = Self { etcd: None, site: Site::new(nodes, "{}"), flags: Vec::new() };
+        let urls = "http://0.0.0.0:2379,http://127.0.0.1:2381";
+        Self::with_flags(Site::new(nodes, "{}"), config, vec![format!("--listen-client-urls={urls}")])
+    }
+
+    /// The same with an etcd that agents reach in another way. Tests reach it at `http://127.0.0.1:2381`.
+    pub(crate) fn with_flags(site: Site, config: &str, flags: Vec<String>) -> Self {
+        let mut cluster = Self { etcd: None, site, flags };
         cluster.start_etcd();
         cluster.configure(config);
         cluster
@@ -41,7 +47,7 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(self.site.path("etcd.log")).unwrap();
         let spawn = || {
             let mut command = Command::new("/usr/bin/etcd");
-            command.arg("--data-dir").arg(self.site.path("etcd")).args(["--listen-client-urls", "http://0.0.0.0:2379"]);
+            command.arg("--data-dir").arg(self.site.path("etcd"));
             command.args(["--advertise-client-urls", ENDPOINT, "--listen-peer-urls", "http://127.0.0.1:2380"]);
             command.args(&self.flags).env_clear().stdout(Stdio::null()).stderr(log);
             command.spawn().expect("this test needs etcd: apt-get install etcd-server")
@@ -141,7 +147,7 @@ fn ask<T: Send>(ns: &Namespace, question: impl AsyncFnOnce(&mut Client) -> T + S
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let options = ConnectOptions::new().with_timeout(std::time::Duration::from_secs(2));
-            let mut client = Client::connect([ENDPOINT], Some(options)).await.ok()?;
+            let mut client = Client::connect(["http://127.0.0.1:2381"], Some(options)).await.ok()?;
             Some(question(&mut client).await)
         })
     });

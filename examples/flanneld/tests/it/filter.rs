@@ -1,0 +1,126 @@
+//! The packet filter around a running agent: its own rules, and those of others.
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
+use flannel_core::net::Prefix;
+use nix::sys::signal::Signal;
+use testkit::{Fdb, Namespace, Neighbour, Route, VxlanLink};
+
+use crate::harness::{Agent, Site};
+use crate::store::{Cluster, reaches};
+
+const NFT: &str = r#"{"EnableNFTables":true,"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+const IPTABLES: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+
+#[test]
+fn a_guarded_port_takes_no_packet_of_a_stranger_and_those_of_every_peer() {
+    let cluster = Cluster::new(3, NFT);
+    let agents = [cluster.start(1, &["-vxlan-guard"]), cluster.start(2, &[])];
+    agents.iter().for_each(Agent::until_ready);
+    let pods = [cluster.pod(1), cluster.pod(2)];
+    reaches(&pods[0], &pods[1]);
+    reaches(&pods[1], &pods[0]);
+
+    // Node 3 is nobody's peer, and knows all that a peer would.
+    let stranger = cluster.ns(3);
+    let vxlan = VxlanLink {
+        vni: 1,
+        port: Some(8472),
+        local: Some("10.89.0.13".parse().unwrap()),
+        lower: Some("eth0".to_owned()),
+        ..VxlanLink::default()
+    };
+    stranger.add_vxlan("rogue", &vxlan, None).unwrap();
+    stranger.set_up("rogue").unwrap();
+    stranger.add_address("rogue", "10.244.99.1".parse().unwrap(), 32).unwrap();
+    let inboxes = [1, 2].map(|nth| {
+        let addr = cluster.subnet(nth).addr();
+        let mac = cluster.ns(nth).link("flannel.1").unwrap().mac.unwrap();
+        stranger.add_route(&Route::to(Prefix::new(addr, 32).unwrap()).dev("rogue")).unwrap();
+        stranger.put_neighbours(&[Neighbour::permanent("rogue", addr, mac)]).unwrap();
+        let outer: IpAddr = format!("10.89.0.{}", 10 + nth).parse().unwrap();
+        stranger.put_fdb(&[Fdb::permanent("rogue", mac, outer)]).unwrap();
+        inbox(cluster.ns(nth), addr)
+    });
+    let outbox = stranger.run(|| UdpSocket::bind(("10.244.99.1", 0)).unwrap()).unwrap();
+    for inbox in &inboxes {
+        outbox.send_to(b"x", inbox.local_addr().unwrap()).unwrap();
+    }
+    assert!(inboxes[1].recv(&mut [0; 8]).is_ok(), "it would have come through");
+    inboxes[0].set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(inboxes[0].recv(&mut [0; 8]).is_err(), "the guard let it through");
+
+    stranger.delete_link("rogue").unwrap();
+    let three = cluster.start(3, &[]);
+    three.until_ready();
+    reaches(&cluster.pod(3), &pods[0]);
+}
+
+fn inbox(ns: &Namespace, addr: IpAddr) -> UdpSocket {
+    let socket = ns.run(|| UdpSocket::bind((addr, 0)).unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+#[test]
+fn a_guard_by_iptables_is_refused_with_its_remedy() {
+    let site = Site::new(1, IPTABLES);
+    let mut agent = site.start(1, &["-vxlan-guard"]);
+    assert_eq!(agent.wait(), Some(1), "{}", agent.log());
+    let last = agent.log().lines().last().unwrap().to_owned();
+    assert!(last.contains("not available") && last.contains("EnableNFTables"), "{last}");
+}
+
+#[test]
+fn rules_of_others_stay_as_they_are_while_ours_come_back_and_go() {
+    for (config, ours) in [(NFT, &["nft", "list", "ruleset"][..]), (IPTABLES, &["iptables-save"])] {
+        let site = Site::new(1, config);
+        let run = |words: &[&str]| {
+            let told = site.tool(1, words);
+            assert_eq!(told.code, Some(0), "{words:?}: {told:?}");
+            told.out
+        };
+        run(&["nft", "add table ip flannel-other"]);
+        run(&["nft", "add chain ip flannel-other c { type filter hook forward priority 10; }"]);
+        run(&["nft", "add rule ip flannel-other c ip saddr 10.99.0.0/16 drop"]);
+        for rule in [
+            "-t nat -N FLANNEL-OTHER",
+            "-t nat -A POSTROUTING -s 10.99.0.0/16 -j FLANNEL-OTHER",
+            "-A FORWARD -p tcp --dport 9 -j DROP",
+        ] {
+            run(&[&["iptables"], rule.split(' ').collect::<Vec<_>>().as_slice()].concat());
+        }
+        let theirs = || {
+            let saved = run(&["iptables-save"]);
+            let saved = saved.lines().filter(|line| line.starts_with("-A") && !line.contains("flanneld"));
+            let saved: Vec<_> = saved.map(str::to_owned).collect();
+            (saved, run(&["nft", "list", "table", "ip", "flannel-other"]))
+        };
+        let before = theirs();
+        assert_eq!(before.0.len(), 2);
+        let agent = site.start(1, &["-ip-masq"]);
+        agent.until_ready();
+        let written = run(ours);
+        match config {
+            NFT => run(&["nft", "flush", "chain", "ip", "flannel-ipv4", "postrtg"]),
+            _ => run(&["iptables", "-t", "nat", "-F", "FLANNEL-POSTRTG"]),
+        };
+        assert_ne!(run(ours), written);
+        // The default interval, and twice that for a machine that is busy.
+        let mended = || {
+            Ok(run(ours)
+                .lines()
+                .filter(|line| line.contains("10.244."))
+                .eq(written.lines().filter(|line| line.contains("10.244."))))
+        };
+        testkit::wait_until("ours again", Duration::from_secs(10), mended).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(theirs(), before);
+        assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+        assert_eq!(site.run(1, &["cleanup"]).code, Some(0));
+        assert_eq!(theirs(), before);
+        assert!(
+            !run(&["iptables-save"]).contains("flanneld") && !run(&["nft", "list", "ruleset"]).contains("flannel-ipv4")
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! Certificates, users and passwords on the way to etcd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use etcd_client::{Permission, PermissionType};
+use nix::sys::signal::Signal;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+
+use crate::harness::{Agent, Site, bare, command, owned};
+use crate::store::Cluster;
+
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+const SECRET: &str = "correct-horse-7";
+
+/// An authority, and what it has signed: PEM files in one directory.
+struct Pki {
+    dir: PathBuf,
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Pki {
+    fn new(dir: &Path, name: &str) -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        fs::write(dir.join(name), authority.pem()).unwrap();
+        Self { dir: dir.to_owned(), authority }
+    }
+
+    fn issue(&self, file: &str, name: &str) {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        fs::write(self.dir.join(format!("{file}.crt")), certificate.pem()).unwrap();
+        fs::write(self.dir.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+/// Whom etcd lets in.
+enum Clients {
+    /// Those with a certificate of the authority.
+    Known,
+    Any,
+}
+
+/// A node and an etcd that shows a certificate.
+fn cluster(clients: Clients) -> Cluster {
+    let site = Site::new(1, "{}");
+    let pki = Pki::new(site.dir.path(), "ca.pem");
+    Pki::new(site.dir.path(), "other.pem");
+    pki.issue("server", "10.89.0.1");
+    pki.issue("client", "node");
+    let file = |name: &str| site.path(name).display().to_string();
+    let own = [
+        "--listen-client-urls=https://0.0.0.0:2379,http://127.0.0.1:2381".to_owned(),
+        format!("--cert-file={}", file("server.crt")),
+        format!("--key-file={}", file("server.key")),
+    ];
+    let asked = match clients {
+        Clients::Known => vec![format!("--trusted-ca-file={}", file("ca.pem")), "--client-cert-auth".to_owned()],
+        Clients::Any => Vec::new(),
+    };
+    Cluster::with_flags(site, VXLAN, [own.to_vec(), asked].concat())
+}
+
+fn start(cluster: &Cluster, flags: &[String]) -> Agent {
+    let args = [cluster.args(1), owned(&["-etcd-endpoints=https://10.89.0.1:2379"]), flags.to_vec()].concat();
+    Agent::start_in(cluster.ns(1), command(&args).env("FLANNELD_ETCD_PASSWORD", SECRET), cluster.site.path("log1"))
+}
+
+fn flag(cluster: &Cluster, name: &str, file: &str) -> String {
+    format!("-etcd-{name}={}", cluster.site.path(file).display())
+}
+
+#[test]
+fn an_agent_trusts_the_authority_it_is_given_and_shows_its_certificate() {
+    let cluster = cluster(Clients::Known);
+    let user = owned(&["-etcd-username=node"]);
+    let with = |ca: &str| {
+        let files = [("cafile", ca), ("certfile", "client.crt"), ("keyfile", "client.key")];
+        [user.clone(), files.map(|(name, file)| flag(&cluster, name, file)).to_vec()].concat()
+    };
+    for (flags, part) in [
+        (with("other.pem"), "certificate"),
+        ([user.clone(), vec![flag(&cluster, "cafile", "ca.pem")]].concat(), "certificate"),
+    ] {
+        let agent = start(&cluster, &flags);
+        let told =
+            || agent.log().lines().any(|line| line.contains("waiting for the lease store") && line.contains(part));
+        agent.until("told why", told);
+        assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+    }
+    assert!(cluster.records().is_empty());
+    let agent = start(&cluster, &with("ca.pem"));
+    agent.until_ready();
+    assert_eq!(cluster.keys_of(1).len(), 1);
+
+    let missing = start(&cluster, &[flag(&cluster, "cafile", "nowhere.pem"), "-etcd-username=node".to_owned()]);
+    drop(agent);
+    missing.until("told of the file", || missing.log().contains("nowhere.pem"));
+}
+
+#[test]
+fn an_agent_logs_in_and_its_password_is_nowhere_to_be_seen() {
+    let cluster = cluster(Clients::Any);
+    cluster
+        .ask(async |client| {
+            client.user_add("root", "root", None).await.unwrap();
+            client.user_grant_role("root", "root").await.unwrap();
+            client.role_add("flannel").await.unwrap();
+            let keys = Permission::new(PermissionType::Readwrite, "/coreos.com/network/").with_prefix();
+            client.role_grant_permission("flannel", keys).await.unwrap();
+            client.user_add("node", SECRET, None).await.unwrap();
+            client.user_grant_role("node", "flannel").await.unwrap();
+            client.auth_enable().await.unwrap();
+        })
+        .unwrap();
+    let flags = [owned(&["-etcd-username=node", "-v=5"]), vec![flag(&cluster, "cafile", "ca.pem")]].concat();
+    let agent = start(&cluster, &flags);
+    agent.until_ready();
+    let (_, shown) = agent.get(9472, "/status").unwrap();
+    let (_, metrics) = agent.get(9472, "/metrics").unwrap();
+    let arguments = fs::read_to_string(format!("/proc/{}/cmdline", agent.pid())).unwrap();
+    for text in [&agent.log(), &shown, &metrics, &arguments] {
+        assert!(!text.contains(SECRET), "{text}");
+    }
+    agent.end(Signal::SIGTERM);
+    assert!(!fs::read_to_string(cluster.state_file(1)).unwrap().contains(SECRET));
+
+    fs::write(cluster.site.path("password"), "wrong").unwrap();
+    let mut wrong = bare(std::process::Command::new(crate::harness::BINARY));
+    wrong.args(cluster.args(1)).args(["-etcd-endpoints=https://10.89.0.1:2379", "-state-file="]).args(&flags);
+    wrong.arg(flag(&cluster, "password-file", "password"));
+    let wrong = Agent::start_in(cluster.ns(1), &mut wrong, cluster.site.path("log-wrong"));
+    wrong.until("told that it is denied", || wrong.log().contains("denied"));
+}
+
+#[test]
+fn a_password_never_goes_over_clear_text_unless_asked_for() {
+    let cluster = Cluster::new(1, VXLAN);
+    let flags = owned(&["-etcd-username=node", "-etcd-password=x"]);
+    let told = crate::harness::run(cluster.ns(1), &[cluster.args(1), flags.clone()].concat());
+    assert_eq!(told.code, Some(1), "{told:?}");
+    assert!(told.err.contains("-etcd-allow-clear-text-credentials"), "{}", told.err);
+}
