@@ -19,8 +19,9 @@ struct Backing {
 }
 
 impl Backing {
-    async fn start(version: Version) -> Self {
-        let etcd = Etcd::start(Options::single(version)).unwrap_or_else(|error| panic!("{error}"));
+    async fn start(version: Version, members: usize) -> Self {
+        let options = Options { members, ..Options::single(version) };
+        let etcd = Etcd::start(options).unwrap_or_else(|error| panic!("{error}"));
         let client = common::raw(&etcd).await;
         Self { etcd, client, count: 0 }
     }
@@ -69,10 +70,15 @@ impl Harness for Backing {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_contract_holds_on_debians_etcd() {
-    store_contract::all(&mut Backing::start(Version::Debian).await).await;
+    store_contract::all(&mut Backing::start(Version::Debian, 1).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_contract_holds_on_a_current_etcd() {
-    store_contract::all(&mut Backing::start(Version::Current).await).await;
+    store_contract::all(&mut Backing::start(Version::Current, 1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_contract_holds_on_three_members() {
+    store_contract::all(&mut Backing::start(Version::Current, 3).await).await;
 }
