@@ -30,7 +30,7 @@ use crate::{chain, exit, notify, signals};
 /// How long the end waits for answers under way.
 const GRACE: Duration = Duration::from_millis(100);
 /// How long it waits for the state file.
-const SAVE: Duration = Duration::from_millis(300);
+const SAVE: Duration = Duration::from_millis(500);
 
 /// Why the agent ended by itself, or did not start.
 #[derive(Debug, thiserror::Error)]

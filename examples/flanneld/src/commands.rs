@@ -1,15 +1,14 @@
 //! The commands beside the agent itself.
 
-use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
+use flannel_core::subnet::StateFileError;
 
 use crate::client::{self, ClientError};
-use crate::options::{Options, StateFile};
+use crate::options::Options;
 use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::status::Document;
@@ -35,12 +34,8 @@ pub(crate) enum CommandError {
     Overlay(#[from] OverlayError),
     #[error("removing the firewall's rules")]
     Firewall(#[from] FirewallError),
-    #[error("{} cannot be removed: delete it by hand", path.display())]
-    StateFile {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    StateFile(#[from] StateFileError),
     #[error("starting the runtime")]
     Runtime(#[source] io::Error),
     #[error("writing to stdout")]
@@ -93,25 +88,16 @@ pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
 pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
     privileges::check()?;
     let removed = block_on(async {
-        let overlay = assemble(options, &stores::open(&options.store)?, MissingUplink::Fail)?;
-        let removed = overlay.remove().await?;
+        let store = stores::open(&options.store)?;
+        let removed = assemble(options, &store, MissingUplink::Fail)?.remove().await?;
         firewall::remove(&options.overlay).await?;
-        forget(options.state_file.as_ref())?;
+        if let Some(kept) = store.kept_in(options.state_file.as_ref()).state {
+            kept.erase()?;
+        }
         Ok::<_, CommandError>(removed)
     })?;
     print(&told(options, &removed))?;
     Ok(exit::SUCCESS)
-}
-
-/// Deletes the state file: what it says of a lease is not true any more.
-fn forget(file: Option<&StateFile>) -> Result<(), CommandError> {
-    let Some(StateFile { path, .. }) = file else { return Ok(()) };
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(CommandError::StateFile { path: path.clone(), source })
-        }
-        _ => Ok(()),
-    }
 }
 
 fn told(options: &Options, removed: &Removed) -> String {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use testkit::probe::{Flow, FlowReport};
@@ -50,6 +51,26 @@ fn restarts_lose_nothing(config: &str) {
     }
     assert_eq!((cluster.keys_of(1), cluster.records().len()), (keys, records));
     assert_eq!((routes(cluster.ns(1)), read(&cluster.site.subnet_file(1))), (before, env));
+    cluster.assert_lawful();
+}
+
+#[test]
+fn a_signal_at_any_moment_of_the_start_ends_it_in_time() {
+    let cluster = Cluster::new(2, VXLAN);
+    let two = cluster.start(2, &[]);
+    two.until_ready();
+    for wait in (0..12).map(|nth| Duration::from_millis(nth * 20)) {
+        let one = cluster.start(1, &["-ip-masq"]);
+        std::thread::sleep(wait);
+        let (code, took) = one.end(Signal::SIGTERM);
+        // At the very first it has not said yet that it wants to know of signals.
+        assert!(code.is_none_or(|code| code == 0), "after {wait:?}: {code:?}");
+        assert!(took < Duration::from_secs(2), "after {wait:?}: {took:?}");
+        assert!(cluster.keys_of(1).len() <= 1);
+    }
+    let one = cluster.start(1, &["-ip-masq"]);
+    one.until_ready();
+    assert!(cluster.has_route(1, &cluster.subnet(2)));
     cluster.assert_lawful();
 }
 

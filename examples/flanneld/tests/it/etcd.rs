@@ -176,15 +176,31 @@ fn an_outage_of_etcd_costs_no_packet_few_lines_and_is_over_within_seconds() {
 
 #[test]
 fn a_node_that_was_cut_off_until_another_had_its_subnet_gives_it_up_and_takes_another() {
+    let cut = "add table ip cut; add chain ip cut out { type filter hook output priority 0; }; \
+               add rule ip cut out ip daddr 10.89.0.1 drop";
+    let nft = |cluster: &Cluster, words: &[&str]| {
+        assert_eq!(cluster.site.tool(1, &[&["nft"], words].concat()).code, Some(0));
+    };
+    outlived_by_its_subnet(
+        |cluster, _| nft(cluster, &[cut]),
+        |cluster, _| nft(cluster, &["delete", "table", "ip", "cut"]),
+    );
+}
+
+#[test]
+fn a_node_that_was_frozen_until_another_had_its_subnet_gives_it_up_and_takes_another() {
+    outlived_by_its_subnet(|_, agent| agent.signal(Signal::SIGSTOP), |_, agent| agent.signal(Signal::SIGCONT));
+}
+
+/// Node 1 is out of reach for longer than its lease lasts.
+fn outlived_by_its_subnet(leave: impl Fn(&Cluster, &Agent), come_back: impl Fn(&Cluster, &Agent)) {
     let cluster = Cluster::new(3, VXLAN);
     let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
     agents.iter().for_each(Agent::until_ready);
     let former = cluster.subnet(1);
     agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
     let before = routes(cluster.ns(1));
-    let cut = "add table ip cut; add chain ip cut out { type filter hook output priority 0; }; \
-               add rule ip cut out ip daddr 10.89.0.1 drop";
-    assert_eq!(cluster.site.tool(1, &["nft", cut]).code, Some(0));
+    leave(&cluster, &agents[0]);
     // Its time runs out, and a node that had the subnet long ago takes it again.
     let [key] = cluster.keys_of(1).try_into().unwrap();
     cluster.expire(&key);
@@ -196,7 +212,7 @@ fn a_node_that_was_cut_off_until_another_had_its_subnet_gives_it_up_and_takes_an
     assert_eq!(cluster.subnet(3), former);
     assert_eq!(routes(cluster.ns(1)), before, "who is cut off keeps what it has");
 
-    assert_eq!(cluster.site.tool(1, &["nft", "delete", "table", "ip", "cut"]).code, Some(0));
+    come_back(&cluster, &agents[0]);
     agents[0].until("in another subnet", || cluster.subnet(1) != former && cluster.keys_of(1).len() == 1);
     agents[0].until_ready();
     assert_eq!(cluster.keys_of(3), [key]);

@@ -203,10 +203,14 @@ impl Agent {
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
     /// Sends a signal and waits for the end: the exit code and how long it took.
     pub(crate) fn end(mut self, signal: Signal) -> (Option<i32>, Duration) {
         let started = Instant::now();
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        self.signal(signal);
         let code = self.wait();
         (code, started.elapsed())
     }

@@ -4,14 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::subnet_env::{make_dirs, remedy};
 
 /// The largest file read or written, in bytes: ten thousand records of the largest size, and some room.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
-/// What a crash left of a write is this old at least: no write takes so long.
-const LEFTOVER: Duration = Duration::from_secs(60);
 
 /// The state file could not be written. The old one, if any, is as it was.
 ///
@@ -111,20 +108,26 @@ fn prefix_of_temporaries(path: &Path) -> String {
     format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// Drops what crashes have left. What does not go away does no harm.
+/// Deletes the file, and what crashes have left of writes.
+pub(super) fn remove(path: &Path) -> Result<(), StateFileError> {
+    if let Some(dir) = path.parent() {
+        clear_leftovers(dir, path);
+    }
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateFileError::of("remove", path, source)),
+        _ => Ok(()),
+    }
+}
+
+/// Drops what crashes have left. What does not go away does no harm; a process that writes at the same time after all
+/// sees its write fail, and tries again.
 fn clear_leftovers(dir: &Path, path: &Path) {
     let prefix = prefix_of_temporaries(path);
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let ours = name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
-        let old = || {
-            entry
-                .metadata()
-                .and_then(|found| found.modified())
-                .is_ok_and(|time| time.elapsed().is_ok_and(|age| age >= LEFTOVER))
-        };
-        if ours && old() {
+        if ours {
             let _ = fs::remove_file(entry.path());
         }
     }

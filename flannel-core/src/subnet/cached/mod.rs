@@ -100,6 +100,14 @@ impl CachedSubnets {
         }
     }
 
+    /// Deletes the state file: for whoever leaves the network for good. Idempotent; blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StateFileError`]: the file is still there. Retry once the remedy is applied.
+    pub fn erase(&self) -> Result<(), StateFileError> {
+        file::remove(self.path())
+    }
+
     /// The cached lease of `node` in the place of an answer that did not come.
     async fn cached_lease(&self, node: &NodeIdentity, error: SubnetError) -> Result<Lease, SubnetError> {
         self.keeper.recall().await;

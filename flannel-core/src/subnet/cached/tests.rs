@@ -294,15 +294,21 @@ async fn what_a_crash_left_of_a_write_is_no_matter_and_cleared() {
     // Killed at any point before the rename: the old file counts.
     let torn = leftover(".state.json.0123456789abcdef.tmp", &whole[..whole.len() / 2]);
     let other = leftover(".state.json.swp", b"an editor's");
+    let fresh = bed.dir.path().join(".state.json.fedcba9876543210.tmp");
+    fs::write(&fresh, "").unwrap();
     bed.store.outage();
     assert_eq!(bed.open().network_config().await.unwrap(), config());
     bed.store.recover();
     bed.store.insert([peer(3)]);
     bed.saved().await;
-    assert!(!torn.exists() && other.exists());
+    assert!(!torn.exists() && !fresh.exists() && other.exists());
     let names = fs::read_dir(bed.dir.path()).unwrap().count();
     assert_eq!(names, 2, "a temporary file was left");
     assert!(fs::read_to_string(bed.path()).unwrap().contains("node-3"));
+    fs::write(&fresh, "").unwrap();
+    bed.open().erase().unwrap();
+    bed.open().erase().unwrap();
+    assert_eq!(fs::read_dir(bed.dir.path()).unwrap().count(), 1, "only the editor's is left");
 }
 
 #[tokio::test(start_paused = true)]
