@@ -7,7 +7,7 @@ use flannel_core::net::Prefix;
 use nix::sys::signal::Signal;
 use testkit::{Fdb, Namespace, Neighbour, Route, VxlanLink};
 
-use crate::harness::{Agent, Site};
+use crate::harness::{Agent, PATIENCE, Site};
 use crate::store::{Cluster, reaches};
 
 const NFT: &str = r#"{"EnableNFTables":true,"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
@@ -59,7 +59,7 @@ fn a_guarded_port_takes_no_packet_of_a_stranger_and_those_of_every_peer() {
 
 fn inbox(ns: &Namespace, addr: IpAddr) -> UdpSocket {
     let socket = ns.run(|| UdpSocket::bind((addr, 0)).unwrap()).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
@@ -107,14 +107,13 @@ fn rules_of_others_stay_as_they_are_while_ours_come_back_and_go() {
             _ => run(&["iptables", "-t", "nat", "-F", "FLANNEL-POSTRTG"]),
         };
         assert_ne!(run(ours), written);
-        // The default interval, and twice that for a machine that is busy.
         let mended = || {
             Ok(run(ours)
                 .lines()
                 .filter(|line| line.contains("10.244."))
                 .eq(written.lines().filter(|line| line.contains("10.244."))))
         };
-        testkit::wait_until("ours again", Duration::from_secs(10), mended).unwrap_or_else(|error| panic!("{error}"));
+        testkit::wait_until("ours again", PATIENCE, mended).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(theirs(), before);
         assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
         assert_eq!(site.run(1, &["cleanup"]).code, Some(0));

@@ -97,8 +97,8 @@ fn an_agent_trusts_the_authority_it_is_given_and_shows_its_certificate() {
     agent.until_ready();
     assert_eq!(cluster.keys_of(1).len(), 1);
 
+    agent.end(Signal::SIGTERM);
     let missing = start(&cluster, &[flag(&cluster, "cafile", "nowhere.pem"), "-etcd-username=node".to_owned()]);
-    drop(agent);
     missing.until("told of the file", || missing.log().contains("nowhere.pem"));
 }
 

@@ -146,7 +146,7 @@ fn ask<T: Send>(ns: &Namespace, question: impl AsyncFnOnce(&mut Client) -> T + S
     let asked = ns.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let options = ConnectOptions::new().with_timeout(std::time::Duration::from_secs(2));
+            let options = ConnectOptions::new().with_timeout(PATIENCE);
             let mut client = Client::connect(["http://127.0.0.1:2381"], Some(options)).await.ok()?;
             Some(question(&mut client).await)
         })
