@@ -11,7 +11,7 @@ use crate::options::Options;
 use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::status::Document;
-use crate::{doctor, exit, firewall};
+use crate::{doctor, exit, firewall, preview};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,11 @@ pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
         let parts = assemble(options, MissingUplink::Fail)?;
         Ok::<_, CommandError>(parts.overlay.preview().await?)
     })?;
+    if options.json {
+        let document = preview::Document::new(preview.as_ref());
+        print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(CommandError::Answer)?))?;
+        return Ok(exit::SUCCESS);
+    }
     print(&match preview {
         Some(preview) => preview.to_string(),
         None => "the store has no lease of this node: a start takes one, then makes everything\n".to_owned(),

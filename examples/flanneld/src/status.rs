@@ -250,8 +250,7 @@ fn withheld(because: WithheldBecause, now: BootTime) -> String {
         WithheldBecause::MassRemoval(until) => {
             format!("most peers went at once; deleted in {} s unless they come back", until.since(now).as_secs())
         }
-        WithheldBecause::BadRecord => "a record that does not parse names it".to_owned(),
-        _ => "waits".to_owned(),
+        other => other.to_string(),
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::clock::BootTime;
 use crate::net::Prefix;
+use crate::overlay::handle::HeldBecause;
+use crate::overlay::status::WithheldBecause;
 use crate::plan::{Object, Op, Plan, Refusals};
 
 /// How long a suspicious mass deletion waits (design, Guards).
@@ -21,7 +23,7 @@ const CONTEST_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 const CONTEST_CLEAR: Duration = Duration::from_secs(30);
 
 /// The guards of one overlay.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
     mass: Option<Mass>,
     /// What a snapshot lacks that the store itself has not confirmed.
@@ -30,7 +32,7 @@ pub(crate) struct Guard {
 }
 
 /// A mass deletion that waits for its second look.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Mass {
     pub(crate) prefixes: BTreeSet<Prefix>,
     pub(crate) until: BootTime,
@@ -45,7 +47,7 @@ pub(crate) enum Over {
     Contest,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Contest {
     since: BootTime,
     last: BootTime,
@@ -54,7 +56,7 @@ struct Contest {
     wait: Option<Wait>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Wait {
     /// How long the last one was.
     length: Duration,
@@ -190,6 +192,26 @@ impl Guard {
             }
         }
         restrained
+    }
+
+    /// Why [`restrain`](Self::restrain) holds `op`.
+    pub(crate) fn why_held(&self, op: &Op, now: BootTime, bad: &[Prefix]) -> HeldBecause {
+        let contest = self.contests.get(&op.object()).and_then(|contest| contest.wait.as_ref());
+        if let Some(wait) = contest.filter(|wait| wait.until > now) {
+            return HeldBecause::Contested(wait.until);
+        }
+        let meant = |prefix: &Prefix| match op {
+            Op::DeleteRoute { prefix: route, .. } => prefix == route,
+            Op::DeleteNeighbour { key, .. } => prefix.addr() == key.addr,
+            _ => false,
+        };
+        let mass = self.mass.as_ref().filter(|mass| mass.prefixes.iter().any(meant));
+        match mass {
+            Some(mass) => HeldBecause::Withheld(WithheldBecause::MassRemoval(mass.until)),
+            None if bad.iter().any(meant) => HeldBecause::Withheld(WithheldBecause::BadRecord),
+            None if self.unconfirmed.iter().any(meant) => HeldBecause::Withheld(WithheldBecause::Unconfirmed),
+            None => HeldBecause::StandsOnHeld,
+        }
     }
 
     /// Notes that an audit had to write these. Returns those that became contested by it.

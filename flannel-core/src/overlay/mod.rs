@@ -26,7 +26,7 @@ use std::time::Duration;
 
 pub use builder::{BuildError, Builder};
 pub use explain::{Explanation, Verdict};
-pub use handle::{Handle, HandleError, Preview};
+pub use handle::{Handle, HandleError, Held, HeldBecause, Preview};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
 pub use status::{Contact, EnvFile, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};

@@ -2,8 +2,9 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -19,9 +20,12 @@ use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
 use crate::overlay::start::{self, Started};
 use crate::overlay::status::{EnvFile, Event, Phase, Status};
-use crate::overlay::{Identity, Settings};
+use crate::overlay::{Identity, Settings, chain};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::uplink::UplinkError;
+
+/// How long a preview waits for store and host.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An overlay: put together by a [`Builder`], run once.
 pub struct Overlay {
@@ -59,6 +63,14 @@ pub enum OverlayError {
     /// The lease is gone and [`LossPolicy::Stop`](super::LossPolicy::Stop) is the policy.
     #[error("the lease was lost")]
     LeaseLost,
+    /// A preview cannot wait for ever. Ask again once what it waited for is mended.
+    #[error("no answer within {within:?} ({waited_for}): see that the lease store runs and can be reached, then retry")]
+    Unanswered {
+        /// How long it waited.
+        within: Duration,
+        /// What was in the way, in words.
+        waited_for: String,
+    },
     /// `Teardown::Remove` could not remove everything; what is left is named. Run it again.
     #[error("{0} objects of ours could not be removed")]
     Teardown(usize),
@@ -96,12 +108,25 @@ impl Overlay {
     /// What a start would write, from the lease this node had last; touches neither kernel nor store.
     ///
     /// # Errors
-    /// As [`run`](Self::run). `Ok(None)` when the store has no lease for this node: which subnet it would take is not
-    /// known before it takes it.
+    /// As [`run`](Self::run), and [`OverlayError::Unanswered`] when store or host have not answered after 10 s: retry.
+    /// `Ok(None)` when the store has no lease for this node: which subnet it would take is not known before it takes it.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
     pub async fn preview(&self) -> Result<Option<Preview>, OverlayError> {
+        let deadline = self.seams.clock.sleep_until(self.seams.clock.now().after(PATIENCE));
+        tokio::select! {
+            biased;
+            preview = self.look_ahead() => preview,
+            () = deadline => {
+                let trouble = self.seams.status.borrow().last_error.clone();
+                let waited_for = trouble.unwrap_or_else(|| "the first list of peers".to_owned());
+                Err(OverlayError::Unanswered { within: PATIENCE, waited_for })
+            }
+        }
+    }
+
+    async fn look_ahead(&self) -> Result<Option<Preview>, OverlayError> {
         let surveyed = start::survey(&self.seams, &self.settings, &self.backends).await?;
         let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
         let local = crate::backend::Local { lease, situation: surveyed.situation };
@@ -110,19 +135,26 @@ impl Overlay {
         let settings = Arc::clone(&self.settings);
         let mut machine = Machine::new(settings, surveyed.backend, local, status, now, Jitter::random());
         let mut watch = self.seams.subnets.watch();
-        loop {
-            match watch.next().await {
-                Some(Ok(event @ LeaseEvent::Reset(_))) => {
+        while let Some(event) = watch.next().await {
+            match event {
+                Ok(event @ LeaseEvent::Reset(_)) => {
                     machine.handle(now, Wake::Store(Ok(event)));
                     break;
                 }
-                Some(_) => {}
-                None => return Ok(None),
+                Ok(_) => {}
+                Err(error) => self.seams.status.send_modify(|status| status.last_error = Some(chain(&error))),
             }
         }
-        let scope = machine.scope().clone();
-        let seen = self.seams.kernel.observe(&scope).await?;
-        Ok(Some(Preview { plan: machine.preview(&seen, now), scope }))
+        if !machine.is_synced() {
+            // A stream that ended against its contract says nothing more.
+            return std::future::pending().await;
+        }
+        // A snapshot that stands in for a store that is away is followed by the trouble.
+        if let Some(Some(trouble @ Err(_))) = watch.next().now_or_never() {
+            machine.handle(now, Wake::Store(trouble));
+        }
+        let seen = self.seams.kernel.observe(machine.scope()).await?;
+        Ok(Some(machine.preview(&seen, now)))
     }
 
     /// Removes everything of this overlay from the kernel, its `subnet.env` and its lease, without taking one first:

@@ -13,7 +13,7 @@ use crate::clock::BootTime;
 use crate::kernel::{Hint, Kernel, KernelError, Scope};
 use crate::lease::LeaseEvent;
 use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::handle::{Preview, Question};
+use crate::overlay::handle::{HandleError, Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{EnvFile, Phase};
@@ -33,7 +33,13 @@ const REMOVALS: usize = 5;
 const REMOVAL_SPACING: Duration = Duration::from_millis(100);
 
 type Slot<T> = Option<BoxFuture<'static, T>>;
-type Previewed = (Result<State, KernelError>, oneshot::Sender<Result<Preview, KernelError>>);
+
+/// What was seen in a scope, for whoever asked for a preview.
+struct Looked {
+    scope: Scope,
+    seen: Result<State, KernelError>,
+    answer: oneshot::Sender<Result<Preview, HandleError>>,
+}
 
 /// The machine and what is under way on its behalf.
 pub(crate) struct Shell<'a> {
@@ -47,7 +53,7 @@ pub(crate) struct Shell<'a> {
     hinted: Scope,
     kernel: Slot<Wake>,
     store: Slot<Wake>,
-    preview: Slot<Previewed>,
+    preview: Slot<Looked>,
     env: Slot<Result<SubnetEnv, String>>,
     /// What `subnet.env` says, as far as we wrote it.
     written: Option<SubnetEnv>,
@@ -113,9 +119,8 @@ impl<'a> Shell<'a> {
                     self.intake(event);
                     continue;
                 }
-                (seen, answer) = finished(&mut self.preview) => {
-                    // Whoever asked may have gone: not an error.
-                    let _ = answer.send(seen.map(|seen| self.previewed(&seen)));
+                looked = finished(&mut self.preview) => {
+                    self.looked(looked);
                     continue;
                 }
                 env = finished(&mut self.env) => {
@@ -282,16 +287,30 @@ impl<'a> Shell<'a> {
         match question {
             Question::Explain(query, answer) => drop(answer.send(explain::explain(&self.machine, &query))),
             Question::Peers(answer) => drop(answer.send(self.machine.admission().peers().cloned().collect())),
-            Question::Plan(answer) => {
-                let (kernel, scope) = (Arc::clone(&self.seams.kernel), self.machine.scope().clone());
-                self.preview = Some(async move { (kernel.observe(&scope).await, answer) }.boxed());
-            }
+            Question::Plan(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
+            Question::Plan(answer) => self.look(answer),
         }
     }
 
-    fn previewed(&self, seen: &State) -> Preview {
-        let plan = self.machine.preview(seen, self.seams.clock.now());
-        Preview { plan, scope: self.machine.scope().clone() }
+    fn look(&mut self, answer: oneshot::Sender<Result<Preview, HandleError>>) {
+        let (kernel, scope) = (Arc::clone(&self.seams.kernel), self.machine.scope().clone());
+        self.preview = Some(
+            async move {
+                let seen = kernel.observe(&scope).await;
+                Looked { scope, seen, answer }
+            }
+            .boxed(),
+        );
+    }
+
+    fn looked(&mut self, Looked { scope, seen, answer }: Looked) {
+        if scope != *self.machine.scope() {
+            // What was seen is in the words of another scope.
+            return self.look(answer);
+        }
+        let preview = seen.map(|seen| self.machine.preview(&seen, self.seams.clock.now()));
+        // Whoever asked may have gone: not an error.
+        let _ = answer.send(preview.map_err(HandleError::Kernel));
     }
 }
 

@@ -67,14 +67,17 @@ pub enum EnvFile {
 }
 
 /// Why deletions wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WithheldBecause {
     /// The store said that most peers are gone at once; a second look is taken at this time.
+    #[error("most peers went at once: deleted unless they come back within a minute")]
     MassRemoval(BootTime),
     /// The agent started from a snapshot of a store that is away, which does not know the prefix; the store decides.
+    #[error("the snapshot of a store that is away does not know it: the store decides once it is back")]
     Unconfirmed,
     /// A record that does not parse names the prefix.
+    #[error("a record that does not parse names it: mend or delete the record")]
     BadRecord,
 }
 

@@ -11,6 +11,8 @@ mod guards;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
+mod preview;
+#[cfg(test)]
 mod simulated;
 #[cfg(test)]
 mod start;

@@ -20,7 +20,8 @@ use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::guard::{Guard, Over};
+use crate::overlay::guard::{Guard, Over, Restrained};
+use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
 use crate::overlay::status::{Contact, Event, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
@@ -264,11 +265,23 @@ impl Machine {
         self.lease_round(now)
     }
 
+    /// Whether the store has said what is everything: before that nothing can be said of peers.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced
+    }
+
     /// What an audit of `seen` would do now. Changes nothing.
-    pub(crate) fn preview(&self, seen: &State, now: BootTime) -> Plan {
+    pub(crate) fn preview(&self, seen: &State, now: BootTime) -> Preview {
         let (wanted, _) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
         let plan = self.plan(&wanted, seen);
-        self.guard.restrain(plan, now, &self.admission.withheld()).plan
+        let mut guard = self.guard.clone();
+        if !self.audit.judged {
+            self.judge_start(&mut guard, now, &wanted, seen);
+        }
+        let bad = self.admission.withheld();
+        let Restrained { plan, held } = guard.restrain(plan, now, &bad);
+        let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, &bad), op }).collect();
+        Preview { plan, held, scope: self.scope.clone() }
     }
 
     /// What removes everything of ours in `seen`.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError};
 use crate::net::Prefix;
-use crate::overlay::guard::Restrained;
+use crate::overlay::guard::{Guard, Restrained};
 use crate::overlay::status::{Contact, Event, Phase};
 use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
@@ -42,7 +42,9 @@ impl Machine {
         let (wanted, skips) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
         let plan = self.plan(&wanted, &seen);
         if !self.audit.judged {
-            self.judge_start(now, &wanted, &seen);
+            let mut guard = std::mem::take(&mut self.guard);
+            self.judge_start(&mut guard, now, &wanted, &seen);
+            self.guard = guard;
         }
         drop(wanted);
         let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
@@ -60,7 +62,7 @@ impl Machine {
 
     /// The guard at start: what is there of ours against what the store says. A store that is away has not said so
     /// itself: whoever is there and not in its last snapshot may have joined since.
-    pub(super) fn judge_start(&mut self, now: BootTime, wanted: &State, seen: &State) {
+    pub(super) fn judge_start(&self, guard: &mut Guard, now: BootTime, wanted: &State, seen: &State) {
         let claims = |prefix: &Prefix| self.claim(prefix);
         let ours: BTreeSet<Prefix> = seen
             .routes
@@ -71,9 +73,9 @@ impl Machine {
         let before = ours.len();
         let gone = ours.into_iter().filter(|prefix| wanted.routes_to(*prefix).next().is_none()).collect();
         if matches!(self.status.borrow().store, Contact::Lost { .. }) {
-            self.guard.leave(gone);
+            guard.leave(gone);
         } else {
-            self.guard.judge_reset(now, before, gone);
+            guard.judge_reset(now, before, gone);
         }
     }
 
