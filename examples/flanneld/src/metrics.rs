@@ -130,6 +130,8 @@ fn kind(event: &Event) -> &'static str {
         Event::KernelTrouble(_) => "kernel_trouble",
         Event::UplinkChanged(_) => "uplink_changed",
         Event::UplinkLost(_) => "uplink_lost",
+        Event::UplinkBack(_) => "uplink_back",
+        Event::AdvertiseFailed(_) => "advertise_failed",
         Event::Ready => "ready",
         Event::Stopped => "stopped",
         _ => "other",

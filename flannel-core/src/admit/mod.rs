@@ -54,6 +54,13 @@ pub struct Change {
     pub new: Option<Arc<Lease>>,
 }
 
+/// What a record says of its node.
+pub(crate) struct Claim<'a> {
+    pub(crate) key: &'a LeaseKey,
+    pub(crate) subnets: Dual<Prefix>,
+    pub(crate) public: Dual<IpAddr>,
+}
+
 impl Admission {
     /// No records yet.
     pub fn new(rules: Rules, host: HostView) -> Self {
@@ -161,6 +168,20 @@ impl Admission {
         self.table.find(key).and_then(|id| self.reason(id))
     }
 
+    /// What every record says of itself, in any order: the current version, peer or not, and the one still in force.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
+        self.table.ids().flat_map(|id| {
+            let entry = self.table.entry(id);
+            let kept = entry.lease.as_deref().map(|lease| Claim {
+                key: &lease.key,
+                subnets: lease.subnets,
+                public: lease.attrs.public_ip,
+            });
+            let bad = entry.bad.as_deref().map(|bad| Claim { key: &bad.key, subnets: bad.subnets, public: bad.public });
+            [bad, kept].into_iter().flatten()
+        })
+    }
+
     /// Why other nodes do not take our own record for a peer, as far as that can be known here.
     pub fn own_trouble(&self) -> Option<Reason> {
         let id = self.table.find(self.host.own.key.as_ref()?)?;
@@ -206,16 +227,16 @@ impl Admission {
         let judged = match lease {
             Ok(lease) if lease.key != key => {
                 let reason = Reason::Unreadable(format!("its lease names the record {}", lease.key));
-                Err(Bad { key, reason, subnets: lease.subnets })
+                Err(Bad { key, reason, subnets: lease.subnets, public: lease.attrs.public_ip })
             }
             Ok(lease) => match self.rules.judge(&lease) {
                 Ok(macs) => Ok((lease, macs)),
-                Err(reason) => Err(Bad { key, reason, subnets: lease.subnets }),
+                Err(reason) => Err(Bad { key, reason, subnets: lease.subnets, public: lease.attrs.public_ip }),
             },
             Err(bad) => {
                 // A store's words may quote a hostile record at length.
                 let reason = Reason::Unreadable(bad.reason.chars().take(256).collect());
-                Err(Bad { key, reason, subnets: bad.subnets })
+                Err(Bad { key, reason, subnets: bad.subnets, public: Dual::default() })
             }
         };
         match judged {

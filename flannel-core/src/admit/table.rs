@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::index::Index;
@@ -57,6 +58,7 @@ pub(super) struct Bad {
     pub(super) key: LeaseKey,
     pub(super) reason: Reason,
     pub(super) subnets: Dual<Prefix>,
+    pub(super) public: Dual<IpAddr>,
 }
 
 /// What was accepted before a round, and after it.
@@ -162,7 +164,7 @@ impl Table {
     fn occupy(&mut self, key: &LeaseKey) -> u32 {
         // Until its first version stands here, the key has to.
         let reason = Reason::Unreadable(String::new());
-        let bad = Some(Box::new(Bad { key: key.clone(), reason, subnets: Dual::default() }));
+        let bad = Some(Box::new(Bad { key: key.clone(), reason, subnets: Dual::default(), public: Dual::default() }));
         let entry = Entry { bad, ..Entry::default() };
         let id = match self.free.pop() {
             Some(id) => {

@@ -110,8 +110,9 @@ impl Handle {
         self.ask(Question::Plan).await?
     }
 
-    /// Why a peer is, or is not, programmed: by its key, an address in its subnet, or its public address. `None` when
-    /// no record is meant by `query`.
+    /// Why a peer is, or is not, programmed: by its key (or what stands before a dot in it: `node-a` for
+    /// `node-a.json`), its subnet, an address in that, or its public address, be it accepted or quarantined. `None`
+    /// when no record is meant by `query`.
     ///
     /// # Errors
     /// [`HandleError::NotRunning`].

@@ -5,6 +5,7 @@
 
 mod backoff;
 mod builder;
+mod contact;
 mod explain;
 mod guard;
 mod handle;

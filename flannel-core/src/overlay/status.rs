@@ -33,13 +33,14 @@ pub enum Phase {
 pub enum Contact {
     /// Nothing was heard yet.
     Never,
-    /// The store answers.
+    /// The store answers: both the watch of the leases and the calls about the own one, as far as they have spoken.
     Live,
-    /// It does not, since then.
+    /// The watch or the calls fail, since then. Either goes by its own word: a watch that lives says nothing of renewals
+    /// that are denied.
     Lost {
         /// Since when.
         since: BootTime,
-        /// Why, in words.
+        /// Why, in words; of both where both fail.
         error: String,
     },
 }
@@ -205,6 +206,10 @@ pub enum Event {
     UplinkChanged(Uplink),
     /// The uplink, or its address, is gone; what is programmed stays.
     UplinkLost(String),
+    /// There is an uplink with its address again, the same or another.
+    UplinkBack(Uplink),
+    /// What other nodes should be told of this one cannot be said as the host is now; the last word stays published.
+    AdvertiseFailed(String),
     /// Everything is programmed.
     Ready,
     /// The agent has ended.

@@ -19,6 +19,8 @@ mod start;
 #[cfg(test)]
 mod storms;
 #[cfg(test)]
+mod telling;
+#[cfg(test)]
 mod tenure;
 #[cfg(test)]
 mod tunnel;

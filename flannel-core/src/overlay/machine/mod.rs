@@ -20,10 +20,11 @@ use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::contact::{Voice, Words};
 use crate::overlay::guard::{Guard, Over, Restrained};
 use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
-use crate::overlay::status::{Contact, Event, LossReason, Phase, Status};
+use crate::overlay::status::{Event, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::{Settings, chain, view, wanted};
 use crate::plan::Plan;
@@ -72,6 +73,8 @@ pub(crate) struct Machine {
     audit: Schedule,
     backoff: Backoff,
     jitter: Jitter,
+    /// What was last heard of the store.
+    words: Words,
     status: watch::Sender<Status>,
     /// Whether the status has yet to show what the store said.
     stale: bool,
@@ -136,6 +139,7 @@ impl Machine {
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
+            words: Words::default(),
             status,
             stale: false,
             fatal: None,
@@ -206,7 +210,7 @@ impl Machine {
     pub(crate) fn handle(&mut self, now: BootTime, wake: Wake) {
         match wake {
             Wake::Store(Ok(event)) => self.store_event(now, event),
-            Wake::Store(Err(error)) => self.store_trouble(now, chain(&error)),
+            Wake::Store(Err(error)) => self.store_trouble(Voice::Watch, now, chain(&error)),
             Wake::Hint(hint) => self.hint(now, hint),
             Wake::Facts(facts) => self.facts(now, facts),
             Wake::Seen(seen) => self.seen(now, seen),
@@ -290,7 +294,7 @@ impl Machine {
     }
 
     fn store_event(&mut self, now: BootTime, event: LeaseEvent) {
-        self.contact();
+        self.store_well(Voice::Watch);
         let own = self.local.lease.key.clone();
         let (changes, reset) = match event {
             LeaseEvent::Reset(records) => {
@@ -315,6 +319,7 @@ impl Machine {
                 }
                 (self.admission.remove(&key), None)
             }
+            LeaseEvent::Resumed => return,
         };
         if reset.is_some() && self.guard.confirm() {
             self.audit.judged = false;
@@ -335,16 +340,9 @@ impl Machine {
             for prefix in prefixes_of(change.new.as_deref()) {
                 self.guard.returned(&prefix);
             }
-            if reset.is_none() {
-                self.events.extend(match (&change.old, &change.new) {
-                    (None, Some(new)) => Some(Event::PeerAdded(Arc::clone(new))),
-                    (Some(_), Some(new)) => Some(Event::PeerChanged(Arc::clone(new))),
-                    (Some(old), None) => Some(Event::PeerRemoved(Arc::clone(old))),
-                    (None, None) => None,
-                });
-            }
-            // The first audit is about everything anyway.
+            // The first snapshot says who is there, and the first audit is about everything anyway.
             if !first {
+                self.show_peer(&change);
                 self.note(change);
             }
         }
@@ -373,27 +371,21 @@ impl Machine {
         self.admission.peers().map(|peer| peer.subnets.iter().count()).sum()
     }
 
-    fn contact(&mut self) {
-        if self.status.borrow().store != Contact::Live {
-            if matches!(self.status.borrow().store, Contact::Lost { .. }) {
-                self.events.push(Event::StoreBack);
-            }
-            self.status.send_modify(|status| status.store = Contact::Live);
-        }
+    fn store_well(&mut self, voice: Voice) {
+        self.words.well(voice);
+        self.show_contact();
     }
 
-    fn store_trouble(&mut self, now: BootTime, error: String) {
-        if !matches!(self.status.borrow().store, Contact::Lost { .. }) {
-            self.events.push(Event::StoreLost(error.clone()));
-            self.status.send_modify(|status| status.store = Contact::Lost { since: now, error });
-        }
+    fn store_trouble(&mut self, voice: Voice, now: BootTime, error: String) {
+        self.words.trouble(voice, now, error);
+        self.show_contact();
     }
 
     fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
         let (outcome, error) = self.tenure.answered(answer, now);
         match error {
-            Some(error) => self.store_trouble(now, error),
-            None => self.contact(),
+            Some(error) => self.store_trouble(Voice::Calls, now, error),
+            None => self.store_well(Voice::Calls),
         }
         self.tenure_outcome(now, outcome);
     }
@@ -417,6 +409,10 @@ impl Machine {
 
     fn lease_lost(&mut self, reason: LossReason) {
         self.events.push(Event::LeaseLost(reason));
+        if self.settings.on_loss != super::LossPolicy::Reacquire {
+            // Nothing is asked any more: what calls said last is not true for ever.
+            self.store_well(Voice::Calls);
+        }
         self.status.send_modify(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
@@ -456,7 +452,9 @@ impl Machine {
         let changes = self.admission.set_host(host);
         for change in changes {
             self.count(&change);
+            self.show_peer(&change);
             self.note(change);
+            self.stale = true;
         }
     }
 
@@ -491,13 +489,16 @@ impl Machine {
                 Situation { host: facts, ..old.clone() }
             }
         };
+        if let Some(uplink) = uplink.as_ref().filter(|_| self.status.borrow().uplink.is_none()) {
+            self.events.push(Event::UplinkBack(uplink.clone()));
+        }
         // What is published now wins over what a device happens to have.
         situation.previous = Some(Arc::clone(&local.lease));
         if situation.uplink != old.uplink || situation.public != old.public {
             self.events.push(Event::UplinkChanged(situation.uplink.clone()));
             match self.backend.advertise(&situation) {
                 Ok(attrs) => self.tenure.publish(attrs, now),
-                Err(error) => self.show_error(chain(&error)),
+                Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
             }
         }
         if situation != *old {

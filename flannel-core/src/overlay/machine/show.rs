@@ -1,17 +1,42 @@
 //! What the machine shows of itself: the status, and the events that go with its changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use crate::admit::Change;
 use crate::clock::BootTime;
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
-use crate::overlay::status::{Event, PeerCounts, Phase, WithheldBecause};
+use crate::overlay::status::{Contact, Event, PeerCounts, Phase, WithheldBecause};
 use crate::overlay::wanted;
 use crate::plan::{Conflict, Object};
 
 use super::{Cause, Machine, SPACING};
 
 impl Machine {
+    pub(super) fn show_contact(&mut self) {
+        let contact = self.words.contact();
+        let was = self.status.borrow().store.clone();
+        match (&was, &contact) {
+            (Contact::Lost { .. }, Contact::Lost { .. }) => {}
+            (_, Contact::Lost { error, .. }) => self.events.push(Event::StoreLost(error.clone())),
+            (Contact::Lost { .. }, _) => self.events.push(Event::StoreBack),
+            _ => {}
+        }
+        if was != contact {
+            self.status.send_modify(|status| status.store = contact);
+        }
+    }
+
+    pub(super) fn show_peer(&mut self, change: &Change) {
+        self.events.extend(match (&change.old, &change.new) {
+            (None, Some(new)) => Some(Event::PeerAdded(Arc::clone(new))),
+            (Some(_), Some(new)) => Some(Event::PeerChanged(Arc::clone(new))),
+            (Some(old), None) => Some(Event::PeerRemoved(Arc::clone(old))),
+            (None, None) => None,
+        });
+    }
+
     pub(super) fn show_error(&mut self, error: String) {
         if self.status.borrow().last_error.as_ref() != Some(&error) {
             self.events.push(Event::KernelTrouble(error.clone()));
