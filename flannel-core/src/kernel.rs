@@ -420,6 +420,14 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`KernelError::Conflict`] when another overlay here has this name or a network that overlaps.
     async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError>;
 
+    /// Whether devices of these kinds could be made here: a driver that is missing or a privilege that is, before
+    /// anything is taken or written. Leaves nothing behind, but for a driver that the kernel loads by itself.
+    ///
+    /// # Errors
+    /// [`KernelError::Unsupported`] or [`KernelError::Denied`], both final; the others as for
+    /// [`host_facts`](Kernel::host_facts).
+    async fn probe(&self, devices: &[Device]) -> Result<(), KernelError>;
+
     /// What the host looks like now.
     ///
     /// # Errors

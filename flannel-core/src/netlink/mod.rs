@@ -9,6 +9,7 @@ mod codec;
 mod facts;
 mod monitor;
 mod observe;
+mod probe;
 mod thread;
 mod wire;
 
@@ -22,7 +23,7 @@ use futures_util::stream::BoxStream;
 
 use self::monitor::Signal;
 use self::thread::{Command, Thread};
-use crate::kernel::{ApplyReport, Claim, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
 use crate::net::{Dual, Prefix};
 use crate::plan::Plan;
 use crate::state::State;
@@ -76,6 +77,11 @@ impl Kernel for NetlinkKernel {
     async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError> {
         let (overlay, networks) = (overlay.clone(), *networks);
         self.thread.call(|reply| Command::Claim { overlay, networks, reply }).await
+    }
+
+    async fn probe(&self, devices: &[Device]) -> Result<(), KernelError> {
+        let devices = devices.to_vec();
+        self.thread.call(|reply| Command::Probe { devices, reply }).await
     }
 
     async fn host_facts(&self) -> Result<HostFacts, KernelError> {

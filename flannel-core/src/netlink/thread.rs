@@ -17,6 +17,7 @@ use super::codec::Batch;
 use super::facts::host_facts;
 use super::monitor::{Monitor, Signal};
 use super::observe::observe;
+use super::probe::probe;
 use super::wire::Wire;
 use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, KernelError, OverlayName, Scope};
 use crate::net::{Dual, Prefix};
@@ -33,6 +34,7 @@ type Reply<T> = oneshot::Sender<Result<T, KernelError>>;
 
 pub(crate) enum Command {
     Claim { overlay: OverlayName, networks: Dual<Prefix>, reply: Reply<Claim> },
+    Probe { devices: Vec<Device>, reply: Reply<()> },
     HostFacts { reply: Reply<HostFacts> },
     Observe { scope: Scope, reply: Reply<State> },
     Apply { scope: Scope, plan: Arc<Plan>, reply: Reply<ApplyReport> },
@@ -235,6 +237,7 @@ impl Worker {
     fn serve(&mut self, command: Command) {
         match command {
             Command::Claim { overlay, networks, reply } => answer(reply, || claim(&overlay, &networks)),
+            Command::Probe { devices, reply } => answer(reply, || probe(&mut self.wire, &mut self.batch, &devices)),
             Command::HostFacts { reply } => answer(reply, || host_facts(&mut self.wire, &mut self.batch)),
             Command::Observe { scope, reply } => answer(reply, || {
                 let seen = observe(&mut self.wire, &mut self.batch, &scope)?;

@@ -209,11 +209,17 @@ async fn agent(
         started = start::start(seams, &settings, backends) => started?,
         never = refuse(&mut questions) => match never {},
     };
-    let Started { backend, local, claim } = started;
+    let Started { backend, local, is_new, claim } = started;
     let now = seams.clock.now();
     let machine = Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, Jitter::random());
     let mut shell = Shell::new(seams, settings, machine, questions);
     let outcome = shell.until(&cancel).await;
+    if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =
+        (is_new, &outcome)
+    {
+        // Only a first round ends so: what it took is of no use to anybody.
+        shell.give_back().await;
+    }
     let ended = shell.finish().await;
     drop(claim);
     // What ended the agent says more than what became of its end.

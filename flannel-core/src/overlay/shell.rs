@@ -157,6 +157,19 @@ impl<'a> Shell<'a> {
         }
     }
 
+    /// Gives the lease back, if the store answers soon. Where it does not the lease runs out by itself.
+    pub(crate) async fn give_back(&mut self) {
+        let Some(lease) = self.machine.held_lease() else { return };
+        let patience = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
+        let trouble = tokio::select! {
+            released = self.seams.subnets.release((**lease).clone()) => released.err().map(|error| chain(&error)),
+            () = patience => Some(format!("the lease store did not answer within {GRACE:?}")),
+        };
+        if let Some(error) = trouble {
+            tracing::warn!(error, "the lease was not given back");
+        }
+    }
+
     /// Removes what is ours, as seen by complete looks, then gives the lease back.
     async fn remove(&mut self) -> Result<(), OverlayError> {
         let cleared = self.clear().await;

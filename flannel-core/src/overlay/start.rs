@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Local, Situation};
 use crate::config::{ConfigError, NetworkConfig};
-use crate::kernel::{Claim, HostFacts, KernelError};
+use crate::kernel::{Claim, KernelError};
+use crate::lease::{Fence, Lease, LeaseKey};
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
@@ -17,6 +18,8 @@ use crate::uplink::Problem;
 pub(crate) struct Started {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) local: Local,
+    /// Whether the store had no lease of this node before.
+    pub(crate) is_new: bool,
     /// Held for as long as the agent runs.
     pub(crate) claim: Claim,
 }
@@ -51,7 +54,7 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
     let mut backoff = Backoff::new(Jitter::random());
     let mut told = None;
     loop {
-        let host = Arc::new(host_facts(seams).await?);
+        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts()).await?);
         let error = match view::first_situation(settings, Arc::clone(config), host) {
             Ok(situation) => return Ok(situation),
             Err(error) => error,
@@ -73,12 +76,15 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
     }
 }
 
-/// Reads the host until it can be read.
-async fn host_facts(seams: &Seams) -> Result<HostFacts, OverlayError> {
+/// Asks the kernel until it answers. What no retry helps is final.
+async fn ask_kernel<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
+where
+    F: Future<Output = Result<T, KernelError>>,
+{
     let mut backoff = Backoff::new(Jitter::random());
     loop {
-        let error = match seams.kernel.host_facts().await {
-            Ok(facts) => return Ok(facts),
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
         match error {
@@ -108,8 +114,25 @@ pub(crate) async fn start(
     let Surveyed { backend, situation, want } = survey(seams, settings, backends).await?;
     let networks = situation.networks();
     let claim = seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)?;
+    let expected = expected(&situation, &want);
+    let local = Local { lease: Arc::new(expected), situation };
+    let devices = backend.scope(&local).devices;
+    ask_kernel(seams, || seams.kernel.probe(&devices)).await?;
+    let Local { situation, .. } = local;
     let lease = retry(seams, || seams.subnets.acquire(&situation.node, want.clone())).await?;
-    Ok(Started { backend, claim, local: Local { situation, lease: Arc::new(lease) } })
+    let is_new = situation.previous.is_none();
+    Ok(Started { backend, claim, is_new, local: Local { situation, lease: Arc::new(lease) } })
+}
+
+/// The lease as far as it is known before it is taken: enough to tell which devices there will be.
+fn expected(situation: &Situation, want: &Want) -> Lease {
+    Lease {
+        key: LeaseKey::new(situation.node.as_str()),
+        subnets: want.preferred,
+        attrs: want.attrs.clone(),
+        expires: None,
+        fence: Fence::default(),
+    }
 }
 
 fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {

@@ -27,6 +27,7 @@ fn passing(mut mock: MockKernel, kernel: &FakeKernel) -> Arc<MockKernel> {
     let fake = kernel.clone();
     mock.expect_host_facts().returning(move || futures_util::FutureExt::now_or_never(fake.host_facts()).unwrap());
     mock.expect_claim().returning(|_, _| Ok(Claim::new(())));
+    mock.expect_probe().returning(|_| Ok(()));
     mock.expect_hints().returning(|_| futures_util::stream::pending().boxed());
     let fake = kernel.clone();
     mock.expect_observe()
@@ -111,6 +112,38 @@ async fn what_the_kernel_can_never_do_ends_the_first_round_with_its_error() {
         let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
         assert_eq!(ended, error);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_can_never_do_leaves_no_lease_behind() {
+    let unsupported = || KernelError::Unsupported { what: "vxlan".to_owned(), hint: "modprobe vxlan".to_owned() };
+    for error in [denied(), unsupported()] {
+        // Told before.
+        let node = Node::alone();
+        node.kernel.fail_next_probe(error.clone());
+        let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
+        assert_eq!((ended, node.store.records().len()), (error.clone(), 0));
+        // Told by the first round only.
+        node.kernel.fail_next_observe(error.clone());
+        let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
+        assert_eq!((ended, node.store.records().len()), (error.clone(), 0));
+        // A lease that was there before is not this start's to give back.
+        node.run().ready().await;
+        let before = node.record();
+        node.kernel.fail_next_observe(error.clone());
+        let Err(OverlayError::Kernel(_)) = node.run().ended().await else { panic!("no error") };
+        assert!(before.is_some() && node.record() == before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_not_answered_is_repeated() {
+    let node = Node::alone();
+    node.kernel.fail_next_probe(timeout());
+    let agent = node.run();
+    agent.until(|status| status.last_error.is_some()).await;
+    assert_eq!(node.store.records().len(), 0);
+    agent.ready().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,7 +24,9 @@ use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::{Notify, watch};
 
-use crate::kernel::{ApplyReport, Claim, Hint, HostAddress, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use crate::kernel::{
+    ApplyReport, Claim, Device, Hint, HostAddress, HostFacts, Kernel, KernelError, OverlayName, Scope,
+};
 use crate::net::{Dual, MacAddr, Prefix};
 use crate::plan::{Op, OpText, Plan, Refusals};
 use crate::state::{Link, LinkId, LinkKind, Route, RouteKind, State, Vxlan};
@@ -130,6 +132,7 @@ struct Script {
     lose_at: Option<u64>,
     observe: VecDeque<KernelError>,
     host_facts: VecDeque<KernelError>,
+    probe: VecDeque<KernelError>,
 }
 
 impl Script {
@@ -263,6 +266,11 @@ impl FakeKernel {
         self.lock().script.host_facts.push_back(error);
     }
 
+    /// Lets the next [`Kernel::probe`] fail. Several add up.
+    pub fn fail_next_probe(&self, error: KernelError) {
+        self.lock().script.probe.push_back(error);
+    }
+
     /// Makes every verb wait, before it does anything, until [`resume`](Self::resume).
     pub fn stall(&self) {
         self.stalled.send_replace(true);
@@ -305,6 +313,11 @@ impl Kernel for FakeKernel {
         let id = inner.last_claim;
         inner.claims.push((id, overlay.clone(), *networks));
         Ok(Claim::new(Held { id, inner: self.inner.clone() }))
+    }
+
+    async fn probe(&self, _: &[Device]) -> Result<(), KernelError> {
+        self.until_resumed().await;
+        self.lock().script.probe.pop_front().map_or(Ok(()), Err)
     }
 
     async fn host_facts(&self) -> Result<HostFacts, KernelError> {
