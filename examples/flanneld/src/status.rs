@@ -214,7 +214,10 @@ fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
         reasons.push(because("a new lease: the last one was lost"));
     }
     if status.phase > Phase::LeaseHeld && status.subnet_env != EnvFile::Settled {
-        reasons.push(because("subnet.env to be written"));
+        reasons.push(match &status.subnet_env {
+            EnvFile::Pending { error: Some(error) } => format!("subnet.env to be written ({error})"),
+            _ => "subnet.env to be written".to_owned(),
+        });
     }
     match rules {
         Rulebook::InPlace => {}
@@ -328,9 +331,10 @@ mod tests {
     fn readiness_needs_phase_lease_and_file() {
         let mut status = Status::default();
         status.phase = Phase::Ready;
-        status.subnet_env = EnvFile::Pending;
+        status.subnet_env = EnvFile::Pending { error: Some("disk full".to_owned()) };
         assert!(!is_ready(&status, &Rulebook::InPlace));
         assert_eq!(waits_for(&status, &Rulebook::InPlace).len(), 2);
+        assert!(waits_for(&status, &Rulebook::InPlace).iter().any(|reason| reason.contains("disk full")));
         assert_eq!(waits_for(&status, &Rulebook::Failed("no nft".to_owned())).len(), 3);
     }
 }

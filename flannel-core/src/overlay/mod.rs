@@ -6,6 +6,7 @@
 mod backoff;
 mod builder;
 mod contact;
+mod env;
 mod explain;
 mod guard;
 mod handle;

@@ -89,7 +89,8 @@ impl Overlay {
         subnets: Arc<dyn SubnetManager>,
         kernel: Arc<dyn Kernel>,
     ) -> Self {
-        let subnet_env = if settings.subnet_env.is_some() { EnvFile::Pending } else { EnvFile::Settled };
+        let subnet_env =
+            if settings.subnet_env.is_some() { EnvFile::Pending { error: None } } else { EnvFile::Settled };
         let status = watch::Sender::new(Status { subnet_env, ..Status::default() });
         let events = broadcast::Sender::new(EVENTS);
         let seams = Seams { subnets, kernel, clock, status, events };

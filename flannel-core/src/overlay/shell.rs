@@ -9,19 +9,17 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::BootTime;
 use crate::kernel::{Hint, Kernel, KernelError, Scope};
 use crate::lease::LeaseEvent;
-use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::env::EnvKeeper;
 use crate::overlay::handle::{HandleError, Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
 use crate::overlay::run::{OverlayError, Seams};
-use crate::overlay::status::{EnvFile, Phase};
+use crate::overlay::status::Phase;
 use crate::overlay::tenure::StoreCall;
 use crate::overlay::{Settings, Teardown, chain, explain, removal, view};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
-use crate::subnet_env::SubnetEnv;
 
 /// How long an end waits for the round under way (faults.md, P3: an exit takes at most 2 s).
 const GRACE: Duration = Duration::from_millis(1500);
@@ -54,12 +52,7 @@ pub(crate) struct Shell<'a> {
     kernel: Slot<Wake>,
     store: Slot<Wake>,
     preview: Slot<Looked>,
-    env: Slot<Result<SubnetEnv, String>>,
-    /// What `subnet.env` says, as far as we wrote it.
-    written: Option<SubnetEnv>,
-    /// When a write that failed is tried again.
-    env_again: Option<BootTime>,
-    env_backoff: Backoff,
+    env: EnvKeeper,
 }
 
 impl<'a> Shell<'a> {
@@ -78,10 +71,7 @@ impl<'a> Shell<'a> {
             kernel: None,
             store: None,
             preview: None,
-            env: None,
-            written: None,
-            env_again: None,
-            env_backoff: Backoff::new(Jitter::random()),
+            env: EnvKeeper::new(&settings),
             seams,
             settings,
             machine,
@@ -100,7 +90,7 @@ impl<'a> Shell<'a> {
             if self.machine.must_stop() {
                 return Err(OverlayError::LeaseLost);
             }
-            let deadline = [self.machine.deadline(), self.env_again].into_iter().flatten().min();
+            let deadline = [self.machine.deadline(), self.env.deadline()].into_iter().flatten().min();
             let clock = Arc::clone(&self.seams.clock);
             let timer = async move {
                 match deadline {
@@ -123,8 +113,12 @@ impl<'a> Shell<'a> {
                     self.looked(looked);
                     continue;
                 }
-                env = finished(&mut self.env) => {
-                    self.env_written(env);
+                outcome = self.env.finished() => {
+                    let file = self.env.ended(self.seams.clock.now(), outcome);
+                    self.seams.status.send_if_modified(|status| {
+                        let before = std::mem::replace(&mut status.subnet_env, file);
+                        before != status.subnet_env
+                    });
                     continue;
                 }
                 // One look at a time: another would leave the first one's asker without an answer.
@@ -147,9 +141,9 @@ impl<'a> Shell<'a> {
                 () = grace => tracing::warn!("the round under way was cut off"),
             }
         }
-        if self.env.is_some() {
+        if self.env.is_busy() {
             // It runs in a thread of its own: what it writes must not come after what follows.
-            let _ = finished(&mut self.env).await;
+            let _ = self.env.finished().await;
         }
         match self.settings.teardown {
             Teardown::Keep => Ok(()),
@@ -232,59 +226,17 @@ impl<'a> Shell<'a> {
             self.hinted = self.machine.scope().clone();
             self.hints = self.seams.kernel.hints(&self.hinted).fuse().boxed();
         }
-        self.issue_env();
+        self.keep_env();
     }
 
-    /// Starts to write `subnet.env` if the devices are there and it does not say what is true.
-    fn issue_env(&mut self) {
-        let Some(file) = &self.settings.subnet_env else { return };
-        let now = self.seams.clock.now();
-        if self.env.is_some() || self.env_again.is_some_and(|again| again > now) {
-            return;
-        }
-        // Its time has come, whether it can be written now or not: the timer must not wait for it again.
-        self.env_again = None;
+    /// Has `subnet.env` say what is true, once the devices are there.
+    fn keep_env(&mut self) {
+        let Some(masquerade) = self.env.file().map(|file| file.masquerade) else { return };
         if self.seams.status.borrow().phase < Phase::DeviceReady {
-            return;
+            return self.env.wait();
         }
-        let local = self.machine.local();
-        let wanted = view::subnet_env(&**self.machine.backend(), local, file.masquerade);
-        if self.written.as_ref() == Some(&wanted) {
-            return;
-        }
-        let path = file.path.clone();
-        let write = tokio::task::spawn_blocking(move || wanted.write(&path).map(|()| wanted));
-        self.env = Some(
-            async move {
-                match write.await {
-                    Ok(outcome) => outcome.map_err(|error| chain(&error)),
-                    Err(error) => Err(chain(&error)),
-                }
-            }
-            .boxed(),
-        );
-    }
-
-    fn env_written(&mut self, outcome: Result<SubnetEnv, String>) {
-        match outcome {
-            Ok(env) => {
-                tracing::info!(subnet = ?env.subnets.v4, subnet6 = ?env.subnets.v6, "subnet.env written");
-                self.env_backoff.reset();
-                self.written = Some(env);
-                self.seams.status.send_modify(|status| status.subnet_env = EnvFile::Settled);
-            }
-            Err(error) => {
-                let now = self.seams.clock.now();
-                self.env_again = Some(now.after(self.env_backoff.next()));
-                let fresh = self.seams.status.borrow().last_error.as_ref() != Some(&error);
-                if fresh {
-                    tracing::warn!(error, "subnet.env was not written");
-                }
-                self.seams.status.send_modify(|status| {
-                    (status.subnet_env, status.last_error) = (EnvFile::Pending, Some(error));
-                });
-            }
-        }
+        let wanted = view::subnet_env(&**self.machine.backend(), self.machine.local(), masquerade);
+        self.env.keep(self.seams.clock.now(), wanted);
     }
 
     fn publish(&mut self) {

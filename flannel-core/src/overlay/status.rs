@@ -57,14 +57,17 @@ pub struct PeerCounts {
 }
 
 /// What has become of `subnet.env`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum EnvFile {
     /// It says what is true, or none is to be written.
     #[default]
     Settled,
-    /// It is to be written once the devices are there, or once more after a failure: see [`Status::last_error`].
-    Pending,
+    /// It is to be written once the devices are there, or once more after a failure.
+    Pending {
+        /// Why the last try failed, in words with the remedy; `None` before the first.
+        error: Option<String>,
+    },
 }
 
 /// Why deletions wait.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flannel_core::kernel::KernelError;
-use flannel_core::overlay::{Event, HandleError, Masquerade, Phase, SubnetEnvFile, Teardown};
+use flannel_core::overlay::{EnvFile, Event, HandleError, Masquerade, Phase, Status, SubnetEnvFile, Teardown};
 use flannel_core::testing::memory_subnets::Fault;
 use tokio::time::Instant;
 
@@ -128,13 +128,40 @@ async fn subnet_env_is_written_when_the_devices_are_there_and_again_when_the_lea
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_subnet_env_that_somebody_changes_or_deletes_is_written_again() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = env_file(&dir);
+    let agent = node.run_as(node.builder().subnet_env(file.clone()));
+    agent.until(|status| status.subnet_env == EnvFile::Settled && status.phase == Phase::Ready).await;
+    let read = || std::fs::read_to_string(&file.path).ok();
+    let before = read().unwrap();
+    let at_rest = std::fs::metadata(&file.path).unwrap().modified().unwrap();
+    pass(200.0).await;
+    assert_eq!(std::fs::metadata(&file.path).unwrap().modified().unwrap(), at_rest, "what is right is not written");
+    for harm in ["FLANNEL_NETWORK=10.9.0.0/16\n", ""] {
+        let begun = Instant::now();
+        match harm {
+            "" => std::fs::remove_file(&file.path).unwrap(),
+            text => std::fs::write(&file.path, text).unwrap(),
+        }
+        eventually("it is as before", || read().as_ref() == Some(&before)).await;
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    }
+    agent.cancelled().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_subnet_env_that_cannot_be_written_is_tried_again_without_spinning() {
     let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
     let file = env_file(&dir);
     // A file where the directory has to be.
     std::fs::write(dir.path().join("run"), "").unwrap();
     let agent = node.run_as(node.builder().subnet_env(file.clone()));
-    agent.until(|status| status.last_error.as_ref().is_some_and(|error| error.contains("run"))).await;
+    let failed = |status: &Status| matches!(&status.subnet_env, EnvFile::Pending { error: Some(error) } if error.contains("run"));
+    agent.until(failed).await;
+    // What goes well meanwhile does not hide it.
+    let status = agent.audited().await;
+    assert!(failed(&status), "{:?}", status.subnet_env);
     // Meanwhile the device cannot be made.
     node.kernel.refuse_if(|op| matches!(op, flannel_core::plan::Op::CreateLink { .. }).then_some(12));
     node.kernel.delete_link("tun4.1").unwrap();
