@@ -4,7 +4,6 @@ use std::fmt::{self, Write as _};
 
 use flannel_core::clock::BootTime;
 use flannel_core::overlay::{Contact, EnvFile, Phase, Status, WithheldBecause};
-use flannel_core::plan::Object;
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::Rulebook;
@@ -155,7 +154,7 @@ impl Document {
                 .take(LISTED)
                 .map(|conflict| Conflict { found: conflict.found.clone(), remedy: conflict.remedy.clone() })
                 .collect(),
-            contested: status.contested.iter().take(LISTED).map(object).collect(),
+            contested: status.contested.iter().take(LISTED).map(ToString::to_string).collect(),
             withheld: status
                 .withheld
                 .iter()
@@ -236,16 +235,6 @@ fn store(status: &Status, around: &Surroundings, now: BootTime) -> Store {
         _ => ("unknown", None, None),
     };
     Store { name: around.store.clone(), contact: contact.to_owned(), lost_for_seconds: since, error }
-}
-
-fn object(object: &Object) -> String {
-    match object {
-        Object::Link(_) => "a device of the overlay".to_owned(),
-        Object::Address(key) => format!("address {}/{}", key.addr, key.len),
-        Object::Fdb(key) => format!("forwarding entry {}", key.mac),
-        Object::Neighbour(key) => format!("neighbour {}", key.addr),
-        Object::Route(prefix) => format!("route {prefix}"),
-    }
 }
 
 fn withheld(because: WithheldBecause, now: BootTime) -> String {

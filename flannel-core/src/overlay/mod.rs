@@ -10,6 +10,7 @@ mod env;
 mod explain;
 mod guard;
 mod handle;
+mod journal;
 mod machine;
 mod memory;
 mod removal;

@@ -1,7 +1,7 @@
 //! An overlay's life: from its parts through its run to its end.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -15,6 +15,7 @@ use crate::lease::LeaseEvent;
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::handle::{EVENTS, Handle, Preview, QUESTIONS, Question};
+use crate::overlay::journal::Journal;
 use crate::overlay::machine::{Machine, Wake};
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
@@ -42,6 +43,21 @@ pub(crate) struct Seams {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) journal: Mutex<Journal>,
+}
+
+impl Seams {
+    /// Tells operators and whoever listens what happened.
+    pub(crate) fn tell(&self, event: Event) {
+        self.journal().tell(self.clock.now(), &event);
+        // Nobody listens: not an error.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
+        // Nothing is left half-done by a holder that panicked: it only counts.
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why an overlay ended by itself, or did not start. Never for trouble that may pass: that is in the status.
@@ -93,7 +109,7 @@ impl Overlay {
             if settings.subnet_env.is_some() { EnvFile::Pending { error: None } } else { EnvFile::Settled };
         let status = watch::Sender::new(Status { subnet_env, ..Status::default() });
         let events = broadcast::Sender::new(EVENTS);
-        let seams = Seams { subnets, kernel, clock, status, events };
+        let seams = Seams { subnets, kernel, clock, status, events, journal: Mutex::default() };
         Self { settings: Arc::new(settings), backends, seams, questions: mpsc::channel(QUESTIONS) }
     }
 
@@ -188,12 +204,13 @@ impl Overlay {
         // Handles keep theirs; ours would keep the channel open for ever.
         drop(asker);
         let span = tracing::info_span!("overlay", name = settings.name.as_str());
-        let outcome =
-            tracing::Instrument::instrument(agent(&seams, settings, &backends, questions, cancel), span).await;
-        seams.status.send_modify(|status| status.phase = Phase::Stopped);
-        // Nobody listens: not an error.
-        let _ = seams.events.send(Event::Stopped);
-        outcome
+        let life = async {
+            let outcome = agent(&seams, settings, &backends, questions, cancel).await;
+            seams.status.send_modify(|status| status.phase = Phase::Stopped);
+            seams.tell(Event::Stopped);
+            outcome
+        };
+        tracing::Instrument::instrument(life, span).await
     }
 }
 

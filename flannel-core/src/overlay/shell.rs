@@ -8,6 +8,8 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use crate::kernel::{Hint, Kernel, KernelError, Scope};
 use crate::lease::LeaseEvent;
@@ -241,10 +243,9 @@ impl<'a> Shell<'a> {
 
     fn publish(&mut self) {
         for event in self.machine.take_events() {
-            tracing::debug!(?event);
-            // Nobody listens: not an error.
-            let _ = self.seams.events.send(event);
+            self.seams.tell(event);
         }
+        self.seams.journal().settle(self.seams.clock.now());
     }
 
     fn question(&mut self, question: Question) {
@@ -293,9 +294,30 @@ async fn finished<T>(slot: &mut Slot<T>) -> T {
 
 async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     match call {
-        KernelCall::Facts => Wake::Facts(kernel.host_facts().await),
-        KernelCall::Observe(scope) => Wake::Seen(kernel.observe(&scope).await),
-        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, plan).await),
+        KernelCall::Facts => Wake::Facts(kernel.host_facts().instrument(tracing::debug_span!("facts")).await),
+        KernelCall::Observe(scope) => {
+            let span = tracing::debug_span!("look", routes = Empty, neighbours = Empty, fdb = Empty);
+            let look = async {
+                let seen = kernel.observe(&scope).await;
+                if let Ok(State { routes, neighbours, fdb, .. }) = &seen {
+                    let span = Span::current();
+                    span.record("routes", routes.len()).record("neighbours", neighbours.len()).record("fdb", fdb.len());
+                    tracing::debug!("looked at the kernel");
+                }
+                seen
+            };
+            Wake::Seen(look.instrument(span).await)
+        }
+        KernelCall::Apply(scope, plan) => {
+            let span = tracing::debug_span!("write", ops = plan.ops.len(), applied = Empty, refused = Empty);
+            let write = async {
+                let report = kernel.apply(&scope, plan).await;
+                Span::current().record("applied", report.applied).record("refused", report.refused.len());
+                tracing::debug!("wrote to the kernel");
+                report
+            };
+            Wake::Applied(write.instrument(span).await)
+        }
     }
 }
 

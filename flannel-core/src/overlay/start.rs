@@ -56,7 +56,12 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
     loop {
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts()).await?);
         let error = match view::first_situation(settings, Arc::clone(config), host) {
-            Ok(situation) => return Ok(situation),
+            Ok(situation) => {
+                if told.is_some() {
+                    seams.tell(Event::UplinkBack(situation.uplink.clone()));
+                }
+                return Ok(situation);
+            }
             Err(error) => error,
         };
         // No host can mend an address of the wrong family.
@@ -66,9 +71,7 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
         }
         if told.as_ref() != Some(&error.problem) {
             let text = chain(&error);
-            tracing::warn!(error = text, "waiting for an uplink");
-            // Nobody listens: not an error.
-            let _ = seams.events.send(Event::UplinkLost(text.clone()));
+            seams.tell(Event::UplinkLost(text.clone()));
             seams.status.send_modify(|status| status.last_error = Some(text));
             told = Some(error.problem);
         }
@@ -96,9 +99,7 @@ where
         }
         let text = chain(&error);
         if seams.status.borrow().last_error.as_ref() != Some(&text) {
-            tracing::warn!(error = text, "waiting for the kernel");
-            // Nobody listens: not an error.
-            let _ = seams.events.send(Event::KernelTrouble(text.clone()));
+            seams.tell(Event::KernelTrouble(text.clone()));
             seams.status.send_modify(|status| status.last_error = Some(text));
         }
         seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
@@ -162,9 +163,7 @@ where
                     before != Contact::Live
                 });
                 if back {
-                    tracing::info!("the lease store is back");
-                    // Nobody listens: not an error.
-                    let _ = seams.events.send(Event::StoreBack);
+                    seams.tell(Event::StoreBack);
                 }
                 return Ok(value);
             }
@@ -188,9 +187,7 @@ where
             fresh
         });
         if fresh {
-            tracing::warn!(error = text, "waiting for the lease store");
-            // Nobody listens: not an error.
-            let _ = seams.events.send(Event::StoreLost(text));
+            seams.tell(Event::StoreLost(text));
         }
         seams.clock.sleep_until(now.after(backoff.next())).await;
     }

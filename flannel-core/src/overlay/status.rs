@@ -153,16 +153,20 @@ impl Default for Status {
 }
 
 /// Why a lease is not ours any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LossReason {
     /// Its record is gone from the store.
+    #[error("its record was deleted")]
     Deleted,
     /// Its record is another node's.
+    #[error("its record is another node's")]
     Taken,
     /// It ran out before the store could be reached.
+    #[error("it ran out before the store could be reached")]
     Expired,
     /// The store said so, in words.
+    #[error("{0}")]
     Refused(String),
 }
 
@@ -217,4 +221,33 @@ pub enum Event {
     Ready,
     /// The agent has ended.
     Stopped,
+}
+
+impl Event {
+    /// Its kind in one word, as logs and metrics name it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::LeaseAcquired(_) => "lease_acquired",
+            Self::LeaseRenewed(_) => "lease_renewed",
+            Self::LeaseLost(_) => "lease_lost",
+            Self::Snapshot(_) => "snapshot",
+            Self::PeerAdded(_) => "peer_added",
+            Self::PeerChanged(_) => "peer_changed",
+            Self::PeerRemoved(_) => "peer_removed",
+            Self::PeerQuarantined(..) => "peer_quarantined",
+            Self::DriftRepaired { .. } => "drift_repaired",
+            Self::ConflictFound(_) => "conflict_found",
+            Self::Contested(_) => "contested",
+            Self::DeletionsWithheld(_) => "deletions_withheld",
+            Self::StoreLost(_) => "store_lost",
+            Self::StoreBack => "store_back",
+            Self::KernelTrouble(_) => "kernel_trouble",
+            Self::UplinkChanged(_) => "uplink_changed",
+            Self::UplinkLost(_) => "uplink_lost",
+            Self::UplinkBack(_) => "uplink_back",
+            Self::AdvertiseFailed(_) => "advertise_failed",
+            Self::Ready => "ready",
+            Self::Stopped => "stopped",
+        }
+    }
 }

@@ -9,6 +9,8 @@ mod ending;
 #[cfg(test)]
 mod guards;
 #[cfg(test)]
+mod log;
+#[cfg(test)]
 mod node;
 #[cfg(test)]
 mod preview;
