@@ -294,6 +294,8 @@ pub enum Hint {
     FactsChanged,
     /// Notifications were lost: anything may have changed.
     Lost,
+    /// Notifications cannot be heard until the next hint, which is [`Lost`](Self::Lost): anything may change unseen.
+    Unheard,
 }
 
 /// Why the kernel did not do what was asked.

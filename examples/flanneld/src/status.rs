@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use flannel_core::clock::BootTime;
-use flannel_core::overlay::{Contact, EnvFile, Phase, Status, WithheldBecause};
+use flannel_core::overlay::{Contact, EnvFile, Hearing, Phase, Status, WithheldBecause};
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::Rulebook;
@@ -24,6 +24,8 @@ pub(crate) struct Document {
     pub(crate) lease: Option<Lease>,
     pub(crate) uplink: Option<Uplink>,
     pub(crate) mtu: Option<u32>,
+    /// Whether the kernel's notifications are heard.
+    pub(crate) notifications_heard: bool,
     pub(crate) subnet_file: String,
     pub(crate) peers: Peers,
     pub(crate) quarantined: Vec<Named>,
@@ -130,6 +132,7 @@ impl Document {
             lease,
             uplink,
             mtu: status.mtu.map(|mtu| mtu.0),
+            notifications_heard: status.notifications == Hearing::Heard,
             subnet_file: around.subnet_file.clone(),
             peers: Peers {
                 accepted: status.peers.accepted,
@@ -270,6 +273,9 @@ impl fmt::Display for Document {
         }
         if let Some(mtu) = self.mtu {
             row("pod mtu", &mtu.to_string())?;
+        }
+        if !self.notifications_heard {
+            row("kernel", "notifications are not heard: changes are seen by audits only")?;
         }
         row("subnet file", &self.subnet_file)?;
         let Peers { accepted, skipped, quarantined } = self.peers;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
 use futures_util::stream::{self, Stream};
+use nix::errno::Errno;
 use nix::libc::{
     RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
 };
@@ -33,6 +34,12 @@ const ECHOES: usize = 16 * Batch::MAX;
 
 const DATAGRAM: usize = 32 << 10;
 
+/// So many failed receives in a row are no overrun: the socket is broken.
+const FAILURES: u32 = 8;
+
+/// How the next datagram is read.
+type Receive = fn(&Socket, &mut [u8]) -> Result<Option<usize>, Errno>;
+
 /// Listens to what happens, and tells what matters and was not us.
 ///
 /// Our own writes come back. Routes and most neighbour events carry the port of the socket that asked for
@@ -53,6 +60,9 @@ pub(crate) struct Monitor {
     flux: Option<u32>,
     /// Notifications were lost, so links and addresses have to be read again.
     stale: bool,
+    receive: Receive,
+    /// Receives that failed in a row.
+    failures: u32,
 }
 
 /// One of our writes whose notification has no port.
@@ -103,6 +113,8 @@ impl Monitor {
             echoes: BTreeMap::new(),
             flux: None,
             stale: true,
+            receive,
+            failures: 0,
         })
     }
 
@@ -136,6 +148,20 @@ impl Monitor {
     /// Whether links and addresses have to be read again.
     pub(crate) fn is_stale(&self) -> bool {
         self.stale
+    }
+
+    /// Whether nothing will be heard through this socket any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.failures >= FAILURES
+    }
+
+    /// Who listens, to be told by another monitor from now on.
+    pub(crate) fn dismiss(mut self) -> Vec<(Scope, Arc<Signal>)> {
+        let watches = std::mem::take(&mut self.watches);
+        let listeners = watches.into_iter().flat_map(|Watch { scope, signals, .. }| {
+            signals.into_iter().filter_map(move |signal| Some((scope.clone(), signal.upgrade()?)))
+        });
+        listeners.collect()
     }
 
     /// Reads links and addresses, to compare notifications with.
@@ -180,7 +206,8 @@ impl Monitor {
     pub(crate) fn drain(&mut self, port: u32) {
         for _ in 0..DRAIN {
             let mut buffer = std::mem::take(&mut self.buffer);
-            let received = receive(&self.socket, &mut buffer);
+            let received = (self.receive)(&self.socket, &mut buffer);
+            self.failures = if received.is_ok() { 0 } else { self.failures + 1 };
             match received {
                 Ok(Some(len)) => {
                     for message in messages(&buffer[..len]) {
@@ -199,6 +226,10 @@ impl Monitor {
                     tracing::debug!(%errno, "kernel notifications were lost");
                     self.stale = true;
                     self.raise_all(Hint::Lost);
+                    if self.is_broken() {
+                        self.buffer = buffer;
+                        return;
+                    }
                 }
             }
             self.buffer = buffer;
@@ -428,6 +459,7 @@ const CHANGED: u8 = 1;
 const FACTS_CHANGED: u8 = 2;
 const LOST: u8 = 4;
 const CLOSED: u8 = 8;
+const UNHEARD: u8 = 16;
 
 impl Signal {
     pub(crate) fn raise(&self, hint: Hint) {
@@ -435,6 +467,7 @@ impl Signal {
             Hint::Changed => CHANGED,
             Hint::FactsChanged => FACTS_CHANGED,
             Hint::Lost => LOST,
+            Hint::Unheard => UNHEARD,
         });
     }
 
@@ -455,6 +488,7 @@ impl Signal {
                 let bits = signal.bits.load(Ordering::Acquire);
                 // What was lost may have been anything.
                 let (hint, taken) = match bits {
+                    bits if bits & UNHEARD != 0 => (Hint::Unheard, UNHEARD),
                     bits if bits & LOST != 0 => (Hint::Lost, LOST | CHANGED | FACTS_CHANGED),
                     bits if bits & FACTS_CHANGED != 0 => (Hint::FactsChanged, FACTS_CHANGED),
                     bits if bits & CHANGED != 0 => (Hint::Changed, CHANGED),
@@ -468,6 +502,14 @@ impl Signal {
                 return Some((hint, signal));
             }
         })
+    }
+}
+
+#[cfg(test)]
+impl Monitor {
+    /// From now on nothing can be received.
+    pub(crate) fn break_socket(&mut self) {
+        self.receive = |_, _| Err(Errno::EIO);
     }
 }
 
@@ -530,6 +572,23 @@ mod tests {
         if let Err(panic) = thread.join() {
             std::panic::resume_unwind(panic);
         }
+    }
+
+    #[test]
+    fn a_socket_that_fails_for_ever_is_given_up_and_its_listeners_kept() {
+        let mut monitor = Monitor::open().unwrap();
+        let signal = Arc::new(Signal::default());
+        monitor.watch(scope(), &signal);
+        monitor.break_socket();
+        monitor.drain(0);
+        assert!(monitor.is_broken() && monitor.failures == FAILURES, "{} tries", monitor.failures);
+        let listeners = monitor.dismiss();
+        assert_eq!(listeners.len(), 1);
+        signal.raise(Hint::Unheard);
+        signal.raise(Hint::Lost);
+        signal.close();
+        let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
+        assert_eq!(hints, [Hint::Unheard, Hint::Lost]);
     }
 
     #[test]

@@ -94,6 +94,7 @@ fn level(event: &Event) -> Level {
         | Event::PeerRemoved(_)
         | Event::DriftRepaired { .. }
         | Event::StoreBack
+        | Event::NotificationsBack
         | Event::UplinkChanged(_)
         | Event::UplinkBack(_)
         | Event::Ready
@@ -105,6 +106,7 @@ fn level(event: &Event) -> Level {
         | Event::DeletionsWithheld(_)
         | Event::StoreLost(_)
         | Event::KernelTrouble(_)
+        | Event::NotificationsLost
         | Event::UplinkLost(_)
         | Event::AdvertiseFailed(_) => Level::Warn,
     }
@@ -143,6 +145,8 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::StoreLost(error) => say!(level, unsaid, error, "waiting for the lease store"),
         Event::StoreBack => say!(level, unsaid, "the lease store is back"),
         Event::KernelTrouble(error) => say!(level, unsaid, error, "trouble with the kernel"),
+        Event::NotificationsLost => say!(level, unsaid, "kernel notifications are not heard: audits go on"),
+        Event::NotificationsBack => say!(level, unsaid, "kernel notifications are heard again"),
         Event::UplinkChanged(uplink) => say!(level, unsaid, uplink = uplink.name.as_str(), "uplink changed"),
         Event::UplinkLost(error) => say!(level, unsaid, error, "waiting for an uplink"),
         Event::UplinkBack(uplink) => say!(level, unsaid, uplink = uplink.name.as_str(), "the uplink is back"),

@@ -32,7 +32,7 @@ pub use explain::{Explanation, Verdict};
 pub use handle::{Handle, HandleError, Held, HeldBecause, Preview};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
-pub use status::{Contact, EnvFile, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
+pub use status::{Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Status, WithheldBecause};
 
 use crate::kernel::OverlayName;
 use crate::net::Dual;

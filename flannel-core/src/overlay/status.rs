@@ -45,6 +45,16 @@ pub enum Contact {
     },
 }
 
+/// Whether the kernel's notifications are heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hearing {
+    /// They are: what somebody changes is seen at once.
+    #[default]
+    Heard,
+    /// They are not, and that is tried again with back-off: what somebody changes is seen by the next audit only.
+    Unheard,
+}
+
 /// How many peers there are, by what became of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerCounts {
@@ -99,6 +109,8 @@ pub struct Status {
     pub mtu: Option<Mtu>,
     /// Contact with the store.
     pub store: Contact,
+    /// Whether the kernel's notifications are heard.
+    pub notifications: Hearing,
     /// What has become of `subnet.env`. Pods cannot be attached before it is written.
     pub subnet_env: EnvFile,
     /// Counts of peers.
@@ -135,6 +147,7 @@ impl Default for Status {
             uplink: None,
             mtu: None,
             store: Contact::Never,
+            notifications: Hearing::default(),
             subnet_env: EnvFile::default(),
             peers: PeerCounts::default(),
             quarantined: BTreeMap::new(),
@@ -209,6 +222,10 @@ pub enum Event {
     StoreBack,
     /// The kernel did not do what it should.
     KernelTrouble(String),
+    /// The kernel's notifications cannot be heard: until they are, audits alone see what somebody changes.
+    NotificationsLost,
+    /// The kernel's notifications are heard again.
+    NotificationsBack,
     /// The uplink changed.
     UplinkChanged(Uplink),
     /// The uplink, or its address, is gone; what is programmed stays.
@@ -244,6 +261,8 @@ impl Event {
             Self::KernelTrouble(_) => "kernel_trouble",
             Self::UplinkChanged(_) => "uplink_changed",
             Self::UplinkLost(_) => "uplink_lost",
+            Self::NotificationsLost => "notifications_lost",
+            Self::NotificationsBack => "notifications_back",
             Self::UplinkBack(_) => "uplink_back",
             Self::AdvertiseFailed(_) => "advertise_failed",
             Self::Ready => "ready",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flannel_core::lease::BadRecord;
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, Event, Verdict};
+use flannel_core::overlay::{Contact, Event, Hearing, Verdict};
 use flannel_core::testing::Fault;
 
 use crate::node::{Node, add_defaults, eventually, pass, peer, public, subnet};
@@ -68,6 +68,21 @@ async fn an_uplink_that_returns_is_told_of() {
     agent.until(|status| status.uplink.is_some()).await;
     agent.audited().await;
     assert!(!agent.drain().iter().any(|event| matches!(event, Event::UplinkBack(_))), "once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn notifications_that_cannot_be_heard_show_in_the_status_until_they_can() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    assert_eq!(agent.ready().await.notifications, Hearing::Heard);
+    node.kernel.break_monitor();
+    agent.event(|event| *event == Event::NotificationsLost).await;
+    agent.until(|status| status.notifications == Hearing::Unheard).await;
+    agent.audited().await;
+    assert_eq!(agent.status().notifications, Hearing::Unheard, "an audit hears nothing");
+    node.kernel.overrun_monitor();
+    agent.event(|event| *event == Event::NotificationsBack).await;
+    agent.until(|status| status.notifications == Hearing::Heard).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ use crate::overlay::contact::{Voice, Words};
 use crate::overlay::guard::{Guard, Over, Restrained};
 use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
-use crate::overlay::status::{Event, LossReason, Phase, Status};
+use crate::overlay::status::{Event, Hearing, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::{Settings, chain, view, wanted};
 use crate::plan::Plan;
@@ -461,8 +461,12 @@ impl Machine {
     fn hint(&mut self, now: BootTime, hint: Hint) {
         match hint {
             Hint::Changed => {}
-            Hint::FactsChanged | Hint::Lost => self.audit.facts = true,
+            Hint::FactsChanged | Hint::Lost | Hint::Unheard => self.audit.facts = true,
         }
+        self.show_hearing(match hint {
+            Hint::Changed | Hint::FactsChanged | Hint::Lost => Hearing::Heard,
+            Hint::Unheard => Hearing::Unheard,
+        });
         let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
         self.audit_at(due, Cause::Hint);
     }

@@ -7,7 +7,7 @@ use crate::admit::Change;
 use crate::clock::BootTime;
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
-use crate::overlay::status::{Contact, Event, PeerCounts, Phase, WithheldBecause};
+use crate::overlay::status::{Contact, Event, Hearing, PeerCounts, Phase, WithheldBecause};
 use crate::overlay::wanted;
 use crate::plan::{Conflict, Object};
 
@@ -26,6 +26,17 @@ impl Machine {
         if was != contact {
             self.status.send_modify(|status| status.store = contact);
         }
+    }
+
+    pub(super) fn show_hearing(&mut self, hearing: Hearing) {
+        if self.status.borrow().notifications == hearing {
+            return;
+        }
+        self.events.push(match hearing {
+            Hearing::Heard => Event::NotificationsBack,
+            Hearing::Unheard => Event::NotificationsLost,
+        });
+        self.status.send_modify(|status| status.notifications = hearing);
     }
 
     pub(super) fn show_peer(&mut self, change: &Change) {

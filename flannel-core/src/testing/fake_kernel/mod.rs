@@ -163,9 +163,10 @@ impl Inbox {
     fn put(&self, hint: Hint) {
         // The most urgent comes first.
         let rank = match hint {
-            Hint::Lost => 0,
-            Hint::Changed => 1,
-            Hint::FactsChanged => 2,
+            Hint::Unheard => 0,
+            Hint::Lost => 1,
+            Hint::Changed => 2,
+            Hint::FactsChanged => 3,
         };
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(rank);
         self.wake.notify_one();
@@ -174,8 +175,9 @@ impl Inbox {
     fn take(&self) -> Option<Hint> {
         let rank = self.pending.lock().unwrap_or_else(PoisonError::into_inner).pop_first()?;
         Some(match rank {
-            0 => Hint::Lost,
-            1 => Hint::Changed,
+            0 => Hint::Unheard,
+            1 => Hint::Lost,
+            2 => Hint::Changed,
             _ => Hint::FactsChanged,
         })
     }
@@ -279,6 +281,13 @@ impl FakeKernel {
     /// Ends [`stall`](Self::stall).
     pub fn resume(&self) {
         self.stalled.send_replace(false);
+    }
+
+    /// Breaks every monitor socket: [`Hint::Unheard`], until [`overrun_monitor`](Self::overrun_monitor).
+    pub fn break_monitor(&self) {
+        for subscriber in self.lock().monitor.subscribers.values() {
+            subscriber.inbox.put(Hint::Unheard);
+        }
     }
 
     /// Overruns every monitor socket: [`Hint::Lost`].
