@@ -34,7 +34,7 @@ pub(crate) async fn every_act(args: &Args, screen: &mut Screen, cluster: &Cluste
     const NODE: usize = 10;
     screen.section("Break and heal")?;
     screen.note("Healed is: the kernel is as the agent wants it, no write is held back, and the")?;
-    screen.note("pods of that node and the next ping both ways. The time runs from the act's end.")?;
+    screen.note("pods of that node and the next ping both ways, timed from the end of the act.")?;
     screen.line(&[(&format!("{:<ACT$}{:<NODE$}{}", "act", "node", "healed in"), Style::Dim)])?;
     let mut heals = Vec::new();
     for (nth, act) in Act::all(args.backend.plane()).enumerate() {
