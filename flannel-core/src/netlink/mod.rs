@@ -10,6 +10,7 @@ mod facts;
 mod monitor;
 mod observe;
 mod probe;
+mod signal;
 mod thread;
 mod wire;
 
@@ -21,7 +22,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
-use self::monitor::Signal;
+use self::signal::Signal;
 use self::thread::{Command, Thread};
 use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
 use crate::net::{Dual, Prefix};

@@ -4,20 +4,18 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
-use futures_util::stream::{self, Stream};
 use nix::errno::Errno;
 use nix::libc::{
     RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
 };
 use rtnetlink::sys::Socket;
-use tokio::sync::Notify;
 
 use super::codec::neighbour::Table;
 use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbour, route};
 use super::observe::{is_link_local, read_links};
+use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Wire, open_socket, receive};
 use crate::kernel::{Hint, HostAddress, KernelError, Scope, SeenLink};
 use crate::net::{Family, MacAddr};
@@ -448,63 +446,6 @@ fn lifetime_of(seen: &HostAddress) -> Lifetime {
     Lifetime { permanent: seen.permanent, temporary: seen.temporary, deprecated: seen.deprecated }
 }
 
-/// Hints on their way to one listener: a set, so that they merge while nobody polls.
-#[derive(Debug, Default)]
-pub(crate) struct Signal {
-    bits: AtomicU8,
-    notify: Notify,
-}
-
-const CHANGED: u8 = 1;
-const FACTS_CHANGED: u8 = 2;
-const LOST: u8 = 4;
-const CLOSED: u8 = 8;
-const UNHEARD: u8 = 16;
-
-impl Signal {
-    pub(crate) fn raise(&self, hint: Hint) {
-        self.set(match hint {
-            Hint::Changed => CHANGED,
-            Hint::FactsChanged => FACTS_CHANGED,
-            Hint::Lost => LOST,
-            Hint::Unheard => UNHEARD,
-        });
-    }
-
-    /// No more hints will come.
-    pub(crate) fn close(&self) {
-        self.set(CLOSED);
-    }
-
-    fn set(&self, bit: u8) {
-        self.bits.fetch_or(bit, Ordering::AcqRel);
-        self.notify.notify_one();
-    }
-
-    /// The hints, weightiest first, until closed.
-    pub(crate) fn hints(self: Arc<Self>) -> impl Stream<Item = Hint> + Send + 'static {
-        stream::unfold(self, |signal| async move {
-            loop {
-                let bits = signal.bits.load(Ordering::Acquire);
-                // What was lost may have been anything.
-                let (hint, taken) = match bits {
-                    bits if bits & UNHEARD != 0 => (Hint::Unheard, UNHEARD),
-                    bits if bits & LOST != 0 => (Hint::Lost, LOST | CHANGED | FACTS_CHANGED),
-                    bits if bits & FACTS_CHANGED != 0 => (Hint::FactsChanged, FACTS_CHANGED),
-                    bits if bits & CHANGED != 0 => (Hint::Changed, CHANGED),
-                    bits if bits & CLOSED != 0 => return None,
-                    _ => {
-                        signal.notify.notified().await;
-                        continue;
-                    }
-                };
-                signal.bits.fetch_and(!taken, Ordering::AcqRel);
-                return Some((hint, signal));
-            }
-        })
-    }
-}
-
 #[cfg(test)]
 impl Monitor {
     /// From now on nothing can be received.
@@ -589,16 +530,5 @@ mod tests {
         signal.close();
         let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
         assert_eq!(hints, [Hint::Unheard, Hint::Lost]);
-    }
-
-    #[test]
-    fn hints_merge_until_they_are_taken_and_end_when_closed() {
-        let signal = Arc::new(Signal::default());
-        for hint in [Hint::Changed, Hint::FactsChanged, Hint::Changed] {
-            signal.raise(hint);
-        }
-        signal.close();
-        let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
-        assert_eq!(hints, [Hint::FactsChanged, Hint::Changed]);
     }
 }
