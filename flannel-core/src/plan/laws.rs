@@ -376,7 +376,10 @@ impl Host {
         let scope = wish.scope(self.uplink);
         let broken = |key: &RouteKey, route: &Route| {
             let (Some(link), Some(gateway)) = (route.link, route.gateway) else { return false };
-            if link == LinkId::Uplink || !route.onlink || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix)) {
+            if link == LinkId::Uplink
+                || !route.onlink
+                || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))
+            {
                 return false;
             }
             let mac = state.neighbours.get(&NeighbourKey { link, addr: gateway });
