@@ -5,6 +5,7 @@
 
 mod backoff;
 mod builder;
+mod challenge;
 mod explain;
 mod guard;
 mod handle;
@@ -29,7 +30,7 @@ pub use explain::{Explanation, Verdict};
 pub use handle::{Handle, HandleError, Preview};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
-pub use status::{Contact, EnvFile, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
+pub use status::{Challenged, Contact, EnvFile, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
 
 use crate::kernel::OverlayName;
 use crate::net::Dual;

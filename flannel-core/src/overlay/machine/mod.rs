@@ -224,11 +224,14 @@ impl Machine {
             }
         }
         self.show_contested();
+        self.show_challenged();
     }
 
     /// What to ask of the store now.
     pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
-        self.tenure.call(now)
+        let call = self.tenure.call(now);
+        self.show_challenged();
+        call
     }
 
     /// What to ask of the kernel now; its answer must come back as a wake before this is called again.

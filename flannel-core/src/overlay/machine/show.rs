@@ -92,6 +92,13 @@ impl Machine {
         }
     }
 
+    pub(super) fn show_challenged(&mut self) {
+        let challenged = self.tenure.challenged();
+        if self.status.borrow().challenged != challenged {
+            self.status.send_modify(|status| status.challenged = challenged);
+        }
+    }
+
     pub(super) fn show_withheld(&mut self, now: BootTime) {
         let bad = self.admission.withheld().into_iter().map(|prefix| (prefix, WithheldBecause::BadRecord));
         let mass =
