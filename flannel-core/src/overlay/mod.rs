@@ -6,6 +6,7 @@
 mod backoff;
 mod builder;
 mod challenge;
+mod contest;
 mod explain;
 mod guard;
 mod handle;

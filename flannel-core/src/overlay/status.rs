@@ -81,7 +81,8 @@ pub enum EnvFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WithheldBecause {
-    /// The store said that most peers are gone at once; a second look is taken at this time.
+    /// The store said that most peers are gone at once; a second look is taken at this time, or, while the store is
+    /// away, once it is back.
     MassRemoval(BootTime),
     /// The agent started from a snapshot of a store that is away, which does not know the prefix; the store decides.
     Unconfirmed,

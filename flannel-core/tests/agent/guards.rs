@@ -188,3 +188,25 @@ async fn a_strangers_route_is_a_conflict_that_ends_with_it() {
     eventually("ours is there", || !node.kernel.snapshot().matching("route 10.42.1.0/24 via 10.42.1.0").is_empty())
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_mass_deletion_waits_on_while_the_store_is_away() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let agent = node.run();
+    agent.ready().await;
+    node.leave(1..=20);
+    node.store.cut_watches();
+    agent.until(|status| status.withheld.len() == 20).await;
+    pass(30.0).await;
+    node.store.outage();
+    pass(300.0).await;
+    assert!((1..=20).all(|n| node.has_route(subnet(n))), "nobody took a second look");
+    assert_eq!(agent.status().withheld.len(), 20);
+    // It was away because it was being mended.
+    node.join(1..=19);
+    node.store.recover();
+    eventually("what is still gone is deleted", || !node.has_route(subnet(20))).await;
+    assert!((1..=19).all(|n| node.has_route(subnet(n))));
+    agent.until(|status| status.withheld.is_empty()).await;
+}

@@ -20,7 +20,7 @@ use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::guard::{Guard, Over};
+use crate::overlay::guard::{Guard, Hearing, Over};
 use crate::overlay::memory::Memory;
 use crate::overlay::status::{Contact, Event, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
@@ -72,8 +72,10 @@ pub(crate) struct Machine {
     backoff: Backoff,
     jitter: Jitter,
     status: watch::Sender<Status>,
-    /// Whether the status has yet to show what the store said.
-    stale: bool,
+    /// What the status has yet to show of what the store said.
+    stale: Stale,
+    /// Whether the last that the watch of the store said was no trouble: after that it begins anew with everything.
+    hearing: Hearing,
     /// What cannot pass by itself, as the first round showed.
     fatal: Option<KernelError>,
     events: Vec<Event>,
@@ -83,6 +85,19 @@ pub(crate) struct Machine {
 struct Change {
     old: Option<Arc<Lease>>,
     new: Option<Arc<Lease>>,
+}
+
+/// What the status has yet to show, so that an event costs what it concerns and not what there is.
+#[derive(Debug, Default)]
+struct Stale {
+    /// Whether peers came or went.
+    peers: bool,
+    /// Records whose reason may be another.
+    reasons: BTreeSet<LeaseKey>,
+    /// Prefixes that may be withheld, or not any more.
+    prefixes: BTreeSet<Prefix>,
+    /// All prefixes are such.
+    all_prefixes: bool,
 }
 
 /// When to look, and at what.
@@ -136,7 +151,8 @@ impl Machine {
             backoff: Backoff::new(jitter.clone()),
             jitter,
             status,
-            stale: false,
+            stale: Stale::default(),
+            hearing: Hearing::Live,
             fatal: None,
             events: vec![Event::LeaseAcquired(Arc::clone(&local.lease))],
             settings,
@@ -198,14 +214,20 @@ impl Machine {
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let due = [self.audit.due, self.audit.periodic].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
-        [audit, self.guard.deadline(), self.tenure.deadline()].into_iter().flatten().min()
+        [audit, self.guard.deadline(self.hearing()), self.tenure.deadline()].into_iter().flatten().min()
     }
 
     /// Takes in what happened.
     pub(crate) fn handle(&mut self, now: BootTime, wake: Wake) {
         match wake {
-            Wake::Store(Ok(event)) => self.store_event(now, event),
-            Wake::Store(Err(error)) => self.store_trouble(now, chain(&error)),
+            Wake::Store(Ok(event)) => {
+                self.hearing = Hearing::Live;
+                self.store_event(now, event);
+            }
+            Wake::Store(Err(error)) => {
+                self.hearing = Hearing::Lost;
+                self.store_trouble(now, chain(&error));
+            }
             Wake::Hint(hint) => self.hint(now, hint),
             Wake::Facts(facts) => self.facts(now, facts),
             Wake::Seen(seen) => self.seen(now, seen),
@@ -215,11 +237,12 @@ impl Machine {
         }
         let expired = self.tenure.expire(now);
         self.tenure_outcome(now, expired);
-        match self.guard.expire(now) {
+        match self.guard.expire(now, self.hearing()) {
             None => {}
             Some(Over::Contest) => self.audit_at(now, Cause::Hint),
             Some(Over::Mass) => {
                 self.audit_at(now, Cause::Expected);
+                self.stale.all_prefixes = true;
                 self.show_withheld(now);
             }
         }
@@ -236,10 +259,8 @@ impl Machine {
 
     /// What to ask of the kernel now; its answer must come back as a wake before this is called again.
     pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
-        if std::mem::take(&mut self.stale) {
-            self.show_peers();
-            self.show_withheld(now);
-        }
+        self.show_peers();
+        self.show_withheld(now);
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
         }
@@ -271,7 +292,7 @@ impl Machine {
     pub(crate) fn preview(&self, seen: &State, now: BootTime) -> Plan {
         let (wanted, _) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
         let plan = self.plan(&wanted, seen);
-        self.guard.restrain(plan, now, &self.admission.withheld()).plan
+        self.guard.restrain(plan, now, self.admission.withheld()).plan
     }
 
     /// What removes everything of ours in `seen`.
@@ -308,6 +329,7 @@ impl Machine {
         };
         if reset.is_some() && self.guard.confirm() {
             self.audit.judged = false;
+            self.stale.all_prefixes = true;
             self.audit_at(now, Cause::Expected);
         }
         let first = !std::mem::replace(&mut self.synced, true);
@@ -317,6 +339,7 @@ impl Machine {
                 let gone: BTreeSet<Prefix> =
                     gone.filter(|prefix| self.admission.peer_by_subnet(prefix).is_none()).collect();
                 self.guard.judge_reset(now, before, gone);
+                self.stale.all_prefixes = true;
             }
             _ => {}
         }
@@ -324,6 +347,7 @@ impl Machine {
             self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {
                 self.guard.returned(&prefix);
+                self.stale.prefixes.insert(prefix);
             }
             if reset.is_none() {
                 self.events.extend(match (&change.old, &change.new) {
@@ -338,7 +362,8 @@ impl Machine {
                 self.note(change);
             }
         }
-        self.stale = true;
+        self.stale.peers = true;
+        self.note_news();
         if reset.is_some() {
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
@@ -444,9 +469,26 @@ impl Machine {
     fn judge_host(&mut self) {
         let host = view::host(&self.settings, &self.local, self.admission.rules());
         let changes = self.admission.set_host(host);
+        self.stale.peers = true;
+        self.note_news();
         for change in changes {
             self.count(&change);
             self.note(change);
+        }
+    }
+
+    /// Notes what the last change to the records has yet to show.
+    fn note_news(&mut self) {
+        let admit::News { reasons, withheld } = self.admission.news();
+        self.stale.reasons.extend(reasons.iter().cloned());
+        self.stale.prefixes.extend(withheld);
+    }
+
+    /// Whether a second look can be taken at what the store says.
+    fn hearing(&self) -> Hearing {
+        match self.status.borrow().store {
+            Contact::Live => self.hearing,
+            Contact::Never | Contact::Lost { .. } => Hearing::Lost,
         }
     }
 

@@ -45,7 +45,7 @@ impl Machine {
             self.judge_start(now, &wanted, &seen);
         }
         drop(wanted);
-        let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
+        let Restrained { plan, held } = self.guard.restrain(plan, now, self.admission.withheld());
         self.memory.clear();
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
             self.memory.note(object, &seen);
@@ -75,6 +75,7 @@ impl Machine {
         } else {
             self.guard.judge_reset(now, before, gone);
         }
+        self.stale.all_prefixes = true;
     }
 
     /// The writes of the round under way, if it has come to writing.
@@ -119,7 +120,7 @@ impl Machine {
                     || report.skipped.binary_search(place).is_ok()
             };
             let written = plan.ops.iter().enumerate().filter(|(place, _)| !undone(place));
-            let contested = self.guard.wrote(now, written.map(|(_, op)| op));
+            let contested = self.guard.contests.wrote(now, written.map(|(_, op)| op));
             self.events.extend(contested.into_iter().map(Event::Contested));
             self.events.push(Event::DriftRepaired { writes, took: now.since(started) });
         }
@@ -172,7 +173,7 @@ impl Machine {
             self.memory.recall(object, &former, &mut seen);
         }
         let plan = self.plan(&wanted, &seen);
-        let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
+        let Restrained { plan, held } = self.guard.restrain(plan, now, self.admission.withheld());
         for object in &objects {
             self.memory.settle(object);
         }
