@@ -17,7 +17,7 @@ const CLEAR: Duration = Duration::from_secs(30);
 
 /// A flush of everything writes ten thousand objects once and makes none of them contested: those few are kept apart,
 /// and nothing is walked over before its time.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Contests {
     /// What was written of late and is not contested.
     tallies: BTreeMap<Object, Tally>,
@@ -33,14 +33,14 @@ pub(crate) struct Contests {
     walks: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Tally {
     since: BootTime,
     last: BootTime,
     writes: u8,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Contest {
     last: BootTime,
     /// How long the last wait was.
@@ -125,9 +125,9 @@ impl Contests {
         std::mem::take(&mut self.changed)
     }
 
-    /// Whether `object` waits because somebody else keeps changing it.
-    pub(crate) fn waits(&self, object: &Object, now: BootTime) -> bool {
-        self.contested.get(object).is_some_and(|contest| contest.until > now)
+    /// Until when `object` waits because somebody else keeps changing it, if it does.
+    pub(crate) fn waits_until(&self, object: &Object, now: BootTime) -> Option<BootTime> {
+        self.contested.get(object).map(|contest| contest.until).filter(|until| *until > now)
     }
 
     /// Counts a write. Returns how many there were of late.
@@ -178,7 +178,8 @@ mod tests {
             assert!(contests.wrote(at(n * 1000), [op].into_iter()).is_empty());
         }
         assert_eq!(contests.wrote(at(9_000), [op].into_iter()), vec![op.object()]);
-        assert!(contests.waits(&op.object(), at(9_999)) && !contests.waits(&op.object(), at(10_000)));
+        assert_eq!(contests.waits_until(&op.object(), at(9_999)), Some(at(10_000)));
+        assert_eq!(contests.waits_until(&op.object(), at(10_000)), None);
         contests.wrote(at(10_000), [op].into_iter());
         assert_eq!(contests.deadline(), Some(at(12_000)));
         assert!(contests.expire(at(12_000)), "its turn has come: an audit has to look");
@@ -198,7 +199,7 @@ mod tests {
         let walks = contests.walks;
         for now in 0..1000 {
             assert!(!contests.expire(at(now)) && contests.deadline().is_none() && !contests.take_changed());
-            assert!(!contests.waits(&ops[0].object(), at(now)) && contests.is_empty());
+            assert!(contests.waits_until(&ops[0].object(), at(now)).is_none() && contests.is_empty());
         }
         assert_eq!(contests.walks, walks);
         contests.expire(at(30_000));

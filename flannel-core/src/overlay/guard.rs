@@ -15,7 +15,7 @@ pub(crate) const MASS_WAIT: Duration = Duration::from_secs(60);
 const MASS_LEAST: usize = 16;
 
 /// The guards of one overlay.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
     mass: Option<Mass>,
     /// What a snapshot lacks that the store itself has not confirmed.
@@ -25,7 +25,7 @@ pub(crate) struct Guard {
 }
 
 /// A mass deletion that waits for its second look.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Mass {
     pub(crate) prefixes: BTreeSet<Prefix>,
     pub(crate) until: BootTime,
@@ -127,7 +127,7 @@ impl Guard {
                 Op::DeleteNeighbour { key, .. } => held.iter().any(|prefixes| one_begins_at(prefixes, key.addr)),
                 _ => false,
             };
-            if hold || self.contests.waits(&op.object(), now) || refusals.block(&op) {
+            if hold || self.contests.waits_until(&op.object(), now).is_some() || refusals.block(&op) {
                 refusals.refused(&op);
                 restrained.held.push(op);
             } else {

@@ -11,14 +11,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::BootTime;
 use crate::kernel::{Hint, Kernel, KernelError, Scope};
-use crate::lease::LeaseEvent;
+use crate::lease::{Lease, LeaseEvent};
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::handle::{Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
+use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{EnvFile, Phase};
 use crate::overlay::tenure::StoreCall;
-use crate::overlay::{Settings, Teardown, chain, explain, removal, view};
+use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
 use crate::subnet_env::SubnetEnv;
@@ -27,12 +28,10 @@ use crate::subnet_env::SubnetEnv;
 const GRACE: Duration = Duration::from_millis(1500);
 /// How many store events are taken in before the machine is asked what to do: a burst becomes one round.
 const INTAKE: usize = 4096;
-/// How often a removal looks again at what is left before it gives up.
-const REMOVALS: usize = 5;
-/// How long it waits before it does.
-const REMOVAL_SPACING: Duration = Duration::from_millis(100);
 
 type Slot<T> = Option<BoxFuture<'static, T>>;
+/// What the store says to a call about the own lease.
+type Answer = Result<Lease, SubnetError>;
 type Previewed = (Result<State, KernelError>, oneshot::Sender<Result<Preview, KernelError>>);
 
 /// The machine and what is under way on its behalf.
@@ -46,7 +45,7 @@ pub(crate) struct Shell<'a> {
     /// The scope that hints are about.
     hinted: Scope,
     kernel: Slot<Wake>,
-    store: Slot<Wake>,
+    store: Slot<Answer>,
     preview: Slot<Previewed>,
     env: Slot<Result<SubnetEnv, String>>,
     /// What `subnet.env` says, as far as we wrote it.
@@ -106,7 +105,7 @@ impl<'a> Shell<'a> {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 wake = finished(&mut self.kernel) => wake,
-                wake = finished(&mut self.store) => wake,
+                answer = finished(&mut self.store) => Wake::Lease(answer),
                 // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
                 Some(hint) = self.hints.next() => Wake::Hint(hint),
                 Some(event) = self.watch.next() => {
@@ -133,60 +132,46 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Ends in order: the round under way may finish within the grace, then the teardown policy is carried out.
+    /// Ends in order: what is under way may finish within the grace, then the teardown policy is carried out.
     pub(crate) async fn finish(mut self) -> Result<(), OverlayError> {
-        if self.kernel.is_some() {
-            let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
-            tokio::select! {
-                _ = finished(&mut self.kernel) => {}
-                () = grace => tracing::warn!("the round under way was cut off"),
+        let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
+        let rest = async {
+            if self.kernel.is_some() {
+                let _ = finished(&mut self.kernel).await;
             }
+            if self.env.is_some() {
+                let _ = finished(&mut self.env).await;
+            }
+        };
+        tokio::select! {
+            () = rest => {}
+            () = grace => tracing::warn!("what was under way was cut off"),
         }
-        if self.env.is_some() {
-            // It runs in a thread of its own: what it writes must not come after what follows.
-            let _ = finished(&mut self.env).await;
-        }
+        // What was cut off must not go on beside what follows.
+        (self.kernel, self.env, self.preview) = (None, None, None);
         match self.settings.teardown {
             Teardown::Keep => Ok(()),
             Teardown::Remove => self.remove().await,
         }
     }
 
-    /// Removes what is ours, as seen by complete looks, then gives the lease back.
+    /// Removes what is ours, then gives the lease back.
     async fn remove(&mut self) -> Result<(), OverlayError> {
-        let cleared = self.clear().await;
-        removal::delete_env(&self.settings);
-        let released = match self.machine.held_lease() {
-            Some(lease) => self.seams.subnets.release((**lease).clone()).await.map_err(OverlayError::Store),
-            None => Ok(()),
-        };
-        cleared.and(released)
-    }
-
-    async fn clear(&mut self) -> Result<(), OverlayError> {
         let scope = self.machine.scope().clone();
-        let mut outcome = Ok(());
-        for round in 0..REMOVALS {
-            if round > 0 {
-                self.seams.clock.sleep_until(self.seams.clock.now().after(REMOVAL_SPACING)).await;
-            }
-            let seen = match self.seams.kernel.observe(&scope).await {
-                Ok(seen) => seen,
-                Err(error) => {
-                    outcome = Err(error.into());
-                    continue;
-                }
-            };
-            let plan = self.machine.removal(&seen);
-            if plan.is_empty() {
-                return Ok(());
-            }
-            outcome = Err(OverlayError::Teardown(plan.ops.len()));
-            if self.seams.kernel.apply(&scope, Arc::new(plan)).await.is_complete() {
-                return Ok(());
-            }
+        let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
+        let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
+        let env = removal::delete_env(self.seams, &self.settings).await;
+        let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
+        if let Some(answer) = answer {
+            self.machine.handle(self.seams.clock.now(), Wake::Lease(answer));
         }
-        outcome
+        let last = match self.machine.held_lease() {
+            _ if unknown => LastLease::Unknown,
+            Some(lease) => LastLease::Held((**lease).clone()),
+            None => LastLease::NotHeld,
+        };
+        let released = removal::release(self.seams, &self.machine.local().situation, last).await;
+        cleared.map(drop).and(env.map(drop)).and(released)
     }
 
     /// Takes in what the store has ready, so that a burst becomes one round.
@@ -315,9 +300,14 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     }
 }
 
-async fn store_call(subnets: Arc<dyn SubnetManager>, node: NodeIdentity, call: StoreCall) -> Wake {
-    Wake::Lease(match call {
+async fn store_call(subnets: Arc<dyn SubnetManager>, node: NodeIdentity, call: StoreCall) -> Answer {
+    match call {
         StoreCall::Renew(lease) => subnets.renew(&lease).await,
         StoreCall::Acquire(want) => subnets.acquire(&node, want).await,
-    })
+    }
+}
+
+/// The answer to a call that is under way at the end: it may give a lease, or another fence to release it by.
+async fn last_answer(seams: &Seams, call: Slot<Answer>) -> Option<Answer> {
+    Some(removal::patiently(seams, "waiting for a call under way", call?).await)
 }

@@ -1,10 +1,12 @@
 //! From nothing to a lease: everything that happens once, before the machine.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::backend::{Backend, Local, Situation};
+use crate::backend::{Backend, Situation};
 use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::{Claim, HostFacts, KernelError};
+use crate::lease::Lease;
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
@@ -12,14 +14,6 @@ use crate::overlay::status::{Contact, Event};
 use crate::overlay::{MissingUplink, Settings, chain, view};
 use crate::subnet::{SubnetError, Want};
 use crate::uplink::Problem;
-
-/// What a start comes to.
-pub(crate) struct Started {
-    pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) local: Local,
-    /// Held for as long as the agent runs.
-    pub(crate) claim: Claim,
-}
 
 /// What is known before anything is taken or written.
 pub(crate) struct Surveyed {
@@ -99,17 +93,22 @@ async fn host_facts(seams: &Seams) -> Result<HostFacts, OverlayError> {
     }
 }
 
-/// Takes the name, then the lease.
-pub(crate) async fn start(
-    seams: &Seams,
-    settings: &Settings,
-    backends: &[(&'static str, Factory)],
-) -> Result<Started, OverlayError> {
-    let Surveyed { backend, situation, want } = survey(seams, settings, backends).await?;
-    let networks = situation.networks();
-    let claim = seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)?;
-    let lease = retry(seams, || seams.subnets.acquire(&situation.node, want.clone())).await?;
-    Ok(Started { backend, claim, local: Local { situation, lease: Arc::new(lease) } })
+/// Takes the name. The claim is to be held for as long as the agent runs.
+pub(crate) async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claim, OverlayError> {
+    let networks = surveyed.situation.networks();
+    seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)
+}
+
+/// Takes the lease. `asking` says whether the store is being asked just now, and may take what is not known here yet.
+pub(crate) async fn acquire(seams: &Seams, surveyed: &Surveyed, asking: &AtomicBool) -> Result<Lease, OverlayError> {
+    let Surveyed { situation, want, .. } = surveyed;
+    retry(seams, || async {
+        asking.store(true, Ordering::Relaxed);
+        let answer = seams.subnets.acquire(&situation.node, want.clone()).await;
+        asking.store(false, Ordering::Relaxed);
+        answer
+    })
+    .await
 }
 
 fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {

@@ -88,7 +88,7 @@ impl SubnetManager for Away {
 
     async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
         self.call()?;
-        self.store.release(lease).await
+        self.answer(self.store.release(lease).await).await
     }
 
     /// While away: an error every five seconds. Back again: everything anew.

@@ -76,12 +76,11 @@ impl Machine {
         }
         self.status.send_modify(|status| {
             for key in keys {
-                for family in crate::net::Family::BOTH {
-                    status.skipped.remove(&(key.clone(), family));
-                }
+                let former = crate::net::Family::BOTH.map(|family| status.skipped.remove(&(key.clone(), family)));
+                status.peers.skipped -= usize::from(former.iter().any(Option::is_some));
             }
+            status.peers.skipped += skipped_peers(&skips);
             status.skipped.extend(skips);
-            status.peers.skipped = skipped_peers(&status.skipped);
         });
     }
 
