@@ -110,6 +110,8 @@ struct Schedule {
     facts: bool,
     /// When the last one began.
     last: Option<BootTime>,
+    /// None begins earlier: a look failed, and no hint mends that.
+    not_before: Option<BootTime>,
     /// Whether the first one is done: what is found wrong after it is drift.
     done_once: bool,
     /// Whether what the first one found was held against what the store says.
@@ -123,8 +125,17 @@ enum Round {
     Idle,
     Facts,
     Looking { started: BootTime },
-    Auditing { started: BootTime, plan: Arc<Plan>, seen: State },
+    Auditing { audit: Audit, seen: State },
     Leasing { plan: Arc<Plan> },
+}
+
+/// An audit that has come to writing.
+#[derive(Debug)]
+struct Audit {
+    started: BootTime,
+    /// Whether what it writes had been right before.
+    drift: bool,
+    plan: Arc<Plan>,
 }
 
 impl Machine {
@@ -265,7 +276,7 @@ impl Machine {
             return self.writes();
         }
         if self.audit.periodic.is_some_and(|due| due <= now) {
-            self.audit.facts = true;
+            (self.audit.periodic, self.audit.facts) = (None, true);
             self.audit_at(now, Cause::Hint);
         }
         if self.audit.due.is_some_and(|due| due <= now) {
