@@ -197,7 +197,7 @@ fn a_strangers_route_keeps_nobody_out() {
     let device = facts.links[&2].clone();
     facts.links.insert(7, crate::kernel::HostLink { group: overlay.mark(), ..device });
     let prefix = "10.42.9.0/24".parse().unwrap();
-    facts.on_link.push(crate::kernel::HostRoute { prefix, link: Some(2), gateway: None, metric: 50 });
+    facts.on_link.insert(crate::kernel::HostRoute { prefix, link: Some(2), gateway: None, metric: 50 });
     let addr = "10.42.9.7".parse().unwrap();
     facts.next_hops.insert(crate::kernel::NextHop { addr, link: Some(7) });
     let view = HostView::new(&facts, &overlay, BTreeSet::new(), own());

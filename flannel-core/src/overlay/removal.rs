@@ -162,7 +162,7 @@ pub(crate) async fn release(seams: &Seams, situation: &Situation, last: LastLeas
 }
 
 async fn give_back(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Result<Option<Lease>, String> {
-    let host = seams.kernel.host_facts().await.map_err(|error| chain(&error))?;
+    let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
     let choice = view::choose(settings, config, &host).map_err(|error| chain(&error))?;
     let node = view::identity(settings, &choice.public);
     let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&node)).await;

@@ -294,7 +294,7 @@ async fn finished<T>(slot: &mut Slot<T>) -> T {
 
 async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     match call {
-        KernelCall::Facts => Wake::Facts(kernel.host_facts().await),
+        KernelCall::Facts(reach) => Wake::Facts(kernel.host_facts(&reach).await),
         KernelCall::Observe(scope) => Wake::Seen(kernel.observe(&scope).await),
         KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, plan).await),
     }

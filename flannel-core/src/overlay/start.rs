@@ -45,7 +45,7 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
     let mut backoff = Backoff::new(Jitter::random());
     let mut told = None;
     loop {
-        let host = Arc::new(host_facts(seams).await?);
+        let host = Arc::new(host_facts(seams, settings).await?);
         let error = match view::first_situation(settings, Arc::clone(config), host) {
             Ok(situation) => return Ok(situation),
             Err(error) => error,
@@ -68,10 +68,10 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
 }
 
 /// Reads the host until it can be read.
-async fn host_facts(seams: &Seams) -> Result<HostFacts, OverlayError> {
+async fn host_facts(seams: &Seams, settings: &Settings) -> Result<HostFacts, OverlayError> {
     let mut backoff = Backoff::new(Jitter::random());
     loop {
-        let error = match seams.kernel.host_facts().await {
+        let error = match seams.kernel.host_facts(&settings.uplink.reaches()).await {
             Ok(facts) => return Ok(facts),
             Err(error) => error,
         };

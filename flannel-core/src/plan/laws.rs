@@ -415,7 +415,7 @@ impl Host {
             found.push(format!("no {key:?}"));
         }
         for key in seen.addresses.keys().filter(|key| free(key.link) && !wanted.addresses.contains_key(key)) {
-            if !super::is_link_local(key.addr) {
+            if !crate::net::is_link_local(key.addr) {
                 found.push(format!("extra {key:?}"));
             }
         }

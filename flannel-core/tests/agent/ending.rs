@@ -1,5 +1,6 @@
 //! How an agent ends, and what it leaves.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -329,8 +330,8 @@ impl Kernel for Stuck {
         self.kernel.claim(overlay, networks).await
     }
 
-    async fn host_facts(&self) -> Result<HostFacts, KernelError> {
-        self.kernel.host_facts().await
+    async fn host_facts(&self, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
+        self.kernel.host_facts(reach).await
     }
 
     async fn observe(&self, scope: &Scope) -> Result<State, KernelError> {

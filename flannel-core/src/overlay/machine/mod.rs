@@ -8,6 +8,7 @@ mod rounds;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +48,8 @@ pub(crate) enum Wake {
 /// Something to ask of the kernel.
 #[derive(Debug)]
 pub(crate) enum KernelCall {
-    Facts,
+    /// Of far routes only those to these addresses.
+    Facts(Vec<IpAddr>),
     Observe(Scope),
     Apply(Scope, Arc<Plan>),
 }
@@ -283,7 +285,7 @@ impl Machine {
             (self.audit.due, self.audit.last, self.audit.periodic) = (None, Some(now), None);
             if std::mem::take(&mut self.audit.facts) {
                 self.round = Round::Facts;
-                return Some(KernelCall::Facts);
+                return Some(KernelCall::Facts(self.settings.uplink.reaches()));
             }
             self.round = Round::Looking { started: now };
             return Some(KernelCall::Observe(self.scope.clone()));
