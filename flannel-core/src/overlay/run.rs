@@ -162,8 +162,8 @@ impl Overlay {
     ///
     /// # Cancel safety
     /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there.
-    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`](super::Teardown::Keep).
-    /// [`Teardown::Remove`](super::Teardown::Remove) takes as long as the kernel does, and for a store that is away no
+    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`].
+    /// [`Teardown::Remove`] takes as long as the kernel does, and for a store that is away no
     /// more than ten seconds; a start that is cancelled before it has taken the overlay's name removes nothing.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), OverlayError> {
         let Self { settings, backends, seams, questions: (asker, questions) } = self;
