@@ -95,7 +95,7 @@ pub(crate) async fn examine(options: &Options) -> Report {
     let (config, finding) = store(options).await;
     findings.push(finding);
     let facts = match NetlinkKernel::new() {
-        Ok(kernel) => kernel.host_facts().await,
+        Ok(kernel) => kernel.host_facts(&options.uplink.reaches()).await,
         Err(error) => Err(error),
     };
     let facts = match facts {

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use flannel_core::clock::BootTime;
-use flannel_core::overlay::{Contact, EnvFile, Hearing, Phase, Status, WithheldBecause};
+use flannel_core::overlay::{Challenged, Contact, EnvFile, Hearing, Phase, Status, WithheldBecause};
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::Rulebook;
@@ -22,6 +22,8 @@ pub(crate) struct Document {
     pub(crate) waits_for: Vec<String>,
     pub(crate) store: Store,
     pub(crate) lease: Option<Lease>,
+    /// Who else is at the record, in words.
+    pub(crate) challenged: Option<String>,
     pub(crate) uplink: Option<Uplink>,
     pub(crate) mtu: Option<u32>,
     /// Whether the kernel's notifications are heard.
@@ -130,6 +132,7 @@ impl Document {
             waits_for: waits_for(status, rules),
             store: store(status, around, now),
             lease,
+            challenged: status.challenged.map(|challenged| challenge(&challenged, now)),
             uplink,
             mtu: status.mtu.map(|mtu| mtu.0),
             notifications_heard: status.notifications == Hearing::Heard,
@@ -230,6 +233,14 @@ fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
     reasons
 }
 
+fn challenge(challenged: &Challenged, now: BootTime) -> String {
+    let next = match challenged.next {
+        Some(next) => format!("; next in {} s", next.since(now).as_secs()),
+        None => String::new(),
+    };
+    format!("somebody else is at our record, answered {} times{next}: run one agent a node", challenged.times)
+}
+
 fn store(status: &Status, around: &Surroundings, now: BootTime) -> Store {
     let (contact, since, error) = match &status.store {
         Contact::Never => ("never", None, None),
@@ -267,6 +278,9 @@ impl fmt::Display for Document {
             let until = lease.expires_in_seconds.map(|seconds| format!(", {seconds} s left")).unwrap_or_default();
             let (subnets, public) = (lease.subnets.join(", "), lease.public.join(", "));
             row("lease", &format!("{subnets} at {public}, key {}{until}", lease.key))?;
+        }
+        if let Some(challenged) = &self.challenged {
+            row("challenged", challenged)?;
         }
         if let Some(uplink) = &self.uplink {
             row("uplink", &format!("{} ({}), mtu {}", uplink.name, uplink.addresses.join(", "), uplink.mtu))?;

@@ -15,6 +15,7 @@ mod thread;
 mod wire;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -85,8 +86,9 @@ impl Kernel for NetlinkKernel {
         self.thread.call(|reply| Command::Probe { devices, reply }).await
     }
 
-    async fn host_facts(&self) -> Result<HostFacts, KernelError> {
-        self.thread.call(|reply| Command::HostFacts { reply }).await
+    async fn host_facts(&self, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
+        let reach = reach.to_vec();
+        self.thread.call(|reply| Command::HostFacts { reach, reply }).await
     }
 
     async fn observe(&self, scope: &Scope) -> Result<State, KernelError> {

@@ -14,7 +14,7 @@ use rtnetlink::sys::Socket;
 
 use super::codec::neighbour::Table;
 use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbour, route};
-use super::observe::{is_link_local, read_links};
+use super::observe::{is_automatic, read_links};
 use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Wire, open_socket, receive};
 use crate::kernel::{Hint, HostAddress, KernelError, Scope, SeenLink};
@@ -346,7 +346,7 @@ impl Monitor {
         };
         // Duplicate address detection and router advertisements repeat what is known.
         let news = if there { before != Some(lifetime_of(seen)) } else { before.is_some() };
-        if !news || ours || is_link_local(seen.addr) || self.flux == Some(seen.link) {
+        if !news || ours || is_automatic(seen.addr) || self.flux == Some(seen.link) {
             return;
         }
         for watch in &self.watches {
@@ -391,7 +391,7 @@ impl Monitor {
             return;
         }
         let own_protocol = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(&seen.protocol);
-        let local = is_link_local(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
+        let local = is_automatic(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
         let plain = seen.forwards && (seen.prefix.len() == 0 || (seen.gateway.is_none() && seen.hops.is_empty()));
         for watch in &self.watches {
             if seen.in_territory(&watch.scope) {
@@ -432,7 +432,7 @@ fn echo_of(entry: &neighbour::Entry, there: bool) -> Option<Option<Echo>> {
             Some(Some(if there { Echo::PutFdb { index, mac, dst } } else { Echo::DeleteFdb { index, mac, dst } }))
         }
         Table::Neighbours => {
-            let addr = entry.addr.filter(|addr| !addr.is_multicast() && !is_link_local(*addr))?;
+            let addr = entry.addr.filter(|addr| !addr.is_multicast() && !is_automatic(*addr))?;
             Some((!there).then_some(Echo::DeleteNeighbour { index, addr }))
         }
     }

@@ -1,6 +1,7 @@
 //! The thread that owns the sockets.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -39,7 +40,7 @@ type Reply<T> = oneshot::Sender<Result<T, KernelError>>;
 pub(crate) enum Command {
     Claim { overlay: OverlayName, networks: Dual<Prefix>, reply: Reply<Claim> },
     Probe { devices: Vec<Device>, reply: Reply<()> },
-    HostFacts { reply: Reply<HostFacts> },
+    HostFacts { reach: Vec<IpAddr>, reply: Reply<HostFacts> },
     Observe { scope: Scope, reply: Reply<State> },
     Apply { scope: Scope, plan: Arc<Plan>, reply: Reply<ApplyReport> },
 }
@@ -280,7 +281,9 @@ impl Worker {
         match command {
             Command::Claim { overlay, networks, reply } => answer(reply, || claim(&overlay, &networks)),
             Command::Probe { devices, reply } => answer(reply, || probe(&mut self.wire, &mut self.batch, &devices)),
-            Command::HostFacts { reply } => answer(reply, || host_facts(&mut self.wire, &mut self.batch)),
+            Command::HostFacts { reach, reply } => {
+                answer(reply, || host_facts(&mut self.wire, &mut self.batch, &reach));
+            }
             Command::Observe { scope, reply } => answer(reply, || {
                 let seen = observe(&mut self.wire, &mut self.batch, &scope)?;
                 self.indices.insert(scope.overlay, Indices { devices: scope.devices, by_id: seen.indices });

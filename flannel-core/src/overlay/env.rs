@@ -49,6 +49,11 @@ impl EnvKeeper {
         self.under_way.is_some()
     }
 
+    /// Stops waiting for what is under way.
+    pub(crate) fn cut(&mut self) {
+        self.under_way = None;
+    }
+
     /// When to call [`keep`](Self::keep) if nothing else happens.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         self.due.filter(|_| !self.is_busy())

@@ -5,7 +5,9 @@
 
 mod backoff;
 mod builder;
+mod challenge;
 mod contact;
+mod contest;
 mod env;
 mod explain;
 mod guard;
@@ -32,7 +34,9 @@ pub use explain::{Explanation, Verdict};
 pub use handle::{Handle, HandleError, Held, HeldBecause, Preview};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
-pub use status::{Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Status, WithheldBecause};
+pub use status::{
+    Challenged, Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Status, WithheldBecause,
+};
 
 use crate::kernel::OverlayName;
 use crate::net::Dual;

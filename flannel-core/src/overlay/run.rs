@@ -1,6 +1,8 @@
 //! An overlay's life: from its parts through its run to its end.
 
 use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,10 +10,10 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, Local};
 use crate::clock::Clock;
 use crate::kernel::{Kernel, KernelError};
-use crate::lease::LeaseEvent;
+use crate::lease::{Lease, LeaseEvent};
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::handle::{EVENTS, Handle, Preview, QUESTIONS, Question};
@@ -19,9 +21,9 @@ use crate::overlay::journal::Journal;
 use crate::overlay::machine::{Machine, Wake};
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
-use crate::overlay::start::{self, Started};
+use crate::overlay::start::{self, Surveyed};
 use crate::overlay::status::{EnvFile, Event, Phase, Status};
-use crate::overlay::{Identity, Settings, chain};
+use crate::overlay::{Identity, Settings, Teardown, chain};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::uplink::UplinkError;
 
@@ -87,9 +89,20 @@ pub enum OverlayError {
         /// What was in the way, in words.
         waited_for: String,
     },
-    /// `Teardown::Remove` could not remove everything; what is left is named. Run it again.
+    /// A removal could not remove everything from the kernel; what is left is named. Run it again.
     #[error("{0} objects of ours could not be removed")]
     Teardown(usize),
+    /// A removal could not delete `subnet.env`. Delete it, or mend what is in the way and run the removal again.
+    #[error("removing {}", path.display())]
+    SubnetEnv {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The lease could not be given back. It runs out by itself where leases expire; else run the removal again.
+    #[error("giving the lease back to the lease store")]
+    Release(#[source] SubnetError),
 }
 
 impl Overlay {
@@ -146,7 +159,7 @@ impl Overlay {
     async fn look_ahead(&self) -> Result<Option<Preview>, OverlayError> {
         let surveyed = start::survey(&self.seams, &self.settings, &self.backends).await?;
         let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
-        let local = crate::backend::Local { lease, situation: surveyed.situation };
+        let local = Local { lease, situation: surveyed.situation };
         let now = self.seams.clock.now();
         let status = watch::Sender::new(Status::default());
         let settings = Arc::clone(&self.settings);
@@ -180,7 +193,7 @@ impl Overlay {
     ///
     /// # Errors
     /// [`OverlayError::Kernel`] with [`KernelError::Conflict`] while the agent runs: nothing was touched.
-    /// [`OverlayError::Teardown`] when something is left: run it again.
+    /// [`OverlayError::Teardown`] and [`OverlayError::SubnetEnv`] when something is left: run it again.
     ///
     /// # Cancel safety
     /// May be dropped at any await; what was removed until then is gone.
@@ -198,7 +211,9 @@ impl Overlay {
     ///
     /// # Cancel safety
     /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there.
-    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`](super::Teardown::Keep).
+    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`].
+    /// [`Teardown::Remove`] takes as long as the kernel does, and for a store that is away no
+    /// more than ten seconds; a start that is cancelled before it has taken the overlay's name removes nothing.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), OverlayError> {
         let Self { settings, backends, seams, questions: (asker, questions) } = self;
         // Handles keep theirs; ours would keep the channel open for ever.
@@ -221,13 +236,22 @@ async fn agent(
     mut questions: mpsc::Receiver<Question>,
     cancel: CancellationToken,
 ) -> Result<(), OverlayError> {
-    let started = tokio::select! {
+    let starting = async {
+        let surveyed = start::survey(seams, &settings, backends).await?;
+        let claim = start::claim(seams, &settings, &surveyed).await?;
+        start::probe(seams, &surveyed).await?;
+        Ok::<_, OverlayError>((surveyed, claim))
+    };
+    let (surveyed, claim) = tokio::select! {
         biased;
         () = cancel.cancelled() => return Ok(()),
-        started = start::start(seams, &settings, backends) => started?,
+        started = starting => started?,
         never = refuse(&mut questions) => match never {},
     };
-    let Started { backend, local, is_new, claim } = started;
+    let Some(lease) = take(seams, &settings, &surveyed, &mut questions, &cancel).await? else { return Ok(()) };
+    let Surveyed { backend, situation, .. } = surveyed;
+    let is_new = situation.previous.is_none();
+    let local = Local { lease: Arc::new(lease), situation };
     let now = seams.clock.now();
     let machine = Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, Jitter::random());
     let mut shell = Shell::new(seams, settings, machine, questions);
@@ -242,6 +266,30 @@ async fn agent(
     drop(claim);
     // What ended the agent says more than what became of its end.
     outcome.and(ended)
+}
+
+/// Takes the lease. Cancelled meanwhile it does what the teardown policy says, and there is none.
+async fn take(
+    seams: &Seams,
+    settings: &Settings,
+    surveyed: &Surveyed,
+    questions: &mut mpsc::Receiver<Question>,
+    cancel: &CancellationToken,
+) -> Result<Option<Lease>, OverlayError> {
+    let asking = AtomicBool::new(false);
+    let mut acquiring = std::pin::pin!(start::acquire(seams, surveyed, &asking));
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => {}
+        lease = &mut acquiring => return lease.map(Some),
+        never = refuse(questions) => match never {},
+    }
+    if settings.teardown == Teardown::Remove {
+        let under_way = asking.load(Ordering::Relaxed);
+        let lease = if under_way { removal::in_time(seams, acquiring).await.and_then(Result::ok) } else { None };
+        removal::undo_start(seams, settings, &surveyed.situation, lease).await?;
+    }
+    Ok(None)
 }
 
 /// Drops what is asked before there is anybody to answer, for ever: the asker is told that the agent does not run.

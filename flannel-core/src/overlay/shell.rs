@@ -9,17 +9,18 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
-use tracing::{Instrument, Span};
+use tracing::{Instrument, Span, debug_span};
 
 use crate::kernel::{Hint, Kernel, KernelError, Scope};
-use crate::lease::LeaseEvent;
+use crate::lease::{Lease, LeaseEvent};
 use crate::overlay::env::EnvKeeper;
 use crate::overlay::handle::{HandleError, Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
+use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::Phase;
 use crate::overlay::tenure::StoreCall;
-use crate::overlay::{Settings, Teardown, chain, explain, removal, view};
+use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
 
@@ -27,12 +28,10 @@ use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
 const GRACE: Duration = Duration::from_millis(1500);
 /// How many store events are taken in before the machine is asked what to do: a burst becomes one round.
 const INTAKE: usize = 4096;
-/// How often a removal looks again at what is left before it gives up.
-const REMOVALS: usize = 5;
-/// How long it waits before it does.
-const REMOVAL_SPACING: Duration = Duration::from_millis(100);
 
 type Slot<T> = Option<BoxFuture<'static, T>>;
+/// What the store says to a call about the own lease.
+type Answer = Result<Lease, SubnetError>;
 
 /// What was seen in a scope, for whoever asked for a preview.
 struct Looked {
@@ -52,7 +51,7 @@ pub(crate) struct Shell<'a> {
     /// The scope that hints are about.
     hinted: Scope,
     kernel: Slot<Wake>,
-    store: Slot<Wake>,
+    store: Slot<Answer>,
     preview: Slot<Looked>,
     env: EnvKeeper,
 }
@@ -104,7 +103,7 @@ impl<'a> Shell<'a> {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 wake = finished(&mut self.kernel) => wake,
-                wake = finished(&mut self.store) => wake,
+                answer = finished(&mut self.store) => Wake::Lease(answer),
                 // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
                 Some(hint) = self.hints.next() => Wake::Hint(hint),
                 Some(event) = self.watch.next() => {
@@ -134,73 +133,56 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Ends in order: the round under way may finish within the grace, then the teardown policy is carried out.
+    /// Ends in order: what is under way may finish within the grace, then the teardown policy is carried out.
     pub(crate) async fn finish(mut self) -> Result<(), OverlayError> {
-        if self.kernel.is_some() {
-            let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
-            tokio::select! {
-                _ = finished(&mut self.kernel) => {}
-                () = grace => tracing::warn!("the round under way was cut off"),
+        let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
+        let rest = async {
+            if self.kernel.is_some() {
+                let _ = finished(&mut self.kernel).await;
             }
+            if self.env.is_busy() {
+                let _ = self.env.finished().await;
+            }
+        };
+        tokio::select! {
+            () = rest => {}
+            () = grace => tracing::warn!("what was under way was cut off"),
         }
-        if self.env.is_busy() {
-            // It runs in a thread of its own: what it writes must not come after what follows.
-            let _ = self.env.finished().await;
-        }
+        // What was cut off must not go on beside what follows.
+        (self.kernel, self.preview) = (None, None);
+        self.env.cut();
         match self.settings.teardown {
             Teardown::Keep => Ok(()),
             Teardown::Remove => self.remove().await,
         }
     }
 
-    /// Gives the lease back, if the store answers soon. Where it does not the lease runs out by itself.
+    /// Gives back the lease that a start took in vain. Where the store does not answer it runs out by itself.
     pub(crate) async fn give_back(&mut self) {
         let Some(lease) = self.machine.held_lease() else { return };
-        let patience = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
-        let trouble = tokio::select! {
-            released = self.seams.subnets.release((**lease).clone()) => released.err().map(|error| chain(&error)),
-            () = patience => Some(format!("the lease store did not answer within {GRACE:?}")),
-        };
-        if let Some(error) = trouble {
-            tracing::warn!(error, "the lease was not given back");
+        let last = LastLease::Held((**lease).clone());
+        if let Err(error) = removal::release(self.seams, &self.machine.local().situation, last).await {
+            tracing::warn!(error = chain(&error), "the lease was not given back");
         }
     }
 
-    /// Removes what is ours, as seen by complete looks, then gives the lease back.
+    /// Removes what is ours, then gives the lease back.
     async fn remove(&mut self) -> Result<(), OverlayError> {
-        let cleared = self.clear().await;
-        removal::delete_env(&self.settings);
-        let released = match self.machine.held_lease() {
-            Some(lease) => self.seams.subnets.release((**lease).clone()).await.map_err(OverlayError::Store),
-            None => Ok(()),
-        };
-        cleared.and(released)
-    }
-
-    async fn clear(&mut self) -> Result<(), OverlayError> {
         let scope = self.machine.scope().clone();
-        let mut outcome = Ok(());
-        for round in 0..REMOVALS {
-            if round > 0 {
-                self.seams.clock.sleep_until(self.seams.clock.now().after(REMOVAL_SPACING)).await;
-            }
-            let seen = match self.seams.kernel.observe(&scope).await {
-                Ok(seen) => seen,
-                Err(error) => {
-                    outcome = Err(error.into());
-                    continue;
-                }
-            };
-            let plan = self.machine.removal(&seen);
-            if plan.is_empty() {
-                return Ok(());
-            }
-            outcome = Err(OverlayError::Teardown(plan.ops.len()));
-            if self.seams.kernel.apply(&scope, Arc::new(plan)).await.is_complete() {
-                return Ok(());
-            }
+        let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
+        let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
+        let env = removal::delete_env(self.seams, &self.settings).await;
+        let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
+        if let Some(answer) = answer {
+            self.machine.handle(self.seams.clock.now(), Wake::Lease(answer));
         }
-        outcome
+        let last = match self.machine.held_lease() {
+            _ if unknown => LastLease::Unknown,
+            Some(lease) => LastLease::Held((**lease).clone()),
+            None => LastLease::NotHeld,
+        };
+        let released = removal::release(self.seams, &self.machine.local().situation, last).await;
+        cleared.map(drop).and(env.map(drop)).and(released)
     }
 
     /// Takes in what the store has ready, so that a burst becomes one round.
@@ -294,9 +276,9 @@ async fn finished<T>(slot: &mut Slot<T>) -> T {
 
 async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     match call {
-        KernelCall::Facts => Wake::Facts(kernel.host_facts().instrument(tracing::debug_span!("facts")).await),
+        KernelCall::Facts(reach) => Wake::Facts(kernel.host_facts(&reach).instrument(debug_span!("facts")).await),
         KernelCall::Observe(scope) => {
-            let span = tracing::debug_span!("look", routes = Empty, neighbours = Empty, fdb = Empty);
+            let span = debug_span!("look", routes = Empty, neighbours = Empty, fdb = Empty);
             let look = async {
                 let seen = kernel.observe(&scope).await;
                 if let Ok(State { routes, neighbours, fdb, .. }) = &seen {
@@ -309,7 +291,7 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
             Wake::Seen(look.instrument(span).await)
         }
         KernelCall::Apply(scope, plan) => {
-            let span = tracing::debug_span!("write", ops = plan.ops.len(), applied = Empty, refused = Empty);
+            let span = debug_span!("write", ops = plan.ops.len(), applied = Empty, refused = Empty);
             let write = async {
                 let report = kernel.apply(&scope, plan).await;
                 Span::current().record("applied", report.applied).record("refused", report.refused.len());
@@ -321,9 +303,14 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     }
 }
 
-async fn store_call(subnets: Arc<dyn SubnetManager>, node: NodeIdentity, call: StoreCall) -> Wake {
-    Wake::Lease(match call {
+async fn store_call(subnets: Arc<dyn SubnetManager>, node: NodeIdentity, call: StoreCall) -> Answer {
+    match call {
         StoreCall::Renew(lease) => subnets.renew(&lease).await,
         StoreCall::Acquire(want) => subnets.acquire(&node, want).await,
-    })
+    }
+}
+
+/// The answer to a call that is under way at the end: it may give a lease, or another fence to release it by.
+async fn last_answer(seams: &Seams, call: Slot<Answer>) -> Option<Answer> {
+    Some(removal::patiently(seams, "waiting for a call under way", call?).await)
 }

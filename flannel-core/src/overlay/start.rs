@@ -1,6 +1,7 @@
 //! From nothing to a lease: everything that happens once, before the machine.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{Backend, Local, Situation};
 use crate::config::{ConfigError, NetworkConfig};
@@ -13,16 +14,6 @@ use crate::overlay::status::{Contact, Event};
 use crate::overlay::{MissingUplink, Settings, chain, view};
 use crate::subnet::{SubnetError, Want};
 use crate::uplink::Problem;
-
-/// What a start comes to.
-pub(crate) struct Started {
-    pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) local: Local,
-    /// Whether the store had no lease of this node before.
-    pub(crate) is_new: bool,
-    /// Held for as long as the agent runs.
-    pub(crate) claim: Claim,
-}
 
 /// What is known before anything is taken or written.
 pub(crate) struct Surveyed {
@@ -52,9 +43,9 @@ pub(crate) async fn survey(
 /// Reads the host and chooses the uplink, waiting for one if that is the policy.
 async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>) -> Result<Situation, OverlayError> {
     let mut backoff = Backoff::new(Jitter::random());
-    let mut told = None;
+    let (mut told, reach) = (None, settings.uplink.reaches());
     loop {
-        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts()).await?);
+        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
         let error = match view::first_situation(settings, Arc::clone(config), host) {
             Ok(situation) => {
                 if told.is_some() {
@@ -106,23 +97,18 @@ where
     }
 }
 
-/// Takes the name, then the lease.
-pub(crate) async fn start(
-    seams: &Seams,
-    settings: &Settings,
-    backends: &[(&'static str, Factory)],
-) -> Result<Started, OverlayError> {
-    let Surveyed { backend, situation, want } = survey(seams, settings, backends).await?;
-    let networks = situation.networks();
-    let claim = seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)?;
-    let expected = expected(&situation, &want);
-    let local = Local { lease: Arc::new(expected), situation };
+/// Takes the name. The claim is to be held for as long as the agent runs.
+pub(crate) async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claim, OverlayError> {
+    let networks = surveyed.situation.networks();
+    seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)
+}
+
+/// Asks the kernel whether it can do what the backend needs, before a lease is taken.
+pub(crate) async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
+    let Surveyed { backend, situation, want } = surveyed;
+    let local = Local { lease: Arc::new(expected(situation, want)), situation: situation.clone() };
     let devices = backend.scope(&local).devices;
-    ask_kernel(seams, || seams.kernel.probe(&devices)).await?;
-    let Local { situation, .. } = local;
-    let lease = retry(seams, || seams.subnets.acquire(&situation.node, want.clone())).await?;
-    let is_new = situation.previous.is_none();
-    Ok(Started { backend, claim, is_new, local: Local { situation, lease: Arc::new(lease) } })
+    ask_kernel(seams, || seams.kernel.probe(&devices)).await
 }
 
 /// The lease as far as it is known before it is taken: enough to tell which devices there will be.
@@ -134,6 +120,18 @@ fn expected(situation: &Situation, want: &Want) -> Lease {
         expires: None,
         fence: Fence::default(),
     }
+}
+
+/// Takes the lease. `asking` says whether the store is being asked just now, and may take what is not known here yet.
+pub(crate) async fn acquire(seams: &Seams, surveyed: &Surveyed, asking: &AtomicBool) -> Result<Lease, OverlayError> {
+    let Surveyed { situation, want, .. } = surveyed;
+    retry(seams, || async {
+        asking.store(true, Ordering::Relaxed);
+        let answer = seams.subnets.acquire(&situation.node, want.clone()).await;
+        asking.store(false, Ordering::Relaxed);
+        answer
+    })
+    .await
 }
 
 fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {

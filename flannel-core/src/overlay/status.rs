@@ -55,6 +55,17 @@ pub enum Hearing {
     Unheard,
 }
 
+/// Somebody else changes or deletes our record, again and again: most likely another agent under this node's name. Run
+/// one agent a name. Forgotten once the lease has stood for 30 s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Challenged {
+    /// How often in a row the lease was taken, or its record written, again.
+    pub times: u32,
+    /// When that is done next: at once the first time, then 1, 2, 4 s and so on up to 16 s apart, each ± 10 %. `None`
+    /// while the lease stands, or while the policy is not to take it again.
+    pub next: Option<BootTime>,
+}
+
 /// How many peers there are, by what became of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerCounts {
@@ -84,7 +95,8 @@ pub enum EnvFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WithheldBecause {
-    /// The store said that most peers are gone at once; a second look is taken at this time.
+    /// The store said that most peers are gone at once; a second look is taken at this time, or, while the store is
+    /// away, once it is back.
     #[error("most peers went at once: deleted unless they come back within a minute")]
     MassRemoval(BootTime),
     /// The agent started from a snapshot of a store that is away, which does not know the prefix; the store decides.
@@ -103,6 +115,8 @@ pub struct Status {
     pub phase: Phase,
     /// The lease held.
     pub lease: Option<Arc<Lease>>,
+    /// Who else is at our record; `None` while nobody is.
+    pub challenged: Option<Challenged>,
     /// The uplink in use.
     pub uplink: Option<Uplink>,
     /// The MTU for pods.
@@ -144,6 +158,7 @@ impl Default for Status {
         Self {
             phase: Phase::Starting,
             lease: None,
+            challenged: None,
             uplink: None,
             mtu: None,
             store: Contact::Never,

@@ -8,6 +8,7 @@ mod rounds;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +50,8 @@ pub(crate) enum Wake {
 /// Something to ask of the kernel.
 #[derive(Debug)]
 pub(crate) enum KernelCall {
-    Facts,
+    /// Of far routes only those to these addresses.
+    Facts(Vec<IpAddr>),
     Observe(Scope),
     Apply(Scope, Arc<Plan>),
 }
@@ -76,8 +78,8 @@ pub(crate) struct Machine {
     /// What was last heard of the store.
     words: Words,
     status: watch::Sender<Status>,
-    /// Whether the status has yet to show what the store said.
-    stale: bool,
+    /// What the status has yet to show of what the store said.
+    stale: Stale,
     /// What cannot pass by itself, as the first round showed.
     fatal: Option<KernelError>,
     events: Vec<Event>,
@@ -87,6 +89,19 @@ pub(crate) struct Machine {
 struct Change {
     old: Option<Arc<Lease>>,
     new: Option<Arc<Lease>>,
+}
+
+/// What the status has yet to show, so that an event costs what it concerns and not what there is.
+#[derive(Debug, Default)]
+struct Stale {
+    /// Whether peers came or went.
+    peers: bool,
+    /// Records whose reason may be another.
+    reasons: BTreeSet<LeaseKey>,
+    /// Prefixes that may be withheld, or not any more.
+    prefixes: BTreeSet<Prefix>,
+    /// All prefixes are such.
+    all_prefixes: bool,
 }
 
 /// When to look, and at what.
@@ -99,6 +114,8 @@ struct Schedule {
     facts: bool,
     /// When the last one began.
     last: Option<BootTime>,
+    /// None begins earlier: a look failed, and no hint mends that.
+    not_before: Option<BootTime>,
     /// Whether the first one is done: what is found wrong after it is drift.
     done_once: bool,
     /// Whether what the first one found was held against what the store says.
@@ -112,8 +129,17 @@ enum Round {
     Idle,
     Facts,
     Looking { started: BootTime },
-    Auditing { started: BootTime, plan: Arc<Plan>, seen: State },
+    Auditing { audit: Audit, seen: State },
     Leasing { plan: Arc<Plan> },
+}
+
+/// An audit that has come to writing.
+#[derive(Debug)]
+struct Audit {
+    started: BootTime,
+    /// Whether what it writes had been right before.
+    drift: bool,
+    plan: Arc<Plan>,
 }
 
 impl Machine {
@@ -141,7 +167,7 @@ impl Machine {
             jitter,
             words: Words::default(),
             status,
-            stale: false,
+            stale: Stale::default(),
             fatal: None,
             events: vec![Event::LeaseAcquired(Arc::clone(&local.lease))],
             settings,
@@ -203,7 +229,7 @@ impl Machine {
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let due = [self.audit.due, self.audit.periodic].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
-        [audit, self.guard.deadline(), self.tenure.deadline()].into_iter().flatten().min()
+        [audit, self.guard.deadline(&self.status.borrow().store), self.tenure.deadline()].into_iter().flatten().min()
     }
 
     /// Takes in what happened.
@@ -220,40 +246,43 @@ impl Machine {
         }
         let expired = self.tenure.expire(now);
         self.tenure_outcome(now, expired);
-        match self.guard.expire(now) {
+        let over = self.guard.expire(now, &self.status.borrow().store);
+        match over {
             None => {}
             Some(Over::Contest) => self.audit_at(now, Cause::Hint),
             Some(Over::Mass) => {
                 self.audit_at(now, Cause::Expected);
+                self.stale.all_prefixes = true;
                 self.show_withheld(now);
             }
         }
         self.show_contested();
+        self.show_challenged();
     }
 
     /// What to ask of the store now.
     pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
-        self.tenure.call(now)
+        let call = self.tenure.call(now);
+        self.show_challenged();
+        call
     }
 
     /// What to ask of the kernel now; its answer must come back as a wake before this is called again.
     pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
-        if std::mem::take(&mut self.stale) {
-            self.show_peers();
-            self.show_withheld(now);
-        }
+        self.show_peers();
+        self.show_withheld(now);
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
         }
         if self.audit.periodic.is_some_and(|due| due <= now) {
-            self.audit.facts = true;
+            (self.audit.periodic, self.audit.facts) = (None, true);
             self.audit_at(now, Cause::Hint);
         }
         if self.audit.due.is_some_and(|due| due <= now) {
             (self.audit.due, self.audit.last, self.audit.periodic) = (None, Some(now), None);
             if std::mem::take(&mut self.audit.facts) {
                 self.round = Round::Facts;
-                return Some(KernelCall::Facts);
+                return Some(KernelCall::Facts(self.settings.uplink.reaches()));
             }
             self.round = Round::Looking { started: now };
             return Some(KernelCall::Observe(self.scope.clone()));
@@ -283,8 +312,8 @@ impl Machine {
             self.judge_start(&mut guard, now, &wanted, seen);
         }
         let bad = self.admission.withheld();
-        let Restrained { plan, held } = guard.restrain(plan, now, &bad);
-        let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, &bad), op }).collect();
+        let Restrained { plan, held } = guard.restrain(plan, now, bad);
+        let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, bad), op }).collect();
         Preview { plan, held, scope: self.scope.clone() }
     }
 
@@ -323,6 +352,7 @@ impl Machine {
         };
         if reset.is_some() && self.guard.confirm() {
             self.audit.judged = false;
+            self.stale.all_prefixes = true;
             self.audit_at(now, Cause::Expected);
         }
         let first = !std::mem::replace(&mut self.synced, true);
@@ -332,6 +362,7 @@ impl Machine {
                 let gone: BTreeSet<Prefix> =
                     gone.filter(|prefix| self.admission.peer_by_subnet(prefix).is_none()).collect();
                 self.guard.judge_reset(now, before, gone);
+                self.stale.all_prefixes = true;
             }
             _ => {}
         }
@@ -339,6 +370,7 @@ impl Machine {
             self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {
                 self.guard.returned(&prefix);
+                self.stale.prefixes.insert(prefix);
             }
             // The first snapshot says who is there, and the first audit is about everything anyway.
             if !first {
@@ -346,7 +378,8 @@ impl Machine {
                 self.note(change);
             }
         }
-        self.stale = true;
+        self.stale.peers = true;
+        self.note_news();
         if reset.is_some() {
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
@@ -450,12 +483,20 @@ impl Machine {
     fn judge_host(&mut self) {
         let host = view::host(&self.settings, &self.local, self.admission.rules());
         let changes = self.admission.set_host(host);
+        self.stale.peers = true;
+        self.note_news();
         for change in changes {
             self.count(&change);
             self.show_peer(&change);
             self.note(change);
-            self.stale = true;
         }
+    }
+
+    /// Notes what the last change to the records has yet to show.
+    fn note_news(&mut self) {
+        let admit::News { reasons, withheld } = self.admission.news();
+        self.stale.reasons.extend(reasons.iter().cloned());
+        self.stale.prefixes.extend(withheld);
     }
 
     fn hint(&mut self, now: BootTime, hint: Hint) {

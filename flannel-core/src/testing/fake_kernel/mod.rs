@@ -329,12 +329,12 @@ impl Kernel for FakeKernel {
         self.lock().script.probe.pop_front().map_or(Ok(()), Err)
     }
 
-    async fn host_facts(&self) -> Result<HostFacts, KernelError> {
+    async fn host_facts(&self, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
         self.until_resumed().await;
         let mut inner = self.lock();
         match inner.script.host_facts.pop_front() {
             Some(error) => Err(error),
-            None => Ok(inner.machine.host_facts()),
+            None => Ok(inner.machine.host_facts(reach)),
         }
     }
 
