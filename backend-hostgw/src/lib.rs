@@ -126,7 +126,7 @@ mod tests {
     fn the_route_leaves_by_the_link_that_the_peer_is_on() {
         let mut local = local(&[Family::V4]);
         let mut host = HostFacts::clone(&local.situation.host);
-        host.on_link = vec![arbitrary::on_link("192.0.2.0/25", UPLINK + 1)];
+        host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
         local.situation.host = Arc::new(host);
         let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
         assert_eq!(route.link, Some(LinkId::Other(UPLINK + 1)));

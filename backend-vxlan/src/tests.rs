@@ -147,7 +147,7 @@ fn direct_routing_needs_a_peer_on_one_of_our_links() {
         (Some(node_address(Family::V4, 2)), Some(LinkId::Uplink), false)
     );
     let mut host = HostFacts::clone(&local.situation.host);
-    host.on_link = vec![arbitrary::on_link("192.0.2.0/25", UPLINK + 1)];
+    host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
     local.situation.host = Arc::new(host);
     let link = |n| backend.peer(&local, &peer(n), Family::V4).unwrap().route.unwrap().1.link;
     assert_eq!((link(2), link(200)), (Some(LinkId::Other(UPLINK + 1)), Some(LinkId::Own(0))));

@@ -1,5 +1,7 @@
 //! The seam to the kernel: four wide verbs over values.
 
+mod routes;
+
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,6 +14,8 @@ use futures_util::stream::BoxStream;
 use crate::net::{Dual, Family, MacAddr, Prefix};
 use crate::plan::Plan;
 use crate::state::{Link, LinkId, LinkKind, LinkName, State};
+
+pub use routes::Routes;
 
 /// The name of an overlay: never derived from the configuration, so that a new network finds the old one's objects.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -191,9 +195,10 @@ pub struct HostFacts {
     pub defaults: Vec<HostRoute>,
     /// Routes of the main table without a gateway, and those with one that lie inside such a route. Ours are left
     /// out.
-    pub on_link: Vec<HostRoute>,
-    /// The main table's other routes with a gateway. Ours and other overlays' are left out.
-    pub far: Vec<HostRoute>,
+    pub on_link: Routes,
+    /// The main table's other routes with a gateway, as far as they lead to an address that was asked for: a router's
+    /// table would not fit. Ours and other overlays' are left out.
+    pub far: Routes,
     /// Next hops in use by routes that are not ours.
     pub next_hops: BTreeSet<NextHop>,
 }
@@ -259,21 +264,18 @@ pub struct HostRoute {
 impl HostFacts {
     /// The interface through which `addr` is reached without a gateway, if it is (contract 8.1).
     pub fn on_link(&self, addr: IpAddr) -> Option<u32> {
-        let best = self
-            .on_link
-            .iter()
-            .filter(|route| route.prefix.contains(addr))
-            .min_by_key(|route| (std::cmp::Reverse(route.prefix.len()), route.metric))?;
+        let best = self.on_link.to(addr)?;
         match best.gateway {
             None => best.link,
             Some(_) => None,
         }
     }
 
-    /// The route of the main table that packets to `addr` take, as far as prefixes and metrics tell.
+    /// The route of the main table that packets to `addr` take, as far as prefixes and metrics tell. `addr` has to be
+    /// one that [`Kernel::host_facts`] was asked for.
     pub fn route_to(&self, addr: IpAddr) -> Option<&HostRoute> {
-        let routes = self.on_link.iter().chain(&self.far).chain(&self.defaults);
-        let fits = routes.filter(|route| route.prefix.contains(addr));
+        let defaults = self.defaults.iter().filter(|route| route.prefix.contains(addr));
+        let fits = self.on_link.to(addr).into_iter().chain(self.far.to(addr)).chain(defaults);
         fits.min_by_key(|route| (std::cmp::Reverse(route.prefix.len()), route.metric))
     }
 
@@ -294,6 +296,8 @@ pub enum Hint {
     FactsChanged,
     /// Notifications were lost: anything may have changed.
     Lost,
+    /// Notifications cannot be heard until the next hint, which is [`Lost`](Self::Lost): anything may change unseen.
+    Unheard,
 }
 
 /// Why the kernel did not do what was asked.
@@ -420,12 +424,21 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`KernelError::Conflict`] when another overlay here has this name or a network that overlaps.
     async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError>;
 
-    /// What the host looks like now.
+    /// Whether devices of these kinds could be made here: a driver that is missing or a privilege that is, before
+    /// anything is taken or written. Leaves nothing behind, but for a driver that the kernel loads by itself.
+    ///
+    /// # Errors
+    /// [`KernelError::Unsupported`] or [`KernelError::Denied`], both final; the others as for
+    /// [`host_facts`](Kernel::host_facts).
+    async fn probe(&self, devices: &[Device]) -> Result<(), KernelError>;
+
+    /// What the host looks like now. `reach` are the addresses whose route matters
+    /// ([`Select::reaches`](crate::uplink::Select::reaches)).
     ///
     /// # Errors
     /// [`KernelError`] when the read is not complete; never a part of it. Retry with back-off unless
     /// [`KernelError::Denied`] or [`KernelError::Stopped`].
-    async fn host_facts(&self) -> Result<HostFacts, KernelError>;
+    async fn host_facts(&self, reach: &[IpAddr]) -> Result<HostFacts, KernelError>;
 
     /// What is there in `scope` now: our devices, what is on them, and every route in the networks' territory.
     /// Complete or an error; never invents.

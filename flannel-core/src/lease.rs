@@ -312,6 +312,8 @@ pub enum LeaseEvent {
     Upsert(Record),
     /// A record went away.
     Remove(LeaseKey),
+    /// The watch goes on after trouble that it reported, and nothing was missed meanwhile.
+    Resumed,
 }
 
 #[cfg(test)]

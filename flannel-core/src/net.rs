@@ -350,6 +350,14 @@ pub fn is_public_unicast(addr: IpAddr) -> bool {
     }
 }
 
+/// Whether `addr` is good on its link alone (169.254.0.0/16, fe80::/10).
+pub fn is_link_local(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(addr) => addr.is_link_local(),
+        IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    }
+}
+
 fn is_public_unicast_v4(addr: Ipv4Addr) -> bool {
     !(addr.is_unspecified()
         || addr.is_loopback()

@@ -21,6 +21,15 @@ pub struct SubnetEnv {
     pub ip_masq: Option<bool>,
 }
 
+/// What [`SubnetEnv::keep`] had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing.
+    Same,
+    /// It wrote the file.
+    Written,
+}
+
 /// The file could not be read or written. A file that was there is still whole.
 ///
 /// Retry with back-off once the remedy is applied.
@@ -117,6 +126,20 @@ impl SubnetEnv {
         }
         // The rename itself survives a crash only once the directory is on disk.
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| failure("sync the directory", dir, source))
+    }
+
+    /// Writes the file unless it says exactly this already.
+    ///
+    /// Blocks on the disk: not for an async task.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn keep(&self, path: &Path) -> Result<Kept, SubnetEnvError> {
+        // Whatever is there and cannot be read is to be replaced, too.
+        if fs::read(path).is_ok_and(|text| text == self.render().as_bytes()) {
+            return Ok(Kept::Same);
+        }
+        self.write(path).map(|()| Kept::Written)
     }
 
     fn write_temporary(&self, temporary: &Path, target: &Path) -> io::Result<()> {

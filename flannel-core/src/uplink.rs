@@ -9,7 +9,7 @@ pub use pattern::{Pattern, PatternError};
 
 use crate::backend::Uplink;
 use crate::kernel::{HostAddress, HostFacts, HostLink};
-use crate::net::{Dual, Family, Mtu, Prefix, is_public_unicast};
+use crate::net::{Dual, Family, Mtu, Prefix, is_link_local, is_public_unicast};
 use crate::state::LinkName;
 
 /// How to find the interface.
@@ -39,6 +39,16 @@ impl Select {
     /// one and finds the interface; without any the default route does.
     pub fn implied_by(public: &Dual<IpAddr>) -> Self {
         public.v4.or(public.v6).map_or(Self::DefaultRoute, Self::Ip)
+    }
+
+    /// The addresses whose route decides: what [`Kernel::host_facts`](crate::kernel::Kernel::host_facts) is to be asked
+    /// for.
+    pub fn reaches(&self) -> Vec<IpAddr> {
+        match self {
+            Self::CanReach(addr) => vec![*addr],
+            Self::FirstOf(choices) => choices.iter().flat_map(Self::reaches).collect(),
+            Self::DefaultRoute | Self::Name(_) | Self::Ip(_) | Self::Regex(_) => Vec::new(),
+        }
     }
 }
 
@@ -441,13 +451,6 @@ fn usable_addresses(facts: &HostFacts, index: u32) -> Vec<IpAddr> {
 fn is_global(addr: IpAddr) -> bool {
     let broadcast = matches!(addr, IpAddr::V4(addr) if addr.is_broadcast());
     !(broadcast || addr.is_unspecified() || addr.is_loopback() || addr.is_multicast() || is_link_local(addr))
-}
-
-fn is_link_local(addr: IpAddr) -> bool {
-    match addr {
-        IpAddr::V4(addr) => addr.is_link_local(),
-        IpAddr::V6(addr) => addr.is_unicast_link_local(),
-    }
 }
 
 #[cfg(test)]

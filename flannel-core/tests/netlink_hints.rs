@@ -19,7 +19,7 @@ use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, ip, peer};
 async fn hints_so_far(lab: &Lab, hints: &mut BoxStream<'static, Hint>) -> Vec<Hint> {
     // The thread reads notifications before each command; the first may have come after it had done so.
     for _ in 0..2 {
-        lab.kernel.host_facts().await.unwrap();
+        lab.kernel.host_facts(&[]).await.unwrap();
     }
     let mut found = Vec::new();
     while let Some(Some(hint)) = hints.next().now_or_never() {

@@ -34,7 +34,8 @@ fn facts_are_those_of_the_host_without_our_routes() {
         // As Go flannel leaves it.
         ip("route add 10.0.99.0/24 via 10.0.99.0 dev flannel.1 onlink");
         let up0 = index_of("up0");
-        let facts = lab.kernel.host_facts().await.unwrap();
+        let far = "198.51.100.1".parse().unwrap();
+        let facts = lab.kernel.host_facts(&[far]).await.unwrap();
         let uplink = &facts.links[&up0];
         assert_eq!((uplink.name.as_str(), uplink.mtu, uplink.up), ("up0", 1500, true));
         assert_eq!(uplink.kind, LinkKind::Other("veth".into()));
@@ -54,6 +55,9 @@ fn facts_are_those_of_the_host_without_our_routes() {
         assert_eq!(facts.on_link("192.0.2.77".parse().unwrap()), Some(up0));
         assert_eq!(facts.on_link("192.0.2.200".parse().unwrap()), None);
         assert_eq!(facts.on_link("198.51.100.1".parse().unwrap()), None);
+        assert_eq!(facts.route_to(far).map(|route| route.prefix), "198.51.100.0/24".parse().ok());
+        let without = lab.kernel.host_facts(&[]).await.unwrap();
+        assert!(without.far.to(far).is_none(), "a route that nobody asked for is not kept");
         assert!(facts.connected(Family::V4).any(|prefix| prefix == "192.0.2.0/24".parse().unwrap()));
         let hops: Vec<String> = facts.next_hops.iter().map(|hop| hop.addr.to_string()).collect();
         assert_eq!(hops, ["192.0.2.8", "192.0.2.9", "192.0.2.252", "192.0.2.253", "192.0.2.254", "2001:db8::fe"]);
@@ -97,8 +101,8 @@ fn a_kernel_looks_at_and_claims_in_the_namespace_it_was_given() {
             (given, NetlinkKernel::new().unwrap())
         });
         let (given, own) = elsewhere.join().unwrap();
-        assert!(given.host_facts().await.unwrap().links.contains_key(&up0));
-        assert!(!own.host_facts().await.unwrap().links.values().any(|link| link.name.as_str() == "up0"));
+        assert!(given.host_facts(&[]).await.unwrap().links.contains_key(&up0));
+        assert!(!own.host_facts(&[]).await.unwrap().links.values().any(|link| link.name.as_str() == "up0"));
         let networks = dual("10.5.0.0/16", "");
         assert!(matches!(given.claim(&name("flannel"), &networks).await, Err(KernelError::Conflict { .. })));
         own.claim(&name("flannel"), &networks).await.unwrap();

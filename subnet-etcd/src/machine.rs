@@ -49,12 +49,21 @@ pub(crate) struct Machine {
     resume: i64,
     /// A listing that nothing came after.
     is_fresh: bool,
+    /// Trouble was reported, and nothing since.
+    is_troubled: bool,
     backoff: Backoff,
 }
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        Self { step: Step::List, store: None, resume: 0, is_fresh: false, backoff: Backoff::default() }
+        Self {
+            step: Step::List,
+            store: None,
+            resume: 0,
+            is_fresh: false,
+            is_troubled: false,
+            backoff: Backoff::default(),
+        }
     }
 
     pub(crate) fn step(&self) -> Step {
@@ -66,6 +75,7 @@ impl Machine {
         self.store = Some(header);
         self.resume = header.revision.saturating_add(1);
         self.is_fresh = true;
+        self.is_troubled = false;
         self.step = Step::Open(self.resume);
     }
 
@@ -114,7 +124,8 @@ impl Machine {
                 return Err(Cancelled(BEHIND.to_owned()));
             }
             self.backoff.reset();
-            return Ok(Vec::new());
+            let resumed = std::mem::take(&mut self.is_troubled).then_some(LeaseEvent::Resumed);
+            return Ok(resumed.into_iter().collect());
         }
         self.is_fresh = false;
         if message.changes.is_empty() {
@@ -131,6 +142,7 @@ impl Machine {
 
     /// A step failed. Returns how long to wait before the next.
     pub(crate) fn failed(&mut self) -> Duration {
+        self.is_troubled = true;
         self.step = match (self.step, self.store) {
             (Step::List, _) | (_, None) => Step::List,
             (Step::Probe | Step::Open(_) | Step::Read, Some(_)) => Step::Probe,
@@ -176,6 +188,22 @@ mod tests {
         assert_eq!(machine.step(), Step::Probe);
         machine.probed(header(30));
         assert_eq!(machine.step(), Step::Open(17));
+    }
+
+    #[test]
+    fn a_watch_that_missed_nothing_says_once_that_it_goes_on() {
+        let mut machine = watching(10);
+        machine.failed();
+        machine.probed(header(10));
+        machine.opened();
+        let created = || Message { is_created: true, header: header(10), ..Message::default() };
+        assert_eq!(machine.message(created()), Ok(vec![LeaseEvent::Resumed]));
+        assert_eq!(machine.message(created()), Ok(Vec::new()));
+        // A listing says as much by itself.
+        machine.failed();
+        machine.listed(header(12));
+        machine.opened();
+        assert_eq!(machine.message(Message { header: header(12), ..created() }), Ok(Vec::new()));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::status::Document;
 use crate::stores::StoreError;
-use crate::{doctor, exit, firewall, stores};
+use crate::{doctor, exit, firewall, preview, stores};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,11 @@ pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
         let overlay = assemble(options, &stores::open(&options.store)?, MissingUplink::Fail)?;
         Ok::<_, CommandError>(overlay.preview().await?)
     })?;
+    if options.json {
+        let document = preview::Document::new(preview.as_ref());
+        print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(CommandError::Answer)?))?;
+        return Ok(exit::SUCCESS);
+    }
     print(&match preview {
         Some(preview) => preview.to_string(),
         None => "the store has no lease of this node: a start takes one, then makes everything\n".to_owned(),

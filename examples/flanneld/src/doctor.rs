@@ -98,7 +98,7 @@ pub(crate) async fn examine(options: &Options) -> Report {
     findings.push(finding);
     findings.extend(options.state_file.as_ref().map(|file| state_file(&file.path)));
     let facts = match NetlinkKernel::new() {
-        Ok(kernel) => kernel.host_facts().await,
+        Ok(kernel) => kernel.host_facts(&options.uplink.reaches()).await,
         Err(error) => Err(error),
     };
     let facts = match facts {

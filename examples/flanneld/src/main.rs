@@ -14,6 +14,7 @@ mod metrics;
 mod notify;
 mod options;
 mod parts;
+mod preview;
 mod privileges;
 mod serve;
 mod signals;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use flannel_core::clock::BootTime;
-use flannel_core::overlay::{Contact, Event, Handle, Status};
+use flannel_core::overlay::{Contact, Handle, Status};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -41,9 +41,7 @@ impl Metrics {
         loop {
             match events.recv().await {
                 Ok(event) => {
-                    let kind = kind(&event);
-                    tracing::debug!(kind, ?event, "event");
-                    self.events.get_or_create(&Kind { kind }).inc();
+                    self.events.get_or_create(&Kind { kind: event.kind() }).inc();
                 }
                 Err(RecvError::Lagged(missed)) => {
                     self.events.get_or_create(&Kind { kind: "missed" }).inc_by(missed);
@@ -118,31 +116,6 @@ fn seconds(later: BootTime, earlier: BootTime) -> i64 {
 
 fn count(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn kind(event: &Event) -> &'static str {
-    match event {
-        Event::LeaseAcquired(_) => "lease_acquired",
-        Event::LeaseRenewed(_) => "lease_renewed",
-        Event::LeaseLost(_) => "lease_lost",
-        Event::Snapshot(_) => "snapshot",
-        Event::PeerAdded(_) => "peer_added",
-        Event::PeerChanged(_) => "peer_changed",
-        Event::PeerRemoved(_) => "peer_removed",
-        Event::PeerQuarantined(..) => "peer_quarantined",
-        Event::DriftRepaired { .. } => "drift_repaired",
-        Event::ConflictFound(_) => "conflict_found",
-        Event::Contested(_) => "contested",
-        Event::DeletionsWithheld(_) => "deletions_withheld",
-        Event::StoreLost(_) => "store_lost",
-        Event::StoreBack => "store_back",
-        Event::KernelTrouble(_) => "kernel_trouble",
-        Event::UplinkChanged(_) => "uplink_changed",
-        Event::UplinkLost(_) => "uplink_lost",
-        Event::Ready => "ready",
-        Event::Stopped => "stopped",
-        _ => "other",
-    }
 }
 
 #[cfg(test)]

@@ -98,5 +98,5 @@ pub(crate) const FLAGS: &[Spec] = &[
     flag("metrics-port", Kind::Int, "9472", "port of /metrics and /status (0: none)"),
     flag("log-format", Kind::Text, "text", "text or json, on stderr"),
     flag("keep-capabilities", Kind::Bool, "false", "do not drop capabilities that are not needed"),
-    flag("json", Kind::Bool, "false", "status, doctor: print JSON"),
+    flag("json", Kind::Bool, "false", "status, plan, doctor: print JSON"),
 ];

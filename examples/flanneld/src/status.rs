@@ -4,8 +4,7 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use flannel_core::clock::BootTime;
-use flannel_core::overlay::{Contact, EnvFile, Phase, Status, WithheldBecause};
-use flannel_core::plan::Object;
+use flannel_core::overlay::{Challenged, Contact, EnvFile, Hearing, Phase, Status, WithheldBecause};
 use flannel_core::subnet::CachedSubnets;
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +25,12 @@ pub(crate) struct Document {
     pub(crate) waits_for: Vec<String>,
     pub(crate) store: Store,
     pub(crate) lease: Option<Lease>,
+    /// Who else is at the record, in words.
+    pub(crate) challenged: Option<String>,
     pub(crate) uplink: Option<Uplink>,
     pub(crate) mtu: Option<u32>,
+    /// Whether the kernel's notifications are heard.
+    pub(crate) notifications_heard: bool,
     pub(crate) subnet_file: String,
     pub(crate) peers: Peers,
     pub(crate) quarantined: Vec<Named>,
@@ -145,8 +148,10 @@ impl Document {
             waits_for: around.in_force.trouble().into_iter().chain(waits_for(status, rules)).collect(),
             store: store(status, around, now),
             lease,
+            challenged: status.challenged.map(|challenged| challenge(&challenged, now)),
             uplink,
             mtu: status.mtu.map(|mtu| mtu.0),
+            notifications_heard: status.notifications == Hearing::Heard,
             subnet_file: around.subnet_file.clone(),
             peers: Peers {
                 accepted: status.peers.accepted,
@@ -171,7 +176,7 @@ impl Document {
                 .take(LISTED)
                 .map(|conflict| Conflict { found: conflict.found.clone(), remedy: conflict.remedy.clone() })
                 .collect(),
-            contested: status.contested.iter().take(LISTED).map(object).collect(),
+            contested: status.contested.iter().take(LISTED).map(ToString::to_string).collect(),
             withheld: status
                 .withheld
                 .iter()
@@ -230,7 +235,10 @@ fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
         reasons.push(because("a new lease: the last one was lost"));
     }
     if status.phase > Phase::LeaseHeld && status.subnet_env != EnvFile::Settled {
-        reasons.push(because("subnet.env to be written"));
+        reasons.push(match &status.subnet_env {
+            EnvFile::Pending { error: Some(error) } => format!("subnet.env to be written ({error})"),
+            _ => "subnet.env to be written".to_owned(),
+        });
     }
     match rules {
         Rulebook::InPlace => {}
@@ -239,6 +247,14 @@ fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
         Rulebook::Failed(error) => reasons.push(format!("the firewall's rules ({error})")),
     }
     reasons
+}
+
+fn challenge(challenged: &Challenged, now: BootTime) -> String {
+    let next = match challenged.next {
+        Some(next) => format!("; next in {} s", next.since(now).as_secs()),
+        None => String::new(),
+    };
+    format!("somebody else is at our record, answered {} times{next}: run one agent a node", challenged.times)
 }
 
 fn store(status: &Status, around: &Surroundings, now: BootTime) -> Store {
@@ -259,24 +275,12 @@ fn store(status: &Status, around: &Surroundings, now: BootTime) -> Store {
     }
 }
 
-fn object(object: &Object) -> String {
-    match object {
-        Object::Link(_) => "a device of the overlay".to_owned(),
-        Object::Address(key) => format!("address {}/{}", key.addr, key.len),
-        Object::Fdb(key) => format!("forwarding entry {}", key.mac),
-        Object::Neighbour(key) => format!("neighbour {}", key.addr),
-        Object::Route(prefix) => format!("route {prefix}"),
-    }
-}
-
 fn withheld(because: WithheldBecause, now: BootTime) -> String {
     match because {
         WithheldBecause::MassRemoval(until) => {
             format!("most peers went at once; deleted in {} s unless they come back", until.since(now).as_secs())
         }
-        WithheldBecause::Unconfirmed => "the state file does not know it; the store decides when it is back".to_owned(),
-        WithheldBecause::BadRecord => "a record that does not parse names it".to_owned(),
-        _ => "waits".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -307,11 +311,17 @@ impl fmt::Display for Document {
             let (subnets, public) = (lease.subnets.join(", "), lease.public.join(", "));
             row("lease", &format!("{subnets} at {public}, key {}{until}", lease.key))?;
         }
+        if let Some(challenged) = &self.challenged {
+            row("challenged", challenged)?;
+        }
         if let Some(uplink) = &self.uplink {
             row("uplink", &format!("{} ({}), mtu {}", uplink.name, uplink.addresses.join(", "), uplink.mtu))?;
         }
         if let Some(mtu) = self.mtu {
             row("pod mtu", &mtu.to_string())?;
+        }
+        if !self.notifications_heard {
+            row("kernel", "notifications are not heard: changes are seen by audits only")?;
         }
         row("subnet file", &self.subnet_file)?;
         let Peers { accepted, skipped, quarantined } = self.peers;
@@ -369,9 +379,10 @@ mod tests {
     fn readiness_needs_phase_lease_and_file() {
         let mut status = Status::default();
         status.phase = Phase::Ready;
-        status.subnet_env = EnvFile::Pending;
+        status.subnet_env = EnvFile::Pending { error: Some("disk full".to_owned()) };
         assert!(!is_ready(&status, &Rulebook::InPlace));
         assert_eq!(waits_for(&status, &Rulebook::InPlace).len(), 2);
+        assert!(waits_for(&status, &Rulebook::InPlace).iter().any(|reason| reason.contains("disk full")));
         assert_eq!(waits_for(&status, &Rulebook::Failed("no nft".to_owned())).len(), 3);
     }
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::Preview;
 use testkit::sabotage::{Act, Overlay};
 use testkit::{Pod, probe};
 use tokio::time::Instant;
@@ -34,8 +33,8 @@ pub(crate) async fn every_act(args: &Args, screen: &mut Screen, cluster: &Cluste
     const ACT: usize = 44;
     const NODE: usize = 10;
     screen.section("Break and heal")?;
-    screen.note("Healed is: the kernel is as the agent wants it, and the pods of that node and")?;
-    screen.note("the next ping both ways. The time runs from the end of the act.")?;
+    screen.note("Healed is: the kernel is as the agent wants it, no write is held back, and the")?;
+    screen.note("pods of that node and the next ping both ways, timed from the end of the act.")?;
     screen.line(&[(&format!("{:<ACT$}{:<NODE$}{}", "act", "node", "healed in"), Style::Dim)])?;
     let mut heals = Vec::new();
     for (nth, act) in Act::all(args.backend.plane()).enumerate() {
@@ -78,7 +77,7 @@ async fn healed(here: &Member, there: &Member, families: &[Family]) -> Result<Re
         let trouble = match tokio::time::timeout(PATIENCE, here.handle.plan()).await {
             Err(_) => "the agent does not answer".to_owned(),
             Ok(Err(error)) => crate::chain(&error),
-            Ok(Ok(preview)) if !is_settled(&preview) => format!("still to be done:\n{preview}"),
+            Ok(Ok(preview)) if !preview.is_settled() => format!("still to be done:\n{preview}"),
             Ok(Ok(_)) => match echo(&here.pod, &there.pod, families).await? {
                 None => return Ok(Ok(began.elapsed())),
                 Some(trouble) => trouble,
@@ -89,10 +88,6 @@ async fn healed(here: &Member, there: &Member, families: &[Family]) -> Result<Re
         }
         tokio::time::sleep(STEP).await;
     }
-}
-
-fn is_settled(preview: &Preview) -> bool {
-    preview.plan.ops.is_empty() && preview.plan.conflicts.is_empty()
 }
 
 /// Pings both ways; what went wrong, if anything.

@@ -17,6 +17,7 @@ mod index;
 mod reason;
 mod rules;
 mod table;
+mod withheld;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,6 +29,7 @@ use crate::lease::{Fence, Lease, LeaseKey, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix};
 
 use table::{Bad, Table};
+use withheld::Withheld;
 
 pub use reason::{Covered, Reason};
 pub use rules::{HardwareAddress, HostView, Own, Rules};
@@ -41,6 +43,17 @@ pub struct Admission {
     rules: Rules,
     host: HostView,
     table: Table,
+    withheld: Withheld,
+    news: News,
+}
+
+/// What a change did beside that to the peers: whoever shows it need not walk over all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct News {
+    /// Records whose [`Admission::why_not`] may say something else than before, those that are gone too.
+    pub reasons: BTreeSet<LeaseKey>,
+    /// Prefixes that came to [`Admission::withheld`], or left it.
+    pub withheld: BTreeSet<Prefix>,
 }
 
 /// A key whose accepted peer is not what it was. Changes of expiry and fence alone are none.
@@ -54,11 +67,18 @@ pub struct Change {
     pub new: Option<Arc<Lease>>,
 }
 
+/// What a record says of its node.
+pub(crate) struct Claim<'a> {
+    pub(crate) key: &'a LeaseKey,
+    pub(crate) subnets: Dual<Prefix>,
+    pub(crate) public: Dual<IpAddr>,
+}
+
 impl Admission {
     /// No records yet.
     pub fn new(rules: Rules, host: HostView) -> Self {
         let families = Family::BOTH.map(|family| rules.networks.get(family).map(|_| family));
-        Self { rules, host, table: Table::new(families) }
+        Self { rules, host, table: Table::new(families), withheld: Withheld::default(), news: News::default() }
     }
 
     /// Takes `records` as everything there is. Of equal keys the last counts. The changes are in the order of keys.
@@ -67,7 +87,7 @@ impl Admission {
         let gone = self.table.ids().filter_map(|id| self.table.entry(id).key());
         let listed = |key: &LeaseKey| records.binary_search_by(|record| record.key.cmp(key)).is_ok();
         let gone: Vec<_> = gone.filter(|key| !listed(key)).cloned().collect();
-        gone.iter().for_each(|key| self.table.remove(key));
+        gone.iter().for_each(|key| self.forget(key));
         self.table.reserve(records.len());
         let mut records = records.into_iter().peekable();
         while let Some(record) = records.next() {
@@ -86,16 +106,21 @@ impl Admission {
 
     /// Forgets a record. The changes are in the order of keys.
     pub fn remove(&mut self, key: &LeaseKey) -> Vec<Change> {
-        self.table.remove(key);
+        self.forget(key);
         self.finish()
     }
 
     /// Judges all anew for what this node has become. The changes are in the order of keys.
     pub fn set_host(&mut self, host: HostView) -> Vec<Change> {
         if self.host == host {
+            self.news = News::default();
             return Vec::new();
         }
+        let owns = [&self.host.own.key, &host.own.key].map(Clone::clone);
         self.host = host;
+        // Why a record does not suit is told in terms of the host.
+        self.table.retell_troubled();
+        self.withheld.doubt_all();
         let ids: Vec<_> = self.table.ids().collect();
         for id in ids {
             let entry = self.table.entry(id);
@@ -105,7 +130,14 @@ impl Admission {
                 self.table.amend(id, |entry| entry.suits = suits);
             }
         }
-        self.finish()
+        let changes = self.finish();
+        self.news.reasons.extend(owns.into_iter().flatten());
+        changes
+    }
+
+    /// What the last change did beside that to the peers.
+    pub fn news(&self) -> &News {
+        &self.news
     }
 
     /// The node as it was last set.
@@ -161,6 +193,20 @@ impl Admission {
         self.table.find(key).and_then(|id| self.reason(id))
     }
 
+    /// What every record says of itself, in any order: the current version, peer or not, and the one still in force.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
+        self.table.ids().flat_map(|id| {
+            let entry = self.table.entry(id);
+            let kept = entry.lease.as_deref().map(|lease| Claim {
+                key: &lease.key,
+                subnets: lease.subnets,
+                public: lease.attrs.public_ip,
+            });
+            let bad = entry.bad.as_deref().map(|bad| Claim { key: &bad.key, subnets: bad.subnets, public: bad.public });
+            [bad, kept].into_iter().flatten()
+        })
+    }
+
     /// Why other nodes do not take our own record for a peer, as far as that can be known here.
     pub fn own_trouble(&self) -> Option<Reason> {
         let id = self.table.find(self.host.own.key.as_ref()?)?;
@@ -172,19 +218,11 @@ impl Admission {
         }
     }
 
-    /// The prefixes that records which are bad in themselves name, sorted: kernel objects for exactly these (not for
+    /// The prefixes that records which are bad in themselves name: kernel objects for exactly these (not for
     /// what lies inside) are not to be deleted, since their owner may still be there. Only such as a peer could hold,
     /// and none does.
-    pub fn withheld(&self) -> Vec<Prefix> {
-        let bad = self.table.troubled().filter_map(|id| self.table.entry(id).bad.as_ref());
-        let named = bad.flat_map(|bad| Family::BOTH.into_iter().filter_map(|family| bad.subnets.get(family).copied()));
-        let possible = named.filter(|prefix| {
-            let family = prefix.family();
-            let own = self.host.own.subnets.get(family).is_some_and(|own| own.overlaps(prefix));
-            let network = self.rules.networks.get(family);
-            !own && network.is_some_and(|network| compatible(network, prefix)) && !self.table.is_held(*prefix)
-        });
-        possible.collect::<BTreeSet<_>>().into_iter().collect()
+    pub fn withheld(&self) -> &BTreeSet<Prefix> {
+        self.withheld.found()
     }
 
     /// Public addresses that several peers have, with their keys: worth a warning, not a fault. Walks over all.
@@ -203,19 +241,23 @@ impl Admission {
 
     fn put(&mut self, record: Record) {
         let Record { key, created, lease } = record;
+        let former = self.table.find(&key).and_then(|id| self.table.entry(id).bad.as_ref());
+        if let Some(former) = former {
+            self.withheld.unname(&former.subnets);
+        }
         let judged = match lease {
             Ok(lease) if lease.key != key => {
                 let reason = Reason::Unreadable(format!("its lease names the record {}", lease.key));
-                Err(Bad { key, reason, subnets: lease.subnets })
+                Err(Bad { key, reason, subnets: lease.subnets, public: lease.attrs.public_ip })
             }
             Ok(lease) => match self.rules.judge(&lease) {
                 Ok(macs) => Ok((lease, macs)),
-                Err(reason) => Err(Bad { key, reason, subnets: lease.subnets }),
+                Err(reason) => Err(Bad { key, reason, subnets: lease.subnets, public: lease.attrs.public_ip }),
             },
             Err(bad) => {
                 // A store's words may quote a hostile record at length.
                 let reason = Reason::Unreadable(bad.reason.chars().take(256).collect());
-                Err(Bad { key, reason, subnets: bad.subnets })
+                Err(Bad { key, reason, subnets: bad.subnets, public: Dual::default() })
             }
         };
         match judged {
@@ -246,6 +288,7 @@ impl Admission {
     }
 
     fn put_bad(&mut self, bad: Bad) {
+        self.withheld.name(&bad.subnets);
         let id = self.table.place(&bad.key);
         let bad = Some(Box::new(bad));
         if self.table.entry(id).bad.is_some() {
@@ -256,8 +299,28 @@ impl Admission {
         }
     }
 
+    fn forget(&mut self, key: &LeaseKey) {
+        let Some(id) = self.table.find(key) else { return };
+        if let Some(bad) = &self.table.entry(id).bad {
+            self.withheld.unname(&bad.subnets);
+        }
+        self.table.remove(id);
+    }
+
     fn finish(&mut self) -> Vec<Change> {
         let found = self.table.finish();
+        for lease in found.iter().flat_map(|(old, new)| [old, new]).flatten() {
+            self.withheld.doubt(&lease.subnets);
+        }
+        let (host, table, rules) = (&self.host, &self.table, &self.rules);
+        let possible = |prefix: &Prefix| {
+            let family = prefix.family();
+            let own = host.own.subnets.get(family).is_some_and(|own| own.overlaps(prefix));
+            let network = rules.networks.get(family);
+            !own && network.is_some_and(|network| compatible(network, prefix)) && !table.is_held(*prefix)
+        };
+        self.news.withheld = self.withheld.settle(possible);
+        self.news.reasons = self.table.take_retold();
         let mut changes = Vec::with_capacity(found.len());
         for (old, new) in found {
             let key = old.as_ref().or(new.as_ref()).map(|lease| lease.key.clone());

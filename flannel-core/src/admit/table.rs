@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::index::Index;
@@ -24,6 +25,8 @@ pub(super) struct Table {
     lengths: BTreeMap<(Family, u8), u32>,
     /// Entries whose current version is not accepted: usually few, so that showing them costs no walk.
     troubled: BTreeSet<u32>,
+    /// Keys of entries that are troubled or were, and may be so for another reason.
+    retold: BTreeSet<LeaseKey>,
     /// Entries to be judged again.
     pending: Vec<u32>,
     /// Entries that had nothing accepted before this round, and may have now.
@@ -57,6 +60,7 @@ pub(super) struct Bad {
     pub(super) key: LeaseKey,
     pub(super) reason: Reason,
     pub(super) subnets: Dual<Prefix>,
+    pub(super) public: Dual<IpAddr>,
 }
 
 /// What was accepted before a round, and after it.
@@ -119,6 +123,7 @@ impl Table {
             by_mac: Default::default(),
             lengths: BTreeMap::new(),
             troubled: BTreeSet::new(),
+            retold: BTreeSet::new(),
             pending: Vec::new(),
             touched: Vec::new(),
             before: Vec::new(),
@@ -162,7 +167,7 @@ impl Table {
     fn occupy(&mut self, key: &LeaseKey) -> u32 {
         // Until its first version stands here, the key has to.
         let reason = Reason::Unreadable(String::new());
-        let bad = Some(Box::new(Bad { key: key.clone(), reason, subnets: Dual::default() }));
+        let bad = Some(Box::new(Bad { key: key.clone(), reason, subnets: Dual::default(), public: Dual::default() }));
         let entry = Entry { bad, ..Entry::default() };
         let id = match self.free.pop() {
             Some(id) => {
@@ -180,12 +185,13 @@ impl Table {
     }
 
     /// Takes a record away.
-    pub(super) fn remove(&mut self, key: &LeaseKey) {
-        let Some(id) = self.find(key) else { return };
+    pub(super) fn remove(&mut self, id: u32) {
         self.touch(id);
         self.unlink(id);
+        self.retell(id);
         let entries = &self.entries;
-        self.by_key.remove(id, |other| entries[other as usize].key() < Some(key));
+        let key = entries[id as usize].key();
+        self.by_key.remove(id, |other| entries[other as usize].key() < key);
         self.entries[id as usize] = Entry::default();
         self.troubled.remove(&id);
         self.free.push(id);
@@ -196,6 +202,23 @@ impl Table {
         self.unlink(id);
         change(&mut self.entries[id as usize]);
         self.link(id);
+    }
+
+    /// All troubled entries may be so for another reason.
+    pub(super) fn retell_troubled(&mut self) {
+        self.retold.extend(self.troubled.iter().filter_map(|id| self.entries[*id as usize].key()).cloned());
+    }
+
+    /// Takes the keys of those that may be troubled for another reason than at the last call, or not any more.
+    pub(super) fn take_retold(&mut self) -> BTreeSet<LeaseKey> {
+        std::mem::take(&mut self.retold)
+    }
+
+    /// Notes a troubled entry whose reason may be another.
+    fn retell(&mut self, id: u32) {
+        if self.troubled.contains(&id) {
+            self.retold.extend(self.entries[id as usize].key().cloned());
+        }
     }
 
     /// Changes what its conflicts do not depend on.
@@ -268,8 +291,11 @@ impl Table {
         let entry = &mut self.entries[id as usize];
         entry.touched = false;
         let accepted = entry.accepted().cloned();
-        if entry.key().is_some() && (entry.bad.is_some() || accepted.is_none()) {
+        let troubled = entry.key().is_some() && (entry.bad.is_some() || accepted.is_none());
+        self.retell(id);
+        if troubled {
             self.troubled.insert(id);
+            self.retell(id);
         } else {
             self.troubled.remove(&id);
         }
@@ -294,6 +320,7 @@ impl Table {
                 other.winner && other.rank() < rank
             });
             if self.entry(id).winner != loses {
+                self.retell(id);
                 continue;
             }
             self.any_neighbour(id, &mut |other| {

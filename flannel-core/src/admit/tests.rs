@@ -197,7 +197,7 @@ fn a_strangers_route_keeps_nobody_out() {
     let device = facts.links[&2].clone();
     facts.links.insert(7, crate::kernel::HostLink { group: overlay.mark(), ..device });
     let prefix = "10.42.9.0/24".parse().unwrap();
-    facts.on_link.push(crate::kernel::HostRoute { prefix, link: Some(2), gateway: None, metric: 50 });
+    facts.on_link.insert(crate::kernel::HostRoute { prefix, link: Some(2), gateway: None, metric: 50 });
     let addr = "10.42.9.7".parse().unwrap();
     facts.next_hops.insert(crate::kernel::NextHop { addr, link: Some(7) });
     let view = HostView::new(&facts, &overlay, BTreeSet::new(), own());
@@ -246,7 +246,7 @@ fn the_last_good_version_stays_until_somebody_wants_its_place() {
     admission.upsert(record(node(3), 1));
     assert_eq!(admission.upsert(unreadable(3)), []);
     assert_eq!((peers(&admission), label(&admission, 3)), (vec!["node-3".to_owned()], "unreadable"));
-    assert_eq!(admission.withheld(), []);
+    assert_eq!(admission.withheld(), &BTreeSet::new());
     // Younger, and current.
     let taker = with_subnet(9, "10.42.3.0/24");
     admission.upsert(taker);
@@ -270,9 +270,42 @@ fn what_a_bad_record_names_is_withheld_after_a_restart() {
         ..unreadable(7)
     };
     admission.reset(vec![unreadable(3), unreadable(4), with_subnet(9, "10.42.4.0/24"), unreadable(1), wide]);
-    assert_eq!(admission.withheld(), [node_subnet(Family::V4, 3)]);
+    assert_eq!(admission.withheld(), &[node_subnet(Family::V4, 3)].into());
     assert_eq!(admission.quarantined().len(), 3);
     assert_eq!(admission.own_trouble().unwrap().label(), "unreadable");
+}
+
+/// What [`Admission::withheld`] says, by a walk over all.
+fn withheld(admission: &Admission) -> BTreeSet<Prefix> {
+    let bad = admission.table.troubled().filter_map(|id| admission.table.entry(id).bad.as_ref());
+    let named = bad.flat_map(|bad| Family::BOTH.into_iter().filter_map(|family| bad.subnets.get(family).copied()));
+    let possible = named.filter(|prefix| {
+        let family = prefix.family();
+        let own = admission.host.own.subnets.get(family).is_some_and(|own| own.overlaps(prefix));
+        let network = admission.rules.networks.get(family);
+        !own && network.is_some_and(|network| compatible(network, prefix)) && !admission.table.is_held(*prefix)
+    });
+    possible.collect()
+}
+
+#[test]
+fn a_change_tells_of_what_it_concerns_and_not_of_all() {
+    let mut admission = Admission::new(Rules { networks: external(), ..rules(&[Family::V4]) }, HostView::default());
+    let bad = |n: u32| {
+        let subnet = Prefix::masked(IpAddr::from((0x0a2a_0000 + (n << 2)).to_be_bytes()), 30).unwrap();
+        let subnets = Dual { v4: Some(subnet), v6: None };
+        let lease = Err(Box::new(BadRecord { reason: "x".into(), subnets }));
+        Record { key: LeaseKey::new(&format!("n{n}")), created: 1, lease }
+    };
+    admission.reset((0..10_000).map(bad).collect());
+    assert_eq!((admission.news().reasons.len(), admission.news().withheld.len()), (10_000, 10_000));
+    let one = |news: &News| (news.reasons.len(), news.withheld.len());
+    admission.upsert(record(Lease { subnets: bad(7).lease.unwrap_err().subnets, ..node(2) }, 1));
+    assert_eq!(one(admission.news()), (0, 1), "its prefix is not withheld any more");
+    admission.remove(&LeaseKey::new("n8"));
+    assert_eq!(one(admission.news()), (1, 1));
+    admission.upsert(record(node(200), 1));
+    assert_eq!(one(admission.news()), (0, 0));
 }
 
 #[test]
@@ -438,6 +471,8 @@ proptest! {
         let mut model = Model::default();
         let mut admission = Admission::new(rules(), view());
         let mut told: BTreeMap<LeaseKey, Arc<Lease>> = BTreeMap::new();
+        let mut reasons: BTreeMap<LeaseKey, Reason> = BTreeMap::new();
+        let mut shown: BTreeSet<Prefix> = BTreeSet::new();
         for step in steps {
             let changes = match step {
                 Step::Upsert(record) => {
@@ -471,6 +506,22 @@ proptest! {
                     None => told.remove(&change.key),
                 };
             }
+            // Who follows the news knows what a walk over all says.
+            let News { reasons: keys, withheld: prefixes } = admission.news().clone();
+            for key in keys {
+                match admission.why_not(&key) {
+                    Some(reason) => reasons.insert(key, reason),
+                    None => reasons.remove(&key),
+                };
+            }
+            prop_assert_eq!(reasons.clone().into_iter().collect::<Vec<_>>(), admission.quarantined());
+            for prefix in prefixes {
+                if !shown.remove(&prefix) {
+                    shown.insert(prefix);
+                }
+            }
+            prop_assert_eq!(&shown, admission.withheld());
+            prop_assert_eq!(&shown, &withheld(&admission));
             let expected = model.accepted(&rules(), admission.host());
             let found: BTreeMap<_, _> = admission.peers().map(|peer| (peer.key.clone(), peer.clone())).collect();
             let leases: BTreeMap<_, _> = expected.iter().map(|(key, (_, lease))| (key.clone(), lease.clone())).collect();

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 
 use super::codec::{Batch, Verdict, address, link, neighbour, route};
 use super::monitor::{Echo, Monitor};
+use super::probe::without_driver;
 use super::wire::{Wire, refusal};
 use crate::kernel::{ApplyReport, KernelError, Scope};
 use crate::plan::{Op, OpText, Plan, Refusals};
@@ -397,50 +398,11 @@ fn count_within(skipped: &[usize], places: &[usize]) -> usize {
 }
 
 /// A kernel without the driver says so in its extended ACK, an older one in the number alone.
-fn without_driver(error: KernelError) -> KernelError {
-    match error {
-        KernelError::Refused { errno, message, .. }
-            if errno == Errno::EOPNOTSUPP as i32 && (message.is_empty() || message.contains("Unknown device type")) =>
-        {
-            KernelError::Unsupported {
-                what: "a vxlan device".to_owned(),
-                hint: "load the driver (modprobe vxlan) or choose a backend without it".to_owned(),
-            }
-        }
-        error => error,
-    }
-}
-
 /// Best effort, as in flannel: the file is missing where IPv6 is off and read-only in many containers. It is that of
 /// the calling thread's network namespace.
 fn ignore_router_advertisements(name: &LinkName) {
     let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
     if let Err(error) = std::fs::write(path, "0") {
         tracing::debug!(device = %name, %error, "accept_ra stays as it is");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kernel_without_the_driver_is_told_from_one_that_refuses() {
-        let refused = |errno: Errno, message: &str| {
-            without_driver(KernelError::Refused {
-                doing: String::new(),
-                errno: errno as i32,
-                message: message.to_owned(),
-            })
-        };
-        for text in ["", "Unknown device type"] {
-            let error = refused(Errno::EOPNOTSUPP, text);
-            assert!(
-                matches!(&error, KernelError::Unsupported { hint, .. } if hint.contains("modprobe vxlan")),
-                "{error}"
-            );
-        }
-        assert!(matches!(refused(Errno::EOPNOTSUPP, "Cannot do that"), KernelError::Refused { .. }));
-        assert!(matches!(refused(Errno::EEXIST, ""), KernelError::Refused { .. }));
     }
 }

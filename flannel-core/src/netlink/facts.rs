@@ -1,16 +1,16 @@
 //! What the host looks like.
 
-use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::codec::{Batch, address, route};
 use super::observe::read_links;
 use super::wire::Wire;
 use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop};
-use crate::net::{Family, Prefix};
+use crate::net::Family;
 use crate::state::Route;
 
-/// Reads links, addresses and the main table of both families.
-pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts, KernelError> {
+/// Reads links, addresses and the main table of both families, of far routes only those to `reach`.
+pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
     let mut facts = HostFacts::default();
     for seen in read_links(wire, batch)? {
         let crate::state::Link { name, kind, mac, mtu, up, group, alias } = seen.link;
@@ -43,27 +43,18 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch) -> Result<HostFacts
             match () {
                 () if !plain => {}
                 () if route.prefix.len() == 0 => facts.defaults.push(route),
-                () if route.gateway.is_none() => facts.on_link.push(route),
+                () if route.gateway.is_none() => facts.on_link.insert(route),
                 () => behind.push((route, overlay)),
             }
         }
     }
     // A route with a gateway matters where it takes addresses out of a connected prefix.
-    let connected: BTreeSet<_> = facts.on_link.iter().map(|route| route.prefix).collect();
-    let lengths: BTreeSet<_> = connected.iter().map(Prefix::len).collect();
-    let inside = |route: &HostRoute| {
-        lengths
-            .range(..=route.prefix.len())
-            .filter_map(|len| Prefix::masked(route.prefix.addr(), *len).ok())
-            .any(|prefix| connected.contains(&prefix))
-    };
-    for (route, overlay) in behind {
-        match () {
-            () if inside(&route) => facts.on_link.push(route),
-            () if overlay => {}
-            () => facts.far.push(route),
-        }
-    }
+    let (inside, outside): (Vec<_>, Vec<_>) =
+        behind.into_iter().partition(|(route, _)| facts.on_link.covers(&route.prefix));
+    facts.on_link.extend(inside.into_iter().map(|(route, _)| route));
+    let wanted = |route: &HostRoute| reach.iter().any(|addr| route.prefix.contains(*addr));
+    let far = outside.into_iter().filter(|(route, overlay)| !overlay && wanted(route));
+    facts.far.extend(far.map(|(route, _)| route));
     Ok(facts)
 }
 

@@ -9,10 +9,13 @@ mod codec;
 mod facts;
 mod monitor;
 mod observe;
+mod probe;
+mod signal;
 mod thread;
 mod wire;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -20,9 +23,9 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
-use self::monitor::Signal;
+use self::signal::Signal;
 use self::thread::{Command, Thread};
-use crate::kernel::{ApplyReport, Claim, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
 use crate::net::{Dual, Prefix};
 use crate::plan::Plan;
 use crate::state::State;
@@ -78,8 +81,14 @@ impl Kernel for NetlinkKernel {
         self.thread.call(|reply| Command::Claim { overlay, networks, reply }).await
     }
 
-    async fn host_facts(&self) -> Result<HostFacts, KernelError> {
-        self.thread.call(|reply| Command::HostFacts { reply }).await
+    async fn probe(&self, devices: &[Device]) -> Result<(), KernelError> {
+        let devices = devices.to_vec();
+        self.thread.call(|reply| Command::Probe { devices, reply }).await
+    }
+
+    async fn host_facts(&self, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
+        let reach = reach.to_vec();
+        self.thread.call(|reply| Command::HostFacts { reach, reply }).await
     }
 
     async fn observe(&self, scope: &Scope) -> Result<State, KernelError> {

@@ -4,19 +4,18 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
-use futures_util::stream::{self, Stream};
+use nix::errno::Errno;
 use nix::libc::{
     RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
 };
 use rtnetlink::sys::Socket;
-use tokio::sync::Notify;
 
 use super::codec::neighbour::Table;
 use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbour, route};
-use super::observe::{is_link_local, read_links};
+use super::observe::{is_automatic, read_links};
+use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Wire, open_socket, receive};
 use crate::kernel::{Hint, HostAddress, KernelError, Scope, SeenLink};
 use crate::net::{Family, MacAddr};
@@ -32,6 +31,12 @@ const DRAIN: usize = 16_384;
 const ECHOES: usize = 16 * Batch::MAX;
 
 const DATAGRAM: usize = 32 << 10;
+
+/// So many failed receives in a row are no overrun: the socket is broken.
+const FAILURES: u32 = 8;
+
+/// How the next datagram is read.
+type Receive = fn(&Socket, &mut [u8]) -> Result<Option<usize>, Errno>;
 
 /// Listens to what happens, and tells what matters and was not us.
 ///
@@ -53,6 +58,9 @@ pub(crate) struct Monitor {
     flux: Option<u32>,
     /// Notifications were lost, so links and addresses have to be read again.
     stale: bool,
+    receive: Receive,
+    /// Receives that failed in a row.
+    failures: u32,
 }
 
 /// One of our writes whose notification has no port.
@@ -103,6 +111,8 @@ impl Monitor {
             echoes: BTreeMap::new(),
             flux: None,
             stale: true,
+            receive,
+            failures: 0,
         })
     }
 
@@ -136,6 +146,20 @@ impl Monitor {
     /// Whether links and addresses have to be read again.
     pub(crate) fn is_stale(&self) -> bool {
         self.stale
+    }
+
+    /// Whether nothing will be heard through this socket any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.failures >= FAILURES
+    }
+
+    /// Who listens, to be told by another monitor from now on.
+    pub(crate) fn dismiss(mut self) -> Vec<(Scope, Arc<Signal>)> {
+        let watches = std::mem::take(&mut self.watches);
+        let listeners = watches.into_iter().flat_map(|Watch { scope, signals, .. }| {
+            signals.into_iter().filter_map(move |signal| Some((scope.clone(), signal.upgrade()?)))
+        });
+        listeners.collect()
     }
 
     /// Reads links and addresses, to compare notifications with.
@@ -180,7 +204,8 @@ impl Monitor {
     pub(crate) fn drain(&mut self, port: u32) {
         for _ in 0..DRAIN {
             let mut buffer = std::mem::take(&mut self.buffer);
-            let received = receive(&self.socket, &mut buffer);
+            let received = (self.receive)(&self.socket, &mut buffer);
+            self.failures = if received.is_ok() { 0 } else { self.failures + 1 };
             match received {
                 Ok(Some(len)) => {
                     for message in messages(&buffer[..len]) {
@@ -199,6 +224,10 @@ impl Monitor {
                     tracing::debug!(%errno, "kernel notifications were lost");
                     self.stale = true;
                     self.raise_all(Hint::Lost);
+                    if self.is_broken() {
+                        self.buffer = buffer;
+                        return;
+                    }
                 }
             }
             self.buffer = buffer;
@@ -317,7 +346,7 @@ impl Monitor {
         };
         // Duplicate address detection and router advertisements repeat what is known.
         let news = if there { before != Some(lifetime_of(seen)) } else { before.is_some() };
-        if !news || ours || is_link_local(seen.addr) || self.flux == Some(seen.link) {
+        if !news || ours || is_automatic(seen.addr) || self.flux == Some(seen.link) {
             return;
         }
         for watch in &self.watches {
@@ -362,7 +391,7 @@ impl Monitor {
             return;
         }
         let own_protocol = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(&seen.protocol);
-        let local = is_link_local(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
+        let local = is_automatic(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
         let plain = seen.forwards && (seen.prefix.len() == 0 || (seen.gateway.is_none() && seen.hops.is_empty()));
         for watch in &self.watches {
             if seen.in_territory(&watch.scope) {
@@ -403,7 +432,7 @@ fn echo_of(entry: &neighbour::Entry, there: bool) -> Option<Option<Echo>> {
             Some(Some(if there { Echo::PutFdb { index, mac, dst } } else { Echo::DeleteFdb { index, mac, dst } }))
         }
         Table::Neighbours => {
-            let addr = entry.addr.filter(|addr| !addr.is_multicast() && !is_link_local(*addr))?;
+            let addr = entry.addr.filter(|addr| !addr.is_multicast() && !is_automatic(*addr))?;
             Some((!there).then_some(Echo::DeleteNeighbour { index, addr }))
         }
     }
@@ -417,57 +446,11 @@ fn lifetime_of(seen: &HostAddress) -> Lifetime {
     Lifetime { permanent: seen.permanent, temporary: seen.temporary, deprecated: seen.deprecated }
 }
 
-/// Hints on their way to one listener: a set, so that they merge while nobody polls.
-#[derive(Debug, Default)]
-pub(crate) struct Signal {
-    bits: AtomicU8,
-    notify: Notify,
-}
-
-const CHANGED: u8 = 1;
-const FACTS_CHANGED: u8 = 2;
-const LOST: u8 = 4;
-const CLOSED: u8 = 8;
-
-impl Signal {
-    pub(crate) fn raise(&self, hint: Hint) {
-        self.set(match hint {
-            Hint::Changed => CHANGED,
-            Hint::FactsChanged => FACTS_CHANGED,
-            Hint::Lost => LOST,
-        });
-    }
-
-    /// No more hints will come.
-    pub(crate) fn close(&self) {
-        self.set(CLOSED);
-    }
-
-    fn set(&self, bit: u8) {
-        self.bits.fetch_or(bit, Ordering::AcqRel);
-        self.notify.notify_one();
-    }
-
-    /// The hints, weightiest first, until closed.
-    pub(crate) fn hints(self: Arc<Self>) -> impl Stream<Item = Hint> + Send + 'static {
-        stream::unfold(self, |signal| async move {
-            loop {
-                let bits = signal.bits.load(Ordering::Acquire);
-                // What was lost may have been anything.
-                let (hint, taken) = match bits {
-                    bits if bits & LOST != 0 => (Hint::Lost, LOST | CHANGED | FACTS_CHANGED),
-                    bits if bits & FACTS_CHANGED != 0 => (Hint::FactsChanged, FACTS_CHANGED),
-                    bits if bits & CHANGED != 0 => (Hint::Changed, CHANGED),
-                    bits if bits & CLOSED != 0 => return None,
-                    _ => {
-                        signal.notify.notified().await;
-                        continue;
-                    }
-                };
-                signal.bits.fetch_and(!taken, Ordering::AcqRel);
-                return Some((hint, signal));
-            }
-        })
+#[cfg(test)]
+impl Monitor {
+    /// From now on nothing can be received.
+    pub(crate) fn break_socket(&mut self) {
+        self.receive = |_, _| Err(Errno::EIO);
     }
 }
 
@@ -533,13 +516,19 @@ mod tests {
     }
 
     #[test]
-    fn hints_merge_until_they_are_taken_and_end_when_closed() {
+    fn a_socket_that_fails_for_ever_is_given_up_and_its_listeners_kept() {
+        let mut monitor = Monitor::open().unwrap();
         let signal = Arc::new(Signal::default());
-        for hint in [Hint::Changed, Hint::FactsChanged, Hint::Changed] {
-            signal.raise(hint);
-        }
+        monitor.watch(scope(), &signal);
+        monitor.break_socket();
+        monitor.drain(0);
+        assert!(monitor.is_broken() && monitor.failures == FAILURES, "{} tries", monitor.failures);
+        let listeners = monitor.dismiss();
+        assert_eq!(listeners.len(), 1);
+        signal.raise(Hint::Unheard);
+        signal.raise(Hint::Lost);
         signal.close();
         let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
-        assert_eq!(hints, [Hint::FactsChanged, Hint::Changed]);
+        assert_eq!(hints, [Hint::Unheard, Hint::Lost]);
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::codec::{Batch, address, link, neighbour, route};
 use super::wire::Wire;
 use crate::kernel::{KernelError, Scope, SeenLink};
-use crate::net::Family;
+use crate::net::{Family, is_link_local};
 use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, State};
 
 /// What was seen, and which interface each id stands for.
@@ -31,7 +31,7 @@ pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope) -> Resu
             address::dump(batch, family, index);
             addresses.extend(wire.dump(batch, "reading addresses", |message| {
                 Ok(address::decode(message.payload)?
-                    .filter(|seen| seen.link == index && Family::of(seen.addr) == family && !is_link_local(seen.addr))
+                    .filter(|seen| seen.link == index && Family::of(seen.addr) == family && !is_automatic(seen.addr))
                     .map(|seen| (AddressKey { link: id, addr: seen.addr, len: seen.len }, ())))
             })?);
         }
@@ -121,9 +121,7 @@ fn count_equal<K: Copy, V>(entries: &mut [(K, V)], equal: impl Fn(&K, &K) -> boo
     }
 }
 
-pub(crate) fn is_link_local(addr: IpAddr) -> bool {
-    match addr {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(addr) => addr.is_unicast_link_local(),
-    }
+/// Whether the kernel gives every device such an address by itself.
+pub(crate) fn is_automatic(addr: IpAddr) -> bool {
+    addr.is_ipv6() && is_link_local(addr)
 }

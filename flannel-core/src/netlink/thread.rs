@@ -1,9 +1,11 @@
 //! The thread that owns the sockets.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
@@ -15,8 +17,10 @@ use super::apply::Applier;
 use super::claim::claim;
 use super::codec::Batch;
 use super::facts::host_facts;
-use super::monitor::{Monitor, Signal};
+use super::monitor::Monitor;
 use super::observe::observe;
+use super::probe::probe;
+use super::signal::Signal;
 use super::wire::Wire;
 use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, KernelError, OverlayName, Scope};
 use crate::net::{Dual, Prefix};
@@ -26,14 +30,17 @@ use crate::state::{LinkId, State};
 /// Requests that may wait. Each has a caller who waits for it, so there are never many.
 const QUEUE: usize = 16;
 
-/// How long until a failed subscription or a failed read after an overrun is tried again, in milliseconds.
-const RETRY_PAUSE: u16 = 1000;
+/// How long until a failed read after an overrun is tried again, and a failed subscription for the first time.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long at most: each subscription that fails soon doubles the pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 type Reply<T> = oneshot::Sender<Result<T, KernelError>>;
 
 pub(crate) enum Command {
     Claim { overlay: OverlayName, networks: Dual<Prefix>, reply: Reply<Claim> },
-    HostFacts { reply: Reply<HostFacts> },
+    Probe { devices: Vec<Device>, reply: Reply<()> },
+    HostFacts { reach: Vec<IpAddr>, reply: Reply<HostFacts> },
     Observe { scope: Scope, reply: Reply<State> },
     Apply { scope: Scope, plan: Arc<Plan>, reply: Reply<ApplyReport> },
 }
@@ -150,6 +157,8 @@ struct Worker {
     monitor: Option<Monitor>,
     /// Listeners for whom there is no monitor yet.
     unheard: Vec<Subscription>,
+    /// When a monitor may be opened again, and what to wait if that fails.
+    retry: (Instant, Duration),
     indices: BTreeMap<OverlayName, Indices>,
 }
 
@@ -164,7 +173,8 @@ struct Indices {
 impl Worker {
     fn new(commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
         let (wire, batch, indices) = (Wire::new(), Batch::default(), BTreeMap::new());
-        Self { commands, shared, wire, batch, monitor: None, unheard: Vec::new(), indices }
+        let retry = (Instant::now(), RETRY_PAUSE);
+        Self { commands, shared, wire, batch, monitor: None, unheard: Vec::new(), retry, indices }
     }
 
     fn run(mut self) {
@@ -184,8 +194,13 @@ impl Worker {
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.monitor.as_ref().map(|monitor| PollFd::new(monitor.as_fd(), PollFlags::POLLIN)));
-        let retry = !self.unheard.is_empty() || self.monitor.as_ref().is_some_and(Monitor::is_stale);
-        let timeout = if retry { PollTimeout::from(RETRY_PAUSE) } else { PollTimeout::NONE };
+        let stale = self.monitor.as_ref().is_some_and(Monitor::is_stale).then_some(RETRY_PAUSE);
+        let unheard = (!self.unheard.is_empty()).then(|| self.retry.0.saturating_duration_since(Instant::now()));
+        let timeout = match stale.into_iter().chain(unheard).min() {
+            // Rounded up: it must not wake just before its time.
+            Some(pause) => PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
         // Whatever it says, the loop looks at everything.
         let _ = poll(&mut fds, timeout);
     }
@@ -200,22 +215,41 @@ impl Worker {
         if self.unheard.is_empty() {
             return;
         }
+        if self.monitor.is_none() && Instant::now() < self.retry.0 {
+            return self.tell_unheard();
+        }
         let monitor = match self.monitor.take().map_or_else(Monitor::open, Ok) {
             Ok(monitor) => self.monitor.insert(monitor),
             Err(error) => {
-                for subscription in self.unheard.iter_mut().filter(|subscription| !subscription.told) {
-                    tracing::warn!(%error, "no kernel notifications");
-                    subscription.told = true;
-                    subscription.signal.raise(Hint::Lost);
-                }
-                return;
+                tracing::debug!(%error, "no kernel notifications");
+                self.pause();
+                return self.tell_unheard();
             }
         };
         if monitor.is_stale() {
             resync(monitor, &mut self.wire, &mut self.batch);
         }
-        for subscription in self.unheard.drain(..) {
-            monitor.watch(subscription.scope, &subscription.signal);
+        for Subscription { scope, signal, told } in self.unheard.drain(..) {
+            monitor.watch(scope, &signal);
+            if told {
+                // Whatever happened meanwhile was not heard.
+                signal.raise(Hint::Lost);
+            }
+        }
+    }
+
+    /// The next monitor is not opened before a pause, which grows as long as none lasts.
+    fn pause(&mut self) {
+        let now = Instant::now();
+        let (last, pause) = self.retry;
+        let pause = if now.saturating_duration_since(last) > LONGEST_PAUSE { RETRY_PAUSE } else { pause };
+        self.retry = (now + pause, (pause * 2).min(LONGEST_PAUSE));
+    }
+
+    fn tell_unheard(&mut self) {
+        for subscription in self.unheard.iter_mut().filter(|subscription| !subscription.told) {
+            subscription.told = true;
+            subscription.signal.raise(Hint::Unheard);
         }
     }
 
@@ -226,16 +260,30 @@ impl Worker {
             return;
         }
         monitor.drain(self.wire.port());
+        if monitor.is_broken() {
+            return self.give_up();
+        }
         if monitor.is_stale() {
             resync(monitor, &mut self.wire, &mut self.batch);
         }
+    }
+
+    /// Does without the monitor, whose socket is broken, until the next may be opened.
+    fn give_up(&mut self) {
+        let listeners = self.monitor.take().map(Monitor::dismiss).unwrap_or_default();
+        self.unheard.extend(listeners.into_iter().map(|(scope, signal)| Subscription { scope, signal, told: false }));
+        self.pause();
+        self.tell_unheard();
     }
 
     /// Does what was asked, unless the caller has gone.
     fn serve(&mut self, command: Command) {
         match command {
             Command::Claim { overlay, networks, reply } => answer(reply, || claim(&overlay, &networks)),
-            Command::HostFacts { reply } => answer(reply, || host_facts(&mut self.wire, &mut self.batch)),
+            Command::Probe { devices, reply } => answer(reply, || probe(&mut self.wire, &mut self.batch, &devices)),
+            Command::HostFacts { reach, reply } => {
+                answer(reply, || host_facts(&mut self.wire, &mut self.batch, &reach));
+            }
             Command::Observe { scope, reply } => answer(reply, || {
                 let seen = observe(&mut self.wire, &mut self.batch, &scope)?;
                 self.indices.insert(scope.overlay, Indices { devices: scope.devices, by_id: seen.indices });
@@ -283,5 +331,42 @@ fn resync(monitor: &mut Monitor, wire: &mut Wire, batch: &mut Batch) {
     if let Err(error) = monitor.resync(wire, batch) {
         tracing::debug!(%error, "links and addresses could not be read");
         monitor.lost();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+
+    #[test]
+    fn a_monitor_that_breaks_is_told_of_opened_again_after_a_growing_pause_and_read_anew() {
+        let (_commands, receiver) = mpsc::channel(1);
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap();
+        let shared = Arc::new(Shared { wake, subscriptions: Mutex::new(Some(Vec::new())) });
+        let mut worker = Worker::new(receiver, Arc::clone(&shared));
+        let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
+        let scope = Scope { overlay: OverlayName::default(), networks, devices: Vec::new(), uplink: None };
+        let signal = Arc::new(Signal::default());
+        worker.unheard.push(Subscription { scope, signal: Arc::clone(&signal), told: false });
+        worker.take_subscriptions();
+        let mut hints = Box::pin(Arc::clone(&signal).hints());
+        for pause in [1, 2, 4] {
+            worker.monitor.as_mut().expect("a netlink socket").break_socket();
+            let broken = Instant::now();
+            worker.listen();
+            assert!(worker.monitor.is_none() && worker.unheard.len() == 1);
+            assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Unheard));
+            assert!(worker.retry.0 >= broken + Duration::from_secs(pause));
+            assert_eq!(worker.retry.1, Duration::from_secs(2 * pause));
+            worker.take_subscriptions();
+            assert!(worker.monitor.is_none(), "not before its time");
+            worker.retry.0 = Instant::now();
+            while hints.next().now_or_never().is_some() {}
+            worker.take_subscriptions();
+            assert!(worker.monitor.is_some() && worker.unheard.is_empty());
+            assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Lost));
+        }
     }
 }

@@ -34,29 +34,29 @@ impl Jitter {
     }
 }
 
-/// 1, 2, 4, then 4.5 s, each ± 10 % (design, 5): a store that is back is noticed within 5 s, and a thousand nodes do
-/// not come back in step.
+/// 1, 2, 4 s and so on up to a longest wait, each ± 10 %, so that a thousand nodes do not come back in step.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     tries: u32,
+    longest: Duration,
     jitter: Jitter,
 }
 
 impl Backoff {
-    const LAST: Duration = Duration::from_millis(4500);
-
+    /// Up to 4.5 s (design, 5): a store that is back is noticed within 5 s.
     pub(crate) fn new(jitter: Jitter) -> Self {
-        Self { tries: 0, jitter }
+        Self::up_to(Duration::from_millis(4500), jitter)
+    }
+
+    pub(crate) fn up_to(longest: Duration, jitter: Jitter) -> Self {
+        Self { tries: 0, longest, jitter }
     }
 
     /// The next wait.
     pub(crate) fn next(&mut self) -> Duration {
-        let wait = match self.tries {
-            0..=2 => Duration::from_secs(1 << self.tries),
-            _ => Self::LAST,
-        };
+        let wait = Duration::from_secs(1_u64.checked_shl(self.tries).unwrap_or(u64::MAX));
         self.tries = self.tries.saturating_add(1);
-        self.jitter.around(wait)
+        self.jitter.around(wait.min(self.longest))
     }
 
     /// It worked: the next failure starts over.

@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::admit::Reason;
+use crate::admit::{Claim, Reason};
 use crate::backend::Skip;
 use crate::lease::{Lease, LeaseKey};
-use crate::net::Family;
+use crate::net::{Family, Prefix};
 use crate::overlay::machine::Machine;
 use crate::overlay::wanted;
 use crate::plan::Object;
@@ -41,31 +41,24 @@ pub enum Verdict {
     Own,
 }
 
-/// Finds the record that `query` means: a key, or an address inside a peer's subnet, or a peer's public address.
+/// Finds the record that `query` means.
 pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
     let own = &machine.local().lease;
-    let addr: Option<IpAddr> = query.parse().ok();
-    let means = |lease: &Lease| {
-        let inside = |addr: IpAddr| lease.subnets.iter().any(|(_, subnet)| subnet.contains(addr));
-        let public = |addr: IpAddr| lease.attrs.public_ip.iter().any(|(_, public)| *public == addr);
-        lease.key.as_str() == query || addr.is_some_and(|addr| inside(addr) || public(addr))
-    };
-    if means(own) {
-        return Some(Explanation {
-            key: own.key.clone(),
-            verdict: Verdict::Own,
-            lease: Some(Arc::clone(own)),
-            states: Vec::new(),
-            unsettled: Vec::new(),
-        });
-    }
     let admission = machine.admission();
-    let lease = admission.peers().find(|lease| means(lease)).cloned();
-    let key = lease.as_ref().map_or_else(|| LeaseKey::new(query), |lease| lease.key.clone());
+    let key = match meant(machine, query)? {
+        key if key == own.key => {
+            return Some(Explanation {
+                key,
+                verdict: Verdict::Own,
+                lease: Some(Arc::clone(own)),
+                states: Vec::new(),
+                unsettled: Vec::new(),
+            });
+        }
+        key => key,
+    };
+    let lease = admission.peer(&key).cloned();
     let why_not = admission.why_not(&key);
-    if lease.is_none() && why_not.is_none() {
-        return None;
-    }
     let states: Vec<_> = match &lease {
         Some(lease) => wanted::states(&**machine.backend(), machine.local(), lease).collect(),
         None => Vec::new(),
@@ -86,6 +79,38 @@ pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
         None => Verdict::Accepted,
     };
     Some(Explanation { key, verdict, lease, states, unsettled })
+}
+
+/// The key of the record that `query` means, the surest way first: by the key itself; by an address or a subnet, of a
+/// peer rather than of who is none; by the first part of a name, if that is one record's only.
+fn meant(machine: &Machine, query: &str) -> Option<LeaseKey> {
+    let query = query.trim();
+    let (own, admission) = (&machine.local().lease, machine.admission());
+    let ours = Claim { key: &own.key, subnets: own.subnets, public: own.attrs.public_ip };
+    let claims = || std::iter::once(Claim { ..ours }).chain(admission.claims());
+    if let Some(claim) = claims().find(|claim| claim.key.as_str() == query) {
+        return Some(claim.key.clone());
+    }
+    let addr: Option<IpAddr> = query.parse().ok();
+    let subnet: Option<Prefix> = query.parse().ok();
+    if addr.is_some() || subnet.is_some() {
+        let means = |claim: &Claim<'_>| {
+            let mut subnets = claim.subnets.iter().map(|(_, prefix)| *prefix);
+            let by_public = claim.public.iter().any(|(_, public)| Some(*public) == addr);
+            by_public || subnets.any(|held| addr.is_some_and(|addr| held.contains(addr)) || subnet == Some(held))
+        };
+        let is_taken = |claim: &Claim<'_>| *claim.key == own.key || admission.peer(claim.key).is_some();
+        let found = claims().filter(means).max_by_key(is_taken);
+        return found.map(|claim| claim.key.clone());
+    }
+    let is_part = |key: &str| key.strip_prefix(query).is_some_and(|rest| rest.starts_with('.'));
+    let mut named: Vec<_> = claims().map(|claim| claim.key).filter(|key| is_part(key.as_str())).collect();
+    named.sort_unstable();
+    named.dedup();
+    match named.as_slice() {
+        [only] => Some((*only).clone()),
+        _ => None,
+    }
 }
 
 impl fmt::Display for Explanation {

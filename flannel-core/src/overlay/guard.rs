@@ -1,36 +1,32 @@
 //! What a round leaves out: mass deletions, what bad records name, and what somebody else keeps changing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::clock::BootTime;
 use crate::net::Prefix;
-use crate::plan::{Object, Op, Plan, Refusals};
+use crate::overlay::contest::Contests;
+use crate::overlay::handle::HeldBecause;
+use crate::overlay::status::{Contact, WithheldBecause};
+use crate::plan::{Op, Plan, Refusals};
 
 /// How long a suspicious mass deletion waits (design, Guards).
 pub(crate) const MASS_WAIT: Duration = Duration::from_secs(60);
 /// Networks smaller than this are never suspicious.
 const MASS_LEAST: usize = 16;
-/// So many writes …
-const CONTEST_WRITES: u8 = 10;
-/// … within this time mean that somebody else keeps changing the object.
-const CONTEST_WINDOW: Duration = Duration::from_secs(10);
-/// The first and the longest wait before a contested object is written again.
-const CONTEST_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// An object left alone for so long is no longer contested.
-const CONTEST_CLEAR: Duration = Duration::from_secs(30);
 
 /// The guards of one overlay.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
     mass: Option<Mass>,
     /// What a snapshot lacks that the store itself has not confirmed.
     unconfirmed: BTreeSet<Prefix>,
-    contests: BTreeMap<Object, Contest>,
+    /// What somebody else keeps changing.
+    pub(crate) contests: Contests,
 }
 
 /// A mass deletion that waits for its second look.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Mass {
     pub(crate) prefixes: BTreeSet<Prefix>,
     pub(crate) until: BootTime,
@@ -43,37 +39,6 @@ pub(crate) enum Over {
     Mass,
     /// A contested object.
     Contest,
-}
-
-#[derive(Debug)]
-struct Contest {
-    since: BootTime,
-    last: BootTime,
-    writes: u8,
-    /// Set once contested.
-    wait: Option<Wait>,
-}
-
-#[derive(Debug)]
-struct Wait {
-    /// How long the last one was.
-    length: Duration,
-    until: BootTime,
-    /// Whether an audit was asked for at its end.
-    over: bool,
-}
-
-impl Wait {
-    fn new(length: Duration, now: BootTime) -> Self {
-        Self { length, until: now.after(length), over: false }
-    }
-}
-
-impl Contest {
-    /// When the object has been right, or was nobody's to write, for long enough.
-    fn clears(&self) -> BootTime {
-        self.wait.as_ref().map_or(self.last, |wait| wait.until.max(self.last)).after(CONTEST_CLEAR)
-    }
 }
 
 /// A plan, and what was left out of it.
@@ -124,65 +89,36 @@ impl Guard {
         }
     }
 
-    /// Lets go of waits that are over. Returns why an audit has something new to do.
-    pub(crate) fn expire(&mut self, now: BootTime) -> Option<Over> {
-        self.contests.retain(|_, contest| contest.clears() > now);
-        let mut over = None;
-        for wait in self.contests.values_mut().filter_map(|contest| contest.wait.as_mut()) {
-            if wait.until <= now && !wait.over {
-                (wait.over, over) = (true, Some(Over::Contest));
-            }
-        }
-        if self.mass.as_ref().is_some_and(|mass| mass.until <= now) {
-            (self.mass, over) = (None, Some(Over::Mass));
+    /// Lets go of waits that are over. Returns why an audit has something new to do. Nobody takes a second look at what
+    /// a store that is away does not show.
+    pub(crate) fn expire(&mut self, now: BootTime, store: &Contact) -> Option<Over> {
+        let over = self.contests.expire(now).then_some(Over::Contest);
+        if *store == Contact::Live && self.mass.as_ref().is_some_and(|mass| mass.until <= now) {
+            self.mass = None;
+            return Some(Over::Mass);
         }
         over
     }
 
-    /// When [`expire`](Self::expire) or another audit is next worth it.
-    pub(crate) fn deadline(&self) -> Option<BootTime> {
-        let mass = self.mass.as_ref().map(|mass| mass.until);
-        // A wait that is over must not be waited for: the timer would never sleep again.
-        let contests = self.contests.values().filter_map(|contest| {
-            let wait = contest.wait.as_ref()?;
-            Some(if wait.over { contest.clears() } else { wait.until })
-        });
-        mass.into_iter().chain(contests).min()
+    /// When [`expire`](Self::expire) is next worth it.
+    pub(crate) fn deadline(&self, store: &Contact) -> Option<BootTime> {
+        let mass = self.mass.as_ref().filter(|_| *store == Contact::Live).map(|mass| mass.until);
+        [mass, self.contests.deadline()].into_iter().flatten().min()
     }
 
-    /// What is contested now.
-    pub(crate) fn contested(&self) -> impl Iterator<Item = &Object> {
-        self.contests.iter().filter(|(_, contest)| contest.wait.is_some()).map(|(object, _)| object)
-    }
-
-    /// Whether `object` waits because somebody else keeps changing it.
-    fn waits(&self, object: &Object, now: BootTime) -> bool {
-        self.contests.get(object).is_some_and(|contest| contest.wait.as_ref().is_some_and(|wait| wait.until > now))
-    }
-
-    /// Takes out of `plan` what must not happen now, and what stands on that.
-    pub(crate) fn restrain(&self, plan: Plan, now: BootTime, bad: &[Prefix]) -> Restrained {
-        let held_prefix = |prefix: &Prefix| {
-            bad.contains(prefix)
-                || self.unconfirmed.contains(prefix)
-                || self.mass.as_ref().is_some_and(|mass| mass.prefixes.contains(prefix))
-        };
-        let nothing_to_hold =
-            bad.is_empty() && self.unconfirmed.is_empty() && self.mass.is_none() && self.contests.is_empty();
-        if nothing_to_hold {
+    /// Takes out of `plan` what must not happen now, and what stands on that. Nobody deletes what bad records name.
+    pub(crate) fn restrain(&self, plan: Plan, now: BootTime, bad: &BTreeSet<Prefix>) -> Restrained {
+        let mass = self.mass.as_ref().map(|mass| &mass.prefixes);
+        let held: Vec<_> =
+            [bad, &self.unconfirmed].into_iter().chain(mass).filter(|prefixes| !prefixes.is_empty()).collect();
+        if held.is_empty() && self.contests.is_empty() {
             return Restrained { plan, held: Vec::new() };
         }
-        let mass = self.mass.iter().flat_map(|mass| &mass.prefixes);
-        let gateways: BTreeSet<_> = bad.iter().chain(&self.unconfirmed).chain(mass).map(Prefix::addr).collect();
         let mut refusals = Refusals::default();
         let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
         for op in plan.ops {
-            let hold = match &op {
-                Op::DeleteRoute { prefix, .. } => held_prefix(prefix),
-                Op::DeleteNeighbour { key, .. } => gateways.contains(&key.addr),
-                _ => false,
-            };
-            if hold || self.waits(&op.object(), now) || refusals.block(&op) {
+            let hold = held.iter().any(|prefixes| deletes_one_of(&op, prefixes));
+            if hold || self.contests.waits_until(&op.object(), now).is_some() || refusals.block(&op) {
                 refusals.refused(&op);
                 restrained.held.push(op);
             } else {
@@ -192,29 +128,31 @@ impl Guard {
         restrained
     }
 
-    /// Notes that an audit had to write these. Returns those that became contested by it.
-    pub(crate) fn wrote<'a>(&mut self, now: BootTime, ops: impl Iterator<Item = &'a Op>) -> Vec<Object> {
-        let mut fresh = Vec::new();
-        for op in ops {
-            let object = op.object();
-            let contest =
-                self.contests.entry(object.clone()).or_insert(Contest { since: now, last: now, writes: 0, wait: None });
-            contest.last = now;
-            match &mut contest.wait {
-                Some(wait) => *wait = Wait::new((wait.length * 2).min(CONTEST_WAIT.1), now),
-                None => {
-                    if now.since(contest.since) > CONTEST_WINDOW {
-                        (contest.since, contest.writes) = (now, 0);
-                    }
-                    contest.writes += 1;
-                    if contest.writes >= CONTEST_WRITES {
-                        contest.wait = Some(Wait::new(CONTEST_WAIT.0, now));
-                        fresh.push(object);
-                    }
-                }
-            }
+    /// Why [`restrain`](Self::restrain) holds `op`.
+    pub(crate) fn why_held(&self, op: &Op, now: BootTime, bad: &BTreeSet<Prefix>) -> HeldBecause {
+        if let Some(until) = self.contests.waits_until(&op.object(), now) {
+            return HeldBecause::Contested(until);
         }
-        fresh
+        let among = |prefixes: &BTreeSet<Prefix>| deletes_one_of(op, prefixes);
+        match self.mass.as_ref().filter(|mass| among(&mass.prefixes)) {
+            Some(mass) => HeldBecause::Withheld(WithheldBecause::MassRemoval(mass.until)),
+            None if among(bad) => HeldBecause::Withheld(WithheldBecause::BadRecord),
+            None if among(&self.unconfirmed) => HeldBecause::Withheld(WithheldBecause::Unconfirmed),
+            None => HeldBecause::StandsOnHeld,
+        }
+    }
+}
+
+/// Whether `op` takes something of one of `prefixes` away. They are in the order of address, then length.
+fn deletes_one_of(op: &Op, prefixes: &BTreeSet<Prefix>) -> bool {
+    match op {
+        Op::DeleteRoute { prefix, .. } => prefixes.contains(prefix),
+        // The gateway is where the prefix begins.
+        Op::DeleteNeighbour { key, .. } => {
+            let last = prefixes.range(..=Prefix::host(key.addr)).next_back();
+            last.is_some_and(|prefix| prefix.addr() == key.addr)
+        }
+        _ => false,
     }
 }
 
@@ -232,6 +170,14 @@ mod tests {
         format!("10.5.{n}.0/24").parse().unwrap()
     }
 
+    fn lost() -> Contact {
+        Contact::Lost { since: at(0), error: "away".to_owned() }
+    }
+
+    fn none() -> BTreeSet<Prefix> {
+        BTreeSet::new()
+    }
+
     fn removal(n: u8) -> [Op; 3] {
         let (prefix, link, mac) = (prefix(n), LinkId::Own(0), MacAddr([2, 0, 0, 0, 0, n]));
         [
@@ -246,10 +192,10 @@ mod tests {
         let mut guard = Guard::default();
         guard.judge_reset(at(0), 16, (0..13).map(prefix).collect());
         let plan = Plan { ops: [removal(3), removal(200)].concat(), conflicts: Vec::new() };
-        let restrained = guard.restrain(plan, at(0), &[]);
+        let restrained = guard.restrain(plan, at(0), &none());
         assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(200).to_vec()));
-        assert_eq!(guard.expire(at(59_999)), None);
-        assert_eq!(guard.expire(at(60_000)), Some(Over::Mass));
+        assert_eq!(guard.expire(at(59_999), &Contact::Live), None);
+        assert_eq!(guard.expire(at(60_000), &Contact::Live), Some(Over::Mass));
         assert!(guard.mass().is_none());
     }
 
@@ -259,7 +205,7 @@ mod tests {
         guard.judge_reset(at(0), 100, (0..80).map(prefix).collect());
         guard.judge_reset(at(30_000), 20, (80..98).map(prefix).collect());
         let plan = Plan { ops: [removal(3), removal(90)].concat(), conflicts: Vec::new() };
-        assert_eq!(guard.restrain(plan, at(59_000), &[]).held.len(), 6);
+        assert_eq!(guard.restrain(plan, at(59_000), &none()).held.len(), 6);
     }
 
     #[test]
@@ -268,10 +214,10 @@ mod tests {
         guard.leave([prefix(3), prefix(4)].into());
         guard.returned(&prefix(4));
         let plan = Plan { ops: [removal(3), removal(4)].concat(), conflicts: Vec::new() };
-        let restrained = guard.restrain(plan.clone(), at(0), &[]);
+        let restrained = guard.restrain(plan.clone(), at(0), &none());
         assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(4).to_vec()));
-        assert!(guard.expire(at(3_600_000)).is_none() && guard.confirm() && !guard.confirm());
-        assert!(guard.restrain(plan, at(0), &[]).held.is_empty());
+        assert!(guard.expire(at(3_600_000), &Contact::Live).is_none() && guard.confirm() && !guard.confirm());
+        assert!(guard.restrain(plan, at(0), &none()).held.is_empty());
     }
 
     #[test]
@@ -283,24 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn ten_writes_in_ten_seconds_make_an_object_contested_and_waits_double() {
+    fn a_mass_deletion_waits_for_a_store_that_cannot_be_heard() {
         let mut guard = Guard::default();
-        let op = &removal(1)[0];
-        for n in 0..9 {
-            assert!(guard.wrote(at(n * 1000), [op].into_iter()).is_empty());
-        }
-        assert_eq!(guard.wrote(at(9_000), [op].into_iter()), vec![op.object()]);
-        let plan = Plan { ops: vec![op.clone()], conflicts: Vec::new() };
-        let none = [];
-        assert_eq!(guard.restrain(plan.clone(), at(9_999), &none).held.len(), 1);
-        assert!(guard.restrain(plan.clone(), at(10_000), &none).held.is_empty());
-        guard.wrote(at(10_000), [op].into_iter());
-        assert_eq!(guard.deadline(), Some(at(12_000)));
-        assert_eq!(guard.expire(at(12_000)), Some(Over::Contest), "its turn has come: an audit has to look");
-        assert_eq!(guard.expire(at(12_001)), None);
-        assert_eq!(guard.deadline(), Some(at(42_000)));
-        assert_eq!(guard.contested().count(), 1);
-        guard.expire(at(42_000));
-        assert_eq!((guard.contested().count(), guard.deadline()), (0, None));
+        guard.judge_reset(at(0), 16, (0..13).map(prefix).collect());
+        assert_eq!(guard.deadline(&Contact::Live), Some(at(60_000)));
+        assert_eq!(guard.deadline(&lost()), None, "a timer cannot help");
+        assert_eq!(guard.expire(at(3_600_000), &lost()), None);
+        assert!(guard.mass().is_some());
+        assert_eq!(guard.expire(at(3_600_001), &Contact::Live), Some(Over::Mass));
     }
 }

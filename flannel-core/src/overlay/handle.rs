@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use crate::clock::BootTime;
 use crate::kernel::{KernelError, Scope};
 use crate::lease::Lease;
 use crate::overlay::explain::Explanation;
-use crate::overlay::status::{Event, Status};
-use crate::plan::{OpText, Plan};
+use crate::overlay::status::{Event, Status, WithheldBecause};
+use crate::plan::{Op, OpText, Plan};
 
 /// Events kept for a reader that lags; an older one is lost to it, and it is told so.
 pub(crate) const EVENTS: usize = 1024;
@@ -26,7 +27,7 @@ pub struct Handle {
 
 #[derive(Debug)]
 pub(crate) enum Question {
-    Plan(oneshot::Sender<Result<Preview, KernelError>>),
+    Plan(oneshot::Sender<Result<Preview, HandleError>>),
     Explain(String, oneshot::Sender<Option<Explanation>>),
     Peers(oneshot::Sender<Vec<Arc<Lease>>>),
 }
@@ -36,8 +37,34 @@ pub(crate) enum Question {
 pub struct Preview {
     /// The writes and the conflicts.
     pub plan: Plan,
+    /// Writes that are due and wait. Empty, with [`plan`](Self::plan), is settled.
+    pub held: Vec<Held>,
     /// The names of its links.
     pub scope: Scope,
+}
+
+/// A write that is due and waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The write.
+    pub op: Op,
+    /// What it waits for.
+    pub because: HeldBecause,
+}
+
+/// What a write waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeldBecause {
+    /// Its prefix is in [`Status::withheld`].
+    #[error("{0}")]
+    Withheld(WithheldBecause),
+    /// Somebody else keeps changing the object: until then.
+    #[error("somebody else keeps changing it: find out who, until then it is written ever more seldom")]
+    Contested(BootTime),
+    /// What it stands on waits.
+    #[error("waits with what it stands on")]
+    StandsOnHeld,
 }
 
 /// A running agent could not be asked.
@@ -47,6 +74,10 @@ pub enum HandleError {
     /// It has ended, or does not run yet.
     #[error("the agent is not running")]
     NotRunning,
+    /// The lease store has not said yet which peers there are, so that nothing can be said of theirs. Retry once
+    /// [`Status::audits`] counts; [`Status::store`] says what keeps the store.
+    #[error("not synced yet: the lease store has not said which peers there are; see the status for what keeps it")]
+    NotSynced,
     /// The kernel could not be read. Retry.
     #[error("reading the kernel")]
     Kernel(#[source] KernelError),
@@ -76,11 +107,12 @@ impl Handle {
     /// # Cancel safety
     /// May be dropped at any await.
     pub async fn plan(&self) -> Result<Preview, HandleError> {
-        self.ask(Question::Plan).await?.map_err(HandleError::Kernel)
+        self.ask(Question::Plan).await?
     }
 
-    /// Why a peer is, or is not, programmed: by its key, an address in its subnet, or its public address. `None` when
-    /// no record is meant by `query`.
+    /// Why a peer is, or is not, programmed: by its key (or what stands before a dot in it: `node-a` for
+    /// `node-a.json`), its subnet, an address in that, or its public address, be it accepted or quarantined. `None`
+    /// when no record is meant by `query`.
     ///
     /// # Errors
     /// [`HandleError::NotRunning`].
@@ -109,6 +141,13 @@ impl Handle {
     }
 }
 
+impl Preview {
+    /// Whether the kernel is as wanted: nothing to write, nothing in the way, nothing that waits.
+    pub fn is_settled(&self) -> bool {
+        self.plan.is_empty() && self.plan.conflicts.is_empty() && self.held.is_empty()
+    }
+}
+
 impl fmt::Display for Preview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for op in &self.plan.ops {
@@ -117,7 +156,10 @@ impl fmt::Display for Preview {
         for conflict in &self.plan.conflicts {
             writeln!(f, "conflict: {}: {}", conflict.found, conflict.remedy)?;
         }
-        if self.plan.ops.is_empty() && self.plan.conflicts.is_empty() {
+        for Held { op, because } in &self.held {
+            writeln!(f, "held: {}: {because}", OpText { op, scope: &self.scope })?;
+        }
+        if self.is_settled() {
             writeln!(f, "nothing to do")?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::kernel::OverlayName;
 use crate::plan::Object;
-use crate::state::{RouteKey, State};
+use crate::state::{Link, RouteKey, State};
 
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -53,12 +53,13 @@ impl Memory {
     /// Whether the devices are there and ours, so that changed peers can be written without a look. One that merely
     /// differs, because its name is taken or somebody else keeps changing it, carries traffic all the same.
     pub(crate) fn devices_settled(&self, overlay: &OverlayName) -> bool {
-        self.unsettled.iter().all(|object| match object {
-            Object::Link(id) => {
-                self.seen.links.get(id).is_some_and(|link| overlay.owns(link.group, link.alias.as_deref()))
-            }
-            Object::Address(_) | Object::Fdb(_) | Object::Neighbour(_) | Object::Route(_) => true,
-        })
+        // Links come first in the order of objects.
+        let mut links = self.unsettled.iter().map_while(|object| match object {
+            Object::Link(id) => Some(id),
+            Object::Address(_) | Object::Fdb(_) | Object::Neighbour(_) | Object::Route(_) => None,
+        });
+        let ours = |link: &Link| overlay.owns(link.group, link.alias.as_deref());
+        links.all(|id| self.seen.links.get(id).is_some_and(ours))
     }
 
     fn forget(&mut self, object: &Object) {

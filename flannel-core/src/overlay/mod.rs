@@ -5,9 +5,14 @@
 
 mod backoff;
 mod builder;
+mod challenge;
+mod contact;
+mod contest;
+mod env;
 mod explain;
 mod guard;
 mod handle;
+mod journal;
 mod machine;
 mod memory;
 mod removal;
@@ -26,10 +31,12 @@ use std::time::Duration;
 
 pub use builder::{BuildError, Builder};
 pub use explain::{Explanation, Verdict};
-pub use handle::{Handle, HandleError, Preview};
+pub use handle::{Handle, HandleError, Held, HeldBecause, Preview};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
-pub use status::{Contact, EnvFile, Event, LossReason, PeerCounts, Phase, Status, WithheldBecause};
+pub use status::{
+    Challenged, Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Status, WithheldBecause,
+};
 
 use crate::kernel::OverlayName;
 use crate::net::Dual;

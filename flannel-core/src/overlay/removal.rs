@@ -1,23 +1,26 @@
-//! The clean-up after an agent that is gone.
+//! Removing everything: at the end of an agent, and after one that is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::Situation;
 use crate::config::NetworkConfig;
 use crate::kernel::Scope;
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::{Settings, chain, view};
-use crate::plan::{Op, plan as planned};
+use crate::plan::{Plan, plan as planned};
 use crate::state::State;
 use crate::subnet::SubnetError;
 use crate::subnet_env::SubnetEnv;
 
-/// How long a removal waits for the store: it has to work without it.
+/// How long a removal waits for the store, and for a disk: it has to work without them.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often it looks again at what is left before it gives up.
 const ROUNDS: usize = 5;
+/// How long it waits before it does.
+const SPACING: Duration = Duration::from_millis(100);
 
 /// What a removal found and did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,79 +36,157 @@ pub struct Removed {
     pub store: Option<String>,
 }
 
+/// Removes what an agent that is gone has left.
 pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed, OverlayError> {
-    let config = patiently(seams, seams.subnets.network_config()).await;
+    let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let env = settings.subnet_env.as_ref().and_then(|file| SubnetEnv::read(&file.path).ok().flatten());
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
     let former = env.map(|env| env.networks);
     // The network may have changed since: both are looked at.
-    let mut places: Vec<Dual<Prefix>> = [configured, former].into_iter().flatten().collect();
+    let mut places: Vec<Dual<Prefix>> = [former, configured].into_iter().flatten().collect();
     places.dedup();
     if places.is_empty() {
         places.push(Dual::default());
     }
     let mut removed = Removed::default();
+    let mut claim = None;
     for networks in places {
-        let claim = seams.kernel.claim(&settings.name, &networks).await?;
-        removed.objects += clear(seams, settings, networks).await?;
-        drop(claim);
+        // A name has one claim. The last one is held to the end: an agent that starts before that would lose its file
+        // and its lease.
+        drop(claim.take());
+        claim = Some(seams.kernel.claim(&settings.name, &networks).await?);
+        removed.objects += clear_marked(seams, settings, networks).await?;
     }
-    removed.subnet_env = delete_env(settings);
+    let env = delete_env(seams, settings).await;
     let gone = match &config {
         Ok(config) => give_back(seams, settings, config).await,
-        Err(error) => Err(error.clone()),
+        Err(error) => Err(chain(error)),
     };
     match gone {
         Ok(lease) => removed.lease = lease.map(Box::new),
         Err(error) => removed.store = Some(error),
     }
+    drop(claim);
+    removed.subnet_env = env?;
     Ok(removed)
 }
 
-/// Deletes what is ours in and around `networks`, as seen by complete looks. No device is wanted, so each of ours goes,
-/// under whatever name.
-async fn clear(seams: &Seams, settings: &Settings, networks: Dual<Prefix>) -> Result<usize, OverlayError> {
+/// Removes everything after a start that was cancelled while it took the lease; whether it has one is not known.
+pub(crate) async fn undo_start(
+    seams: &Seams,
+    settings: &Settings,
+    situation: &Situation,
+    lease: Option<Lease>,
+) -> Result<(), OverlayError> {
+    let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
+    let env = delete_env(seams, settings).await.map(drop);
+    let released = release(seams, situation, lease.map_or(LastLease::Unknown, LastLease::Held)).await;
+    cleared.and(env).and(released)
+}
+
+/// Deletes what is ours in and around `networks`. No device is wanted, so each of ours goes, under whatever name.
+async fn clear_marked(seams: &Seams, settings: &Settings, networks: Dual<Prefix>) -> Result<usize, OverlayError> {
     let scope = Scope { overlay: settings.name.clone(), networks, devices: Vec::new(), uplink: None };
+    clear(seams, &scope, |seen| planned(&State::default(), seen, &scope, &|_| None)).await
+}
+
+/// Carries out what `removal` makes of complete looks, until that is nothing. Returns how many objects it deleted.
+pub(crate) async fn clear(
+    seams: &Seams,
+    scope: &Scope,
+    removal: impl Fn(&State) -> Plan,
+) -> Result<usize, OverlayError> {
     let mut deleted = 0;
-    let mut left = 0;
+    let mut trouble = None;
+    let mut wait = false;
     for _ in 0..ROUNDS {
-        let seen = seams.kernel.observe(&scope).await?;
-        let plan = planned(&State::default(), &seen, &scope, &|_| None);
-        left = plan.ops.iter().filter(|op| Op::is_delete(op)).count();
+        if wait {
+            seams.clock.sleep_until(seams.clock.now().after(SPACING)).await;
+        }
+        let seen = match seams.kernel.observe(scope).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                (trouble, wait) = (Some(OverlayError::Kernel(error)), true);
+                continue;
+            }
+        };
+        let plan = removal(&seen);
         if plan.is_empty() {
             return Ok(deleted);
         }
-        deleted += seams.kernel.apply(&scope, Arc::new(plan)).await.applied;
+        let left = plan.ops.iter().filter(|op| op.is_delete()).count();
+        let report = seams.kernel.apply(scope, Arc::new(plan)).await;
+        deleted += report.applied;
+        (trouble, wait) = (Some(OverlayError::Teardown(left)), !report.is_complete());
     }
-    Err(OverlayError::Teardown(left))
+    trouble.map_or(Ok(deleted), Err)
 }
 
 /// Deletes `subnet.env`, whoever wrote it. Returns whether there was one.
-pub(crate) fn delete_env(settings: &Settings) -> bool {
-    let Some(file) = &settings.subnet_env else { return false };
-    match std::fs::remove_file(&file.path) {
-        Ok(()) => true,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => {
-            tracing::warn!(path = %file.path.display(), %error, "subnet.env was not removed");
-            false
-        }
+pub(crate) async fn delete_env(seams: &Seams, settings: &Settings) -> Result<bool, OverlayError> {
+    let Some(file) = &settings.subnet_env else { return Ok(false) };
+    let path = file.path.clone();
+    let deletion = tokio::task::spawn_blocking(move || std::fs::remove_file(path));
+    let outcome = match in_time(seams, deletion).await {
+        Some(outcome) => outcome.unwrap_or_else(|error| Err(std::io::Error::other(error))),
+        None => Err(std::io::ErrorKind::TimedOut.into()),
+    };
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(OverlayError::SubnetEnv { path: file.path.clone(), source }),
     }
 }
 
-async fn give_back(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Result<Option<Lease>, String> {
-    let host = seams.kernel.host_facts().await.map_err(|error| chain(&error))?;
-    let choice = view::choose(settings, config, &host).map_err(|error| chain(&error))?;
-    let node = view::identity(settings, &choice.public);
-    let Some(lease) = patiently(seams, seams.subnets.previous(&node)).await? else { return Ok(None) };
-    patiently(seams, seams.subnets.release(lease.clone())).await?;
-    Ok(Some(lease))
+/// What an agent knows of its lease at its end.
+pub(crate) enum LastLease {
+    Held(Lease),
+    NotHeld,
+    /// A call about it was cut off, or its answer was lost.
+    Unknown,
 }
 
-async fn patiently<T>(seams: &Seams, call: impl Future<Output = Result<T, SubnetError>>) -> Result<T, String> {
+/// Gives the lease back. One that the store shows as another's is left alone.
+pub(crate) async fn release(seams: &Seams, situation: &Situation, last: LastLease) -> Result<(), OverlayError> {
+    let ours = |lease: &Lease| lease.attrs.public_ip == situation.public;
+    let lease = match last {
+        LastLease::Held(lease) => Some(lease),
+        LastLease::NotHeld => None,
+        LastLease::Unknown => {
+            let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&situation.node)).await;
+            previous.map_err(OverlayError::Release)?.filter(ours)
+        }
+    };
+    let Some(lease) = lease else { return Ok(()) };
+    patiently(seams, "giving the lease back", seams.subnets.release(lease)).await.map_err(OverlayError::Release)
+}
+
+async fn give_back(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Result<Option<Lease>, String> {
+    let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
+    let choice = view::choose(settings, config, &host).map_err(|error| chain(&error))?;
+    let node = view::identity(settings, &choice.public);
+    let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&node)).await;
+    let Some(lease) = previous.map_err(|error| chain(&error))? else { return Ok(None) };
+    let released = patiently(seams, "giving the lease back", seams.subnets.release(lease.clone())).await;
+    released.map(|()| Some(lease)).map_err(|error| chain(&error))
+}
+
+/// The store's answer, if it comes in time.
+pub(crate) async fn patiently<T>(
+    seams: &Seams,
+    doing: &'static str,
+    call: impl Future<Output = Result<T, SubnetError>>,
+) -> Result<T, SubnetError> {
+    let late = || SubnetError::Unavailable { doing, source: format!("no answer within {PATIENCE:?}").into() };
+    in_time(seams, call).await.unwrap_or_else(|| Err(late()))
+}
+
+/// What comes of `work`, if it comes in time.
+pub(crate) async fn in_time<T>(seams: &Seams, work: impl Future<Output = T>) -> Option<T> {
     let patience = seams.clock.sleep_until(seams.clock.now().after(PATIENCE));
     tokio::select! {
-        answer = call => answer.map_err(|error| chain(&error)),
-        () = patience => Err(format!("the lease store did not answer within {PATIENCE:?}")),
+        biased;
+        outcome = work => Some(outcome),
+        () = patience => None,
     }
 }

@@ -1,27 +1,34 @@
 //! An overlay's life: from its parts through its run to its end.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, Local};
 use crate::clock::Clock;
 use crate::kernel::{Kernel, KernelError};
-use crate::lease::LeaseEvent;
+use crate::lease::{Lease, LeaseEvent};
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::handle::{EVENTS, Handle, Preview, QUESTIONS, Question};
+use crate::overlay::journal::Journal;
 use crate::overlay::machine::{Machine, Wake};
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
-use crate::overlay::start::{self, Started};
+use crate::overlay::start::{self, Surveyed};
 use crate::overlay::status::{EnvFile, Event, Phase, Status};
-use crate::overlay::{Identity, Settings};
+use crate::overlay::{Identity, Settings, Teardown, chain};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::uplink::UplinkError;
+
+/// How long a preview waits for store and host.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An overlay: put together by a [`Builder`], run once.
 pub struct Overlay {
@@ -38,6 +45,21 @@ pub(crate) struct Seams {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) journal: Mutex<Journal>,
+}
+
+impl Seams {
+    /// Tells operators and whoever listens what happened.
+    pub(crate) fn tell(&self, event: Event) {
+        self.journal().tell(self.clock.now(), &event);
+        // Nobody listens: not an error.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
+        // Nothing is left half-done by a holder that panicked: it only counts.
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why an overlay ended by itself, or did not start. Never for trouble that may pass: that is in the status.
@@ -59,9 +81,28 @@ pub enum OverlayError {
     /// The lease is gone and [`LossPolicy::Stop`](super::LossPolicy::Stop) is the policy.
     #[error("the lease was lost")]
     LeaseLost,
-    /// `Teardown::Remove` could not remove everything; what is left is named. Run it again.
+    /// A preview cannot wait for ever. Ask again once what it waited for is mended.
+    #[error("no answer within {within:?} ({waited_for}): see that the lease store runs and can be reached, then retry")]
+    Unanswered {
+        /// How long it waited.
+        within: Duration,
+        /// What was in the way, in words.
+        waited_for: String,
+    },
+    /// A removal could not remove everything from the kernel; what is left is named. Run it again.
     #[error("{0} objects of ours could not be removed")]
     Teardown(usize),
+    /// A removal could not delete `subnet.env`. Delete it, or mend what is in the way and run the removal again.
+    #[error("removing {}", path.display())]
+    SubnetEnv {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The lease could not be given back. It runs out by itself where leases expire; else run the removal again.
+    #[error("giving the lease back to the lease store")]
+    Release(#[source] SubnetError),
 }
 
 impl Overlay {
@@ -77,10 +118,11 @@ impl Overlay {
         subnets: Arc<dyn SubnetManager>,
         kernel: Arc<dyn Kernel>,
     ) -> Self {
-        let subnet_env = if settings.subnet_env.is_some() { EnvFile::Pending } else { EnvFile::Settled };
+        let subnet_env =
+            if settings.subnet_env.is_some() { EnvFile::Pending { error: None } } else { EnvFile::Settled };
         let status = watch::Sender::new(Status { subnet_env, ..Status::default() });
         let events = broadcast::Sender::new(EVENTS);
-        let seams = Seams { subnets, kernel, clock, status, events };
+        let seams = Seams { subnets, kernel, clock, status, events, journal: Mutex::default() };
         Self { settings: Arc::new(settings), backends, seams, questions: mpsc::channel(QUESTIONS) }
     }
 
@@ -96,33 +138,53 @@ impl Overlay {
     /// What a start would write, from the lease this node had last; touches neither kernel nor store.
     ///
     /// # Errors
-    /// As [`run`](Self::run). `Ok(None)` when the store has no lease for this node: which subnet it would take is not
-    /// known before it takes it.
+    /// As [`run`](Self::run), and [`OverlayError::Unanswered`] when store or host have not answered after 10 s: retry.
+    /// `Ok(None)` when the store has no lease for this node: which subnet it would take is not known before it takes it.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
     pub async fn preview(&self) -> Result<Option<Preview>, OverlayError> {
+        let deadline = self.seams.clock.sleep_until(self.seams.clock.now().after(PATIENCE));
+        tokio::select! {
+            biased;
+            preview = self.look_ahead() => preview,
+            () = deadline => {
+                let trouble = self.seams.status.borrow().last_error.clone();
+                let waited_for = trouble.unwrap_or_else(|| "the first list of peers".to_owned());
+                Err(OverlayError::Unanswered { within: PATIENCE, waited_for })
+            }
+        }
+    }
+
+    async fn look_ahead(&self) -> Result<Option<Preview>, OverlayError> {
         let surveyed = start::survey(&self.seams, &self.settings, &self.backends).await?;
         let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
-        let local = crate::backend::Local { lease, situation: surveyed.situation };
+        let local = Local { lease, situation: surveyed.situation };
         let now = self.seams.clock.now();
         let status = watch::Sender::new(Status::default());
         let settings = Arc::clone(&self.settings);
         let mut machine = Machine::new(settings, surveyed.backend, local, status, now, Jitter::random());
         let mut watch = self.seams.subnets.watch();
-        loop {
-            match watch.next().await {
-                Some(Ok(event @ LeaseEvent::Reset(_))) => {
+        while let Some(event) = watch.next().await {
+            match event {
+                Ok(event @ LeaseEvent::Reset(_)) => {
                     machine.handle(now, Wake::Store(Ok(event)));
                     break;
                 }
-                Some(_) => {}
-                None => return Ok(None),
+                Ok(_) => {}
+                Err(error) => self.seams.status.send_modify(|status| status.last_error = Some(chain(&error))),
             }
         }
-        let scope = machine.scope().clone();
-        let seen = self.seams.kernel.observe(&scope).await?;
-        Ok(Some(Preview { plan: machine.preview(&seen, now), scope }))
+        if !machine.is_synced() {
+            // A stream that ended against its contract says nothing more.
+            return std::future::pending().await;
+        }
+        // A snapshot that stands in for a store that is away is followed by the trouble.
+        if let Some(Some(trouble @ Err(_))) = watch.next().now_or_never() {
+            machine.handle(now, Wake::Store(trouble));
+        }
+        let seen = self.seams.kernel.observe(machine.scope()).await?;
+        Ok(Some(machine.preview(&seen, now)))
     }
 
     /// Removes everything of this overlay from the kernel, its `subnet.env` and its lease, without taking one first:
@@ -131,7 +193,7 @@ impl Overlay {
     ///
     /// # Errors
     /// [`OverlayError::Kernel`] with [`KernelError::Conflict`] while the agent runs: nothing was touched.
-    /// [`OverlayError::Teardown`] when something is left: run it again.
+    /// [`OverlayError::Teardown`] and [`OverlayError::SubnetEnv`] when something is left: run it again.
     ///
     /// # Cancel safety
     /// May be dropped at any await; what was removed until then is gone.
@@ -149,18 +211,21 @@ impl Overlay {
     ///
     /// # Cancel safety
     /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there.
-    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`](super::Teardown::Keep).
+    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`].
+    /// [`Teardown::Remove`] takes as long as the kernel does, and for a store that is away no
+    /// more than ten seconds; a start that is cancelled before it has taken the overlay's name removes nothing.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), OverlayError> {
         let Self { settings, backends, seams, questions: (asker, questions) } = self;
         // Handles keep theirs; ours would keep the channel open for ever.
         drop(asker);
         let span = tracing::info_span!("overlay", name = settings.name.as_str());
-        let outcome =
-            tracing::Instrument::instrument(agent(&seams, settings, &backends, questions, cancel), span).await;
-        seams.status.send_modify(|status| status.phase = Phase::Stopped);
-        // Nobody listens: not an error.
-        let _ = seams.events.send(Event::Stopped);
-        outcome
+        let life = async {
+            let outcome = agent(&seams, settings, &backends, questions, cancel).await;
+            seams.status.send_modify(|status| status.phase = Phase::Stopped);
+            seams.tell(Event::Stopped);
+            outcome
+        };
+        tracing::Instrument::instrument(life, span).await
     }
 }
 
@@ -171,22 +236,62 @@ async fn agent(
     mut questions: mpsc::Receiver<Question>,
     cancel: CancellationToken,
 ) -> Result<(), OverlayError> {
-    let started = tokio::select! {
+    let starting = async {
+        let surveyed = start::survey(seams, &settings, backends).await?;
+        let former = start::former(seams, &settings, &surveyed).await;
+        let claim = start::claim(seams, &settings, &surveyed).await?;
+        start::probe(seams, &surveyed).await?;
+        Ok::<_, OverlayError>((surveyed, former, claim))
+    };
+    let (surveyed, former, claim) = tokio::select! {
         biased;
         () = cancel.cancelled() => return Ok(()),
-        started = start::start(seams, &settings, backends) => started?,
+        started = starting => started?,
         never = refuse(&mut questions) => match never {},
     };
-    let Started { backend, local, former, claim } = started;
+    let Some(lease) = take(seams, &settings, &surveyed, &mut questions, &cancel).await? else { return Ok(()) };
+    let Surveyed { backend, situation, .. } = surveyed;
+    let is_new = situation.previous.is_none();
+    let local = Local { lease: Arc::new(lease), situation };
     let now = seams.clock.now();
     let mut machine = Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, Jitter::random());
     machine.look_after(former, now);
     let mut shell = Shell::new(seams, settings, machine, questions);
     let outcome = shell.until(&cancel).await;
+    if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =
+        (is_new, &outcome)
+    {
+        // Only a first round ends so: what it took is of no use to anybody.
+        shell.give_back().await;
+    }
     let ended = shell.finish().await;
     drop(claim);
     // What ended the agent says more than what became of its end.
     outcome.and(ended)
+}
+
+/// Takes the lease. Cancelled meanwhile it does what the teardown policy says, and there is none.
+async fn take(
+    seams: &Seams,
+    settings: &Settings,
+    surveyed: &Surveyed,
+    questions: &mut mpsc::Receiver<Question>,
+    cancel: &CancellationToken,
+) -> Result<Option<Lease>, OverlayError> {
+    let asking = AtomicBool::new(false);
+    let mut acquiring = std::pin::pin!(start::acquire(seams, surveyed, &asking));
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => {}
+        lease = &mut acquiring => return lease.map(Some),
+        never = refuse(questions) => match never {},
+    }
+    if settings.teardown == Teardown::Remove {
+        let under_way = asking.load(Ordering::Relaxed);
+        let lease = if under_way { removal::in_time(seams, acquiring).await.and_then(Result::ok) } else { None };
+        removal::undo_start(seams, settings, &surveyed.situation, lease).await?;
+    }
+    Ok(None)
 }
 
 /// Drops what is asked before there is anybody to answer, for ever: the asker is told that the agent does not run.

@@ -8,32 +8,37 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug_span};
 
-use crate::clock::BootTime;
 use crate::kernel::{Hint, Kernel, KernelError, Scope};
-use crate::lease::LeaseEvent;
-use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::handle::{Preview, Question};
+use crate::lease::{Lease, LeaseEvent};
+use crate::overlay::env::EnvKeeper;
+use crate::overlay::handle::{HandleError, Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
+use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
-use crate::overlay::status::{EnvFile, Phase};
+use crate::overlay::status::Phase;
 use crate::overlay::tenure::StoreCall;
-use crate::overlay::{Settings, Teardown, chain, explain, removal, view};
+use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
-use crate::subnet_env::SubnetEnv;
 
 /// How long an end waits for the round under way (faults.md, P3: an exit takes at most 2 s).
 const GRACE: Duration = Duration::from_millis(1500);
 /// How many store events are taken in before the machine is asked what to do: a burst becomes one round.
 const INTAKE: usize = 4096;
-/// How often a removal looks again at what is left before it gives up.
-const REMOVALS: usize = 5;
-/// How long it waits before it does.
-const REMOVAL_SPACING: Duration = Duration::from_millis(100);
 
 type Slot<T> = Option<BoxFuture<'static, T>>;
-type Previewed = (Result<State, KernelError>, oneshot::Sender<Result<Preview, KernelError>>);
+/// What the store says to a call about the own lease.
+type Answer = Result<Lease, SubnetError>;
+
+/// What was seen in a scope, for whoever asked for a preview.
+struct Looked {
+    scope: Scope,
+    seen: Result<State, KernelError>,
+    answer: oneshot::Sender<Result<Preview, HandleError>>,
+}
 
 /// The machine and what is under way on its behalf.
 pub(crate) struct Shell<'a> {
@@ -46,14 +51,9 @@ pub(crate) struct Shell<'a> {
     /// The scope that hints are about.
     hinted: Scope,
     kernel: Slot<Wake>,
-    store: Slot<Wake>,
-    preview: Slot<Previewed>,
-    env: Slot<Result<SubnetEnv, String>>,
-    /// What `subnet.env` says, as far as we wrote it.
-    written: Option<SubnetEnv>,
-    /// When a write that failed is tried again.
-    env_again: Option<BootTime>,
-    env_backoff: Backoff,
+    store: Slot<Answer>,
+    preview: Slot<Looked>,
+    env: EnvKeeper,
 }
 
 impl<'a> Shell<'a> {
@@ -72,10 +72,7 @@ impl<'a> Shell<'a> {
             kernel: None,
             store: None,
             preview: None,
-            env: None,
-            written: None,
-            env_again: None,
-            env_backoff: Backoff::new(Jitter::random()),
+            env: EnvKeeper::new(&settings),
             seams,
             settings,
             machine,
@@ -94,7 +91,7 @@ impl<'a> Shell<'a> {
             if self.machine.must_stop() {
                 return Err(OverlayError::LeaseLost);
             }
-            let deadline = [self.machine.deadline(), self.env_again].into_iter().flatten().min();
+            let deadline = [self.machine.deadline(), self.env.deadline()].into_iter().flatten().min();
             let clock = Arc::clone(&self.seams.clock);
             let timer = async move {
                 match deadline {
@@ -106,20 +103,23 @@ impl<'a> Shell<'a> {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 wake = finished(&mut self.kernel) => wake,
-                wake = finished(&mut self.store) => wake,
+                answer = finished(&mut self.store) => Wake::Lease(answer),
                 // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
                 Some(hint) = self.hints.next() => Wake::Hint(hint),
                 Some(event) = self.watch.next() => {
                     self.intake(event);
                     continue;
                 }
-                (seen, answer) = finished(&mut self.preview) => {
-                    // Whoever asked may have gone: not an error.
-                    let _ = answer.send(seen.map(|seen| self.previewed(&seen)));
+                looked = finished(&mut self.preview) => {
+                    self.looked(looked);
                     continue;
                 }
-                env = finished(&mut self.env) => {
-                    self.env_written(env);
+                outcome = self.env.finished() => {
+                    let file = self.env.ended(self.seams.clock.now(), outcome);
+                    self.seams.status.send_if_modified(|status| {
+                        let before = std::mem::replace(&mut status.subnet_env, file);
+                        before != status.subnet_env
+                    });
                     continue;
                 }
                 // One look at a time: another would leave the first one's asker without an answer.
@@ -133,60 +133,56 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Ends in order: the round under way may finish within the grace, then the teardown policy is carried out.
+    /// Ends in order: what is under way may finish within the grace, then the teardown policy is carried out.
     pub(crate) async fn finish(mut self) -> Result<(), OverlayError> {
-        if self.kernel.is_some() {
-            let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
-            tokio::select! {
-                _ = finished(&mut self.kernel) => {}
-                () = grace => tracing::warn!("the round under way was cut off"),
+        let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
+        let rest = async {
+            if self.kernel.is_some() {
+                let _ = finished(&mut self.kernel).await;
             }
+            if self.env.is_busy() {
+                let _ = self.env.finished().await;
+            }
+        };
+        tokio::select! {
+            () = rest => {}
+            () = grace => tracing::warn!("what was under way was cut off"),
         }
-        if self.env.is_some() {
-            // It runs in a thread of its own: what it writes must not come after what follows.
-            let _ = finished(&mut self.env).await;
-        }
+        // What was cut off must not go on beside what follows.
+        (self.kernel, self.preview) = (None, None);
+        self.env.cut();
         match self.settings.teardown {
             Teardown::Keep => Ok(()),
             Teardown::Remove => self.remove().await,
         }
     }
 
-    /// Removes what is ours, as seen by complete looks, then gives the lease back.
-    async fn remove(&mut self) -> Result<(), OverlayError> {
-        let cleared = self.clear().await;
-        removal::delete_env(&self.settings);
-        let released = match self.machine.held_lease() {
-            Some(lease) => self.seams.subnets.release((**lease).clone()).await.map_err(OverlayError::Store),
-            None => Ok(()),
-        };
-        cleared.and(released)
+    /// Gives back the lease that a start took in vain. Where the store does not answer it runs out by itself.
+    pub(crate) async fn give_back(&mut self) {
+        let Some(lease) = self.machine.held_lease() else { return };
+        let last = LastLease::Held((**lease).clone());
+        if let Err(error) = removal::release(self.seams, &self.machine.local().situation, last).await {
+            tracing::warn!(error = chain(&error), "the lease was not given back");
+        }
     }
 
-    async fn clear(&mut self) -> Result<(), OverlayError> {
+    /// Removes what is ours, then gives the lease back.
+    async fn remove(&mut self) -> Result<(), OverlayError> {
         let scope = self.machine.scope().clone();
-        let mut outcome = Ok(());
-        for round in 0..REMOVALS {
-            if round > 0 {
-                self.seams.clock.sleep_until(self.seams.clock.now().after(REMOVAL_SPACING)).await;
-            }
-            let seen = match self.seams.kernel.observe(&scope).await {
-                Ok(seen) => seen,
-                Err(error) => {
-                    outcome = Err(error.into());
-                    continue;
-                }
-            };
-            let plan = self.machine.removal(&seen);
-            if plan.is_empty() {
-                return Ok(());
-            }
-            outcome = Err(OverlayError::Teardown(plan.ops.len()));
-            if self.seams.kernel.apply(&scope, Arc::new(plan)).await.is_complete() {
-                return Ok(());
-            }
+        let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
+        let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
+        let env = removal::delete_env(self.seams, &self.settings).await;
+        let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
+        if let Some(answer) = answer {
+            self.machine.handle(self.seams.clock.now(), Wake::Lease(answer));
         }
-        outcome
+        let last = match self.machine.held_lease() {
+            _ if unknown => LastLease::Unknown,
+            Some(lease) => LastLease::Held((**lease).clone()),
+            None => LastLease::NotHeld,
+        };
+        let released = removal::release(self.seams, &self.machine.local().situation, last).await;
+        cleared.map(drop).and(env.map(drop)).and(released)
     }
 
     /// Takes in what the store has ready, so that a burst becomes one round.
@@ -214,68 +210,25 @@ impl<'a> Shell<'a> {
             self.hinted = self.machine.scope().clone();
             self.hints = self.seams.kernel.hints(&self.hinted).fuse().boxed();
         }
-        self.issue_env();
+        self.keep_env();
     }
 
-    /// Starts to write `subnet.env` if the devices are there and it does not say what is true.
-    fn issue_env(&mut self) {
-        let Some(file) = &self.settings.subnet_env else { return };
-        let now = self.seams.clock.now();
-        if self.env.is_some() || self.env_again.is_some_and(|again| again > now) {
-            return;
-        }
-        // Its time has come, whether it can be written now or not: the timer must not wait for it again.
-        self.env_again = None;
-        // What it says of a former network is what another start, should this one be cut short, has to go by.
+    /// Has `subnet.env` say what is true, once the devices are there. What it says of a former network is what another
+    /// start, should this one be cut short, has to go by.
+    fn keep_env(&mut self) {
+        let Some(masquerade) = self.env.file().map(|file| file.masquerade) else { return };
         if self.seams.status.borrow().phase < Phase::DeviceReady || self.machine.has_former() {
-            return;
+            return self.env.wait();
         }
-        let local = self.machine.local();
-        let wanted = view::subnet_env(&**self.machine.backend(), local, file.masquerade);
-        if self.written.as_ref() == Some(&wanted) {
-            return;
-        }
-        let path = file.path.clone();
-        let write = tokio::task::spawn_blocking(move || wanted.write(&path).map(|()| wanted));
-        self.env = Some(
-            async move {
-                match write.await {
-                    Ok(outcome) => outcome.map_err(|error| chain(&error)),
-                    Err(error) => Err(chain(&error)),
-                }
-            }
-            .boxed(),
-        );
-    }
-
-    fn env_written(&mut self, outcome: Result<SubnetEnv, String>) {
-        match outcome {
-            Ok(env) => {
-                tracing::info!(subnet = ?env.subnets.v4, subnet6 = ?env.subnets.v6, "subnet.env written");
-                self.env_backoff.reset();
-                self.written = Some(env);
-                self.seams.status.send_modify(|status| status.subnet_env = EnvFile::Settled);
-            }
-            Err(error) => {
-                let now = self.seams.clock.now();
-                self.env_again = Some(now.after(self.env_backoff.next()));
-                let fresh = self.seams.status.borrow().last_error.as_ref() != Some(&error);
-                if fresh {
-                    tracing::warn!(error, "subnet.env was not written");
-                }
-                self.seams.status.send_modify(|status| {
-                    (status.subnet_env, status.last_error) = (EnvFile::Pending, Some(error));
-                });
-            }
-        }
+        let wanted = view::subnet_env(&**self.machine.backend(), self.machine.local(), masquerade);
+        self.env.keep(self.seams.clock.now(), wanted);
     }
 
     fn publish(&mut self) {
         for event in self.machine.take_events() {
-            tracing::debug!(?event);
-            // Nobody listens: not an error.
-            let _ = self.seams.events.send(event);
+            self.seams.tell(event);
         }
+        self.seams.journal().settle(self.seams.clock.now());
     }
 
     fn question(&mut self, question: Question) {
@@ -283,16 +236,30 @@ impl<'a> Shell<'a> {
         match question {
             Question::Explain(query, answer) => drop(answer.send(explain::explain(&self.machine, &query))),
             Question::Peers(answer) => drop(answer.send(self.machine.admission().peers().cloned().collect())),
-            Question::Plan(answer) => {
-                let (kernel, scope) = (Arc::clone(&self.seams.kernel), self.machine.scope().clone());
-                self.preview = Some(async move { (kernel.observe(&scope).await, answer) }.boxed());
-            }
+            Question::Plan(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
+            Question::Plan(answer) => self.look(answer),
         }
     }
 
-    fn previewed(&self, seen: &State) -> Preview {
-        let plan = self.machine.preview(seen, self.seams.clock.now());
-        Preview { plan, scope: self.machine.scope().clone() }
+    fn look(&mut self, answer: oneshot::Sender<Result<Preview, HandleError>>) {
+        let (kernel, scope) = (Arc::clone(&self.seams.kernel), self.machine.scope().clone());
+        self.preview = Some(
+            async move {
+                let seen = kernel.observe(&scope).await;
+                Looked { scope, seen, answer }
+            }
+            .boxed(),
+        );
+    }
+
+    fn looked(&mut self, Looked { scope, seen, answer }: Looked) {
+        if scope != *self.machine.scope() {
+            // What was seen is in the words of another scope.
+            return self.look(answer);
+        }
+        let preview = seen.map(|seen| self.machine.preview(&seen, self.seams.clock.now()));
+        // Whoever asked may have gone: not an error.
+        let _ = answer.send(preview.map_err(HandleError::Kernel));
     }
 }
 
@@ -310,15 +277,41 @@ async fn finished<T>(slot: &mut Slot<T>) -> T {
 
 async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     match call {
-        KernelCall::Facts => Wake::Facts(kernel.host_facts().await),
-        KernelCall::Observe(scope) => Wake::Seen(kernel.observe(&scope).await),
-        KernelCall::Apply(scope, plan) => Wake::Applied(kernel.apply(&scope, plan).await),
+        KernelCall::Facts(reach) => Wake::Facts(kernel.host_facts(&reach).instrument(debug_span!("facts")).await),
+        KernelCall::Observe(scope) => {
+            let span = debug_span!("look", routes = Empty, neighbours = Empty, fdb = Empty);
+            let look = async {
+                let seen = kernel.observe(&scope).await;
+                if let Ok(State { routes, neighbours, fdb, .. }) = &seen {
+                    let span = Span::current();
+                    span.record("routes", routes.len()).record("neighbours", neighbours.len()).record("fdb", fdb.len());
+                    tracing::debug!("looked at the kernel");
+                }
+                seen
+            };
+            Wake::Seen(look.instrument(span).await)
+        }
+        KernelCall::Apply(scope, plan) => {
+            let span = debug_span!("write", ops = plan.ops.len(), applied = Empty, refused = Empty);
+            let write = async {
+                let report = kernel.apply(&scope, plan).await;
+                Span::current().record("applied", report.applied).record("refused", report.refused.len());
+                tracing::debug!("wrote to the kernel");
+                report
+            };
+            Wake::Applied(write.instrument(span).await)
+        }
     }
 }
 
-async fn store_call(subnets: Arc<dyn SubnetManager>, node: NodeIdentity, call: StoreCall) -> Wake {
-    Wake::Lease(match call {
+async fn store_call(subnets: Arc<dyn SubnetManager>, node: NodeIdentity, call: StoreCall) -> Answer {
+    match call {
         StoreCall::Renew(lease) => subnets.renew(&lease).await,
         StoreCall::Acquire(want) => subnets.acquire(&node, want).await,
-    })
+    }
+}
+
+/// The answer to a call that is under way at the end: it may give a lease, or another fence to release it by.
+async fn last_answer(seams: &Seams, call: Slot<Answer>) -> Option<Answer> {
+    Some(removal::patiently(seams, "waiting for a call under way", call?).await)
 }

@@ -1,10 +1,12 @@
 //! From nothing to a lease: everything that happens once, before the machine.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{Backend, Local, Situation};
 use crate::config::{ConfigError, NetworkConfig};
-use crate::kernel::{Claim, HostFacts, KernelError};
+use crate::kernel::{Claim, KernelError};
+use crate::lease::{Fence, Lease, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::builder::Factory;
@@ -13,16 +15,6 @@ use crate::overlay::status::{Contact, Event};
 use crate::overlay::{MissingUplink, Settings, chain, view};
 use crate::subnet::{SubnetError, Want};
 use crate::uplink::Problem;
-
-/// What a start comes to.
-pub(crate) struct Started {
-    pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) local: Local,
-    /// The networks of the last run, where nobody else has them now.
-    pub(crate) former: Dual<Prefix>,
-    /// Held for as long as the agent runs.
-    pub(crate) claim: Claim,
-}
 
 /// What is known before anything is taken or written.
 pub(crate) struct Surveyed {
@@ -52,11 +44,16 @@ pub(crate) async fn survey(
 /// Reads the host and chooses the uplink, waiting for one if that is the policy.
 async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>) -> Result<Situation, OverlayError> {
     let mut backoff = Backoff::new(Jitter::random());
-    let mut told = None;
+    let (mut told, reach) = (None, settings.uplink.reaches());
     loop {
-        let host = Arc::new(host_facts(seams).await?);
+        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
         let error = match view::first_situation(settings, Arc::clone(config), host) {
-            Ok(situation) => return Ok(situation),
+            Ok(situation) => {
+                if told.is_some() {
+                    seams.tell(Event::UplinkBack(situation.uplink.clone()));
+                }
+                return Ok(situation);
+            }
             Err(error) => error,
         };
         // No host can mend an address of the wrong family.
@@ -66,9 +63,7 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
         }
         if told.as_ref() != Some(&error.problem) {
             let text = chain(&error);
-            tracing::warn!(error = text, "waiting for an uplink");
-            // Nobody listens: not an error.
-            let _ = seams.events.send(Event::UplinkLost(text.clone()));
+            seams.tell(Event::UplinkLost(text.clone()));
             seams.status.send_modify(|status| status.last_error = Some(text));
             told = Some(error.problem);
         }
@@ -76,12 +71,15 @@ async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>
     }
 }
 
-/// Reads the host until it can be read.
-async fn host_facts(seams: &Seams) -> Result<HostFacts, OverlayError> {
+/// Asks the kernel until it answers. What no retry helps is final.
+async fn ask_kernel<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
+where
+    F: Future<Output = Result<T, KernelError>>,
+{
     let mut backoff = Backoff::new(Jitter::random());
     loop {
-        let error = match seams.kernel.host_facts().await {
-            Ok(facts) => return Ok(facts),
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
         match error {
@@ -93,34 +91,18 @@ async fn host_facts(seams: &Seams) -> Result<HostFacts, OverlayError> {
         }
         let text = chain(&error);
         if seams.status.borrow().last_error.as_ref() != Some(&text) {
-            tracing::warn!(error = text, "waiting for the kernel");
-            // Nobody listens: not an error.
-            let _ = seams.events.send(Event::KernelTrouble(text.clone()));
+            seams.tell(Event::KernelTrouble(text.clone()));
             seams.status.send_modify(|status| status.last_error = Some(text));
         }
         seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
     }
 }
 
-/// Takes the name, then the lease.
-pub(crate) async fn start(
-    seams: &Seams,
-    settings: &Settings,
-    backends: &[(&'static str, Factory)],
-) -> Result<Started, OverlayError> {
-    let Surveyed { backend, situation, want } = survey(seams, settings, backends).await?;
-    let networks = situation.networks();
-    let former = former(seams, settings, &networks).await;
-    let claim = seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)?;
-    let lease = retry(seams, || seams.subnets.acquire(&situation.node, want.clone())).await?;
-    Ok(Started { backend, claim, former, local: Local { situation, lease: Arc::new(lease) } })
-}
-
-/// The networks of the last run, if they are others than `networks`. Where another overlay has moved in meanwhile,
-/// nothing can be told from its routes, so nothing is looked for.
-async fn former(seams: &Seams, settings: &Settings, networks: &Dual<Prefix>) -> Dual<Prefix> {
+/// The networks of the last run, if they are others than now. Where another overlay has moved in meanwhile, nothing can
+/// be told from its routes, so nothing is looked for. To be asked before the present networks are claimed.
+pub(crate) async fn former(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Dual<Prefix> {
     let former = view::former_networks(settings);
-    if former == *networks {
+    if former == surveyed.situation.networks() {
         return Dual::default();
     }
     match seams.kernel.claim(&settings.name, &former).await {
@@ -133,6 +115,43 @@ async fn former(seams: &Seams, settings: &Settings, networks: &Dual<Prefix>) -> 
             Dual::default()
         }
     }
+}
+
+/// Takes the name. The claim is to be held for as long as the agent runs.
+pub(crate) async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claim, OverlayError> {
+    let networks = surveyed.situation.networks();
+    seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)
+}
+
+/// Asks the kernel whether it can do what the backend needs, before a lease is taken.
+pub(crate) async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
+    let Surveyed { backend, situation, want } = surveyed;
+    let local = Local { lease: Arc::new(expected(situation, want)), situation: situation.clone() };
+    let devices = backend.scope(&local).devices;
+    ask_kernel(seams, || seams.kernel.probe(&devices)).await
+}
+
+/// The lease as far as it is known before it is taken: enough to tell which devices there will be.
+fn expected(situation: &Situation, want: &Want) -> Lease {
+    Lease {
+        key: LeaseKey::new(situation.node.as_str()),
+        subnets: want.preferred,
+        attrs: want.attrs.clone(),
+        expires: None,
+        fence: Fence::default(),
+    }
+}
+
+/// Takes the lease. `asking` says whether the store is being asked just now, and may take what is not known here yet.
+pub(crate) async fn acquire(seams: &Seams, surveyed: &Surveyed, asking: &AtomicBool) -> Result<Lease, OverlayError> {
+    let Surveyed { situation, want, .. } = surveyed;
+    retry(seams, || async {
+        asking.store(true, Ordering::Relaxed);
+        let answer = seams.subnets.acquire(&situation.node, want.clone()).await;
+        asking.store(false, Ordering::Relaxed);
+        answer
+    })
+    .await
 }
 
 fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {
@@ -162,9 +181,7 @@ where
                     before != Contact::Live
                 });
                 if back {
-                    tracing::info!("the lease store is back");
-                    // Nobody listens: not an error.
-                    let _ = seams.events.send(Event::StoreBack);
+                    seams.tell(Event::StoreBack);
                 }
                 return Ok(value);
             }
@@ -188,9 +205,7 @@ where
             fresh
         });
         if fresh {
-            tracing::warn!(error = text, "waiting for the lease store");
-            // Nobody listens: not an error.
-            let _ = seams.events.send(Event::StoreLost(text));
+            seams.tell(Event::StoreLost(text));
         }
         seams.clock.sleep_until(now.after(backoff.next())).await;
     }

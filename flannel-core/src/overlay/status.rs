@@ -33,15 +33,37 @@ pub enum Phase {
 pub enum Contact {
     /// Nothing was heard yet.
     Never,
-    /// The store answers.
+    /// The store answers: both the watch of the leases and the calls about the own one, as far as they have spoken.
     Live,
-    /// It does not, since then.
+    /// The watch or the calls fail, since then. Either goes by its own word: a watch that lives says nothing of renewals
+    /// that are denied.
     Lost {
         /// Since when.
         since: BootTime,
-        /// Why, in words.
+        /// Why, in words; of both where both fail.
         error: String,
     },
+}
+
+/// Whether the kernel's notifications are heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hearing {
+    /// They are: what somebody changes is seen at once.
+    #[default]
+    Heard,
+    /// They are not, and that is tried again with back-off: what somebody changes is seen by the next audit only.
+    Unheard,
+}
+
+/// Somebody else changes or deletes our record, again and again: most likely another agent under this node's name. Run
+/// one agent a name. Forgotten once the lease has stood for 30 s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Challenged {
+    /// How often in a row the lease was taken, or its record written, again.
+    pub times: u32,
+    /// When that is done next: at once the first time, then 1, 2, 4 s and so on up to 16 s apart, each ± 10 %. `None`
+    /// while the lease stands, or while the policy is not to take it again.
+    pub next: Option<BootTime>,
 }
 
 /// How many peers there are, by what became of them.
@@ -56,25 +78,32 @@ pub struct PeerCounts {
 }
 
 /// What has become of `subnet.env`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum EnvFile {
     /// It says what is true, or none is to be written.
     #[default]
     Settled,
-    /// It is to be written once the devices are there, or once more after a failure: see [`Status::last_error`].
-    Pending,
+    /// It is to be written once the devices are there, or once more after a failure.
+    Pending {
+        /// Why the last try failed, in words with the remedy; `None` before the first.
+        error: Option<String>,
+    },
 }
 
 /// Why deletions wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WithheldBecause {
-    /// The store said that most peers are gone at once; a second look is taken at this time.
+    /// The store said that most peers are gone at once; a second look is taken at this time, or, while the store is
+    /// away, once it is back.
+    #[error("most peers went at once: deleted unless they come back within a minute")]
     MassRemoval(BootTime),
     /// The agent started from a snapshot of a store that is away, which does not know the prefix; the store decides.
+    #[error("the snapshot of a store that is away does not know it: the store decides once it is back")]
     Unconfirmed,
     /// A record that does not parse names the prefix.
+    #[error("a record that does not parse names it: mend or delete the record")]
     BadRecord,
 }
 
@@ -86,12 +115,16 @@ pub struct Status {
     pub phase: Phase,
     /// The lease held.
     pub lease: Option<Arc<Lease>>,
+    /// Who else is at our record; `None` while nobody is.
+    pub challenged: Option<Challenged>,
     /// The uplink in use.
     pub uplink: Option<Uplink>,
     /// The MTU for pods.
     pub mtu: Option<Mtu>,
     /// Contact with the store.
     pub store: Contact,
+    /// Whether the kernel's notifications are heard.
+    pub notifications: Hearing,
     /// What has become of `subnet.env`. Pods cannot be attached before it is written.
     pub subnet_env: EnvFile,
     /// Counts of peers.
@@ -125,9 +158,11 @@ impl Default for Status {
         Self {
             phase: Phase::Starting,
             lease: None,
+            challenged: None,
             uplink: None,
             mtu: None,
             store: Contact::Never,
+            notifications: Hearing::default(),
             subnet_env: EnvFile::default(),
             peers: PeerCounts::default(),
             quarantined: BTreeMap::new(),
@@ -146,16 +181,20 @@ impl Default for Status {
 }
 
 /// Why a lease is not ours any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LossReason {
     /// Its record is gone from the store.
+    #[error("its record was deleted")]
     Deleted,
     /// Its record is another node's.
+    #[error("its record is another node's")]
     Taken,
     /// It ran out before the store could be reached.
+    #[error("it ran out before the store could be reached")]
     Expired,
     /// The store said so, in words.
+    #[error("{0}")]
     Refused(String),
 }
 
@@ -198,12 +237,51 @@ pub enum Event {
     StoreBack,
     /// The kernel did not do what it should.
     KernelTrouble(String),
+    /// The kernel's notifications cannot be heard: until they are, audits alone see what somebody changes.
+    NotificationsLost,
+    /// The kernel's notifications are heard again.
+    NotificationsBack,
     /// The uplink changed.
     UplinkChanged(Uplink),
     /// The uplink, or its address, is gone; what is programmed stays.
     UplinkLost(String),
+    /// There is an uplink with its address again, the same or another.
+    UplinkBack(Uplink),
+    /// What other nodes should be told of this one cannot be said as the host is now; the last word stays published.
+    AdvertiseFailed(String),
     /// Everything is programmed.
     Ready,
     /// The agent has ended.
     Stopped,
+}
+
+impl Event {
+    /// Its kind in one word, as logs and metrics name it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::LeaseAcquired(_) => "lease_acquired",
+            Self::LeaseRenewed(_) => "lease_renewed",
+            Self::LeaseLost(_) => "lease_lost",
+            Self::Snapshot(_) => "snapshot",
+            Self::PeerAdded(_) => "peer_added",
+            Self::PeerChanged(_) => "peer_changed",
+            Self::PeerRemoved(_) => "peer_removed",
+            Self::PeerQuarantined(..) => "peer_quarantined",
+            Self::DriftRepaired { .. } => "drift_repaired",
+            Self::ConflictFound(_) => "conflict_found",
+            Self::Contested(_) => "contested",
+            Self::DeletionsWithheld(_) => "deletions_withheld",
+            Self::StoreLost(_) => "store_lost",
+            Self::StoreBack => "store_back",
+            Self::KernelTrouble(_) => "kernel_trouble",
+            Self::UplinkChanged(_) => "uplink_changed",
+            Self::UplinkLost(_) => "uplink_lost",
+            Self::NotificationsLost => "notifications_lost",
+            Self::NotificationsBack => "notifications_back",
+            Self::UplinkBack(_) => "uplink_back",
+            Self::AdvertiseFailed(_) => "advertise_failed",
+            Self::Ready => "ready",
+            Self::Stopped => "stopped",
+        }
+    }
 }

@@ -376,7 +376,10 @@ impl Host {
         let scope = wish.scope(self.uplink);
         let broken = |key: &RouteKey, route: &Route| {
             let (Some(link), Some(gateway)) = (route.link, route.gateway) else { return false };
-            if link == LinkId::Uplink || !route.onlink || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix)) {
+            if link == LinkId::Uplink
+                || !route.onlink
+                || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))
+            {
                 return false;
             }
             let mac = state.neighbours.get(&NeighbourKey { link, addr: gateway });
@@ -412,7 +415,7 @@ impl Host {
             found.push(format!("no {key:?}"));
         }
         for key in seen.addresses.keys().filter(|key| free(key.link) && !wanted.addresses.contains_key(key)) {
-            if !super::is_link_local(key.addr) {
+            if !crate::net::is_link_local(key.addr) {
                 found.push(format!("extra {key:?}"));
             }
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::kernel::{EINVAL, KernelError, Scope};
-use crate::net::{Family, MacAddr, Prefix};
+use crate::net::{Family, MacAddr, Prefix, is_link_local};
 use crate::state::{AddressKey, Link, LinkId, LinkKind, LinkName, Route, RouteKind, State, Vxlan};
 
 #[cfg(test)]
@@ -441,13 +441,6 @@ impl<'a> Planner<'a> {
             all.extend(stage);
         }
         Plan { ops: all, conflicts: self.conflicts }
-    }
-}
-
-fn is_link_local(addr: IpAddr) -> bool {
-    match addr {
-        IpAddr::V4(addr) => addr.is_link_local(),
-        IpAddr::V6(addr) => addr.is_unicast_link_local(),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::kernel::Scope;
 use crate::net::Prefix;
 use crate::state::{AddressKey, Link, LinkId, LinkKind, Route, RouteKind};
 
-use super::Op;
+use super::{Object, Op};
 
 /// An operation as text, with the names a scope gives to links: what `plan` prints.
 pub struct OpText<'a> {
@@ -14,6 +14,18 @@ pub struct OpText<'a> {
     pub op: &'a Op,
     /// The names.
     pub scope: &'a Scope,
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(_) => f.write_str("a device of the overlay"),
+            Self::Address(key) => write!(f, "address {}/{}", key.addr, key.len),
+            Self::Fdb(key) => write!(f, "forwarding entry {}", key.mac),
+            Self::Neighbour(key) => write!(f, "neighbour {}", key.addr),
+            Self::Route(prefix) => write!(f, "route {prefix}"),
+        }
+    }
 }
 
 /// A link id as a name, as far as the scope knows it.

@@ -161,6 +161,7 @@ pub trait SubnetManager: Send + Sync + 'static {
     async fn release(&self, lease: Lease) -> Result<(), SubnetError>;
 
     /// All records, the own one too. The first event is [`LeaseEvent::Reset`]; after any gap comes another. The
-    /// stream never ends; an `Err` is trouble to show, not the end: the stream recovers by itself, with back-off.
+    /// stream never ends; an `Err` is trouble to show, not the end: the stream recovers by itself, with back-off, and
+    /// says so with its next event, which is [`LeaseEvent::Resumed`] where there is nothing else to say.
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>>;
 }

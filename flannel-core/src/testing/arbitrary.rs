@@ -75,7 +75,7 @@ pub fn host() -> HostFacts {
     HostFacts {
         links: BTreeMap::from([(UPLINK, eth0)]),
         addresses: vec![address(Family::V4, 24), address(Family::V6, 64)],
-        on_link: ["192.0.2.0/24", "2001:db8::/64"].map(|prefix| on_link(prefix, UPLINK)).to_vec(),
+        on_link: ["192.0.2.0/24", "2001:db8::/64"].map(|prefix| on_link(prefix, UPLINK)).into_iter().collect(),
         ..HostFacts::default()
     }
 }

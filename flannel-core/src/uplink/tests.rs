@@ -161,8 +161,8 @@ fn reachability_goes_by_the_longest_prefix_then_the_lowest_metric() {
     let to = |addr: &str| Select::CanReach(addr.parse().unwrap());
     let mut facts = facts();
     let route = |prefix: &str, link, metric| HostRoute { metric, ..default_route(prefix, Some(link)) };
-    facts.on_link = vec![route("198.51.100.0/24", 3, 0)];
-    facts.far = vec![route("10.0.0.0/8", 2, 0), route("10.7.0.0/16", 2, 50), route("10.7.0.0/16", 3, 10)];
+    facts.on_link.insert(route("198.51.100.0/24", 3, 0));
+    facts.far.extend([route("10.0.0.0/8", 2, 0), route("10.7.0.0/16", 2, 50), route("10.7.0.0/16", 3, 10)]);
     let chosen = |addr: &str, facts: &HostFacts| select(&to(addr), facts, V4, &none()).unwrap().uplink.index;
     assert_eq!((chosen("10.7.1.1", &facts), chosen("10.8.1.1", &facts), chosen("8.8.8.8", &facts)), (3, 2, 2));
     facts.addresses.insert(0, HostAddress { len: 16, ..address(3, "172.16.0.3") });

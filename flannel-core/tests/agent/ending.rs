@@ -1,13 +1,25 @@
 //! How an agent ends, and what it leaves.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use flannel_core::kernel::KernelError;
-use flannel_core::overlay::{Event, HandleError, Masquerade, Phase, SubnetEnvFile, Teardown};
+use async_trait::async_trait;
+use flannel_core::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use flannel_core::net::{Dual, Prefix};
+use flannel_core::overlay::{
+    EnvFile, Event, HandleError, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
+};
+use flannel_core::plan::Plan;
+use flannel_core::state::State;
+use flannel_core::testing::FakeKernel;
 use flannel_core::testing::memory_subnets::Fault;
+use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
-use crate::node::{Node, eventually, pass, subnet};
+use crate::node::{Agent, Node, eventually, pass, subnet};
+use crate::storms::Away;
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_while_the_store_is_away_it_ends_at_once() {
@@ -107,7 +119,7 @@ async fn subnet_env_is_written_when_the_devices_are_there_and_again_when_the_lea
     agent.until(|status| status.last_error.is_some()).await;
     assert!(!file.path.exists());
     let first = agent.ready().await.lease.unwrap().subnets.v4.unwrap();
-    let text = |subnet: flannel_core::net::Prefix| {
+    let text = |subnet: Prefix| {
         let address = subnet.addr().to_string();
         let first = address.strip_suffix(".0").unwrap();
         format!("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET={first}.1/24\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n")
@@ -128,13 +140,40 @@ async fn subnet_env_is_written_when_the_devices_are_there_and_again_when_the_lea
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_subnet_env_that_somebody_changes_or_deletes_is_written_again() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = env_file(&dir);
+    let agent = node.run_as(node.builder().subnet_env(file.clone()));
+    agent.until(|status| status.subnet_env == EnvFile::Settled && status.phase == Phase::Ready).await;
+    let read = || std::fs::read_to_string(&file.path).ok();
+    let before = read().unwrap();
+    let at_rest = std::fs::metadata(&file.path).unwrap().modified().unwrap();
+    pass(200.0).await;
+    assert_eq!(std::fs::metadata(&file.path).unwrap().modified().unwrap(), at_rest, "what is right is not written");
+    for harm in ["FLANNEL_NETWORK=10.9.0.0/16\n", ""] {
+        let begun = Instant::now();
+        match harm {
+            "" => std::fs::remove_file(&file.path).unwrap(),
+            text => std::fs::write(&file.path, text).unwrap(),
+        }
+        eventually("it is as before", || read().as_ref() == Some(&before)).await;
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    }
+    agent.cancelled().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_subnet_env_that_cannot_be_written_is_tried_again_without_spinning() {
     let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
     let file = env_file(&dir);
     // A file where the directory has to be.
     std::fs::write(dir.path().join("run"), "").unwrap();
     let agent = node.run_as(node.builder().subnet_env(file.clone()));
-    agent.until(|status| status.last_error.as_ref().is_some_and(|error| error.contains("run"))).await;
+    let failed = |status: &Status| matches!(&status.subnet_env, EnvFile::Pending { error: Some(error) } if error.contains("run"));
+    agent.until(failed).await;
+    // What goes well meanwhile does not hide it.
+    let status = agent.audited().await;
+    assert!(failed(&status), "{:?}", status.subnet_env);
     // Meanwhile the device cannot be made.
     node.kernel.refuse_if(|op| matches!(op, flannel_core::plan::Op::CreateLink { .. }).then_some(12));
     node.kernel.delete_link("tun4.1").unwrap();
@@ -188,4 +227,180 @@ async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
     assert!(matches!(handle.plan().await, Err(HandleError::NotRunning)));
     assert!(matches!(handle.explain("peer-1").await, Err(HandleError::NotRunning)));
     assert!(matches!(handle.peers().await, Err(HandleError::NotRunning)));
+}
+
+fn removing(node: &Node, store: &Away) -> Agent {
+    let builder = node.builder().teardown(Teardown::Remove);
+    node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn remove_gives_back_what_a_call_under_way_takes() {
+    let node = Node::alone();
+    let store = Away::new(&node.store);
+    let mut agent = removing(&node, &store);
+    agent.ready().await;
+    store.delay(Duration::from_secs(1));
+    node.store.delete(&node.key());
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    eventually("it is taken again, but not answered", || node.record().is_some()).await;
+    agent.cancelled().await.unwrap();
+    assert_eq!(node.record(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn remove_ends_in_time_without_a_word_from_the_store() {
+    let node = Node::alone();
+    let store = Away::new(&node.store);
+    let agent = removing(&node, &store);
+    agent.ready().await;
+    store.delay(Duration::from_secs(3600));
+    let mut edited = node.record().unwrap();
+    edited.attrs.backend_type = "other".into();
+    node.store.insert([edited]);
+    pass(1.0).await;
+    let (kernel, begun) = (node.kernel.clone(), Instant::now());
+    let outcome = agent.cancelled().await;
+    assert!(matches!(outcome, Err(OverlayError::Release(_))), "{outcome:?}");
+    assert!(begun.elapsed() <= Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(kernel.snapshot().matching("tun4.1").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_while_it_takes_its_lease_it_gives_it_back() {
+    for delay in [1, 3600] {
+        let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+        // A run before this one has left something.
+        node.join([1]);
+        let file = env_file(&dir);
+        let before = node.kernel.snapshot();
+        let agent = node.run_as(node.builder().subnet_env(file.clone()));
+        agent.ready().await;
+        eventually("subnet.env is there", || file.path.exists()).await;
+        agent.cancelled().await.unwrap();
+        let store = Away::new(&node.store);
+        store.delay(Duration::from_secs(delay));
+        let builder = node.builder().teardown(Teardown::Remove).subnet_env(file.clone());
+        let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+        pass(0.5).await;
+        agent.cancel.cancel();
+        pass(1.0).await;
+        store.delay(Duration::ZERO);
+        agent.ended().await.unwrap();
+        assert_eq!((node.record(), node.kernel.snapshot(), file.path.exists()), (None, before, false), "{delay}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_before_it_has_the_name_it_touches_nothing_of_whoever_has() {
+    let node = Node::alone();
+    let agent = node.run();
+    agent.ready().await;
+    let store = Away::new(&node.store);
+    store.leave();
+    let rival = removing(&node, &store);
+    pass(10.0).await;
+    rival.cancelled().await.unwrap();
+    assert!(node.record().is_some() && !node.kernel.snapshot().matching("tun4.1").is_empty());
+    agent.cancelled().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_takes_the_name_before_a_removal_is_done() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let agent = node.run();
+    agent.ready().await;
+    agent.cancelled().await.unwrap();
+    let store = Away::new(&node.store);
+    store.delay(Duration::from_secs(1));
+    let builder = node.builder().subnet_env(env_file(&dir));
+    let overlay = builder.build(Arc::new(store), Arc::new(node.kernel.clone())).unwrap();
+    let removal = tokio::spawn(async move { overlay.remove().await });
+    eventually("the devices are gone", || node.kernel.snapshot().matching("tun4.1").is_empty()).await;
+    pass(0.5).await;
+    let claim = node.kernel.claim(&OverlayName::default(), &Dual::default()).await;
+    assert!(matches!(claim, Err(KernelError::Conflict { .. })), "{claim:?}");
+    assert!(removal.await.unwrap().unwrap().lease.is_some());
+    node.kernel.claim(&OverlayName::default(), &Dual::default()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_env_that_cannot_be_removed_is_an_error_and_the_lease_is_given_back_all_the_same() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let agent = node.run();
+    agent.ready().await;
+    agent.cancelled().await.unwrap();
+    let file = env_file(&dir);
+    // A directory where the file has to be.
+    std::fs::create_dir_all(&file.path).unwrap();
+    let builder = node.builder().subnet_env(file.clone());
+    let overlay = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
+    let outcome = overlay.remove().await;
+    assert!(matches!(&outcome, Err(OverlayError::SubnetEnv { path, .. }) if *path == file.path), "{outcome:?}");
+    assert_eq!(node.record(), None);
+    let builder = node.builder().subnet_env(file).teardown(Teardown::Remove);
+    let agent = node.run_as(builder);
+    agent.ready().await;
+    assert!(matches!(agent.cancelled().await, Err(OverlayError::SubnetEnv { .. })));
+    assert_eq!(node.record(), None);
+}
+
+/// A kernel whose writes never end once it is told so, and which notes whether one still could go on.
+struct Stuck {
+    kernel: FakeKernel,
+    stuck: AtomicBool,
+    under_way: Arc<()>,
+    beside: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Kernel for Stuck {
+    async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError> {
+        self.kernel.claim(overlay, networks).await
+    }
+
+    async fn probe(&self, devices: &[Device]) -> Result<(), KernelError> {
+        self.kernel.probe(devices).await
+    }
+
+    async fn host_facts(&self, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
+        self.kernel.host_facts(reach).await
+    }
+
+    async fn observe(&self, scope: &Scope) -> Result<State, KernelError> {
+        self.beside.fetch_or(Arc::strong_count(&self.under_way) > 1, Ordering::Relaxed);
+        self.kernel.observe(scope).await
+    }
+
+    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport {
+        if self.stuck.swap(false, Ordering::Relaxed) {
+            let _under_way = Arc::clone(&self.under_way);
+            return std::future::pending().await;
+        }
+        self.kernel.apply(scope, plan).await
+    }
+
+    fn hints(&self, scope: &Scope) -> BoxStream<'static, Hint> {
+        self.kernel.hints(scope)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_that_was_cut_off_does_not_go_on_beside_the_removal() {
+    let node = Node::alone();
+    let before = node.kernel.snapshot();
+    let (beside, under_way) = (Arc::new(AtomicBool::new(false)), Arc::new(()));
+    let stuck = AtomicBool::new(false);
+    let kernel = Stuck { kernel: node.kernel.clone(), stuck, under_way, beside: Arc::clone(&beside) };
+    let kernel = Arc::new(kernel);
+    let builder = node.builder().teardown(Teardown::Remove);
+    let agent = node.run_on(builder, Arc::clone(&kernel) as _, Arc::new(node.store.clone()));
+    agent.ready().await;
+    pass(1.0).await;
+    kernel.stuck.store(true, Ordering::Relaxed);
+    node.join([1]);
+    eventually("a round is under way", || Arc::strong_count(&kernel.under_way) > 1).await;
+    agent.cancelled().await.unwrap();
+    assert!(!beside.load(Ordering::Relaxed));
+    assert_eq!((node.kernel.snapshot(), node.record()), (before, None));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flannel_core::lease::BadRecord;
 use flannel_core::net::Dual;
-use flannel_core::overlay::{Event, WithheldBecause};
+use flannel_core::overlay::{Event, Phase, WithheldBecause};
 use flannel_core::testing::fake_kernel::FakeRoute;
 use tokio::time::Instant;
 
@@ -187,4 +187,71 @@ async fn a_strangers_route_is_a_conflict_that_ends_with_it() {
     agent.until(|status| status.conflicts.is_empty()).await;
     eventually("ours is there", || !node.kernel.snapshot().matching("route 10.42.1.0/24 via 10.42.1.0").is_empty())
         .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mass_deletion_waits_on_while_the_store_is_away() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let agent = node.run();
+    agent.ready().await;
+    node.leave(1..=20);
+    node.store.cut_watches();
+    agent.until(|status| status.withheld.len() == 20).await;
+    pass(30.0).await;
+    node.store.outage();
+    pass(300.0).await;
+    assert!((1..=20).all(|n| node.has_route(subnet(n))), "nobody took a second look");
+    assert_eq!(agent.status().withheld.len(), 20);
+    // It was away because it was being mended.
+    node.join(1..=19);
+    node.store.recover();
+    eventually("what is still gone is deleted", || !node.has_route(subnet(20))).await;
+    assert!((1..=19).all(|n| node.has_route(subnet(n))));
+    agent.until(|status| status.withheld.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_amid_a_look_is_no_drift() {
+    let node = Node::alone();
+    node.join([1]);
+    let mut agent = node.run();
+    agent.ready().await;
+    pass(5.0).await;
+    agent.drain();
+    node.kernel.stall();
+    node.kernel.carrier_change("tun4.1").unwrap();
+    // The look is under way, and what it will be held against changes.
+    pass(1.0).await;
+    node.join([2]);
+    pass(1.0).await;
+    node.kernel.resume();
+    eventually("the newcomer is there", || node.has_route(subnet(2))).await;
+    agent.audited().await;
+    assert_eq!(agent.status().drift_repaired, 0);
+    assert!(!agent.drain().iter().any(|event| matches!(event, Event::DriftRepaired { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_single_refusal_amid_a_lease_round_leaves_the_agent_ready() {
+    let node = Node::alone();
+    node.join([1]);
+    let agent = node.run();
+    agent.ready().await;
+    pass(5.0).await;
+    // The look that follows takes its time.
+    let kernel = node.kernel.clone();
+    node.kernel.refuse_if(move |_| {
+        kernel.stall();
+        Some(17)
+    });
+    node.join([2]);
+    pass(5.0).await;
+    let status = agent.status();
+    assert_eq!((status.phase, status.undone, status.peers.accepted), (Phase::Ready, 0, 2));
+    node.kernel.obey();
+    node.kernel.resume();
+    eventually("it is written after all", || node.has_route(subnet(2))).await;
+    pass(1.0).await;
+    assert_eq!((agent.status().phase, agent.status().undone), (Phase::Ready, 0));
 }

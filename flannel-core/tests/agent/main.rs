@@ -11,13 +11,19 @@ mod former;
 #[cfg(test)]
 mod guards;
 #[cfg(test)]
+mod log;
+#[cfg(test)]
 mod node;
+#[cfg(test)]
+mod preview;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]
 mod start;
 #[cfg(test)]
 mod storms;
+#[cfg(test)]
+mod telling;
 #[cfg(test)]
 mod tenure;
 #[cfg(test)]

@@ -25,8 +25,10 @@ fn denied() -> KernelError {
 /// A kernel that is `kernel` but for what the test expects of the mock before.
 fn passing(mut mock: MockKernel, kernel: &FakeKernel) -> Arc<MockKernel> {
     let fake = kernel.clone();
-    mock.expect_host_facts().returning(move || futures_util::FutureExt::now_or_never(fake.host_facts()).unwrap());
+    mock.expect_host_facts()
+        .returning(move |reach| futures_util::FutureExt::now_or_never(fake.host_facts(reach)).unwrap());
     mock.expect_claim().returning(|_, _| Ok(Claim::new(())));
+    mock.expect_probe().returning(|_| Ok(()));
     mock.expect_hints().returning(|_| futures_util::stream::pending().boxed());
     let fake = kernel.clone();
     mock.expect_observe()
@@ -65,8 +67,8 @@ async fn a_host_that_can_never_be_read_is_asked_a_bounded_number_of_times() {
     let node = Node::alone();
     let mut mock = MockKernel::new();
     let (fake, count) = (node.kernel.clone(), Arc::clone(&calls));
-    mock.expect_host_facts().returning(move || match count.fetch_add(1, Ordering::Relaxed) {
-        0 => futures_util::FutureExt::now_or_never(fake.host_facts()).unwrap(),
+    mock.expect_host_facts().returning(move |reach| match count.fetch_add(1, Ordering::Relaxed) {
+        0 => futures_util::FutureExt::now_or_never(fake.host_facts(reach)).unwrap(),
         _ => Err(timeout()),
     });
     mock.expect_hints().returning(|_| {
@@ -83,8 +85,8 @@ async fn a_host_that_can_never_be_read_is_asked_a_bounded_number_of_times() {
     let kernel = passing(mock, &node.kernel);
     let agent = node.run_on(node.builder(), kernel, Arc::new(node.store.clone()));
     pass(60.0).await;
-    // Hints keep 200 ms apart.
-    assert!(calls.load(Ordering::Relaxed) <= 310, "{calls:?}");
+    // Hints do not cut the back-off short.
+    assert!(calls.load(Ordering::Relaxed) <= 20, "{calls:?}");
     assert!(agent.status().last_error.is_some());
     agent.cancelled().await.unwrap();
 }
@@ -111,6 +113,38 @@ async fn what_the_kernel_can_never_do_ends_the_first_round_with_its_error() {
         let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
         assert_eq!(ended, error);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_can_never_do_leaves_no_lease_behind() {
+    let unsupported = || KernelError::Unsupported { what: "vxlan".to_owned(), hint: "modprobe vxlan".to_owned() };
+    for error in [denied(), unsupported()] {
+        // Told before.
+        let node = Node::alone();
+        node.kernel.fail_next_probe(error.clone());
+        let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
+        assert_eq!((ended, node.store.records().len()), (error.clone(), 0));
+        // Told by the first round only.
+        node.kernel.fail_next_observe(error.clone());
+        let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
+        assert_eq!((ended, node.store.records().len()), (error.clone(), 0));
+        // A lease that was there before is not this start's to give back.
+        node.run().ready().await;
+        let before = node.record();
+        node.kernel.fail_next_observe(error.clone());
+        let Err(OverlayError::Kernel(_)) = node.run().ended().await else { panic!("no error") };
+        assert!(before.is_some() && node.record() == before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_not_answered_is_repeated() {
+    let node = Node::alone();
+    node.kernel.fail_next_probe(timeout());
+    let agent = node.run();
+    agent.until(|status| status.last_error.is_some()).await;
+    assert_eq!(node.store.records().len(), 0);
+    agent.ready().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! The lease over time.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flannel_core::lease::{Fence, Lease};
@@ -165,4 +166,32 @@ async fn a_record_that_moves_to_another_subnet_moves_the_node() {
         node.kernel.snapshot().matching("addr 10.42.250.0/32 dev tun4.1").len() == 1
     })
     .await;
+}
+
+/// Two agents that both believe to be node 200: on hosts of their own, with addresses of their own.
+#[tokio::test(start_paused = true)]
+async fn two_agents_of_one_name_take_turns_ever_more_slowly_and_say_so() {
+    let node = Node::alone();
+    let mut twin = Node::new(201, &node.store, &node.clock);
+    twin.name.clone_from(&node.name);
+    let stores = [Away::new(&node.store), Away::new(&node.store)];
+    let [one, two] = &stores;
+    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(one.clone()));
+    agent.ready().await;
+    let rival = twin.run_on(twin.builder(), Arc::new(twin.kernel.clone()), Arc::new(two.clone()));
+    pass(60.0).await;
+    let calls = |stores: &[Away; 2]| stores.iter().map(|store| store.calls.load(Ordering::Relaxed)).sum::<u64>();
+    let before = calls(&stores);
+    assert!(before <= 6 + 2 * 8, "{before} calls in a minute");
+    pass(600.0).await;
+    assert!(calls(&stores) - before <= 2 * 42, "{} calls in ten minutes", calls(&stores) - before);
+    let status = agent.until(|status| status.challenged.is_some_and(|challenged| challenged.next.is_some())).await;
+    assert!(status.challenged.unwrap().times > 30, "{status:?}");
+    // The rival is gone: the lease is taken once more, and after half a minute all is forgotten.
+    rival.cancelled().await.unwrap();
+    let begun = Instant::now();
+    agent.ready().await;
+    assert!(begun.elapsed() <= Duration::from_secs(18), "{:?}", begun.elapsed());
+    agent.until(|status| status.challenged.is_none()).await;
+    assert_eq!(node.record().unwrap().attrs.public_ip.v4, Some(public(Family::V4, 200)));
 }

@@ -129,6 +129,7 @@ impl Watcher {
             }
             LeaseEvent::Upsert(record) => drop(self.seen.insert(record.key.clone(), record)),
             LeaseEvent::Remove(key) => drop(self.seen.remove(&key)),
+            LeaseEvent::Resumed => {}
         }
     }
 }

@@ -1,11 +1,20 @@
 //! The host under an agent: no uplink, another one, one that comes and goes.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
+use caps::{CapSet, Capability};
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::kernel::KernelError;
 use flannel_core::net::Family;
-use flannel_core::overlay::{OverlayError, Phase};
+use flannel_core::netlink::NetlinkKernel;
+use flannel_core::overlay::{Identity, Overlay, OverlayError, Phase};
+use flannel_core::subnet::NodeIdentity;
+use nix::sched::{CloneFlags, setns};
 use testkit::sabotage::{Act, Plane};
 use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Cluster, PATIENCE, families_of};
 
@@ -109,4 +118,27 @@ fn another_address_is_followed(plane: Plane) {
     cluster.settle();
     cluster.assert_traffic(0, 1);
     cluster.assert_traffic(1, 0);
+}
+
+/// The agent of a process that may not administer the network: a thread without the capability is one to the kernel.
+#[test]
+fn an_agent_without_privilege_says_which_and_takes_no_lease() {
+    let cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
+    let namespace = cluster.ns(0).as_fd().try_clone_to_owned().unwrap();
+    let store = cluster.store.clone();
+    let ended = std::thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
+        let identity = Identity::Named(NodeIdentity::new("node-1").unwrap());
+        let builder = Overlay::builder(identity).backend("vxlan", Vxlan::new);
+        let overlay = builder.build(Arc::new(store), Arc::new(NetlinkKernel::new().unwrap())).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, overlay.run(CancellationToken::new())).await })
+    });
+    let Err(OverlayError::Kernel(error)) = ended.join().unwrap().expect("it ends") else { panic!("no error") };
+    assert!(matches!(error, KernelError::Denied { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("network devices") && text.contains("CAP_NET_ADMIN"), "{text}");
+    assert!(cluster.store.records().is_empty(), "{:?}", cluster.store.records());
+    assert!(cluster.ns(0).link("flannel.1").is_err());
 }

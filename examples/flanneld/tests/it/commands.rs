@@ -60,6 +60,9 @@ fn plan_shows_what_a_start_would_do_and_touches_nothing() {
     site.ns(1).delete_link("flannel.1").unwrap();
     let plan = site.run(1, &["plan"]);
     assert!(plan.out.contains("flannel.1") && plan.code == Some(0), "{plan:?}");
+    let json: serde_json::Value = serde_json::from_str(&site.run(1, &["plan", "-json"]).out).unwrap();
+    assert!(json["writes"][0].as_str().unwrap().contains("flannel.1"), "{json}");
+    assert_eq!((&json["leased"], &json["held"]), (&true.into(), &serde_json::json!([])));
     assert!(site.ns(1).link("flannel.1").is_err());
 }
 

@@ -66,6 +66,17 @@ pub(crate) fn create_vxlan(batch: &mut Batch, link: &Link, vxlan: &Vxlan, lower:
     batch.push(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message);
 }
 
+/// Asks for a device of this kind with a VNI that there cannot be: refused by every kernel, and why tells what it has.
+pub(crate) fn probe(batch: &mut Batch, kind: InfoKind) {
+    const NO_VNI: u32 = u32::MAX;
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(kind),
+        LinkInfo::Data(InfoData::Vxlan(vec![InfoVxlan::Id(NO_VNI)])),
+    ])];
+    batch.push(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message);
+}
+
 /// What to change of a link; `None` leaves it.
 #[derive(Debug, Default)]
 pub(crate) struct Change<'a> {

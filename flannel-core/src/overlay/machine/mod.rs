@@ -9,6 +9,7 @@ mod rounds;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +22,11 @@ use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::guard::{Guard, Over};
+use crate::overlay::contact::{Voice, Words};
+use crate::overlay::guard::{Guard, Over, Restrained};
+use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
-use crate::overlay::status::{Contact, Event, LossReason, Phase, Status};
+use crate::overlay::status::{Event, Hearing, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::{Settings, chain, view, wanted};
 use crate::plan::Plan;
@@ -50,7 +53,8 @@ pub(crate) enum Wake {
 /// Something to ask of the kernel.
 #[derive(Debug)]
 pub(crate) enum KernelCall {
-    Facts,
+    /// Of far routes only those to these addresses.
+    Facts(Vec<IpAddr>),
     Observe(Scope),
     Apply(Scope, Arc<Plan>),
 }
@@ -76,9 +80,11 @@ pub(crate) struct Machine {
     audit: Schedule,
     backoff: Backoff,
     jitter: Jitter,
+    /// What was last heard of the store.
+    words: Words,
     status: watch::Sender<Status>,
-    /// Whether the status has yet to show what the store said.
-    stale: bool,
+    /// What the status has yet to show of what the store said.
+    stale: Stale,
     /// What cannot pass by itself, as the first round showed.
     fatal: Option<KernelError>,
     events: Vec<Event>,
@@ -88,6 +94,19 @@ pub(crate) struct Machine {
 struct Change {
     old: Option<Arc<Lease>>,
     new: Option<Arc<Lease>>,
+}
+
+/// What the status has yet to show, so that an event costs what it concerns and not what there is.
+#[derive(Debug, Default)]
+struct Stale {
+    /// Whether peers came or went.
+    peers: bool,
+    /// Records whose reason may be another.
+    reasons: BTreeSet<LeaseKey>,
+    /// Prefixes that may be withheld, or not any more.
+    prefixes: BTreeSet<Prefix>,
+    /// All prefixes are such.
+    all_prefixes: bool,
 }
 
 /// When to look, and at what.
@@ -100,6 +119,8 @@ struct Schedule {
     facts: bool,
     /// When the last one began.
     last: Option<BootTime>,
+    /// None begins earlier: a look failed, and no hint mends that.
+    not_before: Option<BootTime>,
     /// Whether the first one is done: what is found wrong after it is drift.
     done_once: bool,
     /// Whether what the first one found was held against what the store says.
@@ -113,10 +134,19 @@ enum Round {
     Idle,
     Facts,
     Looking { started: BootTime },
-    Auditing { started: BootTime, plan: Arc<Plan>, seen: State },
+    Auditing { audit: Audit, seen: State },
     Leasing { plan: Arc<Plan> },
     LookingBack,
     Clearing { plan: Arc<Plan> },
+}
+
+/// An audit that has come to writing.
+#[derive(Debug)]
+struct Audit {
+    started: BootTime,
+    /// Whether what it writes had been right before.
+    drift: bool,
+    plan: Arc<Plan>,
 }
 
 impl Machine {
@@ -143,8 +173,9 @@ impl Machine {
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
+            words: Words::default(),
             status,
-            stale: false,
+            stale: Stale::default(),
             fatal: None,
             events: vec![Event::LeaseAcquired(Arc::clone(&local.lease))],
             settings,
@@ -207,14 +238,15 @@ impl Machine {
         let due = [self.audit.due, self.audit.periodic].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
         let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
-        [audit, former, self.guard.deadline(), self.tenure.deadline()].into_iter().flatten().min()
+        let guard = self.guard.deadline(&self.status.borrow().store);
+        [audit, former, guard, self.tenure.deadline()].into_iter().flatten().min()
     }
 
     /// Takes in what happened.
     pub(crate) fn handle(&mut self, now: BootTime, wake: Wake) {
         match wake {
             Wake::Store(Ok(event)) => self.store_event(now, event),
-            Wake::Store(Err(error)) => self.store_trouble(now, chain(&error)),
+            Wake::Store(Err(error)) => self.store_trouble(Voice::Watch, now, chain(&error)),
             Wake::Hint(hint) => self.hint(now, hint),
             Wake::Facts(facts) => self.facts(now, facts),
             Wake::Seen(seen) => self.seen(now, seen),
@@ -224,40 +256,43 @@ impl Machine {
         }
         let expired = self.tenure.expire(now);
         self.tenure_outcome(now, expired);
-        match self.guard.expire(now) {
+        let over = self.guard.expire(now, &self.status.borrow().store);
+        match over {
             None => {}
             Some(Over::Contest) => self.audit_at(now, Cause::Hint),
             Some(Over::Mass) => {
                 self.audit_at(now, Cause::Expected);
+                self.stale.all_prefixes = true;
                 self.show_withheld(now);
             }
         }
         self.show_contested();
+        self.show_challenged();
     }
 
     /// What to ask of the store now.
     pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
-        self.tenure.call(now)
+        let call = self.tenure.call(now);
+        self.show_challenged();
+        call
     }
 
     /// What to ask of the kernel now; its answer must come back as a wake before this is called again.
     pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
-        if std::mem::take(&mut self.stale) {
-            self.show_peers();
-            self.show_withheld(now);
-        }
+        self.show_peers();
+        self.show_withheld(now);
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
         }
         if self.audit.periodic.is_some_and(|due| due <= now) {
-            self.audit.facts = true;
+            (self.audit.periodic, self.audit.facts) = (None, true);
             self.audit_at(now, Cause::Hint);
         }
         if self.audit.due.is_some_and(|due| due <= now) {
             (self.audit.due, self.audit.last, self.audit.periodic) = (None, Some(now), None);
             if std::mem::take(&mut self.audit.facts) {
                 self.round = Round::Facts;
-                return Some(KernelCall::Facts);
+                return Some(KernelCall::Facts(self.settings.uplink.reaches()));
             }
             self.round = Round::Looking { started: now };
             return Some(KernelCall::Observe(self.scope.clone()));
@@ -273,11 +308,23 @@ impl Machine {
         self.lease_round(now)
     }
 
+    /// Whether the store has said what is everything: before that nothing can be said of peers.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced
+    }
+
     /// What an audit of `seen` would do now. Changes nothing.
-    pub(crate) fn preview(&self, seen: &State, now: BootTime) -> Plan {
+    pub(crate) fn preview(&self, seen: &State, now: BootTime) -> Preview {
         let (wanted, _) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
         let plan = self.plan(&wanted, seen);
-        self.guard.restrain(plan, now, &self.admission.withheld()).plan
+        let mut guard = self.guard.clone();
+        if !self.audit.judged {
+            self.judge_start(&mut guard, now, &wanted, seen);
+        }
+        let bad = self.admission.withheld();
+        let Restrained { plan, held } = guard.restrain(plan, now, bad);
+        let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, bad), op }).collect();
+        Preview { plan, held, scope: self.scope.clone() }
     }
 
     /// What removes everything of ours in `seen`.
@@ -286,7 +333,7 @@ impl Machine {
     }
 
     fn store_event(&mut self, now: BootTime, event: LeaseEvent) {
-        self.contact();
+        self.store_well(Voice::Watch);
         let own = self.local.lease.key.clone();
         let (changes, reset) = match event {
             LeaseEvent::Reset(records) => {
@@ -311,9 +358,11 @@ impl Machine {
                 }
                 (self.admission.remove(&key), None)
             }
+            LeaseEvent::Resumed => return,
         };
         if reset.is_some() && self.guard.confirm() {
             self.audit.judged = false;
+            self.stale.all_prefixes = true;
             self.audit_at(now, Cause::Expected);
         }
         let first = !std::mem::replace(&mut self.synced, true);
@@ -323,6 +372,7 @@ impl Machine {
                 let gone: BTreeSet<Prefix> =
                     gone.filter(|prefix| self.admission.peer_by_subnet(prefix).is_none()).collect();
                 self.guard.judge_reset(now, before, gone);
+                self.stale.all_prefixes = true;
             }
             _ => {}
         }
@@ -330,21 +380,16 @@ impl Machine {
             self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {
                 self.guard.returned(&prefix);
+                self.stale.prefixes.insert(prefix);
             }
-            if reset.is_none() {
-                self.events.extend(match (&change.old, &change.new) {
-                    (None, Some(new)) => Some(Event::PeerAdded(Arc::clone(new))),
-                    (Some(_), Some(new)) => Some(Event::PeerChanged(Arc::clone(new))),
-                    (Some(old), None) => Some(Event::PeerRemoved(Arc::clone(old))),
-                    (None, None) => None,
-                });
-            }
-            // The first audit is about everything anyway.
+            // The first snapshot says who is there, and the first audit is about everything anyway.
             if !first {
+                self.show_peer(&change);
                 self.note(change);
             }
         }
-        self.stale = true;
+        self.stale.peers = true;
+        self.note_news();
         if reset.is_some() {
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
@@ -369,27 +414,21 @@ impl Machine {
         self.admission.peers().map(|peer| peer.subnets.iter().count()).sum()
     }
 
-    fn contact(&mut self) {
-        if self.status.borrow().store != Contact::Live {
-            if matches!(self.status.borrow().store, Contact::Lost { .. }) {
-                self.events.push(Event::StoreBack);
-            }
-            self.status.send_modify(|status| status.store = Contact::Live);
-        }
+    fn store_well(&mut self, voice: Voice) {
+        self.words.well(voice);
+        self.show_contact();
     }
 
-    fn store_trouble(&mut self, now: BootTime, error: String) {
-        if !matches!(self.status.borrow().store, Contact::Lost { .. }) {
-            self.events.push(Event::StoreLost(error.clone()));
-            self.status.send_modify(|status| status.store = Contact::Lost { since: now, error });
-        }
+    fn store_trouble(&mut self, voice: Voice, now: BootTime, error: String) {
+        self.words.trouble(voice, now, error);
+        self.show_contact();
     }
 
     fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
         let (outcome, error) = self.tenure.answered(answer, now);
         match error {
-            Some(error) => self.store_trouble(now, error),
-            None => self.contact(),
+            Some(error) => self.store_trouble(Voice::Calls, now, error),
+            None => self.store_well(Voice::Calls),
         }
         self.tenure_outcome(now, outcome);
     }
@@ -413,6 +452,10 @@ impl Machine {
 
     fn lease_lost(&mut self, reason: LossReason) {
         self.events.push(Event::LeaseLost(reason));
+        if self.settings.on_loss != super::LossPolicy::Reacquire {
+            // Nothing is asked any more: what calls said last is not true for ever.
+            self.store_well(Voice::Calls);
+        }
         self.status.send_modify(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
@@ -450,17 +493,31 @@ impl Machine {
     fn judge_host(&mut self) {
         let host = view::host(&self.settings, &self.local, self.admission.rules());
         let changes = self.admission.set_host(host);
+        self.stale.peers = true;
+        self.note_news();
         for change in changes {
             self.count(&change);
+            self.show_peer(&change);
             self.note(change);
         }
+    }
+
+    /// Notes what the last change to the records has yet to show.
+    fn note_news(&mut self) {
+        let admit::News { reasons, withheld } = self.admission.news();
+        self.stale.reasons.extend(reasons.iter().cloned());
+        self.stale.prefixes.extend(withheld);
     }
 
     fn hint(&mut self, now: BootTime, hint: Hint) {
         match hint {
             Hint::Changed => {}
-            Hint::FactsChanged | Hint::Lost => self.audit.facts = true,
+            Hint::FactsChanged | Hint::Lost | Hint::Unheard => self.audit.facts = true,
         }
+        self.show_hearing(match hint {
+            Hint::Changed | Hint::FactsChanged | Hint::Lost => Hearing::Heard,
+            Hint::Unheard => Hearing::Unheard,
+        });
         let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
         self.audit_at(due, Cause::Hint);
     }
@@ -487,13 +544,16 @@ impl Machine {
                 Situation { host: facts, ..old.clone() }
             }
         };
+        if let Some(uplink) = uplink.as_ref().filter(|_| self.status.borrow().uplink.is_none()) {
+            self.events.push(Event::UplinkBack(uplink.clone()));
+        }
         // What is published now wins over what a device happens to have.
         situation.previous = Some(Arc::clone(&local.lease));
         if situation.uplink != old.uplink || situation.public != old.public {
             self.events.push(Event::UplinkChanged(situation.uplink.clone()));
             match self.backend.advertise(&situation) {
                 Ok(attrs) => self.tenure.publish(attrs, now),
-                Err(error) => self.show_error(chain(&error)),
+                Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
             }
         }
         if situation != *old {

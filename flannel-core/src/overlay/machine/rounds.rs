@@ -6,16 +6,17 @@ use std::sync::Arc;
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError};
 use crate::net::Prefix;
-use crate::overlay::guard::Restrained;
+use crate::overlay::guard::{Guard, Restrained};
 use crate::overlay::status::{Contact, Event, Phase};
 use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
 use crate::state::State;
 
-use super::{Cause, KernelCall, Machine, Round, SPACING};
+use super::{Audit, Cause, KernelCall, Machine, Round, SPACING};
 
 impl Machine {
     pub(super) fn audit_at(&mut self, due: BootTime, cause: Cause) {
+        let due = self.audit.not_before.map_or(due, |not_before| not_before.max(due));
         self.audit.due = Some(self.audit.due.map_or(due, |other| other.min(due)));
         self.audit.expected |= cause == Cause::Expected;
     }
@@ -44,15 +45,21 @@ impl Machine {
                 return self.kernel_trouble(now, error);
             }
         };
-        // The wanted state is whole: whatever changed so far is in it.
+        // The wanted state is whole: whatever changed so far is in it. What changed since the look began is no drift, and
+        // what changes from now on is the next audit's.
+        let drift = self.audit.done_once && !self.audit.expected && self.changes.is_empty();
+        self.audit.expected = false;
         self.changes.clear();
         let (wanted, skips) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
         let plan = self.plan(&wanted, &seen);
         if !self.audit.judged {
-            self.judge_start(now, &wanted, &seen);
+            let mut guard = std::mem::take(&mut self.guard);
+            self.judge_start(&mut guard, now, &wanted, &seen);
+            self.guard = guard;
+            self.stale.all_prefixes = true;
         }
         drop(wanted);
-        let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
+        let Restrained { plan, held } = self.guard.restrain(plan, now, self.admission.withheld());
         self.memory.clear();
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
             self.memory.note(object, &seen);
@@ -60,14 +67,14 @@ impl Machine {
         self.show_skips(skips);
         self.show_withheld(now);
         if plan.is_empty() {
-            return self.audited(now, started, &plan, &ApplyReport::default());
+            return self.audited(now, Audit { started, drift, plan: Arc::new(plan) }, &ApplyReport::default());
         }
-        self.round = Round::Auditing { started, plan: Arc::new(plan), seen };
+        self.round = Round::Auditing { audit: Audit { started, drift, plan: Arc::new(plan) }, seen };
     }
 
     /// The guard at start: what is there of ours against what the store says. A store that is away has not said so
     /// itself: whoever is there and not in its last snapshot may have joined since.
-    pub(super) fn judge_start(&mut self, now: BootTime, wanted: &State, seen: &State) {
+    pub(super) fn judge_start(&self, guard: &mut Guard, now: BootTime, wanted: &State, seen: &State) {
         let claims = |prefix: &Prefix| self.claim(prefix);
         let ours: BTreeSet<Prefix> = seen
             .routes
@@ -78,16 +85,16 @@ impl Machine {
         let before = ours.len();
         let gone = ours.into_iter().filter(|prefix| wanted.routes_to(*prefix).next().is_none()).collect();
         if matches!(self.status.borrow().store, Contact::Lost { .. }) {
-            self.guard.leave(gone);
+            guard.leave(gone);
         } else {
-            self.guard.judge_reset(now, before, gone);
+            guard.judge_reset(now, before, gone);
         }
     }
 
     /// The writes of the round under way, if it has come to writing.
     pub(super) fn writes(&self) -> Option<KernelCall> {
         match &self.round {
-            Round::Auditing { plan, .. } | Round::Leasing { plan } => {
+            Round::Auditing { audit: Audit { plan, .. }, .. } | Round::Leasing { plan } => {
                 Some(KernelCall::Apply(self.scope.clone(), Arc::clone(plan)))
             }
             Round::Clearing { plan } => Some(KernelCall::Apply(self.former_scope(), Arc::clone(plan))),
@@ -97,15 +104,15 @@ impl Machine {
 
     pub(super) fn applied(&mut self, now: BootTime, report: ApplyReport) {
         match std::mem::replace(&mut self.round, Round::Idle) {
-            Round::Auditing { started, plan, seen } => {
+            Round::Auditing { audit, seen } => {
                 let undone = report.refused.iter().map(|(place, _)| place).chain(&report.skipped);
-                for op in undone.filter_map(|place| plan.ops.get(*place)) {
+                for op in undone.filter_map(|place| audit.plan.ops.get(*place)) {
                     self.memory.note(op.object(), &seen);
                 }
                 drop(seen);
                 let errors = report.refused.iter().map(|(_, error)| error).chain(&report.lost);
                 self.fatal = errors.into_iter().find(|error| self.is_hopeless(error)).cloned();
-                self.audited(now, started, &plan, &report);
+                self.audited(now, audit, &report);
             }
             Round::Leasing { plan } => self.leased(now, &plan, &report),
             Round::Clearing { plan } => self.cleared(now, &plan, &report),
@@ -113,10 +120,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn audited(&mut self, now: BootTime, started: BootTime, plan: &Plan, report: &ApplyReport) {
+    pub(super) fn audited(&mut self, now: BootTime, audit: Audit, report: &ApplyReport) {
+        let Audit { started, drift, plan } = audit;
         let writes = report.applied;
-        let drift = self.audit.done_once && !self.audit.expected;
-        self.audit.expected = false;
+        // What was cut off is no more drift the next time.
+        self.audit.expected |= !drift && report.lost.is_some();
         self.memory.known = report.lost.is_none();
         let kept_out: Vec<Conflict> =
             report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
@@ -128,7 +136,7 @@ impl Machine {
                     || report.skipped.binary_search(place).is_ok()
             };
             let written = plan.ops.iter().enumerate().filter(|(place, _)| !undone(place));
-            let contested = self.guard.wrote(now, written.map(|(_, op)| op));
+            let contested = self.guard.contests.wrote(now, written.map(|(_, op)| op));
             self.events.extend(contested.into_iter().map(Event::Contested));
             self.events.push(Event::DriftRepaired { writes, took: now.since(started) });
         }
@@ -181,7 +189,7 @@ impl Machine {
             self.memory.recall(object, &former, &mut seen);
         }
         let plan = self.plan(&wanted, &seen);
-        let Restrained { plan, held } = self.guard.restrain(plan, now, &self.admission.withheld());
+        let Restrained { plan, held } = self.guard.restrain(plan, now, self.admission.withheld());
         for object in &objects {
             self.memory.settle(object);
         }
@@ -208,7 +216,10 @@ impl Machine {
         self.audit_at(due, Cause::Hint);
         let error = first_error(report);
         tracing::debug!(ops = plan.ops.len(), error, "lease round incomplete");
-        self.show_round(Phase::DeviceReady, error, report.refused.len() + report.skipped.len());
+        // What became of it is for that look to say: one object that was there already makes nobody less ready.
+        if let Some(error) = &report.lost {
+            self.show_error(chain(error));
+        }
     }
 
     pub(super) fn kernel_trouble(&mut self, now: BootTime, error: KernelError) {
@@ -216,8 +227,9 @@ impl Machine {
         if self.is_hopeless(&error) {
             self.fatal = Some(error);
         }
-        let wait = self.backoff.next();
-        self.audit_at(now.after(wait), Cause::Hint);
+        let again = now.after(self.backoff.next());
+        self.audit.not_before = Some(again);
+        self.audit_at(again, Cause::Hint);
         self.show_error(text);
     }
 

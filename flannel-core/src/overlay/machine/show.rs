@@ -1,17 +1,53 @@
 //! What the machine shows of itself: the status, and the events that go with its changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use crate::admit::Change;
 use crate::clock::BootTime;
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
-use crate::overlay::status::{Event, PeerCounts, Phase, WithheldBecause};
+use crate::overlay::status::{Contact, Event, Hearing, PeerCounts, Phase, WithheldBecause};
 use crate::overlay::wanted;
 use crate::plan::{Conflict, Object};
 
 use super::{Cause, Machine, SPACING};
 
 impl Machine {
+    pub(super) fn show_contact(&mut self) {
+        let contact = self.words.contact();
+        let was = self.status.borrow().store.clone();
+        match (&was, &contact) {
+            (Contact::Lost { .. }, Contact::Lost { .. }) => {}
+            (_, Contact::Lost { error, .. }) => self.events.push(Event::StoreLost(error.clone())),
+            (Contact::Lost { .. }, _) => self.events.push(Event::StoreBack),
+            _ => {}
+        }
+        if was != contact {
+            self.status.send_modify(|status| status.store = contact);
+        }
+    }
+
+    pub(super) fn show_hearing(&mut self, hearing: Hearing) {
+        if self.status.borrow().notifications == hearing {
+            return;
+        }
+        self.events.push(match hearing {
+            Hearing::Heard => Event::NotificationsBack,
+            Hearing::Unheard => Event::NotificationsLost,
+        });
+        self.status.send_modify(|status| status.notifications = hearing);
+    }
+
+    pub(super) fn show_peer(&mut self, change: &Change) {
+        self.events.extend(match (&change.old, &change.new) {
+            (None, Some(new)) => Some(Event::PeerAdded(Arc::clone(new))),
+            (Some(_), Some(new)) => Some(Event::PeerChanged(Arc::clone(new))),
+            (Some(old), None) => Some(Event::PeerRemoved(Arc::clone(old))),
+            (None, None) => None,
+        });
+    }
+
     pub(super) fn show_error(&mut self, error: String) {
         if self.status.borrow().last_error.as_ref() != Some(&error) {
             self.events.push(Event::KernelTrouble(error.clone()));
@@ -38,19 +74,28 @@ impl Machine {
     }
 
     pub(super) fn show_peers(&mut self) {
-        let quarantined: BTreeMap<_, _> = self.admission.quarantined().into_iter().collect();
-        let old = self.status.borrow().quarantined.clone();
-        for (key, reason) in &quarantined {
-            if old.get(key) != Some(reason) {
-                self.events.push(Event::PeerQuarantined(key.clone(), reason.clone()));
-            }
+        if !std::mem::take(&mut self.stale.peers) {
+            return;
+        }
+        let reasons = std::mem::take(&mut self.stale.reasons);
+        let reasons: Vec<_> = reasons.into_iter().map(|key| (self.admission.why_not(&key), key)).collect();
+        {
+            let status = self.status.borrow();
+            let fresh = reasons.iter().filter_map(|(reason, key)| Some((key, reason.as_ref()?)));
+            let fresh = fresh.filter(|(key, reason)| status.quarantined.get(*key) != Some(*reason));
+            self.events.extend(fresh.map(|(key, reason)| Event::PeerQuarantined(key.clone(), reason.clone())));
         }
         let accepted = self.accepted;
         let own_trouble = self.admission.own_trouble();
         self.status.send_modify(|status| {
+            for (reason, key) in reasons {
+                match reason {
+                    Some(reason) => status.quarantined.insert(key, reason),
+                    None => status.quarantined.remove(&key),
+                };
+            }
             status.own_trouble = own_trouble;
-            status.peers = PeerCounts { accepted, quarantined: quarantined.len(), ..status.peers };
-            status.quarantined = quarantined;
+            status.peers = PeerCounts { accepted, quarantined: status.quarantined.len(), ..status.peers };
         });
     }
 
@@ -67,12 +112,11 @@ impl Machine {
         }
         self.status.send_modify(|status| {
             for key in keys {
-                for family in crate::net::Family::BOTH {
-                    status.skipped.remove(&(key.clone(), family));
-                }
+                let former = crate::net::Family::BOTH.map(|family| status.skipped.remove(&(key.clone(), family)));
+                status.peers.skipped -= usize::from(former.iter().any(Option::is_some));
             }
+            status.peers.skipped += skipped_peers(&skips);
             status.skipped.extend(skips);
-            status.peers.skipped = skipped_peers(&status.skipped);
         });
     }
 
@@ -86,33 +130,62 @@ impl Machine {
     }
 
     pub(super) fn show_contested(&mut self) {
-        let contested: Vec<Object> = self.guard.contested().cloned().collect();
-        if self.status.borrow().contested != contested {
+        if self.guard.contests.take_changed() {
+            let contested: Vec<Object> = self.guard.contests.contested().cloned().collect();
             self.status.send_modify(|status| status.contested = contested);
         }
     }
 
+    pub(super) fn show_challenged(&mut self) {
+        let challenged = self.tenure.challenged();
+        if self.status.borrow().challenged != challenged {
+            self.status.send_modify(|status| status.challenged = challenged);
+        }
+    }
+
     pub(super) fn show_withheld(&mut self, now: BootTime) {
-        let bad = self.admission.withheld().into_iter().map(|prefix| (prefix, WithheldBecause::BadRecord));
-        let mass =
-            self.guard.mass().into_iter().flat_map(|mass| {
-                mass.prefixes.iter().map(|prefix| (*prefix, WithheldBecause::MassRemoval(mass.until)))
-            });
-        let unconfirmed = self.guard.unconfirmed().iter().map(|prefix| (*prefix, WithheldBecause::Unconfirmed));
-        let withheld: BTreeMap<_, _> = bad.chain(unconfirmed).chain(mass).collect();
-        if self.status.borrow().withheld == withheld {
+        let mut prefixes = std::mem::take(&mut self.stale.prefixes);
+        if std::mem::take(&mut self.stale.all_prefixes) {
+            prefixes.extend(self.status.borrow().withheld.keys());
+            prefixes.extend(self.admission.withheld());
+            prefixes.extend(self.guard.unconfirmed());
+            prefixes.extend(self.guard.mass().iter().flat_map(|mass| &mass.prefixes));
+        }
+        let changes: Vec<_> = {
+            let withheld = &self.status.borrow().withheld;
+            let now = prefixes.into_iter().map(|prefix| (prefix, self.why_withheld(&prefix)));
+            now.filter(|(prefix, because)| withheld.get(prefix) != because.as_ref()).collect()
+        };
+        if changes.is_empty() {
             return;
         }
-        let bad = |(_, because): &(&Prefix, &WithheldBecause)| **because == WithheldBecause::BadRecord;
-        let freed = self.status.borrow().withheld.iter().filter(bad).any(|(prefix, _)| !withheld.contains_key(prefix));
+        let mut freed = false;
+        self.status.send_modify(|status| {
+            for (prefix, because) in changes {
+                let before = match because {
+                    Some(because) => status.withheld.insert(prefix, because),
+                    None => status.withheld.remove(&prefix),
+                };
+                freed |= because.is_none() && before == Some(WithheldBecause::BadRecord);
+            }
+        });
         if freed {
             // What a bad record protected is nobody's now, or another's.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
         if self.guard.mass().is_some() {
-            self.events.push(Event::DeletionsWithheld(withheld.len()));
+            self.events.push(Event::DeletionsWithheld(self.status.borrow().withheld.len()));
         }
-        self.status.send_modify(|status| status.withheld = withheld);
+    }
+
+    fn why_withheld(&self, prefix: &Prefix) -> Option<WithheldBecause> {
+        if let Some(mass) = self.guard.mass().filter(|mass| mass.prefixes.contains(prefix)) {
+            return Some(WithheldBecause::MassRemoval(mass.until));
+        }
+        if self.guard.unconfirmed().contains(prefix) {
+            return Some(WithheldBecause::Unconfirmed);
+        }
+        self.admission.withheld().contains(prefix).then_some(WithheldBecause::BadRecord)
     }
 }
 

@@ -158,6 +158,7 @@ impl Known {
                 let removed = self.records.as_mut().and_then(|records| records.remove(key)).is_some();
                 own.or(Changed::when(removed))
             }
+            LeaseEvent::Resumed => Changed::when(false),
         }
     }
 

@@ -24,7 +24,9 @@ use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::{Notify, watch};
 
-use crate::kernel::{ApplyReport, Claim, Hint, HostAddress, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use crate::kernel::{
+    ApplyReport, Claim, Device, Hint, HostAddress, HostFacts, Kernel, KernelError, OverlayName, Scope,
+};
 use crate::net::{Dual, MacAddr, Prefix};
 use crate::plan::{Op, OpText, Plan, Refusals};
 use crate::state::{Link, LinkId, LinkKind, Route, RouteKind, State, Vxlan};
@@ -130,6 +132,7 @@ struct Script {
     lose_at: Option<u64>,
     observe: VecDeque<KernelError>,
     host_facts: VecDeque<KernelError>,
+    probe: VecDeque<KernelError>,
 }
 
 impl Script {
@@ -160,9 +163,10 @@ impl Inbox {
     fn put(&self, hint: Hint) {
         // The most urgent comes first.
         let rank = match hint {
-            Hint::Lost => 0,
-            Hint::Changed => 1,
-            Hint::FactsChanged => 2,
+            Hint::Unheard => 0,
+            Hint::Lost => 1,
+            Hint::Changed => 2,
+            Hint::FactsChanged => 3,
         };
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(rank);
         self.wake.notify_one();
@@ -171,8 +175,9 @@ impl Inbox {
     fn take(&self) -> Option<Hint> {
         let rank = self.pending.lock().unwrap_or_else(PoisonError::into_inner).pop_first()?;
         Some(match rank {
-            0 => Hint::Lost,
-            1 => Hint::Changed,
+            0 => Hint::Unheard,
+            1 => Hint::Lost,
+            2 => Hint::Changed,
             _ => Hint::FactsChanged,
         })
     }
@@ -263,6 +268,11 @@ impl FakeKernel {
         self.lock().script.host_facts.push_back(error);
     }
 
+    /// Lets the next [`Kernel::probe`] fail. Several add up.
+    pub fn fail_next_probe(&self, error: KernelError) {
+        self.lock().script.probe.push_back(error);
+    }
+
     /// Makes every verb wait, before it does anything, until [`resume`](Self::resume).
     pub fn stall(&self) {
         self.stalled.send_replace(true);
@@ -271,6 +281,13 @@ impl FakeKernel {
     /// Ends [`stall`](Self::stall).
     pub fn resume(&self) {
         self.stalled.send_replace(false);
+    }
+
+    /// Breaks every monitor socket: [`Hint::Unheard`], until [`overrun_monitor`](Self::overrun_monitor).
+    pub fn break_monitor(&self) {
+        for subscriber in self.lock().monitor.subscribers.values() {
+            subscriber.inbox.put(Hint::Unheard);
+        }
     }
 
     /// Overruns every monitor socket: [`Hint::Lost`].
@@ -307,12 +324,17 @@ impl Kernel for FakeKernel {
         Ok(Claim::new(Held { id, inner: self.inner.clone() }))
     }
 
-    async fn host_facts(&self) -> Result<HostFacts, KernelError> {
+    async fn probe(&self, _: &[Device]) -> Result<(), KernelError> {
+        self.until_resumed().await;
+        self.lock().script.probe.pop_front().map_or(Ok(()), Err)
+    }
+
+    async fn host_facts(&self, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
         self.until_resumed().await;
         let mut inner = self.lock();
         match inner.script.host_facts.pop_front() {
             Some(error) => Err(error),
-            None => Ok(inner.machine.host_facts()),
+            None => Ok(inner.machine.host_facts(reach)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the fake's tables look like through the kernel seam.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use crate::kernel::{HostFacts, HostLink, HostRoute, NextHop, Scope, SeenLink};
 use crate::state::{
@@ -66,13 +67,13 @@ impl Machine {
         state
     }
 
-    pub(super) fn host_facts(&self) -> HostFacts {
+    pub(super) fn host_facts(&self, reach: &[IpAddr]) -> HostFacts {
         let mut facts = HostFacts { addresses: self.addresses.clone(), ..HostFacts::default() };
         for (index, link) in &self.links {
             let Link { name, kind, mac, mtu, up, group, alias } = link.clone();
             facts.links.insert(*index, HostLink { name, kind, mac, mtu, up, group, alias });
         }
-        let mut inside = Vec::new();
+        let mut behind = Vec::new();
         for (slot, entries) in self.routes.iter().filter(|(slot, _)| slot.table == MAIN) {
             for entry in entries {
                 let ours = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(&entry.protocol);
@@ -88,14 +89,15 @@ impl Machine {
                 if slot.prefix.len() == 0 {
                     facts.defaults.push(route);
                 } else if entry.gateway.is_none() {
-                    facts.on_link.push(route);
+                    facts.on_link.insert(route);
                 } else {
-                    inside.push(route);
+                    behind.push(route);
                 }
             }
         }
-        inside.retain(|route| facts.on_link.iter().any(|outer| outer.prefix.covers(&route.prefix)));
+        let (inside, far): (Vec<_>, Vec<_>) = behind.into_iter().partition(|route| facts.on_link.covers(&route.prefix));
         facts.on_link.extend(inside);
+        facts.far.extend(far.into_iter().filter(|route| reach.iter().any(|addr| route.prefix.contains(*addr))));
         facts
     }
 }

@@ -185,6 +185,7 @@ impl Watcher {
             LeaseEvent::Remove(key) => {
                 self.seen.remove(&key);
             }
+            LeaseEvent::Resumed => {}
         }
     }
 }

@@ -1,0 +1,96 @@
+//! Whether devices can be made here, told without making one.
+
+use netlink_packet_route::link::InfoKind;
+use nix::errno::Errno;
+
+use super::codec::{Batch, link};
+use super::wire::{Wire, refusal};
+use crate::kernel::{Device, KernelError};
+use crate::state::LinkKind;
+
+/// Asks for what no kernel does: one without privilege for us says so first, one without the driver next, one with both
+/// refuses the request as it stands.
+pub(crate) fn probe(wire: &mut Wire, batch: &mut Batch, devices: &[Device]) -> Result<(), KernelError> {
+    match devices.iter().find(|device| !matches!(device.kind, LinkKind::DataPlane)) {
+        None => Ok(()),
+        Some(Device { kind: LinkKind::Vxlan(_), .. }) => ask(wire, batch, InfoKind::Vxlan),
+        Some(Device { name, .. }) => Err(KernelError::Unsupported {
+            what: format!("making the device {name}"),
+            hint: "only VXLAN devices are created here; other data planes open their own".to_owned(),
+        }),
+    }
+}
+
+/// A refused creation as the lack of a driver, where it is that.
+pub(crate) fn without_driver(error: KernelError) -> KernelError {
+    match error {
+        KernelError::Refused { errno, message, .. }
+            if errno == Errno::EOPNOTSUPP as i32 && (message.is_empty() || message.contains("Unknown device type")) =>
+        {
+            KernelError::Unsupported {
+                what: "a vxlan device".to_owned(),
+                hint: "load the driver (modprobe vxlan) or choose a backend without it".to_owned(),
+            }
+        }
+        error => error,
+    }
+}
+
+fn ask(wire: &mut Wire, batch: &mut Batch, kind: InfoKind) -> Result<(), KernelError> {
+    const DOING: &str = "making network devices";
+    link::probe(batch, kind);
+    let refused = wire.write(batch, DOING)?;
+    let Some((_, verdict)) = refused.into_iter().next() else { return Ok(()) };
+    match without_driver(refusal(DOING.to_owned(), verdict)) {
+        // It got as far as what is wrong with the request; of anything else the creation itself will tell.
+        KernelError::Refused { .. } => Ok(()),
+        error => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `test` in a network namespace of its own.
+    fn in_new_namespace(test: impl FnOnce(&mut Wire, &mut Batch) + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("these tests need CAP_SYS_ADMIN: run them as root or under unshare -Urn");
+            test(&mut Wire::new(), &mut Batch::default());
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_kernel_without_the_driver_is_told_from_one_that_refuses() {
+        let refused = |errno: Errno, message: &str| {
+            without_driver(KernelError::Refused {
+                doing: String::new(),
+                errno: errno as i32,
+                message: message.to_owned(),
+            })
+        };
+        for text in ["", "Unknown device type"] {
+            let error = refused(Errno::EOPNOTSUPP, text);
+            assert!(
+                matches!(&error, KernelError::Unsupported { hint, .. } if hint.contains("modprobe vxlan")),
+                "{error}"
+            );
+        }
+        assert!(matches!(refused(Errno::EOPNOTSUPP, "Cannot do that"), KernelError::Refused { .. }));
+        assert!(matches!(refused(Errno::EEXIST, ""), KernelError::Refused { .. }));
+    }
+
+    #[test]
+    fn a_kind_that_the_kernel_does_not_have_is_unsupported_and_one_it_has_is_not_made() {
+        in_new_namespace(|wire, batch| {
+            let links = |wire: &mut Wire, batch: &mut Batch| super::super::observe::read_links(wire, batch).unwrap();
+            let before = links(wire, batch);
+            let answer = ask(wire, batch, InfoKind::Other("flannelkit-none".to_owned()));
+            assert!(matches!(answer, Err(KernelError::Unsupported { .. })), "{answer:?}");
+            assert_eq!(ask(wire, batch, InfoKind::Vxlan), Ok(()), "this test needs a kernel with VXLAN");
+            assert_eq!(links(wire, batch), before);
+        });
+    }
+}

@@ -1,0 +1,84 @@
+//! Hints on their way to whoever listens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use futures_util::stream::{self, Stream};
+use tokio::sync::Notify;
+
+use crate::kernel::Hint;
+
+/// Hints on their way to one listener: a set, so that they merge while nobody polls.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    bits: AtomicU8,
+    notify: Notify,
+}
+
+const CHANGED: u8 = 1;
+const FACTS_CHANGED: u8 = 2;
+const LOST: u8 = 4;
+const CLOSED: u8 = 8;
+const UNHEARD: u8 = 16;
+
+impl Signal {
+    pub(crate) fn raise(&self, hint: Hint) {
+        self.set(match hint {
+            Hint::Changed => CHANGED,
+            Hint::FactsChanged => FACTS_CHANGED,
+            Hint::Lost => LOST,
+            Hint::Unheard => UNHEARD,
+        });
+    }
+
+    /// No more hints will come.
+    pub(crate) fn close(&self) {
+        self.set(CLOSED);
+    }
+
+    fn set(&self, bit: u8) {
+        self.bits.fetch_or(bit, Ordering::AcqRel);
+        self.notify.notify_one();
+    }
+
+    /// The hints, weightiest first, until closed.
+    pub(crate) fn hints(self: Arc<Self>) -> impl Stream<Item = Hint> + Send + 'static {
+        stream::unfold(self, |signal| async move {
+            loop {
+                let bits = signal.bits.load(Ordering::Acquire);
+                // What was lost may have been anything.
+                let (hint, taken) = match bits {
+                    bits if bits & UNHEARD != 0 => (Hint::Unheard, UNHEARD),
+                    bits if bits & LOST != 0 => (Hint::Lost, LOST | CHANGED | FACTS_CHANGED),
+                    bits if bits & FACTS_CHANGED != 0 => (Hint::FactsChanged, FACTS_CHANGED),
+                    bits if bits & CHANGED != 0 => (Hint::Changed, CHANGED),
+                    bits if bits & CLOSED != 0 => return None,
+                    _ => {
+                        signal.notify.notified().await;
+                        continue;
+                    }
+                };
+                signal.bits.fetch_and(!taken, Ordering::AcqRel);
+                return Some((hint, signal));
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+
+    #[test]
+    fn hints_merge_until_they_are_taken_and_end_when_closed() {
+        let signal = Arc::new(Signal::default());
+        for hint in [Hint::Changed, Hint::FactsChanged, Hint::Changed] {
+            signal.raise(hint);
+        }
+        signal.close();
+        let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
+        assert_eq!(hints, [Hint::FactsChanged, Hint::Changed]);
+    }
+}

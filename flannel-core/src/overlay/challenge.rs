@@ -1,0 +1,117 @@
+//! What others do to the own record, and how far apart it is answered.
+//!
+//! Two agents under one name would take the lease from each other as fast as the store lets them. So what follows a
+//! loss or an edit comes at once the first time, then ever later, until the lease has stood for a while.
+
+use std::time::Duration;
+
+use crate::clock::BootTime;
+use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::status::Challenged;
+
+/// A lease that stood for so long has no rival any more.
+const CALM: Duration = Duration::from_secs(30);
+/// The longest wait: less than [`CALM`], or a rival that waits would look like none.
+const LONGEST: Duration = Duration::from_secs(16);
+
+#[derive(Debug)]
+pub(crate) struct Challenges {
+    /// How many were answered in a row.
+    answers: u32,
+    /// Whether one is yet to be answered.
+    open: bool,
+    /// The next answer comes no earlier.
+    not_before: BootTime,
+    /// Since when the lease stands without another.
+    stands: Option<BootTime>,
+    backoff: Backoff,
+}
+
+impl Challenges {
+    pub(crate) fn new(jitter: Jitter) -> Self {
+        let backoff = Backoff::up_to(LONGEST, jitter);
+        Self { answers: 0, open: false, not_before: BootTime::default(), stands: None, backoff }
+    }
+
+    /// Somebody was at the record. Returns when to answer.
+    pub(crate) fn raise(&mut self, now: BootTime) -> BootTime {
+        self.calm(now);
+        (self.open, self.stands) = (true, None);
+        self.not_before.max(now)
+    }
+
+    /// It was nobody: there is nothing to answer. Returns whether there seemed to be.
+    pub(crate) fn withdraw(&mut self) -> bool {
+        std::mem::take(&mut self.open)
+    }
+
+    /// A call goes out: the answer, if one is open.
+    pub(crate) fn call(&mut self, now: BootTime) {
+        if std::mem::take(&mut self.open) {
+            self.answers = self.answers.saturating_add(1);
+            self.not_before = now.after(self.backoff.next());
+        }
+    }
+
+    /// The store says that the lease is ours.
+    pub(crate) fn stand(&mut self, now: BootTime) {
+        self.stands.get_or_insert(now);
+    }
+
+    /// Forgets what is long over.
+    pub(crate) fn calm(&mut self, now: BootTime) {
+        if self.calms().is_some_and(|calms| calms <= now) {
+            self.answers = 0;
+            self.backoff.reset();
+        }
+    }
+
+    /// When there is something to forget.
+    pub(crate) fn calms(&self) -> Option<BootTime> {
+        self.stands.filter(|_| self.answers > 0).map(|since| since.after(CALM))
+    }
+
+    /// What the status says, with `due` as the time of the next call.
+    pub(crate) fn show(&self, due: Option<BootTime>) -> Option<Challenged> {
+        (self.answers > 0).then(|| Challenged { times: self.answers, next: due.filter(|_| self.open) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64) -> BootTime {
+        BootTime(Duration::from_secs(secs))
+    }
+
+    #[test]
+    fn answers_come_at_once_then_ever_later_until_the_lease_has_stood_half_a_minute() {
+        let mut challenges = Challenges::new(Jitter::seeded(3));
+        let mut now = at(100);
+        for want in [0, 1000, 2000, 4000, 8000, 16_000, 16_000] {
+            let due = challenges.raise(now);
+            let waited = due.since(now).as_millis();
+            assert!(waited >= want * 9 / 10 && waited <= want * 11 / 10, "{waited} is not about {want}");
+            assert_eq!(challenges.raise(due), due, "what comes before the answer changes nothing");
+            challenges.call(due);
+            challenges.stand(due);
+            now = due;
+        }
+        assert_eq!(challenges.show(None), Some(Challenged { times: 7, next: None }));
+        let calm = now.after(CALM);
+        assert_eq!(challenges.calms(), Some(calm));
+        challenges.calm(calm);
+        assert_eq!((challenges.show(None), challenges.calms()), (None, None));
+        assert_eq!(challenges.raise(calm), calm);
+    }
+
+    #[test]
+    fn what_was_nobody_is_not_counted() {
+        let mut challenges = Challenges::new(Jitter::seeded(3));
+        challenges.raise(at(1));
+        assert!(challenges.withdraw() && !challenges.withdraw());
+        challenges.call(at(1));
+        assert_eq!((challenges.show(Some(at(1))), challenges.raise(at(1))), (None, at(1)));
+    }
+}

@@ -1,0 +1,220 @@
+//! Objects that somebody else keeps changing: they are left alone for a while, ever longer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::clock::BootTime;
+use crate::plan::{Object, Op};
+
+/// So many writes …
+const WRITES: u8 = 10;
+/// … within this time mean that somebody else keeps changing the object.
+const WINDOW: Duration = Duration::from_secs(10);
+/// The first and the longest wait before a contested object is written again.
+const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// An object left alone for so long is no longer contested.
+const CLEAR: Duration = Duration::from_secs(30);
+
+/// A flush of everything writes ten thousand objects once and makes none of them contested: those few are kept apart,
+/// and nothing is walked over before its time.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Contests {
+    /// What was written of late and is not contested.
+    tallies: BTreeMap<Object, Tally>,
+    contested: BTreeMap<Object, Contest>,
+    /// When to forget tallies.
+    sweep: Option<BootTime>,
+    /// The first time at which something becomes of a contested object.
+    next: Option<BootTime>,
+    /// Whether others are contested than when last asked.
+    changed: bool,
+    /// How often all were walked over.
+    #[cfg(test)]
+    walks: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Tally {
+    since: BootTime,
+    last: BootTime,
+    writes: u8,
+}
+
+#[derive(Debug, Clone)]
+struct Contest {
+    last: BootTime,
+    /// How long the last wait was.
+    length: Duration,
+    until: BootTime,
+    /// Whether an audit was asked for at its end.
+    over: bool,
+}
+
+impl Contest {
+    fn new(length: Duration, now: BootTime) -> Self {
+        Self { last: now, length, until: now.after(length), over: false }
+    }
+
+    /// When the object has been right, or was nobody's to write, for long enough.
+    fn clears(&self) -> BootTime {
+        self.until.max(self.last).after(CLEAR)
+    }
+
+    /// What to wake for. A wait that is over must not be waited for: the timer would never sleep again.
+    fn next(&self) -> BootTime {
+        if self.over { self.clears() } else { self.until }
+    }
+}
+
+impl Contests {
+    /// Notes that an audit had to write these. Returns those that became contested by it.
+    pub(crate) fn wrote<'a>(&mut self, now: BootTime, ops: impl Iterator<Item = &'a Op>) -> Vec<Object> {
+        let mut fresh = Vec::new();
+        for op in ops {
+            let object = op.object();
+            if let Some(contest) = self.contested.get_mut(&object) {
+                *contest = Contest::new((contest.length * 2).min(WAIT.1), now);
+            } else if self.tally(&object, now) >= WRITES {
+                self.tallies.remove(&object);
+                self.contested.insert(object.clone(), Contest::new(WAIT.0, now));
+                fresh.push(object);
+            }
+        }
+        self.changed |= !fresh.is_empty();
+        self.look_ahead();
+        fresh
+    }
+
+    /// Lets go of what is over. Returns whether an audit has something new to do.
+    pub(crate) fn expire(&mut self, now: BootTime) -> bool {
+        if self.sweep.is_some_and(|sweep| sweep <= now) {
+            self.walked();
+            self.tallies.retain(|_, tally| tally.last.after(CLEAR) > now);
+            self.sweep = (!self.tallies.is_empty()).then(|| now.after(CLEAR));
+        }
+        if self.next.is_none_or(|next| next > now) {
+            return false;
+        }
+        let before = self.contested.len();
+        self.contested.retain(|_, contest| contest.clears() > now);
+        self.changed |= self.contested.len() != before;
+        let mut over = false;
+        for contest in self.contested.values_mut().filter(|contest| contest.until <= now && !contest.over) {
+            (contest.over, over) = (true, true);
+        }
+        self.look_ahead();
+        over
+    }
+
+    /// When [`expire`](Self::expire) or another audit is next worth it.
+    pub(crate) fn deadline(&self) -> Option<BootTime> {
+        self.next
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.contested.is_empty()
+    }
+
+    /// What is contested now.
+    pub(crate) fn contested(&self) -> impl Iterator<Item = &Object> {
+        self.contested.keys()
+    }
+
+    /// Whether others are contested than at the last call.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Until when `object` waits because somebody else keeps changing it, if it does.
+    pub(crate) fn waits_until(&self, object: &Object, now: BootTime) -> Option<BootTime> {
+        self.contested.get(object).map(|contest| contest.until).filter(|until| *until > now)
+    }
+
+    /// Counts a write. Returns how many there were of late.
+    fn tally(&mut self, object: &Object, now: BootTime) -> u8 {
+        self.sweep.get_or_insert(now.after(CLEAR));
+        let tally = self.tallies.entry(object.clone()).or_insert(Tally { since: now, last: now, writes: 0 });
+        if now.since(tally.since) > WINDOW {
+            (tally.since, tally.writes) = (now, 0);
+        }
+        tally.last = now;
+        tally.writes += 1;
+        tally.writes
+    }
+
+    fn look_ahead(&mut self) {
+        self.walked();
+        self.next = self.contested.values().map(Contest::next).min();
+    }
+
+    fn walked(&mut self) {
+        #[cfg(test)]
+        {
+            self.walks += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Prefix;
+    use crate::state::{LinkId, Route};
+
+    fn at(millis: u64) -> BootTime {
+        BootTime(Duration::from_millis(millis))
+    }
+
+    fn deletion(n: u32) -> Op {
+        let prefix = Prefix::masked(std::net::Ipv4Addr::from(0x0a05_0000 + (n << 2)).into(), 30).unwrap();
+        Op::DeleteRoute { prefix, route: Route::overlay(prefix, prefix.addr(), LinkId::Own(0)) }
+    }
+
+    #[test]
+    fn ten_writes_in_ten_seconds_make_an_object_contested_and_waits_double() {
+        let mut contests = Contests::default();
+        let op = &deletion(1);
+        for n in 0..9 {
+            assert!(contests.wrote(at(n * 1000), [op].into_iter()).is_empty());
+        }
+        assert_eq!(contests.wrote(at(9_000), [op].into_iter()), vec![op.object()]);
+        assert_eq!(contests.waits_until(&op.object(), at(9_999)), Some(at(10_000)));
+        assert_eq!(contests.waits_until(&op.object(), at(10_000)), None);
+        contests.wrote(at(10_000), [op].into_iter());
+        assert_eq!(contests.deadline(), Some(at(12_000)));
+        assert!(contests.expire(at(12_000)), "its turn has come: an audit has to look");
+        assert!(!contests.expire(at(12_001)));
+        assert_eq!(contests.deadline(), Some(at(42_000)));
+        assert_eq!(contests.contested().count(), 1);
+        contests.expire(at(42_000));
+        assert_eq!((contests.contested().count(), contests.deadline()), (0, None));
+    }
+
+    #[test]
+    fn after_a_flush_of_everything_an_event_walks_over_nothing() {
+        let mut contests = Contests::default();
+        let ops: Vec<_> = (0..10_000).map(deletion).collect();
+        assert!(contests.wrote(at(0), ops.iter()).is_empty());
+        assert_eq!((contests.contested.len(), contests.tallies.len()), (0, 10_000));
+        let walks = contests.walks;
+        for now in 0..1000 {
+            assert!(!contests.expire(at(now)) && contests.deadline().is_none() && !contests.take_changed());
+            assert!(contests.waits_until(&ops[0].object(), at(now)).is_none() && contests.is_empty());
+        }
+        assert_eq!(contests.walks, walks);
+        contests.expire(at(30_000));
+        assert!(contests.tallies.is_empty(), "what was written once is forgotten");
+        // Nor while everything is contested.
+        for now in 40_000..40_010 {
+            contests.wrote(at(now), ops.iter());
+        }
+        assert_eq!((contests.contested.len(), contests.tallies.len()), (10_000, 0));
+        assert!(contests.take_changed());
+        let walks = contests.walks;
+        for now in 40_010..41_000 {
+            assert!(!contests.expire(at(now)) && contests.deadline() == Some(at(41_009)) && !contests.take_changed());
+        }
+        assert_eq!(contests.walks, walks);
+        assert!(contests.expire(at(41_009)));
+    }
+}

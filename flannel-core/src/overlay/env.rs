@@ -1,0 +1,124 @@
+//! Keeping `subnet.env` as it has to be: written when what is true changes, looked at when nothing does.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, pending};
+
+use crate::clock::BootTime;
+use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::status::EnvFile;
+use crate::overlay::{Settings, SubnetEnvFile, chain};
+use crate::subnet_env::{Kept, SubnetEnv};
+
+/// What came of a look at the file.
+pub(crate) type Outcome = Result<(SubnetEnv, Kept), String>;
+
+pub(crate) struct EnvKeeper {
+    file: Option<SubnetEnvFile>,
+    /// How often it is looked at: anybody may change or delete it.
+    every: Duration,
+    under_way: Option<BoxFuture<'static, Outcome>>,
+    /// What it said when we last looked, if that was what it had to.
+    said: Option<SubnetEnv>,
+    /// When to look again.
+    due: Option<BootTime>,
+    /// Why it does not say what it has to.
+    error: Option<String>,
+    backoff: Backoff,
+}
+
+impl EnvKeeper {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            file: settings.subnet_env.clone(),
+            every: settings.audit_every,
+            under_way: None,
+            said: None,
+            due: None,
+            error: None,
+            backoff: Backoff::new(Jitter::random()),
+        }
+    }
+
+    pub(crate) fn file(&self) -> Option<&SubnetEnvFile> {
+        self.file.as_ref()
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Stops waiting for what is under way.
+    pub(crate) fn cut(&mut self) {
+        self.under_way = None;
+    }
+
+    /// When to call [`keep`](Self::keep) if nothing else happens.
+    pub(crate) fn deadline(&self) -> Option<BootTime> {
+        self.due.filter(|_| !self.is_busy())
+    }
+
+    /// Nothing can be said yet; whatever is due is done when it can.
+    pub(crate) fn wait(&mut self) {
+        if !self.is_busy() {
+            self.due = None;
+        }
+    }
+
+    /// Looks at the file, and writes it if it does not say `wanted`, unless that was done a while ago only. A failure is
+    /// met with back-off, whatever has changed since.
+    pub(crate) fn keep(&mut self, now: BootTime, wanted: SubnetEnv) {
+        let Some(file) = self.file.as_ref().filter(|_| self.under_way.is_none()) else { return };
+        let waits = self.due.is_some_and(|due| due > now);
+        if waits && (self.error.is_some() || self.said == Some(wanted)) {
+            return;
+        }
+        let path = file.path.clone();
+        let work = tokio::task::spawn_blocking(move || wanted.keep(&path).map(|kept| (wanted, kept)));
+        self.under_way = Some(
+            async move {
+                match work.await {
+                    Ok(outcome) => outcome.map_err(|error| chain(&error)),
+                    Err(error) => Err(chain(&error)),
+                }
+            }
+            .boxed(),
+        );
+    }
+
+    /// The end of what is under way. Dropped midway it loses nothing.
+    pub(crate) async fn finished(&mut self) -> Outcome {
+        match &mut self.under_way {
+            Some(future) => {
+                let outcome = future.await;
+                self.under_way = None;
+                outcome
+            }
+            None => pending().await,
+        }
+    }
+
+    /// Takes in what [`finished`](Self::finished) said; what has become of the file.
+    pub(crate) fn ended(&mut self, now: BootTime, outcome: Outcome) -> EnvFile {
+        match outcome {
+            Ok((env, kept)) => {
+                if kept == Kept::Written {
+                    let again = self.said == Some(env);
+                    tracing::info!(subnet = ?env.subnets.v4, subnet6 = ?env.subnets.v6, again, "subnet.env written");
+                }
+                self.backoff.reset();
+                (self.said, self.error, self.due) = (Some(env), None, Some(now.after(self.every)));
+                EnvFile::Settled
+            }
+            Err(error) => {
+                if self.error.as_ref() != Some(&error) {
+                    tracing::warn!(error, "subnet.env was not written");
+                }
+                self.due = Some(now.after(self.backoff.next()));
+                self.error = Some(error.clone());
+                EnvFile::Pending { error: Some(error) }
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What an operator reads: events as log lines, and not more of them than somebody can read.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::clock::BootTime;
+use crate::lease::Lease;
+use crate::overlay::status::Event;
+
+/// So many lines of a kind at once …
+const BURST: u32 = 5;
+/// … and one more each time this has passed. What is above that is told at DEBUG, and counted.
+const REFILL: Duration = Duration::from_secs(60);
+
+/// How many lines of each kind there were of late.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    rates: BTreeMap<&'static str, Rate>,
+}
+
+#[derive(Debug)]
+struct Rate {
+    left: u32,
+    refilled: BootTime,
+    /// Lines above the rate since the last one within it.
+    unsaid: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Level {
+    Debug,
+    Info,
+    Warn,
+}
+
+macro_rules! say {
+    ($level:expr, $($line:tt)*) => {
+        match $level {
+            Level::Debug => tracing::debug!($($line)*),
+            Level::Info => tracing::info!($($line)*),
+            Level::Warn => tracing::warn!($($line)*),
+        }
+    };
+}
+
+impl Journal {
+    /// Says what happened.
+    pub(crate) fn tell(&mut self, now: BootTime, event: &Event) {
+        let level = level(event);
+        if matches!(level, Level::Debug) {
+            return say(event, level, None);
+        }
+        let rate = self.rates.entry(group(event)).or_insert(Rate { left: BURST, refilled: now, unsaid: 0 });
+        rate.refill(now);
+        if rate.left == 0 {
+            rate.unsaid += 1;
+            return say(event, Level::Debug, None);
+        }
+        rate.left -= 1;
+        let unsaid = std::mem::take(&mut rate.unsaid);
+        say(event, level, (unsaid > 0).then_some(unsaid));
+    }
+
+    /// Says how much was left unsaid, once there is room for a line.
+    pub(crate) fn settle(&mut self, now: BootTime) {
+        for (kind, rate) in self.rates.iter_mut().filter(|(_, rate)| rate.unsaid > 0) {
+            rate.refill(now);
+            if rate.left > 0 {
+                rate.left -= 1;
+                let unsaid = std::mem::take(&mut rate.unsaid);
+                tracing::info!(kind, unsaid, "more of the same");
+            }
+        }
+    }
+}
+
+impl Rate {
+    fn refill(&mut self, now: BootTime) {
+        let times = u32::try_from(now.since(self.refilled).as_secs() / REFILL.as_secs()).unwrap_or(u32::MAX);
+        if times > 0 {
+            self.left = self.left.saturating_add(times).min(BURST);
+            self.refilled = now;
+        }
+    }
+}
+
+fn level(event: &Event) -> Level {
+    match event {
+        Event::LeaseRenewed(_) => Level::Debug,
+        Event::LeaseAcquired(_)
+        | Event::Snapshot(_)
+        | Event::PeerAdded(_)
+        | Event::PeerChanged(_)
+        | Event::PeerRemoved(_)
+        | Event::DriftRepaired { .. }
+        | Event::StoreBack
+        | Event::NotificationsBack
+        | Event::UplinkChanged(_)
+        | Event::UplinkBack(_)
+        | Event::Ready
+        | Event::Stopped => Level::Info,
+        Event::LeaseLost(_)
+        | Event::PeerQuarantined(..)
+        | Event::ConflictFound(_)
+        | Event::Contested(_)
+        | Event::DeletionsWithheld(_)
+        | Event::StoreLost(_)
+        | Event::KernelTrouble(_)
+        | Event::NotificationsLost
+        | Event::UplinkLost(_)
+        | Event::AdvertiseFailed(_) => Level::Warn,
+    }
+}
+
+/// What shares a rate: peers come and go together.
+fn group(event: &Event) -> &'static str {
+    match event {
+        Event::PeerAdded(_) | Event::PeerChanged(_) | Event::PeerRemoved(_) => "peers",
+        other => other.kind(),
+    }
+}
+
+fn say(event: &Event, level: Level, unsaid: Option<u64>) {
+    match event {
+        Event::LeaseAcquired(lease) => say!(level, unsaid, key = %lease.key, subnets = subnets(lease), "lease taken"),
+        Event::LeaseRenewed(lease) => say!(level, unsaid, key = %lease.key, subnets = subnets(lease), "lease renewed"),
+        Event::LeaseLost(reason) => say!(level, unsaid, %reason, "lease lost"),
+        Event::Snapshot(peers) => {
+            say!(level, unsaid, peers = peers.accepted, quarantined = peers.quarantined, "the store listed the leases");
+        }
+        Event::PeerAdded(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer added"),
+        Event::PeerChanged(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer changed"),
+        Event::PeerRemoved(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer removed"),
+        Event::PeerQuarantined(key, reason) => say!(level, unsaid, %key, %reason, "record not taken for a peer"),
+        Event::DriftRepaired { writes, took } => {
+            say!(level, unsaid, writes, ?took, "wrote again what somebody had changed");
+        }
+        Event::ConflictFound(conflict) => {
+            say!(level, unsaid, found = conflict.found, remedy = conflict.remedy, "a stranger's object is in the way");
+        }
+        Event::Contested(object) => say!(level, unsaid, %object, "somebody keeps changing an object of ours"),
+        Event::DeletionsWithheld(prefixes) => {
+            say!(level, unsaid, prefixes, "most peers went at once: looking twice before anything is deleted");
+        }
+        Event::StoreLost(error) => say!(level, unsaid, error, "waiting for the lease store"),
+        Event::StoreBack => say!(level, unsaid, "the lease store is back"),
+        Event::KernelTrouble(error) => say!(level, unsaid, error, "trouble with the kernel"),
+        Event::NotificationsLost => say!(level, unsaid, "kernel notifications are not heard: audits go on"),
+        Event::NotificationsBack => say!(level, unsaid, "kernel notifications are heard again"),
+        Event::UplinkChanged(uplink) => say!(level, unsaid, uplink = uplink.name.as_str(), "uplink changed"),
+        Event::UplinkLost(error) => say!(level, unsaid, error, "waiting for an uplink"),
+        Event::UplinkBack(uplink) => say!(level, unsaid, uplink = uplink.name.as_str(), "the uplink is back"),
+        Event::AdvertiseFailed(error) => say!(level, unsaid, error, "what this node has to publish cannot be told"),
+        Event::Ready => say!(level, unsaid, "everything is programmed"),
+        Event::Stopped => say!(level, unsaid, "the agent has ended"),
+    }
+}
+
+fn subnets(lease: &Lease) -> String {
+    let texts: Vec<_> = lease.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
+    texts.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_a_kind_is_a_burst_then_a_line_a_minute_with_the_count_of_the_rest() {
+        let at = |secs: u64| BootTime(Duration::from_secs(secs));
+        let mut journal = Journal::default();
+        let lines = |journal: &Journal| journal.rates["store_back"].unsaid;
+        for second in 0..30 {
+            journal.tell(at(second), &Event::StoreBack);
+        }
+        assert_eq!(lines(&journal), 25);
+        journal.tell(at(30), &Event::Ready);
+        assert_eq!(journal.rates["ready"].unsaid, 0, "another kind has a rate of its own");
+        journal.settle(at(59));
+        assert_eq!(lines(&journal), 25);
+        journal.settle(at(60));
+        assert_eq!(lines(&journal), 0);
+        journal.tell(at(61), &Event::StoreBack);
+        assert_eq!(lines(&journal), 1);
+        journal.tell(at(600), &Event::StoreBack);
+        assert_eq!((lines(&journal), journal.rates["store_back"].left), (0, BURST - 1));
+    }
+}

@@ -1,0 +1,134 @@
+//! What an operator reads at the default level.
+
+use std::fmt::{Debug, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flannel_core::net::Family;
+use flannel_core::overlay::{Contact, Phase};
+use tokio::time::Instant;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::node::{Node, pass, peer};
+use crate::tunnel::mac_of;
+
+/// Keeps each line at INFO and above.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(event.metadata().level().to_string());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+impl Log {
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+fn line<'a>(lines: &'a [String], level: &str, part: &str) -> &'a str {
+    let found = lines.iter().find(|line| line.starts_with(level) && line.contains(part));
+    found.unwrap_or_else(|| panic!("no {level} {part:?} in {lines:#?}"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_and_the_peers_that_come_and_go_are_told() {
+    let log = Log::default();
+    let _subscriber = tracing::subscriber::set_default(log.clone());
+    let node = Node::alone();
+    node.join([1]);
+    let agent = node.run();
+    agent.ready().await;
+    let lines = log.take();
+    assert!(line(&lines, "INFO", "lease taken").contains("key=node-200"));
+    assert!(line(&lines, "INFO", "listed the leases").contains("peers=1"));
+    line(&lines, "INFO", "everything is programmed");
+    node.join([2]);
+    agent.until(|status| status.peers.accepted == 2).await;
+    let mut alien = peer(2);
+    alien.attrs.backend_type = "other".into();
+    node.store.insert([alien]);
+    agent.until(|status| status.quarantined.contains_key(&peer(2).key)).await;
+    pass(1.0).await;
+    let lines = log.take();
+    assert!(line(&lines, "INFO", "peer added").contains("subnets=\"10.42.2.0/24\""), "{lines:#?}");
+    assert!(line(&lines, "WARN", "not taken for a peer").contains("key=peer-2"));
+    agent.cancelled().await.unwrap();
+    line(&log.take(), "INFO", "has ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_minute_without_the_store_is_at_most_ten_lines() {
+    let log = Log::default();
+    let _subscriber = tracing::subscriber::set_default(log.clone());
+    let node = Node::with_ttl(Duration::from_secs(60));
+    let agent = node.run();
+    agent.ready().await;
+    pass(1.0).await;
+    log.take();
+    node.store.outage();
+    pass(60.0).await;
+    assert!(matches!(agent.status().store, Contact::Lost { .. }));
+    let lines = log.take();
+    assert!(line(&lines, "WARN", "waiting for the lease store").contains("unavailable"));
+    line(&lines, "WARN", "lease lost");
+    assert!(lines.len() <= 10, "{lines:#?}");
+    node.store.recover();
+    agent.until(|status| status.store == Contact::Live && status.phase == Phase::Ready).await;
+    line(&log.take(), "INFO", "store is back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_and_an_object_that_flap_do_not_fill_the_log() {
+    let log = Log::default();
+    let _subscriber = tracing::subscriber::set_default(log.clone());
+    let node = Node::alone();
+    node.join([1]);
+    let agent = node.run();
+    agent.ready().await;
+    log.take();
+    let mac = mac_of("peer-1", Family::V4);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(600) {
+        // It may not be back yet.
+        let _ = node.kernel.delete_fdb("tun4.1", mac, "192.0.2.1".parse().unwrap());
+        node.store.cut_watches();
+        pass(0.5).await;
+    }
+    let lines = log.take();
+    line(&lines, "INFO", "somebody had changed");
+    line(&lines, "WARN", "somebody keeps changing");
+    line(&lines, "INFO", "unsaid=");
+    // Lost, back, snapshots and repairs, each a burst and then one a minute.
+    assert!(lines.len() <= 80, "{} lines: {lines:#?}", lines.len());
+}

@@ -1,0 +1,96 @@
+//! What a plan and a preview say, and when they cannot say it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::net::Family;
+use flannel_core::overlay::{HandleError, HeldBecause, Overlay, OverlayError, Phase, WithheldBecause};
+use flannel_core::plan::Op;
+use flannel_core::subnet::{MockSubnetManager, SubnetManager};
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::Instant;
+
+use crate::node::{Node, config, pass};
+use crate::tunnel::mac_of;
+
+fn overlay(node: &Node) -> Overlay {
+    node.builder().build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_before_the_store_has_said_what_is_everything_is_not_given() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    let before = node.run();
+    before.ready().await;
+    before.cancelled().await.unwrap();
+    let mut store = MockSubnetManager::new();
+    store.expect_network_config().returning(|| Ok(config()));
+    let inner = node.store.clone();
+    store.expect_previous().returning(move |node| inner.previous(node).now_or_never().unwrap());
+    let inner = node.store.clone();
+    store.expect_acquire().returning(move |node, want| inner.acquire(node, want).now_or_never().unwrap());
+    store.expect_watch().returning(|| futures_util::stream::pending().boxed());
+    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    agent.until(|status| status.phase == Phase::LeaseHeld).await;
+    let error = agent.handle.plan().await.unwrap_err();
+    assert!(matches!(error, HandleError::NotSynced), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preview_holds_back_what_the_start_would() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let agent = node.run();
+    agent.ready().await;
+    agent.cancelled().await.unwrap();
+    assert!(overlay(&node).preview().await.unwrap().unwrap().is_settled());
+    node.leave(1..=20);
+    let preview = overlay(&node).preview().await.unwrap().unwrap();
+    assert!(!preview.plan.ops.iter().any(Op::is_delete), "{preview}");
+    let withheld = |held: &&flannel_core::overlay::Held| {
+        matches!(held.because, HeldBecause::Withheld(WithheldBecause::MassRemoval(_)))
+            && matches!(held.op, Op::DeleteRoute { .. })
+    };
+    assert_eq!(preview.held.iter().filter(withheld).count(), 20, "{preview}");
+    assert!(!preview.is_settled() && preview.to_string().contains("held: "), "{preview}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preview_without_a_store_says_so_in_bounded_time() {
+    let node = Node::alone();
+    node.run().ready().await;
+    node.store.outage();
+    let begun = Instant::now();
+    let answer = tokio::time::timeout(Duration::from_secs(60), overlay(&node).preview()).await.expect("it never ends");
+    let Err(error @ OverlayError::Unanswered { .. }) = answer else { panic!("{answer:?}") };
+    assert!(begun.elapsed() <= Duration::from_secs(11), "{:?}", begun.elapsed());
+    let text = error.to_string();
+    assert!(text.contains("unavailable") && text.contains("retry"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_shows_what_waits_because_somebody_keeps_changing_it() {
+    let node = Node::alone();
+    node.join([1]);
+    let agent = node.run();
+    agent.ready().await;
+    pass(1.0).await;
+    let mac = mac_of("peer-1", Family::V4);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let preview = loop {
+        assert!(Instant::now() < deadline, "never held");
+        // It may not be back yet.
+        let _ = node.kernel.delete_fdb("tun4.1", mac, "192.0.2.1".parse().unwrap());
+        if !agent.status().contested.is_empty() {
+            let preview = agent.handle.plan().await.unwrap();
+            if !preview.held.is_empty() {
+                break preview;
+            }
+        }
+        pass(0.05).await;
+    };
+    let contested = |held: &flannel_core::overlay::Held| matches!(held.because, HeldBecause::Contested(_));
+    assert!(preview.held.iter().any(contested) && preview.plan.is_empty(), "{preview}");
+    assert!(preview.to_string().contains("somebody else"), "{preview}");
+}

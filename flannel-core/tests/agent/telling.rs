@@ -1,0 +1,165 @@
+//! What the agent tells: its events, and its answers about single peers.
+
+use std::time::Duration;
+
+use flannel_core::backend::{Backend, BackendError, MockBackend};
+use flannel_core::lease::BadRecord;
+use flannel_core::net::{Dual, Family};
+use flannel_core::overlay::{Contact, Event, Hearing, Verdict};
+use flannel_core::testing::Fault;
+
+use crate::node::{Node, add_defaults, eventually, parse, pass, peer, public, subnet};
+use crate::tunnel::Tunnel;
+
+fn peers_of(events: &[Event]) -> Vec<String> {
+    let text = |event: &Event| match event {
+        Event::PeerAdded(lease) => Some(format!("+{}", lease.key)),
+        Event::PeerChanged(lease) => Some(format!("~{}", lease.key)),
+        Event::PeerRemoved(lease) => Some(format!("-{}", lease.key)),
+        _ => None,
+    };
+    events.iter().filter_map(text).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_snapshot_tells_of_each_peer_that_is_not_what_it_was() {
+    let node = Node::alone();
+    node.join([1, 2, 3]);
+    let mut agent = node.run();
+    agent.ready().await;
+    assert!(peers_of(&agent.drain()).is_empty(), "the first snapshot is told as a whole");
+    node.store.cut_watches();
+    let mut moved = peer(2);
+    moved.attrs.public_ip.v4 = Some(public(Family::V4, 92));
+    node.store.insert([moved, peer(4)]);
+    node.leave([3]);
+    eventually("the snapshot is worked off", || node.has_route(subnet(4)) && !node.has_route(subnet(3))).await;
+    let mut told = peers_of(&agent.drain());
+    told.sort();
+    assert_eq!(told, ["+peer-4", "-peer-3", "~peer-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_changes_tells_of_the_peers_that_come_and_go_by_it() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    let mut agent = node.run();
+    agent.ready().await;
+    agent.drain();
+    // An address of the host inside a peer's subnet: that subnet would draw it away.
+    node.kernel.add_address("eth0", "10.42.1.9/32".parse().unwrap()).unwrap();
+    agent.event(|event| matches!(event, Event::PeerRemoved(lease) if lease.key == peer(1).key)).await;
+    agent.until(|status| status.quarantined.contains_key(&peer(1).key)).await;
+    node.kernel.remove_address("eth0", "10.42.1.9/32".parse().unwrap()).unwrap();
+    agent.event(|event| matches!(event, Event::PeerAdded(lease) if lease.key == peer(1).key)).await;
+    agent.until(|status| status.quarantined.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_uplink_that_returns_is_told_of() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    agent.ready().await;
+    node.kernel.link_down("eth0").unwrap();
+    agent.event(|event| matches!(event, Event::UplinkLost(_))).await;
+    agent.until(|status| status.uplink.is_none()).await;
+    node.kernel.link_up("eth0").unwrap();
+    add_defaults(&node.kernel, node.kernel.link_index("eth0").unwrap());
+    let back = agent.event(|event| matches!(event, Event::UplinkBack(_))).await;
+    assert!(matches!(back, Event::UplinkBack(uplink) if uplink.name.as_str() == "eth0"));
+    agent.until(|status| status.uplink.is_some()).await;
+    agent.audited().await;
+    assert!(!agent.drain().iter().any(|event| matches!(event, Event::UplinkBack(_))), "once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn notifications_that_cannot_be_heard_show_in_the_status_until_they_can() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    assert_eq!(agent.ready().await.notifications, Hearing::Heard);
+    node.kernel.break_monitor();
+    agent.event(|event| *event == Event::NotificationsLost).await;
+    agent.until(|status| status.notifications == Hearing::Unheard).await;
+    agent.audited().await;
+    assert_eq!(agent.status().notifications, Hearing::Unheard, "an audit hears nothing");
+    node.kernel.overrun_monitor();
+    agent.event(|event| *event == Event::NotificationsBack).await;
+    agent.until(|status| status.notifications == Hearing::Heard).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
+    let node = Node::alone();
+    let builder = node.builder().backend("wary", |_| {
+        let mut backend = MockBackend::new();
+        let refusal = || BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() };
+        backend.expect_wire_type().returning(|| "tunnel");
+        backend.expect_scope().returning(|local| Tunnel.scope(local));
+        backend.expect_mtu().returning(|situation| Tunnel.mtu(situation));
+        backend.expect_base().returning(|local| Tunnel.base(local));
+        backend.expect_hardware_address().returning(|attrs, family| Tunnel.hardware_address(attrs, family));
+        backend.expect_advertise().returning(move |situation| {
+            let moved = situation.public.v4.is_some_and(|addr| addr.to_string().starts_with("198.51.100."));
+            if moved { Err(refusal()) } else { Tunnel.advertise(situation) }
+        });
+        Ok(backend)
+    });
+    node.store.set_config(parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"wary"}}"#));
+    let mut agent = node.run_as(builder);
+    agent.ready().await;
+    node.kernel.add_address("eth0", "198.51.100.7/24".parse().unwrap()).unwrap();
+    node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    let told = agent.event(|event| matches!(event, Event::AdvertiseFailed(_) | Event::KernelTrouble(_))).await;
+    assert!(matches!(&told, Event::AdvertiseFailed(error) if error.contains("move")), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_that_are_denied_beside_a_watch_that_lives_are_one_loss_of_contact() {
+    let node = Node::with_ttl(Duration::from_secs(120));
+    let mut agent = node.run();
+    agent.ready().await;
+    agent.drain();
+    node.store.fail_next([Fault::Denied; 8]);
+    agent.event(|event| matches!(event, Event::StoreLost(_))).await;
+    // The watch goes on telling.
+    for n in 1..=20 {
+        node.join([n]);
+        pass(0.5).await;
+        let Contact::Lost { error, .. } = agent.status().store else { panic!("{n}: {:?}", agent.status().store) };
+        assert!(error.contains("denied"), "{error}");
+    }
+    assert!((1..=20).all(|n| node.has_route(subnet(n))));
+    agent.event(|event| matches!(event, Event::LeaseRenewed(_))).await;
+    agent.until(|status| status.store == Contact::Live).await;
+    let events = agent.drain();
+    assert!(!events.iter().any(|event| matches!(event, Event::StoreLost(_))), "{events:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_is_explained_by_whatever_it_says_of_itself() {
+    let node = Node::alone();
+    node.join([1]);
+    let mut alien = peer(7);
+    alien.attrs.backend_type = "other".into();
+    alien.key = flannel_core::lease::LeaseKey::new("peer-7.json");
+    node.store.insert([alien]);
+    let named = BadRecord { reason: "torn".to_owned(), subnets: Dual { v4: Some(subnet(8)), v6: None } };
+    node.store.insert_bad(&peer(8).key, named);
+    let agent = node.run();
+    agent.until(|status| status.quarantined.len() == 2).await;
+    for query in ["peer-7.json", "peer-7", "10.42.7.0/24", "10.42.7.9", "192.0.2.7", " 192.0.2.7\n"] {
+        let found = agent.handle.explain(query).await.unwrap();
+        let found = found.unwrap_or_else(|| panic!("{query:?} means nothing"));
+        assert!(matches!(found.verdict, Verdict::Quarantined(_)) && found.key.as_str() == "peer-7.json", "{query:?}");
+    }
+    for query in ["peer-8", "10.42.8.0/24", "10.42.8.1"] {
+        let found = agent.handle.explain(query).await.unwrap().unwrap_or_else(|| panic!("{query:?} means nothing"));
+        assert!(found.key == peer(8).key && found.to_string().contains("torn"), "{query:?}");
+    }
+    for (query, verdict) in [("10.42.1.0/24", Verdict::Accepted), ("192.0.2.200", Verdict::Own)] {
+        assert_eq!(agent.handle.explain(query).await.unwrap().unwrap().verdict, verdict, "{query}");
+    }
+    for query in ["peer", "", "10.42.9.9", "10.42.7.0/25"] {
+        assert_eq!(agent.handle.explain(query).await.unwrap(), None, "{query:?}");
+    }
+}
