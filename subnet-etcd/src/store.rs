@@ -198,7 +198,7 @@ impl Store {
         let read = |mut client: etcd_client::Client| async move { client.get(&*self.config_key, None).await };
         let response = self.connector.read(read).await.map_err(|fault| fault.into_subnet_error(CONFIG))?;
         let Some(kv) = response.kvs().first() else {
-            return Err(SubnetError::Invalid {
+            return Err(SubnetError::Unconfigured {
                 at: format!("etcd key {}", self.config_key),
                 reason: "no network configuration; write one with EtcdSubnets::put_config, or as flannel's JSON \
                          document: etcdctl put"

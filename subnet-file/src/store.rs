@@ -28,7 +28,7 @@ impl Store {
     pub(crate) fn config(&self) -> Result<NetworkConfig, SubnetError> {
         let path = self.dir.config_path();
         let Some(text) = self.dir.config()? else {
-            return Err(SubnetError::Invalid {
+            return Err(SubnetError::Unconfigured {
                 at: path.display().to_string(),
                 reason: "no network configuration; write one with FileSubnets::put_config, or as flannel's JSON \
                          document in this place"

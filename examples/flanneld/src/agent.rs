@@ -127,8 +127,7 @@ async fn supervise(
 ) -> Result<(), AgentError> {
     let Opened { subnets, state: kept, name, addresses, identity } =
         stores::open(&options.store)?.kept_in(options.state_file.as_ref());
-    let in_force = Arc::new(InForce::new(subnets));
-    let subnets = Arc::clone(&in_force) as Arc<dyn SubnetManager>;
+    let subnets = Arc::new(InForce::new(subnets)) as Arc<dyn SubnetManager>;
     let store = Opened { subnets: Arc::clone(&subnets), state: kept.clone(), name, addresses, identity };
     let overlay = assemble(options, &store, MissingUplink::Wait)?;
     let handle = overlay.handle();
@@ -143,7 +142,6 @@ async fn supervise(
             overlay: options.overlay.to_string(),
             store: store.name,
             subnet_file: options.subnet_file.display().to_string(),
-            in_force,
             kept: kept.clone(),
         },
         metrics: metrics.clone(),

@@ -1,73 +1,31 @@
 //! The network's configuration that the agent goes by.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use futures_util::stream::BoxStream;
+use tokio::sync::OnceCell;
 
-use crate::chain;
-
-/// How often a configuration that cannot be used is read again (contract 3.1, step 5).
-const AGAIN: Duration = Duration::from_secs(1);
-
-/// A store whose configuration is waited for until it can be used, and is the same from then on: agent and firewall
-/// have to go by one, whatever is written meanwhile.
+/// A store whose configuration stays what it was when first read: agent and firewall have to go by one, whatever is
+/// written meanwhile.
 pub(crate) struct InForce {
     inner: Arc<dyn SubnetManager>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    config: Option<NetworkConfig>,
-    trouble: Option<String>,
+    config: OnceCell<NetworkConfig>,
 }
 
 impl InForce {
     pub(crate) fn new(inner: Arc<dyn SubnetManager>) -> Self {
-        Self { inner, state: Mutex::default() }
-    }
-
-    /// Why what the store holds cannot be used, in words.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        self.state().trouble.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is one assignment.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { inner, config: OnceCell::new() }
     }
 }
 
 #[async_trait]
 impl SubnetManager for InForce {
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        if let Some(config) = self.state().config.clone() {
-            return Ok(config);
-        }
-        loop {
-            let problem = match self.inner.network_config().await {
-                Ok(config) => {
-                    let mut state = self.state();
-                    if state.trouble.take().is_some() {
-                        tracing::info!("the network's configuration can be used now");
-                    }
-                    state.config = Some(config.clone());
-                    return Ok(config);
-                }
-                Err(error @ SubnetError::Invalid { .. }) => chain(&error),
-                Err(error) => return Err(error),
-            };
-            let fresh = self.state().trouble.replace(problem.clone()).as_ref() != Some(&problem);
-            if fresh {
-                tracing::warn!(problem, "waiting for a usable network configuration; mend it in the lease store");
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
+        self.config.get_or_try_init(|| self.inner.network_config()).await.cloned()
     }
 
     async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {

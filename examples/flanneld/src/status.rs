@@ -9,7 +9,6 @@ use flannel_core::subnet::CachedSubnets;
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::Rulebook;
-use crate::in_force::InForce;
 
 /// Entries of each list that are shown; the counts are whole.
 const LISTED: usize = 1000;
@@ -101,7 +100,6 @@ pub(crate) struct Surroundings {
     pub(crate) overlay: String,
     pub(crate) store: String,
     pub(crate) subnet_file: String,
-    pub(crate) in_force: Arc<InForce>,
     pub(crate) kept: Option<Arc<CachedSubnets>>,
 }
 
@@ -145,7 +143,7 @@ impl Document {
             overlay: around.overlay.clone(),
             phase: phase(status.phase).to_owned(),
             ready: is_ready(status, rules),
-            waits_for: around.in_force.trouble().into_iter().chain(waits_for(status, rules)).collect(),
+            waits_for: waits_for(status, rules),
             store: store(status, around, now),
             lease,
             challenged: status.challenged.map(|challenged| challenge(&challenged, now)),
@@ -351,14 +349,12 @@ impl fmt::Display for Document {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flannel_core::subnet::MockSubnetManager;
 
     fn around() -> Surroundings {
         Surroundings {
             overlay: "flannel".into(),
             store: "directory /d".into(),
             subnet_file: "/run/s".into(),
-            in_force: Arc::new(InForce::new(Arc::new(MockSubnetManager::new()))),
             kept: None,
         }
     }

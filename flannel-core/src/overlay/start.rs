@@ -190,6 +190,7 @@ where
         match error {
             SubnetError::Unavailable { .. }
             | SubnetError::Denied { .. }
+            | SubnetError::Unconfigured { .. }
             | SubnetError::Exhausted(_)
             | SubnetError::Lost(_) => {}
             SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),

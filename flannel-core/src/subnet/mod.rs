@@ -83,6 +83,14 @@ pub enum SubnetError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The store holds no network configuration yet. Retry with back-off: somebody has to write one.
+    #[error("{at}: {reason}")]
+    Unconfigured {
+        /// The place: a key, a file.
+        at: String,
+        /// How to write it.
+        reason: String,
+    },
     /// The store holds something that is not valid: `at` names the place. Fatal at start, later the last good
     /// value stays in force.
     #[error("{at}: {reason}")]
@@ -113,8 +121,8 @@ pub trait SubnetManager: Send + Sync + 'static {
     /// The network's configuration.
     ///
     /// # Errors
-    /// [`SubnetError::Invalid`] names the JSON path; [`SubnetError::Unavailable`] and [`SubnetError::Denied`] are to
-    /// be retried.
+    /// [`SubnetError::Invalid`] names the JSON path; [`SubnetError::Unconfigured`], [`SubnetError::Unavailable`] and
+    /// [`SubnetError::Denied`] are to be retried.
     ///
     /// # Cancel safety
     /// Reads only: may be dropped at any await.

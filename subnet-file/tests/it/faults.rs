@@ -101,7 +101,9 @@ async fn a_missing_configuration_is_named_with_its_remedy() {
     let store = FileSubnets::open(dir.path(), Options::default()).unwrap();
     for error in [store.network_config().await.unwrap_err(), store.acquire(&node("a"), want()).await.unwrap_err()] {
         let path = dir.path().join("config.json").display().to_string();
-        assert!(matches!(&error, SubnetError::Invalid { at, reason } if *at == path && reason.contains("put_config")));
+        assert!(
+            matches!(&error, SubnetError::Unconfigured { at, reason } if *at == path && reason.contains("put_config"))
+        );
     }
     let error = store.put_config_json(r#"{"Network":"10.5.0.1/33"}"#).await.unwrap_err().to_string();
     assert!(error.contains("config.json $.Network"), "{error}");

@@ -60,18 +60,29 @@ fn help_and_version_are_on_stderr_with_0() {
 }
 
 #[test]
-fn a_network_config_that_does_not_parse_is_waited_for_and_its_place_named() {
+fn a_network_config_that_is_not_there_yet_is_waited_for() {
+    let site = Site::new(1, VXLAN);
+    let (config, aside) = (site.path("store/config.json"), site.path("aside.json"));
+    fs::rename(&config, &aside).unwrap();
+    let agent = site.start(1, &[]);
+    agent.until("waiting", || agent.log().contains("no network configuration"));
+    assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
+    fs::rename(&aside, &config).unwrap();
+    agent.until("programmed", || site.subnet_file(1).exists());
+}
+
+#[test]
+fn a_network_config_that_cannot_be_ends_the_agent_and_names_its_place() {
     for (config, part) in [
         ("{", "config.json"),
         (r#"{"Network":"10.244.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan"}}"#, "SubnetLen"),
     ] {
         let site = Site::new(1, config);
-        let agent = site.start(1, &[]);
-        agent.until("waiting", || agent.log().contains("waiting for a usable network configuration"));
-        assert!(agent.log().lines().last().unwrap().contains(part), "{part} is not in {}", agent.log());
-        assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
+        let told = site.run(1, &[]);
+        assert_eq!((told.code, told.err.lines().last().unwrap().contains(part)), (Some(1), true), "{told:?}");
         let doctor = site.run(1, &["doctor"]);
         assert_eq!((doctor.code, doctor.out.contains(part)), (Some(1), true), "{doctor:?}");
+        assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
     }
 }
 
