@@ -1,8 +1,9 @@
 //! The real binary on the real kernel: network namespaces, the embedded store, signals.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod bad_input;
 mod commands;
 mod etcd;
+mod go_flannel;
 mod harness;
 mod life;
