@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use testkit::probe::{Flow, until_reply};
 use testkit::{Families, Pod, PodNet, wait_until};
 
-use crate::harness::{Agent, PATIENCE, Site, command, owned, read};
+use crate::harness::{Agent, PATIENCE, Site, command, owned, read, run};
 
 /// etcd, on the switch.
 const ENDPOINT: &str = "http://10.89.0.1:2379";
@@ -139,6 +139,11 @@ impl Cluster {
 
     pub(crate) fn log(&self, nth: usize) -> String {
         self.agents[&nth].log()
+    }
+
+    /// What `flanneld doctor` says on a node.
+    pub(crate) fn doctor(&self, nth: usize) -> String {
+        run(self.site.ns(nth), &[self.args(nth), owned(&["doctor"])].concat()).out
     }
 
     pub(crate) fn env(&self, nth: usize) -> String {

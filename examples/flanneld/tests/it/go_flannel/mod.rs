@@ -120,3 +120,41 @@ fn swap(network: Network, peer: Program) {
     cluster.start(1, Program::Ours);
     assert_eq!(cluster.state(1), ours, "{}", cluster.log(1));
 }
+
+#[test]
+fn what_go_flannel_kept_of_a_node_that_left_goes_on_vxlan_and_is_reported_on_host_gw() {
+    for (plane, filter) in [(Plane::Vxlan, Filter::Nftables), (Plane::HostGw, Filter::Iptables)] {
+        let mut cluster = Cluster::new(3, Network { plane, families: Families::V4, filter });
+        for (nth, program) in [(1, Program::Go), (2, Program::Ours), (3, Program::Ours)] {
+            cluster.start(nth, program);
+        }
+        cluster.attach(1);
+        cluster.attach(2);
+        let left = cluster.lease(3).subnets.v4.unwrap();
+        cluster.until(1, "told of the third node", |state| names(state, left));
+        cluster.stop(1);
+        cluster.stop(3);
+        cluster.end_lease(3);
+
+        cluster.start(1, Program::Ours);
+        cluster.all_reach_all();
+        let command = format!("ip route delete {left} via 10.89.0.13 dev eth0");
+        if plane == Plane::Vxlan {
+            cluster.until(1, "rid of the node that left", |state| !names(state, left));
+        } else {
+            // It may be anybody's: so it stays, and is shown with the remedy.
+            assert!(names(&cluster.state(1), left), "{:#?}", cluster.state(1));
+            let doctor = cluster.doctor(1);
+            assert!(doctor.contains("WARNING  routes") && doctor.contains(&command), "{doctor}");
+            let words: Vec<_> = command.split(' ').collect();
+            assert_eq!(cluster.site.tool(1, &words).code, Some(0));
+        }
+        let doctor = cluster.doctor(1);
+        assert!(doctor.contains("ok       routes"), "{doctor}");
+    }
+}
+
+/// Whether there is a route to a subnet.
+fn names(state: &[String], subnet: flannel_core::net::Prefix) -> bool {
+    state.iter().any(|line| line.starts_with(&format!("route {subnet} ")))
+}
