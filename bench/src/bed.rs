@@ -36,10 +36,15 @@ pub(crate) fn ip(line: &str) -> Result<(), Error> {
 
 /// Runs a program to its end.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<(), Error> {
+    output(program, args).map(drop)
+}
+
+/// Runs a program to its end; what it printed.
+pub(crate) fn output(program: &str, args: &[&str]) -> Result<String, Error> {
     let output = Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         return Err(format!("{program} {}: {}", args.join(" "), text.trim()).into());
     }
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }

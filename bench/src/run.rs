@@ -9,7 +9,7 @@ use crate::Error;
 use crate::bed::{in_bed, ip};
 use crate::floor::{Floor, Protocols};
 use crate::node::{Node, peer, store};
-use crate::report::{median, row};
+use crate::report::{median, resident, row};
 
 /// Runs `work` on an agent of `n` peers, in a namespace of its own.
 fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(
@@ -154,22 +154,11 @@ pub(crate) fn memory(n: u16) -> Result<(), Error> {
             let repaired = node.status.borrow().drift_repaired;
             node.until(|status| status.drift_repaired > repaired).await?;
         }
-        let memory = resident()?;
+        let memory = resident("/proc/self/status")?;
         node.stop().await?;
         Ok(memory)
     })?;
     row("memory_steady", n, steady, "MiB", None);
     row("memory_peak", n, peak, "MiB", None);
     Ok(())
-}
-
-/// Resident memory of this process now and at its peak, in MiB (proc(5), status).
-fn resident() -> Result<(f64, f64), Error> {
-    let text = std::fs::read_to_string("/proc/self/status")?;
-    let field = |name: &str| -> Result<f64, Error> {
-        let line = text.lines().find(|line| line.starts_with(name)).ok_or("no such field in /proc/self/status")?;
-        let kib: f64 = line.split_whitespace().nth(1).ok_or("no value in /proc/self/status")?.parse()?;
-        Ok(kib / 1024.0)
-    };
-    Ok((field("VmRSS:")?, field("VmHWM:")?))
 }

@@ -1,17 +1,23 @@
 //! What is wrong on this host, and how to mend it: findings as data.
 
 mod host;
+mod routes;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 use std::{fmt, fs, io};
 
-use flannel_core::kernel::Kernel;
-use flannel_core::net::Family;
+use flannel_core::config::NetworkConfig;
+use flannel_core::kernel::{Kernel, Scope};
+use flannel_core::lease::{LeaseEvent, Record};
+use flannel_core::net::{Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
+use flannel_core::subnet::SubnetManager;
 use flannel_core::subnet_env::SubnetEnv;
 use flannel_core::uplink;
+use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -94,15 +100,16 @@ impl fmt::Display for Report {
 /// Looks at everything. Writes nothing, and needs no running agent.
 pub(crate) async fn examine(options: &Options) -> Report {
     let mut findings = vec![agent(options), privilege()];
-    let (config, finding) = store(options).await;
+    let (told, finding) = store(options).await;
     findings.push(finding);
     findings.extend(options.state_file.as_ref().map(|file| state_file(&file.path)));
-    let facts = match NetlinkKernel::new() {
-        Ok(kernel) => kernel.host_facts(&options.uplink.reaches()).await,
+    let (config, leased) = told.map_or((None, None), |told| (Some(told.config), told.leased));
+    let seen = match NetlinkKernel::new() {
+        Ok(kernel) => kernel.host_facts(&options.uplink.reaches()).await.map(|facts| (kernel, facts)),
         Err(error) => Err(error),
     };
-    let facts = match facts {
-        Ok(facts) => facts,
+    let (kernel, facts) = match seen {
+        Ok(seen) => seen,
         Err(error) => {
             let fix = "run this in the host's network namespace, with AF_NETLINK allowed";
             findings.push(Finding::new("kernel", Severity::Error, chain(&error), fix));
@@ -134,6 +141,18 @@ pub(crate) async fn examine(options: &Options) -> Report {
         env: env.as_ref(),
     };
     findings.extend(host.judge(&host::Files));
+    if let (Some(config), Some(leased), Some(choice)) = (&config, &leased, &choice) {
+        let scope = Scope {
+            overlay: options.overlay.clone(),
+            networks: config.networks.map(|_, network| network.prefix),
+            devices: Vec::new(),
+            uplink: Some(choice.uplink.index),
+        };
+        match kernel.observe(&scope).await {
+            Ok(seen) => findings.extend(routes::judge(config, leased, &choice.uplink, &seen.routes)),
+            Err(error) => findings.push(Finding::new("routes", Severity::Note, chain(&error), "try again")),
+        }
+    }
     Report { findings }
 }
 
@@ -160,7 +179,14 @@ fn privilege() -> Finding {
     }
 }
 
-async fn store(options: &Options) -> (Option<flannel_core::config::NetworkConfig>, Finding) {
+/// What the store says.
+struct Told {
+    config: NetworkConfig,
+    /// The subnets it has a record of, good or bad; `None`: it did not list them in time.
+    leased: Option<BTreeSet<Prefix>>,
+}
+
+async fn store(options: &Options) -> (Option<Told>, Finding) {
     let broken = |found: String, fix: &str| (None, Finding::new("store", Severity::Error, found, fix));
     let opened = match stores::open(&options.store) {
         Ok(opened) => opened,
@@ -170,7 +196,8 @@ async fn store(options: &Options) -> (Option<flannel_core::config::NetworkConfig
         Ok(Ok(config)) => {
             let networks: Vec<_> = config.networks.iter().map(|(_, network)| network.prefix.to_string()).collect();
             let found = format!("{}: {} over {}", opened.name, networks.join(" and "), config.backend.kind);
-            (Some(config), Finding::ok("store", found))
+            let leased = timeout(PATIENCE, leased(&*opened.subnets)).await.ok().flatten();
+            (Some(Told { config, leased }), Finding::ok("store", found))
         }
         Ok(Err(error)) => broken(format!("{}: {}", opened.name, chain(&error)), "mend what the message names"),
         Err(_) => broken(
@@ -178,6 +205,26 @@ async fn store(options: &Options) -> (Option<flannel_core::config::NetworkConfig
             "check that it runs, and the way to it: address, firewall, certificates",
         ),
     }
+}
+
+/// The subnets of the first listing.
+async fn leased(subnets: &dyn SubnetManager) -> Option<BTreeSet<Prefix>> {
+    let mut watch = subnets.watch();
+    while let Some(event) = watch.next().await {
+        if let Ok(LeaseEvent::Reset(records)) = event {
+            let subnets = |record: &Record| match &record.lease {
+                Ok(lease) => lease.subnets,
+                Err(bad) => bad.subnets,
+            };
+            return Some(
+                records
+                    .iter()
+                    .flat_map(|record| subnets(record).iter().map(|(_, subnet)| *subnet).collect::<Vec<_>>())
+                    .collect(),
+            );
+        }
+    }
+    None
 }
 
 fn state_file(path: &Path) -> Finding {

@@ -24,7 +24,11 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new(nodes: usize, config: &str) -> Self {
-        let underlay = Underlay::new(nodes, Families::V4);
+        Self::with(nodes, Families::V4, config)
+    }
+
+    pub(crate) fn with(nodes: usize, families: Families, config: &str) -> Self {
+        let underlay = Underlay::new(nodes, families);
         let underlay = underlay.expect("the lab needs root, or a user namespace: unshare -Urn cargo test -p flanneld");
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("store")).unwrap();

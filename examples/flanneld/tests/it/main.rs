@@ -1,5 +1,5 @@
 //! The real binary on the real kernel: network namespaces, the embedded store, signals.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod bad_input;
 mod changes;
@@ -7,6 +7,7 @@ mod commands;
 mod crash;
 mod etcd;
 mod filter;
+mod go_flannel;
 mod harness;
 mod life;
 mod records;

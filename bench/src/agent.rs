@@ -1,0 +1,127 @@
+//! A flanneld as a process, ours or Go's, with what it costs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+
+use crate::Error;
+
+/// How long an agent may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whose program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    Ours,
+    Go,
+}
+
+/// The programs that can be measured.
+pub(crate) struct Programs {
+    ours: PathBuf,
+    go: Option<PathBuf>,
+}
+
+impl Programs {
+    /// Builds ours, and finds Go's where it was built.
+    pub(crate) fn find() -> Result<Self, Error> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let build = ["build", "--release", "--quiet", "--locked", "-p", "flanneld"];
+        let built = Command::new(env!("CARGO")).args(build).current_dir(&root).status()?;
+        if !built.success() {
+            return Err("flanneld does not build".into());
+        }
+        // Beside this program, wherever cargo was told to put things.
+        let ours = std::env::current_exe()?.with_file_name("flanneld");
+        Ok(Self { ours, go: testkit::go_flannel::program().ok() })
+    }
+
+    /// Those to measure, each as often as the other.
+    pub(crate) fn all(&self) -> Vec<Program> {
+        let go = self.go.is_some().then_some(Program::Go);
+        go.into_iter().chain([Program::Ours]).collect()
+    }
+
+    fn path(&self, program: Program) -> Option<&Path> {
+        match program {
+            Program::Ours => Some(&self.ours),
+            Program::Go => self.go.as_deref(),
+        }
+    }
+}
+
+/// A running one. Killed when dropped.
+pub(crate) struct Agent {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// Starts a program as an operator does who gives nothing but the store's address; its files are in `dir`.
+    pub(crate) fn start(programs: &Programs, program: Program, endpoint: &str, dir: &Path) -> Result<Self, Error> {
+        let path = programs.path(program).ok_or("there is no such program")?;
+        let log = dir.join("log");
+        let stderr = File::create(&log)?;
+        let mut command = Command::new(path);
+        command
+            .arg(format!("-etcd-endpoints={endpoint}"))
+            .arg(format!("-subnet-file={}", dir.join("subnet.env").display()))
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("FLANNELD_STATE_FILE", dir.join("state"))
+            .stdin(Stdio::null())
+            .stderr(stderr);
+        Ok(Self { child: command.spawn()?, log })
+    }
+
+    /// Processor time of the process until now, without the tools that it ran.
+    pub(crate) fn cpu(&self) -> Result<Duration, Error> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name, in parentheses, may hold anything.
+        let (_, fields) = text.rsplit_once(')').ok_or("no name in /proc/PID/stat")?;
+        let field = |nth: usize| -> Result<u64, Error> {
+            Ok(fields.split_whitespace().nth(nth).ok_or("too few fields in /proc/PID/stat")?.parse()?)
+        };
+        // utime and stime, fields 14 and 15 of proc(5); what follows the name begins with field 3.
+        let ticks = field(11)? + field(12)?;
+        let a_second = sysconf(SysconfVar::CLK_TCK)?.ok_or("the kernel does not say how long a tick is")?;
+        Ok(Duration::from_secs_f64(ticks as f64 / a_second as f64))
+    }
+
+    /// Resident memory now and at its peak, in MiB (proc(5), status).
+    pub(crate) fn memory(&self) -> Result<(f64, f64), Error> {
+        crate::report::resident(&format!("/proc/{}/status", self.child.id()))
+    }
+
+    /// The end of what it logged, for messages.
+    pub(crate) fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().rev().take(5).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Ends it as a supervisor does.
+    pub(crate) fn stop(mut self) -> Result<(), Error> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        let started = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if started.elapsed() > PATIENCE {
+                return Err(format!("it does not end:\n{}", self.last_words()).into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,79 @@
+//! Routes through the uplink to a subnet that no node has.
+//!
+//! Go flannel with host-gw or direct routing never removes those of nodes that left while it was not running. They look
+//! like anybody's: the agent leaves them alone, so that a node which is later given such a subnet is not reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flannel_core::backend::Uplink;
+use flannel_core::config::NetworkConfig;
+use flannel_core::net::Prefix;
+use flannel_core::state::{LinkId, Route, RouteKey, RouteKind};
+
+use super::{Finding, Severity};
+
+/// Judges the routes `seen` in the pods' network by the subnets `leased`.
+pub(super) fn judge(
+    config: &NetworkConfig,
+    leased: &BTreeSet<Prefix>,
+    uplink: &Uplink,
+    seen: &BTreeMap<RouteKey, Route>,
+) -> Vec<Finding> {
+    let is_subnet = |prefix: &Prefix| {
+        let pool = config.networks.get(prefix.family()).and_then(|network| network.pool.as_ref());
+        pool.is_some_and(|pool| prefix.len() == pool.len)
+    };
+    let nobodys = seen.iter().filter_map(|(RouteKey { prefix, .. }, route)| {
+        let by_hand = route.kind == RouteKind::Unicast && route.protocol == Route::BOOT;
+        let gateway = route.gateway.filter(|_| by_hand && route.link == Some(LinkId::Uplink))?;
+        let way = format!("{prefix} via {gateway} dev {}", uplink.name);
+        (is_subnet(prefix) && !leased.contains(prefix)).then_some(way)
+    });
+    let finding = |way: String| {
+        let found = format!("{way} leads to a subnet that no node has: as left by Go flannel");
+        let fix = format!("unless somebody else needs it: ip route delete {way}");
+        Finding::new("routes", Severity::Warning, found, fix)
+    };
+    let findings: Vec<_> = nobodys.map(finding).collect();
+    if findings.is_empty() {
+        return vec![Finding::ok("routes", "none through the uplink to a subnet that no node has")];
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use flannel_core::config::Allocation;
+    use flannel_core::net::{Dual, Mtu};
+    use flannel_core::state::LinkName;
+
+    use super::*;
+
+    #[test]
+    fn only_routes_through_the_uplink_to_subnets_without_a_lease_are_nobodys() {
+        let config = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
+        let config = NetworkConfig::parse(config, Allocation::Pool).unwrap();
+        let route = |prefix: &str, link, protocol| {
+            let gateway = Some("192.168.0.9".parse().unwrap());
+            let route = Route { kind: RouteKind::Unicast, gateway, link: Some(link), onlink: false, protocol };
+            (RouteKey { prefix: prefix.parse().unwrap(), nth: 0 }, route)
+        };
+        let mut seen = BTreeMap::from([
+            route("10.5.1.0/24", LinkId::Uplink, Route::BOOT),
+            route("10.5.2.0/24", LinkId::Uplink, Route::BOOT),
+            route("10.5.3.0/24", LinkId::Other(7), Route::BOOT),
+            route("10.5.4.0/25", LinkId::Uplink, Route::BOOT),
+            route("10.5.5.0/24", LinkId::Uplink, Route::FIRST_PROTOCOL),
+        ]);
+        let uplink = Uplink { index: 2, name: LinkName::new("eth0").unwrap(), mtu: Mtu(1500), addrs: Dual::default() };
+        let leased = BTreeSet::from(["10.5.2.0/24".parse().unwrap()]);
+        let fixes = |seen: &BTreeMap<RouteKey, Route>| {
+            let findings = judge(&config, &leased, &uplink, seen);
+            findings.into_iter().filter_map(|finding| finding.fix).collect::<Vec<_>>()
+        };
+        let wanted = "unless somebody else needs it: ip route delete 10.5.1.0/24 via 192.168.0.9 dev eth0";
+        assert_eq!(fixes(&seen), [wanted]);
+        seen.pop_first();
+        assert!(fixes(&seen).is_empty());
+    }
+}
