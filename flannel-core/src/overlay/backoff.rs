@@ -14,7 +14,6 @@ impl Jitter {
     }
 
     /// A source that repeats itself.
-    #[cfg(test)]
     pub(crate) fn seeded(seed: u64) -> Self {
         Self(seed)
     }

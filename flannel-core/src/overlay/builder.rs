@@ -9,6 +9,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::NetworkConfig;
 use crate::kernel::{Kernel, OverlayName};
 use crate::net::Dual;
+use crate::overlay::backoff::Jitter;
 use crate::overlay::run::Overlay;
 use crate::overlay::{Identity, LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
 use crate::subnet::SubnetManager;
@@ -23,6 +24,7 @@ pub struct Builder {
     settings: Settings,
     backends: Vec<(&'static str, Factory)>,
     clock: Arc<dyn Clock>,
+    jitter: Jitter,
 }
 
 /// A setting is out of range. Final for this input.
@@ -54,6 +56,7 @@ impl Builder {
             },
             backends: Vec::new(),
             clock: Arc::new(SystemClock::default()),
+            jitter: Jitter::random(),
         }
     }
 
@@ -124,6 +127,13 @@ impl Builder {
         self
     }
 
+    /// Makes the variation of waits (± 10 %) repeat itself, so that a simulation can be run again. Nodes of one network
+    /// need seeds that differ: equal ones would keep step. Default: drawn anew by each process.
+    pub fn jitter_seed(mut self, seed: u64) -> Self {
+        self.jitter = Jitter::seeded(seed);
+        self
+    }
+
     /// Where the time is read. Default: [`SystemClock`].
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
@@ -142,6 +152,6 @@ impl Builder {
         if self.backends.is_empty() {
             return Err(BuildError::NoBackend);
         }
-        Ok(Overlay::new(self.settings, self.backends, self.clock, subnets, kernel))
+        Ok(Overlay::new(self.settings, self.backends, self.clock, self.jitter, subnets, kernel))
     }
 }

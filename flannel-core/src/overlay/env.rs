@@ -29,7 +29,7 @@ pub(crate) struct EnvKeeper {
 }
 
 impl EnvKeeper {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings, jitter: Jitter) -> Self {
         Self {
             file: settings.subnet_env.clone(),
             every: settings.audit_every,
@@ -37,7 +37,7 @@ impl EnvKeeper {
             said: None,
             due: None,
             error: None,
-            backoff: Backoff::new(Jitter::random()),
+            backoff: Backoff::new(jitter),
         }
     }
 

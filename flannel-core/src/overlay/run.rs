@@ -43,6 +43,8 @@ pub(crate) struct Seams {
     pub(crate) subnets: Arc<dyn SubnetManager>,
     pub(crate) kernel: Arc<dyn Kernel>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// What all waits are varied by.
+    pub(crate) jitter: Jitter,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) journal: Mutex<Journal>,
@@ -115,6 +117,7 @@ impl Overlay {
         settings: Settings,
         backends: Vec<(&'static str, Factory)>,
         clock: Arc<dyn Clock>,
+        jitter: Jitter,
         subnets: Arc<dyn SubnetManager>,
         kernel: Arc<dyn Kernel>,
     ) -> Self {
@@ -122,7 +125,7 @@ impl Overlay {
             if settings.subnet_env.is_some() { EnvFile::Pending { error: None } } else { EnvFile::Settled };
         let status = watch::Sender::new(Status { subnet_env, ..Status::default() });
         let events = broadcast::Sender::new(EVENTS);
-        let seams = Seams { subnets, kernel, clock, status, events, journal: Mutex::default() };
+        let seams = Seams { subnets, kernel, clock, jitter, status, events, journal: Mutex::default() };
         Self { settings: Arc::new(settings), backends, seams, questions: mpsc::channel(QUESTIONS) }
     }
 
@@ -163,7 +166,7 @@ impl Overlay {
         let now = self.seams.clock.now();
         let status = watch::Sender::new(Status::default());
         let settings = Arc::clone(&self.settings);
-        let mut machine = Machine::new(settings, surveyed.backend, local, status, now, Jitter::random());
+        let mut machine = Machine::new(settings, surveyed.backend, local, status, now, self.seams.jitter.clone());
         let mut watch = self.seams.subnets.watch();
         while let Some(event) = watch.next().await {
             match event {
@@ -254,7 +257,8 @@ async fn agent(
     let is_new = situation.previous.is_none();
     let local = Local { lease: Arc::new(lease), situation };
     let now = seams.clock.now();
-    let mut machine = Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, Jitter::random());
+    let mut machine =
+        Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, seams.jitter.clone());
     machine.look_after(former, now);
     let mut shell = Shell::new(seams, settings, machine, questions);
     let outcome = shell.until(&cancel).await;

@@ -72,7 +72,7 @@ impl<'a> Shell<'a> {
             kernel: None,
             store: None,
             preview: None,
-            env: EnvKeeper::new(&settings),
+            env: EnvKeeper::new(&settings, seams.jitter.clone()),
             seams,
             settings,
             machine,

@@ -8,7 +8,7 @@ use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::{Claim, KernelError};
 use crate::lease::{Fence, Lease, LeaseKey};
 use crate::net::{Dual, Prefix};
-use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
@@ -43,7 +43,7 @@ pub(crate) async fn survey(
 
 /// Reads the host and chooses the uplink, waiting for one if that is the policy.
 async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>) -> Result<Situation, OverlayError> {
-    let mut backoff = Backoff::new(Jitter::random());
+    let mut backoff = Backoff::new(seams.jitter.clone());
     let (mut told, reach) = (None, settings.uplink.reaches());
     loop {
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
@@ -76,7 +76,7 @@ async fn ask_kernel<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T
 where
     F: Future<Output = Result<T, KernelError>>,
 {
-    let mut backoff = Backoff::new(Jitter::random());
+    let mut backoff = Backoff::new(seams.jitter.clone());
     loop {
         let error = match ask().await {
             Ok(answer) => return Ok(answer),
@@ -170,7 +170,7 @@ async fn retry<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, Ove
 where
     F: Future<Output = Result<T, SubnetError>>,
 {
-    let mut backoff = Backoff::new(Jitter::random());
+    let mut backoff = Backoff::new(seams.jitter.clone());
     loop {
         let error = match ask().await {
             Ok(value) => {

@@ -50,17 +50,27 @@ fn whatever_happened_all_nodes_are_as_wanted_once_it_is_quiet() {
     }
 }
 
-fn simulate(seed: u64) {
+#[test]
+fn a_seed_repeats_itself() {
+    for seed in 0..5 {
+        assert_eq!(simulate(seed), simulate(seed), "seed {seed}");
+    }
+}
+
+/// Returns what came of it.
+fn simulate(seed: u64) -> String {
     let _seed = Seed(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut world = World::new(seed);
         for _ in 0..STEPS {
             world.step().await;
+            world.check_overlap();
         }
         world.settle().await;
         world.check().await;
-    });
+        world.outcome()
+    })
 }
 
 struct World {
@@ -76,6 +86,7 @@ struct World {
 struct Place {
     node: Node,
     number: u8,
+    jitter: u64,
     agent: Option<Agent>,
     foreign: Vec<String>,
 }
@@ -113,7 +124,7 @@ impl World {
             let node = Node::new(number, &store, &clock);
             put_canaries(&node.kernel);
             let foreign = foreign(&node.kernel);
-            Place { node, number, agent: None, foreign }
+            Place { node, number, jitter: seed << 8 | u64::from(number), agent: None, foreign }
         };
         let nodes = (0..2 + random.below(5)).map(|n| place(200 + n as u8)).collect();
         Self { random, store, families, nodes, bad: BTreeSet::new() }
@@ -380,15 +391,28 @@ impl World {
         self.check_lease_rounds().await;
     }
 
-    /// No two agents hold what overlaps.
+    /// What the kernels have come to, and what it took.
+    fn outcome(&self) -> String {
+        let kernels =
+            self.nodes.iter().map(|place| format!("{}\n{}", place.node.kernel.snapshot(), place.node.kernel.writes()));
+        kernels.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Every agent holds the lease that the store has of it, and no two hold what overlaps.
     fn check_leases(&self) {
-        let held = |place: &Place| {
+        for place in &self.nodes {
             let status = place.agent.as_ref().unwrap().status();
-            status.lease.clone().unwrap_or_else(|| panic!("{} has no lease: {status:?}", place.node.name))
-        };
-        let leases: Vec<_> = self.nodes.iter().map(held).collect();
+            let held = status.lease.as_ref().unwrap_or_else(|| panic!("{} has no lease: {status:?}", place.node.name));
+            assert_eq!(place.node.record().map(|record| record.subnets), Some(held.subnets));
+        }
+        self.check_overlap();
+    }
+
+    /// No two agents hold what overlaps.
+    fn check_overlap(&self) {
+        let held = |place: &Place| place.agent.as_ref()?.status().lease.clone();
+        let leases: Vec<_> = self.nodes.iter().filter_map(held).collect();
         for (nth, lease) in leases.iter().enumerate() {
-            assert_eq!(self.nodes[nth].node.record().map(|record| record.subnets), Some(lease.subnets));
             for other in &leases[..nth] {
                 let overlap = |family| match (lease.subnets.get(family), other.subnets.get(family)) {
                     (Some(one), Some(two)) => one.overlaps(two),
@@ -450,7 +474,7 @@ impl World {
 
 impl Place {
     fn start(&mut self) {
-        let builder = self.node.builder().missing_uplink(MissingUplink::Wait);
+        let builder = self.node.builder().missing_uplink(MissingUplink::Wait).jitter_seed(self.jitter);
         self.agent = Some(self.node.run_as(builder));
     }
 
