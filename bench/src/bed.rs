@@ -8,7 +8,7 @@ use crate::Error;
 
 /// Runs `work` on a thread in a network namespace of its own, which has an `eth0` with 192.168.0.1/16. Programs it
 /// starts from that thread are in there too.
-pub(crate) fn in_bed<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+pub fn in_bed<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)
@@ -30,17 +30,17 @@ pub(crate) fn in_bed<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) ->
 }
 
 /// Runs one `ip` command.
-pub(crate) fn ip(line: &str) -> Result<(), Error> {
+pub fn ip(line: &str) -> Result<(), Error> {
     run("ip", &line.split(' ').collect::<Vec<_>>())
 }
 
 /// Runs a program to its end.
-pub(crate) fn run(program: &str, args: &[&str]) -> Result<(), Error> {
+pub fn run(program: &str, args: &[&str]) -> Result<(), Error> {
     output(program, args).map(drop)
 }
 
 /// Runs a program to its end; what it printed.
-pub(crate) fn output(program: &str, args: &[&str]) -> Result<String, Error> {
+pub fn output(program: &str, args: &[&str]) -> Result<String, Error> {
     let output = Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use flannel_core::net::Prefix;
 use flannel_core::state::Route;
 
-use crate::node::{mac, public, subnet};
-use crate::{Error, bed};
+use bench::peers::{mac, public, subnet};
+use bench::{Error, bed};
 
 /// Which protocol numbers the routes have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

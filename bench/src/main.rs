@@ -3,19 +3,12 @@
 //!
 //! Needs root (or `unshare --user --map-root-user --net`) and iproute2.
 
-mod agent;
-mod bed;
-mod cluster;
-mod flanneld;
 mod floor;
 mod node;
-mod report;
-mod routes;
 mod run;
 
+use bench::Error;
 use clap::{Parser, ValueEnum};
-
-type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Benchmarks of an overlay agent, side by side with iproute2 on the same kernel.
 #[derive(Debug, Parser)]
@@ -44,8 +37,6 @@ enum Name {
     Teardown,
     /// Resident memory.
     Memory,
-    /// flanneld with etcd, beside Go flannel: start, processor time, memory, a lease, a thousand leases.
-    Flanneld,
     /// All of them.
     All,
 }
@@ -82,12 +73,6 @@ fn main() -> Result<(), Error> {
     if is(Name::Memory) {
         for n in or(&[10_000]) {
             run::memory(n)?;
-        }
-    }
-    if is(Name::Flanneld) {
-        let programs = agent::Programs::find()?;
-        for n in or(&[1_000, 10_000]) {
-            flanneld::flanneld(&programs, n, runs)?;
         }
     }
     Ok(())

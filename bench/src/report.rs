@@ -4,7 +4,7 @@ use crate::Error;
 
 /// Prints one row.
 #[expect(clippy::print_stdout, reason = "the rows are what this program is for")]
-pub(crate) fn row(name: &str, n: u16, value: f64, unit: &str, floor: Option<f64>) {
+pub fn row(name: &str, n: u16, value: f64, unit: &str, floor: Option<f64>) {
     let mut row = serde_json::json!({ "name": name, "n": n, "value": round(value), "unit": unit });
     if let (Some(floor), Some(fields)) = (floor, row.as_object_mut()) {
         fields.insert("floor".to_owned(), round(floor).into());
@@ -13,48 +13,19 @@ pub(crate) fn row(name: &str, n: u16, value: f64, unit: &str, floor: Option<f64>
     println!("{row}");
 }
 
-/// A row of ours beside Go flannel's.
-pub(crate) struct Beside {
-    pub(crate) name: &'static str,
-    pub(crate) n: u16,
-    pub(crate) value: f64,
-    pub(crate) unit: &'static str,
-    /// What it may be at most.
-    pub(crate) most: Option<f64>,
-    /// Go flannel's, in the same run.
-    pub(crate) go: Option<f64>,
-}
-
-impl Beside {
-    #[expect(clippy::print_stdout, reason = "the rows are what this program is for")]
-    pub(crate) fn print(&self) {
-        let Self { name, n, value, unit, most, go } = *self;
-        let mut row = serde_json::json!({ "name": name, "n": n, "value": round(value), "unit": unit });
-        if let Some(fields) = row.as_object_mut() {
-            if let Some(most) = most {
-                fields.insert("most".to_owned(), most.into());
-            }
-            if let Some(go) = go {
-                fields.insert("go".to_owned(), round(go).into());
-                fields.insert("ratio".to_owned(), round(value / go).into());
-            }
-        }
-        println!("{row}");
-    }
-}
-
-fn round(value: f64) -> f64 {
+/// A figure as it is shown: to four places.
+pub fn round(value: f64) -> f64 {
     (value * 10_000.0).round() / 10_000.0
 }
 
 /// The middle of `values`; zero of none.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// Resident memory of a process now and at its peak, in MiB, out of its `/proc/PID/status` (proc(5)).
-pub(crate) fn resident(path: &str) -> Result<(f64, f64), Error> {
+pub fn resident(path: &str) -> Result<(f64, f64), Error> {
     let text = std::fs::read_to_string(path)?;
     let field = |name: &str| -> Result<f64, Error> {
         let line = text.lines().find(|line| line.starts_with(name)).ok_or_else(|| format!("no {name} in {path}"))?;

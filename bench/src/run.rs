@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use flannel_core::lease::LeaseKey;
 use flannel_core::overlay::Teardown;
 
-use crate::Error;
-use crate::bed::{in_bed, ip};
+use bench::Error;
+use bench::bed::{in_bed, ip};
+use bench::peers::peer;
+use bench::report::{median, resident, row};
+
 use crate::floor::{Floor, Protocols};
-use crate::node::{Node, peer, store};
-use crate::report::{median, resident, row};
+use crate::node::{Node, store};
 
 /// Runs `work` on an agent of `n` peers, in a namespace of its own.
 fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(

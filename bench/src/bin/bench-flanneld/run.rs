@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use bench::bed::{in_bed, ip};
+use bench::peers::subnet;
+use bench::report::median;
+use bench::{Error, bed};
+
 use crate::agent::{Agent, Program, Programs};
-use crate::bed::{in_bed, ip};
+use crate::beside::Beside;
 use crate::cluster::Cluster;
-use crate::node::subnet;
-use crate::report::{Beside, median};
 use crate::routes::Routes;
-use crate::{Error, bed};
 
 /// Leases put one by one in each run.
 const SINGLES: u16 = 100;
@@ -33,7 +35,7 @@ struct Run {
 }
 
 /// Measures each program `runs` times with `n` leases in etcd, in turn.
-pub(crate) fn flanneld(programs: &Programs, n: u16, runs: u32) -> Result<(), Error> {
+pub(crate) fn compare(programs: &Programs, n: u16, runs: u32) -> Result<(), Error> {
     if n > MOST {
         return Err(format!("{n} leases: the network has room for {MOST}").into());
     }

@@ -3,8 +3,8 @@
 use etcd_client::{Client, DeleteOptions, PutOptions, Txn, TxnOp};
 use testkit::etcd::{Etcd, Options, Version};
 
-use crate::Error;
-use crate::node::{peer, subnet};
+use bench::Error;
+use bench::peers::{peer, subnet};
 
 /// Operations in one transaction: the server's own limit is 128.
 const CHUNK: usize = 100;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-use crate::Error;
+use bench::Error;
 
 /// How long an agent may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,7 +94,7 @@ impl Agent {
 
     /// Resident memory now and at its peak, in MiB (proc(5), status).
     pub(crate) fn memory(&self) -> Result<(f64, f64), Error> {
-        crate::report::resident(&format!("/proc/{}/status", self.child.id()))
+        bench::report::resident(&format!("/proc/{}/status", self.child.id()))
     }
 
     /// The end of what it logged, for messages.

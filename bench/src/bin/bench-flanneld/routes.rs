@@ -14,7 +14,7 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 
-use crate::Error;
+use bench::Error;
 
 /// `RTMGRP_IPV4_ROUTE` of rtnetlink(7).
 const ROUTES: u32 = 0x40;

@@ -1,0 +1,8 @@
+//! What the benchmarks share: a place to run in, peers, and rows of figures.
+
+pub mod bed;
+pub mod peers;
+pub mod report;
+
+/// Whatever ended a benchmark: shown with its sources.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
