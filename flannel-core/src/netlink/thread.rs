@@ -305,6 +305,8 @@ impl Worker {
                     scope: &scope,
                 };
                 let report = applier.run(&plan, || reply.is_closed());
+                // The one who asked is the last to hold it, and frees it.
+                drop(plan);
                 let _ = reply.send(Ok(report));
             }
         }

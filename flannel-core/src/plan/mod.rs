@@ -50,6 +50,15 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
+
+    /// Frees the memory of a large plan for good. From a large block that is freed glibc learns to keep twice as much in
+    /// stock from then on (mallopt(3), the dynamic mmap threshold): 3 MiB an arena, after the 30 000 writes of a start.
+    /// From one that shrinks it learns nothing.
+    pub(crate) fn release(self) {
+        let mut ops = self.ops;
+        ops.clear();
+        ops.shrink_to(1);
+    }
 }
 
 /// Who may have left a `boot` route through a device that is not ours: the public address of the accepted peer that

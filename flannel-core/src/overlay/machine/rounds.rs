@@ -169,6 +169,9 @@ impl Machine {
             status.drift_repaired += if drift { writes as u64 } else { 0 };
         });
         self.show_contested();
+        if let Some(plan) = Arc::into_inner(plan) {
+            plan.release();
+        }
     }
 
     pub(super) fn lease_round(&mut self, now: BootTime) -> Option<KernelCall> {
