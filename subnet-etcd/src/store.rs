@@ -200,9 +200,12 @@ impl Store {
         let Some(kv) = response.kvs().first() else {
             return Err(SubnetError::Unconfigured {
                 at: format!("etcd key {}", self.config_key),
-                reason: "no network configuration; write one with EtcdSubnets::put_config, or as flannel's JSON \
-                         document: etcdctl put"
-                    .to_owned(),
+                reason: format!(
+                    "no network configuration; write flannel's JSON document there, such as etcdctl put {} \
+                     '{{\"Network\":\"10.244.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}' (in a program: \
+                     EtcdSubnets::put_config)",
+                    self.config_key
+                ),
             });
         };
         Ok((self.parse_config(kv.value())?, kv.mod_revision()))

@@ -30,8 +30,9 @@ impl Store {
         let Some(text) = self.dir.config()? else {
             return Err(SubnetError::Unconfigured {
                 at: path.display().to_string(),
-                reason: "no network configuration; write one with FileSubnets::put_config, or as flannel's JSON \
-                         document in this place"
+                reason: "no network configuration; write flannel's JSON document there, such as \
+                         {\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}} (in a program: \
+                         FileSubnets::put_config)"
                     .to_owned(),
             });
         };

@@ -9,6 +9,7 @@ use flannel_core::subnet::{CachedSubnets, SubnetError, SubnetManager};
 use flannel_subnet_etcd::EtcdSubnets;
 use flannel_subnet_file::{FileSubnets, LeaseTime, LeaseTimeError, Options as FileOptions, Ttl};
 
+use crate::credentials::{self, CredentialError};
 use crate::options::{Place, StateFile, StoreOptions};
 
 /// A store, ready to be asked.
@@ -49,6 +50,8 @@ pub(crate) enum StoreError {
         "user and password would go to {0} in clear text: write https://, or give -etcd-allow-clear-text-credentials"
     )]
     ClearText(String),
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
     #[error("etcd")]
     Etcd(#[source] flannel_subnet_etcd::ConfigError),
 }
@@ -78,6 +81,7 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
             })
         }
         Place::Etcd(config) => {
+            credentials::check(config)?;
             let ttl = flannel_subnet_etcd::Ttl::new(options.ttl)?;
             let subnets = EtcdSubnets::new(flannel_subnet_etcd::Config { ttl, ..(**config).clone() })?;
             Ok(Opened {
