@@ -36,6 +36,14 @@ impl Words {
         trouble.error = error;
     }
 
+    /// What the watch says, whatever becomes of calls: whether what it shows is the store's own word.
+    pub(crate) fn watch(&self) -> Contact {
+        match &self.watch {
+            None => Contact::Live,
+            Some(trouble) => Contact::Lost { since: trouble.since, error: trouble.error.clone() },
+        }
+    }
+
     pub(crate) fn contact(&self) -> Contact {
         match (&self.watch, &self.calls) {
             (None, None) => Contact::Live,

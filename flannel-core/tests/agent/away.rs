@@ -245,3 +245,30 @@ async fn a_state_file_that_cannot_be_written_hurts_no_peer() {
     std::fs::remove_dir_all(keeping.file()).unwrap();
     eventually("the file is written once it can be", || cached.trouble().is_none() && keeping.file().is_file()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_snapshot_lacks_is_decided_by_the_watch_though_calls_are_denied() {
+    let keeping = Keeping::new(Node::with_ttl(Duration::from_secs(3600)));
+    keeping.lived(1..=3).await;
+    let (agent, _cached) = keeping.run();
+    agent.ready().await;
+    keeping.node.join([4, 5]);
+    eventually("the new peers are programmed", || keeping.routes(1..=5).len() == 5).await;
+    agent.killed().await;
+    keeping.node.store.outage();
+    let (agent, _cached) = keeping.run();
+    agent.until(is_stale).await;
+    agent.audited().await;
+    assert_eq!(agent.status().withheld.len(), 2);
+    for _ in 0..7 {
+        pass(300.0).await;
+    }
+    keeping.node.leave([5]);
+    keeping.node.store.fail_next([Fault::Denied, Fault::Denied, Fault::Denied]);
+    keeping.node.store.recover();
+    agent.until(|status| status.store == Contact::Live && status.peers.accepted == 4).await;
+    for _ in 0..4 {
+        pass(100.0).await;
+    }
+    assert_eq!(keeping.routes(1..=5), [1, 2, 3, 4]);
+}

@@ -91,3 +91,36 @@ async fn a_former_network_that_another_overlay_has_now_is_left_alone() {
     agent.until(|status| status.subnet_env == EnvFile::Settled).await;
     assert_eq!((moved.left(), moved.network_in_file()), (20, Some("10.43.0.0/16".parse().unwrap())));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_old_state_file_clears_no_network_while_the_store_is_away() {
+    use flannel_core::subnet::{CachedSubnets, SubnetManager};
+    use std::sync::Arc;
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = SubnetEnvFile { path: dir.path().join("subnet.env"), masquerade: Masquerade::Agent };
+    let run = || {
+        let clock = Arc::clone(&node.clock) as _;
+        let cached =
+            Arc::new(CachedSubnets::new(Arc::new(node.store.clone()), dir.path().join("state.json"), "m", clock));
+        let store: Arc<dyn SubnetManager> = cached.clone();
+        (node.run_on(node.builder().subnet_env(file.clone()), Arc::new(node.kernel.clone()), store), cached)
+    };
+    let first = node.store.network_config().await.unwrap();
+    node.store.set_config(parse(OTHER));
+    let (agent, cached) = run();
+    agent.until(|status| status.subnet_env == EnvFile::Settled).await;
+    agent.cancelled().await.unwrap();
+    cached.flush().await.unwrap();
+    node.store.set_config(first);
+    node.join(1..=5);
+    let (agent, _c) = run();
+    agent.until(|status| status.subnet_env == EnvFile::Settled).await;
+    agent.ready().await;
+    agent.killed().await;
+    let count = || node.kernel.snapshot().matching("route 10.42.").len();
+    let before = count();
+    node.store.outage();
+    let (agent, _c) = run();
+    pass(60.0).await;
+    assert_eq!((count(), before), (before, 5), "{:?}", agent.status());
+}

@@ -9,11 +9,12 @@ use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError, Scope};
 use crate::net::{Dual, Prefix};
 use crate::overlay::chain;
+use crate::overlay::status::Contact;
 use crate::plan::{Op, Plan};
 use crate::state::State;
 
 use super::rounds::first_error;
-use super::{KernelCall, Machine, Round};
+use super::{KernelCall, Machine, Round, SPACING};
 
 /// A former network, until a look shows nothing of ours there.
 #[derive(Debug)]
@@ -38,9 +39,13 @@ impl Machine {
         self.former.is_some()
     }
 
-    /// When a former network is to be looked at: not before the first audit has put the present one in place.
+    /// When a former network is to be looked at: not before the first audit has put the present one in place, and only
+    /// while the store itself speaks, since an old state file may take the present network for a former one.
     pub(super) fn former_due(&self) -> Option<BootTime> {
-        self.former.as_ref().filter(|_| self.audit.done_once).map(|former| former.due)
+        self.former
+            .as_ref()
+            .filter(|_| self.audit.done_once && self.words.watch() == Contact::Live)
+            .map(|former| former.due)
     }
 
     pub(super) fn look_at_former(&mut self, now: BootTime) -> Option<KernelCall> {
@@ -70,9 +75,9 @@ impl Machine {
             return self.former_trouble(now, first_error(report));
         }
         tracing::info!(routes = plan.ops.len(), "what was left in the former network is removed");
-        // A look has to show that nothing is left.
+        // A look has to show that nothing is left; somebody who writes it again sets no pace.
         if let Some(former) = &mut self.former {
-            former.due = now;
+            former.due = now.after(SPACING);
         }
     }
 

@@ -238,7 +238,7 @@ impl Machine {
         let due = [self.audit.due, self.audit.periodic].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
         let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
-        let guard = self.guard.deadline(&self.status.borrow().store);
+        let guard = self.guard.deadline(&self.words.watch());
         [audit, former, guard, self.tenure.deadline()].into_iter().flatten().min()
     }
 
@@ -256,7 +256,7 @@ impl Machine {
         }
         let expired = self.tenure.expire(now);
         self.tenure_outcome(now, expired);
-        let over = self.guard.expire(now, &self.status.borrow().store);
+        let over = self.guard.expire(now, &self.words.watch());
         match over {
             None => {}
             Some(Over::Contest) => self.audit_at(now, Cause::Hint),

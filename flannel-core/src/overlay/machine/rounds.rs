@@ -84,7 +84,7 @@ impl Machine {
             .collect();
         let before = ours.len();
         let gone = ours.into_iter().filter(|prefix| wanted.routes_to(*prefix).next().is_none()).collect();
-        if matches!(self.status.borrow().store, Contact::Lost { .. }) {
+        if matches!(self.words.watch(), Contact::Lost { .. }) {
             guard.leave(gone);
         } else {
             guard.judge_reset(now, before, gone);
