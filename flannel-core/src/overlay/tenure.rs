@@ -99,7 +99,8 @@ impl Tenure {
 
     /// Publishes other attributes with the next call, which is now unless the store is being waited for.
     pub(crate) fn publish(&mut self, attrs: LeaseAttrs, now: BootTime) {
-        if attrs == self.lease.attrs {
+        // What a call under way writes is not known yet: the store may come to hold that.
+        if attrs == self.lease.attrs && self.asked.is_none() {
             self.publish = None;
         } else {
             self.publish = Some(attrs);
@@ -169,6 +170,14 @@ impl Tenure {
             return Outcome::Same;
         }
         let Some(seen) = seen else { return self.lose(LossReason::Deleted, now) };
+        if self.publish.as_ref() == Some(&seen.attrs) && seen.subnets == self.lease.subnets {
+            // Our own write, whose reply was lost.
+            let expires = seen.expires.or(self.lease.expires);
+            self.lease = Arc::new(Lease { expires, ..(**seen).clone() });
+            self.publish = None;
+            self.schedule(now);
+            return Outcome::Renewed;
+        }
         match seen {
             seen if seen.attrs.public_ip != self.lease.attrs.public_ip => self.lose(LossReason::Taken, now),
             seen if seen.subnets != self.lease.subnets => {
@@ -534,5 +543,30 @@ mod tests {
         assert_eq!(held.own_record(Some(&record(other.clone())), at(1)), Outcome::Same);
         assert_eq!(held.answered(Ok(other), at(1)).0, Outcome::Replaced);
         assert_eq!(held.call(at(10)), None);
+    }
+
+    #[test]
+    fn what_is_published_while_a_call_is_under_way_is_not_forgotten() {
+        let mut held = tenure(None);
+        let here = held.lease().attrs.clone();
+        let there = LeaseAttrs { backend_type: "b".into(), ..here.clone() };
+        held.publish(there.clone(), at(1));
+        held.call(at(1)).unwrap();
+        held.publish(here.clone(), at(1));
+        held.answered(Ok(Lease { attrs: there, ..fenced("9") }), at(1));
+        assert!(matches!(held.call(at(3)), Some(StoreCall::Renew(lease)) if lease.attrs == here));
+    }
+
+    #[test]
+    fn an_own_write_whose_reply_was_lost_is_no_rivals() {
+        let mut held = tenure(None);
+        let mut moved = held.lease().attrs.clone();
+        moved.public_ip.v4 = Some("192.0.2.77".parse().unwrap());
+        held.publish(moved.clone(), at(1));
+        held.call(at(1)).unwrap();
+        held.answered(Err(SubnetError::Unavailable { doing: "renewing", source: "cut".into() }), at(1));
+        let own = record(Lease { attrs: moved.clone(), ..fenced("9") });
+        assert_eq!(held.own_record(Some(&own), at(1)), Outcome::Renewed);
+        assert_eq!((&held.lease().attrs, held.challenged()), (&moved, None));
     }
 }
