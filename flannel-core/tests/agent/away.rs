@@ -49,6 +49,17 @@ impl Keeping {
         cached.flush().await.unwrap();
     }
 
+    /// Lets an agent program `peers` and die before it has kept what it sees. The kernel lives on, the store goes away.
+    async fn missed(&self, peers: [u8; 2]) {
+        let (agent, _cached) = self.run();
+        agent.ready().await;
+        self.node.join(peers);
+        let programmed = || peers.into_iter().all(|peer| self.node.has_route(subnet(peer)));
+        eventually("the new peers are programmed", programmed).await;
+        agent.killed().await;
+        self.node.store.outage();
+    }
+
     /// The machine starts anew: nothing is left in the kernel.
     fn reboot(&mut self) {
         self.node.kernel = FakeKernel::new();
@@ -108,13 +119,7 @@ async fn a_store_that_comes_back_almost_empty_is_looked_at_twice() {
 async fn who_joined_after_the_last_write_keeps_its_route_until_the_store_says_otherwise() {
     let keeping = Keeping::new(Node::alone());
     keeping.lived(1..=3).await;
-    // The agent dies before it has kept what it sees; the kernel lives on.
-    let (agent, _cached) = keeping.run();
-    agent.ready().await;
-    keeping.node.join([4, 5]);
-    eventually("the new peers are programmed", || keeping.routes(1..=5).len() == 5).await;
-    agent.killed().await;
-    keeping.node.store.outage();
+    keeping.missed([4, 5]).await;
     let (agent, _cached) = keeping.run();
     let status = agent.until(is_stale).await;
     assert_eq!(status.peers.accepted, 3);
@@ -250,12 +255,7 @@ async fn a_state_file_that_cannot_be_written_hurts_no_peer() {
 async fn what_a_snapshot_lacks_is_decided_by_the_watch_though_calls_are_denied() {
     let keeping = Keeping::new(Node::with_ttl(Duration::from_secs(3600)));
     keeping.lived(1..=3).await;
-    let (agent, _cached) = keeping.run();
-    agent.ready().await;
-    keeping.node.join([4, 5]);
-    eventually("the new peers are programmed", || keeping.routes(1..=5).len() == 5).await;
-    agent.killed().await;
-    keeping.node.store.outage();
+    keeping.missed([4, 5]).await;
     let (agent, _cached) = keeping.run();
     agent.until(is_stale).await;
     agent.audited().await;

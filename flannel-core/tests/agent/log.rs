@@ -1,7 +1,8 @@
 //! What an operator reads at the default level.
 
+use std::cell::RefCell;
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 use std::time::Duration;
 
 use flannel_core::net::Family;
@@ -14,9 +15,15 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use crate::node::{Node, pass, peer};
 use crate::tunnel::mac_of;
 
-/// Keeps each line at INFO and above.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+thread_local! {
+    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The lines at INFO and above of this thread. One subscriber serves all tests: with one for each, what tracing
+/// remembers of who is interested is now and then another test's, and lines are lost.
+pub(crate) struct Log;
+
+struct Router;
 
 struct Line(String);
 
@@ -26,7 +33,7 @@ impl Visit for Line {
     }
 }
 
-impl Subscriber for Log {
+impl Subscriber for Router {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= Level::INFO
     }
@@ -42,7 +49,7 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(event.metadata().level().to_string());
         event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
+        LINES.with_borrow_mut(|lines| lines.push(line.0));
     }
 
     fn enter(&self, _: &Id) {}
@@ -51,8 +58,17 @@ impl Subscriber for Log {
 }
 
 impl Log {
-    fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap())
+    pub(crate) fn listen() -> Self {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| tracing::subscriber::set_global_default(Router).unwrap());
+        let log = Self;
+        log.take();
+        log
+    }
+
+    /// What was logged since the last time.
+    pub(crate) fn take(&self) -> Vec<String> {
+        LINES.take()
     }
 }
 
@@ -63,8 +79,7 @@ fn line<'a>(lines: &'a [String], level: &str, part: &str) -> &'a str {
 
 #[tokio::test(start_paused = true)]
 async fn a_start_and_the_peers_that_come_and_go_are_told() {
-    let log = Log::default();
-    let _subscriber = tracing::subscriber::set_default(log.clone());
+    let log = Log::listen();
     let node = Node::alone();
     node.join([1]);
     let agent = node.run();
@@ -89,8 +104,7 @@ async fn a_start_and_the_peers_that_come_and_go_are_told() {
 
 #[tokio::test(start_paused = true)]
 async fn a_minute_without_the_store_is_at_most_ten_lines() {
-    let log = Log::default();
-    let _subscriber = tracing::subscriber::set_default(log.clone());
+    let log = Log::listen();
     let node = Node::with_ttl(Duration::from_secs(60));
     let agent = node.run();
     agent.ready().await;
@@ -110,8 +124,7 @@ async fn a_minute_without_the_store_is_at_most_ten_lines() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_and_an_object_that_flap_do_not_fill_the_log() {
-    let log = Log::default();
-    let _subscriber = tracing::subscriber::set_default(log.clone());
+    let log = Log::listen();
     let node = Node::alone();
     node.join([1]);
     let agent = node.run();

@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::{broadcast, watch};
 
+use crate::log::Log;
 use crate::node::{Node, pass, peer, subnet};
 
 /// A store that can go away, as seen by one node, and whose answers can take their time.
@@ -116,43 +117,17 @@ impl SubnetManager for Away {
     }
 }
 
-/// Counts what would be written to a log at INFO and above.
-struct Lines(Arc<AtomicU64>);
-
-impl tracing::Subscriber for Lines {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() <= tracing::Level::INFO
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_hour_without_the_store_and_a_hundred_thousand_events_stay_bounded() {
-    let lines = Arc::new(AtomicU64::new(0));
-    let _subscriber = tracing::subscriber::set_default(Lines(Arc::clone(&lines)));
+    let log = Log::listen();
     let node = Node::with_ttl(Duration::from_secs(7200));
     node.join(1..=20);
     let store = Away::new(&node.store);
     let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store.clone()));
     agent.ready().await;
-    let (writes, told, calls) =
-        (node.kernel.writes(), lines.load(Ordering::Relaxed), store.calls.load(Ordering::Relaxed));
+    let (writes, calls) = (node.kernel.writes(), store.calls.load(Ordering::Relaxed));
     agent.drain();
+    log.take();
     store.leave();
     pass(3600.0).await;
     assert!(matches!(agent.status().store, Contact::Lost { .. }));
@@ -161,10 +136,10 @@ async fn an_hour_without_the_store_and_a_hundred_thousand_events_stay_bounded() 
     assert_eq!(events.iter().filter(|event| matches!(event, Event::StoreLost(_))).count(), 1, "{events:?}");
     assert!(events.len() <= 4, "{events:?}");
     assert!(store.calls.load(Ordering::Relaxed) - calls <= 900);
-    assert!(lines.load(Ordering::Relaxed) - told <= 60, "more than a line a minute");
+    assert!(log.take().len() <= 60, "more than a line a minute");
     store.come_back();
     agent.until(|status| status.store == Contact::Live).await;
-    let told = lines.load(Ordering::Relaxed);
+    log.take();
     for round in 0..1000 {
         for n in 1..=50 {
             let mut lease = peer(n);
@@ -175,7 +150,7 @@ async fn an_hour_without_the_store_and_a_hundred_thousand_events_stay_bounded() 
         tokio::task::yield_now().await;
     }
     pass(1.0).await;
-    assert!(lines.load(Ordering::Relaxed) - told <= 10);
+    assert!(log.take().len() <= 10);
     let lagged = agent.events.try_recv();
     assert!(matches!(lagged, Err(broadcast::error::TryRecvError::Lagged(_))), "{lagged:?}");
     assert!(agent.drain().len() <= 1024);
