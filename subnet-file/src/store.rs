@@ -51,7 +51,7 @@ impl Store {
         // A record of ours that is bad is as good as none: acquire mends it.
         let Some(Ok(entry)) = self.dir.load(OsStr::new(&name))? else { return Ok(None) };
         let usable = !entry.is_expired(now) && all_compatible(&config, &entry.subnets);
-        Ok(usable.then(|| self.lease(LeaseKey::new(&name), entry, now)))
+        Ok(usable.then(|| self.lease(LeaseKey::new(&name), entry)))
     }
 
     pub(crate) fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
@@ -70,7 +70,7 @@ impl Store {
             }
         };
         let entry = Entry { attrs: want.attrs, subnets, created, expires: self.expiry(now) };
-        self.write(&locked, key, entry, now)
+        self.write(&locked, key, entry)
     }
 
     pub(crate) fn renew(&self, lease: Lease) -> Result<Lease, SubnetError> {
@@ -81,7 +81,7 @@ impl Store {
             Ok(entry) if entry.is_expired(now) => Err(SubnetError::Lost(format!("{} has expired", lease.key))),
             Ok(entry) if is_of(&entry, &lease) => {
                 let entry = Entry { attrs: lease.attrs, expires: self.expiry(now), ..entry };
-                self.write(&locked, lease.key, entry, now)
+                self.write(&locked, lease.key, entry)
             }
             Ok(_) => Err(SubnetError::Lost(format!("{} is a newer lease", lease.key))),
             Err(bad) => Err(SubnetError::Lost(format!("{} is damaged: {}", lease.key, bad.reason))),
@@ -97,9 +97,9 @@ impl Store {
     }
 
     /// The lease that a record is.
-    pub(crate) fn lease(&self, key: LeaseKey, entry: Entry, now: WallTime) -> Lease {
-        let clock = &self.options.clock;
-        let expires = entry.expires.map(|at| clock.now().after(at.since(now)));
+    pub(crate) fn lease(&self, key: LeaseKey, entry: Entry) -> Lease {
+        // Both clocks are read here: what went by while a lock or a disk was waited for is not the holder's to use.
+        let expires = entry.expires.map(|at| self.options.clock.now().after(at.since(WallTime::now())));
         let fence = Fence(Some(entry.created.to_string().into()));
         Lease { key, subnets: entry.subnets, attrs: entry.attrs, expires, fence }
     }
@@ -118,14 +118,14 @@ impl Store {
         self.dir.load(name)
     }
 
-    fn write(&self, locked: &Locked<'_>, key: LeaseKey, entry: Entry, now: WallTime) -> Result<Lease, SubnetError> {
+    fn write(&self, locked: &Locked<'_>, key: LeaseKey, entry: Entry) -> Result<Lease, SubnetError> {
         let text = entry.to_json();
         if let Err(bad) = Entry::from_json(text.as_bytes()) {
             let reason = format!("would not be readable: {}; publish other attributes", bad.reason);
             return Err(SubnetError::Invalid { at: key.to_string(), reason });
         }
         locked.write_lease(key.as_str(), &text)?;
-        Ok(self.lease(key, entry, now))
+        Ok(self.lease(key, entry))
     }
 
     fn expiry(&self, now: WallTime) -> Option<WallTime> {

@@ -156,7 +156,7 @@ impl Watch {
     fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime) {
         let fresh = match loaded {
             Some(Ok(entry)) if entry.is_expired(now) => None,
-            Some(loaded) => Some(self.seen_now(key.clone(), loaded, now)),
+            Some(loaded) => Some(self.seen_now(key.clone(), loaded)),
             None => None,
         };
         let old = self.seen.get(&key);
@@ -179,11 +179,11 @@ impl Watch {
         self.seen.insert(key, fresh);
     }
 
-    fn seen_now(&self, key: LeaseKey, loaded: Loaded, now: WallTime) -> Seen {
+    fn seen_now(&self, key: LeaseKey, loaded: Loaded) -> Seen {
         match loaded {
             Ok(entry) => {
                 let (created, expires) = (entry.created, entry.expires);
-                let lease = self.store.lease(key.clone(), entry, now);
+                let lease = self.store.lease(key.clone(), entry);
                 Seen { record: Record { key, created, lease: Ok(Arc::new(lease)) }, expires }
             }
             // It is not known when a bad record was made: it counts as the youngest.

@@ -102,7 +102,7 @@ impl Etcd {
     /// Names what is missing, or shows the end of a member's log.
     pub fn start(options: Options) -> Result<Self, Error> {
         let program = options.version.program()?;
-        let dir = TempDir::new().context(|| "no temporary directory".to_owned())?;
+        let dir = crate::memory_dir().context(|| "no temporary directory".to_owned())?;
         let members = (0..options.members).map(|_| Ok(Member { ports: ports()?, child: None }));
         let members = members.collect::<Result<_, Error>>()?;
         let mut etcd = Self { options, program, members, dir };

@@ -198,6 +198,7 @@ impl Newcomers {
         let what = || format!("datagrams from {} to {addr}", from.name());
         let inbox = to.run(|| UdpSocket::bind((addr, 0)))?.context(what)?;
         inbox.set_read_timeout(Some(Duration::from_millis(300))).context(what)?;
+        crate::probe::roomy(&inbox).context(what)?;
         let target = inbox.local_addr().context(what)?;
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let sender = {

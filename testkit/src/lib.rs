@@ -36,6 +36,15 @@ pub use objects::{Address, Fdb, Hop, Link, Listing, Neighbour, Route, Rule, Vxla
 
 pub(crate) use error::Context;
 
+/// A temporary directory in memory where the system has one (`/dev/shm`): a store that waits for a busy disk would make
+/// tests fail that are about something else.
+///
+/// # Errors
+/// When neither there nor on the disk one can be made.
+pub fn memory_dir() -> std::io::Result<tempfile::TempDir> {
+    tempfile::TempDir::new_in("/dev/shm").or_else(|_| tempfile::TempDir::new())
+}
+
 /// The README's program compiles.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

@@ -96,12 +96,12 @@ fn a_flow_counts_what_is_lost_and_nothing_else() {
     until(&flow, 100);
     one.ns.set_down("eth0").unwrap();
     let before = flow.sent();
-    until(&flow, before + 200);
+    until(&flow, before + 1000);
     one.restore_underlay().unwrap();
     let before = flow.received();
     testkit::wait_until("datagrams again", 5 * SECOND, || Ok(flow.received() > before + 100)).unwrap();
     let broken = flow.stop().unwrap();
-    assert!(broken.lost >= 190 && broken.lost < broken.sent, "{broken:?}");
+    assert!(broken.lost >= 950 && broken.lost < broken.sent, "{broken:?}");
     assert!(broken.longest_gap >= Duration::from_millis(90), "{broken:?}");
 }
 
@@ -140,5 +140,5 @@ fn nothing_is_left_of_a_dropped_lab() {
     let node = underlay.nodes()[0].ns.clone();
     drop(underlay);
     // The namespaces die in the kernel's own time, and their ends of the links with them.
-    testkit::wait_until("links to the switch", 20 * SECOND, || Ok(node.links()?.len() == 1)).unwrap();
+    testkit::wait_until("links to the switch", 60 * SECOND, || Ok(node.links()?.len() == 1)).unwrap();
 }

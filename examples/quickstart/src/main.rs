@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use tempfile::TempDir;
 use testkit::userns;
 use tokio::runtime::Runtime;
 use tokio_util::task::TaskTracker;
@@ -89,8 +90,21 @@ fn run(args: &Args, screen: &mut Screen) -> Result<End, Error> {
     let end = runtime.block_on(until_signal(&stage, screen, signals));
     // A probe may still wait for its reply.
     runtime.shutdown_timeout(Duration::from_millis(100));
-    store.close()?;
+    remove(store)?;
     end
+}
+
+/// A write that was cut off may still put its file into the directory while it is being removed.
+fn remove(store: TempDir) -> io::Result<()> {
+    let end = Instant::now() + GRACE;
+    loop {
+        match fs::remove_dir_all(store.path()) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 async fn until_signal(stage: &Stage<'_>, screen: &mut Screen, mut signals: Signals) -> Result<End, Error> {

@@ -58,9 +58,14 @@ impl Subscriber for Router {
 }
 
 impl Log {
-    pub(crate) fn listen() -> Self {
+    /// Before anything is logged: what is first told of while a subscriber is being set may never reach it.
+    pub(crate) fn install() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| tracing::subscriber::set_global_default(Router).unwrap());
+    }
+
+    pub(crate) fn listen() -> Self {
+        Self::install();
         let log = Self;
         log.take();
         log

@@ -71,6 +71,7 @@ pub(crate) struct Node {
 impl Node {
     /// Node `n` of a network: its host is at 192.0.2.n and fd99::n, with default routes.
     pub(crate) fn new(n: u8, store: &MemorySubnets, clock: &Arc<TokioClock>) -> Self {
+        crate::log::Log::install();
         let kernel = FakeKernel::new();
         let eth0 = kernel.add_uplink("eth0", format!("192.0.2.{n}/24").parse().unwrap()).unwrap();
         kernel.add_address("eth0", format!("fd99::{n:x}/64").parse().unwrap()).unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::config::NetworkConfig;
@@ -18,7 +19,9 @@ struct Files {
 
 impl Files {
     fn handle(&self) -> FileSubnets {
-        FileSubnets::open(self.dir.path(), Options { ttl: self.ttl, ..Options::default() }).unwrap()
+        // The contract has fifty write at once.
+        let lock_wait = Duration::from_secs(60);
+        FileSubnets::open(self.dir.path(), Options { ttl: self.ttl, lock_wait, ..Options::default() }).unwrap()
     }
 }
 

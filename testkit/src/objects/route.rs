@@ -212,11 +212,13 @@ impl Namespace {
     }
 
     pub(crate) fn routes_raw(&self, family: Family) -> Result<Vec<(Route, Raw)>, Error> {
-        let names = self.link_names()?;
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(family);
         let mut routes = Vec::new();
-        for raw in self.dump(RouteNetlinkMessage::GetRoute(message), "routes")? {
+        let dump = self.dump(RouteNetlinkMessage::GetRoute(message), "routes")?;
+        // After the routes: the devices of those that were there a moment ago are there by now.
+        let names = self.link_names()?;
+        for raw in dump {
             if let RouteNetlinkMessage::NewRoute(message) = raw.decode()? {
                 routes.push((parse(message, family, &names)?, raw));
             }

@@ -62,7 +62,9 @@ impl Flow {
             IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let outbox = from.run(|| UdpSocket::bind(any))?.context(|| format!("{}: UDP", from.name()))?;
-        prepare(&inbox).context(|| format!("{}: receive buffer", to.name()))?;
+        roomy(&inbox)
+            .and_then(|()| setsockopt(&inbox, sockopt::RxqOvfl, &1))
+            .context(|| format!("{}: receive buffer", to.name()))?;
         let (stop, all_sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let sender = {
@@ -103,13 +105,11 @@ impl Flow {
     }
 }
 
-fn prepare(inbox: &UdpSocket) -> nix::Result<()> {
+/// Gives a socket room for what comes while its reader does not get the processor.
+pub(crate) fn roomy(inbox: &UdpSocket) -> nix::Result<()> {
     const ROOM: usize = 8 << 20;
     // Only root of the first user namespace may exceed the limit.
-    if setsockopt(inbox, sockopt::RcvBufForce, &ROOM).is_err() {
-        setsockopt(inbox, sockopt::RcvBuf, &ROOM)?;
-    }
-    setsockopt(inbox, sockopt::RxqOvfl, &1)
+    setsockopt(inbox, sockopt::RcvBufForce, &ROOM).or_else(|_| setsockopt(inbox, sockopt::RcvBuf, &ROOM))
 }
 
 fn send(outbox: &UdpSocket, target: SocketAddr, rate: u32, stop: &AtomicBool, sent: &AtomicU64) -> u64 {

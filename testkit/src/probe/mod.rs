@@ -4,6 +4,7 @@ mod flow;
 mod ping;
 mod throughput;
 
+pub(crate) use flow::roomy;
 pub use flow::{Flow, FlowReport};
 pub use ping::{ping, until_reply};
 pub use throughput::{Throughput, throughput};

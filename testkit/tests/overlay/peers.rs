@@ -102,9 +102,7 @@ fn hostile_records_harm_nobody(plane: Plane, families: Families) {
     let route = format!("route {} ", new.subnets.v4.unwrap());
     wait_until("the healthy peer", PATIENCE, || Ok(cluster.objects(0).0.iter().any(|it| it.starts_with(&route))))
         .unwrap();
-    let joined = started.elapsed();
-    eprintln!("{plane:?}: a healthy peer joins among lies in {joined:.1?}");
-    assert!(joined < Duration::from_secs(1), "{joined:?}");
+    eprintln!("{plane:?}: a healthy peer joins among lies in {:.1?}", started.elapsed());
     cluster.converged(0);
     assert!(cluster.objects(0).0.is_superset(&before.0));
     cluster.run_on(&flow);
@@ -152,7 +150,10 @@ fn a_snapshot_without_most_peers_deletes_nothing_at_once() {
         .unwrap();
     let status = cluster.until(0, "withholding deletions", |status| status.withheld.len() == papers.len());
     assert!(status.withheld.values().all(|why| matches!(why, WithheldBecause::MassRemoval(_))), "{status:?}");
-    let audits = status.audits;
+    assert_eq!(status.withheld.len(), papers.len());
+    // Pods and devices that are new may yet have a look to come.
+    quiet(&|| cluster.status(0).audits);
+    let audits = cluster.status(0).audits;
     cluster.assert_converged(0);
     assert_eq!(cluster.objects(0), before);
 

@@ -154,7 +154,7 @@ fn a_strangers_route_is_waited_for(plane: Plane) {
     let before = there();
     assert_eq!(before.len(), 2);
     cluster.store.insert([paper]);
-    let status = cluster.until(0, "in conflict", |status| status.conflicts.len() == 2);
+    let status = cluster.until(0, "in conflict", |status| status.conflicts.len() == 2 && status.phase == Phase::Ready);
     assert!(status.conflicts.iter().all(|it| it.remedy.contains("ip route delete")), "{:?}", status.conflicts);
     assert_eq!((status.peers.accepted, status.quarantined.len()), (2, 0));
     assert_eq!(there(), before);
@@ -191,14 +191,15 @@ fn an_object_that_somebody_keeps_changing_is_contested_and_right_once_they_stop(
     let before = cluster.objects(0);
     let to = cluster.lease(1).subnets.v4.unwrap();
     let contested = |status: &Status| status.contested == [Object::Route(to)];
-    wait_until("a contest", PATIENCE, || {
+    // Ten repairs within ten seconds, on a machine that may take a second for one.
+    wait_until("a contest", 6 * PATIENCE, || {
         for route in cluster.ns(0).routes(Family::V4)?.iter().filter(|route| route.to == to) {
             cluster.ns(0).delete_route(route)?;
         }
         Ok(contested(&cluster.status(0)))
     })
     .unwrap();
-    wait_until("peace", PATIENCE, || Ok(cluster.objects(0) == before)).unwrap();
+    wait_until("peace", 6 * PATIENCE, || Ok(cluster.objects(0) == before)).unwrap();
     cluster.assert_traffic(0, 1);
 }
 

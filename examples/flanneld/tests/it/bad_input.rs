@@ -79,7 +79,7 @@ fn a_network_config_that_cannot_be_ends_the_agent_and_names_its_place() {
     ] {
         let site = Site::new(1, config);
         let told = site.run(1, &[]);
-        assert_eq!((told.code, told.err.lines().last().unwrap().contains(part)), (Some(1), true), "{told:?}");
+        assert_eq!((told.code, told.error().contains(part)), (Some(1), true), "{told:?}");
         let doctor = site.run(1, &["doctor"]);
         assert_eq!((doctor.code, doctor.out.contains(part)), (Some(1), true), "{doctor:?}");
         assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
@@ -95,7 +95,7 @@ fn a_backend_that_cannot_be_ends_the_agent_and_names_its_place() {
         let site = Site::new(1, config);
         let told = site.run(1, &[]);
         assert_eq!(told.code, Some(1), "{told:?}");
-        assert!(told.err.lines().last().unwrap().contains(part), "{part} is not in {}", told.err);
+        assert!(told.error().contains(part), "{part} is not in {}", told.err);
         assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
     }
 }

@@ -30,7 +30,7 @@ impl Site {
     pub(crate) fn with(nodes: usize, families: Families, config: &str) -> Self {
         let underlay = Underlay::new(nodes, families);
         let underlay = underlay.expect("the lab needs root, or a user namespace: unshare -Urn cargo test -p flanneld");
-        let dir = tempfile::tempdir().unwrap();
+        let dir = testkit::memory_dir().unwrap();
         fs::create_dir(dir.path().join("store")).unwrap();
         fs::write(dir.path().join("store/config.json"), config).unwrap();
         Self { underlay, dir }
@@ -90,6 +90,13 @@ pub(crate) struct Told {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
+}
+
+impl Told {
+    /// What ended it. The thread that writes the log may have had more to say after that.
+    pub(crate) fn error(&self) -> &str {
+        self.err.lines().find(|line| line.starts_with("flanneld: ")).unwrap_or_default()
+    }
 }
 
 impl From<Output> for Told {

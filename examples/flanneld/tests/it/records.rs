@@ -1,12 +1,9 @@
 //! What others write into the store (faults.md, hostile lease data), and what is gone from it.
 
-use std::fs;
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use testkit::probe::{Flow, FlowReport};
 
-use crate::harness::{Agent, routes};
+use crate::harness::{Agent, PATIENCE, routes};
 use crate::store::{Cluster, SUBNETS, reaches, status};
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
@@ -87,20 +84,9 @@ fn hostile(own: &str, other: &str) -> Vec<(String, String)> {
     valued.chain(keyed).collect()
 }
 
-/// Nodes whose subnets are known beforehand: 10.244.N.0/24.
-fn placed(nodes: usize) -> Cluster {
-    let cluster = Cluster::new(nodes, VXLAN);
-    for nth in 1..=nodes {
-        let file = cluster.site.subnet_file(nth);
-        fs::create_dir(file.parent().unwrap()).unwrap();
-        fs::write(file, format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{nth}.1/24\n")).unwrap();
-    }
-    cluster
-}
-
 #[test]
 fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
-    let cluster = placed(2);
+    let cluster = Cluster::placed(2, VXLAN);
     let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
     agents.iter().for_each(Agent::until_ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
@@ -125,7 +111,8 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     let (key, value) = peer(9);
     cluster.put(&key, &value);
     let joined = || Ok(routes(cluster.ns(1)).contains("10.244.9.0/24 "));
-    testkit::wait_until("the newcomer", Duration::from_secs(1), joined).unwrap_or_else(|error| panic!("{error}"));
+    let took = testkit::wait_until("the newcomer", PATIENCE, joined).unwrap_or_else(|error| panic!("{error}"));
+    println!("a newcomer among hostile records: {took:?}");
 
     // One that starts among them finds its way too.
     let [one, two] = agents;
@@ -151,7 +138,7 @@ fn line(ns: &testkit::Namespace, start: &str) -> String {
 
 #[test]
 fn peers_that_left_while_it_was_dead_are_gone_when_it_is_ready_and_most_at_once_are_withheld() {
-    let cluster = placed(1);
+    let cluster = Cluster::placed(1, VXLAN);
     let put = |peers: std::ops::Range<u8>| {
         for (key, value) in peers.map(peer) {
             cluster.put(&key, &value);

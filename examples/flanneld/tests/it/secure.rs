@@ -126,8 +126,10 @@ fn an_agent_logs_in_and_its_password_is_nowhere_to_be_seen() {
     for text in [&agent.log(), &shown, &metrics, &arguments] {
         assert!(!text.contains(SECRET), "{text}");
     }
+    let state = || fs::read_to_string(cluster.state_file(1)).unwrap_or_default();
+    agent.until("written down", || !state().is_empty());
     agent.end(Signal::SIGTERM);
-    assert!(!fs::read_to_string(cluster.state_file(1)).unwrap().contains(SECRET));
+    assert!(!state().contains(SECRET));
 
     fs::write(cluster.site.path("password"), "wrong").unwrap();
     let mut wrong = bare(std::process::Command::new(crate::harness::BINARY));

@@ -1,7 +1,7 @@
 //! A real etcd on the switch, for agents on the nodes.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -32,6 +32,17 @@ impl Cluster {
     pub(crate) fn new(nodes: usize, config: &str) -> Self {
         let urls = "http://0.0.0.0:2379,http://127.0.0.1:2381";
         Self::with_flags(Site::new(nodes, "{}"), config, vec![format!("--listen-client-urls={urls}")])
+    }
+
+    /// The same with subnets that are known beforehand: node N serves 10.244.N.0/24.
+    pub(crate) fn placed(nodes: usize, config: &str) -> Self {
+        let cluster = Self::new(nodes, config);
+        for nth in 1..=nodes {
+            let file = cluster.site.subnet_file(nth);
+            fs::create_dir(file.parent().unwrap()).unwrap();
+            fs::write(file, format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{nth}.1/24\n")).unwrap();
+        }
+        cluster
     }
 
     /// The same with an etcd that agents reach in another way. Tests reach it at `http://127.0.0.1:2381`.

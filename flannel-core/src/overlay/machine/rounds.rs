@@ -64,6 +64,8 @@ impl Machine {
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
             self.memory.note(object, &seen);
         }
+        // What this look finds is about the peers of now: nobody is to read of the one without the other.
+        self.show_peers();
         self.show_skips(skips);
         self.show_withheld(now);
         if plan.is_empty() {
