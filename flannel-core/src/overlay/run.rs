@@ -241,7 +241,7 @@ async fn agent(
 ) -> Result<(), OverlayError> {
     let starting = async {
         let surveyed = start::survey(seams, &settings, backends).await?;
-        let former = start::former(seams, &settings, &surveyed).await;
+        let former = start::former(seams, &settings, &surveyed).await?;
         let claim = start::claim(seams, &settings, &surveyed).await?;
         start::probe(seams, &surveyed).await?;
         Ok::<_, OverlayError>((surveyed, former, claim))

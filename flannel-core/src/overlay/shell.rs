@@ -18,7 +18,7 @@ use crate::overlay::handle::{HandleError, Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
-use crate::overlay::status::Phase;
+use crate::overlay::status::{EnvFile, Phase};
 use crate::overlay::tenure::StoreCall;
 use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
@@ -116,10 +116,7 @@ impl<'a> Shell<'a> {
                 }
                 outcome = self.env.finished() => {
                     let file = self.env.ended(self.seams.clock.now(), outcome);
-                    self.seams.status.send_if_modified(|status| {
-                        let before = std::mem::replace(&mut status.subnet_env, file);
-                        before != status.subnet_env
-                    });
+                    self.show_env(file);
                     continue;
                 }
                 // One look at a time: another would leave the first one's asker without an answer.
@@ -171,7 +168,15 @@ impl<'a> Shell<'a> {
         let scope = self.machine.scope().clone();
         let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
         let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
-        let env = removal::delete_env(self.seams, &self.settings).await;
+        let former = match self.machine.former_removal() {
+            Some((scope, removal)) => removal::clear(self.seams, &scope, removal).await,
+            None => Ok(0),
+        };
+        // The file is all there is to tell a later removal where else to look.
+        let env = match former {
+            Ok(_) => removal::delete_env(self.seams, &self.settings).await,
+            Err(left) => Err(left),
+        };
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
             self.machine.handle(self.seams.clock.now(), Wake::Lease(answer));
@@ -217,11 +222,22 @@ impl<'a> Shell<'a> {
     /// start, should this one be cut short, has to go by.
     fn keep_env(&mut self) {
         let Some(masquerade) = self.env.file().map(|file| file.masquerade) else { return };
-        if self.seams.status.borrow().phase < Phase::DeviceReady || self.machine.has_former() {
+        if self.seams.status.borrow().phase < Phase::DeviceReady {
+            return self.env.wait();
+        }
+        if let Some(why) = self.machine.former_pending() {
+            self.show_env(EnvFile::Pending { error: Some(why) });
             return self.env.wait();
         }
         let wanted = view::subnet_env(&**self.machine.backend(), self.machine.local(), masquerade);
         self.env.keep(self.seams.clock.now(), wanted);
+    }
+
+    fn show_env(&self, file: EnvFile) {
+        self.seams.status.send_if_modified(|status| {
+            let before = std::mem::replace(&mut status.subnet_env, file);
+            before != status.subnet_env
+        });
     }
 
     fn publish(&mut self) {

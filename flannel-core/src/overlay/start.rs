@@ -100,20 +100,25 @@ where
 
 /// The networks of the last run, if they are others than now. Where another overlay has moved in meanwhile, nothing can
 /// be told from its routes, so nothing is looked for. To be asked before the present networks are claimed.
-pub(crate) async fn former(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Dual<Prefix> {
+pub(crate) async fn former(
+    seams: &Seams,
+    settings: &Settings,
+    surveyed: &Surveyed,
+) -> Result<Dual<Prefix>, OverlayError> {
     let former = view::former_networks(settings);
     if former == surveyed.situation.networks() {
-        return Dual::default();
+        return Ok(Dual::default());
     }
-    match seams.kernel.claim(&settings.name, &former).await {
+    match ask_kernel(seams, || seams.kernel.claim(&settings.name, &former)).await {
         Ok(claim) => {
             drop(claim);
-            former
+            Ok(former)
         }
-        Err(error) => {
-            tracing::debug!(error = chain(&error), "the former network is left alone");
-            Dual::default()
+        Err(OverlayError::Kernel(error @ KernelError::Conflict { .. })) => {
+            tracing::info!(error = chain(&error), "the former network is left alone");
+            Ok(Dual::default())
         }
+        Err(error) => Err(error),
     }
 }
 

@@ -86,7 +86,7 @@ pub enum EnvFile {
     Settled,
     /// It is to be written once the devices are there, or once more after a failure.
     Pending {
-        /// Why the last try failed, in words with the remedy; `None` before the first.
+        /// Why the last try failed, in words with the remedy, or what has to be done first; `None` before the first.
         error: Option<String>,
     },
 }

@@ -2,7 +2,7 @@
 
 use flannel_core::kernel::{Kernel, OverlayName};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::overlay::{EnvFile, Masquerade, SubnetEnvFile};
+use flannel_core::overlay::{EnvFile, Masquerade, SubnetEnvFile, Teardown};
 use flannel_core::plan::Op;
 use flannel_core::subnet_env::SubnetEnv;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
@@ -75,11 +75,38 @@ async fn a_former_network_is_remembered_until_nothing_is_left_there() {
     agent.ready().await;
     pass(20.0).await;
     assert_eq!((moved.left(), moved.network_in_file()), (1, Some("10.42.0.0/16".parse().unwrap())));
+    let EnvFile::Pending { error: Some(why) } = agent.status().subnet_env else { panic!("{:?}", agent.status()) };
+    assert!(why.contains("10.42.0.0/16") && why.contains("10.42.7.0/24"), "{why}");
     agent.killed().await;
     moved.node.kernel.obey();
     let agent = moved.run();
     agent.until(|status| status.subnet_env == EnvFile::Settled).await;
     assert_eq!((moved.left(), moved.network_in_file()), (0, Some("10.43.0.0/16".parse().unwrap())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_clears_the_former_network_too_or_keeps_its_memory() {
+    let moved = Moved::new().await;
+    // As host-gw leaves it: it does not go with a device.
+    let eth0 = moved.node.kernel.link_index("eth0").unwrap();
+    let direct = FakeRoute::via("10.42.77.0/24".parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
+    moved.node.kernel.add_route(FakeRoute { protocol: 205, ..direct }, Placement::Exclusive).unwrap();
+    let busy = |op: &Op| matches!(op, Op::DeleteRoute { prefix, .. } if prefix.to_string().starts_with("10.42.77."));
+    for (refusing, left, file) in [(true, 1, Some("10.42.0.0/16".parse().unwrap())), (false, 0, None)] {
+        moved.node.kernel.refuse_if(move |op| busy(op).then_some(16));
+        let agent = moved
+            .node
+            .run_as(moved.node.builder().subnet_env(moved.file.clone()).teardown(Teardown::Remove));
+        agent.until(|status| matches!(status.subnet_env, EnvFile::Pending { error: Some(_) })).await;
+        pass(5.0).await;
+        if !refusing {
+            moved.node.kernel.obey();
+        }
+        let outcome = agent.cancelled().await;
+        assert_eq!((outcome.is_err(), moved.left()), (refusing, left), "{outcome:?}");
+        let in_file = SubnetEnv::read(&moved.file.path).unwrap().and_then(|env| env.networks.v4);
+        assert_eq!(in_file, file);
+    }
 }
 
 #[tokio::test(start_paused = true)]

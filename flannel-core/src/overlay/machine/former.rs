@@ -22,6 +22,8 @@ pub(super) struct Former {
     networks: Dual<Prefix>,
     /// When to look next.
     due: BootTime,
+    /// Why something may still be there.
+    trouble: Option<String>,
 }
 
 impl Machine {
@@ -30,13 +32,27 @@ impl Machine {
         let is_other = |prefix: &Prefix| !self.scope.covers(prefix);
         let networks = Dual { v4: former.v4.filter(is_other), v6: former.v6.filter(is_other) };
         if networks.families().next().is_some() {
-            self.former = Some(Former { networks, due: now });
+            self.former = Some(Former { networks, due: now, trouble: None });
         }
     }
 
-    /// Whether a former network may still hold something of ours.
-    pub(crate) fn has_former(&self) -> bool {
-        self.former.is_some()
+    /// In words, which former network may still hold something of ours, and why.
+    pub(crate) fn former_pending(&self) -> Option<String> {
+        let Former { networks, trouble, .. } = self.former.as_ref()?;
+        let names: Vec<_> = networks.iter().map(|(_, network)| network.to_string()).collect();
+        let waits = match trouble {
+            Some(trouble) => trouble.clone(),
+            None => "the present network and the lease store come first".to_owned(),
+        };
+        Some(format!("routes of ours may be left in the former network {}: {waits}", names.join(" and ")))
+    }
+
+    /// What removes everything of ours that a former network still holds, and where to look for it.
+    pub(crate) fn former_removal(&self) -> Option<(Scope, impl Fn(&State) -> Plan)> {
+        self.former.as_ref()?;
+        let scope = self.former_scope();
+        let looked_at = scope.clone();
+        Some((scope, move |seen: &State| self.clearing(&looked_at, seen)))
     }
 
     /// When a former network is to be looked at: not before the first audit has put the present one in place, and only
@@ -59,10 +75,7 @@ impl Machine {
             Ok(seen) => seen,
             Err(error) => return self.former_trouble(now, Some(chain(&error))),
         };
-        let scope = self.former_scope();
-        let mut plan = crate::plan::plan(&State::default(), &seen, &scope, &|_| None);
-        plan.conflicts.clear();
-        plan.ops.retain(|op| matches!(op, Op::DeleteRoute { prefix, .. } if !self.scope.covers(prefix)));
+        let plan = self.clearing(&self.former_scope(), &seen);
         if plan.is_empty() {
             self.former = None;
         } else {
@@ -77,8 +90,16 @@ impl Machine {
         tracing::info!(routes = plan.ops.len(), "what was left in the former network is removed");
         // A look has to show that nothing is left; somebody who writes it again sets no pace.
         if let Some(former) = &mut self.former {
-            former.due = now.after(SPACING);
+            (former.due, former.trouble) = (now.after(SPACING), None);
         }
+    }
+
+    /// Deletes routes alone: devices of ours are the present network's, or gone with the first audit.
+    fn clearing(&self, scope: &Scope, seen: &State) -> Plan {
+        let mut plan = crate::plan::plan(&State::default(), seen, scope, &|_| None);
+        plan.conflicts.clear();
+        plan.ops.retain(|op| matches!(op, Op::DeleteRoute { prefix, .. } if !self.scope.covers(prefix)));
+        plan
     }
 
     pub(super) fn former_scope(&self) -> Scope {
@@ -89,7 +110,7 @@ impl Machine {
     fn former_trouble(&mut self, now: BootTime, error: Option<String>) {
         let again = now.after(self.backoff.next());
         if let Some(former) = &mut self.former {
-            former.due = again;
+            (former.due, former.trouble) = (again, error.clone());
         }
         if let Some(error) = error {
             self.show_error(error);
