@@ -111,21 +111,7 @@ impl SubnetEnv {
     /// # Errors
     /// [`SubnetEnvError`]: the old file, if any, is as it was.
     pub fn write(&self, path: &Path) -> Result<(), SubnetEnvError> {
-        let dir = match path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
-        make_dirs(dir).map_err(|source| failure("create the directory", dir, source))?;
-        clear_leftovers(dir, path);
-        let temporary = temporary_beside(path);
-        let written = self.write_temporary(&temporary, path).and_then(|()| fs::rename(&temporary, path));
-        if let Err(source) = written {
-            // What is left of a failed attempt is of no use; that it may not go away either is no further trouble.
-            let _ = fs::remove_file(&temporary);
-            return Err(failure("write", path, source));
-        }
-        // The rename itself survives a crash only once the directory is on disk.
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| failure("sync the directory", dir, source))
+        replace(path, self.render().as_bytes())
     }
 
     /// Writes the file unless it says exactly this already.
@@ -141,13 +127,32 @@ impl SubnetEnv {
         }
         self.write(path).map(|()| Kept::Written)
     }
+}
 
-    fn write_temporary(&self, temporary: &Path, target: &Path) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(temporary)?;
-        set_mode(&file, target)?;
-        file.write_all(self.render().as_bytes())?;
-        file.sync_all()
+/// Puts `text` in the place of a file, as [`SubnetEnv::write`] says.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> Result<(), SubnetEnvError> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    make_dirs(dir).map_err(|source| failure("create the directory", dir, source))?;
+    clear_leftovers(dir, path);
+    let temporary = temporary_beside(path);
+    let written = write_temporary(&temporary, path, text).and_then(|()| fs::rename(&temporary, path));
+    if let Err(source) = written {
+        // What is left of a failed attempt is of no use; that it may not go away either is no further trouble.
+        let _ = fs::remove_file(&temporary);
+        return Err(failure("write", path, source));
     }
+    // The rename itself survives a crash only once the directory is on disk.
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| failure("sync the directory", dir, source))
+}
+
+fn write_temporary(temporary: &Path, target: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(temporary)?;
+    set_mode(&file, target)?;
+    file.write_all(text)?;
+    file.sync_all()
 }
 
 struct Keys {

@@ -7,12 +7,13 @@ use futures_util::future::{BoxFuture, pending};
 
 use crate::clock::BootTime;
 use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::places::{self, Places};
 use crate::overlay::status::EnvFile;
 use crate::overlay::{Settings, SubnetEnvFile, chain};
 use crate::subnet_env::{Kept, SubnetEnv};
 
 /// What came of a look at the file.
-pub(crate) type Outcome = Result<(SubnetEnv, Kept), String>;
+pub(crate) type Outcome = Result<(SubnetEnv, Places, Kept), String>;
 
 pub(crate) struct EnvKeeper {
     file: Option<SubnetEnvFile>,
@@ -20,7 +21,7 @@ pub(crate) struct EnvKeeper {
     every: Duration,
     under_way: Option<BoxFuture<'static, Outcome>>,
     /// What it said when we last looked, if that was what it had to.
-    said: Option<SubnetEnv>,
+    said: Option<(SubnetEnv, Places)>,
     /// When to look again.
     due: Option<BootTime>,
     /// Why it does not say what it has to.
@@ -66,20 +67,26 @@ impl EnvKeeper {
         }
     }
 
-    /// Looks at the file, and writes it if it does not say `wanted`, unless that was done a while ago only. A failure is
+    /// Looks at the file and what is remembered beside it, and writes it if it does not say `wanted`, unless that was done a while ago only. A failure is
     /// met with back-off, whatever has changed since.
-    pub(crate) fn keep(&mut self, now: BootTime, wanted: SubnetEnv) {
+    pub(crate) fn keep(&mut self, now: BootTime, wanted: SubnetEnv, places: Places) {
         let Some(file) = self.file.as_ref().filter(|_| self.under_way.is_none()) else { return };
         let waits = self.due.is_some_and(|due| due > now);
-        if waits && (self.error.is_some() || self.said == Some(wanted)) {
+        if waits && (self.error.is_some() || self.said == Some((wanted, places))) {
             return;
         }
         let path = file.path.clone();
-        let work = tokio::task::spawn_blocking(move || wanted.keep(&path).map(|kept| (wanted, kept)));
+        let work = tokio::task::spawn_blocking(move || {
+            let kept = wanted.keep(&path).map_err(|error| chain(&error))?;
+            if places == Places::Forget {
+                places::forget(&path).map_err(|error| format!("forgetting former networks: {error}"))?;
+            }
+            Ok((wanted, places, kept))
+        });
         self.under_way = Some(
             async move {
                 match work.await {
-                    Ok(outcome) => outcome.map_err(|error| chain(&error)),
+                    Ok(outcome) => outcome,
                     Err(error) => Err(chain(&error)),
                 }
             }
@@ -102,13 +109,13 @@ impl EnvKeeper {
     /// Takes in what [`finished`](Self::finished) said; what has become of the file.
     pub(crate) fn ended(&mut self, now: BootTime, outcome: Outcome) -> EnvFile {
         match outcome {
-            Ok((env, kept)) => {
+            Ok((env, places, kept)) => {
                 if kept == Kept::Written {
-                    let again = self.said == Some(env);
+                    let again = self.said.is_some_and(|(said, _)| said == env);
                     tracing::info!(subnet = ?env.subnets.v4, subnet6 = ?env.subnets.v6, again, "subnet.env written");
                 }
                 self.backoff.reset();
-                (self.said, self.error, self.due) = (Some(env), None, Some(now.after(self.every)));
+                (self.said, self.error, self.due) = (Some((env, places)), None, Some(now.after(self.every)));
                 EnvFile::Settled
             }
             Err(error) => {

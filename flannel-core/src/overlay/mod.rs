@@ -15,6 +15,7 @@ mod handle;
 mod journal;
 mod machine;
 mod memory;
+mod places;
 mod removal;
 mod run;
 mod shell;

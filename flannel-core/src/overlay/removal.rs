@@ -8,12 +8,12 @@ use crate::config::NetworkConfig;
 use crate::kernel::Scope;
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
+use crate::overlay::places::{self, Places};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::{Settings, chain, view};
 use crate::plan::{Plan, plan as planned};
 use crate::state::State;
 use crate::subnet::SubnetError;
-use crate::subnet_env::SubnetEnv;
 
 /// How long a removal waits for the store, and for a disk: it has to work without them.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -39,12 +39,10 @@ pub struct Removed {
 /// Removes what an agent that is gone has left.
 pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed, OverlayError> {
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
-    let env = settings.subnet_env.as_ref().and_then(|file| SubnetEnv::read(&file.path).ok().flatten());
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
-    let former = env.map(|env| env.networks);
-    // The network may have changed since: both are looked at.
-    let mut places: Vec<Dual<Prefix>> = [former, configured].into_iter().flatten().collect();
-    places.dedup();
+    // The network may have changed since: all are looked at.
+    let mut places = view::former_networks(settings);
+    places.extend(configured.filter(|configured| !places.contains(configured)));
     if places.is_empty() {
         places.push(Dual::default());
     }
@@ -57,7 +55,7 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
         claim = Some(seams.kernel.claim(&settings.name, &networks).await?);
         removed.objects += clear_marked(seams, settings, networks).await?;
     }
-    let env = delete_env(seams, settings).await;
+    let env = delete_env(seams, settings, Places::Forget).await;
     let gone = match &config {
         Ok(config) => give_back(seams, settings, config).await,
         Err(error) => Err(chain(error)),
@@ -79,7 +77,7 @@ pub(crate) async fn undo_start(
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
     let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
-    let env = delete_env(seams, settings).await.map(drop);
+    let env = delete_env(seams, settings, Places::Remember).await.map(drop);
     let released = release(seams, situation, lease.map_or(LastLease::Unknown, LastLease::Held)).await;
     cleared.and(env).and(released)
 }
@@ -122,11 +120,17 @@ pub(crate) async fn clear(
     trouble.map_or(Ok(deleted), Err)
 }
 
-/// Deletes `subnet.env`, whoever wrote it. Returns whether there was one.
-pub(crate) async fn delete_env(seams: &Seams, settings: &Settings) -> Result<bool, OverlayError> {
+/// Deletes `subnet.env`, whoever wrote it, and what was remembered beside it unless that is needed. Returns whether there
+/// was one.
+pub(crate) async fn delete_env(seams: &Seams, settings: &Settings, places: Places) -> Result<bool, OverlayError> {
     let Some(file) = &settings.subnet_env else { return Ok(false) };
     let path = file.path.clone();
-    let deletion = tokio::task::spawn_blocking(move || std::fs::remove_file(path));
+    let deletion = tokio::task::spawn_blocking(move || {
+        if places == Places::Forget {
+            places::forget(&path)?;
+        }
+        std::fs::remove_file(path)
+    });
     let outcome = match in_time(seams, deletion).await {
         Some(outcome) => outcome.unwrap_or_else(|error| Err(std::io::Error::other(error))),
         None => Err(std::io::ErrorKind::TimedOut.into()),

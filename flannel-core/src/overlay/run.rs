@@ -244,6 +244,7 @@ async fn agent(
         let former = start::former(seams, &settings, &surveyed).await?;
         let claim = start::claim(seams, &settings, &surveyed).await?;
         start::probe(seams, &surveyed).await?;
+        start::remember(&settings, &surveyed, &former).await;
         Ok::<_, OverlayError>((surveyed, former, claim))
     };
     let (surveyed, former, claim) = tokio::select! {

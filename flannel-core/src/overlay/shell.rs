@@ -16,9 +16,10 @@ use crate::lease::{Lease, LeaseEvent};
 use crate::overlay::env::EnvKeeper;
 use crate::overlay::handle::{HandleError, Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
+use crate::overlay::places::Places;
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
-use crate::overlay::status::{EnvFile, Phase};
+use crate::overlay::status::Phase;
 use crate::overlay::tenure::StoreCall;
 use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
@@ -116,7 +117,10 @@ impl<'a> Shell<'a> {
                 }
                 outcome = self.env.finished() => {
                     let file = self.env.ended(self.seams.clock.now(), outcome);
-                    self.show_env(file);
+                    self.seams.status.send_if_modified(|status| {
+                        let before = std::mem::replace(&mut status.subnet_env, file);
+                        before != status.subnet_env
+                    });
                     continue;
                 }
                 // One look at a time: another would leave the first one's asker without an answer.
@@ -168,15 +172,13 @@ impl<'a> Shell<'a> {
         let scope = self.machine.scope().clone();
         let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
         let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
-        let former = match self.machine.former_removal() {
-            Some((scope, removal)) => removal::clear(self.seams, &scope, removal).await,
-            None => Ok(0),
-        };
-        // The file is all there is to tell a later removal where else to look.
-        let env = match former {
-            Ok(_) => removal::delete_env(self.seams, &self.settings).await,
-            Err(left) => Err(left),
-        };
+        let mut former = Ok(0);
+        for scope in self.machine.former_scopes() {
+            let cleared = removal::clear(self.seams, &scope, |seen| self.machine.clearing(&scope, seen)).await;
+            former = former.and(cleared);
+        }
+        let places = if former.is_ok() { Places::Forget } else { Places::Remember };
+        let env = removal::delete_env(self.seams, &self.settings, places).await;
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
             self.machine.handle(self.seams.clock.now(), Wake::Lease(answer));
@@ -187,7 +189,7 @@ impl<'a> Shell<'a> {
             None => LastLease::NotHeld,
         };
         let released = removal::release(self.seams, &self.machine.local().situation, last).await;
-        cleared.map(drop).and(env.map(drop)).and(released)
+        cleared.and(former).map(drop).and(env.map(drop)).and(released)
     }
 
     /// Takes in what the store has ready, so that a burst becomes one round.
@@ -218,26 +220,15 @@ impl<'a> Shell<'a> {
         self.keep_env();
     }
 
-    /// Has `subnet.env` say what is true, once the devices are there. What it says of a former network is what another
-    /// start, should this one be cut short, has to go by.
+    /// Has `subnet.env` say what is true, once the devices are there.
     fn keep_env(&mut self) {
         let Some(masquerade) = self.env.file().map(|file| file.masquerade) else { return };
         if self.seams.status.borrow().phase < Phase::DeviceReady {
             return self.env.wait();
         }
-        if let Some(why) = self.machine.former_pending() {
-            self.show_env(EnvFile::Pending { error: Some(why) });
-            return self.env.wait();
-        }
+        let places = if self.machine.has_former() { Places::Remember } else { Places::Forget };
         let wanted = view::subnet_env(&**self.machine.backend(), self.machine.local(), masquerade);
-        self.env.keep(self.seams.clock.now(), wanted);
-    }
-
-    fn show_env(&self, file: EnvFile) {
-        self.seams.status.send_if_modified(|status| {
-            let before = std::mem::replace(&mut status.subnet_env, file);
-            before != status.subnet_env
-        });
+        self.env.keep(self.seams.clock.now(), wanted, places);
     }
 
     fn publish(&mut self) {

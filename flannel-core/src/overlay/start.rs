@@ -12,7 +12,7 @@ use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
-use crate::overlay::{MissingUplink, Settings, chain, view};
+use crate::overlay::{MissingUplink, Settings, chain, places, view};
 use crate::subnet::{SubnetError, Want};
 use crate::uplink::Problem;
 
@@ -98,28 +98,40 @@ where
     }
 }
 
-/// The networks of the last run, if they are others than now. Where another overlay has moved in meanwhile, nothing can
+/// The networks of former runs, if they are others than now. Where another overlay has moved in meanwhile, nothing can
 /// be told from its routes, so nothing is looked for. To be asked before the present networks are claimed.
 pub(crate) async fn former(
     seams: &Seams,
     settings: &Settings,
     surveyed: &Surveyed,
-) -> Result<Dual<Prefix>, OverlayError> {
-    let former = view::former_networks(settings);
-    if former == surveyed.situation.networks() {
-        return Ok(Dual::default());
-    }
-    match ask_kernel(seams, || seams.kernel.claim(&settings.name, &former)).await {
-        Ok(claim) => {
-            drop(claim);
-            Ok(former)
+) -> Result<Vec<Dual<Prefix>>, OverlayError> {
+    let mut former = view::former_networks(settings);
+    former.retain(|networks| *networks != surveyed.situation.networks());
+    let mut ours = Vec::new();
+    for networks in former {
+        match ask_kernel(seams, || seams.kernel.claim(&settings.name, &networks)).await {
+            Ok(_) => ours.push(networks),
+            Err(OverlayError::Kernel(error @ KernelError::Conflict { .. })) => {
+                tracing::info!(error = chain(&error), "a former network is left alone");
+            }
+            Err(error) => return Err(error),
         }
-        Err(OverlayError::Kernel(error @ KernelError::Conflict { .. })) => {
-            tracing::info!(error = chain(&error), "the former network is left alone");
-            Ok(Dual::default())
-        }
-        Err(error) => Err(error),
     }
+    Ok(ours)
+}
+
+/// Remembers where routes of ours may be from now on. A memory that cannot be written keeps nobody from starting: it is
+/// needed only if the network changes and the agent is killed amid that.
+pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &[Dual<Prefix>]) {
+    let Some(file) = &settings.subnet_env else { return };
+    let (path, former, present) = (file.path.clone(), former.to_vec(), surveyed.situation.networks());
+    let written = tokio::task::spawn_blocking(move || places::remember(&path, &former, present)).await;
+    let error = match written {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => chain(&error),
+        Err(error) => chain(&error),
+    };
+    tracing::warn!(error, "a change of network amid a crash could leave routes behind");
 }
 
 /// Takes the name. The claim is to be held for as long as the agent runs.

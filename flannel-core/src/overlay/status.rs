@@ -86,7 +86,7 @@ pub enum EnvFile {
     Settled,
     /// It is to be written once the devices are there, or once more after a failure.
     Pending {
-        /// Why the last try failed, in words with the remedy, or what has to be done first; `None` before the first.
+        /// Why the last try failed, in words with the remedy; `None` before the first.
         error: Option<String>,
     },
 }
@@ -139,6 +139,9 @@ pub struct Status {
     pub conflicts: Vec<Conflict>,
     /// Objects that somebody else keeps changing.
     pub contested: Vec<Object>,
+    /// Former networks of this node that may still hold routes of ours: they are looked at once the present one is in
+    /// place and the store speaks.
+    pub former: Vec<Prefix>,
     /// Prefixes whose deletion waits.
     pub withheld: BTreeMap<Prefix, WithheldBecause>,
     /// Objects the last round could not write.
@@ -170,6 +173,7 @@ impl Default for Status {
             skipped: BTreeMap::new(),
             conflicts: Vec::new(),
             contested: Vec::new(),
+            former: Vec::new(),
             withheld: BTreeMap::new(),
             undone: 0,
             audits: 0,

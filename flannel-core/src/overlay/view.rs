@@ -8,7 +8,7 @@ use crate::backend::{Backend, Local, Situation};
 use crate::config::NetworkConfig;
 use crate::kernel::HostFacts;
 use crate::net::{Dual, Family, Mtu, Prefix};
-use crate::overlay::{Identity, Masquerade, Settings};
+use crate::overlay::{Identity, Masquerade, Settings, places};
 use crate::subnet::NodeIdentity;
 use crate::subnet_env::SubnetEnv;
 use crate::uplink::{self, Choice, UplinkError};
@@ -71,10 +71,9 @@ pub(crate) fn former_subnets(settings: &Settings) -> Dual<Prefix> {
     file.map(|env| env.subnets).unwrap_or_default()
 }
 
-/// The networks that `subnet.env` names: the last run's, of this agent or another.
-pub(crate) fn former_networks(settings: &Settings) -> Dual<Prefix> {
-    let file = settings.subnet_env.as_ref().and_then(|file| SubnetEnv::read(&file.path).ok().flatten());
-    file.map(|env| env.networks).unwrap_or_default()
+/// The networks of former runs, of this agent or another, as far as `subnet.env` and what is beside it tell.
+pub(crate) fn former_networks(settings: &Settings) -> Vec<Dual<Prefix>> {
+    settings.subnet_env.as_ref().map(|file| places::known(&file.path)).unwrap_or_default()
 }
 
 /// What `subnet.env` has to say.

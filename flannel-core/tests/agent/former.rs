@@ -2,7 +2,7 @@
 
 use flannel_core::kernel::{Kernel, OverlayName};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::overlay::{EnvFile, Masquerade, SubnetEnvFile, Teardown};
+use flannel_core::overlay::{EnvFile, Masquerade, Phase, Status, SubnetEnvFile, Teardown};
 use flannel_core::plan::Op;
 use flannel_core::subnet_env::SubnetEnv;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
@@ -48,9 +48,23 @@ impl Moved {
         snapshot.matching("route 10.42.").iter().filter(|route| !route.contains("10.42.99.0/24")).count()
     }
 
+    /// The files beside each other: subnet.env, and what is remembered.
+    fn files(&self) -> usize {
+        std::fs::read_dir(self.dir.path()).unwrap().count()
+    }
+
     fn network_in_file(&self) -> Option<Prefix> {
         SubnetEnv::read(&self.file.path).unwrap()?.networks.v4
     }
+}
+
+/// Nothing is pending any more.
+fn settled(status: &Status) -> bool {
+    status.subnet_env == EnvFile::Settled && status.former.is_empty() && status.phase == Phase::Ready
+}
+
+fn refused_in(part: &'static str) -> impl FnMut(&Op) -> Option<i32> + Send + 'static {
+    move |op| matches!(op, Op::DeleteRoute { prefix, .. } if prefix.to_string().starts_with(part)).then_some(16)
 }
 
 #[tokio::test(start_paused = true)]
@@ -58,54 +72,74 @@ async fn routes_of_a_former_network_go_and_a_strangers_stays() {
     let moved = Moved::new().await;
     assert_eq!(moved.left(), 20);
     let agent = moved.run();
-    agent.until(|status| status.subnet_env == EnvFile::Settled).await;
+    agent.until(settled).await;
     assert_eq!((moved.left(), moved.network_in_file()), (0, Some("10.43.0.0/16".parse().unwrap())));
     assert_eq!(moved.node.kernel.snapshot().matching("route 10.42.99.0/24").len(), 1);
     let writes = moved.node.kernel.writes();
     agent.audited().await;
-    assert_eq!(moved.node.kernel.writes(), writes);
+    assert_eq!((moved.node.kernel.writes(), moved.files()), (writes, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_former_network_is_remembered_until_nothing_is_left_there() {
     let moved = Moved::new().await;
-    let busy = |op: &Op| matches!(op, Op::DeleteRoute { prefix, .. } if prefix.to_string().starts_with("10.42.7."));
-    moved.node.kernel.refuse_if(move |op| busy(op).then_some(16));
+    moved.node.kernel.refuse_if(refused_in("10.42.7."));
     let agent = moved.run();
-    agent.ready().await;
+    agent.until(|status| status.subnet_env == EnvFile::Settled).await;
     pass(20.0).await;
-    assert_eq!((moved.left(), moved.network_in_file()), (1, Some("10.42.0.0/16".parse().unwrap())));
-    let EnvFile::Pending { error: Some(why) } = agent.status().subnet_env else { panic!("{:?}", agent.status()) };
-    assert!(why.contains("10.42.0.0/16") && why.contains("10.42.7.0/24"), "{why}");
+    // Pods get addresses of the present network all the same.
+    assert_eq!((moved.left(), moved.network_in_file()), (1, Some("10.43.0.0/16".parse().unwrap())));
+    let status = agent.status();
+    assert_eq!((status.former, status.phase), (vec!["10.42.0.0/16".parse().unwrap()], Phase::Ready));
     agent.killed().await;
     moved.node.kernel.obey();
     let agent = moved.run();
-    agent.until(|status| status.subnet_env == EnvFile::Settled).await;
+    agent.until(settled).await;
     assert_eq!((moved.left(), moved.network_in_file()), (0, Some("10.43.0.0/16".parse().unwrap())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_changes_of_network_with_a_kill_between_leave_nothing() {
+    let moved = Moved::new().await;
+    // Where host-gw would have left it: it does not go with a device.
+    let direct = |n: u8| {
+        let eth0 = moved.node.kernel.link_index("eth0").unwrap();
+        let route = FakeRoute::via(format!("10.{n}.77.0/24").parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
+        moved.node.kernel.add_route(FakeRoute { protocol: 205, ..route }, Placement::Exclusive).unwrap();
+    };
+    direct(42);
+    moved.node.kernel.refuse_if(refused_in("10.42."));
+    let agent = moved.run();
+    agent.until(|status| status.phase == Phase::Ready).await;
+    direct(43);
+    agent.killed().await;
+    moved.node.kernel.obey();
+    moved.node.store.set_config(parse(r#"{"Network":"10.44.0.0/16","Backend":{"Type":"tunnel"}}"#));
+    let agent = moved.run();
+    agent.until(settled).await;
+    let snapshot = moved.node.kernel.snapshot();
+    assert!(snapshot.matching("route 10.42.77").is_empty() && snapshot.matching("route 10.43.77").is_empty());
+    agent.audited().await;
+    assert_eq!((moved.files(), moved.network_in_file()), (1, Some("10.44.0.0/16".parse().unwrap())));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_removal_clears_the_former_network_too_or_keeps_its_memory() {
     let moved = Moved::new().await;
-    // As host-gw leaves it: it does not go with a device.
     let eth0 = moved.node.kernel.link_index("eth0").unwrap();
     let direct = FakeRoute::via("10.42.77.0/24".parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
     moved.node.kernel.add_route(FakeRoute { protocol: 205, ..direct }, Placement::Exclusive).unwrap();
-    let busy = |op: &Op| matches!(op, Op::DeleteRoute { prefix, .. } if prefix.to_string().starts_with("10.42.77."));
-    for (refusing, left, file) in [(true, 1, Some("10.42.0.0/16".parse().unwrap())), (false, 0, None)] {
-        moved.node.kernel.refuse_if(move |op| busy(op).then_some(16));
-        let agent = moved
-            .node
-            .run_as(moved.node.builder().subnet_env(moved.file.clone()).teardown(Teardown::Remove));
-        agent.until(|status| matches!(status.subnet_env, EnvFile::Pending { error: Some(_) })).await;
+    for (refusing, left, files) in [(true, 1, 1), (false, 0, 0)] {
+        moved.node.kernel.refuse_if(refused_in("10.42.77."));
+        let builder = moved.node.builder().subnet_env(moved.file.clone()).teardown(Teardown::Remove);
+        let agent = moved.node.run_as(builder);
+        agent.until(|status| !status.former.is_empty() && status.subnet_env == EnvFile::Settled).await;
         pass(5.0).await;
         if !refusing {
             moved.node.kernel.obey();
         }
         let outcome = agent.cancelled().await;
-        assert_eq!((outcome.is_err(), moved.left()), (refusing, left), "{outcome:?}");
-        let in_file = SubnetEnv::read(&moved.file.path).unwrap().and_then(|env| env.networks.v4);
-        assert_eq!(in_file, file);
+        assert_eq!((outcome.is_err(), moved.left(), moved.files()), (refusing, left, files), "{outcome:?}");
     }
 }
 

@@ -16,43 +16,43 @@ use crate::state::State;
 use super::rounds::first_error;
 use super::{KernelCall, Machine, Round, SPACING};
 
-/// A former network, until a look shows nothing of ours there.
+/// Former networks, until a look at each shows nothing of ours there.
 #[derive(Debug)]
 pub(super) struct Former {
-    networks: Dual<Prefix>,
+    /// The one looked at first, then the others.
+    networks: Vec<Dual<Prefix>>,
     /// When to look next.
     due: BootTime,
-    /// Why something may still be there.
-    trouble: Option<String>,
 }
 
 impl Machine {
     /// Looks after what is left in these networks too. One that lies within the present network is no other.
-    pub(crate) fn look_after(&mut self, former: Dual<Prefix>, now: BootTime) {
+    pub(crate) fn look_after(&mut self, former: Vec<Dual<Prefix>>, now: BootTime) {
         let is_other = |prefix: &Prefix| !self.scope.covers(prefix);
-        let networks = Dual { v4: former.v4.filter(is_other), v6: former.v6.filter(is_other) };
-        if networks.families().next().is_some() {
-            self.former = Some(Former { networks, due: now, trouble: None });
-        }
+        let others = former.into_iter().map(|it| Dual { v4: it.v4.filter(is_other), v6: it.v6.filter(is_other) });
+        let networks: Vec<_> = others.filter(|it| it.families().next().is_some()).collect();
+        self.former = (!networks.is_empty()).then_some(Former { networks, due: now });
+        self.show_former();
     }
 
-    /// In words, which former network may still hold something of ours, and why.
-    pub(crate) fn former_pending(&self) -> Option<String> {
-        let Former { networks, trouble, .. } = self.former.as_ref()?;
-        let names: Vec<_> = networks.iter().map(|(_, network)| network.to_string()).collect();
-        let waits = match trouble {
-            Some(trouble) => trouble.clone(),
-            None => "the present network and the lease store come first".to_owned(),
-        };
-        Some(format!("routes of ours may be left in the former network {}: {waits}", names.join(" and ")))
+    /// Whether a former network may still hold something of ours.
+    pub(crate) fn has_former(&self) -> bool {
+        self.former.is_some()
     }
 
-    /// What removes everything of ours that a former network still holds, and where to look for it.
-    pub(crate) fn former_removal(&self) -> Option<(Scope, impl Fn(&State) -> Plan)> {
-        self.former.as_ref()?;
-        let scope = self.former_scope();
-        let looked_at = scope.clone();
-        Some((scope, move |seen: &State| self.clearing(&looked_at, seen)))
+    /// Where to look for what former networks still hold.
+    pub(crate) fn former_scopes(&self) -> Vec<Scope> {
+        let networks = self.former.iter().flat_map(|former| &former.networks);
+        networks.map(|networks| Scope { networks: *networks, ..self.scope.clone() }).collect()
+    }
+
+    /// What removes everything of ours that was seen in a former network. Routes alone: devices of ours are the present
+    /// network's, or gone with the first audit.
+    pub(crate) fn clearing(&self, scope: &Scope, seen: &State) -> Plan {
+        let mut plan = crate::plan::plan(&State::default(), seen, scope, &|_| None);
+        plan.conflicts.clear();
+        plan.ops.retain(|op| matches!(op, Op::DeleteRoute { prefix, .. } if !self.scope.covers(prefix)));
+        plan
     }
 
     /// When a former network is to be looked at: not before the first audit has put the present one in place, and only
@@ -77,7 +77,11 @@ impl Machine {
         };
         let plan = self.clearing(&self.former_scope(), &seen);
         if plan.is_empty() {
-            self.former = None;
+            self.former = self.former.take().and_then(|Former { mut networks, .. }| {
+                networks.remove(0);
+                (!networks.is_empty()).then_some(Former { networks, due: now })
+            });
+            self.show_former();
         } else {
             self.round = Round::Clearing { plan: Arc::new(plan) };
         }
@@ -90,27 +94,25 @@ impl Machine {
         tracing::info!(routes = plan.ops.len(), "what was left in the former network is removed");
         // A look has to show that nothing is left; somebody who writes it again sets no pace.
         if let Some(former) = &mut self.former {
-            (former.due, former.trouble) = (now.after(SPACING), None);
+            former.due = now.after(SPACING);
         }
     }
 
-    /// Deletes routes alone: devices of ours are the present network's, or gone with the first audit.
-    fn clearing(&self, scope: &Scope, seen: &State) -> Plan {
-        let mut plan = crate::plan::plan(&State::default(), seen, scope, &|_| None);
-        plan.conflicts.clear();
-        plan.ops.retain(|op| matches!(op, Op::DeleteRoute { prefix, .. } if !self.scope.covers(prefix)));
-        plan
+    pub(super) fn former_scope(&self) -> Scope {
+        let networks = self.former.as_ref().and_then(|former| former.networks.first().copied()).unwrap_or_default();
+        Scope { networks, ..self.scope.clone() }
     }
 
-    pub(super) fn former_scope(&self) -> Scope {
-        let networks = self.former.as_ref().map(|former| former.networks).unwrap_or_default();
-        Scope { networks, ..self.scope.clone() }
+    fn show_former(&self) {
+        let networks = self.former.iter().flat_map(|former| &former.networks);
+        let former = networks.flat_map(|it| it.iter().map(|(_, prefix)| *prefix).collect::<Vec<_>>()).collect();
+        self.status.send_modify(|status| status.former = former);
     }
 
     fn former_trouble(&mut self, now: BootTime, error: Option<String>) {
         let again = now.after(self.backoff.next());
         if let Some(former) = &mut self.former {
-            (former.due, former.trouble) = (again, error.clone());
+            former.due = again;
         }
         if let Some(error) = error {
             self.show_error(error);

@@ -1,0 +1,124 @@
+//! The networks in which routes of ours may be, beyond the one that `subnet.env` names.
+//!
+//! A route is ours only inside a network of ours, so a change of network needs a memory that outlives a kill at any
+//! point. It is a file beside `subnet.env`, a network a line (`10.5.0.0/16 fd00:5::/48`): written before the first route
+//! in a network that `subnet.env` does not name yet, removed once that names it and nothing is left in the former ones.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use crate::net::{Dual, Family, Prefix};
+use crate::subnet_env::{SubnetEnv, SubnetEnvError, replace};
+
+/// What has to become of the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Places {
+    /// Something may be left in a former network.
+    Remember,
+    /// `subnet.env` says it all.
+    Forget,
+}
+
+/// The networks of former runs, the latest last: what the memory holds and what `subnet.env` names.
+pub(crate) fn known(env: &Path) -> Vec<Dual<Prefix>> {
+    let text = fs::read_to_string(beside(env)).unwrap_or_default();
+    let mut places: Vec<_> = text.lines().map(network).collect();
+    places.extend(SubnetEnv::read(env).ok().flatten().map(|env| env.networks));
+    distinct(places)
+}
+
+/// Remembers `former` networks and the `present` one, unless that is just what `subnet.env` says.
+///
+/// Blocks on the disk: not for an async task.
+pub(crate) fn remember(env: &Path, former: &[Dual<Prefix>], present: Dual<Prefix>) -> Result<(), SubnetEnvError> {
+    let named = SubnetEnv::read(env).ok().flatten().map(|env| env.networks);
+    if former.is_empty() && named == Some(present) {
+        return Ok(());
+    }
+    let places = distinct(former.iter().copied().chain([present]));
+    let text: String = places.iter().map(|networks| line(networks) + "\n").collect();
+    replace(&beside(env), text.as_bytes())
+}
+
+/// Removes the memory. Idempotent.
+pub(crate) fn forget(env: &Path) -> io::Result<()> {
+    match fs::remove_file(beside(env)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn beside(env: &Path) -> PathBuf {
+    env.with_file_name(format!(".{}.networks", env.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+fn line(networks: &Dual<Prefix>) -> String {
+    let words: Vec<_> = networks.iter().map(|(_, network)| network.to_string()).collect();
+    words.join(" ")
+}
+
+/// What does not parse names no network.
+fn network(line: &str) -> Dual<Prefix> {
+    let mut networks = Dual::default();
+    for prefix in line.split_whitespace().filter_map(|word| word.parse::<Prefix>().ok()) {
+        *networks.slot(prefix.family()) = Some(prefix);
+    }
+    networks
+}
+
+fn distinct(places: impl IntoIterator<Item = Dual<Prefix>>) -> Vec<Dual<Prefix>> {
+    let mut distinct: Vec<Dual<Prefix>> = Vec::new();
+    for place in places {
+        let is_any = Family::BOTH.iter().any(|family| place.get(*family).is_some());
+        if is_any && !distinct.contains(&place) {
+            distinct.push(place);
+        }
+    }
+    distinct
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(text: &[&str]) -> Vec<Dual<Prefix>> {
+        text.iter().map(|line| network(line)).collect()
+    }
+
+    #[test]
+    fn every_network_is_known_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = dir.path().join("run/subnet.env");
+        assert!(known(&env).is_empty());
+        let all = places(&["10.5.0.0/16", "fd00:5::/48", "10.6.0.0/16 fd00:6::/48"]);
+        remember(&env, &all[..2], all[2]).unwrap();
+        fs::write(&env, "FLANNEL_NETWORK=10.7.0.0/16\n").unwrap();
+        assert_eq!(known(&env), [all.as_slice(), &places(&["10.7.0.0/16"])].concat());
+        remember(&env, &known(&env), all[2]).unwrap();
+        assert_eq!(known(&env).len(), 4);
+        forget(&env).unwrap();
+        forget(&env).unwrap();
+        assert_eq!(known(&env), places(&["10.7.0.0/16"]));
+    }
+
+    #[test]
+    fn what_subnet_env_says_alone_needs_no_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = dir.path().join("subnet.env");
+        fs::write(&env, "FLANNEL_NETWORK=10.7.0.0/16\n").unwrap();
+        remember(&env, &[], network("10.7.0.0/16")).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        remember(&env, &[], network("10.8.0.0/16")).unwrap();
+        assert_eq!(known(&env), places(&["10.8.0.0/16", "10.7.0.0/16"]));
+    }
+
+    #[test]
+    fn a_memory_that_is_garbage_names_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = dir.path().join("subnet.env");
+        fs::write(beside(&env), b"\xff\n10.5/16 x\n\n").unwrap();
+        assert!(known(&env).is_empty());
+        fs::write(beside(&env), "x\n10.5.0.0/16 y\n").unwrap();
+        assert_eq!(known(&env), places(&["10.5.0.0/16"]));
+    }
+}
