@@ -62,18 +62,17 @@ pub(crate) fn commands(chain: &Chain, seen: &Seen) -> String {
     for rule in rules {
         let _ = writeln!(text, "-A {name} {rule}");
     }
-    let mut wanted = 1;
-    for (from, rule) in seen.jumps.iter().filter(|(from, _)| from == hook) {
-        if rule == jump && wanted > 0 {
-            wanted -= 1;
-        } else {
-            let _ = writeln!(text, "-D {from} {rule}");
-        }
-    }
-    if wanted > 0 {
-        let _ = writeln!(text, "-A {hook} {jump}");
+    match own_jumps(chain, seen) {
+        0 => _ = writeln!(text, "-A {hook} {jump}"),
+        there => (1..there).for_each(|_| _ = writeln!(text, "-D {hook} {jump}")),
     }
     text
+}
+
+/// How many jumps of ours there are. One that somebody else made, further up for instance, is his: it goes only with the
+/// chain.
+fn own_jumps(Chain { hook, jump, .. }: &Chain, seen: &Seen) -> usize {
+    seen.jumps.iter().filter(|(from, rule)| from == hook && rule == jump).count()
 }
 
 /// The input of one `iptables-restore`: these commands, a transaction a table.
@@ -84,7 +83,7 @@ pub(crate) fn restore(tables: &BTreeMap<&'static str, String>) -> String {
 
 /// How a chain differs from what is wanted. `tool` is for people.
 pub(crate) fn compare(tool: &str, chain: &Chain, seen: &Seen) -> Vec<Drift> {
-    let Chain { table, hook, name, jump, rules } = chain;
+    let Chain { table, hook, name, rules, .. } = chain;
     let mut drift = Vec::new();
     let mut report = |what: String, problem| drift.push(Drift { place: format!("{tool} {table} {what}"), problem });
     match rules {
@@ -95,11 +94,9 @@ pub(crate) fn compare(tool: &str, chain: &Chain, seen: &Seen) -> Vec<Drift> {
             if *rules != seen.rules {
                 report(name.clone(), Problem::Changed);
             }
-            let jumps: Vec<&String> =
-                seen.jumps.iter().filter(|(from, _)| from == hook).map(|(_, rule)| rule).collect();
-            match jumps[..] {
-                [] => report(format!("{hook} -j {name}"), Problem::Missing),
-                [only] if only == jump => {}
+            match own_jumps(chain, seen) {
+                0 => report(format!("{hook} -j {name}"), Problem::Missing),
+                1 => {}
                 _ => report(format!("{hook} -j {name}"), Problem::Changed),
             }
         }
@@ -148,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_in_place_stays_and_others_go() {
+    fn one_jump_of_ours_stays_and_those_of_others_go_with_the_chain_only() {
         let mut chain = none(&OverlayName::default())[1].clone();
         chain.rules = Some(vec![]);
         let jump = &chain.jump;
@@ -159,7 +156,7 @@ mod tests {
         let seen = find(&saved, "FLANNEL-FWD");
         assert_eq!(seen.jumps.len(), 4);
         let text = commands(&chain, &seen);
-        assert_eq!(text, format!(":FLANNEL-FWD - [0:0]\n-D FORWARD -j FLANNEL-FWD\n-D FORWARD {jump}\n"));
+        assert_eq!(text, format!(":FLANNEL-FWD - [0:0]\n-D FORWARD {jump}\n"));
         assert_eq!(
             compare("iptables", &chain, &seen)[0].to_string(),
             "iptables filter FORWARD -j FLANNEL-FWD was changed"
