@@ -27,8 +27,16 @@ impl Signal {
             Hint::Changed => CHANGED,
             Hint::FactsChanged => FACTS_CHANGED,
             Hint::Lost => LOST,
-            Hint::Unheard => UNHEARD,
+            Hint::Unheard => return self.deafen(),
         });
+    }
+
+    /// What was pending was heard before, and is read again anyway.
+    fn deafen(&self) {
+        let deaf = |bits: u8| Some(bits & CLOSED | UNHEARD);
+        // The closure always gives a value.
+        let _ = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, deaf);
+        self.notify.notify_one();
     }
 
     /// No more hints will come.
@@ -70,6 +78,18 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
+
+    #[test]
+    fn what_was_heard_before_a_socket_broke_is_no_sign_that_it_works_again() {
+        let signal = Arc::new(Signal::default());
+        signal.raise(Hint::Lost);
+        signal.raise(Hint::Unheard);
+        let mut hints = Box::pin(Arc::clone(&signal).hints());
+        assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Unheard)));
+        assert!(hints.next().now_or_never().is_none());
+        signal.raise(Hint::Lost);
+        assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Lost)));
+    }
 
     #[test]
     fn hints_merge_until_they_are_taken_and_end_when_closed() {

@@ -365,7 +365,7 @@ mod tests {
             worker.take_subscriptions();
             assert!(worker.monitor.is_none(), "not before its time");
             worker.retry.0 = Instant::now();
-            while hints.next().now_or_never().is_some() {}
+            assert_eq!(hints.next().now_or_never(), None, "it is not heard yet");
             worker.take_subscriptions();
             assert!(worker.monitor.is_some() && worker.unheard.is_empty());
             assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Lost));

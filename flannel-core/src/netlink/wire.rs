@@ -308,7 +308,8 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> Result<Option<usize
 /// A refusal of one request, as an error.
 pub(crate) fn refusal(doing: String, verdict: Verdict) -> KernelError {
     match Errno::from_raw(verdict.errno) {
-        Errno::EPERM | Errno::EACCES => KernelError::Denied {
+        // Not EACCES: that is a setting of the host's, such as IPv6 switched off on a device, and its text says which.
+        Errno::EPERM => KernelError::Denied {
             doing,
             hint: "CAP_NET_ADMIN is needed in the user namespace that owns the network namespace".to_owned(),
         },
@@ -338,6 +339,17 @@ mod tests {
             let route = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
             route::create(batch, prefix, &route, Some(4242));
         }
+    }
+
+    #[test]
+    fn a_setting_of_the_host_is_no_lack_of_privilege() {
+        let text = "ipv6: IPv6 is disabled on this device".to_owned();
+        let verdict = |errno: Errno| Verdict { errno: errno as i32, text: text.clone() };
+        let KernelError::Refused { message, .. } = refusal("address add".to_owned(), verdict(Errno::EACCES)) else {
+            panic!("it may be mended without another privilege");
+        };
+        assert_eq!(message, text);
+        assert!(matches!(refusal(String::new(), verdict(Errno::EPERM)), KernelError::Denied { .. }));
     }
 
     #[test]

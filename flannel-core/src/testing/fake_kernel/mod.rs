@@ -168,7 +168,13 @@ impl Inbox {
             Hint::Changed => 2,
             Hint::FactsChanged => 3,
         };
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(rank);
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if hint == Hint::Unheard {
+            // What was pending was heard before.
+            pending.clear();
+        }
+        pending.insert(rank);
+        drop(pending);
         self.wake.notify_one();
     }
 
@@ -286,6 +292,8 @@ impl FakeKernel {
     /// Breaks every monitor socket: [`Hint::Unheard`], until [`overrun_monitor`](Self::overrun_monitor).
     pub fn break_monitor(&self) {
         for subscriber in self.lock().monitor.subscribers.values() {
+            // A socket that fails loses something first.
+            subscriber.inbox.put(Hint::Lost);
             subscriber.inbox.put(Hint::Unheard);
         }
     }
