@@ -98,6 +98,10 @@ impl Clock for TokioClock {
     }
 
     async fn sleep_until(&self, deadline: BootTime) {
-        tokio::time::sleep_until(self.0 + deadline.0).await;
+        match self.0.checked_add(deadline.0) {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            // Later than clocks go.
+            None => std::future::pending().await,
+        }
     }
 }

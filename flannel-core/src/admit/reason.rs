@@ -172,4 +172,31 @@ impl Reason {
             Self::OwnMac(_) => "own-mac",
         }
     }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) | Self::TooLarge(_) | Self::NoSubnet => {
+                "delete the record if no node wrote it, else restart that node's agent"
+            }
+            Self::WrongType { .. } => "run one backend on all nodes, and restart the agent that wrote the record",
+            Self::OutsideNetwork { .. } | Self::WrongLength { .. } | Self::OutsidePool { .. } => {
+                "restart that node's agent with the present configuration, or delete the record if the node is gone"
+            }
+            Self::NoPublicAddress(_) | Self::NotUnicast(_) => {
+                "give that node's agent a public address that other nodes can send to"
+            }
+            Self::PublicInsideNetwork { .. } => "choose a network that contains no address of a node",
+            Self::BackendData(_) | Self::BadMac(_) => "restart that node's agent: it publishes its data anew",
+            Self::Overlap { .. } | Self::SameMac { .. } => {
+                "delete the younger record, or the older one if its node is gone"
+            }
+            Self::OverlapsOwn { .. } | Self::OwnAddress(_) | Self::OwnMac(_) => {
+                "find the node that says so: two nodes must not be one; delete its record if it is gone"
+            }
+            Self::Covers { .. } | Self::CoversConnected { .. } => {
+                "delete the record, and choose a network that contains nothing of the nodes' own"
+            }
+        }
+    }
 }

@@ -29,7 +29,7 @@ impl Jitter {
     /// `duration`, more or less a tenth of it.
     pub(crate) fn around(&mut self, duration: Duration) -> Duration {
         let permille = 900 + (self.next() % 201) as u32;
-        duration * permille / 1000
+        (duration / 1000).saturating_mul(permille)
     }
 }
 

@@ -119,7 +119,7 @@ impl fmt::Display for Explanation {
             Verdict::Accepted => writeln!(f, "{}: accepted as a peer", self.key)?,
             Verdict::Own => writeln!(f, "{}: this node's own lease", self.key)?,
             Verdict::Quarantined(reason) => {
-                writeln!(f, "{}: quarantined: {reason}", self.key)?;
+                writeln!(f, "{}: quarantined: {reason}: {}", self.key, reason.remedy())?;
                 if self.lease.is_some() {
                     writeln!(f, "  the last good version of the record stays in force")?;
                 }

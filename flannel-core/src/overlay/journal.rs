@@ -131,7 +131,9 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::PeerAdded(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer added"),
         Event::PeerChanged(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer changed"),
         Event::PeerRemoved(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer removed"),
-        Event::PeerQuarantined(key, reason) => say!(level, unsaid, %key, %reason, "record not taken for a peer"),
+        Event::PeerQuarantined(key, reason) => {
+            say!(level, unsaid, %key, %reason, remedy = reason.remedy(), "record not taken for a peer");
+        }
         Event::DriftRepaired { writes, took } => {
             say!(level, unsaid, writes, ?took, "wrote again what somebody had changed");
         }

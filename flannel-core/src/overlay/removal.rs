@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::backend::Situation;
 use crate::config::NetworkConfig;
-use crate::kernel::Scope;
+use crate::kernel::{ApplyReport, Scope};
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::places::{self, Places};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::{Settings, chain, view};
-use crate::plan::{Plan, plan as planned};
+use crate::plan::{OpText, Plan, plan as planned};
 use crate::state::State;
 use crate::subnet::SubnetError;
 
@@ -112,12 +112,22 @@ pub(crate) async fn clear(
         if plan.is_empty() {
             return Ok(deleted);
         }
-        let left = plan.ops.iter().filter(|op| op.is_delete()).count();
-        let report = seams.kernel.apply(scope, Arc::new(plan)).await;
+        let plan = Arc::new(plan);
+        let report = seams.kernel.apply(scope, Arc::clone(&plan)).await;
         deleted += report.applied;
-        (trouble, wait) = (Some(OverlayError::Teardown(left)), !report.is_complete());
+        (trouble, wait) = (Some(unfinished(scope, &plan, &report)), !report.is_complete());
     }
     trouble.map_or(Ok(deleted), Err)
+}
+
+/// What is said of a removal if nobody looks again.
+fn unfinished(scope: &Scope, plan: &Plan, report: &ApplyReport) -> OverlayError {
+    let refused = report.refused.first();
+    let left = plan.ops.len().saturating_sub(report.applied);
+    let first = refused.map_or_else(|| plan.ops.first(), |(place, _)| plan.ops.get(*place));
+    let first = first.map(|op| OpText { op, scope }.to_string()).unwrap_or_default();
+    let source = refused.map(|(_, error)| error).or(report.lost.as_ref()).cloned();
+    OverlayError::Teardown { left, first, source }
 }
 
 /// Deletes `subnet.env`, whoever wrote it, and what was remembered beside it unless that is needed. Returns whether there

@@ -92,8 +92,16 @@ pub enum OverlayError {
         waited_for: String,
     },
     /// A removal could not remove everything from the kernel; what is left is named. Run it again.
-    #[error("{0} objects of ours could not be removed")]
-    Teardown(usize),
+    #[error("{left} objects of ours could not be removed, the first of them: {first}")]
+    Teardown {
+        /// How many.
+        left: usize,
+        /// What was to be done with the first one, as it would be said to `ip`.
+        first: String,
+        /// What the kernel said to that.
+        #[source]
+        source: Option<KernelError>,
+    },
     /// A removal could not delete `subnet.env`. Delete it, or mend what is in the way and run the removal again.
     #[error("removing {}", path.display())]
     SubnetEnv {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::BootTime;
-use crate::lease::{Lease, LeaseAttrs, Record};
+use crate::lease::{BadRecord, Lease, LeaseAttrs, Record};
 use crate::overlay::LossPolicy;
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::challenge::Challenges;
@@ -169,7 +169,11 @@ impl Tenure {
             }
             return Outcome::Same;
         }
-        let Some(seen) = seen else { return self.lose(LossReason::Deleted, now) };
+        let Some(seen) = seen else {
+            let damage = record.and_then(|record| record.lease.as_ref().err());
+            let damaged = |bad: &Box<BadRecord>| LossReason::Refused(format!("its record is damaged: {}", bad.reason));
+            return self.lose(damage.map_or(LossReason::Deleted, damaged), now);
+        };
         if self.publish.as_ref() == Some(&seen.attrs) && seen.subnets == self.lease.subnets {
             // Our own write, whose reply was lost.
             let expires = seen.expires.or(self.lease.expires);

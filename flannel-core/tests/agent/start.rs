@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::{ApplyReport, Claim, Hint, Kernel, KernelError, MockKernel, Scope};
+use flannel_core::net::Family;
 use flannel_core::overlay::{Contact, Event, OverlayError, Phase};
 use flannel_core::subnet::{MockSubnetManager, SubnetError};
 use flannel_core::testing::FakeKernel;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use crate::node::{Node, config, parse, pass};
+use crate::node::{Node, add_defaults, config, parse, pass, public};
 
 fn timeout() -> KernelError {
     KernelError::Timeout { doing: "looking".to_owned(), within: Duration::from_secs(5) }
@@ -49,6 +50,26 @@ async fn a_first_look_that_times_out_writes_nothing_and_is_repeated_after_back_o
     let status = agent.ready().await;
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
     assert_eq!((status.last_error, status.peers.accepted), (None, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_uplink_made_anew_while_the_lease_was_waited_for_is_the_one_in_use() {
+    let node = Node::alone();
+    let one_subnet =
+        r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.9.0","Backend":{"Type":"tunnel"}}"#;
+    node.store.set_config(parse(one_subnet));
+    node.join([9]);
+    let agent = node.run();
+    agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
+    node.kernel.delete_link("eth0").unwrap();
+    let eth0 = node.kernel.add_uplink("eth0", "192.0.2.201/24".parse().unwrap()).unwrap();
+    add_defaults(&node.kernel, eth0);
+    node.leave([9]);
+    let status = agent.ready().await;
+    assert_eq!(status.uplink.unwrap().index, eth0);
+    let published =
+        agent.until(|_| node.record().is_some_and(|it| it.attrs.public_ip.v4 == Some(public(Family::V4, 201))));
+    published.await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -170,7 +170,8 @@ impl Machine {
             synced: false,
             round: Round::Idle,
             former: None,
-            audit: Schedule { due: Some(now), ..Schedule::default() },
+            // The host may have changed since it was surveyed, while the lease was waited for and nobody listened.
+            audit: Schedule { due: Some(now), facts: true, ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
             words: Words::default(),

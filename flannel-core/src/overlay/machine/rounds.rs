@@ -154,6 +154,8 @@ impl Machine {
             }
         } else {
             let wait = self.backoff.next();
+            // What the kernel refused may stand on something of the host's that is another by now.
+            self.audit.facts = true;
             self.audit_at(now.after(wait), Cause::Hint);
         }
         let done = undone == 0 && report.lost.is_none();
@@ -233,7 +235,8 @@ impl Machine {
             self.fatal = Some(error);
         }
         let again = now.after(self.backoff.next());
-        self.audit.not_before = Some(again);
+        // Nor does a hint that came during the look.
+        (self.audit.not_before, self.audit.due) = (Some(again), None);
         self.audit_at(again, Cause::Hint);
         self.show_error(text);
     }
