@@ -116,6 +116,12 @@ pub trait Backend: Send + Sync + 'static {
     /// quarantined.
     fn wire_type(&self) -> &'static str;
 
+    /// Whether it ever wants anything of the kernel. Where it does not, a process without the privilege to write may run
+    /// it. Default: it does.
+    fn writes(&self) -> bool {
+        true
+    }
+
     /// The part of the kernel it may touch.
     fn scope(&self, local: &Local) -> Scope;
 

@@ -32,6 +32,10 @@ impl Backend for Alloc {
         ""
     }
 
+    fn writes(&self) -> bool {
+        false
+    }
+
     /// No devices; the networks all the same, so that what another backend of this overlay left there goes.
     fn scope(&self, local: &Local) -> Scope {
         let situation = &local.situation;

@@ -9,11 +9,11 @@ use crate::kernel::{Device, KernelError};
 use crate::state::LinkKind;
 
 /// Asks for what no kernel does: one without privilege for us says so first, one without the driver next, one with both
-/// refuses the request as it stands.
+/// refuses the request as it stands. Without a device it asks to change one that cannot be.
 pub(crate) fn probe(wire: &mut Wire, batch: &mut Batch, devices: &[Device]) -> Result<(), KernelError> {
     match devices.iter().find(|device| !matches!(device.kind, LinkKind::DataPlane)) {
-        None => Ok(()),
-        Some(Device { kind: LinkKind::Vxlan(_), .. }) => ask(wire, batch, InfoKind::Vxlan),
+        None => ask(wire, batch, "writing routes", |batch| link::change(batch, 0, &link::Change::default())),
+        Some(Device { kind: LinkKind::Vxlan(_), .. }) => ask_for(wire, batch, InfoKind::Vxlan),
         Some(Device { name, .. }) => Err(KernelError::Unsupported {
             what: format!("making the device {name}"),
             hint: "only VXLAN devices are created here; other data planes open their own".to_owned(),
@@ -36,12 +36,15 @@ pub(crate) fn without_driver(error: KernelError) -> KernelError {
     }
 }
 
-fn ask(wire: &mut Wire, batch: &mut Batch, kind: InfoKind) -> Result<(), KernelError> {
-    const DOING: &str = "making network devices";
-    link::probe(batch, kind);
-    let refused = wire.write(batch, DOING)?;
+fn ask_for(wire: &mut Wire, batch: &mut Batch, kind: InfoKind) -> Result<(), KernelError> {
+    ask(wire, batch, "making network devices", |batch| link::probe(batch, kind))
+}
+
+fn ask(wire: &mut Wire, batch: &mut Batch, doing: &str, question: impl FnOnce(&mut Batch)) -> Result<(), KernelError> {
+    question(batch);
+    let refused = wire.write(batch, doing)?;
     let Some((_, verdict)) = refused.into_iter().next() else { return Ok(()) };
-    match without_driver(refusal(DOING.to_owned(), verdict)) {
+    match without_driver(refusal(doing.to_owned(), verdict)) {
         // It got as far as what is wrong with the request; of anything else the creation itself will tell.
         KernelError::Refused { .. } => Ok(()),
         error => Err(error),
@@ -87,9 +90,10 @@ mod tests {
         in_new_namespace(|wire, batch| {
             let links = |wire: &mut Wire, batch: &mut Batch| super::super::observe::read_links(wire, batch).unwrap();
             let before = links(wire, batch);
-            let answer = ask(wire, batch, InfoKind::Other("flannelkit-none".to_owned()));
+            let answer = ask_for(wire, batch, InfoKind::Other("flannelkit-none".to_owned()));
             assert!(matches!(answer, Err(KernelError::Unsupported { .. })), "{answer:?}");
-            assert_eq!(ask(wire, batch, InfoKind::Vxlan), Ok(()), "this test needs a kernel with VXLAN");
+            assert_eq!(ask_for(wire, batch, InfoKind::Vxlan), Ok(()), "this test needs a kernel with VXLAN");
+            assert_eq!(probe(wire, batch, &[]), Ok(()));
             assert_eq!(links(wire, batch), before);
         });
     }

@@ -143,6 +143,9 @@ pub(crate) async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveye
 /// Asks the kernel whether it can do what the backend needs, before a lease is taken.
 pub(crate) async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
     let Surveyed { backend, situation, want } = surveyed;
+    if !backend.writes() {
+        return Ok(());
+    }
     let local = Local { lease: Arc::new(expected(situation, want)), situation: situation.clone() };
     let devices = backend.scope(&local).devices;
     ask_kernel(seams, || seams.kernel.probe(&devices)).await
