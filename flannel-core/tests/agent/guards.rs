@@ -5,6 +5,7 @@ use std::time::Duration;
 use flannel_core::lease::BadRecord;
 use flannel_core::net::Dual;
 use flannel_core::overlay::{Event, Phase, WithheldBecause};
+use flannel_core::plan::Object;
 use flannel_core::testing::fake_kernel::FakeRoute;
 use tokio::time::Instant;
 
@@ -72,6 +73,36 @@ async fn the_waits_for_a_contested_object_grow_to_half_a_minute() {
     assert!(times.len() < 30, "{times:?}");
     let waits: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(waits.iter().rev().take(4).all(|wait| (29.0..35.0).contains(wait)), "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn peers_that_come_and_go_hide_no_fight_over_another() {
+    let node = Node::alone();
+    node.join([1]);
+    let agent = node.run();
+    agent.ready().await;
+    pass(1.0).await;
+    let mac = mac_of("peer-1", flannel_core::net::Family::V4);
+    for n in 2..32 {
+        node.kernel.stall();
+        let _ = node.kernel.delete_fdb("tun4.1", mac, "192.0.2.1".parse().unwrap());
+        pass(0.25).await;
+        // In the midst of the look.
+        node.join([n]);
+        pass(0.01).await;
+        node.kernel.resume();
+        pass(0.05).await;
+    }
+    let status = agent.status();
+    assert!(!status.contested.is_empty() && status.drift_repaired >= 10, "{status:?}");
+    // What a peer's own coming and going had written is nobody's drift.
+    let of_the_first = |object: &Object| match object {
+        Object::Fdb(key) => key.mac == mac,
+        Object::Neighbour(key) => key.addr == subnet(1).addr(),
+        Object::Route(prefix) => *prefix == subnet(1),
+        Object::Link(_) | Object::Address(_) => false,
+    };
+    assert!(status.contested.iter().all(of_the_first), "{status:?}");
 }
 
 #[tokio::test(start_paused = true)]

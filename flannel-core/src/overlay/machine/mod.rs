@@ -29,7 +29,7 @@ use crate::overlay::memory::Memory;
 use crate::overlay::status::{Event, Hearing, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::{Settings, chain, view, wanted};
-use crate::plan::Plan;
+use crate::plan::{Object, Plan};
 use crate::state::State;
 use crate::subnet::SubnetError;
 
@@ -146,6 +146,8 @@ struct Audit {
     started: BootTime,
     /// Whether what it writes had been right before.
     drift: bool,
+    /// Objects of peers that changed during the look: what is written of them is no drift in any case.
+    moved: BTreeSet<Object>,
     plan: Arc<Plan>,
 }
 

@@ -47,9 +47,9 @@ impl Machine {
         };
         // The wanted state is whole: whatever changed so far is in it. What changed since the look began is no drift, and
         // what changes from now on is the next audit's.
-        let drift = self.audit.done_once && !self.audit.expected && self.changes.is_empty();
+        let drift = self.audit.done_once && !self.audit.expected;
         self.audit.expected = false;
-        self.changes.clear();
+        let moved = self.take_moved();
         let (wanted, skips) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
         let plan = self.plan(&wanted, &seen);
         if !self.audit.judged {
@@ -69,9 +69,20 @@ impl Machine {
         self.show_skips(skips);
         self.show_withheld(now);
         if plan.is_empty() {
-            return self.audited(now, Audit { started, drift, plan: Arc::new(plan) }, &ApplyReport::default());
+            return self.audited(now, Audit { started, drift, moved, plan: Arc::new(plan) }, &ApplyReport::default());
         }
-        self.round = Round::Auditing { audit: Audit { started, drift, plan: Arc::new(plan) }, seen };
+        self.round = Round::Auditing { audit: Audit { started, drift, moved, plan: Arc::new(plan) }, seen };
+    }
+
+    /// The objects of peers that changed, whose changes are taken in with that.
+    fn take_moved(&mut self) -> BTreeSet<Object> {
+        let mut objects = BTreeSet::new();
+        for change in std::mem::take(&mut self.changes).into_values() {
+            for lease in [change.old, change.new].into_iter().flatten() {
+                wanted::add(&*self.backend, &self.local, &lease, &mut State::default(), &mut objects);
+            }
+        }
+        objects
     }
 
     /// The guard at start: what is there of ours against what the store says. A store that is away has not said so
@@ -123,24 +134,28 @@ impl Machine {
     }
 
     pub(super) fn audited(&mut self, now: BootTime, audit: Audit, report: &ApplyReport) {
-        let Audit { started, drift, plan } = audit;
-        let writes = report.applied;
+        let Audit { started, drift, moved, plan } = audit;
         // What was cut off is no more drift the next time.
-        self.audit.expected |= !drift && report.lost.is_some();
+        self.audit.expected |= (!drift || !moved.is_empty()) && report.lost.is_some();
         self.memory.known = report.lost.is_none();
         let kept_out: Vec<Conflict> =
             report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
         let undone = report.refused.len() + report.skipped.len() - kept_out.len();
         self.show_conflicts(plan.conflicts.iter().cloned().chain(kept_out).collect());
-        if drift && writes > 0 && report.lost.is_none() {
+        let mut repaired = 0;
+        if drift && report.applied > 0 && report.lost.is_none() {
             let undone = |place: &usize| {
                 report.refused.binary_search_by_key(place, |(place, _)| *place).is_ok()
                     || report.skipped.binary_search(place).is_ok()
             };
-            let written = plan.ops.iter().enumerate().filter(|(place, _)| !undone(place));
-            let contested = self.guard.contests.wrote(now, written.map(|(_, op)| op));
+            let written = plan.ops.iter().enumerate().filter(|(place, _)| !undone(place)).map(|(_, op)| op);
+            let written: Vec<_> = written.filter(|op| !moved.contains(&op.object())).collect();
+            repaired = written.len();
+            let contested = self.guard.contests.wrote(now, written.into_iter());
             self.events.extend(contested.into_iter().map(Event::Contested));
-            self.events.push(Event::DriftRepaired { writes, took: now.since(started) });
+            if repaired > 0 {
+                self.events.push(Event::DriftRepaired { writes: repaired, took: now.since(started) });
+            }
         }
         let touched_links = plan.ops.iter().any(|op| matches!(op.object(), Object::Link(_) | Object::Address(_)));
         if report.is_complete() {
@@ -170,7 +185,7 @@ impl Machine {
         self.show_round(phase, error, undone);
         self.status.send_modify(|status| {
             status.audits += 1;
-            status.drift_repaired += if drift { writes as u64 } else { 0 };
+            status.drift_repaired += repaired as u64;
         });
         self.show_contested();
         if let Some(plan) = Arc::into_inner(plan) {
