@@ -397,7 +397,6 @@ fn count_within(skipped: &[usize], places: &[usize]) -> usize {
     skipped.iter().rev().take_while(|place| *place >= first).count()
 }
 
-/// A kernel without the driver says so in its extended ACK, an older one in the number alone.
 /// Best effort, as in flannel: the file is missing where IPv6 is off and read-only in many containers. It is that of
 /// the calling thread's network namespace.
 fn ignore_router_advertisements(name: &LinkName) {

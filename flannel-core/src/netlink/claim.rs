@@ -15,7 +15,7 @@ const SCHEME: &str = "flannelkit/";
 /// `10.5.0.0-16`, a family not in use `-`.
 ///
 /// The others are looked at before, so that nothing is touched in vain, and after, so that of two who claim at the same
-/// time at least one yields (perhaps both: they try again).
+/// time at least one yields, perhaps both.
 pub(crate) fn claim(overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError> {
     let text = spell(overlay, networks);
     look_for_others(&text, overlay, networks, Own::Counts)?;

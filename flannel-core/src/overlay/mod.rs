@@ -1,7 +1,8 @@
 //! The agent: holds a lease, follows the store, and keeps the kernel as wanted.
 //!
-//! [`Overlay::builder`] takes the seams; [`Overlay::run`] is the agent. It installs nothing global, spawns no task and
-//! ends when its token says so. Several overlays may run in one process.
+//! [`Overlay::builder`] takes the seams; [`Overlay::run`] is the agent. It installs nothing global, spawns no task (files
+//! are read and written on the runtime's blocking threads) and ends when its token says so. Several overlays may run in
+//! one process.
 
 mod backoff;
 mod builder;
