@@ -1,5 +1,6 @@
 //! Keeping `subnet.env` as it has to be: written when what is true changes, looked at when nothing does.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -27,6 +28,15 @@ pub(crate) struct EnvKeeper {
     /// Why it does not say what it has to.
     error: Option<String>,
     backoff: Backoff,
+    gate: Arc<Mutex<Gate>>,
+}
+
+/// Whether writes may begin: one that was cut off goes on in its thread, and must not bring back what is deleted then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Gate {
+    #[default]
+    Open,
+    Shut,
 }
 
 impl EnvKeeper {
@@ -39,6 +49,7 @@ impl EnvKeeper {
             due: None,
             error: None,
             backoff: Backoff::new(jitter),
+            gate: Arc::default(),
         }
     }
 
@@ -50,9 +61,10 @@ impl EnvKeeper {
         self.under_way.is_some()
     }
 
-    /// Stops waiting for what is under way.
-    pub(crate) fn cut(&mut self) {
+    /// Stops waiting for what is under way. Who shuts the gate comes after it.
+    pub(crate) fn cut(&mut self) -> Arc<Mutex<Gate>> {
         self.under_way = None;
+        Arc::clone(&self.gate)
     }
 
     /// When to call [`keep`](Self::keep) if nothing else happens.
@@ -67,16 +79,20 @@ impl EnvKeeper {
         }
     }
 
-    /// Looks at the file and what is remembered beside it, and writes it if it does not say `wanted`, unless that was done a while ago only. A failure is
-    /// met with back-off, whatever has changed since.
+    /// Looks at the file and what is remembered beside it, and writes it if it does not say `wanted`, unless that was done
+    /// a while ago only. A failure is met with back-off, whatever has changed since.
     pub(crate) fn keep(&mut self, now: BootTime, wanted: SubnetEnv, places: Places) {
         let Some(file) = self.file.as_ref().filter(|_| self.under_way.is_none()) else { return };
         let waits = self.due.is_some_and(|due| due > now);
         if waits && (self.error.is_some() || self.said == Some((wanted, places))) {
             return;
         }
-        let path = file.path.clone();
+        let (path, gate) = (file.path.clone(), Arc::clone(&self.gate));
         let work = tokio::task::spawn_blocking(move || {
+            let open = gate.lock().unwrap_or_else(PoisonError::into_inner);
+            if *open == Gate::Shut {
+                return Err("the agent has ended".to_owned());
+            }
             let kept = wanted.keep(&path).map_err(|error| chain(&error))?;
             if places == Places::Forget {
                 places::forget(&path).map_err(|error| format!("forgetting former networks: {error}"))?;

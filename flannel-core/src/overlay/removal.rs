@@ -1,6 +1,6 @@
 //! Removing everything: at the end of an agent, and after one that is gone.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::backend::Situation;
@@ -8,6 +8,7 @@ use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, Scope};
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
+use crate::overlay::env::Gate;
 use crate::overlay::places::{self, Places};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::{Settings, chain, view};
@@ -55,7 +56,7 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
         claim = Some(seams.kernel.claim(&settings.name, &networks).await?);
         removed.objects += clear_marked(seams, settings, networks).await?;
     }
-    let env = delete_env(seams, settings, Places::Forget).await;
+    let env = delete_env(seams, settings, Places::Forget, Arc::default()).await;
     let gone = match &config {
         Ok(config) => give_back(seams, settings, config).await,
         Err(error) => Err(chain(error)),
@@ -77,7 +78,7 @@ pub(crate) async fn undo_start(
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
     let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
-    let env = delete_env(seams, settings, Places::Remember).await.map(drop);
+    let env = delete_env(seams, settings, Places::Remember, Arc::default()).await.map(drop);
     let released = release(seams, situation, lease.map_or(LastLease::Unknown, LastLease::Held)).await;
     cleared.and(env).and(released)
 }
@@ -132,10 +133,16 @@ fn unfinished(scope: &Scope, plan: &Plan, report: &ApplyReport) -> OverlayError 
 
 /// Deletes `subnet.env`, whoever wrote it, and what was remembered beside it unless that is needed. Returns whether there
 /// was one.
-pub(crate) async fn delete_env(seams: &Seams, settings: &Settings, places: Places) -> Result<bool, OverlayError> {
+pub(crate) async fn delete_env(
+    seams: &Seams,
+    settings: &Settings,
+    places: Places,
+    gate: Arc<Mutex<Gate>>,
+) -> Result<bool, OverlayError> {
     let Some(file) = &settings.subnet_env else { return Ok(false) };
     let path = file.path.clone();
     let deletion = tokio::task::spawn_blocking(move || {
+        *gate.lock().unwrap_or_else(PoisonError::into_inner) = Gate::Shut;
         if places == Places::Forget {
             places::forget(&path)?;
         }

@@ -1,6 +1,6 @@
 //! The thin shell around the machine: it waits, and carries calls out and answers in.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending};
@@ -13,7 +13,7 @@ use tracing::{Instrument, Span, debug_span};
 
 use crate::kernel::{Hint, Kernel, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent};
-use crate::overlay::env::EnvKeeper;
+use crate::overlay::env::{EnvKeeper, Gate};
 use crate::overlay::handle::{HandleError, Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
 use crate::overlay::places::Places;
@@ -151,10 +151,10 @@ impl<'a> Shell<'a> {
         }
         // What was cut off must not go on beside what follows.
         (self.kernel, self.preview) = (None, None);
-        self.env.cut();
+        let gate = self.env.cut();
         match self.settings.teardown {
             Teardown::Keep => Ok(()),
-            Teardown::Remove => self.remove().await,
+            Teardown::Remove => self.remove(gate).await,
         }
     }
 
@@ -168,7 +168,7 @@ impl<'a> Shell<'a> {
     }
 
     /// Removes what is ours, then gives the lease back.
-    async fn remove(&mut self) -> Result<(), OverlayError> {
+    async fn remove(&mut self, gate: Arc<Mutex<Gate>>) -> Result<(), OverlayError> {
         let scope = self.machine.scope().clone();
         let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
         let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
@@ -178,7 +178,7 @@ impl<'a> Shell<'a> {
             former = former.and(cleared);
         }
         let places = if former.is_ok() { Places::Forget } else { Places::Remember };
-        let env = removal::delete_env(self.seams, &self.settings, places).await;
+        let env = removal::delete_env(self.seams, &self.settings, places, gate).await;
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
             self.machine.handle(self.seams.clock.now(), Wake::Lease(answer));
