@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::backend::Situation;
 use crate::config::NetworkConfig;
-use crate::kernel::{ApplyReport, Scope};
+use crate::kernel::{ApplyReport, KernelError, Scope};
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::env::Gate;
@@ -41,21 +41,28 @@ pub struct Removed {
 pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed, OverlayError> {
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
-    // The network may have changed since: all are looked at.
+    // The network may have changed since: all are looked at, the present one last.
     let mut places = view::former_networks(settings);
-    places.extend(configured.filter(|configured| !places.contains(configured)));
-    if places.is_empty() {
-        places.push(Dual::default());
-    }
+    places.retain(|networks| Some(*networks) != configured);
+    let last = configured.or_else(|| places.pop()).unwrap_or_default();
+    // Nothing is touched while an agent runs.
+    drop(seams.kernel.claim(&settings.name, &last).await?);
     let mut removed = Removed::default();
-    let mut claim = None;
     for networks in places {
-        // A name has one claim. The last one is held to the end: an agent that starts before that would lose its file
-        // and its lease.
-        drop(claim.take());
-        claim = Some(seams.kernel.claim(&settings.name, &networks).await?);
-        removed.objects += clear_marked(seams, settings, networks).await?;
+        match seams.kernel.claim(&settings.name, &networks).await {
+            // A name has one claim.
+            Ok(claim) => {
+                removed.objects += clear_marked(seams, settings, networks).await?;
+                drop(claim);
+            }
+            // Another overlay has moved in: nothing can be told from its routes.
+            Err(KernelError::Conflict { other, .. }) => tracing::info!(other, "a former network is left alone"),
+            Err(error) => return Err(error.into()),
+        }
     }
+    // Held to the end: an agent that starts before that would lose its file and its lease.
+    let claim = seams.kernel.claim(&settings.name, &last).await?;
+    removed.objects += clear_marked(seams, settings, last).await?;
     let env = delete_env(seams, settings, Places::Forget, Arc::default()).await;
     let gone = match &config {
         Ok(config) => give_back(seams, settings, config).await,

@@ -245,7 +245,9 @@ impl Tenure {
     /// Somebody was at the record, or seems to have been: the store has to say whether it is ours.
     fn ask(&mut self, now: BootTime) {
         self.not_before = self.not_before.max(self.challenges.raise(now));
-        self.due = self.allowed(self.not_before);
+        // A rival must not keep us from renewing in time what is still ours.
+        let half = self.lease.expires.filter(|_| !self.lost).map(|expires| now.after(expires.since(now) / 2));
+        self.due = self.allowed(half.map_or(self.not_before, |half| half.min(self.not_before)));
     }
 
     /// `due`, unless the lease is lost and the policy leaves it so.
@@ -309,6 +311,19 @@ mod tests {
         assert_eq!(tenure.call(at(67)), None, "one call at a time");
         assert_eq!(tenure.answered(Ok(lease(Some(187))), at(67)).0, Outcome::Renewed);
         assert_eq!(tenure.call(at(110)), None);
+    }
+
+    #[test]
+    fn a_rival_does_not_make_a_short_lease_run_out() {
+        let mut held = tenure(Some(20));
+        let mut edited = lease(Some(20));
+        edited.attrs.backend_type = "theirs".into();
+        for n in 0..8 {
+            edited.fence = Fence(Some(n.to_string().into()));
+            let record = Record { key: edited.key.clone(), created: 1, lease: Ok(Arc::new(edited.clone())) };
+            assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
+        }
+        assert!(held.deadline().is_some_and(|due| due <= at(11)), "{:?}", held.deadline());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A node that had another network before.
 
+use std::sync::Arc;
+
 use flannel_core::kernel::{Kernel, OverlayName};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{EnvFile, Masquerade, Phase, Status, SubnetEnvFile, Teardown};
@@ -154,9 +156,23 @@ async fn a_former_network_that_another_overlay_has_now_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_removal_is_not_kept_from_the_present_network_by_who_has_the_former_one() {
+    let moved = Moved::new().await;
+    let agent = moved.run();
+    agent.until(settled).await;
+    agent.killed().await;
+    std::fs::write(&moved.file.path, "FLANNEL_NETWORK=10.42.0.0/16\n").unwrap();
+    let networks = Dual { v4: Some("10.42.0.0/17".parse().unwrap()), v6: None };
+    let _other = moved.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks).await.unwrap();
+    let builder = moved.node.builder().subnet_env(moved.file.clone());
+    let overlay = builder.build(Arc::new(moved.node.store.clone()), Arc::new(moved.node.kernel.clone())).unwrap();
+    let removed = overlay.remove().await.unwrap();
+    assert!(removed.objects > 0 && moved.node.kernel.link_index("tun4.1").is_none(), "{removed:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_state_file_clears_no_network_while_the_store_is_away() {
     use flannel_core::subnet::{CachedSubnets, SubnetManager};
-    use std::sync::Arc;
     let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
     let file = SubnetEnvFile { path: dir.path().join("subnet.env"), masquerade: Masquerade::Agent };
     let run = || {
