@@ -397,6 +397,16 @@ impl ApplyReport {
 /// A name held for as long as this value lives.
 pub struct Claim(#[expect(dead_code, reason = "held for its drop")] Box<dyn Any + Send + Sync>);
 
+/// What an overlay is to the networks it claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residence {
+    /// It runs in them: one claim a name.
+    Present,
+    /// It ran in them, and what it left there is still to go: nobody else may move in before that. Stands beside the
+    /// present claim of the same name.
+    Former,
+}
+
 impl Claim {
     /// Wraps whatever releases the claim when dropped.
     pub fn new(guard: impl Any + Send + Sync) -> Self {
@@ -418,11 +428,17 @@ impl fmt::Debug for Claim {
 #[cfg_attr(feature = "testing", mockall::automock)]
 #[async_trait]
 pub trait Kernel: Send + Sync + 'static {
-    /// Takes the name for this network namespace, until the claim is dropped or the process ends.
+    /// Takes name and networks for this network namespace, until the claim is dropped or the process ends.
     ///
     /// # Errors
-    /// [`KernelError::Conflict`] when another overlay here has this name or a network that overlaps.
-    async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError>;
+    /// [`KernelError::Conflict`] when an overlay of another name here has a network that overlaps, or one of this name
+    /// has claimed the same: any present networks, or just these former ones.
+    async fn claim(
+        &self,
+        overlay: &OverlayName,
+        networks: &Dual<Prefix>,
+        residence: Residence,
+    ) -> Result<Claim, KernelError>;
 
     /// Whether devices of these kinds could be made here: a driver that is missing or a privilege that is, before
     /// anything is taken or written. Leaves nothing behind, but for a driver that the kernel loads by itself.

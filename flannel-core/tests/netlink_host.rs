@@ -6,7 +6,7 @@ mod lab;
 
 use std::fs::File;
 
-use flannel_core::kernel::{HostRoute, Kernel, KernelError, OverlayName};
+use flannel_core::kernel::{HostRoute, Kernel, KernelError, OverlayName, Residence};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::state::{LinkId, LinkKind};
@@ -68,7 +68,7 @@ fn facts_are_those_of_the_host_without_our_routes() {
 fn a_name_and_an_overlapping_network_are_claimed_once_until_released() {
     in_lab(|lab| async move {
         let networks = dual("10.5.0.0/16", "fd00::/48");
-        let claim = lab.kernel.claim(&name("flannel"), &networks).await.unwrap();
+        let claim = lab.kernel.claim(&name("flannel"), &networks, Residence::Present).await.unwrap();
         let other = NetlinkKernel::new().unwrap();
         for (rival, theirs) in [
             ("flannel", networks),
@@ -77,15 +77,15 @@ fn a_name_and_an_overlapping_network_are_claimed_once_until_released() {
             ("second", dual("10.0.0.0/8", "")),
             ("second", dual("", "fd00:0:0:7::/64")),
         ] {
-            let error = other.claim(&name(rival), &theirs).await.unwrap_err();
+            let error = other.claim(&name(rival), &theirs, Residence::Present).await.unwrap_err();
             let KernelError::Conflict { other, hint } = &error else { panic!("{error}") };
             assert_eq!((other.as_str(), hint.is_empty()), ("flannel/10.5.0.0-16/fd00::-48", false));
         }
-        let second = other.claim(&name("second"), &dual("10.6.0.0/16", "fd01::/48")).await.unwrap();
+        let second = other.claim(&name("second"), &dual("10.6.0.0/16", "fd01::/48"), Residence::Present).await.unwrap();
         drop(claim);
         // A program that another test is starting has a copy of the socket until it runs.
         let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while let Err(error) = other.claim(&name("flannel"), &networks).await {
+        while let Err(error) = other.claim(&name("flannel"), &networks, Residence::Present).await {
             assert!(std::time::Instant::now() < end, "{error}");
         }
         drop(second);
@@ -97,7 +97,7 @@ fn a_kernel_looks_at_and_claims_in_the_namespace_it_was_given() {
     in_lab(|lab| async move {
         let here = File::open("/proc/thread-self/ns/net").unwrap();
         let up0 = index_of("up0");
-        let claim = lab.kernel.claim(&name("flannel"), &dual("10.5.0.0/16", "")).await.unwrap();
+        let claim = lab.kernel.claim(&name("flannel"), &dual("10.5.0.0/16", ""), Residence::Present).await.unwrap();
         // A thread elsewhere gets a kernel for here.
         let elsewhere = std::thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
@@ -108,8 +108,11 @@ fn a_kernel_looks_at_and_claims_in_the_namespace_it_was_given() {
         assert!(given.host_facts(&[]).await.unwrap().links.contains_key(&up0));
         assert!(!own.host_facts(&[]).await.unwrap().links.values().any(|link| link.name.as_str() == "up0"));
         let networks = dual("10.5.0.0/16", "");
-        assert!(matches!(given.claim(&name("flannel"), &networks).await, Err(KernelError::Conflict { .. })));
-        own.claim(&name("flannel"), &networks).await.unwrap();
+        assert!(matches!(
+            given.claim(&name("flannel"), &networks, Residence::Present).await,
+            Err(KernelError::Conflict { .. })
+        ));
+        own.claim(&name("flannel"), &networks, Residence::Present).await.unwrap();
         drop(claim);
     });
 }

@@ -25,7 +25,7 @@ use futures_util::stream::BoxStream;
 
 use self::signal::Signal;
 use self::thread::{Command, Thread};
-use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope};
 use crate::net::{Dual, Prefix};
 use crate::plan::Plan;
 use crate::state::State;
@@ -76,9 +76,14 @@ impl fmt::Debug for NetlinkKernel {
 
 #[async_trait]
 impl Kernel for NetlinkKernel {
-    async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError> {
+    async fn claim(
+        &self,
+        overlay: &OverlayName,
+        networks: &Dual<Prefix>,
+        residence: Residence,
+    ) -> Result<Claim, KernelError> {
         let (overlay, networks) = (overlay.clone(), *networks);
-        self.thread.call(|reply| Command::Claim { overlay, networks, reply }).await
+        self.thread.call(|reply| Command::Claim { overlay, networks, residence, reply }).await
     }
 
     async fn probe(&self, devices: &[Device]) -> Result<(), KernelError> {

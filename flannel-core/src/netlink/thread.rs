@@ -22,7 +22,7 @@ use super::observe::observe;
 use super::probe::probe;
 use super::signal::Signal;
 use super::wire::Wire;
-use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, KernelError, OverlayName, Scope};
+use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, KernelError, OverlayName, Residence, Scope};
 use crate::net::{Dual, Prefix};
 use crate::plan::Plan;
 use crate::state::{LinkId, State};
@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 type Reply<T> = oneshot::Sender<Result<T, KernelError>>;
 
 pub(crate) enum Command {
-    Claim { overlay: OverlayName, networks: Dual<Prefix>, reply: Reply<Claim> },
+    Claim { overlay: OverlayName, networks: Dual<Prefix>, residence: Residence, reply: Reply<Claim> },
     Probe { devices: Vec<Device>, reply: Reply<()> },
     HostFacts { reach: Vec<IpAddr>, reply: Reply<HostFacts> },
     Observe { scope: Scope, reply: Reply<State> },
@@ -279,7 +279,9 @@ impl Worker {
     /// Does what was asked, unless the caller has gone.
     fn serve(&mut self, command: Command) {
         match command {
-            Command::Claim { overlay, networks, reply } => answer(reply, || claim(&overlay, &networks)),
+            Command::Claim { overlay, networks, residence, reply } => {
+                answer(reply, || claim(&overlay, &networks, residence));
+            }
             Command::Probe { devices, reply } => answer(reply, || probe(&mut self.wire, &mut self.batch, &devices)),
             Command::HostFacts { reach, reply } => {
                 answer(reply, || host_facts(&mut self.wire, &mut self.batch, &reach));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::backend::Situation;
 use crate::config::NetworkConfig;
-use crate::kernel::{ApplyReport, KernelError, Scope};
+use crate::kernel::{ApplyReport, KernelError, Residence, Scope};
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::env::Gate;
@@ -45,23 +45,18 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
     let mut places = view::former_networks(settings);
     places.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| places.pop()).unwrap_or_default();
-    // Nothing is touched while an agent runs.
-    drop(seams.kernel.claim(&settings.name, &last).await?);
+    // Held to the end: nothing is touched while an agent runs, and one that starts before the end would lose its file and
+    // its lease.
+    let claim = seams.kernel.claim(&settings.name, &last, Residence::Present).await?;
     let mut removed = Removed::default();
     for networks in places {
-        match seams.kernel.claim(&settings.name, &networks).await {
-            // A name has one claim.
-            Ok(claim) => {
-                removed.objects += clear_marked(seams, settings, networks).await?;
-                drop(claim);
-            }
+        match seams.kernel.claim(&settings.name, &networks, Residence::Former).await {
+            Ok(_claim) => removed.objects += clear_marked(seams, settings, networks).await?,
             // Another overlay has moved in: nothing can be told from its routes.
             Err(KernelError::Conflict { other, .. }) => tracing::info!(other, "a former network is left alone"),
             Err(error) => return Err(error.into()),
         }
     }
-    // Held to the end: an agent that starts before that would lose its file and its lease.
-    let claim = seams.kernel.claim(&settings.name, &last).await?;
     removed.objects += clear_marked(seams, settings, last).await?;
     let env = delete_env(seams, settings, Places::Forget, Arc::default()).await;
     let gone = match &config {

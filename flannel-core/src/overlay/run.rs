@@ -21,7 +21,7 @@ use crate::overlay::journal::Journal;
 use crate::overlay::machine::{Machine, Wake};
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
-use crate::overlay::start::{self, Surveyed};
+use crate::overlay::start::{self, Claims, Surveyed};
 use crate::overlay::status::{EnvFile, Event, Phase, Status};
 use crate::overlay::{Identity, Settings, Teardown, chain};
 use crate::subnet::{SubnetError, SubnetManager};
@@ -249,13 +249,13 @@ async fn agent(
 ) -> Result<(), OverlayError> {
     let starting = async {
         let surveyed = start::survey(seams, &settings, backends).await?;
-        let former = start::former(seams, &settings, &surveyed).await?;
-        let claim = start::claim(seams, &settings, &surveyed).await?;
+        let Claims { present, former } = start::claim(seams, &settings, &surveyed).await?;
         start::probe(seams, &surveyed).await?;
+        let (former, claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
         start::remember(&settings, &surveyed, &former).await;
-        Ok::<_, OverlayError>((surveyed, former, claim))
+        Ok::<_, OverlayError>((surveyed, former, present, claims))
     };
-    let (surveyed, former, claim) = tokio::select! {
+    let (surveyed, former, claim, former_claims) = tokio::select! {
         biased;
         () = cancel.cancelled() => return Ok(()),
         started = starting => started?,
@@ -269,7 +269,7 @@ async fn agent(
     let mut machine =
         Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, seams.jitter.clone());
     machine.look_after(former, now);
-    let mut shell = Shell::new(seams, settings, machine, questions);
+    let mut shell = Shell::new(seams, settings, machine, questions, former_claims);
     let outcome = shell.until(&cancel).await;
     if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =
         (is_new, &outcome)

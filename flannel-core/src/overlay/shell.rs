@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug_span};
 
-use crate::kernel::{Hint, Kernel, KernelError, Scope};
+use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent};
 use crate::overlay::env::{EnvKeeper, Gate};
 use crate::overlay::handle::{HandleError, Preview, Question};
@@ -55,6 +55,8 @@ pub(crate) struct Shell<'a> {
     store: Slot<Answer>,
     preview: Slot<Looked>,
     env: EnvKeeper,
+    /// Of former networks, until nothing of ours is left there.
+    former: Vec<Claim>,
 }
 
 impl<'a> Shell<'a> {
@@ -63,6 +65,7 @@ impl<'a> Shell<'a> {
         settings: Arc<Settings>,
         machine: Machine,
         questions: mpsc::Receiver<Question>,
+        former: Vec<Claim>,
     ) -> Self {
         let hinted = machine.scope().clone();
         Self {
@@ -78,6 +81,7 @@ impl<'a> Shell<'a> {
             settings,
             machine,
             questions,
+            former,
         }
     }
 
@@ -216,6 +220,9 @@ impl<'a> Shell<'a> {
         if *self.machine.scope() != self.hinted {
             self.hinted = self.machine.scope().clone();
             self.hints = self.seams.kernel.hints(&self.hinted).fuse().boxed();
+        }
+        if !self.machine.has_former() {
+            self.former.clear();
         }
         self.keep_env();
     }

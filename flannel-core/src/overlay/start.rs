@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{Backend, Local, Situation};
 use crate::config::{ConfigError, NetworkConfig};
-use crate::kernel::{Claim, KernelError};
+use crate::kernel::{Claim, KernelError, Residence};
 use crate::lease::{Fence, Lease, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::Backoff;
@@ -98,26 +98,31 @@ where
     }
 }
 
-/// The networks of former runs, if they are others than now. Where another overlay has moved in meanwhile, nothing can
-/// be told from its routes, so nothing is looked for. To be asked before the present networks are claimed.
-pub(crate) async fn former(
-    seams: &Seams,
-    settings: &Settings,
-    surveyed: &Surveyed,
-) -> Result<Vec<Dual<Prefix>>, OverlayError> {
-    let mut former = view::former_networks(settings);
-    former.retain(|networks| *networks != surveyed.situation.networks());
-    let mut ours = Vec::new();
-    for networks in former {
-        match ask_kernel(seams, || seams.kernel.claim(&settings.name, &networks)).await {
-            Ok(_) => ours.push(networks),
+/// What an agent holds for as long as it runs, and for as long as something may be left in its former networks.
+pub(crate) struct Claims {
+    pub(crate) present: Claim,
+    pub(crate) former: Vec<(Dual<Prefix>, Claim)>,
+}
+
+/// Takes the name, and the networks of former runs if they are others than now. Where another overlay has moved in
+/// meanwhile, nothing can be told from its routes, so nothing is looked for.
+pub(crate) async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claims, OverlayError> {
+    let networks = surveyed.situation.networks();
+    let claim = async |networks: &Dual<Prefix>, residence| {
+        ask_kernel(seams, || seams.kernel.claim(&settings.name, networks, residence)).await
+    };
+    let present = claim(&networks, Residence::Present).await?;
+    let mut former = Vec::new();
+    for others in view::former_networks(settings).into_iter().filter(|others| *others != networks) {
+        match claim(&others, Residence::Former).await {
+            Ok(claim) => former.push((others, claim)),
             Err(OverlayError::Kernel(error @ KernelError::Conflict { .. })) => {
                 tracing::info!(error = chain(&error), "a former network is left alone");
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(ours)
+    Ok(Claims { present, former })
 }
 
 /// Remembers where routes of ours may be from now on. A memory that cannot be written keeps nobody from starting: it is
@@ -132,12 +137,6 @@ pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &
         Err(error) => chain(&error),
     };
     tracing::warn!(error, "a change of network amid a crash could leave routes behind");
-}
-
-/// Takes the name. The claim is to be held for as long as the agent runs.
-pub(crate) async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claim, OverlayError> {
-    let networks = surveyed.situation.networks();
-    seams.kernel.claim(&settings.name, &networks).await.map_err(OverlayError::Kernel)
 }
 
 /// Asks the kernel whether it can do what the backend needs, before a lease is taken.

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use flannel_core::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Scope};
+use flannel_core::kernel::{
+    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope,
+};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{
     EnvFile, Event, HandleError, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
@@ -318,10 +320,10 @@ async fn nobody_takes_the_name_before_a_removal_is_done() {
     let removal = tokio::spawn(async move { overlay.remove().await });
     eventually("the devices are gone", || node.kernel.snapshot().matching("tun4.1").is_empty()).await;
     pass(0.5).await;
-    let claim = node.kernel.claim(&OverlayName::default(), &Dual::default()).await;
+    let claim = node.kernel.claim(&OverlayName::default(), &Dual::default(), Residence::Present).await;
     assert!(matches!(claim, Err(KernelError::Conflict { .. })), "{claim:?}");
     assert!(removal.await.unwrap().unwrap().lease.is_some());
-    node.kernel.claim(&OverlayName::default(), &Dual::default()).await.unwrap();
+    node.kernel.claim(&OverlayName::default(), &Dual::default(), Residence::Present).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -355,8 +357,13 @@ struct Stuck {
 
 #[async_trait]
 impl Kernel for Stuck {
-    async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError> {
-        self.kernel.claim(overlay, networks).await
+    async fn claim(
+        &self,
+        overlay: &OverlayName,
+        networks: &Dual<Prefix>,
+        residence: Residence,
+    ) -> Result<Claim, KernelError> {
+        self.kernel.claim(overlay, networks, residence).await
     }
 
     async fn probe(&self, devices: &[Device]) -> Result<(), KernelError> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flannel_core::kernel::{Kernel, OverlayName};
+use flannel_core::kernel::{Kernel, KernelError, OverlayName, Residence};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{EnvFile, Masquerade, Phase, Status, SubnetEnvFile, Teardown};
 use flannel_core::plan::Op;
@@ -149,7 +149,8 @@ async fn a_removal_clears_the_former_network_too_or_keeps_its_memory() {
 async fn a_former_network_that_another_overlay_has_now_is_left_alone() {
     let moved = Moved::new().await;
     let networks = Dual { v4: Some("10.42.0.0/17".parse().unwrap()), v6: None };
-    let _other = moved.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks).await.unwrap();
+    let _other =
+        moved.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks, Residence::Present).await.unwrap();
     let agent = moved.run();
     agent.until(|status| status.subnet_env == EnvFile::Settled).await;
     assert_eq!((moved.left(), moved.network_in_file()), (20, Some("10.43.0.0/16".parse().unwrap())));
@@ -163,11 +164,29 @@ async fn a_removal_is_not_kept_from_the_present_network_by_who_has_the_former_on
     agent.killed().await;
     std::fs::write(&moved.file.path, "FLANNEL_NETWORK=10.42.0.0/16\n").unwrap();
     let networks = Dual { v4: Some("10.42.0.0/17".parse().unwrap()), v6: None };
-    let _other = moved.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks).await.unwrap();
+    let _other =
+        moved.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks, Residence::Present).await.unwrap();
     let builder = moved.node.builder().subnet_env(moved.file.clone());
     let overlay = builder.build(Arc::new(moved.node.store.clone()), Arc::new(moved.node.kernel.clone())).unwrap();
     let removed = overlay.remove().await.unwrap();
     assert!(removed.objects > 0 && moved.node.kernel.link_index("tun4.1").is_none(), "{removed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_moves_into_a_former_network_before_it_is_clear() {
+    let moved = Moved::new().await;
+    moved.node.kernel.refuse_if(refused_in("10.42.7."));
+    let agent = moved.run();
+    agent.ready().await;
+    let networks = Dual { v4: Some("10.42.0.0/16".parse().unwrap()), v6: None };
+    let move_in = async || {
+        let name = OverlayName::new("other").unwrap();
+        moved.node.kernel.claim(&name, &networks, Residence::Present).await
+    };
+    assert!(matches!(move_in().await, Err(KernelError::Conflict { .. })));
+    moved.node.kernel.obey();
+    agent.until(settled).await;
+    let _other = move_in().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ fn passing(mut mock: MockKernel, kernel: &FakeKernel) -> Arc<MockKernel> {
     let fake = kernel.clone();
     mock.expect_host_facts()
         .returning(move |reach| futures_util::FutureExt::now_or_never(fake.host_facts(reach)).unwrap());
-    mock.expect_claim().returning(|_, _| Ok(Claim::new(())));
+    mock.expect_claim().returning(|_, _, _| Ok(Claim::new(())));
     mock.expect_probe().returning(|_| Ok(()));
     mock.expect_hints().returning(|_| futures_util::stream::pending().boxed());
     let fake = kernel.clone();

@@ -25,7 +25,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::{Notify, watch};
 
 use crate::kernel::{
-    ApplyReport, Claim, Device, Hint, HostAddress, HostFacts, Kernel, KernelError, OverlayName, Scope,
+    ApplyReport, Claim, Device, Hint, HostAddress, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope,
 };
 use crate::net::{Dual, MacAddr, Prefix};
 use crate::plan::{Op, OpText, Plan, Refusals};
@@ -115,7 +115,7 @@ struct Inner {
     monitor: Monitor,
     /// Which link an id was given to when its overlay looked last, as the real one remembers it.
     known: BTreeMap<OverlayName, BTreeMap<LinkId, u32>>,
-    claims: Vec<(u64, OverlayName, Dual<Prefix>)>,
+    claims: Vec<(u64, OverlayName, Dual<Prefix>, Residence)>,
     last_claim: u64,
     writes: u64,
     reads: u64,
@@ -313,12 +313,18 @@ impl FakeKernel {
 
 #[async_trait]
 impl Kernel for FakeKernel {
-    async fn claim(&self, overlay: &OverlayName, networks: &Dual<Prefix>) -> Result<Claim, KernelError> {
+    async fn claim(
+        &self,
+        overlay: &OverlayName,
+        networks: &Dual<Prefix>,
+        residence: Residence,
+    ) -> Result<Claim, KernelError> {
         self.until_resumed().await;
         let mut inner = self.lock();
-        let conflict = inner.claims.iter().find_map(|(_, name, others)| {
+        let conflict = inner.claims.iter().find_map(|(_, name, others, theirs)| {
             if name == overlay {
-                return Some((name, "give this overlay another name, or stop the other one".to_owned()));
+                let same = *theirs == residence && (residence == Residence::Present || others == networks);
+                return same.then(|| (name, "give this overlay another name, or stop the other one".to_owned()));
             }
             let overlap = networks.iter().find(|(family, own)| others.get(*family).is_some_and(|x| x.overlaps(own)));
             overlap.map(|(_, network)| (name, format!("{network} overlaps its network: choose a disjoint one")))
@@ -328,7 +334,7 @@ impl Kernel for FakeKernel {
         }
         inner.last_claim += 1;
         let id = inner.last_claim;
-        inner.claims.push((id, overlay.clone(), *networks));
+        inner.claims.push((id, overlay.clone(), *networks, residence));
         Ok(Claim::new(Held { id, inner: self.inner.clone() }))
     }
 

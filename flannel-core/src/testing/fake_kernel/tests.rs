@@ -1,7 +1,7 @@
 use futures_util::FutureExt;
 
 use super::*;
-use crate::kernel::{Device, EEXIST};
+use crate::kernel::{Device, EEXIST, Residence};
 use crate::net::{Family, Vni};
 use crate::state::LinkName;
 
@@ -207,11 +207,20 @@ fn others_acts_make_hints_and_own_writes_none() {
 fn two_overlays_with_one_name_or_overlapping_networks_conflict_until_the_first_is_gone() {
     let (kernel, other) = (FakeKernel::new(), OverlayName::new("other").unwrap());
     let networks = |text: &str| Dual { v4: Some(text.parse().unwrap()), v6: None };
-    let claim = |name: &OverlayName, text: &str| kernel.claim(name, &networks(text)).now_or_never().unwrap();
+    let claim = |name: &OverlayName, text: &str| {
+        kernel.claim(name, &networks(text), Residence::Present).now_or_never().unwrap()
+    };
     let first = claim(&OverlayName::default(), "10.5.0.0/16").unwrap();
     assert!(matches!(claim(&OverlayName::default(), "10.6.0.0/16"), Err(KernelError::Conflict { .. })));
     assert!(matches!(claim(&other, "10.5.4.0/22"), Err(KernelError::Conflict { .. })));
     let second = claim(&other, "10.6.0.0/16").unwrap();
+    let former =
+        |text: &str| kernel.claim(&OverlayName::default(), &networks(text), Residence::Former).now_or_never().unwrap();
+    assert!(matches!(former("10.6.0.0/16"), Err(KernelError::Conflict { .. })));
+    let left = former("10.7.0.0/16").unwrap();
+    assert!(matches!(former("10.7.0.0/16"), Err(KernelError::Conflict { .. })));
+    assert!(matches!(claim(&OverlayName::new("third").unwrap(), "10.7.9.0/24"), Err(KernelError::Conflict { .. })));
+    drop(left);
     drop(first);
     claim(&OverlayName::default(), "10.5.0.0/16").unwrap();
     drop(second);
