@@ -104,7 +104,9 @@ fn judge(code: i32, message: &str) -> (Kind, &'static str) {
     match code {
         16 => (Kind::Token, "check user and password"),
         3 if says("invalid auth token") || says("revision of auth store is old") => (Kind::Token, "log in again"),
-        3 if says("authentication failed") || says("user name") => (Kind::Denied, "check user and password"),
+        // A connection without a log-in, and authentication was enabled since.
+        3 if says("user name is empty") => (Kind::Token, "give user and password"),
+        3 if says("authentication failed") => (Kind::Denied, "check user and password"),
         7 => (Kind::Denied, "grant the user's role read and write access to the key prefix"),
         9 if says("authentication is not enabled") => {
             (Kind::Denied, "enable authentication in etcd, or give no credentials")
