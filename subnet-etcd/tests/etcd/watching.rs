@@ -148,17 +148,29 @@ async fn answered(ask: impl AsyncFn() -> Result<Lease, SubnetError>) -> Lease {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_restart_one_after_the_other_cost_no_event_and_no_listing() {
-    let (mut etcd, store) = three(Version::Current).await;
+    restarted_in_turn(Version::Current).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_are_upgraded_one_after_the_other_cost_no_event_and_no_listing() {
+    restarted_in_turn(Version::Previous).await;
+}
+
+/// Three members of a version become current ones.
+async fn restarted_in_turn(version: Version) {
+    let (mut etcd, store) = three(version).await;
     let mut watcher = Watcher::open(&store).await;
     watcher.established(&store).await;
     let mut lease = node(1).acquire(&store).await;
     for n in 0..3 {
-        // As an upgrade does: the next one only once this one takes part again.
-        etcd.restart(n).unwrap();
+        // The next one only once this one takes part again.
+        etcd.restart_as(n, Version::Current).unwrap();
         let other = node(10 + u16::try_from(n).unwrap());
         let joined = answered(async || store.acquire(&other.id, other.want()).await).await;
         watcher.until(30, "who joined meanwhile", |watcher| watcher.good(&joined.key).is_some()).await;
         lease = answered(async || store.renew(&lease).await).await;
+        let status = Client::connect([etcd.endpoint(n)], None).await.unwrap().status().await.unwrap();
+        assert!(status.version().starts_with("3.7."), "{}", status.version());
     }
     assert_eq!(watcher.resets, 1);
 }
