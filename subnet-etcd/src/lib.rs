@@ -134,6 +134,7 @@ impl EtcdSubnets {
             base: prefix.subnets().into(),
             ttl,
             clock: Arc::new(SystemClock::default()),
+            untold: Arc::default(),
         };
         Self { store: Arc::new(store) }
     }
