@@ -1,12 +1,13 @@
 //! How to reach etcd, and how leases are written there.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where etcd is, how to prove who we are, and how long leases last.
 ///
-/// It is checked as a whole when [`EtcdSubnets::new`](crate::EtcdSubnets::new) takes it.
+/// It is checked as a whole when [`EtcdSubnets::new`](crate::EtcdSubnets::new) takes it, or by [`check`](Self::check).
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The members, as `https://10.0.0.1:2379`. At least one. All `https`, or all `http`; without a scheme it is
@@ -38,6 +39,15 @@ impl Config {
             ttl: Ttl::default(),
             timeouts: Timeouts::default(),
         }
+    }
+
+    /// Whether [`EtcdSubnets::new`](crate::EtcdSubnets::new) takes it, for who wants to know before there is anything
+    /// to connect with: a program that reads its command line. Looks at no file and at no network.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names what to change. Final for this configuration.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.checked_endpoints().map(drop)
     }
 
     /// The endpoints with their scheme, after every check.
@@ -118,16 +128,26 @@ fn endpoint(text: &str, default: Scheme) -> Result<(Scheme, String), ConfigError
         return Err(ConfigError::UserInEndpoint);
     }
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']' | '%');
-    let bad_port = rest.rsplit_once(':').is_some_and(|(host, port)| {
-        let is_port = !host.contains(':') || host.ends_with(']');
-        is_port && port.parse::<u16>().is_err()
-    });
-    if rest.is_empty() || !rest.chars().all(ok) || rest.starts_with(':') || bad_port {
+    if !is_authority(rest) {
         return Err(ConfigError::Endpoint(without_user(text)));
     }
     let scheme_text = if scheme == Scheme::Http { "http" } else { "https" };
     Ok((scheme, format!("{scheme_text}://{rest}")))
+}
+
+/// A host, or an IPv6 address in brackets, and perhaps a port.
+fn is_authority(text: &str) -> bool {
+    let (is_host, port) = match text.strip_prefix('[').map(|text| text.split_once(']')) {
+        Some(None) => return false,
+        Some(Some((address, port))) => (address.parse::<Ipv6Addr>().is_ok(), port),
+        None => {
+            let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+            (!host.is_empty() && host.chars().all(ok), port)
+        }
+    };
+    let is_port = |port: &str| port.parse::<u16>().is_ok() && !port.starts_with('+');
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
 fn without_user(text: &str) -> String {
@@ -347,13 +367,23 @@ mod tests {
 
     #[test]
     fn endpoints_that_are_none_are_refused() {
-        for bad in
-            ["", "http://", "ftp://a:1", "a b:1", "a:99999", "a:x", "http://a:1/path", "unix:///run/etcd", ":2379"]
-        {
-            assert!(matches!(Config::new([bad]).checked_endpoints(), Err(ConfigError::Endpoint(_))), "{bad}");
+        let hosts = ["", "http://", "ftp://a:1", "a b:1", "http://a:1/path", "unix:///run/etcd", ":2379", "a]b", "a%b"];
+        let ports = ["a:99999", "a:x", "a:", "a:+1", "a:1:2", "[::1]2379", "[::1]:", "[::1]:x"];
+        let addresses = ["fd00::1", "[fd00::1", "fd00::1]", "[]", "[etcd]:2379", "[10.0.0.1]:2379"];
+        for bad in hosts.into_iter().chain(ports).chain(addresses) {
+            assert!(matches!(Config::new([bad]).check(), Err(ConfigError::Endpoint(_))), "{bad}");
         }
-        assert_eq!(Config::new::<String>([]).checked_endpoints(), Err(ConfigError::NoEndpoint));
-        assert_eq!(Config::new(["http://a", "https://b"]).checked_endpoints(), Err(ConfigError::MixedSchemes));
+        assert_eq!(Config::new::<String>([]).check(), Err(ConfigError::NoEndpoint));
+        assert_eq!(Config::new(["http://a", "https://b"]).check(), Err(ConfigError::MixedSchemes));
+    }
+
+    #[test]
+    fn a_configuration_is_checked_as_a_store_would_before_there_is_one() {
+        for (endpoints, is_good) in [(["a:2379"], true), (["etcd.example:port"], false)] {
+            let config = Config::new(endpoints);
+            assert_eq!(config.check().is_ok(), is_good);
+            assert_eq!(config.check().err(), crate::EtcdSubnets::new(config).err());
+        }
     }
 
     #[test]

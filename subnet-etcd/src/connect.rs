@@ -269,7 +269,7 @@ fn join(first: Option<Fault>, second: Fault) -> Fault {
     let Some(first) = first else { return second };
     let (mut kept, other) = match first.kind {
         Kind::Denied | Kind::Token => (first, second),
-        Kind::Cut | Kind::Compacted | Kind::TooLarge => (second, first),
+        Kind::Cut | Kind::Compacted | Kind::TooLarge | Kind::Ended => (second, first),
     };
     kept.error.problem = format!("{}; and {}: {}", kept.error.problem, other.error.endpoint, other.error.problem);
     kept

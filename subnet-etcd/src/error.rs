@@ -39,6 +39,8 @@ pub(crate) enum Kind {
     Compacted,
     /// The answer is larger than we take.
     TooLarge,
+    /// The etcd lease to write with has ended; nothing was done.
+    Ended,
 }
 
 impl Fault {
@@ -79,14 +81,14 @@ impl Fault {
 
     /// Whether the request may have been carried out all the same.
     pub(crate) fn is_unsettled(&self) -> bool {
-        !matches!(self.kind, Kind::Token | Kind::Denied)
+        !matches!(self.kind, Kind::Token | Kind::Denied | Kind::Ended)
     }
 
     pub(crate) fn into_subnet_error(self, doing: &'static str) -> SubnetError {
         let source = Box::new(self.error);
         match self.kind {
             Kind::Token | Kind::Denied => SubnetError::Denied { doing, source },
-            Kind::Cut | Kind::Compacted | Kind::TooLarge => SubnetError::Unavailable { doing, source },
+            Kind::Cut | Kind::Compacted | Kind::TooLarge | Kind::Ended => SubnetError::Unavailable { doing, source },
         }
     }
 }
@@ -97,14 +99,17 @@ const CHECK: &str = "check that this member runs and can be reached";
 /// reset and a broken pipe race to us, so nothing that is cut over TLS can be told from it.
 const CHECK_TLS: &str = "check that this member runs and can be reached, and whether it asks for a client certificate";
 
-/// gRPC's numbers are part of its protocol: 3 invalid argument, 7 permission denied, 8 resource exhausted, 9 failed
-/// precondition, 11 out of range, 16 unauthenticated.
+/// gRPC's numbers are part of its protocol: 3 invalid argument, 5 not found, 7 permission denied, 8 resource exhausted,
+/// 9 failed precondition, 11 out of range, 16 unauthenticated.
 fn judge(code: i32, message: &str) -> (Kind, &'static str) {
     let says = |text: &str| message.contains(text);
     match code {
         16 => (Kind::Token, "check user and password"),
         3 if says("invalid auth token") || says("revision of auth store is old") => (Kind::Token, "log in again"),
-        3 if says("authentication failed") || says("user name") => (Kind::Denied, "check user and password"),
+        // A connection without a log-in, and authentication was enabled since.
+        3 if says("user name is empty") => (Kind::Token, "give user and password"),
+        3 if says("authentication failed") => (Kind::Denied, "check user and password"),
+        5 if says("requested lease not found") => (Kind::Ended, "write with a new lease"),
         7 => (Kind::Denied, "grant the user's role read and write access to the key prefix"),
         9 if says("authentication is not enabled") => {
             (Kind::Denied, "enable authentication in etcd, or give no credentials")
@@ -152,6 +157,12 @@ fn chain(first: &str, source: Option<&(dyn Error + 'static)>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_write_with_a_lease_that_has_ended_did_nothing() {
+        let (kind, _) = judge(5, "etcdserver: requested lease not found");
+        assert!(!Fault { kind, ..Fault::cut("etcd", "") }.is_unsettled());
+    }
 
     #[test]
     fn a_cut_over_tls_names_the_client_certificate_however_it_is_worded() {

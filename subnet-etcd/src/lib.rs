@@ -7,9 +7,9 @@
 //! PREFIX/subnets/10.5.34.0-24&fd00:12:13::-56    the same in a dual-stack network
 //! ```
 //!
-//! A node is known by its public IP. Every write is a transaction fenced by what was read: a node that was away never
-//! writes over the new owner of its subnet, and a lost race costs another try, not the agent. A record without etcd
-//! lease is an operator's reservation; it is used and renewed, and stays one.
+//! A node is known by its public IP. Every write of a lease is a transaction fenced by what was read: a node that was
+//! away never writes over the new owner of its subnet, and a lost race costs another try, not the agent. A record
+//! without etcd lease is an operator's reservation; it is used and renewed, and stays one.
 //!
 //! Requests go to one member at a time and move to the next when it fails. Each has a deadline. TLS files and the
 //! password file are read again for every new connection. When a peer's lease ends is not asked, for that would be a
@@ -88,6 +88,9 @@ impl EtcdSubnets {
     /// Writes the network's configuration in place of what was there. Leases that no longer fit stay until their
     /// nodes acquire again.
     ///
+    /// The last writer wins: this is an operator's word, which is not made out of what was there, so there is no read
+    /// to fence it by. An acquire under way is fenced by the configuration it went by, and begins anew.
+    ///
     /// # Errors
     /// [`SubnetError::Invalid`] when it would not read back as it is (a network without a pool): final. Else retry.
     ///
@@ -134,6 +137,7 @@ impl EtcdSubnets {
             base: prefix.subnets().into(),
             ttl,
             clock: Arc::new(SystemClock::default()),
+            untold: Arc::default(),
         };
         Self { store: Arc::new(store) }
     }

@@ -17,7 +17,7 @@ use crate::connect::Connector;
 use crate::error::Fault;
 use crate::list::{after_prefix, list};
 use crate::wire::{self, Version};
-use crate::write::{Granted, Outcome, Put, unchanged};
+use crate::write::{Granted, Outcome, Put, Untold, unchanged};
 
 /// A key prefix in etcd and how to use it.
 #[derive(Clone)]
@@ -28,6 +28,7 @@ pub(crate) struct Store {
     pub(crate) base: Arc<str>,
     pub(crate) ttl: Ttl,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) untold: Arc<Untold>,
 }
 
 /// How often an acquire looks anew after others changed what it had read. In a race for new leases this counts only
@@ -131,8 +132,8 @@ impl Store {
             return lost("has expired");
         }
         let doing = |fault: Fault| fault.into_subnet_error(RENEWING);
-        let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
-        let mut version = first;
+        let tenure = self.tenure(lease);
+        let mut version = tenure.first;
         for _ in 0..ADOPTIONS {
             let full = self.key(&lease.key);
             let put = Put {
@@ -147,18 +148,21 @@ impl Store {
             let read = match outcome.map_err(doing)? {
                 Outcome::Written { version: written, expires } => {
                     self.drop_lease(version.lease).await;
-                    if first.lease != version.lease {
-                        self.drop_lease(first.lease).await;
+                    if tenure.first.lease != version.lease {
+                        self.drop_lease(tenure.first.lease).await;
                     }
                     return Ok(Lease { fence: written.fence(), expires, ..lease.clone() });
                 }
                 Outcome::Refused { read, .. } => read,
             };
-            let Some(kv) = read.first() else { return lost("is gone") };
-            match self.same_tenure(lease, first, kv) {
+            let newer = read.first().ok_or("is gone");
+            match newer.and_then(|kv| tenure.version(kv).ok_or("is another's, or a newer lease")) {
                 // Our own renewal whose answer was lost, or Go flannel's on this host.
-                Some(newer) => version = newer,
-                None => return lost("is another's, or a newer lease"),
+                Ok(newer) => version = newer,
+                Err(why) => {
+                    self.drop_untold(&lease.key).await;
+                    return lost(why);
+                }
             }
         }
         Err(doing(Fault::cut(&self.base, "the record kept changing")))
@@ -168,8 +172,8 @@ impl Store {
         if wire::parse_key(lease.key.as_str()).is_err() {
             return Ok(());
         }
-        let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
-        let mut version = first;
+        let tenure = self.tenure(lease);
+        let mut version = tenure.first;
         for _ in 0..ADOPTIONS {
             // An operator reserved it for this node: not ours to give back.
             if version.is_reservation() {
@@ -177,10 +181,11 @@ impl Store {
             }
             let found = self.delete(&lease.key, version).await;
             let found = found.map_err(|fault| fault.into_subnet_error(RELEASING))?;
-            match found.as_ref().map(|kv| self.same_tenure(lease, first, kv)) {
+            match found.as_ref().map(|kv| tenure.version(kv)) {
                 Some(Some(newer)) => version = newer,
                 None | Some(None) => {
                     self.drop_lease(version.lease).await;
+                    self.drop_untold(&lease.key).await;
                     return Ok(());
                 }
             }
@@ -237,7 +242,10 @@ impl Store {
         let put = Put { key: &lease.key, value, when, or_else: Vec::new(), over: Some(version) };
         let outcome = if version.is_reservation() { self.put_reserved(put).await } else { self.put_leased(put).await };
         match outcome.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
-            Outcome::Refused { .. } => Ok(None),
+            Outcome::Refused { .. } => {
+                self.drop_untold(&lease.key).await;
+                Ok(None)
+            }
             Outcome::Written { version: written, expires } => {
                 self.drop_lease(version.lease).await;
                 Ok(Some(Lease { attrs: attrs.clone(), expires, fence: written.fence(), ..lease.clone() }))
@@ -321,13 +329,32 @@ impl Store {
         vec![config, free]
     }
 
-    /// The version of a record that is still the same tenure of the same node.
-    fn same_tenure(&self, lease: &Lease, first: Version, kv: &etcd_client::KeyValue) -> Option<Version> {
+    /// The tenure of this lease, as far as it is known before a call about it.
+    fn tenure<'a>(&'a self, lease: &'a Lease) -> Tenure<'a> {
+        let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
+        Tenure { base: &self.base, first, untold: self.untold.of(&lease.key), owner: Owner::of_attrs(&lease.attrs) }
+    }
+}
+
+/// Tells records of one tenure of one node from others.
+struct Tenure<'a> {
+    base: &'a str,
+    first: Version,
+    /// The etcd lease of a write that may have happened without our hearing of it.
+    untold: Option<i64>,
+    owner: Option<Owner>,
+}
+
+impl Tenure<'_> {
+    /// The version of a record that is of this tenure.
+    fn version(&self, kv: &etcd_client::KeyValue) -> Option<Version> {
         let version = Version::of(kv);
-        let record = wire::record(&self.base, kv);
-        let is_ours =
-            record.lease.is_ok_and(|found| Owner::of_attrs(&lease.attrs).is_some_and(|o| o.holds(&found.attrs)));
-        (is_ours && (first == UNKNOWN || first.created == version.created)).then_some(version)
+        // Whatever address that write published: the node's may have changed since.
+        let is_ours = self.untold == Some(version.lease) || {
+            let found = wire::record(self.base, kv).lease;
+            found.is_ok_and(|found| self.owner.is_some_and(|owner| owner.holds(&found.attrs)))
+        };
+        (is_ours && (self.first == UNKNOWN || self.first.created == version.created)).then_some(version)
     }
 }
 

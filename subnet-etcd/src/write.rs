@@ -1,5 +1,7 @@
 //! The writes: each a transaction fenced by what was read, each with its outcome settled.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{
@@ -11,7 +13,7 @@ use flannel_core::lease::LeaseKey;
 
 use crate::backoff::random;
 use crate::connect::Header;
-use crate::error::Fault;
+use crate::error::{Fault, Kind};
 use crate::store::Store;
 use crate::wire::Version;
 
@@ -40,6 +42,37 @@ pub(crate) enum Outcome {
 pub(crate) struct Granted {
     lease: i64,
     expires: BootTime,
+}
+
+/// The leases of records that may have been written without our hearing of it. The next try writes with the same one,
+/// so that a store whose answers are lost does not fill with leases; a record that hangs on it is ours.
+#[derive(Default)]
+pub(crate) struct Untold(Mutex<BTreeMap<LeaseKey, Granted>>);
+
+impl Untold {
+    pub(crate) fn of(&self, key: &LeaseKey) -> Option<i64> {
+        Some(self.lock().get(key)?.lease)
+    }
+
+    fn take(&self, key: &LeaseKey) -> Option<i64> {
+        Some(self.lock().remove(key)?.lease)
+    }
+
+    /// The lease to write with again, if it lasts until `long_enough`.
+    fn lasting(&self, key: &LeaseKey, long_enough: BootTime) -> Option<Granted> {
+        self.lock().get(key).filter(|granted| granted.expires >= long_enough).copied()
+    }
+
+    fn note(&self, key: &LeaseKey, granted: Granted, now: BootTime) {
+        let mut untold = self.lock();
+        untold.retain(|_, granted| granted.expires > now);
+        untold.insert(key.clone(), granted);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<LeaseKey, Granted>> {
+        // Every change is one call.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Store {
@@ -72,16 +105,34 @@ impl Store {
 
     /// Writes over a record of ours, with a lease of its own.
     pub(crate) async fn put_leased(&self, put: Put<'_>) -> Result<Outcome, Fault> {
-        let granted = self.grant().await?;
+        let now = self.clock.now();
+        let granted = match self.untold.lasting(put.key, now.after(self.ttl.duration() / 2)) {
+            Some(granted) => granted,
+            None => {
+                let granted = self.grant().await?;
+                // Before the write: that may be dropped midway.
+                self.untold.note(put.key, granted, now);
+                granted
+            }
+        };
         let result = self.put_granted(&put, granted).await;
-        match &result {
-            Ok(Outcome::Written { .. }) => {}
-            Ok(Outcome::Refused { .. }) => self.give_back(granted).await,
-            // It may still be under way, and would go with its lease: that is left to end by itself.
-            Err(fault) if fault.is_unsettled() => {}
-            Err(_) => self.give_back(granted).await,
+        let is_told = match &result {
+            Ok(Outcome::Written { .. }) => true,
+            // A try before this one may have written with it, or it may still be under way and would go with its lease.
+            Ok(Outcome::Refused { .. }) => false,
+            Err(fault) => fault.kind == Kind::Ended,
+        };
+        if is_told {
+            self.untold.take(put.key);
         }
         result
+    }
+
+    /// Ends the lease of a write that cannot happen any more.
+    pub(crate) async fn drop_untold(&self, key: &LeaseKey) {
+        if let Some(lease) = self.untold.take(key) {
+            self.drop_lease(lease).await;
+        }
     }
 
     /// Writes a record with this lease. An answer that is lost is asked for: by the lease one can tell.
@@ -89,9 +140,12 @@ impl Store {
         let expires = Some(granted.expires);
         match self.put(put, granted.lease).await {
             Ok(Outcome::Written { version, .. }) => Ok(Outcome::Written { version, expires }),
-            Err(fault) if fault.is_unsettled() => match self.record(put.key).await? {
-                Some(kv) if kv.lease() == granted.lease => Ok(Outcome::Written { version: Version::of(&kv), expires }),
-                _ => Err(fault),
+            Err(fault) if fault.is_unsettled() => match self.record(put.key).await {
+                // Another value is that of a try before this one.
+                Ok(Some(kv)) if kv.lease() == granted.lease && kv.value() == put.value.as_bytes() => {
+                    Ok(Outcome::Written { version: Version::of(&kv), expires })
+                }
+                Ok(_) | Err(_) => Err(fault),
             },
             result => result,
         }
@@ -100,11 +154,11 @@ impl Store {
     /// Writes over a reservation, which stays one.
     pub(crate) async fn put_reserved(&self, put: Put<'_>) -> Result<Outcome, Fault> {
         match self.put(&put, 0).await {
-            Err(fault) if fault.is_unsettled() => match self.record(put.key).await? {
-                Some(kv) if kv.lease() == 0 && kv.value() == put.value.as_bytes() => {
+            Err(fault) if fault.is_unsettled() => match self.record(put.key).await {
+                Ok(Some(kv)) if kv.lease() == 0 && kv.value() == put.value.as_bytes() => {
                     Ok(Outcome::Written { version: Version::of(&kv), expires: None })
                 }
-                _ => Err(fault),
+                Ok(_) | Err(_) => Err(fault),
             },
             result => result,
         }

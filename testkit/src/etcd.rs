@@ -20,10 +20,13 @@ pub enum Version {
     Debian,
     /// A current one: `target/etcd-3.7.3`, which `./test` builds, or what `ETCD_CURRENT` names.
     Current,
+    /// The minor version before it, to upgrade from: `target/etcd-3.6.16`, built the same way, or what `ETCD_PREVIOUS`
+    /// names.
+    Previous,
 }
 
 impl Version {
-    /// Both.
+    /// Those that are supported each for itself.
     pub const ALL: [Self; 2] = [Self::Debian, Self::Current];
 
     /// The program.
@@ -31,12 +34,12 @@ impl Version {
     /// # Errors
     /// Says where it was looked for and how to get it: a test that needs etcd fails without.
     pub fn program(self) -> Result<PathBuf, Error> {
+        const BUILD: &str = "run ./test, which builds it with Go, once";
+        let target = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(name);
         let (variable, default, remedy) = match self {
             Self::Debian => ("ETCD_DEBIAN", PathBuf::from("/usr/bin/etcd"), "apt-get install etcd-server"),
-            Self::Current => {
-                let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/etcd-3.7.3");
-                ("ETCD_CURRENT", target, "run ./test, which builds it with Go, once")
-            }
+            Self::Current => ("ETCD_CURRENT", target("etcd-3.7.3"), BUILD),
+            Self::Previous => ("ETCD_PREVIOUS", target("etcd-3.6.16"), BUILD),
         };
         let program = std::env::var_os(variable).map_or(default, PathBuf::from);
         if !program.is_file() {
@@ -151,6 +154,16 @@ impl Etcd {
         self.kill(n);
         self.spawn(n)?;
         self.await_health(n)
+    }
+
+    /// Starts a member again as another version, as an upgrade of the members one after the other does. Those that start
+    /// later are of it too.
+    ///
+    /// # Errors
+    /// Names what is missing, or shows the end of its log.
+    pub fn restart_as(&mut self, n: usize, version: Version) -> Result<(), Error> {
+        self.program = version.program()?;
+        self.restart(n)
     }
 
     /// Freezes a member: its connections stay, and nothing answers.

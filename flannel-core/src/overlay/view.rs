@@ -37,7 +37,9 @@ pub(crate) fn identity(settings: &Settings, public: &Dual<IpAddr>) -> NodeIdenti
 /// The situation on a host that has changed.
 pub(crate) fn situation(settings: &Settings, old: &Situation, host: Arc<HostFacts>) -> Result<Situation, UplinkError> {
     let Choice { uplink, public, .. } = choose(settings, &old.config, &host)?;
-    Ok(Situation { uplink, public, host, ..old.clone() })
+    // A store that knows us by our address has to be asked by the one that we publish.
+    let node = identity(settings, &public);
+    Ok(Situation { node, uplink, public, host, ..old.clone() })
 }
 
 pub(crate) fn choose(settings: &Settings, config: &NetworkConfig, host: &HostFacts) -> Result<Choice, UplinkError> {

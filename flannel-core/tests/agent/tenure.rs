@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flannel_core::lease::{Fence, Lease};
+use flannel_core::lease::{Fence, Lease, LeaseKey};
 use flannel_core::net::Family;
-use flannel_core::overlay::{Event, LossPolicy, LossReason, OverlayError, Phase};
+use flannel_core::overlay::{Event, Identity, LossPolicy, LossReason, Overlay, OverlayError, Phase};
 use tokio::time::Instant;
 
 use crate::node::{Agent, Node, eventually, pass, public, subnet};
 use crate::storms::Away;
+use crate::tunnel::Tunnel;
 
 const TTL: Duration = Duration::from_secs(100);
 
@@ -104,6 +105,23 @@ async fn a_deleted_record_is_lost_and_the_same_subnet_taken_again() {
     assert_eq!(lost, Event::LeaseLost(LossReason::Deleted));
     let after = agent.ready().await.lease.unwrap();
     assert_eq!((before.subnets, node.record().unwrap().subnets), (after.subnets, before.subnets));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_known_by_its_address_acquires_by_the_one_it_has_now() {
+    let node = Node::alone();
+    let builder = Overlay::builder(Identity::PublicIp);
+    let agent = node.run_as(builder.backend("tunnel", |_| Ok(Tunnel)).clock(Arc::clone(&node.clock) as _));
+    let before = agent.ready().await.lease.unwrap();
+    assert_eq!(before.key, LeaseKey::new("192.0.2.200"));
+    node.kernel.add_address("eth0", "192.0.2.77/24".parse().unwrap()).unwrap();
+    node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    let moved = |lease: &Lease| lease.attrs.public_ip.v4 == Some(public(Family::V4, 77));
+    agent.until(|status| status.lease.as_ref().is_some_and(|lease| moved(lease))).await;
+    node.store.delete(&before.key);
+    agent.until(|status| status.lease.as_ref().is_some_and(|lease| lease.key != before.key)).await;
+    let after = agent.ready().await.lease.unwrap();
+    assert_eq!((&after.key, after.subnets), (&LeaseKey::new("192.0.2.77"), before.subnets));
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,6 +24,8 @@ struct Gate {
     left: AtomicI64,
     /// 1: new connections are refused.
     shut: AtomicI64,
+    /// 1: the loss of an answer shuts.
+    shuts: AtomicI64,
 }
 
 impl Proxy {
@@ -32,7 +34,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cuts, cut) = watch::channel(0);
-        let gate = Arc::new(Gate { left: AtomicI64::new(-1), shut: AtomicI64::new(0) });
+        let gate = Arc::new(Gate { left: AtomicI64::new(-1), shut: AtomicI64::new(0), shuts: AtomicI64::new(0) });
         let shared = Arc::clone(&gate);
         let task = tokio::spawn(async move {
             loop {
@@ -54,6 +56,12 @@ impl Proxy {
     /// after that are good.
     pub(crate) fn lose_after(&self, pieces: i64) {
         self.gate.left.store(pieces, Ordering::SeqCst);
+    }
+
+    /// The same, and shuts with it: what became of the request cannot be asked.
+    pub(crate) fn shut_after(&self, pieces: i64) {
+        self.gate.shuts.store(1, Ordering::SeqCst);
+        self.lose_after(pieces);
     }
 
     /// Whether the loss has happened.
@@ -94,6 +102,7 @@ async fn forward(client: TcpStream, server: TcpStream, gate: Arc<Gate>, mut cut:
             match gate.left.load(Ordering::SeqCst) {
                 0 => {
                     gate.left.store(-1, Ordering::SeqCst);
+                    gate.shut.store(gate.shuts.load(Ordering::SeqCst), Ordering::SeqCst);
                     // What was asked is carried out meanwhile.
                     tokio::time::sleep(Duration::from_millis(30)).await;
                     return Ok::<_, std::io::Error>(());

@@ -148,17 +148,29 @@ async fn answered(ask: impl AsyncFn() -> Result<Lease, SubnetError>) -> Lease {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_restart_one_after_the_other_cost_no_event_and_no_listing() {
-    let (mut etcd, store) = three(Version::Current).await;
+    restarted_in_turn(Version::Current).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_are_upgraded_one_after_the_other_cost_no_event_and_no_listing() {
+    restarted_in_turn(Version::Previous).await;
+}
+
+/// Three members of a version become current ones.
+async fn restarted_in_turn(version: Version) {
+    let (mut etcd, store) = three(version).await;
     let mut watcher = Watcher::open(&store).await;
     watcher.established(&store).await;
     let mut lease = node(1).acquire(&store).await;
     for n in 0..3 {
-        // As an upgrade does: the next one only once this one takes part again.
-        etcd.restart(n).unwrap();
+        // The next one only once this one takes part again.
+        etcd.restart_as(n, Version::Current).unwrap();
         let other = node(10 + u16::try_from(n).unwrap());
         let joined = answered(async || store.acquire(&other.id, other.want()).await).await;
         watcher.until(30, "who joined meanwhile", |watcher| watcher.good(&joined.key).is_some()).await;
         lease = answered(async || store.renew(&lease).await).await;
+        let status = Client::connect([etcd.endpoint(n)], None).await.unwrap().status().await.unwrap();
+        assert!(status.version().starts_with("3.7."), "{}", status.version());
     }
     assert_eq!(watcher.resets, 1);
 }
@@ -226,6 +238,13 @@ async fn an_injected_client_serves_too() {
 
 /// Users `root` and `flannel`, who may use the prefix and nothing else.
 async fn with_authentication(etcd: &Etcd) -> Client {
+    with_users(etcd).await.auth_enable().await.unwrap();
+    let options = ConnectOptions::new().with_user("root", "toor").with_auto_token_refresh(true);
+    Client::connect(etcd.endpoints(), Some(options)).await.unwrap()
+}
+
+/// The same users, before it matters.
+async fn with_users(etcd: &Etcd) -> Client {
     use etcd_client::{Permission, PermissionType};
     let mut client = raw(etcd).await;
     client.user_add("root", "toor", None).await.unwrap();
@@ -235,9 +254,7 @@ async fn with_authentication(etcd: &Etcd) -> Client {
     let all = Permission::new(PermissionType::Readwrite, "/coreos.com/network/").with_prefix();
     client.role_grant_permission("flannel", all).await.unwrap();
     client.user_grant_role("flannel", "flannel").await.unwrap();
-    client.auth_enable().await.unwrap();
-    let options = ConnectOptions::new().with_user("root", "toor").with_auto_token_refresh(true);
-    Client::connect(etcd.endpoints(), Some(options)).await.unwrap()
+    client
 }
 
 fn logged_in(etcd: &Etcd, password: Password) -> EtcdSubnets {
@@ -276,6 +293,23 @@ async fn a_log_in_that_ends_and_a_rotated_password_are_survived() {
         let late = node(3).acquire(&store).await;
         watcher.until(10, "a lease after the password changed", |watcher| watcher.good(&late.key).is_some()).await;
         assert_eq!(watcher.resets, 1, "{:?}", watcher.errors);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_came_before_authentication_logs_in_once_it_is_enabled() {
+    for version in Version::ALL {
+        let (etcd, _) = single(version).await;
+        let mut client = with_users(&etcd).await;
+        let store = logged_in(&etcd, Password::Text(flannel_subnet_etcd::Secret::new("first")));
+        let lease = node(1).acquire(&store).await;
+        let without = open(&etcd);
+        without.network_config().await.unwrap();
+        client.auth_enable().await.unwrap();
+        answered(async || store.renew(&lease).await).await;
+        let error = without.network_config().await.unwrap_err();
+        assert!(matches!(error, SubnetError::Denied { .. }), "{}", chain(&error));
+        assert!(chain(&error).contains("give user and password"), "{}", chain(&error));
     }
 }
 

@@ -10,6 +10,7 @@ use super::file::{self, StateFileError};
 use super::known::{Changed, Known};
 use super::wire;
 use crate::clock::{BootTime, Clock};
+use crate::lease::Lease;
 use crate::overlay::chain;
 use crate::subnet::SubnetError;
 
@@ -98,6 +99,11 @@ impl Keeper {
         if unsaved {
             self.changed.notify_waiters();
         }
+    }
+
+    /// The store is about to be asked to publish this.
+    pub(super) fn asks(&self, lease: &Lease) {
+        self.state().known.renewing(lease);
     }
 
     /// The number of a new watch.

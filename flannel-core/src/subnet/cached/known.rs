@@ -1,12 +1,14 @@
 //! What the store has said, as far as it is worth keeping. Pure.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::alloc;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, Record};
+use crate::net::Dual;
 use crate::subnet::NodeIdentity;
 
 /// What is known of a store.
@@ -15,6 +17,9 @@ pub(super) struct Known {
     pub(super) config: Option<NetworkConfig>,
     pub(super) own: Own,
     pub(super) records: Option<BTreeMap<LeaseKey, Entry>>,
+    /// The public addresses that a renewal was last asked to publish: the store may show them before it answers, or
+    /// instead of an answer.
+    pub(super) asked: Option<Dual<IpAddr>>,
 }
 
 /// The lease of the node that lives here.
@@ -27,6 +32,9 @@ pub(super) enum Own {
     None,
     /// As it stands in the store.
     Held(NodeIdentity, Lease),
+    /// This was held, and the store shows something else under its key. That may be older than our last write: not
+    /// to be used unless the store says that it is ours.
+    Doubted(NodeIdentity, Lease),
 }
 
 /// A record without its key.
@@ -87,27 +95,33 @@ impl Known {
     /// The store says that `node` holds nothing.
     pub(super) fn without_lease(&mut self, node: &NodeIdentity) -> Changed {
         match &self.own {
-            Own::Held(holder, _) if holder != node => Changed::No,
+            Own::Held(holder, lease) | Own::Doubted(holder, lease) if !is_holder(node, holder, lease) => Changed::No,
             Own::None => Changed::No,
-            Own::Held(..) | Own::Unasked => self.give_up(),
+            Own::Held(..) | Own::Doubted(..) | Own::Unasked => self.give_up(),
         }
     }
 
+    /// The store is about to be asked to renew this.
+    pub(super) fn renewing(&mut self, lease: &Lease) {
+        self.asked = Some(lease.attrs.public_ip);
+    }
+
+    /// The store says that this, which it was asked to renew, is ours.
     pub(super) fn renewed(&mut self, lease: &Lease) -> Changed {
-        match &mut self.own {
-            Own::Held(_, held) if held.key == lease.key && held != lease => {
-                *held = lease.clone();
-                Changed::Yes
+        match &self.own {
+            Own::Held(node, own) | Own::Doubted(node, own) if own.key == lease.key => {
+                let node = node.clone();
+                self.held(&node, lease)
             }
-            Own::Held(..) | Own::Unasked | Own::None => Changed::No,
+            Own::Held(..) | Own::Doubted(..) | Own::Unasked | Own::None => Changed::No,
         }
     }
 
     /// The lease of this key is not ours any more.
     pub(super) fn lost(&mut self, key: &LeaseKey) -> Changed {
         match &self.own {
-            Own::Held(_, held) if held.key == *key => self.give_up(),
-            Own::Held(..) | Own::Unasked | Own::None => Changed::No,
+            Own::Held(_, own) | Own::Doubted(_, own) if own.key == *key => self.give_up(),
+            Own::Held(..) | Own::Doubted(..) | Own::Unasked | Own::None => Changed::No,
         }
     }
 
@@ -116,7 +130,7 @@ impl Known {
         let Own::Held(holder, lease) = &self.own else { return None };
         let runs = lease.expires.is_none_or(|expires| expires > now);
         let fits = self.config.as_ref().is_some_and(|config| alloc::all_compatible(config, &lease.subnets));
-        (holder == node && runs && fits).then(|| lease.clone())
+        (is_holder(node, holder, lease) && runs && fits).then(|| lease.clone())
     }
 
     /// Everything there was, in the order of keys.
@@ -126,7 +140,7 @@ impl Known {
         let records = self.records.as_ref()?;
         let mut own = match &self.own {
             Own::Held(_, lease) => Some(Arc::new(lease.clone())),
-            Own::Unasked | Own::None => None,
+            Own::Unasked | Own::None | Own::Doubted(..) => None,
         };
         let mut snapshot = Vec::with_capacity(records.len() + 1);
         for (key, Entry { created, lease }) in records {
@@ -170,7 +184,7 @@ impl Known {
         });
         self.records = Some(entries);
         let own = match &self.own {
-            Own::Held(_, lease) => {
+            Own::Held(_, lease) | Own::Doubted(_, lease) => {
                 let key = lease.key.clone();
                 self.own_record(&key, records.iter().find(|record| record.key == key))
             }
@@ -181,27 +195,36 @@ impl Known {
 
     /// The store showed the record of `key`, or that there is none: the own lease may be gone or another's.
     fn own_record(&mut self, key: &LeaseKey, record: Option<&Record>) -> Changed {
-        let Own::Held(_, held) = &mut self.own else { return Changed::No };
-        if held.key != *key {
+        let (Own::Held(node, own) | Own::Doubted(node, own)) = &self.own else { return Changed::No };
+        if own.key != *key {
             return Changed::No;
         }
-        match record.map(|record| &record.lease) {
-            Some(Ok(seen)) if seen.attrs.public_ip == held.attrs.public_ip && seen.subnets == held.subnets => {
-                // A store may not know the expiry of what it shows: nothing then says that ours is longer.
-                let expires = seen.expires.max(held.expires);
-                let now = Lease { expires, ..(**seen).clone() };
-                let changed = *held != now;
-                *held = now;
-                Changed::when(changed)
-            }
-            Some(Ok(_) | Err(_)) | None => self.give_up(),
-        }
+        let is_ours = |seen: &Lease| {
+            let public = &seen.attrs.public_ip;
+            seen.subnets == own.subnets && (*public == own.attrs.public_ip || Some(public) == self.asked.as_ref())
+        };
+        let shown = record.and_then(|record| record.lease.as_ref().ok()).filter(|seen| is_ours(seen));
+        let now = match shown {
+            // A store may not know the expiry of what it shows: nothing then says that ours is longer.
+            Some(seen) => Own::Held(node.clone(), Lease { expires: seen.expires.max(own.expires), ..(**seen).clone() }),
+            None => Own::Doubted(node.clone(), own.clone()),
+        };
+        let changed = self.own != now;
+        self.own = now;
+        Changed::when(changed)
     }
 
     fn give_up(&mut self) -> Changed {
         self.own = Own::None;
         Changed::Yes
     }
+}
+
+/// Whether `node` is who holds this lease. A store that knows a node by its address knows it by another one once the
+/// node has moved, and published that.
+fn is_holder(node: &NodeIdentity, holder: &NodeIdentity, lease: &Lease) -> bool {
+    let Dual { v4, v6 } = lease.attrs.public_ip;
+    node == holder || v4.or(v6).is_some_and(|public| *node == NodeIdentity::of_address(public))
 }
 
 impl Entry {

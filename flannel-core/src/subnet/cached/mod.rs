@@ -181,6 +181,7 @@ impl SubnetManager for CachedSubnets {
     }
 
     async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        self.keeper.asks(lease);
         let answer = self.inner.renew(lease).await;
         match &answer {
             Ok(renewed) => self.keeper.learn(|known| known.renewed(renewed)),

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::keeper::{PACE, SETTLE};
-use super::known::{Entry, Known, Own};
+use super::known::{Changed, Entry, Known, Own};
 use super::*;
 use crate::clock::{BootTime, SystemClock, TokioClock};
 use crate::config::Allocation;
@@ -170,6 +170,88 @@ async fn another_node_has_no_lease_in_the_file() {
     let cached = bed.open();
     assert!(matches!(cached.previous(&other).await, Err(SubnetError::Unavailable { .. })));
     assert!(matches!(cached.acquire(&other, want()).await, Err(SubnetError::Unavailable { .. })));
+}
+
+/// The own lease after the node's address changed.
+fn moved(lease: &Lease, fence: &str) -> Lease {
+    let public_ip = Dual { v4: Some("192.0.2.77".parse().unwrap()), v6: None };
+    let attrs = LeaseAttrs { public_ip, ..lease.attrs.clone() };
+    Lease { attrs, fence: Fence(Some(fence.into())), ..lease.clone() }
+}
+
+fn shown(lease: &Lease) -> LeaseEvent {
+    LeaseEvent::Upsert(Record { key: lease.key.clone(), created: 1, lease: Ok(Arc::new(lease.clone())) })
+}
+
+#[test]
+fn a_change_of_address_leaves_the_own_lease_known() {
+    let mut known = held(None);
+    let Own::Held(_, before) = known.own.clone() else { unreachable!() };
+    let after = moved(&before, "9");
+    let own = |known: &Known, node: &NodeIdentity| known.own_lease(node, BootTime::default());
+    let is_kept = |known: &Known| {
+        let new = NodeIdentity::new("192.0.2.77").unwrap();
+        assert_eq!(own(known, &node()).as_ref(), Some(&after));
+        assert_eq!(own(known, &new).as_ref(), Some(&after), "by the address that it has now");
+        assert_eq!(own(known, &NodeIdentity::new("192.0.2.1").unwrap()), None);
+    };
+    // The reply comes first, or what the watch shows; an older event may come late.
+    for before_reply in [vec![], vec![&after], vec![&before, &after]] {
+        for after_reply in [vec![], vec![&before, &after]] {
+            let mut known = known.clone();
+            known.renewing(&after);
+            before_reply.iter().for_each(|lease| {
+                known.event(&shown(lease));
+            });
+            known.renewed(&after);
+            after_reply.iter().for_each(|lease| {
+                known.event(&shown(lease));
+            });
+            is_kept(&known);
+        }
+    }
+    // The reply is lost.
+    known.renewing(&after);
+    known.event(&shown(&after));
+    is_kept(&known);
+}
+
+#[test]
+fn what_the_store_shows_as_anothers_is_no_own_lease_until_a_renewal_says_so() {
+    let mut known = held(None);
+    let Own::Held(_, ours) = known.own.clone() else { unreachable!() };
+    let own = |known: &Known| known.own_lease(&node(), BootTime::default());
+    for event in [shown(&moved(&ours, "9")), LeaseEvent::Remove(ours.key.clone()), LeaseEvent::Reset(Vec::new())] {
+        assert_eq!(known.event(&event), Changed::Yes);
+        assert_eq!(own(&known), None, "{event:?}");
+        assert_eq!(known.renewed(&ours), Changed::Yes);
+        assert_eq!(own(&known), Some(ours.clone()));
+        known.event(&event);
+        known.event(&shown(&ours));
+        assert_eq!(own(&known), Some(ours.clone()), "what was shown was older");
+    }
+    known.lost(&ours.key);
+    known.renewed(&ours);
+    known.event(&shown(&ours));
+    assert_eq!(own(&known), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_file_holds_the_own_lease_under_the_new_address() {
+    let bed = Bed::new();
+    let cached = bed.open();
+    cached.network_config().await.unwrap();
+    let old = NodeIdentity::new("192.0.2.1").unwrap();
+    let lease = cached.acquire(&old, want()).await.unwrap();
+    let mut watch = cached.watch();
+    watch.next().await.unwrap().unwrap();
+    bed.store.fail_next([Fault::LostReply]);
+    cached.renew(&moved(&lease, lease.fence.0.as_deref().unwrap())).await.unwrap_err();
+    watch.next().await.unwrap().unwrap();
+    cached.flush().await.unwrap();
+    bed.store.outage();
+    let found = bed.open().previous(&NodeIdentity::new("192.0.2.77").unwrap()).await.unwrap().unwrap();
+    assert_eq!(found.subnets, lease.subnets);
 }
 
 #[tokio::test(start_paused = true)]
@@ -380,7 +462,8 @@ async fn a_bad_file_is_overwritten_with_the_next_change() {
 fn held(expires: Option<u64>) -> Known {
     let expires = expires.map(|secs| BootTime(Duration::from_secs(secs)));
     let lease = Lease { expires, fence: Fence(Some("7".into())), ..peer(3) };
-    Known { config: Some(config()), own: Own::Held(node(), lease), records: Some(BTreeMap::new()) }
+    let own = Own::Held(node(), lease);
+    Known { config: Some(config()), own, records: Some(BTreeMap::new()), asked: None }
 }
 
 fn text(known: &Known, now: u64, wall: u64) -> Vec<u8> {

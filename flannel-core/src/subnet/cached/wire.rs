@@ -46,7 +46,7 @@ pub(super) fn write(
     };
     let saved_unix_ms = millis_of(wall);
     let own = match &known.own {
-        Own::Unasked | Own::None => None,
+        Own::Unasked | Own::None | Own::Doubted(..) => None,
         Own::Held(node, lease) => {
             Some(Holding::of(node, lease, |expires| saved_unix_ms.saturating_add(millis(expires.since(now))))?)
         }
@@ -82,7 +82,7 @@ pub(super) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime)
         None => Own::None,
         Some(own) => own.read(&time)?,
     };
-    Ok(Known { config: Some(config), own, records: Some(document.records.0.into_owned()) })
+    Ok(Known { config: Some(config), own, records: Some(document.records.0.into_owned()), asked: None })
 }
 
 #[derive(Deserialize)]
