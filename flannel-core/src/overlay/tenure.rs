@@ -171,8 +171,8 @@ impl Tenure {
         }
         let Some(seen) = seen else {
             let damage = record.and_then(|record| record.lease.as_ref().err());
-            let damaged = |bad: &Box<BadRecord>| LossReason::Refused(format!("its record is damaged: {}", bad.reason));
-            return self.lose(damage.map_or(LossReason::Deleted, damaged), now);
+            let damaged = |bad: &BadRecord| LossReason::Refused(format!("its record is damaged: {}", bad.reason));
+            return self.lose(damage.map_or(LossReason::Deleted, |bad| damaged(bad)), now);
         };
         if self.publish.as_ref() == Some(&seen.attrs) && seen.subnets == self.lease.subnets {
             // Our own write, whose reply was lost.
