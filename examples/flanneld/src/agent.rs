@@ -165,11 +165,16 @@ async fn supervise(
     tokio::spawn(notify::follow(handle, rules));
     tokio::spawn(notify::watchdog());
     let stopping = cancel.clone();
-    tokio::spawn(async move {
+    let stopping = tokio::spawn(async move {
         stopping.cancelled().await;
         notify::stopping();
     });
-    let outcome = run_both(overlay, keeper, cancel).await;
+    let outcome = run_both(overlay, keeper, cancel.clone()).await;
+    cancel.cancel();
+    // The agent may end without a pause in which it could have been told.
+    if stopping.await.is_err() {
+        tracing::warn!("the supervisor was not told of the end");
+    }
     if let Some(kept) = kept {
         save(&kept).await;
     }

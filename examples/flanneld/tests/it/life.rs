@@ -30,7 +30,9 @@ fn two_agents_are_ready_with_peers_programmed_and_leave_the_data_plane_up() {
     assert!(one.messages().contains("READY=1\n"), "{}", one.messages());
 
     let before = routes(site.ns(1));
-    assert_eq!(one.end(Signal::SIGTERM).0, Some(0));
+    one.signal(Signal::SIGTERM);
+    assert_eq!(one.wait(), Some(0));
+    assert!(one.messages().contains("STOPPING=1\n"), "{}", one.messages());
     assert_eq!(routes(site.ns(1)), before);
     assert!(site.ns(1).link("flannel.1").unwrap().is_up());
     assert_eq!(two.end(Signal::SIGINT).0, Some(0));
