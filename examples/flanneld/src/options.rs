@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flannel_core::firewall::{Forward, Masquerade, SourcePorts};
 use flannel_core::kernel::OverlayName;
-use flannel_core::net::{Dual, Family};
+use flannel_core::net::{Dual, Family, is_public_unicast};
 use flannel_core::overlay::LossPolicy;
 use flannel_core::state::LinkName;
 use flannel_core::subnet::NodeIdentity;
@@ -248,6 +248,10 @@ fn public(values: &Values, family: Family) -> Result<Option<IpAddr>, UsageError>
     if Family::of(addr) != family {
         return Err(UsageError::value(name, text, format!("not an {family} address")));
     }
+    if !is_public_unicast(addr) {
+        let problem = "not an address of one host that others can send to; give this host's";
+        return Err(UsageError::value(name, text, problem));
+    }
     Ok(Some(addr))
 }
 
@@ -365,6 +369,9 @@ mod tests {
             ("-public-ip 1.2.3", ["-public-ip", "not an IP address"]),
             ("-public-ip fd00::1", ["-public-ip", "not an IPv4 address"]),
             ("-public-ipv6 1.2.3.4", ["-public-ipv6", "not an IPv6 address"]),
+            ("-public-ip 224.0.0.1", ["-public-ip", "not an address of one host"]),
+            ("-public-ip 0.0.0.0", ["-public-ip", "not an address of one host"]),
+            ("-public-ipv6 fe80::1", ["-public-ipv6", "not an address of one host"]),
             ("-iface-can-reach nowhere", ["-iface-can-reach", "not an IP address"]),
             ("-iface a/b", ["-iface", "cannot be an interface name"]),
             ("-iface-regex eth(", ["-iface-regex", "unclosed group"]),
