@@ -146,8 +146,10 @@ impl Options {
             audit_every: Duration::from_secs(values.number("audit-interval", 1, 600)?.into()),
             firewall: FirewallOptions::read(values)?,
             healthz: socket(values, "healthz-ip", "healthz-port")?,
-            metrics: socket(values, "metrics-ip", "metrics-port")?
-                .map(|addr| Metrics { addr, asked_for: values.is_given("metrics-port") }),
+            metrics: socket(values, "metrics-ip", "metrics-port")?.map(|addr| Metrics {
+                addr,
+                asked_for: values.is_given("metrics-port") || values.is_given("metrics-ip"),
+            }),
             log: LogOptions { format: log_format(values)?, verbosity: values.number("v", 0, 100)? },
             capabilities: if values.bool("keep-capabilities") { Capabilities::Keep } else { Capabilities::Drop },
             json: values.bool("json"),
@@ -354,6 +356,7 @@ mod tests {
         let health = read("-healthz-port=8081").unwrap().healthz.unwrap();
         assert_eq!(health, "127.0.0.1:8081".parse().unwrap());
         assert!(!options.metrics.unwrap().asked_for);
+        assert!(read("-metrics-ip 127.0.0.2").unwrap().metrics.unwrap().asked_for);
         assert!(read("-metrics-port=0").unwrap().metrics.is_none());
     }
 
