@@ -220,9 +220,19 @@ fn check_place(path: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     // Always the same one, so that what a start that was killed here has left goes with the next.
     let probe = dir.join(".flanneld-probe");
-    OpenOptions::new().write(true).create(true).truncate(true).open(&probe)?;
-    match fs::remove_file(&probe) {
+    clear(&probe)?;
+    // Never one that is there: it may be a link that somebody has laid to a file of ours.
+    match OpenOptions::new().write(true).create_new(true).open(&probe) {
         // Of two that start at once one was faster.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    clear(&probe)
+}
+
+/// Removes what may be there.
+fn clear(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -235,5 +245,23 @@ fn check_state_file(file: Option<&StateFile>) -> Result<(), AgentError> {
         }
         // What becomes of the default one is told when it is written.
         Some(StateFile { asked_for: false, .. }) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_probe_of_a_place_empties_no_file_that_a_link_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        symlink(&victim, dir.path().join(".flanneld-probe")).unwrap();
+        check_place(&dir.path().join("subnet.env")).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
     }
 }
