@@ -112,6 +112,8 @@ fn a_backend_that_cannot_be_ends_the_agent_and_names_its_place() {
         let told = site.run(1, &[]);
         assert_eq!(told.code, Some(1), "{told:?}");
         assert!(told.error().contains(part), "{part} is not in {}", told.err);
+        let doctor = site.run(1, &["doctor"]);
+        assert_eq!((doctor.code, doctor.out.contains(part)), (Some(1), true), "{doctor:?}");
         assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! Agents that share a real etcd: its absence, and what becomes of leases.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -92,6 +93,10 @@ fn a_state_file_that_cannot_be_used_is_named_and_harms_nobody() {
     assert!(cluster.ns(1).link("flannel.1").is_err() && cluster.records().is_empty());
 
     std::fs::write(cluster.state_file(1), "{\"version\":1,\"ori").unwrap();
+    std::fs::set_permissions(cluster.state_file(1), PermissionsExt::from_mode(0o600)).unwrap();
+    let doctor = cluster.run(1, &["doctor"]).out;
+    let said = doctor.lines().any(|line| line.starts_with("WARNING  state file") && line.contains("of no use"));
+    assert!(said && doctor.contains("delete it"), "{doctor}");
     let agent = cluster.start(1, &[]);
     agent.until_ready();
     agent.until("written down", || read(&cluster.state_file(1)).contains(ENDPOINT));
