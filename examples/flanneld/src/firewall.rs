@@ -26,6 +26,8 @@ const VXLAN_PORT: u16 = 8472;
 const GATHER: Duration = Duration::from_millis(100);
 /// The longest wait between two tries.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often drift is told at most.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Whether the rules are as wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,18 @@ pub(crate) enum Rulebook {
     InPlace,
     /// They could not be written, and masquerading or the guard needs them.
     Failed(String),
+    /// The forward rules, which few hosts need, could not be written: no reason to keep pods away.
+    Lacking(String),
+}
+
+impl Rulebook {
+    /// Whether pods may be attached as far as the rules go.
+    pub(crate) fn lets_be_ready(&self) -> bool {
+        match self {
+            Self::InPlace | Self::Lacking(_) => true,
+            Self::Pending | Self::Failed(_) => false,
+        }
+    }
 }
 
 /// What the rules are made from.
@@ -70,6 +84,7 @@ impl Keeper {
         let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
         let mut applied: Option<Rules> = None;
         let mut told = None;
+        let mut drifts = Drifts::default();
         loop {
             // Lost: what is there stays until there is another lease.
             let lease = status.borrow_and_update().lease.clone();
@@ -79,7 +94,7 @@ impl Keeper {
             };
             let first = applied.is_none();
             let outcome = match wanted {
-                Some(rules) => assure(&*tool, rules, &mut applied).await,
+                Some(rules) => assure(&*tool, rules, &mut applied, &mut drifts).await,
                 None => Ok(()),
             };
             let wait = match outcome {
@@ -101,7 +116,7 @@ impl Keeper {
                     if needed && first && is_final(&error) {
                         return Err(error);
                     }
-                    self.state.send_replace(if needed { Rulebook::Failed(text) } else { Rulebook::InPlace });
+                    self.state.send_replace(if needed { Rulebook::Failed(text) } else { Rulebook::Lacking(text) });
                     self.options.resync.min(PATIENCE)
                 }
             };
@@ -164,18 +179,44 @@ pub(crate) async fn remove(overlay: &OverlayName) -> Result<(), FirewallError> {
 }
 
 /// Writes the rules if they differ from those written before, or from what the kernel has.
-async fn assure(tool: &dyn Firewall, rules: Rules, applied: &mut Option<Rules>) -> Result<(), FirewallError> {
+async fn assure(
+    tool: &dyn Firewall,
+    rules: Rules,
+    applied: &mut Option<Rules>,
+    drifts: &mut Drifts,
+) -> Result<(), FirewallError> {
     if applied.as_ref() == Some(&rules) {
         let drift = tool.check(&rules).await?;
         if drift.is_empty() {
             return Ok(());
         }
         let drift: Vec<_> = drift.iter().map(ToString::to_string).collect();
-        tracing::info!(drift = drift.join(", "), "writing the firewall's rules again");
+        if let Some(unsaid) = drifts.met(Instant::now()) {
+            tracing::info!(drift = drift.join(", "), unsaid, "writing the firewall's rules again");
+        }
     }
     tool.apply(&rules).await?;
     *applied = Some(rules);
     Ok(())
+}
+
+/// How often others changed the rules. Who fights over them does so every few seconds, for ever.
+#[derive(Debug, Default)]
+struct Drifts {
+    told: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Drifts {
+    /// Takes one in. When it is to be told, how many were not.
+    fn met(&mut self, now: Instant) -> Option<u64> {
+        if self.told.is_some_and(|told| now < told + TELL_EVERY) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
 }
 
 /// nftables and iptables of this network namespace.
@@ -193,4 +234,16 @@ async fn clear_the_way(other: &dyn Firewall, overlay: &OverlayName) {
 
 fn is_final(error: &FirewallError) -> bool {
     matches!(error, FirewallError::Unsupported { .. } | FirewallError::Denied { .. } | FirewallError::Stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drift_that_goes_on_is_told_once_a_minute() {
+        let (mut drifts, start) = (Drifts::default(), Instant::now());
+        let told: Vec<_> = (0..30).filter_map(|nth| drifts.met(start + nth * Duration::from_secs(5))).collect();
+        assert_eq!(told, [0, 11, 11]);
+    }
 }

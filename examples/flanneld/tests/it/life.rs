@@ -159,6 +159,19 @@ fn masquerade_without_a_tool_ends_the_agent_and_says_what_to_install() {
 }
 
 #[test]
+fn forward_rules_that_cannot_be_written_are_shown_and_keep_nobody_waiting() {
+    let site = Site::new(1, VXLAN);
+    let agent = site.start_with_path(1, &[], "/nonexistent");
+    agent.until_ready();
+    let (_, metrics) = agent.get(9472, "/metrics").unwrap();
+    assert!(metrics.contains("flannel_firewall_in_place 0\n"), "{metrics}");
+    let table = site.run(1, &["status"]);
+    assert_eq!(table.code, Some(0), "{table:?}");
+    let shown = table.out.lines().find(|line| line.starts_with("firewall ")).unwrap_or(&table.out);
+    assert!(shown.contains("apt install iptables"), "{shown}");
+}
+
+#[test]
 fn a_lost_lease_stops_the_agent_when_that_is_the_policy() {
     let site = Site::new(1, VXLAN);
     let mut agent = site.start(1, &["-on-lease-loss=stop"]);
