@@ -208,9 +208,13 @@ pub(crate) fn summary(status: &Status, rules: &Rulebook) -> String {
         _ => "",
     };
     let bad = if peers.quarantined > 0 { format!(", {} quarantined", peers.quarantined) } else { String::new() };
+    let own = match &status.own_trouble {
+        Some(reason) => format!(", no peer to others ({reason})"),
+        None => String::new(),
+    };
     match waits_for(status, rules).first() {
-        None => format!("ready: {} peers{bad}{store}", peers.accepted),
-        Some(reason) => format!("{}: waiting for {reason}{store}", phase(status.phase)),
+        None => format!("ready: {} peers{bad}{own}{store}", peers.accepted),
+        Some(reason) => format!("{}: waiting for {reason}{own}{store}", phase(status.phase)),
     }
 }
 
@@ -363,6 +367,8 @@ impl fmt::Display for Document {
 
 #[cfg(test)]
 mod tests {
+    use flannel_core::admit::Reason;
+
     use super::*;
 
     fn around() -> Surroundings {
@@ -384,6 +390,22 @@ mod tests {
         assert_eq!((document.ready, document.waits_for.as_slice()), (false, &["a lease (no route)".to_owned()][..]));
         let table = document.to_string();
         assert!(table.contains("NOT ready") && table.contains("directory /d (never)"), "{table}");
+    }
+
+    #[test]
+    fn what_hurts_without_keeping_from_readiness_is_shown() {
+        let mut status = Status::default();
+        status.phase = Phase::Ready;
+        status.own_trouble = Some(Reason::NoSubnet);
+        let rules = Rulebook::Lacking("no iptables".to_owned());
+        let line = summary(&status, &rules);
+        assert!(line.contains("no peer to others (has no subnet"), "{line}");
+        assert!(!waits_for(&status, &rules).iter().any(|reason| reason.contains("iptables")));
+        let document = Document::new(&status, &rules, &around(), BootTime::default(), 0);
+        assert_eq!(document.firewall.as_deref(), Some("no iptables"));
+        let table = document.to_string();
+        assert!(table.contains("own record   not taken for a peer: has no subnet"), "{table}");
+        assert!(table.contains("firewall     no iptables"), "{table}");
     }
 
     #[test]
