@@ -10,7 +10,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::firewall::{Firewall, FirewallError, Rules, VxlanGuard};
 use flannel_core::kernel::OverlayName;
 use flannel_core::lease::Lease;
-use flannel_core::overlay::Handle;
+use flannel_core::overlay::{Handle, WithheldBecause};
 use flannel_core::subnet::SubnetManager;
 use flannel_firewall_iptables::Iptables;
 use flannel_firewall_nft::Nft;
@@ -89,7 +89,7 @@ impl Keeper {
             // Lost: what is there stays until there is another lease.
             let lease = status.borrow_and_update().lease.clone();
             let wanted = match lease {
-                Some(lease) => Some(self.rules(&config, &lease).await),
+                Some(lease) => self.rules(&config, &lease, applied.as_ref()).await,
                 None => applied.clone(),
             };
             let first = applied.is_none();
@@ -103,7 +103,9 @@ impl Keeper {
                         clear_the_way(&*other, &self.overlay).await;
                     }
                     told = None;
-                    self.state.send_replace(Rulebook::InPlace);
+                    if applied.is_some() {
+                        self.state.send_replace(Rulebook::InPlace);
+                    }
                     self.options.resync
                 }
                 Err(error) => {
@@ -126,10 +128,13 @@ impl Keeper {
                 if changed.is_err() {
                     return Ok(());
                 }
-                sleep(GATHER).await;
+                if applied.is_some() {
+                    sleep(GATHER).await;
+                }
                 let lease = status.borrow_and_update().lease.clone();
                 let Some(lease) = lease else { continue };
-                if applied.as_ref() != Some(&self.rules(&config, &lease).await) {
+                let wanted = self.rules(&config, &lease, applied.as_ref()).await;
+                if wanted.is_some() && wanted != applied {
                     break;
                 }
             }
@@ -148,22 +153,45 @@ impl Keeper {
         }
     }
 
-    async fn rules(&self, config: &NetworkConfig, lease: &Lease) -> Rules {
+    /// The rules for this lease. `None`: what is there stays, since a guard needs the peers and nobody knows them yet.
+    async fn rules(&self, config: &NetworkConfig, lease: &Lease, applied: Option<&Rules>) -> Option<Rules> {
         let networks = config.networks.map(|_, network| network.prefix);
         let mut rules = Rules::new(self.overlay.clone(), &networks, &lease.subnets);
         rules.masquerade = self.options.masquerade;
         rules.forward = self.options.forward;
         rules.guard = match (self.options.guard, Vxlan::new(config)) {
             (Guard::Peers, Ok(vxlan)) if config.backend.kind == Vxlan::TYPE => {
-                let peers = self.handle.peers().await.unwrap_or_default();
-                let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr));
-                let peers: BTreeSet<IpAddr> = peers.collect();
+                let peers = match self.handle.peers().await {
+                    Ok(peers) => peers,
+                    Err(error) => {
+                        tracing::debug!(error = chain(&error), "the guard waits for the peers");
+                        return None;
+                    }
+                };
+                let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr)).collect();
+                // Read after the peers: whoever is missing among them is withheld by then.
+                let withheld = self.handle.status().borrow().withheld.values().copied().collect::<Vec<_>>();
+                let peers = let_in(peers, applied, &withheld);
                 Some(VxlanGuard { port: vxlan.config().port.unwrap_or(VXLAN_PORT), peers })
             }
             _ => None,
         };
-        rules
+        Some(rules)
     }
+}
+
+/// Whom the guard lets in. While the agent keeps what it has of peers whose going waits for a second look, or for the
+/// store's own word, they are let in too: their routes are of no use otherwise.
+fn let_in(mut peers: BTreeSet<IpAddr>, applied: Option<&Rules>, withheld: &[WithheldBecause]) -> BTreeSet<IpAddr> {
+    let waits = |because: &WithheldBecause| match because {
+        WithheldBecause::MassRemoval(_) | WithheldBecause::Unconfirmed => true,
+        // May last for ever, and hides no peer that was let in: its last good record is one.
+        _ => false,
+    };
+    if withheld.iter().any(waits) {
+        peers.extend(applied.and_then(|rules| rules.guard.as_ref()).into_iter().flat_map(|guard| &guard.peers));
+    }
+    peers
 }
 
 /// Removes the rules of both tools; a tool that is not there has none.
@@ -238,6 +266,9 @@ fn is_final(error: &FirewallError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use flannel_core::clock::BootTime;
+    use flannel_core::net::Dual;
+
     use super::*;
 
     #[test]
@@ -245,5 +276,18 @@ mod tests {
         let (mut drifts, start) = (Drifts::default(), Instant::now());
         let told: Vec<_> = (0..30).filter_map(|nth| drifts.met(start + nth * Duration::from_secs(5))).collect();
         assert_eq!(told, [0, 11, 11]);
+    }
+
+    #[test]
+    fn peers_that_were_let_in_stay_so_while_their_going_waits_for_a_second_look() {
+        let set = |last: &[u8]| last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect::<BTreeSet<_>>();
+        let mut applied = Rules::new(OverlayName::default(), &Dual::default(), &Dual::default());
+        applied.guard = Some(VxlanGuard { port: VXLAN_PORT, peers: set(&[1, 2]) });
+        let mass = [WithheldBecause::MassRemoval(BootTime::default())];
+        assert_eq!(let_in(set(&[3]), Some(&applied), &mass), set(&[1, 2, 3]));
+        assert_eq!(let_in(set(&[3]), Some(&applied), &[WithheldBecause::Unconfirmed]), set(&[1, 2, 3]));
+        assert_eq!(let_in(set(&[3]), Some(&applied), &[WithheldBecause::BadRecord]), set(&[3]));
+        assert_eq!(let_in(set(&[3]), Some(&applied), &[]), set(&[3]));
+        assert_eq!(let_in(set(&[3]), None, &mass), set(&[3]));
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use flannel_core::net::Prefix;
 use nix::sys::signal::Signal;
+use testkit::probe::{Flow, FlowReport};
 use testkit::{Fdb, Namespace, Neighbour, Route, VxlanLink};
 
 use crate::harness::{Agent, PATIENCE, Site};
@@ -55,6 +56,24 @@ fn a_guarded_port_takes_no_packet_of_a_stranger_and_those_of_every_peer() {
     let three = cluster.start(3, &[]);
     three.until_ready();
     reaches(&cluster.pod(3), &pods[0]);
+}
+
+#[test]
+fn a_restart_under_guard_costs_no_packet() {
+    let cluster = Cluster::placed(2, NFT);
+    let start = || cluster.start(1, &["-vxlan-guard"]);
+    let (mut one, two) = (start(), cluster.start(2, &[]));
+    [&one, &two].into_iter().for_each(Agent::until_ready);
+    let pods = [cluster.pod(1), cluster.pod(2)];
+    reaches(&pods[1], &pods[0]);
+    let flow = Flow::start(&pods[1].ns, &pods[0].ns, pods[0].addrs.v4.unwrap(), 1000).unwrap();
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+        one.end(signal);
+        one = start();
+        one.until_ready();
+    }
+    let report = flow.stop().unwrap();
+    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
 }
 
 fn inbox(ns: &Namespace, addr: IpAddr) -> UdpSocket {
