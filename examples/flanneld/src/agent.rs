@@ -1,6 +1,7 @@
 //! The agent: everything around [`Overlay::run`](flannel_core::overlay::Overlay::run).
 
 use std::fs::{self, OpenOptions};
+use std::future::pending;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,11 @@ pub(crate) enum AgentError {
     Parts(#[from] PartsError),
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    #[error(
+        "network configuration changed while the lease store was away: a restart takes up the new one; until then \
+         devices and routes stay as they are"
+    )]
+    Outdated,
     #[error("keeping the firewall's rules")]
     Firewall(#[from] FirewallError),
 }
@@ -127,7 +133,8 @@ async fn supervise(
 ) -> Result<(), AgentError> {
     let Opened { subnets, state: kept, name, addresses, identity } =
         stores::open(&options.store)?.kept_in(options.state_file.as_ref());
-    let subnets = Arc::new(InForce::new(subnets)) as Arc<dyn SubnetManager>;
+    let in_force = Arc::new(InForce::new(subnets, kept.clone(), options.firewall.guard));
+    let subnets = Arc::clone(&in_force) as Arc<dyn SubnetManager>;
     let store = Opened { subnets: Arc::clone(&subnets), state: kept.clone(), name, addresses, identity };
     let overlay = assemble(options, &store, MissingUplink::Wait)?;
     let handle = overlay.handle();
@@ -170,7 +177,7 @@ async fn supervise(
         stopping.cancelled().await;
         notify::stopping();
     });
-    let outcome = run_both(overlay, keeper, cancel.clone()).await;
+    let outcome = run_all(overlay, keeper, in_force.outdated(handle.status()), cancel.clone()).await;
     cancel.cancel();
     // The agent may end without a pause in which it could have been told.
     if stopping.await.is_err() {
@@ -192,21 +199,31 @@ async fn save(kept: &CachedSubnets) {
     }
 }
 
-/// Runs the agent with its firewall; a firewall that is needed and cannot be ends both.
-async fn run_both(overlay: Overlay, keeper: Keeper, cancel: CancellationToken) -> Result<(), AgentError> {
-    let (mut agent, mut rules) = (pin!(overlay.run(cancel.clone())), pin!(keeper.keep()));
-    tokio::select! {
+/// Runs the agent with its firewall. Both end where the firewall is needed and cannot be, or the agent is `outdated`.
+async fn run_all(
+    overlay: Overlay,
+    keeper: Keeper,
+    outdated: impl Future<Output = ()>,
+    cancel: CancellationToken,
+) -> Result<(), AgentError> {
+    let mut agent = pin!(overlay.run(cancel.clone()));
+    let error = tokio::select! {
         outcome = &mut agent => return outcome.map_err(AgentError::Overlay),
-        kept = &mut rules => {
-            if let Err(error) = kept {
-                cancel.cancel();
-                // What it has to say does not matter any more.
-                let _ = agent.await;
-                return Err(AgentError::Firewall(error));
-            }
-        }
+        error = failure(keeper) => AgentError::Firewall(error),
+        () = outdated => AgentError::Outdated,
+    };
+    cancel.cancel();
+    // What it has to say does not matter any more.
+    let _ = agent.await;
+    Err(error)
+}
+
+/// What the firewall ends with, if it does not end well.
+async fn failure(keeper: Keeper) -> FirewallError {
+    match keeper.keep().await {
+        Ok(()) => pending().await,
+        Err(error) => error,
     }
-    agent.await.map_err(AgentError::Overlay)
 }
 
 /// Whether a file could be written when its time comes: later nobody is there who reads an error at once.

@@ -140,6 +140,10 @@ pub(crate) async fn examine(options: &Options) -> Report {
         env: env.as_ref(),
     };
     findings.extend(host.judge(&host::Files));
+    if config.as_ref().is_some_and(|config| options.firewall.guard.lacks_its_tool(config)) {
+        let fix = "set \"EnableNFTables\": true in the network's configuration, or leave -vxlan-guard out";
+        findings.push(Finding::new("guard", Severity::Error, "-vxlan-guard needs nftables", fix));
+    }
     if let (Some(config), Some(leased), Some(choice)) = (&config, &leased, &choice) {
         let scope = Scope {
             overlay: options.overlay.clone(),

@@ -73,13 +73,6 @@ impl Keeper {
             return Ok(());
         }
         let config = self.config().await;
-        if self.options.guard == Guard::Peers && !config.enable_nftables && config.backend.kind == Vxlan::TYPE {
-            return Err(FirewallError::Unsupported {
-                what: "-vxlan-guard with iptables".to_owned(),
-                hint: "set \"EnableNFTables\": true in the network's configuration, or leave -vxlan-guard out"
-                    .to_owned(),
-            });
-        }
         let [nft, iptables] = all()?;
         let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
         let mut applied: Option<Rules> = None;

@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::config::NetworkConfig;
 use flannel_core::firewall::{Forward, Masquerade, SourcePorts};
 use flannel_core::kernel::OverlayName;
 use flannel_core::net::{Dual, Family, is_public_unicast};
@@ -72,6 +74,13 @@ pub(crate) struct FirewallOptions {
 pub(crate) enum Guard {
     Peers,
     None,
+}
+
+impl Guard {
+    /// Whether this configuration has no tool for it: a set of peers is nftables' alone.
+    pub(crate) fn lacks_its_tool(self, config: &NetworkConfig) -> bool {
+        self == Self::Peers && !config.enable_nftables && config.backend.kind == Vxlan::TYPE
+    }
 }
 
 impl FirewallOptions {

@@ -89,7 +89,11 @@ fn a_guard_by_iptables_is_refused_with_its_remedy() {
     assert_eq!(agent.wait(), Some(1), "{}", agent.log());
     let log = agent.log();
     let said = log.lines().find(|line| line.starts_with("flanneld: ")).unwrap_or(&log);
-    assert!(said.contains("not available") && said.contains("EnableNFTables"), "{said}");
+    assert!(said.contains("-vxlan-guard") && said.contains("EnableNFTables"), "{said}");
+    let leases = std::fs::read_dir(site.path("store/leases")).map(Iterator::count).unwrap_or_default();
+    assert!(leases == 0 && site.ns(1).link("flannel.1").is_err(), "refused before anything is touched");
+    let doctor = site.run(1, &["doctor", "-vxlan-guard"]).out;
+    assert!(doctor.lines().any(|line| line.starts_with("ERROR    guard")), "{doctor}");
 }
 
 #[test]
