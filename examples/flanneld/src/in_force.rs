@@ -70,8 +70,12 @@ impl InForce {
     async fn ask(&self) -> Result<Pinned, SubnetError> {
         let config = self.inner.network_config().await?;
         // Told by the same call, with nothing in between.
-        let stands_in = self.kept.as_ref().is_some_and(|kept| kept.stands_in());
-        Ok(Pinned { config, said_by: if stands_in { SaidBy::StateFile } else { SaidBy::Store } })
+        Ok(Pinned { config, said_by: if self.stands_in() { SaidBy::StateFile } else { SaidBy::Store } })
+    }
+
+    /// Whether the state file had to answer last.
+    fn stands_in(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.stands_in())
     }
 
     /// Refuses what cannot be kept, before there is a lease or a device.
@@ -107,11 +111,14 @@ impl SubnetManager for InForce {
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
         let config = self.network_config().await?;
-        match self.inner.network_config().await {
-            Ok(live) if live != config => return Err(changed()),
-            // Who is away may be stood in for.
-            Ok(_) | Err(SubnetError::Unavailable { .. } | SubnetError::Denied { .. }) => {}
-            Err(error) => return Err(error),
+        // A store that is away would take its time to say nothing; once it is back, `outdated` asks it.
+        if !self.stands_in() {
+            match self.inner.network_config().await {
+                Ok(live) if live != config => return Err(changed()),
+                // Who is away may be stood in for.
+                Ok(_) | Err(SubnetError::Unavailable { .. } | SubnetError::Denied { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         let lease = self.inner.acquire(node, want).await?;
         if all_compatible(&config, &lease.subnets) {
