@@ -1,6 +1,7 @@
 //! The agent: everything around [`Overlay::run`](flannel_core::overlay::Overlay::run).
 
 use std::fs::{self, OpenOptions};
+use std::future::pending;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use crate::privileges::{self, PrivilegeError};
 use crate::serve::{self, ListenError, Shown};
 use crate::status::Surroundings;
 use crate::stores::{self, Opened, StoreError};
-use crate::{chain, exit, notify, signals};
+use crate::{chain, exit, notify, own_record, signals};
 
 /// How long the end waits for answers under way.
 const GRACE: Duration = Duration::from_millis(100);
@@ -59,6 +60,11 @@ pub(crate) enum AgentError {
     Parts(#[from] PartsError),
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    #[error(
+        "network configuration changed while the lease store was away: a restart takes up the new one; until then \
+         devices and routes stay as they are"
+    )]
+    Outdated,
     #[error("keeping the firewall's rules")]
     Firewall(#[from] FirewallError),
 }
@@ -127,7 +133,8 @@ async fn supervise(
 ) -> Result<(), AgentError> {
     let Opened { subnets, state: kept, name, addresses, identity } =
         stores::open(&options.store)?.kept_in(options.state_file.as_ref());
-    let subnets = Arc::new(InForce::new(subnets)) as Arc<dyn SubnetManager>;
+    let in_force = Arc::new(InForce::new(subnets, kept.clone(), options.firewall.guard));
+    let subnets = Arc::clone(&in_force) as Arc<dyn SubnetManager>;
     let store = Opened { subnets: Arc::clone(&subnets), state: kept.clone(), name, addresses, identity };
     let overlay = assemble(options, &store, MissingUplink::Wait)?;
     let handle = overlay.handle();
@@ -162,14 +169,20 @@ async fn supervise(
         });
     }
     tokio::spawn(metrics.count(handle.clone()));
-    tokio::spawn(notify::follow(handle, rules));
+    tokio::spawn(notify::follow(handle.clone(), rules));
+    tokio::spawn(own_record::warn(handle.clone()));
     tokio::spawn(notify::watchdog());
     let stopping = cancel.clone();
-    tokio::spawn(async move {
+    let stopping = tokio::spawn(async move {
         stopping.cancelled().await;
         notify::stopping();
     });
-    let outcome = run_both(overlay, keeper, cancel).await;
+    let outcome = run_all(overlay, keeper, in_force.outdated(handle.status()), cancel.clone()).await;
+    cancel.cancel();
+    // The agent may end without a pause in which it could have been told.
+    if stopping.await.is_err() {
+        tracing::warn!("the supervisor was not told of the end");
+    }
     if let Some(kept) = kept {
         save(&kept).await;
     }
@@ -186,21 +199,31 @@ async fn save(kept: &CachedSubnets) {
     }
 }
 
-/// Runs the agent with its firewall; a firewall that is needed and cannot be ends both.
-async fn run_both(overlay: Overlay, keeper: Keeper, cancel: CancellationToken) -> Result<(), AgentError> {
-    let (mut agent, mut rules) = (pin!(overlay.run(cancel.clone())), pin!(keeper.keep()));
-    tokio::select! {
+/// Runs the agent with its firewall. Both end where the firewall is needed and cannot be, or the agent is `outdated`.
+async fn run_all(
+    overlay: Overlay,
+    keeper: Keeper,
+    outdated: impl Future<Output = ()>,
+    cancel: CancellationToken,
+) -> Result<(), AgentError> {
+    let mut agent = pin!(overlay.run(cancel.clone()));
+    let error = tokio::select! {
         outcome = &mut agent => return outcome.map_err(AgentError::Overlay),
-        kept = &mut rules => {
-            if let Err(error) = kept {
-                cancel.cancel();
-                // What it has to say does not matter any more.
-                let _ = agent.await;
-                return Err(AgentError::Firewall(error));
-            }
-        }
+        error = failure(keeper) => AgentError::Firewall(error),
+        () = outdated => AgentError::Outdated,
+    };
+    cancel.cancel();
+    // What it has to say does not matter any more.
+    let _ = agent.await;
+    Err(error)
+}
+
+/// What the firewall ends with, if it does not end well.
+async fn failure(keeper: Keeper) -> FirewallError {
+    match keeper.keep().await {
+        Ok(()) => pending().await,
+        Err(error) => error,
     }
-    agent.await.map_err(AgentError::Overlay)
 }
 
 /// Whether a file could be written when its time comes: later nobody is there who reads an error at once.
@@ -215,9 +238,19 @@ fn check_place(path: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     // Always the same one, so that what a start that was killed here has left goes with the next.
     let probe = dir.join(".flanneld-probe");
-    OpenOptions::new().write(true).create(true).truncate(true).open(&probe)?;
-    match fs::remove_file(&probe) {
+    clear(&probe)?;
+    // Never one that is there: it may be a link that somebody has laid to a file of ours.
+    match OpenOptions::new().write(true).create_new(true).open(&probe) {
         // Of two that start at once one was faster.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    clear(&probe)
+}
+
+/// Removes what may be there.
+fn clear(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -230,5 +263,23 @@ fn check_state_file(file: Option<&StateFile>) -> Result<(), AgentError> {
         }
         // What becomes of the default one is told when it is written.
         Some(StateFile { asked_for: false, .. }) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_probe_of_a_place_empties_no_file_that_a_link_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        symlink(&victim, dir.path().join(".flanneld-probe")).unwrap();
+        check_place(&dir.path().join("subnet.env")).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
     }
 }

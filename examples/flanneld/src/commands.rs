@@ -93,7 +93,8 @@ pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
 pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
     privileges::check()?;
     let removed = block_on(async {
-        let store = stores::open(&options.store)?;
+        // Who leaves may have taken certificates or directory away already.
+        let store = stores::open(&options.store).unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
         let removed = assemble(options, &store, MissingUplink::Fail)?.remove().await?;
         firewall::remove(&options.overlay).await?;
         if let Some(kept) = store.kept_in(options.state_file.as_ref()).state {

@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use flannel_subnet_etcd::{Config, Password};
+use flannel_subnet_etcd::{ClientCertificate, Config, Password};
+use rustls::InconsistentKeys;
+use rustls::crypto::ring::default_provider;
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::{Error as PemError, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -23,11 +26,26 @@ pub(crate) fn check(config: &Config) -> Result<(), CredentialError> {
         if let Some(client) = &tls.client {
             certificates("etcd-certfile", &client.certificate)?;
             told("etcd-keyfile", &client.key, "private key", PrivateKeyDer::from_pem_file(&client.key).map(drop))?;
+            pair(client)?;
         }
     }
     match config.credentials.as_ref().map(|credentials| &credentials.password) {
         Some(Password::File(path)) => {
             told("etcd-password-file", path, "password", std::fs::read(path).map(drop).map_err(PemError::Io))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the key is the certificate's. Of what cannot be told here the handshake will tell.
+fn pair(client: &ClientCertificate) -> Result<(), CredentialError> {
+    let chain = CertificateDer::pem_file_iter(&client.certificate).and_then(Iterator::collect);
+    let (Ok(chain), Ok(key)) = (chain, PrivateKeyDer::from_pem_file(&client.key)) else { return Ok(()) };
+    match CertifiedKey::from_der(chain, key, &default_provider()) {
+        Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+            let certificate = client.certificate.display();
+            let problem = format!("is not the key of -etcd-certfile {certificate}; give the one it was made with");
+            Err(CredentialError { flag: "etcd-keyfile", path: client.key.display().to_string(), problem })
         }
         _ => Ok(()),
     }
@@ -56,7 +74,7 @@ fn told(flag: &'static str, path: &Path, what: &str, read: Result<(), PemError>)
 mod tests {
     use std::path::PathBuf;
 
-    use flannel_subnet_etcd::{ClientCertificate, Tls};
+    use flannel_subnet_etcd::Tls;
 
     use super::*;
 
@@ -70,6 +88,8 @@ mod tests {
         };
         let issued = rcgen::generate_simple_self_signed([String::from("etcd.example")]).unwrap();
         let (pem, key) = (write("pem", &issued.cert.pem()), write("key", &issued.signing_key.serialize_pem()));
+        let another = rcgen::generate_simple_self_signed([String::from("etcd.example")]).unwrap();
+        let another = write("another", &another.signing_key.serialize_pem());
         let (junk, nowhere) = (write("junk", "junk"), dir.path().join("nowhere"));
         let checked = |ca: &PathBuf, certificate: &PathBuf, key: &PathBuf| {
             let client = Some(ClientCertificate { certificate: certificate.clone(), key: key.clone() });
@@ -82,6 +102,7 @@ mod tests {
             (checked(&junk, &pem, &key), ["-etcd-cafile", "junk", "holds no certificate"]),
             (checked(&pem, &key, &key), ["-etcd-certfile", "key", "holds no certificate"]),
             (checked(&pem, &pem, &pem), ["-etcd-keyfile", "pem", "holds no private key"]),
+            (checked(&pem, &pem, &another), ["-etcd-keyfile", "another", "is not the key of -etcd-certfile"]),
         ] {
             let told = told.unwrap_err();
             assert!(parts.iter().all(|part| told.contains(part)), "{told}");

@@ -5,7 +5,6 @@ mod routes;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::Duration;
 use std::{fmt, fs, io};
 
@@ -21,7 +20,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::options::Options;
+use crate::options::{Options, StateFile, StoreOptions};
 use crate::{chain, client, privileges, stores};
 use host::Host;
 
@@ -102,7 +101,7 @@ pub(crate) async fn examine(options: &Options) -> Report {
     let mut findings = vec![agent(options), privilege()];
     let (told, finding) = store(options).await;
     findings.push(finding);
-    findings.extend(options.state_file.as_ref().map(|file| state_file(&file.path)));
+    findings.extend(options.state_file.as_ref().map(|file| state_file(&options.store, file)));
     let (config, leased) = told.map_or((None, None), |told| (Some(told.config), told.leased));
     let seen = match NetlinkKernel::new() {
         Ok(kernel) => kernel.host_facts(&options.uplink.reaches()).await.map(|facts| (kernel, facts)),
@@ -141,6 +140,10 @@ pub(crate) async fn examine(options: &Options) -> Report {
         env: env.as_ref(),
     };
     findings.extend(host.judge(&host::Files));
+    if config.as_ref().is_some_and(|config| options.firewall.guard.lacks_its_tool(config)) {
+        let fix = "set \"EnableNFTables\": true in the network's configuration, or leave -vxlan-guard out";
+        findings.push(Finding::new("guard", Severity::Error, "-vxlan-guard needs nftables", fix));
+    }
     if let (Some(config), Some(leased), Some(choice)) = (&config, &leased, &choice) {
         let scope = Scope {
             overlay: options.overlay.clone(),
@@ -227,7 +230,8 @@ async fn leased(subnets: &dyn SubnetManager) -> Option<BTreeSet<Prefix>> {
     None
 }
 
-fn state_file(path: &Path) -> Finding {
+fn state_file(store: &StoreOptions, file: &StateFile) -> Finding {
+    let path = &file.path;
     let shown = path.display();
     let note = |found: String, fix: &str| Finding::new("state file", Severity::Note, found, fix);
     match fs::symlink_metadata(path) {
@@ -239,6 +243,12 @@ fn state_file(path: &Path) -> Finding {
             Finding::new("state file", Severity::Warning, format!("others may write {shown}"), fix)
         }
         Ok(found) => {
+            // Without a store nobody can tell whose it is.
+            let kept = stores::open(store).ok().and_then(|opened| opened.kept_in(Some(file)).state);
+            if let Some(Err(reason)) = kept.map(|kept| kept.check()) {
+                let found = format!("{shown} is of no use: {reason}");
+                return Finding::new("state file", Severity::Warning, found, "delete it: the agent writes it anew");
+            }
             let age = found.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
             Finding::ok("state file", format!("{shown} is there, last written {} min ago", age.as_secs() / 60))
         }

@@ -1,5 +1,7 @@
 //! Flags from the environment: `FLANNELD_NAME` where the command line does not have `-name` (contract 2).
 
+use std::ffi::OsString;
+
 use crate::flags::{UsageError, Values, find, near};
 use crate::spec::FLAGS;
 
@@ -8,6 +10,22 @@ const PREFIX: &str = "FLANNELD_";
 /// The variable that stands for a flag.
 pub(crate) fn variable(flag: &str) -> String {
     format!("{PREFIX}{}", flag.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// The variables that are text; and a warning for each of ours that is not.
+pub(crate) fn texts(variables: impl IntoIterator<Item = (OsString, OsString)>) -> (Vec<(String, String)>, Vec<String>) {
+    let (mut texts, mut warnings) = (Vec::new(), Vec::new());
+    for (name, value) in variables {
+        let shown = name.to_string_lossy().into_owned();
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => texts.push((name, value)),
+            _ if shown.starts_with(PREFIX) => {
+                warnings.push(format!("the environment variable {shown} is not UTF-8 and is ignored: give text"));
+            }
+            _ => {}
+        }
+    }
+    (texts, warnings)
 }
 
 /// Fills in what the command line did not say. Empty variables do not count; one for a flag that may be repeated gives

@@ -10,7 +10,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::firewall::{Firewall, FirewallError, Rules, VxlanGuard};
 use flannel_core::kernel::OverlayName;
 use flannel_core::lease::Lease;
-use flannel_core::overlay::Handle;
+use flannel_core::overlay::{Handle, WithheldBecause};
 use flannel_core::subnet::SubnetManager;
 use flannel_firewall_iptables::Iptables;
 use flannel_firewall_nft::Nft;
@@ -26,6 +26,8 @@ const VXLAN_PORT: u16 = 8472;
 const GATHER: Duration = Duration::from_millis(100);
 /// The longest wait between two tries.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often drift is told at most.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Whether the rules are as wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,18 @@ pub(crate) enum Rulebook {
     InPlace,
     /// They could not be written, and masquerading or the guard needs them.
     Failed(String),
+    /// The forward rules, which few hosts need, could not be written: no reason to keep pods away.
+    Lacking(String),
+}
+
+impl Rulebook {
+    /// Whether pods may be attached as far as the rules go.
+    pub(crate) fn lets_be_ready(&self) -> bool {
+        match self {
+            Self::InPlace | Self::Lacking(_) => true,
+            Self::Pending | Self::Failed(_) => false,
+        }
+    }
 }
 
 /// What the rules are made from.
@@ -59,27 +73,21 @@ impl Keeper {
             return Ok(());
         }
         let config = self.config().await;
-        if self.options.guard == Guard::Peers && !config.enable_nftables && config.backend.kind == Vxlan::TYPE {
-            return Err(FirewallError::Unsupported {
-                what: "-vxlan-guard with iptables".to_owned(),
-                hint: "set \"EnableNFTables\": true in the network's configuration, or leave -vxlan-guard out"
-                    .to_owned(),
-            });
-        }
         let [nft, iptables] = all()?;
         let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
         let mut applied: Option<Rules> = None;
         let mut told = None;
+        let mut drifts = Drifts::default();
         loop {
             // Lost: what is there stays until there is another lease.
             let lease = status.borrow_and_update().lease.clone();
             let wanted = match lease {
-                Some(lease) => Some(self.rules(&config, &lease).await),
+                Some(lease) => self.rules(&config, &lease, applied.as_ref()).await,
                 None => applied.clone(),
             };
             let first = applied.is_none();
             let outcome = match wanted {
-                Some(rules) => assure(&*tool, rules, &mut applied).await,
+                Some(rules) => assure(&*tool, rules, &mut applied, &mut drifts).await,
                 None => Ok(()),
             };
             let wait = match outcome {
@@ -88,7 +96,9 @@ impl Keeper {
                         clear_the_way(&*other, &self.overlay).await;
                     }
                     told = None;
-                    self.state.send_replace(Rulebook::InPlace);
+                    if applied.is_some() {
+                        self.state.send_replace(Rulebook::InPlace);
+                    }
                     self.options.resync
                 }
                 Err(error) => {
@@ -101,7 +111,7 @@ impl Keeper {
                     if needed && first && is_final(&error) {
                         return Err(error);
                     }
-                    self.state.send_replace(if needed { Rulebook::Failed(text) } else { Rulebook::InPlace });
+                    self.state.send_replace(if needed { Rulebook::Failed(text) } else { Rulebook::Lacking(text) });
                     self.options.resync.min(PATIENCE)
                 }
             };
@@ -111,10 +121,13 @@ impl Keeper {
                 if changed.is_err() {
                     return Ok(());
                 }
-                sleep(GATHER).await;
+                if applied.is_some() {
+                    sleep(GATHER).await;
+                }
                 let lease = status.borrow_and_update().lease.clone();
                 let Some(lease) = lease else { continue };
-                if applied.as_ref() != Some(&self.rules(&config, &lease).await) {
+                let wanted = self.rules(&config, &lease, applied.as_ref()).await;
+                if wanted.is_some() && wanted != applied {
                     break;
                 }
             }
@@ -133,22 +146,45 @@ impl Keeper {
         }
     }
 
-    async fn rules(&self, config: &NetworkConfig, lease: &Lease) -> Rules {
+    /// The rules for this lease. `None`: what is there stays, since a guard needs the peers and nobody knows them yet.
+    async fn rules(&self, config: &NetworkConfig, lease: &Lease, applied: Option<&Rules>) -> Option<Rules> {
         let networks = config.networks.map(|_, network| network.prefix);
         let mut rules = Rules::new(self.overlay.clone(), &networks, &lease.subnets);
         rules.masquerade = self.options.masquerade;
         rules.forward = self.options.forward;
         rules.guard = match (self.options.guard, Vxlan::new(config)) {
             (Guard::Peers, Ok(vxlan)) if config.backend.kind == Vxlan::TYPE => {
-                let peers = self.handle.peers().await.unwrap_or_default();
-                let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr));
-                let peers: BTreeSet<IpAddr> = peers.collect();
+                let peers = match self.handle.peers().await {
+                    Ok(peers) => peers,
+                    Err(error) => {
+                        tracing::debug!(error = chain(&error), "the guard waits for the peers");
+                        return None;
+                    }
+                };
+                let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr)).collect();
+                // Read after the peers: whoever is missing among them is withheld by then.
+                let withheld = self.handle.status().borrow().withheld.values().copied().collect::<Vec<_>>();
+                let peers = let_in(peers, applied, &withheld);
                 Some(VxlanGuard { port: vxlan.config().port.unwrap_or(VXLAN_PORT), peers })
             }
             _ => None,
         };
-        rules
+        Some(rules)
     }
+}
+
+/// Whom the guard lets in. While the agent keeps what it has of peers whose going waits for a second look, or for the
+/// store's own word, they are let in too: their routes are of no use otherwise.
+fn let_in(mut peers: BTreeSet<IpAddr>, applied: Option<&Rules>, withheld: &[WithheldBecause]) -> BTreeSet<IpAddr> {
+    let waits = |because: &WithheldBecause| match because {
+        WithheldBecause::MassRemoval(_) | WithheldBecause::Unconfirmed => true,
+        // May last for ever, and hides no peer that was let in: its last good record is one.
+        _ => false,
+    };
+    if withheld.iter().any(waits) {
+        peers.extend(applied.and_then(|rules| rules.guard.as_ref()).into_iter().flat_map(|guard| &guard.peers));
+    }
+    peers
 }
 
 /// Removes the rules of both tools; a tool that is not there has none.
@@ -164,18 +200,44 @@ pub(crate) async fn remove(overlay: &OverlayName) -> Result<(), FirewallError> {
 }
 
 /// Writes the rules if they differ from those written before, or from what the kernel has.
-async fn assure(tool: &dyn Firewall, rules: Rules, applied: &mut Option<Rules>) -> Result<(), FirewallError> {
+async fn assure(
+    tool: &dyn Firewall,
+    rules: Rules,
+    applied: &mut Option<Rules>,
+    drifts: &mut Drifts,
+) -> Result<(), FirewallError> {
     if applied.as_ref() == Some(&rules) {
         let drift = tool.check(&rules).await?;
         if drift.is_empty() {
             return Ok(());
         }
         let drift: Vec<_> = drift.iter().map(ToString::to_string).collect();
-        tracing::info!(drift = drift.join(", "), "writing the firewall's rules again");
+        if let Some(unsaid) = drifts.met(Instant::now()) {
+            tracing::info!(drift = drift.join(", "), unsaid, "writing the firewall's rules again");
+        }
     }
     tool.apply(&rules).await?;
     *applied = Some(rules);
     Ok(())
+}
+
+/// How often others changed the rules. Who fights over them does so every few seconds, for ever.
+#[derive(Debug, Default)]
+struct Drifts {
+    told: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Drifts {
+    /// Takes one in. When it is to be told, how many were not.
+    fn met(&mut self, now: Instant) -> Option<u64> {
+        if self.told.is_some_and(|told| now < told + TELL_EVERY) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
 }
 
 /// nftables and iptables of this network namespace.
@@ -193,4 +255,32 @@ async fn clear_the_way(other: &dyn Firewall, overlay: &OverlayName) {
 
 fn is_final(error: &FirewallError) -> bool {
     matches!(error, FirewallError::Unsupported { .. } | FirewallError::Denied { .. } | FirewallError::Stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use flannel_core::clock::BootTime;
+    use flannel_core::net::Dual;
+
+    use super::*;
+
+    #[test]
+    fn drift_that_goes_on_is_told_once_a_minute() {
+        let (mut drifts, start) = (Drifts::default(), Instant::now());
+        let told: Vec<_> = (0..30).filter_map(|nth| drifts.met(start + nth * Duration::from_secs(5))).collect();
+        assert_eq!(told, [0, 11, 11]);
+    }
+
+    #[test]
+    fn peers_that_were_let_in_stay_so_while_their_going_waits_for_a_second_look() {
+        let set = |last: &[u8]| last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect::<BTreeSet<_>>();
+        let mut applied = Rules::new(OverlayName::default(), &Dual::default(), &Dual::default());
+        applied.guard = Some(VxlanGuard { port: VXLAN_PORT, peers: set(&[1, 2]) });
+        let mass = [WithheldBecause::MassRemoval(BootTime::default())];
+        assert_eq!(let_in(set(&[3]), Some(&applied), &mass), set(&[1, 2, 3]));
+        assert_eq!(let_in(set(&[3]), Some(&applied), &[WithheldBecause::Unconfirmed]), set(&[1, 2, 3]));
+        assert_eq!(let_in(set(&[3]), Some(&applied), &[WithheldBecause::BadRecord]), set(&[3]));
+        assert_eq!(let_in(set(&[3]), Some(&applied), &[]), set(&[3]));
+        assert_eq!(let_in(set(&[3]), None, &mass), set(&[3]));
+    }
 }

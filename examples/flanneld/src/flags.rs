@@ -1,6 +1,7 @@
 //! Go's flag syntax, exactly, over flanneld's flags (contract 2).
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use crate::spec::{FLAGS, Kind, Spec};
@@ -23,8 +24,11 @@ pub(crate) struct Values(BTreeMap<&'static str, Vec<String>>);
 /// The command line or the environment cannot be used. Its text names the flag, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UsageError {
+    /// Cut before its value, which may be a secret.
     #[error("bad flag syntax: {0}")]
     Syntax(String),
+    #[error("argument {0} is not UTF-8: give text")]
+    NotText(usize),
     #[error("flag provided but not defined: -{name}{}", suggestion(near))]
     Unknown { name: String, near: Option<&'static str> },
     #[error("flag needs an argument: -{0}")]
@@ -69,7 +73,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Line, Usag
         }
         let flag = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).unwrap_or_default();
         if flag.is_empty() || flag.starts_with(['-', '=']) {
-            return Err(UsageError::Syntax(arg));
+            return Err(UsageError::Syntax(name_of(&arg).to_owned()));
         }
         let (name, value) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
@@ -90,6 +94,17 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Line, Usag
         line.values.set(spec, value, &format!("flag -{}", spec.name))?;
     }
     Ok(line)
+}
+
+/// The arguments as text. The error counts from 1: neither what is no text nor what is beside it is fit to be shown.
+pub(crate) fn texts(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, UsageError> {
+    let text = |(index, arg): (usize, OsString)| arg.into_string().map_err(|_| UsageError::NotText(index + 1));
+    args.into_iter().enumerate().map(text).collect()
+}
+
+/// An argument without its value.
+fn name_of(arg: &str) -> &str {
+    arg.split_once('=').map_or(arg, |(name, _)| name)
 }
 
 impl Values {
@@ -338,13 +353,15 @@ mod tests {
             ("--subnet_file=x", "-subnet_file (did you mean subnet-file?)"),
             ("-Healthz-Port=1", "(did you mean healthz-port?)"),
             ("-quux", "flag provided but not defined: -quux"),
-            ("---iface=x", "bad flag syntax: ---iface=x"),
-            ("-=x", "bad flag syntax: -=x"),
-            ("--=x", "bad flag syntax: --=x"),
+            ("---iface", "bad flag syntax: ---iface"),
+            ("---etcd-password=x", "bad flag syntax: ---etcd-password"),
+            ("-=x", "bad flag syntax: -"),
+            ("--=x", "bad flag syntax: --"),
             ("-iface", "flag needs an argument: -iface"),
         ] {
             let error = line(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
+            assert!(!error.contains("=x"), "a value may be a secret: {error}");
         }
         assert!(!line("-quux").unwrap_err().to_string().contains("did you mean"));
     }

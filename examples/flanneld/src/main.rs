@@ -14,6 +14,7 @@ mod log;
 mod metrics;
 mod notify;
 mod options;
+mod own_record;
 mod parts;
 mod preview;
 mod privileges;
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<u8, UsageError> {
-    let flags::Line { mut values, words, help } = flags::parse(std::env::args().skip(1))?;
+    let flags::Line { mut values, words, help } = flags::parse(flags::texts(std::env::args_os().skip(1))?)?;
     if help {
         tell(&flags::usage());
         return Ok(exit::SUCCESS);
@@ -68,9 +69,8 @@ fn start() -> Result<u8, UsageError> {
         tell(concat!("flanneld ", env!("CARGO_PKG_VERSION"), " (flannelkit)\n"));
         return Ok(exit::SUCCESS);
     }
-    let variables =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let mut warnings = env::overlay(&mut values, variables)?;
+    let (variables, mut warnings) = env::texts(std::env::vars_os());
+    warnings.extend(env::overlay(&mut values, variables)?);
     warnings.extend(ignored(&values));
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     let options = Options::read(&values, std::env::var("NODE_NAME").ok(), hostname)?;

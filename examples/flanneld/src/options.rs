@@ -4,9 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::config::NetworkConfig;
 use flannel_core::firewall::{Forward, Masquerade, SourcePorts};
 use flannel_core::kernel::OverlayName;
-use flannel_core::net::{Dual, Family};
+use flannel_core::net::{Dual, Family, is_public_unicast};
 use flannel_core::overlay::LossPolicy;
 use flannel_core::state::LinkName;
 use flannel_core::subnet::NodeIdentity;
@@ -72,6 +74,13 @@ pub(crate) struct FirewallOptions {
 pub(crate) enum Guard {
     Peers,
     None,
+}
+
+impl Guard {
+    /// Whether this configuration has no tool for it: a set of peers is nftables' alone.
+    pub(crate) fn lacks_its_tool(self, config: &NetworkConfig) -> bool {
+        self == Self::Peers && !config.enable_nftables && config.backend.kind == Vxlan::TYPE
+    }
 }
 
 impl FirewallOptions {
@@ -146,8 +155,10 @@ impl Options {
             audit_every: Duration::from_secs(values.number("audit-interval", 1, 600)?.into()),
             firewall: FirewallOptions::read(values)?,
             healthz: socket(values, "healthz-ip", "healthz-port")?,
-            metrics: socket(values, "metrics-ip", "metrics-port")?
-                .map(|addr| Metrics { addr, asked_for: values.is_given("metrics-port") }),
+            metrics: socket(values, "metrics-ip", "metrics-port")?.map(|addr| Metrics {
+                addr,
+                asked_for: values.is_given("metrics-port") || values.is_given("metrics-ip"),
+            }),
             log: LogOptions { format: log_format(values)?, verbosity: values.number("v", 0, 100)? },
             capabilities: if values.bool("keep-capabilities") { Capabilities::Keep } else { Capabilities::Drop },
             json: values.bool("json"),
@@ -247,6 +258,10 @@ fn public(values: &Values, family: Family) -> Result<Option<IpAddr>, UsageError>
     let addr = address(name, text)?;
     if Family::of(addr) != family {
         return Err(UsageError::value(name, text, format!("not an {family} address")));
+    }
+    if !is_public_unicast(addr) {
+        let problem = "not an address of one host that others can send to; give this host's";
+        return Err(UsageError::value(name, text, problem));
     }
     Ok(Some(addr))
 }
@@ -350,6 +365,7 @@ mod tests {
         let health = read("-healthz-port=8081").unwrap().healthz.unwrap();
         assert_eq!(health, "127.0.0.1:8081".parse().unwrap());
         assert!(!options.metrics.unwrap().asked_for);
+        assert!(read("-metrics-ip 127.0.0.2").unwrap().metrics.unwrap().asked_for);
         assert!(read("-metrics-port=0").unwrap().metrics.is_none());
     }
 
@@ -365,6 +381,9 @@ mod tests {
             ("-public-ip 1.2.3", ["-public-ip", "not an IP address"]),
             ("-public-ip fd00::1", ["-public-ip", "not an IPv4 address"]),
             ("-public-ipv6 1.2.3.4", ["-public-ipv6", "not an IPv6 address"]),
+            ("-public-ip 224.0.0.1", ["-public-ip", "not an address of one host"]),
+            ("-public-ip 0.0.0.0", ["-public-ip", "not an address of one host"]),
+            ("-public-ipv6 fe80::1", ["-public-ipv6", "not an address of one host"]),
             ("-iface-can-reach nowhere", ["-iface-can-reach", "not an IP address"]),
             ("-iface a/b", ["-iface", "cannot be an interface name"]),
             ("-iface-regex eth(", ["-iface-regex", "unclosed group"]),

@@ -13,6 +13,9 @@ use crate::blackhole::Blackhole;
 use crate::options::Options;
 use crate::stores::Opened;
 
+/// The backends there are.
+pub(crate) const BACKENDS: [&str; 3] = [Vxlan::TYPE, HostGw::TYPE, Alloc::TYPE];
+
 /// Why there is no overlay.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PartsError {

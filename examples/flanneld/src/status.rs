@@ -31,7 +31,11 @@ pub(crate) struct Document {
     /// Whether the kernel's notifications are heard.
     pub(crate) notifications_heard: bool,
     pub(crate) subnet_file: String,
+    /// Why the firewall's rules are not as wanted.
+    pub(crate) firewall: Option<String>,
     pub(crate) peers: Peers,
+    /// Why other nodes do not take this one for a peer.
+    pub(crate) own_trouble: Option<String>,
     pub(crate) quarantined: Vec<Named>,
     pub(crate) skipped: Vec<Named>,
     pub(crate) conflicts: Vec<Conflict>,
@@ -113,7 +117,7 @@ impl Surroundings {
 /// Ready: lease held, everything programmed, the firewall's rules in place, `subnet.env` written.
 pub(crate) fn is_ready(status: &Status, rules: &Rulebook) -> bool {
     let agent = status.phase == Phase::Ready && status.lease.is_some() && status.subnet_env == EnvFile::Settled;
-    agent && *rules == Rulebook::InPlace
+    agent && rules.lets_be_ready()
 }
 
 impl Document {
@@ -151,11 +155,16 @@ impl Document {
             mtu: status.mtu.map(|mtu| mtu.0),
             notifications_heard: status.notifications == Hearing::Heard,
             subnet_file: around.subnet_file.clone(),
+            firewall: match rules {
+                Rulebook::Failed(error) | Rulebook::Lacking(error) => Some(error.clone()),
+                Rulebook::Pending | Rulebook::InPlace => None,
+            },
             peers: Peers {
                 accepted: status.peers.accepted,
                 skipped: status.peers.skipped,
                 quarantined: status.peers.quarantined,
             },
+            own_trouble: status.own_trouble.as_ref().map(ToString::to_string),
             quarantined: status
                 .quarantined
                 .iter()
@@ -199,9 +208,13 @@ pub(crate) fn summary(status: &Status, rules: &Rulebook) -> String {
         _ => "",
     };
     let bad = if peers.quarantined > 0 { format!(", {} quarantined", peers.quarantined) } else { String::new() };
+    let own = match &status.own_trouble {
+        Some(reason) => format!(", no peer to others ({reason})"),
+        None => String::new(),
+    };
     match waits_for(status, rules).first() {
-        None => format!("ready: {} peers{bad}{store}", peers.accepted),
-        Some(reason) => format!("{}: waiting for {reason}{store}", phase(status.phase)),
+        None => format!("ready: {} peers{bad}{own}{store}", peers.accepted),
+        Some(reason) => format!("{}: waiting for {reason}{own}{store}", phase(status.phase)),
     }
 }
 
@@ -239,7 +252,7 @@ fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
         });
     }
     match rules {
-        Rulebook::InPlace => {}
+        Rulebook::InPlace | Rulebook::Lacking(_) => {}
         Rulebook::Pending if status.phase < Phase::Ready => {}
         Rulebook::Pending => reasons.push("the firewall's rules".to_owned()),
         Rulebook::Failed(error) => reasons.push(format!("the firewall's rules ({error})")),
@@ -322,6 +335,12 @@ impl fmt::Display for Document {
             row("kernel", "notifications are not heard: changes are seen by audits only")?;
         }
         row("subnet file", &self.subnet_file)?;
+        if let Some(error) = &self.firewall {
+            row("firewall", error)?;
+        }
+        if let Some(reason) = &self.own_trouble {
+            row("own record", &format!("not taken for a peer: {reason}"))?;
+        }
         let Peers { accepted, skipped, quarantined } = self.peers;
         row("peers", &format!("{accepted} accepted, {skipped} of them skipped, {quarantined} records quarantined"))?;
         let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
@@ -348,6 +367,8 @@ impl fmt::Display for Document {
 
 #[cfg(test)]
 mod tests {
+    use flannel_core::admit::Reason;
+
     use super::*;
 
     fn around() -> Surroundings {
@@ -369,6 +390,22 @@ mod tests {
         assert_eq!((document.ready, document.waits_for.as_slice()), (false, &["a lease (no route)".to_owned()][..]));
         let table = document.to_string();
         assert!(table.contains("NOT ready") && table.contains("directory /d (never)"), "{table}");
+    }
+
+    #[test]
+    fn what_hurts_without_keeping_from_readiness_is_shown() {
+        let mut status = Status::default();
+        status.phase = Phase::Ready;
+        status.own_trouble = Some(Reason::NoSubnet);
+        let rules = Rulebook::Lacking("no iptables".to_owned());
+        let line = summary(&status, &rules);
+        assert!(line.contains("no peer to others (has no subnet"), "{line}");
+        assert!(!waits_for(&status, &rules).iter().any(|reason| reason.contains("iptables")));
+        let document = Document::new(&status, &rules, &around(), BootTime::default(), 0);
+        assert_eq!(document.firewall.as_deref(), Some("no iptables"));
+        let table = document.to_string();
+        assert!(table.contains("own record   not taken for a peer: has no subnet"), "{table}");
+        assert!(table.contains("firewall     no iptables"), "{table}");
     }
 
     #[test]

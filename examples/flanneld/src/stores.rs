@@ -1,13 +1,18 @@
 //! The choice of the lease store.
 
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use flannel_core::clock::SystemClock;
+use flannel_core::config::NetworkConfig;
+use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::overlay::Identity;
-use flannel_core::subnet::{CachedSubnets, SubnetError, SubnetManager};
+use flannel_core::subnet::{CachedSubnets, NodeIdentity, SubnetError, SubnetManager, Want};
 use flannel_subnet_etcd::EtcdSubnets;
 use flannel_subnet_file::{FileSubnets, LeaseTime, LeaseTimeError, Options as FileOptions, Ttl};
+use futures_util::stream::{self, BoxStream, StreamExt};
 
 use crate::credentials::{self, CredentialError};
 use crate::options::{Place, StateFile, StoreOptions};
@@ -92,6 +97,53 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 state: None,
             })
         }
+    }
+}
+
+/// What stands for a store that cannot be opened: nobody can reach it. What is on this host can be looked after without.
+pub(crate) fn out_of_reach(options: &StoreOptions, error: StoreError) -> Opened {
+    let identity = match &options.place {
+        Place::Dir { node, .. } => Identity::Named(node.clone()),
+        Place::Etcd(_) => Identity::PublicIp,
+    };
+    let subnets = Arc::new(OutOfReach(crate::chain(&error)));
+    Opened { subnets, identity, addresses: Vec::new(), name: "out of reach".to_owned(), state: None }
+}
+
+/// A store that is always away, for the reason given.
+struct OutOfReach(String);
+
+impl OutOfReach {
+    fn away<T>(&self, doing: &'static str) -> Result<T, SubnetError> {
+        Err(SubnetError::Unavailable { doing, source: self.0.clone().into() })
+    }
+}
+
+#[async_trait]
+impl SubnetManager for OutOfReach {
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        self.away("reading the network configuration")
+    }
+
+    async fn previous(&self, _: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+        self.away("looking for the own lease")
+    }
+
+    async fn acquire(&self, _: &NodeIdentity, _: Want) -> Result<Lease, SubnetError> {
+        self.away("acquiring a lease")
+    }
+
+    async fn renew(&self, _: &Lease) -> Result<Lease, SubnetError> {
+        self.away("renewing the lease")
+    }
+
+    async fn release(&self, _: Lease) -> Result<(), SubnetError> {
+        self.away("giving the lease back")
+    }
+
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+        let error: Result<LeaseEvent, SubnetError> = self.away("watching the leases");
+        stream::once(ready(error)).chain(stream::pending()).boxed()
     }
 }
 

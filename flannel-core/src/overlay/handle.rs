@@ -29,7 +29,7 @@ pub struct Handle {
 pub(crate) enum Question {
     Plan(oneshot::Sender<Result<Preview, HandleError>>),
     Explain(String, oneshot::Sender<Option<Explanation>>),
-    Peers(oneshot::Sender<Vec<Arc<Lease>>>),
+    Peers(oneshot::Sender<Result<Vec<Arc<Lease>>, HandleError>>),
 }
 
 /// What the next audit would do.
@@ -123,15 +123,16 @@ impl Handle {
         self.ask(|answer| Question::Explain(query.to_owned(), answer)).await
     }
 
-    /// The accepted peers.
+    /// The accepted peers: all of them, so that whoever lets in nobody else may go by it. The status is then as new as
+    /// the answer: [`Status::withheld`] tells of those that are missing for now.
     ///
     /// # Errors
-    /// [`HandleError::NotRunning`].
+    /// [`HandleError::NotRunning`]; [`HandleError::NotSynced`] before the lease store has said which peers there are.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
     pub async fn peers(&self) -> Result<Vec<Arc<Lease>>, HandleError> {
-        self.ask(Question::Peers).await
+        self.ask(Question::Peers).await?
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, HandleError> {

@@ -249,7 +249,11 @@ impl<'a> Shell<'a> {
         // Whoever asked may have gone: not an error.
         match question {
             Question::Explain(query, answer) => drop(answer.send(explain::explain(&self.machine, &query))),
-            Question::Peers(answer) => drop(answer.send(self.machine.admission().peers().cloned().collect())),
+            Question::Peers(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
+            Question::Peers(answer) => {
+                self.machine.show_admitted(self.seams.clock.now());
+                drop(answer.send(Ok(self.machine.admission().peers().cloned().collect())));
+            }
             Question::Plan(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
             Question::Plan(answer) => self.look(answer),
         }

@@ -137,6 +137,25 @@ async fn a_snapshot_without_most_peers_waits_a_minute_before_it_deletes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_is_told_of_the_peers_finds_in_the_status_who_is_missing_for_now() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let agent = node.run();
+    agent.ready().await;
+    // A look that takes its time is under way when the snapshot comes.
+    node.kernel.stall();
+    pass(40.0).await;
+    node.leave(1..=16);
+    node.store.cut_watches();
+    while agent.handle.peers().await.unwrap().len() != 4 {
+        pass(0.01).await;
+    }
+    assert_eq!(agent.status().withheld.len(), 16);
+    node.kernel.resume();
+    agent.ready().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_that_finds_most_peers_gone_waits_a_minute_before_it_deletes() {
     let node = Node::alone();
     node.join(1..=20);

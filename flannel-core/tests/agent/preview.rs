@@ -18,7 +18,7 @@ fn overlay(node: &Node) -> Overlay {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_plan_before_the_store_has_said_what_is_everything_is_not_given() {
+async fn plan_and_peers_are_not_given_before_the_store_has_said_what_is_everything() {
     let node = Node::alone();
     node.join([1, 2]);
     let before = node.run();
@@ -35,6 +35,8 @@ async fn a_plan_before_the_store_has_said_what_is_everything_is_not_given() {
     agent.until(|status| status.phase == Phase::LeaseHeld).await;
     let error = agent.handle.plan().await.unwrap_err();
     assert!(matches!(error, HandleError::NotSynced), "{error}");
+    let error = agent.handle.peers().await.unwrap_err();
+    assert!(matches!(error, HandleError::NotSynced), "nobody may take it for a network without peers: {error}");
 }
 
 #[tokio::test(start_paused = true)]

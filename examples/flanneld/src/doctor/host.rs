@@ -9,11 +9,12 @@ use flannel_backend_vxlan::Vxlan;
 use flannel_core::backend::Uplink;
 use flannel_core::config::NetworkConfig;
 use flannel_core::kernel::{HostFacts, OverlayName};
-use flannel_core::net::Family;
+use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::state::LinkKind;
 use flannel_core::subnet_env::SubnetEnv;
 
 use super::{Finding, Severity};
+use crate::parts::BACKENDS;
 
 /// The kernel's VXLAN port where none is configured.
 const VXLAN_PORT: u16 = 8472;
@@ -67,7 +68,10 @@ impl Source for Files {
 impl Host<'_> {
     /// All checks that need no store.
     pub(super) fn judge(&self, source: &dyn Source) -> Vec<Finding> {
-        let mut findings = vec![self.mtu()];
+        let mut findings = self.backend();
+        findings.extend(self.networks());
+        findings.extend(self.change());
+        findings.push(self.mtu());
         findings.extend(self.forwarding(source));
         findings.push(self.reverse_path(source));
         findings.extend(self.bridge_netfilter(source));
@@ -86,6 +90,77 @@ impl Host<'_> {
 
     fn runs_vxlan(&self) -> bool {
         self.config.is_some_and(|config| config.backend.kind == Vxlan::TYPE)
+    }
+
+    fn backend(&self) -> Vec<Finding> {
+        let Some(config) = self.config else { return Vec::new() };
+        let kind = config.backend.kind.as_str();
+        vec![if BACKENDS.contains(&kind) {
+            Finding::ok("backend", format!("{kind} is available"))
+        } else {
+            let fix = format!("set $.Backend.Type in the store to one of {}", BACKENDS.join(", "));
+            Finding::new("backend", Severity::Error, format!("{kind:?} is not available here"), fix)
+        }]
+    }
+
+    fn networks(&self) -> Vec<Finding> {
+        let Some(config) = self.config else { return Vec::new() };
+        config.networks.iter().map(|(family, network)| self.network(family, network.prefix)).collect()
+    }
+
+    /// Whether pods could get addresses that somebody else has.
+    fn network(&self, family: Family, network: Prefix) -> Finding {
+        let key = match family {
+            Family::V4 => "$.Network",
+            Family::V6 => "$.IPv6Network",
+        };
+        let fix = format!("write another {key} to the store, apart from the nodes' own networks; restart the agents");
+        let found = |severity, found: String| Finding::new("network", severity, found, fix.clone());
+        let own = self.uplink.and_then(|uplink| Some((uplink, *uplink.addrs.get(family)?)));
+        if let Some((uplink, addr)) = own.filter(|(_, addr)| network.contains(*addr)) {
+            let what = format!("{network} contains {addr} of {}: no node takes another for a peer", uplink.name);
+            return found(Severity::Error, what);
+        }
+        if let Some(gateway) =
+            self.facts.defaults.iter().filter_map(|route| route.gateway).find(|hop| network.contains(*hop))
+        {
+            return found(Severity::Warning, format!("{network} contains {gateway}, the gateway of a default route"));
+        }
+        let mut connected = self.strangers(family).filter(|prefix| prefix.overlaps(&network));
+        match connected.next() {
+            Some(prefix) if prefix.covers(&network) && prefix != network => {
+                let what = format!("{network} lies in {prefix}, which this host is connected to");
+                found(Severity::Note, format!("{what}: right as long as no host there has an address in it"))
+            }
+            Some(prefix) => found(Severity::Warning, format!("{network} overlaps {prefix}, which is connected")),
+            None => Finding::ok("network", format!("{network} is apart from this host's own")),
+        }
+    }
+
+    /// The prefixes that the host is connected to, but for the overlay's devices and the pods of this node.
+    fn strangers(&self, family: Family) -> impl Iterator<Item = Prefix> + '_ {
+        let overlays = |index: u32| {
+            let link = self.facts.links.get(&index);
+            link.is_some_and(|link| self.overlay.owns(link.group, link.alias.as_deref()))
+        };
+        let pods = self.env.and_then(|env| env.subnets.get(family).copied());
+        let addresses = self.facts.addresses.iter().filter(move |address| !overlays(address.link));
+        let prefixes = addresses.filter_map(|address| Prefix::masked(address.addr, address.len).ok());
+        prefixes.filter(move |prefix| prefix.family() == family && !pods.is_some_and(|pods| pods.covers(prefix)))
+    }
+
+    /// An agent that runs goes by the configuration it started with.
+    fn change(&self) -> Option<Finding> {
+        let (config, env) = (self.config?, self.env?);
+        let (wanted, written) = (config.networks.map(|_, network| network.prefix), env.networks);
+        let list = |networks: &Dual<Prefix>| {
+            networks.iter().map(|(_, network)| network.to_string()).collect::<Vec<_>>().join(" and ")
+        };
+        if wanted == written || written.is_empty() {
+            return None;
+        }
+        let found = format!("the store says {}, subnet.env {}", list(&wanted), list(&written));
+        Some(Finding::new("configuration", Severity::Warning, found, "restart the agent: it takes up the new network"))
     }
 
     fn mtu(&self) -> Finding {
@@ -271,8 +346,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use flannel_core::config::Allocation;
-    use flannel_core::kernel::HostLink;
-    use flannel_core::net::{Dual, Mtu, Vni};
+    use flannel_core::kernel::{HostAddress, HostLink, HostRoute};
+    use flannel_core::net::{Mtu, Vni};
     use flannel_core::state::{LinkName, Vxlan as VxlanLink};
 
     use super::*;
@@ -364,5 +439,57 @@ mod tests {
         let severities: Vec<_> = vxlan.iter().map(|finding| finding.severity).collect();
         assert_eq!(severities, [Severity::Error, Severity::Note, Severity::Note], "{vxlan:?}");
         assert_eq!(findings.iter().filter(|finding| finding.check == "daemons").count(), 2);
+    }
+
+    #[test]
+    fn a_network_over_addresses_of_others_is_found_with_its_fix() {
+        let judge = |network: &str, backend: &str, written: &str| {
+            let json = format!(r#"{{"Network":"{network}","Backend":{{"Type":"{backend}"}}}}"#);
+            let config = NetworkConfig::parse(json.as_bytes(), Allocation::Pool).unwrap();
+            let address = |link: u32, addr: &str, len| HostAddress {
+                link,
+                addr: addr.parse().unwrap(),
+                len,
+                permanent: true,
+                temporary: false,
+                deprecated: false,
+            };
+            let gateway = HostRoute {
+                prefix: "0.0.0.0/0".parse().unwrap(),
+                link: Some(2),
+                gateway: Some("192.0.2.1".parse().unwrap()),
+                metric: 0,
+            };
+            let facts = HostFacts {
+                addresses: vec![address(2, "192.0.2.77", 25), address(3, "10.5.1.1", 24), address(4, "172.17.0.1", 16)],
+                defaults: vec![gateway],
+                ..HostFacts::default()
+            };
+            let addrs = Dual { v4: Some("192.0.2.77".parse().unwrap()), v6: None };
+            let uplink = Uplink { index: 2, name: LinkName::new("eth0").unwrap(), mtu: Mtu(1500), addrs };
+            let subnets = Dual { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None };
+            let networks = Dual { v4: Some(written.parse().unwrap()), v6: None };
+            let env = SubnetEnv { networks, subnets, mtu: Some(Mtu(1450)), ..SubnetEnv::default() };
+            let overlay = OverlayName::default();
+            let (config, uplink, env) = (Some(&config), Some(&uplink), Some(&env));
+            Host { overlay: &overlay, config, facts: &facts, uplink, env }.judge(&Said::default())
+        };
+        for (network, severity, part) in [
+            ("10.5.0.0/16", Severity::Ok, "apart"),
+            ("192.0.0.0/16", Severity::Error, "192.0.2.77 of eth0"),
+            ("192.0.2.0/27", Severity::Warning, "192.0.2.1, the gateway"),
+            ("192.0.2.32/27", Severity::Note, "lies in 192.0.2.0/25"),
+            ("172.16.0.0/12", Severity::Warning, "overlaps 172.17.0.0/16"),
+        ] {
+            let findings = judge(network, "vxlan", network);
+            let finding = of(&findings, "network");
+            assert_eq!((finding.severity, finding.found.contains(part)), (severity, true), "{finding:?}");
+            assert!(severity == Severity::Ok || finding.fix.as_ref().unwrap().contains("$.Network"), "{finding:?}");
+            assert!(findings.iter().all(|finding| finding.check != "configuration"));
+        }
+        let findings = judge("10.5.0.0/16", "vxlna", "10.6.0.0/16");
+        assert_eq!(of(&findings, "backend").severity, Severity::Error);
+        assert!(of(&findings, "backend").fix.as_ref().unwrap().contains("vxlan, host-gw, alloc"));
+        assert!(of(&findings, "configuration").fix.as_ref().unwrap().contains("restart the agent"));
     }
 }

@@ -1,6 +1,8 @@
 //! Bad input: a message that names the place and the remedy, a code that is not 0, and nothing touched.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
 use testkit::Namespace;
 
@@ -22,6 +24,7 @@ fn a_bad_command_line_exits_with_2_and_names_the_flag() {
         (&["-public-ip=1.2.3"], "not an IP address"),
         (&["-iface-regex=eth("], "unclosed group"),
         (&["-kube-subnet-mgr"], "no Kubernetes store"),
+        (&["-public-ip=224.0.0.1"], "not an address of one host"),
         (&["statsu"], "unknown command \"statsu\" (did you mean status?)"),
         (&["status", "now"], "status takes no operands"),
         (&["explain"], "explain takes one operand"),
@@ -44,6 +47,19 @@ fn a_bad_variable_exits_with_2_and_names_it() {
         assert_eq!(output.status.code(), Some(2), "{err}");
         assert!(err.contains(part), "{err}");
     }
+}
+
+#[test]
+fn what_is_not_text_is_named_and_ends_nothing_in_a_panic() {
+    let ns = Namespace::new("bare").unwrap();
+    let broken = OsStr::from_bytes(b"\xff");
+    let output = ns.run(|| command(&[]).arg("-iface").arg(broken).output().unwrap()).unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), err.contains("UTF-8")), (Some(2), true), "{err}");
+    let args = owned(&["-subnet-dir=/nonexistent"]);
+    let output = ns.run(|| command(&args).env("FLANNELD_IFACE", broken).output().unwrap()).unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(err.contains("FLANNELD_IFACE is not UTF-8"), "{err}");
 }
 
 #[test]
@@ -96,6 +112,8 @@ fn a_backend_that_cannot_be_ends_the_agent_and_names_its_place() {
         let told = site.run(1, &[]);
         assert_eq!(told.code, Some(1), "{told:?}");
         assert!(told.error().contains(part), "{part} is not in {}", told.err);
+        let doctor = site.run(1, &["doctor"]);
+        assert_eq!((doctor.code, doctor.out.contains(part)), (Some(1), true), "{doctor:?}");
         assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
     }
 }

@@ -130,3 +130,22 @@ fn doctor_finds_a_strangers_device_and_says_how_to_mend_it() {
     assert_eq!(report.code, Some(0));
     assert!(findings.iter().any(|finding| finding["check"] == "store" && finding["severity"] == "ok"));
 }
+
+#[test]
+fn a_network_over_the_nodes_own_addresses_is_shown_everywhere() {
+    let over = r#"{"Network":"10.89.0.0/16","SubnetLen":24,"SubnetMin":"10.89.16.0","Backend":{"Type":"vxlan"}}"#;
+    let site = Site::new(1, over);
+    let agent = site.start(1, &[]);
+    let told = || site.run(1, &["status"]).out.contains("own record   not taken for a peer: ");
+    agent.until("told", told);
+    agent.until_ready();
+    let json: serde_json::Value = serde_json::from_str(&site.run(1, &["status", "-json"]).out).unwrap();
+    assert!(json["own_trouble"].as_str().unwrap().contains("10.89.0.11"), "{json}");
+    let (_, metrics) = agent.get(9472, "/metrics").unwrap();
+    assert!(metrics.contains("flannel_own_trouble 1\n"), "{metrics}");
+    let warned = || agent.log().lines().filter(|line| line.contains("WARN") && line.contains("own record")).count();
+    agent.until("warned", || warned() > 0);
+    let doctor = site.run(1, &["doctor"]);
+    assert_eq!(doctor.code, Some(1), "{doctor:?}");
+    assert!(doctor.out.lines().any(|line| line.starts_with("ERROR    network ")), "{}", doctor.out);
+}

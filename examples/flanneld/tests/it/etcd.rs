@@ -1,5 +1,6 @@
 //! Agents that share a real etcd: its absence, and what becomes of leases.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -92,6 +93,10 @@ fn a_state_file_that_cannot_be_used_is_named_and_harms_nobody() {
     assert!(cluster.ns(1).link("flannel.1").is_err() && cluster.records().is_empty());
 
     std::fs::write(cluster.state_file(1), "{\"version\":1,\"ori").unwrap();
+    std::fs::set_permissions(cluster.state_file(1), PermissionsExt::from_mode(0o600)).unwrap();
+    let doctor = cluster.run(1, &["doctor"]).out;
+    let said = doctor.lines().any(|line| line.starts_with("WARNING  state file") && line.contains("of no use"));
+    assert!(said && doctor.contains("delete it"), "{doctor}");
     let agent = cluster.start(1, &[]);
     agent.until_ready();
     agent.until("written down", || read(&cluster.state_file(1)).contains(ENDPOINT));
@@ -117,6 +122,58 @@ fn a_configuration_that_is_absent_is_waited_for_and_a_bad_one_ends_the_agent() {
     let told = cluster.run(1, &[]);
     assert_eq!((told.code, told.err.contains("SubnetLen")), (Some(1), true), "{}", told.err);
     assert!(cluster.ns(1).link("flannel.1").unwrap().is_up(), "the data plane stays as it was");
+}
+
+#[test]
+fn a_lease_lost_after_the_network_changed_is_not_taken_in_the_other_network() {
+    let cluster = Cluster::new(2, VXLAN);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
+    agents.iter().for_each(Agent::until_ready);
+    agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
+    let before = (routes(cluster.ns(1)), read(&cluster.site.subnet_file(1)));
+    cluster.configure(&VXLAN.replace("10.244", "10.245"));
+    let [key] = cluster.keys_of(1).try_into().unwrap();
+    cluster.delete(&format!("{SUBNETS}/{key}"));
+    let told = || {
+        let error = status(&agents[0])["store"]["error"].as_str().unwrap_or_default().to_owned();
+        error.contains("network configuration changed") && error.contains("restart")
+    };
+    agents[0].until("told why it takes none", told);
+    assert_eq!((routes(cluster.ns(1)), read(&cluster.site.subnet_file(1))), before);
+    assert!(cluster.keys_of(1).is_empty(), "{:?}", cluster.records());
+    let doctor = cluster.run(1, &["doctor"]).out;
+    assert!(doctor.lines().any(|line| line.starts_with("WARNING  configuration")), "{doctor}");
+
+    let [one, _two] = agents;
+    one.end(Signal::SIGTERM);
+    let one = cluster.start(1, &[]);
+    one.until_ready();
+    assert!(cluster.subnet(1).to_string().starts_with("10.245."), "{}", cluster.subnet(1));
+    cluster.assert_lawful();
+}
+
+#[test]
+fn an_agent_of_a_state_file_ends_when_etcd_comes_back_with_another_configuration() {
+    let mut cluster = Cluster::new(1, VXLAN);
+    let agent = cluster.start(1, &[]);
+    agent.until_ready();
+    let [key] = cluster.keys_of(1).try_into().unwrap();
+    agent.end(Signal::SIGTERM);
+    assert!(read(&cluster.state_file(1)).contains(&key));
+    cluster.configure(&VXLAN.replace("10.244", "10.245"));
+    cluster.stop_etcd();
+    let mut agent = cluster.start(1, &[]);
+    agent.until_ready();
+    let before = routes(cluster.ns(1));
+    cluster.start_etcd();
+    assert_eq!(agent.wait(), Some(1), "{}", agent.log());
+    let log = agent.log();
+    let said = log.lines().find(|line| line.starts_with("flanneld: ")).unwrap_or(&log);
+    assert!(said.contains("network configuration changed"), "{said}");
+    assert_eq!(routes(cluster.ns(1)), before, "the data plane stays");
+    let agent = cluster.start(1, &[]);
+    agent.until_ready();
+    assert!(cluster.subnet(1).to_string().starts_with("10.245."), "{}", cluster.subnet(1));
 }
 
 /// How long etcd is away; operators know it to be a minute and more.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use flannel_core::net::Prefix;
 use nix::sys::signal::Signal;
+use testkit::probe::{Flow, FlowReport};
 use testkit::{Fdb, Namespace, Neighbour, Route, VxlanLink};
 
 use crate::harness::{Agent, PATIENCE, Site};
@@ -57,6 +58,24 @@ fn a_guarded_port_takes_no_packet_of_a_stranger_and_those_of_every_peer() {
     reaches(&cluster.pod(3), &pods[0]);
 }
 
+#[test]
+fn a_restart_under_guard_costs_no_packet() {
+    let cluster = Cluster::placed(2, NFT);
+    let start = || cluster.start(1, &["-vxlan-guard"]);
+    let (mut one, two) = (start(), cluster.start(2, &[]));
+    [&one, &two].into_iter().for_each(Agent::until_ready);
+    let pods = [cluster.pod(1), cluster.pod(2)];
+    reaches(&pods[1], &pods[0]);
+    let flow = Flow::start(&pods[1].ns, &pods[0].ns, pods[0].addrs.v4.unwrap(), 1000).unwrap();
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+        one.end(signal);
+        one = start();
+        one.until_ready();
+    }
+    let report = flow.stop().unwrap();
+    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+}
+
 fn inbox(ns: &Namespace, addr: IpAddr) -> UdpSocket {
     let socket = ns.run(|| UdpSocket::bind((addr, 0)).unwrap()).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -70,7 +89,11 @@ fn a_guard_by_iptables_is_refused_with_its_remedy() {
     assert_eq!(agent.wait(), Some(1), "{}", agent.log());
     let log = agent.log();
     let said = log.lines().find(|line| line.starts_with("flanneld: ")).unwrap_or(&log);
-    assert!(said.contains("not available") && said.contains("EnableNFTables"), "{said}");
+    assert!(said.contains("-vxlan-guard") && said.contains("EnableNFTables"), "{said}");
+    let leases = std::fs::read_dir(site.path("store/leases")).map(Iterator::count).unwrap_or_default();
+    assert!(leases == 0 && site.ns(1).link("flannel.1").is_err(), "refused before anything is touched");
+    let doctor = site.run(1, &["doctor", "-vxlan-guard"]).out;
+    assert!(doctor.lines().any(|line| line.starts_with("ERROR    guard")), "{doctor}");
 }
 
 #[test]

@@ -30,7 +30,9 @@ fn two_agents_are_ready_with_peers_programmed_and_leave_the_data_plane_up() {
     assert!(one.messages().contains("READY=1\n"), "{}", one.messages());
 
     let before = routes(site.ns(1));
-    assert_eq!(one.end(Signal::SIGTERM).0, Some(0));
+    one.signal(Signal::SIGTERM);
+    assert_eq!(one.wait(), Some(0));
+    assert!(one.messages().contains("STOPPING=1\n"), "{}", one.messages());
     assert_eq!(routes(site.ns(1)), before);
     assert!(site.ns(1).link("flannel.1").unwrap().is_up());
     assert_eq!(two.end(Signal::SIGINT).0, Some(0));
@@ -154,6 +156,19 @@ fn masquerade_without_a_tool_ends_the_agent_and_says_what_to_install() {
     let mut agent = site.start_with_path(1, &["-ip-masq"], "/nonexistent");
     assert_eq!(agent.wait(), Some(1), "{}", agent.log());
     assert!(agent.log().contains("apt install iptables"), "{}", agent.log());
+}
+
+#[test]
+fn forward_rules_that_cannot_be_written_are_shown_and_keep_nobody_waiting() {
+    let site = Site::new(1, VXLAN);
+    let agent = site.start_with_path(1, &[], "/nonexistent");
+    agent.until_ready();
+    let (_, metrics) = agent.get(9472, "/metrics").unwrap();
+    assert!(metrics.contains("flannel_firewall_in_place 0\n"), "{metrics}");
+    let table = site.run(1, &["status"]);
+    assert_eq!(table.code, Some(0), "{table:?}");
+    let shown = table.out.lines().find(|line| line.starts_with("firewall ")).unwrap_or(&table.out);
+    assert!(shown.contains("apt install iptables"), "{shown}");
 }
 
 #[test]

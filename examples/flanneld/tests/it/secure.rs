@@ -98,8 +98,25 @@ fn an_agent_trusts_the_authority_it_is_given_and_shows_its_certificate() {
     assert_eq!(cluster.keys_of(1).len(), 1);
 
     agent.end(Signal::SIGTERM);
-    let missing = start(&cluster, &[flag(&cluster, "cafile", "nowhere.pem"), "-etcd-username=node".to_owned()]);
-    missing.until("told of the file", || missing.log().contains("nowhere.pem"));
+    let mut missing = start(&cluster, &[flag(&cluster, "cafile", "nowhere.pem"), "-etcd-username=node".to_owned()]);
+    assert_eq!(missing.wait(), Some(1), "{}", missing.log());
+    assert!(missing.log().contains("nowhere.pem"), "{}", missing.log());
+}
+
+#[test]
+fn cleanup_works_when_the_certificates_are_gone_already() {
+    let cluster = Cluster::new(1, VXLAN);
+    let agent = cluster.start(1, &[]);
+    agent.until_ready();
+    agent.end(Signal::SIGTERM);
+    let flags = ["cleanup", "-etcd-endpoints=https://10.89.0.1:2379", "-etcd-cafile=/nowhere/ca.pem"];
+    let cleaned = cluster.run(1, &flags);
+    assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
+    for part in ["not given back", "-etcd-cafile /nowhere/ca.pem"] {
+        assert!(cleaned.out.contains(part), "{part} is not in {}", cleaned.out);
+    }
+    assert!(cluster.ns(1).link("flannel.1").is_err());
+    assert!(!cluster.site.subnet_file(1).exists() && !cluster.state_file(1).exists());
 }
 
 #[test]

@@ -99,6 +99,12 @@ impl Machine {
         });
     }
 
+    /// Brings the status up to date with the peers there are, whatever call is under way.
+    pub(crate) fn show_admitted(&mut self, now: BootTime) {
+        self.show_peers();
+        self.show_withheld(now);
+    }
+
     pub(super) fn show_skips(&mut self, skips: wanted::Skips) {
         self.status.send_modify(|status| {
             status.skipped = skips;

@@ -148,12 +148,14 @@ impl Keeper {
             .await;
     }
 
+    /// What the file says; `None` where there is none. The error says in words why it is of no use.
+    pub(super) fn load(&self) -> Result<Option<Known>, String> {
+        let Some(bytes) = file::read(&self.path)? else { return Ok(None) };
+        wire::parse(&bytes, &self.origin, self.clock.now(), SystemTime::now()).map(Some)
+    }
+
     fn read(&self) {
-        let found = file::read(&self.path).and_then(|bytes| match bytes {
-            None => Ok(None),
-            Some(bytes) => wire::parse(&bytes, &self.origin, self.clock.now(), SystemTime::now()).map(Some),
-        });
-        match found {
+        match self.load() {
             Ok(None) => {}
             Ok(Some(before)) => self.state().known.recall(before),
             Err(reason) => {

@@ -85,6 +85,15 @@ impl CachedSubnets {
         self.keeper.stands_in()
     }
 
+    /// Reads the state file, for whoever looks for faults: whether there is one that a start could go by. Blocks on the
+    /// disk, and changes nothing.
+    ///
+    /// # Errors
+    /// Why it would be ignored, in words. Delete it: the agent writes it anew.
+    pub fn check(&self) -> Result<bool, String> {
+        Ok(self.keeper.load()?.is_some())
+    }
+
     /// Writes what the state file lacks, now.
     ///
     /// # Errors

@@ -397,13 +397,16 @@ async fn what_a_crash_left_of_a_write_is_no_matter_and_cleared() {
 async fn a_file_that_is_not_whole_or_not_ours_is_ignored() {
     let bed = Bed::new();
     bed.store.insert([peer(3)]);
+    assert_eq!(bed.open().check(), Ok(false));
     bed.saved().await;
+    assert_eq!(bed.open().check(), Ok(true));
     let good = fs::read_to_string(bed.path()).unwrap();
     bed.store.outage();
     let ignored = |why: &str| {
         let cached = bed.open();
         let why = why.to_owned();
         async move {
+            assert!(cached.check().is_err(), "{why}");
             assert!(cached.network_config().await.is_err(), "{why}");
             assert!(cached.previous(&node()).await.is_err(), "{why}");
             let first = cached.watch().next().await.unwrap();
