@@ -13,10 +13,13 @@ use flannel_core::overlay::LossPolicy;
 use flannel_core::state::LinkName;
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::uplink::{Pattern, Select};
-use flannel_subnet_etcd::{ClearText, ClientCertificate, Credentials, KeyPrefix, Password, Secret, Tls};
+use flannel_subnet_etcd::{ClearText, ClientCertificate, ConfigError, Credentials, KeyPrefix, Password, Secret, Tls};
 
 use crate::blackhole::Routes;
 use crate::flags::{UsageError, Values, near};
+
+/// In the place of a value that may hold a password.
+const HIDDEN: &str = "…";
 
 /// Everything that flags can say.
 #[derive(Debug, Clone)]
@@ -218,7 +221,16 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
     if values.bool("etcd-allow-clear-text-credentials") {
         config.clear_text = ClearText::AllowCredentials;
     }
-    Ok(config)
+    match config.check() {
+        Err(
+            error @ (ConfigError::NoEndpoint
+            | ConfigError::Endpoint(_)
+            | ConfigError::UserInEndpoint
+            | ConfigError::MixedSchemes),
+        ) => Err(UsageError::value("etcd-endpoints", HIDDEN, error)),
+        // The rest is about several flags, and is told of when the store is opened.
+        _ => Ok(config),
+    }
 }
 
 /// In Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first that does counts. Without any, what

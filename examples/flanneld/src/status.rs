@@ -41,6 +41,8 @@ pub(crate) struct Document {
     pub(crate) conflicts: Vec<Conflict>,
     pub(crate) contested: Vec<String>,
     pub(crate) withheld: Vec<Named>,
+    /// Former networks that may still hold routes of ours.
+    pub(crate) former: Vec<String>,
     pub(crate) undone: usize,
     pub(crate) audits: u64,
     pub(crate) lease_rounds: u64,
@@ -169,7 +171,7 @@ impl Document {
                 .quarantined
                 .iter()
                 .take(LISTED)
-                .map(|(key, reason)| named(key.to_string(), reason.to_string()))
+                .map(|(key, reason)| named(key.to_string(), format!("{reason}: {}", reason.remedy())))
                 .collect(),
             skipped: status
                 .skipped
@@ -190,6 +192,7 @@ impl Document {
                 .take(LISTED)
                 .map(|(prefix, because)| named(prefix.to_string(), withheld(*because, now)))
                 .collect(),
+            former: status.former.iter().map(ToString::to_string).collect(),
             undone: status.undone,
             audits: status.audits,
             lease_rounds: status.lease_rounds,
@@ -351,6 +354,9 @@ impl fmt::Display for Document {
             for Named { name, reason } in list {
                 row(title, &format!("{name}: {reason}"))?;
             }
+        }
+        for network in &self.former {
+            row("former", &format!("{network}: routes of ours may be left there; removed once the store speaks"))?;
         }
         for Conflict { found, remedy } in &self.conflicts {
             row("conflict", &format!("{found}: {remedy}"))?;
