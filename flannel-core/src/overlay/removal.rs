@@ -80,7 +80,7 @@ pub(crate) async fn undo_start(
 ) -> Result<(), OverlayError> {
     let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
     let env = delete_env(seams, settings).await.map(drop);
-    let released = release(seams, situation, lease.map_or(LastLease::Unknown, LastLease::Held)).await;
+    let released = release(seams, situation, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
     cleared.and(env).and(released)
 }
 
@@ -142,8 +142,8 @@ pub(crate) async fn delete_env(seams: &Seams, settings: &Settings) -> Result<boo
 pub(crate) enum LastLease {
     Held(Lease),
     NotHeld,
-    /// A call about it was cut off, or its answer was lost.
-    Unknown,
+    /// A call about it was cut off, or its answer was lost. This was held before.
+    Unknown(Option<Lease>),
 }
 
 /// Gives the lease back. One that the store shows as another's is left alone.
@@ -152,9 +152,13 @@ pub(crate) async fn release(seams: &Seams, situation: &Situation, last: LastLeas
     let lease = match last {
         LastLease::Held(lease) => Some(lease),
         LastLease::NotHeld => None,
-        LastLease::Unknown => {
+        LastLease::Unknown(before) => {
             let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&situation.node)).await;
-            previous.map_err(OverlayError::Release)?.filter(ours)
+            match previous.map_err(OverlayError::Release)? {
+                Some(lease) => Some(lease).filter(ours),
+                // The store may know it by an address that the node has no more.
+                None => before,
+            }
         }
     };
     let Some(lease) = lease else { return Ok(()) };
