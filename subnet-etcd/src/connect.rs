@@ -1,14 +1,19 @@
-//! Connections: one member at a time, the next one when it fails.
+//! Connections: to one member at a time, another one when it fails.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, ResponseHeader, TlsOptions};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::Mutex;
 
 use crate::config::{Config, ConfigError, Password, Timeouts, Tls};
 use crate::error::{Fault, Kind};
+
+/// How long a member is waited for before the next one is tried beside it (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
 
 /// Makes connections and gives them out.
 pub(crate) struct Connector {
@@ -158,21 +163,39 @@ impl Connector {
         if let Some(current) = &state.current {
             return Ok((false, current.clone()));
         }
+        let (place, client) = self.first_to_answer(config, endpoints, state.next).await?;
+        state.next = place;
+        state.made += 1;
+        let connection = Connection { client, endpoint: Arc::clone(&endpoints[place]), number: state.made };
+        state.current = Some(connection.clone());
+        Ok((true, connection))
+    }
+
+    /// Tries the members from place `first` on, each as soon as the one before it fails or is slow.
+    async fn first_to_answer(
+        &self,
+        config: &Config,
+        endpoints: &[Arc<str>],
+        first: usize,
+    ) -> Result<(usize, Client), Fault> {
+        let mut waiting = (0..endpoints.len()).map(|n| first.wrapping_add(n) % endpoints.len());
+        let mut trying = FuturesUnordered::new();
         let mut faults: Option<Fault> = None;
-        for n in 0..endpoints.len() {
-            let place = state.next.wrapping_add(n) % endpoints.len();
-            match self.connect(config, &endpoints[place]).await {
-                Ok(client) => {
-                    state.next = place;
-                    state.made += 1;
-                    let connection = Connection { client, endpoint: Arc::clone(&endpoints[place]), number: state.made };
-                    state.current = Some(connection.clone());
-                    return Ok((true, connection));
-                }
-                Err(fault) => faults = Some(join(faults, fault)),
+        loop {
+            let next = waiting.next();
+            trying.extend(next.map(|place| async move { (place, self.connect(config, &endpoints[place]).await) }));
+            let answer = match next {
+                Some(_) => tokio::time::timeout(STAGGER, trying.next()).await,
+                None => Ok(trying.next().await),
+            };
+            match answer {
+                Ok(Some((place, Ok(client)))) => return Ok((place, client)),
+                Ok(Some((_, Err(fault)))) => faults = Some(join(faults, fault)),
+                Ok(None) => return Err(faults.unwrap_or_else(|| Fault::cut("etcd", "no endpoint"))),
+                // It goes on beside the next.
+                Err(_) => {}
             }
         }
-        Err(faults.unwrap_or_else(|| Fault::cut("etcd", "no endpoint")))
     }
 
     async fn connect(&self, config: &Config, endpoint: &Arc<str>) -> Result<Client, Fault> {

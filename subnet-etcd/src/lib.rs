@@ -11,9 +11,9 @@
 //! away never writes over the new owner of its subnet, and a lost race costs another try, not the agent. A record
 //! without etcd lease is an operator's reservation; it is used and renewed, and stays one.
 //!
-//! Requests go to one member at a time and move to the next when it fails. Each has a deadline. TLS files and the
-//! password file are read again for every new connection. When a peer's lease ends is not asked, for that would be a
-//! request a record: [`Lease::expires`] is known of the own lease only.
+//! Requests go to one member at a time and move to the next when it fails; one that is slow to connect to is not waited
+//! for. Each has a deadline. TLS files and the password file are read again for every new connection. When a peer's
+//! lease ends is not asked, for that would be a request a record: [`Lease::expires`] is known of the own lease only.
 //!
 //! ```no_run
 //! use flannel_subnet_etcd::{Config, EtcdSubnets};

@@ -80,8 +80,11 @@ pub(crate) async fn undo_start(
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
     let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
-    let env = delete_env(seams, settings, Places::Remember, Arc::default()).await.map(drop);
-    let released = release(seams, situation, lease.map_or(LastLease::Unknown, LastLease::Held)).await;
+    // What former runs left elsewhere is not looked at here.
+    let only_here = view::former_networks(settings).iter().all(|networks| *networks == situation.networks());
+    let places = if cleared.is_ok() && only_here { Places::Forget } else { Places::Remember };
+    let env = delete_env(seams, settings, places, Arc::default()).await.map(drop);
+    let released = release(seams, situation, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
     cleared.and(env).and(released)
 }
 
@@ -165,8 +168,8 @@ pub(crate) async fn delete_env(
 pub(crate) enum LastLease {
     Held(Lease),
     NotHeld,
-    /// A call about it was cut off, or its answer was lost.
-    Unknown,
+    /// A call about it was cut off, or its answer was lost. This was held before.
+    Unknown(Option<Lease>),
 }
 
 /// Gives the lease back. One that the store shows as another's is left alone.
@@ -175,9 +178,13 @@ pub(crate) async fn release(seams: &Seams, situation: &Situation, last: LastLeas
     let lease = match last {
         LastLease::Held(lease) => Some(lease),
         LastLease::NotHeld => None,
-        LastLease::Unknown => {
+        LastLease::Unknown(before) => {
             let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&situation.node)).await;
-            previous.map_err(OverlayError::Release)?.filter(ours)
+            match previous.map_err(OverlayError::Release)? {
+                Some(lease) => Some(lease).filter(ours),
+                // The store may know it by an address that the node has no more.
+                None => before,
+            }
         }
     };
     let Some(lease) = lease else { return Ok(()) };

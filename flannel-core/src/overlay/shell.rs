@@ -187,9 +187,9 @@ impl<'a> Shell<'a> {
         if let Some(answer) = answer {
             self.machine.handle(self.seams.clock.now(), Wake::Lease(answer));
         }
-        let last = match self.machine.held_lease() {
-            _ if unknown => LastLease::Unknown,
-            Some(lease) => LastLease::Held((**lease).clone()),
+        let last = match self.machine.held_lease().map(|lease| Lease::clone(lease)) {
+            held if unknown => LastLease::Unknown(held),
+            Some(lease) => LastLease::Held(lease),
             None => LastLease::NotHeld,
         };
         let released = removal::release(self.seams, &self.machine.local().situation, last).await;

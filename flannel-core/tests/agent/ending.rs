@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use flannel_core::kernel::{
     ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope,
 };
-use flannel_core::net::{Dual, Prefix};
+use flannel_core::lease::Record;
+use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::overlay::{
-    EnvFile, Event, HandleError, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
+    EnvFile, Event, HandleError, Identity, Masquerade, Overlay, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
 };
 use flannel_core::plan::Plan;
 use flannel_core::state::State;
@@ -20,8 +21,9 @@ use flannel_core::testing::memory_subnets::Fault;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
-use crate::node::{Agent, Node, eventually, pass, subnet};
+use crate::node::{Agent, Node, eventually, pass, public, subnet};
 use crate::storms::Away;
+use crate::tunnel::Tunnel;
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_while_the_store_is_away_it_ends_at_once() {
@@ -248,6 +250,24 @@ async fn remove_gives_back_what_a_call_under_way_takes() {
     eventually("it is taken again, but not answered", || node.record().is_some()).await;
     agent.cancelled().await.unwrap();
     assert_eq!(node.record(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn remove_gives_the_lease_back_that_the_store_knows_by_a_former_address() {
+    let node = Node::alone();
+    let store = Away::new(&node.store);
+    let builder = Overlay::builder(Identity::PublicIp).backend("tunnel", |_| Ok(Tunnel));
+    let builder = builder.clock(Arc::clone(&node.clock) as _).teardown(Teardown::Remove);
+    let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+    agent.ready().await;
+    node.kernel.add_address("eth0", "192.0.2.77/24".parse().unwrap()).unwrap();
+    node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    store.delay(Duration::from_secs(3600));
+    let is_moved = |record: &Record| record.lease.as_ref().unwrap().attrs.public_ip.v4 == Some(public(Family::V4, 77));
+    eventually("it is published, but not answered", || node.store.records().iter().all(is_moved)).await;
+    store.delay(Duration::ZERO);
+    agent.cancelled().await.unwrap();
+    assert_eq!(node.store.records(), []);
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ fn a_bad_command_line_exits_with_2_and_names_the_flag() {
         (&["-iface-regex=eth("], "unclosed group"),
         (&["-kube-subnet-mgr"], "no Kubernetes store"),
         (&["-public-ip=224.0.0.1"], "not an address of one host"),
-        (&["-etcd-endpoints=http://a b:1"], "flag -etcd-endpoints"),
+        (&["-etcd-endpoints=http://a b:1"], "invalid value \"…\" for -etcd-endpoints"),
         (&["-etcd-endpoints=http://a:2379,https://b:2379"], "one scheme"),
         (&["statsu"], "unknown command \"statsu\" (did you mean status?)"),
         (&["status", "now"], "status takes no operands"),
