@@ -150,7 +150,7 @@ impl<'a> Datagram<'a> {
     /// When a socket cannot be had. A refusal to send is no error: the datagram does not come then.
     pub fn sender_seen(self, patience: Duration) -> Result<Option<IpAddr>, Error> {
         let what = || format!("datagram from {} to {}", self.from.name(), self.addr);
-        let inbox = self.to.run(|| UdpSocket::bind((self.addr, self.port)))?.context(what)?;
+        let inbox = bind(self.to, (self.addr, self.port))?.context(what)?;
         inbox.set_read_timeout(Some(patience)).context(what)?;
         let target = inbox.local_addr().context(what)?;
         let any = self.source.unwrap_or_else(|| unspecified(self.addr));
@@ -169,6 +169,20 @@ impl<'a> Datagram<'a> {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
                 Err(error) => return Err(Error::io(what(), error)),
             }
+        }
+    }
+}
+
+/// A socket on what may have been another's a moment ago: a program that is being started has a copy of that until it
+/// runs.
+fn bind(ns: &Namespace, addr: (IpAddr, u16)) -> Result<io::Result<UdpSocket>, Error> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match ns.run(|| UdpSocket::bind(addr))? {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            outcome => return Ok(outcome),
         }
     }
 }
