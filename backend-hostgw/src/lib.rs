@@ -2,12 +2,10 @@
 //!
 //! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 
-use std::net::IpAddr;
-
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::Scope;
 use flannel_core::lease::LeaseAttrs;
-use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
+use flannel_core::net::{Family, MacAddr, Mtu};
 use flannel_core::state::{LinkId, PeerState, Route, State};
 
 /// The backend. It has no settings.
@@ -83,19 +81,10 @@ impl Backend for HostGw {
         let link = match situation.host.on_link(*addr) {
             Some(index) if index == situation.uplink.index => LinkId::Uplink,
             Some(index) => LinkId::Other(index),
-            // Its connected route is gone, not its link: routes that stand on it go on, and must not be taken away.
-            None if is_beside(situation, *addr) => LinkId::Uplink,
             None => return Err(Skip::NotOnLink { addr: *addr, remedy: NOT_ON_LINK }),
         };
         Ok(PeerState { route: Some((*subnet, Route::direct(*subnet, *addr, link))), ..PeerState::default() })
     }
-}
-
-/// Whether the uplink has an address in one prefix with this one.
-fn is_beside(situation: &Situation, addr: IpAddr) -> bool {
-    let of_uplink = situation.host.addresses.iter().filter(|own| own.link == situation.uplink.index);
-    let mut prefixes = of_uplink.filter_map(|own| Prefix::masked(own.addr, own.len).ok());
-    prefixes.any(|prefix| prefix.contains(addr))
 }
 
 #[cfg(test)]
@@ -103,7 +92,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use flannel_core::kernel::{HostAddress, HostFacts};
+    use flannel_core::kernel::HostFacts;
     use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
 
     fn local(families: &[Family]) -> Local {
@@ -138,27 +127,11 @@ mod tests {
         let mut local = local(&[Family::V4]);
         let mut host = HostFacts::clone(&local.situation.host);
         host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
-        host.addresses.clear();
         local.situation.host = Arc::new(host);
         let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
         assert_eq!(route.link, Some(LinkId::Other(UPLINK + 1)));
         let skip = HostGw.peer(&local, &peer(200), Family::V4).unwrap_err();
         assert!(matches!(skip, Skip::NotOnLink { .. }) && skip.to_string().contains("vxlan"), "{skip}");
-    }
-
-    #[test]
-    fn a_connected_route_that_is_gone_takes_no_route_of_a_peer_with_it() {
-        let mut local = local(&[Family::V4]);
-        let addr = node_address(Family::V4, 1);
-        let mut host = HostFacts { on_link: [].into_iter().collect(), ..HostFacts::clone(&local.situation.host) };
-        let own = |len| HostAddress { link: UPLINK, addr, len, permanent: true, temporary: false, deprecated: false };
-        host.addresses = vec![own(24)];
-        local.situation.host = Arc::new(host.clone());
-        let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
-        assert_eq!(route.link, Some(LinkId::Uplink));
-        host.addresses = vec![own(32)];
-        local.situation.host = Arc::new(host);
-        assert!(matches!(HostGw.peer(&local, &peer(2), Family::V4), Err(Skip::NotOnLink { .. })));
     }
 
     #[test]
