@@ -147,7 +147,10 @@ impl Store {
                 if version.is_reservation() { self.put_reserved(put).await } else { self.put_leased(put).await };
             let read = match outcome.map_err(doing)? {
                 Outcome::Written { version: written, expires } => {
-                    self.drop_lease(version.lease).await;
+                    // An earlier write, told of only now, may have hung it on the same one.
+                    if version.lease != written.lease {
+                        self.drop_lease(version.lease).await;
+                    }
                     if tenure.first.lease != version.lease {
                         self.drop_lease(tenure.first.lease).await;
                     }
@@ -247,7 +250,9 @@ impl Store {
                 Ok(None)
             }
             Outcome::Written { version: written, expires } => {
-                self.drop_lease(version.lease).await;
+                if version.lease != written.lease {
+                    self.drop_lease(version.lease).await;
+                }
                 Ok(Some(Lease { attrs: attrs.clone(), expires, fence: written.fence(), ..lease.clone() }))
             }
         }

@@ -121,7 +121,8 @@ impl Keeper {
                 if changed.is_err() {
                     return Ok(());
                 }
-                if applied.is_some() {
+                // The very first rules are waited for; what was refused is not tried at every change.
+                if applied.is_some() || told.is_some() {
                     sleep(GATHER).await;
                 }
                 let lease = status.borrow_and_update().lease.clone();

@@ -59,7 +59,7 @@ impl InForce {
                 return pending().await;
             }
             match self.ask().await {
-                Ok(Pinned { config: live, said_by: SaidBy::Store }) if live != *config => return,
+                Ok(Pinned { config: live, said_by: SaidBy::Store }) if differs(&live, config) => return,
                 Ok(Pinned { said_by: SaidBy::Store, .. }) => return pending().await,
                 Ok(Pinned { said_by: SaidBy::StateFile, .. }) | Err(_) => sleep(PACE).await,
             }
@@ -92,6 +92,15 @@ impl InForce {
     }
 }
 
+/// Whether the agent would have to do otherwise. A pool may be widened under it: its subnet either fits or does not.
+fn differs(a: &NetworkConfig, b: &NetworkConfig) -> bool {
+    let prefixes = |config: &NetworkConfig| config.networks.map(|_, network| network.prefix);
+    prefixes(a) != prefixes(b)
+        || a.enable_nftables != b.enable_nftables
+        || a.backend.kind != b.backend.kind
+        || !a.backend.settings.means(&b.backend.settings)
+}
+
 fn changed() -> SubnetError {
     SubnetError::Invalid {
         at: "network configuration changed since this agent started".to_owned(),
@@ -110,18 +119,19 @@ impl SubnetManager for InForce {
     }
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        let config = self.network_config().await?;
-        // A store that is away would take its time to say nothing; once it is back, `outdated` asks it.
-        if !self.stands_in() {
+        let pinned = self.pinned.get_or_try_init(|| self.pin()).await?;
+        let config = &pinned.config;
+        // A store that was away from the start would take its time to say nothing; once it is back, `outdated` asks it.
+        if pinned.said_by == SaidBy::Store || !self.stands_in() {
             match self.inner.network_config().await {
-                Ok(live) if live != config => return Err(changed()),
+                Ok(live) if differs(&live, config) => return Err(changed()),
                 // Who is away may be stood in for.
                 Ok(_) | Err(SubnetError::Unavailable { .. } | SubnetError::Denied { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
         let lease = self.inner.acquire(node, want).await?;
-        if all_compatible(&config, &lease.subnets) {
+        if all_compatible(config, &lease.subnets) {
             return Ok(lease);
         }
         // Written between the two calls.

@@ -1,5 +1,6 @@
 //! Objects as Go's decoder reads them (contract 1.1).
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -40,6 +41,16 @@ impl Object {
     /// Where a key stands, as `$.Backend.VNI`.
     pub fn path_of(&self, key: &str) -> String {
         format!("{}.{key}", self.path)
+    }
+
+    /// Whether the two say the same, however it is written: in which order, in which case, with how many spaces.
+    pub fn means(&self, other: &Self) -> bool {
+        let said = |object: &Self| -> BTreeMap<String, Option<Value>> {
+            let value =
+                |(key, json): &(String, Json)| (key.to_ascii_lowercase(), serde_json::from_str(json.as_str()).ok());
+            object.members.iter().map(value).collect()
+        };
+        said(self) == said(other)
     }
 
     /// Whether there is such a key, `null` or not.

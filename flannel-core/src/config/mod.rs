@@ -309,6 +309,16 @@ mod tests {
     }
 
     #[test]
+    fn settings_mean_the_same_however_they_are_written() {
+        let object = |text: &str| Object::parse(text.as_bytes()).unwrap();
+        let one = object(r#"{"VNI":7,"Port":8472,"X":{"a":1,"b":2}}"#);
+        assert!(one.means(&object(r#"{ "port" : 8472, "vni":7, "X": {"b":2, "a":1} }"#)));
+        for other in [r#"{"VNI":8,"Port":8472,"X":{"a":1,"b":2}}"#, r#"{"VNI":7,"Port":8472}"#, "{}"] {
+            assert!(!one.means(&object(other)), "{other}");
+        }
+    }
+
+    #[test]
     fn worked_examples_of_the_contract() {
         assert_eq!(pool(r#"{"network":"10.3.0.0/16"}"#, Family::V4), "10.3.0.0/16 len 24 10.3.1.0 10.3.255.0");
         assert_eq!(

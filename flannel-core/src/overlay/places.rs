@@ -42,7 +42,9 @@ pub(crate) fn remember(env: &Path, former: &[Dual<Prefix>], present: Dual<Prefix
 
 /// Removes the memory. Idempotent.
 pub(crate) fn forget(env: &Path) -> io::Result<()> {
-    match fs::remove_file(beside(env)) {
+    let file = beside(env);
+    // Looked at first: a file system that is read-only refuses to delete even what is not there.
+    match fs::symlink_metadata(&file).and_then(|_| fs::remove_file(&file)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

@@ -252,7 +252,6 @@ async fn agent(
         let Claims { present, former } = start::claim(seams, &settings, &surveyed).await?;
         start::probe(seams, &surveyed).await?;
         let (former, claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
-        start::remember(&settings, &surveyed, &former).await;
         Ok::<_, OverlayError>((surveyed, former, present, claims))
     };
     let (surveyed, former, claim, former_claims) = tokio::select! {
@@ -262,6 +261,8 @@ async fn agent(
         never = refuse(&mut questions) => match never {},
     };
     let Some(lease) = take(seams, &settings, &surveyed, &mut questions, &cancel).await? else { return Ok(()) };
+    // Before the first route, and not before there may be one.
+    start::remember(&settings, &surveyed, &former).await;
     let Surveyed { backend, situation, .. } = surveyed;
     let is_new = situation.previous.is_none();
     let local = Local { lease: Arc::new(lease), situation };

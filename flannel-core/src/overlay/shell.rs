@@ -181,7 +181,7 @@ impl<'a> Shell<'a> {
             let cleared = removal::clear(self.seams, &scope, |seen| self.machine.clearing(&scope, seen)).await;
             former = former.and(cleared);
         }
-        let places = if former.is_ok() { Places::Forget } else { Places::Remember };
+        let places = if former.is_ok() && cleared.is_ok() { Places::Forget } else { Places::Remember };
         let env = removal::delete_env(self.seams, &self.settings, places, gate).await;
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {

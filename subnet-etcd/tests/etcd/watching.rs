@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, CompactionOptions, ConnectOptions};
+use etcd_client::{Client, CompactionOptions, ConnectOptions, StatusResponse};
 use flannel_core::lease::Lease;
 use flannel_core::subnet::{SubnetError, SubnetManager};
 use flannel_subnet_etcd::{ClearText, Config, Credentials, EtcdSubnets, Password, Timeouts};
@@ -94,12 +94,26 @@ async fn three(version: Version) -> (Etcd, EtcdSubnets) {
     (etcd, store)
 }
 
+/// What a member says of itself, once it does.
+async fn status(etcd: &Etcd, n: usize) -> StatusResponse {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let asked = match Client::connect([etcd.endpoint(n)], None).await {
+            Ok(mut client) => client.status().await,
+            Err(error) => Err(error),
+        };
+        match asked {
+            Ok(status) => return status,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+    }
+}
+
 async fn leader(etcd: &Etcd) -> usize {
     let end = Instant::now() + Duration::from_secs(30);
     loop {
         for n in 0..3 {
-            let mut client = Client::connect([etcd.endpoint(n)], None).await.unwrap();
-            let status = client.status().await.unwrap();
+            let status = status(etcd, n).await;
             if status.leader() == status.header().unwrap().member_id() {
                 return n;
             }
@@ -169,7 +183,7 @@ async fn restarted_in_turn(version: Version) {
         let joined = answered(async || store.acquire(&other.id, other.want()).await).await;
         watcher.until(30, "who joined meanwhile", |watcher| watcher.good(&joined.key).is_some()).await;
         lease = answered(async || store.renew(&lease).await).await;
-        let status = Client::connect([etcd.endpoint(n)], None).await.unwrap().status().await.unwrap();
+        let status = status(&etcd, n).await;
         assert!(status.version().starts_with("3.7."), "{}", status.version());
     }
     assert_eq!(watcher.resets, 1);
