@@ -121,7 +121,9 @@ impl Builder {
         self
     }
 
-    /// Writes `subnet.env` once the devices are there, and again when it changes. Default: not written.
+    /// Writes `subnet.env` once the devices are there, and again when it changes. After a change of network it also tells
+    /// the next run where routes of ours may be left, with a file beside it; without, those of host-gw and DirectRouting
+    /// stay. Default: not written.
     pub fn subnet_env(mut self, file: SubnetEnvFile) -> Self {
         self.settings.subnet_env = Some(file);
         self
