@@ -27,6 +27,8 @@ use crate::overlay::{Identity, Settings, Teardown, chain};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::uplink::UplinkError;
 
+/// How long what was read of the host counts while nobody listens to its changes.
+const FRESH: Duration = Duration::from_millis(500);
 /// How long a preview waits for store and host.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -263,12 +265,15 @@ async fn agent(
     let Some(lease) = take(seams, &settings, &surveyed, &mut questions, &cancel).await? else { return Ok(()) };
     // Before the first route, and not before there may be one.
     start::remember(&settings, &surveyed, &former).await;
-    let Surveyed { backend, situation, .. } = surveyed;
+    let Surveyed { backend, situation, read, .. } = surveyed;
     let is_new = situation.previous.is_none();
     let local = Local { lease: Arc::new(lease), situation };
     let now = seams.clock.now();
     let mut machine =
         Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, seams.jitter.clone());
+    if now.since(read) > FRESH {
+        machine.doubt_host();
+    }
     machine.look_after(former, now);
     let mut shell = Shell::new(seams, settings, machine, questions, former_claims);
     let outcome = shell.until(&cancel).await;

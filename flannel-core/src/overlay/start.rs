@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{Backend, Local, Situation};
+use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::{Claim, KernelError, Residence};
 use crate::lease::{Fence, Lease, LeaseKey};
@@ -20,6 +21,8 @@ use crate::uplink::Problem;
 pub(crate) struct Surveyed {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) situation: Situation,
+    /// When the host was read.
+    pub(crate) read: BootTime,
     pub(crate) want: Want,
 }
 
@@ -32,13 +35,14 @@ pub(crate) async fn survey(
     let config = Arc::new(retry(seams, || seams.subnets.network_config()).await?);
     let backend = pick(backends, &config)?;
     let mut situation = situate(seams, settings, &config).await?;
+    let read = seams.clock.now();
     let previous = retry(seams, || seams.subnets.previous(&situation.node)).await?;
     situation.previous = previous.map(Arc::new);
     let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
     let preferred = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
     // Another agent's last words in subnet.env name the subnet that pods here still use (contract 6.4, step 3).
     let preferred = if preferred.is_empty() { view::former_subnets(settings) } else { preferred };
-    Ok(Surveyed { backend, situation, want: Want { attrs, preferred } })
+    Ok(Surveyed { backend, situation, read, want: Want { attrs, preferred } })
 }
 
 /// Reads the host and chooses the uplink, waiting for one if that is the policy.
@@ -141,7 +145,7 @@ pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &
 
 /// Asks the kernel whether it can do what the backend needs, before a lease is taken.
 pub(crate) async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
-    let Surveyed { backend, situation, want } = surveyed;
+    let Surveyed { backend, situation, want, .. } = surveyed;
     if !backend.writes() {
         return Ok(());
     }

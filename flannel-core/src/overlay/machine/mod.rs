@@ -172,8 +172,7 @@ impl Machine {
             synced: false,
             round: Round::Idle,
             former: None,
-            // The host may have changed since it was surveyed, while the lease was waited for and nobody listened.
-            audit: Schedule { due: Some(now), facts: true, ..Schedule::default() },
+            audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
             words: Words::default(),
@@ -194,6 +193,11 @@ impl Machine {
             (status.lease, status.uplink, status.mtu) = (Some(lease), Some(uplink), Some(mtu));
         });
         machine
+    }
+
+    /// The host may be another by now: it is read again before anything is written.
+    pub(crate) fn doubt_host(&mut self) {
+        self.audit.facts = true;
     }
 
     pub(crate) fn local(&self) -> &Arc<Local> {
