@@ -394,9 +394,6 @@ impl ApplyReport {
     }
 }
 
-/// A name held for as long as this value lives.
-pub struct Claim(#[expect(dead_code, reason = "held for its drop")] Box<dyn Any + Send + Sync>);
-
 /// What an overlay is to the networks it claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residence {
@@ -406,6 +403,9 @@ pub enum Residence {
     /// present claim of the same name.
     Former,
 }
+
+/// A name held for as long as this value lives.
+pub struct Claim(#[expect(dead_code, reason = "held for its drop")] Box<dyn Any + Send + Sync>);
 
 impl Claim {
     /// Wraps whatever releases the claim when dropped.

@@ -136,8 +136,8 @@ fn unfinished(scope: &Scope, plan: &Plan, report: &ApplyReport) -> OverlayError 
     OverlayError::Teardown { left, first, source }
 }
 
-/// Deletes `subnet.env`, whoever wrote it, and what was remembered beside it unless that is needed. Returns whether there
-/// was one.
+/// Deletes `subnet.env`, whoever wrote it, and what is remembered beside it; where that is needed still, what the file
+/// named goes into it instead. Returns whether there was a file.
 pub(crate) async fn delete_env(
     seams: &Seams,
     settings: &Settings,
@@ -148,10 +148,16 @@ pub(crate) async fn delete_env(
     let path = file.path.clone();
     let deletion = tokio::task::spawn_blocking(move || {
         *gate.lock().unwrap_or_else(PoisonError::into_inner) = Gate::Shut;
-        if places == Places::Forget {
-            places::forget(&path)?;
+        let known = places::known(&path);
+        let removed = std::fs::remove_file(&path);
+        match (places, known.split_last()) {
+            (Places::Remember, Some((last, others))) => {
+                places::remember(&path, others, *last).map_err(std::io::Error::other)?;
+            }
+            (Places::Remember, None) => {}
+            (Places::Forget, _) => places::forget(&path)?,
         }
-        std::fs::remove_file(path)
+        removed
     });
     let outcome = match in_time(seams, deletion).await {
         Some(outcome) => outcome.unwrap_or_else(|error| Err(std::io::Error::other(error))),

@@ -157,6 +157,27 @@ async fn a_former_network_that_another_overlay_has_now_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_removal_that_fails_remembers_where_the_next_one_has_to_look() {
+    let moved = Moved::new().await;
+    let builder = moved.node.builder().subnet_env(moved.file.clone()).teardown(Teardown::Remove);
+    let agent = moved.node.run_as(builder);
+    agent.until(settled).await;
+    let eth0 = moved.node.kernel.link_index("eth0").unwrap();
+    let direct = FakeRoute::via("10.43.77.0/24".parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
+    moved.node.kernel.refuse_if(refused_in("10.43.77."));
+    moved.node.kernel.add_route(FakeRoute { protocol: 205, ..direct }, Placement::Exclusive).unwrap();
+    assert!(agent.cancelled().await.is_err());
+    assert!(!moved.file.path.exists());
+    moved.node.kernel.obey();
+    moved.node.store.outage();
+    let builder = moved.node.builder().subnet_env(moved.file.clone());
+    let overlay = builder.build(Arc::new(moved.node.store.clone()), Arc::new(moved.node.kernel.clone())).unwrap();
+    overlay.remove().await.unwrap();
+    assert!(moved.node.kernel.snapshot().matching("route 10.43.77.0/24").is_empty());
+    assert_eq!(moved.files(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_removal_is_not_kept_from_the_present_network_by_who_has_the_former_one() {
     let moved = Moved::new().await;
     let agent = moved.run();

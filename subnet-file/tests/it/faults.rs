@@ -166,9 +166,9 @@ async fn a_lease_that_never_ends_has_no_end() {
     let clock = options.clock.clone();
     let store = FileSubnets::open(dir.path(), options).unwrap();
     let (before, end, after) = (clock.now(), acquire(&store, "a").await.expires.unwrap(), clock.now());
-    let two_minutes = Duration::from_secs(120);
+    let (least, most) = (Duration::from_secs(119), Duration::from_secs(120));
     // Never longer than the record says; that the two clocks are read one after the other may cost a moment.
-    assert!(end >= before.after(two_minutes / 2) && end <= after.after(two_minutes), "{end:?}");
+    assert!(end >= before.after(least) && end <= after.after(most), "{end:?}");
 }
 
 #[test]

@@ -178,8 +178,8 @@ fn an_agent_of_a_state_file_ends_when_etcd_comes_back_with_another_configuration
 
 /// How long etcd is away; operators know it to be a minute and more.
 const OUTAGE: Duration = Duration::from_secs(8);
-/// Lines an agent may say of it (faults.md: ten), and what a slow start of etcd may add.
-const MOST_LINES: usize = 12;
+/// Lines an agent may say of it.
+const MOST_LINES: usize = 10;
 
 #[test]
 fn an_outage_of_etcd_costs_no_packet_few_lines_and_is_over_within_seconds() {
