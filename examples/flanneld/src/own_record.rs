@@ -10,7 +10,10 @@ pub(crate) async fn warn(handle: Handle) {
         let trouble = status.borrow_and_update().own_trouble.clone();
         if trouble != told {
             match &trouble {
-                Some(reason) => tracing::warn!(%reason, "other nodes do not take the own record for a peer"),
+                Some(reason) => {
+                    let remedy = reason.remedy();
+                    tracing::warn!(%reason, remedy, "other nodes do not take the own record for a peer");
+                }
                 None => tracing::info!("other nodes take the own record for a peer again"),
             }
             told = trouble;

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use flannel_core::admit::Reason;
 use flannel_core::clock::BootTime;
 use flannel_core::overlay::{Challenged, Contact, EnvFile, Hearing, Phase, Status, WithheldBecause};
 use flannel_core::subnet::CachedSubnets;
@@ -166,12 +167,12 @@ impl Document {
                 skipped: status.peers.skipped,
                 quarantined: status.peers.quarantined,
             },
-            own_trouble: status.own_trouble.as_ref().map(ToString::to_string),
+            own_trouble: status.own_trouble.as_ref().map(with_remedy),
             quarantined: status
                 .quarantined
                 .iter()
                 .take(LISTED)
-                .map(|(key, reason)| named(key.to_string(), format!("{reason}: {}", reason.remedy())))
+                .map(|(key, reason)| named(key.to_string(), with_remedy(reason)))
                 .collect(),
             skipped: status
                 .skipped
@@ -201,6 +202,10 @@ impl Document {
             log_lines_dropped,
         }
     }
+}
+
+fn with_remedy(reason: &Reason) -> String {
+    format!("{reason}: {}", reason.remedy())
 }
 
 /// One line, as systemd shows it.
@@ -373,8 +378,6 @@ impl fmt::Display for Document {
 
 #[cfg(test)]
 mod tests {
-    use flannel_core::admit::Reason;
-
     use super::*;
 
     fn around() -> Surroundings {

@@ -3,14 +3,24 @@
 use std::time::Duration;
 
 use flannel_core::lease::BadRecord;
-use flannel_core::net::Dual;
+use flannel_core::net::{Dual, Family, MacAddr};
 use flannel_core::overlay::{Event, Phase, WithheldBecause};
 use flannel_core::plan::Object;
 use flannel_core::testing::fake_kernel::FakeRoute;
 use tokio::time::Instant;
 
-use crate::node::{Node, eventually, pass, peer, subnet};
+use crate::node::{Agent, Node, eventually, pass, peer, subnet};
 use crate::tunnel::mac_of;
+
+/// A node at rest with one peer, and that one's Ethernet address.
+async fn beside_one_peer() -> (Node, Agent, MacAddr) {
+    let node = Node::alone();
+    node.join([1]);
+    let agent = node.run();
+    agent.ready().await;
+    pass(1.0).await;
+    (node, agent, mac_of("peer-1", Family::V4))
+}
 
 #[tokio::test(start_paused = true)]
 async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven() {
@@ -20,7 +30,7 @@ async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven(
     agent.ready().await;
     pass(1.0).await;
     agent.drain();
-    let mac = mac_of("peer-1", flannel_core::net::Family::V4);
+    let mac = mac_of("peer-1", Family::V4);
     let kernel = node.kernel.clone();
     // Somebody who flushes it as soon as it is back.
     let stranger = tokio::spawn(async move {
@@ -56,12 +66,7 @@ async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven(
 
 #[tokio::test(start_paused = true)]
 async fn the_waits_for_a_contested_object_grow_to_half_a_minute() {
-    let node = Node::alone();
-    node.join([1]);
-    let agent = node.run();
-    agent.ready().await;
-    pass(1.0).await;
-    let mac = mac_of("peer-1", flannel_core::net::Family::V4);
+    let (node, _agent, mac) = beside_one_peer().await;
     let mut times = Vec::new();
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(400) {
@@ -77,12 +82,7 @@ async fn the_waits_for_a_contested_object_grow_to_half_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn peers_that_come_and_go_hide_no_fight_over_another() {
-    let node = Node::alone();
-    node.join([1]);
-    let agent = node.run();
-    agent.ready().await;
-    pass(1.0).await;
-    let mac = mac_of("peer-1", flannel_core::net::Family::V4);
+    let (node, agent, mac) = beside_one_peer().await;
     for n in 2..32 {
         node.kernel.stall();
         let _ = node.kernel.delete_fdb("tun4.1", mac, "192.0.2.1".parse().unwrap());

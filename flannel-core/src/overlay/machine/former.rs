@@ -43,7 +43,7 @@ impl Machine {
     /// Where to look for what former networks still hold.
     pub(crate) fn former_scopes(&self) -> Vec<Scope> {
         let networks = self.former.iter().flat_map(|former| &former.networks);
-        networks.map(|networks| Scope { networks: *networks, ..self.scope.clone() }).collect()
+        networks.map(|networks| self.elsewhere(*networks)).collect()
     }
 
     /// What removes everything of ours that was seen in a former network. Routes alone: devices of ours are the present
@@ -100,6 +100,10 @@ impl Machine {
 
     pub(super) fn former_scope(&self) -> Scope {
         let networks = self.former.as_ref().and_then(|former| former.networks.first().copied()).unwrap_or_default();
+        self.elsewhere(networks)
+    }
+
+    fn elsewhere(&self, networks: Dual<Prefix>) -> Scope {
         Scope { networks, ..self.scope.clone() }
     }
 

@@ -286,8 +286,7 @@ impl Machine {
 
     /// What to ask of the kernel now; its answer must come back as a wake before this is called again.
     pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
-        self.show_peers();
-        self.show_withheld(now);
+        self.show_admitted(now);
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
         }
