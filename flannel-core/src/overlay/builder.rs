@@ -60,6 +60,11 @@ impl Builder {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn into_settings(self) -> Settings {
+        self.settings
+    }
+
     /// The overlay's name, by which it finds its own objects again. Default: `flannel`.
     pub fn name(mut self, name: OverlayName) -> Self {
         self.settings.name = name;

@@ -7,6 +7,8 @@
 mod former;
 mod rounds;
 mod show;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -290,6 +292,11 @@ impl Machine {
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
         }
+        let lease_round = !self.changes.is_empty() && self.can_trust_memory();
+        if !self.changes.is_empty() && !lease_round {
+            // The devices that peers stand on may be missing: only a look at the kernel can tell.
+            self.audit_at(self.audit.last.map_or(now, |last| last.after(Duration::from_secs(1))), Cause::Expected);
+        }
         if self.audit.periodic.is_some_and(|due| due <= now) {
             (self.audit.periodic, self.audit.facts) = (None, true);
             self.audit_at(now, Cause::Hint);
@@ -303,15 +310,15 @@ impl Machine {
             self.round = Round::Looking { started: now };
             return Some(KernelCall::Observe(self.scope.clone()));
         }
-        if self.changes.is_empty() {
-            return self.look_at_former(now);
+        if lease_round && let Some(call) = self.lease_round(now) {
+            return Some(call);
         }
-        if !self.memory.known || !self.memory.devices_settled(&self.scope.overlay) {
-            // What peers stand on is not there: only a look can tell when it is.
-            self.audit_at(self.audit.last.map_or(now, |last| last.after(Duration::from_secs(1))), Cause::Expected);
-            return None;
-        }
-        self.lease_round(now)
+        self.look_at_former(now)
+    }
+
+    /// Whether changed peers can be written without a look at the kernel.
+    fn can_trust_memory(&self) -> bool {
+        self.memory.known && self.memory.devices_settled(&self.scope.overlay)
     }
 
     /// Whether the store has said what is everything: before that nothing can be said of peers.
