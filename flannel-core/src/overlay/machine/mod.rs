@@ -5,6 +5,7 @@
 //! At most one kernel call and one store call are under way; a call that was handed out is answered by a wake.
 
 mod former;
+mod host;
 mod rounds;
 mod show;
 #[cfg(test)]
@@ -533,49 +534,6 @@ impl Machine {
         });
         let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
         self.audit_at(due, Cause::Hint);
-    }
-
-    fn facts(&mut self, now: BootTime, facts: Result<HostFacts, KernelError>) {
-        self.round = Round::Idle;
-        let facts = match facts {
-            Ok(facts) => Arc::new(facts),
-            Err(error) => {
-                self.audit.facts = true;
-                return self.kernel_trouble(now, error);
-            }
-        };
-        let local = Arc::clone(&self.local);
-        let old = &local.situation;
-        let found = view::situation(&self.settings, old, Arc::clone(&facts));
-        let uplink = found.as_ref().ok().map(|situation| situation.uplink.clone());
-        let mut situation = match found {
-            Ok(situation) => situation,
-            Err(error) => {
-                if self.status.borrow().uplink.is_some() {
-                    self.events.push(Event::UplinkLost(chain(&error)));
-                }
-                Situation { host: facts, ..old.clone() }
-            }
-        };
-        if let Some(uplink) = uplink.as_ref().filter(|_| self.status.borrow().uplink.is_none()) {
-            self.events.push(Event::UplinkBack(uplink.clone()));
-        }
-        // What is published now wins over what a device happens to have.
-        situation.previous = Some(Arc::clone(&local.lease));
-        if situation.uplink != old.uplink || situation.public != old.public {
-            self.events.push(Event::UplinkChanged(situation.uplink.clone()));
-            match self.backend.advertise(&situation) {
-                Ok(attrs) => self.tenure.publish(attrs, now),
-                Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
-            }
-        }
-        if situation != *old {
-            self.audit.expected |= situation.uplink != old.uplink;
-            let mtu = view::pod_mtu(&*self.backend, &situation);
-            self.status.send_modify(|status| (status.uplink, status.mtu) = (uplink, Some(mtu)));
-            self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
-        }
-        self.audit_at(now, Cause::Hint);
     }
 }
 
