@@ -13,6 +13,7 @@ use tracing::{Instrument, Span, debug_span};
 
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent};
+use crate::overlay::backoff::Backoff;
 use crate::overlay::env::{EnvKeeper, Gate};
 use crate::overlay::handle::{HandleError, Preview, Question};
 use crate::overlay::machine::{KernelCall, Machine, Wake};
@@ -48,6 +49,8 @@ pub(crate) struct Shell<'a> {
     machine: Machine,
     questions: mpsc::Receiver<Question>,
     watch: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
+    /// Between watches that end although none should.
+    watch_backoff: Backoff,
     hints: BoxStream<'static, Hint>,
     /// The scope that hints are about.
     hinted: Scope,
@@ -69,8 +72,8 @@ impl<'a> Shell<'a> {
     ) -> Self {
         let hinted = machine.scope().clone();
         Self {
-            // A stream that ends against its contract must not be asked again: some panic then.
-            watch: seams.subnets.watch().fuse().boxed(),
+            watch: seams.subnets.watch(),
+            watch_backoff: Backoff::new(seams.jitter.clone()),
             hints: seams.kernel.hints(&hinted).fuse().boxed(),
             hinted,
             kernel: None,
@@ -111,7 +114,7 @@ impl<'a> Shell<'a> {
                 answer = finished(&mut self.store) => Wake::Lease(answer),
                 // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
                 Some(hint) = self.hints.next() => Wake::Hint(hint),
-                Some(event) = self.watch.next() => {
+                event = self.watch.next() => {
                     self.intake(event);
                     continue;
                 }
@@ -197,13 +200,34 @@ impl<'a> Shell<'a> {
     }
 
     /// Takes in what the store has ready, so that a burst becomes one round.
-    fn intake(&mut self, first: Result<LeaseEvent, SubnetError>) {
+    fn intake(&mut self, first: Option<Result<LeaseEvent, SubnetError>>) {
         let now = self.seams.clock.now();
-        self.machine.handle(now, Wake::Store(first));
-        for _ in 1..INTAKE {
-            let Some(Some(event)) = self.watch.next().now_or_never() else { return };
+        let mut next = first;
+        for _ in 0..INTAKE {
+            let Some(event) = next else { return self.watch_again() };
+            if event.is_ok() {
+                self.watch_backoff.reset();
+            }
             self.machine.handle(now, Wake::Store(event));
+            match self.watch.next().now_or_never() {
+                Some(event) => next = event,
+                None => return,
+            }
         }
+    }
+
+    /// Opens another watch for one that has ended. A store's watch should not end, but an agent whose watch did would
+    /// never hear of a peer again.
+    fn watch_again(&mut self) {
+        let ended = SubnetError::Unavailable { doing: "watching", source: "the watch ended".into() };
+        self.machine.handle(self.seams.clock.now(), Wake::Store(Err(ended)));
+        let (clock, subnets) = (Arc::clone(&self.seams.clock), Arc::clone(&self.seams.subnets));
+        let due = clock.now().after(self.watch_backoff.next());
+        let watch = async move {
+            clock.sleep_until(due).await;
+            subnets.watch()
+        };
+        self.watch = watch.flatten_stream().boxed();
     }
 
     /// Starts the calls the machine asks for.

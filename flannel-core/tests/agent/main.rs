@@ -28,3 +28,5 @@ mod telling;
 mod tenure;
 #[cfg(test)]
 mod tunnel;
+#[cfg(test)]
+mod watch;
