@@ -2,6 +2,7 @@
 
 mod pattern;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -68,6 +69,36 @@ impl fmt::Display for Select {
             }
         }
     }
+}
+
+/// What an uplink is chosen for.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// How to find the interface.
+    pub wanted: &'a Select,
+    /// The address families of the overlay.
+    pub families: &'a [Family],
+    /// Addresses to publish instead of the interface's own.
+    pub public: &'a Dual<IpAddr>,
+}
+
+/// What is in use already, and what must not be taken into use.
+///
+/// A node's address is what other nodes send to and, in etcd, its identity. So an address that comes up beside the one
+/// in use, as a virtual IP address does, changes nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct InUse<'a> {
+    /// The interface, by index. It is kept as long as the request allows it.
+    pub link: Option<u32>,
+    /// The local addresses. Each is kept as long as the chosen interface has it and it is not deprecated.
+    pub addrs: Dual<IpAddr>,
+    /// Addresses that other nodes publish: an interface's address among them is not chosen unless it is in use.
+    pub others: &'a BTreeSet<IpAddr>,
+}
+
+impl InUse<'static> {
+    /// Nothing is in use, as on a node that starts for the first time.
+    pub const NOTHING: Self = Self { link: None, addrs: Dual { v4: None, v6: None }, others: &BTreeSet::new() };
 }
 
 /// The interface chosen.
@@ -181,6 +212,19 @@ pub enum Problem {
         /// The family that is enabled.
         family: Family,
     },
+    /// The interface has only addresses that other nodes publish.
+    #[error(
+        "another node publishes {addr}, the {family} address of {link}; \
+         remove that node's record from the lease store if the node is gone, or give {link} an address of its own"
+    )]
+    PublishedByOther {
+        /// The interface.
+        link: LinkName,
+        /// Of which family.
+        family: Family,
+        /// The address.
+        addr: IpAddr,
+    },
     /// The public address of the other family has to be the interface's, too.
     #[error("{link} does not have the public address {addr}; give it to the interface, or select by name")]
     OtherFamilyElsewhere {
@@ -212,35 +256,38 @@ pub enum Problem {
     NoMtu(LinkName),
 }
 
-/// Chooses the uplink of an overlay with these `families`. `public` overrides what peers are told to send to.
+/// Chooses the uplink. What is in use is kept as long as it fits the request.
 ///
 /// Pure: the same facts give the same choice.
 ///
 /// # Errors
 /// [`UplinkError`] says what was looked for, what is wrong, what to do, and lists what there is.
-pub fn select(
-    wanted: &Select,
-    facts: &HostFacts,
-    families: &[Family],
-    public: &Dual<IpAddr>,
-) -> Result<Choice, UplinkError> {
-    let Select::FirstOf(choices) = wanted else { return select_one(wanted, facts, families, public) };
+pub fn select(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Result<Choice, UplinkError> {
+    let Select::FirstOf(choices) = request.wanted else { return select_one(request, facts, in_use) };
+    let mut first = None;
     let mut passed_over = Vec::new();
     let mut last = None;
-    for choice in choices {
-        match select(choice, facts, families, public) {
-            Ok(mut found) => {
-                found.explanation.passed_over = passed_over;
-                return Ok(found);
+    for wanted in choices {
+        match select(Request { wanted, ..request }, facts, in_use) {
+            Ok(found) if found.uplink.is(&in_use) => return Ok(found),
+            Ok(found) if first.is_none() => {
+                first = Some(Choice {
+                    explanation: Explanation { passed_over: passed_over.clone(), ..found.explanation },
+                    ..found
+                });
             }
+            Ok(_) => {}
             Err(error) => {
                 passed_over.push(PassedOver { wanted: (*error.wanted).clone(), problem: error.problem.clone() });
                 last = Some(error);
             }
         }
     }
+    if let Some(first) = first {
+        return Ok(first);
+    }
     let error = last.unwrap_or(UplinkError {
-        wanted: Box::new(wanted.clone()),
+        wanted: Box::new(request.wanted.clone()),
         problem: Problem::NothingAsked,
         explanation: Box::default(),
     });
@@ -249,13 +296,9 @@ pub fn select(
     Err(UplinkError { explanation: Box::new(Explanation { passed_over, ..*error.explanation }), ..error })
 }
 
-fn select_one(
-    wanted: &Select,
-    facts: &HostFacts,
-    families: &[Family],
-    public: &Dual<IpAddr>,
-) -> Result<Choice, UplinkError> {
-    let search = Search { wanted, facts, families, public };
+fn select_one(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Result<Choice, UplinkError> {
+    let Request { wanted, families, public } = request;
+    let search = Search { wanted, facts, families, public, in_use };
     let found = search.find();
     let choice = found.clone().and_then(|found| search.judge(&found));
     let explanation = search.explain(found.ok().map(|found| found.index), choice.as_ref().err());
@@ -264,6 +307,13 @@ fn select_one(
         Err(problem) => {
             Err(UplinkError { wanted: Box::new(wanted.clone()), problem, explanation: Box::new(explanation) })
         }
+    }
+}
+
+impl Uplink {
+    /// Whether it is the interface in use, with the same addresses.
+    fn is(&self, in_use: &InUse<'_>) -> bool {
+        in_use.link == Some(self.index) && in_use.addrs == self.addrs
     }
 }
 
@@ -285,6 +335,7 @@ struct Search<'a> {
     facts: &'a HostFacts,
     families: &'a [Family],
     public: &'a Dual<IpAddr>,
+    in_use: InUse<'a>,
 }
 
 impl Search<'_> {
@@ -310,17 +361,17 @@ impl Search<'_> {
     }
 
     fn matching(&self, pattern: &Pattern) -> Option<Found> {
-        let by_address = self.facts.links.keys().find_map(|index| {
-            let addresses = usable_addresses(self.facts, *index);
+        let by_address = self.indices().find_map(|index| {
+            let addresses = self.addresses(index);
             let mut local = Dual::default();
             for family in self.families {
                 let matches = |addr: &&IpAddr| Family::of(**addr) == *family && pattern.matches(&addr.to_string());
                 *local.slot(*family) = Some(*addresses.iter().find(matches)?);
             }
-            Some(Found { index: *index, local })
+            Some(Found { index, local })
         });
-        let by_name = || self.facts.links.iter().find(|(_, link)| pattern.matches(link.name.as_str()));
-        by_address.or_else(|| by_name().map(|(index, _)| Found::from(*index)))
+        let named = |index: &u32| self.facts.links.get(index).is_some_and(|link| pattern.matches(link.name.as_str()));
+        by_address.or_else(|| self.indices().find(named).map(Found::from))
     }
 
     fn reaching(&self, addr: IpAddr) -> Result<Found, Problem> {
@@ -330,16 +381,22 @@ impl Search<'_> {
             let prefix = Prefix::masked(address.addr, address.len);
             address.link == found.index && !address.deprecated && prefix.is_ok_and(|prefix| prefix.contains(addr))
         };
-        let local = self.facts.addresses.iter().find(beside).map(|address| address.addr);
-        *found.local.slot(Family::of(addr)) = local;
+        let beside: Vec<_> = self.facts.addresses.iter().filter(beside).map(|address| address.addr).collect();
+        let in_use = beside.iter().find(|addr| self.is_in_use(**addr));
+        *found.local.slot(Family::of(addr)) = in_use.or(beside.first()).copied();
         Ok(found)
     }
 
     fn default_route(&self) -> Result<u32, Problem> {
+        let through = |family: Family| self.facts.defaults.iter().filter(move |route| route.prefix.family() == family);
+        let stays =
+            |index: &u32| self.families.iter().all(|family| through(*family).any(|route| route.link == Some(*index)));
+        if let Some(index) = self.in_use.link.filter(stays) {
+            return Ok(index);
+        }
         let mut found = Vec::new();
         for family in self.families {
-            let first = self.facts.defaults.iter().find(|route| route.prefix.family() == *family);
-            let first = first.ok_or(Problem::NoDefaultRoute(*family))?;
+            let first = through(*family).next().ok_or(Problem::NoDefaultRoute(*family))?;
             found.push(first.link.ok_or(Problem::Multipath(*family))?);
         }
         match found.as_slice() {
@@ -349,6 +406,28 @@ impl Search<'_> {
                 Some(other) => Err(Problem::Split { v4: self.name_of(*first), v6: self.name_of(*other) }),
             },
         }
+    }
+
+    /// The interfaces, the one in use first.
+    fn indices(&self) -> impl Iterator<Item = u32> {
+        let in_use = self.in_use.link.filter(|index| self.facts.links.contains_key(index));
+        in_use.into_iter().chain(self.facts.links.keys().copied().filter(move |index| Some(*index) != in_use))
+    }
+
+    /// The addresses of an interface that can be its local address, best first: the one in use before all others.
+    fn addresses(&self, index: u32) -> Vec<IpAddr> {
+        let mut addresses = usable_addresses(self.facts, index);
+        addresses.sort_by_key(|addr| !self.is_in_use(*addr));
+        addresses
+    }
+
+    fn is_in_use(&self, addr: IpAddr) -> bool {
+        self.in_use.addrs.get(Family::of(addr)) == Some(&addr)
+    }
+
+    /// Whether another node publishes the address and this one does not use it.
+    fn is_others(&self, addr: IpAddr) -> bool {
+        self.in_use.others.contains(&addr) && !self.is_in_use(addr)
     }
 
     fn judge(&self, found: &Found) -> Result<(Uplink, Dual<IpAddr>), Problem> {
@@ -376,7 +455,10 @@ impl Search<'_> {
             let elsewhere = || Problem::OtherFamilyElsewhere { link: link.name.clone(), addr: *other };
             return self.facts.addresses.iter().any(here).then_some(*other).ok_or_else(elsewhere);
         }
-        let best = usable_addresses(self.facts, found.index).into_iter().find(|addr| Family::of(*addr) == family);
+        let addresses = self.addresses(found.index);
+        let mut addresses = addresses.into_iter().filter(|addr| Family::of(*addr) == family).peekable();
+        let first = addresses.peek().copied();
+        let best = addresses.find(|addr| !self.is_others(*addr)).or(first);
         best.ok_or_else(|| Problem::NoAddress { link: link.name.clone(), family })
     }
 
@@ -387,6 +469,9 @@ impl Search<'_> {
         }
         if !is_public_unicast(addr) {
             return Err(Problem::NotPublic { link: link.name.clone(), family, addr });
+        }
+        if addr == local && self.is_others(addr) {
+            return Err(Problem::PublishedByOther { link: link.name.clone(), family, addr });
         }
         Ok(addr)
     }
@@ -401,7 +486,7 @@ impl Search<'_> {
             };
             Candidate {
                 name: link.name.clone(),
-                addresses: usable_addresses(self.facts, *index),
+                addresses: self.addresses(*index),
                 taken: asked_for && problem.is_none(),
                 why,
             }

@@ -15,7 +15,7 @@ use flannel_core::net::{Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::subnet::SubnetManager;
 use flannel_core::subnet_env::SubnetEnv;
-use flannel_core::uplink;
+use flannel_core::uplink::{self, InUse, Request};
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -119,7 +119,8 @@ pub(crate) async fn examine(options: &Options) -> Report {
         Some(config) => config.networks.families().collect(),
         None => vec![Family::V4],
     };
-    let choice = match uplink::select(&options.uplink, &facts, &families, &options.public) {
+    let request = Request { wanted: &options.uplink, families: &families, public: &options.public };
+    let choice = match uplink::select(request, &facts, InUse::NOTHING) {
         Ok(choice) => {
             findings.push(Finding::ok("uplink", choice.explanation.to_string()));
             Some(choice)

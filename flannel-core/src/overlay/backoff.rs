@@ -58,6 +58,11 @@ impl Backoff {
         self.jitter.around(wait.min(self.longest))
     }
 
+    /// Whether nothing has failed since the start or the last [`reset`](Self::reset).
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.tries == 0
+    }
+
     /// It worked: the next failure starts over.
     pub(crate) fn reset(&mut self) {
         self.tries = 0;

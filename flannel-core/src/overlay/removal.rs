@@ -14,7 +14,8 @@ use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::{Settings, chain, view};
 use crate::plan::{OpText, Plan, plan as planned};
 use crate::state::State;
-use crate::subnet::SubnetError;
+use crate::subnet::{NodeIdentity, SubnetError};
+use crate::uplink::InUse;
 
 /// How long a removal waits for the store, and for a disk: it has to work without them.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -49,6 +50,11 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
     // its lease.
     let claim = seams.kernel.claim(&settings.name, &last, Residence::Present).await?;
     let mut removed = Removed::default();
+    // Read before the devices go: their addresses tell which of the host's own was published.
+    let node = match &config {
+        Ok(config) => node(seams, settings, config).await,
+        Err(error) => Err(chain(error)),
+    };
     for networks in places {
         match seams.kernel.claim(&settings.name, &networks, Residence::Former).await {
             Ok(_claim) => removed.objects += clear_marked(seams, settings, networks).await?,
@@ -59,9 +65,9 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
     }
     removed.objects += clear_marked(seams, settings, last).await?;
     let env = delete_env(seams, settings, Places::Forget, Arc::default()).await;
-    let gone = match &config {
-        Ok(config) => give_back(seams, settings, config).await,
-        Err(error) => Err(chain(error)),
+    let gone = match node {
+        Ok(node) => give_back(seams, &node).await,
+        Err(error) => Err(error),
     };
     match gone {
         Ok(lease) => removed.lease = lease.map(Box::new),
@@ -197,11 +203,16 @@ pub(crate) async fn release(seams: &Seams, situation: &Situation, last: LastLeas
     patiently(seams, "giving the lease back", seams.subnets.release(lease)).await.map_err(OverlayError::Release)
 }
 
-async fn give_back(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Result<Option<Lease>, String> {
+/// Who the store takes this node for, as far as host and devices tell.
+async fn node(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Result<NodeIdentity, String> {
     let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
-    let choice = view::choose(settings, config, &host).map_err(|error| chain(&error))?;
-    let node = view::identity(settings, &choice.public);
-    let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&node)).await;
+    let in_use = InUse { addrs: view::last_addresses(&settings.name, &host, &[]), ..InUse::NOTHING };
+    let choice = view::choose(settings, config, &host, in_use).map_err(|error| chain(&error))?;
+    Ok(view::identity(settings, &choice.public))
+}
+
+async fn give_back(seams: &Seams, node: &NodeIdentity) -> Result<Option<Lease>, String> {
+    let previous = patiently(seams, "looking for the lease", seams.subnets.previous(node)).await;
     let Some(lease) = previous.map_err(|error| chain(&error))? else { return Ok(None) };
     let released = patiently(seams, "giving the lease back", seams.subnets.release(lease.clone())).await;
     released.map(|()| Some(lease)).map_err(|error| chain(&error))

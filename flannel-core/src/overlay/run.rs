@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{BackendError, Local};
 use crate::clock::Clock;
 use crate::kernel::{Kernel, KernelError};
-use crate::lease::{Lease, LeaseEvent};
+use crate::lease::LeaseEvent;
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::handle::{EVENTS, Handle, Preview, QUESTIONS, Question};
@@ -21,7 +20,7 @@ use crate::overlay::journal::Journal;
 use crate::overlay::machine::{Machine, Wake};
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
-use crate::overlay::start::{self, Claims, Surveyed};
+use crate::overlay::start::{self, Claims, Progress, Started, Surveyed};
 use crate::overlay::status::{EnvFile, Event, Phase, Status};
 use crate::overlay::{Identity, Settings, Teardown, chain};
 use crate::subnet::{SubnetError, SubnetManager};
@@ -249,20 +248,12 @@ async fn agent(
     mut questions: mpsc::Receiver<Question>,
     cancel: CancellationToken,
 ) -> Result<(), OverlayError> {
-    let starting = async {
-        let surveyed = start::survey(seams, &settings, backends).await?;
-        let Claims { present, former } = start::claim(seams, &settings, &surveyed).await?;
-        start::probe(seams, &surveyed).await?;
-        let (former, claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
-        Ok::<_, OverlayError>((surveyed, former, present, claims))
+    let Some(Started { surveyed, claims, lease }) = begin(seams, &settings, backends, &mut questions, &cancel).await?
+    else {
+        return Ok(());
     };
-    let (surveyed, former, claim, former_claims) = tokio::select! {
-        biased;
-        () = cancel.cancelled() => return Ok(()),
-        started = starting => started?,
-        never = refuse(&mut questions) => match never {},
-    };
-    let Some(lease) = take(seams, &settings, &surveyed, &mut questions, &cancel).await? else { return Ok(()) };
+    let Claims { present: claim, former } = claims;
+    let (former, former_claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
     // Before the first route, and not before there may be one.
     start::remember(&settings, &surveyed, &former).await;
     let Surveyed { backend, situation, read, .. } = surveyed;
@@ -289,26 +280,31 @@ async fn agent(
     outcome.and(ended)
 }
 
-/// Takes the lease. Cancelled meanwhile it does what the teardown policy says, and there is none.
-async fn take(
+/// Starts. Cancelled meanwhile it does what the teardown policy says, and nothing has started.
+async fn begin(
     seams: &Seams,
     settings: &Settings,
-    surveyed: &Surveyed,
+    backends: &[(&'static str, Factory)],
     questions: &mut mpsc::Receiver<Question>,
     cancel: &CancellationToken,
-) -> Result<Option<Lease>, OverlayError> {
-    let asking = AtomicBool::new(false);
-    let mut acquiring = std::pin::pin!(start::acquire(seams, surveyed, &asking));
+) -> Result<Option<Started>, OverlayError> {
+    let progress = Progress::default();
+    let mut starting = std::pin::pin!(start::start(seams, settings, backends, &progress));
     tokio::select! {
         biased;
         () = cancel.cancelled() => {}
-        lease = &mut acquiring => return lease.map(Some),
+        started = &mut starting => return started.map(Some),
         never = refuse(questions) => match never {},
     }
-    if settings.teardown == Teardown::Remove {
-        let under_way = asking.load(Ordering::Relaxed);
-        let lease = if under_way { removal::in_time(seams, acquiring).await.and_then(Result::ok) } else { None };
-        removal::undo_start(seams, settings, &surveyed.situation, lease).await?;
+    if let (Teardown::Remove, Some(situation)) = (settings.teardown, progress.claimed()) {
+        let started = match progress.is_asking() {
+            true => removal::in_time(seams, &mut starting).await.and_then(Result::ok),
+            false => None,
+        };
+        let lease = started.as_ref().map(|started| started.lease.clone());
+        removal::undo_start(seams, settings, &situation, lease).await?;
+        // The overlay's name is held until everything is gone.
+        drop(started);
     }
     Ok(None)
 }

@@ -1,13 +1,13 @@
 //! From nothing to a lease: everything that happens once, before the machine.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::{Backend, Local, Situation};
+use crate::backend::{Backend, Situation};
 use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::{Claim, KernelError, Residence};
-use crate::lease::{Fence, Lease, LeaseKey};
+use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
@@ -15,15 +15,96 @@ use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
 use crate::overlay::{MissingUplink, Settings, chain, places, view};
 use crate::subnet::{SubnetError, Want};
-use crate::uplink::Problem;
+use crate::uplink::{Explanation, Problem};
 
 /// What is known before anything is taken or written.
 pub(crate) struct Surveyed {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) situation: Situation,
+    /// Why the uplink is the one to use.
+    explanation: Explanation,
     /// When the host was read.
     pub(crate) read: BootTime,
     pub(crate) want: Want,
+}
+
+/// What a start has taken: everything an agent runs on.
+pub(crate) struct Started {
+    pub(crate) surveyed: Surveyed,
+    pub(crate) claims: Claims,
+    pub(crate) lease: Lease,
+}
+
+/// How far a start has come, for whoever cuts it short.
+#[derive(Default)]
+pub(crate) struct Progress {
+    claimed: Mutex<Option<Situation>>,
+    asking: AtomicBool,
+}
+
+impl Progress {
+    /// The node as it is, once the overlay's name was taken: there may be something to undo from then on.
+    pub(crate) fn claimed(&self) -> Option<Situation> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the store is being asked for a lease, and may give one that nobody here has seen yet.
+    pub(crate) fn is_asking(&self) -> bool {
+        self.asking.load(Ordering::Relaxed)
+    }
+
+    fn claim(&self, situation: &Situation) {
+        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = Some(situation.clone());
+    }
+}
+
+/// Takes the overlay's name and a lease, for as long as it takes.
+///
+/// Configuration and host are read again before each try: while a node waits for a free subnet, its pool may be widened,
+/// and its address may become another node's.
+pub(crate) async fn start(
+    seams: &Seams,
+    settings: &Settings,
+    backends: &[(&'static str, Factory)],
+    progress: &Progress,
+) -> Result<Started, OverlayError> {
+    let mut backoff = Backoff::new(seams.jitter.clone());
+    let mut claimed: Option<(Arc<NetworkConfig>, Claims)> = None;
+    let mut uplink = None;
+    loop {
+        let surveyed = survey(seams, settings, backends).await?;
+        if backoff.is_fresh() {
+            store_answers(seams);
+        }
+        let Surveyed { situation, explanation, .. } = &surveyed;
+        if uplink.as_ref() != Some(&situation.uplink) {
+            tracing::info!(uplink = situation.uplink.name.as_str(), %explanation, "uplink chosen");
+            uplink = Some(situation.uplink.clone());
+        }
+        let claims = match claimed.take() {
+            Some((config, claims)) if config == situation.config => claims,
+            other => {
+                // One claim a name: the former one has to go first.
+                drop(other);
+                let claims = claim(seams, settings, &surveyed).await?;
+                probe(seams, &surveyed).await?;
+                claims
+            }
+        };
+        progress.claim(situation);
+        progress.asking.store(true, Ordering::Relaxed);
+        let answer = seams.subnets.acquire(&situation.node, surveyed.want.clone()).await;
+        progress.asking.store(false, Ordering::Relaxed);
+        match answer {
+            Ok(lease) => {
+                store_answers(seams);
+                return Ok(Started { surveyed, claims, lease });
+            }
+            Err(error) => store_fails(seams, error)?,
+        }
+        claimed = Some((Arc::clone(&surveyed.situation.config), claims));
+        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+    }
 }
 
 /// Reads configuration, host and previous lease. Writes nothing.
@@ -32,31 +113,36 @@ pub(crate) async fn survey(
     settings: &Settings,
     backends: &[(&'static str, Factory)],
 ) -> Result<Surveyed, OverlayError> {
-    let config = Arc::new(retry(seams, || seams.subnets.network_config()).await?);
+    let config = Arc::new(ask_store(seams, || seams.subnets.network_config()).await?);
     let backend = pick(backends, &config)?;
-    let mut situation = situate(seams, settings, &config).await?;
+    let (mut situation, explanation) = situate(seams, settings, &config, &*backend).await?;
     let read = seams.clock.now();
-    let previous = retry(seams, || seams.subnets.previous(&situation.node)).await?;
+    let previous = ask_store(seams, || seams.subnets.previous(&situation.node)).await?;
     situation.previous = previous.map(Arc::new);
     let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
     let preferred = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
     // Another agent's last words in subnet.env name the subnet that pods here still use (contract 6.4, step 3).
     let preferred = if preferred.is_empty() { view::former_subnets(settings) } else { preferred };
-    Ok(Surveyed { backend, situation, read, want: Want { attrs, preferred } })
+    Ok(Surveyed { backend, situation, explanation, read, want: Want { attrs, preferred } })
 }
 
 /// Reads the host and chooses the uplink, waiting for one if that is the policy.
-async fn situate(seams: &Seams, settings: &Settings, config: &Arc<NetworkConfig>) -> Result<Situation, OverlayError> {
+async fn situate(
+    seams: &Seams,
+    settings: &Settings,
+    config: &Arc<NetworkConfig>,
+    backend: &dyn Backend,
+) -> Result<(Situation, Explanation), OverlayError> {
     let mut backoff = Backoff::new(seams.jitter.clone());
     let (mut told, reach) = (None, settings.uplink.reaches());
     loop {
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
-        let error = match view::first_situation(settings, Arc::clone(config), host) {
-            Ok(situation) => {
+        let error = match view::first_situation(settings, Arc::clone(config), host, backend) {
+            Ok((situation, explanation)) => {
                 if told.is_some() {
                     seams.tell(Event::UplinkBack(situation.uplink.clone()));
                 }
-                return Ok(situation);
+                return Ok((situation, explanation));
             }
             Err(error) => error,
         };
@@ -110,7 +196,7 @@ pub(crate) struct Claims {
 
 /// Takes the name, and the networks of former runs if they are others than now. Where another overlay has moved in
 /// meanwhile, nothing can be told from its routes, so nothing is looked for.
-pub(crate) async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claims, OverlayError> {
+async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claims, OverlayError> {
     let networks = surveyed.situation.networks();
     let claim = async |networks: &Dual<Prefix>, residence| {
         ask_kernel(seams, || seams.kernel.claim(&settings.name, networks, residence)).await
@@ -144,37 +230,13 @@ pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &
 }
 
 /// Asks the kernel whether it can do what the backend needs, before a lease is taken.
-pub(crate) async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
+async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
     let Surveyed { backend, situation, want, .. } = surveyed;
     if !backend.writes() {
         return Ok(());
     }
-    let local = Local { lease: Arc::new(expected(situation, want)), situation: situation.clone() };
-    let devices = backend.scope(&local).devices;
+    let devices = backend.scope(&view::expected(situation, want)).devices;
     ask_kernel(seams, || seams.kernel.probe(&devices)).await
-}
-
-/// The lease as far as it is known before it is taken: enough to tell which devices there will be.
-fn expected(situation: &Situation, want: &Want) -> Lease {
-    Lease {
-        key: LeaseKey::new(situation.node.as_str()),
-        subnets: want.preferred,
-        attrs: want.attrs.clone(),
-        expires: None,
-        fence: Fence::default(),
-    }
-}
-
-/// Takes the lease. `asking` says whether the store is being asked just now, and may take what is not known here yet.
-pub(crate) async fn acquire(seams: &Seams, surveyed: &Surveyed, asking: &AtomicBool) -> Result<Lease, OverlayError> {
-    let Surveyed { situation, want, .. } = surveyed;
-    retry(seams, || async {
-        asking.store(true, Ordering::Relaxed);
-        let answer = seams.subnets.acquire(&situation.node, want.clone()).await;
-        asking.store(false, Ordering::Relaxed);
-        answer
-    })
-    .await
 }
 
 fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {
@@ -187,52 +249,59 @@ fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<
     make(config).map_err(OverlayError::Backend)
 }
 
-/// Asks the store until it answers. What only an operator can mend in what the store *holds* is final; a store that is
-/// away, denies or is full may answer later.
-async fn retry<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
+/// Asks the store until it answers.
+async fn ask_store<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
 where
     F: Future<Output = Result<T, SubnetError>>,
 {
     let mut backoff = Backoff::new(seams.jitter.clone());
     loop {
-        let error = match ask().await {
-            Ok(value) => {
-                let mut back = false;
-                seams.status.send_if_modified(|status| {
-                    let before = std::mem::replace(&mut status.store, Contact::Live);
-                    back = matches!(before, Contact::Lost { .. });
-                    before != Contact::Live
-                });
-                if back {
-                    seams.tell(Event::StoreBack);
-                }
-                return Ok(value);
-            }
-            Err(error) => error,
-        };
-        match error {
-            SubnetError::Unavailable { .. }
-            | SubnetError::Denied { .. }
-            | SubnetError::Unconfigured { .. }
-            | SubnetError::Exhausted(_)
-            | SubnetError::Lost(_) => {}
-            SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),
+        match ask().await {
+            Ok(value) => return Ok(value),
+            Err(error) => store_fails(seams, error)?,
         }
-        let text = chain(&error);
-        let now = seams.clock.now();
-        let fresh = seams.status.send_if_modified(|status| {
-            let fresh = !matches!(status.store, Contact::Lost { .. });
-            if fresh {
-                status.store = Contact::Lost { since: now, error: text.clone() };
-            }
-            status.last_error = Some(text.clone());
-            fresh
-        });
-        if fresh {
-            seams.tell(Event::StoreLost(text));
-        }
-        seams.clock.sleep_until(now.after(backoff.next())).await;
+        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
     }
+}
+
+/// Shows that the store does what it is asked for.
+fn store_answers(seams: &Seams) {
+    let mut back = false;
+    seams.status.send_if_modified(|status| {
+        let before = std::mem::replace(&mut status.store, Contact::Live);
+        back = matches!(before, Contact::Lost { .. });
+        before != Contact::Live
+    });
+    if back {
+        seams.tell(Event::StoreBack);
+    }
+}
+
+/// Shows why the store does not do what it is asked for. What only an operator can mend in what the store *holds* is
+/// final; a store that is away, denies or is full may answer later.
+fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), OverlayError> {
+    match error {
+        SubnetError::Unavailable { .. }
+        | SubnetError::Denied { .. }
+        | SubnetError::Unconfigured { .. }
+        | SubnetError::Exhausted(_)
+        | SubnetError::Lost(_) => {}
+        SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),
+    }
+    let text = chain(&error);
+    let now = seams.clock.now();
+    let fresh = seams.status.send_if_modified(|status| {
+        let fresh = !matches!(status.store, Contact::Lost { .. });
+        if fresh {
+            status.store = Contact::Lost { since: now, error: text.clone() };
+        }
+        status.last_error = Some(text.clone());
+        fresh
+    });
+    if fresh {
+        seams.tell(Event::StoreLost(text));
+    }
+    Ok(())
 }
 
 impl From<KernelError> for OverlayError {

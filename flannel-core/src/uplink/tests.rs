@@ -49,6 +49,29 @@ fn none() -> Dual<IpAddr> {
     Dual::default()
 }
 
+/// On a node that uses nothing yet.
+fn select(
+    wanted: &Select,
+    facts: &HostFacts,
+    families: &[Family],
+    public: &Dual<IpAddr>,
+) -> Result<Choice, UplinkError> {
+    super::select(Request { wanted, families, public }, facts, InUse::NOTHING)
+}
+
+/// On a node that uses interface and addresses of `choice`.
+fn again(wanted: &Select, facts: &HostFacts, choice: &Choice) -> Result<Choice, UplinkError> {
+    beside(wanted, facts, choice, &[])
+}
+
+/// The same where other nodes publish `others`.
+fn beside(wanted: &Select, facts: &HostFacts, choice: &Choice, others: &[&str]) -> Result<Choice, UplinkError> {
+    let others = others.iter().map(|addr| addr.parse().unwrap()).collect();
+    let in_use = InUse { link: Some(choice.uplink.index), addrs: choice.uplink.addrs, others: &others };
+    let families: Vec<Family> = choice.uplink.addrs.families().collect();
+    super::select(Request { wanted, families: &families, public: &none() }, facts, in_use)
+}
+
 #[track_caller]
 fn problem(wanted: &Select, facts: &HostFacts, families: &[Family], public: &Dual<IpAddr>) -> Problem {
     let error = select(wanted, facts, families, public).unwrap_err();
@@ -184,4 +207,49 @@ fn of_several_selections_the_first_usable_one_counts_and_the_others_are_told() {
     let error = select(&none_fits, &facts(), V4, &none()).unwrap_err();
     assert_eq!((error.problem, error.explanation.passed_over.len()), (Problem::NoSuchInterface, 1));
     assert_eq!(problem(&list(&[]), &HostFacts::default(), V4, &none()), Problem::NothingAsked);
+}
+
+#[test]
+fn an_address_that_comes_up_beside_the_one_in_use_changes_nothing() {
+    let selections = [Select::DefaultRoute, regex("^eth0$"), regex("192|2001"), Select::FirstOf(vec![regex("eth0")])];
+    for wanted in selections {
+        let mut facts = facts();
+        for address in &mut facts.addresses {
+            address.permanent = false;
+        }
+        let before = select(&wanted, &facts, &Family::BOTH, &none()).unwrap();
+        facts.addresses.splice(0..0, [address(2, "192.0.2.250"), address(2, "2001:db8::fa")]);
+        assert_ne!(select(&wanted, &facts, &Family::BOTH, &none()).unwrap().public, before.public, "{wanted}");
+        assert_eq!(again(&wanted, &facts, &before).unwrap().public, before.public, "{wanted}");
+        facts.addresses.retain(|address| !before.public.iter().any(|(_, addr)| *addr == address.addr));
+        assert_eq!(again(&wanted, &facts, &before).unwrap().public, dual("192.0.2.250", "2001:db8::fa"), "{wanted}");
+    }
+}
+
+#[test]
+fn an_interface_in_use_is_kept_as_long_as_the_request_allows_it() {
+    let mut facts = facts();
+    let before = select(&Select::DefaultRoute, &facts, V4, &none()).unwrap();
+    facts.defaults.insert(0, default_route("0.0.0.0/0", Some(3)));
+    assert_eq!(select(&Select::DefaultRoute, &facts, V4, &none()).unwrap().uplink.index, 3);
+    assert_eq!(again(&Select::DefaultRoute, &facts, &before).unwrap().uplink, before.uplink);
+    facts.defaults.retain(|route| route.link == Some(3));
+    assert_eq!(again(&Select::DefaultRoute, &facts, &before).unwrap().uplink.index, 3);
+    let list = Select::FirstOf(vec![regex("eth1"), regex("eth0")]);
+    assert_eq!(select(&list, &facts, V4, &none()).unwrap().uplink.index, 3);
+    assert_eq!(again(&list, &facts, &before).unwrap().uplink, before.uplink);
+}
+
+#[test]
+fn an_address_that_another_node_publishes_is_not_taken_into_use() {
+    let mut facts = facts();
+    let wanted = Select::DefaultRoute;
+    let before = select(&wanted, &facts, V4, &none()).unwrap();
+    facts.addresses.retain(|address| address.addr != before.public.v4.unwrap());
+    facts.addresses.extend([address(2, "192.0.2.250"), address(2, "192.0.2.7")]);
+    assert_eq!(beside(&wanted, &facts, &before, &["192.0.2.250"]).unwrap().public, dual("192.0.2.7", ""));
+    let error = beside(&wanted, &facts, &before, &["192.0.2.250", "192.0.2.7"]).unwrap_err();
+    assert!(matches!(error.problem, Problem::PublishedByOther { .. }), "{error}");
+    facts.addresses.push(address(2, "192.0.2.2"));
+    assert_eq!(beside(&wanted, &facts, &before, &["192.0.2.2"]).unwrap().public, before.public, "it is in use");
 }

@@ -29,4 +29,6 @@ mod tenure;
 #[cfg(test)]
 mod tunnel;
 #[cfg(test)]
+mod uplink;
+#[cfg(test)]
 mod watch;

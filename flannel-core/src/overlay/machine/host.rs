@@ -1,14 +1,34 @@
 //! The host as it changes: which uplink is in use, and what this node publishes.
+//!
+//! A node's addresses are what other nodes send to and, in etcd, its identity. So interface and addresses stay what they
+//! are for as long as they can be used, and others replace them only after they have been the ones to choose for
+//! [`SETTLE`]. An address that another node publishes never does.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::backend::{Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
+use crate::net::Dual;
 use crate::overlay::status::Event;
 use crate::overlay::{chain, view};
+use crate::uplink::UplinkError;
 
 use super::{Cause, Machine, Round};
+
+/// How long another interface or address has to be the one to choose before it is used: longer than a network manager or
+/// a DHCP client takes to put back what it removed.
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
+
+/// A change of interface or addresses that waits.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Settling {
+    to: Dual<IpAddr>,
+    pub(super) until: BootTime,
+}
 
 impl Machine {
     pub(super) fn facts(&mut self, now: BootTime, facts: Result<HostFacts, KernelError>) {
@@ -22,20 +42,33 @@ impl Machine {
         };
         let local = Arc::clone(&self.local);
         let old = &local.situation;
-        let found = view::situation(&self.settings, old, Arc::clone(&facts));
-        let uplink = found.as_ref().ok().map(|situation| situation.uplink.clone());
-        let mut situation = match found {
-            Ok(situation) => situation,
+        let found = self.find_uplink(old, &facts);
+        let lost = match &found {
+            Ok(found) if self.has_settled(now, old, found) => None,
+            Ok(found) => Some(format!(
+                "{} cannot be used with {} any more; {} with {} is used after {SETTLE:?} unless that changes",
+                old.uplink.name,
+                addresses(&old.uplink.addrs),
+                found.uplink.name,
+                addresses(&found.uplink.addrs)
+            )),
             Err(error) => {
-                if self.status.borrow().uplink.is_some() {
-                    self.events.push(Event::UplinkLost(chain(&error)));
-                }
-                Situation { host: facts, ..old.clone() }
+                self.settling = None;
+                Some(chain(error))
             }
         };
-        if let Some(uplink) = uplink.as_ref().filter(|_| self.status.borrow().uplink.is_none()) {
+        let uplink = found.as_ref().ok().filter(|_| lost.is_none()).map(|situation| situation.uplink.clone());
+        let was_known = self.status.borrow().uplink.is_some();
+        if let Some(reason) = lost.as_ref().filter(|_| was_known) {
+            self.events.push(Event::UplinkLost(reason.clone()));
+        }
+        if let Some(uplink) = uplink.as_ref().filter(|_| !was_known) {
             self.events.push(Event::UplinkBack(uplink.clone()));
         }
+        let mut situation = match found {
+            Ok(situation) if lost.is_none() => situation,
+            _ => Situation { host: facts, ..old.clone() },
+        };
         // What is published now wins over what a device happens to have.
         situation.previous = Some(Arc::clone(&local.lease));
         if situation.uplink != old.uplink || situation.public != old.public {
@@ -45,12 +78,61 @@ impl Machine {
                 Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
             }
         }
+        let mtu = view::pod_mtu(&*self.backend, &situation);
+        self.status.send_if_modified(|status| {
+            let before = std::mem::replace(&mut status.uplink, uplink.clone());
+            before != uplink || status.mtu.replace(mtu) != Some(mtu)
+        });
         if situation != *old {
             self.audit.expected |= situation.uplink != old.uplink;
-            let mtu = view::pod_mtu(&*self.backend, &situation);
-            self.status.send_modify(|status| (status.uplink, status.mtu) = (uplink, Some(mtu)));
             self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
         }
         self.audit_at(now, Cause::Hint);
     }
+
+    /// When the host has to be read again for a change that waits.
+    pub(super) fn settles(&self) -> Option<BootTime> {
+        let until = self.settling.as_ref().map(|settling| settling.until)?;
+        // After a failed look no other comes before its time.
+        Some(self.audit.not_before.map_or(until, |not_before| not_before.max(until)))
+    }
+
+    /// What the host would have us use. Records are searched only where that is not what is in use.
+    fn find_uplink(&self, old: &Situation, facts: &Arc<HostFacts>) -> Result<Situation, UplinkError> {
+        let find = |others| view::situation(&self.settings, old, Arc::clone(facts), others);
+        let nobody = BTreeSet::new();
+        let found = find(&nobody);
+        if found.as_ref().is_ok_and(|found| found.public == old.public) {
+            return found;
+        }
+        let own = self.local.lease.key.clone();
+        let others = self.admission.claims().filter(|claim| *claim.key != own);
+        let published: BTreeSet<IpAddr> =
+            others.flat_map(|claim| [claim.public.v4, claim.public.v6]).flatten().collect();
+        find(&published)
+    }
+
+    /// Whether what was found may be used now. Another interface with the same addresses may at once.
+    fn has_settled(&mut self, now: BootTime, old: &Situation, found: &Situation) -> bool {
+        if (found.public, found.uplink.addrs) == (old.public, old.uplink.addrs) {
+            self.settling = None;
+            return true;
+        }
+        let to = found.uplink.addrs;
+        let until = match &self.settling {
+            Some(settling) if settling.to == to => settling.until,
+            _ => now.after(SETTLE),
+        };
+        if until <= now {
+            self.settling = None;
+            return true;
+        }
+        self.settling = Some(Settling { to, until });
+        false
+    }
+}
+
+fn addresses(addrs: &Dual<IpAddr>) -> String {
+    let texts: Vec<_> = addrs.iter().map(|(_, addr)| addr.to_string()).collect();
+    texts.join(" and ")
 }

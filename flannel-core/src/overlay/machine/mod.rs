@@ -37,6 +37,7 @@ use crate::state::State;
 use crate::subnet::SubnetError;
 
 use former::Former;
+use host::Settling;
 
 /// Audits on hints keep this distance, so that a storm of notifications costs a bounded share of a core.
 const SPACING: Duration = Duration::from_millis(200);
@@ -80,6 +81,8 @@ pub(crate) struct Machine {
     round: Round,
     /// A network this node had before.
     former: Option<Former>,
+    /// A change of uplink that waits.
+    settling: Option<Settling>,
     audit: Schedule,
     backoff: Backoff,
     jitter: Jitter,
@@ -175,6 +178,7 @@ impl Machine {
             synced: false,
             round: Round::Idle,
             former: None,
+            settling: None,
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
@@ -245,7 +249,7 @@ impl Machine {
 
     /// When to wake with [`Wake::Timer`] if nothing else happens.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
-        let due = [self.audit.due, self.audit.periodic].into_iter().flatten().min();
+        let due = [self.audit.due, self.audit.periodic, self.settles()].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
         let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
         let guard = self.guard.deadline(&self.words.watch());
@@ -297,6 +301,10 @@ impl Machine {
         if !self.changes.is_empty() && !lease_round {
             // The devices that peers stand on may be missing: only a look at the kernel can tell.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(Duration::from_secs(1))), Cause::Expected);
+        }
+        if self.settles().is_some_and(|due| due <= now) {
+            self.audit.facts = true;
+            self.audit_at(now, Cause::Hint);
         }
         if self.audit.periodic.is_some_and(|due| due <= now) {
             (self.audit.periodic, self.audit.facts) = (None, true);

@@ -30,6 +30,13 @@ impl std::str::FromStr for Address {
     }
 }
 
+/// Whether an address stays until somebody removes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lifetime {
+    Forever,
+    Limited,
+}
+
 /// Acts of others. Each fails with [`KernelError::Refused`] and the kernel's `errno` (`ENODEV` when no link has the
 /// name), and then changes nothing.
 #[expect(clippy::missing_errors_doc, reason = "said once, above")]
@@ -107,9 +114,19 @@ impl FakeKernel {
 
     /// `ip address add`.
     pub fn add_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
+        self.put_address(name, address, Lifetime::Forever)
+    }
+
+    /// What a DHCP client or a router advertisement does: an address with a lifetime.
+    pub fn lease_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
+        self.put_address(name, address, Lifetime::Limited)
+    }
+
+    fn put_address(&self, name: &str, address: Address, lifetime: Lifetime) -> Result<(), KernelError> {
         let Address { addr, len } = address;
+        let permanent = lifetime == Lifetime::Forever;
         self.on_link("adding an address to", name, |machine, link| {
-            machine.add_address(HostAddress { link, addr, len, permanent: true, temporary: false, deprecated: false })
+            machine.add_address(HostAddress { link, addr, len, permanent, temporary: false, deprecated: false })
         })
     }
 

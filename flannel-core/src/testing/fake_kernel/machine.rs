@@ -296,7 +296,10 @@ impl Machine {
         }
         self.connect(&address);
         self.notices.push(Notice::Address(address.link));
-        self.addresses.push(address);
+        // IPv6 lists the newest first (ipv6_link_dev_addr in net/ipv6/addrconf.c).
+        let newer = |other: &HostAddress| other.link == address.link && other.addr.is_ipv6();
+        let place = self.addresses.iter().position(newer).filter(|_| address.addr.is_ipv6());
+        self.addresses.insert(place.unwrap_or(self.addresses.len()), address);
         Ok(())
     }
 

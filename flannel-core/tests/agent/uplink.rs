@@ -1,0 +1,175 @@
+//! The node's own interface and addresses while the host changes around them.
+
+use std::sync::Arc;
+
+use flannel_core::net::{Family, Prefix};
+use flannel_core::overlay::{Event, Identity, MissingUplink, Overlay};
+use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
+
+use crate::node::{Agent, Node, add_defaults, eventually, parse, pass, peer, public};
+use crate::tunnel::Tunnel;
+
+/// An agent that the store knows by its address.
+fn run_by_address(node: &Node) -> Agent {
+    let builder = Overlay::builder(Identity::PublicIp).missing_uplink(MissingUplink::Wait);
+    node.run_as(builder.backend("tunnel", |_| Ok(Tunnel)).clock(Arc::clone(&node.clock) as _))
+}
+
+fn published(node: &Node) -> Vec<String> {
+    let records = node.store.records();
+    records.iter().filter_map(|it| Some(it.lease.as_ref().ok()?.attrs.public_ip.v4?.to_string())).collect()
+}
+
+/// A node whose address comes from DHCP.
+fn leased() -> Node {
+    let node = Node::alone();
+    node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    node.kernel.lease_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    add_defaults(&node.kernel, node.kernel.link_index("eth0").unwrap());
+    node
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_virtual_address_moves_no_node() {
+    let node = leased();
+    let mut agent = run_by_address(&node);
+    agent.ready().await;
+    node.kernel.add_address("eth0", "192.0.2.3/32".parse().unwrap()).unwrap();
+    node.kernel.add_address("eth0", "fd99::3/128".parse().unwrap()).unwrap();
+    pass(60.0).await;
+    node.kernel.remove_address("eth0", "192.0.2.3/32".parse().unwrap()).unwrap();
+    pass(60.0).await;
+    assert_eq!(published(&node), ["192.0.2.200"]);
+    assert!(!agent.drain().iter().any(|event| matches!(event, Event::UplinkChanged(_) | Event::LeaseLost(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_comes_back_within_seconds_was_never_given_up() {
+    let node = Node::alone();
+    let mut agent = run_by_address(&node);
+    agent.ready().await;
+    node.kernel.add_address("eth0", "192.0.2.3/24".parse().unwrap()).unwrap();
+    for _ in 0..5 {
+        node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+        pass(1.5).await;
+        node.kernel.add_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+        pass(20.0).await;
+    }
+    assert_eq!(published(&node), ["192.0.2.200"]);
+    let events = agent.drain();
+    assert!(!events.iter().any(|event| matches!(event, Event::UplinkChanged(_))), "{events:?}");
+    assert!(events.iter().any(|event| matches!(event, Event::UplinkLost(why) if why.contains("192.0.2.3"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_default_route_that_moves_for_a_moment_moves_no_node() {
+    let node = Node::alone();
+    let eth1 = node.kernel.add_uplink("eth1", "198.51.100.7/24".parse().unwrap()).unwrap();
+    let agent = node.run();
+    agent.ready().await;
+    let eth0 = node.kernel.link_index("eth0").unwrap();
+    let default = |gateway: &str, link| FakeRoute::via("0.0.0.0/0".parse().unwrap(), gateway.parse().unwrap(), link);
+    let away = || node.kernel.add_route(default("198.51.100.254", eth1), Placement::Replace).unwrap();
+    away();
+    pass(1.0).await;
+    node.kernel.add_route(default("192.0.2.254", eth0), Placement::Replace).unwrap();
+    pass(30.0).await;
+    assert_eq!(published(&node), ["192.0.2.200"]);
+    away();
+    let moved = agent.until(|status| status.uplink.as_ref().is_some_and(|uplink| uplink.index == eth1)).await;
+    assert_eq!(moved.mtu.unwrap().0, 1430);
+    eventually("the new address is published", || published(&node) == ["198.51.100.7"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_another_record_publishes_is_never_taken_over() {
+    let node = Node::alone();
+    node.join([3]);
+    let agent = run_by_address(&node);
+    agent.ready().await;
+    node.kernel.add_address("eth0", "192.0.2.3/24".parse().unwrap()).unwrap();
+    node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    pass(60.0).await;
+    assert_eq!(published(&node), ["192.0.2.200", "192.0.2.3"]);
+    assert_eq!(agent.status().uplink, None);
+    node.leave([3]);
+    eventually("the address is free", || published(&node) == ["192.0.2.3"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_waits_for_a_lease_asks_by_the_address_it_has_then() {
+    let node = Node::alone();
+    let one_subnet =
+        r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.9.0","Backend":{"Type":"tunnel"}}"#;
+    node.store.set_config(parse(one_subnet));
+    node.join([9]);
+    let agent = run_by_address(&node);
+    agent.until(|status| status.last_error.is_some()).await;
+    // DHCP gives its address to another node, which takes a lease there.
+    node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    node.kernel.add_address("eth0", "192.0.2.77/24".parse().unwrap()).unwrap();
+    add_defaults(&node.kernel, node.kernel.link_index("eth0").unwrap());
+    node.leave([9]);
+    let mut other = peer(9);
+    (other.key, other.attrs.public_ip.v4) =
+        (flannel_core::lease::LeaseKey::new("192.0.2.200"), Some(public(Family::V4, 200)));
+    node.store.insert([other.clone()]);
+    pass(30.0).await;
+    let now = node.store.records().into_iter().find(|record| record.key == other.key).unwrap();
+    assert_eq!(now.lease.unwrap().attrs, other.attrs, "its record is as it was");
+    node.store.delete(&other.key);
+    agent.ready().await;
+    assert_eq!(published(&node), ["192.0.2.77"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_node_takes_a_lease_once_the_pool_is_widened() {
+    let node = Node::alone();
+    let pool = |max: &str| {
+        let text =
+            r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"MAX","Backend":{"Type":"tunnel"}}"#;
+        parse(&text.replace("MAX", max))
+    };
+    node.store.set_config(pool("10.42.9.0"));
+    node.join([9]);
+    let agent = node.run();
+    agent.until(|status| status.last_error.is_some()).await;
+    node.store.set_config(pool("10.42.10.0"));
+    let lease = agent.ready().await.lease.unwrap();
+    assert_eq!(lease.subnets.v4, Some("10.42.10.0/24".parse::<Prefix>().unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_beside_a_virtual_address_takes_no_other_nodes_lease() {
+    let node = leased();
+    let agent = run_by_address(&node);
+    let before = agent.ready().await.lease.unwrap();
+    node.kernel.add_address("eth0", "192.0.2.3/32".parse().unwrap()).unwrap();
+    // The node that had the address before published it.
+    let mut other = peer(3);
+    other.key = flannel_core::lease::LeaseKey::new("192.0.2.3");
+    node.store.insert([other.clone()]);
+    agent.cancelled().await.unwrap();
+    let agent = run_by_address(&node);
+    assert_eq!(agent.ready().await.lease.unwrap().subnets, before.subnets);
+    agent.cancelled().await.unwrap();
+    let builder = Overlay::builder(Identity::PublicIp).backend("tunnel", |_| Ok(Tunnel));
+    let overlay = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
+    assert_eq!(overlay.remove().await.unwrap().lease.map(|lease| lease.subnets), Some(before.subnets));
+    let left = node.store.records();
+    assert_eq!(left.iter().map(|record| &record.key).collect::<Vec<_>>(), [&other.key]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interface_made_anew_with_the_same_address_is_used_at_once() {
+    let node = Node::alone();
+    let agent = node.run();
+    agent.ready().await;
+    node.kernel.delete_link("eth0").unwrap();
+    pass(0.5).await;
+    let eth0 = node.kernel.add_uplink("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
+    node.kernel.add_address("eth0", "fd99::c8/64".parse().unwrap()).unwrap();
+    add_defaults(&node.kernel, eth0);
+    pass(1.0).await;
+    assert_eq!(agent.status().uplink.map(|uplink| uplink.index), Some(eth0));
+}
