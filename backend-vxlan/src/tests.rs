@@ -5,6 +5,7 @@ use flannel_core::lease::{Json, Lease};
 use flannel_core::net::{Dual, Prefix, Vni};
 use flannel_core::plan::{Op, OpText, plan};
 use flannel_core::state::{Link, LinkId, LinkKind, LinkName};
+use flannel_core::subnet::NodeIdentity;
 use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
 use proptest::prelude::*;
 
@@ -134,6 +135,29 @@ fn the_ethernet_address_is_the_previous_one_else_the_devices_else_derived() {
     assert_eq!(chosen(&situation), "02:00:00:00:00:aa");
     situation.previous = Some(Arc::new(peer(1)));
     assert_eq!(chosen(&situation), "02:00:00:00:04:01");
+}
+
+#[test]
+fn the_ethernet_address_of_a_device_made_for_another_address_is_not_used_again() {
+    let (backend, mut situation) = backend(&Family::BOTH, "");
+    let mut host = HostFacts::clone(&situation.host);
+    let left = backend.base(&arbitrary::local(situation.clone(), backend.advertise(&situation).unwrap())).links;
+    for (index, link) in (9..).zip(left.values().cloned()) {
+        let Link { name, kind, mac, mtu, up, group, alias } = link;
+        host.links.insert(index, HostLink { name, kind, mac, mtu, up, group, alias });
+    }
+    situation.host = Arc::new(host);
+    let macs = |situation: &Situation| {
+        let attrs = backend.advertise(situation).unwrap();
+        Family::BOTH.map(|family| backend.hardware_address(&attrs, family).unwrap())
+    };
+    let before = macs(&situation);
+    for family in Family::BOTH {
+        *situation.public.slot(family) = Some(node_address(family, 77));
+    }
+    situation.node = NodeIdentity::of_address(node_address(Family::V4, 77));
+    let after = macs(&situation);
+    assert!(before[0] != after[0] && before[1] != after[1], "{before:?} {after:?}");
 }
 
 #[test]

@@ -75,8 +75,8 @@ pub(crate) fn pod_mtu(config: &Config, situation: &Situation) -> Mtu {
     Mtu(underlay_mtu(config, situation).saturating_sub(most))
 }
 
-/// The Ethernet address to publish: the previous lease's, so that peers need no change; else that of a device there
-/// is, so that its entries stay; else one derived from what makes this VTEP, the same at each start.
+/// The Ethernet address to publish: the previous lease's, so that peers need no change; else that of a device that can
+/// be used as it is, so that its entries stay; else one derived from what makes this VTEP, the same at each start.
 fn choose_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
     let previous = situation.previous.as_ref().and_then(|lease| wire::decode(&lease.attrs, family).ok());
     previous
@@ -90,14 +90,18 @@ fn usable(mac: &MacAddr) -> bool {
     !mac.is_zero() && !mac.is_multicast()
 }
 
+/// The Ethernet address of a device that can be used as it is. One with another local address cannot, and its Ethernet
+/// address is that of the record under the former address, which other nodes prefer for its age.
 fn existing_mac(config: &Config, situation: &Situation, family: Family) -> Option<MacAddr> {
     let name = device_name(family, config.vni)?;
+    let public = situation.public.get(family).copied();
     let compatible = |link: &&HostLink| {
         let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
         let ours = link.name == name || situation.overlay.owns(link.group, link.alias.as_deref());
         ours && vxlan.vni == config.vni
             && vxlan.gbp == config.gbp
             && vxlan.family().is_none_or(|found| found == family)
+            && vxlan.local.is_none_or(|local| Some(local) == public)
             && (config.port.is_none() || vxlan.port.is_none() || config.port == vxlan.port)
     };
     let found = situation.host.links.values().filter(compatible).min_by_key(|link| link.name != name)?;
