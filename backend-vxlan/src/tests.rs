@@ -135,6 +135,13 @@ fn the_ethernet_address_is_the_previous_one_else_the_devices_else_derived() {
     assert_eq!(chosen(&situation), "02:00:00:00:00:aa");
     situation.previous = Some(Arc::new(peer(1)));
     assert_eq!(chosen(&situation), "02:00:00:00:04:01");
+    // Each that an older record has gives way to the next.
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..8 {
+        let mac = chosen(&situation);
+        situation.taken.insert(mac.parse().unwrap());
+        assert!(seen.insert(mac));
+    }
 }
 
 #[test]

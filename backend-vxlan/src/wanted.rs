@@ -78,10 +78,12 @@ pub(crate) fn pod_mtu(config: &Config, situation: &Situation) -> Mtu {
 /// The Ethernet address to publish: the previous lease's, so that peers need no change; else that of a device that can
 /// be used as it is, so that its entries stay; else one derived from what makes this VTEP, the same at each start.
 fn choose_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
+    let free = |mac: &MacAddr| !situation.taken.contains(mac);
     let previous = situation.previous.as_ref().and_then(|lease| wire::decode(&lease.attrs, family).ok());
     previous
         .filter(usable)
-        .or_else(|| existing_mac(config, situation, family).filter(usable))
+        .filter(free)
+        .or_else(|| existing_mac(config, situation, family).filter(usable).filter(free))
         .unwrap_or_else(|| derived_mac(config, situation, family))
 }
 
@@ -108,12 +110,20 @@ fn existing_mac(config: &Config, situation: &Situation, family: Family) -> Optio
     found.mac
 }
 
-/// FNV-1a (64 bit) of VNI, network, family and node identity, mixed by MurmurHash3's finaliser, its low 48 bits. Stable
-/// across versions: a node without memory publishes the same address again. Not the machine id: cloned machines share
-/// it.
+/// The first of this node's Ethernet addresses that no older record has.
 fn derived_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
     let network = situation.config.networks.get(family).map(|network| network.prefix.to_string()).unwrap_or_default();
     let text = format!("{}\n{network}\n{family}\n{}", config.vni, situation.node);
+    let mac = |nth: usize| hashed_mac(&if nth == 0 { text.clone() } else { format!("{text}\n{nth}") });
+    // One more than are taken: one of them is free unless two hash to the same.
+    let nth = (0..situation.taken.len()).find(|nth| !situation.taken.contains(&mac(*nth)));
+    mac(nth.unwrap_or(situation.taken.len()))
+}
+
+/// FNV-1a (64 bit) of `text`, mixed by MurmurHash3's finaliser, its low 48 bits, locally administered. Stable across
+/// versions: a node without memory publishes the same address again. The text names what makes this VTEP (VNI, network,
+/// family and node identity) and not the machine id: cloned machines share it.
+fn hashed_mac(text: &str) -> MacAddr {
     let hash = text
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));

@@ -2,6 +2,7 @@
 
 pub mod alloc;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct Situation {
     pub host: Arc<HostFacts>,
     /// The lease of the last run, if the store still had it.
     pub previous: Option<Arc<Lease>>,
+    /// Ethernet addresses that older records have: other nodes would refuse a record of ours with one of them.
+    pub taken: BTreeSet<MacAddr>,
 }
 
 impl Situation {
@@ -128,7 +131,7 @@ pub trait Backend: Send + Sync + 'static {
     /// The MTU for pods; `None`: the uplink's.
     fn mtu(&self, situation: &Situation) -> Option<Mtu>;
 
-    /// What to publish.
+    /// What to publish. An Ethernet address in it is none of [`Situation::taken`].
     ///
     /// # Errors
     /// [`BackendError`] when it cannot run on this host as configured. Final until one of the two changes.

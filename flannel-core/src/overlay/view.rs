@@ -28,7 +28,7 @@ pub(crate) fn first_situation(
         let node = identity(settings, &choice.public);
         let (overlay, config, host) = (settings.name.clone(), Arc::clone(&config), Arc::clone(&host));
         let Choice { uplink, public, explanation } = choice;
-        (Situation { overlay, config, node, uplink, public, host, previous: None }, explanation)
+        (Situation { overlay, config, node, uplink, public, host, previous: None, taken: BTreeSet::new() }, explanation)
     };
     let (situation, explanation) = with(choose(settings, &config, &host, InUse::NOTHING)?);
     let devices = devices(backend, &situation);

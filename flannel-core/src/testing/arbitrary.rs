@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "samples for tests: the texts are right, or the test has to fail")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -43,6 +43,7 @@ pub fn situation(config: NetworkConfig) -> Situation {
         public: addrs,
         host: Arc::new(host()),
         previous: None,
+        taken: BTreeSet::new(),
     }
 }
 

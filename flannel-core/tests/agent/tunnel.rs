@@ -89,7 +89,13 @@ impl Backend for Tunnel {
     }
 
     fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        let backend_data = situation.config.networks.map(|family, _| data(mac_of(situation.node.as_str(), family)));
+        let free = |family| {
+            let names = (0..)
+                .map(|nth| if nth == 0 { situation.node.to_string() } else { format!("{}/{nth}", situation.node) });
+            let mut macs = names.map(|name| mac_of(&name, family));
+            macs.find(|mac| !situation.taken.contains(mac)).unwrap()
+        };
+        let backend_data = situation.config.networks.map(|family, _| data(free(family)));
         Ok(LeaseAttrs { public_ip: situation.public, backend_type: "tunnel".into(), backend_data })
     }
 

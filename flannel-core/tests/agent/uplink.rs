@@ -7,7 +7,7 @@ use flannel_core::overlay::{Event, Identity, MissingUplink, Overlay};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
 use crate::node::{Agent, Node, add_defaults, eventually, parse, pass, peer, public};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Tunnel, data, mac_of};
 
 /// An agent that the store knows by its address.
 fn run_by_address(node: &Node) -> Agent {
@@ -172,4 +172,22 @@ async fn an_interface_made_anew_with_the_same_address_is_used_at_once() {
     add_defaults(&node.kernel, eth0);
     pass(1.0).await;
     assert_eq!(agent.status().uplink.map(|uplink| uplink.index), Some(eth0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_ethernet_address_an_older_record_has_takes_another() {
+    let node = Node::alone();
+    for n in [1, 2] {
+        let mut copy = peer(n);
+        copy.attrs.backend_data.v4 =
+            Some(data(mac_of(&format!("node-200{}", ["", "/1"][usize::from(n) - 1]), Family::V4)));
+        node.store.insert([copy]);
+    }
+    let agent = node.run();
+    agent.ready().await;
+    agent.until(|status| status.own_trouble.is_some()).await;
+    agent.until(|status| status.own_trouble.is_none()).await;
+    let mac = mac_of("node-200/2", Family::V4);
+    assert_eq!(node.record().unwrap().attrs.backend_data.v4, Some(data(mac)));
+    eventually("the device has it", || !node.kernel.snapshot().matching(&mac.to_string()).is_empty()).await;
 }

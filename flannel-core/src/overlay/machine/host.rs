@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admit::Reason;
 use crate::backend::{Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
@@ -22,6 +23,11 @@ use super::{Cause, Machine, Round};
 /// How long another interface or address has to be the one to choose before it is used: longer than a network manager or
 /// a DHCP client takes to put back what it removed.
 pub(super) const SETTLE: Duration = Duration::from_secs(3);
+
+/// Between two changes of the Ethernet address, so that whoever copies it each time sets no pace.
+const PART: Duration = Duration::from_secs(10);
+/// The most Ethernet addresses that are remembered as taken.
+const MOST_TAKEN: usize = 64;
 
 /// A change of interface or addresses that waits.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,6 +94,29 @@ impl Machine {
             self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
         }
         self.audit_at(now, Cause::Hint);
+    }
+
+    /// Publishes another Ethernet address where an older record has ours, by chance or on purpose: other nodes take the
+    /// older record for a peer and refuse ours.
+    pub(super) fn part_from_older(&mut self, now: BootTime) {
+        let mac = match &self.status.borrow().own_trouble {
+            Some(Reason::SameMac { mac, .. }) => *mac,
+            _ => return,
+        };
+        if self.parted.is_some_and(|parted| now < parted.after(PART)) || !self.tenure.is_held() {
+            return;
+        }
+        self.parted = Some(now);
+        let mut situation = self.local.situation.clone();
+        if situation.taken.len() >= MOST_TAKEN {
+            situation.taken.clear();
+        }
+        situation.taken.insert(mac);
+        match self.backend.advertise(&situation) {
+            Ok(attrs) => self.tenure.publish(attrs, now),
+            Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
+        }
+        self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
     }
 
     /// When the host has to be read again for a change that waits.

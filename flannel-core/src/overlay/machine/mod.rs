@@ -83,6 +83,8 @@ pub(crate) struct Machine {
     former: Option<Former>,
     /// A change of uplink that waits.
     settling: Option<Settling>,
+    /// When the Ethernet address was last changed for an older record's sake.
+    parted: Option<BootTime>,
     audit: Schedule,
     backoff: Backoff,
     jitter: Jitter,
@@ -179,6 +181,7 @@ impl Machine {
             round: Round::Idle,
             former: None,
             settling: None,
+            parted: None,
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
