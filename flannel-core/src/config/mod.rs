@@ -112,6 +112,15 @@ impl NetworkConfig {
         Ok(Self { networks, enable_nftables: keys.enable_nftables, backend: keys.backend })
     }
 
+    /// Whether an agent that was started with one can go on with the other: the same networks, and the same backend with
+    /// the same settings. Pools may differ, since they only say which subnets are given out.
+    pub fn is_same_overlay(&self, other: &Self) -> bool {
+        let prefixes = |config: &Self| config.networks.map(|_, network| network.prefix);
+        prefixes(self) == prefixes(other)
+            && self.backend.kind == other.backend.kind
+            && self.backend.settings.means(&other.backend.settings)
+    }
+
     /// The document, as compact JSON: [`parse`](Self::parse) makes the same value of it. Derived values are spelt
     /// out.
     pub fn to_json(&self) -> String {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug_span};
 
+use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent};
 use crate::overlay::backoff::Backoff;
@@ -20,6 +21,7 @@ use crate::overlay::machine::{KernelCall, Machine, Wake};
 use crate::overlay::places::Places;
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
+use crate::overlay::start::acquire;
 use crate::overlay::status::Phase;
 use crate::overlay::tenure::StoreCall;
 use crate::overlay::{Settings, Teardown, chain, explain, view};
@@ -34,6 +36,21 @@ const INTAKE: usize = 4096;
 type Slot<T> = Option<BoxFuture<'static, T>>;
 /// What the store says to a call about the own lease.
 type Answer = Result<Lease, SubnetError>;
+
+/// What the next acquisition has to ask the store before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// Nothing.
+    None,
+    /// Whether its network is the one in force: the last lease was one of another, and was given back.
+    Network,
+}
+
+impl Doubt {
+    fn after(answer: &Answer) -> Self {
+        if matches!(answer, Err(SubnetError::Reconfigured)) { Self::Network } else { Self::None }
+    }
+}
 
 /// What was seen in a scope, for whoever asked for a preview.
 struct Looked {
@@ -56,6 +73,7 @@ pub(crate) struct Shell<'a> {
     hinted: Scope,
     kernel: Slot<Wake>,
     store: Slot<Answer>,
+    doubt: Doubt,
     preview: Slot<Looked>,
     env: EnvKeeper,
     /// Of former networks, until nothing of ours is left there.
@@ -78,6 +96,7 @@ impl<'a> Shell<'a> {
             hinted,
             kernel: None,
             store: None,
+            doubt: Doubt::None,
             preview: None,
             env: EnvKeeper::new(&settings, seams.jitter.clone()),
             seams,
@@ -111,7 +130,10 @@ impl<'a> Shell<'a> {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 wake = finished(&mut self.kernel) => wake,
-                answer = finished(&mut self.store) => Wake::Lease(answer),
+                answer = finished(&mut self.store) => {
+                    self.doubt = Doubt::after(&answer);
+                    Wake::Lease(answer)
+                }
                 // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
                 Some(hint) = self.hints.next() => Wake::Hint(hint),
                 event = self.watch.next() => {
@@ -238,8 +260,10 @@ impl<'a> Shell<'a> {
             self.kernel = self.machine.kernel_call(now).map(|call| kernel_call(kernel, call).boxed());
         }
         if self.store.is_none() {
-            let (subnets, node) = (Arc::clone(&self.seams.subnets), self.machine.local().situation.node.clone());
-            self.store = self.machine.store_call(now).map(|call| store_call(subnets, node, call).boxed());
+            let (subnets, situation) = (Arc::clone(&self.seams.subnets), &self.machine.local().situation);
+            let (node, config, doubt) = (situation.node.clone(), Arc::clone(&situation.config), self.doubt);
+            self.store =
+                self.machine.store_call(now).map(|call| store_call(subnets, node, config, doubt, call).boxed());
         }
         if *self.machine.scope() != self.hinted {
             self.hinted = self.machine.scope().clone();
@@ -346,10 +370,23 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
     }
 }
 
-async fn store_call(subnets: Arc<dyn SubnetManager>, node: NodeIdentity, call: StoreCall) -> Answer {
-    match call {
-        StoreCall::Renew(lease) => subnets.renew(&lease).await,
-        StoreCall::Acquire(want) => subnets.acquire(&node, want).await,
+async fn store_call(
+    subnets: Arc<dyn SubnetManager>,
+    node: NodeIdentity,
+    config: Arc<NetworkConfig>,
+    doubt: Doubt,
+    call: StoreCall,
+) -> Answer {
+    match (call, doubt) {
+        (StoreCall::Renew(lease), _) => subnets.renew(&lease).await,
+        (StoreCall::Acquire(want), Doubt::None) => acquire(&*subnets, &node, &config, want).await,
+        (StoreCall::Acquire(want), Doubt::Network) => {
+            let stored = subnets.network_config().await?;
+            if !config.is_same_overlay(&stored) {
+                return Err(SubnetError::Reconfigured);
+            }
+            acquire(&*subnets, &node, &config, want).await
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
 use crate::overlay::{MissingUplink, Settings, chain, places, view};
-use crate::subnet::{SubnetError, Want};
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use crate::uplink::{Explanation, Problem};
 
 /// What is known before anything is taken or written.
@@ -93,7 +93,7 @@ pub(crate) async fn start(
         };
         progress.claim(situation);
         progress.asking.store(true, Ordering::Relaxed);
-        let answer = seams.subnets.acquire(&situation.node, surveyed.want.clone()).await;
+        let answer = acquire(&*seams.subnets, &situation.node, &situation.config, surveyed.want.clone()).await;
         progress.asking.store(false, Ordering::Relaxed);
         match answer {
             Ok(lease) => {
@@ -239,6 +239,22 @@ async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
     ask_kernel(seams, || seams.kernel.probe(&devices)).await
 }
 
+/// Takes a lease, of this configuration's networks only: half an agent in another network would reach nobody.
+pub(crate) async fn acquire(
+    subnets: &dyn SubnetManager,
+    node: &NodeIdentity,
+    config: &NetworkConfig,
+    want: Want,
+) -> Result<Lease, SubnetError> {
+    let lease = subnets.acquire(node, want).await?;
+    let networks = &config.networks;
+    if lease.subnets.iter().all(|(family, subnet)| networks.get(family).is_some_and(|it| it.prefix.covers(subnet))) {
+        return Ok(lease);
+    }
+    subnets.release(lease).await?;
+    Err(SubnetError::Reconfigured)
+}
+
 fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {
     let Some((_, make)) = backends.iter().find(|(kind, _)| *kind == config.backend.kind) else {
         let known: Vec<_> = backends.iter().map(|(kind, _)| *kind).collect();
@@ -284,6 +300,7 @@ fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), OverlayError> {
         SubnetError::Unavailable { .. }
         | SubnetError::Denied { .. }
         | SubnetError::Unconfigured { .. }
+        | SubnetError::Reconfigured
         | SubnetError::Exhausted(_)
         | SubnetError::Lost(_) => {}
         SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),

@@ -100,6 +100,14 @@ pub enum SubnetError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// The store holds another network or backend than the agent was started with, so it takes no lease: it would be an
+    /// agent of two networks. Retry with back-off: an operator has to restart the agent, or to write the former
+    /// configuration again.
+    #[error(
+        "the network configuration changed since this agent started: restart it; \
+         until then it keeps devices and routes, and takes no lease"
+    )]
+    Reconfigured,
     /// No subnet is free in the pool. Retry, at most once a second.
     #[error("no free subnet: {0}")]
     Exhausted(String),

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use flannel_core::lease::{Fence, Lease, LeaseKey};
 use flannel_core::net::Family;
-use flannel_core::overlay::{Event, Identity, LossPolicy, LossReason, Overlay, OverlayError, Phase};
+use flannel_core::overlay::{Contact, Event, Identity, LossPolicy, LossReason, Overlay, OverlayError, Phase};
 use tokio::time::Instant;
 
-use crate::node::{Agent, Node, eventually, pass, public, subnet};
+use crate::node::{Agent, Node, config, eventually, parse, pass, public, subnet};
 use crate::storms::Away;
 use crate::tunnel::Tunnel;
 
@@ -105,6 +105,22 @@ async fn a_deleted_record_is_lost_and_the_same_subnet_taken_again() {
     assert_eq!(lost, Event::LeaseLost(LossReason::Deleted));
     let after = agent.ready().await.lease.unwrap();
     assert_eq!((before.subnets, node.record().unwrap().subnets), (after.subnets, before.subnets));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_lease_is_taken_of_another_network_than_the_one_in_force() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    let before = agent.ready().await.lease.unwrap();
+    node.store.set_config(parse(r#"{"Network":"10.91.0.0/16","Backend":{"Type":"tunnel"}}"#));
+    node.store.delete(&node.key());
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    pass(60.0).await;
+    let status = agent.status();
+    assert_eq!((status.phase, &status.lease, node.record()), (Phase::Starting, &None, None));
+    assert!(matches!(&status.store, Contact::Lost { error, .. } if error.contains("restart")), "{:?}", status.store);
+    node.store.set_config(config());
+    assert_eq!(agent.ready().await.lease.unwrap().subnets, before.subnets);
 }
 
 #[tokio::test(start_paused = true)]
