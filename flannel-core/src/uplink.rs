@@ -521,14 +521,23 @@ impl Search<'_> {
     }
 }
 
-/// The addresses of an interface that can be its local address, best first: global ones before link-local ones, then
-/// permanent ones, then those that are no privacy addresses; else in the kernel's order.
+/// The addresses of an interface that can be its local address, best first. Beyond flannel's order (contract 4) a
+/// virtual IP address, which moves from host to host, comes after the interface's own: most have no prefix but their
+/// own, and the kernel lists them after an IPv4 address of the host and before an IPv6 one, since it lists IPv6
+/// addresses newest first.
 fn usable_addresses(facts: &HostFacts, index: u32) -> Vec<IpAddr> {
     let usable = |address: &&HostAddress| {
         address.link == index && !address.deprecated && (is_global(address.addr) || is_link_local(address.addr))
     };
-    let mut found: Vec<_> = facts.addresses.iter().filter(usable).collect();
-    found.sort_by_key(|address| (is_link_local(address.addr), !address.permanent, address.temporary));
+    let (v4, mut v6): (Vec<_>, Vec<_>) =
+        facts.addresses.iter().filter(usable).partition(|address| address.addr.is_ipv4());
+    v6.reverse();
+    let mut found: Vec<_> = v4.into_iter().chain(v6).collect();
+    found.sort_by_key(|address| {
+        let family = Family::of(address.addr);
+        let lifetime = family == Family::V6 && !address.permanent;
+        (is_link_local(address.addr), address.len == family.bits(), lifetime, address.temporary)
+    });
     found.into_iter().map(|address| address.addr).collect()
 }
 

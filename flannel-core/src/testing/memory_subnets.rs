@@ -46,7 +46,17 @@ struct Shared {
     inner: Mutex<Inner>,
 }
 
+/// What a record is found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// The node's name, which is its key.
+    Name,
+    /// The address it publishes; its key is its subnets.
+    Address,
+}
+
 struct Inner {
+    known_by: Known,
     config: NetworkConfig,
     /// How long a lease lasts; `None`: for ever.
     ttl: Option<Duration>,
@@ -80,7 +90,18 @@ impl MemorySubnets {
 
     /// An empty store whose leases last for `ttl` on `clock`.
     pub fn with_ttl(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
+        Self::known_by(Known::Name, config, ttl, clock)
+    }
+
+    /// The same, for nodes that are known by the address they publish, as in etcd: for
+    /// [`Identity::PublicIp`](crate::overlay::Identity::PublicIp).
+    pub fn by_address(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
+        Self::known_by(Known::Address, config, ttl, clock)
+    }
+
+    fn known_by(known_by: Known, config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
         let inner = Inner {
+            known_by,
             config,
             ttl,
             revision: 0,
@@ -260,15 +281,39 @@ impl Inner {
         }
     }
 
-    /// The lease of `node` if it fits the network as it is now.
-    fn fitting(&self, node: &NodeIdentity) -> Option<Arc<Lease>> {
-        let record = self.records.get(&LeaseKey::new(node.as_str()))?;
-        let lease = record.lease.as_ref().ok()?;
-        alloc::all_compatible(&self.config, &lease.subnets).then(|| Arc::clone(lease))
+    /// The keys of the records of `node`.
+    fn keys_of(&self, node: &NodeIdentity) -> Vec<LeaseKey> {
+        match self.known_by {
+            Known::Name => vec![LeaseKey::new(node.as_str())],
+            Known::Address => {
+                let publishes =
+                    |lease: &Lease| lease.attrs.public_ip.iter().any(|(_, addr)| addr.to_string() == node.as_str());
+                let own = |record: &&Record| record.lease.as_ref().is_ok_and(|lease| publishes(lease));
+                self.records.values().filter(own).map(|record| record.key.clone()).collect()
+            }
+        }
     }
 
-    fn choose(&mut self, node: &LeaseKey, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
-        let others = self.records.values().filter(|record| record.key != *node);
+    /// The first lease of `node` that fits the network as it is now.
+    fn fitting(&self, node: &NodeIdentity) -> Option<Arc<Lease>> {
+        let keys = self.keys_of(node);
+        let mut leases = keys.iter().filter_map(|key| self.records.get(key)?.lease.as_ref().ok());
+        leases.find(|lease| alloc::all_compatible(&self.config, &lease.subnets)).cloned()
+    }
+
+    /// The key of a new record.
+    fn new_key(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) -> LeaseKey {
+        match self.known_by {
+            Known::Name => LeaseKey::new(node.as_str()),
+            Known::Address => {
+                let parts: Vec<_> = subnets.iter().map(|(_, subnet)| subnet.to_string().replace('/', "-")).collect();
+                LeaseKey::new(&parts.join("&"))
+            }
+        }
+    }
+
+    fn choose(&mut self, own: &[LeaseKey], preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
+        let others = self.records.values().filter(|record| !own.contains(&record.key));
         let taken: Vec<Prefix> = others
             .flat_map(|record| match &record.lease {
                 Ok(lease) => [lease.subnets.v4, lease.subnets.v6],
@@ -332,13 +377,15 @@ impl SubnetManager for MemorySubnets {
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
         self.shared.call("acquiring a lease", |inner, now| {
-            let key = LeaseKey::new(node.as_str());
-            let (subnets, fence) = match inner.fitting(node) {
-                Some(lease) => (lease.subnets, lease.fence.clone()),
+            let (key, subnets, fence) = match inner.fitting(node) {
+                Some(lease) => (lease.key.clone(), lease.subnets, lease.fence.clone()),
                 None => {
-                    let subnets = inner.choose(&key, &want.preferred)?;
-                    inner.delete(&key);
-                    (subnets, Fence::default())
+                    let own = inner.keys_of(node);
+                    let subnets = inner.choose(&own, &want.preferred)?;
+                    for key in own {
+                        inner.delete(&key);
+                    }
+                    (inner.new_key(node, &subnets), subnets, Fence::default())
                 }
             };
             let lease = Lease { key, subnets, attrs: want.attrs, expires: None, fence };
@@ -506,6 +553,25 @@ mod tests {
         for watch in [&mut before, &mut during] {
             assert_eq!(watch.next().await.unwrap().unwrap(), LeaseEvent::Reset(store.records()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_node_known_by_its_address_keeps_its_record_under_its_subnet() {
+        let config = NetworkConfig::parse(b"{\"Network\":\"10.5.0.0/16\"}", Allocation::Pool).unwrap();
+        let store = MemorySubnets::by_address(config, None, Arc::new(SystemClock::default()));
+        let publishing = |addr: &str| Want {
+            attrs: LeaseAttrs { public_ip: Dual { v4: addr.parse().ok(), v6: None }, ..LeaseAttrs::default() },
+            ..want()
+        };
+        let node = NodeIdentity::new("192.0.2.1").unwrap();
+        let first = store.acquire(&node, publishing("192.0.2.1")).await.unwrap();
+        assert_eq!(first.key.as_str(), first.subnets.v4.unwrap().to_string().replace('/', "-"));
+        assert_eq!(store.acquire(&node, publishing("192.0.2.1")).await.unwrap().key, first.key);
+        let moved = Lease { attrs: publishing("192.0.2.2").attrs, ..first.clone() };
+        store.renew(&moved).await.unwrap();
+        assert_eq!(store.previous(&node).await.unwrap(), None);
+        let node = NodeIdentity::new("192.0.2.2").unwrap();
+        assert_eq!(store.previous(&node).await.unwrap().unwrap().key, first.key);
     }
 
     #[tokio::test(start_paused = true)]
