@@ -157,7 +157,7 @@ impl Tenure {
         if self.lost {
             return Outcome::Same;
         }
-        if self.unseen && seen.is_some_and(|seen| seen.fence == self.lease.fence) {
+        if self.unseen && seen.is_some_and(|seen| is_shown(seen, &self.lease)) {
             self.unseen = false;
             if self.challenges.withdraw() {
                 self.schedule(now);
@@ -217,8 +217,8 @@ impl Tenure {
     ) -> Outcome {
         self.backoff.reset();
         self.challenges.stand(now);
-        let confirmed = matches!(&shown, Some(Some(seen)) if seen.fence == lease.fence);
-        self.unseen = !confirmed && (self.unseen || lease.fence != self.lease.fence);
+        let confirmed = matches!(&shown, Some(Some(seen)) if is_shown(seen, &lease));
+        self.unseen = !confirmed && (self.unseen || !is_shown(&self.lease, &lease));
         // It may have been shown what was there before, or what is there now. All else may be newer than the answer.
         let doubtful =
             shown.is_some_and(|seen| !seen.is_some_and(|seen| is_same(&seen, &lease) || is_same(&seen, &self.lease)));
@@ -269,6 +269,11 @@ impl Tenure {
             }
         };
     }
+}
+
+/// Whether what the store shows is what was written. A fence alone does not tell where it stays the same over writes.
+fn is_shown(seen: &Lease, written: &Lease) -> bool {
+    seen.fence == written.fence && is_same(seen, written)
 }
 
 /// Whether two leases say the same, expiry and fence apart.
@@ -549,6 +554,25 @@ mod tests {
         assert_eq!((held.deadline(), held.challenged()), (None, None));
         // From then on all is newer.
         assert_eq!(held.own_record(Some(&taken()), at(3)), Outcome::Lost(LossReason::Taken));
+    }
+
+    #[test]
+    fn an_earlier_own_write_that_is_shown_late_is_no_rivals_where_the_fence_stays() {
+        let mut held = tenure(None);
+        let at_address = |n: u8| {
+            let mut lease = lease(None);
+            lease.attrs.public_ip.v4 = Some([192, 0, 2, n].into());
+            lease
+        };
+        for n in [7, 8] {
+            held.publish(at_address(n).attrs, at(1));
+            held.call(at(1)).unwrap();
+            assert_eq!(held.answered(Ok(at_address(n)), at(1)).0, Outcome::Renewed);
+        }
+        assert_eq!(held.own_record(Some(&record(at_address(7))), at(1)), Outcome::Same);
+        assert_eq!(held.own_record(Some(&record(at_address(8))), at(1)), Outcome::Same);
+        assert!(held.is_held() && held.challenged().is_none());
+        assert_eq!(held.own_record(Some(&record(at_address(9))), at(2)), Outcome::Lost(LossReason::Taken));
     }
 
     #[test]
