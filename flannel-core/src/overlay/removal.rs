@@ -206,7 +206,7 @@ pub(crate) async fn release(seams: &Seams, situation: &Situation, last: LastLeas
 /// Who the store takes this node for, as far as host and devices tell.
 async fn node(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Result<NodeIdentity, String> {
     let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
-    let in_use = InUse { addrs: view::last_addresses(&settings.name, &host, &[]), ..InUse::NOTHING };
+    let in_use = InUse { addrs: view::last_addresses(&settings.name, &host), ..InUse::NOTHING };
     let choice = view::choose(settings, config, &host, in_use).map_err(|error| chain(&error))?;
     Ok(view::identity(settings, &choice.public))
 }

@@ -169,7 +169,7 @@ impl Overlay {
     }
 
     async fn look_ahead(&self) -> Result<Option<Preview>, OverlayError> {
-        let surveyed = start::survey(&self.seams, &self.settings, &self.backends).await?;
+        let surveyed = start::survey(&self.seams, &self.settings, &self.backends, None).await?;
         let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
         let local = Local { lease, situation: surveyed.situation };
         let now = self.seams.clock.now();

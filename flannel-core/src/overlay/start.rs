@@ -1,9 +1,12 @@
 //! From nothing to a lease: everything that happens once, before the machine.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::backend::{Backend, Situation};
+use crate::backend::{Backend, Situation, Uplink};
 use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::{Claim, KernelError, Residence};
@@ -13,9 +16,13 @@ use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
-use crate::overlay::{MissingUplink, Settings, chain, places, view};
+use crate::overlay::view::{self, First, SETTLE, Settling};
+use crate::overlay::{Identity, MissingUplink, Settings, chain, places};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
-use crate::uplink::{Explanation, Problem};
+use crate::uplink::{Explanation, Problem, UplinkError};
+
+/// How often a start looks at the host while its addresses settle.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// What is known before anything is taken or written.
 pub(crate) struct Surveyed {
@@ -23,6 +30,8 @@ pub(crate) struct Surveyed {
     pub(crate) situation: Situation,
     /// Why the uplink is the one to use.
     explanation: Explanation,
+    /// The local addresses that were used before.
+    before: Dual<IpAddr>,
     /// When the host was read.
     pub(crate) read: BootTime,
     pub(crate) want: Want,
@@ -71,12 +80,25 @@ pub(crate) async fn start(
     let mut backoff = Backoff::new(seams.jitter.clone());
     let mut claimed: Option<(Arc<NetworkConfig>, Claims)> = None;
     let mut uplink = None;
+    let mut settling = None;
     loop {
-        let surveyed = survey(seams, settings, backends).await?;
+        let surveyed = survey(seams, settings, backends, uplink.as_ref()).await?;
         if backoff.is_fresh() {
             store_answers(seams);
         }
-        let Surveyed { situation, explanation, .. } = &surveyed;
+        let Surveyed { situation, explanation, before, .. } = &surveyed;
+        let waits = settling.is_some();
+        settling = Settling::of(settling, before, &situation.uplink.addrs, seams.clock.now());
+        if let Some(Settling { until, .. }) = settling {
+            if !waits {
+                // Where the store goes by addresses a wrong one would be another node's lease.
+                let (name, addrs) = (situation.uplink.name.as_str(), &situation.uplink.addrs);
+                tracing::info!(uplink = name, ?before, ?addrs, "waiting {SETTLE:?} for the addresses used before");
+            }
+            // Nobody tells a start of a change.
+            seams.clock.sleep_until(until.min(seams.clock.now().after(GLANCE))).await;
+            continue;
+        }
         if uplink.as_ref() != Some(&situation.uplink) {
             tracing::info!(uplink = situation.uplink.name.as_str(), %explanation, "uplink chosen");
             uplink = Some(situation.uplink.clone());
@@ -108,44 +130,77 @@ pub(crate) async fn start(
 }
 
 /// Reads configuration, host and previous lease. Writes nothing.
+///
+/// `uplink` is what this start used so far.
 pub(crate) async fn survey(
     seams: &Seams,
     settings: &Settings,
     backends: &[(&'static str, Factory)],
+    uplink: Option<&Uplink>,
 ) -> Result<Surveyed, OverlayError> {
     let config = Arc::new(ask_store(seams, || seams.subnets.network_config()).await?);
     let backend = pick(backends, &config)?;
-    let (mut situation, explanation) = situate(seams, settings, &config, &*backend).await?;
-    let read = seams.clock.now();
-    let previous = ask_store(seams, || seams.subnets.previous(&situation.node)).await?;
+    let reach = settings.uplink.reaches();
+    let mut missing = Missing { seams, settings, told: None, backoff: Backoff::new(seams.jitter.clone()) };
+    let (first, previous, read) = loop {
+        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
+        let read = seams.clock.now();
+        let find = |others: &_| {
+            view::first_situation(settings, Arc::clone(&config), Arc::clone(&host), &*backend, uplink, others)
+        };
+        match own_lease(seams, settings, &*backend, find).await? {
+            Ok((first, previous)) => break (first, previous, read),
+            Err(error) => missing.wait(error).await?,
+        }
+    };
+    let First { mut situation, explanation, before, .. } = first;
+    missing.found(&situation.uplink);
     situation.previous = previous.map(Arc::new);
     let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
     let preferred = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
     // Another agent's last words in subnet.env name the subnet that pods here still use (contract 6.4, step 3).
     let preferred = if preferred.is_empty() { view::former_subnets(settings) } else { preferred };
-    Ok(Surveyed { backend, situation, explanation, read, want: Want { attrs, preferred } })
+    Ok(Surveyed { backend, situation, explanation, before, read, want: Want { attrs, preferred } })
 }
 
-/// Reads the host and chooses the uplink, waiting for one if that is the policy.
-async fn situate(
+/// Looks for the uplink and this node's previous lease. A node that the store knows by its address, and that does not
+/// have the address any more that it had, may find another node's lease: then it uses an address that nobody publishes.
+async fn own_lease(
     seams: &Seams,
     settings: &Settings,
-    config: &Arc<NetworkConfig>,
     backend: &dyn Backend,
-) -> Result<(Situation, Explanation), OverlayError> {
-    let mut backoff = Backoff::new(seams.jitter.clone());
-    let (mut told, reach) = (None, settings.uplink.reaches());
+    find: impl Fn(&BTreeSet<IpAddr>) -> Result<First, UplinkError>,
+) -> Result<Result<(First, Option<Lease>), UplinkError>, OverlayError> {
+    let mut others = BTreeSet::new();
+    // Each turn rules out an address of the host.
     loop {
-        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
-        let error = match view::first_situation(settings, Arc::clone(config), host, backend) {
-            Ok((situation, explanation)) => {
-                if told.is_some() {
-                    seams.tell(Event::UplinkBack(situation.uplink.clone()));
-                }
-                return Ok((situation, explanation));
-            }
-            Err(error) => error,
+        let first = match find(&others) {
+            Ok(first) => first,
+            Err(error) => return Ok(Err(error)),
         };
+        let lease = ask_store(seams, || seams.subnets.previous(&first.situation.node)).await?;
+        let addrs = &first.situation.public;
+        let is_others = lease
+            .as_ref()
+            .is_some_and(|lease| settings.identity == Identity::PublicIp && first.is_others(backend, lease));
+        if !is_others || addrs.iter().all(|(_, addr)| others.contains(addr)) {
+            return Ok(Ok((first, lease)));
+        }
+        others.extend(addrs.iter().map(|(_, addr)| *addr));
+    }
+}
+
+/// Waits for an uplink, if that is the policy.
+struct Missing<'a> {
+    seams: &'a Seams,
+    settings: &'a Settings,
+    told: Option<Problem>,
+    backoff: Backoff,
+}
+
+impl Missing<'_> {
+    async fn wait(&mut self, error: UplinkError) -> Result<(), OverlayError> {
+        let Self { seams, settings, told, backoff } = self;
         // No host can mend an address of the wrong family.
         let final_anyway = matches!(error.problem, Problem::WrongFamily { .. });
         if settings.missing_uplink == MissingUplink::Fail || final_anyway {
@@ -155,9 +210,16 @@ async fn situate(
             let text = chain(&error);
             seams.tell(Event::UplinkLost(text.clone()));
             seams.status.send_modify(|status| status.last_error = Some(text));
-            told = Some(error.problem);
+            *told = Some(error.problem);
         }
         seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+        Ok(())
+    }
+
+    fn found(self, uplink: &Uplink) {
+        if self.told.is_some() {
+            self.seams.tell(Event::UplinkBack(uplink.clone()));
+        }
     }
 }
 

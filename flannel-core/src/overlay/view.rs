@@ -3,40 +3,92 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::admit::{Admission, HostView, Own, Rules};
-use crate::backend::{Backend, Local, Situation};
+use crate::backend::{Backend, Local, Situation, Uplink};
+use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{Device, HostFacts, HostLink, OverlayName};
 use crate::lease::{Fence, Lease, LeaseKey};
-use crate::net::{Dual, Family, Mtu, Prefix};
+use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::overlay::{Identity, Masquerade, Settings, places};
 use crate::state::LinkKind;
 use crate::subnet::{NodeIdentity, Want};
 use crate::subnet_env::SubnetEnv;
 use crate::uplink::{self, Choice, Explanation, InUse, Request, UplinkError};
 
-/// The situation at start, and why its uplink was chosen. Of several addresses of the uplink the one that the last run
-/// used is used again: it is what other nodes send to, and where the store goes by addresses it is this node's lease.
+/// How long another interface or address has to be the one to choose before it is used: longer than a network manager or
+/// a DHCP client takes to put back what it removed.
+pub(crate) const SETTLE: Duration = Duration::from_secs(3);
+
+/// A change of addresses that waits until it has stood for [`SETTLE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Settling {
+    to: Dual<IpAddr>,
+    pub(crate) until: BootTime,
+}
+
+impl Settling {
+    /// What becomes of `waiting` now that `to` is found in the place of `from`; `None`: it may be used.
+    pub(crate) fn of(waiting: Option<Self>, from: &Dual<IpAddr>, to: &Dual<IpAddr>, now: BootTime) -> Option<Self> {
+        let settling = match waiting {
+            Some(waiting) if waiting.to == *to => waiting,
+            _ => Self { to: *to, until: now.after(SETTLE) },
+        };
+        Some(settling).filter(|settling| from != to && settling.until > now)
+    }
+}
+
+/// The situation at start, and why its uplink was chosen. What this start used before counts first, then what the last
+/// run used: it is what other nodes send to, and where the store goes by addresses it is this node's lease.
 pub(crate) fn first_situation(
     settings: &Settings,
     config: Arc<NetworkConfig>,
     host: Arc<HostFacts>,
     backend: &dyn Backend,
-) -> Result<(Situation, Explanation), UplinkError> {
+    before: Option<&Uplink>,
+    others: &BTreeSet<IpAddr>,
+) -> Result<First, UplinkError> {
     let with = |choice: Choice| {
         let node = identity(settings, &choice.public);
         let (overlay, config, host) = (settings.name.clone(), Arc::clone(&config), Arc::clone(&host));
         let Choice { uplink, public, explanation } = choice;
-        (Situation { overlay, config, node, uplink, public, host, previous: None, taken: BTreeSet::new() }, explanation)
+        let taken = BTreeSet::new();
+        (Situation { overlay, config, node, uplink, public, host, previous: None, taken }, explanation)
     };
-    let (situation, explanation) = with(choose(settings, &config, &host, InUse::NOTHING)?);
+    let (situation, _) = with(choose(settings, &config, &host, InUse::NOTHING)?);
     let devices = devices(backend, &situation);
-    let addrs = last_addresses(&settings.name, &host, &devices);
-    if addrs == Dual::default() {
-        return Ok((situation, explanation));
+    let left: Vec<&HostLink> = left(&settings.name, &host, &devices).collect();
+    let (link, addrs) = match before {
+        Some(before) => (Some(before.index), before.addrs),
+        None => (None, local_addresses(&left)),
+    };
+    let macs = left.iter().filter_map(|link| link.mac).collect();
+    let (situation, explanation) = with(choose(settings, &config, &host, InUse { link, addrs, others })?);
+    let before = situation.uplink.addrs.map(|family, addr| addrs.get(family).copied().unwrap_or(*addr));
+    Ok(First { situation, explanation, before, macs })
+}
+
+/// What a start finds.
+#[derive(Debug, Clone)]
+pub(crate) struct First {
+    pub(crate) situation: Situation,
+    pub(crate) explanation: Explanation,
+    /// The local addresses that were used before, as far as that can be told, else those found.
+    pub(crate) before: Dual<IpAddr>,
+    /// The Ethernet addresses of the devices that the last run left.
+    macs: Vec<MacAddr>,
+}
+
+impl First {
+    /// Whether a lease that was found by this node's address is another node's: the address is new here, and the lease
+    /// names no device of ours.
+    pub(crate) fn is_others(&self, backend: &dyn Backend, lease: &Lease) -> bool {
+        let mut macs =
+            lease.subnets.families().filter_map(|family| backend.hardware_address(&lease.attrs, family).ok()?);
+        self.before != self.situation.uplink.addrs && !macs.any(|mac| self.macs.contains(&mac))
     }
-    Ok(with(choose(settings, &config, &host, InUse { addrs, ..InUse::NOTHING })?))
 }
 
 /// The devices that the backend would want, as far as they are known before there is a lease.
@@ -57,21 +109,34 @@ pub(crate) fn expected(situation: &Situation, want: &Want) -> Local {
     Local { lease: Arc::new(lease), situation: situation.clone() }
 }
 
-/// The local addresses of the devices that the last run left: those with our mark, and those under the name of one of
-/// `devices`, which another agent made.
-pub(crate) fn last_addresses(overlay: &OverlayName, host: &HostFacts, devices: &[Device]) -> Dual<IpAddr> {
-    let left = |link: &&HostLink| {
+/// The devices that the last run left: those with our mark, and those under the name of one of `devices`, which another
+/// agent made.
+fn left<'a>(
+    overlay: &'a OverlayName,
+    host: &'a HostFacts,
+    devices: &'a [Device],
+) -> impl Iterator<Item = &'a HostLink> {
+    host.links.values().filter(|link| {
         overlay.owns(link.group, link.alias.as_deref()) || devices.iter().any(|device| device.name == link.name)
-    };
-    let local = |link: &HostLink| match &link.kind {
+    })
+}
+
+/// The local addresses of devices.
+fn local_addresses(links: &[&HostLink]) -> Dual<IpAddr> {
+    let local = |link: &&HostLink| match &link.kind {
         LinkKind::Vxlan(vxlan) => vxlan.local,
         LinkKind::DataPlane | LinkKind::Other(_) => None,
     };
     let mut addrs = Dual::default();
-    for addr in host.links.values().filter(left).filter_map(local) {
+    for addr in links.iter().filter_map(local) {
         *addrs.slot(Family::of(addr)) = Some(addr);
     }
     addrs
+}
+
+/// The local addresses of the devices of ours that the last run left.
+pub(crate) fn last_addresses(overlay: &OverlayName, host: &HostFacts) -> Dual<IpAddr> {
+    local_addresses(&left(overlay, host, &[]).collect::<Vec<_>>())
 }
 
 /// Who this node is to the store.

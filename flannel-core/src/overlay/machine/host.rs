@@ -14,27 +14,17 @@ use crate::backend::{Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
 use crate::net::Dual;
+use crate::overlay::chain;
 use crate::overlay::status::Event;
-use crate::overlay::{chain, view};
+use crate::overlay::view::{self, SETTLE, Settling};
 use crate::uplink::UplinkError;
 
 use super::{Cause, Machine, Round};
-
-/// How long another interface or address has to be the one to choose before it is used: longer than a network manager or
-/// a DHCP client takes to put back what it removed.
-pub(super) const SETTLE: Duration = Duration::from_secs(3);
 
 /// Between two changes of the Ethernet address, so that whoever copies it each time sets no pace.
 const PART: Duration = Duration::from_secs(10);
 /// The most Ethernet addresses that are remembered as taken.
 const MOST_TAKEN: usize = 64;
-
-/// A change of interface or addresses that waits.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Settling {
-    to: Dual<IpAddr>,
-    pub(super) until: BootTime,
-}
 
 impl Machine {
     pub(super) fn facts(&mut self, now: BootTime, facts: Result<HostFacts, KernelError>) {
@@ -143,21 +133,8 @@ impl Machine {
 
     /// Whether what was found may be used now. Another interface with the same addresses may at once.
     fn has_settled(&mut self, now: BootTime, old: &Situation, found: &Situation) -> bool {
-        if (found.public, found.uplink.addrs) == (old.public, old.uplink.addrs) {
-            self.settling = None;
-            return true;
-        }
-        let to = found.uplink.addrs;
-        let until = match &self.settling {
-            Some(settling) if settling.to == to => settling.until,
-            _ => now.after(SETTLE),
-        };
-        if until <= now {
-            self.settling = None;
-            return true;
-        }
-        self.settling = Some(Settling { to, until });
-        false
+        self.settling = Settling::of(self.settling, &old.uplink.addrs, &found.uplink.addrs, now);
+        self.settling.is_none()
     }
 }
 

@@ -31,13 +31,13 @@ use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
 use crate::overlay::status::{Event, Hearing, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
-use crate::overlay::{Settings, chain, view, wanted};
+use crate::overlay::view::{self, Settling};
+use crate::overlay::{Settings, chain, wanted};
 use crate::plan::{Object, Plan};
 use crate::state::State;
 use crate::subnet::SubnetError;
 
 use former::Former;
-use host::Settling;
 
 /// Audits on hints keep this distance, so that a storm of notifications costs a bounded share of a core.
 const SPACING: Duration = Duration::from_millis(200);
