@@ -1,5 +1,7 @@
 //! What nodes tell one another: leases, their attributes, and the records of a store.
 
+mod bounds;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -9,19 +11,76 @@ use serde_json::value::RawValue;
 use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
 
+pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, keep_oldest};
+
 /// What the store calls a lease: an etcd key, a Kubernetes node, a file's name. Opaque to all but the store.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseKey(Arc<str>);
 
 impl LeaseKey {
+    /// The longest key that a record is held under, in bytes: as long as a file's name.
+    pub const MAX_BYTES: usize = 256;
+
     /// A key from the store's own text.
     pub fn new(text: &str) -> Self {
         Self(text.into())
     }
 
+    /// A key from bytes that anybody may have written. What is not UTF-8 is escaped, and a key longer than
+    /// [`MAX_BYTES`](Self::MAX_BYTES) is cut, with a hash of the whole in its place, so that records are still told
+    /// apart. Costs the same however long the key is.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        /// What is shown of a key that is too long: even escaped it is short enough.
+        const SHOWN: usize = 32;
+        if bytes.len() <= Self::MAX_BYTES
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            return Self::new(text);
+        }
+        let whole = bytes.escape_ascii();
+        if bytes.len() <= Self::MAX_BYTES / 4 {
+            return Self::new(&whole.to_string());
+        }
+        // FNV-1a. Two keys with one hash, made on purpose, are one bad record instead of two.
+        let hash = bytes
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+        let start = bytes.get(..SHOWN).unwrap_or(bytes).escape_ascii();
+        Self::new(&format!("{start}...({} bytes, {hash:016x})", bytes.len()))
+    }
+
     /// The store's own text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl BadRecord {
+    /// The most characters kept of what is wrong: it may quote a hostile record at length.
+    pub const MAX_CHARS: usize = 256;
+
+    /// A record that is bad for this reason, which is cut to [`MAX_CHARS`](Self::MAX_CHARS).
+    pub fn new(reason: impl fmt::Display, subnets: Dual<Prefix>) -> Self {
+        let mut text = Cut { text: String::new(), left: Self::MAX_CHARS };
+        // Fails once it is full.
+        let _ = fmt::write(&mut text, format_args!("{reason}"));
+        Self { reason: text.text, subnets }
+    }
+}
+
+/// Text that takes so many characters, and no more.
+struct Cut {
+    text: String,
+    left: usize,
+}
+
+impl fmt::Write for Cut {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            self.left = self.left.checked_sub(1).ok_or(fmt::Error)?;
+            self.text.push(c);
+        }
+        Ok(())
     }
 }
 
@@ -319,6 +378,25 @@ pub enum LeaseEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_of_any_bytes_is_short_and_a_name_of_its_own() {
+        let key = |bytes: &[u8]| LeaseKey::of_bytes(bytes).as_str().to_owned();
+        assert_eq!(key(b"10.5.34.0-24"), "10.5.34.0-24");
+        assert_eq!(key(b"x\xff"), "x\\xff");
+        assert_eq!(key("é".repeat(128).as_bytes()).len(), LeaseKey::MAX_BYTES);
+        let long = |last: u8| [vec![0xff; 1 << 20], vec![last]].concat();
+        assert!(key(&long(1)).len() <= LeaseKey::MAX_BYTES && key(&long(1)).contains("1048577 bytes"));
+        assert_ne!(key(&long(1)), key(&long(2)));
+        assert!(key(&[0xff; 256]).len() <= LeaseKey::MAX_BYTES);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_record_is_told_in_a_bounded_text() {
+        let bad = BadRecord::new("é".repeat(1 << 20), Dual::default());
+        assert_eq!(bad.reason.chars().count(), BadRecord::MAX_CHARS);
+        assert_eq!(BadRecord::new("no JSON", Dual::default()).reason, "no JSON");
+    }
 
     const VXLAN: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
 
