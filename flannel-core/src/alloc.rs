@@ -63,8 +63,8 @@ pub fn choose(
     slots.prefix(slot).ok_or_else(exhausted)
 }
 
-/// Whether a node may hold `subnet` of `network`: of the pool's length and range, or where there is no pool simply
-/// inside.
+/// Whether the pool of `network` may give `subnet` out: it has the pool's length and is in its range, or where there is
+/// no pool it is simply inside. Peers may hold others: see [`Rules`](crate::admit::Rules).
 pub fn compatible(network: &Network, subnet: &Prefix) -> bool {
     let inside = network.prefix.covers(subnet);
     inside
@@ -77,7 +77,12 @@ pub fn compatible(network: &Network, subnet: &Prefix) -> bool {
 /// Whether a lease's subnets fit the configuration: one in each enabled family, none in the other (contract 6.4,
 /// step 2).
 pub fn all_compatible(config: &NetworkConfig, subnets: &Dual<Prefix>) -> bool {
-    Family::BOTH.into_iter().all(|family| match (config.networks.get(family), subnets.get(family)) {
+    fits_pools(&config.networks, subnets)
+}
+
+/// [`all_compatible`] with the networks of a configuration.
+pub(crate) fn fits_pools(networks: &Dual<Network>, subnets: &Dual<Prefix>) -> bool {
+    Family::BOTH.into_iter().all(|family| match (networks.get(family), subnets.get(family)) {
         (Some(network), Some(subnet)) => compatible(network, subnet),
         (None, None) => true,
         (Some(_), None) | (None, Some(_)) => false,

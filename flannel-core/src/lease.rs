@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
 
+pub(crate) use bounds::weight;
 pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, keep_oldest};
 
 /// What the store calls a lease: an etcd key, a Kubernetes node, a file's name. Opaque to all but the store.

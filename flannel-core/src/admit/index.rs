@@ -53,6 +53,20 @@ impl Index {
         rest.iter().chain(later.iter().flatten()).copied()
     }
 
+    /// The last that is `before`.
+    pub(super) fn last_of(&self, before: impl Fn(u32) -> bool) -> Option<u32> {
+        let (chunk, place) = self.position(before);
+        match place.checked_sub(1) {
+            Some(place) => self.chunks.get(chunk)?.get(place).copied(),
+            None => self.chunks.get(chunk.checked_sub(1)?)?.last().copied(),
+        }
+    }
+
+    /// The last of all.
+    pub(super) fn last(&self) -> Option<u32> {
+        self.chunks.last()?.last().copied()
+    }
+
     /// All.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.chunks.iter().flatten().copied()
@@ -94,6 +108,8 @@ mod tests {
             }
             prop_assert!(index.iter().eq(model.iter().rev().copied()));
             prop_assert!(index.from(|other| other > from).eq(model.range(..=from).rev().copied()));
+            prop_assert_eq!(index.last_of(|other| other > from), model.range(from + 1..).next().copied());
+            prop_assert_eq!(index.last(), model.first().copied());
         }
     }
 }

@@ -1,18 +1,24 @@
 //! Admission: which records of the store become peers, and why the others do not.
 //!
 //! A record is judged in three steps. What is wrong with it *in itself* is found by [`Rules`]. Of records that are in
-//! *conflict*, because they overlap or share an Ethernet address, the one created first wins (then the lower key); who
-//! loses to a loser is a winner. Both steps are functions of the current records alone, so all nodes agree. Last come
-//! the rules that depend on *this node* ([`HostView`]); they never promote anybody.
+//! *conflict*, because they overlap or share an Ethernet address, one that fits the pool wins over one that does not,
+//! then the one created first, then the lower key; who loses to a loser is a winner. Both steps are functions of the
+//! current records and of the configuration alone, so all nodes that started with one configuration agree. Last come the
+//! rules that depend on *this node* ([`HostView`]); they never promote anybody.
 //!
 //! There is one memory: when a record goes bad in itself, its last version that was not keeps its place as long as no
 //! current record wants it, that is, it loses every conflict with a current record, whatever their age. Without that
 //! memory (after a restart) the same records give the same peers less those kept so.
 //!
+//! What is held is bounded: records beyond [`MAX_RECORDS`](crate::lease::MAX_RECORDS) are dropped, the youngest first,
+//! and those with keys longer than [`LeaseKey::MAX_BYTES`]. They are counted ([`Admission::dropped`]) and else unknown
+//! until the store lists everything again.
+//!
 //! Two rules need no code. No peer's subnet contains another's public address: the one lies in the network, the other
 //! does not. And an equal public address is no fault (a node re-created under a new name has it): see
 //! [`Admission::shared_addresses`].
 
+mod conflicts;
 mod index;
 mod reason;
 mod rules;
@@ -24,10 +30,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::alloc::compatible;
-use crate::lease::{Fence, Lease, LeaseKey, Record};
+use crate::lease::{BadRecord, Fence, Lease, LeaseKey, MAX_RECORDS, Record, keep_oldest};
 use crate::net::{Dual, Family, MacAddr, Prefix};
 
+use rules::judge_subnet;
 use table::{Bad, Table};
 use withheld::Withheld;
 
@@ -36,7 +42,7 @@ pub use rules::{HardwareAddress, HostView, Own, Rules};
 
 /// All current records, and which of them are peers.
 ///
-/// A change costs that of the records it is in conflict with, not of all. Ten thousand records cost about 0.6 MiB
+/// A change costs that of the records it is in conflict with at most, not of all. Ten thousand records cost about 0.8 MiB
 /// beside their leases. Leases that nobody else holds lose their fence here: only its holder writes a record again, so
 /// look at the own record's fence before it goes in.
 pub struct Admission {
@@ -44,17 +50,20 @@ pub struct Admission {
     host: HostView,
     table: Table,
     withheld: Withheld,
-    news: News,
+    changed_withheld: BTreeSet<Prefix>,
+    /// [`MAX_RECORDS`], or less in tests.
+    limit: usize,
+    /// The age of the oldest record that was dropped: what is younger is dropped too.
+    horizon: Option<(u64, LeaseKey)>,
+    dropped: usize,
+    /// Whether the own record is among them.
+    own_dropped: bool,
+    /// How many bad records have a text.
+    texts: usize,
 }
 
-/// What a change did beside that to the peers: whoever shows it need not walk over all.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct News {
-    /// Records whose [`Admission::why_not`] may say something else than before, those that are gone too.
-    pub reasons: BTreeSet<LeaseKey>,
-    /// Prefixes that came to [`Admission::withheld`], or left it.
-    pub withheld: BTreeSet<Prefix>,
-}
+/// The most bad records whose text is kept; of the others only the rule they break is.
+const MAX_TEXTS: usize = 1024;
 
 /// A key whose accepted peer is not what it was. Changes of expiry and fence alone are none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,11 +87,28 @@ impl Admission {
     /// No records yet.
     pub fn new(rules: Rules, host: HostView) -> Self {
         let families = Family::BOTH.map(|family| rules.networks.get(family).map(|_| family));
-        Self { rules, host, table: Table::new(families), withheld: Withheld::default(), news: News::default() }
+        Self {
+            rules,
+            host,
+            table: Table::new(families),
+            withheld: Withheld::default(),
+            changed_withheld: BTreeSet::new(),
+            limit: MAX_RECORDS,
+            horizon: None,
+            dropped: 0,
+            own_dropped: false,
+            texts: 0,
+        }
     }
 
     /// Takes `records` as everything there is. Of equal keys the last counts. The changes are in the order of keys.
     pub fn reset(&mut self, mut records: Vec<Record>) -> Vec<Change> {
+        (self.horizon, self.dropped, self.own_dropped) = (None, 0, false);
+        let is_own_there = self.lists_own(&records);
+        if let Some(dropped) = keep_oldest(&mut records, self.limit) {
+            self.own_dropped = is_own_there && !self.lists_own(&records);
+            (self.horizon, self.dropped) = (Some((dropped.created, dropped.key)), dropped.count);
+        }
         records.sort_by(|a, b| a.key.cmp(&b.key));
         let gone = self.table.ids().filter_map(|id| self.table.entry(id).key());
         let listed = |key: &LeaseKey| records.binary_search_by(|record| record.key.cmp(key)).is_ok();
@@ -95,17 +121,21 @@ impl Admission {
                 self.put(record);
             }
         }
+        // A version that is only kept may be larger than the one that was listed.
+        self.drop_youngest();
         self.finish()
     }
 
     /// Takes a record that is new or changed. The changes, also of those in conflict with it, are in the order of keys.
     pub fn upsert(&mut self, record: Record) -> Vec<Change> {
         self.put(record);
+        self.drop_youngest();
         self.finish()
     }
 
     /// Forgets a record. The changes are in the order of keys.
     pub fn remove(&mut self, key: &LeaseKey) -> Vec<Change> {
+        self.own_dropped &= !self.is_own(key);
         self.forget(key);
         self.finish()
     }
@@ -113,13 +143,11 @@ impl Admission {
     /// Judges all anew for what this node has become. The changes are in the order of keys.
     pub fn set_host(&mut self, host: HostView) -> Vec<Change> {
         if self.host == host {
-            self.news = News::default();
+            self.changed_withheld.clear();
             return Vec::new();
         }
-        let owns = [&self.host.own.key, &host.own.key].map(Clone::clone);
+        self.own_dropped &= self.host.own.key == host.own.key;
         self.host = host;
-        // Why a record does not suit is told in terms of the host.
-        self.table.retell_troubled();
         self.withheld.doubt_all();
         let ids: Vec<_> = self.table.ids().collect();
         for id in ids {
@@ -130,14 +158,23 @@ impl Admission {
                 self.table.amend(id, |entry| entry.suits = suits);
             }
         }
-        let changes = self.finish();
-        self.news.reasons.extend(owns.into_iter().flatten());
-        changes
+        self.finish()
     }
 
-    /// What the last change did beside that to the peers.
-    pub fn news(&self) -> &News {
-        &self.news
+    /// Prefixes that came to [`withheld`](Self::withheld) with the last change, or left it.
+    pub fn changed_withheld(&self) -> &BTreeSet<Prefix> {
+        &self.changed_withheld
+    }
+
+    /// How often a record was dropped since the store last listed everything, for there are too many or its key is too
+    /// long. One that is written again counts again.
+    pub fn dropped(&self) -> usize {
+        self.dropped
+    }
+
+    /// Whether there is room again for records that were dropped, so that the store should list everything anew.
+    pub fn has_room_again(&self) -> bool {
+        self.horizon.is_some() && self.table.weight() <= self.limit - self.limit / 8
     }
 
     /// The node as it was last set.
@@ -177,12 +214,16 @@ impl Admission {
 
     /// The records whose current version is no peer, with the rule it breaks, in the order of keys. The own record is
     /// not among them: see [`own_trouble`](Self::own_trouble).
-    pub fn quarantined(&self) -> Vec<(LeaseKey, Reason)> {
+    pub fn quarantined(&self) -> impl Iterator<Item = (LeaseKey, Reason)> + '_ {
         let keyed = self.table.troubled().filter_map(|id| Some((id, self.table.entry(id).key()?)));
         let others = keyed.filter(|(_, key)| !self.is_own(key));
-        let mut found: Vec<_> = others.filter_map(|(id, key)| Some((key.clone(), self.reason(id)?))).collect();
-        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        found
+        others.filter_map(|(id, key)| Some((key.clone(), self.reason(id)?)))
+    }
+
+    /// How many they are.
+    pub fn quarantined_count(&self) -> usize {
+        let own = self.host.own.key.as_ref().and_then(|own| self.table.find(own));
+        self.table.troubled_count() - usize::from(own.is_some_and(|own| self.table.is_troubled(own)))
     }
 
     /// Why a record's current version is no peer; `None` when it is one, is the own record, or does not exist.
@@ -209,11 +250,14 @@ impl Admission {
 
     /// Why other nodes do not take our own record for a peer, as far as that can be known here.
     pub fn own_trouble(&self) -> Option<Reason> {
+        if self.own_dropped {
+            return Some(Reason::TooMany);
+        }
         let id = self.table.find(self.host.own.key.as_ref()?)?;
         let entry = self.table.entry(id);
         match &entry.bad {
             Some(bad) => Some(bad.reason.clone()),
-            None if entry.is_winner() => None,
+            None if entry.winner => None,
             None => self.table.conflict(id),
         }
     }
@@ -241,10 +285,14 @@ impl Admission {
 
     fn put(&mut self, record: Record) {
         let Record { key, created, lease } = record;
-        let former = self.table.find(&key).and_then(|id| self.table.entry(id).bad.as_ref());
-        if let Some(former) = former {
-            self.withheld.unname(&former.subnets);
+        let is_beyond = self.horizon.as_ref().is_some_and(|(age, least)| (created, &key) >= (*age, least));
+        if is_beyond || key.as_str().len() > LeaseKey::MAX_BYTES {
+            return self.drop_record(&key);
         }
+        if self.is_own(&key) {
+            self.own_dropped = false;
+        }
+        self.unname(&key);
         let judged = match lease {
             Ok(lease) if lease.key != key => {
                 let reason = Reason::Unreadable(format!("its lease names the record {}", lease.key));
@@ -255,14 +303,38 @@ impl Admission {
                 Err(reason) => Err(Bad { key, reason, subnets: lease.subnets, public: lease.attrs.public_ip }),
             },
             Err(bad) => {
-                // A store's words may quote a hostile record at length.
-                let reason = Reason::Unreadable(bad.reason.chars().take(256).collect());
-                Err(Bad { key, reason, subnets: bad.subnets, public: Dual::default() })
+                let BadRecord { reason, subnets } = *bad;
+                Err(Bad { key, reason: Reason::Unreadable(reason), subnets, public: Dual::default() })
             }
         };
         match judged {
             Ok((lease, macs)) => self.put_good(lease, created, macs),
-            Err(bad) => self.put_bad(bad),
+            Err(bad) => self.put_bad(bad, created),
+        }
+    }
+
+    /// The bad version of a record, if that is its current one, says nothing any more.
+    fn unname(&mut self, key: &LeaseKey) {
+        let Some(bad) = self.table.find(key).and_then(|id| self.table.entry(id).bad.as_ref()) else { return };
+        self.withheld.unname(&bad.subnets);
+        self.texts -= usize::from(bad.reason.has_text());
+    }
+
+    /// Forgets a record that there is no room for.
+    fn drop_record(&mut self, key: &LeaseKey) {
+        self.dropped = self.dropped.saturating_add(1);
+        self.own_dropped |= self.is_own(key);
+        self.forget(key);
+    }
+
+    /// Drops records until what is left is within the limit.
+    fn drop_youngest(&mut self) {
+        while self.table.weight() > self.limit
+            && let Some(id) = self.table.youngest()
+            && let Some(key) = self.table.entry(id).key().cloned()
+        {
+            self.horizon = Some((self.table.entry(id).created, key.clone()));
+            self.drop_record(&key);
         }
     }
 
@@ -271,7 +343,7 @@ impl Admission {
         if let Some(lease) = Arc::get_mut(&mut lease) {
             lease.fence = Fence::default();
         }
-        let suits = self.suits(&lease, &macs);
+        let (suits, fits) = (self.suits(&lease, &macs), self.rules.fits(&lease));
         let id = self.table.place(&lease.key);
         let entry = self.table.entry(id);
         let same_subnets = entry.lease.as_ref().is_some_and(|old| old.subnets == lease.subnets);
@@ -282,28 +354,36 @@ impl Admission {
         }
         self.table.replace(id, |entry| {
             (entry.lease, entry.bad) = (Some(lease), None);
-            (entry.created, entry.suits) = (created, suits);
+            (entry.created, entry.suits, entry.fits) = (created, suits, fits);
             entry.set_macs(&macs);
         });
     }
 
-    fn put_bad(&mut self, bad: Bad) {
+    fn put_bad(&mut self, mut bad: Bad, created: u64) {
         self.withheld.name(&bad.subnets);
+        bad.reason = bad.reason.cut();
+        if self.texts >= MAX_TEXTS {
+            bad.reason.text().map(std::mem::take);
+        }
+        self.texts += usize::from(bad.reason.has_text());
         let id = self.table.place(&bad.key);
         let bad = Some(Box::new(bad));
-        if self.table.entry(id).bad.is_some() {
-            self.table.amend(id, |entry| entry.bad = bad);
-        } else {
-            // What was good until now is only kept from now on: its rank changes.
-            self.table.replace(id, |entry| entry.bad = bad);
+        let entry = self.table.entry(id);
+        if entry.lease.is_some() && entry.bad.is_some() {
+            return self.table.amend(id, |entry| entry.bad = bad);
         }
+        // What was good until now is only kept from now on: its rank changes.
+        self.table.replace(id, |entry| {
+            if entry.lease.is_none() {
+                entry.created = created;
+            }
+            entry.bad = bad;
+        });
     }
 
     fn forget(&mut self, key: &LeaseKey) {
         let Some(id) = self.table.find(key) else { return };
-        if let Some(bad) = &self.table.entry(id).bad {
-            self.withheld.unname(&bad.subnets);
-        }
+        self.unname(key);
         self.table.remove(id);
     }
 
@@ -317,10 +397,10 @@ impl Admission {
             let family = prefix.family();
             let own = host.own.subnets.get(family).is_some_and(|own| own.overlaps(prefix));
             let network = rules.networks.get(family);
-            !own && network.is_some_and(|network| compatible(network, prefix)) && !table.is_held(*prefix)
+            let could_be = network.is_some_and(|network| judge_subnet(network.prefix, *prefix).is_ok());
+            !own && could_be && !table.is_held(*prefix)
         };
-        self.news.withheld = self.withheld.settle(possible);
-        self.news.reasons = self.table.take_retold();
+        self.changed_withheld = self.withheld.settle(possible);
         let mut changes = Vec::with_capacity(found.len());
         for (old, new) in found {
             let key = old.as_ref().or(new.as_ref()).map(|lease| lease.key.clone());
@@ -336,6 +416,10 @@ impl Admission {
         !self.is_own(&lease.key) && self.host.judge(lease, macs, &self.rules.networks).is_ok()
     }
 
+    fn lists_own(&self, records: &[Record]) -> bool {
+        records.iter().any(|record| self.is_own(&record.key))
+    }
+
     fn is_own(&self, key: &LeaseKey) -> bool {
         self.host.own.key.as_ref() == Some(key)
     }
@@ -347,7 +431,7 @@ impl Admission {
             (None, Some(lease)) => lease,
             (None, None) => return None,
         };
-        if !entry.is_winner() {
+        if !entry.winner {
             return self.table.conflict(id);
         }
         self.host.judge(lease, &entry.macs(), &self.rules.networks).err()
@@ -368,5 +452,7 @@ impl fmt::Debug for Admission {
     }
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

@@ -3,16 +3,19 @@
 use std::net::IpAddr;
 
 use crate::backend::Skip;
-use crate::lease::{LeaseAttrs, LeaseKey};
+use crate::lease::{BadRecord, LeaseAttrs, LeaseKey, MAX_RECORDS};
 use crate::net::{Family, MacAddr, Prefix};
 
 /// The rule a record breaks, with the value that breaks it. Its writer has to mend it; nothing is to be retried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// It does not parse.
-    #[error("unreadable: {0}")]
+    /// It does not parse. The text is empty where there are too many such records to keep one of each.
+    #[error("unreadable: {}", if .0.is_empty() { "there are too many such records to keep a text of each" } else { .0 })]
     Unreadable(String),
+    /// The store holds more than [`MAX_RECORDS`], and older ones.
+    #[error("the store holds more than {MAX_RECORDS} records, and this is one of the youngest")]
+    TooMany,
     /// It is larger than [`LeaseAttrs::MAX_BYTES`].
     #[error("record of {0} bytes is larger than {max}", max = LeaseAttrs::MAX_BYTES)]
     TooLarge(usize),
@@ -35,23 +38,16 @@ pub enum Reason {
         /// Ours.
         network: Prefix,
     },
-    /// Its subnet has not the pool's length.
-    #[error("subnet {subnet} does not have the network's subnet length {len}")]
-    WrongLength {
+    /// Its subnet is the whole network.
+    #[error("subnet {0} is the whole network")]
+    WholeNetwork(Prefix),
+    /// Its subnet has no room for pods.
+    #[error("subnet {subnet} is longer than /{longest}")]
+    TooSmall {
         /// The record's.
         subnet: Prefix,
-        /// The pool's, in bits.
-        len: u8,
-    },
-    /// Its subnet is outside the pool's range.
-    #[error("subnet {subnet} is not between SubnetMin {min} and SubnetMax {max}")]
-    OutsidePool {
-        /// The record's.
-        subnet: Prefix,
-        /// The pool's first subnet.
-        min: IpAddr,
-        /// The pool's last subnet.
-        max: IpAddr,
+        /// The longest prefix of its family, in bits.
+        longest: u8,
     },
     /// It has a subnet of the family, and no address to send to.
     #[error("has an {0} subnet but no public {0} address")]
@@ -73,22 +69,22 @@ pub enum Reason {
     /// Its Ethernet address is zero or a group's.
     #[error("Ethernet address {0} is not a device's own")]
     BadMac(MacAddr),
-    /// Its subnet overlaps that of an older record.
-    #[error("subnet {subnet} overlaps {other} of the older record {with}")]
+    /// Its subnet overlaps that of another record, which comes first.
+    #[error("subnet {subnet} overlaps {other}, which the record {with} holds")]
     Overlap {
         /// The record's.
         subnet: Prefix,
         /// The other's.
         other: Prefix,
-        /// The other, which is accepted.
+        /// The other record.
         with: LeaseKey,
     },
-    /// Its Ethernet address is that of an older record.
-    #[error("Ethernet address {mac} is also that of the older record {with}")]
+    /// Its Ethernet address is that of another record, which comes first.
+    #[error("Ethernet address {mac} is that of the record {with}")]
     SameMac {
         /// The address.
         mac: MacAddr,
-        /// The other, which is accepted.
+        /// The other record.
         with: LeaseKey,
     },
     /// Its subnet overlaps ours.
@@ -115,6 +111,14 @@ pub enum Reason {
         /// The record's.
         subnet: Prefix,
         /// Ours.
+        connected: Prefix,
+    },
+    /// Its public address is the first or the last of a prefix that this node is connected to: no host has it.
+    #[error("public address {addr} is no host's: it is the first or the last address of {connected}")]
+    NoHost {
+        /// The record's.
+        addr: IpAddr,
+        /// The prefix.
         connected: Prefix,
     },
     /// Its public address is ours.
@@ -148,16 +152,40 @@ impl std::fmt::Display for Covered {
 }
 
 impl Reason {
+    /// The same with a text of bounded length.
+    pub(super) fn cut(mut self) -> Self {
+        if let Some(text) = self.text()
+            && let Some((end, _)) = text.char_indices().nth(BadRecord::MAX_CHARS)
+        {
+            text.truncate(end);
+            text.shrink_to_fit();
+        }
+        self
+    }
+
+    /// What it quotes of the record, at length.
+    pub(super) fn text(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Unreadable(text) | Self::BackendData(Skip::BadData(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(super) fn has_text(&self) -> bool {
+        matches!(self, Self::Unreadable(text) | Self::BackendData(Skip::BadData(text)) if !text.is_empty())
+    }
+
     /// The rule's name in short, to count by.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "unreadable",
+            Self::TooMany => "too-many",
             Self::TooLarge(_) => "too-large",
             Self::WrongType { .. } => "wrong-type",
             Self::NoSubnet => "no-subnet",
             Self::OutsideNetwork { .. } => "outside-network",
-            Self::WrongLength { .. } => "wrong-length",
-            Self::OutsidePool { .. } => "outside-pool",
+            Self::WholeNetwork(_) => "whole-network",
+            Self::TooSmall { .. } => "too-small",
             Self::NoPublicAddress(_) => "no-public-address",
             Self::NotUnicast(_) => "not-unicast",
             Self::PublicInsideNetwork { .. } => "public-inside-network",
@@ -168,6 +196,7 @@ impl Reason {
             Self::OverlapsOwn { .. } => "overlaps-own",
             Self::Covers { .. } => "covers-address",
             Self::CoversConnected { .. } => "covers-connected",
+            Self::NoHost { .. } => "no-host",
             Self::OwnAddress(_) => "own-address",
             Self::OwnMac(_) => "own-mac",
         }
@@ -180,16 +209,17 @@ impl Reason {
                 "delete the record if no node wrote it, else restart that node's agent"
             }
             Self::WrongType { .. } => "run one backend on all nodes, and restart the agent that wrote the record",
-            Self::OutsideNetwork { .. } | Self::WrongLength { .. } | Self::OutsidePool { .. } => {
+            Self::TooMany => "delete the records that no node wrote",
+            Self::OutsideNetwork { .. } | Self::WholeNetwork(_) | Self::TooSmall { .. } => {
                 "restart that node's agent with the present configuration, or delete the record if the node is gone"
             }
-            Self::NoPublicAddress(_) | Self::NotUnicast(_) => {
+            Self::NoPublicAddress(_) | Self::NotUnicast(_) | Self::NoHost { .. } => {
                 "give that node's agent a public address that other nodes can send to"
             }
             Self::PublicInsideNetwork { .. } => "choose a network that contains no address of a node",
             Self::BackendData(_) | Self::BadMac(_) => "restart that node's agent: it publishes its data anew",
             Self::Overlap { .. } | Self::SameMac { .. } => {
-                "delete the younger record, or the older one if its node is gone"
+                "delete the record whose node is gone, or restart the agent that wrote this one"
             }
             Self::OverlapsOwn { .. } | Self::OwnAddress(_) | Self::OwnMac(_) => {
                 "find the node that says so: two nodes must not be one; delete its record if it is gone"

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::reason::{Covered, Reason};
+use crate::alloc::fits_pools;
 use crate::backend::{Backend, Skip};
 use crate::config::{Network, NetworkConfig};
 use crate::kernel::{HostFacts, OverlayName};
@@ -16,6 +17,11 @@ use crate::net::{Dual, Family, MacAddr, Prefix, is_public_unicast};
 pub type HardwareAddress = dyn Fn(&LeaseAttrs, Family) -> Result<Option<MacAddr>, Skip> + Send + Sync;
 
 /// The rules that are the same on every node.
+///
+/// A pool (`SubnetLen`, `SubnetMin`, `SubnetMax`) keeps nobody out. It only decides between records that overlap: one
+/// that fits wins over one that does not. These are the pools of the configuration that the node started with. While an
+/// operator moves them, nodes that started before and after may find another winner of such an overlap, which is there
+/// only if somebody writes records past the allocators; they agree again once all have started with one configuration.
 pub struct Rules {
     /// The network of each family in use.
     pub networks: Dual<Network>,
@@ -51,7 +57,7 @@ impl Rules {
         let mut subnets = 0;
         for (family, network) in self.networks.iter() {
             let Some(subnet) = lease.subnets.get(family) else { continue };
-            judge_subnet(network, *subnet)?;
+            judge_subnet(network.prefix, *subnet)?;
             judge_public(network.prefix, family, attrs)?;
             let mac = (self.hardware_address)(attrs, family).map_err(Reason::BackendData)?;
             if let Some(mac) = mac.filter(|mac| mac.is_zero() || mac.is_multicast()) {
@@ -64,6 +70,13 @@ impl Rules {
     }
 }
 
+impl Rules {
+    /// Whether the pools would give out a lease's subnets: such a lease wins over one they would not.
+    pub(super) fn fits(&self, lease: &Lease) -> bool {
+        fits_pools(&self.networks, &lease.subnets)
+    }
+}
+
 impl fmt::Debug for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rules")
@@ -73,16 +86,19 @@ impl fmt::Debug for Rules {
     }
 }
 
-fn judge_subnet(network: &Network, subnet: Prefix) -> Result<(), Reason> {
-    if !network.prefix.covers(&subnet) {
-        return Err(Reason::OutsideNetwork { subnet, network: network.prefix });
+/// Whether a peer may hold `subnet`. Pools govern what is given out from now on, and not what is held: an operator may
+/// move them while nodes run that go by the old ones.
+pub(super) fn judge_subnet(network: Prefix, subnet: Prefix) -> Result<(), Reason> {
+    // Room for the network's own address, the broadcast address and two pods.
+    let longest = subnet.family().bits() - 2;
+    if !network.covers(&subnet) {
+        return Err(Reason::OutsideNetwork { subnet, network });
     }
-    let Some(pool) = &network.pool else { return Ok(()) };
-    if subnet.len() != pool.len {
-        return Err(Reason::WrongLength { subnet, len: pool.len });
+    if subnet == network {
+        return Err(Reason::WholeNetwork(subnet));
     }
-    if !(pool.min..=pool.max).contains(&subnet.addr()) {
-        return Err(Reason::OutsidePool { subnet, min: pool.min, max: pool.max });
+    if subnet.len() > longest {
+        return Err(Reason::TooSmall { subnet, longest });
     }
     Ok(())
 }
@@ -162,11 +178,28 @@ impl HostView {
             {
                 return Err(Reason::OwnAddress(*addr));
             }
+            if let Some((addr, connected)) =
+                lease.attrs.public_ip.get(family).and_then(|addr| Some((*addr, self.without_host(*addr)?)))
+            {
+                return Err(Reason::NoHost { addr, connected });
+            }
             if let Some(mac) = macs.get(family).filter(|mac| self.own.macs.get(family) == Some(mac)) {
                 return Err(Reason::OwnMac(*mac));
             }
         }
         Ok(())
+    }
+
+    /// The connected prefix whose first or last address this is. The kernel takes neither for a gateway. A /31 and a /32
+    /// have no such addresses (RFC 3021), nor does IPv6.
+    fn without_host(&self, addr: IpAddr) -> Option<Prefix> {
+        let IpAddr::V4(v4) = addr else { return None };
+        let bits = u32::from(v4);
+        // Only these leave nothing but zeros or ones behind the prefix.
+        let host_bits = bits.trailing_zeros().max(bits.trailing_ones()).min(32) as u8;
+        (32 - host_bits..31)
+            .filter_map(|len| Prefix::masked(addr, len).ok())
+            .find(|prefix| self.connected.contains(prefix))
     }
 
     fn judge_subnet(&self, subnet: Prefix) -> Result<(), Reason> {

@@ -101,6 +101,7 @@ fn level(event: &Event) -> Level {
         | Event::Stopped => Level::Info,
         Event::LeaseLost(_)
         | Event::PeerQuarantined(..)
+        | Event::RecordsDropped(_)
         | Event::ConflictFound(_)
         | Event::Contested(_)
         | Event::DeletionsWithheld(_)
@@ -133,6 +134,15 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::PeerRemoved(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer removed"),
         Event::PeerQuarantined(key, reason) => {
             say!(level, unsaid, %key, %reason, remedy = reason.remedy(), "record not taken for a peer");
+        }
+        Event::RecordsDropped(dropped) => {
+            say!(
+                level,
+                unsaid,
+                dropped,
+                remedy = "delete the records that no node wrote",
+                "the store holds too many records, or keys that are too long: the youngest are dropped"
+            );
         }
         Event::DriftRepaired { writes, took } => {
             say!(level, unsaid, writes, ?took, "wrote again what somebody had changed");

@@ -269,6 +269,9 @@ impl<'a> Shell<'a> {
             self.hinted = self.machine.scope().clone();
             self.hints = self.seams.kernel.hints(&self.hinted).fuse().boxed();
         }
+        if self.machine.take_relist() {
+            self.watch = self.seams.subnets.watch().fuse().boxed();
+        }
         if !self.machine.has_former() {
             self.former.clear();
         }

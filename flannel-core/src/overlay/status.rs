@@ -75,6 +75,10 @@ pub struct PeerCounts {
     pub skipped: usize,
     /// Records not accepted: see [`Status::quarantined`].
     pub quarantined: usize,
+    /// Records dropped since the store last listed everything, because it holds more than
+    /// [`MAX_RECORDS`](crate::lease::MAX_RECORDS) or their keys are longer than
+    /// [`LeaseKey::MAX_BYTES`](crate::lease::LeaseKey::MAX_BYTES). One that is written again counts again.
+    pub dropped: usize,
 }
 
 /// What has become of `subnet.env`.
@@ -129,7 +133,8 @@ pub struct Status {
     pub subnet_env: EnvFile,
     /// Counts of peers.
     pub peers: PeerCounts,
-    /// Records that are no peers, with the reason.
+    /// Records that are no peers, with the reason: the first [`MAX_QUARANTINED`](Self::MAX_QUARANTINED) in the order of
+    /// keys. [`PeerCounts::quarantined`] counts all.
     pub quarantined: BTreeMap<LeaseKey, Reason>,
     /// Why other nodes do not take our own record for a peer, as far as that can be known here.
     pub own_trouble: Option<Reason>,
@@ -154,6 +159,11 @@ pub struct Status {
     pub drift_repaired: u64,
     /// The last trouble, in words; `None` once a round went well.
     pub last_error: Option<String>,
+}
+
+impl Status {
+    /// The most records in [`quarantined`](Self::quarantined).
+    pub const MAX_QUARANTINED: usize = 1000;
 }
 
 impl Default for Status {
@@ -222,6 +232,8 @@ pub enum Event {
     PeerRemoved(Arc<Lease>),
     /// A record is not accepted as a peer.
     PeerQuarantined(LeaseKey, Reason),
+    /// Records are dropped, for there are too many or their keys are too long: see [`PeerCounts::dropped`].
+    RecordsDropped(usize),
     /// An audit found objects of ours missing or changed and wrote them.
     DriftRepaired {
         /// How many writes.
@@ -271,6 +283,7 @@ impl Event {
             Self::PeerChanged(_) => "peer_changed",
             Self::PeerRemoved(_) => "peer_removed",
             Self::PeerQuarantined(..) => "peer_quarantined",
+            Self::RecordsDropped(_) => "records_dropped",
             Self::DriftRepaired { .. } => "drift_repaired",
             Self::ConflictFound(_) => "conflict_found",
             Self::Contested(_) => "contested",

@@ -28,7 +28,7 @@ fn lies(cluster: &Cluster) -> Vec<(&'static str, Lease)> {
     let mut found = vec![
         lie("outside-network", &|it| it.subnets.v4 = v4("10.89.0.0/24")),
         lie("outside-network", &|it| it.subnets.v4 = v4("0.0.0.0/0")),
-        lie("wrong-length", &|it| it.subnets.v4 = v4("10.244.0.0/16")),
+        lie("whole-network", &|it| it.subnets.v4 = v4("10.244.0.0/16")),
         lie("overlap", &|it| it.subnets.v4 = own.subnets.v4),
         lie("overlap", &|it| it.subnets.v4 = peer.subnets.v4),
         lie("covers-address", &|it| it.subnets.v4 = v4("10.244.250.0/24")),

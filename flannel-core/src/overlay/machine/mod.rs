@@ -78,6 +78,8 @@ pub(crate) struct Machine {
     changes: BTreeMap<LeaseKey, Change>,
     /// Whether the store has said what is everything.
     synced: bool,
+    /// Whether it has been asked to list everything again, and has not yet.
+    relisting: bool,
     round: Round,
     /// A network this node had before.
     former: Option<Former>,
@@ -107,10 +109,8 @@ struct Change {
 /// What the status has yet to show, so that an event costs what it concerns and not what there is.
 #[derive(Debug, Default)]
 struct Stale {
-    /// Whether peers came or went.
+    /// Whether records came, went or changed.
     peers: bool,
-    /// Records whose reason may be another.
-    reasons: BTreeSet<LeaseKey>,
     /// Prefixes that may be withheld, or not any more.
     prefixes: BTreeSet<Prefix>,
     /// All prefixes are such.
@@ -178,6 +178,7 @@ impl Machine {
             memory: Memory::default(),
             changes: BTreeMap::new(),
             synced: false,
+            relisting: false,
             round: Round::Idle,
             former: None,
             settling: None,
@@ -338,6 +339,12 @@ impl Machine {
         self.synced
     }
 
+    /// Whether the store is to list everything again: records were dropped, and there is room for them now. Once for
+    /// each list.
+    pub(crate) fn take_relist(&mut self) -> bool {
+        self.admission.has_room_again() && !std::mem::replace(&mut self.relisting, true)
+    }
+
     /// What an audit of `seen` would do now. Changes nothing.
     pub(crate) fn preview(&self, seen: &State, now: BootTime) -> Preview {
         let (wanted, _) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
@@ -414,8 +421,9 @@ impl Machine {
             }
         }
         self.stale.peers = true;
-        self.note_news();
+        self.stale.prefixes.extend(self.admission.changed_withheld());
         if reset.is_some() {
+            self.relisting = false;
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
         }
@@ -519,19 +527,12 @@ impl Machine {
         let host = view::host(&self.settings, &self.local, self.admission.rules());
         let changes = self.admission.set_host(host);
         self.stale.peers = true;
-        self.note_news();
+        self.stale.prefixes.extend(self.admission.changed_withheld());
         for change in changes {
             self.count(&change);
             self.show_peer(&change);
             self.note(change);
         }
-    }
-
-    /// Notes what the last change to the records has yet to show.
-    fn note_news(&mut self) {
-        let admit::News { reasons, withheld } = self.admission.news();
-        self.stale.reasons.extend(reasons.iter().cloned());
-        self.stale.prefixes.extend(withheld);
     }
 
     fn hint(&mut self, now: BootTime, hint: Hint) {

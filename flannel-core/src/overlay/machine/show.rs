@@ -1,13 +1,13 @@
 //! What the machine shows of itself: the status, and the events that go with its changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::admit::Change;
 use crate::clock::BootTime;
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
-use crate::overlay::status::{Contact, Event, Hearing, PeerCounts, Phase, WithheldBecause};
+use crate::overlay::status::{Contact, Event, Hearing, PeerCounts, Phase, Status, WithheldBecause};
 use crate::overlay::wanted;
 use crate::plan::{Conflict, Object};
 
@@ -77,25 +77,21 @@ impl Machine {
         if !std::mem::take(&mut self.stale.peers) {
             return;
         }
-        let reasons = std::mem::take(&mut self.stale.reasons);
-        let reasons: Vec<_> = reasons.into_iter().map(|key| (self.admission.why_not(&key), key)).collect();
+        let quarantined: BTreeMap<_, _> = self.admission.quarantined().take(Status::MAX_QUARANTINED).collect();
+        let dropped = self.admission.dropped();
         {
             let status = self.status.borrow();
-            let fresh = reasons.iter().filter_map(|(reason, key)| Some((key, reason.as_ref()?)));
-            let fresh = fresh.filter(|(key, reason)| status.quarantined.get(*key) != Some(*reason));
+            let fresh = quarantined.iter().filter(|(key, reason)| status.quarantined.get(*key) != Some(*reason));
             self.events.extend(fresh.map(|(key, reason)| Event::PeerQuarantined(key.clone(), reason.clone())));
+            if dropped > 0 && status.peers.dropped == 0 {
+                self.events.push(Event::RecordsDropped(dropped));
+            }
         }
-        let accepted = self.accepted;
+        let (accepted, skipped) = (self.accepted, self.status.borrow().peers.skipped);
+        let peers = PeerCounts { accepted, skipped, quarantined: self.admission.quarantined_count(), dropped };
         let own_trouble = self.admission.own_trouble();
         self.status.send_modify(|status| {
-            for (reason, key) in reasons {
-                match reason {
-                    Some(reason) => status.quarantined.insert(key, reason),
-                    None => status.quarantined.remove(&key),
-                };
-            }
-            status.own_trouble = own_trouble;
-            status.peers = PeerCounts { accepted, quarantined: status.quarantined.len(), ..status.peers };
+            (status.quarantined, status.own_trouble, status.peers) = (quarantined, own_trouble, peers);
         });
     }
 

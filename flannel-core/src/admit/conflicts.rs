@@ -1,0 +1,303 @@
+//! Which of the records that are in conflict win.
+//!
+//! A record wins if no winner of lesser rank is in conflict with it. So the winners' subnets are disjoint and their
+//! Ethernet addresses distinct, and a look at the winners beside it is enough to judge a record, however many records
+//! want the same. Where a winner goes, its rivals are asked in the order of rank, one for each subnet or address they
+//! share with it, and no further once one of them has won.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use super::reason::Reason;
+use super::table::{Act, OwnedRank, Rank, Table};
+use crate::lease::Lease;
+use crate::net::{Family, MacAddr, Prefix};
+
+/// What records are in conflict over: all that name it are in conflict with one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ground {
+    Subnet(Prefix),
+    Mac(Family, MacAddr),
+}
+
+/// An entry that waits for its turn.
+struct Waiting {
+    rank: OwnedRank,
+    id: u32,
+    /// Who is next on this ground if the entry does not win.
+    ground: Option<Ground>,
+}
+
+impl Waiting {
+    fn order(&self) -> (Rank<'_>, u32) {
+        (as_rank(&self.rank), self.id)
+    }
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Waiting {}
+
+fn as_rank((kept, outside, created, key): &OwnedRank) -> Rank<'_> {
+    (*kept, *outside, *created, key.as_str())
+}
+
+/// Entries to be judged, the least rank first.
+struct Agenda {
+    /// The greatest rank first.
+    pending: Vec<u32>,
+    waiting: BinaryHeap<Reverse<Waiting>>,
+}
+
+impl Table {
+    /// The accepted entry of exactly this subnet.
+    pub(super) fn holder(&self, subnet: &Prefix) -> Option<&Arc<Lease>> {
+        let entry = self.entry(self.winner_around(*subnet)?);
+        entry.accepted().filter(|lease| lease.subnets.get(subnet.family()) == Some(subnet))
+    }
+
+    /// Whether an accepted entry's subnet overlaps `prefix`.
+    pub(super) fn is_held(&self, prefix: Prefix) -> bool {
+        let around = self.winner_around(prefix).into_iter();
+        around.chain(self.winners_inside(prefix)).any(|id| self.visit(id).accepted().is_some())
+    }
+
+    /// Why an entry that is no winner is none. Of the winners it is in conflict with it names the first of those that
+    /// cost one look each.
+    pub(super) fn conflict(&self, id: u32) -> Option<Reason> {
+        let entry = self.visit(id);
+        let overlap = |family: Family, id: u32| {
+            let other = self.entry(id);
+            let (subnet, theirs) = (entry.subnet(family)?, other.subnet(family)?);
+            Some((other, Reason::Overlap { subnet, other: theirs, with: other.key()?.clone() }))
+        };
+        let same_mac = |family: Family| {
+            let mac = entry.mac(family)?;
+            let other = self.entry(self.mac_winner(family, mac)?);
+            Some((other, Reason::SameMac { mac, with: other.key()?.clone() }))
+        };
+        let reasons = self.families.into_iter().flatten().flat_map(|family| {
+            let subnet = entry.subnet(family);
+            let around = subnet.and_then(|subnet| overlap(family, self.winner_around(subnet)?));
+            let inside = subnet.and_then(|subnet| overlap(family, self.winners_inside(subnet).next()?));
+            [around, same_mac(family), inside].into_iter().flatten()
+        });
+        reasons.min_by(|(a, _), (b, _)| a.rank().cmp(&b.rank())).map(|(_, reason)| reason)
+    }
+
+    /// Judges all that is doubtful. A verdict depends on those of lesser rank alone, so one pass in the order of ranks
+    /// settles everything.
+    pub(super) fn settle(&mut self) {
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.sort_unstable_by(|a, b| self.entry(*b).rank().cmp(&self.entry(*a).rank()));
+        let mut agenda = Agenda { pending, waiting: BinaryHeap::new() };
+        for (ground, rank) in std::mem::take(&mut self.freed) {
+            self.ask_next(&mut agenda, ground, as_rank(&rank));
+        }
+        while let Some((id, ground)) = self.next(&mut agenda) {
+            if !self.entry(id).winner {
+                self.judge(&mut agenda, id, ground);
+            }
+        }
+    }
+
+    /// Judges one entry, and has those judged whom that concerns.
+    fn judge(&mut self, agenda: &mut Agenda, id: u32, ground: Option<Ground>) {
+        let mut rivals = Vec::new();
+        let on_ground = ground.is_some_and(|ground| self.is_beaten_on(id, ground, &mut rivals));
+        let is_beaten = on_ground || self.is_beaten(id, &mut rivals);
+        // They come after this one, whatever became of it. Until then they are in nobody's way.
+        for rival in rivals {
+            // It may have been met twice.
+            if !self.entry(rival).winner {
+                continue;
+            }
+            self.touch(rival);
+            self.dethrone(rival);
+            self.entries[rival as usize].ousted = true;
+            self.wait(agenda, rival, None);
+        }
+        let was_winner = std::mem::take(&mut self.entries[id as usize].ousted);
+        if !is_beaten {
+            self.touch(id);
+            self.crown(id);
+            return;
+        }
+        let Some(rank) = self.entry(id).owned_rank() else { return };
+        if was_winner {
+            let freed: Vec<_> = self.grounds(id).collect();
+            freed.into_iter().for_each(|ground| self.ask_next(agenda, ground, as_rank(&rank)));
+        }
+        // Whoever is beaten on the ground itself is so with all that are on it.
+        if let Some(ground) = ground.filter(|_| !on_ground) {
+            self.ask_next(agenda, ground, as_rank(&rank));
+        }
+    }
+
+    /// Whether a winner of lesser rank is in conflict with an entry. Those of greater rank that were met go to
+    /// `rivals`. What costs one look comes first.
+    fn is_beaten(&self, id: u32, rivals: &mut Vec<u32>) -> bool {
+        let families = || self.families.into_iter().flatten();
+        let entry = self.entry(id);
+        let around = |family| entry.subnet(family).and_then(|subnet| self.winner_around(subnet));
+        let same_mac = |family| entry.mac(family).and_then(|mac| self.mac_winner(family, mac));
+        let inside = |family| entry.subnet(family).into_iter().flat_map(|subnet| self.winners_inside(subnet));
+        let winners = families().filter_map(around).chain(families().filter_map(same_mac));
+        self.any_beats(id, winners.chain(families().flat_map(inside)), rivals)
+    }
+
+    fn is_beaten_on(&self, id: u32, ground: Ground, rivals: &mut Vec<u32>) -> bool {
+        match ground {
+            Ground::Subnet(subnet) => {
+                let around = self.winner_around(subnet).into_iter();
+                self.any_beats(id, around.chain(self.winners_inside(subnet)), rivals)
+            }
+            Ground::Mac(family, mac) => self.any_beats(id, self.mac_winner(family, mac).into_iter(), rivals),
+        }
+    }
+
+    fn any_beats(&self, id: u32, mut winners: impl Iterator<Item = u32>, rivals: &mut Vec<u32>) -> bool {
+        let rank = self.entry(id).rank();
+        winners.any(|other| {
+            let beats = self.visit(other).rank() < rank;
+            if !beats {
+                rivals.push(other);
+            }
+            beats
+        })
+    }
+
+    /// What an entry that is no winner any more held against others. Leaves out what nobody else wants.
+    pub(super) fn grounds(&self, id: u32) -> impl Iterator<Item = Ground> + '_ {
+        let entry = self.entry(id);
+        let families = || self.families.into_iter().flatten();
+        let subnets = families().filter_map(move |family| entry.subnet(family)).flat_map(|subnet| self.named(subnet));
+        let macs = families().filter_map(move |family| Some(Ground::Mac(family, entry.mac(family)?)));
+        let rank = entry.rank();
+        subnets.map(Ground::Subnet).chain(macs).filter(move |ground| self.first_after(*ground, rank).is_some())
+    }
+
+    /// Every subnet that overlaps `prefix` and is in the table, once.
+    fn named(&self, prefix: Prefix) -> impl Iterator<Item = Prefix> + '_ {
+        let family = prefix.family();
+        let lengths = self.lengths.range((family, 0)..=(family, prefix.len())).map(|((_, len), _)| *len);
+        let wider = lengths.filter_map(move |len| Prefix::masked(prefix.addr(), len).ok());
+        let next = move |last: &Prefix| {
+            let last = *last;
+            let id = self.by_subnet[family as usize].from(|id| self.entry(id).subnet(family) <= Some(last)).next()?;
+            self.visit(id).subnet(family).filter(|next| prefix.covers(next))
+        };
+        let narrower = std::iter::successors(Some(prefix), next).skip(1);
+        wider.chain(narrower)
+    }
+
+    /// The first entry on a ground after one of this rank.
+    fn first_after(&self, ground: Ground, rank: Rank<'_>) -> Option<u32> {
+        match ground {
+            Ground::Subnet(subnet) => {
+                let family = subnet.family();
+                let index = &self.by_subnet[family as usize];
+                let key = |id: u32| (self.entry(id).subnet(family), self.entry(id).rank());
+                let id = index.from(|id| key(id) <= (Some(subnet), rank)).next()?;
+                (self.visit(id).subnet(family) == Some(subnet)).then_some(id)
+            }
+            Ground::Mac(family, mac) => {
+                let index = &self.by_mac[family as usize];
+                let key = |id: u32| (self.entry(id).mac(family), self.entry(id).rank());
+                let id = index.from(|id| key(id) <= (Some(mac), rank)).next()?;
+                (self.visit(id).mac(family) == Some(mac)).then_some(id)
+            }
+        }
+    }
+
+    fn ask_next(&self, agenda: &mut Agenda, ground: Ground, after: Rank<'_>) {
+        if let Some(id) = self.first_after(ground, after) {
+            self.wait(agenda, id, Some(ground));
+        }
+    }
+
+    fn wait(&self, agenda: &mut Agenda, id: u32, ground: Option<Ground>) {
+        agenda.waiting.extend(self.entry(id).owned_rank().map(|rank| Reverse(Waiting { rank, id, ground })));
+    }
+
+    /// The entry of least rank.
+    fn next(&mut self, agenda: &mut Agenda) -> Option<(u32, Option<Ground>)> {
+        loop {
+            let pending = agenda.pending.last().map(|id| self.entry(*id).rank());
+            let waiting = agenda.waiting.peek().map(|Reverse(waiting)| as_rank(&waiting.rank));
+            let waits_less = waiting.is_some_and(|waiting| pending.is_none_or(|pending| waiting < pending));
+            if waits_less {
+                return agenda.waiting.pop().map(|Reverse(waiting)| (waiting.id, waiting.ground));
+            }
+            let id = agenda.pending.pop()?;
+            // Else it was taken away since, or stands there twice.
+            if std::mem::take(&mut self.entries[id as usize].queued) {
+                return Some((id, None));
+            }
+        }
+    }
+
+    /// The winner whose subnet is `prefix`, or is around it.
+    fn winner_around(&self, prefix: Prefix) -> Option<u32> {
+        let family = prefix.family();
+        // Were there another one between the two, it would be inside the one around.
+        let id = self.won_subnets[family as usize].last_of(|id| self.entry(id).subnet(family) <= Some(prefix))?;
+        self.visit(id).subnet(family).is_some_and(|subnet| subnet.covers(&prefix)).then_some(id)
+    }
+
+    /// The winners whose subnets are inside `prefix`, and are not it.
+    fn winners_inside(&self, prefix: Prefix) -> impl Iterator<Item = u32> + '_ {
+        let family = prefix.family();
+        self.won_subnets[family as usize]
+            .from(move |id| self.entry(id).subnet(family) <= Some(prefix))
+            .take_while(move |id| self.visit(*id).subnet(family).is_some_and(|subnet| prefix.covers(&subnet)))
+    }
+
+    fn mac_winner(&self, family: Family, mac: MacAddr) -> Option<u32> {
+        let id = self.won_macs[family as usize].from(|id| self.entry(id).mac(family) < Some(mac)).next()?;
+        (self.visit(id).mac(family) == Some(mac)).then_some(id)
+    }
+
+    fn crown(&mut self, id: u32) {
+        self.entries[id as usize].winner = true;
+        self.enter(id, Act::Insert);
+    }
+
+    /// Makes a winner none.
+    pub(super) fn dethrone(&mut self, id: u32) {
+        self.enter(id, Act::Remove);
+        self.entries[id as usize].winner = false;
+    }
+
+    fn enter(&mut self, id: u32, act: Act) {
+        let entries = &self.entries;
+        let entry = &entries[id as usize];
+        for family in self.families.into_iter().flatten() {
+            if let Some(subnet) = entry.subnet(family) {
+                let before = |other: u32| entries[other as usize].subnet(family) < Some(subnet);
+                act.on(&mut self.won_subnets[family as usize], id, before);
+            }
+            if let Some(mac) = entry.mac(family) {
+                let before = |other: u32| entries[other as usize].mac(family) < Some(mac);
+                act.on(&mut self.won_macs[family as usize], id, before);
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! What hostile records cost, and whom they hurt.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::tests::{admission, conflict, dual_node, mac_data, node, record, rules, view};
+use super::*;
+use crate::lease::Json;
+use crate::testing::arbitrary::{node_address, node_subnet};
+
+/// Records looked at per record that a step concerns, at most.
+const VISITS: usize = 16;
+
+fn key(n: u32) -> LeaseKey {
+    LeaseKey::new(&format!("10.42.200.0-24&fd00:{:x}:{:x}::-64", n >> 16, n & 0xffff))
+}
+
+fn mac(n: u32) -> Json {
+    let [.., a, b, c] = n.to_be_bytes();
+    Json::parse(&format!("\"02:00:01:{a:02x}:{b:02x}:{c:02x}\"")).unwrap()
+}
+
+/// Record `n` of those with one subnet, and an Ethernet address of its own.
+fn same_subnet(n: u32) -> Record {
+    let mut lease = Lease { key: key(n), ..node(200) };
+    lease.attrs.backend_data.v4 = Some(mac(n));
+    record(lease, n.into())
+}
+
+/// Record `n` of those with one Ethernet address, and a subnet of its own.
+fn same_mac(n: u32) -> Record {
+    let subnet = Prefix::masked(IpAddr::from((0x0a2a_8000 + (n << 2)).to_be_bytes()), 30).unwrap();
+    let mut lease = Lease { key: key(n), subnets: Dual { v4: Some(subnet), v6: None }, ..node(200) };
+    lease.attrs.backend_data.v4 = Some(mac_data(200));
+    record(lease, n.into())
+}
+
+#[test]
+fn records_that_share_a_subnet_or_an_ethernet_address_cost_each_the_same() {
+    for hostile in [same_subnet, same_mac] {
+        for count in [500, 4000_u32] {
+            let mut admission = admission();
+            let bound = VISITS * count as usize;
+            admission.reset((0..count).map(hostile).collect());
+            assert_eq!(admission.quarantined().count(), count as usize - 1);
+            let visits = admission.table.take_visits();
+            assert!(visits <= bound, "a start looks at {visits}");
+            let host = HostView { addresses: ["198.51.100.7".parse().unwrap()].into(), ..view() };
+            admission.set_host(host);
+            assert_eq!(admission.quarantined().count(), count as usize - 1);
+            let visits = admission.table.take_visits();
+            assert!(visits <= bound, "a new host address looks at {visits}");
+            for n in 0..10 {
+                admission.remove(&hostile(n).key);
+                assert_eq!(admission.peers().count(), 1);
+                let visits = admission.table.take_visits();
+                assert!(visits <= VISITS, "the winner's end looks at {visits} of {count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_cost_of_a_good_record_is_flat() {
+    for count in [500, 8000_u32] {
+        let mut admission = admission();
+        let good = |n: u32| {
+            let subnet = Prefix::masked(IpAddr::from((0x0a2a_0200 + (n << 2)).to_be_bytes()), 30).unwrap();
+            let mut lease = Lease { key: key(n), subnets: Dual { v4: Some(subnet), v6: None }, ..node(200) };
+            lease.attrs.backend_data.v4 = Some(mac(n));
+            // In no order.
+            record(lease, (n * 7919 % count).into())
+        };
+        admission.reset((0..count).map(good).collect());
+        assert_eq!(admission.peers().count() as u32, count);
+        let visits = admission.table.take_visits();
+        assert!(visits <= 4 * count as usize, "{visits} of {count}");
+    }
+}
+
+#[test]
+fn one_wide_record_costs_what_it_overlaps_and_no_more() {
+    let mut admission = admission();
+    let narrow = |n: u32| {
+        let Record { created, lease, .. } = same_mac(n);
+        let mut lease = Lease::clone(&lease.unwrap());
+        lease.attrs.backend_data.v4 = Some(mac(n));
+        record(lease, created)
+    };
+    let wide = |n: u32, subnet: &str, created: u64| {
+        let mut lease = Lease { key: LeaseKey::new(&format!("wide-{n}")), ..node(200) };
+        lease.subnets.v4 = subnet.parse().ok();
+        lease.attrs.backend_data.v4 = Some(mac(1 << 20 | n));
+        record(lease, created)
+    };
+    let count = 2000_u32;
+    // The oldest of all is one of the narrow ones, the last in the order of subnets; the wide ones are next.
+    let narrow = |n: u32| Record { created: if n + 1 == count { 1 } else { 10_000 }, ..narrow(n) };
+    admission.reset((0..count).map(narrow).collect());
+    assert_eq!(admission.peers().count(), count as usize);
+    admission.table.take_visits();
+    for n in 0..10 {
+        assert_eq!(admission.upsert(wide(n, "10.42.128.0/17", 5)), []);
+        let visits = admission.table.take_visits();
+        assert!(visits <= VISITS * count as usize, "one that loses looks at {visits}");
+    }
+    // Many at once cost no more than one does.
+    let many = (10..1010).map(|n| wide(n, "10.42.128.0/17", 5));
+    let all = (0..count).map(narrow).chain(many).chain((0..10).map(|n| wide(n, "10.42.128.0/17", 5)));
+    assert_eq!(admission.reset(all.collect()), []);
+    let visits = admission.table.take_visits();
+    assert!(visits <= VISITS * (count as usize + 1000), "a thousand that lose look at {visits}");
+    // One takes the place of all, and gives it back.
+    assert_eq!(admission.upsert(wide(2000, "10.42.128.0/17", 0)).len() as u32, count + 1);
+    let visits = admission.table.take_visits();
+    assert!(visits <= VISITS * count as usize, "one that wins looks at {visits}");
+}
+
+/// Node `n`, which is no liar, created at `n`.
+fn good(n: u8) -> Record {
+    record(node(n), n.into())
+}
+
+fn peers(admission: &Admission) -> Vec<String> {
+    admission.peers().map(|peer| peer.key.to_string()).collect()
+}
+
+fn names(numbers: impl IntoIterator<Item = u8>) -> Vec<String> {
+    let mut names: Vec<_> = numbers.into_iter().map(|n| node(n).key.to_string()).collect();
+    names.sort();
+    names
+}
+
+/// An admission that holds at most `limit` records.
+fn limited(limit: usize) -> Admission {
+    Admission { limit, ..admission() }
+}
+
+#[test]
+fn of_too_many_records_the_youngest_are_dropped_and_asked_for_once_there_is_room() {
+    let mut admission = limited(16);
+    admission.reset((11..41).map(good).collect());
+    assert_eq!((peers(&admission), admission.dropped()), (names(11..27), 14));
+    // A younger one changes nothing, not even where it would be larger or was dropped before.
+    assert_eq!((admission.upsert(good(41)), admission.upsert(good(27))), (vec![], vec![]));
+    assert_eq!((admission.len(), admission.dropped()), (16, 16));
+    // An older one takes the place of the youngest.
+    assert_eq!(admission.upsert(good(2)).len(), 2);
+    assert_eq!((peers(&admission), admission.dropped()), (names((11..26).chain([2])), 17));
+    admission.remove(&node(11).key);
+    assert_eq!(admission.upsert(good(26)), [], "it was dropped: others may have been that are older");
+    assert!(!admission.has_room_again());
+    admission.remove(&node(12).key);
+    assert!(admission.has_room_again());
+    admission.reset((13..41).chain([2]).map(good).collect());
+    assert_eq!((peers(&admission), admission.dropped()), (names((13..28).chain([2])), 13));
+    admission.reset((13..20).map(good).collect());
+    assert_eq!((admission.dropped(), admission.has_room_again()), (0, false));
+}
+
+#[test]
+fn a_large_record_counts_as_several_and_a_key_that_is_too_long_is_dropped() {
+    let mut admission = limited(16);
+    let mut large = Lease::clone(&good(90).lease.unwrap());
+    large.attrs.backend_data.v6 = Json::parse(&format!("\"{}\"", "x".repeat(4000))).ok();
+    admission.reset((11..20).map(good).chain([record(large, 90)]).collect());
+    assert_eq!((peers(&admission), admission.dropped()), (names(11..20), 1));
+    let long = Lease { key: LeaseKey::new(&"x".repeat(LeaseKey::MAX_BYTES + 1)), ..node(21) };
+    assert_eq!(admission.upsert(record(long, 1)), []);
+    assert_eq!((admission.len(), admission.dropped()), (9, 2));
+}
+
+#[test]
+fn an_own_record_that_others_drop_is_told() {
+    let mut admission = limited(16);
+    let own = |created| Record { created, ..good(1) };
+    admission.reset((11..41).map(good).chain([own(50)]).collect());
+    assert_eq!(admission.own_trouble(), Some(Reason::TooMany));
+    admission.upsert(own(5));
+    assert_eq!(admission.own_trouble(), None);
+    admission.reset((11..41).map(good).collect());
+    assert_eq!(admission.own_trouble(), None, "there is none");
+    admission.reset(vec![own(50)]);
+    assert_eq!(admission.own_trouble(), None);
+}
+
+#[test]
+fn the_texts_of_bad_records_are_bounded_in_number_and_length() {
+    let mut admission = admission();
+    let bad = |n: u32| {
+        let bad = BadRecord { reason: "é".repeat(4000), subnets: Dual::default() };
+        Record { key: key(n), created: n.into(), lease: Err(Box::new(bad)) }
+    };
+    let texts = |admission: &Admission| {
+        let texts = admission.quarantined().map(|(_, reason)| match reason {
+            Reason::Unreadable(text) => text.chars().count(),
+            other => panic!("{other}"),
+        });
+        texts.fold((0, 0), |(count, sum), len| (count + usize::from(len > 0), sum + len))
+    };
+    admission.reset((0..3000).map(bad).collect());
+    assert_eq!(texts(&admission), (MAX_TEXTS, MAX_TEXTS * BadRecord::MAX_CHARS));
+    assert!(admission.quarantined().all(|(_, reason)| reason.to_string().len() > "unreadable: ".len()));
+    // Those that go make room for others, and those that stay keep theirs.
+    admission.reset((2000..3000).map(bad).collect());
+    admission.reset((2000..5000).map(bad).collect());
+    assert_eq!(texts(&admission).0, MAX_TEXTS);
+}
+
+fn any_hostile() -> impl Strategy<Value = Record> {
+    let fields = (0u32..40, 10u64..14, 0u8..6, 20u8..=30, 0u32..8, 0u8..4, any::<bool>());
+    fields.prop_map(|(n, created, third, len, mac_of, v6, bad)| {
+        let subnet = Prefix::masked(IpAddr::from([10, 42, 100 + third, 200]), len).unwrap();
+        let mut lease = Lease { key: key(n), ..node(200) };
+        lease.subnets = Dual { v4: Some(subnet), v6: (v6 > 0).then(|| node_subnet(Family::V6, v6)) };
+        lease.attrs.public_ip.v6 = Some(node_address(Family::V6, 9));
+        lease.attrs.backend_data.v4 = (mac_of > 0).then(|| mac(mac_of));
+        let bad = bad && n % 4 == 0;
+        if bad {
+            lease.attrs.backend_type = "x".repeat(4000).into();
+        }
+        record(lease, created)
+    })
+}
+
+/// The records that one of these names may concern: all that are joined to one by conflicts.
+fn concerned<'a>(rules: &Rules, all: &'a [Record], keys: &BTreeSet<LeaseKey>) -> BTreeSet<&'a LeaseKey> {
+    let leases: Vec<_> = all.iter().filter_map(|record| record.lease.as_ref().ok()).collect();
+    let leases: Vec<_> = leases.into_iter().filter(|lease| rules.judge(lease).is_ok()).collect();
+    let mut found: BTreeSet<&LeaseKey> =
+        all.iter().map(|record| &record.key).filter(|key| keys.contains(*key)).collect();
+    loop {
+        let joined: Vec<_> = leases
+            .iter()
+            .filter(|lease| !found.contains(&lease.key))
+            .filter(|lease| leases.iter().any(|it| found.contains(&it.key) && conflict(rules, lease, it)))
+            .map(|lease| &lease.key)
+            .collect();
+        if joined.is_empty() {
+            return found;
+        }
+        found.extend(joined);
+    }
+}
+
+proptest! {
+    #[test]
+    fn hostile_records_cost_what_they_concern_and_move_nobody_older(
+        steps in proptest::collection::vec((any_hostile(), 0u8..4), 1..60), limit in 20usize..60,
+    ) {
+        let same = rules(&Family::BOTH);
+        let mut admission = Admission { limit, ..Admission::new(rules(&Family::BOTH), view()) };
+        let honest: Vec<_> = (2..8).map(|n| record(dual_node(n), n.into())).collect();
+        admission.reset(honest.clone());
+        let honest_peers = peers(&admission);
+        let mut current: BTreeMap<LeaseKey, Record> =
+            honest.iter().map(|record| (record.key.clone(), record.clone())).collect();
+        for (hostile, act) in steps {
+            let before: Vec<_> = current.values().cloned().collect();
+            admission.table.take_visits();
+            let key = hostile.key.clone();
+            let changes = if act == 0 {
+                current.remove(&key);
+                admission.remove(&key)
+            } else {
+                current.insert(key.clone(), hostile.clone());
+                admission.upsert(hostile)
+            };
+            let visits = admission.table.take_visits();
+            // That many are cheap in any case.
+            if visits > VISITS {
+                let both: Vec<_> = before.into_iter().chain(current.values().cloned()).collect();
+                // Another one may have been dropped for it.
+                let keys = changes.iter().map(|change| change.key.clone()).chain([key]).collect();
+                let concerned = concerned(&same, &both, &keys).len();
+                prop_assert!(visits <= VISITS * concerned, "{} looks, {} concerned", visits, concerned);
+            }
+            prop_assert!(admission.table.weight() <= limit);
+            let now = peers(&admission);
+            prop_assert!(honest_peers.iter().all(|peer| now.contains(peer)), "{:?}", now);
+            prop_assert!(changes.iter().all(|change| !honest_peers.contains(&change.key.to_string())));
+        }
+        // A node that starts now finds the same peers, but for what is only kept or was dropped meanwhile.
+        if admission.dropped() == 0 && current.values().all(|record| same.judge(record.lease.as_ref().unwrap()).is_ok()) {
+            let mut fresh = Admission::new(rules(&Family::BOTH), view());
+            fresh.reset(current.into_values().rev().collect());
+            prop_assert_eq!(peers(&fresh), peers(&admission));
+        }
+    }
+
+    #[test]
+    fn of_too_many_all_nodes_drop_the_same_in_whatever_order_they_come(
+        records in proptest::collection::btree_map(11u8..60, 0u64..20, 0..40).prop_map(|map| map.into_iter().collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let records: Vec<_> = records.into_iter().map(|(n, created)| record(node(n), created)).collect();
+        let mut at_once = limited(16);
+        at_once.reset(records.clone());
+        let mut one_by_one = limited(16);
+        records.into_iter().for_each(|record| drop(one_by_one.upsert(record)));
+        prop_assert_eq!(peers(&at_once), peers(&one_by_one));
+        prop_assert_eq!(at_once.dropped(), one_by_one.dropped());
+        prop_assert_eq!(&at_once.horizon, &one_by_one.horizon);
+    }
+}
