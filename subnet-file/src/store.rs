@@ -196,7 +196,8 @@ impl Records {
         sorted
     }
 
-    /// The node's own record, if it stands: live, fitting the network, and not in conflict with an older one.
+    /// The node's own record, if it stands: live, fitting the network, and not in conflict with an older one that fits
+    /// too. Peers take ours rather than one that does not fit, however old that is.
     fn standing(&self, config: &NetworkConfig, node: &LeaseKey) -> Option<&Entry> {
         let (own, Life::Live) = self.own.as_ref()? else { return None };
         let is_older = |key: &LeaseKey, entry: &Entry| (entry.created, key) < (own.created, node);
@@ -204,8 +205,9 @@ impl Records {
             let mine = |subnet: &Prefix| own.subnets.iter().any(|(_, own)| own.overlaps(subnet));
             entry.subnets.iter().any(|(_, subnet)| mine(subnet))
         };
-        let beaten = self.others.iter().any(|(key, entry)| is_older(key, entry) && overlaps(entry));
-        (all_compatible(config, &own.subnets) && !beaten).then_some(own)
+        let fits = |entry: &Entry| all_compatible(config, &entry.subnets);
+        let beaten = self.others.iter().any(|(key, entry)| is_older(key, entry) && overlaps(entry) && fits(entry));
+        (fits(own) && !beaten).then_some(own)
     }
 
     /// New subnets: in each family what the node had, else what it prefers, else any, if free.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use flannel_core::alloc::all_compatible;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
+use flannel_core::net::Family;
 use flannel_core::overlay::{Contact, Status};
 use flannel_core::subnet::{CachedSubnets, NodeIdentity, SubnetError, SubnetManager, Want};
 use futures_util::stream::BoxStream;
@@ -92,13 +92,23 @@ impl InForce {
     }
 }
 
-/// Whether the agent would have to do otherwise. A pool may be widened under it: its subnet either fits or does not.
+/// Whether the agent would have to do otherwise. Pools do not count: they govern what the store gives out from now on,
+/// so that a node which waits for a subnet gets one as soon as an operator widens the pool.
 fn differs(a: &NetworkConfig, b: &NetworkConfig) -> bool {
     let prefixes = |config: &NetworkConfig| config.networks.map(|_, network| network.prefix);
     prefixes(a) != prefixes(b)
         || a.enable_nftables != b.enable_nftables
         || a.backend.kind != b.backend.kind
         || !a.backend.settings.means(&b.backend.settings)
+}
+
+/// Whether a lease is of these networks, whatever the pools.
+fn is_of(config: &NetworkConfig, lease: &Lease) -> bool {
+    Family::BOTH.into_iter().all(|family| match (config.networks.get(family), lease.subnets.get(family)) {
+        (Some(network), Some(subnet)) => network.prefix.covers(subnet),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    })
 }
 
 fn changed() -> SubnetError {
@@ -131,7 +141,7 @@ impl SubnetManager for InForce {
             }
         }
         let lease = self.inner.acquire(node, want).await?;
-        if all_compatible(config, &lease.subnets) {
+        if is_of(config, &lease) {
             return Ok(lease);
         }
         // Written between the two calls.
@@ -200,6 +210,14 @@ mod tests {
         let mut store = store(&["10.5.0.0/16"]);
         store.expect_acquire().returning(|_, _| Ok(lease("10.5.1.0/24")));
         assert_eq!(acquired(store).await.unwrap(), lease("10.5.1.0/24"));
+    }
+
+    #[tokio::test]
+    async fn a_lease_of_a_pool_that_was_widened_since_is_taken() {
+        let narrow = r#"10.5.0.0/16","SubnetMax":"10.5.1.0"#;
+        let mut store = store(&[narrow, "10.5.0.0/16"]);
+        store.expect_acquire().returning(|_, _| Ok(lease("10.5.2.0/24")));
+        assert_eq!(acquired(store).await.unwrap(), lease("10.5.2.0/24"));
     }
 
     #[tokio::test]

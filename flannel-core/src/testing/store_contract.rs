@@ -93,6 +93,7 @@ pub async fn all(harness: &mut dyn Harness) {
         a_preferred_subnet_is_had_if_free(harness, families).await;
         racing_nodes_get_subnets_of_their_own(harness, families).await;
         a_full_pool_is_exhausted_until_a_release(harness, families).await;
+        a_widened_pool_is_used_at_once(harness, families).await;
         previous_survives_reopening(harness, families).await;
         renew_extends_and_publishes(harness, families).await;
         renew_of_a_deleted_lease_is_lost(harness, families).await;
@@ -214,6 +215,24 @@ pub async fn a_full_pool_is_exhausted_until_a_release(harness: &mut dyn Harness,
     ok(store.release(leases[2].clone()).await, "release");
     let lease = late.acquire(&*store).await;
     assert_eq!(lease.subnets, freed, "acquire: the only free subnets must be found");
+}
+
+/// An operator who widens a pool ends its exhaustion, also for handles opened before; those who hold leases keep them.
+pub async fn a_widened_pool_is_used_at_once(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 1)).await;
+    let store = harness.open().await;
+    let (first, late) = (Node::new(0, families), Node::new(1, families));
+    let held = first.acquire(&*store).await;
+    match store.acquire(&late.id, late.want()).await {
+        Err(SubnetError::Exhausted(_)) => {}
+        other => panic!("acquire: a full pool must be SubnetError::Exhausted, not {other:?}"),
+    }
+    let widened = network(families, 1, 2);
+    harness.put_config(&widened).await;
+    let lease = late.acquire(&*store).await;
+    assert!(all_compatible(&widened, &lease.subnets), "acquire: {:?} is not of the widened pool", lease.subnets);
+    assert_disjoint(&[held.clone(), lease]);
+    assert_eq!(first.acquire(&*store).await.subnets, held.subnets, "acquire: a wider pool must not cost a lease");
 }
 
 /// What a node held is known to a handle opened later, and only to that node.

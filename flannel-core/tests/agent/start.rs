@@ -13,7 +13,7 @@ use flannel_core::testing::FakeKernel;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use crate::node::{Node, add_defaults, config, parse, pass, public};
+use crate::node::{Node, add_defaults, config, eventually, parse, pass, public, subnet};
 
 fn timeout() -> KernelError {
     KernelError::Timeout { doing: "looking".to_owned(), within: Duration::from_secs(5) }
@@ -70,6 +70,34 @@ async fn an_uplink_made_anew_while_the_lease_was_waited_for_is_the_one_in_use() 
     let published =
         agent.until(|_| node.record().is_some_and(|it| it.attrs.public_ip.v4 == Some(public(Family::V4, 201))));
     published.await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_waits_for_a_subnet_gets_one_once_the_pool_is_widened_and_running_agents_take_it() {
+    let pool = |last: &str| {
+        parse(&format!(
+            r#"{{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"{last}","Backend":{{"Type":"tunnel"}}}}"#
+        ))
+    };
+    let one = Node::alone();
+    one.store.set_config(pool("10.42.9.0"));
+    let running = one.run();
+    running.ready().await;
+    let two = Node::new(201, &one.store, &one.clock);
+    let waiting = two.run();
+    waiting.until(|status| matches!(status.store, Contact::Lost { .. })).await;
+    one.store.set_config(pool("10.42.10.0"));
+    let status = waiting.ready().await;
+    assert_eq!(status.lease.unwrap().subnets.v4, Some(subnet(10)));
+    let status = running.until(|status| status.peers.accepted == 1).await;
+    assert_eq!((status.peers.quarantined, status.own_trouble), (0, None));
+    eventually("routes both ways", || one.has_route(subnet(10)) && two.has_route(subnet(9))).await;
+    // Nor does a pool that moves away cut off those that work.
+    one.store.set_config(pool("10.42.9.0"));
+    let three = Node::new(202, &one.store, &one.clock);
+    let late = three.run();
+    assert!(late.until(|status| matches!(status.store, Contact::Lost { .. })).await.lease.is_none());
+    assert!(one.has_route(subnet(10)) && two.has_route(subnet(9)));
 }
 
 #[tokio::test(start_paused = true)]

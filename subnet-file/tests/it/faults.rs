@@ -83,6 +83,17 @@ async fn of_two_records_that_overlap_the_younger_gives_way() {
 }
 
 #[tokio::test]
+async fn an_older_record_that_the_pool_would_not_give_out_costs_nobody_a_lease() {
+    let (dir, store) = new_store().await;
+    acquire(&store, "older").await;
+    let younger = acquire(&store, "younger").await;
+    let text = fs::read_to_string(lease_path(dir.path(), "older")).unwrap();
+    let theirs = text.split("\"Subnet\":\"").nth(1).unwrap().split('"').next().unwrap();
+    fs::write(lease_path(dir.path(), "older"), text.replace(theirs, "10.5.64.0/18")).unwrap();
+    assert_eq!(acquire(&store, "younger").await.subnets, younger.subnets);
+}
+
+#[tokio::test]
 async fn a_lost_lock_file_does_not_turn_the_order_of_creation_back() {
     let (dir, store) = new_store().await;
     for n in 0..3 {
