@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::subnet_env::{make_dirs, remedy};
 
-/// The largest file read or written, in bytes: ten thousand records of the largest size, and some room.
+/// The largest file read or written, in bytes: room for 100 000 ordinary records several times over.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
 /// The state file could not be written. The old one, if any, is as it was.
@@ -60,10 +60,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
 }
 
 /// Puts what `fill` writes in place of the file, or changes nothing.
-pub(super) fn replace(
-    path: &Path,
-    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> Result<(), StateFileError> {
+pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), StateFileError> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -81,18 +78,36 @@ pub(super) fn replace(
     synced.map_err(|source| StateFileError::of("sync the directory", dir, source))
 }
 
-fn write_through(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+fn write_through(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     private(&mut options);
-    let mut writer = BufWriter::with_capacity(1 << 16, options.open(path)?);
+    let file = Limited { file: options.open(path)?, left: MAX_BYTES };
+    let mut writer = BufWriter::with_capacity(1 << 16, file);
     fill(&mut writer)?;
     writer.flush()?;
-    let file = writer.get_ref();
-    if file.metadata()?.len() > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes to keep")));
+    writer.get_ref().file.sync_all()
+}
+
+/// A file that takes so many bytes, and no more.
+struct Limited {
+    file: File,
+    left: u64,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes to keep")));
+        };
+        let written = self.file.write(bytes)?;
+        self.left = left + (bytes.len() - written) as u64;
+        Ok(written)
     }
-    file.sync_all()
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// `.NAME.RANDOM.tmp`: two processes that write at once by mistake must not write into one file.

@@ -1,5 +1,6 @@
 //! What is known, and the file it is kept in.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -19,6 +20,9 @@ pub(super) const SETTLE: Duration = Duration::from_secs(5);
 /// How far apart writes are at least, also after one that failed: a large and restless network must not wear a disk
 /// out.
 pub(super) const PACE: Duration = Duration::from_secs(30);
+
+/// The same after a write that failed because there is too much to keep. No retry makes it less, but the records change.
+pub(super) const PACE_TOO_LARGE: Duration = Duration::from_secs(3600);
 
 pub(super) struct Keeper {
     path: PathBuf,
@@ -197,6 +201,9 @@ impl Keeper {
             Ok(()) => {}
             Err(error) => {
                 state.unsaved = Some(since);
+                if error.source.kind() == io::ErrorKind::FileTooLarge {
+                    state.not_before = now.after(PACE_TOO_LARGE);
+                }
                 // A watch that sleeps has to know of the next try.
                 self.changed.notify_waiters();
                 if was.is_none() {

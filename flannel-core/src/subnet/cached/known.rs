@@ -1,5 +1,6 @@
 //! What the store has said, as far as it is worth keeping. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use crate::alloc;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, Record};
+use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record, keep_oldest};
 use crate::net::Dual;
 use crate::subnet::NodeIdentity;
 
@@ -162,6 +163,10 @@ impl Known {
             LeaseEvent::Upsert(record) => {
                 let own = self.own_record(&record.key, Some(record));
                 let Some(records) = &mut self.records else { return own };
+                // The store's next list says which are the oldest.
+                if records.len() >= MAX_RECORDS && !records.contains_key(&record.key) {
+                    return own;
+                }
                 let entry = Entry::of(record);
                 let old = records.insert(record.key.clone(), entry);
                 let same = old.is_some_and(|old| records.get(&record.key).is_some_and(|new| new.says_what(&old)));
@@ -177,7 +182,11 @@ impl Known {
     }
 
     fn reset(&mut self, records: &[Record]) -> Changed {
-        let entries: BTreeMap<_, _> = records.iter().map(|record| (record.key.clone(), Entry::of(record))).collect();
+        let mut kept = Cow::Borrowed(records);
+        if records.len() > MAX_RECORDS {
+            keep_oldest(kept.to_mut(), MAX_RECORDS);
+        }
+        let entries: BTreeMap<_, _> = kept.iter().map(|record| (record.key.clone(), Entry::of(record))).collect();
         let same = self.records.as_ref().is_some_and(|old| {
             old.len() == entries.len()
                 && old.iter().zip(&entries).all(|((a, old), (b, new))| a == b && new.says_what(old))
@@ -229,7 +238,12 @@ fn is_holder(node: &NodeIdentity, holder: &NodeIdentity, lease: &Lease) -> bool 
 
 impl Entry {
     fn of(record: &Record) -> Self {
-        Self { created: record.created, lease: record.lease.clone() }
+        let lease = match &record.lease {
+            Ok(lease) => Ok(Arc::clone(lease)),
+            // A store's words may quote a hostile record at length.
+            Err(bad) => Err(Box::new(BadRecord::new(&bad.reason, bad.subnets))),
+        };
+        Self { created: record.created, lease }
     }
 
     /// Whether the two are the same on disk: a renewal changes nothing there.

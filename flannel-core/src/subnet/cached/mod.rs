@@ -4,6 +4,8 @@ mod file;
 mod keeper;
 mod known;
 #[cfg(test)]
+mod large;
+#[cfg(test)]
 mod tests;
 mod watch;
 mod wire;
@@ -43,7 +45,7 @@ pub use file::StateFileError;
 /// other nodes are no change. Dropping the watch writes nothing: call [`flush`](Self::flush) at an orderly end; after
 /// a crash the file lacks the last changes. Each write replaces the whole file (mode 0600) or leaves the old one. One
 /// that fails is logged, shown by [`trouble`](Self::trouble) and tried again after 30 s; leases and peers do not
-/// suffer.
+/// suffer. More than 64 MiB is not written: that is tried again after an hour.
 ///
 /// A file that is not whole, of another version or of another store, or that others may write, is ignored with one
 /// warning, and overwritten when there is something to write.

@@ -25,14 +25,14 @@ fn config() -> NetworkConfig {
     NetworkConfig::parse(br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#, Allocation::Pool).unwrap()
 }
 
-struct Bed {
+pub(super) struct Bed {
     dir: TempDir,
-    store: MemorySubnets,
+    pub(super) store: MemorySubnets,
     clock: Arc<dyn Clock>,
 }
 
 impl Bed {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let clock = Arc::new(TokioClock::new());
         Self { dir: tempfile::tempdir().unwrap(), store: MemorySubnets::new(config()), clock }
     }
@@ -41,7 +41,7 @@ impl Bed {
         self.dir.path().join("state.json")
     }
 
-    fn open(&self) -> CachedSubnets {
+    pub(super) fn open(&self) -> CachedSubnets {
         self.open_as(ORIGIN)
     }
 
@@ -67,7 +67,7 @@ fn want() -> Want {
 }
 
 /// Does what an agent does at its start.
-async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<LeaseEvent, SubnetError>>) {
+pub(super) async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<LeaseEvent, SubnetError>>) {
     cached.network_config().await.unwrap();
     cached.previous(&node()).await.unwrap();
     let lease = cached.acquire(&node(), want()).await.unwrap();
@@ -76,7 +76,7 @@ async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<Leas
     (lease, watch)
 }
 
-fn peer(n: u32) -> Lease {
+pub(super) fn peer(n: u32) -> Lease {
     let subnet = Prefix::masked(std::net::Ipv4Addr::from(0x0a05_0000 + (n << 8)).into(), 24).unwrap();
     Lease { subnets: Dual { v4: Some(subnet), v6: None }, ..arbitrary::lease(n as u8, &[], "vxlan") }
 }
@@ -89,7 +89,7 @@ fn records(event: LeaseEvent) -> Vec<Record> {
 }
 
 /// Polls `watch` for so long; what it says is lost.
-async fn drive(watch: &mut BoxStream<'static, Result<LeaseEvent, SubnetError>>, time: Duration) {
+pub(super) async fn drive(watch: &mut BoxStream<'static, Result<LeaseEvent, SubnetError>>, time: Duration) {
     let _ = tokio::time::timeout(time, async { while watch.next().await.is_some() {} }).await;
 }
 

@@ -35,7 +35,7 @@ const SET_BACK: u64 = 60_000;
 
 /// Writes what is `known`, which has to be whole. `now` and `wall` are the same point in time.
 pub(super) fn write(
-    to: &mut impl Write,
+    to: &mut dyn Write,
     known: &Known,
     origin: &str,
     now: BootTime,

@@ -1,0 +1,66 @@
+//! Tests: stores that hold more than is to be kept.
+
+use std::io::{ErrorKind, Write};
+
+use super::file;
+use super::keeper::PACE_TOO_LARGE;
+use super::known::Known;
+use super::tests::{Bed, begun, drive, peer};
+use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record};
+use crate::net::Dual;
+
+#[test]
+fn a_write_stops_where_the_file_would_be_too_large_and_leaves_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.json");
+    file::replace(&path, |to| to.write_all(b"old")).unwrap();
+    let mut taken = 0;
+    let endless = |to: &mut dyn Write| loop {
+        to.write_all(&[b'x'; 1 << 20])?;
+        taken += 1_u64 << 20;
+    };
+    let error = file::replace(&path, endless).unwrap_err();
+    assert_eq!((error.source.kind(), taken <= file::MAX_BYTES), (ErrorKind::FileTooLarge, true));
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_to_keep_is_not_written_again_and_again() {
+    let bed = Bed::new();
+    let cached = bed.open();
+    let (_, mut watch) = begun(&cached).await;
+    let large = Json::parse(&format!("\"{}\"", "x".repeat(4000))).unwrap();
+    bed.store.insert((0..17_000).map(|n| {
+        let mut lease = Lease { key: LeaseKey::new(&format!("peer-{n}")), ..peer(3) };
+        lease.attrs.backend_data.v4 = Some(large.clone());
+        lease
+    }));
+    drive(&mut watch, std::time::Duration::from_millis(10)).await;
+    let error = cached.flush().await.unwrap_err();
+    assert_eq!(error.source.kind(), ErrorKind::FileTooLarge);
+    let due = cached.keeper.write_due().unwrap();
+    assert!(due >= cached.keeper.now().after(PACE_TOO_LARGE / 2), "{due:?}");
+    assert!(cached.trouble().is_some());
+}
+
+fn bad(n: usize) -> Record {
+    let bad = BadRecord { reason: "é".repeat(1000), subnets: Dual::default() };
+    Record { key: LeaseKey::new(&format!("{n}")), created: n as u64, lease: Err(Box::new(bad)) }
+}
+
+#[test]
+fn of_too_many_records_the_oldest_are_kept_and_no_text_at_length() {
+    let mut known = Known::default();
+    known.event(&LeaseEvent::Reset((0..MAX_RECORDS + 10).rev().map(bad).collect()));
+    let kept = |known: &Known| known.records.as_ref().unwrap().len();
+    assert_eq!(kept(&known), MAX_RECORDS);
+    known.event(&LeaseEvent::Upsert(bad(MAX_RECORDS + 11)));
+    assert_eq!(kept(&known), MAX_RECORDS);
+    known.event(&LeaseEvent::Remove(LeaseKey::new("7")));
+    known.event(&LeaseEvent::Upsert(bad(MAX_RECORDS + 11)));
+    let records = known.records.unwrap();
+    assert!(records.contains_key(&LeaseKey::new("8")) && records.len() == MAX_RECORDS);
+    let texts = records.values().map(|entry| entry.lease.as_ref().unwrap_err().reason.chars().count());
+    assert_eq!(texts.max(), Some(BadRecord::MAX_CHARS));
+}
