@@ -1,7 +1,7 @@
 //! Reading all records: pages of one revision.
 
 use etcd_client::{GetOptions, KeyValue};
-use flannel_core::lease::Record;
+use flannel_core::lease::{MAX_RECORDS, Record, keep_oldest};
 
 use crate::connect::{Connector, Header};
 use crate::error::{Fault, Kind};
@@ -15,6 +15,9 @@ pub(crate) struct Listing {
 
 /// Records a request: some 200 KB.
 const PAGE: i64 = 1000;
+
+/// The most records held of a listing: the oldest. More than the agent holds, so that it sees that there are too many.
+const MOST: usize = MAX_RECORDS + MAX_RECORDS / 8;
 
 /// How often a listing that was compacted away under our hands begins again.
 const TRIES: u32 = 3;
@@ -59,12 +62,18 @@ async fn pages(connector: &Connector, base: &str) -> Result<Listing, Fault> {
         }
         let read = if is_cut { wire::record_too_large } else { wire::record };
         listing.records.extend(response.kvs().iter().map(|kv| read(base, kv)));
+        // Sorting each time would cost a listing of millions its time.
+        if listing.records.len() > 2 * MOST {
+            keep_oldest(&mut listing.records, MOST);
+        }
         match response.kvs().last() {
             Some(last) if response.more() => from = after(last),
-            _ => return Ok(listing),
+            _ => break,
         }
         limit = (limit * 2).min(PAGE);
     }
+    keep_oldest(&mut listing.records, MOST);
+    Ok(listing)
 }
 
 /// The first key that `prefix` does not begin. It ends in a slash, which is not the last byte there is.

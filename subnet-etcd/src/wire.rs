@@ -30,7 +30,7 @@ pub(crate) fn parse_key(text: &str) -> Result<Dual<Prefix>, BadRecord> {
         return Ok(subnets);
     }
     let meant = key_text(&subnets).map(|key| format!("; {key} was probably meant")).unwrap_or_default();
-    Err(BadRecord { reason: format!("the key is not that of a subnet{meant}"), subnets })
+    Err(BadRecord::new(format_args!("the key is not that of a subnet{meant}"), subnets))
 }
 
 /// What flannel would read from a key: its expression is anchored at the end only.
@@ -116,33 +116,43 @@ impl fmt::Display for Version {
     }
 }
 
-/// The name of a record: its key after `<prefix>/subnets/`.
+/// The name of a record: its key after `<prefix>/subnets/`. Short, and one for each record, whatever stands there.
 pub(crate) fn lease_key(base: &str, key: &[u8]) -> LeaseKey {
-    let name = key.get(base.len()..).unwrap_or_default();
-    match std::str::from_utf8(name) {
-        Ok(text) => LeaseKey::new(text),
-        // Still told apart: each record has a name of its own.
-        Err(_) => LeaseKey::new(&name.escape_ascii().to_string()),
-    }
+    LeaseKey::of_bytes(name(base, key))
+}
+
+fn name<'a>(base: &str, key: &'a [u8]) -> &'a [u8] {
+    key.get(base.len()..).unwrap_or_default()
 }
 
 /// A record of what etcd holds. When it ends is not asked: that would be a request a record.
 pub(crate) fn record(base: &str, kv: &KeyValue) -> Record {
-    let key = lease_key(base, kv.key());
-    let lease = parse_key(key.as_str()).and_then(|subnets| {
-        let attrs =
-            LeaseAttrs::from_json(kv.value()).map_err(|error| BadRecord { reason: error.to_string(), subnets })?;
-        Ok(Arc::new(Lease { key: key.clone(), subnets, attrs, expires: None, fence: Version::of(kv).fence() }))
-    });
-    Record { key, created: kv.create_revision().unsigned_abs(), lease: lease.map_err(Box::new) }
+    record_of(name(base, kv.key()), Some(kv.value()), Version::of(kv))
 }
 
 /// A record whose value was too large to read.
 pub(crate) fn record_too_large(base: &str, kv: &KeyValue) -> Record {
-    let key = lease_key(base, kv.key());
-    let subnets = parse_key(key.as_str()).unwrap_or_else(|bad| bad.subnets);
-    let bad = BadRecord { reason: format!("larger than {} bytes", LeaseAttrs::MAX_BYTES), subnets };
-    Record { key, created: kv.create_revision().unsigned_abs(), lease: Err(Box::new(bad)) }
+    record_of(name(base, kv.key()), None, Version::of(kv))
+}
+
+fn record_of(name: &[u8], value: Option<&[u8]>, version: Version) -> Record {
+    let key = LeaseKey::of_bytes(name);
+    let lease = subnets_of(name, &key).and_then(|subnets| {
+        let too_large = || BadRecord::new(format_args!("larger than {} bytes", LeaseAttrs::MAX_BYTES), subnets);
+        let attrs = LeaseAttrs::from_json(value.ok_or_else(too_large)?);
+        let attrs = attrs.map_err(|error| BadRecord::new(error, subnets))?;
+        Ok(Arc::new(Lease { key: key.clone(), subnets, attrs, expires: None, fence: version.fence() }))
+    });
+    Record { key, created: version.created.unsigned_abs(), lease: lease.map_err(Box::new) }
+}
+
+/// The subnets that a record's name is of. One too long to be held is of none.
+fn subnets_of(name: &[u8], key: &LeaseKey) -> Result<Dual<Prefix>, BadRecord> {
+    if name.len() > LeaseKey::MAX_BYTES {
+        let reason = format_args!("its key of {} bytes is longer than {}", name.len(), LeaseKey::MAX_BYTES);
+        return Err(BadRecord::new(reason, Dual::default()));
+    }
+    parse_key(key.as_str())
 }
 
 #[cfg(test)]
@@ -201,6 +211,25 @@ mod tests {
         ] {
             let bad = parse_key(text).unwrap_err();
             assert_eq!(bad.subnets, dual(v4, v6), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_or_value_of_any_size_makes_a_small_record() {
+        let huge = "x".repeat(1 << 20);
+        let quoted = format!(r#"{{"PublicIP":"1.2.3.4","BackendType":["{}"]}}"#, &huge[..4000]);
+        for (name, value, says) in [
+            (format!("{huge}10.5.34.0-24"), Some("{}"), "1048588 bytes"),
+            ("10.5.34.0-24".to_owned(), Some(&*huge), "1048576 bytes"),
+            ("10.5.34.0-24".to_owned(), Some(&*quoted), "BackendType"),
+            ("10.5.34.0-24".to_owned(), None, "larger"),
+        ] {
+            let version = Version { created: 3, modified: 4, lease: 0 };
+            let record = record_of(name.as_bytes(), value.map(str::as_bytes), version);
+            let bad = record.lease.unwrap_err();
+            assert!(record.key.as_str().len() <= LeaseKey::MAX_BYTES, "{:?}", record.key);
+            assert!(bad.reason.contains(says) && bad.reason.len() <= BadRecord::MAX_CHARS, "{}", bad.reason);
+            assert_eq!(bad.subnets.v4.is_some(), name.len() < 20);
         }
     }
 

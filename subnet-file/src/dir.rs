@@ -236,7 +236,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 fn bad(reason: String) -> BadRecord {
-    BadRecord { reason, subnets: Dual::default() }
+    BadRecord::new(reason, Dual::default())
 }
 
 /// The file a node's record is in.
@@ -259,10 +259,7 @@ pub(crate) fn key_of(name: &OsStr) -> Option<LeaseKey> {
     if bytes.starts_with(b".") || !bytes.ends_with(SUFFIX.as_bytes()) {
         return None;
     }
-    Some(match name.to_str() {
-        Some(text) => LeaseKey::new(text),
-        None => LeaseKey::new(&bytes.escape_ascii().to_string()),
-    })
+    Some(LeaseKey::of_bytes(bytes))
 }
 
 /// The node whose record a file is.

@@ -65,7 +65,7 @@ impl Entry {
     /// Reads a record as flannel reads its own: keys in any case, unknown ones ignored. What is bad still names the
     /// subnets that could be read.
     pub(crate) fn from_json(bytes: &[u8]) -> Result<Self, BadRecord> {
-        let bad = |reason: String| BadRecord { reason, subnets: Dual::default() };
+        let bad = |reason: String| BadRecord::new(reason, Dual::default());
         if bytes.len() > LeaseAttrs::MAX_BYTES {
             return Err(bad(format!("larger than {} bytes", LeaseAttrs::MAX_BYTES)));
         }
@@ -78,7 +78,7 @@ impl Entry {
                 Err(reason) => wrong = Some(reason),
             }
         }
-        let bad = |reason: String| BadRecord { reason, subnets };
+        let bad = |reason: String| BadRecord::new(reason, subnets);
         if let Some(reason) = wrong {
             return Err(bad(reason));
         }
