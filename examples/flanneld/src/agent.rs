@@ -26,7 +26,7 @@ use crate::privileges::{self, PrivilegeError};
 use crate::serve::{self, ListenError, Shown};
 use crate::status::Surroundings;
 use crate::stores::{self, Opened, StoreError};
-use crate::{chain, exit, notify, own_record, signals};
+use crate::{chain, exit, notify, signals};
 
 /// How long the end waits for answers under way.
 const GRACE: Duration = Duration::from_millis(100);
@@ -170,7 +170,6 @@ async fn supervise(
     }
     tokio::spawn(metrics.count(handle.clone()));
     tokio::spawn(notify::follow(handle.clone(), rules));
-    tokio::spawn(own_record::warn(handle.clone()));
     tokio::spawn(notify::watchdog());
     let stopping = cancel.clone();
     let stopping = tokio::spawn(async move {

@@ -14,7 +14,6 @@ mod log;
 mod metrics;
 mod notify;
 mod options;
-mod own_record;
 mod parts;
 mod preview;
 mod privileges;

@@ -88,6 +88,8 @@ impl Metrics {
         gauge("peers_accepted", "Records accepted as peers", count(status.peers.accepted));
         gauge("peers_skipped", "Peers the backend gives nothing", count(status.peers.skipped));
         gauge("records_quarantined", "Records that are no peers", count(status.peers.quarantined));
+        let dropped = "Records dropped since the last list: too many, or keys that are too long";
+        gauge("records_dropped", dropped, count(status.peers.dropped));
         let own = "1 while other nodes do not take the own record for a peer: see status";
         gauge("own_trouble", own, i64::from(status.own_trouble.is_some()));
         gauge("conflicts", "Objects of others that stand in the way", count(status.conflicts.len()));

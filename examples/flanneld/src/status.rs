@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::firewall::Rulebook;
 
 /// Entries of each list that are shown; the counts are whole.
-const LISTED: usize = 1000;
+const LISTED: usize = Status::MAX_QUARANTINED;
 
 /// What `/status` answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,6 +88,7 @@ pub(crate) struct Peers {
     pub(crate) accepted: usize,
     pub(crate) skipped: usize,
     pub(crate) quarantined: usize,
+    pub(crate) dropped: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -166,6 +167,7 @@ impl Document {
                 accepted: status.peers.accepted,
                 skipped: status.peers.skipped,
                 quarantined: status.peers.quarantined,
+                dropped: status.peers.dropped,
             },
             own_trouble: status.own_trouble.as_ref().map(with_remedy),
             quarantined: status
@@ -349,8 +351,12 @@ impl fmt::Display for Document {
         if let Some(reason) = &self.own_trouble {
             row("own record", &format!("not taken for a peer: {reason}"))?;
         }
-        let Peers { accepted, skipped, quarantined } = self.peers;
+        let Peers { accepted, skipped, quarantined, dropped } = self.peers;
         row("peers", &format!("{accepted} accepted, {skipped} of them skipped, {quarantined} records quarantined"))?;
+        if dropped > 0 {
+            let fix = "delete the records that no node wrote";
+            row("dropped", &format!("{dropped} records, the youngest or with keys that are too long: {fix}"))?;
+        }
         let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
         row("rounds", &format!("{audits} audits, {rounds} lease rounds, {drift} repairs, {} undone", self.undone))?;
         for (title, list) in

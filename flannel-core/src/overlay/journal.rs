@@ -93,6 +93,7 @@ fn level(event: &Event) -> Level {
         | Event::PeerChanged(_)
         | Event::PeerRemoved(_)
         | Event::DriftRepaired { .. }
+        | Event::OwnTrouble(None)
         | Event::StoreBack
         | Event::NotificationsBack
         | Event::UplinkChanged(_)
@@ -101,6 +102,7 @@ fn level(event: &Event) -> Level {
         | Event::Stopped => Level::Info,
         Event::LeaseLost(_)
         | Event::PeerQuarantined(..)
+        | Event::OwnTrouble(Some(_))
         | Event::RecordsDropped(_)
         | Event::ConflictFound(_)
         | Event::Contested(_)
@@ -135,6 +137,11 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::PeerQuarantined(key, reason) => {
             say!(level, unsaid, %key, %reason, remedy = reason.remedy(), "record not taken for a peer");
         }
+        Event::OwnTrouble(Some(reason)) => {
+            let remedy = reason.remedy();
+            say!(level, unsaid, %reason, remedy, "other nodes do not take the own record for a peer");
+        }
+        Event::OwnTrouble(None) => say!(level, unsaid, "other nodes take the own record for a peer again"),
         Event::RecordsDropped(dropped) => {
             say!(
                 level,

@@ -232,6 +232,9 @@ pub enum Event {
     PeerRemoved(Arc<Lease>),
     /// A record is not accepted as a peer.
     PeerQuarantined(LeaseKey, Reason),
+    /// Other nodes do not take our own record for a peer, for this reason: see [`Status::own_trouble`]. `None`: they do
+    /// again.
+    OwnTrouble(Option<Reason>),
     /// Records are dropped, for there are too many or their keys are too long: see [`PeerCounts::dropped`].
     RecordsDropped(usize),
     /// An audit found objects of ours missing or changed and wrote them.
@@ -283,6 +286,7 @@ impl Event {
             Self::PeerChanged(_) => "peer_changed",
             Self::PeerRemoved(_) => "peer_removed",
             Self::PeerQuarantined(..) => "peer_quarantined",
+            Self::OwnTrouble(_) => "own_trouble",
             Self::RecordsDropped(_) => "records_dropped",
             Self::DriftRepaired { .. } => "drift_repaired",
             Self::ConflictFound(_) => "conflict_found",

@@ -150,3 +150,27 @@ async fn a_store_and_an_object_that_flap_do_not_fill_the_log() {
     // Lost, back, snapshots and repairs, each a burst and then one a minute.
     assert!(lines.len() <= 80, "{} lines: {lines:#?}", lines.len());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_own_record_that_somebody_keeps_spoiling_does_not_fill_the_log() {
+    let log = Log::listen();
+    let node = Node::alone();
+    let agent = node.run();
+    agent.ready().await;
+    log.take();
+    let mut times = 0;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(600) {
+        if let Some(mut record) = node.record().filter(|record| &*record.attrs.backend_type == "tunnel") {
+            record.attrs.backend_type = "other".into();
+            node.store.insert([record]);
+            times += 1;
+        }
+        pass(0.5).await;
+    }
+    let lines = log.take();
+    assert!(line(&lines, "WARN", "do not take the own record").contains("backend type"), "{lines:#?}");
+    let told = lines.iter().filter(|line| line.contains("take the own record")).count();
+    // Twice for each time, each a burst and then one a minute.
+    assert!(times > 20 && told <= 5 + 10, "{told} lines of {times} times");
+}

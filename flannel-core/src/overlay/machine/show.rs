@@ -78,7 +78,7 @@ impl Machine {
             return;
         }
         let quarantined: BTreeMap<_, _> = self.admission.quarantined().take(Status::MAX_QUARANTINED).collect();
-        let dropped = self.admission.dropped();
+        let (dropped, own_trouble) = (self.admission.dropped(), self.admission.own_trouble());
         {
             let status = self.status.borrow();
             let fresh = quarantined.iter().filter(|(key, reason)| status.quarantined.get(*key) != Some(*reason));
@@ -86,10 +86,12 @@ impl Machine {
             if dropped > 0 && status.peers.dropped == 0 {
                 self.events.push(Event::RecordsDropped(dropped));
             }
+            if own_trouble != status.own_trouble {
+                self.events.push(Event::OwnTrouble(own_trouble.clone()));
+            }
         }
         let (accepted, skipped) = (self.accepted, self.status.borrow().peers.skipped);
         let peers = PeerCounts { accepted, skipped, quarantined: self.admission.quarantined_count(), dropped };
-        let own_trouble = self.admission.own_trouble();
         self.status.send_modify(|status| {
             (status.quarantined, status.own_trouble, status.peers) = (quarantined, own_trouble, peers);
         });
