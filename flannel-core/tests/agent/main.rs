@@ -11,6 +11,8 @@ mod former;
 #[cfg(test)]
 mod guards;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod log;
 #[cfg(test)]
 mod node;
