@@ -4,6 +4,7 @@
 //! Needs root (or `unshare --user --map-root-user --net`) and iproute2.
 
 mod floor;
+mod hostile;
 mod node;
 mod run;
 
@@ -37,6 +38,8 @@ enum Name {
     Teardown,
     /// Resident memory.
     Memory,
+    /// What hostile records cost.
+    AdmitHostile,
     /// All of them.
     All,
 }
@@ -74,6 +77,9 @@ fn main() -> Result<(), Error> {
         for n in or(&[10_000]) {
             run::memory(n)?;
         }
+    }
+    if is(Name::AdmitHostile) {
+        hostile::all(runs)?;
     }
     Ok(())
 }

@@ -18,10 +18,15 @@ use bench::peers::peer;
 /// How long anything may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The network of all benchmarks.
+pub(crate) fn config() -> Result<NetworkConfig, Error> {
+    let config = br#"{"Network":"10.0.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+    Ok(NetworkConfig::parse(config, Allocation::Pool)?)
+}
+
 /// A store with node 0, which is ours, and peers 1 to `n`.
 pub(crate) fn store(n: u16) -> Result<MemorySubnets, Error> {
-    let config = br#"{"Network":"10.0.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-    let store = MemorySubnets::new(NetworkConfig::parse(config, Allocation::Pool)?);
+    let store = MemorySubnets::new(config()?);
     // Its own subnet too, so that no later peer is in its way.
     store.insert((0..=n).map(peer));
     Ok(store)
