@@ -22,7 +22,8 @@ impl LeaseKey {
     /// The longest key that a record is held under, in bytes: as long as a file's name.
     pub const MAX_BYTES: usize = 256;
 
-    /// A key from the store's own text.
+    /// A key from the store's own text. A record whose key is longer than [`MAX_BYTES`](Self::MAX_BYTES) is dropped: see
+    /// [`of_bytes`](Self::of_bytes).
     pub fn new(text: &str) -> Self {
         Self(text.into())
     }

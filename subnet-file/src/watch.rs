@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::lease::{LeaseEvent, LeaseKey, Record};
+use flannel_core::lease::{LeaseEvent, LeaseKey, MAX_RECORDS, Record, keep_oldest};
 use flannel_core::subnet::SubnetError;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
@@ -25,8 +25,15 @@ use crate::wire::WallTime;
 
 /// All records of a store, then what changes.
 pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    watch_at_most(store, MAX_RECORDS + MAX_RECORDS / 8)
+}
+
+/// The same with at most so many records: the oldest. More than the agent holds, so that it sees that there are too
+/// many; it begins a new watch once it has room.
+fn watch_at_most(store: Arc<Store>, most: usize) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     let watch = Watch {
         store,
+        most,
         source: None,
         pause: None,
         seen: BTreeMap::new(),
@@ -49,6 +56,8 @@ const MAX_EVENTS: usize = 1024;
 
 struct Watch {
     store: Arc<Store>,
+    /// The most records reported.
+    most: usize,
     /// `None`: everything has to be read anew.
     source: Option<Source>,
     /// What to wait before that: the last try failed.
@@ -109,10 +118,15 @@ impl Watch {
         self.ends.clear();
         let now = WallTime::now();
         for (key, loaded) in records {
-            self.fold(key, Some(loaded), now);
+            self.fold(key, Some(loaded), now, usize::MAX);
         }
         self.ready.clear();
-        let records = self.seen.values().map(|seen| seen.record.clone()).collect();
+        let mut records: Vec<_> = self.seen.values().map(|seen| seen.record.clone()).collect();
+        if keep_oldest(&mut records, self.most).is_some() {
+            let kept: BTreeSet<_> = records.iter().map(|record| &record.key).collect();
+            self.seen.retain(|key, _| kept.contains(key));
+            self.ends.retain(|(_, key)| kept.contains(key));
+        }
         self.ready.push_back(LeaseEvent::Reset(records));
         self.source = Some(source);
         self.pause = None;
@@ -133,7 +147,7 @@ impl Watch {
                 let now = WallTime::now();
                 for (key, loaded) in changed {
                     if let Some(key) = key {
-                        self.fold(key, loaded, now);
+                        self.fold(key, loaded, now, self.most);
                     }
                 }
             }
@@ -152,8 +166,8 @@ impl Watch {
         }
     }
 
-    /// Takes in what a file holds now; reports it if that is news.
-    fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime) {
+    /// Takes in what a file holds now; reports it if that is news. A new one has to be within `most`.
+    fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime, most: usize) {
         let fresh = match loaded {
             Some(Ok(entry)) if entry.is_expired(now) => None,
             Some(loaded) => Some(self.seen_now(key.clone(), loaded)),
@@ -163,6 +177,9 @@ impl Watch {
         if let (Some(old), Some(fresh)) = (old, &fresh)
             && same(old, fresh)
         {
+            return;
+        }
+        if old.is_none() && self.seen.len() >= most {
             return;
         }
         if let Some(end) = old.and_then(|old| old.expires) {
@@ -304,4 +321,42 @@ fn is_gap(event: &InotifyEvent) -> bool {
         | AddWatchFlags::IN_DELETE_SELF
         | AddWatchFlags::IN_MOVE_SELF;
     event.mask.intersects(gaps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FileSubnets, Options};
+    use flannel_core::lease::LeaseAttrs;
+    use flannel_core::net::Dual;
+    use flannel_core::subnet::{NodeIdentity, SubnetManager, Want};
+
+    #[tokio::test]
+    async fn of_too_many_files_the_oldest_are_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSubnets::open(dir.path(), Options::default()).unwrap();
+        store.put_config_json(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).await.unwrap();
+        let acquire = async |name: &str| {
+            let public_ip = Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
+            let want = Want { attrs: LeaseAttrs { public_ip, ..LeaseAttrs::default() }, preferred: Dual::default() };
+            store.acquire(&NodeIdentity::new(name).unwrap(), want).await.unwrap()
+        };
+        for name in ["d", "c", "b"] {
+            acquire(name).await;
+        }
+        let mut watch = watch_at_most(Arc::new(Store::open(dir.path().to_owned(), Options::default()).unwrap()), 2);
+        let Some(Ok(LeaseEvent::Reset(records))) = watch.next().await else { panic!("no reset") };
+        assert_eq!(records.iter().map(|record| record.key.as_str()).collect::<Vec<_>>(), ["d.json", "c.json"]);
+        let other = acquire("a").await;
+        let known = acquire("c").await;
+        store.release(other).await.unwrap();
+        store.release(known).await.unwrap();
+        loop {
+            match watch.next().await.unwrap().unwrap() {
+                LeaseEvent::Upsert(record) => assert_eq!(record.key.as_str(), "c.json"),
+                LeaseEvent::Remove(key) => break assert_eq!(key.as_str(), "c.json"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }
