@@ -106,6 +106,11 @@ impl Store {
             let fitting =
                 own.iter().position(|lease| all_compatible(&seen.config, &lease.subnets) && !seen.beats(lease));
             let kept = fitting.map(|place| own.remove(place));
+            // Another node may have had this address before, and may live on under another one: what the backend publishes
+            // beside it is of one device.
+            let (own, others): (Vec<_>, Vec<_>) =
+                own.into_iter().partition(|lease| lease.attrs.backend_data == want.attrs.backend_data);
+            seen.taken.extend(others.iter().flat_map(|lease| lease.subnets.iter().map(|(_, subnet)| *subnet)));
             for lease in own {
                 self.drop_own(&mut seen, lease).await?;
             }

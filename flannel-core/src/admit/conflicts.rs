@@ -208,6 +208,20 @@ impl Table {
         wider.chain(narrower)
     }
 
+    /// The Ethernet address of an entry that an older one has too, whichever of them fits the pool: nodes that were
+    /// started with different pools may differ in who wins.
+    pub(super) fn older_twin(&self, id: u32) -> Option<MacAddr> {
+        let entry = self.entry(id);
+        let shared = |family: &Family| {
+            let mac = entry.mac(*family)?;
+            // The oldest of those that fit the pool, and of those that do not.
+            let oldest = |outside| self.first_after(Ground::Mac(*family, mac), (false, outside, 0, ""));
+            let mut oldest = [false, true].into_iter().filter_map(oldest);
+            oldest.any(|other| self.entry(other).age() < entry.age()).then_some(mac)
+        };
+        Family::BOTH.iter().find_map(shared)
+    }
+
     /// The first entry on a ground after one of this rank.
     fn first_after(&self, ground: Ground, rank: Rank<'_>) -> Option<u32> {
         match ground {

@@ -262,6 +262,11 @@ impl Admission {
         }
     }
 
+    /// The Ethernet address of our own record that an older record has too: of the two other nodes accept the older.
+    pub fn older_twin(&self) -> Option<MacAddr> {
+        self.table.older_twin(self.table.find(self.host.own.key.as_ref()?)?)
+    }
+
     /// The prefixes that records which are bad in themselves name: kernel objects for exactly these (not for
     /// what lies inside) are not to be deleted, since their owner may still be there. Only such as a peer could hold,
     /// and none does.

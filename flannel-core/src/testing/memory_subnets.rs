@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::alloc;
 use crate::clock::{BootTime, Clock, SystemClock};
 use crate::config::NetworkConfig;
-use crate::lease::{BadRecord, Fence, Lease, LeaseEvent, LeaseKey, Record};
+use crate::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record};
 use crate::net::{Dual, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 
@@ -294,6 +294,19 @@ impl Inner {
         }
     }
 
+    /// The keys of the records of `node` that are its own beyond doubt. Where nodes are known by their address, another
+    /// node may have had that before; what a backend publishes beside it is of one device.
+    fn own_keys(&self, node: &NodeIdentity, attrs: &LeaseAttrs) -> Vec<LeaseKey> {
+        let mut keys = self.keys_of(node);
+        if self.known_by == Known::Address {
+            keys.retain(|key| {
+                let lease = self.records.get(key).and_then(|record| record.lease.as_ref().ok());
+                lease.is_some_and(|lease| lease.attrs.backend_data == attrs.backend_data)
+            });
+        }
+        keys
+    }
+
     /// The first lease of `node` that fits the network as it is now.
     fn fitting(&self, node: &NodeIdentity) -> Option<Arc<Lease>> {
         let keys = self.keys_of(node);
@@ -380,7 +393,7 @@ impl SubnetManager for MemorySubnets {
             let (key, subnets, fence) = match inner.fitting(node) {
                 Some(lease) => (lease.key.clone(), lease.subnets, lease.fence.clone()),
                 None => {
-                    let own = inner.keys_of(node);
+                    let own = inner.own_keys(node, &want.attrs);
                     let subnets = inner.choose(&own, &want.preferred)?;
                     for key in own {
                         inner.delete(&key);
@@ -465,7 +478,6 @@ async fn next_event(shared: &Shared, watcher: &Watcher) -> Result<LeaseEvent, Su
 mod tests {
     use super::*;
     use crate::config::Allocation;
-    use crate::lease::LeaseAttrs;
     use crate::testing::store_contract::{self, Harness};
 
     fn store(network: &str) -> MemorySubnets {

@@ -9,7 +9,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admit::Reason;
 use crate::backend::{Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
@@ -89,13 +88,10 @@ impl Machine {
     /// Publishes another Ethernet address where an older record has ours, by chance or on purpose: other nodes take the
     /// older record for a peer and refuse ours.
     pub(super) fn part_from_older(&mut self, now: BootTime) {
-        let mac = match &self.status.borrow().own_trouble {
-            Some(Reason::SameMac { mac, .. }) => *mac,
-            _ => return,
-        };
         if self.parted.is_some_and(|parted| now < parted.after(PART)) || !self.tenure.is_held() {
             return;
         }
+        let Some(mac) = self.admission.older_twin() else { return };
         self.parted = Some(now);
         let mut situation = self.local.situation.clone();
         if situation.taken.len() >= MOST_TAKEN {
