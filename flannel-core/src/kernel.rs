@@ -162,6 +162,11 @@ impl Scope {
         ids
     }
 
+    /// Whether the ids of links depend on this one: one that gets none while it is alone changes nothing for the others.
+    pub(crate) fn concerns(&self, link: &SeenLink) -> bool {
+        !self.identify(std::slice::from_ref(link)).is_empty()
+    }
+
     /// Whether routes to `prefix` are the overlay's territory.
     pub fn covers(&self, prefix: &Prefix) -> bool {
         self.networks.get(prefix.family()).is_some_and(|network| network.covers(prefix))
@@ -292,12 +297,24 @@ impl HostFacts {
 pub enum Hint {
     /// Something in the scope changed, and it was not us.
     Changed,
-    /// Links, addresses or routes of the host changed.
+    /// What [`host_facts`](Kernel::host_facts) shows of the host changed, and it was not us: a link came, went or
+    /// changed (its name, kind, Ethernet address, MTU, state, group or alias), an address, or a route of the main table
+    /// that is a default route, has no gateway, or has one and lies inside the prefix of an address.
+    ///
+    /// Not raised for what goes on all the time on a busy host: veth devices without an address, which pods have,
+    /// IPv6 link-local addresses, other routes through a gateway, and routes of this library's overlays or through
+    /// devices of the scope. A later read shows those too.
     FactsChanged,
     /// Notifications were lost: anything may have changed.
     Lost,
     /// Notifications cannot be heard until the next hint, which is [`Lost`](Self::Lost): anything may change unseen.
     Unheard,
+}
+
+/// Whether a change of such a link is [`Hint::FactsChanged`]. Both the real and the fake kernel use this, so that they
+/// agree.
+pub(crate) fn is_news_of_link(kind: &LinkKind, has_address: bool) -> bool {
+    has_address || !matches!(kind, LinkKind::Other(kind) if &**kind == "veth")
 }
 
 /// Why the kernel did not do what was asked.

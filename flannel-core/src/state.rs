@@ -235,7 +235,11 @@ impl Route {
 
     /// Whether the protocol is one of ours.
     pub fn has_own_protocol(&self) -> bool {
-        (Self::FIRST_PROTOCOL..Self::FIRST_PROTOCOL + Self::PROTOCOLS).contains(&self.protocol)
+        Self::is_own_protocol(self.protocol)
+    }
+
+    pub(crate) fn is_own_protocol(protocol: u8) -> bool {
+        (Self::FIRST_PROTOCOL..Self::FIRST_PROTOCOL + Self::PROTOCOLS).contains(&protocol)
     }
 
     /// Equality as the reconciler has it: any protocol of ours is as good as any other.

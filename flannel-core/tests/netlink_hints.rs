@@ -7,9 +7,9 @@ mod lab;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flannel_core::kernel::{Hint, Kernel};
+use flannel_core::kernel::{Hint, Kernel, OverlayName};
 use flannel_core::net::{Family, MacAddr};
-use flannel_core::state::{FdbKey, LinkId};
+use flannel_core::state::{FdbKey, LinkId, LinkName, State};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, ip, peer};
@@ -123,6 +123,43 @@ fn a_strangers_change_amid_our_writes_is_not_lost() {
     });
 }
 
+/// Another overlay, which a device and the routes of `overlay` are in the way of, and the other way round.
+#[cfg(test)]
+fn sibling_of(overlay: &Overlay) -> Overlay {
+    let mut sibling = overlay.clone();
+    let name = OverlayName::new("sibling").unwrap();
+    let device = LinkName::new("sibling.1").unwrap();
+    for link in sibling.wanted.links.values_mut() {
+        (link.name, link.group, link.alias) = (device.clone(), name.mark(), Some(name.alias().into()));
+    }
+    sibling.scope.devices[0].name = device;
+    sibling.scope.overlay = name;
+    sibling
+}
+
+#[test]
+fn what_one_overlay_writes_is_hinted_at_once_to_another_on_the_same_kernel_and_not_to_itself() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 3);
+        let sibling = sibling_of(&overlay);
+        let mut own = lab.kernel.hints(&sibling.scope);
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        let nothing = Overlay { wanted: State::default(), ..sibling.clone() };
+        for (wanted, what) in [
+            (&sibling, "a device, an address and routes appear"),
+            (&sibling.without_peers(), "routes go"),
+            (&sibling, "routes come back"),
+            (&nothing, "the device goes"),
+        ] {
+            lab.converge(wanted).await;
+            assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed), "{what}");
+            assert_eq!(hints_so_far(&lab, &mut own).await, [], "{what}");
+        }
+        lab.converge(&overlay).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, []);
+    });
+}
+
 #[test]
 fn changes_of_the_host_are_told_from_changes_of_the_scope() {
     in_lab(|lab| async move {
@@ -135,6 +172,19 @@ fn changes_of_the_host_are_told_from_changes_of_the_scope() {
             ("addr del 198.51.100.1/24 dev up0", vec![Hint::FactsChanged, Hint::Changed]),
             ("route add default via 192.0.2.9", vec![Hint::FactsChanged]),
             ("route add 203.0.113.0/24 dev up0", vec![Hint::FactsChanged]),
+            ("route add 192.0.2.128/25 via 192.0.2.9", vec![Hint::FactsChanged]),
+            ("link add br0 type bridge", vec![Hint::FactsChanged]),
+            ("link set br0 up", vec![Hint::FactsChanged]),
+            ("link set br0 mtu 1400", vec![Hint::FactsChanged]),
+            ("link set br0 down", vec![Hint::FactsChanged]),
+            ("link set br0 name br1", vec![Hint::FactsChanged]),
+            ("link del br1", vec![Hint::FactsChanged]),
+            ("link add second0 type veth peer name second1", vec![]),
+            ("link set second1 up", vec![]),
+            ("link set second0 up", vec![]),
+            ("addr add 198.51.100.1/24 dev second0", vec![Hint::FactsChanged]),
+            ("link set second0 down", vec![Hint::FactsChanged]),
+            ("link set second0 up", vec![Hint::FactsChanged]),
             ("link set up0 mtu 1400", vec![Hint::FactsChanged]),
             ("link set up0 down", vec![Hint::FactsChanged, Hint::Changed]),
             ("link set up0 up", vec![Hint::FactsChanged]),

@@ -72,6 +72,9 @@ impl Applier<'_> {
         let mut report = ApplyReport::default();
         let mut refusals = Refusals::default();
         let mut next = 0;
+        if let Some(monitor) = self.monitor.as_deref_mut() {
+            monitor.begin(self.wire.port(), &self.scope.overlay);
+        }
         while next < plan.ops.len() && !abandoned() {
             let stage = Stage::of(&plan.ops[next]);
             let most = if stage == Stage::Link { 1 } else { Batch::MAX };

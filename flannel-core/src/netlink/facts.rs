@@ -7,7 +7,6 @@ use super::observe::read_links;
 use super::wire::Wire;
 use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop};
 use crate::net::Family;
-use crate::state::Route;
 
 /// Reads links, addresses and the main table of both families, of far routes only those to `reach`.
 pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
@@ -60,8 +59,7 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -
 
 /// Whether a route of the main table has a protocol that is not ours.
 fn is_strangers(seen: &route::SeenRoute) -> bool {
-    let ours = Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS;
-    seen.in_main_table() && !ours.contains(&seen.protocol)
+    seen.in_main_table() && !seen.has_own_protocol()
 }
 
 /// Whether the next hop is one of the addresses it leads to: an overlay's route, as Go flannel leaves them too. Nothing

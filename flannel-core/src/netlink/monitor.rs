@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
@@ -17,9 +17,9 @@ use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbou
 use super::observe::{is_automatic, read_links};
 use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Wire, open_socket, receive};
-use crate::kernel::{Hint, HostAddress, KernelError, Scope, SeenLink};
-use crate::net::{Family, MacAddr};
-use crate::state::{Link, LinkId, Route};
+use crate::kernel::{Hint, HostAddress, KernelError, OverlayName, Scope, SeenLink, is_news_of_link};
+use crate::net::{Family, MacAddr, Prefix};
+use crate::state::{Link, LinkId};
 
 /// Multicast groups: link, neigh, IPv4 and IPv6 ifaddr and route (`enum rtnetlink_groups`).
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
@@ -38,9 +38,9 @@ const FAILURES: u32 = 8;
 /// How the next datagram is read.
 type Receive = fn(&Socket, &mut [u8]) -> Result<Option<usize>, Errno>;
 
-/// Listens to what happens, and tells what matters and was not us.
+/// Listens to what happens, and tells each listener what matters and was not its own overlay.
 ///
-/// Our own writes come back. Routes and most neighbour events carry the port of the socket that asked for
+/// Our own writes come back. They are no news to the overlay that wrote last; to any other they are. Routes and most neighbour events carry the port of the socket that asked for
 /// them (kernel-facts 28). Forwarding entries, deleted neighbours and links carry none; but the kernel queues a
 /// notification before it acknowledges the request, so all echoes of a send are there once its acknowledgement is, and
 /// can be matched with what that send wrote. What is left over then will never come. Addresses are compared with what
@@ -53,6 +53,8 @@ pub(crate) struct Monitor {
     links: Vec<SeenLink>,
     addresses: BTreeMap<AddressId, Lifetime>,
     watches: Vec<Watch>,
+    /// The overlay whose writes come back now.
+    writer: Option<OverlayName>,
     echoes: BTreeMap<Echo, u32>,
     /// A device that we are changing right now: the kernel's own clearing up after that is ours too.
     flux: Option<u32>,
@@ -79,6 +81,15 @@ struct Lifetime {
     permanent: bool,
     temporary: bool,
     deprecated: bool,
+}
+
+/// Who did what is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Author {
+    /// This kernel, for the overlay that wrote last.
+    Us,
+    /// Anybody else.
+    Others,
 }
 
 #[derive(Debug)]
@@ -108,6 +119,7 @@ impl Monitor {
             links: Vec::new(),
             addresses: BTreeMap::new(),
             watches: Vec::new(),
+            writer: None,
             echoes: BTreeMap::new(),
             flux: None,
             stale: true,
@@ -182,6 +194,17 @@ impl Monitor {
         Ok(())
     }
 
+    /// Announces that what is written from now on is `writer`'s.
+    pub(crate) fn begin(&mut self, port: u32, writer: &OverlayName) {
+        if self.writer.as_ref() != Some(writer) {
+            // What is still to be read was written by the one before.
+            if !self.drain(port) {
+                self.lost();
+            }
+            self.writer = Some(writer.clone());
+        }
+    }
+
     /// Announces a write that is about to be sent.
     pub(crate) fn expect(&mut self, echo: Echo) {
         if self.echoes.len() >= ECHOES {
@@ -192,16 +215,14 @@ impl Monitor {
 
     /// Notes an address that we added or deleted. An IPv6 one is announced without a port, and only once duplicate
     /// address detection is through: it is then known already, and no news.
-    pub(crate) fn note_address(&mut self, index: u32, addr: IpAddr, len: u8, there: bool) {
-        let lifetime = Lifetime { permanent: true, temporary: false, deprecated: false };
-        match there {
-            true => self.addresses.insert((index, addr, len), lifetime),
-            false => self.addresses.remove(&(index, addr, len)),
-        };
+    pub(crate) fn note_address(&mut self, link: u32, addr: IpAddr, len: u8, there: bool) {
+        let seen = HostAddress { link, addr, len, permanent: true, temporary: false, deprecated: false };
+        self.read_address(&seen, there, Author::Us);
     }
 
-    /// Reads what came up to now; `port` is that of our requests. Due after each send, once it is acknowledged.
-    pub(crate) fn drain(&mut self, port: u32) {
+    /// Reads what came up to now; `port` is that of our requests. Due after each send, once it is acknowledged. False
+    /// if there is more.
+    pub(crate) fn drain(&mut self, port: u32) -> bool {
         for _ in 0..DRAIN {
             let mut buffer = std::mem::take(&mut self.buffer);
             let received = (self.receive)(&self.socket, &mut buffer);
@@ -218,7 +239,7 @@ impl Monitor {
                 Ok(None) => {
                     self.buffer = buffer;
                     self.echoes.clear();
-                    return;
+                    return true;
                 }
                 Err(errno) => {
                     tracing::debug!(%errno, "kernel notifications were lost");
@@ -226,12 +247,13 @@ impl Monitor {
                     self.raise_all(Hint::Lost);
                     if self.is_broken() {
                         self.buffer = buffer;
-                        return;
+                        return true;
                     }
                 }
             }
             self.buffer = buffer;
         }
+        false
     }
 
     /// After a device was written: whatever happened to it was us, if it now is as `expected` (`None`: gone).
@@ -276,8 +298,19 @@ impl Monitor {
         self.links.binary_search_by_key(&index, |seen| seen.index).ok().and_then(|place| self.links.get(place))
     }
 
+    fn has_address(&self, index: u32) -> bool {
+        let of_link = self.addresses.range((index, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)..);
+        of_link.take_while(|((link, ..), _)| *link == index).any(|((_, addr, _), _)| !is_automatic(*addr))
+    }
+
+    fn is_connected(&self, prefix: &Prefix) -> bool {
+        self.addresses.keys().any(|(_, addr, len)| {
+            *len <= prefix.len() && Prefix::masked(*addr, *len).is_ok_and(|connected| connected.covers(prefix))
+        })
+    }
+
     fn read(&mut self, message: &Message<'_>, port: u32) -> Result<(), Unreadable> {
-        let ours = message.port != 0 && message.port == port;
+        let author = if message.port != 0 && message.port == port { Author::Us } else { Author::Others };
         match message.kind {
             RTM_NEWLINK | RTM_DELLINK => {
                 if let Some(seen) = link::decode(message.payload)? {
@@ -286,17 +319,17 @@ impl Monitor {
             }
             RTM_NEWADDR | RTM_DELADDR => {
                 if let Some(seen) = address::decode(message.payload)? {
-                    self.read_address(&seen, message.kind == RTM_NEWADDR, ours);
+                    self.read_address(&seen, message.kind == RTM_NEWADDR, author);
                 }
             }
             RTM_NEWNEIGH | RTM_DELNEIGH => {
                 if let Some(entry) = neighbour::decode(message.payload)? {
-                    self.read_neighbour(&entry, message, ours);
+                    self.read_neighbour(&entry, message, author);
                 }
             }
             RTM_NEWROUTE | RTM_DELROUTE => {
                 if let Some(seen) = route::decode(message.payload)? {
-                    self.read_route(&seen, ours);
+                    self.read_route(&seen, author);
                 }
             }
             _ => {}
@@ -304,73 +337,96 @@ impl Monitor {
         Ok(())
     }
 
+    /// What happens to a device that we are changing is the writer's, whoever is named.
+    fn author_on(&self, index: Option<u32>, author: Author) -> Author {
+        if self.flux.is_some() && index == self.flux { Author::Us } else { author }
+    }
+
+    /// Those to whom it is news.
+    fn others(&self, author: Author) -> impl Iterator<Item = &Watch> {
+        self.watches.iter().filter(move |watch| watch.hears(author, self.writer.as_ref()))
+    }
+
     fn read_link(&mut self, seen: SeenLink, there: bool) {
         let index = seen.index;
-        let was_up = self.link(index).is_some_and(|known| known.link.up);
-        let is_up = there && seen.link.up;
-        match (self.links.binary_search_by_key(&index, |known| known.index), there) {
+        let before = match (self.links.binary_search_by_key(&index, |known| known.index), there) {
             // Statistics, carrier, queues: nothing of that is kept.
             (Ok(place), true) if self.links[place] == seen => return,
-            (Ok(place), true) => self.links[place] = seen,
-            (Err(place), true) => self.links.insert(place, seen),
-            (Ok(place), false) => {
-                self.links.remove(place);
+            (Ok(place), true) => Some(std::mem::replace(&mut self.links[place], seen.clone())),
+            (Err(place), true) => {
+                self.links.insert(place, seen.clone());
+                None
             }
+            (Ok(place), false) => Some(self.links.remove(place)),
             (Err(_), false) => return,
-        }
+        };
+        let was_up = before.as_ref().is_some_and(|known| known.link.up);
+        let goes_down = was_up && !(there && seen.link.up);
+        let is_news = is_news_of_link(&seen.link.kind, self.has_address(index));
         if !there {
             self.addresses.retain(|(link, ..), _| *link != index);
         }
+        let author = self.author_on(Some(index), Author::Others);
+        let after = there.then_some(&seen);
         for watch in &mut self.watches {
-            let ids = watch.scope.identify(&self.links);
-            let before = std::mem::replace(&mut watch.ids, ids);
-            let touched = [before.get(&index), watch.ids.get(&index)];
-            if touched.contains(&Some(&LinkId::Uplink)) {
-                watch.raise(Hint::FactsChanged);
-                // Its IPv4 routes go without a word of their own (kernel-facts 4).
-                if was_up && !is_up {
-                    watch.raise(Hint::Changed);
-                }
+            let hears = watch.hears(author, self.writer.as_ref());
+            // A link that would get no id if it were alone changes nobody's: a storm of such links is cheap.
+            let concerned = before.iter().chain(after).any(|link| watch.scope.concerns(link));
+            let mut touched = [None, None];
+            let mut moved = false;
+            if concerned {
+                let ids = watch.scope.identify(&self.links);
+                let former = std::mem::replace(&mut watch.ids, ids);
+                touched = [former.get(&index).copied(), watch.ids.get(&index).copied()];
+                moved = former != watch.ids;
             }
+            if !hears {
+                continue;
+            }
+            let is_uplink = touched.contains(&Some(LinkId::Uplink));
+            if is_news || is_uplink {
+                watch.raise(Hint::FactsChanged);
+            }
+            // The uplink's IPv4 routes go without a word of their own (kernel-facts 4).
             let in_scope = touched.iter().any(|id| matches!(id, Some(LinkId::Own(_) | LinkId::Other(_))));
-            if (in_scope || before != watch.ids) && self.flux != Some(index) {
+            if in_scope || moved || (is_uplink && goes_down) {
                 watch.raise(Hint::Changed);
             }
         }
     }
 
-    fn read_address(&mut self, seen: &HostAddress, there: bool, ours: bool) {
+    fn read_address(&mut self, seen: &HostAddress, there: bool, author: Author) {
         let before = match there {
             true => self.addresses.insert(id_of(seen), lifetime_of(seen)),
             false => self.addresses.remove(&id_of(seen)),
         };
         // Duplicate address detection and router advertisements repeat what is known.
         let news = if there { before != Some(lifetime_of(seen)) } else { before.is_some() };
-        if !news || ours || is_automatic(seen.addr) || self.flux == Some(seen.link) {
+        if !news || is_automatic(seen.addr) {
             return;
         }
-        for watch in &self.watches {
-            if let Some(LinkId::Own(_)) = watch.ids.get(&seen.link) {
-                watch.raise(Hint::Changed);
-                continue;
-            }
+        for watch in self.others(self.author_on(Some(seen.link), author)) {
             watch.raise(Hint::FactsChanged);
             // Routes through it go without a word of their own (kernel-facts 5).
-            if !there {
+            if !there || matches!(watch.ids.get(&seen.link), Some(LinkId::Own(_))) {
                 watch.raise(Hint::Changed);
             }
         }
     }
 
-    fn read_neighbour(&mut self, entry: &neighbour::Entry, message: &Message<'_>, ours: bool) {
+    fn read_neighbour(&mut self, entry: &neighbour::Entry, message: &Message<'_>, author: Author) {
         let there = message.kind == RTM_NEWNEIGH;
         let Some(echo) = echo_of(entry, there) else { return };
         // What the kernel resolves by itself is not permanent and comes without a port.
         let weighty = entry.permanent || !there || (message.port != 0 && entry.table == Table::Neighbours);
-        if !weighty || ours || self.flux == Some(entry.index) || echo.is_some_and(|echo| self.take_echo(echo)) {
+        if !weighty {
             return;
         }
-        for watch in &self.watches {
+        let author = match echo {
+            Some(echo) if author == Author::Others && self.take_echo(echo) => Author::Us,
+            _ => self.author_on(Some(entry.index), author),
+        };
+        for watch in self.others(author) {
             if let Some(LinkId::Own(_)) = watch.ids.get(&entry.index) {
                 watch.raise(Hint::Changed);
             }
@@ -386,19 +442,20 @@ impl Monitor {
         true
     }
 
-    fn read_route(&mut self, seen: &route::SeenRoute, ours: bool) {
-        if ours || !seen.in_main_table() || (self.flux.is_some() && seen.index == self.flux) {
+    fn read_route(&mut self, seen: &route::SeenRoute, author: Author) {
+        if !seen.in_main_table() {
             return;
         }
-        let own_protocol = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(&seen.protocol);
         let local = is_automatic(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
-        let plain = seen.forwards && (seen.prefix.len() == 0 || (seen.gateway.is_none() && seen.hops.is_empty()));
-        for watch in &self.watches {
+        let host = seen.forwards && !seen.has_own_protocol() && !local;
+        let direct = seen.gateway.is_none() && seen.hops.is_empty();
+        let is_news = host && (seen.prefix.len() == 0 || direct || self.is_connected(&seen.prefix));
+        for watch in self.others(self.author_on(seen.index, author)) {
             if seen.in_territory(&watch.scope) {
                 watch.raise(Hint::Changed);
             }
             let on_own = seen.index.is_some_and(|index| matches!(watch.ids.get(&index), Some(LinkId::Own(_))));
-            if plain && !own_protocol && !local && !on_own {
+            if is_news && !on_own {
                 watch.raise(Hint::FactsChanged);
             }
         }
@@ -406,6 +463,14 @@ impl Monitor {
 }
 
 impl Watch {
+    /// Whether what `author` did is news to this overlay.
+    fn hears(&self, author: Author, writer: Option<&OverlayName>) -> bool {
+        match author {
+            Author::Others => true,
+            Author::Us => Some(&self.scope.overlay) != writer,
+        }
+    }
+
     fn raise(&self, hint: Hint) {
         for signal in self.signals.iter().filter_map(Weak::upgrade) {
             signal.raise(hint);
@@ -467,8 +532,8 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
-    use crate::kernel::OverlayName;
-    use crate::net::{Dual, Prefix};
+    use crate::net::Dual;
+    use crate::state::Route;
 
     fn scope() -> Scope {
         let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };

@@ -96,6 +96,11 @@ impl SeenRoute {
         self.in_main_table() && self.tos == 0 && self.metric == plain && scope.covers(&self.prefix)
     }
 
+    /// Whether an overlay of this library wrote it.
+    pub(crate) fn has_own_protocol(&self) -> bool {
+        Route::is_own_protocol(self.protocol)
+    }
+
     pub(crate) fn in_main_table(&self) -> bool {
         self.table == u32::from(RouteHeader::RT_TABLE_MAIN)
     }
