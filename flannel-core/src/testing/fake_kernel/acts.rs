@@ -86,7 +86,7 @@ impl FakeKernel {
     /// The carrier goes or comes: a notification, and nothing is lost.
     pub fn carrier_change(&self, name: &str) -> Result<(), KernelError> {
         self.on_link("changing the carrier of", name, |machine, index| {
-            machine.notices.push(Notice::Link(index));
+            machine.note_link(index);
             Ok(())
         })
     }

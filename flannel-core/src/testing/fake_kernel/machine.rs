@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kernel::{EEXIST, HostAddress};
-use crate::net::{Family, MacAddr, Prefix};
-use crate::state::{Link, LinkId, LinkKind, LinkName, RouteKind, Vxlan};
+use crate::kernel::{EEXIST, HostAddress, is_news_of_link};
+use crate::net::{Family, MacAddr, Prefix, is_link_local};
+use crate::state::{Link, LinkId, LinkKind, LinkName, Route, RouteKind, Vxlan};
 
 use super::{FakeRoute, Nud, Placement};
 
@@ -27,11 +27,11 @@ const CONNECTED_V6_METRIC: u32 = 256;
 /// What a subscriber to the monitor groups would be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Notice {
-    Link(u32),
+    Link { index: u32, is_fact: bool },
     Address(u32),
     Neighbour(u32),
     Fdb(u32),
-    Route(Slot, u8),
+    Route { slot: Slot, link: Option<u32>, is_fact: bool },
 }
 
 /// Where routes compete: the kernel's key, TOS apart, which the fake does not have.
@@ -125,6 +125,26 @@ pub(super) struct Machine {
 
 type Outcome = Result<(), i32>;
 
+// Notices.
+impl Machine {
+    pub(super) fn note_link(&mut self, index: u32) {
+        let own =
+            |address: &HostAddress| address.link == index && !(address.addr.is_ipv6() && is_link_local(address.addr));
+        let has_address = self.addresses.iter().any(own);
+        let is_fact = self.links.get(&index).is_some_and(|link| is_news_of_link(&link.kind, has_address));
+        self.notices.push(Notice::Link { index, is_fact });
+    }
+
+    fn notice_of(&self, slot: Slot, entry: &Entry) -> Notice {
+        let inside = |address: &HostAddress| {
+            Prefix::masked(address.addr, address.len).is_ok_and(|connected| connected.covers(&slot.prefix))
+        };
+        let forwards = entry.kind != RouteKind::Blackhole && !Route::is_own_protocol(entry.protocol);
+        let near = || slot.prefix.len() == 0 || entry.gateway.is_none() || self.addresses.iter().any(inside);
+        Notice::Route { slot, link: entry.link, is_fact: forwards && near() }
+    }
+}
+
 // Links.
 impl Machine {
     pub(super) fn named(&self, name: &str) -> Option<u32> {
@@ -156,7 +176,7 @@ impl Machine {
             link.mac = Some(MacAddr([0x02, 0xff, a, b, c, d]));
         }
         self.links.insert(index, link);
-        self.notices.push(Notice::Link(index));
+        self.note_link(index);
         Ok(index)
     }
 
@@ -173,13 +193,13 @@ impl Machine {
     }
 
     pub(super) fn delete_link(&mut self, index: u32) -> Outcome {
+        self.note_link(index);
         self.links.remove(&index).ok_or(ENODEV)?;
         self.addresses.retain(|address| address.link != index);
         self.neighbours.retain(|(link, _), _| *link != index);
         self.fdb.retain(|(link, _), _| *link != index);
         self.drop_routes_through(index, Family::V4, Announce::No);
         self.drop_routes_through(index, Family::V6, Announce::Yes);
-        self.notices.push(Notice::Link(index));
         let above = self.links.iter().filter_map(|(above, link)| match &link.kind {
             LinkKind::Vxlan(vxlan) if vxlan.lower == Some(LinkId::Other(index)) => Some(*above),
             _ => None,
@@ -191,7 +211,7 @@ impl Machine {
     }
 
     fn link_mut(&mut self, index: u32) -> Result<&mut Link, i32> {
-        self.notices.push(Notice::Link(index));
+        self.note_link(index);
         self.links.get_mut(&index).ok_or(ENODEV)
     }
 
@@ -324,8 +344,8 @@ impl Machine {
         let up = self.links.get(&address.link).is_some_and(|link| link.up);
         let there = self.routes.get(&slot).is_some_and(|entries| entries.contains(&entry));
         if up && !there {
+            self.notices.push(self.notice_of(slot, &entry));
             self.routes.entry(slot).or_default().push(entry);
-            self.notices.push(Notice::Route(slot, RTPROT_KERNEL));
         }
     }
 
@@ -334,7 +354,7 @@ impl Machine {
         if let Some(entries) = self.routes.get_mut(&slot) {
             entries.retain(|other| *other != entry);
         }
-        self.sweep(slot, RTPROT_KERNEL);
+        self.sweep(slot, &entry);
     }
 
     pub(super) fn put_neighbour(&mut self, link: u32, addr: IpAddr, mac: MacAddr, nud: Nud) -> Outcome {
@@ -436,7 +456,7 @@ enum Announce {
 impl Machine {
     pub(super) fn add_route(&mut self, slot: Slot, entry: Entry, placement: Placement) -> Outcome {
         self.check_route(slot, &entry)?;
-        let protocol = entry.protocol;
+        let notice = self.notice_of(slot, &entry);
         if placement == Placement::Replace && !self.routes.contains_key(&slot) {
             return Err(ENOENT);
         }
@@ -458,7 +478,7 @@ impl Machine {
             Placement::Append => entries.push(entry),
             Placement::Prepend => entries.insert(0, entry),
         }
-        self.notices.push(Notice::Route(slot, protocol));
+        self.notices.push(notice);
         Ok(())
     }
 
@@ -510,42 +530,46 @@ impl Machine {
         } else if !take_next_hop(entries, entry) {
             return Err(ESRCH);
         }
-        self.sweep(slot, entry.protocol);
+        self.sweep(slot, entry);
         Ok(())
     }
 
     pub(super) fn flush_main(&mut self, family: Family) {
-        let notices = &mut self.notices;
-        self.routes.retain(|slot, entries| {
+        let mut routes = std::mem::take(&mut self.routes);
+        routes.retain(|slot, entries| {
             let keep = slot.table != MAIN || slot.prefix.family() != family;
             if !keep {
-                notices.extend(entries.iter().map(|entry| Notice::Route(*slot, entry.protocol)));
+                let gone: Vec<_> = entries.iter().map(|entry| self.notice_of(*slot, entry)).collect();
+                self.notices.extend(gone);
             }
             keep
         });
+        self.routes = routes;
     }
 
     fn drop_routes_through(&mut self, link: u32, family: Family, announce: Announce) {
-        let notices = &mut self.notices;
-        self.routes.retain(|slot, entries| {
+        let mut routes = std::mem::take(&mut self.routes);
+        routes.retain(|slot, entries| {
             if slot.prefix.family() != family {
                 return true;
             }
             entries.retain_mut(|entry| {
                 let before = entry.siblings.len();
+                let notice = self.notice_of(*slot, entry);
                 entry.siblings.retain(|sibling| sibling.link != Some(link));
                 let keep = entry.link != Some(link) || entry.promote();
                 if (!keep || entry.siblings.len() < before) && matches!(announce, Announce::Yes) {
-                    notices.push(Notice::Route(*slot, entry.protocol));
+                    self.notices.push(notice);
                 }
                 keep
             });
             !entries.is_empty()
         });
+        self.routes = routes;
     }
 
-    fn sweep(&mut self, slot: Slot, protocol: u8) {
-        self.notices.push(Notice::Route(slot, protocol));
+    fn sweep(&mut self, slot: Slot, entry: &Entry) {
+        self.notices.push(self.notice_of(slot, entry));
         if self.routes.get(&slot).is_some_and(Vec::is_empty) {
             self.routes.remove(&slot);
         }

@@ -539,14 +539,18 @@ impl Inner {
 fn hints_of(notice: &Notice, scope: &Scope, ids: &BTreeMap<u32, LinkId>) -> [Option<Hint>; 2] {
     let own = |index: &u32| matches!(ids.get(index), Some(LinkId::Own(_))).then_some(Hint::Changed);
     match notice {
-        Notice::Link(index) => [ids.contains_key(index).then_some(Hint::Changed), Some(Hint::FactsChanged)],
+        Notice::Link { index, is_fact } => {
+            let is_uplink = ids.get(index) == Some(&LinkId::Uplink);
+            let changed = ids.contains_key(index).then_some(Hint::Changed);
+            [changed, (*is_fact || is_uplink).then_some(Hint::FactsChanged)]
+        }
         Notice::Address(index) => [own(index), Some(Hint::FactsChanged)],
         Notice::Neighbour(index) | Notice::Fdb(index) => [own(index), None],
-        Notice::Route(slot, _) if slot.table != MAIN => [None, None],
-        Notice::Route(slot, protocol) => {
+        Notice::Route { slot, .. } if slot.table != MAIN => [None, None],
+        Notice::Route { slot, link, is_fact } => {
             let ours = slot.is_main_default_metric() && scope.covers(&slot.prefix);
-            let own_protocol = (Route::FIRST_PROTOCOL..Route::FIRST_PROTOCOL + Route::PROTOCOLS).contains(protocol);
-            [ours.then_some(Hint::Changed), (!own_protocol).then_some(Hint::FactsChanged)]
+            let on_own = link.is_some_and(|link| own(&link).is_some());
+            [ours.then_some(Hint::Changed), (*is_fact && !on_own).then_some(Hint::FactsChanged)]
         }
     }
 }

@@ -181,6 +181,40 @@ fn an_appended_ipv6_route_becomes_a_next_hop_of_ours() {
     assert_eq!(kinds, [RouteKind::Foreign]);
 }
 
+type Act<'a> = &'a dyn Fn() -> Result<(), KernelError>;
+
+/// As `netlink_hints` has it of the real kernel.
+#[test]
+fn the_host_has_changed_for_any_link_but_the_cables_of_pods_and_for_near_routes() {
+    let (kernel, uplink) = kernel();
+    let mut hints = kernel.hints(&scope(&kernel));
+    let link = |name: &str, kind: &str| Link { kind: LinkKind::Other(kind.into()), ..vxlan(name, 1, uplink) };
+    let address = || "198.51.100.1/24".parse().unwrap();
+    let via = |prefix: &str| FakeRoute::via(prefix.parse().unwrap(), ip("192.168.0.9"), uplink);
+    let add = |route: FakeRoute| kernel.add_route(route, Placement::Exclusive);
+    let acts: [(&str, Act<'_>, bool); 13] = [
+        ("a bridge comes", &|| kernel.add_link(link("br0", "bridge")).map(drop), true),
+        ("a bridge goes down", &|| kernel.link_down("br0"), true),
+        ("a bridge gets another name", &|| kernel.rename_link("br0", "br1"), true),
+        ("a bridge goes", &|| kernel.delete_link("br1"), true),
+        ("a cable comes", &|| kernel.add_link(link("pod0", "veth")).map(drop), false),
+        ("a cable goes down", &|| kernel.link_down("pod0"), false),
+        ("a cable gets an address", &|| kernel.add_address("pod0", address()), true),
+        ("a cable with an address comes up", &|| kernel.link_up("pod0"), true),
+        ("a cable with an address goes", &|| kernel.delete_link("pod0"), true),
+        ("a route far away", &|| add(via("203.0.113.0/24")), false),
+        ("a route inside a connected prefix", &|| add(via("192.168.0.128/25")), true),
+        ("a route without a gateway", &|| add(FakeRoute { gateway: None, ..via("203.0.114.0/24") }), true),
+        ("a default route", &|| add(via("0.0.0.0/0")), true),
+    ];
+    for (what, act, due) in acts {
+        act().unwrap();
+        let expected = due.then_some(Some(Hint::FactsChanged));
+        assert_eq!(hints.next().now_or_never(), expected, "{what}");
+        assert_eq!(hints.next().now_or_never(), None, "{what}");
+    }
+}
+
 #[test]
 fn others_acts_make_hints_and_own_writes_none() {
     let (kernel, _) = kernel();
