@@ -199,6 +199,9 @@ impl Route {
     pub const FIRST_PROTOCOL: u8 = 200;
     /// How many numbers from there are ours.
     pub const PROTOCOLS: u8 = 32;
+    /// How many scopes IPv4 routes of ours are spread over where there are many: from 0 on, far below `link`, which
+    /// means something (kernel-facts 33).
+    pub const SCOPES: u8 = 64;
     /// `RTPROT_BOOT`: what Go flannel and `ip route add` write.
     pub const BOOT: u8 = 3;
 
@@ -221,16 +224,13 @@ impl Route {
     /// The protocol number a route of ours to `prefix` is written with. Spreading ours over 32 numbers spreads them
     /// over the kernel's next-hop hash, which makes inserting them linear (kernel-facts 1).
     pub fn protocol_for(prefix: &Prefix) -> u8 {
-        let bits = match prefix.addr() {
-            IpAddr::V4(addr) => u64::from(u32::from(addr)),
-            IpAddr::V6(addr) => {
-                let [high, low] = split(u128::from(addr));
-                high ^ low.rotate_left(31)
-            }
-        };
-        // Fibonacci hashing: neighbouring subnets differ in few, low bits; the product's top bits do not.
-        let hash = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59;
-        Self::FIRST_PROTOCOL + (hash as u8) % Self::PROTOCOLS
+        Self::FIRST_PROTOCOL + (spread(prefix) >> 59) as u8 % Self::PROTOCOLS
+    }
+
+    /// The scope an IPv4 route of ours to `prefix` is written with where there are many. It says nothing of where the
+    /// route leads, so a [`Route`] does not have it: routes that differ in it are equal.
+    pub fn scope_for(prefix: &Prefix) -> u8 {
+        (spread(prefix) >> 53) as u8 % Self::SCOPES
     }
 
     /// Whether the protocol is one of ours.
@@ -249,8 +249,16 @@ impl Route {
     }
 }
 
-fn split(value: u128) -> [u64; 2] {
-    [(value >> 64) as u64, value as u64]
+/// Fibonacci hashing: neighbouring subnets differ in few, low bits; the product's top bits do not.
+fn spread(prefix: &Prefix) -> u64 {
+    let bits = match prefix.addr() {
+        IpAddr::V4(addr) => u64::from(u32::from(addr)),
+        IpAddr::V6(addr) => {
+            let value = u128::from(addr);
+            (value >> 64) as u64 ^ (value as u64).rotate_left(31)
+        }
+    };
+    bits.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Kernel state of one overlay: what is wanted, or what was seen.
@@ -310,16 +318,32 @@ pub struct PeerState {
 mod tests {
     use super::*;
 
+    /// The `n`-th of many neighbouring subnets.
+    fn subnet(n: u32, len: u8) -> Prefix {
+        Prefix::new(std::net::Ipv4Addr::from(0x0a00_0000 + (n << (32 - len))).into(), len).unwrap()
+    }
+
     #[test]
     fn protocols_spread_over_neighbouring_subnets() {
         let mut buckets = [0u32; Route::PROTOCOLS as usize];
-        for n in 0..8192u32 {
-            let addr = std::net::Ipv4Addr::from(0x0a00_0000 + (n << 8));
-            let prefix = Prefix::new(addr.into(), 24).unwrap();
-            buckets[usize::from(Route::protocol_for(&prefix) - Route::FIRST_PROTOCOL)] += 1;
+        for n in 0..8192 {
+            buckets[usize::from(Route::protocol_for(&subnet(n, 24)) - Route::FIRST_PROTOCOL)] += 1;
         }
         let (least, most) = (buckets.iter().min().unwrap(), buckets.iter().max().unwrap());
         assert!(*least > 200 && *most < 320, "{buckets:?}");
+    }
+
+    #[test]
+    fn protocols_and_scopes_together_spread_over_neighbouring_subnets() {
+        for len in [24, 26] {
+            let mut buckets = BTreeMap::<_, u32>::new();
+            for n in 0..1 << 16 {
+                let prefix = subnet(n, len);
+                *buckets.entry((Route::protocol_for(&prefix), Route::scope_for(&prefix))).or_default() += 1;
+            }
+            assert_eq!(buckets.len(), usize::from(Route::PROTOCOLS) * usize::from(Route::SCOPES));
+            assert!(buckets.values().all(|count| *count < 64), "at most twice the mean: {buckets:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod lab;
 use flannel_core::kernel::{EEXIST, Kernel, KernelError};
 use flannel_core::net::{Family, MacAddr, Prefix};
 use flannel_core::plan::{Op, Plan};
-use flannel_core::state::{LinkId, LinkKind, Route, RouteKey, RouteKind};
+use flannel_core::state::{LinkId, LinkKind, Route, RouteKey, RouteKind, State};
 use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, ip, peer, subnet};
 use std::sync::Arc;
 
@@ -398,5 +398,78 @@ fn what_is_seen_while_links_come_and_go_is_complete() {
         }
         churn.join().unwrap();
         assert!(looked > 0);
+    });
+}
+
+/// As many peers as are not yet many.
+#[cfg(test)]
+const FEW: u32 = 16_384;
+
+/// The scopes of the routes to some peers.
+#[cfg(test)]
+fn scopes(peers: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    peers
+        .into_iter()
+        .map(|n| {
+            let line = ip(&format!("route show {}", subnet(Family::V4, n)));
+            assert_eq!(line.lines().count(), 1, "{line}");
+            let scope = line.split(" scope ").nth(1).map(|rest| rest.split(' ').next().unwrap().parse().unwrap());
+            scope.unwrap_or(0)
+        })
+        .collect()
+}
+
+#[test]
+fn routes_have_scopes_only_where_there_are_many_and_keep_the_ones_they_have() {
+    in_lab(|lab| async move {
+        let few = Overlay::vxlan(V4, FEW);
+        lab.converge(&few).await;
+        assert!(!ip("route show table main").contains("scope 1"), "no more than {FEW} are few");
+        // Peers that join one by one: nothing else is rewritten.
+        let mut many = few.clone();
+        for n in FEW + 1..=FEW + 3 {
+            let joining = peer(Family::V4, OWN, n);
+            let mut round = State::default();
+            round.add(&joining);
+            let plan = flannel_core::plan::plan(&round, &State::default(), &few.scope, &|_| None);
+            assert_eq!(plan.ops.len(), 3);
+            assert!(lab.kernel.apply(&few.scope, Arc::new(plan)).await.is_complete());
+            many.wanted.add(&joining);
+        }
+        let expected = |n| Route::scope_for(&subnet(Family::V4, n));
+        let joined = FEW + 1..=FEW + 3;
+        assert_eq!(scopes(joined.clone()), joined.clone().map(expected).collect::<Vec<_>>());
+        assert_eq!(scopes(1..=3), [0; 3]);
+        // An audit that finds many is content with either form, and writes what is missing or Go flannel's with scopes.
+        lab.assert_converged(&many).await;
+        ip("route del 10.0.1.0/24");
+        ip("route replace 10.0.2.0/24 via 10.0.2.0 dev flannel.1 onlink");
+        lab.converge(&many).await;
+        assert_eq!(scopes(1..=3), [expected(1), expected(2), 0]);
+        assert!(
+            ip("route show 10.0.2.0/24").contains(&format!("proto {}", Route::protocol_for(&subnet(Family::V4, 2))))
+        );
+        // A delete takes either form, and once they are few again so is what is written.
+        lab.converge(&few.without_peers()).await;
+        assert!(!ip("route show table main").contains("flannel.1"));
+        lab.converge(&Overlay::vxlan(V4, 3)).await;
+        assert_eq!(scopes(1..=3), [0; 3]);
+    });
+}
+
+#[test]
+fn a_start_with_many_peers_spreads_all_routes_and_go_flannel_takes_them_over() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, FEW + 1);
+        lab.converge(&overlay).await;
+        let some = [1, 2, 3, FEW];
+        assert_eq!(scopes(some), some.map(|n| Route::scope_for(&subnet(Family::V4, n))));
+        // As Go flannel does when it starts.
+        ip("route replace 10.0.1.0/24 via 10.0.1.0 dev flannel.1 onlink");
+        assert_eq!(scopes([1]), [0]);
+        // And back: what it has rewritten is taken over, what it has not is as wanted.
+        let plan = lab.plan(&overlay).await;
+        assert!(matches!(plan.ops.as_slice(), [Op::ReplaceRoute { .. }]), "{plan:?}");
+        lab.converge(&overlay).await;
     });
 }

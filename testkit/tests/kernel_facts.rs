@@ -115,6 +115,22 @@ fn what_survives_which_act() {
     }
 }
 
+/// Go flannel's delete: protocol 0, scope 0, type 0 (contract 8.2.1).
+fn go_delete(ns: &Namespace, nth: usize) -> Result<(), testkit::Error> {
+    let mut message = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(subnet(nth).addr(), 24)
+        .unwrap()
+        .gateway(subnet(nth).addr())
+        .unwrap()
+        .output_interface(ns.index_of(DEV).unwrap())
+        .onlink()
+        .protocol(RouteProtocol::Unspec)
+        .scope(RouteScope::Universe)
+        .build();
+    message.header.kind = RouteType::Unspec;
+    ns.request(RouteNetlinkMessage::DelRoute(message), 0, "Go flannel's delete")
+}
+
 #[test]
 fn fact_1_go_flannel_replaces_and_deletes_a_route_of_any_protocol() {
     let underlay = lab(Families::V4);
@@ -129,19 +145,7 @@ fn fact_1_go_flannel_replaces_and_deletes_a_route_of_any_protocol() {
     assert_eq!(protocols(7), [Route::BOOT]);
 
     ns.add_route(&overlay_route(8)).unwrap();
-    // Go flannel's form: protocol 0, scope 0, type 0 (contract 8.2.1).
-    let mut message = RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(subnet(8).addr(), 24)
-        .unwrap()
-        .gateway(subnet(8).addr())
-        .unwrap()
-        .output_interface(ns.index_of(DEV).unwrap())
-        .onlink()
-        .protocol(RouteProtocol::Unspec)
-        .scope(RouteScope::Universe)
-        .build();
-    message.header.kind = RouteType::Unspec;
-    ns.request(RouteNetlinkMessage::DelRoute(message), 0, "Go flannel's delete").unwrap();
+    go_delete(ns, 8).unwrap();
     assert!(protocols(8).is_empty());
 }
 
@@ -473,4 +477,42 @@ fn fact_32_an_ipv6_onlink_gateway_behind_another_device_is_refused() {
             }
         }
     }
+}
+
+#[test]
+fn fact_33_the_scope_of_a_route_with_a_gateway_matters_to_a_delete_alone() {
+    let underlay = lab(Families::V4);
+    let [one, two] = underlay.nodes() else { panic!("two nodes") };
+    let ns = &one.ns;
+    device(one);
+    let scoped = |route: Route, scope: u8| Route { scope: scope.into(), ..route };
+    let found = |to: Prefix| -> Vec<(u8, u8)> {
+        let routes = ns.routes(Family::V4).unwrap();
+        routes.iter().filter(|it| it.to == to).map(|it| (it.protocol, it.scope.into())).collect()
+    };
+
+    // Traffic takes it, from the usual source address, and so it does where the next hop has to be looked up.
+    let target = ip("10.245.1.1");
+    two.ns.add_address("eth0", target, 32).unwrap();
+    let direct = Route::to(prefix("10.245.1.0/24")).via(two.v4().unwrap()).dev("eth0").protocol(213);
+    for scope in [0, 1, 63, 252] {
+        ns.replace_route(&scoped(direct.clone(), scope)).unwrap();
+        assert_eq!(found(direct.to), [(213, scope)]);
+        probe::until_reply(ns, target, Duration::from_secs(5)).unwrap();
+    }
+    let link = scoped(direct, RouteScope::Link.into());
+    let refused = ns.replace_route(&link).unwrap_err();
+    assert!(refused.is(Errno::ENETUNREACH), "a gateway has to be nearer than what it leads to: {refused:?}");
+
+    // A create asks for no scope, nor does a replace, so that Go flannel takes such a route over.
+    ns.add_route(&scoped(overlay_route(7), 17)).unwrap();
+    assert!(ns.add_route(&scoped(overlay_route(7), 18)).unwrap_err().is(Errno::EEXIST));
+    assert!(go_delete(ns, 7).unwrap_err().is(Errno::ESRCH), "a delete of scope 0 is one of another route");
+    ns.replace_route(&overlay_route(7).protocol(Route::BOOT)).unwrap();
+    assert_eq!(found(subnet(7)), [(Route::BOOT, 0)]);
+    ns.replace_route(&scoped(overlay_route(7), 17)).unwrap();
+    assert_eq!(found(subnet(7)), [(overlay_route(7).protocol, 17)]);
+    // A delete of scope "nowhere" is one of any.
+    ns.delete_route(&overlay_route(7)).unwrap();
+    assert_eq!(found(subnet(7)), []);
 }

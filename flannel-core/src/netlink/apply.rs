@@ -4,13 +4,19 @@ use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 
+use super::codec::route::{NewRoute, Spread};
 use super::codec::{Batch, Verdict, address, link, neighbour, route};
 use super::monitor::{Echo, Monitor};
 use super::probe::without_driver;
 use super::wire::{Wire, refusal};
 use crate::kernel::{ApplyReport, KernelError, Scope};
+use crate::net::{Family, Prefix};
 use crate::plan::{Op, OpText, Plan, Refusals};
 use crate::state::{Link, LinkId, LinkKind, LinkName, Vxlan};
+
+/// From more IPv4 routes than this on, new ones are spread over scopes as well: twenty thousand are where inserting is
+/// quadratic again (kernel-facts 33). Those that are there stay as they are.
+const FEW_ROUTES: usize = 16_384;
 
 /// Writes a plan. `indices` says which interface an id stands for; what it does not know is looked up by name.
 pub(crate) struct Applier<'a> {
@@ -18,6 +24,8 @@ pub(crate) struct Applier<'a> {
     pub(crate) batch: &'a mut Batch,
     pub(crate) monitor: Option<&'a mut Monitor>,
     pub(crate) indices: &'a mut BTreeMap<LinkId, u32>,
+    /// How many IPv4 routes there are in the territory: as last seen, and written since.
+    pub(crate) routes: &'a mut usize,
     pub(crate) scope: &'a Scope,
 }
 
@@ -72,6 +80,7 @@ impl Applier<'_> {
         let mut report = ApplyReport::default();
         let mut refusals = Refusals::default();
         let mut next = 0;
+        self.count_routes(plan);
         if let Some(monitor) = self.monitor.as_deref_mut() {
             monitor.begin(self.wire.port(), &self.scope.overlay);
         }
@@ -92,6 +101,20 @@ impl Applier<'_> {
             }
         }
         report
+    }
+
+    /// Counts what there will be, so that all of a start's routes are spread.
+    fn count_routes(&mut self, plan: &Plan) {
+        let v4 = |prefix: &Prefix| usize::from(prefix.family() == Family::V4);
+        let (mut come, mut go) = (0, 0);
+        for op in &plan.ops {
+            match op {
+                Op::CreateRoute { prefix, .. } => come += v4(prefix),
+                Op::DeleteRoute { prefix, .. } => go += v4(prefix),
+                _ => {}
+            }
+        }
+        *self.routes = (*self.routes + come).saturating_sub(go);
     }
 
     fn link_stage(
@@ -220,12 +243,13 @@ impl Applier<'_> {
             }
             Op::CreateRoute { prefix, route } => {
                 let index = self.optional_index(route.link, op)?;
-                route::create(self.batch, *prefix, route, index);
+                route::create(self.batch, &NewRoute { prefix: *prefix, route, index, spread: self.spread() });
                 None
             }
             Op::ReplaceRoute { prefix, change } => {
                 let index = self.optional_index(change.1.link, op)?;
-                route::replace(self.batch, *prefix, &change.1, index);
+                let route = &change.1;
+                route::replace(self.batch, &NewRoute { prefix: *prefix, route, index, spread: self.spread() });
                 None
             }
             Op::DeleteRoute { prefix, route } => {
@@ -238,6 +262,10 @@ impl Applier<'_> {
             monitor.expect(echo);
         }
         Ok(())
+    }
+
+    fn spread(&self) -> Spread {
+        if *self.routes > FEW_ROUTES { Spread::Scopes } else { Spread::Protocols }
     }
 
     fn write_link(&mut self, op: &Op) -> Result<(), KernelError> {

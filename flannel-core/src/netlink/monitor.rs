@@ -561,7 +561,8 @@ mod tests {
                     protocol: Route::BOOT,
                 };
                 let mut batch = Batch::default();
-                route::create(&mut batch, prefix, &route, None);
+                let spread = route::Spread::Protocols;
+                route::create(&mut batch, &route::NewRoute { prefix, route: &route, index: None, spread });
                 assert_eq!(writer.write(&mut batch, "creating a route").unwrap(), []);
             };
             (0..100).for_each(&mut blackhole);

@@ -12,6 +12,8 @@ use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Rou
 /// What was seen, and which interface each id stands for.
 pub(crate) struct Seen {
     pub(crate) state: State,
+    /// How many IPv4 routes are among it.
+    pub(crate) routes: usize,
     pub(crate) indices: BTreeMap<LinkId, u32>,
 }
 
@@ -80,7 +82,8 @@ pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope) -> Resu
     state.neighbours = neighbours.into_iter().collect();
     state.routes = routes.into_iter().collect();
     let indices = ids.into_iter().map(|(index, id)| (id, index)).collect();
-    Ok(Seen { state, indices })
+    let routes = state.routes.keys().filter(|key| key.prefix.family() == Family::V4).count();
+    Ok(Seen { state, routes, indices })
 }
 
 /// All links, in the order of the dump.

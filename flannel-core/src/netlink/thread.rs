@@ -18,7 +18,7 @@ use super::claim::claim;
 use super::codec::Batch;
 use super::facts::host_facts;
 use super::monitor::Monitor;
-use super::observe::observe;
+use super::observe::{Seen, observe};
 use super::probe::probe;
 use super::signal::Signal;
 use super::wire::Wire;
@@ -159,22 +159,25 @@ struct Worker {
     unheard: Vec<Subscription>,
     /// When a monitor may be opened again, and what to wait if that fails.
     retry: (Instant, Duration),
-    indices: BTreeMap<OverlayName, Indices>,
+    overlays: BTreeMap<OverlayName, Known>,
 }
 
-/// Which interfaces an overlay's ids stood for when it last looked.
+/// What is known of an overlay since it last looked.
 #[derive(Default)]
-struct Indices {
+struct Known {
     /// The devices that the ids count.
     devices: Vec<Device>,
-    by_id: BTreeMap<LinkId, u32>,
+    /// Which interfaces the ids stand for.
+    indices: BTreeMap<LinkId, u32>,
+    /// How many IPv4 routes are in its territory.
+    routes: usize,
 }
 
 impl Worker {
     fn new(commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
-        let (wire, batch, indices) = (Wire::new(), Batch::default(), BTreeMap::new());
+        let (wire, batch, overlays) = (Wire::new(), Batch::default(), BTreeMap::new());
         let retry = (Instant::now(), RETRY_PAUSE);
-        Self { commands, shared, wire, batch, monitor: None, unheard: Vec::new(), retry, indices }
+        Self { commands, shared, wire, batch, monitor: None, unheard: Vec::new(), retry, overlays }
     }
 
     fn run(mut self) {
@@ -287,23 +290,24 @@ impl Worker {
                 answer(reply, || host_facts(&mut self.wire, &mut self.batch, &reach));
             }
             Command::Observe { scope, reply } => answer(reply, || {
-                let seen = observe(&mut self.wire, &mut self.batch, &scope)?;
-                self.indices.insert(scope.overlay, Indices { devices: scope.devices, by_id: seen.indices });
-                Ok(seen.state)
+                let Seen { state, indices, routes } = observe(&mut self.wire, &mut self.batch, &scope)?;
+                self.overlays.insert(scope.overlay, Known { devices: scope.devices, indices, routes });
+                Ok(state)
             }),
             Command::Apply { scope, plan, reply } => {
                 if reply.is_closed() {
                     return;
                 }
-                let indices = self.indices.entry(scope.overlay.clone()).or_default();
-                if indices.devices != scope.devices {
-                    *indices = Indices { devices: scope.devices.clone(), by_id: BTreeMap::new() };
+                let known = self.overlays.entry(scope.overlay.clone()).or_default();
+                if known.devices != scope.devices {
+                    *known = Known { devices: scope.devices.clone(), ..Known::default() };
                 }
                 let mut applier = Applier {
                     wire: &mut self.wire,
                     batch: &mut self.batch,
                     monitor: self.monitor.as_mut(),
-                    indices: &mut indices.by_id,
+                    indices: &mut known.indices,
+                    routes: &mut known.routes,
                     scope: &scope,
                 };
                 let report = applier.run(&plan, || reply.is_closed());

@@ -337,7 +337,8 @@ mod tests {
         for n in 0..count {
             let prefix = Prefix::new(std::net::Ipv4Addr::from(0x0a00_0000 + (n << 8)).into(), 24).unwrap();
             let route = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
-            route::create(batch, prefix, &route, Some(4242));
+            let spread = route::Spread::Protocols;
+            route::create(batch, &route::NewRoute { prefix, route: &route, index: Some(4242), spread });
         }
     }
 

@@ -24,14 +24,43 @@ pub(crate) fn dump(batch: &mut Batch, family: Family) {
     batch.push(RTM_GETROUTE, NLM_F_DUMP, &message);
 }
 
+/// What keeps the kernel's next-hop table, in which each insert looks at what shares its place, short at each place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// Protocol numbers: up to some ten thousand routes (kernel-facts 1).
+    Protocols,
+    /// Scopes of IPv4 routes as well (kernel-facts 33), which `ip route` shows.
+    Scopes,
+}
+
+/// A route to write.
+#[derive(Debug)]
+pub(crate) struct NewRoute<'a> {
+    pub(crate) prefix: Prefix,
+    pub(crate) route: &'a Route,
+    pub(crate) index: Option<u32>,
+    pub(crate) spread: Spread,
+}
+
+impl NewRoute<'_> {
+    fn body(&self) -> RouteMessage {
+        let Self { prefix, route, index, spread } = *self;
+        let mut message = body(prefix, route, index);
+        if spread == Spread::Scopes && prefix.family() == Family::V4 {
+            message.header.scope = RouteScope::from(Route::scope_for(&prefix));
+        }
+        message
+    }
+}
+
 /// Creates a route; refused if its key holds any.
-pub(crate) fn create(batch: &mut Batch, prefix: Prefix, route: &Route, index: Option<u32>) {
-    batch.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &body(prefix, route, index));
+pub(crate) fn create(batch: &mut Batch, new: &NewRoute<'_>) {
+    batch.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &new.body());
 }
 
 /// Puts a route in the place of the first one of its key.
-pub(crate) fn replace(batch: &mut Batch, prefix: Prefix, route: &Route, index: Option<u32>) {
-    batch.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body(prefix, route, index));
+pub(crate) fn replace(batch: &mut Batch, new: &NewRoute<'_>) {
+    batch.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &new.body());
 }
 
 /// Deletes exactly this route: protocol, type, gateway and device have to match.
@@ -228,7 +257,7 @@ mod tests {
         #[test]
         fn a_route_reads_back(
             addr: IpAddr, len in 0u8..=32, gateway: Option<[u8; 4]>, index: u32, onlink: bool, protocol: u8,
-            blackhole: bool,
+            blackhole: bool, many: bool,
         ) {
             let prefix = Prefix::masked(addr, len).unwrap();
             let gateway = gateway.map(|v4| match prefix.family() {
@@ -238,7 +267,8 @@ mod tests {
             let kind = if blackhole { RouteKind::Blackhole } else { RouteKind::Unicast };
             let route = Route { kind, gateway, link: Some(LinkId::Other(index)), onlink, protocol };
             let mut batch = Batch::default();
-            create(&mut batch, prefix, &route, Some(index));
+            let spread = if many { Spread::Scopes } else { Spread::Protocols };
+            create(&mut batch, &NewRoute { prefix, route: &route, index: Some(index), spread });
             let message = messages(batch.bytes()).next().unwrap().unwrap();
             let seen = decode(message.payload).unwrap().unwrap();
             prop_assert_eq!((seen.prefix, seen.kind, seen.gateway), (prefix, kind, gateway));
@@ -252,7 +282,7 @@ mod tests {
         let prefix: Prefix = "10.5.35.0/24".parse().unwrap();
         let route = Route { protocol: Route::BOOT, ..Route::overlay(prefix, prefix.addr(), LinkId::Own(0)) };
         let mut batch = Batch::default();
-        replace(&mut batch, prefix, &route, Some(7));
+        replace(&mut batch, &NewRoute { prefix, route: &route, index: Some(7), spread: Spread::Protocols });
         let golden = [
             52, 0, 0, 0, 24, 0, 0x01, 0x05, 0, 0, 0, 0, 0, 0, 0, 0, // NEWROUTE, REQUEST|REPLACE|CREATE
             2, 24, 0, 0, 254, 3, 0, 1, 4, 0, 0, 0, // inet /24, main, boot, universe, unicast, onlink
