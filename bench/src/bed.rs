@@ -6,7 +6,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::Error;
 
-/// Runs `work` on a thread in a network namespace of its own, which has an `eth0` with 192.168.0.1/16. Programs it
+/// Runs `work` on a thread in a network namespace of its own, which has an `eth0` with 172.16.0.1/12. Programs it
 /// starts from that thread are in there too.
 pub fn in_bed<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     std::thread::scope(|scope| {
@@ -17,9 +17,9 @@ pub fn in_bed<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result
                 "link set lo up",
                 "link add eth0 type veth peer name wire0",
                 "link set wire0 up",
-                "address add 192.168.0.1/16 dev eth0",
+                "address add 172.16.0.1/12 dev eth0",
                 "link set eth0 up",
-                "route add default via 192.168.255.254",
+                "route add default via 172.31.255.254",
             ] {
                 ip(line)?;
             }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use bench::Error;
 use bench::bed::in_bed;
-use bench::peers::peer;
+use bench::peers::{config, peer};
 use bench::report::{median, row};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::admit::{Admission, HostView, Rules};
+use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{Json, Lease, LeaseKey, Record, Scalar};
 use flannel_core::net::{Dual, MacAddr, Prefix};
 use flannel_core::overlay::Teardown;
@@ -17,10 +18,10 @@ use flannel_core::testing::MemorySubnets;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-use crate::node::{Node, config, store};
+use crate::node::{Node, store};
 
 /// Good records, and hostile ones beside them.
-const BESIDE: u16 = 10_000;
+const BESIDE: u32 = 10_000;
 /// Records that share one subnet or one Ethernet address.
 const SHARING: u32 = 60_000;
 
@@ -43,7 +44,7 @@ fn wide(n: u32) -> Lease {
     hostile(
         n,
         "wide",
-        Prefix::masked(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + (n % 1024 << 12)).into(), len),
+        Prefix::masked(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + ((n % 1024) << 12)).into(), len),
         n,
     )
 }
@@ -118,7 +119,7 @@ fn beside(runs: u32) -> Result<(), Error> {
     for _ in 0..runs {
         without.push(start(store(BESIDE)?)?.0.as_secs_f64());
         let both = store(BESIDE)?;
-        both.insert((0..u32::from(BESIDE)).map(mixed));
+        both.insert((0..BESIDE).map(mixed));
         with.push(start(both)?.0.as_secs_f64());
     }
     row("admit_hostile", BESIDE, median(with), "s", Some(median(without)));
@@ -147,7 +148,7 @@ fn cpu() -> Result<Duration, Error> {
 
 /// What an agent holds of so many records of this kind.
 fn admission(count: u32, kind: Kind) -> Result<Admission, Error> {
-    let config = config()?;
+    let config = NetworkConfig::parse(config().as_bytes(), Allocation::Pool)?;
     let backend: Arc<dyn flannel_core::backend::Backend> = Arc::new(Vxlan::new(&config)?);
     let mut admission = Admission::new(Rules::new(&config, backend), HostView::default());
     let record = |n: u32| {

@@ -20,8 +20,8 @@ struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Numbers of peers, instead of the benchmark's own.
-    #[arg(long, value_delimiter = ',')]
-    peers: Vec<u16>,
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(bench::peers::MOST)))]
+    peers: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -46,10 +46,10 @@ enum Name {
 
 fn main() -> Result<(), Error> {
     let Args { name, runs, peers } = Args::parse();
-    let or = |default: &[u16]| if peers.is_empty() { default.to_vec() } else { peers.clone() };
+    let or = |default: &[u32]| if peers.is_empty() { default.to_vec() } else { peers.clone() };
     let is = |this: Name| name == this || name == Name::All;
     if is(Name::Scale) {
-        for n in or(&[1_000, 5_000, 10_000]) {
+        for n in or(&[1_000, 5_000, 10_000, 40_000, 100_000]) {
             run::scale(n, runs)?;
         }
     }
@@ -59,7 +59,7 @@ fn main() -> Result<(), Error> {
         }
     }
     if is(Name::Event) {
-        for n in or(&[1_000, 10_000]) {
+        for n in or(&[1_000, 10_000, 40_000, 100_000]) {
             run::event(n, runs)?;
         }
     }
@@ -69,7 +69,7 @@ fn main() -> Result<(), Error> {
         }
     }
     if is(Name::Teardown) {
-        for n in or(&[10_000]) {
+        for n in or(&[10_000, 100_000]) {
             run::teardown(n, runs)?;
         }
     }

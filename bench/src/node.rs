@@ -13,20 +13,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use bench::Error;
-use bench::peers::peer;
+use bench::peers::{config, peer};
 
 /// How long anything may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The network of all benchmarks.
-pub(crate) fn config() -> Result<NetworkConfig, Error> {
-    let config = br#"{"Network":"10.0.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-    Ok(NetworkConfig::parse(config, Allocation::Pool)?)
-}
-
 /// A store with node 0, which is ours, and peers 1 to `n`.
-pub(crate) fn store(n: u16) -> Result<MemorySubnets, Error> {
-    let store = MemorySubnets::new(config()?);
+pub(crate) fn store(n: u32) -> Result<MemorySubnets, Error> {
+    let store = MemorySubnets::new(NetworkConfig::parse(config().as_bytes(), Allocation::Pool)?);
     // Its own subnet too, so that no later peer is in its way.
     store.insert((0..=n).map(peer));
     Ok(store)

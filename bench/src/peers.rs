@@ -5,14 +5,26 @@ use std::net::{IpAddr, Ipv4Addr};
 use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use flannel_core::net::{Dual, MacAddr, Prefix};
 
+/// The network, with room for 200 000 peers.
+pub const NETWORK: &str = "10.0.0.0/8";
+/// Length of a peer's subnet, in bits.
+pub const LEN: u8 = 26;
+/// More peers than these do not fit.
+pub const MOST: u32 = 200_000;
+
+/// The network configuration.
+pub fn config() -> String {
+    format!(r#"{{"Network":"{NETWORK}","SubnetLen":{LEN},"Backend":{{"Type":"vxlan"}}}}"#)
+}
+
 /// The Ethernet address of peer `n`'s VTEP.
-pub fn mac(n: u16) -> MacAddr {
-    let [high, low] = n.to_be_bytes();
-    MacAddr([0x02, 0xfe, 0, 0, high, low])
+pub fn mac(n: u32) -> MacAddr {
+    let [_, a, b, c] = n.to_be_bytes();
+    MacAddr([0x02, 0xfe, 0, a, b, c])
 }
 
 /// The lease of peer `n`.
-pub fn peer(n: u16) -> Lease {
+pub fn peer(n: u32) -> Lease {
     let mac = mac(n).to_string();
     let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
     let attrs = LeaseAttrs {
@@ -20,24 +32,28 @@ pub fn peer(n: u16) -> Lease {
         backend_type: "vxlan".into(),
         backend_data: Dual { v4: Some(data), v6: None },
     };
-    let subnet = Prefix::masked(subnet(n).into(), 24).unwrap_or_else(|_| Prefix::host(subnet(n).into()));
     Lease {
         key: LeaseKey::new(&format!("node-{n}")),
-        subnets: Dual { v4: Some(subnet), v6: None },
+        subnets: Dual { v4: Some(prefix(n)), v6: None },
         attrs,
         expires: None,
         fence: Fence::default(),
     }
 }
 
-/// The first address of peer `n`'s subnet, a /24.
-pub fn subnet(n: u16) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 5, 0, 0)) + (u32::from(n) << 8))
+/// The subnet of peer `n`.
+pub fn prefix(n: u32) -> Prefix {
+    Prefix::masked(subnet(n).into(), LEN).unwrap_or_else(|_| Prefix::host(subnet(n).into()))
+}
+
+/// The first address of peer `n`'s subnet.
+pub fn subnet(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 5, 0, 0)) + (n << (32 - LEN)))
 }
 
 /// The address peer `n` is reached at; node 0 is ours.
-pub fn public(n: u16) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(192, 168, 0, 1)) + u32::from(n))
+pub fn public(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 1)) + n)
 }
 
 fn v4(addr: Ipv4Addr) -> Dual<IpAddr> {

@@ -4,8 +4,8 @@ use crate::Error;
 
 /// Prints one row.
 #[expect(clippy::print_stdout, reason = "the rows are what this program is for")]
-pub fn row(name: &str, n: impl Into<u32>, value: f64, unit: &str, floor: Option<f64>) {
-    let mut row = serde_json::json!({ "name": name, "n": n.into(), "value": round(value), "unit": unit });
+pub fn row(name: &str, n: u32, value: f64, unit: &str, floor: Option<f64>) {
+    let mut row = serde_json::json!({ "name": name, "n": n, "value": round(value), "unit": unit });
     if let (Some(floor), Some(fields)) = (floor, row.as_object_mut()) {
         fields.insert("floor".to_owned(), round(floor).into());
         fields.insert("ratio".to_owned(), round(value / floor).into());

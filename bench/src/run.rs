@@ -7,15 +7,15 @@ use flannel_core::overlay::Teardown;
 
 use bench::Error;
 use bench::bed::{in_bed, ip};
-use bench::peers::peer;
+use bench::peers::{self, peer, prefix};
 use bench::report::{median, resident, row};
 
-use crate::floor::{Floor, Protocols};
+use crate::floor::{Floor, Spread};
 use crate::node::{Node, store};
 
 /// Runs `work` on an agent of `n` peers, in a namespace of its own.
 fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(
-    n: u16,
+    n: u32,
     teardown: Teardown,
     work: impl FnOnce(Node, flannel_core::testing::MemorySubnets, Duration) -> F + Send,
 ) -> Result<T, Error> {
@@ -29,16 +29,19 @@ fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(
     })
 }
 
-fn ours(n: u16) -> Result<Duration, Error> {
+fn ours(n: u32) -> Result<Duration, Error> {
     with_node(n, Teardown::Keep, |node, _, took| async move {
         node.stop().await?;
         Ok(took)
     })
 }
 
-pub(crate) fn scale(n: u16, runs: u32) -> Result<(), Error> {
-    for (name, protocols) in [("scale", Protocols::Spread), ("scale_plain", Protocols::Plain)] {
-        let floor = Floor::new(n, protocols)?;
+pub(crate) fn scale(n: u32, runs: u32) -> Result<(), Error> {
+    /// Past this a floor with one protocol takes minutes.
+    const PLAIN: u32 = 10_000;
+    let rows = [("scale", Spread::Ours, peers::MOST), ("scale_plain", Spread::None, PLAIN)];
+    for (name, spread, _) in rows.into_iter().filter(|(_, _, most)| n <= *most) {
+        let floor = Floor::new(n, spread)?;
         let (mut us, mut them) = (Vec::new(), Vec::new());
         for _ in 0..runs {
             them.push(in_bed(|| floor.program())?.as_secs_f64());
@@ -49,7 +52,7 @@ pub(crate) fn scale(n: u16, runs: u32) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) fn audit(n: u16, runs: u32) -> Result<(), Error> {
+pub(crate) fn audit(n: u32, runs: u32) -> Result<(), Error> {
     let took = with_node(n, Teardown::Keep, |mut node, _, _| async move {
         node.settle().await?;
         let mut took = Vec::new();
@@ -68,11 +71,11 @@ pub(crate) fn audit(n: u16, runs: u32) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) fn event(n: u16, runs: u32) -> Result<(), Error> {
+pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
     /// Single events measured in each run.
-    const SINGLES: u16 = 100;
+    const SINGLES: u32 = 100;
     /// Events of a burst.
-    const BURST: u16 = 1000;
+    const BURST: u32 = 1000;
     let (mut ones, mut bursts) = (Vec::new(), Vec::new());
     for _ in 0..runs {
         let (singles, burst) = with_node(n, Teardown::Keep, |mut node, store, _| async move {
@@ -87,7 +90,7 @@ pub(crate) fn event(n: u16, runs: u32) -> Result<(), Error> {
                 singles.push(started.elapsed().as_secs_f64() * 1e3);
             }
             let joined = n + SINGLES;
-            let wanted = usize::from(joined + BURST);
+            let wanted = (joined + BURST) as usize;
             let started = Instant::now();
             store.insert((joined + 1..=joined + BURST).map(peer));
             let rounds = node.status.borrow().lease_rounds;
@@ -108,7 +111,7 @@ pub(crate) fn event(n: u16, runs: u32) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) fn heal(n: u16, runs: u32) -> Result<(), Error> {
+pub(crate) fn heal(n: u32, runs: u32) -> Result<(), Error> {
     let took = with_node(n, Teardown::Keep, |mut node, _, _| async move {
         node.settle().await?;
         let mut took = Vec::new();
@@ -132,7 +135,7 @@ pub(crate) fn heal(n: u16, runs: u32) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) fn teardown(n: u16, runs: u32) -> Result<(), Error> {
+pub(crate) fn teardown(n: u32, runs: u32) -> Result<(), Error> {
     let mut took = Vec::new();
     for _ in 0..runs {
         took.push(with_node(n, Teardown::Remove, |mut node, _, _| async move {
@@ -144,7 +147,7 @@ pub(crate) fn teardown(n: u16, runs: u32) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) fn memory(n: u16) -> Result<(), Error> {
+pub(crate) fn memory(n: u32) -> Result<(), Error> {
     let (steady, peak) = with_node(n, Teardown::Keep, |mut node, store, _| async move {
         node.settle().await?;
         // Some life, so that it is not the memory of a start alone: a hundred peers go and come, and audits happen.
@@ -152,7 +155,7 @@ pub(crate) fn memory(n: u16) -> Result<(), Error> {
             let keys: Vec<_> = (1..=100).map(|peer| LeaseKey::new(&format!("node-{peer}"))).collect();
             store.delete_all(&keys);
             store.insert((1..=100).map(peer));
-            ip("route delete 10.5.200.0/24")?;
+            ip(&format!("route delete {}", prefix(200)))?;
             let repaired = node.status.borrow().drift_repaired;
             node.until(|status| status.drift_repaired > repaired).await?;
         }

@@ -5,7 +5,7 @@ use bench::report::round;
 /// A row of ours beside Go flannel's.
 pub(crate) struct Beside {
     pub(crate) name: &'static str,
-    pub(crate) n: u16,
+    pub(crate) n: u32,
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
     /// What it may be at most.

@@ -4,7 +4,7 @@ use etcd_client::{Client, DeleteOptions, PutOptions, Txn, TxnOp};
 use testkit::etcd::{Etcd, Options, Version};
 
 use bench::Error;
-use bench::peers::{peer, subnet};
+use bench::peers::{LEN, config, peer, subnet};
 
 /// Operations in one transaction: the server's own limit is 128.
 const CHUNK: usize = 100;
@@ -22,14 +22,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// An etcd that does not wait for the disk, with the network's configuration, node 0's lease and that of every
     /// peer from 1 to `n`, each with an etcd lease of its own.
-    pub(crate) async fn with_peers(n: u16) -> Result<Self, Error> {
+    pub(crate) async fn with_peers(n: u32) -> Result<Self, Error> {
         let options = Options { flags: vec!["--unsafe-no-fsync".to_owned()], ..Options::single(Version::Current) };
         let etcd = Etcd::start(options)?;
         let mut client = Client::connect(etcd.endpoints(), None).await?;
-        let config = r#"{"Network":"10.0.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-        client.put("/coreos.com/network/config", config, None).await?;
+        client.put("/coreos.com/network/config", config(), None).await?;
         let cluster = Self { etcd, client };
-        let numbers: Vec<u16> = (0..=n).collect();
+        let numbers: Vec<u32> = (0..=n).collect();
         cluster.put(&cluster.prepare(&numbers).await?).await?;
         Ok(cluster)
     }
@@ -40,10 +39,10 @@ impl Cluster {
     }
 
     /// The records of some peers, with etcd leases granted, but not yet put.
-    pub(crate) async fn prepare(&self, peers: &[u16]) -> Result<Vec<Put>, Error> {
+    pub(crate) async fn prepare(&self, peers: &[u32]) -> Result<Vec<Put>, Error> {
         let mut puts = Vec::with_capacity(peers.len());
         for some in peers.chunks(ABREAST) {
-            let grant = |n: u16| {
+            let grant = |n: u32| {
                 let mut client = self.client.clone();
                 async move { client.lease_grant(TTL, None).await.map(|granted| Put { n, lease: granted.id() }) }
             };
@@ -62,7 +61,7 @@ impl Cluster {
     }
 
     /// Removes the records of peers.
-    pub(crate) async fn remove(&self, peers: impl Iterator<Item = u16>) -> Result<(), Error> {
+    pub(crate) async fn remove(&self, peers: impl Iterator<Item = u32>) -> Result<(), Error> {
         let peers: Vec<_> = peers.collect();
         for some in peers.chunks(CHUNK) {
             let ops: Vec<_> = some.iter().map(|&n| TxnOp::delete(key(n), None::<DeleteOptions>)).collect();
@@ -74,13 +73,13 @@ impl Cluster {
 
 /// A record to be put.
 pub(crate) struct Put {
-    n: u16,
+    n: u32,
     lease: i64,
 }
 
 impl Put {
     /// Whose.
-    pub(crate) fn n(&self) -> u16 {
+    pub(crate) fn n(&self) -> u32 {
         self.n
     }
 
@@ -89,6 +88,6 @@ impl Put {
     }
 }
 
-fn key(n: u16) -> String {
-    format!("/coreos.com/network/subnets/{}-24", subnet(n))
+fn key(n: u32) -> String {
+    format!("/coreos.com/network/subnets/{}-{LEN}", subnet(n))
 }

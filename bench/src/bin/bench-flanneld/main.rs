@@ -21,7 +21,7 @@ struct Args {
     runs: u32,
     /// Numbers of leases.
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000])]
-    peers: Vec<u16>,
+    peers: Vec<u32>,
 }
 
 fn main() -> Result<(), Error> {

@@ -21,7 +21,7 @@ const ROUTES: u32 = 0x40;
 /// Room for the notifications of all peers at once.
 const ROOM: usize = 256 << 20;
 /// The length of a peer's subnet.
-const LENGTH: u8 = 24;
+const LENGTH: u8 = bench::peers::LEN;
 
 /// Since when there is a route to each subnet, in the namespace of whoever made this.
 pub(crate) struct Routes {

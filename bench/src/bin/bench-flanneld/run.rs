@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bench::bed::{in_bed, ip};
-use bench::peers::subnet;
+use bench::peers::{MOST, subnet};
 use bench::report::median;
 use bench::{Error, bed};
 
@@ -13,16 +13,13 @@ use crate::cluster::Cluster;
 use crate::routes::Routes;
 
 /// Leases put one by one in each run.
-const SINGLES: u16 = 100;
+const SINGLES: u32 = 100;
 /// Leases put at once.
-const BURST: u16 = 1000;
+const BURST: u32 = 1000;
 /// How long after everything is programmed processor time and memory are read: what follows a start counts too.
 const AFTERMATH: Duration = Duration::from_secs(2);
 /// How long anything may take before the benchmark gives up: Go flannel needs 19 s for 10 000.
 const PATIENCE: Duration = Duration::from_secs(180);
-
-/// More subnets than these are not in the network of the benchmark.
-const MOST: u16 = 14_000;
 
 /// What one run of a program showed.
 struct Run {
@@ -35,8 +32,8 @@ struct Run {
 }
 
 /// Measures each program `runs` times with `n` leases in etcd, in turn.
-pub(crate) fn compare(programs: &Programs, n: u16, runs: u32) -> Result<(), Error> {
-    if n > MOST {
+pub(crate) fn compare(programs: &Programs, n: u32, runs: u32) -> Result<(), Error> {
+    if n > MOST - SINGLES - BURST {
         return Err(format!("{n} leases: the network has room for {MOST}").into());
     }
     let measured = in_bed(|| {
@@ -83,14 +80,14 @@ pub(crate) fn compare(programs: &Programs, n: u16, runs: u32) -> Result<(), Erro
     Ok(())
 }
 
-async fn run(cluster: &Cluster, agent: &Agent, routes: &Routes, started: Instant, n: u16) -> Result<Run, Error> {
-    let start = routes.until(n.into(), PATIENCE)? - started;
+async fn run(cluster: &Cluster, agent: &Agent, routes: &Routes, started: Instant, n: u32) -> Result<Run, Error> {
+    let start = routes.until(n as usize, PATIENCE)? - started;
     tokio::time::sleep(AFTERMATH).await;
     let cpu = agent.cpu()?;
     let (memory, peak) = agent.memory()?;
 
     let mut puts = Vec::new();
-    let singles: Vec<u16> = (n + 1..=n + SINGLES).collect();
+    let singles: Vec<u32> = (n + 1..=n + SINGLES).collect();
     for put in cluster.prepare(&singles).await?.chunks(1) {
         let begun = Instant::now();
         cluster.put(put).await?;
@@ -98,11 +95,11 @@ async fn run(cluster: &Cluster, agent: &Agent, routes: &Routes, started: Instant
     }
 
     let last = n + SINGLES + BURST;
-    let many: Vec<u16> = (n + SINGLES + 1..=last).collect();
+    let many: Vec<u32> = (n + SINGLES + 1..=last).collect();
     let many = cluster.prepare(&many).await?;
     let begun = Instant::now();
     cluster.put(&many).await?;
-    let burst = routes.until(last.into(), PATIENCE)?.saturating_duration_since(begun);
+    let burst = routes.until(last as usize, PATIENCE)?.saturating_duration_since(begun);
     complete(routes.count())?;
     Ok(Run { start, cpu, memory, peak, puts, burst })
 }
