@@ -189,7 +189,8 @@ fn takes_place(a: &LinkKind, b: &LinkKind) -> bool {
     }
 }
 
-/// What an overlay needs to know of the host it runs on.
+/// What an overlay needs to know of the host it runs on. Of routes and next hops no more than [`HostFacts::MOST`] of
+/// each kind are kept, the first of the dump.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
     /// Every link, by interface index.
@@ -267,6 +268,9 @@ pub struct HostRoute {
 }
 
 impl HostFacts {
+    /// Most default routes, routes without a gateway, routes inside those, and next hops.
+    pub const MOST: usize = 65_536;
+
     /// The interface through which `addr` is reached without a gateway, if it is (contract 8.1).
     pub fn on_link(&self, addr: IpAddr) -> Option<u32> {
         let best = self.on_link.to(addr)?;

@@ -27,6 +27,11 @@ impl Routes {
         }
     }
 
+    /// How many destinations there are.
+    pub(crate) fn len(&self) -> usize {
+        self.best.len()
+    }
+
     /// The route to the longest prefix that contains `addr`.
     pub fn to(&self, addr: IpAddr) -> Option<&HostRoute> {
         self.covering(Prefix::host(addr)).next()
@@ -42,6 +47,15 @@ impl Routes {
         let lengths = self.lengths.range((prefix.family(), 0)..=(prefix.family(), prefix.len())).rev();
         let wider = lengths.filter_map(move |(_, len)| Prefix::masked(prefix.addr(), *len).ok());
         wider.filter_map(|wider| self.best.get(&wider))
+    }
+}
+
+impl IntoIterator for Routes {
+    type Item = HostRoute;
+    type IntoIter = std::collections::btree_map::IntoValues<Prefix, HostRoute>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.best.into_values()
     }
 }
 

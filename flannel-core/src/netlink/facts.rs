@@ -1,12 +1,17 @@
 //! What the host looks like.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::codec::{Batch, address, route};
 use super::observe::read_links;
 use super::wire::Wire;
-use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop};
-use crate::net::Family;
+use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop, Routes};
+use crate::net::{Family, Prefix};
+
+/// Most routes with a gateway that are put aside until it is known what they lie in. Where there are more, the table is
+/// read once more.
+const ASIDE: usize = 1_024;
 
 /// Reads links, addresses and the main table of both families, of far routes only those to `reach`.
 pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
@@ -15,55 +20,193 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -
         let crate::state::Link { name, kind, mac, mtu, up, group, alias } = seen.link;
         facts.links.insert(seen.index, HostLink { name, kind, mac, mtu, up, group, alias });
     }
-    let mut behind = Vec::new();
     for family in Family::BOTH {
         address::dump(batch, family, 0);
         facts.addresses.extend(wire.dump(batch, "reading addresses", |message| {
             Ok(address::decode(message.payload)?.filter(|seen| Family::of(seen.addr) == family))
         })?);
-        route::dump(batch, family);
-        let routes = wire.dump(batch, "reading routes", |message| {
-            Ok(route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family && is_strangers(seen)))
-        })?;
-        for seen in routes {
-            let overlay = leads_to_itself(&seen);
-            if !overlay {
-                let gateway = seen.gateway.map(|addr| NextHop { addr, link: None });
-                let hops = gateway.into_iter().chain(seen.hops.iter().copied());
-                facts.next_hops.extend(hops.map(|hop| NextHop { link: hop.link.or(seen.index), ..hop }));
+        let table = read_table(wire, batch, family, Table::take)?;
+        facts.defaults.extend(table.defaults);
+        facts.next_hops.extend(table.next_hops);
+        facts.on_link.extend(table.on_link);
+        let gateways = match table.aside {
+            Aside::All(routes) => {
+                let mut gateways = Gateways::default();
+                routes.iter().for_each(|route| gateways.take(&facts.on_link, reach, route));
+                gateways
             }
-            let plain = seen.forwards && seen.tos == 0;
-            let route = HostRoute {
-                prefix: seen.prefix,
-                link: seen.index,
-                gateway: seen.gateway.or(seen.hops.first().map(|hop| hop.addr)),
-                metric: seen.metric,
-            };
-            match () {
-                () if !plain => {}
-                () if route.prefix.len() == 0 => facts.defaults.push(route),
-                () if route.gateway.is_none() => facts.on_link.insert(route),
-                () => behind.push((route, overlay)),
-            }
-        }
+            // Only what lies in those that are known by now, or leads to `reach`, is kept.
+            Aside::TooMany => read_table(wire, batch, family, |gateways: &mut Gateways, seen| {
+                Gateway::of(seen).iter().for_each(|route| gateways.take(&facts.on_link, reach, route));
+            })?,
+        };
+        facts.on_link.extend(gateways.inside);
+        facts.far.extend(gateways.far);
     }
-    // A route with a gateway matters where it takes addresses out of a connected prefix.
-    let (inside, outside): (Vec<_>, Vec<_>) =
-        behind.into_iter().partition(|(route, _)| facts.on_link.covers(&route.prefix));
-    facts.on_link.extend(inside.into_iter().map(|(route, _)| route));
-    let wanted = |route: &HostRoute| reach.iter().any(|addr| route.prefix.contains(*addr));
-    let far = outside.into_iter().filter(|(route, overlay)| !overlay && wanted(route));
-    facts.far.extend(far.map(|(route, _)| route));
     Ok(facts)
 }
 
-/// Whether a route of the main table has a protocol that is not ours.
-fn is_strangers(seen: &route::SeenRoute) -> bool {
-    seen.in_main_table() && !seen.has_own_protocol()
+/// Reads one family's main table without routes of ours.
+fn read_table<T: Default>(
+    wire: &mut Wire,
+    batch: &mut Batch,
+    family: Family,
+    mut take: impl FnMut(&mut T, &route::SeenRoute),
+) -> Result<T, KernelError> {
+    route::dump(batch, family);
+    wire.fold(batch, "reading routes", |kept, message| {
+        // A kernel without IPv6 answers for all families it has.
+        let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
+        if let Some(seen) = seen.filter(|seen| seen.in_main_table() && !seen.has_own_protocol()) {
+            take(kept, &seen);
+        }
+        Ok(())
+    })
+}
+
+/// What is kept of one family's routes while they are read: what matters whatever else there is, and what may.
+#[derive(Debug, Default)]
+struct Table {
+    defaults: Vec<HostRoute>,
+    on_link: Routes,
+    next_hops: BTreeSet<NextHop>,
+    aside: Aside,
+}
+
+/// Routes with a gateway, as long as there are few.
+#[derive(Debug)]
+enum Aside {
+    All(Vec<Gateway>),
+    TooMany,
+}
+
+impl Default for Aside {
+    fn default() -> Self {
+        Self::All(Vec::new())
+    }
+}
+
+/// A route with a gateway.
+#[derive(Debug, Clone, Copy)]
+struct Gateway {
+    route: HostRoute,
+    /// Whether it is one of an overlay, which leads nowhere else.
+    overlay: bool,
+}
+
+/// Routes with a gateway that matter.
+#[derive(Debug, Default)]
+struct Gateways {
+    /// Those that take addresses out of a connected prefix.
+    inside: Routes,
+    /// Those to an address that was asked for.
+    far: Routes,
+}
+
+impl Table {
+    fn take(&mut self, seen: &route::SeenRoute) {
+        if !leads_to_itself(seen) {
+            let gateway = seen.gateway.map(|addr| NextHop { addr, link: None });
+            let hops = gateway.into_iter().chain(seen.hops.iter().copied());
+            for hop in hops.map(|hop| NextHop { link: hop.link.or(seen.index), ..hop }) {
+                if self.next_hops.len() < HostFacts::MOST {
+                    self.next_hops.insert(hop);
+                }
+            }
+        }
+        let Some(found) = plain(seen) else { return };
+        match found.gateway {
+            _ if found.prefix.len() == 0 && self.defaults.len() < HostFacts::MOST => self.defaults.push(found),
+            _ if found.prefix.len() == 0 => {}
+            None => keep(&mut self.on_link, found),
+            Some(_) => match &mut self.aside {
+                Aside::All(routes) if routes.len() < ASIDE => routes.extend(Gateway::of(seen)),
+                aside => *aside = Aside::TooMany,
+            },
+        }
+    }
+}
+
+impl Gateway {
+    fn of(seen: &route::SeenRoute) -> Option<Self> {
+        let route = plain(seen).filter(|route| route.prefix.len() > 0 && route.gateway.is_some())?;
+        Some(Self { route, overlay: leads_to_itself(seen) })
+    }
+}
+
+impl Gateways {
+    fn take(&mut self, on_link: &Routes, reach: &[IpAddr], Gateway { route, overlay }: &Gateway) {
+        let contains = |prefix: &Prefix| reach.iter().any(|addr| prefix.contains(*addr));
+        if on_link.covers(&route.prefix) {
+            keep(&mut self.inside, *route);
+        } else if !overlay && contains(&route.prefix) {
+            keep(&mut self.far, *route);
+        }
+    }
+}
+
+fn keep(routes: &mut Routes, route: HostRoute) {
+    if routes.len() < HostFacts::MOST {
+        routes.insert(route);
+    }
+}
+
+/// A route that packets take by their destination alone.
+fn plain(seen: &route::SeenRoute) -> Option<HostRoute> {
+    (seen.forwards && seen.tos == 0).then(|| HostRoute {
+        prefix: seen.prefix,
+        link: seen.index,
+        gateway: seen.gateway.or(seen.hops.first().map(|hop| hop.addr)),
+        metric: seen.metric,
+    })
 }
 
 /// Whether the next hop is one of the addresses it leads to: an overlay's route, as Go flannel leaves them too. Nothing
 /// on the host is reached through such a next hop but the route's own destination.
 fn leads_to_itself(seen: &route::SeenRoute) -> bool {
     seen.onlink && seen.prefix.len() > 0 && seen.gateway.is_some_and(|gateway| seen.prefix.contains(gateway))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::RouteKind;
+
+    fn seen(n: u32, gateway: Option<IpAddr>) -> route::SeenRoute {
+        route::SeenRoute {
+            prefix: Prefix::host(std::net::Ipv4Addr::from(n).into()),
+            table: 254,
+            tos: 0,
+            metric: 0,
+            protocol: 186,
+            forwards: true,
+            kind: RouteKind::Unicast,
+            gateway,
+            index: Some(2),
+            onlink: false,
+            hops: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_table_is_bounded_whatever_is_in_it() {
+        const ROUTES: u32 = 500_000;
+        let hop = |n: u32| Some(std::net::Ipv4Addr::from(n).into());
+        let mut table = Table::default();
+        for n in 1..ROUTES {
+            table.take(&seen(n, hop(0xc000_0000 + n)));
+            table.take(&seen(n, None));
+            table.take(&route::SeenRoute { prefix: "0.0.0.0/0".parse().unwrap(), metric: n, ..seen(0, hop(n)) });
+        }
+        assert!(matches!(table.aside, Aside::TooMany));
+        let kept = [table.defaults.len(), table.on_link.len(), table.next_hops.len()];
+        assert_eq!(kept, [HostFacts::MOST; 3]);
+        let mut gateways = Gateways::default();
+        let on_link: Routes =
+            plain(&route::SeenRoute { prefix: "0.0.0.0/1".parse().unwrap(), ..seen(0, None) }).into_iter().collect();
+        for n in 1..ROUTES {
+            Gateway::of(&seen(n, hop(7))).iter().for_each(|route| gateways.take(&on_link, &[], route));
+        }
+        assert_eq!((gateways.inside.len(), gateways.far.len()), (HostFacts::MOST, 0));
+    }
 }

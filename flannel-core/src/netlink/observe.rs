@@ -17,6 +17,10 @@ pub(crate) struct Seen {
     pub(crate) indices: BTreeMap<LinkId, u32>,
 }
 
+/// Most routes of others in the territory that are kept: as many as peers are supported, with room to spare. What is
+/// beyond is not seen, so never deleted, and a create finds out.
+const MOST_FOREIGN: usize = 131_072;
+
 /// Reads all that `scope` takes in. Deletions come from entries actually seen, so what changes between two dumps may
 /// cost a redundant write and never a wrong delete (kernel-facts 14).
 pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope) -> Result<Seen, KernelError> {
@@ -55,21 +59,19 @@ pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope) -> Resu
     let mut routes = Vec::new();
     for family in scope.networks.families() {
         route::dump(batch, family);
-        routes.extend(wire.dump(batch, "reading routes", |message| {
+        let (found, _) = wire.fold(batch, "reading routes", |(found, foreign): &mut (Vec<_>, usize), message| {
             // A kernel without IPv6 answers for all families it has.
             let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
-            Ok(seen.filter(|seen| seen.in_territory(scope)).map(|seen| {
-                let link = seen.index.map(|index| ids.get(&index).copied().unwrap_or(LinkId::Other(index)));
-                let route = Route {
-                    kind: seen.kind,
-                    gateway: seen.gateway,
-                    link,
-                    onlink: seen.onlink,
-                    protocol: seen.protocol,
-                };
-                (RouteKey { prefix: seen.prefix, nth: 0 }, route)
-            }))
-        })?);
+            let Some(seen) = seen.filter(|seen| seen.in_territory(scope)) else { return Ok(()) };
+            if !seen.has_own_protocol() {
+                *foreign += 1;
+            }
+            if seen.has_own_protocol() || *foreign <= MOST_FOREIGN {
+                found.push((RouteKey { prefix: seen.prefix, nth: 0 }, route_of(&seen, &ids)));
+            }
+            Ok(())
+        })?;
+        routes.extend(found);
     }
     // Stable sorts keep the order of the dump within a key. A map collected from sorted entries has full nodes; one
     // that grows by insertion in ascending order is half empty (kernel-facts 25).
@@ -84,6 +86,16 @@ pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope) -> Resu
     let indices = ids.into_iter().map(|(index, id)| (id, index)).collect();
     let routes = state.routes.keys().filter(|key| key.prefix.family() == Family::V4).count();
     Ok(Seen { state, routes, indices })
+}
+
+fn route_of(seen: &route::SeenRoute, ids: &BTreeMap<u32, LinkId>) -> Route {
+    Route {
+        kind: seen.kind,
+        gateway: seen.gateway,
+        link: seen.index.map(|index| ids.get(&index).copied().unwrap_or(LinkId::Other(index))),
+        onlink: seen.onlink,
+        protocol: seen.protocol,
+    }
 }
 
 /// All links, in the order of the dump.

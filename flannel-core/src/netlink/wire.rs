@@ -27,6 +27,9 @@ const DUMP_TRIES: u32 = 5;
 /// The kernel never puts more into one datagram of a dump (`NLMSG_GOODSIZE`, `max_recvmsg_len`).
 const DATAGRAM: usize = 64 << 10;
 
+/// How the next datagram is read.
+pub(crate) type Receive = fn(&Socket, &mut [u8]) -> Result<Option<usize>, Errno>;
+
 /// A request socket and its numbering. After a fault it is opened anew before the next request, so that no answer of
 /// an earlier one can be taken for a later one's.
 #[derive(Debug)]
@@ -36,6 +39,7 @@ pub(crate) struct Wire {
     buffer: Vec<u8>,
     deadline: Duration,
     receive_buffer: usize,
+    receive: Receive,
 }
 
 #[derive(Debug)]
@@ -73,7 +77,7 @@ impl Wire {
     }
 
     fn with_limits(deadline: Duration, receive_buffer: usize) -> Self {
-        Self { open: None, seq: 0, buffer: vec![0; DATAGRAM], deadline, receive_buffer }
+        Self { open: None, seq: 0, buffer: vec![0; DATAGRAM], deadline, receive_buffer, receive }
     }
 
     /// The port that the kernel names in notifications our requests cause; 0 before the first request.
@@ -114,32 +118,40 @@ impl Wire {
         doing: &str,
         mut read: impl FnMut(&Message<'_>) -> Result<Option<T>, Unreadable>,
     ) -> Result<Vec<T>, KernelError> {
-        let request = std::mem::take(batch);
-        let result = self.dump_tries(request, doing, &mut read);
-        let (items, mut request) = result?;
-        request.clear();
-        *batch = request;
-        Ok(items)
+        self.fold(batch, doing, |items: &mut Vec<T>, message| {
+            items.extend(read(message)?);
+            Ok(())
+        })
     }
 
-    fn dump_tries<T>(
+    /// Sends the one request in the batch and has `take` collect what it wants of the answers: complete or an error. A
+    /// dump that is read anew begins with nothing.
+    pub(crate) fn fold<T: Default>(
         &mut self,
-        mut request: Batch,
+        batch: &mut Batch,
         doing: &str,
-        read: &mut impl FnMut(&Message<'_>) -> Result<Option<T>, Unreadable>,
-    ) -> Result<(Vec<T>, Batch), KernelError> {
-        let mut items = Vec::new();
+        take: impl FnMut(&mut T, &Message<'_>) -> Result<(), Unreadable>,
+    ) -> Result<T, KernelError> {
+        let kept = self.fold_tries(batch, doing, take);
+        batch.clear();
+        kept
+    }
+
+    fn fold_tries<T: Default>(
+        &mut self,
+        request: &mut Batch,
+        doing: &str,
+        mut take: impl FnMut(&mut T, &Message<'_>) -> Result<(), Unreadable>,
+    ) -> Result<T, KernelError> {
         for _ in 0..DUMP_TRIES {
-            items.clear();
-            let (refused, torn) = self.exchange_kept(&mut request, doing, End::Done, &mut |message| {
-                items.extend(read(message)?);
-                Ok(())
-            })?;
+            let mut kept = T::default();
+            let (refused, torn) =
+                self.exchange_kept(request, doing, End::Done, &mut |message| take(&mut kept, message))?;
             match refused.into_iter().next() {
                 // What is asked of a table that does not exist: nothing is in it.
-                Some((_, verdict)) if verdict.errno == Errno::ENOENT as i32 => return Ok((Vec::new(), request)),
+                Some((_, verdict)) if verdict.errno == Errno::ENOENT as i32 => return Ok(T::default()),
                 Some((_, verdict)) => return Err(refusal(doing.to_owned(), verdict)),
-                None if !torn => return Ok((items, request)),
+                None if !torn => return Ok(kept),
                 None => {}
             }
         }
@@ -211,7 +223,7 @@ impl Wire {
         let mut refused = Vec::new();
         let mut torn = false;
         loop {
-            let received = open.receive(&mut self.buffer, deadline)?;
+            let received = open.wait(self.receive, &mut self.buffer, deadline)?;
             for message in messages(&self.buffer[..received]) {
                 let message = message?;
                 let place = message.seq.wrapping_sub(first) as usize;
@@ -257,7 +269,7 @@ impl Open {
         Ok(Self { socket, port })
     }
 
-    fn receive(&self, buffer: &mut [u8], deadline: Instant) -> Result<usize, Fault> {
+    fn wait(&self, receive: Receive, buffer: &mut [u8], deadline: Instant) -> Result<usize, Fault> {
         loop {
             match receive(&self.socket, buffer) {
                 Ok(Some(len)) => return Ok(len),
@@ -411,6 +423,78 @@ mod tests {
             link::dump(&mut batch);
             let links = wire.dump(&mut batch, "reading links", |message| link::decode(message.payload)).unwrap();
             assert!(links.iter().any(|seen| seen.link.name.as_str() == "lo"));
+        });
+    }
+
+    thread_local! {
+        /// How many of the next dumps are torn.
+        static TORN: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
+
+    /// Calls `visit` with header and rest of each message.
+    fn each_message(mut bytes: &mut [u8], mut visit: impl FnMut(&mut [u8])) {
+        while let Some(len) = bytes.get(..4).map(|len| u32::from_ne_bytes(len.try_into().unwrap()) as usize) {
+            let (message, rest) = bytes.split_at_mut(len.next_multiple_of(4).min(bytes.len()));
+            visit(message);
+            bytes = rest;
+        }
+    }
+
+    fn kind_of(message: &[u8]) -> u16 {
+        u16::from_ne_bytes([message[4], message[5]])
+    }
+
+    /// Marks a dump as the kernel does when the table changes meanwhile.
+    fn receive_torn(socket: &Socket, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+        let Some(len) = receive(socket, buffer)? else { return Ok(None) };
+        each_message(&mut buffer[..len], |message| {
+            if TORN.get() > 0 {
+                let flags = u16::from_ne_bytes([message[6], message[7]]) | NLM_F_DUMP_INTR;
+                message[6..8].copy_from_slice(&flags.to_ne_bytes());
+            }
+            if kind_of(message) == NLMSG_DONE {
+                TORN.set(TORN.get().saturating_sub(1));
+            }
+        });
+        Ok(Some(len))
+    }
+
+    /// Loses the datagram that ends a dump.
+    fn receive_without_end(socket: &Socket, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+        let Some(len) = receive(socket, buffer)? else { return Ok(None) };
+        let mut over = false;
+        each_message(&mut buffer[..len], |message| over |= kind_of(message) == NLMSG_DONE);
+        Ok((!over).then_some(len))
+    }
+
+    #[test]
+    fn a_dump_that_is_torn_is_read_anew_from_the_start_and_not_for_ever() {
+        in_new_namespace(|| {
+            let (mut wire, mut batch) = (Wire { receive: receive_torn, ..Wire::new() }, Batch::default());
+            let mut read = |torn| {
+                TORN.set(torn);
+                link::dump(&mut batch);
+                wire.dump(&mut batch, "reading links", |message| link::decode(message.payload))
+            };
+            let links = read(0).unwrap();
+            for torn in 1..DUMP_TRIES {
+                assert_eq!(read(torn).unwrap(), links, "nothing of a torn one is kept");
+            }
+            let error = read(DUMP_TRIES).unwrap_err();
+            assert!(matches!(&error, KernelError::Lost { reason, .. } if reason.contains("changed")), "{error}");
+            assert_eq!(read(0).unwrap(), links);
+        });
+    }
+
+    #[test]
+    fn a_dump_whose_end_is_lost_is_no_short_one() {
+        in_new_namespace(|| {
+            let mut wire = Wire::with_limits(Duration::from_millis(20), RECEIVE_BUFFER);
+            wire.receive = receive_without_end;
+            let mut batch = Batch::default();
+            link::dump(&mut batch);
+            let error = wire.dump(&mut batch, "reading links", |message| link::decode(message.payload)).unwrap_err();
+            assert!(matches!(error, KernelError::Timeout { .. }), "{error}");
         });
     }
 

@@ -1,0 +1,145 @@
+//! What the real kernel costs, whatever happens. Alone in its process: it measures the process.
+#![cfg(all(target_os = "linux", feature = "netlink"))]
+
+#[cfg(test)]
+mod lab;
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use flannel_core::kernel::{Hint, Kernel, Residence};
+use flannel_core::netlink::NetlinkKernel;
+use futures_util::{FutureExt, StreamExt};
+use lab::{Overlay, V4, in_lab, index_of, ip};
+
+const FOREIGN: u32 = 100_000;
+
+/// One test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+#[cfg(test)]
+fn ip_batch(lines: &str) {
+    let mut batch = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("iproute2");
+    std::io::Write::write_all(&mut batch.stdin.take().unwrap(), lines.as_bytes()).unwrap();
+    assert!(batch.wait().unwrap().success());
+}
+
+/// The `n`-th route of a router's table.
+#[cfg(test)]
+fn foreign(n: u32) -> IpAddr {
+    Ipv4Addr::from(0x6440_0000 + n).into()
+}
+
+#[test]
+fn a_routers_table_is_filtered_while_it_is_read() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 10);
+        lab.converge(&overlay).await;
+        let mut batch = String::new();
+        for n in 0..FOREIGN {
+            writeln!(batch, "route add {} via 192.0.2.9", foreign(n)).unwrap();
+        }
+        ip_batch(&batch);
+        drop(batch);
+        // Without a gateway, and inside a connected prefix: both matter, wherever they stand in the table.
+        ip("route add 203.0.113.0/24 dev up0");
+        ip("route add 192.0.2.0/25 via 192.0.2.8");
+        ip("route add 192.0.2.128/25 via 192.0.2.8");
+
+        let before = reset_peak();
+        let asked = foreign(FOREIGN / 2);
+        let facts = lab.kernel.host_facts(&[asked]).await.unwrap();
+        lab.assert_converged(&overlay).await;
+        let used = peak().saturating_sub(before);
+        println!("{FOREIGN} routes of others: {} KiB", used / 1024);
+        assert!(used < 4 << 20, "{} KiB", used / 1024);
+
+        let up0 = Some(index_of("up0"));
+        assert_eq!(facts.route_to(asked).map(|route| (route.prefix.addr(), route.prefix.len())), Some((asked, 32)));
+        assert!(facts.far.to(foreign(1)).is_none(), "nobody asked for it");
+        assert_eq!(facts.on_link("203.0.113.5".parse().unwrap()), up0);
+        for inside in ["192.0.2.5", "192.0.2.200"] {
+            assert_eq!(facts.on_link(inside.parse().unwrap()), None, "{inside}");
+        }
+        let hops: Vec<String> = facts.next_hops.iter().map(|hop| hop.addr.to_string()).collect();
+        assert_eq!(hops, ["192.0.2.8", "192.0.2.9"]);
+    });
+}
+
+#[test]
+fn a_hundred_thousand_events_become_one_hint_and_take_no_memory() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    in_lab(|lab| async move {
+        const ROUNDS: u32 = 10;
+        let overlay = Overlay::vxlan(V4, 10);
+        lab.converge(&overlay).await;
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        let mut storm = String::new();
+        for verb in ["add", "del"] {
+            for n in 0..50_000 / ROUNDS {
+                writeln!(storm, "route {verb} {} via 192.0.2.9", Ipv4Addr::from(0x0a80_0000 + n)).unwrap();
+            }
+        }
+        ip_batch(&storm);
+        lab.kernel.host_facts(&[]).await.unwrap();
+        while hints.next().now_or_never().is_some() {}
+        let before = reset_peak();
+        for _ in 0..ROUNDS {
+            // Nobody polls.
+            ip_batch(&storm);
+        }
+        for _ in 0..2 {
+            lab.kernel.host_facts(&[]).await.unwrap();
+        }
+        let used = peak().saturating_sub(before);
+        assert!(used < 1 << 20, "{} KiB", used / 1024);
+        let heard = hints.next().now_or_never().flatten();
+        assert!(matches!(heard, Some(Hint::Changed | Hint::Lost)), "{heard:?}");
+        assert_eq!(hints.next().now_or_never(), None);
+        lab.assert_converged(&overlay).await;
+    });
+}
+
+#[test]
+fn descriptors_do_not_add_up() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 1);
+        lab.converge(&overlay).await;
+        let open = || std::fs::read_dir("/proc/self/fd").expect("this test needs /proc").count();
+        let _hints = lab.kernel.hints(&overlay.scope);
+        lab.kernel.host_facts(&[]).await.unwrap();
+        let before = open();
+        for _ in 0..100 {
+            let _listener = lab.kernel.hints(&overlay.scope);
+            let other = NetlinkKernel::new().unwrap();
+            let _others = other.hints(&overlay.scope);
+            let claimed = other.claim(&overlay.scope.overlay, &overlay.scope.networks, Residence::Present).await;
+            drop(claimed.unwrap());
+            other.observe(&overlay.scope).await.unwrap();
+            // Given up midway.
+            let _ = lab.kernel.observe(&overlay.scope).now_or_never();
+        }
+        lab.converge(&overlay).await;
+        assert!(open() <= before, "{} descriptors, {before} before", open());
+    });
+}
+
+/// Makes the peak of resident memory what is resident now (proc(5), `clear_refs`), and says how much that is.
+#[cfg(test)]
+fn reset_peak() -> usize {
+    std::fs::write("/proc/self/clear_refs", "5").expect("this test needs /proc/self/clear_refs");
+    peak()
+}
+
+/// The peak of resident memory in bytes.
+#[cfg(test)]
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("this test needs /proc");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    kib * 1024
+}
