@@ -10,6 +10,7 @@ use flannel_core::plan::{Op, Plan};
 use flannel_core::state::{LinkId, LinkKind, Route, RouteKey, RouteKind, State};
 use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, ip, peer, subnet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const OWN: LinkId = LinkId::Own(0);
 
@@ -471,5 +472,32 @@ fn a_start_with_many_peers_spreads_all_routes_and_go_flannel_takes_them_over() {
         let plan = lab.plan(&overlay).await;
         assert!(matches!(plan.ops.as_slice(), [Op::ReplaceRoute { .. }]), "{plan:?}");
         lab.converge(&overlay).await;
+    });
+}
+
+#[test]
+fn the_kernels_lock_in_others_hands_delays_writes_and_loses_none() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(DUAL, 200);
+        let nothing = Overlay { wanted: State::default(), ..overlay.clone() };
+        let busy = Arc::new(AtomicBool::new(true));
+        let others: Vec<_> = (0..4)
+            .map(|_| {
+                let busy = Arc::clone(&busy);
+                std::thread::spawn(move || {
+                    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                    while busy.load(Ordering::Relaxed) {
+                        ip("link add veth0 type veth peer name veth1");
+                        ip("link del veth0");
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            lab.converge(&overlay).await;
+            lab.converge(&nothing).await;
+        }
+        busy.store(false, Ordering::Relaxed);
+        others.into_iter().for_each(|other| other.join().unwrap());
     });
 }

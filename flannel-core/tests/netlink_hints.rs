@@ -256,3 +256,55 @@ fn a_listener_that_waits_is_woken_and_ends_with_the_kernel() {
         assert_eq!(last, []);
     });
 }
+
+#[test]
+fn what_changed_after_a_look_is_hinted_and_a_write_of_that_look_harms_nobody() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 4);
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        lab.converge(&overlay.without_peers()).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, []);
+        let plan = lab.plan(&overlay).await;
+        // A stranger's route where ours is about to be, and one that goes before we could delete it.
+        ip("route add 10.0.1.0/24 via 192.0.2.9");
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan)).await;
+        assert_eq!((report.refused.len(), report.applied), (1, 3 * 4 - 1), "{report:?}");
+        assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
+        let plan = lab.plan(&overlay.without_peers()).await;
+        ip("route del 10.0.2.0/24");
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan)).await;
+        assert_eq!(report.refused.len(), 1, "{report:?}");
+        assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
+        lab.converge(&overlay.without_peers()).await;
+        assert!(ip("route").contains("10.0.1.0/24 via 192.0.2.9"), "the stranger's stays");
+    });
+}
+
+#[test]
+fn an_ethernet_address_that_somebody_sets_as_soon_as_there_is_a_device_is_hinted_and_set_back() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 3);
+        let theirs = "02:00:00:00:00:99";
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        // As udev does: at once, in the middle of our own writes, or after them.
+        let udev = std::thread::spawn(move || {
+            let set = || {
+                let set =
+                    std::process::Command::new("ip").args(["link", "set", "flannel.1", "address", theirs]).output();
+                set.unwrap().status.success()
+            };
+            let begun = Instant::now();
+            while !set() {
+                assert!(begun.elapsed() < PATIENCE, "there is no device");
+            }
+        });
+        lab.audit(&overlay).await;
+        udev.join().unwrap();
+        assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
+        lab.audit(&overlay).await;
+        // The neighbours that went with the address were seen before it was set back.
+        lab.converge(&overlay).await;
+        let mac = overlay.wanted.links[&LinkId::Own(0)].mac.unwrap();
+        assert!(ip("link show flannel.1").contains(&mac.to_string()), "what is published is what the kernel has");
+    });
+}

@@ -6,11 +6,12 @@ mod lab;
 
 use std::fs::File;
 
-use flannel_core::kernel::{HostRoute, Kernel, KernelError, OverlayName, Residence};
+use flannel_core::kernel::{HostRoute, Kernel, KernelError, OverlayName, Residence, Scope};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::state::{LinkId, LinkKind};
-use lab::{DUAL, Overlay, in_lab, index_of, ip};
+use futures_util::StreamExt;
+use lab::{DUAL, Overlay, PATIENCE, V4, in_lab, index_of, ip};
 
 fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
     Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
@@ -132,5 +133,39 @@ fn a_kernel_whose_namespace_has_lost_its_uplink_says_so_by_refusal() {
         assert_eq!(report.refused.len(), 2, "{report:?}");
         assert_eq!(report.applied, 0);
         assert!(report.lost.is_none());
+    });
+}
+
+#[test]
+fn a_namespace_that_everybody_else_has_left_lives_as_long_as_the_kernel_in_it() {
+    in_lab(|lab| async move {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            sender.send(File::open("/proc/thread-self/ns/net").unwrap()).unwrap();
+        });
+        let namespace = receiver.recv().unwrap();
+        let kernel = NetlinkKernel::in_namespace(namespace.try_clone().unwrap().into()).unwrap();
+        let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&namespace));
+        ip(&format!("link add here0 type veth peer name there0 netns {path}"));
+        // Nobody is in it, and nothing names it.
+        drop(namespace);
+        let overlay = Overlay::vxlan(V4, 3);
+        let scope = Scope { uplink: None, ..overlay.scope.clone() };
+        let hints = kernel.hints(&scope);
+        for _ in 0..3 {
+            let facts = kernel.host_facts(&[]).await.unwrap();
+            assert!(facts.links.values().any(|link| link.name.as_str() == "there0"));
+            assert!(kernel.observe(&scope).await.unwrap().is_empty());
+        }
+        drop(kernel);
+        let last = tokio::time::timeout(PATIENCE, hints.collect::<Vec<_>>()).await.expect("an end in time");
+        assert_eq!(last, []);
+        // It goes with the kernel, and the other end of its cable with it.
+        let end = std::time::Instant::now() + PATIENCE;
+        while lab.kernel.host_facts(&[]).await.unwrap().links.values().any(|link| link.name.as_str() == "here0") {
+            assert!(std::time::Instant::now() < end, "the namespace stays");
+            tokio::task::yield_now().await;
+        }
     });
 }

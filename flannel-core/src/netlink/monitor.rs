@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
-use nix::errno::Errno;
 use nix::libc::{
     RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
 };
@@ -16,7 +15,7 @@ use super::codec::neighbour::Table;
 use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbour, route};
 use super::observe::{is_automatic, read_links};
 use super::signal::Signal;
-use super::wire::{RECEIVE_BUFFER, Wire, open_socket, receive};
+use super::wire::{RECEIVE_BUFFER, Receive, Wire, open_socket, receive};
 use crate::kernel::{Hint, HostAddress, KernelError, OverlayName, Scope, SeenLink, is_news_of_link};
 use crate::net::{Family, MacAddr, Prefix};
 use crate::state::{Link, LinkId};
@@ -34,9 +33,6 @@ const DATAGRAM: usize = 32 << 10;
 
 /// So many failed receives in a row are no overrun: the socket is broken.
 const FAILURES: u32 = 8;
-
-/// How the next datagram is read.
-type Receive = fn(&Socket, &mut [u8]) -> Result<Option<usize>, Errno>;
 
 /// Listens to what happens, and tells each listener what matters and was not its own overlay.
 ///
@@ -515,7 +511,7 @@ fn lifetime_of(seen: &HostAddress) -> Lifetime {
 impl Monitor {
     /// From now on nothing can be received.
     pub(crate) fn break_socket(&mut self) {
-        self.receive = |_, _| Err(Errno::EIO);
+        self.receive = |_, _| Err(nix::errno::Errno::EIO);
     }
 }
 
@@ -528,73 +524,4 @@ impl Drop for Monitor {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::{FutureExt, StreamExt};
-
-    use super::*;
-    use crate::net::Dual;
-    use crate::state::Route;
-
-    fn scope() -> Scope {
-        let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
-        Scope { overlay: OverlayName::default(), networks, devices: Vec::new(), uplink: None }
-    }
-
-    #[test]
-    fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
-        let thread = std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-                .expect("this test needs CAP_SYS_ADMIN: run it as root or under unshare -Urn");
-            let (mut writer, mut wire, mut batch) = (Wire::new(), Wire::new(), Batch::default());
-            let mut monitor = Monitor::with_receive_buffer(1).unwrap();
-            monitor.resync(&mut wire, &mut batch).unwrap();
-            let signal = Arc::new(Signal::default());
-            monitor.watch(scope(), &signal);
-            let mut hints = Box::pin(Arc::clone(&signal).hints());
-            let mut blackhole = |n: u8| {
-                let prefix = Prefix::new([10, 0, n, 0].into(), 24).unwrap();
-                let route = Route {
-                    kind: crate::state::RouteKind::Blackhole,
-                    gateway: None,
-                    link: None,
-                    onlink: false,
-                    protocol: Route::BOOT,
-                };
-                let mut batch = Batch::default();
-                let spread = route::Spread::Protocols;
-                route::create(&mut batch, &route::NewRoute { prefix, route: &route, index: None, spread });
-                assert_eq!(writer.write(&mut batch, "creating a route").unwrap(), []);
-            };
-            (0..100).for_each(&mut blackhole);
-            monitor.drain(wire.port());
-            assert!(monitor.is_stale());
-            assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Lost));
-            assert!(hints.next().now_or_never().is_none(), "what was lost covers what was not");
-            monitor.resync(&mut wire, &mut batch).unwrap();
-            blackhole(200);
-            monitor.drain(wire.port());
-            assert!(!monitor.is_stale());
-            assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Changed));
-        });
-        if let Err(panic) = thread.join() {
-            std::panic::resume_unwind(panic);
-        }
-    }
-
-    #[test]
-    fn a_socket_that_fails_for_ever_is_given_up_and_its_listeners_kept() {
-        let mut monitor = Monitor::open().unwrap();
-        let signal = Arc::new(Signal::default());
-        monitor.watch(scope(), &signal);
-        monitor.break_socket();
-        monitor.drain(0);
-        assert!(monitor.is_broken() && monitor.failures == FAILURES, "{} tries", monitor.failures);
-        let listeners = monitor.dismiss();
-        assert_eq!(listeners.len(), 1);
-        signal.raise(Hint::Unheard);
-        signal.raise(Hint::Lost);
-        signal.close();
-        let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
-        assert_eq!(hints, [Hint::Unheard, Hint::Lost]);
-    }
-}
+mod tests;

@@ -1,0 +1,208 @@
+use futures_util::{FutureExt, StreamExt};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use proptest::prelude::*;
+
+use super::*;
+use crate::net::Dual;
+use crate::state::Route;
+
+fn scope() -> Scope {
+    let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
+    Scope { overlay: OverlayName::default(), networks, devices: Vec::new(), uplink: None }
+}
+
+#[test]
+fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .expect("this test needs CAP_SYS_ADMIN: run it as root or under unshare -Urn");
+        let (mut writer, mut wire, mut batch) = (Wire::new(), Wire::new(), Batch::default());
+        let mut monitor = Monitor::with_receive_buffer(1).unwrap();
+        monitor.resync(&mut wire, &mut batch).unwrap();
+        let signal = Arc::new(Signal::default());
+        monitor.watch(scope(), &signal);
+        let mut hints = Box::pin(Arc::clone(&signal).hints());
+        let mut blackhole = |n: u8| {
+            let prefix = Prefix::new([10, 0, n, 0].into(), 24).unwrap();
+            let route = Route {
+                kind: crate::state::RouteKind::Blackhole,
+                gateway: None,
+                link: None,
+                onlink: false,
+                protocol: Route::BOOT,
+            };
+            let mut batch = Batch::default();
+            let spread = route::Spread::Protocols;
+            route::create(&mut batch, &route::NewRoute { prefix, route: &route, index: None, spread });
+            assert_eq!(writer.write(&mut batch, "creating a route").unwrap(), []);
+        };
+        (0..100).for_each(&mut blackhole);
+        monitor.drain(wire.port());
+        assert!(monitor.is_stale());
+        assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Lost));
+        assert!(hints.next().now_or_never().is_none(), "what was lost covers what was not");
+        monitor.resync(&mut wire, &mut batch).unwrap();
+        blackhole(200);
+        monitor.drain(wire.port());
+        assert!(!monitor.is_stale());
+        assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Changed));
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn a_socket_that_fails_for_ever_is_given_up_and_its_listeners_kept() {
+    let mut monitor = Monitor::open().unwrap();
+    let signal = Arc::new(Signal::default());
+    monitor.watch(scope(), &signal);
+    monitor.break_socket();
+    monitor.drain(0);
+    assert!(monitor.is_broken() && monitor.failures == FAILURES, "{} tries", monitor.failures);
+    let listeners = monitor.dismiss();
+    assert_eq!(listeners.len(), 1);
+    signal.raise(Hint::Unheard);
+    signal.raise(Hint::Lost);
+    signal.close();
+    let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
+    assert_eq!(hints, [Hint::Unheard, Hint::Lost]);
+}
+
+/// What a notification may be about, out of few things, so that they meet.
+#[derive(Debug, Clone)]
+enum Heard {
+    Link { index: u32, name: u8, kind: u8, up: bool, ours: bool, there: bool },
+    Address { index: u32, last: u8, there: bool },
+    Fdb { index: u32, last: u8, there: bool },
+    Neighbour { index: u32, last: u8, there: bool },
+    Route { network: u8, last: u8, index: u32, there: bool },
+    Nonsense(Vec<u8>),
+}
+
+fn any_heard() -> impl Strategy<Value = Heard> {
+    prop_oneof![
+        (1u32..6, 0u8..4, 0u8..3, any::<bool>(), any::<bool>(), any::<bool>())
+            .prop_map(|(index, name, kind, up, ours, there)| Heard::Link { index, name, kind, up, ours, there }),
+        (1u32..6, 0u8..4, any::<bool>()).prop_map(|(index, last, there)| Heard::Address { index, last, there }),
+        (1u32..6, 0u8..4, any::<bool>()).prop_map(|(index, last, there)| Heard::Fdb { index, last, there }),
+        (1u32..6, 0u8..4, any::<bool>()).prop_map(|(index, last, there)| Heard::Neighbour { index, last, there }),
+        (0u8..20, 0u8..4, 1u32..6, any::<bool>()).prop_map(|(network, last, index, there)| Heard::Route {
+            network,
+            last,
+            index,
+            there
+        }),
+        proptest::collection::vec(any::<u8>(), 0..40).prop_map(Heard::Nonsense),
+    ]
+}
+
+impl Heard {
+    /// Type and body, as the kernel has them.
+    fn message(&self) -> (u16, Vec<u8>) {
+        let mut batch = Batch::default();
+        let kind = match *self {
+            Self::Link { index, name, kind, up, ours, there } => {
+                let mut message = LinkMessage::default();
+                message.header.index = index;
+                message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+                let kind = [InfoKind::Veth, InfoKind::Bridge, InfoKind::Tun][usize::from(kind)].clone();
+                message.attributes = vec![
+                    LinkAttribute::IfName(format!("link{name}")),
+                    LinkAttribute::Group(if ours { OverlayName::default().mark() } else { 0 }),
+                    LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]),
+                ];
+                batch.push(RTM_NEWLINK, 0, &message);
+                if there { RTM_NEWLINK } else { RTM_DELLINK }
+            }
+            Self::Address { index, last, there } => {
+                let mut message = AddressMessage::default();
+                message.header.index = index;
+                message.header.prefix_len = 24;
+                message.header.family = netlink_packet_route::AddressFamily::Inet;
+                message.attributes = vec![AddressAttribute::Local([192, 0, 2, last].into())];
+                batch.push(RTM_NEWADDR, 0, &message);
+                if there { RTM_NEWADDR } else { RTM_DELADDR }
+            }
+            Self::Fdb { index, last, there } => {
+                neighbour::put_fdb(&mut batch, index, MacAddr([2, 0, 0, 0, 0, last]), [192, 0, 2, last].into());
+                if there { RTM_NEWNEIGH } else { RTM_DELNEIGH }
+            }
+            Self::Neighbour { index, last, there } => {
+                neighbour::put(&mut batch, index, [10, 0, 0, last].into(), MacAddr([2, 0, 0, 0, 0, last]));
+                if there { RTM_NEWNEIGH } else { RTM_DELNEIGH }
+            }
+            Self::Route { network, last, index, there } => {
+                let prefix = Prefix::new([network, 0, last, 0].into(), 24).unwrap();
+                let route = Route { protocol: Route::BOOT, ..Route::overlay(prefix, prefix.addr(), LinkId::Own(0)) };
+                let spread = route::Spread::Protocols;
+                route::create(&mut batch, &route::NewRoute { prefix, route: &route, index: Some(index), spread });
+                if there { RTM_NEWROUTE } else { RTM_DELROUTE }
+            }
+            Self::Nonsense(ref bytes) => return (RTM_NEWROUTE, bytes.clone()),
+        };
+        (kind, messages(batch.bytes()).next().unwrap().unwrap().payload.to_vec())
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_heard_memory_is_that_of_what_there_is_and_no_news_is_swallowed(
+        storm in proptest::collection::vec((any_heard(), 0u32..3, any::<bool>()), 0..200),
+    ) {
+        const PORT: u32 = 1;
+        let mut monitor = Monitor::open().unwrap();
+        let signal = Arc::new(Signal::default());
+        let sibling = Arc::new(Signal::default());
+        monitor.watch(scope(), &signal);
+        let name = OverlayName::new("sibling").unwrap();
+        monitor.watch(Scope { overlay: name, ..scope() }, &sibling);
+        monitor.begin(PORT, &OverlayName::default());
+        let (mut links, mut news, mut siblings_news) = (BTreeMap::new(), false, false);
+        for (heard, port, flux) in &storm {
+            monitor.flux = flux.then_some(1);
+            monitor.expect(Echo::DeleteNeighbour { index: 1, addr: [10, 0, 0, 0].into() });
+            let (kind, payload) = heard.message();
+            let message = Message { kind, flags: 0, seq: 0, port: *port, payload: &payload };
+            match monitor.read(&message, PORT) {
+                // As a drain does with what cannot be read.
+                Err(_) => monitor.lost(),
+                Ok(()) if kind == RTM_NEWLINK || kind == RTM_DELLINK => {
+                    let seen = link::decode(&payload).unwrap().unwrap();
+                    if kind == RTM_NEWLINK {
+                        links.insert(seen.index, seen);
+                    } else {
+                        links.remove(&seen.index);
+                    }
+                }
+                Ok(()) => {}
+            }
+            let in_territory = matches!(heard, Heard::Route { network: 10, .. });
+            news |= in_territory && *port != PORT && !flux;
+            siblings_news |= in_territory;
+        }
+        prop_assert_eq!(&monitor.links, &links.into_values().collect::<Vec<_>>());
+        prop_assert!(monitor.addresses.len() <= 5 * 4 && monitor.echoes.len() <= ECHOES);
+        for watch in &monitor.watches {
+            prop_assert_eq!(&watch.ids, &watch.scope.identify(&monitor.links));
+        }
+        for (signal, news) in [(signal, news), (sibling, siblings_news)] {
+            signal.close();
+            let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
+            prop_assert!(hints.len() <= 2, "hints merge: {:?}", hints);
+            prop_assert!(!news || hints.contains(&Hint::Changed) || hints.contains(&Hint::Lost), "{:?}", hints);
+        }
+    }
+}
+
+#[test]
+fn echoes_that_never_come_are_forgotten() {
+    let mut monitor = Monitor::open().unwrap();
+    for n in 0..3 * ECHOES as u32 {
+        monitor.expect(Echo::DeleteNeighbour { index: 1, addr: Ipv4Addr::from(n).into() });
+        assert!(monitor.echoes.len() <= ECHOES);
+    }
+    monitor.drain(0);
+    assert!(monitor.echoes.is_empty(), "after a send nothing is waited for");
+}
