@@ -501,3 +501,24 @@ fn the_kernels_lock_in_others_hands_delays_writes_and_loses_none() {
         others.into_iter().for_each(|other| other.join().unwrap());
     });
 }
+
+#[test]
+fn a_device_that_somebody_took_out_of_its_group_or_gave_another_alias_is_still_seen_as_the_overlays_device() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 1);
+        lab.converge(&overlay).await;
+        let wanted = &overlay.wanted.links[&OWN];
+        for (act, undo) in [
+            ("group 0".to_owned(), format!("group {}", wanted.group)),
+            ("alias nobody".to_owned(), format!("alias {}", wanted.alias.as_deref().unwrap())),
+        ] {
+            ip(&format!("link set flannel.1 {act}"));
+            let seen = lab.kernel.observe(&overlay.scope).await.unwrap();
+            assert_eq!(seen.links.keys().collect::<Vec<_>>(), [&OWN], "{act}");
+            assert_eq!(seen.routes[&RouteKey { prefix: subnet(Family::V4, 1), nth: 0 }].link, Some(OWN), "{act}");
+            assert_eq!((seen.fdb.len(), seen.neighbours.len()), (1, 1), "{act}");
+            ip(&format!("link set flannel.1 {undo}"));
+            lab.assert_converged(&overlay).await;
+        }
+    });
+}
