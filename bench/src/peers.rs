@@ -1,6 +1,7 @@
 //! The peers of a benchmark.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, LazyLock};
 
 use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use flannel_core::net::{Dual, MacAddr, Prefix};
@@ -23,13 +24,16 @@ pub fn mac(n: u32) -> MacAddr {
     MacAddr([0x02, 0xfe, 0, a, b, c])
 }
 
+/// Shared by all leases, as a store's parser has it.
+static TYPE: LazyLock<Arc<str>> = LazyLock::new(|| "vxlan".into());
+
 /// The lease of peer `n`.
 pub fn peer(n: u32) -> Lease {
     let mac = mac(n).to_string();
     let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
     let attrs = LeaseAttrs {
         public_ip: v4(public(n)),
-        backend_type: "vxlan".into(),
+        backend_type: Arc::clone(&TYPE),
         backend_data: Dual { v4: Some(data), v6: None },
     };
     Lease {

@@ -54,7 +54,7 @@ fn read_table<T: Default>(
     mut take: impl FnMut(&mut T, &route::SeenRoute),
 ) -> Result<T, KernelError> {
     route::dump(batch, family);
-    wire.fold(batch, "reading routes", |kept, message| {
+    wire.fold(batch, "reading routes", T::default, |kept, message| {
         // A kernel without IPv6 answers for all families it has.
         let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
         if let Some(seen) = seen.filter(|seen| seen.in_main_table() && !seen.has_own_protocol()) {

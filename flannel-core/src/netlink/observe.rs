@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::codec::{Batch, address, link, neighbour, route};
+use super::codec::{Batch, Message, address, link, neighbour, route};
 use super::wire::Wire;
 use crate::kernel::{KernelError, Scope, SeenLink};
-use crate::net::{Family, is_link_local};
+use crate::net::{Family, MacAddr, is_link_local};
 use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, State};
 
 /// What was seen, and which interface each id stands for.
@@ -21,71 +21,137 @@ pub(crate) struct Seen {
 /// beyond is not seen, so never deleted, and a create finds out.
 const MOST_FOREIGN: usize = 131_072;
 
-/// Reads all that `scope` takes in. Deletions come from entries actually seen, so what changes between two dumps may
-/// cost a redundant write and never a wrong delete (kernel-facts 14).
-pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope) -> Result<Seen, KernelError> {
+/// Reads all that `scope` takes in; `expected` is about how many peers there are. Deletions come from entries actually
+/// seen, so what changes between two dumps may cost a redundant write and never a wrong delete (kernel-facts 14).
+///
+/// A map collected from sorted entries has full nodes; one that grows by insertion in ascending order is half empty
+/// (kernel-facts 25). The entries are put into a map before the next table is read, so that they exist twice for one
+/// table at a time.
+pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope, expected: usize) -> Result<Seen, KernelError> {
     let links = read_links(wire, batch)?;
     let ids = scope.identify(&links);
-    let own: Vec<(u32, LinkId)> =
-        ids.iter().filter(|(_, id)| matches!(id, LinkId::Own(_))).map(|(index, id)| (*index, *id)).collect();
-    let mut state = State { links: named_links(links, &ids, scope), ..State::default() };
-    let mut addresses = Vec::new();
-    let mut fdb = Vec::new();
-    let mut neighbours = Vec::new();
-    for (index, id) in own {
-        for family in Family::BOTH {
-            address::dump(batch, family, index);
-            addresses.extend(wire.dump(batch, "reading addresses", |message| {
-                Ok(address::decode(message.payload)?
-                    .filter(|seen| seen.link == index && Family::of(seen.addr) == family && !is_automatic(seen.addr))
-                    .map(|seen| (AddressKey { link: id, addr: seen.addr, len: seen.len }, ())))
-            })?);
+    let links = named_links(links, &ids, scope);
+    let mut reader = Reader { wire, batch, scope, expected, ids };
+    let mut state = State { links, addresses: reader.addresses()?, ..State::default() };
+    state.fdb = reader.fdb()?;
+    state.neighbours = reader.neighbours()?;
+    let routes = reader.routes()?;
+    let seen = routes.iter().filter(|(key, _)| key.prefix.family() == Family::V4).count();
+    state.routes = routes.into_iter().collect();
+    let indices = reader.ids.into_iter().map(|(index, id)| (id, index)).collect();
+    Ok(Seen { state, routes: seen, indices })
+}
+
+/// Reads one table after the other.
+struct Reader<'a> {
+    wire: &'a mut Wire,
+    batch: &'a mut Batch,
+    scope: &'a Scope,
+    expected: usize,
+    ids: BTreeMap<u32, LinkId>,
+}
+
+impl Reader<'_> {
+    fn own(&self) -> Vec<(u32, LinkId)> {
+        let own = self.ids.iter().filter(|(_, id)| matches!(id, LinkId::Own(_)));
+        own.map(|(index, id)| (*index, *id)).collect()
+    }
+
+    fn addresses(&mut self) -> Result<BTreeMap<AddressKey, ()>, KernelError> {
+        let mut addresses = BTreeMap::new();
+        for (index, id) in self.own() {
+            for family in Family::BOTH {
+                address::dump(self.batch, family, index);
+                addresses.extend(self.wire.dump(self.batch, "reading addresses", |message| {
+                    Ok(address::decode(message.payload)?
+                        .filter(|seen| {
+                            seen.link == index && Family::of(seen.addr) == family && !is_automatic(seen.addr)
+                        })
+                        .map(|seen| (AddressKey { link: id, addr: seen.addr, len: seen.len }, ())))
+                })?);
+            }
         }
-        neighbour::dump_fdb(batch, index);
-        fdb.extend(wire.dump(batch, "reading forwarding entries", |message| {
-            Ok(neighbour::decode(message.payload)?.filter(|entry| entry.index == index).and_then(|entry| {
+        Ok(addresses)
+    }
+
+    /// The entries of one of a device's two tables.
+    fn entries<T>(
+        &mut self,
+        index: u32,
+        doing: &str,
+        read: impl Fn(&neighbour::Entry) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
+        let expected = self.expected;
+        let take = |found: &mut Vec<T>, message: &Message<'_>| {
+            let entry = neighbour::decode(message.payload)?.filter(|entry| entry.index == index);
+            found.extend(entry.and_then(|entry| read(&entry)));
+            Ok(())
+        };
+        self.wire.fold(self.batch, doing, || Vec::with_capacity(expected), take)
+    }
+
+    fn fdb(&mut self) -> Result<BTreeMap<FdbKey, IpAddr>, KernelError> {
+        let mut fdb = Vec::new();
+        for (link, id) in self.own() {
+            neighbour::dump_fdb(self.batch, link);
+            let found = self.entries(link, "reading forwarding entries", |entry| {
                 let (mac, dst) = entry.as_fdb()?;
                 Some((FdbKey { link: id, mac, nth: 0 }, dst))
-            }))
-        })?);
-        neighbour::dump(batch, index);
-        neighbours.extend(wire.dump(batch, "reading neighbours", |message| {
-            Ok(neighbour::decode(message.payload)?.filter(|entry| entry.index == index).and_then(|entry| {
+            })?;
+            append(&mut fdb, found);
+        }
+        // Stable sorts keep the order of the dump within a key.
+        fdb.sort_by_key(|(key, _)| *key);
+        count_equal(&mut fdb, |a, b| a == b, |key, nth| key.nth = nth);
+        Ok(fdb.into_iter().collect())
+    }
+
+    fn neighbours(&mut self) -> Result<BTreeMap<NeighbourKey, MacAddr>, KernelError> {
+        let mut neighbours = Vec::new();
+        for (link, id) in self.own() {
+            neighbour::dump(self.batch, link);
+            let found = self.entries(link, "reading neighbours", |entry| {
                 let (addr, mac) = entry.as_neighbour()?;
                 Some((NeighbourKey { link: id, addr }, mac))
-            }))
-        })?);
+            })?;
+            append(&mut neighbours, found);
+        }
+        Ok(neighbours.into_iter().collect())
     }
-    let mut routes = Vec::new();
-    for family in scope.networks.families() {
-        route::dump(batch, family);
-        let (found, _) = wire.fold(batch, "reading routes", |(found, foreign): &mut (Vec<_>, usize), message| {
-            // A kernel without IPv6 answers for all families it has.
-            let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
-            let Some(seen) = seen.filter(|seen| seen.in_territory(scope)) else { return Ok(()) };
-            if !seen.has_own_protocol() {
-                *foreign += 1;
-            }
-            if seen.has_own_protocol() || *foreign <= MOST_FOREIGN {
-                found.push((RouteKey { prefix: seen.prefix, nth: 0 }, route_of(&seen, &ids)));
-            }
-            Ok(())
-        })?;
-        routes.extend(found);
+
+    /// The routes in the territory, in order.
+    fn routes(&mut self) -> Result<Vec<(RouteKey, Route)>, KernelError> {
+        let mut routes = Vec::new();
+        for family in self.scope.networks.families() {
+            route::dump(self.batch, family);
+            let (expected, scope, ids) = (self.expected, self.scope, &self.ids);
+            let take = |(found, foreign): &mut (Vec<_>, usize), message: &Message<'_>| {
+                // A kernel without IPv6 answers for all families it has.
+                let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
+                let Some(seen) = seen.filter(|seen| seen.in_territory(scope)) else { return Ok(()) };
+                *foreign += usize::from(!seen.has_own_protocol());
+                if seen.has_own_protocol() || *foreign <= MOST_FOREIGN {
+                    found.push((RouteKey { prefix: seen.prefix, nth: 0 }, route_of(&seen, ids)));
+                }
+                Ok(())
+            };
+            let start = || (Vec::with_capacity(expected), 0);
+            let (found, _) = self.wire.fold(self.batch, "reading routes", start, take)?;
+            append(&mut routes, found);
+        }
+        routes.sort_by_key(|(key, _)| *key);
+        count_equal(&mut routes, |a, b| a == b, |key, nth| key.nth = nth);
+        Ok(routes)
     }
-    // Stable sorts keep the order of the dump within a key. A map collected from sorted entries has full nodes; one
-    // that grows by insertion in ascending order is half empty (kernel-facts 25).
-    fdb.sort_by_key(|(key, _)| *key);
-    count_equal(&mut fdb, |a, b| a == b, |key, nth| key.nth = nth);
-    routes.sort_by_key(|(key, _)| *key);
-    count_equal(&mut routes, |a, b| a == b, |key, nth| key.nth = nth);
-    state.addresses = addresses.into_iter().collect();
-    state.fdb = fdb.into_iter().collect();
-    state.neighbours = neighbours.into_iter().collect();
-    state.routes = routes.into_iter().collect();
-    let indices = ids.into_iter().map(|(index, id)| (id, index)).collect();
-    let routes = state.routes.keys().filter(|key| key.prefix.family() == Family::V4).count();
-    Ok(Seen { state, routes, indices })
+}
+
+/// Appends without a copy where there is nothing yet.
+fn append<T>(all: &mut Vec<T>, mut found: Vec<T>) {
+    if all.is_empty() {
+        *all = found;
+    } else {
+        all.append(&mut found);
+    }
 }
 
 fn route_of(seen: &route::SeenRoute, ids: &BTreeMap<u32, LinkId>) -> Route {

@@ -290,7 +290,8 @@ impl Worker {
                 answer(reply, || host_facts(&mut self.wire, &mut self.batch, &reach));
             }
             Command::Observe { scope, reply } => answer(reply, || {
-                let Seen { state, indices, routes } = observe(&mut self.wire, &mut self.batch, &scope)?;
+                let expected = self.overlays.get(&scope.overlay).map_or(0, |known| known.routes);
+                let Seen { state, indices, routes } = observe(&mut self.wire, &mut self.batch, &scope, expected)?;
                 self.overlays.insert(scope.overlay, Known { devices: scope.devices, indices, routes });
                 Ok(state)
             }),

@@ -118,38 +118,41 @@ impl Wire {
         doing: &str,
         mut read: impl FnMut(&Message<'_>) -> Result<Option<T>, Unreadable>,
     ) -> Result<Vec<T>, KernelError> {
-        self.fold(batch, doing, |items: &mut Vec<T>, message| {
+        let take = |items: &mut Vec<T>, message: &Message<'_>| {
             items.extend(read(message)?);
             Ok(())
-        })
+        };
+        self.fold(batch, doing, Vec::new, take)
     }
 
     /// Sends the one request in the batch and has `take` collect what it wants of the answers: complete or an error. A
-    /// dump that is read anew begins with nothing.
-    pub(crate) fn fold<T: Default>(
+    /// dump that is read anew begins with another `start`.
+    pub(crate) fn fold<T>(
         &mut self,
         batch: &mut Batch,
         doing: &str,
+        start: impl Fn() -> T,
         take: impl FnMut(&mut T, &Message<'_>) -> Result<(), Unreadable>,
     ) -> Result<T, KernelError> {
-        let kept = self.fold_tries(batch, doing, take);
+        let kept = self.fold_tries(batch, doing, start, take);
         batch.clear();
         kept
     }
 
-    fn fold_tries<T: Default>(
+    fn fold_tries<T>(
         &mut self,
         request: &mut Batch,
         doing: &str,
+        start: impl Fn() -> T,
         mut take: impl FnMut(&mut T, &Message<'_>) -> Result<(), Unreadable>,
     ) -> Result<T, KernelError> {
         for _ in 0..DUMP_TRIES {
-            let mut kept = T::default();
+            let mut kept = start();
             let (refused, torn) =
                 self.exchange_kept(request, doing, End::Done, &mut |message| take(&mut kept, message))?;
             match refused.into_iter().next() {
                 // What is asked of a table that does not exist: nothing is in it.
-                Some((_, verdict)) if verdict.errno == Errno::ENOENT as i32 => return Ok(T::default()),
+                Some((_, verdict)) if verdict.errno == Errno::ENOENT as i32 => return Ok(start()),
                 Some((_, verdict)) => return Err(refusal(doing.to_owned(), verdict)),
                 None if !torn => return Ok(kept),
                 None => {}

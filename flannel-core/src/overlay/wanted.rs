@@ -20,7 +20,12 @@ pub(crate) fn whole<'a>(
     peers: impl Iterator<Item = &'a Arc<Lease>>,
 ) -> (State, Skips) {
     let mut base = backend.base(local);
-    let (mut fdb, mut neighbours, mut routes, mut skips) = (Vec::new(), Vec::new(), Vec::new(), Skips::new());
+    let peers: Vec<_> = peers.collect();
+    // Three vectors that grow in turn leave thrice what they need behind.
+    let room = peers.len() * local.situation.config.networks.families().count();
+    let (mut fdb, mut neighbours, mut routes) =
+        (Vec::with_capacity(room), Vec::with_capacity(room), Vec::with_capacity(room));
+    let mut skips = Skips::new();
     for peer in peers {
         for (family, outcome) in states(backend, local, peer) {
             match outcome {
