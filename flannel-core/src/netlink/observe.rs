@@ -125,19 +125,15 @@ impl Reader<'_> {
         for family in self.scope.networks.families() {
             route::dump(self.batch, family);
             let (expected, scope, ids) = (self.expected, self.scope, &self.ids);
-            let take = |(found, foreign): &mut (Vec<_>, usize), message: &Message<'_>| {
+            let take = |found: &mut Found, message: &Message<'_>| {
                 // A kernel without IPv6 answers for all families it has.
                 let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
-                let Some(seen) = seen.filter(|seen| seen.in_territory(scope)) else { return Ok(()) };
-                *foreign += usize::from(!seen.has_own_protocol());
-                if seen.has_own_protocol() || *foreign <= MOST_FOREIGN {
-                    found.push((RouteKey { prefix: seen.prefix, nth: 0 }, route_of(&seen, ids)));
-                }
+                seen.iter().filter(|seen| seen.in_territory(scope)).for_each(|seen| found.take(seen, ids));
                 Ok(())
             };
-            let start = || (Vec::with_capacity(expected), 0);
-            let (found, _) = self.wire.fold(self.batch, "reading routes", start, take)?;
-            append(&mut routes, found);
+            let start = || Found { routes: Vec::with_capacity(expected), foreign: 0 };
+            let found = self.wire.fold(self.batch, "reading routes", start, take)?;
+            append(&mut routes, found.routes);
         }
         routes.sort_by_key(|(key, _)| *key);
         count_equal(&mut routes, |a, b| a == b, |key, nth| key.nth = nth);
@@ -154,13 +150,29 @@ fn append<T>(all: &mut Vec<T>, mut found: Vec<T>) {
     }
 }
 
-fn route_of(seen: &route::SeenRoute, ids: &BTreeMap<u32, LinkId>) -> Route {
-    Route {
-        kind: seen.kind,
-        gateway: seen.gateway,
-        link: seen.index.map(|index| ids.get(&index).copied().unwrap_or(LinkId::Other(index))),
-        onlink: seen.onlink,
-        protocol: seen.protocol,
+/// Routes in the territory, as they are read.
+#[derive(Debug, Default)]
+struct Found {
+    routes: Vec<(RouteKey, Route)>,
+    foreign: usize,
+}
+
+impl Found {
+    fn take(&mut self, seen: &route::SeenRoute, ids: &BTreeMap<u32, LinkId>) {
+        if !seen.has_own_protocol() {
+            self.foreign += 1;
+            if self.foreign > MOST_FOREIGN {
+                return;
+            }
+        }
+        let route = Route {
+            kind: seen.kind,
+            gateway: seen.gateway,
+            link: seen.index.map(|index| ids.get(&index).copied().unwrap_or(LinkId::Other(index))),
+            onlink: seen.onlink,
+            protocol: seen.protocol,
+        };
+        self.routes.push((RouteKey { prefix: seen.prefix, nth: 0 }, route));
     }
 }
 
@@ -205,4 +217,35 @@ fn count_equal<K: Copy, V>(entries: &mut [(K, V)], equal: impl Fn(&K, &K) -> boo
 /// Whether the kernel gives every device such an address by itself.
 pub(crate) fn is_automatic(addr: IpAddr) -> bool {
     addr.is_ipv6() && is_link_local(addr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Prefix;
+    use crate::state::RouteKind;
+
+    #[test]
+    fn of_others_routes_in_the_territory_so_many_are_kept_and_of_ours_all() {
+        let mut found = Found::default();
+        for n in 0..200_000u32 {
+            let seen = route::SeenRoute {
+                prefix: Prefix::host(std::net::Ipv4Addr::from(n).into()),
+                table: 254,
+                tos: 0,
+                metric: 0,
+                protocol: if n % 2 == 0 { Route::FIRST_PROTOCOL } else { Route::BOOT },
+                forwards: true,
+                kind: RouteKind::Unicast,
+                gateway: None,
+                index: Some(n % 3),
+                onlink: false,
+                hops: Vec::new(),
+            };
+            found.take(&seen, &BTreeMap::new());
+            found.take(&route::SeenRoute { protocol: Route::BOOT, ..seen }, &BTreeMap::new());
+        }
+        let ours = found.routes.iter().filter(|(_, route)| route.has_own_protocol()).count();
+        assert_eq!((ours, found.routes.len()), (100_000, 100_000 + MOST_FOREIGN));
+    }
 }

@@ -120,6 +120,36 @@ fn another_address_is_followed(plane: Plane) {
     cluster.assert_traffic(1, 0);
 }
 
+#[test]
+fn a_second_link_that_comes_goes_down_and_comes_back_is_used_and_missed_at_once() {
+    let cluster = Cluster::start(1, Plane::HostGw, Families::V4);
+    let (ns, mut peer) = (cluster.ns(0), cluster.paper_peer(101));
+    let gateway: IpAddr = "198.51.100.7".parse().unwrap();
+    peer.attrs.public_ip.v4 = Some(gateway);
+    let (key, subnet) = (peer.key.clone(), peer.subnets.v4.unwrap());
+    cluster.store.insert([peer]);
+    // Each well before the next periodic look.
+    let skipped = |is: bool| {
+        let what = if is { "not on a link" } else { "on a link" };
+        cluster.until(0, what, |status| status.skipped.keys().any(|(peer, _)| *peer == key) == is);
+        wait_until(what, PATIENCE, || {
+            let routes = ns.routes(Family::V4)?;
+            Ok(routes.iter().any(|route| route.to == subnet && route.via == Some(gateway)) != is)
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", cluster.show(0)));
+    };
+    skipped(true);
+    ns.add_veth("second0", ns, "second1").unwrap();
+    ns.set_up("second1").unwrap();
+    ns.set_up("second0").unwrap();
+    ns.add_address("second0", "198.51.100.1".parse().unwrap(), 24).unwrap();
+    skipped(false);
+    ns.set_down("second0").unwrap();
+    skipped(true);
+    ns.set_up("second0").unwrap();
+    skipped(false);
+}
+
 /// The agent of a process that may not administer the network: a thread without the capability is one to the kernel.
 #[test]
 fn an_agent_without_privilege_says_which_and_takes_no_lease() {
