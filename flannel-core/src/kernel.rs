@@ -11,7 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use crate::net::{Dual, Family, MacAddr, Prefix};
+use crate::net::{Dual, Family, MacAddr, Prefix, is_link_local};
 use crate::plan::Plan;
 use crate::state::{Link, LinkId, LinkKind, LinkName, State};
 
@@ -163,7 +163,7 @@ impl Scope {
     }
 
     /// Whether the ids of links depend on this one: one that gets none while it is alone changes nothing for the others.
-    pub(crate) fn concerns(&self, link: &SeenLink) -> bool {
+    pub fn concerns(&self, link: &SeenLink) -> bool {
         !self.identify(std::slice::from_ref(link)).is_empty()
     }
 
@@ -301,9 +301,9 @@ impl HostFacts {
 pub enum Hint {
     /// Something in the scope changed, and it was not us.
     Changed,
-    /// What [`host_facts`](Kernel::host_facts) shows of the host changed, and it was not us: a link came, went or
-    /// changed (its name, kind, Ethernet address, MTU, state, group or alias), an address, or a route of the main table
-    /// that is a default route, has no gateway, or has one and lies inside the prefix of an address.
+    /// What [`host_facts`](Kernel::host_facts) shows of the host changed, and it was not us: a link came, went or changed
+    /// (name, kind, Ethernet address, MTU, state, group, alias), or an address, or a route of the main table that is a
+    /// default route, has no gateway, or has one and lies inside the prefix of an address.
     ///
     /// Not raised for what goes on all the time on a busy host: veth devices without an address, which pods have,
     /// IPv6 link-local addresses, other routes through a gateway, and routes of this library's overlays or through
@@ -315,10 +315,13 @@ pub enum Hint {
     Unheard,
 }
 
-/// Whether a change of such a link is [`Hint::FactsChanged`]. Both the real and the fake kernel use this, so that they
-/// agree.
-pub(crate) fn is_news_of_link(kind: &LinkKind, has_address: bool) -> bool {
-    has_address || !matches!(kind, LinkKind::Other(kind) if &**kind == "veth")
+impl Hint {
+    /// Whether a change of a link of this kind, with these addresses, is [`FactsChanged`](Self::FactsChanged). Both the
+    /// real and the fake kernel use this, so that they agree.
+    pub fn tells_of(kind: &LinkKind, mut addresses: impl Iterator<Item = IpAddr>) -> bool {
+        let automatic = |addr: IpAddr| addr.is_ipv6() && is_link_local(addr);
+        !matches!(kind, LinkKind::Other(kind) if &**kind == "veth") || addresses.any(|addr| !automatic(addr))
+    }
 }
 
 /// Why the kernel did not do what was asked.
@@ -488,7 +491,8 @@ pub trait Kernel: Send + Sync + 'static {
     /// on the refused object.
     async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport;
 
-    /// Reasons to look again, other than our own writes. Hints are merged when nobody polls; the stream ends only when
+    /// Reasons to look again, other than what was written for this overlay; what is written for another one through the
+    /// same kernel is a reason. Hints are merged when nobody polls; the stream ends only when
     /// the kernel's thread does. A later call's scope replaces the earlier one's.
     fn hints(&self, scope: &Scope) -> BoxStream<'static, Hint>;
 }

@@ -28,8 +28,13 @@ impl Routes {
     }
 
     /// How many destinations there are.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.best.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.best.is_empty()
     }
 
     /// The route to the longest prefix that contains `addr`.

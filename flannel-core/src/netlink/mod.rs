@@ -30,7 +30,7 @@ use crate::net::{Dual, Prefix};
 use crate::plan::Plan;
 use crate::state::State;
 
-/// The kernel of one network namespace.
+/// The kernel of one network namespace. Overlays of one process may share it: each is hinted what the others write.
 ///
 /// It starts one thread, which ends when this value is dropped: the drop waits for the request at hand, at most a few
 /// seconds. Needs `CAP_NET_ADMIN` in the user namespace that owns the network namespace, for writing; an unprivileged

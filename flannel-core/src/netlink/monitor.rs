@@ -16,7 +16,7 @@ use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbou
 use super::observe::{is_automatic, read_links};
 use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Receive, Wire, open_socket, receive};
-use crate::kernel::{Hint, HostAddress, KernelError, OverlayName, Scope, SeenLink, is_news_of_link};
+use crate::kernel::{Hint, HostAddress, KernelError, OverlayName, Scope, SeenLink};
 use crate::net::{Family, MacAddr, Prefix};
 use crate::state::{Link, LinkId};
 
@@ -294,9 +294,9 @@ impl Monitor {
         self.links.binary_search_by_key(&index, |seen| seen.index).ok().and_then(|place| self.links.get(place))
     }
 
-    fn has_address(&self, index: u32) -> bool {
-        let of_link = self.addresses.range((index, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)..);
-        of_link.take_while(|((link, ..), _)| *link == index).any(|((_, addr, _), _)| !is_automatic(*addr))
+    fn addresses_of(&self, index: u32) -> impl Iterator<Item = IpAddr> {
+        let from = self.addresses.range((index, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)..);
+        from.take_while(move |((link, ..), _)| *link == index).map(|((_, addr, _), _)| *addr)
     }
 
     fn is_connected(&self, prefix: &Prefix) -> bool {
@@ -358,7 +358,7 @@ impl Monitor {
         };
         let was_up = before.as_ref().is_some_and(|known| known.link.up);
         let goes_down = was_up && !(there && seen.link.up);
-        let is_news = is_news_of_link(&seen.link.kind, self.has_address(index));
+        let is_news = Hint::tells_of(&seen.link.kind, self.addresses_of(index));
         if !there {
             self.addresses.retain(|(link, ..), _| *link != index);
         }

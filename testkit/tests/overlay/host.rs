@@ -130,7 +130,7 @@ fn a_second_link_that_comes_goes_down_and_comes_back_is_used_and_missed_at_once(
     cluster.store.insert([peer]);
     // Each well before the next periodic look.
     let skipped = |is: bool| {
-        let what = if is { "not on a link" } else { "on a link" };
+        let what = if is { "skipped" } else { "routed" };
         cluster.until(0, what, |status| status.skipped.keys().any(|(peer, _)| *peer == key) == is);
         wait_until(what, PATIENCE, || {
             let routes = ns.routes(Family::V4)?;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kernel::{EEXIST, HostAddress, is_news_of_link};
-use crate::net::{Family, MacAddr, Prefix, is_link_local};
+use crate::kernel::{EEXIST, Hint, HostAddress};
+use crate::net::{Family, MacAddr, Prefix};
 use crate::state::{Link, LinkId, LinkKind, LinkName, Route, RouteKind, Vxlan};
 
 use super::{FakeRoute, Nud, Placement};
@@ -128,10 +128,8 @@ type Outcome = Result<(), i32>;
 // Notices.
 impl Machine {
     pub(super) fn note_link(&mut self, index: u32) {
-        let own =
-            |address: &HostAddress| address.link == index && !(address.addr.is_ipv6() && is_link_local(address.addr));
-        let has_address = self.addresses.iter().any(own);
-        let is_fact = self.links.get(&index).is_some_and(|link| is_news_of_link(&link.kind, has_address));
+        let addresses = self.addresses.iter().filter(|address| address.link == index).map(|address| address.addr);
+        let is_fact = self.links.get(&index).is_some_and(|link| Hint::tells_of(&link.kind, addresses));
         self.notices.push(Notice::Link { index, is_fact });
     }
 
