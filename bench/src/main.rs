@@ -48,6 +48,12 @@ fn main() -> Result<(), Error> {
     let Args { name, runs, peers } = Args::parse();
     let or = |default: &[u32]| if peers.is_empty() { default.to_vec() } else { peers.clone() };
     let is = |this: Name| name == this || name == Name::All;
+    // First: what ran before would count.
+    if is(Name::Memory) {
+        for n in or(&[10_000, 100_000]) {
+            run::memory(n)?;
+        }
+    }
     if is(Name::Scale) {
         for n in or(&[1_000, 5_000, 10_000, 40_000, 100_000]) {
             run::scale(n, runs)?;
@@ -71,11 +77,6 @@ fn main() -> Result<(), Error> {
     if is(Name::Teardown) {
         for n in or(&[10_000, 100_000]) {
             run::teardown(n, runs)?;
-        }
-    }
-    if is(Name::Memory) {
-        for n in or(&[10_000]) {
-            run::memory(n)?;
         }
     }
     if is(Name::AdmitHostile) {
