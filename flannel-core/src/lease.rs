@@ -28,14 +28,15 @@ impl LeaseKey {
         Self(text.into())
     }
 
-    /// A key from bytes that anybody may have written. What is not UTF-8 is escaped, and a key longer than
-    /// [`MAX_BYTES`](Self::MAX_BYTES) is cut, with a hash of the whole in its place, so that records are still told
-    /// apart. Costs the same however long the key is.
+    /// A key from bytes that anybody may have written. What is not UTF-8 is escaped, and text with a backslash too, so
+    /// that names that differ have keys that differ. A key longer than [`MAX_BYTES`](Self::MAX_BYTES) is cut, with a hash
+    /// of the whole in its place. Costs the same however long the key is.
     pub fn of_bytes(bytes: &[u8]) -> Self {
         /// What is shown of a key that is too long: even escaped it is short enough.
         const SHOWN: usize = 32;
         if bytes.len() <= Self::MAX_BYTES
             && let Ok(text) = std::str::from_utf8(bytes)
+            && !text.contains('\\')
         {
             return Self::new(text);
         }
@@ -401,6 +402,14 @@ mod tests {
     }
 
     const VXLAN: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+    #[test]
+    fn names_that_differ_have_keys_that_differ() {
+        let key = |name: &[u8]| LeaseKey::of_bytes(name).to_string();
+        assert_eq!([key(b"node-1"), key("n\u{f6}de".as_bytes())], ["node-1", "n\u{f6}de"]);
+        assert_ne!(key(b"a\xff"), key(b"a\\xff"));
+        assert_ne!(key(b"a\\"), key(b"a\\\\"));
+    }
 
     #[test]
     fn attributes_round_trip_byte_for_byte() {
