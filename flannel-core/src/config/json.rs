@@ -45,10 +45,10 @@ impl Object {
 
     /// Whether the two say the same, however it is written: in which order, in which case, with how many spaces.
     pub fn means(&self, other: &Self) -> bool {
-        let said = |object: &Self| -> BTreeMap<String, Option<Value>> {
-            let value =
-                |(key, json): &(String, Json)| (key.to_ascii_lowercase(), serde_json::from_str(json.as_str()).ok());
-            object.members.iter().map(value).collect()
+        let said = |object: &Self| -> BTreeMap<String, Result<Value, Json>> {
+            // What is no `Value` (nested too deeply, half a surrogate pair) is compared as text.
+            let value = |json: &Json| serde_json::from_str(json.as_str()).map_err(|_| json.clone());
+            object.members.iter().map(|(key, json)| (key.to_ascii_lowercase(), value(json))).collect()
         };
         said(self) == said(other)
     }

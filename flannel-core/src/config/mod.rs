@@ -322,6 +322,8 @@ mod tests {
         let object = |text: &str| Object::parse(text.as_bytes()).unwrap();
         let one = object(r#"{"VNI":7,"Port":8472,"X":{"a":1,"b":2}}"#);
         assert!(one.means(&object(r#"{ "port" : 8472, "vni":7, "X": {"b":2, "a":1} }"#)));
+        let deep = |depth| object(&format!("{{\"X\":{}{}}}", "[".repeat(depth), "]".repeat(depth)));
+        assert!(deep(200).means(&deep(200)) && !deep(200).means(&deep(201)));
         for other in [r#"{"VNI":8,"Port":8472,"X":{"a":1,"b":2}}"#, r#"{"VNI":7,"Port":8472}"#, "{}"] {
             assert!(!one.means(&object(other)), "{other}");
         }
