@@ -561,6 +561,16 @@ fn a_hostile_peers_nesting_is_kept_and_what_is_too_large_stays_bad() {
 }
 
 #[test]
+fn an_own_lease_that_would_not_be_read_back_costs_nothing_else() {
+    let mut known = held(None);
+    let Own::Held(_, lease) = &mut known.own else { panic!("{known:?}") };
+    let large = format!("\"{}\"", "x".repeat(LeaseAttrs::MAX_BYTES));
+    lease.attrs.backend_data.v4 = Some(Json::parse(&large).unwrap());
+    let back = read(&text(&known, 0, 0), 0, 0);
+    assert_eq!(back, Known { own: Own::None, ..known });
+}
+
+#[test]
 fn ten_thousand_records_are_kept_and_recalled() {
     let entry = |n: u32| {
         let mut lease = peer(0);

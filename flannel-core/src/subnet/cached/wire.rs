@@ -48,7 +48,7 @@ pub(super) fn write(
     let own = match &known.own {
         Own::Unasked | Own::None | Own::Doubted(..) => None,
         Own::Held(node, lease) => {
-            Some(Holding::of(node, lease, |expires| saved_unix_ms.saturating_add(millis(expires.since(now))))?)
+            Holding::of(node, lease, |expires| saved_unix_ms.saturating_add(millis(expires.since(now))))
         }
     };
     let document = Document {
@@ -146,12 +146,13 @@ struct Time {
 }
 
 impl<'a> Holding<'a> {
-    fn of(node: &'a NodeIdentity, lease: &'a Lease, wall: impl FnOnce(BootTime) -> u64) -> io::Result<Self> {
-        Ok(Self {
+    /// `None` where it would not be read back: nothing else of the file would be, either.
+    fn of(node: &'a NodeIdentity, lease: &'a Lease, wall: impl FnOnce(BootTime) -> u64) -> Option<Self> {
+        Some(Self {
             node: node.as_str().into(),
             key: lease.key.as_str().into(),
             subnets: Subnets(lease.subnets),
-            attrs: raw(lease.attrs.to_json())?,
+            attrs: attrs_text(&lease.attrs)?,
             expires_unix_ms: lease.expires.map(wall),
             fence: lease.fence.0.clone(),
         })
@@ -209,9 +210,7 @@ impl<'a> RecordText<'a> {
             }
         };
         let subnets = Subnets(lease.subnets);
-        let text = lease.attrs.to_json();
-        let too_large = text.len() > LeaseAttrs::MAX_BYTES;
-        match RawValue::from_string(text).ok().filter(|_| !too_large) {
+        match attrs_text(&lease.attrs) {
             Some(attrs) => Self { key, created, subnets, attrs: Some(attrs), bad: None },
             // It would not be read back: its subnets at least stay out of deletion.
             None => Self { key, created, subnets, attrs: None, bad: Some("its attributes could not be kept".into()) },
@@ -288,6 +287,12 @@ impl<'de> Deserialize<'de> for Subnets {
         }
         Ok(Self(subnets))
     }
+}
+
+/// The attributes' text; `None` where it would not be read back.
+fn attrs_text(attrs: &LeaseAttrs) -> Option<Box<RawValue>> {
+    let text = attrs.to_json();
+    if text.len() > LeaseAttrs::MAX_BYTES { None } else { RawValue::from_string(text).ok() }
 }
 
 fn raw(text: String) -> io::Result<Box<RawValue>> {
