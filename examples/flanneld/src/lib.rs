@@ -46,7 +46,8 @@ pub(crate) mod exit {
 /// The commands.
 pub(crate) const COMMANDS: [&str; 5] = ["status", "plan", "explain", "doctor", "cleanup"];
 
-fn main() -> ExitCode {
+/// Runs the program on the arguments and the environment of the process.
+pub fn main() -> ExitCode {
     abort_on_panic();
     let code = match start() {
         Ok(code) => code,
