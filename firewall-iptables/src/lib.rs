@@ -7,6 +7,9 @@
 //!
 //! A [`VxlanGuard`](flannel_core::firewall::VxlanGuard) is not supported: use `flannel-firewall-nft` for that.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod wanted;
 mod wire;
 

@@ -8,6 +8,9 @@
 //! An `accept` of ours does not override a drop in another table's chain: that is how nftables works. Where a `FORWARD`
 //! chain of iptables drops by policy, use `flannel-firewall-iptables`.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod wanted;
 mod wire;
 

@@ -256,9 +256,10 @@ fn prefix_json(prefix: &Prefix) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use flannel_core::firewall::{Masquerade, Rules, VxlanGuard};
+    use flannel_core::firewall::{Forward, Masquerade, Rules, VxlanGuard};
     use flannel_core::kernel::OverlayName;
     use flannel_core::net::Dual;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::wanted::tables;
@@ -296,7 +297,34 @@ mod tests {
                 "prio": chain.priority.1, "policy": "accept", "handle": 7 } }));
             objects.extend(chain.rules.iter().map(|it| json!({ "rule": { "chain": chain.name, "expr": rule(it) } })));
         }
+        objects.extend(table.peers.iter().map(|peers| json!({ "set": { "name": PEERS, "elem": peers } })));
         json!({ "nftables": objects }).to_string()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_wanted_is_no_drift_and_without_any_part_of_it_is(
+            (network, len) in (any::<IpAddr>(), 8u8..=30), port: u16, guarded: bool, masqueraded: bool,
+            peers in proptest::collection::btree_set(any::<IpAddr>(), 0..4), forward: bool, left_out: prop::sample::Index,
+        ) {
+            let prefix = Prefix::masked(network, len).unwrap();
+            let mut pods = Dual::default();
+            *pods.slot(prefix.family()) = Some(prefix);
+            let mut rules = Rules::new(OverlayName::default(), &pods, &pods);
+            rules.masquerade = masqueraded.then(Masquerade::default);
+            rules.forward = if forward { Forward::Accept } else { Forward::Untouched };
+            rules.guard = guarded.then_some(VxlanGuard { port, peers });
+            let table = tables(&rules, SourcePorts::FullyRandom).slot(prefix.family()).take().unwrap();
+            let text = listing(&table, Rule::json);
+            prop_assert_eq!(compare(&text, &table), Ok(vec![]));
+            let mut objects: Value = serde_json::from_str(&text).unwrap();
+            let list = objects["nftables"].as_array_mut().unwrap();
+            // The first only tells nft's version.
+            if list.len() > 1 {
+                list.remove(1 + left_out.index(list.len() - 1));
+                prop_assert_ne!(compare(&objects.to_string(), &table), Ok(vec![]));
+            }
+        }
     }
 
     #[test]

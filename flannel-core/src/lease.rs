@@ -381,6 +381,7 @@ pub enum LeaseEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_key_of_any_bytes_is_short_and_a_name_of_its_own() {
@@ -444,5 +445,39 @@ mod tests {
         }
         let large = format!(r#"{{"PublicIP":"1.2.3.4","x":"{}"}}"#, "x".repeat(5000));
         assert!(matches!(LeaseAttrs::from_json(large.as_bytes()), Err(AttrsError::TooLarge(_))));
+    }
+
+    const DATA: &str =
+        "(\\{\"VNI\":[1-9][0-9]{0,6}, \"VtepMAC\":\"[0-9a-f:]{0,17}\"\\}|\"\\\\u00[0-9a-f]{2}\"|\\[\\[1\\],null\\])";
+
+    proptest! {
+        #[test]
+        fn what_is_published_reads_back(
+            v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, kind in "[\\PC\n\"\\\\]{0,12}",
+            data in proptest::option::of(DATA), v6_data in proptest::option::of(DATA),
+        ) {
+            let json = |text: Option<String>| text.map(|text| Json::parse(&text).unwrap());
+            let attrs = LeaseAttrs {
+                public_ip: Dual {
+                    v4: v4.filter(|addr| !addr.is_unspecified()).map(IpAddr::V4),
+                    v6: v6.filter(|addr| !addr.is_unspecified()).map(IpAddr::V6),
+                },
+                backend_type: kind.as_str().into(),
+                backend_data: Dual { v4: json(data), v6: json(v6_data) },
+            };
+            prop_assert_eq!(LeaseAttrs::from_json(attrs.to_json().as_bytes()), Ok(attrs));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(
+            fields in proptest::collection::vec("\"(PublicIP|publicipv6|BackendType|BackendData|x)\":(null|7|\"\\PC{0,9}\"|\"1.2.3.4\"|\\[\\])", 0..6),
+            text in "\\PC{0,40}",
+        ) {
+            for text in [format!("{{{}}}", fields.join(",")), text] {
+                if let Ok(attrs) = LeaseAttrs::from_json(text.as_bytes()) {
+                    prop_assert_eq!(LeaseAttrs::from_json(attrs.to_json().as_bytes()), Ok(attrs));
+                }
+            }
+        }
     }
 }

@@ -6,6 +6,9 @@ pub mod backend;
 pub mod clock;
 pub mod config;
 pub mod firewall;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kernel;
 pub mod lease;
 pub mod net;

@@ -31,6 +31,9 @@ mod backoff;
 mod config;
 mod connect;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod list;
 mod machine;
 mod store;

@@ -32,6 +32,9 @@
 
 mod dir;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod lifetime;
 mod store;
 mod watch;

@@ -9,6 +9,9 @@ mod doctor;
 mod env;
 mod firewall;
 mod flags;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod in_force;
 mod log;
 mod metrics;

@@ -23,6 +23,8 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::codec::check::check_datagram;
 use self::signal::Signal;
 use self::thread::{Command, Thread};
 use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope};

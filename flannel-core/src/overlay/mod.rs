@@ -31,6 +31,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use places::check_places;
+
 pub use builder::{BuildError, Builder};
 pub use explain::{Explanation, Verdict};
 pub use handle::{Handle, HandleError, Held, HeldBecause, Preview};

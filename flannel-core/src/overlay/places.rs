@@ -22,7 +22,7 @@ pub(crate) enum Places {
 /// The networks of former runs, the latest last: what the memory holds and what `subnet.env` names.
 pub(crate) fn known(env: &Path) -> Vec<Dual<Prefix>> {
     let text = fs::read_to_string(beside(env)).unwrap_or_default();
-    let mut places: Vec<_> = text.lines().map(network).collect();
+    let mut places = parse(&text);
     places.extend(SubnetEnv::read(env).ok().flatten().map(|env| env.networks));
     distinct(places)
 }
@@ -36,8 +36,7 @@ pub(crate) fn remember(env: &Path, former: &[Dual<Prefix>], present: Dual<Prefix
         return Ok(());
     }
     let places = distinct(former.iter().copied().chain([present]));
-    let text: String = places.iter().map(|networks| line(networks) + "\n").collect();
-    replace(&beside(env), text.as_bytes())
+    replace(&beside(env), print(&places).as_bytes())
 }
 
 /// Removes the memory. Idempotent.
@@ -52,6 +51,14 @@ pub(crate) fn forget(env: &Path) -> io::Result<()> {
 
 fn beside(env: &Path) -> PathBuf {
     env.with_file_name(format!(".{}.networks", env.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+fn parse(text: &str) -> Vec<Dual<Prefix>> {
+    text.lines().map(network).collect()
+}
+
+fn print(places: &[Dual<Prefix>]) -> String {
+    places.iter().map(|networks| line(networks) + "\n").collect()
 }
 
 fn line(networks: &Dual<Prefix>) -> String {
@@ -79,9 +86,18 @@ fn distinct(places: impl IntoIterator<Item = Dual<Prefix>>) -> Vec<Dual<Prefix>>
     distinct
 }
 
+/// Checks that what a text names is printed so that it is read back.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn check_places(text: &str) {
+    let places = distinct(parse(text));
+    assert!(places.len() <= text.lines().count());
+    assert_eq!(parse(&print(&places)), places, "{text:?}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn places(text: &[&str]) -> Vec<Dual<Prefix>> {
         text.iter().map(|line| network(line)).collect()
@@ -122,5 +138,12 @@ mod tests {
         assert!(known(&env).is_empty());
         fs::write(beside(&env), "x\n10.5.0.0/16 y\n").unwrap();
         assert_eq!(known(&env), places(&["10.5.0.0/16"]));
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_text_names_reads_back(text in "((10\\.[0-9]{1,3}\\.0\\.0/1[0-9]|fd00:[0-9]::/48|\\PC{0,9})[ \n]{1,2}){0,9}") {
+            check_places(&text);
+        }
     }
 }

@@ -11,6 +11,8 @@ use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
 use crate::net::{Dual, Prefix};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use cached::check_state_file;
 pub use cached::{CachedSubnets, StateFileError};
 
 /// What the store knows a node by: its public IP in etcd, the node's name in Kubernetes and the file store.

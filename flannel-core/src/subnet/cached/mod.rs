@@ -23,6 +23,8 @@ use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use keeper::Keeper;
 
 pub use file::StateFileError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use wire::check_state_file;
 
 /// A lease store with a state file: the configuration, the own lease and the last snapshot, from which it answers
 /// while the store cannot.

@@ -306,3 +306,34 @@ fn millis_of(wall: SystemTime) -> u64 {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// Checks that a state file that is read is written so that it is read back as it was.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn check_state_file(bytes: &[u8]) {
+    use crate::fuzzing::STATE_ORIGIN;
+
+    let (now, wall) = (BootTime::default(), UNIX_EPOCH + Duration::from_secs(1_767_225_600));
+    let Ok(known) = parse(bytes, STATE_ORIGIN, now, wall) else { return };
+    assert!(known.records.as_ref().is_some_and(|records| records.len() <= bytes.len() / 2));
+    let mut text = Vec::new();
+    let written = write(&mut text, &known, STATE_ORIGIN, now, wall);
+    assert!(written.is_ok(), "{written:?}");
+    assert_eq!(parse(&text, STATE_ORIGIN, now, wall), Ok(kept(known)), "{}", String::from_utf8_lossy(&text));
+}
+
+/// What is kept of what is known: attributes may be longer in our words than in their writer's, and then too long.
+#[cfg(any(test, feature = "fuzzing"))]
+fn kept(mut known: Known) -> Known {
+    if matches!(&known.own, Own::Held(_, lease) if attrs_text(&lease.attrs).is_none()) {
+        known.own = Own::None;
+    }
+    for entry in known.records.iter_mut().flat_map(BTreeMap::values_mut) {
+        if let Ok(lease) = &entry.lease
+            && attrs_text(&lease.attrs).is_none()
+        {
+            let reason = "its attributes could not be kept".to_owned();
+            entry.lease = Err(Box::new(BadRecord { reason, subnets: lease.subnets }));
+        }
+    }
+    known
+}

@@ -1,0 +1,70 @@
+//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a law does not hold.
+
+use crate::flags::{UsageError, Values, parse};
+use crate::options::Options;
+use crate::spec::{FLAGS, Kind};
+
+const PASSWORD: &str = "correct-horse-battery";
+
+/// A command line and an environment: what is given reads back as it was, and a password is never shown.
+pub fn command_line(args: &[String], variables: &[(String, String)]) {
+    let password = ["-etcd-username=u".to_owned(), format!("-etcd-password={PASSWORD}")];
+    let is_told = args.iter().chain(variables.iter().map(|(_, value)| value)).any(|text| text.contains(PASSWORD));
+    for args in [args.to_vec(), [&password, args].concat()] {
+        let shown = match read(args, variables) {
+            Ok(options) => format!("{options:?}"),
+            Err(error) => format!("{error} {error:?}"),
+        };
+        assert!(is_told || !shown.contains(PASSWORD), "{shown}");
+    }
+}
+
+fn read(args: Vec<String>, variables: &[(String, String)]) -> Result<Options, UsageError> {
+    let mut values = parse(args)?.values;
+    assert_reads_back(&values);
+    crate::env::overlay(&mut values, variables.iter().cloned())?;
+    assert_reads_back(&values);
+    Options::read(&values, Some("node-1".to_owned()), "host-1".to_owned())
+}
+
+fn assert_reads_back(values: &Values) {
+    let mut args = Vec::new();
+    for spec in FLAGS.iter().filter(|spec| values.is_given(spec.name)) {
+        match spec.kind {
+            Kind::List => args.extend(values.texts(spec.name).iter().map(|text| format!("-{}={text}", spec.name))),
+            Kind::Bool | Kind::Int | Kind::Text => args.push(format!("--{}={}", spec.name, values.text(spec.name))),
+        }
+    }
+    assert_eq!(parse(args).map(|line| line.values).as_ref(), Ok(values));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn arg() -> impl Strategy<Value = String> {
+        let flag = prop::sample::select(FLAGS);
+        let value = "(true|f|[0-9]{1,5}|192\\.0\\.2\\.1|2001:db8::1|/x|a:b@c|\\PC{0,9})";
+        prop_oneof![
+            (flag.clone(), value).prop_map(|(spec, value)| format!("-{}={value}", spec.name)),
+            flag.prop_map(|spec| format!("--{}", spec.name)),
+            value,
+            "\\PC{0,12}",
+        ]
+    }
+
+    fn variable() -> impl Strategy<Value = (String, String)> {
+        let name = prop::sample::select(FLAGS).prop_map(|spec| crate::env::variable(spec.name));
+        (prop_oneof![name, "FLANNELD_[A-Z_]{0,9}", "\\PC{0,9}"], "(true|[0-9]{1,5}|192\\.0\\.2\\.1|\\PC{0,9})")
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_given_reads_back_and_a_password_is_never_shown(
+            args in proptest::collection::vec(arg(), 0..6), variables in proptest::collection::vec(variable(), 0..3),
+        ) {
+            command_line(&args, &variables);
+        }
+    }
+}
