@@ -14,10 +14,21 @@ const PER_BYTE: usize = 256;
 
 /// Runs a check on an input and fails if it took more heap than [`FIXED`] and [`PER_BYTE`] allow.
 pub fn bounded(input: &[u8], check: impl FnOnce()) {
+    bounded_but_for(FIXED, input, check);
+}
+
+/// The same with another share that does not depend on the input's size, in bytes.
+pub fn bounded_but_for(fixed: usize, input: &[u8], check: impl FnOnce()) {
     let before = HEAP.current_usage();
     HEAP.reset_peak_usage();
     check();
     let used = HEAP.peak_usage().saturating_sub(before);
-    let most = FIXED + PER_BYTE * input.len();
+    let most = fixed + PER_BYTE * input.len();
     assert!(used <= most, "{used} bytes of heap for an input of {} bytes, at most {most} are allowed", input.len());
+}
+
+/// An input's first line, and what follows it.
+pub fn two_lines(input: &[u8]) -> (&[u8], &[u8]) {
+    let end = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
+    (&input[..end], input.get(end + 1..).unwrap_or(&[]))
 }
