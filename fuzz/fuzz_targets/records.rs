@@ -96,7 +96,7 @@ fn check(hostile: &[Hostile]) {
         admission.remove(&record.key);
         assert_good(&admission);
     }
-    assert_eq!((admission.peers().count(), admission.quarantined().len()), (usize::from(NODES) - 1, 0));
+    assert_eq!((admission.peers().count(), admission.quarantined().count()), (usize::from(NODES) - 1, 0));
     assert!(admission.withheld().is_empty());
 }
 
@@ -133,7 +133,7 @@ fn assert_apart(admission: &Admission) {
 
 /// Who is a peer, and who is not for which rule.
 fn told(admission: &Admission) -> (Vec<Lease>, Vec<(LeaseKey, &'static str)>) {
-    let refused = admission.quarantined().into_iter().map(|(key, reason)| (key, reason.label()));
+    let refused = admission.quarantined().map(|(key, reason)| (key, reason.label()));
     (admission.peers().map(|peer| Lease::clone(peer)).collect(), refused.collect())
 }
 

@@ -88,10 +88,13 @@ fn check_route(payload: &[u8]) {
     }
     let link = seen.index.map(LinkId::Other);
     let route = Route { kind: seen.kind, gateway: seen.gateway, link, onlink: seen.onlink, protocol: seen.protocol };
-    let again = written(|batch| route::create(batch, seen.prefix, &route, seen.index));
-    // Ours are in the main table and have no metric and no type of service.
+    // Ours are in the main table and have no metric and no type of service. Their scope is not read.
     let seen = route::SeenRoute { table: 254, metric: 0, tos: 0, ..seen };
-    assert_eq!(route::decode(&again), Ok(Some(seen)));
+    for spread in [route::Spread::Protocols, route::Spread::Scopes] {
+        let new = route::NewRoute { prefix: seen.prefix, route: &route, index: seen.index, spread };
+        let again = written(|batch| route::create(batch, &new));
+        assert_eq!(route::decode(&again).as_ref(), Ok(&Some(seen.clone())));
+    }
 }
 
 /// The payload of the message that `write` puts into a batch.
