@@ -435,8 +435,8 @@ impl Seen {
         own
     }
 
-    /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. What
-    /// does not fit the network is no lease to them.
+    /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. They take
+    /// ours rather than one that the pool would not give out.
     fn beats(&self, own: &Lease) -> bool {
         let age = |lease: &Lease| (Version::from_fence(&lease.fence).map(|version| version.created), lease.key.clone());
         let overlaps = |lease: &Lease| {

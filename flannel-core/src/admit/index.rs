@@ -75,13 +75,14 @@ impl Index {
     /// Chunk and place of the first that is not `before`; at a chunk's end rather than at the next one's begin only in
     /// the last chunk.
     fn position(&self, before: impl Fn(u32) -> bool) -> (usize, usize) {
+        // Ascending insertion, as at start: the others need not be looked at.
+        if let Some(chunk) = self.chunks.last().filter(|ids| ids.last().is_some_and(|last| before(*last))) {
+            return (self.chunks.len() - 1, chunk.len());
+        }
         let chunk = self.chunks.partition_point(|ids| ids.last().is_some_and(|last| before(*last)));
         match self.chunks.get(chunk) {
             Some(ids) => (chunk, ids.partition_point(|id| before(*id))),
-            None => match self.chunks.last() {
-                Some(last) => (self.chunks.len() - 1, last.len()),
-                None => (0, 0),
-            },
+            None => (0, 0),
         }
     }
 }

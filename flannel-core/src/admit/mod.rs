@@ -10,7 +10,7 @@
 //! current record wants it, that is, it loses every conflict with a current record, whatever their age. Without that
 //! memory (after a restart) the same records give the same peers less those kept so.
 //!
-//! What is held is bounded: records beyond [`MAX_RECORDS`](crate::lease::MAX_RECORDS) are dropped, the youngest first,
+//! What is held is bounded: records beyond [`MAX_RECORDS`] are dropped, the youngest first,
 //! and those with keys longer than [`LeaseKey::MAX_BYTES`]. They are counted ([`Admission::dropped`]) and else unknown
 //! until the store lists everything again.
 //!

@@ -69,6 +69,8 @@ pub(super) struct Entry {
     pub(super) ousted: bool,
     /// Whether it waits to be judged.
     pub(super) queued: bool,
+    /// Whether it is in the indices.
+    linked: bool,
     touched: bool,
     /// Whether the current version is not accepted.
     troubled: bool,
@@ -256,7 +258,6 @@ impl Table {
         };
         let entries = &self.entries;
         self.by_key.insert(id, |other| entries[other as usize].key() < Some(key));
-        self.link(id);
         id
     }
 
@@ -359,12 +360,16 @@ impl Table {
 
     /// Enters an entry into the indices, and has it judged.
     fn link(&mut self, id: u32) {
+        self.entries[id as usize].linked = true;
         self.reindex(id, Act::Insert);
         self.enqueue(id);
     }
 
     /// Takes an entry out of the indices, and has those judged again that lost to it.
     fn unlink(&mut self, id: u32) {
+        if !std::mem::take(&mut self.entries[id as usize].linked) {
+            return;
+        }
         if self.entry(id).winner {
             self.touch(id);
             self.dethrone(id);
