@@ -312,6 +312,32 @@ fn a_blackhole_reads_back_in_both_families_and_goes() {
 }
 
 #[test]
+fn a_blackhole_makes_way_for_the_bridge_that_comes_later_and_is_back_without_it() {
+    in_lab(|lab| async move {
+        let mut overlay = Overlay::vxlan(V4, 0);
+        let prefix = subnet(Family::V4, 9);
+        let route = Route {
+            kind: RouteKind::Blackhole,
+            gateway: None,
+            link: None,
+            onlink: false,
+            protocol: Route::protocol_for(&prefix),
+        };
+        overlay.wanted.routes.insert(RouteKey { prefix, nth: 0 }, route);
+        lab.converge(&overlay).await;
+        ip("link add cni0 type bridge");
+        ip("addr add 10.0.9.1/24 dev cni0");
+        ip("link set cni0 up");
+        assert!(ip("route show 10.0.9.0/24").contains("blackhole"), "{}", ip("route"));
+        lab.converge(&overlay).await;
+        assert!(ip("route get 10.0.9.7").contains("dev cni0"));
+        ip("link delete cni0");
+        lab.converge(&overlay).await;
+        assert!(ip("route show 10.0.9.0/24").contains("blackhole"), "{}", ip("route"));
+    });
+}
+
+#[test]
 fn routes_through_the_uplink_come_and_go() {
     in_lab(|lab| async move {
         let mut overlay = Overlay::vxlan(V4, 0);

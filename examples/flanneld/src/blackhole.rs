@@ -4,7 +4,7 @@
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::Scope;
 use flannel_core::lease::LeaseAttrs;
-use flannel_core::net::{Family, MacAddr, Mtu};
+use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 use flannel_core::state::{PeerState, Route, RouteKey, RouteKind, State};
 
 /// Whether the own subnet gets such a route.
@@ -14,8 +14,9 @@ pub(crate) enum Routes {
     Blackhole,
 }
 
-/// A backend, with blackhole routes for the own subnets if asked for. Where a bridge has the subnet already, its route
-/// is a conflict, shown and left alone, and nothing is needed.
+/// A backend, with blackhole routes for the own subnets if asked for. Where anybody else routes the subnet, as the pods'
+/// bridge does, none is needed, and one would take its packets: the planner gives way to a route of the same metric,
+/// and this to one of another.
 pub(crate) struct Blackhole<B> {
     inner: B,
     routes: Routes,
@@ -55,7 +56,10 @@ impl<B: Backend> Backend for Blackhole<B> {
     fn base(&self, local: &Local) -> State {
         let mut state = self.inner.base(local);
         if self.routes == Routes::Blackhole {
-            state.routes.extend(local.lease.subnets.iter().map(|(_, subnet)| {
+            let host = &local.situation.host;
+            let routed = |subnet: &Prefix| host.on_link.to(subnet.addr()).is_some_and(|route| route.prefix == *subnet);
+            let subnets = local.lease.subnets.iter().filter(|(_, subnet)| !routed(subnet));
+            state.routes.extend(subnets.map(|(_, subnet)| {
                 let route = Route {
                     kind: RouteKind::Blackhole,
                     gateway: None,

@@ -183,6 +183,8 @@ enum Act {
     StrangerWithVni(u32),
     GoDevice(u32),
 }
+    /// The pods' bridge comes, or goes.
+    Bridge,
 
 fn act() -> impl Strategy<Value = Act> {
     let placement = prop_oneof![
@@ -219,6 +221,7 @@ fn act() -> impl Strategy<Value = Act> {
         (1..3u32).prop_map(Act::StrangerWithVni),
         (1..3u32).prop_map(Act::GoDevice),
     ];
+        Just(Act::Bridge),
     prop_oneof![2 => other, 1 => route]
 }
 
@@ -318,6 +321,10 @@ fn commit(kernel: &FakeKernel, act: &Act) {
 
 struct Host {
     kernel: FakeKernel,
+        Act::Bridge if kernel.link_index("cni0").is_some() => kernel.delete_link("cni0"),
+        Act::Bridge => kernel
+            .add_link(Link { kind: LinkKind::Other("bridge".into()), ..vxlan("cni0", 900, None) })
+            .and_then(|_| kernel.add_address("cni0", text("10.5.101.1/24"))),
     uplink: u32,
 }
 
@@ -432,7 +439,10 @@ impl Host {
         }
         for (key, route) in &wanted.routes {
             let first = seen.routes.get(key);
-            let excused = in_conflict(super::Object::Route(key.prefix)) || route.link.is_some_and(|link| !free(link));
+            let others = |route: &Route| !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix));
+            let excused = in_conflict(super::Object::Route(key.prefix))
+                || route.link.is_some_and(|link| !free(link))
+                || route.kind == RouteKind::Blackhole && seen.routes_to(key.prefix).any(|(_, route)| others(route));
             if !excused && !first.is_some_and(|first| first.same(route)) {
                 found.push(format!("route {}: {first:?}", key.prefix));
             }
@@ -441,7 +451,8 @@ impl Host {
             let want = wanted.routes.get(&RouteKey { nth: 0, ..*key });
             // What leads elsewhere stays while a stranger holds the device it should lead to.
             let held = want.and_then(|want| want.link).or(route.link).is_some_and(|link| !free(link));
-            if !want.is_some_and(|want| want.same(route))
+            let covered = route.kind == RouteKind::Blackhole && seen.routes_to(key.prefix).count() > 1;
+            if (covered || !want.is_some_and(|want| want.same(route)))
                 && !held
                 && owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))
             {
@@ -493,7 +504,8 @@ proptest! {
         prop_assert!(report.is_complete(), "{report:#?}\n{plan:#?}\n{start}");
         // What a stranger put over ours, through a device that has to go, goes with that device only.
         let hidden = start.lines().iter().any(|line| line.contains("nexthop"));
-        host.heal(&now, usize::from(hidden || !plan.conflicts.is_empty()))?;
+        // A blackhole waits for the connected route of a wrong address on our device to go.
+        host.heal(&now, usize::from(hidden || now.blackhole || !plan.conflicts.is_empty()))?;
         let after = host.canaries();
         prop_assert!(canaries.iter().all(|line| after.contains(line)), "{canaries:#?}\n{}", host.kernel.snapshot());
     }

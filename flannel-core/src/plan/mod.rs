@@ -367,6 +367,10 @@ impl<'a> Planner<'a> {
     fn wanted_route(&mut self, prefix: Prefix, want: Route, have: &[Route]) {
         if want.link.is_some_and(|link| self.blocked.contains(&link)) {
             let leaving = |route: &&Route| route.link.is_some_and(|link| self.leaving.contains(&link));
+        if want.kind == RouteKind::Blackhole && have.iter().any(|route| !self.owns_route(&prefix, route)) {
+            // It is for what nobody else routes. The kernel appends a bridge's connected route behind it.
+            return self.unwanted_routes(prefix, have);
+        }
             return self.unwanted_routes(prefix, &have.iter().filter(leaving).copied().collect::<Vec<_>>());
         }
         if let Some(place) = have.iter().position(|route| route.same(&want)) {

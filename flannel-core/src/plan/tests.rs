@@ -286,6 +286,25 @@ fn a_wanted_route_without_a_key_of_its_own_waits_for_the_stranger() {
 
 #[test]
 fn teardown_takes_what_is_ours_children_first_and_leaves_strangers() {
+#[test]
+fn a_blackhole_is_there_only_while_no_other_route_holds_its_key() {
+    let blackhole = Route { kind: RouteKind::Blackhole, gateway: None, link: None, onlink: false, protocol: 207 };
+    let connected = Route { kind: RouteKind::Foreign, link: Some(LinkId::Other(9)), protocol: 2, ..blackhole };
+    let mut wanted = with_routes(&[]);
+    wanted.routes.insert(RouteKey { prefix: prefix(), nth: 0 }, blackhole);
+    let outcome = |seen: &[Route]| {
+        let seen = with_routes(seen);
+        let plan = plan(&wanted, &seen, &scope(), &|_| None);
+        assert_eq!(plan.conflicts, []);
+        text(&wanted, &seen, &|_| None)
+    };
+    assert_eq!(outcome(&[]), ["route add blackhole 10.5.2.0/24 proto 207"]);
+    assert_eq!(outcome(&[blackhole]), [""; 0]);
+    assert_eq!(outcome(&[blackhole, connected]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
+    assert_eq!(outcome(&[connected, blackhole]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
+    assert_eq!(outcome(&[connected]), [""; 0]);
+}
+
     let mut seen = with_routes(&[ours()]);
     seen.routes.insert(RouteKey { prefix: "10.5.7.0/24".parse().unwrap(), nth: 0 }, stranger());
     let ops = text(&State::default(), &seen, &|_| None);
