@@ -52,16 +52,19 @@ impl OverlayName {
         0x666b_0000 | ((hash >> 16) ^ (hash & 0xffff))
     }
 
-    /// The alias that says the same to people. On a device whose group is ours, an alias that names another overlay
-    /// wins: two names may share a hash.
+    /// The alias that says the same to people, and to [`owns`](Self::owns).
     pub fn alias(&self) -> String {
         format!("{ALIAS_PREFIX}{}", self.0)
     }
 
-    /// Whether a device with this group and alias belongs to this overlay.
+    /// Whether a device with this group and alias belongs to this overlay. An alias that names an overlay decides: two
+    /// names may share a hash, and a group that somebody changed does not make the device his. Without one the group
+    /// does.
     pub fn owns(&self, group: u32, alias: Option<&str>) -> bool {
-        let named_other = alias.and_then(|alias| alias.strip_prefix(ALIAS_PREFIX)).is_some_and(|name| name != self.0);
-        group == self.mark() && !named_other
+        match alias.and_then(|alias| alias.strip_prefix(ALIAS_PREFIX)) {
+            Some(name) => name == self.0,
+            None => group == self.mark(),
+        }
     }
 }
 

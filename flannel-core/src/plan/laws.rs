@@ -170,6 +170,7 @@ enum Act {
     SwapNames,
     Delete(u8),
     Unmark(u8),
+    LoseGroup(u8),
     MarkAsOther(u8),
     FlushRoutes(bool),
     FlushNeighbours(u8),
@@ -182,9 +183,9 @@ enum Act {
     StrangerNamed(u8),
     StrangerWithVni(u32),
     GoDevice(u32),
-}
     /// The pods' bridge comes, or goes.
     Bridge,
+}
 
 fn act() -> impl Strategy<Value = Act> {
     let placement = prop_oneof![
@@ -220,8 +221,9 @@ fn act() -> impl Strategy<Value = Act> {
         (0..2u8).prop_map(Act::StrangerNamed),
         (1..3u32).prop_map(Act::StrangerWithVni),
         (1..3u32).prop_map(Act::GoDevice),
-    ];
         Just(Act::Bridge),
+        (0..2u8).prop_map(Act::LoseGroup),
+    ];
     prop_oneof![2 => other, 1 => route]
 }
 
@@ -271,6 +273,11 @@ fn commit(kernel: &FakeKernel, act: &Act) {
             .and_then(|()| kernel.rename_link("swap0", NAMES[1])),
         Act::Delete(device) => kernel.delete_link(name(device)),
         Act::Unmark(device) => kernel.mark_link(name(device), 0, None),
+        // A stranger's device does not get our alias by that.
+        Act::LoseGroup(device) if kernel.snapshot().matching(&format!(": {} ", name(device))).iter().all(has_mark) => {
+            kernel.mark_link(name(device), 0, Some(&OverlayName::default().alias()))
+        }
+        Act::LoseGroup(_) => Ok(()),
         Act::MarkAsOther(device) => {
             kernel.mark_link(name(device), OverlayName::default().mark(), Some("flannelkit:other"))
         }
@@ -315,16 +322,20 @@ fn commit(kernel: &FakeKernel, act: &Act) {
             kernel.add_link(Link { kind: LinkKind::Other("veth".into()), ..vxlan(name(device), 900, None) }).map(drop)
         }
         Act::StrangerWithVni(vni) => kernel.add_link(vxlan("theirs", *vni, None)).map(drop),
-        Act::GoDevice(vni) => kernel.add_link(vxlan(NAMES[0], *vni, kernel.link_index("eth0"))).map(drop),
-    };
-}
-
-struct Host {
-    kernel: FakeKernel,
         Act::Bridge if kernel.link_index("cni0").is_some() => kernel.delete_link("cni0"),
         Act::Bridge => kernel
             .add_link(Link { kind: LinkKind::Other("bridge".into()), ..vxlan("cni0", 900, None) })
             .and_then(|_| kernel.add_address("cni0", text("10.5.101.1/24"))),
+        Act::GoDevice(vni) => kernel.add_link(vxlan(NAMES[0], *vni, kernel.link_index("eth0"))).map(drop),
+    };
+}
+
+fn has_mark(line: &&str) -> bool {
+    line.contains(&format!(" group {:#x} alias {}", OverlayName::default().mark(), OverlayName::default().alias()))
+}
+
+struct Host {
+    kernel: FakeKernel,
     uplink: u32,
 }
 

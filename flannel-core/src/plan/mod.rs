@@ -202,9 +202,7 @@ impl<'a> Planner<'a> {
     fn existing_link(&mut self, id: LinkId, have: &Link, stranger: Option<&Link>, wanted: &State, seen: &State) {
         let Some(want) = wanted.links.get(&id) else { return };
         let compatible = compatible(&want.kind, &have.kind);
-        // Exactly what Go flannel makes under our name is adopted; any other unmarked device is a stranger's.
-        let adoptable = have.group == 0 && have.alias.is_none() && have.name == want.name && compatible;
-        if !self.owns_link(have) && !adoptable {
+        if !self.owns_link(have) && !is_go_flannels(want, have) {
             return self.block(id, have);
         }
         match stranger {
@@ -263,8 +261,12 @@ impl<'a> Planner<'a> {
             object: Object::Link(id),
             found: describe_link(stranger),
             remedy: format!(
-                "not made by this overlay: rename it or delete it (ip link delete {}), or choose another VNI",
-                stranger.name
+                "not made by this overlay: rename it or delete it (ip link delete {}), or choose another {}",
+                stranger.name,
+                match stranger.kind {
+                    LinkKind::Vxlan(_) => "VNI",
+                    LinkKind::DataPlane | LinkKind::Other(_) => "name for ours",
+                }
             ),
         });
     }
@@ -365,12 +367,12 @@ impl<'a> Planner<'a> {
     }
 
     fn wanted_route(&mut self, prefix: Prefix, want: Route, have: &[Route]) {
-        if want.link.is_some_and(|link| self.blocked.contains(&link)) {
-            let leaving = |route: &&Route| route.link.is_some_and(|link| self.leaving.contains(&link));
         if want.kind == RouteKind::Blackhole && have.iter().any(|route| !self.owns_route(&prefix, route)) {
             // It is for what nobody else routes. The kernel appends a bridge's connected route behind it.
             return self.unwanted_routes(prefix, have);
         }
+        if want.link.is_some_and(|link| self.blocked.contains(&link)) {
+            let leaving = |route: &&Route| route.link.is_some_and(|link| self.leaving.contains(&link));
             return self.unwanted_routes(prefix, &have.iter().filter(leaving).copied().collect::<Vec<_>>());
         }
         if let Some(place) = have.iter().position(|route| route.same(&want)) {
@@ -455,6 +457,14 @@ impl<'a> Planner<'a> {
         }
         Plan { ops: all, conflicts: self.conflicts }
     }
+}
+
+/// Whether an unmarked device is what Go flannel makes under our name, and is therefore adopted. Go makes no TUN that
+/// outlives it, so any other unmarked device is a stranger's.
+fn is_go_flannels(want: &Link, have: &Link) -> bool {
+    let unmarked = have.group == 0 && have.alias.is_none();
+    let vxlan = matches!(have.kind, LinkKind::Vxlan(_));
+    unmarked && vxlan && have.name == want.name && compatible(&want.kind, &have.kind)
 }
 
 /// Whether `have` occupies what `want` needs: its name, or its place among VXLAN devices (kernel-facts 18).

@@ -1,12 +1,16 @@
 use super::*;
-use crate::kernel::{Device, OverlayName};
+use crate::kernel::{Device, OverlayName, SeenLink};
 use crate::net::{Dual, Vni};
 use crate::state::{FdbKey, NeighbourKey, PeerState, RouteKey};
 
 const OWN: LinkId = LinkId::Own(0);
 
 fn scope() -> Scope {
-    let device = Device { name: LinkName::new("flannel.1").unwrap(), kind: wanted().links[&OWN].kind.clone() };
+    scope_of(wanted().links[&OWN].kind.clone())
+}
+
+fn scope_of(kind: LinkKind) -> Scope {
+    let device = Device { name: LinkName::new("flannel.1").unwrap(), kind };
     let networks = Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) };
     Scope { overlay: OverlayName::default(), networks, devices: vec![device], uplink: Some(1) }
 }
@@ -101,6 +105,41 @@ fn exactly_what_go_flannel_makes_is_adopted_and_marked() {
     (link.group, link.alias) = (0, None);
     vxlan(link).port = Some(8472);
     assert_eq!(ops(&seen), ["link set flannel.1 group 0x666ba808 alias flannelkit:flannel"]);
+}
+
+#[test]
+fn a_device_of_ours_that_lost_a_part_of_its_mark_is_still_ours_and_marked_again() {
+    let alias: Option<Box<str>> = Some(OverlayName::default().alias().into());
+    let mark = OverlayName::default().mark();
+    for (group, alias) in [(0, alias.clone()), (7, alias), (mark, None), (mark, Some("theirs".into()))] {
+        let mut seen = wanted();
+        let link = seen.links.get_mut(&OWN).unwrap();
+        (link.group, link.alias) = (group, alias);
+        assert_eq!(ops(&seen), ["link set flannel.1 group 0x666ba808 alias flannelkit:flannel"]);
+        assert_eq!(conflicts(&seen), []);
+        assert_eq!(text(&State::default(), &seen, &|_| None).last().unwrap(), "link delete flannel.1");
+    }
+}
+
+#[test]
+fn an_unmarked_tun_under_our_name_is_a_strangers_with_all_that_is_on_it() {
+    let scope = scope_of(LinkKind::DataPlane);
+    let name = scope.devices[0].name.clone();
+    let ours = Link { kind: LinkKind::DataPlane, ..wanted().links[&OWN].clone() };
+    let mut tun = wanted();
+    (tun.fdb, tun.neighbours) = Default::default();
+    tun.links.insert(OWN, ours.clone());
+    let theirs = Link { name, group: 0, alias: None, ..ours };
+    let ids = scope.identify(&[SeenLink { index: 9, link: theirs.clone() }]);
+    let id = ids[&9];
+    let address = AddressKey { link: id, addr: "172.31.0.1".parse().unwrap(), len: 24 };
+    let mut seen = State::default();
+    seen.links.insert(id, theirs);
+    seen.addresses.insert(address, ());
+    let plan_for = |wanted: &State| plan(wanted, &seen, &scope, &|_| None);
+    assert_eq!(plan_for(&tun).ops, []);
+    assert_eq!(plan_for(&tun).conflicts.iter().map(|it| it.object.clone()).collect::<Vec<_>>(), [Object::Link(OWN)]);
+    assert_eq!(plan_for(&State::default()), Plan::default());
 }
 
 #[test]
@@ -248,6 +287,25 @@ fn a_strangers_route_behind_ours_is_left_and_before_ours_reported() {
 }
 
 #[test]
+fn a_blackhole_is_there_only_while_no_other_route_holds_its_key() {
+    let blackhole = Route { kind: RouteKind::Blackhole, gateway: None, link: None, onlink: false, protocol: 207 };
+    let connected = Route { kind: RouteKind::Foreign, link: Some(LinkId::Other(9)), protocol: 2, ..blackhole };
+    let mut wanted = with_routes(&[]);
+    wanted.routes.insert(RouteKey { prefix: prefix(), nth: 0 }, blackhole);
+    let outcome = |seen: &[Route]| {
+        let seen = with_routes(seen);
+        let plan = plan(&wanted, &seen, &scope(), &|_| None);
+        assert_eq!(plan.conflicts, []);
+        text(&wanted, &seen, &|_| None)
+    };
+    assert_eq!(outcome(&[]), ["route add blackhole 10.5.2.0/24 proto 207"]);
+    assert_eq!(outcome(&[blackhole]), [""; 0]);
+    assert_eq!(outcome(&[blackhole, connected]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
+    assert_eq!(outcome(&[connected, blackhole]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
+    assert_eq!(outcome(&[connected]), [""; 0]);
+}
+
+#[test]
 fn an_ipv6_route_that_moves_to_our_device_makes_room_first() {
     let prefix: Prefix = "fd00:5:0:7::/64".parse().unwrap();
     let key = RouteKey { prefix, nth: 0 };
@@ -286,25 +344,6 @@ fn a_wanted_route_without_a_key_of_its_own_waits_for_the_stranger() {
 
 #[test]
 fn teardown_takes_what_is_ours_children_first_and_leaves_strangers() {
-#[test]
-fn a_blackhole_is_there_only_while_no_other_route_holds_its_key() {
-    let blackhole = Route { kind: RouteKind::Blackhole, gateway: None, link: None, onlink: false, protocol: 207 };
-    let connected = Route { kind: RouteKind::Foreign, link: Some(LinkId::Other(9)), protocol: 2, ..blackhole };
-    let mut wanted = with_routes(&[]);
-    wanted.routes.insert(RouteKey { prefix: prefix(), nth: 0 }, blackhole);
-    let outcome = |seen: &[Route]| {
-        let seen = with_routes(seen);
-        let plan = plan(&wanted, &seen, &scope(), &|_| None);
-        assert_eq!(plan.conflicts, []);
-        text(&wanted, &seen, &|_| None)
-    };
-    assert_eq!(outcome(&[]), ["route add blackhole 10.5.2.0/24 proto 207"]);
-    assert_eq!(outcome(&[blackhole]), [""; 0]);
-    assert_eq!(outcome(&[blackhole, connected]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
-    assert_eq!(outcome(&[connected, blackhole]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
-    assert_eq!(outcome(&[connected]), [""; 0]);
-}
-
     let mut seen = with_routes(&[ours()]);
     seen.routes.insert(RouteKey { prefix: "10.5.7.0/24".parse().unwrap(), nth: 0 }, stranger());
     let ops = text(&State::default(), &seen, &|_| None);
