@@ -231,7 +231,7 @@ impl Applier<'_> {
                 neighbour::delete_fdb(self.batch, index, key.mac, *dst);
                 Some(Echo::DeleteFdb { index, mac: key.mac, dst: *dst })
             }
-            Op::PutNeighbour { key, mac } => {
+            Op::PutNeighbour { key, mac, .. } => {
                 let index = self.index(key.link, op)?;
                 neighbour::put(self.batch, index, key.addr, *mac);
                 None
@@ -276,11 +276,17 @@ impl Applier<'_> {
         let (index, expected, result) = match op {
             Op::CreateLink { id, link } => {
                 let result = self.create_link(op, *id, link);
-                (self.indices.get(id).copied(), Some(&**link), result)
+                (self.indices.get(id).copied(), Some(Link::clone(link)), result)
             }
-            Op::UpdateLink { id, from, to } => {
+            Op::UpdateLink { id, part, from, to } => {
                 let index = self.index(*id, op)?;
-                (Some(index), Some(&**to), self.update_link(op, index, from, to))
+                // Other parts of it may have been refused before, and this one may be.
+                let mut expected = self.monitor.as_deref().and_then(|monitor| monitor.link(index)).cloned();
+                let result = self.update_link(op, index, from, to);
+                if let (Some(expected), Ok(())) = (&mut expected, &result) {
+                    part.copy(to, &mut expected.link);
+                }
+                (Some(index), expected.map(|seen| seen.link), result)
             }
             Op::DeleteLink { id, .. } => {
                 let index = self.index(*id, op)?;
@@ -294,7 +300,7 @@ impl Applier<'_> {
             _ => return Ok(()),
         };
         if let (Some(monitor), Some(index)) = (self.monitor.as_deref_mut(), index) {
-            monitor.settle_link(self.wire.port(), index, expected);
+            monitor.settle_link(self.wire.port(), index, expected.as_ref());
         }
         result
     }

@@ -290,7 +290,7 @@ impl Monitor {
         }
     }
 
-    fn link(&self, index: u32) -> Option<&SeenLink> {
+    pub(crate) fn link(&self, index: u32) -> Option<&SeenLink> {
         self.links.binary_search_by_key(&index, |seen| seen.index).ok().and_then(|place| self.links.get(place))
     }
 

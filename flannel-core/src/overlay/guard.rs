@@ -121,7 +121,7 @@ impl Guard {
             if hold || self.contests.waits_until(&op.object(), now).is_some() || refusals.block(&op) {
                 refusals.refused(&op);
                 restrained.held.push(op);
-            } else {
+            } else if !refusals.makes_needless(&op) {
                 restrained.plan.ops.push(op);
             }
         }

@@ -51,20 +51,22 @@ impl Memory {
     }
 
     /// Whether the devices are there and ours, so that changed peers can be written without a look. One that merely
-    /// differs, because its name is taken or somebody else keeps changing it, carries traffic all the same.
+    /// differs in a part, because its name is taken or somebody else keeps changing it, carries traffic all the same.
     pub(crate) fn devices_settled(&self, overlay: &OverlayName) -> bool {
         // Links come first in the order of objects.
-        let mut links = self.unsettled.iter().map_while(|object| match object {
-            Object::Link(id) => Some(id),
-            Object::Address(_) | Object::Fdb(_) | Object::Neighbour(_) | Object::Route(_) => None,
+        let links = self.unsettled.iter().map_while(|object| match object {
+            // Only a device that is ours, or about to be, has parts to be changed.
+            Object::LinkPart(..) => Some(None),
+            Object::Link(id) => Some(Some(id)),
+            _ => None,
         });
         let ours = |link: &Link| overlay.owns(link.group, link.alias.as_deref());
-        links.all(|id| self.seen.links.get(id).is_some_and(ours))
+        links.flatten().all(|id| self.seen.links.get(id).is_some_and(ours))
     }
 
     fn forget(&mut self, object: &Object) {
         match object {
-            Object::Link(id) => drop(self.seen.links.remove(id)),
+            Object::Link(id) | Object::LinkPart(id, _) => drop(self.seen.links.remove(id)),
             Object::Address(key) => drop(self.seen.addresses.remove(key)),
             Object::Fdb(key) => drop(self.seen.fdb.remove(key)),
             Object::Neighbour(key) => drop(self.seen.neighbours.remove(key)),
@@ -80,7 +82,9 @@ impl Memory {
 
 fn copy(object: &Object, from: &State, into: &mut State) {
     match object {
-        Object::Link(id) => into.links.extend(from.links.get(id).map(|link| (*id, link.clone()))),
+        Object::Link(id) | Object::LinkPart(id, _) => {
+            into.links.extend(from.links.get(id).map(|link| (*id, link.clone())))
+        }
         Object::Address(key) => into.addresses.extend(from.addresses.get(key).map(|()| (*key, ()))),
         Object::Fdb(key) => into.fdb.extend(from.fdb.get(key).map(|dst| (*key, *dst))),
         Object::Neighbour(key) => into.neighbours.extend(from.neighbours.get(key).map(|mac| (*key, *mac))),

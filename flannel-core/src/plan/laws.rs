@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Op, Plan, owns_route, plan};
+use super::{LinkPart, Op, Plan, owns_route, plan};
 use crate::kernel::{ApplyReport, Device, Kernel, OverlayName, Scope};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix, Vni};
 use crate::state::{
@@ -487,7 +487,7 @@ impl Host {
 }
 
 fn moves_neighbours(op: &Op) -> bool {
-    matches!(op, Op::UpdateLink { from, to, .. } if from.mac != to.mac)
+    matches!(op, Op::UpdateLink { part: LinkPart::Mac, .. })
 }
 
 /// A host on which `before` ran, and then `acts` happened.

@@ -19,7 +19,7 @@ mod refusals;
 mod tests;
 mod text;
 
-pub use op::{Object, Op};
+pub use op::{LinkPart, Object, Op};
 pub use refusals::Refusals;
 pub use text::OpText;
 
@@ -227,13 +227,19 @@ impl<'a> Planner<'a> {
             to.name = have.name.clone();
             self.stuck.push((id, have.name.clone()));
         }
-        if to == *have {
-            return;
-        }
         if to.mac != have.mac {
             self.readdressed.insert(id);
         }
-        self.ops.links.push(Op::UpdateLink { id, from: Box::new(have.clone()), to: Box::new(to) });
+        let mut from = have.clone();
+        for part in LinkPart::ALL {
+            let mut next = from.clone();
+            part.copy(&to, &mut next);
+            if next != from {
+                let op = Op::UpdateLink { id, part, from: Box::new(from), to: Box::new(next.clone()) };
+                self.ops.links.push(op);
+            }
+            from = next;
+        }
     }
 
     /// A device that is not ours and has what `want` needs.
@@ -331,7 +337,8 @@ impl<'a> Planner<'a> {
                 && !self.unforwarded.contains(&(key.link, *mac))
                 && seen.neighbours.get(key) == Some(mac);
             if !there && !self.blocked.contains(&key.link) {
-                self.ops.neighbours.push(Op::PutNeighbour { key: *key, mac: *mac });
+                let was = seen.neighbours.get(key).filter(|_| self.keeps_children(key.link)).copied();
+                self.ops.neighbours.push(Op::PutNeighbour { key: *key, mac: *mac, was });
             }
         }
         for (key, mac) in &seen.neighbours {

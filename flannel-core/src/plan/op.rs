@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::net::{MacAddr, Prefix};
-use crate::state::{AddressKey, FdbKey, Link, LinkId, NeighbourKey, Route};
+use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route};
 
 /// One write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,13 +22,15 @@ pub enum Op {
         /// As wanted.
         link: Box<Link>,
     },
-    /// Changes name, Ethernet address, MTU, state, mark or learning of a device of ours.
+    /// Changes one part of a device of ours.
     UpdateLink {
         /// Its id.
         id: LinkId,
-        /// As last seen.
+        /// The part.
+        part: LinkPart,
+        /// As last seen, with the parts that were to be changed before.
         from: Box<Link>,
-        /// As wanted.
+        /// The same with this part as wanted.
         to: Box<Link>,
     },
     /// Adds an address; fails if it is there.
@@ -46,6 +48,8 @@ pub enum Op {
         key: NeighbourKey,
         /// Its Ethernet address.
         mac: MacAddr,
+        /// The one last seen.
+        was: Option<MacAddr>,
     },
     /// Creates a route; fails if its key holds any.
     CreateRoute {
@@ -86,11 +90,51 @@ pub enum Op {
     DeleteAddress(AddressKey),
 }
 
+/// A part of a device. Each is written by itself, so that what becomes of one concerns no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LinkPart {
+    /// Its name.
+    Name,
+    /// Its MTU.
+    Mtu,
+    /// Its Ethernet address. The kernel drops the device's neighbours when it changes.
+    Mac,
+    /// Its group and its alias, which say whose it is.
+    Mark,
+    /// Whether it learns peers from received packets.
+    Learning,
+    /// Whether it is up.
+    State,
+}
+
+impl LinkPart {
+    /// All, in the order in which they are written: a device comes up when it is as it should be.
+    pub const ALL: [Self; 6] = [Self::Name, Self::Mtu, Self::Mac, Self::Mark, Self::Learning, Self::State];
+
+    /// Makes this part of `to` what it is in `from`.
+    pub(crate) fn copy(self, from: &Link, to: &mut Link) {
+        match self {
+            Self::Name => to.name = from.name.clone(),
+            Self::Mtu => to.mtu = from.mtu,
+            Self::Mac => to.mac = from.mac,
+            Self::Mark => (to.group, to.alias) = (from.group, from.alias.clone()),
+            Self::Learning => {
+                if let (LinkKind::Vxlan(from), LinkKind::Vxlan(to)) = (&from.kind, &mut to.kind) {
+                    to.learning = from.learning;
+                }
+            }
+            Self::State => to.up = from.up,
+        }
+    }
+}
+
 /// The name of an object, whatever its value: what refusals, conflicts and contests are counted by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Object {
     /// A device.
     Link(LinkId),
+    /// A part of a device.
+    LinkPart(LinkId, LinkPart),
     /// An address.
     Address(AddressKey),
     /// A forwarding entry.
@@ -105,15 +149,26 @@ impl Op {
     /// What it writes.
     pub fn object(&self) -> Object {
         match self {
-            Self::DeleteLink { id, .. } | Self::CreateLink { id, .. } | Self::UpdateLink { id, .. } => {
-                Object::Link(*id)
-            }
+            Self::DeleteLink { id, .. } | Self::CreateLink { id, .. } => Object::Link(*id),
+            Self::UpdateLink { id, part, .. } => Object::LinkPart(*id, *part),
             Self::AddAddress(key) | Self::DeleteAddress(key) => Object::Address(*key),
             Self::PutFdb { key, .. } | Self::DeleteFdb { key, .. } => Object::Fdb(*key),
             Self::PutNeighbour { key, .. } | Self::DeleteNeighbour { key, .. } => Object::Neighbour(*key),
             Self::CreateRoute { prefix, .. } | Self::ReplaceRoute { prefix, .. } | Self::DeleteRoute { prefix, .. } => {
                 Object::Route(*prefix)
             }
+        }
+    }
+
+    /// The device that the kernel keeps it on; of a route the one it leads through.
+    pub fn link(&self) -> Option<LinkId> {
+        match self {
+            Self::DeleteLink { id, .. } | Self::CreateLink { id, .. } | Self::UpdateLink { id, .. } => Some(*id),
+            Self::AddAddress(key) | Self::DeleteAddress(key) => Some(key.link),
+            Self::PutFdb { key, .. } | Self::DeleteFdb { key, .. } => Some(key.link),
+            Self::PutNeighbour { key, .. } | Self::DeleteNeighbour { key, .. } => Some(key.link),
+            Self::CreateRoute { route, .. } | Self::DeleteRoute { route, .. } => route.link,
+            Self::ReplaceRoute { change, .. } => change.1.link,
         }
     }
 

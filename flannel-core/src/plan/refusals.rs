@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::net::MacAddr;
 use crate::state::{AddressKey, LinkId, Route};
 
-use super::Op;
+use super::{LinkPart, Op};
 
 /// What later writes stand on, so that a refusal skips just them. Every [`Kernel`](crate::kernel::Kernel) uses this,
 /// so that they agree.
@@ -18,7 +18,10 @@ pub struct Refusals {
     hops: BTreeSet<(LinkId, IpAddr)>,
     kept_hops: BTreeSet<(LinkId, IpAddr)>,
     kept_macs: BTreeSet<(LinkId, MacAddr)>,
-    unmoved: BTreeSet<LinkId>,
+    /// Devices that are down and stay so: they take no routes (kernel-facts 11).
+    down: BTreeSet<LinkId>,
+    /// Devices that keep their Ethernet address, and so their neighbours.
+    kept_address: BTreeSet<LinkId>,
 }
 
 impl Refusals {
@@ -29,41 +32,47 @@ impl Refusals {
             Op::CreateLink { id, .. } | Op::UpdateLink { id, .. } => self.links.contains(id),
             Op::AddAddress(key) => self.links.contains(&key.link),
             Op::PutFdb { key, .. } => self.links.contains(&key.link),
-            Op::PutNeighbour { key, mac } => self.links.contains(&key.link) || self.macs.contains(&(key.link, *mac)),
+            Op::PutNeighbour { key, mac, .. } => {
+                self.links.contains(&key.link) || self.macs.contains(&(key.link, *mac))
+            }
             Op::CreateRoute { route, .. } => self.blocks_route(route),
             Op::ReplaceRoute { change, .. } => self.blocks_route(&change.1),
             Op::DeleteRoute { .. } => false,
             Op::DeleteNeighbour { key, .. } => self.kept_hops.contains(&(key.link, key.addr)),
-            Op::DeleteFdb { key, .. } => {
-                self.unmoved.contains(&key.link) || self.kept_macs.contains(&(key.link, key.mac))
-            }
+            Op::DeleteFdb { key, .. } => self.kept_macs.contains(&(key.link, key.mac)),
             // A new address that was refused leaves the old one as the last: the routes hang on it.
             Op::DeleteAddress(key) => self.addresses.iter().any(|refused| refused.link == key.link),
         }
     }
 
+    /// Whether `op` only restores what a refused change of its device would have taken.
+    pub fn makes_needless(&self, op: &Op) -> bool {
+        matches!(op, Op::PutNeighbour { key, mac, was } if *was == Some(*mac) && self.kept_address.contains(&key.link))
+    }
+
     fn blocks_route(&self, route: &Route) -> bool {
         let Some(link) = route.link else { return false };
-        self.links.contains(&link) || route.gateway.is_some_and(|gateway| self.hops.contains(&(link, gateway)))
+        self.links.contains(&link)
+            || self.down.contains(&link)
+            || route.gateway.is_some_and(|gateway| self.hops.contains(&(link, gateway)))
     }
 
     /// Notes that `op` was refused or skipped.
     pub fn refused(&mut self, op: &Op) {
         match op {
-            Op::DeleteLink { id, .. } | Op::CreateLink { id, .. } | Op::UpdateLink { id, .. } => {
+            Op::DeleteLink { id, .. } | Op::CreateLink { id, .. } => {
                 self.links.insert(*id);
             }
+            Op::UpdateLink { id, part, to, .. } => self.keep_part(*id, *part, to.up),
             Op::AddAddress(key) => {
                 self.addresses.insert(*key);
             }
             Op::PutFdb { key, .. } => {
                 self.macs.insert((key.link, key.mac));
             }
-            Op::PutNeighbour { key, mac } => {
+            Op::PutNeighbour { key, mac, was } => {
                 self.hops.insert((key.link, key.addr));
-                self.kept_macs.insert((key.link, *mac));
-                // The old neighbour stays, and only the kernel knows with which Ethernet address.
-                self.unmoved.insert(key.link);
+                self.kept_macs.extend([Some(*mac), *was].into_iter().flatten().map(|mac| (key.link, mac)));
             }
             Op::ReplaceRoute { change, .. } => self.keep_hop(&change.0),
             Op::DeleteRoute { route, .. } => self.keep_hop(route),
@@ -71,6 +80,19 @@ impl Refusals {
                 self.kept_macs.insert((key.link, *mac));
             }
             Op::CreateRoute { .. } | Op::DeleteFdb { .. } | Op::DeleteAddress(_) => {}
+        }
+    }
+
+    /// A device that is not changed is there all the same: whatever does not need the change can stand on it.
+    fn keep_part(&mut self, id: LinkId, part: LinkPart, up: bool) {
+        match part {
+            LinkPart::State if up => {
+                self.down.insert(id);
+            }
+            LinkPart::Mac => {
+                self.kept_address.insert(id);
+            }
+            LinkPart::State | LinkPart::Name | LinkPart::Mtu | LinkPart::Mark | LinkPart::Learning => {}
         }
     }
 

@@ -363,12 +363,41 @@ fn teardown_touches_nothing_on_a_strangers_device_under_our_name() {
 #[test]
 fn a_refused_neighbour_keeps_the_entries_that_the_old_one_may_need() {
     let mut refusals = Refusals::default();
-    let neighbour = Op::PutNeighbour { key: NeighbourKey { link: OWN, addr: prefix().addr() }, mac: mac(2) };
-    let delete = Op::DeleteFdb { key: FdbKey { link: OWN, mac: mac(1), nth: 0 }, dst: "192.168.0.2".parse().unwrap() };
-    assert!(!refusals.block(&delete));
+    let key = NeighbourKey { link: OWN, addr: prefix().addr() };
+    let neighbour = Op::PutNeighbour { key, mac: mac(2), was: Some(mac(1)) };
+    let delete =
+        |n| Op::DeleteFdb { key: FdbKey { link: OWN, mac: mac(n), nth: 0 }, dst: "192.168.0.2".parse().unwrap() };
+    assert!(!refusals.block(&delete(1)));
     refusals.refused(&neighbour);
-    assert!(refusals.block(&delete));
+    assert!(refusals.block(&delete(1)) && refusals.block(&delete(2)));
+    assert!(!refusals.block(&delete(3)), "nobody needs that one");
     assert!(refusals.block(&Op::CreateRoute { prefix: prefix(), route: ours() }));
+}
+
+#[test]
+fn a_refused_change_of_a_device_stops_only_what_needs_it() {
+    let mut seen = State::default();
+    let mut link = wanted().links[&OWN].clone();
+    (link.mac, link.mtu, link.name) = (Some(mac(1)), 1280, LinkName::new("eth7").unwrap());
+    seen.links.insert(OWN, link.clone());
+    seen.neighbours.clone_from(&wanted().neighbours);
+    let blocked = |seen: &State| {
+        let mut refusals = Refusals::default();
+        let mut blocked = Vec::new();
+        for op in plan(&wanted(), seen, &scope(), &|_| None).ops {
+            if matches!(op, Op::UpdateLink { .. }) {
+                refusals.refused(&op);
+            } else if refusals.block(&op) {
+                blocked.push(OpText { op: &op, scope: &scope() }.to_string());
+            }
+        }
+        blocked
+    };
+    assert_eq!(blocked(&seen), [""; 0]);
+    link.up = false;
+    seen.links.insert(OWN, link);
+    assert_eq!(blocked(&seen).len(), 1, "only the route needs the device to be up");
+    assert!(blocked(&seen)[0].starts_with("route add"));
 }
 
 #[test]

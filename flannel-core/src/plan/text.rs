@@ -6,7 +6,7 @@ use crate::kernel::Scope;
 use crate::net::Prefix;
 use crate::state::{AddressKey, Link, LinkId, LinkKind, Route, RouteKind};
 
-use super::{Object, Op};
+use super::{LinkPart, Object, Op};
 
 /// An operation as text, with the names a scope gives to links: what `plan` prints.
 pub struct OpText<'a> {
@@ -20,11 +20,25 @@ impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Link(_) => f.write_str("a device of the overlay"),
+            Self::LinkPart(_, part) => write!(f, "the {part} of a device of the overlay"),
             Self::Address(key) => write!(f, "address {}/{}", key.addr, key.len),
             Self::Fdb(key) => write!(f, "forwarding entry {}", key.mac),
             Self::Neighbour(key) => write!(f, "neighbour {}", key.addr),
             Self::Route(prefix) => write!(f, "route {prefix}"),
         }
+    }
+}
+
+impl fmt::Display for LinkPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "name",
+            Self::Mtu => "MTU",
+            Self::Mac => "Ethernet address",
+            Self::Mark => "group and alias",
+            Self::Learning => "learning",
+            Self::State => "state",
+        })
     }
 }
 
@@ -86,31 +100,27 @@ impl fmt::Display for OpText<'_> {
         match self.op {
             Op::DeleteLink { link, .. } => write!(f, "link delete {}", link.name),
             Op::CreateLink { link, .. } => write!(f, "link add {} mtu {}{}", link.name, link.mtu, KindText(link)),
-            Op::UpdateLink { from, to, .. } => {
+            Op::UpdateLink { part, from, to, .. } => {
                 write!(f, "link set {}", from.name)?;
-                if from.name != to.name {
-                    write!(f, " name {}", to.name)?;
-                }
-                if let (true, Some(mac)) = (from.mac != to.mac, to.mac) {
-                    write!(f, " address {mac}")?;
-                }
-                if from.mtu != to.mtu {
-                    write!(f, " mtu {}", to.mtu)?;
-                }
-                if from.group != to.group || from.alias != to.alias {
-                    write!(f, " group {:#x} alias {}", to.group, to.alias.as_deref().unwrap_or("''"))?;
-                }
-                match (from.up, to.up) {
-                    (false, true) => f.write_str(" up"),
-                    (true, false) => f.write_str(" down"),
-                    _ => Ok(()),
+                match part {
+                    LinkPart::Name => write!(f, " name {}", to.name),
+                    LinkPart::Mtu => write!(f, " mtu {}", to.mtu),
+                    LinkPart::Mac => to.mac.map_or(Ok(()), |mac| write!(f, " address {mac}")),
+                    LinkPart::Mark => {
+                        write!(f, " group {:#x} alias {}", to.group, to.alias.as_deref().unwrap_or("''"))
+                    }
+                    LinkPart::Learning => f.write_str(match &to.kind {
+                        LinkKind::Vxlan(vxlan) if vxlan.learning => " type vxlan learning",
+                        _ => " type vxlan nolearning",
+                    }),
+                    LinkPart::State => f.write_str(if to.up { " up" } else { " down" }),
                 }
             }
             Op::AddAddress(key) => address("add", key, f),
             Op::DeleteAddress(key) => address("delete", key, f),
             Op::PutFdb { key, dst } => write!(f, "fdb replace {} dev {} dst {dst}", key.mac, name(key.link)),
             Op::DeleteFdb { key, dst } => write!(f, "fdb delete {} dev {} dst {dst}", key.mac, name(key.link)),
-            Op::PutNeighbour { key, mac } => {
+            Op::PutNeighbour { key, mac, .. } => {
                 write!(f, "neigh replace {} lladdr {mac} dev {} nud permanent", key.addr, name(key.link))
             }
             Op::DeleteNeighbour { key, .. } => write!(f, "neigh delete {} dev {}", key.addr, name(key.link)),

@@ -10,7 +10,7 @@ use crate::overlay::guard::{Guard, Restrained};
 use crate::overlay::status::{Contact, Event, Phase};
 use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
-use crate::state::State;
+use crate::state::{LinkId, State};
 
 use super::{Audit, Cause, KernelCall, Machine, Round, SPACING};
 
@@ -151,13 +151,16 @@ impl Machine {
             let written = plan.ops.iter().enumerate().filter(|(place, _)| !undone(place)).map(|(_, op)| op);
             let written: Vec<_> = written.filter(|op| !moved.contains(&op.object())).collect();
             repaired = written.len();
-            let contested = self.guard.contests.wrote(now, written.into_iter());
+            let shaken: BTreeSet<LinkId> =
+                plan.ops.iter().filter(|op| touches_device(op)).filter_map(Op::link).collect();
+            let changed = written.into_iter().filter(|op| is_own_change(op, &shaken));
+            let contested = self.guard.contests.wrote(now, changed);
             self.events.extend(contested.into_iter().map(Event::Contested));
             if repaired > 0 {
                 self.events.push(Event::DriftRepaired { writes: repaired, took: now.since(started) });
             }
         }
-        let touched_links = plan.ops.iter().any(|op| matches!(op.object(), Object::Link(_) | Object::Address(_)));
+        let touched_links = plan.ops.iter().any(touches_device);
         if report.is_complete() {
             self.backoff.reset();
             self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
@@ -267,6 +270,22 @@ impl Machine {
             | KernelError::Conflict { .. } => false,
         }
     }
+}
+
+/// Whether `op` writes a device or an address of one.
+fn touches_device(op: &Op) -> bool {
+    match op.object() {
+        Object::Link(_) | Object::LinkPart(..) | Object::Address(_) => true,
+        Object::Fdb(_) | Object::Neighbour(_) | Object::Route(_) => false,
+    }
+}
+
+/// Whether what `op` repairs was done to that very object. The kernel drops neighbours and routes when their device or
+/// its address changes (kernel-facts, the table): a fight over these is none over those. A neighbour that was right is
+/// written again for the sake of its forwarding entry.
+fn is_own_change(op: &Op, shaken: &BTreeSet<LinkId>) -> bool {
+    let right = matches!(op, Op::PutNeighbour { mac, was, .. } if *was == Some(*mac));
+    touches_device(op) || !(right || op.link().is_some_and(|link| shaken.contains(&link)))
 }
 
 pub(super) fn first_error(report: &ApplyReport) -> Option<String> {

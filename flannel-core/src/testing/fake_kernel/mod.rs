@@ -483,7 +483,7 @@ impl Inner {
                 known.insert(*id, created);
                 Ok(())
             }
-            Op::UpdateLink { id, from, to } => machine.update_link(index(id)?, from, to),
+            Op::UpdateLink { id, from, to, .. } => machine.update_link(index(id)?, from, to),
             Op::AddAddress(key) => {
                 let link = index(&key.link)?;
                 machine.add_address(HostAddress {
@@ -496,7 +496,9 @@ impl Inner {
                 })
             }
             Op::PutFdb { key, dst } => machine.put_fdb(index(&key.link)?, key.mac, *dst, Nud::Permanent),
-            Op::PutNeighbour { key, mac } => machine.put_neighbour(index(&key.link)?, key.addr, *mac, Nud::Permanent),
+            Op::PutNeighbour { key, mac, .. } => {
+                machine.put_neighbour(index(&key.link)?, key.addr, *mac, Nud::Permanent)
+            }
             Op::CreateRoute { prefix, route } => {
                 machine.add_route(Slot::main(*prefix), entry(route)?, Placement::Exclusive)
             }

@@ -3,6 +3,7 @@ use futures_util::FutureExt;
 use super::*;
 use crate::kernel::{Device, EEXIST, Residence};
 use crate::net::{Family, Vni};
+use crate::plan::LinkPart;
 use crate::state::LinkName;
 
 fn kernel() -> (FakeKernel, u32) {
@@ -267,7 +268,8 @@ fn contact_lost_midway_leaves_what_came_before() {
     let seen = kernel.observe(&scope).now_or_never().unwrap().unwrap();
     let link = &seen.links[&LinkId::Own(0)];
     let to = Link { group: 5, ..link.clone() };
-    let update = Op::UpdateLink { id: LinkId::Own(0), from: Box::new(link.clone()), to: Box::new(to) };
+    let update =
+        Op::UpdateLink { id: LinkId::Own(0), part: LinkPart::Mark, from: Box::new(link.clone()), to: Box::new(to) };
     let plan = Plan {
         ops: vec![update, Op::DeleteLink { id: LinkId::Own(0), link: Box::new(link.clone()) }],
         conflicts: Vec::new(),
