@@ -387,6 +387,17 @@ pub enum KernelError {
     Stopped,
 }
 
+impl KernelError {
+    /// Whether the kernel rejects the value that was written, rather than being short of something or forbidding it:
+    /// then no other write fares like this one.
+    pub fn rejects_value(&self) -> bool {
+        use std::io::ErrorKind::{AddrNotAvailable, HostUnreachable, InvalidInput, NetworkUnreachable};
+        let Self::Refused { errno, .. } = self else { return false };
+        let kind = std::io::Error::from_raw_os_error(*errno).kind();
+        matches!(kind, AddrNotAvailable | HostUnreachable | InvalidInput | NetworkUnreachable)
+    }
+}
+
 fn errno_text(errno: i32) -> String {
     std::io::Error::from_raw_os_error(errno).to_string()
 }

@@ -106,6 +106,7 @@ fn level(event: &Event) -> Level {
         | Event::RecordsDropped(_)
         | Event::ConflictFound(_)
         | Event::Contested(_)
+        | Event::Refused(..)
         | Event::DeletionsWithheld(_)
         | Event::StoreLost(_)
         | Event::KernelTrouble(_)
@@ -158,6 +159,10 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
             say!(level, unsaid, found = conflict.found, remedy = conflict.remedy, "a stranger's object is in the way");
         }
         Event::Contested(object) => say!(level, unsaid, %object, "somebody keeps changing an object of ours"),
+        Event::Refused(_, refusal) => {
+            let peer = refusal.peer.as_ref().map(tracing::field::display);
+            say!(level, unsaid, peer, error = refusal.error, remedy = refusal.remedy(), "the kernel refused a write");
+        }
         Event::DeletionsWithheld(prefixes) => {
             say!(level, unsaid, prefixes, "most peers went at once: looking twice before anything is deleted");
         }

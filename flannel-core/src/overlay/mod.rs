@@ -17,6 +17,7 @@ mod journal;
 mod machine;
 mod memory;
 mod places;
+mod refused;
 mod removal;
 mod run;
 mod shell;
@@ -40,7 +41,7 @@ pub use handle::{Handle, HandleError, Held, HeldBecause, Preview};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
 pub use status::{
-    Challenged, Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Status, WithheldBecause,
+    Challenged, Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Refusal, Status, WithheldBecause,
 };
 
 use crate::kernel::OverlayName;

@@ -21,7 +21,8 @@ pub enum Phase {
     LeaseHeld,
     /// The devices are as wanted; of the peers [`Status::undone`] writes are left: see [`Status::last_error`].
     DeviceReady,
-    /// Lease held, devices and peers programmed; what is not is quarantined, conflicting, contested or withheld.
+    /// Lease held, devices and peers programmed; what is not is quarantined, conflicting, contested, withheld or, of
+    /// single peers, refused.
     Ready,
     /// The agent has ended.
     Stopped,
@@ -111,6 +112,26 @@ pub enum WithheldBecause {
     BadRecord,
 }
 
+/// A write that the kernel refused. It is tried again by every audit, and audits for its sake alone are ever rarer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// The peer that it was for; `None` where it was for the node itself, or for nobody any more.
+    pub peer: Option<LeaseKey>,
+    /// What was refused, in the kernel's words.
+    pub error: String,
+}
+
+impl Refusal {
+    /// What to do.
+    pub fn remedy(&self) -> &'static str {
+        match self.peer {
+            Some(_) => "correct what that node publishes, or delete its record; others are not affected",
+            None => "give the kernel what it asks for (memory, privileges); it is tried again until then",
+        }
+    }
+}
+
 /// The agent's state, published whenever it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -144,12 +165,15 @@ pub struct Status {
     pub conflicts: Vec<Conflict>,
     /// Objects that somebody else keeps changing.
     pub contested: Vec<Object>,
+    /// Writes that the kernel refused in the last audit, at most 1024 of them.
+    pub refused: BTreeMap<Object, Refusal>,
     /// Former networks of this node that may still hold routes of ours: they are looked at once the present one is in
     /// place and the store speaks.
     pub former: Vec<Prefix>,
     /// Prefixes whose deletion waits.
     pub withheld: BTreeMap<Prefix, WithheldBecause>,
-    /// Objects the last round could not write.
+    /// Writes that the last round could not do, but for those of [`Status::refused`] that are a peer's own affair: its
+    /// record names what the kernel does not take.
     pub undone: usize,
     /// Audits done.
     pub audits: u64,
@@ -183,6 +207,7 @@ impl Default for Status {
             skipped: BTreeMap::new(),
             conflicts: Vec::new(),
             contested: Vec::new(),
+            refused: BTreeMap::new(),
             former: Vec::new(),
             withheld: BTreeMap::new(),
             undone: 0,
@@ -248,6 +273,8 @@ pub enum Event {
     ConflictFound(Conflict),
     /// Somebody else keeps changing an object.
     Contested(Object),
+    /// The kernel refuses to write something.
+    Refused(Object, Refusal),
     /// Deletions wait for a second look, so many prefixes.
     DeletionsWithheld(usize),
     /// The store does not answer.
@@ -291,6 +318,7 @@ impl Event {
             Self::DriftRepaired { .. } => "drift_repaired",
             Self::ConflictFound(_) => "conflict_found",
             Self::Contested(_) => "contested",
+            Self::Refused(..) => "refused",
             Self::DeletionsWithheld(_) => "deletions_withheld",
             Self::StoreLost(_) => "store_lost",
             Self::StoreBack => "store_back",

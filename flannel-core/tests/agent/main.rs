@@ -19,6 +19,8 @@ mod node;
 #[cfg(test)]
 mod preview;
 #[cfg(test)]
+mod refusals;
+#[cfg(test)]
 mod simulated;
 #[cfg(test)]
 mod start;

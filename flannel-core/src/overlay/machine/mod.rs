@@ -29,6 +29,7 @@ use crate::overlay::contact::{Voice, Words};
 use crate::overlay::guard::{Guard, Over, Restrained};
 use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
+use crate::overlay::refused::Refused;
 use crate::overlay::status::{Event, Hearing, LossReason, Phase, Status};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::view::{self, Settling};
@@ -73,6 +74,8 @@ pub(crate) struct Machine {
     accepted: usize,
     tenure: Tenure,
     guard: Guard,
+    /// What the last audit was refused.
+    refused: Refused,
     memory: Memory,
     /// Peers that changed since the last round, from what was written to what is wanted.
     changes: BTreeMap<LeaseKey, Change>,
@@ -175,6 +178,7 @@ impl Machine {
             accepted: 0,
             tenure: Tenure::new(Arc::clone(&local.lease), settings.on_loss, now, jitter.clone()),
             guard: Guard::default(),
+            refused: Refused::default(),
             memory: Memory::default(),
             changes: BTreeMap::new(),
             synced: false,

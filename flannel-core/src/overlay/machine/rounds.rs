@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError};
+use crate::lease::LeaseKey;
 use crate::net::Prefix;
 use crate::overlay::guard::{Guard, Restrained};
+use crate::overlay::refused::Entry;
 use crate::overlay::status::{Contact, Event, Phase};
 use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
@@ -140,7 +142,7 @@ impl Machine {
         self.memory.known = report.lost.is_none();
         let kept_out: Vec<Conflict> =
             report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
-        let undone = report.refused.len() + report.skipped.len() - kept_out.len();
+        let undone = self.take_refused(now, &plan, report);
         self.show_conflicts(plan.conflicts.iter().cloned().chain(kept_out).collect());
         let mut repaired = 0;
         if drift && report.applied > 0 && report.lost.is_none() {
@@ -161,7 +163,8 @@ impl Machine {
             }
         }
         let touched_links = plan.ops.iter().any(touches_device);
-        if report.is_complete() {
+        let done = undone == 0 && report.lost.is_none();
+        if done {
             self.backoff.reset();
             self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
             if touched_links {
@@ -170,13 +173,16 @@ impl Machine {
                 self.audit.facts = true;
                 self.audit_at(now.after(SPACING), Cause::Hint);
             }
+            if let Some(due) = self.refused.due() {
+                self.audit.facts = true;
+                self.audit_at(due, Cause::Hint);
+            }
         } else {
             let wait = self.backoff.next();
             // What the kernel refused may stand on something of the host's that is another by now.
             self.audit.facts = true;
             self.audit_at(now.after(wait), Cause::Hint);
         }
-        let done = undone == 0 && report.lost.is_none();
         let error = first_error(report).filter(|_| !done);
         self.audit.done_once |= report.lost.is_none();
         self.audit.judged |= report.lost.is_none();
@@ -194,6 +200,39 @@ impl Machine {
         if let Some(plan) = Arc::into_inner(plan) {
             plan.release();
         }
+    }
+
+    /// Takes in what an audit was refused. Returns how many writes are left undone by that, but for those that are a
+    /// peer's own affair.
+    fn take_refused(&mut self, now: BootTime, plan: &Plan, report: &ApplyReport) -> usize {
+        if report.lost.is_some() {
+            return report.refused.len() + report.skipped.len();
+        }
+        let refused = report.refused.iter().filter_map(|(place, error)| Some((plan.ops.get(*place)?, error)));
+        let objects = refused.clone().filter(|(op, _)| !op.is_delete()).map(|(op, _)| op.object()).collect();
+        let mut peers = self.peers_of(&objects);
+        let entries = refused.map(|(op, error)| {
+            let object = op.object();
+            Entry { peer: peers.remove(&object), object, error }
+        });
+        let nodes = self.refused.replace(now, &mut self.jitter, entries.collect());
+        self.show_refused();
+        // What was skipped stands on what was refused.
+        if nodes == 0 { 0 } else { nodes + report.skipped.len() }
+    }
+
+    /// Which peers want these objects.
+    fn peers_of(&self, objects: &BTreeSet<Object>) -> BTreeMap<Object, LeaseKey> {
+        let mut found = BTreeMap::new();
+        if objects.is_empty() {
+            return found;
+        }
+        for peer in self.admission.peers() {
+            let mut wanted = BTreeSet::new();
+            wanted::add(&*self.backend, &self.local, peer, &mut State::default(), &mut wanted);
+            found.extend(wanted.intersection(objects).map(|object| (object.clone(), peer.key.clone())));
+        }
+        found
     }
 
     pub(super) fn lease_round(&mut self, now: BootTime) -> Option<KernelCall> {

@@ -134,6 +134,16 @@ impl Machine {
         }
     }
 
+    pub(super) fn show_refused(&mut self) {
+        let refused = self.refused.objects();
+        if self.status.borrow().refused == *refused {
+            return;
+        }
+        let fresh = refused.iter().filter(|(object, _)| !self.status.borrow().refused.contains_key(*object));
+        self.events.extend(fresh.map(|(object, refusal)| Event::Refused(object.clone(), refusal.clone())));
+        self.status.send_modify(|status| status.refused.clone_from(refused));
+    }
+
     pub(super) fn show_contested(&mut self) {
         if self.guard.contests.take_changed() {
             let contested: Vec<Object> = self.guard.contests.contested().cloned().collect();

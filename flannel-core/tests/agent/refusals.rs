@@ -1,0 +1,65 @@
+//! What the kernel refuses to write: whose trouble it is, and how often it is tried.
+
+use flannel_core::net::Family;
+use flannel_core::overlay::{Event, Phase};
+use flannel_core::plan::{Object, Op};
+
+use crate::node::{Node, pass, peer, subnet};
+
+const EINVAL: i32 = 22;
+const ENOMEM: i32 = 12;
+
+fn routes_to(number: u8) -> impl Fn(&Op) -> bool {
+    move |op| matches!(op, Op::CreateRoute { prefix, .. } | Op::ReplaceRoute { prefix, .. } if *prefix == subnet(number))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_of_one_peer_that_the_kernel_rejects_is_that_peers_trouble() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    let refused = routes_to(1);
+    node.kernel.refuse_if(move |op| refused(op).then_some(EINVAL));
+    let mut agent = node.run();
+    let status = agent.ready().await;
+    assert_eq!((status.undone, &status.last_error), (0, &None));
+    let refusal = &status.refused[&Object::Route(subnet(1))];
+    assert_eq!((status.refused.len(), &refusal.peer), (1, &Some(peer(1).key)));
+    assert!(refusal.error.contains("10.42.1.0/24") && refusal.error.contains("Invalid argument"), "{refusal:?}");
+    assert!(node.has_route(subnet(2)) && !node.has_route(subnet(1)));
+    pass(600.0).await;
+    let status = agent.status();
+    assert_eq!(status.phase, Phase::Ready);
+    // One each half a minute happens anyway; ten minutes of the ordinary back-off would be 130.
+    assert!(status.audits < 50, "{}", status.audits);
+    let told = agent.drain().iter().filter(|event| matches!(event, Event::Refused(..))).count();
+    assert_eq!(told, 1);
+    // Others come and go meanwhile.
+    node.join([3]);
+    node.leave([2]);
+    pass(1.0).await;
+    assert!(node.has_route(subnet(3)) && !node.has_route(subnet(2)));
+    // A record that says something else is written at once.
+    node.kernel.obey();
+    let mut moved = peer(1);
+    moved.attrs.public_ip.v4 = Some(crate::node::public(Family::V4, 77));
+    node.store.insert([moved]);
+    node.kernel.overrun_monitor();
+    pass(1.0).await;
+    assert!(node.has_route(subnet(1)));
+    assert!(agent.status().refused.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_has_no_memory_for_keeps_the_node_from_being_ready() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    let refused = routes_to(1);
+    node.kernel.refuse_if(move |op| refused(op).then_some(ENOMEM));
+    let agent = node.run();
+    let status = agent.until(|status| status.undone > 0).await;
+    assert_eq!((status.phase, status.undone), (Phase::DeviceReady, 1));
+    assert!(status.refused.contains_key(&Object::Route(subnet(1))) && status.last_error.is_some(), "{status:?}");
+    node.kernel.obey();
+    pass(5.0).await;
+    assert_eq!((agent.status().phase, agent.status().undone, agent.status().refused.len()), (Phase::Ready, 0, 0));
+}
