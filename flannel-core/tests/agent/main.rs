@@ -7,6 +7,8 @@ mod away;
 #[cfg(test)]
 mod ending;
 #[cfg(test)]
+mod fights;
+#[cfg(test)]
 mod former;
 #[cfg(test)]
 mod guards;

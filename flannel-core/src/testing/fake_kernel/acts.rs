@@ -112,6 +112,11 @@ impl FakeKernel {
         self.on_link("marking", name, |machine, index| machine.set_mark(index, group, alias))
     }
 
+    /// `ip link set type vxlan learning` or `nolearning`: `EOPNOTSUPP` on another kind of device.
+    pub fn set_learning(&self, name: &str, learning: bool) -> Result<(), KernelError> {
+        self.on_link("setting the learning of", name, |machine, index| machine.set_learning(index, learning))
+    }
+
     /// `ip address add`.
     pub fn add_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
         self.put_address(name, address, Lifetime::Forever)

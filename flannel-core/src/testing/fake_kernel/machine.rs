@@ -250,6 +250,14 @@ impl Machine {
         Ok(())
     }
 
+    pub(super) fn set_learning(&mut self, index: u32, learning: bool) -> Outcome {
+        match &mut self.link_mut(index)?.kind {
+            LinkKind::Vxlan(vxlan) => vxlan.learning = learning,
+            LinkKind::DataPlane | LinkKind::Other(_) => return Err(EOPNOTSUPP),
+        }
+        Ok(())
+    }
+
     pub(super) fn link_up(&mut self, index: u32) -> Outcome {
         self.link_mut(index)?.up = true;
         let own: Vec<_> = self.addresses.iter().filter(|address| address.link == index).cloned().collect();
