@@ -17,6 +17,8 @@ impl HostGw {
     pub const TYPE: &'static str = "host-gw";
 }
 
+const NO_CONNECTED_ROUTE: &str =
+    "the connected route is missing although an address has its prefix: add it; what was programmed stays until then";
 const NOT_ON_LINK: &str = "host-gw needs all nodes on one link; use vxlan, with DirectRouting where nodes share a link";
 
 impl Backend for HostGw {
@@ -81,6 +83,9 @@ impl Backend for HostGw {
         let link = match situation.host.on_link(*addr) {
             Some(index) if index == situation.uplink.index => LinkId::Uplink,
             Some(index) => LinkId::Other(index),
+            None if situation.host.is_connected(*addr) => {
+                return Err(Skip::NotOnLink { addr: *addr, remedy: NO_CONNECTED_ROUTE });
+            }
             None => return Err(Skip::NotOnLink { addr: *addr, remedy: NOT_ON_LINK }),
         };
         Ok(PeerState { route: Some((*subnet, Route::direct(*subnet, *addr, link))), ..PeerState::default() })
@@ -130,8 +135,16 @@ mod tests {
         local.situation.host = Arc::new(host);
         let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
         assert_eq!(route.link, Some(LinkId::Other(UPLINK + 1)));
-        let skip = HostGw.peer(&local, &peer(200), Family::V4).unwrap_err();
-        assert!(matches!(skip, Skip::NotOnLink { .. }) && skip.to_string().contains("vxlan"), "{skip}");
+        let says = |local: &Local| {
+            let skip = HostGw.peer(local, &peer(200), Family::V4).unwrap_err();
+            assert!(matches!(skip, Skip::NotOnLink { .. }), "{skip:?}");
+            skip.to_string()
+        };
+        assert!(says(&local).contains("the connected route is missing"), "{}", says(&local));
+        let mut host = HostFacts::clone(&local.situation.host);
+        host.addresses.clear();
+        local.situation.host = Arc::new(host);
+        assert!(says(&local).contains("vxlan"), "{}", says(&local));
     }
 
     #[test]

@@ -291,6 +291,11 @@ impl HostFacts {
         fits.min_by_key(|route| (std::cmp::Reverse(route.prefix.len()), route.metric))
     }
 
+    /// Whether `addr` is in the prefix of an address of the host, whatever routes there are.
+    pub fn is_connected(&self, addr: IpAddr) -> bool {
+        self.connected(Family::of(addr)).any(|prefix| prefix.contains(addr))
+    }
+
     /// The prefixes the host is connected to: those of its addresses. A route without a gateway alone connects nobody;
     /// anybody may have written it.
     pub fn connected(&self, family: Family) -> impl Iterator<Item = Prefix> + '_ {

@@ -363,7 +363,7 @@ fn default_prefix(family: Family) -> Result<Prefix, Error> {
 }
 
 /// What the kernel makes with an address.
-fn connected_route(prefix: Prefix, addr: IpAddr) -> Route {
+pub(crate) fn connected_route(prefix: Prefix, addr: IpAddr) -> Route {
     let route = Route::to(prefix).dev(UNDERLAY_LINK).protocol(Route::KERNEL);
     match addr {
         IpAddr::V4(_) => Route { scope: rtnetlink::packet_route::route::RouteScope::Link, ..route.source(addr) },

@@ -18,12 +18,23 @@ pub enum Act {
     OverlayAddresses,
     /// The overlay devices get another name.
     OverlayRenamed,
+    /// The overlay devices go to the default group.
+    OverlayUngrouped,
+    /// The overlay devices go to a group of somebody's own.
+    OverlayRegrouped,
+    /// The overlay devices lose their alias.
+    OverlayAliasRemoved,
+    /// The overlay devices lose group and alias, all that says whose they are.
+    OverlayUnmarked,
     /// The overlay devices are deleted.
     OverlayDeleted,
     /// The link to the switch goes down and up.
     UnderlayDownUp,
     /// The link to the switch loses its addresses and gets them back.
     UnderlayAddresses,
+    /// The connected routes of the link to the switch are deleted, and added with a metric: so NetworkManager takes a
+    /// link over.
+    UnderlayConnected,
     /// The link to the switch is renamed, and renamed back.
     UnderlayRenamed,
     /// The link to the switch loses its carrier, and has it back.
@@ -68,15 +79,20 @@ pub struct Overlay {
 
 impl Act {
     /// Every act there is.
-    pub const EVERY: [Self; 19] = [
+    pub const EVERY: [Self; 24] = [
         Self::OverlayDownUp,
         Self::OverlayMac,
         Self::OverlayMtu,
         Self::OverlayAddresses,
         Self::OverlayRenamed,
+        Self::OverlayUngrouped,
+        Self::OverlayRegrouped,
+        Self::OverlayAliasRemoved,
+        Self::OverlayUnmarked,
         Self::OverlayDeleted,
         Self::UnderlayDownUp,
         Self::UnderlayAddresses,
+        Self::UnderlayConnected,
         Self::UnderlayRenamed,
         Self::UnderlayCarrier,
         Self::UnderlayDeleted,
@@ -103,6 +119,10 @@ impl Act {
             | Self::OverlayMtu
             | Self::OverlayAddresses
             | Self::OverlayRenamed
+            | Self::OverlayUngrouped
+            | Self::OverlayRegrouped
+            | Self::OverlayAliasRemoved
+            | Self::OverlayUnmarked
             | Self::OverlayDeleted
             | Self::NeighboursFlushed
             | Self::ArpOffOn
@@ -112,6 +132,7 @@ impl Act {
             | Self::Everything => true,
             Self::UnderlayDownUp
             | Self::UnderlayAddresses
+            | Self::UnderlayConnected
             | Self::UnderlayRenamed
             | Self::UnderlayCarrier
             | Self::UnderlayDeleted
@@ -128,9 +149,14 @@ impl Act {
             Self::OverlayMtu => "vxlan MTU changed",
             Self::OverlayAddresses => "vxlan addresses removed",
             Self::OverlayRenamed => "vxlan renamed",
+            Self::OverlayUngrouped => "vxlan group 0",
+            Self::OverlayRegrouped => "vxlan group changed",
+            Self::OverlayAliasRemoved => "vxlan alias removed",
+            Self::OverlayUnmarked => "vxlan group 0, alias removed",
             Self::OverlayDeleted => "vxlan deleted",
             Self::UnderlayDownUp => "underlay down, up",
             Self::UnderlayAddresses => "underlay address removed, re-added",
+            Self::UnderlayConnected => "connected routes deleted, re-added with a metric",
             Self::UnderlayRenamed => "underlay renamed, renamed back",
             Self::UnderlayCarrier => "underlay carrier lost, back",
             Self::UnderlayDeleted => "underlay deleted, made anew",
@@ -179,11 +205,19 @@ impl Act {
                     .try_for_each(|address| ns.delete_address(dev, address.addr, address.len))
             }),
             Self::OverlayRenamed => overlay.each(|dev| ns.rename_link(dev, &renamed(dev))),
+            Self::OverlayUngrouped => overlay.each(|dev| ns.set_group(dev, 0)),
+            Self::OverlayRegrouped => overlay.each(|dev| ns.set_group(dev, 7)),
+            Self::OverlayAliasRemoved => overlay.each(|dev| ns.set_alias(dev, "")),
+            Self::OverlayUnmarked => overlay.each(|dev| {
+                ns.set_group(dev, 0)?;
+                ns.set_alias(dev, "")
+            }),
             Self::OverlayDeleted => overlay.each(|dev| ns.delete_link(dev)),
             Self::UnderlayDownUp => ns.set_down(UNDERLAY_LINK),
             Self::UnderlayAddresses => {
                 node.underlay_addresses().try_for_each(|(addr, len)| ns.delete_address(UNDERLAY_LINK, addr, len))
             }
+            Self::UnderlayConnected => connected_routes(node)?.iter().try_for_each(|route| ns.delete_route(route)),
             Self::UnderlayRenamed => {
                 // Only kernels from 6.2 on rename a link that is up; this way it works everywhere.
                 ns.set_down(UNDERLAY_LINK)?;
@@ -241,6 +275,10 @@ impl Act {
             | Self::UnderlayRenamed
             | Self::UnderlayCarrier
             | Self::UnderlayDeleted => node.restore_underlay(),
+            Self::UnderlayConnected => node.underlay_addresses().try_for_each(|(addr, len)| {
+                let prefix = Prefix::masked(addr, len).map_err(|error| Error::new(error.to_string()))?;
+                ns.replace_route(&crate::lab::connected_route(prefix, addr).metric(100))
+            }),
             _ => Ok(()),
         }
     }
@@ -288,6 +326,18 @@ fn flush_routes(node: &Node) -> Result<(), Error> {
         ns.replace_route(&route)?;
     }
     node.restore_underlay()
+}
+
+/// The routes that the kernel made for the addresses of the link to the switch.
+fn connected_routes(node: &Node) -> Result<Vec<Route>, Error> {
+    let mut found = Vec::new();
+    for family in Family::BOTH {
+        let routes = node.ns.routes(family)?.into_iter().filter(|route| route.table == Route::MAIN);
+        let of_address = |route: &Route| node.underlay_addresses().any(|(addr, _)| route.to.contains(addr));
+        let connected = |route: &Route| route.dev.as_deref() == Some(UNDERLAY_LINK) && route.via.is_none();
+        found.extend(routes.filter(|route| connected(route) && of_address(route)));
+    }
+    Ok(found)
 }
 
 fn other_mac(link: &Link) -> MacAddr {

@@ -92,7 +92,14 @@ fn what_survives_which_act() {
         let expected = match act {
             Act::OverlayDownUp | Act::OverlayAddresses => [0, 0, ALL, ALL],
             Act::OverlayMac | Act::NeighboursFlushed | Act::ArpOffOn => [ALL, 0, ALL, ALL],
-            Act::OverlayMtu | Act::OverlayRenamed | Act::UnderlayCarrier => [ALL, ALL, ALL, ALL],
+            Act::OverlayMtu
+            | Act::OverlayRenamed
+            | Act::OverlayUngrouped
+            | Act::OverlayRegrouped
+            | Act::OverlayAliasRemoved
+            | Act::OverlayUnmarked
+            | Act::UnderlayConnected
+            | Act::UnderlayCarrier => [ALL, ALL, ALL, ALL],
             Act::UnderlayDownUp | Act::UnderlayAddresses | Act::UnderlayRenamed => [ALL, ALL, ALL, 0],
             Act::UnderlayDeleted | Act::Everything => [0, 0, 0, 0],
             Act::OverlayDeleted => [0, 0, 0, ALL],

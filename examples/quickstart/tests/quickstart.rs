@@ -102,28 +102,28 @@ fn assert_good(object: &Value, nodes: u64, backend: &str, acts: usize) {
 fn vxlan_pings_and_heals() {
     let _alone = ALONE.lock();
     let object = json(&Run::of(PROGRAM.as_ref(), &["--json"]).output());
-    assert_good(&object, 3, "vxlan", 19);
+    assert_good(&object, 3, "vxlan", 24);
 }
 
 #[test]
 fn host_gw_pings_and_heals() {
     let _alone = ALONE.lock();
     let object = json(&Run::of(PROGRAM.as_ref(), &["--json", "--backend", "host-gw", "--nodes", "2"]).output());
-    assert_good(&object, 2, "host-gw", 7);
+    assert_good(&object, 2, "host-gw", 8);
 }
 
 #[test]
 fn dual_stack_pings_and_heals() {
     let _alone = ALONE.lock();
     let object = json(&Run::of(PROGRAM.as_ref(), &["--json", "--dual-stack"]).output());
-    assert_good(&object, 3, "vxlan", 19);
+    assert_good(&object, 3, "vxlan", 24);
 }
 
 #[test]
 fn ipv6_alone_pings_and_heals() {
     let _alone = ALONE.lock();
     let object = json(&Run::of(PROGRAM.as_ref(), &["--json", "--ipv6", "--nodes", "2"]).output());
-    assert_good(&object, 2, "vxlan", 19);
+    assert_good(&object, 2, "vxlan", 24);
 }
 
 /// Root runs it as nobody (uid 65534); anybody else is unprivileged already.
@@ -141,7 +141,7 @@ fn nobody_needs_no_privileges() {
     if geteuid().is_root() {
         run.command.uid(NOBODY).gid(NOBODY);
     }
-    assert_good(&json(&run.output()), 3, "vxlan", 19);
+    assert_good(&json(&run.output()), 3, "vxlan", 24);
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn people_get_eighty_columns_without_colours_in_a_pipe() {
         assert!(line.chars().count() <= 80, "{line}");
         assert!(!line.contains('\x1b'), "{line}");
     }
-    for part in ["Leases", "ip route", "bridge fdb show", "Break and heal", "19 of 19 acts healed"] {
+    for part in ["Leases", "ip route", "bridge fdb show", "Break and heal", "24 of 24 acts healed"] {
         assert!(text.contains(part), "{part} in {text}");
     }
 }

@@ -1,4 +1,5 @@
-//! What a round leaves out: mass deletions, what bad records name, and what somebody else keeps changing.
+//! What a round leaves out: mass deletions, what bad records name, routes whose connected route is missing, and what
+//! somebody else keeps changing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use crate::overlay::contest::Contests;
 use crate::overlay::handle::HeldBecause;
 use crate::overlay::status::{Contact, WithheldBecause};
 use crate::plan::{Op, Plan, Refusals};
+use crate::state::Route;
 
 /// How long a suspicious mass deletion waits (design, Guards).
 pub(crate) const MASS_WAIT: Duration = Duration::from_secs(60);
@@ -39,6 +41,25 @@ pub(crate) enum Over {
     Mass,
     /// A contested object.
     Contest,
+}
+
+/// What is left alone beside what the guard itself has noted.
+pub(crate) struct Leave<'a> {
+    /// What bad records name: nobody deletes that.
+    pub(crate) bad: &'a BTreeSet<Prefix>,
+    /// Whether a route leads to a peer that is on a prefix of the host's, while the connected route to that prefix is
+    /// missing. The kernel goes on using such a route, but takes no new one.
+    pub(crate) is_unreached: &'a dyn Fn(&Prefix, &Route) -> bool,
+}
+
+impl Leave<'_> {
+    fn is_last_way(&self, op: &Op) -> bool {
+        match op {
+            Op::DeleteRoute { prefix, route } => (self.is_unreached)(prefix, route),
+            Op::ReplaceRoute { prefix, change } => (self.is_unreached)(prefix, &change.0),
+            _ => false,
+        }
+    }
 }
 
 /// A plan, and what was left out of it.
@@ -106,18 +127,19 @@ impl Guard {
         [mass, self.contests.deadline()].into_iter().flatten().min()
     }
 
-    /// Takes out of `plan` what must not happen now, and what stands on that. Nobody deletes what bad records name.
-    pub(crate) fn restrain(&self, plan: Plan, now: BootTime, bad: &BTreeSet<Prefix>) -> Restrained {
+    /// Takes out of `plan` what must not happen now, and what stands on that.
+    pub(crate) fn restrain(&self, plan: Plan, now: BootTime, leave: &Leave<'_>) -> Restrained {
         let mass = self.mass.as_ref().map(|mass| &mass.prefixes);
         let held: Vec<_> =
-            [bad, &self.unconfirmed].into_iter().chain(mass).filter(|prefixes| !prefixes.is_empty()).collect();
-        if held.is_empty() && self.contests.is_empty() {
+            [leave.bad, &self.unconfirmed].into_iter().chain(mass).filter(|prefixes| !prefixes.is_empty()).collect();
+        let last_way = plan.ops.iter().any(|op| leave.is_last_way(op));
+        if held.is_empty() && self.contests.is_empty() && !last_way {
             return Restrained { plan, held: Vec::new() };
         }
         let mut refusals = Refusals::default();
         let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
         for op in plan.ops {
-            let hold = held.iter().any(|prefixes| deletes_one_of(&op, prefixes));
+            let hold = held.iter().any(|prefixes| deletes_one_of(&op, prefixes)) || leave.is_last_way(&op);
             if hold || self.contests.waits_until(&op.object(), now).is_some() || refusals.block(&op) {
                 refusals.refused(&op);
                 restrained.held.push(op);
@@ -129,15 +151,16 @@ impl Guard {
     }
 
     /// Why [`restrain`](Self::restrain) holds `op`.
-    pub(crate) fn why_held(&self, op: &Op, now: BootTime, bad: &BTreeSet<Prefix>) -> HeldBecause {
+    pub(crate) fn why_held(&self, op: &Op, now: BootTime, leave: &Leave<'_>) -> HeldBecause {
         if let Some(until) = self.contests.waits_until(&op.object(), now) {
             return HeldBecause::Contested(until);
         }
         let among = |prefixes: &BTreeSet<Prefix>| deletes_one_of(op, prefixes);
         match self.mass.as_ref().filter(|mass| among(&mass.prefixes)) {
             Some(mass) => HeldBecause::Withheld(WithheldBecause::MassRemoval(mass.until)),
-            None if among(bad) => HeldBecause::Withheld(WithheldBecause::BadRecord),
+            None if among(leave.bad) => HeldBecause::Withheld(WithheldBecause::BadRecord),
             None if among(&self.unconfirmed) => HeldBecause::Withheld(WithheldBecause::Unconfirmed),
+            None if leave.is_last_way(op) => HeldBecause::Unreached,
             None => HeldBecause::StandsOnHeld,
         }
     }
@@ -160,7 +183,7 @@ fn deletes_one_of(op: &Op, prefixes: &BTreeSet<Prefix>) -> bool {
 mod tests {
     use super::*;
     use crate::net::MacAddr;
-    use crate::state::{FdbKey, LinkId, NeighbourKey, Route};
+    use crate::state::{FdbKey, LinkId, NeighbourKey};
 
     fn at(millis: u64) -> BootTime {
         BootTime(Duration::from_millis(millis))
@@ -174,8 +197,10 @@ mod tests {
         Contact::Lost { since: at(0), error: "away".to_owned() }
     }
 
-    fn none() -> BTreeSet<Prefix> {
-        BTreeSet::new()
+    /// Leaves nothing alone.
+    fn none() -> Leave<'static> {
+        static NONE: BTreeSet<Prefix> = BTreeSet::new();
+        Leave { bad: &NONE, is_unreached: &|_, _| false }
     }
 
     fn removal(n: u8) -> [Op; 3] {
@@ -218,6 +243,25 @@ mod tests {
         assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(4).to_vec()));
         assert!(guard.expire(at(3_600_000), &Contact::Live).is_none() && guard.confirm() && !guard.confirm());
         assert!(guard.restrain(plan, at(0), &none()).held.is_empty());
+    }
+
+    #[test]
+    fn a_route_whose_connected_route_is_missing_is_neither_deleted_nor_replaced() {
+        let direct = |n| Route::direct(prefix(n), "192.0.2.9".parse().unwrap(), LinkId::Uplink);
+        let tunnel = |n: u8| Route::overlay(prefix(n), prefix(n).addr(), LinkId::Own(0));
+        let replace = |n, from, to| Op::ReplaceRoute { prefix: prefix(n), change: Box::new((from, to)) };
+        let left = [Op::DeleteRoute { prefix: prefix(1), route: direct(1) }, replace(2, direct(2), tunnel(2))];
+        let done = [
+            Op::CreateRoute { prefix: prefix(3), route: direct(3) },
+            replace(4, tunnel(4), direct(4)),
+            Op::DeleteRoute { prefix: prefix(5), route: tunnel(5) },
+        ];
+        let guard = Guard::default();
+        let plan = Plan { ops: [&left[..], &done].concat(), conflicts: Vec::new() };
+        let leave = Leave { is_unreached: &|_, route| !route.onlink, ..none() };
+        let restrained = guard.restrain(plan, at(0), &leave);
+        assert_eq!((restrained.held, restrained.plan.ops), (left.to_vec(), done.to_vec()));
+        assert!(left.iter().all(|op| guard.why_held(op, at(0), &leave) == HeldBecause::Unreached));
     }
 
     #[test]

@@ -270,6 +270,26 @@ impl Namespace {
         self.change_link(name, &format!("address {mac}"), |link| link.address(mac.0.to_vec()))
     }
 
+    /// `ip link set NAME group GROUP`
+    ///
+    /// # Errors
+    /// When there is none of that name, or as the kernel says.
+    pub fn set_group(&self, name: &str, group: u32) -> Result<(), Error> {
+        self.change_link(name, &format!("group {group}"), |link| {
+            link.append_extra_attribute(LinkAttribute::Group(group))
+        })
+    }
+
+    /// `ip link set NAME alias ALIAS`; an empty one removes it.
+    ///
+    /// # Errors
+    /// When there is none of that name, or as the kernel says.
+    pub fn set_alias(&self, name: &str, alias: &str) -> Result<(), Error> {
+        self.change_link(name, &format!("alias {alias:?}"), |link| {
+            link.append_extra_attribute(LinkAttribute::IfAlias(alias.to_owned()))
+        })
+    }
+
     /// `ip link set NAME name NEW`
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use flannel_backend_vxlan::Vxlan;
 use flannel_core::kernel::KernelError;
 use flannel_core::net::Family;
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Identity, Overlay, OverlayError, Phase};
+use flannel_core::overlay::{Identity, Overlay, OverlayError, Phase, Status};
 use flannel_core::subnet::NodeIdentity;
 use nix::sched::{CloneFlags, setns};
 use testkit::sabotage::{Act, Plane};
@@ -70,6 +70,34 @@ fn an_underlay_comes_back(plane: Plane, act: Act) {
     eprintln!("{plane:?}: {} for a while: healed {healed:.1?} after it was back", act.name());
     cluster.until(0, "ready with its uplink", |it| it.phase == Phase::Ready && it.uplink.is_some());
     cluster.converged(0);
+}
+
+#[test]
+fn routes_to_peers_stay_while_the_connected_route_is_missing() {
+    let mut cluster = Cluster::start(2, Plane::HostGw, Families::Dual);
+    cluster.store.insert((1..=5).map(|n| cluster.paper_peer(100 + n)));
+    cluster.settle();
+    let (wanted, target) = (cluster.objects(0), cluster.target());
+    let unreached = |status: &Status| status.skipped.len() == 12 && status.phase == Phase::Ready;
+    Act::UnderlayConnected.strike(cluster.node(0), &target).unwrap();
+    let status = cluster.until(0, "aware of the loss", unreached);
+    let reason = status.skipped.values().next().unwrap().to_string();
+    assert!(reason.contains("connected route"), "{reason}");
+    // What an audit shows of skipped peers is said before it writes.
+    let audits = status.audits;
+    cluster.ns(0).add_address("lo", "198.51.100.7".parse().unwrap(), 32).unwrap();
+    cluster.until(0, "audited again", |status| status.audits > audits && unreached(status));
+    assert_eq!(cluster.objects(0), wanted);
+    // Nor does an agent that starts meanwhile take them away.
+    cluster.crash(0);
+    cluster.restart(0);
+    cluster.until(0, "aware of the loss", unreached);
+    assert_eq!(cluster.objects(0), wanted);
+    Act::UnderlayConnected.restore(cluster.node(0)).unwrap();
+    cluster.until(0, "in the know of all peers", |status| status.skipped.is_empty() && status.phase == Phase::Ready);
+    cluster.converged(0);
+    assert_eq!(cluster.objects(0), wanted);
+    cluster.assert_traffic(0, 1);
 }
 
 #[test]

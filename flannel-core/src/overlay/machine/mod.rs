@@ -26,7 +26,7 @@ use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::contact::{Voice, Words};
-use crate::overlay::guard::{Guard, Over, Restrained};
+use crate::overlay::guard::{Guard, Leave, Over, Restrained};
 use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
 use crate::overlay::refused::Refused;
@@ -357,9 +357,10 @@ impl Machine {
         if !self.audit.judged {
             self.judge_start(&mut guard, now, &wanted, seen);
         }
-        let bad = self.admission.withheld();
-        let Restrained { plan, held } = guard.restrain(plan, now, bad);
-        let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, bad), op }).collect();
+        let leave =
+            Leave { bad: self.admission.withheld(), is_unreached: &|prefix, route| self.is_unreached(prefix, route) };
+        let Restrained { plan, held } = guard.restrain(plan, now, &leave);
+        let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, &leave), op }).collect();
         Preview { plan, held, scope: self.scope.clone() }
     }
 

@@ -7,12 +7,12 @@ use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError};
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
-use crate::overlay::guard::{Guard, Restrained};
+use crate::overlay::guard::{Guard, Leave, Restrained};
 use crate::overlay::refused::Entry;
 use crate::overlay::status::{Contact, Event, Phase};
 use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
-use crate::state::{LinkId, State};
+use crate::state::{LinkId, Route, State};
 
 use super::{Audit, Cause, KernelCall, Machine, Round, SPACING};
 
@@ -29,6 +29,20 @@ impl Machine {
 
     pub(super) fn claim(&self, prefix: &Prefix) -> Option<std::net::IpAddr> {
         self.admission.peer_by_subnet(prefix)?.attrs.public_ip.get(prefix.family()).copied()
+    }
+
+    fn restrain(&self, plan: Plan, now: BootTime) -> Restrained {
+        let leave =
+            Leave { bad: self.admission.withheld(), is_unreached: &|prefix, route| self.is_unreached(prefix, route) };
+        self.guard.restrain(plan, now, &leave)
+    }
+
+    /// Whether `route` leads to the peer of its prefix by way of a connected route that is missing, although the host
+    /// still has an address there: whoever takes a link over (NetworkManager) deletes that route and adds it again.
+    pub(super) fn is_unreached(&self, prefix: &Prefix, route: &Route) -> bool {
+        let host = &self.local.situation.host;
+        let claimed = route.gateway.filter(|gateway| self.claim(prefix) == Some(*gateway));
+        claimed.is_some_and(|gateway| host.on_link(gateway).is_none() && host.is_connected(gateway))
     }
 
     pub(super) fn seen(&mut self, now: BootTime, seen: Result<State, KernelError>) {
@@ -61,7 +75,7 @@ impl Machine {
             self.stale.all_prefixes = true;
         }
         drop(wanted);
-        let Restrained { plan, held } = self.guard.restrain(plan, now, self.admission.withheld());
+        let Restrained { plan, held } = self.restrain(plan, now);
         self.memory.clear();
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
             self.memory.note(object, &seen);
@@ -253,7 +267,7 @@ impl Machine {
             self.memory.recall(object, &former, &mut seen);
         }
         let plan = self.plan(&wanted, &seen);
-        let Restrained { plan, held } = self.guard.restrain(plan, now, self.admission.withheld());
+        let Restrained { plan, held } = self.restrain(plan, now);
         for object in &objects {
             self.memory.settle(object);
         }
