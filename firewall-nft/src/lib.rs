@@ -14,6 +14,8 @@ pub mod fuzzing;
 mod wanted;
 mod wire;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -90,6 +92,16 @@ impl Nft {
         }
     }
 
+    /// The JSON of a table that was there a moment ago; `None` if it went meanwhile.
+    async fn table(&self, family: Family, name: &str) -> Result<Option<String>, FirewallError> {
+        let args = ["-j", "list", "table", wire::keyword(family), name];
+        match self.nft(&args, String::new(), "listing the overlay's table").await {
+            Ok(text) => Ok(Some(text)),
+            Err(FirewallError::Refused { text, .. }) if text.contains(ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn commit(&self, script: String, doing: &str) -> Result<(), FirewallError> {
         if script.is_empty() {
             return Ok(());
@@ -158,20 +170,27 @@ impl Firewall for Nft {
                 (None, false) => {}
                 (None, true) => drift.push(whole(Problem::Leftover)),
                 (Some(_), false) => drift.push(whole(Problem::Missing)),
-                (Some(table), true) => {
-                    let args = ["-j", "list", "table", keyword, &name];
-                    match self.nft(&args, String::new(), "listing the overlay's table").await {
-                        Ok(text) => drift.extend(wire::compare(&text, &table).map_err(unreadable)?),
-                        // It went between the two looks.
-                        Err(FirewallError::Refused { text, .. }) if text.contains(ENOENT) => {
-                            drift.push(whole(Problem::Missing));
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
+                (Some(table), true) => match self.table(family, &name).await? {
+                    Some(text) => drift.extend(wire::compare(&text, &table).map_err(unreadable)?),
+                    None => drift.push(whole(Problem::Missing)),
+                },
             }
         }
         Ok(drift)
+    }
+
+    async fn let_in(&self, overlay: &OverlayName) -> Result<BTreeSet<IpAddr>, FirewallError> {
+        let there = self.nft(&["-j", "list", "tables"], String::new(), "listing tables").await?;
+        let mut peers = BTreeSet::new();
+        for family in Family::BOTH {
+            let name = table_name(overlay, family);
+            if wire::lists(&there, family, &name).map_err(unreadable)?
+                && let Some(text) = self.table(family, &name).await?
+            {
+                peers.extend(wire::peers(&text).map_err(unreadable)?);
+            }
+        }
+        Ok(peers)
     }
 
     async fn remove(&self, overlay: &OverlayName) -> Result<(), FirewallError> {

@@ -175,6 +175,16 @@ pub(crate) fn compare(text: &str, wanted: &Table) -> Result<Vec<Drift>, String> 
     Ok(drift)
 }
 
+/// The peers in the JSON of `nft list table`. A set that is not as we write it has none.
+///
+/// # Errors
+/// What is wrong with the text.
+pub(crate) fn peers(text: &str) -> Result<BTreeSet<IpAddr>, String> {
+    let listed = listed(text)?;
+    let set = objects(&listed, "set").find(|set| set["name"] == PEERS);
+    Ok(set.and_then(elements).unwrap_or_default())
+}
+
 fn listed(text: &str) -> Result<Vec<Value>, String> {
     let mut listing: Value = serde_json::from_str(text).map_err(|error| format!("nft said no JSON: {error}"))?;
     match listing.get_mut("nftables").map(Value::take) {

@@ -345,6 +345,19 @@ async fn the_vxlan_port_answers_known_peers_only() {
 }
 
 #[tokio::test]
+async fn whom_a_former_run_let_in_is_read_from_the_kernel() {
+    let ns = namespace();
+    let overlay = OverlayName::new("flannel").unwrap();
+    assert_eq!(nft_in(&ns).let_in(&overlay).await.unwrap(), [].into());
+    nft_in(&ns).apply(&rules("flannel")).await.unwrap();
+    assert_eq!(nft_in(&ns).let_in(&overlay).await.unwrap(), [].into());
+    let rules = guarded("flannel");
+    nft_in(&ns).apply(&rules).await.unwrap();
+    assert_eq!(nft_in(&ns).let_in(&overlay).await.unwrap(), rules.guard.unwrap().peers);
+    assert_eq!(nft_in(&ns).let_in(&OverlayName::new("other").unwrap()).await.unwrap(), [].into());
+}
+
+#[tokio::test]
 async fn ten_thousand_peers_fit_the_guard() {
     let ns = namespace();
     let firewall = nft_in(&ns);

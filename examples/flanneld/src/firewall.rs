@@ -75,6 +75,9 @@ impl Keeper {
         let config = self.config().await;
         let [nft, iptables] = all()?;
         let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
+        let formerly = self.formerly_admitted(&*tool).await;
+        let mut admitted = Admitted { so_far: formerly.clone(), formerly };
+        let mut leftovers = Leftovers::default();
         let mut applied: Option<Rules> = None;
         let mut told = None;
         let mut drifts = Drifts::default();
@@ -82,7 +85,7 @@ impl Keeper {
             // Lost: what is there stays until there is another lease.
             let lease = status.borrow_and_update().lease.clone();
             let wanted = match lease {
-                Some(lease) => self.rules(&config, &lease, applied.as_ref()).await,
+                Some(lease) => self.rules(&config, &lease, &admitted).await,
                 None => applied.clone(),
             };
             let first = applied.is_none();
@@ -92,11 +95,12 @@ impl Keeper {
             };
             let wait = match outcome {
                 Ok(()) => {
-                    if first && applied.is_some() {
-                        clear_the_way(&*other, &self.overlay).await;
-                    }
                     told = None;
+                    if let Some(guard) = applied.as_ref().and_then(|rules| rules.guard.as_ref()) {
+                        admitted.so_far.clone_from(&guard.peers);
+                    }
                     if applied.is_some() {
+                        leftovers.clear(&*other, &self.overlay).await;
                         self.state.send_replace(Rulebook::InPlace);
                     }
                     self.options.resync
@@ -127,7 +131,7 @@ impl Keeper {
                 }
                 let lease = status.borrow_and_update().lease.clone();
                 let Some(lease) = lease else { continue };
-                let wanted = self.rules(&config, &lease, applied.as_ref()).await;
+                let wanted = self.rules(&config, &lease, &admitted).await;
                 if wanted.is_some() && wanted != applied {
                     break;
                 }
@@ -147,8 +151,26 @@ impl Keeper {
         }
     }
 
-    /// The rules for this lease. `None`: what is there stays, since a guard needs the peers and nobody knows them yet.
-    async fn rules(&self, config: &NetworkConfig, lease: &Lease, applied: Option<&Rules>) -> Option<Rules> {
+    async fn formerly_admitted(&self, tool: &dyn Firewall) -> BTreeSet<IpAddr> {
+        if self.options.guard != Guard::Peers {
+            return BTreeSet::new();
+        }
+        loop {
+            match tool.let_in(&self.overlay).await {
+                Ok(peers) => return peers,
+                // Writing fails as well, and says so.
+                Err(error) if is_final(&error) => return BTreeSet::new(),
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "the guard's peers cannot be read yet");
+                    sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    /// The rules for this lease. `None`: what is there stays, since a guard needs the peers and nobody knows them yet,
+    /// nor whose routes stay although they are none.
+    async fn rules(&self, config: &NetworkConfig, lease: &Lease, admitted: &Admitted) -> Option<Rules> {
         let networks = config.networks.map(|_, network| network.prefix);
         let mut rules = Rules::new(self.overlay.clone(), &networks, &lease.subnets);
         rules.masquerade = self.options.masquerade;
@@ -164,8 +186,16 @@ impl Keeper {
                 };
                 let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr)).collect();
                 // Read after the peers: whoever is missing among them is withheld by then.
-                let withheld = self.handle.status().borrow().withheld.values().copied().collect::<Vec<_>>();
-                let peers = let_in(peers, applied, &withheld);
+                let (audits, withheld) = {
+                    let status = self.handle.status();
+                    let status = status.borrow();
+                    (status.audits, status.withheld.values().copied().collect::<Vec<_>>())
+                };
+                if audits == 0 {
+                    // The first look at the kernel tells whose routes a former run left.
+                    return None;
+                }
+                let peers = admitted.with(peers, &withheld);
                 Some(VxlanGuard { port: vxlan.config().port.unwrap_or(VXLAN_PORT), peers })
             }
             _ => None,
@@ -174,18 +204,30 @@ impl Keeper {
     }
 }
 
-/// Whom the guard lets in. While the agent keeps what it has of peers whose going waits for a second look, or for the
-/// store's own word, they are let in too: their routes are of no use otherwise.
-fn let_in(mut peers: BTreeSet<IpAddr>, applied: Option<&Rules>, withheld: &[WithheldBecause]) -> BTreeSet<IpAddr> {
-    let waits = |because: &WithheldBecause| match because {
-        WithheldBecause::MassRemoval(_) | WithheldBecause::Unconfirmed => true,
-        // May last for ever, and hides no peer that was let in: its last good record is one.
-        _ => false,
-    };
-    if withheld.iter().any(waits) {
-        peers.extend(applied.and_then(|rules| rules.guard.as_ref()).into_iter().flat_map(|guard| &guard.peers));
+/// Whom the guard has let in.
+#[derive(Debug, Default)]
+struct Admitted {
+    /// By a former run, as the kernel had it at the start.
+    formerly: BTreeSet<IpAddr>,
+    /// Up to now.
+    so_far: BTreeSet<IpAddr>,
+}
+
+impl Admitted {
+    /// Whom it lets in from now on. Where the agent keeps the routes to peers that are none any more, they are let in
+    /// too: their routes are of no use otherwise.
+    fn with(&self, mut peers: BTreeSet<IpAddr>, withheld: &[WithheldBecause]) -> BTreeSet<IpAddr> {
+        let waits = |because: &WithheldBecause| {
+            matches!(because, WithheldBecause::MassRemoval(_) | WithheldBecause::Unconfirmed)
+        };
+        if withheld.iter().any(waits) {
+            peers.extend(&self.so_far);
+        } else if withheld.contains(&WithheldBecause::BadRecord) {
+            // May last for ever. Whoever went bad during this run is a peer by its last good record.
+            peers.extend(&self.formerly);
+        }
+        peers
     }
-    peers
 }
 
 /// Removes the rules of both tools; a tool that is not there has none.
@@ -246,11 +288,29 @@ fn all() -> Result<[Box<dyn Firewall>; 2], FirewallError> {
     Ok([Box::new(Nft::new()?), Box::new(Iptables::new()?)])
 }
 
-/// Removes what the other tool left of a former run, now that ours is in place.
-async fn clear_the_way(other: &dyn Firewall, overlay: &OverlayName) {
-    match other.remove(overlay).await {
-        Ok(()) | Err(FirewallError::Unsupported { .. }) => {}
-        Err(error) => tracing::warn!(error = chain(&error), "rules of the other packet filter were not removed"),
+/// What the other tool left of a former run. It goes once ours is in place; what could not be removed is tried again
+/// with every look at the rules.
+#[derive(Debug, Default)]
+struct Leftovers {
+    cleared: bool,
+    told: Option<String>,
+}
+
+impl Leftovers {
+    async fn clear(&mut self, other: &dyn Firewall, overlay: &OverlayName) {
+        if self.cleared {
+            return;
+        }
+        match other.remove(overlay).await {
+            Ok(()) | Err(FirewallError::Unsupported { .. }) => self.cleared = true,
+            Err(error) => {
+                let text = chain(&error);
+                if self.told.as_ref() != Some(&text) {
+                    tracing::warn!(error = text, "rules of the other packet filter were not removed: trying again");
+                    self.told = Some(text);
+                }
+            }
+        }
     }
 }
 
@@ -261,7 +321,6 @@ fn is_final(error: &FirewallError) -> bool {
 #[cfg(test)]
 mod tests {
     use flannel_core::clock::BootTime;
-    use flannel_core::net::Dual;
 
     use super::*;
 
@@ -275,13 +334,11 @@ mod tests {
     #[test]
     fn peers_that_were_let_in_stay_so_while_their_going_waits_for_a_second_look() {
         let set = |last: &[u8]| last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect::<BTreeSet<_>>();
-        let mut applied = Rules::new(OverlayName::default(), &Dual::default(), &Dual::default());
-        applied.guard = Some(VxlanGuard { port: VXLAN_PORT, peers: set(&[1, 2]) });
-        let mass = [WithheldBecause::MassRemoval(BootTime::default())];
-        assert_eq!(let_in(set(&[3]), Some(&applied), &mass), set(&[1, 2, 3]));
-        assert_eq!(let_in(set(&[3]), Some(&applied), &[WithheldBecause::Unconfirmed]), set(&[1, 2, 3]));
-        assert_eq!(let_in(set(&[3]), Some(&applied), &[WithheldBecause::BadRecord]), set(&[3]));
-        assert_eq!(let_in(set(&[3]), Some(&applied), &[]), set(&[3]));
-        assert_eq!(let_in(set(&[3]), None, &mass), set(&[3]));
+        let admitted = Admitted { formerly: set(&[1, 9]), so_far: set(&[1, 2]) };
+        let with = |withheld: &[WithheldBecause]| admitted.with(set(&[3]), withheld);
+        assert_eq!(with(&[WithheldBecause::MassRemoval(BootTime::default())]), set(&[1, 2, 3]));
+        assert_eq!(with(&[WithheldBecause::Unconfirmed]), set(&[1, 2, 3]));
+        assert_eq!(with(&[WithheldBecause::BadRecord]), set(&[1, 3, 9]));
+        assert_eq!(with(&[]), set(&[3]));
     }
 }

@@ -201,6 +201,13 @@ pub trait Firewall: Send + Sync + 'static {
     /// As [`apply`](Firewall::apply), when they could not be read.
     async fn check(&self, rules: &Rules) -> Result<Vec<Drift>, FirewallError>;
 
+    /// Whom the guard in the kernel lets in, of either family; nobody where there is none. What a former run let in is
+    /// known to the kernel alone. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`apply`](Firewall::apply), when it could not be read.
+    async fn let_in(&self, overlay: &OverlayName) -> Result<BTreeSet<IpAddr>, FirewallError>;
+
     /// Removes all that is this overlay's, of both families, whatever network it was for; also what Go flannel left,
     /// for overlay `flannel`. Idempotent. Used for `cleanup`, and to clear the way when another packet filter takes
     /// over: apply the new one first, then remove the old, and there is no moment without.

@@ -1,6 +1,8 @@
 //! The packet filter around a running agent: its own rules, and those of others.
 
+use std::fs::Permissions;
 use std::net::{IpAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use flannel_core::net::Prefix;
@@ -8,8 +10,8 @@ use nix::sys::signal::Signal;
 use testkit::probe::{Flow, FlowReport};
 use testkit::{Fdb, Namespace, Neighbour, Route, VxlanLink};
 
-use crate::harness::{Agent, PATIENCE, Site};
-use crate::store::{Cluster, reaches};
+use crate::harness::{Agent, PATIENCE, Site, routes};
+use crate::store::{Cluster, SUBNETS, reaches};
 
 const NFT: &str = r#"{"EnableNFTables":true,"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const IPTABLES: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
@@ -74,6 +76,56 @@ fn a_restart_under_guard_costs_no_packet() {
     }
     let report = flow.stop().unwrap();
     assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+}
+
+#[test]
+fn a_guard_lets_in_whose_going_waits_for_a_second_look_after_a_restart_too() {
+    let cluster = Cluster::new(1, NFT);
+    let start = || cluster.start(1, &["-vxlan-guard"]);
+    let key = |n: u8| format!("{SUBNETS}/10.244.{n}.0-24");
+    for n in 100..120 {
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:01:{n:02x}"}}"#);
+        let value = format!(r#"{{"PublicIP":"10.89.1.{n}","BackendType":"vxlan","BackendData":{data}}}"#);
+        cluster.put(&key(n), &value);
+    }
+    let set = || cluster.site.tool(1, &["nft", "list", "set", "ip", "flannel-ipv4", "peers"]).out;
+    let let_in = || (100..120).filter(|n| set().contains(&format!("10.89.1.{n}"))).count();
+    let agent = start();
+    agent.until_ready();
+    agent.until("guarded", || let_in() == 20);
+    agent.end(Signal::SIGTERM);
+    (100..118).for_each(|n| cluster.delete(&key(n)));
+    let agent = start();
+    agent.until_ready();
+    // Their routes are still there, so what they send has to be as well.
+    assert!(routes(cluster.ns(1)).contains("10.244.100.0/24 "));
+    assert_eq!(let_in(), 20, "{}", set());
+}
+
+#[test]
+fn what_the_other_tool_left_is_cleared_as_soon_as_that_tool_works() {
+    let site = Site::new(1, IPTABLES);
+    let agent = site.start(1, &["-ip-masq"]);
+    agent.until_ready();
+    assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+    // The tool's lock is held by somebody, as far as its exit status tells.
+    let (bin, held) = (site.path("bin"), site.path("held"));
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(&held, "").unwrap();
+    for tool in ["iptables-restore", "ip6tables-restore"] {
+        let script = format!("#!/bin/sh\n[ ! -e {} ] || exit 4\nexec /usr/sbin/{tool} \"$@\"\n", held.display());
+        std::fs::write(bin.join(tool), script).unwrap();
+        std::fs::set_permissions(bin.join(tool), Permissions::from_mode(0o755)).unwrap();
+    }
+    std::fs::write(site.path("store/config.json"), NFT).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let agent = site.start_with_path(1, &["-ip-masq", "-iptables-resync=1"], &path);
+    agent.until_ready();
+    let left = || site.tool(1, &["iptables-save"]).out.contains("FLANNEL-POSTRTG");
+    agent.until("told of the failure", || agent.log().contains("were not removed"));
+    assert!(left());
+    std::fs::remove_file(&held).unwrap();
+    agent.until("rid of what iptables had", || !left());
 }
 
 fn inbox(ns: &Namespace, addr: IpAddr) -> UdpSocket {
