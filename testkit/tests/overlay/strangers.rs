@@ -1,12 +1,14 @@
 //! What is not ours stays as it is, also where it stands in our way.
 
 use testkit::canary::{Canaries, Place, Where};
-use testkit::sabotage::Plane;
-use testkit::{Families, Route, VxlanLink, wait_until};
+use testkit::sabotage::{Act, Plane};
+use testkit::{Families, Namespace, Route, VxlanLink, wait_until};
 
-use flannel_core::net::Family;
-use flannel_core::overlay::{Phase, Status, Teardown};
-use flannel_core::plan::Object;
+use flannel_core::clock::{Clock, SystemClock};
+use flannel_core::net::{Family, MacAddr};
+use flannel_core::overlay::{Held, HeldBecause, Phase, Status, Teardown};
+use flannel_core::plan::{LinkPart, Object};
+use flannel_core::state::LinkId;
 
 use crate::support::{Cluster, Objects, PATIENCE};
 
@@ -199,6 +201,49 @@ fn an_object_that_somebody_keeps_changing_is_contested_and_right_once_they_stop(
         Ok(contested(&cluster.status(0)))
     })
     .unwrap();
+    wait_until("peace", 6 * PATIENCE, || Ok(cluster.objects(0) == before)).unwrap();
+    cluster.assert_traffic(0, 1);
+}
+
+#[test]
+fn a_fight_over_a_part_of_the_device_keeps_no_route_away() {
+    std::thread::scope(|scope| {
+        for part in [LinkPart::Mtu, LinkPart::Mark, LinkPart::Mac] {
+            scope.spawn(move || a_fight_keeps_no_route_away(part));
+        }
+    });
+}
+
+fn a_fight_keeps_no_route_away(part: LinkPart) {
+    let other: MacAddr = "02:01:01:01:01:01".parse().unwrap();
+    let fight = |ns: &Namespace| match part {
+        LinkPart::Mtu => ns.set_mtu("flannel.1", 1300),
+        LinkPart::Mark => ns.set_group("flannel.1", 0).and_then(|()| ns.set_alias("flannel.1", "")),
+        _ if ns.link("flannel.1")?.mac == Some(other) => Ok(()),
+        _ => ns.set_mac("flannel.1", other),
+    };
+    let cluster = Cluster::start(2, Plane::Vxlan, Families::V4);
+    cluster.store.insert((1..=5).map(|n| cluster.paper_peer(100 + n)));
+    cluster.settle();
+    let before = cluster.objects(0);
+    let object = Object::LinkPart(LinkId::Own(0), part);
+    // Until it is left alone for longer than the routes may take.
+    let left_alone = |held: &Held| match held.because {
+        HeldBecause::Contested(until) => until > SystemClock::default().now().after(PATIENCE + PATIENCE / 5),
+        _ => false,
+    };
+    wait_until("a long contest", 6 * PATIENCE, || {
+        fight(cluster.ns(0))?;
+        Ok(cluster.status(0).contested == [object.clone()] && cluster.preview(0).held.iter().any(left_alone))
+    })
+    .unwrap_or_else(|error| panic!("{part:?}: {error}\n{}", cluster.show(0)));
+    Act::RoutesFlushed.apply(cluster.node(0), &cluster.target()).unwrap();
+    wait_until("the routes", PATIENCE, || {
+        fight(cluster.ns(0))?;
+        let now = cluster.objects(0);
+        Ok(before.0.iter().filter(|text| text.starts_with("route ")).all(|text| now.0.contains(text)))
+    })
+    .unwrap_or_else(|error| panic!("{part:?}: {error}\n{}", cluster.show(0)));
     wait_until("peace", 6 * PATIENCE, || Ok(cluster.objects(0) == before)).unwrap();
     cluster.assert_traffic(0, 1);
 }
