@@ -95,6 +95,7 @@ impl Metrics {
         gauge("conflicts", "Objects of others that stand in the way", count(status.conflicts.len()));
         gauge("contested", "Objects that somebody else keeps changing", count(status.contested.len()));
         gauge("withheld_prefixes", "Prefixes whose deletion waits", count(status.withheld.len()));
+        gauge("refused_objects", "Writes that the kernel refused in the last audit", count(status.refused.len()));
         gauge("undone_objects", "Writes that the last round could not do", count(status.undone));
         if let Some(mtu) = status.mtu {
             gauge("pod_mtu_bytes", "The MTU for pods", i64::from(mtu.0));

@@ -41,6 +41,8 @@ pub(crate) struct Document {
     pub(crate) skipped: Vec<Named>,
     pub(crate) conflicts: Vec<Conflict>,
     pub(crate) contested: Vec<String>,
+    /// Writes that the kernel refused: for which peer or object, and its words with the remedy.
+    pub(crate) refused: Vec<Named>,
     pub(crate) withheld: Vec<Named>,
     /// Former networks that may still hold routes of ours.
     pub(crate) former: Vec<String>,
@@ -189,6 +191,15 @@ impl Document {
                 .map(|conflict| Conflict { found: conflict.found.clone(), remedy: conflict.remedy.clone() })
                 .collect(),
             contested: status.contested.iter().take(LISTED).map(ToString::to_string).collect(),
+            refused: status
+                .refused
+                .iter()
+                .take(LISTED)
+                .map(|(object, refusal)| {
+                    let name = refusal.peer.as_ref().map_or_else(|| object.to_string(), ToString::to_string);
+                    named(name, format!("{}: {}", refusal.error, refusal.remedy()))
+                })
+                .collect(),
             withheld: status
                 .withheld
                 .iter()
@@ -359,9 +370,13 @@ impl fmt::Display for Document {
         }
         let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
         row("rounds", &format!("{audits} audits, {rounds} lease rounds, {drift} repairs, {} undone", self.undone))?;
-        for (title, list) in
-            [("quarantined", &self.quarantined), ("skipped", &self.skipped), ("withheld", &self.withheld)]
-        {
+        let lists = [
+            ("quarantined", &self.quarantined),
+            ("skipped", &self.skipped),
+            ("refused", &self.refused),
+            ("withheld", &self.withheld),
+        ];
+        for (title, list) in lists {
             for Named { name, reason } in list {
                 row(title, &format!("{name}: {reason}"))?;
             }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use flannel_core::net::{Family, Prefix};
 use nix::sys::signal::Signal;
 
 use crate::harness::{Agent, Site, read, routes};
@@ -126,7 +127,26 @@ fn the_own_subnet_is_a_black_hole_when_asked_for() {
     let agent = site.start(1, &["-ip-blackhole-route"]);
     agent.until_ready();
     let subnet = subnet(&read(&site.subnet_file(1)));
-    assert!(routes(site.ns(1)).contains(&format!("blackhole {subnet}")), "{}", routes(site.ns(1)));
+    let ns = site.ns(1);
+    let blackhole = || routes(ns).contains(&format!("blackhole {subnet}"));
+    assert!(blackhole(), "{}", routes(ns));
+    // The pods' bridge comes, and is taken over by somebody who gives its connected route a metric.
+    let prefix: Prefix = subnet.parse().unwrap();
+    ns.add_bridge("cni0").unwrap();
+    ns.add_address("cni0", subnet.replace(".0/24", ".1").parse().unwrap(), prefix.len()).unwrap();
+    ns.set_up("cni0").unwrap();
+    agent.until("out of the bridge's way", || !blackhole());
+    let connected = ns.routes(Family::V4).unwrap().into_iter().find(|route| route.to == prefix).unwrap();
+    ns.add_route(&connected.clone().metric(100)).unwrap();
+    ns.delete_route(&connected).unwrap();
+    for _ in 0..2 {
+        // What it repairs shows that it has looked; the second time, that the first look is done.
+        ns.set_mtu("flannel.1", 1400).unwrap();
+        agent.until("aware", || ns.link("flannel.1").unwrap().mtu == 1450);
+    }
+    assert!(!blackhole(), "{}", routes(ns));
+    ns.delete_link("cni0").unwrap();
+    agent.until("back", blackhole);
 }
 
 #[test]
