@@ -224,17 +224,20 @@ impl<'a> Shell<'a> {
     /// Takes in what the store has ready, so that a burst becomes one round.
     fn intake(&mut self, first: Option<Result<LeaseEvent, SubnetError>>) {
         let now = self.seams.clock.now();
-        let mut next = first;
-        for _ in 0..INTAKE {
-            let Some(event) = next else { return self.watch_again() };
-            if event.is_ok() {
-                self.watch_backoff.reset();
-            }
-            self.machine.handle(now, Wake::Store(event));
-            match self.watch.next().now_or_never() {
-                Some(event) => next = event,
+        let mut next = Some(first);
+        for left in (0..INTAKE).rev() {
+            match next {
+                Some(Some(event)) => {
+                    if event.is_ok() {
+                        self.watch_backoff.reset();
+                    }
+                    self.machine.handle(now, Wake::Store(event));
+                }
+                Some(None) => return self.watch_again(),
                 None => return,
             }
+            // What is taken from the watch has to be taken in.
+            next = if left > 0 { self.watch.next().now_or_never() } else { None };
         }
     }
 
@@ -270,7 +273,7 @@ impl<'a> Shell<'a> {
             self.hints = self.seams.kernel.hints(&self.hinted).fuse().boxed();
         }
         if self.machine.take_relist() {
-            self.watch = self.seams.subnets.watch().fuse().boxed();
+            self.watch = self.seams.subnets.watch();
         }
         if !self.machine.has_former() {
             self.former.clear();
