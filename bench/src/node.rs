@@ -9,7 +9,6 @@ use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{Handle, Identity, Overlay, OverlayError, Phase, Status, Teardown};
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::testing::MemorySubnets;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use bench::Error;
@@ -29,7 +28,6 @@ pub(crate) fn store(n: u32) -> Result<MemorySubnets, Error> {
 /// An agent that is running.
 pub(crate) struct Node {
     pub(crate) handle: Handle,
-    pub(crate) status: watch::Receiver<Status>,
     cancel: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), OverlayError>>,
 }
@@ -47,26 +45,22 @@ impl Node {
         let handle = overlay.handle();
         let cancel = CancellationToken::new();
         let task = tokio::spawn(overlay.run(cancel.clone()));
-        let mut node = Self { status: handle.status(), handle, cancel, task };
+        let node = Self { handle, cancel, task };
         node.until(|status| status.phase == Phase::Ready).await?;
         Ok((node, started.elapsed()))
     }
 
     /// Waits for a status.
-    pub(crate) async fn until(&mut self, reached: impl Fn(&Status) -> bool) -> Result<(), Error> {
-        let waited = tokio::time::timeout(
-            PATIENCE,
-            self.status.wait_for(|status| reached(status) || status.phase == Phase::Stopped),
-        );
-        let status = waited.await.map_err(|_| "the agent did not get there")??;
-        if status.phase == Phase::Stopped && !reached(&status) {
-            return Err(format!("the agent has ended: {:?}", status.last_error).into());
+    pub(crate) async fn until(&self, reached: impl Fn(&Status) -> bool) -> Result<(), Error> {
+        let waited = tokio::time::timeout(PATIENCE, self.handle.wait_for(reached)).await;
+        match waited.map_err(|_| "the agent did not get there")? {
+            Ok(_) => Ok(()),
+            Err(ended) => Err(format!("{ended}: {:?}", self.handle.status().last_error).into()),
         }
-        Ok(())
     }
 
     /// Waits until what followed the start has settled: the second look after the devices were made.
-    pub(crate) async fn settle(&mut self) -> Result<(), Error> {
+    pub(crate) async fn settle(&self) -> Result<(), Error> {
         self.until(|status| status.audits >= 2).await
     }
 

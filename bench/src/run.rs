@@ -53,7 +53,7 @@ pub(crate) fn scale(n: u32, runs: u32) -> Result<(), Error> {
 }
 
 pub(crate) fn audit(n: u32, runs: u32) -> Result<(), Error> {
-    let took = with_node(n, Teardown::Keep, |mut node, _, _| async move {
+    let took = with_node(n, Teardown::Keep, |node, _, _| async move {
         node.settle().await?;
         let mut took = Vec::new();
         for _ in 0..runs {
@@ -78,12 +78,12 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
     const BURST: u32 = 1000;
     let (mut ones, mut bursts) = (Vec::new(), Vec::new());
     for _ in 0..runs {
-        let (singles, burst) = with_node(n, Teardown::Keep, |mut node, store, _| async move {
+        let (singles, burst) = with_node(n, Teardown::Keep, |node, store, _| async move {
             node.settle().await?;
-            let audits = node.status.borrow().audits;
+            let audits = node.handle.status().audits;
             let mut singles = Vec::new();
             for extra in 1..=SINGLES {
-                let rounds = node.status.borrow().lease_rounds;
+                let rounds = node.handle.status().lease_rounds;
                 let started = Instant::now();
                 store.insert([peer(n + extra)]);
                 node.until(|status| status.lease_rounds > rounds).await?;
@@ -93,11 +93,11 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
             let wanted = (joined + BURST) as usize;
             let started = Instant::now();
             store.insert((joined + 1..=joined + BURST).map(peer));
-            let rounds = node.status.borrow().lease_rounds;
+            let rounds = node.handle.status().lease_rounds;
             node.until(|status| status.peers.accepted == wanted && status.lease_rounds > rounds).await?;
             let burst = started.elapsed().as_secs_f64();
             let preview = node.handle.plan().await?;
-            if !preview.plan.is_empty() || node.status.borrow().audits != audits {
+            if !preview.plan.is_empty() || node.handle.status().audits != audits {
                 return Err("a lease event left something undone or caused an audit".into());
             }
             node.stop().await?;
@@ -112,11 +112,11 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
 }
 
 pub(crate) fn heal(n: u32, runs: u32) -> Result<(), Error> {
-    let took = with_node(n, Teardown::Keep, |mut node, _, _| async move {
+    let took = with_node(n, Teardown::Keep, |node, _, _| async move {
         node.settle().await?;
         let mut took = Vec::new();
         for _ in 0..runs {
-            let repaired = node.status.borrow().drift_repaired;
+            let repaired = node.handle.status().drift_repaired;
             ip("route flush table main proto 200")?;
             for protocol in 201..232 {
                 ip(&format!("route flush table main proto {protocol}"))?;
@@ -138,7 +138,7 @@ pub(crate) fn heal(n: u32, runs: u32) -> Result<(), Error> {
 pub(crate) fn teardown(n: u32, runs: u32) -> Result<(), Error> {
     let mut took = Vec::new();
     for _ in 0..runs {
-        took.push(with_node(n, Teardown::Remove, |mut node, _, _| async move {
+        took.push(with_node(n, Teardown::Remove, |node, _, _| async move {
             node.settle().await?;
             Ok(node.stop().await?.as_secs_f64())
         })?);
@@ -148,7 +148,7 @@ pub(crate) fn teardown(n: u32, runs: u32) -> Result<(), Error> {
 }
 
 pub(crate) fn memory(n: u32) -> Result<(), Error> {
-    let (steady, peak) = with_node(n, Teardown::Keep, |mut node, store, _| async move {
+    let (steady, peak) = with_node(n, Teardown::Keep, |node, store, _| async move {
         node.settle().await?;
         // Some life, so that it is not the memory of a start alone: a hundred peers go and come, and audits happen.
         for _ in 0..5 {
@@ -156,7 +156,7 @@ pub(crate) fn memory(n: u32) -> Result<(), Error> {
             store.delete_all(&keys);
             store.insert((1..=100).map(peer));
             ip(&format!("route delete {}", prefix(200)))?;
-            let repaired = node.status.borrow().drift_repaired;
+            let repaired = node.handle.status().drift_repaired;
             node.until(|status| status.drift_repaired > repaired).await?;
         }
         let memory = resident("/proc/self/status")?;

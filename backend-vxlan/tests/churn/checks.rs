@@ -33,7 +33,7 @@ impl World {
             let status = host.status();
             let phase = status.as_ref().map(|status| status.phase);
             let held = status.as_ref().and_then(|status| status.lease.as_deref().map(lease));
-            let error = status.and_then(|status| status.last_error);
+            let error = status.and_then(|status| status.last_error.clone());
             let (own, number) = (host.own, host.number);
             lines.push(format!("host {number}: {own}, {:?}, {phase:?}, {held:?}, {error:?}", host.virtuals));
         }

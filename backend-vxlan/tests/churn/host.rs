@@ -149,12 +149,12 @@ impl Host {
         self.agent = Some(Agent { handle, events, cancel, task });
     }
 
-    pub(crate) fn status(&self) -> Option<Status> {
-        Some(self.agent.as_ref()?.handle.status().borrow().clone())
+    pub(crate) fn status(&self) -> Option<Arc<Status>> {
+        Some(self.agent.as_ref()?.handle.status())
     }
 
     pub(crate) fn lease(&self) -> Option<Arc<Lease>> {
-        self.status()?.lease
+        self.status()?.lease.clone()
     }
 }
 

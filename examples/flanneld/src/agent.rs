@@ -176,7 +176,7 @@ async fn supervise(
         stopping.cancelled().await;
         notify::stopping();
     });
-    let outcome = run_all(overlay, keeper, in_force.outdated(handle.status()), cancel.clone()).await;
+    let outcome = run_all(overlay, keeper, in_force.outdated(handle.clone()), cancel.clone()).await;
     cancel.cancel();
     // The agent may end without a pause in which it could have been told.
     if stopping.await.is_err() {

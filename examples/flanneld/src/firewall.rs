@@ -67,9 +67,9 @@ impl Keeper {
     /// Returns an error only for what cannot pass: no tool or no privilege, where pods would be without masquerade or
     /// guard.
     pub(crate) async fn keep(self) -> Result<(), FirewallError> {
-        let mut status = self.handle.status();
+        let mut handle = self.handle.clone();
         // Nothing is known of the network before there is a lease; afterwards the store has it for sure.
-        if status.wait_for(|status| status.lease.is_some()).await.is_err() {
+        if handle.wait_for(|status| status.lease.is_some()).await.is_err() {
             return Ok(());
         }
         let config = self.config().await;
@@ -83,7 +83,7 @@ impl Keeper {
         let mut drifts = Drifts::default();
         loop {
             // Lost: what is there stays until there is another lease.
-            let lease = status.borrow_and_update().lease.clone();
+            let lease = handle.status().lease.clone();
             let wanted = match lease {
                 Some(lease) => self.rules(&config, &lease, &admitted).await,
                 None => applied.clone(),
@@ -121,7 +121,7 @@ impl Keeper {
             };
             let resync = Instant::now() + wait;
             // The status changes with every round, so with every change of lease or peers.
-            while let Ok(changed) = timeout_at(resync, status.changed()).await {
+            while let Ok(changed) = timeout_at(resync, handle.changed()).await {
                 if changed.is_err() {
                     return Ok(());
                 }
@@ -129,7 +129,7 @@ impl Keeper {
                 if applied.is_some() || told.is_some() {
                     sleep(GATHER).await;
                 }
-                let lease = status.borrow_and_update().lease.clone();
+                let lease = handle.status().lease.clone();
                 let Some(lease) = lease else { continue };
                 let wanted = self.rules(&config, &lease, &admitted).await;
                 if wanted.is_some() && wanted != applied {
@@ -186,15 +186,12 @@ impl Keeper {
                 };
                 let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr)).collect();
                 // Read after the peers: whoever is missing among them is withheld by then.
-                let (audits, withheld) = {
-                    let status = self.handle.status();
-                    let status = status.borrow();
-                    (status.audits, status.withheld.values().copied().collect::<Vec<_>>())
-                };
-                if audits == 0 {
+                let status = self.handle.status();
+                if status.audits == 0 {
                     // The first look at the kernel tells whose routes a former run left.
                     return None;
                 }
+                let withheld = status.withheld.values().copied().collect::<Vec<_>>();
                 let peers = admitted.with(peers, &withheld);
                 Some(VxlanGuard { port: vxlan.config().port.unwrap_or(VXLAN_PORT), peers })
             }

@@ -8,10 +8,10 @@ use async_trait::async_trait;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::net::Family;
-use flannel_core::overlay::{Contact, Status};
+use flannel_core::overlay::{Contact, Handle};
 use flannel_core::subnet::{CachedSubnets, NodeIdentity, SubnetError, SubnetManager, Want};
 use futures_util::stream::BoxStream;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
 use crate::chain;
@@ -49,13 +49,13 @@ impl InForce {
 
     /// Ends when the store says that a configuration of the state file is not its own any more: written while both agent
     /// and store were away, or while only the agent was.
-    pub(crate) async fn outdated(&self, mut status: watch::Receiver<Status>) {
-        if status.wait_for(|status| status.lease.is_some()).await.is_err() {
+    pub(crate) async fn outdated(&self, handle: Handle) {
+        if handle.wait_for(|status| status.lease.is_some()).await.is_err() {
             return pending().await;
         }
         let Some(Pinned { config, said_by: SaidBy::StateFile }) = self.pinned.get() else { return pending().await };
         loop {
-            if status.wait_for(|status| status.store == Contact::Live).await.is_err() {
+            if handle.wait_for(|status| status.store == Contact::Live).await.is_err() {
                 return pending().await;
             }
             match self.ask().await {

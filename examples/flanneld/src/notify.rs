@@ -14,12 +14,11 @@ use crate::status::{is_ready, summary};
 const SPACING: Duration = Duration::from_secs(1);
 
 /// Tells `READY=1` once, and the status line, until the agent ends.
-pub(crate) async fn follow(handle: Handle, mut rules: watch::Receiver<Rulebook>) {
-    let mut status = handle.status();
+pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<Rulebook>) {
     let (mut ready, mut told) = (false, String::new());
     loop {
         let (line, now_ready, ended) = {
-            let (status, rules) = (status.borrow_and_update(), rules.borrow_and_update());
+            let (status, rules) = (handle.status(), rules.borrow_and_update());
             (summary(&status, &rules), is_ready(&status, &rules), status.phase == Phase::Stopped)
         };
         if now_ready && !ready {
@@ -36,7 +35,7 @@ pub(crate) async fn follow(handle: Handle, mut rules: watch::Receiver<Rulebook>)
         }
         let next = Instant::now() + SPACING;
         tokio::select! {
-            changed = status.changed() => {
+            changed = handle.changed() => {
                 if changed.is_err() {
                     return;
                 }

@@ -42,7 +42,7 @@ pub(crate) struct Shown {
 impl Shown {
     fn document(&self) -> Document {
         let now = SystemClock::default().now();
-        Document::new(&self.handle.status().borrow(), &self.rules.borrow(), &self.around, now, self.log.dropped())
+        Document::new(&self.handle.status(), &self.rules.borrow(), &self.around, now, self.log.dropped())
     }
 }
 
@@ -81,7 +81,7 @@ async fn healthz() -> &'static str {
 }
 
 async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
-    if is_ready(&shown.handle.status().borrow(), &shown.rules.borrow()) {
+    if is_ready(&shown.handle.status(), &shown.rules.borrow()) {
         (StatusCode::OK, "flanneld is ready")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet")
@@ -90,11 +90,8 @@ async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
     let now = SystemClock::default().now();
-    let text = {
-        let (status, rules) = (shown.handle.status(), shown.rules.borrow());
-        let outside = Outside { stale: shown.around.is_stale(), log_lines_dropped: shown.log.dropped() };
-        shown.metrics.encode(&status.borrow(), &rules, now, outside)
-    };
+    let outside = Outside { stale: shown.around.is_stale(), log_lines_dropped: shown.log.dropped() };
+    let text = shown.metrics.encode(&shown.handle.status(), &shown.rules.borrow(), now, outside);
     match text {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

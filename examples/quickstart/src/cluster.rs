@@ -189,25 +189,24 @@ fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
 
 /// Waits until an agent has programmed all its peers.
 async fn when_ready(node: &Node, handle: Handle, mut task: Task, peers: usize) -> Result<Ready, Error> {
-    let mut status = handle.status();
     let done = |status: &Status| status.phase == Phase::Ready && status.peers.accepted == peers;
     let reached = tokio::select! {
         ended = &mut task => {
             let error = ended?.err().map_or_else(|| "its agent ended".to_owned(), |error| crate::chain(&error));
             return Err(format!("{}: {error}", node.name).into());
         }
-        reached = tokio::time::timeout(READY, status.wait_for(done)) => reached,
+        reached = tokio::time::timeout(READY, handle.wait_for(done)) => reached,
     };
     let status = match reached {
-        Ok(status) => status?.clone(),
+        Ok(status) => status?,
         Err(_) => {
-            let status = handle.status().borrow().clone();
+            let status = handle.status();
             let known = format!("{} of {peers} peers known", status.peers.accepted);
-            let why = status.last_error.unwrap_or(known);
+            let why = status.last_error.clone().unwrap_or(known);
             return Err(format!("{} is not ready after {}: {why}", node.name, duration(READY)).into());
         }
     };
-    match (status.lease, status.mtu) {
+    match (status.lease.clone(), status.mtu) {
         (Some(lease), Some(mtu)) => Ok(Ready { handle, lease, mtu, task }),
         _ => Err(format!("{} is ready without a lease", node.name).into()),
     }

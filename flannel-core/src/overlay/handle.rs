@@ -9,7 +9,7 @@ use crate::clock::BootTime;
 use crate::kernel::{KernelError, Scope};
 use crate::lease::Lease;
 use crate::overlay::explain::Explanation;
-use crate::overlay::status::{Event, Status, WithheldBecause};
+use crate::overlay::status::{Event, Phase, Status, WithheldBecause};
 use crate::plan::{Op, OpText, Plan};
 
 /// Events kept for a reader that lags; an older one is lost to it, and it is told so.
@@ -20,7 +20,7 @@ pub(crate) const QUESTIONS: usize = 16;
 /// A running overlay, seen from outside. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) status: watch::Receiver<Arc<Status>>,
     pub(crate) events: broadcast::WeakSender<Event>,
     pub(crate) questions: mpsc::Sender<Question>,
 }
@@ -70,6 +70,11 @@ pub enum HeldBecause {
     StandsOnHeld,
 }
 
+/// The agent has ended, or was dropped: the status stays as it is from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the agent has ended")]
+pub struct Ended;
+
 /// A running agent could not be asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -87,9 +92,45 @@ pub enum HandleError {
 }
 
 impl Handle {
-    /// The status, now and whenever it changes.
-    pub fn status(&self) -> watch::Receiver<Status> {
-        self.status.clone()
+    /// The status as it is now. A value: to keep it holds up nobody.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status.borrow())
+    }
+
+    /// Waits until the status has changed since this handle was made or last returned from here, and returns it.
+    /// Changes that follow each other quickly may be seen as one.
+    ///
+    /// # Errors
+    /// [`Ended`] once the agent has ended and its last change was seen.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await; no change is lost.
+    pub async fn changed(&mut self) -> Result<Arc<Status>, Ended> {
+        self.status.changed().await.map_err(|_| Ended)?;
+        Ok(Arc::clone(&self.status.borrow_and_update()))
+    }
+
+    /// Waits until the status is as `reached` wants it, if it is not so already, and returns it.
+    ///
+    /// # Errors
+    /// [`Ended`] when the agent has ended without that: [`status`](Self::status) says how far it came.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn wait_for(&self, mut reached: impl FnMut(&Status) -> bool) -> Result<Arc<Status>, Ended> {
+        let mut watch = self.status.clone();
+        loop {
+            let status = Arc::clone(&watch.borrow_and_update());
+            if reached(&status) {
+                return Ok(status);
+            }
+            if status.phase == Phase::Stopped {
+                return Err(Ended);
+            }
+            // Kept while waiting, it would have to be copied by whoever changes it.
+            drop(status);
+            watch.changed().await.map_err(|_| Ended)?;
+        }
     }
 
     /// Events from now on. A reader that lags by more than 1024 is told how many it lost. The channel closes when the

@@ -17,6 +17,7 @@ mod journal;
 mod machine;
 mod memory;
 mod places;
+mod published;
 mod refused;
 mod removal;
 mod run;
@@ -37,7 +38,7 @@ pub(crate) use places::check_places;
 
 pub use builder::{BuildError, Builder};
 pub use explain::{Explanation, Verdict};
-pub use handle::{Handle, HandleError, Held, HeldBecause, Preview};
+pub use handle::{Ended, Handle, HandleError, Held, HeldBecause, Preview};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
 pub use status::{

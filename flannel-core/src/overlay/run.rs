@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{BackendError, Local};
@@ -18,6 +18,7 @@ use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::handle::{EVENTS, Handle, Preview, QUESTIONS, Question};
 use crate::overlay::journal::Journal;
 use crate::overlay::machine::{Machine, Wake};
+use crate::overlay::published::Published;
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
 use crate::overlay::start::{self, Claims, Progress, Started, Surveyed};
@@ -46,7 +47,7 @@ pub(crate) struct Seams {
     pub(crate) clock: Arc<dyn Clock>,
     /// What all waits are varied by.
     pub(crate) jitter: Jitter,
-    pub(crate) status: watch::Sender<Status>,
+    pub(crate) status: Published,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) journal: Mutex<Journal>,
 }
@@ -132,7 +133,7 @@ impl Overlay {
     ) -> Self {
         let subnet_env =
             if settings.subnet_env.is_some() { EnvFile::Pending { error: None } } else { EnvFile::Settled };
-        let status = watch::Sender::new(Status { subnet_env, ..Status::default() });
+        let status = Published::new(Status { subnet_env, ..Status::default() });
         let events = broadcast::Sender::new(EVENTS);
         let seams = Seams { subnets, kernel, clock, jitter, status, events, journal: Mutex::default() };
         Self { settings: Arc::new(settings), backends, seams, questions: mpsc::channel(QUESTIONS) }
@@ -173,7 +174,7 @@ impl Overlay {
         let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
         let local = Local { lease, situation: surveyed.situation };
         let now = self.seams.clock.now();
-        let status = watch::Sender::new(Status::default());
+        let status = Published::new(Status::default());
         let settings = Arc::clone(&self.settings);
         let mut machine = Machine::new(settings, surveyed.backend, local, status, now, self.seams.jitter.clone());
         let mut watch = self.seams.subnets.watch();

@@ -160,14 +160,13 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn status(&self) -> Status {
-        self.handle.status().borrow().clone()
+        Arc::unwrap_or_clone(self.handle.status())
     }
 
     pub(crate) async fn until(&self, condition: impl FnMut(&Status) -> bool) -> Status {
-        let mut status = self.handle.status();
-        let found = tokio::time::timeout(PATIENCE, status.wait_for(condition)).await;
+        let found = tokio::time::timeout(PATIENCE, self.handle.wait_for(condition)).await;
         match found {
-            Ok(Ok(status)) => status.clone(),
+            Ok(Ok(status)) => Arc::unwrap_or_clone(status),
             Ok(Err(_)) => panic!("the agent ended: {:?}", self.status()),
             Err(_) => panic!("the status never was as awaited: {:?}", self.status()),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use flannel_core::backend::{Backend, BackendError, MockBackend};
 use flannel_core::lease::BadRecord;
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, Event, Hearing, Verdict};
+use flannel_core::overlay::{Contact, Ended, Event, Hearing, Phase, Verdict};
 use flannel_core::testing::Fault;
 
 use crate::node::{Node, add_defaults, eventually, parse, pass, peer, public, subnet};
@@ -163,4 +163,37 @@ async fn a_record_is_explained_by_whatever_it_says_of_itself() {
     for query in ["peer", "", "10.42.9.9", "10.42.7.0/25"] {
         assert_eq!(agent.handle.explain(query).await.unwrap(), None, "{query:?}");
     }
+}
+
+/// Whoever reads the status may keep what it read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_that_is_kept_holds_up_neither_the_work_nor_the_end() {
+    let node = Node::alone();
+    let agent = node.run();
+    let kept = agent.handle.wait_for(|status| status.phase == Phase::Ready).await.unwrap();
+    node.join([1]);
+    eventually("the peer is programmed", || node.has_route(subnet(1))).await;
+    let handle = agent.handle.clone();
+    agent.cancelled().await.unwrap();
+    assert_eq!((kept.phase, kept.peers.accepted), (Phase::Ready, 0));
+    assert_eq!((handle.status().phase, handle.status().peers.accepted), (Phase::Stopped, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_what_does_not_come_is_told_of_the_end() {
+    let agent = Node::alone().run();
+    agent.ready().await;
+    let handle = agent.handle.clone();
+    let never = tokio::spawn(async move { handle.wait_for(|status| status.peers.accepted == 7).await });
+    agent.cancelled().await.unwrap();
+    assert_eq!(never.await.unwrap(), Err(Ended));
+    // One that was cut off says nothing more.
+    let agent = Node::alone().run();
+    agent.ready().await;
+    let (handle, mut follower) = (agent.handle.clone(), agent.handle.clone());
+    let never = tokio::spawn(async move { handle.wait_for(|status| status.phase == Phase::Stopped).await });
+    let follower = tokio::spawn(async move { while follower.changed().await.is_ok() {} });
+    agent.killed().await;
+    assert_eq!(never.await.unwrap(), Err(Ended));
+    follower.await.unwrap();
 }

@@ -132,20 +132,15 @@ impl Cluster {
     }
 
     pub(crate) fn wait(&self, agent: &Agent, what: &str, reached: impl Fn(&Status) -> bool) -> Status {
-        let mut status = agent.handle.status();
-        let waited = self.block_on(async {
-            tokio::time::timeout(PATIENCE, status.wait_for(|status| reached(status) || status.phase == Phase::Stopped))
-                .await
-                .map(|seen| seen.map(|seen| seen.clone()))
-        });
+        let waited = self.block_on(async { tokio::time::timeout(PATIENCE, agent.handle.wait_for(reached)).await });
         match waited {
-            Ok(Ok(seen)) if reached(&seen) => seen,
-            other => panic!("not {what} within {PATIENCE:?}: {other:?}; now {:?}", agent.handle.status().borrow()),
+            Ok(Ok(seen)) => Arc::unwrap_or_clone(seen),
+            other => panic!("not {what} within {PATIENCE:?}: {other:?}; now {:?}", agent.handle.status()),
         }
     }
 
     pub(crate) fn status(&self, nth: usize) -> Status {
-        self.agents[nth].handle.status().borrow().clone()
+        Arc::unwrap_or_clone(self.agents[nth].handle.status())
     }
 
     /// Waits until every agent has every other as a peer and nothing left to write.

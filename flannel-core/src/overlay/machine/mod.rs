@@ -16,8 +16,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::admit::{self, Admission};
 use crate::backend::{Backend, Local, Situation};
 use crate::clock::BootTime;
@@ -29,8 +27,9 @@ use crate::overlay::contact::{Voice, Words};
 use crate::overlay::guard::{Guard, Leave, Over, Restrained};
 use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
+use crate::overlay::published::Published;
 use crate::overlay::refused::Refused;
-use crate::overlay::status::{Event, Hearing, LossReason, Phase, Status};
+use crate::overlay::status::{Event, Hearing, LossReason, Phase};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::view::{self, Settling};
 use crate::overlay::{Settings, chain, wanted};
@@ -95,7 +94,7 @@ pub(crate) struct Machine {
     jitter: Jitter,
     /// What was last heard of the store.
     words: Words,
-    status: watch::Sender<Status>,
+    status: Published,
     /// What the status has yet to show of what the store said.
     stale: Stale,
     /// What cannot pass by itself, as the first round showed.
@@ -167,7 +166,7 @@ impl Machine {
         settings: Arc<Settings>,
         backend: Arc<dyn Backend>,
         local: Local,
-        status: watch::Sender<Status>,
+        status: Published,
         now: BootTime,
         jitter: Jitter,
     ) -> Self {

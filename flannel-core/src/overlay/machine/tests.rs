@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::{KernelCall, Machine, Wake};
 use crate::backend::{Local, MockBackend};
 use crate::clock::BootTime;
@@ -14,6 +12,7 @@ use crate::lease::LeaseEvent;
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::Builder;
+use crate::overlay::published::Published;
 use crate::overlay::status::Status;
 use crate::overlay::{Identity, Settings};
 use crate::state::{Link, LinkId, LinkKind, LinkName, PeerState, Route, RouteKey, State, Vxlan};
@@ -72,7 +71,7 @@ fn config() -> NetworkConfig {
 
 fn machine() -> Machine {
     let local: Local = arbitrary::local(arbitrary::situation(config()), arbitrary::lease(1, V4, "tunnel").attrs);
-    let status = watch::Sender::new(Status::default());
+    let status = Published::new(Status::default());
     Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1))
 }
 

@@ -1,0 +1,60 @@
+//! The status as it is published: changed in place by the agent, read as a value by everybody else.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::overlay::status::Status;
+
+/// The agent's end. A reader takes an [`Arc`] and no lock, so whatever it does with it keeps nobody waiting; the agent
+/// copies the status only when a reader still has the last one while something changes.
+#[derive(Debug, Clone)]
+pub(crate) struct Published(watch::Sender<Arc<Status>>);
+
+impl Published {
+    pub(crate) fn new(status: Status) -> Self {
+        Self(watch::Sender::new(Arc::new(status)))
+    }
+
+    /// The status, for the agent itself: no change may be made before the guard is dropped.
+    pub(crate) fn borrow(&self) -> watch::Ref<'_, Arc<Status>> {
+        self.0.borrow()
+    }
+
+    /// Changes it and wakes who waits for a change.
+    pub(crate) fn send_modify(&self, modify: impl FnOnce(&mut Status)) {
+        self.0.send_modify(|status| modify(Arc::make_mut(status)));
+    }
+
+    /// Changes it and wakes who waits, if `modify` says that there is a change. Returns what it said.
+    pub(crate) fn send_if_modified(&self, modify: impl FnOnce(&mut Status) -> bool) -> bool {
+        self.0.send_if_modified(|status| modify(Arc::make_mut(status)))
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Status>> {
+        self.0.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_copies_the_status_only_where_a_reader_has_kept_it() {
+        let published = Published::new(Status::default());
+        let reader = published.subscribe();
+        let place = |published: &Published| Arc::as_ptr(&published.borrow());
+        let first = place(&published);
+        published.send_modify(|status| status.audits = 1);
+        drop(Arc::clone(&reader.borrow()));
+        published.send_modify(|status| status.audits = 2);
+        assert_eq!(place(&published), first);
+        let kept = Arc::clone(&reader.borrow());
+        published.send_modify(|status| status.audits = 3);
+        let second = place(&published);
+        published.send_modify(|status| status.audits = 4);
+        assert_eq!((place(&published), kept.audits), (second, 2));
+        assert_ne!(second, first);
+    }
+}
