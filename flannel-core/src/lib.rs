@@ -21,4 +21,5 @@ pub mod subnet;
 pub mod subnet_env;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod text;
 pub mod uplink;
