@@ -5,6 +5,8 @@
 mod lab;
 
 use std::fs::File;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 
 use flannel_core::kernel::{HostRoute, Kernel, KernelError, OverlayName, Residence, Scope};
 use flannel_core::net::{Dual, Family, Prefix};
@@ -85,10 +87,7 @@ fn a_name_and_an_overlapping_network_are_claimed_once_until_released() {
         let second = other.claim(&name("second"), &dual("10.6.0.0/16", "fd01::/48"), Residence::Present).await.unwrap();
         drop(claim);
         // A program that another test is starting has a copy of the socket until it runs.
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while let Err(error) = other.claim(&name("flannel"), &networks, Residence::Present).await {
-            assert!(std::time::Instant::now() < end, "{error}");
-        }
+        eventually_claimed(&other, &networks).await;
         drop(second);
     });
 }
@@ -168,4 +167,38 @@ fn a_namespace_that_everybody_else_has_left_lives_as_long_as_the_kernel_in_it() 
             tokio::task::yield_now().await;
         }
     });
+}
+
+/// Anybody may bind an abstract socket, so a name alone must not count.
+#[test]
+fn a_name_that_was_bound_without_privilege_is_no_claim_and_keeps_nobody_out() {
+    in_lab(|lab| async move {
+        let networks = dual("10.5.0.0/16", "");
+        let squat = |text: &str| {
+            UnixListener::bind_addr(&SocketAddr::from_abstract_name(text).expect("short enough")).expect("a free name")
+        };
+        let forged = "x\n0000000000000000: 00000002 00000000 00010000 0001 01 1 @flannelkit/flannel/-/-";
+        let squatters = ["flannelkit/flannel/10.5.0.0-16/-", "flannelkit/any/0.0.0.0-0/-", "flannelkit/?", forged];
+        let squatters: Vec<_> = squatters.iter().map(|text| squat(text)).collect();
+        let claim = lab.kernel.claim(&name("flannel"), &networks, Residence::Present).await.unwrap();
+        // The claim counts all the same, under whatever name it was bound, and after the squatters have gone.
+        let other = NetlinkKernel::new().unwrap();
+        let flannel = name("flannel");
+        let error = other.claim(&flannel, &networks, Residence::Present).await.unwrap_err();
+        assert!(matches!(&error, KernelError::Conflict { other, .. } if other == "flannel/10.5.0.0-16/-"), "{error}");
+        drop(squatters);
+        let error = other.claim(&flannel, &networks, Residence::Present).await.unwrap_err();
+        assert!(matches!(&error, KernelError::Conflict { .. }), "{error}");
+        drop(claim);
+        // A program that another test is starting has copies of the sockets until it runs.
+        eventually_claimed(&other, &networks).await;
+    });
+}
+
+#[cfg(test)]
+async fn eventually_claimed(kernel: &NetlinkKernel, networks: &Dual<Prefix>) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while let Err(error) = kernel.claim(&name("flannel"), networks, Residence::Present).await {
+        assert!(std::time::Instant::now() < end, "{error}");
+    }
 }

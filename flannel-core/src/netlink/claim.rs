@@ -1,65 +1,148 @@
 //! One overlay of a name in a network namespace.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
+use nix::sys::stat::fstat;
+use rtnetlink::sys::protocols::NETLINK_USERSOCK;
+use rtnetlink::sys::{self, Socket};
+
 use crate::kernel::{Claim, KernelError, OverlayName, Residence};
 use crate::net::{Dual, Family, Prefix};
+use crate::text::Plain;
 
-/// How all claims begin.
+/// How the name of a claim's socket begins.
 const SCHEME: &str = "flannelkit/";
+/// How it begins, before six random hexadecimal digits, where somebody without privilege has bound the usual name. As
+/// long as [`SCHEME`] with them: the longest claim has no room for more.
+const OTHER_SCHEME: &str = "flk-";
+/// How many random names are tried before the claim is given up.
+const MOST_NAMES: usize = 8;
 /// How the name ends of one that ran there formerly. One byte: the longest claim has no room for two.
 const FORMER: &str = "~";
 
-/// Takes the name in the calling thread's network namespace: a listening abstract Unix socket, which lives per
-/// namespace and dies with its process (kernel-facts 29), called `flannelkit/<name>/<v4>/<v6>`. A prefix is spelt
-/// `10.5.0.0-16`, a family not in use `-`; the name of one that ran there formerly has `~` behind it, which no name
-/// can have.
+/// Takes the name in the calling thread's network namespace, with two sockets that live per namespace and die with the
+/// process (kernel-facts 29):
 ///
-/// The others are looked at before, so that nothing is touched in vain, and after, so that of two who claim at the same
-/// time at least one yields, perhaps both.
+/// * An abstract Unix socket says what is claimed: `flannelkit/<name>/<v4>/<v6>`. A prefix is spelt `10.5.0.0-16`, a
+///   family not in use `-`; the name of one that ran there formerly has `~` behind it, which no name can have.
+/// * Anybody may bind such a socket, so it counts only with a proof: a netlink socket of the protocol `USERSOCK` that
+///   has joined the multicast groups whose bits are the Unix socket's inode number. The kernel lets only holders of
+///   `CAP_NET_ADMIN` in the namespace join a group there. Whoever has no privilege claims without, and is seen only by
+///   others who have none.
+///
+/// Other claims are looked for before, so that nothing is touched in vain, and after, so that of two who claim at the
+/// same time at least one yields, perhaps both.
 pub(crate) fn claim(
     overlay: &OverlayName,
     networks: &Dual<Prefix>,
     residence: Residence,
 ) -> Result<Claim, KernelError> {
     let name = name_of(overlay, residence);
-    let text = spell(&name, networks);
-    look_for_others(&text, &name, networks, Own::Counts)?;
-    let listener = match SocketAddr::from_abstract_name(&text).and_then(|addr| UnixListener::bind_addr(&addr)) {
-        Ok(listener) => listener,
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(conflict(&text)),
-        Err(error) => return Err(lost(&error)),
+    let look = |own| match others(own)?.into_iter().find(|other| clashes(other, &name, networks)) {
+        Some(other) => Err(conflict(&other)),
+        None => Ok(()),
     };
-    look_for_others(&text, &name, networks, Own::Skipped)?;
-    Ok(Claim::new(listener))
-}
-
-/// Whether a socket of exactly our name is somebody else's.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Own {
-    Counts,
-    Skipped,
-}
-
-fn look_for_others(text: &str, name: &str, networks: &Dual<Prefix>, own: Own) -> Result<(), KernelError> {
-    // `/proc/net` is that of the process's first thread, which may live in another namespace.
-    let file = std::fs::File::open("/proc/thread-self/net/unix").map_err(|error| lost(&error))?;
-    for line in BufReader::new(file).split(b'\n') {
-        let line = line.map_err(|error| lost(&error))?;
-        let line = String::from_utf8_lossy(&line);
-        let Some(other) = line.split_ascii_whitespace().nth(7).and_then(|path| path.strip_prefix('@')) else {
-            continue;
-        };
-        if !other.starts_with(SCHEME) || (own == Own::Skipped && other == text) {
-            continue;
+    look(None)?;
+    let text = spell(&name, networks);
+    let (listener, named) = bind(&text).map_err(|error| lost(&error))?;
+    let inode = inode_of(&listener).map_err(|error| lost(&error))?;
+    match prove(inode) {
+        Ok(proof) => {
+            look(Some(inode))?;
+            Ok(Claim::new((listener, proof)))
         }
-        if other == text || clashes(other, name, networks) {
-            return Err(conflict(other));
-        }
+        // An agent that writes nothing to the kernel needs no privilege. Its name is all it has against its like.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match named {
+            Named::AsUsual => Ok(Claim::new(listener)),
+            Named::Otherwise => Err(conflict(&text)),
+        },
+        Err(error) => Err(lost(&error)),
     }
-    Ok(())
+}
+
+/// Whether a claim's socket has the name that it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    AsUsual,
+    /// Somebody has bound that.
+    Otherwise,
+}
+
+/// Binds a socket of this name, or of one that begins otherwise where it is taken.
+fn bind(text: &str) -> io::Result<(UnixListener, Named)> {
+    let bind = |text: &str| UnixListener::bind_addr(&SocketAddr::from_abstract_name(text)?);
+    let mut bound = bind(text).map(|listener| (listener, Named::AsUsual));
+    for nth in 0..MOST_NAMES {
+        if !matches!(&bound, Err(error) if error.kind() == io::ErrorKind::AddrInUse) {
+            break;
+        }
+        let random = RandomState::new().hash_one(nth) & 0xff_ffff;
+        let other = format!("{OTHER_SCHEME}{random:06x}/{}", text.strip_prefix(SCHEME).unwrap_or(text));
+        bound = bind(&other).map(|listener| (listener, Named::Otherwise));
+    }
+    bound
+}
+
+fn inode_of(socket: &impl AsFd) -> io::Result<u32> {
+    // Sockets are numbered with 32 bits (`get_next_ino`, fs/inode.c).
+    u32::try_from(fstat(socket.as_fd())?.st_ino).map_err(io::Error::other)
+}
+
+/// Shows that who bound the socket with this inode number is privileged.
+fn prove(inode: u32) -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_USERSOCK)?;
+    // Nothing is read from it: what somebody sends to these groups must not take up memory.
+    socket.set_rx_buf_sz(0_u32)?;
+    socket.bind(&sys::SocketAddr::new(0, inode))?;
+    Ok(socket)
+}
+
+/// What others claim. One line of the list may be forged, with a line break in a socket's name, but only with the inode
+/// number of a claim that is held: the worst it does is to make that claim look larger.
+fn others(own: Option<u32>) -> Result<Vec<String>, KernelError> {
+    let read = || -> io::Result<Vec<String>> {
+        let mut proven = BTreeSet::new();
+        for line in lines("netlink")? {
+            proven.extend(proof(&line?).filter(|inode| Some(*inode) != own));
+        }
+        let mut claims = Vec::new();
+        for line in lines("unix")? {
+            let line = line?;
+            let mut words = line.split_ascii_whitespace().skip(6);
+            let (Some(inode), Some(path)) = (words.next(), words.next()) else { continue };
+            if inode.parse().is_ok_and(|inode| proven.contains(&inode)) && is_claim(path) {
+                claims.push(path.trim_start_matches('@').to_owned());
+            }
+        }
+        Ok(claims)
+    };
+    read().map_err(|error| lost(&error))
+}
+
+/// The lines of a list of this thread's network namespace.
+fn lines(list: &str) -> io::Result<impl Iterator<Item = io::Result<String>>> {
+    // `/proc/net` is that of the process's first thread, which may live in another namespace.
+    let file = File::open(format!("/proc/thread-self/net/{list}"))?;
+    Ok(BufReader::new(file).split(b'\n').map(|line| Ok(String::from_utf8_lossy(&line?).into_owned())))
+}
+
+/// The inode number that a line of `/proc/net/netlink` proves: protocol and groups are its second and fourth columns.
+fn proof(line: &str) -> Option<u32> {
+    let words: Vec<&str> = line.split_ascii_whitespace().take(4).collect();
+    let [_, protocol, _, groups] = words.as_slice() else { return None };
+    (protocol.parse() == Ok(NETLINK_USERSOCK))
+        .then(|| u32::from_str_radix(groups, 16).ok())?
+        .filter(|inode| *inode != 0)
+}
+
+fn is_claim(path: &str) -> bool {
+    path.strip_prefix('@').is_some_and(|name| name.starts_with(SCHEME) || name.starts_with(OTHER_SCHEME))
 }
 
 fn name_of(overlay: &OverlayName, residence: Residence) -> String {
@@ -100,7 +183,7 @@ fn parse(part: &str) -> Option<Prefix> {
 
 fn conflict(other: &str) -> KernelError {
     KernelError::Conflict {
-        other: other.strip_prefix(SCHEME).unwrap_or(other).to_owned(),
+        other: Plain(other.split_once('/').map_or(other, |(_, claimed)| claimed)).to_string(),
         hint: "stop it, or give this overlay another name and a network that does not overlap".to_owned(),
     }
 }
@@ -112,6 +195,28 @@ fn lost(error: &io::Error) -> KernelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_member_of_a_group_of_the_right_protocol_proves_anything() {
+        let line =
+            |protocol: &str, groups: &str| format!("00000000230f1912 {protocol}   26639 {groups} 0 0 0 2 0 40581");
+        assert_eq!(proof(&line("2", "00009e84")), Some(0x9e84));
+        for line in [line("2", "00000000"), line("0", "00009e84"), line("2", "?"), "sk Eth Pid Groups".to_owned()] {
+            assert_eq!(proof(&line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn where_the_usual_name_is_taken_another_of_the_same_length_is_used() {
+        let text = format!("{SCHEME}test-{}/-/-", std::process::id());
+        let (squatter, usual) = bind(&text).unwrap();
+        let (other, named) = bind(&text).unwrap();
+        assert_eq!((usual, named), (Named::AsUsual, Named::Otherwise));
+        let name = other.local_addr().unwrap().as_abstract_name().unwrap().to_owned();
+        assert_eq!(name.len(), text.len());
+        assert!(is_claim(&format!("@{}", String::from_utf8(name).unwrap())));
+        drop(squatter);
+    }
 
     fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
         Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }

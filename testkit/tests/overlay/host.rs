@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use caps::{CapSet, Capability};
 use flannel_backend_vxlan::Vxlan;
-use flannel_core::kernel::KernelError;
-use flannel_core::net::Family;
+use flannel_core::kernel::{Kernel, KernelError, OverlayName, Residence};
+use flannel_core::net::{Dual, Family};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{Identity, Overlay, OverlayError, Phase, Status};
 use flannel_core::subnet::NodeIdentity;
@@ -123,7 +123,7 @@ fn another_address_is_followed(plane: Plane) {
         let route = Route::to(default.parse().unwrap()).via(gateway).dev(UNDERLAY_LINK);
         ns.replace_route(&route).unwrap();
     }
-    let moved = |addrs: &flannel_core::net::Dual<IpAddr>| {
+    let moved = |addrs: &Dual<IpAddr>| {
         addrs.v4 == Some(new[0].0.parse().unwrap()) && addrs.v6 == Some(new[1].0.parse().unwrap())
     };
     cluster.until(0, "published anew", |status| {
@@ -176,6 +176,28 @@ fn a_second_link_that_comes_goes_down_and_comes_back_is_used_and_missed_at_once(
     skipped(true);
     ns.set_up("second0").unwrap();
     skipped(false);
+}
+
+/// An agent whose backend writes nothing may run without the capability, and knows another one by its name.
+#[test]
+fn a_name_is_claimed_once_among_those_without_privilege_too() {
+    let cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
+    let namespace = cluster.ns(0).as_fd().try_clone_to_owned().unwrap();
+    let claims = std::thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
+        let (one, two) = (NetlinkKernel::new().unwrap(), NetlinkKernel::new().unwrap());
+        let (name, networks) = (OverlayName::default(), Dual { v4: "10.244.0.0/16".parse().ok(), v6: None });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let first = one.claim(&name, &networks, Residence::Present).await;
+            let second = two.claim(&name, &networks, Residence::Present).await;
+            (first, second)
+        })
+    });
+    let (first, second) = claims.join().unwrap();
+    assert!(first.is_ok(), "{first:?}");
+    assert!(matches!(second, Err(KernelError::Conflict { .. })), "{second:?}");
 }
 
 /// The agent of a process that may not administer the network: a thread without the capability is one to the kernel.
