@@ -12,6 +12,7 @@ use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::state::{LinkName, PeerState, State};
 use crate::subnet::NodeIdentity;
+use crate::text::Plain;
 
 /// The interface that carries the overlay's packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +89,7 @@ pub enum BackendError {
 #[non_exhaustive]
 pub enum Skip {
     /// What the backend needs to know of it does not parse.
-    #[error("backend data: {0}")]
+    #[error("backend data: {}", Plain(.0))]
     BadData(String),
     /// It publishes nothing for this family.
     #[error("publishes no {0} address or subnet")]

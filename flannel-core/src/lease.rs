@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
+use crate::text::Plain;
 
 pub(crate) use bounds::weight;
 pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, keep_oldest};
@@ -89,7 +90,7 @@ impl fmt::Write for Cut {
 
 impl fmt::Display for LeaseKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        Plain(&self.0).fmt(f)
     }
 }
 

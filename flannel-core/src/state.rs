@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::net::{Family, MacAddr, Prefix, Vni};
+use crate::text::Plain;
 
 /// A link, as far as an overlay cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,7 +52,7 @@ impl LinkName {
 
 impl fmt::Display for LinkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        Plain(&self.0).fmt(f)
     }
 }
 

@@ -39,13 +39,20 @@ pub fn is_plain(c: char) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::admit::Reason;
+    use crate::backend::Skip;
+    use crate::lease::{LeaseAttrs, LeaseKey};
+    use crate::net::MacAddr;
+    use crate::overlay::{Explanation, LossReason, Verdict, chain};
+    use crate::state::LinkName;
+    use crate::subnet::SubnetError;
 
     /// Text as an attacker would write it: any characters, among them many that are not plain.
-    pub(crate) fn hostile() -> impl Strategy<Value = String> {
+    fn hostile() -> impl Strategy<Value = String> {
         let special = prop::sample::select(vec![
             '\0', '\n', '\r', '\t', '\u{1b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{61c}', '\u{200f}', '\u{2028}',
             '\u{2029}', '\u{202e}', '\u{2066}', '\\', '"', '{',
@@ -62,6 +69,41 @@ pub(crate) mod tests {
             if text.chars().all(is_plain) {
                 prop_assert_eq!(shown, text);
             }
+        }
+    }
+
+    proptest! {
+        /// What a hostile record, store or interface puts into answers, logs and status.
+        #[test]
+        fn each_type_that_holds_text_of_others_shows_it_in_one_plain_line(text in hostile()) {
+            let key = LeaseKey::new(&text);
+            let unavailable = SubnetError::Unavailable { doing: "watching", source: text.clone().into() };
+            let invalid = SubnetError::Invalid { at: text.clone(), reason: text.clone() };
+            let (mac, subnet) = (MacAddr([2; 6]), "10.5.1.0/24".parse().unwrap());
+            let mut lines = vec![
+                key.to_string(),
+                format!("{key:?}"),
+                chain(&unavailable),
+                invalid.to_string(),
+                SubnetError::Exhausted(text.clone()).to_string(),
+                SubnetError::Lost(text.clone()).to_string(),
+                LossReason::Refused(text.clone()).to_string(),
+                Reason::Unreadable(text.clone()).to_string(),
+                Reason::WrongType { found: text.clone(), expected: "vxlan" }.to_string(),
+                Reason::BackendData(Skip::BadData(text.clone())).to_string(),
+                Reason::SameMac { mac, with: key.clone() }.to_string(),
+                Reason::Overlap { subnet, other: subnet, with: key.clone() }.to_string(),
+            ];
+            lines.extend(LinkName::new(&text).map(|name| name.to_string()));
+            lines.extend(LeaseAttrs::from_json(text.as_bytes()).map_err(|error| error.to_string()).err());
+            for line in lines {
+                prop_assert!(line.chars().all(is_plain), "{line:?}");
+            }
+            let verdict = Verdict::Quarantined(Reason::Unreadable(text));
+            let explanation = Explanation { key, verdict, lease: None, states: Vec::new(), unsettled: Vec::new() };
+            let explained = explanation.to_string();
+            prop_assert_eq!(explained.matches('\n').count(), 1);
+            prop_assert!(explained.trim_end_matches('\n').chars().all(is_plain), "{explained:?}");
         }
     }
 

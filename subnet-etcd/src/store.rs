@@ -203,7 +203,7 @@ impl Store {
 
     /// The full key of a record.
     pub(crate) fn key(&self, key: &LeaseKey) -> String {
-        format!("{}{key}", self.base)
+        format!("{}{}", self.base, key.as_str())
     }
 
     /// The configuration, and the revision that wrote it.

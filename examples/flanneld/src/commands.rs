@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
 use flannel_core::subnet::StateFileError;
+use flannel_core::text::Plain;
 
 use crate::client::{self, ClientError};
 use crate::options::Options;
@@ -128,8 +129,10 @@ fn block_on<T>(work: impl Future<Output = Result<T, CommandError>>) -> Result<T,
     runtime.map_err(CommandError::Runtime)?.block_on(work)
 }
 
+/// Whatever the lines hold: some come from whoever answers at the agent's address.
 fn print(text: &str) -> Result<(), CommandError> {
-    match io::stdout().write_all(text.as_bytes()) {
+    let lines: String = text.lines().map(|line| format!("{}\n", Plain(line))).collect();
+    match io::stdout().write_all(lines.as_bytes()) {
         // A reader that has seen enough is none of our business.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CommandError::Output(error)),
         _ => Ok(()),

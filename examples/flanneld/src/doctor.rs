@@ -15,6 +15,7 @@ use flannel_core::net::{Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::subnet::SubnetManager;
 use flannel_core::subnet_env::SubnetEnv;
+use flannel_core::text::Plain;
 use flannel_core::uplink::{self, InUse, Request};
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -87,9 +88,9 @@ impl fmt::Display for Report {
                 Severity::Warning => "WARNING",
                 Severity::Error => "ERROR",
             };
-            writeln!(f, "{severity:<8} {check:<14} {found}")?;
+            writeln!(f, "{severity:<8} {check:<14} {}", Plain(found))?;
             if let Some(fix) = fix {
-                writeln!(f, "{:<23} fix: {fix}", "")?;
+                writeln!(f, "{:<23} fix: {}", "", Plain(fix))?;
             }
         }
         Ok(())

@@ -31,6 +31,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use flannel_core::text::Plain;
+
 use flags::{UsageError, Values};
 use options::Options;
 
@@ -136,7 +138,7 @@ fn tell(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// An error and its sources, as one line.
+/// An error and its sources as one line that may be shown.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -145,5 +147,5 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         let _ = write!(text, ": {error}");
         source = error.source();
     }
-    text
+    Plain(text).to_string()
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use flannel_core::text::Plain;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -111,10 +112,40 @@ impl Write for Line<'_> {
 impl Drop for Line<'_> {
     fn drop(&mut self) {
         let counts = &self.log.counts;
+        // The one line break is ours. An escape is one in JSON too.
+        let line = format!("{}\n", Plain(String::from_utf8_lossy(&self.text).trim_end_matches('\n')));
         counts.queued.fetch_add(1, Ordering::Release);
-        if self.log.lines.try_send(std::mem::take(&mut self.text)).is_err() {
+        if self.log.lines.try_send(line.into_bytes()).is_err() {
             counts.queued.fetch_sub(1, Ordering::Release);
             counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> (Log, Receiver<Vec<u8>>) {
+        let (lines, queue) = sync_channel(QUEUE);
+        (Log { lines, counts: Arc::default() }, queue)
+    }
+
+    #[test]
+    fn a_line_is_one_line_and_plain_whatever_it_holds() {
+        let (log, queue) = log();
+        log.make_writer().write_all("key=\u{1b}[2J\nFAKE WARN\u{202e} line\n".as_bytes()).unwrap();
+        let line = String::from_utf8(queue.recv().unwrap()).unwrap();
+        assert_eq!(line, "key=\\u001b[2J\\u000aFAKE WARN\\u202e line\n");
+    }
+
+    #[test]
+    fn lines_that_nobody_reads_are_dropped_and_counted_and_hold_up_nobody() {
+        let (log, queue) = log();
+        for _ in 0..QUEUE + 7 {
+            log.make_writer().write_all(b"line\n").unwrap();
+        }
+        assert_eq!(log.dropped(), 7);
+        assert_eq!(queue.try_iter().count(), QUEUE);
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use flannel_core::overlay::{Handle, Phase};
+use flannel_core::text::Plain;
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -27,7 +28,8 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<Rulebo
             tell(&[NotifyState::Ready]);
         }
         if line != told {
-            tell(&[NotifyState::Status(&line)]);
+            // A line break in it would be the next message.
+            tell(&[NotifyState::Status(&Plain(&line).to_string())]);
             told = line;
         }
         if ended {

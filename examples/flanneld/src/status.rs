@@ -7,12 +7,16 @@ use flannel_core::admit::Reason;
 use flannel_core::clock::BootTime;
 use flannel_core::overlay::{Challenged, Contact, EnvFile, Hearing, Phase, Status, WithheldBecause};
 use flannel_core::subnet::CachedSubnets;
+use flannel_core::text::Plain;
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::Rulebook;
 
 /// Entries of each list that are shown; the counts are whole.
 const LISTED: usize = Status::MAX_QUARANTINED;
+
+/// Characters of a text in those lists that are shown. With [`LISTED`] it bounds the document to a few MiB.
+const MOST_TEXT: usize = 256;
 
 /// What `/status` answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -147,7 +151,7 @@ impl Document {
             mtu: uplink.mtu.0,
             addresses: uplink.addrs.iter().map(|(_, addr)| addr.to_string()).collect(),
         });
-        let named = |name: String, reason: String| Named { name, reason };
+        let named = |name: String, reason: String| Named { name: cut(name), reason: cut(reason) };
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             overlay: around.overlay.clone(),
@@ -188,7 +192,7 @@ impl Document {
                 .conflicts
                 .iter()
                 .take(LISTED)
-                .map(|conflict| Conflict { found: conflict.found.clone(), remedy: conflict.remedy.clone() })
+                .map(|conflict| Conflict { found: cut(conflict.found.clone()), remedy: cut(conflict.remedy.clone()) })
                 .collect(),
             contested: status.contested.iter().take(LISTED).map(ToString::to_string).collect(),
             refused: status
@@ -214,6 +218,14 @@ impl Document {
             last_error: status.last_error.clone(),
             log_lines_dropped,
         }
+    }
+}
+
+/// The first [`MOST_TEXT`] characters.
+fn cut(text: String) -> String {
+    match text.char_indices().nth(MOST_TEXT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 
@@ -318,7 +330,7 @@ fn withheld(because: WithheldBecause, now: BootTime) -> String {
 
 impl fmt::Display for Document {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |name: &str, value: &str| writeln!(f, "{name:<12} {value}");
+        let mut row = |name: &str, value: &str| writeln!(f, "{name:<12} {}", Plain(value));
         let ready = if self.ready { "ready" } else { "NOT ready" };
         row("overlay", &format!("{} ({ready}, phase {:?})", self.overlay, self.phase))?;
         for reason in &self.waits_for {
@@ -436,6 +448,23 @@ mod tests {
         let table = document.to_string();
         assert!(table.contains("own record   not taken for a peer: has no subnet"), "{table}");
         assert!(table.contains("firewall     no iptables"), "{table}");
+    }
+
+    #[test]
+    fn text_of_others_is_shown_plain_in_rows_of_its_own_and_cut() {
+        let (mut status, hostile) = (Status::default(), "\u{1b}[2J\nphase ready\u{202e}\u{9b}".repeat(1000));
+        status.last_error = Some(hostile.clone());
+        status.own_trouble = Some(Reason::Unreadable(hostile.clone()));
+        let empty = Document::new(&status, &Rulebook::Pending, &around(), BootTime::default(), 0).to_string();
+        for nth in 0..2 * LISTED {
+            let key = flannel_core::lease::LeaseKey::new(&format!("{nth}{hostile}"));
+            status.quarantined.insert(key, Reason::Unreadable(hostile.clone()));
+        }
+        let document = Document::new(&status, &Rulebook::Pending, &around(), BootTime::default(), 0);
+        let table = document.to_string();
+        assert_eq!(table.lines().count(), empty.lines().count() + LISTED);
+        assert!(table.lines().all(|line| line.chars().all(flannel_core::text::is_plain)), "{table:?}");
+        assert!(document.quarantined.iter().all(|named| named.name.chars().count() <= MOST_TEXT + 1));
     }
 
     #[test]

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use crate::backend::Skip;
 use crate::lease::{BadRecord, LeaseAttrs, LeaseKey, MAX_RECORDS};
 use crate::net::{Family, MacAddr, Prefix};
+use crate::text::Plain;
 
 /// The rule a record breaks, with the value that breaks it. Its writer has to mend it; nothing is to be retried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
     /// It does not parse. The text is empty where there are too many such records to keep one of each.
-    #[error("unreadable: {}", if .0.is_empty() { "there are too many such records to keep a text of each" } else { .0 })]
+    #[error("unreadable: {}", Plain(if .0.is_empty() { "there are too many such records to keep a text of each" } else { .0 }))]
     Unreadable(String),
     /// The store holds more than [`MAX_RECORDS`], and older ones.
     #[error("the store holds more than {MAX_RECORDS} records, and this is one of the youngest")]

@@ -437,7 +437,7 @@ fn count_within(skipped: &[usize], places: &[usize]) -> usize {
 /// Best effort, as in flannel: the file is missing where IPv6 is off and read-only in many containers. It is that of
 /// the calling thread's network namespace.
 fn ignore_router_advertisements(name: &LinkName) {
-    let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    let path = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", name.as_str());
     if let Err(error) = std::fs::write(path, "0") {
         tracing::debug!(device = %name, %error, "accept_ra stays as it is");
     }

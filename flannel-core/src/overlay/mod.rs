@@ -48,6 +48,7 @@ pub use status::{
 use crate::kernel::OverlayName;
 use crate::net::Dual;
 use crate::subnet::NodeIdentity;
+use crate::text::Plain;
 use crate::uplink::Select;
 
 /// What to do when the lease is lost.
@@ -125,7 +126,7 @@ pub(crate) struct Settings {
     pub(crate) subnet_env: Option<SubnetEnvFile>,
 }
 
-/// An error and its sources, as one line.
+/// An error and its sources as one line that may be shown.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -134,5 +135,5 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         let _ = write!(text, ": {error}");
         source = error.source();
     }
-    text
+    Plain(text).to_string()
 }

@@ -10,6 +10,7 @@ use crate::clock::BootTime;
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Mtu, Prefix};
 use crate::plan::{Conflict, Object};
+use crate::text::Plain;
 
 /// How far an overlay has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -233,7 +234,7 @@ pub enum LossReason {
     #[error("it ran out before the store could be reached")]
     Expired,
     /// The store said so, in words.
-    #[error("{0}")]
+    #[error("{}", Plain(.0))]
     Refused(String),
 }
 

@@ -10,6 +10,7 @@ use futures_util::stream::BoxStream;
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
 use crate::net::{Dual, Prefix};
+use crate::text::Plain;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use cached::check_state_file;
@@ -86,7 +87,7 @@ pub enum SubnetError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The store holds no network configuration yet. Retry with back-off: somebody has to write one.
-    #[error("{at}: {reason}")]
+    #[error("{}: {}", Plain(.at), Plain(.reason))]
     Unconfigured {
         /// The place: a key, a file.
         at: String,
@@ -95,7 +96,7 @@ pub enum SubnetError {
     },
     /// The store holds something that is not valid: `at` names the place. Fatal at start, later the last good
     /// value stays in force.
-    #[error("{at}: {reason}")]
+    #[error("{}: {}", Plain(.at), Plain(.reason))]
     Invalid {
         /// The place: a key, a file, a JSON path.
         at: String,
@@ -111,13 +112,13 @@ pub enum SubnetError {
     )]
     Reconfigured,
     /// No subnet is free in the pool. Retry, at most once a second.
-    #[error("no free subnet: {0}")]
+    #[error("no free subnet: {}", Plain(.0))]
     Exhausted(String),
     /// The lease is not ours any more: its record is gone or another node's. Acquire again.
-    #[error("lease lost: {0}")]
+    #[error("lease lost: {}", Plain(.0))]
     Lost(String),
     /// The store cannot do what was asked. Final; the text says what to choose instead.
-    #[error("not supported by this store: {0}")]
+    #[error("not supported by this store: {}", Plain(.0))]
     Unsupported(String),
 }
 
