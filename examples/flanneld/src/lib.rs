@@ -4,6 +4,7 @@ mod agent;
 mod blackhole;
 mod client;
 mod commands;
+mod connections;
 mod credentials;
 mod doctor;
 mod env;

@@ -1,5 +1,6 @@
 //! HTTP: health for the supervisor, metrics and status for operators.
 
+use std::fmt::{self, Write as _};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -15,10 +16,14 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::connections;
 use crate::firewall::Rulebook;
 use crate::log::Log;
 use crate::metrics::{Metrics, Outside};
 use crate::status::{Document, Surroundings, is_ready};
+
+/// The largest answer in bytes; what is longer ends with a line that says so.
+const MOST_ANSWER: usize = 1 << 20;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +78,11 @@ pub(crate) fn operator(shown: Arc<Shown>) -> Router {
 /// Serves until cancelled.
 pub(crate) async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
+    tokio::select! {
+        () = connections::serve(listener, router) => {}
+        () = cancel.cancelled() => {}
+    }
+    Ok(())
 }
 
 async fn healthz() -> &'static str {
@@ -107,7 +116,7 @@ async fn status(State(shown): State<Arc<Shown>>) -> Response {
 
 async fn plan(State(shown): State<Arc<Shown>>) -> Response {
     match shown.handle.plan().await {
-        Ok(preview) => preview.to_string().into_response(),
+        Ok(preview) => Page::of(&preview).into_response(),
         Err(error) => trouble(&error),
     }
 }
@@ -119,7 +128,7 @@ struct Peer {
 
 async fn explain(State(shown): State<Arc<Shown>>, Query(Peer { peer }): Query<Peer>) -> Response {
     match shown.handle.explain(&peer).await {
-        Ok(Some(explanation)) => explanation.to_string().into_response(),
+        Ok(Some(explanation)) => Page::of(&explanation).into_response(),
         Ok(None) => {
             let text =
                 format!("no record is meant by {peer:?}: give a key, an address in a subnet, or a public address\n");
@@ -131,4 +140,50 @@ async fn explain(State(shown): State<Arc<Shown>>, Query(Peer { peer }): Query<Pe
 
 fn trouble(error: &dyn std::error::Error) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", crate::chain(error))).into_response()
+}
+
+/// Text of a bounded size.
+struct Page(String);
+
+impl Page {
+    fn of(shown: &impl fmt::Display) -> String {
+        let mut page = Self(String::new());
+        if write!(page, "{shown}").is_err() {
+            page.0.push_str("\n(cut here: there is more)\n");
+        }
+        page.0
+    }
+}
+
+impl fmt::Write for Page {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.0.len() + text.len() > MOST_ANSWER {
+            return Err(fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Endless;
+
+    impl fmt::Display for Endless {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            loop {
+                writeln!(f, "route add 10.5.1.0/24")?;
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_has_a_bound_and_says_that_it_was_cut() {
+        let page = Page::of(&Endless);
+        assert!(page.len() < MOST_ANSWER + 100);
+        assert!(page.ends_with("there is more)\n"));
+        assert_eq!(Page::of(&"short"), "short");
+    }
 }
