@@ -149,7 +149,10 @@ pub(crate) fn replace(path: &Path, text: &[u8]) -> Result<(), SubnetEnvError> {
 }
 
 fn write_temporary(temporary: &Path, target: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(temporary)?;
+    let mut options = OpenOptions::new();
+    // Nobody else's before it has its mode, whatever the umask.
+    private(&mut options);
+    let mut file = options.write(true).create_new(true).open(temporary)?;
     set_mode(&file, target)?;
     file.write_all(text)?;
     file.sync_all()
@@ -228,6 +231,15 @@ pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
 pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)
 }
+
+#[cfg(unix)]
+pub(crate) fn private(options: &mut OpenOptions) {
+    use std::os::unix::fs::OpenOptionsExt;
+    options.mode(0o600);
+}
+
+#[cfg(not(unix))]
+pub(crate) fn private(_: &mut OpenOptions) {}
 
 #[cfg(unix)]
 fn set_mode(file: &File, target: &Path) -> io::Result<()> {

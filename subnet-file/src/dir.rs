@@ -1,9 +1,9 @@
 //! The directory: reading without a lock, writing under it.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,20 @@ pub(crate) struct Dir {
 
 const SUFFIX: &str = ".json";
 
+/// What others may do with directories, records and configuration, whatever the umask: read them.
+const DIR_MODE: u32 = 0o755;
+const FILE_MODE: u32 = 0o644;
+/// Nothing with the lock: whoever may read a file may hold a lock on it.
+const LOCK_MODE: u32 = 0o600;
+
 /// The largest configuration read, in bytes.
 pub(crate) const MAX_CONFIG: usize = 64 * 1024;
+
+/// Makes a directory and those above it, as far as they are missing.
+pub(crate) fn make(dir: &Path) -> Result<(), SubnetError> {
+    let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
+    made.map_err(|error| fault("making the store's directory", dir, error))
+}
 
 impl Dir {
     pub(crate) fn open(root: PathBuf) -> Result<Self, SubnetError> {
@@ -42,7 +54,7 @@ impl Dir {
             Err(error) => return Err(fault(DOING, &root, error)),
         }
         let leases = root.join("leases");
-        match fs::create_dir(&leases) {
+        match DirBuilder::new().mode(DIR_MODE).create(&leases) {
             Err(error) if !leases.is_dir() => Err(fault(DOING, &leases, error)),
             _ => Ok(Self { root, leases }),
         }
@@ -133,10 +145,7 @@ impl Dir {
         let began = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
-            let flags = OFlag::O_NOFOLLOW.bits();
-            let options =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(&path);
-            let file = options.map_err(failed)?;
+            let file = open_lock(&path).map_err(failed)?;
             match file.try_lock() {
                 Ok(()) if is_at(&file, &path) => return Ok(Locked { dir: self, file }),
                 // Somebody deleted the file: others lock another one.
@@ -151,6 +160,17 @@ impl Dir {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.mode(LOCK_MODE).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)?;
+    // One that was made by a former version, or with another mode since.
+    if file.metadata()?.permissions().mode() & 0o777 != LOCK_MODE {
+        file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
+    }
+    Ok(file)
 }
 
 /// The right to write.
@@ -218,7 +238,7 @@ fn write_through(path: &Path, text: &str) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }

@@ -12,6 +12,9 @@
 //! are noticed through inotify, which does not report what other hosts write to a network file system: there the
 //! watch would stay blind, so do not put `DIR` on one.
 //!
+//! Others may read a store, but not write it; nor may they hold its lock, with which they would keep its users from
+//! renewing leases. So all who write to one run as the same user.
+//!
 //! Leases end by the wall clock, the only one that processes and reboots share. A clock set forward ends leases
 //! early; the watch shows that, and the agents acquire again.
 //!
@@ -24,7 +27,7 @@
 //! # async fn example() -> Result<(), flannel_core::subnet::SubnetError> {
 //! use flannel_subnet_file::{FileSubnets, Options};
 //!
-//! let store = FileSubnets::open("/var/lib/overlay", Options::default())?;
+//! let store = FileSubnets::create("/var/lib/overlay", Options::default())?;
 //! store.put_config_json(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).await?;
 //! # Ok(())
 //! # }
@@ -84,6 +87,19 @@ impl Default for Options {
 }
 
 impl FileSubnets {
+    /// Opens a directory, and makes it and those above it if they are missing.
+    ///
+    /// For a program that owns the place. Where the directory may be one that is not mounted yet, or a path that somebody
+    /// typed, [`open`](Self::open) does not take an empty store for the right one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn create(dir: impl Into<PathBuf>, options: Options) -> Result<Self, SubnetError> {
+        let dir = dir.into();
+        dir::make(&dir)?;
+        Self::open(dir, options)
+    }
+
     /// Opens a directory that exists, and makes `leases` in it if that is missing.
     ///
     /// A new directory needs a configuration next: [`put_config`](Self::put_config).

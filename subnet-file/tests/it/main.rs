@@ -9,6 +9,7 @@
 
 mod contract;
 mod faults;
+mod local_users;
 mod processes;
 mod scale;
 mod watching;
