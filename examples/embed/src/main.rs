@@ -14,7 +14,7 @@ use std::{error::Error, sync::Arc};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Event, Identity, Overlay, Teardown};
+use flannel_core::overlay::{Event, Identity, Overlay, Phase, Teardown};
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::testing::MemorySubnets;
 use tokio_util::sync::CancellationToken;
@@ -28,15 +28,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .backend("vxlan", Vxlan::new)
         .teardown(Teardown::Remove)
         .build(Arc::new(store), Arc::new(NetlinkKernel::new()?))?;
-    let (cancel, mut events) = (CancellationToken::new(), overlay.handle().events());
+    let (cancel, handle) = (CancellationToken::new(), overlay.handle());
+    let mut events = handle.events();
     let agent = tokio::spawn(overlay.run(cancel.clone()));
-    while let Ok(event) = events.recv().await {
+    while let Some(event) = events.next().await {
         match &event {
             Event::LeaseAcquired(lease) => lease.subnets.iter().for_each(|(_, subnet)| println!("pods here: {subnet}")),
             other => println!("{other:?}"),
         }
-        // Here your program would do its own work; this one has seen enough.
-        if event == Event::Ready {
+        // Here your program would do its own work; this one has seen enough. It goes by the status: a reader that is slow
+        // misses events.
+        if handle.status().phase == Phase::Ready {
             cancel.cancel();
         }
     }

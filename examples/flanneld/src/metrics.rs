@@ -4,13 +4,12 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use flannel_core::clock::BootTime;
-use flannel_core::overlay::{Contact, Handle, Status};
+use flannel_core::overlay::{Contact, Event, Handle, Status};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::sync::broadcast::error::RecvError;
 
 use crate::firewall::Rulebook;
 use crate::status::is_ready;
@@ -38,16 +37,9 @@ impl Metrics {
     /// Counts the agent's events until it ends.
     pub(crate) async fn count(self, handle: Handle) {
         let mut events = handle.events();
-        loop {
-            match events.recv().await {
-                Ok(event) => {
-                    self.events.get_or_create(&Kind { kind: event.kind() }).inc();
-                }
-                Err(RecvError::Lagged(missed)) => {
-                    self.events.get_or_create(&Kind { kind: "missed" }).inc_by(missed);
-                }
-                Err(RecvError::Closed) => return,
-            }
+        while let Some(event) = events.next().await {
+            let times = if let Event::Missed(times) = event { times } else { 1 };
+            self.events.get_or_create(&Kind { kind: event.kind() }).inc_by(times);
         }
     }
 

@@ -70,6 +70,25 @@ pub enum HeldBecause {
     StandsOnHeld,
 }
 
+/// What happens, in order.
+#[derive(Debug)]
+pub struct Events(broadcast::Receiver<Event>);
+
+impl Events {
+    /// The next event. For a reader that is more than 1024 events behind, the oldest are lost, and
+    /// [`Event::Missed`] stands for them. `None` when the agent has ended and no [`Overlay`](super::Overlay) is left.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await; no event is lost.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.0.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
 /// The agent has ended, or was dropped: the status stays as it is from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the agent has ended")]
@@ -133,14 +152,13 @@ impl Handle {
         }
     }
 
-    /// Events from now on. A reader that lags by more than 1024 is told how many it lost. The channel closes when the
-    /// agent has ended and no [`Overlay`](super::Overlay) is left.
-    pub fn events(&self) -> broadcast::Receiver<Event> {
-        match self.events.upgrade() {
+    /// Events from now on.
+    pub fn events(&self) -> Events {
+        Events(match self.events.upgrade() {
             Some(sender) => sender.subscribe(),
             // The agent is gone: a channel that is closed already says so.
             None => broadcast::channel(1).1,
-        }
+        })
     }
 
     /// What the next audit would write, and what stands in its way. Reads the kernel and writes nothing.

@@ -86,7 +86,7 @@ impl Rate {
 
 fn level(event: &Event) -> Level {
     match event {
-        Event::LeaseRenewed(_) => Level::Debug,
+        Event::LeaseRenewed(_) | Event::Missed(_) => Level::Debug,
         Event::LeaseAcquired(_)
         | Event::Snapshot(_)
         | Event::PeerAdded(_)
@@ -175,6 +175,7 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::UplinkLost(error) => say!(level, unsaid, error, "waiting for an uplink"),
         Event::UplinkBack(uplink) => say!(level, unsaid, uplink = uplink.name.as_str(), "the uplink is back"),
         Event::AdvertiseFailed(error) => say!(level, unsaid, error, "what this node has to publish cannot be told"),
+        Event::Missed(events) => say!(level, unsaid, events, "events were lost to a slow reader"),
         Event::Ready => say!(level, unsaid, "everything is programmed"),
         Event::Stopped => say!(level, unsaid, "the agent has ended"),
     }

@@ -38,7 +38,7 @@ pub(crate) use places::check_places;
 
 pub use builder::{BuildError, Builder};
 pub use explain::{Explanation, Verdict};
-pub use handle::{Ended, Handle, HandleError, Held, HeldBecause, Preview};
+pub use handle::{Ended, Events, Handle, HandleError, Held, HeldBecause, Preview};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
 pub use status::{

@@ -296,6 +296,8 @@ pub enum Event {
     UplinkBack(Uplink),
     /// What other nodes should be told of this one cannot be said as the host is now; the last word stays published.
     AdvertiseFailed(String),
+    /// So many events were lost to this reader, which was too slow: the status says what they led to.
+    Missed(u64),
     /// Everything is programmed.
     Ready,
     /// The agent has ended.
@@ -330,6 +332,7 @@ impl Event {
             Self::NotificationsBack => "notifications_back",
             Self::UplinkBack(_) => "uplink_back",
             Self::AdvertiseFailed(_) => "advertise_failed",
+            Self::Missed(_) => "missed",
             Self::Ready => "ready",
             Self::Stopped => "stopped",
         }

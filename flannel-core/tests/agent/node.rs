@@ -9,11 +9,11 @@ use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::Kernel;
 use flannel_core::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::overlay::{Builder, Event, Handle, Identity, Overlay, OverlayError, Phase, Status};
+use flannel_core::overlay::{Builder, Event, Events, Handle, Identity, Overlay, OverlayError, Phase, Status};
 use flannel_core::subnet::{NodeIdentity, SubnetManager};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 use flannel_core::testing::{FakeKernel, MemorySubnets};
-use tokio::sync::broadcast;
+use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -153,7 +153,7 @@ pub(crate) fn add_defaults(kernel: &FakeKernel, link: u32) {
 /// A running agent.
 pub(crate) struct Agent {
     pub(crate) handle: Handle,
-    pub(crate) events: broadcast::Receiver<Event>,
+    pub(crate) events: Events,
     pub(crate) cancel: CancellationToken,
     pub(crate) task: JoinHandle<Result<(), OverlayError>>,
 }
@@ -185,10 +185,10 @@ impl Agent {
     pub(crate) async fn event(&mut self, mut wanted: impl FnMut(&Event) -> bool) -> Event {
         let found = tokio::time::timeout(PATIENCE, async {
             loop {
-                match self.events.recv().await {
-                    Ok(event) if wanted(&event) => return event,
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => panic!("no such event: the agent ended"),
+                match self.events.next().await {
+                    Some(event) if wanted(&event) => return event,
+                    Some(_) => {}
+                    None => panic!("no such event: the agent ended"),
                 }
             }
         });
@@ -197,7 +197,7 @@ impl Agent {
 
     /// The events so far, in order.
     pub(crate) fn drain(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.events.try_recv().ok()).collect()
+        std::iter::from_fn(|| self.events.next().now_or_never().flatten()).collect()
     }
 
     pub(crate) async fn ended(self) -> Result<(), OverlayError> {

@@ -197,3 +197,29 @@ async fn whoever_waits_for_what_does_not_come_is_told_of_the_end() {
     assert_eq!(never.await.unwrap(), Err(Ended));
     follower.await.unwrap();
 }
+
+/// As the programs in the documentation do.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_was_too_slow_learns_how_much_it_missed_and_reads_on_to_the_end() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    agent.ready().await;
+    agent.drain();
+    for round in 1..=60_u8 {
+        let moved = (1..=20).map(|n| {
+            let mut moved = peer(n);
+            moved.attrs.public_ip.v4 = Some(std::net::Ipv4Addr::new(198, 51, round, n).into());
+            moved
+        });
+        node.store.insert(moved);
+        pass(0.1).await;
+    }
+    agent.cancel.cancel();
+    let mut events = Vec::new();
+    while let Some(event) = agent.events.next().await {
+        events.push(event);
+    }
+    assert!(matches!(events[0], Event::Missed(missed) if missed > 100), "{:?}", events[0]);
+    assert!(events.len() > 1024, "{}", events.len());
+    assert_eq!(events.last(), Some(&Event::Stopped));
+}

@@ -122,7 +122,7 @@ fn a_store_that_is_away_changes_nothing_in_the_kernel() {
         cluster.store.cut_watches();
         let away = |event: &_| matches!(event, flannel_core::overlay::Event::StoreLost(_));
         cluster.block_on(async {
-            tokio::time::timeout(PATIENCE, async { while !away(&events.recv().await.unwrap()) {} }).await.unwrap();
+            tokio::time::timeout(PATIENCE, async { while !away(&events.next().await.unwrap()) {} }).await.unwrap();
         });
         cluster.until(0, "in contact again", |status| status.store == Contact::Live);
         cluster.settle();
