@@ -1,9 +1,10 @@
 //! The agent: everything around [`Overlay::run`](flannel_core::overlay::Overlay::run).
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::future::pending;
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -234,7 +235,8 @@ fn check_place(path: &Path) -> io::Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    fs::create_dir_all(dir)?;
+    // Whatever the umask: nobody else may write what is read there.
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     // Always the same one, so that what a start that was killed here has left goes with the next.
     let probe = dir.join(".flanneld-probe");
     clear(&probe)?;

@@ -202,16 +202,25 @@ impl Agent {
 
     /// Status and body of one of its pages.
     pub(crate) fn get(&self, port: u16, path: &str) -> Option<(u16, String)> {
+        let answer = self.asked(port, &format!("GET {path} HTTP/1.0\r\n\r\n"))?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    /// The answer to a request as it is.
+    pub(crate) fn ask(&self, port: u16, request: &str) -> String {
+        self.asked(port, request).unwrap()
+    }
+
+    fn asked(&self, port: u16, request: &str) -> Option<String> {
         let answer = self.ns.run(|| {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-            write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+            stream.write_all(request.as_bytes()).ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).ok()?;
             Some(answer)
         });
-        let answer = answer.unwrap()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        answer.unwrap()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -10,6 +10,7 @@ mod filter;
 mod go_flannel;
 mod harness;
 mod life;
+mod local_users;
 mod records;
 mod secure;
 mod store;
