@@ -140,6 +140,12 @@ impl Machine {
         Ok(events)
     }
 
+    /// The next message is too large to be read, and would be so again: a listing goes around it, since that can leave
+    /// large values out.
+    pub(crate) fn unreadable(&mut self) {
+        self.step = Step::List;
+    }
+
     /// A step failed. Returns how long to wait before the next.
     pub(crate) fn failed(&mut self) -> Duration {
         self.is_troubled = true;
@@ -178,6 +184,17 @@ mod tests {
     fn change(revision: i64) -> Message {
         let event = LeaseEvent::Remove(LeaseKey::new("10.5.1.0-24"));
         Message { header: header(revision + 5), changes: vec![(revision, event)], ..Message::default() }
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_not_asked_for_again() {
+        let mut machine = watching(10);
+        machine.message(change(17)).unwrap();
+        machine.unreadable();
+        machine.failed();
+        assert_eq!(machine.step(), Step::List);
+        machine.listed(header(40));
+        assert_eq!(machine.step(), Step::Open(41));
     }
 
     #[test]

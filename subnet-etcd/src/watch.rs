@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
 use crate::connect::{Connection, Header};
-use crate::error::Fault;
+use crate::error::{Fault, Kind};
 use crate::list::{after_prefix, list};
 use crate::machine::{Machine, Message, Step};
 use crate::store::Store;
@@ -44,6 +44,9 @@ impl Watch {
                 self.pause = None;
             }
             if let Err(fault) = self.step().await {
+                if fault.kind == Kind::TooLarge {
+                    self.machine.unreadable();
+                }
                 // A stream that failed never recovers, and its connection is suspect.
                 if let Some((connection, _)) = self.source.take() {
                     self.store.connector.forget(&connection).await;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, CompactionOptions, ConnectOptions, StatusResponse};
-use flannel_core::lease::Lease;
+use flannel_core::lease::{Lease, LeaseKey};
 use flannel_core::subnet::{SubnetError, SubnetManager};
 use flannel_subnet_etcd::{ClearText, Config, Credentials, EtcdSubnets, Password, Timeouts};
 use testkit::etcd::{Etcd, Options, Version};
@@ -354,4 +354,27 @@ async fn who_may_not_is_denied_and_no_secret_is_shown() {
     let store = logged_in(&etcd, Password::Text(flannel_subnet_etcd::Secret::new("first")));
     let error = store.network_config().await.unwrap_err();
     assert!(matches!(error, SubnetError::Denied { .. }) && chain(&error).contains("role"), "{}", chain(&error));
+}
+
+/// etcd takes larger values than a client reads where its operator has raised `--max-request-bytes`.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_too_large_to_be_read_costs_a_listing_and_not_the_watch() {
+    for version in [Version::Debian, Version::Current] {
+        let flags = vec![format!("--max-request-bytes={}", 16 << 20)];
+        let options = Options { flags, ..Options::single(version) };
+        let etcd = Etcd::start(options).unwrap_or_else(|error| panic!("{error}"));
+        let store = open(&etcd);
+        store.put_config_json(common::CONFIG).await.unwrap();
+        let mut watcher = Watcher::open(&store).await;
+        watcher.established(&store).await;
+        let large = format!("{}/subnets/10.5.7.0-24", common::BASE);
+        raw(&etcd).await.put(&*large, vec![b'x'; 8 << 20], None).await.unwrap();
+        let late = node(4).acquire(&store).await;
+        watcher.until(20, "what came after it", |watcher| watcher.good(&late.key).is_some()).await;
+        assert!(watcher.seen[&LeaseKey::new("10.5.7.0-24")].lease.is_err());
+        assert_eq!(watcher.resets, 2);
+        let later = node(5).acquire(&store).await;
+        watcher.until(5, "events after it", |watcher| watcher.good(&later.key).is_some()).await;
+        assert_eq!(watcher.resets, 2, "it is not met again");
+    }
 }

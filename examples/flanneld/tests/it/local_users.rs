@@ -123,7 +123,8 @@ fn idle_connections_of_another_user_cost_neither_health_nor_files() {
     let site = Site::new(1, VXLAN);
     // Fewer descriptors than the stranger has connections.
     let mut command = bare(Command::new("prlimit"));
-    command.args(["--nofile=96:96", BINARY]).args(site.args(1)).args(["-metrics-port=8082", "-ip-masq"]);
+    command.args(["--nofile=96:96", BINARY]).args(site.args(1));
+    command.args(["-metrics-port=8082", "-ip-masq", "-audit-interval=1"]);
     let agent = Agent::start_in(site.ns(1), &mut command, site.path("log1"));
     agent.until_ready();
     let _stranger = Stranger::start(&site, site.ns(1), "connections");
