@@ -17,6 +17,7 @@ use flannel_firewall_nft::Nft;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::backoff::Backoff;
 use crate::chain;
 use crate::options::{FirewallOptions, Guard};
 
@@ -140,12 +141,13 @@ impl Keeper {
     }
 
     async fn config(&self) -> NetworkConfig {
+        let mut backoff = Backoff::default();
         loop {
             match self.subnets.network_config().await {
                 Ok(config) => return config,
                 Err(error) => {
                     tracing::debug!(error = chain(&error), "the firewall waits for the network's configuration");
-                    sleep(Duration::from_secs(1)).await;
+                    sleep(backoff.wait()).await;
                 }
             }
         }

@@ -2,7 +2,6 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::config::NetworkConfig;
@@ -14,11 +13,9 @@ use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
+use crate::backoff::Backoff;
 use crate::chain;
 use crate::options::Guard;
-
-/// Between two questions to a store that is said to be back, and is not yet.
-const PACE: Duration = Duration::from_secs(1);
 
 /// A store whose configuration stays what it was when first read: agent and firewall have to go by one, whatever is
 /// written meanwhile. It takes no lease of another one: half an agent in another network reaches nobody.
@@ -54,6 +51,8 @@ impl InForce {
             return pending().await;
         }
         let Some(Pinned { config, said_by: SaidBy::StateFile }) = self.pinned.get() else { return pending().await };
+        // A store that is said to be back may not be so yet for this question.
+        let mut backoff = Backoff::default();
         loop {
             if handle.wait_for(|status| status.store == Contact::Live).await.is_err() {
                 return pending().await;
@@ -61,7 +60,7 @@ impl InForce {
             match self.ask().await {
                 Ok(Pinned { config: live, said_by: SaidBy::Store }) if differs(&live, config) => return,
                 Ok(Pinned { said_by: SaidBy::Store, .. }) => return pending().await,
-                Ok(Pinned { said_by: SaidBy::StateFile, .. }) | Err(_) => sleep(PACE).await,
+                Ok(Pinned { said_by: SaidBy::StateFile, .. }) | Err(_) => sleep(backoff.wait()).await,
             }
         }
     }

@@ -1,6 +1,7 @@
 //! flanneld: the drop-in flannel agent.
 
 mod agent;
+mod backoff;
 mod blackhole;
 mod client;
 mod commands;
