@@ -14,15 +14,15 @@ use crate::store::{Cluster, reaches};
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
 const RATE: u32 = 1000;
-const RESTARTS: usize = 20;
+const RESTARTS: usize = 50;
 
 #[test]
-fn twenty_restarts_on_vxlan_lose_no_packet_and_keep_the_lease() {
+fn fifty_restarts_on_vxlan_lose_no_packet_and_keep_the_lease() {
     restarts_lose_nothing(VXLAN);
 }
 
 #[test]
-fn twenty_restarts_on_host_gw_lose_no_packet_and_keep_the_lease() {
+fn fifty_restarts_on_host_gw_lose_no_packet_and_keep_the_lease() {
     restarts_lose_nothing(HOST_GW);
 }
 
