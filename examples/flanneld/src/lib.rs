@@ -15,6 +15,7 @@ mod flags;
 #[doc(hidden)]
 pub mod fuzzing;
 mod in_force;
+mod last_words;
 mod log;
 mod metrics;
 mod notify;
@@ -55,7 +56,7 @@ pub(crate) const COMMANDS: [&str; 5] = ["status", "plan", "explain", "doctor", "
 
 /// Runs the program on the arguments and the environment of the process.
 pub fn main() -> ExitCode {
-    abort_on_panic();
+    last_words::abort_on_panic();
     let code = match start() {
         Ok(code) => code,
         Err(error) => {
@@ -110,7 +111,7 @@ fn run(options: &Options, warnings: &[String]) -> u8 {
     match agent::run(options, warnings) {
         Ok(()) => exit::SUCCESS,
         Err(error) => {
-            tell(&format!("flanneld: {}\n", chain(&error)));
+            last_words::say(format!("flanneld: {}\n", chain(&error)));
             error.code()
         }
     }
@@ -124,15 +125,6 @@ fn ignored(values: &Values) -> impl Iterator<Item = String> {
         .map(|name| format!("-{name} has no effect"))
         .collect::<Vec<_>>()
         .into_iter()
-}
-
-/// A program with a dead task is worse than one that is started again: the data plane stays as it is.
-fn abort_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        std::process::abort();
-    }));
 }
 
 fn tell(text: &str) {

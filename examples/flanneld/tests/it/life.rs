@@ -1,11 +1,15 @@
 //! Start, readiness, end.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use flannel_core::net::{Family, Prefix};
 use nix::sys::signal::Signal;
 
-use crate::harness::{Agent, Site, read, routes};
+use crate::harness::{Agent, BINARY, Site, bare, read, routes};
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
@@ -210,4 +214,38 @@ fn path(site: &Site, name: &str) -> String {
 fn subnet(env: &str) -> String {
     let value = env.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")).expect("no FLANNEL_SUBNET");
     value.replace(".1/24", ".0/24")
+}
+
+/// A pipe that takes nothing more, and its reader who does not read.
+fn full_pipe(site: &Site) -> (PathBuf, fs::File) {
+    let path = site.path("pipe");
+    assert!(site.tool(1, &["mkfifo", &path.display().to_string()]).code == Some(0));
+    let nonblocking = nix::libc::O_NONBLOCK;
+    let mut pipe = fs::OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(&path).unwrap();
+    while pipe.write(&[b'x'; 4096]).is_ok() {}
+    while pipe.write(b"x").is_ok() {}
+    (path, pipe)
+}
+
+/// An agent whose log goes to `pipe`.
+fn logging_to(site: &Site, pipe: &Path, more: &[&str]) -> Agent {
+    let mut command = bare(Command::new("sh"));
+    command.args(["-c", "exec \"$0\" \"$@\" 2>\"$LOG\"", BINARY]).args(site.args(1)).args(more);
+    Agent::start_in(site.ns(1), command.env("LOG", pipe), site.path("log1"))
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_work_nor_end() {
+    let site = Site::new(1, VXLAN);
+    let (pipe, _reader) = full_pipe(&site);
+    let agent = logging_to(&site, &pipe, &["-v=10", "-metrics-port=8082"]);
+    agent.until_ready();
+    for _ in 0..5 {
+        site.tool(1, &["ip", "link", "delete", "flannel.1"]);
+        agent.until("healed", || site.ns(1).link("flannel.1").is_ok());
+    }
+    assert_eq!(agent.get(8082, "/status").unwrap().0, 200);
+    assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+    fs::write(site.path("store/config.json"), "{").unwrap();
+    assert_eq!(logging_to(&site, &pipe, &[]).wait(), Some(1), "an end with an error");
 }

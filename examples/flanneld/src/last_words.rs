@@ -1,0 +1,112 @@
+//! What the program says at its end, on a stderr that nobody may be reading: it ends all the same.
+
+use std::io::{self, Write};
+use std::process::abort;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// How long a reader may take.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Writes to stderr, as far as that goes within half a second.
+pub(crate) fn say(text: String) {
+    let (done, ended) = mpsc::channel();
+    let written = thread::Builder::new().name("last words".to_owned()).spawn(move || {
+        // Where stderr is closed, nobody wants to know.
+        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = done.send(());
+    });
+    if written.is_ok() {
+        // Late or not, this is the end.
+        let _ = ended.recv_timeout(PATIENCE);
+    }
+}
+
+/// A program with a dead task is worse than one that is started again: the data plane stays as it is.
+pub(crate) fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // The report waits for stderr, which the log may hold and wait for too.
+        let deadline = thread::Builder::new().name("deadline".to_owned()).spawn(|| {
+            thread::sleep(PATIENCE);
+            abort();
+        });
+        if deadline.is_ok() {
+            report(panic);
+        }
+        abort();
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, ExitStatus, Stdio};
+    use std::time::Instant;
+
+    use nix::sys::signal::Signal;
+
+    use super::*;
+
+    const PART: &str = "FLANNELD_LAST_WORDS_PART";
+
+    /// Two ends of a stream that takes nothing more.
+    fn full() -> (UnixStream, UnixStream) {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        while ours.write(&[b'x'; 4096]).is_ok() {}
+        ours.set_nonblocking(false).unwrap();
+        (ours, theirs)
+    }
+
+    /// What becomes of this binary in a part whose stderr nobody reads.
+    fn unread(part: &str) -> ExitStatus {
+        let (stderr, _unread) = full();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "last_words::tests::plays_the_part_it_was_started_for", "--nocapture"]);
+        command.env(PART, part).stdout(Stdio::null()).stderr(OwnedFd::from(stderr));
+        let mut child = command.spawn().unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > end {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("{part}: it never ends");
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Not a test of its own: what the other tests start. Without a part there is nothing to play.
+    #[test]
+    fn plays_the_part_it_was_started_for() {
+        let Ok(part) = std::env::var(PART) else { return };
+        // As the log does: it holds stderr while it waits.
+        thread::spawn(|| io::stderr().write_all(b"a line"));
+        if part == "panic" {
+            abort_on_panic();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                tokio::spawn(async { panic!("a task") });
+                std::future::pending().await
+            })
+        }
+        say("an error".repeat(100_000));
+    }
+
+    #[test]
+    fn a_task_that_panics_ends_the_program_though_nobody_reads_why() {
+        assert_eq!(unread("panic").signal(), Some(Signal::SIGABRT as i32));
+    }
+
+    #[test]
+    fn an_end_is_one_though_nobody_reads_why() {
+        assert!(unread("error").success());
+    }
+}
