@@ -224,6 +224,7 @@ impl Overlay {
     ///
     /// # Cancel safety
     /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there.
+    /// Handles are told that it has stopped, as they are when it panics.
     /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`].
     /// [`Teardown::Remove`] takes as long as the kernel does, and for a store that is away no
     /// more than ten seconds; a start that is cancelled before it has taken the overlay's name removes nothing.
@@ -233,12 +234,20 @@ impl Overlay {
         drop(asker);
         let span = tracing::info_span!("overlay", name = settings.name.as_str());
         let life = async {
-            let outcome = agent(&seams, settings, &backends, questions, cancel).await;
-            seams.status.send_modify(|status| status.phase = Phase::Stopped);
-            seams.tell(Event::Stopped);
-            outcome
+            let _over = Over(&seams);
+            agent(&seams, settings, &backends, questions, cancel).await
         };
         tracing::Instrument::instrument(life, span).await
+    }
+}
+
+/// Says that the agent has ended, also where it panics or is dropped.
+struct Over<'a>(&'a Seams);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.status.send_modify(|status| status.phase = Phase::Stopped);
+        self.0.tell(Event::Stopped);
     }
 }
 

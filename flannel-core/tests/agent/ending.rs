@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
     ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope,
 };
-use flannel_core::lease::Record;
-use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::lease::{LeaseAttrs, Record};
+use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::{
-    EnvFile, Event, HandleError, Identity, Masquerade, Overlay, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
+    Ended, EnvFile, Event, HandleError, Identity, Masquerade, Overlay, OverlayError, Phase, Status, SubnetEnvFile,
+    Teardown,
 };
 use flannel_core::plan::Plan;
-use flannel_core::state::State;
+use flannel_core::state::{PeerState, State};
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::memory_subnets::Fault;
 use futures_util::stream::BoxStream;
@@ -430,4 +432,64 @@ async fn a_round_that_was_cut_off_does_not_go_on_beside_the_removal() {
     agent.cancelled().await.unwrap();
     assert!(!beside.load(Ordering::Relaxed));
     assert_eq!((node.kernel.snapshot(), node.record()), (before, None));
+}
+
+/// A backend that panics where a peer is this one.
+struct Fragile;
+
+impl Backend for Fragile {
+    fn name(&self) -> &'static str {
+        Tunnel.name()
+    }
+
+    fn wire_type(&self) -> &'static str {
+        Tunnel.wire_type()
+    }
+
+    fn scope(&self, local: &Local) -> Scope {
+        Tunnel.scope(local)
+    }
+
+    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
+        Tunnel.mtu(situation)
+    }
+
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+        Tunnel.advertise(situation)
+    }
+
+    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
+        Tunnel.hardware_address(attrs, family)
+    }
+
+    fn base(&self, local: &Local) -> State {
+        Tunnel.base(local)
+    }
+
+    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        assert!(peer.subnets.v4 != Some(subnet(66)), "a bug");
+        Tunnel.peer(local, peer, family)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
+    let node = Node::alone();
+    node.join([1]);
+    let builder = Overlay::builder(Identity::Named(node.identity())).backend("tunnel", |_| Ok(Fragile));
+    let mut agent = node.run_as(builder.clock(Arc::clone(&node.clock) as _));
+    agent.ready().await;
+    let writes = node.kernel.writes();
+    let handle = agent.handle.clone();
+    let waiting = tokio::spawn(async move { handle.wait_for(|status| status.peers.accepted == 9).await });
+    node.join([66]);
+    assert_eq!(waiting.await.unwrap(), Err(Ended));
+    agent.event(|event| *event == Event::Stopped).await;
+    assert_eq!(agent.status().phase, Phase::Stopped);
+    assert!(matches!(agent.handle.plan().await, Err(HandleError::NotRunning)));
+    assert!(agent.task.await.unwrap_err().is_panic());
+    assert_eq!(node.kernel.writes(), writes, "the data plane stays");
+    let next = node.run();
+    next.ready().await;
+    assert!(node.has_route(subnet(1)) && node.has_route(subnet(66)));
 }
