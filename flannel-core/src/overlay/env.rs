@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending};
 
 use crate::clock::BootTime;
+use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::places::{self, Places};
 use crate::overlay::status::EnvFile;
@@ -14,7 +15,15 @@ use crate::overlay::{Settings, SubnetEnvFile, chain};
 use crate::subnet_env::{Kept, SubnetEnv};
 
 /// What came of a look at the file.
-pub(crate) type Outcome = Result<(SubnetEnv, Places, Kept), String>;
+pub(crate) type Outcome = Result<Looked, String>;
+
+pub(crate) struct Looked {
+    env: SubnetEnv,
+    places: Places,
+    kept: Kept,
+    /// The subnets that the file named before.
+    former: Dual<Prefix>,
+}
 
 pub(crate) struct EnvKeeper {
     file: Option<SubnetEnvFile>,
@@ -93,11 +102,12 @@ impl EnvKeeper {
             if *open == Gate::Shut {
                 return Err("the agent has ended".to_owned());
             }
+            let former = SubnetEnv::read(&path).ok().flatten().map(|env| env.subnets).unwrap_or_default();
             let kept = wanted.keep(&path).map_err(|error| chain(&error))?;
             if places == Places::Forget {
                 places::forget(&path).map_err(|error| format!("forgetting former networks: {error}"))?;
             }
-            Ok((wanted, places, kept))
+            Ok(Looked { env: wanted, places, kept, former })
         });
         self.under_way = Some(
             async move {
@@ -125,8 +135,9 @@ impl EnvKeeper {
     /// Takes in what [`finished`](Self::finished) said; what has become of the file.
     pub(crate) fn ended(&mut self, now: BootTime, outcome: Outcome) -> EnvFile {
         match outcome {
-            Ok((env, places, kept)) => {
+            Ok(Looked { env, places, kept, former }) => {
                 if kept == Kept::Written {
+                    warn_of_moved_pods(&former, &env.subnets);
                     let again = self.said.is_some_and(|(said, _)| said == env);
                     tracing::info!(subnet = ?env.subnets.v4, subnet6 = ?env.subnets.v6, again, "subnet.env written");
                 }
@@ -142,6 +153,15 @@ impl EnvKeeper {
                 self.error = Some(error.clone());
                 EnvFile::Pending { error: Some(error) }
             }
+        }
+    }
+}
+
+/// A change of subnet is not for the operator to find out by pods that reach nobody (faults.md, L17).
+fn warn_of_moved_pods(former: &Dual<Prefix>, present: &Dual<Prefix>) {
+    for (family, from) in former.iter() {
+        if let Some(to) = present.get(family).filter(|to| *to != from) {
+            tracing::warn!(%from, %to, "this node has another subnet: restart its pods, whose addresses are of the former");
         }
     }
 }

@@ -23,6 +23,7 @@ use flannel_core::testing::memory_subnets::Fault;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
+use crate::log::Log;
 use crate::node::{Agent, Node, eventually, pass, public, subnet};
 use crate::storms::Away;
 use crate::tunnel::Tunnel;
@@ -142,7 +143,12 @@ async fn subnet_env_is_written_when_the_devices_are_there_and_again_when_the_lea
     moved.subnets.v4 = Some(other);
     node.store.insert([moved]);
     agent.event(|event| matches!(event, Event::LeaseAcquired(lease) if lease.subnets.v4 == Some(other))).await;
+    let log = Log::listen();
     eventually("subnet.env says the second lease", says(after)).await;
+    pass(1.0).await;
+    let lines = log.take();
+    let warned = |line: &String| line.starts_with("WARN") && line.contains(&format!("from={first}"));
+    assert!(lines.iter().any(warned), "pods have addresses of the first: {lines:?}");
 }
 
 #[tokio::test(start_paused = true)]
