@@ -3,7 +3,7 @@
 use flannel_core::lease::Lease;
 use flannel_core::net::Prefix;
 use flannel_core::overlay::{Event, LossReason, Phase};
-use tokio::sync::broadcast::error::TryRecvError;
+use futures_util::FutureExt;
 
 use crate::host::Host;
 use crate::world::World;
@@ -56,13 +56,12 @@ impl World {
     fn lost_leases(&mut self) -> Option<String> {
         for host in &mut self.hosts {
             let Some(agent) = &mut host.agent else { continue };
-            loop {
-                match agent.events.try_recv() {
-                    Ok(Event::LeaseLost(reason)) if reason != LossReason::Expired => {
+            while let Some(event) = agent.events.next().now_or_never().flatten() {
+                match event {
+                    Event::LeaseLost(reason) if reason != LossReason::Expired => {
                         return Some(format!("host {} lost its lease: {reason}", host.number));
                     }
-                    Ok(_) | Err(TryRecvError::Lagged(_)) => {}
-                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                    _ => {}
                 }
             }
         }

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::clock::TokioClock;
 use flannel_core::lease::Lease;
-use flannel_core::overlay::{Event, Handle, Identity, MissingUplink, Overlay, OverlayError, Status};
+use flannel_core::overlay::{Events, Handle, Identity, MissingUplink, Overlay, OverlayError, Status};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 use flannel_core::testing::{FakeKernel, MemorySubnets};
-use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +46,7 @@ pub(crate) struct Host {
 
 pub(crate) struct Agent {
     pub(crate) handle: Handle,
-    pub(crate) events: broadcast::Receiver<Event>,
+    pub(crate) events: Events,
     cancel: CancellationToken,
     task: JoinHandle<Result<(), OverlayError>>,
 }
