@@ -103,9 +103,7 @@ impl Store {
             let (config, config_revision) = self.config().await?;
             let mut seen = Seen::read(self, config, config_revision).await?;
             let mut own = seen.take_own(owner);
-            let fitting =
-                own.iter().position(|lease| all_compatible(&seen.config, &lease.subnets) && !seen.beats(lease));
-            let kept = fitting.map(|place| own.remove(place));
+            let kept = seen.kept(&own, &want).map(|place| own.remove(place));
             // Another node may have had this address before, and may live on under another one: what the backend publishes
             // beside it is of one device.
             let (own, others): (Vec<_>, Vec<_>) =
@@ -433,6 +431,16 @@ impl Seen {
         let (own, others) = std::mem::take(&mut self.leases).into_iter().partition(|lease| owner.holds(&lease.attrs));
         self.leases = others;
         own
+    }
+
+    /// The place of the lease to take again. Another node may have had this node's address before: so the one that is
+    /// preferred, or that has what is to be published, else the first, as Go flannel does, unless another is preferred.
+    fn kept(&self, own: &[Arc<Lease>], want: &Want) -> Option<usize> {
+        let fits = |lease: &Lease| all_compatible(&self.config, &lease.subnets) && !self.beats(lease);
+        let place = |is_it: &dyn Fn(&Lease) -> bool| own.iter().position(|lease| fits(lease) && is_it(lease));
+        place(&|lease| lease.subnets == want.preferred)
+            .or_else(|| place(&|lease| lease.attrs.backend_data == want.attrs.backend_data))
+            .or_else(|| place(&|_| want.preferred.is_empty()))
     }
 
     /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. They take

@@ -24,6 +24,7 @@ mod run;
 mod shell;
 mod start;
 mod status;
+mod survey;
 mod tenure;
 mod view;
 mod wanted;

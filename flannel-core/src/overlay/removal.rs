@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::backend::Situation;
 use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, KernelError, Residence, Scope};
-use crate::lease::Lease;
+use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Dual, Prefix};
 use crate::overlay::env::Gate;
 use crate::overlay::places::{self, Places};
@@ -50,6 +50,7 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
     // its lease.
     let claim = seams.kernel.claim(&settings.name, &last, Residence::Present).await?;
     let mut removed = Removed::default();
+    let named = view::former_subnets(settings);
     // Read before the devices go: their addresses tell which of the host's own was published.
     let node = match &config {
         Ok(config) => node(seams, settings, config).await,
@@ -66,7 +67,7 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
     removed.objects += clear_marked(seams, settings, last).await?;
     let env = delete_env(seams, settings, Places::Forget, Arc::default()).await;
     let gone = match node {
-        Ok(node) => give_back(seams, &node).await,
+        Ok(node) => give_back(seams, &node, named).await,
         Err(error) => Err(error),
     };
     match gone {
@@ -83,6 +84,7 @@ pub(crate) async fn undo_start(
     seams: &Seams,
     settings: &Settings,
     situation: &Situation,
+    attrs: &LeaseAttrs,
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
     let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
@@ -90,7 +92,7 @@ pub(crate) async fn undo_start(
     let only_here = view::former_networks(settings).iter().all(|networks| *networks == situation.networks());
     let places = if cleared.is_ok() && only_here { Places::Forget } else { Places::Remember };
     let env = delete_env(seams, settings, places, Arc::default()).await.map(drop);
-    let released = release(seams, situation, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
+    let released = release(seams, situation, attrs, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
     cleared.and(env).and(released)
 }
 
@@ -184,9 +186,15 @@ pub(crate) enum LastLease {
     Unknown(Option<Lease>),
 }
 
-/// Gives the lease back. One that the store shows as another's is left alone.
-pub(crate) async fn release(seams: &Seams, situation: &Situation, last: LastLease) -> Result<(), OverlayError> {
-    let ours = |lease: &Lease| lease.attrs.public_ip == situation.public;
+/// Gives the lease back. One that the store shows as another's is left alone: `attrs` are what this node publishes.
+pub(crate) async fn release(
+    seams: &Seams,
+    situation: &Situation,
+    attrs: &LeaseAttrs,
+    last: LastLease,
+) -> Result<(), OverlayError> {
+    let ours =
+        |lease: &Lease| lease.attrs.public_ip == situation.public && lease.attrs.backend_data == attrs.backend_data;
     let lease = match last {
         LastLease::Held(lease) => Some(lease),
         LastLease::NotHeld => None,
@@ -206,14 +214,19 @@ pub(crate) async fn release(seams: &Seams, situation: &Situation, last: LastLeas
 /// Who the store takes this node for, as far as host and devices tell.
 async fn node(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Result<NodeIdentity, String> {
     let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
-    let in_use = InUse { addrs: view::last_addresses(&settings.name, &host), ..InUse::NOTHING };
+    let in_use = InUse { addrs: view::Left::find(&settings.name, &host, &[]).local, ..InUse::NOTHING };
     let choice = view::choose(settings, config, &host, in_use).map_err(|error| chain(&error))?;
     Ok(view::identity(settings, &choice.public))
 }
 
-async fn give_back(seams: &Seams, node: &NodeIdentity) -> Result<Option<Lease>, String> {
+/// Gives the lease back, unless it is not of the subnets that `subnet.env` named: then another node has this address now,
+/// or had it before.
+async fn give_back(seams: &Seams, node: &NodeIdentity, named: Dual<Prefix>) -> Result<Option<Lease>, String> {
     let previous = patiently(seams, "looking for the lease", seams.subnets.previous(node)).await;
     let Some(lease) = previous.map_err(|error| chain(&error))? else { return Ok(None) };
+    if !named.is_empty() && named != lease.subnets {
+        return Err(format!("the lease {} is not of the subnets in subnet.env, and was left", lease.key));
+    }
     let released = patiently(seams, "giving the lease back", seams.subnets.release(lease.clone())).await;
     released.map(|()| Some(lease)).map_err(|error| chain(&error))
 }

@@ -21,8 +21,9 @@ use crate::overlay::machine::{Machine, Wake};
 use crate::overlay::published::Published;
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
-use crate::overlay::start::{self, Claims, Progress, Started, Surveyed};
+use crate::overlay::start::{self, Claimed, Claims, Progress, Started};
 use crate::overlay::status::{EnvFile, Event, Phase, Status};
+use crate::overlay::survey::{Surveyed, configuration, survey};
 use crate::overlay::{Identity, Settings, Teardown, chain};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::uplink::UplinkError;
@@ -170,7 +171,8 @@ impl Overlay {
     }
 
     async fn look_ahead(&self) -> Result<Option<Preview>, OverlayError> {
-        let surveyed = start::survey(&self.seams, &self.settings, &self.backends, None).await?;
+        let config = configuration(&self.seams).await?;
+        let surveyed = survey(&self.seams, &self.settings, &self.backends, config, None).await?;
         let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
         let local = Local { lease, situation: surveyed.situation };
         let now = self.seams.clock.now();
@@ -306,13 +308,14 @@ async fn begin(
         started = &mut starting => return started.map(Some),
         never = refuse(questions) => match never {},
     }
-    if let (Teardown::Remove, Some(situation)) = (settings.teardown, progress.claimed()) {
+    if let (Teardown::Remove, Some(claimed)) = (settings.teardown, progress.claimed()) {
         let started = match progress.is_asking() {
             true => removal::in_time(seams, &mut starting).await.and_then(Result::ok),
             false => None,
         };
         let lease = started.as_ref().map(|started| started.lease.clone());
-        removal::undo_start(seams, settings, &situation, lease).await?;
+        let Claimed { situation, attrs } = claimed;
+        removal::undo_start(seams, settings, &situation, &attrs, lease).await?;
         // The overlay's name is held until everything is gone.
         drop(started);
     }

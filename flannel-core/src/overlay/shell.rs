@@ -47,8 +47,13 @@ enum Doubt {
 }
 
 impl Doubt {
-    fn after(answer: &Answer) -> Self {
-        if matches!(answer, Err(SubnetError::Reconfigured)) { Self::Network } else { Self::None }
+    fn after(self, answer: &Answer) -> Self {
+        match answer {
+            Ok(_) => Self::None,
+            Err(SubnetError::Reconfigured) => Self::Network,
+            // It says nothing of the network.
+            Err(_) => self,
+        }
     }
 }
 
@@ -131,7 +136,7 @@ impl<'a> Shell<'a> {
                 () = cancel.cancelled() => return Ok(()),
                 wake = finished(&mut self.kernel) => wake,
                 answer = finished(&mut self.store) => {
-                    self.doubt = Doubt::after(&answer);
+                    self.doubt = self.doubt.after(&answer);
                     Wake::Lease(answer)
                 }
                 // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
@@ -191,7 +196,8 @@ impl<'a> Shell<'a> {
     pub(crate) async fn give_back(&mut self) {
         let Some(lease) = self.machine.held_lease() else { return };
         let last = LastLease::Held((**lease).clone());
-        if let Err(error) = removal::release(self.seams, &self.machine.local().situation, last).await {
+        let local = self.machine.local();
+        if let Err(error) = removal::release(self.seams, &local.situation, &local.lease.attrs, last).await {
             tracing::warn!(error = chain(&error), "the lease was not given back");
         }
     }
@@ -217,7 +223,8 @@ impl<'a> Shell<'a> {
             Some(lease) => LastLease::Held(lease),
             None => LastLease::NotHeld,
         };
-        let released = removal::release(self.seams, &self.machine.local().situation, last).await;
+        let local = self.machine.local();
+        let released = removal::release(self.seams, &local.situation, &local.lease.attrs, last).await;
         cleared.and(former).map(drop).and(env.map(drop)).and(released)
     }
 

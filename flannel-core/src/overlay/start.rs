@@ -1,41 +1,20 @@
 //! From nothing to a lease: everything that happens once, before the machine.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
-use crate::backend::{Backend, Situation, Uplink};
-use crate::clock::BootTime;
-use crate::config::{ConfigError, NetworkConfig};
+use crate::backend::Situation;
+use crate::config::NetworkConfig;
 use crate::kernel::{Claim, KernelError, Residence};
-use crate::lease::Lease;
-use crate::net::{Dual, Prefix};
+use crate::lease::{Lease, LeaseAttrs};
+use crate::net::{Dual, Family, Prefix};
 use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
-use crate::overlay::status::{Contact, Event};
-use crate::overlay::view::{self, First, SETTLE, Settling};
-use crate::overlay::{Identity, MissingUplink, Settings, chain, places};
+use crate::overlay::survey::{Surveyed, ask_kernel, configuration, settle, store_answers, store_fails, survey};
+use crate::overlay::view::{self, SETTLE, Settling};
+use crate::overlay::{Settings, chain, places};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
-use crate::uplink::{Explanation, Problem, UplinkError};
-
-/// How often a start looks at the host while its addresses settle.
-const GLANCE: Duration = Duration::from_millis(250);
-
-/// What is known before anything is taken or written.
-pub(crate) struct Surveyed {
-    pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) situation: Situation,
-    /// Why the uplink is the one to use.
-    explanation: Explanation,
-    /// The local addresses that were used before.
-    before: Dual<IpAddr>,
-    /// When the host was read.
-    pub(crate) read: BootTime,
-    pub(crate) want: Want,
-}
 
 /// What a start has taken: everything an agent runs on.
 pub(crate) struct Started {
@@ -47,13 +26,21 @@ pub(crate) struct Started {
 /// How far a start has come, for whoever cuts it short.
 #[derive(Default)]
 pub(crate) struct Progress {
-    claimed: Mutex<Option<Situation>>,
+    claimed: Mutex<Option<Claimed>>,
     asking: AtomicBool,
 }
 
+/// The node under the overlay's name, which is held.
+#[derive(Clone)]
+pub(crate) struct Claimed {
+    pub(crate) situation: Situation,
+    /// What is published with a lease.
+    pub(crate) attrs: LeaseAttrs,
+}
+
 impl Progress {
-    /// The node as it is, once the overlay's name was taken: there may be something to undo from then on.
-    pub(crate) fn claimed(&self) -> Option<Situation> {
+    /// The node, while the overlay's name is held: only then is there anything to undo.
+    pub(crate) fn claimed(&self) -> Option<Claimed> {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -62,8 +49,8 @@ impl Progress {
         self.asking.load(Ordering::Relaxed)
     }
 
-    fn claim(&self, situation: &Situation) {
-        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = Some(situation.clone());
+    fn set(&self, claimed: Option<Claimed>) {
+        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = claimed;
     }
 }
 
@@ -78,14 +65,15 @@ pub(crate) async fn start(
     progress: &Progress,
 ) -> Result<Started, OverlayError> {
     let mut backoff = Backoff::new(seams.jitter.clone());
-    let mut claimed: Option<(Arc<NetworkConfig>, Claims)> = None;
-    let mut uplink = None;
+    let mut claimed: Option<(Surveyed, Claims)> = None;
     let mut settling = None;
     loop {
-        let surveyed = survey(seams, settings, backends, uplink.as_ref()).await?;
+        let config = configuration(seams).await?;
         if backoff.is_fresh() {
             store_answers(seams);
         }
+        let so_far = claimed.as_ref().map(|(surveyed, _)| surveyed);
+        let surveyed = survey(seams, settings, backends, config, so_far).await?;
         let Surveyed { situation, explanation, before, .. } = &surveyed;
         let waits = settling.is_some();
         settling = Settling::of(settling, before, &situation.uplink.addrs, seams.clock.now());
@@ -95,25 +83,24 @@ pub(crate) async fn start(
                 let (name, addrs) = (situation.uplink.name.as_str(), &situation.uplink.addrs);
                 tracing::info!(uplink = name, ?before, ?addrs, "waiting {SETTLE:?} for the addresses used before");
             }
-            // Nobody tells a start of a change.
-            seams.clock.sleep_until(until.min(seams.clock.now().after(GLANCE))).await;
+            settle(seams, settings, &surveyed, so_far, until).await?;
             continue;
         }
-        if uplink.as_ref() != Some(&situation.uplink) {
+        if so_far.is_none_or(|so_far| so_far.situation.uplink != situation.uplink) {
             tracing::info!(uplink = situation.uplink.name.as_str(), %explanation, "uplink chosen");
-            uplink = Some(situation.uplink.clone());
         }
         let claims = match claimed.take() {
-            Some((config, claims)) if config == situation.config => claims,
+            Some((before, claims)) if before.situation.config.is_same_overlay(&situation.config) => claims,
             other => {
                 // One claim a name: the former one has to go first.
+                progress.set(None);
                 drop(other);
                 let claims = claim(seams, settings, &surveyed).await?;
                 probe(seams, &surveyed).await?;
                 claims
             }
         };
-        progress.claim(situation);
+        progress.set(Some(Claimed { situation: situation.clone(), attrs: surveyed.want.attrs.clone() }));
         progress.asking.store(true, Ordering::Relaxed);
         let answer = acquire(&*seams.subnets, &situation.node, &situation.config, surveyed.want.clone()).await;
         progress.asking.store(false, Ordering::Relaxed);
@@ -124,128 +111,7 @@ pub(crate) async fn start(
             }
             Err(error) => store_fails(seams, error)?,
         }
-        claimed = Some((Arc::clone(&surveyed.situation.config), claims));
-        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
-    }
-}
-
-/// Reads configuration, host and previous lease. Writes nothing.
-///
-/// `uplink` is what this start used so far.
-pub(crate) async fn survey(
-    seams: &Seams,
-    settings: &Settings,
-    backends: &[(&'static str, Factory)],
-    uplink: Option<&Uplink>,
-) -> Result<Surveyed, OverlayError> {
-    let config = Arc::new(ask_store(seams, || seams.subnets.network_config()).await?);
-    let backend = pick(backends, &config)?;
-    let reach = settings.uplink.reaches();
-    let mut missing = Missing { seams, settings, told: None, backoff: Backoff::new(seams.jitter.clone()) };
-    let (first, previous, read) = loop {
-        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
-        let read = seams.clock.now();
-        let find = |others: &_| {
-            view::first_situation(settings, Arc::clone(&config), Arc::clone(&host), &*backend, uplink, others)
-        };
-        match own_lease(seams, settings, &*backend, find).await? {
-            Ok((first, previous)) => break (first, previous, read),
-            Err(error) => missing.wait(error).await?,
-        }
-    };
-    let First { mut situation, explanation, before, .. } = first;
-    missing.found(&situation.uplink);
-    situation.previous = previous.map(Arc::new);
-    let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
-    let preferred = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
-    // Another agent's last words in subnet.env name the subnet that pods here still use (contract 6.4, step 3).
-    let preferred = if preferred.is_empty() { view::former_subnets(settings) } else { preferred };
-    Ok(Surveyed { backend, situation, explanation, before, read, want: Want { attrs, preferred } })
-}
-
-/// Looks for the uplink and this node's previous lease. A node that the store knows by its address, and that does not
-/// have the address any more that it had, may find another node's lease: then it uses an address that nobody publishes.
-async fn own_lease(
-    seams: &Seams,
-    settings: &Settings,
-    backend: &dyn Backend,
-    find: impl Fn(&BTreeSet<IpAddr>) -> Result<First, UplinkError>,
-) -> Result<Result<(First, Option<Lease>), UplinkError>, OverlayError> {
-    let mut others = BTreeSet::new();
-    // Each turn rules out an address of the host.
-    loop {
-        let first = match find(&others) {
-            Ok(first) => first,
-            Err(error) => return Ok(Err(error)),
-        };
-        let lease = ask_store(seams, || seams.subnets.previous(&first.situation.node)).await?;
-        let addrs = &first.situation.public;
-        let is_others = lease
-            .as_ref()
-            .is_some_and(|lease| settings.identity == Identity::PublicIp && first.is_others(backend, lease));
-        if !is_others || addrs.iter().all(|(_, addr)| others.contains(addr)) {
-            return Ok(Ok((first, lease)));
-        }
-        others.extend(addrs.iter().map(|(_, addr)| *addr));
-    }
-}
-
-/// Waits for an uplink, if that is the policy.
-struct Missing<'a> {
-    seams: &'a Seams,
-    settings: &'a Settings,
-    told: Option<Problem>,
-    backoff: Backoff,
-}
-
-impl Missing<'_> {
-    async fn wait(&mut self, error: UplinkError) -> Result<(), OverlayError> {
-        let Self { seams, settings, told, backoff } = self;
-        // No host can mend an address of the wrong family.
-        let final_anyway = matches!(error.problem, Problem::WrongFamily { .. });
-        if settings.missing_uplink == MissingUplink::Fail || final_anyway {
-            return Err(OverlayError::Uplink(error));
-        }
-        if told.as_ref() != Some(&error.problem) {
-            let text = chain(&error);
-            seams.tell(Event::UplinkLost(text.clone()));
-            seams.status.send_modify(|status| status.last_error = Some(text));
-            *told = Some(error.problem);
-        }
-        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
-        Ok(())
-    }
-
-    fn found(self, uplink: &Uplink) {
-        if self.told.is_some() {
-            self.seams.tell(Event::UplinkBack(uplink.clone()));
-        }
-    }
-}
-
-/// Asks the kernel until it answers. What no retry helps is final.
-async fn ask_kernel<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
-where
-    F: Future<Output = Result<T, KernelError>>,
-{
-    let mut backoff = Backoff::new(seams.jitter.clone());
-    loop {
-        let error = match ask().await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        match error {
-            KernelError::Timeout { .. } | KernelError::Lost { .. } | KernelError::Refused { .. } => {}
-            KernelError::Unsupported { .. }
-            | KernelError::Denied { .. }
-            | KernelError::Conflict { .. }
-            | KernelError::Stopped => return Err(OverlayError::Kernel(error)),
-        }
-        let text = chain(&error);
-        if seams.status.borrow().last_error.as_ref() != Some(&text) {
-            seams.tell(Event::KernelTrouble(text.clone()));
-            seams.status.send_modify(|status| status.last_error = Some(text));
-        }
+        claimed = Some((surveyed, claims));
         seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
     }
 }
@@ -309,78 +175,15 @@ pub(crate) async fn acquire(
     want: Want,
 ) -> Result<Lease, SubnetError> {
     let lease = subnets.acquire(node, want).await?;
-    let networks = &config.networks;
-    if lease.subnets.iter().all(|(family, subnet)| networks.get(family).is_some_and(|it| it.prefix.covers(subnet))) {
+    let inside = |family| match (config.networks.get(family), lease.subnets.get(family)) {
+        (Some(network), Some(subnet)) => network.prefix.covers(subnet),
+        (network, subnet) => network.is_none() && subnet.is_none(),
+    };
+    if Family::BOTH.into_iter().all(inside) {
         return Ok(lease);
     }
     subnets.release(lease).await?;
     Err(SubnetError::Reconfigured)
-}
-
-fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {
-    let Some((_, make)) = backends.iter().find(|(kind, _)| *kind == config.backend.kind) else {
-        let known: Vec<_> = backends.iter().map(|(kind, _)| *kind).collect();
-        let problem = format!("{:?} is not available here", config.backend.kind);
-        let remedy = format!("available: {}", known.join(", "));
-        return Err(OverlayError::Backend(ConfigError::new("$.Backend.Type", problem, remedy).into()));
-    };
-    make(config).map_err(OverlayError::Backend)
-}
-
-/// Asks the store until it answers.
-async fn ask_store<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
-where
-    F: Future<Output = Result<T, SubnetError>>,
-{
-    let mut backoff = Backoff::new(seams.jitter.clone());
-    loop {
-        match ask().await {
-            Ok(value) => return Ok(value),
-            Err(error) => store_fails(seams, error)?,
-        }
-        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
-    }
-}
-
-/// Shows that the store does what it is asked for.
-fn store_answers(seams: &Seams) {
-    let mut back = false;
-    seams.status.send_if_modified(|status| {
-        let before = std::mem::replace(&mut status.store, Contact::Live);
-        back = matches!(before, Contact::Lost { .. });
-        before != Contact::Live
-    });
-    if back {
-        seams.tell(Event::StoreBack);
-    }
-}
-
-/// Shows why the store does not do what it is asked for. What only an operator can mend in what the store *holds* is
-/// final; a store that is away, denies or is full may answer later.
-fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), OverlayError> {
-    match error {
-        SubnetError::Unavailable { .. }
-        | SubnetError::Denied { .. }
-        | SubnetError::Unconfigured { .. }
-        | SubnetError::Reconfigured
-        | SubnetError::Exhausted(_)
-        | SubnetError::Lost(_) => {}
-        SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),
-    }
-    let text = chain(&error);
-    let now = seams.clock.now();
-    let fresh = seams.status.send_if_modified(|status| {
-        let fresh = !matches!(status.store, Contact::Lost { .. });
-        if fresh {
-            status.store = Contact::Lost { since: now, error: text.clone() };
-        }
-        status.last_error = Some(text.clone());
-        fresh
-    });
-    if fresh {
-        seams.tell(Event::StoreLost(text));
-    }
-    Ok(())
 }
 
 impl From<KernelError> for OverlayError {

@@ -10,7 +10,7 @@ use crate::backend::{Backend, Local, Situation, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{Device, HostFacts, HostLink, OverlayName};
-use crate::lease::{Fence, Lease, LeaseKey};
+use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::overlay::{Identity, Masquerade, Settings, places};
 use crate::state::LinkKind;
@@ -57,17 +57,29 @@ pub(crate) fn first_situation(
         let taken = BTreeSet::new();
         (Situation { overlay, config, node, uplink, public, host, previous: None, taken }, explanation)
     };
-    let (situation, _) = with(choose(settings, &config, &host, InUse::NOTHING)?);
-    let devices = devices(backend, &situation);
-    let left: Vec<&HostLink> = left(&settings.name, &host, &devices).collect();
-    let (link, addrs) = match before {
-        Some(before) => (Some(before.index), before.addrs),
-        None => (None, local_addresses(&left)),
+    // What is another's is not to be kept, be it in use.
+    let kept = |addrs: &Dual<IpAddr>| Dual {
+        v4: addrs.v4.filter(|addr| !others.contains(addr)),
+        v6: addrs.v6.filter(|addr| !others.contains(addr)),
     };
-    let macs = left.iter().filter_map(|link| link.mac).collect();
-    let (situation, explanation) = with(choose(settings, &config, &host, InUse { link, addrs, others })?);
+    let in_use = match before {
+        Some(before) => InUse { link: Some(before.index), addrs: kept(&before.addrs), others },
+        None => InUse { others, ..InUse::NOTHING },
+    };
+    let mut found = choose(settings, &config, &host, in_use).map(with)?;
+    let devices = devices(backend, &found.0);
+    let left = Left::find(&settings.name, &host, &devices);
+    let mut addrs = before.map_or(left.local, |before| before.addrs);
+    if before.is_none() {
+        // The devices' local address is the one that is published, which need not be the interface's.
+        for (family, _) in settings.public.iter() {
+            *addrs.slot(family) = None;
+        }
+        found = choose(settings, &config, &host, InUse { addrs: kept(&addrs), ..in_use }).map(with)?;
+    }
+    let (situation, explanation) = found;
     let before = situation.uplink.addrs.map(|family, addr| addrs.get(family).copied().unwrap_or(*addr));
-    Ok(First { situation, explanation, before, macs })
+    Ok(First { situation, explanation, before, left })
 }
 
 /// What a start finds.
@@ -77,17 +89,50 @@ pub(crate) struct First {
     pub(crate) explanation: Explanation,
     /// The local addresses that were used before, as far as that can be told, else those found.
     pub(crate) before: Dual<IpAddr>,
-    /// The Ethernet addresses of the devices that the last run left.
-    macs: Vec<MacAddr>,
+    left: Left,
+}
+
+/// Whose a lease is that was found by this node's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Us,
+    /// Another node, which had this address before us or beside us.
+    Another,
+    /// Another node, which may have the address now.
+    Holder,
 }
 
 impl First {
-    /// Whether a lease that was found by this node's address is another node's: the address is new here, and the lease
-    /// names no device of ours.
-    pub(crate) fn is_others(&self, backend: &dyn Backend, lease: &Lease) -> bool {
-        let mut macs =
-            lease.subnets.families().filter_map(|family| backend.hardware_address(&lease.attrs, family).ok()?);
-        self.before != self.situation.uplink.addrs && !macs.any(|mac| self.macs.contains(&mac))
+    /// Whose `lease` is. It is ours if it names a device that the last run left, by its Ethernet address or by the
+    /// subnet's address on it. Where there is such a device for this very address it is not ours; nor is it if the address
+    /// is new here, or if it is not what this start has asked for.
+    pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, asked: Option<&LeaseAttrs>) -> Owner {
+        let macs = |attrs: &LeaseAttrs| -> Vec<MacAddr> {
+            let mac = |family| backend.hardware_address(attrs, family).ok().flatten();
+            Family::BOTH.into_iter().filter_map(mac).collect()
+        };
+        let found = macs(&lease.attrs);
+        let Left { macs: ours, addrs, .. } = &self.left;
+        if found.iter().any(|mac| ours.contains(mac)) || lease.subnets.iter().any(|(_, it)| addrs.contains(&it.addr()))
+        {
+            return Owner::Us;
+        }
+        if self.before != self.situation.uplink.addrs || asked.is_some_and(|asked| macs(asked) != found) {
+            return Owner::Holder;
+        }
+        if ours.is_empty() { Owner::Us } else { Owner::Another }
+    }
+
+    /// The subnets whose addresses are on the devices that the last run left.
+    pub(crate) fn left_subnets(&self) -> Dual<Prefix> {
+        let mut subnets = Dual::default();
+        for (family, network) in self.situation.config.networks.iter() {
+            let Some(pool) = &network.pool else { continue };
+            let inside = |addr: &&IpAddr| network.prefix.contains(**addr);
+            let addr = self.left.addrs.iter().find(inside);
+            *subnets.slot(family) = addr.and_then(|addr| Prefix::masked(*addr, pool.len).ok());
+        }
+        subnets
     }
 }
 
@@ -109,34 +154,33 @@ pub(crate) fn expected(situation: &Situation, want: &Want) -> Local {
     Local { lease: Arc::new(lease), situation: situation.clone() }
 }
 
-/// The devices that the last run left: those with our mark, and those under the name of one of `devices`, which another
-/// agent made.
-fn left<'a>(
-    overlay: &'a OverlayName,
-    host: &'a HostFacts,
-    devices: &'a [Device],
-) -> impl Iterator<Item = &'a HostLink> {
-    host.links.values().filter(|link| {
-        overlay.owns(link.group, link.alias.as_deref()) || devices.iter().any(|device| device.name == link.name)
-    })
+/// What the devices say that the last run left.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Left {
+    /// Their local addresses: what was published.
+    pub(crate) local: Dual<IpAddr>,
+    macs: Vec<MacAddr>,
+    /// The addresses on them: the first of each subnet.
+    addrs: Vec<IpAddr>,
 }
 
-/// The local addresses of devices.
-fn local_addresses(links: &[&HostLink]) -> Dual<IpAddr> {
-    let local = |link: &&HostLink| match &link.kind {
-        LinkKind::Vxlan(vxlan) => vxlan.local,
-        LinkKind::DataPlane | LinkKind::Other(_) => None,
-    };
-    let mut addrs = Dual::default();
-    for addr in links.iter().filter_map(local) {
-        *addrs.slot(Family::of(addr)) = Some(addr);
+impl Left {
+    /// Looks at devices with our mark, and at those under the name of one of `devices`, which another agent made.
+    pub(crate) fn find(overlay: &OverlayName, host: &HostFacts, devices: &[Device]) -> Self {
+        let is_left = |link: &HostLink| {
+            overlay.owns(link.group, link.alias.as_deref()) || devices.iter().any(|device| device.name == link.name)
+        };
+        let mut left = Self::default();
+        for (index, link) in host.links.iter().filter(|(_, link)| is_left(link)) {
+            let LinkKind::Vxlan(vxlan) = &link.kind else { continue };
+            if let Some(addr) = vxlan.local {
+                *left.local.slot(Family::of(addr)) = Some(addr);
+            }
+            left.macs.extend(link.mac);
+            left.addrs.extend(host.addresses.iter().filter(|it| it.link == *index).map(|it| it.addr));
+        }
+        left
     }
-    addrs
-}
-
-/// The local addresses of the devices of ours that the last run left.
-pub(crate) fn last_addresses(overlay: &OverlayName, host: &HostFacts) -> Dual<IpAddr> {
-    local_addresses(&left(overlay, host, &[]).collect::<Vec<_>>())
 }
 
 /// Who this node is to the store.

@@ -314,6 +314,21 @@ impl Inner {
         leases.find(|lease| alloc::all_compatible(&self.config, &lease.subnets)).cloned()
     }
 
+    /// The lease of `node` to take again: where nodes are known by their address, another node may have had it before, so
+    /// the one that is preferred, or that has what is to be published, else any unless another is preferred.
+    fn own(&self, node: &NodeIdentity, want: &Want) -> Option<Arc<Lease>> {
+        if self.known_by == Known::Name {
+            return self.fitting(node);
+        }
+        let keys = self.keys_of(node);
+        let leases = keys.iter().filter_map(|key| self.records.get(key)?.lease.as_ref().ok());
+        let fitting: Vec<_> = leases.filter(|lease| alloc::all_compatible(&self.config, &lease.subnets)).collect();
+        let preferred = fitting.iter().find(|lease| lease.subnets == want.preferred);
+        let same = fitting.iter().find(|lease| lease.attrs.backend_data == want.attrs.backend_data);
+        let any = fitting.first().filter(|_| want.preferred.is_empty());
+        preferred.or(same).or(any).map(|lease| Arc::clone(lease))
+    }
+
     /// The key of a new record.
     fn new_key(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) -> LeaseKey {
         match self.known_by {
@@ -390,7 +405,7 @@ impl SubnetManager for MemorySubnets {
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
         self.shared.call("acquiring a lease", |inner, now| {
-            let (key, subnets, fence) = match inner.fitting(node) {
+            let (key, subnets, fence) = match inner.own(node, &want) {
                 Some(lease) => (lease.key.clone(), lease.subnets, lease.fence.clone()),
                 None => {
                     let own = inner.own_keys(node, &want.attrs);

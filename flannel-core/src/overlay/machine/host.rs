@@ -76,7 +76,8 @@ impl Machine {
         let mtu = view::pod_mtu(&*self.backend, &situation);
         self.status.send_if_modified(|status| {
             let before = std::mem::replace(&mut status.uplink, uplink.clone());
-            before != uplink || status.mtu.replace(mtu) != Some(mtu)
+            let old_mtu = status.mtu.replace(mtu);
+            before != uplink || old_mtu != Some(mtu)
         });
         if situation != *old {
             self.audit.expected |= situation.uplink != old.uplink;
@@ -103,6 +104,12 @@ impl Machine {
             Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
         }
         self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
+    }
+
+    /// When the Ethernet address may be changed again, if it has to be.
+    pub(super) fn parts(&self) -> Option<BootTime> {
+        let parts = self.parted.map(|parted| parted.after(PART))?;
+        (self.tenure.is_held() && self.admission.older_twin().is_some()).then_some(parts)
     }
 
     /// When the host has to be read again for a change that waits.

@@ -260,7 +260,7 @@ impl Machine {
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
         let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
         let guard = self.guard.deadline(&self.words.watch());
-        [audit, former, guard, self.tenure.deadline()].into_iter().flatten().min()
+        [audit, former, guard, self.parts(), self.tenure.deadline()].into_iter().flatten().min()
     }
 
     /// Takes in what happened.

@@ -1,0 +1,270 @@
+//! What a start goes by: the configuration, the host, and who the store takes this node for. Writes nothing.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::{Backend, Situation, Uplink};
+use crate::clock::BootTime;
+use crate::config::{ConfigError, NetworkConfig};
+use crate::kernel::KernelError;
+use crate::lease::{Lease, LeaseAttrs};
+use crate::net::Dual;
+use crate::overlay::backoff::Backoff;
+use crate::overlay::builder::Factory;
+use crate::overlay::run::{OverlayError, Seams};
+use crate::overlay::status::{Contact, Event};
+use crate::overlay::view::{self, First, Owner};
+use crate::overlay::{Identity, MissingUplink, Settings, chain};
+use crate::subnet::{SubnetError, Want};
+use crate::uplink::{Explanation, Problem, UplinkError};
+
+/// How often a start looks at the host while its addresses settle: nobody tells it of changes.
+const GLANCE: Duration = Duration::from_millis(250);
+
+/// What is known before anything is taken or written.
+pub(crate) struct Surveyed {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) situation: Situation,
+    /// Why the uplink is the one to use.
+    pub(crate) explanation: Explanation,
+    /// The local addresses that were used before.
+    pub(crate) before: Dual<IpAddr>,
+    /// Addresses that were ruled out, for another node publishes them.
+    others: BTreeSet<IpAddr>,
+    /// When the host was read.
+    pub(crate) read: BootTime,
+    pub(crate) want: Want,
+}
+
+/// The configuration, as soon as the store gives it.
+pub(crate) async fn configuration(seams: &Seams) -> Result<Arc<NetworkConfig>, OverlayError> {
+    ask_store(seams, || seams.subnets.network_config()).await.map(Arc::new)
+}
+
+/// Reads host and previous lease, waiting for an uplink if that is the policy. `so_far` is what this start went by when it
+/// last asked for a lease.
+pub(crate) async fn survey(
+    seams: &Seams,
+    settings: &Settings,
+    backends: &[(&'static str, Factory)],
+    config: Arc<NetworkConfig>,
+    so_far: Option<&Surveyed>,
+) -> Result<Surveyed, OverlayError> {
+    let backend = pick(backends, &config)?;
+    let reach = settings.uplink.reaches();
+    let uplink = so_far.map(|so_far| &so_far.situation.uplink);
+    let mut missing = Missing { seams, settings, told: None, backoff: Backoff::new(seams.jitter.clone()) };
+    let (own, read) = loop {
+        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
+        let read = seams.clock.now();
+        let find = |others: &_| {
+            view::first_situation(settings, Arc::clone(&config), Arc::clone(&host), &*backend, uplink, others)
+        };
+        let asked = so_far.map(|so_far| &so_far.want.attrs);
+        match own_lease(seams, settings, &*backend, asked, find).await? {
+            Ok(own) => break (own, read),
+            Err(error) => missing.wait(error).await?,
+        }
+    };
+    let Own { first, lease, others } = own;
+    let left = first.left_subnets();
+    let First { mut situation, explanation, before, .. } = first;
+    missing.found(&situation.uplink);
+    situation.previous = lease.map(Arc::new);
+    let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
+    // Another agent's last words in subnet.env name the subnet that pods here still use (contract 6.4, step 3).
+    let previous = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
+    let told = [previous, view::former_subnets(settings), left];
+    let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();
+    let want = Want { attrs, preferred };
+    Ok(Surveyed { backend, situation, explanation, before, others, read, want })
+}
+
+/// Waits until the host would have other addresses used than it was surveyed with, or until `until`.
+pub(crate) async fn settle(
+    seams: &Seams,
+    settings: &Settings,
+    surveyed: &Surveyed,
+    so_far: Option<&Surveyed>,
+    until: BootTime,
+) -> Result<(), OverlayError> {
+    let Surveyed { backend, situation, others, .. } = surveyed;
+    let uplink = so_far.map(|so_far| &so_far.situation.uplink);
+    let reach = settings.uplink.reaches();
+    while seams.clock.now() < until {
+        seams.clock.sleep_until(until.min(seams.clock.now().after(GLANCE))).await;
+        let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
+        let config = Arc::clone(&situation.config);
+        let found = view::first_situation(settings, config, host, &**backend, uplink, others);
+        if !found.is_ok_and(|found| found.situation.uplink.addrs == situation.uplink.addrs) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// This node as the store has it.
+struct Own {
+    first: First,
+    lease: Option<Lease>,
+    /// Addresses that were ruled out.
+    others: BTreeSet<IpAddr>,
+}
+
+/// Looks for the uplink and this node's previous lease. A node that the store knows by its address may find another
+/// node's lease: then it uses an address that nobody publishes. `asked` is what this start has published.
+async fn own_lease(
+    seams: &Seams,
+    settings: &Settings,
+    backend: &dyn Backend,
+    asked: Option<&LeaseAttrs>,
+    find: impl Fn(&BTreeSet<IpAddr>) -> Result<First, UplinkError>,
+) -> Result<Result<Own, UplinkError>, OverlayError> {
+    let mut others = BTreeSet::new();
+    // Each turn rules out an address of the host.
+    loop {
+        let first = match find(&others) {
+            Ok(first) => first,
+            Err(error) => return Ok(Err(error)),
+        };
+        let lease = ask_store(seams, || seams.subnets.previous(&first.situation.node)).await?;
+        let owner = match &lease {
+            Some(lease) if settings.identity == Identity::PublicIp => first.owner(backend, lease, asked),
+            _ => Owner::Us,
+        };
+        let address = first.situation.public.v4.or(first.situation.public.v6);
+        match (owner, address) {
+            (Owner::Holder, Some(addr)) if others.insert(addr) => {}
+            (Owner::Us, _) => return Ok(Ok(Own { first, lease, others })),
+            (Owner::Another | Owner::Holder, _) => return Ok(Ok(Own { first, lease: None, others })),
+        }
+    }
+}
+
+/// Waits for an uplink, if that is the policy.
+struct Missing<'a> {
+    seams: &'a Seams,
+    settings: &'a Settings,
+    told: Option<Problem>,
+    backoff: Backoff,
+}
+
+impl Missing<'_> {
+    async fn wait(&mut self, error: UplinkError) -> Result<(), OverlayError> {
+        let Self { seams, settings, told, backoff } = self;
+        // No host can mend an address of the wrong family.
+        let final_anyway = matches!(error.problem, Problem::WrongFamily { .. });
+        if settings.missing_uplink == MissingUplink::Fail || final_anyway {
+            return Err(OverlayError::Uplink(error));
+        }
+        if told.as_ref() != Some(&error.problem) {
+            let text = chain(&error);
+            seams.tell(Event::UplinkLost(text.clone()));
+            seams.status.send_modify(|status| status.last_error = Some(text));
+            *told = Some(error.problem);
+        }
+        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+        Ok(())
+    }
+
+    fn found(self, uplink: &Uplink) {
+        if self.told.is_some() {
+            self.seams.tell(Event::UplinkBack(uplink.clone()));
+        }
+    }
+}
+
+/// Asks the kernel until it answers. What no retry helps is final.
+pub(crate) async fn ask_kernel<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
+where
+    F: Future<Output = Result<T, KernelError>>,
+{
+    let mut backoff = Backoff::new(seams.jitter.clone());
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        match error {
+            KernelError::Timeout { .. } | KernelError::Lost { .. } | KernelError::Refused { .. } => {}
+            KernelError::Unsupported { .. }
+            | KernelError::Denied { .. }
+            | KernelError::Conflict { .. }
+            | KernelError::Stopped => return Err(OverlayError::Kernel(error)),
+        }
+        let text = chain(&error);
+        if seams.status.borrow().last_error.as_ref() != Some(&text) {
+            seams.tell(Event::KernelTrouble(text.clone()));
+            seams.status.send_modify(|status| status.last_error = Some(text));
+        }
+        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+    }
+}
+
+fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {
+    let Some((_, make)) = backends.iter().find(|(kind, _)| *kind == config.backend.kind) else {
+        let known: Vec<_> = backends.iter().map(|(kind, _)| *kind).collect();
+        let problem = format!("{:?} is not available here", config.backend.kind);
+        let remedy = format!("available: {}", known.join(", "));
+        return Err(OverlayError::Backend(ConfigError::new("$.Backend.Type", problem, remedy).into()));
+    };
+    make(config).map_err(OverlayError::Backend)
+}
+
+/// Asks the store until it answers.
+async fn ask_store<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
+where
+    F: Future<Output = Result<T, SubnetError>>,
+{
+    let mut backoff = Backoff::new(seams.jitter.clone());
+    loop {
+        match ask().await {
+            Ok(value) => return Ok(value),
+            Err(error) => store_fails(seams, error)?,
+        }
+        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+    }
+}
+
+/// Shows that the store does what it is asked for.
+pub(crate) fn store_answers(seams: &Seams) {
+    let mut back = false;
+    seams.status.send_if_modified(|status| {
+        let before = std::mem::replace(&mut status.store, Contact::Live);
+        back = matches!(before, Contact::Lost { .. });
+        before != Contact::Live
+    });
+    if back {
+        seams.tell(Event::StoreBack);
+    }
+}
+
+/// Shows why the store does not do what it is asked for. What only an operator can mend in what the store *holds* is
+/// final; a store that is away, denies or is full may answer later.
+pub(crate) fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), OverlayError> {
+    match error {
+        SubnetError::Unavailable { .. }
+        | SubnetError::Denied { .. }
+        | SubnetError::Unconfigured { .. }
+        | SubnetError::Reconfigured
+        | SubnetError::Exhausted(_)
+        | SubnetError::Lost(_) => {}
+        SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),
+    }
+    let text = chain(&error);
+    let now = seams.clock.now();
+    let fresh = seams.status.send_if_modified(|status| {
+        let fresh = !matches!(status.store, Contact::Lost { .. });
+        if fresh {
+            status.store = Contact::Lost { since: now, error: text.clone() };
+        }
+        status.last_error = Some(text.clone());
+        fresh
+    });
+    if fresh {
+        seams.tell(Event::StoreLost(text));
+    }
+    Ok(())
+}
