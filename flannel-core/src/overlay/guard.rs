@@ -1,7 +1,7 @@
 //! What a round leaves out: mass deletions, what bad records name, routes whose connected route is missing, and what
 //! somebody else keeps changing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::clock::BootTime;
@@ -16,6 +16,9 @@ use crate::state::Route;
 pub(crate) const MASS_WAIT: Duration = Duration::from_secs(60);
 /// Networks smaller than this are never suspicious.
 const MASS_LEAST: usize = 16;
+/// How long a route whose connected route is missing is kept from being replaced. Whoever takes a link over deletes the
+/// connected route and adds it again within moments; a connected route that stays away is not coming back.
+const REPLACE_WAIT: Duration = Duration::from_secs(10);
 
 /// The guards of one overlay.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +26,11 @@ pub(crate) struct Guard {
     mass: Option<Mass>,
     /// What a snapshot lacks that the store itself has not confirmed.
     unconfirmed: BTreeSet<Prefix>,
+    /// Routes of peers whose connected route is missing, as the last round found them: at most one for each prefix of a
+    /// peer.
+    unreached: BTreeMap<Prefix, Unreached>,
+    /// The first time at which one of these may be replaced.
+    replace_at: Option<BootTime>,
     /// What somebody else keeps changing.
     pub(crate) contests: Contests,
 }
@@ -34,6 +42,21 @@ pub(crate) struct Mass {
     pub(crate) until: BootTime,
 }
 
+/// A route to a peer whose connected route is missing.
+#[derive(Debug, Clone, Copy, Default)]
+struct Unreached {
+    /// Whether the peer would have no route at all otherwise: that is never done.
+    deleted: bool,
+    /// When it may be replaced by another.
+    replace_at: Option<BootTime>,
+}
+
+impl Unreached {
+    fn is_kept(&self, now: BootTime) -> bool {
+        self.deleted || self.replace_at.is_some_and(|at| at > now)
+    }
+}
+
 /// What waited and does not any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Over {
@@ -41,6 +64,8 @@ pub(crate) enum Over {
     Mass,
     /// A contested object.
     Contest,
+    /// A route that is to be replaced while its connected route is missing.
+    Replacement,
 }
 
 /// What is left alone beside what the guard itself has noted.
@@ -53,13 +78,22 @@ pub(crate) struct Leave<'a> {
 }
 
 impl Leave<'_> {
-    fn is_last_way(&self, op: &Op) -> bool {
-        match op {
-            Op::DeleteRoute { prefix, route } => (self.is_unreached)(prefix, route),
-            Op::ReplaceRoute { prefix, change } => (self.is_unreached)(prefix, &change.0),
-            _ => false,
-        }
+    /// The prefix of a route whose connected route is missing and that `op` takes away, and what it would do to it.
+    fn last_way(&self, op: &Op) -> Option<(Prefix, Fate)> {
+        let (prefix, route, fate) = match op {
+            Op::DeleteRoute { prefix, route } => (prefix, route, Fate::Deleted),
+            Op::ReplaceRoute { prefix, change } => (prefix, &change.0, Fate::Replaced),
+            _ => return None,
+        };
+        (self.is_unreached)(prefix, route).then_some((*prefix, fate))
     }
+}
+
+/// What a write does to a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Deleted,
+    Replaced,
 }
 
 /// A plan, and what was left out of it.
@@ -113,7 +147,11 @@ impl Guard {
     /// Lets go of waits that are over. Returns why an audit has something new to do. Nobody takes a second look at what
     /// a store that is away does not show.
     pub(crate) fn expire(&mut self, now: BootTime, store: &Contact) -> Option<Over> {
-        let over = self.contests.expire(now).then_some(Over::Contest);
+        let mut over = self.contests.expire(now).then_some(Over::Contest);
+        if self.replace_at.is_some_and(|at| at <= now) {
+            self.look_ahead(now);
+            over = Some(Over::Replacement);
+        }
         if *store == Contact::Live && self.mass.as_ref().is_some_and(|mass| mass.until <= now) {
             self.mass = None;
             return Some(Over::Mass);
@@ -124,7 +162,63 @@ impl Guard {
     /// When [`expire`](Self::expire) is next worth it.
     pub(crate) fn deadline(&self, store: &Contact) -> Option<BootTime> {
         let mass = self.mass.as_ref().filter(|_| *store == Contact::Live).map(|mass| mass.until);
-        [mass, self.contests.deadline()].into_iter().flatten().min()
+        [mass, self.contests.deadline(), self.replace_at].into_iter().flatten().min()
+    }
+
+    /// Notes which routes `plan` would take away while their connected route is missing. The plan is about the prefixes
+    /// that `concerns` names and no others. Returns the prefixes for which something may have changed by that.
+    pub(crate) fn note_unreached(
+        &mut self,
+        plan: &Plan,
+        now: BootTime,
+        leave: &Leave<'_>,
+        concerns: impl Fn(&Prefix) -> bool,
+    ) -> BTreeSet<Prefix> {
+        let (old, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.unreached).into_iter().partition(|(prefix, _)| concerns(prefix));
+        self.unreached = others;
+        let mut changed: BTreeSet<Prefix> = old.keys().copied().collect();
+        for (prefix, fate) in plan.ops.iter().filter_map(|op| leave.last_way(op)) {
+            changed.insert(prefix);
+            let noted = self.unreached.entry(prefix).or_default();
+            match fate {
+                Fate::Deleted => noted.deleted = true,
+                Fate::Replaced => {
+                    let before = old.get(&prefix).and_then(|old| old.replace_at);
+                    noted.replace_at = before.or_else(|| Some(now.after(REPLACE_WAIT)));
+                }
+            }
+        }
+        self.look_ahead(now);
+        changed
+    }
+
+    /// A wait that is over must not be waited for: the timer would never sleep again.
+    fn look_ahead(&mut self, now: BootTime) {
+        let ahead = self.unreached.values().filter_map(|noted| noted.replace_at).filter(|at| *at > now);
+        self.replace_at = ahead.min();
+    }
+
+    /// Prefixes whose route is, or was lately, kept because its connected route is missing.
+    pub(crate) fn unreached(&self) -> impl Iterator<Item = &Prefix> {
+        self.unreached.keys()
+    }
+
+    /// Whether the route to `prefix` is kept because its connected route is missing.
+    pub(crate) fn keeps_unreached(&self, prefix: &Prefix, now: BootTime) -> bool {
+        self.unreached.get(prefix).is_some_and(|noted| noted.is_kept(now))
+    }
+
+    /// Whether `op` waits for the connected route of what it takes away.
+    fn keeps_way(&self, op: &Op, now: BootTime, leave: &Leave<'_>) -> bool {
+        match leave.last_way(op) {
+            None => false,
+            Some((_, Fate::Deleted)) => true,
+            Some((prefix, Fate::Replaced)) => {
+                let noted = self.unreached.get(&prefix).and_then(|noted| noted.replace_at);
+                noted.is_none_or(|at| at > now)
+            }
+        }
     }
 
     /// Takes out of `plan` what must not happen now, and what stands on that.
@@ -132,14 +226,14 @@ impl Guard {
         let mass = self.mass.as_ref().map(|mass| &mass.prefixes);
         let held: Vec<_> =
             [leave.bad, &self.unconfirmed].into_iter().chain(mass).filter(|prefixes| !prefixes.is_empty()).collect();
-        let last_way = plan.ops.iter().any(|op| leave.is_last_way(op));
+        let last_way = plan.ops.iter().any(|op| self.keeps_way(op, now, leave));
         if held.is_empty() && self.contests.is_empty() && !last_way {
             return Restrained { plan, held: Vec::new() };
         }
         let mut refusals = Refusals::default();
         let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
         for op in plan.ops {
-            let hold = held.iter().any(|prefixes| deletes_one_of(&op, prefixes)) || leave.is_last_way(&op);
+            let hold = held.iter().any(|prefixes| deletes_one_of(&op, prefixes)) || self.keeps_way(&op, now, leave);
             if hold || self.contests.waits_until(&op.object(), now).is_some() || refusals.block(&op) {
                 refusals.refused(&op);
                 restrained.held.push(op);
@@ -160,7 +254,7 @@ impl Guard {
             Some(mass) => HeldBecause::Withheld(WithheldBecause::MassRemoval(mass.until)),
             None if among(leave.bad) => HeldBecause::Withheld(WithheldBecause::BadRecord),
             None if among(&self.unconfirmed) => HeldBecause::Withheld(WithheldBecause::Unconfirmed),
-            None if leave.is_last_way(op) => HeldBecause::Unreached,
+            None if self.keeps_way(op, now, leave) => HeldBecause::Withheld(WithheldBecause::Unreached),
             None => HeldBecause::StandsOnHeld,
         }
     }
@@ -246,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_whose_connected_route_is_missing_is_neither_deleted_nor_replaced() {
+    fn without_its_connected_route_a_route_is_never_deleted_and_replaced_after_a_while() {
         let direct = |n| Route::direct(prefix(n), "192.0.2.9".parse().unwrap(), LinkId::Uplink);
         let tunnel = |n: u8| Route::overlay(prefix(n), prefix(n).addr(), LinkId::Own(0));
         let replace = |n, from, to| Op::ReplaceRoute { prefix: prefix(n), change: Box::new((from, to)) };
@@ -256,12 +350,28 @@ mod tests {
             replace(4, tunnel(4), direct(4)),
             Op::DeleteRoute { prefix: prefix(5), route: tunnel(5) },
         ];
-        let guard = Guard::default();
+        let mut guard = Guard::default();
         let plan = Plan { ops: [&left[..], &done].concat(), conflicts: Vec::new() };
         let leave = Leave { is_unreached: &|_, route| !route.onlink, ..none() };
-        let restrained = guard.restrain(plan, at(0), &leave);
+        assert_eq!(guard.note_unreached(&plan, at(0), &leave, |_| true), [prefix(1), prefix(2)].into());
+        let restrained = guard.restrain(plan.clone(), at(0), &leave);
         assert_eq!((restrained.held, restrained.plan.ops), (left.to_vec(), done.to_vec()));
-        assert!(left.iter().all(|op| guard.why_held(op, at(0), &leave) == HeldBecause::Unreached));
+        let because = HeldBecause::Withheld(WithheldBecause::Unreached);
+        assert!(left.iter().all(|op| guard.why_held(op, at(0), &leave) == because));
+        // What other rounds find in between puts nothing off, and what is about others changes nothing.
+        guard.note_unreached(&plan, at(4_000), &leave, |_| true);
+        assert!(guard.note_unreached(&Plan::default(), at(5_000), &leave, |other| *other == prefix(9)).is_empty());
+        assert_eq!(guard.deadline(&lost()), Some(at(10_000)));
+        assert_eq!(guard.expire(at(9_999), &lost()), None);
+        assert_eq!(guard.expire(at(10_000), &lost()), Some(Over::Replacement));
+        assert_eq!((guard.deadline(&lost()), guard.expire(at(10_001), &lost())), (None, None));
+        // It stays allowed however often it fails.
+        guard.note_unreached(&plan, at(20_000), &leave, |_| true);
+        let restrained = guard.restrain(plan, at(20_000), &leave);
+        assert_eq!(restrained.held, left[..1]);
+        assert!(guard.keeps_unreached(&prefix(1), at(20_000)) && !guard.keeps_unreached(&prefix(2), at(20_000)));
+        guard.note_unreached(&Plan::default(), at(30_000), &leave, |_| true);
+        assert_eq!(guard.unreached().count(), 0);
     }
 
     #[test]

@@ -62,9 +62,6 @@ pub enum HeldBecause {
     /// Somebody else keeps changing the object: until then.
     #[error("somebody else keeps changing it: find out who, until then it is written ever more seldom")]
     Contested(BootTime),
-    /// It takes away the route to a peer that is on a prefix of the host's, whose connected route is missing.
-    #[error("the connected route to its gateway is missing, without which no other route is better: add that route")]
-    Unreached,
     /// What it stands on waits.
     #[error("waits with what it stands on")]
     StandsOnHeld,

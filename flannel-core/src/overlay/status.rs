@@ -97,7 +97,7 @@ pub enum EnvFile {
     },
 }
 
-/// Why deletions wait.
+/// Why the deletion or replacement of what is there waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WithheldBecause {
@@ -111,6 +111,11 @@ pub enum WithheldBecause {
     /// A record that does not parse names the prefix.
     #[error("a record that does not parse names it: mend or delete the record")]
     BadRecord,
+    /// Its route leads to a peer that is in a prefix of one of the host's addresses, and the connected route to that
+    /// prefix is missing. The kernel goes on using the route, but would not take it again. It is not deleted before the
+    /// connected route is back; another route, through the tunnel, replaces it after 10 s without.
+    #[error("the connected route to its gateway is missing, without which its route could not be added again: add it")]
+    Unreached,
 }
 
 /// A write that the kernel refused. It is tried again by every audit, and audits for its sake alone are ever rarer.
@@ -171,7 +176,7 @@ pub struct Status {
     /// Former networks of this node that may still hold routes of ours: they are looked at once the present one is in
     /// place and the store speaks.
     pub former: Vec<Prefix>,
-    /// Prefixes whose deletion waits.
+    /// Prefixes whose deletion waits, or the replacement of their route.
     pub withheld: BTreeMap<Prefix, WithheldBecause>,
     /// Writes that the last round could not do, but for those of [`Status::refused`] that are a peer's own affair: its
     /// record names what the kernel does not take.

@@ -281,6 +281,7 @@ impl Machine {
         match over {
             None => {}
             Some(Over::Contest) => self.audit_at(now, Cause::Hint),
+            Some(Over::Replacement) => self.audit_at(now, Cause::Expected),
             Some(Over::Mass) => {
                 self.audit_at(now, Cause::Expected);
                 self.stale.all_prefixes = true;
@@ -358,6 +359,7 @@ impl Machine {
         }
         let leave =
             Leave { bad: self.admission.withheld(), is_unreached: &|prefix, route| self.is_unreached(prefix, route) };
+        guard.note_unreached(&plan, now, &leave, |_| true);
         let Restrained { plan, held } = guard.restrain(plan, now, &leave);
         let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, &leave), op }).collect();
         Preview { plan, held, scope: self.scope.clone() }

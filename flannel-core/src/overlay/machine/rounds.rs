@@ -31,10 +31,16 @@ impl Machine {
         self.admission.peer_by_subnet(prefix)?.attrs.public_ip.get(prefix.family()).copied()
     }
 
-    fn restrain(&self, plan: Plan, now: BootTime) -> Restrained {
+    /// Takes out of a plan about the prefixes that `concerns` names what must not happen now.
+    fn restrain(&mut self, plan: Plan, now: BootTime, concerns: impl Fn(&Prefix) -> bool) -> Restrained {
+        let mut guard = std::mem::take(&mut self.guard);
         let leave =
             Leave { bad: self.admission.withheld(), is_unreached: &|prefix, route| self.is_unreached(prefix, route) };
-        self.guard.restrain(plan, now, &leave)
+        let changed = guard.note_unreached(&plan, now, &leave, concerns);
+        let restrained = guard.restrain(plan, now, &leave);
+        self.guard = guard;
+        self.stale.prefixes.extend(changed);
+        restrained
     }
 
     /// Whether `route` leads to the peer of its prefix by way of a connected route that is missing, although the host
@@ -75,7 +81,7 @@ impl Machine {
             self.stale.all_prefixes = true;
         }
         drop(wanted);
-        let Restrained { plan, held } = self.restrain(plan, now);
+        let Restrained { plan, held } = self.restrain(plan, now, |_| true);
         self.memory.clear();
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
             self.memory.note(object, &seen);
@@ -267,7 +273,8 @@ impl Machine {
             self.memory.recall(object, &former, &mut seen);
         }
         let plan = self.plan(&wanted, &seen);
-        let Restrained { plan, held } = self.restrain(plan, now);
+        let concerns = |prefix: &Prefix| objects.contains(&Object::Route(*prefix));
+        let Restrained { plan, held } = self.restrain(plan, now, concerns);
         for object in &objects {
             self.memory.settle(object);
         }

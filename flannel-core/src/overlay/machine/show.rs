@@ -164,12 +164,13 @@ impl Machine {
             prefixes.extend(self.status.borrow().withheld.keys());
             prefixes.extend(self.admission.withheld());
             prefixes.extend(self.guard.unconfirmed());
+            prefixes.extend(self.guard.unreached());
             prefixes.extend(self.guard.mass().iter().flat_map(|mass| &mass.prefixes));
         }
         let changes: Vec<_> = {
             let withheld = &self.status.borrow().withheld;
-            let now = prefixes.into_iter().map(|prefix| (prefix, self.why_withheld(&prefix)));
-            now.filter(|(prefix, because)| withheld.get(prefix) != because.as_ref()).collect()
+            let fresh = prefixes.into_iter().map(|prefix| (prefix, self.why_withheld(&prefix, now)));
+            fresh.filter(|(prefix, because)| withheld.get(prefix) != because.as_ref()).collect()
         };
         if changes.is_empty() {
             return;
@@ -193,14 +194,17 @@ impl Machine {
         }
     }
 
-    fn why_withheld(&self, prefix: &Prefix) -> Option<WithheldBecause> {
+    fn why_withheld(&self, prefix: &Prefix, now: BootTime) -> Option<WithheldBecause> {
         if let Some(mass) = self.guard.mass().filter(|mass| mass.prefixes.contains(prefix)) {
             return Some(WithheldBecause::MassRemoval(mass.until));
         }
         if self.guard.unconfirmed().contains(prefix) {
             return Some(WithheldBecause::Unconfirmed);
         }
-        self.admission.withheld().contains(prefix).then_some(WithheldBecause::BadRecord)
+        if self.admission.withheld().contains(prefix) {
+            return Some(WithheldBecause::BadRecord);
+        }
+        self.guard.keeps_unreached(prefix, now).then_some(WithheldBecause::Unreached)
     }
 }
 

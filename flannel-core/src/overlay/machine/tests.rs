@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{KernelCall, Machine, Wake};
-use crate::backend::{Local, MockBackend};
+use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::kernel::{ApplyReport, Device, Scope};
+use crate::kernel::{ApplyReport, Device, HostFacts, Scope};
 use crate::lease::LeaseEvent;
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::Builder;
 use crate::overlay::published::Published;
-use crate::overlay::status::Status;
+use crate::overlay::status::{Phase, Status};
 use crate::overlay::{Identity, Settings};
+use crate::plan::Op;
 use crate::state::{Link, LinkId, LinkKind, LinkName, PeerState, Route, RouteKey, State, Vxlan};
 use crate::testing::arbitrary;
 
@@ -46,6 +47,11 @@ fn device() -> Link {
 
 /// A backend with one device and nothing for peers.
 fn backend() -> MockBackend {
+    backend_with(|_| PeerState::default())
+}
+
+/// A backend with one device and this for peers.
+fn backend_with(state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBackend {
     let mut backend = MockBackend::new();
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
@@ -57,7 +63,7 @@ fn backend() -> MockBackend {
         uplink: Some(local.situation.uplink.index),
     });
     backend.expect_base().returning(|_| State { links: [(LinkId::Own(0), device())].into(), ..State::default() });
-    backend.expect_peer().returning(|_, _, _| Ok(PeerState::default()));
+    backend.expect_peer().returning(move |_, peer, _| Ok(state(peer)));
     backend
 }
 
@@ -70,9 +76,14 @@ fn config() -> NetworkConfig {
 }
 
 fn machine() -> Machine {
-    let local: Local = arbitrary::local(arbitrary::situation(config()), arbitrary::lease(1, V4, "tunnel").attrs);
+    machine_on(arbitrary::host(), backend())
+}
+
+fn machine_on(host: HostFacts, backend: MockBackend) -> Machine {
+    let situation = Situation { host: Arc::new(host), ..arbitrary::situation(config()) };
+    let local: Local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
     let status = Published::new(Status::default());
-    Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1))
+    Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1))
 }
 
 fn own_record() -> LeaseEvent {
@@ -123,4 +134,61 @@ fn after_all_that_is_due_was_served_the_next_deadline_lies_ahead() {
         now = deadline;
         machine.handle(now, Wake::Timer);
     }
+}
+
+/// A state with the device, its peer's route and nothing else.
+fn with_route(prefix: Prefix, route: Route) -> State {
+    let routes = [(RouteKey { prefix, nth: 0 }, route)].into();
+    State { links: [(LinkId::Own(0), device())].into(), routes, ..State::default() }
+}
+
+/// Serves what is due at `now` and returns what was written; every write is done.
+fn written(machine: &mut Machine, now: BootTime, host: &HostFacts, seen: &State) -> Vec<Op> {
+    let mut ops = Vec::new();
+    while let Some(call) = machine.kernel_call(now) {
+        let answer = match call {
+            KernelCall::Facts(_) => Wake::Facts(Ok(host.clone())),
+            KernelCall::Observe(_) => Wake::Seen(Ok(seen.clone())),
+            KernelCall::Apply(_, plan) => {
+                ops.extend(plan.ops.iter().cloned());
+                Wake::Applied(ApplyReport { applied: plan.ops.len(), ..ApplyReport::default() })
+            }
+        };
+        machine.handle(now, answer);
+    }
+    ops
+}
+
+/// The host of the samples, whose addresses have no connected routes.
+fn unconnected() -> HostFacts {
+    HostFacts { on_link: Default::default(), ..arbitrary::host() }
+}
+
+#[test]
+fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_shown_until_then() {
+    let prefix = arbitrary::node_subnet(Family::V4, 2);
+    let tunnel = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
+    let direct = Route::direct(prefix, arbitrary::node_address(Family::V4, 2), LinkId::Uplink);
+    let wanted = move |_: &Peer| PeerState { route: Some((prefix, tunnel)), ..PeerState::default() };
+    let mut machine = machine_on(unconnected(), backend_with(wanted));
+    let peer = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 2);
+    machine.handle(at(0), Wake::Store(Ok(own_record())));
+    machine.handle(at(0), Wake::Store(Ok(LeaseEvent::Upsert(peer))));
+    let seen = with_route(prefix, direct);
+    assert_eq!(written(&mut machine, at(0), &unconnected(), &seen), []);
+    let status = machine.status.borrow().clone();
+    assert_eq!((status.phase, status.withheld.contains_key(&prefix)), (Phase::Ready, true));
+    let (mut now, mut ops) = (at(0), Vec::new());
+    while ops.is_empty() && now < at(60_000) {
+        now = machine.deadline().unwrap();
+        machine.handle(now, Wake::Timer);
+        ops = written(&mut machine, now, &unconnected(), &seen);
+    }
+    assert_eq!(ops, [Op::ReplaceRoute { prefix, change: Box::new((direct, tunnel)) }]);
+    assert_eq!(now, at(10_000));
+    let status = machine.status.borrow().clone();
+    assert_eq!((status.phase, status.withheld.len()), (Phase::Ready, 0));
+    // Served: the timer sleeps until something else is due.
+    written(&mut machine, now, &unconnected(), &with_route(prefix, tunnel));
+    assert!(machine.deadline().unwrap() > now);
 }
