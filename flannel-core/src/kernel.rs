@@ -393,8 +393,8 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// Whether the kernel rejects the value that was written, rather than being short of something or forbidding it:
-    /// then no other write fares like this one.
+    /// Whether the kernel rejects the value that was written, rather than lacking memory or permission. Other values may
+    /// be accepted.
     pub fn rejects_value(&self) -> bool {
         use std::io::ErrorKind::{AddrNotAvailable, HostUnreachable, InvalidInput, NetworkUnreachable};
         let Self::Refused { errno, .. } = self else { return false };

@@ -45,7 +45,12 @@ impl Memory {
         copy(object, from, into);
     }
 
-    /// How many objects are not as wanted.
+    /// Whether `object` is not as wanted.
+    pub(crate) fn is_unsettled(&self, object: &Object) -> bool {
+        self.unsettled.contains(object)
+    }
+
+    /// The objects that are not as wanted.
     pub(crate) fn unsettled(&self) -> impl Iterator<Item = &Object> {
         self.unsettled.iter()
     }

@@ -1,15 +1,17 @@
 //! What the kernel refused to write: shown with its words, and of peers tried again after a wait of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::clock::BootTime;
 use crate::kernel::KernelError;
 use crate::lease::LeaseKey;
+use crate::net::Family;
 use crate::overlay::backoff::Jitter;
 use crate::overlay::chain;
 use crate::overlay::status::Refusal;
 use crate::plan::Object;
+use crate::state::LinkId;
 
 /// The most refusals that are listed and counted as a peer's own. More mean that something is wrong with the kernel.
 pub(crate) const MOST: usize = 1024;
@@ -38,22 +40,50 @@ pub(crate) struct Entry<'a> {
     pub(crate) error: &'a KernelError,
 }
 
+/// Objects that the kernel takes or refuses for the same reasons, whichever peer they are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Fdb(LinkId),
+    Neighbour(LinkId),
+    Route(Family),
+}
+
+impl Kind {
+    pub(crate) fn of(object: &Object) -> Option<Self> {
+        match object {
+            Object::Fdb(key) => Some(Self::Fdb(key.link)),
+            Object::Neighbour(key) => Some(Self::Neighbour(key.link)),
+            Object::Route(prefix) => Some(Self::Route(prefix.family())),
+            Object::Link(_) | Object::LinkPart(..) | Object::Address(_) => None,
+        }
+    }
+}
+
 impl Entry<'_> {
-    /// Whether it is the peer's own affair: the kernel takes others' writes, and rejects what this one's record says.
-    fn is_peers(&self) -> bool {
-        self.peer.is_some() && self.error.rejects_value()
+    /// Whether the refusal is caused by the peer's record: the kernel rejects the value, and has taken an object of the
+    /// same kind for another peer. Without that proof it counts as the node's trouble, also where there is one peer
+    /// only: then no peer can be reached.
+    fn is_peers(&self, in_place: &BTreeSet<Kind>) -> bool {
+        let proven = Kind::of(&self.object).is_some_and(|kind| in_place.contains(&kind));
+        self.peer.is_some() && proven && self.error.rejects_value()
     }
 }
 
 impl Refused {
-    /// Takes in all that an audit was refused. Returns how many of these concern the node, or are too many to be
-    /// anybody's own.
-    pub(crate) fn replace(&mut self, now: BootTime, jitter: &mut Jitter, entries: Vec<Entry<'_>>) -> usize {
+    /// Takes in all that an audit was refused. `in_place` are the kinds of which some peer's object is as wanted. Returns
+    /// how many refusals concern the node, or are beyond [`MOST`].
+    pub(crate) fn replace(
+        &mut self,
+        now: BootTime,
+        jitter: &mut Jitter,
+        entries: Vec<Entry<'_>>,
+        in_place: &BTreeSet<Kind>,
+    ) -> usize {
         let (old, mut nodes) = (std::mem::take(&mut self.waits), 0);
         self.objects.clear();
         for entry in entries {
             let listed = self.objects.len() < MOST;
-            let peers = listed && entry.is_peers();
+            let peers = listed && entry.is_peers(in_place);
             nodes += usize::from(!peers);
             if peers {
                 let length = match old.get(&entry.object) {
@@ -97,12 +127,16 @@ mod tests {
         Entry { object: route(n), peer: peer.then(|| LeaseKey::new("peer")), error }
     }
 
+    fn routes() -> BTreeSet<Kind> {
+        [Kind::Route(Family::V4)].into()
+    }
+
     fn at(secs: u64) -> BootTime {
         BootTime(Duration::from_secs(secs))
     }
 
     #[test]
-    fn only_a_value_that_the_kernel_rejects_is_its_peers_own_affair() {
+    fn only_a_value_that_the_kernel_rejects_is_counted_as_its_peers() {
         let (invalid, unreachable, memory) = (error(22), error(101), error(12));
         let (mut refused, mut jitter) = (Refused::default(), Jitter::seeded(1));
         let entries = vec![
@@ -111,10 +145,21 @@ mod tests {
             entry(3, true, &memory),
             entry(4, false, &invalid),
         ];
-        assert_eq!(refused.replace(at(0), &mut jitter, entries), 2);
+        assert_eq!(refused.replace(at(0), &mut jitter, entries, &routes()), 2);
         assert_eq!((refused.objects().len(), refused.waits.len()), (4, 2));
-        assert_eq!(refused.replace(at(1), &mut jitter, Vec::new()), 0);
+        assert_eq!(refused.replace(at(1), &mut jitter, Vec::new(), &routes()), 0);
         assert!(refused.objects().is_empty() && refused.due().is_none());
+    }
+
+    #[test]
+    fn a_refusal_is_the_peers_only_where_another_peers_object_of_that_kind_is_in_place() {
+        let (invalid, mut refused, mut jitter) = (error(22), Refused::default(), Jitter::seeded(1));
+        let others = [Kind::Route(Family::V6), Kind::Neighbour(LinkId::Own(0)), Kind::Fdb(LinkId::Own(0))].into();
+        for (in_place, nodes) in [(BTreeSet::new(), 1), (others, 1), (routes(), 0)] {
+            let entries = vec![entry(1, true, &invalid)];
+            assert_eq!(refused.replace(at(0), &mut jitter, entries, &in_place), nodes, "{in_place:?}");
+            assert_eq!((refused.objects().len(), refused.waits.len()), (1, 1 - nodes));
+        }
     }
 
     #[test]
@@ -122,14 +167,14 @@ mod tests {
         let (invalid, mut refused, mut jitter) = (error(22), Refused::default(), Jitter::seeded(1));
         let (mut now, mut waits) = (at(0), Vec::new());
         for _ in 0..8 {
-            refused.replace(now, &mut jitter, vec![entry(1, true, &invalid)]);
+            refused.replace(now, &mut jitter, vec![entry(1, true, &invalid)], &routes());
             let due = refused.due().unwrap();
             waits.push(due.since(now).as_secs_f64().round());
             now = due;
         }
         assert!(waits[..3] == [1.0, 2.0, 4.0] && waits[7] >= 27.0 && waits[7] <= 33.0, "{waits:?}");
         // A newcomer has a wait of its own, and the old one is put off with it.
-        refused.replace(now, &mut jitter, vec![entry(1, true, &invalid), entry(2, true, &invalid)]);
+        refused.replace(now, &mut jitter, vec![entry(1, true, &invalid), entry(2, true, &invalid)], &routes());
         assert!(refused.due().unwrap().since(now) < Duration::from_secs(2));
     }
 
@@ -137,7 +182,7 @@ mod tests {
     fn a_flood_of_refusals_is_listed_up_to_a_bound_and_the_rest_is_the_nodes() {
         let (invalid, mut refused, mut jitter) = (error(22), Refused::default(), Jitter::seeded(1));
         let entries = (0..MOST as u32 + 7).map(|n| entry(n, true, &invalid)).collect();
-        assert_eq!(refused.replace(at(0), &mut jitter, entries), 7);
+        assert_eq!(refused.replace(at(0), &mut jitter, entries, &routes()), 7);
         assert_eq!((refused.objects().len(), refused.waits.len()), (MOST, MOST));
     }
 }

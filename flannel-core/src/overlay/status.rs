@@ -22,8 +22,8 @@ pub enum Phase {
     LeaseHeld,
     /// The devices are as wanted; of the peers [`Status::undone`] writes are left: see [`Status::last_error`].
     DeviceReady,
-    /// Lease held, devices and peers programmed; what is not is quarantined, conflicting, contested, withheld or, of
-    /// single peers, refused.
+    /// Lease held, devices and peers programmed; what is not is quarantined, conflicting, contested, withheld or refused
+    /// because of what a peer's record says: see [`Status::undone`].
     Ready,
     /// The agent has ended.
     Stopped,
@@ -132,7 +132,9 @@ impl Refusal {
     /// What to do.
     pub fn remedy(&self) -> &'static str {
         match self.peer {
-            Some(_) => "correct what that node publishes, or delete its record; others are not affected",
+            Some(_) => {
+                "correct what that node publishes, or delete its record; if no peer's is taken, see to this node's kernel"
+            }
             None => "give the kernel what it asks for (memory, privileges); it is tried again until then",
         }
     }
@@ -178,8 +180,10 @@ pub struct Status {
     pub former: Vec<Prefix>,
     /// Prefixes whose deletion waits, or the replacement of their route.
     pub withheld: BTreeMap<Prefix, WithheldBecause>,
-    /// Writes that the last round could not do, but for those of [`Status::refused`] that are a peer's own affair: its
-    /// record names what the kernel does not take.
+    /// Writes that the last round could not do, but for those of [`Status::refused`] that a peer's record is the cause
+    /// of: the kernel rejects the value, and has taken an object of the same kind (route, neighbour or forwarding entry,
+    /// of the same family) for another peer. Where it has taken none, the cause may be this node, so all count; that is
+    /// also so for the refused object of the only peer.
     pub undone: usize,
     /// Audits done.
     pub audits: u64,

@@ -1,10 +1,15 @@
 //! What the kernel refuses to write: whose trouble it is, and how often it is tried.
 
-use flannel_core::net::Family;
+use std::sync::Arc;
+
+use flannel_core::clock::TokioClock;
+use flannel_core::net::{Family, Prefix};
 use flannel_core::overlay::{Event, Phase};
 use flannel_core::plan::{Object, Op};
+use flannel_core::testing::MemorySubnets;
 
-use crate::node::{Node, pass, peer, subnet};
+use crate::node::{Node, dual_config, pass, peer, public, subnet};
+use crate::tunnel::{data, mac_of};
 
 const EINVAL: i32 = 22;
 const ENOMEM: i32 = 12;
@@ -41,7 +46,7 @@ async fn a_value_of_one_peer_that_the_kernel_rejects_is_that_peers_trouble() {
     // A record that says something else is written at once.
     node.kernel.obey();
     let mut moved = peer(1);
-    moved.attrs.public_ip.v4 = Some(crate::node::public(Family::V4, 77));
+    moved.attrs.public_ip.v4 = Some(public(Family::V4, 77));
     node.store.insert([moved]);
     node.kernel.overrun_monitor();
     pass(1.0).await;
@@ -62,4 +67,38 @@ async fn what_the_kernel_has_no_memory_for_keeps_the_node_from_being_ready() {
     node.kernel.obey();
     pass(5.0).await;
     assert_eq!((agent.status().phase, agent.status().undone, agent.status().refused.len()), (Phase::Ready, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_peers_route_is_taken_the_node_is_not_ready() {
+    for count in [1, 2, 40] {
+        let node = Node::alone();
+        node.join(1..=count);
+        node.kernel.refuse_if(|op| matches!(op, Op::CreateRoute { .. }).then_some(EINVAL));
+        let agent = node.run();
+        let status = agent.until(|status| status.audits >= 3).await;
+        assert_eq!((status.phase, status.undone), (Phase::DeviceReady, usize::from(count)), "{status:?}");
+        assert!(status.last_error.is_some() && status.refused.len() == usize::from(count));
+        node.kernel.obey();
+        pass(5.0).await;
+        assert_eq!((agent.status().phase, agent.status().undone), (Phase::Ready, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_family_is_judged_by_itself() {
+    let clock = Arc::new(TokioClock::new());
+    let node = Node::new(200, &MemorySubnets::with_ttl(dual_config(), None, Arc::clone(&clock) as _), &clock);
+    node.store.insert([1, 2].map(|n| {
+        let mut peer = peer(n);
+        peer.subnets.v6 = Some(format!("fd00:42:0:{n}::/64").parse().unwrap());
+        peer.attrs.public_ip.v6 = Some(public(Family::V6, n));
+        peer.attrs.backend_data.v6 = Some(data(mac_of(peer.key.as_str(), Family::V6)));
+        peer
+    }));
+    let is_v6 = |prefix: &Prefix| prefix.family() == Family::V6;
+    node.kernel.refuse_if(move |op| matches!(op, Op::CreateRoute { prefix, .. } if is_v6(prefix)).then_some(EINVAL));
+    let agent = node.run();
+    let status = agent.until(|status| status.audits >= 3).await;
+    assert_eq!((status.phase, status.undone), (Phase::DeviceReady, 2), "{status:?}");
 }

@@ -8,7 +8,7 @@ use crate::kernel::{ApplyReport, KernelError};
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
 use crate::overlay::guard::{Guard, Leave, Restrained};
-use crate::overlay::refused::Entry;
+use crate::overlay::refused::{Entry, Kind};
 use crate::overlay::status::{Contact, Event, Phase};
 use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
@@ -222,37 +222,38 @@ impl Machine {
         }
     }
 
-    /// Takes in what an audit was refused. Returns how many writes are left undone by that, but for those that are a
-    /// peer's own affair.
+    /// Takes in what an audit was refused. Returns how many writes are left undone by that, but for those that a peer's
+    /// record is the cause of.
     fn take_refused(&mut self, now: BootTime, plan: &Plan, report: &ApplyReport) -> usize {
         if report.lost.is_some() {
             return report.refused.len() + report.skipped.len();
         }
         let refused = report.refused.iter().filter_map(|(place, error)| Some((plan.ops.get(*place)?, error)));
         let objects = refused.clone().filter(|(op, _)| !op.is_delete()).map(|(op, _)| op.object()).collect();
-        let mut peers = self.peers_of(&objects);
+        let (mut peers, in_place) = self.peers_of(&objects);
         let entries = refused.map(|(op, error)| {
             let object = op.object();
             Entry { peer: peers.remove(&object), object, error }
         });
-        let nodes = self.refused.replace(now, &mut self.jitter, entries.collect());
+        let nodes = self.refused.replace(now, &mut self.jitter, entries.collect(), &in_place);
         self.show_refused();
         // What was skipped stands on what was refused.
         if nodes == 0 { 0 } else { nodes + report.skipped.len() }
     }
 
-    /// Which peers want these objects.
-    fn peers_of(&self, objects: &BTreeSet<Object>) -> BTreeMap<Object, LeaseKey> {
-        let mut found = BTreeMap::new();
+    /// Which peers want these objects, and the kinds of which some peer's object is as wanted.
+    fn peers_of(&self, objects: &BTreeSet<Object>) -> (BTreeMap<Object, LeaseKey>, BTreeSet<Kind>) {
+        let (mut found, mut in_place) = (BTreeMap::new(), BTreeSet::new());
         if objects.is_empty() {
-            return found;
+            return (found, in_place);
         }
         for peer in self.admission.peers() {
             let mut wanted = BTreeSet::new();
             wanted::add(&*self.backend, &self.local, peer, &mut State::default(), &mut wanted);
+            in_place.extend(wanted.iter().filter(|object| !self.memory.is_unsettled(object)).filter_map(Kind::of));
             found.extend(wanted.intersection(objects).map(|object| (object.clone(), peer.key.clone())));
         }
-        found
+        (found, in_place)
     }
 
     pub(super) fn lease_round(&mut self, now: BootTime) -> Option<KernelCall> {
