@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::codec::{Batch, Message, address, link, neighbour, route};
 use super::wire::Wire;
 use crate::kernel::{KernelError, Scope, SeenLink};
-use crate::net::{Family, MacAddr, is_link_local};
+use crate::net::{Family, MacAddr, Prefix, is_link_local};
 use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, State};
 
 /// What was seen, and which interface each id stands for.
@@ -17,8 +17,9 @@ pub(crate) struct Seen {
     pub(crate) indices: BTreeMap<LinkId, u32>,
 }
 
-/// Most routes of others in the territory that are kept: as many as peers are supported, with room to spare. What is
-/// beyond is not seen, so never deleted, and a create finds out.
+/// Most routes of others in the territory that are kept, beside ours and to other prefixes each: as many as peers are
+/// supported, with room to spare. A prefix whose routes are beyond is not seen at all, so nothing there is deleted or
+/// replaced, and an exclusive create finds out.
 const MOST_FOREIGN: usize = 131_072;
 
 /// Reads all that `scope` takes in; `expected` is about how many peers there are. Deletions come from entries actually
@@ -131,9 +132,9 @@ impl Reader<'_> {
                 seen.iter().filter(|seen| seen.in_territory(scope)).for_each(|seen| found.take(seen, ids));
                 Ok(())
             };
-            let start = || Found { routes: Vec::with_capacity(expected), foreign: 0 };
+            let start = || Found { routes: Vec::with_capacity(expected), ..Found::default() };
             let found = self.wire.fold(self.batch, "reading routes", start, take)?;
-            append(&mut routes, found.routes);
+            append(&mut routes, found.finish());
         }
         routes.sort_by_key(|(key, _)| *key);
         count_equal(&mut routes, |a, b| a == b, |key, nth| key.nth = nth);
@@ -150,20 +151,29 @@ fn append<T>(all: &mut Vec<T>, mut found: Vec<T>) {
     }
 }
 
-/// Routes in the territory, as they are read.
+/// Routes in the territory, as they are read. The kernel lists the routes to one prefix one after the other, so these are
+/// kept or left out together: which of them is the first decides whether ours may be replaced.
 #[derive(Debug, Default)]
 struct Found {
     routes: Vec<(RouteKey, Route)>,
-    foreign: usize,
+    /// The prefix that is being read, and where its routes begin.
+    prefix: Option<Prefix>,
+    start: usize,
+    /// Whether this prefix alone has more routes than are kept.
+    crowded: bool,
+    /// How many routes of others are kept to prefixes that have one of ours, and to others.
+    beside_ours: usize,
+    elsewhere: usize,
 }
 
 impl Found {
     fn take(&mut self, seen: &route::SeenRoute, ids: &BTreeMap<u32, LinkId>) {
-        if !seen.has_own_protocol() {
-            self.foreign += 1;
-            if self.foreign > MOST_FOREIGN {
-                return;
-            }
+        if self.prefix != Some(seen.prefix) {
+            self.close();
+            self.prefix = Some(seen.prefix);
+        }
+        if self.crowded {
+            return;
         }
         let route = Route {
             kind: seen.kind,
@@ -173,6 +183,28 @@ impl Found {
             protocol: seen.protocol,
         };
         self.routes.push((RouteKey { prefix: seen.prefix, nth: 0 }, route));
+        if self.routes.len() - self.start > MOST_FOREIGN {
+            self.routes.truncate(self.start);
+            self.crowded = true;
+        }
+    }
+
+    /// Decides about the routes of the prefix that was read.
+    fn close(&mut self) {
+        let routes = self.routes.get(self.start..).unwrap_or_default();
+        let foreign = routes.iter().filter(|(_, route)| !route.has_own_protocol()).count();
+        let kept = if foreign < routes.len() { &mut self.beside_ours } else { &mut self.elsewhere };
+        if *kept + foreign <= MOST_FOREIGN {
+            *kept += foreign;
+        } else {
+            self.routes.truncate(self.start);
+        }
+        (self.start, self.crowded) = (self.routes.len(), false);
+    }
+
+    fn finish(mut self) -> Vec<(RouteKey, Route)> {
+        self.close();
+        self.routes
     }
 }
 
@@ -222,30 +254,60 @@ pub(crate) fn is_automatic(addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::Prefix;
     use crate::state::RouteKind;
+
+    fn seen(n: u32, protocol: u8) -> route::SeenRoute {
+        route::SeenRoute {
+            prefix: Prefix::host(std::net::Ipv4Addr::from(n).into()),
+            table: 254,
+            tos: 0,
+            metric: 0,
+            protocol,
+            forwards: true,
+            kind: RouteKind::Unicast,
+            gateway: None,
+            index: Some(n % 3),
+            onlink: false,
+            hops: Vec::new(),
+        }
+    }
+
+    /// What is kept of these routes, by number, and whether they are ours.
+    fn kept(routes: impl Iterator<Item = (u32, u8)>) -> Vec<(u32, bool)> {
+        let mut found = Found::default();
+        routes.for_each(|(n, protocol)| found.take(&seen(n, protocol), &BTreeMap::new()));
+        let number = |key: &RouteKey| match key.prefix.addr() {
+            IpAddr::V4(addr) => u32::from(addr),
+            IpAddr::V6(_) => u32::MAX,
+        };
+        found.finish().iter().map(|(key, route)| (number(key), route.has_own_protocol())).collect()
+    }
+
+    const OWN: u8 = Route::FIRST_PROTOCOL;
+    const FOREIGN: u8 = Route::BOOT;
 
     #[test]
     fn of_others_routes_in_the_territory_so_many_are_kept_and_of_ours_all() {
-        let mut found = Found::default();
-        for n in 0..200_000u32 {
-            let seen = route::SeenRoute {
-                prefix: Prefix::host(std::net::Ipv4Addr::from(n).into()),
-                table: 254,
-                tos: 0,
-                metric: 0,
-                protocol: if n % 2 == 0 { Route::FIRST_PROTOCOL } else { Route::BOOT },
-                forwards: true,
-                kind: RouteKind::Unicast,
-                gateway: None,
-                index: Some(n % 3),
-                onlink: false,
-                hops: Vec::new(),
-            };
-            found.take(&seen, &BTreeMap::new());
-            found.take(&route::SeenRoute { protocol: Route::BOOT, ..seen }, &BTreeMap::new());
+        let routes = (0..200_000).map(|n| (n, if n % 2 == 0 { OWN } else { FOREIGN }));
+        let more = (200_000..300_000).map(|n| (n, FOREIGN));
+        let kept = kept(routes.chain(more));
+        let ours = kept.iter().filter(|(_, own)| *own).count();
+        assert_eq!((ours, kept.len()), (100_000, 100_000 + MOST_FOREIGN));
+    }
+
+    #[test]
+    fn the_routes_of_one_key_are_kept_or_left_out_together() {
+        let most = MOST_FOREIGN as u32;
+        let flood = || (0..most).map(|n| (n, FOREIGN));
+        let tail = |routes: &[(u32, u8)]| kept(flood().chain(routes.iter().copied()))[MOST_FOREIGN..].to_vec();
+        // Whichever comes first, a stranger's route beside one of ours is seen.
+        assert_eq!(tail(&[(most, FOREIGN), (most, OWN)]), [(most, false), (most, true)]);
+        assert_eq!(tail(&[(most, OWN), (most, FOREIGN)]), [(most, true), (most, false)]);
+        assert_eq!(tail(&[(most, FOREIGN), (most, FOREIGN), (most + 1, OWN)]), [(most + 1, true)]);
+        // A key with more than fits is not seen at all: an exclusive create finds out.
+        for first in [OWN, FOREIGN] {
+            let one = std::iter::once((0, first)).chain((0..=most).map(|_| (0, FOREIGN)));
+            assert_eq!(kept(one.chain([(0, OWN), (1, OWN)])), [(1, true)]);
         }
-        let ours = found.routes.iter().filter(|(_, route)| route.has_own_protocol()).count();
-        assert_eq!((ours, found.routes.len()), (100_000, 100_000 + MOST_FOREIGN));
     }
 }
