@@ -26,9 +26,15 @@ impl Published {
         self.0.send_modify(|status| modify(Arc::make_mut(status)));
     }
 
-    /// Changes it and wakes who waits, if `modify` says that there is a change. Returns what it said.
-    pub(crate) fn send_if_modified(&self, modify: impl FnOnce(&mut Status) -> bool) -> bool {
-        self.0.send_if_modified(|status| modify(Arc::make_mut(status)))
+    /// Changes it and wakes who waits, if `is_due` says that there is something to change. Returns what it said.
+    pub(crate) fn send_if(&self, is_due: impl FnOnce(&Status) -> bool, modify: impl FnOnce(&mut Status)) -> bool {
+        self.0.send_if_modified(|status| {
+            let due = is_due(status);
+            if due {
+                modify(Arc::make_mut(status));
+            }
+            due
+        })
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Status>> {
@@ -55,6 +61,13 @@ mod tests {
         let second = place(&published);
         published.send_modify(|status| status.audits = 4);
         assert_eq!((place(&published), kept.audits), (second, 2));
+        // What changes nothing copies nothing, and wakes nobody.
+        let (mut waiting, kept) = (published.subscribe(), Arc::clone(&published.borrow()));
+        waiting.mark_unchanged();
+        assert!(!published.send_if(|status| status.audits != 4, |status| status.audits = 4));
+        assert_eq!((place(&published), waiting.has_changed().ok()), (Arc::as_ptr(&kept), Some(false)));
+        assert!(published.send_if(|status| status.audits != 5, |status| status.audits = 5));
+        assert_eq!((published.borrow().audits, kept.audits, waiting.has_changed().ok()), (5, 4, Some(true)));
         assert_ne!(second, first);
     }
 }

@@ -22,7 +22,7 @@ use crate::overlay::places::Places;
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::acquire;
-use crate::overlay::status::Phase;
+use crate::overlay::status::{Phase, Status};
 use crate::overlay::tenure::StoreCall;
 use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
@@ -151,10 +151,8 @@ impl<'a> Shell<'a> {
                 }
                 outcome = self.env.finished() => {
                     let file = self.env.ended(self.seams.clock.now(), outcome);
-                    self.seams.status.send_if_modified(|status| {
-                        let before = std::mem::replace(&mut status.subnet_env, file);
-                        before != status.subnet_env
-                    });
+                    let is_due = |status: &Status| status.subnet_env != file;
+                    self.seams.status.send_if(is_due, |status| status.subnet_env = file.clone());
                     continue;
                 }
                 // One look at a time: another would leave the first one's asker without an answer.

@@ -231,11 +231,10 @@ where
 /// Shows that the store does what it is asked for.
 pub(crate) fn store_answers(seams: &Seams) {
     let mut back = false;
-    seams.status.send_if_modified(|status| {
-        let before = std::mem::replace(&mut status.store, Contact::Live);
-        back = matches!(before, Contact::Lost { .. });
-        before != Contact::Live
-    });
+    seams.status.send_if(
+        |status| status.store != Contact::Live,
+        |status| back = matches!(std::mem::replace(&mut status.store, Contact::Live), Contact::Lost { .. }),
+    );
     if back {
         seams.tell(Event::StoreBack);
     }
@@ -255,14 +254,17 @@ pub(crate) fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), Overl
     }
     let text = chain(&error);
     let now = seams.clock.now();
-    let fresh = seams.status.send_if_modified(|status| {
-        let fresh = !matches!(status.store, Contact::Lost { .. });
-        if fresh {
-            status.store = Contact::Lost { since: now, error: text.clone() };
-        }
-        status.last_error = Some(text.clone());
-        fresh
-    });
+    let mut fresh = false;
+    seams.status.send_if(
+        |status| !matches!(status.store, Contact::Lost { .. }) || status.last_error.as_ref() != Some(&text),
+        |status| {
+            fresh = !matches!(status.store, Contact::Lost { .. });
+            if fresh {
+                status.store = Contact::Lost { since: now, error: text.clone() };
+            }
+            status.last_error = Some(text.clone());
+        },
+    );
     if fresh {
         seams.tell(Event::StoreLost(text));
     }

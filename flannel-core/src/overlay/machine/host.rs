@@ -14,7 +14,7 @@ use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
 use crate::net::Dual;
 use crate::overlay::chain;
-use crate::overlay::status::Event;
+use crate::overlay::status::{Event, Status};
 use crate::overlay::view::{self, SETTLE, Settling};
 use crate::uplink::UplinkError;
 
@@ -74,11 +74,8 @@ impl Machine {
             }
         }
         let mtu = view::pod_mtu(&*self.backend, &situation);
-        self.status.send_if_modified(|status| {
-            let before = std::mem::replace(&mut status.uplink, uplink.clone());
-            let old_mtu = status.mtu.replace(mtu);
-            before != uplink || old_mtu != Some(mtu)
-        });
+        let is_due = |status: &Status| status.uplink != uplink || status.mtu != Some(mtu);
+        self.status.send_if(is_due, |status| (status.uplink, status.mtu) = (uplink.clone(), Some(mtu)));
         if situation != *old {
             self.audit.expected |= situation.uplink != old.uplink;
             self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
