@@ -93,6 +93,25 @@ fn a_name_and_an_overlapping_network_are_claimed_once_until_released() {
 }
 
 #[test]
+fn of_two_that_claim_at_the_same_time_exactly_one_goes_on() {
+    in_lab(|lab| async move {
+        let (networks, other) = (dual("10.5.0.0/16", ""), NetlinkKernel::new().unwrap());
+        let (one, another) = (name("one"), name("another"));
+        for round in 0..200 {
+            let claims = tokio::join!(
+                lab.kernel.claim(&one, &networks, Residence::Present),
+                other.claim(&another, &networks, Residence::Present),
+            );
+            let held = usize::from(claims.0.is_ok()) + usize::from(claims.1.is_ok());
+            assert_eq!(held, 1, "round {round}: {claims:?}");
+            drop(claims);
+            // A program that another test is starting has a copy of the sockets until it runs.
+            eventually_claimed(&other, &networks).await;
+        }
+    });
+}
+
+#[test]
 fn a_kernel_looks_at_and_claims_in_the_namespace_it_was_given() {
     in_lab(|lab| async move {
         let here = File::open("/proc/thread-self/ns/net").unwrap();

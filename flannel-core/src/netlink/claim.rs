@@ -7,6 +7,7 @@ use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::time::Duration;
 
 use nix::sys::stat::fstat;
 use rtnetlink::sys::protocols::NETLINK_USERSOCK;
@@ -25,6 +26,8 @@ const OTHER_SCHEME: &str = "flk-";
 const MOST_NAMES: usize = 8;
 /// How the name ends of one that ran there formerly. One byte: the longest claim has no room for two.
 const FORMER: &str = "~";
+/// How long one of two who claim at the same time waits, so that the other has come to its end.
+const TURN: Duration = Duration::from_millis(100);
 
 /// Takes the name in the calling thread's network namespace, with two sockets that live per namespace and die with the
 /// process (kernel-facts 29):
@@ -33,33 +36,57 @@ const FORMER: &str = "~";
 ///   family not in use `-`; the name of one that ran there formerly has `~` behind it, which no name can have.
 /// * Anybody may bind such a socket, so it counts only with a proof: a netlink socket of the protocol `USERSOCK` that
 ///   has joined the multicast groups whose bits are the Unix socket's inode number. The kernel lets only holders of
-///   `CAP_NET_ADMIN` in the namespace join a group there. Whoever has no privilege claims without, and is seen only by
-///   others who have none.
+///   `CAP_NET_ADMIN` in the namespace join a group there. A process without that privilege binds the name without a
+///   proof. Only other processes without privilege take that for a claim.
 ///
 /// Other claims are looked for before, so that nothing is touched in vain, and after, so that of two who claim at the
-/// same time at least one yields, perhaps both.
+/// same time at least one yields. Where both do, each tries once more, the one with the lower inode number first.
 pub(crate) fn claim(
     overlay: &OverlayName,
     networks: &Dual<Prefix>,
     residence: Residence,
 ) -> Result<Claim, KernelError> {
     let name = name_of(overlay, residence);
-    let look = |own| match others(own)?.into_iter().find(|other| clashes(other, &name, networks)) {
-        Some(other) => Err(conflict(&other)),
-        None => Ok(()),
+    match attempt(&name, networks)? {
+        Attempt::Held(claim) => return Ok(claim),
+        Attempt::Tied { is_first: true, .. } => {}
+        Attempt::Tied { is_first: false, .. } => std::thread::sleep(TURN),
+    }
+    match attempt(&name, networks)? {
+        Attempt::Held(claim) => Ok(claim),
+        Attempt::Tied { rival, .. } => Err(conflict(&rival.name)),
+    }
+}
+
+/// What came of a try to claim.
+enum Attempt {
+    Held(Claim),
+    /// Somebody claimed at the same time; this side's claim is released.
+    Tied {
+        rival: Other,
+        is_first: bool,
+    },
+}
+
+fn attempt(name: &str, networks: &Dual<Prefix>) -> Result<Attempt, KernelError> {
+    let rival = |own| -> Result<Option<Other>, KernelError> {
+        let clashing = others(own)?.into_iter().filter(|other| clashes(&other.name, name, networks));
+        Ok(clashing.min_by_key(|other| other.inode))
     };
-    look(None)?;
-    let text = spell(&name, networks);
+    if let Some(rival) = rival(None)? {
+        return Err(conflict(&rival.name));
+    }
+    let text = spell(name, networks);
     let (listener, named) = bind(&text).map_err(|error| lost(&error))?;
     let inode = inode_of(&listener).map_err(|error| lost(&error))?;
     match prove(inode) {
-        Ok(proof) => {
-            look(Some(inode))?;
-            Ok(Claim::new((listener, proof)))
-        }
-        // An agent that writes nothing to the kernel needs no privilege. Its name is all it has against its like.
+        Ok(proof) => Ok(match rival(Some(inode))? {
+            None => Attempt::Held(Claim::new((listener, proof))),
+            Some(rival) => Attempt::Tied { is_first: inode < rival.inode, rival },
+        }),
+        // An agent that writes nothing to the kernel needs no privilege. The bound name keeps out others of that kind.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match named {
-            Named::AsUsual => Ok(Claim::new(listener)),
+            Named::AsUsual => Ok(Attempt::Held(Claim::new(listener))),
             Named::Otherwise => Err(conflict(&text)),
         },
         Err(error) => Err(lost(&error)),
@@ -103,10 +130,18 @@ fn prove(inode: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Another's claim.
+struct Other {
+    /// The inode number of its socket.
+    inode: u32,
+    /// The name of its socket.
+    name: String,
+}
+
 /// What others claim. One line of the list may be forged, with a line break in a socket's name, but only with the inode
 /// number of a claim that is held: the worst it does is to make that claim look larger.
-fn others(own: Option<u32>) -> Result<Vec<String>, KernelError> {
-    let read = || -> io::Result<Vec<String>> {
+fn others(own: Option<u32>) -> Result<Vec<Other>, KernelError> {
+    let read = || -> io::Result<Vec<Other>> {
         let mut proven = BTreeSet::new();
         for line in lines("netlink")? {
             proven.extend(proof(&line?).filter(|inode| Some(*inode) != own));
@@ -116,9 +151,8 @@ fn others(own: Option<u32>) -> Result<Vec<String>, KernelError> {
             let line = line?;
             let mut words = line.split_ascii_whitespace().skip(6);
             let (Some(inode), Some(path)) = (words.next(), words.next()) else { continue };
-            if inode.parse().is_ok_and(|inode| proven.contains(&inode)) && is_claim(path) {
-                claims.push(path.trim_start_matches('@').to_owned());
-            }
+            let inode = inode.parse().ok().filter(|inode| proven.contains(inode) && is_claim(path));
+            claims.extend(inode.map(|inode| Other { inode, name: path.trim_start_matches('@').to_owned() }));
         }
         Ok(claims)
     };
