@@ -375,7 +375,8 @@ impl<'a> Planner<'a> {
 
     fn wanted_route(&mut self, prefix: Prefix, want: Route, have: &[Route]) {
         if want.kind == RouteKind::Blackhole && have.iter().any(|route| !self.owns_route(&prefix, route)) {
-            // It is for what nobody else routes. The kernel appends a bridge's connected route behind it.
+            // A blackhole is wanted only where no other program has a route. The kernel appends a bridge's connected
+            // route behind it.
             return self.unwanted_routes(prefix, have);
         }
         if want.link.is_some_and(|link| self.blocked.contains(&link)) {
