@@ -11,7 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use crate::net::{Dual, Family, MacAddr, Prefix, is_link_local};
+use crate::net::{Dual, Family, MacAddr, Prefix, is_automatic};
 use crate::plan::Plan;
 use crate::state::{Link, LinkId, LinkKind, LinkName, State};
 
@@ -327,8 +327,16 @@ impl Hint {
     /// Whether a change of a link of this kind, with these addresses, is [`FactsChanged`](Self::FactsChanged). Both the
     /// real and the fake kernel use this, so that they agree.
     pub fn tells_of(kind: &LinkKind, mut addresses: impl Iterator<Item = IpAddr>) -> bool {
-        let automatic = |addr: IpAddr| addr.is_ipv6() && is_link_local(addr);
-        !matches!(kind, LinkKind::Other(kind) if &**kind == "veth") || addresses.any(|addr| !automatic(addr))
+        !matches!(kind, LinkKind::Other(kind) if &**kind == "veth") || addresses.any(|addr| !is_automatic(addr))
+    }
+
+    /// The hints for an address that was added or changed (`is_there`), or deleted. `is_own` says whether it is on a
+    /// device of the scope. Both the real and the fake kernel use this, so that they agree.
+    pub fn of_address(addr: IpAddr, is_there: bool, is_own: bool) -> impl Iterator<Item = Self> {
+        // Routes through a deleted address go without notifications of their own (kernel-facts 5).
+        let changed = (!is_there || is_own).then_some(Self::Changed);
+        let hints = [Some(Self::FactsChanged), changed].into_iter().flatten();
+        hints.filter(move |_| !is_automatic(addr))
     }
 }
 

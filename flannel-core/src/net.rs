@@ -358,6 +358,11 @@ pub fn is_link_local(addr: IpAddr) -> bool {
     }
 }
 
+/// Whether the kernel gives every device such an address by itself.
+pub(crate) fn is_automatic(addr: IpAddr) -> bool {
+    addr.is_ipv6() && is_link_local(addr)
+}
+
 fn is_public_unicast_v4(addr: Ipv4Addr) -> bool {
     !(addr.is_unspecified()
         || addr.is_loopback()

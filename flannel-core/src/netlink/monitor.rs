@@ -13,11 +13,11 @@ use rtnetlink::sys::Socket;
 
 use super::codec::neighbour::Table;
 use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbour, route};
-use super::observe::{is_automatic, read_links};
+use super::observe::read_links;
 use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Receive, Wire, open_socket, receive};
 use crate::kernel::{Hint, HostAddress, KernelError, OverlayName, Scope, SeenLink};
-use crate::net::{Family, MacAddr, Prefix};
+use crate::net::{Family, MacAddr, Prefix, is_automatic};
 use crate::state::{Link, LinkId};
 
 /// Multicast groups: link, neigh, IPv4 and IPv6 ifaddr and route (`enum rtnetlink_groups`).
@@ -398,15 +398,12 @@ impl Monitor {
         };
         // Duplicate address detection and router advertisements repeat what is known.
         let news = if there { before != Some(lifetime_of(seen)) } else { before.is_some() };
-        if !news || is_automatic(seen.addr) {
+        if !news {
             return;
         }
         for watch in self.others(self.author_on(Some(seen.link), author)) {
-            watch.raise(Hint::FactsChanged);
-            // Routes through it go without a word of their own (kernel-facts 5).
-            if !there || matches!(watch.ids.get(&seen.link), Some(LinkId::Own(_))) {
-                watch.raise(Hint::Changed);
-            }
+            let is_own = matches!(watch.ids.get(&seen.link), Some(LinkId::Own(_)));
+            Hint::of_address(seen.addr, there, is_own).for_each(|hint| watch.raise(hint));
         }
     }
 

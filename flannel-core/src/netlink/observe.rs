@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::codec::{Batch, Message, address, link, neighbour, route};
 use super::wire::Wire;
 use crate::kernel::{KernelError, Scope, SeenLink};
-use crate::net::{Family, MacAddr, Prefix, is_link_local};
+use crate::net::{Family, MacAddr, Prefix, is_automatic};
 use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, State};
 
 /// What was seen, and which interface each id stands for.
@@ -244,11 +244,6 @@ fn count_equal<K: Copy, V>(entries: &mut [(K, V)], equal: impl Fn(&K, &K) -> boo
             nth = 0;
         }
     }
-}
-
-/// Whether the kernel gives every device such an address by itself.
-pub(crate) fn is_automatic(addr: IpAddr) -> bool {
-    addr.is_ipv6() && is_link_local(addr)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::kernel::{EEXIST, Hint, HostAddress};
-use crate::net::{Family, MacAddr, Prefix};
+use crate::net::{Family, MacAddr, Prefix, is_automatic};
 use crate::state::{Link, LinkId, LinkKind, LinkName, Route, RouteKind, Vxlan};
 
 use super::{FakeRoute, Nud, Placement};
@@ -28,7 +28,7 @@ const CONNECTED_V6_METRIC: u32 = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Notice {
     Link { index: u32, is_fact: bool },
-    Address(u32),
+    Address { index: u32, addr: IpAddr, is_there: bool },
     Neighbour(u32),
     Fdb(u32),
     Route { slot: Slot, link: Option<u32>, is_fact: bool },
@@ -137,7 +137,8 @@ impl Machine {
         let inside = |address: &HostAddress| {
             Prefix::masked(address.addr, address.len).is_ok_and(|connected| connected.covers(&slot.prefix))
         };
-        let forwards = entry.kind != RouteKind::Blackhole && !Route::is_own_protocol(entry.protocol);
+        let local = is_automatic(slot.prefix.addr()) || slot.prefix.addr().is_multicast();
+        let forwards = entry.kind != RouteKind::Blackhole && !Route::is_own_protocol(entry.protocol) && !local;
         let near = || slot.prefix.len() == 0 || entry.gateway.is_none() || self.addresses.iter().any(inside);
         Notice::Route { slot, link: entry.link, is_fact: forwards && near() }
     }
@@ -273,11 +274,14 @@ impl Machine {
         self.drop_routes_through(index, Family::V4, Announce::No);
         self.drop_routes_through(index, Family::V6, Announce::Yes);
         self.drop_neighbours(index, |_| true);
-        let before = self.addresses.len();
-        self.addresses.retain(|address| address.link != index || address.addr.is_ipv4());
-        if self.addresses.len() < before {
-            self.notices.push(Notice::Address(index));
-        }
+        let notices = &mut self.notices;
+        self.addresses.retain(|address| {
+            let keep = address.link != index || address.addr.is_ipv4();
+            if !keep {
+                notices.push(Notice::Address { index, addr: address.addr, is_there: false });
+            }
+            keep
+        });
         Ok(())
     }
 
@@ -321,7 +325,7 @@ impl Machine {
             return Err(EEXIST);
         }
         self.connect(&address);
-        self.notices.push(Notice::Address(address.link));
+        self.notices.push(Notice::Address { index: address.link, addr: address.addr, is_there: true });
         // IPv6 lists the newest first (ipv6_link_dev_addr in net/ipv6/addrconf.c).
         let newer = |other: &HostAddress| other.link == address.link && other.addr.is_ipv6();
         let place = self.addresses.iter().position(newer).filter(|_| address.addr.is_ipv6());
@@ -334,7 +338,7 @@ impl Machine {
         let place = self.addresses.iter().position(is_it).ok_or(EADDRNOTAVAIL)?;
         let address = self.addresses.remove(place);
         self.disconnect(&address);
-        self.notices.push(Notice::Address(link));
+        self.notices.push(Notice::Address { index: link, addr, is_there: false });
         let last = !self.addresses.iter().any(|other| other.link == link && other.addr.is_ipv4());
         if addr.is_ipv4() && last {
             // `fib_disable_ip`: kernel-facts 5, no route notification.

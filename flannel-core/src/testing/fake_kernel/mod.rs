@@ -531,28 +531,30 @@ impl Inner {
             }
             let mut ids = self.machine.identify(&subscriber.scope);
             ids.extend(before.get(name).into_iter().flatten());
-            for hint in notices.iter().flat_map(|notice| hints_of(notice, &subscriber.scope, &ids)).flatten() {
+            for hint in notices.iter().flat_map(|notice| hints_of(notice, &subscriber.scope, &ids)) {
                 subscriber.inbox.put(hint);
             }
         }
     }
 }
 
-fn hints_of(notice: &Notice, scope: &Scope, ids: &BTreeMap<u32, LinkId>) -> [Option<Hint>; 2] {
-    let own = |index: &u32| matches!(ids.get(index), Some(LinkId::Own(_))).then_some(Hint::Changed);
+fn hints_of(notice: &Notice, scope: &Scope, ids: &BTreeMap<u32, LinkId>) -> Vec<Hint> {
+    let own = |index: &u32| matches!(ids.get(index), Some(LinkId::Own(_)));
+    let hints = |changed: bool, facts: bool| {
+        let hints = [changed.then_some(Hint::Changed), facts.then_some(Hint::FactsChanged)];
+        hints.into_iter().flatten().collect()
+    };
     match notice {
         Notice::Link { index, is_fact } => {
             let is_uplink = ids.get(index) == Some(&LinkId::Uplink);
-            let changed = ids.contains_key(index).then_some(Hint::Changed);
-            [changed, (*is_fact || is_uplink).then_some(Hint::FactsChanged)]
+            hints(ids.contains_key(index), *is_fact || is_uplink)
         }
-        Notice::Address(index) => [own(index), Some(Hint::FactsChanged)],
-        Notice::Neighbour(index) | Notice::Fdb(index) => [own(index), None],
-        Notice::Route { slot, .. } if slot.table != MAIN => [None, None],
+        Notice::Address { index, addr, is_there } => Hint::of_address(*addr, *is_there, own(index)).collect(),
+        Notice::Neighbour(index) | Notice::Fdb(index) => hints(own(index), false),
+        Notice::Route { slot, .. } if slot.table != MAIN => Vec::new(),
         Notice::Route { slot, link, is_fact } => {
             let ours = slot.is_main_default_metric() && scope.covers(&slot.prefix);
-            let on_own = link.is_some_and(|link| own(&link).is_some());
-            [ours.then_some(Hint::Changed), (*is_fact && !on_own).then_some(Hint::FactsChanged)]
+            hints(ours, *is_fact && !link.is_some_and(|link| own(&link)))
         }
     }
 }

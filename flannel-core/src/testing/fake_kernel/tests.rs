@@ -216,6 +216,23 @@ fn the_host_has_changed_for_any_link_but_the_cables_of_pods_and_for_near_routes(
     }
 }
 
+/// Both kernels go by [`Hint::of_address`].
+#[test]
+fn link_local_addresses_make_no_hints_and_deleted_ones_of_any_link_make_both() {
+    let (kernel, _) = kernel();
+    let mut hints = kernel.hints(&scope(&kernel));
+    let mut heard = || std::iter::from_fn(|| hints.next().now_or_never().flatten()).collect::<Vec<_>>();
+    let (local, global) = ("fe80::9/64".parse().unwrap(), "192.168.9.1/24".parse().unwrap());
+    kernel.add_address("eth0", local).unwrap();
+    kernel.remove_address("eth0", local).unwrap();
+    assert_eq!(heard(), []);
+    kernel.add_address("eth0", global).unwrap();
+    assert_eq!(heard(), [Hint::FactsChanged]);
+    kernel.remove_address("eth0", global).unwrap();
+    let heard = heard();
+    assert!(heard.contains(&Hint::FactsChanged) && heard.contains(&Hint::Changed), "{heard:?}");
+}
+
 #[test]
 fn others_acts_make_hints_and_own_writes_none() {
     let (kernel, _) = kernel();
