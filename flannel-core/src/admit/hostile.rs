@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::tests::{admission, conflict, dual_node, mac_data, node, record, rules, view};
+use super::withheld::MAX_NAMED;
 use super::*;
 use crate::lease::Json;
 use crate::testing::arbitrary::{node_address, node_subnet};
@@ -117,6 +118,80 @@ fn one_wide_record_costs_what_it_overlaps_and_no_more() {
     assert!(visits <= VISITS * count as usize, "one that wins looks at {visits}");
 }
 
+/// Bad record `n` of those that name prefixes inside one node's subnets.
+fn bad_inside(subnets: Dual<Prefix>, n: u32) -> Record {
+    let inside = |prefix: &Prefix, len: u8| {
+        let addr = match prefix.addr() {
+            IpAddr::V4(addr) => IpAddr::from((u32::from(addr) + (n << 2)).to_be_bytes()),
+            IpAddr::V6(addr) => IpAddr::from((u128::from(addr) + (u128::from(n) << 2)).to_be_bytes()),
+        };
+        Prefix::masked(addr, len).unwrap()
+    };
+    let subnets = Dual {
+        v4: subnets.v4.as_ref().map(|prefix| inside(prefix, 30)),
+        v6: subnets.v6.as_ref().map(|prefix| inside(prefix, 126)),
+    };
+    let bad = BadRecord { reason: "no JSON".to_owned(), subnets };
+    Record { key: key(n), created: n.into(), lease: Err(Box::new(bad)) }
+}
+
+#[test]
+fn a_renewal_costs_the_same_however_many_bad_records_name_what_is_inside_its_subnet() {
+    let subnets = Dual { v4: "10.42.128.0/17".parse().ok(), v6: dual_node(2).subnets.v6 };
+    let holder = |expires: u64| {
+        let expires = Some(crate::clock::BootTime(std::time::Duration::from_secs(expires)));
+        record(Lease { subnets, expires, ..dual_node(2) }, 2)
+    };
+    let mut admission = Admission::new(rules(&Family::BOTH), view());
+    admission.reset((0..4000).map(|n| bad_inside(subnets, n)).chain([holder(1)]).collect());
+    assert_eq!(peers(&admission), ["node-2"]);
+    admission.table.take_visits();
+    assert_eq!(admission.upsert(holder(2)), []);
+    let visits = admission.table.take_visits();
+    assert!(visits <= VISITS, "a renewal looks at {visits}");
+}
+
+#[test]
+fn a_peer_that_comes_and_goes_has_a_bounded_number_of_named_prefixes_judged() {
+    let subnets = dual_node(2).subnets;
+    let mut admission = Admission::new(rules(&Family::BOTH), view());
+    let count = MAX_NAMED as u32 + 2000;
+    admission.reset((0..count).map(|n| bad_inside(Dual { v4: None, ..subnets }, n)).collect());
+    assert_eq!((admission.withheld().len(), admission.withheld_overflow()), (MAX_NAMED, 2000));
+    admission.table.take_visits();
+    for _ in 0..2 {
+        assert_eq!(admission.upsert(record(dual_node(2), 2)).len(), 1);
+        assert!(admission.withheld().is_empty());
+        assert_eq!(admission.remove(&dual_node(2).key).len(), 1);
+        assert_eq!(admission.withheld().len(), MAX_NAMED);
+    }
+    let visits = admission.table.take_visits();
+    assert!(visits <= 4 * 2 * MAX_NAMED, "four changes look at {visits}");
+    // Those that go make room for others; a prefix that was not kept is not given up for another record of the same.
+    (0..count).for_each(|n| drop(admission.remove(&key(n))));
+    assert!(admission.withheld().is_empty());
+    admission.upsert(bad_inside(subnets, 1));
+    assert_eq!(admission.withheld().len(), 2);
+}
+
+#[test]
+fn prefixes_that_no_peer_could_hold_are_not_kept() {
+    let mut admission = admission();
+    for (n, subnets) in [
+        Dual { v4: "10.42.0.0/16".parse().ok(), v6: dual_node(3).subnets.v6 },
+        Dual { v4: "10.43.0.0/24".parse().ok(), v6: None },
+        Dual { v4: "10.42.3.4/31".parse().ok(), v6: None },
+        Dual { v4: "0.0.0.0/0".parse().ok(), v6: None },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let bad = BadRecord { reason: "no JSON".to_owned(), subnets };
+        admission.upsert(Record { key: key(n as u32), created: 1, lease: Err(Box::new(bad)) });
+        assert_eq!(admission.table.take_visits(), 0, "{subnets:?}");
+    }
+}
+
 /// Node `n`, which is no liar, created at `n`.
 fn good(n: u8) -> Record {
     record(node(n), n.into())
@@ -216,8 +291,7 @@ fn any_hostile() -> impl Strategy<Value = Record> {
         lease.subnets = Dual { v4: Some(subnet), v6: (v6 > 0).then(|| node_subnet(Family::V6, v6)) };
         lease.attrs.public_ip.v6 = Some(node_address(Family::V6, 9));
         lease.attrs.backend_data.v4 = (mac_of > 0).then(|| mac(mac_of));
-        let bad = bad && n % 4 == 0;
-        if bad {
+        if bad && n % 4 == 0 {
             lease.attrs.backend_type = "x".repeat(4000).into();
         }
         record(lease, created)
@@ -244,20 +318,42 @@ fn concerned<'a>(rules: &Rules, all: &'a [Record], keys: &BTreeSet<LeaseKey>) ->
     }
 }
 
+/// How many bad records name a prefix that overlaps a subnet of one of these.
+fn named_there(rules: &Rules, all: &[Record], keys: &BTreeSet<&LeaseKey>) -> usize {
+    let subnets = |record: &Record| match &record.lease {
+        Ok(lease) => lease.subnets,
+        Err(bad) => bad.subnets,
+    };
+    let is_bad = |record: &&Record| !record.lease.as_ref().is_ok_and(|lease| rules.judge(lease).is_ok());
+    let there: Vec<_> = all.iter().filter(|record| keys.contains(&record.key)).map(subnets).collect();
+    let overlaps = |subnets: Dual<Prefix>| {
+        let mut pairs = there
+            .iter()
+            .flat_map(|it| it.iter().map(|(_, it)| it))
+            .flat_map(|it| subnets.iter().map(move |named| (it, *named.1)));
+        pairs.any(|(it, named)| it.overlaps(&named))
+    };
+    all.iter().filter(is_bad).filter(|record| overlaps(subnets(record))).count()
+}
+
 proptest! {
     #[test]
     fn hostile_records_cost_what_they_concern_and_move_nobody_older(
-        steps in proptest::collection::vec((any_hostile(), 0u8..4), 1..60), limit in 20usize..60,
+        steps in proptest::collection::vec((any_hostile(), 0u8..4), 1..60), limit in 60usize..100,
     ) {
         let same = rules(&Family::BOTH);
         let mut admission = Admission { limit, ..Admission::new(rules(&Family::BOTH), view()) };
         let honest: Vec<_> = (2..8).map(|n| record(dual_node(n), n.into())).collect();
-        admission.reset(honest.clone());
+        // Their keys are none of the others'.
+        let inside: Vec<_> = (100..140).map(|n| bad_inside(Dual { v4: None, ..dual_node(2).subnets }, n)).collect();
+        admission.reset([honest.clone(), inside.clone()].concat());
         let honest_peers = peers(&admission);
         let mut current: BTreeMap<LeaseKey, Record> =
             honest.iter().map(|record| (record.key.clone(), record.clone())).collect();
         for (hostile, act) in steps {
-            let before: Vec<_> = current.values().cloned().collect();
+            let before: Vec<_> = current.values().chain(&inside).cloned().collect();
+            // Honest nodes renew their leases meanwhile.
+            let hostile = if act == 1 { honest[hostile.created as usize % honest.len()].clone() } else { hostile };
             admission.table.take_visits();
             let key = hostile.key.clone();
             let changes = if act == 0 {
@@ -273,7 +369,10 @@ proptest! {
                 let both: Vec<_> = before.into_iter().chain(current.values().cloned()).collect();
                 // Another one may have been dropped for it.
                 let keys = changes.iter().map(|change| change.key.clone()).chain([key]).collect();
-                let concerned = concerned(&same, &both, &keys).len();
+                let concerned = concerned(&same, &both, &keys);
+                // Where a peer comes, goes or moves, so do those bad records that name what it overlaps.
+                let named = if changes.is_empty() { 0 } else { named_there(&same, &both, &concerned) };
+                let concerned = concerned.len() + named;
                 prop_assert!(visits <= VISITS * concerned, "{} looks, {} concerned", visits, concerned);
             }
             prop_assert!(admission.table.weight() <= limit);

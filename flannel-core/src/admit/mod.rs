@@ -33,7 +33,6 @@ use std::sync::Arc;
 use crate::lease::{BadRecord, Fence, Lease, LeaseKey, MAX_RECORDS, Record, keep_oldest};
 use crate::net::{Dual, Family, MacAddr, Prefix};
 
-use rules::judge_subnet;
 use table::{Bad, Table};
 use withheld::Withheld;
 
@@ -274,6 +273,12 @@ impl Admission {
         self.withheld.found()
     }
 
+    /// How many prefixes that bad records name are not withheld because there are too many. Counted since the store
+    /// last listed everything.
+    pub fn withheld_overflow(&self) -> usize {
+        self.withheld.overflow
+    }
+
     /// Public addresses that several peers have, with their keys: worth a warning, not a fault. Walks over all.
     pub fn shared_addresses(&self) -> Vec<(IpAddr, Vec<LeaseKey>)> {
         let mut holders: Vec<_> = self
@@ -301,15 +306,15 @@ impl Admission {
         let judged = match lease {
             Ok(lease) if lease.key != key => {
                 let reason = Reason::Unreadable(format!("its lease names the record {}", lease.key));
-                Err(Bad { key, reason, subnets: lease.subnets, public: lease.attrs.public_ip })
+                Err(Bad::new(key, reason, lease.subnets, lease.attrs.public_ip))
             }
             Ok(lease) => match self.rules.judge(&lease) {
                 Ok(macs) => Ok((lease, macs)),
-                Err(reason) => Err(Bad { key, reason, subnets: lease.subnets, public: lease.attrs.public_ip }),
+                Err(reason) => Err(Bad::new(key, reason, lease.subnets, lease.attrs.public_ip)),
             },
             Err(bad) => {
                 let BadRecord { reason, subnets } = *bad;
-                Err(Bad { key, reason: Reason::Unreadable(reason), subnets, public: Dual::default() })
+                Err(Bad::new(key, Reason::Unreadable(reason), subnets, Dual::default()))
             }
         };
         match judged {
@@ -321,7 +326,7 @@ impl Admission {
     /// The bad version of a record, if that is its current one, says nothing any more.
     fn unname(&mut self, key: &LeaseKey) {
         let Some(bad) = self.table.find(key).and_then(|id| self.table.entry(id).bad.as_ref()) else { return };
-        self.withheld.unname(&bad.subnets);
+        self.withheld.unname(&bad.named);
         self.texts -= usize::from(bad.reason.has_text());
     }
 
@@ -365,7 +370,7 @@ impl Admission {
     }
 
     fn put_bad(&mut self, mut bad: Bad, created: u64) {
-        self.withheld.name(&bad.subnets);
+        bad.named = self.withheld.name(&self.rules.holdable(&bad.subnets));
         bad.reason = bad.reason.cut();
         if self.texts >= MAX_TEXTS {
             bad.reason.text().map(std::mem::take);
@@ -394,18 +399,19 @@ impl Admission {
 
     fn finish(&mut self) -> Vec<Change> {
         let found = self.table.finish();
-        for lease in found.iter().flat_map(|(old, new)| [old, new]).flatten() {
-            self.withheld.doubt(&lease.subnets);
+        for (old, new) in &found {
+            let [old, new] = [old, new].map(|lease| lease.as_ref().map(|lease| lease.subnets));
+            if old != new {
+                [old, new].iter().flatten().for_each(|subnets| self.withheld.doubt(subnets));
+            }
         }
-        let (host, table, rules) = (&self.host, &self.table, &self.rules);
-        let possible = |prefix: &Prefix| {
-            let family = prefix.family();
-            let own = host.own.subnets.get(family).is_some_and(|own| own.overlaps(prefix));
-            let network = rules.networks.get(family);
-            let could_be = network.is_some_and(|network| judge_subnet(network.prefix, *prefix).is_ok());
-            !own && could_be && !table.is_held(*prefix)
+        let (host, table) = (&self.host, &self.table);
+        let is_free = |prefix: &Prefix| {
+            table.count_visit();
+            let own = host.own.subnets.get(prefix.family()).is_some_and(|own| own.overlaps(prefix));
+            !own && !table.is_held(*prefix)
         };
-        self.changed_withheld = self.withheld.settle(possible);
+        self.changed_withheld = self.withheld.settle(is_free);
         let mut changes = Vec::with_capacity(found.len());
         for (old, new) in found {
             let key = old.as_ref().or(new.as_ref()).map(|lease| lease.key.clone());

@@ -75,6 +75,19 @@ impl Rules {
     pub(super) fn fits(&self, lease: &Lease) -> bool {
         fits_pools(&self.networks, &lease.subnets)
     }
+
+    /// Those of `subnets` that a peer may hold.
+    pub(super) fn holdable(&self, subnets: &Dual<Prefix>) -> Dual<Prefix> {
+        let mut holdable = *subnets;
+        for family in Family::BOTH {
+            let may_hold = |subnet: &Prefix| {
+                self.networks.get(family).is_some_and(|network| judge_subnet(network.prefix, *subnet).is_ok())
+            };
+            let slot = holdable.slot(family);
+            *slot = slot.filter(may_hold);
+        }
+        holdable
+    }
 }
 
 impl fmt::Debug for Rules {
@@ -88,7 +101,7 @@ impl fmt::Debug for Rules {
 
 /// Whether a peer may hold `subnet`. Pools govern what is given out from now on, and not what is held: an operator may
 /// move them while nodes run that go by the old ones.
-pub(super) fn judge_subnet(network: Prefix, subnet: Prefix) -> Result<(), Reason> {
+fn judge_subnet(network: Prefix, subnet: Prefix) -> Result<(), Reason> {
     // Room for the network's own address, the broadcast address and two pods.
     let longest = subnet.family().bits() - 2;
     if !network.covers(&subnet) {

@@ -3,6 +3,7 @@
 #[cfg(test)]
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::conflicts::Ground;
@@ -81,7 +82,15 @@ pub(super) struct Bad {
     pub(super) key: LeaseKey,
     pub(super) reason: Reason,
     pub(super) subnets: Dual<Prefix>,
-    pub(super) public: Dual<std::net::IpAddr>,
+    pub(super) public: Dual<IpAddr>,
+    /// Those of `subnets` that are taken in by [`Withheld`](super::withheld::Withheld).
+    pub(super) named: Dual<Prefix>,
+}
+
+impl Bad {
+    pub(super) fn new(key: LeaseKey, reason: Reason, subnets: Dual<Prefix>, public: Dual<IpAddr>) -> Self {
+        Self { key, reason, subnets, public, named: Dual::default() }
+    }
 }
 
 /// What was accepted before a round, and after it.
@@ -217,9 +226,14 @@ impl Table {
 
     /// An entry in a walk over several.
     pub(super) fn visit(&self, id: u32) -> &Entry {
+        self.count_visit();
+        self.entry(id)
+    }
+
+    /// Counts a look at a record, or at a prefix that one names.
+    pub(super) fn count_visit(&self) {
         #[cfg(test)]
         self.visits.set(self.visits.get() + 1);
-        self.entry(id)
     }
 
     /// Takes how many records were looked at since the last call.
@@ -243,7 +257,7 @@ impl Table {
     fn occupy(&mut self, key: &LeaseKey) -> u32 {
         // Until its first version stands here, the key has to.
         let reason = Reason::Unreadable(String::new());
-        let bad = Some(Box::new(Bad { key: key.clone(), reason, subnets: Dual::default(), public: Dual::default() }));
+        let bad = Some(Box::new(Bad::new(key.clone(), reason, Dual::default(), Dual::default())));
         let entry = Entry { bad, ..Entry::default() };
         self.weight += entry.weight();
         let id = match self.free.pop() {

@@ -294,8 +294,9 @@ fn withheld(admission: &Admission) -> BTreeSet<Prefix> {
     let possible = named.filter(|prefix| {
         let family = prefix.family();
         let own = admission.host.own.subnets.get(family).is_some_and(|own| own.overlaps(prefix));
-        let network = admission.rules.networks.get(family);
-        let could_be = network.is_some_and(|network| judge_subnet(network.prefix, *prefix).is_ok());
+        let mut alone = Dual::default();
+        *alone.slot(family) = Some(*prefix);
+        let could_be = admission.rules.holdable(&alone) == alone;
         !own && could_be && !admission.peers().any(|peer| peer.subnets.iter().any(|(_, held)| held.overlaps(prefix)))
     });
     possible.collect()

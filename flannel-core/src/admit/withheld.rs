@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::net::{Dual, Family, Prefix};
+use crate::net::{Dual, Prefix};
+
+/// The most prefixes taken in. Each peer that comes or goes has those judged again that overlap its subnet.
+pub(super) const MAX_NAMED: usize = 16_384;
 
 /// Kept as records change: a change costs that of the prefixes it overlaps, not of all.
 #[derive(Default)]
@@ -13,6 +16,8 @@ pub(super) struct Withheld {
     doubtful: BTreeSet<Prefix>,
     /// Those of `named` that are withheld.
     found: BTreeSet<Prefix>,
+    /// How many prefixes were not taken in, for there were [`MAX_NAMED`] already.
+    pub(super) overflow: usize,
 }
 
 impl Withheld {
@@ -20,22 +25,30 @@ impl Withheld {
         &self.found
     }
 
-    /// A bad record names these.
-    pub(super) fn name(&mut self, subnets: &Dual<Prefix>) {
-        for prefix in both(subnets) {
-            *self.named.entry(prefix).or_default() += 1;
-            self.doubtful.insert(prefix);
+    /// A bad record names these. Returns those that were taken in, which are to be given to
+    /// [`unname`](Self::unname) when it does not any more.
+    pub(super) fn name(&mut self, subnets: &Dual<Prefix>) -> Dual<Prefix> {
+        let mut taken = Dual::default();
+        for (family, prefix) in subnets.iter() {
+            if self.named.len() >= MAX_NAMED && !self.named.contains_key(prefix) {
+                self.overflow = self.overflow.saturating_add(1);
+                continue;
+            }
+            *self.named.entry(*prefix).or_default() += 1;
+            self.doubtful.insert(*prefix);
+            *taken.slot(family) = Some(*prefix);
         }
+        taken
     }
 
-    /// It does not any more.
-    pub(super) fn unname(&mut self, subnets: &Dual<Prefix>) {
-        for prefix in both(subnets) {
-            self.doubtful.insert(prefix);
-            if let Some(count) = self.named.get_mut(&prefix) {
+    /// A bad record does not name these any more.
+    pub(super) fn unname(&mut self, named: &Dual<Prefix>) {
+        for (_, prefix) in named.iter() {
+            self.doubtful.insert(*prefix);
+            if let Some(count) = self.named.get_mut(prefix) {
                 *count -= 1;
                 if *count == 0 {
-                    self.named.remove(&prefix);
+                    self.named.remove(prefix);
                 }
             }
         }
@@ -46,9 +59,9 @@ impl Withheld {
         if self.named.is_empty() {
             return;
         }
-        for prefix in both(subnets) {
+        for (_, prefix) in subnets.iter() {
             let wider = (0..prefix.len()).filter_map(|len| Prefix::masked(prefix.addr(), len).ok());
-            let inside = self.named.range(prefix..=Prefix::host(prefix.last())).map(|(inside, _)| *inside);
+            let inside = self.named.range(*prefix..=Prefix::host(prefix.last())).map(|(inside, _)| *inside);
             self.doubtful.extend(wider.filter(|wider| self.named.contains_key(wider)).chain(inside));
         }
     }
@@ -59,10 +72,10 @@ impl Withheld {
     }
 
     /// Judges what is doubtful. Returns what changed.
-    pub(super) fn settle(&mut self, possible: impl Fn(&Prefix) -> bool) -> BTreeSet<Prefix> {
+    pub(super) fn settle(&mut self, is_free: impl Fn(&Prefix) -> bool) -> BTreeSet<Prefix> {
         let mut changed = std::mem::take(&mut self.doubtful);
         changed.retain(|prefix| {
-            if self.named.contains_key(prefix) && possible(prefix) {
+            if self.named.contains_key(prefix) && is_free(prefix) {
                 self.found.insert(*prefix)
             } else {
                 self.found.remove(prefix)
@@ -70,8 +83,4 @@ impl Withheld {
         });
         changed
     }
-}
-
-fn both(subnets: &Dual<Prefix>) -> impl Iterator<Item = Prefix> {
-    Family::BOTH.map(|family| subnets.get(family).copied()).into_iter().flatten()
 }
