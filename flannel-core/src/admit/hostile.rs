@@ -247,6 +247,18 @@ fn a_large_record_counts_as_several_and_a_key_that_is_too_long_is_dropped() {
 }
 
 #[test]
+fn keys_that_are_too_long_take_nobodys_place() {
+    let mut admission = limited(16);
+    let long = |n: u8| {
+        let key = LeaseKey::new(&format!("{}{n}", "x".repeat(64 * LeaseKey::MAX_BYTES)));
+        record(Lease { key, ..node(n) }, 1)
+    };
+    admission.reset((11..25).map(good).chain((30..40).map(long)).collect());
+    assert_eq!((peers(&admission), admission.dropped()), (names(11..25), 10));
+    assert!(!admission.has_room_again(), "a list would drop the same");
+}
+
+#[test]
 fn an_own_record_that_others_drop_is_told() {
     let mut admission = limited(16);
     let own = |created| Record { created, ..good(1) };

@@ -102,12 +102,14 @@ impl Admission {
 
     /// Takes `records` as everything there is. Of equal keys the last counts. The changes are in the order of keys.
     pub fn reset(&mut self, mut records: Vec<Record>) -> Vec<Change> {
-        (self.horizon, self.dropped, self.own_dropped) = (None, 0, false);
-        let is_own_there = self.lists_own(&records);
-        if let Some(dropped) = keep_oldest(&mut records, self.limit) {
-            self.own_dropped = is_own_there && !self.lists_own(&records);
-            (self.horizon, self.dropped) = (Some((dropped.created, dropped.key)), dropped.count);
-        }
+        self.withheld.overflow = 0;
+        let (count, is_own_there) = (records.len(), self.lists_own(&records));
+        // First of all, so that what cannot be held takes no other's place.
+        records.retain(|record| record.key.as_str().len() <= LeaseKey::MAX_BYTES);
+        let dropped = keep_oldest(&mut records, self.limit);
+        self.horizon = dropped.map(|dropped| (dropped.created, dropped.key));
+        self.dropped = count - records.len();
+        self.own_dropped = is_own_there && !self.lists_own(&records);
         records.sort_by(|a, b| a.key.cmp(&b.key));
         let gone = self.table.ids().filter_map(|id| self.table.entry(id).key());
         let listed = |key: &LeaseKey| records.binary_search_by(|record| record.key.cmp(key)).is_ok();
