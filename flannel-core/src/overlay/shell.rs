@@ -277,7 +277,7 @@ impl<'a> Shell<'a> {
             self.hinted = self.machine.scope().clone();
             self.hints = self.seams.kernel.hints(&self.hinted).fuse().boxed();
         }
-        if self.machine.take_relist() {
+        if self.machine.take_relist(now) {
             self.watch = self.seams.subnets.watch();
         }
         if !self.machine.has_former() {

@@ -6,6 +6,7 @@
 
 mod former;
 mod host;
+mod relist;
 mod rounds;
 mod show;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use crate::state::State;
 use crate::subnet::SubnetError;
 
 use former::Former;
+use relist::Relist;
 
 /// Audits on hints keep this distance, so that a storm of notifications costs a bounded share of a core.
 const SPACING: Duration = Duration::from_millis(200);
@@ -80,8 +82,7 @@ pub(crate) struct Machine {
     changes: BTreeMap<LeaseKey, Change>,
     /// Whether the store has said what is everything.
     synced: bool,
-    /// Whether it has been asked to list everything again, and has not yet.
-    relisting: bool,
+    relist: Relist,
     round: Round,
     /// A network this node had before.
     former: Option<Former>,
@@ -181,7 +182,7 @@ impl Machine {
             memory: Memory::default(),
             changes: BTreeMap::new(),
             synced: false,
-            relisting: false,
+            relist: Relist::new(jitter.clone()),
             round: Round::Idle,
             former: None,
             settling: None,
@@ -260,7 +261,8 @@ impl Machine {
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
         let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
         let guard = self.guard.deadline(&self.words.watch());
-        [audit, former, guard, self.parts(), self.tenure.deadline()].into_iter().flatten().min()
+        let relist = self.relist.due(self.admission.has_room_again());
+        [audit, former, guard, self.parts(), self.tenure.deadline(), relist].into_iter().flatten().min()
     }
 
     /// Takes in what happened.
@@ -343,10 +345,9 @@ impl Machine {
         self.synced
     }
 
-    /// Whether the store is to list everything again: records were dropped, and there is room for them now. Once for
-    /// each list.
-    pub(crate) fn take_relist(&mut self) -> bool {
-        self.admission.has_room_again() && !std::mem::replace(&mut self.relisting, true)
+    /// Whether the store is to list everything again now, because records were dropped and there is room for them.
+    pub(crate) fn take_relist(&mut self, now: BootTime) -> bool {
+        self.relist.take(now, self.admission.has_room_again())
     }
 
     /// What an audit of `seen` would do now. Changes nothing.
@@ -429,7 +430,7 @@ impl Machine {
         self.stale.peers = true;
         self.stale.prefixes.extend(self.admission.changed_withheld());
         if reset.is_some() {
-            self.relisting = false;
+            self.relist.listed(self.admission.has_room_again());
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
         }

@@ -8,7 +8,7 @@ use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, Device, HostFacts, Scope};
-use crate::lease::LeaseEvent;
+use crate::lease::{Json, LeaseEvent, MAX_RECORDS, RECORD_BYTES};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::Builder;
@@ -109,6 +109,32 @@ fn serve(machine: &mut Machine, now: BootTime, seen: &State) -> usize {
 fn refuse(ops: usize) -> ApplyReport {
     let error = || crate::kernel::KernelError::Refused { doing: "writing".into(), errno: 16, message: String::new() };
     ApplyReport { refused: (0..ops).map(|place| (place, error())).collect(), ..ApplyReport::default() }
+}
+
+#[test]
+fn a_list_that_drops_records_and_leaves_room_is_asked_for_again_with_growing_pauses() {
+    let mut machine = machine();
+    let own = arbitrary::record(arbitrary::lease(1, V4, "tunnel"), 1);
+    let mut lease = arbitrary::lease(2, V4, "tunnel");
+    lease.attrs.backend_data.v4 = Json::parse(&format!("\"{}\"", "x".repeat(MAX_RECORDS * RECORD_BYTES))).ok();
+    let huge = arbitrary::record(lease, 2);
+    let list = || Wake::Store(Ok(LeaseEvent::Reset(vec![own.clone(), huge.clone()])));
+    let (mut now, mut lists) = (at(0), 0);
+    machine.handle(now, list());
+    while now < at(60_000) {
+        serve(&mut machine, now, &State::default());
+        if machine.take_relist(now) {
+            lists += 1;
+            assert!(!machine.take_relist(now), "one is under way");
+            machine.handle(now, list());
+            assert!(!machine.take_relist(now), "asked for again without a pause");
+        }
+        let deadline = machine.deadline().unwrap();
+        assert!(deadline > now, "due at {deadline:?} and not served at {now:?}");
+        now = deadline;
+        machine.handle(now, Wake::Timer);
+    }
+    assert!((5..10).contains(&lists), "{lists} lists in a minute");
 }
 
 #[test]

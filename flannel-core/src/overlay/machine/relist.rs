@@ -1,0 +1,47 @@
+//! When the store is asked to list everything again, because records were dropped and there is room for them now.
+
+use std::time::Duration;
+
+use crate::clock::BootTime;
+use crate::overlay::backoff::{Backoff, Jitter};
+
+/// The longest pause between two such lists.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// One list at a time, with growing pauses while lists leave room and drop records all the same.
+#[derive(Debug)]
+pub(super) struct Relist {
+    /// A list was asked for and has not come.
+    is_under_way: bool,
+    not_before: BootTime,
+    backoff: Backoff,
+}
+
+impl Relist {
+    pub(super) fn new(jitter: Jitter) -> Self {
+        Self { is_under_way: false, not_before: BootTime::default(), backoff: Backoff::up_to(LONGEST, jitter) }
+    }
+
+    /// When to ask, if there is room.
+    pub(super) fn due(&self, has_room: bool) -> Option<BootTime> {
+        (has_room && !self.is_under_way).then_some(self.not_before)
+    }
+
+    /// Whether to ask now, if there is room. Once for each list.
+    pub(super) fn take(&mut self, now: BootTime, has_room: bool) -> bool {
+        let is_due = self.due(has_room).is_some_and(|due| due <= now);
+        if is_due {
+            self.is_under_way = true;
+            self.not_before = now.after(self.backoff.next());
+        }
+        is_due
+    }
+
+    /// The store listed everything. Where that left no room, it was worth it.
+    pub(super) fn listed(&mut self, has_room: bool) {
+        self.is_under_way = false;
+        if !has_room {
+            self.backoff.reset();
+        }
+    }
+}
