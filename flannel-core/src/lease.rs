@@ -13,7 +13,7 @@ use crate::net::{Dual, Family, Prefix};
 use crate::text::Plain;
 
 pub(crate) use bounds::weight;
-pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, keep_oldest};
+pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, is_complete, keep_oldest};
 
 /// What the store calls a lease: an etcd key, a Kubernetes node, a file's name. Opaque to all but the store.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -369,7 +369,8 @@ pub struct Record {
 /// What a watch of the store reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseEvent {
-    /// Everything there is: what is not listed does not exist.
+    /// Everything there is: what is not listed does not exist, unless the list is of more than [`MAX_RECORDS`] (see
+    /// [`is_complete`]).
     Reset(Vec<Record>),
     /// A record appeared or changed.
     Upsert(Record),

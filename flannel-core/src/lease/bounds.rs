@@ -27,6 +27,12 @@ pub(crate) fn weight(key: &LeaseKey, lease: Option<&Lease>) -> usize {
     1 + (key.as_str().len() + data) / RECORD_BYTES
 }
 
+/// Whether a list of a store can be everything there is. A store that leaves the youngest out lists more than
+/// [`MAX_RECORDS`] all the same: what such a list lacks may exist.
+pub fn is_complete(records: &[Record]) -> bool {
+    records.iter().map(Record::weight).sum::<usize>() <= MAX_RECORDS
+}
+
 /// Drops the youngest of `records` until they count as at most `limit`. Where something is dropped, what is left is in
 /// the order of age. Returns how many were dropped, and the oldest of those.
 pub fn keep_oldest(records: &mut Vec<Record>, limit: usize) -> Option<Dropped> {

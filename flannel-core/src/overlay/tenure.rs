@@ -147,6 +147,14 @@ impl Tenure {
         }
     }
 
+    /// A list that lacks records lacks the own one: it may be there.
+    pub(crate) fn not_listed(&mut self, now: BootTime) -> Outcome {
+        if self.unseen && self.asked.is_none() && !self.lost {
+            self.ask(now);
+        }
+        Outcome::Same
+    }
+
     /// The store showed the own record, or that there is none.
     pub(crate) fn own_record(&mut self, record: Option<&Record>, now: BootTime) -> Outcome {
         let seen = record.and_then(|record| record.lease.as_ref().ok());

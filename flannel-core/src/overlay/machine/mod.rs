@@ -21,7 +21,7 @@ use crate::admit::{self, Admission};
 use crate::backend::{Backend, Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
-use crate::lease::{Lease, LeaseEvent, LeaseKey};
+use crate::lease::{Lease, LeaseEvent, LeaseKey, is_complete};
 use crate::net::{Dual, Prefix};
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::contact::{Voice, Words};
@@ -376,8 +376,11 @@ impl Machine {
         let own = self.local.lease.key.clone();
         let (changes, reset) = match event {
             LeaseEvent::Reset(records) => {
-                let record = records.iter().find(|record| record.key == own).cloned();
-                let outcome = self.tenure.own_record(record.as_ref(), now);
+                let record = records.iter().find(|record| record.key == own);
+                let outcome = match record {
+                    None if !is_complete(&records) => self.tenure.not_listed(now),
+                    record => self.tenure.own_record(record, now),
+                };
                 self.tenure_outcome(now, outcome);
                 let before = self.prefixes();
                 let changes = self.admission.reset(records);

@@ -8,7 +8,7 @@ use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, Device, HostFacts, Scope};
-use crate::lease::{Json, LeaseEvent, MAX_RECORDS, RECORD_BYTES};
+use crate::lease::{BadRecord, Json, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::Builder;
@@ -109,6 +109,26 @@ fn serve(machine: &mut Machine, now: BootTime, seen: &State) -> usize {
 fn refuse(ops: usize) -> ApplyReport {
     let error = || crate::kernel::KernelError::Refused { doing: "writing".into(), errno: 16, message: String::new() };
     ApplyReport { refused: (0..ops).map(|place| (place, error())).collect(), ..ApplyReport::default() }
+}
+
+/// A list of so many records that are bad, and none of them the own one.
+fn bad_records(count: usize) -> LeaseEvent {
+    let bad = |n: usize| Record {
+        key: LeaseKey::new(&n.to_string()),
+        created: n as u64,
+        lease: Err(Box::new(BadRecord::new("no JSON", Dual::default()))),
+    };
+    LeaseEvent::Reset((0..count).map(bad).collect())
+}
+
+#[test]
+fn a_list_of_more_than_is_held_does_not_say_that_the_own_record_is_gone() {
+    let mut machine = machine();
+    machine.handle(at(0), Wake::Store(Ok(own_record())));
+    machine.handle(at(1), Wake::Store(Ok(bad_records(MAX_RECORDS + 1))));
+    assert!(machine.held_lease().is_some() && machine.store_call(at(1)).is_none());
+    machine.handle(at(2), Wake::Store(Ok(bad_records(MAX_RECORDS))));
+    assert!(machine.held_lease().is_none());
 }
 
 #[test]
