@@ -21,7 +21,7 @@ pub(super) const SETTLE: Duration = Duration::from_secs(5);
 /// out.
 pub(super) const PACE: Duration = Duration::from_secs(30);
 
-/// The same after a write that failed because there is too much to keep. No retry makes it less, but the records change.
+/// The same after a write that failed because there is too much to keep, as long as it does not become clearly less.
 pub(super) const PACE_TOO_LARGE: Duration = Duration::from_secs(3600);
 
 pub(super) struct Keeper {
@@ -43,6 +43,8 @@ struct State {
     unsaved: Option<BootTime>,
     /// When the next write may be.
     not_before: BootTime,
+    /// What the records counted as when there was too much to keep. Once it is an eighth less, a write may do.
+    too_large: Option<usize>,
     trouble: Option<String>,
     /// Whether the cache stands in for the store.
     standing_in: bool,
@@ -97,6 +99,10 @@ impl Keeper {
         }
         if learn(&mut state.known) == Changed::Yes {
             state.unsaved.get_or_insert(now);
+        }
+        let weight = state.known.weight();
+        if state.too_large.take_if(|too_large| weight < *too_large - *too_large / 8).is_some() {
+            state.not_before = state.not_before.min(now.after(PACE));
         }
         let unsaved = state.unsaved.is_some();
         drop(state);
@@ -189,10 +195,11 @@ impl Keeper {
             let mut state = self.state();
             let Some(since) = state.unsaved.filter(|_| state.known.is_whole()) else { return Ok(()) };
             state.unsaved = None;
-            state.not_before = now.after(PACE);
+            (state.not_before, state.too_large) = (now.after(PACE), None);
             // Leases are shared: this costs some ten bytes a record, for as long as the write takes.
             (state.known.clone(), since)
         };
+        let weight = known.weight();
         let written = file::replace(&self.path, |to| wire::write(to, &known, &self.origin, now, SystemTime::now()));
         let mut state = self.state();
         let was = std::mem::replace(&mut state.trouble, written.as_ref().err().map(|error| chain(error)));
@@ -203,6 +210,7 @@ impl Keeper {
                 state.unsaved = Some(since);
                 if error.source.kind() == io::ErrorKind::FileTooLarge {
                     state.not_before = now.after(PACE_TOO_LARGE);
+                    state.too_large = Some(weight);
                 }
                 // A watch that sleeps has to know of the next try.
                 self.changed.notify_waiters();

@@ -1,14 +1,14 @@
 //! What the store has said, as far as it is worth keeping. Pure.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::records::Records;
 use crate::alloc;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record, keep_oldest};
+use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record, is_complete, keep_oldest};
 use crate::net::Dual;
 use crate::subnet::NodeIdentity;
 
@@ -17,7 +17,7 @@ use crate::subnet::NodeIdentity;
 pub(super) struct Known {
     pub(super) config: Option<NetworkConfig>,
     pub(super) own: Own,
-    pub(super) records: Option<BTreeMap<LeaseKey, Entry>>,
+    pub(super) records: Option<Records>,
     /// The public addresses that a renewal was last asked to publish: the store may show them before it answers, or
     /// instead of an answer.
     pub(super) asked: Option<Dual<IpAddr>>,
@@ -75,6 +75,11 @@ impl Known {
         if self.own == Own::Unasked {
             self.own = before.own;
         }
+    }
+
+    /// What the records count as.
+    pub(super) fn weight(&self) -> usize {
+        self.records.as_ref().map_or(0, Records::weight)
     }
 
     pub(super) fn configured(&mut self, config: &NetworkConfig) -> Changed {
@@ -144,7 +149,7 @@ impl Known {
             Own::Unasked | Own::None | Own::Doubted(..) => None,
         };
         let mut snapshot = Vec::with_capacity(records.len() + 1);
-        for (key, Entry { created, lease }) in records {
+        for (key, Entry { created, lease }) in records.iter() {
             let lease = match own.take_if(|own| own.key == *key) {
                 Some(own) => Ok(own),
                 None => lease.clone(),
@@ -163,13 +168,12 @@ impl Known {
             LeaseEvent::Upsert(record) => {
                 let own = self.own_record(&record.key, Some(record));
                 let Some(records) = &mut self.records else { return own };
-                // The store's next list says which are the oldest.
-                if records.len() >= MAX_RECORDS && !records.contains_key(&record.key) {
-                    return own;
-                }
-                let entry = Entry::of(record);
-                let old = records.insert(record.key.clone(), entry);
-                let same = old.is_some_and(|old| records.get(&record.key).is_some_and(|new| new.says_what(&old)));
+                let old = records.put(&record.key, Entry::of(record));
+                let same = match (&old, records.get(&record.key)) {
+                    (Some(old), Some(new)) => new.says_what(old),
+                    (None, None) => true,
+                    (Some(_), None) | (None, Some(_)) => false,
+                };
                 own.or(Changed::when(!same))
             }
             LeaseEvent::Remove(key) => {
@@ -183,19 +187,23 @@ impl Known {
 
     fn reset(&mut self, records: &[Record]) -> Changed {
         let mut kept = Cow::Borrowed(records);
-        if records.len() > MAX_RECORDS {
+        let is_complete = is_complete(records);
+        if !is_complete {
             keep_oldest(kept.to_mut(), MAX_RECORDS);
         }
-        let entries: BTreeMap<_, _> = kept.iter().map(|record| (record.key.clone(), Entry::of(record))).collect();
+        let entries: Records = kept.iter().map(|record| (record.key.clone(), Entry::of(record))).collect();
         let same = self.records.as_ref().is_some_and(|old| {
             old.len() == entries.len()
-                && old.iter().zip(&entries).all(|((a, old), (b, new))| a == b && new.says_what(old))
+                && old.iter().zip(entries.iter()).all(|((a, old), (b, new))| a == b && new.says_what(old))
         });
         self.records = Some(entries);
         let own = match &self.own {
             Own::Held(_, lease) | Own::Doubted(_, lease) => {
                 let key = lease.key.clone();
-                self.own_record(&key, records.iter().find(|record| record.key == key))
+                match records.iter().find(|record| record.key == key) {
+                    None if !is_complete => Changed::No,
+                    record => self.own_record(&key, record),
+                }
             }
             Own::Unasked | Own::None => Changed::No,
         };

@@ -1,12 +1,13 @@
 //! Tests: stores that hold more than is to be kept.
 
 use std::io::{ErrorKind, Write};
+use std::sync::Arc;
 
 use super::file;
-use super::keeper::PACE_TOO_LARGE;
+use super::keeper::{PACE, PACE_TOO_LARGE};
 use super::known::Known;
 use super::tests::{Bed, begun, drive, peer};
-use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record};
+use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::Dual;
 
 #[test]
@@ -30,18 +31,23 @@ async fn what_is_too_large_to_keep_is_not_written_again_and_again() {
     let bed = Bed::new();
     let cached = bed.open();
     let (_, mut watch) = begun(&cached).await;
-    let large = Json::parse(&format!("\"{}\"", "x".repeat(4000))).unwrap();
-    bed.store.insert((0..17_000).map(|n| {
-        let mut lease = Lease { key: LeaseKey::new(&format!("peer-{n}")), ..peer(3) };
-        lease.attrs.backend_data.v4 = Some(large.clone());
-        lease
-    }));
+    // Escaped they take six bytes each.
+    let bad = BadRecord { reason: "\u{1}".repeat(BadRecord::MAX_CHARS), subnets: Dual::default() };
+    let keys: Vec<_> = (0..50_000).map(|n| LeaseKey::new(&format!("bad-{n}"))).collect();
+    keys.iter().for_each(|key| bed.store.insert_bad(key, bad.clone()));
     drive(&mut watch, std::time::Duration::from_millis(10)).await;
     let error = cached.flush().await.unwrap_err();
     assert_eq!(error.source.kind(), ErrorKind::FileTooLarge);
     let due = cached.keeper.write_due().unwrap();
     assert!(due >= cached.keeper.now().after(PACE_TOO_LARGE / 2), "{due:?}");
     assert!(cached.trouble().is_some());
+    // Once there is clearly less, the next write comes at the ordinary pace.
+    bed.store.delete_all(&keys[..20_000]);
+    drive(&mut watch, std::time::Duration::from_millis(10)).await;
+    let due = cached.keeper.write_due().unwrap();
+    assert!(due <= cached.keeper.now().after(PACE), "{due:?}");
+    cached.flush().await.unwrap();
+    assert!(cached.trouble().is_none());
 }
 
 fn bad(n: usize) -> Record {
@@ -63,4 +69,42 @@ fn of_too_many_records_the_oldest_are_kept_and_no_text_at_length() {
     assert!(records.contains_key(&LeaseKey::new("8")) && records.len() == MAX_RECORDS);
     let texts = records.values().map(|entry| entry.lease.as_ref().unwrap_err().reason.chars().count());
     assert_eq!(texts.max(), Some(BadRecord::MAX_CHARS));
+}
+
+/// Record `n`, as large as one may be: it counts as 16.
+fn large(n: usize) -> Record {
+    let mut lease = Lease { key: LeaseKey::new(&format!("peer-{n}")), ..peer(3) };
+    lease.attrs.backend_data.v4 = Json::parse(&format!("\"{}\"", "x".repeat(15 * RECORD_BYTES))).ok();
+    Record { key: lease.key.clone(), created: n as u64, lease: Ok(Arc::new(lease)) }
+}
+
+#[test]
+fn large_records_that_come_one_by_one_count_as_several() {
+    let mut known = Known::default();
+    known.event(&LeaseEvent::Reset(vec![bad(0)]));
+    for n in 1..=MAX_RECORDS / 16 + 10 {
+        known.event(&LeaseEvent::Upsert(large(n)));
+    }
+    let kept = |known: &Known| known.records.as_ref().unwrap().len();
+    assert_eq!(kept(&known), MAX_RECORDS / 16);
+    // One that grows beyond what there is room for is not kept as it was.
+    for n in 0..16 {
+        known.event(&LeaseEvent::Upsert(bad(n)));
+    }
+    let grown = large(MAX_RECORDS);
+    let key = LeaseKey::new("7");
+    known.event(&LeaseEvent::Upsert(Record { key: key.clone(), ..grown }));
+    assert!(!known.records.as_ref().unwrap().contains_key(&key));
+    known.event(&LeaseEvent::Reset((1..=MAX_RECORDS / 16 + 10).map(large).collect()));
+    assert!(kept(&known) < MAX_RECORDS / 16 + 10);
+}
+
+#[test]
+fn a_list_that_may_lack_the_own_record_leaves_the_lease_as_it_is() {
+    let mut known = super::tests::held(None);
+    let before = known.own.clone();
+    known.event(&LeaseEvent::Reset((0..MAX_RECORDS + 1).map(bad).collect()));
+    assert_eq!(known.own, before);
+    known.event(&LeaseEvent::Reset((0..MAX_RECORDS).map(bad).collect()));
+    assert_ne!(known.own, before);
 }

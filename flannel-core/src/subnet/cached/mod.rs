@@ -5,6 +5,7 @@ mod keeper;
 mod known;
 #[cfg(test)]
 mod large;
+mod records;
 #[cfg(test)]
 mod tests;
 mod watch;

@@ -1,6 +1,5 @@
 //! The state file and the answers from it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,6 +10,7 @@ use tempfile::TempDir;
 
 use super::keeper::{PACE, SETTLE};
 use super::known::{Changed, Entry, Known, Own};
+use super::records::Records;
 use super::*;
 use crate::clock::{BootTime, SystemClock, TokioClock};
 use crate::config::Allocation;
@@ -462,11 +462,11 @@ async fn a_bad_file_is_overwritten_with_the_next_change() {
     assert!(bed.open().network_config().await.is_ok());
 }
 
-fn held(expires: Option<u64>) -> Known {
+pub(super) fn held(expires: Option<u64>) -> Known {
     let expires = expires.map(|secs| BootTime(Duration::from_secs(secs)));
     let lease = Lease { expires, fence: Fence(Some("7".into())), ..peer(3) };
     let own = Own::Held(node(), lease);
-    Known { config: Some(config()), own, records: Some(BTreeMap::new()), asked: None }
+    Known { config: Some(config()), own, records: Some(Records::default()), asked: None }
 }
 
 fn text(known: &Known, now: u64, wall: u64) -> Vec<u8> {
@@ -554,7 +554,7 @@ fn a_hostile_peers_nesting_is_kept_and_what_is_too_large_stays_bad() {
         (lease.key.clone(), Entry { created: 1, lease: Ok(Arc::new(lease)) })
     };
     let (deep, large) = (entry(&deep, 3), entry(&large, 4));
-    let records = Some([deep.clone(), large.clone()].into());
+    let records = Some([deep.clone(), large.clone()].into_iter().collect());
     let back = read(&text(&Known { records, ..held(None) }, 0, 0), 0, 0).records.unwrap();
     assert_eq!(back[&deep.0], deep.1);
     assert_eq!(back[&large.0].lease.as_ref().unwrap_err().subnets, peer(4).subnets);

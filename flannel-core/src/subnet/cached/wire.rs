@@ -82,7 +82,12 @@ pub(super) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime)
         None => Own::None,
         Some(own) => own.read(&time)?,
     };
-    Ok(Known { config: Some(config), own, records: Some(document.records.0.into_owned()), asked: None })
+    Ok(Known {
+        config: Some(config),
+        own,
+        records: Some(document.records.0.into_owned().into_iter().collect()),
+        asked: None,
+    })
 }
 
 #[derive(Deserialize)]
@@ -327,13 +332,16 @@ fn kept(mut known: Known) -> Known {
     if matches!(&known.own, Own::Held(_, lease) if attrs_text(&lease.attrs).is_none()) {
         known.own = Own::None;
     }
-    for entry in known.records.iter_mut().flat_map(BTreeMap::values_mut) {
+    let kept = |(key, entry): (&LeaseKey, &Entry)| {
+        let mut entry = entry.clone();
         if let Ok(lease) = &entry.lease
             && attrs_text(&lease.attrs).is_none()
         {
             let reason = "its attributes could not be kept".to_owned();
             entry.lease = Err(Box::new(BadRecord { reason, subnets: lease.subnets }));
         }
-    }
+        (key.clone(), entry)
+    };
+    known.records = known.records.map(|records| records.iter().map(kept).collect());
     known
 }

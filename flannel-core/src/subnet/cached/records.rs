@@ -1,0 +1,61 @@
+//! The records that are known of a store, bounded by what they take.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+
+use super::known::Entry;
+use crate::lease::{LeaseKey, MAX_RECORDS, weight};
+
+/// Records that count as at most [`MAX_RECORDS`] of ordinary size where they come one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Records {
+    by_key: BTreeMap<LeaseKey, Entry>,
+    /// What they count as.
+    weight: usize,
+}
+
+impl Records {
+    /// What they count as.
+    pub(super) fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// Puts a record in if there is room for it. Returns what stood there before, which goes in any case: it is not
+    /// true any more.
+    pub(super) fn put(&mut self, key: &LeaseKey, entry: Entry) -> Option<Entry> {
+        let old = self.remove(key);
+        let weight = self.weight + weight_of(key, &entry);
+        // The store's next list says which are the oldest.
+        if weight <= MAX_RECORDS {
+            self.weight = weight;
+            self.by_key.insert(key.clone(), entry);
+        }
+        old
+    }
+
+    pub(super) fn remove(&mut self, key: &LeaseKey) -> Option<Entry> {
+        let old = self.by_key.remove(key)?;
+        self.weight -= weight_of(key, &old);
+        Some(old)
+    }
+}
+
+impl FromIterator<(LeaseKey, Entry)> for Records {
+    fn from_iter<T: IntoIterator<Item = (LeaseKey, Entry)>>(records: T) -> Self {
+        let by_key: BTreeMap<_, _> = records.into_iter().collect();
+        let weight = by_key.iter().map(|(key, entry)| weight_of(key, entry)).sum();
+        Self { by_key, weight }
+    }
+}
+
+impl Deref for Records {
+    type Target = BTreeMap<LeaseKey, Entry>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.by_key
+    }
+}
+
+fn weight_of(key: &LeaseKey, entry: &Entry) -> usize {
+    weight(key, entry.lease.as_deref().ok())
+}
