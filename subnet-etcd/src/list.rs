@@ -22,24 +22,44 @@ const MOST: usize = MAX_RECORDS + MAX_RECORDS / 8;
 /// How often a listing that was compacted away under our hands begins again.
 const TRIES: u32 = 3;
 
-/// All records under `base`.
+/// All records under `base`, or the oldest of too many.
 pub(crate) async fn list(connector: &Connector, base: &str) -> Result<Listing, Fault> {
+    let add = |records: &mut Vec<Record>, record| {
+        records.push(record);
+        // Sorting each time would cost a listing of millions its time.
+        if records.len() > 2 * MOST {
+            keep_oldest(records, MOST);
+        }
+    };
+    let (header, mut records) = gather(connector, base, Vec::new, add).await?;
+    keep_oldest(&mut records, MOST);
+    Ok(Listing { header, records })
+}
+
+/// Adds up all records under `base`, however many there are.
+pub(crate) async fn gather<T>(
+    connector: &Connector,
+    base: &str,
+    start: impl Fn() -> T,
+    add: impl Fn(&mut T, Record),
+) -> Result<(Header, T), Fault> {
     let mut tries = 1;
     loop {
-        match pages(connector, base).await {
+        let mut sum = start();
+        match pages(connector, base, |record| add(&mut sum, record)).await {
             Err(fault) if fault.kind == Kind::Compacted && tries < TRIES => tries += 1,
-            result => return result,
+            result => return Ok((result?, sum)),
         }
     }
 }
 
-async fn pages(connector: &Connector, base: &str) -> Result<Listing, Fault> {
+async fn pages(connector: &Connector, base: &str, mut add: impl FnMut(Record)) -> Result<Header, Fault> {
     let end = after_prefix(base);
-    let mut listing = Listing { header: Header::default(), records: Vec::new() };
+    let mut header = Header::default();
     let mut from = base.as_bytes().to_vec();
     let mut limit = PAGE;
     loop {
-        let options = || GetOptions::new().with_range(end.clone()).with_revision(listing.header.revision);
+        let options = || GetOptions::new().with_range(end.clone()).with_revision(header.revision);
         let page = |options: GetOptions| {
             let from = from.clone();
             connector.read(move |mut client| {
@@ -56,24 +76,17 @@ async fn pages(connector: &Connector, base: &str) -> Result<Listing, Fault> {
             Err(fault) if fault.kind == Kind::TooLarge => (page(options().with_limit(1).with_keys_only()).await?, true),
             result => (result?, false),
         };
-        if listing.header.revision == 0 {
-            listing.header = Header::of(response.header());
-            listing.records.reserve(usize::try_from(response.count()).unwrap_or_default().min(100_000));
+        if header.revision == 0 {
+            header = Header::of(response.header());
         }
         let read = if is_cut { wire::record_too_large } else { wire::record };
-        listing.records.extend(response.kvs().iter().map(|kv| read(base, kv)));
-        // Sorting each time would cost a listing of millions its time.
-        if listing.records.len() > 2 * MOST {
-            keep_oldest(&mut listing.records, MOST);
-        }
+        response.kvs().iter().for_each(|kv| add(read(base, kv)));
         match response.kvs().last() {
             Some(last) if response.more() => from = after(last),
-            _ => break,
+            _ => return Ok(header),
         }
         limit = (limit * 2).min(PAGE);
     }
-    keep_oldest(&mut listing.records, MOST);
-    Ok(listing)
 }
 
 /// The first key that `prefix` does not begin. It ends in a slash, which is not the last byte there is.

@@ -7,7 +7,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, TxnOp};
 use flannel_core::alloc::{all_compatible, choose, compatible};
 use flannel_core::clock::Clock;
 use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey, Record};
+use flannel_core::lease::{BadRecord, Lease, LeaseAttrs, LeaseKey, Record};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
@@ -15,7 +15,7 @@ use crate::backoff::random;
 use crate::config::Ttl;
 use crate::connect::Connector;
 use crate::error::Fault;
-use crate::list::{after_prefix, list};
+use crate::list::{after_prefix, gather, list};
 use crate::wire::{self, Version};
 use crate::write::{Granted, Outcome, Put, Untold, unchanged};
 
@@ -40,6 +40,9 @@ const RACES: u32 = 256;
 
 /// How often a renewal or release that met a newer version of our own record tries that.
 const ADOPTIONS: u32 = 4;
+
+/// The most records of one node that are looked at; what lies beyond is as good as another's.
+const MAX_OWN: usize = 1024;
 
 const ACQUIRING: &str = "acquiring a lease";
 const RENEWING: &str = "renewing a lease";
@@ -76,11 +79,12 @@ impl Store {
         let owner = Owner::of(node)?;
         let (config, _) = self.config().await?;
         let doing = |fault: Fault| fault.into_subnet_error(DOING);
-        let listing = list(&self.connector, &self.base).await.map_err(doing)?;
-        let fits = |lease: &&Arc<Lease>| owner.holds(&lease.attrs) && all_compatible(&config, &lease.subnets);
-        let Some(found) = listing.records.iter().filter_map(|record| record.lease.as_ref().ok()).find(fits) else {
-            return Ok(None);
+        let add = |own: &mut Vec<Arc<Lease>>, record: Record| {
+            own.extend(record.lease.ok().filter(|lease| owner.holds(&lease.attrs) && own.len() < MAX_OWN));
         };
+        let (_, own) = gather(&self.connector, &self.base, Vec::new, add).await.map_err(doing)?;
+        let fits = |lease: &&Arc<Lease>| all_compatible(&config, &lease.subnets);
+        let Some(found) = own.iter().find(fits) else { return Ok(None) };
         let mut lease = Lease::clone(found);
         let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
         if version.is_reservation() {
@@ -101,8 +105,8 @@ impl Store {
         }
         for _ in 0..ROUNDS {
             let (config, config_revision) = self.config().await?;
-            let mut seen = Seen::read(self, config, config_revision).await?;
-            let mut own = seen.take_own(owner);
+            let mut seen = Seen::read(self, owner, config, config_revision).await?;
+            let mut own = std::mem::take(&mut seen.own);
             let kept = seen.kept(&own, &want).map(|place| own.remove(place));
             // Another node may have had this address before, and may live on under another one: what the backend publishes
             // beside it is of one device.
@@ -310,7 +314,7 @@ impl Store {
                 return Ok(None);
             }
             for kv in read.iter().filter(|kv| !is_config(kv)) {
-                seen.add(&wire::record(&self.base, kv));
+                seen.add(wire::record(&self.base, kv).lease);
             }
             seen.revision = header.revision;
         }
@@ -402,35 +406,66 @@ struct Seen {
     config_revision: i64,
     /// Up to which revision the records are known.
     revision: i64,
-    leases: Vec<Arc<Lease>>,
+    /// The leases of the node that acquires, in the order of their keys, as Go flannel looks at them.
+    own: Vec<Arc<Lease>>,
+    /// Those of others. Of too many the youngest are there too, so no more is held of each than it takes.
+    others: Vec<Other>,
     /// What must not be taken, besides the leases.
     taken: Vec<Prefix>,
 }
 
+/// A lease of another node. Its subnets are its key.
+struct Other {
+    created: i64,
+    subnets: Dual<Prefix>,
+}
+
+impl Other {
+    fn of(lease: &Lease) -> Self {
+        Self { created: Version::from_fence(&lease.fence).unwrap_or(UNKNOWN).created, subnets: lease.subnets }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.subnets.iter().any(|(_, ours)| other.subnets.iter().any(|(_, theirs)| ours.overlaps(theirs)))
+    }
+
+    fn age(&self) -> (i64, Option<String>) {
+        (self.created, wire::key_text(&self.subnets))
+    }
+}
+
 impl Seen {
-    async fn read(store: &Store, config: NetworkConfig, config_revision: i64) -> Result<Self, SubnetError> {
-        let listing = list(&store.connector, &store.base).await;
-        let listing = listing.map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
-        let revision = listing.header.revision;
-        let mut seen = Self { config, config_revision, revision, leases: Vec::new(), taken: Vec::new() };
-        for record in &listing.records {
-            seen.add(record);
-        }
+    async fn read(
+        store: &Store,
+        owner: Owner,
+        config: NetworkConfig,
+        config_revision: i64,
+    ) -> Result<Self, SubnetError> {
+        let start = || Self {
+            config: config.clone(),
+            config_revision,
+            revision: 0,
+            own: Vec::new(),
+            others: Vec::new(),
+            taken: Vec::new(),
+        };
+        let add = |seen: &mut Self, record: Record| match record.lease {
+            Ok(lease) if owner.holds(&lease.attrs) && seen.own.len() < MAX_OWN => seen.own.push(lease),
+            lease => seen.add(lease),
+        };
+        let (header, mut seen) = gather(&store.connector, &store.base, start, add)
+            .await
+            .map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
+        seen.revision = header.revision;
         Ok(seen)
     }
 
-    fn add(&mut self, record: &Record) {
-        match &record.lease {
-            Ok(lease) => self.leases.push(Arc::clone(lease)),
+    /// Takes a record in that is not ours.
+    fn add(&mut self, lease: Result<Arc<Lease>, Box<BadRecord>>) {
+        match lease {
+            Ok(lease) => self.others.push(Other::of(&lease)),
             Err(bad) => self.taken.extend(bad.subnets.iter().map(|(_, subnet)| *subnet)),
         }
-    }
-
-    /// Takes out the leases of `owner`, in the order of their keys, as Go flannel looks at them.
-    fn take_own(&mut self, owner: Owner) -> Vec<Arc<Lease>> {
-        let (own, others) = std::mem::take(&mut self.leases).into_iter().partition(|lease| owner.holds(&lease.attrs));
-        self.leases = others;
-        own
     }
 
     /// The place of the lease to take again. Another node may have had this node's address before: so the one that is
@@ -446,13 +481,9 @@ impl Seen {
     /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. They take
     /// ours rather than one that the pool would not give out.
     fn beats(&self, own: &Lease) -> bool {
-        let age = |lease: &Lease| (Version::from_fence(&lease.fence).map(|version| version.created), lease.key.clone());
-        let overlaps = |lease: &Lease| {
-            lease.subnets.iter().any(|(_, theirs)| own.subnets.iter().any(|(_, ours)| ours.overlaps(theirs)))
-        };
-        self.leases
-            .iter()
-            .any(|lease| overlaps(lease) && all_compatible(&self.config, &lease.subnets) && age(lease) < age(own))
+        let own = Other::of(own);
+        let is_rival = |other: &&Other| own.overlaps(other) && all_compatible(&self.config, &other.subnets);
+        self.others.iter().filter(is_rival).any(|other| other.age() < own.age())
     }
 
     /// In each family what is preferred if free, else any that is free.
@@ -461,7 +492,7 @@ impl Seen {
         for (family, network) in self.config.networks.iter() {
             // What covers the whole network is no lease of it, and must not keep new nodes out.
             let taken = || {
-                let leased = self.leases.iter().filter_map(|lease| lease.subnets.get(family));
+                let leased = self.others.iter().filter_map(|other| other.subnets.get(family));
                 leased.chain(&self.taken).filter(|subnet| !subnet.covers(&network.prefix)).copied()
             };
             let is_free =

@@ -1,11 +1,12 @@
 //! What is written, by whom, and what becomes of it under faults.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use etcd_client::{LeaseGrantOptions, PutOptions};
+use etcd_client::{LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use flannel_core::clock::{BootTime, Clock, SystemClock};
-use flannel_core::lease::{Lease, LeaseAttrs};
+use flannel_core::lease::{Json, Lease, LeaseAttrs, MAX_RECORDS, RECORD_BYTES, Record, is_complete};
 use flannel_core::net::Dual;
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use flannel_subnet_etcd::{Config, EtcdSubnets, KeyPrefix, Ttl};
@@ -401,4 +402,32 @@ async fn what_is_missing_or_wrong_is_named() {
     assert!(error.to_string().contains("public IP"), "{error}");
     let error = store.acquire(&node(1).id, node(2).want()).await.unwrap_err();
     assert!(matches!(error, SubnetError::Invalid { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_finds_its_record_among_more_than_a_list_holds() {
+    let (etcd, store) = single(Version::Current).await;
+    let mut client = raw(&etcd).await;
+    // Each counts as 16 records: together they leave no room for a younger one.
+    let mut attrs = node(9).attrs;
+    attrs.backend_data.v6 = Json::parse(&format!("\"{}\"", "x".repeat(15 * RECORD_BYTES))).ok();
+    let value = attrs.to_json();
+    let count = (MAX_RECORDS + MAX_RECORDS / 8) / 16 + 1;
+    for chunk in (0..count as u32).collect::<Vec<_>>().chunks(100) {
+        let put = |n: &u32| {
+            let addr = Ipv4Addr::from(0x0a40_0000 + (n << 2));
+            TxnOp::put(format!("{BASE}/subnets/{addr}-30"), value.clone(), None)
+        };
+        client.txn(Txn::new().and_then(chunk.iter().map(put).collect::<Vec<_>>())).await.unwrap();
+    }
+    let lease = node(3).acquire(&store).await;
+    let is_listed = |records: &[Record]| records.iter().any(|record| record.key == lease.key);
+    let records = store.list().await.unwrap();
+    assert!(!is_listed(&records) && !is_complete(&records));
+    let previous = store.previous(&node(3).id).await.unwrap();
+    assert_eq!(previous.map(|lease| lease.key).as_ref(), Some(&lease.key));
+    assert_eq!(node(3).acquire(&store).await.key, lease.key);
+    // What is not listed is taken all the same.
+    let other = store.acquire(&node(4).id, Want { preferred: lease.subnets, ..node(4).want() }).await.unwrap();
+    assert_ne!(other.subnets, lease.subnets);
 }
