@@ -28,12 +28,13 @@ pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, 
     watch_at_most(store, MAX_RECORDS + MAX_RECORDS / 8)
 }
 
-/// The same with at most so many records: the oldest. More than the agent holds, so that it sees that there are too
+/// The same with records that count as at most so many: the oldest. More than the agent holds, so that it sees that there are too
 /// many; it begins a new watch once it has room.
 fn watch_at_most(store: Arc<Store>, most: usize) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     let watch = Watch {
         store,
         most,
+        weight: 0,
         source: None,
         pause: None,
         seen: BTreeMap::new(),
@@ -56,8 +57,10 @@ const MAX_EVENTS: usize = 1024;
 
 struct Watch {
     store: Arc<Store>,
-    /// The most records reported.
+    /// What the records that are reported may count as: see [`Record::weight`].
     most: usize,
+    /// What those of `seen` count as.
+    weight: usize,
     /// `None`: everything has to be read anew.
     source: Option<Source>,
     /// What to wait before that: the last try failed.
@@ -116,6 +119,7 @@ impl Watch {
         let records = joined(DOING, tokio::task::spawn_blocking(move || store.dir.list()).await)?;
         self.seen.clear();
         self.ends.clear();
+        self.weight = 0;
         let now = WallTime::now();
         for (key, loaded) in records {
             self.fold(key, Some(loaded), now, usize::MAX);
@@ -127,6 +131,7 @@ impl Watch {
             self.seen.retain(|key, _| kept.contains(key));
             self.ends.retain(|(_, key)| kept.contains(key));
         }
+        self.weight = records.iter().map(Record::weight).sum();
         self.ready.push_back(LeaseEvent::Reset(records));
         self.source = Some(source);
         self.pause = None;
@@ -161,12 +166,21 @@ impl Watch {
             && *end <= now
             && let Some((_, key)) = self.ends.pop_first()
         {
-            self.seen.remove(&key);
+            self.forget(key);
+        }
+    }
+
+    /// Reports that a record is gone, if it was reported.
+    fn forget(&mut self, key: LeaseKey) {
+        if let Some(old) = self.seen.remove(&key) {
+            self.weight -= old.record.weight();
+            old.expires.map(|end| self.ends.remove(&(end, key.clone())));
             self.ready.push_back(LeaseEvent::Remove(key));
         }
     }
 
-    /// Takes in what a file holds now; reports it if that is news. A new one has to be within `most`.
+    /// Takes in what a file holds now; reports it if that is news. What there is no room for within `most` is as good as
+    /// gone.
     fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime, most: usize) {
         let fresh = match loaded {
             Some(Ok(entry)) if entry.is_expired(now) => None,
@@ -179,18 +193,14 @@ impl Watch {
         {
             return;
         }
-        if old.is_none() && self.seen.len() >= most {
-            return;
-        }
+        let others = self.weight - old.map_or(0, |old| old.record.weight());
+        let Some(fresh) = fresh.filter(|fresh| others.saturating_add(fresh.record.weight()) <= most) else {
+            return self.forget(key);
+        };
+        self.weight = others + fresh.record.weight();
         if let Some(end) = old.and_then(|old| old.expires) {
             self.ends.remove(&(end, key.clone()));
         }
-        let Some(fresh) = fresh else {
-            if self.seen.remove(&key).is_some() {
-                self.ready.push_back(LeaseEvent::Remove(key));
-            }
-            return;
-        };
         self.ends.extend(fresh.expires.map(|end| (end, key.clone())));
         self.ready.push_back(LeaseEvent::Upsert(fresh.record.clone()));
         self.seen.insert(key, fresh);
@@ -327,7 +337,7 @@ fn is_gap(event: &InotifyEvent) -> bool {
 mod tests {
     use super::*;
     use crate::{FileSubnets, Options};
-    use flannel_core::lease::LeaseAttrs;
+    use flannel_core::lease::{Json, LeaseAttrs, RECORD_BYTES};
     use flannel_core::net::Dual;
     use flannel_core::subnet::{NodeIdentity, SubnetManager, Want};
 
@@ -358,5 +368,32 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+    #[tokio::test]
+    async fn large_records_count_as_several() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSubnets::open(dir.path(), Options::default()).unwrap();
+        store.put_config_json(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).await.unwrap();
+        let acquire = async |name: &str, bytes: usize| {
+            let public_ip = Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
+            let v4 = Json::parse(&format!("\"{}\"", "x".repeat(bytes))).ok();
+            let attrs = LeaseAttrs { public_ip, backend_data: Dual { v4, v6: None }, ..LeaseAttrs::default() };
+            let want = Want { attrs, preferred: Dual::default() };
+            store.acquire(&NodeIdentity::new(name).unwrap(), want).await.unwrap()
+        };
+        acquire("a", 1).await;
+        let mut watch = watch_at_most(Arc::new(Store::open(dir.path().to_owned(), Options::default()).unwrap()), 9);
+        let Some(Ok(LeaseEvent::Reset(records))) = watch.next().await else { panic!("no reset") };
+        assert_eq!(records.len(), 1);
+        let mut next = async || watch.next().await.unwrap().unwrap();
+        // Each of these counts as five.
+        acquire("b", 4 * RECORD_BYTES).await;
+        assert!(matches!(next().await, LeaseEvent::Upsert(record) if record.key.as_str() == "b.json"));
+        acquire("c", 4 * RECORD_BYTES).await;
+        acquire("d", 1).await;
+        assert!(matches!(next().await, LeaseEvent::Upsert(record) if record.key.as_str() == "d.json"));
+        // One that grew is not left as it was.
+        acquire("a", 4 * RECORD_BYTES).await;
+        assert_eq!(next().await, LeaseEvent::Remove(LeaseKey::new("a.json")));
     }
 }
