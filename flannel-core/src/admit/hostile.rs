@@ -175,6 +175,26 @@ fn a_peer_that_comes_and_goes_has_a_bounded_number_of_named_prefixes_judged() {
 }
 
 #[test]
+fn a_change_tells_of_the_prefixes_it_concerns_and_not_of_all() {
+    let mut admission = admission();
+    let bad = |n: u32| {
+        let subnet = Prefix::masked(IpAddr::from((0x0a2a_0000 + (n << 2)).to_be_bytes()), 30).unwrap();
+        let subnets = Dual { v4: Some(subnet), v6: None };
+        let lease = Err(Box::new(BadRecord { reason: "x".into(), subnets }));
+        Record { key: LeaseKey::new(&format!("n{n}")), created: 1, lease }
+    };
+    admission.reset((1000..11_000).map(bad).collect());
+    let told = |admission: &Admission| admission.changed_withheld().len();
+    assert_eq!((admission.quarantined_count(), told(&admission)), (10_000, 10_000));
+    admission.upsert(record(Lease { subnets: bad(1007).lease.unwrap_err().subnets, ..node(2) }, 1));
+    assert_eq!(told(&admission), 1, "its prefix is not withheld any more");
+    admission.remove(&LeaseKey::new("n1008"));
+    assert_eq!(told(&admission), 1);
+    admission.upsert(record(node(200), 1));
+    assert_eq!(told(&admission), 0);
+}
+
+#[test]
 fn prefixes_that_no_peer_could_hold_are_not_kept() {
     let mut admission = admission();
     for (n, subnets) in [

@@ -303,26 +303,6 @@ fn withheld(admission: &Admission) -> BTreeSet<Prefix> {
 }
 
 #[test]
-fn a_change_tells_of_the_prefixes_it_concerns_and_not_of_all() {
-    let mut admission = admission();
-    let bad = |n: u32| {
-        let subnet = Prefix::masked(IpAddr::from((0x0a2a_0000 + (n << 2)).to_be_bytes()), 30).unwrap();
-        let subnets = Dual { v4: Some(subnet), v6: None };
-        let lease = Err(Box::new(BadRecord { reason: "x".into(), subnets }));
-        Record { key: LeaseKey::new(&format!("n{n}")), created: 1, lease }
-    };
-    admission.reset((1000..11_000).map(bad).collect());
-    let told = |admission: &Admission| admission.changed_withheld().len();
-    assert_eq!((admission.quarantined_count(), told(&admission)), (10_000, 10_000));
-    admission.upsert(record(Lease { subnets: bad(1007).lease.unwrap_err().subnets, ..node(2) }, 1));
-    assert_eq!(told(&admission), 1, "its prefix is not withheld any more");
-    admission.remove(&LeaseKey::new("n1008"));
-    assert_eq!(told(&admission), 1);
-    admission.upsert(record(node(200), 1));
-    assert_eq!(told(&admission), 0);
-}
-
-#[test]
 fn families_are_judged_each_and_those_not_in_use_are_not() {
     let same_v6 = |n: u8| {
         let subnets = Dual { v6: Some(node_subnet(Family::V6, 2)), ..dual_node(n).subnets };
