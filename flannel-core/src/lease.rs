@@ -65,10 +65,15 @@ impl BadRecord {
 
     /// A record that is bad for this reason, which is cut to [`MAX_CHARS`](Self::MAX_CHARS).
     pub fn new(reason: impl fmt::Display, subnets: Dual<Prefix>) -> Self {
+        Self { reason: Self::cut(reason), subnets }
+    }
+
+    /// The text of a reason, cut to [`MAX_CHARS`](Self::MAX_CHARS).
+    pub(crate) fn cut(reason: impl fmt::Display) -> String {
         let mut text = Cut { text: String::new(), left: Self::MAX_CHARS };
         // Fails once it is full.
         let _ = fmt::write(&mut text, format_args!("{reason}"));
-        Self { reason: text.text, subnets }
+        text.text
     }
 }
 

@@ -155,11 +155,8 @@ impl std::fmt::Display for Covered {
 impl Reason {
     /// The same with a text of bounded length.
     pub(super) fn cut(mut self) -> Self {
-        if let Some(text) = self.text()
-            && let Some((end, _)) = text.char_indices().nth(BadRecord::MAX_CHARS)
-        {
-            text.truncate(end);
-            text.shrink_to_fit();
+        if let Some(text) = self.text() {
+            *text = BadRecord::cut(&*text);
         }
         self
     }
