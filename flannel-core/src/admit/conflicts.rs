@@ -1,9 +1,9 @@
 //! Which of the records that are in conflict win.
 //!
 //! A record wins if no winner of lesser rank is in conflict with it. So the winners' subnets are disjoint and their
-//! Ethernet addresses distinct, and a look at the winners beside it is enough to judge a record, however many records
-//! want the same. Where a winner goes, its rivals are asked in the order of rank, one for each subnet or address they
-//! share with it, and no further once one of them has won.
+//! Ethernet addresses distinct, and a record is judged by the winners next to it, however many records name the same
+//! subnet. Where a winner goes away, the records in conflict with it are judged in the order of rank, for each subnet
+//! and address separately, until one of them wins.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -25,7 +25,7 @@ pub(super) enum Ground {
 struct Waiting {
     rank: OwnedRank,
     id: u32,
-    /// Who is next on this ground if the entry does not win.
+    /// Where the next entry is judged if this one does not win.
     ground: Option<Ground>,
 }
 
@@ -118,26 +118,26 @@ impl Table {
         }
     }
 
-    /// Judges one entry, and has those judged whom that concerns.
+    /// Judges one entry, and has those judged again whose verdict depends on it.
     fn judge(&mut self, agenda: &mut Agenda, id: u32, ground: Option<Ground>) {
         let mut rivals = Vec::new();
         let on_ground = ground.is_some_and(|ground| self.is_beaten_on(id, ground, &mut rivals));
         let is_beaten = on_ground || self.is_beaten(id, &mut rivals);
-        // They come after this one, whatever became of it. Until then they are in nobody's way.
+        // They rank after this one and are judged again. Until then they count as losers.
         for rival in rivals {
             // It may have been met twice.
             if !self.entry(rival).winner {
                 continue;
             }
             self.touch(rival);
-            self.dethrone(rival);
-            self.entries[rival as usize].ousted = true;
+            self.unset_winner(rival);
+            self.entries[rival as usize].was_winner = true;
             self.wait(agenda, rival, None);
         }
-        let was_winner = std::mem::take(&mut self.entries[id as usize].ousted);
+        let was_winner = std::mem::take(&mut self.entries[id as usize].was_winner);
         if !is_beaten {
             self.touch(id);
-            self.crown(id);
+            self.set_winner(id);
             return;
         }
         let Some(rank) = self.entry(id).owned_rank() else { return };
@@ -145,7 +145,7 @@ impl Table {
             let freed: Vec<_> = self.grounds(id).collect();
             freed.into_iter().for_each(|ground| self.ask_next(agenda, ground, as_rank(&rank)));
         }
-        // Whoever is beaten on the ground itself is so with all that are on it.
+        // If a record loses because of this very subnet or address, so do all others that want it.
         if let Some(ground) = ground.filter(|_| !on_ground) {
             self.ask_next(agenda, ground, as_rank(&rank));
         }
@@ -184,7 +184,7 @@ impl Table {
         })
     }
 
-    /// What an entry that is no winner any more held against others. Leaves out what nobody else wants.
+    /// The subnets and addresses that an entry held as a winner, without those that no other record wants.
     pub(super) fn grounds(&self, id: u32) -> impl Iterator<Item = Ground> + '_ {
         let entry = self.entry(id);
         let families = || self.families.into_iter().flatten();
@@ -210,7 +210,7 @@ impl Table {
 
     /// The Ethernet address of an entry that an older one has too, whichever of them fits the pool: nodes that were
     /// started with different pools may differ in who wins.
-    pub(super) fn older_twin(&self, id: u32) -> Option<MacAddr> {
+    pub(super) fn mac_shared_with_older(&self, id: u32) -> Option<MacAddr> {
         let entry = self.entry(id);
         let shared = |family: &Family| {
             let mac = entry.mac(*family)?;
@@ -289,13 +289,14 @@ impl Table {
         (self.visit(id).mac(family) == Some(mac)).then_some(id)
     }
 
-    fn crown(&mut self, id: u32) {
+    /// Puts an entry among the winners.
+    fn set_winner(&mut self, id: u32) {
         self.entries[id as usize].winner = true;
         self.enter(id, Act::Insert);
     }
 
-    /// Makes a winner none.
-    pub(super) fn dethrone(&mut self, id: u32) {
+    /// Takes an entry out of the winners.
+    pub(super) fn unset_winner(&mut self, id: u32) {
         self.enter(id, Act::Remove);
         self.entries[id as usize].winner = false;
     }

@@ -263,9 +263,9 @@ impl Admission {
         }
     }
 
-    /// The Ethernet address of our own record that an older record has too: of the two other nodes accept the older.
-    pub fn older_twin(&self) -> Option<MacAddr> {
-        self.table.older_twin(self.table.find(self.host.own.key.as_ref()?)?)
+    /// The Ethernet address that our own record shares with an older one. Other nodes accept the older of the two.
+    pub fn mac_shared_with_older(&self) -> Option<MacAddr> {
+        self.table.mac_shared_with_older(self.table.find(self.host.own.key.as_ref()?)?)
     }
 
     /// The prefixes that records which are bad in themselves name: kernel objects for exactly these (not for

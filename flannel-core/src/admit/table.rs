@@ -67,7 +67,7 @@ pub(super) struct Entry {
     /// Whether `lease` wins all its conflicts.
     pub(super) winner: bool,
     /// Whether it was a winner until this round, and is to be judged again.
-    pub(super) ousted: bool,
+    pub(super) was_winner: bool,
     /// Whether it waits to be judged.
     pub(super) queued: bool,
     /// Whether it is in the indices.
@@ -386,7 +386,7 @@ impl Table {
         }
         if self.entry(id).winner {
             self.touch(id);
-            self.dethrone(id);
+            self.unset_winner(id);
             if let Some(rank) = self.entry(id).owned_rank() {
                 let freed: Vec<_> = self.grounds(id).collect();
                 self.freed.extend(freed.into_iter().map(|ground| (ground, rank.clone())));

@@ -89,7 +89,7 @@ impl Machine {
         if self.parted.is_some_and(|parted| now < parted.after(PART)) || !self.tenure.is_held() {
             return;
         }
-        let Some(mac) = self.admission.older_twin() else { return };
+        let Some(mac) = self.admission.mac_shared_with_older() else { return };
         self.parted = Some(now);
         let mut situation = self.local.situation.clone();
         if situation.taken.len() >= MOST_TAKEN {
