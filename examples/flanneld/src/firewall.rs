@@ -1,6 +1,6 @@
 //! The firewall's rules: applied once the lease is known, looked at every few seconds, changed with lease and peers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,9 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::firewall::{Firewall, FirewallError, Rules, VxlanGuard};
 use flannel_core::kernel::OverlayName;
 use flannel_core::lease::Lease;
-use flannel_core::overlay::{Handle, WithheldBecause};
+use flannel_core::net::Prefix;
+use flannel_core::overlay::{Handle, Held, HeldBecause, WithheldBecause};
+use flannel_core::plan::Op;
 use flannel_core::subnet::SubnetManager;
 use flannel_firewall_iptables::Iptables;
 use flannel_firewall_nft::Nft;
@@ -27,6 +29,8 @@ const VXLAN_PORT: u16 = 8472;
 const GATHER: Duration = Duration::from_millis(100);
 /// The longest wait between two tries.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often reading the guard of a former run is tried: within about 16 s, then the rules are written without it.
+const READS: u32 = 5;
 /// How often drift is told at most.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -65,8 +69,8 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Keeps the rules as wanted until the agent ends.
     ///
-    /// Returns an error only for what cannot pass: no tool or no privilege, where pods would be without masquerade or
-    /// guard.
+    /// Returns an error only where a retry cannot help: the tool or the privilege is missing, and pods would be without
+    /// masquerading or guard.
     pub(crate) async fn keep(self) -> Result<(), FirewallError> {
         let mut handle = self.handle.clone();
         // Nothing is known of the network before there is a lease; afterwards the store has it for sure.
@@ -76,8 +80,11 @@ impl Keeper {
         let config = self.config().await;
         let [nft, iptables] = all()?;
         let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
-        let formerly = self.formerly_admitted(&*tool).await;
-        let mut admitted = Admitted { so_far: formerly.clone(), formerly };
+        let formerly = match self.options.guard {
+            Guard::Peers => formerly_admitted(&*tool, &self.overlay, &self.state).await,
+            _ => BTreeSet::new(),
+        };
+        let mut admitted = Admitted { so_far: formerly.clone(), formerly, kept: None };
         let mut leftovers = Leftovers::default();
         let mut applied: Option<Rules> = None;
         let mut told = None;
@@ -86,7 +93,7 @@ impl Keeper {
             // Lost: what is there stays until there is another lease.
             let lease = handle.status().lease.clone();
             let wanted = match lease {
-                Some(lease) => self.rules(&config, &lease, &admitted).await,
+                Some(lease) => self.rules(&config, &lease, &mut admitted).await,
                 None => applied.clone(),
             };
             let first = applied.is_none();
@@ -132,7 +139,7 @@ impl Keeper {
                 }
                 let lease = handle.status().lease.clone();
                 let Some(lease) = lease else { continue };
-                let wanted = self.rules(&config, &lease, &admitted).await;
+                let wanted = self.rules(&config, &lease, &mut admitted).await;
                 if wanted.is_some() && wanted != applied {
                     break;
                 }
@@ -153,26 +160,9 @@ impl Keeper {
         }
     }
 
-    async fn formerly_admitted(&self, tool: &dyn Firewall) -> BTreeSet<IpAddr> {
-        if self.options.guard != Guard::Peers {
-            return BTreeSet::new();
-        }
-        loop {
-            match tool.let_in(&self.overlay).await {
-                Ok(peers) => return peers,
-                // Writing fails as well, and says so.
-                Err(error) if is_final(&error) => return BTreeSet::new(),
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "the guard's peers cannot be read yet");
-                    sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-    }
-
     /// The rules for this lease. `None`: what is there stays, since a guard needs the peers and nobody knows them yet,
     /// nor whose routes stay although they are none.
-    async fn rules(&self, config: &NetworkConfig, lease: &Lease, admitted: &Admitted) -> Option<Rules> {
+    async fn rules(&self, config: &NetworkConfig, lease: &Lease, admitted: &mut Admitted) -> Option<Rules> {
         let networks = config.networks.map(|_, network| network.prefix);
         let mut rules = Rules::new(self.overlay.clone(), &networks, &lease.subnets);
         rules.masquerade = self.options.masquerade;
@@ -193,14 +183,40 @@ impl Keeper {
                     // The first look at the kernel tells whose routes a former run left.
                     return None;
                 }
-                let withheld = status.withheld.values().copied().collect::<Vec<_>>();
-                let peers = admitted.with(peers, &withheld);
+                admitted.update_kept(&status.withheld, &self.handle).await;
+                let peers = admitted.with(peers, status.withheld.values());
                 Some(VxlanGuard { port: vxlan.config().port.unwrap_or(VXLAN_PORT), peers })
             }
             _ => None,
         };
         Some(rules)
     }
+}
+
+/// Returns the peers that the guard of a former run admitted.
+///
+/// Without them a peer whose removal waits is shut out until its record is good again. That is better than a node
+/// without any rules, so after [`READS`] failures the rules are written without them.
+async fn formerly_admitted(
+    tool: &dyn Firewall,
+    overlay: &OverlayName,
+    state: &watch::Sender<Rulebook>,
+) -> BTreeSet<IpAddr> {
+    let mut backoff = Backoff::default();
+    for nth in 1..=READS {
+        let error = match tool.let_in(overlay).await {
+            Ok(peers) => return peers,
+            // Writing fails as well, and reports it.
+            Err(error) if is_final(&error) => break,
+            Err(error) => chain(&error),
+        };
+        if nth == 1 {
+            tracing::warn!(error, "the guard of a former run cannot be read: after {READS} tries a new one is written");
+        }
+        state.send_replace(Rulebook::Failed(error));
+        sleep(backoff.wait()).await;
+    }
+    BTreeSet::new()
 }
 
 /// Whom the guard has let in.
@@ -210,23 +226,66 @@ struct Admitted {
     formerly: BTreeSet<IpAddr>,
     /// Up to now.
     so_far: BTreeSet<IpAddr>,
+    /// What bad records keep; `None`: none does, or it could not be read yet.
+    kept: Option<Kept>,
+}
+
+/// Former peers whose entries in the kernel stay, because a record that cannot be read names their subnet.
+#[derive(Debug)]
+struct Kept {
+    prefixes: BTreeSet<Prefix>,
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl Admitted {
-    /// Whom it lets in from now on. Where the agent keeps the routes to peers that are none any more, they are let in
-    /// too: their routes are of no use otherwise.
-    fn with(&self, mut peers: BTreeSet<IpAddr>, withheld: &[WithheldBecause]) -> BTreeSet<IpAddr> {
-        let waits = |because: &WithheldBecause| {
-            matches!(because, WithheldBecause::MassRemoval(_) | WithheldBecause::Unconfirmed)
-        };
-        if withheld.iter().any(waits) {
+    /// Finds out which former peers bad records keep. Reads the kernel only when other prefixes are withheld than before:
+    /// a record that goes bad later belongs to a peer of this run, which is admitted by its last good record.
+    async fn update_kept(&mut self, withheld: &BTreeMap<Prefix, WithheldBecause>, handle: &Handle) {
+        let bad = withheld.iter().filter(|(_, because)| **because == WithheldBecause::BadRecord);
+        let prefixes: BTreeSet<_> = bad.map(|(prefix, _)| *prefix).collect();
+        if prefixes.is_empty() || self.formerly.is_empty() {
+            self.kept = None;
+        } else if self.kept.as_ref().is_none_or(|kept| kept.prefixes != prefixes) {
+            match handle.plan().await {
+                Ok(preview) => self.kept = Some(Kept { prefixes, addresses: kept_by_bad_records(&preview.held) }),
+                Err(error) => tracing::debug!(error = chain(&error), "what bad records keep cannot be read yet"),
+            }
+        }
+    }
+
+    /// Returns the addresses to admit. While the agent keeps routes to former peers, these peers are admitted too:
+    /// otherwise the routes would be of no use.
+    fn with<'a>(
+        &self,
+        mut peers: BTreeSet<IpAddr>,
+        mut withheld: impl Iterator<Item = &'a WithheldBecause>,
+    ) -> BTreeSet<IpAddr> {
+        if withheld.any(|because| matches!(because, WithheldBecause::MassRemoval(_) | WithheldBecause::Unconfirmed)) {
             peers.extend(&self.so_far);
-        } else if withheld.contains(&WithheldBecause::BadRecord) {
-            // May last for ever. Whoever went bad during this run is a peer by its last good record.
-            peers.extend(&self.formerly);
+        }
+        // A bad record may stay for ever, so it keeps nobody else.
+        if let Some(kept) = &self.kept {
+            peers.extend(kept.addresses.intersection(&self.formerly));
         }
         peers
     }
+}
+
+/// Returns where the forwarding entries lead that stay with a neighbour whose prefix a bad record names.
+fn kept_by_bad_records(held: &[Held]) -> BTreeSet<IpAddr> {
+    let neighbours: BTreeSet<_> = held
+        .iter()
+        .filter(|held| held.because == HeldBecause::Withheld(WithheldBecause::BadRecord))
+        .filter_map(|held| match held.op {
+            Op::DeleteNeighbour { key, mac } => Some((key.link, mac)),
+            _ => None,
+        })
+        .collect();
+    let entries = held.iter().filter_map(|held| match held.op {
+        Op::DeleteFdb { key, dst } => neighbours.contains(&(key.link, key.mac)).then_some(dst),
+        _ => None,
+    });
+    entries.collect()
 }
 
 /// Removes the rules of both tools; a tool that is not there has none.
@@ -319,9 +378,61 @@ fn is_final(error: &FirewallError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
     use flannel_core::clock::BootTime;
+    use flannel_core::firewall::Drift;
+    use flannel_core::net::MacAddr;
+    use flannel_core::state::{FdbKey, LinkId, NeighbourKey};
 
     use super::*;
+
+    fn failed() -> FirewallError {
+        FirewallError::Failed { doing: "nft list".to_owned(), reason: "no answer".to_owned() }
+    }
+
+    /// A tool that cannot read the first `failures` times.
+    struct Unreadable {
+        failures: u32,
+        reads: AtomicU32,
+    }
+
+    #[async_trait]
+    impl Firewall for Unreadable {
+        async fn apply(&self, _: &Rules) -> Result<(), FirewallError> {
+            Err(failed())
+        }
+
+        async fn check(&self, _: &Rules) -> Result<Vec<Drift>, FirewallError> {
+            Err(failed())
+        }
+
+        async fn let_in(&self, _: &OverlayName) -> Result<BTreeSet<IpAddr>, FirewallError> {
+            match self.reads.fetch_add(1, Ordering::Relaxed) {
+                nth if nth < self.failures => Err(failed()),
+                _ => Ok([IpAddr::from([192, 0, 2, 1])].into()),
+            }
+        }
+
+        async fn remove(&self, _: &OverlayName) -> Result<(), FirewallError> {
+            Err(failed())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_former_guard_that_cannot_be_read_is_shown_and_holds_up_the_rules_for_some_tries_only() {
+        for (failures, found, reads) in [(0, 1, 1), (2, 1, 3), (u32::MAX, 0, READS)] {
+            let tool = Unreadable { failures, reads: AtomicU32::default() };
+            let state = watch::Sender::new(Rulebook::Pending);
+            let overlay = OverlayName::default();
+            let reading = formerly_admitted(&tool, &overlay, &state);
+            let formerly = tokio::time::timeout(Duration::from_secs(60), reading).await.unwrap();
+            assert_eq!((formerly.len(), tool.reads.into_inner()), (found, reads));
+            let shown = if failures == 0 { Rulebook::Pending } else { Rulebook::Failed(chain(&failed())) };
+            assert_eq!(*state.borrow(), shown);
+        }
+    }
 
     #[test]
     fn drift_that_goes_on_is_told_once_a_minute() {
@@ -330,14 +441,34 @@ mod tests {
         assert_eq!(told, [0, 11, 11]);
     }
 
+    fn addresses(last: &[u8]) -> BTreeSet<IpAddr> {
+        last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect()
+    }
+
     #[test]
     fn peers_that_were_let_in_stay_so_while_their_going_waits_for_a_second_look() {
-        let set = |last: &[u8]| last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect::<BTreeSet<_>>();
-        let admitted = Admitted { formerly: set(&[1, 9]), so_far: set(&[1, 2]) };
-        let with = |withheld: &[WithheldBecause]| admitted.with(set(&[3]), withheld);
-        assert_eq!(with(&[WithheldBecause::MassRemoval(BootTime::default())]), set(&[1, 2, 3]));
-        assert_eq!(with(&[WithheldBecause::Unconfirmed]), set(&[1, 2, 3]));
-        assert_eq!(with(&[WithheldBecause::BadRecord]), set(&[1, 3, 9]));
-        assert_eq!(with(&[]), set(&[3]));
+        let kept = Kept { prefixes: BTreeSet::new(), addresses: addresses(&[8, 9]) };
+        let mut admitted = Admitted { formerly: addresses(&[1, 9]), so_far: addresses(&[1, 2]), kept: None };
+        let with = |admitted: &Admitted, withheld: &[WithheldBecause]| admitted.with(addresses(&[3]), withheld.iter());
+        assert_eq!(with(&admitted, &[WithheldBecause::MassRemoval(BootTime::default())]), addresses(&[1, 2, 3]));
+        assert_eq!(with(&admitted, &[WithheldBecause::Unconfirmed]), addresses(&[1, 2, 3]));
+        assert_eq!(with(&admitted, &[WithheldBecause::BadRecord]), addresses(&[3]));
+        assert_eq!(with(&admitted, &[]), addresses(&[3]));
+        admitted.kept = Some(kept);
+        assert_eq!(with(&admitted, &[WithheldBecause::BadRecord]), addresses(&[3, 9]));
+    }
+
+    #[test]
+    fn a_bad_record_keeps_the_address_of_its_own_prefix_alone() {
+        let held = |n: u8, because| {
+            let (link, mac) = (LinkId::Own(0), MacAddr([2, 0, 0, 0, 0, n]));
+            let addr = IpAddr::from([10, 5, n, 0]);
+            let neighbour = Op::DeleteNeighbour { key: NeighbourKey { link, addr }, mac };
+            let entry = Op::DeleteFdb { key: FdbKey { link, mac, nth: 0 }, dst: IpAddr::from([192, 0, 2, n]) };
+            [Held { op: neighbour, because }, Held { op: entry, because: HeldBecause::StandsOnHeld }]
+        };
+        let bad = held(1, HeldBecause::Withheld(WithheldBecause::BadRecord));
+        let others = [held(2, HeldBecause::Withheld(WithheldBecause::Unconfirmed)), held(3, HeldBecause::StandsOnHeld)];
+        assert_eq!(kept_by_bad_records(&[bad.as_slice(), others.as_flattened()].concat()), addresses(&[1]));
     }
 }

@@ -79,7 +79,7 @@ fn a_restart_under_guard_costs_no_packet() {
 }
 
 #[test]
-fn a_guard_lets_in_whose_going_waits_for_a_second_look_after_a_restart_too() {
+fn after_a_restart_the_guard_still_admits_peers_whose_removal_is_withheld() {
     let cluster = Cluster::new(1, NFT);
     let start = || cluster.start(1, &["-vxlan-guard"]);
     let key = |n: u8| format!("{SUBNETS}/10.244.{n}.0-24");
@@ -100,6 +100,31 @@ fn a_guard_lets_in_whose_going_waits_for_a_second_look_after_a_restart_too() {
     // Their routes are still there, so what they send has to be as well.
     assert!(routes(cluster.ns(1)).contains("10.244.100.0/24 "));
     assert_eq!(let_in(), 20, "{}", set());
+}
+
+#[test]
+fn after_a_restart_the_guard_admits_for_a_bad_record_the_former_peer_of_its_subnet_alone() {
+    let cluster = Cluster::new(1, NFT);
+    let start = || cluster.start(1, &["-vxlan-guard"]);
+    let key = |n: u8| format!("{SUBNETS}/10.244.{n}.0-24");
+    for n in 100..110 {
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:01:{n:02x}"}}"#);
+        let value = format!(r#"{{"PublicIP":"10.89.1.{n}","BackendType":"vxlan","BackendData":{data}}}"#);
+        cluster.put(&key(n), &value);
+    }
+    let set = || cluster.site.tool(1, &["nft", "list", "set", "ip", "flannel-ipv4", "peers"]).out;
+    let let_in = || (100..110).filter(|n| set().contains(&format!("10.89.1.{n}"))).collect::<Vec<u8>>();
+    let agent = start();
+    agent.until_ready();
+    agent.until("guarded", || let_in().len() == 10);
+    agent.end(Signal::SIGTERM);
+    cluster.put(&key(100), "no JSON");
+    cluster.delete(&key(101));
+    let agent = start();
+    agent.until_ready();
+    let here = routes(cluster.ns(1));
+    assert!(here.contains("10.244.100.0/24 ") && !here.contains("10.244.101.0/24 "), "{here}");
+    assert_eq!(let_in(), [100].into_iter().chain(102..110).collect::<Vec<_>>(), "{}", set());
 }
 
 #[test]
