@@ -14,6 +14,7 @@ use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, Overlay, OverlayError};
 use flannel_core::subnet::{CachedSubnets, SubnetManager};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +30,7 @@ use crate::status::Surroundings;
 use crate::stores::{self, Opened, StoreError};
 use crate::{chain, exit, notify, signals};
 
-/// How long the end waits for answers under way.
+/// How long the end waits for HTTP answers under way, and then for file operations under way.
 const GRACE: Duration = Duration::from_millis(100);
 /// How long it waits for the state file.
 const SAVE: Duration = Duration::from_millis(500);
@@ -98,6 +99,7 @@ pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentErr
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
     let outcome = runtime.block_on(supervise(options, listeners, &log, cancel));
+    // A disk that hangs must not keep the end.
     runtime.shutdown_timeout(GRACE);
     log.flush();
     outcome
@@ -161,9 +163,10 @@ async fn supervise(
         listeners.health.map(|listener| (listener, serve::health(Arc::clone(&shown)))),
         listeners.operator.map(|listener| (listener, serve::operator(shown))),
     ];
+    let mut servers = JoinSet::new();
     for (listener, router) in pages.into_iter().flatten() {
         let ended = ended.clone();
-        tokio::spawn(async move {
+        servers.spawn(async move {
             if let Err(error) = serve::serve(listener, router, ended).await {
                 tracing::error!(%error, "a page server has ended");
             }
@@ -187,6 +190,7 @@ async fn supervise(
         save(&kept).await;
     }
     ended.cancel();
+    let _ = timeout(GRACE, servers.join_all()).await;
     outcome
 }
 

@@ -1,19 +1,24 @@
 //! The connections that pages are asked for on: bounded in number, in time and in what a request may hold.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
-/// Connections of one address at a time. One more ends the oldest: however many connect and say nothing, whoever asks
-/// is answered.
+/// Connections of one address at a time. One more ends the oldest that has not sent a whole request, or else the oldest.
 const MOST_CONNECTIONS: usize = 16;
+/// How long a connection is not ended for another one: a client that sends its request at once is answered, however
+/// many others connect.
+const SPARED: Duration = Duration::from_millis(2);
 /// How long a connection lasts, from its begin to the last byte of the answer. It serves one request.
 const LIFETIME: Duration = Duration::from_secs(10);
 /// The largest head of a request, in bytes. The server takes no smaller limit.
@@ -21,20 +26,29 @@ const MOST_HEAD: usize = 8192;
 /// The pause after a connection could not be taken, most likely for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves for ever. Dropped, it ends all connections.
-pub(crate) async fn serve(listener: TcpListener, router: Router) {
+/// Serves until cancelled, then finishes the answers under way. Dropped, it ends all connections.
+pub(crate) async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) {
     let mut open = Open::default();
+    tokio::select! {
+        () = accept(&listener, &router, &mut open) => {}
+        () = cancel.cancelled() => {}
+    }
+    drop(listener);
+    open.finish().await;
+}
+
+async fn accept(listener: &TcpListener, router: &Router, open: &mut Open) {
     let mut failing = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 failing = false;
                 open.make_room().await;
-                open.connections.push_back(tokio::spawn(answer(stream, router.clone())));
+                open.connections.push(Connection::start(stream, router.clone()));
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "health and status cannot be asked for: raise the limit of open files");
+                    tracing::warn!(%error, "requests for health and status cannot be accepted: raise the limit of open files");
                 }
                 sleep(PAUSE).await;
             }
@@ -45,35 +59,76 @@ pub(crate) async fn serve(listener: TcpListener, router: Router) {
 /// The connections, the oldest first.
 #[derive(Default)]
 struct Open {
-    connections: VecDeque<JoinHandle<()>>,
+    connections: Vec<Connection>,
 }
 
 impl Open {
     async fn make_room(&mut self) {
-        self.connections.retain(|connection| !connection.is_finished());
-        while self.connections.len() >= MOST_CONNECTIONS
-            && let Some(oldest) = self.connections.pop_front()
-        {
-            oldest.abort();
+        loop {
+            self.connections.retain(|connection| !connection.task.is_finished());
+            if self.connections.len() < MOST_CONNECTIONS {
+                return;
+            }
+            let nth = self.connections.iter().position(|connection| !connection.has_request()).unwrap_or(0);
+            let Some(connection) = self.connections.get(nth) else { return };
+            let spared = connection.since + SPARED;
+            if Instant::now() < spared {
+                // Meanwhile it may send its request, or others may end.
+                sleep_until(spared).await;
+                continue;
+            }
+            let mut connection = self.connections.remove(nth);
+            connection.task.abort();
             // Its descriptor is free only when it has ended.
-            let _ = oldest.await;
+            let _ = (&mut connection.task).await;
+        }
+    }
+
+    /// Waits for the answers under way.
+    async fn finish(&mut self) {
+        for connection in self.connections.iter_mut().filter(|connection| connection.has_request()) {
+            let _ = (&mut connection.task).await;
         }
     }
 }
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.connections.iter().for_each(JoinHandle::abort);
+/// One connection. Dropped, it is ended.
+struct Connection {
+    task: JoinHandle<()>,
+    since: Instant,
+    has_request: Arc<AtomicBool>,
+}
+
+impl Connection {
+    fn start(stream: TcpStream, router: Router) -> Self {
+        let has_request = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(answer(stream, router, Arc::clone(&has_request)));
+        Self { task, since: Instant::now(), has_request }
+    }
+
+    /// Whether the whole head of a request has come.
+    fn has_request(&self) -> bool {
+        self.has_request.load(Ordering::Relaxed)
     }
 }
 
-async fn answer(stream: TcpStream, router: Router) {
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn answer(stream: TcpStream, router: Router, has_request: Arc<AtomicBool>) {
     let mut server = http1::Builder::new();
     server.keep_alive(false).max_buf_size(MOST_HEAD);
-    let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match timeout(LIFETIME, connection).await {
+    let pages = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        has_request.store(true, Ordering::Relaxed);
+        pages.call(request)
+    });
+    // That a page is not delivered concerns its client only.
+    match timeout(LIFETIME, server.serve_connection(TokioIo::new(stream), service)).await {
         Ok(Ok(())) => {}
-        // The client's affair in each case.
         Ok(Err(error)) => tracing::trace!(%error, "a page was not delivered"),
         Err(_) => tracing::trace!("a page was not delivered in time"),
     }
@@ -85,13 +140,15 @@ mod tests {
 
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
 
     use super::*;
 
     /// What comes back for these bytes, up to the end of the connection.
     async fn told(addr: SocketAddr, request: &[u8]) -> Vec<u8> {
         let mut stream = TcpStream::connect(addr).await.unwrap();
-        stream.write_all(request).await.unwrap();
+        // What is refused may be refused before all of it is sent.
+        let _ = stream.write_all(request).await;
         let mut answer = Vec::new();
         // An end by reset is an end.
         let _ = stream.read_to_end(&mut answer).await;
@@ -113,11 +170,29 @@ mod tests {
     async fn server() -> (SocketAddr, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let large = || async { "x".repeat(8 << 20) };
-        let router = Router::new().route("/healthz", get(|| async { "fine" })).route("/large", get(large));
-        (addr, tokio::spawn(serve(listener, router)))
+        (addr, serve_on(listener, &Arc::default(), CancellationToken::new()))
     }
 
+    /// A page that is asked for, and waits.
+    #[derive(Default)]
+    struct Slow {
+        asked: Notify,
+        go: Notify,
+    }
+
+    fn serve_on(listener: TcpListener, slow: &Arc<Slow>, cancel: CancellationToken) -> JoinHandle<()> {
+        let slow = Arc::clone(slow);
+        let large = || async { "x".repeat(8 << 20) };
+        let slow = || async move {
+            slow.asked.notify_one();
+            slow.go.notified().await;
+            "late"
+        };
+        let router = Router::new().route("/healthz", get(|| async { "fine" })).route("/large", get(large));
+        tokio::spawn(serve(listener, router.route("/slow", get(slow)), cancel))
+    }
+
+    const ASK_SLOW: &[u8] = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n";
     const ASK: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
 
     #[tokio::test]
@@ -140,10 +215,94 @@ mod tests {
         server.abort();
     }
 
+    #[tokio::test]
+    async fn whoever_has_asked_is_answered_however_many_connect_before_the_server_comes_to_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut asking = TcpStream::connect(addr).await.unwrap();
+        asking.write_all(ASK).await.unwrap();
+        let mut idle = Vec::new();
+        for _ in 0..MOST_CONNECTIONS * 4 {
+            idle.push(TcpStream::connect(addr).await.unwrap());
+        }
+        let _server = serve_on(listener, &Arc::default(), CancellationToken::new());
+        let mut answer = Vec::new();
+        let _ = asking.read_to_end(&mut answer).await;
+        assert!(answer.ends_with(b"fine"), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_under_way_is_not_ended_for_idle_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (addr, slow) = (listener.local_addr().unwrap(), Arc::<Slow>::default());
+        let _server = serve_on(listener, &slow, CancellationToken::new());
+        let mut asking = TcpStream::connect(addr).await.unwrap();
+        asking.write_all(ASK_SLOW).await.unwrap();
+        slow.asked.notified().await;
+        let mut idle = Vec::new();
+        for _ in 0..MOST_CONNECTIONS * 4 {
+            idle.push(TcpStream::connect(addr).await.unwrap());
+        }
+        // The server has come to all of them.
+        assert!(told(addr, ASK).await.ends_with(b"fine"));
+        slow.go.notify_one();
+        let mut answer = Vec::new();
+        let _ = asking.read_to_end(&mut answer).await;
+        assert!(answer.ends_with(b"late"), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_connections_does_not_starve_a_probe() {
+        let (addr, _server) = server().await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&stop);
+        let flood = std::thread::spawn(move || {
+            let mut held = std::collections::VecDeque::new();
+            let mut made = 0;
+            while !ends.load(Ordering::Relaxed) {
+                // One that is refused for want of room in the queue is tried again.
+                held.extend(std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)));
+                made += 1;
+                if held.len() > 100 {
+                    held.pop_front();
+                }
+            }
+            made
+        });
+        let mut answered = 0;
+        for _ in 0..PROBES {
+            answered += usize::from(told(addr, ASK).await.ends_with(b"fine"));
+        }
+        stop.store(true, Ordering::Relaxed);
+        let made = tokio::task::spawn_blocking(|| flood.join().unwrap()).await.unwrap();
+        assert!(made > MOST_CONNECTIONS, "{made} connections are no flood");
+        // A client that the system keeps from sending may be too late.
+        assert!(answered * 4 >= PROBES * 3, "{answered} of {PROBES} probes were answered among {made} others");
+    }
+
+    const PROBES: usize = 100;
+
+    #[tokio::test]
+    async fn an_answer_under_way_is_finished_after_a_cancel_and_nothing_else_is_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (addr, slow, cancel) = (listener.local_addr().unwrap(), Arc::<Slow>::default(), CancellationToken::new());
+        let server = serve_on(listener, &slow, cancel.clone());
+        let _idle = TcpStream::connect(addr).await.unwrap();
+        let mut asking = TcpStream::connect(addr).await.unwrap();
+        asking.write_all(ASK_SLOW).await.unwrap();
+        slow.asked.notified().await;
+        cancel.cancel();
+        slow.go.notify_one();
+        timeout(LIFETIME / 2, server).await.unwrap().unwrap();
+        let mut answer = Vec::new();
+        let _ = asking.read_to_end(&mut answer).await;
+        assert!(answer.ends_with(b"late"), "{answer:?}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_has_ten_seconds_and_one_request() {
         let (addr, _server) = server().await;
-        let start = tokio::time::Instant::now();
+        let start = Instant::now();
         assert_eq!(told(addr, b"GET /healthz HTTP/1.1\r\nHost:").await, b"");
         assert!(start.elapsed() >= LIFETIME && start.elapsed() < LIFETIME * 2, "{:?}", start.elapsed());
         let twice = told(addr, &[ASK, ASK].concat()).await;

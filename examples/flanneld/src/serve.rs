@@ -75,13 +75,10 @@ pub(crate) fn operator(shown: Arc<Shown>) -> Router {
         .merge(health(shown))
 }
 
-/// Serves until cancelled.
+/// Serves until cancelled, then finishes the answers under way.
 pub(crate) async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    tokio::select! {
-        () = connections::serve(listener, router) => {}
-        () = cancel.cancelled() => {}
-    }
+    connections::serve(listener, router, cancel).await;
     Ok(())
 }
 
