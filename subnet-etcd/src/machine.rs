@@ -123,10 +123,11 @@ impl Machine {
             if !self.continues(message.header) {
                 return Err(Cancelled(BEHIND.to_owned()));
             }
-            self.backoff.reset();
             let resumed = std::mem::take(&mut self.is_troubled).then_some(LeaseEvent::Resumed);
             return Ok(resumed.into_iter().collect());
         }
+        // A watch that is only established may fail at its first message, again and again.
+        self.backoff.reset();
         self.is_fresh = false;
         if message.changes.is_empty() {
             // A progress notice: all up to here was sent.
@@ -147,7 +148,12 @@ impl Machine {
     }
 
     /// A step failed. Returns how long to wait before the next.
-    pub(crate) fn failed(&mut self) -> Duration {
+    ///
+    /// `lived`: how long the watch that failed was open, if one was.
+    pub(crate) fn failed(&mut self, lived: Option<Duration>) -> Duration {
+        if lived.is_some_and(|lived| lived >= LASTING) {
+            self.backoff.reset();
+        }
         self.is_troubled = true;
         self.step = match (self.step, self.store) {
             (Step::List, _) | (_, None) => Step::List,
@@ -157,6 +163,8 @@ impl Machine {
     }
 }
 
+/// A watch that was open for this long, or delivered a message, begins the waits between tries anew.
+const LASTING: Duration = Duration::from_secs(60);
 const BEHIND: &str = "the member is behind what was read before, or was restored from a backup";
 const COMPACTED: &str = "etcd compacts faster than the records can be listed";
 
@@ -191,7 +199,7 @@ mod tests {
         let mut machine = watching(10);
         machine.message(change(17)).unwrap();
         machine.unreadable();
-        machine.failed();
+        machine.failed(None);
         assert_eq!(machine.step(), Step::List);
         machine.listed(header(40));
         assert_eq!(machine.step(), Step::Open(41));
@@ -201,7 +209,7 @@ mod tests {
     fn a_cut_watch_resumes_at_the_last_change() {
         let mut machine = watching(10);
         assert_eq!(machine.message(change(17)).unwrap().len(), 1);
-        machine.failed();
+        machine.failed(None);
         assert_eq!(machine.step(), Step::Probe);
         machine.probed(header(30));
         assert_eq!(machine.step(), Step::Open(17));
@@ -210,14 +218,14 @@ mod tests {
     #[test]
     fn a_watch_that_missed_nothing_says_once_that_it_goes_on() {
         let mut machine = watching(10);
-        machine.failed();
+        machine.failed(None);
         machine.probed(header(10));
         machine.opened();
         let created = || Message { is_created: true, header: header(10), ..Message::default() };
         assert_eq!(machine.message(created()), Ok(vec![LeaseEvent::Resumed]));
         assert_eq!(machine.message(created()), Ok(Vec::new()));
         // A listing says as much by itself.
-        machine.failed();
+        machine.failed(None);
         machine.listed(header(12));
         machine.opened();
         assert_eq!(machine.message(Message { header: header(12), ..created() }), Ok(Vec::new()));
@@ -227,7 +235,7 @@ mod tests {
     fn a_progress_notice_moves_the_point_to_resume_from() {
         let mut machine = watching(10);
         machine.message(Message { header: header(40), ..Message::default() }).unwrap();
-        machine.failed();
+        machine.failed(None);
         machine.probed(header(41));
         assert_eq!(machine.step(), Step::Open(41));
     }
@@ -236,7 +244,7 @@ mod tests {
     fn a_created_message_does_not_move_it() {
         let mut machine = watching(10);
         machine.message(Message { is_created: true, header: header(40), ..Message::default() }).unwrap();
-        machine.failed();
+        machine.failed(None);
         machine.probed(header(41));
         assert_eq!(machine.step(), Step::Open(11));
     }
@@ -251,7 +259,7 @@ mod tests {
         machine.listed(header(50));
         machine.opened();
         assert!(machine.message(compacted()).is_err());
-        machine.failed();
+        machine.failed(None);
         assert_eq!(machine.step(), Step::List);
     }
 
@@ -259,7 +267,7 @@ mod tests {
     fn another_history_is_listed_anew() {
         for other in [header(9), Header { cluster: 9, ..header(40) }, Header { term: 1, ..header(40) }] {
             let mut machine = watching(10);
-            machine.failed();
+            machine.failed(None);
             machine.probed(other);
             assert_eq!(machine.step(), Step::List, "{other:?}");
         }
@@ -269,7 +277,7 @@ mod tests {
     fn a_member_that_only_lags_costs_no_listing() {
         // A follower may be behind; the probe goes through the majority, so its answer never is.
         let mut machine = watching(10);
-        machine.failed();
+        machine.failed(None);
         machine.probed(header(10));
         assert_eq!(machine.step(), Step::Open(11));
     }
@@ -281,30 +289,56 @@ mod tests {
         machine.opened();
         let behind = Message { is_created: true, header: header(9), ..Message::default() };
         assert!(machine.message(behind).is_err());
-        machine.failed();
+        machine.failed(None);
         assert_eq!(machine.step(), Step::Probe);
         machine.probed(header(9));
         assert_eq!(machine.step(), Step::List);
     }
 
-    #[test]
-    fn failures_wait_1_2_4_and_then_4_and_a_half_seconds_until_a_watch_stands() {
-        let mut machine = watching(10);
-        for expected in [1.0, 2.0, 4.0, 4.5, 4.5] {
-            let wait = machine.failed().as_secs_f64();
-            assert!((expected * 0.9..=expected * 1.1).contains(&wait), "{wait} {expected}");
-            assert_eq!(machine.step(), Step::Probe);
+    fn assert_around(wait: Duration, expected: f64) {
+        let wait = wait.as_secs_f64();
+        assert!((expected * 0.9..=expected * 1.1).contains(&wait), "{wait} {expected}");
+    }
+
+    /// Opens a watch after a failure. Nothing comes but that it is established.
+    fn establish(machine: &mut Machine) {
+        match machine.step() {
+            Step::List => machine.listed(header(10)),
+            _ => machine.probed(header(10)),
         }
-        machine.probed(header(10));
         machine.opened();
         machine.message(Message { is_created: true, header: header(10), ..Message::default() }).unwrap();
-        assert!(machine.failed() < Duration::from_millis(1200));
+    }
+
+    #[test]
+    fn failures_wait_1_2_4_and_then_4_and_a_half_seconds_until_a_watch_delivers_or_lasts() {
+        let mut machine = watching(10);
+        for expected in [1.0, 2.0, 4.0, 4.5, 4.5] {
+            assert_around(machine.failed(None), expected);
+            assert_eq!(machine.step(), Step::Probe);
+        }
+        establish(&mut machine);
+        machine.message(change(17)).unwrap();
+        assert_around(machine.failed(None), 1.0);
+        assert_around(machine.failed(Some(LASTING / 2)), 2.0);
+        assert_around(machine.failed(Some(LASTING)), 1.0);
+    }
+
+    #[test]
+    fn messages_that_cannot_be_read_one_after_the_other_are_listed_around_ever_more_seldom() {
+        let mut machine = watching(10);
+        for expected in [1.0, 2.0, 4.0, 4.5, 4.5] {
+            machine.unreadable();
+            assert_around(machine.failed(Some(Duration::from_millis(5))), expected);
+            assert_eq!(machine.step(), Step::List);
+            establish(&mut machine);
+        }
     }
 
     #[test]
     fn a_first_listing_that_fails_is_tried_again() {
         let mut machine = Machine::new();
-        machine.failed();
+        machine.failed(None);
         assert_eq!(machine.step(), Step::List);
     }
 

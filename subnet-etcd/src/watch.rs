@@ -9,6 +9,7 @@ use flannel_core::lease::LeaseEvent;
 use flannel_core::subnet::SubnetError;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use tokio::time::Instant;
 
 use crate::connect::{Connection, Header};
 use crate::error::{Fault, Kind};
@@ -26,11 +27,18 @@ pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, 
 struct Watch {
     store: Arc<Store>,
     machine: Machine,
-    source: Option<(Connection, WatchStream)>,
+    source: Option<Source>,
     /// What to wait first: the last step failed.
     pause: Option<Duration>,
     /// Still to be reported.
     ready: VecDeque<LeaseEvent>,
+}
+
+/// An open watch.
+struct Source {
+    connection: Connection,
+    stream: WatchStream,
+    since: Instant,
 }
 
 impl Watch {
@@ -48,10 +56,11 @@ impl Watch {
                     self.machine.unreadable();
                 }
                 // A stream that failed never recovers, and its connection is suspect.
-                if let Some((connection, _)) = self.source.take() {
-                    self.store.connector.forget(&connection).await;
+                let source = self.source.take();
+                if let Some(source) = &source {
+                    self.store.connector.forget(&source.connection).await;
                 }
-                self.pause = Some(self.machine.failed());
+                self.pause = Some(self.machine.failed(source.map(|source| source.since.elapsed())));
                 return Err(fault.into_subnet_error("watching the leases"));
             }
         }
@@ -80,7 +89,7 @@ impl Watch {
         Ok(())
     }
 
-    async fn open(&self, from: i64) -> Result<(Connection, WatchStream), Fault> {
+    async fn open(&self, from: i64) -> Result<Source, Fault> {
         let connector = &self.store.connector;
         let connection = connector.current().await?;
         let options = WatchOptions::new()
@@ -91,11 +100,13 @@ impl Watch {
         let mut client = connection.client.clone();
         let stream = client.watch(&*self.store.base, Some(options));
         let stream = connector.attempt(&connection, connector.request_limit(), stream).await?;
-        Ok((connection, stream))
+        Ok(Source { connection, stream, since: Instant::now() })
     }
 
     async fn read(&mut self) -> Result<Message, Fault> {
-        let Some((connection, stream)) = &mut self.source else { return Err(Fault::cut("etcd", "no watch is open")) };
+        let Some(Source { connection, stream, .. }) = &mut self.source else {
+            return Err(Fault::cut("etcd", "no watch is open"));
+        };
         match stream.message().await {
             Ok(Some(response)) => Ok(message(&self.store.base, &response)),
             Ok(None) => Err(Fault::cut(&connection.endpoint, "the member ended the watch")),
@@ -104,7 +115,7 @@ impl Watch {
     }
 
     fn endpoint(&self) -> String {
-        self.source.as_ref().map_or_else(|| "etcd".to_owned(), |(connection, _)| connection.endpoint.to_string())
+        self.source.as_ref().map_or_else(|| "etcd".to_owned(), |source| source.connection.endpoint.to_string())
     }
 }
 
