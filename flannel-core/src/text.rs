@@ -1,5 +1,6 @@
 //! Text that others wrote, made safe to show.
 
+use std::error::Error;
 use std::fmt::{self, Write};
 
 /// Shows a value with each character escaped that could do more than be read: control characters (a terminal obeys
@@ -38,6 +39,35 @@ pub fn is_plain(c: char) -> bool {
     !(c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
+/// The longest text of an error with its sources, in bytes, that a status, an event or a log line holds.
+pub const MAX_ERROR: usize = 4096;
+
+/// Shortens a text to at most `max` bytes of whole characters, and says at its end how much is missing.
+pub fn cut(text: &mut String, max: usize) {
+    if text.len() <= max {
+        return;
+    }
+    let end = (0..=max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    let missing = text.len() - end;
+    text.truncate(end);
+    text.push_str(&format!(" ... ({missing} more bytes)"));
+    text.shrink_to_fit();
+}
+
+/// Returns an error and its sources as one line that may be shown, of at most [`MAX_ERROR`] bytes and the note of
+/// [`cut`].
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = Plain(error).to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {}", Plain(error));
+        source = error.source();
+    }
+    cut(&mut text, MAX_ERROR);
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -47,7 +77,7 @@ mod tests {
     use crate::backend::Skip;
     use crate::lease::{LeaseAttrs, LeaseKey};
     use crate::net::MacAddr;
-    use crate::overlay::{Explanation, LossReason, Verdict, chain};
+    use crate::overlay::{Explanation, LossReason, Verdict};
     use crate::state::LinkName;
     use crate::subnet::SubnetError;
 
@@ -105,6 +135,20 @@ mod tests {
             prop_assert_eq!(explained.matches('\n').count(), 1);
             prop_assert!(explained.trim_end_matches('\n').chars().all(is_plain), "{explained:?}");
         }
+    }
+
+    #[test]
+    fn a_text_without_end_is_cut_between_characters_and_says_how_much_is_missing() {
+        for (text, max, left) in
+            [("short", 5, "short"), ("éé", 3, "é ... (2 more bytes)"), ("é", 1, " ... (2 more bytes)")]
+        {
+            let mut cut_to = text.to_owned();
+            cut(&mut cut_to, max);
+            assert_eq!(cut_to, left);
+        }
+        let error = SubnetError::Unavailable { doing: "watching", source: "\u{1b}".repeat(1 << 20).into() };
+        let shown = chain(&error);
+        assert!(shown.len() < MAX_ERROR + 40 && shown.ends_with(" more bytes)"), "{}", shown.len());
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// How long a reader may take.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the report of a panic may take: reading the symbols of a backtrace from a busy disk takes a second.
+const REPORT: Duration = Duration::from_secs(5);
 
 /// Writes to stderr, as far as that goes within half a second.
 pub(crate) fn say(text: String) {
@@ -29,7 +31,7 @@ pub(crate) fn abort_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         // The report waits for stderr, which the log may hold and wait for too.
         let deadline = thread::Builder::new().name("deadline".to_owned()).spawn(|| {
-            thread::sleep(PATIENCE);
+            thread::sleep(REPORT);
             abort();
         });
         if deadline.is_ok() {
@@ -47,6 +49,7 @@ mod tests {
     use std::process::{Command, ExitStatus, Stdio};
     use std::time::Instant;
 
+    use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::signal::Signal;
 
     use super::*;
@@ -87,6 +90,8 @@ mod tests {
     #[test]
     fn plays_the_part_it_was_started_for() {
         let Ok(part) = std::env::var(PART) else { return };
+        // A panic aborts, and is meant to: no core file is to be left behind.
+        setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
         // As the log does: it holds stderr while it waits.
         thread::spawn(|| io::stderr().write_all(b"a line"));
         if part == "panic" {

@@ -29,12 +29,9 @@ mod spec;
 mod status;
 mod stores;
 
-use std::error::Error;
-use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use flannel_core::text::Plain;
+pub(crate) use flannel_core::text::chain;
 
 use flags::{UsageError, Values};
 use options::Options;
@@ -60,7 +57,7 @@ pub fn main() -> ExitCode {
     let code = match start() {
         Ok(code) => code,
         Err(error) => {
-            tell(&format!("flanneld: {error}\nflanneld -help lists all flags and commands\n"));
+            last_words::say(format!("flanneld: {error}\nflanneld -help lists all flags and commands\n"));
             exit::USAGE
         }
     };
@@ -70,11 +67,11 @@ pub fn main() -> ExitCode {
 fn start() -> Result<u8, UsageError> {
     let flags::Line { mut values, words, help } = flags::parse(flags::texts(std::env::args_os().skip(1))?)?;
     if help {
-        tell(&flags::usage());
+        last_words::say(flags::usage());
         return Ok(exit::SUCCESS);
     }
     if values.bool("version") {
-        tell(concat!("flanneld ", env!("CARGO_PKG_VERSION"), " (flannelkit)\n"));
+        last_words::say(concat!("flanneld ", env!("CARGO_PKG_VERSION"), " (flannelkit)\n").to_owned());
         return Ok(exit::SUCCESS);
     }
     let (variables, mut warnings) = env::texts(std::env::vars_os());
@@ -102,7 +99,7 @@ fn start() -> Result<u8, UsageError> {
         }
     };
     Ok(outcome.unwrap_or_else(|error| {
-        tell(&format!("flanneld: {}\n", chain(&error)));
+        last_words::say(format!("flanneld: {}\n", chain(&error)));
         exit::FAILURE
     }))
 }
@@ -125,21 +122,4 @@ fn ignored(values: &Values) -> impl Iterator<Item = String> {
         .map(|name| format!("-{name} has no effect"))
         .collect::<Vec<_>>()
         .into_iter()
-}
-
-fn tell(text: &str) {
-    // Where stderr is closed, nobody wants to know.
-    let _ = io::stderr().write_all(text.as_bytes());
-}
-
-/// An error and its sources as one line that may be shown.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {error}");
-        source = error.source();
-    }
-    Plain(text).to_string()
 }

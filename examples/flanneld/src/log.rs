@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use flannel_core::text::Plain;
+use flannel_core::text::{Plain, cut};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -17,6 +17,8 @@ use crate::options::{LogFormat, LogOptions};
 
 /// Lines that wait for a reader; further ones are dropped and counted.
 const QUEUE: usize = 4096;
+/// The longest line, in bytes: what is longer is cut, and says so. With the queue this bounds the memory of the log.
+const MAX_LINE: usize = 16 * 1024;
 /// How long the end waits for lines still queued.
 const FLUSH: Duration = Duration::from_millis(200);
 
@@ -113,7 +115,9 @@ impl Drop for Line<'_> {
     fn drop(&mut self) {
         let counts = &self.log.counts;
         // The one line break is ours. An escape is one in JSON too.
-        let line = format!("{}\n", Plain(String::from_utf8_lossy(&self.text).trim_end_matches('\n')));
+        let mut line = Plain(String::from_utf8_lossy(&self.text).trim_end_matches('\n')).to_string();
+        cut(&mut line, MAX_LINE);
+        line.push('\n');
         counts.queued.fetch_add(1, Ordering::Release);
         if self.log.lines.try_send(line.into_bytes()).is_err() {
             counts.queued.fetch_sub(1, Ordering::Release);
@@ -137,6 +141,14 @@ mod tests {
         log.make_writer().write_all("key=\u{1b}[2J\nFAKE WARN\u{202e} line\n".as_bytes()).unwrap();
         let line = String::from_utf8(queue.recv().unwrap()).unwrap();
         assert_eq!(line, "key=\\u001b[2J\\u000aFAKE WARN\\u202e line\n");
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let (log, queue) = log();
+        log.make_writer().write_all(&vec![b'x'; 1 << 20]).unwrap();
+        let line = String::from_utf8(queue.recv().unwrap()).unwrap();
+        assert!(line.len() < MAX_LINE + 40 && line.ends_with("xx ... (1032192 more bytes)\n"), "{}", line.len());
     }
 
     #[test]

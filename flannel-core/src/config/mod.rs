@@ -6,6 +6,7 @@ pub(crate) mod pool;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::net::{Dual, Family, Prefix, split_cidr};
+use crate::text::cut;
 
 pub use json::Object;
 
@@ -82,20 +83,35 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
+    /// The longest [`problem`](Self::problem), in bytes: it may quote the document at length.
+    const MAX_PROBLEM: usize = 512;
+
     /// An error at `path`, for those who read their own keys of an [`Object`].
     pub fn new(path: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { path: path.into(), problem: problem.into(), remedy: remedy.into() }
+        let mut problem = problem.into();
+        cut(&mut problem, Self::MAX_PROBLEM);
+        Self { path: path.into(), problem, remedy: remedy.into() }
     }
 }
 
 const BACKEND: &str = "$.Backend";
 
+/// The longest name of a backend, in bytes: it is shown in errors.
+const MAX_KIND: usize = 64;
+
 impl NetworkConfig {
+    /// The largest document that is read, in bytes.
+    pub const MAX_BYTES: usize = 64 * 1024;
+
     /// Reads the document as flannel does: keys in any case, unknown ones ignored, defaults filled in.
     ///
     /// # Errors
     /// [`ConfigError`] names the place. Final for this text.
     pub fn parse(json: &[u8], allocation: Allocation) -> Result<Self, ConfigError> {
+        if json.len() > Self::MAX_BYTES {
+            let problem = format!("larger than {} bytes", Self::MAX_BYTES);
+            return Err(ConfigError::new("$", problem, "write the network's configuration only"));
+        }
         let document = Object::parse(json)?;
         let keys = Keys::read(&document)?;
         let mut networks = Dual::default();
@@ -176,6 +192,14 @@ fn backend(document: &Object) -> Result<BackendConfig, ConfigError> {
     if kind.is_empty() {
         let remedy = "name a backend, as {\"Type\":\"vxlan\"}";
         return Err(ConfigError::new(format!("{BACKEND}.Type"), "missing", remedy));
+    }
+    if kind.len() > MAX_KIND {
+        let remedy = "name a backend, as {\"Type\":\"vxlan\"}";
+        return Err(ConfigError::new(
+            format!("{BACKEND}.Type"),
+            format!("{kind} is longer than {MAX_KIND} bytes"),
+            remedy,
+        ));
     }
     settings.remove("Type");
     Ok(BackendConfig { kind, settings })
@@ -427,6 +451,22 @@ mod tests {
             pool(r#"{"Network":"10.3.0.0/16","Network":"10.4.0.0/16"}"#, Family::V4),
             "10.4.0.0/16 len 24 10.4.1.0 10.4.255.0"
         );
+    }
+
+    #[test]
+    fn a_document_without_end_is_rejected_in_few_words() {
+        let long = "x".repeat(NetworkConfig::MAX_BYTES - 100);
+        for (text, path) in [
+            (format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{long}"}}}}"#), "$.Backend.Type"),
+            (format!(r#"{{"Network":"{long}"}}"#), "$.Network"),
+            (format!(r#"{{"Network":{long}}}"#), "$"),
+            (format!(r#""{long}""#), "$"),
+            (format!(r#"{{"Network":"10.5.0.0/16","Note":"{long}{long}"}}"#), "$"),
+        ] {
+            let error = parse(&text).unwrap_err();
+            assert_eq!(error.path, path);
+            assert!(error.to_string().len() < 1024, "{path}: {} bytes", error.to_string().len());
+        }
     }
 
     #[test]

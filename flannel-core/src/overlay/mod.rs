@@ -29,7 +29,6 @@ mod tenure;
 mod view;
 mod wanted;
 
-use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,7 +48,7 @@ pub use status::{
 use crate::kernel::OverlayName;
 use crate::net::Dual;
 use crate::subnet::NodeIdentity;
-use crate::text::Plain;
+pub(crate) use crate::text::chain;
 use crate::uplink::Select;
 
 /// What to do when the lease is lost.
@@ -125,16 +124,4 @@ pub(crate) struct Settings {
     pub(crate) teardown: Teardown,
     pub(crate) audit_every: Duration,
     pub(crate) subnet_env: Option<SubnetEnvFile>,
-}
-
-/// An error and its sources as one line that may be shown.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {error}");
-        source = error.source();
-    }
-    Plain(text).to_string()
 }

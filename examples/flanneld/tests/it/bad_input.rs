@@ -2,11 +2,15 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
 
 use testkit::Namespace;
 
-use crate::harness::{Site, command, owned, run};
+use crate::harness::{BINARY, PATIENCE, Site, command, owned, run};
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
@@ -140,4 +144,24 @@ fn a_place_that_cannot_be_used_ends_the_agent_before_anything_is_touched() {
         assert!(site.ns(1).link("flannel.1").is_err());
     }
     assert_eq!(fs::read_dir(site.path("store/leases")).map(Iterator::count).unwrap_or_default(), 0);
+}
+
+#[test]
+fn a_refusal_is_an_end_though_nobody_reads_it() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    while ours.write(&[b'x'; 4096]).is_ok() {}
+    ours.set_nonblocking(false).unwrap();
+    let mut child = Command::new(BINARY).arg("-nonsense").stderr(OwnedFd::from(ours)).spawn().unwrap();
+    let mut code = None;
+    let ended = testkit::wait_until("ended", PATIENCE, || {
+        code = child.try_wait().unwrap().map(|status| status.code());
+        Ok::<_, testkit::Error>(code.is_some())
+    });
+    if ended.is_err() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(code, Some(Some(2)));
+    drop(theirs);
 }
