@@ -36,13 +36,23 @@ pub use objects::{Address, Fdb, Hop, Link, Listing, Neighbour, Route, Rule, Vxla
 
 pub(crate) use error::Context;
 
-/// A temporary directory in memory where the system has one (`/dev/shm`): a store that waits for a busy disk would make
-/// tests fail that are about something else.
+/// Where the system may have a file system in memory.
+const MEMORY: &str = "/dev/shm";
+/// The least free space in memory, in bytes: an etcd takes 64 MiB at once, and several run at a time. Containers often
+/// have no more than that.
+const MEMORY_LEAST: u64 = 1 << 30;
+
+/// A temporary directory for a store, in memory where the system has room there: a store that waits for a busy disk
+/// would make tests fail that are about something else. Not for programs: memory may be mounted `noexec`.
 ///
 /// # Errors
 /// When neither there nor on the disk one can be made.
 pub fn memory_dir() -> std::io::Result<tempfile::TempDir> {
-    tempfile::TempDir::new_in("/dev/shm").or_else(|_| tempfile::TempDir::new())
+    let free = nix::sys::statvfs::statvfs(MEMORY).map_or(0, |fs| fs.blocks_available() * fs.fragment_size());
+    if free < MEMORY_LEAST {
+        return tempfile::TempDir::new();
+    }
+    tempfile::TempDir::new_in(MEMORY).or_else(|_| tempfile::TempDir::new())
 }
 
 /// The README's program compiles.

@@ -134,16 +134,16 @@ fn what_the_other_tool_left_is_cleared_as_soon_as_that_tool_works() {
     agent.until_ready();
     assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
     // The tool's lock is held by somebody, as far as its exit status tells.
-    let (bin, held) = (site.path("bin"), site.path("held"));
-    std::fs::create_dir(&bin).unwrap();
+    // Programs are not put into memory: containers let nobody execute what is there.
+    let (bin, held) = (tempfile::tempdir().unwrap(), site.path("held"));
     std::fs::write(&held, "").unwrap();
     for tool in ["iptables-restore", "ip6tables-restore"] {
         let script = format!("#!/bin/sh\n[ ! -e {} ] || exit 4\nexec /usr/sbin/{tool} \"$@\"\n", held.display());
-        std::fs::write(bin.join(tool), script).unwrap();
-        std::fs::set_permissions(bin.join(tool), Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(bin.path().join(tool), script).unwrap();
+        std::fs::set_permissions(bin.path().join(tool), Permissions::from_mode(0o755)).unwrap();
     }
     std::fs::write(site.path("store/config.json"), NFT).unwrap();
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", bin.path().display(), std::env::var("PATH").unwrap());
     let agent = site.start_with_path(1, &["-ip-masq", "-iptables-resync=1"], &path);
     agent.until_ready();
     let left = || site.tool(1, &["iptables-save"]).out.contains("FLANNEL-POSTRTG");

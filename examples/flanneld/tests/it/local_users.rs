@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use tempfile::TempDir;
 use testkit::Namespace;
 
 use crate::harness::{Agent, BINARY, Site, bare};
@@ -24,20 +25,27 @@ const PART: &str = "FLANNELD_STRANGERS_PART";
 const IDLE: usize = 300;
 
 /// Another user, who does a part until it is dropped.
-struct Stranger(Child);
+struct Stranger {
+    child: Child,
+    /// Where the program is.
+    _dir: TempDir,
+}
 
 impl Stranger {
     /// Starts a copy of this binary as nobody: where the build is, nobody may not be allowed to read.
-    fn start(site: &Site, ns: &Namespace, part: &str) -> Self {
-        fs::set_permissions(site.dir.path(), Permissions::from_mode(0o755)).unwrap();
-        let copy = site.path("stranger");
+    fn start(ns: &Namespace, part: &str) -> Self {
+        // Not in memory: containers let nobody execute what is there.
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let copy = dir.path().join("stranger");
         fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
         fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(&copy);
         command.args(["--exact", "local_users::plays_the_part_it_was_started_for", "--nocapture"]).env(PART, part);
         command.uid(NOBODY).gid(NOBODY).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut stranger = Self(ns.run(|| command.spawn().unwrap()).unwrap());
-        let lines = BufReader::new(stranger.0.stdout.take().unwrap()).lines();
+        let child = ns.run(|| command.spawn().unwrap()).unwrap();
+        let mut stranger = Self { child, _dir: dir };
+        let lines = BufReader::new(stranger.child.stdout.take().unwrap()).lines();
         let mut said = Vec::new();
         for line in lines {
             said.push(line.unwrap());
@@ -52,8 +60,8 @@ impl Stranger {
 impl Drop for Stranger {
     fn drop(&mut self) {
         // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -110,7 +118,7 @@ fn as_nobody(ns: &Namespace, words: &[&str]) -> bool {
 #[test]
 fn the_name_of_an_overlay_cannot_be_taken_by_another_user() {
     let site = Site::new(1, VXLAN);
-    let _stranger = Stranger::start(&site, site.ns(1), "names");
+    let _stranger = Stranger::start(site.ns(1), "names");
     let first = site.start(1, &[]);
     first.until_ready();
     let second = site.run(1, &["-healthz-port=0", "-metrics-port=0"]);
@@ -127,7 +135,7 @@ fn idle_connections_of_another_user_cost_neither_health_nor_files() {
     command.args(["-metrics-port=8082", "-ip-masq", "-audit-interval=1"]);
     let agent = Agent::start_in(site.ns(1), &mut command, site.path("log1"));
     agent.until_ready();
-    let _stranger = Stranger::start(&site, site.ns(1), "connections");
+    let _stranger = Stranger::start(site.ns(1), "connections");
     assert_eq!(agent.get(8081, "/healthz"), Some((200, "flanneld is running".to_owned())));
     assert!(agent.is_ready());
     let (code, status) = agent.get(8082, "/status").unwrap();
