@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use testkit::Namespace;
 
 use crate::harness::{Agent, BINARY, Site, bare};
+use crate::store::Cluster;
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const NOBODY: u32 = 65534;
@@ -195,6 +196,24 @@ fn the_agents_files_are_not_for_others_to_write() {
     assert!(nobody(&["cat", &env.display().to_string()]), "the CNI plug-in's user may read it");
     let after: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
     assert_eq!(after, texts);
+}
+
+#[test]
+fn the_state_file_is_for_the_agents_user_alone() {
+    let cluster = Cluster::new(1, VXLAN);
+    fs::set_permissions(cluster.site.dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let state = cluster.site.path("state.json");
+    let mut command = bare(Command::new("sh"));
+    command.args(["-c", "umask 0; exec \"$0\" \"$@\"", BINARY]).args(cluster.args(1));
+    command.arg(format!("-state-file={}", state.display()));
+    let agent = Agent::start_in(cluster.ns(1), &mut command, cluster.site.path("log1"));
+    agent.until_ready();
+    agent.until("written", || state.exists());
+    assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o7777, 0o600);
+    let path = state.display().to_string();
+    for words in [&["cat", &path][..], &["truncate", "--size=0", &path], &["rm", "--force", &path]] {
+        assert!(!as_nobody(cluster.ns(1), words), "{words:?}");
+    }
 }
 
 fn beside(file: &Path, suffix: &str) -> PathBuf {
