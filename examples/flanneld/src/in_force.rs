@@ -134,7 +134,7 @@ impl SubnetManager for InForce {
         if pinned.said_by == SaidBy::Store || !self.stands_in() {
             match self.inner.network_config().await {
                 Ok(live) if differs(&live, config) => return Err(changed()),
-                // Who is away may be stood in for.
+                // While the store is away, the state file may stand in for it.
                 Ok(_) | Err(SubnetError::Unavailable { .. } | SubnetError::Denied { .. }) => {}
                 Err(error) => return Err(error),
             }

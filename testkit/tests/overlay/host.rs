@@ -55,11 +55,11 @@ fn an_underlay_comes_back(plane: Plane, act: Act) {
     cluster.settle();
     let (wanted, node, target) = (cluster.objects(0), cluster.node(0), cluster.target());
     act.strike(node, &target).unwrap();
-    let status = cluster.until(0, "aware of the loss", |status| status.uplink.is_none());
+    let status = cluster.until(0, "showing the loss", |status| status.uplink.is_none());
     assert!(status.lease.is_some(), "{status:?}");
     // Peers come and go meanwhile.
     cluster.store.insert([cluster.paper_peer(150)]);
-    cluster.until(0, "in the know", |status| status.peers.accepted == 7);
+    cluster.until(0, "showing the change", |status| status.peers.accepted == 7);
     cluster.store.delete(&cluster.paper_peer(150).key);
     act.restore(node).unwrap();
     let healed = wait_until(act.name(), PATIENCE, || Ok(cluster.objects(0) == wanted));
@@ -80,7 +80,7 @@ fn routes_to_peers_stay_while_the_connected_route_is_missing() {
     let (wanted, target) = (cluster.objects(0), cluster.target());
     let unreached = |status: &Status| status.skipped.len() == 12 && status.phase == Phase::Ready;
     Act::UnderlayConnected.strike(cluster.node(0), &target).unwrap();
-    let status = cluster.until(0, "aware of the loss", unreached);
+    let status = cluster.until(0, "showing the loss", unreached);
     let reason = status.skipped.values().next().unwrap().to_string();
     assert!(reason.contains("connected route"), "{reason}");
     // What an audit shows of skipped peers is said before it writes.
@@ -91,10 +91,10 @@ fn routes_to_peers_stay_while_the_connected_route_is_missing() {
     // Nor does an agent that starts meanwhile take them away.
     cluster.crash(0);
     cluster.restart(0);
-    cluster.until(0, "aware of the loss", unreached);
+    cluster.until(0, "showing the loss", unreached);
     assert_eq!(cluster.objects(0), wanted);
     Act::UnderlayConnected.restore(cluster.node(0)).unwrap();
-    cluster.until(0, "in the know of all peers", |status| status.skipped.is_empty() && status.phase == Phase::Ready);
+    cluster.until(0, "ready with all peers", |status| status.skipped.is_empty() && status.phase == Phase::Ready);
     cluster.converged(0);
     assert_eq!(cluster.objects(0), wanted);
     cluster.assert_traffic(0, 1);

@@ -268,7 +268,7 @@ fn strangers_routes_beside_a_peers_do_not_quarantine_it() {
         on_link(Family::V4);
         cluster.store.insert([paper.clone()]);
         let known = |status: &Status| status.peers.accepted + status.peers.quarantined == 2;
-        let status = cluster.until(0, "in the know", known);
+        let status = cluster.until(0, "showing the change", known);
         assert_eq!(status.quarantined, Default::default(), "{plane:?}");
         cluster.settle();
         // A fresh look at the host changes nothing. (In IPv6 the kernel takes no route of ours where such a one is

@@ -148,7 +148,7 @@ impl Cluster {
         let others = self.store.records().len() - 1;
         for nth in 0..self.agents.len() {
             let all = |status: &Status| status.peers.accepted + status.peers.quarantined == others;
-            self.until(nth, "in the know of all peers", |status| status.phase == Phase::Ready && all(status));
+            self.until(nth, "ready with all peers", |status| status.phase == Phase::Ready && all(status));
             self.converged(nth);
         }
     }
