@@ -106,7 +106,7 @@ impl Machine {
     /// When the Ethernet address may be changed again, if it has to be.
     pub(super) fn parts(&self) -> Option<BootTime> {
         let parts = self.parted.map(|parted| parted.after(PART))?;
-        (self.tenure.is_held() && self.admission.older_twin().is_some()).then_some(parts)
+        (self.tenure.is_held() && self.admission.mac_shared_with_older().is_some()).then_some(parts)
     }
 
     /// When the host has to be read again for a change that waits.
