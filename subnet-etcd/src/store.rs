@@ -469,13 +469,13 @@ impl Seen {
     }
 
     /// The place of the lease to take again. Another node may have had this node's address before: so the one that is
-    /// preferred, or that has what is to be published, else the first, as Go flannel does, unless another is preferred.
+    /// preferred, or that has what is to be published, else the first, as Go flannel does.
     fn kept(&self, own: &[Arc<Lease>], want: &Want) -> Option<usize> {
         let fits = |lease: &Lease| all_compatible(&self.config, &lease.subnets) && !self.beats(lease);
         let place = |is_it: &dyn Fn(&Lease) -> bool| own.iter().position(|lease| fits(lease) && is_it(lease));
         place(&|lease| lease.subnets == want.preferred)
             .or_else(|| place(&|lease| lease.attrs.backend_data == want.attrs.backend_data))
-            .or_else(|| place(&|_| want.preferred.is_empty()))
+            .or_else(|| place(&|_| true))
     }
 
     /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. They take

@@ -141,9 +141,9 @@ async fn subnet_env_is_written_when_the_devices_are_there_and_again_when_the_lea
     eventually("subnet.env says the first lease", says(before)).await;
     let mut moved = node.record().unwrap();
     moved.subnets.v4 = Some(other);
+    let log = Log::listen();
     node.store.insert([moved]);
     agent.event(|event| matches!(event, Event::LeaseAcquired(lease) if lease.subnets.v4 == Some(other))).await;
-    let log = Log::listen();
     eventually("subnet.env says the second lease", says(after)).await;
     pass(1.0).await;
     let lines = log.take();
