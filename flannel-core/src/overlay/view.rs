@@ -40,8 +40,8 @@ impl Settling {
     }
 }
 
-/// The situation at start, and why its uplink was chosen. What this start used before counts first, then what the last
-/// run used: it is what other nodes send to, and where the store goes by addresses it is this node's lease.
+/// The situation at start, and why its uplink was chosen. Preferred are the interface and addresses that this start used
+/// before, else the addresses that the last run used: other nodes send to them, and etcd finds this node's lease by them.
 pub(crate) fn first_situation(
     settings: &Settings,
     config: Arc<NetworkConfig>,
@@ -57,7 +57,7 @@ pub(crate) fn first_situation(
         let taken = BTreeSet::new();
         (Situation { overlay, config, node, uplink, public, host, previous: None, taken }, explanation)
     };
-    // What is another's is not to be kept, be it in use.
+    // An address that another node publishes is not kept, even if it is in use.
     let kept = |addrs: &Dual<IpAddr>| Dual {
         v4: addrs.v4.filter(|addr| !others.contains(addr)),
         v6: addrs.v6.filter(|addr| !others.contains(addr)),

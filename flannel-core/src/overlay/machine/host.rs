@@ -1,8 +1,8 @@
 //! The host as it changes: which uplink is in use, and what this node publishes.
 //!
 //! A node's addresses are what other nodes send to and, in etcd, its identity. So interface and addresses stay what they
-//! are for as long as they can be used, and others replace them only after they have been the ones to choose for
-//! [`SETTLE`]. An address that another node publishes never does.
+//! are for as long as they can be used. Others replace them only after the host has offered them for [`SETTLE`], and an
+//! address that another node publishes never does.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,8 +20,8 @@ use crate::uplink::UplinkError;
 
 use super::{Cause, Machine, Round};
 
-/// Between two changes of the Ethernet address, so that whoever copies it each time sets no pace.
-const PART: Duration = Duration::from_secs(10);
+/// The shortest time between two changes of the Ethernet address: a node that copies each new one must not set the pace.
+const MAC_PAUSE: Duration = Duration::from_secs(10);
 /// The most Ethernet addresses that are remembered as taken.
 const MOST_TAKEN: usize = 64;
 
@@ -83,14 +83,14 @@ impl Machine {
         self.audit_at(now, Cause::Hint);
     }
 
-    /// Publishes another Ethernet address where an older record has ours, by chance or on purpose: other nodes take the
-    /// older record for a peer and refuse ours.
-    pub(super) fn part_from_older(&mut self, now: BootTime) {
-        if self.parted.is_some_and(|parted| now < parted.after(PART)) || !self.tenure.is_held() {
+    /// Publishes another Ethernet address if an older record has the same one, by chance or on purpose: other nodes accept
+    /// the older record and refuse ours.
+    pub(super) fn change_shared_mac(&mut self, now: BootTime) {
+        if self.mac_changed.is_some_and(|changed| now < changed.after(MAC_PAUSE)) || !self.tenure.is_held() {
             return;
         }
         let Some(mac) = self.admission.mac_shared_with_older() else { return };
-        self.parted = Some(now);
+        self.mac_changed = Some(now);
         let mut situation = self.local.situation.clone();
         if situation.taken.len() >= MOST_TAKEN {
             situation.taken.clear();
@@ -104,9 +104,9 @@ impl Machine {
     }
 
     /// When the Ethernet address may be changed again, if it has to be.
-    pub(super) fn parts(&self) -> Option<BootTime> {
-        let parts = self.parted.map(|parted| parted.after(PART))?;
-        (self.tenure.is_held() && self.admission.mac_shared_with_older().is_some()).then_some(parts)
+    pub(super) fn mac_change_due(&self) -> Option<BootTime> {
+        let due = self.mac_changed.map(|changed| changed.after(MAC_PAUSE))?;
+        (self.tenure.is_held() && self.admission.mac_shared_with_older().is_some()).then_some(due)
     }
 
     /// When the host has to be read again for a change that waits.

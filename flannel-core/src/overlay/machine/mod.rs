@@ -88,8 +88,8 @@ pub(crate) struct Machine {
     former: Option<Former>,
     /// A change of uplink that waits.
     settling: Option<Settling>,
-    /// When the Ethernet address was last changed for an older record's sake.
-    parted: Option<BootTime>,
+    /// When the Ethernet address was last changed because an older record has it.
+    mac_changed: Option<BootTime>,
     audit: Schedule,
     backoff: Backoff,
     jitter: Jitter,
@@ -186,7 +186,7 @@ impl Machine {
             round: Round::Idle,
             former: None,
             settling: None,
-            parted: None,
+            mac_changed: None,
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
@@ -262,7 +262,7 @@ impl Machine {
         let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
         let guard = self.guard.deadline(&self.words.watch());
         let relist = self.relist.due(self.admission.has_room_again());
-        [audit, former, guard, self.parts(), self.tenure.deadline(), relist].into_iter().flatten().min()
+        [audit, former, guard, self.mac_change_due(), self.tenure.deadline(), relist].into_iter().flatten().min()
     }
 
     /// Takes in what happened.
@@ -290,6 +290,7 @@ impl Machine {
                 self.show_withheld(now);
             }
         }
+        self.change_shared_mac(now);
         self.show_contested();
         self.show_challenged();
     }

@@ -100,7 +100,6 @@ impl Machine {
     /// Brings the status up to date with the peers there are, whatever call is under way.
     pub(crate) fn show_admitted(&mut self, now: BootTime) {
         self.show_peers();
-        self.part_from_older(now);
         self.show_withheld(now);
     }
 

@@ -238,3 +238,35 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
     written(&mut machine, now, &unconnected(), &with_route(prefix, tunnel));
     assert!(machine.deadline().unwrap() > now);
 }
+
+#[test]
+fn a_shared_ethernet_address_sets_no_deadline_that_waits_for_the_kernel() {
+    let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+    let mut backend = MockBackend::new();
+    backend.expect_wire_type().return_const("tunnel");
+    backend.expect_mtu().returning(|_| None);
+    backend.expect_hardware_address().returning(move |_, _| Ok(Some(mac)));
+    backend.expect_scope().returning(|local| Scope {
+        overlay: local.situation.overlay.clone(),
+        networks: local.situation.networks(),
+        devices: Vec::new(),
+        uplink: None,
+    });
+    let attrs = arbitrary::lease(1, V4, "tunnel").attrs;
+    backend.expect_advertise().returning(move |_| Ok(attrs.clone()));
+    let local = arbitrary::local(arbitrary::situation(config()), arbitrary::lease(1, V4, "tunnel").attrs);
+    let status = Published::new(Status::default());
+    let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
+    let older = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 1);
+    let own = arbitrary::record(arbitrary::lease(1, V4, "tunnel"), 2);
+    machine.handle(at(0), Wake::Store(Ok(LeaseEvent::Reset(vec![older, own]))));
+    // The kernel does not answer.
+    assert!(machine.kernel_call(at(0)).is_some());
+    let mut now = at(0);
+    for _ in 0..5 {
+        machine.handle(now, Wake::Timer);
+        let deadline = machine.deadline().unwrap();
+        assert!(deadline > now, "due at {deadline:?} and not served at {now:?}");
+        now = deadline;
+    }
+}
