@@ -102,6 +102,7 @@ fn existing_mac(config: &Config, situation: &Situation, family: Family) -> Optio
         let ours = link.name == name || situation.overlay.owns(link.group, link.alias.as_deref());
         ours && vxlan.vni == config.vni
             && vxlan.gbp == config.gbp
+            && !vxlan.misses
             && vxlan.family().is_none_or(|found| found == family)
             && vxlan.local.is_none_or(|local| Some(local) == public)
             && (config.port.is_none() || vxlan.port.is_none() || config.port == vxlan.port)
@@ -147,12 +148,12 @@ fn vteps(config: &Config, situation: &Situation, attrs: &LeaseAttrs) -> Vec<Vtep
     let vtep = |(slot, (family, name))| {
         let published = wire::decode(attrs, family).ok().filter(usable);
         let kind = LinkKind::Vxlan(Vxlan {
-            vni: config.vni,
             port: config.port,
             local: situation.public.get(family).copied(),
             lower: Some(LinkId::Uplink),
             learning: config.learning,
             gbp: config.gbp,
+            ..Vxlan::new(config.vni)
         });
         let link = Link {
             name,

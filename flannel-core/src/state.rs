@@ -107,9 +107,18 @@ pub struct Vxlan {
     pub learning: bool,
     /// Whether it carries group policies (`VXLAN-GBP`).
     pub gbp: bool,
+    /// Where frames go that no forwarding entry is for (`remote`).
+    pub remote: Option<IpAddr>,
+    /// Whether it reports destinations that it does not know (`l2miss` or `l3miss`). That cannot be changed.
+    pub misses: bool,
 }
 
 impl Vxlan {
+    /// A device of this identifier, with everything else off and left to the kernel.
+    pub fn new(vni: Vni) -> Self {
+        Self { vni, port: None, local: None, lower: None, learning: false, gbp: false, remote: None, misses: false }
+    }
+
     /// The underlay's family.
     pub fn family(&self) -> Option<Family> {
         self.local.map(Family::of)

@@ -8,7 +8,7 @@ use flannel_core::kernel::{EEXIST, Kernel, KernelError};
 use flannel_core::net::{Family, MacAddr, Prefix};
 use flannel_core::plan::{Op, Plan};
 use flannel_core::state::{LinkId, LinkKind, Route, RouteKey, RouteKind, State};
-use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, ip, peer, subnet};
+use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, index_of, ip, peer, subnet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -107,16 +107,61 @@ fn a_device_is_renamed_readdressed_resized_marked_and_set_up_again() {
             "link set flannel.1 alias else",
             "link set flannel.1 down",
             "link set flannel.1 type vxlan learning",
+            "link set flannel.1 type vxlan id 1 remote 192.0.2.9",
         ] {
             ip(damage);
             lab.audit(&overlay).await;
             lab.converge(&overlay).await;
         }
+        assert!(!ip("-d link show dev flannel.1").contains("remote"));
+        assert!(!bridge("fdb show dev flannel.1").contains("00:00:00:00:00:00"));
         ip("link set flannel.1 down");
         ip("link set flannel.1 name other0");
         lab.audit(&overlay).await;
         lab.converge(&overlay).await;
         assert!(ip("link").contains("flannel.1"));
+    });
+}
+
+/// Makes the device that Go flannel makes, but for `settings`.
+fn make_as_go_flannel(settings: &str) {
+    let kind = "type vxlan id 1 dev up0 local 192.0.2.1 nolearning";
+    ip(&format!("link add flannel.1 address 02:00:00:00:00:04 mtu 1450 txqueuelen 0 {kind} {settings}"));
+}
+
+#[test]
+fn the_device_that_go_flannel_makes_is_adopted_as_it_is() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 2);
+        make_as_go_flannel("dstport 8472");
+        let index = index_of("flannel.1");
+        lab.converge(&overlay).await;
+        assert_eq!(index_of("flannel.1"), index);
+    });
+}
+
+#[test]
+fn a_device_that_go_flannel_never_makes_is_left_alone() {
+    for settings in ["l2miss", "l3miss", "l2miss l3miss", "remote 192.0.2.9"] {
+        in_lab(move |lab| async move {
+            let overlay = Overlay::vxlan(V4, 2);
+            make_as_go_flannel(&format!("dstport 8472 {settings}"));
+            let plan = lab.plan(&overlay).await;
+            let found = plan.conflicts.first().map(|conflict| conflict.found.clone()).unwrap_or_default();
+            let shown = if settings.starts_with("remote") { settings } else { "l2miss or l3miss" };
+            assert!(plan.is_empty() && found.contains(shown), "{settings}: {plan:?}");
+        });
+    }
+}
+
+#[test]
+fn a_device_of_ours_that_reports_misses_is_made_anew() {
+    in_lab(|lab| async move {
+        let overlay = Overlay::vxlan(V4, 2);
+        make_as_go_flannel("l3miss");
+        ip(&format!("link set flannel.1 group {}", overlay.scope.overlay.mark()));
+        lab.converge(&overlay).await;
+        assert!(!ip("-d link show dev flannel.1").contains("l3miss"));
     });
 }
 

@@ -12,7 +12,7 @@ use super::wire::{Wire, refusal};
 use crate::kernel::{ApplyReport, KernelError, Scope};
 use crate::net::{Family, Prefix};
 use crate::plan::{Op, OpText, Plan, Refusals};
-use crate::state::{Link, LinkId, LinkKind, LinkName, Vxlan};
+use crate::state::{Link, LinkId, LinkKind, LinkName};
 
 /// From more IPv4 routes than this on, new ones are spread over scopes as well: twenty thousand are where inserting is
 /// quadratic again (kernel-facts 33). Those that are there stay as they are.
@@ -342,11 +342,9 @@ impl Applier<'_> {
         if to.up && !from.up && matches!(to.kind, LinkKind::Vxlan(_)) {
             ignore_router_advertisements(&from.name);
         }
-        if let (LinkKind::Vxlan(Vxlan { learning: was, .. }), LinkKind::Vxlan(Vxlan { learning, .. })) =
-            (&from.kind, &to.kind)
-            && was != learning
+        if let (LinkKind::Vxlan(was), LinkKind::Vxlan(vxlan)) = (&from.kind, &to.kind)
+            && link::change_vxlan(self.batch, index, was, vxlan)
         {
-            link::change_learning(self.batch, index, *learning);
             self.send(op)?;
         }
         link::change(self.batch, index, &change);

@@ -83,12 +83,10 @@ impl Wish {
             Family::V6 => public_v6(1),
         };
         LinkKind::Vxlan(Vxlan {
-            vni: Vni::new(self.vni).unwrap(),
             port: None,
             local: Some(local),
             lower: Some(LinkId::Uplink),
-            learning: false,
-            gbp: false,
+            ..Vxlan::new(Vni::new(self.vni).unwrap())
         })
     }
 
@@ -164,6 +162,7 @@ enum Act {
     Bounce(u8),
     Mac(u8),
     Mtu(u8),
+    Remote(u8),
     RemoveAddress(u8),
     OtherAddress(u8, u8),
     Rename(u8),
@@ -205,6 +204,7 @@ fn act() -> impl Strategy<Value = Act> {
         (0..2u8).prop_map(Act::Bounce),
         (0..2u8).prop_map(Act::Mac),
         (0..2u8).prop_map(Act::Mtu),
+        (0..2u8).prop_map(Act::Remote),
         (0..2u8).prop_map(Act::RemoveAddress),
         (0..2u8, 0..3u8).prop_map(|(device, n)| Act::OtherAddress(device, n)),
         (0..2u8).prop_map(Act::Rename),
@@ -238,12 +238,10 @@ fn commit(kernel: &FakeKernel, act: &Act) {
     let vxlan = |name: &str, vni: u32, lower: Option<u32>| Link {
         name: LinkName::new(name).unwrap(),
         kind: LinkKind::Vxlan(Vxlan {
-            vni: Vni::new(vni).unwrap(),
             port: None,
             local: Some(public(1)),
             lower: lower.map(LinkId::Other),
-            learning: false,
-            gbp: false,
+            ..Vxlan::new(Vni::new(vni).unwrap())
         }),
         mac: None,
         mtu: 1450,
@@ -256,6 +254,7 @@ fn commit(kernel: &FakeKernel, act: &Act) {
         Act::Bounce(device) => kernel.link_down(name(device)).and_then(|()| kernel.link_up(name(device))),
         Act::Mac(device) => kernel.set_mac(name(device), MacAddr([2, 9, 9, 9, 9, 9])),
         Act::Mtu(device) => kernel.set_mtu(name(device), Mtu(1280)),
+        Act::Remote(device) => kernel.set_remote(name(device), Some(public(9))),
         Act::RemoveAddress(0) => kernel.remove_address(NAMES[0], text("10.5.101.0/32")),
         Act::RemoveAddress(_) => kernel.remove_address(NAMES[1], text("fd05:0:0:65::/128")),
         Act::OtherAddress(0, n) => {

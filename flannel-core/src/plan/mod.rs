@@ -471,7 +471,7 @@ impl<'a> Planner<'a> {
 /// outlives it, so any other unmarked device is a stranger's.
 fn is_go_flannels(want: &Link, have: &Link) -> bool {
     let unmarked = have.group == 0 && have.alias.is_none();
-    let vxlan = matches!(have.kind, LinkKind::Vxlan(_));
+    let vxlan = matches!(have.kind, LinkKind::Vxlan(Vxlan { remote: None, .. }));
     unmarked && vxlan && have.name == want.name && compatible(&want.kind, &have.kind)
 }
 
@@ -515,16 +515,17 @@ fn compatible(want: &LinkKind, have: &LinkKind) -> bool {
                 && open(want.local, have.local)
                 && open(want.lower, have.lower)
                 && want.gbp == have.gbp
+                && want.misses == have.misses
         }
         (want, have) => want == have,
     }
 }
 
-/// The kind a compatible device has once updated: what cannot change stays, learning can.
+/// The kind a compatible device has once updated: what cannot change stays.
 fn merged_kind(want: &LinkKind, have: &LinkKind) -> LinkKind {
     match (want, have) {
         (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => {
-            LinkKind::Vxlan(Vxlan { learning: want.learning, ..have.clone() })
+            LinkKind::Vxlan(Vxlan { learning: want.learning, remote: want.remote, ..have.clone() })
         }
         (_, have) => have.clone(),
     }

@@ -103,13 +103,16 @@ pub enum LinkPart {
     Mark,
     /// Whether it learns peers from received packets.
     Learning,
+    /// Where it sends frames that no forwarding entry is for.
+    Remote,
     /// Whether it is up.
     State,
 }
 
 impl LinkPart {
     /// All, in the order in which they are written: a device comes up when it is as it should be.
-    pub const ALL: [Self; 6] = [Self::Name, Self::Mtu, Self::Mac, Self::Mark, Self::Learning, Self::State];
+    pub const ALL: [Self; 7] =
+        [Self::Name, Self::Mtu, Self::Mac, Self::Mark, Self::Learning, Self::Remote, Self::State];
 
     /// Makes this part of `to` what it is in `from`.
     pub(crate) fn copy(self, from: &Link, to: &mut Link) {
@@ -121,6 +124,11 @@ impl LinkPart {
             Self::Learning => {
                 if let (LinkKind::Vxlan(from), LinkKind::Vxlan(to)) = (&from.kind, &mut to.kind) {
                     to.learning = from.learning;
+                }
+            }
+            Self::Remote => {
+                if let (LinkKind::Vxlan(from), LinkKind::Vxlan(to)) = (&from.kind, &mut to.kind) {
+                    to.remote = from.remote;
                 }
             }
             Self::State => to.up = from.up,

@@ -92,7 +92,12 @@ impl Refusals {
             LinkPart::Mac => {
                 self.kept_address.insert(id);
             }
-            LinkPart::State | LinkPart::Name | LinkPart::Mtu | LinkPart::Mark | LinkPart::Learning => {}
+            LinkPart::State
+            | LinkPart::Name
+            | LinkPart::Mtu
+            | LinkPart::Mark
+            | LinkPart::Learning
+            | LinkPart::Remote => {}
         }
     }
 

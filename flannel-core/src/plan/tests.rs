@@ -35,12 +35,10 @@ fn stranger() -> Route {
 fn wanted() -> State {
     let overlay = OverlayName::default();
     let vxlan = Vxlan {
-        vni: Vni::new(1).unwrap(),
         port: None,
         local: Some("192.168.0.1".parse().unwrap()),
         lower: Some(LinkId::Uplink),
-        learning: false,
-        gbp: false,
+        ..Vxlan::new(Vni::new(1).unwrap())
     };
     let link = Link {
         name: LinkName::new("flannel.1").unwrap(),
@@ -105,6 +103,34 @@ fn exactly_what_go_flannel_makes_is_adopted_and_marked() {
     (link.group, link.alias) = (0, None);
     vxlan(link).port = Some(8472);
     assert_eq!(ops(&seen), ["link set flannel.1 group 0x666ba808 alias flannelkit:flannel"]);
+}
+
+#[test]
+fn what_go_flannel_never_makes_is_no_device_of_its() {
+    let spoil: [fn(&mut Vxlan); 2] =
+        [|vxlan| vxlan.misses = true, |vxlan| vxlan.remote = Some("192.168.0.9".parse().unwrap())];
+    for spoil in spoil {
+        let mut seen = wanted();
+        let link = seen.links.get_mut(&OWN).unwrap();
+        (link.group, link.alias) = (0, None);
+        spoil(vxlan(link));
+        assert_eq!((ops(&seen), conflicts(&seen)), (vec![], vec![Object::Link(OWN)]));
+    }
+}
+
+#[test]
+fn a_device_of_ours_that_reports_misses_is_made_anew() {
+    let mut seen = wanted();
+    vxlan(seen.links.get_mut(&OWN).unwrap()).misses = true;
+    let ops = ops(&seen);
+    assert!(ops[0] == "link delete flannel.1" && ops[1].starts_with("link add flannel.1 "), "{ops:?}");
+}
+
+#[test]
+fn a_default_destination_is_taken_from_a_device_of_ours() {
+    let mut seen = wanted();
+    vxlan(seen.links.get_mut(&OWN).unwrap()).remote = Some("192.168.0.9".parse().unwrap());
+    assert_eq!(ops(&seen), ["link set flannel.1 type vxlan noremote"]);
 }
 
 #[test]

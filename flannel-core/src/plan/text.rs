@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::kernel::Scope;
 use crate::net::Prefix;
-use crate::state::{AddressKey, Link, LinkId, LinkKind, Route, RouteKind};
+use crate::state::{AddressKey, Link, LinkId, LinkKind, Route, RouteKind, Vxlan};
 
 use super::{LinkPart, Object, Op};
 
@@ -37,6 +37,7 @@ impl fmt::Display for LinkPart {
             Self::Mac => "Ethernet address",
             Self::Mark => "group and alias",
             Self::Learning => "learning",
+            Self::Remote => "default destination",
             Self::State => "state",
         })
     }
@@ -113,6 +114,10 @@ impl fmt::Display for OpText<'_> {
                         LinkKind::Vxlan(vxlan) if vxlan.learning => " type vxlan learning",
                         _ => " type vxlan nolearning",
                     }),
+                    LinkPart::Remote => match &to.kind {
+                        LinkKind::Vxlan(Vxlan { remote: Some(remote), .. }) => write!(f, " type vxlan remote {remote}"),
+                        _ => f.write_str(" type vxlan noremote"),
+                    },
                     LinkPart::State => f.write_str(if to.up { " up" } else { " down" }),
                 }
             }
@@ -163,7 +168,10 @@ impl fmt::Display for KindText<'_> {
 
 pub(super) fn describe_link(link: &Link) -> String {
     let kind = match &link.kind {
-        LinkKind::Vxlan(vxlan) => format!("vxlan id {}", vxlan.vni),
+        LinkKind::Vxlan(vxlan) => {
+            let remote = vxlan.remote.map(|remote| format!(" remote {remote}")).unwrap_or_default();
+            format!("vxlan id {}{remote}{}", vxlan.vni, if vxlan.misses { " l2miss or l3miss" } else { "" })
+        }
         LinkKind::DataPlane => "tun".to_owned(),
         LinkKind::Other(kind) => kind.to_string(),
     };

@@ -60,7 +60,7 @@ enum Spot {
 // Whoever adds an attribute finds here that it needs a spot.
 const _: fn(Route) = |Route { kind: _, gateway: _, link: _, onlink: _, protocol: _ }| {};
 const _: fn(&Link) = |Link { name: _, kind: _, mac: _, mtu: _, up: _, group: _, alias: _ }| {};
-const _: fn(&Vxlan) = |Vxlan { vni: _, port: _, local: _, lower: _, learning: _, gbp: _ }| {};
+const _: fn(&Vxlan) = |Vxlan { vni: _, port: _, local: _, lower: _, learning: _, gbp: _, remote: _, misses: _ }| {};
 
 /// Every way in which an object of this kind can be wrong.
 fn spots(object: &Object) -> Vec<Spot> {
@@ -328,6 +328,7 @@ impl Scene {
                 kernel.mark_link(device, group, alias)
             }
             Spot::Part(LinkPart::Learning) => kernel.set_learning(device, true),
+            Spot::Part(LinkPart::Remote) => kernel.set_remote(device, Some(public(Family::V4, 88))),
             Spot::Part(LinkPart::State) if self.is_right(spot, number) => kernel.link_down(device),
             Spot::Part(LinkPart::State) => Ok(()),
             Spot::Address => kernel.remove_address(device, format!("{}/32", self.own.addr()).parse().unwrap()),
@@ -408,6 +409,7 @@ impl Scene {
             Spot::Part(LinkPart::Mac) => link(&format!(" address {} ", mac_of("node-200", Family::V4))),
             Spot::Part(LinkPart::Mark) => link(" group 0x666ba808 alias flannelkit:flannel"),
             Spot::Part(LinkPart::Learning) => link(" nolearning"),
+            Spot::Part(LinkPart::Remote) => !link(" remote "),
             Spot::Part(LinkPart::State) => link(" up "),
             Spot::Address => has(&format!("addr {}/32 dev {device}", self.own.addr())),
             Spot::ExtraAddress => !has(&format!("addr {}/", extra(number).addr())),

@@ -44,12 +44,10 @@ fn device(local: &Local, family: Family) -> (LinkId, Link) {
     let situation = &local.situation;
     let place = situation.config.networks.families().position(|other| other == family).unwrap();
     let kind = LinkKind::Vxlan(Vxlan {
-        vni: Vni::new(1).unwrap(),
         port: Some(8472),
         local: situation.public.get(family).copied(),
         lower: Some(LinkId::Uplink),
-        learning: false,
-        gbp: false,
+        ..Vxlan::new(Vni::new(1).unwrap())
     });
     let link = Link {
         name: LinkName::new(DEVICES[usize::from(slot(family))]).unwrap(),

@@ -149,12 +149,10 @@ fn vxlan_device(overlay: &OverlayName, family: Family) -> Link {
     Link {
         name: LinkName::new(device_name(family)).unwrap(),
         kind: LinkKind::Vxlan(Vxlan {
-            vni: Vni::new(1).unwrap(),
             port: None,
             local: Some(local),
             lower: Some(LinkId::Uplink),
-            learning: false,
-            gbp: false,
+            ..Vxlan::new(Vni::new(1).unwrap())
         }),
         mac: Some(MacAddr([2, 0, 0, 0, 0, last])),
         mtu,

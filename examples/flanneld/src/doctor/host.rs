@@ -378,14 +378,7 @@ mod tests {
     }
 
     fn link(name: &str, vni: u32, port: u16) -> HostLink {
-        let vxlan = VxlanLink {
-            vni: Vni::new(vni).unwrap(),
-            port: Some(port),
-            local: None,
-            lower: None,
-            learning: false,
-            gbp: false,
-        };
+        let vxlan = VxlanLink { port: Some(port), ..VxlanLink::new(Vni::new(vni).unwrap()) };
         let kind = LinkKind::Vxlan(vxlan);
         HostLink { name: LinkName::new(name).unwrap(), kind, mac: None, mtu: 1450, up: true, group: 0, alias: None }
     }

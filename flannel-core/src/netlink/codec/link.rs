@@ -1,6 +1,6 @@
 //! Links.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
@@ -39,14 +39,15 @@ pub(crate) fn create_vxlan(batch: &mut Batch, link: &Link, vxlan: &Vxlan, lower:
         IpAddr::V4(local) => InfoVxlan::Local(local),
         IpAddr::V6(local) => InfoVxlan::Local6(local),
     }));
+    data.extend(vxlan.remote.map(remote));
     data.extend([
         InfoVxlan::Ttl(0),
         InfoVxlan::Tos(0),
         InfoVxlan::Learning(vxlan.learning),
         InfoVxlan::Proxy(false),
         InfoVxlan::Rsc(false),
-        InfoVxlan::L2Miss(false),
-        InfoVxlan::L3Miss(false),
+        InfoVxlan::L2Miss(vxlan.misses),
+        InfoVxlan::L3Miss(vxlan.misses),
         InfoVxlan::UDPZeroCsumTX(false),
         InfoVxlan::UDPZeroCsumRX(false),
     ]);
@@ -106,15 +107,36 @@ pub(crate) fn change(batch: &mut Batch, index: u32, change: &Change<'_>) {
     batch.push(RTM_NEWLINK, 0, &message);
 }
 
-/// Changes whether a VXLAN device learns.
-pub(crate) fn change_learning(batch: &mut Batch, index: u32, learning: bool) {
+/// Changes what can be changed of a VXLAN device's settings. Returns whether there is anything to change.
+pub(crate) fn change_vxlan(batch: &mut Batch, index: u32, from: &Vxlan, to: &Vxlan) -> bool {
+    let mut data = Vec::new();
+    if from.learning != to.learning {
+        data.push(InfoVxlan::Learning(to.learning));
+    }
+    if from.remote != to.remote {
+        // The unspecified address takes it away.
+        let none = from.remote.map(|was| match was {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        });
+        data.extend(to.remote.or(none).map(remote));
+    }
+    if data.is_empty() {
+        return false;
+    }
     let mut message = LinkMessage::default();
     message.header.index = index;
-    message.attributes = vec![LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Vxlan),
-        LinkInfo::Data(InfoData::Vxlan(vec![InfoVxlan::Learning(learning)])),
-    ])];
+    message.attributes =
+        vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))])];
     batch.push(RTM_NEWLINK, 0, &message);
+    true
+}
+
+fn remote(addr: IpAddr) -> InfoVxlan {
+    match addr {
+        IpAddr::V4(addr) => InfoVxlan::Group(addr),
+        IpAddr::V6(addr) => InfoVxlan::Group6(addr),
+    }
 }
 
 /// Deletes a link.
@@ -134,10 +156,14 @@ const IFLA_GROUP: u16 = 27;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_GROUP: u16 = 2;
 const IFLA_VXLAN_LINK: u16 = 3;
 const IFLA_VXLAN_LOCAL: u16 = 4;
 const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_L2MISS: u16 = 13;
+const IFLA_VXLAN_L3MISS: u16 = 14;
 const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_GROUP6: u16 = 16;
 const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_VXLAN_GBP: u16 = 23;
 const BODY_LEN: usize = 16;
@@ -217,13 +243,18 @@ fn link_kind(info: &[u8]) -> Result<LinkKind, Unreadable> {
 fn decode_vxlan(data: &[u8]) -> Result<Vxlan, Unreadable> {
     const WHAT: &str = "VXLAN attributes";
     let mut vni = None;
-    let (mut port, mut local, mut lower, mut learning, mut gbp) = (None, None, None, false, false);
+    let (mut port, mut local, mut lower, mut remote) = (None, None, None, None);
+    let (mut learning, mut gbp, mut misses) = (false, false, false);
+    let is_on = |value: &[u8]| value.first().is_some_and(|byte| *byte != 0);
+    let address = |value: &[u8]| addr_of(value).map(|addr| Some(addr).filter(|addr| !addr.is_unspecified()));
     each_attribute(data, WHAT, |kind, value| {
         match kind {
             IFLA_VXLAN_ID => vni = Vni::new(u32_of(value)?),
             IFLA_VXLAN_LINK => lower = Some(u32_of(value)?).filter(|index| *index != 0),
-            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => local = Some(addr_of(value)?).filter(|addr| !addr.is_unspecified()),
-            IFLA_VXLAN_LEARNING => learning = value.first().is_some_and(|byte| *byte != 0),
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => local = address(value)?,
+            IFLA_VXLAN_GROUP | IFLA_VXLAN_GROUP6 => remote = address(value)?,
+            IFLA_VXLAN_LEARNING => learning = is_on(value),
+            IFLA_VXLAN_L2MISS | IFLA_VXLAN_L3MISS => misses |= is_on(value),
             IFLA_VXLAN_PORT => port = value.try_into().ok().map(u16::from_be_bytes),
             IFLA_VXLAN_GBP => gbp = true,
             _ => {}
@@ -232,7 +263,7 @@ fn decode_vxlan(data: &[u8]) -> Result<Vxlan, Unreadable> {
     })?;
     // A device that takes its VNI from each packet (`external`) shows 0.
     let vni = vni.ok_or(Unreadable::new(WHAT))?;
-    Ok(Vxlan { vni, port, local, lower: lower.map(LinkId::Other), learning, gbp })
+    Ok(Vxlan { vni, port, local, lower: lower.map(LinkId::Other), learning, gbp, remote, misses })
 }
 
 #[cfg(test)]
@@ -245,7 +276,7 @@ mod tests {
         #[test]
         fn a_vxlan_device_reads_back(
             vni in 0u32..1 << 24, port in proptest::option::of(1u16..), local: IpAddr, lower in 1u32.., mac: [u8; 6],
-            mtu: u32, learning: bool, gbp: bool,
+            mtu: u32, learning: bool, gbp: bool, remote: Option<IpAddr>, misses: bool,
         ) {
             let vxlan = Vxlan {
                 vni: Vni::new(vni).unwrap(),
@@ -254,6 +285,8 @@ mod tests {
                 lower: Some(LinkId::Other(lower)),
                 learning,
                 gbp,
+                remote: remote.filter(|addr| !addr.is_unspecified()),
+                misses,
             };
             let link = Link {
                 name: LinkName::new("flannel.1").unwrap(),

@@ -27,12 +27,10 @@ fn at(millis: u64) -> BootTime {
 
 fn device() -> Link {
     let kind = Vxlan {
-        vni: Vni::new(1).unwrap(),
         port: Some(8472),
         local: Some(arbitrary::node_address(Family::V4, 1)),
         lower: Some(LinkId::Uplink),
-        learning: false,
-        gbp: false,
+        ..Vxlan::new(Vni::new(1).unwrap())
     };
     Link {
         name: LinkName::new("tun4.1").unwrap(),

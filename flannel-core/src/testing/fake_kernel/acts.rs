@@ -117,6 +117,11 @@ impl FakeKernel {
         self.on_link("setting the learning of", name, |machine, index| machine.set_learning(index, learning))
     }
 
+    /// `ip link set type vxlan remote`, or none: `EOPNOTSUPP` on another kind of device.
+    pub fn set_remote(&self, name: &str, remote: Option<IpAddr>) -> Result<(), KernelError> {
+        self.on_link("setting the remote of", name, |machine, index| machine.set_remote(index, remote))
+    }
+
     /// `ip address add`.
     pub fn add_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
         self.put_address(name, address, Lifetime::Forever)

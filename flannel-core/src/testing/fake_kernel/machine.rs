@@ -259,6 +259,14 @@ impl Machine {
         Ok(())
     }
 
+    pub(super) fn set_remote(&mut self, index: u32, remote: Option<IpAddr>) -> Outcome {
+        match &mut self.link_mut(index)?.kind {
+            LinkKind::Vxlan(vxlan) => vxlan.remote = remote,
+            LinkKind::DataPlane | LinkKind::Other(_) => return Err(EOPNOTSUPP),
+        }
+        Ok(())
+    }
+
     pub(super) fn link_up(&mut self, index: u32) -> Outcome {
         self.link_mut(index)?.up = true;
         let own: Vec<_> = self.addresses.iter().filter(|address| address.link == index).cloned().collect();
@@ -300,7 +308,7 @@ impl Machine {
         }
         let link = self.link_mut(index)?;
         if let (LinkKind::Vxlan(have), LinkKind::Vxlan(want)) = (&mut link.kind, &to.kind) {
-            have.learning = want.learning;
+            (have.learning, have.remote) = (want.learning, want.remote);
         }
         match (from.up, to.up) {
             (false, true) => self.link_up(index),

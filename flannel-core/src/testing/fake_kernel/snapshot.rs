@@ -93,6 +93,12 @@ fn vxlan_text(vxlan: &Vxlan, name: impl Fn(u32) -> String) -> String {
         text.push_str(&format!(" dstport {port}"));
     }
     text.push_str(if vxlan.learning { " learning" } else { " nolearning" });
+    if let Some(remote) = vxlan.remote {
+        text.push_str(&format!(" remote {remote}"));
+    }
+    if vxlan.misses {
+        text.push_str(" misses");
+    }
     if vxlan.gbp {
         text.push_str(" gbp");
     }

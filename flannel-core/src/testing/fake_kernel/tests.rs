@@ -35,12 +35,10 @@ fn vxlan(name: &str, vni: u32, lower: u32) -> Link {
     Link {
         name: LinkName::new(name).unwrap(),
         kind: LinkKind::Vxlan(Vxlan {
-            vni: Vni::new(vni).unwrap(),
             port: None,
             local: Some(ip("192.168.0.1")),
             lower: Some(LinkId::Other(lower)),
-            learning: false,
-            gbp: false,
+            ..Vxlan::new(Vni::new(vni).unwrap())
         }),
         mac: None,
         mtu: 1500,
