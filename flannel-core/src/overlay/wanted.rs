@@ -62,6 +62,19 @@ pub(crate) fn states<'a>(
     families.map(move |family| (family, backend.peer(local, peer, family)))
 }
 
+/// [`add`] for a peer as it was. A route to it may have been kept although it is given none, so that is an object of
+/// its as well: what became of it is remembered.
+pub(crate) fn add_former(
+    backend: &dyn Backend,
+    local: &Local,
+    peer: &Lease,
+    state: &mut State,
+    objects: &mut BTreeSet<Object>,
+) {
+    add(backend, local, peer, state, objects);
+    objects.extend(peer.subnets.iter().map(|(_, prefix)| Object::Route(*prefix)));
+}
+
 /// Adds what `peer` wants to `state` and its objects to `objects`.
 pub(crate) fn add(
     backend: &dyn Backend,

@@ -7,11 +7,15 @@ mod asleep;
 #[cfg(test)]
 mod away;
 #[cfg(test)]
+mod direct;
+#[cfg(test)]
 mod ending;
 #[cfg(test)]
 mod fights;
 #[cfg(test)]
 mod former;
+#[cfg(test)]
+mod gateway;
 #[cfg(test)]
 mod guards;
 #[cfg(test)]

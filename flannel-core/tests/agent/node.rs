@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use flannel_core::backend::Backend;
 use flannel_core::clock::TokioClock;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::Kernel;
@@ -100,8 +101,12 @@ impl Node {
     }
 
     pub(crate) fn builder(&self) -> Builder {
+        self.builder_with(Tunnel)
+    }
+
+    pub(crate) fn builder_with(&self, backend: impl Backend + Copy) -> Builder {
         Overlay::builder(Identity::Named(self.identity()))
-            .backend("tunnel", |_| Ok(Tunnel))
+            .backend("tunnel", move |_| Ok(backend))
             .clock(Arc::clone(&self.clock) as _)
     }
 

@@ -13,6 +13,7 @@ use flannel_core::state::{
 
 pub(crate) const DEVICES: [&str; 2] = ["tun4.1", "tun6.1"];
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tunnel;
 
 /// What a node of this name publishes for a family.

@@ -100,8 +100,11 @@ impl Machine {
     fn take_moved(&mut self) -> BTreeSet<Object> {
         let mut objects = BTreeSet::new();
         for change in std::mem::take(&mut self.changes).into_values() {
-            for lease in [change.old, change.new].into_iter().flatten() {
-                wanted::add(&*self.backend, &self.local, &lease, &mut State::default(), &mut objects);
+            if let Some(old) = change.old {
+                wanted::add_former(&*self.backend, &self.local, &old, &mut State::default(), &mut objects);
+            }
+            if let Some(new) = change.new {
+                wanted::add(&*self.backend, &self.local, &new, &mut State::default(), &mut objects);
             }
         }
         objects
@@ -262,7 +265,7 @@ impl Machine {
         let mut skipped = BTreeMap::new();
         for (key, change) in &changes {
             if let Some(old) = &change.old {
-                wanted::add(&*self.backend, &self.local, old, &mut former, &mut objects);
+                wanted::add_former(&*self.backend, &self.local, old, &mut former, &mut objects);
             }
             if let Some(new) = &change.new {
                 skipped.extend(wanted::add(&*self.backend, &self.local, new, &mut wanted, &mut objects));
