@@ -1,0 +1,315 @@
+//! Every place where something can be wrong, and how it is made wrong.
+
+use std::net::IpAddr;
+
+use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::kernel::Scope;
+use flannel_core::lease::LeaseAttrs;
+use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
+use flannel_core::plan::{LinkPart, Object};
+use flannel_core::state::{
+    AddressKey, FdbKey, Link, LinkId, NeighbourKey, PeerState, Route, RouteKey, RouteKind, State, Vxlan,
+};
+use flannel_core::testing::FakeKernel;
+use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement};
+
+use crate::node::{add_defaults, public, subnet};
+use crate::tunnel::{DEVICES, Tunnel, mac_of};
+
+/// The peer whose objects are fought over, and the one beside it.
+pub(super) const VICTIM: u8 = 1;
+pub(super) const BYSTANDER: u8 = 2;
+
+/// A place where something can be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spot {
+    Device,
+    Part(LinkPart),
+    Address,
+    ExtraAddress,
+    Fdb,
+    FdbDestination,
+    ExtraFdb,
+    Neighbour,
+    NeighbourMac,
+    ExtraNeighbour,
+    Route,
+    RouteKind,
+    RouteGateway,
+    RouteDevice,
+    RouteOnlink,
+    RouteProtocol,
+    ExtraRoute,
+    Blackhole,
+}
+
+// Whoever adds an attribute finds here that it needs a spot.
+const _: fn(Route) = |Route { kind: _, gateway: _, link: _, onlink: _, protocol: _ }| {};
+const _: fn(&Link) = |Link { name: _, kind: _, mac: _, mtu: _, up: _, group: _, alias: _ }| {};
+const _: fn(&Vxlan) = |Vxlan { vni: _, port: _, local: _, lower: _, learning: _, gbp: _, remote: _, misses: _ }| {};
+
+/// Every way in which an object of this kind can be wrong.
+fn spots(object: &Object) -> Vec<Spot> {
+    match object {
+        Object::Link(_) => vec![Spot::Device],
+        Object::LinkPart(_, part) => vec![Spot::Part(*part)],
+        Object::Address(_) => vec![Spot::Address, Spot::ExtraAddress],
+        Object::Fdb(_) => vec![Spot::Fdb, Spot::FdbDestination, Spot::ExtraFdb],
+        Object::Neighbour(_) => vec![Spot::Neighbour, Spot::NeighbourMac, Spot::ExtraNeighbour],
+        Object::Route(_) => vec![
+            Spot::Route,
+            Spot::RouteKind,
+            Spot::RouteGateway,
+            Spot::RouteDevice,
+            Spot::RouteOnlink,
+            Spot::RouteProtocol,
+            Spot::ExtraRoute,
+            Spot::Blackhole,
+        ],
+    }
+}
+
+pub(super) fn every_spot() -> Vec<Spot> {
+    let link = LinkId::Own(0);
+    let parts = LinkPart::ALL.map(|part| Object::LinkPart(link, part));
+    let others = [
+        Object::Link(link),
+        Object::Address(AddressKey { link, addr: subnet(1).addr(), len: 32 }),
+        Object::Fdb(FdbKey { link, mac: MacAddr([2; 6]), nth: 0 }),
+        Object::Neighbour(NeighbourKey { link, addr: subnet(1).addr() }),
+        Object::Route(subnet(1)),
+    ];
+    parts.iter().chain(&others).flat_map(spots).collect()
+}
+
+/// The kernel of a node in the midst of trouble.
+pub(super) struct Scene {
+    pub(super) kernel: FakeKernel,
+    /// The node's own subnet.
+    pub(super) own: Prefix,
+}
+
+impl Scene {
+    /// The device's name of now.
+    fn device(&self) -> &'static str {
+        if self.kernel.link_index(RENAMED).is_some() { RENAMED } else { DEVICES[0] }
+    }
+
+    /// The object that is written to mend a spot.
+    pub(super) fn object(&self, spot: Spot, number: u8) -> Object {
+        let link = LinkId::Own(0);
+        match spot {
+            Spot::Device => Object::Link(link),
+            Spot::Part(part) => Object::LinkPart(link, part),
+            Spot::Address => Object::Address(AddressKey { link, addr: self.own.addr(), len: 32 }),
+            Spot::ExtraAddress => Object::Address(AddressKey { link, addr: extra(number).addr(), len: 32 }),
+            Spot::Fdb | Spot::FdbDestination => Object::Fdb(FdbKey { link, mac: mac(number), nth: 0 }),
+            Spot::ExtraFdb => Object::Fdb(FdbKey { link, mac: stale(number), nth: 0 }),
+            Spot::Neighbour | Spot::NeighbourMac => {
+                Object::Neighbour(NeighbourKey { link, addr: subnet(number).addr() })
+            }
+            Spot::ExtraNeighbour => Object::Neighbour(NeighbourKey { link, addr: alone(number) }),
+            Spot::Route
+            | Spot::RouteKind
+            | Spot::RouteGateway
+            | Spot::RouteDevice
+            | Spot::RouteOnlink
+            | Spot::RouteProtocol => Object::Route(subnet(number)),
+            Spot::ExtraRoute => Object::Route(extra(number)),
+            Spot::Blackhole => Object::Route(self.own),
+        }
+    }
+
+    /// Makes it wrong, for the `time`th time. An act that the kernel refuses is none.
+    pub(super) fn spoil(&self, spot: Spot, number: u8, time: usize) {
+        let (kernel, device) = (&self.kernel, self.device());
+        let at = public(Family::V4, number);
+        let _ = match spot {
+            Spot::Device => kernel.delete_link(device),
+            Spot::Part(LinkPart::Name) => kernel.rename_link(device, RENAMED),
+            Spot::Part(LinkPart::Mtu) => kernel.set_mtu(device, Mtu(1300)),
+            Spot::Part(LinkPart::Mac) => kernel.set_mac(device, MacAddr([2, 1, 1, 1, 1, 1])),
+            Spot::Part(LinkPart::Mark) => {
+                let (mark, alias) = (0x666b_a808, Some("flannelkit:flannel"));
+                let marks = [(0, alias), (5, alias), (mark, None), (mark, Some("mine")), (0, None)];
+                let (group, alias) = marks[time % marks.len()];
+                kernel.mark_link(device, group, alias)
+            }
+            Spot::Part(LinkPart::Learning) => kernel.set_learning(device, true),
+            Spot::Part(LinkPart::Remote) => kernel.set_remote(device, Some(public(Family::V4, 88))),
+            Spot::Part(LinkPart::State) if self.is_right(spot, number) => kernel.link_down(device),
+            Spot::Part(LinkPart::State) => Ok(()),
+            Spot::Address => kernel.remove_address(device, format!("{}/32", self.own.addr()).parse().unwrap()),
+            Spot::ExtraAddress => kernel.add_address(device, format!("{}/32", extra(number).addr()).parse().unwrap()),
+            Spot::Fdb => kernel.delete_fdb(device, mac(number), at),
+            Spot::FdbDestination => kernel.put_fdb(device, mac(number), public(Family::V4, 77), Nud::Permanent),
+            Spot::ExtraFdb => kernel.put_fdb(device, stale(number), at, Nud::Permanent),
+            Spot::Neighbour => kernel.delete_neighbour(device, subnet(number).addr()),
+            Spot::NeighbourMac => {
+                kernel.put_neighbour(device, subnet(number).addr(), MacAddr([2, 9, 9, 9, 9, 9]), Nud::Permanent)
+            }
+            Spot::ExtraNeighbour => kernel.put_neighbour(device, alone(number), mac(number), Nud::Permanent),
+            Spot::Route if number == VICTIM => kernel.delete_route(&self.route(number)),
+            Spot::Route => {
+                // The bystander's goes with all others.
+                self.flush_routes();
+                Ok(())
+            }
+            Spot::RouteKind
+            | Spot::RouteGateway
+            | Spot::RouteDevice
+            | Spot::RouteOnlink
+            | Spot::RouteProtocol
+            | Spot::ExtraRoute => self.spoil_route(spot, number),
+            Spot::Blackhole => kernel.delete_route(&self.blackhole()),
+        };
+    }
+
+    fn spoil_route(&self, spot: Spot, number: u8) -> Result<(), flannel_core::kernel::KernelError> {
+        let (kernel, gateway) = (&self.kernel, subnet(number).addr());
+        let link = kernel.link_index(self.device()).unwrap_or(0);
+        let ours = FakeRoute { onlink: true, protocol: 210, ..FakeRoute::via(subnet(number), gateway, link) };
+        let route = match spot {
+            Spot::RouteKind => FakeRoute { kind: RouteKind::Blackhole, gateway: None, link: None, ..ours },
+            Spot::RouteGateway => FakeRoute { gateway: Some(extra(number).addr()), ..ours },
+            Spot::RouteDevice => FakeRoute { link: kernel.link_index("eth0"), ..ours },
+            Spot::RouteOnlink => {
+                let near = FakeRoute { protocol: 4, ..FakeRoute::via(Prefix::host(gateway), gateway, link) };
+                let _ = kernel.add_route(FakeRoute { gateway: None, ..near }, Placement::Exclusive);
+                FakeRoute { onlink: false, ..ours }
+            }
+            Spot::RouteProtocol => FakeRoute { protocol: 4, ..ours },
+            _ => {
+                let stale = FakeRoute { prefix: extra(number), gateway: Some(extra(number).addr()), ..ours };
+                return kernel.add_route(stale, Placement::Exclusive);
+            }
+        };
+        kernel.add_route(route, Placement::Replace)
+    }
+
+    /// Flushes the main table. Whoever does so has to give the host its own routes back.
+    fn flush_routes(&self) {
+        self.kernel.flush_routes(Family::V4);
+        self.kernel.link_up("eth0").unwrap();
+        add_defaults(&self.kernel, self.kernel.link_index("eth0").unwrap());
+    }
+
+    pub(super) fn route(&self, number: u8) -> FakeRoute {
+        let link = self.kernel.link_index(self.device()).unwrap_or(0);
+        let route = FakeRoute::via(subnet(number), subnet(number).addr(), link);
+        FakeRoute { onlink: true, protocol: Route::protocol_for(&subnet(number)), ..route }
+    }
+
+    fn blackhole(&self) -> FakeRoute {
+        let protocol = Route::protocol_for(&self.own);
+        let route = FakeRoute::via(self.own, self.own.addr(), 0);
+        FakeRoute { kind: RouteKind::Blackhole, gateway: None, link: None, protocol, ..route }
+    }
+
+    pub(super) fn is_right(&self, spot: Spot, number: u8) -> bool {
+        let (snapshot, device) = (self.kernel.snapshot(), self.device());
+        let has = |text: &str| !snapshot.matching(text).is_empty();
+        let link = |part: &str| snapshot.matching(&format!(": {device} ")).iter().any(|line| line.contains(part));
+        match spot {
+            Spot::Device => link(""),
+            Spot::Part(LinkPart::Name) => device == DEVICES[0] && link(""),
+            Spot::Part(LinkPart::Mtu) => link(" mtu 1430 "),
+            Spot::Part(LinkPart::Mac) => link(&format!(" address {} ", mac_of("node-200", Family::V4))),
+            Spot::Part(LinkPart::Mark) => link(" group 0x666ba808 alias flannelkit:flannel"),
+            Spot::Part(LinkPart::Learning) => link(" nolearning"),
+            Spot::Part(LinkPart::Remote) => !link(" remote "),
+            Spot::Part(LinkPart::State) => link(" up "),
+            Spot::Address => has(&format!("addr {}/32 dev {device}", self.own.addr())),
+            Spot::ExtraAddress => !has(&format!("addr {}/", extra(number).addr())),
+            Spot::Fdb | Spot::FdbDestination => {
+                has(&format!("fdb {} dev {device} dst {} self PERM", mac(number), public(Family::V4, number)))
+            }
+            Spot::ExtraFdb => !has(&format!("fdb {}", stale(number))),
+            Spot::Neighbour | Spot::NeighbourMac => {
+                has(&format!("neigh {} dev {device} lladdr {} PERM", subnet(number).addr(), mac(number)))
+            }
+            Spot::ExtraNeighbour => !has(&format!("neigh {} ", alone(number))),
+            Spot::Route
+            | Spot::RouteKind
+            | Spot::RouteGateway
+            | Spot::RouteDevice
+            | Spot::RouteOnlink
+            | Spot::RouteProtocol => {
+                let lines = snapshot.matching(&format!("{} ", subnet(number)));
+                let route = format!("route {} via {} dev {device} proto 2", subnet(number), subnet(number).addr());
+                lines.len() == 1 && lines[0].starts_with(&route) && lines[0].ends_with(" onlink")
+            }
+            Spot::ExtraRoute => !has(&format!("route {} ", extra(number))),
+            Spot::Blackhole => has(&format!("route blackhole {} ", self.own)),
+        }
+    }
+}
+
+const RENAMED: &str = "x0";
+
+fn mac(number: u8) -> MacAddr {
+    mac_of(&format!("peer-{number}"), Family::V4)
+}
+
+/// An Ethernet address that is nobody's.
+fn stale(number: u8) -> MacAddr {
+    MacAddr([2, 8, 8, 8, 8, number])
+}
+
+/// A subnet that is nobody's.
+fn extra(number: u8) -> Prefix {
+    subnet(100 + number)
+}
+
+/// A neighbour that no route needs.
+fn alone(number: u8) -> IpAddr {
+    subnet(150 + number).addr()
+}
+
+/// A tunnel with a blackhole for the own subnet.
+pub(super) struct WithBlackhole;
+
+impl Backend for WithBlackhole {
+    fn name(&self) -> &'static str {
+        Tunnel.name()
+    }
+
+    fn wire_type(&self) -> &'static str {
+        Tunnel.wire_type()
+    }
+
+    fn scope(&self, local: &Local) -> Scope {
+        Tunnel.scope(local)
+    }
+
+    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
+        Tunnel.mtu(situation)
+    }
+
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+        Tunnel.advertise(situation)
+    }
+
+    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
+        Tunnel.hardware_address(attrs, family)
+    }
+
+    fn base(&self, local: &Local) -> State {
+        let mut state = Tunnel.base(local);
+        for (_, prefix) in local.lease.subnets.iter() {
+            let route = Route {
+                kind: RouteKind::Blackhole,
+                gateway: None,
+                link: None,
+                onlink: false,
+                protocol: Route::protocol_for(prefix),
+            };
+            state.routes.insert(RouteKey { prefix: *prefix, nth: 0 }, route);
+        }
+        state
+    }
+
+    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        Tunnel.peer(local, peer, family)
+    }
+}
