@@ -3,16 +3,15 @@
 
 mod scene;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::overlay::{Identity, Overlay, Phase, Status};
+use flannel_core::overlay::{Phase, Status};
 use flannel_core::plan::{LinkPart, Object};
 use flannel_core::testing::fake_kernel::FakeRoute;
 use tokio::time::Instant;
 
 use crate::node::{Agent, Node, pass};
-use scene::{BYSTANDER, Scene, Spot, VICTIM, WithBlackhole, every_spot};
+use scene::{BYSTANDER, Plane, Scene, Spot, VICTIM};
 
 /// How often somebody changes what he changes.
 const EVERY: Duration = Duration::from_millis(300);
@@ -47,24 +46,24 @@ fn what_the_kernel_refuses_keeps_nothing_else_from_healing() {
 }
 
 fn run_all(fate: Fate) {
-    let failures: Vec<String> = every_spot().into_iter().flat_map(|spot| simulate(spot, fate)).collect();
+    let spots = Plane::BOTH.into_iter().flat_map(|plane| plane.spots().into_iter().map(move |spot| (plane, spot)));
+    let failures: Vec<String> = spots.flat_map(|(plane, spot)| simulate(plane, spot, fate)).collect();
     assert!(failures.is_empty(), "{fate:?}:\n{}", failures.join("\n"));
 }
 
 /// Returns what did not go as it should.
-fn simulate(spot: Spot, fate: Fate) -> Vec<String> {
+fn simulate(plane: Plane, spot: Spot, fate: Fate) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let node = Node::alone();
         node.join([VICTIM, BYSTANDER]);
-        let builder = Overlay::builder(Identity::Named(node.identity())).backend("tunnel", |_| Ok(WithBlackhole));
-        let agent = node.run_as(builder.clock(Arc::clone(&node.clock) as _));
+        let agent = node.run_as(plane.builder(&node));
         let own = agent.ready().await.lease.as_ref().unwrap().subnets.v4.unwrap();
         pass(1.0).await;
-        let scene = Scene { kernel: node.kernel.clone(), own };
+        let scene = Scene { kernel: node.kernel.clone(), own, plane };
         let fight = match fate {
             Fate::Fought => {
-                let scene = Scene { kernel: node.kernel.clone(), own };
+                let scene = scene.clone();
                 Some(tokio::spawn(async move {
                     for time in 0.. {
                         scene.spoil(spot, VICTIM, time);
@@ -86,7 +85,7 @@ fn simulate(spot: Spot, fate: Fate) -> Vec<String> {
             scene.spoil(spot, VICTIM, 0);
             scene.spoil(harm, number, 0);
             if let Err(wrong) = heals(&scene, harm, number, spot).await {
-                failures.push(format!("{spot:?}: {harm:?} of peer {number} does not heal: {wrong}"));
+                failures.push(format!("{plane:?} {spot:?}: {harm:?} of peer {number} does not heal: {wrong}"));
             }
             pass(0.5).await;
         }
@@ -94,7 +93,7 @@ fn simulate(spot: Spot, fate: Fate) -> Vec<String> {
         pass(0.5).await;
         let status = agent.status();
         if !names(&status, &scene.object(spot, VICTIM)) {
-            failures.push(format!("{spot:?} is not named: {status:?}"));
+            failures.push(format!("{plane:?} {spot:?} is not named: {status:?}"));
         }
         if let Some(fight) = fight {
             fight.abort();
@@ -104,14 +103,15 @@ fn simulate(spot: Spot, fate: Fate) -> Vec<String> {
             // A stranger's route is his to delete.
             let _ = scene.kernel.delete_route(&FakeRoute { protocol: 4, ..scene.route(VICTIM) });
         }
-        failures.extend(aftermath(&scene, &agent).await.map(|wrong| format!("{spot:?}, afterwards: {wrong}")));
+        failures
+            .extend(aftermath(&scene, &agent).await.map(|wrong| format!("{plane:?} {spot:?}, afterwards: {wrong}")));
         failures
     })
 }
 
 /// What to spoil beside `spot`: everything that does not stand on it.
 fn harms(scene: &Scene, spot: Spot) -> Vec<(Spot, u8)> {
-    let both = every_spot().into_iter().flat_map(|harm| [(harm, VICTIM), (harm, BYSTANDER)]);
+    let both = scene.plane.spots().into_iter().flat_map(|harm| [(harm, VICTIM), (harm, BYSTANDER)]);
     let apart = both.filter(|(harm, number)| {
         let of_device = matches!(harm, Spot::Device | Spot::Part(_) | Spot::Address | Spot::Blackhole);
         let once = !of_device || *number == BYSTANDER;
@@ -171,8 +171,8 @@ fn stands_on(harm: Spot, number: u8, spot: Spot) -> bool {
 /// Waits until what was spoilt is right, and the bystander whole.
 async fn heals(scene: &Scene, harm: Spot, number: u8, spot: Spot) -> Result<(), String> {
     let deadline = Instant::now() + HEALED;
-    let whole = [Spot::Fdb, Spot::Neighbour, Spot::Route];
-    let also = whole.into_iter().filter(|part| !stands_on(*part, BYSTANDER, spot)).map(|part| (part, BYSTANDER));
+    let whole = scene.plane.spots().into_iter().filter(|part| [Spot::Fdb, Spot::Neighbour, Spot::Route].contains(part));
+    let also = whole.filter(|part| !stands_on(*part, BYSTANDER, spot)).map(|part| (part, BYSTANDER));
     let wanted: Vec<_> = [(harm, number)].into_iter().chain(also).collect();
     loop {
         let Some(wrong) = wanted.iter().find(|(part, number)| !scene.is_right(*part, *number)) else { return Ok(()) };
@@ -189,7 +189,7 @@ async fn aftermath(scene: &Scene, agent: &Agent) -> Option<String> {
     pass(70.0).await;
     let status = agent.status();
     let plan = agent.handle.plan().await.unwrap();
-    let wrong = every_spot().into_iter().find(|spot| !scene.is_right(*spot, VICTIM));
+    let wrong = scene.plane.spots().into_iter().find(|spot| !scene.is_right(*spot, VICTIM));
     let well = status.phase == Phase::Ready && plan.plan.is_empty() && plan.held.is_empty() && wrong.is_none();
     (!well).then(|| format!("{wrong:?} {status:?} {plan}"))
 }

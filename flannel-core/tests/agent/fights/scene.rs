@@ -6,6 +6,7 @@ use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip}
 use flannel_core::kernel::Scope;
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
+use flannel_core::overlay::Builder;
 use flannel_core::plan::{LinkPart, Object};
 use flannel_core::state::{
     AddressKey, FdbKey, Link, LinkId, NeighbourKey, PeerState, Route, RouteKey, RouteKind, State, Vxlan,
@@ -13,7 +14,8 @@ use flannel_core::state::{
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement};
 
-use crate::node::{add_defaults, public, subnet};
+use crate::gateway::Gateway;
+use crate::node::{Node, add_defaults, public, subnet};
 use crate::tunnel::{DEVICES, Tunnel, mac_of};
 
 /// The peer whose objects are fought over, and the one beside it.
@@ -69,7 +71,34 @@ fn spots(object: &Object) -> Vec<Spot> {
     }
 }
 
-pub(super) fn every_spot() -> Vec<Spot> {
+/// How peers are reached, which decides what there is to fight over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plane {
+    /// Through a device of the overlay.
+    Tunnel,
+    /// As gateways on the node's own link.
+    Gateway,
+}
+
+impl Plane {
+    pub(super) const BOTH: [Self; 2] = [Self::Tunnel, Self::Gateway];
+
+    pub(super) fn spots(self) -> Vec<Spot> {
+        match self {
+            Self::Tunnel => every_spot(),
+            Self::Gateway => spots(&Object::Route(subnet(1))),
+        }
+    }
+
+    pub(super) fn builder(self, node: &Node) -> Builder {
+        match self {
+            Self::Tunnel => node.builder_with(WithBlackhole(Tunnel)),
+            Self::Gateway => node.builder_with(WithBlackhole(Gateway::OrNothing)),
+        }
+    }
+}
+
+fn every_spot() -> Vec<Spot> {
     let link = LinkId::Own(0);
     let parts = LinkPart::ALL.map(|part| Object::LinkPart(link, part));
     let others = [
@@ -83,16 +112,44 @@ pub(super) fn every_spot() -> Vec<Spot> {
 }
 
 /// The kernel of a node in the midst of trouble.
+#[derive(Clone)]
 pub(super) struct Scene {
     pub(super) kernel: FakeKernel,
     /// The node's own subnet.
     pub(super) own: Prefix,
+    pub(super) plane: Plane,
 }
 
 impl Scene {
-    /// The device's name of now.
+    /// The name of the device that routes lead through now.
     fn device(&self) -> &'static str {
-        if self.kernel.link_index(RENAMED).is_some() { RENAMED } else { DEVICES[0] }
+        match self.plane {
+            Plane::Gateway => "eth0",
+            Plane::Tunnel if self.kernel.link_index(RENAMED).is_some() => RENAMED,
+            Plane::Tunnel => DEVICES[0],
+        }
+    }
+
+    /// Another device through which the kernel takes routes to this gateway.
+    fn other_device(&self, gateway: IpAddr) -> Option<u32> {
+        if self.plane == Plane::Tunnel {
+            return self.kernel.link_index("eth0");
+        }
+        // It may be there already.
+        let _ = self.kernel.add_uplink(OTHER, "203.0.113.1/24".parse().unwrap());
+        let link = self.kernel.link_index(OTHER)?;
+        let link_wide = Prefix::masked(gateway, 24).unwrap();
+        let route = FakeRoute { gateway: None, metric: 100, ..FakeRoute::via(link_wide, gateway, link) };
+        let _ = self.kernel.add_route(route, Placement::Exclusive);
+        Some(link)
+    }
+
+    /// The next hop to a peer.
+    fn gateway(&self, number: u8) -> IpAddr {
+        match self.plane {
+            Plane::Tunnel => subnet(number).addr(),
+            Plane::Gateway => public(Family::V4, number),
+        }
     }
 
     /// The object that is written to mend a spot.
@@ -166,13 +223,14 @@ impl Scene {
     }
 
     fn spoil_route(&self, spot: Spot, number: u8) -> Result<(), flannel_core::kernel::KernelError> {
-        let (kernel, gateway) = (&self.kernel, subnet(number).addr());
+        let (kernel, gateway) = (&self.kernel, self.gateway(number));
         let link = kernel.link_index(self.device()).unwrap_or(0);
-        let ours = FakeRoute { onlink: true, protocol: 210, ..FakeRoute::via(subnet(number), gateway, link) };
+        let ours = FakeRoute { protocol: 210, ..self.route(number) };
         let route = match spot {
             Spot::RouteKind => FakeRoute { kind: RouteKind::Blackhole, gateway: None, link: None, ..ours },
-            Spot::RouteGateway => FakeRoute { gateway: Some(extra(number).addr()), ..ours },
-            Spot::RouteDevice => FakeRoute { link: kernel.link_index("eth0"), ..ours },
+            Spot::RouteGateway => FakeRoute { gateway: Some(self.gateway(100 + number)), ..ours },
+            Spot::RouteDevice => FakeRoute { link: self.other_device(gateway), ..ours },
+            Spot::RouteOnlink if self.plane == Plane::Gateway => FakeRoute { onlink: true, ..ours },
             Spot::RouteOnlink => {
                 let near = FakeRoute { protocol: 4, ..FakeRoute::via(Prefix::host(gateway), gateway, link) };
                 let _ = kernel.add_route(FakeRoute { gateway: None, ..near }, Placement::Exclusive);
@@ -180,7 +238,7 @@ impl Scene {
             }
             Spot::RouteProtocol => FakeRoute { protocol: 4, ..ours },
             _ => {
-                let stale = FakeRoute { prefix: extra(number), gateway: Some(extra(number).addr()), ..ours };
+                let stale = FakeRoute { prefix: extra(number), gateway: Some(self.gateway(100 + number)), ..ours };
                 return kernel.add_route(stale, Placement::Exclusive);
             }
         };
@@ -191,13 +249,15 @@ impl Scene {
     fn flush_routes(&self) {
         self.kernel.flush_routes(Family::V4);
         self.kernel.link_up("eth0").unwrap();
+        let _ = self.kernel.link_up(OTHER);
         add_defaults(&self.kernel, self.kernel.link_index("eth0").unwrap());
     }
 
     pub(super) fn route(&self, number: u8) -> FakeRoute {
         let link = self.kernel.link_index(self.device()).unwrap_or(0);
-        let route = FakeRoute::via(subnet(number), subnet(number).addr(), link);
-        FakeRoute { onlink: true, protocol: Route::protocol_for(&subnet(number)), ..route }
+        let route = FakeRoute::via(subnet(number), self.gateway(number), link);
+        let onlink = self.plane == Plane::Tunnel;
+        FakeRoute { onlink, protocol: Route::protocol_for(&subnet(number)), ..route }
     }
 
     fn blackhole(&self) -> FakeRoute {
@@ -236,8 +296,9 @@ impl Scene {
             | Spot::RouteOnlink
             | Spot::RouteProtocol => {
                 let lines = snapshot.matching(&format!("{} ", subnet(number)));
-                let route = format!("route {} via {} dev {device} proto 2", subnet(number), subnet(number).addr());
-                lines.len() == 1 && lines[0].starts_with(&route) && lines[0].ends_with(" onlink")
+                let route = format!("route {} via {} dev {device} proto 2", subnet(number), self.gateway(number));
+                let onlink = self.plane == Plane::Tunnel;
+                lines.len() == 1 && lines[0].starts_with(&route) && lines[0].ends_with(" onlink") == onlink
             }
             Spot::ExtraRoute => !has(&format!("route {} ", extra(number))),
             Spot::Blackhole => has(&format!("route blackhole {} ", self.own)),
@@ -246,6 +307,7 @@ impl Scene {
 }
 
 const RENAMED: &str = "x0";
+const OTHER: &str = "eth1";
 
 fn mac(number: u8) -> MacAddr {
     mac_of(&format!("peer-{number}"), Family::V4)
@@ -266,36 +328,37 @@ fn alone(number: u8) -> IpAddr {
     subnet(150 + number).addr()
 }
 
-/// A tunnel with a blackhole for the own subnet.
-pub(super) struct WithBlackhole;
+/// A backend with a blackhole for the own subnet.
+#[derive(Debug, Clone, Copy)]
+struct WithBlackhole<B>(B);
 
-impl Backend for WithBlackhole {
+impl<B: Backend> Backend for WithBlackhole<B> {
     fn name(&self) -> &'static str {
-        Tunnel.name()
+        self.0.name()
     }
 
     fn wire_type(&self) -> &'static str {
-        Tunnel.wire_type()
+        self.0.wire_type()
     }
 
     fn scope(&self, local: &Local) -> Scope {
-        Tunnel.scope(local)
+        self.0.scope(local)
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        Tunnel.mtu(situation)
+        self.0.mtu(situation)
     }
 
     fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        Tunnel.advertise(situation)
+        self.0.advertise(situation)
     }
 
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
-        Tunnel.hardware_address(attrs, family)
+        self.0.hardware_address(attrs, family)
     }
 
     fn base(&self, local: &Local) -> State {
-        let mut state = Tunnel.base(local);
+        let mut state = self.0.base(local);
         for (_, prefix) in local.lease.subnets.iter() {
             let route = Route {
                 kind: RouteKind::Blackhole,
@@ -310,6 +373,6 @@ impl Backend for WithBlackhole {
     }
 
     fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        Tunnel.peer(local, peer, family)
+        self.0.peer(local, peer, family)
     }
 }
