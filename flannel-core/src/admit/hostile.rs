@@ -287,6 +287,10 @@ fn an_own_record_that_others_drop_is_told() {
     admission.upsert(own(5));
     assert_eq!(admission.own_trouble(), None);
     admission.reset((11..41).map(good).collect());
+    assert_eq!(admission.own_trouble(), Some(Reason::TooMany), "a store that lists too many leaves the youngest out");
+    admission.upsert(own(5));
+    assert_eq!(admission.own_trouble(), None);
+    admission.reset((11..21).map(good).collect());
     assert_eq!(admission.own_trouble(), None, "there is none");
     admission.reset(vec![own(50)]);
     assert_eq!(admission.own_trouble(), None);

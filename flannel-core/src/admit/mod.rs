@@ -55,7 +55,7 @@ pub struct Admission {
     /// The age of the oldest record that was dropped: what is younger is dropped too.
     horizon: Option<(u64, LeaseKey)>,
     dropped: usize,
-    /// Whether the own record is among them.
+    /// Whether the own record is among them, or was left out by the store because there are too many.
     own_dropped: bool,
     /// How many bad records have a text.
     texts: usize,
@@ -103,13 +103,16 @@ impl Admission {
     /// Takes `records` as everything there is. Of equal keys the last counts. The changes are in the order of keys.
     pub fn reset(&mut self, mut records: Vec<Record>) -> Vec<Change> {
         self.withheld.overflow = 0;
-        let (count, is_own_there) = (records.len(), self.lists_own(&records));
+        let count = records.len();
+        // A store that lists too many leaves the youngest out, which may be the own one: other nodes lack it then.
+        let is_all = records.iter().map(Record::weight).sum::<usize>() <= self.limit;
+        let may_exist = self.host.own.key.is_some() && (!is_all || self.lists_own(&records));
         // First of all, so that what cannot be held takes no other's place.
         records.retain(|record| record.key.as_str().len() <= LeaseKey::MAX_BYTES);
         let dropped = keep_oldest(&mut records, self.limit);
         self.horizon = dropped.map(|dropped| (dropped.created, dropped.key));
         self.dropped = count - records.len();
-        self.own_dropped = is_own_there && !self.lists_own(&records);
+        self.own_dropped = may_exist && !self.lists_own(&records);
         records.sort_by(|a, b| a.key.cmp(&b.key));
         let gone = self.table.ids().filter_map(|id| self.table.entry(id).key());
         let listed = |key: &LeaseKey| records.binary_search_by(|record| record.key.cmp(key)).is_ok();

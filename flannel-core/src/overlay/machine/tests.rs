@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{KernelCall, Machine, Wake};
+use crate::admit::Reason;
 use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
@@ -125,6 +126,8 @@ fn a_list_of_more_than_is_held_does_not_say_that_the_own_record_is_gone() {
     machine.handle(at(0), Wake::Store(Ok(own_record())));
     machine.handle(at(1), Wake::Store(Ok(bad_records(MAX_RECORDS + 1))));
     assert!(machine.held_lease().is_some() && machine.store_call(at(1)).is_none());
+    let trouble = machine.status.borrow().own_trouble.clone();
+    assert!(matches!(trouble, Some(Reason::TooMany)), "the youngest are left out, and so by other nodes: {trouble:?}");
     machine.handle(at(2), Wake::Store(Ok(bad_records(MAX_RECORDS))));
     assert!(machine.held_lease().is_none());
 }
