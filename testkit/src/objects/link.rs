@@ -66,6 +66,8 @@ pub struct VxlanLink {
     pub lower: Option<String>,
     /// Learns peers from received packets.
     pub learning: bool,
+    /// Where frames go that no forwarding entry is for.
+    pub remote: Option<IpAddr>,
 }
 
 impl Link {
@@ -211,6 +213,11 @@ impl Namespace {
         if let Some(lower) = &vxlan.lower {
             message = message.dev(self.index_of(lower)?);
         }
+        message = match vxlan.remote {
+            Some(IpAddr::V4(remote)) => message.remote(remote),
+            Some(IpAddr::V6(remote)) => message.remote6(remote),
+            None => message,
+        };
         message = match vxlan.local {
             Some(IpAddr::V4(local)) => message.local(local),
             Some(IpAddr::V6(local)) => message.local6(local),
@@ -323,6 +330,34 @@ impl Namespace {
         self.change_link(name, "arp on", |link| link.arp(true))
     }
 
+    /// `ip link set NAME type vxlan learning`
+    ///
+    /// # Errors
+    /// When there is none of that name, or as the kernel says.
+    pub fn set_learning(&self, name: &str) -> Result<(), Error> {
+        self.change_vxlan(name, "learning", InfoVxlan::Learning(true))
+    }
+
+    /// `ip link set NAME type vxlan remote REMOTE`
+    ///
+    /// # Errors
+    /// When there is none of that name, or as the kernel says.
+    pub fn set_remote(&self, name: &str, remote: IpAddr) -> Result<(), Error> {
+        let value = match remote {
+            IpAddr::V4(remote) => InfoVxlan::Group(remote),
+            IpAddr::V6(remote) => InfoVxlan::Group6(remote),
+        };
+        self.change_vxlan(name, &format!("remote {remote}"), value)
+    }
+
+    fn change_vxlan(&self, name: &str, what: &str, value: InfoVxlan) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index_of(name)?;
+        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vec![value]))];
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        self.request(RouteNetlinkMessage::NewLink(message), 0, &format!("ip link set {name} type vxlan {what}"))
+    }
+
     fn change_link(
         &self,
         name: &str,
@@ -395,6 +430,8 @@ fn parse_kind(link: &mut Link, infos: Vec<LinkInfo>, names: &std::collections::B
                         InfoVxlan::Local6(local) => vxlan.local = Some(local.into()),
                         InfoVxlan::Link(index) => vxlan.lower = Some(name_of(names, index)),
                         InfoVxlan::Learning(learning) => vxlan.learning = learning,
+                        InfoVxlan::Group(remote) => vxlan.remote = Some(remote.into()),
+                        InfoVxlan::Group6(remote) => vxlan.remote = Some(remote.into()),
                         _ => {}
                     }
                 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests")]
 
 mod changes;
+mod fights;
 mod healing;
 mod host;
 mod peers;
