@@ -16,7 +16,7 @@ use testkit::sabotage::{Act, Plane};
 use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Cluster, PATIENCE, families_of};
+use crate::support::{Cluster, PATIENCE, assert_no_loss, config_with, families_of, parse};
 
 #[test]
 fn without_an_uplink_an_agent_ends_with_a_typed_error() {
@@ -98,6 +98,34 @@ fn routes_to_peers_stay_while_the_connected_route_is_missing() {
     cluster.converged(0);
     assert_eq!(cluster.objects(0), wanted);
     cluster.assert_traffic(0, 1);
+}
+
+#[test]
+fn direct_routing_goes_on_while_somebody_takes_over_the_uplink() {
+    let families = Families::Dual;
+    let mut cluster = Cluster::without_agents(2, Plane::Vxlan, families);
+    let config = config_with(families, r#"{"Type":"vxlan","DirectRouting":true}"#);
+    cluster.store.set_config(parse(&config));
+    cluster.start_all();
+    cluster.store.insert((1..=5).map(|n| cluster.paper_peer(100 + n)));
+    cluster.settle();
+    let (wanted, target) = (cluster.objects(0), cluster.target());
+    let routes: Vec<_> = wanted.0.iter().filter(|text| text.starts_with("route ")).collect();
+    let direct = routes.iter().all(|text| text.contains(&format!("dev Some({UNDERLAY_LINK:?}) ")));
+    assert!(direct && routes.len() == 12, "{routes:#?}");
+    let flow = cluster.flow(0, 1);
+    for _ in 0..2 {
+        Act::UnderlayConnected.strike(cluster.node(0), &target).unwrap();
+        cluster.until(0, "keeping the routes", |status| status.withheld.len() == 12 && status.phase == Phase::Ready);
+        let now = cluster.objects(0);
+        assert!(routes.iter().all(|text| now.0.contains(*text)), "{}", cluster.show(0));
+        cluster.run_on(&flow);
+        Act::UnderlayConnected.restore(cluster.node(0)).unwrap();
+        cluster.until(0, "at rest", |status| status.withheld.is_empty() && status.phase == Phase::Ready);
+        cluster.converged(0);
+        assert_eq!(cluster.objects(0), wanted);
+    }
+    assert_no_loss(flow);
 }
 
 #[test]

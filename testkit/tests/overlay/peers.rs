@@ -4,12 +4,16 @@ use std::time::{Duration, Instant};
 
 use flannel_core::lease::{BadRecord, Json, Lease, LeaseKey, Scalar};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::overlay::{Contact, WithheldBecause};
+use flannel_core::overlay::{Contact, Phase, Refusal, Status, WithheldBecause};
 use flannel_core::testing::Fault;
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
 use testkit::sabotage::Plane;
-use testkit::{Families, wait_until};
+use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
 
 use crate::support::{Cluster, PATIENCE, assert_no_loss};
+
+/// Where the kernel keeps the host's own addresses and broadcast ones.
+const LOCAL_TABLE: u32 = 255;
 
 /// A lie, by the label of the rule it breaks.
 fn lies(cluster: &Cluster) -> Vec<(&'static str, Lease)> {
@@ -37,6 +41,8 @@ fn lies(cluster: &Cluster) -> Vec<(&'static str, Lease)> {
         lie("not-unicast", &|it| it.attrs.public_ip.v4 = ip("127.0.0.1")),
         lie("not-unicast", &|it| it.attrs.public_ip.v4 = ip("224.0.0.9")),
         lie("not-unicast", &|it| it.attrs.public_ip.v4 = ip("255.255.255.255")),
+        lie("no-host", &|it| it.attrs.public_ip.v4 = ip("10.89.255.255")),
+        lie("no-host", &|it| it.attrs.public_ip.v4 = ip("10.89.0.0")),
         lie("public-inside-network", &|it| it.attrs.public_ip.v4 = ip("10.244.3.3")),
         lie("wrong-type", &|it| it.attrs.backend_type = "udp".into()),
         lie("no-subnet", &|it| it.subnets = Dual::default()),
@@ -107,6 +113,53 @@ fn hostile_records_harm_nobody(plane: Plane, families: Families) {
     assert!(cluster.objects(0).0.is_superset(&before.0));
     cluster.run_on(&flow);
     assert_no_loss(flow);
+}
+
+#[test]
+fn peers_that_no_route_can_lead_to_keep_no_host_gw_node_from_being_ready() {
+    let mut cluster = Cluster::start(2, Plane::HostGw, Families::V4);
+    cluster.store.insert((1..=5).map(|n| cluster.paper_peer(100 + n)));
+    cluster.settle();
+    let before = cluster.objects(0);
+    // No look at the main table tells that the kernel refuses this gateway.
+    let refused = cluster.paper_peer(150);
+    let gateway = refused.attrs.public_ip.v4.unwrap();
+    let route = Route::to(Prefix::host(gateway)).dev(UNDERLAY_LINK).table(LOCAL_TABLE).kind(RouteType::Broadcast);
+    cluster.ns(0).add_route(&Route { scope: RouteScope::Link, ..route }).unwrap();
+    let at = |n, addr: &str| {
+        let mut lease = cluster.paper_peer(n);
+        lease.attrs.public_ip.v4 = Some(addr.parse().unwrap());
+        lease
+    };
+    let far = at(151, "198.51.100.9");
+    let bad = [at(152, "10.89.255.255"), at(153, "10.89.0.0"), at(154, "10.89.0.11")];
+    cluster.store.insert([&[refused.clone(), far.clone()][..], &bad].concat());
+    let is_well = |status: &Status| {
+        let of_refused = |refusal: &Refusal| refusal.peer.as_ref() == Some(&refused.key);
+        status.phase == Phase::Ready
+            && status.undone == 0
+            && status.refused.values().any(of_refused)
+            && status.skipped.keys().any(|(key, _)| *key == far.key)
+            && bad.iter().all(|lease| status.quarantined.contains_key(&lease.key))
+    };
+    cluster.until(0, "ready, with the trouble of each shown", is_well);
+    assert_eq!(cluster.objects(0), before);
+    // Others come and go, without a look at everything.
+    quiet(&|| cluster.status(0).audits);
+    let good = cluster.paper_peer(160);
+    let route = format!("route {} ", good.subnets.v4.unwrap());
+    let has_route = || cluster.objects(0).0.iter().any(|it| it.starts_with(&route));
+    cluster.store.insert([good.clone()]);
+    wait_until("a join", PATIENCE, || Ok(has_route())).unwrap();
+    cluster.store.delete(&good.key);
+    wait_until("a leave", PATIENCE, || Ok(!has_route())).unwrap();
+    cluster.assert_traffic(0, 1);
+    // One that starts with them is ready as well.
+    cluster.crash(0);
+    cluster.restart(0);
+    cluster.until(0, "ready, with the trouble of each shown", is_well);
+    assert_eq!(cluster.objects(0), before);
+    cluster.assert_traffic(0, 1);
 }
 
 #[test]

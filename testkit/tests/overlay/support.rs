@@ -76,16 +76,21 @@ impl Cluster {
     /// As many nodes, with an agent that is ready and a pod on each.
     pub(crate) fn start(nodes: usize, plane: Plane, families: Families) -> Self {
         let mut cluster = Self::without_agents(nodes, plane, families);
-        for nth in 0..nodes {
-            let agent = cluster.agent(nth).start();
-            cluster.agents.push(agent);
-        }
-        for nth in 0..nodes {
-            cluster.ready(nth);
-            cluster.attach_pod(nth);
-        }
-        cluster.settle();
+        cluster.start_all();
         cluster
+    }
+
+    /// Starts an agent and a pod on each node.
+    pub(crate) fn start_all(&mut self) {
+        for nth in 0..self.underlay.nodes().len() {
+            let agent = self.agent(nth).start();
+            self.agents.push(agent);
+        }
+        for nth in 0..self.agents.len() {
+            self.ready(nth);
+            self.attach_pod(nth);
+        }
+        self.settle();
     }
 
     /// The nodes and the store alone.
