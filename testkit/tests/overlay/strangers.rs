@@ -249,6 +249,21 @@ fn a_fight_keeps_no_route_away(part: LinkPart) {
 }
 
 #[test]
+fn a_device_that_somebody_makes_a_port_of_a_bridge_stays_one_and_carries_traffic() {
+    let cluster = Cluster::start(2, Plane::Vxlan, Families::V4);
+    let (ns, before) = (cluster.ns(0), cluster.objects(0));
+    ns.add_bridge("theirs0").unwrap();
+    ns.set_up("theirs0").unwrap();
+    let audits = cluster.status(0).audits;
+    ns.set_master("flannel.1", "theirs0").unwrap();
+    cluster.until(0, "audited", |status| status.audits > audits && status.phase == Phase::Ready);
+    cluster.converged(0);
+    assert_eq!((ns.link("flannel.1").unwrap().master.as_deref(), cluster.objects(0)), (Some("theirs0"), before));
+    cluster.assert_traffic(0, 1);
+    cluster.assert_traffic(1, 0);
+}
+
+#[test]
 fn strangers_routes_beside_a_peers_do_not_quarantine_it() {
     for plane in [Plane::Vxlan, Plane::HostGw] {
         let cluster = Cluster::start(2, plane, Families::Dual);
