@@ -5,5 +5,6 @@ mod common;
 mod contract;
 mod leases;
 mod proxy;
+mod slow;
 mod tls;
 mod watching;

@@ -1,14 +1,17 @@
-//! A TCP proxy that loses answers.
+//! A TCP proxy that loses answers, holds them back, or passes them on in small pieces.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// The most that is passed on at once.
+const LARGEST: usize = 65_536;
 
 /// Stands before a member; ends with its handle.
 pub(crate) struct Proxy {
@@ -26,6 +29,10 @@ struct Gate {
     shut: AtomicI64,
     /// 1: the loss of an answer shuts.
     shuts: AtomicI64,
+    /// The most bytes of an answer that are passed on at once.
+    most: AtomicUsize,
+    /// Whether nothing of an answer is passed on for now.
+    held: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -34,7 +41,13 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cuts, cut) = watch::channel(0);
-        let gate = Arc::new(Gate { left: AtomicI64::new(-1), shut: AtomicI64::new(0), shuts: AtomicI64::new(0) });
+        let gate = Arc::new(Gate {
+            left: AtomicI64::new(-1),
+            shut: AtomicI64::new(0),
+            shuts: AtomicI64::new(0),
+            most: AtomicUsize::new(LARGEST),
+            held: watch::Sender::new(false),
+        });
         let shared = Arc::clone(&gate);
         let task = tokio::spawn(async move {
             loop {
@@ -69,6 +82,20 @@ impl Proxy {
         self.gate.left.load(Ordering::SeqCst) < 0
     }
 
+    /// Passes answers on in pieces of so many bytes.
+    pub(crate) fn trickle(&self, bytes: usize) {
+        self.gate.most.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Passes on nothing of any answer until [`let_go`](Self::let_go); connections stay as they are.
+    pub(crate) fn hold(&self) {
+        self.gate.held.send_replace(true);
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.gate.held.send_replace(false);
+    }
+
     /// Closes all connections and refuses new ones until [`open`](Self::open).
     pub(crate) fn shut(&self) {
         self.gate.shut.store(1, Ordering::SeqCst);
@@ -93,9 +120,12 @@ async fn forward(client: TcpStream, server: TcpStream, gate: Arc<Gate>, mut cut:
     let (mut from_server, mut to_server) = server.into_split();
     let requests = async { tokio::io::copy(&mut from_client, &mut to_server).await.map(drop) };
     let answers = async {
-        let mut buffer = vec![0; 65_536];
+        let (mut buffer, mut held) = (vec![0; LARGEST], gate.held.subscribe());
         loop {
-            let read = from_server.read(&mut buffer).await?;
+            let most = gate.most.load(Ordering::SeqCst);
+            let read = from_server.read(&mut buffer[..most]).await?;
+            // Fails where the gate is gone, and with it who held it.
+            let _ = held.wait_for(|held| !held).await;
             if read == 0 {
                 return Ok(());
             }
