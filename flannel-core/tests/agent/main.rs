@@ -7,6 +7,8 @@ mod asleep;
 #[cfg(test)]
 mod away;
 #[cfg(test)]
+mod crowds;
+#[cfg(test)]
 mod direct;
 #[cfg(test)]
 mod ending;
@@ -30,6 +32,8 @@ mod preview;
 mod refusals;
 #[cfg(test)]
 mod simulated;
+#[cfg(test)]
+mod slow;
 #[cfg(test)]
 mod start;
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub(crate) struct Away {
     away: Arc<watch::Sender<bool>>,
     delay: Arc<AtomicU64>,
     pub(crate) calls: Arc<AtomicU64>,
+    /// Those of them that asked for a lease.
+    pub(crate) acquires: Arc<AtomicU64>,
 }
 
 impl Away {
@@ -33,6 +35,7 @@ impl Away {
             away: Arc::new(watch::Sender::new(false)),
             delay: Arc::default(),
             calls: Arc::default(),
+            acquires: Arc::default(),
         }
     }
 
@@ -78,6 +81,7 @@ impl SubnetManager for Away {
     }
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        self.acquires.fetch_add(1, Ordering::Relaxed);
         self.call()?;
         self.answer(self.store.acquire(node, want).await).await
     }
