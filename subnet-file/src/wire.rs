@@ -12,6 +12,7 @@ use flannel_core::net::{Dual, Family, Prefix};
 pub(crate) struct WallTime(pub(crate) u64);
 
 impl WallTime {
+    #[expect(clippy::disallowed_methods, reason = "the only clock that the processes of a store share across boots")]
     pub(crate) fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(millis(since))

@@ -251,6 +251,10 @@ fn state_file(store: &StoreOptions, file: &StateFile) -> Finding {
                 let found = format!("{shown} is of no use: {reason}");
                 return Finding::new("state file", Severity::Warning, found, "delete it: the agent writes it anew");
             }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "file times are of the wall clock, and this one is only shown"
+            )]
             let age = found.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
             Finding::ok("state file", format!("{shown} is there, last written {} min ago", age.as_secs() / 60))
         }

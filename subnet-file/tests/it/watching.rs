@@ -13,6 +13,7 @@ fn record(subnet: &str, expires: u128) -> String {
     format!(r#"{{"PublicIP":"1.2.3.4","PublicIPv6":null,"Subnet":"{subnet}","Created":1,"ExpiresUnixMs":{expires}}}"#)
 }
 
+#[expect(clippy::disallowed_methods, reason = "records end by the wall clock")]
 fn unix_ms() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()
 }

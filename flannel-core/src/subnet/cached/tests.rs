@@ -370,6 +370,7 @@ async fn what_a_crash_left_of_a_write_is_no_matter_and_cleared() {
         let path = bed.dir.path().join(name);
         fs::write(&path, bytes).unwrap();
         let file = fs::File::options().write(true).open(&path).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "file times are of the wall clock")]
         file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
         path
     };
