@@ -5,6 +5,7 @@ pub mod alloc;
 pub mod backend;
 pub mod clock;
 pub mod config;
+mod files;
 pub mod firewall;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -6,7 +6,11 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::config::pool::{address, number};
+use crate::files::{self, Trust};
 use crate::net::{Dual, Family, Mtu, Prefix, split_cidr};
+
+/// The largest file that is read, in bytes. Flannel's has less than 300.
+const MAX_BYTES: u64 = 64 << 10;
 
 /// The values of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -91,15 +95,16 @@ impl SubnetEnv {
         env
     }
 
-    /// Reads the file; `None` when there is none.
+    /// Reads the file; `None` when there is none. It has to be a regular file, or a link to one, of at most 64 KiB that
+    /// belongs to root or to the user of this process: what it says decides which subnet a node asks for and where routes
+    /// of former runs are looked for.
     ///
     /// # Errors
     /// [`SubnetEnvError`] when it is there and cannot be read.
     pub fn read(path: &Path) -> Result<Option<Self>, SubnetEnvError> {
-        match fs::read(path) {
-            Ok(bytes) => Ok(Some(Self::parse(&String::from_utf8_lossy(&bytes)))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(failure("read", path, source)),
+        match files::read(path, Trust::Owners, MAX_BYTES) {
+            Ok(bytes) => Ok(bytes.map(|bytes| Self::parse(&String::from_utf8_lossy(&bytes)))),
+            Err(error) => Err(failure("read", path, error.into_io())),
         }
     }
 
@@ -122,7 +127,8 @@ impl SubnetEnv {
     /// As [`write`](Self::write).
     pub fn keep(&self, path: &Path) -> Result<Kept, SubnetEnvError> {
         // Whatever is there and cannot be read is to be replaced, too.
-        if fs::read(path).is_ok_and(|text| text == self.render().as_bytes()) {
+        let found = files::read(path, Trust::Owners, MAX_BYTES).ok().flatten();
+        if found.is_some_and(|text| text == self.render().as_bytes()) {
             return Ok(Kept::Same);
         }
         self.write(path).map(|()| Kept::Written)

@@ -7,8 +7,12 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use crate::files::{self, Trust, Unread};
 use crate::net::{Dual, Family, Prefix};
 use crate::subnet_env::{SubnetEnv, SubnetEnvError, replace};
+
+/// The largest memory that is read, in bytes: room for some 500 changes of network that nothing was cleared after.
+const MAX_BYTES: u64 = 32 << 10;
 
 /// What has to become of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +25,12 @@ pub(crate) enum Places {
 
 /// The networks of former runs, the latest last: what the memory holds and what `subnet.env` names.
 pub(crate) fn known(env: &Path) -> Vec<Dual<Prefix>> {
-    let text = fs::read_to_string(beside(env)).unwrap_or_default();
-    let mut places = parse(&text);
+    let file = beside(env);
+    let found = bytes(&file).unwrap_or_else(|error| {
+        tracing::warn!(path = %file.display(), %error, "the former networks in this file are ignored");
+        None
+    });
+    let mut places = found.and_then(|found| String::from_utf8(found).ok()).map(|text| parse(&text)).unwrap_or_default();
     places.extend(SubnetEnv::read(env).ok().flatten().map(|env| env.networks));
     distinct(places)
 }
@@ -44,9 +52,15 @@ pub(crate) fn forget(env: &Path) -> io::Result<()> {
     let file = beside(env);
     // Looked at first: a file system that is read-only refuses to delete even what is not there.
     match fs::symlink_metadata(&file).and_then(|_| fs::remove_file(&file)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // What others have put there names nothing, so that it may stay.
+        Err(error) if error.kind() != io::ErrorKind::NotFound && matches!(bytes(&file), Ok(Some(_))) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// What is in the memory, if it is ours: what it names decides where routes are deleted.
+fn bytes(file: &Path) -> Result<Option<Vec<u8>>, Unread> {
+    files::read(file, Trust::OwnersAlone, MAX_BYTES)
 }
 
 fn beside(env: &Path) -> PathBuf {

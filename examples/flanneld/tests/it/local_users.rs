@@ -111,7 +111,7 @@ fn take_connections() {
     hold(held);
 }
 
-fn as_nobody(ns: &Namespace, words: &[&str]) -> bool {
+pub(crate) fn as_nobody(ns: &Namespace, words: &[&str]) -> bool {
     let command = || Command::new(words[0]).args(&words[1..]).uid(NOBODY).gid(NOBODY).output().unwrap();
     ns.run(|| command().status.success()).unwrap()
 }

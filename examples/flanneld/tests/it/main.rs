@@ -11,6 +11,7 @@ mod go_flannel;
 mod harness;
 mod life;
 mod local_users;
+mod planted;
 mod records;
 mod secure;
 mod store;

@@ -2,9 +2,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use crate::files::{self, Trust};
 use crate::subnet_env::{make_dirs, remedy};
 
 /// The largest file read or written, in bytes: room for 100 000 ordinary records several times over.
@@ -36,27 +37,7 @@ impl StateFileError {
 
 /// The file's bytes; `None` where there is none. The error says in words why it is not to be read.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
-    let failed = |error: io::Error| format!("cannot be read: {error}");
-    // Not followed and not opened unless it is a file: a pipe would block.
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    if !metadata.is_file() {
-        return Err("not a regular file".to_owned());
-    }
-    if is_open_to_others(&metadata) {
-        return Err("others may write it; its mode must be 0600".to_owned());
-    }
-    let too_large = || format!("larger than {MAX_BYTES} bytes");
-    if metadata.len() > MAX_BYTES {
-        return Err(too_large());
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default() + 1);
-    let file = File::open(path).map_err(failed)?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_BYTES { Err(too_large()) } else { Ok(Some(bytes)) }
+    files::read(path, Trust::OwnersAlone, MAX_BYTES).map_err(|error| error.to_string())
 }
 
 /// Puts what `fill` writes in place of the file, or changes nothing.
@@ -146,17 +127,6 @@ fn clear_leftovers(dir: &Path, path: &Path) {
             let _ = fs::remove_file(entry.path());
         }
     }
-}
-
-#[cfg(unix)]
-fn is_open_to_others(metadata: &fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    metadata.permissions().mode() & 0o022 != 0
-}
-
-#[cfg(not(unix))]
-fn is_open_to_others(_: &fs::Metadata) -> bool {
-    false
 }
 
 #[cfg(unix)]
