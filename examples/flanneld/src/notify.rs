@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flannel_core::overlay::{Handle, Phase};
-use flannel_core::text::Plain;
+use flannel_core::text::{Plain, cut};
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -13,6 +13,8 @@ use crate::status::{is_ready, summary};
 
 /// The status line changes at most so often.
 const SPACING: Duration = Duration::from_secs(1);
+/// The longest status line, in bytes without the note of what was cut. systemd drops messages of more than 4096.
+const MAX_STATUS: usize = 1024;
 
 /// Tells `READY=1` once, and the status line, until the agent ends.
 pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<Rulebook>) {
@@ -20,7 +22,7 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<Rulebo
     loop {
         let (line, now_ready, ended) = {
             let (status, rules) = (handle.status(), rules.borrow_and_update());
-            (summary(&status, &rules), is_ready(&status, &rules), status.phase == Phase::Stopped)
+            (one_line(&summary(&status, &rules)), is_ready(&status, &rules), status.phase == Phase::Stopped)
         };
         if now_ready && !ready {
             ready = true;
@@ -28,8 +30,7 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<Rulebo
             tell(&[NotifyState::Ready]);
         }
         if line != told {
-            // A line break in it would be the next message.
-            tell(&[NotifyState::Status(&Plain(&line).to_string())]);
+            tell(&[NotifyState::Status(&line)]);
             told = line;
         }
         if ended {
@@ -49,6 +50,13 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<Rulebo
             sleep_until(next).await;
         }
     }
+}
+
+/// The status line as it may be sent: a line break in it would be the next message.
+fn one_line(summary: &str) -> String {
+    let mut line = Plain(summary).to_string();
+    cut(&mut line, MAX_STATUS);
+    line
 }
 
 /// Shows that the agent is not stuck, twice as often as systemd asks for, if it does.
@@ -71,5 +79,25 @@ pub(crate) fn stopping() {
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::warn!(%error, "the supervisor could not be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flannel_core::overlay::Status;
+    use flannel_core::text::is_plain;
+
+    use super::*;
+
+    #[test]
+    fn text_of_others_is_one_plain_line_that_the_supervisor_takes_whole() {
+        let mut status = Status::default();
+        for hostile in ["x\nMAINPID=1\nREADY=1\u{1b}[2J\u{202e}\r\n", "\u{9b}", "\u{fffd}", "line\n"] {
+            status.last_error = Some(hostile.repeat(5000));
+            let line = one_line(&summary(&status, &Rulebook::Pending));
+            assert!(line.starts_with("starting: waiting for a lease ("), "{line}");
+            assert!(line.chars().all(is_plain), "{line:?}");
+            assert!(line.len() <= MAX_STATUS + 40, "{}", line.len());
+        }
     }
 }

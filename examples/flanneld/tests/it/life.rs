@@ -9,7 +9,7 @@ use std::process::Command;
 use flannel_core::net::{Family, Prefix};
 use nix::sys::signal::Signal;
 
-use crate::harness::{Agent, BINARY, Site, bare, read, routes};
+use crate::harness::{Agent, BINARY, PATIENCE, Site, bare, read, routes};
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
@@ -248,4 +248,24 @@ fn a_log_that_nobody_reads_holds_up_neither_work_nor_end() {
     assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
     fs::write(site.path("store/config.json"), "{").unwrap();
     assert_eq!(logging_to(&site, &pipe, &[]).wait(), Some(1), "an end with an error");
+}
+
+#[test]
+fn what_the_supervisor_is_told_is_one_plain_line_that_it_takes_whatever_the_agent_was_given() {
+    let site = Site::new(1, VXLAN);
+    let hostile = format!("-iface-regex=eth9\nMAINPID=1\nREADY=1\u{1b}\u{202e}{}", "x".repeat(8000));
+    let mut agent = site.start(1, &[&hostile]);
+    agent.until("waiting", || agent.log().contains("waiting for an uplink"));
+    let waits = |agent: &mut Agent| agent.messages().contains("waiting for");
+    let mut told = false;
+    testkit::wait_until("told", PATIENCE, || {
+        told = waits(&mut agent);
+        Ok(told)
+    })
+    .unwrap();
+    let messages = agent.messages().to_owned();
+    for line in messages.lines().filter(|line| !line.is_empty()) {
+        assert!(line.starts_with("STATUS=") && line.len() < 2048, "{line:?}");
+        assert!(line.chars().all(flannel_core::text::is_plain), "{line:?}");
+    }
 }
