@@ -166,12 +166,22 @@ impl SubnetManager for InForce {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+    use std::path::Path;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::time::Duration;
 
+    use flannel_backend_vxlan::Vxlan;
+    use flannel_core::clock::TokioClock;
     use flannel_core::config::Allocation;
     use flannel_core::lease::{Fence, LeaseAttrs, LeaseKey};
     use flannel_core::net::Dual;
+    use flannel_core::overlay::{Identity, Overlay, Phase};
     use flannel_core::subnet::MockSubnetManager;
+    use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
+    use flannel_core::testing::{FakeKernel, MemorySubnets};
+    use tokio::time::timeout;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -232,5 +242,90 @@ mod tests {
         store.expect_release().times(1).withf(|given| *given == lease("10.6.1.0/24")).returning(|_| Ok(()));
         let error = acquired(store).await.unwrap_err();
         assert!(error.to_string().contains("changed since this agent started"), "{error}");
+    }
+
+    /// A store whose watch may live while nobody may read its configuration.
+    struct Mute {
+        store: MemorySubnets,
+        is_mute: AtomicBool,
+        asked: AtomicU64,
+    }
+
+    #[async_trait]
+    impl SubnetManager for Mute {
+        async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+            // On a clock that stands still who spins would do so for ever.
+            assert!(self.asked.fetch_add(1, Ordering::Relaxed) < 10_000, "somebody spins");
+            if self.is_mute.load(Ordering::Relaxed) {
+                return Err(SubnetError::Unavailable { doing: "reading", source: "mute".into() });
+            }
+            self.store.network_config().await
+        }
+
+        async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+            self.store.previous(node).await
+        }
+
+        async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+            self.store.acquire(node, want).await
+        }
+
+        async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+            self.store.renew(lease).await
+        }
+
+        async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
+            self.store.release(lease).await
+        }
+
+        fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+            self.store.watch()
+        }
+    }
+
+    /// Starts an agent on the store or, where that is away, on the state file.
+    fn started(store: &Arc<Mute>, file: &Path, clock: &Arc<TokioClock>) -> (Arc<InForce>, Handle, CancellationToken) {
+        let inner = Arc::clone(store) as Arc<dyn SubnetManager>;
+        let kept = Arc::new(CachedSubnets::new(inner, file, "store", Arc::clone(clock) as _));
+        let in_force = Arc::new(InForce::new(Arc::clone(&kept) as _, Some(kept), Guard::None));
+        let kernel = FakeKernel::new();
+        let eth0 = kernel.add_uplink("eth0", "192.0.2.1/24".parse().unwrap()).unwrap();
+        let default = FakeRoute::via("0.0.0.0/0".parse().unwrap(), "192.0.2.254".parse().unwrap(), eth0);
+        kernel.add_route(default, Placement::Exclusive).unwrap();
+        let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node").unwrap()));
+        let builder = builder.backend(Vxlan::TYPE, |config| Vxlan::new(config)).clock(Arc::clone(clock) as _);
+        let overlay = builder.build(Arc::clone(&in_force) as _, Arc::new(kernel)).unwrap();
+        let (handle, cancel) = (overlay.handle(), CancellationToken::new());
+        tokio::spawn(overlay.run(cancel.clone()));
+        (in_force, handle, cancel)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_configuration_that_cannot_be_read_is_asked_for_with_back_off_and_noticed_within_five_seconds() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, clock) = (dir.path().join("state.json"), Arc::new(TokioClock::new()));
+        let memory = MemorySubnets::new(config("10.5.0.0/16"));
+        let (is_mute, asked) = (AtomicBool::new(false), AtomicU64::new(0));
+        let store = Arc::new(Mute { store: memory.clone(), is_mute, asked });
+        let (first, handle, cancel) = started(&store, &file, &clock);
+        handle.wait_for(|status| status.phase == Phase::Ready).await.unwrap();
+        first.kept.as_ref().unwrap().flush().await.unwrap();
+        cancel.cancel();
+        assert!(handle.wait_for(|status| status.phase == Phase::Stopped).await.is_ok());
+
+        memory.outage();
+        store.is_mute.store(true, Ordering::Relaxed);
+        let (in_force, handle, _running) = started(&store, &file, &clock);
+        handle.wait_for(|status| status.lease.is_some()).await.unwrap();
+        memory.recover();
+        handle.wait_for(|status| status.store == Contact::Live).await.unwrap();
+        let mut outdated = std::pin::pin!(in_force.outdated(handle));
+        let before = store.asked.load(Ordering::Relaxed);
+        assert!(timeout(Duration::from_secs(600), &mut outdated).await.is_err());
+        let asked = store.asked.load(Ordering::Relaxed) - before;
+        assert!((120..=155).contains(&asked), "asked {asked} times in ten minutes");
+        memory.set_config(config("10.6.0.0/16"));
+        store.is_mute.store(false, Ordering::Relaxed);
+        timeout(Duration::from_secs(5), outdated).await.expect("not noticed in time");
     }
 }
