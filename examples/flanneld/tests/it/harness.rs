@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use flannel_core::net::Prefix;
+use flannel_core::subnet_env::SubnetEnv;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use testkit::{Families, Namespace, Underlay};
+use testkit::{Families, Namespace, Pod, PodNet, Underlay};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_flanneld");
@@ -57,6 +59,22 @@ impl Site {
 
     pub(crate) fn subnet_file(&self, nth: usize) -> PathBuf {
         self.path(&format!("run{nth}/subnet.env"))
+    }
+
+    /// The subnet that node `nth` serves, by its `subnet.env`.
+    pub(crate) fn subnet(&self, nth: usize) -> Prefix {
+        self.env(nth).subnets.v4.expect("no FLANNEL_SUBNET")
+    }
+
+    /// Attaches a pod to node `nth`, as a CNI plug-in would.
+    pub(crate) fn pod(&self, nth: usize) -> Pod {
+        let env = self.env(nth);
+        let net = PodNet { subnets: env.subnets, mtu: env.mtu.unwrap() };
+        self.underlay.nodes()[nth - 1].attach_pod(&net).unwrap()
+    }
+
+    fn env(&self, nth: usize) -> SubnetEnv {
+        SubnetEnv::read(&self.subnet_file(nth)).unwrap().expect("no subnet.env")
     }
 
     pub(crate) fn start(&self, nth: usize, more: &[&str]) -> Agent {

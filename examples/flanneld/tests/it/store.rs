@@ -7,10 +7,9 @@ use std::process::{Child, Command, Stdio};
 
 use etcd_client::{Client, ConnectOptions, Event, EventType, GetOptions, WatchOptions};
 use flannel_core::net::{Family, Prefix};
-use flannel_core::subnet_env::SubnetEnv;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use testkit::{Namespace, Pod, PodNet, probe};
+use testkit::{Namespace, Pod, probe};
 
 use crate::harness::{Agent, PATIENCE, Site, Told, owned, routes, run};
 
@@ -190,15 +189,12 @@ impl Cluster {
 
     /// The subnet that node `nth` serves, by its `subnet.env`.
     pub(crate) fn subnet(&self, nth: usize) -> Prefix {
-        let env = SubnetEnv::read(&self.site.subnet_file(nth)).unwrap().expect("no subnet.env");
-        env.subnets.v4.expect("no FLANNEL_SUBNET")
+        self.site.subnet(nth)
     }
 
     /// Attaches a pod to node `nth`, as a CNI plug-in would.
     pub(crate) fn pod(&self, nth: usize) -> Pod {
-        let env = SubnetEnv::read(&self.site.subnet_file(nth)).unwrap().expect("no subnet.env");
-        let net = PodNet { subnets: env.subnets, mtu: env.mtu.unwrap() };
-        self.site.underlay.nodes()[nth - 1].attach_pod(&net).unwrap()
+        self.site.pod(nth)
     }
 
     /// Whether node `nth` has a route to `subnet`.
