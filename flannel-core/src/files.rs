@@ -1,6 +1,6 @@
 //! Reading what an earlier run has left in a directory that others may be able to write.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
