@@ -3,6 +3,7 @@
 
 mod common;
 mod contract;
+mod crowd;
 mod leases;
 mod proxy;
 mod slow;

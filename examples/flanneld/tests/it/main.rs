@@ -5,6 +5,7 @@ mod bad_input;
 mod changes;
 mod commands;
 mod crash;
+mod crowd;
 mod etcd;
 mod filter;
 mod go_flannel;
