@@ -293,7 +293,7 @@ mod tests {
         let default = FakeRoute::via("0.0.0.0/0".parse().unwrap(), "192.0.2.254".parse().unwrap(), eth0);
         kernel.add_route(default, Placement::Exclusive).unwrap();
         let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node").unwrap()));
-        let builder = builder.backend(Vxlan::TYPE, |config| Vxlan::new(config)).clock(Arc::clone(clock) as _);
+        let builder = builder.backend(Vxlan::TYPE, Vxlan::new).clock(Arc::clone(clock) as _);
         let overlay = builder.build(Arc::clone(&in_force) as _, Arc::new(kernel)).unwrap();
         let (handle, cancel) = (overlay.handle(), CancellationToken::new());
         tokio::spawn(overlay.run(cancel.clone()));
