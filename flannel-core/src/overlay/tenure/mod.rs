@@ -1,0 +1,293 @@
+//! The own lease over time: when to renew it, and when it is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::BootTime;
+use crate::lease::{BadRecord, Lease, LeaseAttrs, Record};
+use crate::overlay::LossPolicy;
+use crate::overlay::backoff::{Backoff, Jitter};
+use crate::overlay::challenge::Challenges;
+use crate::overlay::status::{Challenged, LossReason};
+use crate::subnet::{SubnetError, Want};
+
+#[cfg(test)]
+mod tests;
+
+/// Renewals are at least so far apart, however short a store's leases are.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Something to ask of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum StoreCall {
+    Renew(Arc<Lease>),
+    Acquire(Want),
+}
+
+/// What came of an answer or a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nothing that matters to others.
+    Same,
+    /// The lease was extended or published again.
+    Renewed,
+    /// Another lease than before.
+    Replaced,
+    /// It is not ours any more.
+    Lost(LossReason),
+}
+
+#[derive(Debug)]
+pub(crate) struct Tenure {
+    lease: Arc<Lease>,
+    policy: LossPolicy,
+    lost: bool,
+    /// What the call under way is to publish.
+    asked: Option<LeaseAttrs>,
+    /// How the store last showed the own record while a call was under way: its answer may be older than that.
+    shown: Option<Option<Arc<Lease>>>,
+    /// Whether the store has yet to show our last write: what it shows before that may be older.
+    unseen: bool,
+    /// When to call the store next; `None` where nothing expires and nothing changed.
+    due: Option<BootTime>,
+    /// The next call comes no earlier: one failed, or the record is challenged.
+    not_before: BootTime,
+    /// Attributes to publish that the store does not have yet.
+    publish: Option<LeaseAttrs>,
+    challenges: Challenges,
+    backoff: Backoff,
+    jitter: Jitter,
+}
+
+impl Tenure {
+    pub(crate) fn new(lease: Arc<Lease>, policy: LossPolicy, now: BootTime, jitter: Jitter) -> Self {
+        let mut tenure = Self {
+            due: None,
+            not_before: now,
+            lease,
+            policy,
+            lost: false,
+            asked: None,
+            shown: None,
+            unseen: false,
+            publish: None,
+            challenges: Challenges::new(jitter.clone()),
+            backoff: Backoff::new(jitter.clone()),
+            jitter,
+        };
+        tenure.challenges.stand(now);
+        tenure.schedule(now);
+        tenure
+    }
+
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+
+    /// Whether the store says that the lease is ours.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.lost
+    }
+
+    /// Who else is at the record, for the status.
+    pub(crate) fn challenged(&self) -> Option<Challenged> {
+        self.challenges.show(self.due)
+    }
+
+    pub(crate) fn deadline(&self) -> Option<BootTime> {
+        let expiry = self.lease.expires.filter(|_| !self.lost);
+        let due = self.due.filter(|_| self.asked.is_none());
+        [due, expiry, self.challenges.calms()].into_iter().flatten().min()
+    }
+
+    /// Publishes other attributes with the next call, which is now unless the store is being waited for.
+    pub(crate) fn publish(&mut self, attrs: LeaseAttrs, now: BootTime) {
+        // What a call under way writes is not known yet: the store may come to hold that.
+        if attrs == self.lease.attrs && self.asked.is_none() {
+            self.publish = None;
+        } else {
+            self.publish = Some(attrs);
+            self.due = self.allowed(self.not_before.max(now));
+        }
+    }
+
+    /// The lease ran out while the store was away: from then on it may be another's (faults.md, I3).
+    pub(crate) fn expire(&mut self, now: BootTime) -> Outcome {
+        self.challenges.calm(now);
+        match self.lease.expires {
+            Some(expires) if expires <= now && !self.lost => self.lose(LossReason::Expired, now),
+            _ => Outcome::Same,
+        }
+    }
+
+    /// The call that is due, if one is; it is then under way until [`answered`](Self::answered).
+    pub(crate) fn call(&mut self, now: BootTime) -> Option<StoreCall> {
+        if self.asked.is_some() || self.due.is_none_or(|due| due > now) {
+            return None;
+        }
+        let attrs = self.publish.clone().unwrap_or_else(|| self.lease.attrs.clone());
+        self.asked = Some(attrs.clone());
+        self.challenges.call(now);
+        Some(if self.lost {
+            StoreCall::Acquire(Want { attrs, preferred: self.lease.subnets })
+        } else {
+            StoreCall::Renew(Arc::new(Lease { attrs, ..(*self.lease).clone() }))
+        })
+    }
+
+    /// The store answered.
+    pub(crate) fn answered(&mut self, answer: Result<Lease, SubnetError>, now: BootTime) -> (Outcome, Option<String>) {
+        let (asked, shown) = (self.asked.take(), self.shown.take());
+        match answer {
+            Ok(lease) => (self.given(lease, asked, shown, now), None),
+            Err(SubnetError::Lost(reason)) if !self.lost => (self.lose(LossReason::Refused(reason), now), None),
+            Err(error) => {
+                // Whatever was shown meanwhile, the next call will tell.
+                self.not_before = now.after(self.backoff.next());
+                self.due = self.allowed(self.not_before);
+                (Outcome::Same, Some(crate::overlay::chain(&error)))
+            }
+        }
+    }
+
+    /// A list that lacks records lacks the own one: it may be there.
+    pub(crate) fn not_listed(&mut self, now: BootTime) -> Outcome {
+        if self.unseen && self.asked.is_none() && !self.lost {
+            self.ask(now);
+        }
+        Outcome::Same
+    }
+
+    /// The store showed the own record, or that there is none.
+    pub(crate) fn own_record(&mut self, record: Option<&Record>, now: BootTime) -> Outcome {
+        let seen = record.and_then(|record| record.lease.as_ref().ok());
+        if self.asked.is_some() {
+            self.shown = Some(seen.cloned());
+            return Outcome::Same;
+        }
+        if self.lost {
+            return Outcome::Same;
+        }
+        if self.unseen && seen.is_some_and(|seen| is_shown(seen, &self.lease)) {
+            self.unseen = false;
+            if self.challenges.withdraw() {
+                self.schedule(now);
+            }
+        }
+        if self.unseen {
+            if !seen.is_some_and(|seen| is_same(seen, &self.lease)) {
+                self.ask(now);
+            }
+            return Outcome::Same;
+        }
+        let Some(seen) = seen else {
+            let damage = record.and_then(|record| record.lease.as_ref().err());
+            let damaged = |bad: &BadRecord| LossReason::Refused(format!("its record is damaged: {}", bad.reason));
+            return self.lose(damage.map_or(LossReason::Deleted, |bad| damaged(bad)), now);
+        };
+        if self.publish.as_ref() == Some(&seen.attrs) && seen.subnets == self.lease.subnets {
+            // Our own write, whose reply was lost.
+            let expires = seen.expires.or(self.lease.expires);
+            self.lease = Arc::new(Lease { expires, ..(**seen).clone() });
+            self.publish = None;
+            self.schedule(now);
+            return Outcome::Renewed;
+        }
+        match seen {
+            seen if seen.attrs.public_ip != self.lease.attrs.public_ip => self.lose(LossReason::Taken, now),
+            seen if seen.subnets != self.lease.subnets => {
+                let subnets: Vec<_> = seen.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
+                self.lose(LossReason::Refused(format!("the record now names {}", subnets.join(", "))), now)
+            }
+            seen if seen.attrs == self.lease.attrs => {
+                if seen.expires > self.lease.expires || seen.fence != self.lease.fence {
+                    // A store that shows no expiry (etcd) does not say that there is none: ours goes on counting.
+                    let expires = seen.expires.or(self.lease.expires);
+                    self.lease = Arc::new(Lease { expires, ..(**seen).clone() });
+                    self.schedule(now);
+                }
+                Outcome::Same
+            }
+            // Somebody edited our record: write it again, over what we have just read.
+            seen => {
+                self.publish.get_or_insert_with(|| self.lease.attrs.clone());
+                self.lease = Arc::new(Lease { fence: seen.fence.clone(), ..(*self.lease).clone() });
+                self.ask(now);
+                Outcome::Same
+            }
+        }
+    }
+
+    /// The lease as the store gave it.
+    fn given(
+        &mut self,
+        lease: Lease,
+        asked: Option<LeaseAttrs>,
+        shown: Option<Option<Arc<Lease>>>,
+        now: BootTime,
+    ) -> Outcome {
+        self.backoff.reset();
+        self.challenges.stand(now);
+        let confirmed = matches!(&shown, Some(Some(seen)) if is_shown(seen, &lease));
+        self.unseen = !confirmed && (self.unseen || !is_shown(&self.lease, &lease));
+        // It may have been shown what was there before, or what is there now. All else may be newer than the answer.
+        let doubtful =
+            shown.is_some_and(|seen| !seen.is_some_and(|seen| is_same(&seen, &lease) || is_same(&seen, &self.lease)));
+        if self.publish.as_ref() == Some(&lease.attrs) {
+            self.publish = None;
+        }
+        let ignored = self.publish.is_some() && self.publish == asked;
+        let replaced = self.lost || lease.subnets != self.lease.subnets || lease.key != self.lease.key;
+        self.lost = false;
+        self.lease = Arc::new(lease);
+        self.schedule(now);
+        if doubtful || ignored {
+            self.ask(now);
+        }
+        if replaced { Outcome::Replaced } else { Outcome::Renewed }
+    }
+
+    fn lose(&mut self, reason: LossReason, now: BootTime) -> Outcome {
+        self.lost = true;
+        self.ask(now);
+        Outcome::Lost(reason)
+    }
+
+    /// Somebody was at the record, or seems to have been: the store has to say whether it is ours.
+    fn ask(&mut self, now: BootTime) {
+        self.not_before = self.not_before.max(self.challenges.raise(now));
+        // A rival must not keep us from renewing in time what is still ours.
+        let half = self.lease.expires.filter(|_| !self.lost).map(|expires| now.after(expires.since(now) / 2));
+        self.due = self.allowed(half.map_or(self.not_before, |half| half.min(self.not_before)));
+    }
+
+    /// `due`, unless the lease is lost and the policy leaves it so.
+    fn allowed(&self, due: BootTime) -> Option<BootTime> {
+        match self.policy {
+            LossPolicy::Reacquire => Some(due),
+            LossPolicy::Keep | LossPolicy::Stop => Some(due).filter(|_| !self.lost),
+        }
+    }
+
+    /// Renewal is due at half of what is left, so that half is left for a store that is away.
+    fn schedule(&mut self, now: BootTime) {
+        self.due = match (&self.publish, self.lease.expires) {
+            (Some(_), _) => Some(now),
+            (None, None) => None,
+            (None, Some(expires)) => {
+                let half = expires.since(now) / 2;
+                Some(now.after(self.jitter.around(half).max(SHORTEST)))
+            }
+        };
+    }
+}
+
+/// Whether what the store shows is what was written. A fence alone does not tell where it stays the same over writes.
+fn is_shown(seen: &Lease, written: &Lease) -> bool {
+    seen.fence == written.fence && is_same(seen, written)
+}
+
+/// Whether two leases say the same, expiry and fence apart.
+fn is_same(a: &Lease, b: &Lease) -> bool {
+    a.attrs == b.attrs && a.subnets == b.subnets
+}

@@ -1,0 +1,331 @@
+//! The own lease over time, call by call.
+
+use super::*;
+use crate::lease::{Fence, LeaseKey};
+use crate::net::Dual;
+
+fn at(secs: u64) -> BootTime {
+    BootTime(Duration::from_secs(secs))
+}
+
+fn lease(expires: Option<u64>) -> Lease {
+    Lease {
+        key: LeaseKey::new("node-a"),
+        subnets: Dual { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None },
+        attrs: LeaseAttrs {
+            public_ip: Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None },
+            ..LeaseAttrs::default()
+        },
+        expires: expires.map(at),
+        fence: Fence::default(),
+    }
+}
+
+fn tenure(expires: Option<u64>) -> Tenure {
+    Tenure::new(Arc::new(lease(expires)), LossPolicy::Reacquire, at(0), Jitter::seeded(1))
+}
+
+#[test]
+fn a_lease_is_renewed_at_about_half_of_what_is_left() {
+    let mut tenure = tenure(Some(120));
+    assert_eq!(tenure.call(at(50)), None);
+    assert!(matches!(tenure.call(at(67)), Some(StoreCall::Renew(_))));
+    assert_eq!(tenure.call(at(67)), None, "one call at a time");
+    assert_eq!(tenure.answered(Ok(lease(Some(187))), at(67)).0, Outcome::Renewed);
+    assert_eq!(tenure.call(at(110)), None);
+}
+
+#[test]
+fn a_rival_does_not_make_a_short_lease_run_out() {
+    let mut held = tenure(Some(20));
+    let mut edited = lease(Some(20));
+    edited.attrs.backend_type = "theirs".into();
+    for n in 0..8 {
+        edited.fence = Fence(Some(n.to_string().into()));
+        let record = Record { key: edited.key.clone(), created: 1, lease: Ok(Arc::new(edited.clone())) };
+        assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
+    }
+    assert!(held.deadline().is_some_and(|due| due <= at(11)), "{:?}", held.deadline());
+}
+
+#[test]
+fn what_does_not_expire_is_not_renewed() {
+    assert_eq!(tenure(None).deadline(), None);
+}
+
+#[test]
+fn after_the_deadline_there_is_no_renewal_but_a_new_acquisition() {
+    let mut tenure = tenure(Some(120));
+    assert_eq!(tenure.expire(at(119)), Outcome::Same);
+    assert_eq!(tenure.expire(at(120)), Outcome::Lost(LossReason::Expired));
+    let Some(StoreCall::Acquire(want)) = tenure.call(at(120)) else { panic!("no acquisition") };
+    assert_eq!(want.preferred, lease(None).subnets);
+}
+
+#[test]
+fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
+    let mut held = tenure(None);
+    let mut edited = lease(None);
+    edited.attrs.backend_type = "vxlan".into();
+    edited.fence = Fence(Some("7".into()));
+    let record = Record { key: edited.key.clone(), created: 1, lease: Ok(Arc::new(edited)) };
+    assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
+    let Some(StoreCall::Renew(renewed)) = held.call(at(1)) else { panic!("no renewal") };
+    assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence(Some("7".into()))));
+    let mut held = tenure(None);
+    assert_eq!(held.own_record(None, at(1)), Outcome::Lost(LossReason::Deleted));
+    assert!(!held.is_held());
+}
+
+#[test]
+fn a_record_shown_without_expiry_does_not_end_renewal() {
+    let mut held = tenure(Some(120));
+    let touched = Lease { fence: Fence(Some("8".into())), ..lease(None) };
+    let record = Record { key: touched.key.clone(), created: 1, lease: Ok(Arc::new(touched)) };
+    assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
+    let Some(StoreCall::Renew(renewed)) = held.call(at(70)) else { panic!("no renewal") };
+    assert_eq!((renewed.expires, &renewed.fence), (Some(at(120)), &Fence(Some("8".into()))));
+}
+
+#[test]
+fn a_store_that_is_away_is_asked_with_back_off() {
+    let mut tenure = tenure(Some(120));
+    tenure.call(at(67)).unwrap();
+    let away = SubnetError::Unavailable { doing: "renewing", source: "down".into() };
+    let (outcome, error) = tenure.answered(Err(away), at(67));
+    assert_eq!(outcome, Outcome::Same);
+    assert!(error.unwrap().contains("down"));
+    assert_eq!(tenure.call(at(67)), None);
+    assert!(tenure.call(at(69)).is_some());
+}
+
+fn record(lease: Lease) -> Record {
+    Record { key: lease.key.clone(), created: 1, lease: Ok(Arc::new(lease)) }
+}
+
+fn fenced(fence: &str) -> Lease {
+    Lease { fence: Fence(Some(fence.into())), ..lease(None) }
+}
+
+fn edited(fence: &str) -> Lease {
+    let mut lease = fenced(fence);
+    lease.attrs.backend_type = "another".into();
+    lease
+}
+
+fn taken() -> Record {
+    let mut lease = fenced("another's");
+    lease.attrs.public_ip.v4 = Some("192.0.2.9".parse().unwrap());
+    record(lease)
+}
+
+/// The times, in milliseconds, of the calls in two minutes in which `rival` acts as soon as each was answered.
+fn calls(tenure: &mut Tenure, answer: Lease, rival: impl Fn(&mut Tenure, BootTime)) -> Vec<u128> {
+    let mut times = Vec::new();
+    let mut now = at(0);
+    rival(tenure, now);
+    while now < at(120) && times.len() < 1000 {
+        tenure.expire(now);
+        if tenure.call(now).is_some() {
+            times.push(now.0.as_millis());
+            assert!(tenure.answered(Ok(answer.clone()), now).1.is_none());
+            rival(tenure, now);
+        }
+        now = tenure.deadline().map_or(at(120), |deadline| deadline.max(now));
+    }
+    times
+}
+
+fn assert_spaced(times: &[u128]) {
+    assert_eq!(times.first(), Some(&0), "the first answer comes at once");
+    assert!((9..=13).contains(&times.len()), "{times:?}");
+    let waits: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(waits[0] >= 900 && waits.iter().skip(5).all(|wait| *wait >= 14_400), "{waits:?}");
+}
+
+#[test]
+fn a_lease_that_a_rival_keeps_taking_is_taken_back_ever_later() {
+    let mut held = tenure(None);
+    let times = calls(&mut held, lease(None), |held, now| {
+        assert_eq!(held.own_record(Some(&taken()), now), Outcome::Lost(LossReason::Taken));
+    });
+    assert_spaced(&times);
+    let challenged = held.challenged().unwrap();
+    assert_eq!(challenged.times as usize, times.len());
+    assert!(challenged.next.is_some_and(|next| next > at(110)), "{challenged:?}");
+}
+
+#[test]
+fn a_record_that_a_rival_keeps_editing_is_written_ever_later() {
+    let mut held = tenure(None);
+    let times = calls(&mut held, lease(None), |held, now| {
+        for fence in ["7", "8", "9"] {
+            assert_eq!(held.own_record(Some(&record(edited(fence))), now), Outcome::Same);
+        }
+    });
+    assert_spaced(&times);
+}
+
+#[test]
+fn a_record_that_a_rival_edits_while_it_is_being_written_is_written_ever_later() {
+    let mut held = tenure(None);
+    let mut times = Vec::new();
+    held.own_record(Some(&record(edited("7"))), at(0));
+    while let Some(now) = held.deadline().filter(|due| *due < at(120) && times.len() < 1000) {
+        held.call(now).unwrap();
+        times.push(now.0.as_millis());
+        held.own_record(Some(&record(edited("7"))), now);
+        held.answered(Ok(lease(None)), now);
+    }
+    assert_spaced(&times);
+}
+
+#[test]
+fn a_lease_that_has_run_out_when_it_is_given_is_asked_for_ever_later() {
+    for life in [0, 1, 150, 900] {
+        let mut held = tenure(None);
+        let mut times = Vec::new();
+        let mut now = at(100);
+        held.own_record(None, now);
+        while now < at(220) && times.len() < 1000 {
+            held.expire(now);
+            if held.call(now).is_some() {
+                times.push(now.0.as_millis() - 100_000);
+                let expires = Some(now.after(Duration::from_millis(life)));
+                held.answered(Ok(Lease { expires, ..lease(None) }), now);
+            }
+            now = held.deadline().unwrap();
+        }
+        assert_spaced(&times);
+    }
+}
+
+#[test]
+fn a_store_that_publishes_something_else_is_asked_ever_later() {
+    let mut held = tenure(None);
+    held.publish(edited("").attrs, at(0));
+    let times = calls(&mut held, lease(None), |_, _| {});
+    // The first call was the host's.
+    assert_spaced(&times[1..]);
+}
+
+#[test]
+fn a_lease_that_stood_for_half_a_minute_is_taken_back_at_once() {
+    let mut held = tenure(None);
+    for now in [at(100), at(131)] {
+        held.expire(now);
+        held.own_record(None, now);
+        assert!(matches!(held.call(now), Some(StoreCall::Acquire(_))), "at once");
+        held.answered(Ok(lease(None)), now);
+        assert_eq!(held.challenged().map(|challenged| (challenged.times, challenged.next)), Some((1, None)));
+    }
+    assert_eq!(held.deadline(), Some(at(161)), "to say that all is quiet");
+    held.expire(at(161));
+    assert_eq!((held.challenged(), held.deadline()), (None, None));
+}
+
+#[test]
+fn renewals_do_not_put_off_the_peace() {
+    let mut held = tenure(Some(120));
+    held.own_record(None, at(1));
+    for now in [1, 10, 20, 30, 31] {
+        held.publish(edited("").attrs, at(now));
+        held.expire(at(now));
+        held.call(at(now)).unwrap();
+        held.answered(Ok(Lease { attrs: edited("").attrs, ..lease(Some(200)) }), at(now));
+        held.publish(lease(None).attrs, at(now));
+    }
+    assert_eq!(held.challenged(), None);
+}
+
+#[test]
+fn what_the_host_publishes_does_not_undercut_the_waits() {
+    let mut held = tenure(None);
+    held.own_record(None, at(1));
+    held.call(at(1)).unwrap();
+    let away = SubnetError::Unavailable { doing: "acquiring", source: "down".into() };
+    held.answered(Err(away), at(1));
+    held.publish(edited("").attrs, at(1));
+    assert_eq!(held.call(at(1)), None);
+    assert!(held.call(at(3)).is_some());
+}
+
+#[test]
+fn a_late_record_does_not_undo_what_was_written_since() {
+    let mut held = tenure(None);
+    let other = LeaseAttrs { backend_type: "published".into(), ..lease(None).attrs };
+    held.publish(other.clone(), at(1));
+    held.call(at(1)).unwrap();
+    held.answered(Ok(Lease { attrs: other.clone(), ..fenced("9") }), at(1));
+    // The same with an older fence, which the store would refuse.
+    let late = Lease { attrs: other.clone(), ..fenced("8") };
+    held.own_record(Some(&record(late)), at(2));
+    assert_eq!((&held.lease().fence, held.deadline()), (&Fence(Some("9".into())), None));
+    // What differs may be older or newer: only the store can tell.
+    for seen in [Some(record(fenced("7"))), Some(taken()), None] {
+        assert_eq!(held.own_record(seen.as_ref(), at(2)), Outcome::Same);
+        assert!(held.is_held() && held.deadline() == Some(at(2)));
+    }
+    // Once our own is shown it was older.
+    held.own_record(Some(&record(Lease { attrs: other, ..fenced("9") })), at(2));
+    assert_eq!((held.deadline(), held.challenged()), (None, None));
+    // From then on all is newer.
+    assert_eq!(held.own_record(Some(&taken()), at(3)), Outcome::Lost(LossReason::Taken));
+}
+
+#[test]
+fn an_earlier_own_write_that_is_shown_late_is_no_rivals_where_the_fence_stays() {
+    let mut held = tenure(None);
+    let at_address = |n: u8| {
+        let mut lease = lease(None);
+        lease.attrs.public_ip.v4 = Some([192, 0, 2, n].into());
+        lease
+    };
+    for n in [7, 8] {
+        held.publish(at_address(n).attrs, at(1));
+        held.call(at(1)).unwrap();
+        assert_eq!(held.answered(Ok(at_address(n)), at(1)).0, Outcome::Renewed);
+    }
+    assert_eq!(held.own_record(Some(&record(at_address(7))), at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(at_address(8))), at(1)), Outcome::Same);
+    assert!(held.is_held() && held.challenged().is_none());
+    assert_eq!(held.own_record(Some(&record(at_address(9))), at(2)), Outcome::Lost(LossReason::Taken));
+}
+
+#[test]
+fn what_came_of_an_own_acquisition_is_no_challenge() {
+    let mut held = tenure(None);
+    held.own_record(None, at(1));
+    held.call(at(1)).unwrap();
+    let subnets = Dual { v4: Some("10.5.2.0/24".parse().unwrap()), v6: None };
+    let other = Lease { subnets, ..fenced("9") };
+    assert_eq!(held.own_record(None, at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(other.clone())), at(1)), Outcome::Same);
+    assert_eq!(held.answered(Ok(other), at(1)).0, Outcome::Replaced);
+    assert_eq!(held.call(at(10)), None);
+}
+
+#[test]
+fn what_is_published_while_a_call_is_under_way_is_not_forgotten() {
+    let mut held = tenure(None);
+    let here = held.lease().attrs.clone();
+    let there = LeaseAttrs { backend_type: "b".into(), ..here.clone() };
+    held.publish(there.clone(), at(1));
+    held.call(at(1)).unwrap();
+    held.publish(here.clone(), at(1));
+    held.answered(Ok(Lease { attrs: there, ..fenced("9") }), at(1));
+    assert!(matches!(held.call(at(3)), Some(StoreCall::Renew(lease)) if lease.attrs == here));
+}
+
+#[test]
+fn an_own_write_whose_reply_was_lost_is_no_rivals() {
+    let mut held = tenure(None);
+    let mut moved = held.lease().attrs.clone();
+    moved.public_ip.v4 = Some("192.0.2.77".parse().unwrap());
+    held.publish(moved.clone(), at(1));
+    held.call(at(1)).unwrap();
+    held.answered(Err(SubnetError::Unavailable { doing: "renewing", source: "cut".into() }), at(1));
+    let own = record(Lease { attrs: moved.clone(), ..fenced("9") });
+    assert_eq!(held.own_record(Some(&own), at(1)), Outcome::Renewed);
+    assert_eq!((&held.lease().attrs, held.challenged()), (&moved, None));
+}
