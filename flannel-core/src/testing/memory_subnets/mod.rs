@@ -1,0 +1,204 @@
+//! A lease store in memory, shared by as many nodes as hold a clone.
+
+mod records;
+#[cfg(test)]
+mod tests;
+mod watching;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use crate::clock::{BootTime, Clock, SystemClock};
+use crate::config::NetworkConfig;
+use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, Record};
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use records::{Inner, Known};
+
+/// A lease store in memory: for tests, benchmarks and programs whose nodes all live in one process.
+///
+/// Clones share one store. Nothing is kept when the last one goes. Failures can be scripted, records of any content be
+/// put in, watches be cut.
+#[derive(Clone)]
+pub struct MemorySubnets {
+    shared: Arc<Shared>,
+}
+
+/// A failure to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The call fails as [`SubnetError::Unavailable`] and does nothing.
+    Unavailable,
+    /// The call fails as [`SubnetError::Denied`] and does nothing.
+    Denied,
+    /// The call does its work and fails as [`SubnetError::Unavailable`]: the reply was lost.
+    LostReply,
+}
+
+struct Shared {
+    clock: Arc<dyn Clock>,
+    inner: Mutex<Inner>,
+}
+
+impl MemorySubnets {
+    /// An empty store of this network, whose leases last for ever.
+    pub fn new(config: NetworkConfig) -> Self {
+        Self::with_ttl(config, None, Arc::new(SystemClock::default()))
+    }
+
+    /// An empty store whose leases last for `ttl` on `clock`.
+    pub fn with_ttl(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
+        Self::known_by(Known::Name, config, ttl, clock)
+    }
+
+    /// The same, for nodes that are known by the address they publish, as in etcd: for
+    /// [`Identity::PublicIp`](crate::overlay::Identity::PublicIp).
+    pub fn by_address(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
+        Self::known_by(Known::Address, config, ttl, clock)
+    }
+
+    fn known_by(known_by: Known, config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
+        Self { shared: Arc::new(Shared { clock, inner: Mutex::new(Inner::new(known_by, config, ttl)) }) }
+    }
+
+    /// Changes the network's configuration. Leases stay as they are.
+    pub fn set_config(&self, config: NetworkConfig) {
+        self.shared.lock().config = config;
+    }
+
+    /// Puts in leases that other nodes would have taken, as one change each; those of equal keys are replaced.
+    pub fn insert(&self, leases: impl IntoIterator<Item = Lease>) {
+        let mut inner = self.shared.lock();
+        for lease in leases {
+            inner.put(lease.key.clone(), Ok(Arc::new(lease)));
+        }
+    }
+
+    /// Puts in a record that does not parse.
+    pub fn insert_bad(&self, key: &LeaseKey, bad: BadRecord) {
+        self.shared.lock().put(key.clone(), Err(bad));
+    }
+
+    /// Deletes a record, whosever it is. Returns whether there was one.
+    pub fn delete(&self, key: &LeaseKey) -> bool {
+        self.shared.lock().delete(key)
+    }
+
+    /// Deletes many records at once.
+    pub fn delete_all<'a>(&self, keys: impl IntoIterator<Item = &'a LeaseKey>) {
+        let mut inner = self.shared.lock();
+        for key in keys {
+            inner.delete(key);
+        }
+    }
+
+    /// All records, in the order of keys.
+    pub fn records(&self) -> Vec<Record> {
+        let mut inner = self.shared.lock();
+        inner.sweep(self.shared.clock.now());
+        inner.records.values().cloned().collect()
+    }
+
+    /// Lets the next calls fail, one fault each. Watches are not calls: see [`cut_watches`](Self::cut_watches).
+    pub fn fail_next(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.shared.lock().faults.extend(faults);
+    }
+
+    /// Cuts all watches: each reports trouble, then starts over with a `Reset`. What was pending is lost.
+    pub fn cut_watches(&self) {
+        for watcher in self.shared.lock().watchers() {
+            let mut pending = watcher.lock();
+            pending.events.clear();
+            pending.reset = true;
+            pending.trouble = Some(unavailable("watching"));
+            watcher.changed.notify_one();
+        }
+    }
+
+    /// Takes the store away until [`recover`](Self::recover): every call fails as [`SubnetError::Unavailable`], every
+    /// watch, those to come too, reports trouble once and is silent then. Records change all the same.
+    pub fn outage(&self) {
+        self.shared.lock().away = true;
+        self.cut_watches();
+    }
+
+    /// Ends an [`outage`](Self::outage): each watch starts over with a `Reset`.
+    pub fn recover(&self) {
+        let mut inner = self.shared.lock();
+        inner.away = false;
+        for watcher in inner.watchers() {
+            watcher.changed.notify_one();
+        }
+    }
+}
+
+impl fmt::Debug for MemorySubnets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemorySubnets").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic of a holder leaves a store that is still consistent: every change is one call.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs one call, with the fault that was scripted for it.
+    fn call<T>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&mut Inner, BootTime) -> Result<T, SubnetError>,
+    ) -> Result<T, SubnetError> {
+        let now = self.clock.now();
+        let mut inner = self.lock();
+        inner.sweep(now);
+        if inner.away {
+            return Err(unavailable(doing));
+        }
+        match inner.faults.pop_front() {
+            None => work(&mut inner, now),
+            Some(Fault::Unavailable) => Err(unavailable(doing)),
+            Some(Fault::Denied) => Err(SubnetError::Denied { doing, source: "scripted".into() }),
+            Some(Fault::LostReply) => work(&mut inner, now).and_then(|_| Err(unavailable(doing))),
+        }
+    }
+}
+
+fn unavailable(doing: &'static str) -> SubnetError {
+    SubnetError::Unavailable { doing, source: "scripted".into() }
+}
+
+#[async_trait]
+impl SubnetManager for MemorySubnets {
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        self.shared.call("reading the configuration", |inner, _| Ok(inner.config.clone()))
+    }
+
+    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+        self.shared.call("reading the previous lease", |inner, _| Ok(inner.fitting(node).map(|lease| (*lease).clone())))
+    }
+
+    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        self.shared.call("acquiring a lease", |inner, now| inner.acquire(node, want, now))
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        self.shared.call("renewing the lease", |inner, now| inner.renew(lease, now))
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
+        self.shared.call("releasing the lease", |inner, _| {
+            inner.release(&lease);
+            Ok(())
+        })
+    }
+
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+        watching::watch(&self.shared)
+    }
+}

@@ -1,0 +1,242 @@
+//! The records, and which of them a node takes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Fault;
+use super::watching::Watcher;
+use crate::alloc;
+use crate::clock::BootTime;
+use crate::config::NetworkConfig;
+use crate::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record};
+use crate::net::{Dual, Prefix};
+use crate::subnet::{NodeIdentity, SubnetError, Want};
+
+/// What a record is found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// The node's name, which is its key.
+    Name,
+    /// The address it publishes; its key is its subnets.
+    Address,
+}
+
+pub(super) struct Inner {
+    known_by: Known,
+    pub(super) config: NetworkConfig,
+    /// How long a lease lasts; `None`: for ever.
+    ttl: Option<Duration>,
+    revision: u64,
+    pub(super) records: BTreeMap<LeaseKey, Record>,
+    /// Whether nothing is answered at all.
+    pub(super) away: bool,
+    pub(super) faults: VecDeque<Fault>,
+    watchers: Vec<std::sync::Weak<Watcher>>,
+    random: u64,
+}
+
+impl Inner {
+    pub(super) fn new(known_by: Known, config: NetworkConfig, ttl: Option<Duration>) -> Self {
+        Self {
+            known_by,
+            config,
+            ttl,
+            revision: 0,
+            records: BTreeMap::new(),
+            away: false,
+            faults: VecDeque::new(),
+            watchers: Vec::new(),
+            random: 0x5eed,
+        }
+    }
+
+    pub(super) fn put(&mut self, key: LeaseKey, lease: Result<Arc<Lease>, BadRecord>) {
+        self.revision += 1;
+        let created = self.records.get(&key).map_or(self.revision, |record| record.created);
+        let record = Record { key: key.clone(), created, lease: lease.map_err(Box::new) };
+        self.records.insert(key, record.clone());
+        self.tell(LeaseEvent::Upsert(record));
+    }
+
+    pub(super) fn delete(&mut self, key: &LeaseKey) -> bool {
+        let deleted = self.records.remove(key).is_some();
+        if deleted {
+            self.revision += 1;
+            self.tell(LeaseEvent::Remove(key.clone()));
+        }
+        deleted
+    }
+
+    /// Removes what has expired.
+    pub(super) fn sweep(&mut self, now: BootTime) {
+        let expired = |record: &Record| expiry(record).is_some_and(|expires| expires <= now);
+        if self.ttl.is_none() {
+            return;
+        }
+        let keys: Vec<_> = self.records.values().filter(|record| expired(record)).map(|r| r.key.clone()).collect();
+        for key in keys {
+            self.delete(&key);
+        }
+    }
+
+    pub(super) fn next_expiry(&self) -> Option<BootTime> {
+        self.ttl?;
+        self.records.values().filter_map(expiry).min()
+    }
+
+    pub(super) fn watch(&mut self, watcher: &Arc<Watcher>) {
+        self.watchers.push(Arc::downgrade(watcher));
+    }
+
+    pub(super) fn watchers(&mut self) -> Vec<Arc<Watcher>> {
+        self.watchers.retain(|watcher| watcher.strong_count() > 0);
+        self.watchers.iter().filter_map(std::sync::Weak::upgrade).collect()
+    }
+
+    fn tell(&mut self, event: LeaseEvent) {
+        for watcher in self.watchers() {
+            watcher.tell(&event);
+        }
+    }
+
+    pub(super) fn acquire(&mut self, node: &NodeIdentity, want: Want, now: BootTime) -> Result<Lease, SubnetError> {
+        let (key, subnets, fence) = match self.own(node, &want) {
+            Some(lease) => (lease.key.clone(), lease.subnets, lease.fence.clone()),
+            None => {
+                let own = self.own_keys(node, &want.attrs);
+                let subnets = self.choose(&own, &want.preferred)?;
+                for key in own {
+                    self.delete(&key);
+                }
+                (self.new_key(node, &subnets), subnets, Fence::default())
+            }
+        };
+        Ok(self.write(Lease { key, subnets, attrs: want.attrs, expires: None, fence }, now))
+    }
+
+    pub(super) fn renew(&mut self, lease: &Lease, now: BootTime) -> Result<Lease, SubnetError> {
+        let current = self.records.get(&lease.key).and_then(|record| record.lease.as_ref().ok());
+        match current {
+            None => Err(SubnetError::Lost(format!("there is no record {}", lease.key))),
+            Some(current) if current.subnets != lease.subnets || current.fence != lease.fence => {
+                Err(SubnetError::Lost(format!("record {} was written by another", lease.key)))
+            }
+            Some(_) => Ok(self.write(lease.clone(), now)),
+        }
+    }
+
+    pub(super) fn release(&mut self, lease: &Lease) {
+        let current = self.records.get(&lease.key).and_then(|record| record.lease.as_ref().ok());
+        if current.is_some_and(|current| current.subnets == lease.subnets && current.fence == lease.fence) {
+            self.delete(&lease.key);
+        }
+    }
+
+    /// The keys of the records of `node`.
+    fn keys_of(&self, node: &NodeIdentity) -> Vec<LeaseKey> {
+        match self.known_by {
+            Known::Name => vec![LeaseKey::new(node.as_str())],
+            Known::Address => {
+                let publishes =
+                    |lease: &Lease| lease.attrs.public_ip.iter().any(|(_, addr)| addr.to_string() == node.as_str());
+                let own = |record: &&Record| record.lease.as_ref().is_ok_and(|lease| publishes(lease));
+                self.records.values().filter(own).map(|record| record.key.clone()).collect()
+            }
+        }
+    }
+
+    /// The keys of the records of `node` that are its own beyond doubt. Where nodes are known by their address, another
+    /// node may have had that before; what a backend publishes beside it is of one device.
+    fn own_keys(&self, node: &NodeIdentity, attrs: &LeaseAttrs) -> Vec<LeaseKey> {
+        let mut keys = self.keys_of(node);
+        if self.known_by == Known::Address {
+            keys.retain(|key| {
+                let lease = self.records.get(key).and_then(|record| record.lease.as_ref().ok());
+                lease.is_some_and(|lease| lease.attrs.backend_data == attrs.backend_data)
+            });
+        }
+        keys
+    }
+
+    /// The first lease of `node` that fits the network as it is now.
+    pub(super) fn fitting(&self, node: &NodeIdentity) -> Option<Arc<Lease>> {
+        let keys = self.keys_of(node);
+        let mut leases = keys.iter().filter_map(|key| self.records.get(key)?.lease.as_ref().ok());
+        leases.find(|lease| alloc::all_compatible(&self.config, &lease.subnets)).cloned()
+    }
+
+    /// The lease of `node` to take again: where nodes are known by their address, another node may have had it before, so
+    /// the one that is preferred, or that has what is to be published, else any unless another is preferred.
+    fn own(&self, node: &NodeIdentity, want: &Want) -> Option<Arc<Lease>> {
+        if self.known_by == Known::Name {
+            return self.fitting(node);
+        }
+        let keys = self.keys_of(node);
+        let leases = keys.iter().filter_map(|key| self.records.get(key)?.lease.as_ref().ok());
+        let fitting: Vec<_> = leases.filter(|lease| alloc::all_compatible(&self.config, &lease.subnets)).collect();
+        let preferred = fitting.iter().find(|lease| lease.subnets == want.preferred);
+        let same = fitting.iter().find(|lease| lease.attrs.backend_data == want.attrs.backend_data);
+        let any = fitting.first().filter(|_| want.preferred.is_empty());
+        preferred.or(same).or(any).map(|lease| Arc::clone(lease))
+    }
+
+    /// The key of a new record.
+    fn new_key(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) -> LeaseKey {
+        match self.known_by {
+            Known::Name => LeaseKey::new(node.as_str()),
+            Known::Address => {
+                let parts: Vec<_> = subnets.iter().map(|(_, subnet)| subnet.to_string().replace('/', "-")).collect();
+                LeaseKey::new(&parts.join("&"))
+            }
+        }
+    }
+
+    fn choose(&mut self, own: &[LeaseKey], preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
+        let others = self.records.values().filter(|record| !own.contains(&record.key));
+        let taken: Vec<Prefix> = others
+            .flat_map(|record| match &record.lease {
+                Ok(lease) => [lease.subnets.v4, lease.subnets.v6],
+                Err(bad) => [bad.subnets.v4, bad.subnets.v6],
+            })
+            .flatten()
+            .collect();
+        let free = |prefix: &Prefix| !taken.iter().any(|other| other.overlaps(prefix));
+        if alloc::all_compatible(&self.config, preferred) && preferred.iter().all(|(_, prefix)| free(prefix)) {
+            return Ok(*preferred);
+        }
+        let mut subnets = Dual::default();
+        let random = &mut self.random;
+        let mut random = move || {
+            // xorshift64: any sequence will do.
+            *random ^= *random << 13;
+            *random ^= *random >> 7;
+            *random ^= *random << 17;
+            *random
+        };
+        for (family, network) in self.config.networks.iter() {
+            let Some(pool) = &network.pool else {
+                return Err(SubnetError::Unsupported("the network has no pool to choose from".to_owned()));
+            };
+            let chosen = alloc::choose(pool, taken.iter().copied(), &mut random)
+                .map_err(|exhausted| SubnetError::Exhausted(exhausted.to_string()))?;
+            *subnets.slot(family) = Some(chosen);
+        }
+        Ok(subnets)
+    }
+
+    /// Writes the lease of `node` and returns it as it now stands. The fence is that of taking the subnets, not of the
+    /// last write: a renewal whose answer was lost can be repeated.
+    fn write(&mut self, mut lease: Lease, now: BootTime) -> Lease {
+        lease.expires = self.ttl.map(|ttl| now.after(ttl));
+        if lease.fence == Fence::default() {
+            lease.fence = Fence(Some((self.revision + 1).to_string().into()));
+        }
+        self.put(lease.key.clone(), Ok(Arc::new(lease.clone())));
+        lease
+    }
+}
+
+fn expiry(record: &Record) -> Option<BootTime> {
+    record.lease.as_ref().ok().and_then(|lease| lease.expires)
+}

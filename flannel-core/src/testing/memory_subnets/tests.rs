@@ -1,0 +1,139 @@
+//! The store by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{FutureExt, StreamExt};
+
+use super::{Fault, MemorySubnets};
+use crate::clock::SystemClock;
+use crate::config::{Allocation, NetworkConfig};
+use crate::lease::{BadRecord, Lease, LeaseAttrs, LeaseEvent, LeaseKey};
+use crate::net::Dual;
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use crate::testing::store_contract::{self, Harness};
+
+fn store(network: &str) -> MemorySubnets {
+    let json = format!("{{\"Network\":\"{network}\"}}");
+    MemorySubnets::new(NetworkConfig::parse(json.as_bytes(), Allocation::Pool).unwrap())
+}
+
+fn want() -> Want {
+    Want { attrs: LeaseAttrs::default(), preferred: Dual::default() }
+}
+
+#[tokio::test]
+async fn a_lost_reply_leaves_the_lease_that_the_next_try_adopts() {
+    let store = store("10.5.0.0/16");
+    let node = NodeIdentity::new("a").unwrap();
+    store.fail_next([Fault::LostReply]);
+    assert!(matches!(store.acquire(&node, want()).await, Err(SubnetError::Unavailable { .. })));
+    let first = store.previous(&node).await.unwrap().unwrap();
+    assert_eq!(store.acquire(&node, want()).await.unwrap().subnets, first.subnets);
+    assert_eq!(store.records().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keeps_the_contract_of_lease_stores() {
+    store_contract::all(&mut Memory(store("10.5.0.0/16"))).await;
+}
+
+struct Memory(MemorySubnets);
+
+#[async_trait]
+impl Harness for Memory {
+    async fn fresh(&mut self, config: &NetworkConfig) {
+        self.0 = MemorySubnets::new(config.clone());
+    }
+
+    async fn open(&self) -> Arc<dyn SubnetManager> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn put_config(&self, config: &NetworkConfig) {
+        self.0.set_config(config.clone());
+    }
+
+    async fn delete(&self, key: &LeaseKey) {
+        self.0.delete(key);
+    }
+
+    async fn put_raw_bad(&self, key: &LeaseKey) -> bool {
+        self.0.insert_bad(key, BadRecord { reason: "no JSON".to_owned(), subnets: Dual::default() });
+        true
+    }
+
+    async fn expire(&self, key: &LeaseKey) -> bool {
+        self.0.delete(key)
+    }
+}
+
+#[tokio::test]
+async fn a_cut_watch_reports_trouble_then_everything() {
+    let store = store("10.5.0.0/16");
+    let mut watch = store.watch();
+    assert_eq!(watch.next().await.unwrap().unwrap(), LeaseEvent::Reset(Vec::new()));
+    store.cut_watches();
+    store.acquire(&NodeIdentity::new("a").unwrap(), want()).await.unwrap();
+    assert!(watch.next().await.unwrap().is_err());
+    let LeaseEvent::Reset(records) = watch.next().await.unwrap().unwrap() else { panic!("no reset") };
+    assert_eq!(records, store.records());
+}
+
+#[tokio::test]
+async fn a_store_that_was_away_answers_with_everything_once_it_is_back() {
+    let store = store("10.5.0.0/16");
+    let mut before = store.watch();
+    assert!(before.next().await.unwrap().is_ok());
+    store.outage();
+    let node = NodeIdentity::new("a").unwrap();
+    assert!(matches!(store.acquire(&node, want()).await, Err(SubnetError::Unavailable { .. })));
+    let mut during = store.watch();
+    for watch in [&mut before, &mut during] {
+        assert!(watch.next().await.unwrap().is_err());
+        assert!(watch.next().now_or_never().is_none(), "a store that is away says nothing");
+    }
+    store.recover();
+    store.acquire(&node, want()).await.unwrap();
+    for watch in [&mut before, &mut during] {
+        assert_eq!(watch.next().await.unwrap().unwrap(), LeaseEvent::Reset(store.records()));
+    }
+}
+
+#[tokio::test]
+async fn a_node_known_by_its_address_keeps_its_record_under_its_subnet() {
+    let config = NetworkConfig::parse(b"{\"Network\":\"10.5.0.0/16\"}", Allocation::Pool).unwrap();
+    let store = MemorySubnets::by_address(config, None, Arc::new(SystemClock::default()));
+    let publishing = |addr: &str| Want {
+        attrs: LeaseAttrs { public_ip: Dual { v4: addr.parse().ok(), v6: None }, ..LeaseAttrs::default() },
+        ..want()
+    };
+    let node = NodeIdentity::new("192.0.2.1").unwrap();
+    let first = store.acquire(&node, publishing("192.0.2.1")).await.unwrap();
+    assert_eq!(first.key.as_str(), first.subnets.v4.unwrap().to_string().replace('/', "-"));
+    assert_eq!(store.acquire(&node, publishing("192.0.2.1")).await.unwrap().key, first.key);
+    let moved = Lease { attrs: publishing("192.0.2.2").attrs, ..first.clone() };
+    store.renew(&moved).await.unwrap();
+    assert_eq!(store.previous(&node).await.unwrap(), None);
+    let node = NodeIdentity::new("192.0.2.2").unwrap();
+    assert_eq!(store.previous(&node).await.unwrap().unwrap().key, first.key);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_lease_is_removed_and_its_subnet_free() {
+    let config = NetworkConfig::parse(b"{\"Network\":\"10.5.0.0/28\",\"SubnetLen\":30}", Allocation::Pool).unwrap();
+    let clock = Arc::new(crate::clock::TokioClock::new());
+    let store = MemorySubnets::with_ttl(config, Some(Duration::from_secs(60)), clock);
+    let node = |n: u8| NodeIdentity::new(&format!("n{n}")).unwrap();
+    for n in 0..3 {
+        store.acquire(&node(n), want()).await.unwrap();
+    }
+    assert!(matches!(store.acquire(&node(3), want()).await, Err(SubnetError::Exhausted(_))));
+    let mut watch = store.watch();
+    watch.next().await.unwrap().unwrap();
+    for _ in 0..3 {
+        assert!(matches!(watch.next().await.unwrap().unwrap(), LeaseEvent::Remove(_)));
+    }
+    store.acquire(&node(3), want()).await.unwrap();
+}

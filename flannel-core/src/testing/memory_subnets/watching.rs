@@ -1,0 +1,94 @@
+//! What each watcher is told.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::stream::{BoxStream, StreamExt, unfold};
+use tokio::sync::Notify;
+
+use super::{Shared, unavailable};
+use crate::lease::LeaseEvent;
+use crate::subnet::SubnetError;
+
+/// Events kept for a watcher that lags; beyond that it gets a `Reset` instead.
+const BACKLOG: usize = 16_384;
+
+pub(super) struct Watcher {
+    pending: Mutex<Pending>,
+    pub(super) changed: Notify,
+}
+
+/// What a watcher has yet to be told.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) reset: bool,
+    pub(super) trouble: Option<SubnetError>,
+    pub(super) events: VecDeque<LeaseEvent>,
+}
+
+impl Watcher {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn tell(&self, event: &LeaseEvent) {
+        let mut pending = self.lock();
+        if pending.reset {
+            // A snapshot is taken when it is read: this is in it.
+            return;
+        }
+        if pending.events.len() >= BACKLOG {
+            pending.events.clear();
+            pending.reset = true;
+        } else {
+            pending.events.push_back(event.clone());
+        }
+        self.changed.notify_one();
+    }
+}
+
+/// A watch of a store that may be away already.
+pub(super) fn watch(shared: &Arc<Shared>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    let mut inner = shared.lock();
+    let trouble = inner.away.then(|| unavailable("watching"));
+    let pending = Pending { reset: true, trouble, ..Pending::default() };
+    let watcher = Arc::new(Watcher { pending: Mutex::new(pending), changed: Notify::new() });
+    inner.watch(&watcher);
+    drop(inner);
+    let state = (Arc::clone(shared), watcher);
+    unfold(state, |(shared, watcher)| async move {
+        let event = next_event(&shared, &watcher).await;
+        Some((event, (shared, watcher)))
+    })
+    .boxed()
+}
+
+async fn next_event(shared: &Shared, watcher: &Watcher) -> Result<LeaseEvent, SubnetError> {
+    loop {
+        let next_expiry = {
+            // The store's lock before the watcher's, as everywhere.
+            let mut inner = shared.lock();
+            inner.sweep(shared.clock.now());
+            let mut pending = watcher.lock();
+            if let Some(trouble) = pending.trouble.take() {
+                return Err(trouble);
+            }
+            if !inner.away && std::mem::take(&mut pending.reset) {
+                return Ok(LeaseEvent::Reset(inner.records.values().cloned().collect()));
+            }
+            if let Some(event) = pending.events.pop_front() {
+                return Ok(event);
+            }
+            inner.next_expiry()
+        };
+        let expired = match next_expiry {
+            Some(deadline) => shared.clock.sleep_until(deadline).boxed(),
+            None => futures_util::future::pending().boxed(),
+        };
+        tokio::select! {
+            () = watcher.changed.notified() => {}
+            () = expired => {}
+        }
+    }
+}
