@@ -15,7 +15,7 @@ use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
-use crate::overlay::view::{self, First, Owner};
+use crate::overlay::view::{self, First, Known, Owner};
 use crate::overlay::{Identity, MissingUplink, Settings, chain};
 use crate::subnet::{SubnetError, Want};
 use crate::uplink::{Explanation, Problem, UplinkError};
@@ -59,9 +59,8 @@ pub(crate) async fn survey(
     let (own, read) = loop {
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
         let read = seams.clock.now();
-        let find = |others: &_| {
-            view::first_situation(settings, Arc::clone(&config), Arc::clone(&host), &*backend, uplink, others)
-        };
+        let known = Known { settings, config: &config, backend: &*backend, uplink };
+        let find = |others: &_| known.first_situation(&host, others);
         let asked = so_far.map(|so_far| &so_far.want.attrs);
         match own_lease(seams, settings, &*backend, asked, find).await? {
             Ok(own) => break (own, read),
@@ -92,12 +91,12 @@ pub(crate) async fn settle(
 ) -> Result<(), OverlayError> {
     let Surveyed { backend, situation, others, .. } = surveyed;
     let uplink = so_far.map(|so_far| &so_far.situation.uplink);
+    let known = Known { settings, config: &situation.config, backend: &**backend, uplink };
     let reach = settings.uplink.reaches();
     while seams.clock.now() < until {
         seams.clock.sleep_until(until.min(seams.clock.now().after(GLANCE))).await;
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
-        let config = Arc::clone(&situation.config);
-        let found = view::first_situation(settings, config, host, &**backend, uplink, others);
+        let found = known.first_situation(&host, others);
         if !found.is_ok_and(|found| found.situation.uplink.addrs == situation.uplink.addrs) {
             return Ok(());
         }

@@ -40,46 +40,56 @@ impl Settling {
     }
 }
 
-/// The situation at start, and why its uplink was chosen. Preferred are the interface and addresses that this start used
-/// before, else the addresses that the last run used: other nodes send to them, and etcd finds this node's lease by them.
-pub(crate) fn first_situation(
-    settings: &Settings,
-    config: Arc<NetworkConfig>,
-    host: Arc<HostFacts>,
-    backend: &dyn Backend,
-    before: Option<&Uplink>,
-    others: &BTreeSet<IpAddr>,
-) -> Result<First, UplinkError> {
-    let with = |choice: Choice| {
-        let node = identity(settings, &choice.public);
-        let (overlay, config, host) = (settings.name.clone(), Arc::clone(&config), Arc::clone(&host));
-        let Choice { uplink, public, explanation } = choice;
-        let taken = BTreeSet::new();
-        (Situation { overlay, config, node, uplink, public, host, previous: None, taken }, explanation)
-    };
-    // An address that another node publishes is not kept, even if it is in use.
-    let kept = |addrs: &Dual<IpAddr>| Dual {
-        v4: addrs.v4.filter(|addr| !others.contains(addr)),
-        v6: addrs.v6.filter(|addr| !others.contains(addr)),
-    };
-    let in_use = match before {
-        Some(before) => InUse { link: Some(before.index), addrs: kept(&before.addrs), others },
-        None => InUse { others, ..InUse::NOTHING },
-    };
-    let mut found = choose(settings, &config, &host, in_use).map(with)?;
-    let devices = devices(backend, &found.0);
-    let left = Left::find(&settings.name, &host, &devices);
-    let mut addrs = before.map_or(left.local, |before| before.addrs);
-    if before.is_none() {
-        // The devices' local address is the one that is published, which need not be the interface's.
-        for (family, _) in settings.public.iter() {
-            *addrs.slot(family) = None;
+/// What a start knows before it looks at the host.
+pub(crate) struct Known<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) config: &'a Arc<NetworkConfig>,
+    pub(crate) backend: &'a dyn Backend,
+    /// What this start used before.
+    pub(crate) uplink: Option<&'a Uplink>,
+}
+
+impl Known<'_> {
+    /// The situation on `host`, and why its uplink was chosen. Preferred are the interface and addresses that this start
+    /// used before, else the addresses that the last run used: other nodes send to them, and etcd finds this node's lease
+    /// by them. An address of `others` is another node's.
+    pub(crate) fn first_situation(
+        &self,
+        host: &Arc<HostFacts>,
+        others: &BTreeSet<IpAddr>,
+    ) -> Result<First, UplinkError> {
+        let Self { settings, config, backend, uplink } = *self;
+        let with = |choice: Choice| {
+            let node = identity(settings, &choice.public);
+            let (overlay, config, host) = (settings.name.clone(), Arc::clone(config), Arc::clone(host));
+            let Choice { uplink, public, explanation } = choice;
+            let taken = BTreeSet::new();
+            (Situation { overlay, config, node, uplink, public, host, previous: None, taken }, explanation)
+        };
+        // An address that another node publishes is not kept, even if it is in use.
+        let kept = |addrs: &Dual<IpAddr>| Dual {
+            v4: addrs.v4.filter(|addr| !others.contains(addr)),
+            v6: addrs.v6.filter(|addr| !others.contains(addr)),
+        };
+        let in_use = match uplink {
+            Some(uplink) => InUse { link: Some(uplink.index), addrs: kept(&uplink.addrs), others },
+            None => InUse { others, ..InUse::NOTHING },
+        };
+        let mut found = choose(settings, config, host, in_use).map(with)?;
+        let devices = devices(backend, &found.0);
+        let left = Left::find(&settings.name, host, &devices);
+        let mut addrs = uplink.map_or(left.local, |uplink| uplink.addrs);
+        if uplink.is_none() {
+            // The devices' local address is the one that is published, which need not be the interface's.
+            for (family, _) in settings.public.iter() {
+                *addrs.slot(family) = None;
+            }
+            found = choose(settings, config, host, InUse { addrs: kept(&addrs), ..in_use }).map(with)?;
         }
-        found = choose(settings, &config, &host, InUse { addrs: kept(&addrs), ..in_use }).map(with)?;
+        let (situation, explanation) = found;
+        let before = situation.uplink.addrs.map(|family, addr| addrs.get(family).copied().unwrap_or(*addr));
+        Ok(First { situation, explanation, before, left })
     }
-    let (situation, explanation) = found;
-    let before = situation.uplink.addrs.map(|family, addr| addrs.get(family).copied().unwrap_or(*addr));
-    Ok(First { situation, explanation, before, left })
 }
 
 /// What a start finds.
