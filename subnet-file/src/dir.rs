@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, Per
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseKey};
 use flannel_core::net::Dual;
 use flannel_core::subnet::{NodeIdentity, SubnetError};
@@ -31,9 +32,6 @@ const DIR_MODE: u32 = 0o755;
 const FILE_MODE: u32 = 0o644;
 /// Nothing with the lock: whoever may read a file may hold a lock on it.
 const LOCK_MODE: u32 = 0o600;
-
-/// The largest configuration read, in bytes.
-pub(crate) const MAX_CONFIG: usize = 64 * 1024;
 
 /// Makes a directory and those above it, as far as they are missing.
 pub(crate) fn make(dir: &Path) -> Result<(), SubnetError> {
@@ -86,7 +84,9 @@ impl Dir {
             Err(error) => return Err(fault(DOING, &path, error)),
         };
         let mut text = Vec::new();
-        file.take(MAX_CONFIG as u64 + 1).read_to_end(&mut text).map_err(|error| fault(DOING, &path, error))?;
+        // One byte more than is allowed: parsing then says that it is too large.
+        let most = NetworkConfig::MAX_BYTES as u64 + 1;
+        file.take(most).read_to_end(&mut text).map_err(|error| fault(DOING, &path, error))?;
         Ok(Some(text))
     }
 

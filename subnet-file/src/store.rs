@@ -10,7 +10,7 @@ use flannel_core::lease::{Fence, Lease, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
-use crate::dir::{Dir, Loaded, Locked, MAX_CONFIG, file_name, node_of};
+use crate::dir::{Dir, Loaded, Locked, file_name, node_of};
 use crate::wire::{Entry, WallTime};
 use crate::{Options, Ttl};
 
@@ -137,10 +137,6 @@ impl Store {
 }
 
 pub(crate) fn parse_config(path: &Path, text: &[u8]) -> Result<NetworkConfig, SubnetError> {
-    if text.len() > MAX_CONFIG {
-        let reason = format!("larger than {MAX_CONFIG} bytes; write the network's configuration only");
-        return Err(SubnetError::Invalid { at: path.display().to_string(), reason });
-    }
     NetworkConfig::parse(text, Allocation::Pool).map_err(|error| SubnetError::Invalid {
         at: format!("{} {}", path.display(), error.path),
         reason: format!("{}; {}", error.problem, error.remedy),
