@@ -204,6 +204,11 @@ impl LeaseAttrs {
     /// The largest record accepted, in bytes (faults.md, hostile lease data).
     pub const MAX_BYTES: usize = 4096;
 
+    /// Whether they say nothing but addresses: what an operator writes to reserve subnets for a node before it has a lease.
+    pub fn are_addresses_alone(&self) -> bool {
+        self.backend_type.is_empty() && self.backend_data.is_empty()
+    }
+
     /// The JSON text, byte for byte as flannel writes it (contract 5.1).
     pub fn to_json(&self) -> String {
         use fmt::Write;

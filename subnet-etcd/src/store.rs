@@ -44,6 +44,9 @@ const ADOPTIONS: u32 = 4;
 /// The most records of one node that are looked at; what lies beyond is as good as another's.
 const MAX_OWN: usize = 1024;
 
+/// The most leases of one node that are told: each costs a request for its end. What lies beyond is as good as another's.
+const MAX_PREVIOUS: usize = 16;
+
 const ACQUIRING: &str = "acquiring a lease";
 const RENEWING: &str = "renewing a lease";
 const RELEASING: &str = "releasing a lease";
@@ -74,8 +77,8 @@ impl Store {
         Ok(listing.map_err(|fault| fault.into_subnet_error("listing the leases"))?.records)
     }
 
-    pub(crate) async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
-        const DOING: &str = "reading the previous lease";
+    pub(crate) async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
+        const DOING: &str = "reading the previous leases";
         let owner = Owner::of(node)?;
         let (config, _) = self.config().await?;
         let doing = |fault: Fault| fault.into_subnet_error(DOING);
@@ -84,16 +87,18 @@ impl Store {
         };
         let (_, own) = gather(&self.connector, &self.base, Vec::new, add).await.map_err(doing)?;
         let fits = |lease: &&Arc<Lease>| all_compatible(&config, &lease.subnets);
-        let Some(found) = own.iter().find(fits) else { return Ok(None) };
-        let mut lease = Lease::clone(found);
-        let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
-        if version.is_reservation() {
-            return Ok(Some(lease));
+        let mut previous = Vec::new();
+        for found in own.iter().filter(fits).take(MAX_PREVIOUS) {
+            let mut lease = Lease::clone(found);
+            let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
+            if !version.is_reservation() {
+                let now = self.clock.now();
+                let Some(seconds) = self.seconds_left(version.lease).await.map_err(doing)? else { continue };
+                lease.expires = Some(now.after(std::time::Duration::from_secs(seconds)));
+            }
+            previous.push(lease);
         }
-        let now = self.clock.now();
-        let left = self.seconds_left(version.lease).await.map_err(doing)?;
-        lease.expires = left.map(|seconds| now.after(std::time::Duration::from_secs(seconds)));
-        Ok(left.is_some().then_some(lease))
+        Ok(previous)
     }
 
     pub(crate) async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
@@ -105,13 +110,10 @@ impl Store {
         }
         for _ in 0..ROUNDS {
             let (config, config_revision) = self.config().await?;
-            let mut seen = Seen::read(self, owner, config, config_revision).await?;
+            let mut seen = Seen::read(self, owner, &want, config, config_revision).await?;
             let mut own = std::mem::take(&mut seen.own);
-            let kept = seen.kept(&own, &want).map(|place| own.remove(place));
-            // Another node may have had this address before, and may live on under another one: what the backend publishes
-            // beside it is of one device.
-            let (own, others): (Vec<_>, Vec<_>) =
-                own.into_iter().partition(|lease| lease.attrs.backend_data == want.attrs.backend_data);
+            let kept = want.kept(&own, |lease| seen.fits(lease)).map(|place| own.remove(place));
+            let (own, others): (Vec<_>, Vec<_>) = own.into_iter().partition(|lease| want.gives_up(lease));
             seen.taken.extend(others.iter().flat_map(|lease| lease.subnets.iter().map(|(_, subnet)| *subnet)));
             for lease in own {
                 self.drop_own(&mut seen, lease).await?;
@@ -438,6 +440,7 @@ impl Seen {
     async fn read(
         store: &Store,
         owner: Owner,
+        want: &Want,
         config: NetworkConfig,
         config_revision: i64,
     ) -> Result<Self, SubnetError> {
@@ -449,8 +452,12 @@ impl Seen {
             others: Vec::new(),
             taken: Vec::new(),
         };
+        let is_reserved = |lease: &Lease| {
+            lease.attrs.are_addresses_alone() && Version::from_fence(&lease.fence).is_some_and(Version::is_reservation)
+        };
+        let is_own = |lease: &Lease| owner.holds(&lease.attrs) && (want.is_own(lease) || is_reserved(lease));
         let add = |seen: &mut Self, record: Record| match record.lease {
-            Ok(lease) if owner.holds(&lease.attrs) && seen.own.len() < MAX_OWN => seen.own.push(lease),
+            Ok(lease) if is_own(&lease) && seen.own.len() < MAX_OWN => seen.own.push(lease),
             lease => seen.add(lease),
         };
         let (header, mut seen) = gather(&store.connector, &store.base, start, add)
@@ -468,14 +475,9 @@ impl Seen {
         }
     }
 
-    /// The place of the lease to take again. Another node may have had this node's address before: so the one that is
-    /// preferred, or that has what is to be published, else the first, as Go flannel does.
-    fn kept(&self, own: &[Arc<Lease>], want: &Want) -> Option<usize> {
-        let fits = |lease: &Lease| all_compatible(&self.config, &lease.subnets) && !self.beats(lease);
-        let place = |is_it: &dyn Fn(&Lease) -> bool| own.iter().position(|lease| fits(lease) && is_it(lease));
-        place(&|lease| lease.subnets == want.preferred)
-            .or_else(|| place(&|lease| lease.attrs.backend_data == want.attrs.backend_data))
-            .or_else(|| place(&|_| true))
+    /// Whether a lease of ours may be taken again.
+    fn fits(&self, lease: &Lease) -> bool {
+        all_compatible(&self.config, &lease.subnets) && !self.beats(lease)
     }
 
     /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. They take

@@ -185,9 +185,9 @@ impl SubnetManager for FileSubnets {
         self.read("reading the network configuration", |store| store.config()).await
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         let node = node.clone();
-        self.read("reading the previous lease", move |store| store.previous(&node)).await
+        self.read("reading the previous lease", move |store| Ok(store.previous(&node)?.into_iter().collect())).await
     }
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {

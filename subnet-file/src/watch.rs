@@ -348,7 +348,7 @@ mod tests {
         store.put_config_json(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).await.unwrap();
         let acquire = async |name: &str| {
             let public_ip = Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
-            let want = Want { attrs: LeaseAttrs { public_ip, ..LeaseAttrs::default() }, preferred: Dual::default() };
+            let want = Want::new(LeaseAttrs { public_ip, ..LeaseAttrs::default() });
             store.acquire(&NodeIdentity::new(name).unwrap(), want).await.unwrap()
         };
         for name in ["d", "c", "b"] {
@@ -378,7 +378,7 @@ mod tests {
             let public_ip = Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
             let v4 = Json::parse(&format!("\"{}\"", "x".repeat(bytes))).ok();
             let attrs = LeaseAttrs { public_ip, backend_data: Dual { v4, v6: None }, ..LeaseAttrs::default() };
-            let want = Want { attrs, preferred: Dual::default() };
+            let want = Want::new(attrs);
             store.acquire(&NodeIdentity::new(name).unwrap(), want).await.unwrap()
         };
         acquire("a", 1).await;

@@ -123,7 +123,7 @@ impl SubnetManager for InForce {
         Ok(self.pinned.get_or_try_init(|| self.pin()).await?.config.clone())
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         self.inner.previous(node).await
     }
 
@@ -203,7 +203,7 @@ mod tests {
 
     async fn acquired(store: MockSubnetManager) -> Result<Lease, SubnetError> {
         let in_force = InForce::new(Arc::new(store), None, Guard::None);
-        let want = Want { attrs: LeaseAttrs::default(), preferred: Dual::default() };
+        let want = Want::new(LeaseAttrs::default());
         in_force.network_config().await.unwrap();
         in_force.acquire(&NodeIdentity::new("node").unwrap(), want).await
     }

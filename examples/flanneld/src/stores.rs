@@ -125,7 +125,7 @@ impl SubnetManager for OutOfReach {
         self.away("reading the network configuration")
     }
 
-    async fn previous(&self, _: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+    async fn previous(&self, _: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         self.away("looking for the own lease")
     }
 

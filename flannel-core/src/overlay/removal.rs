@@ -200,11 +200,9 @@ pub(crate) async fn release(
         LastLease::NotHeld => None,
         LastLease::Unknown(before) => {
             let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&situation.node)).await;
-            match previous.map_err(OverlayError::Release)? {
-                Some(lease) => Some(lease).filter(ours),
-                // The store may know it by an address that the node has no more.
-                None => before,
-            }
+            let leases = previous.map_err(OverlayError::Release)?;
+            // The store may know it by an address that the node has no more.
+            if leases.is_empty() { before } else { leases.into_iter().find(ours) }
         }
     };
     let Some(lease) = lease else { return Ok(()) };
@@ -223,10 +221,17 @@ async fn node(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Res
 /// or had it before.
 async fn give_back(seams: &Seams, node: &NodeIdentity, named: Dual<Prefix>) -> Result<Option<Lease>, String> {
     let previous = patiently(seams, "looking for the lease", seams.subnets.previous(node)).await;
-    let Some(lease) = previous.map_err(|error| chain(&error))? else { return Ok(None) };
-    if !named.is_empty() && named != lease.subnets {
-        return Err(format!("the lease {} is not of the subnets in subnet.env, and was left", lease.key));
-    }
+    let mut leases = previous.map_err(|error| chain(&error))?;
+    let all: Vec<_> = leases.iter().map(|lease| lease.key.to_string()).collect();
+    leases.retain(|lease| named.is_empty() || named == lease.subnets);
+    let lease = match (leases.pop(), all.is_empty()) {
+        (None, true) => return Ok(None),
+        (Some(lease), _) if leases.is_empty() => lease,
+        (None, false) => return Err(format!("{} is not of the subnets in subnet.env, and was left", all.join(", "))),
+        (Some(_), _) => {
+            return Err(format!("which of {} is this node's cannot be told; all were left", all.join(", ")));
+        }
+    };
     let released = patiently(seams, "giving the lease back", seams.subnets.release(lease.clone())).await;
     released.map(|()| Some(lease)).map_err(|error| chain(&error))
 }

@@ -15,9 +15,9 @@ use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
-use crate::overlay::view::{self, First, Known, Owner};
+use crate::overlay::view::{self, First, Known, Owner, Told};
 use crate::overlay::{Identity, MissingUplink, Settings, chain};
-use crate::subnet::{SubnetError, Want};
+use crate::subnet::{OwnLeases, SubnetError, Want};
 use crate::uplink::{Explanation, Problem, UplinkError};
 
 /// How often a start looks at the host while its addresses settle: nobody tells it of changes.
@@ -77,7 +77,12 @@ pub(crate) async fn survey(
     let previous = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
     let told = [previous, view::former_subnets(settings), left];
     let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();
-    let want = Want { attrs, preferred };
+    let own = match (&settings.identity, &situation.previous) {
+        (Identity::Named(_), _) => OwnLeases::Every,
+        (Identity::PublicIp, Some(lease)) => OwnLeases::Key(lease.key.clone()),
+        (Identity::PublicIp, None) => OwnLeases::Unheld,
+    };
+    let want = Want::new(attrs).preferring(preferred).owning(own);
     Ok(Surveyed { backend, situation, explanation, before, others, read, want })
 }
 
@@ -112,8 +117,8 @@ struct Own {
     others: BTreeSet<IpAddr>,
 }
 
-/// Looks for the uplink and this node's previous lease. A node that the store knows by its address may find another
-/// node's lease: then it uses an address that nobody publishes. `asked` is what this start has published.
+/// Looks for the uplink and this node's previous lease. A node that the store knows by its address may find other nodes'
+/// leases alone: then it uses an address that nobody publishes, unless it published this one before. `asked` is what this start has published.
 async fn own_lease(
     seams: &Seams,
     settings: &Settings,
@@ -122,22 +127,31 @@ async fn own_lease(
     find: impl Fn(&BTreeSet<IpAddr>) -> Result<First, UplinkError>,
 ) -> Result<Result<Own, UplinkError>, OverlayError> {
     let mut others = BTreeSet::new();
+    let told = Told { asked, former: view::former_subnets(settings) };
     // Each turn rules out an address of the host.
     loop {
         let first = match find(&others) {
             Ok(first) => first,
             Err(error) => return Ok(Err(error)),
         };
-        let lease = ask_store(seams, || seams.subnets.previous(&first.situation.node)).await?;
-        let owner = match &lease {
-            Some(lease) if settings.identity == Identity::PublicIp => first.owner(backend, lease, asked),
-            _ => Owner::Us,
-        };
+        let mut ours = Vec::new();
+        let mut has_holder = false;
+        for lease in ask_store(seams, || seams.subnets.previous(&first.situation.node)).await? {
+            let owner = match settings.identity {
+                Identity::PublicIp => first.owner(backend, &lease, &told),
+                Identity::Named(_) => Owner::Us,
+            };
+            match owner {
+                Owner::Us => ours.push(lease),
+                Owner::Holder => has_holder = true,
+                Owner::Another => {}
+            }
+        }
         let address = first.situation.public.v4.or(first.situation.public.v6);
-        match (owner, address) {
-            (Owner::Holder, Some(addr)) if others.insert(addr) => {}
-            (Owner::Us, _) => return Ok(Ok(Own { first, lease, others })),
-            (Owner::Another | Owner::Holder, _) => return Ok(Ok(Own { first, lease: None, others })),
+        let is_ruled_out = ours.is_empty() && has_holder && address.is_some_and(|addr| others.insert(addr));
+        if !is_ruled_out {
+            let lease = first.likeliest(backend, ours, &told);
+            return Ok(Ok(Own { first, lease, others }));
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admit::{Admission, HostView, Own, Rules};
+use crate::alloc::all_compatible;
 use crate::backend::{Backend, Local, Situation, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
@@ -112,25 +113,57 @@ pub(crate) enum Owner {
     Holder,
 }
 
+/// What is told of the own lease besides what the host shows.
+pub(crate) struct Told<'a> {
+    /// What this start has published.
+    pub(crate) asked: Option<&'a LeaseAttrs>,
+    /// The subnets that `subnet.env` names.
+    pub(crate) former: Dual<Prefix>,
+}
+
 impl First {
     /// Whose `lease` is. It is ours if it names a device that the last run left, by its Ethernet address or by the
-    /// subnet's address on it. Where there is such a device for this very address it is not ours; nor is it if the address
-    /// is new here, or if it is not what this start has asked for.
-    pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, asked: Option<&LeaseAttrs>) -> Owner {
+    /// subnet's address on it, if it is of the subnets that `subnet.env` names, or if it is reserved for this address.
+    /// Otherwise it is not ours where there is such a device for this very address, nor if the address is new here, nor if
+    /// it is not what this start has asked for, nor where any device or that file tells of other subnets.
+    pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, told: &Told<'_>) -> Owner {
         let macs = |attrs: &LeaseAttrs| -> Vec<MacAddr> {
             let mac = |family| backend.hardware_address(attrs, family).ok().flatten();
             Family::BOTH.into_iter().filter_map(mac).collect()
         };
         let found = macs(&lease.attrs);
-        let Left { macs: ours, addrs, .. } = &self.left;
-        if found.iter().any(|mac| ours.contains(mac)) || lease.subnets.iter().any(|(_, it)| addrs.contains(&it.addr()))
-        {
+        let Situation { config, uplink, public, .. } = &self.situation;
+        let Left { local, macs: ours, addrs } = &self.left;
+        let is_on_device = || lease.subnets.iter().any(|(_, subnet)| addrs.contains(&subnet.addr()));
+        let is_reserved = lease.expires.is_none() && lease.attrs.are_addresses_alone();
+        if found.iter().any(|mac| ours.contains(mac)) || is_on_device() || told.former == lease.subnets || is_reserved {
             return Owner::Us;
         }
-        if self.before != self.situation.uplink.addrs || asked.is_some_and(|asked| macs(asked) != found) {
+        let address = public.v4.or(public.v6);
+        if local.iter().any(|(_, local)| Some(*local) == address) {
+            return Owner::Another;
+        }
+        if self.before != uplink.addrs || told.asked.is_some_and(|asked| macs(asked) != found) {
             return Owner::Holder;
         }
-        if ours.is_empty() { Owner::Us } else { Owner::Another }
+        let is_known = !ours.is_empty() || all_compatible(config, &told.former);
+        if is_known { Owner::Another } else { Owner::Us }
+    }
+
+    /// Which of `ours` is kept: one of the subnets that `subnet.env` names or that the devices show, else one that says
+    /// what this node would publish without a lease from before, else the first, as Go flannel does. Where the devices are
+    /// gone, others may be those of nodes that publish the same address.
+    pub(crate) fn likeliest(&self, backend: &dyn Backend, ours: Vec<Lease>, told: &Told<'_>) -> Option<Lease> {
+        if ours.len() < 2 {
+            return ours.into_iter().next();
+        }
+        let left = self.left_subnets();
+        let published = backend.advertise(&self.situation).ok();
+        let place = ours
+            .iter()
+            .position(|lease| lease.subnets == told.former || lease.subnets == left)
+            .or_else(|| ours.iter().position(|lease| published.as_ref() == Some(&lease.attrs)));
+        ours.into_iter().nth(place.unwrap_or(0))
     }
 
     /// The subnets whose addresses are on the devices that the last run left.
@@ -149,7 +182,7 @@ impl First {
 /// The devices that the backend would want, as far as they are known before there is a lease.
 fn devices(backend: &dyn Backend, situation: &Situation) -> Vec<Device> {
     let Ok(attrs) = backend.advertise(situation) else { return Vec::new() };
-    backend.scope(&expected(situation, &Want { attrs, preferred: Dual::default() })).devices
+    backend.scope(&expected(situation, &Want::new(attrs))).devices
 }
 
 /// The lease as far as it is known before it is taken: enough to tell which devices there will be.

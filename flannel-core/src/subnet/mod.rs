@@ -1,6 +1,7 @@
 //! The seam to the lease store: etcd, Kubernetes, files, memory.
 
 mod cached;
+mod want;
 
 use std::net::IpAddr;
 
@@ -8,13 +9,13 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 use crate::config::NetworkConfig;
-use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
-use crate::net::{Dual, Prefix};
+use crate::lease::{Lease, LeaseEvent};
 use crate::text::Plain;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use cached::check_state_file;
 pub use cached::{CachedSubnets, StateFileError};
+pub use want::{OwnLeases, Want};
 
 /// What the store knows a node by: its public IP in etcd, the node's name in Kubernetes and the file store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,15 +54,6 @@ impl std::fmt::Display for NodeIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// What a node asks the store for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Want {
-    /// What to publish.
-    pub attrs: LeaseAttrs,
-    /// The subnets to have if they are free: those of the last run.
-    pub preferred: Dual<Prefix>,
 }
 
 /// Why a store call failed. The kind drives the agent's reaction (design, 5).
@@ -139,17 +131,22 @@ pub trait SubnetManager: Send + Sync + 'static {
     /// Reads only: may be dropped at any await.
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError>;
 
-    /// The lease this node held last, if the store still knows it: keeps subnet and VTEP MAC across restarts.
+    /// The leases that the store has under this identity and that fit the network, in the order of their keys: one of
+    /// them keeps subnet and VTEP MAC across restarts.
+    ///
+    /// Where nodes have names there is one at most, the one this node held last. Where nodes are known by the address they
+    /// publish, others may publish the same one: whose each is the caller judges, and tells with [`Want::own`].
     ///
     /// # Errors
     /// As [`network_config`](Self::network_config).
     ///
     /// # Cancel safety
     /// Reads only.
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError>;
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError>;
 
-    /// Takes a lease for `node`: its own again if it has one that still fits the network, else `want.preferred` if
-    /// free, else any free subnet chosen uniformly. Idempotent per node; publishes `want.attrs`.
+    /// Takes a lease for `node`: its own again ([`Want::own`]) if it has one that still fits the network, else
+    /// `want.preferred` if free, else any free subnet chosen uniformly. Idempotent per node; publishes `want.attrs`.
+    /// Leaves records of other nodes as they are, also those under the same identity.
     ///
     /// May wait for what only the store can give (a Kubernetes podCIDR).
     ///

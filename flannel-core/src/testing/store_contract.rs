@@ -5,6 +5,7 @@
 //! anything.
 #![expect(clippy::panic, reason = "test support: a check fails as an assertion does")]
 
+mod sharing;
 mod watching;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use crate::net::{Dual, Family, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use watching::{snapshot, snapshot_key};
 
+pub use sharing::another_nodes_lease_under_the_same_identity_is_left_alone;
 pub use watching::{
     a_bad_record_is_present_and_hurts_no_other, an_expired_lease_goes_and_its_subnet_is_free,
     watch_begins_with_everything_in_order_of_creation, watch_follows_writes_of_another_handle,
@@ -51,6 +53,12 @@ pub trait Harness: Send + Sync {
 
     /// Makes a lease expire now. Returns whether leases of this store do: if not, the check that asked is passed.
     async fn expire(&self, key: &LeaseKey) -> bool;
+
+    /// Whether nodes are known by the address they publish, as in etcd, so that several may have leases under one identity.
+    /// Default: no, by a name of their own.
+    fn is_by_address(&self) -> bool {
+        false
+    }
 }
 
 /// Which families the network of a check has.
@@ -100,6 +108,7 @@ pub async fn all(harness: &mut dyn Harness) {
         renew_of_a_retaken_lease_is_lost(harness, families).await;
         release_frees_and_leaves_a_successor_alone(harness, families).await;
         a_lease_that_fits_no_longer_is_replaced(harness, families).await;
+        another_nodes_lease_under_the_same_identity_is_left_alone(harness, families).await;
         watch_begins_with_everything_in_order_of_creation(harness, families).await;
         watch_follows_writes_of_another_handle(harness, families).await;
         a_bad_record_is_present_and_hurts_no_other(harness, families).await;
@@ -128,9 +137,8 @@ pub async fn acquire_is_idempotent_per_node(harness: &mut dyn Harness, families:
     let first = node.acquire(&*one).await;
     assert!(all_compatible(&config, &first.subnets), "acquire: {:?} does not fit {families}", first.subnets);
     assert_eq!(first.attrs, node.attrs, "acquire: must publish want.attrs");
-    let other = preferring(subnets(families, 33));
     let changed = node.clone().with_data(2);
-    let again = ok(two.acquire(&node.id, Want { attrs: changed.attrs.clone(), ..other }).await, "acquire");
+    let again = ok(two.acquire(&node.id, changed.want().preferring(subnets(families, 33))).await, "acquire");
     assert_eq!(
         (&again.key, again.subnets),
         (&first.key, first.subnets),
@@ -177,7 +185,7 @@ pub async fn racing_nodes_get_subnets_of_their_own(harness: &mut dyn Harness, fa
         racing.spawn(async move {
             let node = Node::new(n, families);
             // All wish for the same one, so that all collide.
-            store.acquire(&node.id, preferring_of(&node, subnets(families, 20))).await
+            store.acquire(&node.id, node.want().preferring(subnets(families, 20))).await
         });
     }
     let mut leases = Vec::new();
@@ -241,16 +249,16 @@ pub async fn previous_survives_reopening(harness: &mut dyn Harness, families: Fa
     let node = Node::new(0, families);
     let store = harness.open().await;
     let none = ok(store.previous(&node.id).await, "previous");
-    assert_eq!(none, None, "previous: a node that never had a lease has none");
+    assert_eq!(none, [], "previous: a node that never had a lease has none");
     let lease = node.acquire(&*store).await;
     drop(store);
     let store = harness.open().await;
-    let Some(previous) = ok(store.previous(&node.id).await, "previous") else {
+    let Some(previous) = ok(store.previous(&node.id).await, "previous").pop() else {
         panic!("previous: the lease acquired through another handle is not found")
     };
     assert_same(&previous, &lease, "previous");
     let stranger = Node::new(1, families);
-    assert_eq!(ok(store.previous(&stranger.id).await, "previous"), None, "previous: a stranger's lease is not ours");
+    assert_eq!(ok(store.previous(&stranger.id).await, "previous"), [], "previous: a stranger's lease is not ours");
     ok(store.renew(&previous).await, "renew of what previous returned");
 }
 
@@ -272,7 +280,7 @@ pub async fn renew_extends_and_publishes(harness: &mut dyn Harness, families: Fa
         renewed.expires,
         lease.expires
     );
-    let Some(seen) = ok(two.previous(&node.id).await, "previous") else { panic!("renew: the record is gone") };
+    let Some(seen) = ok(two.previous(&node.id).await, "previous").pop() else { panic!("renew: the record is gone") };
     assert_eq!(seen.attrs, changed.attrs, "renew: must publish lease.attrs");
     let once_more = ok(
         one.renew(&changed).await,
@@ -315,7 +323,7 @@ pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harnes
     let (a, b) = (Node::new(0, families), Node::new(1, families));
     let lease = a.acquire(&*one).await;
     ok(one.release(lease.clone()).await, "release");
-    assert_eq!(ok(two.previous(&a.id).await, "previous"), None, "release: the record must be gone");
+    assert_eq!(ok(two.previous(&a.id).await, "previous"), [], "release: the record must be gone");
     ok(one.release(lease.clone()).await, "release of what was released: that is success");
     let taken = b.acquire_preferring(&*two, lease.subnets).await;
     assert_eq!(taken.subnets, lease.subnets, "release: must free the subnet");
@@ -338,7 +346,7 @@ pub async fn a_lease_that_fits_no_longer_is_replaced(harness: &mut dyn Harness, 
     harness.put_config(&moved).await;
     assert_eq!(
         ok(store.previous(&node.id).await, "previous"),
-        None,
+        [],
         "previous: a lease that does not fit the network any more must not be handed out"
     );
     let new = node.acquire_preferring(&*store, old.subnets).await;
@@ -376,7 +384,7 @@ impl Node {
     }
 
     fn want(&self) -> Want {
-        Want { attrs: self.attrs.clone(), preferred: Dual::default() }
+        Want::new(self.attrs.clone())
     }
 
     async fn acquire(&self, store: &dyn SubnetManager) -> Lease {
@@ -384,17 +392,8 @@ impl Node {
     }
 
     async fn acquire_preferring(&self, store: &dyn SubnetManager, preferred: Dual<Prefix>) -> Lease {
-        let want = preferring_of(self, preferred);
-        ok(soon("acquire", store.acquire(&self.id, want)).await, "acquire")
+        ok(soon("acquire", store.acquire(&self.id, self.want().preferring(preferred))).await, "acquire")
     }
-}
-
-fn preferring(preferred: Dual<Prefix>) -> Want {
-    Want { attrs: LeaseAttrs::default(), preferred }
-}
-
-fn preferring_of(node: &Node, preferred: Dual<Prefix>) -> Want {
-    Want { preferred, ..node.want() }
 }
 
 /// A network whose pool is the subnets number `first` and on, `count` of them.

@@ -211,7 +211,7 @@ async fn a_lease_that_the_store_took_away_is_not_held_on_the_word_of_the_file() 
 async fn what_the_node_wants_published_reaches_the_store_when_it_is_back() {
     let mut keeping = Keeping::new(Node::alone());
     // What the record says came from another version of the agent.
-    let old = Want { attrs: LeaseAttrs { backend_type: "old".into(), ..peer_attrs() }, preferred: Dual::default() };
+    let old = Want::new(LeaseAttrs { backend_type: "old".into(), ..peer_attrs() });
     keeping.node.store.acquire(&keeping.node.identity(), old).await.unwrap();
     let cached = keeping.cached();
     cached.network_config().await.unwrap();

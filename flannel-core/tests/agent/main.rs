@@ -31,6 +31,8 @@ mod preview;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]
+mod sharing;
+#[cfg(test)]
 mod simulated;
 #[cfg(test)]
 mod slow;

@@ -75,7 +75,7 @@ impl SubnetManager for Away {
         self.store.network_config().await
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         self.call()?;
         self.store.previous(node).await
     }

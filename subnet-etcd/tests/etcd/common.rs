@@ -54,11 +54,11 @@ pub(crate) fn node(n: u16) -> Node {
 
 impl Node {
     pub(crate) fn want(&self) -> Want {
-        Want { attrs: self.attrs.clone(), preferred: Dual::default() }
+        Want::new(self.attrs.clone())
     }
 
     pub(crate) fn preferring(&self, subnet: &str) -> Want {
-        Want { preferred: v4(subnet), ..self.want() }
+        self.want().preferring(v4(subnet))
     }
 
     pub(crate) async fn acquire(&self, store: &EtcdSubnets) -> Lease {

@@ -66,6 +66,10 @@ impl Harness for Backing {
         client.lease_revoke(response.kvs()[0].lease()).await.unwrap();
         true
     }
+
+    fn is_by_address(&self) -> bool {
+        true
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

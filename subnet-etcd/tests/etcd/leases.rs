@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use flannel_core::clock::{BootTime, Clock, SystemClock};
-use flannel_core::lease::{Json, Lease, LeaseAttrs, MAX_RECORDS, RECORD_BYTES, Record, is_complete};
+use flannel_core::lease::{Json, Lease, LeaseAttrs, MAX_RECORDS, RECORD_BYTES, Record, Scalar, is_complete};
 use flannel_core::net::Dual;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, OwnLeases, SubnetError, SubnetManager, Want};
 use flannel_subnet_etcd::{Config, EtcdSubnets, KeyPrefix, Ttl};
 use testkit::etcd::{Etcd, Options, Version};
 use tokio::task::JoinSet;
@@ -46,7 +46,7 @@ async fn dual_stack_and_ipv6_keys_are_flannels() {
     attrs.public_ip.v6 = Some("2001:db8::1".parse().unwrap());
     store.put_config_json(DUAL).await.unwrap();
     let preferred = Dual { v6: Some("fd00:5:0:12::/64".parse().unwrap()), ..v4("10.5.34.0/24") };
-    store.acquire(&node(1).id, Want { attrs, preferred }).await.unwrap();
+    store.acquire(&node(1).id, Want::new(attrs).preferring(preferred)).await.unwrap();
     assert!(dump(&mut client).await.contains_key(&format!("{BASE}/subnets/10.5.34.0-24&fd00:5:0:12::-64")));
 
     store
@@ -59,7 +59,7 @@ async fn dual_stack_and_ipv6_keys_are_flannels() {
         LeaseAttrs { public_ip: Dual { v4: None, v6: Some("2001:db8::2".parse().unwrap()) }, ..LeaseAttrs::default() };
     let id = NodeIdentity::new("2001:db8::2").unwrap();
     let preferred = Dual { v4: None, v6: Some("fd00:6:0:7::/64".parse().unwrap()) };
-    store.acquire(&id, Want { attrs, preferred }).await.unwrap();
+    store.acquire(&id, Want::new(attrs).preferring(preferred)).await.unwrap();
     let all = dump(&mut client).await;
     let (value, _) = &all[&format!("{BASE}/subnets/0.0.0.0-0&fd00:6:0:7::-64")];
     assert_eq!(value, r#"{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::2"}"#);
@@ -81,7 +81,7 @@ async fn records_of_go_flannel_are_read_and_its_lease_is_taken_over() {
     let kinds: Vec<_> =
         records.iter().map(|record| record.lease.as_ref().unwrap().attrs.backend_type.to_string()).collect();
     assert_eq!(kinds, ["vxlan", "host-gw", ""]);
-    let previous = store.previous(&node(1).id).await.unwrap().unwrap();
+    let previous = store.previous(&node(1).id).await.unwrap().remove(0);
     assert_eq!(previous.subnets, v4("10.5.1.0/24"));
     assert!(previous.expires.is_some());
     let lease = node(1).acquire(&store).await;
@@ -99,10 +99,12 @@ async fn a_reservation_is_used_renewed_and_stays_one() {
         for n in 0..20 {
             assert_ne!(node(100 + n).acquire(&store).await.subnets, v4("10.5.77.0/24"));
         }
-        let lease = node(9).acquire(&store).await;
+        // It names the node's address and no device, so it is no other node's.
+        let want = node(9).preferring("10.5.78.0/24").owning(OwnLeases::Unheld);
+        let lease = store.acquire(&node(9).id, want).await.unwrap();
         assert_eq!((lease.subnets, lease.expires), (v4("10.5.77.0/24"), None));
         let lease = store.renew(&lease).await.unwrap();
-        assert_eq!(store.previous(&node(9).id).await.unwrap(), Some(lease.clone()));
+        assert_eq!(store.previous(&node(9).id).await.unwrap(), std::slice::from_ref(&lease));
         let written = dump(&mut client).await[&key].clone();
         assert_eq!(written, (node(9).attrs.to_json(), 0));
         store.release(lease).await.unwrap();
@@ -122,7 +124,7 @@ async fn renewals_leave_no_etcd_lease_behind() {
     store.renew(&first).await.expect("a renewal whose answers were lost");
     node(1).acquire(&store).await;
     assert_eq!(leases(&mut client).await, 1);
-    let lease = store.previous(&node(1).id).await.unwrap().unwrap();
+    let lease = store.previous(&node(1).id).await.unwrap().remove(0);
     store.release(lease).await.unwrap();
     assert_eq!(leases(&mut client).await, 0);
     let other = Config { ttl: Ttl::new(Duration::from_secs(120)).unwrap(), ..Config::new(etcd.endpoints()) };
@@ -425,9 +427,44 @@ async fn a_node_finds_its_record_among_more_than_a_list_holds() {
     let records = store.list().await.unwrap();
     assert!(!is_listed(&records) && !is_complete(&records));
     let previous = store.previous(&node(3).id).await.unwrap();
-    assert_eq!(previous.map(|lease| lease.key).as_ref(), Some(&lease.key));
+    assert_eq!(previous.iter().map(|lease| &lease.key).collect::<Vec<_>>(), [&lease.key]);
     assert_eq!(node(3).acquire(&store).await.key, lease.key);
     // What is not listed is taken all the same.
-    let other = store.acquire(&node(4).id, Want { preferred: lease.subnets, ..node(4).want() }).await.unwrap();
+    let other = store.acquire(&node(4).id, node(4).want().preferring(lease.subnets)).await.unwrap();
     assert_ne!(other.subnets, lease.subnets);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_lease_ran_out_does_not_take_that_of_another_node_at_its_address() {
+    for version in Version::ALL {
+        let (etcd, store) = single(version).await;
+        let mut client = raw(&etcd).await;
+        // A node of Go flannel published a virtual address that this node has now.
+        client.lease_grant(86_400, Some(LeaseGrantOptions::new().with_id(77))).await.unwrap();
+        let mac = |mac: &str| Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(mac))]);
+        let mut theirs = node(1).attrs;
+        theirs.backend_data.v4 = Some(mac("02:00:00:00:00:77"));
+        let key = format!("{BASE}/subnets/10.5.1.0-24");
+        client.put(key.clone(), theirs.to_json(), Some(PutOptions::new().with_lease(77))).await.unwrap();
+        let before = dump(&mut client).await[&key].clone();
+
+        let own =
+            store.acquire(&node(1).id, node(1).preferring("10.5.9.0/24").owning(OwnLeases::Unheld)).await.unwrap();
+        assert_eq!(own.subnets, v4("10.5.9.0/24"));
+        let previous = store.previous(&node(1).id).await.unwrap();
+        assert_eq!(previous.iter().map(|lease| lease.key.as_str()).collect::<Vec<_>>(), ["10.5.1.0-24", "10.5.9.0-24"]);
+        assert!(previous.iter().all(|lease| lease.expires.is_some()));
+        // It runs out.
+        let id = dump(&mut client).await[&format!("{BASE}/subnets/10.5.9.0-24")].1;
+        client.lease_revoke(id).await.unwrap();
+        for (n, preferred) in ["10.5.9.0/24", "10.5.1.0/24"].into_iter().enumerate() {
+            let mut want = node(1).preferring(preferred).owning(OwnLeases::Key(own.key.clone()));
+            want.attrs.backend_data.v4 = Some(mac(&format!("02:00:00:00:01:0{n}")));
+            let lease = store.acquire(&node(1).id, want).await.unwrap();
+            assert_ne!(lease.subnets, v4("10.5.1.0/24"), "it is another node's");
+            assert_eq!(dump(&mut client).await[&key], before, "the other's record is as it was");
+            store.release(lease).await.unwrap();
+        }
+        assert_eq!(leases(&mut client).await, 1, "only the other's etcd lease is left");
+    }
 }

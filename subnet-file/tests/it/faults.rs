@@ -63,10 +63,10 @@ async fn a_node_mends_its_own_damaged_record() {
     fs::write(lease_path(dir.path(), "a"), "").unwrap();
     let lost = store.renew(&lease).await.unwrap_err();
     assert!(matches!(&lost, SubnetError::Lost(text) if text.contains("damaged")), "{lost}");
-    assert_eq!(store.previous(&node("a")).await.unwrap(), None);
+    assert_eq!(store.previous(&node("a")).await.unwrap(), []);
     store.release(lease.clone()).await.unwrap();
     assert!(lease_path(dir.path(), "a").exists(), "what is damaged may be another's");
-    let preferring = flannel_core::subnet::Want { preferred: lease.subnets, ..want() };
+    let preferring = want().preferring(lease.subnets);
     assert_eq!(store.acquire(&node("a"), preferring).await.unwrap().subnets, lease.subnets);
 }
 
@@ -203,7 +203,7 @@ fn a_full_disk_is_named_and_leaves_all_as_it_was() {
         names.sort();
         assert_eq!(names, ["a.json"], "nothing half-written stays");
         assert_eq!(store.network_config().await.unwrap(), config());
-        assert_eq!(store.previous(&node("a")).await.unwrap().unwrap().subnets, before.subnets);
+        assert_eq!(store.previous(&node("a")).await.unwrap().remove(0).subnets, before.subnets);
         fs::remove_file(&filler).unwrap();
         acquire(&store, "b").await;
         store.renew(&before).await.unwrap();
@@ -223,7 +223,7 @@ fn a_read_only_disk_is_named_and_can_be_read() {
             assert!(text.contains(&disk.display().to_string()) && text.contains("for writing"), "{text}");
         }
         let reopened = FileSubnets::open(&disk, Options::default()).unwrap();
-        assert_eq!(reopened.previous(&node("a")).await.unwrap().unwrap().attrs, before.attrs);
+        assert_eq!(reopened.previous(&node("a")).await.unwrap().remove(0).attrs, before.attrs);
         let LeaseEvent::Reset(records) = next(&mut reopened.watch()).await.unwrap() else { panic!("a Reset") };
         assert_eq!(records.len(), 1);
     });

@@ -50,7 +50,7 @@ fn node(name: &str) -> NodeIdentity {
 
 fn want() -> Want {
     let public_ip = Dual { v4: Some("192.168.0.7".parse().unwrap()), v6: None };
-    Want { attrs: LeaseAttrs { public_ip, ..LeaseAttrs::default() }, preferred: Dual::default() }
+    Want::new(LeaseAttrs { public_ip, ..LeaseAttrs::default() })
 }
 
 async fn acquire(store: &FileSubnets, name: &str) -> Lease {

@@ -9,7 +9,7 @@ use crate::overlay::LossPolicy;
 use crate::overlay::backoff::{Backoff, Jitter};
 use crate::overlay::challenge::Challenges;
 use crate::overlay::status::{Challenged, LossReason};
-use crate::subnet::{SubnetError, Want};
+use crate::subnet::{OwnLeases, SubnetError, Want};
 
 #[cfg(test)]
 mod tests;
@@ -129,7 +129,8 @@ impl Tenure {
         self.asked = Some(attrs.clone());
         self.challenges.call(now);
         Some(if self.lost {
-            StoreCall::Acquire(Want { attrs, preferred: self.lease.subnets })
+            let own = OwnLeases::Key(self.lease.key.clone());
+            StoreCall::Acquire(Want::new(attrs).preferring(self.lease.subnets).owning(own))
         } else {
             StoreCall::Renew(Arc::new(Lease { attrs, ..(*self.lease).clone() }))
         })

@@ -98,6 +98,19 @@ impl Known {
         Changed::when(changed)
     }
 
+    /// The store has these under the identity of `node`. Which of them is its own is told with the next acquire; until then
+    /// it is the one that was known for it, else the first.
+    pub(super) fn found(&mut self, node: &NodeIdentity, leases: &[Lease]) -> Changed {
+        let known = match &self.own {
+            Own::Held(_, own) | Own::Doubted(_, own) => leases.iter().find(|lease| lease.key == own.key),
+            Own::Unasked | Own::None => None,
+        };
+        match known.or(leases.first()) {
+            Some(lease) => self.held(node, lease),
+            None => self.without_lease(node),
+        }
+    }
+
     /// The store says that `node` holds nothing.
     pub(super) fn without_lease(&mut self, node: &NodeIdentity) -> Changed {
         match &self.own {

@@ -35,8 +35,8 @@ pub(crate) use wire::check_state_file;
 ///
 /// * [`network_config`](SubnetManager::network_config) answers with the configuration last read;
 /// * [`previous`](SubnetManager::previous) and [`acquire`](SubnetManager::acquire) with the lease that the same node
-///   last held, unless it has run out, fits the network no longer, or the store has said since that it is lost. It
-///   keeps its fence: what may be written over is still the inner store's to judge. `acquire` puts `want.attrs` in it,
+///   last held, unless it has run out, fits the network no longer, the store has said since that it is lost, or the
+///   agent says that it is another node's. It keeps its fence: what may be written over is still the inner store's to judge. `acquire` puts `want.attrs` in it,
 ///   which the agent publishes once the store is back;
 /// * a [`watch`](SubnetManager::watch) that meets trouble before its first `Reset` begins with the last snapshot as a
 ///   `Reset`; the trouble follows at once, so that [`Status::store`](crate::overlay::Status::store) says
@@ -123,10 +123,16 @@ impl CachedSubnets {
     }
 
     /// The cached lease of `node` in the place of an answer that did not come.
-    async fn cached_lease(&self, node: &NodeIdentity, error: SubnetError) -> Result<Lease, SubnetError> {
+    async fn cached_lease(
+        &self,
+        node: &NodeIdentity,
+        error: SubnetError,
+        is_own: impl Fn(&Lease) -> bool,
+    ) -> Result<Lease, SubnetError> {
         self.keeper.recall().await;
         let now = self.keeper.now();
-        let Some(lease) = self.keeper.known(|known| known.own_lease(node, now)) else { return Err(error) };
+        let lease = self.keeper.known(|known| known.own_lease(node, now)).filter(is_own);
+        let Some(lease) = lease else { return Err(error) };
         self.keeper.standing_in(&error);
         Ok(lease)
     }
@@ -161,31 +167,26 @@ impl SubnetManager for CachedSubnets {
         }
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         match self.inner.previous(node).await {
-            Ok(Some(lease)) => {
-                self.keeper.learn(|known| known.held(node, &lease));
-                Ok(Some(lease))
+            Ok(leases) => {
+                self.keeper.learn(|known| known.found(node, &leases));
+                Ok(leases)
             }
-            Ok(None) => {
-                self.keeper.learn(|known| known.without_lease(node));
-                Ok(None)
-            }
-            Err(error) if is_away(&error) => self.cached_lease(node, error).await.map(Some),
+            Err(error) if is_away(&error) => Ok(vec![self.cached_lease(node, error, |_| true).await?]),
             Err(error) => Err(error),
         }
     }
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        let attrs = want.attrs.clone();
-        match self.inner.acquire(node, want).await {
+        match self.inner.acquire(node, want.clone()).await {
             Ok(lease) => {
                 self.keeper.learn(|known| known.held(node, &lease));
                 Ok(lease)
             }
             Err(error) if is_away(&error) => {
-                let lease = self.cached_lease(node, error).await?;
-                Ok(Lease { attrs, ..lease })
+                let lease = self.cached_lease(node, error, |lease| want.is_own(lease)).await?;
+                Ok(Lease { attrs: want.attrs, ..lease })
             }
             Err(error) => {
                 self.keeper.learn(|known| known.without_lease(node));

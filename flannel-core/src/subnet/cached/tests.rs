@@ -16,6 +16,7 @@ use crate::clock::{BootTime, SystemClock, TokioClock};
 use crate::config::Allocation;
 use crate::lease::{BadRecord, Fence, Json, LeaseAttrs, LeaseKey, Record};
 use crate::net::{Dual, Prefix};
+use crate::subnet::OwnLeases;
 use crate::testing::store_contract::{self, Harness};
 use crate::testing::{Fault, MemorySubnets, arbitrary};
 
@@ -63,7 +64,7 @@ fn node() -> NodeIdentity {
 }
 
 fn want() -> Want {
-    Want { attrs: LeaseAttrs::default(), preferred: Dual::default() }
+    Want::new(LeaseAttrs::default())
 }
 
 /// Does what an agent does at its start.
@@ -147,9 +148,9 @@ async fn a_store_that_is_away_is_stood_in_for_with_what_it_said_last() {
     bed.store.outage();
     let cached = bed.open();
     assert_eq!(cached.network_config().await.unwrap(), config());
-    assert_eq!(cached.previous(&node()).await.unwrap(), Some(lease.clone()));
+    assert_eq!(cached.previous(&node()).await.unwrap(), std::slice::from_ref(&lease));
     let attrs = LeaseAttrs { backend_type: "vxlan".into(), ..LeaseAttrs::default() };
-    let again = cached.acquire(&node(), Want { attrs: attrs.clone(), ..want() }).await.unwrap();
+    let again = cached.acquire(&node(), Want::new(attrs.clone())).await.unwrap();
     assert_eq!(again, Lease { attrs, ..lease.clone() }, "the fence stays");
     let mut watch = cached.watch();
     let snapshot = records(watch.next().await.unwrap().unwrap());
@@ -170,6 +171,37 @@ async fn another_node_has_no_lease_in_the_file() {
     let cached = bed.open();
     assert!(matches!(cached.previous(&other).await, Err(SubnetError::Unavailable { .. })));
     assert!(matches!(cached.acquire(&other, want()).await, Err(SubnetError::Unavailable { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_files_lease_stands_in_only_where_the_agent_takes_it_for_its_own() {
+    let bed = Bed::new();
+    let lease = bed.saved().await;
+    bed.store.outage();
+    let cached = bed.open();
+    cached.network_config().await.unwrap();
+    let changed = || Want::new(LeaseAttrs { backend_type: "vxlan".into(), ..LeaseAttrs::default() });
+    for own in [OwnLeases::Unheld, OwnLeases::Key(LeaseKey::new("b"))] {
+        let refused = cached.acquire(&node(), changed().owning(own.clone())).await;
+        assert!(matches!(refused, Err(SubnetError::Unavailable { .. })), "{own:?}: {refused:?}");
+        let written = cached.acquire(&node(), want().owning(own)).await.unwrap();
+        assert_eq!(written.key, lease.key, "what it says is what is wanted");
+    }
+    let kept = cached.acquire(&node(), changed().owning(OwnLeases::Key(lease.key.clone()))).await.unwrap();
+    assert_eq!((&kept.key, kept.attrs), (&lease.key, changed().attrs));
+}
+
+#[test]
+fn of_several_leases_under_an_address_the_known_one_stays_the_own() {
+    let mut known = held(None);
+    let Own::Held(_, ours) = known.own.clone() else { unreachable!() };
+    let theirs = Lease { key: LeaseKey::new("another's"), ..ours.clone() };
+    known.found(&node(), &[theirs.clone(), ours.clone()]);
+    assert_eq!(known.own_lease(&node(), BootTime::default()), Some(ours));
+    known.found(&node(), std::slice::from_ref(&theirs));
+    assert_eq!(known.own_lease(&node(), BootTime::default()), Some(theirs), "until the agent says otherwise");
+    known.found(&node(), &[]);
+    assert_eq!(known.own_lease(&node(), BootTime::default()), None);
 }
 
 /// The own lease after the node's address changed.
@@ -250,7 +282,7 @@ async fn the_file_holds_the_own_lease_under_the_new_address() {
     watch.next().await.unwrap().unwrap();
     cached.flush().await.unwrap();
     bed.store.outage();
-    let found = bed.open().previous(&NodeIdentity::new("192.0.2.77").unwrap()).await.unwrap().unwrap();
+    let found = bed.open().previous(&NodeIdentity::new("192.0.2.77").unwrap()).await.unwrap().remove(0);
     assert_eq!(found.subnets, lease.subnets);
 }
 

@@ -179,8 +179,8 @@ impl SubnetManager for MemorySubnets {
         self.shared.call("reading the configuration", |inner, _| Ok(inner.config.clone()))
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
-        self.shared.call("reading the previous lease", |inner, _| Ok(inner.fitting(node).map(|lease| (*lease).clone())))
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
+        self.shared.call("reading the previous leases", |inner, _| Ok(inner.previous(node)))
     }
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {

@@ -9,7 +9,7 @@ use super::watching::Watcher;
 use crate::alloc;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record};
+use crate::lease::{BadRecord, Fence, Lease, LeaseEvent, LeaseKey, Record};
 use crate::net::{Dual, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, Want};
 
@@ -100,18 +100,34 @@ impl Inner {
         }
     }
 
+    /// The leases of `node` that fit the network as it is now.
+    pub(super) fn previous(&self, node: &NodeIdentity) -> Vec<Lease> {
+        let fits = |lease: &&Arc<Lease>| alloc::all_compatible(&self.config, &lease.subnets);
+        self.leases_of(node).iter().filter(fits).map(|lease| Lease::clone(lease)).collect()
+    }
+
+    /// Takes the same as a store in etcd would where nodes are known by their address.
     pub(super) fn acquire(&mut self, node: &NodeIdentity, want: Want, now: BootTime) -> Result<Lease, SubnetError> {
-        let (key, subnets, fence) = match self.own(node, &want) {
+        let mut own = self.leases_of(node);
+        let is_reserved = |lease: &Lease| lease.expires.is_none() && lease.attrs.are_addresses_alone();
+        own.retain(|lease| self.known_by == Known::Name || want.is_own(lease) || is_reserved(lease));
+        let kept = want.kept(&own, |lease| self.fits(lease)).map(|place| own.remove(place));
+        let dropped: Vec<LeaseKey> = match (self.known_by, &kept) {
+            // Also a record that does not parse.
+            (Known::Name, None) => vec![LeaseKey::new(node.as_str())],
+            (Known::Name, Some(_)) => Vec::new(),
+            (Known::Address, _) => own.iter().filter(|it| want.gives_up(it)).map(|it| it.key.clone()).collect(),
+        };
+        let (key, subnets, fence) = match kept {
             Some(lease) => (lease.key.clone(), lease.subnets, lease.fence.clone()),
             None => {
-                let own = self.own_keys(node, &want.attrs);
-                let subnets = self.choose(&own, &want.preferred)?;
-                for key in own {
-                    self.delete(&key);
-                }
+                let subnets = self.choose(&dropped, &want.preferred)?;
                 (self.new_key(node, &subnets), subnets, Fence::default())
             }
         };
+        for key in dropped {
+            self.delete(&key);
+        }
         Ok(self.write(Lease { key, subnets, attrs: want.attrs, expires: None, fence }, now))
     }
 
@@ -133,52 +149,31 @@ impl Inner {
         }
     }
 
-    /// The keys of the records of `node`.
-    fn keys_of(&self, node: &NodeIdentity) -> Vec<LeaseKey> {
-        match self.known_by {
-            Known::Name => vec![LeaseKey::new(node.as_str())],
-            Known::Address => {
-                let publishes =
-                    |lease: &Lease| lease.attrs.public_ip.iter().any(|(_, addr)| addr.to_string() == node.as_str());
-                let own = |record: &&Record| record.lease.as_ref().is_ok_and(|lease| publishes(lease));
-                self.records.values().filter(own).map(|record| record.key.clone()).collect()
-            }
-        }
+    /// The leases under the identity of `node`, in the order of their keys.
+    fn leases_of(&self, node: &NodeIdentity) -> Vec<Arc<Lease>> {
+        let is_of = |record: &Record, lease: &Lease| match self.known_by {
+            Known::Name => record.key.as_str() == node.as_str(),
+            Known::Address => lease.attrs.public_ip.iter().any(|(_, addr)| addr.to_string() == node.as_str()),
+        };
+        let lease = |record: &Record| record.lease.as_ref().ok().filter(|lease| is_of(record, lease)).cloned();
+        self.records.values().filter_map(lease).collect()
     }
 
-    /// The keys of the records of `node` that are its own beyond doubt. Where nodes are known by their address, another
-    /// node may have had that before; what a backend publishes beside it is of one device.
-    fn own_keys(&self, node: &NodeIdentity, attrs: &LeaseAttrs) -> Vec<LeaseKey> {
-        let mut keys = self.keys_of(node);
-        if self.known_by == Known::Address {
-            keys.retain(|key| {
-                let lease = self.records.get(key).and_then(|record| record.lease.as_ref().ok());
-                lease.is_some_and(|lease| lease.attrs.backend_data == attrs.backend_data)
-            });
-        }
-        keys
-    }
-
-    /// The first lease of `node` that fits the network as it is now.
-    pub(super) fn fitting(&self, node: &NodeIdentity) -> Option<Arc<Lease>> {
-        let keys = self.keys_of(node);
-        let mut leases = keys.iter().filter_map(|key| self.records.get(key)?.lease.as_ref().ok());
-        leases.find(|lease| alloc::all_compatible(&self.config, &lease.subnets)).cloned()
-    }
-
-    /// The lease of `node` to take again: where nodes are known by their address, another node may have had it before, so
-    /// the one that is preferred, or that has what is to be published, else any unless another is preferred.
-    fn own(&self, node: &NodeIdentity, want: &Want) -> Option<Arc<Lease>> {
-        if self.known_by == Known::Name {
-            return self.fitting(node);
-        }
-        let keys = self.keys_of(node);
-        let leases = keys.iter().filter_map(|key| self.records.get(key)?.lease.as_ref().ok());
-        let fitting: Vec<_> = leases.filter(|lease| alloc::all_compatible(&self.config, &lease.subnets)).collect();
-        let preferred = fitting.iter().find(|lease| lease.subnets == want.preferred);
-        let same = fitting.iter().find(|lease| lease.attrs.backend_data == want.attrs.backend_data);
-        let any = fitting.first().filter(|_| want.preferred.is_empty());
-        preferred.or(same).or(any).map(|lease| Arc::clone(lease))
+    /// Whether a lease fits the network as it is now, and peers prefer no older one to it.
+    fn fits(&self, own: &Lease) -> bool {
+        let is_compatible = |lease: &Lease| alloc::all_compatible(&self.config, &lease.subnets);
+        let overlaps = |lease: &Lease| {
+            let subnets = || lease.subnets.iter().map(|(_, subnet)| subnet);
+            own.subnets.iter().any(|(_, ours)| subnets().any(|theirs| ours.overlaps(theirs)))
+        };
+        let created = self.records.get(&own.key).map(|record| record.created);
+        let beats = |record: &Record| {
+            record
+                .lease
+                .as_ref()
+                .is_ok_and(|lease| Some(record.created) < created && overlaps(lease) && is_compatible(lease))
+        };
+        is_compatible(own) && (self.known_by == Known::Name || !self.records.values().any(beats))
     }
 
     /// The key of a new record.

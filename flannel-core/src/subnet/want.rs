@@ -1,0 +1,89 @@
+//! What a node asks the store for, and which leases are its own.
+
+use crate::lease::{Lease, LeaseAttrs, LeaseKey};
+use crate::net::{Dual, Prefix};
+
+/// What a node asks the store for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Want {
+    /// What to publish.
+    pub attrs: LeaseAttrs,
+    /// The subnets to have if they are free: those of the last run.
+    pub preferred: Dual<Prefix>,
+    /// Which leases under the node's identity are its own.
+    pub own: OwnLeases,
+}
+
+/// Which of the leases that a store finds under a node's identity are the node's own.
+///
+/// A store that knows nodes by their name need not look at this: a name is one node's. Where nodes are known by the
+/// address they publish (etcd), several may publish the same one, as a virtual address that has moved. A lease without end
+/// that names an address and nothing else is an operator's reservation for whoever has the address, and always an own one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OwnLeases {
+    /// All of them, as Go flannel sees it. Only those with the wanted backend data are ever deleted.
+    #[default]
+    Every,
+    /// The one with this key, and those that already publish exactly [`Want::attrs`]: an earlier call wrote them, and its
+    /// answer was lost. Any other is another node's: it is not taken, rewritten or deleted, and its subnets are in use.
+    Key(LeaseKey),
+    /// Only those that already publish exactly [`Want::attrs`]. Any other is another node's, as with
+    /// [`Key`](Self::Key).
+    Unheld,
+}
+
+impl Want {
+    /// Asks for any free subnets, and takes every lease under the node's identity for its own.
+    pub fn new(attrs: LeaseAttrs) -> Self {
+        Self { attrs, preferred: Dual::default(), own: OwnLeases::default() }
+    }
+
+    /// The same, with these subnets if they are free.
+    #[must_use]
+    pub fn preferring(self, preferred: Dual<Prefix>) -> Self {
+        Self { preferred, ..self }
+    }
+
+    /// The same, where these leases are the node's own.
+    #[must_use]
+    pub fn owning(self, own: OwnLeases) -> Self {
+        Self { own, ..self }
+    }
+
+    /// Whether `lease`, which is under the node's identity, is its own: for implementations of stores.
+    pub fn is_own(&self, lease: &Lease) -> bool {
+        let is_written = lease.attrs == self.attrs;
+        match &self.own {
+            OwnLeases::Every => true,
+            OwnLeases::Key(key) => lease.key == *key || is_written,
+            OwnLeases::Unheld => is_written,
+        }
+    }
+
+    /// Whether a lease of its own that the node does not take again is to be deleted: for implementations of stores.
+    ///
+    /// Where every lease under an address counts as the node's own, one may be that of a node which had the address before.
+    /// What a backend publishes beside the address is of one device.
+    pub fn gives_up(&self, lease: &Lease) -> bool {
+        match self.own {
+            OwnLeases::Every => lease.attrs.backend_data == self.attrs.backend_data,
+            OwnLeases::Key(_) | OwnLeases::Unheld => self.is_own(lease),
+        }
+    }
+
+    /// The place of the lease to take again among those that are the node's own and `fit`: the one that is named, else the
+    /// one of the preferred subnets, else one with the wanted backend data, else the first, as Go flannel does. For
+    /// implementations of stores.
+    pub fn kept<L: AsRef<Lease>>(&self, own: &[L], fits: impl Fn(&Lease) -> bool) -> Option<usize> {
+        let named = |lease: &Lease| matches!(&self.own, OwnLeases::Key(key) if *key == lease.key);
+        let place = |is_it: &dyn Fn(&Lease) -> bool| {
+            own.iter().map(AsRef::as_ref).position(|lease| fits(lease) && is_it(lease))
+        };
+        place(&named)
+            .or_else(|| place(&|lease| lease.subnets == self.preferred))
+            .or_else(|| place(&|lease| lease.attrs.backend_data == self.attrs.backend_data))
+            .or_else(|| place(&|_| true))
+    }
+}

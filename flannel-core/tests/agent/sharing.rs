@@ -1,0 +1,220 @@
+//! A store that knows nodes by their address, in which another node publishes this node's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::clock::TokioClock;
+use flannel_core::lease::{Lease, LeaseKey};
+use flannel_core::net::{Dual, Prefix};
+use flannel_core::overlay::{Builder, Event, Identity, Masquerade, Overlay, SubnetEnvFile};
+use flannel_core::testing::MemorySubnets;
+
+use crate::node::{Agent, Node, config, eventually, parse, pass, peer};
+use crate::tunnel::Tunnel;
+
+const TTL: Duration = Duration::from_secs(600);
+
+struct Shared {
+    node: Node,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let clock = Arc::new(TokioClock::new());
+        let store = MemorySubnets::by_address(config(), Some(TTL), Arc::clone(&clock) as _);
+        Self { node: Node::new(200, &store, &clock) }
+    }
+
+    fn builder(&self) -> Builder {
+        let builder = Overlay::builder(Identity::PublicIp).backend("tunnel", |_| Ok(Tunnel));
+        builder.clock(Arc::clone(&self.node.clock) as _)
+    }
+
+    fn run(&self) -> Agent {
+        self.node.run_as(self.builder())
+    }
+
+    /// Another node's lease, whose key comes before all of this node's, under this node's address.
+    fn join(&self) -> Lease {
+        let mut other = peer(3);
+        other.key = LeaseKey::new("10.42.1.0-24");
+        other.subnets.v4 = Some("10.42.1.0/24".parse().unwrap());
+        other.attrs.public_ip.v4 = "192.0.2.200".parse().ok();
+        self.node.store.insert([other.clone()]);
+        other
+    }
+
+    fn records(&self) -> Vec<Lease> {
+        self.node.store.records().into_iter().map(|record| Arc::unwrap_or_clone(record.lease.unwrap())).collect()
+    }
+
+    /// The other's record is as it was, and this node has one of its own.
+    fn assert_apart(&self, other: &Lease, own: Prefix) {
+        let records = self.records();
+        assert_eq!(records.len(), 2, "{records:#?}");
+        assert_eq!(&records[0], other);
+        assert_eq!(records[1].subnets.v4, Some(own));
+        assert_ne!(records[1].attrs.backend_data, other.attrs.backend_data);
+    }
+}
+
+fn subnet(lease: &Lease) -> Prefix {
+    lease.subnets.v4.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_lease_ran_out_while_it_was_down_takes_its_former_subnet_again_and_not_anothers() {
+    let shared = Shared::new();
+    let agent = shared.run();
+    let before = agent.ready().await.lease.unwrap();
+    agent.killed().await;
+    pass(TTL.as_secs_f64() + 1.0).await;
+    assert!(shared.records().is_empty(), "it has run out");
+    let other = shared.join();
+    let agent = shared.run();
+    let after = agent.ready().await.lease.unwrap();
+    assert_eq!(after.subnets, before.subnets);
+    shared.assert_apart(&other, subnet(&before));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_waits_for_a_free_subnet_stays_at_the_address_of_its_device() {
+    let shared = Shared::new();
+    let agent = shared.run();
+    let before = agent.ready().await.lease.unwrap();
+    agent.killed().await;
+    pass(TTL.as_secs_f64() + 1.0).await;
+    let other = shared.join();
+    let only = r#"{"Network":"10.42.0.0/16","SubnetMax":"10.42.1.0","Backend":{"Type":"tunnel"}}"#;
+    shared.node.store.set_config(parse(only));
+    shared.node.kernel.add_address("eth0", "192.0.2.77/24".parse().unwrap()).unwrap();
+    let agent = shared.run();
+    agent.until(|status| status.last_error.as_ref().is_some_and(|error| error.contains("no free subnet"))).await;
+    pass(30.0).await;
+    shared.node.store.set_config(config());
+    let after = agent.ready().await.lease.unwrap();
+    assert_eq!((after.subnets, after.attrs.public_ip), (before.subnets, before.attrs.public_ip));
+    shared.assert_apart(&other, subnet(&before));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_node_whose_lease_is_deleted_takes_no_other_nodes() {
+    let shared = Shared::new();
+    let mut agent = shared.run();
+    let before = agent.ready().await.lease.unwrap();
+    let other = shared.join();
+    assert!(shared.node.store.delete(&before.key));
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    agent.event(|event| matches!(event, Event::LeaseAcquired(_))).await;
+    shared.assert_apart(&other, subnet(&before));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_finds_its_own_lease_behind_another_nodes() {
+    let shared = Shared::new();
+    let agent = shared.run();
+    let before = agent.ready().await.lease.unwrap();
+    let other = shared.join();
+    agent.killed().await;
+    // Not what this version of the agent would publish.
+    let mut old = Lease::clone(&before);
+    old.attrs.backend_type = "old".into();
+    shared.node.store.insert([old]);
+    let agent = shared.run();
+    assert_eq!(agent.ready().await.lease.unwrap().key, before.key);
+    shared.assert_apart(&other, subnet(&before));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_devices_keeps_the_lease_that_says_what_it_would_publish() {
+    let mut shared = Shared::new();
+    let agent = shared.run();
+    let before = agent.ready().await.lease.unwrap();
+    agent.killed().await;
+    let other = shared.join();
+    // The host is booted anew.
+    shared.node = Node::new(200, &shared.node.store, &shared.node.clock);
+    let agent = shared.run();
+    assert_eq!(agent.ready().await.lease.unwrap().key, before.key);
+    shared.assert_apart(&other, subnet(&before));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_file_for_the_plug_in_tells_the_own_lease_where_there_is_no_device() {
+    for is_held in [true, false] {
+        let mut shared = Shared::new();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        let run = |shared: &Shared| {
+            shared.node.run_as(
+                shared.builder().subnet_env(SubnetEnvFile { path: path.clone(), masquerade: Masquerade::Plugin }),
+            )
+        };
+        let agent = run(&shared);
+        let before = agent.ready().await.lease.unwrap();
+        eventually("the file is written", || path.exists()).await;
+        agent.killed().await;
+        shared.node.store.delete(&before.key);
+        let other = shared.join();
+        if is_held {
+            // Nothing that it publishes is this node's device.
+            let mut own = Lease::clone(&before);
+            own.attrs.backend_data.v4 = peer(9).attrs.backend_data.v4;
+            shared.node.store.insert([own]);
+        }
+        // The interface was made anew, and the device is gone with it.
+        shared.node = Node::new(200, &shared.node.store, &shared.node.clock);
+        let agent = run(&shared);
+        assert_eq!(agent.ready().await.lease.unwrap().key, before.key);
+        shared.assert_apart(&other, subnet(&before));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_that_an_operator_reserves_for_the_address_is_used_whatever_is_left_of_another() {
+    for restarts in [true, false] {
+        let shared = Shared::new();
+        let mut agent = shared.run();
+        let before = agent.ready().await.lease.unwrap();
+        let mut reservation = shared.join();
+        (reservation.attrs.backend_type, reservation.attrs.backend_data) = ("".into(), Dual::default());
+        shared.node.store.insert([reservation.clone()]);
+        if restarts {
+            agent.killed().await;
+            assert!(shared.node.store.delete(&before.key));
+            agent = shared.run();
+            agent.ready().await;
+        } else {
+            assert!(shared.node.store.delete(&before.key));
+            agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+            agent.event(|event| matches!(event, Event::LeaseAcquired(_))).await;
+        }
+        assert_eq!(agent.status().lease.unwrap().key, reservation.key);
+        assert_eq!(shared.records().len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_go_flannel_left_on_a_host_without_devices_is_taken_over() {
+    let shared = Shared::new();
+    let go = shared.join();
+    let agent = shared.run();
+    assert_eq!(agent.ready().await.lease.unwrap().key, go.key);
+    assert_eq!(shared.records().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_gives_back_no_lease_that_may_be_another_nodes() {
+    let shared = Shared::new();
+    let agent = shared.run();
+    let own = agent.ready().await.lease.unwrap();
+    agent.killed().await;
+    let other = shared.join();
+    let kernel = Arc::new(shared.node.kernel.clone());
+    let overlay = shared.builder().build(Arc::new(shared.node.store.clone()), kernel).unwrap();
+    let removed = overlay.remove().await.unwrap();
+    assert_eq!(removed.lease, None);
+    let why = removed.store.unwrap();
+    assert!(why.contains(own.key.as_str()) && why.contains(other.key.as_str()), "{why}");
+    shared.assert_apart(&other, subnet(&own));
+}
