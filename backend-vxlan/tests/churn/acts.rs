@@ -5,16 +5,20 @@ use flannel_core::net::{Dual, Prefix};
 use flannel_core::testing::memory_subnets::Fault;
 
 use crate::host::{Host, Virtual, address};
-use crate::world::{World, config, pass};
+use crate::world::{TTL, World, config, pass};
 
 /// The virtual addresses.
 const VIRTUAL: [u8; 3] = [240, 241, 242];
 /// The addresses that DHCP gives out: few, so that a host gets what another one had.
 const POOL: std::ops::Range<u8> = 10..26;
 
+fn go_key(number: u8) -> LeaseKey {
+    LeaseKey::new(&format!("10.42.{number}.0-24"))
+}
+
 impl World {
     pub(crate) async fn step(&mut self) {
-        let what = self.random.below(20);
+        let what = self.random.below(21);
         let host = self.some_host();
         let done = match what {
             0..5 => {
@@ -43,6 +47,8 @@ impl World {
                 format!("host {host} has no default route for {seconds} s")
             }
             14 => {
+                // The device goes with it.
+                self.leave_gos(self.hosts[host].own);
                 self.hosts[host].kernel.delete_link("eth0").unwrap();
                 pass(self.random.one_of(&[0.0, 0.5, 6.0])).await;
                 self.hosts[host].plug();
@@ -56,8 +62,9 @@ impl World {
                 format!("host {host} takes its interface down and up")
             }
             16 => self.reboot(host).await,
-            17 => self.go_flannel(host),
+            17 => self.go_flannel(),
             18 => self.store_fault(),
+            19 => self.outlast(host).await,
             12 => "nothing".to_owned(),
             _ => {
                 let max = self.random.one_of(&[3, 6, 12, 250]);
@@ -113,7 +120,8 @@ impl World {
             let public = host.lease().and_then(|lease| lease.attrs.public_ip.v4);
             host.own == number || public == Some(address(number))
         };
-        let free: Vec<u8> = POOL.filter(|number| !self.hosts.iter().any(|host| uses(host, *number))).collect();
+        let is_free = |number: &u8| !self.hosts.iter().any(|host| uses(host, *number)) && !self.is_gos(*number);
+        let free: Vec<u8> = POOL.filter(is_free).collect();
         self.random.one_of(&free)
     }
 
@@ -134,6 +142,7 @@ impl World {
         if self.random.below(2) == 0 {
             self.hosts[host].own = self.free_address();
         }
+        self.leave_gos(self.hosts[host].own);
         self.hosts[host].boot();
         self.hosts[host].published = None;
         self.start(host);
@@ -141,26 +150,29 @@ impl World {
     }
 
     /// A node of Go flannel joins, renews or leaves. It may publish a virtual address that is elsewhere by now.
-    fn go_flannel(&mut self, host: usize) -> String {
+    fn go_flannel(&mut self) -> String {
         let number = 100 + self.random.below(6) as u8;
-        let subnet: Prefix = format!("10.42.{number}.0/24").parse().unwrap();
-        let key = LeaseKey::new(&format!("10.42.{number}.0-24"));
+        let key = go_key(number);
         if self.go.remove(&key).is_some() {
             self.store.delete(&key);
             return format!("Go node {number} leaves");
-        }
-        if self.store.records().iter().any(|record| {
-            record.lease.as_ref().is_ok_and(|lease| lease.subnets.v4.is_some_and(|other| other.overlaps(&subnet)))
-        }) {
-            return "nothing".to_owned();
         }
         let published = if self.random.below(3) == 0 { self.random.one_of(&VIRTUAL) } else { number };
         // What another node of ours has published is not published once more.
         let taken = self.store.records().iter().any(|record| {
             record.lease.as_ref().is_ok_and(|lease| lease.attrs.public_ip.v4 == Some(address(published)))
         });
-        let published = if taken { number } else { published };
-        let _ = host;
+        self.join_go(number, if taken { number } else { published })
+    }
+
+    fn join_go(&mut self, number: u8, published: u8) -> String {
+        let subnet: Prefix = format!("10.42.{number}.0/24").parse().unwrap();
+        let key = go_key(number);
+        if self.store.records().iter().any(|record| {
+            record.lease.as_ref().is_ok_and(|lease| lease.subnets.v4.is_some_and(|other| other.overlaps(&subnet)))
+        }) {
+            return "nothing".to_owned();
+        }
         let mac = format!("02:60:00:00:00:{number:02x}");
         let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
         let lease = Lease {
@@ -177,6 +189,39 @@ impl World {
         self.store.insert([lease.clone()]);
         self.go.insert(key, lease);
         format!("Go node {number} joins at {published}")
+    }
+
+    /// Whether a node of Go flannel publishes the address.
+    fn is_gos(&self, number: u8) -> bool {
+        self.go.values().any(|lease| lease.attrs.public_ip.v4 == Some(address(number)))
+    }
+
+    /// The nodes of Go flannel that publish the address leave. Where no device is left, nothing tells their leases from that
+    /// of the host that has the address.
+    fn leave_gos(&mut self, number: u8) {
+        let published = Some(address(number));
+        let left: Vec<_> = self.go.extract_if(.., |_, lease| lease.attrs.public_ip.v4 == published).collect();
+        self.store.delete_all(left.iter().map(|(key, _)| key));
+    }
+
+    /// A host is down until its lease has run out, and by then a node of Go flannel publishes its address.
+    async fn outlast(&mut self, host: usize) -> String {
+        let own = self.hosts[host].own;
+        let publishes_own = |host: &Host| {
+            host.lease().and_then(|lease| lease.attrs.public_ip.v4) == Some(address(own)) && host.has(address(own))
+        };
+        // Only the device tells afterwards that the other's lease is not its own.
+        if !publishes_own(&self.hosts[host]) || self.hosts[host].kernel.link_index("flannel.1").is_none() {
+            return "nothing".to_owned();
+        }
+        if let Some(agent) = self.hosts[host].agent.take() {
+            agent.kill().await;
+        }
+        pass(TTL.as_secs_f64() + 1.0).await;
+        let number = 100 + self.random.below(6) as u8;
+        let joined = if self.go.contains_key(&go_key(number)) { String::new() } else { self.join_go(number, own) };
+        self.start(host);
+        format!("host {host} is down until its lease at {own} has run out; {joined}")
     }
 
     fn store_fault(&mut self) -> String {
