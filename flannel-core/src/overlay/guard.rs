@@ -133,15 +133,20 @@ impl Guard {
         self.mass.as_ref()
     }
 
-    /// A prefix has a peer again, so nothing there waits for deletion.
-    pub(crate) fn returned(&mut self, prefix: &Prefix) {
+    /// A prefix has a peer, so nothing there waits for deletion. Returns whether that lets go of other prefixes, which
+    /// overlap it: their subnets are given out anew, and with their routes this peer's packets would go astray.
+    pub(crate) fn returned(&mut self, prefix: &Prefix) -> bool {
         self.unconfirmed.remove(prefix);
-        if let Some(mass) = &mut self.mass {
+        let Some(mass) = &mut self.mass else { return false };
+        mass.prefixes.remove(prefix);
+        let over: Vec<Prefix> = overlapping(&mass.prefixes, prefix).collect();
+        for prefix in &over {
             mass.prefixes.remove(prefix);
-            if mass.prefixes.is_empty() {
-                self.mass = None;
-            }
         }
+        if mass.prefixes.is_empty() {
+            self.mass = None;
+        }
+        !over.is_empty()
     }
 
     /// Lets go of waits that are over. Returns why an audit has something new to do. Nobody takes a second look at what
@@ -260,6 +265,13 @@ impl Guard {
     }
 }
 
+/// Those of `prefixes` that overlap `prefix`: a few searches, however many there are.
+fn overlapping(prefixes: &BTreeSet<Prefix>, prefix: &Prefix) -> impl Iterator<Item = Prefix> {
+    let around = (0..prefix.len()).filter_map(|len| Prefix::masked(prefix.addr(), len).ok());
+    let inside = prefixes.range(*prefix..).take_while(|other| prefix.covers(other)).copied();
+    around.filter(|around| prefixes.contains(around)).chain(inside)
+}
+
 /// Whether `op` takes something of one of `prefixes` away. They are in the order of address, then length.
 fn deletes_one_of(op: &Op, prefixes: &BTreeSet<Prefix>) -> bool {
     match op {
@@ -316,6 +328,25 @@ mod tests {
         assert_eq!(guard.expire(at(59_999), &Contact::Live), None);
         assert_eq!(guard.expire(at(60_000), &Contact::Live), Some(Over::Mass));
         assert!(guard.mass().is_none());
+    }
+
+    #[test]
+    fn what_overlaps_a_new_peer_does_not_wait() {
+        let wait = |peer: &str| {
+            let mut guard = Guard::default();
+            guard.judge_reset(at(0), 16, (0..14).map(prefix).collect());
+            assert!(guard.returned(&peer.parse().unwrap()), "{peer}");
+            guard.mass.map(|mass| mass.prefixes).unwrap_or_default()
+        };
+        let without = |gone: std::ops::Range<u8>| (0..14).filter(|n| !gone.contains(n)).map(prefix).collect();
+        assert_eq!(wait("10.5.3.128/25"), without(3..4));
+        assert_eq!(wait("10.5.4.0/23"), without(4..6));
+        assert_eq!(wait("10.5.0.0/16"), BTreeSet::new());
+        let mut guard = Guard::default();
+        guard.judge_reset(at(0), 16, (0..14).map(prefix).collect());
+        assert!(!guard.returned(&prefix(3)), "its own change writes it");
+        assert!(!guard.returned(&prefix(20)), "nothing is there");
+        assert_eq!(guard.mass.unwrap().prefixes, without(3..4));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flannel_core::lease::BadRecord;
+use flannel_core::lease::{BadRecord, LeaseKey};
 use flannel_core::net::{Dual, Family, MacAddr};
 use flannel_core::overlay::{Event, Phase, WithheldBecause};
 use flannel_core::plan::Object;
@@ -259,6 +259,34 @@ async fn a_mass_deletion_waits_on_while_the_store_is_away() {
     eventually("what is still gone is deleted", || !node.has_route(subnet(20))).await;
     assert!((1..=19).all(|n| node.has_route(subnet(n))));
     agent.until(|status| status.withheld.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn amid_a_mass_deletion_a_subnet_that_is_given_out_anew_has_one_route() {
+    let node = Node::alone();
+    node.join(1..=20);
+    let agent = node.run();
+    agent.ready().await;
+    let anew = |n: u8, subnet: &str| {
+        let mut lease = peer(n);
+        (lease.key, lease.subnets.v4) = (LeaseKey::new(subnet), subnet.parse().ok());
+        node.store.insert([lease]);
+    };
+    node.leave(1..=20);
+    node.store.cut_watches();
+    agent.until(|status| status.withheld.len() == 20).await;
+    anew(30, "10.42.3.128/25");
+    eventually("the newcomer is there", || node.has_route("10.42.3.128/25".parse().unwrap())).await;
+    assert!(!node.has_route(subnet(3)), "{}", node.kernel.snapshot());
+    assert_eq!(agent.status().withheld.len(), 19);
+    agent.killed().await;
+    // An agent that starts finds both.
+    anew(31, "10.42.4.0/23");
+    let agent = node.run();
+    agent.ready().await;
+    assert!(node.has_route("10.42.4.0/23".parse().unwrap()));
+    assert!(![4, 5].into_iter().any(|n| node.has_route(subnet(n))), "{}", node.kernel.snapshot());
+    assert_eq!(agent.status().withheld.len(), 17);
 }
 
 #[tokio::test(start_paused = true)]

@@ -422,7 +422,12 @@ impl Machine {
         for change in changes {
             self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {
-                self.guard.returned(&prefix);
+                if self.guard.returned(&prefix) {
+                    // What is to be deleted is in nobody's change: a look at the kernel tells.
+                    self.memory.known = false;
+                    self.stale.all_prefixes = true;
+                    self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
+                }
                 self.stale.prefixes.insert(prefix);
             }
             // The first snapshot says who is there, and the first audit is about everything anyway.

@@ -126,6 +126,9 @@ impl Machine {
             guard.leave(gone);
         } else {
             guard.judge_reset(now, before, gone);
+            for key in wanted.routes.keys() {
+                guard.returned(&key.prefix);
+            }
         }
     }
 
