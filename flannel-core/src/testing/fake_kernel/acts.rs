@@ -229,6 +229,7 @@ impl FakeKernel {
         let mut inner = self.lock();
         let before = inner.ids(None);
         let outcome = act(&mut inner.machine).map_err(|errno| refused(doing, errno));
+        inner.changes += u64::from(outcome.is_ok());
         inner.tell(None, &before);
         outcome
     }

@@ -119,6 +119,7 @@ struct Inner {
     last_claim: u64,
     writes: u64,
     reads: u64,
+    changes: u64,
 }
 
 type Rule = Box<dyn FnMut(&Op) -> Option<i32> + Send>;
@@ -207,6 +208,7 @@ impl FakeKernel {
             last_claim: 0,
             writes: 0,
             reads: 0,
+            changes: 0,
         };
         Self { inner: Arc::new(Mutex::new(inner)), stalled: Arc::new(watch::Sender::new(false)) }
     }
@@ -219,6 +221,12 @@ impl FakeKernel {
     /// How often [`Kernel::observe`] was answered so far.
     pub fn reads(&self) -> u64 {
         self.lock().reads
+    }
+
+    /// How many changes anybody has made so far, the agent and others: while it stays the same, so does
+    /// [`snapshot`](Self::snapshot).
+    pub fn changes(&self) -> u64 {
+        self.lock().changes
     }
 
     /// Everything there is, for people and for comparing.
@@ -441,6 +449,7 @@ impl Inner {
                 Ok(()) => {
                     report.applied += 1;
                     self.writes += 1;
+                    self.changes += 1;
                 }
                 Err(errno) => {
                     refusals.refused(op);
