@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use flannel_core::lease::{BadRecord, LeaseKey};
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::lease::{BadRecord, Lease, LeaseKey};
 use flannel_core::net::{Dual, Family, MacAddr};
 use flannel_core::overlay::{Event, Phase, WithheldBecause};
 use flannel_core::plan::Object;
 use flannel_core::testing::fake_kernel::FakeRoute;
 use tokio::time::Instant;
 
-use crate::node::{Agent, Node, eventually, pass, peer, subnet};
+use crate::node::{Agent, Node, config, eventually, pass, peer, subnet};
 use crate::tunnel::mac_of;
 
 /// A node at rest with one peer, and that one's Ethernet address.
@@ -261,32 +262,68 @@ async fn a_mass_deletion_waits_on_while_the_store_is_away() {
     agent.until(|status| status.withheld.is_empty()).await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn amid_a_mass_deletion_a_subnet_that_is_given_out_anew_has_one_route() {
+/// A node that waits before it deletes the routes to twenty peers.
+async fn amid_a_mass_deletion() -> (Node, Agent) {
     let node = Node::alone();
     node.join(1..=20);
     let agent = node.run();
     agent.ready().await;
-    let anew = |n: u8, subnet: &str| {
-        let mut lease = peer(n);
-        (lease.key, lease.subnets.v4) = (LeaseKey::new(subnet), subnet.parse().ok());
-        node.store.insert([lease]);
-    };
     node.leave(1..=20);
     node.store.cut_watches();
     agent.until(|status| status.withheld.len() == 20).await;
-    anew(30, "10.42.3.128/25");
+    (node, agent)
+}
+
+/// A peer's lease of another subnet than it usually has.
+fn peer_of(n: u8, subnet: &str) -> Lease {
+    let mut lease = peer(n);
+    (lease.key, lease.subnets.v4) = (LeaseKey::new(subnet), subnet.parse().ok());
+    lease
+}
+
+#[tokio::test(start_paused = true)]
+async fn amid_a_mass_deletion_a_subnet_that_is_given_out_anew_has_one_route() {
+    let (node, agent) = amid_a_mass_deletion().await;
+    node.store.insert([peer_of(30, "10.42.3.128/25")]);
     eventually("the newcomer is there", || node.has_route("10.42.3.128/25".parse().unwrap())).await;
     assert!(!node.has_route(subnet(3)), "{}", node.kernel.snapshot());
     assert_eq!(agent.status().withheld.len(), 19);
     agent.killed().await;
     // An agent that starts finds both.
-    anew(31, "10.42.4.0/23");
+    node.store.insert([peer_of(31, "10.42.4.0/23")]);
     let agent = node.run();
     agent.ready().await;
     assert!(node.has_route("10.42.4.0/23".parse().unwrap()));
     assert!(![4, 5].into_iter().any(|n| node.has_route(subnet(n))), "{}", node.kernel.snapshot());
     assert_eq!(agent.status().withheld.len(), 17);
+}
+
+#[tokio::test(start_paused = true)]
+async fn amid_a_mass_deletion_a_peer_that_the_host_kept_out_has_one_route_too() {
+    let (node, agent) = amid_a_mass_deletion().await;
+    node.kernel.add_address("eth0", "192.0.2.77/32".parse().unwrap()).unwrap();
+    pass(1.0).await;
+    let mut lease = peer_of(30, "10.42.3.128/25");
+    lease.attrs.public_ip.v4 = Some("192.0.2.77".parse().unwrap());
+    node.store.insert([lease]);
+    agent.until(|status| status.peers.quarantined == 1).await;
+    assert!(node.has_route(subnet(3)));
+    node.kernel.remove_address("eth0", "192.0.2.77/32".parse().unwrap()).unwrap();
+    eventually("the peer is there", || node.has_route("10.42.3.128/25".parse().unwrap())).await;
+    assert!(!node.has_route(subnet(3)), "{}", node.kernel.snapshot());
+}
+
+#[tokio::test(start_paused = true)]
+async fn amid_a_mass_deletion_the_own_new_subnet_has_no_route() {
+    let (node, agent) = amid_a_mass_deletion().await;
+    let pool = br#"{"Network":"10.42.0.0/16","SubnetLen":25,"SubnetMin":"10.42.3.128","SubnetMax":"10.42.3.128"}"#;
+    let pool = NetworkConfig::parse(pool, Allocation::Pool).unwrap();
+    node.store.set_config(NetworkConfig { networks: pool.networks, ..config() });
+    node.store.delete(&node.key());
+    let own = "10.42.3.128/25".parse().unwrap();
+    agent.until(|status| status.lease.as_ref().is_some_and(|lease| lease.subnets.v4 == Some(own))).await;
+    agent.ready().await;
+    assert!(!node.has_route(subnet(3)), "{}", node.kernel.snapshot());
 }
 
 #[tokio::test(start_paused = true)]

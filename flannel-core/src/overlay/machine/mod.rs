@@ -138,6 +138,8 @@ struct Schedule {
     judged: bool,
     /// Whether writes are expected because the wanted state changed as a whole.
     expected: bool,
+    /// Whether no lease round may come before it: it deletes what is in the way of peers that changed.
+    comes_first: bool,
 }
 
 #[derive(Debug)]
@@ -199,7 +201,7 @@ impl Machine {
             backend,
             local,
         };
-        machine.judge_host();
+        machine.judge_host(now);
         let Situation { uplink, .. } = &machine.local.situation;
         let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
         let mtu = view::pod_mtu(&*machine.backend, &machine.local.situation);
@@ -308,9 +310,9 @@ impl Machine {
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
         }
-        let lease_round = !self.changes.is_empty() && self.can_trust_memory();
+        let lease_round = !self.changes.is_empty() && self.can_trust_memory() && !self.audit.comes_first;
         if !self.changes.is_empty() && !lease_round {
-            // The devices that peers stand on may be missing: only a look at the kernel can tell.
+            // The devices that peers stand on may be missing, or a route be in the way: only a look at the kernel can tell.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(Duration::from_secs(1))), Cause::Expected);
         }
         if self.settles().is_some_and(|due| due <= now) {
@@ -327,6 +329,7 @@ impl Machine {
                 self.round = Round::Facts;
                 return Some(KernelCall::Facts(self.settings.uplink.reaches()));
             }
+            self.audit.comes_first = false;
             self.round = Round::Looking { started: now };
             return Some(KernelCall::Observe(self.scope.clone()));
         }
@@ -422,13 +425,7 @@ impl Machine {
         for change in changes {
             self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {
-                if self.guard.returned(&prefix) {
-                    // What is to be deleted is in nobody's change: a look at the kernel tells.
-                    self.memory.known = false;
-                    self.stale.all_prefixes = true;
-                    self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
-                }
-                self.stale.prefixes.insert(prefix);
+                self.is_somebodys(now, &prefix);
             }
             // The first snapshot says who is there, and the first audit is about everything anyway.
             if !first {
@@ -442,6 +439,17 @@ impl Machine {
             self.relist.listed(self.admission.has_room_again());
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.borrow().peers));
+        }
+    }
+
+    /// A prefix is a peer's or our own now: nothing there waits for deletion.
+    fn is_somebodys(&mut self, now: BootTime, prefix: &Prefix) {
+        self.stale.prefixes.insert(*prefix);
+        if self.guard.returned(prefix) {
+            // What is to be deleted is in nobody's change: a look at the kernel tells.
+            self.audit.comes_first = true;
+            self.stale.all_prefixes = true;
+            self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
     }
 
@@ -522,6 +530,9 @@ impl Machine {
         });
         self.set_local(now, Local { lease, situation: self.local.situation.clone() });
         if matters {
+            for prefix in prefixes_of(Some(&Arc::clone(&self.local.lease))) {
+                self.is_somebodys(now, &prefix);
+            }
             self.audit_at(now, Cause::Expected);
         }
     }
@@ -535,17 +546,20 @@ impl Machine {
             self.audit.facts = true;
             self.audit_at(now, Cause::Expected);
         }
-        self.judge_host();
+        self.judge_host(now);
     }
 
     /// Judges all records anew by what this node is.
-    fn judge_host(&mut self) {
+    fn judge_host(&mut self, now: BootTime) {
         let host = view::host(&self.settings, &self.local, self.admission.rules());
         let changes = self.admission.set_host(host);
         self.stale.peers = true;
         self.stale.prefixes.extend(self.admission.changed_withheld());
         for change in changes {
             self.count(&change);
+            for prefix in prefixes_of(change.new.as_deref()) {
+                self.is_somebodys(now, &prefix);
+            }
             self.show_peer(&change);
             self.note(change);
         }

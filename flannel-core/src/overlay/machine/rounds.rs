@@ -126,8 +126,9 @@ impl Machine {
             guard.leave(gone);
         } else {
             guard.judge_reset(now, before, gone);
-            for key in wanted.routes.keys() {
-                guard.returned(&key.prefix);
+            let own = self.local.lease.subnets;
+            for prefix in wanted.routes.keys().map(|key| &key.prefix).chain(own.iter().map(|(_, own)| own)) {
+                guard.returned(prefix);
             }
         }
     }
