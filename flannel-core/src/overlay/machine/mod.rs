@@ -279,8 +279,7 @@ impl Machine {
             Wake::Lease(answer) => self.lease_answer(now, answer),
             Wake::Timer => {}
         }
-        let expired = self.tenure.expire(now);
-        self.tenure_outcome(now, expired);
+        self.expire_lease(now);
         let over = self.guard.expire(now, &self.words.watch());
         match over {
             None => {}
@@ -299,6 +298,8 @@ impl Machine {
 
     /// What to ask of the store now.
     pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
+        // The host may have slept since the last wake.
+        self.expire_lease(now);
         let call = self.tenure.call(now);
         self.show_challenged();
         call
@@ -487,6 +488,11 @@ impl Machine {
             Some(error) => self.store_trouble(Voice::Calls, now, error),
             None => self.store_well(Voice::Calls),
         }
+        self.tenure_outcome(now, outcome);
+    }
+
+    fn expire_lease(&mut self, now: BootTime) {
+        let outcome = self.tenure.expire(now);
         self.tenure_outcome(now, outcome);
     }
 

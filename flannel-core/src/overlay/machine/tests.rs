@@ -9,12 +9,13 @@ use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, Device, HostFacts, Scope};
-use crate::lease::{BadRecord, Json, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
+use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::Builder;
 use crate::overlay::published::Published;
 use crate::overlay::status::{Phase, Status};
+use crate::overlay::tenure::StoreCall;
 use crate::overlay::{Identity, Settings};
 use crate::plan::Op;
 use crate::state::{Link, LinkId, LinkKind, LinkName, PeerState, Route, RouteKey, State, Vxlan};
@@ -129,6 +130,18 @@ fn a_list_of_more_than_is_held_does_not_say_that_the_own_record_is_gone() {
     let trouble = machine.status.borrow().own_trouble.clone();
     assert!(matches!(trouble, Some(Reason::TooMany)), "the youngest are left out, and so by other nodes: {trouble:?}");
     machine.handle(at(2), Wake::Store(Ok(bad_records(MAX_RECORDS))));
+    assert!(machine.held_lease().is_none());
+}
+
+#[test]
+fn a_lease_that_has_run_out_is_not_renewed_though_no_wake_has_said_so() {
+    let situation = Situation { host: Arc::new(arbitrary::host()), ..arbitrary::situation(config()) };
+    let mut local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
+    local.lease = Arc::new(Lease { expires: Some(at(60_000)), ..(*local.lease).clone() });
+    let status = Published::new(Status::default());
+    let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
+    // The host slept, and it is a question that wakes the agent.
+    assert!(matches!(machine.store_call(at(60_000)), Some(StoreCall::Acquire(_))));
     assert!(machine.held_lease().is_none());
 }
 
