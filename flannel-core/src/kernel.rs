@@ -192,14 +192,18 @@ fn takes_place(a: &LinkKind, b: &LinkKind) -> bool {
     }
 }
 
-/// What an overlay needs to know of the host it runs on. Of routes and next hops no more than [`HostFacts::MOST`] of
-/// each kind are kept, the first of the dump.
+/// What an overlay needs to know of the host it runs on. Of links and addresses no more than
+/// [`HostFacts::MOST_LINKS`] and [`HostFacts::MOST_ADDRESSES`] are kept, of routes and next hops no more than
+/// [`HostFacts::MOST`] of each kind: the first of the dump.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
-    /// Every link, by interface index.
+    /// The links, by interface index.
     pub links: BTreeMap<u32, HostLink>,
-    /// Every address, in the kernel's order within a link.
+    /// The addresses, in the kernel's order within a link.
     pub addresses: Vec<HostAddress>,
+    /// How many links and addresses are not kept because there are too many, but for those that
+    /// [`MOST_OF_PODS`](Self::MOST_OF_PODS) is about.
+    pub left_out: usize,
     /// Default routes of the main table, in the order of the dump.
     pub defaults: Vec<HostRoute>,
     /// Routes of the main table without a gateway, and those with one that lie inside such a route. Ours are left
@@ -273,6 +277,39 @@ pub struct HostRoute {
 impl HostFacts {
     /// Most default routes, routes without a gateway, routes inside those, and next hops.
     pub const MOST: usize = 65_536;
+    /// Most links.
+    pub const MOST_LINKS: usize = 8_192;
+    /// Most addresses.
+    pub const MOST_ADDRESSES: usize = 8_192;
+    /// Once there are so many links, veth devices without an address, which pods have, are not kept; once there are so many
+    /// addresses, IPv6 link-local ones are not. No uplink is among them.
+    pub const MOST_OF_PODS: usize = 1_024;
+
+    /// Takes in an address, if there is room. All that read a kernel use this, so that they agree.
+    pub fn keep_address(&mut self, address: HostAddress) {
+        let is_pods = is_automatic(address.addr);
+        if self.addresses.len() < if is_pods { Self::MOST_OF_PODS } else { Self::MOST_ADDRESSES } {
+            self.addresses.push(address);
+        } else {
+            self.left_out += usize::from(!is_pods);
+        }
+    }
+
+    /// The links that have an address of their own, for [`keep_link`](Self::keep_link).
+    pub fn addressed(&self) -> BTreeSet<u32> {
+        self.addresses.iter().filter(|address| !is_automatic(address.addr)).map(|address| address.link).collect()
+    }
+
+    /// Takes in a link, if there is room. `addressed` are those that have an address. All that read a kernel use this, so
+    /// that they agree.
+    pub fn keep_link(&mut self, index: u32, link: HostLink, addressed: &BTreeSet<u32>) {
+        let is_pods = link.kind.is_veth() && !addressed.contains(&index);
+        if self.links.len() < if is_pods { Self::MOST_OF_PODS } else { Self::MOST_LINKS } {
+            self.links.insert(index, link);
+        } else {
+            self.left_out += usize::from(!is_pods);
+        }
+    }
 
     /// The interface through which `addr` is reached without a gateway, if it is (contract 8.1).
     pub fn on_link(&self, addr: IpAddr) -> Option<u32> {
@@ -327,7 +364,7 @@ impl Hint {
     /// Whether a change of a link of this kind, with these addresses, is [`FactsChanged`](Self::FactsChanged). Both the
     /// real and the fake kernel use this, so that they agree.
     pub fn tells_of(kind: &LinkKind, mut addresses: impl Iterator<Item = IpAddr>) -> bool {
-        !matches!(kind, LinkKind::Other(kind) if &**kind == "veth") || addresses.any(|addr| !is_automatic(addr))
+        !kind.is_veth() || addresses.any(|addr| !is_automatic(addr))
     }
 
     /// The hints for an address that was added or changed (`is_there`), or deleted. `is_own` says whether it is on a

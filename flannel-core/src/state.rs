@@ -92,6 +92,13 @@ pub enum LinkKind {
     Other(Box<str>),
 }
 
+impl LinkKind {
+    /// Whether it is an end of a pair, as pods have.
+    pub fn is_veth(&self) -> bool {
+        matches!(self, Self::Other(kind) if &**kind == "veth")
+    }
+}
+
 /// A VXLAN device's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vxlan {

@@ -112,11 +112,13 @@ pub struct Choice {
     pub explanation: Explanation,
 }
 
-/// Every interface, the one chosen first, with the reason it was or was not taken.
+/// The interfaces, the one chosen first, with the reason it was or was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Explanation {
-    /// The interfaces.
+    /// The first [`MOST`](Self::MOST) interfaces.
     pub candidates: Vec<Candidate>,
+    /// How many more there are.
+    pub more: usize,
     /// What of [`Select::FirstOf`] was tried before and did not do.
     pub passed_over: Vec<PassedOver>,
 }
@@ -143,6 +145,11 @@ pub struct Candidate {
     pub why: String,
 }
 
+impl Explanation {
+    /// The most interfaces that are listed.
+    pub const MOST: usize = 32;
+}
+
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.candidates.is_empty() {
@@ -152,6 +159,9 @@ impl fmt::Display for Explanation {
             let separator = if nth == 0 { "" } else { "; " };
             let verdict = if candidate.taken { "taken" } else { "not taken" };
             write!(f, "{separator}{} {:?} {verdict}: {}", candidate.name, candidate.addresses, candidate.why)?;
+        }
+        if self.more > 0 {
+            write!(f, "; and {} more", self.more)?;
         }
         for PassedOver { wanted, problem } in &self.passed_over {
             write!(f, "; {wanted} was tried before: {problem}")?;
@@ -494,7 +504,11 @@ impl Search<'_> {
         let (mut chosen, others): (Vec<_>, Vec<_>) =
             self.facts.links.iter().partition(|(index, _)| found == Some(**index));
         chosen.extend(others);
-        Explanation { candidates: chosen.into_iter().map(candidate).collect(), passed_over: Vec::new() }
+        Explanation {
+            candidates: chosen.iter().take(Explanation::MOST).copied().map(candidate).collect(),
+            more: chosen.len().saturating_sub(Explanation::MOST),
+            passed_over: Vec::new(),
+        }
     }
 
     fn why_not(&self, index: u32) -> String {

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::codec::{Batch, address, route};
-use super::observe::read_links;
+use super::codec::{Batch, address, link, route};
 use super::wire::Wire;
-use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop, Routes};
+use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop, Routes, SeenLink};
 use crate::net::{Family, Prefix};
+use crate::state::Link;
 
 /// Most routes with a gateway that are put aside until it is known what they lie in. Where there are more, the table is
 /// read once more.
@@ -16,15 +16,34 @@ const ASIDE: usize = 1_024;
 /// Reads links, addresses and the main table of both families, of far routes only those to `reach`.
 pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
     let mut facts = HostFacts::default();
-    for seen in read_links(wire, batch)? {
-        let crate::state::Link { name, kind, mac, mtu, up, group, alias } = seen.link;
-        facts.links.insert(seen.index, HostLink { name, kind, mac, mtu, up, group, alias });
-    }
     for family in Family::BOTH {
         address::dump(batch, family, 0);
-        facts.addresses.extend(wire.dump(batch, "reading addresses", |message| {
-            Ok(address::decode(message.payload)?.filter(|seen| Family::of(seen.addr) == family))
-        })?);
+        facts = wire.fold(
+            batch,
+            "reading addresses",
+            || facts.clone(),
+            |facts, message| {
+                let seen = address::decode(message.payload)?.filter(|seen| Family::of(seen.addr) == family);
+                seen.into_iter().for_each(|seen| facts.keep_address(seen));
+                Ok(())
+            },
+        )?;
+    }
+    let addressed = facts.addressed();
+    link::dump(batch);
+    facts = wire.fold(
+        batch,
+        "reading links",
+        || facts.clone(),
+        |facts, message| {
+            if let Some(SeenLink { index, link }) = link::decode(message.payload)? {
+                let Link { name, kind, mac, mtu, up, group, alias } = link;
+                facts.keep_link(index, HostLink { name, kind, mac, mtu, up, group, alias }, &addressed);
+            }
+            Ok(())
+        },
+    )?;
+    for family in Family::BOTH {
         let table = read_table(wire, batch, family, Table::take)?;
         facts.defaults.extend(table.defaults);
         facts.next_hops.extend(table.next_hops);
@@ -170,7 +189,8 @@ fn leads_to_itself(seen: &route::SeenRoute) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::RouteKind;
+    use crate::kernel::HostAddress;
+    use crate::state::{LinkKind, RouteKind};
 
     fn seen(n: u32, gateway: Option<IpAddr>) -> route::SeenRoute {
         route::SeenRoute {
@@ -186,6 +206,46 @@ mod tests {
             onlink: false,
             hops: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_links_and_addresses_is_bounded_and_those_of_pods_take_no_others_place() {
+        let address = |n: u32, addr: IpAddr| HostAddress {
+            link: n,
+            addr,
+            len: 32,
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+        };
+        let link = |kind: &str| HostLink {
+            name: crate::state::LinkName::new("x").unwrap(),
+            kind: LinkKind::Other(kind.into()),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            group: 0,
+            alias: None,
+        };
+        const PODS: u32 = 50_000;
+        let mut facts = HostFacts::default();
+        (0..PODS).for_each(|n| facts.keep_address(address(n, "fe80::1".parse().unwrap())));
+        facts.keep_address(address(PODS + 1, "192.0.2.1".parse().unwrap()));
+        let addressed = facts.addressed();
+        (0..=PODS + 1).for_each(|n| facts.keep_link(n, link("veth"), &addressed));
+        facts.keep_link(PODS + 2, link("dummy"), &addressed);
+        assert_eq!(
+            (facts.addresses.len(), facts.links.len()),
+            (HostFacts::MOST_OF_PODS + 1, HostFacts::MOST_OF_PODS + 2)
+        );
+        assert!(facts.links.contains_key(&(PODS + 1)) && facts.links.contains_key(&(PODS + 2)) && facts.left_out == 0);
+        for n in 0..PODS {
+            facts.keep_address(address(n, std::net::Ipv4Addr::from(n).into()));
+            facts.keep_link(PODS + 3 + n, link("dummy"), &addressed);
+        }
+        assert_eq!((facts.addresses.len(), facts.links.len()), (HostFacts::MOST_ADDRESSES, HostFacts::MOST_LINKS));
+        let room = HostFacts::MOST_ADDRESSES + HostFacts::MOST_LINKS - 2 * HostFacts::MOST_OF_PODS - 3;
+        assert_eq!(facts.left_out, 2 * PODS as usize - room);
     }
 
     #[test]

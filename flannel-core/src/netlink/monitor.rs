@@ -16,7 +16,7 @@ use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbou
 use super::observe::read_links;
 use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Receive, Wire, open_socket, receive};
-use crate::kernel::{Hint, HostAddress, KernelError, OverlayName, Scope, SeenLink};
+use crate::kernel::{Hint, HostAddress, HostFacts, KernelError, OverlayName, Scope, SeenLink};
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
 use crate::state::{Link, LinkId};
 
@@ -45,8 +45,11 @@ const FAILURES: u32 = 8;
 pub(crate) struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
-    /// As last heard of, in the order of their indices.
+    /// As last heard of, in the order of their indices: those that some change of would be told, but no more than
+    /// [`HostFacts::MOST_LINKS`]. Of others every change is news.
     links: Vec<SeenLink>,
+    /// Without those that the kernel gives by itself, and no more than [`HostFacts::MOST_ADDRESSES`]. Of others every
+    /// change is news.
     addresses: BTreeMap<AddressId, Lifetime>,
     watches: Vec<Watch>,
     /// The overlay whose writes come back now.
@@ -56,6 +59,8 @@ pub(crate) struct Monitor {
     flux: Option<u32>,
     /// Notifications were lost, so links and addresses have to be read again.
     stale: bool,
+    /// A scope is new, so links that only it is about may be missing.
+    incomplete: bool,
     receive: Receive,
     /// Receives that failed in a row.
     failures: u32,
@@ -119,6 +124,7 @@ impl Monitor {
             echoes: BTreeMap::new(),
             flux: None,
             stale: true,
+            incomplete: false,
             receive,
             failures: 0,
         })
@@ -140,6 +146,7 @@ impl Monitor {
     /// Tells `signal` what concerns `scope`, which replaces an earlier one of the same overlay.
     pub(crate) fn watch(&mut self, scope: Scope, signal: &Arc<Signal>) {
         let known = self.watches.iter().position(|watch| watch.scope.overlay == scope.overlay);
+        self.incomplete |= !self.watches.iter().any(|watch| watch.scope == scope);
         let ids = scope.identify(&self.links);
         match known.and_then(|place| self.watches.get_mut(place)) {
             Some(watch) => {
@@ -172,22 +179,59 @@ impl Monitor {
 
     /// Reads links and addresses, to compare notifications with.
     pub(crate) fn resync(&mut self, wire: &mut Wire, batch: &mut Batch) -> Result<(), KernelError> {
-        let mut links = read_links(wire, batch)?;
-        links.sort_by_key(|seen| seen.index);
         let mut addresses = BTreeMap::new();
         for family in Family::BOTH {
             address::dump(batch, family, 0);
-            addresses.extend(wire.dump(batch, "reading addresses", |message| {
-                Ok(address::decode(message.payload)?.map(|seen| (id_of(&seen), lifetime_of(&seen))))
-            })?);
+            addresses = wire.fold(
+                batch,
+                "reading addresses",
+                || addresses.clone(),
+                |addresses, message| {
+                    let seen = address::decode(message.payload)?.filter(|seen| !is_automatic(seen.addr));
+                    addresses
+                        .extend(seen.filter(|_| has_room(addresses)).map(|seen| (id_of(&seen), lifetime_of(&seen))));
+                    Ok(())
+                },
+            )?;
         }
-        self.links = links;
         self.addresses = addresses;
-        self.stale = false;
+        let mut links = read_links(wire, batch, |seen| self.is_kept(seen))?;
+        links.sort_by_key(|seen| seen.index);
+        // Those of a scope are found whatever the others are.
+        let (concerned, mut others): (Vec<_>, Vec<_>) = links.into_iter().partition(|seen| self.is_concerned(seen));
+        others.truncate(HostFacts::MOST_LINKS.saturating_sub(concerned.len()));
+        others.extend(concerned);
+        others.sort_by_key(|seen| seen.index);
+        self.links = others;
+        (self.stale, self.incomplete) = (false, false);
+        self.identify();
+        Ok(())
+    }
+
+    /// Reads the links that only a new scope is about. The others stay as last heard of: what was not yet read of them is
+    /// still to be told.
+    pub(crate) fn complete(&mut self, wire: &mut Wire, batch: &mut Batch) -> Result<(), KernelError> {
+        if !self.incomplete {
+            return Ok(());
+        }
+        for seen in read_links(wire, batch, |seen| self.is_concerned(seen))? {
+            if let Err(place) = self.place(seen.index) {
+                self.links.insert(place, seen);
+            }
+        }
+        self.incomplete = false;
+        self.identify();
+        Ok(())
+    }
+
+    fn identify(&mut self) {
         for watch in &mut self.watches {
             watch.ids = watch.scope.identify(&self.links);
         }
-        Ok(())
+    }
+
+    fn place(&self, index: u32) -> Result<usize, usize> {
+        self.links.binary_search_by_key(&index, |known| known.index)
     }
 
     /// Announces that what is written from now on is `writer`'s.
@@ -291,12 +335,22 @@ impl Monitor {
     }
 
     pub(crate) fn link(&self, index: u32) -> Option<&SeenLink> {
-        self.links.binary_search_by_key(&index, |seen| seen.index).ok().and_then(|place| self.links.get(place))
+        self.place(index).ok().and_then(|place| self.links.get(place))
     }
 
     fn addresses_of(&self, index: u32) -> impl Iterator<Item = IpAddr> {
         let from = self.addresses.range((index, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)..);
         from.take_while(move |((link, ..), _)| *link == index).map(|((_, addr, _), _)| *addr)
+    }
+
+    /// Whether the ids of a scope depend on this link.
+    fn is_concerned(&self, seen: &SeenLink) -> bool {
+        self.watches.iter().any(|watch| watch.scope.concerns(seen))
+    }
+
+    /// Whether what becomes of a link may have to be told.
+    fn is_kept(&self, seen: &SeenLink) -> bool {
+        Hint::tells_of(&seen.link.kind, self.addresses_of(seen.index)) || self.is_concerned(seen)
     }
 
     fn is_connected(&self, prefix: &Prefix) -> bool {
@@ -345,16 +399,20 @@ impl Monitor {
 
     fn read_link(&mut self, seen: SeenLink, there: bool) {
         let index = seen.index;
-        let before = match (self.links.binary_search_by_key(&index, |known| known.index), there) {
+        let before = match (self.place(index), there) {
             // Statistics, carrier, queues: nothing of that is kept.
             (Ok(place), true) if self.links[place] == seen => return,
             (Ok(place), true) => Some(std::mem::replace(&mut self.links[place], seen.clone())),
+            (Err(_), true) if !self.is_kept(&seen) => return,
             (Err(place), true) => {
-                self.links.insert(place, seen.clone());
+                if self.links.len() < HostFacts::MOST_LINKS || self.is_concerned(&seen) {
+                    self.links.insert(place, seen.clone());
+                }
                 None
             }
             (Ok(place), false) => Some(self.links.remove(place)),
-            (Err(_), false) => return,
+            (Err(_), false) if self.links.len() < HostFacts::MOST_LINKS => return,
+            (Err(_), false) => None,
         };
         let was_up = before.as_ref().is_some_and(|known| known.link.up);
         let goes_down = was_up && !(there && seen.link.up);
@@ -392,12 +450,17 @@ impl Monitor {
     }
 
     fn read_address(&mut self, seen: &HostAddress, there: bool, author: Author) {
+        if is_automatic(seen.addr) {
+            return;
+        }
+        let (id, lifetime, room) = (id_of(seen), lifetime_of(seen), has_room(&self.addresses));
         let before = match there {
-            true => self.addresses.insert(id_of(seen), lifetime_of(seen)),
-            false => self.addresses.remove(&id_of(seen)),
+            true if room || self.addresses.contains_key(&id) => self.addresses.insert(id, lifetime),
+            true => None,
+            false => self.addresses.remove(&id),
         };
         // Duplicate address detection and router advertisements repeat what is known.
-        let news = if there { before != Some(lifetime_of(seen)) } else { before.is_some() };
+        let news = if there { before != Some(lifetime) } else { before.is_some() || !room };
         if !news {
             return;
         }
@@ -494,6 +557,10 @@ fn echo_of(entry: &neighbour::Entry, there: bool) -> Option<Option<Echo>> {
             Some((!there).then_some(Echo::DeleteNeighbour { index, addr }))
         }
     }
+}
+
+fn has_room(addresses: &BTreeMap<AddressId, Lifetime>) -> bool {
+    addresses.len() < HostFacts::MOST_ADDRESSES
 }
 
 fn id_of(seen: &HostAddress) -> AddressId {

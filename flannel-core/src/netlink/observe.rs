@@ -29,7 +29,7 @@ const MOST_FOREIGN: usize = 131_072;
 /// (kernel-facts 25). The entries are put into a map before the next table is read, so that they exist twice for one
 /// table at a time.
 pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope, expected: usize) -> Result<Seen, KernelError> {
-    let links = read_links(wire, batch)?;
+    let links = read_links(wire, batch, |link| scope.concerns(link))?;
     let ids = scope.identify(&links);
     let links = named_links(links, &ids, scope);
     let mut reader = Reader { wire, batch, scope, expected, ids };
@@ -208,10 +208,14 @@ impl Found {
     }
 }
 
-/// All links, in the order of the dump.
-pub(crate) fn read_links(wire: &mut Wire, batch: &mut Batch) -> Result<Vec<SeenLink>, KernelError> {
+/// The links that `matters` names, in the order of the dump.
+pub(crate) fn read_links(
+    wire: &mut Wire,
+    batch: &mut Batch,
+    matters: impl Fn(&SeenLink) -> bool,
+) -> Result<Vec<SeenLink>, KernelError> {
     link::dump(batch);
-    wire.dump(batch, "reading links", |message| link::decode(message.payload))
+    wire.dump(batch, "reading links", |message| Ok(link::decode(message.payload)?.filter(&matters)))
 }
 
 fn named_links(links: Vec<SeenLink>, ids: &BTreeMap<u32, LinkId>, scope: &Scope) -> BTreeMap<LinkId, Link> {

@@ -88,7 +88,8 @@ mod tests {
     #[test]
     fn a_kind_that_the_kernel_does_not_have_is_unsupported_and_one_it_has_is_not_made() {
         in_new_namespace(|wire, batch| {
-            let links = |wire: &mut Wire, batch: &mut Batch| super::super::observe::read_links(wire, batch).unwrap();
+            let links =
+                |wire: &mut Wire, batch: &mut Batch| super::super::observe::read_links(wire, batch, |_| true).unwrap();
             let before = links(wire, batch);
             let answer = ask_for(wire, batch, InfoKind::Other("flannelkit-none".to_owned()));
             assert!(matches!(answer, Err(KernelError::Unsupported { .. })), "{answer:?}");

@@ -229,9 +229,6 @@ impl Worker {
                 return self.tell_unheard();
             }
         };
-        if monitor.is_stale() {
-            resync(monitor, &mut self.wire, &mut self.batch);
-        }
         for Subscription { scope, signal, told } in self.unheard.drain(..) {
             monitor.watch(scope, &signal);
             if told {
@@ -239,6 +236,7 @@ impl Worker {
                 signal.raise(Hint::Lost);
             }
         }
+        resync(monitor, &mut self.wire, &mut self.batch);
     }
 
     /// The next monitor is not opened before a pause, which grows as long as none lasts.
@@ -266,9 +264,7 @@ impl Worker {
         if monitor.is_broken() {
             return self.give_up();
         }
-        if monitor.is_stale() {
-            resync(monitor, &mut self.wire, &mut self.batch);
-        }
+        resync(monitor, &mut self.wire, &mut self.batch);
     }
 
     /// Does without the monitor, whose socket is broken, until the next may be opened.
@@ -336,8 +332,10 @@ fn answer<T>(reply: Reply<T>, make: impl FnOnce() -> Result<T, KernelError>) {
     }
 }
 
+/// Reads what the monitor has to know and does not.
 fn resync(monitor: &mut Monitor, wire: &mut Wire, batch: &mut Batch) {
-    if let Err(error) = monitor.resync(wire, batch) {
+    let read = if monitor.is_stale() { monitor.resync(wire, batch) } else { monitor.complete(wire, batch) };
+    if let Err(error) = read {
         tracing::debug!(%error, "links and addresses could not be read");
         monitor.lost();
     }

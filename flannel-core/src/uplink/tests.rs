@@ -273,3 +273,15 @@ fn an_address_that_another_node_publishes_is_not_taken_into_use() {
     facts.addresses.push(address(2, "192.0.2.2"));
     assert_eq!(beside(&wanted, &facts, &before, &["192.0.2.2"]).unwrap().public, before.public, "it is in use");
 }
+
+#[test]
+fn of_many_interfaces_the_first_are_explained() {
+    let mut facts = facts();
+    let link = facts.links[&3].clone();
+    facts.links.extend((10..10 + HostFacts::MOST_LINKS as u32).map(|index| (index, link.clone())));
+    let explanation = select(&Select::DefaultRoute, &facts, V4, &none()).unwrap().explanation;
+    assert_eq!(explanation.candidates.len(), Explanation::MOST);
+    assert!(explanation.candidates[0].taken);
+    let more = facts.links.len() - Explanation::MOST;
+    assert!(explanation.to_string().ends_with(&format!("; and {more} more")), "{explanation}");
+}

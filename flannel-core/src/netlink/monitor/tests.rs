@@ -182,10 +182,13 @@ proptest! {
             news |= in_territory && *port != PORT && !flux;
             siblings_news |= in_territory;
         }
-        prop_assert_eq!(&monitor.links, &links.into_values().collect::<Vec<_>>());
+        let links: Vec<_> = links.into_values().collect();
+        let matters = |seen: &&SeenLink| !seen.link.kind.is_veth() || monitor.is_concerned(seen);
+        prop_assert!(links.iter().filter(matters).all(|seen| monitor.link(seen.index) == Some(seen)));
+        prop_assert!(monitor.links.iter().all(|seen| links.contains(seen)), "{:?}", monitor.links);
         prop_assert!(monitor.addresses.len() <= 5 * 4 && monitor.echoes.len() <= ECHOES);
         for watch in &monitor.watches {
-            prop_assert_eq!(&watch.ids, &watch.scope.identify(&monitor.links));
+            prop_assert_eq!(&watch.ids, &watch.scope.identify(&links));
         }
         for (signal, news) in [(signal, news), (sibling, siblings_news)] {
             signal.close();
@@ -193,6 +196,46 @@ proptest! {
             prop_assert!(hints.len() <= 2, "hints merge: {:?}", hints);
             prop_assert!(!news || hints.contains(&Hint::Changed) || hints.contains(&Hint::Lost), "{:?}", hints);
         }
+    }
+}
+
+#[test]
+fn links_of_pods_are_not_kept_and_of_more_others_than_there_is_room_for_all_is_news() {
+    let mut monitor = Monitor::open().unwrap();
+    let signal = Arc::new(Signal::default());
+    monitor.watch(scope(), &signal);
+    let mut hints = Box::pin(Arc::clone(&signal).hints());
+    let mut hears = |monitor: &mut Monitor, heard: &Heard| {
+        let (kind, payload) = heard.message();
+        monitor.read(&Message { kind, flags: 0, seq: 0, port: 2, payload: &payload }, 1).unwrap();
+        std::iter::from_fn(|| hints.next().now_or_never().flatten()).collect::<Vec<_>>().first().copied()
+    };
+    let link = |index: u32, kind: u8, up, there| Heard::Link { index, name: 0, kind, up, ours: false, there };
+    const MOST: u32 = HostFacts::MOST_LINKS as u32;
+    for index in 1..=2 * MOST {
+        assert_eq!(hears(&mut monitor, &link(index, 0, true, true)), None);
+    }
+    assert!(monitor.links.is_empty());
+    for index in 1..=MOST + 100 {
+        assert_eq!(hears(&mut monitor, &link(index, 1, true, true)), Some(Hint::FactsChanged));
+    }
+    assert_eq!(monitor.links.len(), HostFacts::MOST_LINKS);
+    for (index, up, there, news) in
+        [(1, true, true, false), (MOST + 1, true, true, true), (MOST + 1, true, false, true)]
+    {
+        assert_eq!(hears(&mut monitor, &link(index, 1, up, there)).is_some(), news, "{index}");
+    }
+    // One of ours is kept all the same.
+    let ours = Heard::Link { index: 3 * MOST, name: 0, kind: 1, up: true, ours: true, there: true };
+    assert!(hears(&mut monitor, &ours).is_some() && monitor.link(3 * MOST).is_some());
+    for n in 0..HostFacts::MOST_ADDRESSES as u32 / 4 + 100 {
+        for last in 0..4 {
+            assert!(hears(&mut monitor, &Heard::Address { index: 1 + n, last, there: true }).is_some());
+        }
+    }
+    assert_eq!(monitor.addresses.len(), HostFacts::MOST_ADDRESSES);
+    for (n, there, news) in [(1, true, false), (MOST / 4 + 50, true, true), (MOST / 4 + 50, false, true)] {
+        assert_eq!(hears(&mut monitor, &Heard::Address { index: n, last: 1, there }).is_some(), news, "{n}");
     }
 }
 

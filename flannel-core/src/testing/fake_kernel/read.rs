@@ -68,10 +68,12 @@ impl Machine {
     }
 
     pub(super) fn host_facts(&self, reach: &[IpAddr]) -> HostFacts {
-        let mut facts = HostFacts { addresses: self.addresses.clone(), ..HostFacts::default() };
+        let mut facts = HostFacts::default();
+        self.addresses.iter().for_each(|address| facts.keep_address(address.clone()));
+        let addressed = facts.addressed();
         for (index, link) in &self.links {
             let Link { name, kind, mac, mtu, up, group, alias } = link.clone();
-            facts.links.insert(*index, HostLink { name, kind, mac, mtu, up, group, alias });
+            facts.keep_link(*index, HostLink { name, kind, mac, mtu, up, group, alias }, &addressed);
         }
         let mut behind = Vec::new();
         for (slot, entries) in self.routes.iter().filter(|(slot, _)| slot.table == MAIN) {
