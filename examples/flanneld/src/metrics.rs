@@ -84,9 +84,16 @@ impl Metrics {
         gauge("records_dropped", dropped, count(status.peers.dropped));
         let own = "1 while other nodes do not take the own record for a peer: see status";
         gauge("own_trouble", own, i64::from(status.own_trouble.is_some()));
-        gauge("conflicts", "Objects of others that stand in the way", count(status.conflicts.len()));
+        gauge("conflicts", "Objects of others that stand in the way", count(status.conflict_count));
         gauge("contested", "Objects that somebody else keeps changing", count(status.contested.len()));
         gauge("withheld_prefixes", "Prefixes whose deletion waits", count(status.withheld.len()));
+        gauge(
+            "unprotected_prefixes",
+            "Prefixes of bad records that are too many to withhold",
+            count(status.unprotected),
+        );
+        let unknown = "Links and addresses of the host that are too many to be known";
+        gauge("unknown_host_objects", unknown, count(status.unknown_host_objects));
         gauge("refused_objects", "Writes that the kernel refused in the last audit", count(status.refused.len()));
         gauge("undone_objects", "Writes that the last round could not do", count(status.undone));
         if let Some(mtu) = status.mtu {

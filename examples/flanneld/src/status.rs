@@ -44,10 +44,16 @@ pub(crate) struct Document {
     pub(crate) quarantined: Vec<Named>,
     pub(crate) skipped: Vec<Named>,
     pub(crate) conflicts: Vec<Conflict>,
+    /// How many there are, listed or not.
+    pub(crate) conflict_count: usize,
     pub(crate) contested: Vec<String>,
     /// Writes that the kernel refused: for which peer or object, and its words with the remedy.
     pub(crate) refused: Vec<Named>,
     pub(crate) withheld: Vec<Named>,
+    /// Prefixes that bad records name and that are not withheld, because there are too many.
+    pub(crate) unprotected: usize,
+    /// Links and addresses of the host that are not known, because there are too many.
+    pub(crate) unknown_host_objects: usize,
     /// Former networks that may still hold routes of ours.
     pub(crate) former: Vec<String>,
     pub(crate) undone: usize,
@@ -194,6 +200,7 @@ impl Document {
                 .take(LISTED)
                 .map(|conflict| Conflict { found: cut(conflict.found.clone()), remedy: cut(conflict.remedy.clone()) })
                 .collect(),
+            conflict_count: status.conflict_count,
             contested: status.contested.iter().take(LISTED).map(ToString::to_string).collect(),
             refused: status
                 .refused
@@ -210,6 +217,8 @@ impl Document {
                 .take(LISTED)
                 .map(|(prefix, because)| named(prefix.to_string(), withheld(*because, now)))
                 .collect(),
+            unprotected: status.unprotected,
+            unknown_host_objects: status.unknown_host_objects,
             former: status.former.iter().map(ToString::to_string).collect(),
             undone: status.undone,
             audits: status.audits,
@@ -380,6 +389,18 @@ impl fmt::Display for Document {
             let fix = "delete the records that no node wrote";
             row("dropped", &format!("{dropped} records, the youngest or with keys that are too long: {fix}"))?;
         }
+        if self.unprotected > 0 {
+            let fix = "mend or delete the quarantined records";
+            let what = "prefixes that bad records name are not withheld, because there are too many";
+            row("unprotected", &format!("{} {what}: {fix}", self.unprotected))?;
+        }
+        if self.unknown_host_objects > 0 {
+            let fix = "delete links and addresses that nobody uses";
+            row(
+                "host",
+                &format!("{} links and addresses are too many and not known: {fix}", self.unknown_host_objects),
+            )?;
+        }
         let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
         row("rounds", &format!("{audits} audits, {rounds} lease rounds, {drift} repairs, {} undone", self.undone))?;
         let lists = [
@@ -398,6 +419,9 @@ impl fmt::Display for Document {
         }
         for Conflict { found, remedy } in &self.conflicts {
             row("conflict", &format!("{found}: {remedy}"))?;
+        }
+        if self.conflict_count > self.conflicts.len() {
+            row("conflict", &format!("{} in all; only the first are listed", self.conflict_count))?;
         }
         for object in &self.contested {
             row("contested", &format!("{object}: somebody else keeps changing it"))?;

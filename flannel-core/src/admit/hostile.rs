@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::tests::{admission, conflict, dual_node, mac_data, node, record, rules, view};
-use super::withheld::MAX_NAMED;
 use super::*;
 use crate::lease::Json;
 use crate::testing::arbitrary::{node_address, node_subnet};
@@ -155,18 +154,18 @@ fn a_renewal_costs_the_same_however_many_bad_records_name_what_is_inside_its_sub
 fn a_peer_that_comes_and_goes_has_a_bounded_number_of_named_prefixes_judged() {
     let subnets = dual_node(2).subnets;
     let mut admission = Admission::new(rules(&Family::BOTH), view());
-    let count = MAX_NAMED as u32 + 2000;
+    let count = Admission::MAX_WITHHELD as u32 + 2000;
     admission.reset((0..count).map(|n| bad_inside(Dual { v4: None, ..subnets }, n)).collect());
-    assert_eq!((admission.withheld().len(), admission.withheld_overflow()), (MAX_NAMED, 2000));
+    assert_eq!((admission.withheld().len(), admission.withheld_overflow()), (Admission::MAX_WITHHELD, 2000));
     admission.table.take_visits();
     for _ in 0..2 {
         assert_eq!(admission.upsert(record(dual_node(2), 2)).len(), 1);
         assert!(admission.withheld().is_empty());
         assert_eq!(admission.remove(&dual_node(2).key).len(), 1);
-        assert_eq!(admission.withheld().len(), MAX_NAMED);
+        assert_eq!(admission.withheld().len(), Admission::MAX_WITHHELD);
     }
     let visits = admission.table.take_visits();
-    assert!(visits <= 4 * 2 * MAX_NAMED, "four changes look at {visits}");
+    assert!(visits <= 4 * 2 * Admission::MAX_WITHHELD, "four changes look at {visits}");
     // Those that go make room for others; a prefix that was not kept is not given up for another record of the same.
     (0..count).for_each(|n| drop(admission.remove(&key(n))));
     assert!(admission.withheld().is_empty());

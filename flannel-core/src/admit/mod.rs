@@ -83,6 +83,10 @@ pub(crate) struct Claim<'a> {
 }
 
 impl Admission {
+    /// The most prefixes that bad records name and that are taken in: see [`withheld`](Self::withheld). Each peer that comes
+    /// or goes has those judged again that overlap its subnet.
+    pub const MAX_WITHHELD: usize = 16_384;
+
     /// No records yet.
     pub fn new(rules: Rules, host: HostView) -> Self {
         let families = Family::BOTH.map(|family| rules.networks.get(family).map(|_| family));

@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Admission;
 use crate::net::{Dual, Prefix};
-
-/// The most prefixes taken in. Each peer that comes or goes has those judged again that overlap its subnet.
-pub(super) const MAX_NAMED: usize = 16_384;
 
 /// Kept as records change: a change costs that of the prefixes it overlaps, not of all.
 #[derive(Default)]
@@ -16,7 +14,7 @@ pub(super) struct Withheld {
     doubtful: BTreeSet<Prefix>,
     /// Those of `named` that are withheld.
     found: BTreeSet<Prefix>,
-    /// How many prefixes were not taken in, for there were [`MAX_NAMED`] already.
+    /// How many prefixes were not taken in, for there were [`Admission::MAX_WITHHELD`] already.
     pub(super) overflow: usize,
 }
 
@@ -30,7 +28,7 @@ impl Withheld {
     pub(super) fn name(&mut self, subnets: &Dual<Prefix>) -> Dual<Prefix> {
         let mut taken = Dual::default();
         for (family, prefix) in subnets.iter() {
-            if self.named.len() >= MAX_NAMED && !self.named.contains_key(prefix) {
+            if self.named.len() >= Admission::MAX_WITHHELD && !self.named.contains_key(prefix) {
                 self.overflow = self.overflow.saturating_add(1);
                 continue;
             }

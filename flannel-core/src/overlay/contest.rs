@@ -12,6 +12,9 @@ const WRITES: u8 = 10;
 const WINDOW: Duration = Duration::from_secs(10);
 /// The first and the longest wait before a contested object is written again.
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The most objects that are counted or contested at once: a flush of everything at 100 000 peers would take as much memory
+/// as they do. Others are written by every audit.
+const MOST: usize = 16_384;
 /// An object left alone for so long is no longer contested.
 const CLEAR: Duration = Duration::from_secs(30);
 
@@ -133,6 +136,9 @@ impl Contests {
     /// Counts a write. Returns how many there were of late.
     fn tally(&mut self, object: &Object, now: BootTime) -> u8 {
         self.sweep.get_or_insert(now.after(CLEAR));
+        if self.tallies.len() + self.contested.len() >= MOST && !self.tallies.contains_key(object) {
+            return 0;
+        }
         let tally = self.tallies.entry(object.clone()).or_insert(Tally { since: now, last: now, writes: 0 });
         if now.since(tally.since) > WINDOW {
             (tally.since, tally.writes) = (now, 0);
@@ -216,5 +222,20 @@ mod tests {
         }
         assert_eq!(contests.walks, walks);
         assert!(contests.expire(at(41_009)));
+    }
+
+    #[test]
+    fn of_more_objects_than_can_be_counted_the_first_are_and_the_others_are_no_trouble() {
+        let mut contests = Contests::default();
+        let ops: Vec<_> = (0..MOST as u32 + 100).map(deletion).collect();
+        for second in 0..10 {
+            let fresh = contests.wrote(at(second * 1000), ops.iter());
+            assert_eq!(fresh.len(), if second < 9 { 0 } else { MOST });
+            assert!(contests.tallies.len() + contests.contested.len() <= MOST);
+        }
+        assert_eq!(contests.waits_until(&ops[MOST].object(), at(9000)), None);
+        contests.expire(at(60_000));
+        contests.wrote(at(60_000), ops[MOST..].iter());
+        assert_eq!(contests.tallies.len(), 100, "there is room again");
     }
 }

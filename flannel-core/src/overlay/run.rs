@@ -199,7 +199,7 @@ impl Overlay {
             machine.handle(now, Wake::Store(trouble));
         }
         let seen = self.seams.kernel.observe(machine.scope()).await?;
-        Ok(Some(machine.preview(&seen, now)))
+        Ok(Some(machine.preview(seen, now)))
     }
 
     /// Removes everything of this overlay from the kernel, its `subnet.env` and its lease, without taking one first:

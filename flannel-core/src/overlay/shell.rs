@@ -334,7 +334,7 @@ impl<'a> Shell<'a> {
             // What was seen is in the words of another scope.
             return self.look(answer);
         }
-        let preview = seen.map(|seen| self.machine.preview(&seen, self.seams.clock.now()));
+        let preview = seen.map(|seen| self.machine.preview(seen, self.seams.clock.now()));
         // Whoever asked may have gone: not an error.
         let _ = answer.send(preview.map_err(HandleError::Kernel));
     }

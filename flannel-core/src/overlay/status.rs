@@ -9,7 +9,7 @@ use crate::backend::{Skip, Uplink};
 use crate::clock::BootTime;
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Mtu, Prefix};
-use crate::plan::{Conflict, Object};
+use crate::plan::{Conflict, Object, Plan};
 use crate::text::Plain;
 
 /// How far an overlay has come.
@@ -169,8 +169,10 @@ pub struct Status {
     pub own_trouble: Option<Reason>,
     /// Peers the backend gives nothing, with the reason.
     pub skipped: BTreeMap<(LeaseKey, Family), Skip>,
-    /// Strangers' objects in our way.
+    /// Strangers' objects in our way: the first [`MAX_CONFLICTS`](Self::MAX_CONFLICTS).
     pub conflicts: Vec<Conflict>,
+    /// How many there are.
+    pub conflict_count: usize,
     /// Objects that somebody else keeps changing.
     pub contested: Vec<Object>,
     /// Writes that the kernel refused in the last audit, at most 1024 of them.
@@ -180,6 +182,13 @@ pub struct Status {
     pub former: Vec<Prefix>,
     /// Prefixes whose deletion waits, or the replacement of their route.
     pub withheld: BTreeMap<Prefix, WithheldBecause>,
+    /// Prefixes that bad records name and that are not withheld all the same, because there are more than
+    /// [`Admission::MAX_WITHHELD`](crate::admit::Admission::MAX_WITHHELD): what is there of ours is deleted as if nobody named
+    /// it. Counted since the store last listed everything. Mend or delete the bad records.
+    pub unprotected: usize,
+    /// Links and addresses of the host that are not known, because it has more than
+    /// [`HostFacts`](crate::kernel::HostFacts) has room for: an uplink among them is not found. Delete what nobody uses.
+    pub unknown_host_objects: usize,
     /// Writes that the last round could not do, but for those of [`Status::refused`] that a peer's record is the cause
     /// of: the kernel rejects the value, and has taken an object of the same kind (route, neighbour or forwarding entry,
     /// of the same family) for another peer. Where it has taken none, the cause may be this node, so all count; that is
@@ -198,6 +207,8 @@ pub struct Status {
 impl Status {
     /// The most records in [`quarantined`](Self::quarantined).
     pub const MAX_QUARANTINED: usize = 1000;
+    /// The most objects in [`conflicts`](Self::conflicts).
+    pub const MAX_CONFLICTS: usize = Plan::MOST_TOLD;
 }
 
 impl Default for Status {
@@ -216,10 +227,13 @@ impl Default for Status {
             own_trouble: None,
             skipped: BTreeMap::new(),
             conflicts: Vec::new(),
+            conflict_count: 0,
             contested: Vec::new(),
             refused: BTreeMap::new(),
             former: Vec::new(),
             withheld: BTreeMap::new(),
+            unprotected: 0,
+            unknown_host_objects: 0,
             undone: 0,
             audits: 0,
             lease_rounds: 0,

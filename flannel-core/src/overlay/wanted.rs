@@ -4,31 +4,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::backend::{Backend, Local, Skip};
+use crate::kernel::Scope;
 use crate::lease::{Lease, LeaseKey};
 use crate::net::Family;
-use crate::plan::Object;
+use crate::plan::{self, Object};
 use crate::state::{PeerState, RouteKey, State};
 
 /// Peers that the backend gives nothing, in a family.
 pub(crate) type Skips = BTreeMap<(LeaseKey, Family), Skip>;
 
-/// Everything wanted. Ten thousand peers are put into vectors and the maps built from those: a map filled one by one
-/// in ascending order is half empty (kernel-facts 25).
+/// Everything wanted, but for peers of which all is in `seen` as it should be: that is taken out there too, and a plan for
+/// the rest is the same. So an audit that finds nothing holds the state of the kernel once, and not a second time.
+///
+/// Many peers are put into vectors and the maps built from those: a map filled one by one in ascending order is half empty
+/// (kernel-facts 25).
 pub(crate) fn whole<'a>(
     backend: &dyn Backend,
     local: &Local,
+    scope: &Scope,
     peers: impl Iterator<Item = &'a Arc<Lease>>,
+    seen: &mut State,
 ) -> (State, Skips) {
     let mut base = backend.base(local);
+    let links_settled = plan::links_settled(&base, seen, scope);
     let peers: Vec<_> = peers.collect();
     // Three vectors that grow in turn leave thrice what they need behind.
     let room = peers.len() * local.situation.config.networks.families().count();
-    let (mut fdb, mut neighbours, mut routes) =
-        (Vec::with_capacity(room), Vec::with_capacity(room), Vec::with_capacity(room));
+    let missing = |there: usize| if links_settled { room.saturating_sub(there) } else { room };
+    let mut fdb = Vec::with_capacity(missing(seen.fdb.len()));
+    let mut neighbours = Vec::with_capacity(missing(seen.neighbours.len()));
+    let mut routes = Vec::with_capacity(missing(seen.routes.len()));
     let mut skips = Skips::new();
     for peer in peers {
         for (family, outcome) in states(backend, local, peer) {
             match outcome {
+                Ok(state) if links_settled && plan::take_settled(&state, seen) => {}
                 Ok(state) => {
                     fdb.extend(state.fdb);
                     neighbours.extend(state.neighbour);

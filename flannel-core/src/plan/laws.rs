@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{LinkPart, Op, Plan, owns_route, plan};
+use super::{LinkPart, Op, Plan, links_settled, owns_route, plan, plan_owned, take_settled};
 use crate::kernel::{ApplyReport, Device, Kernel, OverlayName, Scope};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix, Vni};
 use crate::state::{
@@ -91,12 +91,17 @@ impl Wish {
     }
 
     fn state(&self) -> State {
+        let mut state = self.base();
+        self.peers().iter().for_each(|peer| state.add(peer));
+        state
+    }
+
+    fn base(&self) -> State {
         let mut state = State::default();
         let overlay = OverlayName::default();
         for family in Family::BOTH {
             let own = LinkId::Own(slot(family) as u8);
-            let is_there = self.devices[slot(family)];
-            if is_there {
+            if self.devices[slot(family)] {
                 let link = Link {
                     name: LinkName::new(NAMES[slot(family)]).unwrap(),
                     kind: self.kind(family),
@@ -121,16 +126,24 @@ impl Wish {
                 };
                 state.routes.insert(RouteKey { prefix, nth: 0 }, route);
             }
+        }
+        state
+    }
+
+    fn peers(&self) -> Vec<PeerState> {
+        let mut peers = Vec::new();
+        for family in Family::BOTH {
+            let own = LinkId::Own(slot(family) as u8);
             for (n, peer) in (0..).zip(&self.peers) {
                 let Some(peer) = peer else { continue };
                 let prefix = subnet(family, n);
                 let dst = self.public(n, family);
                 if !peer.overlay {
                     let route = Some((prefix, Route::direct(prefix, dst, LinkId::Uplink)));
-                    state.add(&PeerState { route, ..PeerState::default() });
-                } else if is_there {
+                    peers.push(PeerState { route, ..PeerState::default() });
+                } else if self.devices[slot(family)] {
                     let mac = MacAddr([2, 0, 0, 0, n, peer.variant]);
-                    state.add(&PeerState {
+                    peers.push(PeerState {
                         fdb: Some((FdbKey { link: own, mac, nth: 0 }, dst)),
                         neighbour: Some((NeighbourKey { link: own, addr: prefix.addr() }, mac)),
                         route: Some((prefix, Route::overlay(prefix, prefix.addr(), own))),
@@ -138,7 +151,7 @@ impl Wish {
                 }
             }
         }
-        state
+        peers
     }
 
     fn public(&self, n: u8, family: Family) -> IpAddr {
@@ -563,6 +576,22 @@ proptest! {
             prop_assert!(moves_neighbours(op) || worse.is_subset(&broken), "{op:?} of {plan:#?}");
             broken = worse;
         }
+    }
+
+    #[test]
+    fn a_plan_without_what_is_as_wanted_is_the_same(
+        before in prop::option::weighted(0.8, wish()), acts in prop::collection::vec(act(), 0..6), now in wish(),
+    ) {
+        let host = aftermath(&before, &acts)?;
+        let (mut wanted, mut seen, scope) = (now.base(), host.observe(&now), now.scope(host.uplink));
+        let whole = host.plan(&now);
+        let settled = links_settled(&wanted, &seen, &scope);
+        for peer in now.peers() {
+            if !(settled && take_settled(&peer, &mut seen)) {
+                wanted.add(&peer);
+            }
+        }
+        prop_assert_eq!(plan_owned(wanted, &seen, &scope, &|prefix| now.claims(prefix)), whole);
     }
 
     #[test]

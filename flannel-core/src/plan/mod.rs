@@ -4,12 +4,16 @@
 //! address lacks a forwarding entry. It names only objects of its arguments, and never a stranger's (design,
 //! Ownership).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::kernel::{EINVAL, KernelError, Scope};
 use crate::net::{Family, MacAddr, Prefix, is_link_local};
-use crate::state::{AddressKey, Link, LinkId, LinkKind, LinkName, Route, RouteKind, State, Vxlan};
+use crate::state::{
+    AddressKey, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, RouteKey, RouteKind, State,
+    Vxlan,
+};
 
 #[cfg(test)]
 mod laws;
@@ -25,7 +29,8 @@ pub use text::OpText;
 
 use text::{RouteText, describe_link};
 
-/// A stranger's object where ours should be. It is left as it is.
+/// A stranger's object where ours should be. It is left as it is. Beyond [`Plan::MOST_TOLD`] conflicts of a plan, the texts
+/// are empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
     /// Which object of ours cannot be, or does not count.
@@ -46,6 +51,9 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The most conflicts that have a text: somebody else may have a route for every peer.
+    pub const MOST_TOLD: usize = 1000;
+
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
@@ -70,13 +78,43 @@ pub type Claims<'a> = dyn Fn(&Prefix) -> Option<IpAddr> + 'a;
 /// Given whole states it is an audit: what was seen and is ours and is not wanted goes. Given only the keys that one
 /// changed peer touches, it is a lease round.
 pub fn plan(wanted: &State, seen: &State, scope: &Scope, claims: &Claims<'_>) -> Plan {
+    plan_owned(wanted.clone(), seen, scope, claims)
+}
+
+/// As [`plan`]. Each table of `wanted` is freed once its writes are planned: at a start both are large.
+pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims: &Claims<'_>) -> Plan {
     let mut planner = Planner::new(scope, claims);
-    planner.links(wanted, seen);
-    planner.addresses(wanted, seen);
-    planner.fdb(wanted, seen);
-    planner.neighbours(wanted, seen);
-    planner.routes(wanted, seen);
+    planner.links(&wanted, seen);
+    planner.addresses(&wanted, seen);
+    planner.fdb(&std::mem::take(&mut wanted.fdb), seen);
+    planner.neighbours(&std::mem::take(&mut wanted.neighbours), seen);
+    planner.routes(&wanted.routes, seen);
     planner.finish()
+}
+
+/// Whether the devices in `seen` are as wanted and nobody else's is among them, so that what is on them counts.
+pub(crate) fn links_settled(wanted: &State, seen: &State, scope: &Scope) -> bool {
+    let mut planner = Planner::new(scope, &|_| None);
+    planner.links(wanted, seen);
+    planner.blocked.is_empty() && planner.finish() == Plan::default()
+}
+
+/// Takes all that `peer` wants out of `seen`, if it is there and as wanted. While [`links_settled`], a plan without both is
+/// the same as with them.
+pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
+    let is_alone = |(prefix, want): (Prefix, Route)| {
+        let mut have = seen.routes_to(prefix);
+        have.next().is_some_and(|(_, route)| route.same(&want)) && have.next().is_none()
+    };
+    let settled = peer.fdb.is_none_or(|(key, dst)| seen.fdb.get(&key) == Some(&dst))
+        && peer.neighbour.is_none_or(|(key, mac)| seen.neighbours.get(&key) == Some(&mac))
+        && peer.route.is_none_or(is_alone);
+    if settled {
+        peer.fdb.map(|(key, _)| seen.fdb.remove(&key));
+        peer.neighbour.map(|(key, _)| seen.neighbours.remove(&key));
+        peer.route.map(|(prefix, _)| seen.routes.remove(&RouteKey { prefix, nth: 0 }));
+    }
+    settled
 }
 
 /// Whether a seen route is ours to change or delete.
@@ -114,8 +152,8 @@ struct Planner<'a> {
     readdressed: BTreeSet<LinkId>,
     /// Devices of ours that go last.
     leaving: BTreeSet<LinkId>,
-    /// Ethernet addresses that had no forwarding entry.
-    unforwarded: BTreeSet<(LinkId, MacAddr)>,
+    /// Ethernet addresses that had no forwarding entry, in order.
+    unforwarded: Vec<(LinkId, MacAddr)>,
     /// Names that devices of ours keep although they are another's, because theirs are taken.
     stuck: Vec<(LinkId, LinkName)>,
     ops: Ops,
@@ -132,9 +170,8 @@ struct Ops {
     address_clears: Vec<Op>,
     addresses: Vec<Op>,
     address_swaps: Vec<Op>,
-    fdb: Vec<Op>,
-    neighbours: Vec<Op>,
-    routes: Vec<Op>,
+    /// Forwarding entries, then neighbours, then routes: the bulk, so that it is never copied.
+    puts: Vec<Op>,
     route_deletes: Vec<Op>,
     neighbour_deletes: Vec<Op>,
     fdb_deletes: Vec<Op>,
@@ -151,7 +188,7 @@ impl<'a> Planner<'a> {
             fresh: BTreeSet::new(),
             readdressed: BTreeSet::new(),
             leaving: BTreeSet::new(),
-            unforwarded: BTreeSet::new(),
+            unforwarded: Vec::new(),
             stuck: Vec::new(),
             ops: Ops::default(),
             conflicts: Vec::new(),
@@ -312,46 +349,46 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn fdb(&mut self, wanted: &State, seen: &State) {
-        for (key, dst) in &wanted.fdb {
+    fn fdb(&mut self, wanted: &BTreeMap<FdbKey, IpAddr>, seen: &State) {
+        for (key, dst) in wanted {
             let there = self.keeps_children(key.link) && seen.fdb.get(key) == Some(dst);
             if !there && !self.blocked.contains(&key.link) {
-                self.ops.fdb.push(Op::PutFdb { key: *key, dst: *dst });
+                self.ops.puts.push(Op::PutFdb { key: *key, dst: *dst });
                 if !self.keeps_children(key.link) || !seen.fdb.contains_key(key) {
-                    self.unforwarded.insert((key.link, key.mac));
+                    self.unforwarded.push((key.link, key.mac));
                 }
             }
         }
         for (key, dst) in &seen.fdb {
-            if self.keeps_children(key.link) && !wanted.fdb.contains_key(key) {
+            if self.keeps_children(key.link) && !wanted.contains_key(key) {
                 self.ops.fdb_deletes.push(Op::DeleteFdb { key: *key, dst: *dst });
             }
         }
     }
 
-    fn neighbours(&mut self, wanted: &State, seen: &State) {
-        for (key, mac) in &wanted.neighbours {
+    fn neighbours(&mut self, wanted: &BTreeMap<NeighbourKey, MacAddr>, seen: &State) {
+        for (key, mac) in wanted {
             let there = self.keeps_children(key.link)
                 && !self.readdressed.contains(&key.link)
                 // Written again with its entry, so that a refused entry keeps routes off this neighbour.
-                && !self.unforwarded.contains(&(key.link, *mac))
+                && self.unforwarded.binary_search(&(key.link, *mac)).is_err()
                 && seen.neighbours.get(key) == Some(mac);
             if !there && !self.blocked.contains(&key.link) {
                 let was = seen.neighbours.get(key).filter(|_| self.keeps_children(key.link)).copied();
-                self.ops.neighbours.push(Op::PutNeighbour { key: *key, mac: *mac, was });
+                self.ops.puts.push(Op::PutNeighbour { key: *key, mac: *mac, was });
             }
         }
         for (key, mac) in &seen.neighbours {
             let there = self.keeps_children(key.link) && !self.readdressed.contains(&key.link);
-            if there && !wanted.neighbours.contains_key(key) {
+            if there && !wanted.contains_key(key) {
                 self.ops.neighbour_deletes.push(Op::DeleteNeighbour { key: *key, mac: *mac });
             }
         }
     }
 
-    fn routes(&mut self, wanted: &State, seen: &State) {
+    fn routes(&mut self, wanted: &BTreeMap<RouteKey, Route>, seen: &State) {
         let mut seen = seen.routes.iter().peekable();
-        let mut wanted = wanted.routes.iter().peekable();
+        let mut wanted = wanted.iter().peekable();
         // Both are in the order of their keys: one walk over the two, a destination at a time.
         let mut have = Vec::new();
         loop {
@@ -398,9 +435,9 @@ impl<'a> Planner<'a> {
             return;
         }
         match have {
-            [] => self.ops.routes.push(Op::CreateRoute { prefix, route: want }),
+            [] => self.ops.puts.push(Op::CreateRoute { prefix, route: want }),
             [only] if self.owns_route(&prefix, only) && !keeps_out(&prefix, only, &want) => {
-                self.ops.routes.push(Op::ReplaceRoute { prefix, change: Box::new((*only, want)) });
+                self.ops.puts.push(Op::ReplaceRoute { prefix, change: Box::new((*only, want)) });
             }
             _ => {
                 let (ours, strangers): (Vec<_>, Vec<_>) =
@@ -410,7 +447,7 @@ impl<'a> Planner<'a> {
                 }
                 match strangers.first() {
                     Some(stranger) => self.route_conflict(prefix, stranger),
-                    None => self.ops.routes.push(Op::CreateRoute { prefix, route: want }),
+                    None => self.ops.puts.push(Op::CreateRoute { prefix, route: want }),
                 }
             }
         }
@@ -425,10 +462,14 @@ impl<'a> Planner<'a> {
     }
 
     fn route_conflict(&mut self, prefix: Prefix, stranger: &Route) {
+        let is_told = self.conflicts.len() < Plan::MOST_TOLD;
+        let text = |text: fmt::Arguments<'_>| if is_told { text.to_string() } else { String::new() };
         self.conflicts.push(Conflict {
             object: Object::Route(prefix),
-            found: RouteText { prefix, route: *stranger, scope: self.scope }.to_string(),
-            remedy: format!("not made by this overlay: delete it (ip route delete {prefix} ...) or move it elsewhere"),
+            found: text(format_args!("{}", RouteText { prefix, route: *stranger, scope: self.scope })),
+            remedy: text(format_args!(
+                "not made by this overlay: delete it (ip route delete {prefix} ...) or move it elsewhere"
+            )),
         });
     }
 
@@ -440,7 +481,7 @@ impl<'a> Planner<'a> {
 
     fn finish(self) -> Plan {
         let stages = self.ops;
-        let ops = [
+        let before = [
             stages.route_clears,
             stages.link_clears,
             stages.links,
@@ -448,22 +489,22 @@ impl<'a> Planner<'a> {
             stages.address_clears,
             stages.addresses,
             stages.address_swaps,
-            stages.fdb,
-            stages.neighbours,
-            stages.routes,
+        ];
+        let after = [
             stages.route_deletes,
             stages.neighbour_deletes,
             stages.fdb_deletes,
             stages.address_deletes,
             stages.link_deletes,
         ];
+        let mut ops = stages.puts;
+        ops.splice(..0, before.into_iter().flatten());
         // One stage after the other is moved and freed, so that the plan never exists twice.
-        let mut all = Vec::new();
-        for stage in ops {
-            all.reserve_exact(stage.len());
-            all.extend(stage);
+        for stage in after {
+            ops.reserve_exact(stage.len());
+            ops.extend(stage);
         }
-        Plan { ops: all, conflicts: self.conflicts }
+        Plan { ops, conflicts: self.conflicts }
     }
 }
 

@@ -433,3 +433,17 @@ fn an_entry_that_was_gone_is_written_together_with_its_neighbour() {
     let ops = ops(&seen);
     assert!(ops.len() == 2 && ops[0].starts_with("fdb") && ops[1].starts_with("neigh"), "{ops:?}");
 }
+
+#[test]
+fn of_many_conflicts_the_first_are_told_and_all_counted() {
+    let prefix = |n: u32| Prefix::masked(std::net::Ipv4Addr::from(0x0a05_0000 + (n << 4)).into(), 28).unwrap();
+    let (mut wanted, mut seen) = (State::default(), State::default());
+    for n in 0..Plan::MOST_TOLD as u32 + 10 {
+        let (key, gateway) = (RouteKey { prefix: prefix(n), nth: 0 }, prefix(n).addr());
+        wanted.routes.insert(key, Route::direct(prefix(n), gateway, LinkId::Uplink));
+        seen.routes.insert(key, Route { protocol: 4, ..Route::direct(prefix(n), gateway, LinkId::Uplink) });
+    }
+    let conflicts = plan(&wanted, &seen, &scope(), &|_| None).conflicts;
+    let told = conflicts.iter().filter(|conflict| !conflict.found.is_empty() && !conflict.remedy.is_empty()).count();
+    assert_eq!((conflicts.len(), told), (Plan::MOST_TOLD + 10, Plan::MOST_TOLD));
+}

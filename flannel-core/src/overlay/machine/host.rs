@@ -74,8 +74,14 @@ impl Machine {
             }
         }
         let mtu = view::pod_mtu(&*self.backend, &situation);
-        let is_due = |status: &Status| status.uplink != uplink || status.mtu != Some(mtu);
-        self.status.send_if(is_due, |status| (status.uplink, status.mtu) = (uplink.clone(), Some(mtu)));
+        let unknown = situation.host.left_out;
+        let shown = |status: &Status| (status.uplink.clone(), status.mtu, status.unknown_host_objects);
+        self.status.send_if(
+            |status| shown(status) != (uplink.clone(), Some(mtu), unknown),
+            |status| {
+                (status.uplink, status.mtu, status.unknown_host_objects) = (uplink.clone(), Some(mtu), unknown);
+            },
+        );
         if situation != *old {
             self.audit.expected |= situation.uplink != old.uplink;
             self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });

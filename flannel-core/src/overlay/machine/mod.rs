@@ -33,7 +33,7 @@ use crate::overlay::refused::Refused;
 use crate::overlay::status::{Event, Hearing, LossReason, Phase};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::view::{self, Settling};
-use crate::overlay::{Settings, chain, wanted};
+use crate::overlay::{Settings, chain};
 use crate::plan::{Object, Plan};
 use crate::state::State;
 use crate::subnet::SubnetError;
@@ -204,10 +204,12 @@ impl Machine {
         machine.judge_host(now);
         let Situation { uplink, .. } = &machine.local.situation;
         let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
+        let unknown = machine.local.situation.host.left_out;
         let mtu = view::pod_mtu(&*machine.backend, &machine.local.situation);
         machine.status.send_modify(|status| {
             status.phase = Phase::LeaseHeld;
             (status.lease, status.uplink, status.mtu) = (Some(lease), Some(uplink), Some(mtu));
+            status.unknown_host_objects = unknown;
         });
         machine
     }
@@ -356,13 +358,9 @@ impl Machine {
     }
 
     /// What an audit of `seen` would do now. Changes nothing.
-    pub(crate) fn preview(&self, seen: &State, now: BootTime) -> Preview {
-        let (wanted, _) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
-        let plan = self.plan(&wanted, seen);
+    pub(crate) fn preview(&self, mut seen: State, now: BootTime) -> Preview {
         let mut guard = self.guard.clone();
-        if !self.audit.judged {
-            self.judge_start(&mut guard, now, &wanted, seen);
-        }
+        let (plan, _) = self.compare(now, &mut seen, &mut guard);
         let leave =
             Leave { bad: self.admission.withheld(), is_unreached: &|prefix, route| self.is_unreached(prefix, route) };
         guard.note_unreached(&plan, now, &leave, |_| true);
@@ -373,7 +371,7 @@ impl Machine {
 
     /// What removes everything of ours in `seen`.
     pub(crate) fn removal(&self, seen: &State) -> Plan {
-        self.plan(&State::default(), seen)
+        self.plan(State::default(), seen)
     }
 
     fn store_event(&mut self, now: BootTime, event: LeaseEvent) {

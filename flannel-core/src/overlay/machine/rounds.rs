@@ -12,7 +12,7 @@ use crate::overlay::refused::{Entry, Kind};
 use crate::overlay::status::{Contact, Event, Phase};
 use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
-use crate::state::{LinkId, Route, State};
+use crate::state::{LinkId, Route, RouteKey, State};
 
 use super::{Audit, Cause, KernelCall, Machine, Round, SPACING};
 
@@ -23,8 +23,8 @@ impl Machine {
         self.audit.expected |= cause == Cause::Expected;
     }
 
-    pub(super) fn plan(&self, wanted: &State, seen: &State) -> Plan {
-        plan::plan(wanted, seen, &self.scope, &|prefix| self.claim(prefix))
+    pub(super) fn plan(&self, wanted: State, seen: &State) -> Plan {
+        plan::plan_owned(wanted, seen, &self.scope, &|prefix| self.claim(prefix))
     }
 
     pub(super) fn claim(&self, prefix: &Prefix) -> Option<std::net::IpAddr> {
@@ -60,7 +60,7 @@ impl Machine {
                 return;
             }
         };
-        let seen = match seen {
+        let mut seen = match seen {
             Ok(seen) => seen,
             Err(error) => {
                 self.memory.known = false;
@@ -72,15 +72,10 @@ impl Machine {
         let drift = self.audit.done_once && !self.audit.expected;
         self.audit.expected = false;
         let moved = self.take_moved();
-        let (wanted, skips) = wanted::whole(&*self.backend, &self.local, self.admission.peers());
-        let plan = self.plan(&wanted, &seen);
-        if !self.audit.judged {
-            let mut guard = std::mem::take(&mut self.guard);
-            self.judge_start(&mut guard, now, &wanted, &seen);
-            self.guard = guard;
-            self.stale.all_prefixes = true;
-        }
-        drop(wanted);
+        let mut guard = std::mem::take(&mut self.guard);
+        let (plan, skips) = self.compare(now, &mut seen, &mut guard);
+        self.guard = guard;
+        self.stale.all_prefixes |= !self.audit.judged;
         let Restrained { plan, held } = self.restrain(plan, now, |_| true);
         self.memory.clear();
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
@@ -94,6 +89,27 @@ impl Machine {
             return self.audited(now, Audit { started, drift, moved, plan: Arc::new(plan) }, &ApplyReport::default());
         }
         self.round = Round::Auditing { audit: Audit { started, drift, moved, plan: Arc::new(plan) }, seen };
+    }
+
+    /// What to write, and which peers get nothing. What is as wanted is taken out of `seen`; the first time it is held
+    /// against what the store says.
+    pub(super) fn compare(&self, now: BootTime, seen: &mut State, guard: &mut Guard) -> (Plan, wanted::Skips) {
+        let before = if self.audit.judged { 0 } else { self.owned_prefixes(seen).count() };
+        let (wanted, skips) = wanted::whole(&*self.backend, &self.local, &self.scope, self.admission.peers(), seen);
+        if !self.audit.judged {
+            self.judge_start(guard, now, before, &wanted, seen);
+        }
+        (self.plan(wanted, seen), skips)
+    }
+
+    /// The prefixes that have a route of ours.
+    fn owned_prefixes(&self, seen: &State) -> impl Iterator<Item = Prefix> {
+        let owns = |(key, route): &(&RouteKey, &Route)| {
+            plan::owns_route(&key.prefix, route, &self.scope, &|prefix| self.claim(prefix))
+        };
+        let mut last = None;
+        let prefixes = seen.routes.iter().filter(owns).map(|(key, _)| key.prefix);
+        prefixes.filter(move |prefix| last.replace(*prefix) != Some(*prefix))
     }
 
     /// The objects of peers that changed, whose changes are taken in with that.
@@ -110,18 +126,12 @@ impl Machine {
         objects
     }
 
-    /// The guard at start: what is there of ours against what the store says. A store that is away has not said so
+    /// The guard at start: what is there of ours, `before` prefixes of which `rest` is not as wanted, against what the
+    /// store says. A store that is away has not said so
     /// itself: whoever is there and not in its last snapshot may have joined since.
-    pub(super) fn judge_start(&self, guard: &mut Guard, now: BootTime, wanted: &State, seen: &State) {
-        let claims = |prefix: &Prefix| self.claim(prefix);
-        let ours: BTreeSet<Prefix> = seen
-            .routes
-            .iter()
-            .filter(|(key, route)| plan::owns_route(&key.prefix, route, &self.scope, &claims))
-            .map(|(key, _)| key.prefix)
-            .collect();
-        let before = ours.len();
-        let gone = ours.into_iter().filter(|prefix| wanted.routes_to(*prefix).next().is_none()).collect();
+    fn judge_start(&self, guard: &mut Guard, now: BootTime, before: usize, wanted: &State, rest: &State) {
+        let is_gone = |prefix: &Prefix| wanted.routes_to(*prefix).next().is_none();
+        let gone = self.owned_prefixes(rest).filter(is_gone).collect();
         if matches!(self.words.watch(), Contact::Lost { .. }) {
             guard.leave(gone);
         } else {
@@ -170,7 +180,7 @@ impl Machine {
         let kept_out: Vec<Conflict> =
             report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
         let undone = self.take_refused(now, &plan, report);
-        self.show_conflicts(plan.conflicts.iter().cloned().chain(kept_out).collect());
+        self.show_conflicts(plan.conflicts.iter().chain(&kept_out));
         let mut repaired = 0;
         if drift && report.applied > 0 && report.lost.is_none() {
             let undone = |place: &usize| {
@@ -280,7 +290,7 @@ impl Machine {
         for object in &objects {
             self.memory.recall(object, &former, &mut seen);
         }
-        let plan = self.plan(&wanted, &seen);
+        let plan = self.plan(wanted, &seen);
         let concerns = |prefix: &Prefix| objects.contains(&Object::Route(*prefix));
         let Restrained { plan, held } = self.restrain(plan, now, concerns);
         for object in &objects {

@@ -79,6 +79,7 @@ impl Machine {
         }
         let quarantined: BTreeMap<_, _> = self.admission.quarantined().take(Status::MAX_QUARANTINED).collect();
         let (dropped, own_trouble) = (self.admission.dropped(), self.admission.own_trouble());
+        let unprotected = self.admission.withheld_overflow();
         {
             let status = self.status.borrow();
             let fresh = quarantined.iter().filter(|(key, reason)| status.quarantined.get(*key) != Some(*reason));
@@ -94,6 +95,7 @@ impl Machine {
         let peers = PeerCounts { accepted, skipped, quarantined: self.admission.quarantined_count(), dropped };
         self.status.send_modify(|status| {
             (status.quarantined, status.own_trouble, status.peers) = (quarantined, own_trouble, peers);
+            status.unprotected = unprotected;
         });
     }
 
@@ -124,13 +126,18 @@ impl Machine {
         });
     }
 
-    pub(super) fn show_conflicts(&mut self, conflicts: Vec<Conflict>) {
-        let old = self.status.borrow().conflicts.clone();
-        let fresh = conflicts.iter().filter(|conflict| !old.contains(conflict));
-        self.events.extend(fresh.cloned().map(Event::ConflictFound));
-        if old != conflicts {
-            self.status.send_modify(|status| status.conflicts = conflicts);
+    pub(super) fn show_conflicts<'a>(&mut self, conflicts: impl Iterator<Item = &'a Conflict> + Clone) {
+        let count = conflicts.clone().count();
+        let conflicts: Vec<_> = conflicts.take(Status::MAX_CONFLICTS).cloned().collect();
+        {
+            let status = self.status.borrow();
+            let fresh = conflicts.iter().filter(|conflict| !status.conflicts.contains(conflict));
+            self.events.extend(fresh.cloned().map(Event::ConflictFound));
         }
+        let is_due = |status: &Status| status.conflicts != conflicts || status.conflict_count != count;
+        self.status.send_if(is_due, |status| {
+            (status.conflicts, status.conflict_count) = (conflicts.clone(), count);
+        });
     }
 
     pub(super) fn show_refused(&mut self) {
