@@ -60,24 +60,24 @@ impl LeaseKey {
 }
 
 impl BadRecord {
-    /// The most characters kept of what is wrong: it may quote a hostile record at length.
-    pub const MAX_CHARS: usize = 256;
+    /// The most bytes kept of what is wrong: it may quote a hostile record at length.
+    pub const MAX_BYTES: usize = 160;
 
-    /// A record that is bad for this reason, which is cut to [`MAX_CHARS`](Self::MAX_CHARS).
+    /// A record that is bad for this reason, which is cut to [`MAX_BYTES`](Self::MAX_BYTES).
     pub fn new(reason: impl fmt::Display, subnets: Dual<Prefix>) -> Self {
         Self { reason: Self::cut(reason), subnets }
     }
 
-    /// The text of a reason, cut to [`MAX_CHARS`](Self::MAX_CHARS).
+    /// The text of a reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
     pub(crate) fn cut(reason: impl fmt::Display) -> String {
-        let mut text = Cut { text: String::new(), left: Self::MAX_CHARS };
+        let mut text = Cut { text: String::new(), left: Self::MAX_BYTES };
         // Fails once it is full.
         let _ = fmt::write(&mut text, format_args!("{reason}"));
         text.text
     }
 }
 
-/// Text that takes so many characters, and no more.
+/// Text that takes so many bytes, and no more.
 struct Cut {
     text: String,
     left: usize,
@@ -86,7 +86,7 @@ struct Cut {
 impl fmt::Write for Cut {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
-            self.left = self.left.checked_sub(1).ok_or(fmt::Error)?;
+            self.left = self.left.checked_sub(c.len_utf8()).ok_or(fmt::Error)?;
             self.text.push(c);
         }
         Ok(())
@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_record_is_told_in_a_bounded_text() {
         let bad = BadRecord::new("é".repeat(1 << 20), Dual::default());
-        assert_eq!(bad.reason.chars().count(), BadRecord::MAX_CHARS);
+        assert_eq!(bad.reason.len(), BadRecord::MAX_BYTES);
         assert_eq!(BadRecord::new("no JSON", Dual::default()).reason, "no JSON");
     }
 

@@ -228,7 +228,7 @@ mod tests {
             let record = record_of(name.as_bytes(), value.map(str::as_bytes), version);
             let bad = record.lease.unwrap_err();
             assert!(record.key.as_str().len() <= LeaseKey::MAX_BYTES, "{:?}", record.key);
-            assert!(bad.reason.contains(says) && bad.reason.len() <= BadRecord::MAX_CHARS, "{}", bad.reason);
+            assert!(bad.reason.contains(says) && bad.reason.len() <= BadRecord::MAX_BYTES, "{}", bad.reason);
             assert_eq!(bad.subnets.v4.is_some(), name.len() < 20);
         }
     }

@@ -304,13 +304,13 @@ fn the_texts_of_bad_records_are_bounded_in_number_and_length() {
     };
     let texts = |admission: &Admission| {
         let texts = admission.quarantined().map(|(_, reason)| match reason {
-            Reason::Unreadable(text) => text.chars().count(),
+            Reason::Unreadable(text) => text.len(),
             other => panic!("{other}"),
         });
         texts.fold((0, 0), |(count, sum), len| (count + usize::from(len > 0), sum + len))
     };
     admission.reset((0..3000).map(bad).collect());
-    assert_eq!(texts(&admission), (MAX_TEXTS, MAX_TEXTS * BadRecord::MAX_CHARS));
+    assert_eq!(texts(&admission), (MAX_TEXTS, MAX_TEXTS * BadRecord::MAX_BYTES));
     assert!(admission.quarantined().all(|(_, reason)| reason.to_string().len() > "unreadable: ".len()));
     // Those that go make room for others, and those that stay keep theirs.
     admission.reset((2000..3000).map(bad).collect());

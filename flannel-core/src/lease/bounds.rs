@@ -2,12 +2,12 @@
 
 use super::{Lease, LeaseKey, Record};
 
-/// The most records of ordinary size that are held of a store: room for 100 000 peers. What is larger than
-/// [`RECORD_BYTES`] counts as several. The youngest are dropped.
-pub const MAX_RECORDS: usize = 131_072;
+/// The most records of ordinary size that are held of a store: room for 100 000 peers, and less than 64 MiB whatever they
+/// hold. What is larger than [`RECORD_BYTES`] counts as several. The youngest are dropped.
+pub const MAX_RECORDS: usize = 114_688;
 
-/// The bytes of a record's key and backend data that count as one record. An ordinary record has about 100.
-pub const RECORD_BYTES: usize = 256;
+/// The bytes of a record's key and backend data that count as one record. An ordinary record has 50 to 120.
+pub const RECORD_BYTES: usize = 128;
 
 impl Record {
     /// How many records of ordinary size this is.

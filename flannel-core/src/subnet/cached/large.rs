@@ -32,8 +32,8 @@ async fn what_is_too_large_to_keep_is_not_written_again_and_again() {
     let cached = bed.open();
     let (_, mut watch) = begun(&cached).await;
     // Escaped they take six bytes each.
-    let bad = BadRecord { reason: "\u{1}".repeat(BadRecord::MAX_CHARS), subnets: Dual::default() };
-    let keys: Vec<_> = (0..50_000).map(|n| LeaseKey::new(&format!("bad-{n}"))).collect();
+    let bad = BadRecord { reason: "\u{1}".repeat(BadRecord::MAX_BYTES), subnets: Dual::default() };
+    let keys: Vec<_> = (0..75_000).map(|n| LeaseKey::new(&format!("bad-{n}"))).collect();
     keys.iter().for_each(|key| bed.store.insert_bad(key, bad.clone()));
     drive(&mut watch, std::time::Duration::from_millis(10)).await;
     let error = cached.flush().await.unwrap_err();
@@ -42,7 +42,7 @@ async fn what_is_too_large_to_keep_is_not_written_again_and_again() {
     assert!(due >= cached.keeper.now().after(PACE_TOO_LARGE / 2), "{due:?}");
     assert!(cached.trouble().is_some());
     // Once there is clearly less, the next write comes at the ordinary pace.
-    bed.store.delete_all(&keys[..20_000]);
+    bed.store.delete_all(&keys[..30_000]);
     drive(&mut watch, std::time::Duration::from_millis(10)).await;
     let due = cached.keeper.write_due().unwrap();
     assert!(due <= cached.keeper.now().after(PACE), "{due:?}");
@@ -67,8 +67,8 @@ fn of_too_many_records_the_oldest_are_kept_and_no_text_at_length() {
     known.event(&LeaseEvent::Upsert(bad(MAX_RECORDS + 11)));
     let records = known.records.unwrap();
     assert!(records.contains_key(&LeaseKey::new("8")) && records.len() == MAX_RECORDS);
-    let texts = records.values().map(|entry| entry.lease.as_ref().unwrap_err().reason.chars().count());
-    assert_eq!(texts.max(), Some(BadRecord::MAX_CHARS));
+    let texts = records.values().map(|entry| entry.lease.as_ref().unwrap_err().reason.len());
+    assert_eq!(texts.max(), Some(BadRecord::MAX_BYTES));
 }
 
 /// Record `n`, as large as one may be: it counts as 16.

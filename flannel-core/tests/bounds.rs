@@ -1,0 +1,233 @@
+//! What a whole agent costs, whatever the store holds. Alone in its process: it measures the process.
+#![cfg(all(target_os = "linux", feature = "testing"))]
+
+/// Nobody reads the log here.
+#[cfg(test)]
+mod log {
+    pub(crate) struct Log;
+
+    impl Log {
+        pub(crate) fn install() {}
+    }
+}
+#[cfg(test)]
+#[path = "agent/node.rs"]
+#[expect(dead_code, reason = "shared with the tests of the agent's reactions")]
+mod node;
+#[cfg(test)]
+#[path = "agent/tunnel.rs"]
+mod tunnel;
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use flannel_core::config::NetworkConfig;
+use flannel_core::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::overlay::Status;
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::testing::MemorySubnets;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
+use node::{Node, pass, peer, public, subnet};
+use proptest::prelude::*;
+use tunnel::{data, mac_of};
+
+/// What an agent may take, beside the tens of thousands of peers that it may have.
+const MOST_BYTES: usize = 64 << 20;
+/// Peers that were there before all others.
+const GOOD: std::ops::RangeInclusive<u8> = 1..=20;
+
+/// What is wrong with hostile records, and how large they are.
+#[derive(Debug, Clone)]
+struct Hostile {
+    kinds: Vec<Kind>,
+    /// How many the store lists.
+    listed: usize,
+    /// How many come, change and go after that.
+    storm: usize,
+    key_bytes: usize,
+    data_bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// All have one subnet.
+    Subnet,
+    /// All have one Ethernet address.
+    Mac,
+    /// A good peer's subnet, or a part of it.
+    Taken,
+    /// Not of this network.
+    Outside,
+    /// Nothing that parses, with a long reason and a prefix.
+    Unreadable,
+    /// A key that is too long.
+    LongKey,
+}
+
+fn hostile() -> impl Strategy<Value = Hostile> {
+    let kind = prop_oneof![
+        Just(Kind::Subnet),
+        Just(Kind::Mac),
+        Just(Kind::Taken),
+        Just(Kind::Outside),
+        Just(Kind::Unreadable),
+        Just(Kind::LongKey)
+    ];
+    let kinds = proptest::collection::vec(kind, 1..4);
+    // Short ones by number, long ones by size, and those that are just not large.
+    let sizes = prop_oneof![
+        Just((12, 0)),
+        (12..=LeaseKey::MAX_BYTES, 0..100_usize),
+        Just((100, 4000)),
+        // The largest that count as one.
+        Just((RECORD_BYTES - 30, 0))
+    ];
+    (kinds, sizes, 0..6_000_usize).prop_map(|(kinds, (key_bytes, data_bytes), storm)| Hostile {
+        kinds,
+        listed: MAX_RECORDS + 5000,
+        storm,
+        key_bytes,
+        data_bytes,
+    })
+}
+
+impl Hostile {
+    fn key(&self, n: usize, kind: Kind) -> LeaseKey {
+        let bytes = if matches!(kind, Kind::LongKey) { LeaseKey::MAX_BYTES + 1 } else { self.key_bytes };
+        LeaseKey::new(&format!("{n:0>bytes$}"))
+    }
+
+    fn record(&self, n: usize) -> Record {
+        let kind = self.kinds[n % self.kinds.len()];
+        let (key, [.., high, low]) = (self.key(n, kind), n.to_be_bytes());
+        let within = |len: u8| Prefix::masked([10, 42, 128 | high, low].into(), len).ok();
+        let subnets = match kind {
+            Kind::Subnet => Some(subnet(250)),
+            Kind::Mac | Kind::Unreadable | Kind::LongKey => within(30),
+            Kind::Taken => Prefix::masked([10, 42, 1 + low % 20, low].into(), 24 + low % 7).ok(),
+            Kind::Outside => Prefix::masked([10, 43, high, low].into(), 30).ok(),
+        };
+        let subnets = Dual { v4: subnets, v6: None };
+        let created = 1_000_000 + n as u64;
+        if let Kind::Unreadable = kind {
+            return Record { key, created, lease: Err(Box::new(BadRecord::new("é".repeat(5000), subnets))) };
+        }
+        let name = if let Kind::Mac = kind { "everybody" } else { key.as_str() };
+        let mut lease = Lease { key: key.clone(), subnets, ..peer(1) };
+        lease.attrs.public_ip.v4 = Some(public(Family::V4, 250));
+        lease.attrs.backend_data.v4 = Some(data(mac_of(name, Family::V4)));
+        lease.attrs.backend_data.v6 = Json::parse(&format!("\"{}\"", "x".repeat(self.data_bytes))).ok();
+        Record { key, created, lease: Ok(Arc::new(lease)) }
+    }
+
+    /// A list as a store gives it that is bounded itself.
+    fn list(&self) -> impl Iterator<Item = Record> {
+        let mut weight = 0;
+        (0..self.listed).map(|n| self.record(n)).take_while(move |record| {
+            weight += record.weight();
+            weight <= MAX_RECORDS + 5000
+        })
+    }
+
+    /// The `n`-th event after the list.
+    fn event(&self, n: usize) -> LeaseEvent {
+        let record = self.record(n * 31 % (2 * self.listed));
+        if n % 3 == 0 { LeaseEvent::Remove(record.key) } else { LeaseEvent::Upsert(record) }
+    }
+}
+
+/// A store that holds hostile records beside good ones. They come into being when they are told, so that they are nobody's
+/// but the agent's.
+struct Flooded {
+    store: MemorySubnets,
+    hostile: Hostile,
+}
+
+#[async_trait]
+impl SubnetManager for Flooded {
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        self.store.network_config().await
+    }
+
+    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+        self.store.previous(node).await
+    }
+
+    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        self.store.acquire(node, want).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        self.store.renew(lease).await
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
+        self.store.release(lease).await
+    }
+
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+        let (mut good, list, storm) = (self.store.watch(), self.hostile.clone(), self.hostile.clone());
+        let first = async move {
+            let mut records = Vec::with_capacity(list.listed + 100);
+            if let Some(Ok(LeaseEvent::Reset(good))) = good.next().await {
+                records.extend(good);
+            }
+            records.extend(list.list());
+            let events = (0..storm.storm).map(move |n| Ok(storm.event(n)));
+            stream::iter([Ok(LeaseEvent::Reset(records))]).chain(stream::iter(events)).chain(good)
+        };
+        first.flatten_stream().boxed()
+    }
+}
+
+/// The field of `/proc/self/status`, in bytes.
+#[cfg(test)]
+fn resident(field: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("this test needs /proc");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field of proc(5)");
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    kib * 1024
+}
+
+#[cfg(test)]
+async fn survives(hostile: Hostile) -> Result<(), TestCaseError> {
+    let node = Node::alone();
+    node.join(GOOD);
+    let store = Flooded { store: node.store.clone(), hostile };
+    std::fs::write("/proc/self/clear_refs", "5").expect("this test needs /proc/self/clear_refs");
+    // What an earlier case left behind in the allocator counts for this one.
+    static BEFORE: OnceLock<usize> = OnceLock::new();
+    let before = *BEFORE.get_or_init(|| resident("VmHWM:"));
+    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    let status = agent.ready().await;
+    prop_assert!(GOOD.into_iter().all(|n| node.has_route(subnet(n))));
+    prop_assert!(status.quarantined.len() <= Status::MAX_QUARANTINED);
+    // What stays is answered for, and events go on meanwhile.
+    for _ in 0..1000 {
+        node.kernel.carrier_change("tun4.1").unwrap();
+    }
+    pass(2.0).await;
+    let status = agent.audited().await;
+    let peers = agent.handle.peers().await.unwrap();
+    prop_assert_eq!(peers.len(), status.peers.accepted);
+    prop_assert!(GOOD.into_iter().all(|n| peers.iter().any(|held| held.key == peer(n).key)));
+    prop_assert!(agent.handle.explain("peer-1").await.unwrap().is_some());
+    prop_assert!(agent.handle.plan().await.unwrap().plan.is_empty());
+    let used = resident("VmHWM:").saturating_sub(before);
+    println!("{} KiB, {status:?}", used / 1024, status = status.peers);
+    prop_assert!(used < MOST_BYTES, "{} KiB", used / 1024);
+    prop_assert!(agent.cancelled().await.is_ok());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3, max_shrink_iters: 0, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_the_store_holds_an_agent_stays_small_keeps_its_peers_answers_and_stops(hostile in hostile()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(survives(hostile))?;
+    }
+}
