@@ -134,7 +134,7 @@ impl Hostile {
     /// The `n`-th event after the list.
     fn event(&self, n: usize) -> LeaseEvent {
         let record = self.record(n * 31 % (2 * self.listed));
-        if n % 3 == 0 { LeaseEvent::Remove(record.key) } else { LeaseEvent::Upsert(record) }
+        if n.is_multiple_of(3) { LeaseEvent::Remove(record.key) } else { LeaseEvent::Upsert(record) }
     }
 }
 
