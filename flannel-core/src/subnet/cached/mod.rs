@@ -7,6 +7,8 @@ mod known;
 mod large;
 mod records;
 #[cfg(test)]
+mod sharing;
+#[cfg(test)]
 mod tests;
 mod watch;
 mod wire;

@@ -16,7 +16,6 @@ use crate::clock::{BootTime, SystemClock, TokioClock};
 use crate::config::Allocation;
 use crate::lease::{BadRecord, Fence, Json, LeaseAttrs, LeaseKey, Record};
 use crate::net::{Dual, Prefix};
-use crate::subnet::OwnLeases;
 use crate::testing::store_contract::{self, Harness};
 use crate::testing::{Fault, MemorySubnets, arbitrary};
 
@@ -51,7 +50,7 @@ impl Bed {
     }
 
     /// A file of a node `a` that holds a lease and saw its own record.
-    async fn saved(&self) -> Lease {
+    pub(super) async fn saved(&self) -> Lease {
         let cached = self.open();
         let (lease, _watch) = begun(&cached).await;
         cached.flush().await.unwrap();
@@ -59,11 +58,11 @@ impl Bed {
     }
 }
 
-fn node() -> NodeIdentity {
+pub(super) fn node() -> NodeIdentity {
     NodeIdentity::new("a").unwrap()
 }
 
-fn want() -> Want {
+pub(super) fn want() -> Want {
     Want::new(LeaseAttrs::default())
 }
 
@@ -171,37 +170,6 @@ async fn another_node_has_no_lease_in_the_file() {
     let cached = bed.open();
     assert!(matches!(cached.previous(&other).await, Err(SubnetError::Unavailable { .. })));
     assert!(matches!(cached.acquire(&other, want()).await, Err(SubnetError::Unavailable { .. })));
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_files_lease_stands_in_only_where_the_agent_takes_it_for_its_own() {
-    let bed = Bed::new();
-    let lease = bed.saved().await;
-    bed.store.outage();
-    let cached = bed.open();
-    cached.network_config().await.unwrap();
-    let changed = || Want::new(LeaseAttrs { backend_type: "vxlan".into(), ..LeaseAttrs::default() });
-    for own in [OwnLeases::Unheld, OwnLeases::Key(LeaseKey::new("b"))] {
-        let refused = cached.acquire(&node(), changed().owning(own.clone())).await;
-        assert!(matches!(refused, Err(SubnetError::Unavailable { .. })), "{own:?}: {refused:?}");
-        let written = cached.acquire(&node(), want().owning(own)).await.unwrap();
-        assert_eq!(written.key, lease.key, "what it says is what is wanted");
-    }
-    let kept = cached.acquire(&node(), changed().owning(OwnLeases::Key(lease.key.clone()))).await.unwrap();
-    assert_eq!((&kept.key, kept.attrs), (&lease.key, changed().attrs));
-}
-
-#[test]
-fn of_several_leases_under_an_address_the_known_one_stays_the_own() {
-    let mut known = held(None);
-    let Own::Held(_, ours) = known.own.clone() else { unreachable!() };
-    let theirs = Lease { key: LeaseKey::new("another's"), ..ours.clone() };
-    known.found(&node(), &[theirs.clone(), ours.clone()]);
-    assert_eq!(known.own_lease(&node(), BootTime::default()), Some(ours));
-    known.found(&node(), std::slice::from_ref(&theirs));
-    assert_eq!(known.own_lease(&node(), BootTime::default()), Some(theirs), "until the agent says otherwise");
-    known.found(&node(), &[]);
-    assert_eq!(known.own_lease(&node(), BootTime::default()), None);
 }
 
 /// The own lease after the node's address changed.

@@ -1,0 +1,38 @@
+//! Leases of other nodes under this node's address.
+
+use super::known::Own;
+use super::tests::{Bed, held, node, want};
+use crate::clock::BootTime;
+use crate::lease::{Lease, LeaseAttrs, LeaseKey};
+use crate::subnet::{OwnLeases, SubnetError, SubnetManager, Want};
+
+#[tokio::test(start_paused = true)]
+async fn the_files_lease_stands_in_only_where_the_agent_takes_it_for_its_own() {
+    let bed = Bed::new();
+    let lease = bed.saved().await;
+    bed.store.outage();
+    let cached = bed.open();
+    cached.network_config().await.unwrap();
+    let changed = || Want::new(LeaseAttrs { backend_type: "vxlan".into(), ..LeaseAttrs::default() });
+    for own in [OwnLeases::Unheld, OwnLeases::Key(LeaseKey::new("b"))] {
+        let refused = cached.acquire(&node(), changed().owning(own.clone())).await;
+        assert!(matches!(refused, Err(SubnetError::Unavailable { .. })), "{own:?}: {refused:?}");
+        let written = cached.acquire(&node(), want().owning(own)).await.unwrap();
+        assert_eq!(written.key, lease.key, "what it says is what is wanted");
+    }
+    let kept = cached.acquire(&node(), changed().owning(OwnLeases::Key(lease.key.clone()))).await.unwrap();
+    assert_eq!((&kept.key, kept.attrs), (&lease.key, changed().attrs));
+}
+
+#[test]
+fn of_several_leases_under_an_address_the_known_one_stays_the_own() {
+    let mut known = held(None);
+    let Own::Held(_, ours) = known.own.clone() else { unreachable!() };
+    let theirs = Lease { key: LeaseKey::new("another's"), ..ours.clone() };
+    known.found(&node(), &[theirs.clone(), ours.clone()]);
+    assert_eq!(known.own_lease(&node(), BootTime::default()), Some(ours));
+    known.found(&node(), std::slice::from_ref(&theirs));
+    assert_eq!(known.own_lease(&node(), BootTime::default()), Some(theirs), "until the agent says otherwise");
+    known.found(&node(), &[]);
+    assert_eq!(known.own_lease(&node(), BootTime::default()), None);
+}
