@@ -1,44 +1,48 @@
-//! What happens to the hosts.
+//! What happens to the hosts, and to the store.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
-use flannel_core::net::{Dual, Prefix};
+use flannel_core::net::{Dual, Family};
 use flannel_core::testing::memory_subnets::Fault;
 
-use crate::host::{Host, Virtual, address};
-use crate::world::{TTL, World, config, pass};
+use crate::host::{Host, Virtual};
+use crate::network::{LAST, Setting, address, subnet};
+use crate::world::{World, pass};
 
 /// The virtual addresses.
 const VIRTUAL: [u8; 3] = [240, 241, 242];
 /// The addresses that DHCP gives out: few, so that a host gets what another one had.
 const POOL: std::ops::Range<u8> = 10..26;
 
-fn go_key(number: u8) -> LeaseKey {
-    LeaseKey::new(&format!("10.42.{number}.0-24"))
-}
-
 impl World {
     pub(crate) async fn step(&mut self) {
-        let what = self.random.below(21);
+        let what = self.random.below(22);
         let host = self.some_host();
+        // Before it is done, so that a failure amid it shows it too.
         let done = match what {
             0..5 => {
                 let seconds = self.random.one_of(&[0.02, 0.3, 1.0, 4.0, 10.0, 40.0, 120.0]);
                 pass(seconds).await;
                 format!("{seconds} s pass")
             }
+            17 => self.go_flannel(),
+            18 => self.store_fault(),
+            19 => self.reconfigure(),
+            // To a host that sleeps nothing happens but that it wakes.
+            _ if self.hosts[host].clock.is_asleep() => match self.random.below(3) {
+                0 => self.wake(host).await,
+                _ => "nothing".to_owned(),
+            },
             5..7 => self.turn(host).await,
             7 | 8 => self.move_virtual(host),
             9 => self.drop_virtual(),
-            10 | 11 => self.give_address(host),
-            // Whoever starts for the first time amid that can only use what there is.
-            12 if self.hosts[host].has_memory() => {
-                let seconds = self.random.one_of(&[0.1, 0.5, 2.0]);
-                self.hosts[host].remove_own();
-                pass(seconds).await;
-                self.hosts[host].add_own();
-                self.hosts[host].add_default();
-                format!("host {host} has no address for {seconds} s")
+            10 | 11 => {
+                let families = self.some_families();
+                self.give_address(host, &families)
             }
+            12 => self.lack_address(host).await,
             13 => {
                 let seconds = self.random.one_of(&[0.1, 1.0, 8.0]);
                 self.hosts[host].remove_default();
@@ -47,49 +51,105 @@ impl World {
                 format!("host {host} has no default route for {seconds} s")
             }
             14 => {
-                // The device goes with it.
-                self.leave_gos(self.hosts[host].own);
-                self.hosts[host].kernel.delete_link("eth0").unwrap();
+                self.hosts[host].act(|kernel| kernel.delete_link("eth0"));
                 pass(self.random.one_of(&[0.0, 0.5, 6.0])).await;
                 self.hosts[host].plug();
                 format!("host {host} makes its interface anew")
             }
             15 => {
-                self.hosts[host].kernel.link_down("eth0").unwrap();
+                self.hosts[host].act(|kernel| kernel.link_down("eth0"));
                 pass(self.random.one_of(&[0.1, 6.0])).await;
-                self.hosts[host].kernel.link_up("eth0").unwrap();
-                self.hosts[host].add_default();
+                self.hosts[host].act(|kernel| kernel.link_up("eth0"));
+                // IPv6 addresses went with the link.
+                self.hosts[host].put_addresses();
                 format!("host {host} takes its interface down and up")
             }
             16 => self.reboot(host).await,
-            17 => self.go_flannel(),
-            18 => self.store_fault(),
-            19 => self.outlast(host).await,
-            12 => "nothing".to_owned(),
-            _ => {
-                let max = self.random.one_of(&[3, 6, 12, 250]);
-                self.store.set_config(config(max));
-                format!("the pool ends with 10.42.{max}.0")
-            }
+            20 => self.ask(host).await,
+            _ => self.sleep(host).await,
         };
         self.log.push(done);
     }
 
+    /// One family of the network, or all of them.
+    fn some_families(&mut self) -> Vec<Family> {
+        let families = self.setting.families.clone();
+        match self.random.below(2) {
+            0 => vec![self.random.one_of(&families)],
+            _ => families,
+        }
+    }
+
     async fn turn(&mut self, host: usize) -> String {
-        let Some(agent) = self.hosts[host].agent.take() else {
+        if self.hosts[host].agent.is_none() {
             self.start(host);
             return format!("host {host} starts its agent");
-        };
-        if self.random.below(2) == 0 {
-            agent.kill().await;
-        } else {
-            agent.stop().await;
         }
+        let (crash, shared) = (self.random.below(2) == 0, Arc::clone(&self.shared));
+        self.hosts[host].end(&shared, crash).await;
         // Most agents are restarted at once.
         if self.random.below(4) > 0 {
             self.start(host);
         }
-        format!("host {host} ends its agent; running: {}", self.hosts[host].agent.is_some())
+        format!("host {host} ends its agent, crash: {crash}; running: {}", self.hosts[host].agent.is_some())
+    }
+
+    /// A status page asks the agent.
+    async fn ask(&mut self, host: usize) -> String {
+        let Some(agent) = &self.hosts[host].agent else { return "nothing".to_owned() };
+        let (handle, wait) = (agent.handle.clone(), Duration::from_millis(100));
+        let answered = tokio::time::timeout(wait, handle.plan()).await.is_ok_and(|answer| answer.is_ok());
+        format!("host {host} is asked for its plan, answered: {answered}")
+    }
+
+    /// The host is suspended: often for as long as its lease lasts, and longer.
+    async fn sleep(&mut self, host: usize) -> String {
+        if self.hosts[host].agent.is_none() {
+            return "nothing".to_owned();
+        }
+        if self.random.below(3) > 0 {
+            self.hosts[host].sleep();
+            return format!("host {host} sleeps");
+        }
+        let seconds = self.random.one_of(&[20.0, 310.0, 450.0, 610.0]);
+        let away = self.random.below(4) == 0;
+        if away {
+            // The host knows that, so nothing wakes its agent with it.
+            self.store.outage();
+            pass(1.0).await;
+        }
+        self.hosts[host].sleep();
+        pass(seconds).await;
+        let woken = self.wake(host).await;
+        self.store.recover();
+        format!("host {host} sleeps for {seconds} s, the store is away: {away}; {woken}")
+    }
+
+    async fn wake(&mut self, host: usize) -> String {
+        let rest = Duration::from_millis(self.random.one_of(&[0, 400, 2000, 5000]));
+        self.hosts[host].wake(rest);
+        let moved = match self.random.below(4) {
+            0 => self.give_address(host, &self.setting.families.clone()),
+            _ => "nothing else".to_owned(),
+        };
+        let asked = match self.random.below(2) {
+            0 => self.ask(host).await,
+            _ => "is not asked".to_owned(),
+        };
+        format!("host {host} wakes, timers are late by {rest:?}; {moved}; {asked}")
+    }
+
+    async fn lack_address(&mut self, host: usize) -> String {
+        // Whoever starts for the first time amid that can only use what there is.
+        if !self.hosts[host].has_memory() {
+            return "nothing".to_owned();
+        }
+        let (seconds, families) = (self.random.one_of(&[0.1, 0.5, 2.0]), self.some_families());
+        self.hosts[host].remove_own(&families);
+        pass(seconds).await;
+        self.hosts[host].add_own(&families);
+        self.hosts[host].add_default();
+        format!("host {host} has no own address of {families:?} for {seconds} s")
     }
 
     fn take_virtual(&mut self, number: u8) {
@@ -100,12 +160,25 @@ impl World {
         }
     }
 
+    fn family_of_virtual(&self, number: u8) -> Family {
+        let families = &self.setting.families;
+        families[usize::from(number) % families.len()]
+    }
+
     fn move_virtual(&mut self, host: usize) -> String {
-        let one = Virtual { number: self.random.one_of(&VIRTUAL), len: self.random.one_of(&[24, 32]) };
-        self.take_virtual(one.number);
+        let number = self.random.one_of(&VIRTUAL);
+        let family = self.family_of_virtual(number);
+        // An IPv6 address with a lifetime comes after one without, and nothing but that tells them apart.
+        let alone = family == Family::V6 && self.hosts[host].leased;
+        let len = match self.random.below(2) {
+            0 if !alone => subnet_len(family),
+            _ => family.bits(),
+        };
+        let one = Virtual { family, number, len };
+        self.take_virtual(number);
         self.hosts[host].virtuals.push(one);
         self.hosts[host].add_virtual(one);
-        format!("host {host} has virtual address {} now", one.number)
+        format!("host {host} has virtual address {}/{len} now", address(family, number))
     }
 
     fn drop_virtual(&mut self) -> String {
@@ -115,113 +188,81 @@ impl World {
     }
 
     /// An address that no host has and no agent publishes: perhaps one that another host had before.
-    fn free_address(&mut self) -> u8 {
+    fn free_address(&mut self, family: Family) -> u8 {
         let uses = |host: &Host, number| {
-            let public = host.lease().and_then(|lease| lease.attrs.public_ip.v4);
-            host.own == number || public == Some(address(number))
+            let public = host.lease().and_then(|lease| lease.attrs.public_ip.get(family).copied());
+            host.own.get(family) == Some(&number) || public == Some(address(family, number))
         };
-        let is_free = |number: &u8| !self.hosts.iter().any(|host| uses(host, *number)) && !self.is_gos(*number);
-        let free: Vec<u8> = POOL.filter(is_free).collect();
+        let free: Vec<u8> = POOL.filter(|number| !self.hosts.iter().any(|host| uses(host, *number))).collect();
         self.random.one_of(&free)
     }
 
-    fn give_address(&mut self, host: usize) -> String {
-        let number = self.free_address();
+    fn give_address(&mut self, host: usize, families: &[Family]) -> String {
+        let mut now = Dual::default();
+        for family in families {
+            *now.slot(*family) = Some(self.free_address(*family));
+        }
         let host = &mut self.hosts[host];
-        host.remove_own();
-        let old = std::mem::replace(&mut host.own, number);
-        host.add_own();
-        host.add_default();
-        format!("host {} has address {number} instead of {old} now", host.number)
+        let old = host.own;
+        host.change_own(now);
+        format!("host {} has addresses {:?} instead of {old:?} now", host.number, host.own)
     }
 
     async fn reboot(&mut self, host: usize) -> String {
-        if let Some(agent) = self.hosts[host].agent.take() {
-            agent.kill().await;
-        }
+        let shared = Arc::clone(&self.shared);
+        self.hosts[host].end(&shared, true).await;
         if self.random.below(2) == 0 {
-            self.hosts[host].own = self.free_address();
+            for family in self.setting.families.clone() {
+                *self.hosts[host].own.slot(family) = Some(self.free_address(family));
+            }
         }
-        self.leave_gos(self.hosts[host].own);
         self.hosts[host].boot();
-        self.hosts[host].published = None;
+        self.hosts[host].published = Dual::default();
         self.start(host);
-        format!("host {host} is rebooted, with address {}", self.hosts[host].own)
+        format!("host {host} is rebooted, with addresses {:?}", self.hosts[host].own)
     }
 
     /// A node of Go flannel joins, renews or leaves. It may publish a virtual address that is elsewhere by now.
     fn go_flannel(&mut self) -> String {
         let number = 100 + self.random.below(6) as u8;
-        let key = go_key(number);
+        let mut subnets = Dual::default();
+        let mut public_ip = Dual::default();
+        let mut backend_data = Dual::default();
+        for family in self.setting.families.clone() {
+            *subnets.slot(family) = Some(subnet(family, number));
+            *public_ip.slot(family) = Some(address(family, number));
+            let mac = format!("02:6{}:00:00:00:{number:02x}", u8::from(family == Family::V6));
+            let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
+            *backend_data.slot(family) = Some(data);
+        }
+        let parts: Vec<_> = subnets.iter().map(|(_, subnet)| subnet.to_string().replace('/', "-")).collect();
+        let key = LeaseKey::new(&parts.join("&"));
         if self.go.remove(&key).is_some() {
             self.store.delete(&key);
             return format!("Go node {number} leaves");
         }
-        let published = if self.random.below(3) == 0 { self.random.one_of(&VIRTUAL) } else { number };
-        // What another node of ours has published is not published once more.
-        let taken = self.store.records().iter().any(|record| {
-            record.lease.as_ref().is_ok_and(|lease| lease.attrs.public_ip.v4 == Some(address(published)))
-        });
-        self.join_go(number, if taken { number } else { published })
-    }
-
-    fn join_go(&mut self, number: u8, published: u8) -> String {
-        let subnet: Prefix = format!("10.42.{number}.0/24").parse().unwrap();
-        let key = go_key(number);
-        if self.store.records().iter().any(|record| {
-            record.lease.as_ref().is_ok_and(|lease| lease.subnets.v4.is_some_and(|other| other.overlaps(&subnet)))
-        }) {
+        let records = self.store.records();
+        let leases = || records.iter().filter_map(|record| record.lease.as_ref().ok());
+        let overlaps = |lease: &Lease| {
+            subnets.iter().any(|(family, own)| lease.subnets.get(family).is_some_and(|other| other.overlaps(own)))
+        };
+        if leases().any(|lease| overlaps(lease)) {
             return "nothing".to_owned();
         }
-        let mac = format!("02:60:00:00:00:{number:02x}");
-        let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
-        let lease = Lease {
-            key: key.clone(),
-            subnets: Dual { v4: Some(subnet), v6: None },
-            attrs: LeaseAttrs {
-                public_ip: Dual { v4: Some(address(published)), v6: None },
-                backend_type: "vxlan".into(),
-                backend_data: Dual { v4: Some(data), v6: None },
-            },
-            expires: None,
-            fence: Fence::default(),
-        };
+        if self.random.below(3) == 0 {
+            let published = self.random.one_of(&VIRTUAL);
+            let family = self.family_of_virtual(published);
+            let published = address(family, published);
+            // What another node of ours has published is not published once more.
+            if !leases().any(|lease| lease.attrs.public_ip.get(family) == Some(&published)) {
+                *public_ip.slot(family) = Some(published);
+            }
+        }
+        let attrs = LeaseAttrs { public_ip, backend_type: "vxlan".into(), backend_data };
+        let lease = Lease { key: key.clone(), subnets, attrs, expires: None, fence: Fence::default() };
         self.store.insert([lease.clone()]);
         self.go.insert(key, lease);
-        format!("Go node {number} joins at {published}")
-    }
-
-    /// Whether a node of Go flannel publishes the address.
-    fn is_gos(&self, number: u8) -> bool {
-        self.go.values().any(|lease| lease.attrs.public_ip.v4 == Some(address(number)))
-    }
-
-    /// The nodes of Go flannel that publish the address leave. Where no device is left, nothing tells their leases from that
-    /// of the host that has the address.
-    fn leave_gos(&mut self, number: u8) {
-        let published = Some(address(number));
-        let left: Vec<_> = self.go.extract_if(.., |_, lease| lease.attrs.public_ip.v4 == published).collect();
-        self.store.delete_all(left.iter().map(|(key, _)| key));
-    }
-
-    /// A host is down until its lease has run out, and by then a node of Go flannel publishes its address.
-    async fn outlast(&mut self, host: usize) -> String {
-        let own = self.hosts[host].own;
-        let publishes_own = |host: &Host| {
-            host.lease().and_then(|lease| lease.attrs.public_ip.v4) == Some(address(own)) && host.has(address(own))
-        };
-        // Only the device tells afterwards that the other's lease is not its own.
-        if !publishes_own(&self.hosts[host]) || self.hosts[host].kernel.link_index("flannel.1").is_none() {
-            return "nothing".to_owned();
-        }
-        if let Some(agent) = self.hosts[host].agent.take() {
-            agent.kill().await;
-        }
-        pass(TTL.as_secs_f64() + 1.0).await;
-        let number = 100 + self.random.below(6) as u8;
-        let joined = if self.go.contains_key(&go_key(number)) { String::new() } else { self.join_go(number, own) };
-        self.start(host);
-        format!("host {host} is down until its lease at {own} has run out; {joined}")
+        format!("Go node {number} joins at {public_ip:?}")
     }
 
     fn store_fault(&mut self) -> String {
@@ -233,5 +274,28 @@ impl World {
         let count = 1 + self.random.below(3);
         self.store.fail_next(std::iter::repeat_n(fault, count));
         format!("{count} times {fault:?}")
+    }
+
+    /// Another pool, longer subnets, or a network that is widened, which happens once.
+    fn reconfigure(&mut self) -> String {
+        let before = self.setting.clone();
+        let setting = Setting {
+            wide: before.wide || self.random.below(8) == 0,
+            upper: self.random.below(4) == 0,
+            min: self.random.one_of(&[1, 1, 2, 3]),
+            max: self.random.one_of(&[3, 6, 12, LAST]),
+            longer: self.random.one_of(&[0, 0, 0, 0, 1, 2, 4]),
+            ..before
+        };
+        let text = format!("the configuration changes: {setting:?}");
+        self.configure(setting);
+        text
+    }
+}
+
+fn subnet_len(family: Family) -> u8 {
+    match family {
+        Family::V4 => 24,
+        Family::V6 => 64,
     }
 }

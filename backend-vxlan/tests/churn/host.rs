@@ -1,129 +1,252 @@
 //! A host of the simulation, and the agent on it.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use flannel_backend_vxlan::Vxlan;
-use flannel_core::clock::TokioClock;
+use flannel_core::clock::{BootTime, Clock};
+use flannel_core::kernel::KernelError;
 use flannel_core::lease::Lease;
-use flannel_core::overlay::{Events, Handle, Identity, MissingUplink, Overlay, OverlayError, Status};
-use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::overlay::{Events, Handle, Identity, MissingUplink, Overlay, OverlayError, Phase, Status};
+use flannel_core::testing::fake_kernel::{Address, FakeRoute, Placement, Snapshot};
 use flannel_core::testing::{FakeKernel, MemorySubnets};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Where the default route leads.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
-
-pub(crate) fn address(number: u8) -> IpAddr {
-    Ipv4Addr::new(192, 0, 2, number).into()
-}
+use crate::clock::HostClock;
+use crate::network::{address, device};
+use crate::story::Story;
+use crate::strangers::{put_strangers, strange_lines};
+use crate::witness::{Shared, Witness};
 
 /// A virtual address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Virtual {
+    pub(crate) family: Family,
     pub(crate) number: u8,
     pub(crate) len: u8,
-}
-
-fn address_of(one: &Virtual) -> IpAddr {
-    address(one.number)
 }
 
 pub(crate) struct Host {
     pub(crate) number: usize,
     pub(crate) kernel: FakeKernel,
-    /// The last byte of its own address.
-    pub(crate) own: u8,
-    /// Whether its address comes from DHCP.
+    pub(crate) clock: Arc<HostClock>,
+    pub(crate) families: Vec<Family>,
+    /// The last byte of its own address of each family.
+    pub(crate) own: Dual<u8>,
+    /// Whether its addresses come from DHCP.
     pub(crate) leased: bool,
     pub(crate) virtuals: Vec<Virtual>,
     /// What it published when last looked at.
-    pub(crate) published: Option<IpAddr>,
+    pub(crate) published: Dual<IpAddr>,
     pub(crate) agent: Option<Agent>,
     pub(crate) starts: u64,
+    /// What strangers had in the kernel after the last act.
+    strange: Vec<String>,
+    /// How many changes the kernel had seen when that was last looked at.
+    looked: u64,
+    acting: bool,
+    /// What the agent has done to it.
+    harm: Option<String>,
+    /// When something was last done to it, or its agent last did something.
+    pub(crate) stirred: BootTime,
+    /// How the kernel was when last checked.
+    pub(crate) checked: Option<(u64, Option<Arc<Lease>>, bool)>,
 }
 
 pub(crate) struct Agent {
     pub(crate) handle: Handle,
     pub(crate) events: Events,
+    pub(crate) story: Story,
+    /// The networks that it was started with.
+    pub(crate) networks: Arc<Mutex<Dual<Prefix>>>,
     cancel: CancellationToken,
     task: JoinHandle<Result<(), OverlayError>>,
 }
 
 impl Host {
-    pub(crate) fn new(number: usize, own: u8, leased: bool) -> Self {
-        let (kernel, virtuals) = (FakeKernel::new(), Vec::new());
-        let mut host = Self { number, kernel, own, leased, virtuals, published: None, agent: None, starts: 0 };
+    pub(crate) fn new(number: usize, families: Vec<Family>, own: u8, leased: bool, clock: HostClock) -> Self {
+        let mut owns = Dual::default();
+        for family in &families {
+            *owns.slot(*family) = Some(own);
+        }
+        let mut host = Self {
+            number,
+            kernel: FakeKernel::new(),
+            clock: Arc::new(clock),
+            families,
+            own: owns,
+            leased,
+            virtuals: Vec::new(),
+            published: Dual::default(),
+            agent: None,
+            starts: 0,
+            strange: Vec::new(),
+            looked: 0,
+            acting: false,
+            harm: None,
+            stirred: BootTime::default(),
+            checked: None,
+        };
         host.boot();
         host
     }
 
-    /// A kernel with nothing but what the host's configuration makes.
-    pub(crate) fn boot(&mut self) {
-        self.kernel = FakeKernel::new();
-        self.plug();
+    /// Does something to the kernel that agents have no part in. An act that the kernel refuses is none.
+    pub(crate) fn act(&mut self, act: impl FnOnce(&FakeKernel) -> Result<(), KernelError>) {
+        self.together(|host| {
+            let _ = act(&host.kernel);
+        });
     }
 
-    /// The interface with its addresses and the default route.
-    pub(crate) fn plug(&self) {
-        // Added as a link alone: the address is put in below, with or without a lifetime.
-        self.kernel.add_uplink("eth0", "203.0.113.1/30".parse().unwrap()).unwrap();
-        self.kernel.remove_address("eth0", "203.0.113.1/30".parse().unwrap()).unwrap();
-        self.add_own();
-        for one in &self.virtuals {
-            self.add_virtual(*one);
+    /// Does several acts in a row. What strangers have is looked at before and after all of them.
+    fn together(&mut self, acts: impl FnOnce(&mut Self)) {
+        if self.acting {
+            return acts(self);
         }
-        self.add_default();
+        if self.looked != self.kernel.changes() {
+            self.look_for_harm(&self.kernel.snapshot());
+        }
+        self.acting = true;
+        acts(self);
+        self.acting = false;
+        if self.looked != self.kernel.changes() {
+            (self.strange, self.looked) = (strange_lines(&self.kernel.snapshot()), self.kernel.changes());
+        }
+        self.stirred = self.clock.now();
     }
 
-    pub(crate) fn add_own(&self) {
-        let address = format!("192.0.2.{}/24", self.own).parse().unwrap();
-        if self.leased {
-            self.kernel.lease_address("eth0", address).unwrap();
-        } else {
-            self.kernel.add_address("eth0", address).unwrap();
+    /// Compares what strangers have with what they had after the last act.
+    pub(crate) fn look_for_harm(&mut self, snapshot: &Snapshot) {
+        let strange = strange_lines(snapshot);
+        if strange != self.strange && self.harm.is_none() {
+            let gone: Vec<_> = self.strange.iter().filter(|line| !strange.contains(line)).collect();
+            let new: Vec<_> = strange.iter().filter(|line| !self.strange.contains(line)).collect();
+            self.harm = Some(format!("changes what is not its own: {gone:#?} to {new:#?}"));
+        }
+        self.looked = self.kernel.changes();
+    }
+
+    pub(crate) fn harm(&self) -> Option<String> {
+        self.harm.clone()
+    }
+
+    /// A kernel with nothing but what the host's configuration makes, and strangers.
+    pub(crate) fn boot(&mut self) {
+        self.together(|host| {
+            host.kernel = FakeKernel::new();
+            put_strangers(&host.kernel, &host.families);
+            (host.checked, host.looked) = (None, 0);
+            host.plug();
+        });
+    }
+
+    /// The interface with its addresses and the default routes.
+    pub(crate) fn plug(&mut self) {
+        self.together(|host| {
+            // Added as a link alone: addresses are put in below, with or without a lifetime.
+            let any: Address = "203.0.113.1/30".parse().unwrap();
+            host.kernel.add_uplink("eth0", any).unwrap();
+            host.kernel.remove_address("eth0", any).unwrap();
+            host.put_addresses();
+        });
+    }
+
+    /// All its addresses, as far as they are missing, and the default routes.
+    pub(crate) fn put_addresses(&mut self) {
+        self.together(|host| {
+            host.add_own(&host.families.clone());
+            for one in host.virtuals.clone() {
+                host.add_virtual(one);
+            }
+            host.add_default();
+        });
+    }
+
+    fn own_address(&self, family: Family) -> Option<Address> {
+        let number = *self.own.get(family)?;
+        Some(with_len(family, number, if family == Family::V4 { 24 } else { 64 }))
+    }
+
+    pub(crate) fn add_own(&mut self, families: &[Family]) {
+        for family in families {
+            let (Some(address), leased) = (self.own_address(*family), self.leased) else { continue };
+            self.act(|kernel| match leased {
+                true => kernel.lease_address("eth0", address),
+                false => kernel.add_address("eth0", address),
+            });
         }
         if !self.has_memory() {
             // Without a lease or a device from before nothing tells an own address from a virtual one but their order.
-            for one in self.virtuals.iter().filter(|one| self.has(address_of(one))) {
-                self.remove_virtual(*one);
-                self.add_virtual(*one);
+            for one in self.virtuals.clone().into_iter().filter(|one| families.contains(&one.family)) {
+                if self.has(address(one.family, one.number)) {
+                    self.remove_virtual(one);
+                    self.add_virtual(one);
+                }
             }
         }
     }
 
+    /// Other addresses of its own, in the families that are named.
+    pub(crate) fn change_own(&mut self, now: Dual<u8>) {
+        let families: Vec<Family> = now.families().collect();
+        self.together(|host| {
+            host.remove_own(&families);
+            for (family, number) in now.iter() {
+                *host.own.slot(family) = Some(*number);
+            }
+            host.add_own(&families);
+            host.add_default();
+        });
+    }
+
     /// Whether anything tells which address the node used.
     pub(crate) fn has_memory(&self) -> bool {
-        self.lease().is_some() || self.kernel.link_index("flannel.1").is_some()
+        let device = || self.families.iter().all(|family| self.kernel.link_index(device(*family)).is_some());
+        self.lease().is_some() || device()
     }
 
-    pub(crate) fn remove_own(&self) {
-        self.kernel.remove_address("eth0", format!("192.0.2.{}/24", self.own).parse().unwrap()).unwrap();
+    pub(crate) fn remove_own(&mut self, families: &[Family]) {
+        for family in families {
+            let Some(address) = self.own_address(*family) else { continue };
+            self.act(|kernel| kernel.remove_address("eth0", address));
+        }
     }
 
-    pub(crate) fn add_virtual(&self, one: Virtual) {
-        self.kernel.add_address("eth0", format!("192.0.2.{}/{}", one.number, one.len).parse().unwrap()).unwrap();
+    pub(crate) fn add_virtual(&mut self, one: Virtual) {
+        self.act(|kernel| kernel.add_address("eth0", with_len(one.family, one.number, one.len)));
     }
 
-    pub(crate) fn remove_virtual(&self, one: Virtual) {
-        self.kernel.remove_address("eth0", format!("192.0.2.{}/{}", one.number, one.len).parse().unwrap()).unwrap();
+    pub(crate) fn remove_virtual(&mut self, one: Virtual) {
+        self.act(|kernel| kernel.remove_address("eth0", with_len(one.family, one.number, one.len)));
     }
 
-    pub(crate) fn add_default(&self) {
+    /// The default routes, as far as they are missing: with an address one may have gone.
+    pub(crate) fn add_default(&mut self) {
+        self.together(|host| {
+            for route in host.defaults() {
+                host.act(|kernel| kernel.add_route(route, Placement::Exclusive));
+            }
+        });
+    }
+
+    pub(crate) fn remove_default(&mut self) {
+        self.together(|host| {
+            for route in host.defaults() {
+                host.act(|kernel| kernel.delete_route(&route));
+            }
+        });
+    }
+
+    fn defaults(&self) -> Vec<FakeRoute> {
         let link = self.kernel.link_index("eth0").unwrap();
-        // It may still be there.
-        let _ = self.kernel.add_route(self.default_through(link), Placement::Exclusive);
-    }
-
-    pub(crate) fn remove_default(&self) {
-        let link = self.kernel.link_index("eth0").unwrap();
-        // It may be gone already, with an address.
-        let _ = self.kernel.delete_route(&self.default_through(link));
-    }
-
-    fn default_through(&self, link: u32) -> FakeRoute {
-        FakeRoute::via("0.0.0.0/0".parse().unwrap(), GATEWAY.into(), link)
+        let to = |family: &Family| match family {
+            Family::V4 => FakeRoute::via("0.0.0.0/0".parse().unwrap(), Ipv4Addr::new(192, 0, 2, 254).into(), link),
+            Family::V6 => FakeRoute::via("::/0".parse().unwrap(), "fe80::1".parse().unwrap(), link),
+        };
+        self.families.iter().map(to).collect()
     }
 
     /// Whether the host has the address now.
@@ -133,19 +256,55 @@ impl Host {
         snapshot.lines().iter().any(|line| line.starts_with(&text) && line.ends_with("dev eth0"))
     }
 
-    pub(crate) fn start(&mut self, store: &MemorySubnets, clock: &Arc<TokioClock>, seed: u64) {
+    pub(crate) fn start(&mut self, store: &MemorySubnets, shared: &Arc<Shared>, seed: u64) {
         self.starts += 1;
+        self.stirred = self.clock.now();
+        let networks = Arc::default();
+        let witness = Arc::new(Witness {
+            store: store.clone(),
+            host: self.number,
+            clock: Arc::clone(&self.clock),
+            shared: Arc::clone(shared),
+            handle: OnceLock::new(),
+            networks: Arc::clone(&networks),
+        });
         let overlay = Overlay::builder(Identity::PublicIp)
             .backend("vxlan", Vxlan::new)
             .missing_uplink(MissingUplink::Wait)
             .jitter_seed(seed << 16 | (self.number as u64) << 8 | self.starts)
-            .clock(Arc::clone(clock) as _)
-            .build(Arc::new(store.clone()), Arc::new(self.kernel.clone()))
+            .clock(Arc::clone(&self.clock) as _)
+            .build(Arc::clone(&witness) as _, Arc::new(self.kernel.clone()))
             .unwrap();
         let handle = overlay.handle();
-        let (events, cancel) = (handle.events(), CancellationToken::new());
-        let task = tokio::spawn(overlay.run(cancel.clone()));
-        self.agent = Some(Agent { handle, events, cancel, task });
+        let _ = witness.handle.set(handle.clone());
+        shared.runs(self.number, Some(handle.clone()));
+        let (events, cancel, clock) = (handle.events(), CancellationToken::new(), Arc::clone(&self.clock));
+        let life = overlay.run(cancel.clone());
+        let task = tokio::spawn(async move { clock.run(life).await });
+        self.agent = Some(Agent { handle, events, story: Story::default(), networks, cancel, task });
+    }
+
+    /// Ends the agent: in order, or as a crash would.
+    pub(crate) async fn end(&mut self, shared: &Shared, crash: bool) {
+        let Some(agent) = self.agent.take() else { return };
+        self.stirred = self.clock.now();
+        if crash {
+            agent.task.abort();
+            let _ = agent.task.await;
+        } else {
+            agent.cancel.cancel();
+            agent.task.await.unwrap().unwrap();
+        }
+        shared.runs(self.number, None);
+    }
+
+    pub(crate) fn sleep(&mut self) {
+        self.clock.suspend();
+    }
+
+    pub(crate) fn wake(&mut self, rest: Duration) {
+        self.clock.resume(rest);
+        self.stirred = self.clock.now();
     }
 
     pub(crate) fn status(&self) -> Option<Arc<Status>> {
@@ -155,17 +314,12 @@ impl Host {
     pub(crate) fn lease(&self) -> Option<Arc<Lease>> {
         self.status()?.lease.clone()
     }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.status().is_some_and(|status| status.phase == Phase::Ready)
+    }
 }
 
-impl Agent {
-    pub(crate) async fn stop(self) {
-        self.cancel.cancel();
-        self.task.await.unwrap().unwrap();
-    }
-
-    /// As a crash would.
-    pub(crate) async fn kill(self) {
-        self.task.abort();
-        let _ = self.task.await;
-    }
+fn with_len(family: Family, number: u8, len: u8) -> Address {
+    Address { addr: address(family, number), len }
 }

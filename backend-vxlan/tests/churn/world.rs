@@ -1,29 +1,57 @@
 //! The hosts, their store, and what has been done to them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::clock::TokioClock;
-use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{Lease, LeaseKey};
+use flannel_core::net::Family;
 use flannel_core::testing::MemorySubnets;
 
+use crate::clock::HostClock;
 use crate::host::Host;
+use crate::network::{LAST, Setting};
+use crate::witness::Shared;
 
 /// How long leases last: what a node that is gone has left is gone in the end.
 pub(crate) const TTL: Duration = Duration::from_secs(600);
 
+/// How many of the last actions a failure shows.
+const SHOWN: usize = 30;
+
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) random: Random,
-    pub(crate) clock: Arc<TokioClock>,
     pub(crate) store: MemorySubnets,
+    /// The configuration in the store.
+    pub(crate) setting: Setting,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) hosts: Vec<Host>,
     /// The records of nodes of Go flannel.
     pub(crate) go: BTreeMap<LeaseKey, Lease>,
     /// What was done, the latest last.
     pub(crate) log: Vec<String>,
+    pub(crate) when: When,
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum When {
+    Step(usize),
+    Settling,
+    AtRest,
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(step) => write!(f, "step {step}"),
+            Self::Settling => f.write_str("while it settles"),
+            Self::AtRest => f.write_str("at rest"),
+        }
+    }
 }
 
 /// splitmix64.
@@ -47,14 +75,6 @@ impl Random {
     }
 }
 
-/// The network with a pool of the subnets up to 10.42.`max`.0.
-pub(crate) fn config(max: u8) -> NetworkConfig {
-    let text = format!(
-        r#"{{"Network":"10.42.0.0/16","SubnetMin":"10.42.1.0","SubnetMax":"10.42.{max}.0","Backend":{{"Type":"vxlan"}}}}"#
-    );
-    NetworkConfig::parse(text.as_bytes(), Allocation::Pool).unwrap()
-}
-
 pub(crate) async fn pass(seconds: f64) {
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
 }
@@ -62,10 +82,21 @@ pub(crate) async fn pass(seconds: f64) {
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let clock = Arc::new(TokioClock::new());
-        let store = MemorySubnets::by_address(config(250), Some(TTL), Arc::clone(&clock) as _);
-        let hosts = (0..3 + random.below(4)).map(|n| Host::new(n, 10 + n as u8, random.below(2) == 0)).collect();
-        Self { seed, random, clock, store, hosts, go: BTreeMap::new(), log: Vec::new() }
+        let clock = TokioClock::new();
+        let families = match random.below(4) {
+            0 | 1 => vec![Family::V4],
+            2 => vec![Family::V6],
+            _ => Family::BOTH.to_vec(),
+        };
+        let setting = Setting::new(families.clone(), random.below(3) > 0);
+        let store = MemorySubnets::by_address(setting.config(), Some(TTL), Arc::new(clock));
+        let count = 3 + random.below(4);
+        let host = |n| Host::new(n, families.clone(), 10 + n as u8, random.below(2) == 0, HostClock::new(clock));
+        let hosts = (0..count).map(host).collect();
+        let shared = Arc::new(Shared::default());
+        shared.set(&setting);
+        let (go, log, when) = (BTreeMap::new(), Vec::new(), When::Step(0));
+        Self { seed, random, store, setting, shared, hosts, go, log, when }
     }
 
     pub(crate) fn some_host(&mut self) -> usize {
@@ -73,19 +104,82 @@ impl World {
     }
 
     pub(crate) fn start(&mut self, host: usize) {
-        self.hosts[host].start(&self.store, &self.clock, self.seed);
+        self.hosts[host].start(&self.store, &self.shared, self.seed);
     }
 
-    /// Everything works, everybody runs, and what the dead have left has run out.
+    pub(crate) fn configure(&mut self, setting: Setting) {
+        self.store.set_config(setting.config());
+        self.shared.set(&setting);
+        self.setting = setting;
+    }
+
+    /// Everything works, everybody runs in the network as it is now, and what the dead have left has run out.
     pub(crate) async fn settle(&mut self) {
-        self.store.set_config(config(250));
+        self.configure(Setting { min: 1, max: LAST, ..self.setting.clone() });
         for host in 0..self.hosts.len() {
-            self.hosts[host].kernel.link_up("eth0").unwrap();
-            self.hosts[host].add_default();
+            self.hosts[host].wake(Duration::ZERO);
+            self.hosts[host].act(|kernel| kernel.link_up("eth0"));
+            self.hosts[host].put_addresses();
+            let networks = self.setting.networks();
+            let outdated = |agent: &crate::host::Agent| *agent.networks.lock().unwrap() != networks;
+            if self.hosts[host].agent.as_ref().is_some_and(outdated) {
+                let shared = Arc::clone(&self.shared);
+                self.hosts[host].end(&shared, false).await;
+            }
             if self.hosts[host].agent.is_none() {
                 self.start(host);
             }
         }
-        pass(3.0 * TTL.as_secs_f64()).await;
+        pass(2.0 * TTL.as_secs_f64()).await;
+    }
+
+    /// What the kernels have come to, and how many changes that took.
+    pub(crate) fn outcome(&self) -> String {
+        let kernels = self.hosts.iter().map(|host| format!("{}{}\n", host.kernel.snapshot(), host.kernel.changes()));
+        kernels.collect()
+    }
+
+    /// Who publishes and has what.
+    fn outline(&self) -> String {
+        let lease = |lease: &Lease| {
+            let data: Vec<_> = lease.attrs.backend_data.iter().map(|(_, json)| json.as_str().to_owned()).collect();
+            let public: Vec<_> = lease.attrs.public_ip.iter().map(|(_, addr)| addr.to_string()).collect();
+            format!("{} at {} {} until {:?}", lease.key, public.join(" and "), data.join(" "), lease.expires)
+        };
+        let records = self.store.records().into_iter().filter_map(|record| record.lease.ok());
+        let mut lines: Vec<String> = records.map(|it| format!("record {}", lease(&it))).collect();
+        lines.extend(self.go.values().map(|it| format!("Go node {}", lease(it))));
+        for host in &self.hosts {
+            let status = host.status();
+            let phase = status.as_ref().map(|status| status.phase);
+            let held = status.as_ref().and_then(|status| status.lease.as_deref().map(lease));
+            let withheld = status.as_ref().map(|status| status.withheld.clone()).unwrap_or_default();
+            let error = status.and_then(|status| status.last_error.clone());
+            let (own, number, asleep) = (host.own, host.number, host.clock.is_asleep());
+            let virtuals = &host.virtuals;
+            lines
+                .push(format!("host {number}: {own:?}, asleep {asleep}, {virtuals:?}, {phase:?}, {held:?}, {error:?}"));
+            if !withheld.is_empty() {
+                lines.push(format!("host {number} withholds {withheld:?}"));
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+/// A run that fails says how it came to that and how to see it again.
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let Self { seed, when, log, setting, .. } = &*self;
+        let first = log.len().saturating_sub(SHOWN);
+        println!("seed {seed}, {when}, {setting:?}\nthe last actions:");
+        for (nth, line) in log.iter().enumerate().skip(first) {
+            println!("{nth:5} {line}");
+        }
+        println!("{}", self.outline());
+        println!("again: CHURN_SEED={seed} cargo test -p flannel-backend-vxlan --test churn every_node");
     }
 }

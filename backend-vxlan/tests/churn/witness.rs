@@ -1,0 +1,144 @@
+//! The store as a host sees it, with somebody who looks at what its agent asks for.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use async_trait::async_trait;
+use flannel_core::alloc;
+use flannel_core::clock::Clock;
+use flannel_core::config::NetworkConfig;
+use flannel_core::lease::{Lease, LeaseEvent, Record};
+use flannel_core::net::{Dual, Prefix};
+use flannel_core::overlay::Handle;
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::testing::MemorySubnets;
+use futures_util::stream::BoxStream;
+
+use crate::clock::HostClock;
+use crate::network::Setting;
+
+/// What all agents share.
+#[derive(Default)]
+pub(crate) struct Shared {
+    /// The running agents, by host.
+    running: Mutex<Vec<Option<Handle>>>,
+    /// What an agent should not have asked for.
+    trouble: Mutex<Option<String>>,
+    /// The configuration in the store.
+    setting: Mutex<Option<Setting>>,
+}
+
+impl Shared {
+    pub(crate) fn set(&self, setting: &Setting) {
+        *self.setting.lock().unwrap() = Some(setting.clone());
+    }
+
+    pub(crate) fn runs(&self, host: usize, handle: Option<Handle>) {
+        let mut running = self.running.lock().unwrap();
+        let count = running.len().max(host + 1);
+        running.resize(count, None);
+        running[host] = handle;
+    }
+
+    pub(crate) fn take_trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap().take()
+    }
+
+    fn blame(&self, trouble: String) {
+        self.trouble.lock().unwrap().get_or_insert(trouble);
+    }
+
+    /// The host whose running agent holds the record, but for `host`. Who sleeps may take a record for its own that was
+    /// created anew since.
+    fn holder(&self, record: &Record, host: usize) -> Option<usize> {
+        let Ok(record) = &record.lease else { return None };
+        let running = self.running.lock().unwrap();
+        let is_it = |lease: &Arc<Lease>| (&lease.key, &lease.fence) == (&record.key, &record.fence);
+        let holds = |handle: &Handle| handle.status().lease.as_ref().is_some_and(is_it);
+        running
+            .iter()
+            .enumerate()
+            .find_map(|(other, handle)| (other != host && handle.as_ref().is_some_and(holds)).then_some(other))
+    }
+}
+
+/// The store as one run of an agent sees it.
+pub(crate) struct Witness {
+    pub(crate) store: MemorySubnets,
+    pub(crate) host: usize,
+    pub(crate) clock: Arc<HostClock>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) handle: OnceLock<Handle>,
+    /// The networks that the agent has read before it had a lease.
+    pub(crate) networks: Arc<Mutex<Dual<Prefix>>>,
+}
+
+impl Witness {
+    fn holds(&self) -> bool {
+        self.handle.get().is_some_and(|handle| handle.status().lease.is_some())
+    }
+
+    /// Blames the agent if what it asked for has changed a record that another one holds.
+    fn compare(&self, before: Vec<Record>) {
+        let after = self.store.records();
+        for record in before.iter().filter(|record| !after.contains(record)) {
+            if let Some(holder) = self.shared.holder(record, self.host) {
+                let after = after.iter().find(|after| after.key == record.key);
+                let text = format!("host {} changes the record of host {holder}: {record:?} to {after:?}", self.host);
+                self.shared.blame(text);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl SubnetManager for Witness {
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        let config = self.store.network_config().await?;
+        if self.handle.get().is_none_or(|handle| handle.status().audits == 0) && !self.holds() {
+            *self.networks.lock().unwrap() = config.networks.map(|_, network| network.prefix);
+        }
+        Ok(config)
+    }
+
+    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+        self.store.previous(node).await
+    }
+
+    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        let before = self.store.records();
+        let answer = self.store.acquire(node, want).await;
+        self.compare(before);
+        if let (Ok(lease), Some(setting)) = (&answer, &*self.shared.setting.lock().unwrap())
+            && !alloc::all_compatible(&setting.config(), &lease.subnets)
+        {
+            self.shared.blame(format!("host {} takes {:?} of another pool than {setting:?}", self.host, lease.subnets));
+        }
+        answer
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        // I3: what is lost or has run out is not extended.
+        if let Some(expires) = lease.expires.filter(|expires| *expires <= self.clock.now()) {
+            let (host, now) = (self.host, self.clock.now());
+            self.shared.blame(format!("host {host} renews at {now:?} what ran out at {expires:?}: {lease:?}"));
+        }
+        if !self.holds() {
+            self.shared.blame(format!("host {} renews what it knows to be lost: {lease:?}", self.host));
+        }
+        let before = self.store.records();
+        let answer = self.store.renew(lease).await;
+        self.compare(before);
+        answer
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
+        let before = self.store.records();
+        let answer = self.store.release(lease).await;
+        self.compare(before);
+        answer
+    }
+
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+        self.store.watch()
+    }
+}
