@@ -187,11 +187,14 @@ impl World {
         format!("nobody has virtual address {number} now")
     }
 
-    /// An address that no host has and no agent publishes: perhaps one that another host had before.
+    /// An address that no host has and no agent goes by: perhaps one that another host had before. An agent that has lost
+    /// its lease goes by what it published until the host has settled on another address.
     fn free_address(&mut self, family: Family) -> u8 {
         let uses = |host: &Host, number| {
+            let addr = address(family, number);
             let public = host.lease().and_then(|lease| lease.attrs.public_ip.get(family).copied());
-            host.own.get(family) == Some(&number) || public == Some(address(family, number))
+            let published = host.published.get(family) == Some(&addr);
+            host.own.get(family) == Some(&number) || public == Some(addr) || published
         };
         let free: Vec<u8> = POOL.filter(|number| !self.hosts.iter().any(|host| uses(host, *number))).collect();
         self.random.one_of(&free)
