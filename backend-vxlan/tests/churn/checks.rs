@@ -108,8 +108,12 @@ impl World {
         })
     }
 
-    /// A host that still has the address it published publishes no other, whatever addresses came beside it.
+    /// A host that still has the address it published publishes no other, whatever addresses came beside it, unless a node
+    /// of Go flannel has published that meanwhile.
     fn moved(&mut self) -> Option<String> {
+        let go = &self.go;
+        let is_go =
+            |addr: &IpAddr| go.values().any(|lease| lease.attrs.public_ip.iter().any(|(_, public)| public == addr));
         for host in &mut self.hosts {
             let Some(lease) = host.lease() else {
                 if !host.families.iter().any(|family| host.kernel.link_index(device(*family)).is_some()) {
@@ -121,7 +125,7 @@ impl World {
             let before = std::mem::replace(&mut host.published, lease.attrs.public_ip);
             for (family, public) in lease.attrs.public_ip.iter() {
                 match before.get(family).filter(|before| *before != public) {
-                    Some(before) if host.has(*before) => {
+                    Some(before) if !is_go(before) && host.has(*before) => {
                         return Some(format!("host {} has {before} and publishes {public}", host.number));
                     }
                     _ => {}
