@@ -274,6 +274,16 @@ impl Drop for Agent {
     }
 }
 
+/// Tries cases side by side: they wait more than they work.
+pub(crate) fn side_by_side<C: Send>(cases: impl IntoIterator<Item = C>, f: impl Fn(C) + Sync) {
+    let f = &f;
+    std::thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(move || f(case));
+        }
+    });
+}
+
 /// A node's routes, as people know them.
 pub(crate) fn routes(ns: &Namespace) -> String {
     ns.show(testkit::Listing::Routes(flannel_core::net::Family::V4)).unwrap()

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Agent, Site};
+use crate::harness::{Agent, Site, side_by_side};
 use crate::store::{Cluster, SUBNETS, reaches};
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
@@ -43,7 +43,7 @@ fn of_others(cluster: &Cluster, own: &[u8]) -> Vec<(String, String, i64)> {
 /// In etcd an address is a node: the former one's lease is left to its time, as Go flannel leaves it.
 #[test]
 fn where_the_store_knows_nodes_by_address_another_one_takes_a_lease_of_its_own_and_is_reached_there() {
-    for (flags, last, signal) in MOVES {
+    side_by_side(MOVES, |(flags, last, signal)| {
         let cluster = Cluster::new(2, VXLAN);
         more_addresses(&cluster.site);
         let (one, two) = (cluster.start(1, &[]), cluster.start(2, &[]));
@@ -67,12 +67,12 @@ fn where_the_store_knows_nodes_by_address_another_one_takes_a_lease_of_its_own_a
         reaches(&pod, &pods[1]);
         assert_eq!(one.get(9472, "/plan"), Some((200, "nothing to do\n".to_owned())), "{flags:?}");
         cluster.assert_lawful();
-    }
+    });
 }
 
 #[test]
 fn where_the_store_knows_nodes_by_name_the_subnet_stays_and_so_do_the_pods() {
-    for (flags, last, signal) in MOVES {
+    side_by_side(MOVES, |(flags, last, signal)| {
         let site = Site::new(2, VXLAN);
         more_addresses(&site);
         let (one, two) = (site.start(1, &[]), site.start(2, &[]));
@@ -90,5 +90,5 @@ fn where_the_store_knows_nodes_by_name_the_subnet_stays_and_so_do_the_pods() {
         reaches(&pods[1], &pods[0]);
         reaches(&pods[0], &pods[1]);
         assert_eq!(one.get(9472, "/plan"), Some((200, "nothing to do\n".to_owned())), "{flags:?}");
-    }
+    });
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Agent, BINARY, bare, routes};
+use crate::harness::{Agent, BINARY, bare, routes, side_by_side};
 use crate::store::{Cluster, SUBNETS, status};
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
@@ -98,7 +98,7 @@ fn a_disk_that_is_full_at_the_start_costs_no_peer_and_is_made_up_for_once_there_
 
 #[test]
 fn a_disk_that_fills_up_or_becomes_read_only_later_tears_no_file_and_costs_neither_peers_nor_readiness_nor_the_end() {
-    for how in ["full", "read-only"] {
+    side_by_side(["full", "read-only"], |how| {
         let cluster = Cluster::placed(1, VXLAN);
         let mut on = OnSmallDisk::start(&cluster, "true");
         on.agent.until_ready();
@@ -121,7 +121,7 @@ fn a_disk_that_fills_up_or_becomes_read_only_later_tears_no_file_and_costs_neith
         assert_eq!(texts(&on), whole, "{how}");
         let names = on.names().into_iter().filter(|name| name != "filler");
         assert_eq!(names.collect::<Vec<_>>(), ["state.json", "subnet.env"], "{how}");
-    }
+    });
 }
 
 /// How a machine runs a process that it gives a twentieth of a processor.
