@@ -1,15 +1,16 @@
 //! What happens to the hosts, and to the store.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
-use flannel_core::net::{Dual, Family};
+use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::testing::memory_subnets::Fault;
 
 use crate::host::{Host, Virtual};
-use crate::network::{LAST, Setting, address, subnet};
-use crate::world::{World, pass};
+use crate::network::{LAST, Setting, address, device, subnet};
+use crate::world::{TTL, World, pass};
 
 /// The virtual addresses.
 const VIRTUAL: [u8; 3] = [240, 241, 242];
@@ -18,7 +19,7 @@ const POOL: std::ops::Range<u8> = 10..26;
 
 impl World {
     pub(crate) async fn step(&mut self) {
-        let what = self.random.below(22);
+        let what = self.random.below(23);
         let host = self.some_host();
         // Before it is done, so that a failure amid it shows it too.
         let done = match what {
@@ -51,6 +52,8 @@ impl World {
                 format!("host {host} has no default route for {seconds} s")
             }
             14 => {
+                // The device goes with it.
+                self.leave_gos(self.hosts[host].own);
                 self.hosts[host].act(|kernel| kernel.delete_link("eth0"));
                 pass(self.random.one_of(&[0.0, 0.5, 6.0])).await;
                 self.hosts[host].plug();
@@ -66,6 +69,7 @@ impl World {
             }
             16 => self.reboot(host).await,
             20 => self.ask(host).await,
+            21 => self.outlast(host).await,
             _ => self.sleep(host).await,
         };
         self.log.push(done);
@@ -196,7 +200,9 @@ impl World {
             let published = host.published.get(family) == Some(&addr);
             host.own.get(family) == Some(&number) || public == Some(addr) || published
         };
-        let free: Vec<u8> = POOL.filter(|number| !self.hosts.iter().any(|host| uses(host, *number))).collect();
+        let is_free =
+            |number: &u8| !self.hosts.iter().any(|host| uses(host, *number)) && !self.is_gos(address(family, *number));
+        let free: Vec<u8> = POOL.filter(is_free).collect();
         self.random.one_of(&free)
     }
 
@@ -219,53 +225,101 @@ impl World {
                 *self.hosts[host].own.slot(family) = Some(self.free_address(family));
             }
         }
+        self.leave_gos(self.hosts[host].own);
         self.hosts[host].boot();
         self.hosts[host].published = Dual::default();
         self.start(host);
         format!("host {host} is rebooted, with addresses {:?}", self.hosts[host].own)
     }
 
-    /// A node of Go flannel joins, renews or leaves. It may publish a virtual address that is elsewhere by now.
+    /// A node of Go flannel joins or leaves. It may publish a virtual address that is elsewhere by now.
     fn go_flannel(&mut self) -> String {
         let number = 100 + self.random.below(6) as u8;
-        let mut subnets = Dual::default();
-        let mut public_ip = Dual::default();
-        let mut backend_data = Dual::default();
-        for family in self.setting.families.clone() {
-            *subnets.slot(family) = Some(subnet(family, number));
-            *public_ip.slot(family) = Some(address(family, number));
-            let mac = format!("02:6{}:00:00:00:{number:02x}", u8::from(family == Family::V6));
-            let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
-            *backend_data.slot(family) = Some(data);
-        }
-        let parts: Vec<_> = subnets.iter().map(|(_, subnet)| subnet.to_string().replace('/', "-")).collect();
-        let key = LeaseKey::new(&parts.join("&"));
+        let key = go_key(&self.go_subnets(number));
         if self.go.remove(&key).is_some() {
             self.store.delete(&key);
             return format!("Go node {number} leaves");
         }
-        let records = self.store.records();
-        let leases = || records.iter().filter_map(|record| record.lease.as_ref().ok());
-        let overlaps = |lease: &Lease| {
-            subnets.iter().any(|(family, own)| lease.subnets.get(family).is_some_and(|other| other.overlaps(own)))
-        };
-        if leases().any(|lease| overlaps(lease)) {
-            return "nothing".to_owned();
-        }
+        let mut public_ip = Dual::default();
         if self.random.below(3) == 0 {
             let published = self.random.one_of(&VIRTUAL);
             let family = self.family_of_virtual(published);
             let published = address(family, published);
             // What another node of ours has published is not published once more.
-            if !leases().any(|lease| lease.attrs.public_ip.get(family) == Some(&published)) {
+            let is_taken = |lease: &Lease| lease.attrs.public_ip.get(family) == Some(&published);
+            if !self.leases().iter().any(|lease| is_taken(lease)) {
                 *public_ip.slot(family) = Some(published);
             }
         }
-        let attrs = LeaseAttrs { public_ip, backend_type: "vxlan".into(), backend_data };
+        self.join_go(number, public_ip)
+    }
+
+    /// A node of Go flannel joins, with an address of its own in each family that `published` does not name one in.
+    fn join_go(&mut self, number: u8, published: Dual<IpAddr>) -> String {
+        let subnets = self.go_subnets(number);
+        let overlaps = |lease: &Lease| {
+            subnets.iter().any(|(family, own)| lease.subnets.get(family).is_some_and(|other| other.overlaps(own)))
+        };
+        if self.leases().iter().any(|lease| overlaps(lease)) {
+            return "nothing".to_owned();
+        }
+        let public_ip = subnets.map(|family, _| published.get(family).copied().unwrap_or(address(family, number)));
+        let backend_data = subnets.map(|family, _| {
+            let mac = format!("02:6{}:00:00:00:{number:02x}", u8::from(family == Family::V6));
+            Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))])
+        });
+        let (key, attrs) = (go_key(&subnets), LeaseAttrs { public_ip, backend_type: "vxlan".into(), backend_data });
         let lease = Lease { key: key.clone(), subnets, attrs, expires: None, fence: Fence::default() };
         self.store.insert([lease.clone()]);
         self.go.insert(key, lease);
         format!("Go node {number} joins at {public_ip:?}")
+    }
+
+    fn go_subnets(&self, number: u8) -> Dual<Prefix> {
+        let mut subnets = Dual::default();
+        for family in &self.setting.families {
+            *subnets.slot(*family) = Some(subnet(*family, number));
+        }
+        subnets
+    }
+
+    fn leases(&self) -> Vec<Arc<Lease>> {
+        self.store.records().into_iter().filter_map(|record| record.lease.ok()).collect()
+    }
+
+    /// Whether a node of Go flannel publishes the address.
+    fn is_gos(&self, addr: IpAddr) -> bool {
+        self.go.values().any(|lease| lease.attrs.public_ip.iter().any(|(_, public)| *public == addr))
+    }
+
+    /// The nodes of Go flannel that publish one of the addresses leave. Where no device is left, nothing tells their leases
+    /// from that of the host that has the address.
+    fn leave_gos(&mut self, numbers: Dual<u8>) {
+        let publishes = |lease: &Lease| {
+            numbers.iter().any(|(family, number)| lease.attrs.public_ip.get(family) == Some(&address(family, *number)))
+        };
+        let left: Vec<_> = self.go.extract_if(.., |_, lease| publishes(lease)).collect();
+        self.store.delete_all(left.iter().map(|(key, _)| key));
+    }
+
+    /// A host is down until its lease has run out, and by then a node of Go flannel publishes its addresses.
+    async fn outlast(&mut self, host: usize) -> String {
+        let own = self.hosts[host].own.map(|family, number| address(family, *number));
+        let it = &self.hosts[host];
+        let published = it.lease().map(|lease| lease.attrs.public_ip);
+        // Only the devices tell afterwards that the other's lease is not its own.
+        let has_devices = it.families.iter().all(|family| it.kernel.link_index(device(*family)).is_some());
+        if published != Some(own) || !own.iter().all(|(_, addr)| it.has(*addr)) || !has_devices {
+            return "nothing".to_owned();
+        }
+        let shared = Arc::clone(&self.shared);
+        self.hosts[host].end(&shared, true).await;
+        pass(TTL.as_secs_f64() + 1.0).await;
+        let number = 100 + self.random.below(6) as u8;
+        let is_there = self.go.contains_key(&go_key(&self.go_subnets(number)));
+        let joined = if is_there { "nothing else".to_owned() } else { self.join_go(number, own) };
+        self.start(host);
+        format!("host {host} is down until its lease at {own:?} has run out; {joined}")
     }
 
     fn store_fault(&mut self) -> String {
@@ -294,6 +348,11 @@ impl World {
         self.configure(setting);
         text
     }
+}
+
+fn go_key(subnets: &Dual<Prefix>) -> LeaseKey {
+    let parts: Vec<_> = subnets.iter().map(|(_, subnet)| subnet.to_string().replace('/', "-")).collect();
+    LeaseKey::new(&parts.join("&"))
 }
 
 fn subnet_len(family: Family) -> u8 {

@@ -81,7 +81,7 @@ pub(crate) fn put_strangers(kernel: &FakeKernel, families: &[Family]) {
 
 fn vxlan(vni: u32) -> LinkKind {
     let vni = Vni::new(vni).unwrap();
-    LinkKind::Vxlan(Vxlan { vni, port: None, local: None, lower: None, learning: false, gbp: false })
+    LinkKind::Vxlan(Vxlan::new(vni))
 }
 
 fn add_link(kernel: &FakeKernel, name: &str, kind: LinkKind, group: u32, alias: Option<&str>) -> u32 {

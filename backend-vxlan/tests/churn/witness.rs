@@ -100,7 +100,7 @@ impl SubnetManager for Witness {
         Ok(config)
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         self.store.previous(node).await
     }
 
