@@ -151,7 +151,7 @@ impl SubnetManager for Flooded {
         self.store.network_config().await
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         self.store.previous(node).await
     }
 

@@ -262,7 +262,7 @@ mod tests {
             self.store.network_config().await
         }
 
-        async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+        async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
             self.store.previous(node).await
         }
 

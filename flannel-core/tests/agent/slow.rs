@@ -37,7 +37,7 @@ impl SubnetManager for Lagging {
         self.store.network_config().await
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Option<Lease>, SubnetError> {
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         self.store.previous(node).await
     }
 
