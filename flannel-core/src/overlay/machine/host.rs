@@ -13,9 +13,9 @@ use crate::backend::{Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
 use crate::net::Dual;
-use crate::overlay::chain;
 use crate::overlay::status::{Event, Status};
 use crate::overlay::view::{self, SETTLE, Settling};
+use crate::overlay::{Identity, chain};
 use crate::uplink::UplinkError;
 
 use super::{Cause, Machine, Round};
@@ -64,6 +64,9 @@ impl Machine {
             Ok(situation) if lost.is_none() => situation,
             _ => Situation { host: facts, ..old.clone() },
         };
+        // Another node may have an address that the host has lost: a store that knows nodes by theirs would give out that
+        // node's lease.
+        self.tenure.hold_back(self.settings.identity == Identity::PublicIp && lacks_address(&situation));
         // What is published now wins over what a device happens to have.
         situation.previous = Some(Arc::clone(&local.lease));
         if situation.uplink != old.uplink || situation.public != old.public {
@@ -142,6 +145,13 @@ impl Machine {
         self.settling = Settling::of(self.settling, &old.uplink.addrs, &found.uplink.addrs, now);
         self.settling.is_none()
     }
+}
+
+/// Whether an address in use is not on the host any more.
+fn lacks_address(situation: &Situation) -> bool {
+    let Situation { uplink, host, .. } = situation;
+    let is_there = |addr: &IpAddr| host.addresses.iter().any(|found| found.addr == *addr);
+    host.left_out == 0 && !uplink.addrs.iter().all(|(_, addr)| is_there(addr))
 }
 
 fn addresses(addrs: &Dual<IpAddr>) -> String {

@@ -8,7 +8,7 @@ use crate::admit::Reason;
 use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::kernel::{ApplyReport, Device, HostFacts, Scope};
+use crate::kernel::{ApplyReport, Device, Hint, HostFacts, Scope};
 use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::overlay::backoff::Jitter;
@@ -143,6 +143,36 @@ fn a_lease_that_has_run_out_is_not_renewed_though_no_wake_has_said_so() {
     // The host slept, and it is a question that wakes the agent.
     assert!(matches!(machine.store_call(at(60_000)), Some(StoreCall::Acquire(_))));
     assert!(machine.held_lease().is_none());
+}
+
+#[test]
+fn no_lease_is_taken_by_an_address_that_the_host_has_lost() {
+    let mut machine = machine();
+    machine.handle(at(0), Wake::Store(Ok(own_record())));
+    serve(&mut machine, at(0), &State::default());
+    let without = HostFacts { addresses: Vec::new(), ..arbitrary::host() };
+    let read = |machine: &mut Machine, now, host: &HostFacts| {
+        machine.handle(now, Wake::Hint(Hint::FactsChanged));
+        while let Some(call) = machine.kernel_call(now) {
+            machine.handle(
+                now,
+                match call {
+                    KernelCall::Facts(_) => Wake::Facts(Ok(host.clone())),
+                    KernelCall::Observe(_) => Wake::Seen(Ok(State::default())),
+                    KernelCall::Apply(_, plan) => Wake::Applied(refuse(plan.ops.len())),
+                },
+            );
+        }
+    };
+    read(&mut machine, at(1_000), &without);
+    machine.handle(at(2_000), Wake::Store(Ok(LeaseEvent::Reset(Vec::new()))));
+    assert!(machine.held_lease().is_none());
+    assert!(machine.store_call(at(9_000)).is_none(), "another node may have the address by now, and its record");
+    let waits = |machine: &Machine| machine.deadline().is_none_or(|due| due > at(9_000));
+    read(&mut machine, at(9_000), &without);
+    assert!(waits(&machine), "{:?}", machine.deadline());
+    read(&mut machine, at(10_000), &arbitrary::host());
+    assert!(matches!(machine.store_call(at(10_000)), Some(StoreCall::Acquire(_))));
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub(crate) struct Tenure {
     not_before: BootTime,
     /// Attributes to publish that the store does not have yet.
     publish: Option<LeaseAttrs>,
+    /// Whether no lease may be acquired for now.
+    is_held_back: bool,
     challenges: Challenges,
     backoff: Backoff,
     jitter: Jitter,
@@ -71,6 +73,7 @@ impl Tenure {
             shown: None,
             unseen: false,
             publish: None,
+            is_held_back: false,
             challenges: Challenges::new(jitter.clone()),
             backoff: Backoff::new(jitter.clone()),
             jitter,
@@ -96,8 +99,17 @@ impl Tenure {
 
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let expiry = self.lease.expires.filter(|_| !self.lost);
-        let due = self.due.filter(|_| self.asked.is_none());
+        let due = self.due.filter(|_| self.asked.is_none() && self.may_call());
         [due, expiry, self.challenges.calms()].into_iter().flatten().min()
+    }
+
+    /// Acquires no lease while `is_held_back`. One that is held is renewed all the same.
+    pub(crate) fn hold_back(&mut self, is_held_back: bool) {
+        self.is_held_back = is_held_back;
+    }
+
+    fn may_call(&self) -> bool {
+        !(self.lost && self.is_held_back)
     }
 
     /// Publishes other attributes with the next call, which is now unless the store is being waited for.
@@ -122,7 +134,7 @@ impl Tenure {
 
     /// The call that is due, if one is; it is then under way until [`answered`](Self::answered).
     pub(crate) fn call(&mut self, now: BootTime) -> Option<StoreCall> {
-        if self.asked.is_some() || self.due.is_none_or(|due| due > now) {
+        if self.asked.is_some() || !self.may_call() || self.due.is_none_or(|due| due > now) {
             return None;
         }
         let attrs = self.publish.clone().unwrap_or_else(|| self.lease.attrs.clone());
