@@ -1,4 +1,4 @@
-//! host-gw backend of flannelkit, compatible with flannel (contract 8.3).
+//! host-gw backend of flannelkit, compatible with flannel (docs/compatibility.md, "host-gw").
 //!
 //! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 

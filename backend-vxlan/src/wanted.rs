@@ -64,12 +64,13 @@ fn check_mtu(config: &Config, situation: &Situation) -> Result<(), BackendError>
     Ok(())
 }
 
-/// What the devices are made for. The kernel takes no more than the lower device's (kernel-facts 17).
+/// What the devices are made for. The kernel takes no more than the lower device's (docs/kernel-facts.md, "MTU of a
+/// VXLAN device").
 fn underlay_mtu(config: &Config, situation: &Situation) -> u32 {
     config.underlay_mtu(situation.uplink.mtu).0.min(situation.uplink.mtu.0)
 }
 
-/// The MTU for pods: that of the narrowest device. flannel forgets IPv6 here (contract 14.17).
+/// The MTU for pods: that of the narrowest device. flannel forgets IPv6 here (docs/compatibility.md, "Device").
 pub(crate) fn pod_mtu(config: &Config, situation: &Situation) -> Mtu {
     let most = situation.config.networks.families().map(overhead).max().unwrap_or(0);
     Mtu(underlay_mtu(config, situation).saturating_sub(most))

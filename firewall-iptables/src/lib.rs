@@ -1,5 +1,5 @@
-//! The firewall as iptables rules, byte for byte those of flannel (contract 10.1), so that either can follow the other
-//! on a node.
+//! The firewall as iptables rules, byte for byte those of flannel (docs/compatibility.md, "iptables"), so that either
+//! can follow the other on a node.
 //!
 //! Chains `FLANNEL-POSTRTG` in table nat and `FLANNEL-FWD` in table filter, for an overlay that is not called `flannel`
 //! with `-<name>` appended, and one jump to each, appended to `POSTROUTING` and `FORWARD`. A jump in place stays where

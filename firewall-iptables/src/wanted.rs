@@ -1,4 +1,4 @@
-//! What the overlay's chains are to hold, as `iptables-save` prints it (contract 10.1): pure.
+//! What the overlay's chains are to hold, as `iptables-save` prints it (docs/compatibility.md, "iptables"): pure.
 
 use flannel_core::firewall::{Forward, Pods, Rules, SourcePorts};
 use flannel_core::kernel::OverlayName;

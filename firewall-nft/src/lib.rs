@@ -2,8 +2,9 @@
 //!
 //! One table a family: `ip flannel-ipv4` and `ip6 flannel-ipv6`, for an overlay that is not called `flannel` with
 //! `-<name>` appended. In it the chains `postrtg` (masquerade), `forward` (accept), and with a
-//! [`VxlanGuard`](flannel_core::firewall::VxlanGuard) `vxlan` with the set `peers`. The rules are those of contract 10.1
-//! (iptables), not of 10.2: the mark is tested under its mask, and what a node sends to remote pods is masqueraded.
+//! [`VxlanGuard`](flannel_core::firewall::VxlanGuard) `vxlan` with the set `peers`. The rules are those of
+//! iptables, not those of Go flannel for nftables (docs/compatibility.md, "iptables", "nftables"): the mark is tested
+//! under its mask, and what a node sends to remote pods is masqueraded.
 //!
 //! An `accept` of ours does not override a drop in another table's chain: that is how nftables works. Where a `FORWARD`
 //! chain of iptables drops by policy, use `flannel-firewall-iptables`.

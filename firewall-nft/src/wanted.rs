@@ -7,7 +7,7 @@ use flannel_core::firewall::{Forward, Pods, Rules, SourcePorts};
 use flannel_core::kernel::OverlayName;
 use flannel_core::net::{Dual, Family, Prefix};
 
-/// The bit by which Kubernetes marks packets that somebody else masquerades (contract 10.1).
+/// The bit by which Kubernetes marks packets that somebody else masquerades (docs/compatibility.md, "iptables").
 pub(crate) const MARK: u32 = 0x4000;
 
 /// Every chain that can be ours.
@@ -106,8 +106,8 @@ pub(crate) fn tables(rules: &Rules, most: SourcePorts) -> Dual<Table> {
     })
 }
 
-/// The rules of contract 10.1, in its order; not those of 10.2, which never masquerade what a node sends to remote pods
-/// (contract 14.13).
+/// The rules of docs/compatibility.md, "iptables", in its order; not those of "nftables", which never masquerade what a
+/// node sends to remote pods.
 fn postrtg(family: Family, pods: &Pods, ports: SourcePorts) -> Chain {
     use {Is::*, Side::*, Verdict::*};
     let Pods { network, subnet } = *pods;

@@ -1,4 +1,4 @@
-//! Choosing a free subnet of the pool (contract 6.4).
+//! Choosing a free subnet of the pool (docs/compatibility.md, "Acquiring a lease").
 
 use crate::config::pool::{address, number};
 use crate::config::{Network, NetworkConfig, Pool};
@@ -74,8 +74,8 @@ pub fn compatible(network: &Network, subnet: &Prefix) -> bool {
             .is_none_or(|pool| subnet.len() == pool.len && (pool.min..=pool.max).contains(&subnet.addr()))
 }
 
-/// Whether a lease's subnets fit the configuration: one in each enabled family, none in the other (contract 6.4,
-/// step 2).
+/// Whether a lease's subnets fit the configuration: one in each enabled family, none in the other
+/// (docs/compatibility.md, "Acquiring a lease", step 2).
 pub fn all_compatible(config: &NetworkConfig, subnets: &Dual<Prefix>) -> bool {
     fits_pools(&config.networks, subnets)
 }

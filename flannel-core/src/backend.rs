@@ -116,8 +116,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Its name, as in the configuration's `Backend.Type`.
     fn name(&self) -> &'static str;
 
-    /// What stands in `BackendType` of a lease: empty for udp and alloc (contract 5.1). Peers of another type are
-    /// quarantined.
+    /// What stands in `BackendType` of a lease: empty for udp and alloc (docs/compatibility.md, "Lease attributes").
+    /// Peers of another type are quarantined.
     fn wire_type(&self) -> &'static str;
 
     /// Whether it ever wants anything of the kernel. Where it does not, a process without the privilege to write may run

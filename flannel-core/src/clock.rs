@@ -1,7 +1,7 @@
 //! Time that suspend does not stop.
 //!
 //! Leases expire by the wall clock of a server, so an agent that measures with a clock that stands
-//! still while the machine sleeps would renew too late (faults.md, L15). Everything here counts on
+//! still while the machine sleeps would renew too late (docs/faults.md, L15). Everything here counts on
 //! `CLOCK_BOOTTIME`.
 
 use std::time::Duration;

@@ -43,8 +43,9 @@ impl OverlayName {
         &self.0
     }
 
-    /// The link group that marks a device as this overlay's: `0x666b0000 | hash16(name)` (design, Ownership). It is
-    /// set in the creating message, so there is no moment at which a device of ours is unmarked (kernel-facts 30).
+    /// The link group that marks a device as this overlay's: `0x666b0000 | hash16(name)` (docs/design.md, "Ownership").
+    /// It is set in the creating message, so there is no moment at which a device of ours is unmarked
+    /// (docs/kernel-facts.md, "Group and alias of a new link").
     pub fn mark(&self) -> u32 {
         // FNV-1a, folded to 16 bits: stable across versions, which a group number in a kernel has to be.
         let hash =
@@ -311,7 +312,8 @@ impl HostFacts {
         }
     }
 
-    /// The interface through which `addr` is reached without a gateway, if it is (contract 8.1).
+    /// The interface through which `addr` is reached without a gateway, if it is (docs/compatibility.md, "Direct
+    /// routing").
     pub fn on_link(&self, addr: IpAddr) -> Option<u32> {
         let best = self.on_link.to(addr)?;
         match best.gateway {
@@ -370,7 +372,8 @@ impl Hint {
     /// The hints for an address that was added or changed (`is_there`), or deleted. `is_own` says whether it is on a
     /// device of the scope. Both the real and the fake kernel use this, so that they agree.
     pub fn of_address(addr: IpAddr, is_there: bool, is_own: bool) -> impl Iterator<Item = Self> {
-        // Routes through a deleted address go without notifications of their own (kernel-facts 5).
+        // Routes through a deleted address go without notifications of their own (docs/kernel-facts.md, "Loss of an
+        // address").
         let changed = (!is_there || is_own).then_some(Self::Changed);
         let hints = [Some(Self::FactsChanged), changed].into_iter().flatten();
         hints.filter(move |_| !is_automatic(addr))

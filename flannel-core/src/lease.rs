@@ -167,7 +167,7 @@ impl fmt::Debug for Json {
     }
 }
 
-/// What a node publishes: how to reach it (contract 5.1).
+/// What a node publishes: how to reach it (docs/compatibility.md, "Lease attributes").
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LeaseAttrs {
     /// The addresses peers send to, one a family.
@@ -201,7 +201,7 @@ pub enum AttrsError {
 }
 
 impl LeaseAttrs {
-    /// The largest record accepted, in bytes (faults.md, hostile lease data).
+    /// The largest record accepted, in bytes (docs/design.md, "Hostile records").
     pub const MAX_BYTES: usize = 4096;
 
     /// Whether they say nothing but addresses: what an operator writes to reserve subnets for a node before it has a lease.
@@ -209,7 +209,7 @@ impl LeaseAttrs {
         self.backend_type.is_empty() && self.backend_data.is_empty()
     }
 
-    /// The JSON text, byte for byte as flannel writes it (contract 5.1).
+    /// The JSON text, byte for byte as flannel writes it (docs/compatibility.md, "Lease attributes").
     pub fn to_json(&self) -> String {
         use fmt::Write;
         let v4 = match self.public_ip.v4 {

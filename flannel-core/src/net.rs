@@ -342,7 +342,7 @@ impl fmt::Display for Mtu {
 }
 
 /// Whether `addr` can be a node's address that peers send to: unicast, specified, not loopback,
-/// link-local, multicast or broadcast (faults.md, hostile lease data).
+/// link-local, multicast or broadcast (docs/design.md, "Hostile records").
 pub fn is_public_unicast(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(v4) => is_public_unicast_v4(v4),

@@ -132,7 +132,7 @@ impl Vxlan {
     }
 
     /// Whether the kernel lets only one of the two exist: same identifier, port and underlay family, IPv4 if unsaid
-    /// (kernel-facts 18).
+    /// (docs/kernel-facts.md, "Identity of a VXLAN device").
     pub fn excludes(&self, other: &Self) -> bool {
         let place =
             |vxlan: &Self| (vxlan.vni, vxlan.port.unwrap_or(Self::DEFAULT_PORT), vxlan.family().unwrap_or(Family::V4));
@@ -176,7 +176,7 @@ pub struct NeighbourKey {
 }
 
 /// A route of the main table with metric 0 (IPv6: 1024) and no TOS. Such a key may hold several routes
-/// (kernel-facts 31): all that were seen are kept, in the order of the dump.
+/// (docs/kernel-facts.md, "Route keys are not unique"): all that were seen are kept, in the order of the dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteKey {
     /// Destination.
@@ -212,12 +212,12 @@ pub enum RouteKind {
 }
 
 impl Route {
-    /// The first protocol number of ours; nothing is registered from here on (kernel-facts 1).
+    /// The first protocol number of ours; nothing is registered from here on (docs/kernel-facts.md, "Route insertion").
     pub const FIRST_PROTOCOL: u8 = 200;
     /// How many numbers from there are ours.
     pub const PROTOCOLS: u8 = 32;
     /// How many scopes IPv4 routes of ours are spread over where there are many: from 0 on, far below `link`, which
-    /// means something (kernel-facts 33).
+    /// means something (docs/kernel-facts.md, "Route scopes").
     pub const SCOPES: u8 = 64;
     /// `RTPROT_BOOT`: what Go flannel and `ip route add` write.
     pub const BOOT: u8 = 3;
@@ -239,7 +239,7 @@ impl Route {
     }
 
     /// The protocol number a route of ours to `prefix` is written with. Spreading ours over 32 numbers spreads them
-    /// over the kernel's next-hop hash, which makes inserting them linear (kernel-facts 1).
+    /// over the kernel's next-hop hash, which makes inserting them linear (docs/kernel-facts.md, "Route insertion").
     pub fn protocol_for(prefix: &Prefix) -> u8 {
         Self::FIRST_PROTOCOL + (spread(prefix) >> 59) as u8 % Self::PROTOCOLS
     }

@@ -1,4 +1,4 @@
-//! `subnet.env`: what the CNI plug-in reads (contract 9).
+//! `subnet.env`: what the CNI plug-in reads (docs/compatibility.md, "`subnet.env`").
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};

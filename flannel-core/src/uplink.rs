@@ -1,4 +1,4 @@
-//! Choosing the interface that carries the overlay (contract 4).
+//! Choosing the interface that carries the overlay (docs/compatibility.md, "Interface selection").
 
 mod pattern;
 
@@ -535,10 +535,10 @@ impl Search<'_> {
     }
 }
 
-/// The addresses of an interface that can be its local address, best first. Beyond flannel's order (contract 4) a
-/// virtual IP address, which moves from host to host, comes after the interface's own: most have no prefix but their
-/// own, and the kernel lists them after an IPv4 address of the host and before an IPv6 one, since it lists IPv6
-/// addresses newest first.
+/// The addresses of an interface that can be its local address, best first. Beyond flannel's order
+/// (docs/compatibility.md, "Interface selection") a virtual IP address, which moves from host to host, comes after the
+/// interface's own: most have no prefix but their own, and the kernel lists them after an IPv4 address of the host and
+/// before an IPv6 one, since it lists IPv6 addresses newest first.
 fn usable_addresses(facts: &HostFacts, index: u32) -> Vec<IpAddr> {
     let usable = |address: &&HostAddress| {
         address.link == index && !address.deprecated && (is_global(address.addr) || is_link_local(address.addr))

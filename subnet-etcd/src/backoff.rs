@@ -3,8 +3,8 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// 1, 2, 4, then 4.5 s, each ± 10 % (design, 5): a store that is back is noticed within 5 s, and a thousand nodes do
-/// not come back in step.
+/// 1, 2, 4, then 4.5 s, each ± 10 % (docs/design.md, "Errors and retries"): a store that is back is noticed within 5 s,
+/// and a thousand nodes do not come back in step.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {
     tries: u32,

@@ -154,8 +154,8 @@ fn without_user(text: &str) -> String {
     text.rsplit('@').next().unwrap_or_default().chars().take(100).collect()
 }
 
-/// What all keys begin with, cleaned as flannel cleans it (contract 6.2): no trailing slash, a missing leading one
-/// stays missing.
+/// What all keys begin with, cleaned as flannel cleans it (docs/compatibility.md, "Keys"): no trailing slash, a missing
+/// leading one stays missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPrefix(String);
 
@@ -317,7 +317,7 @@ impl Ttl {
 }
 
 impl Default for Ttl {
-    /// 24 h, as flannel's (contract 6.3).
+    /// 24 h, as flannel's (docs/compatibility.md, "Time to live").
     fn default() -> Self {
         Self(Duration::from_secs(86_400))
     }

@@ -1,4 +1,4 @@
-//! Keys and values, byte for byte flannel's (contract 6.2, 5.1).
+//! Keys and values, byte for byte flannel's (docs/compatibility.md, "Keys", "Lease attributes").
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

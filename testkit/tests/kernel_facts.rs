@@ -1,4 +1,4 @@
-//! What the code leans on in the kernel, so that a new kernel tells us. Numbers are those of docs/kernel-facts.md.
+//! What the code leans on in the kernel, so that a new kernel tells us. They are described in docs/kernel-facts.md.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -122,7 +122,7 @@ fn what_survives_which_act() {
     }
 }
 
-/// Go flannel's delete: protocol 0, scope 0, type 0 (contract 8.2.1).
+/// Go flannel's delete: protocol 0, scope 0, type 0 (docs/compatibility.md, "Messages").
 fn go_delete(ns: &Namespace, nth: usize) -> Result<(), testkit::Error> {
     let mut message = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(subnet(nth).addr(), 24)
@@ -139,7 +139,7 @@ fn go_delete(ns: &Namespace, nth: usize) -> Result<(), testkit::Error> {
 }
 
 #[test]
-fn fact_1_go_flannel_replaces_and_deletes_a_route_of_any_protocol() {
+fn go_flannel_replaces_and_deletes_a_route_of_any_protocol() {
     let underlay = lab(Families::V4);
     let node = &underlay.nodes()[0];
     device(node);
@@ -207,7 +207,7 @@ fn deleted_routes(heard: &[RouteNetlinkMessage], family: Family) -> Vec<&RouteMe
 }
 
 #[test]
-fn fact_4_link_down_removes_ipv4_routes_silently_and_announces_ipv6_ones() {
+fn link_down_removes_ipv4_routes_silently_and_announces_ipv6_ones() {
     let underlay = lab(Families::Dual);
     let node = &underlay.nodes()[0];
     device(node);
@@ -230,7 +230,7 @@ fn fact_4_link_down_removes_ipv4_routes_silently_and_announces_ipv6_ones() {
 }
 
 #[test]
-fn fact_5_losing_the_uplinks_address_removes_its_routes_silently() {
+fn losing_the_uplinks_address_removes_its_routes_silently() {
     let underlay = lab(Families::V4);
     let node = &underlay.nodes()[0];
     let ns = &node.ns;
@@ -244,7 +244,7 @@ fn fact_5_losing_the_uplinks_address_removes_its_routes_silently() {
 }
 
 #[test]
-fn fact_9_a_replace_takes_over_a_strangers_route_and_an_exclusive_create_does_not() {
+fn a_replace_takes_over_a_strangers_route_and_an_exclusive_create_does_not() {
     let underlay = lab(Families::V4);
     let node = &underlay.nodes()[0];
     let ns = &node.ns;
@@ -260,7 +260,7 @@ fn fact_9_a_replace_takes_over_a_strangers_route_and_an_exclusive_create_does_no
 }
 
 #[test]
-fn fact_10_ipv6_metric_reads_back_as_1024_and_fdb_entries_drop_their_protocol() {
+fn ipv6_metric_reads_back_as_1024_and_fdb_entries_drop_their_protocol() {
     let underlay = lab(Families::Dual);
     let node = &underlay.nodes()[0];
     device(node);
@@ -276,7 +276,7 @@ fn fact_10_ipv6_metric_reads_back_as_1024_and_fdb_entries_drop_their_protocol() 
 }
 
 #[test]
-fn fact_13_a_strict_fdb_dump_filters_by_interface() {
+fn a_strict_fdb_dump_filters_by_interface() {
     use rtnetlink::packet_route::neighbour::NeighbourMessage;
 
     let underlay = lab(Families::V4);
@@ -329,7 +329,7 @@ fn fact_13_a_strict_fdb_dump_filters_by_interface() {
 }
 
 #[test]
-fn fact_17_a_vxlan_mtu_is_clamped_at_creation_only() {
+fn a_vxlan_mtu_is_clamped_at_creation_only() {
     for (families, family, overhead) in [(Families::V4, Family::V4, 50), (Families::V6, Family::V6, 70)] {
         let underlay = lab(families);
         let node = &underlay.nodes()[0];
@@ -344,7 +344,7 @@ fn fact_17_a_vxlan_mtu_is_clamped_at_creation_only() {
 }
 
 #[test]
-fn fact_18_a_second_vxlan_of_this_vni_port_and_family_is_eexist() {
+fn a_second_vxlan_of_this_vni_port_and_family_is_eexist() {
     let underlay = lab(Families::V4);
     let node = &underlay.nodes()[0];
     device(node);
@@ -355,7 +355,7 @@ fn fact_18_a_second_vxlan_of_this_vni_port_and_family_is_eexist() {
 }
 
 #[test]
-fn fact_26_what_is_not_permanent_counts_as_absent() {
+fn what_is_not_permanent_counts_as_absent() {
     use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 
     let underlay = lab(Families::V4);
@@ -392,7 +392,7 @@ fn fact_26_what_is_not_permanent_counts_as_absent() {
 }
 
 #[test]
-fn fact_27_replace_ignores_protocol_kind_and_owner_and_loses_nothing() {
+fn replace_ignores_protocol_kind_and_owner_and_loses_nothing() {
     let underlay = lab(Families::V4);
     let [one, two] = underlay.nodes() else { panic!("two nodes") };
     let (to, target) = (prefix("10.245.1.0/24"), ip("10.245.1.1"));
@@ -419,7 +419,7 @@ fn fact_27_replace_ignores_protocol_kind_and_owner_and_loses_nothing() {
 }
 
 #[test]
-fn fact_30_creating_a_link_takes_the_group_and_ignores_the_alias() {
+fn creating_a_link_takes_the_group_and_ignores_the_alias() {
     let ns = Namespace::new("fact30").expect("root, or unshare -Urn");
     let message = LinkVxlan::new(DEV, 1)
         .port(8472)
@@ -432,7 +432,7 @@ fn fact_30_creating_a_link_takes_the_group_and_ignores_the_alias() {
 }
 
 #[test]
-fn fact_31_a_route_key_is_not_unique() {
+fn a_route_key_is_not_unique() {
     let underlay = lab(Families::Dual);
     let ns = &underlay.nodes()[0].ns;
     let to = prefix("10.245.1.0/24");
@@ -457,7 +457,7 @@ fn fact_31_a_route_key_is_not_unique() {
 }
 
 #[test]
-fn fact_32_an_ipv6_onlink_gateway_behind_another_device_is_refused() {
+fn an_ipv6_onlink_gateway_behind_another_device_is_refused() {
     let underlay = lab(Families::Dual);
     let ns = &underlay.nodes()[0].ns;
     ns.add_veth("other0", ns, "other1").unwrap();
@@ -487,7 +487,7 @@ fn fact_32_an_ipv6_onlink_gateway_behind_another_device_is_refused() {
 }
 
 #[test]
-fn fact_33_the_scope_of_a_route_with_a_gateway_matters_to_a_delete_alone() {
+fn the_scope_of_a_route_with_a_gateway_matters_to_a_delete_alone() {
     let underlay = lab(Families::V4);
     let [one, two] = underlay.nodes() else { panic!("two nodes") };
     let ns = &one.ns;

@@ -1,5 +1,5 @@
 //! `-ip-blackhole-route`: packets to addresses of the own subnet that no pod has are dropped here, instead of going out
-//! by the default route (contract 10.4).
+//! by the default route (docs/compatibility.md, "Blackhole").
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::Scope;

@@ -1,4 +1,5 @@
-//! Flags from the environment: `FLANNELD_NAME` where the command line does not have `-name` (contract 2).
+//! Flags from the environment: `FLANNELD_NAME` where the command line does not have `-name` (docs/compatibility.md,
+//! "Command line").
 
 use std::ffi::OsString;
 

@@ -1,4 +1,4 @@
-//! Go's flag syntax, exactly, over flanneld's flags (contract 2).
+//! Go's flag syntax, exactly, over flanneld's flags (docs/compatibility.md, "Command line").
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -59,7 +59,7 @@ pub(crate) fn listen(addr: SocketAddr, flags: &'static str) -> Result<TcpListene
     Ok(listener)
 }
 
-/// `/healthz` and `/readyz`, with flannel's words (contract 3.4).
+/// `/healthz` and `/readyz`, with flannel's words (docs/compatibility.md, "Health server").
 pub(crate) fn health(shown: Arc<Shown>) -> Router {
     Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(shown)
 }

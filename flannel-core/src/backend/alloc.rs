@@ -1,4 +1,5 @@
-//! alloc: takes a lease and programs nothing (contract 8.8). For hosts whose routes somebody else makes.
+//! alloc: takes a lease and programs nothing (docs/compatibility.md, "alloc"). For hosts whose routes somebody else
+//! makes.
 //!
 //! ```no_run
 //! # use flannel_core::backend::alloc::Alloc;

@@ -1,4 +1,4 @@
-//! Objects as Go's decoder reads them (contract 1.1).
+//! Objects as Go's decoder reads them (docs/compatibility.md, "Network configuration").
 
 use std::collections::BTreeMap;
 use std::fmt;

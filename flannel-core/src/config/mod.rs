@@ -1,4 +1,4 @@
-//! The network's configuration: flannel's JSON document (contract 1).
+//! The network's configuration: flannel's JSON document (docs/compatibility.md, "Network configuration").
 
 mod json;
 pub(crate) mod pool;
@@ -184,7 +184,7 @@ impl Keys {
 
 fn backend(document: &Object) -> Result<BackendConfig, ConfigError> {
     if !document.contains("Backend") {
-        // What flannel does; its documentation says vxlan (contract 1.2).
+        // What flannel does; its documentation says vxlan (docs/compatibility.md, "Network configuration").
         return Ok(BackendConfig::new("udp"));
     }
     let mut settings = document.object("Backend")?.unwrap_or_else(|| Object::new(BACKEND));

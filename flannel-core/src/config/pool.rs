@@ -1,4 +1,4 @@
-//! What the pool is where the document does not say (contract 1.3).
+//! What the pool is where the document does not say (docs/compatibility.md, "Pool").
 
 use std::net::IpAddr;
 

@@ -19,7 +19,7 @@ pub use tool::{Answer, Call, Program, Tools};
 /// Every rule that one overlay wants on this node. What is not wanted here is removed by [`Firewall::apply`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// Whose rules: decides the names of tables and chains (design, Ownership).
+    /// Whose rules: decides the names of tables and chains (docs/design.md, "Ownership").
     pub overlay: OverlayName,
     /// What the rules speak of, one value a family. A family without one gets no rules.
     pub pods: Dual<Pods>,
@@ -34,9 +34,9 @@ pub struct Rules {
 /// The pods of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pods {
-    /// The pod network of the whole overlay (C in contract 10).
+    /// The pod network of the whole overlay (C in docs/compatibility.md, "Masquerade and forward rules").
     pub network: Prefix,
-    /// This node's own lease in it (P in contract 10).
+    /// This node's own lease in it (P in docs/compatibility.md, "Masquerade and forward rules").
     pub subnet: Prefix,
 }
 
@@ -68,7 +68,7 @@ pub enum Forward {
     Untouched,
 }
 
-/// UDP to the VXLAN port is accepted from these senders and dropped from all others (faults.md D10).
+/// UDP to the VXLAN port is accepted from these senders and dropped from all others (docs/faults.md, D10).
 ///
 /// It holds for the whole network namespace, in the families that have [`Pods`]: two overlays on one port must not both
 /// have one.

@@ -15,7 +15,7 @@ use crate::plan::{Op, OpText, Plan, Refusals};
 use crate::state::{Link, LinkId, LinkKind, LinkName};
 
 /// From more IPv4 routes than this on, new ones are spread over scopes as well: twenty thousand are where inserting is
-/// quadratic again (kernel-facts 33). Those that are there stay as they are.
+/// quadratic again (docs/kernel-facts.md, "Route scopes"). Those that are there stay as they are.
 const FEW_ROUTES: usize = 16_384;
 
 /// Writes a plan. `indices` says which interface an id stands for; what it does not know is looked up by name.
@@ -30,7 +30,7 @@ pub(crate) struct Applier<'a> {
 }
 
 /// Operations that cannot stand on one another: they may go out in one send, which the kernel works through without
-/// stopping at a refusal (kernel-facts 8).
+/// stopping at a refusal (docs/kernel-facts.md, "Batches").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Link,
@@ -318,10 +318,10 @@ impl Applier<'_> {
         self.send(op).map_err(without_driver)?;
         let index = self.find(&wanted.name, op)?;
         self.indices.insert(id, index);
-        // Before it is up: a router advertisement must not find it listening (contract 8.2).
+        // Before it is up: a router advertisement must not find it listening (docs/compatibility.md, "Device").
         ignore_router_advertisements(&wanted.name);
         let change = link::Change {
-            // Creation ignores an alias (kernel-facts 30).
+            // Creation ignores an alias (docs/kernel-facts.md, "Group and alias of a new link").
             alias: wanted.alias.as_deref(),
             up: wanted.up.then_some(true),
             ..link::Change::default()

@@ -30,7 +30,7 @@ const FORMER: &str = "~";
 const TURN: Duration = Duration::from_millis(100);
 
 /// Takes the name in the calling thread's network namespace, with two sockets that live per namespace and die with the
-/// process (kernel-facts 29):
+/// process (docs/kernel-facts.md, "Abstract sockets"):
 ///
 /// * An abstract Unix socket says what is claimed: `flannelkit/<name>/<v4>/<v6>`. A prefix is spelt `10.5.0.0-16`, a
 ///   family not in use `-`; the name of one that ran there formerly has `~` behind it, which no name can have.

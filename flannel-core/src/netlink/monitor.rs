@@ -36,11 +36,12 @@ const FAILURES: u32 = 8;
 
 /// Listens to what happens, and tells each listener what matters and was not its own overlay.
 ///
-/// Our own writes come back. They are no news to the overlay that wrote last; to any other they are. Routes and most neighbour events carry the port of the socket that asked for
-/// them (kernel-facts 28). Forwarding entries, deleted neighbours and links carry none; but the kernel queues a
-/// notification before it acknowledges the request, so all echoes of a send are there once its acknowledgement is, and
-/// can be matched with what that send wrote. What is left over then will never come. Addresses are compared with what
-/// is known of them, our own writes included.
+/// Our own writes come back. They are no news to the overlay that wrote last; to any other they are. Routes and most
+/// neighbour events carry the port of the socket that asked for them (docs/kernel-facts.md, "Echoes of own writes").
+/// Forwarding entries, deleted neighbours and links carry none; but the kernel queues a notification before it
+/// acknowledges the request, so all echoes of a send are there once its acknowledgement is, and can be matched with
+/// what that send wrote. What is left over then will never come. Addresses are compared with what is known of them, our
+/// own writes included.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     socket: Socket,
@@ -441,7 +442,7 @@ impl Monitor {
             if is_news || is_uplink {
                 watch.raise(Hint::FactsChanged);
             }
-            // The uplink's IPv4 routes go without a word of their own (kernel-facts 4).
+            // The uplink's IPv4 routes go without a word of their own (docs/kernel-facts.md, "Link down").
             let in_scope = touched.iter().any(|id| matches!(id, Some(LinkId::Own(_) | LinkId::Other(_))));
             if in_scope || moved || (is_uplink && goes_down) {
                 watch.raise(Hint::Changed);
@@ -535,7 +536,8 @@ impl Watch {
 }
 
 fn join(receive_buffer: usize) -> io::Result<Socket> {
-    // A device going down with thousands of neighbours says so in as many messages (kernel-facts 6).
+    // A device going down with thousands of neighbours says so in as many messages (docs/kernel-facts.md, "Notification
+    // socket overrun").
     let mut socket = open_socket(receive_buffer)?;
     socket.bind_auto()?;
     for group in GROUPS {

@@ -23,11 +23,12 @@ pub(crate) struct Seen {
 const MOST_FOREIGN: usize = 131_072;
 
 /// Reads all that `scope` takes in; `expected` is about how many peers there are. Deletions come from entries actually
-/// seen, so what changes between two dumps may cost a redundant write and never a wrong delete (kernel-facts 14).
+/// seen, so what changes between two dumps may cost a redundant write and never a wrong delete (docs/kernel-facts.md,
+/// "Torn dumps").
 ///
 /// A map collected from sorted entries has full nodes; one that grows by insertion in ascending order is half empty
-/// (kernel-facts 25). The entries are put into a map before the next table is read, so that they exist twice for one
-/// table at a time.
+/// (docs/kernel-facts.md, "Cost of dumps and memory"). The entries are put into a map before the next table is read, so
+/// that they exist twice for one table at a time.
 pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope, expected: usize) -> Result<Seen, KernelError> {
     let links = read_links(wire, batch, |link| scope.concerns(link))?;
     let ids = scope.identify(&links);

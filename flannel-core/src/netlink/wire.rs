@@ -262,8 +262,8 @@ impl Wire {
 impl Open {
     fn new(receive_buffer: usize) -> io::Result<Self> {
         let mut socket = open_socket(receive_buffer)?;
-        // Strict checking lets the kernel filter dumps (kernel-facts 13); both ACK options give the reason for a
-        // refusal without sending our own message back. Linux has all three since 4.20.
+        // Strict checking lets the kernel filter dumps (docs/kernel-facts.md, "Filtered dumps"); both ACK options give
+        // the reason for a refusal without sending our own message back. Linux has all three since 4.20.
         socket.set_netlink_get_strict_chk(true)?;
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;

@@ -42,7 +42,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Up to 4.5 s (design, 5): a store that is back is noticed within 5 s.
+    /// Up to 4.5 s (docs/design.md, "Errors and retries"): a store that is back is noticed within 5 s.
     pub(crate) fn new(jitter: Jitter) -> Self {
         Self::up_to(Duration::from_millis(4500), jitter)
     }

@@ -157,7 +157,8 @@ impl EnvKeeper {
     }
 }
 
-/// Warns that this node's subnet changed: pods that have addresses of the former one cannot be reached (faults.md, L17).
+/// Warns that this node's subnet changed: pods that have addresses of the former one cannot be reached (docs/faults.md,
+/// L17).
 fn warn_of_moved_pods(former: &Dual<Prefix>, present: &Dual<Prefix>) {
     for (family, from) in former.iter() {
         if let Some(to) = present.get(family).filter(|to| *to != from) {

@@ -12,7 +12,7 @@ use crate::overlay::status::{Contact, WithheldBecause};
 use crate::plan::{Op, Plan, Refusals};
 use crate::state::Route;
 
-/// How long a suspicious mass deletion waits (design, Guards).
+/// How long a suspicious mass deletion waits (docs/design.md, "Guards").
 pub(crate) const MASS_WAIT: Duration = Duration::from_secs(60);
 /// Networks smaller than this are never suspicious.
 const MASS_LEAST: usize = 16;

@@ -2,7 +2,7 @@
 //!
 //! Wanted state is a pure function of leases and host, so it is computed when needed and never kept. What was last
 //! seen equals it, but for the few objects noted here. At ten thousand peers that is the difference between megabytes
-//! and nothing (kernel-facts 25).
+//! and nothing (docs/kernel-facts.md, "Cost of dumps and memory").
 
 use std::collections::BTreeSet;
 

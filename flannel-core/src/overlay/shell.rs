@@ -28,7 +28,7 @@ use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
 
-/// How long an end waits for the round under way (faults.md, P3: an exit takes at most 2 s).
+/// How long an end waits for the round under way (docs/faults.md, P3).
 const GRACE: Duration = Duration::from_millis(1500);
 /// How many store events are taken in before the machine is asked what to do: a burst becomes one round.
 const INTAKE: usize = 4096;

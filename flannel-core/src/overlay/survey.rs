@@ -73,7 +73,8 @@ pub(crate) async fn survey(
     missing.found(&situation.uplink);
     situation.previous = lease.map(Arc::new);
     let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
-    // Another agent's last words in subnet.env name the subnet that pods here still use (contract 6.4, step 3).
+    // Another agent's last words in subnet.env name the subnet that pods here still use (docs/compatibility.md,
+    // "Acquiring a lease").
     let previous = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
     let told = [previous, view::former_subnets(settings), left];
     let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();

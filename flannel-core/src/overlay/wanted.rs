@@ -17,7 +17,7 @@ pub(crate) type Skips = BTreeMap<(LeaseKey, Family), Skip>;
 /// the rest is the same. So an audit that finds nothing holds the state of the kernel once, and not a second time.
 ///
 /// Many peers are put into vectors and the maps built from those: a map filled one by one in ascending order is half empty
-/// (kernel-facts 25).
+/// (docs/kernel-facts.md, "Cost of dumps and memory").
 pub(crate) fn whole<'a>(
     backend: &dyn Backend,
     local: &Local,

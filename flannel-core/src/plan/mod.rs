@@ -1,8 +1,8 @@
 //! The planner: what to write so that what was seen becomes what is wanted.
 //!
 //! [`plan`] is pure. Its order is safe at every step: no route exists whose next hop lacks a neighbour whose Ethernet
-//! address lacks a forwarding entry. It names only objects of its arguments, and never a stranger's (design,
-//! Ownership).
+//! address lacks a forwarding entry. It names only objects of its arguments, and never a foreign one
+//! (docs/design.md, "Ownership").
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -70,7 +70,7 @@ impl Plan {
 }
 
 /// Who may have left a `boot` route through a device that is not ours: the public address of the accepted peer that
-/// holds exactly this subnet (design, Ownership (c)).
+/// holds exactly this subnet (docs/design.md, "Ownership").
 pub type Claims<'a> = dyn Fn(&Prefix) -> Option<IpAddr> + 'a;
 
 /// The writes that turn `seen` into `wanted`.
@@ -516,7 +516,8 @@ fn is_go_flannels(want: &Link, have: &Link) -> bool {
     unmarked && vxlan && have.name == want.name && compatible(&want.kind, &have.kind)
 }
 
-/// Whether `have` occupies what `want` needs: its name, or its place among VXLAN devices (kernel-facts 18).
+/// Whether `have` occupies what `want` needs: its name, or its place among VXLAN devices (docs/kernel-facts.md,
+/// "Identity of a VXLAN device").
 fn in_place(want: &Link, have: &Link) -> bool {
     match (&want.kind, &have.kind) {
         (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) if a.excludes(b) => true,
@@ -544,7 +545,7 @@ pub(crate) fn kept_out(op: &Op, error: &KernelError) -> Option<Conflict> {
 }
 
 /// Whether a device can be made into the wanted one without being created anew. What one side leaves open matches
-/// (contract 8.2, existing device).
+/// (docs/compatibility.md, "Device").
 fn compatible(want: &LinkKind, have: &LinkKind) -> bool {
     fn open<T: PartialEq>(want: Option<T>, have: Option<T>) -> bool {
         want.is_none() || have.is_none() || want == have

@@ -18,7 +18,7 @@ pub struct Refusals {
     hops: BTreeSet<(LinkId, IpAddr)>,
     kept_hops: BTreeSet<(LinkId, IpAddr)>,
     kept_macs: BTreeSet<(LinkId, MacAddr)>,
-    /// Devices that are down and stay so: they take no routes (kernel-facts 11).
+    /// Devices that are down and stay so: they take no routes (docs/kernel-facts.md, "Writes on a link that is down").
     down: BTreeSet<LinkId>,
     /// Devices that keep their Ethernet address, and so their neighbours.
     kept_address: BTreeSet<LinkId>,

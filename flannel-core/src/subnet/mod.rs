@@ -56,7 +56,7 @@ impl std::fmt::Display for NodeIdentity {
     }
 }
 
-/// Why a store call failed. The kind drives the agent's reaction (design, 5).
+/// Why a store call failed. The kind drives the agent's reaction (docs/design.md, "Errors and retries").
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubnetError {

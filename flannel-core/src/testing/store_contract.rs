@@ -170,7 +170,7 @@ pub async fn a_preferred_subnet_is_had_if_free(harness: &mut dyn Harness, famili
     );
 }
 
-/// Fifty nodes that ask at once, over several handles, all get subnets, and no two overlap (faults.md, L5).
+/// Fifty nodes that ask at once, over several handles, all get subnets, and no two overlap (docs/faults.md, L5).
 pub async fn racing_nodes_get_subnets_of_their_own(harness: &mut dyn Harness, families: Families) {
     const NODES: u16 = 50;
     let config = network(families, 1, 64);
@@ -263,7 +263,7 @@ pub async fn previous_survives_reopening(harness: &mut dyn Harness, families: Fa
 }
 
 /// A renewal ends later than what it renews, shows changed attributes to others, and may be tried again when its
-/// outcome is unknown (faults.md, L10).
+/// outcome is unknown (docs/faults.md, L10).
 pub async fn renew_extends_and_publishes(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
@@ -290,7 +290,7 @@ pub async fn renew_extends_and_publishes(harness: &mut dyn Harness, families: Fa
     ok(two.renew(&once_more).await, "renew over another handle");
 }
 
-/// A lease whose record is gone is lost, and renewing it writes nothing (faults.md, L11).
+/// A lease whose record is gone is lost, and renewing it writes nothing (docs/faults.md, L11).
 pub async fn renew_of_a_deleted_lease_is_lost(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let store = harness.open().await;
@@ -301,7 +301,7 @@ pub async fn renew_of_a_deleted_lease_is_lost(harness: &mut dyn Harness, familie
     assert!(records.is_empty(), "renew: a lost lease must not be written again: {records:?}");
 }
 
-/// A lease whose subnet another node has by now is lost, and the other's record stays as it is (faults.md, L4).
+/// A lease whose subnet another node has by now is lost, and the other's record stays as it is (docs/faults.md, L4).
 pub async fn renew_of_a_retaken_lease_is_lost(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
@@ -335,8 +335,8 @@ pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harnes
     ok(one.renew(&elsewhere).await, "renew: releasing an older lease must not free the newer one");
 }
 
-/// Where the pool moved away, acquire takes a lease that fits and drops the old one (contract 6.4, step 2), and
-/// previous hands out nothing that does not fit.
+/// Where the pool moved away, acquire takes a lease that fits and drops the old one (docs/compatibility.md, "Acquiring
+/// a lease", step 2), and previous hands out nothing that does not fit.
 pub async fn a_lease_that_fits_no_longer_is_replaced(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let store = harness.open().await;

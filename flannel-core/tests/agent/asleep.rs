@@ -1,4 +1,4 @@
-//! A machine that sleeps: time goes on, and nothing runs (faults.md, L15).
+//! A machine that sleeps: time goes on, and nothing runs (docs/faults.md, L15).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -15,7 +15,7 @@ use scene::{BYSTANDER, Plane, Scene, Spot, VICTIM};
 
 /// How often somebody changes what he changes.
 const EVERY: Duration = Duration::from_millis(300);
-/// The longest that anything may take to heal (faults.md).
+/// The longest that anything may take to heal.
 const HEALED: Duration = Duration::from_secs(2);
 /// Long enough for ten repairs, after which an object is contested.
 const WARM_UP: f64 = 12.0;

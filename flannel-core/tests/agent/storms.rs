@@ -1,4 +1,4 @@
-//! Much of everything: what is kept and said stays bounded (faults.md, I13).
+//! Much of everything: what is kept and said stays bounded (docs/faults.md, I13).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

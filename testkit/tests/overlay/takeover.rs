@@ -97,7 +97,7 @@ fn go_flannel_is_taken_over(plane: Plane, families: Families) {
     }
 }
 
-/// Exactly what flannel leaves on a node (contract 8.2, 8.2.1, 8.3).
+/// Exactly what flannel leaves on a node (docs/compatibility.md, "Device", "Messages", "host-gw").
 fn write_as_go_flannel(cluster: &Cluster, own: &Lease, peer: &Lease, gone: &[Lease]) {
     let ns = cluster.ns(0);
     for family in families_of(cluster.families) {

@@ -1,4 +1,4 @@
-//! Restarts with another configuration: nothing of the former one stays (faults.md, P5).
+//! Restarts with another configuration: nothing of the former one stays (docs/faults.md, P5).
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Restarts and sudden ends (faults.md, P1 and P4).
+//! Restarts and sudden ends (docs/faults.md, P1 and P4).
 
 use std::fs;
 use std::net::TcpStream;
@@ -63,7 +63,7 @@ fn restarts_lose_nothing(config: &str) {
     cluster.assert_lawful();
 }
 
-/// An end takes 2 s at most (faults.md, P3); the rest is for a machine that has better to do.
+/// An end takes 2 s at most (docs/faults.md, P3); the rest is for a machine that has better to do.
 const END: Duration = Duration::from_secs(4);
 
 #[test]

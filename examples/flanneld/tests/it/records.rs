@@ -1,4 +1,4 @@
-//! What others write into the store (faults.md, hostile lease data), and what is gone from it.
+//! What others write into the store (docs/design.md, "Hostile records"), and what is gone from it.
 
 use nix::sys::signal::Signal;
 use testkit::probe::{Flow, FlowReport};

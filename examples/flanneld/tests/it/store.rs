@@ -214,7 +214,7 @@ struct Revision {
 
 impl Cluster {
     /// Goes through all that was ever written and asserts that no two live leases overlapped, that none changed its owner
-    /// without being deleted first, and that each node had one at a time (faults.md, I1 and I2).
+    /// without being deleted first, and that each node had one at a time (docs/faults.md, I1 and I2).
     pub(crate) fn assert_lawful(&self) {
         let mut live: BTreeMap<String, (Prefix, String)> = BTreeMap::new();
         let history = self.history();

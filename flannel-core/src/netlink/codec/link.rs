@@ -30,8 +30,8 @@ pub(crate) fn get_by_name(batch: &mut Batch, name: &LinkName) {
     batch.push(RTM_GETLINK, 0, &message);
 }
 
-/// Creates a VXLAN device, down, exclusively, with flannel's attributes and the mark (contract 8.2.1, kernel-facts
-/// 30).
+/// Creates a VXLAN device, down, exclusively, with flannel's attributes and the mark (docs/compatibility.md,
+/// "Messages"; docs/kernel-facts.md, "Group and alias of a new link").
 pub(crate) fn create_vxlan(batch: &mut Batch, link: &Link, vxlan: &Vxlan, lower: Option<u32>) {
     let mut data = vec![InfoVxlan::Id(vxlan.vni.value())];
     data.extend(lower.map(InfoVxlan::Link));

@@ -1,8 +1,8 @@
 //! Bytes to values and back. Pure: nothing here does I/O.
 //!
 //! Messages are encoded with the types of `netlink-packet-route`. What comes from the kernel is read attribute by
-//! attribute straight into small values: the typed messages cost twice the time (kernel-facts 24), and one attribute
-//! they do not know would make a whole message unreadable.
+//! attribute straight into small values: the typed messages cost twice the time (docs/kernel-facts.md, "Cost of dumps
+//! and memory"), and one attribute they do not know would make a whole message unreadable.
 
 pub(crate) mod address;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -45,7 +45,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// Most messages of a send: the answers to more would not fit into a default receive buffer, were all refused
-    /// (kernel-facts 23).
+    /// (docs/kernel-facts.md, "Batches").
     pub(crate) const MAX: usize = 128;
 
     /// Appends a message.
@@ -83,8 +83,8 @@ impl Batch {
         }
     }
 
-    /// Asks for an acknowledgement of the last message. The others answer only when refused (kernel-facts 2), and all
-    /// such answers are queued before this one.
+    /// Asks for an acknowledgement of the last message. The others answer only when refused (docs/kernel-facts.md,
+    /// "Batches"), and all such answers are queued before this one.
     pub(crate) fn ask_acknowledgement(&mut self) {
         let Some(start) = self.starts.last() else { return };
         let field = &mut self.bytes[start + 6..start + 8];

@@ -27,9 +27,9 @@ pub(crate) fn dump(batch: &mut Batch, family: Family) {
 /// What keeps the kernel's next-hop table, in which each insert looks at what shares its place, short at each place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spread {
-    /// Protocol numbers: up to some ten thousand routes (kernel-facts 1).
+    /// Protocol numbers: up to some ten thousand routes (docs/kernel-facts.md, "Route insertion").
     Protocols,
-    /// Scopes of IPv4 routes as well (kernel-facts 33), which `ip route` shows.
+    /// Scopes of IPv4 routes as well (docs/kernel-facts.md, "Route scopes"), which `ip route` shows.
     Scopes,
 }
 
@@ -119,7 +119,7 @@ impl SeenRoute {
     pub(crate) fn in_territory(&self, scope: &Scope) -> bool {
         let plain = match self.prefix.family() {
             Family::V4 => 0,
-            // What the kernel makes of metric 0 (kernel-facts 10).
+            // What the kernel makes of metric 0 (docs/kernel-facts.md, "Values that read back differently").
             Family::V6 => 1024,
         };
         self.in_main_table() && self.tos == 0 && self.metric == plain && scope.covers(&self.prefix)

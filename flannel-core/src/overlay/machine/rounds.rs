@@ -359,8 +359,8 @@ fn touches_device(op: &Op) -> bool {
 }
 
 /// Whether what `op` repairs was done to that very object. The kernel drops neighbours and routes when their device or
-/// its address changes (kernel-facts, the table): a fight over these is none over those. A neighbour that was right is
-/// written again for the sake of its forwarding entry.
+/// its address changes (docs/kernel-facts.md, "What survives what"): a fight over these is none over those. A neighbour
+/// that was right is written again for the sake of its forwarding entry.
 fn is_own_change(op: &Op, shaken: &BTreeSet<LinkId>) -> bool {
     let right = matches!(op, Op::PutNeighbour { mac, was, .. } if *was == Some(*mac));
     touches_device(op) || !(right || op.link().is_some_and(|link| shaken.contains(&link)))

@@ -63,7 +63,7 @@ impl Machine {
         if let Some(error) = error.as_ref().filter(|error| old_error.as_ref() != Some(error)) {
             self.events.push(Event::KernelTrouble(error.clone()));
         }
-        // Whatever the kernel is like, nobody is ready without a lease (faults.md, I16).
+        // Whatever the kernel is like, nobody is ready without a lease (docs/faults.md, I16).
         let phase = if self.tenure.is_held() { phase } else { Phase::Starting };
         if phase == Phase::Ready && was != Phase::Ready {
             self.events.push(Event::Ready);

@@ -123,7 +123,7 @@ impl Tenure {
         }
     }
 
-    /// The lease ran out while the store was away: from then on it may be another's (faults.md, I3).
+    /// The lease ran out while the store was away: from then on it may be another's (docs/faults.md, I3).
     pub(crate) fn expire(&mut self, now: BootTime) -> Outcome {
         self.challenges.calm(now);
         match self.lease.expires {

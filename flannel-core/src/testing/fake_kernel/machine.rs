@@ -60,7 +60,7 @@ impl Slot {
     }
 }
 
-/// IPv6 metric 0 reads back as 1024 (kernel-facts 10).
+/// IPv6 metric 0 reads back as 1024 (docs/kernel-facts.md, "Values that read back differently").
 fn default_metric(family: Family, metric: u32) -> u32 {
     match (family, metric) {
         (Family::V6, 0) => 1024,
@@ -76,7 +76,7 @@ pub(super) struct Entry {
     pub(super) link: Option<u32>,
     pub(super) onlink: bool,
     pub(super) protocol: u8,
-    /// Further next hops of an IPv6 multipath route (kernel-facts 31).
+    /// Further next hops of an IPv6 multipath route (docs/kernel-facts.md, "Route keys are not unique").
     pub(super) siblings: Vec<Entry>,
 }
 
@@ -157,7 +157,7 @@ impl Machine {
         if let LinkKind::Vxlan(vxlan) = &mut link.kind {
             vxlan.port.get_or_insert(Vxlan::DEFAULT_PORT);
             let limit = self.vxlan_limit(vxlan)?;
-            // The kernel clamps at creation, and only then (kernel-facts 17).
+            // The kernel clamps at creation, and only then (docs/kernel-facts.md, "MTU of a VXLAN device").
             link.mtu = limit.map_or(link.mtu, |limit| link.mtu.min(limit));
             let vxlan = &*vxlan;
             let taken = self.links.values().any(|other| match &other.kind {
@@ -278,7 +278,7 @@ impl Machine {
 
     pub(super) fn link_down(&mut self, index: u32) -> Outcome {
         self.link_mut(index)?.up = false;
-        // kernel-facts 4: IPv4 routes go without a word.
+        // docs/kernel-facts.md, "Link down": IPv4 routes go without a word.
         self.drop_routes_through(index, Family::V4, Announce::No);
         self.drop_routes_through(index, Family::V6, Announce::Yes);
         self.drop_neighbours(index, |_| true);
@@ -349,7 +349,7 @@ impl Machine {
         self.notices.push(Notice::Address { index: link, addr, is_there: false });
         let last = !self.addresses.iter().any(|other| other.link == link && other.addr.is_ipv4());
         if addr.is_ipv4() && last {
-            // `fib_disable_ip`: kernel-facts 5, no route notification.
+            // `fib_disable_ip`: docs/kernel-facts.md, "Loss of an address", no route notification.
             self.drop_routes_through(link, Family::V4, Announce::No);
             self.drop_neighbours(link, |addr| addr.is_ipv4());
         }
@@ -485,7 +485,8 @@ impl Machine {
         match placement {
             Placement::Exclusive if entries.is_empty() => entries.push(entry),
             Placement::Exclusive => return Err(EEXIST),
-            // The kernel matches prefix, TOS and metric and asks for nothing else (kernel-facts 27, 31).
+            // The kernel matches prefix, TOS and metric and asks for nothing else (docs/kernel-facts.md, "IPv4
+            // replace", "Route keys are not unique").
             Placement::Replace => entries[0] = entry,
             Placement::Append | Placement::Prepend if entries.iter().any(|other| other.is_same_hop(&entry)) => {
                 return Err(EEXIST);
@@ -500,7 +501,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether an IPv6 address is reached through another interface by any route but the default one (kernel-facts 32).
+    /// Whether an IPv6 address is reached through another interface by any route but the default one
+    /// (docs/kernel-facts.md, "IPv6 onlink gateways").
     fn leads_elsewhere(&self, gateway: IpAddr, index: u32) -> bool {
         if gateway.is_ipv4() {
             return false;
@@ -540,7 +542,8 @@ impl Machine {
         }
     }
 
-    /// Deletes what matches in full: another protocol or next hop is another route (kernel-facts 9, 27).
+    /// Deletes what matches in full: another protocol or next hop is another route (docs/kernel-facts.md, "Replace and
+    /// exclusive create", "IPv4 replace").
     pub(super) fn delete_route(&mut self, slot: Slot, entry: &Entry) -> Outcome {
         let entries = self.routes.get_mut(&slot).ok_or(ESRCH)?;
         if let Some(place) = entries.iter().position(|other| !other.is_multipath() && other.is_same_hop(entry)) {

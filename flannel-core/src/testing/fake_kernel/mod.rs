@@ -313,7 +313,8 @@ impl FakeKernel {
         }
     }
 
-    /// Lets one act cause no more than `count` notifications: above that the socket overruns (kernel-facts 6).
+    /// Lets one act cause no more than `count` notifications: above that the socket overruns (docs/kernel-facts.md,
+    /// "Notification socket overrun").
     pub fn limit_monitor(&self, count: usize) {
         self.lock().monitor.capacity = Some(count);
     }

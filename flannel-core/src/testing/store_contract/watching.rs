@@ -63,7 +63,7 @@ pub async fn watch_follows_writes_of_another_handle(harness: &mut dyn Harness, f
     }
 }
 
-/// What does not parse is present and bad, never absent, and all else works on (faults.md, L12).
+/// What does not parse is present and bad, never absent, and all else works on (docs/faults.md, L12).
 pub async fn a_bad_record_is_present_and_hurts_no_other(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let store = harness.open().await;

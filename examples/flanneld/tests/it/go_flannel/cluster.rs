@@ -298,7 +298,7 @@ impl Cluster {
     }
 
     /// What our program writes where Go flannel wrote `env`: the same, but for the MTU that a pod of both families
-    /// can really have (contract 14.17).
+    /// can really have (docs/compatibility.md, "Device").
     pub(crate) fn our_env(&self, env: &str) -> String {
         match (self.network.plane, self.network.families) {
             (Plane::Vxlan, Families::Dual) => env.replace("MTU=1450", "MTU=1430"),

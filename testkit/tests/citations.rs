@@ -1,0 +1,128 @@
+//! What code and documents cite is in the repository, and the faults in docs/faults.md have the tests that it names.
+#![expect(clippy::expect_used, reason = "helpers of tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
+}
+
+/// The files of this kind, by their paths in the repository.
+fn files(kind: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of the repository") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == kind) {
+                let place = path.strip_prefix(root()).expect("inside").to_string_lossy().into_owned();
+                found.push((place, fs::read_to_string(&path).expect("text")));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn regex(pattern: &str) -> Regex {
+    Regex::new(pattern).expect("a pattern")
+}
+
+/// Comments without the marks that begin their lines, so that what is cited may go over the end of a line.
+fn unwrapped(text: &str) -> String {
+    regex(r"\n\s*(//[/!]?|#)?\s*").replace_all(text, " ").into_owned()
+}
+
+fn document(name: &str) -> String {
+    fs::read_to_string(root().join("docs").join(name)).unwrap_or_else(|error| panic!("docs/{name}: {error}"))
+}
+
+#[test]
+fn every_section_that_is_cited_exists() {
+    let citation = regex(r#"\(?\b([a-z-]+\.md)\)?, ((?:"[^"]+"(?:, )?)+)"#);
+    let section = regex(r#""([^"]+)""#);
+    let mut cited = 0;
+    for (place, text) in [files("rs"), files("md")].concat() {
+        let text = unwrapped(&text);
+        for found in citation.captures_iter(&text) {
+            let name = &found[1];
+            let headings: BTreeSet<String> =
+                document(name).lines().filter_map(|line| line.split_once("# ")).map(|(_, it)| it.to_owned()).collect();
+            for section in section.captures_iter(&found[2]) {
+                assert!(
+                    headings.contains(&section[1]),
+                    "{place} cites {:?}, which docs/{name} does not have",
+                    &section[1]
+                );
+                cited += 1;
+            }
+        }
+    }
+    assert!(cited > 50, "only {cited} citations were found: the pattern is wrong");
+}
+
+#[test]
+fn nothing_outside_the_repository_is_cited() {
+    let elsewhere = regex(r"\bcontract \d|\bkernel-facts \d|\(design, |(^|[^/\w])faults\.md|flannel-contract");
+    for (place, text) in files("rs") {
+        if place.ends_with("tests/citations.rs") {
+            continue;
+        }
+        let text = unwrapped(&text);
+        if let Some(found) = elsewhere.find(&text) {
+            panic!("{place} cites {:?}: name a section of docs/", found.as_str());
+        }
+    }
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    let link = regex(r"\]\(([^)#:]+)(?:#[^)]*)?\)");
+    for (place, text) in files("md") {
+        let folder = root().join(&place).parent().expect("a folder").to_owned();
+        for found in link.captures_iter(&text) {
+            assert!(folder.join(&found[1]).exists(), "{place} links to {}, which does not exist", &found[1]);
+        }
+    }
+}
+
+#[test]
+fn every_fault_has_the_tests_that_are_named_and_every_cited_fault_exists() {
+    let faults = document("faults.md");
+    let defined: BTreeSet<String> = faults
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split_once(" |"))
+        .map(|(id, _)| id.to_owned())
+        .collect();
+    let name = regex(r"\bfn ([a-z0-9_]+)");
+    let mut names = BTreeSet::new();
+    let cited = regex(r"docs/faults\.md, ([A-Z][0-9]+)(?: and ([A-Z][0-9]+))?");
+    for (place, text) in files("rs") {
+        names.extend(name.captures_iter(&text).map(|found| found[1].to_owned()));
+        for found in cited.captures_iter(&unwrapped(&text)) {
+            for id in found.iter().skip(1).flatten() {
+                assert!(defined.contains(id.as_str()), "{place} cites fault {}, which does not exist", id.as_str());
+            }
+        }
+    }
+    let targets = fs::read_dir(root().join("fuzz/fuzz_targets")).expect("fuzz targets");
+    names.extend(targets.map(|target| {
+        let path = target.expect("an entry").path();
+        path.file_stem().expect("a name").to_string_lossy().into_owned()
+    }));
+    let quoted = regex(r"`([a-z0-9_]+)`");
+    for line in faults.lines().filter(|line| regex(r"^\| [A-Z]\d+ \|").is_match(line)) {
+        let shown = line.rsplit('|').nth(1).expect("a table").trim();
+        assert!(!shown.is_empty(), "nothing shows {line}");
+        for test in quoted.captures_iter(shown).filter(|test| &test[1] != "subnet.env") {
+            assert!(names.contains(&test[1]), "docs/faults.md names the test {}, which does not exist", &test[1]);
+        }
+    }
+}
