@@ -12,8 +12,9 @@ use std::time::Duration;
 use crate::backend::{Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
-use crate::net::Dual;
+use crate::net::{Dual, Family};
 use crate::overlay::status::{Event, Status};
+use crate::overlay::tenure::Address;
 use crate::overlay::view::{self, SETTLE, Settling};
 use crate::overlay::{Identity, chain};
 use crate::uplink::UplinkError;
@@ -64,9 +65,6 @@ impl Machine {
             Ok(situation) if lost.is_none() => situation,
             _ => Situation { host: facts, ..old.clone() },
         };
-        // Another node may have an address that the host has lost: a store that knows nodes by theirs would give out that
-        // node's lease.
-        self.tenure.hold_back(self.settings.identity == Identity::PublicIp && lacks_address(&situation));
         // What is published now wins over what a device happens to have.
         situation.previous = Some(Arc::clone(&local.lease));
         if situation.uplink != old.uplink || situation.public != old.public {
@@ -118,6 +116,19 @@ impl Machine {
         (self.tenure.is_held() && self.admission.mac_shared_with_older().is_some()).then_some(due)
     }
 
+    /// What is known of the address that identifies this node. Another node may have it once the host has lost it, and a
+    /// store that identifies nodes by address would then give us that node's lease.
+    pub(super) fn address(&self) -> Address {
+        let is_read = !self.audit.facts && !matches!(self.round, Round::Facts);
+        match self.settings.identity {
+            Identity::Named(_) => Address::Held,
+            Identity::PublicIp if lacks_identity(&self.local.situation) => Address::Lost,
+            // Before the records are listed the host is not read again.
+            Identity::PublicIp if is_read || !self.synced => Address::Held,
+            Identity::PublicIp => Address::Unknown,
+        }
+    }
+
     /// When the host has to be read again for a change that waits.
     pub(super) fn settles(&self) -> Option<BootTime> {
         let until = self.settling.as_ref().map(|settling| settling.until)?;
@@ -147,11 +158,13 @@ impl Machine {
     }
 }
 
-/// Whether an address in use is not on the host any more.
-fn lacks_address(situation: &Situation) -> bool {
-    let Situation { uplink, host, .. } = situation;
+/// Whether the address that identifies this node was the host's own and is not any more.
+fn lacks_identity(Situation { uplink, public, host, .. }: &Situation) -> bool {
     let is_there = |addr: &IpAddr| host.addresses.iter().any(|found| found.addr == *addr);
-    host.left_out == 0 && !uplink.addrs.iter().all(|(_, addr)| is_there(addr))
+    // As for the identity itself: IPv4 if there is any.
+    let family = if public.v4.is_some() { Family::V4 } else { Family::V6 };
+    let is_own = public.get(family) == uplink.addrs.get(family);
+    is_own && host.left_out == 0 && !public.get(family).is_some_and(is_there)
 }
 
 fn addresses(addrs: &Dual<IpAddr>) -> String {

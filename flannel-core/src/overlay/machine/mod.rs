@@ -33,7 +33,7 @@ use crate::overlay::refused::Refused;
 use crate::overlay::status::{Event, Hearing, LossReason, Phase};
 use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
 use crate::overlay::view::{self, Settling};
-use crate::overlay::{Settings, chain};
+use crate::overlay::{Identity, Settings, chain};
 use crate::plan::{Object, Plan};
 use crate::state::State;
 use crate::subnet::SubnetError;
@@ -294,6 +294,7 @@ impl Machine {
             }
         }
         self.change_shared_mac(now);
+        self.tenure.identified_by(self.address());
         self.show_contested();
         self.show_challenged();
     }
@@ -302,6 +303,7 @@ impl Machine {
     pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
         // The host may have slept since the last wake.
         self.expire_lease(now);
+        self.tenure.identified_by(self.address());
         let call = self.tenure.call(now);
         self.show_challenged();
         call
@@ -497,7 +499,7 @@ impl Machine {
     fn tenure_outcome(&mut self, now: BootTime, outcome: Outcome) {
         match outcome {
             Outcome::Same => {}
-            Outcome::Lost(reason) => self.lease_lost(reason),
+            Outcome::Lost(reason) => self.lease_lost(now, reason),
             Outcome::Renewed => {
                 let lease = Arc::clone(self.tenure.lease());
                 self.events.push(Event::LeaseRenewed(Arc::clone(&lease)));
@@ -511,8 +513,13 @@ impl Machine {
         }
     }
 
-    fn lease_lost(&mut self, reason: LossReason) {
+    fn lease_lost(&mut self, now: BootTime, reason: LossReason) {
         self.events.push(Event::LeaseLost(reason));
+        if self.settings.identity == Identity::PublicIp {
+            // The host may have slept, and may have another address: it is read before a lease is acquired.
+            self.audit.facts = true;
+            self.audit_at(now, Cause::Hint);
+        }
         if self.settings.on_loss != super::LossPolicy::Reacquire {
             // Nothing is asked any more: what calls said last is not true for ever.
             self.store_well(Voice::Calls);

@@ -14,7 +14,7 @@ use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
 use crate::state::{LinkId, Route, RouteKey, State};
 
-use super::{Audit, Cause, KernelCall, Machine, Round, SPACING};
+use super::{Audit, Cause, KernelCall, Machine, Round, SPACING, prefixes_of};
 
 impl Machine {
     pub(super) fn audit_at(&mut self, due: BootTime, cause: Cause) {
@@ -126,9 +126,9 @@ impl Machine {
         objects
     }
 
-    /// The guard at start: what is there of ours, `before` prefixes of which `rest` is not as wanted, against what the
-    /// store says. A store that is away has not said so
-    /// itself: whoever is there and not in its last snapshot may have joined since.
+    /// The guard at start. There are `before` prefixes of ours, of which `rest` is not as wanted.
+    ///
+    /// While the store is away the peers are those of its last list: whoever is not in it may have joined since.
     fn judge_start(&self, guard: &mut Guard, now: BootTime, before: usize, wanted: &State, rest: &State) {
         let is_gone = |prefix: &Prefix| wanted.routes_to(*prefix).next().is_none();
         let gone = self.owned_prefixes(rest).filter(is_gone).collect();
@@ -136,9 +136,12 @@ impl Machine {
             guard.leave(gone);
         } else {
             guard.judge_reset(now, before, gone);
-            let own = self.local.lease.subnets;
-            for prefix in wanted.routes.keys().map(|key| &key.prefix).chain(own.iter().map(|(_, own)| own)) {
-                guard.returned(prefix);
+            if guard.mass().is_none() {
+                return;
+            }
+            let own = Some(&*self.local.lease);
+            for prefix in self.admission.peers().map(|peer| &**peer).chain(own).flat_map(|it| prefixes_of(Some(it))) {
+                guard.returned(&prefix);
             }
         }
     }

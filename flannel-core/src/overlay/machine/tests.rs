@@ -145,34 +145,90 @@ fn a_lease_that_has_run_out_is_not_renewed_though_no_wake_has_said_so() {
     assert!(machine.held_lease().is_none());
 }
 
+/// Has the host read once, as it is.
+fn read(machine: &mut Machine, now: BootTime, host: &HostFacts) {
+    machine.handle(now, Wake::Hint(Hint::FactsChanged));
+    loop {
+        let answer = match machine.kernel_call(now).unwrap() {
+            KernelCall::Facts(_) => return machine.handle(now, Wake::Facts(Ok(host.clone()))),
+            KernelCall::Observe(_) => Wake::Seen(Ok(State::default())),
+            KernelCall::Apply(_, plan) => Wake::Applied(refuse(plan.ops.len())),
+        };
+        machine.handle(now, answer);
+    }
+}
+
+fn without(family: Family) -> HostFacts {
+    let mut host = arbitrary::host();
+    host.addresses.retain(|address| Family::of(address.addr) != family);
+    host
+}
+
+fn gone() -> Wake {
+    Wake::Store(Ok(LeaseEvent::Reset(Vec::new())))
+}
+
 #[test]
 fn no_lease_is_taken_by_an_address_that_the_host_has_lost() {
     let mut machine = machine();
     machine.handle(at(0), Wake::Store(Ok(own_record())));
     serve(&mut machine, at(0), &State::default());
-    let without = HostFacts { addresses: Vec::new(), ..arbitrary::host() };
-    let read = |machine: &mut Machine, now, host: &HostFacts| {
-        machine.handle(now, Wake::Hint(Hint::FactsChanged));
-        while let Some(call) = machine.kernel_call(now) {
-            machine.handle(
-                now,
-                match call {
-                    KernelCall::Facts(_) => Wake::Facts(Ok(host.clone())),
-                    KernelCall::Observe(_) => Wake::Seen(Ok(State::default())),
-                    KernelCall::Apply(_, plan) => Wake::Applied(refuse(plan.ops.len())),
-                },
-            );
-        }
-    };
-    read(&mut machine, at(1_000), &without);
-    machine.handle(at(2_000), Wake::Store(Ok(LeaseEvent::Reset(Vec::new()))));
+    read(&mut machine, at(1_000), &without(Family::V4));
+    machine.handle(at(2_000), gone());
     assert!(machine.held_lease().is_none());
     assert!(machine.store_call(at(9_000)).is_none(), "another node may have the address by now, and its record");
-    let waits = |machine: &Machine| machine.deadline().is_none_or(|due| due > at(9_000));
-    read(&mut machine, at(9_000), &without);
-    assert!(waits(&machine), "{:?}", machine.deadline());
+    read(&mut machine, at(9_000), &without(Family::V4));
+    assert_eq!(machine.tenure.deadline(), None, "nothing wakes the agent for a call that is not made");
     read(&mut machine, at(10_000), &arbitrary::host());
     assert!(matches!(machine.store_call(at(10_000)), Some(StoreCall::Acquire(_))));
+}
+
+#[test]
+fn a_lease_is_taken_again_though_an_address_that_does_not_identify_the_node_is_gone() {
+    const BOTH: &[Family] = &Family::BOTH;
+    let situation = arbitrary::situation(arbitrary::config(BOTH, r#"{"Type":"tunnel"}"#));
+    let local = arbitrary::local(situation, arbitrary::lease(1, BOTH, "tunnel").attrs);
+    let status = Published::new(Status::default());
+    let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
+    let own = arbitrary::record(arbitrary::lease(1, BOTH, "tunnel"), 1);
+    machine.handle(at(0), Wake::Store(Ok(LeaseEvent::Reset(vec![own]))));
+    serve(&mut machine, at(0), &State::default());
+    read(&mut machine, at(1_000), &without(Family::V6));
+    machine.handle(at(2_000), gone());
+    read(&mut machine, at(9_000), &without(Family::V6));
+    assert!(matches!(machine.store_call(at(9_000)), Some(StoreCall::Acquire(_))));
+}
+
+#[test]
+fn the_host_is_read_before_a_lost_lease_is_acquired_again() {
+    let mut machine = machine();
+    machine.handle(at(0), Wake::Store(Ok(own_record())));
+    serve(&mut machine, at(0), &State::default());
+    machine.handle(at(9_000), gone());
+    assert!(machine.store_call(at(9_000)).is_none(), "the host may have slept, and the address be another's");
+    assert!(matches!(machine.kernel_call(at(9_000)), Some(KernelCall::Facts(_))));
+    assert!(machine.store_call(at(9_000)).is_none());
+    machine.handle(at(9_000), Wake::Facts(Ok(arbitrary::host())));
+    assert!(matches!(machine.store_call(at(9_000)), Some(StoreCall::Acquire(_))));
+}
+
+#[test]
+fn a_record_that_another_node_writes_under_a_lost_address_is_that_nodes() {
+    let edited = || {
+        let mut lease = arbitrary::lease(1, V4, "tunnel");
+        lease.attrs.backend_data.v4 = Some(Json::object(&[("other", crate::lease::Scalar::Number(1))]));
+        Wake::Store(Ok(LeaseEvent::Upsert(arbitrary::record(lease, 1))))
+    };
+    for (host, is_held) in [(arbitrary::host(), true), (without(Family::V4), false)] {
+        let mut machine = machine();
+        machine.handle(at(0), Wake::Store(Ok(own_record())));
+        serve(&mut machine, at(0), &State::default());
+        read(&mut machine, at(1_000), &host);
+        machine.handle(at(2_000), edited());
+        assert_eq!(machine.held_lease().is_some(), is_held);
+        let call = machine.store_call(at(9_000));
+        assert_eq!(matches!(call, Some(StoreCall::Renew(_))), is_held, "{call:?}");
+    }
 }
 
 #[test]

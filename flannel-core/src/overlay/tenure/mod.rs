@@ -54,11 +54,21 @@ pub(crate) struct Tenure {
     not_before: BootTime,
     /// Attributes to publish that the store does not have yet.
     publish: Option<LeaseAttrs>,
-    /// Whether no lease may be acquired for now.
-    is_held_back: bool,
+    address: Address,
     challenges: Challenges,
     backoff: Backoff,
     jitter: Jitter,
+}
+
+/// What is known of the address that identifies this node to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Address {
+    /// The host has it, or the store does not identify nodes by their address.
+    Held,
+    /// The host may have lost it. No lease is acquired until that is known.
+    Unknown,
+    /// The host has lost it, and another node may have it. No lease is acquired, and whoever writes the record owns it.
+    Lost,
 }
 
 impl Tenure {
@@ -73,7 +83,7 @@ impl Tenure {
             shown: None,
             unseen: false,
             publish: None,
-            is_held_back: false,
+            address: Address::Held,
             challenges: Challenges::new(jitter.clone()),
             backoff: Backoff::new(jitter.clone()),
             jitter,
@@ -94,7 +104,7 @@ impl Tenure {
 
     /// Who else is at the record, for the status.
     pub(crate) fn challenged(&self) -> Option<Challenged> {
-        self.challenges.show(self.due)
+        self.challenges.show(self.due.filter(|_| self.may_call()))
     }
 
     pub(crate) fn deadline(&self) -> Option<BootTime> {
@@ -103,13 +113,13 @@ impl Tenure {
         [due, expiry, self.challenges.calms()].into_iter().flatten().min()
     }
 
-    /// Acquires no lease while `is_held_back`. One that is held is renewed all the same.
-    pub(crate) fn hold_back(&mut self, is_held_back: bool) {
-        self.is_held_back = is_held_back;
+    /// Tells what is known of the address that identifies this node.
+    pub(crate) fn identified_by(&mut self, address: Address) {
+        self.address = address;
     }
 
     fn may_call(&self) -> bool {
-        !(self.lost && self.is_held_back)
+        !self.lost || self.address == Address::Held
     }
 
     /// Publishes other attributes with the next call, which is now unless the store is being waited for.
@@ -221,6 +231,8 @@ impl Tenure {
                 }
                 Outcome::Same
             }
+            // Whoever has the address now has taken the record with it.
+            _ if self.address == Address::Lost => self.lose(LossReason::Taken, now),
             // Somebody edited our record: write it again, over what we have just read.
             seen => {
                 self.publish.get_or_insert_with(|| self.lease.attrs.clone());
