@@ -41,7 +41,7 @@ fn networks() -> Dual<Prefix> {
 
 /// What `iptables-restore --noflush` makes of a table.
 fn restore(saved: &str, commands: &str) -> String {
-    let mut lines: Vec<String> = saved.lines().map(str::to_owned).collect();
+    let mut lines: Vec<String> = lines_of(saved).map(str::to_owned).collect();
     for command in commands.lines() {
         if let Some(declared) = command.strip_prefix(':') {
             let name = declared.split(' ').next().unwrap_or_default();
@@ -76,7 +76,12 @@ fn others(saved: &str, chain: &Chain) -> Vec<String> {
         let is_jump = line == own_jump || chain.rules.is_none() && leads.iter().any(|leads| line.ends_with(leads));
         declares(line, name) || line.starts_with(&of_rule) || is_jump
     };
-    saved.lines().filter(|line| !about(line)).map(str::to_owned).collect()
+    lines_of(saved).filter(|line| !about(line)).map(str::to_owned).collect()
+}
+
+/// Lines without carriage returns, which [`str::lines`] takes away one by one.
+fn lines_of(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(|line| line.trim_end_matches('\r'))
 }
 
 #[cfg(test)]
