@@ -227,7 +227,7 @@ impl World {
         }
         self.leave_gos(self.hosts[host].own);
         self.hosts[host].boot();
-        self.hosts[host].published = Dual::default();
+        (self.hosts[host].published, self.hosts[host].used) = (Dual::default(), Dual::default());
         self.start(host);
         format!("host {host} is rebooted, with addresses {:?}", self.hosts[host].own)
     }

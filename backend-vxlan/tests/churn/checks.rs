@@ -108,25 +108,33 @@ impl World {
         })
     }
 
-    /// A host that still has the address it published publishes no other, whatever addresses came beside it, unless a node
-    /// of Go flannel has published that meanwhile.
+    /// A host that still has the address in use uses no other, whatever addresses came beside it, unless a node of Go
+    /// flannel has published that meanwhile. What is published follows, as soon as the store takes it.
     fn moved(&mut self) -> Option<String> {
         let go = &self.go;
         let is_go =
             |addr: &IpAddr| go.values().any(|lease| lease.attrs.public_ip.iter().any(|(_, public)| public == addr));
         for host in &mut self.hosts {
-            let Some(lease) = host.lease() else {
-                if !host.families.iter().any(|family| host.kernel.link_index(device(*family)).is_some()) {
-                    // Nothing on the host tells what it published.
-                    host.published = Dual::default();
-                }
+            let status = host.status();
+            if let Some(lease) = status.as_ref().and_then(|status| status.lease.clone()) {
+                host.published = lease.attrs.public_ip;
+            } else if !host.families.iter().any(|family| host.kernel.link_index(device(*family)).is_some()) {
+                // Nothing on the host tells what it used and published.
+                (host.published, host.used) = (Dual::default(), Dual::default());
+            }
+            // Who starts while the host lacks the address uses another one, of which nothing tells before there is a lease.
+            let lacking: Vec<Family> = host.used.iter().filter(|(_, addr)| !host.has(**addr)).map(|it| it.0).collect();
+            for family in lacking {
+                *host.used.slot(family) = None;
+            }
+            let Some(used) = status.and_then(|status| status.uplink.as_ref().map(|uplink| uplink.addrs)) else {
                 continue;
             };
-            let before = std::mem::replace(&mut host.published, lease.attrs.public_ip);
-            for (family, public) in lease.attrs.public_ip.iter() {
-                match before.get(family).filter(|before| *before != public) {
+            let before = std::mem::replace(&mut host.used, used);
+            for (family, addr) in used.iter() {
+                match before.get(family).filter(|before| *before != addr) {
                     Some(before) if !is_go(before) && host.has(*before) => {
-                        return Some(format!("host {} has {before} and publishes {public}", host.number));
+                        return Some(format!("host {} has {before} and uses {addr}", host.number));
                     }
                     _ => {}
                 }

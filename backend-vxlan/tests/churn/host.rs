@@ -41,6 +41,8 @@ pub(crate) struct Host {
     pub(crate) virtuals: Vec<Virtual>,
     /// What it published when last looked at.
     pub(crate) published: Dual<IpAddr>,
+    /// The addresses that were in use when last looked at.
+    pub(crate) used: Dual<IpAddr>,
     pub(crate) agent: Option<Agent>,
     pub(crate) starts: u64,
     /// What strangers had in the kernel after the last act.
@@ -81,6 +83,7 @@ impl Host {
             leased,
             virtuals: Vec::new(),
             published: Dual::default(),
+            used: Dual::default(),
             agent: None,
             starts: 0,
             strange: Vec::new(),
