@@ -1,8 +1,10 @@
 //! Notifications to hints.
 
+mod addresses;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
@@ -11,13 +13,15 @@ use nix::libc::{
 };
 use rtnetlink::sys::Socket;
 
+use addresses::Addresses;
+
 use super::codec::neighbour::Table;
 use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbour, route};
 use super::observe::read_links;
 use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Receive, Wire, open_socket, receive};
 use crate::kernel::{Hint, HostAddress, HostFacts, KernelError, OverlayName, Scope, SeenLink};
-use crate::net::{Family, MacAddr, Prefix, is_automatic};
+use crate::net::{Family, MacAddr, is_automatic};
 use crate::state::{Link, LinkId};
 
 /// Multicast groups: link, neigh, IPv4 and IPv6 ifaddr and route (`enum rtnetlink_groups`).
@@ -49,9 +53,7 @@ pub(crate) struct Monitor {
     /// As last heard of, in the order of their indices: those that some change of would be told, but no more than
     /// [`HostFacts::MOST_LINKS`]. Of others every change is news.
     links: Vec<SeenLink>,
-    /// Without those that the kernel gives by itself, and no more than [`HostFacts::MOST_ADDRESSES`]. Of others every
-    /// change is news.
-    addresses: BTreeMap<AddressId, Lifetime>,
+    addresses: Addresses,
     watches: Vec<Watch>,
     /// The overlay whose writes come back now.
     writer: Option<OverlayName>,
@@ -73,16 +75,6 @@ pub(crate) enum Echo {
     PutFdb { index: u32, mac: MacAddr, dst: IpAddr },
     DeleteFdb { index: u32, mac: MacAddr, dst: IpAddr },
     DeleteNeighbour { index: u32, addr: IpAddr },
-}
-
-type AddressId = (u32, IpAddr, u8);
-
-/// What of an address's flags anybody looks at: refreshed lifetimes are not news.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Lifetime {
-    permanent: bool,
-    temporary: bool,
-    deprecated: bool,
 }
 
 /// Who did what is heard.
@@ -119,7 +111,7 @@ impl Monitor {
             socket,
             buffer: vec![0; DATAGRAM],
             links: Vec::new(),
-            addresses: BTreeMap::new(),
+            addresses: Addresses::default(),
             watches: Vec::new(),
             writer: None,
             echoes: BTreeMap::new(),
@@ -180,7 +172,7 @@ impl Monitor {
 
     /// Reads links and addresses, to compare notifications with.
     pub(crate) fn resync(&mut self, wire: &mut Wire, batch: &mut Batch) -> Result<(), KernelError> {
-        let mut addresses = BTreeMap::new();
+        let mut addresses = Addresses::default();
         for family in Family::BOTH {
             address::dump(batch, family, 0);
             addresses = wire.fold(
@@ -188,9 +180,9 @@ impl Monitor {
                 "reading addresses",
                 || addresses.clone(),
                 |addresses, message| {
-                    let seen = address::decode(message.payload)?.filter(|seen| !is_automatic(seen.addr));
-                    addresses
-                        .extend(seen.filter(|_| has_room(addresses)).map(|seen| (id_of(&seen), lifetime_of(&seen))));
+                    if let Some(seen) = address::decode(message.payload)? {
+                        addresses.is_news(&seen, true);
+                    }
                     Ok(())
                 },
             )?;
@@ -339,11 +331,6 @@ impl Monitor {
         self.place(index).ok().and_then(|place| self.links.get(place))
     }
 
-    fn addresses_of(&self, index: u32) -> impl Iterator<Item = IpAddr> {
-        let from = self.addresses.range((index, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)..);
-        from.take_while(move |((link, ..), _)| *link == index).map(|((_, addr, _), _)| *addr)
-    }
-
     /// Whether the ids of a scope depend on this link.
     fn is_concerned(&self, seen: &SeenLink) -> bool {
         self.watches.iter().any(|watch| watch.scope.concerns(seen))
@@ -351,13 +338,7 @@ impl Monitor {
 
     /// Whether what becomes of a link may have to be told.
     fn is_kept(&self, seen: &SeenLink) -> bool {
-        Hint::tells_of(&seen.link.kind, self.addresses_of(seen.index)) || self.is_concerned(seen)
-    }
-
-    fn is_connected(&self, prefix: &Prefix) -> bool {
-        self.addresses.keys().any(|(_, addr, len)| {
-            *len <= prefix.len() && Prefix::masked(*addr, *len).is_ok_and(|connected| connected.covers(prefix))
-        })
+        Hint::tells_of(&seen.link.kind, self.addresses.of(seen.index)) || self.is_concerned(seen)
     }
 
     fn read(&mut self, message: &Message<'_>, port: u32) -> Result<(), Unreadable> {
@@ -417,9 +398,9 @@ impl Monitor {
         };
         let was_up = before.as_ref().is_some_and(|known| known.link.up);
         let goes_down = was_up && !(there && seen.link.up);
-        let is_news = Hint::tells_of(&seen.link.kind, self.addresses_of(index));
+        let is_news = Hint::tells_of(&seen.link.kind, self.addresses.of(index));
         if !there {
-            self.addresses.retain(|(link, ..), _| *link != index);
+            self.addresses.forget(index);
         }
         let author = self.author_on(Some(index), Author::Others);
         let after = there.then_some(&seen);
@@ -451,18 +432,7 @@ impl Monitor {
     }
 
     fn read_address(&mut self, seen: &HostAddress, there: bool, author: Author) {
-        if is_automatic(seen.addr) {
-            return;
-        }
-        let (id, lifetime, room) = (id_of(seen), lifetime_of(seen), has_room(&self.addresses));
-        let before = match there {
-            true if room || self.addresses.contains_key(&id) => self.addresses.insert(id, lifetime),
-            true => None,
-            false => self.addresses.remove(&id),
-        };
-        // Duplicate address detection and router advertisements repeat what is known.
-        let news = if there { before != Some(lifetime) } else { before.is_some() || !room };
-        if !news {
+        if !self.addresses.is_news(seen, there) {
             return;
         }
         for watch in self.others(self.author_on(Some(seen.link), author)) {
@@ -506,7 +476,7 @@ impl Monitor {
         let local = is_automatic(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
         let host = seen.forwards && !seen.has_own_protocol() && !local;
         let direct = seen.gateway.is_none() && seen.hops.is_empty();
-        let is_news = host && (seen.prefix.len() == 0 || direct || self.is_connected(&seen.prefix));
+        let is_news = host && (seen.prefix.len() == 0 || direct || self.addresses.connect(&seen.prefix));
         for watch in self.others(self.author_on(seen.index, author)) {
             if seen.in_territory(&watch.scope) {
                 watch.raise(Hint::Changed);
@@ -559,18 +529,6 @@ fn echo_of(entry: &neighbour::Entry, there: bool) -> Option<Option<Echo>> {
             Some((!there).then_some(Echo::DeleteNeighbour { index, addr }))
         }
     }
-}
-
-fn has_room(addresses: &BTreeMap<AddressId, Lifetime>) -> bool {
-    addresses.len() < HostFacts::MOST_ADDRESSES
-}
-
-fn id_of(seen: &HostAddress) -> AddressId {
-    (seen.link, seen.addr, seen.len)
-}
-
-fn lifetime_of(seen: &HostAddress) -> Lifetime {
-    Lifetime { permanent: seen.permanent, temporary: seen.temporary, deprecated: seen.deprecated }
 }
 
 #[cfg(test)]

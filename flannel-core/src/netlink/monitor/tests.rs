@@ -1,10 +1,12 @@
+use std::net::Ipv4Addr;
+
 use futures_util::{FutureExt, StreamExt};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use proptest::prelude::*;
 
 use super::*;
-use crate::net::Dual;
+use crate::net::{Dual, Prefix};
 use crate::state::Route;
 
 fn scope() -> Scope {
