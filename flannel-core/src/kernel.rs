@@ -194,8 +194,9 @@ fn takes_place(a: &LinkKind, b: &LinkKind) -> bool {
 }
 
 /// What an overlay needs to know of the host it runs on. Of links and addresses no more than
-/// [`HostFacts::MOST_LINKS`] and [`HostFacts::MOST_ADDRESSES`] are kept, of routes and next hops no more than
-/// [`HostFacts::MOST`] of each kind: the first of the dump.
+/// [`HostFacts::MOST_LINKS`] and [`HostFacts::MOST_ADDRESSES`] are kept, of the addresses of a link no more than
+/// [`HostFacts::MOST_OF_A_LINK`], of routes and next hops no more than [`HostFacts::MOST`] of each kind: the first of the
+/// dump.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
     /// The links, by interface index.
@@ -203,7 +204,7 @@ pub struct HostFacts {
     /// The addresses, in the kernel's order within a link.
     pub addresses: Vec<HostAddress>,
     /// How many links and addresses are not kept because there are too many, but for those that
-    /// [`MOST_OF_PODS`](Self::MOST_OF_PODS) is about.
+    /// [`MOST_OF_PODS`](Self::MOST_OF_PODS) and [`MOST_BESIDE_LINK_LOCAL`](Self::MOST_BESIDE_LINK_LOCAL) are about.
     pub left_out: usize,
     /// Default routes of the main table, in the order of the dump.
     pub defaults: Vec<HostRoute>,
@@ -280,16 +281,27 @@ impl HostFacts {
     pub const MOST: usize = 65_536;
     /// Most links.
     pub const MOST_LINKS: usize = 8_192;
-    /// Most addresses.
-    pub const MOST_ADDRESSES: usize = 8_192;
-    /// Once there are so many links, veth devices without an address, which pods have, are not kept; once there are so many
-    /// addresses, IPv6 link-local ones are not. No uplink is among them.
+    /// Most addresses: one of each family for each link.
+    pub const MOST_ADDRESSES: usize = 2 * Self::MOST_LINKS;
+    /// Most addresses of one family on one link: a service proxy may hold each service's address on one device.
+    pub const MOST_OF_A_LINK: usize = 4_096;
+    /// Once there are so many addresses, IPv6 link-local ones are not kept: each pod has one. An uplink that has no other
+    /// is then not found.
+    pub const MOST_BESIDE_LINK_LOCAL: usize = Self::MOST_ADDRESSES - Self::MOST_OF_A_LINK;
+    /// Once there are so many links, veth devices without an address of their own, which pods have, are not kept. An uplink
+    /// that is such a device is then not found.
     pub const MOST_OF_PODS: usize = 1_024;
 
-    /// Takes in an address, if there is room. All that read a kernel use this, so that they agree.
+    /// Takes in an address, if there is room. Those of a link and family are given one after the other, as a kernel lists
+    /// them. All that read a kernel use this, so that they agree.
     pub fn keep_address(&mut self, address: HostAddress) {
         let is_pods = is_automatic(address.addr);
-        if self.addresses.len() < if is_pods { Self::MOST_OF_PODS } else { Self::MOST_ADDRESSES } {
+        let is_beside =
+            |other: &HostAddress| other.link == address.link && other.addr.is_ipv4() == address.addr.is_ipv4();
+        let first = self.addresses.len().checked_sub(Self::MOST_OF_A_LINK);
+        let is_full = first.and_then(|first| self.addresses.get(first)).is_some_and(is_beside);
+        let most = if is_pods { Self::MOST_BESIDE_LINK_LOCAL } else { Self::MOST_ADDRESSES };
+        if self.addresses.len() < most && !is_full {
             self.addresses.push(address);
         } else {
             self.left_out += usize::from(!is_pods);

@@ -5,10 +5,11 @@
 mod lab;
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use flannel_core::kernel::{HostRoute, Kernel, KernelError, OverlayName, Residence, Scope};
+use flannel_core::kernel::{HostFacts, HostRoute, Kernel, KernelError, OverlayName, Residence, Scope};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::state::{LinkId, LinkKind};
@@ -64,6 +65,26 @@ fn facts_are_those_of_the_host_without_our_routes() {
         assert!(facts.connected(Family::V4).any(|prefix| prefix == "192.0.2.0/24".parse().unwrap()));
         let hops: Vec<String> = facts.next_hops.iter().map(|hop| hop.addr.to_string()).collect();
         assert_eq!(hops, ["192.0.2.8", "192.0.2.9", "192.0.2.252", "192.0.2.253", "192.0.2.254", "2001:db8::fe"]);
+    });
+}
+
+#[test]
+fn a_device_with_more_addresses_than_are_kept_hides_no_other() {
+    in_lab(|lab| async move {
+        ip("link add ipvs0 type veth peer name unused0");
+        ip("link add later0 type veth peer name unused1");
+        let services: String =
+            (0..10_000_u32).map(|n| format!("addr add {}/32 dev ipvs0\n", Ipv4Addr::from(0x0a60_0000 + n))).collect();
+        let others = ["198.51.100.7", "2001:db8:7::7"];
+        let batch = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&batch, services).unwrap();
+        ip(&format!("-batch {}", batch.path().display()));
+        others.into_iter().for_each(|addr| drop(ip(&format!("addr add {addr} dev later0"))));
+        let facts = lab.kernel.host_facts(&[]).await.unwrap();
+        for addr in others.into_iter().chain(["192.0.2.1", "2001:db8::1"]) {
+            assert!(facts.addresses.iter().any(|found| found.addr.to_string() == addr), "{addr}");
+        }
+        assert_eq!(facts.left_out, 10_000 - HostFacts::MOST_OF_A_LINK);
     });
 }
 

@@ -234,18 +234,39 @@ mod tests {
         let addressed = facts.addressed();
         (0..=PODS + 1).for_each(|n| facts.keep_link(n, link("veth"), &addressed));
         facts.keep_link(PODS + 2, link("dummy"), &addressed);
-        assert_eq!(
-            (facts.addresses.len(), facts.links.len()),
-            (HostFacts::MOST_OF_PODS + 1, HostFacts::MOST_OF_PODS + 2)
-        );
+        let kept = (facts.addresses.len(), facts.links.len());
+        assert_eq!(kept, (HostFacts::MOST_BESIDE_LINK_LOCAL + 1, HostFacts::MOST_OF_PODS + 2));
         assert!(facts.links.contains_key(&(PODS + 1)) && facts.links.contains_key(&(PODS + 2)) && facts.left_out == 0);
         for n in 0..PODS {
             facts.keep_address(address(n, std::net::Ipv4Addr::from(n).into()));
             facts.keep_link(PODS + 3 + n, link("dummy"), &addressed);
         }
         assert_eq!((facts.addresses.len(), facts.links.len()), (HostFacts::MOST_ADDRESSES, HostFacts::MOST_LINKS));
-        let room = HostFacts::MOST_ADDRESSES + HostFacts::MOST_LINKS - 2 * HostFacts::MOST_OF_PODS - 3;
+        let room = HostFacts::MOST_ADDRESSES + HostFacts::MOST_LINKS - kept.0 - kept.1;
         assert_eq!(facts.left_out, 2 * PODS as usize - room);
+    }
+
+    #[test]
+    fn the_addresses_of_one_link_take_no_others_place() {
+        let address = |link: u32, addr: IpAddr| HostAddress {
+            link,
+            addr,
+            len: 32,
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+        };
+        let mut facts = HostFacts::default();
+        // A service proxy holds each service's address on one device, of either family.
+        (0..10_000).for_each(|n| facts.keep_address(address(1, std::net::Ipv4Addr::from(n).into())));
+        let others = [address(2, "192.0.2.1".parse().unwrap()), address(2, "2001:db8::1".parse().unwrap())];
+        facts.keep_address(others[0].clone());
+        (0..10_000).for_each(|n| facts.keep_address(address(1, std::net::Ipv6Addr::from(n).into())));
+        facts.keep_address(others[1].clone());
+        facts.keep_address(address(2, "fe80::1".parse().unwrap()));
+        assert!(others.iter().all(|other| facts.addresses.contains(other)));
+        assert_eq!(facts.addresses.len(), 2 * HostFacts::MOST_OF_A_LINK + 3);
+        assert_eq!(facts.left_out, 2 * (10_000 - HostFacts::MOST_OF_A_LINK));
     }
 
     #[test]
