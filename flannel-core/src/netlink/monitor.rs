@@ -51,8 +51,10 @@ pub(crate) struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
     /// As last heard of, in the order of their indices: those that some change of would be told, but no more than
-    /// [`HostFacts::MOST_LINKS`]. Of others every change is news.
+    /// [`HostFacts::MOST_LINKS`] beside those of scopes.
     links: Vec<SeenLink>,
+    /// Whether there were more links since they were read: of those that are not known every change is news.
+    links_left_out: bool,
     addresses: Addresses,
     watches: Vec<Watch>,
     /// The overlay whose writes come back now.
@@ -111,6 +113,7 @@ impl Monitor {
             socket,
             buffer: vec![0; DATAGRAM],
             links: Vec::new(),
+            links_left_out: false,
             addresses: Addresses::default(),
             watches: Vec::new(),
             writer: None,
@@ -192,7 +195,9 @@ impl Monitor {
         links.sort_by_key(|seen| seen.index);
         // Those of a scope are found whatever the others are.
         let (concerned, mut others): (Vec<_>, Vec<_>) = links.into_iter().partition(|seen| self.is_concerned(seen));
-        others.truncate(HostFacts::MOST_LINKS.saturating_sub(concerned.len()));
+        let room = HostFacts::MOST_LINKS.saturating_sub(concerned.len());
+        self.links_left_out = others.len() > room;
+        others.truncate(room);
         others.extend(concerned);
         others.sort_by_key(|seen| seen.index);
         self.links = others;
@@ -389,11 +394,13 @@ impl Monitor {
             (Err(place), true) => {
                 if self.links.len() < HostFacts::MOST_LINKS || self.is_concerned(&seen) {
                     self.links.insert(place, seen.clone());
+                } else {
+                    self.links_left_out = true;
                 }
                 None
             }
             (Ok(place), false) => Some(self.links.remove(place)),
-            (Err(_), false) if self.links.len() < HostFacts::MOST_LINKS => return,
+            (Err(_), false) if !self.links_left_out => return,
             (Err(_), false) => None,
         };
         let was_up = before.as_ref().is_some_and(|known| known.link.up);

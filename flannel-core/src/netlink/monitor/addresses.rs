@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::kernel::{HostAddress, HostFacts};
-use crate::net::{Prefix, is_automatic};
+use crate::net::{Family, Prefix, is_automatic};
 
-/// Those that the kernel does not give by itself, and no more than [`HostFacts::MOST_ADDRESSES`]. Of others every change
-/// is news.
+/// Those that the kernel does not give by itself, no more than [`HostFacts::MOST_ADDRESSES`], and of one family on one
+/// link no more than [`HostFacts::MOST_OF_A_LINK`]. Of others every change is news.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Addresses {
     known: BTreeMap<(u32, IpAddr, u8), Lifetime>,
+    /// How many of each link and family are known.
+    counts: BTreeMap<(u32, Family), usize>,
+    /// Whether there were ever more than are kept.
+    left_out: bool,
 }
 
 /// What of an address's flags anybody looks at: refreshed lifetimes are not news.
@@ -29,19 +33,33 @@ impl Addresses {
         }
         let HostAddress { link, addr, len, permanent, temporary, deprecated } = *seen;
         let (id, lifetime) = ((link, addr, len), Lifetime { permanent, temporary, deprecated });
-        let room = self.known.len() < HostFacts::MOST_ADDRESSES;
-        let before = match there {
-            true if room || self.known.contains_key(&id) => self.known.insert(id, lifetime),
-            true => None,
-            false => self.known.remove(&id),
-        };
-        // Duplicate address detection and router advertisements repeat what is known.
-        if there { before != Some(lifetime) } else { before.is_some() || !room }
+        let holder = (link, Family::of(addr));
+        let count = self.counts.get(&holder).copied().unwrap_or_default();
+        if !there {
+            let was_known = self.known.remove(&id).is_some();
+            match count - usize::from(was_known) {
+                0 => drop(self.counts.remove(&holder)),
+                left => drop(self.counts.insert(holder, left)),
+            }
+            return was_known || self.left_out;
+        }
+        if let Some(known) = self.known.get_mut(&id) {
+            // Duplicate address detection and router advertisements repeat what is known.
+            return std::mem::replace(known, lifetime) != lifetime;
+        }
+        if self.known.len() < HostFacts::MOST_ADDRESSES && count < HostFacts::MOST_OF_A_LINK {
+            self.known.insert(id, lifetime);
+            self.counts.insert(holder, count + 1);
+        } else {
+            self.left_out = true;
+        }
+        true
     }
 
     /// A link is gone, and its addresses with it.
     pub(super) fn forget(&mut self, index: u32) {
         self.known.retain(|(link, ..), _| *link != index);
+        self.counts.retain(|(link, _), _| *link != index);
     }
 
     /// Those of a link.
@@ -55,6 +73,11 @@ impl Addresses {
         self.known.keys().any(|(_, addr, len)| {
             *len <= prefix.len() && Prefix::masked(*addr, *len).is_ok_and(|connected| connected.covers(prefix))
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> &BTreeMap<(u32, Family), usize> {
+        &self.counts
     }
 
     #[cfg(test)]

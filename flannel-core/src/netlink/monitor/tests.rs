@@ -189,6 +189,9 @@ proptest! {
         prop_assert!(links.iter().filter(matters).all(|seen| monitor.link(seen.index) == Some(seen)));
         prop_assert!(monitor.links.iter().all(|seen| links.contains(seen)), "{:?}", monitor.links);
         prop_assert!(monitor.addresses.len() <= 5 * 4 && monitor.echoes.len() <= ECHOES);
+        let counts = monitor.addresses.counts();
+        prop_assert_eq!(counts.values().sum::<usize>(), monitor.addresses.len());
+        prop_assert!(counts.values().all(|count| *count > 0), "{:?}", counts);
         for watch in &monitor.watches {
             prop_assert_eq!(&watch.ids, &watch.scope.identify(&links));
         }
@@ -236,9 +239,57 @@ fn links_of_pods_are_not_kept_and_of_more_others_than_there_is_room_for_all_is_n
         }
     }
     assert_eq!(monitor.addresses.len(), HostFacts::MOST_ADDRESSES);
-    for (n, there, news) in [(1, true, false), (MOST / 4 + 50, true, true), (MOST / 4 + 50, false, true)] {
+    const BEYOND: u32 = HostFacts::MOST_ADDRESSES as u32 / 4 + 50;
+    for (n, there, news) in [(1, true, false), (BEYOND, true, true), (BEYOND, false, true)] {
         assert_eq!(hears(&mut monitor, &Heard::Address { index: n, last: 1, there }).is_some(), news, "{n}");
     }
+}
+
+/// A monitor that knows nothing, and what its listener hears of each thing.
+fn listener() -> (Monitor, impl FnMut(&mut Monitor, &Heard) -> Vec<Hint>) {
+    let mut monitor = Monitor::open().unwrap();
+    let signal = Arc::new(Signal::default());
+    monitor.watch(scope(), &signal);
+    let mut hints = Box::pin(Arc::clone(&signal).hints());
+    let hears = move |monitor: &mut Monitor, heard: &Heard| {
+        let (kind, payload) = heard.message();
+        monitor.read(&Message { kind, flags: 0, seq: 0, port: 2, payload: &payload }, 1).unwrap();
+        std::iter::from_fn(|| hints.next().now_or_never().flatten()).collect()
+    };
+    (monitor, hears)
+}
+
+#[test]
+fn what_was_left_out_is_news_when_it_goes_though_there_is_room_by_then() {
+    let (mut monitor, mut hears) = listener();
+    let link = |index: u32, there| Heard::Link { index, name: 0, kind: 1, up: true, ours: false, there };
+    const LINKS: u32 = HostFacts::MOST_LINKS as u32;
+    (1..=LINKS + 1).for_each(|index| drop(hears(&mut monitor, &link(index, true))));
+    hears(&mut monitor, &link(1, false));
+    assert_eq!(hears(&mut monitor, &link(LINKS + 1, false)), [Hint::FactsChanged]);
+    let address = |n: u32, there| Heard::Address { index: 1 + n / 4, last: (n % 4) as u8, there };
+    const ADDRESSES: u32 = HostFacts::MOST_ADDRESSES as u32;
+    (0..=ADDRESSES).for_each(|n| drop(hears(&mut monitor, &address(n, true))));
+    hears(&mut monitor, &address(0, false));
+    assert_eq!(hears(&mut monitor, &address(ADDRESSES, false)), [Hint::FactsChanged, Hint::Changed]);
+}
+
+#[test]
+fn the_addresses_of_one_link_take_no_others_place() {
+    let (mut monitor, mut hears) = listener();
+    let seen = |link: u32, n: u32| HostAddress {
+        link,
+        addr: Ipv4Addr::from(n).into(),
+        len: 32,
+        permanent: true,
+        temporary: false,
+        deprecated: false,
+    };
+    (0..10_000).for_each(|n| monitor.read_address(&seen(1, n), true, Author::Others));
+    assert_eq!(monitor.addresses.len(), HostFacts::MOST_OF_A_LINK);
+    let another = Heard::Address { index: 2, last: 1, there: true };
+    assert!(!hears(&mut monitor, &another).is_empty());
+    assert_eq!(hears(&mut monitor, &another), [], "it is known");
 }
 
 #[test]
