@@ -88,6 +88,14 @@ enum Author {
     Others,
 }
 
+/// The links, as they are read.
+#[derive(Debug, Default)]
+struct Listed {
+    links: Vec<SeenLink>,
+    /// Whether there are more than are kept.
+    left_out: bool,
+}
+
 #[derive(Debug)]
 struct Watch {
     scope: Scope,
@@ -191,19 +199,27 @@ impl Monitor {
             )?;
         }
         self.addresses = addresses;
-        let mut links = read_links(wire, batch, |seen| self.is_kept(seen))?;
-        links.sort_by_key(|seen| seen.index);
-        // Those of a scope are found whatever the others are.
-        let (concerned, mut others): (Vec<_>, Vec<_>) = links.into_iter().partition(|seen| self.is_concerned(seen));
-        let room = HostFacts::MOST_LINKS.saturating_sub(concerned.len());
-        self.links_left_out = others.len() > room;
-        others.truncate(room);
-        others.extend(concerned);
-        others.sort_by_key(|seen| seen.index);
-        self.links = others;
+        link::dump(batch);
+        let take = |listed: &mut Listed, message: &Message<'_>| {
+            link::decode(message.payload)?.into_iter().for_each(|seen| self.list(listed, seen));
+            Ok(())
+        };
+        let mut listed = wire.fold(batch, "reading links", Listed::default, take)?;
+        listed.links.sort_by_key(|seen| seen.index);
+        (self.links, self.links_left_out) = (listed.links, listed.left_out);
         (self.stale, self.incomplete) = (false, false);
         self.identify();
         Ok(())
+    }
+
+    /// Takes in a link that is read.
+    fn list(&self, listed: &mut Listed, seen: SeenLink) {
+        // Those of a scope are found whatever the others are.
+        if self.is_concerned(&seen) || (listed.links.len() < HostFacts::MOST_LINKS && self.is_kept(&seen)) {
+            listed.links.push(seen);
+        } else {
+            listed.left_out |= self.is_kept(&seen);
+        }
     }
 
     /// Reads the links that only a new scope is about. The others stay as last heard of: what was not yet read of them is

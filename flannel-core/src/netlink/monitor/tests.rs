@@ -272,6 +272,26 @@ fn what_was_left_out_is_news_when_it_goes_though_there_is_room_by_then() {
     (0..=ADDRESSES).for_each(|n| drop(hears(&mut monitor, &address(n, true))));
     hears(&mut monitor, &address(0, false));
     assert_eq!(hears(&mut monitor, &address(ADDRESSES, false)), [Hint::FactsChanged, Hint::Changed]);
+    monitor.resync(&mut Wire::new(), &mut Batch::default()).unwrap();
+    for heard in [link(LINKS + 1, false), address(ADDRESSES, false)] {
+        assert_eq!(hears(&mut monitor, &heard), [], "all was read: nobody knew of it");
+    }
+}
+
+#[test]
+fn of_a_list_of_links_no_more_are_kept_than_there_is_room_for_but_all_of_scopes() {
+    let (monitor, _) = listener();
+    let seen = |index: u32, ours: bool| {
+        let heard = Heard::Link { index, name: 0, kind: 1, up: true, ours, there: true };
+        link::decode(&heard.message().1).unwrap().unwrap()
+    };
+    const MOST: u32 = HostFacts::MOST_LINKS as u32;
+    let mut listed = Listed::default();
+    (0..MOST).for_each(|index| monitor.list(&mut listed, seen(index, false)));
+    assert!(!listed.left_out);
+    (MOST..3 * MOST).for_each(|index| monitor.list(&mut listed, seen(index, index == 2 * MOST)));
+    assert!(listed.left_out && listed.links.last() == Some(&seen(2 * MOST, true)));
+    assert_eq!(listed.links.len(), HostFacts::MOST_LINKS + 1);
 }
 
 #[test]
