@@ -231,6 +231,9 @@ impl Monitor {
         for seen in read_links(wire, batch, |seen| self.is_concerned(seen))? {
             if let Err(place) = self.place(seen.index) {
                 self.links.insert(place, seen);
+                // A notification that is still to be read may say the same, and is then none.
+                self.raise_all(Hint::FactsChanged);
+                self.changed();
             }
         }
         self.incomplete = false;

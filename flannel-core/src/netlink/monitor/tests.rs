@@ -295,6 +295,26 @@ fn of_a_list_of_links_no_more_are_kept_than_there_is_room_for_but_all_of_scopes(
 }
 
 #[test]
+fn a_link_that_only_a_new_scope_is_about_is_news_once_it_is_read() {
+    let (mut monitor, _) = listener();
+    let (mut wire, mut batch) = (Wire::new(), Batch::default());
+    monitor.resync(&mut wire, &mut batch).unwrap();
+    // As if the loopback device were a pod's.
+    monitor.links.retain(|seen| seen.index != 1);
+    let signal = Arc::new(Signal::default());
+    let heard = || {
+        let mut hints = Box::pin(Arc::clone(&signal).hints());
+        std::iter::from_fn(|| hints.next().now_or_never().flatten()).collect::<Vec<_>>()
+    };
+    monitor.watch(Scope { uplink: Some(1), ..scope() }, &signal);
+    monitor.complete(&mut wire, &mut batch).unwrap();
+    assert!(monitor.link(1).is_some());
+    assert_eq!(heard(), [Hint::FactsChanged, Hint::Changed]);
+    monitor.complete(&mut wire, &mut batch).unwrap();
+    assert_eq!(heard(), [], "nothing was read");
+}
+
+#[test]
 fn the_addresses_of_one_link_take_no_others_place() {
     let (mut monitor, mut hears) = listener();
     let seen = |link: u32, n: u32| HostAddress {
