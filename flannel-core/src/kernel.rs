@@ -203,8 +203,9 @@ pub struct HostFacts {
     pub links: BTreeMap<u32, HostLink>,
     /// The addresses, in the kernel's order within a link.
     pub addresses: Vec<HostAddress>,
-    /// How many links and addresses are not kept because there are too many, but for those that
+    /// How many links, addresses and routes are not kept because there are too many, but for those that
     /// [`MOST_OF_PODS`](Self::MOST_OF_PODS) and [`MOST_BESIDE_LINK_LOCAL`](Self::MOST_BESIDE_LINK_LOCAL) are about.
+    /// A route counts too where not all of its next hops are kept.
     pub left_out: usize,
     /// Default routes of the main table, in the order of the dump.
     pub defaults: Vec<HostRoute>,

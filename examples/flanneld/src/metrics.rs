@@ -92,7 +92,7 @@ impl Metrics {
             "Prefixes of bad records that are too many to withhold",
             count(status.unprotected),
         );
-        let unknown = "Links and addresses of the host that are too many to be known";
+        let unknown = "Links, addresses and routes of the host that are too many to be known";
         gauge("unknown_host_objects", unknown, count(status.unknown_host_objects));
         gauge("refused_objects", "Writes that the kernel refused in the last audit", count(status.refused.len()));
         gauge("undone_objects", "Writes that the last round could not do", count(status.undone));

@@ -52,7 +52,7 @@ pub(crate) struct Document {
     pub(crate) withheld: Vec<Named>,
     /// Prefixes that bad records name and that are not withheld, because there are too many.
     pub(crate) unprotected: usize,
-    /// Links and addresses of the host that are not known, because there are too many.
+    /// Links, addresses and routes of the host that are not known, because there are too many.
     pub(crate) unknown_host_objects: usize,
     /// Former networks that may still hold routes of ours.
     pub(crate) former: Vec<String>,
@@ -391,15 +391,13 @@ impl fmt::Display for Document {
         }
         if self.unprotected > 0 {
             let fix = "mend or delete the quarantined records";
-            let what = "prefixes that bad records name are not withheld, because there are too many";
+            let what = "prefixes that bad records name are not protected from deletion, because there are too many";
             row("unprotected", &format!("{} {what}: {fix}", self.unprotected))?;
         }
         if self.unknown_host_objects > 0 {
-            let fix = "delete links and addresses that nobody uses";
-            row(
-                "host",
-                &format!("{} links and addresses are too many and not known: {fix}", self.unknown_host_objects),
-            )?;
+            let fix = "delete those that nobody uses";
+            let what = "links, addresses or routes of this host were not read, because there are too many";
+            row("host", &format!("{} {what}: {fix}", self.unknown_host_objects))?;
         }
         let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
         row("rounds", &format!("{audits} audits, {rounds} lease rounds, {drift} repairs, {} undone", self.undone))?;

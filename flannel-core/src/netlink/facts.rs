@@ -48,6 +48,7 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -
         facts.defaults.extend(table.defaults);
         facts.next_hops.extend(table.next_hops);
         facts.on_link.extend(table.on_link);
+        facts.left_out += table.left_out;
         let gateways = match table.aside {
             Aside::All(routes) => {
                 let mut gateways = Gateways::default();
@@ -61,6 +62,7 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -
         };
         facts.on_link.extend(gateways.inside);
         facts.far.extend(gateways.far);
+        facts.left_out += gateways.left_out;
     }
     Ok(facts)
 }
@@ -90,6 +92,8 @@ struct Table {
     on_link: Routes,
     next_hops: BTreeSet<NextHop>,
     aside: Aside,
+    /// How many routes are not kept, or not all of their next hops.
+    left_out: usize,
 }
 
 /// Routes with a gateway, as long as there are few.
@@ -120,29 +124,37 @@ struct Gateways {
     inside: Routes,
     /// Those to an address that was asked for.
     far: Routes,
+    /// How many are not kept of either.
+    left_out: usize,
 }
 
 impl Table {
     fn take(&mut self, seen: &route::SeenRoute) {
+        let mut kept = true;
         if !leads_to_itself(seen) {
             let gateway = seen.gateway.map(|addr| NextHop { addr, link: None });
             let hops = gateway.into_iter().chain(seen.hops.iter().copied());
             for hop in hops.map(|hop| NextHop { link: hop.link.or(seen.index), ..hop }) {
                 if self.next_hops.len() < HostFacts::MOST {
                     self.next_hops.insert(hop);
+                } else {
+                    kept &= self.next_hops.contains(&hop);
                 }
             }
         }
-        let Some(found) = plain(seen) else { return };
-        match found.gateway {
-            _ if found.prefix.len() == 0 && self.defaults.len() < HostFacts::MOST => self.defaults.push(found),
-            _ if found.prefix.len() == 0 => {}
-            None => keep(&mut self.on_link, found),
+        match plain(seen) {
+            Some(found) if found.prefix.len() == 0 && self.defaults.len() < HostFacts::MOST => {
+                self.defaults.push(found);
+            }
+            Some(found) if found.prefix.len() == 0 => kept = false,
+            Some(found) if found.gateway.is_none() => kept &= keep(&mut self.on_link, found),
             Some(_) => match &mut self.aside {
                 Aside::All(routes) if routes.len() < ASIDE => routes.extend(Gateway::of(seen)),
                 aside => *aside = Aside::TooMany,
             },
+            None => {}
         }
+        self.left_out += usize::from(!kept);
     }
 }
 
@@ -156,18 +168,22 @@ impl Gateway {
 impl Gateways {
     fn take(&mut self, on_link: &Routes, reach: &[IpAddr], Gateway { route, overlay }: &Gateway) {
         let contains = |prefix: &Prefix| reach.iter().any(|addr| prefix.contains(*addr));
-        if on_link.covers(&route.prefix) {
-            keep(&mut self.inside, *route);
-        } else if !overlay && contains(&route.prefix) {
-            keep(&mut self.far, *route);
-        }
+        let kept = if on_link.covers(&route.prefix) {
+            keep(&mut self.inside, *route)
+        } else {
+            *overlay || !contains(&route.prefix) || keep(&mut self.far, *route)
+        };
+        self.left_out += usize::from(!kept);
     }
 }
 
-fn keep(routes: &mut Routes, route: HostRoute) {
-    if routes.len() < HostFacts::MOST {
+/// Takes in a route, if there is room. False if there is none.
+fn keep(routes: &mut Routes, route: HostRoute) -> bool {
+    let has_room = routes.len() < HostFacts::MOST;
+    if has_room {
         routes.insert(route);
     }
+    has_room
 }
 
 /// A route that packets take by their destination alone.
@@ -282,6 +298,8 @@ mod tests {
         assert!(matches!(table.aside, Aside::TooMany));
         let kept = [table.defaults.len(), table.on_link.len(), table.next_hops.len()];
         assert_eq!(kept, [HostFacts::MOST; 3]);
+        // A route by one hop and a default route by another, until there is no room for either, and one without a gateway.
+        assert!(table.left_out >= 3 * (ROUTES as usize - 1 - HostFacts::MOST), "{}", table.left_out);
         let mut gateways = Gateways::default();
         let on_link: Routes =
             plain(&route::SeenRoute { prefix: "0.0.0.0/1".parse().unwrap(), ..seen(0, None) }).into_iter().collect();
@@ -289,5 +307,6 @@ mod tests {
             Gateway::of(&seen(n, hop(7))).iter().for_each(|route| gateways.take(&on_link, &[], route));
         }
         assert_eq!((gateways.inside.len(), gateways.far.len()), (HostFacts::MOST, 0));
+        assert_eq!(gateways.left_out, ROUTES as usize - 1 - HostFacts::MOST);
     }
 }

@@ -186,8 +186,9 @@ pub struct Status {
     /// [`Admission::MAX_WITHHELD`](crate::admit::Admission::MAX_WITHHELD): what is there of ours is deleted as if nobody named
     /// it. Counted since the store last listed everything. Mend or delete the bad records.
     pub unprotected: usize,
-    /// Links and addresses of the host that are not known, because it has more than
-    /// [`HostFacts`](crate::kernel::HostFacts) has room for: an uplink among them is not found. Delete what nobody uses.
+    /// Links, addresses and routes of the host that are not known, because it has more than
+    /// [`HostFacts`](crate::kernel::HostFacts) has room for: an uplink among them is not found, and a default route or a
+    /// prefix in use among them is not heeded. Delete what nobody uses.
     pub unknown_host_objects: usize,
     /// Writes that the last round could not do, but for those of [`Status::refused`] that a peer's record is the cause
     /// of: the kernel rejects the value, and has taken an object of the same kind (route, neighbour or forwarding entry,
