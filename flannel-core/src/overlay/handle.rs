@@ -213,8 +213,12 @@ impl fmt::Display for Preview {
         for op in &self.plan.ops {
             writeln!(f, "{}", OpText { op, scope: &self.scope })?;
         }
-        for conflict in &self.plan.conflicts {
+        for conflict in self.plan.conflicts.iter().take(Plan::MOST_TOLD) {
             writeln!(f, "conflict: {}: {}", conflict.found, conflict.remedy)?;
+        }
+        let untold = self.plan.conflicts.len().saturating_sub(Plan::MOST_TOLD);
+        if untold > 0 {
+            writeln!(f, "and {untold} more conflicts")?;
         }
         for Held { op, because } in &self.held {
             writeln!(f, "held: {}: {because}", OpText { op, scope: &self.scope })?;
@@ -223,5 +227,32 @@ impl fmt::Display for Preview {
             writeln!(f, "nothing to do")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::OverlayName;
+    use crate::net::Dual;
+    use crate::plan::{Conflict, Object};
+
+    #[test]
+    fn of_many_conflicts_a_preview_tells_the_first_and_counts_the_others() {
+        let conflict = |n: usize| Conflict {
+            object: Object::Route("10.0.0.0/8".parse().unwrap()),
+            found: if n < Plan::MOST_TOLD { format!("found {n}") } else { String::new() },
+            remedy: String::new(),
+        };
+        let scope =
+            Scope { overlay: OverlayName::default(), networks: Dual::default(), devices: Vec::new(), uplink: None };
+        let preview = |count: usize| {
+            let plan = Plan { ops: Vec::new(), conflicts: (0..count).map(conflict).collect() };
+            Preview { plan, held: Vec::new(), scope: scope.clone() }.to_string()
+        };
+        let text = preview(Plan::MOST_TOLD + 7);
+        assert_eq!(text.lines().count(), Plan::MOST_TOLD + 1);
+        assert_eq!(text.lines().last(), Some("and 7 more conflicts"));
+        assert!(!preview(Plan::MOST_TOLD).contains("more conflicts"));
     }
 }
