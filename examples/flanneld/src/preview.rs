@@ -1,7 +1,7 @@
 //! What a start would change, as a document for programs.
 
 use flannel_core::overlay::{Held, Preview};
-use flannel_core::plan::{Op, OpText};
+use flannel_core::plan::{Op, OpText, Plan};
 use serde::Serialize;
 
 use crate::status::{Conflict, Named};
@@ -12,7 +12,10 @@ pub(crate) struct Document {
     /// Whether the store has a lease of this node; if not, nothing else is known.
     leased: bool,
     writes: Vec<String>,
+    /// No more than [`Plan::MOST_TOLD`].
     conflicts: Vec<Conflict>,
+    /// How many there are, with those that are not listed.
+    conflict_count: usize,
     /// Writes that are due and wait, with the reason.
     held: Vec<Named>,
 }
@@ -20,7 +23,8 @@ pub(crate) struct Document {
 impl Document {
     pub(crate) fn new(preview: Option<&Preview>) -> Self {
         let Some(Preview { plan, held, scope, .. }) = preview else {
-            return Self { leased: false, writes: Vec::new(), conflicts: Vec::new(), held: Vec::new() };
+            let (writes, conflicts, held) = (Vec::new(), Vec::new(), Vec::new());
+            return Self { leased: false, writes, conflicts, conflict_count: 0, held };
         };
         let text = |op: &Op| OpText { op, scope }.to_string();
         let conflict = |conflict: &flannel_core::plan::Conflict| Conflict {
@@ -31,8 +35,28 @@ impl Document {
         Self {
             leased: true,
             writes: plan.ops.iter().map(text).collect(),
-            conflicts: plan.conflicts.iter().map(conflict).collect(),
+            conflicts: plan.conflicts.iter().take(Plan::MOST_TOLD).map(conflict).collect(),
+            conflict_count: plan.conflicts.len(),
             held: held.iter().map(waits).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flannel_core::kernel::{OverlayName, Scope};
+    use flannel_core::net::Dual;
+    use flannel_core::plan::Object;
+
+    #[test]
+    fn of_many_conflicts_the_first_are_listed_and_all_counted() {
+        let object = Object::Route("10.0.0.0/8".parse().unwrap());
+        let conflict = flannel_core::plan::Conflict { object, found: String::new(), remedy: String::new() };
+        let plan = Plan { ops: Vec::new(), conflicts: vec![conflict; Plan::MOST_TOLD + 7] };
+        let scope =
+            Scope { overlay: OverlayName::default(), networks: Dual::default(), devices: Vec::new(), uplink: None };
+        let document = Document::new(Some(&Preview { plan, held: Vec::new(), scope }));
+        assert_eq!((document.conflicts.len(), document.conflict_count), (Plan::MOST_TOLD, Plan::MOST_TOLD + 7));
     }
 }
