@@ -4,7 +4,7 @@ use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Who may have had a hand in a file for it to be read.
+/// Who may have written a file for it to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trust {
     /// It belongs to root or to the user of this process, and nobody else may write it. A link is not followed.
@@ -20,7 +20,7 @@ pub(crate) enum Unread {
     NotAFile,
     #[error("it belongs to another user")]
     OfAnotherUser,
-    #[error("others may write it; its mode must be 0600")]
+    #[error("group or others may write to it; take that permission away (chmod go-w)")]
     OpenToOthers,
     #[error("larger than {0} bytes")]
     TooLarge(u64),
@@ -29,7 +29,7 @@ pub(crate) enum Unread {
 }
 
 impl Unread {
-    /// The error for those who speak of all errors of files as one type.
+    /// The same as an I/O error.
     pub(crate) fn into_io(self) -> io::Error {
         match self {
             Self::Io(error) => error,
@@ -77,9 +77,9 @@ fn judge(found: &Metadata, trust: Trust, max: u64) -> Result<(), Unread> {
     if found.len() > max { Err(Unread::TooLarge(max)) } else { Ok(()) }
 }
 
-/// On root's word, or on that of the user of this process.
+/// Whether a file belongs to root or to the user of this process.
 #[cfg(target_os = "linux")]
-fn is_of_owner(found: &Metadata) -> bool {
+pub(crate) fn is_of_owner(found: &Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     found.uid() == 0 || effective_user() == Some(found.uid())
 }
@@ -96,7 +96,7 @@ fn effective_user() -> Option<u32> {
 
 /// Elsewhere nothing says whom the process runs as.
 #[cfg(not(target_os = "linux"))]
-fn is_of_owner(_: &Metadata) -> bool {
+pub(crate) fn is_of_owner(_: &Metadata) -> bool {
     true
 }
 
@@ -167,7 +167,7 @@ mod tests {
             assert_eq!(said(path, Trust::Owners), "not a regular file");
         }
         fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
-        assert!(said(&file, Trust::OwnersAlone).contains("others may write it"));
+        assert!(said(&file, Trust::OwnersAlone).contains("others may write to it"));
         assert_eq!(said(&file, Trust::Owners), "1");
     }
 }

@@ -11,6 +11,9 @@ use crate::net::{Dual, Family, Mtu, Prefix, split_cidr};
 
 /// The largest file that is read, in bytes. Flannel's has less than 300.
 const MAX_BYTES: u64 = 64 << 10;
+/// The permissions that a replaced file hands on: none for others to write, for what it says is trusted.
+#[cfg(unix)]
+const MODES: u32 = 0o755;
 
 /// The values of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -109,7 +112,8 @@ impl SubnetEnv {
     }
 
     /// Writes the file so that a reader sees the old text or the new one, whole, also after a crash. Makes missing
-    /// directories (0755). A new file is 0644 whatever the umask; an existing one keeps its mode.
+    /// directories (0755). A new file is 0644 whatever the umask. One of root or of the user of this process keeps its mode,
+    /// but nobody else may write to it afterwards.
     ///
     /// Blocks on the disk: not for an async task.
     ///
@@ -250,8 +254,19 @@ pub(crate) fn private(_: &mut OpenOptions) {}
 #[cfg(unix)]
 fn set_mode(file: &File, target: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    let mode = fs::metadata(target).map_or(0o644, |found| found.permissions().mode() & 0o7777);
-    file.set_permissions(fs::Permissions::from_mode(mode))
+    let found =
+        fs::metadata(target).ok().map(|found| (found.permissions().mode() & 0o7777, files::is_of_owner(&found)));
+    file.set_permissions(fs::Permissions::from_mode(new_mode(found)))
+}
+
+/// The mode of a file that replaces one of this mode, if there is one, and whether that belongs to root or to the own user:
+/// another's file says nothing about ours.
+#[cfg(unix)]
+fn new_mode(found: Option<(u32, bool)>) -> u32 {
+    match found {
+        Some((mode, true)) => mode & MODES,
+        _ => 0o644,
+    }
 }
 
 #[cfg(not(unix))]
@@ -334,6 +349,20 @@ mod tests {
         other.write(&path).unwrap();
         assert_eq!((mode(&path), SubnetEnv::read(&path).unwrap()), (0o600, Some(other)));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");
+    }
+
+    #[test]
+    fn a_mode_that_lets_others_write_is_not_kept_nor_that_of_another_users_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        for (found, kept) in [(0o666, 0o644), (0o4777, 0o755), (0o640, 0o640), (0o444, 0o444)] {
+            dual().write(&path).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(found)).unwrap();
+            dual().write(&path).unwrap();
+            assert_eq!(mode(&path), kept, "{found:o}");
+            fs::remove_file(&path).unwrap();
+        }
+        assert_eq!([None, Some((0o600, true)), Some((0o600, false))].map(new_mode), [0o644, 0o600, 0o644]);
     }
 
     #[test]
