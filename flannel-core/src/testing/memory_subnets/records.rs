@@ -116,7 +116,11 @@ impl Inner {
             // Also a record that does not parse.
             (Known::Name, None) => vec![LeaseKey::new(node.as_str())],
             (Known::Name, Some(_)) => Vec::new(),
-            (Known::Address, _) => own.iter().filter(|it| want.gives_up(it)).map(|it| it.key.clone()).collect(),
+            (Known::Address, _) => {
+                // A reservation is the operator's to delete.
+                let gives_up = |it: &&Arc<Lease>| want.gives_up(it) && !is_reserved(it);
+                own.iter().filter(gives_up).map(|it| it.key.clone()).collect()
+            }
         };
         let (key, subnets, fence) = match kept {
             Some(lease) => (lease.key.clone(), lease.subnets, lease.fence.clone()),
