@@ -77,13 +77,59 @@ impl Want {
     /// one of the preferred subnets, else one with the wanted backend data, else the first, as Go flannel does. For
     /// implementations of stores.
     pub fn kept<L: AsRef<Lease>>(&self, own: &[L], fits: impl Fn(&Lease) -> bool) -> Option<usize> {
-        let named = |lease: &Lease| matches!(&self.own, OwnLeases::Key(key) if *key == lease.key);
-        let place = |is_it: &dyn Fn(&Lease) -> bool| {
-            own.iter().map(AsRef::as_ref).position(|lease| fits(lease) && is_it(lease))
+        let rank = |lease: &Lease| match &self.own {
+            OwnLeases::Key(key) if *key == lease.key => 0,
+            _ if lease.subnets == self.preferred => 1,
+            _ if lease.attrs.backend_data == self.attrs.backend_data => 2,
+            _ => 3,
         };
-        place(&named)
-            .or_else(|| place(&|lease| lease.subnets == self.preferred))
-            .or_else(|| place(&|lease| lease.attrs.backend_data == self.attrs.backend_data))
-            .or_else(|| place(&|_| true))
+        let mut places: Vec<usize> = (0..own.len()).collect();
+        // Stable: among equals the first. Whether one fits may be dear to tell, and is asked last.
+        places.sort_by_key(|place| rank(own[*place].as_ref()));
+        places.into_iter().find(|place| fits(own[*place].as_ref()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::lease::{Fence, Json};
+
+    fn lease(key: &str) -> Lease {
+        Lease {
+            key: LeaseKey::new(key),
+            subnets: Dual::default(),
+            attrs: LeaseAttrs::default(),
+            expires: None,
+            fence: Fence::default(),
+        }
+    }
+
+    #[test]
+    fn the_lease_to_keep_is_found_with_one_look_at_whether_each_fits() {
+        let subnet = |text: &str| Dual { v4: text.parse().ok(), v6: None };
+        let mut own = ["first", "data", "preferred", "named"].map(lease);
+        own[1].attrs.backend_data.v4 = Some(Json::object(&[]));
+        own[2].subnets = subnet("10.5.1.0/24");
+        for other in [0, 2, 3] {
+            own[other].attrs.backend_type = "other".into();
+        }
+        let want = Want::new(own[1].attrs.clone()).preferring(own[2].subnets);
+        let want = want.owning(OwnLeases::Key(own[3].key.clone()));
+        let own = own.map(Arc::new);
+        let order = ["named", "preferred", "data", "first"];
+        for nth in 0..=order.len() {
+            let looked_at = RefCell::new(Vec::new());
+            let fits = |lease: &Lease| {
+                looked_at.borrow_mut().push(lease.key.to_string());
+                order[nth..].contains(&lease.key.as_str())
+            };
+            let kept = want.kept(&own, fits).map(|place| own[place].key.as_str());
+            assert_eq!(kept, order.get(nth).copied());
+            assert_eq!(looked_at.into_inner(), order[..order.len().min(nth + 1)]);
+        }
     }
 }
