@@ -38,8 +38,8 @@ pub(crate) use wire::check_state_file;
 /// * [`network_config`](SubnetManager::network_config) answers with the configuration last read;
 /// * [`previous`](SubnetManager::previous) and [`acquire`](SubnetManager::acquire) with the lease that the same node
 ///   last held, unless it has run out, fits the network no longer, the store has said since that it is lost, or the
-///   agent says that it is another node's. It keeps its fence: what may be written over is still the inner store's to judge. `acquire` puts `want.attrs` in it,
-///   which the agent publishes once the store is back;
+///   agent says that it is another node's ([`Want::own`]). It keeps its fence: what may be written over is still the
+///   inner store's to judge. `acquire` puts `want.attrs` in it, which the agent publishes once the store is back;
 /// * a [`watch`](SubnetManager::watch) that meets trouble before its first `Reset` begins with the last snapshot as a
 ///   `Reset`; the trouble follows at once, so that [`Status::store`](crate::overlay::Status::store) says
 ///   [`Lost`](crate::overlay::Contact::Lost) beside peers that are programmed. The inner store's own `Reset` then
