@@ -1,5 +1,7 @@
 //! What a node asks the store for, and which leases are its own.
 
+use std::collections::BTreeSet;
+
 use crate::lease::{Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Prefix};
 
@@ -13,6 +15,10 @@ pub struct Want {
     pub preferred: Dual<Prefix>,
     /// Which leases under the node's identity are its own.
     pub own: OwnLeases,
+    /// Leases under the node's identity that are other nodes', whatever they publish. Two nodes under one address may publish
+    /// the same: with host-gw there is nothing else in a lease, and a VXLAN MAC address may be derived from the address. The
+    /// lease that [`OwnLeases::Key`] names is an own one all the same.
+    pub foreign: BTreeSet<LeaseKey>,
 }
 
 /// Which of the leases that a store finds under a node's identity are the node's own.
@@ -23,21 +29,21 @@ pub struct Want {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OwnLeases {
-    /// All of them, as Go flannel sees it. Only those with the wanted backend data are ever deleted.
+    /// All but [`Want::foreign`], as Go flannel sees it. Only those with the wanted backend data are ever deleted.
     #[default]
     Every,
-    /// The one with this key, and those that already publish exactly [`Want::attrs`]: an earlier call wrote them, and its
-    /// answer was lost. Any other is another node's: it is not taken, rewritten or deleted, and its subnets are in use.
+    /// The one with this key, and those that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]: an earlier
+    /// call wrote them, and its answer was lost. Any other is another node's: it is not taken, rewritten or deleted, and its subnets are in use.
     Key(LeaseKey),
-    /// Only those that already publish exactly [`Want::attrs`]. Any other is another node's, as with
-    /// [`Key`](Self::Key).
+    /// Only those that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]. Any other is another node's, as
+    /// with [`Key`](Self::Key).
     Unheld,
 }
 
 impl Want {
     /// Asks for any free subnets, and takes every lease under the node's identity for its own.
     pub fn new(attrs: LeaseAttrs) -> Self {
-        Self { attrs, preferred: Dual::default(), own: OwnLeases::default() }
+        Self { attrs, preferred: Dual::default(), own: OwnLeases::default(), foreign: BTreeSet::new() }
     }
 
     /// The same, with these subnets if they are free.
@@ -52,13 +58,20 @@ impl Want {
         Self { own, ..self }
     }
 
+    /// The same, where these leases are other nodes' ([`foreign`](Self::foreign)).
+    #[must_use]
+    pub fn leaving_alone(self, foreign: BTreeSet<LeaseKey>) -> Self {
+        Self { foreign, ..self }
+    }
+
     /// Whether `lease`, which is under the node's identity, is its own: for implementations of stores.
     pub fn is_own(&self, lease: &Lease) -> bool {
         let is_written = lease.attrs == self.attrs;
+        let may_be = !self.foreign.contains(&lease.key);
         match &self.own {
-            OwnLeases::Every => true,
-            OwnLeases::Key(key) => lease.key == *key || is_written,
-            OwnLeases::Unheld => is_written,
+            OwnLeases::Every => may_be,
+            OwnLeases::Key(key) => lease.key == *key || (may_be && is_written),
+            OwnLeases::Unheld => may_be && is_written,
         }
     }
 
@@ -67,10 +80,11 @@ impl Want {
     /// Where every lease under an address counts as the node's own, one may be that of a node which had the address before.
     /// What a backend publishes beside the address is of one device.
     pub fn gives_up(&self, lease: &Lease) -> bool {
-        match self.own {
+        let is_of_device = match self.own {
             OwnLeases::Every => lease.attrs.backend_data == self.attrs.backend_data,
-            OwnLeases::Key(_) | OwnLeases::Unheld => self.is_own(lease),
-        }
+            OwnLeases::Key(_) | OwnLeases::Unheld => true,
+        };
+        is_of_device && self.is_own(lease)
     }
 
     /// The place of the lease to take again among those that are the node's own and `fit`: the one that is named, else the

@@ -23,7 +23,9 @@ use crate::net::{Dual, Family, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use watching::{snapshot, snapshot_key};
 
-pub use sharing::another_nodes_lease_under_the_same_identity_is_left_alone;
+pub use sharing::{
+    another_nodes_lease_under_the_same_identity_is_left_alone, another_nodes_lease_with_equal_attributes_is_left_alone,
+};
 pub use watching::{
     a_bad_record_is_present_and_hurts_no_other, an_expired_lease_goes_and_its_subnet_is_free,
     watch_begins_with_everything_in_order_of_creation, watch_follows_writes_of_another_handle,
@@ -109,6 +111,7 @@ pub async fn all(harness: &mut dyn Harness) {
         release_frees_and_leaves_a_successor_alone(harness, families).await;
         a_lease_that_fits_no_longer_is_replaced(harness, families).await;
         another_nodes_lease_under_the_same_identity_is_left_alone(harness, families).await;
+        another_nodes_lease_with_equal_attributes_is_left_alone(harness, families).await;
         watch_begins_with_everything_in_order_of_creation(harness, families).await;
         watch_follows_writes_of_another_handle(harness, families).await;
         a_bad_record_is_present_and_hurts_no_other(harness, families).await;

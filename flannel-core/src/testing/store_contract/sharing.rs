@@ -1,5 +1,7 @@
 //! What a store does where several nodes publish one address.
 
+use std::collections::BTreeSet;
+
 use super::{Families, Harness, Node, assert_disjoint, assert_same, network, ok, snapshot, snapshot_key};
 use crate::lease::Lease;
 use crate::subnet::{OwnLeases, SubnetManager, Want};
@@ -47,6 +49,43 @@ pub async fn another_nodes_lease_under_the_same_identity_is_left_alone(harness: 
 
     harness.put_config(&network(families, 100, 8)).await;
     let moved = acquire(changed.want().owning(OwnLeases::Key(new.key.clone()))).await;
+    assert_eq!(moved.subnets.map(|_, _| ()), families.present(), "acquire: not the families of the network");
+    assert_left(&*store, &theirs, &moved).await;
+    ok(store.renew(&theirs).await, "renew by the other node");
+}
+
+/// Another node's lease that publishes exactly what the node itself does is left alone where the caller says whose it is
+/// ([`Want::foreign`]), also when the node has a lease of its own, when it lost that, and when that does not fit any more.
+///
+/// Where nodes are known by a name ([`Harness::is_by_address`]) there is no such lease.
+pub async fn another_nodes_lease_with_equal_attributes_is_left_alone(harness: &mut dyn Harness, families: Families) {
+    if !harness.is_by_address() {
+        return;
+    }
+    harness.fresh(&network(families, 1, 64)).await;
+    let store = harness.open().await;
+    let node = Node::new(0, families);
+    let theirs = node.acquire(&*store).await;
+    let acquire = async |want: Want| ok(store.acquire(&node.id, want).await, "acquire");
+    let foreign = || BTreeSet::from([theirs.key.clone()]);
+    let unheld = || node.want().preferring(theirs.subnets).owning(OwnLeases::Unheld).leaving_alone(foreign());
+    let first = acquire(unheld()).await;
+    assert_disjoint(&[theirs.clone(), first.clone()]);
+    assert_left(&*store, &theirs, &first).await;
+
+    let again = acquire(unheld()).await;
+    assert_same(&again, &first, "acquire of what an earlier call has written, whose answer may have been lost");
+    let kept = acquire(unheld().owning(OwnLeases::Key(first.key.clone()))).await;
+    assert_same(&kept, &first, "acquire: the lease that want.own names");
+    assert_left(&*store, &theirs, &first).await;
+
+    harness.delete(&first.key).await;
+    let new = acquire(unheld().owning(OwnLeases::Key(first.key.clone()))).await;
+    assert_disjoint(&[theirs.clone(), new.clone()]);
+    assert_left(&*store, &theirs, &new).await;
+
+    harness.put_config(&network(families, 100, 8)).await;
+    let moved = acquire(unheld()).await;
     assert_eq!(moved.subnets.map(|_, _| ()), families.present(), "acquire: not the families of the network");
     assert_left(&*store, &theirs, &moved).await;
     ok(store.renew(&theirs).await, "renew by the other node");
