@@ -6,15 +6,16 @@ use std::time::Duration;
 use crate::backend::Situation;
 use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, KernelError, Residence, Scope};
-use crate::lease::{Lease, LeaseAttrs};
+use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::env::Gate;
 use crate::overlay::places::{self, Places};
 use crate::overlay::run::{OverlayError, Seams};
+use crate::overlay::start::Claimed;
 use crate::overlay::{Settings, chain, view};
 use crate::plan::{OpText, Plan, plan as planned};
 use crate::state::State;
-use crate::subnet::{NodeIdentity, SubnetError};
+use crate::subnet::{NodeIdentity, SubnetError, Want};
 use crate::uplink::InUse;
 
 /// How long a removal waits for the store, and for a disk: it has to work without them.
@@ -83,16 +84,16 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
 pub(crate) async fn undo_start(
     seams: &Seams,
     settings: &Settings,
-    situation: &Situation,
-    attrs: &LeaseAttrs,
+    claimed: &Claimed,
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
+    let Claimed { situation, want } = claimed;
     let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
     // What former runs left elsewhere is not looked at here.
     let only_here = view::former_networks(settings).iter().all(|networks| *networks == situation.networks());
     let places = if cleared.is_ok() && only_here { Places::Forget } else { Places::Remember };
     let env = delete_env(seams, settings, places, Arc::default()).await.map(drop);
-    let released = release(seams, situation, attrs, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
+    let released = release(seams, situation, want, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
     cleared.and(env).and(released)
 }
 
@@ -186,23 +187,31 @@ pub(crate) enum LastLease {
     Unknown(Option<Lease>),
 }
 
-/// Gives the lease back. One that the store shows as another's is left alone: `attrs` are what this node publishes.
+/// Gives the lease back. One that the store shows as another's is left alone: `want` says what this node publishes, and
+/// which leases are other nodes' whatever they publish.
 pub(crate) async fn release(
     seams: &Seams,
     situation: &Situation,
-    attrs: &LeaseAttrs,
+    want: &Want,
     last: LastLease,
 ) -> Result<(), OverlayError> {
-    let ours =
-        |lease: &Lease| lease.attrs.public_ip == situation.public && lease.attrs.backend_data == attrs.backend_data;
+    let is_published = |lease: &Lease| {
+        lease.attrs.public_ip == situation.public && lease.attrs.backend_data == want.attrs.backend_data
+    };
     let lease = match last {
         LastLease::Held(lease) => Some(lease),
         LastLease::NotHeld => None,
         LastLease::Unknown(before) => {
             let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&situation.node)).await;
-            let leases = previous.map_err(OverlayError::Release)?;
-            // The store may know it by an address that the node has no more.
-            if leases.is_empty() { before } else { leases.into_iter().find(ours) }
+            let mut leases = previous.map_err(OverlayError::Release)?.into_iter();
+            match before {
+                // The store may know it by an address that the node has no more.
+                Some(before) => match leases.find(|lease| lease.key == before.key) {
+                    Some(lease) => Some(lease).filter(is_published),
+                    None => Some(before),
+                },
+                None => leases.find(|lease| is_published(lease) && !want.foreign.contains(&lease.key)),
+            }
         }
     };
     let Some(lease) = lease else { return Ok(()) };

@@ -21,7 +21,7 @@ use crate::overlay::machine::{Machine, Wake};
 use crate::overlay::published::Published;
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::shell::Shell;
-use crate::overlay::start::{self, Claimed, Claims, Progress, Started};
+use crate::overlay::start::{self, Claims, Progress, Started};
 use crate::overlay::status::{EnvFile, Event, Phase, Status};
 use crate::overlay::survey::{Surveyed, configuration, survey};
 use crate::overlay::{Identity, Settings, Teardown, chain};
@@ -268,7 +268,7 @@ async fn agent(
     let (former, former_claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
     // Before the first route, and not before there may be one.
     start::remember(&settings, &surveyed, &former).await;
-    let Surveyed { backend, situation, read, .. } = surveyed;
+    let Surveyed { backend, situation, read, want, .. } = surveyed;
     let is_new = situation.previous.is_none();
     let local = Local { lease: Arc::new(lease), situation };
     let now = seams.clock.now();
@@ -278,7 +278,7 @@ async fn agent(
         machine.doubt_host();
     }
     machine.look_after(former, now);
-    let mut shell = Shell::new(seams, settings, machine, questions, former_claims);
+    let mut shell = Shell::new(seams, settings, machine, questions, former_claims, want.foreign);
     let outcome = shell.until(&cancel).await;
     if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =
         (is_new, &outcome)
@@ -314,8 +314,7 @@ async fn begin(
             false => None,
         };
         let lease = started.as_ref().map(|started| started.lease.clone());
-        let Claimed { situation, attrs } = claimed;
-        removal::undo_start(seams, settings, &situation, &attrs, lease).await?;
+        removal::undo_start(seams, settings, &claimed, lease).await?;
         // The overlay's name is held until everything is gone.
         drop(started);
     }

@@ -1,5 +1,6 @@
 //! The thin shell around the machine: it waits, and carries calls out and answers in.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tracing::{Instrument, Span, debug_span};
 
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope};
-use crate::lease::{Lease, LeaseEvent};
+use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::overlay::backoff::Backoff;
 use crate::overlay::env::{EnvKeeper, Gate};
 use crate::overlay::handle::{HandleError, Preview, Question};
@@ -26,7 +27,7 @@ use crate::overlay::status::{Phase, Status};
 use crate::overlay::tenure::StoreCall;
 use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
-use crate::subnet::{NodeIdentity, SubnetError, SubnetManager};
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 
 /// How long an end waits for the round under way (docs/faults.md, P3).
 const GRACE: Duration = Duration::from_millis(1500);
@@ -79,6 +80,8 @@ pub(crate) struct Shell<'a> {
     kernel: Slot<Wake>,
     store: Slot<Answer>,
     doubt: Doubt,
+    /// Other nodes' leases under this node's identity, as far as the start found some.
+    foreign: BTreeSet<LeaseKey>,
     preview: Slot<Looked>,
     env: EnvKeeper,
     /// Of former networks, until nothing of ours is left there.
@@ -92,6 +95,7 @@ impl<'a> Shell<'a> {
         machine: Machine,
         questions: mpsc::Receiver<Question>,
         former: Vec<Claim>,
+        foreign: BTreeSet<LeaseKey>,
     ) -> Self {
         let hinted = machine.scope().clone();
         Self {
@@ -102,6 +106,7 @@ impl<'a> Shell<'a> {
             kernel: None,
             store: None,
             doubt: Doubt::None,
+            foreign,
             preview: None,
             env: EnvKeeper::new(&settings, seams.jitter.clone()),
             seams,
@@ -194,10 +199,15 @@ impl<'a> Shell<'a> {
     pub(crate) async fn give_back(&mut self) {
         let Some(lease) = self.machine.held_lease() else { return };
         let last = LastLease::Held((**lease).clone());
-        let local = self.machine.local();
-        if let Err(error) = removal::release(self.seams, &local.situation, &local.lease.attrs, last).await {
+        let (local, published) = (self.machine.local(), self.published());
+        if let Err(error) = removal::release(self.seams, &local.situation, &published, last).await {
             tracing::warn!(error = chain(&error), "the lease was not given back");
         }
+    }
+
+    /// What this node publishes, and which leases are other nodes'.
+    fn published(&self) -> Want {
+        Want::new(self.machine.local().lease.attrs.clone()).leaving_alone(self.foreign.clone())
     }
 
     /// Removes what is ours, then gives the lease back.
@@ -221,8 +231,8 @@ impl<'a> Shell<'a> {
             Some(lease) => LastLease::Held(lease),
             None => LastLease::NotHeld,
         };
-        let local = self.machine.local();
-        let released = removal::release(self.seams, &local.situation, &local.lease.attrs, last).await;
+        let (local, published) = (self.machine.local(), self.published());
+        let released = removal::release(self.seams, &local.situation, &published, last).await;
         cleared.and(former).map(drop).and(env.map(drop)).and(released)
     }
 
@@ -270,8 +280,13 @@ impl<'a> Shell<'a> {
         if self.store.is_none() {
             let (subnets, situation) = (Arc::clone(&self.seams.subnets), &self.machine.local().situation);
             let (node, config, doubt) = (situation.node.clone(), Arc::clone(&situation.config), self.doubt);
-            self.store =
-                self.machine.store_call(now).map(|call| store_call(subnets, node, config, doubt, call).boxed());
+            self.store = self.machine.store_call(now).map(|call| {
+                let call = match call {
+                    StoreCall::Acquire(want) => StoreCall::Acquire(want.leaving_alone(self.foreign.clone())),
+                    renewal @ StoreCall::Renew(_) => renewal,
+                };
+                store_call(subnets, node, config, doubt, call).boxed()
+            });
         }
         if *self.machine.scope() != self.hinted {
             self.hinted = self.machine.scope().clone();

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::backend::Situation;
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, KernelError, Residence};
-use crate::lease::{Lease, LeaseAttrs};
+use crate::lease::Lease;
 use crate::net::{Dual, Family, Prefix};
 use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
@@ -34,8 +34,8 @@ pub(crate) struct Progress {
 #[derive(Clone)]
 pub(crate) struct Claimed {
     pub(crate) situation: Situation,
-    /// What is published with a lease.
-    pub(crate) attrs: LeaseAttrs,
+    /// What is asked for: what is published with a lease, and which ones are other nodes'.
+    pub(crate) want: Want,
 }
 
 impl Progress {
@@ -100,7 +100,7 @@ pub(crate) async fn start(
                 claims
             }
         };
-        progress.set(Some(Claimed { situation: situation.clone(), attrs: surveyed.want.attrs.clone() }));
+        progress.set(Some(Claimed { situation: situation.clone(), want: surveyed.want.clone() }));
         progress.asking.store(true, Ordering::Relaxed);
         let answer = acquire(&*seams.subnets, &situation.node, &situation.config, surveyed.want.clone()).await;
         progress.asking.store(false, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use crate::backend::{Backend, Situation, Uplink};
 use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::KernelError;
-use crate::lease::{Lease, LeaseAttrs};
+use crate::lease::Lease;
 use crate::net::Dual;
 use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
@@ -61,17 +61,27 @@ pub(crate) async fn survey(
         let read = seams.clock.now();
         let known = Known { settings, config: &config, backend: &*backend, uplink };
         let find = |others: &_| known.first_situation(&host, others);
-        let asked = so_far.map(|so_far| &so_far.want.attrs);
-        match own_lease(seams, settings, &*backend, asked, find).await? {
+        match own_lease(seams, settings, &*backend, so_far, find).await? {
             Ok(own) => break (own, read),
             Err(error) => missing.wait(error).await?,
         }
     };
-    let Own { first, lease, others } = own;
+    let Own { first, lease, foreign, others } = own;
     let left = first.left_subnets();
     let First { mut situation, explanation, before, .. } = first;
     missing.found(&situation.uplink);
     situation.previous = lease.map(Arc::new);
+    // Judged before anything was asked of the store: what is found later may be this start's own, whose answer was lost.
+    let foreign = match so_far.filter(|so_far| so_far.situation.node == situation.node) {
+        Some(so_far) => {
+            situation.taken.clone_from(&so_far.situation.taken);
+            so_far.want.foreign.clone()
+        }
+        None => {
+            situation.taken.extend(foreign.iter().flat_map(|lease| First::macs(&*backend, &lease.attrs)));
+            foreign.into_iter().map(|lease| lease.key).collect()
+        }
+    };
     let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
     // Another agent's last words in subnet.env name the subnet that pods here still use (docs/compatibility.md,
     // "Acquiring a lease").
@@ -83,7 +93,7 @@ pub(crate) async fn survey(
         (Identity::PublicIp, Some(lease)) => OwnLeases::Key(lease.key.clone()),
         (Identity::PublicIp, None) => OwnLeases::Unheld,
     };
-    let want = Want::new(attrs).preferring(preferred).owning(own);
+    let want = Want::new(attrs).preferring(preferred).owning(own).leaving_alone(foreign);
     Ok(Surveyed { backend, situation, explanation, before, others, read, want })
 }
 
@@ -114,45 +124,46 @@ pub(crate) async fn settle(
 struct Own {
     first: First,
     lease: Option<Lease>,
+    /// Other nodes' under the same identity.
+    foreign: Vec<Lease>,
     /// Addresses that were ruled out.
     others: BTreeSet<IpAddr>,
 }
 
-/// Looks for the uplink and this node's previous lease. A node that the store knows by its address may find other nodes'
-/// leases alone: then it uses an address that nobody publishes, unless it published this one before. `asked` is what this start has published.
+/// Looks for the uplink and this node's previous lease. A node that the store knows by its address may find only leases of
+/// other nodes; it then uses an address that nobody publishes, unless it published this one before. `so_far` is what this
+/// start went by when it last asked for a lease.
 async fn own_lease(
     seams: &Seams,
     settings: &Settings,
     backend: &dyn Backend,
-    asked: Option<&LeaseAttrs>,
+    so_far: Option<&Surveyed>,
     find: impl Fn(&BTreeSet<IpAddr>) -> Result<First, UplinkError>,
 ) -> Result<Result<Own, UplinkError>, OverlayError> {
     let mut others = BTreeSet::new();
-    let told = Told { asked, former: view::former_subnets(settings) };
+    let so_far = so_far.map(|so_far| (&so_far.situation, &so_far.want));
+    let told = Told { so_far, former: view::former_subnets(settings) };
     // Each turn rules out an address of the host.
     loop {
         let first = match find(&others) {
             Ok(first) => first,
             Err(error) => return Ok(Err(error)),
         };
-        let mut ours = Vec::new();
+        let (mut ours, mut foreign) = (Vec::new(), Vec::new());
         let mut has_holder = false;
         for lease in ask_store(seams, || seams.subnets.previous(&first.situation.node)).await? {
             let owner = match settings.identity {
                 Identity::PublicIp => first.owner(backend, &lease, &told),
                 Identity::Named(_) => Owner::Us,
             };
-            match owner {
-                Owner::Us => ours.push(lease),
-                Owner::Holder => has_holder = true,
-                Owner::Another => {}
-            }
+            has_holder |= owner == Owner::Holder;
+            if owner == Owner::Us { ours.push(lease) } else { foreign.push(lease) }
         }
         let address = first.situation.public.v4.or(first.situation.public.v6);
         let is_ruled_out = ours.is_empty() && has_holder && address.is_some_and(|addr| others.insert(addr));
         if !is_ruled_out {
             let lease = first.likeliest(backend, ours, &told);
-            return Ok(Ok(Own { first, lease, others }));
+            return Ok(Ok(Own { first, lease, foreign, others }));
         }
     }
 }

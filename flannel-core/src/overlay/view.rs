@@ -115,35 +115,46 @@ pub(crate) enum Owner {
 
 /// What is told of the own lease besides what the host shows.
 pub(crate) struct Told<'a> {
-    /// What this start has published.
-    pub(crate) asked: Option<&'a LeaseAttrs>,
+    /// What this start went by when it last asked for a lease, and what for.
+    pub(crate) so_far: Option<(&'a Situation, &'a Want)>,
     /// The subnets that `subnet.env` names.
     pub(crate) former: Dual<Prefix>,
 }
 
 impl First {
+    /// The Ethernet addresses that `attrs` publish.
+    pub(crate) fn macs(backend: &dyn Backend, attrs: &LeaseAttrs) -> Vec<MacAddr> {
+        let mac = |family| backend.hardware_address(attrs, family).ok().flatten();
+        Family::BOTH.into_iter().filter_map(mac).collect()
+    }
+
     /// Whose `lease` is. It is ours if it names a device that the last run left, by its Ethernet address or by the
-    /// subnet's address on it, if it is of the subnets that `subnet.env` names, or if it is reserved for this address.
-    /// Otherwise it is not ours where there is such a device for this very address, nor if the address is new here, nor if
-    /// it is not what this start has asked for, nor where any device or that file tells of other subnets.
+    /// subnet's address on it, if it is of the subnets that `subnet.env` names, if this start took it for ours when it last
+    /// asked for a lease (what it asked for need not be what the lease said), or if it is reserved for this address.
+    /// Otherwise it is not ours if this start judged so before it asked for a lease by this address, nor where there is such
+    /// a device for this very address, nor if the address is new here, nor if it is not what this start has asked for, nor
+    /// where any device or that file tells of other subnets.
     pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, told: &Told<'_>) -> Owner {
-        let macs = |attrs: &LeaseAttrs| -> Vec<MacAddr> {
-            let mac = |family| backend.hardware_address(attrs, family).ok().flatten();
-            Family::BOTH.into_iter().filter_map(mac).collect()
-        };
+        let macs = |attrs: &LeaseAttrs| Self::macs(backend, attrs);
         let found = macs(&lease.attrs);
-        let Situation { config, uplink, public, .. } = &self.situation;
+        let Situation { config, node, uplink, public, .. } = &self.situation;
         let Left { local, macs: ours, addrs } = &self.left;
         let is_on_device = || lease.subnets.iter().any(|(_, subnet)| addrs.contains(&subnet.addr()));
         let is_reserved = lease.expires.is_none() && lease.attrs.are_addresses_alone();
-        if found.iter().any(|mac| ours.contains(mac)) || is_on_device() || told.former == lease.subnets || is_reserved {
+        let is_asked_for = told
+            .so_far
+            .is_some_and(|(so_far, _)| so_far.previous.as_ref().is_some_and(|previous| previous.key == lease.key));
+        let is_named = is_asked_for || told.former == lease.subnets;
+        if found.iter().any(|mac| ours.contains(mac)) || is_on_device() || is_named || is_reserved {
             return Owner::Us;
         }
+        let is_judged =
+            told.so_far.is_some_and(|(so_far, asked)| so_far.node == *node && asked.foreign.contains(&lease.key));
         let address = public.v4.or(public.v6);
-        if local.iter().any(|(_, local)| Some(*local) == address) {
+        if is_judged || local.iter().any(|(_, local)| Some(*local) == address) {
             return Owner::Another;
         }
-        if self.before != uplink.addrs || told.asked.is_some_and(|asked| macs(asked) != found) {
+        if self.before != uplink.addrs || told.so_far.is_some_and(|(_, asked)| macs(&asked.attrs) != found) {
             return Owner::Holder;
         }
         let is_known = !ours.is_empty() || all_compatible(config, &told.former);

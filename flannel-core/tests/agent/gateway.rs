@@ -71,3 +71,42 @@ impl Backend for Gateway {
         Ok(PeerState { route: Some((subnet, Route::direct(subnet, addr, link))), ..PeerState::default() })
     }
 }
+
+/// The gateway of [`Gateway::OrNothing`], which publishes nothing but its address, as host-gw does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bare;
+
+impl Backend for Bare {
+    fn name(&self) -> &'static str {
+        Gateway::OrNothing.name()
+    }
+
+    fn wire_type(&self) -> &'static str {
+        Gateway::OrNothing.wire_type()
+    }
+
+    fn scope(&self, local: &Local) -> Scope {
+        Gateway::OrNothing.scope(local)
+    }
+
+    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
+        Gateway::OrNothing.mtu(situation)
+    }
+
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+        let public_ip = situation.public;
+        Ok(LeaseAttrs { public_ip, backend_type: self.wire_type().into(), ..LeaseAttrs::default() })
+    }
+
+    fn hardware_address(&self, _: &LeaseAttrs, _: Family) -> Result<Option<MacAddr>, Skip> {
+        Ok(None)
+    }
+
+    fn base(&self, local: &Local) -> State {
+        Gateway::OrNothing.base(local)
+    }
+
+    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        Gateway::OrNothing.peer(local, peer, family)
+    }
+}

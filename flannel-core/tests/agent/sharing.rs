@@ -1,15 +1,19 @@
 //! A store that knows nodes by their address, in which another node publishes this node's.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use flannel_core::backend::Backend;
 use flannel_core::clock::TokioClock;
 use flannel_core::lease::{Lease, LeaseKey};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::overlay::{Builder, Event, Identity, Masquerade, Overlay, SubnetEnvFile};
-use flannel_core::testing::MemorySubnets;
+use flannel_core::overlay::{Builder, Event, Identity, Masquerade, Overlay, SubnetEnvFile, Teardown};
+use flannel_core::testing::{Fault, MemorySubnets};
 
+use crate::gateway::Bare;
 use crate::node::{Agent, Node, config, eventually, parse, pass, peer};
+use crate::storms::Away;
 use crate::tunnel::Tunnel;
 
 const TTL: Duration = Duration::from_secs(600);
@@ -26,7 +30,11 @@ impl Shared {
     }
 
     fn builder(&self) -> Builder {
-        let builder = Overlay::builder(Identity::PublicIp).backend("tunnel", |_| Ok(Tunnel));
+        self.builder_with(Tunnel)
+    }
+
+    fn builder_with(&self, backend: impl Backend + Copy) -> Builder {
+        let builder = Overlay::builder(Identity::PublicIp).backend("tunnel", move |_| Ok(backend));
         builder.clock(Arc::clone(&self.node.clock) as _)
     }
 
@@ -201,6 +209,124 @@ async fn what_go_flannel_left_on_a_host_without_devices_is_taken_over() {
     let agent = shared.run();
     assert_eq!(agent.ready().await.lease.unwrap().key, go.key);
     assert_eq!(shared.records().len(), 1);
+}
+
+/// A host that is booted anew after its lease ran out. `subnet.env` is left, and another node took a lease under its address
+/// that publishes the very same.
+struct Anew {
+    shared: Shared,
+    file: SubnetEnvFile,
+    _dir: tempfile::TempDir,
+    before: Arc<Lease>,
+    theirs: Lease,
+}
+
+impl Anew {
+    async fn after(backend: impl Backend + Copy) -> Self {
+        let mut shared = Shared::new();
+        let dir = tempfile::tempdir().unwrap();
+        let file = SubnetEnvFile { path: dir.path().join("subnet.env"), masquerade: Masquerade::Plugin };
+        let agent = shared.node.run_as(shared.builder_with(backend).subnet_env(file.clone()));
+        let before = agent.ready().await.lease.unwrap();
+        eventually("the file is written", || file.path.exists()).await;
+        agent.killed().await;
+        shared.node.store.delete(&before.key);
+        let mut theirs = shared.join();
+        theirs.attrs = before.attrs.clone();
+        shared.node.store.insert([theirs.clone()]);
+        shared.node = Node::new(200, &shared.node.store, &shared.node.clock);
+        Self { shared, file, _dir: dir, before, theirs }
+    }
+
+    fn run(&self, builder: Builder, store: &Away) -> Agent {
+        let kernel = Arc::new(self.shared.node.kernel.clone());
+        self.shared.node.run_on(builder.subnet_env(self.file.clone()), kernel, Arc::new(store.clone()))
+    }
+
+    /// The other node's record is as it was, and this node has its former subnet again, or nothing.
+    fn assert_left(&self, own: Option<Prefix>) {
+        let records = self.shared.records();
+        assert_eq!(records[0], self.theirs);
+        assert_eq!(records[1..].iter().map(subnet).collect::<Vec<_>>(), own.into_iter().collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_nodes_lease_is_left_alone_even_if_it_publishes_what_this_node_would() {
+    for fault in [None, Some(Fault::Unavailable), Some(Fault::LostReply)] {
+        for anew in [Anew::after(Tunnel).await, Anew::after(Bare).await] {
+            let is_bare = anew.theirs.attrs.backend_data.is_empty();
+            let builder = if is_bare { anew.shared.builder_with(Bare) } else { anew.shared.builder_with(Tunnel) };
+            let store = Away::new(&anew.shared.node.store);
+            store.fail_acquires(fault);
+            let agent = anew.run(builder, &store);
+            let lease = agent.ready().await.lease.unwrap();
+            assert_eq!(lease.subnets, anew.before.subnets);
+            anew.assert_left(Some(subnet(&anew.before)));
+            assert_eq!(lease.attrs == anew.theirs.attrs, is_bare, "another Ethernet address");
+            agent.killed().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_undone_gives_back_its_own_lease_and_not_an_equal_one() {
+    for delay in [1, 3600] {
+        let anew = Anew::after(Bare).await;
+        let store = Away::new(&anew.shared.node.store);
+        store.delay(Duration::from_secs(delay));
+        let agent = anew.run(anew.shared.builder_with(Bare).teardown(Teardown::Remove), &store);
+        eventually("it is taken, but not answered", || anew.shared.records().len() == 2).await;
+        agent.cancel.cancel();
+        pass(1.0).await;
+        store.delay(Duration::ZERO);
+        agent.ended().await.unwrap();
+        anew.assert_left(None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_gives_back_its_own_lease_and_not_an_equal_one_whatever_answers_are_lost() {
+    let anew = Anew::after(Bare).await;
+    let store = Away::new(&anew.shared.node.store);
+    let agent = anew.run(anew.shared.builder_with(Bare).teardown(Teardown::Remove), &store);
+    agent.ready().await;
+    store.delay(Duration::from_secs(3600));
+    let is_renewed = || anew.shared.records().len() == 2 && store.calls.load(Ordering::Relaxed) > 3;
+    pass(TTL.as_secs_f64() * 0.95).await;
+    assert!(is_renewed(), "a renewal is under way");
+    store.delay(Duration::ZERO);
+    agent.cancelled().await.unwrap();
+    anew.assert_left(None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_whose_lease_is_deleted_takes_its_subnet_again_and_not_an_equal_lease() {
+    let anew = Anew::after(Bare).await;
+    let store = Away::new(&anew.shared.node.store);
+    let mut agent = anew.run(anew.shared.builder_with(Bare), &store);
+    let own = agent.ready().await.lease.unwrap();
+    assert!(anew.shared.node.store.delete(&own.key));
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    agent.event(|event| matches!(event, Event::LeaseAcquired(_))).await;
+    anew.assert_left(Some(subnet(&anew.before)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_asked_for_in_vain_is_asked_for_again() {
+    for fault in [Fault::Unavailable, Fault::LostReply] {
+        let shared = Shared::new();
+        // Of a backend that publishes no Ethernet address.
+        let mut before = shared.join();
+        (before.attrs.backend_type, before.attrs.backend_data) = ("other".into(), Dual::default());
+        shared.node.store.insert([before.clone()]);
+        let store = Away::new(&shared.node.store);
+        store.fail_acquires([fault]);
+        let kernel = Arc::new(shared.node.kernel.clone());
+        let agent = shared.node.run_on(shared.builder(), kernel, Arc::new(store));
+        assert_eq!(agent.ready().await.lease.unwrap().key, before.key);
+        assert_eq!(shared.records().len(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

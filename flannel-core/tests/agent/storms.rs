@@ -1,7 +1,8 @@
 //! Much of everything: what is kept and said stays bounded (docs/faults.md, I13).
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,7 +10,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::overlay::{Contact, Event, Phase};
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
-use flannel_core::testing::MemorySubnets;
+use flannel_core::testing::{Fault, MemorySubnets};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
@@ -26,6 +27,8 @@ pub(crate) struct Away {
     pub(crate) calls: Arc<AtomicU64>,
     /// Those of them that asked for a lease.
     pub(crate) acquires: Arc<AtomicU64>,
+    /// What becomes of the next of those.
+    faults: Arc<Mutex<VecDeque<Fault>>>,
 }
 
 impl Away {
@@ -36,6 +39,7 @@ impl Away {
             delay: Arc::default(),
             calls: Arc::default(),
             acquires: Arc::default(),
+            faults: Arc::default(),
         }
     }
 
@@ -45,6 +49,11 @@ impl Away {
 
     pub(crate) fn come_back(&self) {
         self.away.send_replace(false);
+    }
+
+    /// Lets the next calls for a lease fail, one fault each.
+    pub(crate) fn fail_acquires(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.faults.lock().unwrap().extend(faults);
     }
 
     /// Answers come so late, after the work was done.
@@ -83,6 +92,7 @@ impl SubnetManager for Away {
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
         self.acquires.fetch_add(1, Ordering::Relaxed);
         self.call()?;
+        self.store.fail_next(self.faults.lock().unwrap().pop_front());
         self.answer(self.store.acquire(node, want).await).await
     }
 
