@@ -1,22 +1,24 @@
 //! Removing everything: at the end of an agent, and after one that is gone.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::backend::Situation;
+use crate::backend::{Backend, Situation};
 use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, KernelError, Residence, Scope};
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
+use crate::overlay::builder::Factory;
 use crate::overlay::env::Gate;
 use crate::overlay::places::{self, Places};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::Claimed;
-use crate::overlay::{Settings, chain, view};
+use crate::overlay::view::{self, First, Known, Owner, Told};
+use crate::overlay::{Identity, Settings, chain, survey};
 use crate::plan::{OpText, Plan, plan as planned};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, Want};
-use crate::uplink::InUse;
 
 /// How long a removal waits for the store, and for a disk: it has to work without them.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -40,7 +42,11 @@ pub struct Removed {
 }
 
 /// Removes what an agent that is gone has left.
-pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed, OverlayError> {
+pub(crate) async fn remove(
+    seams: &Seams,
+    settings: &Settings,
+    backends: &[(&'static str, Factory)],
+) -> Result<Removed, OverlayError> {
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
     // The network may have changed since: all are looked at, the present one last.
@@ -51,11 +57,10 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
     // its lease.
     let claim = seams.kernel.claim(&settings.name, &last, Residence::Present).await?;
     let mut removed = Removed::default();
-    let named = view::former_subnets(settings);
-    // Read before the devices go: their addresses tell which of the host's own was published.
-    let node = match &config {
-        Ok(config) => node(seams, settings, config).await,
-        Err(error) => Err(chain(error)),
+    // Read before the devices go: they tell which address of the host was published, and whose a lease is.
+    let node = match config {
+        Ok(config) => Node::find(seams, settings, backends, config).await,
+        Err(error) => Err(chain(&error)),
     };
     for networks in places {
         match seams.kernel.claim(&settings.name, &networks, Residence::Former).await {
@@ -68,7 +73,7 @@ pub(crate) async fn remove(seams: &Seams, settings: &Settings) -> Result<Removed
     removed.objects += clear_marked(seams, settings, last).await?;
     let env = delete_env(seams, settings, Places::Forget, Arc::default()).await;
     let gone = match node {
-        Ok(node) => give_back(seams, &node, named).await,
+        Ok(node) => node.give_back(seams).await,
         Err(error) => Err(error),
     };
     match gone {
@@ -218,31 +223,59 @@ pub(crate) async fn release(
     patiently(seams, "giving the lease back", seams.subnets.release(lease)).await.map_err(OverlayError::Release)
 }
 
-/// Who the store takes this node for, as far as host and devices tell.
-async fn node(seams: &Seams, settings: &Settings, config: &NetworkConfig) -> Result<NodeIdentity, String> {
-    let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
-    let in_use = InUse { addrs: view::Left::find(&settings.name, &host, &[]).local, ..InUse::NOTHING };
-    let choice = view::choose(settings, config, &host, in_use).map_err(|error| chain(&error))?;
-    Ok(view::identity(settings, &choice.public))
+/// Who the store takes this node for, and what tells which leases are its own.
+struct Node {
+    id: NodeIdentity,
+    /// The subnets that `subnet.env` names.
+    named: Dual<Prefix>,
+    /// Where the store knows it by its address: what the host shows.
+    found: Option<(Arc<dyn Backend>, First)>,
 }
 
-/// Gives the lease back, unless it is not of the subnets that `subnet.env` named: then another node has this address now,
-/// or had it before.
-async fn give_back(seams: &Seams, node: &NodeIdentity, named: Dual<Prefix>) -> Result<Option<Lease>, String> {
-    let previous = patiently(seams, "looking for the lease", seams.subnets.previous(node)).await;
-    let mut leases = previous.map_err(|error| chain(&error))?;
-    let all: Vec<_> = leases.iter().map(|lease| lease.key.to_string()).collect();
-    leases.retain(|lease| named.is_empty() || named == lease.subnets);
-    let lease = match (leases.pop(), all.is_empty()) {
-        (None, true) => return Ok(None),
-        (Some(lease), _) if leases.is_empty() => lease,
-        (None, false) => return Err(format!("{} is not of the subnets in subnet.env, and was left", all.join(", "))),
-        (Some(_), _) => {
-            return Err(format!("which of {} is this node's cannot be told; all were left", all.join(", ")));
+impl Node {
+    async fn find(
+        seams: &Seams,
+        settings: &Settings,
+        backends: &[(&'static str, Factory)],
+        config: NetworkConfig,
+    ) -> Result<Self, String> {
+        let named = view::former_subnets(settings);
+        if let Identity::Named(node) = &settings.identity {
+            return Ok(Self { id: node.clone(), named, found: None });
         }
-    };
-    let released = patiently(seams, "giving the lease back", seams.subnets.release(lease.clone())).await;
-    released.map(|()| Some(lease)).map_err(|error| chain(&error))
+        let backend = survey::pick(backends, &config).map_err(|error| chain(&error))?;
+        let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
+        let known = Known { settings, config: &Arc::new(config), backend: &*backend, uplink: None };
+        let first = known.first_situation(&Arc::new(host), &BTreeSet::new()).map_err(|error| chain(&error))?;
+        Ok(Self { id: first.situation.node.clone(), named, found: Some((backend, first)) })
+    }
+
+    fn owns(&self, lease: &Lease) -> bool {
+        let told = Told { so_far: None, former: self.named };
+        let is_ours = |(backend, first): &(Arc<dyn Backend>, First)| first.owner(&**backend, lease, &told) == Owner::Us;
+        self.found.as_ref().is_none_or(is_ours) && (self.named.is_empty() || self.named == lease.subnets)
+    }
+
+    /// Gives the lease back, unless it is another node's, which has this address now or had it before, or is not of the
+    /// subnets that `subnet.env` named.
+    async fn give_back(&self, seams: &Seams) -> Result<Option<Lease>, String> {
+        let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&self.id)).await;
+        let mut leases = previous.map_err(|error| chain(&error))?;
+        let all: Vec<_> = leases.iter().map(|lease| lease.key.to_string()).collect();
+        leases.retain(|lease| self.owns(lease));
+        let lease = match (leases.pop(), all.is_empty()) {
+            (None, true) => return Ok(None),
+            (Some(lease), _) if leases.is_empty() => lease,
+            (None, false) => {
+                return Err(format!("subnet.env or a device tells that {} is not this node's: left", all.join(", ")));
+            }
+            (Some(_), _) => {
+                return Err(format!("which of {} is this node's cannot be told; all were left", all.join(", ")));
+            }
+        };
+        let released = patiently(seams, "giving the lease back", seams.subnets.release(lease.clone())).await;
+        released.map(|()| Some(lease)).map_err(|error| chain(&error))
+    }
 }
 
 /// The store's answer, if it comes in time.

@@ -213,7 +213,7 @@ impl Overlay {
     /// # Cancel safety
     /// May be dropped at any await; what was removed until then is gone.
     pub async fn remove(&self) -> Result<Removed, OverlayError> {
-        removal::remove(&self.seams, &self.settings).await
+        removal::remove(&self.seams, &self.settings, &self.backends).await
     }
 
     /// Runs the agent until `cancel` is cancelled, then ends as the teardown policy says.

@@ -228,7 +228,10 @@ where
     }
 }
 
-fn pick(backends: &[(&'static str, Factory)], config: &NetworkConfig) -> Result<Arc<dyn Backend>, OverlayError> {
+pub(crate) fn pick(
+    backends: &[(&'static str, Factory)],
+    config: &NetworkConfig,
+) -> Result<Arc<dyn Backend>, OverlayError> {
     let Some((_, make)) = backends.iter().find(|(kind, _)| *kind == config.backend.kind) else {
         let known: Vec<_> = backends.iter().map(|(kind, _)| *kind).collect();
         let problem = format!("{:?} is not available here", config.backend.kind);

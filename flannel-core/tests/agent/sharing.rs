@@ -330,12 +330,34 @@ async fn a_lease_that_was_asked_for_in_vain_is_asked_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_removal_gives_back_the_lease_of_its_device_and_no_other() {
+    for is_held in [false, true] {
+        let shared = Shared::new();
+        let agent = shared.run();
+        let own = agent.ready().await.lease.unwrap();
+        agent.killed().await;
+        let other = shared.join();
+        if !is_held {
+            shared.node.store.delete(&own.key);
+        }
+        let kernel = Arc::new(shared.node.kernel.clone());
+        let overlay = shared.builder().build(Arc::new(shared.node.store.clone()), kernel).unwrap();
+        let removed = overlay.remove().await.unwrap();
+        assert_eq!(removed.lease.map(|lease| lease.key), is_held.then(|| own.key.clone()));
+        assert_eq!(removed.store.is_some(), !is_held);
+        assert_eq!(shared.records(), [other]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_removal_gives_back_no_lease_that_may_be_another_nodes() {
-    let shared = Shared::new();
+    let mut shared = Shared::new();
     let agent = shared.run();
     let own = agent.ready().await.lease.unwrap();
     agent.killed().await;
     let other = shared.join();
+    // The host is booted anew: nothing tells which is whose.
+    shared.node = Node::new(200, &shared.node.store, &shared.node.clock);
     let kernel = Arc::new(shared.node.kernel.clone());
     let overlay = shared.builder().build(Arc::new(shared.node.store.clone()), kernel).unwrap();
     let removed = overlay.remove().await.unwrap();
