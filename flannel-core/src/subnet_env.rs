@@ -112,8 +112,8 @@ impl SubnetEnv {
     }
 
     /// Writes the file so that a reader sees the old text or the new one, whole, also after a crash. Makes missing
-    /// directories (0755). A new file is 0644 whatever the umask. One of root or of the user of this process keeps its mode,
-    /// but nobody else may write to it afterwards.
+    /// directories (0755). A new file is 0644 whatever the umask. One of root or of the user of this process keeps its
+    /// mode, but nobody else may write to it afterwards.
     ///
     /// Blocks on the disk: not for an async task.
     ///
@@ -259,8 +259,8 @@ fn set_mode(file: &File, target: &Path) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(new_mode(found)))
 }
 
-/// The mode of a file that replaces one of this mode, if there is one, and whether that belongs to root or to the own user:
-/// another's file says nothing about ours.
+/// The mode of a file that replaces one of this mode, if there is one, and whether that belongs to root or to the own
+/// user: another's file says nothing about ours.
 #[cfg(unix)]
 fn new_mode(found: Option<(u32, bool)>) -> u32 {
     match found {

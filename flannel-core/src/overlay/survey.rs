@@ -71,7 +71,8 @@ pub(crate) async fn survey(
     let First { mut situation, explanation, before, .. } = first;
     missing.found(&situation.uplink);
     situation.previous = lease.map(Arc::new);
-    // Judged before anything was asked of the store: what is found later may be this start's own, whose answer was lost.
+    // Judged before anything was asked of the store: what is found later may be this start's own, whose answer was
+    // lost.
     let foreign = match so_far.filter(|so_far| so_far.situation.node == situation.node) {
         Some(so_far) => {
             situation.taken.clone_from(&so_far.situation.taken);
@@ -130,9 +131,9 @@ struct Own {
     others: BTreeSet<IpAddr>,
 }
 
-/// Looks for the uplink and this node's previous lease. A node that the store knows by its address may find only leases of
-/// other nodes; it then uses an address that nobody publishes, unless it published this one before. `so_far` is what this
-/// start went by when it last asked for a lease.
+/// Looks for the uplink and this node's previous lease. A node that the store knows by its address may find only leases
+/// of other nodes; it then uses an address that nobody publishes, unless it published this one before. `so_far` is what
+/// this start went by when it last asked for a lease.
 async fn own_lease(
     seams: &Seams,
     settings: &Settings,

@@ -129,11 +129,11 @@ impl First {
     }
 
     /// Whose `lease` is. It is ours if it names a device that the last run left, by its Ethernet address or by the
-    /// subnet's address on it, if it is of the subnets that `subnet.env` names, if this start took it for ours when it last
-    /// asked for a lease (what it asked for need not be what the lease said), or if it is reserved for this address.
-    /// Otherwise it is not ours if this start judged so before it asked for a lease by this address, nor where there is such
-    /// a device for this very address, nor if the address is new here, nor if it is not what this start has asked for, nor
-    /// where any device or that file tells of other subnets.
+    /// subnet's address on it, if it is of the subnets that `subnet.env` names, if this start took it for ours when it
+    /// last asked for a lease (what it asked for need not be what the lease said), or if it is reserved for this
+    /// address. Otherwise it is not ours if this start judged so before it asked for a lease by this address, nor where
+    /// there is such a device for this very address, nor if the address is new here, nor if it is not what this start
+    /// has asked for, nor where any device or that file tells of other subnets.
     pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, told: &Told<'_>) -> Owner {
         let macs = |attrs: &LeaseAttrs| Self::macs(backend, attrs);
         let found = macs(&lease.attrs);

@@ -15,9 +15,9 @@ pub struct Want {
     pub preferred: Dual<Prefix>,
     /// Which leases under the node's identity are its own.
     pub own: OwnLeases,
-    /// Leases under the node's identity that are other nodes', whatever they publish. Two nodes under one address may publish
-    /// the same: with host-gw there is nothing else in a lease, and a VXLAN MAC address may be derived from the address. The
-    /// lease that [`OwnLeases::Key`] names is an own one all the same.
+    /// Leases under the node's identity that are other nodes', whatever they publish. Two nodes under one address may
+    /// publish the same: with host-gw there is nothing else in a lease, and a VXLAN MAC address may be derived from the
+    /// address. The lease that [`OwnLeases::Key`] names is an own one all the same.
     pub foreign: BTreeSet<LeaseKey>,
 }
 
@@ -32,11 +32,12 @@ pub enum OwnLeases {
     /// All but [`Want::foreign`], as Go flannel sees it. Only those with the wanted backend data are ever deleted.
     #[default]
     Every,
-    /// The one with this key, and those that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]: an earlier
-    /// call wrote them, and its answer was lost. Any other is another node's: it is not taken, rewritten or deleted, and its subnets are in use.
+    /// The one with this key, and those that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]: an
+    /// earlier call wrote them, and its answer was lost. Any other is another node's: it is not taken, rewritten or
+    /// deleted, and its subnets are in use.
     Key(LeaseKey),
-    /// Only those that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]. Any other is another node's, as
-    /// with [`Key`](Self::Key).
+    /// Only those that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]. Any other is another
+    /// node's, as with [`Key`](Self::Key).
     Unheld,
 }
 

@@ -211,8 +211,8 @@ async fn what_go_flannel_left_on_a_host_without_devices_is_taken_over() {
     assert_eq!(shared.records().len(), 1);
 }
 
-/// A host that is booted anew after its lease ran out. `subnet.env` is left, and another node took a lease under its address
-/// that publishes the very same.
+/// A host that is booted anew after its lease ran out. `subnet.env` is left, and another node took a lease under its
+/// address that publishes the very same.
 struct Anew {
     shared: Shared,
     file: SubnetEnvFile,

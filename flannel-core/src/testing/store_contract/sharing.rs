@@ -54,8 +54,9 @@ pub async fn another_nodes_lease_under_the_same_identity_is_left_alone(harness: 
     ok(store.renew(&theirs).await, "renew by the other node");
 }
 
-/// Another node's lease that publishes exactly what the node itself does is left alone where the caller says whose it is
-/// ([`Want::foreign`]), also when the node has a lease of its own, when it lost that, and when that does not fit any more.
+/// Another node's lease that publishes exactly what the node itself does is left alone where the caller says whose it
+/// is ([`Want::foreign`]), also when the node has a lease of its own, when it lost that, and when that does not fit any
+/// more.
 ///
 /// Where nodes are known by a name ([`Harness::is_by_address`]) there is no such lease.
 pub async fn another_nodes_lease_with_equal_attributes_is_left_alone(harness: &mut dyn Harness, families: Families) {
