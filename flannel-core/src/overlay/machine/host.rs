@@ -164,7 +164,10 @@ fn lacks_identity(Situation { uplink, public, host, .. }: &Situation) -> bool {
     // As for the identity itself: IPv4 if there is any.
     let family = if public.v4.is_some() { Family::V4 } else { Family::V6 };
     let is_own = public.get(family) == uplink.addrs.get(family);
-    is_own && host.left_out == 0 && !public.get(family).is_some_and(is_there)
+    // Where there are more than are kept, it may be one of the others.
+    let of_uplink = host.addresses.iter().filter(|found| found.link == uplink.index).count();
+    let is_complete = of_uplink < HostFacts::MOST_OF_A_LINK && host.addresses.len() < HostFacts::MOST_BESIDE_LINK_LOCAL;
+    is_own && is_complete && !public.get(family).is_some_and(is_there)
 }
 
 fn addresses(addrs: &Dual<IpAddr>) -> String {
