@@ -14,6 +14,9 @@ use crate::world::{TTL, World, pass};
 
 /// The virtual addresses.
 const VIRTUAL: [u8; 3] = [240, 241, 242];
+/// How long an address that comes back stays at least, in seconds: so long that an agent has read the host. What goes
+/// again before that was away all the time, as far as an agent can tell.
+const SEEN: f64 = 0.5;
 /// The addresses that DHCP gives out: few, so that a host gets what another one had.
 const POOL: std::ops::Range<u8> = 10..26;
 
@@ -57,6 +60,7 @@ impl World {
                 self.hosts[host].act(|kernel| kernel.delete_link("eth0"));
                 pass(self.random.one_of(&[0.0, 0.5, 6.0])).await;
                 self.hosts[host].plug();
+                pass(SEEN).await;
                 format!("host {host} makes its interface anew")
             }
             15 => {
@@ -65,6 +69,7 @@ impl World {
                 self.hosts[host].act(|kernel| kernel.link_up("eth0"));
                 // IPv6 addresses went with the link.
                 self.hosts[host].put_addresses();
+                pass(SEEN).await;
                 format!("host {host} takes its interface down and up")
             }
             16 => self.reboot(host).await,
@@ -145,7 +150,7 @@ impl World {
 
     async fn lack_address(&mut self, host: usize) -> String {
         // Whoever starts for the first time amid that can only use what there is.
-        if !self.hosts[host].has_memory() {
+        if !self.hosts[host].has_memory() || self.hosts[host].clock.is_drowsy() {
             return "nothing".to_owned();
         }
         let (seconds, families) = (self.random.one_of(&[0.1, 0.5, 2.0]), self.some_families());
@@ -153,6 +158,7 @@ impl World {
         pass(seconds).await;
         self.hosts[host].add_own(&families);
         self.hosts[host].add_default();
+        pass(SEEN).await;
         format!("host {host} has no own address of {families:?} for {seconds} s")
     }
 
