@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn of_more_objects_than_can_be_counted_the_first_are_and_the_others_are_no_trouble() {
+    fn objects_beyond_the_limit_are_not_counted() {
         let mut contests = Contests::default();
         let ops: Vec<_> = (0..MOST as u32 + 100).map(deletion).collect();
         for second in 0..10 {

@@ -79,10 +79,10 @@ pub(crate) struct Leave<'a> {
 
 impl Leave<'_> {
     /// The prefix of a route whose connected route is missing and that `op` takes away, and what it would do to it.
-    fn last_way(&self, op: &Op) -> Option<(Prefix, Fate)> {
+    fn unreached_route(&self, op: &Op) -> Option<(Prefix, Write)> {
         let (prefix, route, fate) = match op {
-            Op::DeleteRoute { prefix, route } => (prefix, route, Fate::Deleted),
-            Op::ReplaceRoute { prefix, change } => (prefix, &change.0, Fate::Replaced),
+            Op::DeleteRoute { prefix, route } => (prefix, route, Write::Deleted),
+            Op::ReplaceRoute { prefix, change } => (prefix, &change.0, Write::Replaced),
             _ => return None,
         };
         (self.is_unreached)(prefix, route).then_some((*prefix, fate))
@@ -91,7 +91,7 @@ impl Leave<'_> {
 
 /// What a write does to a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum Write {
     Deleted,
     Replaced,
 }
@@ -133,9 +133,9 @@ impl Guard {
         self.mass.as_ref()
     }
 
-    /// A prefix has a peer, so nothing there waits for deletion. Returns whether that lets go of other prefixes, which
-    /// overlap it: their subnets are given out anew, and with their routes this peer's packets would go astray.
-    pub(crate) fn returned(&mut self, prefix: &Prefix) -> bool {
+    /// The prefix is in use, so no deletion there waits. Returns whether deletions of other prefixes that overlap it no
+    /// longer wait either: their subnets were given out again, and their routes would take packets from the new owner.
+    pub(crate) fn release_overlapping(&mut self, prefix: &Prefix) -> bool {
         self.unconfirmed.remove(prefix);
         let Some(mass) = &mut self.mass else { return false };
         mass.prefixes.remove(prefix);
@@ -183,12 +183,12 @@ impl Guard {
             std::mem::take(&mut self.unreached).into_iter().partition(|(prefix, _)| concerns(prefix));
         self.unreached = others;
         let mut changed: BTreeSet<Prefix> = old.keys().copied().collect();
-        for (prefix, fate) in plan.ops.iter().filter_map(|op| leave.last_way(op)) {
+        for (prefix, fate) in plan.ops.iter().filter_map(|op| leave.unreached_route(op)) {
             changed.insert(prefix);
             let noted = self.unreached.entry(prefix).or_default();
             match fate {
-                Fate::Deleted => noted.deleted = true,
-                Fate::Replaced => {
+                Write::Deleted => noted.deleted = true,
+                Write::Replaced => {
                     let before = old.get(&prefix).and_then(|old| old.replace_at);
                     noted.replace_at = before.or_else(|| Some(now.after(REPLACE_WAIT)));
                 }
@@ -198,7 +198,7 @@ impl Guard {
         changed
     }
 
-    /// A wait that is over must not be waited for: the timer would never sleep again.
+    /// Keeps only times that lie ahead: one that has passed would wake the agent without end.
     fn look_ahead(&mut self, now: BootTime) {
         let ahead = self.unreached.values().filter_map(|noted| noted.replace_at).filter(|at| *at > now);
         self.replace_at = ahead.min();
@@ -216,10 +216,10 @@ impl Guard {
 
     /// Whether `op` waits for the connected route of what it takes away.
     fn keeps_way(&self, op: &Op, now: BootTime, leave: &Leave<'_>) -> bool {
-        match leave.last_way(op) {
+        match leave.unreached_route(op) {
             None => false,
-            Some((_, Fate::Deleted)) => true,
-            Some((prefix, Fate::Replaced)) => {
+            Some((_, Write::Deleted)) => true,
+            Some((prefix, Write::Replaced)) => {
                 let noted = self.unreached.get(&prefix).and_then(|noted| noted.replace_at);
                 noted.is_none_or(|at| at > now)
             }
@@ -231,8 +231,8 @@ impl Guard {
         let mass = self.mass.as_ref().map(|mass| &mass.prefixes);
         let held: Vec<_> =
             [leave.bad, &self.unconfirmed].into_iter().chain(mass).filter(|prefixes| !prefixes.is_empty()).collect();
-        let last_way = plan.ops.iter().any(|op| self.keeps_way(op, now, leave));
-        if held.is_empty() && self.contests.is_empty() && !last_way {
+        let unreached_route = plan.ops.iter().any(|op| self.keeps_way(op, now, leave));
+        if held.is_empty() && self.contests.is_empty() && !unreached_route {
             return Restrained { plan, held: Vec::new() };
         }
         let mut refusals = Refusals::default();
@@ -335,7 +335,7 @@ mod tests {
         let wait = |peer: &str| {
             let mut guard = Guard::default();
             guard.judge_reset(at(0), 16, (0..14).map(prefix).collect());
-            assert!(guard.returned(&peer.parse().unwrap()), "{peer}");
+            assert!(guard.release_overlapping(&peer.parse().unwrap()), "{peer}");
             guard.mass.map(|mass| mass.prefixes).unwrap_or_default()
         };
         let without = |gone: std::ops::Range<u8>| (0..14).filter(|n| !gone.contains(n)).map(prefix).collect();
@@ -344,8 +344,8 @@ mod tests {
         assert_eq!(wait("10.5.0.0/16"), BTreeSet::new());
         let mut guard = Guard::default();
         guard.judge_reset(at(0), 16, (0..14).map(prefix).collect());
-        assert!(!guard.returned(&prefix(3)), "its own change writes it");
-        assert!(!guard.returned(&prefix(20)), "nothing is there");
+        assert!(!guard.release_overlapping(&prefix(3)), "its own change writes it");
+        assert!(!guard.release_overlapping(&prefix(20)), "nothing is there");
         assert_eq!(guard.mass.unwrap().prefixes, without(3..4));
     }
 
@@ -362,7 +362,7 @@ mod tests {
     fn what_an_old_snapshot_lacks_waits_for_the_store() {
         let mut guard = Guard::default();
         guard.leave([prefix(3), prefix(4)].into());
-        guard.returned(&prefix(4));
+        guard.release_overlapping(&prefix(4));
         let plan = Plan { ops: [removal(3), removal(4)].concat(), conflicts: Vec::new() };
         let restrained = guard.restrain(plan.clone(), at(0), &none());
         assert_eq!((restrained.held, restrained.plan.ops), (removal(3).to_vec(), removal(4).to_vec()));

@@ -14,7 +14,7 @@ use crate::overlay::env::Gate;
 use crate::overlay::places::{self, Places};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::Claimed;
-use crate::overlay::view::{self, First, Known, Owner, Told};
+use crate::overlay::view::{self, Evidence, First, Known, Owner};
 use crate::overlay::{Identity, Settings, chain, survey};
 use crate::plan::{OpText, Plan, plan as planned};
 use crate::state::State;
@@ -251,8 +251,9 @@ impl Node {
     }
 
     fn owns(&self, lease: &Lease) -> bool {
-        let told = Told { so_far: None, former: self.named };
-        let is_ours = |(backend, first): &(Arc<dyn Backend>, First)| first.owner(&**backend, lease, &told) == Owner::Us;
+        let evidence = Evidence { so_far: None, former: self.named };
+        let is_ours =
+            |(backend, first): &(Arc<dyn Backend>, First)| first.owner(&**backend, lease, &evidence) == Owner::Us;
         self.found.as_ref().is_none_or(is_ours) && (self.named.is_empty() || self.named == lease.subnets)
     }
 

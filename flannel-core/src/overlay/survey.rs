@@ -15,7 +15,7 @@ use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::status::{Contact, Event};
-use crate::overlay::view::{self, First, Known, Owner, Told};
+use crate::overlay::view::{self, Evidence, First, Known, Owner};
 use crate::overlay::{Identity, MissingUplink, Settings, chain};
 use crate::subnet::{OwnLeases, SubnetError, Want};
 use crate::uplink::{Explanation, Problem, UplinkError};
@@ -143,7 +143,7 @@ async fn own_lease(
 ) -> Result<Result<Own, UplinkError>, OverlayError> {
     let mut others = BTreeSet::new();
     let so_far = so_far.map(|so_far| (&so_far.situation, &so_far.want));
-    let told = Told { so_far, former: view::former_subnets(settings) };
+    let evidence = Evidence { so_far, former: view::former_subnets(settings) };
     // Each turn rules out an address of the host.
     loop {
         let first = match find(&others) {
@@ -154,7 +154,7 @@ async fn own_lease(
         let mut has_holder = false;
         for lease in ask_store(seams, || seams.subnets.previous(&first.situation.node)).await? {
             let owner = match settings.identity {
-                Identity::PublicIp => first.owner(backend, &lease, &told),
+                Identity::PublicIp => first.owner(backend, &lease, &evidence),
                 Identity::Named(_) => Owner::Us,
             };
             has_holder |= owner == Owner::Holder;
@@ -163,7 +163,7 @@ async fn own_lease(
         let address = first.situation.public.v4.or(first.situation.public.v6);
         let is_ruled_out = ours.is_empty() && has_holder && address.is_some_and(|addr| others.insert(addr));
         if !is_ruled_out {
-            let lease = first.likeliest(backend, ours, &told);
+            let lease = first.likeliest(backend, ours, &evidence);
             return Ok(Ok(Own { first, lease, foreign, others }));
         }
     }

@@ -113,8 +113,8 @@ pub(crate) enum Owner {
     Holder,
 }
 
-/// What is told of the own lease besides what the host shows.
-pub(crate) struct Told<'a> {
+/// What tells which lease is the own one, besides what the host shows.
+pub(crate) struct Evidence<'a> {
     /// What this start went by when it last asked for a lease, and what for.
     pub(crate) so_far: Option<(&'a Situation, &'a Want)>,
     /// The subnets that `subnet.env` names.
@@ -134,37 +134,37 @@ impl First {
     /// address. Otherwise it is not ours if this start judged so before it asked for a lease by this address, nor where
     /// there is such a device for this very address, nor if the address is new here, nor if it is not what this start
     /// has asked for, nor where any device or that file tells of other subnets.
-    pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, told: &Told<'_>) -> Owner {
+    pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, evidence: &Evidence<'_>) -> Owner {
         let macs = |attrs: &LeaseAttrs| Self::macs(backend, attrs);
         let found = macs(&lease.attrs);
         let Situation { config, node, uplink, public, .. } = &self.situation;
         let Left { local, macs: ours, addrs } = &self.left;
         let is_on_device = || lease.subnets.iter().any(|(_, subnet)| addrs.contains(&subnet.addr()));
         let is_reserved = lease.expires.is_none() && lease.attrs.are_addresses_alone();
-        let is_asked_for = told
+        let is_asked_for = evidence
             .so_far
             .is_some_and(|(so_far, _)| so_far.previous.as_ref().is_some_and(|previous| previous.key == lease.key));
-        let is_named = is_asked_for || told.former == lease.subnets;
+        let is_named = is_asked_for || evidence.former == lease.subnets;
         if found.iter().any(|mac| ours.contains(mac)) || is_on_device() || is_named || is_reserved {
             return Owner::Us;
         }
         let is_judged =
-            told.so_far.is_some_and(|(so_far, asked)| so_far.node == *node && asked.foreign.contains(&lease.key));
+            evidence.so_far.is_some_and(|(so_far, asked)| so_far.node == *node && asked.foreign.contains(&lease.key));
         let address = public.v4.or(public.v6);
         if is_judged || local.iter().any(|(_, local)| Some(*local) == address) {
             return Owner::Another;
         }
-        if self.before != uplink.addrs || told.so_far.is_some_and(|(_, asked)| macs(&asked.attrs) != found) {
+        if self.before != uplink.addrs || evidence.so_far.is_some_and(|(_, asked)| macs(&asked.attrs) != found) {
             return Owner::Holder;
         }
-        let is_known = !ours.is_empty() || all_compatible(config, &told.former);
+        let is_known = !ours.is_empty() || all_compatible(config, &evidence.former);
         if is_known { Owner::Another } else { Owner::Us }
     }
 
     /// Which of `ours` is kept: one of the subnets that `subnet.env` names or that the devices show, else one that says
     /// what this node would publish without a lease from before, else the first, as Go flannel does. Where the devices are
     /// gone, others may be those of nodes that publish the same address.
-    pub(crate) fn likeliest(&self, backend: &dyn Backend, ours: Vec<Lease>, told: &Told<'_>) -> Option<Lease> {
+    pub(crate) fn likeliest(&self, backend: &dyn Backend, ours: Vec<Lease>, evidence: &Evidence<'_>) -> Option<Lease> {
         if ours.len() < 2 {
             return ours.into_iter().next();
         }
@@ -172,7 +172,7 @@ impl First {
         let published = backend.advertise(&self.situation).ok();
         let place = ours
             .iter()
-            .position(|lease| lease.subnets == told.former || lease.subnets == left)
+            .position(|lease| lease.subnets == evidence.former || lease.subnets == left)
             .or_else(|| ours.iter().position(|lease| published.as_ref() == Some(&lease.attrs)));
         ours.into_iter().nth(place.unwrap_or(0))
     }

@@ -63,7 +63,7 @@ fn restarts_lose_nothing(config: &str) {
     cluster.assert_lawful();
 }
 
-/// An end takes 2 s at most (docs/faults.md, P3); the rest is for a machine that has better to do.
+/// A process ends within 2 s (docs/faults.md, P3); the rest allows for a machine under load.
 const END: Duration = Duration::from_secs(4);
 
 #[test]

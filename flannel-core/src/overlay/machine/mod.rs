@@ -6,6 +6,7 @@
 
 mod former;
 mod host;
+mod own_lease;
 mod relist;
 mod rounds;
 mod show;
@@ -30,10 +31,10 @@ use crate::overlay::handle::{Held, Preview};
 use crate::overlay::memory::Memory;
 use crate::overlay::published::Published;
 use crate::overlay::refused::Refused;
-use crate::overlay::status::{Event, Hearing, LossReason, Phase};
-use crate::overlay::tenure::{Outcome, StoreCall, Tenure};
+use crate::overlay::status::{Event, Hearing, Phase};
+use crate::overlay::tenure::{StoreCall, Tenure};
 use crate::overlay::view::{self, Settling};
-use crate::overlay::{Identity, Settings, chain};
+use crate::overlay::{Settings, chain};
 use crate::plan::{Object, Plan};
 use crate::state::State;
 use crate::subnet::SubnetError;
@@ -426,7 +427,7 @@ impl Machine {
         for change in changes {
             self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {
-                self.is_somebodys(now, &prefix);
+                self.prefix_in_use(now, &prefix);
             }
             // The first snapshot says who is there, and the first audit is about everything anyway.
             if !first {
@@ -443,18 +444,18 @@ impl Machine {
         }
     }
 
-    /// A prefix is a peer's or our own now: nothing there waits for deletion.
-    fn is_somebodys(&mut self, now: BootTime, prefix: &Prefix) {
+    /// A peer or this node has the prefix now: no deletion there waits any longer.
+    fn prefix_in_use(&mut self, now: BootTime, prefix: &Prefix) {
         self.stale.prefixes.insert(*prefix);
-        if self.guard.returned(prefix) {
-            // What is to be deleted is in nobody's change: a look at the kernel tells.
+        if self.guard.release_overlapping(prefix) {
+            // No change of a peer names what is to be deleted: only an audit finds it.
             self.audit.comes_first = true;
             self.stale.all_prefixes = true;
             self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
     }
 
-    /// Notes a peer for the next lease round. Who came and went since the last one is nobody to it.
+    /// Notes a peer for the next lease round. An addition followed by a removal cancels out.
     fn note(&mut self, change: admit::Change) {
         let noted = self.changes.entry(change.key.clone()).or_insert_with(|| Change { old: change.old, new: None });
         noted.new = change.new;
@@ -482,72 +483,6 @@ impl Machine {
         self.show_contact();
     }
 
-    fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
-        let (outcome, error) = self.tenure.answered(answer, now);
-        match error {
-            Some(error) => self.store_trouble(Voice::Calls, now, error),
-            None => self.store_well(Voice::Calls),
-        }
-        self.tenure_outcome(now, outcome);
-    }
-
-    fn expire_lease(&mut self, now: BootTime) {
-        let outcome = self.tenure.expire(now);
-        self.tenure_outcome(now, outcome);
-    }
-
-    fn tenure_outcome(&mut self, now: BootTime, outcome: Outcome) {
-        match outcome {
-            Outcome::Same => {}
-            Outcome::Lost(reason) => self.lease_lost(now, reason),
-            Outcome::Renewed => {
-                let lease = Arc::clone(self.tenure.lease());
-                self.events.push(Event::LeaseRenewed(Arc::clone(&lease)));
-                self.hold(now, lease);
-            }
-            Outcome::Replaced => {
-                let lease = Arc::clone(self.tenure.lease());
-                self.events.push(Event::LeaseAcquired(Arc::clone(&lease)));
-                self.hold(now, lease);
-            }
-        }
-    }
-
-    fn lease_lost(&mut self, now: BootTime, reason: LossReason) {
-        self.events.push(Event::LeaseLost(reason));
-        if self.settings.identity == Identity::PublicIp {
-            // The host may have slept, and may have another address: it is read before a lease is acquired.
-            self.audit.facts = true;
-            self.audit_at(now, Cause::Hint);
-        }
-        if self.settings.on_loss != super::LossPolicy::Reacquire {
-            // Nothing is asked any more: what calls said last is not true for ever.
-            self.store_well(Voice::Calls);
-        }
-        self.status.send_modify(|status| (status.lease, status.phase) = (None, Phase::Starting));
-    }
-
-    /// Another lease, or the same with other contents, is ours now.
-    fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
-        let old = &self.local.lease;
-        let regained = self.status.borrow().lease.is_none();
-        let matters = regained || old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;
-        self.status.send_modify(|status| {
-            status.lease = Some(Arc::clone(&lease));
-            if regained {
-                // The next audit says what is true of the kernel.
-                status.phase = Phase::LeaseHeld;
-            }
-        });
-        self.set_local(now, Local { lease, situation: self.local.situation.clone() });
-        if matters {
-            for prefix in prefixes_of(Some(&Arc::clone(&self.local.lease))) {
-                self.is_somebodys(now, &prefix);
-            }
-            self.audit_at(now, Cause::Expected);
-        }
-    }
-
     fn set_local(&mut self, now: BootTime, local: Local) {
         self.local = Arc::new(local);
         let scope = self.backend.scope(&self.local);
@@ -569,7 +504,7 @@ impl Machine {
         for change in changes {
             self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {
-                self.is_somebodys(now, &prefix);
+                self.prefix_in_use(now, &prefix);
             }
             self.show_peer(&change);
             self.note(change);

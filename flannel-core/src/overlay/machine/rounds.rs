@@ -141,7 +141,7 @@ impl Machine {
             }
             let own = Some(&*self.local.lease);
             for prefix in self.admission.peers().map(|peer| &**peer).chain(own).flat_map(|it| prefixes_of(Some(it))) {
-                guard.returned(&prefix);
+                guard.release_overlapping(&prefix);
             }
         }
     }

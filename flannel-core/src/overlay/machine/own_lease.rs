@@ -1,0 +1,82 @@
+//! The own lease: what the store answers about it, and what follows from its renewal, replacement or loss.
+
+use std::sync::Arc;
+
+use crate::backend::Local;
+use crate::clock::BootTime;
+use crate::lease::Lease;
+use crate::overlay::contact::Voice;
+use crate::overlay::status::{Event, LossReason, Phase};
+use crate::overlay::tenure::Outcome;
+use crate::overlay::{Identity, LossPolicy};
+use crate::subnet::SubnetError;
+
+use super::{Cause, Machine, prefixes_of};
+
+impl Machine {
+    pub(super) fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
+        let (outcome, error) = self.tenure.answered(answer, now);
+        match error {
+            Some(error) => self.store_trouble(Voice::Calls, now, error),
+            None => self.store_well(Voice::Calls),
+        }
+        self.tenure_outcome(now, outcome);
+    }
+
+    pub(super) fn expire_lease(&mut self, now: BootTime) {
+        let outcome = self.tenure.expire(now);
+        self.tenure_outcome(now, outcome);
+    }
+
+    pub(super) fn tenure_outcome(&mut self, now: BootTime, outcome: Outcome) {
+        match outcome {
+            Outcome::Same => {}
+            Outcome::Lost(reason) => self.lease_lost(now, reason),
+            Outcome::Renewed => {
+                let lease = Arc::clone(self.tenure.lease());
+                self.events.push(Event::LeaseRenewed(Arc::clone(&lease)));
+                self.hold(now, lease);
+            }
+            Outcome::Replaced => {
+                let lease = Arc::clone(self.tenure.lease());
+                self.events.push(Event::LeaseAcquired(Arc::clone(&lease)));
+                self.hold(now, lease);
+            }
+        }
+    }
+
+    pub(super) fn lease_lost(&mut self, now: BootTime, reason: LossReason) {
+        self.events.push(Event::LeaseLost(reason));
+        if self.settings.identity == Identity::PublicIp {
+            // The host may have slept, and may have another address: it is read before a lease is acquired.
+            self.audit.facts = true;
+            self.audit_at(now, Cause::Hint);
+        }
+        if self.settings.on_loss != LossPolicy::Reacquire {
+            // Nothing is asked any more: what calls said last is not true for ever.
+            self.store_well(Voice::Calls);
+        }
+        self.status.send_modify(|status| (status.lease, status.phase) = (None, Phase::Starting));
+    }
+
+    /// Another lease, or the same with other contents, is ours now.
+    pub(super) fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
+        let old = &self.local.lease;
+        let regained = self.status.borrow().lease.is_none();
+        let matters = regained || old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;
+        self.status.send_modify(|status| {
+            status.lease = Some(Arc::clone(&lease));
+            if regained {
+                // The next audit says what is true of the kernel.
+                status.phase = Phase::LeaseHeld;
+            }
+        });
+        self.set_local(now, Local { lease, situation: self.local.situation.clone() });
+        if matters {
+            for prefix in prefixes_of(Some(&Arc::clone(&self.local.lease))) {
+                self.prefix_in_use(now, &prefix);
+            }
+            self.audit_at(now, Cause::Expected);
+        }
+    }
+}
