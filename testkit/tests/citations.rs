@@ -1,35 +1,14 @@
 //! What code and documents cite is in the repository, and the faults in docs/faults.md have the tests that it names.
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+mod repository;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
-}
-
-/// The files of this kind, by their paths in the repository.
-fn files(kind: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut folders = vec![root()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder of the repository") {
-            let path = entry.expect("an entry").path();
-            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-            if path.is_dir() && name != "target" && !name.starts_with('.') {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == kind) {
-                let place = path.strip_prefix(root()).expect("inside").to_string_lossy().into_owned();
-                found.push((place, fs::read_to_string(&path).expect("text")));
-            }
-        }
-    }
-    found.sort();
-    found
-}
+use repository::{files, root};
 
 fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a pattern")

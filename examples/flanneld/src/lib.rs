@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod in_force;
 mod last_words;
 mod log;
+mod malloc;
 mod metrics;
 mod notify;
 mod options;
@@ -105,6 +106,7 @@ fn start() -> Result<u8, UsageError> {
 }
 
 fn run(options: &Options, warnings: &[String]) -> u8 {
+    malloc::give_memory_back();
     match agent::run(options, warnings) {
         Ok(()) => exit::SUCCESS,
         Err(error) => {
