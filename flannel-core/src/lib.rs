@@ -1,8 +1,10 @@
 //! The heart of an overlay network compatible with flannel: leases, planning and the reconciler.
 
 pub mod admit;
+mod agent;
 pub mod alloc;
 pub mod backend;
+mod backoff;
 pub mod clock;
 pub mod config;
 mod files;

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agent::{Identity, LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
 use crate::backend::{Backend, BackendError};
+use crate::backoff::Jitter;
 use crate::clock::{Clock, SystemClock};
 use crate::config::NetworkConfig;
 use crate::kernel::{Kernel, OverlayName};
 use crate::net::Dual;
-use crate::overlay::backoff::Jitter;
 use crate::overlay::run::Overlay;
-use crate::overlay::{Identity, LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
 use crate::subnet::SubnetManager;
 use crate::uplink::Select;
 
@@ -42,27 +42,11 @@ pub enum BuildError {
 impl Builder {
     pub(crate) fn new(identity: Identity) -> Self {
         Self {
-            settings: Settings {
-                name: OverlayName::default(),
-                identity,
-                uplink: Select::default(),
-                missing_uplink: MissingUplink::default(),
-                public: Dual::default(),
-                store_addresses: Vec::new(),
-                on_loss: LossPolicy::default(),
-                teardown: Teardown::default(),
-                audit_every: Duration::from_secs(30),
-                subnet_env: None,
-            },
+            settings: Settings::new(identity),
             backends: Vec::new(),
             clock: Arc::new(SystemClock::default()),
             jitter: Jitter::random(),
         }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn into_settings(self) -> Settings {
-        self.settings
     }
 
     /// The overlay's name, by which it finds its own objects again. Default: `flannel`.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::overlay::status::Status;
+use crate::agent::Status;
 
 /// The agent's end. A reader takes an [`Arc`] and no lock, so whatever it does with it keeps nobody waiting; the agent
 /// copies the status only when a reader still has the last one while something changes.

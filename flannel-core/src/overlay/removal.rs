@@ -4,21 +4,23 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::agent::inputs::{Evidence, First, Known, Owner};
+use crate::agent::{Identity, Settings};
 use crate::backend::{Backend, Situation};
 use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, KernelError, Residence, Scope};
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::builder::Factory;
-use crate::overlay::env::Gate;
-use crate::overlay::places::{self, Places};
+use crate::overlay::env_file::{self, Gate};
+use crate::overlay::former_networks::{self, Places};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::Claimed;
-use crate::overlay::view::{self, Evidence, First, Known, Owner};
-use crate::overlay::{Identity, Settings, chain, survey};
+use crate::overlay::survey;
 use crate::plan::{OpText, Plan, plan as planned};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, Want};
+use crate::text::chain;
 
 /// How long a removal waits for the store, and for a disk: it has to work without them.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -50,7 +52,7 @@ pub(crate) async fn remove(
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
     // The network may have changed since: all are looked at, the present one last.
-    let mut places = view::former_networks(settings);
+    let mut places = former_networks::all(settings);
     places.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| places.pop()).unwrap_or_default();
     // Held to the end: nothing is touched while an agent runs, and one that starts before the end would lose its file and
@@ -95,7 +97,7 @@ pub(crate) async fn undo_start(
     let Claimed { situation, want } = claimed;
     let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
     // What former runs left elsewhere is not looked at here.
-    let only_here = view::former_networks(settings).iter().all(|networks| *networks == situation.networks());
+    let only_here = former_networks::all(settings).iter().all(|networks| *networks == situation.networks());
     let places = if cleared.is_ok() && only_here { Places::Forget } else { Places::Remember };
     let env = delete_env(seams, settings, places, Arc::default()).await.map(drop);
     let released = release(seams, situation, want, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
@@ -162,14 +164,14 @@ pub(crate) async fn delete_env(
     let path = file.path.clone();
     let deletion = tokio::task::spawn_blocking(move || {
         *gate.lock().unwrap_or_else(PoisonError::into_inner) = Gate::Shut;
-        let known = places::known(&path);
+        let known = former_networks::known(&path);
         let removed = std::fs::remove_file(&path);
         match (places, known.split_last()) {
             (Places::Remember, Some((last, others))) => {
-                places::remember(&path, others, *last).map_err(std::io::Error::other)?;
+                former_networks::remember(&path, others, *last).map_err(std::io::Error::other)?;
             }
             (Places::Remember, None) => {}
-            (Places::Forget, _) => places::forget(&path)?,
+            (Places::Forget, _) => former_networks::forget(&path)?,
         }
         removed
     });
@@ -239,7 +241,7 @@ impl Node {
         backends: &[(&'static str, Factory)],
         config: NetworkConfig,
     ) -> Result<Self, String> {
-        let named = view::former_subnets(settings);
+        let named = env_file::former_subnets(settings);
         if let Identity::Named(node) = &settings.identity {
             return Ok(Self { id: node.clone(), named, found: None });
         }

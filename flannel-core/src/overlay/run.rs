@@ -9,23 +9,25 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::Preview;
+use crate::agent::{EnvFile, Event, Phase, Status};
+use crate::agent::{Identity, Settings, Teardown};
+use crate::agent::{Machine, Wake};
 use crate::backend::{BackendError, Local};
+use crate::backoff::Jitter;
 use crate::clock::Clock;
 use crate::kernel::{Kernel, KernelError};
 use crate::lease::LeaseEvent;
-use crate::overlay::backoff::Jitter;
 use crate::overlay::builder::{Builder, Factory};
-use crate::overlay::handle::{EVENTS, Handle, Preview, QUESTIONS, Question};
-use crate::overlay::journal::Journal;
-use crate::overlay::machine::{Machine, Wake};
+use crate::overlay::driver::Shell;
+use crate::overlay::event_log::Journal;
+use crate::overlay::handle::{EVENTS, Handle, QUESTIONS, Question};
 use crate::overlay::published::Published;
 use crate::overlay::removal::{self, Removed};
-use crate::overlay::shell::Shell;
 use crate::overlay::start::{self, Claims, Progress, Started};
-use crate::overlay::status::{EnvFile, Event, Phase, Status};
 use crate::overlay::survey::{Surveyed, configuration, survey};
-use crate::overlay::{Identity, Settings, Teardown, chain};
 use crate::subnet::{SubnetError, SubnetManager};
+use crate::text::chain;
 use crate::uplink::UplinkError;
 
 /// How long what was read of the host counts while nobody listens to its changes.

@@ -3,18 +3,20 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::agent::Settings;
+use crate::agent::inputs::{self, SETTLE, Settling};
 use crate::backend::Situation;
+use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, KernelError, Residence};
 use crate::lease::Lease;
 use crate::net::{Dual, Family, Prefix};
-use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
+use crate::overlay::former_networks;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::survey::{Surveyed, ask_kernel, configuration, settle, store_answers, store_fails, survey};
-use crate::overlay::view::{self, SETTLE, Settling};
-use crate::overlay::{Settings, chain, places};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use crate::text::chain;
 
 /// What a start has taken: everything an agent runs on.
 pub(crate) struct Started {
@@ -131,7 +133,7 @@ async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Resul
     };
     let present = claim(&networks, Residence::Present).await?;
     let mut former = Vec::new();
-    for others in view::former_networks(settings).into_iter().filter(|others| *others != networks) {
+    for others in former_networks::all(settings).into_iter().filter(|others| *others != networks) {
         match claim(&others, Residence::Former).await {
             Ok(claim) => former.push((others, claim)),
             Err(OverlayError::Kernel(error @ KernelError::Conflict { .. })) => {
@@ -148,7 +150,7 @@ async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Resul
 pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &[Dual<Prefix>]) {
     let Some(file) = &settings.subnet_env else { return };
     let (path, former, present) = (file.path.clone(), former.to_vec(), surveyed.situation.networks());
-    let written = tokio::task::spawn_blocking(move || places::remember(&path, &former, present)).await;
+    let written = tokio::task::spawn_blocking(move || former_networks::remember(&path, &former, present)).await;
     let error = match written {
         Ok(Ok(())) => return,
         Ok(Err(error)) => chain(&error),
@@ -163,7 +165,7 @@ async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
     if !backend.writes() {
         return Ok(());
     }
-    let devices = backend.scope(&view::expected(situation, want)).devices;
+    let devices = backend.scope(&inputs::expected(situation, want)).devices;
     ask_kernel(seams, || seams.kernel.probe(&devices)).await
 }
 

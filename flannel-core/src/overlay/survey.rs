@@ -5,19 +5,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agent::inputs::{Evidence, First, Known, Owner};
+use crate::agent::{Contact, Event};
+use crate::agent::{Identity, MissingUplink, Settings};
 use crate::backend::{Backend, Situation, Uplink};
+use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::KernelError;
 use crate::lease::Lease;
 use crate::net::Dual;
-use crate::overlay::backoff::Backoff;
 use crate::overlay::builder::Factory;
+use crate::overlay::env_file;
 use crate::overlay::run::{OverlayError, Seams};
-use crate::overlay::status::{Contact, Event};
-use crate::overlay::view::{self, Evidence, First, Known, Owner};
-use crate::overlay::{Identity, MissingUplink, Settings, chain};
 use crate::subnet::{OwnLeases, SubnetError, Want};
+use crate::text::chain;
 use crate::uplink::{Explanation, Problem, UplinkError};
 
 /// How often a start looks at the host while its addresses settle: nobody tells it of changes.
@@ -87,7 +89,7 @@ pub(crate) async fn survey(
     // Another agent's last words in subnet.env name the subnet that pods here still use (docs/compatibility.md,
     // "Acquiring a lease").
     let previous = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
-    let told = [previous, view::former_subnets(settings), left];
+    let told = [previous, env_file::former_subnets(settings), left];
     let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();
     let own = match (&settings.identity, &situation.previous) {
         (Identity::Named(_), _) => OwnLeases::Every,
@@ -143,7 +145,7 @@ async fn own_lease(
 ) -> Result<Result<Own, UplinkError>, OverlayError> {
     let mut others = BTreeSet::new();
     let so_far = so_far.map(|so_far| (&so_far.situation, &so_far.want));
-    let evidence = Evidence { so_far, former: view::former_subnets(settings) };
+    let evidence = Evidence { so_far, former: env_file::former_subnets(settings) };
     // Each turn rules out an address of the host.
     loop {
         let first = match find(&others) {

@@ -12,8 +12,8 @@ use super::known::{Changed, Known};
 use super::wire;
 use crate::clock::{BootTime, Clock};
 use crate::lease::Lease;
-use crate::overlay::chain;
 use crate::subnet::SubnetError;
+use crate::text::chain;
 
 /// How long changes are gathered before they are written.
 pub(super) const SETTLE: Duration = Duration::from_secs(5);

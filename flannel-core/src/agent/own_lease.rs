@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::agent::renewal::Outcome;
+use crate::agent::status::{Event, LossReason, Phase};
+use crate::agent::store_health::Voice;
+use crate::agent::{Identity, LossPolicy};
 use crate::backend::Local;
 use crate::clock::BootTime;
 use crate::lease::Lease;
-use crate::overlay::contact::Voice;
-use crate::overlay::status::{Event, LossReason, Phase};
-use crate::overlay::tenure::Outcome;
-use crate::overlay::{Identity, LossPolicy};
 use crate::subnet::SubnetError;
 
 use super::{Cause, Machine, prefixes_of};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admit::{Admission, HostView, Own, Rules};
+use crate::agent::{Identity, Masquerade, Settings};
 use crate::alloc::all_compatible;
 use crate::backend::{Backend, Local, Situation, Uplink};
 use crate::clock::BootTime;
@@ -13,7 +14,6 @@ use crate::config::NetworkConfig;
 use crate::kernel::{Device, HostFacts, HostLink, OverlayName};
 use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
-use crate::overlay::{Identity, Masquerade, Settings, places};
 use crate::state::LinkKind;
 use crate::subnet::{NodeIdentity, Want};
 use crate::subnet_env::SubnetEnv;
@@ -289,17 +289,6 @@ pub(crate) fn host(settings: &Settings, local: &Local, rules: &Rules) -> HostVie
     let mut own = Own::new(&local.lease, rules);
     own.public = *public;
     HostView::new(host, overlay, settings.store_addresses.iter().copied().collect(), own)
-}
-
-/// The subnets that `subnet.env` names: pods on this host still use them.
-pub(crate) fn former_subnets(settings: &Settings) -> Dual<Prefix> {
-    let file = settings.subnet_env.as_ref().and_then(|file| SubnetEnv::read(&file.path).ok().flatten());
-    file.map(|env| env.subnets).unwrap_or_default()
-}
-
-/// The networks of former runs, of this agent or another, as far as `subnet.env` and what is beside it tell.
-pub(crate) fn former_networks(settings: &Settings) -> Vec<Dual<Prefix>> {
-    settings.subnet_env.as_ref().map(|file| places::known(&file.path)).unwrap_or_default()
 }
 
 /// What `subnet.env` has to say.

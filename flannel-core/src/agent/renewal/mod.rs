@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agent::contention::Challenges;
+use crate::agent::status::{Challenged, LossReason};
+use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::lease::{BadRecord, Lease, LeaseAttrs, Record};
 use crate::overlay::LossPolicy;
-use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::challenge::Challenges;
-use crate::overlay::status::{Challenged, LossReason};
 use crate::subnet::{OwnLeases, SubnetError, Want};
 
 #[cfg(test)]
@@ -168,7 +168,7 @@ impl Tenure {
                 // Whatever was shown meanwhile, the next call will tell.
                 self.not_before = now.after(self.backoff.next());
                 self.due = self.allowed(self.not_before);
-                (Outcome::Same, Some(crate::overlay::chain(&error)))
+                (Outcome::Same, Some(crate::text::chain(&error)))
             }
         }
     }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::admit::Change;
+use crate::agent::status::{Contact, Event, Hearing, PeerCounts, Phase, Status, WithheldBecause};
+use crate::agent::wanted;
 use crate::clock::BootTime;
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
-use crate::overlay::status::{Contact, Event, Hearing, PeerCounts, Phase, Status, WithheldBecause};
-use crate::overlay::wanted;
 use crate::plan::{Conflict, Object};
 
 use super::{Cause, Machine, SPACING};

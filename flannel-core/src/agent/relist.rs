@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
-use crate::overlay::backoff::{Backoff, Jitter};
 
 /// The longest pause between two such lists.
 const LONGEST: Duration = Duration::from_secs(60);

@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::agent::protected::{Guard, Leave, Restrained};
+use crate::agent::refused::{Entry, Kind};
+use crate::agent::status::{Contact, Event, Phase};
+use crate::agent::wanted;
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError};
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
-use crate::overlay::guard::{Guard, Leave, Restrained};
-use crate::overlay::refused::{Entry, Kind};
-use crate::overlay::status::{Contact, Event, Phase};
-use crate::overlay::{chain, wanted};
 use crate::plan::{self, Conflict, Object, Op, Plan};
 use crate::state::{LinkId, Route, RouteKey, State};
+use crate::text::chain;
 
 use super::{Audit, Cause, KernelCall, Machine, Round, SPACING, prefixes_of};
 

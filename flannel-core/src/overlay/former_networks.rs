@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use crate::agent::Settings;
 use crate::files::{self, Trust, Unread};
 use crate::net::{Dual, Family, Prefix};
 use crate::subnet_env::{SubnetEnv, SubnetEnvError, replace};
@@ -21,6 +22,11 @@ pub(crate) enum Places {
     Remember,
     /// `subnet.env` says it all.
     Forget,
+}
+
+/// The networks of former runs, of this agent or another, as far as `subnet.env` and what is beside it tell.
+pub(crate) fn all(settings: &Settings) -> Vec<Dual<Prefix>> {
+    settings.subnet_env.as_ref().map(|file| known(&file.path)).unwrap_or_default()
 }
 
 /// The networks of former runs, the latest last: what the memory holds and what `subnet.env` names.

@@ -1,7 +1,7 @@
 //! Contact with the lease store: one state, out of what its watch says and what calls to it say.
 
+use crate::agent::status::Contact;
 use crate::clock::BootTime;
-use crate::overlay::status::Contact;
 
 /// Who speaks of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::admit::{Claim, Reason};
+use crate::agent::Machine;
+use crate::agent::wanted;
 use crate::backend::Skip;
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Prefix};
-use crate::overlay::machine::Machine;
-use crate::overlay::wanted;
 use crate::plan::Object;
 use crate::state::PeerState;
 

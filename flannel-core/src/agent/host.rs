@@ -9,14 +9,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agent::Identity;
+use crate::agent::inputs::{self, SETTLE, Settling};
+use crate::agent::renewal::Address;
+use crate::agent::status::{Event, Status};
 use crate::backend::{Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
 use crate::net::{Dual, Family};
-use crate::overlay::status::{Event, Status};
-use crate::overlay::tenure::Address;
-use crate::overlay::view::{self, SETTLE, Settling};
-use crate::overlay::{Identity, chain};
+use crate::text::chain;
 use crate::uplink::UplinkError;
 
 use super::{Cause, Machine, Round};
@@ -74,7 +75,7 @@ impl Machine {
                 Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
             }
         }
-        let mtu = view::pod_mtu(&*self.backend, &situation);
+        let mtu = inputs::pod_mtu(&*self.backend, &situation);
         let unknown = situation.host.left_out;
         let shown = |status: &Status| (status.uplink.clone(), status.mtu, status.unknown_host_objects);
         self.status.send_if(
@@ -138,7 +139,7 @@ impl Machine {
 
     /// What the host would have us use. Records are searched only where that is not what is in use.
     fn find_uplink(&self, old: &Situation, facts: &Arc<HostFacts>) -> Result<Situation, UplinkError> {
-        let find = |others| view::situation(&self.settings, old, Arc::clone(facts), others);
+        let find = |others| inputs::situation(&self.settings, old, Arc::clone(facts), others);
         let nobody = BTreeSet::new();
         let found = find(&nobody);
         if found.as_ref().is_ok_and(|found| found.public == old.public) {

@@ -12,22 +12,24 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug_span};
 
+use crate::agent::Preview;
+use crate::agent::StoreCall;
+use crate::agent::{KernelCall, Machine, Wake};
+use crate::agent::{Phase, Status};
+use crate::agent::{Settings, Teardown, explain, inputs};
+use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
-use crate::overlay::backoff::Backoff;
-use crate::overlay::env::{EnvKeeper, Gate};
-use crate::overlay::handle::{HandleError, Preview, Question};
-use crate::overlay::machine::{KernelCall, Machine, Wake};
-use crate::overlay::places::Places;
+use crate::overlay::env_file::{EnvKeeper, Gate};
+use crate::overlay::former_networks::Places;
+use crate::overlay::handle::{HandleError, Question};
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::acquire;
-use crate::overlay::status::{Phase, Status};
-use crate::overlay::tenure::StoreCall;
-use crate::overlay::{Settings, Teardown, chain, explain, view};
 use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use crate::text::chain;
 
 /// How long an end waits for the round under way (docs/faults.md, P3).
 const GRACE: Duration = Duration::from_millis(1500);
@@ -308,7 +310,7 @@ impl<'a> Shell<'a> {
             return self.env.wait();
         }
         let places = if self.machine.has_former() { Places::Remember } else { Places::Forget };
-        let wanted = view::subnet_env(&**self.machine.backend(), self.machine.local(), masquerade);
+        let wanted = inputs::subnet_env(&**self.machine.backend(), self.machine.local(), masquerade);
         self.env.keep(self.seams.clock.now(), wanted, places);
     }
 
@@ -322,7 +324,7 @@ impl<'a> Shell<'a> {
     fn question(&mut self, question: Question) {
         // Whoever asked may have gone: not an error.
         match question {
-            Question::Explain(query, answer) => drop(answer.send(explain::explain(&self.machine, &query))),
+            Question::Explain(query, answer) => drop(answer.send(explain(&self.machine, &query))),
             Question::Peers(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
             Question::Peers(answer) => {
                 self.machine.show_admitted(self.seams.clock.now());

@@ -6,13 +6,20 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending};
 
+use crate::agent::EnvFile;
+use crate::agent::{Settings, SubnetEnvFile};
+use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::net::{Dual, Prefix};
-use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::places::{self, Places};
-use crate::overlay::status::EnvFile;
-use crate::overlay::{Settings, SubnetEnvFile, chain};
+use crate::overlay::former_networks::{self, Places};
 use crate::subnet_env::{Kept, SubnetEnv};
+use crate::text::chain;
+
+/// The subnets that `subnet.env` names: pods on this host still use them.
+pub(crate) fn former_subnets(settings: &Settings) -> Dual<Prefix> {
+    let file = settings.subnet_env.as_ref().and_then(|file| SubnetEnv::read(&file.path).ok().flatten());
+    file.map(|env| env.subnets).unwrap_or_default()
+}
 
 /// What came of a look at the file.
 pub(crate) type Outcome = Result<Looked, String>;
@@ -105,7 +112,7 @@ impl EnvKeeper {
             let former = SubnetEnv::read(&path).ok().flatten().map(|env| env.subnets).unwrap_or_default();
             let kept = wanted.keep(&path).map_err(|error| chain(&error))?;
             if places == Places::Forget {
-                places::forget(&path).map_err(|error| format!("forgetting former networks: {error}"))?;
+                former_networks::forget(&path).map_err(|error| format!("forgetting former networks: {error}"))?;
             }
             Ok(Looked { env: wanted, places, kept, former })
         });

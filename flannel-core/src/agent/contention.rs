@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
+use crate::agent::status::Challenged;
+use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
-use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::status::Challenged;
 
 /// A lease that stood for so long has no rival any more.
 const CALM: Duration = Duration::from_secs(30);

@@ -4,14 +4,27 @@
 //! and [`store_call`](Machine::store_call) say what to do next, [`deadline`](Machine::deadline) when to look again.
 //! At most one kernel call and one store call are under way; a call that was handed out is answered by a wake.
 
-mod former;
+mod contention;
+mod divergence;
+mod explain;
+mod flapping;
+mod former_networks;
 mod host;
+pub(crate) mod inputs;
 mod own_lease;
+mod preview;
+mod protected;
+mod refused;
 mod relist;
+mod renewal;
 mod rounds;
+mod settings;
 mod show;
+mod status;
+mod store_health;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,28 +32,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admit::{self, Admission};
+use crate::agent::divergence::Memory;
+use crate::agent::inputs::Settling;
+use crate::agent::protected::{Guard, Leave, Over, Restrained};
+use crate::agent::refused::Refused;
+use crate::agent::renewal::Tenure;
+use crate::agent::store_health::{Voice, Words};
 use crate::backend::{Backend, Local, Situation};
+use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey, is_complete};
 use crate::net::{Dual, Prefix};
-use crate::overlay::backoff::{Backoff, Jitter};
-use crate::overlay::contact::{Voice, Words};
-use crate::overlay::guard::{Guard, Leave, Over, Restrained};
-use crate::overlay::handle::{Held, Preview};
-use crate::overlay::memory::Memory;
 use crate::overlay::published::Published;
-use crate::overlay::refused::Refused;
-use crate::overlay::status::{Event, Hearing, Phase};
-use crate::overlay::tenure::{StoreCall, Tenure};
-use crate::overlay::view::{self, Settling};
-use crate::overlay::{Settings, chain};
+
 use crate::plan::{Object, Plan};
 use crate::state::State;
 use crate::subnet::SubnetError;
+use crate::text::chain;
 
-use former::Former;
+use former_networks::Former;
 use relist::Relist;
+
+pub use explain::{Explanation, Verdict};
+pub use preview::{Held, HeldBecause, Preview};
+pub use settings::{Identity, LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
+pub use status::{
+    Challenged, Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Refusal, Status, WithheldBecause,
+};
+
+pub(crate) use explain::explain;
+pub(crate) use renewal::StoreCall;
+pub(crate) use settings::Settings;
 
 /// Audits on hints keep this distance, so that a storm of notifications costs a bounded share of a core.
 const SPACING: Duration = Duration::from_millis(200);
@@ -177,7 +200,7 @@ impl Machine {
         let local = Arc::new(local);
         let mut machine = Self {
             scope: backend.scope(&local),
-            admission: view::admission(Arc::clone(&backend), &settings, &local),
+            admission: inputs::admission(Arc::clone(&backend), &settings, &local),
             accepted: 0,
             tenure: Tenure::new(Arc::clone(&local.lease), settings.on_loss, now, jitter.clone()),
             guard: Guard::default(),
@@ -206,7 +229,7 @@ impl Machine {
         let Situation { uplink, .. } = &machine.local.situation;
         let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
         let unknown = machine.local.situation.host.left_out;
-        let mtu = view::pod_mtu(&*machine.backend, &machine.local.situation);
+        let mtu = inputs::pod_mtu(&*machine.backend, &machine.local.situation);
         machine.status.send_modify(|status| {
             status.phase = Phase::LeaseHeld;
             (status.lease, status.uplink, status.mtu) = (Some(lease), Some(uplink), Some(mtu));
@@ -252,7 +275,7 @@ impl Machine {
 
     /// The lease is gone and the policy is to stop.
     pub(crate) fn must_stop(&self) -> bool {
-        !self.tenure.is_held() && self.settings.on_loss == super::LossPolicy::Stop
+        !self.tenure.is_held() && self.settings.on_loss == LossPolicy::Stop
     }
 
     /// Why the first round showed that this kernel cannot be used, once.
@@ -497,7 +520,7 @@ impl Machine {
 
     /// Judges all records anew by what this node is.
     fn judge_host(&mut self, now: BootTime) {
-        let host = view::host(&self.settings, &self.local, self.admission.rules());
+        let host = inputs::host(&self.settings, &self.local, self.admission.rules());
         let changes = self.admission.set_host(host);
         self.stale.peers = true;
         self.stale.prefixes.extend(self.admission.changed_withheld());

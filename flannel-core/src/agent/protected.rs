@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::agent::flapping::Contests;
+use crate::agent::preview::HeldBecause;
+use crate::agent::status::{Contact, WithheldBecause};
 use crate::clock::BootTime;
 use crate::net::Prefix;
-use crate::overlay::contest::Contests;
-use crate::overlay::handle::HeldBecause;
-use crate::overlay::status::{Contact, WithheldBecause};
 use crate::plan::{Op, Plan, Refusals};
 use crate::state::Route;
 

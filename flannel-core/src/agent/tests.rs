@@ -5,18 +5,15 @@ use std::time::Duration;
 
 use super::{KernelCall, Machine, Wake};
 use crate::admit::Reason;
+use crate::agent::{Identity, Phase, Settings, Status, StoreCall};
 use crate::backend::{Local, MockBackend, Peer, Situation};
+use crate::backoff::Jitter;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, Device, Hint, HostFacts, Scope};
 use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
-use crate::overlay::backoff::Jitter;
-use crate::overlay::builder::Builder;
 use crate::overlay::published::Published;
-use crate::overlay::status::{Phase, Status};
-use crate::overlay::tenure::StoreCall;
-use crate::overlay::{Identity, Settings};
 use crate::plan::Op;
 use crate::state::{Link, LinkId, LinkKind, LinkName, PeerState, Route, RouteKey, State, Vxlan};
 use crate::testing::arbitrary;
@@ -68,7 +65,7 @@ fn backend_with(state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBack
 }
 
 fn settings() -> Settings {
-    Builder::new(Identity::PublicIp).into_settings()
+    Settings::new(Identity::PublicIp)
 }
 
 fn config() -> NetworkConfig {

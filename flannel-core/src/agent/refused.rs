@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::agent::status::Refusal;
+use crate::backoff::Jitter;
 use crate::clock::BootTime;
 use crate::kernel::KernelError;
 use crate::lease::LeaseKey;
 use crate::net::Family;
-use crate::overlay::backoff::Jitter;
-use crate::overlay::chain;
-use crate::overlay::status::Refusal;
 use crate::plan::Object;
 use crate::state::LinkId;
+use crate::text::chain;
 
 /// The most refusals that are listed and counted as a peer's own. More mean that something is wrong with the kernel.
 pub(crate) const MOST: usize = 1024;

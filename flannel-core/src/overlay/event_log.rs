@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::agent::Event;
 use crate::clock::BootTime;
 use crate::lease::Lease;
-use crate::overlay::status::Event;
 
 /// So many lines of a kind at once …
 const BURST: u32 = 5;

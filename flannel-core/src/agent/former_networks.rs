@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
+use crate::agent::status::Contact;
 use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, KernelError, Scope};
 use crate::net::{Dual, Prefix};
-use crate::overlay::chain;
-use crate::overlay::status::Contact;
 use crate::plan::{Op, Plan};
 use crate::state::State;
+use crate::text::chain;
 
 use super::rounds::first_error;
 use super::{KernelCall, Machine, Round, SPACING};

@@ -1,0 +1,99 @@
+//! What an audit would do now.
+
+use std::fmt;
+
+use crate::agent::status::WithheldBecause;
+use crate::clock::BootTime;
+use crate::kernel::Scope;
+use crate::plan::{Op, OpText, Plan};
+
+/// What the next audit would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preview {
+    /// The writes and the conflicts.
+    pub plan: Plan,
+    /// Writes that are due and wait. Empty, with [`plan`](Self::plan), is settled.
+    pub held: Vec<Held>,
+    /// The names of its links.
+    pub scope: Scope,
+}
+
+/// A write that is due and waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The write.
+    pub op: Op,
+    /// What it waits for.
+    pub because: HeldBecause,
+}
+
+/// What a write waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeldBecause {
+    /// Its prefix is in [`Status::withheld`](crate::agent::Status::withheld).
+    #[error("{0}")]
+    Withheld(WithheldBecause),
+    /// Somebody else keeps changing the object: until then.
+    #[error("somebody else keeps changing it: find out who, until then it is written ever more seldom")]
+    Contested(BootTime),
+    /// What it stands on waits.
+    #[error("waits with what it stands on")]
+    StandsOnHeld,
+}
+
+impl Preview {
+    /// Whether the kernel is as wanted: nothing to write, nothing in the way, nothing that waits.
+    pub fn is_settled(&self) -> bool {
+        self.plan.is_empty() && self.plan.conflicts.is_empty() && self.held.is_empty()
+    }
+}
+
+impl fmt::Display for Preview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for op in &self.plan.ops {
+            writeln!(f, "{}", OpText { op, scope: &self.scope })?;
+        }
+        for conflict in self.plan.conflicts.iter().take(Plan::MOST_TOLD) {
+            writeln!(f, "conflict: {}: {}", conflict.found, conflict.remedy)?;
+        }
+        let untold = self.plan.conflicts.len().saturating_sub(Plan::MOST_TOLD);
+        if untold > 0 {
+            writeln!(f, "and {untold} more conflicts")?;
+        }
+        for Held { op, because } in &self.held {
+            writeln!(f, "held: {}: {because}", OpText { op, scope: &self.scope })?;
+        }
+        if self.is_settled() {
+            writeln!(f, "nothing to do")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::OverlayName;
+    use crate::net::Dual;
+    use crate::plan::{Conflict, Object};
+
+    #[test]
+    fn of_many_conflicts_a_preview_tells_the_first_and_counts_the_others() {
+        let conflict = |n: usize| Conflict {
+            object: Object::Route("10.0.0.0/8".parse().unwrap()),
+            found: if n < Plan::MOST_TOLD { format!("found {n}") } else { String::new() },
+            remedy: String::new(),
+        };
+        let scope =
+            Scope { overlay: OverlayName::default(), networks: Dual::default(), devices: Vec::new(), uplink: None };
+        let preview = |count: usize| {
+            let plan = Plan { ops: Vec::new(), conflicts: (0..count).map(conflict).collect() };
+            Preview { plan, held: Vec::new(), scope: scope.clone() }.to_string()
+        };
+        let text = preview(Plan::MOST_TOLD + 7);
+        assert_eq!(text.lines().count(), Plan::MOST_TOLD + 1);
+        assert_eq!(text.lines().last(), Some("and 7 more conflicts"));
+        assert!(!preview(Plan::MOST_TOLD).contains("more conflicts"));
+    }
+}

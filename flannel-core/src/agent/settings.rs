@@ -1,0 +1,103 @@
+//! What an agent is told once: what does not change while it runs.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::kernel::OverlayName;
+use crate::net::Dual;
+use crate::subnet::NodeIdentity;
+use crate::uplink::Select;
+
+/// What to do when the lease is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LossPolicy {
+    /// Take a lease again, the same subnet if it is still free; the data plane stays up meanwhile.
+    #[default]
+    Reacquire,
+    /// Keep the data plane as it is and do nothing; the embedder decides.
+    Keep,
+    /// End [`Overlay::run`](crate::overlay::Overlay::run) with [`OverlayError::LeaseLost`](crate::overlay::OverlayError::LeaseLost).
+    Stop,
+}
+
+/// What the end of the agent does to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Teardown {
+    /// Leaves everything up: traffic goes on, and the next run takes over.
+    #[default]
+    Keep,
+    /// Removes everything of ours, releases the lease and deletes `subnet.env`.
+    Remove,
+}
+
+/// What to do when there is no uplink at start: the agent may be up before the network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingUplink {
+    /// End [`Overlay::run`](crate::overlay::Overlay::run) with [`OverlayError::Uplink`](crate::overlay::OverlayError::Uplink).
+    #[default]
+    Fail,
+    /// Look again, at most 5 s apart, and show in the status what is wrong. A selection that no host can fit is still
+    /// an error.
+    Wait,
+}
+
+/// Who the node is to the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// By name: the Kubernetes and the file store.
+    Named(NodeIdentity),
+    /// By its public address (IPv4 if there is one): etcd.
+    PublicIp,
+}
+
+/// Where `subnet.env` is written, and what it says of masquerading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetEnvFile {
+    /// The file. Its directory is made if needed.
+    pub path: PathBuf,
+    /// Who masquerades what leaves the network (`FLANNEL_IPMASQ`).
+    pub masquerade: Masquerade,
+}
+
+/// Who masquerades what leaves the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Masquerade {
+    /// The agent's side: `FLANNEL_IPMASQ=true`, so that the CNI plug-in does not.
+    Agent,
+    /// Not the agent: `FLANNEL_IPMASQ=false`.
+    Plugin,
+}
+
+/// What does not change while an agent runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) name: OverlayName,
+    pub(crate) identity: Identity,
+    pub(crate) uplink: Select,
+    pub(crate) missing_uplink: MissingUplink,
+    pub(crate) public: Dual<IpAddr>,
+    pub(crate) store_addresses: Vec<IpAddr>,
+    pub(crate) on_loss: LossPolicy,
+    pub(crate) teardown: Teardown,
+    pub(crate) audit_every: Duration,
+    pub(crate) subnet_env: Option<SubnetEnvFile>,
+}
+
+impl Settings {
+    /// The defaults of [`Builder`](crate::overlay::Builder).
+    pub(crate) fn new(identity: Identity) -> Self {
+        Self {
+            name: OverlayName::default(),
+            identity,
+            uplink: Select::default(),
+            missing_uplink: MissingUplink::default(),
+            public: Dual::default(),
+            store_addresses: Vec::new(),
+            on_loss: LossPolicy::default(),
+            teardown: Teardown::default(),
+            audit_every: Duration::from_secs(30),
+            subnet_env: None,
+        }
+    }
+}
