@@ -15,7 +15,7 @@ const CALM: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(16);
 
 #[derive(Debug)]
-pub(crate) struct Challenges {
+pub(crate) struct Contention {
     /// How many were answered in a row.
     answers: u32,
     /// Whether one is yet to be answered.
@@ -27,7 +27,7 @@ pub(crate) struct Challenges {
     backoff: Backoff,
 }
 
-impl Challenges {
+impl Contention {
     pub(crate) fn new(jitter: Jitter) -> Self {
         let backoff = Backoff::up_to(LONGEST, jitter);
         Self { answers: 0, open: false, not_before: BootTime::default(), stands: None, backoff }
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn answers_come_at_once_then_ever_later_until_the_lease_has_stood_half_a_minute() {
-        let mut challenges = Challenges::new(Jitter::seeded(3));
+        let mut challenges = Contention::new(Jitter::seeded(3));
         let mut now = at(100);
         for want in [0, 1000, 2000, 4000, 8000, 16_000, 16_000] {
             let due = challenges.raise(now);
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_was_nobody_is_not_counted() {
-        let mut challenges = Challenges::new(Jitter::seeded(3));
+        let mut challenges = Contention::new(Jitter::seeded(3));
         challenges.raise(at(1));
         assert!(challenges.withdraw() && !challenges.withdraw());
         challenges.call(at(1));

@@ -11,14 +11,14 @@ use crate::plan::Object;
 use crate::state::{Link, RouteKey, State};
 
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(crate) struct Divergence {
     /// Whether memory may be trusted: false before the first audit and after a write of unknown outcome.
     pub(crate) known: bool,
     unsettled: BTreeSet<Object>,
     seen: State,
 }
 
-impl Memory {
+impl Divergence {
     /// Forgets what was noted: an audit is about to say it anew.
     pub(crate) fn clear(&mut self) {
         self.unsettled.clear();

@@ -73,7 +73,7 @@ pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
             [fdb, neighbour, route].into_iter().flatten()
         })
         .collect();
-    let unsettled = machine.memory().unsettled().filter(|object| objects.contains(object)).cloned().collect();
+    let unsettled = machine.divergence().unsettled().filter(|object| objects.contains(object)).cloned().collect();
     let verdict = match why_not {
         Some(reason) => Verdict::Quarantined(reason),
         None => Verdict::Accepted,

@@ -21,7 +21,7 @@ const CLEAR: Duration = Duration::from_secs(30);
 /// A flush of everything writes ten thousand objects once and makes none of them contested: those few are kept apart,
 /// and nothing is walked over before its time.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Contests {
+pub(crate) struct Flapping {
     /// What was written of late and is not contested.
     tallies: BTreeMap<Object, Tally>,
     contested: BTreeMap<Object, Contest>,
@@ -69,7 +69,7 @@ impl Contest {
     }
 }
 
-impl Contests {
+impl Flapping {
     /// Notes that an audit had to write these. Returns those that became contested by it.
     pub(crate) fn wrote<'a>(&mut self, now: BootTime, ops: impl Iterator<Item = &'a Op>) -> Vec<Object> {
         let mut fresh = Vec::new();
@@ -178,64 +178,64 @@ mod tests {
 
     #[test]
     fn ten_writes_in_ten_seconds_make_an_object_contested_and_waits_double() {
-        let mut contests = Contests::default();
+        let mut flapping = Flapping::default();
         let op = &deletion(1);
         for n in 0..9 {
-            assert!(contests.wrote(at(n * 1000), [op].into_iter()).is_empty());
+            assert!(flapping.wrote(at(n * 1000), [op].into_iter()).is_empty());
         }
-        assert_eq!(contests.wrote(at(9_000), [op].into_iter()), vec![op.object()]);
-        assert_eq!(contests.waits_until(&op.object(), at(9_999)), Some(at(10_000)));
-        assert_eq!(contests.waits_until(&op.object(), at(10_000)), None);
-        contests.wrote(at(10_000), [op].into_iter());
-        assert_eq!(contests.deadline(), Some(at(12_000)));
-        assert!(contests.expire(at(12_000)), "its turn has come: an audit has to look");
-        assert!(!contests.expire(at(12_001)));
-        assert_eq!(contests.deadline(), Some(at(42_000)));
-        assert_eq!(contests.contested().count(), 1);
-        contests.expire(at(42_000));
-        assert_eq!((contests.contested().count(), contests.deadline()), (0, None));
+        assert_eq!(flapping.wrote(at(9_000), [op].into_iter()), vec![op.object()]);
+        assert_eq!(flapping.waits_until(&op.object(), at(9_999)), Some(at(10_000)));
+        assert_eq!(flapping.waits_until(&op.object(), at(10_000)), None);
+        flapping.wrote(at(10_000), [op].into_iter());
+        assert_eq!(flapping.deadline(), Some(at(12_000)));
+        assert!(flapping.expire(at(12_000)), "its turn has come: an audit has to look");
+        assert!(!flapping.expire(at(12_001)));
+        assert_eq!(flapping.deadline(), Some(at(42_000)));
+        assert_eq!(flapping.contested().count(), 1);
+        flapping.expire(at(42_000));
+        assert_eq!((flapping.contested().count(), flapping.deadline()), (0, None));
     }
 
     #[test]
     fn after_a_flush_of_everything_an_event_walks_over_nothing() {
-        let mut contests = Contests::default();
+        let mut flapping = Flapping::default();
         let ops: Vec<_> = (0..10_000).map(deletion).collect();
-        assert!(contests.wrote(at(0), ops.iter()).is_empty());
-        assert_eq!((contests.contested.len(), contests.tallies.len()), (0, 10_000));
-        let walks = contests.walks;
+        assert!(flapping.wrote(at(0), ops.iter()).is_empty());
+        assert_eq!((flapping.contested.len(), flapping.tallies.len()), (0, 10_000));
+        let walks = flapping.walks;
         for now in 0..1000 {
-            assert!(!contests.expire(at(now)) && contests.deadline().is_none() && !contests.take_changed());
-            assert!(contests.waits_until(&ops[0].object(), at(now)).is_none() && contests.is_empty());
+            assert!(!flapping.expire(at(now)) && flapping.deadline().is_none() && !flapping.take_changed());
+            assert!(flapping.waits_until(&ops[0].object(), at(now)).is_none() && flapping.is_empty());
         }
-        assert_eq!(contests.walks, walks);
-        contests.expire(at(30_000));
-        assert!(contests.tallies.is_empty(), "what was written once is forgotten");
+        assert_eq!(flapping.walks, walks);
+        flapping.expire(at(30_000));
+        assert!(flapping.tallies.is_empty(), "what was written once is forgotten");
         // Nor while everything is contested.
         for now in 40_000..40_010 {
-            contests.wrote(at(now), ops.iter());
+            flapping.wrote(at(now), ops.iter());
         }
-        assert_eq!((contests.contested.len(), contests.tallies.len()), (10_000, 0));
-        assert!(contests.take_changed());
-        let walks = contests.walks;
+        assert_eq!((flapping.contested.len(), flapping.tallies.len()), (10_000, 0));
+        assert!(flapping.take_changed());
+        let walks = flapping.walks;
         for now in 40_010..41_000 {
-            assert!(!contests.expire(at(now)) && contests.deadline() == Some(at(41_009)) && !contests.take_changed());
+            assert!(!flapping.expire(at(now)) && flapping.deadline() == Some(at(41_009)) && !flapping.take_changed());
         }
-        assert_eq!(contests.walks, walks);
-        assert!(contests.expire(at(41_009)));
+        assert_eq!(flapping.walks, walks);
+        assert!(flapping.expire(at(41_009)));
     }
 
     #[test]
     fn objects_beyond_the_limit_are_not_counted() {
-        let mut contests = Contests::default();
+        let mut flapping = Flapping::default();
         let ops: Vec<_> = (0..MOST as u32 + 100).map(deletion).collect();
         for second in 0..10 {
-            let fresh = contests.wrote(at(second * 1000), ops.iter());
+            let fresh = flapping.wrote(at(second * 1000), ops.iter());
             assert_eq!(fresh.len(), if second < 9 { 0 } else { MOST });
-            assert!(contests.tallies.len() + contests.contested.len() <= MOST);
+            assert!(flapping.tallies.len() + flapping.contested.len() <= MOST);
         }
-        assert_eq!(contests.waits_until(&ops[MOST].object(), at(9000)), None);
-        contests.expire(at(60_000));
-        contests.wrote(at(60_000), ops[MOST..].iter());
-        assert_eq!(contests.tallies.len(), 100, "there is room again");
+        assert_eq!(flapping.waits_until(&ops[MOST].object(), at(9000)), None);
+        flapping.expire(at(60_000));
+        flapping.wrote(at(60_000), ops[MOST..].iter());
+        assert_eq!(flapping.tallies.len(), 100, "there is room again");
     }
 }

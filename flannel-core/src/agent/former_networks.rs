@@ -60,7 +60,7 @@ impl Machine {
     pub(super) fn former_due(&self) -> Option<BootTime> {
         self.former
             .as_ref()
-            .filter(|_| self.audit.done_once && self.words.watch() == Contact::Live)
+            .filter(|_| self.audit.done_once && self.health.watch() == Contact::Live)
             .map(|former| former.due)
     }
 

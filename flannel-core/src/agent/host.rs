@@ -71,7 +71,7 @@ impl Machine {
         if situation.uplink != old.uplink || situation.public != old.public {
             self.events.push(Event::UplinkChanged(situation.uplink.clone()));
             match self.backend.advertise(&situation) {
-                Ok(attrs) => self.tenure.publish(attrs, now),
+                Ok(attrs) => self.renewal.publish(attrs, now),
                 Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
             }
         }
@@ -94,7 +94,7 @@ impl Machine {
     /// Publishes another Ethernet address if an older record has the same one, by chance or on purpose: other nodes accept
     /// the older record and refuse ours.
     pub(super) fn change_shared_mac(&mut self, now: BootTime) {
-        if self.mac_changed.is_some_and(|changed| now < changed.after(MAC_PAUSE)) || !self.tenure.is_held() {
+        if self.mac_changed.is_some_and(|changed| now < changed.after(MAC_PAUSE)) || !self.renewal.is_held() {
             return;
         }
         let Some(mac) = self.admission.mac_shared_with_older() else { return };
@@ -105,7 +105,7 @@ impl Machine {
         }
         situation.taken.insert(mac);
         match self.backend.advertise(&situation) {
-            Ok(attrs) => self.tenure.publish(attrs, now),
+            Ok(attrs) => self.renewal.publish(attrs, now),
             Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
         }
         self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
@@ -114,7 +114,7 @@ impl Machine {
     /// When the Ethernet address may be changed again, if it has to be.
     pub(super) fn mac_change_due(&self) -> Option<BootTime> {
         let due = self.mac_changed.map(|changed| changed.after(MAC_PAUSE))?;
-        (self.tenure.is_held() && self.admission.mac_shared_with_older().is_some()).then_some(due)
+        (self.renewal.is_held() && self.admission.mac_shared_with_older().is_some()).then_some(due)
     }
 
     /// What is known of the address that identifies this node. Another node may have it once the host has lost it, and a

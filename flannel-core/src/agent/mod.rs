@@ -1,8 +1,16 @@
-//! The agent's mind: a pure machine from wakes to actions.
+//! The decision core of an agent: inputs in, actions out. It has no runtime, reads no clock and does no I/O; the caller
+//! says what time it is.
 //!
-//! It reads no clock and does no I/O: [`handle`](Machine::handle) takes in what happened, [`kernel_call`](Machine::kernel_call)
-//! and [`store_call`](Machine::store_call) say what to do next, [`deadline`](Machine::deadline) when to look again.
-//! At most one kernel call and one store call are under way; a call that was handed out is answered by a wake.
+//! A driver calls, each time something has happened:
+//!
+//! 1. [`handle`](Machine::handle) with each [`Input`]: an event of the store, a hint or an answer of the kernel, an answer
+//!    about the lease, or the timer.
+//! 2. [`kernel_call`](Machine::kernel_call) if no kernel call is under way, and [`store_call`](Machine::store_call) if no
+//!    store call is. What they return is carried out, and its answer is an input.
+//! 3. [`take_events`](Machine::take_events), to tell them.
+//! 4. [`deadline`](Machine::deadline): when to come back with [`Input::Timer`] if nothing else happens.
+//!
+//! Any number of inputs may be handled before the calls are asked for: a burst becomes one round.
 
 mod contention;
 mod divergence;
@@ -32,12 +40,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admit::{self, Admission};
-use crate::agent::divergence::Memory;
+use crate::agent::divergence::Divergence;
 use crate::agent::inputs::Settling;
 use crate::agent::protected::{Guard, Leave, Over, Restrained};
 use crate::agent::refused::Refused;
-use crate::agent::renewal::Tenure;
-use crate::agent::store_health::{Voice, Words};
+use crate::agent::renewal::Renewal;
+use crate::agent::store_health::{Source, StoreHealth};
 use crate::backend::{Backend, Local, Situation};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
@@ -70,7 +78,7 @@ const SPACING: Duration = Duration::from_millis(200);
 
 /// What happened.
 #[derive(Debug)]
-pub(crate) enum Wake {
+pub(crate) enum Input {
     Store(Result<LeaseEvent, SubnetError>),
     Hint(Hint),
     Facts(Result<HostFacts, KernelError>),
@@ -97,11 +105,11 @@ pub(crate) struct Machine {
     admission: Admission,
     /// How many peers it accepts.
     accepted: usize,
-    tenure: Tenure,
+    renewal: Renewal,
     guard: Guard,
     /// What the last audit was refused.
     refused: Refused,
-    memory: Memory,
+    divergence: Divergence,
     /// Peers that changed since the last round, from what was written to what is wanted.
     changes: BTreeMap<LeaseKey, Change>,
     /// Whether the store has said what is everything.
@@ -118,7 +126,7 @@ pub(crate) struct Machine {
     backoff: Backoff,
     jitter: Jitter,
     /// What was last heard of the store.
-    words: Words,
+    health: StoreHealth,
     status: Published,
     /// What the status has yet to show of what the store said.
     stale: Stale,
@@ -202,10 +210,10 @@ impl Machine {
             scope: backend.scope(&local),
             admission: inputs::admission(Arc::clone(&backend), &settings, &local),
             accepted: 0,
-            tenure: Tenure::new(Arc::clone(&local.lease), settings.on_loss, now, jitter.clone()),
+            renewal: Renewal::new(Arc::clone(&local.lease), settings.on_loss, now, jitter.clone()),
             guard: Guard::default(),
             refused: Refused::default(),
-            memory: Memory::default(),
+            divergence: Divergence::default(),
             changes: BTreeMap::new(),
             synced: false,
             relist: Relist::new(jitter.clone()),
@@ -216,7 +224,7 @@ impl Machine {
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
             jitter,
-            words: Words::default(),
+            health: StoreHealth::default(),
             status,
             stale: Stale::default(),
             fatal: None,
@@ -259,8 +267,8 @@ impl Machine {
         &self.admission
     }
 
-    pub(crate) fn memory(&self) -> &Memory {
-        &self.memory
+    pub(crate) fn divergence(&self) -> &Divergence {
+        &self.divergence
     }
 
     /// Takes the events since the last call.
@@ -270,12 +278,12 @@ impl Machine {
 
     /// The lease as the store last had it, if it is still ours.
     pub(crate) fn held_lease(&self) -> Option<&Arc<Lease>> {
-        Some(self.tenure.lease()).filter(|_| self.tenure.is_held())
+        Some(self.renewal.lease()).filter(|_| self.renewal.is_held())
     }
 
     /// The lease is gone and the policy is to stop.
     pub(crate) fn must_stop(&self) -> bool {
-        !self.tenure.is_held() && self.settings.on_loss == LossPolicy::Stop
+        !self.renewal.is_held() && self.settings.on_loss == LossPolicy::Stop
     }
 
     /// Why the first round showed that this kernel cannot be used, once.
@@ -283,30 +291,30 @@ impl Machine {
         self.fatal.take()
     }
 
-    /// When to wake with [`Wake::Timer`] if nothing else happens.
+    /// When to wake with [`Input::Timer`] if nothing else happens.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let due = [self.audit.due, self.audit.periodic, self.settles()].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
         let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
-        let guard = self.guard.deadline(&self.words.watch());
+        let guard = self.guard.deadline(&self.health.watch());
         let relist = self.relist.due(self.admission.has_room_again());
-        [audit, former, guard, self.mac_change_due(), self.tenure.deadline(), relist].into_iter().flatten().min()
+        [audit, former, guard, self.mac_change_due(), self.renewal.deadline(), relist].into_iter().flatten().min()
     }
 
     /// Takes in what happened.
-    pub(crate) fn handle(&mut self, now: BootTime, wake: Wake) {
-        match wake {
-            Wake::Store(Ok(event)) => self.store_event(now, event),
-            Wake::Store(Err(error)) => self.store_trouble(Voice::Watch, now, chain(&error)),
-            Wake::Hint(hint) => self.hint(now, hint),
-            Wake::Facts(facts) => self.facts(now, facts),
-            Wake::Seen(seen) => self.seen(now, seen),
-            Wake::Applied(report) => self.applied(now, report),
-            Wake::Lease(answer) => self.lease_answer(now, answer),
-            Wake::Timer => {}
+    pub(crate) fn handle(&mut self, now: BootTime, input: Input) {
+        match input {
+            Input::Store(Ok(event)) => self.store_event(now, event),
+            Input::Store(Err(error)) => self.store_trouble(Source::Watch, now, chain(&error)),
+            Input::Hint(hint) => self.hint(now, hint),
+            Input::Facts(facts) => self.facts(now, facts),
+            Input::Seen(seen) => self.seen(now, seen),
+            Input::Applied(report) => self.applied(now, report),
+            Input::Lease(answer) => self.lease_answer(now, answer),
+            Input::Timer => {}
         }
         self.expire_lease(now);
-        let over = self.guard.expire(now, &self.words.watch());
+        let over = self.guard.expire(now, &self.health.watch());
         match over {
             None => {}
             Some(Over::Contest) => self.audit_at(now, Cause::Hint),
@@ -318,22 +326,22 @@ impl Machine {
             }
         }
         self.change_shared_mac(now);
-        self.tenure.identified_by(self.address());
+        self.renewal.identified_by(self.address());
         self.show_contested();
         self.show_challenged();
     }
 
     /// What to ask of the store now.
     pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
-        // The host may have slept since the last wake.
+        // The host may have slept since the last input.
         self.expire_lease(now);
-        self.tenure.identified_by(self.address());
-        let call = self.tenure.call(now);
+        self.renewal.identified_by(self.address());
+        let call = self.renewal.call(now);
         self.show_challenged();
         call
     }
 
-    /// What to ask of the kernel now; its answer must come back as a wake before this is called again.
+    /// What to ask of the kernel now; its answer must come back as an input before this is called again.
     pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
         self.show_admitted(now);
         if !self.synced || !matches!(self.round, Round::Idle) {
@@ -370,7 +378,7 @@ impl Machine {
 
     /// Whether changed peers can be written without a look at the kernel.
     fn can_trust_memory(&self) -> bool {
-        self.memory.known && self.memory.devices_settled(&self.scope.overlay)
+        self.divergence.known && self.divergence.devices_settled(&self.scope.overlay)
     }
 
     /// Whether the store has said what is everything: before that nothing can be said of peers.
@@ -401,31 +409,31 @@ impl Machine {
     }
 
     fn store_event(&mut self, now: BootTime, event: LeaseEvent) {
-        self.store_well(Voice::Watch);
+        self.store_well(Source::Watch);
         let own = self.local.lease.key.clone();
         let (changes, reset) = match event {
             LeaseEvent::Reset(records) => {
                 let record = records.iter().find(|record| record.key == own);
                 let outcome = match record {
-                    None if !is_complete(&records) => self.tenure.not_listed(now),
-                    record => self.tenure.own_record(record, now),
+                    None if !is_complete(&records) => self.renewal.not_listed(now),
+                    record => self.renewal.own_record(record, now),
                 };
-                self.tenure_outcome(now, outcome);
+                self.renewal_outcome(now, outcome);
                 let before = self.prefixes();
                 let changes = self.admission.reset(records);
                 (changes, Some(before))
             }
             LeaseEvent::Upsert(record) => {
                 if record.key == own {
-                    let outcome = self.tenure.own_record(Some(&record), now);
-                    self.tenure_outcome(now, outcome);
+                    let outcome = self.renewal.own_record(Some(&record), now);
+                    self.renewal_outcome(now, outcome);
                 }
                 (self.admission.upsert(record), None)
             }
             LeaseEvent::Remove(key) => {
                 if key == own {
-                    let outcome = self.tenure.own_record(None, now);
-                    self.tenure_outcome(now, outcome);
+                    let outcome = self.renewal.own_record(None, now);
+                    self.renewal_outcome(now, outcome);
                 }
                 (self.admission.remove(&key), None)
             }
@@ -496,13 +504,13 @@ impl Machine {
         self.admission.peers().map(|peer| peer.subnets.iter().count()).sum()
     }
 
-    fn store_well(&mut self, voice: Voice) {
-        self.words.well(voice);
+    fn store_well(&mut self, source: Source) {
+        self.health.well(source);
         self.show_contact();
     }
 
-    fn store_trouble(&mut self, voice: Voice, now: BootTime, error: String) {
-        self.words.trouble(voice, now, error);
+    fn store_trouble(&mut self, source: Source, now: BootTime, error: String) {
+        self.health.trouble(source, now, error);
         self.show_contact();
     }
 

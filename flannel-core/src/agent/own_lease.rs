@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::agent::renewal::Outcome;
 use crate::agent::status::{Event, LossReason, Phase};
-use crate::agent::store_health::Voice;
+use crate::agent::store_health::Source;
 use crate::agent::{Identity, LossPolicy};
 use crate::backend::Local;
 use crate::clock::BootTime;
@@ -15,30 +15,30 @@ use super::{Cause, Machine, prefixes_of};
 
 impl Machine {
     pub(super) fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
-        let (outcome, error) = self.tenure.answered(answer, now);
+        let (outcome, error) = self.renewal.answered(answer, now);
         match error {
-            Some(error) => self.store_trouble(Voice::Calls, now, error),
-            None => self.store_well(Voice::Calls),
+            Some(error) => self.store_trouble(Source::Calls, now, error),
+            None => self.store_well(Source::Calls),
         }
-        self.tenure_outcome(now, outcome);
+        self.renewal_outcome(now, outcome);
     }
 
     pub(super) fn expire_lease(&mut self, now: BootTime) {
-        let outcome = self.tenure.expire(now);
-        self.tenure_outcome(now, outcome);
+        let outcome = self.renewal.expire(now);
+        self.renewal_outcome(now, outcome);
     }
 
-    pub(super) fn tenure_outcome(&mut self, now: BootTime, outcome: Outcome) {
+    pub(super) fn renewal_outcome(&mut self, now: BootTime, outcome: Outcome) {
         match outcome {
             Outcome::Same => {}
             Outcome::Lost(reason) => self.lease_lost(now, reason),
             Outcome::Renewed => {
-                let lease = Arc::clone(self.tenure.lease());
+                let lease = Arc::clone(self.renewal.lease());
                 self.events.push(Event::LeaseRenewed(Arc::clone(&lease)));
                 self.hold(now, lease);
             }
             Outcome::Replaced => {
-                let lease = Arc::clone(self.tenure.lease());
+                let lease = Arc::clone(self.renewal.lease());
                 self.events.push(Event::LeaseAcquired(Arc::clone(&lease)));
                 self.hold(now, lease);
             }
@@ -54,7 +54,7 @@ impl Machine {
         }
         if self.settings.on_loss != LossPolicy::Reacquire {
             // Nothing is asked any more: what calls said last is not true for ever.
-            self.store_well(Voice::Calls);
+            self.store_well(Source::Calls);
         }
         self.status.send_modify(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::agent::flapping::Contests;
+use crate::agent::flapping::Flapping;
 use crate::agent::preview::HeldBecause;
 use crate::agent::status::{Contact, WithheldBecause};
 use crate::clock::BootTime;
@@ -32,7 +32,7 @@ pub(crate) struct Guard {
     /// The first time at which one of these may be replaced.
     replace_at: Option<BootTime>,
     /// What somebody else keeps changing.
-    pub(crate) contests: Contests,
+    pub(crate) flapping: Flapping,
 }
 
 /// A mass deletion that waits for its second look.
@@ -152,7 +152,7 @@ impl Guard {
     /// Lets go of waits that are over. Returns why an audit has something new to do. Nobody takes a second look at what
     /// a store that is away does not show.
     pub(crate) fn expire(&mut self, now: BootTime, store: &Contact) -> Option<Over> {
-        let mut over = self.contests.expire(now).then_some(Over::Contest);
+        let mut over = self.flapping.expire(now).then_some(Over::Contest);
         if self.replace_at.is_some_and(|at| at <= now) {
             self.look_ahead(now);
             over = Some(Over::Replacement);
@@ -167,7 +167,7 @@ impl Guard {
     /// When [`expire`](Self::expire) is next worth it.
     pub(crate) fn deadline(&self, store: &Contact) -> Option<BootTime> {
         let mass = self.mass.as_ref().filter(|_| *store == Contact::Live).map(|mass| mass.until);
-        [mass, self.contests.deadline(), self.replace_at].into_iter().flatten().min()
+        [mass, self.flapping.deadline(), self.replace_at].into_iter().flatten().min()
     }
 
     /// Notes which routes `plan` would take away while their connected route is missing. The plan is about the prefixes
@@ -232,14 +232,14 @@ impl Guard {
         let held: Vec<_> =
             [leave.bad, &self.unconfirmed].into_iter().chain(mass).filter(|prefixes| !prefixes.is_empty()).collect();
         let unreached_route = plan.ops.iter().any(|op| self.keeps_way(op, now, leave));
-        if held.is_empty() && self.contests.is_empty() && !unreached_route {
+        if held.is_empty() && self.flapping.is_empty() && !unreached_route {
             return Restrained { plan, held: Vec::new() };
         }
         let mut refusals = Refusals::default();
         let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
         for op in plan.ops {
             let hold = held.iter().any(|prefixes| deletes_one_of(&op, prefixes)) || self.keeps_way(&op, now, leave);
-            if hold || self.contests.waits_until(&op.object(), now).is_some() || refusals.block(&op) {
+            if hold || self.flapping.waits_until(&op.object(), now).is_some() || refusals.block(&op) {
                 refusals.refused(&op);
                 restrained.held.push(op);
             } else if !refusals.makes_needless(&op) {
@@ -251,7 +251,7 @@ impl Guard {
 
     /// Why [`restrain`](Self::restrain) holds `op`.
     pub(crate) fn why_held(&self, op: &Op, now: BootTime, leave: &Leave<'_>) -> HeldBecause {
-        if let Some(until) = self.contests.waits_until(&op.object(), now) {
+        if let Some(until) = self.flapping.waits_until(&op.object(), now) {
             return HeldBecause::Contested(until);
         }
         let among = |prefixes: &BTreeSet<Prefix>| deletes_one_of(op, prefixes);

@@ -1,4 +1,4 @@
-//! The two kinds of round: audits, which look at everything, and lease rounds, which trust memory.
+//! The two kinds of round: audits, which look at everything, and lease rounds, which trust what is remembered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl Machine {
         let mut seen = match seen {
             Ok(seen) => seen,
             Err(error) => {
-                self.memory.known = false;
+                self.divergence.known = false;
                 return self.kernel_trouble(now, error);
             }
         };
@@ -78,9 +78,9 @@ impl Machine {
         self.guard = guard;
         self.stale.all_prefixes |= !self.audit.judged;
         let Restrained { plan, held } = self.restrain(plan, now, |_| true);
-        self.memory.clear();
+        self.divergence.clear();
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
-            self.memory.note(object, &seen);
+            self.divergence.note(object, &seen);
         }
         // What this look finds is about the peers of now: nobody is to read of the one without the other.
         self.show_peers();
@@ -133,7 +133,7 @@ impl Machine {
     fn judge_start(&self, guard: &mut Guard, now: BootTime, before: usize, wanted: &State, rest: &State) {
         let is_gone = |prefix: &Prefix| wanted.routes_to(*prefix).next().is_none();
         let gone = self.owned_prefixes(rest).filter(is_gone).collect();
-        if matches!(self.words.watch(), Contact::Lost { .. }) {
+        if matches!(self.health.watch(), Contact::Lost { .. }) {
             guard.leave(gone);
         } else {
             guard.judge_reset(now, before, gone);
@@ -163,7 +163,7 @@ impl Machine {
             Round::Auditing { audit, seen } => {
                 let undone = report.refused.iter().map(|(place, _)| place).chain(&report.skipped);
                 for op in undone.filter_map(|place| audit.plan.ops.get(*place)) {
-                    self.memory.note(op.object(), &seen);
+                    self.divergence.note(op.object(), &seen);
                 }
                 drop(seen);
                 let errors = report.refused.iter().map(|(_, error)| error).chain(&report.lost);
@@ -180,7 +180,7 @@ impl Machine {
         let Audit { started, drift, moved, plan } = audit;
         // What was cut off is no more drift the next time.
         self.audit.expected |= (!drift || !moved.is_empty()) && report.lost.is_some();
-        self.memory.known = report.lost.is_none();
+        self.divergence.known = report.lost.is_none();
         let kept_out: Vec<Conflict> =
             report.refused.iter().filter_map(|(place, error)| plan::kept_out(plan.ops.get(*place)?, error)).collect();
         let undone = self.take_refused(now, &plan, report);
@@ -197,7 +197,7 @@ impl Machine {
             let shaken: BTreeSet<LinkId> =
                 plan.ops.iter().filter(|op| touches_device(op)).filter_map(Op::link).collect();
             let changed = written.into_iter().filter(|op| is_own_change(op, &shaken));
-            let contested = self.guard.contests.wrote(now, changed);
+            let contested = self.guard.flapping.wrote(now, changed);
             self.events.extend(contested.into_iter().map(Event::Contested));
             if repaired > 0 {
                 self.events.push(Event::DriftRepaired { writes: repaired, took: now.since(started) });
@@ -227,7 +227,7 @@ impl Machine {
         let error = first_error(report).filter(|_| !done);
         self.audit.done_once |= report.lost.is_none();
         self.audit.judged |= report.lost.is_none();
-        let phase = match (done, self.memory.devices_settled(&self.scope.overlay)) {
+        let phase = match (done, self.divergence.devices_settled(&self.scope.overlay)) {
             (true, true) => Phase::Ready,
             (false, true) => Phase::DeviceReady,
             (_, false) => Phase::LeaseHeld,
@@ -271,7 +271,7 @@ impl Machine {
         for peer in self.admission.peers() {
             let mut wanted = BTreeSet::new();
             wanted::add(&*self.backend, &self.local, peer, &mut State::default(), &mut wanted);
-            in_place.extend(wanted.iter().filter(|object| !self.memory.is_unsettled(object)).filter_map(Kind::of));
+            in_place.extend(wanted.iter().filter(|object| !self.divergence.is_unsettled(object)).filter_map(Kind::of));
             found.extend(wanted.intersection(objects).map(|object| (object.clone(), peer.key.clone())));
         }
         (found, in_place)
@@ -292,16 +292,16 @@ impl Machine {
         }
         let mut seen = State::default();
         for object in &objects {
-            self.memory.recall(object, &former, &mut seen);
+            self.divergence.recall(object, &former, &mut seen);
         }
         let plan = self.plan(wanted, &seen);
         let concerns = |prefix: &Prefix| objects.contains(&Object::Route(*prefix));
         let Restrained { plan, held } = self.restrain(plan, now, concerns);
         for object in &objects {
-            self.memory.settle(object);
+            self.divergence.settle(object);
         }
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
-            self.memory.note(object, &seen);
+            self.divergence.note(object, &seen);
         }
         self.show_changed_skips(changes.keys(), skipped);
         if plan.is_empty() {
@@ -317,8 +317,8 @@ impl Machine {
         if report.is_complete() {
             return;
         }
-        // Memory was wrong, or the kernel is in trouble: look.
-        self.memory.known = false;
+        // What is remembered was wrong, or the kernel is in trouble: look.
+        self.divergence.known = false;
         let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
         self.audit_at(due, Cause::Hint);
         let error = first_error(report);

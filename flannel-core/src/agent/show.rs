@@ -15,7 +15,7 @@ use super::{Cause, Machine, SPACING};
 
 impl Machine {
     pub(super) fn show_contact(&mut self) {
-        let contact = self.words.contact();
+        let contact = self.health.contact();
         let was = self.status.borrow().store.clone();
         match (&was, &contact) {
             (Contact::Lost { .. }, Contact::Lost { .. }) => {}
@@ -64,7 +64,7 @@ impl Machine {
             self.events.push(Event::KernelTrouble(error.clone()));
         }
         // Whatever the kernel is like, nobody is ready without a lease (docs/faults.md, I16).
-        let phase = if self.tenure.is_held() { phase } else { Phase::Starting };
+        let phase = if self.renewal.is_held() { phase } else { Phase::Starting };
         if phase == Phase::Ready && was != Phase::Ready {
             self.events.push(Event::Ready);
         }
@@ -151,14 +151,14 @@ impl Machine {
     }
 
     pub(super) fn show_contested(&mut self) {
-        if self.guard.contests.take_changed() {
-            let contested: Vec<Object> = self.guard.contests.contested().cloned().collect();
+        if self.guard.flapping.take_changed() {
+            let contested: Vec<Object> = self.guard.flapping.contested().cloned().collect();
             self.status.send_modify(|status| status.contested = contested);
         }
     }
 
     pub(super) fn show_challenged(&mut self) {
-        let challenged = self.tenure.challenged();
+        let challenged = self.renewal.challenged();
         if self.status.borrow().challenged != challenged {
             self.status.send_modify(|status| status.challenged = challenged);
         }

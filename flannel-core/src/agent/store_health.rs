@@ -3,19 +3,19 @@
 use crate::agent::status::Contact;
 use crate::clock::BootTime;
 
-/// Who speaks of the store.
+/// What tells how the store is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Voice {
+pub(crate) enum Source {
     /// The watch of the leases.
     Watch,
     /// Calls about the own lease.
     Calls,
 }
 
-/// The last word of each. One that is well does not make up for the other: while renewals are denied, events of the
+/// The last that was heard of each. One that is well does not make up for the other: while renewals are denied, events of the
 /// watch would otherwise say over and over that the store is back.
 #[derive(Debug, Default)]
-pub(crate) struct Words {
+pub(crate) struct StoreHealth {
     watch: Option<Trouble>,
     calls: Option<Trouble>,
 }
@@ -26,13 +26,13 @@ struct Trouble {
     error: String,
 }
 
-impl Words {
-    pub(crate) fn well(&mut self, voice: Voice) {
-        *self.of(voice) = None;
+impl StoreHealth {
+    pub(crate) fn well(&mut self, source: Source) {
+        *self.of(source) = None;
     }
 
-    pub(crate) fn trouble(&mut self, voice: Voice, now: BootTime, error: String) {
-        let trouble = self.of(voice).get_or_insert_with(|| Trouble { since: now, error: String::new() });
+    pub(crate) fn trouble(&mut self, source: Source, now: BootTime, error: String) {
+        let trouble = self.of(source).get_or_insert_with(|| Trouble { since: now, error: String::new() });
         trouble.error = error;
     }
 
@@ -58,10 +58,10 @@ impl Words {
         }
     }
 
-    fn of(&mut self, voice: Voice) -> &mut Option<Trouble> {
-        match voice {
-            Voice::Watch => &mut self.watch,
-            Voice::Calls => &mut self.calls,
+    fn of(&mut self, source: Source) -> &mut Option<Trouble> {
+        match source {
+            Source::Watch => &mut self.watch,
+            Source::Calls => &mut self.calls,
         }
     }
 }
@@ -77,16 +77,16 @@ mod tests {
 
     #[test]
     fn contact_is_lost_until_both_are_well() {
-        let mut words = Words::default();
-        words.trouble(Voice::Calls, at(3), "denied".to_owned());
-        words.well(Voice::Watch);
-        assert_eq!(words.contact(), Contact::Lost { since: at(3), error: "denied".to_owned() });
-        words.trouble(Voice::Watch, at(5), "cut".to_owned());
-        words.trouble(Voice::Calls, at(7), "denied again".to_owned());
-        assert_eq!(words.contact(), Contact::Lost { since: at(3), error: "cut; denied again".to_owned() });
-        words.well(Voice::Calls);
-        assert_eq!(words.contact(), Contact::Lost { since: at(5), error: "cut".to_owned() });
-        words.well(Voice::Watch);
-        assert_eq!(words.contact(), Contact::Live);
+        let mut health = StoreHealth::default();
+        health.trouble(Source::Calls, at(3), "denied".to_owned());
+        health.well(Source::Watch);
+        assert_eq!(health.contact(), Contact::Lost { since: at(3), error: "denied".to_owned() });
+        health.trouble(Source::Watch, at(5), "cut".to_owned());
+        health.trouble(Source::Calls, at(7), "denied again".to_owned());
+        assert_eq!(health.contact(), Contact::Lost { since: at(3), error: "cut; denied again".to_owned() });
+        health.well(Source::Calls);
+        assert_eq!(health.contact(), Contact::Lost { since: at(5), error: "cut".to_owned() });
+        health.well(Source::Watch);
+        assert_eq!(health.contact(), Contact::Live);
     }
 }

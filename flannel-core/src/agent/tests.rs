@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{KernelCall, Machine, Wake};
+use super::{Input, KernelCall, Machine};
 use crate::admit::Reason;
 use crate::agent::{Identity, Phase, Settings, Status, StoreCall};
 use crate::backend::{Local, MockBackend, Peer, Situation};
@@ -94,9 +94,9 @@ fn serve(machine: &mut Machine, now: BootTime, seen: &State) -> usize {
         calls += 1;
         assert!(calls < 100, "the machine never comes to rest");
         let answer = match call {
-            KernelCall::Facts(_) => Wake::Facts(Ok(arbitrary::host())),
-            KernelCall::Observe(_) => Wake::Seen(Ok(seen.clone())),
-            KernelCall::Apply(_, plan) => Wake::Applied(refuse(plan.ops.len())),
+            KernelCall::Facts(_) => Input::Facts(Ok(arbitrary::host())),
+            KernelCall::Observe(_) => Input::Seen(Ok(seen.clone())),
+            KernelCall::Apply(_, plan) => Input::Applied(refuse(plan.ops.len())),
         };
         machine.handle(now, answer);
     }
@@ -121,12 +121,12 @@ fn bad_records(count: usize) -> LeaseEvent {
 #[test]
 fn a_list_of_more_than_is_held_does_not_say_that_the_own_record_is_gone() {
     let mut machine = machine();
-    machine.handle(at(0), Wake::Store(Ok(own_record())));
-    machine.handle(at(1), Wake::Store(Ok(bad_records(MAX_RECORDS + 1))));
+    machine.handle(at(0), Input::Store(Ok(own_record())));
+    machine.handle(at(1), Input::Store(Ok(bad_records(MAX_RECORDS + 1))));
     assert!(machine.held_lease().is_some() && machine.store_call(at(1)).is_none());
     let trouble = machine.status.borrow().own_trouble.clone();
     assert!(matches!(trouble, Some(Reason::TooMany)), "the youngest are left out, and so by other nodes: {trouble:?}");
-    machine.handle(at(2), Wake::Store(Ok(bad_records(MAX_RECORDS))));
+    machine.handle(at(2), Input::Store(Ok(bad_records(MAX_RECORDS))));
     assert!(machine.held_lease().is_none());
 }
 
@@ -144,12 +144,12 @@ fn a_lease_that_has_run_out_is_not_renewed_though_no_wake_has_said_so() {
 
 /// Has the host read once, as it is.
 fn read(machine: &mut Machine, now: BootTime, host: &HostFacts) {
-    machine.handle(now, Wake::Hint(Hint::FactsChanged));
+    machine.handle(now, Input::Hint(Hint::FactsChanged));
     loop {
         let answer = match machine.kernel_call(now).unwrap() {
-            KernelCall::Facts(_) => return machine.handle(now, Wake::Facts(Ok(host.clone()))),
-            KernelCall::Observe(_) => Wake::Seen(Ok(State::default())),
-            KernelCall::Apply(_, plan) => Wake::Applied(refuse(plan.ops.len())),
+            KernelCall::Facts(_) => return machine.handle(now, Input::Facts(Ok(host.clone()))),
+            KernelCall::Observe(_) => Input::Seen(Ok(State::default())),
+            KernelCall::Apply(_, plan) => Input::Applied(refuse(plan.ops.len())),
         };
         machine.handle(now, answer);
     }
@@ -161,21 +161,21 @@ fn without(family: Family) -> HostFacts {
     host
 }
 
-fn gone() -> Wake {
-    Wake::Store(Ok(LeaseEvent::Reset(Vec::new())))
+fn gone() -> Input {
+    Input::Store(Ok(LeaseEvent::Reset(Vec::new())))
 }
 
 #[test]
 fn no_lease_is_taken_by_an_address_that_the_host_has_lost() {
     let mut machine = machine();
-    machine.handle(at(0), Wake::Store(Ok(own_record())));
+    machine.handle(at(0), Input::Store(Ok(own_record())));
     serve(&mut machine, at(0), &State::default());
     read(&mut machine, at(1_000), &without(Family::V4));
     machine.handle(at(2_000), gone());
     assert!(machine.held_lease().is_none());
     assert!(machine.store_call(at(9_000)).is_none(), "another node may have the address by now, and its record");
     read(&mut machine, at(9_000), &without(Family::V4));
-    assert_eq!(machine.tenure.deadline(), None, "nothing wakes the agent for a call that is not made");
+    assert_eq!(machine.renewal.deadline(), None, "nothing wakes the agent for a call that is not made");
     read(&mut machine, at(10_000), &arbitrary::host());
     assert!(matches!(machine.store_call(at(10_000)), Some(StoreCall::Acquire(_))));
 }
@@ -188,7 +188,7 @@ fn a_lease_is_taken_again_though_an_address_that_does_not_identify_the_node_is_g
     let status = Published::new(Status::default());
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
     let own = arbitrary::record(arbitrary::lease(1, BOTH, "tunnel"), 1);
-    machine.handle(at(0), Wake::Store(Ok(LeaseEvent::Reset(vec![own]))));
+    machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(vec![own]))));
     serve(&mut machine, at(0), &State::default());
     read(&mut machine, at(1_000), &without(Family::V6));
     machine.handle(at(2_000), gone());
@@ -199,13 +199,13 @@ fn a_lease_is_taken_again_though_an_address_that_does_not_identify_the_node_is_g
 #[test]
 fn the_host_is_read_before_a_lost_lease_is_acquired_again() {
     let mut machine = machine();
-    machine.handle(at(0), Wake::Store(Ok(own_record())));
+    machine.handle(at(0), Input::Store(Ok(own_record())));
     serve(&mut machine, at(0), &State::default());
     machine.handle(at(9_000), gone());
     assert!(machine.store_call(at(9_000)).is_none(), "the host may have slept, and the address be another's");
     assert!(matches!(machine.kernel_call(at(9_000)), Some(KernelCall::Facts(_))));
     assert!(machine.store_call(at(9_000)).is_none());
-    machine.handle(at(9_000), Wake::Facts(Ok(arbitrary::host())));
+    machine.handle(at(9_000), Input::Facts(Ok(arbitrary::host())));
     assert!(matches!(machine.store_call(at(9_000)), Some(StoreCall::Acquire(_))));
 }
 
@@ -214,11 +214,11 @@ fn a_record_that_another_node_writes_under_a_lost_address_is_that_nodes() {
     let edited = || {
         let mut lease = arbitrary::lease(1, V4, "tunnel");
         lease.attrs.backend_data.v4 = Some(Json::object(&[("other", crate::lease::Scalar::Number(1))]));
-        Wake::Store(Ok(LeaseEvent::Upsert(arbitrary::record(lease, 1))))
+        Input::Store(Ok(LeaseEvent::Upsert(arbitrary::record(lease, 1))))
     };
     for (host, is_held) in [(arbitrary::host(), true), (without(Family::V4), false)] {
         let mut machine = machine();
-        machine.handle(at(0), Wake::Store(Ok(own_record())));
+        machine.handle(at(0), Input::Store(Ok(own_record())));
         serve(&mut machine, at(0), &State::default());
         read(&mut machine, at(1_000), &host);
         machine.handle(at(2_000), edited());
@@ -235,7 +235,7 @@ fn a_list_that_drops_records_and_leaves_room_is_asked_for_again_with_growing_pau
     let mut lease = arbitrary::lease(2, V4, "tunnel");
     lease.attrs.backend_data.v4 = Json::parse(&format!("\"{}\"", "x".repeat(MAX_RECORDS * RECORD_BYTES))).ok();
     let huge = arbitrary::record(lease, 2);
-    let list = || Wake::Store(Ok(LeaseEvent::Reset(vec![own.clone(), huge.clone()])));
+    let list = || Input::Store(Ok(LeaseEvent::Reset(vec![own.clone(), huge.clone()])));
     let (mut now, mut lists) = (at(0), 0);
     machine.handle(now, list());
     while now < at(60_000) {
@@ -249,7 +249,7 @@ fn a_list_that_drops_records_and_leaves_room_is_asked_for_again_with_growing_pau
         let deadline = machine.deadline().unwrap();
         assert!(deadline > now, "due at {deadline:?} and not served at {now:?}");
         now = deadline;
-        machine.handle(now, Wake::Timer);
+        machine.handle(now, Input::Timer);
     }
     assert!((5..10).contains(&lists), "{lists} lists in a minute");
 }
@@ -259,7 +259,7 @@ fn after_all_that_is_due_was_served_the_next_deadline_lies_ahead() {
     let mut machine = machine();
     let former: Prefix = "10.99.0.0/16".parse().unwrap();
     machine.look_after(vec![Dual { v4: Some(former), v6: None }], at(0));
-    machine.handle(at(0), Wake::Store(Ok(own_record())));
+    machine.handle(at(0), Input::Store(Ok(own_record())));
     // The device is not there, a route is left in the former network, and every write is refused.
     let left: Prefix = "10.99.1.0/24".parse().unwrap();
     let route = Route::overlay(left, left.addr(), LinkId::Own(0));
@@ -268,14 +268,14 @@ fn after_all_that_is_due_was_served_the_next_deadline_lies_ahead() {
     for step in 0..2000 {
         if step % 7 == 0 {
             let peer = arbitrary::record(arbitrary::lease(2 + (step % 5) as u8, V4, "tunnel"), 2 + step);
-            machine.handle(now, Wake::Store(Ok(LeaseEvent::Upsert(peer))));
+            machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(peer))));
         }
         serve(&mut machine, now, &seen);
         assert!(machine.store_call(now).is_none());
         let deadline = machine.deadline().unwrap();
         assert!(deadline > now, "step {step}: due at {deadline:?} and not served at {now:?}");
         now = deadline;
-        machine.handle(now, Wake::Timer);
+        machine.handle(now, Input::Timer);
     }
 }
 
@@ -290,11 +290,11 @@ fn written(machine: &mut Machine, now: BootTime, host: &HostFacts, seen: &State)
     let mut ops = Vec::new();
     while let Some(call) = machine.kernel_call(now) {
         let answer = match call {
-            KernelCall::Facts(_) => Wake::Facts(Ok(host.clone())),
-            KernelCall::Observe(_) => Wake::Seen(Ok(seen.clone())),
+            KernelCall::Facts(_) => Input::Facts(Ok(host.clone())),
+            KernelCall::Observe(_) => Input::Seen(Ok(seen.clone())),
             KernelCall::Apply(_, plan) => {
                 ops.extend(plan.ops.iter().cloned());
-                Wake::Applied(ApplyReport { applied: plan.ops.len(), ..ApplyReport::default() })
+                Input::Applied(ApplyReport { applied: plan.ops.len(), ..ApplyReport::default() })
             }
         };
         machine.handle(now, answer);
@@ -315,8 +315,8 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
     let wanted = move |_: &Peer| PeerState { route: Some((prefix, tunnel)), ..PeerState::default() };
     let mut machine = machine_on(unconnected(), backend_with(wanted));
     let peer = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 2);
-    machine.handle(at(0), Wake::Store(Ok(own_record())));
-    machine.handle(at(0), Wake::Store(Ok(LeaseEvent::Upsert(peer))));
+    machine.handle(at(0), Input::Store(Ok(own_record())));
+    machine.handle(at(0), Input::Store(Ok(LeaseEvent::Upsert(peer))));
     let seen = with_route(prefix, direct);
     assert_eq!(written(&mut machine, at(0), &unconnected(), &seen), []);
     let status = machine.status.borrow().clone();
@@ -324,7 +324,7 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
     let (mut now, mut ops) = (at(0), Vec::new());
     while ops.is_empty() && now < at(60_000) {
         now = machine.deadline().unwrap();
-        machine.handle(now, Wake::Timer);
+        machine.handle(now, Input::Timer);
         ops = written(&mut machine, now, &unconnected(), &seen);
     }
     assert_eq!(ops, [Op::ReplaceRoute { prefix, change: Box::new((direct, tunnel)) }]);
@@ -356,12 +356,12 @@ fn a_shared_ethernet_address_sets_no_deadline_that_waits_for_the_kernel() {
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
     let older = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 1);
     let own = arbitrary::record(arbitrary::lease(1, V4, "tunnel"), 2);
-    machine.handle(at(0), Wake::Store(Ok(LeaseEvent::Reset(vec![older, own]))));
+    machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(vec![older, own]))));
     // The kernel does not answer.
     assert!(machine.kernel_call(at(0)).is_some());
     let mut now = at(0);
     for _ in 0..5 {
-        machine.handle(now, Wake::Timer);
+        machine.handle(now, Input::Timer);
         let deadline = machine.deadline().unwrap();
         assert!(deadline > now, "due at {deadline:?} and not served at {now:?}");
         now = deadline;

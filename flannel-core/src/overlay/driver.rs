@@ -1,4 +1,4 @@
-//! The thin shell around the machine: it waits, and carries calls out and answers in.
+//! The loop around the decision core: it waits, and carries calls out and answers in.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -12,11 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug_span};
 
-use crate::agent::Preview;
-use crate::agent::StoreCall;
-use crate::agent::{KernelCall, Machine, Wake};
-use crate::agent::{Phase, Status};
-use crate::agent::{Settings, Teardown, explain, inputs};
+use crate::agent::{
+    Input, KernelCall, Machine, Phase, Preview, Settings, Status, StoreCall, Teardown, explain, inputs,
+};
 use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope};
@@ -67,8 +65,8 @@ struct Looked {
     answer: oneshot::Sender<Result<Preview, HandleError>>,
 }
 
-/// The machine and what is under way on its behalf.
-pub(crate) struct Shell<'a> {
+/// The decision core and what is under way on its behalf.
+pub(crate) struct Driver<'a> {
     seams: &'a Seams,
     settings: Arc<Settings>,
     machine: Machine,
@@ -79,7 +77,7 @@ pub(crate) struct Shell<'a> {
     hints: BoxStream<'static, Hint>,
     /// The scope that hints are about.
     hinted: Scope,
-    kernel: Slot<Wake>,
+    kernel: Slot<Input>,
     store: Slot<Answer>,
     doubt: Doubt,
     /// Other nodes' leases under this node's identity, as far as the start found some.
@@ -90,7 +88,7 @@ pub(crate) struct Shell<'a> {
     former: Vec<Claim>,
 }
 
-impl<'a> Shell<'a> {
+impl<'a> Driver<'a> {
     pub(crate) fn new(
         seams: &'a Seams,
         settings: Arc<Settings>,
@@ -119,7 +117,7 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Carries wakes in and calls out until cancelled.
+    /// Carries inputs in and calls out until cancelled.
     pub(crate) async fn until(&mut self, cancel: &CancellationToken) -> Result<(), OverlayError> {
         loop {
             self.issue();
@@ -138,16 +136,16 @@ impl<'a> Shell<'a> {
                     None => pending().await,
                 }
             };
-            let wake = tokio::select! {
+            let input = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
-                wake = finished(&mut self.kernel) => wake,
+                input = finished(&mut self.kernel) => input,
                 answer = finished(&mut self.store) => {
                     self.doubt = self.doubt.after(&answer);
-                    Wake::Lease(answer)
+                    Input::Lease(answer)
                 }
                 // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
-                Some(hint) = self.hints.next() => Wake::Hint(hint),
+                Some(hint) = self.hints.next() => Input::Hint(hint),
                 event = self.watch.next() => {
                     self.intake(event);
                     continue;
@@ -167,9 +165,9 @@ impl<'a> Shell<'a> {
                     self.question(question);
                     continue;
                 }
-                () = timer => Wake::Timer,
+                () = timer => Input::Timer,
             };
-            self.machine.handle(self.seams.clock.now(), wake);
+            self.machine.handle(self.seams.clock.now(), input);
         }
     }
 
@@ -226,7 +224,7 @@ impl<'a> Shell<'a> {
         let env = removal::delete_env(self.seams, &self.settings, places, gate).await;
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
-            self.machine.handle(self.seams.clock.now(), Wake::Lease(answer));
+            self.machine.handle(self.seams.clock.now(), Input::Lease(answer));
         }
         let last = match self.machine.held_lease().map(|lease| Lease::clone(lease)) {
             held if unknown => LastLease::Unknown(held),
@@ -248,7 +246,7 @@ impl<'a> Shell<'a> {
                     if event.is_ok() {
                         self.watch_backoff.reset();
                     }
-                    self.machine.handle(now, Wake::Store(event));
+                    self.machine.handle(now, Input::Store(event));
                 }
                 Some(None) => return self.watch_again(),
                 None => return,
@@ -262,7 +260,7 @@ impl<'a> Shell<'a> {
     /// never hear of a peer again.
     fn watch_again(&mut self) {
         let ended = SubnetError::Unavailable { doing: "watching", source: "the watch ended".into() };
-        self.machine.handle(self.seams.clock.now(), Wake::Store(Err(ended)));
+        self.machine.handle(self.seams.clock.now(), Input::Store(Err(ended)));
         let (clock, subnets) = (Arc::clone(&self.seams.clock), Arc::clone(&self.seams.subnets));
         let due = clock.now().after(self.watch_backoff.next());
         let watch = async move {
@@ -369,9 +367,9 @@ async fn finished<T>(slot: &mut Slot<T>) -> T {
     }
 }
 
-async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
+async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Input {
     match call {
-        KernelCall::Facts(reach) => Wake::Facts(kernel.host_facts(&reach).instrument(debug_span!("facts")).await),
+        KernelCall::Facts(reach) => Input::Facts(kernel.host_facts(&reach).instrument(debug_span!("facts")).await),
         KernelCall::Observe(scope) => {
             let span = debug_span!("look", routes = Empty, neighbours = Empty, fdb = Empty);
             let look = async {
@@ -383,7 +381,7 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
                 }
                 seen
             };
-            Wake::Seen(look.instrument(span).await)
+            Input::Seen(look.instrument(span).await)
         }
         KernelCall::Apply(scope, plan) => {
             let span = debug_span!("write", ops = plan.ops.len(), applied = Empty, refused = Empty);
@@ -393,7 +391,7 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Wake {
                 tracing::debug!("wrote to the kernel");
                 report
             };
-            Wake::Applied(write.instrument(span).await)
+            Input::Applied(write.instrument(span).await)
         }
     }
 }

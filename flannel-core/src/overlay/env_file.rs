@@ -6,8 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending};
 
-use crate::agent::EnvFile;
-use crate::agent::{Settings, SubnetEnvFile};
+use crate::agent::{EnvFile, Settings, SubnetEnvFile};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::net::{Dual, Prefix};

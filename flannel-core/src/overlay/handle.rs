@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::agent::{Event, Phase, Status};
-use crate::agent::{Explanation, Preview};
+use crate::agent::{Event, Explanation, Phase, Preview, Status};
 use crate::kernel::KernelError;
 use crate::lease::Lease;
 

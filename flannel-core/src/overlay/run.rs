@@ -9,17 +9,14 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::Preview;
-use crate::agent::{EnvFile, Event, Phase, Status};
-use crate::agent::{Identity, Settings, Teardown};
-use crate::agent::{Machine, Wake};
+use crate::agent::{EnvFile, Event, Identity, Input, Machine, Phase, Preview, Settings, Status, Teardown};
 use crate::backend::{BackendError, Local};
 use crate::backoff::Jitter;
 use crate::clock::Clock;
 use crate::kernel::{Kernel, KernelError};
 use crate::lease::LeaseEvent;
 use crate::overlay::builder::{Builder, Factory};
-use crate::overlay::driver::Shell;
+use crate::overlay::driver::Driver;
 use crate::overlay::event_log::Journal;
 use crate::overlay::handle::{EVENTS, Handle, QUESTIONS, Question};
 use crate::overlay::published::Published;
@@ -185,7 +182,7 @@ impl Overlay {
         while let Some(event) = watch.next().await {
             match event {
                 Ok(event @ LeaseEvent::Reset(_)) => {
-                    machine.handle(now, Wake::Store(Ok(event)));
+                    machine.handle(now, Input::Store(Ok(event)));
                     break;
                 }
                 Ok(_) => {}
@@ -198,7 +195,7 @@ impl Overlay {
         }
         // A snapshot that stands in for a store that is away is followed by the trouble.
         if let Some(Some(trouble @ Err(_))) = watch.next().now_or_never() {
-            machine.handle(now, Wake::Store(trouble));
+            machine.handle(now, Input::Store(trouble));
         }
         let seen = self.seams.kernel.observe(machine.scope()).await?;
         Ok(Some(machine.preview(seen, now)))
@@ -280,7 +277,7 @@ async fn agent(
         machine.doubt_host();
     }
     machine.look_after(former, now);
-    let mut shell = Shell::new(seams, settings, machine, questions, former_claims, want.foreign);
+    let mut shell = Driver::new(seams, settings, machine, questions, former_claims, want.foreign);
     let outcome = shell.until(&cancel).await;
     if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =
         (is_new, &outcome)

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::inputs::{Evidence, First, Known, Owner};
-use crate::agent::{Contact, Event};
-use crate::agent::{Identity, MissingUplink, Settings};
+use crate::agent::{Contact, Event, Identity, MissingUplink, Settings};
 use crate::backend::{Backend, Situation, Uplink};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::contention::Challenges;
+use crate::agent::contention::Contention;
 use crate::agent::status::{Challenged, LossReason};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
@@ -38,7 +38,7 @@ pub(crate) enum Outcome {
 }
 
 #[derive(Debug)]
-pub(crate) struct Tenure {
+pub(crate) struct Renewal {
     lease: Arc<Lease>,
     policy: LossPolicy,
     lost: bool,
@@ -55,7 +55,7 @@ pub(crate) struct Tenure {
     /// Attributes to publish that the store does not have yet.
     publish: Option<LeaseAttrs>,
     address: Address,
-    challenges: Challenges,
+    challenges: Contention,
     backoff: Backoff,
     jitter: Jitter,
 }
@@ -71,9 +71,9 @@ pub(crate) enum Address {
     Lost,
 }
 
-impl Tenure {
+impl Renewal {
     pub(crate) fn new(lease: Arc<Lease>, policy: LossPolicy, now: BootTime, jitter: Jitter) -> Self {
-        let mut tenure = Self {
+        let mut renewal = Self {
             due: None,
             not_before: now,
             lease,
@@ -84,13 +84,13 @@ impl Tenure {
             unseen: false,
             publish: None,
             address: Address::Held,
-            challenges: Challenges::new(jitter.clone()),
+            challenges: Contention::new(jitter.clone()),
             backoff: Backoff::new(jitter.clone()),
             jitter,
         };
-        tenure.challenges.stand(now);
-        tenure.schedule(now);
-        tenure
+        renewal.challenges.stand(now);
+        renewal.schedule(now);
+        renewal
     }
 
     pub(crate) fn lease(&self) -> &Arc<Lease> {

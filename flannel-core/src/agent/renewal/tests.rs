@@ -21,23 +21,23 @@ fn lease(expires: Option<u64>) -> Lease {
     }
 }
 
-fn tenure(expires: Option<u64>) -> Tenure {
-    Tenure::new(Arc::new(lease(expires)), LossPolicy::Reacquire, at(0), Jitter::seeded(1))
+fn with_lease(expires: Option<u64>) -> Renewal {
+    Renewal::new(Arc::new(lease(expires)), LossPolicy::Reacquire, at(0), Jitter::seeded(1))
 }
 
 #[test]
 fn a_lease_is_renewed_at_about_half_of_what_is_left() {
-    let mut tenure = tenure(Some(120));
-    assert_eq!(tenure.call(at(50)), None);
-    assert!(matches!(tenure.call(at(67)), Some(StoreCall::Renew(_))));
-    assert_eq!(tenure.call(at(67)), None, "one call at a time");
-    assert_eq!(tenure.answered(Ok(lease(Some(187))), at(67)).0, Outcome::Renewed);
-    assert_eq!(tenure.call(at(110)), None);
+    let mut renewal = with_lease(Some(120));
+    assert_eq!(renewal.call(at(50)), None);
+    assert!(matches!(renewal.call(at(67)), Some(StoreCall::Renew(_))));
+    assert_eq!(renewal.call(at(67)), None, "one call at a time");
+    assert_eq!(renewal.answered(Ok(lease(Some(187))), at(67)).0, Outcome::Renewed);
+    assert_eq!(renewal.call(at(110)), None);
 }
 
 #[test]
 fn a_rival_does_not_make_a_short_lease_run_out() {
-    let mut held = tenure(Some(20));
+    let mut held = with_lease(Some(20));
     let mut edited = lease(Some(20));
     edited.attrs.backend_type = "theirs".into();
     for n in 0..8 {
@@ -50,21 +50,21 @@ fn a_rival_does_not_make_a_short_lease_run_out() {
 
 #[test]
 fn what_does_not_expire_is_not_renewed() {
-    assert_eq!(tenure(None).deadline(), None);
+    assert_eq!(with_lease(None).deadline(), None);
 }
 
 #[test]
 fn after_the_deadline_there_is_no_renewal_but_a_new_acquisition() {
-    let mut tenure = tenure(Some(120));
-    assert_eq!(tenure.expire(at(119)), Outcome::Same);
-    assert_eq!(tenure.expire(at(120)), Outcome::Lost(LossReason::Expired));
-    let Some(StoreCall::Acquire(want)) = tenure.call(at(120)) else { panic!("no acquisition") };
+    let mut renewal = with_lease(Some(120));
+    assert_eq!(renewal.expire(at(119)), Outcome::Same);
+    assert_eq!(renewal.expire(at(120)), Outcome::Lost(LossReason::Expired));
+    let Some(StoreCall::Acquire(want)) = renewal.call(at(120)) else { panic!("no acquisition") };
     assert_eq!(want.preferred, lease(None).subnets);
 }
 
 #[test]
 fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     let mut edited = lease(None);
     edited.attrs.backend_type = "vxlan".into();
     edited.fence = Fence(Some("7".into()));
@@ -72,14 +72,14 @@ fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
     assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(1)) else { panic!("no renewal") };
     assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence(Some("7".into()))));
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     assert_eq!(held.own_record(None, at(1)), Outcome::Lost(LossReason::Deleted));
     assert!(!held.is_held());
 }
 
 #[test]
 fn a_record_shown_without_expiry_does_not_end_renewal() {
-    let mut held = tenure(Some(120));
+    let mut held = with_lease(Some(120));
     let touched = Lease { fence: Fence(Some("8".into())), ..lease(None) };
     let record = Record { key: touched.key.clone(), created: 1, lease: Ok(Arc::new(touched)) };
     assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
@@ -89,14 +89,14 @@ fn a_record_shown_without_expiry_does_not_end_renewal() {
 
 #[test]
 fn a_store_that_is_away_is_asked_with_back_off() {
-    let mut tenure = tenure(Some(120));
-    tenure.call(at(67)).unwrap();
+    let mut renewal = with_lease(Some(120));
+    renewal.call(at(67)).unwrap();
     let away = SubnetError::Unavailable { doing: "renewing", source: "down".into() };
-    let (outcome, error) = tenure.answered(Err(away), at(67));
+    let (outcome, error) = renewal.answered(Err(away), at(67));
     assert_eq!(outcome, Outcome::Same);
     assert!(error.unwrap().contains("down"));
-    assert_eq!(tenure.call(at(67)), None);
-    assert!(tenure.call(at(69)).is_some());
+    assert_eq!(renewal.call(at(67)), None);
+    assert!(renewal.call(at(69)).is_some());
 }
 
 fn record(lease: Lease) -> Record {
@@ -120,18 +120,18 @@ fn taken() -> Record {
 }
 
 /// The times, in milliseconds, of the calls in two minutes in which `rival` acts as soon as each was answered.
-fn calls(tenure: &mut Tenure, answer: Lease, rival: impl Fn(&mut Tenure, BootTime)) -> Vec<u128> {
+fn calls(renewal: &mut Renewal, answer: Lease, rival: impl Fn(&mut Renewal, BootTime)) -> Vec<u128> {
     let mut times = Vec::new();
     let mut now = at(0);
-    rival(tenure, now);
+    rival(renewal, now);
     while now < at(120) && times.len() < 1000 {
-        tenure.expire(now);
-        if tenure.call(now).is_some() {
+        renewal.expire(now);
+        if renewal.call(now).is_some() {
             times.push(now.0.as_millis());
-            assert!(tenure.answered(Ok(answer.clone()), now).1.is_none());
-            rival(tenure, now);
+            assert!(renewal.answered(Ok(answer.clone()), now).1.is_none());
+            rival(renewal, now);
         }
-        now = tenure.deadline().map_or(at(120), |deadline| deadline.max(now));
+        now = renewal.deadline().map_or(at(120), |deadline| deadline.max(now));
     }
     times
 }
@@ -145,7 +145,7 @@ fn assert_spaced(times: &[u128]) {
 
 #[test]
 fn a_lease_that_a_rival_keeps_taking_is_taken_back_ever_later() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     let times = calls(&mut held, lease(None), |held, now| {
         assert_eq!(held.own_record(Some(&taken()), now), Outcome::Lost(LossReason::Taken));
     });
@@ -157,7 +157,7 @@ fn a_lease_that_a_rival_keeps_taking_is_taken_back_ever_later() {
 
 #[test]
 fn a_record_that_a_rival_keeps_editing_is_written_ever_later() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     let times = calls(&mut held, lease(None), |held, now| {
         for fence in ["7", "8", "9"] {
             assert_eq!(held.own_record(Some(&record(edited(fence))), now), Outcome::Same);
@@ -168,7 +168,7 @@ fn a_record_that_a_rival_keeps_editing_is_written_ever_later() {
 
 #[test]
 fn a_record_that_a_rival_edits_while_it_is_being_written_is_written_ever_later() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     let mut times = Vec::new();
     held.own_record(Some(&record(edited("7"))), at(0));
     while let Some(now) = held.deadline().filter(|due| *due < at(120) && times.len() < 1000) {
@@ -183,7 +183,7 @@ fn a_record_that_a_rival_edits_while_it_is_being_written_is_written_ever_later()
 #[test]
 fn a_lease_that_has_run_out_when_it_is_given_is_asked_for_ever_later() {
     for life in [0, 1, 150, 900] {
-        let mut held = tenure(None);
+        let mut held = with_lease(None);
         let mut times = Vec::new();
         let mut now = at(100);
         held.own_record(None, now);
@@ -202,7 +202,7 @@ fn a_lease_that_has_run_out_when_it_is_given_is_asked_for_ever_later() {
 
 #[test]
 fn a_store_that_publishes_something_else_is_asked_ever_later() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     held.publish(edited("").attrs, at(0));
     let times = calls(&mut held, lease(None), |_, _| {});
     // The first call was the host's.
@@ -211,7 +211,7 @@ fn a_store_that_publishes_something_else_is_asked_ever_later() {
 
 #[test]
 fn a_lease_that_stood_for_half_a_minute_is_taken_back_at_once() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     for now in [at(100), at(131)] {
         held.expire(now);
         held.own_record(None, now);
@@ -226,7 +226,7 @@ fn a_lease_that_stood_for_half_a_minute_is_taken_back_at_once() {
 
 #[test]
 fn renewals_do_not_put_off_the_peace() {
-    let mut held = tenure(Some(120));
+    let mut held = with_lease(Some(120));
     held.own_record(None, at(1));
     for now in [1, 10, 20, 30, 31] {
         held.publish(edited("").attrs, at(now));
@@ -240,7 +240,7 @@ fn renewals_do_not_put_off_the_peace() {
 
 #[test]
 fn what_the_host_publishes_does_not_undercut_the_waits() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     held.own_record(None, at(1));
     held.call(at(1)).unwrap();
     let away = SubnetError::Unavailable { doing: "acquiring", source: "down".into() };
@@ -252,7 +252,7 @@ fn what_the_host_publishes_does_not_undercut_the_waits() {
 
 #[test]
 fn a_late_record_does_not_undo_what_was_written_since() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     let other = LeaseAttrs { backend_type: "published".into(), ..lease(None).attrs };
     held.publish(other.clone(), at(1));
     held.call(at(1)).unwrap();
@@ -275,7 +275,7 @@ fn a_late_record_does_not_undo_what_was_written_since() {
 
 #[test]
 fn an_earlier_own_write_that_is_shown_late_is_no_rivals_where_the_fence_stays() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     let at_address = |n: u8| {
         let mut lease = lease(None);
         lease.attrs.public_ip.v4 = Some([192, 0, 2, n].into());
@@ -294,7 +294,7 @@ fn an_earlier_own_write_that_is_shown_late_is_no_rivals_where_the_fence_stays() 
 
 #[test]
 fn what_came_of_an_own_acquisition_is_no_challenge() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     held.own_record(None, at(1));
     held.call(at(1)).unwrap();
     let subnets = Dual { v4: Some("10.5.2.0/24".parse().unwrap()), v6: None };
@@ -307,7 +307,7 @@ fn what_came_of_an_own_acquisition_is_no_challenge() {
 
 #[test]
 fn what_is_published_while_a_call_is_under_way_is_not_forgotten() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     let here = held.lease().attrs.clone();
     let there = LeaseAttrs { backend_type: "b".into(), ..here.clone() };
     held.publish(there.clone(), at(1));
@@ -319,7 +319,7 @@ fn what_is_published_while_a_call_is_under_way_is_not_forgotten() {
 
 #[test]
 fn an_own_write_whose_reply_was_lost_is_no_rivals() {
-    let mut held = tenure(None);
+    let mut held = with_lease(None);
     let mut moved = held.lease().attrs.clone();
     moved.public_ip.v4 = Some("192.0.2.77".parse().unwrap());
     held.publish(moved.clone(), at(1));
