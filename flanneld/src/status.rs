@@ -480,7 +480,7 @@ mod tests {
         let empty = Document::new(&status, &Rulebook::Pending, &around(), BootTime::default(), 0).to_string();
         for nth in 0..2 * LISTED {
             let key = flannel_core::lease::LeaseKey::new(&format!("{nth}{hostile}"));
-            status.quarantined.insert(key, Reason::Unreadable(hostile.clone()));
+            Arc::make_mut(&mut status.quarantined).insert(key, Reason::Unreadable(hostile.clone()));
         }
         let document = Document::new(&status, &Rulebook::Pending, &around(), BootTime::default(), 0);
         let table = document.to_string();

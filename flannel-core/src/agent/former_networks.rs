@@ -107,10 +107,10 @@ impl Machine {
         Scope { networks, ..self.scope.clone() }
     }
 
-    fn show_former(&self) {
+    fn show_former(&mut self) {
         let networks = self.former.iter().flat_map(|former| &former.networks);
         let former = networks.flat_map(|it| it.iter().map(|(_, prefix)| *prefix).collect::<Vec<_>>()).collect();
-        self.status.send_modify(|status| status.former = former);
+        self.show(|status| status.former = Arc::new(former));
     }
 
     fn former_trouble(&mut self, now: BootTime, error: Option<String>) {

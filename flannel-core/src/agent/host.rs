@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::agent::Identity;
 use crate::agent::inputs::{self, SETTLE, Settling};
 use crate::agent::renewal::Address;
-use crate::agent::status::{Event, Status};
+use crate::agent::status::Event;
 use crate::backend::{Local, Situation};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
@@ -55,7 +55,7 @@ impl Machine {
             }
         };
         let uplink = found.as_ref().ok().filter(|_| lost.is_none()).map(|situation| situation.uplink.clone());
-        let was_known = self.status.borrow().uplink.is_some();
+        let was_known = self.status.uplink.is_some();
         if let Some(reason) = lost.as_ref().filter(|_| was_known) {
             self.events.push(Event::UplinkLost(reason.clone()));
         }
@@ -77,13 +77,12 @@ impl Machine {
         }
         let mtu = inputs::pod_mtu(&*self.backend, &situation);
         let unknown = situation.host.left_out;
-        let shown = |status: &Status| (status.uplink.clone(), status.mtu, status.unknown_host_objects);
-        self.status.send_if(
-            |status| shown(status) != (uplink.clone(), Some(mtu), unknown),
-            |status| {
-                (status.uplink, status.mtu, status.unknown_host_objects) = (uplink.clone(), Some(mtu), unknown);
-            },
-        );
+        let status = &self.status;
+        if (&status.uplink, status.mtu, status.unknown_host_objects) != (&uplink, Some(mtu), unknown) {
+            self.show(|status| {
+                (status.uplink, status.mtu, status.unknown_host_objects) = (uplink, Some(mtu), unknown);
+            });
+        }
         if situation != *old {
             self.audit.expected |= situation.uplink != old.uplink;
             self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });

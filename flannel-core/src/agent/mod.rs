@@ -7,7 +7,7 @@
 //!    about the lease, or the timer.
 //! 2. [`kernel_call`](Machine::kernel_call) if no kernel call is under way, and [`store_call`](Machine::store_call) if no
 //!    store call is. What they return is carried out, and its answer is an input.
-//! 3. [`take_events`](Machine::take_events), to tell them.
+//! 3. [`take_status`](Machine::take_status) and [`take_events`](Machine::take_events), to publish them.
 //! 4. [`deadline`](Machine::deadline): when to come back with [`Input::Timer`] if nothing else happens.
 //!
 //! Any number of inputs may be handled before the calls are asked for: a burst becomes one round.
@@ -52,7 +52,6 @@ use crate::clock::BootTime;
 use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey, is_complete};
 use crate::net::{Dual, Prefix};
-use crate::overlay::published::Published;
 
 use crate::plan::{Object, Plan};
 use crate::state::State;
@@ -85,6 +84,8 @@ pub(crate) enum Input {
     Seen(Result<State, KernelError>),
     Applied(ApplyReport),
     Lease(Result<Lease, SubnetError>),
+    /// What has become of `subnet.env`, which the driver writes.
+    EnvFile(EnvFile),
     Timer,
 }
 
@@ -127,7 +128,9 @@ pub(crate) struct Machine {
     jitter: Jitter,
     /// What was last heard of the store.
     health: StoreHealth,
-    status: Published,
+    status: Status,
+    /// Whether it has changed since it was last taken.
+    status_changed: bool,
     /// What the status has yet to show of what the store said.
     stale: Stale,
     /// What cannot pass by itself, as the first round showed.
@@ -201,7 +204,7 @@ impl Machine {
         settings: Arc<Settings>,
         backend: Arc<dyn Backend>,
         local: Local,
-        status: Published,
+        status: Status,
         now: BootTime,
         jitter: Jitter,
     ) -> Self {
@@ -226,6 +229,7 @@ impl Machine {
             jitter,
             health: StoreHealth::default(),
             status,
+            status_changed: true,
             stale: Stale::default(),
             fatal: None,
             events: vec![Event::LeaseAcquired(Arc::clone(&local.lease))],
@@ -238,7 +242,7 @@ impl Machine {
         let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
         let unknown = machine.local.situation.host.left_out;
         let mtu = inputs::pod_mtu(&*machine.backend, &machine.local.situation);
-        machine.status.send_modify(|status| {
+        machine.show(|status| {
             status.phase = Phase::LeaseHeld;
             (status.lease, status.uplink, status.mtu) = (Some(lease), Some(uplink), Some(mtu));
             status.unknown_host_objects = unknown;
@@ -269,6 +273,16 @@ impl Machine {
 
     pub(crate) fn divergence(&self) -> &Divergence {
         &self.divergence
+    }
+
+    /// The status.
+    pub(crate) fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// The status, if it has changed since the last call.
+    pub(crate) fn take_status(&mut self) -> Option<&Status> {
+        std::mem::take(&mut self.status_changed).then_some(&self.status)
     }
 
     /// Takes the events since the last call.
@@ -311,6 +325,7 @@ impl Machine {
             Input::Seen(seen) => self.seen(now, seen),
             Input::Applied(report) => self.applied(now, report),
             Input::Lease(answer) => self.lease_answer(now, answer),
+            Input::EnvFile(file) => self.show_env_file(file),
             Input::Timer => {}
         }
         self.expire_lease(now);
@@ -471,7 +486,7 @@ impl Machine {
         if reset.is_some() {
             self.relist.listed(self.admission.has_room_again());
             self.show_peers();
-            self.events.push(Event::Snapshot(self.status.borrow().peers));
+            self.events.push(Event::Snapshot(self.status.peers));
         }
     }
 

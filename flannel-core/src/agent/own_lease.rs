@@ -56,15 +56,15 @@ impl Machine {
             // Nothing is asked any more: what calls said last is not true for ever.
             self.store_well(Source::Calls);
         }
-        self.status.send_modify(|status| (status.lease, status.phase) = (None, Phase::Starting));
+        self.show(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
     /// Another lease, or the same with other contents, is ours now.
     pub(super) fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
         let old = &self.local.lease;
-        let regained = self.status.borrow().lease.is_none();
+        let regained = self.status.lease.is_none();
         let matters = regained || old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;
-        self.status.send_modify(|status| {
+        self.show(|status| {
             status.lease = Some(Arc::clone(&lease));
             if regained {
                 // The next audit says what is true of the kernel.

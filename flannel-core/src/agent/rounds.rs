@@ -233,7 +233,7 @@ impl Machine {
             (_, false) => Phase::LeaseHeld,
         };
         self.show_round(phase, error, undone);
-        self.status.send_modify(|status| {
+        self.show(|status| {
             status.audits += 1;
             status.drift_repaired += repaired as u64;
         });
@@ -305,7 +305,7 @@ impl Machine {
         }
         self.show_changed_skips(changes.keys(), skipped);
         if plan.is_empty() {
-            self.status.send_modify(|status| status.lease_rounds += 1);
+            self.show(|status| status.lease_rounds += 1);
             return None;
         }
         self.round = Round::Leasing { plan: Arc::new(plan) };
@@ -313,7 +313,7 @@ impl Machine {
     }
 
     pub(super) fn leased(&mut self, now: BootTime, plan: &Plan, report: &ApplyReport) {
-        self.status.send_modify(|status| status.lease_rounds += 1);
+        self.show(|status| status.lease_rounds += 1);
         if report.is_complete() {
             return;
         }

@@ -1,10 +1,10 @@
-//! What the machine shows of itself: the status, and the events that go with its changes.
+//! What the agent shows of itself: the status, and the events that go with its changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::admit::Change;
-use crate::agent::status::{Contact, Event, Hearing, PeerCounts, Phase, Status, WithheldBecause};
+use crate::agent::status::{Contact, EnvFile, Event, Hearing, PeerCounts, Phase, Status, WithheldBecause};
 use crate::agent::wanted;
 use crate::clock::BootTime;
 use crate::lease::LeaseKey;
@@ -14,9 +14,21 @@ use crate::plan::{Conflict, Object};
 use super::{Cause, Machine, SPACING};
 
 impl Machine {
+    /// Changes the status.
+    pub(super) fn show(&mut self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.status);
+        self.status_changed = true;
+    }
+
+    pub(super) fn show_env_file(&mut self, file: EnvFile) {
+        if self.status.subnet_env != file {
+            self.show(|status| status.subnet_env = file);
+        }
+    }
+
     pub(super) fn show_contact(&mut self) {
         let contact = self.health.contact();
-        let was = self.status.borrow().store.clone();
+        let was = self.status.store.clone();
         match (&was, &contact) {
             (Contact::Lost { .. }, Contact::Lost { .. }) => {}
             (_, Contact::Lost { error, .. }) => self.events.push(Event::StoreLost(error.clone())),
@@ -24,19 +36,19 @@ impl Machine {
             _ => {}
         }
         if was != contact {
-            self.status.send_modify(|status| status.store = contact);
+            self.show(|status| status.store = contact);
         }
     }
 
     pub(super) fn show_hearing(&mut self, hearing: Hearing) {
-        if self.status.borrow().notifications == hearing {
+        if self.status.notifications == hearing {
             return;
         }
         self.events.push(match hearing {
             Hearing::Heard => Event::NotificationsBack,
             Hearing::Unheard => Event::NotificationsLost,
         });
-        self.status.send_modify(|status| status.notifications = hearing);
+        self.show(|status| status.notifications = hearing);
     }
 
     pub(super) fn show_peer(&mut self, change: &Change) {
@@ -49,18 +61,15 @@ impl Machine {
     }
 
     pub(super) fn show_error(&mut self, error: String) {
-        if self.status.borrow().last_error.as_ref() != Some(&error) {
+        if self.status.last_error.as_ref() != Some(&error) {
             self.events.push(Event::KernelTrouble(error.clone()));
-            self.status.send_modify(|status| status.last_error = Some(error));
+            self.show(|status| status.last_error = Some(error));
         }
     }
 
     pub(super) fn show_round(&mut self, phase: Phase, error: Option<String>, undone: usize) {
-        let (was, old_error) = {
-            let status = self.status.borrow();
-            (status.phase, status.last_error.clone())
-        };
-        if let Some(error) = error.as_ref().filter(|error| old_error.as_ref() != Some(error)) {
+        let was = self.status.phase;
+        if let Some(error) = error.as_ref().filter(|error| self.status.last_error.as_ref() != Some(error)) {
             self.events.push(Event::KernelTrouble(error.clone()));
         }
         // Whatever the kernel is like, nobody is ready without a lease (docs/faults.md, I16).
@@ -68,7 +77,7 @@ impl Machine {
         if phase == Phase::Ready && was != Phase::Ready {
             self.events.push(Event::Ready);
         }
-        self.status.send_modify(|status| {
+        self.show(|status| {
             (status.phase, status.undone, status.last_error) = (phase, undone, error);
         });
     }
@@ -81,7 +90,7 @@ impl Machine {
         let (dropped, own_trouble) = (self.admission.dropped(), self.admission.own_trouble());
         let unprotected = self.admission.withheld_overflow();
         {
-            let status = self.status.borrow();
+            let status = &self.status;
             let fresh = quarantined.iter().filter(|(key, reason)| status.quarantined.get(*key) != Some(*reason));
             self.events.extend(fresh.map(|(key, reason)| Event::PeerQuarantined(key.clone(), reason.clone())));
             if dropped > 0 && status.peers.dropped == 0 {
@@ -91,11 +100,13 @@ impl Machine {
                 self.events.push(Event::OwnTrouble(own_trouble.clone()));
             }
         }
-        let (accepted, skipped) = (self.accepted, self.status.borrow().peers.skipped);
+        let (accepted, skipped) = (self.accepted, self.status.peers.skipped);
         let peers = PeerCounts { accepted, skipped, quarantined: self.admission.quarantined_count(), dropped };
-        self.status.send_modify(|status| {
-            (status.quarantined, status.own_trouble, status.peers) = (quarantined, own_trouble, peers);
-            status.unprotected = unprotected;
+        self.show(|status| {
+            if *status.quarantined != quarantined {
+                status.quarantined = Arc::new(quarantined);
+            }
+            (status.own_trouble, status.peers, status.unprotected) = (own_trouble, peers, unprotected);
         });
     }
 
@@ -106,75 +117,75 @@ impl Machine {
     }
 
     pub(super) fn show_skips(&mut self, skips: wanted::Skips) {
-        self.status.send_modify(|status| {
-            status.skipped = skips;
-            status.peers.skipped = skipped_peers(&status.skipped);
+        self.show(|status| {
+            status.peers.skipped = skipped_peers(&skips);
+            if *status.skipped != skips {
+                status.skipped = Arc::new(skips);
+            }
         });
     }
 
     pub(super) fn show_changed_skips<'a>(&mut self, keys: impl Iterator<Item = &'a LeaseKey>, skips: wanted::Skips) {
-        if skips.is_empty() && self.status.borrow().skipped.is_empty() {
+        if skips.is_empty() && self.status.skipped.is_empty() {
             return;
         }
-        self.status.send_modify(|status| {
+        self.show(|status| {
+            let skipped = Arc::make_mut(&mut status.skipped);
             for key in keys {
-                let former = crate::net::Family::BOTH.map(|family| status.skipped.remove(&(key.clone(), family)));
+                let former = crate::net::Family::BOTH.map(|family| skipped.remove(&(key.clone(), family)));
                 status.peers.skipped -= usize::from(former.iter().any(Option::is_some));
             }
             status.peers.skipped += skipped_peers(&skips);
-            status.skipped.extend(skips);
+            skipped.extend(skips);
         });
     }
 
     pub(super) fn show_conflicts<'a>(&mut self, conflicts: impl Iterator<Item = &'a Conflict> + Clone) {
         let count = conflicts.clone().count();
         let conflicts: Vec<_> = conflicts.take(Status::MAX_CONFLICTS).cloned().collect();
-        {
-            let status = self.status.borrow();
-            let fresh = conflicts.iter().filter(|conflict| !status.conflicts.contains(conflict));
-            self.events.extend(fresh.cloned().map(Event::ConflictFound));
+        let fresh = conflicts.iter().filter(|conflict| !self.status.conflicts.contains(conflict));
+        self.events.extend(fresh.cloned().map(Event::ConflictFound));
+        if *self.status.conflicts != conflicts || self.status.conflict_count != count {
+            self.show(|status| (status.conflicts, status.conflict_count) = (Arc::new(conflicts), count));
         }
-        let is_due = |status: &Status| status.conflicts != conflicts || status.conflict_count != count;
-        self.status.send_if(is_due, |status| {
-            (status.conflicts, status.conflict_count) = (conflicts.clone(), count);
-        });
     }
 
     pub(super) fn show_refused(&mut self) {
         let refused = self.refused.objects();
-        if self.status.borrow().refused == *refused {
+        if *self.status.refused == *refused {
             return;
         }
-        let fresh = refused.iter().filter(|(object, _)| !self.status.borrow().refused.contains_key(*object));
+        let fresh = refused.iter().filter(|(object, _)| !self.status.refused.contains_key(*object));
         self.events.extend(fresh.map(|(object, refusal)| Event::Refused(object.clone(), refusal.clone())));
-        self.status.send_modify(|status| status.refused.clone_from(refused));
+        let refused = Arc::new(refused.clone());
+        self.show(|status| status.refused = refused);
     }
 
     pub(super) fn show_contested(&mut self) {
         if self.guard.flapping.take_changed() {
             let contested: Vec<Object> = self.guard.flapping.contested().cloned().collect();
-            self.status.send_modify(|status| status.contested = contested);
+            self.show(|status| status.contested = Arc::new(contested));
         }
     }
 
     pub(super) fn show_challenged(&mut self) {
         let challenged = self.renewal.challenged();
-        if self.status.borrow().challenged != challenged {
-            self.status.send_modify(|status| status.challenged = challenged);
+        if self.status.challenged != challenged {
+            self.show(|status| status.challenged = challenged);
         }
     }
 
     pub(super) fn show_withheld(&mut self, now: BootTime) {
         let mut prefixes = std::mem::take(&mut self.stale.prefixes);
         if std::mem::take(&mut self.stale.all_prefixes) {
-            prefixes.extend(self.status.borrow().withheld.keys());
+            prefixes.extend(self.status.withheld.keys());
             prefixes.extend(self.admission.withheld());
             prefixes.extend(self.guard.unconfirmed());
             prefixes.extend(self.guard.unreached());
             prefixes.extend(self.guard.mass().iter().flat_map(|mass| &mass.prefixes));
         }
         let changes: Vec<_> = {
-            let withheld = &self.status.borrow().withheld;
+            let withheld = &self.status.withheld;
             let fresh = prefixes.into_iter().map(|prefix| (prefix, self.why_withheld(&prefix, now)));
             fresh.filter(|(prefix, because)| withheld.get(prefix) != because.as_ref()).collect()
         };
@@ -182,11 +193,12 @@ impl Machine {
             return;
         }
         let mut freed = false;
-        self.status.send_modify(|status| {
+        self.show(|status| {
+            let withheld = Arc::make_mut(&mut status.withheld);
             for (prefix, because) in changes {
                 let before = match because {
-                    Some(because) => status.withheld.insert(prefix, because),
-                    None => status.withheld.remove(&prefix),
+                    Some(because) => withheld.insert(prefix, because),
+                    None => withheld.remove(&prefix),
                 };
                 freed |= because.is_none() && before == Some(WithheldBecause::BadRecord);
             }
@@ -196,7 +208,7 @@ impl Machine {
             self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
         if self.guard.mass().is_some() {
-            self.events.push(Event::DeletionsWithheld(self.status.borrow().withheld.len()));
+            self.events.push(Event::DeletionsWithheld(self.status.withheld.len()));
         }
     }
 

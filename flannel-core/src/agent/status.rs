@@ -140,7 +140,7 @@ impl Refusal {
     }
 }
 
-/// The agent's state, published whenever it changes.
+/// The agent's state, published whenever it changes. Cheap to clone: what may be large is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
@@ -164,24 +164,24 @@ pub struct Status {
     pub peers: PeerCounts,
     /// Records that are no peers, with the reason: the first [`MAX_QUARANTINED`](Self::MAX_QUARANTINED) in the order of
     /// keys. [`PeerCounts::quarantined`] counts all.
-    pub quarantined: BTreeMap<LeaseKey, Reason>,
+    pub quarantined: Arc<BTreeMap<LeaseKey, Reason>>,
     /// Why other nodes do not take our own record for a peer, as far as that can be known here.
     pub own_trouble: Option<Reason>,
     /// Peers the backend gives nothing, with the reason.
-    pub skipped: BTreeMap<(LeaseKey, Family), Skip>,
+    pub skipped: Arc<BTreeMap<(LeaseKey, Family), Skip>>,
     /// Strangers' objects in our way: the first [`MAX_CONFLICTS`](Self::MAX_CONFLICTS).
-    pub conflicts: Vec<Conflict>,
+    pub conflicts: Arc<Vec<Conflict>>,
     /// How many there are.
     pub conflict_count: usize,
     /// Objects that somebody else keeps changing.
-    pub contested: Vec<Object>,
+    pub contested: Arc<Vec<Object>>,
     /// Writes that the kernel refused in the last audit, at most 1024 of them.
-    pub refused: BTreeMap<Object, Refusal>,
+    pub refused: Arc<BTreeMap<Object, Refusal>>,
     /// Former networks of this node that may still hold routes of ours: they are looked at once the present one is in
     /// place and the store speaks.
-    pub former: Vec<Prefix>,
+    pub former: Arc<Vec<Prefix>>,
     /// Prefixes whose deletion waits, or the replacement of their route.
-    pub withheld: BTreeMap<Prefix, WithheldBecause>,
+    pub withheld: Arc<BTreeMap<Prefix, WithheldBecause>>,
     /// Prefixes that bad records name and that are not withheld all the same, because there are more than
     /// [`Admission::MAX_WITHHELD`](crate::admit::Admission::MAX_WITHHELD): what is there of ours is deleted as if nobody named
     /// it. Counted since the store last listed everything. Mend or delete the bad records.
@@ -224,15 +224,15 @@ impl Default for Status {
             notifications: Hearing::default(),
             subnet_env: EnvFile::default(),
             peers: PeerCounts::default(),
-            quarantined: BTreeMap::new(),
+            quarantined: Arc::default(),
             own_trouble: None,
-            skipped: BTreeMap::new(),
-            conflicts: Vec::new(),
+            skipped: Arc::default(),
+            conflicts: Arc::default(),
             conflict_count: 0,
-            contested: Vec::new(),
-            refused: BTreeMap::new(),
-            former: Vec::new(),
-            withheld: BTreeMap::new(),
+            contested: Arc::default(),
+            refused: Arc::default(),
+            former: Arc::default(),
+            withheld: Arc::default(),
             unprotected: 0,
             unknown_host_objects: 0,
             undone: 0,

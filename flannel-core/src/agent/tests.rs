@@ -13,7 +13,6 @@ use crate::config::NetworkConfig;
 use crate::kernel::{ApplyReport, Device, Hint, HostFacts, Scope};
 use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
-use crate::overlay::published::Published;
 use crate::plan::Op;
 use crate::state::{Link, LinkId, LinkKind, LinkName, PeerState, Route, RouteKey, State, Vxlan};
 use crate::testing::arbitrary;
@@ -79,7 +78,7 @@ fn machine() -> Machine {
 fn machine_on(host: HostFacts, backend: MockBackend) -> Machine {
     let situation = Situation { host: Arc::new(host), ..arbitrary::situation(config()) };
     let local: Local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
-    let status = Published::new(Status::default());
+    let status = Status::default();
     Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1))
 }
 
@@ -124,7 +123,7 @@ fn a_list_of_more_than_is_held_does_not_say_that_the_own_record_is_gone() {
     machine.handle(at(0), Input::Store(Ok(own_record())));
     machine.handle(at(1), Input::Store(Ok(bad_records(MAX_RECORDS + 1))));
     assert!(machine.held_lease().is_some() && machine.store_call(at(1)).is_none());
-    let trouble = machine.status.borrow().own_trouble.clone();
+    let trouble = machine.status.own_trouble.clone();
     assert!(matches!(trouble, Some(Reason::TooMany)), "the youngest are left out, and so by other nodes: {trouble:?}");
     machine.handle(at(2), Input::Store(Ok(bad_records(MAX_RECORDS))));
     assert!(machine.held_lease().is_none());
@@ -135,7 +134,7 @@ fn a_lease_that_has_run_out_is_not_renewed_though_no_wake_has_said_so() {
     let situation = Situation { host: Arc::new(arbitrary::host()), ..arbitrary::situation(config()) };
     let mut local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
     local.lease = Arc::new(Lease { expires: Some(at(60_000)), ..(*local.lease).clone() });
-    let status = Published::new(Status::default());
+    let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
     // The host slept, and it is a question that wakes the agent.
     assert!(matches!(machine.store_call(at(60_000)), Some(StoreCall::Acquire(_))));
@@ -185,7 +184,7 @@ fn a_lease_is_taken_again_though_an_address_that_does_not_identify_the_node_is_g
     const BOTH: &[Family] = &Family::BOTH;
     let situation = arbitrary::situation(arbitrary::config(BOTH, r#"{"Type":"tunnel"}"#));
     let local = arbitrary::local(situation, arbitrary::lease(1, BOTH, "tunnel").attrs);
-    let status = Published::new(Status::default());
+    let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
     let own = arbitrary::record(arbitrary::lease(1, BOTH, "tunnel"), 1);
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(vec![own]))));
@@ -319,7 +318,7 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Upsert(peer))));
     let seen = with_route(prefix, direct);
     assert_eq!(written(&mut machine, at(0), &unconnected(), &seen), []);
-    let status = machine.status.borrow().clone();
+    let status = machine.status.clone();
     assert_eq!((status.phase, status.withheld.contains_key(&prefix)), (Phase::Ready, true));
     let (mut now, mut ops) = (at(0), Vec::new());
     while ops.is_empty() && now < at(60_000) {
@@ -329,7 +328,7 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
     }
     assert_eq!(ops, [Op::ReplaceRoute { prefix, change: Box::new((direct, tunnel)) }]);
     assert_eq!(now, at(10_000));
-    let status = machine.status.borrow().clone();
+    let status = machine.status.clone();
     assert_eq!((status.phase, status.withheld.len()), (Phase::Ready, 0));
     // Served: the timer sleeps until something else is due.
     written(&mut machine, now, &unconnected(), &with_route(prefix, tunnel));
@@ -352,7 +351,7 @@ fn a_shared_ethernet_address_sets_no_deadline_that_waits_for_the_kernel() {
     let attrs = arbitrary::lease(1, V4, "tunnel").attrs;
     backend.expect_advertise().returning(move |_| Ok(attrs.clone()));
     let local = arbitrary::local(arbitrary::situation(config()), arbitrary::lease(1, V4, "tunnel").attrs);
-    let status = Published::new(Status::default());
+    let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
     let older = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 1);
     let own = arbitrary::record(arbitrary::lease(1, V4, "tunnel"), 2);

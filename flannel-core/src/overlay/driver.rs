@@ -13,7 +13,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, debug_span};
 
 use crate::agent::{
-    Input, KernelCall, Machine, Phase, Preview, Settings, Status, StoreCall, Teardown, explain, inputs,
+    Input, KernelCall, Machine, Phase, Preview, Settings, StoreCall, Teardown, explain, inputs,
 };
 use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
@@ -155,10 +155,7 @@ impl<'a> Driver<'a> {
                     continue;
                 }
                 outcome = self.env.finished() => {
-                    let file = self.env.ended(self.seams.clock.now(), outcome);
-                    let is_due = |status: &Status| status.subnet_env != file;
-                    self.seams.status.send_if(is_due, |status| status.subnet_env = file.clone());
-                    continue;
+                    Input::EnvFile(self.env.ended(self.seams.clock.now(), outcome))
                 }
                 // One look at a time: another would leave the first one's asker without an answer.
                 Some(question) = self.questions.recv(), if self.preview.is_none() => {
@@ -225,6 +222,7 @@ impl<'a> Driver<'a> {
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
             self.machine.handle(self.seams.clock.now(), Input::Lease(answer));
+            self.publish();
         }
         let last = match self.machine.held_lease().map(|lease| Lease::clone(lease)) {
             held if unknown => LastLease::Unknown(held),
@@ -304,7 +302,7 @@ impl<'a> Driver<'a> {
     /// Has `subnet.env` say what is true, once the devices are there.
     fn keep_env(&mut self) {
         let Some(masquerade) = self.env.file().map(|file| file.masquerade) else { return };
-        if self.seams.status.borrow().phase < Phase::DeviceReady {
+        if self.machine.status().phase < Phase::DeviceReady {
             return self.env.wait();
         }
         let places = if self.machine.has_former() { Places::Remember } else { Places::Forget };
@@ -312,7 +310,11 @@ impl<'a> Driver<'a> {
         self.env.keep(self.seams.clock.now(), wanted, places);
     }
 
+    /// Publishes the status, then what happened: who hears of an event finds it in the status.
     fn publish(&mut self) {
+        if let Some(status) = self.machine.take_status() {
+            self.seams.status.set(status.clone());
+        }
         for event in self.machine.take_events() {
             self.seams.tell(event);
         }

@@ -104,8 +104,6 @@ impl Handle {
             if status.phase == Phase::Stopped {
                 return Err(Ended);
             }
-            // Kept while waiting, it would have to be copied by whoever changes it.
-            drop(status);
             watch.changed().await.map_err(|_| Ended)?;
         }
     }

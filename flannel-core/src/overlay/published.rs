@@ -1,4 +1,4 @@
-//! The status as it is published: changed in place by the agent, read as a value by everybody else.
+//! The status as it is published: a value to whoever reads it.
 
 use std::sync::Arc;
 
@@ -6,8 +6,7 @@ use tokio::sync::watch;
 
 use crate::agent::Status;
 
-/// The agent's end. A reader takes an [`Arc`] and no lock, so whatever it does with it keeps nobody waiting; the agent
-/// copies the status only when a reader still has the last one while something changes.
+/// The agent's end. A reader takes an [`Arc`] and no lock, so whatever it does with it keeps nobody waiting.
 #[derive(Debug, Clone)]
 pub(crate) struct Published(watch::Sender<Arc<Status>>);
 
@@ -35,6 +34,11 @@ impl Published {
             }
             due
         })
+    }
+
+    /// Publishes this one.
+    pub(crate) fn set(&self, status: Status) {
+        self.0.send_replace(Arc::new(status));
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Status>> {

@@ -175,7 +175,7 @@ impl Overlay {
         let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
         let local = Local { lease, situation: surveyed.situation };
         let now = self.seams.clock.now();
-        let status = Published::new(Status::default());
+        let status = Status::default();
         let settings = Arc::clone(&self.settings);
         let mut machine = Machine::new(settings, surveyed.backend, local, status, now, self.seams.jitter.clone());
         let mut watch = self.seams.subnets.watch();
@@ -271,8 +271,8 @@ async fn agent(
     let is_new = situation.previous.is_none();
     let local = Local { lease: Arc::new(lease), situation };
     let now = seams.clock.now();
-    let mut machine =
-        Machine::new(Arc::clone(&settings), backend, local, seams.status.clone(), now, seams.jitter.clone());
+    let status = Status::clone(&seams.status.borrow());
+    let mut machine = Machine::new(Arc::clone(&settings), backend, local, status, now, seams.jitter.clone());
     if now.since(read) > FRESH {
         machine.doubt_host();
     }

@@ -126,7 +126,7 @@ async fn who_joined_after_the_last_write_keeps_its_route_until_the_store_says_ot
     agent.audited().await;
     assert_eq!(keeping.routes(1..=5), [1, 2, 3, 4, 5]);
     let unconfirmed = [(subnet(4), WithheldBecause::Unconfirmed), (subnet(5), WithheldBecause::Unconfirmed)];
-    assert_eq!(agent.status().withheld, unconfirmed.into());
+    assert_eq!(*agent.status().withheld, unconfirmed.into());
     keeping.node.leave([5]);
     keeping.node.store.recover();
     eventually("the store has decided", || keeping.routes(1..=5) == [1, 2, 3, 4]).await;

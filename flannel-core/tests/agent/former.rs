@@ -92,7 +92,7 @@ async fn a_former_network_is_remembered_until_nothing_is_left_there() {
     // Pods get addresses of the present network all the same.
     assert_eq!((moved.left(), moved.network_in_file()), (1, Some("10.43.0.0/16".parse().unwrap())));
     let status = agent.status();
-    assert_eq!((status.former, status.phase), (vec!["10.42.0.0/16".parse().unwrap()], Phase::Ready));
+    assert_eq!((&**status.former, status.phase), (&["10.42.0.0/16".parse().unwrap()][..], Phase::Ready));
     agent.killed().await;
     moved.node.kernel.obey();
     let agent = moved.run();
