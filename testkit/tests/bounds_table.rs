@@ -1,5 +1,4 @@
 //! `docs/bounds.md` names constants and tests that exist, with the values they have.
-#![expect(clippy::expect_used, reason = "helpers of tests")]
 
 mod repository;
 

@@ -220,7 +220,7 @@ fn subnet(env: &str) -> String {
 fn full_pipe(site: &Site) -> (PathBuf, fs::File) {
     let path = site.path("pipe");
     assert!(site.tool(1, &["mkfifo", &path.display().to_string()]).code == Some(0));
-    let nonblocking = nix::libc::O_NONBLOCK;
+    let nonblocking = libc::O_NONBLOCK;
     let mut pipe = fs::OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(&path).unwrap();
     while pipe.write(&[b'x'; 4096]).is_ok() {}
     while pipe.write(b"x").is_ok() {}

@@ -1,4 +1,5 @@
 //! The files of this repository.
+#![expect(clippy::expect_used, reason = "helpers of tests")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
