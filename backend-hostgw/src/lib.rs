@@ -3,10 +3,9 @@
 //! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::Scope;
+use flannel_core::kernel::{LinkId, PeerState, Route, Scope, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
-use flannel_core::state::{LinkId, PeerState, Route, State};
 
 /// The backend. It has no settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,8 +1,8 @@
 //! The `Backend` object's keys.
 
 use flannel_core::config::{ConfigError, NetworkConfig};
+use flannel_core::kernel::LinkName;
 use flannel_core::net::{Family, Mtu, Vni};
-use flannel_core::state::LinkName;
 
 /// The settings of the VXLAN backend.
 ///

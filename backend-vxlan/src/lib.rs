@@ -10,10 +10,9 @@ mod wire;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::config::NetworkConfig;
-use flannel_core::kernel::Scope;
+use flannel_core::kernel::{PeerState, Scope, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
-use flannel_core::state::{PeerState, State};
 
 pub use config::Config;
 

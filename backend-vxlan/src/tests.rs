@@ -1,10 +1,9 @@
 use std::sync::Arc;
 
-use flannel_core::kernel::{HostFacts, HostLink};
+use flannel_core::kernel::{HostFacts, HostLink, Link, LinkId, LinkKind, LinkName, Op, OpText};
 use flannel_core::lease::{Json, Lease};
 use flannel_core::net::{Dual, Prefix, Vni};
-use flannel_core::plan::{Op, OpText, plan};
-use flannel_core::state::{Link, LinkId, LinkKind, LinkName};
+use flannel_core::plan::plan;
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
 use proptest::prelude::*;

@@ -2,10 +2,11 @@
 
 use flannel_core::backend::{BackendError, Local, Peer, Situation, Skip};
 use flannel_core::config::ConfigError;
-use flannel_core::kernel::{Device, HostLink, Scope};
+use flannel_core::kernel::{
+    AddressKey, Device, FdbKey, HostLink, Link, LinkId, LinkKind, NeighbourKey, PeerState, Route, Scope, State, Vxlan,
+};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
-use flannel_core::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, PeerState, Route, State, Vxlan};
 
 use crate::config::{Config, device_name};
 use crate::wire;

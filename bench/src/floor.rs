@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use flannel_core::state::Route;
+use flannel_core::kernel::Route;
 
 use bench::peers::{mac, prefix, public, subnet};
 use bench::{Error, bed};

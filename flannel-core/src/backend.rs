@@ -7,10 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{ConfigError, NetworkConfig};
-use crate::kernel::{HostFacts, OverlayName, Scope};
+use crate::kernel::{HostFacts, LinkName, OverlayName, PeerState, Scope, State};
 use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
-use crate::state::{LinkName, PeerState, State};
 use crate::subnet::NodeIdentity;
 use crate::text::Plain;
 

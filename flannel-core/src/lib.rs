@@ -19,7 +19,6 @@ pub mod net;
 pub mod netlink;
 pub mod overlay;
 pub mod plan;
-pub mod state;
 pub mod subnet;
 pub mod subnet_env;
 #[cfg(feature = "testing")]

@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 /// writing. An escape is spelt as in JSON, `\u001b`, and stays as it is when it is escaped again.
 ///
 /// What comes from a lease store, from the kernel or from another program goes through this wherever it is shown:
-/// [`LeaseKey`](crate::lease::LeaseKey), [`Reason`](crate::admit::Reason), [`LinkName`](crate::state::LinkName) and the
+/// [`LeaseKey`](crate::lease::LeaseKey), [`Reason`](crate::admit::Reason), [`LinkName`](crate::kernel::LinkName) and the
 /// texts of errors in [`Status`](crate::overlay::Status) and [`Event`](crate::overlay::Event) do so by themselves.
 #[derive(Debug, Clone, Copy)]
 pub struct Plain<T>(pub T);
@@ -75,10 +75,10 @@ mod tests {
     use super::*;
     use crate::admit::Reason;
     use crate::backend::Skip;
+    use crate::kernel::LinkName;
     use crate::lease::{LeaseAttrs, LeaseKey};
     use crate::net::MacAddr;
     use crate::overlay::{Explanation, LossReason, Verdict};
-    use crate::state::LinkName;
     use crate::subnet::SubnetError;
 
     /// Text as an attacker would write it: any characters, among them many that are not plain.

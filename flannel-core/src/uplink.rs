@@ -9,9 +9,8 @@ use std::net::IpAddr;
 pub use pattern::{Pattern, PatternError};
 
 use crate::backend::Uplink;
-use crate::kernel::{HostAddress, HostFacts, HostLink};
+use crate::kernel::{HostAddress, HostFacts, HostLink, LinkName};
 use crate::net::{Dual, Family, Mtu, Prefix, is_link_local, is_public_unicast};
-use crate::state::LinkName;
 
 /// How to find the interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -4,10 +4,8 @@
 #[cfg(test)]
 mod lab;
 
-use flannel_core::kernel::{EEXIST, Kernel, KernelError};
+use flannel_core::kernel::{EEXIST, Kernel, KernelError, LinkId, LinkKind, Op, Route, RouteKey, RouteKind, State};
 use flannel_core::net::{Family, MacAddr, Prefix};
-use flannel_core::plan::{Op, Plan};
-use flannel_core::state::{LinkId, LinkKind, Route, RouteKey, RouteKind, State};
 use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, index_of, ip, peer, subnet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,7 +87,7 @@ fn a_changed_peer_is_replaced_in_place() {
         let (fdb, dst) = peer(Family::V4, OWN, 2).fdb.unwrap();
         overlay.wanted.neighbours.insert(key, new_mac);
         overlay.wanted.fdb.remove(&fdb);
-        overlay.wanted.fdb.insert(flannel_core::state::FdbKey { mac: new_mac, ..fdb }, dst);
+        overlay.wanted.fdb.insert(flannel_core::kernel::FdbKey { mac: new_mac, ..fdb }, dst);
         let (moved, _) = peer(Family::V4, OWN, 3).fdb.unwrap();
         overlay.wanted.fdb.insert(moved, "172.31.0.1".parse().unwrap());
         lab.converge(&overlay).await;
@@ -218,7 +216,7 @@ fn the_kernels_own_words_reach_the_error() {
         // It comes after the look: a look would have shown it, and the plan would have been a conflict.
         let plan = lab.plan(&overlay).await;
         ip("link add blocker type vxlan id 1 dev up0 local 192.0.2.1 dstport 8472");
-        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.clone())).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.ops.clone())).await;
         let (place, KernelError::Refused { errno, message, doing }) = &report.refused[0] else {
             panic!("{report:?}");
         };
@@ -239,7 +237,7 @@ fn a_refused_forwarding_entry_skips_its_own_neighbour_and_route_alone() {
         let (key, _) = peer(Family::V4, OWN, 150).fdb.unwrap();
         overlay.wanted.fdb.insert(key, "2001:db8::7".parse().unwrap());
         let plan = lab.plan(&overlay).await;
-        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.clone())).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.ops.clone())).await;
         let [(refused, _)] = report.refused.as_slice() else { panic!("{report:?}") };
         assert!(matches!(&plan.ops[*refused], Op::PutFdb { key: found, .. } if *found == key), "{report:?}");
         let [neighbour, route] = report.skipped.as_slice() else { panic!("{report:?}") };
@@ -258,7 +256,7 @@ fn a_device_that_was_not_made_is_refused_and_what_is_on_it_is_skipped() {
         // The second device's VNI belongs to somebody else.
         let plan = lab.plan(&overlay).await;
         ip("link add blocker type vxlan id 1 dev up0 local 2001:db8::1 dstport 8472");
-        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.clone())).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.ops.clone())).await;
         assert_eq!(report.refused.len(), 1, "{report:?}");
         assert_eq!(report.skipped.len(), 7, "{report:?}");
         assert_eq!(report.applied, plan.ops.len() - 8);
@@ -282,7 +280,7 @@ fn a_full_send_of_refusals_is_reported_one_by_one() {
             .iter()
             .map(|(key, route)| Op::CreateRoute { prefix: key.prefix, route: *route })
             .collect();
-        let report = lab.kernel.apply(&overlay.scope, Arc::new(Plan { ops, ..Plan::default() })).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(ops)).await;
         assert_eq!(report.refused.iter().map(|(place, _)| *place).collect::<Vec<_>>(), (0..300).collect::<Vec<_>>());
         assert!(report.refused.iter().all(|(_, error)| matches!(error, KernelError::Refused { errno: EEXIST, .. })));
         assert_eq!(report.applied, 0);
@@ -329,7 +327,7 @@ fn a_route_of_another_owner_survives_our_delete() {
         ip("route replace 10.0.1.0/24 via 192.0.2.9 proto static");
         let (prefix, route) = peer(Family::V4, OWN, 1).route.unwrap();
         let ops = vec![Op::DeleteRoute { prefix, route }];
-        let report = lab.kernel.apply(&overlay.scope, Arc::new(Plan { ops, ..Plan::default() })).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(ops)).await;
         assert!(matches!(report.refused.as_slice(), [(0, KernelError::Refused { .. })]), "{report:?}");
         assert!(ip("route").contains("10.0.1.0/24 via 192.0.2.9"));
     });
@@ -414,7 +412,7 @@ fn requests_work_after_futures_were_dropped() {
         let overlay = Overlay::vxlan(V4, 500);
         let plan = lab.plan(&overlay).await;
         for _ in 0..20 {
-            let apply = lab.kernel.apply(&overlay.scope, Arc::new(plan.clone()));
+            let apply = lab.kernel.apply(&overlay.scope, Arc::new(plan.ops.clone()));
             let observe = lab.kernel.observe(&overlay.scope);
             tokio::select! {
                 biased;
@@ -505,7 +503,7 @@ fn routes_have_scopes_only_where_there_are_many_and_keep_the_ones_they_have() {
             round.add(&joining);
             let plan = flannel_core::plan::plan(&round, &State::default(), &few.scope, &|_| None);
             assert_eq!(plan.ops.len(), 3);
-            assert!(lab.kernel.apply(&few.scope, Arc::new(plan)).await.is_complete());
+            assert!(lab.kernel.apply(&few.scope, Arc::new(plan.ops)).await.is_complete());
             many.wanted.add(&joining);
         }
         let expected = |n| Route::scope_for(&subnet(Family::V4, n));

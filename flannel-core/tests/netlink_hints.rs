@@ -7,9 +7,8 @@ mod lab;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flannel_core::kernel::{Hint, Kernel, OverlayName};
+use flannel_core::kernel::{FdbKey, Hint, Kernel, LinkId, LinkName, OverlayName, State};
 use flannel_core::net::{Family, MacAddr};
-use flannel_core::state::{FdbKey, LinkId, LinkName, State};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, ip, peer};
@@ -118,7 +117,7 @@ fn a_strangers_change_amid_our_writes_is_not_lost() {
         bridge("fdb add 02:04:00:00:00:01 dev flannel.1 dst 172.16.0.77 self permanent");
         let plan =
             flannel_core::plan::plan(&overlay.wanted, &overlay.without_peers().wanted, &overlay.scope, &|_| None);
-        lab.kernel.apply(&overlay.scope, Arc::new(plan)).await;
+        lab.kernel.apply(&overlay.scope, Arc::new(plan.ops)).await;
         assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
     });
 }
@@ -267,12 +266,12 @@ fn what_changed_after_a_look_is_hinted_and_a_write_of_that_look_harms_nobody() {
         let plan = lab.plan(&overlay).await;
         // A stranger's route where ours is about to be, and one that goes before we could delete it.
         ip("route add 10.0.1.0/24 via 192.0.2.9");
-        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan)).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.ops)).await;
         assert_eq!((report.refused.len(), report.applied), (1, 3 * 4 - 1), "{report:?}");
         assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
         let plan = lab.plan(&overlay.without_peers()).await;
         ip("route del 10.0.2.0/24");
-        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan)).await;
+        let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.ops)).await;
         assert_eq!(report.refused.len(), 1, "{report:?}");
         assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
         lab.converge(&overlay.without_peers()).await;

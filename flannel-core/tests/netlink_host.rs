@@ -9,10 +9,11 @@ use std::net::Ipv4Addr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use flannel_core::kernel::{HostFacts, HostRoute, Kernel, KernelError, OverlayName, Residence, Scope};
+use flannel_core::kernel::{
+    HostFacts, HostRoute, Kernel, KernelError, LinkId, LinkKind, OverlayName, Residence, Scope,
+};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::state::{LinkId, LinkKind};
 use futures_util::StreamExt;
 use lab::{DUAL, Overlay, PATIENCE, V4, in_lab, index_of, ip};
 

@@ -2,10 +2,9 @@
 //! by the default route (docs/compatibility.md, "Blackhole").
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::Scope;
+use flannel_core::kernel::{PeerState, Route, RouteKey, RouteKind, Scope, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
-use flannel_core::state::{PeerState, Route, RouteKey, RouteKind, State};
 
 /// Whether the own subnet gets such a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

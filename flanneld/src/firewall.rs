@@ -8,11 +8,10 @@ use std::time::Duration;
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::NetworkConfig;
 use flannel_core::firewall::{Firewall, FirewallError, Rules, VxlanGuard};
-use flannel_core::kernel::OverlayName;
+use flannel_core::kernel::{Op, OverlayName};
 use flannel_core::lease::Lease;
 use flannel_core::net::Prefix;
 use flannel_core::overlay::{Handle, Held, HeldBecause, WithheldBecause};
-use flannel_core::plan::Op;
 use flannel_core::subnet::SubnetManager;
 use flannel_firewall_iptables::Iptables;
 use flannel_firewall_nft::Nft;
@@ -383,8 +382,8 @@ mod tests {
     use async_trait::async_trait;
     use flannel_core::clock::BootTime;
     use flannel_core::firewall::Drift;
+    use flannel_core::kernel::{FdbKey, LinkId, NeighbourKey};
     use flannel_core::net::MacAddr;
-    use flannel_core::state::{FdbKey, LinkId, NeighbourKey};
 
     use super::*;
 

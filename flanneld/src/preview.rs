@@ -1,7 +1,8 @@
 //! What a start would change, as a document for programs.
 
+use flannel_core::kernel::{Op, OpText};
 use flannel_core::overlay::{Held, Preview};
-use flannel_core::plan::{Op, OpText, Plan};
+use flannel_core::plan::Plan;
 use serde::Serialize;
 
 use crate::status::{Conflict, Named};
@@ -45,9 +46,8 @@ impl Document {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flannel_core::kernel::{OverlayName, Scope};
+    use flannel_core::kernel::{Object, OverlayName, Scope};
     use flannel_core::net::Dual;
-    use flannel_core::plan::Object;
 
     #[test]
     fn of_many_conflicts_the_first_are_listed_and_all_counted() {

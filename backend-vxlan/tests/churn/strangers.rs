@@ -1,8 +1,7 @@
 //! What others have in a kernel: objects like ours, in our places, on devices beside ours.
 
-use flannel_core::kernel::OverlayName;
+use flannel_core::kernel::{Link, LinkKind, LinkName, OverlayName, RouteKind, Vxlan};
 use flannel_core::net::{Family, MacAddr, Prefix, Vni};
-use flannel_core::state::{Link, LinkKind, LinkName, RouteKind, Vxlan};
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement, Snapshot};
 

@@ -6,9 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::kernel::OverlayName;
-use crate::plan::Object;
-use crate::state::{Link, RouteKey, State};
+use crate::kernel::{Link, Object, OverlayName, RouteKey, State};
 
 #[derive(Debug, Default)]
 pub(crate) struct Divergence {

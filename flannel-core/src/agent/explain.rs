@@ -8,10 +8,9 @@ use crate::admit::{Claim, Reason};
 use crate::agent::Machine;
 use crate::agent::wanted;
 use crate::backend::Skip;
+use crate::kernel::{Object, PeerState};
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Prefix};
-use crate::plan::Object;
-use crate::state::PeerState;
 
 /// Why a peer is, or is not, programmed. Its `Display` is for people.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::BootTime;
-use crate::plan::{Object, Op};
+use crate::kernel::{Object, Op};
 
 /// So many writes …
 const WRITES: u8 = 10;
@@ -164,8 +164,8 @@ impl Flapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{LinkId, Route};
     use crate::net::Prefix;
-    use crate::state::{LinkId, Route};
 
     fn at(millis: u64) -> BootTime {
         BootTime(Duration::from_millis(millis))

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use crate::agent::status::Contact;
 use crate::clock::BootTime;
-use crate::kernel::{ApplyReport, KernelError, Scope};
+use crate::kernel::{ApplyReport, KernelError, Op, Scope, State};
 use crate::net::{Dual, Prefix};
-use crate::plan::{Op, Plan};
-use crate::state::State;
+use crate::plan::Plan;
 use crate::text::chain;
 
 use super::rounds::first_error;
@@ -83,15 +82,15 @@ impl Machine {
             });
             self.show_former();
         } else {
-            self.round = Round::Clearing { plan: Arc::new(plan) };
+            self.round = Round::Clearing { ops: Arc::new(plan.ops) };
         }
     }
 
-    pub(super) fn cleared(&mut self, now: BootTime, plan: &Plan, report: &ApplyReport) {
+    pub(super) fn cleared(&mut self, now: BootTime, ops: &[Op], report: &ApplyReport) {
         if !report.is_complete() {
             return self.former_trouble(now, first_error(report));
         }
-        tracing::info!(routes = plan.ops.len(), "what was left in the former network is removed");
+        tracing::info!(routes = ops.len(), "what was left in the former network is removed");
         // A look has to show that nothing is left; somebody who writes it again sets no pace.
         if let Some(former) = &mut self.former {
             former.due = now.after(SPACING);

@@ -34,6 +34,8 @@ mod store_health;
 mod tests;
 mod wanted;
 
+use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Object, Op, Scope, State};
+use crate::plan::{Conflict, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -49,12 +51,9 @@ use crate::agent::store_health::{Source, StoreHealth};
 use crate::backend::{Backend, Local, Situation};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
-use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Scope};
 use crate::lease::{Lease, LeaseEvent, LeaseKey, is_complete};
 use crate::net::{Dual, Prefix};
 
-use crate::plan::{Object, Plan};
-use crate::state::State;
 use crate::subnet::SubnetError;
 use crate::text::chain;
 
@@ -95,7 +94,7 @@ pub(crate) enum KernelCall {
     /// Of far routes only those to these addresses.
     Facts(Vec<IpAddr>),
     Observe(Scope),
-    Apply(Scope, Arc<Plan>),
+    Apply(Scope, Arc<Vec<Op>>),
 }
 
 pub(crate) struct Machine {
@@ -183,9 +182,9 @@ enum Round {
     Facts,
     Looking { started: BootTime },
     Auditing { audit: Audit, seen: State },
-    Leasing { plan: Arc<Plan> },
+    Leasing { ops: Arc<Vec<Op>> },
     LookingBack,
-    Clearing { plan: Arc<Plan> },
+    Clearing { ops: Arc<Vec<Op>> },
 }
 
 /// An audit that has come to writing.
@@ -196,7 +195,8 @@ struct Audit {
     drift: bool,
     /// Objects of peers that changed during the look: what is written of them is no drift in any case.
     moved: BTreeSet<Object>,
-    plan: Arc<Plan>,
+    ops: Arc<Vec<Op>>,
+    conflicts: Vec<Conflict>,
 }
 
 impl Machine {

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::agent::status::WithheldBecause;
 use crate::clock::BootTime;
-use crate::kernel::Scope;
-use crate::plan::{Op, OpText, Plan};
+use crate::kernel::{Op, OpText, Scope};
+use crate::plan::Plan;
 
 /// What the next audit would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +74,9 @@ impl fmt::Display for Preview {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::OverlayName;
+    use crate::kernel::{Object, OverlayName};
     use crate::net::Dual;
-    use crate::plan::{Conflict, Object};
+    use crate::plan::Conflict;
 
     #[test]
     fn of_many_conflicts_a_preview_tells_the_first_and_counts_the_others() {

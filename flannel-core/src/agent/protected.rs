@@ -8,9 +8,9 @@ use crate::agent::flapping::Flapping;
 use crate::agent::preview::HeldBecause;
 use crate::agent::status::{Contact, WithheldBecause};
 use crate::clock::BootTime;
+use crate::kernel::{Op, Refusals, Route};
 use crate::net::Prefix;
-use crate::plan::{Op, Plan, Refusals};
-use crate::state::Route;
+use crate::plan::Plan;
 
 /// How long a suspicious mass deletion waits (docs/design.md, "Guards").
 pub(crate) const MASS_WAIT: Duration = Duration::from_secs(60);
@@ -288,8 +288,8 @@ fn deletes_one_of(op: &Op, prefixes: &BTreeSet<Prefix>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{FdbKey, LinkId, NeighbourKey};
     use crate::net::MacAddr;
-    use crate::state::{FdbKey, LinkId, NeighbourKey};
 
     fn at(millis: u64) -> BootTime {
         BootTime(Duration::from_millis(millis))

@@ -1,16 +1,15 @@
 //! What the kernel refused to write: shown with its words, and of peers tried again after a wait of its own.
 
+use crate::kernel::{EINVAL, KernelError, LinkId, Object, Op};
+use crate::plan::Conflict;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::agent::status::Refusal;
 use crate::backoff::Jitter;
 use crate::clock::BootTime;
-use crate::kernel::KernelError;
 use crate::lease::LeaseKey;
 use crate::net::Family;
-use crate::plan::Object;
-use crate::state::LinkId;
 use crate::text::chain;
 
 /// The most refusals that are listed and counted as a peer's own. More mean that something is wrong with the kernel.
@@ -108,6 +107,19 @@ impl Refused {
     pub(crate) fn objects(&self) -> &BTreeMap<Object, Refusal> {
         &self.objects
     }
+}
+
+/// What a refusal says of a foreign route that no look at the overlay's own territory shows: an IPv6 route of whatever metric
+/// and length that leads to our `onlink` next hop through another device, over which the kernel takes none of ours.
+pub(crate) fn kept_out(op: &Op, error: &KernelError) -> Option<Conflict> {
+    let Op::CreateRoute { prefix, route } = op else { return None };
+    let KernelError::Refused { errno: EINVAL, message, .. } = error else { return None };
+    let gateway = route.gateway.filter(|_| route.onlink && prefix.family() == Family::V6)?;
+    Some(Conflict {
+        object: Object::Route(*prefix),
+        found: format!("another device's route to {gateway} ({message})"),
+        remedy: format!("not made by this overlay: delete it (ip -6 route show match {gateway}) or move it elsewhere"),
+    })
 }
 
 #[cfg(test)]

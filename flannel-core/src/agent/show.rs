@@ -7,9 +7,10 @@ use crate::admit::Change;
 use crate::agent::status::{Contact, EnvFile, Event, Hearing, PeerCounts, Phase, Status, WithheldBecause};
 use crate::agent::wanted;
 use crate::clock::BootTime;
+use crate::kernel::Object;
 use crate::lease::LeaseKey;
 use crate::net::Prefix;
-use crate::plan::{Conflict, Object};
+use crate::plan::Conflict;
 
 use super::{Cause, Machine, SPACING};
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::admit::Reason;
 use crate::backend::{Skip, Uplink};
 use crate::clock::BootTime;
+use crate::kernel::Object;
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Mtu, Prefix};
-use crate::plan::{Conflict, Object, Plan};
+use crate::plan::{Conflict, Plan};
 use crate::text::Plain;
 
 /// How far an overlay has come.

@@ -10,11 +10,12 @@ use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::backoff::Jitter;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::kernel::{ApplyReport, Device, Hint, HostFacts, Scope};
+use crate::kernel::{
+    ApplyReport, Device, Hint, HostFacts, Link, LinkId, LinkKind, LinkName, Op, PeerState, Route, RouteKey, Scope,
+    State, Vxlan,
+};
 use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
-use crate::plan::Op;
-use crate::state::{Link, LinkId, LinkKind, LinkName, PeerState, Route, RouteKey, State, Vxlan};
 use crate::testing::arbitrary;
 
 const V4: &[Family] = &[Family::V4];
@@ -95,7 +96,7 @@ fn serve(machine: &mut Machine, now: BootTime, seen: &State) -> usize {
         let answer = match call {
             KernelCall::Facts(_) => Input::Facts(Ok(arbitrary::host())),
             KernelCall::Observe(_) => Input::Seen(Ok(seen.clone())),
-            KernelCall::Apply(_, plan) => Input::Applied(refuse(plan.ops.len())),
+            KernelCall::Apply(_, ops) => Input::Applied(refuse(ops.len())),
         };
         machine.handle(now, answer);
     }
@@ -148,7 +149,7 @@ fn read(machine: &mut Machine, now: BootTime, host: &HostFacts) {
         let answer = match machine.kernel_call(now).unwrap() {
             KernelCall::Facts(_) => return machine.handle(now, Input::Facts(Ok(host.clone()))),
             KernelCall::Observe(_) => Input::Seen(Ok(State::default())),
-            KernelCall::Apply(_, plan) => Input::Applied(refuse(plan.ops.len())),
+            KernelCall::Apply(_, ops) => Input::Applied(refuse(ops.len())),
         };
         machine.handle(now, answer);
     }
@@ -291,9 +292,9 @@ fn written(machine: &mut Machine, now: BootTime, host: &HostFacts, seen: &State)
         let answer = match call {
             KernelCall::Facts(_) => Input::Facts(Ok(host.clone())),
             KernelCall::Observe(_) => Input::Seen(Ok(seen.clone())),
-            KernelCall::Apply(_, plan) => {
-                ops.extend(plan.ops.iter().cloned());
-                Input::Applied(ApplyReport { applied: plan.ops.len(), ..ApplyReport::default() })
+            KernelCall::Apply(_, due) => {
+                ops.extend(due.iter().cloned());
+                Input::Applied(ApplyReport { applied: due.len(), ..ApplyReport::default() })
             }
         };
         machine.handle(now, answer);

@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::backend::{Backend, Local, Skip};
-use crate::kernel::Scope;
+use crate::kernel::{Object, PeerState, RouteKey, Scope, State};
 use crate::lease::{Lease, LeaseKey};
 use crate::net::Family;
-use crate::plan::{self, Object};
-use crate::state::{PeerState, RouteKey, State};
+use crate::plan;
 
 /// Peers that the backend gives nothing, in a family.
 pub(crate) type Skips = BTreeMap<(LeaseKey, Family), Skip>;

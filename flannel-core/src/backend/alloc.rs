@@ -10,10 +10,9 @@
 //! ```
 
 use crate::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use crate::kernel::Scope;
+use crate::kernel::{PeerState, Scope, State};
 use crate::lease::LeaseAttrs;
 use crate::net::{Family, MacAddr, Mtu};
-use crate::state::{PeerState, State};
 
 /// The backend. It has no settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

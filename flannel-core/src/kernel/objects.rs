@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::net::{Family, MacAddr, Prefix, Vni};
+use super::link_kind::LinkKind;
+use crate::net::{MacAddr, Prefix};
 use crate::text::Plain;
 
 /// A link, as far as an overlay cares.
@@ -79,68 +80,6 @@ pub struct Link {
     pub group: u32,
     /// Its alias (`IFLA_IFALIAS`): `flannelkit:<overlay>` on a device of ours.
     pub alias: Option<Box<str>>,
-}
-
-/// What a device is, with what can only be said when it is created.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkKind {
-    /// A VXLAN tunnel end point (`drivers/net/vxlan`).
-    Vxlan(Vxlan),
-    /// A device that a data plane of ours opens itself (a TUN); never created through the kernel seam.
-    DataPlane,
-    /// Anything else, by the kernel's name of the kind; empty for a physical one.
-    Other(Box<str>),
-}
-
-impl LinkKind {
-    /// Whether it is an end of a pair, as pods have.
-    pub fn is_veth(&self) -> bool {
-        matches!(self, Self::Other(kind) if &**kind == "veth")
-    }
-}
-
-/// A VXLAN device's identity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vxlan {
-    /// Network identifier.
-    pub vni: Vni,
-    /// UDP destination port. A wanted value of `None` leaves it to the kernel (8472) and matches any.
-    pub port: Option<u16>,
-    /// Outer source address. A seen device may have none.
-    pub local: Option<IpAddr>,
-    /// The lower device.
-    pub lower: Option<LinkId>,
-    /// Whether the device learns peers from received packets.
-    pub learning: bool,
-    /// Whether it carries group policies (`VXLAN-GBP`).
-    pub gbp: bool,
-    /// Where frames go that no forwarding entry is for (`remote`).
-    pub remote: Option<IpAddr>,
-    /// Whether it reports destinations that it does not know (`l2miss` or `l3miss`). That cannot be changed.
-    pub misses: bool,
-}
-
-impl Vxlan {
-    /// A device of this identifier, with everything else off and left to the kernel.
-    pub fn new(vni: Vni) -> Self {
-        Self { vni, port: None, local: None, lower: None, learning: false, gbp: false, remote: None, misses: false }
-    }
-
-    /// The underlay's family.
-    pub fn family(&self) -> Option<Family> {
-        self.local.map(Family::of)
-    }
-
-    /// Whether the kernel lets only one of the two exist: same identifier, port and underlay family, IPv4 if unsaid
-    /// (docs/kernel-facts.md, "Identity of a VXLAN device").
-    pub fn excludes(&self, other: &Self) -> bool {
-        let place =
-            |vxlan: &Self| (vxlan.vni, vxlan.port.unwrap_or(Self::DEFAULT_PORT), vxlan.family().unwrap_or(Family::V4));
-        place(self) == place(other)
-    }
-
-    /// What Linux takes where no port is said.
-    pub const DEFAULT_PORT: u16 = 8472;
 }
 
 /// An address on a device of ours.

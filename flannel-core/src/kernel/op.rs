@@ -1,9 +1,10 @@
-//! The writes a plan is made of.
+//! What a kernel can be asked to write.
 
 use std::net::IpAddr;
 
+use super::link_kind::LinkKind;
+use super::objects::{AddressKey, FdbKey, Link, LinkId, NeighbourKey, Route};
 use crate::net::{MacAddr, Prefix};
-use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route};
 
 /// One write.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::objects::{AddressKey, LinkId, Route};
+use super::op::{LinkPart, Op};
 use crate::net::MacAddr;
-use crate::state::{AddressKey, LinkId, Route};
-
-use super::{LinkPart, Op};
 
 /// What later writes stand on, so that a refusal skips just them. Every [`Kernel`](crate::kernel::Kernel) uses this,
 /// so that they agree.

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use crate::kernel::Scope;
 use crate::net::Prefix;
-use crate::state::{AddressKey, Link, LinkId, LinkKind, Route, RouteKind, Vxlan};
 
-use super::{LinkPart, Object, Op};
+use super::link_kind::{LinkKind, Vxlan};
+use super::objects::{AddressKey, Link, LinkId, Route, RouteKind};
+use super::op::{LinkPart, Object, Op};
+use super::scope::Scope;
 
 /// An operation as text, with the names a scope gives to links: what `plan` prints.
 pub struct OpText<'a> {
@@ -62,10 +63,10 @@ impl fmt::Display for LinkText<'_> {
     }
 }
 
-pub(super) struct RouteText<'a> {
-    pub(super) prefix: Prefix,
-    pub(super) route: Route,
-    pub(super) scope: &'a Scope,
+pub(crate) struct RouteText<'a> {
+    pub(crate) prefix: Prefix,
+    pub(crate) route: Route,
+    pub(crate) scope: &'a Scope,
 }
 
 impl fmt::Display for RouteText<'_> {
@@ -166,7 +167,7 @@ impl fmt::Display for KindText<'_> {
     }
 }
 
-pub(super) fn describe_link(link: &Link) -> String {
+pub(crate) fn describe_link(link: &Link) -> String {
     let kind = match &link.kind {
         LinkKind::Vxlan(vxlan) => {
             let remote = vxlan.remote.map(|remote| format!(" remote {remote}")).unwrap_or_default();

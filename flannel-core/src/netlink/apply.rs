@@ -1,5 +1,6 @@
 //! Plans to requests.
 
+use crate::kernel::{ApplyReport, KernelError, Link, LinkId, LinkKind, LinkName, Op, OpText, Refusals, Scope};
 use std::collections::BTreeMap;
 
 use nix::errno::Errno;
@@ -9,10 +10,7 @@ use super::codec::{Batch, Verdict, address, link, neighbour, route};
 use super::monitor::{Echo, Monitor};
 use super::probe::without_driver;
 use super::wire::{Wire, refusal};
-use crate::kernel::{ApplyReport, KernelError, Scope};
 use crate::net::{Family, Prefix};
-use crate::plan::{Op, OpText, Plan, Refusals};
-use crate::state::{Link, LinkId, LinkKind, LinkName};
 
 /// From more IPv4 routes than this on, new ones are spread over scopes as well: twenty thousand are where inserting is
 /// quadratic again (docs/kernel-facts.md, "Route scopes"). Those that are there stay as they are.
@@ -76,24 +74,23 @@ impl Stage {
 
 impl Applier<'_> {
     /// Writes the plan in order, until contact is lost or `abandoned` says that nobody waits for the report.
-    pub(crate) fn run(&mut self, plan: &Plan, abandoned: impl Fn() -> bool) -> ApplyReport {
+    pub(crate) fn run(&mut self, ops: &[Op], abandoned: impl Fn() -> bool) -> ApplyReport {
         let mut report = ApplyReport::default();
         let mut refusals = Refusals::default();
         let mut next = 0;
-        self.count_routes(plan);
+        self.count_routes(ops);
         if let Some(monitor) = self.monitor.as_deref_mut() {
             monitor.begin(self.wire.port(), &self.scope.overlay);
         }
-        while next < plan.ops.len() && !abandoned() {
-            let stage = Stage::of(&plan.ops[next]);
+        while next < ops.len() && !abandoned() {
+            let stage = Stage::of(&ops[next]);
             let most = if stage == Stage::Link { 1 } else { Batch::MAX };
-            let places: Vec<usize> = (next..plan.ops.len().min(next + most))
-                .take_while(|place| Stage::of(&plan.ops[*place]) == stage)
-                .collect();
+            let places: Vec<usize> =
+                (next..ops.len().min(next + most)).take_while(|place| Stage::of(&ops[*place]) == stage).collect();
             next += places.len();
             let outcome = match stage {
-                Stage::Link => self.link_stage(&plan.ops, &places, &mut refusals, &mut report),
-                _ => self.send_stage(stage, &plan.ops, &places, &mut refusals, &mut report),
+                Stage::Link => self.link_stage(ops, &places, &mut refusals, &mut report),
+                _ => self.send_stage(stage, ops, &places, &mut refusals, &mut report),
             };
             if let Err(error) = outcome {
                 report.lost = Some(error);
@@ -104,10 +101,10 @@ impl Applier<'_> {
     }
 
     /// Counts what there will be, so that all of a start's routes are spread.
-    fn count_routes(&mut self, plan: &Plan) {
+    fn count_routes(&mut self, ops: &[Op]) {
         let v4 = |prefix: &Prefix| usize::from(prefix.family() == Family::V4);
         let (mut come, mut go) = (0, 0);
-        for op in &plan.ops {
+        for op in ops {
             match op {
                 Op::CreateRoute { prefix, .. } => come += v4(prefix),
                 Op::DeleteRoute { prefix, .. } => go += v4(prefix),

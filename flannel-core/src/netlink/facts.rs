@@ -5,9 +5,8 @@ use std::net::IpAddr;
 
 use super::codec::{Batch, address, link, route};
 use super::wire::Wire;
-use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, NextHop, Routes, SeenLink};
+use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, Link, NextHop, Routes, SeenLink};
 use crate::net::{Family, Prefix};
-use crate::state::Link;
 
 /// Most routes with a gateway that are put aside until it is known what they lie in. Where there are more, the table is
 /// read once more.
@@ -205,8 +204,7 @@ fn leads_to_itself(seen: &route::SeenRoute) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::HostAddress;
-    use crate::state::{LinkKind, RouteKind};
+    use crate::kernel::{HostAddress, LinkKind, RouteKind};
 
     fn seen(n: u32, gateway: Option<IpAddr>) -> route::SeenRoute {
         route::SeenRoute {
@@ -235,7 +233,7 @@ mod tests {
             deprecated: false,
         };
         let link = |kind: &str| HostLink {
-            name: crate::state::LinkName::new("x").unwrap(),
+            name: crate::kernel::LinkName::new("x").unwrap(),
             kind: LinkKind::Other(kind.into()),
             mac: None,
             mtu: 1500,

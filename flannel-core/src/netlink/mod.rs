@@ -14,6 +14,9 @@ mod signal;
 mod thread;
 mod wire;
 
+use crate::kernel::{
+    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, Residence, Scope, State,
+};
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -27,10 +30,7 @@ use futures_util::stream::BoxStream;
 pub(crate) use self::codec::check::check_datagram;
 use self::signal::Signal;
 use self::thread::{Command, Thread};
-use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope};
 use crate::net::{Dual, Prefix};
-use crate::plan::Plan;
-use crate::state::State;
 
 /// The kernel of one network namespace. Overlays of one process may share it: each is hinted what the others write.
 ///
@@ -103,9 +103,9 @@ impl Kernel for NetlinkKernel {
         self.thread.call(|reply| Command::Observe { scope, reply }).await
     }
 
-    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport {
+    async fn apply(&self, scope: &Scope, ops: Arc<Vec<Op>>) -> ApplyReport {
         let scope = scope.clone();
-        match self.thread.call(|reply| Command::Apply { scope, plan, reply }).await {
+        match self.thread.call(|reply| Command::Apply { scope, ops, reply }).await {
             Ok(report) => report,
             Err(error) => ApplyReport { lost: Some(error), ..ApplyReport::default() },
         }

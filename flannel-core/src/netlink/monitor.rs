@@ -20,9 +20,8 @@ use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbou
 use super::observe::read_links;
 use super::signal::Signal;
 use super::wire::{RECEIVE_BUFFER, Receive, Wire, open_socket, receive};
-use crate::kernel::{Hint, HostAddress, HostFacts, KernelError, OverlayName, Scope, SeenLink};
+use crate::kernel::{Hint, HostAddress, HostFacts, KernelError, Link, LinkId, OverlayName, Scope, SeenLink};
 use crate::net::{Family, MacAddr, is_automatic};
-use crate::state::{Link, LinkId};
 
 /// Multicast groups: link, neigh, IPv4 and IPv6 ifaddr and route (`enum rtnetlink_groups`).
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];

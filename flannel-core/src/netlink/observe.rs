@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use super::codec::{Batch, Message, address, link, neighbour, route};
 use super::wire::Wire;
-use crate::kernel::{KernelError, Scope, SeenLink};
+use crate::kernel::{
+    AddressKey, FdbKey, KernelError, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, Scope, SeenLink, State,
+};
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
-use crate::state::{AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, State};
 
 /// What was seen, and which interface each id stands for.
 pub(crate) struct Seen {
@@ -254,7 +255,7 @@ fn count_equal<K: Copy, V>(entries: &mut [(K, V)], equal: impl Fn(&K, &K) -> boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::RouteKind;
+    use crate::kernel::RouteKind;
 
     fn seen(n: u32, protocol: u8) -> route::SeenRoute {
         route::SeenRoute {

@@ -5,8 +5,7 @@ use nix::errno::Errno;
 
 use super::codec::{Batch, link};
 use super::wire::{Wire, refusal};
-use crate::kernel::{Device, KernelError};
-use crate::state::LinkKind;
+use crate::kernel::{Device, KernelError, LinkKind};
 
 /// Asks for what no kernel does: one without privilege for us says so first, one without the driver next, one with both
 /// refuses the request as it stands. Without a device it asks to change one that cannot be.

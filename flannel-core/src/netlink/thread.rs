@@ -1,5 +1,8 @@
 //! The thread that owns the sockets.
 
+use crate::kernel::{
+    ApplyReport, Claim, Device, Hint, HostFacts, KernelError, LinkId, Op, OverlayName, Residence, Scope, State,
+};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,10 +25,7 @@ use super::observe::{Seen, observe};
 use super::probe::probe;
 use super::signal::Signal;
 use super::wire::Wire;
-use crate::kernel::{ApplyReport, Claim, Device, Hint, HostFacts, KernelError, OverlayName, Residence, Scope};
 use crate::net::{Dual, Prefix};
-use crate::plan::Plan;
-use crate::state::{LinkId, State};
 
 /// Requests that may wait. Each has a caller who waits for it, so there are never many.
 const QUEUE: usize = 16;
@@ -42,7 +42,7 @@ pub(crate) enum Command {
     Probe { devices: Vec<Device>, reply: Reply<()> },
     HostFacts { reach: Vec<IpAddr>, reply: Reply<HostFacts> },
     Observe { scope: Scope, reply: Reply<State> },
-    Apply { scope: Scope, plan: Arc<Plan>, reply: Reply<ApplyReport> },
+    Apply { scope: Scope, ops: Arc<Vec<Op>>, reply: Reply<ApplyReport> },
 }
 
 /// A listener who is not yet known to the monitor.
@@ -291,7 +291,7 @@ impl Worker {
                 self.overlays.insert(scope.overlay, Known { devices: scope.devices, indices, routes });
                 Ok(state)
             }),
-            Command::Apply { scope, plan, reply } => {
+            Command::Apply { scope, ops, reply } => {
                 if reply.is_closed() {
                     return;
                 }
@@ -307,9 +307,9 @@ impl Worker {
                     routes: &mut known.routes,
                     scope: &scope,
                 };
-                let report = applier.run(&plan, || reply.is_closed());
+                let report = applier.run(&ops, || reply.is_closed());
                 // The one who asked is the last to hold it, and frees it.
-                drop(plan);
+                drop(ops);
                 let _ = reply.send(Ok(report));
             }
         }

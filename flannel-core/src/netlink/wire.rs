@@ -335,9 +335,9 @@ pub(crate) fn refusal(doing: String, verdict: Verdict) -> KernelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{LinkId, LinkName, Route};
     use crate::net::{Family, Prefix};
     use crate::netlink::codec::{link, route};
-    use crate::state::{LinkId, LinkName, Route};
 
     fn in_new_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
         let thread = std::thread::spawn(|| {

@@ -12,12 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug_span};
 
-use crate::agent::{
-    Input, KernelCall, Machine, Phase, Preview, Settings, StoreCall, Teardown, explain, inputs,
-};
+use crate::agent::{Input, KernelCall, Machine, Phase, Preview, Settings, StoreCall, Teardown, explain, inputs};
 use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
-use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope};
+use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope, State};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::overlay::env_file::{EnvKeeper, Gate};
 use crate::overlay::former_networks::Places;
@@ -25,7 +23,6 @@ use crate::overlay::handle::{HandleError, Question};
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::acquire;
-use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use crate::text::chain;
 
@@ -385,10 +382,10 @@ async fn kernel_call(kernel: Arc<dyn Kernel>, call: KernelCall) -> Input {
             };
             Input::Seen(look.instrument(span).await)
         }
-        KernelCall::Apply(scope, plan) => {
-            let span = debug_span!("write", ops = plan.ops.len(), applied = Empty, refused = Empty);
+        KernelCall::Apply(scope, ops) => {
+            let span = debug_span!("write", ops = ops.len(), applied = Empty, refused = Empty);
             let write = async {
-                let report = kernel.apply(&scope, plan).await;
+                let report = kernel.apply(&scope, ops).await;
                 Span::current().record("applied", report.applied).record("refused", report.refused.len());
                 tracing::debug!("wrote to the kernel");
                 report

@@ -1,5 +1,7 @@
 //! Removing everything: at the end of an agent, and after one that is gone.
 
+use crate::kernel::{ApplyReport, KernelError, Op, OpText, Residence, Scope, State};
+use crate::plan::{Plan, plan as planned};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,7 +10,6 @@ use crate::agent::inputs::{Evidence, First, Known, Owner};
 use crate::agent::{Identity, Settings};
 use crate::backend::{Backend, Situation};
 use crate::config::NetworkConfig;
-use crate::kernel::{ApplyReport, KernelError, Residence, Scope};
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::builder::Factory;
@@ -17,8 +18,6 @@ use crate::overlay::former_networks::{self, Places};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::Claimed;
 use crate::overlay::survey;
-use crate::plan::{OpText, Plan, plan as planned};
-use crate::state::State;
 use crate::subnet::{NodeIdentity, SubnetError, Want};
 use crate::text::chain;
 
@@ -134,19 +133,19 @@ pub(crate) async fn clear(
         if plan.is_empty() {
             return Ok(deleted);
         }
-        let plan = Arc::new(plan);
-        let report = seams.kernel.apply(scope, Arc::clone(&plan)).await;
+        let ops = Arc::new(plan.ops);
+        let report = seams.kernel.apply(scope, Arc::clone(&ops)).await;
         deleted += report.applied;
-        (trouble, wait) = (Some(unfinished(scope, &plan, &report)), !report.is_complete());
+        (trouble, wait) = (Some(unfinished(scope, &ops, &report)), !report.is_complete());
     }
     trouble.map_or(Ok(deleted), Err)
 }
 
 /// What is said of a removal if nobody looks again.
-fn unfinished(scope: &Scope, plan: &Plan, report: &ApplyReport) -> OverlayError {
+fn unfinished(scope: &Scope, ops: &[Op], report: &ApplyReport) -> OverlayError {
     let refused = report.refused.first();
-    let left = plan.ops.len().saturating_sub(report.applied);
-    let first = refused.map_or_else(|| plan.ops.first(), |(place, _)| plan.ops.get(*place));
+    let left = ops.len().saturating_sub(report.applied);
+    let first = refused.map_or_else(|| ops.first(), |(place, _)| ops.get(*place));
     let first = first.map(|op| OpText { op, scope }.to_string()).unwrap_or_default();
     let source = refused.map(|(_, error)| error).or(report.lost.as_ref()).cloned();
     OverlayError::Teardown { left, first, source }

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{LinkPart, Op, Plan, links_settled, owns_route, plan, plan_owned, take_settled};
-use crate::kernel::{ApplyReport, Device, Kernel, OverlayName, Scope};
-use crate::net::{Dual, Family, MacAddr, Mtu, Prefix, Vni};
-use crate::state::{
-    AddressKey, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, RouteKey, RouteKind, State,
-    Vxlan,
+use crate::kernel::{
+    AddressKey, ApplyReport, Device, FdbKey, Kernel, Link, LinkId, LinkKind, LinkName, NeighbourKey, OverlayName,
+    PeerState, Route, RouteKey, RouteKind, Scope, State, Vxlan,
 };
+use crate::net::{Dual, Family, MacAddr, Mtu, Prefix, Vni};
 use crate::testing::fake_kernel::{Address, FakeKernel, FakeRoute, Nud, Placement};
 
 use acts::{Act, act, commit, text};
@@ -210,7 +209,7 @@ impl Host {
     fn apply(&self, wish: &Wish, plan: &Plan) -> ApplyReport {
         let scope = wish.scope(self.uplink);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(self.kernel.apply(&scope, Arc::new(plan.clone())))
+        runtime.block_on(self.kernel.apply(&scope, Arc::new(plan.ops.clone())))
     }
 
     /// Everything a stranger has that does not live on a device of ours.

@@ -8,26 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::kernel::{EINVAL, KernelError, Scope};
-use crate::net::{Family, MacAddr, Prefix, is_link_local};
-use crate::state::{
-    AddressKey, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, RouteKey, RouteKind, State,
-    Vxlan,
+use crate::kernel::{
+    AddressKey, Claims, FdbKey, Link, LinkId, LinkKind, LinkName, LinkPart, NeighbourKey, Object, Op, PeerState, Route,
+    RouteKey, RouteKind, RouteText, Scope, State, describe_link, is_go_flannels, owns_route,
 };
+use crate::net::{Family, MacAddr, Prefix, is_link_local};
 
 #[cfg(test)]
 mod laws;
-mod op;
-mod refusals;
 #[cfg(test)]
 mod tests;
-mod text;
-
-pub use op::{LinkPart, Object, Op};
-pub use refusals::Refusals;
-pub use text::OpText;
-
-use text::{RouteText, describe_link};
 
 /// A stranger's object where ours should be. It is left as it is. Beyond [`Plan::MOST_TOLD`] conflicts of a plan, the texts
 /// are empty.
@@ -58,20 +48,7 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
-
-    /// Frees the memory of a large plan for good. From a large block that is freed glibc learns to keep twice as much in
-    /// stock from then on (mallopt(3), the dynamic mmap threshold): 3 MiB an arena, after the 30 000 writes of a start.
-    /// From one that shrinks it learns nothing.
-    pub(crate) fn release(self) {
-        let mut ops = self.ops;
-        ops.clear();
-        ops.shrink_to(1);
-    }
 }
-
-/// Who may have left a `boot` route through a device that is not ours: the public address of the accepted peer that
-/// holds exactly this subnet (docs/design.md, "Ownership").
-pub type Claims<'a> = dyn Fn(&Prefix) -> Option<IpAddr> + 'a;
 
 /// The writes that turn `seen` into `wanted`.
 ///
@@ -115,30 +92,6 @@ pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
         peer.route.map(|(prefix, _)| seen.routes.remove(&RouteKey { prefix, nth: 0 }));
     }
     settled
-}
-
-/// Whether a seen route is ours to change or delete.
-pub fn owns_route(prefix: &Prefix, route: &Route, scope: &Scope, claims: &Claims<'_>) -> bool {
-    if !scope.covers(prefix) {
-        return false;
-    }
-    match route.kind {
-        RouteKind::Foreign => return false,
-        RouteKind::Blackhole => return route.has_own_protocol(),
-        RouteKind::Unicast => {}
-    }
-    if route.has_own_protocol() {
-        return true;
-    }
-    if route.protocol != Route::BOOT {
-        return false;
-    }
-    // What Go flannel leaves.
-    match (route.link, route.gateway) {
-        (Some(LinkId::Own(_)), Some(gateway)) => route.onlink && gateway == prefix.addr(),
-        (_, Some(gateway)) => claims(prefix) == Some(gateway),
-        (_, None) => false,
-    }
 }
 
 struct Planner<'a> {
@@ -238,7 +191,7 @@ impl<'a> Planner<'a> {
 
     fn existing_link(&mut self, id: LinkId, have: &Link, stranger: Option<&Link>, wanted: &State, seen: &State) {
         let Some(want) = wanted.links.get(&id) else { return };
-        let compatible = compatible(&want.kind, &have.kind);
+        let compatible = want.kind.is_compatible(&have.kind);
         if !self.owns_link(have) && !is_go_flannels(want, have) {
             return self.block(id, have);
         }
@@ -250,7 +203,7 @@ impl<'a> Planner<'a> {
             }
             _ => {}
         }
-        let mut to = Link { kind: merged_kind(&want.kind, &have.kind), ..want.clone() };
+        let mut to = Link { kind: want.kind.updated(&have.kind), ..want.clone() };
         to.mac = want.mac.or(have.mac);
         if let Some(stranger) = stranger {
             self.conflicts.push(Conflict {
@@ -508,67 +461,13 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Whether an unmarked device is what Go flannel makes under our name, and is therefore adopted. Go makes no TUN that
-/// outlives it, so any other unmarked device is a stranger's.
-fn is_go_flannels(want: &Link, have: &Link) -> bool {
-    let unmarked = have.group == 0 && have.alias.is_none();
-    let vxlan = matches!(have.kind, LinkKind::Vxlan(Vxlan { remote: None, .. }));
-    unmarked && vxlan && have.name == want.name && compatible(&want.kind, &have.kind)
-}
-
-/// Whether `have` occupies what `want` needs: its name, or its place among VXLAN devices (docs/kernel-facts.md,
-/// "Identity of a VXLAN device").
+/// Whether `have` occupies what `want` needs: its name, or its place among devices of its kind.
 fn in_place(want: &Link, have: &Link) -> bool {
-    match (&want.kind, &have.kind) {
-        (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) if a.excludes(b) => true,
-        _ => want.name == have.name,
-    }
+    want.kind.excludes(&have.kind) || want.name == have.name
 }
 
 /// Whether the kernel refuses to write one route over the other: an IPv6 `onlink` next hop must not be reached through
 /// another device by what is in the table, be it the very route to replace (`ip6_route_check_nh_onlink`).
 fn keeps_out(prefix: &Prefix, have: &Route, want: &Route) -> bool {
     prefix.family() == Family::V6 && want.onlink && have.link != want.link
-}
-
-/// What a refusal says of a stranger that no look at the overlay's own territory shows: an IPv6 route of whatever metric
-/// and length that leads to our `onlink` next hop through another device, over which the kernel takes none of ours.
-pub(crate) fn kept_out(op: &Op, error: &KernelError) -> Option<Conflict> {
-    let Op::CreateRoute { prefix, route } = op else { return None };
-    let KernelError::Refused { errno: EINVAL, message, .. } = error else { return None };
-    let gateway = route.gateway.filter(|_| route.onlink && prefix.family() == Family::V6)?;
-    Some(Conflict {
-        object: Object::Route(*prefix),
-        found: format!("another device's route to {gateway} ({message})"),
-        remedy: format!("not made by this overlay: delete it (ip -6 route show match {gateway}) or move it elsewhere"),
-    })
-}
-
-/// Whether a device can be made into the wanted one without being created anew. What one side leaves open matches
-/// (docs/compatibility.md, "Device").
-fn compatible(want: &LinkKind, have: &LinkKind) -> bool {
-    fn open<T: PartialEq>(want: Option<T>, have: Option<T>) -> bool {
-        want.is_none() || have.is_none() || want == have
-    }
-    match (want, have) {
-        (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => {
-            want.vni == have.vni
-                && open(want.port, have.port)
-                && open(want.local, have.local)
-                && open(want.lower, have.lower)
-                && want.gbp == have.gbp
-                && want.misses == have.misses
-        }
-        (want, have) => want == have,
-    }
-}
-
-/// The kind a compatible device has once updated: what cannot change stays.
-fn merged_kind(want: &LinkKind, have: &LinkKind) -> LinkKind {
-    match (want, have) {
-        (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => {
-            LinkKind::Vxlan(Vxlan { learning: want.learning, remote: want.remote, ..have.clone() })
-        }
-        (_, have) => have.clone(),
-    }
 }

@@ -1,7 +1,8 @@
 use super::*;
-use crate::kernel::{Device, OverlayName, SeenLink};
+use crate::kernel::{
+    Device, FdbKey, NeighbourKey, OpText, OverlayName, PeerState, Refusals, RouteKey, SeenLink, Vxlan,
+};
 use crate::net::{Dual, Vni};
-use crate::state::{FdbKey, NeighbourKey, PeerState, RouteKey};
 
 const OWN: LinkId = LinkId::Own(0);
 

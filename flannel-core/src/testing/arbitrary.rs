@@ -10,10 +10,9 @@ use std::sync::Arc;
 
 use crate::backend::{Local, Situation, Uplink};
 use crate::config::{Allocation, NetworkConfig};
-use crate::kernel::{HostAddress, HostFacts, HostLink, HostRoute, OverlayName};
+use crate::kernel::{HostAddress, HostFacts, HostLink, HostRoute, LinkKind, LinkName, OverlayName};
 use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey, Record};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
-use crate::state::{LinkKind, LinkName};
 use crate::subnet::NodeIdentity;
 
 /// Interface index of the samples' uplink, `eth0`.

@@ -1,8 +1,7 @@
 //! Tests of the uplink's selection.
 
 use super::*;
-use crate::kernel::HostRoute;
-use crate::state::LinkKind;
+use crate::kernel::{HostRoute, LinkKind};
 
 const V4: &[Family] = &[Family::V4];
 

@@ -1,8 +1,8 @@
 //! Peers on the node's own links, while the connected route to them goes and comes back.
 
+use flannel_core::kernel::RouteKind;
 use flannel_core::net::Family;
 use flannel_core::overlay::{Phase, WithheldBecause};
-use flannel_core::state::RouteKind;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
 use crate::gateway::Gateway;

@@ -1,5 +1,9 @@
 //! How an agent ends, and what it leaves.
 
+use flannel_core::kernel::{
+    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, PeerState, Residence, Scope,
+    State,
+};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,17 +11,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{
-    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope,
-};
 use flannel_core::lease::{LeaseAttrs, Record};
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::{
     Ended, EnvFile, Event, HandleError, Identity, Masquerade, Overlay, OverlayError, Phase, Status, SubnetEnvFile,
     Teardown,
 };
-use flannel_core::plan::Plan;
-use flannel_core::state::{PeerState, State};
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::memory_subnets::Fault;
 use futures_util::stream::BoxStream;
@@ -187,7 +186,7 @@ async fn a_subnet_env_that_cannot_be_written_is_tried_again_without_spinning() {
     let status = agent.audited().await;
     assert!(failed(&status), "{:?}", status.subnet_env);
     // Meanwhile the device cannot be made.
-    node.kernel.refuse_if(|op| matches!(op, flannel_core::plan::Op::CreateLink { .. }).then_some(12));
+    node.kernel.refuse_if(|op| matches!(op, Op::CreateLink { .. }).then_some(12));
     node.kernel.delete_link("tun4.1").unwrap();
     agent.until(|status| status.phase == Phase::LeaseHeld).await;
     tokio::time::timeout(Duration::from_secs(60), pass(30.0)).await.unwrap();
@@ -407,12 +406,12 @@ impl Kernel for Stuck {
         self.kernel.observe(scope).await
     }
 
-    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport {
+    async fn apply(&self, scope: &Scope, ops: Arc<Vec<Op>>) -> ApplyReport {
         if self.stuck.swap(false, Ordering::Relaxed) {
             let _under_way = Arc::clone(&self.under_way);
             return std::future::pending().await;
         }
-        self.kernel.apply(scope, plan).await
+        self.kernel.apply(scope, ops).await
     }
 
     fn hints(&self, scope: &Scope) -> BoxStream<'static, Hint> {

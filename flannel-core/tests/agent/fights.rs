@@ -5,8 +5,8 @@ mod scene;
 
 use std::time::Duration;
 
+use flannel_core::kernel::{LinkPart, Object};
 use flannel_core::overlay::{Phase, Status};
-use flannel_core::plan::{LinkPart, Object};
 use flannel_core::testing::fake_kernel::FakeRoute;
 use tokio::time::Instant;
 

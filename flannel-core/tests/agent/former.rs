@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use flannel_core::kernel::{Kernel, KernelError, OverlayName, Residence};
+use flannel_core::kernel::{Kernel, KernelError, Op, OverlayName, Residence};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{EnvFile, Masquerade, Phase, Status, SubnetEnvFile, Teardown};
-use flannel_core::plan::Op;
 use flannel_core::subnet_env::SubnetEnv;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 

@@ -1,10 +1,9 @@
 //! A small backend whose peers are gateways: on the node's own links their subnets are routed to them as they are.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::Scope;
+use flannel_core::kernel::{LinkId, PeerState, Route, Scope, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
-use flannel_core::state::{LinkId, PeerState, Route, State};
 
 use crate::tunnel::Tunnel;
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::kernel::Object;
 use flannel_core::lease::{BadRecord, Lease, LeaseKey};
 use flannel_core::net::{Dual, Family, MacAddr};
 use flannel_core::overlay::{Event, Phase, WithheldBecause};
-use flannel_core::plan::Object;
 use flannel_core::testing::fake_kernel::FakeRoute;
 use tokio::time::Instant;
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flannel_core::kernel::Op;
 use flannel_core::net::Family;
 use flannel_core::overlay::{HandleError, HeldBecause, Overlay, OverlayError, Phase, WithheldBecause};
-use flannel_core::plan::Op;
 use flannel_core::subnet::{MockSubnetManager, SubnetManager};
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;

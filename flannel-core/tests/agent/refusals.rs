@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use flannel_core::clock::TokioClock;
+use flannel_core::kernel::{Object, Op};
 use flannel_core::net::{Family, Prefix};
 use flannel_core::overlay::{Event, Phase};
-use flannel_core::plan::{Object, Op};
 use flannel_core::testing::MemorySubnets;
 
 use crate::node::{Node, dual_config, pass, peer, public, subnet};

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::clock::TokioClock;
-use flannel_core::kernel::KernelError;
+use flannel_core::kernel::{KernelError, Link, LinkKind, LinkName, RouteKind};
 use flannel_core::lease::{BadRecord, Lease, LeaseKey};
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::{MissingUplink, Phase};
 use flannel_core::plan::Plan;
-use flannel_core::state::{Link, LinkKind, LinkName, RouteKind};
 use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement};
 use flannel_core::testing::memory_subnets::Fault;
 use flannel_core::testing::{FakeKernel, MemorySubnets};
@@ -507,7 +506,7 @@ impl Place {
         let conflicting: BTreeSet<Prefix> = conflicts
             .iter()
             .filter_map(|conflict| match conflict.object {
-                flannel_core::plan::Object::Route(prefix) => Some(prefix),
+                flannel_core::kernel::Object::Route(prefix) => Some(prefix),
                 _ => None,
             })
             .collect();

@@ -4,12 +4,11 @@
 use std::net::IpAddr;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{Device, Scope};
+use flannel_core::kernel::{
+    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, Scope, State, Vxlan,
+};
 use flannel_core::lease::{Json, LeaseAttrs, Scalar};
 use flannel_core::net::{Family, MacAddr, Mtu, Vni};
-use flannel_core::state::{
-    AddressKey, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
-};
 
 pub(crate) const DEVICES: [&str; 2] = ["tun4.1", "tun6.1"];
 

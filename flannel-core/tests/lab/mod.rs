@@ -7,13 +7,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::kernel::{ApplyReport, Device, Kernel, OverlayName, Scope};
+use flannel_core::kernel::{
+    AddressKey, ApplyReport, Device, FdbKey, Kernel, Link, LinkId, LinkKind, LinkName, NeighbourKey, OverlayName,
+    PeerState, Route, Scope, State, Vxlan,
+};
 use flannel_core::net::{Dual, Family, MacAddr, Prefix, Vni};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::plan::{Plan, plan};
-use flannel_core::state::{
-    AddressKey, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
-};
 
 /// How long anything that must happen may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,7 +77,7 @@ impl Lab {
     /// One audit.
     pub(crate) async fn audit(&self, overlay: &Overlay) -> ApplyReport {
         let plan = self.plan(overlay).await;
-        self.kernel.apply(&overlay.scope, Arc::new(plan)).await
+        self.kernel.apply(&overlay.scope, Arc::new(plan.ops)).await
     }
 
     /// One audit that must do all it wants.

@@ -8,9 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::backend::Uplink;
 use flannel_core::config::NetworkConfig;
-use flannel_core::kernel::{HostFacts, OverlayName};
+use flannel_core::kernel::{HostFacts, LinkKind, OverlayName};
 use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::state::LinkKind;
 use flannel_core::subnet_env::SubnetEnv;
 
 use super::{Finding, Severity};
@@ -347,9 +346,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use flannel_core::config::Allocation;
-    use flannel_core::kernel::{HostAddress, HostLink, HostRoute};
+    use flannel_core::kernel::{HostAddress, HostLink, HostRoute, LinkName, Vxlan as VxlanLink};
     use flannel_core::net::{Mtu, Vni};
-    use flannel_core::state::{LinkName, Vxlan as VxlanLink};
 
     use super::*;
 

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_core::backend::Uplink;
 use flannel_core::config::NetworkConfig;
+use flannel_core::kernel::{LinkId, Route, RouteKey, RouteKind};
 use flannel_core::net::Prefix;
-use flannel_core::state::{LinkId, Route, RouteKey, RouteKind};
 
 use super::{Finding, Severity};
 
@@ -44,8 +44,8 @@ pub(super) fn judge(
 #[cfg(test)]
 mod tests {
     use flannel_core::config::Allocation;
+    use flannel_core::kernel::LinkName;
     use flannel_core::net::{Dual, Mtu};
-    use flannel_core::state::LinkName;
 
     use super::*;
 

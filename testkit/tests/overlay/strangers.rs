@@ -5,10 +5,9 @@ use testkit::sabotage::{Act, Plane};
 use testkit::{Families, Namespace, Route, VxlanLink, wait_until};
 
 use flannel_core::clock::{Clock, SystemClock};
+use flannel_core::kernel::{LinkId, LinkPart, Object};
 use flannel_core::net::{Family, MacAddr};
 use flannel_core::overlay::{Held, HeldBecause, Phase, Status, Teardown};
-use flannel_core::plan::{LinkPart, Object};
-use flannel_core::state::LinkId;
 
 use crate::support::{Cluster, Objects, PATIENCE};
 
@@ -109,7 +108,7 @@ fn a_strangers_device_is_waited_for(make: impl FnOnce(&Cluster)) {
     assert_eq!(cluster.ns(0).link("flannel.1").unwrap(), before);
     cluster.ns(0).delete_link("flannel.1").unwrap();
     let status = cluster.until(0, "ready without the stranger", |status| status.phase == Phase::Ready);
-    assert_eq!(status.conflicts, []);
+    assert_eq!(*status.conflicts, []);
     cluster.assert_converged(0);
 }
 
@@ -192,7 +191,7 @@ fn an_object_that_somebody_keeps_changing_is_contested_and_right_once_they_stop(
     let cluster = Cluster::start(2, Plane::Vxlan, Families::V4);
     let before = cluster.objects(0);
     let to = cluster.lease(1).subnets.v4.unwrap();
-    let contested = |status: &Status| status.contested == [Object::Route(to)];
+    let contested = |status: &Status| *status.contested == [Object::Route(to)];
     // Ten repairs within ten seconds, on a machine that may take a second for one.
     wait_until("a contest", 6 * PATIENCE, || {
         for route in cluster.ns(0).routes(Family::V4)?.iter().filter(|route| route.to == to) {
@@ -234,7 +233,7 @@ fn a_fight_keeps_no_route_away(part: LinkPart) {
     };
     wait_until("a long contest", 6 * PATIENCE, || {
         fight(cluster.ns(0))?;
-        Ok(cluster.status(0).contested == [object.clone()] && cluster.preview(0).held.iter().any(left_alone))
+        Ok(*cluster.status(0).contested == [object.clone()] && cluster.preview(0).held.iter().any(left_alone))
     })
     .unwrap_or_else(|error| panic!("{part:?}: {error}\n{}", cluster.show(0)));
     Act::RoutesFlushed.apply(cluster.node(0), &cluster.target()).unwrap();

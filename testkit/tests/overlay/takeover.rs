@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use flannel_core::kernel::Route as Ours;
 use flannel_core::lease::Lease;
 use flannel_core::net::{Family, MacAddr, Prefix};
 use flannel_core::overlay::Teardown;
-use flannel_core::state::Route as Ours;
 use testkit::sabotage::Plane;
 use testkit::{Families, Fdb, Neighbour, PodNet, Route, VxlanLink};
 

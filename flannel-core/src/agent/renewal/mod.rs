@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agent::LossPolicy;
 use crate::agent::contention::Contention;
 use crate::agent::status::{Challenged, LossReason};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::lease::{BadRecord, Lease, LeaseAttrs, Record};
-use crate::overlay::LossPolicy;
 use crate::subnet::{OwnLeases, SubnetError, Want};
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use rtnetlink::packet_core::{NLMSG_DONE, NLMSG_ERROR};
 
 use super::{Batch, HEADER_LEN, Message, Unreadable, Verdict, messages};
 use super::{address, done_verdict, error_verdict, link, neighbour, route};
-use crate::state::{Link, LinkId, LinkKind, Route, RouteKind};
+use crate::kernel::{Link, LinkId, LinkKind, Route, RouteKind};
 
 /// Checks that each message of a datagram is read or refused, that nothing read is larger than the message, and that
 /// what we could have written ourselves is written and read back as it was.

@@ -11,9 +11,8 @@ use nix::libc::{RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 
 use super::{Batch, Unreadable, addr_of, each_attribute, text_of, u32_of};
-use crate::kernel::SeenLink;
+use crate::kernel::{Link, LinkId, LinkKind, LinkName, SeenLink, Vxlan};
 use crate::net::{MacAddr, Vni};
-use crate::state::{Link, LinkId, LinkKind, LinkName, Vxlan};
 
 /// Asks for all links.
 pub(crate) fn dump(batch: &mut Batch) {

@@ -11,9 +11,8 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE
 
 use super::address::af;
 use super::{Batch, Unreadable, addr_of, each_attribute, prefix_of, u32_of};
-use crate::kernel::{NextHop, Scope};
+use crate::kernel::{NextHop, Route, RouteKind, Scope};
 use crate::net::{Family, Prefix};
-use crate::state::{Route, RouteKind};
 
 /// Asks for one family's routes of the main table.
 pub(crate) fn dump(batch: &mut Batch, family: Family) {
@@ -249,8 +248,8 @@ fn next_hops(mut value: &[u8], hops: &mut Vec<NextHop>) -> Result<(), Unreadable
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::LinkId;
     use crate::netlink::codec::messages;
-    use crate::state::LinkId;
     use proptest::prelude::*;
 
     proptest! {

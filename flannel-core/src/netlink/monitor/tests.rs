@@ -6,8 +6,8 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 use proptest::prelude::*;
 
 use super::*;
+use crate::kernel::Route;
 use crate::net::{Dual, Prefix};
-use crate::state::Route;
 
 fn scope() -> Scope {
     let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
@@ -28,7 +28,7 @@ fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
         let mut blackhole = |n: u8| {
             let prefix = Prefix::new([10, 0, n, 0].into(), 24).unwrap();
             let route = Route {
-                kind: crate::state::RouteKind::Blackhole,
+                kind: crate::kernel::RouteKind::Blackhole,
                 gateway: None,
                 link: None,
                 onlink: false,

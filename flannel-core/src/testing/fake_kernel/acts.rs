@@ -4,9 +4,8 @@
 
 use std::net::IpAddr;
 
-use crate::kernel::{HostAddress, KernelError};
+use crate::kernel::{HostAddress, KernelError, Link, LinkKind, LinkName};
 use crate::net::{Family, MacAddr, Mtu};
-use crate::state::{Link, LinkKind, LinkName};
 
 use super::machine::{EINVAL, ENODEV, Entry, Machine, Notice, Slot};
 use super::{FakeKernel, FakeRoute, Nud, Placement, refused};

@@ -5,9 +5,8 @@ mod routes;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kernel::{EEXIST, Hint, HostAddress};
+use crate::kernel::{EEXIST, Hint, HostAddress, Link, LinkId, LinkKind, LinkName, Route, RouteKind, Vxlan};
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
-use crate::state::{Link, LinkId, LinkKind, LinkName, Route, RouteKind, Vxlan};
 
 use super::{FakeRoute, Nud, Placement};
 

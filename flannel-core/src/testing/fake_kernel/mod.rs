@@ -16,6 +16,10 @@
 //! # }
 //! ```
 
+use crate::kernel::{
+    ApplyReport, Claim, Device, Hint, HostAddress, HostFacts, Kernel, KernelError, Link, LinkId, LinkKind, Op, OpText,
+    OverlayName, Refusals, Residence, Route, RouteKind, Scope, State, Vxlan,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,12 +28,7 @@ use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::{Notify, watch};
 
-use crate::kernel::{
-    ApplyReport, Claim, Device, Hint, HostAddress, HostFacts, Kernel, KernelError, OverlayName, Residence, Scope,
-};
 use crate::net::{Dual, MacAddr, Prefix};
-use crate::plan::{Op, OpText, Plan, Refusals};
-use crate::state::{Link, LinkId, LinkKind, Route, RouteKind, State, Vxlan};
 
 use machine::{ENODEV, EOPNOTSUPP, Entry, MAIN, Machine, Notice, Slot};
 
@@ -374,11 +373,11 @@ impl Kernel for FakeKernel {
         Ok(inner.machine.observe(scope, &ids))
     }
 
-    async fn apply(&self, scope: &Scope, plan: Arc<Plan>) -> ApplyReport {
+    async fn apply(&self, scope: &Scope, ops: Arc<Vec<Op>>) -> ApplyReport {
         self.until_resumed().await;
         let mut report = ApplyReport::default();
         let mut refusals = Refusals::default();
-        for (batch, ops) in plan.ops.chunks(BATCH).enumerate() {
+        for (batch, ops) in ops.chunks(BATCH).enumerate() {
             if batch > 0 {
                 // A caller that gives up is heard between batches, as with the real one.
                 tokio::task::yield_now().await;

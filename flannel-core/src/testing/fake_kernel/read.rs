@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kernel::{HostFacts, HostLink, HostRoute, NextHop, Scope, SeenLink};
-use crate::state::{
-    AddressKey, FdbKey, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, RouteKind, State, Vxlan,
+use crate::kernel::{
+    AddressKey, FdbKey, HostFacts, HostLink, HostRoute, Link, LinkId, LinkKind, NeighbourKey, NextHop, Route, RouteKey,
+    RouteKind, Scope, SeenLink, State, Vxlan,
 };
 
 use super::Nud;

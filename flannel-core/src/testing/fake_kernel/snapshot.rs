@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::state::{LinkId, LinkKind, RouteKind, Vxlan};
+use crate::kernel::{LinkId, LinkKind, RouteKind, Vxlan};
 
 use super::machine::{Entry, MAIN, Machine, Slot};
 use super::{Nud, mac_text};

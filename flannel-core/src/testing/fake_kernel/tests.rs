@@ -1,10 +1,9 @@
+use crate::kernel::{Device, EEXIST, LinkName, LinkPart, Residence};
+use crate::plan::Plan;
 use futures_util::FutureExt;
 
 use super::*;
-use crate::kernel::{Device, EEXIST, Residence};
 use crate::net::{Family, Vni};
-use crate::plan::LinkPart;
-use crate::state::LinkName;
 
 fn kernel() -> (FakeKernel, u32) {
     let kernel = FakeKernel::new();
@@ -239,7 +238,7 @@ fn others_acts_make_hints_and_own_writes_none() {
     let seen = kernel.observe(&scope).now_or_never().unwrap().unwrap();
     let plan = crate::plan::plan(&State::default(), &seen, &scope, &|_| None);
     assert!(!plan.is_empty());
-    kernel.apply(&scope, Arc::new(plan.clone())).now_or_never().unwrap();
+    kernel.apply(&scope, Arc::new(plan.ops.clone())).now_or_never().unwrap();
     assert_eq!(hints.next().now_or_never(), None);
     kernel.flush_neighbours("flannel.1").unwrap();
     assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Changed)));
@@ -290,10 +289,10 @@ fn contact_lost_midway_leaves_what_came_before() {
         conflicts: Vec::new(),
     };
     kernel.lose_contact_after(1);
-    let report = kernel.apply(&scope, Arc::new(plan.clone())).now_or_never().unwrap();
+    let report = kernel.apply(&scope, Arc::new(plan.ops.clone())).now_or_never().unwrap();
     assert!(report.lost.is_some() && report.applied == 1);
     assert_eq!(kernel.snapshot().matching("group 0x5").len(), 1);
     kernel.refuse_nth(0, 1);
-    let report = kernel.apply(&scope, Arc::new(plan.clone())).now_or_never().unwrap();
+    let report = kernel.apply(&scope, Arc::new(plan.ops.clone())).now_or_never().unwrap();
     assert_eq!((report.refused.len(), report.applied), (1, 1));
 }

@@ -3,14 +3,13 @@
 use std::net::IpAddr;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::Scope;
+use flannel_core::kernel::{
+    AddressKey, FdbKey, Link, LinkId, LinkPart, NeighbourKey, Object, PeerState, Route, RouteKey, RouteKind, Scope,
+    State, Vxlan,
+};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::Builder;
-use flannel_core::plan::{LinkPart, Object};
-use flannel_core::state::{
-    AddressKey, FdbKey, Link, LinkId, NeighbourKey, PeerState, Route, RouteKey, RouteKind, State, Vxlan,
-};
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement};
 

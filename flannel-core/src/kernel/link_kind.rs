@@ -1,0 +1,114 @@
+//! What a device is: which is the same device, which can be made into which, and which excludes which.
+
+use std::net::IpAddr;
+
+use super::objects::LinkId;
+use crate::net::{Family, Vni};
+
+/// What a device is, with what can only be said when it is created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A VXLAN tunnel end point (`drivers/net/vxlan`).
+    Vxlan(Vxlan),
+    /// A device that a data plane of ours opens itself (a TUN); never created through the kernel seam.
+    DataPlane,
+    /// Anything else, by the kernel's name of the kind; empty for a physical one.
+    Other(Box<str>),
+}
+
+impl LinkKind {
+    /// Whether two devices are the same one under different names.
+    pub(crate) fn is_same_device(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Vxlan(a), Self::Vxlan(b)) => a.vni == b.vni && a.family() == b.family(),
+            (a, b) => a == b,
+        }
+    }
+
+    /// Whether one device keeps the kernel from creating the other, whatever their names are (docs/kernel-facts.md,
+    /// "Identity of a VXLAN device").
+    pub(crate) fn excludes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Vxlan(a), Self::Vxlan(b)) => a.excludes(b),
+            _ => false,
+        }
+    }
+
+    /// Whether a device of the kind `have` can be made into this one without being created anew. What one side leaves
+    /// open matches (docs/compatibility.md, "Device").
+    pub(crate) fn is_compatible(&self, have: &Self) -> bool {
+        fn open<T: PartialEq>(want: Option<T>, have: Option<T>) -> bool {
+            want.is_none() || have.is_none() || want == have
+        }
+        match (self, have) {
+            (Self::Vxlan(want), Self::Vxlan(have)) => {
+                want.vni == have.vni
+                    && open(want.port, have.port)
+                    && open(want.local, have.local)
+                    && open(want.lower, have.lower)
+                    && want.gbp == have.gbp
+                    && want.misses == have.misses
+            }
+            (want, have) => want == have,
+        }
+    }
+
+    /// The kind that a compatible device has once updated: what cannot change stays.
+    pub(crate) fn updated(&self, have: &Self) -> Self {
+        match (self, have) {
+            (Self::Vxlan(want), Self::Vxlan(have)) => {
+                Self::Vxlan(Vxlan { learning: want.learning, remote: want.remote, ..have.clone() })
+            }
+            (_, have) => have.clone(),
+        }
+    }
+
+    /// Whether it is an end of a pair, as pods have.
+    pub fn is_veth(&self) -> bool {
+        matches!(self, Self::Other(kind) if &**kind == "veth")
+    }
+}
+
+/// A VXLAN device's identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Network identifier.
+    pub vni: Vni,
+    /// UDP destination port. A wanted value of `None` leaves it to the kernel (8472) and matches any.
+    pub port: Option<u16>,
+    /// Outer source address. A seen device may have none.
+    pub local: Option<IpAddr>,
+    /// The lower device.
+    pub lower: Option<LinkId>,
+    /// Whether the device learns peers from received packets.
+    pub learning: bool,
+    /// Whether it carries group policies (`VXLAN-GBP`).
+    pub gbp: bool,
+    /// Where frames go that no forwarding entry is for (`remote`).
+    pub remote: Option<IpAddr>,
+    /// Whether it reports destinations that it does not know (`l2miss` or `l3miss`). That cannot be changed.
+    pub misses: bool,
+}
+
+impl Vxlan {
+    /// A device of this identifier, with everything else off and left to the kernel.
+    pub fn new(vni: Vni) -> Self {
+        Self { vni, port: None, local: None, lower: None, learning: false, gbp: false, remote: None, misses: false }
+    }
+
+    /// The underlay's family.
+    pub fn family(&self) -> Option<Family> {
+        self.local.map(Family::of)
+    }
+
+    /// Whether the kernel lets only one of the two exist: same identifier, port and underlay family, IPv4 if unsaid
+    /// (docs/kernel-facts.md, "Identity of a VXLAN device").
+    pub fn excludes(&self, other: &Self) -> bool {
+        let place =
+            |vxlan: &Self| (vxlan.vni, vxlan.port.unwrap_or(Self::DEFAULT_PORT), vxlan.family().unwrap_or(Family::V4));
+        place(self) == place(other)
+    }
+
+    /// What Linux takes where no port is said.
+    pub const DEFAULT_PORT: u16 = 8472;
+}

@@ -1,0 +1,119 @@
+//! Which objects in a kernel are ours (docs/design.md, "Ownership"). The planner, what reads the kernel, admission and
+//! doctor all ask here.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::link_kind::{LinkKind, Vxlan};
+use super::objects::{Link, LinkId, Route, RouteKind};
+use super::scope::Scope;
+use crate::net::Prefix;
+
+/// The name of an overlay: never derived from the configuration, so that a new network finds the old one's objects.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OverlayName(String);
+
+/// Text cannot name an overlay. Final for this input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("overlay name {0:?} must be 1 to 32 characters out of a-z, 0-9 and '-', starting with a letter")]
+pub struct OverlayNameError(String);
+
+impl OverlayName {
+    /// Checks and keeps `text`.
+    ///
+    /// # Errors
+    /// [`OverlayNameError`]. Final for this input.
+    pub fn new(text: &str) -> Result<Self, OverlayNameError> {
+        let ok = text.len() <= 32
+            && text.starts_with(|c: char| c.is_ascii_lowercase())
+            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        if ok { Ok(Self(text.to_owned())) } else { Err(OverlayNameError(text.chars().take(64).collect())) }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The link group that marks a device as this overlay's: `0x666b0000 | hash16(name)` (docs/design.md, "Ownership").
+    /// It is set in the creating message, so there is no moment at which a device of ours is unmarked
+    /// (docs/kernel-facts.md, "Group and alias of a new link").
+    pub fn mark(&self) -> u32 {
+        // FNV-1a, folded to 16 bits: stable across versions, which a group number in a kernel has to be.
+        let hash =
+            self.0.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        0x666b_0000 | ((hash >> 16) ^ (hash & 0xffff))
+    }
+
+    /// The alias that says the same to people, and to [`owns`](Self::owns).
+    pub fn alias(&self) -> String {
+        format!("{ALIAS_PREFIX}{}", self.0)
+    }
+
+    /// Whether a device with this group and alias belongs to this overlay. An alias that names an overlay decides: two
+    /// names may share a hash, and a group that somebody changed does not make the device his. Without one the group
+    /// does.
+    pub fn owns(&self, group: u32, alias: Option<&str>) -> bool {
+        match alias.and_then(|alias| alias.strip_prefix(ALIAS_PREFIX)) {
+            Some(name) => name == self.0,
+            None => group == self.mark(),
+        }
+    }
+}
+
+const ALIAS_PREFIX: &str = "flannelkit:";
+
+impl Default for OverlayName {
+    /// `flannel`.
+    fn default() -> Self {
+        Self("flannel".to_owned())
+    }
+}
+
+impl fmt::Display for OverlayName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for OverlayName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who may have left a `boot` route through a device that is not ours: the public address of the accepted peer that
+/// holds exactly this subnet (docs/design.md, "Ownership").
+pub type Claims<'a> = dyn Fn(&Prefix) -> Option<IpAddr> + 'a;
+
+/// Whether a seen route is ours to change or delete.
+pub fn owns_route(prefix: &Prefix, route: &Route, scope: &Scope, claims: &Claims<'_>) -> bool {
+    if !scope.covers(prefix) {
+        return false;
+    }
+    match route.kind {
+        RouteKind::Foreign => return false,
+        RouteKind::Blackhole => return route.has_own_protocol(),
+        RouteKind::Unicast => {}
+    }
+    if route.has_own_protocol() {
+        return true;
+    }
+    if route.protocol != Route::BOOT {
+        return false;
+    }
+    // What Go flannel leaves.
+    match (route.link, route.gateway) {
+        (Some(LinkId::Own(_)), Some(gateway)) => route.onlink && gateway == prefix.addr(),
+        (_, Some(gateway)) => claims(prefix) == Some(gateway),
+        (_, None) => false,
+    }
+}
+
+/// Whether an unmarked device is what Go flannel makes under our name, and is therefore adopted. Go makes no TUN that
+/// outlives it, so any other unmarked device is a stranger's.
+pub(crate) fn is_go_flannels(want: &Link, have: &Link) -> bool {
+    let unmarked = have.group == 0 && have.alias.is_none();
+    let vxlan = matches!(have.kind, LinkKind::Vxlan(Vxlan { remote: None, .. }));
+    unmarked && vxlan && have.name == want.name && want.kind.is_compatible(&have.kind)
+}

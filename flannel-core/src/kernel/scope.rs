@@ -1,0 +1,94 @@
+//! The part of the kernel an overlay may look at and write.
+
+use std::collections::BTreeMap;
+
+use super::link_kind::LinkKind;
+use super::objects::{Link, LinkId, LinkName};
+use super::ownership::OverlayName;
+use crate::net::{Dual, Prefix};
+
+/// The part of the kernel an overlay may look at and write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// Whose devices.
+    pub overlay: OverlayName,
+    /// Routes inside these are the overlay's territory.
+    pub networks: Dual<Prefix>,
+    /// The devices wanted, in the order of [`LinkId::Own`].
+    pub devices: Vec<Device>,
+    /// Interface index of the uplink, if there is one now.
+    pub uplink: Option<u32>,
+}
+
+/// A device wanted: how to recognise it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: LinkName,
+    /// Its kind: what counts for recognising a renamed one.
+    pub kind: LinkKind,
+}
+
+/// A link seen in a dump, before it has a [`LinkId`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenLink {
+    /// Interface index.
+    pub index: u32,
+    /// Everything else. A [`LinkKind::Vxlan`]'s `lower` is [`LinkId::Other`] here.
+    pub link: Link,
+}
+
+impl Scope {
+    /// Gives ids to the links of a dump: our devices (by mark, whatever their name; else by name), the uplink, and
+    /// strangers' or former devices that are in the way. Links that do not concern the overlay get none.
+    ///
+    /// Both the real and the fake kernel use this, so that they agree.
+    pub fn identify(&self, links: &[SeenLink]) -> BTreeMap<u32, LinkId> {
+        let ours = |link: &Link| self.overlay.owns(link.group, link.alias.as_deref());
+        let mut ids = BTreeMap::new();
+        let mut missing = Vec::new();
+        for (slot, device) in (0u8..).zip(&self.devices) {
+            let marked = links
+                .iter()
+                .filter(|seen| ours(&seen.link) && seen.link.kind.is_same_device(&device.kind))
+                .min_by_key(|seen| (seen.link.name != device.name, seen.index));
+            match marked {
+                Some(seen) => {
+                    ids.insert(seen.index, LinkId::Own(slot));
+                }
+                None => missing.push((slot, device)),
+            }
+        }
+        // A name is a weaker sign than the mark: it never takes a device from another slot.
+        for (slot, device) in missing {
+            if let Some(seen) = links.iter().find(|seen| seen.link.name == device.name) {
+                ids.entry(seen.index).or_insert(LinkId::Own(slot));
+            }
+        }
+        // A stranger in our place is still reported, as itself: the plan then knows why it cannot create or rename.
+        for device in &self.devices {
+            let in_place = |seen: &&SeenLink| seen.link.name == device.name || seen.link.kind.excludes(&device.kind);
+            for seen in links.iter().filter(in_place) {
+                ids.entry(seen.index).or_insert(LinkId::Other(seen.index));
+            }
+        }
+        for seen in links {
+            if Some(seen.index) == self.uplink {
+                ids.insert(seen.index, LinkId::Uplink);
+            } else if ours(&seen.link) {
+                ids.entry(seen.index).or_insert(LinkId::Other(seen.index));
+            }
+        }
+        ids
+    }
+
+    /// Whether the ids of links depend on this one: one that gets none while it is alone changes nothing for the others.
+    pub fn concerns(&self, link: &SeenLink) -> bool {
+        !self.identify(std::slice::from_ref(link)).is_empty()
+    }
+
+    /// Whether routes to `prefix` are the overlay's territory.
+    pub fn covers(&self, prefix: &Prefix) -> bool {
+        self.networks.get(prefix.family()).is_some_and(|network| network.covers(prefix))
+    }
+}
