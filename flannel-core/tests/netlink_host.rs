@@ -27,6 +27,17 @@ fn name(text: &str) -> OverlayName {
 }
 
 #[test]
+fn many_who_ask_the_kernel_at_once_wait_their_turn_and_are_all_answered() {
+    in_lab(|lab| async move {
+        // More than there are places in the queue of the thread.
+        let asked = (0..200).map(|_| lab.kernel.host_facts(&[]));
+        let answers = futures_util::future::join_all(asked).await;
+        let links: Vec<usize> = answers.into_iter().map(|facts| facts.unwrap().links.len()).collect();
+        assert!(links[0] > 0 && links.iter().all(|count| *count == links[0]), "{links:?}");
+    });
+}
+
+#[test]
 fn facts_are_those_of_the_host_without_our_routes() {
     in_lab(|lab| async move {
         let overlay = Overlay::vxlan(DUAL, 20);

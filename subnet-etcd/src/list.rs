@@ -24,16 +24,19 @@ const TRIES: u32 = 3;
 
 /// All records under `base`, or the oldest of too many.
 pub(crate) async fn list(connector: &Connector, base: &str) -> Result<Listing, Fault> {
-    let add = |records: &mut Vec<Record>, record| {
-        records.push(record);
-        // Sorting each time would cost a listing of millions its time.
-        if records.len() > 2 * MOST {
-            keep_oldest(records, MOST);
-        }
-    };
+    let add = |records: &mut Vec<Record>, record| hold(records, record, MOST);
     let (header, mut records) = gather(connector, base, Vec::new, add).await?;
     keep_oldest(&mut records, MOST);
     Ok(Listing { header, records })
+}
+
+/// Adds a record to those held of a listing, of which at the end the oldest `most` count: never more than twice as many
+/// are held. Sorting each time would cost a listing of millions its time.
+fn hold(records: &mut Vec<Record>, record: Record, most: usize) {
+    records.push(record);
+    if records.len() > 2 * most {
+        keep_oldest(records, most);
+    }
 }
 
 /// Adds up all records under `base`, however many there are.
@@ -102,4 +105,29 @@ fn after(last: &KeyValue) -> Vec<u8> {
     let mut next = last.key().to_vec();
     next.push(0);
     next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flannel_core::lease::{BadRecord, LeaseKey};
+
+    #[test]
+    fn of_a_list_without_end_the_oldest_are_held_and_no_more_than_twice_as_many() {
+        let record = |created: u64| Record {
+            key: LeaseKey::new(&format!("{created}")),
+            created,
+            lease: Err(Box::new(BadRecord { reason: String::new(), subnets: Default::default() })),
+        };
+        let mut held = Vec::new();
+        // The order of keys says nothing of age: 7919 is prime to 10 000.
+        for nth in 0..10_000_u64 {
+            hold(&mut held, record(nth * 7919 % 10_000), 100);
+            assert!(held.len() <= 200);
+        }
+        keep_oldest(&mut held, 100);
+        let mut ages: Vec<u64> = held.iter().map(|record| record.created).collect();
+        ages.sort_unstable();
+        assert_eq!(ages, (0..100).collect::<Vec<_>>());
+    }
 }

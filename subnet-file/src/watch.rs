@@ -341,6 +341,27 @@ mod tests {
     use flannel_core::net::Dual;
     use flannel_core::subnet::{NodeIdentity, SubnetManager, Want};
 
+    #[test]
+    fn a_directory_that_is_written_without_end_is_read_after_so_many_events_and_none_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+        inotify.add_watch(dir.path(), AddWatchFlags::IN_CREATE).unwrap();
+        let files = 3 * MAX_EVENTS;
+        for n in 0..files {
+            std::fs::write(dir.path().join(format!("node-{n}.json")), "").unwrap();
+        }
+        let mut found = BTreeSet::new();
+        let mut reads = 0;
+        while let Some(wake) = changes(&inotify).unwrap() {
+            let Wake::Changed(names) = wake else { panic!("a gap") };
+            // A read of the kernel's queue returns what fits into 4 KiB: fewer than 256 events.
+            assert!(names.len() < MAX_EVENTS + 256, "{}", names.len());
+            found.extend(names);
+            reads += 1;
+        }
+        assert!(reads >= 3 && found.len() == files, "{} names in {reads} reads", found.len());
+    }
+
     #[tokio::test]
     async fn of_too_many_files_the_oldest_are_reported() {
         let dir = tempfile::tempdir().unwrap();

@@ -263,6 +263,7 @@ fn failed(doing: &str, error: &io::Error) -> FirewallError {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn call(program: &str, args: &[&str], input: &str, within: Duration) -> Call {
         Call {
@@ -289,6 +290,19 @@ mod tests {
         let tools = Tools::start().unwrap();
         let error = tools.run(call("no-such-tool-anywhere", &[], "", AGES)).await.unwrap_err();
         assert!(matches!(&error, FirewallError::Unsupported { hint, .. } if hint == "install it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_never_stops_talking_is_ended_and_the_next_one_runs() {
+        let tools = Tools::start().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("echo $$ >{}; exec cat /dev/zero", pid.display());
+        let error = tools.run(call("sh", &["-c", &script], "", AGES)).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("more than {MOST_OUTPUT} bytes")), "{error}");
+        let pid = std::fs::read_to_string(pid).unwrap();
+        assert!(!Path::new("/proc").join(pid.trim()).exists(), "it runs on");
+        assert_eq!(tools.run(call("echo", &["next"], "", AGES)).await.unwrap().stdout, "next\n");
     }
 
     #[tokio::test]

@@ -219,6 +219,19 @@ async fn dropped_amid_its_writes_it_leaves_what_a_new_run_finishes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_who_ask_at_once_wait_their_turn_and_are_all_answered() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    let agent = node.run();
+    agent.ready().await;
+    // Polled once, before the agent is: the first have a place in its queue, the others wait for one.
+    let mut asked: Vec<_> = (0..200).map(|_| Box::pin(agent.handle.plan())).collect();
+    assert!(asked.iter_mut().all(|asked| futures_util::FutureExt::now_or_never(asked).is_none()));
+    let answers = futures_util::future::join_all(asked).await;
+    assert!(answers.into_iter().all(|answer| answer.unwrap().plan.is_empty()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
     let node = Node::alone();
     node.join([1, 2]);
