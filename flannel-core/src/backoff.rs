@@ -1,20 +1,20 @@
-//! How long to wait after a failure.
+//! How long to wait after a failure: for agents, and for implementations of stores.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// A source of numbers that need not be secret: jitter and the like (splitmix64).
+/// A source of numbers that need not be secret (splitmix64).
 #[derive(Debug, Clone)]
-pub(crate) struct Jitter(u64);
+pub struct Jitter(u64);
 
 impl Jitter {
     /// A source that differs from process to process.
-    pub(crate) fn random() -> Self {
+    pub fn random() -> Self {
         Self(RandomState::new().build_hasher().finish())
     }
 
     /// A source that repeats itself.
-    pub(crate) fn seeded(seed: u64) -> Self {
+    pub fn seeded(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -26,45 +26,54 @@ impl Jitter {
         z ^ (z >> 31)
     }
 
-    /// `duration`, more or less a tenth of it.
-    pub(crate) fn around(&mut self, duration: Duration) -> Duration {
+    /// Returns `duration`, more or less up to a tenth of it.
+    pub fn around(&mut self, duration: Duration) -> Duration {
         let permille = 900 + (self.next() % 201) as u32;
         (duration / 1000).saturating_mul(permille)
     }
 }
 
-/// 1, 2, 4 s and so on up to a longest wait, each ± 10 %, so that a thousand nodes do not come back in step.
+/// Waits that double: 1, 2, 4 s and so on up to a longest one, each ± 10 %, so that a thousand nodes do not come back in
+/// step.
 #[derive(Debug, Clone)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     tries: u32,
     longest: Duration,
     jitter: Jitter,
 }
 
+impl Default for Backoff {
+    /// As [`new`](Self::new), with [`Jitter::random`].
+    fn default() -> Self {
+        Self::new(Jitter::random())
+    }
+}
+
 impl Backoff {
-    /// Up to 4.5 s (docs/design.md, "Errors and retries"): a store that is back is noticed within 5 s.
-    pub(crate) fn new(jitter: Jitter) -> Self {
+    /// Waits of up to 4.5 s (docs/design.md, "Errors and retries"): a store that is back is noticed within 5 s.
+    pub fn new(jitter: Jitter) -> Self {
         Self::up_to(Duration::from_millis(4500), jitter)
     }
 
-    pub(crate) fn up_to(longest: Duration, jitter: Jitter) -> Self {
+    /// Waits of up to `longest`.
+    pub fn up_to(longest: Duration, jitter: Jitter) -> Self {
         Self { tries: 0, longest, jitter }
     }
 
-    /// The next wait.
-    pub(crate) fn next(&mut self) -> Duration {
+    /// Returns the next wait, which is longer than the last one.
+    pub fn wait(&mut self) -> Duration {
         let wait = Duration::from_secs(1_u64.checked_shl(self.tries).unwrap_or(u64::MAX));
         self.tries = self.tries.saturating_add(1);
         self.jitter.around(wait.min(self.longest))
     }
 
-    /// Whether nothing has failed since the start or the last [`reset`](Self::reset).
-    pub(crate) fn is_fresh(&self) -> bool {
+    /// Whether no wait was asked for since the start or the last [`reset`](Self::reset).
+    pub fn is_fresh(&self) -> bool {
         self.tries == 0
     }
 
-    /// It worked: the next failure starts over.
-    pub(crate) fn reset(&mut self) {
+    /// Starts over with the shortest wait: what failed has worked since.
+    pub fn reset(&mut self) {
         self.tries = 0;
     }
 }
@@ -77,10 +86,10 @@ mod tests {
     fn waits_grow_to_four_and_a_half_seconds_and_start_over() {
         let mut backoff = Backoff::new(Jitter::seeded(7));
         for want in [1000, 2000, 4000, 4500, 4500] {
-            let got = backoff.next().as_millis();
+            let got = backoff.wait().as_millis();
             assert!(got >= want * 9 / 10 && got <= want * 11 / 10, "{got} is not about {want}");
         }
         backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(1100));
+        assert!(backoff.wait() <= Duration::from_millis(1100));
     }
 }

@@ -4,7 +4,7 @@ pub mod admit;
 mod agent;
 pub mod alloc;
 pub mod backend;
-mod backoff;
+pub mod backoff;
 pub mod clock;
 pub mod config;
 mod files;

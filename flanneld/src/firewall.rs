@@ -18,9 +18,9 @@ use flannel_firewall_nft::Nft;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::backoff::Backoff;
 use crate::chain;
 use crate::options::{FirewallOptions, Guard};
+use flannel_core::backoff::Backoff;
 
 /// The kernel's VXLAN port where none is configured.
 const VXLAN_PORT: u16 = 8472;

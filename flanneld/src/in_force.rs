@@ -13,9 +13,9 @@ use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
-use crate::backoff::Backoff;
 use crate::chain;
 use crate::options::Guard;
+use flannel_core::backoff::Backoff;
 
 /// A store whose configuration stays what it was when first read: agent and firewall have to go by one, whatever is
 /// written meanwhile. It takes no lease of another one: half an agent in another network reaches nobody.

@@ -1,7 +1,6 @@
 //! flanneld: the drop-in flannel agent.
 
 mod agent;
-mod backoff;
 mod blackhole;
 mod client;
 mod commands;

@@ -27,7 +27,6 @@
 //! # }
 //! ```
 
-mod backoff;
 mod config;
 mod connect;
 mod error;

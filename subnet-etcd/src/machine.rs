@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use flannel_core::lease::LeaseEvent;
 
-use crate::backoff::Backoff;
 use crate::connect::Header;
+use flannel_core::backoff::Backoff;
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,7 +159,7 @@ impl Machine {
             (Step::List, _) | (_, None) => Step::List,
             (Step::Probe | Step::Open(_) | Step::Read, Some(_)) => Step::Probe,
         };
-        self.backoff.next()
+        self.backoff.wait()
     }
 }
 

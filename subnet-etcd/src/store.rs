@@ -11,12 +11,12 @@ use flannel_core::lease::{BadRecord, Lease, LeaseAttrs, LeaseKey, Record};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
-use crate::backoff::random;
 use crate::config::Ttl;
 use crate::connect::Connector;
 use crate::error::Fault;
 use crate::list::{after_prefix, gather, list};
 use crate::wire::{self, Version};
+use crate::write::random;
 use crate::write::{Granted, Outcome, Put, Untold, unchanged};
 
 /// A key prefix in etcd and how to use it.

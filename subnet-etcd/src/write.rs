@@ -1,6 +1,7 @@
 //! The writes: each a transaction fenced by what was read, each with its outcome settled.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,6 @@ use etcd_client::{
 use flannel_core::clock::BootTime;
 use flannel_core::lease::LeaseKey;
 
-use crate::backoff::random;
 use crate::connect::Header;
 use crate::error::{Fault, Kind};
 use crate::store::Store;
@@ -253,4 +253,9 @@ fn read(response: &TxnResponse) -> Vec<KeyValue> {
         }
     }
     found
+}
+
+/// 64 bits that need not be secret.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }

@@ -49,7 +49,7 @@ impl Contention {
     pub(crate) fn call(&mut self, now: BootTime) {
         if std::mem::take(&mut self.open) {
             self.answers = self.answers.saturating_add(1);
-            self.not_before = now.after(self.backoff.next());
+            self.not_before = now.after(self.backoff.wait());
         }
     }
 

@@ -113,7 +113,7 @@ impl Machine {
     }
 
     fn former_trouble(&mut self, now: BootTime, error: Option<String>) {
-        let again = now.after(self.backoff.next());
+        let again = now.after(self.backoff.wait());
         if let Some(former) = &mut self.former {
             former.due = again;
         }

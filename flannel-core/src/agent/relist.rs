@@ -32,7 +32,7 @@ impl Relist {
         let is_due = self.due(has_room).is_some_and(|due| due <= now);
         if is_due {
             self.is_under_way = true;
-            self.not_before = now.after(self.backoff.next());
+            self.not_before = now.after(self.backoff.wait());
         }
         is_due
     }

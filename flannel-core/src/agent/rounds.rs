@@ -219,7 +219,7 @@ impl Machine {
                 self.audit_at(due, Cause::Hint);
             }
         } else {
-            let wait = self.backoff.next();
+            let wait = self.backoff.wait();
             // What the kernel refused may stand on something of the host's that is another by now.
             self.audit.facts = true;
             self.audit_at(now.after(wait), Cause::Hint);
@@ -334,7 +334,7 @@ impl Machine {
         if self.is_hopeless(&error) {
             self.fatal = Some(error);
         }
-        let again = now.after(self.backoff.next());
+        let again = now.after(self.backoff.wait());
         // Nor does a hint that came during the look.
         (self.audit.not_before, self.audit.due) = (Some(again), None);
         self.audit_at(again, Cause::Hint);

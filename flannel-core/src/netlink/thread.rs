@@ -1,5 +1,6 @@
 //! The thread that owns the sockets.
 
+use crate::backoff::{Backoff, Jitter};
 use crate::kernel::{
     ApplyReport, Claim, Device, Hint, HostFacts, KernelError, LinkId, Op, OverlayName, Residence, Scope, State,
 };
@@ -30,7 +31,7 @@ use crate::net::{Dual, Prefix};
 /// Requests that may wait. Each has a caller who waits for it, so there are never many.
 const QUEUE: usize = 16;
 
-/// How long until a failed read after an overrun is tried again, and a failed subscription for the first time.
+/// How long until a failed read after an overrun is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long at most: each subscription that fails soon doubles the pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -157,8 +158,9 @@ struct Worker {
     monitor: Option<Monitor>,
     /// Listeners for whom there is no monitor yet.
     unheard: Vec<Subscription>,
-    /// When a monitor may be opened again, and what to wait if that fails.
-    retry: (Instant, Duration),
+    /// When a monitor may be opened again.
+    retry: Instant,
+    backoff: Backoff,
     overlays: BTreeMap<OverlayName, Known>,
 }
 
@@ -176,8 +178,8 @@ struct Known {
 impl Worker {
     fn new(commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
         let (wire, batch, overlays) = (Wire::new(), Batch::default(), BTreeMap::new());
-        let retry = (Instant::now(), RETRY_PAUSE);
-        Self { commands, shared, wire, batch, monitor: None, unheard: Vec::new(), retry, overlays }
+        let (retry, backoff) = (Instant::now(), Backoff::up_to(LONGEST_PAUSE, Jitter::random()));
+        Self { commands, shared, wire, batch, monitor: None, unheard: Vec::new(), retry, backoff, overlays }
     }
 
     fn run(mut self) {
@@ -198,7 +200,7 @@ impl Worker {
         let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.monitor.as_ref().map(|monitor| PollFd::new(monitor.as_fd(), PollFlags::POLLIN)));
         let stale = self.monitor.as_ref().is_some_and(Monitor::is_stale).then_some(RETRY_PAUSE);
-        let unheard = (!self.unheard.is_empty()).then(|| self.retry.0.saturating_duration_since(Instant::now()));
+        let unheard = (!self.unheard.is_empty()).then(|| self.retry.saturating_duration_since(Instant::now()));
         let timeout = match stale.into_iter().chain(unheard).min() {
             // Rounded up: it must not wake just before its time.
             Some(pause) => PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
@@ -218,7 +220,7 @@ impl Worker {
         if self.unheard.is_empty() {
             return;
         }
-        if self.monitor.is_none() && Instant::now() < self.retry.0 {
+        if self.monitor.is_none() && Instant::now() < self.retry {
             return self.tell_unheard();
         }
         let monitor = match self.monitor.take().map_or_else(Monitor::open, Ok) {
@@ -242,9 +244,10 @@ impl Worker {
     /// The next monitor is not opened before a pause, which grows as long as none lasts.
     fn pause(&mut self) {
         let now = Instant::now();
-        let (last, pause) = self.retry;
-        let pause = if now.saturating_duration_since(last) > LONGEST_PAUSE { RETRY_PAUSE } else { pause };
-        self.retry = (now + pause, (pause * 2).min(LONGEST_PAUSE));
+        if now.saturating_duration_since(self.retry) > LONGEST_PAUSE {
+            self.backoff.reset();
+        }
+        self.retry = now + self.backoff.wait();
     }
 
     fn tell_unheard(&mut self) {
@@ -365,11 +368,10 @@ mod tests {
             worker.listen();
             assert!(worker.monitor.is_none() && worker.unheard.len() == 1);
             assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Unheard));
-            assert!(worker.retry.0 >= broken + Duration::from_secs(pause));
-            assert_eq!(worker.retry.1, Duration::from_secs(2 * pause));
+            assert!(worker.retry >= broken + Duration::from_millis(900 * pause));
             worker.take_subscriptions();
             assert!(worker.monitor.is_none(), "not before its time");
-            worker.retry.0 = Instant::now();
+            worker.retry = Instant::now();
             assert_eq!(hints.next().now_or_never(), None, "it is not heard yet");
             worker.take_subscriptions();
             assert!(worker.monitor.is_some() && worker.unheard.is_empty());

@@ -257,7 +257,7 @@ impl<'a> Driver<'a> {
         let ended = SubnetError::Unavailable { doing: "watching", source: "the watch ended".into() };
         self.machine.handle(self.seams.clock.now(), Input::Store(Err(ended)));
         let (clock, subnets) = (Arc::clone(&self.seams.clock), Arc::clone(&self.seams.subnets));
-        let due = clock.now().after(self.watch_backoff.next());
+        let due = clock.now().after(self.watch_backoff.wait());
         let watch = async move {
             clock.sleep_until(due).await;
             subnets.watch()

@@ -155,7 +155,7 @@ impl EnvKeeper {
                 if self.error.as_ref() != Some(&error) {
                     tracing::warn!(error, "subnet.env was not written");
                 }
-                self.due = Some(now.after(self.backoff.next()));
+                self.due = Some(now.after(self.backoff.wait()));
                 self.error = Some(error.clone());
                 EnvFile::Pending { error: Some(error) }
             }

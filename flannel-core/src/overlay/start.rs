@@ -114,7 +114,7 @@ pub(crate) async fn start(
             Err(error) => store_fails(seams, error)?,
         }
         claimed = Some((surveyed, claims));
-        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+        seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
     }
 }
 

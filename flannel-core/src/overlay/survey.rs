@@ -192,7 +192,7 @@ impl Missing<'_> {
             seams.status.send_modify(|status| status.last_error = Some(text));
             *told = Some(error.problem);
         }
-        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+        seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
         Ok(())
     }
 
@@ -226,7 +226,7 @@ where
             seams.tell(Event::KernelTrouble(text.clone()));
             seams.status.send_modify(|status| status.last_error = Some(text));
         }
-        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+        seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
     }
 }
 
@@ -254,7 +254,7 @@ where
             Ok(value) => return Ok(value),
             Err(error) => store_fails(seams, error)?,
         }
-        seams.clock.sleep_until(seams.clock.now().after(backoff.next())).await;
+        seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
     }
 }
 

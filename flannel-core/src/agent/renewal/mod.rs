@@ -166,7 +166,7 @@ impl Renewal {
             Err(SubnetError::Lost(reason)) if !self.lost => (self.lose(LossReason::Refused(reason), now), None),
             Err(error) => {
                 // Whatever was shown meanwhile, the next call will tell.
-                self.not_before = now.after(self.backoff.next());
+                self.not_before = now.after(self.backoff.wait());
                 self.due = self.allowed(self.not_before);
                 (Outcome::Same, Some(crate::text::chain(&error)))
             }
