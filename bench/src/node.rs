@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Handle, Identity, Overlay, OverlayError, Phase, Status, Teardown};
-use flannel_core::subnet::NodeIdentity;
+use flannel_core::overlay::{Handle, Overlay, OverlayError, Phase, Status, Teardown};
+use flannel_core::subnet::{NodeIdentity, ThisNode};
 use flannel_core::testing::MemorySubnets;
 use tokio_util::sync::CancellationToken;
 
@@ -37,11 +37,11 @@ impl Node {
     pub(crate) async fn start(store: &MemorySubnets, teardown: Teardown) -> Result<(Self, Duration), Error> {
         let started = Instant::now();
         let kernel = Arc::new(NetlinkKernel::new()?);
-        let overlay = Overlay::builder(Identity::Named(NodeIdentity::new("node-0")?))
+        let overlay = Overlay::builder()
             .backend("vxlan", Vxlan::new)
             .teardown(teardown)
             .audit_every(Duration::from_secs(600))
-            .build(Arc::new(store.clone()), kernel)?;
+            .build(Arc::new(store.for_node(ThisNode::named(NodeIdentity::new("node-0")?))), kernel)?;
         let handle = overlay.handle();
         let cancel = CancellationToken::new();
         let task = tokio::spawn(overlay.run(cancel.clone()));

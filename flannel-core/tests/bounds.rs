@@ -25,7 +25,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::overlay::Status;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use flannel_core::testing::MemorySubnets;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
@@ -147,6 +147,10 @@ struct Flooded {
 
 #[async_trait]
 impl SubnetManager for Flooded {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        self.store.this_node().await
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.store.network_config().await
     }

@@ -134,11 +134,11 @@ async fn supervise(
     log: &Log,
     cancel: CancellationToken,
 ) -> Result<(), AgentError> {
-    let Opened { subnets, state: kept, name, addresses, identity } =
+    let Opened { subnets, state: kept, name, addresses } =
         stores::open(&options.store)?.kept_in(options.state_file.as_ref());
     let in_force = Arc::new(InForce::new(subnets, kept.clone(), options.firewall.guard));
     let subnets = Arc::clone(&in_force) as Arc<dyn SubnetManager>;
-    let store = Opened { subnets: Arc::clone(&subnets), state: kept.clone(), name, addresses, identity };
+    let store = Opened { subnets: Arc::clone(&subnets), state: kept.clone(), name, addresses };
     let overlay = assemble(options, &store, MissingUplink::Wait)?;
     let handle = overlay.handle();
     let metrics = Metrics::default();

@@ -8,7 +8,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::net::Family;
 use flannel_core::overlay::{Contact, Handle};
-use flannel_core::subnet::{CachedSubnets, NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{CachedSubnets, NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
@@ -119,6 +119,10 @@ fn changed() -> SubnetError {
 
 #[async_trait]
 impl SubnetManager for InForce {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        self.inner.this_node().await
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         Ok(self.pinned.get_or_try_init(|| self.pin()).await?.config.clone())
     }
@@ -176,7 +180,7 @@ mod tests {
     use flannel_core::config::Allocation;
     use flannel_core::lease::{Fence, LeaseAttrs, LeaseKey};
     use flannel_core::net::Dual;
-    use flannel_core::overlay::{Identity, Overlay, Phase};
+    use flannel_core::overlay::{Overlay, Phase};
     use flannel_core::subnet::MockSubnetManager;
     use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
     use flannel_core::testing::{FakeKernel, MemorySubnets};
@@ -253,6 +257,10 @@ mod tests {
 
     #[async_trait]
     impl SubnetManager for Mute {
+        async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+            self.store.this_node().await
+        }
+
         async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
             // On a clock that stands still who spins would do so for ever.
             assert!(self.asked.fetch_add(1, Ordering::Relaxed) < 10_000, "somebody spins");
@@ -292,8 +300,7 @@ mod tests {
         let eth0 = kernel.add_uplink("eth0", "192.0.2.1/24".parse().unwrap()).unwrap();
         let default = FakeRoute::via("0.0.0.0/0".parse().unwrap(), "192.0.2.254".parse().unwrap(), eth0);
         kernel.add_route(default, Placement::Exclusive).unwrap();
-        let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node").unwrap()));
-        let builder = builder.backend(Vxlan::TYPE, Vxlan::new).clock(Arc::clone(clock) as _);
+        let builder = Overlay::builder().backend(Vxlan::TYPE, Vxlan::new).clock(Arc::clone(clock) as _);
         let overlay = builder.build(Arc::clone(&in_force) as _, Arc::new(kernel)).unwrap();
         let (handle, cancel) = (overlay.handle(), CancellationToken::new());
         tokio::spawn(overlay.run(cancel.clone()));
@@ -304,7 +311,8 @@ mod tests {
     async fn a_configuration_that_cannot_be_read_is_asked_for_with_back_off_and_noticed_within_five_seconds() {
         let dir = tempfile::tempdir().unwrap();
         let (file, clock) = (dir.path().join("state.json"), Arc::new(TokioClock::new()));
-        let memory = MemorySubnets::new(config("10.5.0.0/16"));
+        let node = ThisNode::named(NodeIdentity::new("node").unwrap());
+        let memory = MemorySubnets::new(config("10.5.0.0/16")).for_node(node);
         let (is_mute, asked) = (AtomicBool::new(false), AtomicU64::new(0));
         let store = Arc::new(Mute { store: memory.clone(), is_mute, asked });
         let (first, handle, cancel) = started(&store, &file, &clock);

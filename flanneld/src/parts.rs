@@ -37,7 +37,7 @@ pub(crate) fn assemble(
         None => Masquerade::Plugin,
     };
     let routes = options.firewall.blackhole;
-    Ok(Overlay::builder(store.identity.clone())
+    Ok(Overlay::builder()
         .name(options.overlay.clone())
         .backend(Vxlan::TYPE, move |config| Ok(Blackhole::around(Vxlan::new(config)?, routes)))
         .backend(HostGw::TYPE, move |_| Ok(Blackhole::around(HostGw, routes)))

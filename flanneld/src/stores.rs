@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use flannel_core::clock::SystemClock;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
-use flannel_core::overlay::Identity;
-use flannel_core::subnet::{CachedSubnets, NodeIdentity, SubnetError, SubnetManager, Want};
+
+use flannel_core::subnet::{CachedSubnets, NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use flannel_subnet_etcd::EtcdSubnets;
 use flannel_subnet_file::{FileSubnets, LeaseTime, LeaseTimeError, Options as FileOptions, Ttl};
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -20,8 +20,6 @@ use crate::options::{Place, StateFile, StoreOptions};
 /// A store, ready to be asked.
 pub(crate) struct Opened {
     pub(crate) subnets: Arc<dyn SubnetManager>,
-    /// Who this node is to it.
-    pub(crate) identity: Identity,
     /// Its own addresses, which no peer may claim.
     pub(crate) addresses: Vec<IpAddr>,
     /// What people call it.
@@ -75,11 +73,11 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
     match &options.place {
         Place::Dir { dir, node } => {
             let ttl = Ttl::After(LeaseTime::new(options.ttl)?);
-            let subnets = FileSubnets::open(dir, FileOptions { ttl, ..FileOptions::default() })
-                .map_err(|source| StoreError::Dir { dir: dir.display().to_string(), source })?;
+            let subnets =
+                FileSubnets::open(dir, FileOptions { ttl, node: Some(node.clone()), ..FileOptions::default() })
+                    .map_err(|source| StoreError::Dir { dir: dir.display().to_string(), source })?;
             Ok(Opened {
                 subnets: Arc::new(subnets),
-                identity: Identity::Named(node.clone()),
                 addresses: Vec::new(),
                 name: format!("directory {}", dir.display()),
                 state: None,
@@ -91,7 +89,6 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
             let subnets = EtcdSubnets::new(flannel_subnet_etcd::Config { ttl, ..(**config).clone() })?;
             Ok(Opened {
                 subnets: Arc::new(subnets),
-                identity: Identity::PublicIp,
                 addresses: config.endpoints.iter().filter_map(|endpoint| address(endpoint)).collect(),
                 name: format!("etcd {} under {}", config.endpoints.join(","), config.prefix),
                 state: None,
@@ -102,25 +99,32 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
 
 /// What stands for a store that cannot be opened: nobody can reach it. What is on this host can be looked after without.
 pub(crate) fn out_of_reach(options: &StoreOptions, error: StoreError) -> Opened {
-    let identity = match &options.place {
-        Place::Dir { node, .. } => Identity::Named(node.clone()),
-        Place::Etcd(_) => Identity::PublicIp,
+    let node = match &options.place {
+        Place::Dir { node, .. } => ThisNode::named(node.clone()),
+        Place::Etcd(_) => ThisNode::by_address(),
     };
-    let subnets = Arc::new(OutOfReach(crate::chain(&error)));
-    Opened { subnets, identity, addresses: Vec::new(), name: "out of reach".to_owned(), state: None }
+    let subnets = Arc::new(OutOfReach { node, why: crate::chain(&error) });
+    Opened { subnets, addresses: Vec::new(), name: "out of reach".to_owned(), state: None }
 }
 
 /// A store that is always away, for the reason given.
-struct OutOfReach(String);
+struct OutOfReach {
+    node: ThisNode,
+    why: String,
+}
 
 impl OutOfReach {
     fn away<T>(&self, doing: &'static str) -> Result<T, SubnetError> {
-        Err(SubnetError::Unavailable { doing, source: self.0.clone().into() })
+        Err(SubnetError::Unavailable { doing, source: self.why.clone().into() })
     }
 }
 
 #[async_trait]
 impl SubnetManager for OutOfReach {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        Ok(self.node.clone())
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.away("reading the network configuration")
     }

@@ -46,7 +46,7 @@ use async_trait::async_trait;
 use flannel_core::clock::{Clock, SystemClock};
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent, Record};
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use futures_util::stream::BoxStream;
 
 pub use config::{
@@ -147,6 +147,10 @@ impl EtcdSubnets {
 
 #[async_trait]
 impl SubnetManager for EtcdSubnets {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        Ok(ThisNode::by_address())
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.store.network_config().await
     }

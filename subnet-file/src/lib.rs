@@ -51,7 +51,7 @@ use async_trait::async_trait;
 use flannel_core::clock::{Clock, SystemClock};
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 
@@ -67,11 +67,15 @@ pub struct FileSubnets {
     store: Arc<Store>,
     /// Calls that write take turns here rather than in the blocking pool, where they would hold a thread each.
     turn: Arc<Semaphore>,
+    /// The name of this handle's node.
+    node: Option<NodeIdentity>,
 }
 
 /// How a handle behaves. Handles on one directory may differ in it.
 #[derive(Clone)]
 pub struct Options {
+    /// The name under which this node takes leases: one node's alone. Default: the host's name.
+    pub node: Option<NodeIdentity>,
     /// How long a lease lasts that this handle writes. Default: 24 h, as flannel's.
     pub ttl: Ttl,
     /// How long a write waits for others to finish theirs before it is [`SubnetError::Unavailable`]. Default: 10 s.
@@ -82,7 +86,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ttl: Ttl::default(), lock_wait: Duration::from_secs(10), clock: Arc::new(SystemClock::default()) }
+        Self {
+            node: None,
+            ttl: Ttl::default(),
+            lock_wait: Duration::from_secs(10),
+            clock: Arc::new(SystemClock::default()),
+        }
     }
 }
 
@@ -108,8 +117,9 @@ impl FileSubnets {
     /// [`SubnetError::Invalid`] when `dir` is missing or no directory: create it. [`SubnetError::Denied`] when it may
     /// not be used. Each names the path and what to do.
     pub fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self, SubnetError> {
+        let node = options.node.clone();
         let store = Arc::new(Store::open(dir.into(), options)?);
-        Ok(Self { store, turn: Arc::new(Semaphore::new(1)) })
+        Ok(Self { store, turn: Arc::new(Semaphore::new(1)), node })
     }
 
     /// The directory.
@@ -181,6 +191,17 @@ impl FileSubnets {
 
 #[async_trait]
 impl SubnetManager for FileSubnets {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        if let Some(name) = &self.node {
+            return Ok(ThisNode::named(name.clone()));
+        }
+        let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let named = NodeIdentity::new(&host).map(ThisNode::named);
+        named.map_err(|error| {
+            SubnetError::Unsupported(format!("the host's name as the node's: {error}; set Options::node"))
+        })
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.read("reading the network configuration", |store| store.config()).await
     }

@@ -11,8 +11,8 @@ use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::KernelError;
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Identity, Overlay, OverlayError};
-use flannel_core::subnet::NodeIdentity;
+use flannel_core::overlay::{Overlay, OverlayError};
+use flannel_core::subnet::{NodeIdentity, ThisNode};
 use flannel_core::testing::MemorySubnets;
 use nix::sched::{CloneFlags, unshare};
 use testkit::{Families, Listing, Underlay, userns};
@@ -30,10 +30,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for backend in ["vxlan", "host-gw"] {
         let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
         let store = MemorySubnets::new(NetworkConfig::parse(config.as_bytes(), Allocation::Pool)?);
-        let overlay = Overlay::builder(Identity::Named(NodeIdentity::new("node-1")?))
-            .backend("vxlan", Vxlan::new)
-            .backend("host-gw", |_| Ok(HostGw))
-            .build(Arc::new(store.clone()), Arc::new(NetlinkKernel::new()?))?;
+        let overlay = Overlay::builder().backend("vxlan", Vxlan::new).backend("host-gw", |_| Ok(HostGw)).build(
+            Arc::new(store.for_node(ThisNode::named(NodeIdentity::new("node-1")?))),
+            Arc::new(NetlinkKernel::new()?),
+        )?;
         let outcome = runtime.block_on(async {
             tokio::time::timeout(std::time::Duration::from_secs(10), overlay.run(CancellationToken::new())).await
         })?;

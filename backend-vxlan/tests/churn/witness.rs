@@ -9,7 +9,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent, Record};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::Handle;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use flannel_core::testing::MemorySubnets;
 use futures_util::stream::BoxStream;
 
@@ -92,6 +92,10 @@ impl Witness {
 
 #[async_trait]
 impl SubnetManager for Witness {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        self.store.this_node().await
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         let config = self.store.network_config().await?;
         if self.handle.get().is_none_or(|handle| handle.status().audits == 0) && !self.holds() {

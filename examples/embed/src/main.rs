@@ -14,8 +14,8 @@ use std::{error::Error, sync::Arc};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Event, Identity, Overlay, Phase, Teardown};
-use flannel_core::subnet::NodeIdentity;
+use flannel_core::overlay::{Event, Overlay, Phase, Teardown};
+use flannel_core::subnet::{NodeIdentity, ThisNode};
 use flannel_core::testing::MemorySubnets;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,8 @@ const NETWORK: &[u8] = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let store = MemorySubnets::new(NetworkConfig::parse(NETWORK, Allocation::Pool)?);
-    let overlay = Overlay::builder(Identity::Named(NodeIdentity::new("my-node")?))
+    let store = store.for_node(ThisNode::named(NodeIdentity::new("my-node")?));
+    let overlay = Overlay::builder()
         .backend("vxlan", Vxlan::new)
         .teardown(Teardown::Remove)
         .build(Arc::new(store), Arc::new(NetlinkKernel::new()?))?;

@@ -11,7 +11,7 @@ use flannel_backend_vxlan::Vxlan;
 use flannel_core::lease::Lease;
 use flannel_core::net::{Family, Mtu};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Handle, Identity, Overlay, OverlayError, Phase, Status, Teardown};
+use flannel_core::overlay::{Handle, Overlay, OverlayError, Phase, Status, Teardown};
 use flannel_core::subnet::NodeIdentity;
 use flannel_subnet_file::{FileSubnets, Options};
 use testkit::{Node, Pod, PodNet, Underlay};
@@ -178,8 +178,9 @@ async fn with_pods(underlay: &Arc<Underlay>, ready: Vec<Ready>) -> Result<Vec<Me
 
 fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
     let kernel = NetlinkKernel::in_namespace(node.ns.as_fd().try_clone_to_owned()?)?;
-    let subnets = FileSubnets::open(store, Options::default())?;
-    let overlay = Overlay::builder(Identity::Named(NodeIdentity::new(&node.name)?))
+    let subnets =
+        FileSubnets::open(store, Options { node: Some(NodeIdentity::new(&node.name)?), ..Options::default() })?;
+    let overlay = Overlay::builder()
         .backend("vxlan", Vxlan::new)
         .backend("host-gw", |_| Ok(HostGw))
         .teardown(Teardown::Remove)

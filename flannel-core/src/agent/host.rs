@@ -9,7 +9,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::Identity;
 use crate::agent::inputs::{self, SETTLE, Settling};
 use crate::agent::renewal::Address;
 use crate::agent::status::Event;
@@ -120,12 +119,16 @@ impl Machine {
     /// store that identifies nodes by address would then give us that node's lease.
     pub(super) fn address(&self) -> Address {
         let is_read = !self.audit.facts && !matches!(self.round, Round::Facts);
-        match self.settings.identity {
-            Identity::Named(_) => Address::Held,
-            Identity::PublicIp if lacks_identity(&self.local.situation) => Address::Lost,
+        if self.settings.node.is_some() {
+            // It is known by its name: whoever has the address, the lease is this node's.
+            Address::Held
+        } else if lacks_identity(&self.local.situation) {
+            Address::Lost
+        } else if is_read || !self.synced {
             // Before the records are listed the host is not read again.
-            Identity::PublicIp if is_read || !self.synced => Address::Held,
-            Identity::PublicIp => Address::Unknown,
+            Address::Held
+        } else {
+            Address::Unknown
         }
     }
 

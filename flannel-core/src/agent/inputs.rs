@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admit::{Admission, HostView, Own, Rules};
-use crate::agent::{Identity, Masquerade, Settings};
+use crate::agent::{Masquerade, Settings};
 use crate::alloc::all_compatible;
 use crate::backend::{Backend, Local, Situation, Uplink};
 use crate::clock::BootTime;
@@ -238,11 +238,10 @@ impl Left {
 
 /// Who this node is to the store.
 pub(crate) fn identity(settings: &Settings, public: &Dual<IpAddr>) -> NodeIdentity {
-    match &settings.identity {
-        Identity::Named(node) => node.clone(),
+    settings.node.clone().unwrap_or_else(|| {
         // `select` gives an address to each family in use, of which there is at least one.
-        Identity::PublicIp => NodeIdentity::of_address(public.v4.or(public.v6).unwrap_or(Ipv4Addr::UNSPECIFIED.into())),
-    }
+        NodeIdentity::of_address(public.v4.or(public.v6).unwrap_or(Ipv4Addr::UNSPECIFIED.into()))
+    })
 }
 
 /// The situation on a host that has changed, where other nodes publish `others`.

@@ -62,7 +62,7 @@ use relist::Relist;
 
 pub use explain::{Explanation, Verdict};
 pub use preview::{Held, HeldBecause, Preview};
-pub use settings::{Identity, LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
+pub use settings::{LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
 pub use status::{
     Challenged, Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Refusal, Status, WithheldBecause,
 };

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::agent::LossPolicy;
 use crate::agent::renewal::Outcome;
 use crate::agent::status::{Event, LossReason, Phase};
 use crate::agent::store_health::Source;
-use crate::agent::{Identity, LossPolicy};
 use crate::backend::Local;
 use crate::clock::BootTime;
 use crate::lease::Lease;
@@ -47,7 +47,7 @@ impl Machine {
 
     pub(super) fn lease_lost(&mut self, now: BootTime, reason: LossReason) {
         self.events.push(Event::LeaseLost(reason));
-        if self.settings.identity == Identity::PublicIp {
+        if self.settings.node.is_none() {
             // The host may have slept, and may have another address: it is read before a lease is acquired.
             self.audit.facts = true;
             self.audit_at(now, Cause::Hint);

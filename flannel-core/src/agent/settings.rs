@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::kernel::OverlayName;
 use crate::net::Dual;
-use crate::subnet::NodeIdentity;
+use crate::subnet::{NodeIdentity, ThisNode};
 use crate::uplink::Select;
 
 /// What to do when the lease is lost.
@@ -42,15 +42,6 @@ pub enum MissingUplink {
     Wait,
 }
 
-/// Who the node is to the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
-    /// By name: the Kubernetes and the file store.
-    Named(NodeIdentity),
-    /// By its public address (IPv4 if there is one): etcd.
-    PublicIp,
-}
-
 /// Where `subnet.env` is written, and what it says of masquerading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetEnvFile {
@@ -73,7 +64,8 @@ pub enum Masquerade {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) name: OverlayName,
-    pub(crate) identity: Identity,
+    /// The node's name in the store; `None` where it knows the node by its public address. Known once the store was asked.
+    pub(crate) node: Option<NodeIdentity>,
     pub(crate) uplink: Select,
     pub(crate) missing_uplink: MissingUplink,
     pub(crate) public: Dual<IpAddr>,
@@ -86,10 +78,10 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// The defaults of [`Builder`](crate::overlay::Builder).
-    pub(crate) fn new(identity: Identity) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             name: OverlayName::default(),
-            identity,
+            node: None,
             uplink: Select::default(),
             missing_uplink: MissingUplink::default(),
             public: Dual::default(),
@@ -99,5 +91,12 @@ impl Settings {
             audit_every: Duration::from_secs(30),
             subnet_env: None,
         }
+    }
+
+    /// The same, for the node that the store knows as `node`.
+    pub(crate) fn of(&self, node: ThisNode) -> Self {
+        let ThisNode { name, public } = node;
+        let public = Dual { v4: self.public.v4.or(public.v4), v6: self.public.v6.or(public.v6) };
+        Self { node: name, public, ..self.clone() }
     }
 }

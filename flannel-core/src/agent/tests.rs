@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Input, KernelCall, Machine};
 use crate::admit::Reason;
-use crate::agent::{Identity, Phase, Settings, Status, StoreCall};
+use crate::agent::{Phase, Settings, Status, StoreCall};
 use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::backoff::Jitter;
 use crate::clock::BootTime;
@@ -65,7 +65,7 @@ fn backend_with(state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBack
 }
 
 fn settings() -> Settings {
-    Settings::new(Identity::PublicIp)
+    Settings::new()
 }
 
 fn config() -> NetworkConfig {

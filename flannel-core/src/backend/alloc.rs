@@ -3,7 +3,7 @@
 //!
 //! ```no_run
 //! # use flannel_core::backend::alloc::Alloc;
-//! # use flannel_core::overlay::{Identity, Overlay};
+//! # use flannel_core::overlay::{Overlay};
 //! # use flannel_core::subnet::NodeIdentity;
 //! let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node-a")?)).backend(Alloc::TYPE, |_| Ok(Alloc));
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::{Identity, LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
+use crate::agent::{LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
 use crate::backend::{Backend, BackendError};
 use crate::backoff::Jitter;
 use crate::clock::{Clock, SystemClock};
@@ -40,9 +40,9 @@ pub enum BuildError {
 }
 
 impl Builder {
-    pub(crate) fn new(identity: Identity) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            settings: Settings::new(identity),
+            settings: Settings::new(),
             backends: Vec::new(),
             clock: Arc::new(SystemClock::default()),
             jitter: Jitter::random(),
@@ -79,7 +79,8 @@ impl Builder {
         self
     }
 
-    /// The addresses peers are told to send to. Default: the uplink's own.
+    /// The addresses peers are told to send to. Default: those that an operator set for this node in the store
+    /// ([`ThisNode::public`](crate::subnet::ThisNode::public)), else the uplink's own.
     pub fn public(mut self, addrs: Dual<IpAddr>) -> Self {
         self.settings.public = addrs;
         self

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::agent::Settings;
 use crate::agent::inputs::{Evidence, First, Known, Owner};
-use crate::agent::{Identity, Settings};
 use crate::backend::{Backend, Situation};
 use crate::config::NetworkConfig;
 use crate::lease::Lease;
@@ -241,7 +241,9 @@ impl Node {
         config: NetworkConfig,
     ) -> Result<Self, String> {
         let named = env_file::former_subnets(settings);
-        if let Identity::Named(node) = &settings.identity {
+        let this = patiently(seams, "asking who this node is", seams.subnets.this_node()).await;
+        let settings = &settings.of(this.map_err(|error| chain(&error))?);
+        if let Some(node) = &settings.node {
             return Ok(Self { id: node.clone(), named, found: None });
         }
         let backend = survey::pick(backends, &config).map_err(|error| chain(&error))?;

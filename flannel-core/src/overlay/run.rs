@@ -9,7 +9,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{EnvFile, Event, Identity, Input, Machine, Phase, Preview, Settings, Status, Teardown};
+use crate::agent::{EnvFile, Event, Input, Machine, Phase, Preview, Settings, Status, Teardown};
 use crate::backend::{BackendError, Local};
 use crate::backoff::Jitter;
 use crate::clock::Clock;
@@ -22,7 +22,7 @@ use crate::overlay::handle::{EVENTS, Handle, QUESTIONS, Question};
 use crate::overlay::published::Published;
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::start::{self, Claims, Progress, Started};
-use crate::overlay::survey::{Surveyed, configuration, survey};
+use crate::overlay::survey::{Surveyed, configuration, identified, survey};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::text::chain;
 use crate::uplink::UplinkError;
@@ -118,9 +118,9 @@ pub enum OverlayError {
 }
 
 impl Overlay {
-    /// Starts to put one together, for the node the store knows as `identity`.
-    pub fn builder(identity: Identity) -> Builder {
-        Builder::new(identity)
+    /// Starts to put one together.
+    pub fn builder() -> Builder {
+        Builder::new()
     }
 
     pub(crate) fn new(
@@ -170,13 +170,13 @@ impl Overlay {
     }
 
     async fn look_ahead(&self) -> Result<Option<Preview>, OverlayError> {
+        let settings = identified(&self.seams, &self.settings).await?;
         let config = configuration(&self.seams).await?;
-        let surveyed = survey(&self.seams, &self.settings, &self.backends, config, None).await?;
+        let surveyed = survey(&self.seams, &settings, &self.backends, config, None).await?;
         let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
         let local = Local { lease, situation: surveyed.situation };
         let now = self.seams.clock.now();
         let status = Status::default();
-        let settings = Arc::clone(&self.settings);
         let mut machine = Machine::new(settings, surveyed.backend, local, status, now, self.seams.jitter.clone());
         let mut watch = self.seams.subnets.watch();
         while let Some(event) = watch.next().await {
@@ -259,7 +259,8 @@ async fn agent(
     mut questions: mpsc::Receiver<Question>,
     cancel: CancellationToken,
 ) -> Result<(), OverlayError> {
-    let Some(Started { surveyed, claims, lease }) = begin(seams, &settings, backends, &mut questions, &cancel).await?
+    let Some(Started { settings, surveyed, claims, lease }) =
+        begin(seams, &settings, backends, &mut questions, &cancel).await?
     else {
         return Ok(());
     };

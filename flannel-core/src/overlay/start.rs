@@ -1,7 +1,7 @@
 //! From nothing to a lease: everything that happens once, before the machine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::agent::Settings;
 use crate::agent::inputs::{self, SETTLE, Settling};
@@ -14,12 +14,15 @@ use crate::net::{Dual, Family, Prefix};
 use crate::overlay::builder::Factory;
 use crate::overlay::former_networks;
 use crate::overlay::run::{OverlayError, Seams};
-use crate::overlay::survey::{Surveyed, ask_kernel, configuration, settle, store_answers, store_fails, survey};
+use crate::overlay::survey::{
+    Surveyed, ask_kernel, configuration, identified, settle, store_answers, store_fails, survey,
+};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use crate::text::chain;
 
 /// What a start has taken: everything an agent runs on.
 pub(crate) struct Started {
+    pub(crate) settings: Arc<Settings>,
     pub(crate) surveyed: Surveyed,
     pub(crate) claims: Claims,
     pub(crate) lease: Lease,
@@ -66,6 +69,7 @@ pub(crate) async fn start(
     backends: &[(&'static str, Factory)],
     progress: &Progress,
 ) -> Result<Started, OverlayError> {
+    let settings = identified(seams, settings).await?;
     let mut backoff = Backoff::new(seams.jitter.clone());
     let mut claimed: Option<(Surveyed, Claims)> = None;
     let mut settling = None;
@@ -75,7 +79,7 @@ pub(crate) async fn start(
             store_answers(seams);
         }
         let so_far = claimed.as_ref().map(|(surveyed, _)| surveyed);
-        let surveyed = survey(seams, settings, backends, config, so_far).await?;
+        let surveyed = survey(seams, &settings, backends, config, so_far).await?;
         let Surveyed { situation, explanation, before, .. } = &surveyed;
         let waits = settling.is_some();
         settling = Settling::of(settling, before, &situation.uplink.addrs, seams.clock.now());
@@ -85,7 +89,7 @@ pub(crate) async fn start(
                 let (name, addrs) = (situation.uplink.name.as_str(), &situation.uplink.addrs);
                 tracing::info!(uplink = name, ?before, ?addrs, "waiting {SETTLE:?} for the addresses used before");
             }
-            settle(seams, settings, &surveyed, so_far, until).await?;
+            settle(seams, &settings, &surveyed, so_far, until).await?;
             continue;
         }
         if so_far.is_none_or(|so_far| so_far.situation.uplink != situation.uplink) {
@@ -97,7 +101,7 @@ pub(crate) async fn start(
                 // One claim a name: the former one has to go first.
                 progress.set(None);
                 drop(other);
-                let claims = claim(seams, settings, &surveyed).await?;
+                let claims = claim(seams, &settings, &surveyed).await?;
                 probe(seams, &surveyed).await?;
                 claims
             }
@@ -109,7 +113,7 @@ pub(crate) async fn start(
         match answer {
             Ok(lease) => {
                 store_answers(seams);
-                return Ok(Started { surveyed, claims, lease });
+                return Ok(Started { settings, surveyed, claims, lease });
             }
             Err(error) => store_fails(seams, error)?,
         }

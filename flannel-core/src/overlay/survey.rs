@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::inputs::{Evidence, First, Known, Owner};
-use crate::agent::{Contact, Event, Identity, MissingUplink, Settings};
+use crate::agent::{Contact, Event, MissingUplink, Settings};
 use crate::backend::{Backend, Situation, Uplink};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
@@ -37,6 +37,12 @@ pub(crate) struct Surveyed {
     /// When the host was read.
     pub(crate) read: BootTime,
     pub(crate) want: Want,
+}
+
+/// The settings, with who this node is, as soon as the store says it.
+pub(crate) async fn identified(seams: &Seams, settings: &Settings) -> Result<Arc<Settings>, OverlayError> {
+    let node = ask_store(seams, || seams.subnets.this_node()).await?;
+    Ok(Arc::new(settings.of(node)))
 }
 
 /// The configuration, as soon as the store gives it.
@@ -90,10 +96,10 @@ pub(crate) async fn survey(
     let previous = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
     let told = [previous, env_file::former_subnets(settings), left];
     let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();
-    let own = match (&settings.identity, &situation.previous) {
-        (Identity::Named(_), _) => OwnLeases::Every,
-        (Identity::PublicIp, Some(lease)) => OwnLeases::Key(lease.key.clone()),
-        (Identity::PublicIp, None) => OwnLeases::Unheld,
+    let own = match (&settings.node, &situation.previous) {
+        (Some(_), _) => OwnLeases::Every,
+        (None, Some(lease)) => OwnLeases::Key(lease.key.clone()),
+        (None, None) => OwnLeases::Unheld,
     };
     let want = Want::new(attrs).preferring(preferred).owning(own).leaving_alone(foreign);
     Ok(Surveyed { backend, situation, explanation, before, others, read, want })
@@ -154,9 +160,9 @@ async fn own_lease(
         let (mut ours, mut foreign) = (Vec::new(), Vec::new());
         let mut has_holder = false;
         for lease in ask_store(seams, || seams.subnets.previous(&first.situation.node)).await? {
-            let owner = match settings.identity {
-                Identity::PublicIp => first.owner(backend, &lease, &evidence),
-                Identity::Named(_) => Owner::Us,
+            let owner = match settings.node {
+                None => first.owner(backend, &lease, &evidence),
+                Some(_) => Owner::Us,
             };
             has_holder |= owner == Owner::Holder;
             if owner == Owner::Us { ours.push(lease) } else { foreign.push(lease) }

@@ -10,6 +10,7 @@ use futures_util::stream::BoxStream;
 
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseEvent};
+use crate::net::Dual;
 use crate::text::Plain;
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -53,6 +54,37 @@ impl NodeIdentity {
 impl std::fmt::Display for NodeIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Who a node is to a store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ThisNode {
+    /// Its name, where the store knows nodes by name (Kubernetes, files). `None` where it knows them by the address that
+    /// they publish, IPv4 if there is one (etcd): then the address is the identity, and whose a lease under it is has to be
+    /// told by other signs.
+    pub name: Option<NodeIdentity>,
+    /// Addresses that an operator set in the store for this node to publish, of the families that are set. Those given to
+    /// [`Builder::public`](crate::overlay::Builder::public) come first.
+    pub public: Dual<IpAddr>,
+}
+
+impl ThisNode {
+    /// A node that the store knows by this name.
+    pub fn named(name: NodeIdentity) -> Self {
+        Self { name: Some(name), ..Self::default() }
+    }
+
+    /// A node that the store knows by the address that it publishes.
+    pub fn by_address() -> Self {
+        Self::default()
+    }
+
+    /// The same, with these addresses to publish.
+    #[must_use]
+    pub fn publishing(self, public: Dual<IpAddr>) -> Self {
+        Self { public, ..self }
     }
 }
 
@@ -121,6 +153,17 @@ pub enum SubnetError {
 #[cfg_attr(feature = "testing", mockall::automock)]
 #[async_trait]
 pub trait SubnetManager: Send + Sync + 'static {
+    /// Who this node is to the store. Asked once by each run of an agent, before anything else; the answer stays in force
+    /// for that run.
+    ///
+    /// # Errors
+    /// [`SubnetError::Unavailable`], [`SubnetError::Denied`] and [`SubnetError::Unconfigured`] are to be retried;
+    /// [`SubnetError::Invalid`] and [`SubnetError::Unsupported`] are final.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    async fn this_node(&self) -> Result<ThisNode, SubnetError>;
+
     /// The network's configuration.
     ///
     /// # Errors

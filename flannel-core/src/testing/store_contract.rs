@@ -98,6 +98,7 @@ impl fmt::Display for Families {
 /// Every check, for networks of each choice of families.
 pub async fn all(harness: &mut dyn Harness) {
     for families in Families::ALL {
+        this_node_is_known_as_the_harness_says(harness, families).await;
         config_round_trip(harness, families).await;
         acquire_is_idempotent_per_node(harness, families).await;
         a_preferred_subnet_is_had_if_free(harness, families).await;
@@ -117,6 +118,16 @@ pub async fn all(harness: &mut dyn Harness) {
         a_bad_record_is_present_and_hurts_no_other(harness, families).await;
         an_expired_lease_goes_and_its_subnet_is_free(harness, families).await;
     }
+}
+
+/// Handles say who this node is, the same each time: by name, or by address where the harness says so.
+pub async fn this_node_is_known_as_the_harness_says(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let (one, two) = (harness.open().await, harness.open().await);
+    let node = ok(one.this_node().await, "this_node");
+    assert_eq!(node.name.is_none(), harness.is_by_address(), "this_node: {node:?}");
+    assert_eq!(ok(one.this_node().await, "this_node"), node, "this_node: another answer the second time");
+    assert_eq!(ok(two.this_node().await, "this_node"), node, "this_node: another answer of another handle");
 }
 
 /// The configuration comes out as it went in, and a change is seen by handles opened before.

@@ -14,8 +14,7 @@ use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip}
 use flannel_core::lease::{LeaseAttrs, Record};
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::{
-    Ended, EnvFile, Event, HandleError, Identity, Masquerade, Overlay, OverlayError, Phase, Status, SubnetEnvFile,
-    Teardown,
+    Ended, EnvFile, Event, HandleError, Masquerade, Overlay, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
 };
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::memory_subnets::Fault;
@@ -274,9 +273,9 @@ async fn remove_gives_back_what_a_call_under_way_takes() {
 
 #[tokio::test(start_paused = true)]
 async fn remove_gives_the_lease_back_that_the_store_knows_by_a_former_address() {
-    let node = Node::alone();
+    let node = Node::alone().known_by_address();
     let store = Away::new(&node.store);
-    let builder = Overlay::builder(Identity::PublicIp).backend("tunnel", |_| Ok(Tunnel));
+    let builder = Overlay::builder().backend("tunnel", |_| Ok(Tunnel));
     let builder = builder.clock(Arc::clone(&node.clock) as _).teardown(Teardown::Remove);
     let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()));
     agent.ready().await;
@@ -494,7 +493,7 @@ impl Backend for Fragile {
 async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
     let node = Node::alone();
     node.join([1]);
-    let builder = Overlay::builder(Identity::Named(node.identity())).backend("tunnel", |_| Ok(Fragile));
+    let builder = Overlay::builder().backend("tunnel", |_| Ok(Fragile));
     let mut agent = node.run_as(builder.clock(Arc::clone(&node.clock) as _));
     agent.ready().await;
     let writes = node.kernel.writes();

@@ -10,8 +10,8 @@ use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::Kernel;
 use flannel_core::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::overlay::{Builder, Event, Events, Handle, Identity, Overlay, OverlayError, Phase, Status};
-use flannel_core::subnet::{NodeIdentity, SubnetManager};
+use flannel_core::overlay::{Builder, Event, Events, Handle, Overlay, OverlayError, Phase, Status};
+use flannel_core::subnet::{NodeIdentity, SubnetManager, ThisNode};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 use flannel_core::testing::{FakeKernel, MemorySubnets};
 use futures_util::FutureExt;
@@ -77,7 +77,9 @@ impl Node {
         let eth0 = kernel.add_uplink("eth0", format!("192.0.2.{n}/24").parse().unwrap()).unwrap();
         kernel.add_address("eth0", format!("fd99::{n:x}/64").parse().unwrap()).unwrap();
         add_defaults(&kernel, eth0);
-        Self { name: format!("node-{n}"), kernel, store: store.clone(), clock: Arc::clone(clock) }
+        let name = format!("node-{n}");
+        let store = store.for_node(ThisNode::named(NodeIdentity::new(&name).unwrap()));
+        Self { name, kernel, store, clock: Arc::clone(clock) }
     }
 
     /// Node 200 in a network of its own, whose leases last for ever.
@@ -90,6 +92,11 @@ impl Node {
     pub(crate) fn with_ttl(ttl: Duration) -> Self {
         let clock = Arc::new(TokioClock::new());
         Self::new(200, &MemorySubnets::with_ttl(config(), Some(ttl), Arc::clone(&clock) as _), &clock)
+    }
+
+    /// The same node, known to the store by its address.
+    pub(crate) fn known_by_address(self) -> Self {
+        Self { store: self.store.for_node(ThisNode::by_address()), ..self }
     }
 
     pub(crate) fn identity(&self) -> NodeIdentity {
@@ -105,9 +112,7 @@ impl Node {
     }
 
     pub(crate) fn builder_with(&self, backend: impl Backend + Copy) -> Builder {
-        Overlay::builder(Identity::Named(self.identity()))
-            .backend("tunnel", move |_| Ok(backend))
-            .clock(Arc::clone(&self.clock) as _)
+        Overlay::builder().backend("tunnel", move |_| Ok(backend)).clock(Arc::clone(&self.clock) as _)
     }
 
     pub(crate) fn run(&self) -> Agent {

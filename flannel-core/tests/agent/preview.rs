@@ -6,7 +6,7 @@ use std::time::Duration;
 use flannel_core::kernel::Op;
 use flannel_core::net::Family;
 use flannel_core::overlay::{HandleError, HeldBecause, Overlay, OverlayError, Phase, WithheldBecause};
-use flannel_core::subnet::{MockSubnetManager, SubnetManager};
+use flannel_core::subnet::{MockSubnetManager, SubnetManager, ThisNode};
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
@@ -25,6 +25,8 @@ async fn plan_and_peers_are_not_given_before_the_store_has_said_what_is_everythi
     before.ready().await;
     before.cancelled().await.unwrap();
     let mut store = MockSubnetManager::new();
+    let this = ThisNode::named(node.identity());
+    store.expect_this_node().returning(move || Ok(this.clone()));
     store.expect_network_config().returning(|| Ok(config()));
     let inner = node.store.clone();
     store.expect_previous().returning(move |node| inner.previous(node).now_or_never().unwrap());

@@ -8,7 +8,7 @@ use flannel_core::backend::Backend;
 use flannel_core::clock::TokioClock;
 use flannel_core::lease::{Lease, LeaseKey};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::overlay::{Builder, Event, Identity, Masquerade, Overlay, SubnetEnvFile, Teardown};
+use flannel_core::overlay::{Builder, Event, Masquerade, Overlay, SubnetEnvFile, Teardown};
 use flannel_core::testing::{Fault, MemorySubnets};
 
 use crate::gateway::Bare;
@@ -26,7 +26,7 @@ impl Shared {
     fn new() -> Self {
         let clock = Arc::new(TokioClock::new());
         let store = MemorySubnets::by_address(config(), Some(TTL), Arc::clone(&clock) as _);
-        Self { node: Node::new(200, &store, &clock) }
+        Self { node: Node::new(200, &store, &clock).known_by_address() }
     }
 
     fn builder(&self) -> Builder {
@@ -34,7 +34,7 @@ impl Shared {
     }
 
     fn builder_with(&self, backend: impl Backend + Copy) -> Builder {
-        let builder = Overlay::builder(Identity::PublicIp).backend("tunnel", move |_| Ok(backend));
+        let builder = Overlay::builder().backend("tunnel", move |_| Ok(backend));
         builder.clock(Arc::clone(&self.node.clock) as _)
     }
 

@@ -9,7 +9,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::Event;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use flannel_core::testing::MemorySubnets;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -33,6 +33,10 @@ struct Lagging {
 
 #[async_trait]
 impl SubnetManager for Lagging {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        self.store.this_node().await
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.store.network_config().await
     }

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::{ApplyReport, Claim, Hint, Kernel, KernelError, MockKernel, Scope};
-use flannel_core::net::Family;
+use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::{Contact, Event, OverlayError, Phase};
-use flannel_core::subnet::{MockSubnetManager, SubnetError};
+use flannel_core::subnet::{MockSubnetManager, SubnetError, ThisNode};
 use flannel_core::testing::FakeKernel;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use crate::node::{Node, add_defaults, config, eventually, parse, pass, public, subnet};
+use crate::storms::Away;
 
 fn timeout() -> KernelError {
     KernelError::Timeout { doing: "looking".to_owned(), within: Duration::from_secs(5) }
@@ -211,6 +212,8 @@ async fn a_store_that_is_away_at_start_is_asked_with_back_off_and_told_once() {
     let begun = Instant::now();
     let times = Arc::new(std::sync::Mutex::new(Vec::new()));
     let mut store = MockSubnetManager::new();
+    let this = ThisNode::named(node.identity());
+    store.expect_this_node().returning(move || Ok(this.clone()));
     let asked = Arc::clone(&times);
     store.expect_network_config().returning(move || {
         let mut asked = asked.lock().unwrap();
@@ -253,6 +256,8 @@ fn delegate(mock: &mut MockSubnetManager, node: &Node) {
 async fn an_invalid_config_ends_at_once_with_its_path() {
     let node = Node::alone();
     let mut store = MockSubnetManager::new();
+    let this = ThisNode::named(node.identity());
+    store.expect_this_node().returning(move || Ok(this.clone()));
     store.expect_network_config().times(1).returning(|| {
         let error = NetworkConfig::parse(br#"{"Network":"10.42.0.0/99"}"#, Allocation::Pool).unwrap_err();
         Err(SubnetError::Invalid { at: "/coreos.com/network/config".to_owned(), reason: error.to_string() })
@@ -277,6 +282,8 @@ async fn an_unknown_backend_names_those_there_are() {
 async fn nothing_is_written_before_the_store_has_said_what_is_everything() {
     let node = Node::alone();
     let mut store = MockSubnetManager::new();
+    let this = ThisNode::named(node.identity());
+    store.expect_this_node().returning(move || Ok(this.clone()));
     store.expect_network_config().returning(|| Ok(config()));
     let inner = node.store.clone();
     store.expect_previous().returning(move |node| {
@@ -316,4 +323,26 @@ async fn questions_before_the_lease_are_answered_that_the_agent_does_not_run_yet
     node.kernel.resume();
     agent.ready().await;
     assert!(agent.handle.peers().await.is_ok());
+}
+
+/// A store that is away when it is first asked who this node is.
+#[tokio::test(start_paused = true)]
+async fn who_the_node_is_comes_from_the_store_as_soon_as_it_answers() {
+    let node = Node::alone();
+    let mut public = Dual { v4: Some("203.0.113.7".parse().unwrap()), v6: None };
+    let this = ThisNode::named(node.identity()).publishing(public);
+    let store = Away::new(&node.store.for_node(this));
+    store.leave();
+    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+    let status = agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
+    assert_eq!((status.phase, status.lease.clone(), node.record()), (Phase::Starting, None, None));
+    store.come_back();
+    let lease = agent.ready().await.lease.unwrap();
+    assert_eq!((&lease.key, lease.attrs.public_ip), (&node.key(), public), "an operator's address in the store");
+    agent.cancelled().await.unwrap();
+    // What the program was given comes first.
+    public.v4 = Some("203.0.113.8".parse().unwrap());
+    let builder = node.builder().public(public);
+    let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store));
+    assert_eq!(agent.ready().await.lease.unwrap().attrs.public_ip, public);
 }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::overlay::{Contact, Event, Phase};
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use flannel_core::testing::{Fault, MemorySubnets};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -79,6 +79,11 @@ fn gone() -> SubnetError {
 
 #[async_trait]
 impl SubnetManager for Away {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        self.call()?;
+        self.store.this_node().await
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.call()?;
         self.store.network_config().await

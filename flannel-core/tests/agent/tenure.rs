@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flannel_core::lease::{Fence, Lease, LeaseKey};
 use flannel_core::net::Family;
-use flannel_core::overlay::{Contact, Event, Identity, LossPolicy, LossReason, Overlay, OverlayError, Phase};
+use flannel_core::overlay::{Contact, Event, LossPolicy, LossReason, Overlay, OverlayError, Phase};
 use tokio::time::Instant;
 
 use crate::node::{Agent, Node, config, eventually, parse, pass, public, subnet};
@@ -125,8 +125,8 @@ async fn no_lease_is_taken_of_another_network_than_the_one_in_force() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_known_by_its_address_acquires_by_the_one_it_has_now() {
-    let node = Node::alone();
-    let builder = Overlay::builder(Identity::PublicIp);
+    let node = Node::alone().known_by_address();
+    let builder = Overlay::builder();
     let agent = node.run_as(builder.backend("tunnel", |_| Ok(Tunnel)).clock(Arc::clone(&node.clock) as _));
     let before = agent.ready().await.lease.unwrap();
     assert_eq!(before.key, LeaseKey::new("192.0.2.200"));
@@ -208,6 +208,7 @@ async fn two_agents_of_one_name_take_turns_ever_more_slowly_and_say_so() {
     let node = Node::alone();
     let mut twin = Node::new(201, &node.store, &node.clock);
     twin.name.clone_from(&node.name);
+    twin.store.clone_from(&node.store);
     let stores = [Away::new(&node.store), Away::new(&node.store)];
     let [one, two] = &stores;
     let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(one.clone()));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use flannel_core::net::{Family, Prefix};
-use flannel_core::overlay::{Event, Identity, MissingUplink, Overlay};
+use flannel_core::overlay::{Event, MissingUplink, Overlay};
+use flannel_core::subnet::ThisNode;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
 use crate::node::{Agent, Node, add_defaults, eventually, parse, pass, peer, public};
@@ -11,8 +12,13 @@ use crate::tunnel::{Tunnel, data, mac_of};
 
 /// An agent that the store knows by its address.
 fn run_by_address(node: &Node) -> Agent {
-    let builder = Overlay::builder(Identity::PublicIp).missing_uplink(MissingUplink::Wait);
-    node.run_as(builder.backend("tunnel", |_| Ok(Tunnel)).clock(Arc::clone(&node.clock) as _))
+    let store = node.store.for_node(ThisNode::by_address());
+    let builder = Overlay::builder().missing_uplink(MissingUplink::Wait);
+    node.run_on(
+        builder.backend("tunnel", |_| Ok(Tunnel)).clock(Arc::clone(&node.clock) as _),
+        Arc::new(node.kernel.clone()),
+        Arc::new(store),
+    )
 }
 
 fn published(node: &Node) -> Vec<String> {
@@ -153,8 +159,9 @@ async fn a_restart_beside_a_virtual_address_takes_no_other_nodes_lease() {
     let agent = run_by_address(&node);
     assert_eq!(agent.ready().await.lease.unwrap().subnets, before.subnets);
     agent.cancelled().await.unwrap();
-    let builder = Overlay::builder(Identity::PublicIp).backend("tunnel", |_| Ok(Tunnel));
-    let overlay = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
+    let (builder, store) = (Overlay::builder(), node.store.for_node(ThisNode::by_address()));
+    let overlay =
+        builder.backend("tunnel", |_| Ok(Tunnel)).build(Arc::new(store), Arc::new(node.kernel.clone())).unwrap();
     assert_eq!(overlay.remove().await.unwrap().lease.map(|lease| lease.subnets), Some(before.subnets));
     let left = node.store.records();
     assert_eq!(left.iter().map(|record| &record.key).collect::<Vec<_>>(), [&other.key]);

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::overlay::Contact;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use flannel_core::testing::MemorySubnets;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -23,6 +23,10 @@ struct Ending {
 
 #[async_trait]
 impl SubnetManager for Ending {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        self.store.this_node().await
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.store.network_config().await
     }

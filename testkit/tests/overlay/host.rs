@@ -9,8 +9,8 @@ use flannel_backend_vxlan::Vxlan;
 use flannel_core::kernel::{Kernel, KernelError, OverlayName, Residence};
 use flannel_core::net::{Dual, Family};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Identity, Overlay, OverlayError, Phase, Status};
-use flannel_core::subnet::NodeIdentity;
+use flannel_core::overlay::{Overlay, OverlayError, Phase, Status};
+use flannel_core::subnet::{NodeIdentity, ThisNode};
 use nix::sched::{CloneFlags, setns};
 use testkit::sabotage::{Act, Plane};
 use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
@@ -237,8 +237,8 @@ fn an_agent_without_privilege_says_which_and_takes_no_lease() {
     let ended = std::thread::spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
         caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
-        let identity = Identity::Named(NodeIdentity::new("node-1").unwrap());
-        let builder = Overlay::builder(identity).backend("vxlan", Vxlan::new);
+        let store = store.for_node(ThisNode::named(NodeIdentity::new("node-1").unwrap()));
+        let builder = Overlay::builder().backend("vxlan", Vxlan::new);
         let overlay = builder.build(Arc::new(store), Arc::new(NetlinkKernel::new().unwrap())).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async { tokio::time::timeout(PATIENCE, overlay.run(CancellationToken::new())).await })

@@ -12,8 +12,8 @@ use flannel_core::kernel::Route;
 use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Builder, Handle, Identity, Overlay, OverlayError, Phase, Status, Teardown};
-use flannel_core::subnet::NodeIdentity;
+use flannel_core::overlay::{Builder, Handle, Overlay, OverlayError, Phase, Status, Teardown};
+use flannel_core::subnet::{NodeIdentity, ThisNode};
 use flannel_core::testing::MemorySubnets;
 use testkit::probe::{self, Flow};
 use testkit::sabotage::{self, Plane};
@@ -113,11 +113,11 @@ impl Cluster {
     pub(crate) fn agent(&self, nth: usize) -> Launch<'_> {
         let node = NodeIdentity::new(&format!("node-{}", nth + 1)).unwrap();
         // Audits by the clock alone would hide a hint that is missing.
-        let builder = Overlay::builder(Identity::Named(node))
+        let builder = Overlay::builder()
             .backend("vxlan", Vxlan::new)
             .backend("host-gw", |_| Ok(HostGw))
             .audit_every(Duration::from_secs(600));
-        Launch { cluster: self, nth, builder, store: self.store.clone() }
+        Launch { cluster: self, nth, builder, store: self.store.for_node(ThisNode::named(node)) }
     }
 
     /// Starts another agent on a node in the place of one that has ended.

@@ -10,11 +10,12 @@ use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record, is_complete, keep_oldest};
 use crate::net::Dual;
-use crate::subnet::NodeIdentity;
+use crate::subnet::{NodeIdentity, ThisNode};
 
 /// What is known of a store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Known {
+    pub(super) this_node: Option<ThisNode>,
     pub(super) config: Option<NetworkConfig>,
     pub(super) own: Own,
     pub(super) records: Option<Records>,
@@ -63,6 +64,11 @@ impl Changed {
 }
 
 impl Known {
+    /// The store says who this node is.
+    pub(super) fn is_of(&mut self, node: &ThisNode) -> Changed {
+        Changed::when(self.this_node.replace(node.clone()).as_ref() != Some(node))
+    }
+
     /// Whether there is nothing that a state file could add, so that it may be written over.
     pub(super) fn is_whole(&self) -> bool {
         self.config.is_some() && self.own != Own::Unasked && self.records.is_some()
@@ -70,6 +76,7 @@ impl Known {
 
     /// Fills what is not known from what was known `before`.
     pub(super) fn recall(&mut self, before: Self) {
+        self.this_node = self.this_node.take().or(before.this_node);
         self.config = self.config.take().or(before.config);
         self.records = self.records.take().or(before.records);
         if self.own == Own::Unasked {

@@ -22,20 +22,21 @@ use futures_util::stream::BoxStream;
 use crate::clock::Clock;
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseEvent};
-use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use keeper::Keeper;
 
 pub use file::StateFileError;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use wire::check_state_file;
 
-/// A lease store with a state file: the configuration, the own lease and the last snapshot, from which it answers
-/// while the store cannot.
+/// A lease store with a state file: who the node is, the configuration, the own lease and the last snapshot, from which it
+/// answers while the store cannot.
 ///
 /// Every call goes to the inner store first, and what that says counts. Only where it is [`SubnetError::Unavailable`]
 /// or [`SubnetError::Denied`]:
 ///
-/// * [`network_config`](SubnetManager::network_config) answers with the configuration last read;
+/// * [`this_node`](SubnetManager::this_node) and [`network_config`](SubnetManager::network_config) answer with what was
+///   last read;
 /// * [`previous`](SubnetManager::previous) and [`acquire`](SubnetManager::acquire) with the lease that the same node
 ///   last held, unless it has run out, fits the network no longer, the store has said since that it is lost, or the
 ///   agent says that it is another node's ([`Want::own`]). It keeps its fence: what may be written over is still the
@@ -153,6 +154,22 @@ fn is_away(error: &SubnetError) -> bool {
 
 #[async_trait]
 impl SubnetManager for CachedSubnets {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        match self.inner.this_node().await {
+            Ok(node) => {
+                self.keeper.learn(|known| known.is_of(&node));
+                Ok(node)
+            }
+            Err(error) if is_away(&error) => {
+                self.keeper.recall().await;
+                let Some(node) = self.keeper.known(|known| known.this_node.clone()) else { return Err(error) };
+                self.keeper.standing_in(&error);
+                Ok(node)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         match self.inner.network_config().await {
             Ok(config) => {

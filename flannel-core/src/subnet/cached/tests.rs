@@ -15,7 +15,7 @@ use super::*;
 use crate::clock::{BootTime, SystemClock, TokioClock};
 use crate::config::Allocation;
 use crate::lease::{BadRecord, Fence, Json, LeaseAttrs, LeaseKey, Record};
-use crate::net::{Dual, Prefix};
+use crate::net::{Dual, Family, Prefix};
 use crate::testing::store_contract::{self, Harness};
 use crate::testing::{Fault, MemorySubnets, arbitrary};
 
@@ -34,7 +34,8 @@ pub(super) struct Bed {
 impl Bed {
     pub(super) fn new() -> Self {
         let clock = Arc::new(TokioClock::new());
-        Self { dir: tempfile::tempdir().unwrap(), store: MemorySubnets::new(config()), clock }
+        let store = MemorySubnets::new(config()).for_node(ThisNode::named(node()));
+        Self { dir: tempfile::tempdir().unwrap(), store, clock }
     }
 
     fn path(&self) -> PathBuf {
@@ -68,6 +69,7 @@ pub(super) fn want() -> Want {
 
 /// Does what an agent does at its start.
 pub(super) async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<LeaseEvent, SubnetError>>) {
+    cached.this_node().await.unwrap();
     cached.network_config().await.unwrap();
     cached.previous(&node()).await.unwrap();
     let lease = cached.acquire(&node(), want()).await.unwrap();
@@ -102,7 +104,8 @@ struct Behind {
 #[async_trait]
 impl Harness for Behind {
     async fn fresh(&mut self, config: &NetworkConfig) {
-        self.store = MemorySubnets::new(config.clone());
+        let node = ThisNode::named(NodeIdentity::new("a").unwrap());
+        self.store = MemorySubnets::new(config.clone()).for_node(node);
     }
 
     async fn open(&self) -> Arc<dyn SubnetManager> {
@@ -146,6 +149,7 @@ async fn a_store_that_is_away_is_stood_in_for_with_what_it_said_last() {
     let lease = bed.saved().await;
     bed.store.outage();
     let cached = bed.open();
+    assert_eq!(cached.this_node().await.unwrap(), ThisNode::named(node()));
     assert_eq!(cached.network_config().await.unwrap(), config());
     assert_eq!(cached.previous(&node()).await.unwrap(), std::slice::from_ref(&lease));
     let attrs = LeaseAttrs { backend_type: "vxlan".into(), ..LeaseAttrs::default() };
@@ -467,7 +471,10 @@ pub(super) fn held(expires: Option<u64>) -> Known {
     let expires = expires.map(|secs| BootTime(Duration::from_secs(secs)));
     let lease = Lease { expires, fence: Fence(Some("7".into())), ..peer(3) };
     let own = Own::Held(node(), lease);
-    Known { config: Some(config()), own, records: Some(Records::default()), asked: None }
+    let this_node = Some(
+        ThisNode::named(node()).publishing(arbitrary::lease(7, &[Family::V4, Family::V6], "vxlan").attrs.public_ip),
+    );
+    Known { this_node, config: Some(config()), own, records: Some(Records::default()), asked: None }
 }
 
 fn text(known: &Known, now: u64, wall: u64) -> Vec<u8> {
@@ -505,8 +512,8 @@ fn known(expires: impl Strategy<Value = Option<u64>>) -> impl Strategy<Value = K
         let data = serde_json::to_string(&serde_json::json!({ "x": [noise.as_str()], "VNI": n })).unwrap();
         lease.attrs.backend_data.v4 = (kind == 1).then(|| Json::parse(&data).unwrap());
         if kind == 2 {
-            lease.subnets.v6 = Some(arbitrary::node_subnet(crate::net::Family::V6, n));
-            lease.attrs.public_ip.v6 = Some(arbitrary::node_address(crate::net::Family::V6, n));
+            lease.subnets.v6 = Some(arbitrary::node_subnet(Family::V6, n));
+            lease.attrs.public_ip.v6 = Some(arbitrary::node_address(Family::V6, n));
         }
         let entry = if kind == 0 {
             Err(Box::new(BadRecord { reason: noise, subnets: lease.subnets }))

@@ -2,17 +2,20 @@
 //!
 //! ```json
 //! {"version":1,"origin":"…","saved_unix_ms":0,"allocation":"pool","config":{…},
+//!  "this_node":{"name":"…","public":["…"]},
 //!  "own":{"node":"…","key":"…","subnets":["…"],"attrs":{…},"expires_unix_ms":0,"fence":"…"},
 //!  "records":[{"key":"…","created":1,"subnets":["…"],"attrs":{…}},{"key":"…","created":2,"subnets":[],"bad":"…"}]}
 //! ```
 //!
-//! `config` is [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. Fence and expiry of others' records are
+//! `this_node` is left out where the node is known by its address and none was set for it. `config` is
+//! [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. Fence and expiry of others' records are
 //! nobody's business here and not kept.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,8 +28,8 @@ use super::known::{Entry, Known, Own};
 use crate::clock::BootTime;
 use crate::config::{Allocation, NetworkConfig};
 use crate::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey};
-use crate::net::{Dual, Prefix};
-use crate::subnet::NodeIdentity;
+use crate::net::{Dual, Family, Prefix};
+use crate::subnet::{NodeIdentity, ThisNode};
 
 const VERSION: u64 = 1;
 /// The wall clock may have been set back so much since the file was written; beyond that it cannot say whether a
@@ -57,6 +60,7 @@ pub(super) fn write(
         saved_unix_ms,
         allocation: AllocationText::of(config),
         config: raw(config.to_json())?,
+        this_node: known.this_node.as_ref().and_then(NodeText::of),
         own,
         records: Records(Cow::Borrowed(records)),
     };
@@ -83,6 +87,7 @@ pub(super) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime)
         Some(own) => own.read(&time)?,
     };
     Ok(Known {
+        this_node: Some(document.this_node.map_or_else(|| Ok(ThisNode::by_address()), NodeText::read)?),
         config: Some(config),
         own,
         records: Some(document.records.0.into_owned().into_iter().collect()),
@@ -104,6 +109,8 @@ struct Document<'a> {
     saved_unix_ms: u64,
     allocation: AllocationText,
     config: Box<RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    this_node: Option<NodeText<'a>>,
     own: Option<Holding<'a>>,
     records: Records<'a>,
 }
@@ -126,6 +133,34 @@ impl AllocationText {
             Self::Pool => Allocation::Pool,
             Self::External => Allocation::External,
         }
+    }
+}
+
+/// Who the node is.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeText<'a> {
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+    public: Vec<IpAddr>,
+}
+
+impl<'a> NodeText<'a> {
+    fn of(node: &'a ThisNode) -> Option<Self> {
+        let name = node.name.as_ref().map(|name| name.as_str().into());
+        (*node != ThisNode::by_address())
+            .then(|| Self { name, public: node.public.iter().map(|(_, addr)| *addr).collect() })
+    }
+
+    fn read(self) -> Result<ThisNode, String> {
+        let name = self.name.map(|name| NodeIdentity::new(&name)).transpose();
+        let mut public = Dual::default();
+        for addr in self.public {
+            *public.slot(Family::of(addr)) = Some(addr);
+        }
+        let node =
+            name.map_err(|error| format!("this node: {error}"))?.map_or_else(ThisNode::by_address, ThisNode::named);
+        Ok(node.publishing(public))
     }
 }
 

@@ -15,7 +15,7 @@ use futures_util::stream::BoxStream;
 use crate::clock::{BootTime, Clock, SystemClock};
 use crate::config::NetworkConfig;
 use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, Record};
-use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use records::{Inner, Known};
 
 /// A lease store in memory: for tests, benchmarks and programs whose nodes all live in one process.
@@ -25,6 +25,8 @@ use records::{Inner, Known};
 #[derive(Clone)]
 pub struct MemorySubnets {
     shared: Arc<Shared>,
+    /// Who this handle's node is.
+    node: ThisNode,
 }
 
 /// A failure to come.
@@ -55,14 +57,23 @@ impl MemorySubnets {
         Self::known_by(Known::Name, config, ttl, clock)
     }
 
-    /// The same, for nodes that are known by the address they publish, as in etcd: for
-    /// [`Identity::PublicIp`](crate::overlay::Identity::PublicIp).
+    /// The same, for nodes that are known by the address they publish, as in etcd.
     pub fn by_address(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
         Self::known_by(Known::Address, config, ttl, clock)
     }
 
     fn known_by(known_by: Known, config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
-        Self { shared: Arc::new(Shared { clock, inner: Mutex::new(Inner::new(known_by, config, ttl)) }) }
+        Self {
+            shared: Arc::new(Shared { clock, inner: Mutex::new(Inner::new(known_by, config, ttl)) }),
+            node: ThisNode::by_address(),
+        }
+    }
+
+    /// A handle on the same store for this node. A new store's is for one that is known by its address, and so are all of
+    /// [`by_address`](Self::by_address).
+    #[must_use]
+    pub fn for_node(&self, node: ThisNode) -> Self {
+        Self { node, ..self.clone() }
     }
 
     /// Changes the network's configuration. Leases stay as they are.
@@ -175,6 +186,18 @@ fn unavailable(doing: &'static str) -> SubnetError {
 
 #[async_trait]
 impl SubnetManager for MemorySubnets {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        let inner = self.shared.lock();
+        if inner.away {
+            return Err(unavailable("asking who this node is"));
+        }
+        let name = match inner.known_by {
+            Known::Name => self.node.name.clone(),
+            Known::Address => None,
+        };
+        Ok(ThisNode { name, ..self.node.clone() })
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.shared.call("reading the configuration", |inner, _| Ok(inner.config.clone()))
     }

@@ -23,7 +23,7 @@ pub(super) enum Known {
 }
 
 pub(super) struct Inner {
-    known_by: Known,
+    pub(super) known_by: Known,
     pub(super) config: NetworkConfig,
     /// How long a lease lasts; `None`: for ever.
     ttl: Option<Duration>,

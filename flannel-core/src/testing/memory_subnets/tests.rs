@@ -11,7 +11,7 @@ use crate::clock::SystemClock;
 use crate::config::{Allocation, NetworkConfig};
 use crate::lease::{BadRecord, Lease, LeaseAttrs, LeaseEvent, LeaseKey};
 use crate::net::Dual;
-use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use crate::testing::store_contract::{self, Harness};
 
 fn store(network: &str) -> MemorySubnets {
@@ -34,13 +34,17 @@ async fn a_lost_reply_leaves_the_lease_that_the_next_try_adopts() {
     assert_eq!(store.records().len(), 1);
 }
 
+fn by_name(config: &NetworkConfig) -> MemorySubnets {
+    MemorySubnets::new(config.clone()).for_node(ThisNode::named(NodeIdentity::new("a").unwrap()))
+}
+
 fn by_address(config: &NetworkConfig) -> MemorySubnets {
     MemorySubnets::by_address(config.clone(), None, Arc::new(SystemClock::default()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_the_contract_of_lease_stores() {
-    for make in [|config: &NetworkConfig| MemorySubnets::new(config.clone()), by_address] {
+    for make in [by_name, by_address] {
         store_contract::all(&mut Memory { store: store("10.5.0.0/16"), make }).await;
     }
 }
