@@ -19,7 +19,7 @@ use crate::net::{Dual, Family};
 use crate::text::chain;
 use crate::uplink::UplinkError;
 
-use super::{Cause, Machine, Round};
+use super::{Cause, Machine, Round, prefixes_of};
 
 /// The shortest time between two changes of the Ethernet address: a node that copies each new one must not set the pace.
 const MAC_PAUSE: Duration = Duration::from_secs(10);
@@ -129,6 +129,34 @@ impl Machine {
             Address::Held
         } else {
             Address::Unknown
+        }
+    }
+
+    pub(super) fn set_local(&mut self, now: BootTime, local: Local) {
+        self.local = Arc::new(local);
+        let scope = self.backend.scope(&self.local);
+        if scope != self.scope {
+            self.scope = scope;
+            // The hints of the old scope end here: what they had yet to say is read instead.
+            self.audit.facts = true;
+            self.audit_at(now, Cause::Expected);
+        }
+        self.judge_host(now);
+    }
+
+    /// Judges all records anew by what this node is.
+    pub(super) fn judge_host(&mut self, now: BootTime) {
+        let host = inputs::host(&self.settings, &self.local, self.admission.rules());
+        let changes = self.admission.set_host(host);
+        self.stale.peers = true;
+        self.stale.prefixes.extend(self.admission.changed_withheld());
+        for change in changes {
+            self.count(&change);
+            for prefix in prefixes_of(change.new.as_deref()) {
+                self.prefix_in_use(now, &prefix);
+            }
+            self.show_peer(&change);
+            self.note(change);
         }
     }
 

@@ -24,6 +24,7 @@ mod preview;
 mod protected;
 mod refused;
 mod relist;
+mod removals;
 mod renewal;
 mod rounds;
 mod settings;
@@ -103,8 +104,9 @@ pub(crate) struct Machine {
     local: Arc<Local>,
     scope: Scope,
     admission: Admission,
-    /// How many peers it accepts.
+    /// How many peers it accepts, and how many prefixes they have.
     accepted: usize,
+    prefixes: usize,
     renewal: Renewal,
     guard: Guard,
     /// What the last audit was refused.
@@ -213,6 +215,7 @@ impl Machine {
             scope: backend.scope(&local),
             admission: inputs::admission(Arc::clone(&backend), &settings, &local),
             accepted: 0,
+            prefixes: 0,
             renewal: Renewal::new(Arc::clone(&local.lease), settings.on_loss, now, jitter.clone()),
             guard: Guard::default(),
             refused: Refused::default(),
@@ -434,7 +437,7 @@ impl Machine {
                     record => self.renewal.own_record(record, now),
                 };
                 self.renewal_outcome(now, outcome);
-                let before = self.prefixes();
+                let before = self.prefixes;
                 let changes = self.admission.reset(records);
                 (changes, Some(before))
             }
@@ -472,6 +475,7 @@ impl Machine {
         }
         for change in changes {
             self.count(&change);
+            let removed = change.old.clone().filter(|_| reset.is_none() && change.new.is_none());
             for prefix in prefixes_of(change.new.as_deref()) {
                 self.prefix_in_use(now, &prefix);
             }
@@ -479,6 +483,9 @@ impl Machine {
             if !first {
                 self.show_peer(&change);
                 self.note(change);
+            }
+            if let Some(removed) = removed {
+                self.judge_removal(now, &removed);
             }
         }
         self.stale.peers = true;
@@ -488,6 +495,16 @@ impl Machine {
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.peers));
         }
+    }
+
+    /// A peer went away by itself, not by a list: many that do so one by one are as suspicious.
+    fn judge_removal(&mut self, now: BootTime, removed: &Lease) {
+        let removed = prefixes_of(Some(removed)).filter(|prefix| self.admission.peer_by_subnet(prefix).is_none());
+        let pending = self.changes.values().filter(|change| change.new.is_none());
+        let waiting = || pending.flat_map(|change| prefixes_of(change.old.as_deref())).collect();
+        let before = self.guard.mass().map_or(0, |mass| mass.prefixes.len());
+        self.guard.judge_removal(now, removed, self.prefixes, waiting);
+        self.stale.all_prefixes |= self.guard.mass().map_or(0, |mass| mass.prefixes.len()) != before;
     }
 
     /// A peer or this node has the prefix now: no deletion there waits any longer.
@@ -513,10 +530,8 @@ impl Machine {
     fn count(&mut self, change: &admit::Change) {
         self.accepted += usize::from(change.new.is_some());
         self.accepted -= usize::from(change.old.is_some());
-    }
-
-    fn prefixes(&self) -> usize {
-        self.admission.peers().map(|peer| peer.subnets.iter().count()).sum()
+        self.prefixes += prefixes_of(change.new.as_deref()).count();
+        self.prefixes -= prefixes_of(change.old.as_deref()).count();
     }
 
     fn store_well(&mut self, source: Source) {
@@ -527,34 +542,6 @@ impl Machine {
     fn store_trouble(&mut self, source: Source, now: BootTime, error: String) {
         self.health.trouble(source, now, error);
         self.show_contact();
-    }
-
-    fn set_local(&mut self, now: BootTime, local: Local) {
-        self.local = Arc::new(local);
-        let scope = self.backend.scope(&self.local);
-        if scope != self.scope {
-            self.scope = scope;
-            // The hints of the old scope end here: what they had yet to say is read instead.
-            self.audit.facts = true;
-            self.audit_at(now, Cause::Expected);
-        }
-        self.judge_host(now);
-    }
-
-    /// Judges all records anew by what this node is.
-    fn judge_host(&mut self, now: BootTime) {
-        let host = inputs::host(&self.settings, &self.local, self.admission.rules());
-        let changes = self.admission.set_host(host);
-        self.stale.peers = true;
-        self.stale.prefixes.extend(self.admission.changed_withheld());
-        for change in changes {
-            self.count(&change);
-            for prefix in prefixes_of(change.new.as_deref()) {
-                self.prefix_in_use(now, &prefix);
-            }
-            self.show_peer(&change);
-            self.note(change);
-        }
     }
 
     fn hint(&mut self, now: BootTime, hint: Hint) {

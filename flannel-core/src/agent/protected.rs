@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::agent::flapping::Flapping;
 use crate::agent::preview::HeldBecause;
+use crate::agent::removals::Removals;
 use crate::agent::status::{Contact, WithheldBecause};
 use crate::clock::BootTime;
 use crate::kernel::{Op, Refusals, Route};
@@ -24,6 +25,8 @@ const REPLACE_WAIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
     mass: Option<Mass>,
+    /// What went one by one.
+    removals: Removals,
     /// What a snapshot lacks that the store itself has not confirmed.
     unconfirmed: BTreeSet<Prefix>,
     /// Routes of peers whose connected route is missing, as the last round found them: at most one for each prefix of a
@@ -104,9 +107,30 @@ pub(crate) struct Restrained {
 }
 
 impl Guard {
-    /// Judges a store's word that `gone` of `before` prefixes do not exist any more. Additions go ahead; these wait.
+    /// Judges a store's list, by which `gone` of `before` prefixes do not exist any more. Additions go ahead; these wait.
     pub(crate) fn judge_reset(&mut self, now: BootTime, before: usize, gone: BTreeSet<Prefix>) {
-        if before >= MASS_LEAST && gone.len() * 4 > before * 3 {
+        self.removals.clear();
+        self.judge(now, before, gone.len(), || gone);
+    }
+
+    /// Judges a store's word that these prefixes do not exist any more, one of those that come one by one. `left` are there
+    /// still; `waiting` are those, among all that went, whose deletion has not begun.
+    pub(crate) fn judge_removal(
+        &mut self,
+        now: BootTime,
+        removed: impl Iterator<Item = Prefix>,
+        left: usize,
+        waiting: impl FnOnce() -> BTreeSet<Prefix>,
+    ) {
+        removed.for_each(|prefix| self.removals.went(now, prefix));
+        let gone = self.removals.count(now);
+        self.judge(now, left + gone, gone, waiting);
+    }
+
+    /// Has the deletions of `waiting` wait if most prefixes have gone.
+    fn judge(&mut self, now: BootTime, before: usize, gone: usize, waiting: impl FnOnce() -> BTreeSet<Prefix>) {
+        if before >= MASS_LEAST && gone * 4 > before * 3 {
+            let gone = waiting();
             // What waits already goes on waiting, with the newcomers: a second loss must not cut the first look short.
             let waiting = self.mass.take().map(|mass| mass.prefixes).unwrap_or_default();
             self.mass = Some(Mass { prefixes: &waiting | &gone, until: now.after(MASS_WAIT) });
@@ -136,6 +160,7 @@ impl Guard {
     /// The prefix is in use, so no deletion there waits. Returns whether deletions of other prefixes that overlap it no
     /// longer wait either: their subnets were given out again, and their routes would take packets from the new owner.
     pub(crate) fn release_overlapping(&mut self, prefix: &Prefix) -> bool {
+        self.removals.came(prefix);
         self.unconfirmed.remove(prefix);
         let Some(mass) = &mut self.mass else { return false };
         mass.prefixes.remove(prefix);

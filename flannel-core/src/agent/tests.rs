@@ -367,3 +367,75 @@ fn a_shared_ethernet_address_sets_no_deadline_that_waits_for_the_kernel() {
         now = deadline;
     }
 }
+
+/// A node with `peers` peers, all programmed, and what its kernel holds.
+fn with_peers(peers: u8) -> (Machine, State) {
+    let route =
+        |peer: &Peer| peer.subnets.v4.map(|prefix| (prefix, Route::overlay(prefix, prefix.addr(), LinkId::Own(0))));
+    let mut machine = machine_on(
+        arbitrary::host(),
+        backend_with(move |peer| PeerState { route: route(peer), ..PeerState::default() }),
+    );
+    let records = (1..=peers + 1).map(|n| arbitrary::record(arbitrary::lease(n, V4, "tunnel"), n.into()));
+    machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(records.collect()))));
+    let mut seen = State { links: [(LinkId::Own(0), device())].into(), ..State::default() };
+    for op in written(&mut machine, at(0), &arbitrary::host(), &seen.clone()) {
+        let Op::CreateRoute { prefix, route } = op else { panic!("{op:?}") };
+        seen.routes.insert(RouteKey { prefix, nth: 0 }, route);
+    }
+    assert_eq!(seen.routes.len(), usize::from(peers));
+    (machine, seen)
+}
+
+/// Peers 2 to `last + 1` leave, one every `pace`. Returns how many routes were deleted until the last had left.
+fn leave_one_by_one(machine: &mut Machine, seen: &mut State, last: u8, pace: Duration) -> usize {
+    let mut deleted = 0;
+    for n in 2..=last + 1 {
+        let now = at(1000).after(pace * u32::from(n));
+        machine.handle(now, Input::Store(Ok(LeaseEvent::Remove(arbitrary::lease(n, V4, "tunnel").key))));
+        if pace > Duration::ZERO || n == last + 1 {
+            deleted += delete(machine, now, seen);
+        }
+    }
+    deleted
+}
+
+fn delete(machine: &mut Machine, now: BootTime, seen: &mut State) -> usize {
+    let ops = written(machine, now, &arbitrary::host(), &seen.clone());
+    for op in &ops {
+        let Op::DeleteRoute { prefix, .. } = op else { panic!("{op:?}") };
+        seen.routes.remove(&RouteKey { prefix: *prefix, nth: 0 });
+    }
+    ops.len()
+}
+
+#[test]
+fn most_peers_that_leave_at_once_one_by_one_are_deleted_after_a_minute() {
+    let (mut machine, mut seen) = with_peers(20);
+    assert_eq!(leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO), 0);
+    assert_eq!((machine.status.withheld.len(), seen.routes.len()), (20, 20));
+    // One that comes back is in use, and nothing of it waits.
+    let back = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 30);
+    machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Upsert(back))));
+    assert_eq!(delete(&mut machine, at(5000), &mut seen), 0);
+    assert_eq!(machine.status.withheld.len(), 19);
+    let (mut now, mut deleted) = (at(5000), 0);
+    while deleted == 0 {
+        now = machine.deadline().unwrap();
+        machine.handle(now, Input::Timer);
+        deleted = delete(&mut machine, now, &mut seen);
+    }
+    assert_eq!((deleted, seen.routes.len(), machine.status.withheld.len()), (19, 1, 0));
+    assert!(now >= at(61_000), "{now:?}");
+}
+
+#[test]
+fn of_a_stream_of_removals_the_last_quarter_waits_and_a_slow_one_is_carried_out() {
+    let (mut machine, mut seen) = with_peers(20);
+    // The 16th is more than three quarters.
+    assert_eq!(leave_one_by_one(&mut machine, &mut seen, 20, Duration::from_millis(200)), 15);
+    assert_eq!((machine.status.withheld.len(), seen.routes.len()), (5, 5));
+    let (mut machine, mut seen) = with_peers(20);
+    assert_eq!(leave_one_by_one(&mut machine, &mut seen, 20, Duration::from_secs(1)), 20);
+    assert_eq!((machine.status.withheld.len(), seen.routes.len()), (0, 0));
+}
