@@ -29,6 +29,10 @@ impl Backend for HostGw {
         Self::TYPE
     }
 
+    fn writes(&self) -> bool {
+        true
+    }
+
     fn scope(&self, local: &Local) -> Scope {
         let situation = &local.situation;
         Scope {

@@ -49,6 +49,10 @@ impl Backend for Vxlan {
         Self::TYPE
     }
 
+    fn writes(&self) -> bool {
+        true
+    }
+
     fn scope(&self, local: &Local) -> Scope {
         wanted::scope(&self.config, &local.situation, &local.lease.attrs)
     }

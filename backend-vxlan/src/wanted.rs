@@ -163,8 +163,8 @@ fn vteps(config: &Config, situation: &Situation, attrs: &LeaseAttrs) -> Vec<Vtep
             mac: Some(published.unwrap_or_else(|| choose_mac(config, situation, family))),
             mtu: underlay_mtu(config, situation).saturating_sub(overhead(family)),
             up: true,
-            group: situation.overlay.mark(),
-            alias: Some(situation.overlay.alias().into()),
+            group: 0,
+            alias: None,
         };
         Vtep { family, id: LinkId::Own(slot), link }
     };

@@ -101,6 +101,14 @@ pub enum Skip {
         /// What to do.
         remedy: &'static str,
     },
+    /// Something that the backend depends on is not there yet, as a device that another program makes.
+    #[error("{what}: {remedy}")]
+    NotReady {
+        /// What is missing.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The backend programs no peers at all.
     #[error("the {0} backend programs no peers")]
     Unprogrammed(&'static str),
@@ -120,10 +128,8 @@ pub trait Backend: Send + Sync + 'static {
     fn wire_type(&self) -> &'static str;
 
     /// Whether it ever wants anything of the kernel. Where it does not, a process without the privilege to write may run
-    /// it. Default: it does.
-    fn writes(&self) -> bool {
-        true
-    }
+    /// it.
+    fn writes(&self) -> bool;
 
     /// The part of the kernel it may touch.
     fn scope(&self, local: &Local) -> Scope;
@@ -144,7 +150,8 @@ pub trait Backend: Send + Sync + 'static {
     /// [`Skip::BadData`] when the attributes do not parse.
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip>;
 
-    /// Devices and addresses: total and deterministic.
+    /// Devices and addresses: total and deterministic. The agent puts the overlay's mark on the devices: their group and
+    /// alias are not looked at.
     fn base(&self, local: &Local) -> State;
 
     /// What one peer needs in one family, or why it gets nothing.

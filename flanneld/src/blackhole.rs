@@ -36,6 +36,10 @@ impl<B: Backend> Backend for Blackhole<B> {
         self.inner.wire_type()
     }
 
+    fn writes(&self) -> bool {
+        self.inner.writes() || self.routes == Routes::Blackhole
+    }
+
     fn scope(&self, local: &Local) -> Scope {
         self.inner.scope(local)
     }
@@ -74,5 +78,17 @@ impl<B: Backend> Backend for Blackhole<B> {
 
     fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         self.inner.peer(local, peer, family)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flannel_core::backend::alloc::Alloc;
+
+    #[test]
+    fn a_backend_that_writes_nothing_needs_no_privilege_unless_a_route_is_asked_for() {
+        assert!(!Blackhole::around(Alloc, Routes::None).writes());
+        assert!(Blackhole::around(Alloc, Routes::Blackhole).writes());
     }
 }

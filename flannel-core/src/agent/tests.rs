@@ -1,5 +1,9 @@
 //! The machine by itself: no runtime, no kernel, no store.
 
+use crate::kernel::{
+    ApplyReport, Device, Hint, HostFacts, Link, LinkId, LinkKind, LinkName, Op, OverlayName, PeerState, Route,
+    RouteKey, Scope, State, Vxlan,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +14,6 @@ use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::backoff::Jitter;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::kernel::{
-    ApplyReport, Device, Hint, HostFacts, Link, LinkId, LinkKind, LinkName, Op, PeerState, Route, RouteKey, Scope,
-    State, Vxlan,
-};
 use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::testing::arbitrary;
@@ -37,8 +37,8 @@ fn device() -> Link {
         mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
         mtu: 1450,
         up: true,
-        group: crate::kernel::OverlayName::default().mark(),
-        alias: None,
+        group: OverlayName::default().mark(),
+        alias: Some(OverlayName::default().alias().into()),
     }
 }
 

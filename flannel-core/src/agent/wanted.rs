@@ -25,6 +25,7 @@ pub(crate) fn whole<'a>(
     seen: &mut State,
 ) -> (State, Skips) {
     let mut base = backend.base(local);
+    scope.mark(&mut base);
     let links_settled = plan::links_settled(&base, seen, scope);
     let peers: Vec<_> = peers.collect();
     // Three vectors that grow in turn leave thrice what they need behind.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::link_kind::LinkKind;
-use super::objects::{Link, LinkId, LinkName};
+use super::objects::{Link, LinkId, LinkName, State};
 use super::ownership::OverlayName;
 use crate::net::{Dual, Prefix};
 
@@ -85,6 +85,15 @@ impl Scope {
     /// Whether the ids of links depend on this one: one that gets none while it is alone changes nothing for the others.
     pub fn concerns(&self, link: &SeenLink) -> bool {
         !self.identify(std::slice::from_ref(link)).is_empty()
+    }
+
+    /// Puts the overlay's mark on the devices of a wanted state, as an agent does.
+    pub fn mark(&self, wanted: &mut State) {
+        for (id, link) in &mut wanted.links {
+            if matches!(id, LinkId::Own(_)) {
+                (link.group, link.alias) = (self.overlay.mark(), Some(self.overlay.alias().into()));
+            }
+        }
     }
 
     /// Whether routes to `prefix` are the overlay's territory.

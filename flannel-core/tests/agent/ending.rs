@@ -463,6 +463,10 @@ impl Backend for Fragile {
         Tunnel.wire_type()
     }
 
+    fn writes(&self) -> bool {
+        true
+    }
+
     fn scope(&self, local: &Local) -> Scope {
         Tunnel.scope(local)
     }

@@ -26,6 +26,10 @@ impl Backend for Gateway {
         Tunnel.wire_type()
     }
 
+    fn writes(&self) -> bool {
+        true
+    }
+
     fn scope(&self, local: &Local) -> Scope {
         let scope = Tunnel.scope(local);
         match self {
@@ -82,6 +86,10 @@ impl Backend for Bare {
 
     fn wire_type(&self) -> &'static str {
         Gateway::OrNothing.wire_type()
+    }
+
+    fn writes(&self) -> bool {
+        true
     }
 
     fn scope(&self, local: &Local) -> Scope {

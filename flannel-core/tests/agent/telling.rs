@@ -92,6 +92,7 @@ async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
     let node = Node::alone();
     let builder = node.builder().backend("wary", |_| {
         let mut backend = MockBackend::new();
+        backend.expect_writes().return_const(true);
         let refusal = || BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() };
         backend.expect_wire_type().returning(|| "tunnel");
         backend.expect_writes().return_const(true);

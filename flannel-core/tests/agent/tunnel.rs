@@ -55,8 +55,8 @@ fn device(local: &Local, family: Family) -> (LinkId, Link) {
         mac: mac(&local.lease.attrs, family).ok(),
         mtu: situation.uplink.mtu.0 - 70,
         up: true,
-        group: situation.overlay.mark(),
-        alias: Some(situation.overlay.alias().into()),
+        group: 0,
+        alias: None,
     };
     (LinkId::Own(place as u8), link)
 }
@@ -68,6 +68,10 @@ impl Backend for Tunnel {
 
     fn wire_type(&self) -> &'static str {
         "tunnel"
+    }
+
+    fn writes(&self) -> bool {
+        true
     }
 
     fn scope(&self, local: &Local) -> Scope {

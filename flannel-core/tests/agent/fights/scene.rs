@@ -340,6 +340,10 @@ impl<B: Backend> Backend for WithBlackhole<B> {
         self.0.wire_type()
     }
 
+    fn writes(&self) -> bool {
+        self.0.writes()
+    }
+
     fn scope(&self, local: &Local) -> Scope {
         self.0.scope(local)
     }
