@@ -174,6 +174,7 @@ impl Canaries {
             .filter(|address| address.dev == LINK && !address.is_link_local())
             .map(|address| Family::of(address.addr))
             .collect();
+        let (mut neighbours, mut entries, mut routes) = (Vec::new(), Vec::new(), Vec::new());
         for family in families {
             for nth in 0..8 {
                 let rule = Rule { priority: 4200 + nth, from: host(address(family, 64 + nth)), table: RULE_TABLE };
@@ -181,16 +182,19 @@ impl Canaries {
                 self.canaries.push(Canary::Rule(family, rule.priority));
                 let neighbour = Neighbour::permanent(LINK, address(family, 2 + nth), mac(0x20, nth as u8));
                 self.canaries.push(Canary::Neighbour(LINK.to_owned(), neighbour.addr));
-                ns.put_neighbours(&[neighbour])?;
+                neighbours.push(neighbour);
                 let entry = Fdb::permanent(VXLAN, mac(0x30 + family.bits(), nth as u8), address(Family::V4, 2 + nth));
                 self.canaries.push(Canary::Fdb(VXLAN.to_owned(), entry.mac));
-                ns.put_fdb(&[entry])?;
+                entries.push(entry);
             }
             for nth in 0..24 {
                 let route = Route::to(host(address(family, 128 + nth))).via(address(family, 2)).dev(LINK).metric(42);
-                self.route(&route.table(TABLE).protocol([Route::BOOT, Route::STATIC, 186, 213][nth as usize % 4]))?;
+                routes.push(route.table(TABLE).protocol([Route::BOOT, Route::STATIC, 186, 213][nth as usize % 4]));
             }
         }
+        ns.put_neighbours(&neighbours)?;
+        ns.put_fdb(&entries)?;
+        self.routes(routes)?;
         self.routes_of(peers, LINK, TABLE)?;
         for (name, value) in [("rp_filter", "1"), ("arp_ignore", "1"), ("log_martians", "1"), ("accept_redirects", "0")]
         {
@@ -213,14 +217,15 @@ impl Canaries {
 
     /// Routes of the peers' prefixes that an agent could take for its own, but for one thing each.
     fn routes_with(&mut self, peers: &[Prefix], dev: &str, table: u32, shift: u32) -> Result<(), Error> {
+        let mut routes = Vec::new();
         for peer in peers {
             let gateway = last_gateway(peer);
             let base = Route::to(*peer).dev(dev).via(gateway).onlink().table(table);
             for (nth, protocol) in [Route::BOOT, Route::STATIC, 186, 200, 213].into_iter().enumerate() {
-                self.route(&base.clone().protocol(protocol).metric(7 + shift + nth as u32))?;
+                routes.push(base.clone().protocol(protocol).metric(7 + shift + nth as u32));
             }
         }
-        Ok(())
+        self.routes(routes)
     }
 
     fn same_key(&mut self, peers: &[Prefix]) -> Result<(), Error> {
@@ -233,16 +238,16 @@ impl Canaries {
             for (protocol, gateway) in [(Route::BOOT, address(Family::V4, 3)), (Route::STATIC, address(Family::V4, 4))]
             {
                 let route = base.clone().via(gateway).protocol(protocol);
-                self.ns.append_route(&route)?;
+                self.ns.put_route("append", &route)?;
                 self.canaries.push(Canary::Route(route));
             }
         }
         Ok(())
     }
 
-    fn route(&mut self, route: &Route) -> Result<(), Error> {
-        self.ns.add_route(route)?;
-        self.canaries.push(Canary::Route(route.clone()));
+    fn routes(&mut self, routes: Vec<Route>) -> Result<(), Error> {
+        self.ns.add_routes(&routes)?;
+        self.canaries.extend(routes.into_iter().map(Canary::Route));
         Ok(())
     }
 }

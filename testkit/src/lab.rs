@@ -183,7 +183,7 @@ impl Node {
             self.ns.set_mac(UNDERLAY_LINK, self.mac)?;
             self.ns.set_mtu(UNDERLAY_LINK, self.mtu.0)?;
             switch.set_mtu(port, self.mtu.0)?;
-            switch.set_master(port, SWITCH_LINK)?;
+            switch.set_link(port, &format!("master {SWITCH_LINK}"))?;
         }
         switch.set_up(port)?;
         self.ns.set_up(UNDERLAY_LINK)?;
@@ -226,7 +226,7 @@ impl Node {
         self.ns.add_veth("veth0", &ns, "eth0")?;
         self.ns.set_mtu("veth0", net.mtu.0)?;
         ns.set_mtu("eth0", net.mtu.0)?;
-        self.ns.set_master("veth0", POD_BRIDGE)?;
+        self.ns.set_link("veth0", &format!("master {POD_BRIDGE}"))?;
         self.ns.set_up("veth0")?;
         self.ns.set_up(POD_BRIDGE)?;
         ns.set_up("eth0")?;
@@ -366,7 +366,7 @@ fn default_prefix(family: Family) -> Result<Prefix, Error> {
 pub(crate) fn connected_route(prefix: Prefix, addr: IpAddr) -> Route {
     let route = Route::to(prefix).dev(UNDERLAY_LINK).protocol(Route::KERNEL);
     match addr {
-        IpAddr::V4(_) => Route { scope: rtnetlink::packet_route::route::RouteScope::Link, ..route.source(addr) },
+        IpAddr::V4(_) => route.scope(Route::LINK).source(addr),
         IpAddr::V6(_) => route.metric(256),
     }
 }

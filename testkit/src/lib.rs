@@ -1,7 +1,7 @@
 //! Namespace lab, sabotage and traffic probes for tests, benchmarks and the quickstart.
 //!
-//! For the lab nothing but the Linux kernel is needed: no program is run, everything goes through netlink and plain
-//! sockets, and all of it works inside an unprivileged user namespace ([`userns::enter`]). [`etcd`] runs real servers.
+//! The lab needs the Linux kernel and iproute2 (`ip` and `bridge`), and works inside an unprivileged user namespace
+//! ([`userns::enter`]). [`etcd`] runs real servers.
 //!
 //! ```no_run
 //! use testkit::{Families, Underlay, probe};
@@ -16,8 +16,8 @@
 //! ```
 
 mod error;
+mod iproute;
 mod lab;
-mod netlink;
 mod objects;
 
 pub mod canary;

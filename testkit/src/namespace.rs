@@ -3,14 +3,12 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::netlink::{Channel, Raw};
 use crate::{Context, Error};
-use rtnetlink::packet_route::RouteNetlinkMessage;
 
 /// A network namespace. Held by a file descriptor only, so that it and all that is in it is gone with its last clone;
 /// there is nothing to clean up.
@@ -20,7 +18,6 @@ pub struct Namespace(Arc<Held>);
 struct Held {
     name: String,
     file: File,
-    channel: Mutex<Channel>,
 }
 
 impl Namespace {
@@ -45,10 +42,10 @@ impl Namespace {
     /// The namespace that the calling thread is in.
     ///
     /// # Errors
-    /// When `/proc` is not mounted or no netlink socket can be had.
+    /// When `/proc` is not mounted.
     pub fn current(name: &str) -> Result<Self, Error> {
         let file = File::open("/proc/thread-self/ns/net").context(|| format!("opening network namespace {name}"))?;
-        Ok(Self(Arc::new(Held { name: name.to_owned(), file, channel: Mutex::new(Channel::open()?) })))
+        Ok(Self(Arc::new(Held { name: name.to_owned(), file })))
     }
 
     /// Its name in messages.
@@ -125,35 +122,6 @@ impl Namespace {
         let path = format!("/proc/sys/{name}");
         let text = self.run(|| fs::read_to_string(&path))?.context(|| format!("{}: reading {path}", self.name()))?;
         Ok(text.trim_end().to_owned())
-    }
-
-    /// Sends one request of the caller's own making, with the flags it needs beside `REQUEST` and `ACK`.
-    ///
-    /// # Errors
-    /// When the kernel refuses, with its error number and its own words.
-    pub fn request(&self, message: RouteNetlinkMessage, flags: u16, what: &str) -> Result<(), Error> {
-        self.channel(|channel| channel.request((message, flags), &format!("{}: {what}", self.name())))
-    }
-
-    /// Sends many requests, several at a time.
-    ///
-    /// # Errors
-    /// The first refusal, once all have been sent: one refused does not stop the others.
-    pub fn request_all(&self, requests: Vec<(RouteNetlinkMessage, u16)>, what: &str) -> Result<(), Error> {
-        let refused = self.channel(|channel| channel.batch(requests))?;
-        match refused.into_iter().next() {
-            Some((nth, refusal)) => Err(refusal.in_context(&format!("{}: {what} (number {nth})", self.name()))),
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) fn dump(&self, message: RouteNetlinkMessage, what: &str) -> Result<Vec<Raw>, Error> {
-        self.channel(|channel| channel.dump(message, &format!("{}: listing {what}", self.name())))
-    }
-
-    fn channel<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> R {
-        // A panic elsewhere leaves at worst answers behind, which the sequence numbers tell apart.
-        f(&mut self.0.channel.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -204,12 +204,12 @@ impl Act {
                     .filter(|address| on_device(address))
                     .try_for_each(|address| ns.delete_address(dev, address.addr, address.len))
             }),
-            Self::OverlayRenamed => overlay.each(|dev| ns.rename_link(dev, &renamed(dev))),
-            Self::OverlayUngrouped => overlay.each(|dev| ns.set_group(dev, 0)),
-            Self::OverlayRegrouped => overlay.each(|dev| ns.set_group(dev, 7)),
+            Self::OverlayRenamed => overlay.each(|dev| ns.set_link(dev, &format!("name {}", renamed(dev)))),
+            Self::OverlayUngrouped => overlay.each(|dev| ns.set_link(dev, "group 0")),
+            Self::OverlayRegrouped => overlay.each(|dev| ns.set_link(dev, "group 7")),
             Self::OverlayAliasRemoved => overlay.each(|dev| ns.set_alias(dev, "")),
             Self::OverlayUnmarked => overlay.each(|dev| {
-                ns.set_group(dev, 0)?;
+                ns.set_link(dev, "group 0")?;
                 ns.set_alias(dev, "")
             }),
             Self::OverlayDeleted => overlay.each(|dev| ns.delete_link(dev)),
@@ -221,7 +221,7 @@ impl Act {
             Self::UnderlayRenamed => {
                 // Only kernels from 6.2 on rename a link that is up; this way it works everywhere.
                 ns.set_down(UNDERLAY_LINK)?;
-                ns.rename_link(UNDERLAY_LINK, &renamed(UNDERLAY_LINK))?;
+                ns.set_link(UNDERLAY_LINK, &format!("name {}", renamed(UNDERLAY_LINK)))?;
                 ns.set_up(&renamed(UNDERLAY_LINK))
             }
             Self::UnderlayCarrier => {
@@ -233,8 +233,8 @@ impl Act {
             Self::RoutesFlushed => flush_routes(node),
             Self::NeighboursFlushed => overlay.each(|dev| ns.flush_permanent_neighbours(dev)),
             Self::ArpOffOn => overlay.each(|dev| {
-                ns.arp_off(dev)?;
-                ns.arp_on(dev)
+                ns.set_link(dev, "arp off")?;
+                ns.set_link(dev, "arp on")
             }),
             Self::FdbFlushed => overlay.each(|dev| ns.flush_fdb(dev)),
             Self::RouteDeleted => delete_route(node, overlay),
@@ -267,7 +267,7 @@ impl Act {
         let ns = &node.ns;
         if self == Self::UnderlayRenamed && ns.links()?.iter().any(|link| link.name == renamed(UNDERLAY_LINK)) {
             ns.set_down(&renamed(UNDERLAY_LINK))?;
-            ns.rename_link(&renamed(UNDERLAY_LINK), UNDERLAY_LINK)?;
+            ns.set_link(&renamed(UNDERLAY_LINK), &format!("name {UNDERLAY_LINK}"))?;
         }
         match self {
             Self::UnderlayDownUp

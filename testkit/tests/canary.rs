@@ -44,7 +44,7 @@ fn canaries_outlive_the_acts_that_their_place_survives_and_no_others() {
         act.apply(node, &overlay).unwrap();
         // A renamed device is found again under its name only.
         if act == Act::OverlayRenamed {
-            node.ns.rename_link("xflannel.1", DEV).unwrap();
+            node.ns.set_link("xflannel.1", &format!("name {DEV}")).unwrap();
         }
         let changes = canaries.snapshot().unwrap().changes_since(&before);
         assert_eq!(changes.is_empty(), place.survives(act), "{} on {place:?}: {changes:?}", act.name());
@@ -78,6 +78,14 @@ fn the_smallest_change_is_seen() {
     node.ns.delete_route(&route).unwrap();
     let gone = ["route 10.244.1.0/24 via 192.0.2.3 dev canary0 onlink: gone"];
     assert_eq!(canaries.snapshot().unwrap().changes_since(&before), gone);
-    node.ns.append_route(&route).unwrap();
+    node.ns.put_route("append", &route).unwrap();
     assert_eq!(canaries.snapshot().unwrap().changes_since(&before), ["the routes are in another order"]);
+
+    // Made anew it is another, though every command prints the same of it.
+    let before = canaries.snapshot().unwrap();
+    let (addr, len) = ("2001:db8:0:2a::1".parse().unwrap(), 64);
+    node.ns.delete_address("canary0", addr, len).unwrap();
+    node.ns.add_address("canary0", addr, len).unwrap();
+    let changes = canaries.snapshot().unwrap().changes_since(&before);
+    assert!(changes.contains(&"address 2001:db8:0:2a::1 dev canary0: changed".to_owned()), "{changes:?}");
 }

@@ -8,13 +8,10 @@ use std::time::{Duration, Instant};
 use flannel_core::net::{Dual, Family, MacAddr, Prefix};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rtnetlink::{LinkVxlan, RouteMessageBuilder};
 use testkit::probe::{self, Flow};
 use testkit::sabotage::{Act, Overlay};
 use testkit::{Families, Fdb, Namespace, Neighbour, Node, Route, Underlay, VxlanLink, wait_until};
@@ -78,7 +75,7 @@ fn survivors(ns: &Namespace) -> [usize; 4] {
     let routes = ns.routes(Family::V4).unwrap();
     let to =
         |network: &str| routes.iter().filter(|route| prefix(network).covers(&route.to) && route.via.is_some()).count();
-    let permanent = ns.neighbours().unwrap().iter().filter(|it| it.state == NeighbourState::Permanent).count();
+    let permanent = ns.neighbours().unwrap().iter().filter(|it| it.is_permanent()).count();
     let fdb = ns.fdb().unwrap().iter().filter(|it| it.dst.is_some()).count();
     [to("10.244.0.0/16"), permanent, fdb, to("10.245.0.0/16")]
 }
@@ -124,18 +121,9 @@ fn what_survives_which_act() {
 
 /// Go flannel's delete: protocol 0, scope 0, type 0 (docs/compatibility.md, "Messages").
 fn go_delete(ns: &Namespace, nth: usize) -> Result<(), testkit::Error> {
-    let mut message = RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(subnet(nth).addr(), 24)
-        .unwrap()
-        .gateway(subnet(nth).addr())
-        .unwrap()
-        .output_interface(ns.index_of(DEV).unwrap())
-        .onlink()
-        .protocol(RouteProtocol::Unspec)
-        .scope(RouteScope::Universe)
-        .build();
-    message.header.kind = RouteType::Unspec;
-    ns.request(RouteNetlinkMessage::DelRoute(message), 0, "Go flannel's delete")
+    let to = subnet(nth);
+    // Without a type, `ip route del` sends type 0.
+    ns.ip(&format!("route del {to} via {} dev {DEV} onlink proto 0 scope 0", to.addr())).map(drop)
 }
 
 #[test]
@@ -356,8 +344,6 @@ fn a_second_vxlan_of_this_vni_port_and_family_is_eexist() {
 
 #[test]
 fn what_is_not_permanent_counts_as_absent() {
-    use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
-
     let underlay = lab(Families::V4);
     let node = &underlay.nodes()[0];
     device(node);
@@ -369,18 +355,10 @@ fn what_is_not_permanent_counts_as_absent() {
     // With the entry gone, traffic asks for the address and leaves an entry that is not permanent.
     ns.delete_neighbour(&hop).unwrap();
     assert!(probe::ping(ns, ip("10.244.1.2"), Duration::from_millis(50)).is_err());
-    let state = ns.neighbours().unwrap().iter().find(|it| it.dev == DEV).unwrap().state;
-    assert!(matches!(state, NeighbourState::Incomplete | NeighbourState::Failed), "{state:?}");
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.ifindex = ns.index_of(DEV).unwrap();
-    message.header.state = NeighbourState::Permanent;
-    message.attributes =
-        vec![NeighbourAttribute::Destination(hop.addr.into()), NeighbourAttribute::LinkLayerAddress(mac(1).0.to_vec())];
-    let exclusive =
-        ns.request(RouteNetlinkMessage::NewNeighbour(message.clone()), NLM_F_CREATE | NLM_F_EXCL, "ip neigh add");
-    assert!(exclusive.unwrap_err().is(Errno::EEXIST));
-    ns.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, "ip neigh replace").unwrap();
+    let left = ns.neighbours().unwrap().into_iter().find(|it| it.dev == DEV).unwrap();
+    assert!(["incomplete", "failed"].contains(&left.state.as_str()), "{left:?}");
+    assert!(ns.ip(&format!("neigh add {hop}")).unwrap_err().is(Errno::EEXIST));
+    ns.put_neighbours(&[hop]).unwrap();
     assert_eq!(survivors(ns), [1, 1, 1, 0]);
     // Deleting the forwarding entry leaves route and neighbour; its event is that of a neighbour.
     let ear = Ear::open(ns);
@@ -398,7 +376,7 @@ fn replace_ignores_protocol_kind_and_owner_and_loses_nothing() {
     let (to, target) = (prefix("10.245.1.0/24"), ip("10.245.1.1"));
     two.ns.add_address("eth0", target, 32).unwrap();
     let direct = Route::to(to).via(two.v4().unwrap()).dev("eth0").protocol(213);
-    let form = Route { flags: direct.clone().onlink().flags, ..direct.clone().protocol(Route::BOOT) };
+    let form = direct.clone().onlink().protocol(Route::BOOT);
     one.ns.add_route(&direct).unwrap();
     probe::until_reply(&one.ns, target, Duration::from_secs(5)).unwrap();
     let flow = Flow::start(&one.ns, &two.ns, target, 2000).unwrap();
@@ -412,23 +390,19 @@ fn replace_ignores_protocol_kind_and_owner_and_loses_nothing() {
     assert_eq!((report.lost, report.refused), (0, 0), "{report:?}");
     let wrong = [direct.clone().protocol(214), direct.clone().via(ip("10.89.9.9"))];
     assert!(wrong.iter().all(|route| one.ns.delete_route(route).unwrap_err().is(Errno::ESRCH)));
-    one.ns.replace_route(&Route::to(to).kind(RouteType::BlackHole).protocol(Route::BOOT)).unwrap();
-    let kinds: Vec<RouteType> =
-        one.ns.routes(Family::V4).unwrap().iter().filter(|it| it.to == to).map(|it| it.kind).collect();
-    assert_eq!(kinds, [RouteType::BlackHole]);
+    one.ns.replace_route(&Route::to(to).kind("blackhole").protocol(Route::BOOT)).unwrap();
+    let kinds: Vec<String> =
+        one.ns.routes(Family::V4).unwrap().iter().filter(|it| it.to == to).map(|it| it.kind.clone()).collect();
+    assert_eq!(kinds, ["blackhole"]);
 }
 
 #[test]
 fn creating_a_link_takes_the_group_and_ignores_the_alias() {
     let ns = Namespace::new("fact30").expect("root, or unshare -Urn");
-    let message = LinkVxlan::new(DEV, 1)
-        .port(8472)
-        .link_group(0x666b_0001)
-        .append_extra_attribute(LinkAttribute::IfAlias("flannelkit:flannel".to_owned()))
-        .build();
-    ns.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, "ip link add").unwrap();
+    let group = 0x666b_0001;
+    ns.ip(&format!("link add dev {DEV} group {group} alias flannelkit:flannel type vxlan id 1 dstport 8472")).unwrap();
     let link = ns.link(DEV).unwrap();
-    assert_eq!((link.group, link.alias), (0x666b_0001, None));
+    assert_eq!((link.group, link.alias), (group, None));
 }
 
 #[test]
@@ -440,7 +414,7 @@ fn a_route_key_is_not_unique() {
         |family, to| -> Vec<Route> { ns.routes(family).unwrap().into_iter().filter(|route| route.to == to).collect() };
     let route = |protocol, last: u8| Route::to(to).via(ip(&format!("10.89.1.{last}"))).dev("eth0").protocol(protocol);
     ns.add_route(&route(213, 1)).unwrap();
-    ns.prepend_route(&route(Route::STATIC, 2)).unwrap();
+    ns.put_route("prepend", &route(Route::STATIC, 2)).unwrap();
     ns.replace_route(&route(213, 3)).unwrap();
     assert_eq!(found(Family::V4, to), [route(213, 3), route(213, 1)]);
 
@@ -448,7 +422,7 @@ fn a_route_key_is_not_unique() {
     let route =
         |protocol, last: u8| Route::to(to).via(ip(&format!("fd00:89::1:{last}"))).dev("eth0").protocol(protocol);
     ns.add_route(&route(213, 1)).unwrap();
-    ns.append_route(&route(Route::STATIC, 2)).unwrap();
+    ns.put_route("append", &route(Route::STATIC, 2)).unwrap();
     let both = found(Family::V6, to);
     assert_eq!(both.iter().map(|it| it.hops.len()).collect::<Vec<_>>(), [2], "{both:?}");
     ns.replace_route(&route(213, 3)).unwrap();
@@ -492,10 +466,9 @@ fn the_scope_of_a_route_with_a_gateway_matters_to_a_delete_alone() {
     let [one, two] = underlay.nodes() else { panic!("two nodes") };
     let ns = &one.ns;
     device(one);
-    let scoped = |route: Route, scope: u8| Route { scope: scope.into(), ..route };
     let found = |to: Prefix| -> Vec<(u8, u8)> {
         let routes = ns.routes(Family::V4).unwrap();
-        routes.iter().filter(|it| it.to == to).map(|it| (it.protocol, it.scope.into())).collect()
+        routes.iter().filter(|it| it.to == to).map(|it| (it.protocol, it.scope)).collect()
     };
 
     // Traffic takes it, from the usual source address, and so it does where the next hop has to be looked up.
@@ -503,21 +476,21 @@ fn the_scope_of_a_route_with_a_gateway_matters_to_a_delete_alone() {
     two.ns.add_address("eth0", target, 32).unwrap();
     let direct = Route::to(prefix("10.245.1.0/24")).via(two.v4().unwrap()).dev("eth0").protocol(213);
     for scope in [0, 1, 63, 252] {
-        ns.replace_route(&scoped(direct.clone(), scope)).unwrap();
+        ns.replace_route(&direct.clone().scope(scope)).unwrap();
         assert_eq!(found(direct.to), [(213, scope)]);
         probe::until_reply(ns, target, Duration::from_secs(5)).unwrap();
     }
-    let link = scoped(direct, RouteScope::Link.into());
+    let link = direct.scope(Route::LINK);
     let refused = ns.replace_route(&link).unwrap_err();
     assert!(refused.is(Errno::ENETUNREACH), "a gateway has to be nearer than what it leads to: {refused:?}");
 
     // A create asks for no scope, nor does a replace, so that Go flannel takes such a route over.
-    ns.add_route(&scoped(overlay_route(7), 17)).unwrap();
-    assert!(ns.add_route(&scoped(overlay_route(7), 18)).unwrap_err().is(Errno::EEXIST));
+    ns.add_route(&overlay_route(7).scope(17)).unwrap();
+    assert!(ns.add_route(&overlay_route(7).scope(18)).unwrap_err().is(Errno::EEXIST));
     assert!(go_delete(ns, 7).unwrap_err().is(Errno::ESRCH), "a delete of scope 0 is one of another route");
     ns.replace_route(&overlay_route(7).protocol(Route::BOOT)).unwrap();
     assert_eq!(found(subnet(7)), [(Route::BOOT, 0)]);
-    ns.replace_route(&scoped(overlay_route(7), 17)).unwrap();
+    ns.replace_route(&overlay_route(7).scope(17)).unwrap();
     assert_eq!(found(subnet(7)), [(overlay_route(7).protocol, 17)]);
     // A delete of scope "nowhere" is one of any.
     ns.delete_route(&overlay_route(7)).unwrap();

@@ -17,7 +17,7 @@ const MOVES: [(&[&str], u8, Signal); 2] =
 fn more_addresses(site: &Site) {
     let (ns, switch) = (site.ns(1), site.underlay.switch());
     ns.add_veth("eth1", switch, "second").unwrap();
-    switch.set_master("second", "br0").unwrap();
+    switch.set_link("second", "master br0").unwrap();
     switch.set_up("second").unwrap();
     ns.set_up("eth1").unwrap();
     ns.add_address("eth1", addr(21), 16).unwrap();

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use flannel_core::net::{Family, MacAddr};
+use serde::Deserialize;
+use serde_json::Value;
 
-use crate::netlink::{Attributes, Raw};
-use crate::{Address, Context, Error, Fdb, Link, Namespace, Neighbour, Route};
+use crate::{Context, Error, Namespace, Route, objects};
 
 /// One object of a stranger's, by what identifies it.
 #[derive(Debug, Clone)]
@@ -23,28 +24,31 @@ pub(super) enum Canary {
     Nft(String),
 }
 
-/// Everything a namespace holds at one moment.
+/// Everything a namespace holds at one moment, as iproute2 lists it.
 pub(super) struct Dumps {
-    links: Vec<(Link, Raw)>,
-    addresses: Vec<(Address, Raw)>,
-    routes: Vec<(Route, Raw)>,
-    neighbours: Vec<(Neighbour, Raw)>,
-    fdb: Vec<(Fdb, Raw)>,
-    rules: Vec<((Family, u32), Raw)>,
+    links: Vec<Value>,
+    addresses: Vec<Vec<u8>>,
+    routes: Vec<(Route, Value)>,
+    neighbours: Vec<Value>,
+    fdb: Vec<Value>,
+    rules: Vec<(Family, Value)>,
 }
 
 impl Dumps {
     pub(super) fn read(ns: &Namespace) -> Result<Self, Error> {
         let (mut routes, mut rules) = (Vec::new(), Vec::new());
         for family in Family::BOTH {
-            routes.extend(ns.routes_raw(family)?);
-            rules.extend(ns.rules_raw(family)?.into_iter().map(|(priority, raw)| ((family, priority), raw)));
+            for row in ns.list_routes::<Value>(family)? {
+                routes.push((Route::deserialize(&row).map_err(|error| Error::new(error.to_string()))?, row));
+            }
+            let rows = ns.list(&format!("{} rule", objects::flag(family)))?;
+            rules.extend(rows.into_iter().map(|row| (family, row)));
         }
         Ok(Self {
-            links: ns.links_raw()?,
-            addresses: ns.addresses_raw()?,
-            neighbours: ns.neighbours_raw()?,
-            fdb: ns.fdb_raw()?,
+            links: ns.list("link")?,
+            addresses: saved_addresses(ns)?,
+            neighbours: ns.list("neigh show nud all")?,
+            fdb: ns.parse("fdb", &ns.bridge("-json -details fdb")?)?,
             routes,
             rules,
         })
@@ -59,29 +63,60 @@ impl Dumps {
     }
 }
 
+/// The addresses as the kernel sent them, each with the index of its link and the time of its making, which iproute2
+/// does not print: an address that was away is not the same.
+fn saved_addresses(ns: &Namespace) -> Result<Vec<Vec<u8>>, Error> {
+    const MAGIC: usize = 4;
+    const HEADER: usize = 16;
+    let saved = ns.iproute_output("ip", &["address", "save"], "")?.stdout;
+    let mut rest = saved.get(MAGIC..).ok_or_else(|| Error::new("`ip address save` wrote nothing"))?;
+    let mut messages = Vec::new();
+    while let Some(word) = rest.first_chunk() {
+        let len = u32::from_ne_bytes(*word) as usize;
+        let body = rest.get(HEADER..len).ok_or_else(|| Error::new("`ip address save` wrote half a message"))?;
+        messages.push(body.to_vec());
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(messages)
+}
+
 impl Canary {
     /// What the kernel says of it, without what changes by itself; nothing if it is gone.
     pub(super) fn bytes(&self, dumps: &Dumps, ns: &Namespace) -> Result<Option<Vec<u8>>, Error> {
-        Ok(match self {
-            Self::Link(name) => find(&dumps.links, |link| link.name == *name)
-                .map(|(link, raw)| if link.kind == "bridge" { (&BRIDGE, raw) } else { (&LINK, raw) })
-                .map(|(stable, raw)| stable.of(raw)),
+        let find = |rows: &[Value], keys: &[(&str, &str)]| {
+            rows.iter().find(|row| keys.iter().all(|(key, value)| row[*key] == **value)).cloned()
+        };
+        let found = match self {
+            // A bridge's details show its timers.
+            Self::Link(name) => find(&dumps.links, &[("ifname", name)]).map(|mut link| {
+                if link["linkinfo"]["info_kind"] == "bridge" {
+                    link["linkinfo"].take();
+                }
+                link
+            }),
             Self::Address(dev, addr) => {
-                find(&dumps.addresses, |it| it.dev == *dev && it.addr == *addr).map(|(_, raw)| ADDRESS.of(raw))
+                let index = find(&dumps.links, &[("ifname", dev)]).and_then(|link| link["ifindex"].as_u64());
+                let octets = match addr {
+                    IpAddr::V4(addr) => addr.octets().to_vec(),
+                    IpAddr::V6(addr) => addr.octets().to_vec(),
+                };
+                let is = |it: &&Vec<u8>| {
+                    let link = it.get(4..8).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
+                    link.map(u64::from) == index && it.windows(octets.len()).any(|part| part == octets)
+                };
+                return Ok(dumps.addresses.iter().find(is).cloned());
             }
-            Self::Route(route) => find(&dumps.routes, |it| same_route(route, it)).map(|(_, raw)| ROUTE.of(raw)),
-            Self::Neighbour(dev, addr) => {
-                find(&dumps.neighbours, |it| it.dev == *dev && it.addr == *addr).map(|(_, raw)| NEIGHBOUR.of(raw))
-            }
-            Self::Fdb(dev, mac) => {
-                find(&dumps.fdb, |it| it.dev == *dev && it.mac == *mac).map(|(_, raw)| NEIGHBOUR.of(raw))
-            }
+            Self::Route(route) => dumps.routes.iter().find(|(it, _)| same_route(route, it)).map(|(_, row)| row.clone()),
+            Self::Neighbour(dev, addr) => find(&dumps.neighbours, &[("dev", dev), ("dst", &addr.to_string())]),
+            Self::Fdb(dev, mac) => find(&dumps.fdb, &[("ifname", dev), ("mac", &mac.to_string())]),
             Self::Rule(family, priority) => {
-                find(&dumps.rules, |it| *it == (*family, *priority)).map(|(_, raw)| RULE.of(raw))
+                let is = |(of, row): &&(Family, Value)| of == family && row["priority"] == *priority;
+                dumps.rules.iter().find(is).map(|(_, row)| row.clone())
             }
-            Self::Sysctl(name) => ns.sysctl(name).ok().map(String::into_bytes),
-            Self::Nft(table) => nft_table(ns, table)?,
-        })
+            Self::Sysctl(name) => return Ok(ns.sysctl(name).ok().map(String::into_bytes)),
+            Self::Nft(table) => return nft_table(ns, table),
+        };
+        Ok(found.map(|row| row.to_string().into_bytes()))
     }
 }
 
@@ -100,45 +135,10 @@ impl fmt::Display for Canary {
     }
 }
 
-fn find<T>(objects: &[(T, Raw)], is: impl Fn(&T) -> bool) -> Option<&(T, Raw)> {
-    objects.iter().find(|(object, _)| is(object))
-}
-
 /// Flags come and go with the carrier.
 fn same_route(wanted: &Route, seen: &Route) -> bool {
     (wanted.to, wanted.table, wanted.metric, wanted.protocol, wanted.via, &wanted.dev)
         == (seen.to, seen.table, seen.metric, seen.protocol, seen.via, &seen.dev)
-}
-
-/// What of a message does not change by itself: its header, and all attributes but some.
-struct Stable {
-    header: usize,
-    volatile: &'static [u16],
-}
-
-// Statistics, what of the address families' own settings counts packets, how often the carrier changed.
-const LINK: Stable = Stable { header: 16, volatile: &[7, 23, 26, 35, 47, 48] };
-/// A bridge shows its timers in IFLA_LINKINFO (18) too.
-const BRIDGE: Stable = Stable { header: 16, volatile: &[7, 18, 23, 26, 35, 47, 48] };
-/// The time of its making is in: an address that was away is not the same.
-const ADDRESS: Stable = Stable { header: 8, volatile: &[] };
-/// RTA_CACHEINFO counts uses.
-const ROUTE: Stable = Stable { header: 12, volatile: &[12] };
-/// NDA_CACHEINFO and NDA_PROBES.
-const NEIGHBOUR: Stable = Stable { header: 12, volatile: &[3, 4] };
-const RULE: Stable = Stable { header: 12, volatile: &[] };
-
-impl Stable {
-    fn of(&self, raw: &Raw) -> Vec<u8> {
-        let (header, attributes) = raw.body.split_at(self.header.min(raw.body.len()));
-        let mut bytes = header.to_vec();
-        for (kind, value) in Attributes(attributes).filter(|(kind, _)| !self.volatile.contains(kind)) {
-            bytes.extend(kind.to_ne_bytes());
-            bytes.extend((value.len() as u32).to_ne_bytes());
-            bytes.extend(value);
-        }
-        bytes
-    }
 }
 
 /// Makes an nft table with a chain and a rule; not where there is no `nft`.

@@ -1,22 +1,17 @@
-//! Kernel objects as values: listed, made, changed, deleted, and printed as people know them from iproute2.
+//! Kernel objects as values: listed, made, changed and deleted through iproute2.
 
 mod address;
 mod link;
 mod neighbour;
 mod route;
-mod rule;
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
-
-use flannel_core::net::{Family, MacAddr};
-use rtnetlink::packet_route::{AddressFamily, link::LinkAttribute};
+use flannel_core::net::{Family, MacAddr, Prefix};
+use serde::{Deserialize, Deserializer};
 
 pub use address::Address;
 pub use link::{Link, VxlanLink};
 pub use neighbour::{Fdb, Neighbour};
 pub use route::{Hop, Route};
-pub use rule::Rule;
 
 use crate::{Error, Namespace};
 
@@ -35,101 +30,58 @@ pub enum Listing {
     Fdb,
 }
 
+/// A rule that looks packets from somewhere up in a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Its place; unique in the lab.
+    pub priority: u32,
+    /// Packets from here.
+    pub from: Prefix,
+    /// The table.
+    pub table: u8,
+}
+
 impl Namespace {
     /// The listing as iproute2 prints it, without its trailing spaces.
     ///
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn show(&self, listing: Listing) -> Result<String, Error> {
-        match listing {
-            Listing::Links => lines(self.links()?),
-            Listing::Addresses => {
-                let addresses = self.addresses()?;
-                let mut text = String::new();
-                for link in self.links()? {
-                    text.push_str(&link.details());
-                    text.push_str(&lines(addresses.iter().filter(|address| address.dev == link.name))?);
-                }
-                Ok(text)
-            }
-            Listing::Routes(family) => {
-                lines(self.routes(family)?.into_iter().filter(|route| route.table == Route::MAIN))
-            }
-            Listing::Neighbours => lines(self.neighbours()?),
-            Listing::Fdb => lines(self.fdb()?),
-        }
+        let text = match listing {
+            Listing::Links => self.ip("-brief link"),
+            Listing::Addresses => self.ip("addr"),
+            Listing::Routes(family) => self.ip(&format!("{} route", flag(family))),
+            Listing::Neighbours => self.ip("neigh"),
+            Listing::Fdb => self.bridge("fdb"),
+        }?;
+        Ok(text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect())
     }
 
-    /// The name of each link by its index.
-    pub(crate) fn link_names(&self) -> Result<BTreeMap<u32, String>, Error> {
-        let mut names = BTreeMap::new();
-        for (index, attributes) in self.link_messages()? {
-            names.extend(attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some((index, name)),
-                _ => None,
-            }));
-        }
-        Ok(names)
-    }
-
-    /// The index of a link.
+    /// `ip rule add from FROM lookup TABLE pref PRIORITY`
     ///
     /// # Errors
-    /// When there is none of that name.
-    pub fn index_of(&self, name: &str) -> Result<u32, Error> {
-        let found = self.link_names()?.into_iter().find(|(_, link)| link == name);
-        found.map(|(index, _)| index).ok_or_else(|| Error::new(format!("{}: there is no link {name}", self.name())))
+    /// As the kernel says.
+    pub fn add_rule(&self, Rule { priority, from, table }: &Rule) -> Result<(), Error> {
+        let family = flag(from.family());
+        self.ip(&format!("{family} rule add from {from} lookup {table} pref {priority}")).map(drop)
     }
 }
 
-fn lines<T: std::fmt::Display>(objects: impl IntoIterator<Item = T>) -> Result<String, Error> {
-    let mut text = String::new();
-    for object in objects {
-        writeln!(text, "{object}").map_err(|_| Error::new("formatting a listing"))?;
-    }
-    Ok(text)
-}
-
-fn name_of(names: &BTreeMap<u32, String>, index: u32) -> String {
-    names.get(&index).cloned().unwrap_or_else(|| format!("if{index}"))
-}
-
-fn address_family(family: Family) -> AddressFamily {
+/// The option of `ip` for a family.
+pub(crate) fn flag(family: Family) -> &'static str {
     match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
+        Family::V4 => "-4",
+        Family::V6 => "-6",
     }
 }
 
-fn mac_of(bytes: &[u8]) -> Option<MacAddr> {
-    bytes.try_into().ok().map(MacAddr)
+/// A number that iproute2 prints as text.
+fn number<'de, D: Deserializer<'de>, N: std::str::FromStr>(from: D) -> Result<N, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is not a number")))
 }
 
-/// How iproute2 names a route protocol (`/etc/iproute2/rt_protos`).
-fn protocol_name(protocol: u8) -> String {
-    let name = match protocol {
-        0 => "unspec",
-        1 => "redirect",
-        2 => "kernel",
-        3 => "boot",
-        4 => "static",
-        8 => "gated",
-        9 => "ra",
-        10 => "mrt",
-        11 => "zebra",
-        12 => "bird",
-        13 => "dnrouted",
-        14 => "xorp",
-        15 => "ntk",
-        16 => "dhcp",
-        18 => "keepalived",
-        42 => "babel",
-        186 => "bgp",
-        187 => "isis",
-        188 => "ospf",
-        189 => "rip",
-        192 => "eigrp",
-        other => return other.to_string(),
-    };
-    name.to_owned()
+/// An Ethernet address; none of a link that has one of another kind.
+fn mac<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MacAddr>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.and_then(|text| text.parse().ok()))
 }

@@ -1,61 +1,90 @@
 //! Routes.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use flannel_core::net::{Family, Prefix};
-use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteScope,
-    RouteType,
-};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 
-use super::{address_family, name_of, protocol_name};
-use crate::netlink::Raw;
+use super::{flag, number};
 use crate::{Error, Namespace};
 
 /// A route, to be made or as listed.
 ///
-/// A new one is unicast, in the main table, of protocol `boot`, without metric: what `ip route add` makes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A new one is unicast, in the main table, of protocol `boot`, without metric: what `ip route add` makes, but for its
+/// scope.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Route {
     /// Destination.
+    #[serde(rename = "dst", deserialize_with = "prefix")]
     pub to: Prefix,
-    /// What it does.
-    pub kind: RouteType,
+    /// What it does, as `blackhole`.
+    #[serde(rename = "type", deserialize_with = "kind")]
+    pub kind: String,
     /// Next hop.
+    #[serde(rename = "gateway")]
     pub via: Option<IpAddr>,
     /// Output link.
     pub dev: Option<String>,
     /// Table.
+    #[serde(deserialize_with = "number")]
     pub table: u32,
     /// `rtm_protocol`.
+    #[serde(deserialize_with = "number")]
     pub protocol: u8,
-    /// Scope; IPv6 knows only the widest.
-    pub scope: RouteScope,
+    /// Scope; IPv6 knows only the widest, 0.
+    #[serde(deserialize_with = "number")]
+    pub scope: u8,
     /// Preferred source.
+    #[serde(rename = "prefsrc")]
     pub source: Option<IpAddr>,
     /// Metric; 0 is none, and reads back as 1024 in IPv6.
+    #[serde(default)]
     pub metric: u32,
-    /// `RTNH_F_ONLINK`, `RTNH_F_LINKDOWN` and the like.
-    pub flags: RouteFlags,
+    /// `onlink`, `linkdown` and the like.
+    pub flags: Vec<String>,
     /// The next hops of a multipath route as listed, beside `via` and `dev`, which it has not.
+    #[serde(default, rename = "nexthops")]
     pub hops: Vec<Hop>,
 }
 
 /// One next hop of several.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Hop {
     /// Next hop.
+    #[serde(rename = "gateway")]
     pub via: Option<IpAddr>,
     /// Output link.
     pub dev: String,
     /// Its share.
     pub weight: u16,
-    /// `RTNH_F_ONLINK` and the like.
-    pub flags: RouteNextHopFlags,
+    /// `onlink` and the like.
+    pub flags: Vec<String>,
+}
+
+/// What `ip -Numeric` prints for `RTN_*`, as `ip route add` takes it.
+fn kind<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let kind = match number(from)? {
+        1u8 => "unicast",
+        2 => "local",
+        3 => "broadcast",
+        4 => "anycast",
+        5 => "multicast",
+        6 => "blackhole",
+        7 => "unreachable",
+        8 => "prohibit",
+        9 => "throw",
+        other => return Err(D::Error::custom(format!("a route of type {other}"))),
+    };
+    Ok(kind.to_owned())
+}
+
+/// A prefix; a host has no length.
+fn prefix<'de, D: Deserializer<'de>>(from: D) -> Result<Prefix, D::Error> {
+    let text = String::deserialize(from)?;
+    let host = || text.parse().map(Prefix::host).map_err(D::Error::custom);
+    if text.contains('/') { text.parse().map_err(D::Error::custom) } else { host() }
 }
 
 impl Route {
@@ -67,20 +96,22 @@ impl Route {
     pub const BOOT: u8 = 3;
     /// `RTPROT_STATIC`
     pub const STATIC: u8 = 4;
+    /// `RT_SCOPE_LINK`
+    pub const LINK: u8 = 253;
 
     /// A route to `prefix`.
     pub fn to(prefix: Prefix) -> Self {
         Self {
             to: prefix,
-            kind: RouteType::Unicast,
+            kind: "unicast".to_owned(),
             via: None,
             dev: None,
             table: Self::MAIN,
             protocol: Self::BOOT,
-            scope: RouteScope::Universe,
+            scope: 0,
             source: None,
             metric: 0,
-            flags: RouteFlags::empty(),
+            flags: Vec::new(),
             hops: Vec::new(),
         }
     }
@@ -105,6 +136,11 @@ impl Route {
         Self { protocol, ..self }
     }
 
+    /// Of this scope.
+    pub fn scope(self, scope: u8) -> Self {
+        Self { scope, ..self }
+    }
+
     /// With this metric.
     pub fn metric(self, metric: u32) -> Self {
         Self { metric, ..self }
@@ -116,61 +152,50 @@ impl Route {
     }
 
     /// Of this kind.
-    pub fn kind(self, kind: RouteType) -> Self {
-        Self { kind, ..self }
+    pub fn kind(self, kind: &str) -> Self {
+        Self { kind: kind.to_owned(), ..self }
     }
 
     /// Its next hop is on-link, whatever the addresses say.
     pub fn onlink(self) -> Self {
-        Self { flags: self.flags | RouteFlags::Onlink, ..self }
+        Self { flags: vec!["onlink".to_owned()], ..self }
     }
 
     /// Whether the next hop is taken as on-link.
     pub fn is_onlink(&self) -> bool {
-        self.flags.contains(RouteFlags::Onlink)
+        self.flags.iter().any(|flag| flag == "onlink")
+    }
+
+    /// The command without what iproute2 would otherwise choose by itself.
+    fn command(&self, verb: &str, scope: u8) -> String {
+        // Other flags are the kernel's to give.
+        let flags = if self.is_onlink() { vec!["onlink".to_owned()] } else { Vec::new() };
+        let route = Self { flags, ..self.clone() };
+        format!("route {verb} {route} proto {} scope {scope}", self.protocol)
     }
 }
 
 impl fmt::Display for Route {
-    /// As `ip route`.
+    /// As `ip route`, with numbers for names.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            RouteType::Unicast => {}
-            RouteType::BlackHole => f.write_str("blackhole ")?,
-            RouteType::Unreachable => f.write_str("unreachable ")?,
-            RouteType::Prohibit => f.write_str("prohibit ")?,
-            RouteType::Throw => f.write_str("throw ")?,
-            RouteType::Local => f.write_str("local ")?,
-            RouteType::Broadcast => f.write_str("broadcast ")?,
-            RouteType::Anycast => f.write_str("anycast ")?,
-            RouteType::Multicast => f.write_str("multicast ")?,
-            kind => write!(f, "{} ", u8::from(kind))?,
+        if self.kind != "unicast" {
+            write!(f, "{} ", self.kind)?;
         }
-        match (self.to.len(), self.to.len() == self.to.family().bits()) {
-            (0, _) => f.write_str("default")?,
-            (_, true) => write!(f, "{}", self.to.addr())?,
-            (_, false) => write!(f, "{}", self.to)?,
-        }
+        write!(f, "{}", self.to)?;
         if let Some(via) = self.via {
             write!(f, " via {via}")?;
         }
         if let Some(dev) = &self.dev {
             write!(f, " dev {dev}")?;
         }
-        match self.table {
-            Self::MAIN => {}
-            255 => f.write_str(" table local")?,
-            table => write!(f, " table {table}")?,
+        if self.table != Self::MAIN {
+            write!(f, " table {}", self.table)?;
         }
         if self.protocol != Self::BOOT {
-            write!(f, " proto {}", protocol_name(self.protocol))?;
+            write!(f, " proto {}", self.protocol)?;
         }
-        match self.scope {
-            RouteScope::Universe => {}
-            RouteScope::Link => f.write_str(" scope link")?,
-            RouteScope::Host => f.write_str(" scope host")?,
-            RouteScope::NoWhere => f.write_str(" scope nowhere")?,
-            scope => write!(f, " scope {}", u8::from(scope))?,
+        if self.scope != 0 {
+            write!(f, " scope {}", self.scope)?;
         }
         if let Some(source) = self.source {
             write!(f, " src {source}")?;
@@ -178,28 +203,13 @@ impl fmt::Display for Route {
         if self.metric != 0 {
             write!(f, " metric {}", self.metric)?;
         }
-        for hop in &self.hops {
-            write!(f, " nexthop")?;
-            if let Some(via) = hop.via {
-                write!(f, " via {via}")?;
-            }
-            write!(f, " dev {} weight {}", hop.dev, hop.weight)?;
-            flag_text(u32::from(hop.flags.bits()), f)?;
+        for Hop { via, dev, weight, flags } in &self.hops {
+            let via = via.map(|via| format!(" via {via}")).unwrap_or_default();
+            write!(f, " nexthop{via} dev {dev} weight {weight}")?;
+            flags.iter().try_for_each(|flag| write!(f, " {flag}"))?;
         }
-        flag_text(self.flags.bits(), f)?;
-        if self.to.family() == Family::V6 { f.write_str(" pref medium") } else { Ok(()) }
+        self.flags.iter().try_for_each(|flag| write!(f, " {flag}"))
     }
-}
-
-fn flag_text(flags: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    const NAMES: [(RouteFlags, &str); 4] = [
-        (RouteFlags::Dead, "dead"),
-        (RouteFlags::Onlink, "onlink"),
-        (RouteFlags::Pervasive, "pervasive"),
-        (RouteFlags::Linkdown, "linkdown"),
-    ];
-    let flags = RouteFlags::from_bits_retain(flags);
-    NAMES.iter().filter(|(flag, _)| flags.contains(*flag)).try_for_each(|(_, name)| write!(f, " {name}"))
 }
 
 impl Namespace {
@@ -208,22 +218,17 @@ impl Namespace {
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn routes(&self, family: Family) -> Result<Vec<Route>, Error> {
-        Ok(self.routes_raw(family)?.into_iter().map(|(route, _)| route).collect())
+        self.list_routes(family)
     }
 
-    pub(crate) fn routes_raw(&self, family: Family) -> Result<Vec<(Route, Raw)>, Error> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = address_family(family);
-        let mut routes = Vec::new();
-        let dump = self.dump(RouteNetlinkMessage::GetRoute(message), "routes")?;
-        // After the routes: the devices of those that were there a moment ago are there by now.
-        let names = self.link_names()?;
-        for raw in dump {
-            if let RouteNetlinkMessage::NewRoute(message) = raw.decode()? {
-                routes.push((parse(message, family, &names)?, raw));
-            }
-        }
-        Ok(routes)
+    pub(crate) fn list_routes<T: DeserializeOwned>(&self, family: Family) -> Result<Vec<T>, Error> {
+        let json = self.ip(&format!("-json -details -Numeric {} route show table all", flag(family)))?;
+        // The one name that does not say its family.
+        let all = match family {
+            Family::V4 => "0.0.0.0/0",
+            Family::V6 => "::/0",
+        };
+        self.parse("routes", &json.replace(r#""dst":"default""#, &format!(r#""dst":"{all}""#)))
     }
 
     /// `ip route add`
@@ -231,23 +236,7 @@ impl Namespace {
     /// # Errors
     /// As the kernel says; `EEXIST` when destination and metric are taken, by whomever.
     pub fn add_route(&self, route: &Route) -> Result<(), Error> {
-        self.put_route("add", route, NLM_F_CREATE | NLM_F_EXCL)
-    }
-
-    /// `ip route append`
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn append_route(&self, route: &Route) -> Result<(), Error> {
-        self.put_route("append", route, NLM_F_CREATE | NLM_F_APPEND)
-    }
-
-    /// `ip route prepend`
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn prepend_route(&self, route: &Route) -> Result<(), Error> {
-        self.put_route("prepend", route, NLM_F_CREATE)
+        self.put_route("add", route)
     }
 
     /// `ip route replace`
@@ -255,32 +244,23 @@ impl Namespace {
     /// # Errors
     /// As the kernel says.
     pub fn replace_route(&self, route: &Route) -> Result<(), Error> {
-        self.put_route("replace", route, NLM_F_CREATE | NLM_F_REPLACE)
+        self.put_route("replace", route)
     }
 
-    fn put_route(&self, verb: &str, route: &Route, flags: u16) -> Result<(), Error> {
-        let message = self.route_message(route)?;
-        self.request(RouteNetlinkMessage::NewRoute(message), flags, &format!("ip route {verb} {route}"))
+    /// `ip route VERB`, as `append` or `prepend`.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn put_route(&self, verb: &str, route: &Route) -> Result<(), Error> {
+        self.ip(&route.command(verb, route.scope)).map(drop)
     }
 
-    /// `ip route add`, each, several to a send.
+    /// `ip route add`, each, in one process.
     ///
     /// # Errors
     /// The first refusal.
     pub fn add_routes(&self, routes: &[Route]) -> Result<(), Error> {
-        let mut indices = BTreeMap::new();
-        let mut requests = Vec::with_capacity(routes.len());
-        for route in routes {
-            let mut message = route_message(route);
-            if let Some(dev) = route.dev.as_deref() {
-                if !indices.contains_key(dev) {
-                    indices.insert(dev, self.index_of(dev)?);
-                }
-                message.attributes.extend(indices.get(dev).map(|index| RouteAttribute::Oif(*index)));
-            }
-            requests.push((RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL));
-        }
-        self.request_all(requests, "ip route add")
+        self.batch("ip", routes.iter().map(|route| route.command("add", route.scope)))
     }
 
     /// `ip route del` of exactly this route: protocol 0 matches any, and so does the lack of a link or next hop.
@@ -288,114 +268,18 @@ impl Namespace {
     /// # Errors
     /// As the kernel says; `ESRCH` when there is none such.
     pub fn delete_route(&self, route: &Route) -> Result<(), Error> {
-        let mut message = self.route_message(route)?;
-        if route.kind == RouteType::Unicast {
-            message.header.kind = RouteType::Unspec;
-        }
-        if route.to.family() == Family::V4 {
-            message.header.scope = RouteScope::NoWhere;
-        }
-        self.request(RouteNetlinkMessage::DelRoute(message), 0, &format!("ip route del {route}"))
+        const NOWHERE: u8 = 255;
+        let scope = if route.to.family() == Family::V4 { NOWHERE } else { route.scope };
+        self.ip(&route.command("del", scope)).map(drop)
     }
 
-    /// `ip route flush table main`, both families. Several next hops go one by one with their route.
+    /// `ip route flush table main`, both families.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn flush_main_routes(&self) -> Result<(), Error> {
-        for family in Family::BOTH {
-            let mut requests = Vec::new();
-            for (route, raw) in self.routes_raw(family)? {
-                if route.table != Route::MAIN {
-                    continue;
-                }
-                if let RouteNetlinkMessage::NewRoute(message) = raw.decode()? {
-                    requests.push((RouteNetlinkMessage::DelRoute(message), 0));
-                }
-            }
-            self.request_all(requests, "ip route flush table main")?;
-        }
-        Ok(())
-    }
-
-    fn route_message(&self, route: &Route) -> Result<RouteMessage, Error> {
-        let mut message = route_message(route);
-        if let Some(dev) = &route.dev {
-            message.attributes.push(RouteAttribute::Oif(self.index_of(dev)?));
-        }
-        Ok(message)
-    }
-}
-
-/// The message without its link.
-fn route_message(route: &Route) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: address_family(route.to.family()),
-        destination_prefix_length: route.to.len(),
-        source_prefix_length: 0,
-        tos: 0,
-        table: u8::try_from(route.table).unwrap_or_default(),
-        protocol: route.protocol.into(),
-        scope: route.scope,
-        kind: route.kind,
-        flags: route.flags & RouteFlags::Onlink,
-    };
-    let attributes = &mut message.attributes;
-    if route.to.len() > 0 {
-        attributes.push(RouteAttribute::Destination(route.to.addr().into()));
-    }
-    if message.header.table == 0 {
-        attributes.push(RouteAttribute::Table(route.table));
-    }
-    attributes.extend(route.via.map(|via| RouteAttribute::Gateway(via.into())));
-    attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
-    if route.metric != 0 {
-        attributes.push(RouteAttribute::Priority(route.metric));
-    }
-    message
-}
-
-fn parse(message: RouteMessage, family: Family, names: &BTreeMap<u32, String>) -> Result<Route, Error> {
-    let unspecified: IpAddr = match family {
-        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let len = message.header.destination_prefix_length;
-    let prefix = |addr| Prefix::masked(addr, len).map_err(|error| Error::new(format!("a route's prefix: {error}")));
-    let mut route = Route::to(prefix(unspecified)?);
-    route.kind = message.header.kind;
-    route.table = message.header.table.into();
-    route.protocol = message.header.protocol.into();
-    route.scope = message.header.scope;
-    route.flags = message.header.flags;
-    for attribute in message.attributes {
-        match attribute {
-            RouteAttribute::Destination(addr) => route.to = prefix(ip_of(&addr).unwrap_or(unspecified))?,
-            RouteAttribute::Gateway(addr) => route.via = ip_of(&addr),
-            RouteAttribute::Oif(index) => route.dev = Some(name_of(names, index)),
-            RouteAttribute::Table(table) => route.table = table,
-            RouteAttribute::Priority(metric) => route.metric = metric,
-            RouteAttribute::PrefSource(addr) => route.source = ip_of(&addr),
-            RouteAttribute::MultiPath(hops) => route.hops = hops.iter().map(|hop| parse_hop(hop, names)).collect(),
-            _ => {}
-        }
-    }
-    Ok(route)
-}
-
-fn parse_hop(hop: &RouteNextHop, names: &BTreeMap<u32, String>) -> Hop {
-    let via = hop.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(addr) => ip_of(addr),
-        _ => None,
-    });
-    Hop { via, dev: name_of(names, hop.interface_index), weight: u16::from(hop.hops) + 1, flags: hop.flags }
-}
-
-fn ip_of(addr: &RouteAddress) -> Option<IpAddr> {
-    match addr {
-        RouteAddress::Inet(addr) => Some((*addr).into()),
-        RouteAddress::Inet6(addr) => Some((*addr).into()),
-        _ => None,
+        Family::BOTH
+            .into_iter()
+            .try_for_each(|family| self.ip(&format!("{} route flush table main", flag(family))).map(drop))
     }
 }

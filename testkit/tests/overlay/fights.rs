@@ -11,8 +11,6 @@ use flannel_core::clock::BootTime;
 use flannel_core::lease::Lease;
 use flannel_core::net::{Family, MacAddr};
 use flannel_core::overlay::{HeldBecause, Phase};
-use rtnetlink::packet_route::neighbour::NeighbourState;
-use rtnetlink::packet_route::route::{RouteFlags, RouteType};
 use testkit::sabotage::Plane;
 use testkit::{Error, Families, Fdb, Namespace, Neighbour, Route, wait_until};
 
@@ -141,23 +139,21 @@ impl Field<'_> {
         let mac = MacAddr([0x02, 0xee, 0, 0, 0, 1]);
         let elsewhere = "10.89.250.1".parse().unwrap();
         match fight {
-            Fight::Name => ns.rename_link(DEVICE, RENAMED),
+            Fight::Name => ns.set_link(DEVICE, &format!("name {RENAMED}")),
             Fight::Down => ns.set_down(DEVICE),
             Fight::Mtu => ns.set_mtu(DEVICE, 1300),
             Fight::Mac => ns.set_mac(DEVICE, mac),
-            Fight::Group => ns.set_group(DEVICE, 7),
+            Fight::Group => ns.set_link(DEVICE, "group 7"),
             Fight::Alias => ns.set_alias(DEVICE, "theirs"),
-            Fight::Learning => ns.set_learning(DEVICE),
-            Fight::Remote => ns.set_remote(DEVICE, elsewhere),
-            Fight::ArpOffOn => ns.arp_off(DEVICE).and_then(|()| ns.arp_on(DEVICE)),
+            Fight::Learning => ns.set_link(DEVICE, "type vxlan learning"),
+            Fight::Remote => ns.set_link(DEVICE, &format!("type vxlan remote {elsewhere}")),
+            Fight::ArpOffOn => ns.set_link(DEVICE, "arp off").and_then(|()| ns.set_link(DEVICE, "arp on")),
             Fight::Address => ns.delete_address(DEVICE, own, 32),
             Fight::OtherLength => ns.add_address(DEVICE, own, 24),
             Fight::FurtherAddress => ns.add_address(DEVICE, other, 32),
             Fight::Neighbour => ns.delete_neighbour(&self.neighbour()?),
             Fight::NeighbourMac => ns.put_neighbours(&[Neighbour { mac: Some(mac), ..self.neighbour()? }]),
-            Fight::NeighbourState => {
-                ns.put_neighbours(&[Neighbour { state: NeighbourState::Stale, ..self.neighbour()? }])
-            }
+            Fight::NeighbourState => ns.put_neighbours(&[Neighbour { state: "stale".to_owned(), ..self.neighbour()? }]),
             Fight::FurtherNeighbour => ns.put_neighbours(&[Neighbour::permanent(DEVICE, other, mac)]),
             Fight::Fdb => ns.delete_fdb(&self.fdb()?),
             Fight::FdbDestination => ns.put_fdb(&[Fdb { dst: Some(elsewhere), ..self.fdb()? }]),
@@ -173,16 +169,19 @@ impl Field<'_> {
             }
             Fight::RouteOnlink => {
                 let route = self.route()?;
-                if route.is_onlink() {
+                let changed = if route.is_onlink() {
                     // The kernel takes it without where it knows the way to the next hop.
                     let near = Route::to(flannel_core::net::Prefix::host(subnet.addr())).dev(DEVICE).metric(9);
-                    ns.replace_route(&Route { scope: rtnetlink::packet_route::route::RouteScope::Link, ..near })?;
-                }
-                ns.replace_route(&Route { flags: route.flags ^ RouteFlags::Onlink, ..route })
+                    ns.replace_route(&near.scope(Route::LINK))?;
+                    Route { flags: Vec::new(), ..route }
+                } else {
+                    route.onlink()
+                };
+                ns.replace_route(&changed)
             }
             Fight::RouteBlackhole => {
                 let route = self.route()?;
-                ns.replace_route(&Route::to(route.to).protocol(route.protocol).kind(RouteType::BlackHole))
+                ns.replace_route(&Route::to(route.to).protocol(route.protocol).kind("blackhole"))
             }
             Fight::FurtherRoute => {
                 let to = "10.244.240.0/24".parse().unwrap();

@@ -6,7 +6,6 @@ use flannel_core::lease::{BadRecord, Json, Lease, LeaseKey, Scalar};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{Contact, Phase, Refusal, Status, WithheldBecause};
 use flannel_core::testing::Fault;
-use rtnetlink::packet_route::route::{RouteScope, RouteType};
 use testkit::sabotage::Plane;
 use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
 
@@ -124,8 +123,8 @@ fn peers_that_no_route_can_lead_to_keep_no_host_gw_node_from_being_ready() {
     // No look at the main table tells that the kernel refuses this gateway.
     let refused = cluster.paper_peer(150);
     let gateway = refused.attrs.public_ip.v4.unwrap();
-    let route = Route::to(Prefix::host(gateway)).dev(UNDERLAY_LINK).table(LOCAL_TABLE).kind(RouteType::Broadcast);
-    cluster.ns(0).add_route(&Route { scope: RouteScope::Link, ..route }).unwrap();
+    let route = Route::to(Prefix::host(gateway)).dev(UNDERLAY_LINK).table(LOCAL_TABLE).kind("broadcast");
+    cluster.ns(0).add_route(&route.scope(Route::LINK)).unwrap();
     let at = |n, addr: &str| {
         let mut lease = cluster.paper_peer(n);
         lease.attrs.public_ip.v4 = Some(addr.parse().unwrap());

@@ -217,7 +217,7 @@ fn a_fight_keeps_no_route_away(part: LinkPart) {
     let other: MacAddr = "02:01:01:01:01:01".parse().unwrap();
     let fight = |ns: &Namespace| match part {
         LinkPart::Mtu => ns.set_mtu("flannel.1", 1300),
-        LinkPart::Mark => ns.set_group("flannel.1", 0).and_then(|()| ns.set_alias("flannel.1", "")),
+        LinkPart::Mark => ns.set_link("flannel.1", "group 0").and_then(|()| ns.set_alias("flannel.1", "")),
         _ if ns.link("flannel.1")?.mac == Some(other) => Ok(()),
         _ => ns.set_mac("flannel.1", other),
     };
@@ -254,7 +254,7 @@ fn a_device_that_somebody_makes_a_port_of_a_bridge_stays_one_and_carries_traffic
     ns.add_bridge("theirs0").unwrap();
     ns.set_up("theirs0").unwrap();
     let audits = cluster.status(0).audits;
-    ns.set_master("flannel.1", "theirs0").unwrap();
+    ns.set_link("flannel.1", "master theirs0").unwrap();
     cluster.until(0, "audited", |status| status.audits > audits && status.phase == Phase::Ready);
     cluster.converged(0);
     assert_eq!((ns.link("flannel.1").unwrap().master.as_deref(), cluster.objects(0)), (Some("theirs0"), before));

@@ -393,11 +393,8 @@ pub(crate) fn objects(ns: &Namespace, devices: &[String], networks: &Dual<Prefix
     for address in ns.addresses().unwrap().iter().filter(|it| devices.contains(&it.dev) && !it.is_link_local()) {
         found.insert(format!("address {}/{} dev {}", address.addr, address.len, address.dev));
     }
-    for entry in ns.neighbours().unwrap().iter().filter(|it| devices.contains(&it.dev)) {
-        let text = entry.to_string();
-        if text.ends_with("PERMANENT") {
-            found.insert(format!("neighbour {text}"));
-        }
+    for entry in ns.neighbours().unwrap().iter().filter(|it| devices.contains(&it.dev) && it.is_permanent()) {
+        found.insert(format!("neighbour {entry}"));
     }
     for entry in ns.fdb().unwrap().iter().filter(|it| devices.contains(&it.dev) && it.dst.is_some()) {
         found.insert(format!("fdb {entry}"));

@@ -246,8 +246,8 @@ impl Cluster {
         add("link", links.iter().map(device).collect());
         let addresses = ns.addresses().unwrap().into_iter().filter(|it| on_it(&it.dev) && !it.is_link_local());
         add("address", addresses.map(|it| format!("{}/{} dev {}", it.addr, it.len, it.dev)).collect());
-        let neighbours = ns.neighbours().unwrap().into_iter().filter(|it| on_it(&it.dev));
-        add("neighbour", neighbours.map(|it| it.to_string()).filter(|it| it.ends_with("PERMANENT")).collect());
+        let neighbours = ns.neighbours().unwrap().into_iter().filter(|it| on_it(&it.dev) && it.is_permanent());
+        add("neighbour", neighbours.map(|it| it.to_string()).collect());
         add("fdb", ns.fdb().unwrap().into_iter().filter(|it| on_it(&it.dev)).map(|it| it.to_string()).collect());
         let pods: Dual<Prefix> = Dual { v4: "10.244.0.0/16".parse().ok(), v6: "fd00:244::/48".parse().ok() };
         for (family, pods) in pods.iter() {

@@ -1,0 +1,87 @@
+//! The kernel's objects through iproute2: `ip` and `bridge`, run inside a namespace.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use nix::Error as Errno;
+use serde::de::DeserializeOwned;
+
+use crate::{Context, Error, Namespace};
+
+/// What the kernel says in words of its own, in place of which iproute2 prints no error number.
+const IN_WORDS: [(&str, Errno); 4] = [
+    ("already exists", Errno::EEXIST),
+    ("already assigned", Errno::EEXIST),
+    ("Nexthop has invalid gateway or device mismatch", Errno::EINVAL),
+    ("Nexthop has invalid gateway.", Errno::ENETUNREACH),
+];
+
+impl Namespace {
+    /// Runs `ip` with these arguments, which white space separates, and returns what it prints.
+    ///
+    /// # Errors
+    /// When the kernel refuses: the error number, where iproute2 tells it, and what iproute2 prints.
+    pub fn ip(&self, args: &str) -> Result<String, Error> {
+        self.iproute("ip", &args.split_whitespace().collect::<Vec<_>>(), "")
+    }
+
+    /// The same with `bridge`.
+    ///
+    /// # Errors
+    /// As [`ip`](Self::ip).
+    pub fn bridge(&self, args: &str) -> Result<String, Error> {
+        self.iproute("bridge", &args.split_whitespace().collect::<Vec<_>>(), "")
+    }
+
+    /// Runs a command for each line in one process: one that is refused does not stop the others.
+    pub(crate) fn batch(&self, program: &str, lines: impl IntoIterator<Item = String>) -> Result<(), Error> {
+        let lines: String = lines.into_iter().map(|line| line + "\n").collect();
+        if lines.is_empty() { Ok(()) } else { self.iproute(program, &["-force", "-batch", "-"], &lines).map(drop) }
+    }
+
+    /// The objects that a command with `-json` lists, with all details, and with numbers where names are configurable.
+    pub(crate) fn list<T: DeserializeOwned>(&self, args: &str) -> Result<Vec<T>, Error> {
+        self.parse(args, &self.ip(&format!("-json -details -Numeric {args}"))?)
+    }
+
+    pub(crate) fn parse<T: DeserializeOwned>(&self, what: &str, json: &str) -> Result<Vec<T>, Error> {
+        let json = if json.trim().is_empty() { "[]" } else { json };
+        serde_json::from_str(json).map_err(|error| Error::new(format!("{}: {what}: {error}: {json}", self.name())))
+    }
+
+    pub(crate) fn iproute(&self, program: &str, args: &[&str], input: &str) -> Result<String, Error> {
+        let Output { status, stdout, stderr } = self.iproute_output(program, args, input)?;
+        if status.success() {
+            return Ok(String::from_utf8_lossy(&stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&stderr);
+        let context = format!("{}: {program} {}: {}", self.name(), args.join(" "), said.trim());
+        Err(match errno_of(&said) {
+            Some(errno) => Error::io(context, errno),
+            None => Error::new(context),
+        })
+    }
+
+    pub(crate) fn iproute_output(&self, program: &str, args: &[&str], input: &str) -> Result<Output, Error> {
+        // Where the system keeps them, whatever the path of somebody without privileges.
+        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+        let run = || {
+            let mut command = Command::new(program);
+            command.args(args).env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn()?;
+            // It prints little until it has read all, so that neither side waits for the other.
+            child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()))?;
+            child.wait_with_output()
+        };
+        self.run(run)?.context(|| format!("{}: running {program} (iproute2)", self.name()))
+    }
+}
+
+/// The error number of the first refusal.
+fn errno_of(said: &str) -> Option<Errno> {
+    said.lines().find_map(|line| {
+        let named = line.strip_prefix("RTNETLINK answers: ");
+        let named = named.and_then(|text| (1..134).map(Errno::from_raw).find(|errno| errno.desc() == text));
+        named.or_else(|| IN_WORDS.into_iter().find(|(words, _)| line.contains(words)).map(|(_, errno)| errno))
+    })
+}
