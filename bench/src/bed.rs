@@ -2,31 +2,25 @@
 
 use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
+use testkit::Namespace;
 
 use crate::Error;
 
 /// Runs `work` on a thread in a network namespace of its own, which has an `eth0` with 172.16.0.1/12. Programs it
 /// starts from that thread are in there too.
 pub fn in_bed<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(|errno| format!("no network namespace of our own ({errno}): run as root"))?;
-            for line in [
-                "link set lo up",
-                "link add eth0 type veth peer name wire0",
-                "link set wire0 up",
-                "address add 172.16.0.1/12 dev eth0",
-                "link set eth0 up",
-                "route add default via 172.31.255.254",
-            ] {
-                ip(line)?;
-            }
-            work()
-        });
-        thread.join().map_err(|_| "the benchmark's thread ended early")?
-    })
+    Namespace::new("bed")?.run(|| {
+        for line in [
+            "link add eth0 type veth peer name wire0",
+            "link set wire0 up",
+            "address add 172.16.0.1/12 dev eth0",
+            "link set eth0 up",
+            "route add default via 172.31.255.254",
+        ] {
+            ip(line)?;
+        }
+        work()
+    })?
 }
 
 /// Runs one `ip` command.

@@ -9,6 +9,7 @@ use flannel_core::net::{Family, MacAddr, Prefix};
 use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, index_of, ip, peer, subnet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use testkit::Namespace;
 
 const OWN: LinkId = LinkId::Own(0);
 
@@ -553,11 +554,11 @@ fn the_kernels_lock_in_others_hands_delays_writes_and_loses_none() {
         let others: Vec<_> = (0..4)
             .map(|_| {
                 let busy = Arc::clone(&busy);
+                let other = Namespace::new("other").unwrap();
                 std::thread::spawn(move || {
-                    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
                     while busy.load(Ordering::Relaxed) {
-                        ip("link add veth0 type veth peer name veth1");
-                        ip("link del veth0");
+                        other.ip("link add veth0 type veth peer name veth1").unwrap();
+                        other.ip("link del veth0").unwrap();
                     }
                 })
             })

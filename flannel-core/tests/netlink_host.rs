@@ -6,6 +6,7 @@ mod lab;
 
 use std::fs::File;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
@@ -16,6 +17,7 @@ use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use futures_util::StreamExt;
 use lab::{DUAL, Overlay, PATIENCE, V4, in_lab, index_of, ip};
+use testkit::Namespace;
 
 fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
     Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
@@ -151,12 +153,11 @@ fn a_kernel_looks_at_and_claims_in_the_namespace_it_was_given() {
         let up0 = index_of("up0");
         let claim = lab.kernel.claim(&name("flannel"), &dual("10.5.0.0/16", ""), Residence::Present).await.unwrap();
         // A thread elsewhere gets a kernel for here.
-        let elsewhere = std::thread::spawn(move || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let elsewhere = Namespace::new("elsewhere").unwrap().run(move || {
             let given = NetlinkKernel::in_namespace(here.into()).unwrap();
             (given, NetlinkKernel::new().unwrap())
         });
-        let (given, own) = elsewhere.join().unwrap();
+        let (given, own) = elsewhere.unwrap();
         assert!(given.host_facts(&[]).await.unwrap().links.contains_key(&up0));
         assert!(!own.host_facts(&[]).await.unwrap().links.values().any(|link| link.name.as_str() == "up0"));
         let networks = dual("10.5.0.0/16", "");
@@ -190,15 +191,9 @@ fn a_kernel_whose_namespace_has_lost_its_uplink_says_so_by_refusal() {
 #[test]
 fn a_namespace_that_everybody_else_has_left_lives_as_long_as_the_kernel_in_it() {
     in_lab(|lab| async move {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            sender.send(File::open("/proc/thread-self/ns/net").unwrap()).unwrap();
-        });
-        let namespace = receiver.recv().unwrap();
-        let kernel = NetlinkKernel::in_namespace(namespace.try_clone().unwrap().into()).unwrap();
-        let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&namespace));
-        ip(&format!("link add here0 type veth peer name there0 netns {path}"));
+        let namespace = Namespace::new("left").unwrap();
+        let kernel = NetlinkKernel::in_namespace(namespace.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        Namespace::current("lab").unwrap().add_veth("here0", &namespace, "there0").unwrap();
         // Nobody is in it, and nothing names it.
         drop(namespace);
         let overlay = Overlay::vxlan(V4, 3);

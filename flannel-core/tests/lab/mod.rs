@@ -3,7 +3,6 @@
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use flannel_core::kernel::{
 use flannel_core::net::{Dual, Family, MacAddr, Prefix, Vni};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::plan::{Plan, plan};
+use testkit::Namespace;
 
 /// How long anything that must happen may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,12 +22,10 @@ pub(crate) const V4: Dual<()> = Dual { v4: Some(()), v6: None };
 pub(crate) const V6: Dual<()> = Dual { v4: None, v6: Some(()) };
 pub(crate) const DUAL: Dual<()> = Dual { v4: Some(()), v6: Some(()) };
 
-/// Runs a test in a new network namespace, which has an uplink `up0` and ends with the thread.
+/// Runs a test in a new network namespace, which has an uplink `up0` and is gone with it.
 pub(crate) fn in_lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("kernel tests need CAP_SYS_ADMIN: run them as root, or under unshare -Urn");
-        ip("link set lo up");
+    let ns = Namespace::new("lab").unwrap();
+    let inside = ns.run(move || {
         ip("link add up0 type veth peer name down0");
         ip("addr add 192.0.2.1/24 dev up0");
         ip("addr add 2001:db8::1/64 dev up0 nodad");
@@ -37,30 +35,25 @@ pub(crate) fn in_lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send 
         let lab = Lab { kernel: NetlinkKernel::new().unwrap() };
         runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), test(lab)).await.expect("in time") });
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
+    inside.unwrap();
+}
+
+fn here() -> Namespace {
+    Namespace::current("lab").unwrap()
 }
 
 /// Runs `ip` in the namespace of the calling thread.
 pub(crate) fn ip(args: &str) -> String {
-    run("ip", args)
+    here().ip(args).unwrap()
 }
 
 /// Runs `bridge` in the namespace of the calling thread.
 pub(crate) fn bridge(args: &str) -> String {
-    run("bridge", args)
+    here().bridge(args).unwrap()
 }
 
-pub(crate) fn run(program: &str, args: &str) -> String {
-    let output = Command::new(program).args(args.split_whitespace()).output().expect("iproute2 is installed");
-    assert!(output.status.success(), "{program} {args}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The number that `ip` shows first in a line about a link.
 pub(crate) fn index_of(name: &str) -> u32 {
-    ip(&format!("-o link show dev {name}")).split(':').next().unwrap().parse().unwrap()
+    here().index_of(name).unwrap()
 }
 
 pub(crate) struct Lab {

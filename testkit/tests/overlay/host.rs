@@ -1,7 +1,6 @@
 //! The host under an agent: no uplink, another one, one that comes and goes.
 
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use caps::{CapSet, Capability};
@@ -11,7 +10,6 @@ use flannel_core::net::{Dual, Family};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{Overlay, OverlayError, Phase, Status};
 use flannel_core::subnet::{NodeIdentity, ThisNode};
-use nix::sched::{CloneFlags, setns};
 use testkit::sabotage::{Act, Plane};
 use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
 use tokio_util::sync::CancellationToken;
@@ -210,9 +208,7 @@ fn a_second_link_that_comes_goes_down_and_comes_back_is_used_and_missed_at_once(
 #[test]
 fn a_name_is_claimed_once_among_those_without_privilege_too() {
     let cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
-    let namespace = cluster.ns(0).as_fd().try_clone_to_owned().unwrap();
-    let claims = std::thread::spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    let claims = cluster.ns(0).run(move || {
         caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
         let (one, two) = (NetlinkKernel::new().unwrap(), NetlinkKernel::new().unwrap());
         let (name, networks) = (OverlayName::default(), Dual { v4: "10.244.0.0/16".parse().ok(), v6: None });
@@ -223,7 +219,7 @@ fn a_name_is_claimed_once_among_those_without_privilege_too() {
             (first, second)
         })
     });
-    let (first, second) = claims.join().unwrap();
+    let (first, second) = claims.unwrap();
     assert!(first.is_ok(), "{first:?}");
     assert!(matches!(second, Err(KernelError::Conflict { .. })), "{second:?}");
 }
@@ -232,10 +228,8 @@ fn a_name_is_claimed_once_among_those_without_privilege_too() {
 #[test]
 fn an_agent_without_privilege_says_which_and_takes_no_lease() {
     let cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
-    let namespace = cluster.ns(0).as_fd().try_clone_to_owned().unwrap();
     let store = cluster.store.clone();
-    let ended = std::thread::spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    let ended = cluster.ns(0).run(move || {
         caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
         let store = store.for_node(ThisNode::named(NodeIdentity::new("node-1").unwrap()));
         let builder = Overlay::builder().backend("vxlan", Vxlan::new);
@@ -243,7 +237,7 @@ fn an_agent_without_privilege_says_which_and_takes_no_lease() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async { tokio::time::timeout(PATIENCE, overlay.run(CancellationToken::new())).await })
     });
-    let Err(OverlayError::Kernel(error)) = ended.join().unwrap().expect("it ends") else { panic!("no error") };
+    let Err(OverlayError::Kernel(error)) = ended.unwrap().expect("it ends") else { panic!("no error") };
     assert!(matches!(error, KernelError::Denied { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains("network devices") && text.contains("CAP_NET_ADMIN"), "{text}");
