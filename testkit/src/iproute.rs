@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use nix::Error as Errno;
 use serde::de::DeserializeOwned;
@@ -15,6 +16,17 @@ const IN_WORDS: [(&str, Errno); 4] = [
     ("Nexthop has invalid gateway or device mismatch", Errno::EINVAL),
     ("Nexthop has invalid gateway.", Errno::ENETUNREACH),
 ];
+
+/// Held for reading while a command runs.
+static RUNNING: RwLock<()> = RwLock::new(());
+
+/// Waits for the commands that run, and lets no other start as long as the result is held.
+///
+/// A command that has just been forked holds every descriptor of this process until it is executed, and outlives the
+/// process that ends meanwhile.
+pub fn hold_commands() -> RwLockWriteGuard<'static, ()> {
+    RUNNING.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Namespace {
     /// Runs `ip` with these arguments, which white space separates, and returns what it prints.
@@ -66,6 +78,7 @@ impl Namespace {
         // Where the system keeps them, whatever the path of somebody without privileges.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let run = || {
+            let _running = RUNNING.read().unwrap_or_else(PoisonError::into_inner);
             let mut command = Command::new(program);
             command.args(args).env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = command.spawn()?;

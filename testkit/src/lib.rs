@@ -30,6 +30,7 @@ pub mod sabotage;
 pub mod userns;
 
 pub use error::Error;
+pub use iproute::hold_commands;
 pub use lab::{Families, Node, Pod, PodNet, UNDERLAY_LINK, Underlay, wait_until};
 pub use namespace::Namespace;
 pub use objects::{Address, Fdb, Hop, Link, Listing, Neighbour, Route, Rule, VxlanLink};

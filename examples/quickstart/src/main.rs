@@ -45,7 +45,10 @@ fn main() -> ExitCode {
         Ok(End::Good) => ExitCode::SUCCESS,
         Ok(End::Bad) => ExitCode::FAILURE,
         // What a shell says of a program that a signal ended.
-        Ok(End::Interrupted(signal)) => ExitCode::from(128 + signal),
+        Ok(End::Interrupted(signal)) => {
+            std::mem::forget(testkit::hold_commands());
+            ExitCode::from(128 + signal)
+        }
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
             // Nobody may be there to read it.

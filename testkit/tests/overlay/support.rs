@@ -366,6 +366,8 @@ impl Launch<'_> {
     }
 
     pub(crate) fn start(self) -> Agent {
+        // One that is being forked may still hold the claim of the agent before.
+        drop(testkit::hold_commands());
         let namespace: OwnedFd = self.cluster.ns(self.nth).as_fd().try_clone_to_owned().unwrap();
         let kernel = Arc::new(NetlinkKernel::in_namespace(namespace).unwrap());
         let overlay = self.builder.build(Arc::new(self.store), kernel).unwrap();
