@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::agent::Settings;
 use crate::agent::inputs::{self, SETTLE, Settling};
@@ -122,6 +123,12 @@ pub(crate) async fn start(
     }
 }
 
+/// How long a claim of the same name or network may still be held by an agent that has ended: a program that was forked
+/// beside it holds its descriptors until it is executed.
+const HANDOVER: Duration = Duration::from_secs(1);
+/// How often that is looked at.
+const HANDOVER_STEP: Duration = Duration::from_millis(100);
+
 /// What an agent holds for as long as it runs, and for as long as something may be left in its former networks.
 pub(crate) struct Claims {
     pub(crate) present: Claim,
@@ -135,7 +142,15 @@ async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Resul
     let claim = async |networks: &Dual<Prefix>, residence| {
         ask_kernel(seams, || seams.kernel.claim(&settings.name, networks, residence)).await
     };
-    let present = claim(&networks, Residence::Present).await?;
+    let until = seams.clock.now().after(HANDOVER);
+    let present = loop {
+        match claim(&networks, Residence::Present).await {
+            Err(OverlayError::Kernel(KernelError::Conflict { .. })) if seams.clock.now() < until => {
+                seams.clock.sleep_until(seams.clock.now().after(HANDOVER_STEP)).await;
+            }
+            claimed => break claimed?,
+        }
+    };
     let mut former = Vec::new();
     for others in former_networks::all(settings).into_iter().filter(|others| *others != networks) {
         match claim(&others, Residence::Former).await {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::kernel::{ApplyReport, Claim, Hint, Kernel, KernelError, MockKernel, Scope};
+use flannel_core::kernel::{ApplyReport, Claim, Hint, Kernel, KernelError, MockKernel, OverlayName, Residence, Scope};
 use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::{Contact, Event, OverlayError, Phase};
 use flannel_core::subnet::{MockSubnetManager, SubnetError, ThisNode};
@@ -345,4 +345,22 @@ async fn who_the_node_is_comes_from_the_store_as_soon_as_it_answers() {
     let builder = node.builder().public(public);
     let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store));
     assert_eq!(agent.ready().await.lease.unwrap().attrs.public_ip, public);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_given_up_a_moment_later_is_no_conflict() {
+    let node = Node::alone();
+    let networks = config().networks.map(|_, network| network.prefix);
+    let name = OverlayName::default();
+    let claim = || node.kernel.claim(&name, &networks, Residence::Present);
+    let held = claim().await.unwrap();
+    let agent = node.run();
+    pass(0.5).await;
+    assert_eq!((agent.status().phase, node.record()), (Phase::Starting, None));
+    drop(held);
+    agent.ready().await;
+    agent.cancelled().await.unwrap();
+    let _held = claim().await.unwrap();
+    let outcome = node.run().ended().await;
+    assert!(matches!(outcome, Err(OverlayError::Kernel(KernelError::Conflict { .. }))), "{outcome:?}");
 }
