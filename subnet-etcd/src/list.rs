@@ -24,18 +24,36 @@ const TRIES: u32 = 3;
 
 /// All records under `base`, or the oldest of too many.
 pub(crate) async fn list(connector: &Connector, base: &str) -> Result<Listing, Fault> {
-    let add = |records: &mut Vec<Record>, record| hold(records, record, MOST);
-    let (header, mut records) = gather(connector, base, Vec::new, add).await?;
-    keep_oldest(&mut records, MOST);
-    Ok(Listing { header, records })
+    let (header, mut held) = gather(connector, base, || Held::new(MOST), Held::add).await?;
+    held.prune();
+    Ok(Listing { header, records: held.records })
 }
 
-/// Adds a record to those held of a listing, of which at the end the oldest `most` count: never more than twice as many
-/// are held. Sorting each time would cost a listing of millions its time.
-fn hold(records: &mut Vec<Record>, record: Record, most: usize) {
-    records.push(record);
-    if records.len() > 2 * most {
-        keep_oldest(records, most);
+/// What is held of a listing while it is read: the oldest records, of which [`Record::weight`] counts `most` at the end
+/// and never more than twice as many.
+struct Held {
+    records: Vec<Record>,
+    weight: usize,
+    most: usize,
+}
+
+impl Held {
+    fn new(most: usize) -> Self {
+        Self { records: Vec::new(), weight: 0, most }
+    }
+
+    fn add(&mut self, record: Record) {
+        self.weight += record.weight();
+        self.records.push(record);
+        // Sorting each time would cost a listing of millions its time.
+        if self.weight > 2 * self.most {
+            self.prune();
+        }
+    }
+
+    fn prune(&mut self) {
+        keep_oldest(&mut self.records, self.most);
+        self.weight = self.records.iter().map(Record::weight).sum();
     }
 }
 
@@ -119,15 +137,22 @@ mod tests {
             created,
             lease: Err(Box::new(BadRecord { reason: String::new(), subnets: Default::default() })),
         };
-        let mut held = Vec::new();
+        let mut held = Held::new(100);
         // The order of keys says nothing of age: 7919 is prime to 10 000.
         for nth in 0..10_000_u64 {
-            hold(&mut held, record(nth * 7919 % 10_000), 100);
-            assert!(held.len() <= 200);
+            held.add(record(nth * 7919 % 10_000));
+            assert!(held.records.len() <= 200);
         }
-        keep_oldest(&mut held, 100);
-        let mut ages: Vec<u64> = held.iter().map(|record| record.created).collect();
+        held.prune();
+        let mut ages: Vec<u64> = held.records.iter().map(|record| record.created).collect();
         ages.sort_unstable();
         assert_eq!(ages, (0..100).collect::<Vec<_>>());
+        // A large record counts as several.
+        let mut held = Held::new(100);
+        let large = |created: u64| Record { key: LeaseKey::new(&format!("{created:0>250}")), ..record(created) };
+        for created in 0..10_000 {
+            held.add(large(created));
+            assert!(held.records.len() <= 200 / large(0).weight());
+        }
     }
 }

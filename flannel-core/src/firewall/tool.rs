@@ -249,8 +249,8 @@ fn converse(child: &mut Child, call: &Call, stop: &AtomicBool) -> Result<Answer,
 
 fn text_of(stream: impl Read) -> io::Result<String> {
     let mut bytes = Vec::new();
-    stream.take(MOST_OUTPUT).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 == MOST_OUTPUT {
+    stream.take(MOST_OUTPUT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_OUTPUT {
         return Err(io::Error::other(format!("it said more than {MOST_OUTPUT} bytes")));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
