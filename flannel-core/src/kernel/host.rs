@@ -151,7 +151,7 @@ impl HostFacts {
     }
 
     /// The route of the main table that packets to `addr` take, as far as prefixes and metrics tell. `addr` has to be
-    /// one that [`Kernel::host_facts`] was asked for.
+    /// one that [`Kernel::host_facts`](crate::kernel::Kernel::host_facts) was asked for.
     pub fn route_to(&self, addr: IpAddr) -> Option<&HostRoute> {
         let defaults = self.defaults.iter().filter(|route| route.prefix.contains(addr));
         let fits = self.on_link.to(addr).into_iter().chain(self.far.to(addr)).chain(defaults);
