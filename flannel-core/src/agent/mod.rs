@@ -477,6 +477,9 @@ impl Machine {
             self.count(&change);
             let removed = change.old.clone().filter(|_| reset.is_none() && change.new.is_none());
             for prefix in prefixes_of(change.new.as_deref()) {
+                if !first && prefixes_of(change.old.as_deref()).all(|old| old != prefix) {
+                    self.guard.note_joined(now, prefix);
+                }
                 self.prefix_in_use(now, &prefix);
             }
             // The first snapshot says who is there, and the first audit is about everything anyway.

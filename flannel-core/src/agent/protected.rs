@@ -127,6 +127,11 @@ impl Guard {
         self.judge(now, left + gone, gone, waiting);
     }
 
+    /// A peer has joined with this prefix.
+    pub(crate) fn note_joined(&mut self, now: BootTime, prefix: Prefix) {
+        self.removals.joined(now, prefix);
+    }
+
     /// Has the deletions of `waiting` wait if most prefixes have gone.
     fn judge(&mut self, now: BootTime, before: usize, gone: usize, waiting: impl FnOnce() -> BTreeSet<Prefix>) {
         if before >= MASS_LEAST && gone * 4 > before * 3 {

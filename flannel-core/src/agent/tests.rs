@@ -439,3 +439,20 @@ fn of_a_stream_of_removals_the_last_quarter_waits_and_a_slow_one_is_carried_out(
     assert_eq!(leave_one_by_one(&mut machine, &mut seen, 20, Duration::from_secs(1)), 20);
     assert_eq!((machine.status.withheld.len(), seen.routes.len()), (0, 0));
 }
+
+#[test]
+fn peers_that_join_and_leave_one_after_the_other_make_no_mass_deletion() {
+    let (mut machine, mut seen) = with_peers(1);
+    for n in 0..40_u8 {
+        let now = at(1000 + 100 * u64::from(n));
+        let lease = arbitrary::lease(n + 10, V4, "tunnel");
+        let prefix = lease.subnets.v4.unwrap();
+        machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(arbitrary::record(lease.clone(), 100)))));
+        let added = written(&mut machine, now, &arbitrary::host(), &seen.clone());
+        assert!(matches!(added[..], [Op::CreateRoute { .. }]), "{added:?}");
+        seen.routes.insert(RouteKey { prefix, nth: 0 }, Route::overlay(prefix, prefix.addr(), LinkId::Own(0)));
+        machine.handle(now, Input::Store(Ok(LeaseEvent::Remove(lease.key))));
+        assert_eq!(delete(&mut machine, now, &mut seen), 1);
+    }
+    assert!(machine.status.withheld.is_empty());
+}
