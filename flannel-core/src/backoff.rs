@@ -60,7 +60,7 @@ impl Backoff {
         Self { tries: 0, longest, jitter }
     }
 
-    /// Returns the next wait, which is longer than the last one.
+    /// Returns the next wait: twice the last one, up to the longest.
     pub fn wait(&mut self) -> Duration {
         let wait = Duration::from_secs(1_u64.checked_shl(self.tries).unwrap_or(u64::MAX));
         self.tries = self.tries.saturating_add(1);

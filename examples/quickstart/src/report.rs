@@ -53,7 +53,7 @@ impl Report {
     /// One sentence.
     pub(crate) fn verdict(&self) -> String {
         format!(
-            "{} of {} pairs of pods pinged, before and after; {} of {} acts healed.",
+            "{} of {} pairs pinged, before and after; {} of {} acts healed.",
             self.pairs_ok,
             self.pairs,
             self.healed().len(),

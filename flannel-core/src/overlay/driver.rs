@@ -325,6 +325,8 @@ impl<'a> Driver<'a> {
             Question::Peers(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
             Question::Peers(answer) => {
                 self.machine.show_admitted(self.seams.clock.now());
+                // The status is as new as the answer.
+                self.publish();
                 drop(answer.send(Ok(self.machine.admission().peers().cloned().collect())));
             }
             Question::Plan(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),

@@ -194,8 +194,8 @@ impl Missing<'_> {
         }
         if told.as_ref() != Some(&error.problem) {
             let text = chain(&error);
-            seams.tell(Event::UplinkLost(text.clone()));
-            seams.status.send_modify(|status| status.last_error = Some(text));
+            seams.status.send_modify(|status| status.last_error = Some(text.clone()));
+            seams.tell(Event::UplinkLost(text));
             *told = Some(error.problem);
         }
         seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
@@ -229,8 +229,8 @@ where
         }
         let text = chain(&error);
         if seams.status.borrow().last_error.as_ref() != Some(&text) {
-            seams.tell(Event::KernelTrouble(text.clone()));
-            seams.status.send_modify(|status| status.last_error = Some(text));
+            seams.status.send_modify(|status| status.last_error = Some(text.clone()));
+            seams.tell(Event::KernelTrouble(text));
         }
         seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
     }

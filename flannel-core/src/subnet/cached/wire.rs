@@ -7,8 +7,8 @@
 //!  "records":[{"key":"…","created":1,"subnets":["…"],"attrs":{…}},{"key":"…","created":2,"subnets":[],"bad":"…"}]}
 //! ```
 //!
-//! `this_node` is left out where the node is known by its address and none was set for it. `config` is
-//! [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. Fence and expiry of others' records are
+//! `this_node` is left out where it is not known, and where the node is known by its address and none was set for it: a store
+//! that says so does so without being asked anything. `config` is [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. Fence and expiry of others' records are
 //! nobody's business here and not kept.
 
 use std::borrow::Cow;
@@ -87,7 +87,7 @@ pub(super) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime)
         Some(own) => own.read(&time)?,
     };
     Ok(Known {
-        this_node: Some(document.this_node.map_or_else(|| Ok(ThisNode::by_address()), NodeText::read)?),
+        this_node: document.this_node.map(NodeText::read).transpose()?,
         config: Some(config),
         own,
         records: Some(document.records.0.into_owned().into_iter().collect()),
