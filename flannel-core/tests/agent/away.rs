@@ -214,6 +214,7 @@ async fn what_the_node_wants_published_reaches_the_store_when_it_is_back() {
     let old = Want::new(LeaseAttrs { backend_type: "old".into(), ..peer_attrs() });
     keeping.node.store.acquire(&keeping.node.identity(), old).await.unwrap();
     let cached = keeping.cached();
+    cached.this_node().await.unwrap();
     cached.network_config().await.unwrap();
     cached.previous(&keeping.node.identity()).await.unwrap();
     let mut watch = cached.watch();
