@@ -3,10 +3,8 @@
 //!
 //! ```no_run
 //! # use flannel_core::backend::alloc::Alloc;
-//! # use flannel_core::overlay::{Overlay};
-//! # use flannel_core::subnet::NodeIdentity;
-//! let builder = Overlay::builder(Identity::Named(NodeIdentity::new("node-a")?)).backend(Alloc::TYPE, |_| Ok(Alloc));
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # use flannel_core::overlay::Overlay;
+//! let builder = Overlay::builder().backend(Alloc::TYPE, |_| Ok(Alloc));
 //! ```
 
 use crate::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
