@@ -487,8 +487,10 @@ impl Machine {
                 self.show_peer(&change);
                 self.note(change);
             }
-            if let Some(removed) = removed {
-                self.judge_removal(now, &removed);
+            for prefix in prefixes_of(removed.as_deref()) {
+                if self.admission.peer_by_subnet(&prefix).is_none() {
+                    self.guard.note_left(now, prefix);
+                }
             }
         }
         self.stale.peers = true;
@@ -500,14 +502,11 @@ impl Machine {
         }
     }
 
-    /// A peer went away by itself, not by a list: many that do so one by one are as suspicious.
-    fn judge_removal(&mut self, now: BootTime, removed: &Lease) {
-        let removed = prefixes_of(Some(removed)).filter(|prefix| self.admission.peer_by_subnet(prefix).is_none());
+    /// Judges the peers that left one by one since the last time. Once for all of them: many may leave in one burst.
+    fn judge_removals(&mut self, now: BootTime) {
         let pending = self.changes.values().filter(|change| change.new.is_none());
         let waiting = || pending.flat_map(|change| prefixes_of(change.old.as_deref())).collect();
-        let before = self.guard.mass().map_or(0, |mass| mass.prefixes.len());
-        self.guard.judge_removal(now, removed, self.prefixes, waiting);
-        self.stale.all_prefixes |= self.guard.mass().map_or(0, |mass| mass.prefixes.len()) != before;
+        self.stale.all_prefixes |= self.guard.judge_removals(now, self.prefixes, waiting);
     }
 
     /// A peer or this node has the prefix now: no deletion there waits any longer.

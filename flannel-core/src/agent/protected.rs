@@ -25,8 +25,13 @@ const REPLACE_WAIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
     mass: Option<Mass>,
-    /// What went one by one.
+    /// Peers that left one by one.
     removals: Removals,
+    /// Whether peers left since that was last judged.
+    is_unjudged: bool,
+    /// How often a mass deletion was found.
+    #[cfg(test)]
+    pub(crate) judged: u32,
     /// What a snapshot lacks that the store itself has not confirmed.
     unconfirmed: BTreeSet<Prefix>,
     /// Routes of peers whose connected route is missing, as the last round found them: at most one for each prefix of a
@@ -113,33 +118,46 @@ impl Guard {
         self.judge(now, before, gone.len(), || gone);
     }
 
-    /// Judges a store's word that these prefixes do not exist any more, one of those that come one by one. `left` are there
-    /// still; `waiting` are those, among all that went, whose deletion has not begun.
-    pub(crate) fn judge_removal(
-        &mut self,
-        now: BootTime,
-        removed: impl Iterator<Item = Prefix>,
-        left: usize,
-        waiting: impl FnOnce() -> BTreeSet<Prefix>,
-    ) {
-        removed.for_each(|prefix| self.removals.went(now, prefix));
-        let gone = self.removals.count(now);
-        self.judge(now, left + gone, gone, waiting);
+    /// Notes that a peer with this prefix left by itself, not by a list.
+    pub(crate) fn note_left(&mut self, now: BootTime, prefix: Prefix) {
+        self.removals.left(now, prefix);
+        self.is_unjudged = true;
     }
 
-    /// A peer has joined with this prefix.
+    /// Notes that a peer joined with this prefix, which no peer had.
     pub(crate) fn note_joined(&mut self, now: BootTime, prefix: Prefix) {
         self.removals.joined(now, prefix);
     }
 
-    /// Has the deletions of `waiting` wait if most prefixes have gone.
-    fn judge(&mut self, now: BootTime, before: usize, gone: usize, waiting: impl FnOnce() -> BTreeSet<Prefix>) {
-        if before >= MASS_LEAST && gone * 4 > before * 3 {
+    /// Judges the peers that left one by one, if any did since the last call. `there` prefixes are left; `waiting` returns
+    /// those of peers that left whose deletion has not begun. Returns whether deletions wait because of it.
+    pub(crate) fn judge_removals(
+        &mut self,
+        now: BootTime,
+        there: usize,
+        waiting: impl FnOnce() -> BTreeSet<Prefix>,
+    ) -> bool {
+        if !std::mem::take(&mut self.is_unjudged) {
+            return false;
+        }
+        let gone = self.removals.count(now);
+        self.judge(now, there + gone, gone, waiting)
+    }
+
+    /// Has the deletions of `waiting` wait if most prefixes have gone. Returns whether they do.
+    fn judge(&mut self, now: BootTime, before: usize, gone: usize, waiting: impl FnOnce() -> BTreeSet<Prefix>) -> bool {
+        let is_mass = before >= MASS_LEAST && gone * 4 > before * 3;
+        if is_mass {
+            #[cfg(test)]
+            {
+                self.judged += 1;
+            }
             let gone = waiting();
             // What waits already goes on waiting, with the newcomers: a second loss must not cut the first look short.
             let waiting = self.mass.take().map(|mass| mass.prefixes).unwrap_or_default();
             self.mass = Some(Mass { prefixes: &waiting | &gone, until: now.after(MASS_WAIT) });
         }
+        is_mass
     }
 
     /// A snapshot from before the store went away does not know `gone`: that is left alone until the store has spoken.
@@ -165,7 +183,7 @@ impl Guard {
     /// The prefix is in use, so no deletion there waits. Returns whether deletions of other prefixes that overlap it no
     /// longer wait either: their subnets were given out again, and their routes would take packets from the new owner.
     pub(crate) fn release_overlapping(&mut self, prefix: &Prefix) -> bool {
-        self.removals.came(prefix);
+        self.removals.in_use(prefix);
         self.unconfirmed.remove(prefix);
         let Some(mass) = &mut self.mass else { return false };
         mass.prefixes.remove(prefix);

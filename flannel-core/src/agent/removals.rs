@@ -1,4 +1,4 @@
-//! Prefixes of peers that went away of late, one by one.
+//! Prefixes of peers that left of late, one by one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -9,42 +9,41 @@ use crate::net::Prefix;
 /// How long a removal counts.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// What went within [`WINDOW`], had been there for as long, and has not come back: at most one prefix for each that a peer
-/// had.
+/// Prefixes that peers left within [`WINDOW`], had held for as long, and do not hold again: no more than peers had.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Removals {
-    went: Recent,
-    /// Those that joined of late: a peer that comes and goes says nothing of the others.
+    left: Recent,
+    /// Prefixes of peers that joined of late. One that joins and leaves says nothing about the others.
     joined: Recent,
 }
 
 impl Removals {
-    /// A peer's prefix went away.
-    pub(crate) fn went(&mut self, now: BootTime, prefix: Prefix) {
+    /// Notes that a peer with this prefix left.
+    pub(crate) fn left(&mut self, now: BootTime, prefix: Prefix) {
         self.joined.forget(now);
         if !self.joined.remove(&prefix) {
-            self.went.insert(now, prefix);
+            self.left.insert(now, prefix);
         }
     }
 
-    /// A peer has the prefix.
-    pub(crate) fn came(&mut self, prefix: &Prefix) {
-        self.went.remove(prefix);
+    /// Notes that the prefix is in use.
+    pub(crate) fn in_use(&mut self, prefix: &Prefix) {
+        self.left.remove(prefix);
     }
 
-    /// A peer has the prefix now, and had not before.
+    /// Notes that a peer with this prefix joined.
     pub(crate) fn joined(&mut self, now: BootTime, prefix: Prefix) {
         self.joined.forget(now);
-        // One that is back was there before.
-        if !self.went.remove(&prefix) {
+        // A peer that is back had been there before.
+        if !self.left.remove(&prefix) {
             self.joined.insert(now, prefix);
         }
     }
 
-    /// Returns how many prefixes went of late.
+    /// Returns how many prefixes were left of late.
     pub(crate) fn count(&mut self, now: BootTime) -> usize {
-        self.went.forget(now);
-        self.went.at.len()
+        self.left.forget(now);
+        self.left.at.len()
     }
 
     /// Forgets all: a list says what there is.
@@ -53,11 +52,11 @@ impl Removals {
     }
 }
 
-/// Prefixes, each until [`WINDOW`] after it was put in.
+/// Prefixes, each for [`WINDOW`] from when it was put in.
 #[derive(Debug, Clone, Default)]
 struct Recent {
     at: BTreeMap<Prefix, BootTime>,
-    /// In the order of time. Those that were taken out, or put in once more, are of no account.
+    /// In the order of time. An entry counts only if `at` has the same time.
     order: VecDeque<(BootTime, Prefix)>,
 }
 
@@ -65,7 +64,7 @@ impl Recent {
     fn insert(&mut self, now: BootTime, prefix: Prefix) {
         self.at.insert(prefix, now);
         self.order.push_back((now, prefix));
-        // One that comes and goes all the time must not pile up.
+        // A prefix that is put in and taken out all the time must not pile up.
         if self.order.len() > 2 * self.at.len() + 16 {
             let mut order: Vec<_> = self.at.iter().map(|(prefix, at)| (*at, *prefix)).collect();
             order.sort_unstable();
@@ -103,28 +102,28 @@ mod tests {
     fn what_came_back_or_went_long_ago_does_not_count() {
         let mut removals = Removals::default();
         for n in 0..4 {
-            removals.went(at(u64::from(n)), prefix(n));
+            removals.left(at(u64::from(n)), prefix(n));
         }
         assert_eq!(removals.count(at(4)), 4);
-        removals.came(&prefix(3));
+        removals.in_use(&prefix(3));
         assert_eq!(removals.count(at(9)), 3);
-        removals.went(at(9), prefix(0));
+        removals.left(at(9), prefix(0));
         assert_eq!(removals.count(at(11)), 2, "the second went at 1, and the first once more at 9");
         assert_eq!(removals.count(at(19)), 0);
-        assert!(removals.went.order.is_empty());
+        assert!(removals.left.order.is_empty());
     }
 
     #[test]
     fn who_joined_of_late_and_leaves_does_not_count() {
         let mut removals = Removals::default();
         removals.joined(at(0), prefix(1));
-        removals.went(at(9), prefix(1));
+        removals.left(at(9), prefix(1));
         assert_eq!(removals.count(at(9)), 0);
         removals.joined(at(20), prefix(1));
-        removals.went(at(30), prefix(1));
+        removals.left(at(30), prefix(1));
         assert_eq!(removals.count(at(30)), 1, "it was there for as long as a removal counts");
         removals.joined(at(31), prefix(1));
-        removals.went(at(32), prefix(1));
+        removals.left(at(32), prefix(1));
         assert_eq!(removals.count(at(32)), 1, "it was away for a moment only");
     }
 
@@ -132,11 +131,11 @@ mod tests {
     fn a_peer_that_comes_and_goes_without_end_takes_no_room() {
         let mut removals = Removals::default();
         for _ in 0..10_000 {
-            removals.went(at(1), prefix(1));
-            removals.came(&prefix(1));
+            removals.left(at(1), prefix(1));
+            removals.in_use(&prefix(1));
             removals.joined(at(1), prefix(2));
-            removals.went(at(1), prefix(2));
+            removals.left(at(1), prefix(2));
         }
-        assert!(removals.went.order.len() + removals.joined.order.len() < 100);
+        assert!(removals.left.order.len() + removals.joined.order.len() < 100);
     }
 }

@@ -71,6 +71,7 @@ impl Machine {
         // what changes from now on is the next audit's.
         let drift = self.audit.done_once && !self.audit.expected;
         self.audit.expected = false;
+        self.judge_removals(now);
         let moved = self.take_moved();
         let mut guard = std::mem::take(&mut self.guard);
         let (plan, skips) = self.compare(now, &mut seen, &mut guard);

@@ -113,6 +113,7 @@ impl Machine {
 
     /// Brings the status up to date with the peers there are, whatever call is under way.
     pub(crate) fn show_admitted(&mut self, now: BootTime) {
+        self.judge_removals(now);
         self.show_peers();
         self.show_withheld(now);
     }

@@ -414,6 +414,7 @@ fn most_peers_that_leave_at_once_one_by_one_are_deleted_after_a_minute() {
     let (mut machine, mut seen) = with_peers(20);
     assert_eq!(leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO), 0);
     assert_eq!((machine.status.withheld.len(), seen.routes.len()), (20, 20));
+    assert_eq!(machine.guard.judged, 1, "a burst is judged as one");
     // One that comes back is in use, and nothing of it waits.
     let back = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 30);
     machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Upsert(back))));
@@ -455,4 +456,37 @@ fn peers_that_join_and_leave_one_after_the_other_make_no_mass_deletion() {
         assert_eq!(delete(&mut machine, now, &mut seen), 1);
     }
     assert!(machine.status.withheld.is_empty());
+}
+
+#[test]
+fn peers_that_leave_during_an_audit_are_not_deleted_by_it() {
+    let (mut machine, seen) = with_peers(20);
+    machine.handle(at(5000), Input::Hint(Hint::Changed));
+    let Some(KernelCall::Observe(_)) = machine.kernel_call(at(5000)) else { panic!("no audit") };
+    for n in 2..=21 {
+        machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Remove(arbitrary::lease(n, V4, "tunnel").key))));
+    }
+    machine.handle(at(5001), Input::Seen(Ok(seen.clone())));
+    assert_eq!(written(&mut machine, at(5001), &arbitrary::host(), &seen), []);
+    assert_eq!(machine.status.withheld.len(), 20);
+}
+
+#[test]
+fn the_device_of_a_backend_that_marks_nothing_bears_the_overlays_mark() {
+    let mut backend = MockBackend::new();
+    backend.expect_wire_type().return_const("tunnel");
+    backend.expect_mtu().returning(|_| None);
+    backend.expect_scope().returning(|local| Scope {
+        overlay: local.situation.overlay.clone(),
+        networks: local.situation.networks(),
+        devices: vec![Device { name: device().name, kind: device().kind }],
+        uplink: None,
+    });
+    let bare = || Link { group: 0, alias: None, ..device() };
+    backend.expect_base().returning(move |_| State { links: [(LinkId::Own(0), bare())].into(), ..State::default() });
+    let mut machine = machine_on(arbitrary::host(), backend);
+    machine.handle(at(0), Input::Store(Ok(own_record())));
+    let ops = written(&mut machine, at(0), &arbitrary::host(), &State::default());
+    let [Op::CreateLink { link, .. }] = &ops[..] else { panic!("{ops:?}") };
+    assert_eq!((link.group, link.alias.as_deref()), (OverlayName::default().mark(), Some("flannelkit:flannel")));
 }
