@@ -1,5 +1,6 @@
 //! Strangers' objects beside an overlay, byte for byte the same afterwards or the overlay touched what is not its own.
 
+mod dump;
 mod kinds;
 
 use std::fmt;

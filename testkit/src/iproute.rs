@@ -74,7 +74,7 @@ impl Namespace {
         })
     }
 
-    pub(crate) fn iproute_output(&self, program: &str, args: &[&str], input: &str) -> Result<Output, Error> {
+    fn iproute_output(&self, program: &str, args: &[&str], input: &str) -> Result<Output, Error> {
         // Where the system keeps them, whatever the path of somebody without privileges.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let run = || {

@@ -2,14 +2,19 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
 use flannel_core::net::{Family, MacAddr};
-use serde::Deserialize;
-use serde_json::Value;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use crate::{Context, Error, Namespace, Route, objects};
+use super::dump::{Sent, Stable, dump};
+use crate::{Context, Error, Namespace, Route};
 
 /// One object of a stranger's, by what identifies it.
 #[derive(Debug, Clone)]
@@ -24,31 +29,32 @@ pub(super) enum Canary {
     Nft(String),
 }
 
-/// Everything a namespace holds at one moment, as iproute2 lists it.
+/// Everything a namespace holds at one moment.
 pub(super) struct Dumps {
-    links: Vec<Value>,
-    addresses: Vec<Vec<u8>>,
-    routes: Vec<(Route, Value)>,
-    neighbours: Vec<Value>,
-    fdb: Vec<Value>,
-    rules: Vec<(Family, Value)>,
+    links: Vec<Sent>,
+    addresses: Vec<Sent>,
+    routes: Vec<Sent>,
+    neighbours: Vec<Sent>,
+    fdb: Vec<Sent>,
+    rules: Vec<Sent>,
 }
 
 impl Dumps {
     pub(super) fn read(ns: &Namespace) -> Result<Self, Error> {
+        let mut bridge = NeighbourMessage::default();
+        bridge.header.family = AddressFamily::Bridge;
         let (mut routes, mut rules) = (Vec::new(), Vec::new());
-        for family in Family::BOTH {
-            for row in ns.list_routes::<Value>(family)? {
-                routes.push((Route::deserialize(&row).map_err(|error| Error::new(error.to_string()))?, row));
-            }
-            let rows = ns.list(&format!("{} rule", objects::flag(family)))?;
-            rules.extend(rows.into_iter().map(|row| (family, row)));
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let (mut route, mut rule) = (RouteMessage::default(), RuleMessage::default());
+            (route.header.address_family, rule.header.family) = (family, family);
+            routes.extend(dump(ns, Message::GetRoute(route))?);
+            rules.extend(dump(ns, Message::GetRule(rule))?);
         }
         Ok(Self {
-            links: ns.list("link")?,
-            addresses: saved_addresses(ns)?,
-            neighbours: ns.list("neigh show nud all")?,
-            fdb: ns.parse("fdb", &ns.bridge("-json -details fdb")?)?,
+            links: dump(ns, Message::GetLink(LinkMessage::default()))?,
+            addresses: dump(ns, Message::GetAddress(AddressMessage::default()))?,
+            neighbours: dump(ns, Message::GetNeighbour(NeighbourMessage::default()))?,
+            fdb: dump(ns, Message::GetNeighbour(bridge))?,
             routes,
             rules,
         })
@@ -56,68 +62,132 @@ impl Dumps {
 
     /// The canaries' routes in the order of the dump, by their place among `canaries`.
     pub(super) fn route_order(&self, canaries: &[Canary]) -> Vec<usize> {
-        let place = |route: &Route| {
-            canaries.iter().position(|canary| matches!(canary, Canary::Route(wanted) if same_route(wanted, route)))
+        let place = |seen: &Sent| {
+            canaries.iter().position(|canary| matches!(canary, Canary::Route(wanted) if self.is_route(wanted, seen)))
         };
-        self.routes.iter().filter_map(|(route, _)| place(route)).collect()
+        self.routes.iter().filter_map(place).collect()
+    }
+
+    /// The link of this name, and its index.
+    fn link(&self, name: &str) -> Option<(&Sent, u32)> {
+        self.links.iter().find_map(|sent| match &sent.message {
+            Message::NewLink(link) if link.attributes.contains(&LinkAttribute::IfName(name.to_owned())) => {
+                Some((sent, link.header.index))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether a route is this one. Its flags come and go with the carrier.
+    fn is_route(&self, wanted: &Route, seen: &Sent) -> bool {
+        let Message::NewRoute(route) = &seen.message else { return false };
+        let addr = |address: &RouteAddress| match address {
+            RouteAddress::Inet(addr) => Some(IpAddr::from(*addr)),
+            RouteAddress::Inet6(addr) => Some(IpAddr::from(*addr)),
+            _ => None,
+        };
+        let unspecified = match route.header.address_family {
+            AddressFamily::Inet => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            _ => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        let (mut to, mut via, mut dev) = (unspecified, None, None);
+        let (mut table, mut metric) = (u32::from(route.header.table), 0);
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => to = addr(address).unwrap_or(to),
+                RouteAttribute::Gateway(address) => via = addr(address),
+                RouteAttribute::Oif(index) => dev = Some(*index),
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Priority(number) => metric = *number,
+                _ => {}
+            }
+        }
+        let through = wanted.dev.as_deref().map(|name| self.link(name).map_or(0, |(_, index)| index));
+        let protocol = u8::from(route.header.protocol);
+        (wanted.to.addr(), wanted.to.len(), wanted.table, wanted.metric, wanted.protocol, wanted.via, through)
+            == (to, route.header.destination_prefix_length, table, metric, protocol, via, dev)
     }
 }
 
-/// The addresses as the kernel sent them, each with the index of its link and the time of its making, which iproute2
-/// does not print: an address that was away is not the same.
-fn saved_addresses(ns: &Namespace) -> Result<Vec<Vec<u8>>, Error> {
-    const MAGIC: usize = 4;
-    const HEADER: usize = 16;
-    let saved = ns.iproute_output("ip", &["address", "save"], "")?.stdout;
-    let mut rest = saved.get(MAGIC..).ok_or_else(|| Error::new("`ip address save` wrote nothing"))?;
-    let mut messages = Vec::new();
-    while let Some(word) = rest.first_chunk() {
-        let len = u32::from_ne_bytes(*word) as usize;
-        let body = rest.get(HEADER..len).ok_or_else(|| Error::new("`ip address save` wrote half a message"))?;
-        messages.push(body.to_vec());
-        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(messages)
-}
+// Statistics, what of the address families' own settings counts packets, how often the carrier changed.
+const LINK: Stable = Stable { fixed: 16, volatile: &[7, 23, 26, 35, 47, 48] };
+/// A bridge shows its timers in IFLA_LINKINFO (18) too.
+const BRIDGE: Stable = Stable { fixed: 16, volatile: &[7, 18, 23, 26, 35, 47, 48] };
+/// The time of its making is in: an address that was away is not the same.
+const ADDRESS: Stable = Stable { fixed: 8, volatile: &[] };
+/// RTA_CACHEINFO counts uses.
+const ROUTE: Stable = Stable { fixed: 12, volatile: &[12] };
+/// NDA_CACHEINFO and NDA_PROBES.
+const NEIGHBOUR: Stable = Stable { fixed: 12, volatile: &[3, 4] };
+const RULE: Stable = Stable { fixed: 12, volatile: &[] };
 
 impl Canary {
     /// What the kernel says of it, without what changes by itself; nothing if it is gone.
     pub(super) fn bytes(&self, dumps: &Dumps, ns: &Namespace) -> Result<Option<Vec<u8>>, Error> {
-        let find = |rows: &[Value], keys: &[(&str, &str)]| {
-            rows.iter().find(|row| keys.iter().all(|(key, value)| row[*key] == **value)).cloned()
-        };
-        let found = match self {
-            // A bridge's details show its timers.
-            Self::Link(name) => find(&dumps.links, &[("ifname", name)]).map(|mut link| {
-                if link["linkinfo"]["info_kind"] == "bridge" {
-                    link["linkinfo"].take();
-                }
-                link
-            }),
-            Self::Address(dev, addr) => {
-                let index = find(&dumps.links, &[("ifname", dev)]).and_then(|link| link["ifindex"].as_u64());
-                let octets = match addr {
-                    IpAddr::V4(addr) => addr.octets().to_vec(),
-                    IpAddr::V6(addr) => addr.octets().to_vec(),
-                };
-                let is = |it: &&Vec<u8>| {
-                    let link = it.get(4..8).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
-                    link.map(u64::from) == index && it.windows(octets.len()).any(|part| part == octets)
-                };
-                return Ok(dumps.addresses.iter().find(is).cloned());
+        let index = |dev: &String| dumps.link(dev).map(|(_, index)| index);
+        let (found, stable) = match self {
+            Self::Link(name) => {
+                let found = dumps.link(name).map(|(sent, _)| sent);
+                let is_bridge = |sent: &&Sent| matches!(&sent.message, Message::NewLink(link) if is_bridge(link));
+                (found, if found.as_ref().is_some_and(is_bridge) { &BRIDGE } else { &LINK })
             }
-            Self::Route(route) => dumps.routes.iter().find(|(it, _)| same_route(route, it)).map(|(_, row)| row.clone()),
-            Self::Neighbour(dev, addr) => find(&dumps.neighbours, &[("dev", dev), ("dst", &addr.to_string())]),
-            Self::Fdb(dev, mac) => find(&dumps.fdb, &[("ifname", dev), ("mac", &mac.to_string())]),
+            Self::Address(dev, addr) => {
+                let is = |sent: &&Sent| match &sent.message {
+                    Message::NewAddress(it) => {
+                        let has = it.attributes.iter().any(|attribute| match attribute {
+                            AddressAttribute::Address(found) | AddressAttribute::Local(found) => found == addr,
+                            _ => false,
+                        });
+                        has && index(dev) == Some(it.header.index)
+                    }
+                    _ => false,
+                };
+                (dumps.addresses.iter().find(is), &ADDRESS)
+            }
+            Self::Route(route) => (dumps.routes.iter().find(|sent| dumps.is_route(route, sent)), &ROUTE),
+            Self::Neighbour(dev, addr) => {
+                let addr = match addr {
+                    IpAddr::V4(addr) => NeighbourAddress::Inet(*addr),
+                    IpAddr::V6(addr) => NeighbourAddress::Inet6(*addr),
+                };
+                let key = NeighbourAttribute::Destination(addr);
+                (find_neighbour(&dumps.neighbours, index(dev), &key), &NEIGHBOUR)
+            }
+            Self::Fdb(dev, mac) => {
+                let key = NeighbourAttribute::LinkLayerAddress(mac.0.to_vec());
+                (find_neighbour(&dumps.fdb, index(dev), &key), &NEIGHBOUR)
+            }
             Self::Rule(family, priority) => {
-                let is = |(of, row): &&(Family, Value)| of == family && row["priority"] == *priority;
-                dumps.rules.iter().find(is).map(|(_, row)| row.clone())
+                let family = match family {
+                    Family::V4 => AddressFamily::Inet,
+                    Family::V6 => AddressFamily::Inet6,
+                };
+                let is = |sent: &&Sent| match &sent.message {
+                    Message::NewRule(it) => {
+                        it.header.family == family && it.attributes.contains(&RuleAttribute::Priority(*priority))
+                    }
+                    _ => false,
+                };
+                (dumps.rules.iter().find(is), &RULE)
             }
             Self::Sysctl(name) => return Ok(ns.sysctl(name).ok().map(String::into_bytes)),
             Self::Nft(table) => return nft_table(ns, table),
         };
-        Ok(found.map(|row| row.to_string().into_bytes()))
+        found.map(|sent| sent.bytes(stable)).transpose()
     }
+}
+
+fn is_bridge(link: &LinkMessage) -> bool {
+    let kind = LinkInfo::Kind(InfoKind::Bridge);
+    link.attributes.iter().any(|it| matches!(it, LinkAttribute::LinkInfo(infos) if infos.contains(&kind)))
+}
+
+/// The neighbour or forwarding entry of this key on a link.
+fn find_neighbour<'a>(all: &'a [Sent], index: Option<u32>, key: &NeighbourAttribute) -> Option<&'a Sent> {
+    all.iter().find(|sent| match &sent.message {
+        Message::NewNeighbour(it) => index == Some(it.header.ifindex) && it.attributes.contains(key),
+        _ => false,
+    })
 }
 
 impl fmt::Display for Canary {
@@ -133,12 +203,6 @@ impl fmt::Display for Canary {
             Self::Nft(table) => write!(f, "nft table {table}"),
         }
     }
-}
-
-/// Flags come and go with the carrier.
-fn same_route(wanted: &Route, seen: &Route) -> bool {
-    (wanted.to, wanted.table, wanted.metric, wanted.protocol, wanted.via, &wanted.dev)
-        == (seen.to, seen.table, seen.metric, seen.protocol, seen.via, &seen.dev)
 }
 
 /// Makes an nft table with a chain and a rule; not where there is no `nft`.

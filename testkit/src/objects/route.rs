@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use flannel_core::net::{Family, Prefix};
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{flag, number};
@@ -218,10 +218,6 @@ impl Namespace {
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn routes(&self, family: Family) -> Result<Vec<Route>, Error> {
-        self.list_routes(family)
-    }
-
-    pub(crate) fn list_routes<T: DeserializeOwned>(&self, family: Family) -> Result<Vec<T>, Error> {
         let json = self.ip(&format!("-json -details -Numeric {} route show table all", flag(family)))?;
         // The one name that does not say its family.
         let all = match family {
