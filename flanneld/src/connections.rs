@@ -316,4 +316,16 @@ mod tests {
         let answer = String::from_utf8(told(addr, &head).await).unwrap();
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     }
+
+    #[tokio::test]
+    async fn a_head_of_up_to_eight_kilobytes_is_answered_and_a_larger_one_is_not() {
+        let (addr, _server) = server().await;
+        let head = |size: usize| {
+            let (begin, end) = (b"GET /healthz HTTP/1.1\r\nHost: x\r\nx: ".as_slice(), b"\r\n\r\n".as_slice());
+            [begin, &vec![b'x'; size - begin.len() - end.len()], end].concat()
+        };
+        assert!(told(addr, &head(MOST_HEAD - 1)).await.ends_with(b"fine"));
+        let answer = String::from_utf8(told(addr, &head(MOST_HEAD + 1024)).await).unwrap();
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
 }

@@ -152,6 +152,17 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_cut_between_characters() {
+        for first in 0..4 {
+            let (log, queue) = log();
+            let text = "x".repeat(first) + &"\u{1f980}".repeat(MAX_LINE);
+            log.make_writer().write_all(text.as_bytes()).unwrap();
+            let line = String::from_utf8(queue.recv().unwrap()).unwrap();
+            assert!(line.len() < MAX_LINE + 40 && !line.contains('\u{fffd}'), "{} bytes", line.len());
+        }
+    }
+
+    #[test]
     fn lines_that_nobody_reads_are_dropped_and_counted_and_hold_up_nobody() {
         let (log, queue) = log();
         for _ in 0..QUEUE + 7 {

@@ -24,35 +24,31 @@ const TRIES: u32 = 3;
 
 /// All records under `base`, or the oldest of too many.
 pub(crate) async fn list(connector: &Connector, base: &str) -> Result<Listing, Fault> {
-    let (header, mut held) = gather(connector, base, || Held::new(MOST), Held::add).await?;
+    let (header, mut held) = gather(connector, base, Held::default, Held::add).await?;
     held.prune();
     Ok(Listing { header, records: held.records })
 }
 
-/// What is held of a listing while it is read: the oldest records, of which [`Record::weight`] counts `most` at the end
-/// and never more than twice as many.
+/// What is held of a listing while it is read: the oldest records, by [`Record::weight`] [`MOST`] at the end and never more
+/// than twice as many.
+#[derive(Default)]
 struct Held {
     records: Vec<Record>,
     weight: usize,
-    most: usize,
 }
 
 impl Held {
-    fn new(most: usize) -> Self {
-        Self { records: Vec::new(), weight: 0, most }
-    }
-
     fn add(&mut self, record: Record) {
         self.weight += record.weight();
         self.records.push(record);
         // Sorting each time would cost a listing of millions its time.
-        if self.weight > 2 * self.most {
+        if self.weight > 2 * MOST {
             self.prune();
         }
     }
 
     fn prune(&mut self) {
-        keep_oldest(&mut self.records, self.most);
+        keep_oldest(&mut self.records, MOST);
         self.weight = self.records.iter().map(Record::weight).sum();
     }
 }
@@ -137,22 +133,23 @@ mod tests {
             created,
             lease: Err(Box::new(BadRecord { reason: String::new(), subnets: Default::default() })),
         };
-        let mut held = Held::new(100);
-        // The order of keys says nothing of age: 7919 is prime to 10 000.
-        for nth in 0..10_000_u64 {
-            held.add(record(nth * 7919 % 10_000));
-            assert!(held.records.len() <= 200);
+        let mut held = Held::default();
+        let (most, all) = (MOST as u64, 3 * MOST as u64);
+        // The order of keys says nothing of age: 7919 is prime to the number of records.
+        for nth in 0..all {
+            held.add(record(nth * 7919 % all));
+            assert!(held.records.len() <= 2 * MOST);
         }
         held.prune();
         let mut ages: Vec<u64> = held.records.iter().map(|record| record.created).collect();
         ages.sort_unstable();
-        assert_eq!(ages, (0..100).collect::<Vec<_>>());
+        assert!(ages.into_iter().eq(0..most));
         // A large record counts as several.
-        let mut held = Held::new(100);
+        let mut held = Held::default();
         let large = |created: u64| Record { key: LeaseKey::new(&format!("{created:0>250}")), ..record(created) };
-        for created in 0..10_000 {
+        for created in 0..all {
             held.add(large(created));
-            assert!(held.records.len() <= 200 / large(0).weight());
+            assert!(held.records.len() <= 2 * MOST / large(0).weight());
         }
     }
 }

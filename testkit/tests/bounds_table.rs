@@ -27,6 +27,7 @@ fn the_table_of_bounds_names_what_there_is() {
             declared.is_some_and(|(_, found)| found.trim_end_matches(';') == value)
         };
         assert!(text.lines().any(is_it), "{what}: no {constant} in {file}");
+        assert!(!quoted(test).is_empty(), "{what}: no test is named");
         for test in quoted(test) {
             assert!(all.contains(&format!("fn {test}(")), "{what}: no test {test}");
         }

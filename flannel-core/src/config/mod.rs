@@ -470,6 +470,18 @@ mod tests {
     }
 
     #[test]
+    fn a_document_of_the_largest_size_is_read_and_a_larger_one_is_refused() {
+        let bytes = |size: usize| {
+            let empty = r#"{"Network":"10.5.0.0/16","Note":""}"#;
+            empty.replace(r#""""#, &format!(r#""{}""#, "x".repeat(size - empty.len())))
+        };
+        assert_eq!(bytes(NetworkConfig::MAX_BYTES).len(), NetworkConfig::MAX_BYTES);
+        parse(&bytes(NetworkConfig::MAX_BYTES)).unwrap();
+        let error = parse(&bytes(NetworkConfig::MAX_BYTES + 1)).unwrap_err();
+        assert!(error.to_string().contains("larger than 65536 bytes"), "{error}");
+    }
+
+    #[test]
     fn types_are_strict_and_nothing_may_follow() {
         for text in ["", " ", "[]", "null", "7", r#"{"Network":"10.3.0.0/16"} x"#, r#"{"Network":"10.3.0.0/16"}{}"#] {
             rejects(text, "$");

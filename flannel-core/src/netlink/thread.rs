@@ -75,7 +75,7 @@ impl Thread {
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| failed(errno.to_string()))?;
         let shared = Arc::new(Shared { wake, subscriptions: Mutex::new(Some(Vec::new())) });
-        let (commands, receiver) = mpsc::channel(QUEUE);
+        let (commands, receiver) = queue();
         let (started, ready) = std::sync::mpsc::channel();
         let theirs = Arc::clone(&shared);
         let handle = std::thread::Builder::new()
@@ -115,6 +115,10 @@ impl Thread {
         }
         self.shared.wake();
     }
+}
+
+fn queue() -> (mpsc::Sender<Command>, mpsc::Receiver<Command>) {
+    mpsc::channel(QUEUE)
 }
 
 impl Drop for Thread {
@@ -349,6 +353,22 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
+
+    #[test]
+    fn so_many_requests_wait_for_a_thread_that_is_busy_and_further_callers_wait_for_a_place() {
+        let (commands, mut receiver) = queue();
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap();
+        let shared = Arc::new(Shared { wake, subscriptions: Mutex::new(None) });
+        let thread = Thread { commands: Some(commands), shared, handle: None };
+        let call = || thread.call(|reply| Command::HostFacts { reach: Vec::new(), reply });
+        let mut calls: Vec<_> = (0..QUEUE + 7).map(|_| Box::pin(call())).collect();
+        assert!(calls.iter_mut().all(|call| call.now_or_never().is_none()));
+        assert_eq!(receiver.len(), QUEUE);
+        // Whoever waits for a place has it as soon as there is one.
+        receiver.try_recv().unwrap();
+        assert!(calls.iter_mut().skip(QUEUE).all(|call| call.now_or_never().is_none()));
+        assert_eq!(receiver.len(), QUEUE);
+    }
 
     #[test]
     fn a_monitor_that_breaks_is_told_of_opened_again_after_a_growing_pause_and_read_anew() {

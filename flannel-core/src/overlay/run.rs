@@ -118,7 +118,7 @@ pub enum OverlayError {
 }
 
 impl Overlay {
-    /// Starts to put one together.
+    /// Returns a builder with the defaults.
     pub fn builder() -> Builder {
         Builder::new()
     }
@@ -278,15 +278,15 @@ async fn agent(
         machine.doubt_host();
     }
     machine.look_after(former, now);
-    let mut shell = Driver::new(seams, settings, machine, questions, former_claims, want.foreign);
-    let outcome = shell.until(&cancel).await;
+    let mut driver = Driver::new(seams, settings, machine, questions, former_claims, want.foreign);
+    let outcome = driver.until(&cancel).await;
     if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =
         (is_new, &outcome)
     {
         // Only a first round ends so: what it took is of no use to anybody.
-        shell.give_back().await;
+        driver.give_back().await;
     }
-    let ended = shell.finish().await;
+    let ended = driver.finish().await;
     drop(claim);
     // What ended the agent says more than what became of its end.
     outcome.and(ended)
@@ -328,5 +328,30 @@ async fn refuse(questions: &mut mpsc::Receiver<Question>) -> Infallible {
             Some(question) => drop(question),
             None => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::backend::alloc::Alloc;
+    use crate::net::Family;
+    use crate::testing::{FakeKernel, MemorySubnets, arbitrary};
+
+    #[test]
+    fn so_many_questions_wait_for_an_agent_that_is_busy_and_further_askers_wait_for_a_place() {
+        let store = MemorySubnets::new(arbitrary::config(&[Family::V4], r#"{"Type":"alloc"}"#));
+        let builder = Overlay::builder().backend(Alloc::TYPE, |_| Ok(Alloc));
+        let mut overlay = builder.build(Arc::new(store), Arc::new(FakeKernel::new())).unwrap();
+        let handle = overlay.handle();
+        let mut asked: Vec<_> = (0..QUESTIONS + 7).map(|_| Box::pin(handle.plan())).collect();
+        assert!(asked.iter_mut().all(|asked| asked.now_or_never().is_none()));
+        assert_eq!(overlay.questions.1.len(), QUESTIONS);
+        // Whoever waits for a place has it as soon as there is one.
+        overlay.questions.1.try_recv().unwrap();
+        assert!(asked.iter_mut().skip(QUESTIONS).all(|asked| asked.now_or_never().is_none()));
+        assert_eq!(overlay.questions.1.len(), QUESTIONS);
     }
 }
