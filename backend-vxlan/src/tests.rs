@@ -63,9 +63,13 @@ fn the_golden_state_of_one_peer() {
     );
     let route = backend.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
     assert!(route.onlink && route.has_own_protocol());
-    let base = backend.base(&local);
+    let mut base = backend.base(&local);
+    backend.scope(&local).mark(&mut base);
     let device = &base.links[&LinkId::Own(0)];
-    assert!(device.up);
+    assert_eq!(
+        (device.group, device.alias.as_deref(), device.up),
+        (local.situation.overlay.mark(), Some("flannelkit:flannel"), true)
+    );
     let LinkKind::Vxlan(vxlan) = &device.kind else { panic!("{device:?}") };
     assert_eq!(vxlan.lower, Some(LinkId::Uplink));
 }

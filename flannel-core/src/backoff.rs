@@ -18,7 +18,8 @@ impl Jitter {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// Returns the next number.
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -28,7 +29,7 @@ impl Jitter {
 
     /// Returns `duration`, more or less up to a tenth of it.
     pub fn around(&mut self, duration: Duration) -> Duration {
-        let permille = 900 + (self.next() % 201) as u32;
+        let permille = 900 + (self.number() % 201) as u32;
         (duration / 1000).saturating_mul(permille)
     }
 }
@@ -91,5 +92,16 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.wait() <= Duration::from_millis(1100));
+    }
+
+    #[test]
+    fn waits_differ_from_node_to_node_and_from_time_to_time() {
+        let waits = |seed| {
+            let mut backoff = Backoff::new(Jitter::seeded(seed));
+            (0..120).map(|_| backoff.wait()).collect::<Vec<_>>()
+        };
+        let (one, two) = (waits(1), waits(2));
+        assert_ne!(one, two);
+        assert!(one[3..].iter().any(|wait| *wait != one[3]), "{one:?}");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flannel_core::backoff::Jitter;
 use flannel_core::clock::TokioClock;
 use flannel_core::kernel::{KernelError, Link, LinkKind, LinkName, RouteKind};
 use flannel_core::lease::{BadRecord, Lease, LeaseKey};
@@ -90,20 +91,11 @@ struct Place {
     foreign: Vec<String>,
 }
 
-/// splitmix64.
-struct Random(u64);
+struct Random(Jitter);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.0.number() % bound
     }
 
     fn number(&mut self) -> u8 {
@@ -113,7 +105,7 @@ impl Random {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random(Jitter::seeded(seed));
         let clock = Arc::new(TokioClock::new());
         let config = if random.below(2) == 0 { config() } else { dual_config() };
         let families = config.networks.families().collect();
