@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_backend_vxlan::Vxlan;
+use flannel_core::backoff::Backoff;
 use flannel_core::config::NetworkConfig;
 use flannel_core::firewall::{Firewall, FirewallError, Rules, VxlanGuard};
 use flannel_core::kernel::{Op, OverlayName};
@@ -20,7 +21,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::chain;
 use crate::options::{FirewallOptions, Guard};
-use flannel_core::backoff::Backoff;
 
 /// The kernel's VXLAN port where none is configured.
 const VXLAN_PORT: u16 = 8472;

@@ -4,6 +4,7 @@ use std::future::pending;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use flannel_core::backoff::Backoff;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::net::Family;
@@ -15,7 +16,6 @@ use tokio::time::sleep;
 
 use crate::chain;
 use crate::options::Guard;
-use flannel_core::backoff::Backoff;
 
 /// A store whose configuration stays what it was when first read: agent and firewall have to go by one, whatever is
 /// written meanwhile. It takes no lease of another one: half an agent in another network reaches nobody.

@@ -1,4 +1,4 @@
-//! What the allocator gives back to the kernel.
+//! Settings of the C library's allocator.
 #![cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "mallopt(3) has no safe wrapper"))]
 
 /// The default of glibc for both thresholds below, in bytes.

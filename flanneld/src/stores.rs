@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use flannel_core::clock::SystemClock;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
-
 use flannel_core::subnet::{CachedSubnets, NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use flannel_subnet_etcd::EtcdSubnets;
 use flannel_subnet_file::{FileSubnets, LeaseTime, LeaseTimeError, Options as FileOptions, Ttl};

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use flannel_core::backoff::Backoff;
 use flannel_core::lease::LeaseEvent;
 
 use crate::connect::Header;
-use flannel_core::backoff::Backoff;
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::admit::{Claim, Reason};
-use crate::agent::Machine;
-use crate::agent::wanted;
+use crate::agent::{Machine, wanted};
 use crate::backend::Skip;
 use crate::kernel::{Object, PeerState};
 use crate::lease::{Lease, LeaseKey};

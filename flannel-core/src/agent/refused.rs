@@ -109,8 +109,8 @@ impl Refused {
     }
 }
 
-/// What a refusal says of a foreign route that no look at the overlay's own territory shows: an IPv6 route of whatever metric
-/// and length that leads to our `onlink` next hop through another device, over which the kernel takes none of ours.
+/// Returns the conflict that a refusal points to: a foreign IPv6 route, outside the scope, that leads to our `onlink` next hop
+/// through another device. Whatever its metric and length, the kernel then takes no route of ours to that next hop.
 pub(crate) fn kept_out(op: &Op, error: &KernelError) -> Option<Conflict> {
     let Op::CreateRoute { prefix, route } = op else { return None };
     let KernelError::Refused { errno: EINVAL, message, .. } = error else { return None };

@@ -1,4 +1,4 @@
-//! What an agent is told once: what does not change while it runs.
+//! The settings of an agent: they do not change while it runs.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -17,7 +17,8 @@ pub enum LossPolicy {
     Reacquire,
     /// Keep the data plane as it is and do nothing; the embedder decides.
     Keep,
-    /// End [`Overlay::run`](crate::overlay::Overlay::run) with [`OverlayError::LeaseLost`](crate::overlay::OverlayError::LeaseLost).
+    /// End [`Overlay::run`](crate::overlay::Overlay::run) with
+    /// [`OverlayError::LeaseLost`](crate::overlay::OverlayError::LeaseLost).
     Stop,
 }
 
@@ -34,7 +35,8 @@ pub enum Teardown {
 /// What to do when there is no uplink at start: the agent may be up before the network is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MissingUplink {
-    /// End [`Overlay::run`](crate::overlay::Overlay::run) with [`OverlayError::Uplink`](crate::overlay::OverlayError::Uplink).
+    /// End [`Overlay::run`](crate::overlay::Overlay::run) with
+    /// [`OverlayError::Uplink`](crate::overlay::OverlayError::Uplink).
     #[default]
     Fail,
     /// Look again, at most 5 s apart, and show in the status what is wrong. A selection that no host can fit is still
@@ -60,11 +62,11 @@ pub enum Masquerade {
     Plugin,
 }
 
-/// What does not change while an agent runs.
+/// The settings of an agent, with who its node is.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) name: OverlayName,
-    /// The node's name in the store; `None` where it knows the node by its public address. Known once the store was asked.
+    /// The node's name in the store, once the store was asked; `None` where it knows the node by its public address.
     pub(crate) node: Option<NodeIdentity>,
     pub(crate) uplink: Select,
     pub(crate) missing_uplink: MissingUplink,
@@ -94,7 +96,7 @@ impl Settings {
     }
 
     /// The same, for the node that the store knows as `node`.
-    pub(crate) fn of(&self, node: ThisNode) -> Self {
+    pub(crate) fn for_node(&self, node: ThisNode) -> Self {
         let ThisNode { name, public } = node;
         let public = Dual { v4: self.public.v4.or(public.v4), v6: self.public.v6.or(public.v6) };
         Self { node: name, public, ..self.clone() }

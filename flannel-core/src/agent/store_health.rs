@@ -3,7 +3,7 @@
 use crate::agent::status::Contact;
 use crate::clock::BootTime;
 
-/// What tells how the store is.
+/// Where the state of the store was heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The watch of the leases.

@@ -1,4 +1,4 @@
-//! What a device is: which is the same device, which can be made into which, and which excludes which.
+//! Kinds of devices: which two are the same device, which can be changed into the other, and which exclude each other.
 
 use std::net::IpAddr;
 

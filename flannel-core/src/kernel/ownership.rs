@@ -1,5 +1,4 @@
-//! Which objects in a kernel are ours (docs/design.md, "Ownership"). The planner, what reads the kernel, admission and
-//! doctor all ask here.
+//! Which objects in a kernel belong to an overlay (docs/design.md, "Ownership").
 
 use std::fmt;
 use std::net::IpAddr;

@@ -10,7 +10,7 @@ mod env_file;
 mod event_log;
 mod former_networks;
 mod handle;
-pub(crate) mod published;
+mod published;
 mod removal;
 mod run;
 mod start;

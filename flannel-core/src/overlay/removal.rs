@@ -242,7 +242,7 @@ impl Node {
     ) -> Result<Self, String> {
         let named = env_file::former_subnets(settings);
         let this = patiently(seams, "asking who this node is", seams.subnets.this_node()).await;
-        let settings = &settings.of(this.map_err(|error| chain(&error))?);
+        let settings = &settings.for_node(this.map_err(|error| chain(&error))?);
         if let Some(node) = &settings.node {
             return Ok(Self { id: node.clone(), named, found: None });
         }

@@ -42,7 +42,7 @@ pub(crate) struct Surveyed {
 /// The settings, with who this node is, as soon as the store says it.
 pub(crate) async fn identified(seams: &Seams, settings: &Settings) -> Result<Arc<Settings>, OverlayError> {
     let node = ask_store(seams, || seams.subnets.this_node()).await?;
-    Ok(Arc::new(settings.of(node)))
+    Ok(Arc::new(settings.for_node(node)))
 }
 
 /// The configuration, as soon as the store gives it.

@@ -65,7 +65,7 @@ impl Changed {
 
 impl Known {
     /// The store says who this node is.
-    pub(super) fn is_of(&mut self, node: &ThisNode) -> Changed {
+    pub(super) fn identified(&mut self, node: &ThisNode) -> Changed {
         Changed::when(self.this_node.replace(node.clone()).as_ref() != Some(node))
     }
 

@@ -157,7 +157,7 @@ impl SubnetManager for CachedSubnets {
     async fn this_node(&self) -> Result<ThisNode, SubnetError> {
         match self.inner.this_node().await {
             Ok(node) => {
-                self.keeper.learn(|known| known.is_of(&node));
+                self.keeper.learn(|known| known.identified(&node));
                 Ok(node)
             }
             Err(error) if is_away(&error) => {

@@ -7,9 +7,9 @@
 //!  "records":[{"key":"…","created":1,"subnets":["…"],"attrs":{…}},{"key":"…","created":2,"subnets":[],"bad":"…"}]}
 //! ```
 //!
-//! `this_node` is left out where it is not known, and where the node is known by its address and none was set for it: a store
-//! that says so does so without being asked anything. `config` is [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. Fence and expiry of others' records are
-//! nobody's business here and not kept.
+//! `config` is [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. `this_node` is left out where it is not known,
+//! and where it says only that the node is known by its address. Fence and expiry of others' records are nobody's business
+//! here and not kept.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
