@@ -216,7 +216,7 @@ impl Machine {
             admission: inputs::admission(Arc::clone(&backend), &settings, &local),
             accepted: 0,
             prefixes: 0,
-            renewal: Renewal::new(Arc::clone(&local.lease), settings.on_loss, now, jitter.clone()),
+            renewal: Renewal::new(Arc::clone(&local.lease), settings.on_loss, settings.known_by(), now, jitter.clone()),
             guard: Guard::default(),
             refused: Refused::default(),
             divergence: Divergence::default(),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::agent::renewal::KnownBy;
 use crate::kernel::OverlayName;
 use crate::net::Dual;
 use crate::subnet::{NodeIdentity, ThisNode};
@@ -92,6 +93,14 @@ impl Settings {
             teardown: Teardown::default(),
             audit_every: Duration::from_secs(30),
             subnet_env: None,
+        }
+    }
+
+    /// What identifies the node to the store.
+    pub(crate) fn known_by(&self) -> KnownBy {
+        match self.node {
+            Some(_) => KnownBy::Name,
+            None => KnownBy::Address,
         }
     }
 

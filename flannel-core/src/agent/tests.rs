@@ -476,6 +476,7 @@ fn the_device_of_a_backend_that_marks_nothing_bears_the_overlays_mark() {
     let mut backend = MockBackend::new();
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
+    backend.expect_hardware_address().returning(|_, _| Ok(None));
     backend.expect_scope().returning(|local| Scope {
         overlay: local.situation.overlay.clone(),
         networks: local.situation.networks(),

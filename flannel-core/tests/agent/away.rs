@@ -7,8 +7,9 @@ use std::time::Duration;
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::Dual;
 use flannel_core::overlay::{Contact, Event, LossReason, Phase, Status, WithheldBecause};
-use flannel_core::subnet::{CachedSubnets, SubnetManager, Want};
+use flannel_core::subnet::{SubnetManager, Want};
 use flannel_core::testing::{FakeKernel, Fault};
+use flannel_subnet_cached::CachedSubnets;
 use tempfile::TempDir;
 
 use crate::node::{Agent, Node, add_defaults, eventually, pass, subnet};
@@ -194,7 +195,7 @@ async fn a_lease_that_runs_out_under_a_node_that_lives_on_its_file_is_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_the_store_took_away_is_not_held_on_the_word_of_the_file() {
-    let keeping = Keeping::new(Node::alone());
+    let keeping = Keeping::new(Node::alone().known_by_address());
     keeping.lived(1..=2).await;
     let (mut agent, _cached) = keeping.run();
     agent.ready().await;

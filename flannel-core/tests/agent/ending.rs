@@ -259,7 +259,7 @@ fn removing(node: &Node, store: &Away) -> Agent {
 
 #[tokio::test(start_paused = true)]
 async fn remove_gives_back_what_a_call_under_way_takes() {
-    let node = Node::alone();
+    let node = Node::alone().known_by_address();
     let store = Away::new(&node.store);
     let mut agent = removing(&node, &store);
     agent.ready().await;

@@ -96,7 +96,8 @@ impl Node {
 
     /// The same node, known to the store by its address.
     pub(crate) fn known_by_address(self) -> Self {
-        Self { store: self.store.for_node(ThisNode::by_address()), ..self }
+        let name = self.name.replace("node-", "192.0.2.");
+        Self { name, store: self.store.for_node(ThisNode::by_address()), ..self }
     }
 
     pub(crate) fn identity(&self) -> NodeIdentity {

@@ -41,7 +41,10 @@ pub(crate) enum Outcome {
 pub(crate) struct Renewal {
     lease: Arc<Lease>,
     policy: LossPolicy,
+    known_by: KnownBy,
     lost: bool,
+    /// Whether the record is gone or damaged: it is written again by acquiring the lease that is held.
+    rewrite: bool,
     /// What the call under way is to publish.
     asked: Option<LeaseAttrs>,
     /// How the store last showed the own record while a call was under way: its answer may be older than that.
@@ -60,6 +63,15 @@ pub(crate) struct Renewal {
     jitter: Jitter,
 }
 
+/// What identifies this node to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KnownBy {
+    /// A name that no other node has: whatever happens to the own record, the lease is kept and the record written again.
+    Name,
+    /// The address that it publishes, which another node may come to have: with the record goes the lease.
+    Address,
+}
+
 /// What is known of the address that identifies this node to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Address {
@@ -72,13 +84,15 @@ pub(crate) enum Address {
 }
 
 impl Renewal {
-    pub(crate) fn new(lease: Arc<Lease>, policy: LossPolicy, now: BootTime, jitter: Jitter) -> Self {
+    pub(crate) fn new(lease: Arc<Lease>, policy: LossPolicy, known_by: KnownBy, now: BootTime, jitter: Jitter) -> Self {
         let mut renewal = Self {
             due: None,
             not_before: now,
             lease,
             policy,
+            known_by,
             lost: false,
+            rewrite: false,
             asked: None,
             shown: None,
             unseen: false,
@@ -150,7 +164,7 @@ impl Renewal {
         let attrs = self.publish.clone().unwrap_or_else(|| self.lease.attrs.clone());
         self.asked = Some(attrs.clone());
         self.challenges.call(now);
-        Some(if self.lost {
+        Some(if self.lost || self.rewrite {
             let own = OwnLeases::Key(self.lease.key.clone());
             StoreCall::Acquire(Want::new(attrs).preferring(self.lease.subnets).owning(own))
         } else {
@@ -163,6 +177,11 @@ impl Renewal {
         let (asked, shown) = (self.asked.take(), self.shown.take());
         match answer {
             Ok(lease) => (self.given(lease, asked, shown, now), None),
+            Err(SubnetError::Lost(_)) if self.rewrite => {
+                // The record went while it was being renewed.
+                self.ask(now);
+                (Outcome::Same, None)
+            }
             Err(SubnetError::Lost(reason)) if !self.lost => (self.lose(LossReason::Refused(reason), now), None),
             Err(error) => {
                 // Whatever was shown meanwhile, the next call will tell.
@@ -184,6 +203,7 @@ impl Renewal {
     /// The store showed the own record, or that there is none.
     pub(crate) fn own_record(&mut self, record: Option<&Record>, now: BootTime) -> Outcome {
         let seen = record.and_then(|record| record.lease.as_ref().ok());
+        self.rewrite = self.known_by == KnownBy::Name && seen.is_none() && !self.lost;
         if self.asked.is_some() {
             self.shown = Some(seen.cloned());
             return Outcome::Same;
@@ -203,6 +223,10 @@ impl Renewal {
             }
             return Outcome::Same;
         }
+        if self.rewrite {
+            self.ask(now);
+            return Outcome::Same;
+        }
         let Some(seen) = seen else {
             let damage = record.and_then(|record| record.lease.as_ref().err());
             let damaged = |bad: &BadRecord| LossReason::Refused(format!("its record is damaged: {}", bad.reason));
@@ -217,7 +241,9 @@ impl Renewal {
             return Outcome::Renewed;
         }
         match seen {
-            seen if seen.attrs.public_ip != self.lease.attrs.public_ip => self.lose(LossReason::Taken, now),
+            seen if self.known_by == KnownBy::Address && seen.attrs.public_ip != self.lease.attrs.public_ip => {
+                self.lose(LossReason::Taken, now)
+            }
             seen if seen.subnets != self.lease.subnets => {
                 let subnets: Vec<_> = seen.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
                 self.lose(LossReason::Refused(format!("the record now names {}", subnets.join(", "))), now)
@@ -255,6 +281,7 @@ impl Renewal {
         self.challenges.stand(now);
         let confirmed = matches!(&shown, Some(Some(seen)) if is_shown(seen, &lease));
         self.unseen = !confirmed && (self.unseen || !is_shown(&self.lease, &lease));
+        let vanished = matches!(shown, Some(None));
         // It may have been shown what was there before, or what is there now. All else may be newer than the answer.
         let doubtful =
             shown.is_some_and(|seen| !seen.is_some_and(|seen| is_same(&seen, &lease) || is_same(&seen, &self.lease)));
@@ -262,8 +289,12 @@ impl Renewal {
             self.publish = None;
         }
         let ignored = self.publish.is_some() && self.publish == asked;
-        let replaced = self.lost || lease.subnets != self.lease.subnets || lease.key != self.lease.key;
-        self.lost = false;
+        let elsewhere = lease.subnets != self.lease.subnets || lease.key != self.lease.key;
+        let replaced = self.lost || elsewhere;
+        if elsewhere && !self.lost && self.known_by == KnownBy::Name && self.policy != LossPolicy::Reacquire {
+            return self.lose(LossReason::Refused("another node has its subnets".to_owned()), now);
+        }
+        (self.lost, self.rewrite) = (false, doubtful && vanished && self.known_by == KnownBy::Name);
         self.lease = Arc::new(lease);
         self.schedule(now);
         if doubtful || ignored {
@@ -273,7 +304,7 @@ impl Renewal {
     }
 
     fn lose(&mut self, reason: LossReason, now: BootTime) -> Outcome {
-        self.lost = true;
+        (self.lost, self.rewrite) = (true, false);
         self.ask(now);
         Outcome::Lost(reason)
     }

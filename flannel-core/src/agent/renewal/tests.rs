@@ -22,7 +22,12 @@ fn lease(expires: Option<u64>) -> Lease {
 }
 
 fn with_lease(expires: Option<u64>) -> Renewal {
-    Renewal::new(Arc::new(lease(expires)), LossPolicy::Reacquire, at(0), Jitter::seeded(1))
+    Renewal::new(Arc::new(lease(expires)), LossPolicy::Reacquire, KnownBy::Address, at(0), Jitter::seeded(1))
+}
+
+/// The lease of a node that has a name.
+fn named(policy: LossPolicy) -> Renewal {
+    Renewal::new(Arc::new(lease(Some(120))), policy, KnownBy::Name, at(0), Jitter::seeded(1))
 }
 
 #[test]
@@ -328,4 +333,75 @@ fn an_own_write_whose_reply_was_lost_is_no_rivals() {
     let own = record(Lease { attrs: moved.clone(), ..fenced("9") });
     assert_eq!(held.own_record(Some(&own), at(1)), Outcome::Renewed);
     assert_eq!((&held.lease().attrs, held.challenged()), (&moved, None));
+}
+
+/// What others may do to the record of a node that has a name, and how its lease is then written again.
+#[test]
+fn the_record_of_a_named_node_is_written_again_and_the_lease_kept() {
+    let own = lease(Some(120));
+    let damaged = Record { lease: Err(Box::new(BadRecord::new("not JSON", Dual::default()))), ..record(own.clone()) };
+    for (what, shown, acquires) in [
+        ("removed", None, true),
+        ("damaged", Some(damaged), true),
+        ("edited", Some(record(edited("7"))), false),
+        ("edited to say another address", Some(taken()), false),
+    ] {
+        for policy in [LossPolicy::Reacquire, LossPolicy::Keep, LossPolicy::Stop] {
+            let mut held = named(policy);
+            assert_eq!(held.own_record(shown.as_ref(), at(1)), Outcome::Same, "{what}");
+            match held.call(at(1)).expect(what) {
+                StoreCall::Acquire(want) => {
+                    assert!(acquires, "{what}");
+                    assert_eq!((&want.attrs, want.preferred), (&own.attrs, own.subnets), "{what}");
+                }
+                StoreCall::Renew(call) => {
+                    assert!(!acquires, "{what}");
+                    let read = shown.as_ref().and_then(|record| record.lease.as_ref().ok()).expect(what);
+                    assert_eq!((&call.attrs, &call.fence), (&own.attrs, &read.fence), "{what}");
+                }
+            }
+            let written = Lease { expires: Some(at(121)), ..fenced("8") };
+            assert_eq!(held.answered(Ok(written.clone()), at(1)).0, Outcome::Renewed, "{what}");
+            assert_eq!(held.own_record(Some(&record(written)), at(1)), Outcome::Same, "{what}");
+            assert!(held.is_held() && held.call(at(30)).is_none(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_named_node_whose_subnets_were_taken_meanwhile_follows_its_policy() {
+    let mut elsewhere = lease(Some(120));
+    elsewhere.subnets.v4 = Some("10.5.2.0/24".parse().unwrap());
+    for (policy, outcome) in [
+        (LossPolicy::Reacquire, Outcome::Replaced),
+        (LossPolicy::Stop, Outcome::Lost(LossReason::Refused("another node has its subnets".into()))),
+    ] {
+        let mut held = named(policy);
+        held.own_record(None, at(1));
+        held.call(at(1)).unwrap();
+        assert_eq!(held.answered(Ok(elsewhere.clone()), at(1)).0, outcome);
+    }
+}
+
+#[test]
+fn a_named_nodes_record_that_goes_while_it_is_renewed_is_written_again() {
+    let refused = || Err(SubnetError::Lost("no record".into()));
+    for answer in [refused(), Ok(fenced("8"))] {
+        let mut held = named(LossPolicy::Reacquire);
+        held.call(at(67)).unwrap();
+        assert_eq!(held.own_record(None, at(68)), Outcome::Same);
+        let (outcome, error) = held.answered(answer, at(68));
+        assert!(matches!(outcome, Outcome::Same | Outcome::Renewed), "{outcome:?}");
+        assert!(error.is_none() && held.is_held());
+        assert!(matches!(held.call(at(69)), Some(StoreCall::Acquire(_))));
+    }
+}
+
+#[test]
+fn a_named_nodes_record_that_is_kept_from_it_is_written_ever_later() {
+    let mut held = Renewal::new(Arc::new(lease(None)), LossPolicy::Reacquire, KnownBy::Name, at(0), Jitter::seeded(1));
+    let times = calls(&mut held, lease(None), |held, now| {
+        held.own_record(None, now);
+    });
+    assert_spaced(&times);
 }
