@@ -10,9 +10,15 @@ use crate::net::{Family, Vni};
 pub enum LinkKind {
     /// A VXLAN tunnel end point (`drivers/net/vxlan`).
     Vxlan(Vxlan),
-    /// A device that a data plane of ours opens itself (a TUN); never created through the kernel seam.
-    DataPlane,
-    /// Anything else, by the kernel's name of the kind; empty for a physical one.
+    /// A device that another program makes and configures, such as the data plane of an embedder, by the kernel's name of
+    /// its kind (`tun`, `wireguard`). It is recognised by the overlay's mark ([`OverlayName::mark`]) and this kind, and
+    /// never by its name; it is not created, changed or deleted through the kernel seam. What is wanted on it (addresses,
+    /// neighbours, routes) is written while it is there, and deleted with the overlay. Only in what is wanted: a seen
+    /// device is [`Other`](Self::Other).
+    ///
+    /// [`OverlayName::mark`]: crate::kernel::OverlayName::mark
+    External(Box<str>),
+    /// Anything else that is seen, by the kernel's name of the kind; empty for a physical one.
     Other(Box<str>),
 }
 
@@ -21,6 +27,7 @@ impl LinkKind {
     pub(crate) fn is_same_device(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Vxlan(a), Self::Vxlan(b)) => a.vni == b.vni && a.family() == b.family(),
+            (Self::External(a), Self::Other(b)) | (Self::Other(a), Self::External(b)) => a == b,
             (a, b) => a == b,
         }
     }
@@ -60,6 +67,14 @@ impl LinkKind {
                 Self::Vxlan(Vxlan { learning: want.learning, remote: want.remote, ..have.clone() })
             }
             (_, have) => have.clone(),
+        }
+    }
+
+    /// Whether devices of this kind are made and deleted through the kernel seam.
+    pub(crate) fn is_made_here(&self) -> bool {
+        match self {
+            Self::Vxlan(_) => true,
+            Self::External(_) | Self::Other(_) => false,
         }
     }
 

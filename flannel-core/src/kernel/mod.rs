@@ -33,7 +33,7 @@ pub use routes::Routes;
 pub use scope::{Device, Scope, SeenLink};
 pub use text::OpText;
 
-pub(crate) use ownership::is_go_flannels;
+pub(crate) use ownership::{is_go_flannels, owns_link};
 pub(crate) use text::{RouteText, describe_link};
 
 /// A reason to look at the kernel.
@@ -209,7 +209,7 @@ impl fmt::Debug for Claim {
 /// # Cancel safety
 /// Any call may be dropped at any await: what it did is then unknown, so the caller has to
 /// [`observe`](Kernel::observe) before it trusts its memory.
-#[cfg_attr(feature = "testing", mockall::automock)]
+#[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Kernel: Send + Sync + 'static {
     /// Takes name and networks for this network namespace, until the claim is dropped or the process ends.

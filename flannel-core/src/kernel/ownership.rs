@@ -81,6 +81,13 @@ impl fmt::Debug for OverlayName {
     }
 }
 
+/// Whether a device is the overlay's: it bears its mark, and is of a kind that is made here or wanted as
+/// [external](LinkKind::External).
+pub(crate) fn owns_link(link: &Link, scope: &Scope) -> bool {
+    let is_external = || scope.devices.iter().any(|device| device.kind.is_same_device(&link.kind));
+    scope.overlay.owns(link.group, link.alias.as_deref()) && (link.kind.is_made_here() || is_external())
+}
+
 /// Who may have left a `boot` route through a device that is not ours: the public address of the accepted peer that
 /// holds exactly this subnet (docs/design.md, "Ownership").
 pub type Claims<'a> = dyn Fn(&Prefix) -> Option<IpAddr> + 'a;

@@ -39,7 +39,7 @@ pub struct SeenLink {
 }
 
 impl Scope {
-    /// Gives ids to the links of a dump: our devices (by mark, whatever their name; else by name), the uplink, and
+    /// Gives ids to the links of a dump: our devices (by mark, whatever their name; else by name, but for external ones), the uplink, and
     /// strangers' or former devices that are in the way. Links that do not concern the overlay get none.
     ///
     /// Both the real and the fake kernel use this, so that they agree.
@@ -61,7 +61,9 @@ impl Scope {
         }
         // A name is a weaker sign than the mark: it never takes a device from another slot.
         for (slot, device) in missing {
-            if let Some(seen) = links.iter().find(|seen| seen.link.name == device.name) {
+            // Whoever makes an external device marks it.
+            let is_it = |seen: &&SeenLink| seen.link.name == device.name && device.kind.is_made_here();
+            if let Some(seen) = links.iter().find(is_it) {
                 ids.entry(seen.index).or_insert(LinkId::Own(slot));
             }
         }

@@ -161,8 +161,7 @@ impl fmt::Display for KindText<'_> {
                 }
                 f.write_str(if vxlan.learning { " learning" } else { " nolearning" })
             }
-            LinkKind::DataPlane => f.write_str(" type tun"),
-            LinkKind::Other(kind) => write!(f, " type {kind}"),
+            LinkKind::External(kind) | LinkKind::Other(kind) => write!(f, " type {kind}"),
         }
     }
 }
@@ -173,8 +172,7 @@ pub(crate) fn describe_link(link: &Link) -> String {
             let remote = vxlan.remote.map(|remote| format!(" remote {remote}")).unwrap_or_default();
             format!("vxlan id {}{remote}{}", vxlan.vni, if vxlan.misses { " l2miss or l3miss" } else { "" })
         }
-        LinkKind::DataPlane => "tun".to_owned(),
-        LinkKind::Other(kind) => kind.to_string(),
+        LinkKind::External(kind) | LinkKind::Other(kind) => kind.to_string(),
     };
     format!("link {} ({kind}, group {:#x})", link.name, link.group)
 }

@@ -10,12 +10,12 @@ use crate::kernel::{Device, KernelError, LinkKind};
 /// Asks for what no kernel does: one without privilege for us says so first, one without the driver next, one with both
 /// refuses the request as it stands. Without a device it asks to change one that cannot be.
 pub(crate) fn probe(wire: &mut Wire, batch: &mut Batch, devices: &[Device]) -> Result<(), KernelError> {
-    match devices.iter().find(|device| !matches!(device.kind, LinkKind::DataPlane)) {
+    match devices.iter().find(|device| !matches!(device.kind, LinkKind::External(_))) {
         None => ask(wire, batch, "writing routes", |batch| link::change(batch, 0, &link::Change::default())),
         Some(Device { kind: LinkKind::Vxlan(_), .. }) => ask_for(wire, batch, InfoKind::Vxlan),
         Some(Device { name, .. }) => Err(KernelError::Unsupported {
             what: format!("making the device {name}"),
-            hint: "only VXLAN devices are created here; other data planes open their own".to_owned(),
+            hint: "only VXLAN devices are created here; want others as LinkKind::External".to_owned(),
         }),
     }
 }

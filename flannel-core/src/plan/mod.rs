@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use crate::kernel::{
     AddressKey, Claims, FdbKey, Link, LinkId, LinkKind, LinkName, LinkPart, NeighbourKey, Object, Op, PeerState, Route,
-    RouteKey, RouteKind, RouteText, Scope, State, describe_link, is_go_flannels, owns_route,
+    RouteKey, RouteKind, RouteText, Scope, State, describe_link, is_go_flannels, owns_link, owns_route,
 };
 use crate::net::{Family, MacAddr, Prefix, is_link_local};
 
@@ -150,6 +150,10 @@ impl<'a> Planner<'a> {
 
     fn links(&mut self, wanted: &State, seen: &State) {
         for (id, want) in &wanted.links {
+            if !want.kind.is_made_here() {
+                self.external_link(*id, want, seen);
+                continue;
+            }
             match (seen.links.get(id), self.stranger_in_place(*id, want, seen)) {
                 (Some(have), stranger) => self.existing_link(*id, have, stranger, wanted, seen),
                 (None, Some(stranger)) => self.block(*id, stranger),
@@ -176,6 +180,9 @@ impl<'a> Planner<'a> {
                 if matches!(id, LinkId::Own(_)) {
                     self.blocked.insert(*id);
                 }
+                continue;
+            }
+            if !have.kind.is_made_here() {
                 continue;
             }
             let in_the_way = wanted.links.values().any(|want| in_place(want, have));
@@ -232,6 +239,24 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// A device that another program makes: it stays as it is, and what is wanted on it waits until it is there.
+    fn external_link(&mut self, id: LinkId, want: &Link, seen: &State) {
+        if seen.links.get(&id).is_some_and(|have| self.owns_link(have)) {
+            return;
+        }
+        self.blocked.insert(id);
+        let under_its_name = seen.links.values().find(|link| link.name == want.name);
+        self.conflicts.push(Conflict {
+            object: Object::Link(id),
+            found: under_its_name.map_or_else(|| "no such device".to_owned(), describe_link),
+            remedy: format!(
+                "the program that makes it has to mark it for this overlay: ip link set dev {} group {:#x}",
+                want.name,
+                self.scope.overlay.mark()
+            ),
+        });
+    }
+
     /// A device that is not ours and has what `want` needs.
     fn stranger_in_place<'s>(&self, id: LinkId, want: &Link, seen: &'s State) -> Option<&'s Link> {
         let mut others = seen.links.iter().filter(|(other, _)| **other != id).map(|(_, link)| link);
@@ -261,14 +286,14 @@ impl<'a> Planner<'a> {
                 stranger.name,
                 match stranger.kind {
                     LinkKind::Vxlan(_) => "VNI",
-                    LinkKind::DataPlane | LinkKind::Other(_) => "name for ours",
+                    LinkKind::External(_) | LinkKind::Other(_) => "name for ours",
                 }
             ),
         });
     }
 
     fn owns_link(&self, link: &Link) -> bool {
-        self.scope.overlay.owns(link.group, link.alias.as_deref())
+        owns_link(link, self.scope)
     }
 
     /// Whether `link` is a device of ours whose seen children are still there when it is their turn.

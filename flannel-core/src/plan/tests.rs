@@ -148,25 +148,73 @@ fn a_device_of_ours_that_lost_a_part_of_its_mark_is_still_ours_and_marked_again(
     }
 }
 
-#[test]
-fn an_unmarked_tun_under_our_name_is_a_strangers_with_all_that_is_on_it() {
-    let scope = scope_of(LinkKind::DataPlane);
-    let name = scope.devices[0].name.clone();
-    let ours = Link { kind: LinkKind::DataPlane, ..wanted().links[&OWN].clone() };
+/// The scope of an overlay over a TUN that another program opens, what is wanted there, and the TUN as it is seen.
+fn external() -> (Scope, State, Link) {
+    let scope = scope_of(LinkKind::External("tun".into()));
+    let link = wanted().links[&OWN].clone();
     let mut tun = wanted();
     (tun.fdb, tun.neighbours) = Default::default();
-    tun.links.insert(OWN, ours.clone());
-    let theirs = Link { name, group: 0, alias: None, ..ours };
-    let ids = scope.identify(&[SeenLink { index: 9, link: theirs.clone() }]);
-    let id = ids[&9];
-    let address = AddressKey { link: id, addr: "172.31.0.1".parse().unwrap(), len: 24 };
+    tun.links.insert(OWN, Link { kind: LinkKind::External("tun".into()), ..link.clone() });
+    (scope, tun, Link { kind: LinkKind::Other("tun".into()), ..link })
+}
+
+/// What is seen where there is one device, and on it what is wanted.
+fn seen_on(link: Link, scope: &Scope, wanted: &State) -> State {
+    let id = scope.identify(&[SeenLink { index: 9, link: link.clone() }]).get(&9).copied();
     let mut seen = State::default();
-    seen.links.insert(id, theirs);
-    seen.addresses.insert(address, ());
-    let plan_for = |wanted: &State| plan(wanted, &seen, &scope, &|_| None);
-    assert_eq!(plan_for(&tun).ops, []);
-    assert_eq!(plan_for(&tun).conflicts.iter().map(|it| it.object.clone()).collect::<Vec<_>>(), [Object::Link(OWN)]);
-    assert_eq!(plan_for(&State::default()), Plan::default());
+    if let Some(id) = id {
+        seen.links.insert(id, link);
+        seen.addresses = wanted.addresses.keys().map(|key| (AddressKey { link: id, ..*key }, ())).collect();
+        let routes = wanted.routes.iter().map(|(key, route)| (*key, Route { link: Some(id), ..*route }));
+        seen.routes = routes.collect();
+    }
+    seen
+}
+
+#[test]
+fn what_is_wanted_on_an_external_device_is_written_while_it_is_there_and_the_device_never() {
+    let (scope, wanted, tun) = external();
+    let elsewhere = Link { name: LinkName::new("tun7").unwrap(), mtu: 9000, up: false, alias: None, ..tun };
+    let bare = seen_on(elsewhere.clone(), &scope, &State::default());
+    let written = plan(&wanted, &bare, &scope, &|_| None);
+    let text =
+        |plan: &Plan| -> Vec<String> { plan.ops.iter().map(|op| OpText { op, scope: &scope }.to_string()).collect() };
+    let verbs: Vec<_> = text(&written).iter().map(|op| op.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!((verbs, &written.conflicts), (vec!["address add".to_owned(), "route add".to_owned()], &Vec::new()));
+    let whole = seen_on(elsewhere, &scope, &wanted);
+    assert_eq!(plan(&wanted, &whole, &scope, &|_| None), Plan::default());
+    let removed = plan(&State::default(), &whole, &scope, &|_| None);
+    let verbs: Vec<_> = text(&removed).iter().map(|op| op.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(verbs, ["route delete", "address delete"]);
+}
+
+#[test]
+fn an_external_device_that_is_not_there_or_not_marked_is_waited_for() {
+    let (scope, want, tun) = external();
+    let unmarked = Link { group: 0, alias: None, ..tun.clone() };
+    let other_kind = Link { kind: LinkKind::Other("wireguard".into()), ..tun.clone() };
+    for seen in [
+        State::default(),
+        seen_on(unmarked, &scope, &want),
+        seen_on(other_kind, &scope, &want),
+        seen_on(wanted().links[&OWN].clone(), &scope, &State::default()),
+    ] {
+        let plan_for = |wanted: &State| plan(wanted, &seen, &scope, &|_| None);
+        let waiting = plan_for(&want);
+        assert!(waiting.ops.iter().all(|op| matches!(op, Op::DeleteLink { .. })), "{:?}", waiting.ops);
+        let [conflict] = &waiting.conflicts[..] else { panic!("{:?}", waiting.conflicts) };
+        assert_eq!(conflict.object, Object::Link(OWN));
+        assert!(conflict.remedy.ends_with("ip link set dev flannel.1 group 0x666ba808"), "{}", conflict.remedy);
+    }
+}
+
+#[test]
+fn a_marked_device_that_no_overlay_makes_is_not_deleted() {
+    let bridge = Link { kind: LinkKind::Other("bridge".into()), ..wanted().links[&OWN].clone() };
+    let elsewhere = Link { name: LinkName::new("br0").unwrap(), ..bridge };
+    let seen = seen_on(elsewhere, &scope(), &State::default());
+    assert!(!seen.links.is_empty());
+    assert_eq!(text(&State::default(), &seen, &|_| None), [""; 0]);
 }
 
 #[test]

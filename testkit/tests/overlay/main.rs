@@ -3,6 +3,7 @@
 
 mod bytes;
 mod changes;
+mod external;
 mod fights;
 mod healing;
 mod host;

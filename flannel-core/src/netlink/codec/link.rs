@@ -234,7 +234,6 @@ fn link_kind(info: &[u8]) -> Result<LinkKind, Unreadable> {
     }
     Ok(match (vxlan, &*name) {
         (Some(vxlan), _) => LinkKind::Vxlan(vxlan),
-        (None, "tun") => LinkKind::DataPlane,
         (None, _) => LinkKind::Other(name),
     })
 }

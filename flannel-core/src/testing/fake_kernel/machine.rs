@@ -165,7 +165,7 @@ impl Machine {
             let vxlan = &*vxlan;
             let taken = self.links.values().any(|other| match &other.kind {
                 LinkKind::Vxlan(other) => other.excludes(vxlan),
-                LinkKind::DataPlane | LinkKind::Other(_) => false,
+                LinkKind::External(_) | LinkKind::Other(_) => false,
             });
             if taken {
                 return Err(EEXIST);
@@ -257,7 +257,7 @@ impl Machine {
     pub(super) fn set_learning(&mut self, index: u32, learning: bool) -> Outcome {
         match &mut self.link_mut(index)?.kind {
             LinkKind::Vxlan(vxlan) => vxlan.learning = learning,
-            LinkKind::DataPlane | LinkKind::Other(_) => return Err(EOPNOTSUPP),
+            LinkKind::External(_) | LinkKind::Other(_) => return Err(EOPNOTSUPP),
         }
         Ok(())
     }
@@ -265,7 +265,7 @@ impl Machine {
     pub(super) fn set_remote(&mut self, index: u32, remote: Option<IpAddr>) -> Outcome {
         match &mut self.link_mut(index)?.kind {
             LinkKind::Vxlan(vxlan) => vxlan.remote = remote,
-            LinkKind::DataPlane | LinkKind::Other(_) => return Err(EOPNOTSUPP),
+            LinkKind::External(_) | LinkKind::Other(_) => return Err(EOPNOTSUPP),
         }
         Ok(())
     }
@@ -431,7 +431,7 @@ impl Machine {
     fn check_vxlan(&self, link: u32) -> Outcome {
         match self.links.get(&link).ok_or(ENODEV)?.kind {
             LinkKind::Vxlan(_) => Ok(()),
-            LinkKind::DataPlane | LinkKind::Other(_) => Err(EOPNOTSUPP),
+            LinkKind::External(_) | LinkKind::Other(_) => Err(EOPNOTSUPP),
         }
     }
 

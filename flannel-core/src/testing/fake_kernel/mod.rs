@@ -486,7 +486,7 @@ impl Inner {
                 match &mut link.kind {
                     LinkKind::Vxlan(Vxlan { lower: Some(lower), .. }) => *lower = LinkId::Other(index(lower)?),
                     LinkKind::Vxlan(_) | LinkKind::Other(_) => {}
-                    LinkKind::DataPlane => return Err(EOPNOTSUPP),
+                    LinkKind::External(_) => return Err(EOPNOTSUPP),
                 }
                 let created = machine.add_link(link)?;
                 known.insert(*id, created);

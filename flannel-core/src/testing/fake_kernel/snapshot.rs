@@ -45,9 +45,8 @@ impl Snapshot {
             let mut line = format!("link {index}: {} {state} mtu {} address {mac}", link.name, link.mtu);
             match &link.kind {
                 LinkKind::Vxlan(vxlan) => line.push_str(&vxlan_text(vxlan, name)),
-                LinkKind::DataPlane => line.push_str(" type tun"),
-                LinkKind::Other(kind) if kind.is_empty() => {}
-                LinkKind::Other(kind) => line.push_str(&format!(" type {kind}")),
+                LinkKind::External(kind) | LinkKind::Other(kind) if kind.is_empty() => {}
+                LinkKind::External(kind) | LinkKind::Other(kind) => line.push_str(&format!(" type {kind}")),
             }
             if link.group != 0 {
                 line.push_str(&format!(" group {:#x}", link.group));

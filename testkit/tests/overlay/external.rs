@@ -1,0 +1,149 @@
+//! A backend written outside the workspace's crates, over a device that its own program makes.
+
+use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::kernel::{
+    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, Scope, State,
+};
+use flannel_core::lease::LeaseAttrs;
+use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
+use flannel_core::overlay::{Phase, Teardown};
+use testkit::Families;
+use testkit::sabotage::Plane;
+
+use crate::support::{Cluster, config_with, parse};
+
+const NAME: &str = "ext0";
+const DEVICE: LinkId = LinkId::Own(0);
+
+/// Routes through a device of the kind `tun` that somebody else makes.
+#[derive(Debug, Clone, Copy)]
+struct External;
+
+impl External {
+    fn kind() -> LinkKind {
+        LinkKind::External("tun".into())
+    }
+
+    fn name() -> LinkName {
+        LinkName::new(NAME).unwrap()
+    }
+}
+
+impl Backend for External {
+    fn name(&self) -> &'static str {
+        "external"
+    }
+
+    fn wire_type(&self) -> &'static str {
+        "external"
+    }
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    fn scope(&self, local: &Local) -> Scope {
+        Scope {
+            overlay: local.situation.overlay.clone(),
+            networks: local.situation.networks(),
+            devices: vec![Device { name: Self::name(), kind: Self::kind() }],
+            uplink: Some(local.situation.uplink.index),
+        }
+    }
+
+    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
+        Some(situation.uplink.mtu)
+    }
+
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+        Ok(LeaseAttrs { public_ip: situation.public, backend_type: "external".into(), ..LeaseAttrs::default() })
+    }
+
+    fn hardware_address(&self, _: &LeaseAttrs, _: Family) -> Result<Option<MacAddr>, Skip> {
+        Ok(None)
+    }
+
+    fn base(&self, local: &Local) -> State {
+        let mut state = State::default();
+        let link = Link {
+            name: Self::name(),
+            kind: Self::kind(),
+            mac: None,
+            mtu: local.situation.uplink.mtu.0,
+            up: true,
+            group: 0,
+            alias: None,
+        };
+        state.links.insert(DEVICE, link);
+        for (_, subnet) in local.lease.subnets.iter() {
+            let own = Prefix::host(subnet.addr());
+            state.addresses.insert(AddressKey { link: DEVICE, addr: own.addr(), len: own.len() }, ());
+        }
+        state
+    }
+
+    fn peer(&self, _: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        let subnet = peer.subnets.get(family).ok_or(Skip::NoAddress(family))?;
+        Ok(PeerState { route: Some((*subnet, Route::overlay(*subnet, subnet.addr(), DEVICE))), ..PeerState::default() })
+    }
+}
+
+#[test]
+fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
+    let mut cluster = Cluster::without_agents(1, Plane::HostGw, Families::V4);
+    cluster.store.set_config(parse(&config_with(Families::V4, r#"{"Type":"external"}"#)));
+    let peers: Vec<_> = (1..=3).map(|n| cluster.paper_peer(n)).collect();
+    cluster.store.insert(peers.iter().cloned().map(|mut lease| {
+        lease.attrs.backend_type = "external".into();
+        lease
+    }));
+    let agent = cluster.agent(0).with(|builder| builder.backend("external", |_| Ok(External)));
+    let agent = agent.teardown(Teardown::Remove).start();
+    cluster.agents.push(agent);
+    let ip = |args: &str| cluster.ns(0).ip(args).unwrap();
+    let on_it = || {
+        ip(&format!("route show dev {NAME}")).lines().count()
+            + ip(&format!("-br address show dev {NAME} to 10.244.0.0/16")).lines().count()
+    };
+    let is_missing = |conflicts: &[flannel_core::plan::Conflict], found: &str| matches!(conflicts, [conflict] if conflict.object == Object::Link(DEVICE) && conflict.found.contains(found));
+    // Nobody has made it yet: the status says what to do, and nothing is written.
+    let waits = cluster.until(0, "waiting", |status| is_missing(&status.conflicts, "no such device"));
+    assert!(
+        waits.phase < Phase::Ready && waits.conflicts[0].remedy.contains("ip link set dev ext0 group"),
+        "{waits:?}"
+    );
+
+    // One that nobody marked is somebody else's, whatever its name.
+    let make = || {
+        ip(&format!("tuntap add dev {NAME} mode tun"));
+        ip(&format!("link set {NAME} up"));
+    };
+    make();
+    cluster.until(0, "somebody else's", |status| is_missing(&status.conflicts, "tun"));
+    assert_eq!(on_it(), 0);
+
+    let mark = OverlayName::default().mark();
+    ip(&format!("link set dev {NAME} group {mark}"));
+    let ready = cluster.ready(0);
+    cluster.converged(0);
+    assert!(ready.conflicts.is_empty(), "{ready:?}");
+    assert_eq!(on_it(), 4);
+
+    // Made anew, it has everything again at once.
+    ip(&format!("link delete {NAME}"));
+    cluster.until(0, "waiting again", |status| is_missing(&status.conflicts, "no such device"));
+    make();
+    ip(&format!("link set dev {NAME} group {mark}"));
+    cluster.until(0, "ready again", |status| status.phase == Phase::Ready && status.conflicts.is_empty());
+    cluster.converged(0);
+    assert_eq!(on_it(), 4);
+
+    // With the overlay goes what was written, and the device stays.
+    ip(&format!("link set {NAME} mtu 1234"));
+    cluster.stop(0).unwrap();
+    let ip = |args: &str| cluster.ns(0).ip(args).unwrap();
+    assert_eq!(ip(&format!("route show dev {NAME}")), "");
+    let after = ip(&format!("-d -o link show dev {NAME}"));
+    assert!(after.contains("mtu 1234"), "{after}");
+    assert_eq!(ip(&format!("-br address show dev {NAME} to 10.244.0.0/16")), "");
+}
