@@ -109,12 +109,7 @@ impl Etcd {
         let members = (0..options.members).map(|_| Ok(Member { ports: ports()?, child: None }));
         let members = members.collect::<Result<_, Error>>()?;
         let mut etcd = Self { options, program, members, dir };
-        for n in 0..etcd.members.len() {
-            etcd.spawn(n)?;
-        }
-        for n in 0..etcd.members.len() {
-            etcd.await_health(n)?;
-        }
+        etcd.restart_all()?;
         Ok(etcd)
     }
 
@@ -154,6 +149,18 @@ impl Etcd {
         self.kill(n);
         self.spawn(n)?;
         self.await_health(n)
+    }
+
+    /// Starts all members again, on their data and ports: after a loss of most of them none takes part alone.
+    ///
+    /// # Errors
+    /// Shows the end of a member's log.
+    pub fn restart_all(&mut self) -> Result<(), Error> {
+        for n in 0..self.members.len() {
+            self.kill(n);
+            self.spawn(n)?;
+        }
+        (0..self.members.len()).try_for_each(|n| self.await_health(n))
     }
 
     /// Starts a member again as another version, as an upgrade of the members one after the other does. Those that start

@@ -28,7 +28,8 @@ pub use sharing::{
 };
 pub use watching::{
     a_bad_record_is_present_and_hurts_no_other, an_expired_lease_goes_and_its_subnet_is_free,
-    watch_begins_with_everything_in_order_of_creation, watch_follows_writes_of_another_handle,
+    an_outage_is_said_and_over_when_it_ends, watch_begins_with_everything_in_order_of_creation,
+    watch_follows_writes_of_another_handle,
 };
 
 /// How long the suite waits for a store to do or show something.
@@ -61,6 +62,33 @@ pub trait Harness: Send + Sync {
     fn is_by_address(&self) -> bool {
         false
     }
+
+    /// Whether nodes choose their subnets from the network's pool. Default: yes. Where they do not, as with Kubernetes'
+    /// podCIDRs, [`assign`](Self::assign) gives them some, and the networks of the checks have no pool.
+    fn allocates(&self) -> bool {
+        true
+    }
+
+    /// Gives a node its subnets, in the place of those it had, where nodes do not choose them.
+    async fn assign(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) {
+        let _ = (node, subnets);
+    }
+
+    /// Takes the backing out of the reach of all handles, or brings it back. Returns whether that can be done: if not, the
+    /// check that asked is passed. Default: it cannot.
+    async fn outage(&mut self, outage: Outage) -> bool {
+        let _ = outage;
+        false
+    }
+}
+
+/// What becomes of a backing's reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outage {
+    /// Nothing is answered from now on.
+    Begins,
+    /// Everything is as before.
+    Ends,
 }
 
 /// Which families the network of a check has.
@@ -95,34 +123,44 @@ impl fmt::Display for Families {
     }
 }
 
-/// Every check, for networks of each choice of families.
+/// Every check that the store can be held to, for networks of each choice of families.
 pub async fn all(harness: &mut dyn Harness) {
     for families in Families::ALL {
         this_node_is_known_as_the_harness_says(harness, families).await;
         config_round_trip(harness, families).await;
         acquire_is_idempotent_per_node(harness, families).await;
-        a_preferred_subnet_is_had_if_free(harness, families).await;
-        racing_nodes_get_subnets_of_their_own(harness, families).await;
-        a_full_pool_is_exhausted_until_a_release(harness, families).await;
-        a_widened_pool_is_used_at_once(harness, families).await;
         previous_survives_reopening(harness, families).await;
         renew_extends_and_publishes(harness, families).await;
         renew_of_a_deleted_lease_is_lost(harness, families).await;
-        renew_of_a_retaken_lease_is_lost(harness, families).await;
-        release_frees_and_leaves_a_successor_alone(harness, families).await;
-        a_lease_that_fits_no_longer_is_replaced(harness, families).await;
-        another_nodes_lease_under_the_same_identity_is_left_alone(harness, families).await;
-        another_nodes_lease_with_equal_attributes_is_left_alone(harness, families).await;
         watch_begins_with_everything_in_order_of_creation(harness, families).await;
         watch_follows_writes_of_another_handle(harness, families).await;
         a_bad_record_is_present_and_hurts_no_other(harness, families).await;
-        an_expired_lease_goes_and_its_subnet_is_free(harness, families).await;
+        an_outage_is_said_and_over_when_it_ends(harness, families).await;
+        if harness.allocates() {
+            allocating(harness, families).await;
+        } else {
+            assigned_subnets_are_waited_for_and_followed(harness, families).await;
+        }
     }
+}
+
+/// The checks of stores whose nodes choose their subnets.
+async fn allocating(harness: &mut dyn Harness, families: Families) {
+    a_preferred_subnet_is_had_if_free(harness, families).await;
+    racing_nodes_get_subnets_of_their_own(harness, families).await;
+    a_full_pool_is_exhausted_until_a_release(harness, families).await;
+    a_widened_pool_is_used_at_once(harness, families).await;
+    renew_of_a_retaken_lease_is_lost(harness, families).await;
+    release_frees_and_leaves_a_successor_alone(harness, families).await;
+    a_lease_that_fits_no_longer_is_replaced(harness, families).await;
+    another_nodes_lease_under_the_same_identity_is_left_alone(harness, families).await;
+    another_nodes_lease_with_equal_attributes_is_left_alone(harness, families).await;
+    an_expired_lease_goes_and_its_subnet_is_free(harness, families).await;
 }
 
 /// Handles say who this node is, the same each time: by name, or by address where the harness says so.
 pub async fn this_node_is_known_as_the_harness_says(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
     let node = ok(one.this_node().await, "this_node");
     assert_eq!(node.name.is_none(), harness.is_by_address(), "this_node: {node:?}");
@@ -132,11 +170,11 @@ pub async fn this_node_is_known_as_the_harness_says(harness: &mut dyn Harness, f
 
 /// The configuration comes out as it went in, and a change is seen by handles opened before.
 pub async fn config_round_trip(harness: &mut dyn Harness, families: Families) {
-    let first = network(families, 1, 64);
+    let first = network_for(&*harness, families, 1, 64);
     harness.fresh(&first).await;
     let store = harness.open().await;
     assert_eq!(ok(store.network_config().await, "network_config"), first, "network_config: not what was put");
-    let second = network(families, 100, 8);
+    let second = network_for(&*harness, families, 100, 8);
     harness.put_config(&second).await;
     let read = ok(store.network_config().await, "network_config");
     assert_eq!(read, second, "network_config: a changed configuration must be read again, not kept");
@@ -144,10 +182,10 @@ pub async fn config_round_trip(harness: &mut dyn Harness, families: Families) {
 
 /// A node that asks again has its own lease again, with the attributes it asks with now.
 pub async fn acquire_is_idempotent_per_node(harness: &mut dyn Harness, families: Families) {
-    let config = network(families, 1, 64);
+    let config = network_for(&*harness, families, 1, 64);
     harness.fresh(&config).await;
     let (one, two) = (harness.open().await, harness.open().await);
-    let node = Node::new(0, families);
+    let node = Node::ready(&*harness, 0, families).await;
     let first = node.acquire(&*one).await;
     assert!(all_compatible(&config, &first.subnets), "acquire: {:?} does not fit {families}", first.subnets);
     assert_eq!(first.attrs, node.attrs, "acquire: must publish want.attrs");
@@ -257,10 +295,39 @@ pub async fn a_widened_pool_is_used_at_once(harness: &mut dyn Harness, families:
     assert_eq!(first.acquire(&*store).await.subnets, held.subnets, "acquire: a wider pool must not cost a lease");
 }
 
+/// A node has no lease before it was assigned subnets, and then one of exactly these. Where it is assigned others, its
+/// lease is lost, and the next one is of those.
+pub async fn assigned_subnets_are_waited_for_and_followed(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
+    let store = harness.open().await;
+    let node = Node::new(0, families);
+    match store.acquire(&node.id, node.want().preferring(subnets(families, 7))).await {
+        Err(SubnetError::Unconfigured { at, reason }) => {
+            assert!(!at.is_empty() && !reason.is_empty(), "acquire: must say what is waited for: {at:?}: {reason:?}");
+        }
+        other => panic!("acquire: a node without subnets must be SubnetError::Unconfigured, not {other:?}"),
+    }
+    harness.assign(&node.id, &subnets(families, 5)).await;
+    let lease = node.acquire_preferring(&*store, subnets(families, 7)).await;
+    assert_eq!(lease.subnets, subnets(families, 5), "acquire: not what the node was assigned");
+    harness.assign(&node.id, &subnets(families, 6)).await;
+    assert_lost(store.renew(&lease).await, "of subnets that the node has no longer");
+    let previous = ok(store.previous(&node.id).await, "previous");
+    assert!(
+        previous.iter().all(|lease| lease.subnets == subnets(families, 6)),
+        "previous: subnets that the node has no longer: {previous:?}"
+    );
+    let lease = node.acquire_preferring(&*store, lease.subnets).await;
+    assert_eq!(lease.subnets, subnets(families, 6), "acquire: not what the node was assigned last");
+    let records = snapshot(&*store).await;
+    assert_eq!(records.len(), 1, "acquire: must replace the record: {records:?}");
+    assert_eq!(snapshot_key(&records, &lease.key).subnets, lease.subnets, "watch: not what acquire returned");
+}
+
 /// What a node held is known to a handle opened later, and only to that node.
 pub async fn previous_survives_reopening(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
-    let node = Node::new(0, families);
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
+    let node = Node::ready(&*harness, 0, families).await;
     let store = harness.open().await;
     let none = ok(store.previous(&node.id).await, "previous");
     assert_eq!(none, [], "previous: a node that never had a lease has none");
@@ -271,7 +338,7 @@ pub async fn previous_survives_reopening(harness: &mut dyn Harness, families: Fa
         panic!("previous: the lease acquired through another handle is not found")
     };
     assert_same(&previous, &lease, "previous");
-    let stranger = Node::new(1, families);
+    let stranger = Node::ready(&*harness, 1, families).await;
     assert_eq!(ok(store.previous(&stranger.id).await, "previous"), [], "previous: a stranger's lease is not ours");
     ok(store.renew(&previous).await, "renew of what previous returned");
 }
@@ -279,9 +346,9 @@ pub async fn previous_survives_reopening(harness: &mut dyn Harness, families: Fa
 /// A renewal ends later than what it renews, shows changed attributes to others, and may be tried again when its
 /// outcome is unknown (docs/faults.md, L10).
 pub async fn renew_extends_and_publishes(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
-    let node = Node::new(0, families);
+    let node = Node::ready(&*harness, 0, families).await;
     let lease = node.acquire(&*one).await;
     let changed = Lease { attrs: node.clone().with_data(2).attrs, ..lease.clone() };
     let renewed = ok(one.renew(&changed).await, "renew");
@@ -306,9 +373,9 @@ pub async fn renew_extends_and_publishes(harness: &mut dyn Harness, families: Fa
 
 /// A lease whose record is gone is lost, and renewing it writes nothing (docs/faults.md, L11).
 pub async fn renew_of_a_deleted_lease_is_lost(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
-    let lease = Node::new(0, families).acquire(&*store).await;
+    let lease = Node::ready(&*harness, 0, families).await.acquire(&*store).await;
     harness.delete(&lease.key).await;
     assert_lost(store.renew(&lease).await, "deleted");
     let records = snapshot(&*store).await;
@@ -401,6 +468,15 @@ impl Node {
         Want::new(self.attrs.clone())
     }
 
+    /// A node that can take a lease: where the store does not let it choose, it was assigned subnets.
+    async fn ready(harness: &dyn Harness, n: u16, families: Families) -> Self {
+        let node = Self::new(n, families);
+        if !harness.allocates() {
+            harness.assign(&node.id, &subnets(families, n + 1)).await;
+        }
+        node
+    }
+
     async fn acquire(&self, store: &dyn SubnetManager) -> Lease {
         self.acquire_preferring(store, Dual::default()).await
     }
@@ -408,6 +484,15 @@ impl Node {
     async fn acquire_preferring(&self, store: &dyn SubnetManager, preferred: Dual<Prefix>) -> Lease {
         ok(soon("acquire", store.acquire(&self.id, self.want().preferring(preferred))).await, "acquire")
     }
+}
+
+/// The network of a check: with a pool where the store allocates.
+fn network_for(harness: &dyn Harness, families: Families, first: u16, count: u16) -> NetworkConfig {
+    let mut config = network(families, first, count);
+    if !harness.allocates() {
+        config.networks = config.networks.map(|_, network| Network { pool: None, ..network.clone() });
+    }
+    config
 }
 
 /// A network whose pool is the subnets number `first` and on, `count` of them.

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flannel_core::lease::{Fence, Lease, LeaseKey};
-use flannel_core::net::Family;
+use flannel_core::clock::TokioClock;
+use flannel_core::lease::{BadRecord, Fence, Lease, LeaseKey};
+use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::{Contact, Event, LossPolicy, LossReason, Overlay, OverlayError, Phase};
+use flannel_core::testing::MemorySubnets;
 use tokio::time::Instant;
 
 use crate::node::{Agent, Node, config, eventually, parse, pass, public, subnet};
@@ -96,15 +98,56 @@ async fn policy_stop_ends_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_record_is_lost_and_the_same_subnet_taken_again() {
+async fn the_record_of_a_named_node_is_written_again_whatever_is_done_to_it() {
     let node = Node::alone();
     let mut agent = node.run();
-    let before = agent.ready().await.lease.unwrap();
-    node.store.delete(&node.key());
-    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
-    assert_eq!(lost, Event::LeaseLost(LossReason::Deleted));
-    let after = agent.ready().await.lease.unwrap();
-    assert_eq!((before.subnets, node.record().unwrap().subnets), (after.subnets, before.subnets));
+    let held = agent.ready().await.lease.unwrap();
+    let edited = |edit: fn(&mut Lease)| {
+        let mut lease = Lease::clone(&held);
+        edit(&mut lease);
+        lease
+    };
+    let no_data = edited(|lease| lease.attrs.backend_data.v4 = None);
+    let other_address = edited(|lease| {
+        lease.attrs.public_ip.v4 = Some(public(Family::V4, 99));
+        lease.fence = Fence(Some("another".into()));
+    });
+    let acts: [(&str, &dyn Fn()); 4] = [
+        ("removed", &|| assert!(node.store.delete(&node.key()))),
+        ("damaged", &|| node.store.insert_bad(&node.key(), BadRecord::new("torn", Dual::default()))),
+        ("edited", &|| node.store.insert([no_data.clone()])),
+        ("edited to say another address", &|| node.store.insert([other_address.clone()])),
+    ];
+    for (what, act) in acts {
+        // The answers come at once again.
+        pass(60.0).await;
+        agent.drain();
+        act();
+        let event = agent.event(|event| matches!(event, Event::LeaseRenewed(_) | Event::LeaseLost(_))).await;
+        assert!(matches!(event, Event::LeaseRenewed(_)), "{what}: {event:?}");
+        let record = node.record().expect(what);
+        assert_eq!((record.attrs, record.subnets), (held.attrs.clone(), held.subnets), "{what}");
+        assert_eq!(agent.status().phase, Phase::Ready, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_assigned_its_subnets_waits_for_them_and_follows_them() {
+    let clock = Arc::new(TokioClock::new());
+    let store = MemorySubnets::assigned(config(), None, Arc::clone(&clock) as _);
+    let node = Node::new(200, &store, &clock);
+    let mut agent = node.run();
+    let waits = "node node-200: no subnets were assigned to it yet";
+    agent.until(|status| matches!(&status.store, Contact::Lost { error, .. } if error == waits)).await;
+    for n in [5, 6] {
+        node.store.assign(&node.identity(), Dual { v4: Some(subnet(n)), v6: None });
+        agent.until(|status| status.lease.as_ref().is_some_and(|lease| lease.subnets.v4 == Some(subnet(n)))).await;
+        agent.ready().await;
+        let addresses = node.kernel.snapshot().matching("dev tun4.1").join("\n");
+        assert!(addresses.contains(&format!("addr 10.42.{n}.0/32")), "{addresses}");
+    }
+    let lost = losses(&agent.drain());
+    assert!(matches!(&lost[..], [LossReason::Refused(reason)] if reason.contains("10.42.6.0/24")), "{lost:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -142,7 +185,7 @@ async fn a_node_known_by_its_address_acquires_by_the_one_it_has_now() {
 
 #[tokio::test(start_paused = true)]
 async fn a_record_deleted_while_it_was_being_renewed_is_noticed_too() {
-    let node = Node::alone();
+    let node = Node::alone().known_by_address();
     let store = Away::new(&node.store);
     let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store.clone()));
     let lease = agent.ready().await.lease.unwrap();
@@ -155,33 +198,6 @@ async fn a_record_deleted_while_it_was_being_renewed_is_noticed_too() {
     node.store.delete(&node.key());
     agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
     eventually("the record is back", || node.record().is_some_and(|record| record.subnets == lease.subnets)).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_record_taken_by_another_node_is_lost() {
-    let node = Node::alone();
-    let mut agent = node.run();
-    let mut taken = Lease::clone(&*agent.ready().await.lease.unwrap());
-    taken.attrs.public_ip.v4 = Some(public(Family::V4, 99));
-    taken.fence = Fence(Some("another".into()));
-    node.store.insert([taken]);
-    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
-    assert_eq!(lost, Event::LeaseLost(LossReason::Taken));
-    agent.ready().await;
-    assert_eq!(node.record().unwrap().attrs.public_ip.v4, Some(public(Family::V4, 200)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_edited_record_is_written_again_without_loss() {
-    let node = Node::alone();
-    let mut agent = node.run();
-    let held = agent.ready().await.lease.unwrap();
-    let mut edited = Lease::clone(&held);
-    edited.attrs.backend_data.v4 = None;
-    node.store.insert([edited]);
-    agent.event(|event| matches!(event, Event::LeaseRenewed(_))).await;
-    assert_eq!(node.record().unwrap().attrs, held.attrs);
-    assert!(losses(&agent.drain()).is_empty());
 }
 
 #[tokio::test(start_paused = true)]

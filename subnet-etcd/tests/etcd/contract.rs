@@ -8,7 +8,7 @@ use etcd_client::Client;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::LeaseKey;
 use flannel_core::subnet::SubnetManager;
-use flannel_core::testing::store_contract::{self, Harness};
+use flannel_core::testing::store_contract::{self, Harness, Outage};
 use flannel_subnet_etcd::{Config, EtcdSubnets, KeyPrefix};
 use testkit::etcd::{Etcd, Options, Version};
 
@@ -68,6 +68,14 @@ impl Harness for Backing {
     }
 
     fn is_by_address(&self) -> bool {
+        true
+    }
+
+    async fn outage(&mut self, outage: Outage) -> bool {
+        match outage {
+            Outage::Begins => (0..self.etcd.endpoints().len()).for_each(|n| self.etcd.kill(n)),
+            Outage::Ends => self.etcd.restart_all().unwrap(),
+        }
         true
     }
 }

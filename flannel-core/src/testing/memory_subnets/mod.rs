@@ -5,6 +5,7 @@ mod records;
 mod tests;
 mod watching;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use futures_util::stream::BoxStream;
 use crate::clock::{BootTime, Clock, SystemClock};
 use crate::config::NetworkConfig;
 use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, Record};
+use crate::net::{Dual, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use records::{Inner, Known};
 
@@ -60,6 +62,20 @@ impl MemorySubnets {
     /// The same, for nodes that are known by the address they publish, as in etcd.
     pub fn by_address(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
         Self::known_by(Known::Address, config, ttl, clock)
+    }
+
+    /// An empty store of nodes that have names and do not choose their subnets, as with Kubernetes' podCIDRs: each waits
+    /// until it was [assigned](Self::assign) some. Pools of the configuration mean nothing here.
+    pub fn assigned(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
+        let store = Self::known_by(Known::Name, config, ttl, clock);
+        store.shared.lock().assigned = Some(BTreeMap::new());
+        store
+    }
+
+    /// Assigns a node its subnets, in the place of those it had, in a store that [`assigned`](Self::assigned) made; without
+    /// effect in others. Its record says so at once.
+    pub fn assign(&self, node: &NodeIdentity, subnets: Dual<Prefix>) {
+        self.shared.lock().assign(node, subnets);
     }
 
     fn known_by(known_by: Known, config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {

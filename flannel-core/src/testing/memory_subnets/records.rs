@@ -25,6 +25,8 @@ pub(super) enum Known {
 pub(super) struct Inner {
     pub(super) known_by: Known,
     pub(super) config: NetworkConfig,
+    /// The subnets of each node by its name, where nodes do not choose them.
+    pub(super) assigned: Option<BTreeMap<String, Dual<Prefix>>>,
     /// How long a lease lasts; `None`: for ever.
     ttl: Option<Duration>,
     revision: u64,
@@ -41,6 +43,7 @@ impl Inner {
         Self {
             known_by,
             config,
+            assigned: None,
             ttl,
             revision: 0,
             records: BTreeMap::new(),
@@ -108,6 +111,16 @@ impl Inner {
 
     /// Takes the same as a store in etcd would where nodes are known by their address.
     pub(super) fn acquire(&mut self, node: &NodeIdentity, want: Want, now: BootTime) -> Result<Lease, SubnetError> {
+        match self.assigned_to(node.as_str()) {
+            None => {}
+            Some(Some(subnets)) => return Ok(self.write_assigned(LeaseKey::new(node.as_str()), subnets, want, now)),
+            Some(None) => {
+                return Err(SubnetError::Unconfigured {
+                    at: format!("node {}", node.as_str()),
+                    reason: "no subnets were assigned to it yet".to_owned(),
+                });
+            }
+        }
         let mut own = self.leases_of(node);
         let is_reserved = |lease: &Lease| lease.expires.is_none() && lease.attrs.are_addresses_alone();
         own.retain(|lease| self.known_by == Known::Name || want.is_own(lease) || is_reserved(lease));
@@ -142,8 +155,36 @@ impl Inner {
             Some(current) if current.subnets != lease.subnets || current.fence != lease.fence => {
                 Err(SubnetError::Lost(format!("record {} was written by another", lease.key)))
             }
-            Some(_) => Ok(self.write(lease.clone(), now)),
+            Some(_) => match self.assigned_to(lease.key.as_str()) {
+                Some(subnets) if subnets != Some(lease.subnets) => {
+                    Err(SubnetError::Lost(format!("node {} was assigned other subnets", lease.key)))
+                }
+                _ => Ok(self.write(lease.clone(), now)),
+            },
         }
+    }
+
+    /// The subnets that the node of this name was assigned, if any yet; `None` where nodes choose them.
+    fn assigned_to(&self, name: &str) -> Option<Option<Dual<Prefix>>> {
+        self.assigned.as_ref().map(|assigned| assigned.get(name).copied())
+    }
+
+    pub(super) fn assign(&mut self, node: &NodeIdentity, subnets: Dual<Prefix>) {
+        let Some(assigned) = &mut self.assigned else { return };
+        assigned.insert(node.as_str().to_owned(), subnets);
+        let key = LeaseKey::new(node.as_str());
+        let Some(Ok(lease)) = self.records.get(&key).map(|record| record.lease.clone()) else { return };
+        if lease.subnets != subnets {
+            let fence = Fence(Some((self.revision + 1).to_string().into()));
+            self.put(key, Ok(Arc::new(Lease { subnets, fence, ..Lease::clone(&lease) })));
+        }
+    }
+
+    fn write_assigned(&mut self, key: LeaseKey, subnets: Dual<Prefix>, want: Want, now: BootTime) -> Lease {
+        let current = self.records.get(&key).and_then(|record| record.lease.as_ref().ok());
+        let same = current.filter(|current| current.subnets == subnets);
+        let fence = same.map(|current| current.fence.clone()).unwrap_or_default();
+        self.write(Lease { key, subnets, attrs: want.attrs, expires: None, fence }, now)
     }
 
     pub(super) fn release(&mut self, lease: &Lease) {

@@ -10,9 +10,9 @@ use super::{Fault, MemorySubnets};
 use crate::clock::SystemClock;
 use crate::config::{Allocation, NetworkConfig};
 use crate::lease::{BadRecord, Lease, LeaseAttrs, LeaseEvent, LeaseKey};
-use crate::net::Dual;
+use crate::net::{Dual, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use crate::testing::store_contract::{self, Harness};
+use crate::testing::store_contract::{self, Harness, Outage};
 
 fn store(network: &str) -> MemorySubnets {
     let json = format!("{{\"Network\":\"{network}\"}}");
@@ -42,9 +42,14 @@ fn by_address(config: &NetworkConfig) -> MemorySubnets {
     MemorySubnets::by_address(config.clone(), None, Arc::new(SystemClock::default()))
 }
 
+fn assigned(config: &NetworkConfig) -> MemorySubnets {
+    let store = MemorySubnets::assigned(config.clone(), None, Arc::new(SystemClock::default()));
+    store.for_node(ThisNode::named(NodeIdentity::new("a").unwrap()))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_the_contract_of_lease_stores() {
-    for make in [by_name, by_address] {
+    for make in [by_name, by_address, assigned] {
         store_contract::all(&mut Memory { store: store("10.5.0.0/16"), make }).await;
     }
 }
@@ -83,6 +88,22 @@ impl Harness for Memory {
 
     fn is_by_address(&self) -> bool {
         std::ptr::fn_addr_eq(self.make, by_address as fn(&NetworkConfig) -> MemorySubnets)
+    }
+
+    fn allocates(&self) -> bool {
+        !std::ptr::fn_addr_eq(self.make, assigned as fn(&NetworkConfig) -> MemorySubnets)
+    }
+
+    async fn assign(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) {
+        self.store.assign(node, *subnets);
+    }
+
+    async fn outage(&mut self, outage: Outage) -> bool {
+        match outage {
+            Outage::Begins => self.store.outage(),
+            Outage::Ends => self.store.recover(),
+        }
+        true
     }
 }
 

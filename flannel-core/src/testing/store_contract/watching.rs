@@ -2,23 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
-use super::{Families, Harness, Node, assert_disjoint, assert_lost, chain, network, ok};
+use super::{
+    Families, Harness, Node, Outage, assert_disjoint, assert_lost, assert_same, chain, network, network_for, ok, soon,
+};
 use crate::lease::{Lease, LeaseEvent, LeaseKey, Record};
 use crate::subnet::{SubnetError, SubnetManager};
 
 /// The first event is a [`LeaseEvent::Reset`] with all records, the own one too, and `created` grows in their order.
 pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
     assert!(snapshot(&*store).await.is_empty(), "watch: an empty store begins with an empty Reset");
     let mut leases = Vec::new();
     // The highest number first: the order is not that of the keys.
     for n in (0..5).rev() {
-        leases.push(Node::new(n, families).acquire(&*store).await);
+        leases.push(Node::ready(&*harness, n, families).await.acquire(&*store).await);
     }
     ok(store.renew(&leases[0]).await, "renew");
     let records = snapshot(&*harness.open().await).await;
@@ -36,10 +39,10 @@ pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn
 
 /// New, changed and released leases are seen, one by one, whoever wrote them.
 pub async fn watch_follows_writes_of_another_handle(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
     let mut watchers = [Watcher::open(&*one).await, Watcher::open(&*two).await];
-    let (a, b) = (Node::new(0, families), Node::new(1, families));
+    let (a, b) = (Node::ready(&*harness, 0, families).await, Node::ready(&*harness, 1, families).await);
     let mine = a.acquire(&*one).await;
     let theirs = b.acquire(&*two).await;
     for watcher in &mut watchers {
@@ -65,9 +68,9 @@ pub async fn watch_follows_writes_of_another_handle(harness: &mut dyn Harness, f
 
 /// What does not parse is present and bad, never absent, and all else works on (docs/faults.md, L12).
 pub async fn a_bad_record_is_present_and_hurts_no_other(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
-    let (a, b) = (Node::new(0, families), Node::new(1, families));
+    let (a, b) = (Node::ready(&*harness, 0, families).await, Node::ready(&*harness, 1, families).await);
     let (bad, good) = (a.acquire(&*store).await, b.acquire(&*store).await);
     let mut watcher = Watcher::open(&*store).await;
     if !harness.put_raw_bad(&bad.key).await {
@@ -85,7 +88,7 @@ pub async fn a_bad_record_is_present_and_hurts_no_other(harness: &mut dyn Harnes
     );
     assert!(holds(&records, &good), "watch: a bad record must not hide others: {records:?}");
     ok(store.renew(&good).await, "renew beside a bad record");
-    let late = Node::new(2, families).acquire(&*store).await;
+    let late = Node::ready(&*harness, 2, families).await.acquire(&*store).await;
     watcher.until("a new lease beside a bad record", |seen| holds(seen, &late)).await;
 }
 
@@ -107,6 +110,42 @@ pub async fn an_expired_lease_goes_and_its_subnet_is_free(harness: &mut dyn Harn
     assert_eq!(heir.subnets, dead.subnets, "acquire: the subnet of an expired lease must be free");
     let back = a.acquire(&*store).await;
     assert_disjoint(&[back, heir]);
+}
+
+/// A store that is out of reach is [`SubnetError::Unavailable`] in every call, and its watch says so; when it is back,
+/// calls work again and the same watch goes on, complete.
+pub async fn an_outage_is_said_and_over_when_it_ends(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
+    let store = harness.open().await;
+    let (one, two) = (Node::ready(&*harness, 0, families).await, Node::ready(&*harness, 1, families).await);
+    let held = one.acquire(&*store).await;
+    let mut watcher = Watcher::open(&*store).await;
+    if !harness.outage(Outage::Begins).await {
+        return;
+    }
+    let unavailable = |error: Option<SubnetError>, doing: &str| match error {
+        Some(SubnetError::Unavailable { .. }) => {}
+        other => panic!("{doing}: a store out of reach must be SubnetError::Unavailable, not {other:?}"),
+    };
+    unavailable(soon("renew ends", store.renew(&held)).await.err(), "renew");
+    unavailable(soon("network_config ends", store.network_config()).await.err(), "network_config");
+    unavailable(soon("previous ends", store.previous(&one.id)).await.err(), "previous");
+    unavailable(soon("acquire ends", store.acquire(&two.id, two.want())).await.err(), "acquire");
+    watcher.trouble().await;
+    assert!(harness.outage(Outage::Ends).await);
+    let renewed = soon("renew works again", async {
+        loop {
+            match store.renew(&held).await {
+                Ok(lease) => return lease,
+                Err(SubnetError::Unavailable { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(other) => panic!("renew after an outage: {}", chain(&other)),
+            }
+        }
+    })
+    .await;
+    assert_same(&renewed, &held, "renew after an outage");
+    let other = two.acquire(&*store).await;
+    watcher.until("both leases after the outage", |seen| holds(seen, &renewed) && holds(seen, &other)).await;
 }
 
 type Records = BTreeMap<LeaseKey, Record>;
@@ -170,6 +209,21 @@ impl Watcher {
         };
         let reached = tokio::time::timeout(super::PATIENCE, reached).await.is_ok();
         assert!(reached, "watch: not seen within {:?}: {what}; {last}; seen: {:?}", super::PATIENCE, self.seen);
+    }
+
+    /// Waits until the watch says that something is wrong.
+    async fn trouble(&mut self) {
+        let trouble = async {
+            loop {
+                match self.stream.next().await {
+                    Some(Ok(event)) => self.fold(event),
+                    Some(Err(_)) => return,
+                    None => panic!("watch: the stream must never end, but did in an outage"),
+                }
+            }
+        };
+        let told = tokio::time::timeout(super::PATIENCE, trouble).await.is_ok();
+        assert!(told, "watch: no error within {:?} while the store is out of reach", super::PATIENCE);
     }
 
     fn fold(&mut self, event: LeaseEvent) {
