@@ -118,7 +118,7 @@ pub enum Skip {
 ///
 /// No I/O, no clock, no memory. One part of the result is the node's own ([`base`](Backend::base)), one is each peer's
 /// ([`peer`](Backend::peer)); their keys are disjoint.
-#[cfg_attr(feature = "testing", mockall::automock)]
+#[cfg_attr(feature = "mock", mockall::automock)]
 pub trait Backend: Send + Sync + 'static {
     /// Its name, as in the configuration's `Backend.Type`.
     fn name(&self) -> &'static str;

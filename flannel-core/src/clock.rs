@@ -26,7 +26,7 @@ impl BootTime {
 }
 
 /// Where the agent reads the time: the seam that lets tests run an hour in a millisecond.
-#[cfg_attr(feature = "testing", mockall::automock)]
+#[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Clock: Send + Sync + 'static {
     /// Now. Never goes back.

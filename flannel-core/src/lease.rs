@@ -12,8 +12,7 @@ use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
 use crate::text::Plain;
 
-pub(crate) use bounds::weight;
-pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, is_complete, keep_oldest};
+pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, is_complete, keep_oldest, weight};
 
 /// What the store calls a lease: an etcd key, a Kubernetes node, a file's name. Opaque to all but the store.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -7,7 +7,7 @@ pub mod backend;
 pub mod backoff;
 pub mod clock;
 pub mod config;
-mod files;
+pub mod files;
 pub mod firewall;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

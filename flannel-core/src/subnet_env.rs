@@ -1,19 +1,14 @@
 //! `subnet.env`: what the CNI plug-in reads (docs/compatibility.md, "`subnet.env`").
 
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::config::pool::{address, number};
-use crate::files::{self, Trust};
+use crate::files::{self, FileError, Mode, Trust};
 use crate::net::{Dual, Family, Mtu, Prefix, split_cidr};
 
 /// The largest file that is read, in bytes. Flannel's has less than 300.
 const MAX_BYTES: u64 = 64 << 10;
-/// The permissions that a replaced file hands on: none for others to write, for what it says is trusted.
-#[cfg(unix)]
-const MODES: u32 = 0o755;
 
 /// The values of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,24 +30,6 @@ pub enum Kept {
     Same,
     /// It wrote the file.
     Written,
-}
-
-/// The file could not be read or written. A file that was there is still whole.
-///
-/// Retry with back-off once the remedy is applied.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {doing} {}: {remedy}", path.display())]
-#[non_exhaustive]
-pub struct SubnetEnvError {
-    /// What was being done.
-    pub doing: &'static str,
-    /// The file or directory.
-    pub path: PathBuf,
-    /// What to do about it.
-    pub remedy: &'static str,
-    /// Why.
-    #[source]
-    pub source: io::Error,
 }
 
 impl SubnetEnv {
@@ -103,11 +80,11 @@ impl SubnetEnv {
     /// of former runs are looked for.
     ///
     /// # Errors
-    /// [`SubnetEnvError`] when it is there and cannot be read.
-    pub fn read(path: &Path) -> Result<Option<Self>, SubnetEnvError> {
+    /// [`FileError`] when it is there and cannot be read.
+    pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
         match files::read(path, Trust::Owners, MAX_BYTES) {
             Ok(bytes) => Ok(bytes.map(|bytes| Self::parse(&String::from_utf8_lossy(&bytes)))),
-            Err(error) => Err(failure("read", path, error.into_io())),
+            Err(error) => Err(FileError::new("read", path, error.into_io())),
         }
     }
 
@@ -118,9 +95,9 @@ impl SubnetEnv {
     /// Blocks on the disk: not for an async task.
     ///
     /// # Errors
-    /// [`SubnetEnvError`]: the old file, if any, is as it was.
-    pub fn write(&self, path: &Path) -> Result<(), SubnetEnvError> {
-        replace(path, self.render().as_bytes())
+    /// [`FileError`]: the old file, if any, is as it was.
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        files::replace(path, Mode::Public, MAX_BYTES, |file| file.write_all(self.render().as_bytes()))
     }
 
     /// Writes the file unless it says exactly this already.
@@ -129,7 +106,7 @@ impl SubnetEnv {
     ///
     /// # Errors
     /// As [`write`](Self::write).
-    pub fn keep(&self, path: &Path) -> Result<Kept, SubnetEnvError> {
+    pub fn keep(&self, path: &Path) -> Result<Kept, FileError> {
         // Whatever is there and cannot be read is to be replaced, too.
         let found = files::read(path, Trust::Owners, MAX_BYTES).ok().flatten();
         if found.is_some_and(|text| text == self.render().as_bytes()) {
@@ -137,35 +114,6 @@ impl SubnetEnv {
         }
         self.write(path).map(|()| Kept::Written)
     }
-}
-
-/// Puts `text` in the place of a file, as [`SubnetEnv::write`] says.
-pub(crate) fn replace(path: &Path, text: &[u8]) -> Result<(), SubnetEnvError> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    make_dirs(dir).map_err(|source| failure("create the directory", dir, source))?;
-    clear_leftovers(dir, path);
-    let temporary = temporary_beside(path);
-    let written = write_temporary(&temporary, path, text).and_then(|()| fs::rename(&temporary, path));
-    if let Err(source) = written {
-        // What is left of a failed attempt is of no use; that it may not go away either is no further trouble.
-        let _ = fs::remove_file(&temporary);
-        return Err(failure("write", path, source));
-    }
-    // The rename itself survives a crash only once the directory is on disk.
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| failure("sync the directory", dir, source))
-}
-
-fn write_temporary(temporary: &Path, target: &Path, text: &[u8]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    // Nobody else's before it has its mode, whatever the umask.
-    private(&mut options);
-    let mut file = options.write(true).create_new(true).open(temporary)?;
-    set_mode(&file, target)?;
-    file.write_all(text)?;
-    file.sync_all()
 }
 
 struct Keys {
@@ -208,94 +156,11 @@ fn only_cidr(list: &str, family: Family) -> Option<Prefix> {
     cidrs.next().is_none().then_some(only)
 }
 
-/// `.NAME.PID`: of two processes that write at once by mistake neither can tear the other's text.
-fn temporary_beside(path: &Path) -> PathBuf {
-    path.with_file_name(format!("{}{}", prefix_of_temporaries(path), std::process::id()))
-}
-
-fn prefix_of_temporaries(path: &Path) -> String {
-    format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
-}
-
-/// Drops what processes that were killed midway have left. What does not go away does no harm, and a process that writes
-/// at the same time after all sees its write fail, and tries again.
-fn clear_leftovers(dir: &Path, path: &Path) {
-    let prefix = prefix_of_temporaries(path);
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.strip_prefix(&prefix));
-        if process.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit())) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
-#[cfg(unix)]
-pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)
-}
-
-#[cfg(not(unix))]
-pub(crate) fn make_dirs(dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(dir)
-}
-
-#[cfg(unix)]
-pub(crate) fn private(options: &mut OpenOptions) {
-    use std::os::unix::fs::OpenOptionsExt;
-    options.mode(0o600);
-}
-
-#[cfg(not(unix))]
-pub(crate) fn private(_: &mut OpenOptions) {}
-
-#[cfg(unix)]
-fn set_mode(file: &File, target: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let found =
-        fs::metadata(target).ok().map(|found| (found.permissions().mode() & 0o7777, files::is_of_owner(&found)));
-    file.set_permissions(fs::Permissions::from_mode(new_mode(found)))
-}
-
-/// The mode of a file that replaces one of this mode, if there is one, and whether that belongs to root or to the own
-/// user: another's file says nothing about ours.
-#[cfg(unix)]
-fn new_mode(found: Option<(u32, bool)>) -> u32 {
-    match found {
-        Some((mode, true)) => mode & MODES,
-        _ => 0o644,
-    }
-}
-
-#[cfg(not(unix))]
-fn set_mode(_: &File, _: &Path) -> io::Result<()> {
-    Ok(())
-}
-
-fn failure(doing: &'static str, path: &Path, source: io::Error) -> SubnetEnvError {
-    SubnetEnvError { doing, path: path.to_owned(), remedy: remedy(&source), source }
-}
-
-/// What to do about a file that cannot be written.
-pub(crate) fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "let this process write to the directory",
-        io::ErrorKind::ReadOnlyFilesystem => "mount the file system writable or choose another path",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space on the file system",
-        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
-            "choose a path whose parents are directories"
-        }
-        _ => "see the cause, or choose another path",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::fs::Permissions;
+    use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
 
     fn dual() -> SubnetEnv {
@@ -349,34 +214,6 @@ mod tests {
         other.write(&path).unwrap();
         assert_eq!((mode(&path), SubnetEnv::read(&path).unwrap()), (0o600, Some(other)));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");
-    }
-
-    #[test]
-    fn a_mode_that_lets_others_write_is_not_kept_nor_that_of_another_users_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("subnet.env");
-        for (found, kept) in [(0o666, 0o644), (0o4777, 0o755), (0o640, 0o640), (0o444, 0o444)] {
-            dual().write(&path).unwrap();
-            fs::set_permissions(&path, Permissions::from_mode(found)).unwrap();
-            dual().write(&path).unwrap();
-            assert_eq!(mode(&path), kept, "{found:o}");
-            fs::remove_file(&path).unwrap();
-        }
-        assert_eq!([None, Some((0o600, true)), Some((0o600, false))].map(new_mode), [0o644, 0o600, 0o644]);
-    }
-
-    #[test]
-    fn what_a_killed_process_left_of_a_write_goes_with_the_next() {
-        let dir = tempfile::tempdir().unwrap();
-        let own = format!(".subnet.env.{}", std::process::id());
-        for name in [".subnet.env.4194304", &own, ".subnet.env.bak", ".subnet.env.", "other"] {
-            fs::write(dir.path().join(name), "FLANNEL_NETW").unwrap();
-        }
-        dual().write(&dir.path().join("subnet.env")).unwrap();
-        let entries = fs::read_dir(dir.path()).unwrap();
-        let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        left.sort();
-        assert_eq!(left, [".subnet.env.", ".subnet.env.bak", "other", "subnet.env"]);
     }
 
     #[test]

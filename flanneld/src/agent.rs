@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, Overlay, OverlayError};
-use flannel_core::subnet::{CachedSubnets, SubnetManager};
+use flannel_core::subnet::SubnetManager;
+use flannel_subnet_cached::CachedSubnets;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
+use flannel_core::files::FileError;
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
-use flannel_core::subnet::StateFileError;
 use flannel_core::text::Plain;
 
 use crate::client::{self, ClientError};
@@ -36,7 +36,7 @@ pub(crate) enum CommandError {
     #[error("removing the firewall's rules")]
     Firewall(#[from] FirewallError),
     #[error(transparent)]
-    StateFile(#[from] StateFileError),
+    StateFile(#[from] FileError),
     #[error("starting the runtime")]
     Runtime(#[source] io::Error),
     #[error("writing to stdout")]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use flannel_core::admit::Reason;
 use flannel_core::clock::BootTime;
 use flannel_core::overlay::{Challenged, Contact, EnvFile, Hearing, Phase, Status, WithheldBecause};
-use flannel_core::subnet::CachedSubnets;
 use flannel_core::text::Plain;
+use flannel_subnet_cached::CachedSubnets;
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::Rulebook;

@@ -4,4 +4,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| fuzz::bounded(bytes, || flannel_core::fuzzing::state_file(bytes)));
+fuzz_target!(|bytes: &[u8]| fuzz::bounded(bytes, || flannel_subnet_cached::fuzzing::state_file(bytes)));

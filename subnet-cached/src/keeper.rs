@@ -7,24 +7,25 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, OnceCell};
 
-use super::file::{self, StateFileError};
-use super::known::{Changed, Known};
-use super::wire;
-use crate::clock::{BootTime, Clock};
-use crate::lease::Lease;
-use crate::subnet::SubnetError;
-use crate::text::chain;
+use crate::MAX_BYTES;
+use crate::known::{Changed, Known};
+use crate::wire;
+use flannel_core::clock::{BootTime, Clock};
+use flannel_core::files::{self, FileError, Mode, Trust};
+use flannel_core::lease::Lease;
+use flannel_core::subnet::SubnetError;
+use flannel_core::text::chain;
 
 /// How long changes are gathered before they are written.
-pub(super) const SETTLE: Duration = Duration::from_secs(5);
+pub(crate) const SETTLE: Duration = Duration::from_secs(5);
 /// How far apart writes are at least, also after one that failed: a large and restless network must not wear a disk
 /// out.
-pub(super) const PACE: Duration = Duration::from_secs(30);
+pub(crate) const PACE: Duration = Duration::from_secs(30);
 
 /// The same after a write that failed because there is too much to keep, as long as it does not become clearly less.
-pub(super) const PACE_TOO_LARGE: Duration = Duration::from_secs(3600);
+pub(crate) const PACE_TOO_LARGE: Duration = Duration::from_secs(3600);
 
-pub(super) struct Keeper {
+pub(crate) struct Keeper {
     path: PathBuf,
     origin: String,
     clock: Arc<dyn Clock>,
@@ -54,7 +55,7 @@ struct State {
 }
 
 impl Keeper {
-    pub(super) fn new(path: PathBuf, origin: String, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(path: PathBuf, origin: String, clock: Arc<dyn Clock>) -> Self {
         Self {
             path,
             origin,
@@ -66,32 +67,32 @@ impl Keeper {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
     }
 
-    pub(super) fn now(&self) -> BootTime {
+    pub(crate) fn now(&self) -> BootTime {
         self.clock.now()
     }
 
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&self) -> Option<String> {
         self.state().trouble.clone()
     }
 
-    pub(super) fn stands_in(&self) -> bool {
+    pub(crate) fn stands_in(&self) -> bool {
         self.state().standing_in
     }
 
-    pub(super) fn known<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
+    pub(crate) fn known<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
         read(&self.state().known)
     }
 
     /// Takes in what the store itself has just said.
-    pub(super) fn learn(&self, learn: impl FnOnce(&mut Known) -> Changed) {
+    pub(crate) fn learn(&self, learn: impl FnOnce(&mut Known) -> Changed) {
         let now = self.now();
         let mut state = self.state();
         if std::mem::take(&mut state.standing_in) {
@@ -112,19 +113,19 @@ impl Keeper {
     }
 
     /// The store is about to be asked to publish this.
-    pub(super) fn asks(&self, lease: &Lease) {
+    pub(crate) fn asks(&self, lease: &Lease) {
         self.state().known.renewing(lease);
     }
 
     /// The number of a new watch.
-    pub(super) fn open(&self) -> u64 {
+    pub(crate) fn open(&self) -> u64 {
         let mut state = self.state();
         state.watches += 1;
         state.watches
     }
 
     /// Whether events of `watch` are to be taken in. Only one that has just said what is everything can begin.
-    pub(super) fn records(&self, watch: u64, begins: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn records(&self, watch: u64, begins: impl FnOnce() -> bool) -> bool {
         let mut state = self.state();
         if state.recorder.is_none() && begins() {
             state.recorder = Some(watch);
@@ -132,12 +133,12 @@ impl Keeper {
         state.recorder == Some(watch)
     }
 
-    pub(super) fn close(&self, watch: u64) {
+    pub(crate) fn close(&self, watch: u64) {
         self.state().recorder.take_if(|recorder| *recorder == watch);
     }
 
     /// Says once that the cache stands in for a store that is away.
-    pub(super) fn standing_in(&self, error: &SubnetError) {
+    pub(crate) fn standing_in(&self, error: &SubnetError) {
         if !std::mem::replace(&mut self.state().standing_in, true) {
             let error = chain(error);
             tracing::warn!(path = %self.path.display(), error, "going by the state file while the lease store is away");
@@ -145,7 +146,7 @@ impl Keeper {
     }
 
     /// Reads the file, once, if it can add anything.
-    pub(super) async fn recall(self: &Arc<Self>) {
+    pub(crate) async fn recall(self: &Arc<Self>) {
         if self.known(Known::is_whole) {
             return;
         }
@@ -159,8 +160,11 @@ impl Keeper {
     }
 
     /// What the file says; `None` where there is none. The error says in words why it is of no use.
-    pub(super) fn load(&self) -> Result<Option<Known>, String> {
-        let Some(bytes) = file::read(&self.path)? else { return Ok(None) };
+    pub(crate) fn load(&self) -> Result<Option<Known>, String> {
+        let Some(bytes) = files::read(&self.path, Trust::OwnersAlone, MAX_BYTES).map_err(|error| error.to_string())?
+        else {
+            return Ok(None);
+        };
         wire::parse(&bytes, &self.origin, self.clock.now(), wall_clock()).map(Some)
     }
 
@@ -175,19 +179,19 @@ impl Keeper {
     }
 
     /// A change of what [`write_due`](Self::write_due) says.
-    pub(super) fn changes(&self) -> tokio::sync::futures::Notified<'_> {
+    pub(crate) fn changes(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
 
     /// When to write, if there is something to write.
-    pub(super) fn write_due(&self) -> Option<BootTime> {
+    pub(crate) fn write_due(&self) -> Option<BootTime> {
         let state = self.state();
         let since = state.unsaved.filter(|_| state.known.is_whole())?;
         Some(since.after(SETTLE).max(state.not_before))
     }
 
     /// Writes the file if it lacks something. Blocks on the disk.
-    pub(super) fn write(&self) -> Result<(), StateFileError> {
+    pub(crate) fn write(&self) -> Result<(), FileError> {
         // Nothing is left half-done by a holder that panicked: it only ever replaces the file.
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.now();
@@ -200,7 +204,9 @@ impl Keeper {
             (state.known.clone(), since)
         };
         let weight = known.weight();
-        let written = file::replace(&self.path, |to| wire::write(to, &known, &self.origin, now, wall_clock()));
+        let written = files::replace(&self.path, Mode::Private, MAX_BYTES, |to| {
+            wire::write(to, &known, &self.origin, now, wall_clock())
+        });
         let mut state = self.state();
         let was = std::mem::replace(&mut state.trouble, written.as_ref().err().map(|error| chain(error)));
         match &written {

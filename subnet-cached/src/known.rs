@@ -4,29 +4,29 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::records::Records;
-use crate::alloc;
-use crate::clock::BootTime;
-use crate::config::NetworkConfig;
-use crate::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record, is_complete, keep_oldest};
-use crate::net::Dual;
-use crate::subnet::{NodeIdentity, ThisNode};
+use crate::records::Records;
+use flannel_core::alloc;
+use flannel_core::clock::BootTime;
+use flannel_core::config::NetworkConfig;
+use flannel_core::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record, is_complete, keep_oldest};
+use flannel_core::net::Dual;
+use flannel_core::subnet::{NodeIdentity, ThisNode};
 
 /// What is known of a store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Known {
-    pub(super) this_node: Option<ThisNode>,
-    pub(super) config: Option<NetworkConfig>,
-    pub(super) own: Own,
-    pub(super) records: Option<Records>,
+pub(crate) struct Known {
+    pub(crate) this_node: Option<ThisNode>,
+    pub(crate) config: Option<NetworkConfig>,
+    pub(crate) own: Own,
+    pub(crate) records: Option<Records>,
     /// The public addresses that a renewal was last asked to publish: the store may show them before it answers, or
     /// instead of an answer.
-    pub(super) asked: Option<Dual<IpAddr>>,
+    pub(crate) asked: Option<Dual<IpAddr>>,
 }
 
 /// The lease of the node that lives here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) enum Own {
+pub(crate) enum Own {
     /// The store has not been asked.
     #[default]
     Unasked,
@@ -41,14 +41,14 @@ pub(super) enum Own {
 
 /// A record without its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) created: u64,
-    pub(super) lease: Result<Arc<Lease>, Box<BadRecord>>,
+pub(crate) struct Entry {
+    pub(crate) created: u64,
+    pub(crate) lease: Result<Arc<Lease>, Box<BadRecord>>,
 }
 
 /// Whether something that is kept on disk changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Changed {
+pub(crate) enum Changed {
     Yes,
     No,
 }
@@ -65,17 +65,17 @@ impl Changed {
 
 impl Known {
     /// The store says who this node is.
-    pub(super) fn identified(&mut self, node: &ThisNode) -> Changed {
+    pub(crate) fn identified(&mut self, node: &ThisNode) -> Changed {
         Changed::when(self.this_node.replace(node.clone()).as_ref() != Some(node))
     }
 
     /// Whether there is nothing that a state file could add, so that it may be written over.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.config.is_some() && self.own != Own::Unasked && self.records.is_some()
     }
 
     /// Fills what is not known from what was known `before`.
-    pub(super) fn recall(&mut self, before: Self) {
+    pub(crate) fn recall(&mut self, before: Self) {
         self.this_node = self.this_node.take().or(before.this_node);
         self.config = self.config.take().or(before.config);
         self.records = self.records.take().or(before.records);
@@ -85,11 +85,11 @@ impl Known {
     }
 
     /// What the records count as.
-    pub(super) fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         self.records.as_ref().map_or(0, Records::weight)
     }
 
-    pub(super) fn configured(&mut self, config: &NetworkConfig) -> Changed {
+    pub(crate) fn configured(&mut self, config: &NetworkConfig) -> Changed {
         let changed = self.config.as_ref() != Some(config);
         if changed {
             self.config = Some(config.clone());
@@ -98,7 +98,7 @@ impl Known {
     }
 
     /// The store says that `node` holds `lease`.
-    pub(super) fn held(&mut self, node: &NodeIdentity, lease: &Lease) -> Changed {
+    pub(crate) fn held(&mut self, node: &NodeIdentity, lease: &Lease) -> Changed {
         let own = Own::Held(node.clone(), lease.clone());
         let changed = self.own != own;
         self.own = own;
@@ -107,7 +107,7 @@ impl Known {
 
     /// The store has these under the identity of `node`. Which of them is its own is told with the next acquire; until then
     /// it is the one that was known for it, else the first.
-    pub(super) fn found(&mut self, node: &NodeIdentity, leases: &[Lease]) -> Changed {
+    pub(crate) fn found(&mut self, node: &NodeIdentity, leases: &[Lease]) -> Changed {
         let known = match &self.own {
             Own::Held(_, own) | Own::Doubted(_, own) => leases.iter().find(|lease| lease.key == own.key),
             Own::Unasked | Own::None => None,
@@ -119,7 +119,7 @@ impl Known {
     }
 
     /// The store says that `node` holds nothing.
-    pub(super) fn without_lease(&mut self, node: &NodeIdentity) -> Changed {
+    pub(crate) fn without_lease(&mut self, node: &NodeIdentity) -> Changed {
         match &self.own {
             Own::Held(holder, lease) | Own::Doubted(holder, lease) if !is_holder(node, holder, lease) => Changed::No,
             Own::None => Changed::No,
@@ -128,12 +128,12 @@ impl Known {
     }
 
     /// The store is about to be asked to renew this.
-    pub(super) fn renewing(&mut self, lease: &Lease) {
+    pub(crate) fn renewing(&mut self, lease: &Lease) {
         self.asked = Some(lease.attrs.public_ip);
     }
 
     /// The store says that this, which it was asked to renew, is ours.
-    pub(super) fn renewed(&mut self, lease: &Lease) -> Changed {
+    pub(crate) fn renewed(&mut self, lease: &Lease) -> Changed {
         match &self.own {
             Own::Held(node, own) | Own::Doubted(node, own) if own.key == lease.key => {
                 let node = node.clone();
@@ -144,7 +144,7 @@ impl Known {
     }
 
     /// The lease of this key is not ours any more.
-    pub(super) fn lost(&mut self, key: &LeaseKey) -> Changed {
+    pub(crate) fn lost(&mut self, key: &LeaseKey) -> Changed {
         match &self.own {
             Own::Held(_, own) | Own::Doubted(_, own) if own.key == *key => self.give_up(),
             Own::Held(..) | Own::Doubted(..) | Own::Unasked | Own::None => Changed::No,
@@ -152,7 +152,7 @@ impl Known {
     }
 
     /// The own lease of `node`, if it may be used `now`.
-    pub(super) fn own_lease(&self, node: &NodeIdentity, now: BootTime) -> Option<Lease> {
+    pub(crate) fn own_lease(&self, node: &NodeIdentity, now: BootTime) -> Option<Lease> {
         let Own::Held(holder, lease) = &self.own else { return None };
         let runs = lease.expires.is_none_or(|expires| expires > now);
         let fits = self.config.as_ref().is_some_and(|config| alloc::all_compatible(config, &lease.subnets));
@@ -162,7 +162,7 @@ impl Known {
     /// Everything there was, in the order of keys.
     ///
     /// The own record is the own lease itself: what a snapshot says of fence and expiry may be older.
-    pub(super) fn snapshot(&self) -> Option<Vec<Record>> {
+    pub(crate) fn snapshot(&self) -> Option<Vec<Record>> {
         let records = self.records.as_ref()?;
         let mut own = match &self.own {
             Own::Held(_, lease) => Some(Arc::new(lease.clone())),
@@ -182,7 +182,7 @@ impl Known {
     }
 
     /// Takes in what a watch says.
-    pub(super) fn event(&mut self, event: &LeaseEvent) -> Changed {
+    pub(crate) fn event(&mut self, event: &LeaseEvent) -> Changed {
         match event {
             LeaseEvent::Reset(records) => self.reset(records),
             LeaseEvent::Upsert(record) => {

@@ -1,30 +1,13 @@
 //! Tests: stores that hold more than is to be kept.
 
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::sync::Arc;
 
-use super::file;
-use super::keeper::{PACE, PACE_TOO_LARGE};
-use super::known::Known;
-use super::tests::{Bed, begun, drive, peer};
-use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
-use crate::net::Dual;
-
-#[test]
-fn a_write_stops_where_the_file_would_be_too_large_and_leaves_the_old_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state.json");
-    file::replace(&path, |to| to.write_all(b"old")).unwrap();
-    let mut taken = 0;
-    let endless = |to: &mut dyn Write| loop {
-        to.write_all(&[b'x'; 1 << 20])?;
-        taken += 1_u64 << 20;
-    };
-    let error = file::replace(&path, endless).unwrap_err();
-    assert_eq!((error.source.kind(), taken <= file::MAX_BYTES), (ErrorKind::FileTooLarge, true));
-    assert_eq!(std::fs::read(&path).unwrap(), b"old");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-}
+use crate::keeper::{PACE, PACE_TOO_LARGE};
+use crate::known::Known;
+use crate::tests::{Bed, begun, drive, peer};
+use flannel_core::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
+use flannel_core::net::Dual;
 
 #[tokio::test(start_paused = true)]
 async fn what_is_too_large_to_keep_is_not_written_again_and_again() {
@@ -101,7 +84,7 @@ fn large_records_that_come_one_by_one_count_as_several() {
 
 #[test]
 fn a_list_that_may_lack_the_own_record_leaves_the_lease_as_it_is() {
-    let mut known = super::tests::held(None);
+    let mut known = crate::tests::held(None);
     let before = known.own.clone();
     known.event(&LeaseEvent::Reset((0..MAX_RECORDS + 1).map(bad).collect()));
     assert_eq!(known.own, before);

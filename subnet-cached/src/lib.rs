@@ -1,6 +1,18 @@
-//! A store whose last word is kept on disk, so that a node boots into a working overlay while the store is away.
+//! A lease store in front of another one, with a state file: a node boots into a working overlay while the store is away.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use flannel_core::{clock::SystemClock, subnet::SubnetManager};
+//! # fn cached(etcd: Arc<dyn SubnetManager>) -> impl SubnetManager {
+//! use flannel_subnet_cached::CachedSubnets;
+//!
+//! let clock = Arc::new(SystemClock::new());
+//! CachedSubnets::new(etcd, "/var/lib/flannelkit/state.json", "etcd /coreos.com/network", clock)
+//! # }
+//! ```
 
-mod file;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod keeper;
 mod known;
 #[cfg(test)]
@@ -17,17 +29,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use flannel_core::clock::Clock;
+use flannel_core::config::NetworkConfig;
+use flannel_core::files::{self, FileError};
+use flannel_core::lease::{Lease, LeaseEvent};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use futures_util::stream::BoxStream;
-
-use crate::clock::Clock;
-use crate::config::NetworkConfig;
-use crate::lease::{Lease, LeaseEvent};
-use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use keeper::Keeper;
 
-pub use file::StateFileError;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use wire::check_state_file;
+/// The largest state file that is read or written, in bytes: room for 100 000 ordinary records several times over.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// A lease store with a state file: who the node is, the configuration, the own lease and the last snapshot, from which it
 /// answers while the store cannot.
@@ -42,8 +53,8 @@ pub(crate) use wire::check_state_file;
 ///   agent says that it is another node's ([`Want::own`]). It keeps its fence: what may be written over is still the
 ///   inner store's to judge. `acquire` puts `want.attrs` in it, which the agent publishes once the store is back;
 /// * a [`watch`](SubnetManager::watch) that meets trouble before its first `Reset` begins with the last snapshot as a
-///   `Reset`; the trouble follows at once, so that [`Status::store`](crate::overlay::Status::store) says
-///   [`Lost`](crate::overlay::Contact::Lost) beside peers that are programmed. The inner store's own `Reset` then
+///   `Reset`; the trouble follows at once, so that [`Status::store`](flannel_core::overlay::Status::store) says
+///   [`Lost`](flannel_core::overlay::Contact::Lost) beside peers that are programmed. The inner store's own `Reset` then
 ///   corrects what has changed meanwhile.
 ///
 /// With a live store the file is never read. It is written from inside the watch, on a blocking thread, one write at a
@@ -105,24 +116,24 @@ impl CachedSubnets {
     /// Writes what the state file lacks, now.
     ///
     /// # Errors
-    /// [`StateFileError`]: the file is as it was. Retry once the remedy is applied.
+    /// [`FileError`]: the file is as it was. Retry once the remedy is applied.
     ///
     /// # Cancel safety
     /// Dropped midway the write goes on in the background, and ends whole or not at all.
-    pub async fn flush(&self) -> Result<(), StateFileError> {
+    pub async fn flush(&self) -> Result<(), FileError> {
         let keeper = Arc::clone(&self.keeper);
         match tokio::task::spawn_blocking(move || keeper.write()).await {
             Ok(outcome) => outcome,
-            Err(error) => Err(StateFileError::of("write", self.path(), std::io::Error::other(error))),
+            Err(error) => Err(FileError::new("write", self.path(), std::io::Error::other(error))),
         }
     }
 
     /// Deletes the state file: for whoever leaves the network for good. Idempotent; blocks on the disk.
     ///
     /// # Errors
-    /// [`StateFileError`]: the file is still there. Retry once the remedy is applied.
-    pub fn erase(&self) -> Result<(), StateFileError> {
-        file::remove(self.path())
+    /// [`FileError`]: the file is still there. Retry once the remedy is applied.
+    pub fn erase(&self) -> Result<(), FileError> {
+        files::remove(self.path())
     }
 
     /// The cached lease of `node` in the place of an answer that did not come.

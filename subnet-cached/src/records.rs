@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 
-use super::known::Entry;
-use crate::lease::{LeaseKey, MAX_RECORDS, weight};
+use crate::known::Entry;
+use flannel_core::lease::{LeaseKey, MAX_RECORDS, weight};
 
 /// Records that count as at most [`MAX_RECORDS`] of ordinary size where they come one by one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Records {
+pub(crate) struct Records {
     by_key: BTreeMap<LeaseKey, Entry>,
     /// What they count as.
     weight: usize,
@@ -16,13 +16,13 @@ pub(super) struct Records {
 
 impl Records {
     /// What they count as.
-    pub(super) fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         self.weight
     }
 
     /// Puts a record in if there is room for it. Returns what stood there before, which goes in any case: it is not
     /// true any more.
-    pub(super) fn put(&mut self, key: &LeaseKey, entry: Entry) -> Option<Entry> {
+    pub(crate) fn put(&mut self, key: &LeaseKey, entry: Entry) -> Option<Entry> {
         let old = self.remove(key);
         let weight = self.weight + weight_of(key, &entry);
         // The store's next list says which are the oldest.
@@ -33,7 +33,7 @@ impl Records {
         old
     }
 
-    pub(super) fn remove(&mut self, key: &LeaseKey) -> Option<Entry> {
+    pub(crate) fn remove(&mut self, key: &LeaseKey) -> Option<Entry> {
         let old = self.by_key.remove(key)?;
         self.weight -= weight_of(key, &old);
         Some(old)

@@ -1,10 +1,10 @@
 //! Leases of other nodes under this node's address.
 
-use super::known::Own;
-use super::tests::{Bed, held, node, want};
-use crate::clock::BootTime;
-use crate::lease::{Lease, LeaseAttrs, LeaseKey};
-use crate::subnet::{OwnLeases, SubnetError, SubnetManager, Want};
+use crate::known::Own;
+use crate::tests::{Bed, held, node, want};
+use flannel_core::clock::BootTime;
+use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
+use flannel_core::subnet::{OwnLeases, SubnetError, SubnetManager, Want};
 
 #[tokio::test(start_paused = true)]
 async fn the_files_lease_stands_in_only_where_the_agent_takes_it_for_its_own() {

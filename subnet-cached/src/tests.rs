@@ -8,16 +8,17 @@ use futures_util::{FutureExt, StreamExt};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::keeper::{PACE, SETTLE};
-use super::known::{Changed, Entry, Known, Own};
-use super::records::Records;
 use super::*;
-use crate::clock::{BootTime, SystemClock, TokioClock};
-use crate::config::Allocation;
-use crate::lease::{BadRecord, Fence, Json, LeaseAttrs, LeaseKey, Record};
-use crate::net::{Dual, Family, Prefix};
-use crate::testing::store_contract::{self, Harness};
-use crate::testing::{Fault, MemorySubnets, arbitrary};
+use crate::keeper::{PACE, SETTLE};
+use crate::known::{Changed, Entry, Known, Own};
+use crate::records::Records;
+use flannel_core::clock::{BootTime, SystemClock, TokioClock};
+use flannel_core::config::Allocation;
+use flannel_core::files::{Mode, Trust};
+use flannel_core::lease::{BadRecord, Fence, Json, LeaseAttrs, LeaseKey, Record};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::testing::store_contract::{self, Harness};
+use flannel_core::testing::{Fault, MemorySubnets, arbitrary};
 
 const ORIGIN: &str = "memory";
 
@@ -25,14 +26,14 @@ fn config() -> NetworkConfig {
     NetworkConfig::parse(br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#, Allocation::Pool).unwrap()
 }
 
-pub(super) struct Bed {
+pub(crate) struct Bed {
     dir: TempDir,
-    pub(super) store: MemorySubnets,
+    pub(crate) store: MemorySubnets,
     clock: Arc<dyn Clock>,
 }
 
 impl Bed {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let clock = Arc::new(TokioClock::new());
         let store = MemorySubnets::new(config()).for_node(ThisNode::named(node()));
         Self { dir: tempfile::tempdir().unwrap(), store, clock }
@@ -42,7 +43,7 @@ impl Bed {
         self.dir.path().join("state.json")
     }
 
-    pub(super) fn open(&self) -> CachedSubnets {
+    pub(crate) fn open(&self) -> CachedSubnets {
         self.open_as(ORIGIN)
     }
 
@@ -51,7 +52,7 @@ impl Bed {
     }
 
     /// A file of a node `a` that holds a lease and saw its own record.
-    pub(super) async fn saved(&self) -> Lease {
+    pub(crate) async fn saved(&self) -> Lease {
         let cached = self.open();
         let (lease, _watch) = begun(&cached).await;
         cached.flush().await.unwrap();
@@ -59,16 +60,16 @@ impl Bed {
     }
 }
 
-pub(super) fn node() -> NodeIdentity {
+pub(crate) fn node() -> NodeIdentity {
     NodeIdentity::new("a").unwrap()
 }
 
-pub(super) fn want() -> Want {
+pub(crate) fn want() -> Want {
     Want::new(LeaseAttrs::default())
 }
 
 /// Does what an agent does at its start.
-pub(super) async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<LeaseEvent, SubnetError>>) {
+pub(crate) async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<LeaseEvent, SubnetError>>) {
     cached.this_node().await.unwrap();
     cached.network_config().await.unwrap();
     cached.previous(&node()).await.unwrap();
@@ -78,7 +79,7 @@ pub(super) async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, 
     (lease, watch)
 }
 
-pub(super) fn peer(n: u32) -> Lease {
+pub(crate) fn peer(n: u32) -> Lease {
     let subnet = Prefix::masked(std::net::Ipv4Addr::from(0x0a05_0000 + (n << 8)).into(), 24).unwrap();
     Lease { subnets: Dual { v4: Some(subnet), v6: None }, ..arbitrary::lease(n as u8, &[], "vxlan") }
 }
@@ -91,7 +92,7 @@ fn records(event: LeaseEvent) -> Vec<Record> {
 }
 
 /// Polls `watch` for so long; what it says is lost.
-pub(super) async fn drive(watch: &mut BoxStream<'static, Result<LeaseEvent, SubnetError>>, time: Duration) {
+pub(crate) async fn drive(watch: &mut BoxStream<'static, Result<LeaseEvent, SubnetError>>, time: Duration) {
     let _ = tokio::time::timeout(time, async { while watch.next().await.is_some() {} }).await;
 }
 
@@ -294,7 +295,7 @@ async fn a_lease_given_back_or_refused_is_forgotten() {
 async fn a_call_that_fails_for_another_reason_is_not_answered_from_the_file() {
     let bed = Bed::new();
     bed.saved().await;
-    let mut inner = crate::subnet::MockSubnetManager::new();
+    let mut inner = flannel_core::subnet::MockSubnetManager::new();
     let invalid = || SubnetError::Invalid { at: "/config".to_owned(), reason: "not JSON".to_owned() };
     inner.expect_network_config().returning(move || Err(invalid()));
     inner.expect_acquire().returning(|_, _| Err(SubnetError::Exhausted("full".to_owned())));
@@ -449,11 +450,11 @@ async fn a_file_that_is_not_whole_or_not_ours_is_ignored() {
     assert!(bed.open().network_config().await.is_ok(), "as it was");
     // White space at the end is as good as none.
     let padded = |len: u64| [good.as_bytes(), &vec![b' '; len as usize - good.len()]].concat();
-    fs::write(bed.path(), padded(file::MAX_BYTES)).unwrap();
+    fs::write(bed.path(), padded(MAX_BYTES)).unwrap();
     assert_eq!(bed.open().check(), Ok(true));
-    fs::write(bed.path(), padded(file::MAX_BYTES + 1)).unwrap();
+    fs::write(bed.path(), padded(MAX_BYTES + 1)).unwrap();
     let why = bed.open().check().unwrap_err();
-    assert!(why.contains(&format!("larger than {} bytes", file::MAX_BYTES)), "{why}");
+    assert!(why.contains(&format!("larger than {} bytes", MAX_BYTES)), "{why}");
     ignored("too large").await;
     fs::remove_file(bed.path()).unwrap();
     fs::create_dir(bed.path()).unwrap();
@@ -473,7 +474,7 @@ async fn a_bad_file_is_overwritten_with_the_next_change() {
     assert!(bed.open().network_config().await.is_ok());
 }
 
-pub(super) fn held(expires: Option<u64>) -> Known {
+pub(crate) fn held(expires: Option<u64>) -> Known {
     let expires = expires.map(|secs| BootTime(Duration::from_secs(secs)));
     let lease = Lease { expires, fence: Fence(Some("7".into())), ..peer(3) };
     let own = Own::Held(node(), lease);
@@ -597,9 +598,10 @@ fn ten_thousand_records_are_kept_and_recalled() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.json");
     let begun = Instant::now();
-    file::replace(&path, |to| wire::write(to, &known, ORIGIN, BootTime::default(), at(0))).unwrap();
+    files::replace(&path, Mode::Private, MAX_BYTES, |to| wire::write(to, &known, ORIGIN, BootTime::default(), at(0)))
+        .unwrap();
     let saved = begun.elapsed();
-    let bytes = file::read(&path).unwrap().unwrap();
+    let bytes = files::read(&path, Trust::OwnersAlone, MAX_BYTES).unwrap().unwrap();
     assert_eq!(read(&bytes, 0, 0), known);
     let loaded = begun.elapsed() - saved;
     println!("saved in {saved:?}, loaded in {loaded:?}");

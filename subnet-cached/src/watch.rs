@@ -7,15 +7,15 @@ use futures_util::future::pending;
 use futures_util::stream::{BoxStream, unfold};
 use tokio::task::JoinHandle;
 
-use super::is_away;
-use super::keeper::Keeper;
-use crate::lease::LeaseEvent;
-use crate::subnet::SubnetError;
+use crate::is_away;
+use crate::keeper::Keeper;
+use flannel_core::lease::LeaseEvent;
+use flannel_core::subnet::SubnetError;
 
 type Item = Result<LeaseEvent, SubnetError>;
 
 /// `inner` through `keeper`.
-pub(super) fn watch(inner: BoxStream<'static, Item>, keeper: Arc<Keeper>) -> BoxStream<'static, Item> {
+pub(crate) fn watch(inner: BoxStream<'static, Item>, keeper: Arc<Keeper>) -> BoxStream<'static, Item> {
     let watch = Watch { number: keeper.open(), inner, keeper, begun: false, trouble: None, write: None };
     unfold(watch, |mut watch| async move { watch.next().await.map(|item| (item, watch)) }).boxed()
 }

@@ -24,12 +24,12 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::known::{Entry, Known, Own};
-use crate::clock::BootTime;
-use crate::config::{Allocation, NetworkConfig};
-use crate::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey};
-use crate::net::{Dual, Family, Prefix};
-use crate::subnet::{NodeIdentity, ThisNode};
+use crate::known::{Entry, Known, Own};
+use flannel_core::clock::BootTime;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::subnet::{NodeIdentity, ThisNode};
 
 const VERSION: u64 = 1;
 /// The wall clock may have been set back so much since the file was written; beyond that it cannot say whether a
@@ -37,7 +37,7 @@ const VERSION: u64 = 1;
 const SET_BACK: u64 = 60_000;
 
 /// Writes what is `known`, which has to be whole. `now` and `wall` are the same point in time.
-pub(super) fn write(
+pub(crate) fn write(
     to: &mut dyn Write,
     known: &Known,
     origin: &str,
@@ -69,7 +69,7 @@ pub(super) fn write(
 }
 
 /// Reads the text back, or says in words why it is of no use.
-pub(super) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime) -> Result<Known, String> {
+pub(crate) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime) -> Result<Known, String> {
     let head: Head = serde_json::from_slice(bytes).map_err(|error| format!("not a whole state file: {error}"))?;
     if head.version != VERSION {
         return Err(format!("of version {}, this is {VERSION}", head.version));
@@ -347,11 +347,13 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The store of the state files that [`check_state_file`] reads.
+#[cfg(any(test, feature = "fuzzing"))]
+const STATE_ORIGIN: &str = "etcd";
+
 /// Checks that a state file that is read is written so that it is read back as it was.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check_state_file(bytes: &[u8]) {
-    use crate::fuzzing::STATE_ORIGIN;
-
     let (now, wall) = (BootTime::default(), UNIX_EPOCH + Duration::from_secs(1_767_225_600));
     let Ok(known) = parse(bytes, STATE_ORIGIN, now, wall) else { return };
     assert!(known.records.as_ref().is_some_and(|records| records.len() <= bytes.len() / 2));

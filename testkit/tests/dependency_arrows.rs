@@ -7,13 +7,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
     ("flannel-subnet-etcd", &["flannel-core"]),
     ("flannel-firewall-iptables", &["flannel-core"]),
     ("flannel-firewall-nft", &["flannel-core"]),
+    ("flannel-subnet-cached", &["flannel-core"]),
     ("flannel-subnet-file", &["flannel-core"]),
     ("testkit", &["*"]),
     ("bench", &["*"]),
@@ -28,6 +29,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "flannel-backend-hostgw",
             "flannel-firewall-iptables",
             "flannel-firewall-nft",
+            "flannel-subnet-cached",
             "flannel-subnet-etcd",
             "flannel-subnet-file",
         ],

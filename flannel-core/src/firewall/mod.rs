@@ -183,7 +183,7 @@ pub enum FirewallError {
 /// # Cancel safety
 /// Any call may be dropped at any await. A transaction under way is finished or not begun, never cut in half; which of
 /// the two, the next [`check`](Firewall::check) tells.
-#[cfg_attr(feature = "testing", mockall::automock)]
+#[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Firewall: Send + Sync + 'static {
     /// Makes the overlay's rules exactly these: adds, replaces, and removes what a former network, lease or setting

@@ -21,8 +21,8 @@ impl Record {
     }
 }
 
-/// [`Record::weight`] of a record's parts.
-pub(crate) fn weight(key: &LeaseKey, lease: Option<&Lease>) -> usize {
+/// [`Record::weight`] of a record's parts; `lease` is `None` where the record is bad.
+pub fn weight(key: &LeaseKey, lease: Option<&Lease>) -> usize {
     let data = lease.map_or(0, |lease| lease.attrs.backend_data.iter().map(|(_, data)| data.as_str().len()).sum());
     1 + (key.as_str().len() + data) / RECORD_BYTES
 }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::agent::Settings;
-use crate::files::{self, Trust, Unread};
+use crate::files::{self, FileError, Mode, Trust, Unread};
 use crate::net::{Dual, Family, Prefix};
-use crate::subnet_env::{SubnetEnv, SubnetEnvError, replace};
+use crate::subnet_env::SubnetEnv;
 
 /// The largest memory that is read, in bytes: room for some 500 changes of network that nothing was cleared after.
 const MAX_BYTES: u64 = 32 << 10;
@@ -44,13 +44,13 @@ pub(crate) fn known(env: &Path) -> Vec<Dual<Prefix>> {
 /// Remembers `former` networks and the `present` one, unless that is just what `subnet.env` says.
 ///
 /// Blocks on the disk: not for an async task.
-pub(crate) fn remember(env: &Path, former: &[Dual<Prefix>], present: Dual<Prefix>) -> Result<(), SubnetEnvError> {
+pub(crate) fn remember(env: &Path, former: &[Dual<Prefix>], present: Dual<Prefix>) -> Result<(), FileError> {
     let named = SubnetEnv::read(env).ok().flatten().map(|env| env.networks);
     if former.is_empty() && named == Some(present) {
         return Ok(());
     }
     let places = distinct(former.iter().copied().chain([present]));
-    replace(&beside(env), print(&places).as_bytes())
+    files::replace(&beside(env), Mode::Public, MAX_BYTES, |file| file.write_all(print(&places).as_bytes()))
 }
 
 /// Removes the memory. Idempotent.

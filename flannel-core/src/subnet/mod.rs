@@ -1,6 +1,5 @@
 //! The seam to the lease store: etcd, Kubernetes, files, memory.
 
-mod cached;
 mod want;
 
 use std::net::IpAddr;
@@ -13,9 +12,6 @@ use crate::lease::{Lease, LeaseEvent};
 use crate::net::Dual;
 use crate::text::Plain;
 
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use cached::check_state_file;
-pub use cached::{CachedSubnets, StateFileError};
 pub use want::{OwnLeases, Want};
 
 /// What the store knows a node by: its public IP in etcd, the node's name in Kubernetes and the file store.
@@ -150,7 +146,7 @@ pub enum SubnetError {
 ///
 /// Every write is fenced by what was read, so a node that was away can never overwrite the new owner of its subnet.
 /// [`testing::store_contract`](crate::testing::store_contract) proves an implementation.
-#[cfg_attr(feature = "testing", mockall::automock)]
+#[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait SubnetManager: Send + Sync + 'static {
     /// Who this node is to the store. Asked once by each run of an agent, before anything else; the answer stays in force

@@ -211,7 +211,8 @@ async fn nobody_moves_into_a_former_network_before_it_is_clear() {
 
 #[tokio::test(start_paused = true)]
 async fn an_old_state_file_clears_no_network_while_the_store_is_away() {
-    use flannel_core::subnet::{CachedSubnets, SubnetManager};
+    use flannel_core::subnet::SubnetManager;
+    use flannel_subnet_cached::CachedSubnets;
     let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
     let file = SubnetEnvFile { path: dir.path().join("subnet.env"), masquerade: Masquerade::Agent };
     let run = || {
