@@ -61,6 +61,7 @@ pub fn plan(wanted: &State, seen: &State, scope: &Scope, claims: &Claims<'_>) ->
 /// As [`plan`]. Each table of `wanted` is freed once its writes are planned: at a start both are large.
 pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims: &Claims<'_>) -> Plan {
     let mut planner = Planner::new(scope, claims);
+    planner.keep_inside(&mut wanted);
     planner.links(&wanted, seen);
     planner.addresses(&wanted, seen);
     planner.fdb(&std::mem::take(&mut wanted.fdb), seen);
@@ -146,6 +147,33 @@ impl<'a> Planner<'a> {
             ops: Ops::default(),
             conflicts: Vec::new(),
         }
+    }
+
+    /// Takes out what lies outside the scope. It would not be seen there, and so be written for ever.
+    fn keep_inside(&mut self, wanted: &mut State) {
+        let scope = self.scope;
+        let is_ours = |id: LinkId| matches!(id, LinkId::Own(slot) if usize::from(slot) < scope.devices.len());
+        let is_device = |id: LinkId, link: &Link| match id {
+            LinkId::Own(slot) => {
+                scope.devices.get(usize::from(slot)).is_some_and(|device| device.kind.is_same_device(&link.kind))
+            }
+            LinkId::Uplink | LinkId::Other(_) => false,
+        };
+        // A route may lead through any link, but not through a device of ours that there is none of.
+        let leads_astray = |link: Option<LinkId>| link.is_some_and(|id| matches!(id, LinkId::Own(_)) && !is_ours(id));
+        let inside = |prefix: &Prefix, route: &Route| scope.covers(prefix) && !leads_astray(route.link);
+        let mut outside = Vec::new();
+        outside.extend(take_if(&mut wanted.links, |id, link| !is_device(*id, link)).map(Object::Link));
+        outside.extend(take_if(&mut wanted.addresses, |key, ()| !is_ours(key.link)).map(Object::Address));
+        outside.extend(take_if(&mut wanted.fdb, |key, _| !is_ours(key.link)).map(Object::Fdb));
+        outside.extend(take_if(&mut wanted.neighbours, |key, _| !is_ours(key.link)).map(Object::Neighbour));
+        let routes = take_if(&mut wanted.routes, |key, route| !inside(&key.prefix, route));
+        outside.extend(routes.map(|key| Object::Route(key.prefix)));
+        self.conflicts.extend(outside.into_iter().map(|object| Conflict {
+            object,
+            found: "outside the scope that the backend names".to_owned(),
+            remedy: "mend the backend: its scope has to name each of its devices and networks".to_owned(),
+        }));
     }
 
     fn links(&mut self, wanted: &State, seen: &State) {
@@ -484,6 +512,16 @@ impl<'a> Planner<'a> {
         }
         Plan { ops, conflicts: self.conflicts }
     }
+}
+
+/// Takes the entries out of a table that `wrong` is true of, and returns their keys. Costs a look at each where there are
+/// none.
+fn take_if<K: Ord + Copy, V>(table: &mut BTreeMap<K, V>, wrong: impl Fn(&K, &V) -> bool) -> impl Iterator<Item = K> {
+    let keys: Vec<K> = table.iter().filter(|(key, value)| wrong(key, value)).map(|(key, _)| *key).collect();
+    for key in &keys {
+        table.remove(key);
+    }
+    keys.into_iter()
 }
 
 /// Whether `have` occupies what `want` needs: its name, or its place among devices of its kind.

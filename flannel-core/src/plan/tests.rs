@@ -209,6 +209,34 @@ fn an_external_device_that_is_not_there_or_not_marked_is_waited_for() {
 }
 
 #[test]
+fn what_a_backend_wants_outside_its_scope_is_told_and_not_written() {
+    let mut greedy = wanted();
+    let (stray, other) = (LinkId::Own(7), LinkId::Uplink);
+    let (addr, elsewhere) = ("10.9.0.1".parse().unwrap(), "10.9.0.0/24".parse().unwrap());
+    greedy.links.insert(stray, greedy.links[&OWN].clone());
+    greedy.addresses.insert(AddressKey { link: other, addr, len: 32 }, ());
+    greedy.fdb.insert(FdbKey { link: stray, mac: mac(3), nth: 0 }, addr);
+    greedy.neighbours.insert(NeighbourKey { link: other, addr }, mac(3));
+    greedy.routes.insert(RouteKey { prefix: elsewhere, nth: 0 }, Route { ..ours() });
+    let lost = "10.5.9.0/24".parse().unwrap();
+    greedy.routes.insert(RouteKey { prefix: lost, nth: 0 }, Route { link: Some(stray), ..ours() });
+    let modest = plan(&wanted(), &State::default(), &scope(), &|_| None);
+    let kept = plan(&greedy, &State::default(), &scope(), &|_| None);
+    assert_eq!(kept.ops, modest.ops);
+    let objects: Vec<_> = kept.conflicts.iter().map(|conflict| conflict.object.to_string()).collect();
+    assert_eq!(objects.len(), 6, "{objects:?}");
+    assert!(kept.conflicts.iter().all(|conflict| conflict.found.contains("outside the scope")));
+    assert_eq!(plan(&greedy, &wanted(), &scope(), &|_| None).ops, []);
+    let other_kind = scope_of(LinkKind::Vxlan(Vxlan::new(Vni::new(9).unwrap())));
+    assert!(
+        plan(&wanted(), &State::default(), &other_kind, &|_| None)
+            .ops
+            .iter()
+            .all(|op| !matches!(op, Op::CreateLink { .. }))
+    );
+}
+
+#[test]
 fn a_marked_device_that_no_overlay_makes_is_not_deleted() {
     let bridge = Link { kind: LinkKind::Other("bridge".into()), ..wanted().links[&OWN].clone() };
     let elsewhere = Link { name: LinkName::new("br0").unwrap(), ..bridge };
