@@ -102,6 +102,7 @@ impl InUse<'static> {
 
 /// The interface chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Choice {
     /// The interface and its own addresses.
     pub uplink: Uplink,
@@ -113,6 +114,7 @@ pub struct Choice {
 
 /// The interfaces, the one chosen first, with the reason it was or was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Explanation {
     /// The first [`MOST`](Self::MOST) interfaces.
     pub candidates: Vec<Candidate>,
@@ -124,6 +126,7 @@ pub struct Explanation {
 
 /// A selection that did not give a usable interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PassedOver {
     /// What was looked for.
     pub wanted: Select,
@@ -133,6 +136,7 @@ pub struct PassedOver {
 
 /// One interface as it was judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Candidate {
     /// Its name.
     pub name: LinkName,

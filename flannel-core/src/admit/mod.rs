@@ -66,6 +66,7 @@ const MAX_TEXTS: usize = 1024;
 
 /// A key whose accepted peer is not what it was. Changes of expiry and fence alone are none.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Change {
     /// The record's key.
     pub key: LeaseKey,

@@ -12,6 +12,7 @@ use crate::uplink::Select;
 
 /// What to do when the lease is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum LossPolicy {
     /// Take a lease again, the same subnet if it is still free; the data plane stays up meanwhile.
     #[default]
@@ -25,6 +26,7 @@ pub enum LossPolicy {
 
 /// What the end of the agent does to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Teardown {
     /// Leaves everything up: traffic goes on, and the next run takes over.
     #[default]
@@ -35,6 +37,7 @@ pub enum Teardown {
 
 /// What to do when there is no uplink at start: the agent may be up before the network is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum MissingUplink {
     /// End [`Overlay::run`](crate::overlay::Overlay::run) with
     /// [`OverlayError::Uplink`](crate::overlay::OverlayError::Uplink).

@@ -50,6 +50,7 @@ pub enum Contact {
 
 /// Whether the kernel's notifications are heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Hearing {
     /// They are: what somebody changes is seen at once.
     #[default]
@@ -61,6 +62,7 @@ pub enum Hearing {
 /// Somebody else changes or deletes our record, again and again: most likely another agent under this node's name. Run
 /// one agent a name. Forgotten once the lease has stood for 30 s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Challenged {
     /// How often in a row the lease was taken, or its record written, again.
     pub times: u32,
@@ -71,6 +73,7 @@ pub struct Challenged {
 
 /// How many peers there are, by what became of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct PeerCounts {
     /// Records accepted as peers.
     pub accepted: usize,

@@ -7,6 +7,7 @@ use crate::net::{Family, Vni};
 
 /// What a device is, with what can only be said when it is created.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LinkKind {
     /// A VXLAN tunnel end point (`drivers/net/vxlan`).
     Vxlan(Vxlan),

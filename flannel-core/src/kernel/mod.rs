@@ -180,6 +180,7 @@ impl ApplyReport {
 
 /// What an overlay is to the networks it claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Residence {
     /// It runs in them: one claim a name.
     Present,

@@ -141,6 +141,7 @@ pub struct Route {
 
 /// What a route does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum RouteKind {
     /// Forwards to one next hop.
     Unicast,

@@ -57,6 +57,7 @@ pub fn keep_oldest(records: &mut Vec<Record>, limit: usize) -> Option<Dropped> {
 
 /// What [`keep_oldest`] dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Dropped {
     /// How many records.
     pub count: usize,
