@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, Overlay, OverlayError};
-use flannel_core::subnet::SubnetManager;
 use flannel_subnet_cached::CachedSubnets;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,7 +19,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::firewall::{Keeper, Rulebook};
-use crate::in_force::InForce;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::options::{Capabilities, Options, StateFile};
@@ -63,11 +61,6 @@ pub(crate) enum AgentError {
     Parts(#[from] PartsError),
     #[error(transparent)]
     Overlay(#[from] OverlayError),
-    #[error(
-        "network configuration changed while the lease store was away: a restart takes up the new one; until then \
-         devices and routes stay as they are"
-    )]
-    Outdated,
     #[error("keeping the firewall's rules")]
     Firewall(#[from] FirewallError),
 }
@@ -137,15 +130,12 @@ async fn supervise(
 ) -> Result<(), AgentError> {
     let Opened { subnets, state: kept, name, addresses } =
         stores::open(&options.store)?.kept_in(options.state_file.as_ref());
-    let in_force = Arc::new(InForce::new(subnets, kept.clone(), options.firewall.guard));
-    let subnets = Arc::clone(&in_force) as Arc<dyn SubnetManager>;
-    let store = Opened { subnets: Arc::clone(&subnets), state: kept.clone(), name, addresses };
+    let store = Opened { subnets, state: kept.clone(), name, addresses };
     let overlay = assemble(options, &store, MissingUplink::Wait)?;
     let handle = overlay.handle();
     let metrics = Metrics::default();
     let (state, rules) = watch::channel(Rulebook::Pending);
-    let keeper =
-        Keeper { overlay: options.overlay.clone(), options: options.firewall, handle: handle.clone(), subnets, state };
+    let keeper = Keeper { overlay: options.overlay.clone(), options: options.firewall, handle: handle.clone(), state };
     let shown = Arc::new(Shown {
         handle: handle.clone(),
         rules: rules.clone(),
@@ -181,7 +171,7 @@ async fn supervise(
         stopping.cancelled().await;
         notify::stopping();
     });
-    let outcome = run_all(overlay, keeper, in_force.outdated(handle.clone()), cancel.clone()).await;
+    let outcome = run_all(overlay, keeper, cancel.clone()).await;
     cancel.cancel();
     // The agent may end without a pause in which it could have been told.
     if stopping.await.is_err() {
@@ -204,18 +194,12 @@ async fn save(kept: &CachedSubnets) {
     }
 }
 
-/// Runs the agent with its firewall. Both end where the firewall is needed and cannot be, or the agent is `outdated`.
-async fn run_all(
-    overlay: Overlay,
-    keeper: Keeper,
-    outdated: impl Future<Output = ()>,
-    cancel: CancellationToken,
-) -> Result<(), AgentError> {
+/// Runs the agent with its firewall. Both end where the firewall is needed and cannot be.
+async fn run_all(overlay: Overlay, keeper: Keeper, cancel: CancellationToken) -> Result<(), AgentError> {
     let mut agent = pin!(overlay.run(cancel.clone()));
     let error = tokio::select! {
         outcome = &mut agent => return outcome.map_err(AgentError::Overlay),
         error = failure(keeper) => AgentError::Firewall(error),
-        () = outdated => AgentError::Outdated,
     };
     cancel.cancel();
     // What it has to say does not matter any more.

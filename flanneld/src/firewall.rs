@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_backend_vxlan::Vxlan;
@@ -13,7 +12,6 @@ use flannel_core::kernel::{Op, OverlayName};
 use flannel_core::lease::Lease;
 use flannel_core::net::Prefix;
 use flannel_core::overlay::{Handle, Held, HeldBecause, WithheldBecause};
-use flannel_core::subnet::SubnetManager;
 use flannel_firewall_iptables::Iptables;
 use flannel_firewall_nft::Nft;
 use tokio::sync::watch;
@@ -61,7 +59,6 @@ pub(crate) struct Keeper {
     pub(crate) overlay: OverlayName,
     pub(crate) options: FirewallOptions,
     pub(crate) handle: Handle,
-    pub(crate) subnets: Arc<dyn SubnetManager>,
     pub(crate) state: watch::Sender<Rulebook>,
 }
 
@@ -72,11 +69,9 @@ impl Keeper {
     /// masquerading or guard.
     pub(crate) async fn keep(self) -> Result<(), FirewallError> {
         let mut handle = self.handle.clone();
-        // Nothing is known of the network before there is a lease; afterwards the store has it for sure.
-        if handle.wait_for(|status| status.lease.is_some()).await.is_err() {
-            return Ok(());
-        }
-        let config = self.config().await;
+        // Nothing is known of the network before there is a lease.
+        let Ok(status) = handle.wait_for(|status| status.network.is_some()).await else { return Ok(()) };
+        let Some(config) = status.network.clone() else { return Ok(()) };
         let [nft, iptables] = all()?;
         let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
         let formerly = match self.options.guard {
@@ -141,19 +136,6 @@ impl Keeper {
                 let wanted = self.rules(&config, &lease, &mut admitted).await;
                 if wanted.is_some() && wanted != applied {
                     break;
-                }
-            }
-        }
-    }
-
-    async fn config(&self) -> NetworkConfig {
-        let mut backoff = Backoff::default();
-        loop {
-            match self.subnets.network_config().await {
-                Ok(config) => return config,
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "the firewall waits for the network's configuration");
-                    sleep(backoff.wait()).await;
                 }
             }
         }

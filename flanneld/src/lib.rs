@@ -13,7 +13,6 @@ mod flags;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod in_force;
 mod last_words;
 mod log;
 mod malloc;

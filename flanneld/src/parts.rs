@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use flannel_backend_hostgw::HostGw;
 use flannel_backend_vxlan::Vxlan;
+use flannel_core::backend::BackendError;
 use flannel_core::backend::alloc::Alloc;
+use flannel_core::config::NetworkConfig;
 use flannel_core::kernel::{Kernel, KernelError};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{BuildError, Masquerade, MissingUplink, Overlay, SubnetEnvFile};
@@ -36,10 +38,22 @@ pub(crate) fn assemble(
         Some(_) => Masquerade::Agent,
         None => Masquerade::Plugin,
     };
-    let routes = options.firewall.blackhole;
+    let (routes, guard) = (options.firewall.blackhole, options.firewall.guard);
+    // What ends at once, as a removal does, keeps no guard.
+    let keeps_guard = missing_uplink == MissingUplink::Wait;
+    let vxlan = move |config: &NetworkConfig| {
+        if keeps_guard && guard.lacks_its_tool(config) {
+            return Err(BackendError::Host {
+                what: "-vxlan-guard needs nftables".to_owned(),
+                remedy: "set \"EnableNFTables\": true in the network's configuration, or leave -vxlan-guard out"
+                    .to_owned(),
+            });
+        }
+        Ok(Blackhole::around(Vxlan::new(config)?, routes))
+    };
     Ok(Overlay::builder()
         .name(options.overlay.clone())
-        .backend(Vxlan::TYPE, move |config| Ok(Blackhole::around(Vxlan::new(config)?, routes)))
+        .backend(Vxlan::TYPE, vxlan)
         .backend(HostGw::TYPE, move |_| Ok(Blackhole::around(HostGw, routes)))
         .backend(Alloc::TYPE, move |_| Ok(Blackhole::around(Alloc, routes)))
         .uplink(options.uplink.clone())

@@ -49,6 +49,8 @@ struct State {
     trouble: Option<String>,
     /// Whether the cache stands in for the store.
     standing_in: bool,
+    /// The watch that last brought something of the inner store's, as long as it has no trouble.
+    live: Option<u64>,
     /// The watch whose events are taken in: two that are not equally far would undo each other's.
     recorder: Option<u64>,
     watches: u64,
@@ -135,6 +137,22 @@ impl Keeper {
 
     pub(crate) fn close(&self, watch: u64) {
         self.state().recorder.take_if(|recorder| *recorder == watch);
+        self.unheard(watch);
+    }
+
+    /// The inner store has said something on this watch.
+    pub(crate) fn heard(&self, watch: u64) {
+        self.state().live = Some(watch);
+    }
+
+    /// This watch is in trouble, or dropped.
+    pub(crate) fn unheard(&self, watch: u64) {
+        self.state().live.take_if(|live| *live == watch);
+    }
+
+    /// Whether the inner store speaks on a watch.
+    pub(crate) fn is_live(&self) -> bool {
+        self.state().live.is_some()
     }
 
     /// Says once that the cache stands in for a store that is away.

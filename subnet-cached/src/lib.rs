@@ -47,7 +47,7 @@ const MAX_BYTES: u64 = 64 << 20;
 /// or [`SubnetError::Denied`]:
 ///
 /// * [`this_node`](SubnetManager::this_node) and [`network_config`](SubnetManager::network_config) answer with what was
-///   last read;
+///   last read, the latter only while no watch shows that the store is there;
 /// * [`previous`](SubnetManager::previous) and [`acquire`](SubnetManager::acquire) with the lease that the same node
 ///   last held, unless it has run out, fits the network no longer, the store has said since that it is lost, or the
 ///   agent says that it is another node's ([`Want::own`]). It keeps its fence: what may be written over is still the
@@ -187,7 +187,8 @@ impl SubnetManager for CachedSubnets {
                 self.keeper.learn(|known| known.configured(&config));
                 Ok(config)
             }
-            Err(error) if is_away(&error) => {
+            // While the watch lives the store will answer soon, and it may have another configuration by now.
+            Err(error) if is_away(&error) && !self.keeper.is_live() => {
                 self.keeper.recall().await;
                 let Some(config) = self.keeper.known(|known| known.config.clone()) else { return Err(error) };
                 self.keeper.standing_in(&error);

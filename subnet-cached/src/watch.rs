@@ -66,9 +66,13 @@ impl Watch {
 
     /// What becomes of an item of the inner store.
     async fn pass(&mut self, item: Item) -> Item {
+        if item.is_err() {
+            self.keeper.unheard(self.number);
+        }
         match item {
             Ok(event) => {
                 self.begun = true;
+                self.keeper.heard(self.number);
                 if self.keeper.records(self.number, || matches!(event, LeaseEvent::Reset(_))) {
                     self.keeper.learn(|known| known.event(&event));
                 }

@@ -22,6 +22,7 @@ pub(crate) mod inputs;
 mod own_lease;
 mod preview;
 mod protected;
+mod reconfiguration;
 mod refused;
 mod relist;
 mod removals;
@@ -46,12 +47,14 @@ use crate::admit::{self, Admission};
 use crate::agent::divergence::Divergence;
 use crate::agent::inputs::Settling;
 use crate::agent::protected::{Guard, Leave, Over, Restrained};
+use crate::agent::reconfiguration::Reconfiguration;
 use crate::agent::refused::Refused;
 use crate::agent::renewal::Renewal;
 use crate::agent::store_health::{Source, StoreHealth};
 use crate::backend::{Backend, Local, Situation};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
+use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseEvent, LeaseKey, is_complete};
 use crate::net::{Dual, Prefix};
 
@@ -63,7 +66,7 @@ use relist::Relist;
 
 pub use explain::{Explanation, Verdict};
 pub use preview::{Held, HeldBecause, Preview};
-pub use settings::{LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
+pub use settings::{ConfigPolicy, LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
 pub use status::{
     Challenged, Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Refusal, Status, WithheldBecause,
 };
@@ -84,6 +87,8 @@ pub(crate) enum Input {
     Seen(Result<State, KernelError>),
     Applied(ApplyReport),
     Lease(Result<Lease, SubnetError>),
+    /// What the store says its configuration is.
+    Config(Result<NetworkConfig, SubnetError>),
     /// What has become of `subnet.env`, which the driver writes.
     EnvFile(EnvFile),
     Timer,
@@ -129,6 +134,7 @@ pub(crate) struct Machine {
     jitter: Jitter,
     /// What was last heard of the store.
     health: StoreHealth,
+    reconfiguration: Reconfiguration,
     status: Status,
     /// Whether it has changed since it was last taken.
     status_changed: bool,
@@ -229,6 +235,7 @@ impl Machine {
             mac_changed: None,
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
+            reconfiguration: Reconfiguration::new(jitter.clone()),
             jitter,
             health: StoreHealth::default(),
             status,
@@ -243,10 +250,12 @@ impl Machine {
         machine.judge_host(now);
         let Situation { uplink, .. } = &machine.local.situation;
         let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
+        let network = Arc::clone(&machine.local.situation.config);
         let unknown = machine.local.situation.host.left_out;
         let mtu = inputs::pod_mtu(&*machine.backend, &machine.local.situation);
         machine.show(|status| {
             status.phase = Phase::LeaseHeld;
+            status.network = Some(network);
             (status.lease, status.uplink, status.mtu) = (Some(lease), Some(uplink), Some(mtu));
             status.unknown_host_objects = unknown;
         });
@@ -315,7 +324,11 @@ impl Machine {
         let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
         let guard = self.guard.deadline(&self.health.watch());
         let relist = self.relist.due(self.admission.has_room_again());
-        [audit, former, guard, self.mac_change_due(), self.renewal.deadline(), relist].into_iter().flatten().min()
+        let config = self.reconfiguration.deadline();
+        [audit, former, guard, self.mac_change_due(), self.renewal.deadline(), relist, config]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes in what happened.
@@ -328,6 +341,7 @@ impl Machine {
             Input::Seen(seen) => self.seen(now, seen),
             Input::Applied(report) => self.applied(now, report),
             Input::Lease(answer) => self.lease_answer(now, answer),
+            Input::Config(answer) => self.config_answer(now, answer),
             Input::EnvFile(file) => self.show_env_file(file),
             Input::Timer => {}
         }
@@ -347,6 +361,35 @@ impl Machine {
         self.renewal.identified_by(self.address());
         self.show_contested();
         self.show_challenged();
+    }
+
+    /// Whether to ask the store for its configuration now.
+    pub(crate) fn config_call(&mut self, now: BootTime) -> bool {
+        self.reconfiguration.call(now)
+    }
+
+    /// Whether the store has another configuration and the policy is to end then.
+    pub(crate) fn is_outdated(&self) -> bool {
+        let ends = match self.settings.on_reconfiguration {
+            ConfigPolicy::Keep => false,
+            ConfigPolicy::KeepOnceConfirmed => !self.reconfiguration.is_confirmed(),
+            ConfigPolicy::Stop => true,
+        };
+        ends && self.status.reconfigured.is_some()
+    }
+
+    fn config_answer(&mut self, now: BootTime, answer: Result<NetworkConfig, SubnetError>) {
+        let Ok(config) = answer else {
+            return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);
+        };
+        let in_force = &self.local.situation.config;
+        let is_same = in_force.is_same_overlay(&config) && in_force.enable_nftables == config.enable_nftables;
+        self.reconfiguration.answered(is_same);
+        let reconfigured = (!is_same).then(|| Arc::new(config));
+        if self.status.reconfigured != reconfigured {
+            self.events.extend(reconfigured.clone().map(Event::ConfigChanged));
+            self.show(|status| status.reconfigured = reconfigured);
+        }
     }
 
     /// What to ask of the store now.
@@ -463,6 +506,10 @@ impl Machine {
             self.audit_at(now, Cause::Expected);
         }
         let first = !std::mem::replace(&mut self.synced, true);
+        if first {
+            // It was read before the lease was taken, and maybe from a state file.
+            self.reconfiguration.ask();
+        }
         match reset {
             Some(before) if !first => {
                 let gone = changes.iter().flat_map(|change| prefixes_of(change.old.as_deref()));

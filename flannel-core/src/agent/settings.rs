@@ -66,6 +66,23 @@ pub enum Masquerade {
     Plugin,
 }
 
+/// What to do when the store comes to hold another configuration than the agent goes by: other networks, another backend,
+/// other settings of it, or another packet filter. Pools do not count. The store is asked each time that it speaks again; no
+/// lease is taken of another configuration in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ConfigPolicy {
+    /// Go on with the configuration in force until the agent is started again.
+    Keep,
+    /// End with [`OverlayError::Reconfigured`](crate::overlay::OverlayError::Reconfigured) where the first answer of the store
+    /// is another configuration than the agent started with, as after a start from a state file; later go on. So a change
+    /// reaches all nodes when an operator starts them again, and not with the next loss of contact.
+    #[default]
+    KeepOnceConfirmed,
+    /// End with [`OverlayError::Reconfigured`](crate::overlay::OverlayError::Reconfigured).
+    Stop,
+}
+
 /// The settings of an agent, with who its node is.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -77,6 +94,7 @@ pub(crate) struct Settings {
     pub(crate) public: Dual<IpAddr>,
     pub(crate) store_addresses: Vec<IpAddr>,
     pub(crate) on_loss: LossPolicy,
+    pub(crate) on_reconfiguration: ConfigPolicy,
     pub(crate) teardown: Teardown,
     pub(crate) audit_every: Duration,
     pub(crate) subnet_env: Option<SubnetEnvFile>,
@@ -93,6 +111,7 @@ impl Settings {
             public: Dual::default(),
             store_addresses: Vec::new(),
             on_loss: LossPolicy::default(),
+            on_reconfiguration: ConfigPolicy::default(),
             teardown: Teardown::default(),
             audit_every: Duration::from_secs(30),
             subnet_env: None,

@@ -37,6 +37,10 @@ impl Machine {
             _ => {}
         }
         if was != contact {
+            match contact {
+                Contact::Live => self.reconfiguration.ask(),
+                Contact::Never | Contact::Lost { .. } => self.reconfiguration.wait(),
+            }
             self.show(|status| status.store = contact);
         }
     }

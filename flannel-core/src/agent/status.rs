@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::admit::Reason;
 use crate::backend::{Skip, Uplink};
 use crate::clock::BootTime;
+use crate::config::NetworkConfig;
 use crate::kernel::Object;
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Mtu, Prefix};
@@ -150,6 +151,11 @@ impl Refusal {
 pub struct Status {
     /// How far it has come.
     pub phase: Phase,
+    /// The network's configuration that the agent goes by, once it has a lease.
+    pub network: Option<Arc<NetworkConfig>>,
+    /// Another configuration that the store has now; `None` while it has the same, as far as is known. Start the agent again
+    /// to go by it: until then what is in the kernel stays, and no lease is taken.
+    pub reconfigured: Option<Arc<NetworkConfig>>,
     /// The lease held.
     pub lease: Option<Arc<Lease>>,
     /// Who else is at our record; `None` while nobody is.
@@ -220,6 +226,8 @@ impl Default for Status {
     fn default() -> Self {
         Self {
             phase: Phase::Starting,
+            network: None,
+            reconfigured: None,
             lease: None,
             challenged: None,
             uplink: None,
@@ -276,6 +284,8 @@ pub enum Event {
     LeaseRenewed(Arc<Lease>),
     /// The lease is not ours any more; what follows is the policy's choice.
     LeaseLost(LossReason),
+    /// The store holds another configuration than the agent goes by: see [`Status::reconfigured`].
+    ConfigChanged(Arc<NetworkConfig>),
     /// The store gave a whole snapshot.
     Snapshot(PeerCounts),
     /// A peer appeared.
@@ -339,6 +349,7 @@ impl Event {
             Self::LeaseAcquired(_) => "lease_acquired",
             Self::LeaseRenewed(_) => "lease_renewed",
             Self::LeaseLost(_) => "lease_lost",
+            Self::ConfigChanged(_) => "config_changed",
             Self::Snapshot(_) => "snapshot",
             Self::PeerAdded(_) => "peer_added",
             Self::PeerChanged(_) => "peer_changed",

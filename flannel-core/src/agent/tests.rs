@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use super::{Input, KernelCall, Machine};
 use crate::admit::Reason;
+use crate::agent::{ConfigPolicy, Event};
 use crate::agent::{Phase, Settings, Status, StoreCall};
 use crate::backend::{Local, MockBackend, Peer, Situation};
 use crate::backoff::Jitter;
 use crate::clock::BootTime;
-use crate::config::NetworkConfig;
+use crate::config::{Allocation, NetworkConfig};
 use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
+use crate::subnet::SubnetError;
 use crate::testing::arbitrary;
 
 const V4: &[Family] = &[Family::V4];
@@ -76,11 +78,15 @@ fn machine() -> Machine {
     machine_on(arbitrary::host(), backend())
 }
 
+/// A machine whose store never answers what its configuration is.
 fn machine_on(host: HostFacts, backend: MockBackend) -> Machine {
     let situation = Situation { host: Arc::new(host), ..arbitrary::situation(config()) };
     let local: Local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
     let status = Status::default();
-    Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1))
+    let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
+    machine.reconfiguration.ask();
+    assert!(machine.config_call(at(0)));
+    machine
 }
 
 fn own_record() -> LeaseEvent {
@@ -357,8 +363,8 @@ fn a_shared_ethernet_address_sets_no_deadline_that_waits_for_the_kernel() {
     let older = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 1);
     let own = arbitrary::record(arbitrary::lease(1, V4, "tunnel"), 2);
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(vec![older, own]))));
-    // The kernel does not answer.
-    assert!(machine.kernel_call(at(0)).is_some());
+    // Neither kernel nor store answers.
+    assert!(machine.kernel_call(at(0)).is_some() && machine.config_call(at(0)));
     let mut now = at(0);
     for _ in 0..5 {
         machine.handle(now, Input::Timer);
@@ -490,4 +496,52 @@ fn the_device_of_a_backend_that_marks_nothing_bears_the_overlays_mark() {
     let ops = written(&mut machine, at(0), &arbitrary::host(), &State::default());
     let [Op::CreateLink { link, .. }] = &ops[..] else { panic!("{ops:?}") };
     assert_eq!((link.group, link.alias.as_deref()), (OverlayName::default().mark(), Some("flannelkit:flannel")));
+}
+
+#[test]
+fn another_configuration_in_the_store_is_told_and_ends_the_agent_as_the_policy_says() {
+    let unavailable = || SubnetError::Unavailable { doing: "asking", source: "cut".into() };
+    let other = || {
+        let text = br#"{"Network":"10.99.0.0/16","Backend":{"Type":"tunnel"}}"#;
+        NetworkConfig::parse(text, Allocation::Pool).map_err(|_| unavailable())
+    };
+    for (policy, at_first, later) in [
+        (ConfigPolicy::Keep, false, false),
+        (ConfigPolicy::KeepOnceConfirmed, true, false),
+        (ConfigPolicy::Stop, true, true),
+    ] {
+        let settings = Arc::new(Settings { on_reconfiguration: policy, ..settings() });
+        let situation = Situation { host: Arc::new(arbitrary::host()), ..arbitrary::situation(config()) };
+        let local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
+        let same = NetworkConfig::clone(&local.situation.config);
+        let begun = || {
+            let (settings, backend, status) = (Arc::clone(&settings), Arc::new(backend()), Status::default());
+            let mut machine = Machine::new(settings, backend, local.clone(), status, at(0), Jitter::seeded(1));
+            machine.handle(at(0), Input::Store(Ok(own_record())));
+            assert!(machine.config_call(at(0)) && !machine.config_call(at(0)), "once");
+            machine
+        };
+        let mut machine = begun();
+        machine.handle(at(1), Input::Config(other()));
+        assert_eq!((machine.is_outdated(), machine.status.reconfigured.is_some()), (at_first, true), "{policy:?}");
+
+        let mut machine = begun();
+        machine.handle(at(1), Input::Config(Ok(same.clone())));
+        assert!(!machine.is_outdated() && !machine.config_call(at(600_000)), "{policy:?}");
+        machine.handle(at(600_000), Input::Store(Err(unavailable())));
+        assert!(!machine.config_call(at(600_000)), "a store that is away is not asked");
+        machine.handle(at(700_000), Input::Store(Ok(own_record())));
+        assert!(machine.config_call(at(700_000)));
+        machine.handle(at(700_000), Input::Config(Err(unavailable())));
+        assert!(!machine.config_call(at(700_000)) && machine.deadline().is_some_and(|due| due <= at(710_000)));
+        assert!(machine.config_call(at(710_000)), "no answer is no answer");
+        machine.handle(at(710_000), Input::Config(other()));
+        assert_eq!(machine.is_outdated(), later, "{policy:?}");
+        let told = machine.take_events().into_iter().filter(|event| matches!(event, Event::ConfigChanged(_)));
+        assert_eq!(told.collect::<Vec<_>>(), [Event::ConfigChanged(Arc::new(other().unwrap()))]);
+        machine.reconfiguration.ask();
+        assert!(machine.config_call(at(711_000)));
+        machine.handle(at(711_000), Input::Config(Ok(same)));
+        assert!(machine.status.reconfigured.is_none() && !machine.is_outdated());
+    }
 }

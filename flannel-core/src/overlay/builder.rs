@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::{LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
+use crate::agent::{ConfigPolicy, LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
 use crate::backend::{Backend, BackendError};
 use crate::backoff::Jitter;
 use crate::clock::{Clock, SystemClock};
@@ -95,6 +95,13 @@ impl Builder {
     /// What to do when the lease is lost. Default: [`LossPolicy::Reacquire`].
     pub fn on_loss(mut self, policy: LossPolicy) -> Self {
         self.settings.on_loss = policy;
+        self
+    }
+
+    /// What to do when the store comes to hold another configuration than the agent goes by. Default:
+    /// [`ConfigPolicy::KeepOnceConfirmed`].
+    pub fn on_reconfiguration(mut self, policy: ConfigPolicy) -> Self {
+        self.settings.on_reconfiguration = policy;
         self
     }
 

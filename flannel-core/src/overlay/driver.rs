@@ -35,26 +35,6 @@ type Slot<T> = Option<BoxFuture<'static, T>>;
 /// What the store says to a call about the own lease.
 type Answer = Result<Lease, SubnetError>;
 
-/// What the next acquisition has to ask the store before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doubt {
-    /// Nothing.
-    None,
-    /// Whether its network is the one in force: the last lease was one of another, and was given back.
-    Network,
-}
-
-impl Doubt {
-    fn after(self, answer: &Answer) -> Self {
-        match answer {
-            Ok(_) => Self::None,
-            Err(SubnetError::Reconfigured) => Self::Network,
-            // It says nothing of the network.
-            Err(_) => self,
-        }
-    }
-}
-
 /// What was seen in a scope, for whoever asked for a preview.
 struct Looked {
     scope: Scope,
@@ -76,7 +56,7 @@ pub(crate) struct Driver<'a> {
     hinted: Scope,
     kernel: Slot<Input>,
     store: Slot<Answer>,
-    doubt: Doubt,
+    config: Slot<Result<NetworkConfig, SubnetError>>,
     /// Other nodes' leases under this node's identity, as far as the start found some.
     foreign: BTreeSet<LeaseKey>,
     preview: Slot<Looked>,
@@ -102,7 +82,7 @@ impl<'a> Driver<'a> {
             hinted,
             kernel: None,
             store: None,
-            doubt: Doubt::None,
+            config: None,
             foreign,
             preview: None,
             env: EnvKeeper::new(&settings, seams.jitter.clone()),
@@ -125,6 +105,9 @@ impl<'a> Driver<'a> {
             if self.machine.must_stop() {
                 return Err(OverlayError::LeaseLost);
             }
+            if self.machine.is_outdated() {
+                return Err(OverlayError::Reconfigured);
+            }
             let deadline = [self.machine.deadline(), self.env.deadline()].into_iter().flatten().min();
             let clock = Arc::clone(&self.seams.clock);
             let timer = async move {
@@ -137,10 +120,8 @@ impl<'a> Driver<'a> {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 input = finished(&mut self.kernel) => input,
-                answer = finished(&mut self.store) => {
-                    self.doubt = self.doubt.after(&answer);
-                    Input::Lease(answer)
-                }
+                answer = finished(&mut self.store) => Input::Lease(answer),
+                answer = finished(&mut self.config) => Input::Config(answer),
                 // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
                 Some(hint) = self.hints.next() => Input::Hint(hint),
                 event = self.watch.next() => {
@@ -181,7 +162,7 @@ impl<'a> Driver<'a> {
             () = grace => tracing::warn!("what was under way was cut off"),
         }
         // What was cut off must not go on beside what follows.
-        (self.kernel, self.preview) = (None, None);
+        (self.kernel, self.preview, self.config) = (None, None, None);
         let gate = self.env.cut();
         match self.settings.teardown {
             Teardown::Keep => Ok(()),
@@ -274,14 +255,18 @@ impl<'a> Driver<'a> {
         }
         if self.store.is_none() {
             let (subnets, situation) = (Arc::clone(&self.seams.subnets), &self.machine.local().situation);
-            let (node, config, doubt) = (situation.node.clone(), Arc::clone(&situation.config), self.doubt);
+            let (node, config) = (situation.node.clone(), Arc::clone(&situation.config));
             self.store = self.machine.store_call(now).map(|call| {
                 let call = match call {
                     StoreCall::Acquire(want) => StoreCall::Acquire(want.leaving_alone(self.foreign.clone())),
                     renewal @ StoreCall::Renew(_) => renewal,
                 };
-                store_call(subnets, node, config, doubt, call).boxed()
+                store_call(subnets, node, config, call).boxed()
             });
+        }
+        if self.config.is_none() && self.machine.config_call(now) {
+            let subnets = Arc::clone(&self.seams.subnets);
+            self.config = Some(async move { subnets.network_config().await }.boxed());
         }
         if *self.machine.scope() != self.hinted {
             self.hinted = self.machine.scope().clone();
@@ -401,16 +386,16 @@ async fn store_call(
     subnets: Arc<dyn SubnetManager>,
     node: NodeIdentity,
     config: Arc<NetworkConfig>,
-    doubt: Doubt,
     call: StoreCall,
 ) -> Answer {
-    match (call, doubt) {
-        (StoreCall::Renew(lease), _) => subnets.renew(&lease).await,
-        (StoreCall::Acquire(want), Doubt::None) => acquire(&*subnets, &node, &config, want).await,
-        (StoreCall::Acquire(want), Doubt::Network) => {
-            let stored = subnets.network_config().await?;
-            if !config.is_same_overlay(&stored) {
-                return Err(SubnetError::Reconfigured);
+    match call {
+        StoreCall::Renew(lease) => subnets.renew(&lease).await,
+        StoreCall::Acquire(want) => {
+            match subnets.network_config().await {
+                Ok(stored) if !config.is_same_overlay(&stored) => return Err(SubnetError::Reconfigured),
+                // Where the store does not say, the lease itself will.
+                Ok(_) | Err(SubnetError::Unavailable { .. } | SubnetError::Denied { .. }) => {}
+                Err(error) => return Err(error),
             }
             acquire(&*subnets, &node, &config, want).await
         }

@@ -101,6 +101,7 @@ fn level(event: &Event) -> Level {
         | Event::Ready
         | Event::Stopped => Level::Info,
         Event::LeaseLost(_)
+        | Event::ConfigChanged(_)
         | Event::PeerQuarantined(..)
         | Event::OwnTrouble(Some(_))
         | Event::RecordsDropped(_)
@@ -129,6 +130,10 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::LeaseAcquired(lease) => say!(level, unsaid, key = %lease.key, subnets = subnets(lease), "lease taken"),
         Event::LeaseRenewed(lease) => say!(level, unsaid, key = %lease.key, subnets = subnets(lease), "lease renewed"),
         Event::LeaseLost(reason) => say!(level, unsaid, %reason, "lease lost"),
+        Event::ConfigChanged(_) => {
+            let remedy = "restart the agent; until then it keeps devices and routes, and takes no lease";
+            say!(level, unsaid, remedy, "the network's configuration in the lease store has changed");
+        }
         Event::Snapshot(peers) => {
             say!(level, unsaid, peers = peers.accepted, quarantined = peers.quarantined, "the store listed the leases");
         }

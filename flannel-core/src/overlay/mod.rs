@@ -20,8 +20,9 @@ mod survey;
 pub(crate) use former_networks::check_places;
 
 pub use crate::agent::{
-    Challenged, Contact, EnvFile, Event, Explanation, Hearing, Held, HeldBecause, LossPolicy, LossReason, Masquerade,
-    MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile, Teardown, Verdict, WithheldBecause,
+    Challenged, ConfigPolicy, Contact, EnvFile, Event, Explanation, Hearing, Held, HeldBecause, LossPolicy, LossReason,
+    Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile, Teardown, Verdict,
+    WithheldBecause,
 };
 pub use builder::{BuildError, Builder};
 pub use handle::{Ended, Events, Handle, HandleError};

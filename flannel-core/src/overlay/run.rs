@@ -85,6 +85,10 @@ pub enum OverlayError {
     /// The lease is gone and [`LossPolicy::Stop`](super::LossPolicy::Stop) is the policy.
     #[error("the lease was lost")]
     LeaseLost,
+    /// The store holds another configuration than the agent goes by, and [`ConfigPolicy`](super::ConfigPolicy) is to end
+    /// then. The end does to the kernel what [`Teardown`](super::Teardown) says. Start again to go by the new one.
+    #[error("the network's configuration in the lease store is not the one that the agent goes by: start it again")]
+    Reconfigured,
     /// A preview cannot wait for ever. Ask again once what it waited for is mended.
     #[error("no answer within {within:?} ({waited_for}): see that the lease store runs and can be reached, then retry")]
     Unanswered {

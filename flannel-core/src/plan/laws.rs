@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::{LinkPart, Op, Plan, links_settled, owns_route, plan, plan_owned, take_settled};
 use crate::kernel::{
     AddressKey, ApplyReport, Device, FdbKey, Kernel, Link, LinkId, LinkKind, LinkName, NeighbourKey, OverlayName,
-    PeerState, Route, RouteKey, RouteKind, Scope, State, Vxlan,
+    PeerState, Route, RouteKey, RouteKind, Scope, State, Vxlan, owns_link,
 };
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix, Vni};
 use crate::testing::fake_kernel::{Address, FakeKernel, FakeRoute, Nud, Placement};
@@ -235,7 +235,10 @@ impl Host {
         let scope = wish.scope(self.uplink);
         let broken = |key: &RouteKey, route: &Route| {
             let (Some(link), Some(gateway)) = (route.link, route.gateway) else { return false };
+            // Once ours is gone, a device that somebody else has marked may be found under its name.
+            let is_strangers = state.links.get(&link).is_some_and(|link| link.group != 0 && !owns_link(link, &scope));
             if link == LinkId::Uplink
+                || is_strangers
                 || !route.onlink
                 || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))
             {

@@ -2,17 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use flannel_core::lease::LeaseAttrs;
+use async_trait::async_trait;
+use flannel_core::config::NetworkConfig;
+use flannel_core::lease::{Lease, LeaseAttrs, LeaseEvent};
 use flannel_core::net::Dual;
-use flannel_core::overlay::{Contact, Event, LossReason, Phase, Status, WithheldBecause};
-use flannel_core::subnet::{SubnetManager, Want};
-use flannel_core::testing::{FakeKernel, Fault};
+use flannel_core::overlay::{Contact, Event, LossReason, OverlayError, Phase, Status, WithheldBecause};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
+use flannel_core::testing::{FakeKernel, Fault, MemorySubnets};
 use flannel_subnet_cached::CachedSubnets;
+use futures_util::stream::BoxStream;
 use tempfile::TempDir;
 
-use crate::node::{Agent, Node, add_defaults, eventually, pass, subnet};
+use crate::node::{Agent, Node, add_defaults, config, eventually, parse, pass, subnet};
 
 /// A node with a state file.
 struct Keeping {
@@ -199,7 +203,8 @@ async fn a_lease_that_the_store_took_away_is_not_held_on_the_word_of_the_file() 
     keeping.lived(1..=2).await;
     let (mut agent, _cached) = keeping.run();
     agent.ready().await;
-    keeping.node.store.fail_next([Fault::Unavailable, Fault::Unavailable, Fault::Denied]);
+    // Each try asks for the configuration and for the lease.
+    keeping.node.store.fail_next([Fault::Unavailable; 4].into_iter().chain([Fault::Denied; 2]));
     assert!(keeping.node.store.delete(&keeping.node.key()));
     agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
     pass(2.0).await;
@@ -273,4 +278,91 @@ async fn what_a_snapshot_lacks_is_decided_by_the_watch_though_calls_are_denied()
         pass(100.0).await;
     }
     assert_eq!(keeping.routes(1..=5), [1, 2, 3, 4]);
+}
+
+/// A store whose watch may live while nobody may read its configuration.
+struct Mute {
+    store: MemorySubnets,
+    is_mute: AtomicBool,
+    asked: AtomicU64,
+}
+
+#[async_trait]
+impl SubnetManager for Mute {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        self.store.this_node().await
+    }
+
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        // On a clock that stands still who spins would do so for ever.
+        assert!(self.asked.fetch_add(1, Ordering::Relaxed) < 10_000, "somebody spins");
+        if self.is_mute.load(Ordering::Relaxed) {
+            return Err(SubnetError::Unavailable { doing: "reading", source: "mute".into() });
+        }
+        self.store.network_config().await
+    }
+
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
+        self.store.previous(node).await
+    }
+
+    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        self.store.acquire(node, want).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        self.store.renew(lease).await
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
+        self.store.release(lease).await
+    }
+
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+        self.store.watch()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_from_the_file_ends_once_the_store_says_that_the_configuration_is_another() {
+    let keeping = Keeping::new(Node::alone());
+    keeping.lived(1..=2).await;
+    let mute = Mute { store: keeping.node.store.clone(), is_mute: AtomicBool::new(true), asked: AtomicU64::new(0) };
+    let mute = Arc::new(mute);
+    let clock = Arc::clone(&keeping.node.clock) as _;
+    let cached = CachedSubnets::new(Arc::clone(&mute) as _, keeping.file(), "memory", clock);
+    keeping.node.store.outage();
+    let agent = keeping.node.run_on(keeping.node.builder(), Arc::new(keeping.node.kernel.clone()), Arc::new(cached));
+    agent.until(|status| status.phase == Phase::Ready).await;
+    keeping.node.store.recover();
+    agent.until(|status| status.store == Contact::Live).await;
+    // The watch lives, and nobody may read the configuration: that says nothing, and is asked for with back-off.
+    let before = mute.asked.load(Ordering::Relaxed);
+    pass(600.0).await;
+    let asked = mute.asked.load(Ordering::Relaxed) - before;
+    assert!((100..=160).contains(&asked), "asked {asked} times in ten minutes");
+    assert_eq!(agent.status().phase, Phase::Ready);
+    keeping.node.store.set_config(parse(r#"{"Network":"10.91.0.0/16","Backend":{"Type":"tunnel"}}"#));
+    mute.is_mute.store(false, Ordering::Relaxed);
+    assert!(matches!(agent.ended().await, Err(OverlayError::Reconfigured)));
+    assert!(keeping.node.has_route(subnet(1)), "the data plane stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_that_changes_under_an_agent_is_told_when_the_store_speaks_again_and_ends_nobody() {
+    let node = Node::alone();
+    let mut agent = node.run();
+    let ready = agent.ready().await;
+    assert_eq!(ready.network.as_deref(), Some(&config()));
+    node.store.set_config(parse(r#"{"Network":"10.91.0.0/16","Backend":{"Type":"tunnel"}}"#));
+    pass(60.0).await;
+    node.store.cut_watches();
+    agent.event(|event| matches!(event, Event::ConfigChanged(_))).await;
+    pass(600.0).await;
+    let status = agent.status();
+    assert_eq!((status.phase, status.network.as_deref()), (Phase::Ready, Some(&config())));
+    assert!(status.reconfigured.is_some());
+    node.store.set_config(config());
+    node.store.cut_watches();
+    agent.until(|status| status.reconfigured.is_none()).await;
 }
