@@ -39,6 +39,8 @@ pub(crate) struct Document {
     /// Why the firewall's rules are not as wanted.
     pub(crate) firewall: Option<String>,
     pub(crate) peers: Peers,
+    /// Whether the store holds another configuration than the agent goes by: it has to be restarted.
+    pub(crate) reconfigured: bool,
     /// Why other nodes do not take this one for a peer.
     pub(crate) own_trouble: Option<String>,
     pub(crate) quarantined: Vec<Named>,
@@ -181,6 +183,7 @@ impl Document {
                 quarantined: status.peers.quarantined,
                 dropped: status.peers.dropped,
             },
+            reconfigured: status.reconfigured.is_some(),
             own_trouble: status.own_trouble.as_ref().map(with_remedy),
             quarantined: status
                 .quarantined
@@ -380,6 +383,9 @@ impl fmt::Display for Document {
         if let Some(error) = &self.firewall {
             row("firewall", error)?;
         }
+        if self.reconfigured {
+            row("network", "its configuration in the store has changed: restart this agent to go by it")?;
+        }
         if let Some(reason) = &self.own_trouble {
             row("own record", &format!("not taken for a peer: {reason}"))?;
         }
@@ -433,6 +439,8 @@ impl fmt::Display for Document {
 
 #[cfg(test)]
 mod tests {
+    use flannel_core::config::{Allocation, NetworkConfig};
+
     use super::*;
 
     fn around() -> Surroundings {
@@ -456,6 +464,10 @@ mod tests {
         assert!(table.contains("NOT ready") && table.contains("directory /d (never)"), "{table}");
     }
 
+    fn config() -> NetworkConfig {
+        NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#, Allocation::Pool).unwrap()
+    }
+
     #[test]
     fn what_hurts_without_keeping_from_readiness_is_shown() {
         let mut status = Status::default();
@@ -468,6 +480,13 @@ mod tests {
         let document = Document::new(&status, &rules, &around(), BootTime::default(), 0);
         assert_eq!(document.firewall.as_deref(), Some("no iptables"));
         let table = document.to_string();
+        assert!(!table.contains("restart this agent"), "{table}");
+        status.reconfigured = Some(Arc::new(config()));
+        let table = Document::new(&status, &rules, &around(), BootTime::default(), 0).to_string();
+        assert!(
+            table.contains("network      its configuration in the store has changed: restart this agent"),
+            "{table}"
+        );
         assert!(table.contains("own record   not taken for a peer: has no subnet"), "{table}");
         assert!(table.contains("firewall     no iptables"), "{table}");
     }

@@ -132,7 +132,7 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::LeaseLost(reason) => say!(level, unsaid, %reason, "lease lost"),
         Event::ConfigChanged(_) => {
             let remedy = "restart the agent; until then it keeps devices and routes, and takes no lease";
-            say!(level, unsaid, remedy, "the network's configuration in the lease store has changed");
+            say!(level, unsaid, remedy, "the network configuration changed");
         }
         Event::Snapshot(peers) => {
             say!(level, unsaid, peers = peers.accepted, quarantined = peers.quarantined, "the store listed the leases");

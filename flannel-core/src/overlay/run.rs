@@ -87,7 +87,7 @@ pub enum OverlayError {
     LeaseLost,
     /// The store holds another configuration than the agent goes by, and [`ConfigPolicy`](super::ConfigPolicy) is to end
     /// then. The end does to the kernel what [`Teardown`](super::Teardown) says. Start again to go by the new one.
-    #[error("the network's configuration in the lease store is not the one that the agent goes by: start it again")]
+    #[error("the network configuration changed: start the agent again to go by the new one")]
     Reconfigured,
     /// A preview cannot wait for ever. Ask again once what it waited for is mended.
     #[error("no answer within {within:?} ({waited_for}): see that the lease store runs and can be reached, then retry")]
