@@ -86,7 +86,7 @@ pub enum OverlayError {
     #[error("the lease was lost")]
     LeaseLost,
     /// The store holds another configuration than the agent goes by, and [`ConfigPolicy`](super::ConfigPolicy) is to end
-    /// then. The end does to the kernel what [`Teardown`](super::Teardown) says. Start again to go by the new one.
+    /// then. The end does to the kernel what [`Teardown`] says. Start again to go by the new one.
     #[error("the network configuration changed: start the agent again to go by the new one")]
     Reconfigured,
     /// A preview cannot wait for ever. Ask again once what it waited for is mended.
