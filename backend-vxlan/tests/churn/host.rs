@@ -9,7 +9,7 @@ use flannel_core::clock::{BootTime, Clock};
 use flannel_core::kernel::KernelError;
 use flannel_core::lease::Lease;
 use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::overlay::{Events, Handle, MissingUplink, Overlay, OverlayError, Phase, Status};
+use flannel_core::overlay::{ConfigPolicy, Events, Handle, MissingUplink, Overlay, OverlayError, Phase, Status};
 use flannel_core::testing::fake_kernel::{Address, FakeRoute, Placement, Snapshot};
 use flannel_core::testing::{FakeKernel, MemorySubnets};
 use tokio::task::JoinHandle;
@@ -274,6 +274,8 @@ impl Host {
         let overlay = Overlay::builder()
             .backend("vxlan", Vxlan::new)
             .missing_uplink(MissingUplink::Wait)
+            // Nobody would start it again.
+            .on_reconfiguration(ConfigPolicy::Keep)
             .jitter_seed(seed << 16 | (self.number as u64) << 8 | self.starts)
             .clock(Arc::clone(&self.clock) as _)
             .build(Arc::clone(&witness) as _, Arc::new(self.kernel.clone()))
