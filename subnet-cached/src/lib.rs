@@ -6,7 +6,7 @@
 //! # fn cached(etcd: Arc<dyn SubnetManager>) -> impl SubnetManager {
 //! use flannel_subnet_cached::CachedSubnets;
 //!
-//! let clock = Arc::new(SystemClock::new());
+//! let clock = Arc::new(SystemClock::default());
 //! CachedSubnets::new(etcd, "/var/lib/flannelkit/state.json", "etcd /coreos.com/network", clock)
 //! # }
 //! ```
