@@ -59,7 +59,8 @@ impl Unread {
     }
 }
 
-/// A file could not be read, written or removed. What was there is as it was.
+/// A file could not be read, written or removed. What is there is whole: the old content, or after a failure of the last
+/// step, syncing the directory, the new one.
 ///
 /// Retry with back-off once the remedy is applied.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +98,7 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 /// Reads a regular file of at most `max` bytes; `None` where there is none. Whatever is there instead, this neither waits
-/// nor takes more memory than that.
+/// nor takes more memory than that (with the feature `netlink` also where a pipe takes its place just then).
 ///
 /// # Errors
 /// [`Unread`] says why not: whoever calls goes on without what the file says.
@@ -187,7 +188,7 @@ fn guarded(options: &mut OpenOptions, _: Trust) -> &mut OpenOptions {
 /// one, whole, also after a crash. Makes missing directories (0755), and clears what a crash has left of earlier writes.
 ///
 /// # Errors
-/// [`FileError`]: the old file, if any, is as it was.
+/// [`FileError`]: there is the old file, if any, or where only the directory could not be synced the new one.
 pub fn replace(
     path: &Path,
     mode: Mode,

@@ -182,13 +182,14 @@ impl SubnetManager for CachedSubnets {
     }
 
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        let was_live = self.keeper.is_live();
         match self.inner.network_config().await {
             Ok(config) => {
                 self.keeper.learn(|known| known.configured(&config));
                 Ok(config)
             }
             // While the watch lives the store will answer soon, and it may have another configuration by now.
-            Err(error) if is_away(&error) && !self.keeper.is_live() => {
+            Err(error) if is_away(&error) && !was_live && !self.keeper.is_live() => {
                 self.keeper.recall().await;
                 let Some(config) = self.keeper.known(|known| known.config.clone()) else { return Err(error) };
                 self.keeper.standing_in(&error);

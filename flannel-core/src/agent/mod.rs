@@ -379,7 +379,8 @@ impl Machine {
     }
 
     fn config_answer(&mut self, now: BootTime, answer: Result<NetworkConfig, SubnetError>) {
-        let Ok(config) = answer else {
+        let own_word = self.reconfiguration.takes_answer();
+        let Some(config) = answer.ok().filter(|_| own_word) else {
             return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);
         };
         let in_force = &self.local.situation.config;

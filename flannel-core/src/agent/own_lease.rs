@@ -17,12 +17,12 @@ impl Machine {
     pub(super) fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
         let refused = matches!(answer, Err(SubnetError::Reconfigured));
         let (outcome, error) = self.renewal.answered(answer, now);
-        if refused {
-            self.reconfiguration.ask();
-        }
         match error {
             Some(error) => self.store_trouble(Source::Calls, now, error),
             None => self.store_well(Source::Calls),
+        }
+        if refused {
+            self.reconfiguration.ask();
         }
         self.renewal_outcome(now, outcome);
     }

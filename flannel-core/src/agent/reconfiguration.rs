@@ -9,6 +9,8 @@ pub(crate) struct Reconfiguration {
     /// When to ask next.
     due: Option<BootTime>,
     under_way: bool,
+    /// Whether contact was lost during the question: a state file may have answered it.
+    void: bool,
     /// Whether the store has confirmed the configuration that the agent started with.
     confirmed: bool,
     backoff: Backoff,
@@ -16,7 +18,7 @@ pub(crate) struct Reconfiguration {
 
 impl Reconfiguration {
     pub(crate) fn new(jitter: Jitter) -> Self {
-        Self { due: None, under_way: false, confirmed: false, backoff: Backoff::new(jitter) }
+        Self { due: None, under_way: false, void: false, confirmed: false, backoff: Backoff::new(jitter) }
     }
 
     /// The store speaks again, or has just refused a lease of the configuration in force.
@@ -26,7 +28,7 @@ impl Reconfiguration {
 
     /// The store is silent: what it would answer is asked once it speaks.
     pub(crate) fn wait(&mut self) {
-        self.due = None;
+        (self.due, self.void) = (None, self.under_way);
     }
 
     pub(crate) fn is_confirmed(&self) -> bool {
@@ -44,16 +46,20 @@ impl Reconfiguration {
         begins
     }
 
+    /// Whether an answer that has come is the store's own.
+    pub(crate) fn takes_answer(&mut self) -> bool {
+        self.under_way = false;
+        !std::mem::take(&mut self.void)
+    }
+
     /// The store has answered.
     pub(crate) fn answered(&mut self, is_same: bool) {
-        self.under_way = false;
         self.confirmed |= is_same;
         self.backoff.reset();
     }
 
     /// There was no answer. It is asked again if it `speaks` otherwise.
     pub(crate) fn unanswered(&mut self, now: BootTime, speaks: bool) {
-        self.under_way = false;
         if speaks {
             self.due.get_or_insert_with(|| now.after(self.backoff.wait()));
         }

@@ -67,8 +67,8 @@ pub enum Masquerade {
 }
 
 /// What to do when the store comes to hold another configuration than the agent goes by: other networks, another backend,
-/// other settings of it, or another packet filter. Pools do not count. The store is asked each time that it speaks again; no
-/// lease is taken of another configuration in any case.
+/// other settings of it, or another packet filter. Pools do not count. The store is asked each time that it speaks again. In
+/// any case no lease is taken of other networks, nor, as far as the store says, of another backend or other settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ConfigPolicy {

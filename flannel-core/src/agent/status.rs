@@ -154,7 +154,7 @@ pub struct Status {
     /// The network's configuration that the agent goes by, once it has a lease.
     pub network: Option<Arc<NetworkConfig>>,
     /// Another configuration that the store has now; `None` while it has the same, as far as is known. Start the agent again
-    /// to go by it: until then what is in the kernel stays, and no lease is taken.
+    /// to go by it: until then what is in the kernel stays, and no lease is taken of other networks or another backend.
     pub reconfigured: Option<Arc<NetworkConfig>>,
     /// The lease held.
     pub lease: Option<Arc<Lease>>,

@@ -532,6 +532,11 @@ fn another_configuration_in_the_store_is_told_and_ends_the_agent_as_the_policy_s
         assert!(!machine.config_call(at(600_000)), "a store that is away is not asked");
         machine.handle(at(700_000), Input::Store(Ok(own_record())));
         assert!(machine.config_call(at(700_000)));
+        machine.handle(at(700_000), Input::Store(Err(unavailable())));
+        machine.handle(at(700_000), Input::Config(other()));
+        assert!(machine.status.reconfigured.is_none(), "contact was lost meanwhile: a state file may have answered");
+        machine.handle(at(700_000), Input::Store(Ok(own_record())));
+        assert!(machine.config_call(at(700_000)));
         machine.handle(at(700_000), Input::Config(Err(unavailable())));
         assert!(!machine.config_call(at(700_000)) && machine.deadline().is_some_and(|due| due <= at(710_000)));
         assert!(machine.config_call(at(710_000)), "no answer is no answer");

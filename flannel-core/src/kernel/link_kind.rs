@@ -13,9 +13,10 @@ pub enum LinkKind {
     Vxlan(Vxlan),
     /// A device that another program makes and configures, such as the data plane of an embedder, by the kernel's name of
     /// its kind (`tun`, `wireguard`). It is recognised by the overlay's mark ([`OverlayName::mark`]) and this kind, and
-    /// never by its name; it is not created, changed or deleted through the kernel seam. What is wanted on it (addresses,
-    /// neighbours, routes) is written while it is there, and deleted with the overlay. Only in what is wanted: a seen
-    /// device is [`Other`](Self::Other).
+    /// never by its name; it is not created, changed or deleted through the kernel seam. What is wanted on it is written
+    /// while it is there, and deleted with the overlay. Addresses and neighbours outside the overlay's networks are its
+    /// program's own and stay; forwarding entries on it are all the overlay's. Not `vxlan`, of which devices are made here.
+    /// Only in what is wanted: a seen device is [`Other`](Self::Other).
     ///
     /// [`OverlayName::mark`]: crate::kernel::OverlayName::mark
     External(Box<str>),
@@ -77,6 +78,11 @@ impl LinkKind {
             Self::Vxlan(_) => true,
             Self::External(_) | Self::Other(_) => false,
         }
+    }
+
+    /// Whether it names a kind that is made here as an external one.
+    pub(crate) fn is_made_under_another_name(&self) -> bool {
+        matches!(self, Self::External(kind) if &**kind == "vxlan")
     }
 
     /// Whether it is an end of a pair, as pods have.

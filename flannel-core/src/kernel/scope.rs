@@ -51,6 +51,7 @@ impl Scope {
             let marked = links
                 .iter()
                 .filter(|seen| ours(&seen.link) && seen.link.kind.is_same_device(&device.kind))
+                .filter(|seen| !ids.contains_key(&seen.index))
                 .min_by_key(|seen| (seen.link.name != device.name, seen.index));
             match marked {
                 Some(seen) => {

@@ -9,8 +9,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::kernel::{
-    AddressKey, Claims, FdbKey, Link, LinkId, LinkKind, LinkName, LinkPart, NeighbourKey, Object, Op, PeerState, Route,
-    RouteKey, RouteKind, RouteText, Scope, State, describe_link, is_go_flannels, owns_link, owns_route,
+    AddressKey, Claims, Device, FdbKey, Link, LinkId, LinkKind, LinkName, LinkPart, NeighbourKey, Object, Op,
+    PeerState, Route, RouteKey, RouteKind, RouteText, Scope, State, describe_link, is_go_flannels, owns_link,
+    owns_route,
 };
 use crate::net::{Family, MacAddr, Prefix, is_link_local};
 
@@ -155,7 +156,8 @@ impl<'a> Planner<'a> {
         let is_ours = |id: LinkId| matches!(id, LinkId::Own(slot) if usize::from(slot) < scope.devices.len());
         let is_device = |id: LinkId, link: &Link| match id {
             LinkId::Own(slot) => {
-                scope.devices.get(usize::from(slot)).is_some_and(|device| device.kind.is_same_device(&link.kind))
+                let is_it = |device: &Device| device.kind.is_same_device(&link.kind);
+                scope.devices.get(usize::from(slot)).is_some_and(is_it) && !link.kind.is_made_under_another_name()
             }
             LinkId::Uplink | LinkId::Other(_) => false,
         };
@@ -329,6 +331,14 @@ impl<'a> Planner<'a> {
         matches!(link, LinkId::Own(_)) && !self.blocked.contains(&link) && !self.fresh.contains(&link)
     }
 
+    /// Whether an address on a link of ours is that of the program which makes the device, for it lies elsewhere.
+    fn is_its_programs(&self, link: LinkId, addr: IpAddr) -> bool {
+        let LinkId::Own(slot) = link else { return false };
+        let device = self.scope.devices.get(usize::from(slot));
+        let is_inside = self.scope.networks.get(Family::of(addr)).is_some_and(|network| network.contains(addr));
+        device.is_some_and(|device| !device.kind.is_made_here()) && !is_inside
+    }
+
     fn addresses(&mut self, wanted: &State, seen: &State) {
         for key in wanted.addresses.keys() {
             let there = self.keeps_children(key.link) && seen.addresses.contains_key(key);
@@ -338,6 +348,9 @@ impl<'a> Planner<'a> {
         }
         for key in seen.addresses.keys() {
             if !self.keeps_children(key.link) || is_link_local(key.addr) || wanted.addresses.contains_key(key) {
+                continue;
+            }
+            if self.is_its_programs(key.link, key.addr) {
                 continue;
             }
             // IPv6 has an address once, whatever its length: the wrong one has to go first.
@@ -386,7 +399,7 @@ impl<'a> Planner<'a> {
         }
         for (key, mac) in &seen.neighbours {
             let there = self.keeps_children(key.link) && !self.readdressed.contains(&key.link);
-            if there && !wanted.contains_key(key) {
+            if there && !wanted.contains_key(key) && !self.is_its_programs(key.link, key.addr) {
                 self.ops.neighbour_deletes.push(Op::DeleteNeighbour { key: *key, mac: *mac });
             }
         }

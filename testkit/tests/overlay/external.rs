@@ -102,7 +102,8 @@ fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
     cluster.agents.push(agent);
     let ip = |args: &str| cluster.ns(0).ip(args).unwrap();
     let on_it = || {
-        ip(&format!("route show dev {NAME}")).lines().count()
+        let routes = ip(&format!("route show dev {NAME}"));
+        routes.lines().filter(|line| line.starts_with("10.244.")).count()
             + ip(&format!("-br address show dev {NAME} to 10.244.0.0/16")).lines().count()
     };
     let is_missing = |conflicts: &[flannel_core::plan::Conflict], found: &str| matches!(conflicts, [conflict] if conflict.object == Object::Link(DEVICE) && conflict.found.contains(found));
@@ -122,12 +123,15 @@ fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
     cluster.until(0, "somebody else's", |status| is_missing(&status.conflicts, "tun"));
     assert_eq!(on_it(), 0);
 
+    // What its program puts on it is the program's.
+    ip(&format!("address add 172.31.7.1/30 dev {NAME}"));
+    let is_its_own_there = || ip(&format!("-br address show dev {NAME}")).contains("172.31.7.1");
     let mark = OverlayName::default().mark();
     ip(&format!("link set dev {NAME} group {mark}"));
     let ready = cluster.ready(0);
     cluster.converged(0);
     assert!(ready.conflicts.is_empty(), "{ready:?}");
-    assert_eq!(on_it(), 4);
+    assert_eq!((on_it(), is_its_own_there()), (4, true));
 
     // Made anew, it has everything again at once.
     ip(&format!("link delete {NAME}"));
@@ -138,12 +142,14 @@ fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
     cluster.converged(0);
     assert_eq!(on_it(), 4);
 
-    // With the overlay goes what was written, and the device stays.
+    // With the overlay goes what was written, and the device stays with what is its program's.
+    ip(&format!("address add 172.31.7.1/30 dev {NAME}"));
     ip(&format!("link set {NAME} mtu 1234"));
     cluster.stop(0).unwrap();
     let ip = |args: &str| cluster.ns(0).ip(args).unwrap();
-    assert_eq!(ip(&format!("route show dev {NAME}")), "");
+    assert!(!ip(&format!("route show dev {NAME}")).contains("10.244."));
     let after = ip(&format!("-d -o link show dev {NAME}"));
     assert!(after.contains("mtu 1234"), "{after}");
+    assert!(ip(&format!("-br address show dev {NAME}")).contains("172.31.7.1"));
     assert_eq!(ip(&format!("-br address show dev {NAME} to 10.244.0.0/16")), "");
 }

@@ -177,8 +177,9 @@ impl Renewal {
         let (asked, shown) = (self.asked.take(), self.shown.take());
         match answer {
             Ok(lease) => (self.given(lease, asked, shown, now), None),
-            Err(SubnetError::Lost(_)) if self.rewrite => {
-                // The record went while it was being renewed.
+            Err(SubnetError::Lost(_)) if !self.lost && self.known_by == KnownBy::Name => {
+                // No other node can be behind it: acquiring tells what is ours.
+                self.rewrite = true;
                 self.ask(now);
                 (Outcome::Same, None)
             }

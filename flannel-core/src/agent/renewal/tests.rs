@@ -384,6 +384,17 @@ fn a_named_node_whose_subnets_were_taken_meanwhile_follows_its_policy() {
 }
 
 #[test]
+fn a_named_nodes_record_is_written_again_also_where_the_renewal_hears_of_it_first() {
+    let mut held = named(LossPolicy::Stop);
+    held.call(at(67)).unwrap();
+    let (outcome, error) = held.answered(Err(SubnetError::Lost("no record".into())), at(67));
+    assert_eq!((outcome, error, held.is_held()), (Outcome::Same, None, true));
+    assert!(matches!(held.call(at(67)), Some(StoreCall::Acquire(_))));
+    let written = Lease { expires: Some(at(187)), ..fenced("8") };
+    assert_eq!(held.answered(Ok(written), at(67)).0, Outcome::Renewed);
+}
+
+#[test]
 fn a_named_nodes_record_that_goes_while_it_is_renewed_is_written_again() {
     let refused = || Err(SubnetError::Lost("no record".into()));
     for answer in [refused(), Ok(fenced("8"))] {
