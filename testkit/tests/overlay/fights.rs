@@ -265,7 +265,8 @@ fn fight_over(plane: Plane, fights: &[(u8, Fight)]) {
             });
             let _stop = stop;
             let wait = |what, reached: &mut dyn FnMut() -> bool| {
-                let waited = wait_until(what, 6 * PATIENCE, || Ok(reached()));
+                // What is contested is tried at most every half minute: several such waits may have to pass on a busy machine.
+                let waited = wait_until(what, 18 * PATIENCE, || Ok(reached()));
                 waited.unwrap_or_else(|error| panic!("{}", show(&error)));
             };
             wait("an act", &mut || acts.load(Ordering::Relaxed) > 0);
