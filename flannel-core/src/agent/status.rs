@@ -260,10 +260,10 @@ impl Default for Status {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LossReason {
-    /// Its record is gone from the store.
+    /// Its record is gone from the store. Only where nodes are known by their address: else it is written again.
     #[error("its record was deleted")]
     Deleted,
-    /// Its record is another node's.
+    /// Its record is another node's. Only where nodes are known by their address.
     #[error("its record is another node's")]
     Taken,
     /// It ran out before the store could be reached.
