@@ -241,7 +241,7 @@ fn write_temporary(
     if mode == Mode::Public {
         publish(&file, target)?;
     }
-    let mut writer = BufWriter::with_capacity(1 << 16, Limited { file, left: max });
+    let mut writer = BufWriter::with_capacity(1 << 16, Limited { file, max, left: max });
     fill(&mut writer)?;
     writer.flush()?;
     writer.get_ref().file.sync_all()
@@ -250,13 +250,14 @@ fn write_temporary(
 /// A file that takes so many bytes, and no more.
 struct Limited {
     file: File,
+    max: u64,
     left: u64,
 }
 
 impl Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more bytes than the file may have"));
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {} bytes to write", self.max)));
         };
         let written = self.file.write(bytes)?;
         self.left = left + (bytes.len() - written) as u64;
@@ -339,7 +340,7 @@ fn public_mode(found: Option<(u32, bool)>) -> u32 {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use fs::{self, Permissions};
+    use std::fs::Permissions;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
@@ -430,6 +431,15 @@ mod tests {
         write(&path, Mode::Public, &text(MAX as usize)).unwrap();
         let error = write(&path, Mode::Public, &text(MAX as usize + 1)).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::FileTooLarge);
+        // Somebody who never stops writing is stopped.
+        let mut taken = 0;
+        let endless = |to: &mut dyn Write| loop {
+            to.write_all(&[b'x'; 1 << 16])?;
+            taken += 1 << 16;
+        };
+        let error = replace(&path, Mode::Public, 1 << 20, endless).unwrap_err();
+        assert_eq!((error.source.kind(), taken <= 1 << 20), (io::ErrorKind::FileTooLarge, true));
+        assert!(error.source.to_string().contains("more than 1048576 bytes"), "{}", error.source);
         assert_eq!(fs::read_to_string(&path).unwrap(), text(MAX as usize));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file was left");
     }

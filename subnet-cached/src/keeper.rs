@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Notify, OnceCell};
-
-use crate::MAX_BYTES;
-use crate::known::{Changed, Known};
-use crate::wire;
 use flannel_core::clock::{BootTime, Clock};
 use flannel_core::files::{self, FileError, Mode, Trust};
 use flannel_core::lease::Lease;
 use flannel_core::subnet::SubnetError;
 use flannel_core::text::chain;
+use tokio::sync::{Notify, OnceCell};
+
+use crate::MAX_BYTES;
+use crate::known::{Changed, Known};
+use crate::wire;
 
 /// How long changes are gathered before they are written.
 pub(crate) const SETTLE: Duration = Duration::from_secs(5);

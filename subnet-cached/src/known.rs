@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::records::Records;
 use flannel_core::alloc;
 use flannel_core::clock::BootTime;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record, is_complete, keep_oldest};
 use flannel_core::net::Dual;
 use flannel_core::subnet::{NodeIdentity, ThisNode};
+
+use crate::records::Records;
 
 /// What is known of a store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 
-use crate::known::Entry;
 use flannel_core::lease::{LeaseKey, MAX_RECORDS, weight};
+
+use crate::known::Entry;
 
 /// Records that count as at most [`MAX_RECORDS`] of ordinary size where they come one by one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

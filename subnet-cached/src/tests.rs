@@ -4,6 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant, SystemTime};
 
+use flannel_core::clock::{BootTime, SystemClock, TokioClock};
+use flannel_core::config::Allocation;
+use flannel_core::files::{Mode, Trust};
+use flannel_core::lease::{BadRecord, Fence, Json, LeaseAttrs, LeaseKey, Record};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::testing::store_contract::{self, Harness};
+use flannel_core::testing::{Fault, MemorySubnets, arbitrary};
 use futures_util::{FutureExt, StreamExt};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -12,13 +19,6 @@ use super::*;
 use crate::keeper::{PACE, SETTLE};
 use crate::known::{Changed, Entry, Known, Own};
 use crate::records::Records;
-use flannel_core::clock::{BootTime, SystemClock, TokioClock};
-use flannel_core::config::Allocation;
-use flannel_core::files::{Mode, Trust};
-use flannel_core::lease::{BadRecord, Fence, Json, LeaseAttrs, LeaseKey, Record};
-use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::testing::store_contract::{self, Harness};
-use flannel_core::testing::{Fault, MemorySubnets, arbitrary};
 
 const ORIGIN: &str = "memory";
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use flannel_core::lease::LeaseEvent;
+use flannel_core::subnet::SubnetError;
 use futures_util::StreamExt;
 use futures_util::future::pending;
 use futures_util::stream::{BoxStream, unfold};
@@ -9,8 +11,6 @@ use tokio::task::JoinHandle;
 
 use crate::is_away;
 use crate::keeper::Keeper;
-use flannel_core::lease::LeaseEvent;
-use flannel_core::subnet::SubnetError;
 
 type Item = Result<LeaseEvent, SubnetError>;
 

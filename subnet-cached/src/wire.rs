@@ -19,17 +19,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use flannel_core::clock::BootTime;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::subnet::{NodeIdentity, ThisNode};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::known::{Entry, Known, Own};
-use flannel_core::clock::BootTime;
-use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey};
-use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::subnet::{NodeIdentity, ThisNode};
 
 const VERSION: u64 = 1;
 /// The wall clock may have been set back so much since the file was written; beyond that it cannot say whether a

@@ -363,36 +363,6 @@ impl Machine {
         self.show_challenged();
     }
 
-    /// Whether to ask the store for its configuration now.
-    pub(crate) fn config_call(&mut self, now: BootTime) -> bool {
-        self.reconfiguration.call(now)
-    }
-
-    /// Whether the store has another configuration and the policy is to end then.
-    pub(crate) fn is_outdated(&self) -> bool {
-        let ends = match self.settings.on_reconfiguration {
-            ConfigPolicy::Keep => false,
-            ConfigPolicy::KeepOnceConfirmed => !self.reconfiguration.is_confirmed(),
-            ConfigPolicy::Stop => true,
-        };
-        ends && self.status.reconfigured.is_some()
-    }
-
-    fn config_answer(&mut self, now: BootTime, answer: Result<NetworkConfig, SubnetError>) {
-        let own_word = self.reconfiguration.takes_answer();
-        let Some(config) = answer.ok().filter(|_| own_word) else {
-            return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);
-        };
-        let in_force = &self.local.situation.config;
-        let is_same = in_force.is_same_overlay(&config) && in_force.enable_nftables == config.enable_nftables;
-        self.reconfiguration.answered(is_same);
-        let reconfigured = (!is_same).then(|| Arc::new(config));
-        if self.status.reconfigured != reconfigured {
-            self.events.extend(reconfigured.clone().map(Event::ConfigChanged));
-            self.show(|status| status.reconfigured = reconfigured);
-        }
-    }
-
     /// What to ask of the store now.
     pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
         // The host may have slept since the last input.

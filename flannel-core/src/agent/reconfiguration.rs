@@ -1,7 +1,13 @@
 //! Whether the configuration in the store is still the one that the agent goes by.
 
+use std::sync::Arc;
+
+use crate::agent::status::{Contact, Event};
+use crate::agent::{ConfigPolicy, Machine};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
+use crate::config::NetworkConfig;
+use crate::subnet::SubnetError;
 
 /// When to ask the store for its configuration: each time that it speaks again, until it has answered.
 #[derive(Debug)]
@@ -62,6 +68,38 @@ impl Reconfiguration {
     pub(crate) fn unanswered(&mut self, now: BootTime, speaks: bool) {
         if speaks {
             self.due.get_or_insert_with(|| now.after(self.backoff.wait()));
+        }
+    }
+}
+
+impl Machine {
+    /// Whether to ask the store for its configuration now.
+    pub(crate) fn config_call(&mut self, now: BootTime) -> bool {
+        self.reconfiguration.call(now)
+    }
+
+    /// Whether the store has another configuration and the policy is to end then.
+    pub(crate) fn is_outdated(&self) -> bool {
+        let ends = match self.settings.on_reconfiguration {
+            ConfigPolicy::Keep => false,
+            ConfigPolicy::KeepOnceConfirmed => !self.reconfiguration.is_confirmed(),
+            ConfigPolicy::Stop => true,
+        };
+        ends && self.status.reconfigured.is_some()
+    }
+
+    pub(super) fn config_answer(&mut self, now: BootTime, answer: Result<NetworkConfig, SubnetError>) {
+        let own_word = self.reconfiguration.takes_answer();
+        let Some(config) = answer.ok().filter(|_| own_word) else {
+            return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);
+        };
+        let in_force = &self.local.situation.config;
+        let is_same = in_force.is_same_overlay(&config) && in_force.enable_nftables == config.enable_nftables;
+        self.reconfiguration.answered(is_same);
+        let reconfigured = (!is_same).then(|| Arc::new(config));
+        if self.status.reconfigured != reconfigured {
+            self.events.extend(reconfigured.clone().map(Event::ConfigChanged));
+            self.show(|status| status.reconfigured = reconfigured);
         }
     }
 }

@@ -51,6 +51,11 @@ fn backend() -> MockBackend {
 
 /// A backend with one device and this for peers.
 fn backend_with(state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBackend {
+    backend_on(device(), state)
+}
+
+/// A backend that wants its one device so, and this for peers.
+fn backend_on(link: Link, state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBackend {
     let mut backend = MockBackend::new();
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
@@ -61,7 +66,8 @@ fn backend_with(state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBack
         devices: vec![Device { name: device().name, kind: device().kind }],
         uplink: Some(local.situation.uplink.index),
     });
-    backend.expect_base().returning(|_| State { links: [(LinkId::Own(0), device())].into(), ..State::default() });
+    let base = move |_: &_| State { links: [(LinkId::Own(0), link.clone())].into(), ..State::default() };
+    backend.expect_base().returning(base);
     backend.expect_peer().returning(move |_, peer, _| Ok(state(peer)));
     backend
 }
@@ -479,18 +485,7 @@ fn peers_that_leave_during_an_audit_are_not_deleted_by_it() {
 
 #[test]
 fn the_device_of_a_backend_that_marks_nothing_bears_the_overlays_mark() {
-    let mut backend = MockBackend::new();
-    backend.expect_wire_type().return_const("tunnel");
-    backend.expect_mtu().returning(|_| None);
-    backend.expect_hardware_address().returning(|_, _| Ok(None));
-    backend.expect_scope().returning(|local| Scope {
-        overlay: local.situation.overlay.clone(),
-        networks: local.situation.networks(),
-        devices: vec![Device { name: device().name, kind: device().kind }],
-        uplink: None,
-    });
-    let bare = || Link { group: 0, alias: None, ..device() };
-    backend.expect_base().returning(move |_| State { links: [(LinkId::Own(0), bare())].into(), ..State::default() });
+    let backend = backend_on(Link { group: 0, alias: None, ..device() }, |_| PeerState::default());
     let mut machine = machine_on(arbitrary::host(), backend);
     machine.handle(at(0), Input::Store(Ok(own_record())));
     let ops = written(&mut machine, at(0), &arbitrary::host(), &State::default());

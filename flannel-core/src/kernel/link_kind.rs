@@ -80,8 +80,8 @@ impl LinkKind {
         }
     }
 
-    /// Whether it names a kind that is made here as an external one.
-    pub(crate) fn is_made_under_another_name(&self) -> bool {
+    /// Whether it asks for a VXLAN device as an external one. Those are made here.
+    pub(crate) fn is_external_vxlan(&self) -> bool {
         matches!(self, Self::External(kind) if &**kind == "vxlan")
     }
 

@@ -39,8 +39,8 @@ pub struct SeenLink {
 }
 
 impl Scope {
-    /// Gives ids to the links of a dump: our devices (by mark, whatever their name; else by name, but for external ones), the uplink, and
-    /// strangers' or former devices that are in the way. Links that do not concern the overlay get none.
+    /// Gives ids to the links of a dump: our devices (by mark, whatever their name; else by name, but for external ones), the
+    /// uplink, and strangers' or former devices that are in the way. Links that do not concern the overlay get none.
     ///
     /// Both the real and the fake kernel use this, so that they agree.
     pub fn identify(&self, links: &[SeenLink]) -> BTreeMap<u32, LinkId> {

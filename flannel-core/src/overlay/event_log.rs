@@ -131,7 +131,7 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::LeaseRenewed(lease) => say!(level, unsaid, key = %lease.key, subnets = subnets(lease), "lease renewed"),
         Event::LeaseLost(reason) => say!(level, unsaid, %reason, "lease lost"),
         Event::ConfigChanged(_) => {
-            let remedy = "restart the agent; until then it keeps devices and routes, and takes no lease";
+            let remedy = "restart the agent; until then it goes by the former one";
             say!(level, unsaid, remedy, "the network configuration changed");
         }
         Event::Snapshot(peers) => {

@@ -236,7 +236,8 @@ impl Host {
         let broken = |key: &RouteKey, route: &Route| {
             let (Some(link), Some(gateway)) = (route.link, route.gateway) else { return false };
             // Once ours is gone, a device that somebody else has marked may be found under its name.
-            let is_strangers = state.links.get(&link).is_some_and(|link| link.group != 0 && !owns_link(link, &scope));
+            let is_strangers =
+                state.links.get(&link).is_some_and(|link| link.alias.is_some() && !owns_link(link, &scope));
             if link == LinkId::Uplink
                 || is_strangers
                 || !route.onlink

@@ -157,7 +157,7 @@ impl<'a> Planner<'a> {
         let is_device = |id: LinkId, link: &Link| match id {
             LinkId::Own(slot) => {
                 let is_it = |device: &Device| device.kind.is_same_device(&link.kind);
-                scope.devices.get(usize::from(slot)).is_some_and(is_it) && !link.kind.is_made_under_another_name()
+                scope.devices.get(usize::from(slot)).is_some_and(is_it) && !link.kind.is_external_vxlan()
             }
             LinkId::Uplink | LinkId::Other(_) => false,
         };

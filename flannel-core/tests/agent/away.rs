@@ -2,21 +2,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use flannel_core::config::NetworkConfig;
-use flannel_core::lease::{Lease, LeaseAttrs, LeaseEvent};
+use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::Dual;
 use flannel_core::overlay::{Contact, Event, LossReason, OverlayError, Phase, Status, WithheldBecause};
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use flannel_core::testing::{FakeKernel, Fault, MemorySubnets};
+use flannel_core::subnet::{SubnetManager, Want};
+use flannel_core::testing::{FakeKernel, Fault};
 use flannel_subnet_cached::CachedSubnets;
-use futures_util::stream::BoxStream;
 use tempfile::TempDir;
 
 use crate::node::{Agent, Node, add_defaults, config, eventually, parse, pass, subnet};
+use crate::storms::Away;
 
 /// A node with a state file.
 struct Keeping {
@@ -280,57 +278,14 @@ async fn what_a_snapshot_lacks_is_decided_by_the_watch_though_calls_are_denied()
     assert_eq!(keeping.routes(1..=5), [1, 2, 3, 4]);
 }
 
-/// A store whose watch may live while nobody may read its configuration.
-struct Mute {
-    store: MemorySubnets,
-    is_mute: AtomicBool,
-    asked: AtomicU64,
-}
-
-#[async_trait]
-impl SubnetManager for Mute {
-    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
-        self.store.this_node().await
-    }
-
-    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        // On a clock that stands still who spins would do so for ever.
-        assert!(self.asked.fetch_add(1, Ordering::Relaxed) < 10_000, "somebody spins");
-        if self.is_mute.load(Ordering::Relaxed) {
-            return Err(SubnetError::Unavailable { doing: "reading", source: "mute".into() });
-        }
-        self.store.network_config().await
-    }
-
-    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
-        self.store.previous(node).await
-    }
-
-    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        self.store.acquire(node, want).await
-    }
-
-    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
-        self.store.renew(lease).await
-    }
-
-    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
-        self.store.release(lease).await
-    }
-
-    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        self.store.watch()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_start_from_the_file_ends_once_the_store_says_that_the_configuration_is_another() {
     let keeping = Keeping::new(Node::alone());
     keeping.lived(1..=2).await;
-    let mute = Mute { store: keeping.node.store.clone(), is_mute: AtomicBool::new(true), asked: AtomicU64::new(0) };
-    let mute = Arc::new(mute);
+    let mute = Away::new(&keeping.node.store);
+    mute.mute();
     let clock = Arc::clone(&keeping.node.clock) as _;
-    let cached = CachedSubnets::new(Arc::clone(&mute) as _, keeping.file(), "memory", clock);
+    let cached = CachedSubnets::new(Arc::new(mute.clone()), keeping.file(), "memory", clock);
     keeping.node.store.outage();
     let agent = keeping.node.run_on(keeping.node.builder(), Arc::new(keeping.node.kernel.clone()), Arc::new(cached));
     agent.until(|status| status.phase == Phase::Ready).await;
@@ -340,10 +295,10 @@ async fn a_start_from_the_file_ends_once_the_store_says_that_the_configuration_i
     let before = mute.asked.load(Ordering::Relaxed);
     pass(600.0).await;
     let asked = mute.asked.load(Ordering::Relaxed) - before;
-    assert!((100..=160).contains(&asked), "asked {asked} times in ten minutes");
+    assert!((120..=155).contains(&asked), "asked {asked} times in ten minutes");
     assert_eq!(agent.status().phase, Phase::Ready);
     keeping.node.store.set_config(parse(r#"{"Network":"10.91.0.0/16","Backend":{"Type":"tunnel"}}"#));
-    mute.is_mute.store(false, Ordering::Relaxed);
+    mute.speak();
     assert!(matches!(agent.ended().await, Err(OverlayError::Reconfigured)));
     assert!(keeping.node.has_route(subnet(1)), "the data plane stays");
 }

@@ -1,7 +1,7 @@
 //! Much of everything: what is kept and said stays bounded (docs/faults.md, I13).
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +29,10 @@ pub(crate) struct Away {
     pub(crate) acquires: Arc<AtomicU64>,
     /// What becomes of the next of those.
     faults: Arc<Mutex<VecDeque<Fault>>>,
+    /// Whether nobody may read its configuration.
+    mute: Arc<AtomicBool>,
+    /// How often somebody tried to.
+    pub(crate) asked: Arc<AtomicU64>,
 }
 
 impl Away {
@@ -40,6 +44,8 @@ impl Away {
             calls: Arc::default(),
             acquires: Arc::default(),
             faults: Arc::default(),
+            mute: Arc::default(),
+            asked: Arc::default(),
         }
     }
 
@@ -49,6 +55,16 @@ impl Away {
 
     pub(crate) fn come_back(&self) {
         self.away.send_replace(false);
+    }
+
+    /// Lets nobody read the configuration.
+    pub(crate) fn mute(&self) {
+        self.mute.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends that.
+    pub(crate) fn speak(&self) {
+        self.mute.store(false, Ordering::Relaxed);
     }
 
     /// Lets the next calls for a lease fail, one fault each.
@@ -86,6 +102,10 @@ impl SubnetManager for Away {
 
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
         self.call()?;
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.mute.load(Ordering::Relaxed) {
+            return Err(gone());
+        }
         self.store.network_config().await
     }
 

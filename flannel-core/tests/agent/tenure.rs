@@ -98,6 +98,32 @@ async fn policy_stop_ends_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deleted_record_is_lost_and_the_same_subnet_taken_again() {
+    let node = Node::alone().known_by_address();
+    let mut agent = node.run();
+    let before = agent.ready().await.lease.unwrap();
+    node.store.delete(&node.key());
+    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    assert_eq!(lost, Event::LeaseLost(LossReason::Deleted));
+    let after = agent.ready().await.lease.unwrap();
+    assert_eq!((before.subnets, node.record().unwrap().subnets), (after.subnets, before.subnets));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_taken_by_another_node_is_lost() {
+    let node = Node::alone().known_by_address();
+    let mut agent = node.run();
+    let mut taken = Lease::clone(&*agent.ready().await.lease.unwrap());
+    taken.attrs.public_ip.v4 = Some(public(Family::V4, 99));
+    taken.fence = Fence(Some("another".into()));
+    node.store.insert([taken]);
+    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    assert_eq!(lost, Event::LeaseLost(LossReason::Taken));
+    agent.ready().await;
+    assert_eq!(node.record().unwrap().attrs.public_ip.v4, Some(public(Family::V4, 200)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_record_of_a_named_node_is_written_again_whatever_is_done_to_it() {
     let node = Node::alone();
     let mut agent = node.run();
@@ -152,26 +178,28 @@ async fn a_node_that_is_assigned_its_subnets_waits_for_them_and_follows_them() {
 
 #[tokio::test(start_paused = true)]
 async fn no_lease_is_taken_of_another_network_than_the_one_in_force() {
-    let node = Node::alone().known_by_address();
-    let mut agent = node.run();
-    let before = agent.ready().await.lease.unwrap();
-    node.store.set_config(parse(r#"{"Network":"10.91.0.0/16","Backend":{"Type":"tunnel"}}"#));
-    node.store.delete(&node.key());
-    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
-    pass(60.0).await;
-    let status = agent.status();
-    assert_eq!((status.phase, &status.lease, node.record()), (Phase::Starting, &None, None));
-    assert!(
-        status.reconfigured.is_some_and(|config| config
-            .networks
-            .v4
-            .as_ref()
-            .is_some_and(|it| it.prefix.to_string() == "10.91.0.0/16"))
-    );
-    assert!(matches!(&status.store, Contact::Lost { error, .. } if error.contains("restart")), "{:?}", status.store);
-    node.store.set_config(config());
-    let ready = agent.ready().await;
-    assert_eq!((ready.lease.unwrap().subnets, ready.reconfigured), (before.subnets, None));
+    let other_network = r#"{"Network":"10.91.0.0/16","Backend":{"Type":"tunnel"}}"#;
+    let other_settings = r#"{"Network":"10.42.0.0/16","Backend":{"Type":"tunnel","Other":1}}"#;
+    for other in [other_network, other_settings].map(parse) {
+        let node = Node::alone().known_by_address();
+        let mut agent = node.run();
+        let before = agent.ready().await.lease.unwrap();
+        node.store.set_config(other.clone());
+        node.store.delete(&node.key());
+        agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+        pass(60.0).await;
+        let status = agent.status();
+        assert_eq!((status.phase, &status.lease, node.record()), (Phase::Starting, &None, None));
+        assert_eq!(status.reconfigured.as_deref(), Some(&other));
+        assert!(
+            matches!(&status.store, Contact::Lost { error, .. } if error.contains("restart")),
+            "{:?}",
+            status.store
+        );
+        node.store.set_config(config());
+        let ready = agent.ready().await;
+        assert_eq!((ready.lease.unwrap().subnets, ready.reconfigured), (before.subnets, None));
+    }
 }
 
 #[tokio::test(start_paused = true)]
