@@ -3,7 +3,7 @@
 //! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{LinkId, PeerState, Route, Scope, State};
+use flannel_core::kernel::{Device, LinkId, PeerState, Route, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -33,14 +33,8 @@ impl Backend for HostGw {
         true
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        let situation = &local.situation;
-        Scope {
-            overlay: situation.overlay.clone(),
-            networks: situation.networks(),
-            devices: Vec::new(),
-            uplink: Some(situation.uplink.index),
-        }
+    fn devices(&self, _local: &Local) -> Vec<Device> {
+        Vec::new()
     }
 
     fn mtu(&self, _: &Situation) -> Option<Mtu> {
@@ -124,9 +118,9 @@ mod tests {
                 (route.gateway, route.link, route.onlink),
                 (Some(node_address(family, 2)), Some(LinkId::Uplink), false)
             );
-            assert!(route.has_own_protocol() && HostGw.scope(&local).covers(&prefix));
+            assert!(route.has_own_protocol() && local.scope(Vec::new()).covers(&prefix));
         }
-        assert!(HostGw.base(&local).is_empty() && HostGw.scope(&local).devices.is_empty());
+        assert!(HostGw.base(&local).is_empty() && HostGw.devices(&local).is_empty());
         assert_eq!(HostGw.mtu(&local.situation), None);
     }
 

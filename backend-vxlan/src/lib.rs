@@ -10,7 +10,7 @@ mod wire;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::config::NetworkConfig;
-use flannel_core::kernel::{PeerState, Scope, State};
+use flannel_core::kernel::{Device, PeerState, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -53,8 +53,8 @@ impl Backend for Vxlan {
         true
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        wanted::scope(&self.config, &local.situation, &local.lease.attrs)
+    fn devices(&self, local: &Local) -> Vec<Device> {
+        wanted::devices(&self.config, local)
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

@@ -38,7 +38,7 @@ fn commands(backend: &Vxlan, local: &Local, peers: &[Lease]) -> Vec<String> {
             wanted.add(&backend.peer(local, peer, family).unwrap());
         }
     }
-    let scope = backend.scope(local);
+    let scope = local.scope(backend.devices(local));
     scope.mark(&mut wanted);
     let plan = plan(&wanted, &State::default(), &scope, &|_| None);
     let text = |op: &Op| OpText { op, scope: &scope }.to_string();
@@ -64,7 +64,7 @@ fn the_golden_state_of_one_peer() {
     let route = backend.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
     assert!(route.onlink && route.has_own_protocol());
     let mut base = backend.base(&local);
-    backend.scope(&local).mark(&mut base);
+    local.scope(backend.devices(&local)).mark(&mut base);
     let device = &base.links[&LinkId::Own(0)];
     assert_eq!(
         (device.group, device.alias.as_deref(), device.up),
@@ -280,11 +280,11 @@ proptest! {
             for family in Family::BOTH {
                 let state = backend.peer(&local, &peer(n), family).unwrap();
                 objects += [state.fdb.is_some(), state.neighbour.is_some(), state.route.is_some()].into_iter().filter(|there| *there).count();
-                prop_assert!(state.route.is_some_and(|(prefix, _)| backend.scope(&local).covers(&prefix)));
+                prop_assert!(state.route.is_some_and(|(prefix, _)| local.scope(backend.devices(&local)).covers(&prefix)));
                 wanted.add(&state);
             }
         }
         prop_assert_eq!(wanted.len(), objects);
-        prop_assert!(plan(&wanted, &wanted, &backend.scope(&local), &|_: &Prefix| None).is_empty());
+        prop_assert!(plan(&wanted, &wanted, &local.scope(backend.devices(&local)), &|_: &Prefix| None).is_empty());
     }
 }

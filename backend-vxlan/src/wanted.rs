@@ -3,7 +3,7 @@
 use flannel_core::backend::{BackendError, Local, Peer, Situation, Skip};
 use flannel_core::config::ConfigError;
 use flannel_core::kernel::{
-    AddressKey, Device, FdbKey, HostLink, Link, LinkId, LinkKind, NeighbourKey, PeerState, Route, Scope, State, Vxlan,
+    AddressKey, Device, FdbKey, HostLink, Link, LinkId, LinkKind, NeighbourKey, PeerState, Route, State, Vxlan,
 };
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
@@ -177,15 +177,9 @@ fn device(local: &Local, family: Family) -> Option<LinkId> {
     u8::try_from(place).ok().map(LinkId::Own)
 }
 
-pub(crate) fn scope(config: &Config, situation: &Situation, attrs: &LeaseAttrs) -> Scope {
-    let devices =
-        vteps(config, situation, attrs).into_iter().map(|vtep| Device { name: vtep.link.name, kind: vtep.link.kind });
-    Scope {
-        overlay: situation.overlay.clone(),
-        networks: situation.networks(),
-        devices: devices.collect(),
-        uplink: Some(situation.uplink.index),
-    }
+pub(crate) fn devices(config: &Config, local: &Local) -> Vec<Device> {
+    let vteps = vteps(config, &local.situation, &local.lease.attrs).into_iter();
+    vteps.map(|vtep| Device { name: vtep.link.name, kind: vtep.link.kind }).collect()
 }
 
 /// The devices, each with its subnet's first address.

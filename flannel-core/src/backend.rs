@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{ConfigError, NetworkConfig};
-use crate::kernel::{HostFacts, LinkName, OverlayName, PeerState, Scope, State};
+use crate::kernel::{Device, HostFacts, LinkName, OverlayName, PeerState, Scope, State};
 use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::subnet::NodeIdentity;
@@ -61,6 +61,19 @@ pub struct Local {
     pub situation: Situation,
     /// What it holds and publishes.
     pub lease: Arc<Lease>,
+}
+
+impl Local {
+    /// The part of the kernel that a backend with these devices may touch.
+    pub fn scope(&self, devices: Vec<Device>) -> Scope {
+        let situation = &self.situation;
+        Scope {
+            overlay: situation.overlay.clone(),
+            networks: situation.networks(),
+            devices,
+            uplink: Some(situation.uplink.index),
+        }
+    }
 }
 
 /// Another node's accepted lease.
@@ -131,8 +144,9 @@ pub trait Backend: Send + Sync + 'static {
     /// it.
     fn writes(&self) -> bool;
 
-    /// The part of the kernel it may touch.
-    fn scope(&self, local: &Local) -> Scope;
+    /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). [`base`](Self::base) wants
+    /// those of them that are made here, and no others; with the network they are all of the kernel that it may touch.
+    fn devices(&self, local: &Local) -> Vec<Device>;
 
     /// The MTU for pods; `None`: the uplink's.
     fn mtu(&self, situation: &Situation) -> Option<Mtu>;

@@ -2,7 +2,7 @@
 //! by the default route (docs/compatibility.md, "Blackhole").
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{PeerState, Route, RouteKey, RouteKind, Scope, State};
+use flannel_core::kernel::{Device, PeerState, Route, RouteKey, RouteKind, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 
@@ -40,8 +40,8 @@ impl<B: Backend> Backend for Blackhole<B> {
         self.inner.writes() || self.routes == Routes::Blackhole
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        self.inner.scope(local)
+    fn devices(&self, local: &Local) -> Vec<Device> {
+        self.inner.devices(local)
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

@@ -134,7 +134,7 @@ impl Machine {
 
     pub(super) fn set_local(&mut self, now: BootTime, local: Local) {
         self.local = Arc::new(local);
-        let scope = self.backend.scope(&self.local);
+        let scope = self.local.scope(self.backend.devices(&self.local));
         if scope != self.scope {
             self.scope = scope;
             // The hints of the old scope end here: what they had yet to say is read instead.

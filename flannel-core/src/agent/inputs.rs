@@ -192,7 +192,7 @@ impl First {
 /// The devices that the backend would want, as far as they are known before there is a lease.
 fn devices(backend: &dyn Backend, situation: &Situation) -> Vec<Device> {
     let Ok(attrs) = backend.advertise(situation) else { return Vec::new() };
-    backend.scope(&expected(situation, &Want::new(attrs))).devices
+    backend.devices(&expected(situation, &Want::new(attrs)))
 }
 
 /// The lease as far as it is known before it is taken: enough to tell which devices there will be.

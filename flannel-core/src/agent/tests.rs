@@ -2,7 +2,7 @@
 
 use crate::kernel::{
     ApplyReport, Device, Hint, HostFacts, Link, LinkId, LinkKind, LinkName, Op, OverlayName, PeerState, Route,
-    RouteKey, Scope, State, Vxlan,
+    RouteKey, State, Vxlan,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,12 +60,7 @@ fn backend_on(link: Link, state: impl Fn(&Peer) -> PeerState + Send + 'static) -
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(|_, _| Ok(None));
-    backend.expect_scope().returning(|local| Scope {
-        overlay: local.situation.overlay.clone(),
-        networks: local.situation.networks(),
-        devices: vec![Device { name: device().name, kind: device().kind }],
-        uplink: Some(local.situation.uplink.index),
-    });
+    backend.expect_devices().returning(|_| vec![Device { name: device().name, kind: device().kind }]);
     let base = move |_: &_| State { links: [(LinkId::Own(0), link.clone())].into(), ..State::default() };
     backend.expect_base().returning(base);
     backend.expect_peer().returning(move |_, peer, _| Ok(state(peer)));
@@ -355,12 +350,7 @@ fn a_shared_ethernet_address_sets_no_deadline_that_waits_for_the_kernel() {
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(move |_, _| Ok(Some(mac)));
-    backend.expect_scope().returning(|local| Scope {
-        overlay: local.situation.overlay.clone(),
-        networks: local.situation.networks(),
-        devices: Vec::new(),
-        uplink: None,
-    });
+    backend.expect_devices().returning(|_| Vec::new());
     let attrs = arbitrary::lease(1, V4, "tunnel").attrs;
     backend.expect_advertise().returning(move |_| Ok(attrs.clone()));
     let local = arbitrary::local(arbitrary::situation(config()), arbitrary::lease(1, V4, "tunnel").attrs);

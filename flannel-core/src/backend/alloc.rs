@@ -8,7 +8,7 @@
 //! ```
 
 use crate::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use crate::kernel::{PeerState, Scope, State};
+use crate::kernel::{Device, PeerState, State};
 use crate::lease::LeaseAttrs;
 use crate::net::{Family, MacAddr, Mtu};
 
@@ -34,15 +34,8 @@ impl Backend for Alloc {
         false
     }
 
-    /// No devices; the networks all the same, so that what another backend of this overlay left there goes.
-    fn scope(&self, local: &Local) -> Scope {
-        let situation = &local.situation;
-        Scope {
-            overlay: situation.overlay.clone(),
-            networks: situation.networks(),
-            devices: Vec::new(),
-            uplink: Some(situation.uplink.index),
-        }
+    fn devices(&self, _local: &Local) -> Vec<Device> {
+        Vec::new()
     }
 
     /// The uplink's: nothing is added to a packet.
@@ -83,7 +76,7 @@ mod tests {
         assert_eq!((&*attrs.backend_type, backend.mtu(&situation)), (backend.wire_type(), None));
         assert_eq!(attrs.backend_data, Dual::default());
         let local = arbitrary::local(situation, attrs);
-        assert!(backend.base(&local).is_empty() && backend.scope(&local).devices.is_empty());
+        assert!(backend.base(&local).is_empty() && backend.devices(&local).is_empty());
         let peer = arbitrary::lease(2, &families, "");
         assert_eq!(backend.peer(&local, &peer, Family::V4), Err(Skip::Unprogrammed("alloc")));
     }

@@ -184,7 +184,7 @@ async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
     if !backend.writes() {
         return Ok(());
     }
-    let devices = backend.scope(&inputs::expected(situation, want)).devices;
+    let devices = backend.devices(&inputs::expected(situation, want));
     ask_kernel(seams, || seams.kernel.probe(&devices)).await
 }
 

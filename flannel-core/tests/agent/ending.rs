@@ -467,8 +467,8 @@ impl Backend for Fragile {
         true
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        Tunnel.scope(local)
+    fn devices(&self, local: &Local) -> Vec<Device> {
+        Tunnel.devices(local)
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

@@ -1,7 +1,7 @@
 //! A small backend whose peers are gateways: on the node's own links their subnets are routed to them as they are.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{LinkId, PeerState, Route, Scope, State};
+use flannel_core::kernel::{Device, LinkId, PeerState, Route, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -30,11 +30,10 @@ impl Backend for Gateway {
         true
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        let scope = Tunnel.scope(local);
+    fn devices(&self, local: &Local) -> Vec<Device> {
         match self {
-            Self::OrNothing => Scope { devices: Vec::new(), ..scope },
-            Self::OrTunnel => scope,
+            Self::OrNothing => Vec::new(),
+            Self::OrTunnel => Tunnel.devices(local),
         }
     }
 
@@ -92,8 +91,8 @@ impl Backend for Bare {
         true
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        Gateway::OrNothing.scope(local)
+    fn devices(&self, local: &Local) -> Vec<Device> {
+        Gateway::OrNothing.devices(local)
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

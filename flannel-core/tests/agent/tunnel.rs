@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
-    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, Scope, State, Vxlan,
+    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
 };
 use flannel_core::lease::{Json, LeaseAttrs, Scalar};
 use flannel_core::net::{Family, MacAddr, Mtu, Vni};
@@ -74,16 +74,9 @@ impl Backend for Tunnel {
         true
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        let families = local.situation.config.networks.families();
-        let devices =
-            families.map(|family| device(local, family).1).map(|link| Device { name: link.name, kind: link.kind });
-        Scope {
-            overlay: local.situation.overlay.clone(),
-            networks: local.situation.networks(),
-            devices: devices.collect(),
-            uplink: Some(local.situation.uplink.index),
-        }
+    fn devices(&self, local: &Local) -> Vec<Device> {
+        let links = local.situation.config.networks.families().map(|family| device(local, family).1);
+        links.map(|link| Device { name: link.name, kind: link.kind }).collect()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

@@ -2,7 +2,7 @@
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
-    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, Scope, State,
+    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, State,
 };
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
@@ -42,13 +42,8 @@ impl Backend for External {
         true
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        Scope {
-            overlay: local.situation.overlay.clone(),
-            networks: local.situation.networks(),
-            devices: vec![Device { name: Self::name(), kind: Self::kind() }],
-            uplink: Some(local.situation.uplink.index),
-        }
+    fn devices(&self, _local: &Local) -> Vec<Device> {
+        vec![Device { name: Self::name(), kind: Self::kind() }]
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

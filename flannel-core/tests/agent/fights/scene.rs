@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
-    AddressKey, FdbKey, Link, LinkId, LinkPart, NeighbourKey, Object, PeerState, Route, RouteKey, RouteKind, Scope,
+    AddressKey, Device, FdbKey, Link, LinkId, LinkPart, NeighbourKey, Object, PeerState, Route, RouteKey, RouteKind,
     State, Vxlan,
 };
 use flannel_core::lease::LeaseAttrs;
@@ -344,8 +344,8 @@ impl<B: Backend> Backend for WithBlackhole<B> {
         self.0.writes()
     }
 
-    fn scope(&self, local: &Local) -> Scope {
-        self.0.scope(local)
+    fn devices(&self, local: &Local) -> Vec<Device> {
+        self.0.devices(local)
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
