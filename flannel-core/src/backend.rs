@@ -70,6 +70,7 @@ impl Local {
         Scope {
             overlay: situation.overlay.clone(),
             networks: situation.networks(),
+            former: Vec::new(),
             devices,
             uplink: Some(situation.uplink.index),
         }

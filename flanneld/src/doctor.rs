@@ -150,6 +150,7 @@ pub(crate) async fn examine(options: &Options) -> Report {
         let scope = Scope {
             overlay: options.overlay.clone(),
             networks: config.networks.map(|_, network| network.prefix),
+            former: Vec::new(),
             devices: Vec::new(),
             uplink: Some(choice.uplink.index),
         };

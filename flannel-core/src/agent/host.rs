@@ -134,14 +134,19 @@ impl Machine {
 
     pub(super) fn set_local(&mut self, now: BootTime, local: Local) {
         self.local = Arc::new(local);
-        let scope = self.local.scope(self.backend.devices(&self.local));
+        let mut scope = self.local.scope(self.backend.devices(&self.local));
+        scope.former.clone_from(&self.scope.former);
         if scope != self.scope {
             self.scope = scope;
-            // The hints of the old scope end here: what they had yet to say is read instead.
-            self.audit.facts = true;
-            self.audit_at(now, Cause::Expected);
+            self.scope_changed(now);
         }
         self.judge_host(now);
+    }
+
+    /// The hints of the old scope end here: what they had yet to say is read instead, when this is due.
+    pub(super) fn scope_changed(&mut self, due: BootTime) {
+        self.audit.facts = true;
+        self.audit_at(due, Cause::Expected);
     }
 
     /// Judges all records anew by what this node is.

@@ -61,7 +61,6 @@ use crate::net::{Dual, Prefix};
 use crate::subnet::SubnetError;
 use crate::text::chain;
 
-use former_networks::Former;
 use relist::Relist;
 
 pub use explain::{Explanation, Verdict};
@@ -123,8 +122,8 @@ pub(crate) struct Machine {
     synced: bool,
     relist: Relist,
     round: Round,
-    /// A network this node had before.
-    former: Option<Former>,
+    /// Networks of former runs that are not part of the scope yet.
+    former: Vec<Prefix>,
     /// A change of uplink that waits.
     settling: Option<Settling>,
     /// When the Ethernet address was last changed because an older record has it.
@@ -191,8 +190,6 @@ enum Round {
     Looking { started: BootTime },
     Auditing { audit: Audit, seen: State },
     Leasing { ops: Arc<Vec<Op>> },
-    LookingBack,
-    Clearing { ops: Arc<Vec<Op>> },
 }
 
 /// An audit that has come to writing.
@@ -230,7 +227,7 @@ impl Machine {
             synced: false,
             relist: Relist::new(jitter.clone()),
             round: Round::Idle,
-            former: None,
+            former: Vec::new(),
             settling: None,
             mac_changed: None,
             audit: Schedule { due: Some(now), ..Schedule::default() },
@@ -321,14 +318,10 @@ impl Machine {
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let due = [self.audit.due, self.audit.periodic, self.settles()].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
-        let former = self.former_due().filter(|_| matches!(self.round, Round::Idle));
         let guard = self.guard.deadline(&self.health.watch());
         let relist = self.relist.due(self.admission.has_room_again());
         let config = self.reconfiguration.deadline();
-        [audit, former, guard, self.mac_change_due(), self.renewal.deadline(), relist, config]
-            .into_iter()
-            .flatten()
-            .min()
+        [audit, guard, self.mac_change_due(), self.renewal.deadline(), relist, config].into_iter().flatten().min()
     }
 
     /// Takes in what happened.
@@ -379,6 +372,10 @@ impl Machine {
         if !self.synced || !matches!(self.round, Round::Idle) {
             return self.writes();
         }
+        if self.may_clear_former_networks() {
+            self.include_former_networks();
+            self.scope_changed(now);
+        }
         let lease_round = !self.changes.is_empty() && self.can_trust_memory() && !self.audit.comes_first;
         if !self.changes.is_empty() && !lease_round {
             // The devices that peers stand on may be missing, or a route be in the way: only a look at the kernel can tell.
@@ -402,10 +399,7 @@ impl Machine {
             self.round = Round::Looking { started: now };
             return Some(KernelCall::Observe(self.scope.clone()));
         }
-        if lease_round && let Some(call) = self.lease_round(now) {
-            return Some(call);
-        }
-        self.look_at_former(now)
+        if lease_round { self.lease_round(now) } else { None }
     }
 
     /// Whether changed peers can be written without a look at the kernel.

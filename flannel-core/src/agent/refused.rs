@@ -21,7 +21,7 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 #[derive(Debug, Default)]
 pub(crate) struct Refused {
     objects: BTreeMap<Object, Refusal>,
-    /// When the objects of peers are worth an audit.
+    /// When objects whose refusal is not the node's trouble are worth an audit.
     waits: BTreeMap<Object, Wait>,
 }
 
@@ -31,11 +31,21 @@ struct Wait {
     due: BootTime,
 }
 
+/// What an object is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// This node, or nobody who is known any more.
+    Node,
+    /// This peer.
+    Peer(LeaseKey),
+    /// Nothing: it is left in a former network.
+    Former,
+}
+
 /// A refused write.
 pub(crate) struct Entry<'a> {
     pub(crate) object: Object,
-    /// The peer that the object is for.
-    pub(crate) peer: Option<LeaseKey>,
+    pub(crate) whose: Whose,
     pub(crate) error: &'a KernelError,
 }
 
@@ -59,12 +69,16 @@ impl Kind {
 }
 
 impl Entry<'_> {
-    /// Whether the refusal is caused by the peer's record: the kernel rejects the value, and has taken an object of the
-    /// same kind for another peer. Without that proof it counts as the node's trouble, also where there is one peer
-    /// only: then no peer can be reached.
-    fn is_peers(&self, in_place: &BTreeSet<Kind>) -> bool {
-        let proven = Kind::of(&self.object).is_some_and(|kind| in_place.contains(&kind));
-        self.peer.is_some() && proven && self.error.rejects_value()
+    /// Whether the refusal is the node's trouble. It is not where a peer's record is the cause: the kernel rejects the
+    /// value, and has taken an object of the same kind for another peer. Without that proof it is, also where there is
+    /// one peer only: then no peer can be reached. Nor is it where something stays in a former network.
+    fn is_nodes(&self, in_place: &BTreeSet<Kind>) -> bool {
+        let proven = || Kind::of(&self.object).is_some_and(|kind| in_place.contains(&kind));
+        match self.whose {
+            Whose::Node => true,
+            Whose::Peer(_) => !(proven() && self.error.rejects_value()),
+            Whose::Former => false,
+        }
     }
 }
 
@@ -82,9 +96,9 @@ impl Refused {
         self.objects.clear();
         for entry in entries {
             let listed = self.objects.len() < MOST;
-            let peers = listed && entry.is_peers(in_place);
-            nodes += usize::from(!peers);
-            if peers {
+            let waits = listed && !entry.is_nodes(in_place);
+            nodes += usize::from(!waits);
+            if waits {
                 let length = match old.get(&entry.object) {
                     None => WAIT.0,
                     Some(wait) if wait.due <= now => (wait.length * 2).min(WAIT.1),
@@ -93,7 +107,11 @@ impl Refused {
                 self.waits.insert(entry.object.clone(), Wait { length, due: now.after(jitter.around(length)) });
             }
             if listed {
-                self.objects.insert(entry.object, Refusal { peer: entry.peer, error: chain(entry.error) });
+                let peer = match entry.whose {
+                    Whose::Peer(key) => Some(key),
+                    Whose::Node | Whose::Former => None,
+                };
+                self.objects.insert(entry.object, Refusal { peer, error: chain(entry.error) });
             }
         }
         nodes
@@ -136,7 +154,8 @@ mod tests {
     }
 
     fn entry<'a>(n: u32, peer: bool, error: &'a KernelError) -> Entry<'a> {
-        Entry { object: route(n), peer: peer.then(|| LeaseKey::new("peer")), error }
+        let whose = if peer { Whose::Peer(LeaseKey::new("peer")) } else { Whose::Node };
+        Entry { whose, object: route(n), error }
     }
 
     fn routes() -> BTreeSet<Kind> {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::agent::protected::{Guard, Leave, Restrained};
-use crate::agent::refused::{Entry, Kind, kept_out};
+use crate::agent::refused::{Entry, Kind, Whose, kept_out};
 use crate::agent::status::{Contact, Event, Phase};
 use crate::agent::wanted;
 use crate::clock::BootTime;
@@ -54,7 +54,6 @@ impl Machine {
     pub(super) fn seen(&mut self, now: BootTime, seen: Result<State, KernelError>) {
         let started = match std::mem::replace(&mut self.round, Round::Idle) {
             Round::Looking { started } => started,
-            Round::LookingBack => return self.seen_back(now, seen),
             other => {
                 self.round = other;
                 return;
@@ -76,6 +75,7 @@ impl Machine {
         let mut guard = std::mem::take(&mut self.guard);
         let (plan, skips) = self.compare(now, &mut seen, &mut guard);
         self.guard = guard;
+        self.leave_cleared_networks(now, &seen);
         self.stale.all_prefixes |= !self.audit.judged;
         let Restrained { plan, held } = self.restrain(plan, now, |_| true);
         self.divergence.clear();
@@ -106,7 +106,7 @@ impl Machine {
     }
 
     /// The prefixes that have a route of ours.
-    fn owned_prefixes(&self, seen: &State) -> impl Iterator<Item = Prefix> {
+    pub(super) fn owned_prefixes(&self, seen: &State) -> impl Iterator<Item = Prefix> {
         let owns = |(key, route): &(&RouteKey, &Route)| {
             owns_route(&key.prefix, route, &self.scope, &|prefix| self.claim(prefix))
         };
@@ -155,8 +155,7 @@ impl Machine {
             Round::Auditing { audit: Audit { ops, .. }, .. } | Round::Leasing { ops } => {
                 Some(KernelCall::Apply(self.scope.clone(), Arc::clone(ops)))
             }
-            Round::Clearing { ops } => Some(KernelCall::Apply(self.former_scope(), Arc::clone(ops))),
-            Round::Idle | Round::Facts | Round::Looking { .. } | Round::LookingBack => None,
+            Round::Idle | Round::Facts | Round::Looking { .. } => None,
         }
     }
 
@@ -173,7 +172,6 @@ impl Machine {
                 self.audited(now, audit, &report);
             }
             Round::Leasing { ops } => self.leased(now, &ops, &report),
-            Round::Clearing { ops } => self.cleared(now, &ops, &report),
             other => self.round = other,
         }
     }
@@ -204,14 +202,14 @@ impl Machine {
                 self.events.push(Event::DriftRepaired { writes: repaired, took: now.since(started) });
             }
         }
-        let touched_links = ops.iter().any(touches_device);
+        // The kernel drops and clamps things when a device changes, and in a former network only a look shows that nothing
+        // is left: look once more, and at the host as well, which was read when the device did not bear our mark yet.
+        let look_again = ops.iter().any(touches_device) || (!self.scope.former.is_empty() && report.applied > 0);
         let done = undone == 0 && report.lost.is_none();
         if done {
             self.backoff.reset();
             self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
-            if touched_links {
-                // The kernel drops and clamps things when a device changes: look once more, and at the host as well,
-                // which was read when the device did not bear our mark yet.
+            if look_again {
                 self.audit.facts = true;
                 self.audit_at(now.after(SPACING), Cause::Hint);
             }
@@ -255,7 +253,12 @@ impl Machine {
         let (mut peers, in_place) = self.peers_of(&objects);
         let entries = refused.map(|(op, error)| {
             let object = op.object();
-            Entry { peer: peers.remove(&object), object, error }
+            let whose = match (&object, peers.remove(&object)) {
+                (_, Some(peer)) => Whose::Peer(peer),
+                (Object::Route(prefix), None) if !self.scope.is_in_network(prefix) => Whose::Former,
+                (_, None) => Whose::Node,
+            };
+            Entry { whose, object, error }
         });
         let nodes = self.refused.replace(now, &mut self.jitter, entries.collect(), &in_place);
         self.show_refused();

@@ -265,7 +265,7 @@ fn a_list_that_drops_records_and_leaves_room_is_asked_for_again_with_growing_pau
 fn after_all_that_is_due_was_served_the_next_deadline_lies_ahead() {
     let mut machine = machine();
     let former: Prefix = "10.99.0.0/16".parse().unwrap();
-    machine.look_after(vec![Dual { v4: Some(former), v6: None }], at(0));
+    machine.look_after(vec![former]);
     machine.handle(at(0), Input::Store(Ok(own_record())));
     // The device is not there, a route is left in the former network, and every write is refused.
     let left: Prefix = "10.99.1.0/24".parse().unwrap();
@@ -307,6 +307,30 @@ fn written(machine: &mut Machine, now: BootTime, host: &HostFacts, seen: &State)
         machine.handle(now, answer);
     }
     ops
+}
+
+#[test]
+fn a_former_network_is_in_the_scope_until_an_audit_shows_nothing_of_ours_there() {
+    let networks: [Prefix; 2] = ["10.98.0.0/16", "10.99.0.0/16"].map(|network| network.parse().unwrap());
+    let left: Prefix = "10.99.1.0/24".parse().unwrap();
+    let seen = with_route(left, Route::direct(left, arbitrary::node_address(Family::V4, 9), LinkId::Uplink));
+    let clean = State { routes: Default::default(), ..seen.clone() };
+    let mut machine = machine();
+    let inside: Prefix = "10.42.8.0/24".parse().unwrap();
+    machine.look_after([&networks[..], &[inside]].concat());
+    machine.handle(at(0), Input::Store(Ok(own_record())));
+    machine.handle(at(0), Input::Store(Err(SubnetError::Unavailable { doing: "watching", source: "away".into() })));
+    // An old state file may take the present network for a former one: nothing goes before the store speaks.
+    assert_eq!(written(&mut machine, at(0), &arbitrary::host(), &seen), []);
+    assert_eq!((&machine.scope.former[..], &**machine.status.former), (&[][..], &networks[..]));
+    machine.handle(at(1_000), Input::Store(Ok(own_record())));
+    let ops = written(&mut machine, at(1_000), &arbitrary::host(), &seen);
+    assert!(matches!(&ops[..], [Op::DeleteRoute { prefix, .. }] if *prefix == left), "{ops:?}");
+    // The network where nothing was is left at once, the other when a look has shown that nothing is left.
+    assert_eq!((&machine.scope.former[..], machine.has_former()), (&networks[1..], true));
+    machine.handle(at(2_000), Input::Timer);
+    assert_eq!(written(&mut machine, at(2_000), &arbitrary::host(), &clean), []);
+    assert_eq!((machine.has_former(), machine.status.former.len()), (false, 0));
 }
 
 /// The host of the samples, whose addresses have no connected routes.

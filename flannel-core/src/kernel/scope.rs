@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use super::link_kind::LinkKind;
 use super::objects::{Link, LinkId, LinkName, State};
 use super::ownership::OverlayName;
-use crate::net::{Dual, Prefix};
+use crate::net::{Dual, Family, Prefix};
 
 /// The part of the kernel an overlay may look at and write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
     /// Whose devices.
     pub overlay: OverlayName,
-    /// Routes inside these are the overlay's territory.
+    /// The network. Routes that are wanted lie inside it.
     pub networks: Dual<Prefix>,
+    /// Networks of former runs, where routes of the overlay may be left. Nothing is wanted there.
+    pub former: Vec<Prefix>,
     /// The devices wanted, in the order of [`LinkId::Own`].
     pub devices: Vec<Device>,
     /// Interface index of the uplink, if there is one now.
@@ -99,8 +101,19 @@ impl Scope {
         }
     }
 
-    /// Whether routes to `prefix` are the overlay's territory.
-    pub fn covers(&self, prefix: &Prefix) -> bool {
+    /// Whether routes to `prefix` may be wanted.
+    pub fn is_in_network(&self, prefix: &Prefix) -> bool {
         self.networks.get(prefix.family()).is_some_and(|network| network.covers(prefix))
+    }
+
+    /// Whether the overlay may look at and delete routes to `prefix`: in its network, or in a former one.
+    pub fn covers(&self, prefix: &Prefix) -> bool {
+        self.is_in_network(prefix) || self.former.iter().any(|former| former.covers(prefix))
+    }
+
+    /// The families of which routes are looked at.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        let is_former = |family| self.former.iter().any(|former| former.family() == family);
+        Family::BOTH.into_iter().filter(move |family| self.networks.get(*family).is_some() || is_former(*family))
     }
 }

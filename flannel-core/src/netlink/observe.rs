@@ -125,7 +125,7 @@ impl Reader<'_> {
     /// The routes in the territory, in order.
     fn routes(&mut self) -> Result<Vec<(RouteKey, Route)>, KernelError> {
         let mut routes = Vec::new();
-        for family in self.scope.networks.families() {
+        for family in self.scope.families() {
             route::dump(self.batch, family);
             let (expected, scope, ids) = (self.expected, self.scope, &self.ids);
             let take = |found: &mut Found, message: &Message<'_>| {

@@ -187,15 +187,11 @@ impl<'a> Driver<'a> {
 
     /// Removes what is ours, then gives the lease back.
     async fn remove(&mut self, gate: Arc<Mutex<Gate>>) -> Result<(), OverlayError> {
+        self.machine.include_former_networks();
         let scope = self.machine.scope().clone();
         let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
         let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
-        let mut former = Ok(0);
-        for scope in self.machine.former_scopes() {
-            let cleared = removal::clear(self.seams, &scope, |seen| self.machine.clearing(&scope, seen)).await;
-            former = former.and(cleared);
-        }
-        let places = if former.is_ok() && cleared.is_ok() { Places::Forget } else { Places::Remember };
+        let places = if cleared.is_ok() { Places::Forget } else { Places::Remember };
         let env = removal::delete_env(self.seams, &self.settings, places, gate).await;
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
@@ -209,7 +205,7 @@ impl<'a> Driver<'a> {
         };
         let (local, published) = (self.machine.local(), self.published());
         let released = removal::release(self.seams, &local.situation, &published, last).await;
-        cleared.and(former).map(drop).and(env.map(drop)).and(released)
+        cleared.map(drop).and(env.map(drop)).and(released)
     }
 
     /// Takes in what the store has ready, so that a burst becomes one round.

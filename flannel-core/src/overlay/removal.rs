@@ -63,15 +63,19 @@ pub(crate) async fn remove(
         Ok(config) => Node::find(seams, settings, backends, config).await,
         Err(error) => Err(chain(&error)),
     };
+    let (mut former, mut claims) = (Vec::new(), Vec::new());
     for networks in places {
         match seams.kernel.claim(&settings.name, &networks, Residence::Former).await {
-            Ok(_claim) => removed.objects += clear_marked(seams, settings, networks).await?,
+            Ok(claim) => {
+                claims.push(claim);
+                former.extend(networks.iter().map(|(_, network)| *network));
+            }
             // Another overlay has moved in: nothing can be told from its routes.
             Err(KernelError::Conflict { other, .. }) => tracing::info!(other, "a former network is left alone"),
             Err(error) => return Err(error.into()),
         }
     }
-    removed.objects += clear_marked(seams, settings, last).await?;
+    removed.objects = clear_marked(seams, settings, last, former).await?;
     let env = delete_env(seams, settings, Places::Forget, Arc::default()).await;
     let gone = match node {
         Ok(node) => node.give_back(seams).await,
@@ -81,7 +85,7 @@ pub(crate) async fn remove(
         Ok(lease) => removed.lease = lease.map(Box::new),
         Err(error) => removed.store = Some(error),
     }
-    drop(claim);
+    drop((claim, claims));
     removed.subnet_env = env?;
     Ok(removed)
 }
@@ -94,7 +98,7 @@ pub(crate) async fn undo_start(
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
     let Claimed { situation, want } = claimed;
-    let cleared = clear_marked(seams, settings, situation.networks()).await.map(drop);
+    let cleared = clear_marked(seams, settings, situation.networks(), Vec::new()).await.map(drop);
     // What former runs left elsewhere is not looked at here.
     let only_here = former_networks::all(settings).iter().all(|networks| *networks == situation.networks());
     let places = if cleared.is_ok() && only_here { Places::Forget } else { Places::Remember };
@@ -103,9 +107,15 @@ pub(crate) async fn undo_start(
     cleared.and(env).and(released)
 }
 
-/// Deletes what is ours in and around `networks`. No device is wanted, so each of ours goes, under whatever name.
-async fn clear_marked(seams: &Seams, settings: &Settings, networks: Dual<Prefix>) -> Result<usize, OverlayError> {
-    let scope = Scope { overlay: settings.name.clone(), networks, devices: Vec::new(), uplink: None };
+/// Deletes what is ours in and around `networks` and `former` ones. No device is wanted, so each of ours goes, under
+/// whatever name.
+async fn clear_marked(
+    seams: &Seams,
+    settings: &Settings,
+    networks: Dual<Prefix>,
+    former: Vec<Prefix>,
+) -> Result<usize, OverlayError> {
+    let scope = Scope { overlay: settings.name.clone(), networks, former, devices: Vec::new(), uplink: None };
     clear(seams, &scope, |seen| planned(&State::default(), seen, &scope, &|_| None)).await
 }
 

@@ -281,7 +281,7 @@ async fn agent(
     if now.since(read) > FRESH {
         machine.doubt_host();
     }
-    machine.look_after(former, now);
+    machine.look_after(former.iter().flat_map(|networks| networks.iter()).map(|(_, network)| *network).collect());
     let mut driver = Driver::new(seams, settings, machine, questions, former_claims, want.foreign);
     let outcome = driver.until(&cancel).await;
     if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =

@@ -77,7 +77,13 @@ impl Wish {
         let networks = Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) };
         let devices = Family::BOTH
             .map(|family| Device { name: LinkName::new(NAMES[slot(family)]).unwrap(), kind: self.kind(family) });
-        Scope { overlay: OverlayName::default(), networks, devices: devices.to_vec(), uplink: Some(uplink) }
+        Scope {
+            overlay: OverlayName::default(),
+            networks,
+            former: Vec::new(),
+            devices: devices.to_vec(),
+            uplink: Some(uplink),
+        }
     }
 
     fn kind(&self, family: Family) -> LinkKind {

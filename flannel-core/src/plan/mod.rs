@@ -163,7 +163,7 @@ impl<'a> Planner<'a> {
         };
         // A route may lead through any link, but not through a device of ours that there is none of.
         let leads_astray = |link: Option<LinkId>| link.is_some_and(|id| matches!(id, LinkId::Own(_)) && !is_ours(id));
-        let inside = |prefix: &Prefix, route: &Route| scope.covers(prefix) && !leads_astray(route.link);
+        let inside = |prefix: &Prefix, route: &Route| scope.is_in_network(prefix) && !leads_astray(route.link);
         let mut outside = Vec::new();
         outside.extend(take_if(&mut wanted.links, |id, link| !is_device(*id, link)).map(Object::Link));
         outside.extend(take_if(&mut wanted.addresses, |key, ()| !is_ours(key.link)).map(Object::Address));

@@ -13,7 +13,7 @@ fn scope() -> Scope {
 fn scope_of(kind: LinkKind) -> Scope {
     let device = Device { name: LinkName::new("flannel.1").unwrap(), kind };
     let networks = Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) };
-    Scope { overlay: OverlayName::default(), networks, devices: vec![device], uplink: Some(1) }
+    Scope { overlay: OverlayName::default(), networks, former: Vec::new(), devices: vec![device], uplink: Some(1) }
 }
 
 fn mac(n: u8) -> MacAddr {
@@ -422,6 +422,17 @@ fn an_ipv6_route_that_moves_to_our_device_makes_room_first() {
     };
     assert_eq!(kinds(&tunnel, &direct), [false, false]);
     assert_eq!(kinds(&direct, &tunnel), [true]);
+}
+
+#[test]
+fn in_a_former_network_ours_goes_and_nothing_is_wanted() {
+    let former: Prefix = "10.6.2.0/24".parse().unwrap();
+    let route = Route::overlay(former, former.addr(), LinkId::Own(0));
+    let state = State { routes: [(RouteKey { prefix: former, nth: 0 }, route)].into(), ..State::default() };
+    let scope = Scope { former: vec!["10.6.0.0/16".parse().unwrap()], ..scope() };
+    let plan = plan(&state, &state, &scope, &|_| None);
+    assert!(matches!(&plan.ops[..], [Op::DeleteRoute { prefix, .. }] if *prefix == former), "{:?}", plan.ops);
+    assert_eq!(plan.conflicts.len(), 1, "what is wanted there is outside the network");
 }
 
 #[test]

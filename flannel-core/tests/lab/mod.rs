@@ -114,7 +114,10 @@ impl Overlay {
                 wanted.add(&peer(family, own, n));
             }
         }
-        Self { scope: Scope { overlay: name, networks, devices, uplink: Some(index_of("up0")) }, wanted }
+        Self {
+            scope: Scope { overlay: name, networks, former: Vec::new(), devices, uplink: Some(index_of("up0")) },
+            wanted,
+        }
     }
 
     /// The same with no peers.

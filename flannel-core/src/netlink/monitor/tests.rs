@@ -11,7 +11,7 @@ use crate::net::{Dual, Prefix};
 
 fn scope() -> Scope {
     let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
-    Scope { overlay: OverlayName::default(), networks, devices: Vec::new(), uplink: None }
+    Scope { overlay: OverlayName::default(), networks, former: Vec::new(), devices: Vec::new(), uplink: None }
 }
 
 #[test]

@@ -52,6 +52,7 @@ fn scope(kernel: &FakeKernel) -> Scope {
     Scope {
         overlay: OverlayName::default(),
         networks: Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) },
+        former: Vec::new(),
         devices: vec![Device { name: LinkName::new("flannel.1").unwrap(), kind }],
         uplink: kernel.link_index("eth0"),
     }
