@@ -154,7 +154,7 @@ impl Machine {
         let host = inputs::host(&self.settings, &self.local, self.admission.rules());
         let changes = self.admission.set_host(host);
         self.stale.peers = true;
-        self.stale.prefixes.extend(self.admission.changed_withheld());
+        self.protect_named();
         for change in changes {
             self.count(&change);
             for prefix in prefixes_of(change.new.as_deref()) {

@@ -17,6 +17,7 @@ mod divergence;
 mod explain;
 mod flapping;
 mod former_networks;
+mod guard;
 mod host;
 pub(crate) mod inputs;
 mod own_lease;
@@ -34,9 +35,10 @@ mod status;
 mod store_health;
 #[cfg(test)]
 mod tests;
+mod unreached;
 mod wanted;
 
-use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Object, Op, Scope, State};
+use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Object, Op, Route, Scope, State};
 use crate::plan::{Conflict, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -45,8 +47,9 @@ use std::time::Duration;
 
 use crate::admit::{self, Admission};
 use crate::agent::divergence::Divergence;
+use crate::agent::guard::{Guard, Over, Restrained};
 use crate::agent::inputs::Settling;
-use crate::agent::protected::{Guard, Leave, Over, Restrained};
+use crate::agent::protected::Reason;
 use crate::agent::reconfiguration::Reconfiguration;
 use crate::agent::refused::Refused;
 use crate::agent::renewal::Renewal;
@@ -421,11 +424,10 @@ impl Machine {
     pub(crate) fn preview(&self, mut seen: State, now: BootTime) -> Preview {
         let mut guard = self.guard.clone();
         let (plan, _) = self.compare(now, &mut seen, &mut guard);
-        let leave =
-            Leave { bad: self.admission.withheld(), is_unreached: &|prefix, route| self.is_unreached(prefix, route) };
-        guard.note_unreached(&plan, now, &leave, |_| true);
-        let Restrained { plan, held } = guard.restrain(plan, now, &leave);
-        let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, &leave), op }).collect();
+        let is_unreached = |prefix: &Prefix, route: &Route| self.is_unreached(prefix, route);
+        guard.unreached.note(&plan, now, &is_unreached, |_| true);
+        let Restrained { plan, held } = guard.restrain(plan, now, &is_unreached);
+        let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, &is_unreached), op }).collect();
         Preview { plan, held, scope: self.scope.clone() }
     }
 
@@ -465,7 +467,7 @@ impl Machine {
             }
             LeaseEvent::Resumed => return,
         };
-        if reset.is_some() && self.guard.confirm() {
+        if reset.is_some() && self.guard.protected.confirm() {
             self.audit.judged = false;
             self.stale.all_prefixes = true;
             self.audit_at(now, Cause::Expected);
@@ -480,7 +482,7 @@ impl Machine {
                 let gone = changes.iter().flat_map(|change| prefixes_of(change.old.as_deref()));
                 let gone: BTreeSet<Prefix> =
                     gone.filter(|prefix| self.admission.peer_by_subnet(prefix).is_none()).collect();
-                self.guard.judge_reset(now, before, gone);
+                self.guard.protected.judge_reset(now, before, gone);
                 self.stale.all_prefixes = true;
             }
             _ => {}
@@ -490,7 +492,7 @@ impl Machine {
             let removed = change.old.clone().filter(|_| reset.is_none() && change.new.is_none());
             for prefix in prefixes_of(change.new.as_deref()) {
                 if !first && prefixes_of(change.old.as_deref()).all(|old| old != prefix) {
-                    self.guard.note_joined(now, prefix);
+                    self.guard.protected.note_joined(now, prefix);
                 }
                 self.prefix_in_use(now, &prefix);
             }
@@ -501,12 +503,12 @@ impl Machine {
             }
             for prefix in prefixes_of(removed.as_deref()) {
                 if self.admission.peer_by_subnet(&prefix).is_none() {
-                    self.guard.note_left(now, prefix);
+                    self.guard.protected.note_left(now, prefix);
                 }
             }
         }
         self.stale.peers = true;
-        self.stale.prefixes.extend(self.admission.changed_withheld());
+        self.protect_named();
         if reset.is_some() {
             self.relist.listed(self.admission.has_room_again());
             self.show_peers();
@@ -518,13 +520,25 @@ impl Machine {
     fn judge_removals(&mut self, now: BootTime) {
         let pending = self.changes.values().filter(|change| change.new.is_none());
         let waiting = || pending.flat_map(|change| prefixes_of(change.old.as_deref())).collect();
-        self.stale.all_prefixes |= self.guard.judge_removals(now, self.prefixes, waiting);
+        self.stale.all_prefixes |= self.guard.protected.judge_removals(now, self.prefixes, waiting);
+    }
+
+    /// Protects prefixes that bad records have come to name, and no others any more.
+    fn protect_named(&mut self) {
+        for prefix in self.admission.changed_withheld() {
+            self.stale.prefixes.insert(*prefix);
+            if self.admission.withheld().contains(prefix) {
+                self.guard.protected.protect([*prefix], Reason::BadRecord);
+            } else {
+                self.guard.protected.release(*prefix, Reason::BadRecord);
+            }
+        }
     }
 
     /// A peer or this node has the prefix now: no deletion there waits any longer.
     fn prefix_in_use(&mut self, now: BootTime, prefix: &Prefix) {
         self.stale.prefixes.insert(*prefix);
-        if self.guard.release_overlapping(prefix) {
+        if self.guard.protected.in_use(prefix) {
             // No change of a peer names what is to be deleted: only an audit finds it.
             self.audit.comes_first = true;
             self.stale.all_prefixes = true;

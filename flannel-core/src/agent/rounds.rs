@@ -5,7 +5,7 @@ use crate::plan::{self, Conflict, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::agent::protected::{Guard, Leave, Restrained};
+use crate::agent::guard::{Guard, Restrained};
 use crate::agent::refused::{Entry, Kind, Whose, kept_out};
 use crate::agent::status::{Contact, Event, Phase};
 use crate::agent::wanted;
@@ -34,10 +34,9 @@ impl Machine {
     /// Takes out of a plan about the prefixes that `concerns` names what must not happen now.
     fn restrain(&mut self, plan: Plan, now: BootTime, concerns: impl Fn(&Prefix) -> bool) -> Restrained {
         let mut guard = std::mem::take(&mut self.guard);
-        let leave =
-            Leave { bad: self.admission.withheld(), is_unreached: &|prefix, route| self.is_unreached(prefix, route) };
-        let changed = guard.note_unreached(&plan, now, &leave, concerns);
-        let restrained = guard.restrain(plan, now, &leave);
+        let is_unreached = |prefix: &Prefix, route: &Route| self.is_unreached(prefix, route);
+        let changed = guard.unreached.note(&plan, now, &is_unreached, concerns);
+        let restrained = guard.restrain(plan, now, &is_unreached);
         self.guard = guard;
         self.stale.prefixes.extend(changed);
         restrained
@@ -134,17 +133,17 @@ impl Machine {
     /// While the store is away the peers are those of its last list: whoever is not in it may have joined since.
     fn judge_start(&self, guard: &mut Guard, now: BootTime, before: usize, wanted: &State, rest: &State) {
         let is_gone = |prefix: &Prefix| wanted.routes_to(*prefix).next().is_none();
-        let gone = self.owned_prefixes(rest).filter(is_gone).collect();
+        let gone: BTreeSet<Prefix> = self.owned_prefixes(rest).filter(is_gone).collect();
         if matches!(self.health.watch(), Contact::Lost { .. }) {
-            guard.leave(gone);
+            guard.protected.await_store(gone);
         } else {
-            guard.judge_reset(now, before, gone);
-            if guard.mass().is_none() {
+            guard.protected.judge_reset(now, before, gone);
+            if !guard.protected.mass_waits() {
                 return;
             }
             let own = Some(&*self.local.lease);
             for prefix in self.admission.peers().map(|peer| &**peer).chain(own).flat_map(|it| prefixes_of(Some(it))) {
-                guard.release_overlapping(&prefix);
+                guard.protected.in_use(&prefix);
             }
         }
     }

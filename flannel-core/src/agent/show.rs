@@ -9,7 +9,6 @@ use crate::agent::wanted;
 use crate::clock::BootTime;
 use crate::kernel::Object;
 use crate::lease::LeaseKey;
-use crate::net::Prefix;
 use crate::plan::Conflict;
 
 use super::{Cause, Machine, SPACING};
@@ -185,14 +184,11 @@ impl Machine {
         let mut prefixes = std::mem::take(&mut self.stale.prefixes);
         if std::mem::take(&mut self.stale.all_prefixes) {
             prefixes.extend(self.status.withheld.keys());
-            prefixes.extend(self.admission.withheld());
-            prefixes.extend(self.guard.unconfirmed());
-            prefixes.extend(self.guard.unreached());
-            prefixes.extend(self.guard.mass().iter().flat_map(|mass| &mass.prefixes));
+            prefixes.extend(self.guard.prefixes());
         }
         let changes: Vec<_> = {
             let withheld = &self.status.withheld;
-            let fresh = prefixes.into_iter().map(|prefix| (prefix, self.why_withheld(&prefix, now)));
+            let fresh = prefixes.into_iter().map(|prefix| (prefix, self.guard.why_withheld(&prefix, now)));
             fresh.filter(|(prefix, because)| withheld.get(prefix) != because.as_ref()).collect()
         };
         if changes.is_empty() {
@@ -213,22 +209,9 @@ impl Machine {
             // What a bad record protected is nobody's now, or another's.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
-        if self.guard.mass().is_some() {
+        if self.guard.protected.mass_waits() {
             self.events.push(Event::DeletionsWithheld(self.status.withheld.len()));
         }
-    }
-
-    fn why_withheld(&self, prefix: &Prefix, now: BootTime) -> Option<WithheldBecause> {
-        if let Some(mass) = self.guard.mass().filter(|mass| mass.prefixes.contains(prefix)) {
-            return Some(WithheldBecause::MassRemoval(mass.until));
-        }
-        if self.guard.unconfirmed().contains(prefix) {
-            return Some(WithheldBecause::Unconfirmed);
-        }
-        if self.admission.withheld().contains(prefix) {
-            return Some(WithheldBecause::BadRecord);
-        }
-        self.guard.keeps_unreached(prefix, now).then_some(WithheldBecause::Unreached)
     }
 }
 

@@ -440,7 +440,7 @@ fn most_peers_that_leave_at_once_one_by_one_are_deleted_after_a_minute() {
     let (mut machine, mut seen) = with_peers(20);
     assert_eq!(leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO), 0);
     assert_eq!((machine.status.withheld.len(), seen.routes.len()), (20, 20));
-    assert_eq!(machine.guard.judged, 1, "a burst is judged as one");
+    assert_eq!(machine.guard.protected.judged, 1, "a burst is judged as one");
     // One that comes back is in use, and nothing of it waits.
     let back = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 30);
     machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Upsert(back))));

@@ -1,0 +1,123 @@
+//! Routes to peers whose connected route is missing: the kernel goes on using such a route, but would not take it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::clock::BootTime;
+use crate::kernel::{Op, Route};
+use crate::net::Prefix;
+use crate::plan::Plan;
+
+/// How long a route whose connected route is missing is kept from being replaced. Whoever takes a link over deletes the
+/// connected route and adds it again within moments; a connected route that stays away is not coming back.
+const REPLACE_WAIT: Duration = Duration::from_secs(10);
+
+/// Whether a route leads to a peer that is on a prefix of the host's, while the connected route to that prefix is
+/// missing.
+pub(crate) type IsUnreached<'a> = dyn Fn(&Prefix, &Route) -> bool + 'a;
+
+/// Such routes, as the last round found them: at most one for each prefix of a peer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Unreached {
+    routes: BTreeMap<Prefix, Noted>,
+    /// The first time at which one of these may be replaced.
+    replace_at: Option<BootTime>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Noted {
+    /// Whether the peer would have no route at all otherwise: that is never done.
+    deleted: bool,
+    /// When it may be replaced by another.
+    replace_at: Option<BootTime>,
+}
+
+/// What a write does to a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Write {
+    Deleted,
+    Replaced,
+}
+
+impl Unreached {
+    /// Notes which routes `plan` would take away while their connected route is missing. The plan is about the prefixes
+    /// that `concerns` names and no others. Returns the prefixes for which something may have changed by that.
+    pub(crate) fn note(
+        &mut self,
+        plan: &Plan,
+        now: BootTime,
+        is_unreached: &IsUnreached<'_>,
+        concerns: impl Fn(&Prefix) -> bool,
+    ) -> BTreeSet<Prefix> {
+        let (old, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.routes).into_iter().partition(|(prefix, _)| concerns(prefix));
+        self.routes = others;
+        let mut changed: BTreeSet<Prefix> = old.keys().copied().collect();
+        for (prefix, write) in plan.ops.iter().filter_map(|op| taken_away(op, is_unreached)) {
+            changed.insert(prefix);
+            let noted = self.routes.entry(prefix).or_default();
+            match write {
+                Write::Deleted => noted.deleted = true,
+                Write::Replaced => {
+                    let before = old.get(&prefix).and_then(|old| old.replace_at);
+                    noted.replace_at = before.or_else(|| Some(now.after(REPLACE_WAIT)));
+                }
+            }
+        }
+        self.look_ahead(now);
+        changed
+    }
+
+    /// Keeps only times that lie ahead: one that has passed would wake the agent without end.
+    fn look_ahead(&mut self, now: BootTime) {
+        let ahead = self.routes.values().filter_map(|noted| noted.replace_at).filter(|at| *at > now);
+        self.replace_at = ahead.min();
+    }
+
+    /// Lets go of waits that are over. Returns whether one is.
+    pub(crate) fn expire(&mut self, now: BootTime) -> bool {
+        let is_over = self.replace_at.is_some_and(|at| at <= now);
+        if is_over {
+            self.look_ahead(now);
+        }
+        is_over
+    }
+
+    /// When [`expire`](Self::expire) is next worth it.
+    pub(crate) fn deadline(&self) -> Option<BootTime> {
+        self.replace_at
+    }
+
+    /// Prefixes whose route is, or was lately, kept.
+    pub(crate) fn prefixes(&self) -> impl Iterator<Item = &Prefix> {
+        self.routes.keys()
+    }
+
+    /// Whether the route to `prefix` is kept.
+    pub(crate) fn is_kept(&self, prefix: &Prefix, now: BootTime) -> bool {
+        let waits = |noted: &Noted| noted.deleted || noted.replace_at.is_some_and(|at| at > now);
+        self.routes.get(prefix).is_some_and(waits)
+    }
+
+    /// Whether `op` waits for the connected route of what it takes away.
+    pub(crate) fn holds(&self, op: &Op, now: BootTime, is_unreached: &IsUnreached<'_>) -> bool {
+        match taken_away(op, is_unreached) {
+            None => false,
+            Some((_, Write::Deleted)) => true,
+            Some((prefix, Write::Replaced)) => {
+                let noted = self.routes.get(&prefix).and_then(|noted| noted.replace_at);
+                noted.is_none_or(|at| at > now)
+            }
+        }
+    }
+}
+
+/// The prefix of a route whose connected route is missing and that `op` takes away, and what it would do to it.
+fn taken_away(op: &Op, is_unreached: &IsUnreached<'_>) -> Option<(Prefix, Write)> {
+    let (prefix, route, write) = match op {
+        Op::DeleteRoute { prefix, route } => (prefix, route, Write::Deleted),
+        Op::ReplaceRoute { prefix, change } => (prefix, &change.0, Write::Replaced),
+        _ => return None,
+    };
+    is_unreached(prefix, route).then_some((*prefix, write))
+}
