@@ -3,7 +3,7 @@
 //! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{Device, LinkId, PeerState, Route, State};
+use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -34,6 +34,10 @@ impl Backend for HostGw {
     }
 
     fn devices(&self, _local: &Local) -> Vec<Device> {
+        Vec::new()
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
         Vec::new()
     }
 
@@ -85,7 +89,7 @@ impl Backend for HostGw {
             }
             None => return Err(Skip::NotOnLink { addr: *addr, remedy: NOT_ON_LINK }),
         };
-        Ok(PeerState { route: Some((*subnet, Route::direct(*subnet, *addr, link))), ..PeerState::default() })
+        Ok(PeerState { routes: vec![(*subnet, Route::direct(*subnet, *addr, link))], ..PeerState::default() })
     }
 }
 
@@ -112,13 +116,13 @@ mod tests {
         let local = local(&Family::BOTH);
         for family in Family::BOTH {
             let state = HostGw.peer(&local, &peer(2), family).unwrap();
-            let (prefix, route) = state.route.unwrap();
+            let (prefix, route) = state.routes[0];
             assert_eq!((prefix, state.fdb, state.neighbour), (node_subnet(family, 2), None, None));
             assert_eq!(
                 (route.gateway, route.link, route.onlink),
                 (Some(node_address(family, 2)), Some(LinkId::Uplink), false)
             );
-            assert!(route.has_own_protocol() && local.scope(Vec::new()).covers(&prefix));
+            assert!(route.has_own_protocol() && local.scope(Vec::new(), Vec::new()).covers(&prefix));
         }
         assert!(HostGw.base(&local).is_empty() && HostGw.devices(&local).is_empty());
         assert_eq!(HostGw.mtu(&local.situation), None);
@@ -130,7 +134,7 @@ mod tests {
         let mut host = HostFacts::clone(&local.situation.host);
         host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
         local.situation.host = Arc::new(host);
-        let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
+        let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().routes[0].1;
         assert_eq!(route.link, Some(LinkId::Other(UPLINK + 1)));
         let says = |local: &Local| {
             let skip = HostGw.peer(local, &peer(200), Family::V4).unwrap_err();

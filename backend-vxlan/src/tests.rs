@@ -38,7 +38,7 @@ fn commands(backend: &Vxlan, local: &Local, peers: &[Lease]) -> Vec<String> {
             wanted.add(&backend.peer(local, peer, family).unwrap());
         }
     }
-    let scope = local.scope(backend.devices(local));
+    let scope = local.scope(backend.devices(local), Vec::new());
     scope.mark(&mut wanted);
     let plan = plan(&wanted, &State::default(), &scope, &|_| None);
     let text = |op: &Op| OpText { op, scope: &scope }.to_string();
@@ -61,10 +61,10 @@ fn the_golden_state_of_one_peer() {
             "route add 10.42.2.0/24 via 10.42.2.0 dev flannel.1".into(),
         ]
     );
-    let route = backend.peer(&local, &peer(2), Family::V4).unwrap().route.unwrap().1;
+    let route = backend.peer(&local, &peer(2), Family::V4).unwrap().routes[0].1;
     assert!(route.onlink && route.has_own_protocol());
     let mut base = backend.base(&local);
-    local.scope(backend.devices(&local)).mark(&mut base);
+    local.scope(backend.devices(&local), Vec::new()).mark(&mut base);
     let device = &base.links[&LinkId::Own(0)];
     assert_eq!(
         (device.group, device.alias.as_deref(), device.up),
@@ -172,7 +172,7 @@ fn the_ethernet_address_of_a_device_made_for_another_address_is_not_used_again()
 fn direct_routing_needs_a_peer_on_one_of_our_links() {
     let (backend, mut local) = local(V4, r#","DirectRouting":true"#);
     let state = backend.peer(&local, &peer(2), Family::V4).unwrap();
-    let (prefix, route) = state.route.unwrap();
+    let (prefix, route) = state.routes[0];
     assert_eq!((state.fdb, state.neighbour, prefix), (None, None, node_subnet(Family::V4, 2)));
     assert_eq!(
         (route.gateway, route.link, route.onlink),
@@ -181,7 +181,7 @@ fn direct_routing_needs_a_peer_on_one_of_our_links() {
     let mut host = HostFacts::clone(&local.situation.host);
     host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
     local.situation.host = Arc::new(host);
-    let link = |n| backend.peer(&local, &peer(n), Family::V4).unwrap().route.unwrap().1.link;
+    let link = |n| backend.peer(&local, &peer(n), Family::V4).unwrap().routes[0].1.link;
     assert_eq!((link(2), link(200)), (Some(LinkId::Other(UPLINK + 1)), Some(LinkId::Own(0))));
 }
 
@@ -279,12 +279,12 @@ proptest! {
         for n in peers {
             for family in Family::BOTH {
                 let state = backend.peer(&local, &peer(n), family).unwrap();
-                objects += [state.fdb.is_some(), state.neighbour.is_some(), state.route.is_some()].into_iter().filter(|there| *there).count();
-                prop_assert!(state.route.is_some_and(|(prefix, _)| local.scope(backend.devices(&local)).covers(&prefix)));
+                objects += usize::from(state.fdb.is_some()) + usize::from(state.neighbour.is_some()) + state.routes.len();
+                prop_assert!(state.routes.iter().all(|(prefix, _)| local.scope(backend.devices(&local), Vec::new()).covers(prefix)));
                 wanted.add(&state);
             }
         }
         prop_assert_eq!(wanted.len(), objects);
-        prop_assert!(plan(&wanted, &wanted, &local.scope(backend.devices(&local)), &|_: &Prefix| None).is_empty());
+        prop_assert!(plan(&wanted, &wanted, &local.scope(backend.devices(&local), Vec::new()), &|_: &Prefix| None).is_empty());
     }
 }

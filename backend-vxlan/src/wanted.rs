@@ -207,11 +207,11 @@ pub(crate) fn peer(config: &Config, local: &Local, peer: &Peer, family: Family) 
     {
         let uplink = index == local.situation.uplink.index;
         let link = if uplink { LinkId::Uplink } else { LinkId::Other(index) };
-        return Ok(PeerState { route: Some((subnet, Route::direct(subnet, public, link))), ..PeerState::default() });
+        return Ok(PeerState { routes: vec![(subnet, Route::direct(subnet, public, link))], ..PeerState::default() });
     }
     Ok(PeerState {
         fdb: Some((FdbKey { link, mac, nth: 0 }, public)),
         neighbour: Some((NeighbourKey { link, addr: subnet.addr() }, mac)),
-        route: Some((subnet, Route::overlay(subnet, subnet.addr(), link))),
+        routes: vec![(subnet, Route::overlay(subnet, subnet.addr(), link))],
     })
 }

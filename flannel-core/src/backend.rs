@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{ConfigError, NetworkConfig};
-use crate::kernel::{Device, HostFacts, LinkName, OverlayName, PeerState, Scope, State};
+use crate::kernel::{Device, HostFacts, LinkName, OverlayName, PeerState, RouteSlot, Scope, State};
 use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::subnet::NodeIdentity;
@@ -64,14 +64,15 @@ pub struct Local {
 }
 
 impl Local {
-    /// The part of the kernel that a backend with these devices may touch.
-    pub fn scope(&self, devices: Vec<Device>) -> Scope {
+    /// The part of the kernel that a backend with these devices and route slots may touch.
+    pub fn scope(&self, devices: Vec<Device>, slots: Vec<RouteSlot>) -> Scope {
         let situation = &self.situation;
         Scope {
             overlay: situation.overlay.clone(),
             networks: situation.networks(),
             former: Vec::new(),
             devices,
+            slots,
             uplink: Some(situation.uplink.index),
         }
     }
@@ -148,6 +149,10 @@ pub trait Backend: Send + Sync + 'static {
     /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). [`base`](Self::base) wants
     /// those of them that are made here, and no others; with the network they are all of the kernel that it may touch.
     fn devices(&self, local: &Local) -> Vec<Device>;
+
+    /// The tables and metrics of the routes it wants, beside [`RouteSlot::MAIN`]: routes there, in the network, are looked
+    /// at with every audit, and those with a protocol of ours are the overlay's. An IPv6 metric of 1024 is written as 0.
+    fn slots(&self) -> Vec<RouteSlot>;
 
     /// The MTU for pods; `None`: the uplink's.
     fn mtu(&self, situation: &Situation) -> Option<Mtu>;

@@ -4,7 +4,9 @@
 #[cfg(test)]
 mod lab;
 
-use flannel_core::kernel::{EEXIST, Kernel, KernelError, LinkId, LinkKind, Op, Route, RouteKey, RouteKind, State};
+use flannel_core::kernel::{
+    EEXIST, Kernel, KernelError, LinkId, LinkKind, Op, Route, RouteKey, RouteKind, RouteSlot, State,
+};
 use flannel_core::net::{Family, MacAddr, Prefix};
 use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, index_of, ip, peer, subnet};
 use std::sync::Arc;
@@ -298,7 +300,7 @@ fn strangers_objects_are_seen_as_what_they_are_and_left_alone() {
         ip("route add 10.0.77.0/24 via 192.0.2.9");
         ip("route add 10.0.78.0/24 nexthop via 192.0.2.9 nexthop via 192.0.2.10");
         ip("route add unreachable 10.0.79.0/24");
-        ip("route add 10.0.80.0/24 via 192.0.2.9 src 192.0.2.1 proto 201");
+        ip("route add 10.0.80.0/24 via 192.0.2.9 src 192.0.2.1");
         ip("route append 10.0.3.0/24 via 192.0.2.9 proto static");
         ip("route add 10.0.3.0/24 via 192.0.2.9 table 99");
         ip("-6 route add fd00:0:0:77::/64 via 2001:db8::9");
@@ -309,7 +311,9 @@ fn strangers_objects_are_seen_as_what_they_are_and_left_alone() {
         let seen = lab.kernel.observe(&overlay.scope).await.unwrap();
         let kind = |prefix: &str, nth| seen.routes[&RouteKey { prefix: prefix.parse::<Prefix>().unwrap(), nth }].kind;
         assert_eq!(kind("10.0.77.0/24", 0), RouteKind::Unicast);
-        for foreign in ["10.0.78.0/24", "10.0.79.0/24", "10.0.80.0/24", "fd00:0:0:78::/64"] {
+        let with_source = seen.routes_to("10.0.80.0/24".parse().unwrap()).next().unwrap().1;
+        assert_eq!((with_source.kind, with_source.source), (RouteKind::Unicast, Some("192.0.2.1".parse().unwrap())));
+        for foreign in ["10.0.78.0/24", "10.0.79.0/24", "fd00:0:0:78::/64"] {
             assert_eq!(kind(foreign, 0), RouteKind::Foreign, "{foreign}");
         }
         assert_eq!(seen.routes_to(subnet(Family::V4, 3)).count(), 2);
@@ -326,7 +330,7 @@ fn a_route_of_another_owner_survives_our_delete() {
         let overlay = Overlay::vxlan(V4, 1);
         lab.converge(&overlay).await;
         ip("route replace 10.0.1.0/24 via 192.0.2.9 proto static");
-        let (prefix, route) = peer(Family::V4, OWN, 1).route.unwrap();
+        let (prefix, route) = peer(Family::V4, OWN, 1).routes[0];
         let ops = vec![Op::DeleteRoute { prefix, route }];
         let report = lab.kernel.apply(&overlay.scope, Arc::new(ops)).await;
         assert!(matches!(report.refused.as_slice(), [(0, KernelError::Refused { .. })]), "{report:?}");
@@ -341,13 +345,7 @@ fn a_blackhole_reads_back_in_both_families_and_goes() {
         let bare = overlay.clone();
         for family in Family::BOTH {
             let prefix = subnet(family, 9);
-            let route = Route {
-                kind: RouteKind::Blackhole,
-                gateway: None,
-                link: None,
-                onlink: false,
-                protocol: Route::protocol_for(&prefix),
-            };
+            let route = Route::blackhole(prefix);
             overlay.wanted.routes.insert(RouteKey { prefix, nth: 0 }, route);
         }
         lab.converge(&overlay).await;
@@ -360,13 +358,7 @@ fn a_blackhole_makes_way_for_the_bridge_that_comes_later_and_is_back_without_it(
     in_lab(|lab| async move {
         let mut overlay = Overlay::vxlan(V4, 0);
         let prefix = subnet(Family::V4, 9);
-        let route = Route {
-            kind: RouteKind::Blackhole,
-            gateway: None,
-            link: None,
-            onlink: false,
-            protocol: Route::protocol_for(&prefix),
-        };
+        let route = Route::blackhole(prefix);
         overlay.wanted.routes.insert(RouteKey { prefix, nth: 0 }, route);
         lab.converge(&overlay).await;
         ip("link add cni0 type bridge");
@@ -392,6 +384,65 @@ fn routes_through_the_uplink_come_and_go() {
         lab.converge(&overlay).await;
         assert!(ip("route").contains("10.0.9.0/24 via 192.0.2.9 dev up0"));
         lab.converge(&bare).await;
+    });
+}
+
+/// Another table, another metric, and both; one beyond what the header of a route has room for.
+const SLOTS: [RouteSlot; 4] = [
+    RouteSlot { table: 100, metric: 0 },
+    RouteSlot { metric: 50, ..RouteSlot::MAIN },
+    RouteSlot { table: 100, metric: 7 },
+    RouteSlot { table: 1000, metric: 4 },
+];
+
+#[test]
+fn several_routes_to_a_prefix_come_and_go_by_table_metric_and_source() {
+    in_lab(|lab| async move {
+        let mut overlay = Overlay::vxlan(DUAL, 2);
+        overlay.scope.slots = SLOTS.to_vec();
+        for (nth, slot) in (1..).zip(SLOTS) {
+            for (device, family) in (0u8..).zip(Family::BOTH) {
+                let (prefix, route) = peer(family, LinkId::Own(device), 1).routes[0];
+                let source = match family {
+                    Family::V4 => "192.0.2.1",
+                    Family::V6 => "2001:db8::1",
+                };
+                let route = route.in_slot(slot).with_source(source.parse().unwrap());
+                overlay.wanted.routes.insert(RouteKey { prefix, nth }, route);
+            }
+        }
+        lab.converge(&overlay).await;
+        assert!(ip("route show table 1000").contains("10.0.1.0/24 via 10.0.1.0 dev flannel.1"));
+        assert!(ip("-6 route show table 100").contains("metric 7"));
+        // Somebody's in slots of ours and in others: those of our protocol are ours in ours alone.
+        ip("route add 10.0.2.0/24 via 192.0.2.9 table 101 proto 210");
+        ip("route add 10.0.2.0/24 via 192.0.2.9 metric 51 proto 210");
+        ip("route add 10.0.2.0/24 via 192.0.2.9 table 1000 metric 4 proto static");
+        ip("route add 10.0.2.0/24 via 192.0.2.9 table 100 proto 210");
+        let found = lab.plan(&overlay).await.ops;
+        assert!(matches!(&found[..], [Op::DeleteRoute { route, .. }] if route.slot == SLOTS[0]), "{found:?}");
+        lab.converge(&overlay).await;
+        // One goes, and the others to the same prefix stay.
+        for slot in [SLOTS[1], RouteSlot::MAIN] {
+            overlay
+                .wanted
+                .routes
+                .retain(|key, route| key.nth == 0 && key.prefix == subnet(Family::V4, 2) || route.slot != slot);
+            lab.converge(&overlay).await;
+        }
+        for change in [
+            "10.0.1.0/24 dev flannel.1 via 10.0.1.0 onlink table 100 proto 205",
+            "fd00:0:0:1::/64 dev up0 table 100 metric 7 proto 205",
+        ] {
+            let family = if change.starts_with("fd") { "-6" } else { "-4" };
+            ip(&format!("{family} route replace {change}"));
+            assert!(!lab.plan(&overlay).await.is_empty(), "{change}");
+            lab.converge(&overlay).await;
+        }
+        overlay.wanted = overlay.without_peers().wanted;
+        lab.converge(&overlay).await;
+        let left = ["-4 route show table all 10.0.2.0/24", "-4 route show table all 10.0.1.0/24"].map(ip);
+        assert_eq!((left[0].lines().count(), left[1].lines().count()), (3, 0), "{left:?}");
     });
 }
 

@@ -2,7 +2,7 @@
 //! by the default route (docs/compatibility.md, "Blackhole").
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{Device, PeerState, Route, RouteKey, RouteKind, State};
+use flannel_core::kernel::{Device, PeerState, Route, RouteKey, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 
@@ -44,6 +44,10 @@ impl<B: Backend> Backend for Blackhole<B> {
         self.inner.devices(local)
     }
 
+    fn slots(&self) -> Vec<RouteSlot> {
+        self.inner.slots()
+    }
+
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
         self.inner.mtu(situation)
     }
@@ -63,13 +67,7 @@ impl<B: Backend> Backend for Blackhole<B> {
             let routed = |subnet: &Prefix| host.on_link.to(subnet.addr()).is_some_and(|route| route.prefix == *subnet);
             let subnets = local.lease.subnets.iter().filter(|(_, subnet)| !routed(subnet));
             state.routes.extend(subnets.map(|(_, subnet)| {
-                let route = Route {
-                    kind: RouteKind::Blackhole,
-                    gateway: None,
-                    link: None,
-                    onlink: false,
-                    protocol: Route::protocol_for(subnet),
-                };
+                let route = Route::blackhole(*subnet);
                 (RouteKey { prefix: *subnet, nth: 0 }, route)
             }));
         }

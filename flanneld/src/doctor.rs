@@ -148,11 +148,8 @@ pub(crate) async fn examine(options: &Options) -> Report {
     }
     if let (Some(config), Some(leased), Some(choice)) = (&config, &leased, &choice) {
         let scope = Scope {
-            overlay: options.overlay.clone(),
-            networks: config.networks.map(|_, network| network.prefix),
-            former: Vec::new(),
-            devices: Vec::new(),
             uplink: Some(choice.uplink.index),
+            ..Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix))
         };
         match kernel.observe(&scope).await {
             Ok(seen) => findings.extend(routes::judge(config, leased, &choice.uplink, &seen.routes)),

@@ -10,9 +10,11 @@ use serde::de::DeserializeOwned;
 use crate::{Context, Error, Namespace};
 
 /// What the kernel says in words of its own, in place of which iproute2 prints no error number.
-const IN_WORDS: [(&str, Errno); 4] = [
+const IN_WORDS: [(&str, Errno); 6] = [
     ("already exists", Errno::EEXIST),
     ("already assigned", Errno::EEXIST),
+    ("Invalid prefsrc address", Errno::EINVAL),
+    ("Invalid source address", Errno::EINVAL),
     ("Nexthop has invalid gateway or device mismatch", Errno::EINVAL),
     ("Nexthop has invalid gateway.", Errno::ENETUNREACH),
 ];

@@ -232,6 +232,36 @@ fn losing_the_uplinks_address_removes_its_routes_silently() {
 }
 
 #[test]
+fn a_route_goes_with_its_source_or_loses_it() {
+    let underlay = lab(Families::Dual);
+    let ns = &underlay.nodes()[0].ns;
+    for (to, via, source, len) in [
+        ("10.245.1.0/24", "10.89.1.1", "10.245.9.1", 32),
+        ("fd00:245:0:1::/64", "fd00:89::1:1", "fd00:245:0:9::1", 128),
+    ] {
+        let (to, source) = (prefix(to), ip(source));
+        let routes = [254, 100].map(|table| Route::to(to).via(ip(via)).dev("eth0").source(source).table(table));
+        let refused = ns.add_route(&routes[0]).unwrap_err();
+        assert!(refused.is(Errno::EINVAL), "{refused:?}");
+        ns.add_address("eth0", source, len).unwrap();
+        routes.iter().for_each(|route| ns.add_route(route).unwrap());
+        let ear = Ear::open(ns);
+        ns.delete_address("eth0", source, len).unwrap();
+        let heard = ear.until(|message| matches!(message, RouteNetlinkMessage::DelAddress(_)));
+        let told = deleted_routes(&heard, to.family()).into_iter();
+        let told = told.filter(|route| route.header.destination_prefix_length == to.len()).count();
+        assert_eq!(told, usize::from(to.family() == Family::V4), "{heard:?}");
+        let found = ns.routes(to.family()).unwrap().into_iter().filter(|route| route.to == to);
+        let mut left: Vec<_> = found.map(|route| (route.table, route.source)).collect();
+        left.sort_unstable();
+        match to.family() {
+            Family::V4 => assert_eq!(left, [(100, Some(source))]),
+            Family::V6 => assert_eq!(left, [(100, None), (254, None)]),
+        }
+    }
+}
+
+#[test]
 fn a_replace_takes_over_a_strangers_route_and_an_exclusive_create_does_not() {
     let underlay = lab(Families::V4);
     let node = &underlay.nodes()[0];

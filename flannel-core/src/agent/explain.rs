@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::admit::{Claim, Reason};
 use crate::agent::{Machine, wanted};
 use crate::backend::Skip;
-use crate::kernel::{Object, PeerState};
+use crate::kernel::{Object, PeerState, RouteSlot};
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Prefix};
 
@@ -67,8 +67,8 @@ pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
         .flat_map(|state| {
             let fdb = state.fdb.map(|(key, _)| Object::Fdb(key));
             let neighbour = state.neighbour.map(|(key, _)| Object::Neighbour(key));
-            let route = state.route.map(|(prefix, _)| Object::Route(prefix));
-            [fdb, neighbour, route].into_iter().flatten()
+            let routes = state.routes.iter().map(|(prefix, _)| Object::Route(*prefix));
+            fdb.into_iter().chain(neighbour).chain(routes)
         })
         .collect();
     let unsettled = machine.divergence().unsettled().filter(|object| objects.contains(object)).cloned().collect();
@@ -136,10 +136,13 @@ impl fmt::Display for Explanation {
             match state {
                 Err(skip) => writeln!(f, "  {family}: skipped: {skip}")?,
                 Ok(state) => {
-                    if let Some((prefix, route)) = &state.route {
+                    for (prefix, route) in &state.routes {
                         write!(f, "  {family}: route {prefix}")?;
                         if let Some(gateway) = route.gateway {
                             write!(f, " via {gateway}")?;
+                        }
+                        if route.slot != RouteSlot::MAIN {
+                            write!(f, " table {} metric {}", route.slot.table, route.slot.metric)?;
                         }
                         writeln!(f)?;
                     }

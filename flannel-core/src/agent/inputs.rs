@@ -11,7 +11,7 @@ use crate::alloc::all_compatible;
 use crate::backend::{Backend, Local, Situation, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::kernel::{Device, HostFacts, HostLink, LinkKind, OverlayName};
+use crate::kernel::{Device, HostFacts, HostLink, LinkKind, OverlayName, Scope};
 use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::subnet::{NodeIdentity, Want};
@@ -267,6 +267,11 @@ pub(crate) fn choose(
     let families: Vec<Family> = config.networks.families().collect();
     let request = Request { wanted: &settings.uplink, families: &families, public: &settings.public };
     uplink::select(request, host, in_use)
+}
+
+/// The part of the kernel that is looked at and written.
+pub(crate) fn scope(backend: &dyn Backend, local: &Local) -> Scope {
+    local.scope(backend.devices(local), backend.slots())
 }
 
 /// The MTU for pods.

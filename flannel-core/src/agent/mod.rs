@@ -218,7 +218,7 @@ impl Machine {
     ) -> Self {
         let local = Arc::new(local);
         let mut machine = Self {
-            scope: local.scope(backend.devices(&local)),
+            scope: inputs::scope(&*backend, &local),
             admission: inputs::admission(Arc::clone(&backend), &settings, &local),
             accepted: 0,
             prefixes: 0,

@@ -85,13 +85,7 @@ mod tests {
             found: if n < Plan::MOST_TOLD { format!("found {n}") } else { String::new() },
             remedy: String::new(),
         };
-        let scope = Scope {
-            overlay: OverlayName::default(),
-            networks: Dual::default(),
-            former: Vec::new(),
-            devices: Vec::new(),
-            uplink: None,
-        };
+        let scope = Scope::new(OverlayName::default(), Dual::default());
         let preview = |count: usize| {
             let plan = Plan { ops: Vec::new(), conflicts: (0..count).map(conflict).collect() };
             Preview { plan, held: Vec::new(), scope: scope.clone() }.to_string()

@@ -60,6 +60,7 @@ fn backend_on(link: Link, state: impl Fn(&Peer) -> PeerState + Send + 'static) -
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(|_, _| Ok(None));
+    backend.expect_slots().returning(Vec::new);
     backend.expect_devices().returning(|_| vec![Device { name: device().name, kind: device().kind }]);
     let base = move |_: &_| State { links: [(LinkId::Own(0), link.clone())].into(), ..State::default() };
     backend.expect_base().returning(base);
@@ -343,7 +344,7 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
     let prefix = arbitrary::node_subnet(Family::V4, 2);
     let tunnel = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
     let direct = Route::direct(prefix, arbitrary::node_address(Family::V4, 2), LinkId::Uplink);
-    let wanted = move |_: &Peer| PeerState { route: Some((prefix, tunnel)), ..PeerState::default() };
+    let wanted = move |_: &Peer| PeerState { routes: vec![(prefix, tunnel)], ..PeerState::default() };
     let mut machine = machine_on(unconnected(), backend_with(wanted));
     let peer = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 2);
     machine.handle(at(0), Input::Store(Ok(own_record())));
@@ -374,6 +375,7 @@ fn a_shared_ethernet_address_sets_no_deadline_that_waits_for_the_kernel() {
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(move |_, _| Ok(Some(mac)));
+    backend.expect_slots().returning(Vec::new);
     backend.expect_devices().returning(|_| Vec::new());
     let attrs = arbitrary::lease(1, V4, "tunnel").attrs;
     backend.expect_advertise().returning(move |_| Ok(attrs.clone()));
@@ -400,7 +402,7 @@ fn with_peers(peers: u8) -> (Machine, State) {
         |peer: &Peer| peer.subnets.v4.map(|prefix| (prefix, Route::overlay(prefix, prefix.addr(), LinkId::Own(0))));
     let mut machine = machine_on(
         arbitrary::host(),
-        backend_with(move |peer| PeerState { route: route(peer), ..PeerState::default() }),
+        backend_with(move |peer| PeerState { routes: route(peer).into_iter().collect(), ..PeerState::default() }),
     );
     let records = (1..=peers + 1).map(|n| arbitrary::record(arbitrary::lease(n, V4, "tunnel"), n.into()));
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(records.collect()))));

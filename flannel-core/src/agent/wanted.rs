@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::backend::{Backend, Local, Skip};
-use crate::kernel::{Object, PeerState, RouteKey, Scope, State};
+use crate::kernel::{Object, PeerState, Scope, State};
 use crate::lease::{Lease, LeaseKey};
 use crate::net::Family;
 use crate::plan;
@@ -42,7 +42,7 @@ pub(crate) fn whole<'a>(
                 Ok(state) => {
                     fdb.extend(state.fdb);
                     neighbours.extend(state.neighbour);
-                    routes.extend(state.route.map(|(prefix, route)| (RouteKey { prefix, nth: 0 }, route)));
+                    routes.extend(state.keyed_routes());
                 }
                 Err(skip) => {
                     skips.insert((peer.key.clone(), family), skip);
@@ -99,7 +99,7 @@ pub(crate) fn add(
             Ok(part) => {
                 objects.extend(part.fdb.map(|(key, _)| Object::Fdb(key)));
                 objects.extend(part.neighbour.map(|(key, _)| Object::Neighbour(key)));
-                objects.extend(part.route.map(|(prefix, _)| Object::Route(prefix)));
+                objects.extend(part.routes.iter().map(|(prefix, _)| Object::Route(*prefix)));
                 state.add(&part);
             }
             Err(skip) => {

@@ -24,7 +24,7 @@ pub use host::{HostAddress, HostFacts, HostLink, HostRoute, NextHop};
 pub use link_kind::{LinkKind, Vxlan};
 pub use objects::{
     AddressKey, FdbKey, Link, LinkId, LinkName, LinkNameError, NeighbourKey, PeerState, Route, RouteKey, RouteKind,
-    State,
+    RouteSlot, State,
 };
 pub use op::{LinkPart, Object, Op};
 pub use ownership::{Claims, OverlayName, OverlayNameError, owns_route};

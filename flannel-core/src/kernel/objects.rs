@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::link_kind::LinkKind;
-use crate::net::{MacAddr, Prefix};
+use crate::net::{Family, MacAddr, Prefix};
 use crate::text::Plain;
 
 /// A link, as far as an overlay cares.
@@ -114,13 +114,14 @@ pub struct NeighbourKey {
     pub addr: IpAddr,
 }
 
-/// A route of the main table with metric 0 (IPv6: 1024) and no TOS. Such a key may hold several routes
-/// (docs/kernel-facts.md, "Route keys are not unique"): all that were seen are kept, in the order of the dump.
+/// One of the routes to a prefix, without TOS. There may be several in different tables and with different metrics, and
+/// even of one table and metric (docs/kernel-facts.md, "Route keys are not unique"): all that were seen are kept, in the
+/// order of the dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteKey {
     /// Destination.
     pub prefix: Prefix,
-    /// 0 for the route that is wanted, and for the first one seen.
+    /// Tells routes to one prefix apart: 0 for the first one that is wanted, or was seen.
     pub nth: u16,
 }
 
@@ -137,6 +138,48 @@ pub struct Route {
     pub onlink: bool,
     /// `rtm_protocol`. See [`Route::protocol_for`].
     pub protocol: u8,
+    /// Its table and metric.
+    pub slot: RouteSlot,
+    /// The source address of packets that the host itself sends this way (`RTA_PREFSRC`), which has to be an address of
+    /// the host. `None`: the kernel chooses.
+    pub source: Option<IpAddr>,
+}
+
+/// Where a route stands among those to its prefix: the kernel uses the first one of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteSlot {
+    /// The routing table. Never 0.
+    pub table: u32,
+    /// The metric (`RTA_PRIORITY`); of routes of one table the least is used. 0 is the kernel's default, which for IPv6 is
+    /// 1024.
+    pub metric: u32,
+}
+
+impl RouteSlot {
+    /// The main table (`RT_TABLE_MAIN`), with the kernel's default metric.
+    pub const MAIN: Self = Self { table: 254, metric: 0 };
+    /// The metric that the kernel gives an IPv6 route without one (`IP6_RT_PRIO_USER`).
+    pub(crate) const METRIC_V6: u32 = 1024;
+
+    /// The slot as it reads back.
+    pub(crate) fn normal(self, family: Family) -> Self {
+        match family {
+            Family::V6 if self.metric == Self::METRIC_V6 => Self { metric: 0, ..self },
+            _ => self,
+        }
+    }
+
+    /// The metric by which the kernel compares it with others of its table.
+    pub(crate) fn rank(self, family: Family) -> u32 {
+        match family {
+            Family::V6 if self.metric == 0 => Self::METRIC_V6,
+            _ => self.metric,
+        }
+    }
+
+    pub(crate) fn is_in_main_table(&self) -> bool {
+        self.table == Self::MAIN.table
+    }
 }
 
 /// What a route does.
@@ -147,7 +190,7 @@ pub enum RouteKind {
     Unicast,
     /// Drops.
     Blackhole,
-    /// Anything no route of ours is: several next hops, a preferred source, an encapsulation, another type.
+    /// Anything no route of ours is: several next hops, an encapsulation, another type.
     Foreign,
 }
 
@@ -175,7 +218,38 @@ impl Route {
             link: Some(link),
             onlink: false,
             protocol: Self::protocol_for(&prefix),
+            slot: RouteSlot::MAIN,
+            source: None,
         }
+    }
+
+    /// A route of ours that drops packets.
+    pub fn blackhole(prefix: Prefix) -> Self {
+        let protocol = Self::protocol_for(&prefix);
+        Self {
+            kind: RouteKind::Blackhole,
+            gateway: None,
+            link: None,
+            onlink: false,
+            protocol,
+            slot: RouteSlot::MAIN,
+            source: None,
+        }
+    }
+
+    /// The route in another table, or with another metric.
+    pub fn in_slot(self, slot: RouteSlot) -> Self {
+        Self { slot, ..self }
+    }
+
+    /// The route with a source address.
+    pub fn with_source(self, source: IpAddr) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
+    /// The route to `prefix` as it reads back.
+    pub(crate) fn normal(self, prefix: &Prefix) -> Self {
+        Self { slot: self.slot.normal(prefix.family()), ..self }
     }
 
     /// The protocol number a route of ours to `prefix` is written with. Spreading ours over 32 numbers spreads them
@@ -256,19 +330,29 @@ impl State {
     pub fn add(&mut self, peer: &PeerState) {
         self.fdb.extend(peer.fdb);
         self.neighbours.extend(peer.neighbour);
-        self.routes.extend(peer.route.map(|(prefix, route)| (RouteKey { prefix, nth: 0 }, route)));
+        self.routes.extend(peer.keyed_routes());
     }
 }
 
 /// What one peer needs of the kernel, in one family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PeerState {
     /// Where frames to its VTEP go.
     pub fdb: Option<(FdbKey, IpAddr)>,
     /// The Ethernet address of its next hop.
     pub neighbour: Option<(NeighbourKey, MacAddr)>,
-    /// The route to its subnet.
-    pub route: Option<(Prefix, Route)>,
+    /// The routes to its subnet, or to parts of it. Several to one prefix have to differ in table or metric.
+    pub routes: Vec<(Prefix, Route)>,
+}
+
+impl PeerState {
+    /// The routes with the keys they have in a [`State`].
+    pub(crate) fn keyed_routes(&self) -> impl Iterator<Item = (RouteKey, Route)> + '_ {
+        self.routes.iter().enumerate().map(|(place, (prefix, route))| {
+            let same = self.routes.iter().take(place).filter(|(other, _)| other == prefix).count();
+            (RouteKey { prefix: *prefix, nth: u16::try_from(same).unwrap_or(u16::MAX) }, *route)
+        })
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::link_kind::{LinkKind, Vxlan};
-use super::objects::{Link, LinkId, Route, RouteKind};
+use super::objects::{Link, LinkId, Route, RouteKind, RouteSlot};
 use super::scope::Scope;
 use crate::net::Prefix;
 
@@ -105,7 +105,8 @@ pub fn owns_route(prefix: &Prefix, route: &Route, scope: &Scope, claims: &Claims
     if route.has_own_protocol() {
         return true;
     }
-    if route.protocol != Route::BOOT {
+    let is_plain = route.slot == RouteSlot::MAIN && route.source.is_none();
+    if route.protocol != Route::BOOT || !is_plain {
         return false;
     }
     // What Go flannel leaves.

@@ -1,9 +1,9 @@
 //! The part of the kernel an overlay may look at and write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::link_kind::LinkKind;
-use super::objects::{Link, LinkId, LinkName, State};
+use super::objects::{Link, LinkId, LinkName, RouteSlot, State};
 use super::ownership::OverlayName;
 use crate::net::{Dual, Family, Prefix};
 
@@ -18,6 +18,8 @@ pub struct Scope {
     pub former: Vec<Prefix>,
     /// The devices wanted, in the order of [`LinkId::Own`].
     pub devices: Vec<Device>,
+    /// Tables and metrics of the overlay's routes, beside [`RouteSlot::MAIN`]. Routes in others are not looked at.
+    pub slots: Vec<RouteSlot>,
     /// Interface index of the uplink, if there is one now.
     pub uplink: Option<u32>,
 }
@@ -41,6 +43,11 @@ pub struct SeenLink {
 }
 
 impl Scope {
+    /// The network alone: no devices are wanted, no other table or former network is looked at, and there is no uplink.
+    pub fn new(overlay: OverlayName, networks: Dual<Prefix>) -> Self {
+        Self { overlay, networks, former: Vec::new(), devices: Vec::new(), slots: Vec::new(), uplink: None }
+    }
+
     /// Gives ids to the links of a dump: our devices (by mark, whatever their name; else by name, but for external ones), the
     /// uplink, and strangers' or former devices that are in the way. Links that do not concern the overlay get none.
     ///
@@ -109,6 +116,17 @@ impl Scope {
     /// Whether the overlay may look at and delete routes to `prefix`: in its network, or in a former one.
     pub fn covers(&self, prefix: &Prefix) -> bool {
         self.is_in_network(prefix) || self.former.iter().any(|former| former.covers(prefix))
+    }
+
+    /// Whether routes of this table and metric are looked at.
+    pub fn has_slot(&self, slot: RouteSlot) -> bool {
+        slot == RouteSlot::MAIN || (slot.table != 0 && self.slots.contains(&slot))
+    }
+
+    /// The tables in which routes are looked at.
+    pub(crate) fn tables(&self) -> BTreeSet<u32> {
+        let others = self.slots.iter().map(|slot| slot.table).filter(|table| *table != 0);
+        others.chain([RouteSlot::MAIN.table]).collect()
     }
 
     /// The families of which routes are looked at.

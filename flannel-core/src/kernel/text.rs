@@ -71,7 +71,7 @@ pub(crate) struct RouteText<'a> {
 
 impl fmt::Display for RouteText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Route { kind, gateway, link, onlink, protocol } = self.route;
+        let Route { kind, gateway, link, onlink, protocol, slot, source } = self.route;
         match kind {
             RouteKind::Unicast => {}
             RouteKind::Blackhole => f.write_str("blackhole ")?,
@@ -87,6 +87,15 @@ impl fmt::Display for RouteText<'_> {
         match protocol {
             Route::BOOT => f.write_str(" proto boot")?,
             protocol => write!(f, " proto {protocol}")?,
+        }
+        if !slot.is_in_main_table() {
+            write!(f, " table {}", slot.table)?;
+        }
+        if slot.metric != 0 {
+            write!(f, " metric {}", slot.metric)?;
+        }
+        if let Some(source) = source {
+            write!(f, " src {source}")?;
         }
         if onlink { f.write_str(" onlink") } else { Ok(()) }
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::codec::{Batch, address, link, route};
 use super::wire::Wire;
-use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, Link, NextHop, Routes, SeenLink};
+use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, Link, NextHop, RouteSlot, Routes, SeenLink};
 use crate::net::{Family, Prefix};
 
 /// Most routes with a gateway that are put aside until it is known what they lie in. Where there are more, the table is
@@ -73,7 +73,7 @@ fn read_table<T: Default>(
     family: Family,
     mut take: impl FnMut(&mut T, &route::SeenRoute),
 ) -> Result<T, KernelError> {
-    route::dump(batch, family);
+    route::dump(batch, family, RouteSlot::MAIN.table);
     wire.fold(batch, "reading routes", T::default, |kept, message| {
         // A kernel without IPv6 answers for all families it has.
         let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
@@ -191,7 +191,7 @@ fn plain(seen: &route::SeenRoute) -> Option<HostRoute> {
         prefix: seen.prefix,
         link: seen.index,
         gateway: seen.gateway.or(seen.hops.first().map(|hop| hop.addr)),
-        metric: seen.metric,
+        metric: seen.slot.rank(seen.prefix.family()),
     })
 }
 
@@ -209,15 +209,15 @@ mod tests {
     fn seen(n: u32, gateway: Option<IpAddr>) -> route::SeenRoute {
         route::SeenRoute {
             prefix: Prefix::host(std::net::Ipv4Addr::from(n).into()),
-            table: 254,
+            slot: RouteSlot::MAIN,
             tos: 0,
-            metric: 0,
             protocol: 186,
             forwards: true,
             kind: RouteKind::Unicast,
             gateway,
             index: Some(2),
             onlink: false,
+            source: None,
             hops: Vec::new(),
         }
     }
@@ -291,7 +291,11 @@ mod tests {
         for n in 1..ROUTES {
             table.take(&seen(n, hop(0xc000_0000 + n)));
             table.take(&seen(n, None));
-            table.take(&route::SeenRoute { prefix: "0.0.0.0/0".parse().unwrap(), metric: n, ..seen(0, hop(n)) });
+            table.take(&route::SeenRoute {
+                prefix: "0.0.0.0/0".parse().unwrap(),
+                slot: RouteSlot { metric: n, ..RouteSlot::MAIN },
+                ..seen(0, hop(n))
+            });
         }
         assert!(matches!(table.aside, Aside::TooMany));
         let kept = [table.defaults.len(), table.on_link.len(), table.next_hops.len()];

@@ -495,13 +495,11 @@ impl Monitor {
     }
 
     fn read_route(&mut self, seen: &route::SeenRoute, author: Author) {
-        if !seen.in_main_table() {
-            return;
-        }
         let local = is_automatic(seen.prefix.addr()) || seen.prefix.addr().is_multicast();
         let host = seen.forwards && !seen.has_own_protocol() && !local;
         let direct = seen.gateway.is_none() && seen.hops.is_empty();
-        let is_news = host && (seen.prefix.len() == 0 || direct || self.addresses.connect(&seen.prefix));
+        let is_news =
+            host && seen.in_main_table() && (seen.prefix.len() == 0 || direct || self.addresses.connect(&seen.prefix));
         for watch in self.others(self.author_on(seen.index, author)) {
             if seen.in_territory(&watch.scope) {
                 watch.raise(Hint::Changed);

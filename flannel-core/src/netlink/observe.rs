@@ -125,8 +125,9 @@ impl Reader<'_> {
     /// The routes in the territory, in order.
     fn routes(&mut self) -> Result<Vec<(RouteKey, Route)>, KernelError> {
         let mut routes = Vec::new();
-        for family in self.scope.families() {
-            route::dump(self.batch, family);
+        let of_each_table = |family| self.scope.tables().into_iter().map(move |table| (family, table));
+        for (family, table) in self.scope.families().flat_map(of_each_table) {
+            route::dump(self.batch, family, table);
             let (expected, scope, ids) = (self.expected, self.scope, &self.ids);
             let take = |found: &mut Found, message: &Message<'_>| {
                 // A kernel without IPv6 answers for all families it has.
@@ -183,6 +184,8 @@ impl Found {
             link: seen.index.map(|index| ids.get(&index).copied().unwrap_or(LinkId::Other(index))),
             onlink: seen.onlink,
             protocol: seen.protocol,
+            slot: seen.slot,
+            source: seen.source,
         };
         self.routes.push((RouteKey { prefix: seen.prefix, nth: 0 }, route));
         if self.routes.len() - self.start > MOST_FOREIGN {
@@ -255,20 +258,20 @@ fn count_equal<K: Copy, V>(entries: &mut [(K, V)], equal: impl Fn(&K, &K) -> boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::RouteKind;
+    use crate::kernel::{RouteKind, RouteSlot};
 
     fn seen(n: u32, protocol: u8) -> route::SeenRoute {
         route::SeenRoute {
             prefix: Prefix::host(std::net::Ipv4Addr::from(n).into()),
-            table: 254,
+            slot: RouteSlot::MAIN,
             tos: 0,
-            metric: 0,
             protocol,
             forwards: true,
             kind: RouteKind::Unicast,
             gateway: None,
             index: Some(n % 3),
             onlink: false,
+            source: None,
             hops: Vec::new(),
         }
     }

@@ -377,8 +377,7 @@ mod tests {
         let shared = Arc::new(Shared { wake, subscriptions: Mutex::new(Some(Vec::new())) });
         let mut worker = Worker::new(receiver, Arc::clone(&shared));
         let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
-        let scope =
-            Scope { overlay: OverlayName::default(), networks, former: Vec::new(), devices: Vec::new(), uplink: None };
+        let scope = Scope::new(OverlayName::default(), networks);
         let signal = Arc::new(Signal::default());
         worker.unheard.push(Subscription { scope, signal: Arc::clone(&signal), told: false });
         worker.take_subscriptions();

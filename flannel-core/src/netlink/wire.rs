@@ -507,7 +507,7 @@ mod tests {
             let mut wire = Wire::new();
             for family in Family::BOTH {
                 let mut batch = Batch::default();
-                route::dump(&mut batch, family);
+                route::dump(&mut batch, family, crate::kernel::RouteSlot::MAIN.table);
                 let routes = wire.dump(&mut batch, "reading routes", |message| route::decode(message.payload)).unwrap();
                 assert_eq!(routes, []);
             }

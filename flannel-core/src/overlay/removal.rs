@@ -115,7 +115,7 @@ async fn clear_marked(
     networks: Dual<Prefix>,
     former: Vec<Prefix>,
 ) -> Result<usize, OverlayError> {
-    let scope = Scope { overlay: settings.name.clone(), networks, former, devices: Vec::new(), uplink: None };
+    let scope = Scope { former, ..Scope::new(settings.name.clone(), networks) };
     clear(seams, &scope, |seen| planned(&State::default(), seen, &scope, &|_| None)).await
 }
 

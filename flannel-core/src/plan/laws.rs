@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::{LinkPart, Op, Plan, links_settled, owns_route, plan, plan_owned, take_settled};
 use crate::kernel::{
     AddressKey, ApplyReport, Device, FdbKey, Kernel, Link, LinkId, LinkKind, LinkName, NeighbourKey, OverlayName,
-    PeerState, Route, RouteKey, RouteKind, Scope, State, Vxlan, owns_link,
+    PeerState, Route, RouteKey, RouteKind, RouteSlot, Scope, State, Vxlan, owns_link,
 };
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix, Vni};
 use crate::testing::fake_kernel::{Address, FakeKernel, FakeRoute, Nud, Placement};
@@ -36,10 +36,17 @@ struct Wish {
 struct PeerWish {
     variant: u8,
     overlay: bool,
+    /// Whether it has a route in each of [`SLOTS`] as well.
+    more: [bool; 2],
 }
 
+/// Slots beside the plain one.
+const SLOTS: [RouteSlot; 2] = [RouteSlot { table: 200, metric: 0 }, RouteSlot { metric: 70, ..RouteSlot::MAIN }];
+
 fn wish() -> impl Strategy<Value = Wish> {
-    let peer = (0..2u8, any::<bool>()).prop_map(|(variant, overlay)| PeerWish { variant, overlay });
+    let more = prop_oneof![2 => Just([false; 2]), 1 => any::<[bool; 2]>()];
+    let peer = (0..2u8, any::<bool>(), more);
+    let peer = peer.prop_map(|(variant, overlay, more)| PeerWish { variant, overlay, more });
     let peers = prop::collection::vec(prop::option::weighted(0.8, peer), usize::from(PEERS));
     let devices = prop_oneof![4 => Just([true, true]), 1 => Just([true, false]), 1 => Just([false, false])];
     (1..3u32, 0..2u8, 0..2u8, any::<bool>(), devices, peers)
@@ -77,13 +84,8 @@ impl Wish {
         let networks = Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) };
         let devices = Family::BOTH
             .map(|family| Device { name: LinkName::new(NAMES[slot(family)]).unwrap(), kind: self.kind(family) });
-        Scope {
-            overlay: OverlayName::default(),
-            networks,
-            former: Vec::new(),
-            devices: devices.to_vec(),
-            uplink: Some(uplink),
-        }
+        let scope = Scope::new(OverlayName::default(), networks);
+        Scope { devices: devices.to_vec(), slots: SLOTS.to_vec(), uplink: Some(uplink), ..scope }
     }
 
     fn kind(&self, family: Family) -> LinkKind {
@@ -126,13 +128,7 @@ impl Wish {
             }
             if self.blackhole {
                 let prefix = subnet(family, 100 + self.own);
-                let route = Route {
-                    kind: RouteKind::Blackhole,
-                    gateway: None,
-                    link: None,
-                    onlink: false,
-                    protocol: Route::protocol_for(&prefix),
-                };
+                let route = Route::blackhole(prefix);
                 state.routes.insert(RouteKey { prefix, nth: 0 }, route);
             }
         }
@@ -147,15 +143,20 @@ impl Wish {
                 let Some(peer) = peer else { continue };
                 let prefix = subnet(family, n);
                 let dst = self.public(n, family);
+                let more = SLOTS.into_iter().zip(peer.more).filter(|(_, is_wanted)| *is_wanted).map(|(slot, _)| slot);
+                let routes = |route: Route| {
+                    let slots = [RouteSlot::MAIN].into_iter().chain(more);
+                    slots.map(|slot| (prefix, route.in_slot(slot))).collect()
+                };
                 if !peer.overlay {
-                    let route = Some((prefix, Route::direct(prefix, dst, LinkId::Uplink)));
-                    peers.push(PeerState { route, ..PeerState::default() });
+                    let route = Route::direct(prefix, dst, LinkId::Uplink);
+                    peers.push(PeerState { routes: routes(route), ..PeerState::default() });
                 } else if self.devices[slot(family)] {
                     let mac = MacAddr([2, 0, 0, 0, n, peer.variant]);
                     peers.push(PeerState {
                         fdb: Some((FdbKey { link: own, mac, nth: 0 }, dst)),
                         neighbour: Some((NeighbourKey { link: own, addr: prefix.addr() }, mac)),
-                        route: Some((prefix, Route::overlay(prefix, prefix.addr(), own))),
+                        routes: routes(Route::overlay(prefix, prefix.addr(), own)),
                     });
                 }
             }
@@ -299,21 +300,25 @@ impl Host {
                 found.push(format!("on {link:?}: {:?} {:?}", fdb(&seen), neighbours(&seen)));
             }
         }
+        let in_slot = |state: &State, prefix: Prefix, slot: RouteSlot| -> Vec<Route> {
+            state.routes_to(prefix).map(|(_, route)| *route).filter(|route| route.slot == slot).collect()
+        };
         for (key, route) in &wanted.routes {
-            let first = seen.routes.get(key);
+            let here = in_slot(&seen, key.prefix, route.slot);
+            let first = here.first();
             let others = |route: &Route| !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix));
             let excused = in_conflict(super::Object::Route(key.prefix))
                 || route.link.is_some_and(|link| !free(link))
-                || route.kind == RouteKind::Blackhole && seen.routes_to(key.prefix).any(|(_, route)| others(route));
+                || route.kind == RouteKind::Blackhole && here.iter().any(others);
             if !excused && !first.is_some_and(|first| first.same(route)) {
                 found.push(format!("route {}: {first:?}", key.prefix));
             }
         }
         for (key, route) in &seen.routes {
-            let want = wanted.routes.get(&RouteKey { nth: 0, ..*key });
+            let want = in_slot(&wanted, key.prefix, route.slot).first().copied();
             // What leads elsewhere stays while a stranger holds the device it should lead to.
             let held = want.and_then(|want| want.link).or(route.link).is_some_and(|link| !free(link));
-            let covered = route.kind == RouteKind::Blackhole && seen.routes_to(key.prefix).count() > 1;
+            let covered = route.kind == RouteKind::Blackhole && in_slot(&seen, key.prefix, route.slot).len() > 1;
             if (covered || !want.is_some_and(|want| want.same(route)))
                 && !held
                 && owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))

@@ -81,17 +81,21 @@ pub(crate) fn links_settled(wanted: &State, seen: &State, scope: &Scope) -> bool
 /// Takes all that `peer` wants out of `seen`, if it is there and as wanted. While [`links_settled`], a plan without both is
 /// the same as with them.
 pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
-    let is_alone = |(prefix, want): (Prefix, Route)| {
-        let mut have = seen.routes_to(prefix);
-        have.next().is_some_and(|(_, route)| route.same(&want)) && have.next().is_none()
+    // Each is there, and beside them there is none.
+    let are_alone = |prefix: &Prefix| {
+        let wants = || peer.routes.iter().filter(|(other, _)| other == prefix).map(|(_, want)| want.normal(prefix));
+        let is_there = |want: Route| seen.routes_to(*prefix).any(|(_, route)| route.same(&want));
+        wants().count() == seen.routes_to(*prefix).count() && wants().all(is_there)
     };
     let settled = peer.fdb.is_none_or(|(key, dst)| seen.fdb.get(&key) == Some(&dst))
         && peer.neighbour.is_none_or(|(key, mac)| seen.neighbours.get(&key) == Some(&mac))
-        && peer.route.is_none_or(is_alone);
+        && peer.routes.iter().all(|(prefix, _)| are_alone(prefix));
     if settled {
         peer.fdb.map(|(key, _)| seen.fdb.remove(&key));
         peer.neighbour.map(|(key, _)| seen.neighbours.remove(&key));
-        peer.route.map(|(prefix, _)| seen.routes.remove(&RouteKey { prefix, nth: 0 }));
+        for (key, _) in peer.keyed_routes() {
+            seen.routes.remove(&key);
+        }
     }
     settled
 }
@@ -163,7 +167,9 @@ impl<'a> Planner<'a> {
         };
         // A route may lead through any link, but not through a device of ours that there is none of.
         let leads_astray = |link: Option<LinkId>| link.is_some_and(|id| matches!(id, LinkId::Own(_)) && !is_ours(id));
-        let inside = |prefix: &Prefix, route: &Route| scope.is_in_network(prefix) && !leads_astray(route.link);
+        let inside = |prefix: &Prefix, route: &Route| {
+            scope.is_in_network(prefix) && scope.has_slot(route.slot) && !leads_astray(route.link)
+        };
         let mut outside = Vec::new();
         outside.extend(take_if(&mut wanted.links, |id, link| !is_device(*id, link)).map(Object::Link));
         outside.extend(take_if(&mut wanted.addresses, |key, ()| !is_ours(key.link)).map(Object::Address));
@@ -409,7 +415,7 @@ impl<'a> Planner<'a> {
         let mut seen = seen.routes.iter().peekable();
         let mut wanted = wanted.iter().peekable();
         // Both are in the order of their keys: one walk over the two, a destination at a time.
-        let mut have = Vec::new();
+        let (mut wants, mut have, mut here) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let next_seen = seen.peek().map(|(key, _)| key.prefix);
             let next_wanted = wanted.peek().map(|(key, _)| key.prefix);
@@ -421,12 +427,43 @@ impl<'a> Planner<'a> {
                     have.push(*route);
                 }
             }
-            let want = wanted.next_if(|(key, _)| key.prefix == prefix).map(|(_, route)| *route);
-            match want {
-                Some(want) => self.wanted_route(prefix, want, &have),
-                None => self.unwanted_routes(prefix, &have),
+            wants.clear();
+            while let Some((_, want)) = wanted.next_if(|(key, _)| key.prefix == prefix) {
+                wants.push(want.normal(&prefix));
             }
+            self.make_room(prefix, &wants, &mut have);
+            let strangers: Vec<Route> = match prefix.family() {
+                Family::V4 => Vec::new(),
+                Family::V6 => have.iter().filter(|route| !self.owns_route(&prefix, route)).copied().collect(),
+            };
+            for want in &wants {
+                here.clear();
+                here.extend(have.extract_if(.., |route| route.slot == want.slot));
+                let is_there = here.iter().any(|route| route.same(want));
+                let elsewhere = strangers.iter().find(|route| route.slot != want.slot && keeps_out(route, want));
+                match elsewhere.filter(|_| !is_there) {
+                    Some(stranger) => self.route_conflict(prefix, stranger),
+                    None => self.wanted_route(prefix, *want, &here),
+                }
+            }
+            self.unwanted_routes(prefix, &have);
         }
+    }
+
+    /// Clears routes of ours that keep the kernel from taking one that is wanted, and takes them out of `have`.
+    fn make_room(&mut self, prefix: Prefix, wants: &[Route], have: &mut Vec<Route>) {
+        if prefix.family() == Family::V4 || have.is_empty() {
+            return;
+        }
+        let is_there = |want: &Route| have.iter().any(|route| route.same(want));
+        let missing: Vec<Route> = wants.iter().filter(|want| !is_there(want)).copied().collect();
+        let blocked = |link: Option<LinkId>| link.is_some_and(|link| self.blocked.contains(&link));
+        let is_in_the_way = |route: &Route| {
+            let keeps_out = |want: &Route| keeps_out(route, want) && !blocked(want.link);
+            missing.iter().any(keeps_out) && self.owns_route(&prefix, route)
+        };
+        let cleared: Vec<Route> = have.extract_if(.., |route| is_in_the_way(route)).collect();
+        self.ops.route_clears.extend(cleared.into_iter().map(|route| Op::DeleteRoute { prefix, route }));
     }
 
     fn wanted_route(&mut self, prefix: Prefix, want: Route, have: &[Route]) {
@@ -455,7 +492,7 @@ impl<'a> Planner<'a> {
         }
         match have {
             [] => self.ops.puts.push(Op::CreateRoute { prefix, route: want }),
-            [only] if self.owns_route(&prefix, only) && !keeps_out(&prefix, only, &want) => {
+            [only] if self.owns_route(&prefix, only) => {
                 self.ops.puts.push(Op::ReplaceRoute { prefix, change: Box::new((*only, want)) });
             }
             _ => {
@@ -542,8 +579,8 @@ fn in_place(want: &Link, have: &Link) -> bool {
     want.kind.excludes(&have.kind) || want.name == have.name
 }
 
-/// Whether the kernel refuses to write one route over the other: an IPv6 `onlink` next hop must not be reached through
-/// another device by what is in the table, be it the very route to replace (`ip6_route_check_nh_onlink`).
-fn keeps_out(prefix: &Prefix, have: &Route, want: &Route) -> bool {
-    prefix.family() == Family::V6 && want.onlink && have.link != want.link
+/// Whether the kernel refuses to write one IPv6 route while the other is there: an `onlink` next hop must not be reached through
+/// another device by what is in the main table, be it the very route to replace (`ip6_route_check_nh_onlink`).
+fn keeps_out(have: &Route, want: &Route) -> bool {
+    want.onlink && have.slot.is_in_main_table() && have.link != want.link
 }

@@ -13,7 +13,7 @@ fn scope() -> Scope {
 fn scope_of(kind: LinkKind) -> Scope {
     let device = Device { name: LinkName::new("flannel.1").unwrap(), kind };
     let networks = Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) };
-    Scope { overlay: OverlayName::default(), networks, former: Vec::new(), devices: vec![device], uplink: Some(1) }
+    Scope { devices: vec![device], uplink: Some(1), ..Scope::new(OverlayName::default(), networks) }
 }
 
 fn mac(n: u8) -> MacAddr {
@@ -56,7 +56,7 @@ fn wanted() -> State {
     state.add(&PeerState {
         fdb: Some((FdbKey { link: OWN, mac: mac(2), nth: 0 }, "192.168.0.2".parse().unwrap())),
         neighbour: Some((NeighbourKey { link: OWN, addr: prefix().addr() }, mac(2))),
-        route: Some((prefix(), ours())),
+        routes: vec![(prefix(), ours())],
     });
     state
 }
@@ -391,7 +391,7 @@ fn a_strangers_route_behind_ours_is_left_and_before_ours_reported() {
 
 #[test]
 fn a_blackhole_is_there_only_while_no_other_route_holds_its_key() {
-    let blackhole = Route { kind: RouteKind::Blackhole, gateway: None, link: None, onlink: false, protocol: 207 };
+    let blackhole = Route { protocol: 207, ..Route::blackhole(prefix()) };
     let connected = Route { kind: RouteKind::Foreign, link: Some(LinkId::Other(9)), protocol: 2, ..blackhole };
     let mut wanted = with_routes(&[]);
     wanted.routes.insert(RouteKey { prefix: prefix(), nth: 0 }, blackhole);

@@ -1,6 +1,5 @@
 //! Peers on the node's own links, while the connected route to them goes and comes back.
 
-use flannel_core::kernel::RouteKind;
 use flannel_core::net::Family;
 use flannel_core::overlay::{Phase, WithheldBecause};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
@@ -11,7 +10,7 @@ use crate::node::{Agent, Node, eventually, pass, peer, public, subnet};
 /// The connected route of the node's uplink, with a metric.
 fn connected(node: &Node, metric: u32) -> FakeRoute {
     let link = node.kernel.link_index("eth0").unwrap();
-    let made_by_kernel = FakeRoute { protocol: 2, kind: RouteKind::Foreign, gateway: None, metric, ..via(link) };
+    let made_by_kernel = FakeRoute { protocol: 2, gateway: None, metric, ..via(link) };
     FakeRoute { prefix: "192.0.2.0/24".parse().unwrap(), ..made_by_kernel }
 }
 

@@ -1,8 +1,8 @@
 //! How an agent ends, and what it leaves.
 
 use flannel_core::kernel::{
-    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, PeerState, Residence, Scope,
-    State,
+    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, PeerState, Residence, RouteSlot,
+    Scope, State,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -469,6 +469,10 @@ impl Backend for Fragile {
 
     fn devices(&self, local: &Local) -> Vec<Device> {
         Tunnel.devices(local)
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        Tunnel.slots()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

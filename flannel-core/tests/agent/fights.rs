@@ -136,7 +136,8 @@ fn height(spot: Spot) -> u8 {
         | Spot::RouteGateway
         | Spot::RouteDevice
         | Spot::RouteOnlink
-        | Spot::RouteProtocol => 5,
+        | Spot::RouteProtocol
+        | Spot::RouteSource => 5,
     }
 }
 
@@ -163,6 +164,7 @@ fn stands_on(harm: Spot, number: u8, spot: Spot) -> bool {
         | Spot::RouteDevice
         | Spot::RouteOnlink
         | Spot::RouteProtocol
+        | Spot::RouteSource
         | Spot::ExtraRoute
         | Spot::Blackhole => false,
     }

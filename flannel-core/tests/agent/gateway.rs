@@ -1,7 +1,7 @@
 //! A small backend whose peers are gateways: on the node's own links their subnets are routed to them as they are.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{Device, LinkId, PeerState, Route, State};
+use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -15,7 +15,12 @@ pub(crate) enum Gateway {
     OrNothing,
     /// They are reached through the tunnel, as with VXLAN's `DirectRouting`.
     OrTunnel,
+    /// All are reached through the tunnel, by a route in [`ASIDE`] as well.
+    TunnelTwice,
 }
+
+/// Where rules of a host would lead some of its packets.
+pub(crate) const ASIDE: RouteSlot = RouteSlot { table: 100, metric: 7 };
 
 impl Backend for Gateway {
     fn name(&self) -> &'static str {
@@ -33,14 +38,18 @@ impl Backend for Gateway {
     fn devices(&self, local: &Local) -> Vec<Device> {
         match self {
             Self::OrNothing => Vec::new(),
-            Self::OrTunnel => Tunnel.devices(local),
+            Self::OrTunnel | Self::TunnelTwice => Tunnel.devices(local),
         }
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        if *self == Self::TunnelTwice { vec![ASIDE] } else { Vec::new() }
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
         match self {
             Self::OrNothing => None,
-            Self::OrTunnel => Tunnel.mtu(situation),
+            Self::OrTunnel | Self::TunnelTwice => Tunnel.mtu(situation),
         }
     }
 
@@ -55,11 +64,16 @@ impl Backend for Gateway {
     fn base(&self, local: &Local) -> State {
         match self {
             Self::OrNothing => State::default(),
-            Self::OrTunnel => Tunnel.base(local),
+            Self::OrTunnel | Self::TunnelTwice => Tunnel.base(local),
         }
     }
 
     fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        if *self == Self::TunnelTwice {
+            let mut state = Tunnel.peer(local, peer, family)?;
+            state.routes.extend(state.routes.clone().into_iter().map(|(prefix, route)| (prefix, route.in_slot(ASIDE))));
+            return Ok(state);
+        }
         let nothing = || Skip::NoAddress(family);
         let subnet = *peer.subnets.get(family).ok_or_else(nothing)?;
         let addr = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;
@@ -70,7 +84,7 @@ impl Backend for Gateway {
             None if *self == Self::OrTunnel => return Tunnel.peer(local, peer, family),
             None => return Err(Skip::NotOnLink { addr, remedy: "put it on a link" }),
         };
-        Ok(PeerState { route: Some((subnet, Route::direct(subnet, addr, link))), ..PeerState::default() })
+        Ok(PeerState { routes: vec![(subnet, Route::direct(subnet, addr, link))], ..PeerState::default() })
     }
 }
 
@@ -93,6 +107,10 @@ impl Backend for Bare {
 
     fn devices(&self, local: &Local) -> Vec<Device> {
         Gateway::OrNothing.devices(local)
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

@@ -35,6 +35,8 @@ mod sharing;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]
+mod slots;
+#[cfg(test)]
 mod slow;
 #[cfg(test)]
 mod start;

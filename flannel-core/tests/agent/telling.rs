@@ -96,6 +96,7 @@ async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
         let refusal = || BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() };
         backend.expect_wire_type().returning(|| "tunnel");
         backend.expect_writes().return_const(true);
+        backend.expect_slots().returning(Vec::new);
         backend.expect_devices().returning(|local| Tunnel.devices(local));
         backend.expect_mtu().returning(|situation| Tunnel.mtu(situation));
         backend.expect_base().returning(|local| Tunnel.base(local));

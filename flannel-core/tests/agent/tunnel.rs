@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
-    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
+    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, RouteSlot, State,
+    Vxlan,
 };
 use flannel_core::lease::{Json, LeaseAttrs, Scalar};
 use flannel_core::net::{Family, MacAddr, Mtu, Vni};
@@ -79,6 +80,10 @@ impl Backend for Tunnel {
         links.map(|link| Device { name: link.name, kind: link.kind }).collect()
     }
 
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
+    }
+
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
         Some(Mtu(situation.uplink.mtu.0 - 70))
     }
@@ -120,7 +125,7 @@ impl Backend for Tunnel {
         Ok(PeerState {
             fdb: Some((FdbKey { link, mac, nth: 0 }, public)),
             neighbour: Some((NeighbourKey { link, addr: gateway }, mac)),
-            route: Some((subnet, Route::overlay(subnet, gateway, link))),
+            routes: vec![(subnet, Route::overlay(subnet, gateway, link))],
         })
     }
 }

@@ -114,10 +114,7 @@ impl Overlay {
                 wanted.add(&peer(family, own, n));
             }
         }
-        Self {
-            scope: Scope { overlay: name, networks, former: Vec::new(), devices, uplink: Some(index_of("up0")) },
-            wanted,
-        }
+        Self { scope: Scope { devices, uplink: Some(index_of("up0")), ..Scope::new(name, networks) }, wanted }
     }
 
     /// The same with no peers.
@@ -179,6 +176,6 @@ pub(crate) fn peer(family: Family, device: LinkId, n: u32) -> PeerState {
     PeerState {
         fdb: Some((FdbKey { link: device, mac, nth: 0 }, dst)),
         neighbour: Some((NeighbourKey { link: device, addr: gateway }, mac)),
-        route: Some((prefix, Route::overlay(prefix, gateway, device))),
+        routes: vec![(prefix, Route::overlay(prefix, gateway, device))],
     }
 }

@@ -54,9 +54,9 @@ mod tests {
         let config = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
         let config = NetworkConfig::parse(config, Allocation::Pool).unwrap();
         let route = |prefix: &str, link, protocol| {
-            let gateway = Some("192.168.0.9".parse().unwrap());
-            let route = Route { kind: RouteKind::Unicast, gateway, link: Some(link), onlink: false, protocol };
-            (RouteKey { prefix: prefix.parse().unwrap(), nth: 0 }, route)
+            let gateway = "192.168.0.9".parse().unwrap();
+            let prefix = prefix.parse().unwrap();
+            (RouteKey { prefix, nth: 0 }, Route { protocol, ..Route::direct(prefix, gateway, link) })
         };
         let mut seen = BTreeMap::from([
             route("10.5.1.0/24", LinkId::Uplink, Route::BOOT),

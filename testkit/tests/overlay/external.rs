@@ -2,7 +2,7 @@
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
-    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, State,
+    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, RouteSlot, State,
 };
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
@@ -46,6 +46,10 @@ impl Backend for External {
         vec![Device { name: Self::name(), kind: Self::kind() }]
     }
 
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
+    }
+
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
         Some(situation.uplink.mtu)
     }
@@ -79,7 +83,10 @@ impl Backend for External {
 
     fn peer(&self, _: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         let subnet = peer.subnets.get(family).ok_or(Skip::NoAddress(family))?;
-        Ok(PeerState { route: Some((*subnet, Route::overlay(*subnet, subnet.addr(), DEVICE))), ..PeerState::default() })
+        Ok(PeerState {
+            routes: vec![(*subnet, Route::overlay(*subnet, subnet.addr(), DEVICE))],
+            ..PeerState::default()
+        })
     }
 }
 

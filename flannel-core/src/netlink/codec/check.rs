@@ -5,6 +5,7 @@ use nix::libc::{
 };
 use rtnetlink::packet_core::{NLMSG_DONE, NLMSG_ERROR};
 
+use super::route::SeenRoute;
 use super::{Batch, HEADER_LEN, Message, Unreadable, Verdict, messages};
 use super::{address, done_verdict, error_verdict, link, neighbour, route};
 use crate::kernel::{Link, LinkId, LinkKind, Route, RouteKind};
@@ -87,9 +88,13 @@ fn check_route(payload: &[u8]) {
         return;
     }
     let link = seen.index.map(LinkId::Other);
-    let route = Route { kind: seen.kind, gateway: seen.gateway, link, onlink: seen.onlink, protocol: seen.protocol };
-    // Ours are in the main table and have no metric and no type of service. Their scope is not read.
-    let seen = route::SeenRoute { table: 254, metric: 0, tos: 0, ..seen };
+    let SeenRoute { kind, gateway, onlink, protocol, slot, source, .. } = seen;
+    if slot.table == 0 {
+        return;
+    }
+    let route = Route { kind, gateway, link, onlink, protocol, slot, source };
+    // Ours have no type of service. Their scope is not read.
+    let seen = SeenRoute { tos: 0, ..seen };
     for spread in [route::Spread::Protocols, route::Spread::Scopes] {
         let new = route::NewRoute { prefix: seen.prefix, route: &route, index: seen.index, spread };
         let again = written(|batch| route::create(batch, &new));

@@ -11,15 +11,15 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE
 
 use super::address::af;
 use super::{Batch, Unreadable, addr_of, each_attribute, prefix_of, u32_of};
-use crate::kernel::{NextHop, Route, RouteKind, Scope};
+use crate::kernel::{NextHop, Route, RouteKind, RouteSlot, Scope};
 use crate::net::{Family, Prefix};
 
-/// Asks for one family's routes of the main table.
-pub(crate) fn dump(batch: &mut Batch, family: Family) {
+/// Asks for one family's routes of a table. Where there is no such table the kernel refuses with `ENOENT`.
+pub(crate) fn dump(batch: &mut Batch, family: Family, table: u32) {
     let mut message = RouteMessage::default();
     message.header.address_family = af(family);
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.attributes = vec![RouteAttribute::Table(u32::from(RouteHeader::RT_TABLE_MAIN))];
+    message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.attributes = vec![RouteAttribute::Table(table)];
     batch.push(RTM_GETROUTE, NLM_F_DUMP, &message);
 }
 
@@ -67,6 +67,10 @@ pub(crate) fn delete(batch: &mut Batch, prefix: Prefix, route: &Route, index: Op
     let mut message = body(prefix, route, index);
     // Any scope: it is not kept in a `Route`.
     message.header.scope = RouteScope::NoWhere;
+    // Without a metric the kernel takes the first route that fits otherwise.
+    if route.slot.metric == 0 && prefix.family() == Family::V6 {
+        message.attributes.push(RouteAttribute::Priority(RouteSlot::METRIC_V6));
+    }
     batch.push(RTM_DELROUTE, 0, &message);
 }
 
@@ -77,7 +81,8 @@ fn body(prefix: Prefix, route: &Route, index: Option<u32>) -> RouteMessage {
         destination_prefix_length: prefix.len(),
         source_prefix_length: 0,
         tos: 0,
-        table: RouteHeader::RT_TABLE_MAIN,
+        // Tables beyond the field's range are in an attribute alone.
+        table: u8::try_from(route.slot.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
         protocol: RouteProtocol::from(route.protocol),
         scope: RouteScope::Universe,
         kind: match route.kind {
@@ -90,6 +95,11 @@ fn body(prefix: Prefix, route: &Route, index: Option<u32>) -> RouteMessage {
     attributes.push(RouteAttribute::Destination(prefix.addr().into()));
     attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
     attributes.extend(index.map(RouteAttribute::Oif));
+    if message.header.table == RouteHeader::RT_TABLE_UNSPEC {
+        attributes.push(RouteAttribute::Table(route.slot.table));
+    }
+    attributes.extend(Some(route.slot.metric).filter(|metric| *metric != 0).map(RouteAttribute::Priority));
+    attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
     message.attributes = attributes;
     message
 }
@@ -98,9 +108,8 @@ fn body(prefix: Prefix, route: &Route, index: Option<u32>) -> RouteMessage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SeenRoute {
     pub(crate) prefix: Prefix,
-    pub(crate) table: u32,
+    pub(crate) slot: RouteSlot,
     pub(crate) tos: u8,
-    pub(crate) metric: u32,
     pub(crate) protocol: u8,
     /// Whether its type is `RTN_UNICAST`, whatever else makes it foreign.
     pub(crate) forwards: bool,
@@ -109,6 +118,7 @@ pub(crate) struct SeenRoute {
     /// Interface index; none for a blackhole (IPv6 shows `lo`) or several next hops.
     pub(crate) index: Option<u32>,
     pub(crate) onlink: bool,
+    pub(crate) source: Option<IpAddr>,
     /// Further gateways: those of several next hops, or one of the other family.
     pub(crate) hops: Vec<NextHop>,
 }
@@ -116,12 +126,7 @@ pub(crate) struct SeenRoute {
 impl SeenRoute {
     /// Whether its key is one that the overlay reads and writes.
     pub(crate) fn in_territory(&self, scope: &Scope) -> bool {
-        let plain = match self.prefix.family() {
-            Family::V4 => 0,
-            // What the kernel makes of metric 0 (docs/kernel-facts.md, "Values that read back differently").
-            Family::V6 => 1024,
-        };
-        self.in_main_table() && self.tos == 0 && self.metric == plain && scope.covers(&self.prefix)
+        self.tos == 0 && scope.has_slot(self.slot) && scope.covers(&self.prefix)
     }
 
     /// Whether an overlay of this library wrote it.
@@ -130,7 +135,7 @@ impl SeenRoute {
     }
 
     pub(crate) fn in_main_table(&self) -> bool {
-        self.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+        self.slot.is_in_main_table()
     }
 }
 
@@ -174,15 +179,15 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
     let mut foreign = header.source_prefix_length != 0;
     let mut seen = SeenRoute {
         prefix: Prefix::host(unspecified),
-        table: u32::from(header.table),
+        slot: RouteSlot { table: u32::from(header.table), metric: 0 },
         tos: header.tos,
-        metric: 0,
         protocol: header.protocol.into(),
         forwards: header.kind == RouteType::Unicast,
         kind: RouteKind::Foreign,
         gateway: None,
         index: None,
         onlink: header.flags.contains(RouteFlags::Onlink),
+        source: None,
         hops: Vec::new(),
     };
     each_attribute(payload.get(BODY_LEN..).unwrap_or(&[]), WHAT, |kind, value| {
@@ -190,9 +195,10 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
             RTA_DST => dst = of_family(value)?,
             RTA_GATEWAY => seen.gateway = Some(of_family(value)?),
             RTA_OIF => seen.index = Some(u32_of(value)?),
-            RTA_PRIORITY => seen.metric = u32_of(value)?,
-            RTA_TABLE => seen.table = u32_of(value)?,
-            RTA_SRC | RTA_PREFSRC | RTA_ENCAP | RTA_ENCAP_TYPE | RTA_NH_ID => foreign = true,
+            RTA_PRIORITY => seen.slot.metric = u32_of(value)?,
+            RTA_TABLE => seen.slot.table = u32_of(value)?,
+            RTA_PREFSRC => seen.source = Some(of_family(value)?),
+            RTA_SRC | RTA_ENCAP | RTA_ENCAP_TYPE | RTA_NH_ID => foreign = true,
             RTA_VIA => {
                 foreign = true;
                 seen.hops.push(NextHop { addr: via(value)?, link: None });
@@ -215,6 +221,8 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
     if seen.kind == RouteKind::Blackhole {
         seen.index = None;
     }
+    // What the kernel makes of no metric (docs/kernel-facts.md, "Values that read back differently").
+    seen.slot = seen.slot.normal(family);
     Ok(Some(seen))
 }
 
@@ -256,22 +264,29 @@ mod tests {
         #[test]
         fn a_route_reads_back(
             addr: IpAddr, len in 0u8..=32, gateway: Option<[u8; 4]>, index: u32, onlink: bool, protocol: u8,
-            blackhole: bool, many: bool,
+            blackhole: bool, many: bool, table in 1u32..600, metric in prop_oneof![Just(0u32), Just(1024), any::<u32>()],
+            source: Option<u8>,
         ) {
+            let slot = RouteSlot { table, metric };
             let prefix = Prefix::masked(addr, len).unwrap();
             let gateway = gateway.map(|v4| match prefix.family() {
                 Family::V4 => IpAddr::from(v4),
                 Family::V6 => std::net::Ipv4Addr::from(v4).to_ipv6_mapped().into(),
             });
             let kind = if blackhole { RouteKind::Blackhole } else { RouteKind::Unicast };
-            let route = Route { kind, gateway, link: Some(LinkId::Other(index)), onlink, protocol };
+            let source = source.map(|last| match prefix.family() {
+                Family::V4 => IpAddr::from([192, 0, 2, last]),
+                Family::V6 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, last.into()]),
+            });
+            let route = Route { kind, gateway, link: Some(LinkId::Other(index)), onlink, protocol, slot, source };
             let mut batch = Batch::default();
             let spread = if many { Spread::Scopes } else { Spread::Protocols };
             create(&mut batch, &NewRoute { prefix, route: &route, index: Some(index), spread });
             let message = messages(batch.bytes()).next().unwrap().unwrap();
             let seen = decode(message.payload).unwrap().unwrap();
             prop_assert_eq!((seen.prefix, seen.kind, seen.gateway), (prefix, kind, gateway));
-            prop_assert_eq!((seen.onlink, seen.protocol, seen.table), (onlink, protocol, 254));
+            prop_assert_eq!((seen.onlink, seen.protocol), (onlink, protocol));
+            prop_assert_eq!((seen.slot, seen.source), (slot.normal(prefix.family()), source));
             prop_assert_eq!(seen.index, (!blackhole).then_some(index));
         }
     }

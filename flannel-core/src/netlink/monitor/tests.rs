@@ -11,7 +11,7 @@ use crate::net::{Dual, Prefix};
 
 fn scope() -> Scope {
     let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
-    Scope { overlay: OverlayName::default(), networks, former: Vec::new(), devices: Vec::new(), uplink: None }
+    Scope::new(OverlayName::default(), networks)
 }
 
 #[test]
@@ -27,13 +27,7 @@ fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
         let mut hints = Box::pin(Arc::clone(&signal).hints());
         let mut blackhole = |n: u8| {
             let prefix = Prefix::new([10, 0, n, 0].into(), 24).unwrap();
-            let route = Route {
-                kind: crate::kernel::RouteKind::Blackhole,
-                gateway: None,
-                link: None,
-                onlink: false,
-                protocol: Route::BOOT,
-            };
+            let route = Route { protocol: Route::BOOT, ..Route::blackhole(prefix) };
             let mut batch = Batch::default();
             let spread = route::Spread::Protocols;
             route::create(&mut batch, &route::NewRoute { prefix, route: &route, index: None, spread });

@@ -25,7 +25,7 @@ pub(super) enum Act {
     StaleNeighbour(u8, u8),
     StaleFdb(u8, u8),
     /// Peer, family v6, protocol, gateway, through which link, on-link, placement.
-    Route(u8, bool, u8, u8, u8, bool, Placement),
+    Route(u8, bool, u8, u8, u8, bool, RouteSlot, Placement),
     StrangerNamed(u8),
     StrangerWithVni(u32),
     GoDevice(u32),
@@ -41,9 +41,10 @@ pub(super) fn act() -> impl Strategy<Value = Act> {
         1 => Just(Placement::Prepend)
     ];
     let protocol = prop_oneof![Just(4u8), Just(Route::BOOT), Just(210u8), Just(99u8)];
-    let route = (0..PEERS, any::<bool>(), protocol, 0..3u8, 0..3u8, any::<bool>(), placement).prop_map(
-        |(peer, v6, protocol, gateway, link, onlink, placement)| {
-            Act::Route(peer, v6, protocol, gateway, link, onlink, placement)
+    let slot = prop_oneof![3 => Just(RouteSlot::MAIN), 1 => Just(SLOTS[0]), 1 => Just(SLOTS[1])];
+    let route = (0..PEERS, any::<bool>(), protocol, 0..3u8, 0..3u8, any::<bool>(), slot, placement).prop_map(
+        |(peer, v6, protocol, gateway, link, onlink, slot, placement)| {
+            Act::Route(peer, v6, protocol, gateway, link, onlink, slot, placement)
         },
     );
     let other = prop_oneof![
@@ -152,7 +153,7 @@ pub(super) fn commit(kernel: &FakeKernel, act: &Act) {
             let _ = kernel.append_fdb(name(device), MacAddr([0; 6]), public(71));
             kernel.put_fdb(name(device), MacAddr([2, 0, 0, 0, *n, 0]), public(77), Nud::Permanent)
         }
-        Act::Route(peer, v6, protocol, gateway, link, onlink, placement) => {
+        Act::Route(peer, v6, protocol, gateway, link, onlink, slot, placement) => {
             let prefix = subnet(family(*v6), *peer);
             let gateway = match (v6, gateway) {
                 (_, 0) => prefix.addr(),
@@ -161,7 +162,13 @@ pub(super) fn commit(kernel: &FakeKernel, act: &Act) {
             };
             let name = ["eth0", "wg0", NAMES[usize::from(*v6)]][usize::from(*link)];
             let Some(link) = kernel.link_index(name) else { return };
-            let route = FakeRoute { onlink: *onlink, protocol: *protocol, ..FakeRoute::via(prefix, gateway, link) };
+            if *v6 && *slot == SLOTS[1] && *protocol != 210 {
+                // A stranger's route there may keep ours out. It is not looked at: the refusal tells of it.
+                return;
+            }
+            let RouteSlot { table, metric } = *slot;
+            let via = FakeRoute::via(prefix, gateway, link);
+            let route = FakeRoute { onlink: *onlink, protocol: *protocol, table, metric, ..via };
             kernel.add_route(route, *placement)
         }
         Act::StrangerNamed(device) => {

@@ -178,13 +178,13 @@ impl FakeKernel {
     /// Puts a route where the placement says.
     pub fn add_route(&self, route: FakeRoute, placement: Placement) -> Result<(), KernelError> {
         let doing = format!("adding a route to {}", route.prefix);
-        self.act(doing, |machine| machine.add_route(Slot::of(&route), Entry::of(&route), placement))
+        self.act(doing, |machine| machine.add_route(Slot::of_fake(&route), Entry::of(&route), placement))
     }
 
     /// Deletes the route that matches in full; `ESRCH` when none does.
     pub fn delete_route(&self, route: &FakeRoute) -> Result<(), KernelError> {
         let doing = format!("deleting a route to {}", route.prefix);
-        self.act(doing, |machine| machine.delete_route(Slot::of(route), &Entry::of(route)))
+        self.act(doing, |machine| machine.delete_route(Slot::of_fake(route), &Entry::of(route)))
     }
 
     /// `ip neigh replace`.

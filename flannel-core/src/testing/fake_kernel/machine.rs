@@ -5,7 +5,7 @@ mod routes;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kernel::{EEXIST, Hint, HostAddress, Link, LinkId, LinkKind, LinkName, Route, RouteKind, Vxlan};
+use crate::kernel::{EEXIST, Hint, HostAddress, Link, LinkId, LinkKind, LinkName, Route, RouteKind, RouteSlot, Vxlan};
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
 
 use super::{FakeRoute, Nud, Placement};
@@ -46,20 +46,21 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn of(route: &FakeRoute) -> Self {
+    pub(super) fn of_fake(route: &FakeRoute) -> Self {
         Self::new(route.prefix, route.table, route.metric)
+    }
+
+    pub(super) fn of(prefix: &Prefix, route: &Route) -> Self {
+        Self::new(*prefix, route.slot.table, route.slot.metric)
     }
 
     pub(super) fn new(prefix: Prefix, table: u32, metric: u32) -> Self {
         Self { prefix, table, metric: default_metric(prefix.family(), metric) }
     }
 
-    pub(super) fn main(prefix: Prefix) -> Self {
-        Self::new(prefix, MAIN, 0)
-    }
-
-    pub(super) fn is_main_default_metric(&self) -> bool {
-        self.table == MAIN && self.metric == default_metric(self.prefix.family(), 0)
+    /// Table and metric as a dump tells them.
+    pub(super) fn as_told(&self) -> RouteSlot {
+        RouteSlot { table: self.table, metric: self.metric }.normal(self.prefix.family())
     }
 }
 
@@ -79,14 +80,15 @@ pub(super) struct Entry {
     pub(super) link: Option<u32>,
     pub(super) onlink: bool,
     pub(super) protocol: u8,
+    pub(super) source: Option<IpAddr>,
     /// Further next hops of an IPv6 multipath route (docs/kernel-facts.md, "Route keys are not unique").
     pub(super) siblings: Vec<Entry>,
 }
 
 impl Entry {
     pub(super) fn of(route: &FakeRoute) -> Self {
-        let FakeRoute { kind, gateway, link, onlink, protocol, .. } = *route;
-        Self { kind, gateway, link, onlink, protocol, siblings: Vec::new() }
+        let FakeRoute { kind, gateway, link, onlink, protocol, source, .. } = *route;
+        Self { kind, gateway, link, onlink, protocol, source, siblings: Vec::new() }
     }
 
     pub(super) fn is_multipath(&self) -> bool {
@@ -350,6 +352,9 @@ impl Machine {
         let address = self.addresses.remove(place);
         self.disconnect(&address);
         self.notices.push(Notice::Address { index: link, addr, is_there: false });
+        if !self.addresses.iter().any(|other| other.addr == addr) {
+            self.drop_source(addr);
+        }
         let last = !self.addresses.iter().any(|other| other.link == link && other.addr.is_ipv4());
         if addr.is_ipv4() && last {
             // `fib_disable_ip`: docs/kernel-facts.md, "Loss of an address", no route notification.
@@ -456,13 +461,14 @@ fn connected(address: &HostAddress) -> Option<(Slot, Entry)> {
         Family::V4 => 0,
         Family::V6 => CONNECTED_V6_METRIC,
     };
-    // It has a preferred source, so no route of ours looks like it.
+    // Its source, which is the address, is not kept.
     let entry = Entry {
-        kind: RouteKind::Foreign,
+        kind: RouteKind::Unicast,
         gateway: None,
         link: Some(address.link),
         onlink: false,
         protocol: RTPROT_KERNEL,
+        source: None,
         siblings: Vec::new(),
     };
     Some((Slot { prefix, table: MAIN, metric }, entry))

@@ -68,6 +68,8 @@ pub struct FakeRoute {
     pub onlink: bool,
     /// `rtm_protocol`.
     pub protocol: u8,
+    /// The source address of the host's own packets.
+    pub source: Option<IpAddr>,
 }
 
 impl FakeRoute {
@@ -82,6 +84,7 @@ impl FakeRoute {
             link: Some(link),
             onlink: false,
             protocol: Route::BOOT,
+            source: None,
         }
     }
 }
@@ -471,9 +474,9 @@ impl Inner {
             LinkId::Own(_) => known.get(id).copied().ok_or(ENODEV),
         };
         let entry = |route: &Route| -> Result<Entry, i32> {
-            let Route { kind, gateway, link, onlink, protocol } = *route;
+            let Route { kind, gateway, link, onlink, protocol, slot: _, source } = *route;
             let link = link.as_ref().map(index).transpose()?;
-            Ok(Entry { kind, gateway, link, onlink, protocol, siblings: Vec::new() })
+            Ok(Entry { kind, gateway, link, onlink, protocol, source, siblings: Vec::new() })
         };
         match op {
             Op::DeleteLink { id, .. } => {
@@ -509,12 +512,12 @@ impl Inner {
                 machine.put_neighbour(index(&key.link)?, key.addr, *mac, Nud::Permanent)
             }
             Op::CreateRoute { prefix, route } => {
-                machine.add_route(Slot::main(*prefix), entry(route)?, Placement::Exclusive)
+                machine.add_route(Slot::of(prefix, route), entry(route)?, Placement::Exclusive)
             }
             Op::ReplaceRoute { prefix, change } => {
-                machine.add_route(Slot::main(*prefix), entry(&change.1)?, Placement::Replace)
+                machine.add_route(Slot::of(prefix, &change.1), entry(&change.1)?, Placement::Replace)
             }
-            Op::DeleteRoute { prefix, route } => machine.delete_route(Slot::main(*prefix), &entry(route)?),
+            Op::DeleteRoute { prefix, route } => machine.delete_route(Slot::of(prefix, route), &entry(route)?),
             Op::DeleteNeighbour { key, .. } => machine.delete_neighbour(index(&key.link)?, key.addr),
             Op::DeleteFdb { key, dst } => machine.delete_fdb(index(&key.link)?, key.mac, *dst),
             Op::DeleteAddress(key) => machine.delete_address(index(&key.link)?, key.addr, key.len),
@@ -560,10 +563,9 @@ fn hints_of(notice: &Notice, scope: &Scope, ids: &BTreeMap<u32, LinkId>) -> Vec<
         }
         Notice::Address { index, addr, is_there } => Hint::of_address(*addr, *is_there, own(index)).collect(),
         Notice::Neighbour(index) | Notice::Fdb(index) => hints(own(index), false),
-        Notice::Route { slot, .. } if slot.table != MAIN => Vec::new(),
         Notice::Route { slot, link, is_fact } => {
-            let ours = slot.is_main_default_metric() && scope.covers(&slot.prefix);
-            hints(ours, *is_fact && !link.is_some_and(|link| own(&link)))
+            let ours = scope.has_slot(slot.as_told()) && scope.covers(&slot.prefix);
+            hints(ours, *is_fact && slot.table == MAIN && !link.is_some_and(|link| own(&link)))
         }
     }
 }

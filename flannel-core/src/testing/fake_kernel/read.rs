@@ -50,17 +50,20 @@ impl Machine {
             }
         }
         for (slot, entries) in &self.routes {
-            if !slot.is_main_default_metric() || !scope.covers(&slot.prefix) {
+            let told = slot.as_told();
+            if !scope.has_slot(told) || !scope.covers(&slot.prefix) {
                 continue;
             }
-            for (nth, entry) in (0..).zip(entries) {
-                let Entry { kind, gateway, link, onlink, protocol, .. } = *entry;
+            for entry in entries {
+                let Entry { kind, gateway, link, onlink, protocol, source, .. } = *entry;
                 let link = link.map(id);
                 let route = if entry.is_multipath() {
-                    Route { kind: RouteKind::Foreign, gateway: None, link: None, onlink: false, protocol }
+                    let (kind, gateway, link) = (RouteKind::Foreign, None, None);
+                    Route { kind, gateway, link, onlink: false, protocol, slot: told, source }
                 } else {
-                    Route { kind, gateway, link, onlink, protocol }
+                    Route { kind, gateway, link, onlink, protocol, slot: told, source }
                 };
+                let nth = u16::try_from(state.routes_to(slot.prefix).count()).unwrap_or(u16::MAX);
                 state.routes.insert(RouteKey { prefix: slot.prefix, nth }, route);
             }
         }

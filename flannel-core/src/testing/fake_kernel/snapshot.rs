@@ -136,6 +136,9 @@ fn route_text(slot: &Slot, entry: &Entry, name: impl Fn(u32) -> String) -> Strin
     if slot.metric != 0 {
         text.push_str(&format!(" metric {}", slot.metric));
     }
+    if let Some(source) = entry.source {
+        text.push_str(&format!(" src {source}"));
+    }
     if slot.table != MAIN {
         text.push_str(&format!(" table {}", slot.table));
     }

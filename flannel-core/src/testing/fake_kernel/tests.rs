@@ -49,13 +49,9 @@ fn vxlan(name: &str, vni: u32, lower: u32) -> Link {
 
 fn scope(kernel: &FakeKernel) -> Scope {
     let kind = vxlan("flannel.1", 1, kernel.link_index("eth0").unwrap_or(1)).kind;
-    Scope {
-        overlay: OverlayName::default(),
-        networks: Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) },
-        former: Vec::new(),
-        devices: vec![Device { name: LinkName::new("flannel.1").unwrap(), kind }],
-        uplink: kernel.link_index("eth0"),
-    }
+    let devices = vec![Device { name: LinkName::new("flannel.1").unwrap(), kind }];
+    let networks = Dual { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd05::/48".parse().unwrap()) };
+    Scope { devices, uplink: kernel.link_index("eth0"), ..Scope::new(OverlayName::default(), networks) }
 }
 
 /// IPv4 routes, IPv6 routes, neighbours and entries on the overlay device, and routes through the underlay.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
     AddressKey, Device, FdbKey, Link, LinkId, LinkPart, NeighbourKey, Object, PeerState, Route, RouteKey, RouteKind,
-    State, Vxlan,
+    RouteSlot, State, Vxlan,
 };
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
@@ -40,12 +40,13 @@ pub(super) enum Spot {
     RouteDevice,
     RouteOnlink,
     RouteProtocol,
+    RouteSource,
     ExtraRoute,
     Blackhole,
 }
 
 // Whoever adds an attribute finds here that it needs a spot.
-const _: fn(Route) = |Route { kind: _, gateway: _, link: _, onlink: _, protocol: _ }| {};
+const _: fn(Route) = |Route { kind: _, gateway: _, link: _, onlink: _, protocol: _, slot: _, source: _ }| {};
 const _: fn(&Link) = |Link { name: _, kind: _, mac: _, mtu: _, up: _, group: _, alias: _ }| {};
 const _: fn(&Vxlan) = |Vxlan { vni: _, port: _, local: _, lower: _, learning: _, gbp: _, remote: _, misses: _ }| {};
 
@@ -64,6 +65,7 @@ fn spots(object: &Object) -> Vec<Spot> {
             Spot::RouteDevice,
             Spot::RouteOnlink,
             Spot::RouteProtocol,
+            Spot::RouteSource,
             Spot::ExtraRoute,
             Spot::Blackhole,
         ],
@@ -170,7 +172,8 @@ impl Scene {
             | Spot::RouteGateway
             | Spot::RouteDevice
             | Spot::RouteOnlink
-            | Spot::RouteProtocol => Object::Route(subnet(number)),
+            | Spot::RouteProtocol
+            | Spot::RouteSource => Object::Route(subnet(number)),
             Spot::ExtraRoute => Object::Route(extra(number)),
             Spot::Blackhole => Object::Route(self.own),
         }
@@ -216,6 +219,7 @@ impl Scene {
             | Spot::RouteDevice
             | Spot::RouteOnlink
             | Spot::RouteProtocol
+            | Spot::RouteSource
             | Spot::ExtraRoute => self.spoil_route(spot, number),
             Spot::Blackhole => kernel.delete_route(&self.blackhole()),
         };
@@ -236,6 +240,7 @@ impl Scene {
                 FakeRoute { onlink: false, ..ours }
             }
             Spot::RouteProtocol => FakeRoute { protocol: 4, ..ours },
+            Spot::RouteSource => FakeRoute { source: Some("192.0.2.200".parse().unwrap()), ..ours },
             _ => {
                 let stale = FakeRoute { prefix: extra(number), gateway: Some(self.gateway(100 + number)), ..ours };
                 return kernel.add_route(stale, Placement::Exclusive);
@@ -293,7 +298,8 @@ impl Scene {
             | Spot::RouteGateway
             | Spot::RouteDevice
             | Spot::RouteOnlink
-            | Spot::RouteProtocol => {
+            | Spot::RouteProtocol
+            | Spot::RouteSource => {
                 let lines = snapshot.matching(&format!("{} ", subnet(number)));
                 let route = format!("route {} via {} dev {device} proto 2", subnet(number), self.gateway(number));
                 let onlink = self.plane == Plane::Tunnel;
@@ -348,6 +354,10 @@ impl<B: Backend> Backend for WithBlackhole<B> {
         self.0.devices(local)
     }
 
+    fn slots(&self) -> Vec<RouteSlot> {
+        self.0.slots()
+    }
+
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
         self.0.mtu(situation)
     }
@@ -363,13 +373,7 @@ impl<B: Backend> Backend for WithBlackhole<B> {
     fn base(&self, local: &Local) -> State {
         let mut state = self.0.base(local);
         for (_, prefix) in local.lease.subnets.iter() {
-            let route = Route {
-                kind: RouteKind::Blackhole,
-                gateway: None,
-                link: None,
-                onlink: false,
-                protocol: Route::protocol_for(prefix),
-            };
+            let route = Route::blackhole(*prefix);
             state.routes.insert(RouteKey { prefix: *prefix, nth: 0 }, route);
         }
         state

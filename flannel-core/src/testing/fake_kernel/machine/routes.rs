@@ -53,6 +53,9 @@ impl Machine {
     }
 
     fn check_route(&self, slot: Slot, entry: &Entry) -> Outcome {
+        if entry.source.is_some_and(|source| !self.addresses.iter().any(|address| address.addr == source)) {
+            return Err(EINVAL);
+        }
         if entry.kind == RouteKind::Blackhole {
             return Ok(());
         }
@@ -122,6 +125,22 @@ impl Machine {
             });
             !entries.is_empty()
         });
+        self.routes = routes;
+    }
+
+    /// The host has lost an address: IPv4 routes of the main table go with it if it is their source, IPv6 ones lose it
+    /// without a notification (docs/kernel-facts.md, "Sources of routes").
+    pub(super) fn drop_source(&mut self, addr: IpAddr) {
+        let mut routes = std::mem::take(&mut self.routes);
+        for (slot, entries) in &mut routes {
+            if addr.is_ipv4() && slot.table == MAIN {
+                let gone = entries.extract_if(.., |entry| entry.source == Some(addr));
+                self.notices.extend(gone.map(|entry| self.notice_of(*slot, &entry)).collect::<Vec<_>>());
+            } else if addr.is_ipv6() {
+                entries.iter_mut().filter(|entry| entry.source == Some(addr)).for_each(|entry| entry.source = None);
+            }
+        }
+        routes.retain(|_, entries| !entries.is_empty());
         self.routes = routes;
     }
 

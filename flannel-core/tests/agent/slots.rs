@@ -1,0 +1,37 @@
+//! A backend with several routes to each peer.
+
+use flannel_core::kernel::Route;
+use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
+
+use crate::gateway::{ASIDE, Gateway};
+use crate::node::{Node, eventually, subnet};
+
+/// The routes to peers in the slot beside the main table.
+fn aside(node: &Node) -> usize {
+    node.kernel.snapshot().matching("route 10.42.").iter().filter(|line| line.contains("metric 7 table 100")).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_beside_the_main_table_are_kept_and_go_with_their_peer() {
+    let node = Node::alone();
+    node.join(1..=3);
+    let agent = node.run_as(node.builder_with(Gateway::TunnelTwice));
+    agent.ready().await;
+    assert_eq!((aside(&node), node.has_route(subnet(2))), (3, true));
+    let device = node.kernel.link_index("tun4.1").unwrap();
+    let via = FakeRoute::via(subnet(2), subnet(2).addr(), device);
+    let ours = FakeRoute { onlink: true, table: ASIDE.table, metric: ASIDE.metric, ..via };
+    let ours = FakeRoute { protocol: Route::protocol_for(&subnet(2)), ..ours };
+    // Ours in a slot that is not looked at: somebody else's.
+    let beyond = FakeRoute { metric: 8, ..ours.clone() };
+    node.kernel.add_route(beyond, Placement::Exclusive).unwrap();
+    node.kernel.delete_route(&ours).unwrap();
+    eventually("the route is back", || aside(&node) == 3).await;
+    node.kernel.add_route(FakeRoute { protocol: 4, ..ours }, Placement::Replace).unwrap();
+    let status = agent.until(|status| !status.conflicts.is_empty()).await;
+    assert!(status.conflicts[0].found.contains("table 100 metric 7"), "{:?}", status.conflicts);
+    assert!(node.has_route(subnet(2)), "the one in the main table stays");
+    node.leave([1, 3]);
+    eventually("the routes go with their peers", || aside(&node) == 1).await;
+    assert_eq!(node.kernel.snapshot().matching("route 10.42.2.").len(), 3, "{}", node.kernel.snapshot());
+}
