@@ -125,9 +125,15 @@ pub fn no_host_or_lease_of_ones_own_makes_it_panic(harness: &dyn Harness, famili
         let local = Local { lease: Arc::new(lease), ..node.local.clone() };
         check_local(&node, &local, &peer, "with a lease without a subnet of one family");
     }
-    let lease = Lease { attrs: LeaseAttrs::default(), ..Lease::clone(&node.local.lease) };
-    let local = Local { lease: Arc::new(lease), ..node.local.clone() };
-    check_local(&node, &local, &peer, "with a lease that says nothing");
+    for wire_type in ["", "no-such-type"] {
+        let attrs = LeaseAttrs { backend_type: wire_type.into(), ..LeaseAttrs::default() };
+        let lease = Arc::new(Lease { attrs, ..Lease::clone(&node.local.lease) });
+        let mut local = Local { lease: lease.clone(), ..node.local.clone() };
+        local.situation.previous = Some(lease);
+        check_local(&node, &local, &peer, "with a lease that says nothing");
+        let advertised = node.backend.advertise(&local.situation);
+        assert!(advertised.is_ok(), "advertise: must not be kept from a start by a previous lease: {advertised:?}");
+    }
 }
 
 fn check_local(node: &Node, local: &Local, peer: &Peer, how: &str) {
@@ -147,7 +153,7 @@ fn check_local(node: &Node, local: &Local, peer: &Peer, how: &str) {
 
 /// Calls a method of the backend.
 #[track_caller]
-fn alive<T>(method: &str, what: &dyn Fn() -> String, call: impl FnOnce() -> T) -> T {
+pub(super) fn alive<T>(method: &str, what: &dyn Fn() -> String, call: impl FnOnce() -> T) -> T {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(value) => value,
         Err(payload) => panic!("{method}: must not panic: {}: {}", what(), text(&*payload)),

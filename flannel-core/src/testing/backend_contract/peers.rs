@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::hostile::alive;
 use super::world::{Node, PEERS, World, objects, objects_of_peer};
 use super::{Families, Harness};
 use crate::backend::{Local, Peer, Skip};
@@ -83,13 +84,13 @@ pub fn a_family_that_one_side_lacks_is_skipped(harness: &dyn Harness, families: 
         let peer = World::new(harness, *theirs).peer(2);
         for family in Family::BOTH {
             let ours = node.local.situation.config.networks.get(family).is_some();
-            match (ours, peer.subnets.get(family), node.backend.peer(&node.local, &peer, family)) {
+            let what = || format!("{family} of a {theirs} peer in a {families} network");
+            let outcome = alive("peer", &what, || node.backend.peer(&node.local, &peer, family));
+            match (ours, peer.subnets.get(family), outcome) {
                 (false, _, Ok(_)) => panic!("peer: must skip {family}, which the network does not have"),
                 (true, None, Ok(_)) => panic!("peer: must skip a peer without an {family} subnet"),
                 (true, Some(_), Err(Skip::Unprogrammed(_) | Skip::NotReady { .. })) => {}
-                (true, Some(_), Err(skip)) => {
-                    panic!("peer: must program {family} of a {theirs} peer in a {families} network: {skip}")
-                }
+                (true, Some(_), Err(skip)) => panic!("peer: must program {}: {skip}", what()),
                 (_, _, _) => {}
             }
         }

@@ -92,7 +92,7 @@ impl Wrong {
         let mtu = match self.fault {
             SmallMtu => situation.uplink.mtu.0 - 70,
             LooksAtTheExpiry if local.lease.expires.is_some() => 1500,
-            LooksAtItsOwnDevice if situation.host.links.len() > 2 => 1500,
+            LooksAtItsOwnDevice if situation.host.links.len() > 3 => 1500,
             _ => situation.uplink.mtu.0.saturating_sub(70),
         };
         let mac = self.hardware_address(&local.lease.attrs, family).ok().flatten();

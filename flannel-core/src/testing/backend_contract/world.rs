@@ -1,6 +1,7 @@
 //! The nodes of the checks: hosts on one link, each with a fake kernel and the backend under test.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -8,16 +9,18 @@ use std::task::{Context, Poll, Waker};
 use super::{Families, Harness};
 use crate::backend::{Backend, Local, Peer, Situation, Skip};
 use crate::config::NetworkConfig;
-use crate::kernel::{HostFacts, Kernel, KernelError, Link, LinkKind, Object, PeerState, Scope, State};
+use crate::kernel::{HostFacts, Kernel, KernelError, Link, LinkKind, LinkName, Object, PeerState, Scope, State};
 use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Family, MacAddr, Mtu};
 use crate::subnet::NodeIdentity;
 use crate::testing::{FakeKernel, arbitrary};
 
 /// The other nodes of a check.
-pub(super) const PEERS: std::ops::RangeInclusive<u8> = 2..=6;
+pub(super) const PEERS: std::ops::RangeInclusive<u8> = 2..=7;
 
 const UPLINK: &str = "eth0";
+/// Another link of node 1.
+const SECOND: &str = "eth1";
 
 /// How often a future of the fake kernel is polled: it waits for nothing, but gives way between its batches.
 const POLLS: usize = 1000;
@@ -65,7 +68,7 @@ impl<'a> World<'a> {
 
     pub(super) fn situation(&self, n: u8, kernel: &FakeKernel) -> Situation {
         let mut situation = arbitrary::situation(self.config.clone());
-        let addrs = self.config.networks.map(|family, _| arbitrary::node_address(family, n));
+        let addrs = self.config.networks.map(|family, _| address(family, n));
         situation.node = sure(NodeIdentity::new(&format!("node-{n}")));
         situation.public = addrs;
         situation.uplink.addrs = addrs;
@@ -133,15 +136,32 @@ pub(super) fn advertised(backend: &dyn Backend, situation: &Situation) -> LeaseA
     }
 }
 
+/// The address of a node: 2 to 4 are on the link of node 1, 5 and 6 on its second one, and others on neither.
+fn address(family: Family, n: u8) -> IpAddr {
+    match (n, family) {
+        (1..=4, _) => arbitrary::node_address(family, n),
+        (5 | 6, Family::V4) => [198, 51, 100, n].into(),
+        (5 | 6, Family::V6) => [0x2001, 0xdb8, 1, 0, 0, 0, 0, n.into()].into(),
+        (_, Family::V4) => [203, 0, 113, n].into(),
+        (_, Family::V6) => [0x2001, 0xdb8, 2, 0, 0, 0, 0, n.into()].into(),
+    }
+}
+
 fn host(n: u8) -> FakeKernel {
     let kernel = FakeKernel::new();
-    let name = |text: &str| sure(crate::kernel::LinkName::new(text));
-    let kind = LinkKind::Other("".into());
-    sure(kernel.add_link(Link { name: name("lo"), kind, mac: None, mtu: 65536, up: true, group: 0, alias: None }));
-    let address = |family, len: u8| sure(format!("{}/{len}", arbitrary::node_address(family, n)).parse());
-    sure(kernel.add_uplink(UPLINK, address(Family::V4, 24)));
-    sure(kernel.add_address(UPLINK, address(Family::V6, 64)));
-    sure(kernel.set_mac(UPLINK, MacAddr([0x52, 0x54, 0, 0, 0, n])));
+    let mac = |link| MacAddr([0x52, 0x54, 0, 0, link, n]);
+    for (name, mac) in [("lo", None), (UPLINK, Some(mac(0))), (SECOND, Some(mac(1)))] {
+        let (name, kind) = (sure(LinkName::new(name)), LinkKind::Other("".into()));
+        sure(kernel.add_link(Link { name, kind, mac, mtu: 1500, up: true, group: 0, alias: None }));
+    }
+    let mut texts = vec![(UPLINK, format!("{}/24", address(Family::V4, n)))];
+    texts.push((UPLINK, format!("{}/64", address(Family::V6, n))));
+    if n == 1 {
+        texts.extend([(SECOND, "198.51.100.1/24".to_owned()), (SECOND, "2001:db8:1::1/64".to_owned())]);
+    }
+    for (link, text) in texts {
+        sure(kernel.add_address(link, sure(text.parse())));
+    }
     kernel
 }
 
