@@ -22,20 +22,20 @@ pub const SOON: Duration = Duration::from_secs(3);
 
 /// A packet filter under test.
 pub trait Harness {
-    /// It in a namespace, made anew.
+    /// Returns a new instance that works in a namespace.
     fn firewall(&self, ns: &Namespace) -> Box<dyn Firewall>;
 
-    /// It without its tool, and what its errors say then.
+    /// Returns an instance whose tool is missing, and what its errors have to name.
     fn without_tool(&self) -> (Box<dyn Firewall>, &'static str);
 
-    /// Every rule in the namespace, as its tool lists them: equal exactly if the rules are. Without counters, and without
-    /// what is there before there are rules.
+    /// Returns every rule in the namespace as its tool lists them. Two listings are equal exactly if the rules are: counters
+    /// and what is there before there are rules are left out.
     fn listing(&self, ns: &Namespace) -> String;
 
-    /// What every listing has that has rules of IPv4, and what if of IPv6.
+    /// Returns the text that a listing has if it has rules of IPv4, and the one if it has rules of IPv6.
     fn words(&self) -> [&'static str; 2];
 
-    /// What every listing has that has fully random ports, forward rules or a guard.
+    /// Returns the texts that a listing has if it has fully random ports, forward rules or a guard.
     fn options(&self) -> &'static [&'static str];
 
     /// Whether it can guard the VXLAN port.
@@ -52,18 +52,18 @@ pub trait Harness {
     /// Makes rules of others, some with names close to those of the overlays `flannel` and `blue`.
     fn add_rules_of_others(&self, ns: &Namespace);
 
-    /// The listing of these alone.
+    /// Returns the listing without the rules of these overlays.
     fn rules_of_others(&self, ns: &Namespace) -> String;
 
-    /// What somebody may do to the rules of the overlay `flannel`, as [`sabotage`](Self::sabotage) takes it, and what
-    /// [`Firewall::check`] says then; nothing: whatever it says.
+    /// Returns what somebody may do to the rules of the overlay `flannel`, as [`sabotage`](Self::sabotage) takes it, and
+    /// what [`Firewall::check`] has to return then. Empty: anything but nothing.
     fn acts(&self) -> Vec<(&'static str, Vec<Drift>)>;
 
     /// Does one of the acts.
     fn sabotage(&self, ns: &Namespace, act: &str);
 }
 
-/// Every check.
+/// Runs every check.
 pub async fn all(harness: &dyn Harness) {
     rules_applied_are_in_place_and_stay_so(harness).await;
     what_is_no_longer_wanted_goes(harness).await;

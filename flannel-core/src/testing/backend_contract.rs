@@ -43,13 +43,13 @@ pub use publishing::{
 
 /// A backend under test.
 pub trait Harness {
-    /// The `Backend` object of the network's configuration, as JSON, with the `Type`.
+    /// Returns the `Backend` object of the network's configuration, as JSON, with the `Type`.
     fn settings(&self) -> &str;
 
-    /// The backend as it runs on node `node`, made anew. Node 1 is the one whose kernel is looked at.
+    /// Returns a new instance for node `node`. Node 1 is the one whose kernel is looked at.
     fn backend(&self, config: &NetworkConfig, node: u8) -> Box<dyn Backend>;
 
-    /// The networks that it can run. Default: all.
+    /// Returns the families of the networks that it can run. Default: all.
     fn families(&self) -> &[Families] {
         &Families::ALL
     }
@@ -91,7 +91,7 @@ where
     }
 }
 
-/// Every check, for networks of each choice of families that the harness names.
+/// Runs every check, for networks of each choice of families that the harness names.
 pub fn all(harness: &dyn Harness) {
     for families in harness.families() {
         names_agree_with_configuration_and_lease(harness, *families);
