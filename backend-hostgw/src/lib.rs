@@ -100,6 +100,7 @@ mod tests {
 
     use flannel_core::kernel::HostFacts;
     use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
+    use flannel_core::testing::backend_contract::{self, Made};
 
     fn local(families: &[Family]) -> Local {
         let situation = arbitrary::situation(arbitrary::config(families, r#"{"Type":"host-gw"}"#));
@@ -109,6 +110,11 @@ mod tests {
 
     fn peer(n: u8) -> Peer {
         lease(n, &Family::BOTH, HostGw::TYPE)
+    }
+
+    #[test]
+    fn the_backend_contract_holds() {
+        backend_contract::all(&Made::new(r#"{"Type":"host-gw"}"#, |_| Ok(HostGw)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use flannel_core::net::{Dual, Prefix, Vni};
 use flannel_core::plan::plan;
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
+use flannel_core::testing::backend_contract::{self, Made};
 use proptest::prelude::*;
 
 use super::*;
@@ -28,6 +29,17 @@ fn peer(n: u8) -> Lease {
     let data = |family: u8| Json::parse(&format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:0{family}:{n:02x}"}}"#)).ok();
     lease.attrs.backend_data = Dual { v4: data(4), v6: data(6) };
     lease
+}
+
+#[test]
+fn the_backend_contract_holds_for_all_settings() {
+    for settings in [
+        r#"{"Type":"vxlan"}"#,
+        r#"{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"GBP":true,"Learning":true}"#,
+        r#"{"Type":"vxlan","DirectRouting":true}"#,
+    ] {
+        backend_contract::all(&Made::new(settings, Vxlan::new));
+    }
 }
 
 /// What a fresh kernel would be told.

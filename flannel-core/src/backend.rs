@@ -133,6 +133,7 @@ pub enum Skip {
 ///
 /// No I/O, no clock, no memory. One part of the result is the node's own ([`base`](Backend::base)), one is each peer's
 /// ([`peer`](Backend::peer)); their keys are disjoint.
+/// [`testing::backend_contract`](crate::testing::backend_contract) proves an implementation.
 #[cfg_attr(feature = "mock", mockall::automock)]
 pub trait Backend: Send + Sync + 'static {
     /// Its name, as in the configuration's `Backend.Type`.
@@ -174,7 +175,7 @@ pub trait Backend: Send + Sync + 'static {
     /// alias are not looked at.
     fn base(&self, local: &Local) -> State;
 
-    /// What one peer needs in one family, or why it gets nothing.
+    /// What one peer needs in one family, or why it gets nothing: always that where the network does not have the family.
     ///
     /// # Errors
     /// [`Skip`] names the reason.

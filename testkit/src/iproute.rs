@@ -88,8 +88,7 @@ impl Namespace {
             child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()))?;
             child.wait_with_output()
         };
-        self.run(run)?
-            .context(|| format!("{}: running {program}, which iproute2 brings: is it installed?", self.name()))
+        self.run(run)?.context(|| format!("{}: running {program}: is it installed?", self.name()))
     }
 }
 

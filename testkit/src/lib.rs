@@ -23,6 +23,7 @@ mod objects;
 pub mod canary;
 pub mod etcd;
 pub mod filter;
+pub mod firewall_contract;
 pub mod go_flannel;
 pub mod namespace;
 pub mod probe;

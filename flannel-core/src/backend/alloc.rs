@@ -69,6 +69,12 @@ mod tests {
     use super::*;
     use crate::net::Dual;
     use crate::testing::arbitrary;
+    use crate::testing::backend_contract::{self, Made};
+
+    #[test]
+    fn the_backend_contract_holds() {
+        backend_contract::all(&Made::new(r#"{"Type":"alloc"}"#, |_| Ok(Alloc)));
+    }
 
     #[test]
     fn a_lease_is_published_and_nothing_is_programmed() {

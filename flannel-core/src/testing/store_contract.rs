@@ -106,7 +106,7 @@ impl Families {
     /// Every choice.
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Dual];
 
-    fn present(self) -> Dual<()> {
+    pub(super) fn present(self) -> Dual<()> {
         let v4 = matches!(self, Self::V4 | Self::Dual).then_some(());
         let v6 = matches!(self, Self::V6 | Self::Dual).then_some(());
         Dual { v4, v6 }

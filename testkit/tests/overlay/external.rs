@@ -7,6 +7,7 @@ use flannel_core::kernel::{
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::{Phase, Teardown};
+use flannel_core::testing::backend_contract::{self, Made};
 use testkit::Families;
 use testkit::sabotage::Plane;
 
@@ -81,13 +82,19 @@ impl Backend for External {
         state
     }
 
-    fn peer(&self, _: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        let subnet = peer.subnets.get(family).ok_or(Skip::NoAddress(family))?;
+    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        let network = local.situation.config.networks.get(family);
+        let subnet = network.and(peer.subnets.get(family)).ok_or(Skip::NoAddress(family))?;
         Ok(PeerState {
             routes: vec![(*subnet, Route::overlay(*subnet, subnet.addr(), DEVICE))],
             ..PeerState::default()
         })
     }
+}
+
+#[test]
+fn the_backend_contract_holds() {
+    backend_contract::all(&Made::new(r#"{"Type":"external"}"#, |_| Ok(External)));
 }
 
 #[test]
