@@ -75,6 +75,7 @@ impl Backend for Gateway {
             return Ok(state);
         }
         let nothing = || Skip::NoAddress(family);
+        local.situation.config.networks.get(family).ok_or_else(nothing)?;
         let subnet = *peer.subnets.get(family).ok_or_else(nothing)?;
         let addr = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;
         let situation = &local.situation;

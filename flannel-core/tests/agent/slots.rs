@@ -1,6 +1,7 @@
 //! A backend with several routes to each peer.
 
 use flannel_core::kernel::Route;
+use flannel_core::testing::backend_contract::{self, Made};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
 use crate::gateway::{ASIDE, Gateway};
@@ -34,4 +35,11 @@ async fn routes_beside_the_main_table_are_kept_and_go_with_their_peer() {
     node.leave([1, 3]);
     eventually("the routes go with their peers", || aside(&node) == 1).await;
     assert_eq!(node.kernel.snapshot().matching("route 10.42.2.").len(), 3, "{}", node.kernel.snapshot());
+}
+
+#[test]
+fn the_backend_contract_holds() {
+    for backend in [Gateway::OrTunnel, Gateway::TunnelTwice] {
+        backend_contract::all(&Made::new(r#"{"Type":"tunnel"}"#, move |_| Ok(backend)));
+    }
 }

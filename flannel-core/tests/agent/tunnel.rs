@@ -54,7 +54,7 @@ fn device(local: &Local, family: Family) -> (LinkId, Link) {
         name: LinkName::new(DEVICES[usize::from(slot(family))]).unwrap(),
         kind,
         mac: mac(&local.lease.attrs, family).ok(),
-        mtu: situation.uplink.mtu.0 - 70,
+        mtu: situation.uplink.mtu.0.saturating_sub(70),
         up: true,
         group: 0,
         alias: None,
@@ -85,7 +85,7 @@ impl Backend for Tunnel {
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        Some(Mtu(situation.uplink.mtu.0 - 70))
+        Some(Mtu(situation.uplink.mtu.0.saturating_sub(70)))
     }
 
     fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
@@ -116,8 +116,9 @@ impl Backend for Tunnel {
     }
 
     fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        let (link, _) = device(local, family);
         let nothing = || Skip::NoAddress(family);
+        local.situation.config.networks.get(family).ok_or_else(nothing)?;
+        let (link, _) = device(local, family);
         let subnet = *peer.subnets.get(family).ok_or_else(nothing)?;
         let public: IpAddr = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;
         let mac = mac(&peer.attrs, family)?;
