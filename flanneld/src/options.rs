@@ -227,7 +227,7 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
             | ConfigError::UserInEndpoint
             | ConfigError::MixedSchemes),
         ) => Err(UsageError::value("etcd-endpoints", HIDDEN, error)),
-        // The rest is about several flags, and is told of when the store is opened.
+        // The rest is about several flags, and reported when the store is opened.
         _ => Ok(config),
     }
 }

@@ -79,8 +79,8 @@ impl Table {
         around.chain(self.winners_inside(prefix)).any(|id| self.visit(id).accepted().is_some())
     }
 
-    /// Why an entry that is no winner is none. Of the winners it is in conflict with it names the first of those that
-    /// cost one look each.
+    /// The conflict that rejected this entry: with the first accepted entry that is found by one lookup each, in the order
+    /// of the checks.
     pub(super) fn conflict(&self, id: u32) -> Option<Reason> {
         let entry = self.visit(id);
         let overlap = |family: Family, id: u32| {

@@ -2,7 +2,7 @@
 //!
 //! A record is judged in three steps. What is wrong with it *in itself* is found by [`Rules`]. Of records that are in
 //! *conflict*, because they overlap or share an Ethernet address, one that fits the pool wins over one that does not,
-//! then the one created first, then the lower key; who loses to a loser is a winner. Both steps are functions of the
+//! then the one created first, then the lower key. Only accepted records reject others. Both steps are functions of the
 //! current records and of the configuration alone, so all nodes that started with one configuration agree. Last come the
 //! rules that depend on *this node* ([`HostView`]); they never promote anybody.
 //!

@@ -14,7 +14,7 @@ use crate::net::Prefix;
 use super::{Machine, SPACING};
 
 impl Machine {
-    /// Has routes of ours removed from these networks too. One inside the present network is no other.
+    /// Has routes of ours removed from these networks too. Networks inside the current one are skipped.
     pub(crate) fn look_after(&mut self, mut former: Vec<Prefix>) {
         former.retain(|network| !self.scope.is_in_network(network));
         self.former = former;

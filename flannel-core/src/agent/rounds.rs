@@ -81,7 +81,7 @@ impl Machine {
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
             self.divergence.note(object, &seen);
         }
-        // What this look finds is about the peers of now: nobody is to read of the one without the other.
+        // What this audit found is about the current peers: publish both together.
         self.show_peers();
         self.show_skips(skips);
         self.show_withheld(now);

@@ -39,8 +39,7 @@ pub enum Contact {
     Never,
     /// The store answers: both the watch of the leases and the calls about the own one, as far as they have spoken.
     Live,
-    /// The watch or the calls fail, since then. Either goes by its own word: a watch that lives says nothing of renewals
-    /// that are denied.
+    /// The watch or the calls fail. The two are tracked independently: a live watch does not mean that renewals work.
     Lost {
         /// Since when.
         since: BootTime,

@@ -141,8 +141,8 @@ impl Handle {
         self.ask(|answer| Question::Explain(query.to_owned(), answer)).await
     }
 
-    /// The accepted peers: all of them, so that whoever lets in nobody else may go by it. The status is then as new as
-    /// the answer: [`Status::withheld`] tells of those that are missing for now.
+    /// Returns the accepted peers: the list is complete and usable as an allow-list. The status is then as new as the
+    /// answer: prefixes in [`Status::withheld`] belong to peers that are missing for now.
     ///
     /// # Errors
     /// [`HandleError::NotRunning`]; [`HandleError::NotSynced`] before the lease store has said which peers there are.

@@ -151,7 +151,7 @@ pub(crate) async fn clear(
     trouble.map_or(Ok(deleted), Err)
 }
 
-/// What is said of a removal if nobody looks again.
+/// The error of a removal that gives up after this round.
 fn unfinished(scope: &Scope, ops: &[Op], report: &ApplyReport) -> OverlayError {
     let refused = report.refused.first();
     let left = ops.len().saturating_sub(report.applied);
