@@ -39,7 +39,7 @@ async fn a_thousand_nodes_that_join_within_ten_seconds_are_programmed_everywhere
     let start = async |n: u8| {
         let node = Node::new(200 + n, &store, &clock);
         let seen = Away::new(&node.store);
-        let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(seen.clone()));
+        let agent = node.run_over(&seen);
         agent.ready().await;
         (node, agent, seen)
     };
@@ -91,7 +91,7 @@ async fn a_node_that_waits_for_a_subnet_has_it_within_five_seconds_of_its_being_
         ));
         node.join([9]);
         let seen = Away::new(&node.store);
-        let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(seen.clone()));
+        let agent = node.run_over(&seen);
         agent.until(|status| status.last_error.is_some()).await;
         let tries = seen.acquires.load(Ordering::Relaxed);
         pass(waited).await;

@@ -40,9 +40,7 @@ async fn cancelled_while_the_store_is_away_it_ends_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([]).await;
     pass(1.0).await;
     node.kernel.stall();
     node.join([1]);
@@ -56,9 +54,7 @@ async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds()
 
 #[tokio::test(start_paused = true)]
 async fn a_round_under_way_may_finish_within_the_grace() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([]).await;
     pass(1.0).await;
     node.kernel.stall();
     node.join([1]);
@@ -85,8 +81,7 @@ async fn keep_leaves_everything_and_the_next_run_writes_nothing() {
     agent.cancelled().await.unwrap();
     assert_eq!(handle.status().phase, Phase::Stopped);
     assert_eq!((node.kernel.snapshot(), node.record().as_ref()), (before.clone(), lease.as_deref()));
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     agent.audited().await;
     assert_eq!((node.kernel.snapshot(), node.kernel.writes()), (before, writes));
 }
@@ -209,8 +204,7 @@ async fn dropped_amid_its_writes_it_leaves_what_a_new_run_finishes() {
         }
         agent.killed().await;
         assert!(node.kernel.writes() < 540, "it was done already");
-        let agent = node.run();
-        agent.ready().await;
+        let agent = node.run_ready().await;
         pass(1.0).await;
         assert!(agent.handle.plan().await.unwrap().plan.is_empty());
         assert!((1..=180).all(|n| node.has_route(subnet(n))));
@@ -219,10 +213,7 @@ async fn dropped_amid_its_writes_it_leaves_what_a_new_run_finishes() {
 
 #[tokio::test(start_paused = true)]
 async fn many_who_ask_at_once_wait_their_turn_and_are_all_answered() {
-    let node = Node::alone();
-    node.join([1, 2]);
-    let agent = node.run();
-    agent.ready().await;
+    let (_node, agent) = Node::ready_beside([1, 2]).await;
     // Polled once, before the agent is: the first have a place in its queue, the others wait for one.
     let mut asked: Vec<_> = (0..200).map(|_| Box::pin(agent.handle.plan())).collect();
     assert!(asked.iter_mut().all(|asked| futures_util::FutureExt::now_or_never(asked).is_none()));
@@ -232,10 +223,7 @@ async fn many_who_ask_at_once_wait_their_turn_and_are_all_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
-    let node = Node::alone();
-    node.join([1, 2]);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([1, 2]).await;
     let handle = agent.handle.clone();
     let (one, two) = tokio::join!(handle.plan(), handle.plan());
     assert!(one.unwrap().plan.is_empty() && two.unwrap().plan.is_empty());
@@ -254,7 +242,7 @@ async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
 
 fn removing(node: &Node, store: &Away) -> Agent {
     let builder = node.builder().teardown(Teardown::Remove);
-    node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()))
+    node.run_as_over(builder, store)
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,9 +263,7 @@ async fn remove_gives_back_what_a_call_under_way_takes() {
 async fn remove_gives_the_lease_back_that_the_store_knows_by_a_former_address() {
     let node = Node::alone().known_by_address();
     let store = Away::new(&node.store);
-    let builder = Overlay::builder().backend("tunnel", |_| Ok(Tunnel));
-    let builder = builder.clock(Arc::clone(&node.clock) as _).teardown(Teardown::Remove);
-    let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+    let agent = removing(&node, &store);
     agent.ready().await;
     node.kernel.add_address("eth0", "192.0.2.77/24".parse().unwrap()).unwrap();
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
@@ -322,7 +308,7 @@ async fn cancelled_while_it_takes_its_lease_it_gives_it_back() {
         let store = Away::new(&node.store);
         store.delay(Duration::from_secs(delay));
         let builder = node.builder().teardown(Teardown::Remove).subnet_env(file.clone());
-        let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+        let agent = node.run_as_over(builder, &store);
         pass(0.5).await;
         agent.cancel.cancel();
         pass(1.0).await;
@@ -334,9 +320,7 @@ async fn cancelled_while_it_takes_its_lease_it_gives_it_back() {
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_before_it_has_the_name_it_touches_nothing_of_whoever_has() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([]).await;
     let store = Away::new(&node.store);
     store.leave();
     let rival = removing(&node, &store);
@@ -349,8 +333,7 @@ async fn cancelled_before_it_has_the_name_it_touches_nothing_of_whoever_has() {
 #[tokio::test(start_paused = true)]
 async fn nobody_takes_the_name_before_a_removal_is_done() {
     let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     agent.cancelled().await.unwrap();
     let store = Away::new(&node.store);
     store.delay(Duration::from_secs(1));
@@ -368,8 +351,7 @@ async fn nobody_takes_the_name_before_a_removal_is_done() {
 #[tokio::test(start_paused = true)]
 async fn a_subnet_env_that_cannot_be_removed_is_an_error_and_the_lease_is_given_back_all_the_same() {
     let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     agent.cancelled().await.unwrap();
     let file = env_file(&dir);
     // A directory where the file has to be.
@@ -510,7 +492,6 @@ async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
     assert!(matches!(agent.handle.plan().await, Err(HandleError::NotRunning)));
     assert!(agent.task.await.unwrap_err().is_panic());
     assert_eq!(node.kernel.writes(), writes, "the data plane stays");
-    let next = node.run();
-    next.ready().await;
+    let _next = node.run_ready().await;
     assert!(node.has_route(subnet(1)) && node.has_route(subnet(66)));
 }

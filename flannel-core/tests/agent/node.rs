@@ -88,6 +88,14 @@ impl Node {
         Self::new(200, &MemorySubnets::with_ttl(config(), None, Arc::clone(&clock) as _), &clock)
     }
 
+    /// The same with peers of these numbers, and an agent that is ready.
+    pub(crate) async fn ready_beside(peers: impl IntoIterator<Item = u8>) -> (Self, Agent) {
+        let node = Self::alone();
+        node.join(peers);
+        let agent = node.run_ready().await;
+        (node, agent)
+    }
+
     /// The same with leases that last so long.
     pub(crate) fn with_ttl(ttl: Duration) -> Self {
         let clock = Arc::new(TokioClock::new());
@@ -120,8 +128,24 @@ impl Node {
         self.run_as(self.builder())
     }
 
+    /// Starts an agent and waits until it is ready.
+    pub(crate) async fn run_ready(&self) -> Agent {
+        let agent = self.run();
+        agent.ready().await;
+        agent
+    }
+
     pub(crate) fn run_as(&self, builder: Builder) -> Agent {
-        self.run_on(builder, Arc::new(self.kernel.clone()), Arc::new(self.store.clone()))
+        self.run_as_over(builder, &self.store)
+    }
+
+    /// The same over another store.
+    pub(crate) fn run_over(&self, store: &(impl SubnetManager + Clone)) -> Agent {
+        self.run_as_over(self.builder(), store)
+    }
+
+    pub(crate) fn run_as_over(&self, builder: Builder, store: &(impl SubnetManager + Clone)) -> Agent {
+        self.run_on(builder, Arc::new(self.kernel.clone()), Arc::new(store.clone()))
     }
 
     pub(crate) fn run_on(&self, builder: Builder, kernel: Arc<dyn Kernel>, store: Arc<dyn SubnetManager>) -> Agent {
@@ -130,6 +154,11 @@ impl Node {
         let (events, cancel) = (handle.events(), CancellationToken::new());
         let task = tokio::spawn(overlay.run(cancel.clone()));
         Agent { handle, events, cancel, task }
+    }
+
+    /// An agent that does not run.
+    pub(crate) fn overlay(&self) -> Overlay {
+        self.builder().build(Arc::new(self.store.clone()), Arc::new(self.kernel.clone())).unwrap()
     }
 
     /// The record of this node in the store.

@@ -4,13 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use flannel_core::config::NetworkConfig;
-use flannel_core::lease::{Lease, LeaseEvent};
+use flannel_core::lease::LeaseEvent;
 use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::Event;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use flannel_core::testing::MemorySubnets;
+use flannel_core::subnet::{SubnetError, SubnetManager};
+use flannel_core::testing::{Call, MemorySubnets, StoreDouble};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::time::{Instant, sleep_until};
@@ -26,40 +24,29 @@ const ADDRESSES: [u8; 4] = [77, 78, 79, 80];
 const SOONEST: u64 = 45;
 
 /// Calls are answered at once. What the watch shows is as old as [`LAG`], but for the first list.
+#[derive(Clone)]
 struct Lagging {
     store: MemorySubnets,
-    writes: AtomicU64,
+    writes: Arc<AtomicU64>,
 }
 
-#[async_trait]
-impl SubnetManager for Lagging {
-    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
-        self.store.this_node().await
+impl StoreDouble for Lagging {
+    type Store = MemorySubnets;
+
+    fn store(&self) -> &MemorySubnets {
+        &self.store
     }
 
-    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        self.store.network_config().await
+    async fn call<A: Send>(
+        &self,
+        call: Call<'_>,
+        answer: impl Future<Output = Result<A, SubnetError>> + Send,
+    ) -> Result<A, SubnetError> {
+        self.writes.fetch_add(matches!(call, Call::Acquire(_) | Call::Renew(_)).into(), Ordering::Relaxed);
+        answer.await
     }
 
-    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
-        self.store.previous(node).await
-    }
-
-    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        self.store.acquire(node, want).await
-    }
-
-    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        self.store.renew(lease).await
-    }
-
-    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
-        self.store.release(lease).await
-    }
-
-    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    fn watch_with(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         let (late, mut shown) = tokio::sync::mpsc::unbounded_channel();
         let mut events = self.store.watch();
         tokio::spawn(async move {
@@ -83,8 +70,8 @@ impl SubnetManager for Lagging {
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_lags_costs_the_node_no_lease_and_no_write_and_its_peers_come_in_the_end() {
     let node = Node::with_ttl(Duration::from_secs(100));
-    let store = Arc::new(Lagging { store: node.store.clone(), writes: AtomicU64::new(0) });
-    let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::clone(&store) as _);
+    let store = Lagging { store: node.store.clone(), writes: Arc::default() };
+    let mut agent = node.run_over(&store);
     agent.ready().await;
     let subnets = node.record().unwrap().subnets;
     let (writes, begun) = (store.writes.load(Ordering::Relaxed), Instant::now());

@@ -23,10 +23,7 @@ fn peers_of(events: &[Event]) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn a_later_snapshot_tells_of_each_peer_that_is_not_what_it_was() {
-    let node = Node::alone();
-    node.join([1, 2, 3]);
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([1, 2, 3]).await;
     assert!(peers_of(&agent.drain()).is_empty(), "the first snapshot is told as a whole");
     node.store.cut_watches();
     let mut moved = peer(2);
@@ -41,10 +38,7 @@ async fn a_later_snapshot_tells_of_each_peer_that_is_not_what_it_was() {
 
 #[tokio::test(start_paused = true)]
 async fn a_host_that_changes_tells_of_the_peers_that_come_and_go_by_it() {
-    let node = Node::alone();
-    node.join([1, 2]);
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([1, 2]).await;
     agent.drain();
     // An address of the host inside a peer's subnet: that subnet would draw it away.
     node.kernel.add_address("eth0", "10.42.1.9/32".parse().unwrap()).unwrap();
@@ -57,9 +51,7 @@ async fn a_host_that_changes_tells_of_the_peers_that_come_and_go_by_it() {
 
 #[tokio::test(start_paused = true)]
 async fn an_uplink_that_returns_is_told_of() {
-    let node = Node::alone();
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([]).await;
     node.kernel.link_down("eth0").unwrap();
     agent.event(|event| matches!(event, Event::UplinkLost(_))).await;
     agent.until(|status| status.uplink.is_none()).await;
@@ -118,8 +110,7 @@ async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
 #[tokio::test(start_paused = true)]
 async fn renewals_that_are_denied_beside_a_watch_that_lives_are_one_loss_of_contact() {
     let node = Node::with_ttl(Duration::from_secs(120));
-    let mut agent = node.run();
-    agent.ready().await;
+    let mut agent = node.run_ready().await;
     agent.drain();
     node.store.fail_next([Fault::Denied; 8]);
     agent.event(|event| matches!(event, Event::StoreLost(_))).await;
@@ -202,9 +193,7 @@ async fn whoever_waits_for_what_does_not_come_is_told_of_the_end() {
 /// As the programs in the documentation do.
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_was_too_slow_learns_how_much_it_missed_and_reads_on_to_the_end() {
-    let node = Node::alone();
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([]).await;
     agent.drain();
     for round in 1..=60_u8 {
         let moved = (1..=20).map(|n| {

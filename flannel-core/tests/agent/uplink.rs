@@ -3,22 +3,17 @@
 use std::sync::Arc;
 
 use flannel_core::net::{Family, Prefix};
-use flannel_core::overlay::{Event, MissingUplink, Overlay};
+use flannel_core::overlay::{Event, MissingUplink};
 use flannel_core::subnet::ThisNode;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
 use crate::node::{Agent, Node, add_defaults, eventually, parse, pass, peer, public};
-use crate::tunnel::{Tunnel, data, mac_of};
+use crate::tunnel::{data, mac_of};
 
 /// An agent that the store knows by its address.
 fn run_by_address(node: &Node) -> Agent {
     let store = node.store.for_node(ThisNode::by_address());
-    let builder = Overlay::builder().missing_uplink(MissingUplink::Wait);
-    node.run_on(
-        builder.backend("tunnel", |_| Ok(Tunnel)).clock(Arc::clone(&node.clock) as _),
-        Arc::new(node.kernel.clone()),
-        Arc::new(store),
-    )
+    node.run_as_over(node.builder().missing_uplink(MissingUplink::Wait), &store)
 }
 
 fn published(node: &Node) -> Vec<String> {
@@ -71,8 +66,7 @@ async fn an_address_that_comes_back_within_seconds_was_never_given_up() {
 async fn a_default_route_that_moves_for_a_moment_moves_no_node() {
     let node = Node::alone();
     let eth1 = node.kernel.add_uplink("eth1", "198.51.100.7/24".parse().unwrap()).unwrap();
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     let eth0 = node.kernel.link_index("eth0").unwrap();
     let default = |gateway: &str, link| FakeRoute::via("0.0.0.0/0".parse().unwrap(), gateway.parse().unwrap(), link);
     let away = || node.kernel.add_route(default("198.51.100.254", eth1), Placement::Replace).unwrap();
@@ -159,9 +153,8 @@ async fn a_restart_beside_a_virtual_address_takes_no_other_nodes_lease() {
     let agent = run_by_address(&node);
     assert_eq!(agent.ready().await.lease.unwrap().subnets, before.subnets);
     agent.cancelled().await.unwrap();
-    let (builder, store) = (Overlay::builder(), node.store.for_node(ThisNode::by_address()));
-    let overlay =
-        builder.backend("tunnel", |_| Ok(Tunnel)).build(Arc::new(store), Arc::new(node.kernel.clone())).unwrap();
+    let store = node.store.for_node(ThisNode::by_address());
+    let overlay = node.builder().build(Arc::new(store), Arc::new(node.kernel.clone())).unwrap();
     assert_eq!(overlay.remove().await.unwrap().lease.map(|lease| lease.subnets), Some(before.subnets));
     let left = node.store.records();
     assert_eq!(left.iter().map(|record| &record.key).collect::<Vec<_>>(), [&other.key]);
@@ -169,9 +162,7 @@ async fn a_restart_beside_a_virtual_address_takes_no_other_nodes_lease() {
 
 #[tokio::test(start_paused = true)]
 async fn an_interface_made_anew_with_the_same_address_is_used_at_once() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([]).await;
     node.kernel.delete_link("eth0").unwrap();
     pass(0.5).await;
     let eth0 = node.kernel.add_uplink("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
@@ -190,8 +181,7 @@ async fn a_node_whose_ethernet_address_an_older_record_has_takes_another() {
             Some(data(mac_of(&format!("node-200{}", ["", "/1"][usize::from(n) - 1]), Family::V4)));
         node.store.insert([copy]);
     }
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     agent.until(|status| status.own_trouble.is_some()).await;
     agent.until(|status| status.own_trouble.is_none()).await;
     let mac = mac_of("node-200/2", Family::V4);
