@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use flannel_core::kernel::{Hint, Kernel, Residence};
 use flannel_core::netlink::NetlinkKernel;
 use futures_util::{FutureExt, StreamExt};
-use lab::{Overlay, V4, in_lab, index_of, ip};
+use lab::{Overlay, V4, in_lab, in_overlay, index_of, ip};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
@@ -68,9 +68,7 @@ fn foreign(n: u32) -> Ipv4Addr {
 #[test]
 fn a_routers_table_is_filtered_while_it_is_read() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 10);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 10, |lab, overlay| async move {
         send_all(&others_socket(), &requests(RTM_NEWROUTE, (0..FOREIGN).map(foreign)));
         // Without a gateway, and inside a connected prefix: both matter, wherever they stand in the table.
         ip("route add 203.0.113.0/24 dev up0");
@@ -131,9 +129,7 @@ fn a_million_events_become_one_hint_and_take_no_memory() {
 #[test]
 fn descriptors_do_not_add_up() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 1, |lab, overlay| async move {
         let open = || std::fs::read_dir("/proc/self/fd").expect("this test needs /proc").count();
         let _hints = lab.kernel.hints(&overlay.scope);
         lab.kernel.host_facts(&[]).await.unwrap();

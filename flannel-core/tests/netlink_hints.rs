@@ -11,7 +11,7 @@ use flannel_core::kernel::{FdbKey, Hint, Kernel, LinkId, LinkName, OverlayName, 
 use flannel_core::net::{Family, MacAddr};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, ip, peer};
+use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, in_overlay, ip, peer};
 
 /// The hints due to all that has happened so far.
 #[cfg(test)]
@@ -165,9 +165,7 @@ fn what_one_overlay_writes_is_hinted_at_once_to_another_on_the_same_kernel_and_n
 
 #[test]
 fn changes_of_the_host_are_told_from_changes_of_the_scope() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 3);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 3, |lab, overlay| async move {
         let mut hints = lab.kernel.hints(&overlay.scope);
         assert_eq!(hints_so_far(&lab, &mut hints).await, []);
         for (act, due) in [
@@ -202,9 +200,7 @@ fn changes_of_the_host_are_told_from_changes_of_the_scope() {
 
 #[test]
 fn what_is_nobodys_business_makes_no_hint() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(DUAL, 3);
-        lab.converge(&overlay).await;
+    in_overlay(DUAL, 3, |lab, overlay| async move {
         let mut hints = lab.kernel.hints(&overlay.scope);
         for act in [
             "link add pod0 type veth peer name pod1",
@@ -225,9 +221,7 @@ fn what_is_nobodys_business_makes_no_hint() {
 
 #[test]
 fn hints_merge_and_every_listener_gets_them() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 3);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 3, |lab, overlay| async move {
         let mut one = lab.kernel.hints(&overlay.scope);
         let mut other = lab.kernel.hints(&overlay.scope);
         hints_so_far(&lab, &mut one).await;
@@ -241,9 +235,7 @@ fn hints_merge_and_every_listener_gets_them() {
 
 #[test]
 fn a_listener_that_waits_is_woken_and_ends_with_the_kernel() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 1, |lab, overlay| async move {
         let mut hints = lab.kernel.hints(&overlay.scope);
         hints_so_far(&lab, &mut hints).await;
         let waiting = tokio::spawn(async move {

@@ -16,7 +16,7 @@ use flannel_core::kernel::{
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use futures_util::StreamExt;
-use lab::{DUAL, Overlay, PATIENCE, V4, in_lab, index_of, ip};
+use lab::{DUAL, Overlay, PATIENCE, V4, in_lab, in_overlay, index_of, ip};
 use testkit::Namespace;
 
 fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
@@ -41,9 +41,7 @@ fn many_who_ask_the_kernel_at_once_wait_their_turn_and_are_all_answered() {
 
 #[test]
 fn facts_are_those_of_the_host_without_our_routes() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(DUAL, 20);
-        lab.converge(&overlay).await;
+    in_overlay(DUAL, 20, |lab, _overlay| async move {
         ip("route add default via 192.0.2.254 metric 7");
         ip("route add 198.51.100.0/24 via 192.0.2.253");
         ip("route add 192.0.2.128/25 via 192.0.2.252");
