@@ -1,8 +1,7 @@
 //! How an agent ends, and what it leaves.
 
 use flannel_core::kernel::{
-    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, PeerState, Residence, Scope,
-    State,
+    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, Residence, Scope, State,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,17 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::lease::{LeaseAttrs, Record};
-use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
+use flannel_core::backend::Backend;
+use flannel_core::lease::Record;
+use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::overlay::{
-    Ended, EnvFile, Event, HandleError, Masquerade, Overlay, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
+    Ended, EnvFile, Event, HandleError, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
 };
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::memory_subnets::Fault;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
+use crate::altered::Altered;
 use crate::log::Log;
 use crate::node::{Agent, Node, eventually, pass, public, subnet};
 use crate::storms::Away;
@@ -433,54 +433,18 @@ async fn a_round_that_was_cut_off_does_not_go_on_beside_the_removal() {
     assert_eq!((node.kernel.snapshot(), node.record()), (before, None));
 }
 
-/// A backend that panics where a peer is this one.
-struct Fragile;
-
-impl Backend for Fragile {
-    fn name(&self) -> &'static str {
-        Tunnel.name()
-    }
-
-    fn wire_type(&self) -> &'static str {
-        Tunnel.wire_type()
-    }
-
-    fn writes(&self) -> bool {
-        true
-    }
-
-    fn scope(&self, local: &Local) -> Scope {
-        Tunnel.scope(local)
-    }
-
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        Tunnel.mtu(situation)
-    }
-
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        Tunnel.advertise(situation)
-    }
-
-    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
-        Tunnel.hardware_address(attrs, family)
-    }
-
-    fn base(&self, local: &Local) -> State {
-        Tunnel.base(local)
-    }
-
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        assert!(peer.subnets.v4 != Some(subnet(66)), "a bug");
-        Tunnel.peer(local, peer, family)
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
     let node = Node::alone();
     node.join([1]);
-    let builder = Overlay::builder().backend("tunnel", |_| Ok(Fragile));
-    let mut agent = node.run_as(builder.clock(Arc::clone(&node.clock) as _));
+    let fragile = Altered {
+        peer: |tunnel: &Tunnel, local, peer, family| {
+            assert!(peer.subnets.v4 != Some(subnet(66)), "a bug");
+            tunnel.peer(local, peer, family)
+        },
+        ..Altered::of(Tunnel)
+    };
+    let mut agent = node.run_as(node.builder_with(fragile));
     agent.ready().await;
     let writes = node.kernel.writes();
     let handle = agent.handle.clone();

@@ -3,6 +3,8 @@
 #![cfg(feature = "testing")]
 
 #[cfg(test)]
+mod altered;
+#[cfg(test)]
 mod asleep;
 #[cfg(test)]
 mod away;

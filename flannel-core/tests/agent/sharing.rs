@@ -11,7 +11,7 @@ use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{Builder, Event, Masquerade, SubnetEnvFile, Teardown};
 use flannel_core::testing::{Fault, MemorySubnets};
 
-use crate::gateway::Bare;
+use crate::gateway::bare;
 use crate::node::{Agent, Node, config, eventually, parse, pass, peer};
 use crate::storms::Away;
 use crate::tunnel::Tunnel;
@@ -242,9 +242,9 @@ impl Anew {
 #[tokio::test(start_paused = true)]
 async fn another_nodes_lease_is_left_alone_even_if_it_publishes_what_this_node_would() {
     for fault in [None, Some(Fault::Unavailable), Some(Fault::LostReply)] {
-        for anew in [Anew::after(Tunnel).await, Anew::after(Bare).await] {
+        for anew in [Anew::after(Tunnel).await, Anew::after(bare()).await] {
             let is_bare = anew.theirs.attrs.backend_data.is_empty();
-            let builder = if is_bare { anew.node.builder_with(Bare) } else { anew.node.builder_with(Tunnel) };
+            let builder = if is_bare { anew.node.builder_with(bare()) } else { anew.node.builder_with(Tunnel) };
             let store = Away::new(&anew.node.store);
             store.fail_acquires(fault);
             let agent = anew.run(builder, &store);
@@ -260,10 +260,10 @@ async fn another_nodes_lease_is_left_alone_even_if_it_publishes_what_this_node_w
 #[tokio::test(start_paused = true)]
 async fn a_start_that_is_undone_gives_back_its_own_lease_and_not_an_equal_one() {
     for delay in [1, 3600] {
-        let anew = Anew::after(Bare).await;
+        let anew = Anew::after(bare()).await;
         let store = Away::new(&anew.node.store);
         store.delay(Duration::from_secs(delay));
-        let agent = anew.run(anew.node.builder_with(Bare).teardown(Teardown::Remove), &store);
+        let agent = anew.run(anew.node.builder_with(bare()).teardown(Teardown::Remove), &store);
         eventually("it is taken, but not answered", || anew.node.leases().len() == 2).await;
         agent.cancel.cancel();
         pass(1.0).await;
@@ -275,9 +275,9 @@ async fn a_start_that_is_undone_gives_back_its_own_lease_and_not_an_equal_one() 
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_gives_back_its_own_lease_and_not_an_equal_one_whatever_answers_are_lost() {
-    let anew = Anew::after(Bare).await;
+    let anew = Anew::after(bare()).await;
     let store = Away::new(&anew.node.store);
-    let agent = anew.run(anew.node.builder_with(Bare).teardown(Teardown::Remove), &store);
+    let agent = anew.run(anew.node.builder_with(bare()).teardown(Teardown::Remove), &store);
     agent.ready().await;
     store.delay(Duration::from_secs(3600));
     let is_renewed = || anew.node.leases().len() == 2 && store.calls.load(Ordering::Relaxed) > 3;
@@ -290,9 +290,9 @@ async fn an_agent_gives_back_its_own_lease_and_not_an_equal_one_whatever_answers
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_whose_lease_is_deleted_takes_its_subnet_again_and_not_an_equal_lease() {
-    let anew = Anew::after(Bare).await;
+    let anew = Anew::after(bare()).await;
     let store = Away::new(&anew.node.store);
-    let mut agent = anew.run(anew.node.builder_with(Bare), &store);
+    let mut agent = anew.run(anew.node.builder_with(bare()), &store);
     let own = agent.ready().await.lease.unwrap();
     assert!(anew.node.store.delete(&own.key));
     agent.event(|event| matches!(event, Event::LeaseLost(_))).await;

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use flannel_core::backend::{Backend, BackendError, MockBackend};
+use flannel_core::backend::{Backend, BackendError};
 use flannel_core::lease::BadRecord;
 use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::{Contact, Ended, Event, Hearing, Phase, Verdict};
 use flannel_core::testing::Fault;
 
-use crate::node::{Node, add_defaults, eventually, parse, pass, peer, public, subnet};
+use crate::altered::Altered;
+use crate::node::{Node, add_defaults, eventually, pass, peer, public, subnet};
 use crate::tunnel::Tunnel;
 
 fn peers_of(events: &[Event]) -> Vec<String> {
@@ -82,24 +83,16 @@ async fn notifications_that_cannot_be_heard_show_in_the_status_until_they_can() 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
     let node = Node::alone();
-    let builder = node.builder().backend("wary", |_| {
-        let mut backend = MockBackend::new();
-        backend.expect_writes().return_const(true);
-        let refusal = || BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() };
-        backend.expect_wire_type().returning(|| "tunnel");
-        backend.expect_writes().return_const(true);
-        backend.expect_scope().returning(|local| Tunnel.scope(local));
-        backend.expect_mtu().returning(|situation| Tunnel.mtu(situation));
-        backend.expect_base().returning(|local| Tunnel.base(local));
-        backend.expect_hardware_address().returning(|attrs, family| Tunnel.hardware_address(attrs, family));
-        backend.expect_advertise().returning(move |situation| {
-            let moved = situation.public.v4.is_some_and(|addr| addr.to_string().starts_with("198.51.100."));
-            if moved { Err(refusal()) } else { Tunnel.advertise(situation) }
-        });
-        Ok(backend)
-    });
-    node.store.set_config(parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"wary"}}"#));
-    let mut agent = node.run_as(builder);
+    let wary = Altered {
+        advertise: |tunnel: &Tunnel, situation| match situation.public.v4 {
+            Some(addr) if addr.to_string().starts_with("198.51.100.") => {
+                Err(BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() })
+            }
+            _ => tunnel.advertise(situation),
+        },
+        ..Altered::of(Tunnel)
+    };
+    let mut agent = node.run_as(node.builder_with(wary));
     agent.ready().await;
     node.kernel.add_address("eth0", "198.51.100.7/24".parse().unwrap()).unwrap();
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
