@@ -9,6 +9,7 @@ use etcd_client::{Client, GetOptions};
 use flannel_core::lease::{Json, Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record, Scalar};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+pub(crate) use flannel_core::text::chain;
 use flannel_subnet_etcd::{Config, EtcdSubnets};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -132,16 +133,4 @@ impl Watcher {
             LeaseEvent::Resumed => {}
         }
     }
-}
-
-/// An error with all its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -8,10 +8,11 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
 use super::{
-    Families, Harness, Node, Outage, assert_disjoint, assert_lost, assert_same, chain, network, network_for, ok, soon,
+    Families, Harness, Node, Outage, assert_disjoint, assert_lost, assert_same, network, network_for, ok, soon,
 };
 use crate::lease::{Lease, LeaseEvent, LeaseKey, Record};
 use crate::subnet::{SubnetError, SubnetManager};
+use crate::text::chain;
 
 /// The first event is a [`LeaseEvent::Reset`] with all records, the own one too, and `created` grows in their order.
 pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn Harness, families: Families) {
