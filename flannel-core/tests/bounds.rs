@@ -1,8 +1,8 @@
 //! What a whole agent costs, whatever the store holds. Alone in its process: it measures the process.
 #![cfg(all(target_os = "linux", feature = "testing"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 /// Nobody reads the log here.
-#[cfg(test)]
 mod log {
     pub(crate) struct Log;
 
@@ -10,11 +10,9 @@ mod log {
         pub(crate) fn install() {}
     }
 }
-#[cfg(test)]
 #[path = "agent/node.rs"]
 #[expect(dead_code, reason = "shared with the tests of the agent's reactions")]
 mod node;
-#[cfg(test)]
 #[path = "agent/tunnel.rs"]
 mod tunnel;
 
@@ -167,7 +165,6 @@ impl StoreDouble for Flooded {
 }
 
 /// The field of `/proc/self/status`, in bytes.
-#[cfg(test)]
 fn resident(field: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("this test needs /proc");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field of proc(5)");
@@ -175,7 +172,6 @@ fn resident(field: &str) -> usize {
     kib * 1024
 }
 
-#[cfg(test)]
 async fn survives(hostile: Hostile) -> Result<(), TestCaseError> {
     let node = Node::alone();
     node.join(GOOD);

@@ -1,7 +1,7 @@
 //! Plans against the real kernel.
 #![cfg(all(target_os = "linux", feature = "netlink"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-#[cfg(test)]
 mod lab;
 
 use flannel_core::kernel::{EEXIST, Kernel, KernelError, LinkId, LinkKind, Op, Route, RouteKey, RouteKind, State};
@@ -13,7 +13,6 @@ use testkit::Namespace;
 
 const OWN: LinkId = LinkId::Own(0);
 
-#[cfg(test)]
 fn blackhole(prefix: &Prefix) -> Route {
     let protocol = Route::protocol_for(prefix);
     Route { kind: RouteKind::Blackhole, gateway: None, link: None, onlink: false, protocol }
@@ -443,11 +442,9 @@ fn what_is_seen_while_links_come_and_go_is_complete() {
 }
 
 /// As many peers as are not yet many.
-#[cfg(test)]
 const FEW: u32 = 16_384;
 
 /// The scopes of the routes to some peers.
-#[cfg(test)]
 fn scopes(peers: impl IntoIterator<Item = u32>) -> Vec<u8> {
     peers
         .into_iter()

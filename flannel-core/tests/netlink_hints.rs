@@ -1,7 +1,7 @@
 //! Notifications of the real kernel.
 #![cfg(all(target_os = "linux", feature = "netlink"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-#[cfg(test)]
 mod lab;
 
 use std::sync::Arc;
@@ -14,7 +14,6 @@ use futures_util::{FutureExt, StreamExt};
 use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, in_overlay, ip, peer};
 
 /// The hints due to all that has happened so far.
-#[cfg(test)]
 async fn hints_so_far(lab: &Lab, hints: &mut BoxStream<'static, Hint>) -> Vec<Hint> {
     // The thread reads notifications before each command; the first may have come after it had done so.
     for _ in 0..2 {
@@ -127,7 +126,6 @@ fn a_strangers_change_amid_our_writes_is_not_lost() {
 }
 
 /// Another overlay, which a device and the routes of `overlay` are in the way of, and the other way round.
-#[cfg(test)]
 fn sibling_of(overlay: &Overlay) -> Overlay {
     let mut sibling = overlay.clone();
     let name = OverlayName::new("sibling").unwrap();

@@ -1,7 +1,7 @@
 //! Facts, claims and namespaces of the real kernel.
 #![cfg(all(target_os = "linux", feature = "netlink"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-#[cfg(test)]
 mod lab;
 
 use std::fs::File;
@@ -23,7 +23,6 @@ fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
     Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
 }
 
-#[cfg(test)]
 fn name(text: &str) -> OverlayName {
     OverlayName::new(text).unwrap()
 }
@@ -240,7 +239,6 @@ fn a_name_that_was_bound_without_privilege_is_no_claim_and_keeps_nobody_out() {
     });
 }
 
-#[cfg(test)]
 async fn eventually_claimed(kernel: &NetlinkKernel, networks: &Dual<Prefix>) {
     let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while let Err(error) = kernel.claim(&name("flannel"), networks, Residence::Present).await {
