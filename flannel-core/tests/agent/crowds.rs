@@ -11,7 +11,7 @@ use flannel_core::net::{Dual, Family, MacAddr, Prefix};
 use flannel_core::testing::MemorySubnets;
 use tokio::time::Instant;
 
-use crate::node::{Agent, Node, parse, pass, peer, subnet};
+use crate::node::{Agent, Node, parse, pass, peer, pool, subnet};
 use crate::storms::Away;
 use crate::tunnel::data;
 
@@ -86,9 +86,7 @@ async fn a_node_that_waits_for_a_subnet_has_it_within_five_seconds_of_its_being_
     // Whenever in the back-off it becomes free.
     for waited in [0.1, 1.7, 3.0, 30.0, 601.7] {
         let node = Node::alone();
-        node.store.set_config(parse(
-            r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.9.0","Backend":{"Type":"tunnel"}}"#,
-        ));
+        node.store.set_config(pool(9));
         node.join([9]);
         let seen = Away::new(&node.store);
         let agent = node.run_over(&seen);

@@ -38,13 +38,19 @@ async fn cancelled_while_the_store_is_away_it_ends_at_once() {
     assert_eq!((node.kernel.writes(), node.store.records().len()), (0, 0));
 }
 
-#[tokio::test(start_paused = true)]
-async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds() {
+/// A node whose kernel does not answer while a peer's objects are written.
+async fn amid_a_round() -> (Node, Agent) {
     let (node, agent) = Node::ready_beside([]).await;
     pass(1.0).await;
     node.kernel.stall();
     node.join([1]);
     pass(1.0).await;
+    (node, agent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds() {
+    let (node, agent) = amid_a_round().await;
     let begun = Instant::now();
     agent.cancelled().await.unwrap();
     let took = begun.elapsed();
@@ -54,11 +60,7 @@ async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds()
 
 #[tokio::test(start_paused = true)]
 async fn a_round_under_way_may_finish_within_the_grace() {
-    let (node, agent) = Node::ready_beside([]).await;
-    pass(1.0).await;
-    node.kernel.stall();
-    node.join([1]);
-    pass(1.0).await;
+    let (node, agent) = amid_a_round().await;
     let kernel = node.kernel.clone();
     let slow = tokio::spawn(async move {
         pass(1.0).await;

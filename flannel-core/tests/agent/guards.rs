@@ -237,12 +237,18 @@ async fn a_strangers_route_is_a_conflict_that_ends_with_it() {
         .await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_mass_deletion_waits_on_while_the_store_is_away() {
+/// A node that waits before it deletes the routes to twenty peers.
+async fn amid_a_mass_deletion() -> (Node, Agent) {
     let (node, agent) = Node::ready_beside(1..=20).await;
     node.leave(1..=20);
     node.store.cut_watches();
     agent.until(|status| status.withheld.len() == 20).await;
+    (node, agent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mass_deletion_waits_on_while_the_store_is_away() {
+    let (node, agent) = amid_a_mass_deletion().await;
     pass(30.0).await;
     node.store.outage();
     pass(300.0).await;
@@ -254,15 +260,6 @@ async fn a_mass_deletion_waits_on_while_the_store_is_away() {
     eventually("what is still gone is deleted", || !node.has_route(subnet(20))).await;
     assert!((1..=19).all(|n| node.has_route(subnet(n))));
     agent.until(|status| status.withheld.is_empty()).await;
-}
-
-/// A node that waits before it deletes the routes to twenty peers.
-async fn amid_a_mass_deletion() -> (Node, Agent) {
-    let (node, agent) = Node::ready_beside(1..=20).await;
-    node.leave(1..=20);
-    node.store.cut_watches();
-    agent.until(|status| status.withheld.len() == 20).await;
-    (node, agent)
 }
 
 /// A peer's lease of another subnet than it usually has.

@@ -31,6 +31,13 @@ pub(crate) fn dual_config() -> NetworkConfig {
     parse(r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd00:42::/48","Backend":{"Type":"tunnel"}}"#)
 }
 
+/// A network with the subnets 10.42.9.0/24 to 10.42.`last`.0/24.
+pub(crate) fn pool(last: u8) -> NetworkConfig {
+    let text =
+        r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.LAST.0","Backend":{"Type":"tunnel"}}"#;
+    parse(&text.replace("LAST", &last.to_string()))
+}
+
 pub(crate) fn parse(text: &str) -> NetworkConfig {
     NetworkConfig::parse(text.as_bytes(), Allocation::Pool).unwrap()
 }
@@ -60,6 +67,15 @@ pub(crate) fn peer(n: u8) -> Lease {
         expires: None,
         fence: Fence::default(),
     }
+}
+
+/// The same of a node with both families.
+pub(crate) fn dual_peer(n: u8) -> Lease {
+    let mut lease = peer(n);
+    lease.subnets.v6 = Some(format!("fd00:42:0:{n:x}::/64").parse().unwrap());
+    lease.attrs.public_ip.v6 = Some(public(Family::V6, n));
+    lease.attrs.backend_data.v6 = Some(data(mac_of(lease.key.as_str(), Family::V6)));
+    lease
 }
 
 pub(crate) struct Node {

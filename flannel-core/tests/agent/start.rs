@@ -13,7 +13,7 @@ use flannel_core::testing::FakeKernel;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use crate::node::{Node, add_defaults, config, eventually, parse, pass, public, subnet};
+use crate::node::{Node, add_defaults, config, eventually, parse, pass, pool, public, subnet};
 use crate::storms::Away;
 use crate::watch::Watched;
 
@@ -57,9 +57,7 @@ async fn a_first_look_that_times_out_writes_nothing_and_is_repeated_after_back_o
 #[tokio::test(start_paused = true)]
 async fn an_uplink_made_anew_while_the_lease_was_waited_for_is_the_one_in_use() {
     let node = Node::alone();
-    let one_subnet =
-        r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.9.0","Backend":{"Type":"tunnel"}}"#;
-    node.store.set_config(parse(one_subnet));
+    node.store.set_config(pool(9));
     node.join([9]);
     let agent = node.run();
     agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
@@ -76,25 +74,20 @@ async fn an_uplink_made_anew_while_the_lease_was_waited_for_is_the_one_in_use() 
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_waits_for_a_subnet_gets_one_once_the_pool_is_widened_and_running_agents_take_it() {
-    let pool = |last: &str| {
-        parse(&format!(
-            r#"{{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"{last}","Backend":{{"Type":"tunnel"}}}}"#
-        ))
-    };
     let one = Node::alone();
-    one.store.set_config(pool("10.42.9.0"));
+    one.store.set_config(pool(9));
     let running = one.run_ready().await;
     let two = Node::new(201, &one.store, &one.clock);
     let waiting = two.run();
     waiting.until(|status| matches!(status.store, Contact::Lost { .. })).await;
-    one.store.set_config(pool("10.42.10.0"));
+    one.store.set_config(pool(10));
     let status = waiting.ready().await;
     assert_eq!(status.lease.unwrap().subnets.v4, Some(subnet(10)));
     let status = running.until(|status| status.peers.accepted == 1).await;
     assert_eq!((status.peers.quarantined, status.own_trouble), (0, None));
     eventually("routes both ways", || one.has_route(subnet(10)) && two.has_route(subnet(9))).await;
     // Nor does a pool that moves away cut off those that work.
-    one.store.set_config(pool("10.42.9.0"));
+    one.store.set_config(pool(9));
     let three = Node::new(202, &one.store, &one.clock);
     let late = three.run();
     assert!(late.until(|status| matches!(status.store, Contact::Lost { .. })).await.lease.is_none());

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use flannel_core::net::{Family, Prefix};
+use flannel_core::net::Family;
 use flannel_core::overlay::{Event, MissingUplink};
 use flannel_core::subnet::ThisNode;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
-use crate::node::{Agent, Node, add_defaults, eventually, parse, pass, peer, public};
+use crate::node::{Agent, Node, add_defaults, eventually, pass, peer, pool, public};
 use crate::tunnel::{data, mac_of};
 
 /// An agent that the store knows by its address.
@@ -99,9 +99,7 @@ async fn an_address_that_another_record_publishes_is_never_taken_over() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_waits_for_a_lease_asks_by_the_address_it_has_then() {
     let node = Node::alone();
-    let one_subnet =
-        r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.9.0","Backend":{"Type":"tunnel"}}"#;
-    node.store.set_config(parse(one_subnet));
+    node.store.set_config(pool(9));
     node.join([9]);
     let agent = run_by_address(&node);
     agent.until(|status| status.last_error.is_some()).await;
@@ -120,23 +118,6 @@ async fn a_node_that_waits_for_a_lease_asks_by_the_address_it_has_then() {
     node.store.delete(&other.key);
     agent.ready().await;
     assert_eq!(published(&node), ["192.0.2.77"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_waiting_node_takes_a_lease_once_the_pool_is_widened() {
-    let node = Node::alone();
-    let pool = |max: &str| {
-        let text =
-            r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"MAX","Backend":{"Type":"tunnel"}}"#;
-        parse(&text.replace("MAX", max))
-    };
-    node.store.set_config(pool("10.42.9.0"));
-    node.join([9]);
-    let agent = node.run();
-    agent.until(|status| status.last_error.is_some()).await;
-    node.store.set_config(pool("10.42.10.0"));
-    let lease = agent.ready().await.lease.unwrap();
-    assert_eq!(lease.subnets.v4, Some("10.42.10.0/24".parse::<Prefix>().unwrap()));
 }
 
 #[tokio::test(start_paused = true)]
