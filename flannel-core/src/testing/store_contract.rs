@@ -7,6 +7,7 @@
 
 mod in_memory;
 mod sharing;
+mod watcher;
 mod watching;
 
 use std::fmt;
@@ -29,6 +30,7 @@ pub use in_memory::{InMemory, Nodes};
 pub use sharing::{
     another_nodes_lease_under_the_same_identity_is_left_alone, another_nodes_lease_with_equal_attributes_is_left_alone,
 };
+pub use watcher::Watcher;
 pub use watching::{
     a_bad_record_is_present_and_hurts_no_other, an_expired_lease_goes_and_its_subnet_is_free,
     an_outage_is_said_and_over_when_it_ends, watch_begins_with_everything_in_order_of_creation,
