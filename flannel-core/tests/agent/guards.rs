@@ -178,16 +178,6 @@ async fn few_and_slow_removals_never_wait() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn most_peers_that_are_deleted_one_by_one_at_once_wait_as_those_of_a_list() {
-    let (node, agent) = Node::ready_beside(1..=20).await;
-    let begun = Instant::now();
-    node.leave(1..=20);
-    agent.until(|status| status.withheld.len() == 20).await;
-    eventually("they go", || (1..=20).all(|n| !node.has_route(subnet(n)))).await;
-    assert!((60.0..62.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
-}
-
 fn bad(n: u8) -> BadRecord {
     BadRecord { reason: "torn".to_owned(), subnets: Dual { v4: Some(subnet(n)), v6: None } }
 }

@@ -10,9 +10,7 @@ use std::process::Command;
 
 use testkit::Namespace;
 
-use crate::harness::{BINARY, PATIENCE, Site, command, owned, run};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+use crate::harness::{BINARY, PATIENCE, Site, VXLAN, command, owned, run};
 
 #[test]
 fn a_bad_command_line_exits_with_2_and_names_the_flag() {

@@ -3,9 +3,7 @@
 use nix::sys::signal::Signal;
 use testkit::VxlanLink;
 
-use crate::harness::{Agent, Site, read, routes};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+use crate::harness::{Agent, Site, VXLAN, read, routes};
 
 #[test]
 fn status_explain_and_metrics_tell_of_the_running_agent() {
@@ -53,8 +51,7 @@ fn plan_shows_what_a_start_would_do_and_touches_nothing() {
     let fresh = site.run(1, &["plan"]);
     assert_eq!(fresh.code, Some(0), "{fresh:?}");
     assert!(fresh.out.contains("no lease of this node"), "{}", fresh.out);
-    let agent = site.start(1, &[]);
-    agent.until_ready();
+    let agent = site.start(1, &[]).ready();
     agent.end(Signal::SIGTERM);
     assert_eq!(site.run(1, &["plan"]).out, "nothing to do\n");
     site.ns(1).delete_link("flannel.1").unwrap();
@@ -98,8 +95,7 @@ fn cleanup_removes_what_is_ours_and_nothing_else_and_may_be_repeated() {
 #[test]
 fn cleanup_works_without_the_store() {
     let site = Site::new(1, VXLAN);
-    let agent = site.start(1, &["-ip-blackhole-route"]);
-    agent.until_ready();
+    let agent = site.start(1, &["-ip-blackhole-route"]).ready();
     agent.end(Signal::SIGTERM);
     std::fs::write(site.path("store/config.json"), "{").unwrap();
     let cleaned = site.run(1, &["cleanup"]);

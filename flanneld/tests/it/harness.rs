@@ -15,6 +15,8 @@ use tempfile::TempDir;
 use testkit::{Families, Namespace, Pod, PodNet, Process, Underlay};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_flanneld");
 
 /// Nodes, and the directory that is their lease store.
@@ -181,6 +183,12 @@ impl Agent {
             self.messages.push('\n');
         }
         &self.messages
+    }
+
+    /// The same once it is ready.
+    pub(crate) fn ready(self) -> Self {
+        self.until_ready();
+        self
     }
 
     /// Waits for `/readyz`.

@@ -10,10 +10,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Agent, BINARY, bare, routes, side_by_side};
+use crate::harness::{Agent, BINARY, VXLAN, bare, routes, side_by_side};
 use crate::store::{Cluster, SUBNETS, status};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
 /// An agent whose files are on a small disk of its own, which nobody else sees.
 struct OnSmallDisk {
