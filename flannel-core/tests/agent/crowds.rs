@@ -39,8 +39,7 @@ async fn a_thousand_nodes_that_join_within_ten_seconds_are_programmed_everywhere
     let start = async |n: u8| {
         let node = Node::new(200 + n, &store, &clock);
         let seen = Away::new(&node.store);
-        let agent = node.run_over(&seen);
-        agent.ready().await;
+        let agent = node.run_over(&seen).once_ready().await;
         (node, agent, seen)
     };
     let mut nodes = Vec::new();

@@ -98,8 +98,7 @@ async fn remove_leaves_nothing_and_gives_the_lease_back() {
     let before = node.kernel.snapshot();
     node.join(1..=20);
     let file = env_file(&dir);
-    let agent = node.run_as(node.builder().teardown(Teardown::Remove).subnet_env(file.clone()));
-    agent.ready().await;
+    let agent = node.run_as(node.builder().teardown(Teardown::Remove).subnet_env(file.clone())).once_ready().await;
     eventually("subnet.env is there", || file.path.exists()).await;
     // The first look of the end fails, and one write is refused: both are tried again.
     pass(1.0).await;
@@ -303,8 +302,7 @@ async fn cancelled_while_it_takes_its_lease_it_gives_it_back() {
         node.join([1]);
         let file = env_file(&dir);
         let before = node.kernel.snapshot();
-        let agent = node.run_as(node.builder().subnet_env(file.clone()));
-        agent.ready().await;
+        let agent = node.run_as(node.builder().subnet_env(file.clone())).once_ready().await;
         eventually("subnet.env is there", || file.path.exists()).await;
         agent.cancelled().await.unwrap();
         let store = Away::new(&node.store);
@@ -364,8 +362,7 @@ async fn a_subnet_env_that_cannot_be_removed_is_an_error_and_the_lease_is_given_
     assert!(matches!(&outcome, Err(OverlayError::SubnetEnv { path, .. }) if *path == file.path), "{outcome:?}");
     assert_eq!(node.record(), None);
     let builder = node.builder().subnet_env(file).teardown(Teardown::Remove);
-    let agent = node.run_as(builder);
-    agent.ready().await;
+    let agent = node.run_as(builder).once_ready().await;
     assert!(matches!(agent.cancelled().await, Err(OverlayError::SubnetEnv { .. })));
     assert_eq!(node.record(), None);
 }
@@ -424,8 +421,7 @@ async fn a_round_that_was_cut_off_does_not_go_on_beside_the_removal() {
     let kernel = Stuck { kernel: node.kernel.clone(), stuck, under_way, beside: Arc::clone(&beside) };
     let kernel = Arc::new(kernel);
     let builder = node.builder().teardown(Teardown::Remove);
-    let agent = node.run_on(builder, Arc::clone(&kernel) as _, Arc::new(node.store.clone()));
-    agent.ready().await;
+    let agent = node.run_on(builder, Arc::clone(&kernel) as _, Arc::new(node.store.clone())).once_ready().await;
     pass(1.0).await;
     kernel.stuck.store(true, Ordering::Relaxed);
     node.join([1]);
@@ -446,8 +442,7 @@ async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
         },
         ..Altered::of(Tunnel)
     };
-    let mut agent = node.run_as(node.builder_with(fragile));
-    agent.ready().await;
+    let mut agent = node.run_as(node.builder_with(fragile)).once_ready().await;
     let writes = node.kernel.writes();
     let handle = agent.handle.clone();
     let waiting = tokio::spawn(async move { handle.wait_for(|status| status.peers.accepted == 9).await });

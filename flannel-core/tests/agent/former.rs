@@ -200,8 +200,7 @@ async fn a_removal_is_not_kept_from_the_present_network_by_who_has_the_former_on
 async fn nobody_moves_into_a_former_network_before_it_is_clear() {
     let moved = Moved::new().await;
     moved.node.kernel.refuse_if(refused_in("10.42.7."));
-    let agent = moved.run();
-    agent.ready().await;
+    let agent = moved.run().once_ready().await;
     assert!(matches!(moved.claim("10.42.0.0/16").await, Err(KernelError::Conflict { .. })));
     moved.node.kernel.obey();
     agent.until(settled).await;

@@ -146,9 +146,7 @@ impl Node {
 
     /// Starts an agent and waits until it is ready.
     pub(crate) async fn run_ready(&self) -> Agent {
-        let agent = self.run();
-        agent.ready().await;
-        agent
+        self.run().once_ready().await
     }
 
     pub(crate) fn run_as(&self, builder: Builder) -> Agent {
@@ -226,6 +224,12 @@ impl Agent {
             Ok(Err(_)) => panic!("the agent ended: {:?}", self.status()),
             Err(_) => panic!("the status never was as awaited: {:?}", self.status()),
         }
+    }
+
+    /// The same once it is ready.
+    pub(crate) async fn once_ready(self) -> Self {
+        self.ready().await;
+        self
     }
 
     pub(crate) async fn ready(&self) -> Status {

@@ -277,8 +277,7 @@ async fn a_start_that_is_undone_gives_back_its_own_lease_and_not_an_equal_one() 
 async fn an_agent_gives_back_its_own_lease_and_not_an_equal_one_whatever_answers_are_lost() {
     let anew = Anew::after(bare()).await;
     let store = Away::new(&anew.node.store);
-    let agent = anew.run(anew.node.builder_with(bare()).teardown(Teardown::Remove), &store);
-    agent.ready().await;
+    let agent = anew.run(anew.node.builder_with(bare()).teardown(Teardown::Remove), &store).once_ready().await;
     store.delay(Duration::from_secs(3600));
     let is_renewed = || anew.node.leases().len() == 2 && store.calls.load(Ordering::Relaxed) > 3;
     pass(TTL.as_secs_f64() * 0.95).await;

@@ -1,19 +1,16 @@
 //! A store whose watch lags behind its calls.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flannel_core::lease::LeaseEvent;
 use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::Event;
-use flannel_core::subnet::{SubnetError, SubnetManager};
-use flannel_core::testing::{Call, MemorySubnets, StoreDouble};
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::node::{Node, add_defaults, eventually, pass, public, subnet};
+use crate::storms::Away;
+use crate::watch::{Watch, Watched};
 
 /// How far the watch lags: longer than any back-off of the agent, and than the time between two audits.
 const LAG: Duration = Duration::from_secs(90);
@@ -24,55 +21,30 @@ const ADDRESSES: [u8; 4] = [77, 78, 79, 80];
 const SOONEST: u64 = 45;
 
 /// Calls are answered at once. What the watch shows is as old as [`LAG`], but for the first list.
-#[derive(Clone)]
-struct Lagging {
-    store: MemorySubnets,
-    writes: Arc<AtomicU64>,
-}
-
-impl StoreDouble for Lagging {
-    type Store = MemorySubnets;
-
-    fn store(&self) -> &MemorySubnets {
-        &self.store
-    }
-
-    async fn call<A: Send>(
-        &self,
-        call: Call<'_>,
-        answer: impl Future<Output = Result<A, SubnetError>> + Send,
-    ) -> Result<A, SubnetError> {
-        self.writes.fetch_add(matches!(call, Call::Acquire(_) | Call::Renew(_)).into(), Ordering::Relaxed);
-        answer.await
-    }
-
-    fn watch_with(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        let (late, mut shown) = tokio::sync::mpsc::unbounded_channel();
-        let mut events = self.store.watch();
-        tokio::spawn(async move {
-            let mut first = true;
-            while let Some(event) = events.next().await {
-                let lag = if std::mem::take(&mut first) { Duration::ZERO } else { LAG };
-                if late.send((Instant::now() + lag, event)).is_err() {
-                    return;
-                }
+fn late(mut events: Watch) -> Watch {
+    let (late, mut shown) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut first = true;
+        while let Some(event) = events.next().await {
+            let lag = if std::mem::take(&mut first) { Duration::ZERO } else { LAG };
+            if late.send((Instant::now() + lag, event)).is_err() {
+                return;
             }
-        });
-        let next = async move || {
-            let (due, event) = shown.recv().await?;
-            sleep_until(due).await;
-            Some(event)
-        };
-        futures_util::stream::unfold(next, |mut next| async move { next().await.map(|event| (event, next)) }).boxed()
-    }
+        }
+    });
+    let next = async move || {
+        let (due, event) = shown.recv().await?;
+        sleep_until(due).await;
+        Some(event)
+    };
+    futures_util::stream::unfold(next, |mut next| async move { next().await.map(|event| (event, next)) }).boxed()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_lags_costs_the_node_no_lease_and_no_write_and_its_peers_come_in_the_end() {
     let node = Node::with_ttl(Duration::from_secs(100));
-    let store = Lagging { store: node.store.clone(), writes: Arc::default() };
-    let mut agent = node.run_over(&store);
-    agent.ready().await;
+    let store = Away::new(&node.store);
+    let mut agent = node.run_over(&Watched::new(&store, late)).once_ready().await;
     let subnets = node.record().unwrap().subnets;
     let (writes, begun) = (store.writes.load(Ordering::Relaxed), Instant::now());
     // What the node publishes changes again and again; the watch shows each former state long after it.

@@ -26,6 +26,8 @@ pub(crate) struct Away {
     pub(crate) calls: Arc<AtomicU64>,
     /// Those of them that asked for a lease.
     pub(crate) acquires: Arc<AtomicU64>,
+    /// Those that asked for one, renewed one or gave one back.
+    pub(crate) writes: Arc<AtomicU64>,
     /// What becomes of the next of those.
     faults: Arc<Mutex<VecDeque<Fault>>>,
     /// Whether nobody may read its configuration.
@@ -42,6 +44,7 @@ impl Away {
             delay: Arc::default(),
             calls: Arc::default(),
             acquires: Arc::default(),
+            writes: Arc::default(),
             faults: Arc::default(),
             mute: Arc::default(),
             asked: Arc::default(),
@@ -101,7 +104,9 @@ impl StoreDouble for Away {
         // On a clock that stands still an agent that spins would do so for ever.
         assert!(self.calls.fetch_add(1, Ordering::Relaxed) < 100_000, "somebody spins");
         let (acquires, asks) = (matches!(call, Call::Acquire(_)), matches!(call, Call::NetworkConfig));
+        let writes = acquires || matches!(call, Call::Renew(_) | Call::Release);
         self.acquires.fetch_add(acquires.into(), Ordering::Relaxed);
+        self.writes.fetch_add(writes.into(), Ordering::Relaxed);
         if *self.away.borrow() {
             return Err(gone());
         }
@@ -115,7 +120,7 @@ impl StoreDouble for Away {
             self.store.fail_next(self.faults.lock().unwrap().pop_front());
         }
         let answer = answer.await;
-        if matches!(call, Call::Acquire(_) | Call::Renew(_) | Call::Release) {
+        if writes {
             tokio::time::sleep(Duration::from_millis(self.delay.load(Ordering::Relaxed))).await;
         }
         answer
@@ -152,8 +157,7 @@ async fn an_hour_without_the_store_and_a_hundred_thousand_events_stay_bounded() 
     let node = Node::with_ttl(Duration::from_secs(7200));
     node.join(1..=20);
     let store = Away::new(&node.store);
-    let mut agent = node.run_over(&store);
-    agent.ready().await;
+    let mut agent = node.run_over(&store).once_ready().await;
     let (writes, calls) = (node.kernel.writes(), store.calls.load(Ordering::Relaxed));
     agent.drain();
     log.take();

@@ -92,8 +92,7 @@ async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
         },
         ..Altered::of(Tunnel)
     };
-    let mut agent = node.run_as(node.builder_with(wary));
-    agent.ready().await;
+    let mut agent = node.run_as(node.builder_with(wary)).once_ready().await;
     node.kernel.add_address("eth0", "198.51.100.7/24".parse().unwrap()).unwrap();
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
     let told = agent.event(|event| matches!(event, Event::AdvertiseFailed(_) | Event::KernelTrouble(_))).await;
@@ -166,15 +165,13 @@ async fn a_status_that_is_kept_holds_up_neither_the_work_nor_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_what_does_not_come_is_told_of_the_end() {
-    let agent = Node::alone().run();
-    agent.ready().await;
+    let agent = Node::alone().run().once_ready().await;
     let handle = agent.handle.clone();
     let never = tokio::spawn(async move { handle.wait_for(|status| status.peers.accepted == 7).await });
     agent.cancelled().await.unwrap();
     assert_eq!(never.await.unwrap(), Err(Ended));
     // One that was cut off says so too.
-    let agent = Node::alone().run();
-    agent.ready().await;
+    let agent = Node::alone().run().once_ready().await;
     let (handle, mut follower) = (agent.handle.clone(), agent.handle.clone());
     let over = tokio::spawn(async move { handle.wait_for(|status| status.phase == Phase::Stopped).await });
     let follower = tokio::spawn(async move { while follower.changed().await.is_ok() {} });

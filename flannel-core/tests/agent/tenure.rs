@@ -260,8 +260,7 @@ async fn two_agents_of_one_name_take_turns_ever_more_slowly_and_say_so() {
     twin.store.clone_from(&node.store);
     let stores = [Away::new(&node.store), Away::new(&node.store)];
     let [one, two] = &stores;
-    let agent = node.run_over(one);
-    agent.ready().await;
+    let agent = node.run_over(one).once_ready().await;
     let rival = twin.run_over(two);
     pass(60.0).await;
     let calls = |stores: &[Away; 2]| stores.iter().map(|store| store.calls.load(Ordering::Relaxed)).sum::<u64>();

@@ -33,8 +33,7 @@ fn leased() -> Node {
 #[tokio::test(start_paused = true)]
 async fn a_virtual_address_moves_no_node() {
     let node = leased();
-    let mut agent = run_by_address(&node);
-    agent.ready().await;
+    let mut agent = run_by_address(&node).once_ready().await;
     node.kernel.add_address("eth0", "192.0.2.3/32".parse().unwrap()).unwrap();
     node.kernel.add_address("eth0", "fd99::3/128".parse().unwrap()).unwrap();
     pass(60.0).await;
@@ -47,8 +46,7 @@ async fn a_virtual_address_moves_no_node() {
 #[tokio::test(start_paused = true)]
 async fn an_address_that_comes_back_within_seconds_was_never_given_up() {
     let node = Node::alone();
-    let mut agent = run_by_address(&node);
-    agent.ready().await;
+    let mut agent = run_by_address(&node).once_ready().await;
     node.kernel.add_address("eth0", "192.0.2.3/24".parse().unwrap()).unwrap();
     for _ in 0..5 {
         node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
@@ -85,8 +83,7 @@ async fn a_default_route_that_moves_for_a_moment_moves_no_node() {
 async fn an_address_that_another_record_publishes_is_never_taken_over() {
     let node = Node::alone();
     node.join([3]);
-    let agent = run_by_address(&node);
-    agent.ready().await;
+    let agent = run_by_address(&node).once_ready().await;
     node.kernel.add_address("eth0", "192.0.2.3/24".parse().unwrap()).unwrap();
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
     pass(60.0).await;

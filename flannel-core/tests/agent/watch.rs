@@ -6,32 +6,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use flannel_core::lease::LeaseEvent;
 use flannel_core::overlay::Contact;
 use flannel_core::subnet::{SubnetError, SubnetManager};
-use flannel_core::testing::{MemorySubnets, StoreDouble};
+use flannel_core::testing::StoreDouble;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
 use crate::node::{Node, pass, subnet};
 
-type Watch = BoxStream<'static, Result<LeaseEvent, SubnetError>>;
+pub(crate) type Watch = BoxStream<'static, Result<LeaseEvent, SubnetError>>;
 
 /// A store whose watches are changed on their way.
 #[derive(Clone)]
-pub(crate) struct Watched {
-    store: MemorySubnets,
+pub(crate) struct Watched<S> {
+    store: S,
     change: fn(Watch) -> Watch,
     watches: Arc<AtomicUsize>,
 }
 
-impl Watched {
-    pub(crate) fn new(store: &MemorySubnets, change: fn(Watch) -> Watch) -> Self {
+impl<S: Clone> Watched<S> {
+    pub(crate) fn new(store: &S, change: fn(Watch) -> Watch) -> Self {
         Self { store: store.clone(), change, watches: Arc::default() }
     }
 }
 
-impl StoreDouble for Watched {
-    type Store = MemorySubnets;
+impl<S: SubnetManager> StoreDouble for Watched<S> {
+    type Store = S;
 
-    fn store(&self) -> &MemorySubnets {
+    fn store(&self) -> &S {
         &self.store
     }
 
@@ -44,8 +44,7 @@ impl StoreDouble for Watched {
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_ends_is_opened_again() {
     let node = Node::alone();
-    let agent = node.run_over(&Watched::new(&node.store, |watch| watch.take(2).boxed()));
-    agent.ready().await;
+    let agent = node.run_over(&Watched::new(&node.store, |watch| watch.take(2).boxed())).once_ready().await;
     node.join([1]);
     agent.until(|status| matches!(&status.store, Contact::Lost { error, .. } if error.contains("ended"))).await;
     node.join([2]);
