@@ -9,6 +9,7 @@ mod away;
 mod crowds;
 mod direct;
 mod ending;
+mod env_file;
 mod fights;
 mod former;
 mod gateway;

@@ -12,8 +12,7 @@ fn status_explain_and_metrics_tell_of_the_running_agent() {
     assert_eq!(down.code, Some(1));
     assert!(down.err.contains("not reached at 127.0.0.1:9472"), "{}", down.err);
 
-    let agents = [site.start(1, &[]), site.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [site.start(1, &[]), site.start(2, &[])].map(Agent::ready);
     agents[0].until("told of its peer", || site.run(1, &["explain", "10.89.0.12"]).code == Some(0));
     std::fs::write(site.path("store/leases/bad.json"), "{}").unwrap();
     agents[0].until("told of the bad record", || site.run(1, &["status"]).out.contains("1 records quarantined"));
@@ -69,8 +68,7 @@ fn cleanup_removes_what_is_ours_and_nothing_else_and_may_be_repeated() {
     let ns = site.ns(1);
     let before = routes(ns);
     ns.add_vxlan("foreign", &VxlanLink { vni: 9, ..VxlanLink::default() }, None).unwrap();
-    let agents = [site.start(1, &[]), site.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [site.start(1, &[]), site.start(2, &[])].map(Agent::ready);
     agents[0].until("told of its peer", || routes(ns).contains("10.244."));
 
     let refused = site.run(1, &["cleanup"]);

@@ -12,8 +12,7 @@ use crate::store::{Cluster, ENDPOINT, SUBNETS, reaches, status};
 #[test]
 fn agents_share_etcd_survive_its_death_and_keep_their_leases() {
     let mut cluster = Cluster::new(2, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let env = [1, 2].map(|nth| read(&cluster.site.subnet_file(nth)));
     assert_ne!(env[0], env[1]);
     agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
@@ -121,8 +120,7 @@ fn a_configuration_that_is_absent_is_waited_for_and_a_bad_one_ends_the_agent() {
 #[test]
 fn a_lease_lost_after_the_network_changed_is_not_taken_in_the_other_network() {
     let cluster = Cluster::new(2, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
     let before = (routes(cluster.ns(1)), read(&cluster.site.subnet_file(1)));
     cluster.configure(&VXLAN.replace("10.244", "10.245"));
@@ -174,8 +172,7 @@ const MOST_LINES: usize = 10;
 #[test]
 fn an_outage_of_etcd_costs_no_packet_few_lines_and_is_over_within_seconds() {
     let mut cluster = Cluster::placed(3, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
     reaches(&pods[0], &pods[1]);
     let keys = [1, 2].map(|nth| cluster.keys_of(nth));
@@ -232,8 +229,7 @@ fn a_node_that_was_frozen_until_another_had_its_subnet_gives_it_up_and_takes_ano
 /// Node 1 is out of reach for longer than its lease lasts.
 fn outlived_by_its_subnet(leave: impl Fn(&Cluster, &Agent), come_back: impl Fn(&Cluster, &Agent)) {
     let cluster = Cluster::new(3, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let former = cluster.subnet(1);
     agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
     let before = routes(cluster.ns(1));

@@ -19,8 +19,7 @@ const NFT: &str = r#"{"EnableNFTables":true,"Network":"10.244.0.0/16","SubnetLen
 #[test]
 fn a_guarded_port_takes_no_packet_of_a_stranger_and_those_of_every_peer() {
     let cluster = Cluster::new(3, NFT);
-    let agents = [cluster.start(1, &["-vxlan-guard"]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let _agents = [cluster.start(1, &["-vxlan-guard"]), cluster.start(2, &[])].map(Agent::ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
     reaches(&pods[0], &pods[1]);
     reaches(&pods[1], &pods[0]);

@@ -106,8 +106,7 @@ fn a_signal_while_waiting_ends_at_once() {
 fn other_backends_run_too() {
     for (kind, programmed) in [("host-gw", true), ("alloc", false)] {
         let site = Site::new(2, &VXLAN.replace("vxlan", kind));
-        let agents = [site.start(1, &[]), site.start(2, &[])];
-        agents.iter().for_each(Agent::until_ready);
+        let agents = [site.start(1, &[]), site.start(2, &[])].map(Agent::ready);
         let peer = subnet(&read(&site.subnet_file(2)));
         let route = format!("{peer} via 10.89.0.12 dev eth0");
         match programmed {

@@ -94,8 +94,7 @@ fn hostile(own: &str, other: &str) -> Vec<(String, String)> {
 #[test]
 fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     let cluster = Cluster::placed(2, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
     reaches(&pods[0], &pods[1]);
     let mac = |nth: usize| cluster.ns(nth).link("flannel.1").unwrap().mac.unwrap().to_string();
