@@ -11,7 +11,8 @@ use crate::lease::{Lease, LeaseKey, Record};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::text::chain;
 
-/// The first event is a [`LeaseEvent::Reset`] with all records, the own one too, and `created` grows in their order.
+/// The first event is a [`Reset`](crate::lease::LeaseEvent::Reset) with all records, the own one too, and `created` grows
+/// in their order.
 pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
