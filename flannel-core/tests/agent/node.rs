@@ -104,7 +104,7 @@ impl Node {
         Self::new(200, &MemorySubnets::with_ttl(config(), None, Arc::clone(&clock) as _), &clock)
     }
 
-    /// The same with peers of these numbers, and an agent that is ready.
+    /// The same node with peers of these numbers, and an agent that is ready.
     pub(crate) async fn ready_beside(peers: impl IntoIterator<Item = u8>) -> (Self, Agent) {
         let node = Self::alone();
         node.join(peers);
@@ -112,7 +112,7 @@ impl Node {
         (node, agent)
     }
 
-    /// The same with leases that last so long.
+    /// Node 200 in a network of its own, whose leases last so long.
     pub(crate) fn with_ttl(ttl: Duration) -> Self {
         let clock = Arc::new(TokioClock::new());
         Self::new(200, &MemorySubnets::with_ttl(config(), Some(ttl), Arc::clone(&clock) as _), &clock)
