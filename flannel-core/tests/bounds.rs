@@ -1,8 +1,8 @@
 //! What a whole agent costs, whatever the store holds. Alone in its process: it measures the process.
 #![cfg(all(target_os = "linux", feature = "testing"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 /// Nobody reads the log here.
-#[cfg(test)]
 mod log {
     pub(crate) struct Log;
 
@@ -10,23 +10,19 @@ mod log {
         pub(crate) fn install() {}
     }
 }
-#[cfg(test)]
 #[path = "agent/node.rs"]
 #[expect(dead_code, reason = "shared with the tests of the agent's reactions")]
 mod node;
-#[cfg(test)]
 #[path = "agent/tunnel.rs"]
 mod tunnel;
 
 use std::sync::{Arc, OnceLock};
 
-use async_trait::async_trait;
-use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::overlay::Status;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use flannel_core::testing::MemorySubnets;
+use flannel_core::subnet::{SubnetError, SubnetManager};
+use flannel_core::testing::{MemorySubnets, StoreDouble};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use node::{Node, pass, peer, public, subnet};
@@ -140,38 +136,20 @@ impl Hostile {
 
 /// A store that holds hostile records beside good ones. They come into being when they are told, so that they are nobody's
 /// but the agent's.
+#[derive(Clone)]
 struct Flooded {
     store: MemorySubnets,
     hostile: Hostile,
 }
 
-#[async_trait]
-impl SubnetManager for Flooded {
-    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
-        self.store.this_node().await
+impl StoreDouble for Flooded {
+    type Store = MemorySubnets;
+
+    fn store(&self) -> &MemorySubnets {
+        &self.store
     }
 
-    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        self.store.network_config().await
-    }
-
-    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
-        self.store.previous(node).await
-    }
-
-    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        self.store.acquire(node, want).await
-    }
-
-    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
-        self.store.renew(lease).await
-    }
-
-    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
-        self.store.release(lease).await
-    }
-
-    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    fn watch_with(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         let (mut good, list, storm) = (self.store.watch(), self.hostile.clone(), self.hostile.clone());
         let first = async move {
             let mut records = Vec::with_capacity(list.listed + 100);
@@ -187,7 +165,6 @@ impl SubnetManager for Flooded {
 }
 
 /// The field of `/proc/self/status`, in bytes.
-#[cfg(test)]
 fn resident(field: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("this test needs /proc");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field of proc(5)");
@@ -195,7 +172,6 @@ fn resident(field: &str) -> usize {
     kib * 1024
 }
 
-#[cfg(test)]
 async fn survives(hostile: Hostile) -> Result<(), TestCaseError> {
     let node = Node::alone();
     node.join(GOOD);
@@ -204,7 +180,7 @@ async fn survives(hostile: Hostile) -> Result<(), TestCaseError> {
     // What an earlier case left behind in the allocator counts for this one.
     static BEFORE: OnceLock<usize> = OnceLock::new();
     let before = *BEFORE.get_or_init(|| resident("VmHWM:"));
-    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    let agent = node.run_over(&store);
     let status = agent.ready().await;
     prop_assert!(GOOD.into_iter().all(|n| node.has_route(subnet(n))));
     prop_assert!(status.quarantined.len() <= Status::MAX_QUARANTINED);

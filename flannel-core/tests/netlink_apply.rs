@@ -1,14 +1,14 @@
 //! Plans against the real kernel.
 #![cfg(all(target_os = "linux", feature = "netlink"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-#[cfg(test)]
 mod lab;
 
 use flannel_core::kernel::{
     EEXIST, Kernel, KernelError, LinkId, LinkKind, Op, Route, RouteKey, RouteKind, RouteSlot, State,
 };
 use flannel_core::net::{Family, MacAddr, Prefix};
-use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, index_of, ip, peer, subnet};
+use lab::{DUAL, Overlay, V4, V6, bridge, in_lab, in_overlay, index_of, ip, peer, subnet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use testkit::Namespace;
@@ -18,9 +18,7 @@ const OWN: LinkId = LinkId::Own(0);
 #[test]
 fn what_was_applied_is_seen_again_for_each_choice_of_families() {
     for families in [V4, V6, DUAL] {
-        in_lab(move |lab| async move {
-            let overlay = Overlay::vxlan(families, 200);
-            lab.converge(&overlay).await;
+        in_overlay(families, 200, move |lab, overlay| async move {
             let seen = lab.kernel.observe(&overlay.scope).await.unwrap();
             assert_eq!(seen.fdb, overlay.wanted.fdb);
             assert_eq!(seen.neighbours, overlay.wanted.neighbours);
@@ -32,9 +30,7 @@ fn what_was_applied_is_seen_again_for_each_choice_of_families() {
 
 #[test]
 fn a_fresh_process_sees_what_an_earlier_one_wrote() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(DUAL, 20);
-        lab.converge(&overlay).await;
+    in_overlay(DUAL, 20, |lab, overlay| async move {
         drop(lab);
         let lab = lab::Lab { kernel: flannel_core::netlink::NetlinkKernel::new().unwrap() };
         lab.assert_converged(&overlay).await;
@@ -43,9 +39,7 @@ fn a_fresh_process_sees_what_an_earlier_one_wrote() {
 
 #[test]
 fn a_device_is_what_flannel_makes_and_carries_the_mark() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 1, |_lab, overlay| async move {
         let text = ip("-d link show dev flannel.1");
         let group = format!("group {}", overlay.scope.overlay.mark());
         for part in ["mtu 1450", "vxlan id 1 local 192.0.2.1 dev up0", "dstport 8472", "nolearning", &group] {
@@ -82,9 +76,7 @@ fn peers_go_and_come_and_the_device_goes_last() {
 
 #[test]
 fn a_changed_peer_is_replaced_in_place() {
-    in_lab(|lab| async move {
-        let mut overlay = Overlay::vxlan(V4, 3);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 3, |lab, mut overlay| async move {
         let new_mac = MacAddr([2, 9, 9, 9, 9, 9]);
         let (key, _) = peer(Family::V4, OWN, 2).neighbour.unwrap();
         let (fdb, dst) = peer(Family::V4, OWN, 2).fdb.unwrap();
@@ -99,9 +91,7 @@ fn a_changed_peer_is_replaced_in_place() {
 
 #[test]
 fn a_device_is_renamed_readdressed_resized_marked_and_set_up_again() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 5);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 5, |lab, overlay| async move {
         for damage in [
             "link set flannel.1 mtu 1300",
             "link set flannel.1 address 02:00:00:00:00:99",
@@ -168,9 +158,7 @@ fn a_device_of_ours_that_reports_misses_is_made_anew() {
 
 #[test]
 fn a_renamed_device_is_renamed_back_while_it_is_up() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 2);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 2, |lab, overlay| async move {
         ip("link set flannel.1 down");
         ip("link set flannel.1 name other0");
         ip("link set other0 up");
@@ -181,9 +169,7 @@ fn a_renamed_device_is_renamed_back_while_it_is_up() {
 
 #[test]
 fn a_device_with_another_vni_under_our_mark_is_made_anew() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 2);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 2, |lab, overlay| async move {
         let mut other = overlay.clone();
         for device in &mut other.scope.devices {
             let LinkKind::Vxlan(vxlan) = &mut device.kind else { unreachable!() };
@@ -274,9 +260,7 @@ fn a_device_that_was_not_made_is_refused_and_what_is_on_it_is_skipped() {
 
 #[test]
 fn a_full_send_of_refusals_is_reported_one_by_one() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 300);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 300, |lab, overlay| async move {
         let ops = overlay
             .wanted
             .routes
@@ -293,9 +277,7 @@ fn a_full_send_of_refusals_is_reported_one_by_one() {
 
 #[test]
 fn strangers_objects_are_seen_as_what_they_are_and_left_alone() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(DUAL, 4);
-        lab.converge(&overlay).await;
+    in_overlay(DUAL, 4, |lab, overlay| async move {
         ip("route add 10.0.2.0/24 via 192.0.2.9 metric 50");
         ip("route add 10.0.77.0/24 via 192.0.2.9");
         ip("route add 10.0.78.0/24 nexthop via 192.0.2.9 nexthop via 192.0.2.10");
@@ -326,9 +308,7 @@ fn strangers_objects_are_seen_as_what_they_are_and_left_alone() {
 
 #[test]
 fn a_route_of_another_owner_survives_our_delete() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 1, |lab, overlay| async move {
         ip("route replace 10.0.1.0/24 via 192.0.2.9 proto static");
         let (prefix, route) = peer(Family::V4, OWN, 1).routes[0];
         let ops = vec![Op::DeleteRoute { prefix, route }];
@@ -448,9 +428,7 @@ fn several_routes_to_a_prefix_come_and_go_by_table_metric_and_source() {
 
 #[test]
 fn a_forwarding_entry_with_its_own_port_is_made_right() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 1, |lab, overlay| async move {
         bridge("fdb replace 02:04:00:00:00:01 dev flannel.1 dst 172.16.0.1 port 9 self permanent");
         assert!(!lab.plan(&overlay).await.is_empty());
         lab.converge(&overlay).await;
@@ -497,9 +475,7 @@ fn all_of_it_works_in_an_unprivileged_user_namespace() {
 
 #[test]
 fn what_is_seen_while_links_come_and_go_is_complete() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(DUAL, 100);
-        lab.converge(&overlay).await;
+    in_overlay(DUAL, 100, |lab, overlay| async move {
         let churn = std::thread::spawn(|| {
             for _ in 0..60 {
                 ip("link add pod0 type veth peer name pod1");
@@ -524,11 +500,9 @@ fn what_is_seen_while_links_come_and_go_is_complete() {
 }
 
 /// As many peers as are not yet many.
-#[cfg(test)]
 const FEW: u32 = 16_384;
 
 /// The scopes of the routes to some peers.
-#[cfg(test)]
 fn scopes(peers: impl IntoIterator<Item = u32>) -> Vec<u8> {
     peers
         .into_iter()
@@ -581,9 +555,7 @@ fn routes_have_scopes_only_where_there_are_many_and_keep_the_ones_they_have() {
 
 #[test]
 fn a_start_with_many_peers_spreads_all_routes_and_go_flannel_takes_them_over() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, FEW + 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, FEW + 1, |lab, overlay| async move {
         let some = [1, 2, 3, FEW];
         assert_eq!(scopes(some), some.map(|n| Route::scope_for(&subnet(Family::V4, n))));
         // As Go flannel does when it starts.
@@ -625,9 +597,7 @@ fn the_kernels_lock_in_others_hands_delays_writes_and_loses_none() {
 
 #[test]
 fn a_device_that_somebody_took_out_of_its_group_or_gave_another_alias_is_still_seen_as_the_overlays_device() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 1, |lab, overlay| async move {
         let wanted = &overlay.wanted.links[&OWN];
         for (act, undo) in [
             ("group 0".to_owned(), format!("group {}", wanted.group)),

@@ -1,7 +1,7 @@
 //! What the real kernel costs, whatever happens. Alone in its process: it measures the process.
 #![cfg(all(target_os = "linux", feature = "netlink"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-#[cfg(test)]
 mod lab;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use flannel_core::kernel::{Hint, Kernel, Residence};
 use flannel_core::netlink::NetlinkKernel;
 use futures_util::{FutureExt, StreamExt};
-use lab::{Overlay, V4, in_lab, index_of, ip};
+use lab::{Overlay, V4, in_lab, in_overlay, index_of, ip};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
@@ -23,7 +23,6 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Requests for routes to single addresses by way of 192.0.2.9, as `ip route add` and `del` send them, in sends of as many
 /// as a socket takes: half a million of them through `ip` would take a minute.
-#[cfg(test)]
 fn requests(verb: u16, dsts: impl Iterator<Item = Ipv4Addr>) -> Vec<Vec<u8>> {
     // include/uapi/linux/rtnetlink.h: header, `rtmsg` of IPv4 /32 in the main table by `boot`, `RTA_DST`, `RTA_GATEWAY`.
     let flags: u16 = if verb == RTM_NEWROUTE { 0x401 } else { 1 };
@@ -38,12 +37,9 @@ fn requests(verb: u16, dsts: impl Iterator<Item = Ipv4Addr>) -> Vec<Vec<u8>> {
     requests.chunks(1000).map(<[_]>::concat).collect()
 }
 
-#[cfg(test)]
 const RTM_NEWROUTE: u16 = 24;
-#[cfg(test)]
 const RTM_DELROUTE: u16 = 25;
 
-#[cfg(test)]
 fn send_all(socket: &Socket, sends: &[Vec<u8>]) {
     for send in sends {
         assert_eq!(socket.send(send, 0).unwrap(), send.len());
@@ -51,7 +47,6 @@ fn send_all(socket: &Socket, sends: &[Vec<u8>]) {
 }
 
 /// A socket of somebody else's in this network namespace.
-#[cfg(test)]
 fn others_socket() -> Socket {
     let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();
@@ -60,7 +55,6 @@ fn others_socket() -> Socket {
 }
 
 /// The `n`-th route of a router's table.
-#[cfg(test)]
 fn foreign(n: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x6440_0000 + n)
 }
@@ -68,9 +62,7 @@ fn foreign(n: u32) -> Ipv4Addr {
 #[test]
 fn a_routers_table_is_filtered_while_it_is_read() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 10);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 10, |lab, overlay| async move {
         send_all(&others_socket(), &requests(RTM_NEWROUTE, (0..FOREIGN).map(foreign)));
         // Without a gateway, and inside a connected prefix: both matter, wherever they stand in the table.
         ip("route add 203.0.113.0/24 dev up0");
@@ -131,9 +123,7 @@ fn a_million_events_become_one_hint_and_take_no_memory() {
 #[test]
 fn descriptors_do_not_add_up() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 1, |lab, overlay| async move {
         let open = || std::fs::read_dir("/proc/self/fd").expect("this test needs /proc").count();
         let _hints = lab.kernel.hints(&overlay.scope);
         lab.kernel.host_facts(&[]).await.unwrap();
@@ -154,14 +144,12 @@ fn descriptors_do_not_add_up() {
 }
 
 /// Makes the peak of resident memory what is resident now (proc(5), `clear_refs`), and says how much that is.
-#[cfg(test)]
 fn reset_peak() -> usize {
     std::fs::write("/proc/self/clear_refs", "5").expect("this test needs /proc/self/clear_refs");
     peak()
 }
 
 /// The peak of resident memory in bytes.
-#[cfg(test)]
 fn peak() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("this test needs /proc");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");

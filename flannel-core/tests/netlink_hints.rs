@@ -1,7 +1,7 @@
 //! Notifications of the real kernel.
 #![cfg(all(target_os = "linux", feature = "netlink"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-#[cfg(test)]
 mod lab;
 
 use std::sync::Arc;
@@ -11,10 +11,9 @@ use flannel_core::kernel::{FdbKey, Hint, Kernel, LinkId, LinkName, OverlayName, 
 use flannel_core::net::{Family, MacAddr};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, ip, peer};
+use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, in_overlay, ip, peer};
 
 /// The hints due to all that has happened so far.
-#[cfg(test)]
 async fn hints_so_far(lab: &Lab, hints: &mut BoxStream<'static, Hint>) -> Vec<Hint> {
     // The thread reads notifications before each command; the first may have come after it had done so.
     for _ in 0..2 {
@@ -127,7 +126,6 @@ fn a_strangers_change_amid_our_writes_is_not_lost() {
 }
 
 /// Another overlay, which a device and the routes of `overlay` are in the way of, and the other way round.
-#[cfg(test)]
 fn sibling_of(overlay: &Overlay) -> Overlay {
     let mut sibling = overlay.clone();
     let name = OverlayName::new("sibling").unwrap();
@@ -165,9 +163,7 @@ fn what_one_overlay_writes_is_hinted_at_once_to_another_on_the_same_kernel_and_n
 
 #[test]
 fn changes_of_the_host_are_told_from_changes_of_the_scope() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 3);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 3, |lab, overlay| async move {
         let mut hints = lab.kernel.hints(&overlay.scope);
         assert_eq!(hints_so_far(&lab, &mut hints).await, []);
         for (act, due) in [
@@ -202,9 +198,7 @@ fn changes_of_the_host_are_told_from_changes_of_the_scope() {
 
 #[test]
 fn what_is_nobodys_business_makes_no_hint() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(DUAL, 3);
-        lab.converge(&overlay).await;
+    in_overlay(DUAL, 3, |lab, overlay| async move {
         let mut hints = lab.kernel.hints(&overlay.scope);
         for act in [
             "link add pod0 type veth peer name pod1",
@@ -225,9 +219,7 @@ fn what_is_nobodys_business_makes_no_hint() {
 
 #[test]
 fn hints_merge_and_every_listener_gets_them() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 3);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 3, |lab, overlay| async move {
         let mut one = lab.kernel.hints(&overlay.scope);
         let mut other = lab.kernel.hints(&overlay.scope);
         hints_so_far(&lab, &mut one).await;
@@ -241,9 +233,7 @@ fn hints_merge_and_every_listener_gets_them() {
 
 #[test]
 fn a_listener_that_waits_is_woken_and_ends_with_the_kernel() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(V4, 1);
-        lab.converge(&overlay).await;
+    in_overlay(V4, 1, |lab, overlay| async move {
         let mut hints = lab.kernel.hints(&overlay.scope);
         hints_so_far(&lab, &mut hints).await;
         let waiting = tokio::spawn(async move {

@@ -1,7 +1,7 @@
 //! Facts, claims and namespaces of the real kernel.
 #![cfg(all(target_os = "linux", feature = "netlink"))]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
-#[cfg(test)]
 mod lab;
 
 use std::fs::File;
@@ -16,14 +16,13 @@ use flannel_core::kernel::{
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use futures_util::StreamExt;
-use lab::{DUAL, Overlay, PATIENCE, V4, in_lab, index_of, ip};
+use lab::{DUAL, Overlay, PATIENCE, V4, in_lab, in_overlay, index_of, ip};
 use testkit::Namespace;
 
 fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
     Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
 }
 
-#[cfg(test)]
 fn name(text: &str) -> OverlayName {
     OverlayName::new(text).unwrap()
 }
@@ -41,9 +40,7 @@ fn many_who_ask_the_kernel_at_once_wait_their_turn_and_are_all_answered() {
 
 #[test]
 fn facts_are_those_of_the_host_without_our_routes() {
-    in_lab(|lab| async move {
-        let overlay = Overlay::vxlan(DUAL, 20);
-        lab.converge(&overlay).await;
+    in_overlay(DUAL, 20, |lab, _overlay| async move {
         ip("route add default via 192.0.2.254 metric 7");
         ip("route add 198.51.100.0/24 via 192.0.2.253");
         ip("route add 192.0.2.128/25 via 192.0.2.252");
@@ -242,7 +239,6 @@ fn a_name_that_was_bound_without_privilege_is_no_claim_and_keeps_nobody_out() {
     });
 }
 
-#[cfg(test)]
 async fn eventually_claimed(kernel: &NetlinkKernel, networks: &Dual<Prefix>) {
     let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while let Err(error) = kernel.claim(&name("flannel"), networks, Residence::Present).await {

@@ -15,11 +15,7 @@
 pub mod fuzzing;
 mod keeper;
 mod known;
-#[cfg(test)]
-mod large;
 mod records;
-#[cfg(test)]
-mod sharing;
 #[cfg(test)]
 mod tests;
 mod watch;

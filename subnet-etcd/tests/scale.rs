@@ -7,9 +7,10 @@ mod common;
 use std::time::Instant;
 
 use etcd_client::{Client, Txn, TxnOp};
+use flannel_core::testing::store_contract::Watcher;
 use testkit::etcd::Version;
 
-use common::{BASE, Watcher, node, open, raw, single};
+use common::{BASE, established, node, open, raw, single, watch};
 
 const COUNT: u16 = 10_000;
 
@@ -48,9 +49,9 @@ async fn ten_thousand_records_are_listed_in_pages() {
 
         let fresh = open(&etcd);
         let start = Instant::now();
-        let mut watcher = Watcher::open(&fresh).await;
+        let mut watcher = watch(&fresh).await;
         let snapshot = start.elapsed();
-        watcher.established(&store).await;
+        established(&mut watcher, &store).await;
         let new = node(COUNT + 1);
         let start = Instant::now();
         let lease = new.acquire(&store).await;

@@ -1,17 +1,16 @@
 //! Real etcd servers on the loopback, in a temporary directory, which end with their handle.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{Context, Error};
+use crate::{Context, Error, Process};
 
 /// Which etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +92,7 @@ pub struct Etcd {
 #[derive(Debug)]
 struct Member {
     ports: [u16; 3],
-    child: Option<Child>,
+    process: Option<Process>,
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -106,7 +105,7 @@ impl Etcd {
     pub fn start(options: Options) -> Result<Self, Error> {
         let program = options.version.program()?;
         let dir = crate::memory_dir().context(|| "no temporary directory".to_owned())?;
-        let members = (0..options.members).map(|_| Ok(Member { ports: ports()?, child: None }));
+        let members = (0..options.members).map(|_| Ok(Member { ports: ports()?, process: None }));
         let members = members.collect::<Result<_, Error>>()?;
         let mut etcd = Self { options, program, members, dir };
         etcd.restart_all()?;
@@ -134,11 +133,7 @@ impl Etcd {
 
     /// Kills a member at once. Its data stays.
     pub fn kill(&mut self, n: usize) {
-        if let Some(mut child) = self.members[n].child.take() {
-            // It may be gone already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.members[n].process = None;
     }
 
     /// Starts a killed member again, on its data and ports.
@@ -216,9 +211,6 @@ impl Etcd {
         let [_, peer, metrics] = self.members[n].ports;
         let cluster: Vec<_> =
             self.members.iter().enumerate().map(|(n, m)| format!("m{n}=http://127.0.0.1:{}", m.ports[1])).collect();
-        let log = File::options().create(true).append(true).open(self.log(n));
-        let log = log.context(|| format!("cannot write {}", self.log(n).display()))?;
-        let errors = log.try_clone().context(|| "cannot share a log".to_owned())?;
         let mut command = Command::new(&self.program);
         command
             .arg(format!("--name=m{n}"))
@@ -232,8 +224,7 @@ impl Etcd {
             .args(&self.options.flags)
             .env_clear()
             .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors);
+            .stdout(Stdio::null());
         if let Some(tls) = &self.options.tls {
             command.arg(format!("--cert-file={}", tls.certificate.display()));
             command.arg(format!("--key-file={}", tls.key.display()));
@@ -241,23 +232,17 @@ impl Etcd {
                 command.arg("--client-cert-auth").arg(format!("--trusted-ca-file={}", ca.display()));
             }
         }
-        let child = command.spawn().context(|| format!("cannot run {}", self.program.display()))?;
-        self.members[n].child = Some(child);
+        let log = self.dir.path().join(format!("m{n}.log"));
+        self.members[n].process = Some(Process::start(&mut command, &log)?);
         Ok(())
     }
 
     fn await_health(&mut self, n: usize) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
         while !is_healthy(self.members[n].ports[2]) {
-            let ended = match &mut self.members[n].child {
-                Some(child) => child.try_wait().context(|| "cannot wait for etcd".to_owned())?,
-                None => None,
-            };
-            if ended.is_some() || Instant::now() > deadline {
-                let log = fs::read_to_string(self.log(n)).unwrap_or_default();
-                let tail: Vec<_> = log.lines().rev().take(12).collect();
-                let tail: Vec<_> = tail.into_iter().rev().collect();
-                return Err(Error::new(format!("etcd member {n} is not healthy:\n{}", tail.join("\n"))));
+            let Some(process) = &mut self.members[n].process else { return Ok(()) };
+            if process.ended()?.is_some() || Instant::now() > deadline {
+                return Err(Error::new(format!("etcd member {n} is not healthy:\n{}", process.last_words())));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -265,25 +250,12 @@ impl Etcd {
     }
 
     fn signal(&self, n: usize, signal: Signal) -> Result<(), Error> {
-        let Some(child) = &self.members[n].child else { return Err(Error::new(format!("member {n} does not run"))) };
-        let pid = i32::try_from(child.id()).map_err(|_| Error::new("a process number beyond 31 bits"))?;
-        kill(Pid::from_raw(pid), signal).context(|| format!("cannot send {signal} to member {n}"))
+        let process = self.members[n].process.as_ref();
+        process.ok_or_else(|| Error::new(format!("member {n} does not run")))?.signal(signal)
     }
 
     fn data(&self, n: usize) -> PathBuf {
         self.dir.path().join(format!("m{n}"))
-    }
-
-    fn log(&self, n: usize) -> PathBuf {
-        self.dir.path().join(format!("m{n}.log"))
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        for n in 0..self.members.len() {
-            self.kill(n);
-        }
     }
 }
 

@@ -19,6 +19,7 @@ mod error;
 mod iproute;
 mod lab;
 mod objects;
+mod process;
 
 pub mod canary;
 pub mod etcd;
@@ -35,6 +36,7 @@ pub use iproute::hold_commands;
 pub use lab::{Families, Node, Pod, PodNet, UNDERLAY_LINK, Underlay, wait_until};
 pub use namespace::Namespace;
 pub use objects::{Address, Fdb, Hop, Link, Listing, Neighbour, Route, Rule, VxlanLink};
+pub use process::Process;
 
 pub(crate) use error::Context;
 

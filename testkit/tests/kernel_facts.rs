@@ -48,6 +48,18 @@ fn device(node: &Node) {
     ns.set_up(DEV).unwrap();
 }
 
+/// Two nodes, of which the first has the device.
+fn with_device(families: Families) -> Underlay {
+    let underlay = lab(families);
+    device(&underlay.nodes()[0]);
+    underlay
+}
+
+/// The routes to a prefix.
+fn routes_to(ns: &Namespace, to: Prefix) -> Vec<Route> {
+    ns.routes(Family::of(to.addr())).unwrap().into_iter().filter(|route| route.to == to).collect()
+}
+
 fn overlay_route(nth: usize) -> Route {
     let to = subnet(nth);
     Route::to(to).via(to.addr()).dev(DEV).onlink().protocol(200 + (nth % 32) as u8)
@@ -128,15 +140,11 @@ fn go_delete(ns: &Namespace, nth: usize) -> Result<(), testkit::Error> {
 
 #[test]
 fn go_flannel_replaces_and_deletes_a_route_of_any_protocol() {
-    let underlay = lab(Families::V4);
-    let node = &underlay.nodes()[0];
-    device(node);
-    let ns = &node.ns;
+    let underlay = with_device(Families::V4);
+    let ns = &underlay.nodes()[0].ns;
     ns.add_route(&overlay_route(7)).unwrap();
     ns.replace_route(&overlay_route(7).protocol(Route::BOOT)).unwrap();
-    let protocols = |nth| -> Vec<u8> {
-        ns.routes(Family::V4).unwrap().iter().filter(|route| route.to == subnet(nth)).map(|it| it.protocol).collect()
-    };
+    let protocols = |nth| -> Vec<u8> { routes_to(ns, subnet(nth)).iter().map(|it| it.protocol).collect() };
     assert_eq!(protocols(7), [Route::BOOT]);
 
     ns.add_route(&overlay_route(8)).unwrap();
@@ -196,10 +204,8 @@ fn deleted_routes(heard: &[RouteNetlinkMessage], family: Family) -> Vec<&RouteMe
 
 #[test]
 fn link_down_removes_ipv4_routes_silently_and_announces_ipv6_ones() {
-    let underlay = lab(Families::Dual);
-    let node = &underlay.nodes()[0];
-    device(node);
-    let ns = &node.ns;
+    let underlay = with_device(Families::Dual);
+    let ns = &underlay.nodes()[0].ns;
     ns.add_address(DEV, ip("fd00:244::"), 128).unwrap();
     ns.add_route(&overlay_route(1)).unwrap();
     let v6 = prefix("fd00:244:0:1::/64");
@@ -220,11 +226,10 @@ fn link_down_removes_ipv4_routes_silently_and_announces_ipv6_ones() {
 #[test]
 fn losing_the_uplinks_address_removes_its_routes_silently() {
     let underlay = lab(Families::V4);
-    let node = &underlay.nodes()[0];
-    let ns = &node.ns;
+    let ns = &underlay.nodes()[0].ns;
     ns.add_route(&Route::to(prefix("10.245.1.0/24")).via(ip("10.89.1.1")).dev("eth0")).unwrap();
     let ear = Ear::open(ns);
-    ns.delete_address("eth0", node.v4().unwrap(), 16).unwrap();
+    ns.delete_address("eth0", underlay.nodes()[0].v4().unwrap(), 16).unwrap();
     let heard = ear.until(|message| matches!(message, RouteNetlinkMessage::DelAddress(_)));
     let pods = deleted_routes(&heard, Family::V4).into_iter().filter(|it| it.header.destination_prefix_length == 24);
     assert_eq!(pods.count(), 0, "{heard:?}");
@@ -264,8 +269,7 @@ fn a_route_goes_with_its_source_or_loses_it() {
 #[test]
 fn a_replace_takes_over_a_strangers_route_and_an_exclusive_create_does_not() {
     let underlay = lab(Families::V4);
-    let node = &underlay.nodes()[0];
-    let ns = &node.ns;
+    let ns = &underlay.nodes()[0].ns;
     let to = prefix("10.245.1.0/24");
     let stranger = Route::to(to).via(ip("10.89.1.1")).dev("eth0").protocol(Route::STATIC);
     ns.add_route(&stranger).unwrap();
@@ -273,20 +277,16 @@ fn a_replace_takes_over_a_strangers_route_and_an_exclusive_create_does_not() {
     assert!(ns.add_route(&ours).unwrap_err().is(Errno::EEXIST));
     assert!(ns.delete_route(&stranger.clone().protocol(213)).unwrap_err().is(Errno::ESRCH));
     ns.replace_route(&ours).unwrap();
-    let found: Vec<Route> = ns.routes(Family::V4).unwrap().into_iter().filter(|it| it.to == to).collect();
-    assert_eq!(found, [ours]);
+    assert_eq!(routes_to(ns, to), [ours]);
 }
 
 #[test]
 fn ipv6_metric_reads_back_as_1024_and_fdb_entries_drop_their_protocol() {
-    let underlay = lab(Families::Dual);
-    let node = &underlay.nodes()[0];
-    device(node);
-    let ns = &node.ns;
+    let underlay = with_device(Families::Dual);
+    let ns = &underlay.nodes()[0].ns;
     let to = prefix("fd00:245:0:1::/64");
     ns.add_route(&Route::to(to).via(ip("fd00:89::ff")).dev("eth0")).unwrap();
-    let metric = ns.routes(Family::V6).unwrap().iter().find(|it| it.to == to).unwrap().metric;
-    assert_eq!(metric, 1024);
+    assert_eq!(routes_to(ns, to)[0].metric, 1024);
     ns.put_neighbours(&[Neighbour { protocol: 213, ..Neighbour::permanent(DEV, ip("10.244.1.0"), mac(1)) }]).unwrap();
     assert_eq!(ns.neighbours().unwrap().iter().find(|it| it.dev == DEV).unwrap().protocol, 213);
     ns.put_fdb(&[Fdb::permanent(DEV, mac(1), ip("10.89.1.1"))]).unwrap();
@@ -297,10 +297,8 @@ fn ipv6_metric_reads_back_as_1024_and_fdb_entries_drop_their_protocol() {
 fn a_strict_fdb_dump_filters_by_interface() {
     use rtnetlink::packet_route::neighbour::NeighbourMessage;
 
-    let underlay = lab(Families::V4);
-    let node = &underlay.nodes()[0];
-    device(node);
-    let ns = &node.ns;
+    let underlay = with_device(Families::V4);
+    let ns = &underlay.nodes()[0].ns;
     ns.add_vxlan("other", &VxlanLink { vni: 2, port: Some(4789), ..VxlanLink::default() }, None).unwrap();
     ns.put_fdb(&[Fdb::permanent(DEV, mac(1), ip("10.89.1.1")), Fdb::permanent("other", mac(2), ip("10.89.1.2"))])
         .unwrap();
@@ -374,10 +372,8 @@ fn a_second_vxlan_of_this_vni_port_and_family_is_eexist() {
 
 #[test]
 fn what_is_not_permanent_counts_as_absent() {
-    let underlay = lab(Families::V4);
-    let node = &underlay.nodes()[0];
-    device(node);
-    let ns = &node.ns;
+    let underlay = with_device(Families::V4);
+    let ns = &underlay.nodes()[0].ns;
     let hop = Neighbour::permanent(DEV, subnet(1).addr(), mac(1));
     ns.put_neighbours(std::slice::from_ref(&hop)).unwrap();
     ns.put_fdb(&[Fdb::permanent(DEV, mac(1), ip("10.89.1.1"))]).unwrap();
@@ -421,8 +417,7 @@ fn replace_ignores_protocol_kind_and_owner_and_loses_nothing() {
     let wrong = [direct.clone().protocol(214), direct.clone().via(ip("10.89.9.9"))];
     assert!(wrong.iter().all(|route| one.ns.delete_route(route).unwrap_err().is(Errno::ESRCH)));
     one.ns.replace_route(&Route::to(to).kind("blackhole").protocol(Route::BOOT)).unwrap();
-    let kinds: Vec<String> =
-        one.ns.routes(Family::V4).unwrap().iter().filter(|it| it.to == to).map(|it| it.kind.clone()).collect();
+    let kinds: Vec<String> = routes_to(&one.ns, to).into_iter().map(|it| it.kind).collect();
     assert_eq!(kinds, ["blackhole"]);
 }
 
@@ -440,23 +435,21 @@ fn a_route_key_is_not_unique() {
     let underlay = lab(Families::Dual);
     let ns = &underlay.nodes()[0].ns;
     let to = prefix("10.245.1.0/24");
-    let found =
-        |family, to| -> Vec<Route> { ns.routes(family).unwrap().into_iter().filter(|route| route.to == to).collect() };
     let route = |protocol, last: u8| Route::to(to).via(ip(&format!("10.89.1.{last}"))).dev("eth0").protocol(protocol);
     ns.add_route(&route(213, 1)).unwrap();
     ns.put_route("prepend", &route(Route::STATIC, 2)).unwrap();
     ns.replace_route(&route(213, 3)).unwrap();
-    assert_eq!(found(Family::V4, to), [route(213, 3), route(213, 1)]);
+    assert_eq!(routes_to(ns, to), [route(213, 3), route(213, 1)]);
 
     let to = prefix("fd00:245:0:1::/64");
     let route =
         |protocol, last: u8| Route::to(to).via(ip(&format!("fd00:89::1:{last}"))).dev("eth0").protocol(protocol);
     ns.add_route(&route(213, 1)).unwrap();
     ns.put_route("append", &route(Route::STATIC, 2)).unwrap();
-    let both = found(Family::V6, to);
+    let both = routes_to(ns, to);
     assert_eq!(both.iter().map(|it| it.hops.len()).collect::<Vec<_>>(), [2], "{both:?}");
     ns.replace_route(&route(213, 3)).unwrap();
-    let one = found(Family::V6, to);
+    let one = routes_to(ns, to);
     assert_eq!(one.iter().map(|it| it.via).collect::<Vec<_>>(), [Some(ip("fd00:89::1:3"))], "{one:?}");
 }
 
@@ -496,10 +489,7 @@ fn the_scope_of_a_route_with_a_gateway_matters_to_a_delete_alone() {
     let [one, two] = underlay.nodes() else { panic!("two nodes") };
     let ns = &one.ns;
     device(one);
-    let found = |to: Prefix| -> Vec<(u8, u8)> {
-        let routes = ns.routes(Family::V4).unwrap();
-        routes.iter().filter(|it| it.to == to).map(|it| (it.protocol, it.scope)).collect()
-    };
+    let found = |to| -> Vec<(u8, u8)> { routes_to(ns, to).iter().map(|it| (it.protocol, it.scope)).collect() };
 
     // Traffic takes it, from the usual source address, and so it does where the next hop has to be looked up.
     let target = ip("10.245.1.1");

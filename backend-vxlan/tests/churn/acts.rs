@@ -304,8 +304,8 @@ impl World {
         let publishes = |lease: &Lease| {
             numbers.iter().any(|(family, number)| lease.attrs.public_ip.get(family) == Some(&address(family, *number)))
         };
-        let left: Vec<_> = self.go.extract_if(.., |_, lease| publishes(lease)).collect();
-        self.store.delete_all(left.iter().map(|(key, _)| key));
+        self.store.delete_all(self.go.iter().filter(|(_, lease)| publishes(lease)).map(|(key, _)| key));
+        self.go.retain(|_, lease| !publishes(lease));
     }
 
     /// A host is down until its lease has run out, and by then a node of Go flannel publishes its addresses.

@@ -7,26 +7,17 @@
 //! who says that it is ready is so. Once it is quiet every node reaches every other where it really is.
 //!
 //! `CHURN_SEED` runs one seed, `CHURN_SEEDS` so many, from `CHURN_FROM` on.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
-#[cfg(test)]
 mod acts;
-#[cfg(test)]
 mod checks;
-#[cfg(test)]
 mod clock;
-#[cfg(test)]
 mod host;
-#[cfg(test)]
 mod network;
-#[cfg(test)]
 mod rest;
-#[cfg(test)]
 mod story;
-#[cfg(test)]
 mod strangers;
-#[cfg(test)]
 mod witness;
-#[cfg(test)]
 mod world;
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
 //! The store as a host sees it, with somebody who looks at what its agent asks for.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use async_trait::async_trait;
 use flannel_core::alloc;
 use flannel_core::clock::Clock;
 use flannel_core::config::NetworkConfig;
-use flannel_core::lease::{Lease, LeaseEvent, Record};
+use flannel_core::lease::{Lease, Record};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::Handle;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use flannel_core::testing::MemorySubnets;
-use futures_util::stream::BoxStream;
+use flannel_core::subnet::SubnetError;
+use flannel_core::testing::{Call, MemorySubnets, StoreDouble};
 
 use crate::clock::HostClock;
 use crate::network::Setting;
@@ -77,6 +76,17 @@ impl Witness {
         self.handle.get().is_some_and(|handle| handle.status().lease.is_some())
     }
 
+    /// I3: what is lost or has run out is not extended.
+    fn renewing(&self, lease: &Lease) {
+        let (host, now) = (self.host, self.clock.now());
+        if let Some(expires) = lease.expires.filter(|expires| *expires <= now) {
+            self.shared.blame(format!("host {host} renews at {now:?} what ran out at {expires:?}: {lease:?}"));
+        }
+        if !self.holds() {
+            self.shared.blame(format!("host {host} renews what it knows to be lost: {lease:?}"));
+        }
+    }
+
     /// Blames the agent if what it asked for has changed a record that another one holds.
     fn compare(&self, before: Vec<Record>) {
         let after = self.store.records();
@@ -88,61 +98,45 @@ impl Witness {
             }
         }
     }
-}
 
-#[async_trait]
-impl SubnetManager for Witness {
-    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
-        self.store.this_node().await
-    }
-
-    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        let config = self.store.network_config().await?;
-        if self.handle.get().is_none_or(|handle| handle.status().audits == 0) && !self.holds() {
-            *self.networks.lock().unwrap() = config.networks.map(|_, network| network.prefix);
-        }
-        Ok(config)
-    }
-
-    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
-        self.store.previous(node).await
-    }
-
-    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        let before = self.store.records();
-        let answer = self.store.acquire(node, want).await;
-        self.compare(before);
-        if let (Ok(lease), Some(setting)) = (&answer, &*self.shared.setting.lock().unwrap())
+    fn acquired(&self, lease: &Lease) {
+        if let Some(setting) = &*self.shared.setting.lock().unwrap()
             && !alloc::all_compatible(&setting.config(), &lease.subnets)
         {
             self.shared.blame(format!("host {} takes {:?} of another pool than {setting:?}", self.host, lease.subnets));
         }
-        answer
     }
 
-    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
-        // I3: what is lost or has run out is not extended.
-        if let Some(expires) = lease.expires.filter(|expires| *expires <= self.clock.now()) {
-            let (host, now) = (self.host, self.clock.now());
-            self.shared.blame(format!("host {host} renews at {now:?} what ran out at {expires:?}: {lease:?}"));
+    fn configured(&self, config: &NetworkConfig) {
+        if self.handle.get().is_none_or(|handle| handle.status().audits == 0) && !self.holds() {
+            *self.networks.lock().unwrap() = config.networks.map(|_, network| network.prefix);
         }
-        if !self.holds() {
-            self.shared.blame(format!("host {} renews what it knows to be lost: {lease:?}", self.host));
+    }
+}
+
+impl StoreDouble for Witness {
+    type Store = MemorySubnets;
+
+    fn store(&self) -> &MemorySubnets {
+        &self.store
+    }
+
+    async fn call<A: Any + Send>(
+        &self,
+        call: Call<'_>,
+        answer: impl Future<Output = Result<A, SubnetError>> + Send,
+    ) -> Result<A, SubnetError> {
+        if let Call::Renew(lease) = call {
+            self.renewing(lease);
         }
         let before = self.store.records();
-        let answer = self.store.renew(lease).await;
+        let answer = answer.await;
         self.compare(before);
+        match (call, answer.as_ref().map(|answer| answer as &dyn Any)) {
+            (Call::Acquire(_), Ok(lease)) => self.acquired(lease.downcast_ref().unwrap()),
+            (Call::NetworkConfig, Ok(config)) => self.configured(config.downcast_ref().unwrap()),
+            _ => {}
+        }
         answer
-    }
-
-    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
-        let before = self.store.records();
-        let answer = self.store.release(lease).await;
-        self.compare(before);
-        answer
-    }
-
-    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        self.store.watch()
     }
 }

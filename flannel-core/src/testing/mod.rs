@@ -5,6 +5,8 @@ pub mod backend_contract;
 pub mod fake_kernel;
 pub mod memory_subnets;
 pub mod store_contract;
+mod store_double;
 
 pub use fake_kernel::FakeKernel;
 pub use memory_subnets::{Fault, MemorySubnets};
+pub use store_double::{Call, StoreDouble};

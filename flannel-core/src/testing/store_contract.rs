@@ -1,11 +1,13 @@
 //! Proves a [`SubnetManager`]: what every store of leases that cuts subnets from a pool has to do.
 //!
-//! Write a [`Harness`] over your store and call [`all`] in a test, or the checks one by one, each as a test of its own.
+//! Write a [`Harness`] over your store ([`InMemory`] is one for stores in front of another) and call [`all`] in a test, or the checks one by one, each as a test of its own.
 //! A check panics with what the store has to mend. It needs a tokio runtime and waits at most ten seconds for
 //! anything.
 #![expect(clippy::panic, reason = "test support: a check fails as an assertion does")]
 
+mod in_memory;
 mod sharing;
+mod watcher;
 mod watching;
 
 use std::fmt;
@@ -21,11 +23,14 @@ use crate::config::{BackendConfig, Network, NetworkConfig, Pool};
 use crate::lease::{Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use crate::net::{Dual, Family, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use crate::text::chain;
 use watching::{snapshot, snapshot_key};
 
+pub use in_memory::{InMemory, Nodes};
 pub use sharing::{
     another_nodes_lease_under_the_same_identity_is_left_alone, another_nodes_lease_with_equal_attributes_is_left_alone,
 };
+pub use watcher::Watcher;
 pub use watching::{
     a_bad_record_is_present_and_hurts_no_other, an_expired_lease_goes_and_its_subnet_is_free,
     an_outage_is_said_and_over_when_it_ends, watch_begins_with_everything_in_order_of_creation,
@@ -530,12 +535,6 @@ fn ok<T>(result: Result<T, SubnetError>, doing: &str) -> T {
         Ok(value) => value,
         Err(error) => panic!("{doing}: {}", chain(&error)),
     }
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -46,8 +46,7 @@ async fn started() -> (Node, Agent, Arc<Sleepy>) {
     let clock = Arc::new(Sleepy { awake, slept: AtomicU64::new(0) });
     let store = MemorySubnets::with_ttl(config(), Some(TTL), Arc::clone(&clock) as _);
     let node = Node::new(200, &store, &Arc::new(awake));
-    let mut agent = node.run_as(node.builder().clock(Arc::clone(&clock) as _));
-    agent.ready().await;
+    let mut agent = node.run_as(node.builder().clock(Arc::clone(&clock) as _)).once_ready().await;
     agent.drain();
     (node, agent, clock)
 }

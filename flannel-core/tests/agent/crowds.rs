@@ -11,7 +11,7 @@ use flannel_core::net::{Dual, Family, MacAddr, Prefix};
 use flannel_core::testing::MemorySubnets;
 use tokio::time::Instant;
 
-use crate::node::{Agent, Node, parse, pass, peer, subnet};
+use crate::node::{Agent, Node, parse, pass, peer, pool, subnet};
 use crate::storms::Away;
 use crate::tunnel::data;
 
@@ -39,8 +39,7 @@ async fn a_thousand_nodes_that_join_within_ten_seconds_are_programmed_everywhere
     let start = async |n: u8| {
         let node = Node::new(200 + n, &store, &clock);
         let seen = Away::new(&node.store);
-        let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(seen.clone()));
-        agent.ready().await;
+        let agent = node.run_over(&seen).once_ready().await;
         (node, agent, seen)
     };
     let mut nodes = Vec::new();
@@ -86,12 +85,10 @@ async fn a_node_that_waits_for_a_subnet_has_it_within_five_seconds_of_its_being_
     // Whenever in the back-off it becomes free.
     for waited in [0.1, 1.7, 3.0, 30.0, 601.7] {
         let node = Node::alone();
-        node.store.set_config(parse(
-            r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.9.0","Backend":{"Type":"tunnel"}}"#,
-        ));
+        node.store.set_config(pool(9));
         node.join([9]);
         let seen = Away::new(&node.store);
-        let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(seen.clone()));
+        let agent = node.run_over(&seen);
         agent.until(|status| status.last_error.is_some()).await;
         let tries = seen.acquires.load(Ordering::Relaxed);
         pass(waited).await;

@@ -37,8 +37,7 @@ fn is_direct(node: &Node, n: u8) -> bool {
 async fn beside_two(backend: Gateway) -> (Node, Agent) {
     let node = Node::alone();
     node.join([1, 2]);
-    let agent = node.run_as(node.builder_with(backend));
-    agent.ready().await;
+    let agent = node.run_as(node.builder_with(backend)).once_ready().await;
     pass(1.0).await;
     assert!(is_direct(&node, 1) && is_direct(&node, 2));
     (node, agent)

@@ -1,8 +1,7 @@
 //! How an agent ends, and what it leaves.
 
 use flannel_core::kernel::{
-    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, PeerState, Residence, RouteSlot,
-    Scope, State,
+    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, Residence, Scope, State,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,18 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::lease::{LeaseAttrs, Record};
-use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
-use flannel_core::overlay::{
-    Ended, EnvFile, Event, HandleError, Masquerade, Overlay, OverlayError, Phase, Status, SubnetEnvFile, Teardown,
-};
+use flannel_core::backend::Backend;
+use flannel_core::lease::Record;
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::overlay::{Ended, Event, HandleError, OverlayError, Phase, Teardown};
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::memory_subnets::Fault;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
-use crate::log::Log;
+use crate::altered::Altered;
+use crate::env_file::env_file;
 use crate::node::{Agent, Node, eventually, pass, public, subnet};
 use crate::storms::Away;
 use crate::tunnel::Tunnel;
@@ -38,15 +36,19 @@ async fn cancelled_while_the_store_is_away_it_ends_at_once() {
     assert_eq!((node.kernel.writes(), node.store.records().len()), (0, 0));
 }
 
-#[tokio::test(start_paused = true)]
-async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+/// A node whose kernel does not answer while a peer's objects are written.
+async fn amid_a_round() -> (Node, Agent) {
+    let (node, agent) = Node::ready_beside([]).await;
     pass(1.0).await;
     node.kernel.stall();
     node.join([1]);
     pass(1.0).await;
+    (node, agent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds() {
+    let (node, agent) = amid_a_round().await;
     let begun = Instant::now();
     agent.cancelled().await.unwrap();
     let took = begun.elapsed();
@@ -56,13 +58,7 @@ async fn cancelled_while_the_kernel_does_not_answer_it_ends_within_two_seconds()
 
 #[tokio::test(start_paused = true)]
 async fn a_round_under_way_may_finish_within_the_grace() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
-    pass(1.0).await;
-    node.kernel.stall();
-    node.join([1]);
-    pass(1.0).await;
+    let (node, agent) = amid_a_round().await;
     let kernel = node.kernel.clone();
     let slow = tokio::spawn(async move {
         pass(1.0).await;
@@ -85,14 +81,9 @@ async fn keep_leaves_everything_and_the_next_run_writes_nothing() {
     agent.cancelled().await.unwrap();
     assert_eq!(handle.status().phase, Phase::Stopped);
     assert_eq!((node.kernel.snapshot(), node.record().as_ref()), (before.clone(), lease.as_deref()));
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     agent.audited().await;
     assert_eq!((node.kernel.snapshot(), node.kernel.writes()), (before, writes));
-}
-
-fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
-    SubnetEnvFile { path: dir.path().join("run/subnet.env"), masquerade: Masquerade::Agent }
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,8 +92,7 @@ async fn remove_leaves_nothing_and_gives_the_lease_back() {
     let before = node.kernel.snapshot();
     node.join(1..=20);
     let file = env_file(&dir);
-    let agent = node.run_as(node.builder().teardown(Teardown::Remove).subnet_env(file.clone()));
-    agent.ready().await;
+    let agent = node.run_as(node.builder().teardown(Teardown::Remove).subnet_env(file.clone())).once_ready().await;
     eventually("subnet.env is there", || file.path.exists()).await;
     // The first look of the end fails, and one write is refused: both are tried again.
     pass(1.0).await;
@@ -113,86 +103,6 @@ async fn remove_leaves_nothing_and_gives_the_lease_back() {
     assert_eq!(node.kernel.snapshot(), before);
     assert_eq!(node.record(), None);
     assert!(!file.path.exists());
-}
-
-#[tokio::test(start_paused = true)]
-async fn subnet_env_is_written_when_the_devices_are_there_and_again_when_the_lease_changes() {
-    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-    let file = env_file(&dir);
-    node.kernel.fail_next_observe(KernelError::Lost { doing: "looking".to_owned(), reason: "overrun".to_owned() });
-    let mut agent = node.run_as(node.builder().subnet_env(file.clone()));
-    agent.until(|status| status.last_error.is_some()).await;
-    assert!(!file.path.exists());
-    let first = agent.ready().await.lease.unwrap().subnets.v4.unwrap();
-    let text = |subnet: Prefix| {
-        let address = subnet.addr().to_string();
-        let first = address.strip_suffix(".0").unwrap();
-        format!("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET={first}.1/24\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n")
-    };
-    let path = file.path.clone();
-    let says = |wanted: String| {
-        let path = path.clone();
-        move || std::fs::read_to_string(&path).is_ok_and(|found| found == wanted)
-    };
-    let other = (1..).map(subnet).find(|subnet| *subnet != first).unwrap();
-    let (before, after) = (text(first), text(other));
-    eventually("subnet.env says the first lease", says(before)).await;
-    let mut moved = node.record().unwrap();
-    moved.subnets.v4 = Some(other);
-    let log = Log::listen();
-    node.store.insert([moved]);
-    agent.event(|event| matches!(event, Event::LeaseAcquired(lease) if lease.subnets.v4 == Some(other))).await;
-    eventually("subnet.env says the second lease", says(after)).await;
-    pass(1.0).await;
-    let lines = log.take();
-    let warned = |line: &String| line.starts_with("WARN") && line.contains(&format!("from={first}"));
-    assert!(lines.iter().any(warned), "pods have addresses of the first: {lines:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_subnet_env_that_somebody_changes_or_deletes_is_written_again() {
-    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-    let file = env_file(&dir);
-    let agent = node.run_as(node.builder().subnet_env(file.clone()));
-    agent.until(|status| status.subnet_env == EnvFile::Settled && status.phase == Phase::Ready).await;
-    let read = || std::fs::read_to_string(&file.path).ok();
-    let before = read().unwrap();
-    let at_rest = std::fs::metadata(&file.path).unwrap().modified().unwrap();
-    pass(200.0).await;
-    assert_eq!(std::fs::metadata(&file.path).unwrap().modified().unwrap(), at_rest, "what is right is not written");
-    for harm in ["FLANNEL_NETWORK=10.9.0.0/16\n", ""] {
-        let begun = Instant::now();
-        match harm {
-            "" => std::fs::remove_file(&file.path).unwrap(),
-            text => std::fs::write(&file.path, text).unwrap(),
-        }
-        eventually("it is as before", || read().as_ref() == Some(&before)).await;
-        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    }
-    agent.cancelled().await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_subnet_env_that_cannot_be_written_is_tried_again_without_spinning() {
-    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-    let file = env_file(&dir);
-    // A file where the directory has to be.
-    std::fs::write(dir.path().join("run"), "").unwrap();
-    let agent = node.run_as(node.builder().subnet_env(file.clone()));
-    let failed = |status: &Status| matches!(&status.subnet_env, EnvFile::Pending { error: Some(error) } if error.contains("run"));
-    agent.until(failed).await;
-    // What goes well meanwhile does not hide it.
-    let status = agent.audited().await;
-    assert!(failed(&status), "{:?}", status.subnet_env);
-    // Meanwhile the device cannot be made.
-    node.kernel.refuse_if(|op| matches!(op, Op::CreateLink { .. }).then_some(12));
-    node.kernel.delete_link("tun4.1").unwrap();
-    agent.until(|status| status.phase == Phase::LeaseHeld).await;
-    tokio::time::timeout(Duration::from_secs(60), pass(30.0)).await.unwrap();
-    node.kernel.obey();
-    std::fs::remove_file(dir.path().join("run")).unwrap();
-    agent.ready().await;
-    eventually("subnet.env is there", || file.path.exists()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,8 +119,7 @@ async fn dropped_amid_its_writes_it_leaves_what_a_new_run_finishes() {
         }
         agent.killed().await;
         assert!(node.kernel.writes() < 540, "it was done already");
-        let agent = node.run();
-        agent.ready().await;
+        let agent = node.run_ready().await;
         pass(1.0).await;
         assert!(agent.handle.plan().await.unwrap().plan.is_empty());
         assert!((1..=180).all(|n| node.has_route(subnet(n))));
@@ -219,10 +128,7 @@ async fn dropped_amid_its_writes_it_leaves_what_a_new_run_finishes() {
 
 #[tokio::test(start_paused = true)]
 async fn many_who_ask_at_once_wait_their_turn_and_are_all_answered() {
-    let node = Node::alone();
-    node.join([1, 2]);
-    let agent = node.run();
-    agent.ready().await;
+    let (_node, agent) = Node::ready_beside([1, 2]).await;
     // Polled once, before the agent is: the first have a place in its queue, the others wait for one.
     let mut asked: Vec<_> = (0..200).map(|_| Box::pin(agent.handle.plan())).collect();
     assert!(asked.iter_mut().all(|asked| futures_util::FutureExt::now_or_never(asked).is_none()));
@@ -232,10 +138,7 @@ async fn many_who_ask_at_once_wait_their_turn_and_are_all_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
-    let node = Node::alone();
-    node.join([1, 2]);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([1, 2]).await;
     let handle = agent.handle.clone();
     let (one, two) = tokio::join!(handle.plan(), handle.plan());
     assert!(one.unwrap().plan.is_empty() && two.unwrap().plan.is_empty());
@@ -254,7 +157,7 @@ async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
 
 fn removing(node: &Node, store: &Away) -> Agent {
     let builder = node.builder().teardown(Teardown::Remove);
-    node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()))
+    node.run_as_over(builder, store)
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,9 +178,7 @@ async fn remove_gives_back_what_a_call_under_way_takes() {
 async fn remove_gives_the_lease_back_that_the_store_knows_by_a_former_address() {
     let node = Node::alone().known_by_address();
     let store = Away::new(&node.store);
-    let builder = Overlay::builder().backend("tunnel", |_| Ok(Tunnel));
-    let builder = builder.clock(Arc::clone(&node.clock) as _).teardown(Teardown::Remove);
-    let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+    let agent = removing(&node, &store);
     agent.ready().await;
     node.kernel.add_address("eth0", "192.0.2.77/24".parse().unwrap()).unwrap();
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
@@ -315,14 +216,13 @@ async fn cancelled_while_it_takes_its_lease_it_gives_it_back() {
         node.join([1]);
         let file = env_file(&dir);
         let before = node.kernel.snapshot();
-        let agent = node.run_as(node.builder().subnet_env(file.clone()));
-        agent.ready().await;
+        let agent = node.run_as(node.builder().subnet_env(file.clone())).once_ready().await;
         eventually("subnet.env is there", || file.path.exists()).await;
         agent.cancelled().await.unwrap();
         let store = Away::new(&node.store);
         store.delay(Duration::from_secs(delay));
         let builder = node.builder().teardown(Teardown::Remove).subnet_env(file.clone());
-        let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+        let agent = node.run_as_over(builder, &store);
         pass(0.5).await;
         agent.cancel.cancel();
         pass(1.0).await;
@@ -334,9 +234,7 @@ async fn cancelled_while_it_takes_its_lease_it_gives_it_back() {
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_before_it_has_the_name_it_touches_nothing_of_whoever_has() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([]).await;
     let store = Away::new(&node.store);
     store.leave();
     let rival = removing(&node, &store);
@@ -349,8 +247,7 @@ async fn cancelled_before_it_has_the_name_it_touches_nothing_of_whoever_has() {
 #[tokio::test(start_paused = true)]
 async fn nobody_takes_the_name_before_a_removal_is_done() {
     let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     agent.cancelled().await.unwrap();
     let store = Away::new(&node.store);
     store.delay(Duration::from_secs(1));
@@ -363,27 +260,6 @@ async fn nobody_takes_the_name_before_a_removal_is_done() {
     assert!(matches!(claim, Err(KernelError::Conflict { .. })), "{claim:?}");
     assert!(removal.await.unwrap().unwrap().lease.is_some());
     node.kernel.claim(&OverlayName::default(), &Dual::default(), Residence::Present).await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_subnet_env_that_cannot_be_removed_is_an_error_and_the_lease_is_given_back_all_the_same() {
-    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-    let agent = node.run();
-    agent.ready().await;
-    agent.cancelled().await.unwrap();
-    let file = env_file(&dir);
-    // A directory where the file has to be.
-    std::fs::create_dir_all(&file.path).unwrap();
-    let builder = node.builder().subnet_env(file.clone());
-    let overlay = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
-    let outcome = overlay.remove().await;
-    assert!(matches!(&outcome, Err(OverlayError::SubnetEnv { path, .. }) if *path == file.path), "{outcome:?}");
-    assert_eq!(node.record(), None);
-    let builder = node.builder().subnet_env(file).teardown(Teardown::Remove);
-    let agent = node.run_as(builder);
-    agent.ready().await;
-    assert!(matches!(agent.cancelled().await, Err(OverlayError::SubnetEnv { .. })));
-    assert_eq!(node.record(), None);
 }
 
 /// A kernel whose writes never end once it is told so, and which notes whether one still could go on.
@@ -440,8 +316,7 @@ async fn a_round_that_was_cut_off_does_not_go_on_beside_the_removal() {
     let kernel = Stuck { kernel: node.kernel.clone(), stuck, under_way, beside: Arc::clone(&beside) };
     let kernel = Arc::new(kernel);
     let builder = node.builder().teardown(Teardown::Remove);
-    let agent = node.run_on(builder, Arc::clone(&kernel) as _, Arc::new(node.store.clone()));
-    agent.ready().await;
+    let agent = node.run_on(builder, Arc::clone(&kernel) as _, Arc::new(node.store.clone())).once_ready().await;
     pass(1.0).await;
     kernel.stuck.store(true, Ordering::Relaxed);
     node.join([1]);
@@ -451,59 +326,18 @@ async fn a_round_that_was_cut_off_does_not_go_on_beside_the_removal() {
     assert_eq!((node.kernel.snapshot(), node.record()), (before, None));
 }
 
-/// A backend that panics where a peer is this one.
-struct Fragile;
-
-impl Backend for Fragile {
-    fn name(&self) -> &'static str {
-        Tunnel.name()
-    }
-
-    fn wire_type(&self) -> &'static str {
-        Tunnel.wire_type()
-    }
-
-    fn writes(&self) -> bool {
-        true
-    }
-
-    fn devices(&self, local: &Local) -> Vec<Device> {
-        Tunnel.devices(local)
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        Tunnel.slots()
-    }
-
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        Tunnel.mtu(situation)
-    }
-
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        Tunnel.advertise(situation)
-    }
-
-    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
-        Tunnel.hardware_address(attrs, family)
-    }
-
-    fn base(&self, local: &Local) -> State {
-        Tunnel.base(local)
-    }
-
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        assert!(peer.subnets.v4 != Some(subnet(66)), "a bug");
-        Tunnel.peer(local, peer, family)
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
     let node = Node::alone();
     node.join([1]);
-    let builder = Overlay::builder().backend("tunnel", |_| Ok(Fragile));
-    let mut agent = node.run_as(builder.clock(Arc::clone(&node.clock) as _));
-    agent.ready().await;
+    let fragile = Altered {
+        peer: |tunnel: &Tunnel, local, peer, family| {
+            assert!(peer.subnets.v4 != Some(subnet(66)), "a bug");
+            tunnel.peer(local, peer, family)
+        },
+        ..Altered::of(Tunnel)
+    };
+    let mut agent = node.run_as(node.builder_with(fragile)).once_ready().await;
     let writes = node.kernel.writes();
     let handle = agent.handle.clone();
     let waiting = tokio::spawn(async move { handle.wait_for(|status| status.peers.accepted == 9).await });
@@ -514,7 +348,6 @@ async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
     assert!(matches!(agent.handle.plan().await, Err(HandleError::NotRunning)));
     assert!(agent.task.await.unwrap_err().is_panic());
     assert_eq!(node.kernel.writes(), writes, "the data plane stays");
-    let next = node.run();
-    next.ready().await;
+    let _next = node.run_ready().await;
     assert!(node.has_route(subnet(1)) && node.has_route(subnet(66)));
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use flannel_core::kernel::{Kernel, KernelError, Op, OverlayName, Residence};
+use flannel_core::kernel::{Claim, Kernel, KernelError, Op, OverlayName, Residence};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::overlay::{EnvFile, Masquerade, Phase, Status, SubnetEnvFile, Teardown};
+use flannel_core::overlay::{EnvFile, Masquerade, Overlay, Phase, Status, SubnetEnvFile, Teardown};
 use flannel_core::subnet_env::SubnetEnv;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
@@ -30,9 +30,7 @@ impl Moved {
         agent.until(|status| status.subnet_env == EnvFile::Settled).await;
         agent.ready().await;
         agent.killed().await;
-        let eth0 = moved.node.kernel.link_index("eth0").unwrap();
-        let stranger = FakeRoute::via("10.42.99.0/24".parse().unwrap(), "192.0.2.254".parse().unwrap(), eth0);
-        moved.node.kernel.add_route(stranger, Placement::Exclusive).unwrap();
+        moved.add_route("10.42.99.0/24", |route| route);
         moved.node.leave(1..=20);
         moved.node.store.set_config(parse(OTHER));
         assert!(moved.dir.path().exists());
@@ -41,6 +39,30 @@ impl Moved {
 
     fn run(&self) -> Agent {
         self.node.run_as(self.node.builder().subnet_env(self.file.clone()))
+    }
+
+    /// A route through the uplink, a stranger's but for `change`.
+    fn add_route(&self, prefix: &str, change: fn(FakeRoute) -> FakeRoute) {
+        let eth0 = self.node.kernel.link_index("eth0").unwrap();
+        let route = FakeRoute::via(prefix.parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
+        self.node.kernel.add_route(change(route), Placement::Exclusive).unwrap();
+    }
+
+    /// A route of ours where host-gw would have left it: it does not go with a device.
+    fn add_direct(&self, prefix: &str) {
+        self.add_route(prefix, |route| FakeRoute { protocol: 205, ..route });
+    }
+
+    /// An agent that does not run.
+    fn overlay(&self) -> Overlay {
+        let builder = self.node.builder().subnet_env(self.file.clone());
+        builder.build(Arc::new(self.node.store.clone()), Arc::new(self.node.kernel.clone())).unwrap()
+    }
+
+    /// Another overlay in the former network.
+    async fn claim(&self, network: &str) -> Result<Claim, KernelError> {
+        let networks = Dual { v4: network.parse().ok(), v6: None };
+        self.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks, Residence::Present).await
     }
 
     /// The routes left in the former network, the stranger's apart.
@@ -102,17 +124,11 @@ async fn a_former_network_is_remembered_until_nothing_is_left_there() {
 #[tokio::test(start_paused = true)]
 async fn two_changes_of_network_with_a_kill_between_leave_nothing() {
     let moved = Moved::new().await;
-    // Where host-gw would have left it: it does not go with a device.
-    let direct = |n: u8| {
-        let eth0 = moved.node.kernel.link_index("eth0").unwrap();
-        let route = FakeRoute::via(format!("10.{n}.77.0/24").parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
-        moved.node.kernel.add_route(FakeRoute { protocol: 205, ..route }, Placement::Exclusive).unwrap();
-    };
-    direct(42);
+    moved.add_direct("10.42.77.0/24");
     moved.node.kernel.refuse_if(refused_in("10.42."));
     let agent = moved.run();
     agent.until(|status| status.phase == Phase::Ready).await;
-    direct(43);
+    moved.add_direct("10.43.77.0/24");
     agent.killed().await;
     moved.node.kernel.obey();
     moved.node.store.set_config(parse(r#"{"Network":"10.44.0.0/16","Backend":{"Type":"tunnel"}}"#));
@@ -127,9 +143,7 @@ async fn two_changes_of_network_with_a_kill_between_leave_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_removal_clears_the_former_network_too_or_keeps_its_memory() {
     let moved = Moved::new().await;
-    let eth0 = moved.node.kernel.link_index("eth0").unwrap();
-    let direct = FakeRoute::via("10.42.77.0/24".parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
-    moved.node.kernel.add_route(FakeRoute { protocol: 205, ..direct }, Placement::Exclusive).unwrap();
+    moved.add_direct("10.42.77.0/24");
     for (refusing, left, files) in [(true, 1, 1), (false, 0, 0)] {
         moved.node.kernel.refuse_if(refused_in("10.42.77."));
         let builder = moved.node.builder().subnet_env(moved.file.clone()).teardown(Teardown::Remove);
@@ -147,9 +161,7 @@ async fn a_removal_clears_the_former_network_too_or_keeps_its_memory() {
 #[tokio::test(start_paused = true)]
 async fn a_former_network_that_another_overlay_has_now_is_left_alone() {
     let moved = Moved::new().await;
-    let networks = Dual { v4: Some("10.42.0.0/17".parse().unwrap()), v6: None };
-    let _other =
-        moved.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks, Residence::Present).await.unwrap();
+    let _other = moved.claim("10.42.0.0/17").await.unwrap();
     let agent = moved.run();
     agent.until(|status| status.subnet_env == EnvFile::Settled).await;
     assert_eq!((moved.left(), moved.network_in_file()), (20, Some("10.43.0.0/16".parse().unwrap())));
@@ -161,17 +173,13 @@ async fn a_removal_that_fails_remembers_where_the_next_one_has_to_look() {
     let builder = moved.node.builder().subnet_env(moved.file.clone()).teardown(Teardown::Remove);
     let agent = moved.node.run_as(builder);
     agent.until(settled).await;
-    let eth0 = moved.node.kernel.link_index("eth0").unwrap();
-    let direct = FakeRoute::via("10.43.77.0/24".parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
     moved.node.kernel.refuse_if(refused_in("10.43.77."));
-    moved.node.kernel.add_route(FakeRoute { protocol: 205, ..direct }, Placement::Exclusive).unwrap();
+    moved.add_direct("10.43.77.0/24");
     assert!(agent.cancelled().await.is_err());
     assert!(!moved.file.path.exists());
     moved.node.kernel.obey();
     moved.node.store.outage();
-    let builder = moved.node.builder().subnet_env(moved.file.clone());
-    let overlay = builder.build(Arc::new(moved.node.store.clone()), Arc::new(moved.node.kernel.clone())).unwrap();
-    overlay.remove().await.unwrap();
+    moved.overlay().remove().await.unwrap();
     assert!(moved.node.kernel.snapshot().matching("route 10.43.77.0/24").is_empty());
     assert_eq!(moved.files(), 0);
 }
@@ -183,12 +191,8 @@ async fn a_removal_is_not_kept_from_the_present_network_by_who_has_the_former_on
     agent.until(settled).await;
     agent.killed().await;
     std::fs::write(&moved.file.path, "FLANNEL_NETWORK=10.42.0.0/16\n").unwrap();
-    let networks = Dual { v4: Some("10.42.0.0/17".parse().unwrap()), v6: None };
-    let _other =
-        moved.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks, Residence::Present).await.unwrap();
-    let builder = moved.node.builder().subnet_env(moved.file.clone());
-    let overlay = builder.build(Arc::new(moved.node.store.clone()), Arc::new(moved.node.kernel.clone())).unwrap();
-    let removed = overlay.remove().await.unwrap();
+    let _other = moved.claim("10.42.0.0/17").await.unwrap();
+    let removed = moved.overlay().remove().await.unwrap();
     assert!(removed.objects > 0 && moved.node.kernel.link_index("tun4.1").is_none(), "{removed:?}");
 }
 
@@ -196,17 +200,11 @@ async fn a_removal_is_not_kept_from_the_present_network_by_who_has_the_former_on
 async fn nobody_moves_into_a_former_network_before_it_is_clear() {
     let moved = Moved::new().await;
     moved.node.kernel.refuse_if(refused_in("10.42.7."));
-    let agent = moved.run();
-    agent.ready().await;
-    let networks = Dual { v4: Some("10.42.0.0/16".parse().unwrap()), v6: None };
-    let move_in = async || {
-        let name = OverlayName::new("other").unwrap();
-        moved.node.kernel.claim(&name, &networks, Residence::Present).await
-    };
-    assert!(matches!(move_in().await, Err(KernelError::Conflict { .. })));
+    let agent = moved.run().once_ready().await;
+    assert!(matches!(moved.claim("10.42.0.0/16").await, Err(KernelError::Conflict { .. })));
     moved.node.kernel.obey();
     agent.until(settled).await;
-    let _other = move_in().await.unwrap();
+    let _other = moved.claim("10.42.0.0/16").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

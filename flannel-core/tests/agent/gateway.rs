@@ -5,6 +5,7 @@ use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
+use crate::altered::Altered;
 use crate::tunnel::Tunnel;
 
 /// What becomes of peers that are on none of the node's links. Its name and what it publishes are the tunnel's, so
@@ -90,48 +91,13 @@ impl Backend for Gateway {
 }
 
 /// The gateway of [`Gateway::OrNothing`], which publishes nothing but its address, as host-gw does.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Bare;
-
-impl Backend for Bare {
-    fn name(&self) -> &'static str {
-        Gateway::OrNothing.name()
-    }
-
-    fn wire_type(&self) -> &'static str {
-        Gateway::OrNothing.wire_type()
-    }
-
-    fn writes(&self) -> bool {
-        true
-    }
-
-    fn devices(&self, local: &Local) -> Vec<Device> {
-        Gateway::OrNothing.devices(local)
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        Vec::new()
-    }
-
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        Gateway::OrNothing.mtu(situation)
-    }
-
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        let public_ip = situation.public;
-        Ok(LeaseAttrs { public_ip, backend_type: self.wire_type().into(), ..LeaseAttrs::default() })
-    }
-
-    fn hardware_address(&self, _: &LeaseAttrs, _: Family) -> Result<Option<MacAddr>, Skip> {
-        Ok(None)
-    }
-
-    fn base(&self, local: &Local) -> State {
-        Gateway::OrNothing.base(local)
-    }
-
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        Gateway::OrNothing.peer(local, peer, family)
+pub(crate) fn bare() -> Altered<Gateway> {
+    Altered {
+        advertise: |gateway, situation| {
+            let backend_type = gateway.wire_type().into();
+            Ok(LeaseAttrs { public_ip: situation.public, backend_type, ..LeaseAttrs::default() })
+        },
+        hardware_address: |_, _, _| Ok(None),
+        ..Altered::of(Gateway::OrNothing)
     }
 }

@@ -15,20 +15,14 @@ use crate::tunnel::mac_of;
 
 /// A node at rest with one peer, and that one's Ethernet address.
 async fn beside_one_peer() -> (Node, Agent, MacAddr) {
-    let node = Node::alone();
-    node.join([1]);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([1]).await;
     pass(1.0).await;
     (node, agent, mac_of("peer-1", Family::V4))
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven() {
-    let node = Node::alone();
-    node.join([1, 2]);
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([1, 2]).await;
     pass(1.0).await;
     agent.drain();
     let mac = mac_of("peer-1", Family::V4);
@@ -108,10 +102,7 @@ async fn peers_that_come_and_go_hide_no_fight_over_another() {
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_without_most_peers_waits_a_minute_before_it_deletes() {
-    let node = Node::alone();
-    node.join(1..=20);
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside(1..=20).await;
     // Gone between two snapshots: the watch was cut, so nobody was told of each.
     node.leave(1..=16);
     node.join([30]);
@@ -139,10 +130,7 @@ async fn a_snapshot_without_most_peers_waits_a_minute_before_it_deletes() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_is_told_of_the_peers_finds_in_the_status_who_is_missing_for_now() {
-    let node = Node::alone();
-    node.join(1..=20);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside(1..=20).await;
     // A look that takes its time is under way when the snapshot comes.
     node.kernel.stall();
     pass(40.0).await;
@@ -158,10 +146,7 @@ async fn whoever_is_told_of_the_peers_finds_in_the_status_who_is_missing_for_now
 
 #[tokio::test(start_paused = true)]
 async fn a_start_that_finds_most_peers_gone_waits_a_minute_before_it_deletes() {
-    let node = Node::alone();
-    node.join(1..=20);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside(1..=20).await;
     agent.cancelled().await.unwrap();
     node.leave(1..=20);
     let begun = Instant::now();
@@ -177,10 +162,7 @@ async fn a_start_that_finds_most_peers_gone_waits_a_minute_before_it_deletes() {
 
 #[tokio::test(start_paused = true)]
 async fn few_and_slow_removals_never_wait() {
-    let node = Node::alone();
-    node.join(1..=20);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside(1..=20).await;
     node.leave(1..=15);
     eventually("three quarters go", || (1..=15).all(|n| !node.has_route(subnet(n)))).await;
     pass(10.0).await;
@@ -196,29 +178,13 @@ async fn few_and_slow_removals_never_wait() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn most_peers_that_are_deleted_one_by_one_at_once_wait_as_those_of_a_list() {
-    let node = Node::alone();
-    node.join(1..=20);
-    let agent = node.run();
-    agent.ready().await;
-    let begun = Instant::now();
-    node.leave(1..=20);
-    agent.until(|status| status.withheld.len() == 20).await;
-    eventually("they go", || (1..=20).all(|n| !node.has_route(subnet(n)))).await;
-    assert!((60.0..62.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
-}
-
 fn bad(n: u8) -> BadRecord {
     BadRecord { reason: "torn".to_owned(), subnets: Dual { v4: Some(subnet(n)), v6: None } }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_bad_record_names_is_not_deleted_not_even_by_the_next_run() {
-    let node = Node::alone();
-    node.join([1, 2, 3]);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([1, 2, 3]).await;
     node.store.insert_bad(&peer(1).key, bad(1));
     agent.until(|status| status.quarantined.contains_key(&peer(1).key)).await;
     agent.audited().await;
@@ -261,15 +227,18 @@ async fn a_strangers_route_is_a_conflict_that_ends_with_it() {
         .await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_mass_deletion_waits_on_while_the_store_is_away() {
-    let node = Node::alone();
-    node.join(1..=20);
-    let agent = node.run();
-    agent.ready().await;
+/// A node that waits before it deletes the routes to twenty peers.
+async fn amid_a_mass_deletion() -> (Node, Agent) {
+    let (node, agent) = Node::ready_beside(1..=20).await;
     node.leave(1..=20);
     node.store.cut_watches();
     agent.until(|status| status.withheld.len() == 20).await;
+    (node, agent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mass_deletion_waits_on_while_the_store_is_away() {
+    let (node, agent) = amid_a_mass_deletion().await;
     pass(30.0).await;
     node.store.outage();
     pass(300.0).await;
@@ -281,18 +250,6 @@ async fn a_mass_deletion_waits_on_while_the_store_is_away() {
     eventually("what is still gone is deleted", || !node.has_route(subnet(20))).await;
     assert!((1..=19).all(|n| node.has_route(subnet(n))));
     agent.until(|status| status.withheld.is_empty()).await;
-}
-
-/// A node that waits before it deletes the routes to twenty peers.
-async fn amid_a_mass_deletion() -> (Node, Agent) {
-    let node = Node::alone();
-    node.join(1..=20);
-    let agent = node.run();
-    agent.ready().await;
-    node.leave(1..=20);
-    node.store.cut_watches();
-    agent.until(|status| status.withheld.len() == 20).await;
-    (node, agent)
 }
 
 /// A peer's lease of another subnet than it usually has.
@@ -312,8 +269,7 @@ async fn amid_a_mass_deletion_a_subnet_that_is_given_out_anew_has_one_route() {
     agent.killed().await;
     // An agent that starts finds both.
     node.store.insert([peer_of(31, "10.42.4.0/23")]);
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     assert!(node.has_route("10.42.4.0/23".parse().unwrap()));
     assert!(![4, 5].into_iter().any(|n| node.has_route(subnet(n))), "{}", node.kernel.snapshot());
     assert_eq!(agent.status().withheld.len(), 17);
@@ -349,10 +305,7 @@ async fn amid_a_mass_deletion_the_own_new_subnet_has_no_route() {
 
 #[tokio::test(start_paused = true)]
 async fn who_joins_amid_a_look_is_no_drift() {
-    let node = Node::alone();
-    node.join([1]);
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([1]).await;
     pass(5.0).await;
     agent.drain();
     node.kernel.stall();
@@ -370,10 +323,7 @@ async fn who_joins_amid_a_look_is_no_drift() {
 
 #[tokio::test(start_paused = true)]
 async fn a_single_refusal_amid_a_lease_round_leaves_the_agent_ready() {
-    let node = Node::alone();
-    node.join([1]);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([1]).await;
     pass(5.0).await;
     // The look that follows takes its time.
     let kernel = node.kernel.clone();

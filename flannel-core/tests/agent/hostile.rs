@@ -23,10 +23,7 @@ fn large(n: u16) -> Lease {
 #[tokio::test(start_paused = true)]
 async fn of_too_many_records_the_youngest_are_dropped_and_come_back_once_there_is_room() {
     let log = Log::listen();
-    let node = Node::alone();
-    node.join([1, 2]);
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([1, 2]).await;
     let hostile: Vec<_> = (0..MAX_RECORDS / 16 + 100).map(|n| large(4 * n as u16)).collect();
     node.store.insert(hostile.clone());
     node.join([9]);

@@ -85,10 +85,7 @@ fn line<'a>(lines: &'a [String], level: &str, part: &str) -> &'a str {
 #[tokio::test(start_paused = true)]
 async fn a_start_and_the_peers_that_come_and_go_are_told() {
     let log = Log::listen();
-    let node = Node::alone();
-    node.join([1]);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([1]).await;
     let lines = log.take();
     assert!(line(&lines, "INFO", "lease taken").contains("key=node-200"));
     assert!(line(&lines, "INFO", "listed the leases").contains("peers=1"));
@@ -111,8 +108,7 @@ async fn a_start_and_the_peers_that_come_and_go_are_told() {
 async fn a_minute_without_the_store_is_at_most_ten_lines() {
     let log = Log::listen();
     let node = Node::with_ttl(Duration::from_secs(60));
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     pass(1.0).await;
     log.take();
     node.store.outage();
@@ -130,10 +126,7 @@ async fn a_minute_without_the_store_is_at_most_ten_lines() {
 #[tokio::test(start_paused = true)]
 async fn a_store_and_an_object_that_flap_do_not_fill_the_log() {
     let log = Log::listen();
-    let node = Node::alone();
-    node.join([1]);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, _agent) = Node::ready_beside([1]).await;
     log.take();
     let mac = mac_of("peer-1", Family::V4);
     let begun = Instant::now();
@@ -154,9 +147,7 @@ async fn a_store_and_an_object_that_flap_do_not_fill_the_log() {
 #[tokio::test(start_paused = true)]
 async fn an_own_record_that_somebody_keeps_spoiling_does_not_fill_the_log() {
     let log = Log::listen();
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+    let (node, _agent) = Node::ready_beside([]).await;
     log.take();
     let mut times = 0;
     let begun = Instant::now();

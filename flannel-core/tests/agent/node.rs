@@ -31,6 +31,13 @@ pub(crate) fn dual_config() -> NetworkConfig {
     parse(r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd00:42::/48","Backend":{"Type":"tunnel"}}"#)
 }
 
+/// A network with the subnets 10.42.9.0/24 to 10.42.`last`.0/24.
+pub(crate) fn pool(last: u8) -> NetworkConfig {
+    let text =
+        r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.LAST.0","Backend":{"Type":"tunnel"}}"#;
+    parse(&text.replace("LAST", &last.to_string()))
+}
+
 pub(crate) fn parse(text: &str) -> NetworkConfig {
     NetworkConfig::parse(text.as_bytes(), Allocation::Pool).unwrap()
 }
@@ -62,6 +69,15 @@ pub(crate) fn peer(n: u8) -> Lease {
     }
 }
 
+/// The same of a node with both families.
+pub(crate) fn dual_peer(n: u8) -> Lease {
+    let mut lease = peer(n);
+    lease.subnets.v6 = Some(format!("fd00:42:0:{n:x}::/64").parse().unwrap());
+    lease.attrs.public_ip.v6 = Some(public(Family::V6, n));
+    lease.attrs.backend_data.v6 = Some(data(mac_of(lease.key.as_str(), Family::V6)));
+    lease
+}
+
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) kernel: FakeKernel,
@@ -88,7 +104,15 @@ impl Node {
         Self::new(200, &MemorySubnets::with_ttl(config(), None, Arc::clone(&clock) as _), &clock)
     }
 
-    /// The same with leases that last so long.
+    /// The same node with peers of these numbers, and an agent that is ready.
+    pub(crate) async fn ready_beside(peers: impl IntoIterator<Item = u8>) -> (Self, Agent) {
+        let node = Self::alone();
+        node.join(peers);
+        let agent = node.run_ready().await;
+        (node, agent)
+    }
+
+    /// Node 200 in a network of its own, whose leases last so long.
     pub(crate) fn with_ttl(ttl: Duration) -> Self {
         let clock = Arc::new(TokioClock::new());
         Self::new(200, &MemorySubnets::with_ttl(config(), Some(ttl), Arc::clone(&clock) as _), &clock)
@@ -120,8 +144,22 @@ impl Node {
         self.run_as(self.builder())
     }
 
+    /// Starts an agent and waits until it is ready.
+    pub(crate) async fn run_ready(&self) -> Agent {
+        self.run().once_ready().await
+    }
+
     pub(crate) fn run_as(&self, builder: Builder) -> Agent {
-        self.run_on(builder, Arc::new(self.kernel.clone()), Arc::new(self.store.clone()))
+        self.run_as_over(builder, &self.store)
+    }
+
+    /// The same over another store.
+    pub(crate) fn run_over(&self, store: &(impl SubnetManager + Clone)) -> Agent {
+        self.run_as_over(self.builder(), store)
+    }
+
+    pub(crate) fn run_as_over(&self, builder: Builder, store: &(impl SubnetManager + Clone)) -> Agent {
+        self.run_on(builder, Arc::new(self.kernel.clone()), Arc::new(store.clone()))
     }
 
     pub(crate) fn run_on(&self, builder: Builder, kernel: Arc<dyn Kernel>, store: Arc<dyn SubnetManager>) -> Agent {
@@ -130,6 +168,11 @@ impl Node {
         let (events, cancel) = (handle.events(), CancellationToken::new());
         let task = tokio::spawn(overlay.run(cancel.clone()));
         Agent { handle, events, cancel, task }
+    }
+
+    /// An agent that does not run.
+    pub(crate) fn overlay(&self) -> Overlay {
+        self.builder().build(Arc::new(self.store.clone()), Arc::new(self.kernel.clone())).unwrap()
     }
 
     /// The record of this node in the store.
@@ -181,6 +224,12 @@ impl Agent {
             Ok(Err(_)) => panic!("the agent ended: {:?}", self.status()),
             Err(_) => panic!("the status never was as awaited: {:?}", self.status()),
         }
+    }
+
+    /// The same once it is ready.
+    pub(crate) async fn once_ready(self) -> Self {
+        self.ready().await;
+        self
     }
 
     pub(crate) async fn ready(&self) -> Status {

@@ -1,39 +1,24 @@
 //! What a plan and a preview say, and when they cannot say it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::kernel::Op;
 use flannel_core::net::Family;
-use flannel_core::overlay::{HandleError, HeldBecause, Overlay, OverlayError, Phase, WithheldBecause};
-use flannel_core::subnet::{MockSubnetManager, SubnetManager, ThisNode};
-use futures_util::{FutureExt, StreamExt};
+use flannel_core::overlay::{HandleError, HeldBecause, OverlayError, Phase, WithheldBecause};
+use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use crate::node::{Node, config, pass};
+use crate::node::{Node, pass};
 use crate::tunnel::mac_of;
-
-fn overlay(node: &Node) -> Overlay {
-    node.builder().build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap()
-}
+use crate::watch::Watched;
 
 #[tokio::test(start_paused = true)]
 async fn plan_and_peers_are_not_given_before_the_store_has_said_what_is_everything() {
     let node = Node::alone();
     node.join([1, 2]);
-    let before = node.run();
-    before.ready().await;
+    let before = node.run_ready().await;
     before.cancelled().await.unwrap();
-    let mut store = MockSubnetManager::new();
-    let this = ThisNode::named(node.identity());
-    store.expect_this_node().returning(move || Ok(this.clone()));
-    store.expect_network_config().returning(|| Ok(config()));
-    let inner = node.store.clone();
-    store.expect_previous().returning(move |node| inner.previous(node).now_or_never().unwrap());
-    let inner = node.store.clone();
-    store.expect_acquire().returning(move |node, want| inner.acquire(node, want).now_or_never().unwrap());
-    store.expect_watch().returning(|| futures_util::stream::pending().boxed());
-    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    let agent = node.run_over(&Watched::new(&node.store, |_| futures_util::stream::pending().boxed()));
     agent.until(|status| status.phase == Phase::LeaseHeld).await;
     let error = agent.handle.plan().await.unwrap_err();
     assert!(matches!(error, HandleError::NotSynced), "{error}");
@@ -43,14 +28,11 @@ async fn plan_and_peers_are_not_given_before_the_store_has_said_what_is_everythi
 
 #[tokio::test(start_paused = true)]
 async fn a_preview_holds_back_what_the_start_would() {
-    let node = Node::alone();
-    node.join(1..=20);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside(1..=20).await;
     agent.cancelled().await.unwrap();
-    assert!(overlay(&node).preview().await.unwrap().unwrap().is_settled());
+    assert!(node.overlay().preview().await.unwrap().unwrap().is_settled());
     node.leave(1..=20);
-    let preview = overlay(&node).preview().await.unwrap().unwrap();
+    let preview = node.overlay().preview().await.unwrap().unwrap();
     assert!(!preview.plan.ops.iter().any(Op::is_delete), "{preview}");
     let withheld = |held: &&flannel_core::overlay::Held| {
         matches!(held.because, HeldBecause::Withheld(WithheldBecause::MassRemoval(_)))
@@ -66,7 +48,7 @@ async fn a_preview_without_a_store_says_so_in_bounded_time() {
     node.run().ready().await;
     node.store.outage();
     let begun = Instant::now();
-    let answer = tokio::time::timeout(Duration::from_secs(60), overlay(&node).preview()).await.expect("it never ends");
+    let answer = tokio::time::timeout(Duration::from_secs(60), node.overlay().preview()).await.expect("it never ends");
     let Err(error @ OverlayError::Unanswered { .. }) = answer else { panic!("{answer:?}") };
     assert!(begun.elapsed() <= Duration::from_secs(11), "{:?}", begun.elapsed());
     let text = error.to_string();
@@ -75,10 +57,7 @@ async fn a_preview_without_a_store_says_so_in_bounded_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_plan_shows_what_waits_because_somebody_keeps_changing_it() {
-    let node = Node::alone();
-    node.join([1]);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([1]).await;
     pass(1.0).await;
     let mac = mac_of("peer-1", Family::V4);
     let deadline = Instant::now() + Duration::from_secs(120);

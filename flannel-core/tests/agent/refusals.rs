@@ -8,8 +8,7 @@ use flannel_core::net::{Family, Prefix};
 use flannel_core::overlay::{Event, Phase};
 use flannel_core::testing::MemorySubnets;
 
-use crate::node::{Node, dual_config, pass, peer, public, subnet};
-use crate::tunnel::{data, mac_of};
+use crate::node::{Node, dual_config, dual_peer, pass, peer, public, subnet};
 
 const EINVAL: i32 = 22;
 const ENOMEM: i32 = 12;
@@ -89,13 +88,7 @@ async fn where_no_peers_route_is_taken_the_node_is_not_ready() {
 async fn each_family_is_judged_by_itself() {
     let clock = Arc::new(TokioClock::new());
     let node = Node::new(200, &MemorySubnets::with_ttl(dual_config(), None, Arc::clone(&clock) as _), &clock);
-    node.store.insert([1, 2].map(|n| {
-        let mut peer = peer(n);
-        peer.subnets.v6 = Some(format!("fd00:42:0:{n}::/64").parse().unwrap());
-        peer.attrs.public_ip.v6 = Some(public(Family::V6, n));
-        peer.attrs.backend_data.v6 = Some(data(mac_of(peer.key.as_str(), Family::V6)));
-        peer
-    }));
+    node.store.insert([1, 2].map(dual_peer));
     let is_v6 = |prefix: &Prefix| prefix.family() == Family::V6;
     node.kernel.refuse_if(move |op| matches!(op, Op::CreateRoute { prefix, .. } if is_v6(prefix)).then_some(EINVAL));
     let agent = node.run();

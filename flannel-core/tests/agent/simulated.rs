@@ -15,7 +15,7 @@ use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement};
 use flannel_core::testing::memory_subnets::Fault;
 use flannel_core::testing::{FakeKernel, MemorySubnets};
 
-use crate::node::{Agent, Node, add_defaults, config, dual_config, pass, peer, public, subnet};
+use crate::node::{Agent, Node, add_defaults, config, dual_config, dual_peer, pass, peer, public, subnet};
 use crate::tunnel::{DEVICES, data, mac_of};
 
 const SEEDS: u64 = 200;
@@ -159,14 +159,7 @@ impl World {
     /// A peer's lease as it is in this network.
     fn peer(&mut self) -> Lease {
         let number = self.random.number();
-        let mut lease = peer(number);
-        if self.families.contains(&Family::V6) {
-            let prefix = format!("fd00:42:0:{number:x}::/64").parse().unwrap();
-            lease.subnets.v6 = Some(prefix);
-            lease.attrs.public_ip.v6 = Some(public(Family::V6, number));
-            lease.attrs.backend_data.v6 = Some(data(mac_of(lease.key.as_str(), Family::V6)));
-        }
-        lease
+        if self.families.contains(&Family::V6) { dual_peer(number) } else { peer(number) }
     }
 
     fn churn(&mut self) {

@@ -1,21 +1,16 @@
 //! A store whose watch lags behind its calls.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use flannel_core::config::NetworkConfig;
-use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::Event;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use flannel_core::testing::MemorySubnets;
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::node::{Node, add_defaults, eventually, pass, public, subnet};
+use crate::storms::Away;
+use crate::watch::{Watch, Watched};
 
 /// How far the watch lags: longer than any back-off of the agent, and than the time between two audits.
 const LAG: Duration = Duration::from_secs(90);
@@ -26,66 +21,30 @@ const ADDRESSES: [u8; 4] = [77, 78, 79, 80];
 const SOONEST: u64 = 45;
 
 /// Calls are answered at once. What the watch shows is as old as [`LAG`], but for the first list.
-struct Lagging {
-    store: MemorySubnets,
-    writes: AtomicU64,
-}
-
-#[async_trait]
-impl SubnetManager for Lagging {
-    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
-        self.store.this_node().await
-    }
-
-    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        self.store.network_config().await
-    }
-
-    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
-        self.store.previous(node).await
-    }
-
-    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        self.store.acquire(node, want).await
-    }
-
-    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        self.store.renew(lease).await
-    }
-
-    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
-        self.store.release(lease).await
-    }
-
-    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        let (late, mut shown) = tokio::sync::mpsc::unbounded_channel();
-        let mut events = self.store.watch();
-        tokio::spawn(async move {
-            let mut first = true;
-            while let Some(event) = events.next().await {
-                let lag = if std::mem::take(&mut first) { Duration::ZERO } else { LAG };
-                if late.send((Instant::now() + lag, event)).is_err() {
-                    return;
-                }
+fn late(mut events: Watch) -> Watch {
+    let (late, mut shown) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut first = true;
+        while let Some(event) = events.next().await {
+            let lag = if std::mem::take(&mut first) { Duration::ZERO } else { LAG };
+            if late.send((Instant::now() + lag, event)).is_err() {
+                return;
             }
-        });
-        let next = async move || {
-            let (due, event) = shown.recv().await?;
-            sleep_until(due).await;
-            Some(event)
-        };
-        futures_util::stream::unfold(next, |mut next| async move { next().await.map(|event| (event, next)) }).boxed()
-    }
+        }
+    });
+    let next = async move || {
+        let (due, event) = shown.recv().await?;
+        sleep_until(due).await;
+        Some(event)
+    };
+    futures_util::stream::unfold(next, |mut next| async move { next().await.map(|event| (event, next)) }).boxed()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_lags_costs_the_node_no_lease_and_no_write_and_its_peers_come_in_the_end() {
     let node = Node::with_ttl(Duration::from_secs(100));
-    let store = Arc::new(Lagging { store: node.store.clone(), writes: AtomicU64::new(0) });
-    let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::clone(&store) as _);
-    agent.ready().await;
+    let store = Away::new(&node.store);
+    let mut agent = node.run_over(&Watched::new(&store, late)).once_ready().await;
     let subnets = node.record().unwrap().subnets;
     let (writes, begun) = (store.writes.load(Ordering::Relaxed), Instant::now());
     // What the node publishes changes again and again; the watch shows each former state long after it.

@@ -13,8 +13,9 @@ use flannel_core::testing::FakeKernel;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use crate::node::{Node, add_defaults, config, eventually, parse, pass, public, subnet};
+use crate::node::{Node, add_defaults, config, eventually, parse, pass, pool, public, subnet};
 use crate::storms::Away;
+use crate::watch::Watched;
 
 fn timeout() -> KernelError {
     KernelError::Timeout { doing: "looking".to_owned(), within: Duration::from_secs(5) }
@@ -56,9 +57,7 @@ async fn a_first_look_that_times_out_writes_nothing_and_is_repeated_after_back_o
 #[tokio::test(start_paused = true)]
 async fn an_uplink_made_anew_while_the_lease_was_waited_for_is_the_one_in_use() {
     let node = Node::alone();
-    let one_subnet =
-        r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.9.0","Backend":{"Type":"tunnel"}}"#;
-    node.store.set_config(parse(one_subnet));
+    node.store.set_config(pool(9));
     node.join([9]);
     let agent = node.run();
     agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
@@ -75,26 +74,20 @@ async fn an_uplink_made_anew_while_the_lease_was_waited_for_is_the_one_in_use() 
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_waits_for_a_subnet_gets_one_once_the_pool_is_widened_and_running_agents_take_it() {
-    let pool = |last: &str| {
-        parse(&format!(
-            r#"{{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"{last}","Backend":{{"Type":"tunnel"}}}}"#
-        ))
-    };
     let one = Node::alone();
-    one.store.set_config(pool("10.42.9.0"));
-    let running = one.run();
-    running.ready().await;
+    one.store.set_config(pool(9));
+    let running = one.run_ready().await;
     let two = Node::new(201, &one.store, &one.clock);
     let waiting = two.run();
     waiting.until(|status| matches!(status.store, Contact::Lost { .. })).await;
-    one.store.set_config(pool("10.42.10.0"));
+    one.store.set_config(pool(10));
     let status = waiting.ready().await;
     assert_eq!(status.lease.unwrap().subnets.v4, Some(subnet(10)));
     let status = running.until(|status| status.peers.accepted == 1).await;
     assert_eq!((status.peers.quarantined, status.own_trouble), (0, None));
     eventually("routes both ways", || one.has_route(subnet(10)) && two.has_route(subnet(9))).await;
     // Nor does a pool that moves away cut off those that work.
-    one.store.set_config(pool("10.42.9.0"));
+    one.store.set_config(pool(9));
     let three = Node::new(202, &one.store, &one.clock);
     let late = three.run();
     assert!(late.until(|status| matches!(status.store, Contact::Lost { .. })).await.lease.is_none());
@@ -199,9 +192,7 @@ async fn a_probe_that_is_not_answered_is_repeated() {
 
 #[tokio::test(start_paused = true)]
 async fn a_kernel_thread_that_stops_ends_the_agent_whenever_it_happens() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([]).await;
     node.kernel.fail_next_observe(KernelError::Stopped);
     assert!(matches!(agent.ended().await, Err(OverlayError::Kernel(KernelError::Stopped))));
 }
@@ -209,27 +200,17 @@ async fn a_kernel_thread_that_stops_ends_the_agent_whenever_it_happens() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_away_at_start_is_asked_with_back_off_and_told_once() {
     let node = Node::alone();
-    let begun = Instant::now();
-    let times = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let mut store = MockSubnetManager::new();
-    let this = ThisNode::named(node.identity());
-    store.expect_this_node().returning(move || Ok(this.clone()));
-    let asked = Arc::clone(&times);
-    store.expect_network_config().returning(move || {
-        let mut asked = asked.lock().unwrap();
-        asked.push(begun.elapsed());
-        match asked.len() {
-            7.. => Ok(config()),
-            _ => Err(SubnetError::Unavailable { doing: "reading", source: "down".into() }),
-        }
-    });
-    delegate(&mut store, &node);
-    let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    let store = Away::new(&node.store);
+    store.mute();
+    let mut agent = node.run_over(&store);
     let away = agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
     assert_eq!((away.phase, node.kernel.writes()), (Phase::Starting, 0));
+    eventually("it has asked six times", || store.asked().len() == 6).await;
+    store.speak();
     let ready = agent.ready().await;
     assert_eq!(ready.store, Contact::Live);
-    let times = times.lock().unwrap().clone();
+    let times = store.asked();
+    assert!(times.len() >= 7, "{times:?}");
     let waits: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     for (wait, want) in waits.iter().zip([1.0, 2.0, 4.0, 4.5, 4.5, 4.5]) {
         assert!((want * 0.9 - 0.01..=want * 1.1 + 0.01).contains(wait), "{waits:?}");
@@ -238,18 +219,6 @@ async fn a_store_that_is_away_at_start_is_asked_with_back_off_and_told_once() {
     let count = |wanted: fn(&Event) -> bool| events.iter().filter(|event| wanted(event)).count();
     assert_eq!(count(|event| matches!(event, Event::StoreLost(_))), 1, "{events:?}");
     assert_eq!(count(|event| matches!(event, Event::StoreBack)), 1, "{events:?}");
-}
-
-/// Lets the mock do as the node's store does, but for what the test has said.
-fn delegate(mock: &mut MockSubnetManager, node: &Node) {
-    use flannel_core::subnet::SubnetManager;
-    use futures_util::FutureExt;
-    let store = node.store.clone();
-    mock.expect_previous().returning(move |node| store.previous(node).now_or_never().unwrap());
-    let store = node.store.clone();
-    mock.expect_acquire().returning(move |node, want| store.acquire(node, want).now_or_never().unwrap());
-    let store = node.store.clone();
-    mock.expect_watch().returning(move || store.watch());
 }
 
 #[tokio::test(start_paused = true)]
@@ -281,22 +250,7 @@ async fn an_unknown_backend_names_those_there_are() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_written_before_the_store_has_said_what_is_everything() {
     let node = Node::alone();
-    let mut store = MockSubnetManager::new();
-    let this = ThisNode::named(node.identity());
-    store.expect_this_node().returning(move || Ok(this.clone()));
-    store.expect_network_config().returning(|| Ok(config()));
-    let inner = node.store.clone();
-    store.expect_previous().returning(move |node| {
-        use flannel_core::subnet::SubnetManager;
-        futures_util::FutureExt::now_or_never(inner.previous(node)).unwrap()
-    });
-    let inner = node.store.clone();
-    store.expect_acquire().returning(move |node, want| {
-        use flannel_core::subnet::SubnetManager;
-        futures_util::FutureExt::now_or_never(inner.acquire(node, want)).unwrap()
-    });
-    store.expect_watch().returning(|| futures_util::stream::pending().boxed());
-    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    let agent = node.run_over(&Watched::new(&node.store, |_| futures_util::stream::pending().boxed()));
     pass(3600.0).await;
     assert_eq!((agent.status().phase, node.kernel.writes()), (Phase::LeaseHeld, 0));
 }
@@ -304,8 +258,7 @@ async fn nothing_is_written_before_the_store_has_said_what_is_everything() {
 #[tokio::test(start_paused = true)]
 async fn a_second_agent_of_the_name_is_refused_and_touches_nothing() {
     let node = Node::alone();
-    let first = node.run();
-    first.ready().await;
+    let first = node.run_ready().await;
     let (writes, records) = (node.kernel.writes(), node.store.records());
     let Err(OverlayError::Kernel(KernelError::Conflict { .. })) = node.run().ended().await else { panic!("no error") };
     assert_eq!((node.kernel.writes(), node.store.records()), (writes, records));
@@ -333,7 +286,7 @@ async fn who_the_node_is_comes_from_the_store_as_soon_as_it_answers() {
     let this = ThisNode::named(node.identity()).publishing(public);
     let store = Away::new(&node.store.for_node(this));
     store.leave();
-    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+    let agent = node.run_over(&store);
     let status = agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
     assert_eq!((status.phase, status.lease.clone(), node.record()), (Phase::Starting, None, None));
     store.come_back();
@@ -343,7 +296,7 @@ async fn who_the_node_is_comes_from_the_store_as_soon_as_it_answers() {
     // What the program was given comes first.
     public.v4 = Some("203.0.113.8".parse().unwrap());
     let builder = node.builder().public(public);
-    let agent = node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store));
+    let agent = node.run_as_over(builder, &store);
     assert_eq!(agent.ready().await.lease.unwrap().attrs.public_ip, public);
 }
 

@@ -5,15 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use flannel_core::config::NetworkConfig;
-use flannel_core::lease::{Lease, LeaseEvent};
+use flannel_core::lease::LeaseEvent;
 use flannel_core::overlay::{Contact, Event, Phase};
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use flannel_core::testing::{Fault, MemorySubnets};
+use flannel_core::subnet::{SubnetError, SubnetManager};
+use flannel_core::testing::{Call, Fault, MemorySubnets, StoreDouble};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::log::Log;
 use crate::node::{Node, pass, peer, subnet};
@@ -27,12 +26,14 @@ pub(crate) struct Away {
     pub(crate) calls: Arc<AtomicU64>,
     /// Those of them that asked for a lease.
     pub(crate) acquires: Arc<AtomicU64>,
+    /// Those that asked for one, renewed one or gave one back.
+    pub(crate) writes: Arc<AtomicU64>,
     /// What becomes of the next of those.
     faults: Arc<Mutex<VecDeque<Fault>>>,
     /// Whether nobody may read its configuration.
     mute: Arc<AtomicBool>,
-    /// How often somebody tried to.
-    pub(crate) asked: Arc<AtomicU64>,
+    /// When somebody tried to.
+    asked: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Away {
@@ -43,6 +44,7 @@ impl Away {
             delay: Arc::default(),
             calls: Arc::default(),
             acquires: Arc::default(),
+            writes: Arc::default(),
             faults: Arc::default(),
             mute: Arc::default(),
             asked: Arc::default(),
@@ -67,6 +69,11 @@ impl Away {
         self.mute.store(false, Ordering::Relaxed);
     }
 
+    /// When the configuration was asked for.
+    pub(crate) fn asked(&self) -> Vec<Instant> {
+        self.asked.lock().unwrap().clone()
+    }
+
     /// Lets the next calls for a lease fail, one fault each.
     pub(crate) fn fail_acquires(&self, faults: impl IntoIterator<Item = Fault>) {
         self.faults.lock().unwrap().extend(faults);
@@ -76,63 +83,51 @@ impl Away {
     pub(crate) fn delay(&self, delay: Duration) {
         self.delay.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
-
-    fn call(&self) -> Result<(), SubnetError> {
-        // On a clock that stands still an agent that spins would do so for ever.
-        assert!(self.calls.fetch_add(1, Ordering::Relaxed) < 100_000, "somebody spins");
-        if *self.away.borrow() { Err(gone()) } else { Ok(()) }
-    }
-
-    async fn answer<T>(&self, answer: T) -> T {
-        tokio::time::sleep(Duration::from_millis(self.delay.load(Ordering::Relaxed))).await;
-        answer
-    }
 }
 
 fn gone() -> SubnetError {
     SubnetError::Unavailable { doing: "asking", source: "away".into() }
 }
 
-#[async_trait]
-impl SubnetManager for Away {
-    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
-        self.call()?;
-        self.store.this_node().await
+impl StoreDouble for Away {
+    type Store = MemorySubnets;
+
+    fn store(&self) -> &MemorySubnets {
+        &self.store
     }
 
-    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        self.call()?;
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        if self.mute.load(Ordering::Relaxed) {
+    async fn call<A: Send>(
+        &self,
+        call: Call<'_>,
+        answer: impl Future<Output = Result<A, SubnetError>> + Send,
+    ) -> Result<A, SubnetError> {
+        // On a clock that stands still an agent that spins would do so for ever.
+        assert!(self.calls.fetch_add(1, Ordering::Relaxed) < 100_000, "somebody spins");
+        let (acquires, asks) = (matches!(call, Call::Acquire(_)), matches!(call, Call::NetworkConfig));
+        let writes = acquires || matches!(call, Call::Renew(_) | Call::Release);
+        self.acquires.fetch_add(acquires.into(), Ordering::Relaxed);
+        self.writes.fetch_add(writes.into(), Ordering::Relaxed);
+        if *self.away.borrow() {
             return Err(gone());
         }
-        self.store.network_config().await
-    }
-
-    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
-        self.call()?;
-        self.store.previous(node).await
-    }
-
-    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        self.acquires.fetch_add(1, Ordering::Relaxed);
-        self.call()?;
-        self.store.fail_next(self.faults.lock().unwrap().pop_front());
-        self.answer(self.store.acquire(node, want).await).await
-    }
-
-    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
-        self.call()?;
-        self.answer(self.store.renew(lease).await).await
-    }
-
-    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
-        self.call()?;
-        self.answer(self.store.release(lease).await).await
+        if asks {
+            self.asked.lock().unwrap().push(Instant::now());
+            if self.mute.load(Ordering::Relaxed) {
+                return Err(gone());
+            }
+        }
+        if acquires {
+            self.store.fail_next(self.faults.lock().unwrap().pop_front());
+        }
+        let answer = answer.await;
+        if writes {
+            tokio::time::sleep(Duration::from_millis(self.delay.load(Ordering::Relaxed))).await;
+        }
+        answer
     }
 
     /// While away: an error every five seconds. Back again: everything anew.
-    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    fn watch_with(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         let state = (self.store.clone(), self.store.watch(), self.away.subscribe(), false);
         futures_util::stream::unfold(state, |(store, mut inner, mut away, mut told)| async move {
             loop {
@@ -162,8 +157,7 @@ async fn an_hour_without_the_store_and_a_hundred_thousand_events_stay_bounded() 
     let node = Node::with_ttl(Duration::from_secs(7200));
     node.join(1..=20);
     let store = Away::new(&node.store);
-    let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store.clone()));
-    agent.ready().await;
+    let mut agent = node.run_over(&store).once_ready().await;
     let (writes, calls) = (node.kernel.writes(), store.calls.load(Ordering::Relaxed));
     agent.drain();
     log.take();
@@ -200,10 +194,7 @@ async fn an_hour_without_the_store_and_a_hundred_thousand_events_stay_bounded() 
 
 #[tokio::test(start_paused = true)]
 async fn a_storm_of_hints_costs_at_most_five_audits_a_second() {
-    let node = Node::alone();
-    node.join(1..=5);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, _agent) = Node::ready_beside(1..=5).await;
     pass(5.0).await;
     let (reads, writes) = (node.kernel.reads(), node.kernel.writes());
     for _ in 0..10_000 {
@@ -217,10 +208,7 @@ async fn a_storm_of_hints_costs_at_most_five_audits_a_second() {
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_at_rest_rests() {
-    let node = Node::alone();
-    node.join(1..=5);
-    let agent = node.run();
-    agent.ready().await;
+    let (node, _agent) = Node::ready_beside(1..=5).await;
     pass(5.0).await;
     let (reads, writes) = (node.kernel.reads(), node.kernel.writes());
     pass(3000.0).await;

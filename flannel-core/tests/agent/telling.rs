@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use flannel_core::backend::{Backend, BackendError, MockBackend};
+use flannel_core::backend::{Backend, BackendError};
 use flannel_core::lease::BadRecord;
 use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::{Contact, Ended, Event, Hearing, Phase, Verdict};
 use flannel_core::testing::Fault;
 
-use crate::node::{Node, add_defaults, eventually, parse, pass, peer, public, subnet};
+use crate::altered::Altered;
+use crate::node::{Node, add_defaults, eventually, pass, peer, public, subnet};
 use crate::tunnel::Tunnel;
 
 fn peers_of(events: &[Event]) -> Vec<String> {
@@ -23,10 +24,7 @@ fn peers_of(events: &[Event]) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn a_later_snapshot_tells_of_each_peer_that_is_not_what_it_was() {
-    let node = Node::alone();
-    node.join([1, 2, 3]);
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([1, 2, 3]).await;
     assert!(peers_of(&agent.drain()).is_empty(), "the first snapshot is told as a whole");
     node.store.cut_watches();
     let mut moved = peer(2);
@@ -41,10 +39,7 @@ async fn a_later_snapshot_tells_of_each_peer_that_is_not_what_it_was() {
 
 #[tokio::test(start_paused = true)]
 async fn a_host_that_changes_tells_of_the_peers_that_come_and_go_by_it() {
-    let node = Node::alone();
-    node.join([1, 2]);
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([1, 2]).await;
     agent.drain();
     // An address of the host inside a peer's subnet: that subnet would draw it away.
     node.kernel.add_address("eth0", "10.42.1.9/32".parse().unwrap()).unwrap();
@@ -57,9 +52,7 @@ async fn a_host_that_changes_tells_of_the_peers_that_come_and_go_by_it() {
 
 #[tokio::test(start_paused = true)]
 async fn an_uplink_that_returns_is_told_of() {
-    let node = Node::alone();
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([]).await;
     node.kernel.link_down("eth0").unwrap();
     agent.event(|event| matches!(event, Event::UplinkLost(_))).await;
     agent.until(|status| status.uplink.is_none()).await;
@@ -90,26 +83,16 @@ async fn notifications_that_cannot_be_heard_show_in_the_status_until_they_can() 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
     let node = Node::alone();
-    let builder = node.builder().backend("wary", |_| {
-        let mut backend = MockBackend::new();
-        backend.expect_writes().return_const(true);
-        let refusal = || BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() };
-        backend.expect_wire_type().returning(|| "tunnel");
-        backend.expect_writes().return_const(true);
-        backend.expect_slots().returning(Vec::new);
-        backend.expect_devices().returning(|local| Tunnel.devices(local));
-        backend.expect_mtu().returning(|situation| Tunnel.mtu(situation));
-        backend.expect_base().returning(|local| Tunnel.base(local));
-        backend.expect_hardware_address().returning(|attrs, family| Tunnel.hardware_address(attrs, family));
-        backend.expect_advertise().returning(move |situation| {
-            let moved = situation.public.v4.is_some_and(|addr| addr.to_string().starts_with("198.51.100."));
-            if moved { Err(refusal()) } else { Tunnel.advertise(situation) }
-        });
-        Ok(backend)
-    });
-    node.store.set_config(parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"wary"}}"#));
-    let mut agent = node.run_as(builder);
-    agent.ready().await;
+    let wary = Altered {
+        advertise: |tunnel: &Tunnel, situation| match situation.public.v4 {
+            Some(addr) if addr.to_string().starts_with("198.51.100.") => {
+                Err(BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() })
+            }
+            _ => tunnel.advertise(situation),
+        },
+        ..Altered::of(Tunnel)
+    };
+    let mut agent = node.run_as(node.builder_with(wary)).once_ready().await;
     node.kernel.add_address("eth0", "198.51.100.7/24".parse().unwrap()).unwrap();
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
     let told = agent.event(|event| matches!(event, Event::AdvertiseFailed(_) | Event::KernelTrouble(_))).await;
@@ -119,8 +102,7 @@ async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
 #[tokio::test(start_paused = true)]
 async fn renewals_that_are_denied_beside_a_watch_that_lives_are_one_loss_of_contact() {
     let node = Node::with_ttl(Duration::from_secs(120));
-    let mut agent = node.run();
-    agent.ready().await;
+    let mut agent = node.run_ready().await;
     agent.drain();
     node.store.fail_next([Fault::Denied; 8]);
     agent.event(|event| matches!(event, Event::StoreLost(_))).await;
@@ -183,15 +165,13 @@ async fn a_status_that_is_kept_holds_up_neither_the_work_nor_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_what_does_not_come_is_told_of_the_end() {
-    let agent = Node::alone().run();
-    agent.ready().await;
+    let agent = Node::alone().run().once_ready().await;
     let handle = agent.handle.clone();
     let never = tokio::spawn(async move { handle.wait_for(|status| status.peers.accepted == 7).await });
     agent.cancelled().await.unwrap();
     assert_eq!(never.await.unwrap(), Err(Ended));
     // One that was cut off says so too.
-    let agent = Node::alone().run();
-    agent.ready().await;
+    let agent = Node::alone().run().once_ready().await;
     let (handle, mut follower) = (agent.handle.clone(), agent.handle.clone());
     let over = tokio::spawn(async move { handle.wait_for(|status| status.phase == Phase::Stopped).await });
     let follower = tokio::spawn(async move { while follower.changed().await.is_ok() {} });
@@ -203,9 +183,7 @@ async fn whoever_waits_for_what_does_not_come_is_told_of_the_end() {
 /// As the programs in the documentation do.
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_was_too_slow_learns_how_much_it_missed_and_reads_on_to_the_end() {
-    let node = Node::alone();
-    let mut agent = node.run();
-    agent.ready().await;
+    let (node, mut agent) = Node::ready_beside([]).await;
     agent.drain();
     for round in 1..=60_u8 {
         let moved = (1..=20).map(|n| {

@@ -7,13 +7,12 @@ use std::time::Duration;
 use flannel_core::clock::TokioClock;
 use flannel_core::lease::{BadRecord, Fence, Lease, LeaseKey};
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, Event, LossPolicy, LossReason, Overlay, OverlayError, Phase};
+use flannel_core::overlay::{Contact, Event, LossPolicy, LossReason, OverlayError, Phase};
 use flannel_core::testing::MemorySubnets;
 use tokio::time::Instant;
 
 use crate::node::{Agent, Node, config, eventually, parse, pass, public, subnet};
 use crate::storms::Away;
-use crate::tunnel::Tunnel;
 
 const TTL: Duration = Duration::from_secs(100);
 
@@ -28,8 +27,7 @@ fn losses(events: &[Event]) -> Vec<LossReason> {
 #[tokio::test(start_paused = true)]
 async fn a_lease_is_renewed_at_half_its_life_for_ever() {
     let node = Node::with_ttl(TTL);
-    let mut agent = node.run();
-    agent.ready().await;
+    let mut agent = node.run_ready().await;
     for _ in 0..20 {
         let begun = Instant::now();
         agent.event(|event| matches!(event, Event::LeaseRenewed(_))).await;
@@ -45,7 +43,7 @@ async fn a_lease_is_renewed_at_half_its_life_for_ever() {
 fn run_away(node: &Node, policy: LossPolicy) -> (Agent, Away) {
     let store = Away::new(&node.store);
     let builder = node.builder().on_loss(policy);
-    (node.run_on(builder, Arc::new(node.kernel.clone()), Arc::new(store.clone())), store)
+    (node.run_as_over(builder, &store), store)
 }
 
 #[tokio::test(start_paused = true)]
@@ -205,8 +203,7 @@ async fn no_lease_is_taken_of_another_network_than_the_one_in_force() {
 #[tokio::test(start_paused = true)]
 async fn a_node_known_by_its_address_acquires_by_the_one_it_has_now() {
     let node = Node::alone().known_by_address();
-    let builder = Overlay::builder();
-    let agent = node.run_as(builder.backend("tunnel", |_| Ok(Tunnel)).clock(Arc::clone(&node.clock) as _));
+    let agent = node.run();
     let before = agent.ready().await.lease.unwrap();
     assert_eq!(before.key, LeaseKey::new("192.0.2.200"));
     node.kernel.add_address("eth0", "192.0.2.77/24".parse().unwrap()).unwrap();
@@ -223,7 +220,7 @@ async fn a_node_known_by_its_address_acquires_by_the_one_it_has_now() {
 async fn a_record_deleted_while_it_was_being_renewed_is_noticed_too() {
     let node = Node::alone().known_by_address();
     let store = Away::new(&node.store);
-    let mut agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store.clone()));
+    let mut agent = node.run_over(&store);
     let lease = agent.ready().await.lease.unwrap();
     store.delay(Duration::from_secs(2));
     // Somebody edits the record, so it is written again; while the answer is on its way it is deleted.
@@ -263,9 +260,8 @@ async fn two_agents_of_one_name_take_turns_ever_more_slowly_and_say_so() {
     twin.store.clone_from(&node.store);
     let stores = [Away::new(&node.store), Away::new(&node.store)];
     let [one, two] = &stores;
-    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(one.clone()));
-    agent.ready().await;
-    let rival = twin.run_on(twin.builder(), Arc::new(twin.kernel.clone()), Arc::new(two.clone()));
+    let agent = node.run_over(one).once_ready().await;
+    let rival = twin.run_over(two);
     pass(60.0).await;
     let calls = |stores: &[Away; 2]| stores.iter().map(|store| store.calls.load(Ordering::Relaxed)).sum::<u64>();
     let before = calls(&stores);

@@ -2,23 +2,18 @@
 
 use std::sync::Arc;
 
-use flannel_core::net::{Family, Prefix};
-use flannel_core::overlay::{Event, MissingUplink, Overlay};
+use flannel_core::net::Family;
+use flannel_core::overlay::{Event, MissingUplink};
 use flannel_core::subnet::ThisNode;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
-use crate::node::{Agent, Node, add_defaults, eventually, parse, pass, peer, public};
-use crate::tunnel::{Tunnel, data, mac_of};
+use crate::node::{Agent, Node, add_defaults, eventually, pass, peer, pool, public};
+use crate::tunnel::{data, mac_of};
 
 /// An agent that the store knows by its address.
 fn run_by_address(node: &Node) -> Agent {
     let store = node.store.for_node(ThisNode::by_address());
-    let builder = Overlay::builder().missing_uplink(MissingUplink::Wait);
-    node.run_on(
-        builder.backend("tunnel", |_| Ok(Tunnel)).clock(Arc::clone(&node.clock) as _),
-        Arc::new(node.kernel.clone()),
-        Arc::new(store),
-    )
+    node.run_as_over(node.builder().missing_uplink(MissingUplink::Wait), &store)
 }
 
 fn published(node: &Node) -> Vec<String> {
@@ -38,8 +33,7 @@ fn leased() -> Node {
 #[tokio::test(start_paused = true)]
 async fn a_virtual_address_moves_no_node() {
     let node = leased();
-    let mut agent = run_by_address(&node);
-    agent.ready().await;
+    let mut agent = run_by_address(&node).once_ready().await;
     node.kernel.add_address("eth0", "192.0.2.3/32".parse().unwrap()).unwrap();
     node.kernel.add_address("eth0", "fd99::3/128".parse().unwrap()).unwrap();
     pass(60.0).await;
@@ -52,8 +46,7 @@ async fn a_virtual_address_moves_no_node() {
 #[tokio::test(start_paused = true)]
 async fn an_address_that_comes_back_within_seconds_was_never_given_up() {
     let node = Node::alone();
-    let mut agent = run_by_address(&node);
-    agent.ready().await;
+    let mut agent = run_by_address(&node).once_ready().await;
     node.kernel.add_address("eth0", "192.0.2.3/24".parse().unwrap()).unwrap();
     for _ in 0..5 {
         node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
@@ -71,8 +64,7 @@ async fn an_address_that_comes_back_within_seconds_was_never_given_up() {
 async fn a_default_route_that_moves_for_a_moment_moves_no_node() {
     let node = Node::alone();
     let eth1 = node.kernel.add_uplink("eth1", "198.51.100.7/24".parse().unwrap()).unwrap();
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     let eth0 = node.kernel.link_index("eth0").unwrap();
     let default = |gateway: &str, link| FakeRoute::via("0.0.0.0/0".parse().unwrap(), gateway.parse().unwrap(), link);
     let away = || node.kernel.add_route(default("198.51.100.254", eth1), Placement::Replace).unwrap();
@@ -91,8 +83,7 @@ async fn a_default_route_that_moves_for_a_moment_moves_no_node() {
 async fn an_address_that_another_record_publishes_is_never_taken_over() {
     let node = Node::alone();
     node.join([3]);
-    let agent = run_by_address(&node);
-    agent.ready().await;
+    let agent = run_by_address(&node).once_ready().await;
     node.kernel.add_address("eth0", "192.0.2.3/24".parse().unwrap()).unwrap();
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
     pass(60.0).await;
@@ -105,9 +96,7 @@ async fn an_address_that_another_record_publishes_is_never_taken_over() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_waits_for_a_lease_asks_by_the_address_it_has_then() {
     let node = Node::alone();
-    let one_subnet =
-        r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.9.0","Backend":{"Type":"tunnel"}}"#;
-    node.store.set_config(parse(one_subnet));
+    node.store.set_config(pool(9));
     node.join([9]);
     let agent = run_by_address(&node);
     agent.until(|status| status.last_error.is_some()).await;
@@ -129,23 +118,6 @@ async fn a_node_that_waits_for_a_lease_asks_by_the_address_it_has_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_node_takes_a_lease_once_the_pool_is_widened() {
-    let node = Node::alone();
-    let pool = |max: &str| {
-        let text =
-            r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"MAX","Backend":{"Type":"tunnel"}}"#;
-        parse(&text.replace("MAX", max))
-    };
-    node.store.set_config(pool("10.42.9.0"));
-    node.join([9]);
-    let agent = node.run();
-    agent.until(|status| status.last_error.is_some()).await;
-    node.store.set_config(pool("10.42.10.0"));
-    let lease = agent.ready().await.lease.unwrap();
-    assert_eq!(lease.subnets.v4, Some("10.42.10.0/24".parse::<Prefix>().unwrap()));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_restart_beside_a_virtual_address_takes_no_other_nodes_lease() {
     let node = leased();
     let agent = run_by_address(&node);
@@ -159,9 +131,8 @@ async fn a_restart_beside_a_virtual_address_takes_no_other_nodes_lease() {
     let agent = run_by_address(&node);
     assert_eq!(agent.ready().await.lease.unwrap().subnets, before.subnets);
     agent.cancelled().await.unwrap();
-    let (builder, store) = (Overlay::builder(), node.store.for_node(ThisNode::by_address()));
-    let overlay =
-        builder.backend("tunnel", |_| Ok(Tunnel)).build(Arc::new(store), Arc::new(node.kernel.clone())).unwrap();
+    let store = node.store.for_node(ThisNode::by_address());
+    let overlay = node.builder().build(Arc::new(store), Arc::new(node.kernel.clone())).unwrap();
     assert_eq!(overlay.remove().await.unwrap().lease.map(|lease| lease.subnets), Some(before.subnets));
     let left = node.store.records();
     assert_eq!(left.iter().map(|record| &record.key).collect::<Vec<_>>(), [&other.key]);
@@ -169,9 +140,7 @@ async fn a_restart_beside_a_virtual_address_takes_no_other_nodes_lease() {
 
 #[tokio::test(start_paused = true)]
 async fn an_interface_made_anew_with_the_same_address_is_used_at_once() {
-    let node = Node::alone();
-    let agent = node.run();
-    agent.ready().await;
+    let (node, agent) = Node::ready_beside([]).await;
     node.kernel.delete_link("eth0").unwrap();
     pass(0.5).await;
     let eth0 = node.kernel.add_uplink("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
@@ -190,8 +159,7 @@ async fn a_node_whose_ethernet_address_an_older_record_has_takes_another() {
             Some(data(mac_of(&format!("node-200{}", ["", "/1"][usize::from(n) - 1]), Family::V4)));
         node.store.insert([copy]);
     }
-    let agent = node.run();
-    agent.ready().await;
+    let agent = node.run_ready().await;
     agent.until(|status| status.own_trouble.is_some()).await;
     agent.until(|status| status.own_trouble.is_none()).await;
     let mac = mac_of("node-200/2", Family::V4);

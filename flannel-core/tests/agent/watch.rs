@@ -3,63 +3,48 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use async_trait::async_trait;
-use flannel_core::config::NetworkConfig;
-use flannel_core::lease::{Lease, LeaseEvent};
+use flannel_core::lease::LeaseEvent;
 use flannel_core::overlay::Contact;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use flannel_core::testing::MemorySubnets;
+use flannel_core::subnet::{SubnetError, SubnetManager};
+use flannel_core::testing::StoreDouble;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
 use crate::node::{Node, pass, subnet};
 
-/// A store whose watches end after so many events.
-struct Ending {
-    store: MemorySubnets,
-    events: usize,
+pub(crate) type Watch = BoxStream<'static, Result<LeaseEvent, SubnetError>>;
+
+/// A store whose watches are changed on their way.
+#[derive(Clone)]
+pub(crate) struct Watched<S> {
+    store: S,
+    change: fn(Watch) -> Watch,
     watches: Arc<AtomicUsize>,
 }
 
-#[async_trait]
-impl SubnetManager for Ending {
-    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
-        self.store.this_node().await
+impl<S: Clone> Watched<S> {
+    pub(crate) fn new(store: &S, change: fn(Watch) -> Watch) -> Self {
+        Self { store: store.clone(), change, watches: Arc::default() }
+    }
+}
+
+impl<S: SubnetManager> StoreDouble for Watched<S> {
+    type Store = S;
+
+    fn store(&self) -> &S {
+        &self.store
     }
 
-    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        self.store.network_config().await
-    }
-
-    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
-        self.store.previous(node).await
-    }
-
-    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        self.store.acquire(node, want).await
-    }
-
-    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
-        self.store.renew(lease).await
-    }
-
-    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
-        self.store.release(lease).await
-    }
-
-    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    fn watch_with(&self) -> Watch {
         self.watches.fetch_add(1, Ordering::Relaxed);
-        self.store.watch().take(self.events).boxed()
+        (self.change)(self.store.watch())
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_ends_is_opened_again() {
     let node = Node::alone();
-    let watches = Arc::new(AtomicUsize::new(0));
-    let store = Ending { store: node.store.clone(), events: 2, watches: Arc::clone(&watches) };
-    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
-    agent.ready().await;
+    let agent = node.run_over(&Watched::new(&node.store, |watch| watch.take(2).boxed())).once_ready().await;
     node.join([1]);
     agent.until(|status| matches!(&status.store, Contact::Lost { error, .. } if error.contains("ended"))).await;
     node.join([2]);
@@ -71,11 +56,10 @@ async fn a_watch_that_ends_is_opened_again() {
 #[tokio::test(start_paused = true)]
 async fn watches_that_end_at_once_are_opened_ever_later() {
     let node = Node::alone();
-    let watches = Arc::new(AtomicUsize::new(0));
-    let store = Ending { store: node.store.clone(), events: 0, watches: Arc::clone(&watches) };
-    let agent = node.run_on(node.builder(), Arc::new(node.kernel.clone()), Arc::new(store));
+    let store = Watched::new(&node.store, |watch| watch.take(0).boxed());
+    let agent = node.run_over(&store);
     pass(60.0).await;
-    let watches = watches.load(Ordering::Relaxed);
+    let watches = store.watches.load(Ordering::Relaxed);
     assert!((10..=20).contains(&watches), "{watches}");
     agent.cancelled().await.unwrap();
 }

@@ -38,6 +38,19 @@ pub(crate) fn in_lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send 
     inside.unwrap();
 }
 
+/// Runs a test in a namespace with an overlay that is as wanted, with as many peers in each family.
+pub(crate) fn in_overlay<F: Future<Output = ()>>(
+    families: Dual<()>,
+    peers: u32,
+    test: impl FnOnce(Lab, Overlay) -> F + Send + 'static,
+) {
+    in_lab(async move |lab| {
+        let overlay = Overlay::vxlan(families, peers);
+        lab.converge(&overlay).await;
+        test(lab, overlay).await;
+    });
+}
+
 fn here() -> Namespace {
     Namespace::current("lab").unwrap()
 }

@@ -10,9 +10,7 @@ use std::process::Command;
 
 use testkit::Namespace;
 
-use crate::harness::{BINARY, PATIENCE, Site, command, owned, run};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+use crate::harness::{BINARY, PATIENCE, Site, VXLAN, command, owned, run};
 
 #[test]
 fn a_bad_command_line_exits_with_2_and_names_the_flag() {
@@ -98,19 +96,6 @@ fn a_network_config_that_cannot_be_ends_the_agent_and_names_its_place() {
     for (config, part) in [
         ("{", "config.json"),
         (r#"{"Network":"10.244.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan"}}"#, "SubnetLen"),
-    ] {
-        let site = Site::new(1, config);
-        let told = site.run(1, &[]);
-        assert_eq!((told.code, told.error().contains(part)), (Some(1), true), "{told:?}");
-        let doctor = site.run(1, &["doctor"]);
-        assert_eq!((doctor.code, doctor.out.contains(part)), (Some(1), true), "{doctor:?}");
-        assert!(!site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_err());
-    }
-}
-
-#[test]
-fn a_backend_that_cannot_be_ends_the_agent_and_names_its_place() {
-    for (config, part) in [
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlna"}}"#, "\"vxlna\" is not available here"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":99999999}}"#, "$.Backend.VNI"),
     ] {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Agent, routes};
+use crate::harness::{Agent, HOST_GW, VXLAN, routes};
 use crate::store::Cluster;
 
 /// A configuration, and how to tell what it leaves.
@@ -62,9 +62,6 @@ fn devices(cluster: &Cluster, nth: usize) -> Vec<String> {
     links.filter(|name| name.starts_with("flannel")).collect()
 }
 
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
-
 #[test]
 fn another_backend_leaves_no_device_and_no_route_of_the_former() {
     let flags = &["-ip-masq=false"];
@@ -95,8 +92,7 @@ fn another_network_leaves_no_route_and_no_rule_of_the_former() {
 fn a_node_that_waits_for_a_subnet_gets_one_once_the_pool_is_widened_and_running_agents_take_it() {
     let pool = |last: &str| VXLAN.replacen('{', &format!(r#"{{"SubnetMin":"10.244.7.0","SubnetMax":"{last}","#), 1);
     let cluster = Cluster::new(2, &pool("10.244.7.0"));
-    let one = cluster.start(1, &[]);
-    one.until_ready();
+    let one = cluster.start(1, &[]).ready();
     let two = cluster.start(2, &[]);
     two.until("out of subnets", || two.get(9472, "/status").is_some_and(|(_, text)| text.contains("no free subnet")));
     cluster.configure(&pool("10.244.8.0"));

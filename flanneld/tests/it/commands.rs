@@ -3,9 +3,7 @@
 use nix::sys::signal::Signal;
 use testkit::VxlanLink;
 
-use crate::harness::{Agent, Site, read, routes};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+use crate::harness::{Agent, Site, VXLAN, read, routes};
 
 #[test]
 fn status_explain_and_metrics_tell_of_the_running_agent() {
@@ -14,8 +12,7 @@ fn status_explain_and_metrics_tell_of_the_running_agent() {
     assert_eq!(down.code, Some(1));
     assert!(down.err.contains("not reached at 127.0.0.1:9472"), "{}", down.err);
 
-    let agents = [site.start(1, &[]), site.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [site.start(1, &[]), site.start(2, &[])].map(Agent::ready);
     agents[0].until("told of its peer", || site.run(1, &["explain", "10.89.0.12"]).code == Some(0));
     std::fs::write(site.path("store/leases/bad.json"), "{}").unwrap();
     agents[0].until("told of the bad record", || site.run(1, &["status"]).out.contains("1 records quarantined"));
@@ -53,8 +50,7 @@ fn plan_shows_what_a_start_would_do_and_touches_nothing() {
     let fresh = site.run(1, &["plan"]);
     assert_eq!(fresh.code, Some(0), "{fresh:?}");
     assert!(fresh.out.contains("no lease of this node"), "{}", fresh.out);
-    let agent = site.start(1, &[]);
-    agent.until_ready();
+    let agent = site.start(1, &[]).ready();
     agent.end(Signal::SIGTERM);
     assert_eq!(site.run(1, &["plan"]).out, "nothing to do\n");
     site.ns(1).delete_link("flannel.1").unwrap();
@@ -72,8 +68,7 @@ fn cleanup_removes_what_is_ours_and_nothing_else_and_may_be_repeated() {
     let ns = site.ns(1);
     let before = routes(ns);
     ns.add_vxlan("foreign", &VxlanLink { vni: 9, ..VxlanLink::default() }, None).unwrap();
-    let agents = [site.start(1, &[]), site.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [site.start(1, &[]), site.start(2, &[])].map(Agent::ready);
     agents[0].until("told of its peer", || routes(ns).contains("10.244."));
 
     let refused = site.run(1, &["cleanup"]);
@@ -98,8 +93,7 @@ fn cleanup_removes_what_is_ours_and_nothing_else_and_may_be_repeated() {
 #[test]
 fn cleanup_works_without_the_store() {
     let site = Site::new(1, VXLAN);
-    let agent = site.start(1, &["-ip-blackhole-route"]);
-    agent.until_ready();
+    let agent = site.start(1, &["-ip-blackhole-route"]).ready();
     agent.end(Signal::SIGTERM);
     std::fs::write(site.path("store/config.json"), "{").unwrap();
     let cleaned = site.run(1, &["cleanup"]);

@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use testkit::probe::{Flow, FlowReport};
 
-use crate::harness::{Agent, BINARY, PATIENCE, bare, read, routes};
+use crate::harness::{Agent, BINARY, HOST_GW, PATIENCE, VXLAN, bare, read, routes};
 use crate::store::{Cluster, reaches};
 
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
 const RATE: u32 = 1000;
 const RESTARTS: usize = 50;
 /// Both ways together; as long as they take, restarts go on.
@@ -69,8 +67,7 @@ const END: Duration = Duration::from_secs(4);
 #[test]
 fn a_signal_at_any_moment_of_the_start_ends_it_in_time() {
     let cluster = Cluster::new(2, VXLAN);
-    let two = cluster.start(2, &[]);
-    two.until_ready();
+    let _two = cluster.start(2, &[]).ready();
     for wait in (0..12).map(|nth| Duration::from_millis(nth * 20)) {
         let one = cluster.start(1, &["-ip-masq"]);
         std::thread::sleep(wait);
@@ -80,8 +77,7 @@ fn a_signal_at_any_moment_of_the_start_ends_it_in_time() {
         assert!(took < END, "after {wait:?}: {took:?}");
         assert!(cluster.keys_of(1).len() <= 1);
     }
-    let one = cluster.start(1, &["-ip-masq"]);
-    one.until_ready();
+    let _one = cluster.start(1, &["-ip-masq"]).ready();
     assert!(cluster.has_route(1, &cluster.subnet(2)));
     cluster.assert_lawful();
 }
@@ -92,8 +88,7 @@ const CALLS: [&str; 5] = ["sendto", "writev", "fsync", "rename", "unlink"];
 #[test]
 fn killed_at_any_call_that_changes_something_the_next_start_converges_and_nothing_leaks() {
     let cluster = Cluster::new(2, VXLAN);
-    let two = cluster.start(2, &["-state-file="]);
-    two.until_ready();
+    let _two = cluster.start(2, &["-state-file="]).ready();
     fs::create_dir(cluster.site.subnet_file(1).parent().unwrap()).unwrap();
     let base = seen(&cluster);
     let flags = ["-iptables-forward-rules=false"];
@@ -106,8 +101,7 @@ fn killed_at_any_call_that_changes_something_the_next_start_converges_and_nothin
             let keys = cluster.keys_of(1);
             assert!(keys.len() <= 1, "{calls} {nth}: {:?}", cluster.records());
 
-            let one = cluster.start(1, &flags);
-            one.until_ready();
+            let one = cluster.start(1, &flags).ready();
             assert!(cluster.has_route(1, &cluster.subnet(2)), "{calls} {nth}: {}", routes(cluster.ns(1)));
             let found = cluster.keys_of(1);
             assert_eq!(found, [cluster.subnet(1).to_string().replace('/', "-")], "{calls} {nth}");

@@ -30,8 +30,7 @@ fn counter(agent: &Agent, name: &str) -> u64 {
 #[test]
 fn a_thousand_nodes_that_join_are_routed_everywhere_with_few_words_and_without_looking_at_the_whole_kernel_again() {
     let cluster = Cluster::new(2, CONFIG);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let audits = agents.each_ref().map(|agent| counter(agent, "flannel_audits_total "));
     let lines = agents.each_ref().map(|agent| agent.log().lines().count());
     cluster.ask(async |client| {

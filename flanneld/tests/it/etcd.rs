@@ -6,16 +6,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use testkit::probe::{Flow, FlowReport};
 
-use crate::harness::{Agent, PATIENCE, read, routes};
+use crate::harness::{Agent, PATIENCE, VXLAN, read, routes};
 use crate::store::{Cluster, ENDPOINT, SUBNETS, reaches, status};
-
-pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
 #[test]
 fn agents_share_etcd_survive_its_death_and_keep_their_leases() {
     let mut cluster = Cluster::new(2, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let env = [1, 2].map(|nth| read(&cluster.site.subnet_file(nth)));
     assert_ne!(env[0], env[1]);
     agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
@@ -37,8 +34,7 @@ fn agents_share_etcd_survive_its_death_and_keep_their_leases() {
     waiting.until("waiting for etcd", || waiting.log().contains("waiting for the lease store"));
     cluster.start_etcd();
     waiting.until_ready();
-    let two = cluster.start(2, &[]);
-    two.until_ready();
+    let _two = cluster.start(2, &[]).ready();
     assert_eq!([1, 2].map(|nth| read(&cluster.site.subnet_file(nth))), env);
     assert_eq!(routes(cluster.ns(1)), before);
 }
@@ -62,8 +58,7 @@ fn a_node_boots_from_its_state_file_while_etcd_is_away_and_converges_when_it_is_
     cluster.delete(&format!("{SUBNETS}/{key}"));
     cluster.stop_etcd();
 
-    let one = cluster.start(1, &[]);
-    one.until_ready();
+    let one = cluster.start(1, &[]).ready();
     assert_eq!(cluster.subnet(1), subnets[0]);
     reaches(&pods[0], &pods[1]);
     assert!(cluster.has_route(1, &subnets[2]), "who left since is not known yet");
@@ -77,8 +72,7 @@ fn a_node_boots_from_its_state_file_while_etcd_is_away_and_converges_when_it_is_
     one.until("rid of who left", || !cluster.has_route(1, &subnets[2]));
     one.until("told that etcd is back", || status(&one)["store"]["stale"] == false);
     assert_eq!(cluster.keys_of(1), [subnets[0].to_string().replace('/', "-")]);
-    let three = cluster.start(3, &[]);
-    three.until_ready();
+    let _three = cluster.start(3, &[]).ready();
     one.until("told of the newcomer", || cluster.has_route(1, &cluster.subnet(3)));
 }
 
@@ -97,8 +91,7 @@ fn a_state_file_that_cannot_be_used_is_named_and_harms_nobody() {
     let doctor = cluster.run(1, &["doctor"]).out;
     let said = doctor.lines().any(|line| line.starts_with("WARNING  state file") && line.contains("of no use"));
     assert!(said && doctor.contains("delete it"), "{doctor}");
-    let agent = cluster.start(1, &[]);
-    agent.until_ready();
+    let agent = cluster.start(1, &[]).ready();
     agent.until("written down", || read(&cluster.state_file(1)).contains(ENDPOINT));
     agent.end(Signal::SIGTERM);
     let doctor = cluster.run(1, &["doctor"]);
@@ -127,8 +120,7 @@ fn a_configuration_that_is_absent_is_waited_for_and_a_bad_one_ends_the_agent() {
 #[test]
 fn a_lease_lost_after_the_network_changed_is_not_taken_in_the_other_network() {
     let cluster = Cluster::new(2, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
     let before = (routes(cluster.ns(1)), read(&cluster.site.subnet_file(1)));
     cluster.configure(&VXLAN.replace("10.244", "10.245"));
@@ -146,8 +138,7 @@ fn a_lease_lost_after_the_network_changed_is_not_taken_in_the_other_network() {
 
     let [one, _two] = agents;
     one.end(Signal::SIGTERM);
-    let one = cluster.start(1, &[]);
-    one.until_ready();
+    let _one = cluster.start(1, &[]).ready();
     assert!(cluster.subnet(1).to_string().starts_with("10.245."), "{}", cluster.subnet(1));
     cluster.assert_lawful();
 }
@@ -155,15 +146,13 @@ fn a_lease_lost_after_the_network_changed_is_not_taken_in_the_other_network() {
 #[test]
 fn an_agent_of_a_state_file_ends_when_etcd_comes_back_with_another_configuration() {
     let mut cluster = Cluster::new(1, VXLAN);
-    let agent = cluster.start(1, &[]);
-    agent.until_ready();
+    let agent = cluster.start(1, &[]).ready();
     let [key] = cluster.keys_of(1).try_into().unwrap();
     agent.end(Signal::SIGTERM);
     assert!(read(&cluster.state_file(1)).contains(&key));
     cluster.configure(&VXLAN.replace("10.244", "10.245"));
     cluster.stop_etcd();
-    let mut agent = cluster.start(1, &[]);
-    agent.until_ready();
+    let mut agent = cluster.start(1, &[]).ready();
     let before = routes(cluster.ns(1));
     cluster.start_etcd();
     assert_eq!(agent.wait(), Some(1), "{}", agent.log());
@@ -171,8 +160,7 @@ fn an_agent_of_a_state_file_ends_when_etcd_comes_back_with_another_configuration
     let said = log.lines().find(|line| line.starts_with("flanneld: ")).unwrap_or(&log);
     assert!(said.contains("network configuration changed"), "{said}");
     assert_eq!(routes(cluster.ns(1)), before, "the data plane stays");
-    let agent = cluster.start(1, &[]);
-    agent.until_ready();
+    let _agent = cluster.start(1, &[]).ready();
     assert!(cluster.subnet(1).to_string().starts_with("10.245."), "{}", cluster.subnet(1));
 }
 
@@ -184,8 +172,7 @@ const MOST_LINES: usize = 10;
 #[test]
 fn an_outage_of_etcd_costs_no_packet_few_lines_and_is_over_within_seconds() {
     let mut cluster = Cluster::placed(3, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
     reaches(&pods[0], &pods[1]);
     let keys = [1, 2].map(|nth| cluster.keys_of(nth));
@@ -242,8 +229,7 @@ fn a_node_that_was_frozen_until_another_had_its_subnet_gives_it_up_and_takes_ano
 /// Node 1 is out of reach for longer than its lease lasts.
 fn outlived_by_its_subnet(leave: impl Fn(&Cluster, &Agent), come_back: impl Fn(&Cluster, &Agent)) {
     let cluster = Cluster::new(3, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let former = cluster.subnet(1);
     agents[0].until("told of its peer", || cluster.has_route(1, &cluster.subnet(2)));
     let before = routes(cluster.ns(1));
@@ -254,8 +240,7 @@ fn outlived_by_its_subnet(leave: impl Fn(&Cluster, &Agent), come_back: impl Fn(&
     let file = cluster.site.subnet_file(3);
     std::fs::create_dir(file.parent().unwrap()).unwrap();
     std::fs::write(&file, read(&cluster.site.subnet_file(1))).unwrap();
-    let three = cluster.start(3, &[]);
-    three.until_ready();
+    let _three = cluster.start(3, &[]).ready();
     assert_eq!(cluster.subnet(3), former);
     assert_eq!(routes(cluster.ns(1)), before, "who is cut off keeps what it has");
 

@@ -10,17 +10,16 @@ use nix::sys::signal::Signal;
 use testkit::probe::{Flow, FlowReport};
 use testkit::{Fdb, Namespace, Neighbour, Route, VxlanLink};
 
-use crate::harness::{Agent, PATIENCE, Site, routes};
-use crate::store::{Cluster, SUBNETS, reaches};
+use crate::harness::{Agent, PATIENCE, Site, VXLAN, routes};
+use crate::records::{peer_key, put_peers};
+use crate::store::{Cluster, reaches};
 
 const NFT: &str = r#"{"EnableNFTables":true,"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-const IPTABLES: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
 #[test]
 fn a_guarded_port_takes_no_packet_of_a_stranger_and_those_of_every_peer() {
     let cluster = Cluster::new(3, NFT);
-    let agents = [cluster.start(1, &["-vxlan-guard"]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let _agents = [cluster.start(1, &["-vxlan-guard"]), cluster.start(2, &[])].map(Agent::ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
     reaches(&pods[0], &pods[1]);
     reaches(&pods[1], &pods[0]);
@@ -55,8 +54,7 @@ fn a_guarded_port_takes_no_packet_of_a_stranger_and_those_of_every_peer() {
     assert!(inboxes[0].recv(&mut [0; 8]).is_err(), "the guard let it through");
 
     stranger.delete_link("rogue").unwrap();
-    let three = cluster.start(3, &[]);
-    three.until_ready();
+    let _three = cluster.start(3, &[]).ready();
     reaches(&cluster.pod(3), &pods[0]);
 }
 
@@ -82,19 +80,14 @@ fn a_restart_under_guard_costs_no_packet() {
 fn after_a_restart_the_guard_still_admits_peers_whose_removal_is_withheld() {
     let cluster = Cluster::new(1, NFT);
     let start = || cluster.start(1, &["-vxlan-guard"]);
-    let key = |n: u8| format!("{SUBNETS}/10.244.{n}.0-24");
-    for n in 100..120 {
-        let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:01:{n:02x}"}}"#);
-        let value = format!(r#"{{"PublicIP":"10.89.1.{n}","BackendType":"vxlan","BackendData":{data}}}"#);
-        cluster.put(&key(n), &value);
-    }
+    put_peers(&cluster, 100..120);
     let set = || cluster.site.tool(1, &["nft", "list", "set", "ip", "flannel-ipv4", "peers"]).out;
     let let_in = || (100..120).filter(|n| set().contains(&format!("10.89.1.{n}"))).count();
     let agent = start();
     agent.until_ready();
     agent.until("guarded", || let_in() == 20);
     agent.end(Signal::SIGTERM);
-    (100..118).for_each(|n| cluster.delete(&key(n)));
+    (100..118).for_each(|n| cluster.delete(&peer_key(n)));
     let agent = start();
     agent.until_ready();
     // Their routes are still there, so what they send has to be as well.
@@ -106,20 +99,15 @@ fn after_a_restart_the_guard_still_admits_peers_whose_removal_is_withheld() {
 fn after_a_restart_the_guard_admits_for_a_bad_record_the_former_peer_of_its_subnet_alone() {
     let cluster = Cluster::new(1, NFT);
     let start = || cluster.start(1, &["-vxlan-guard"]);
-    let key = |n: u8| format!("{SUBNETS}/10.244.{n}.0-24");
-    for n in 100..110 {
-        let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:01:{n:02x}"}}"#);
-        let value = format!(r#"{{"PublicIP":"10.89.1.{n}","BackendType":"vxlan","BackendData":{data}}}"#);
-        cluster.put(&key(n), &value);
-    }
+    put_peers(&cluster, 100..110);
     let set = || cluster.site.tool(1, &["nft", "list", "set", "ip", "flannel-ipv4", "peers"]).out;
     let let_in = || (100..110).filter(|n| set().contains(&format!("10.89.1.{n}"))).collect::<Vec<u8>>();
     let agent = start();
     agent.until_ready();
     agent.until("guarded", || let_in().len() == 10);
     agent.end(Signal::SIGTERM);
-    cluster.put(&key(100), "no JSON");
-    cluster.delete(&key(101));
+    cluster.put(&peer_key(100), "no JSON");
+    cluster.delete(&peer_key(101));
     let agent = start();
     agent.until_ready();
     let here = routes(cluster.ns(1));
@@ -129,9 +117,8 @@ fn after_a_restart_the_guard_admits_for_a_bad_record_the_former_peer_of_its_subn
 
 #[test]
 fn what_the_other_tool_left_is_cleared_as_soon_as_that_tool_works() {
-    let site = Site::new(1, IPTABLES);
-    let agent = site.start(1, &["-ip-masq"]);
-    agent.until_ready();
+    let site = Site::new(1, VXLAN);
+    let agent = site.start(1, &["-ip-masq"]).ready();
     assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
     // The tool's lock is held by somebody, as far as its exit status tells.
     // Programs are not put into memory: containers let nobody execute what is there.
@@ -161,7 +148,7 @@ fn inbox(ns: &Namespace, addr: IpAddr) -> UdpSocket {
 
 #[test]
 fn a_guard_by_iptables_is_refused_with_its_remedy() {
-    let site = Site::new(1, IPTABLES);
+    let site = Site::new(1, VXLAN);
     let mut agent = site.start(1, &["-vxlan-guard"]);
     assert_eq!(agent.wait(), Some(1), "{}", agent.log());
     let log = agent.log();
@@ -175,7 +162,7 @@ fn a_guard_by_iptables_is_refused_with_its_remedy() {
 
 #[test]
 fn rules_of_others_stay_as_they_are_while_ours_come_back_and_go() {
-    for (config, ours) in [(NFT, &["nft", "list", "ruleset"][..]), (IPTABLES, &["iptables-save"])] {
+    for (config, ours) in [(NFT, &["nft", "list", "ruleset"][..]), (VXLAN, &["iptables-save"])] {
         let site = Site::new(1, config);
         let run = |words: &[&str]| {
             let told = site.tool(1, words);
@@ -200,8 +187,7 @@ fn rules_of_others_stay_as_they_are_while_ours_come_back_and_go() {
         };
         let before = theirs();
         assert_eq!(before.0.len(), 2);
-        let agent = site.start(1, &["-ip-masq"]);
-        agent.until_ready();
+        let agent = site.start(1, &["-ip-masq"]).ready();
         let written = run(ours);
         // So that it does not mend what we look at.
         agent.signal(Signal::SIGSTOP);

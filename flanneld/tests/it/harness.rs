@@ -5,17 +5,18 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use flannel_core::net::Prefix;
 use flannel_core::subnet_env::SubnetEnv;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use testkit::{Families, Namespace, Pod, PodNet, Underlay};
+use testkit::{Families, Namespace, Pod, PodNet, Process, Underlay};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_flanneld");
 
 /// Nodes, and the directory that is their lease store.
@@ -146,9 +147,8 @@ pub(crate) fn bare(mut command: Command) -> Command {
 
 /// A running agent. Killed when dropped.
 pub(crate) struct Agent {
-    child: Child,
+    process: Process,
     ns: Namespace,
-    log: PathBuf,
     notified: UnixDatagram,
     messages: String,
 }
@@ -163,17 +163,16 @@ impl Agent {
         let _ = fs::remove_file(&socket);
         let notified = UnixDatagram::bind(&socket).unwrap();
         notified.set_nonblocking(true).unwrap();
-        let stderr = fs::File::create(&log).unwrap();
-        let spawn = || command.env("NOTIFY_SOCKET", &socket).stderr(stderr).spawn().unwrap();
-        Self { child: ns.run(spawn).unwrap(), ns: ns.clone(), log, notified, messages: String::new() }
+        let start = || Process::start(command.env("NOTIFY_SOCKET", &socket), &log).unwrap();
+        Self { process: ns.run(start).unwrap(), ns: ns.clone(), notified, messages: String::new() }
     }
 
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
+        self.process.log()
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// What the supervisor was told so far.
@@ -184,6 +183,12 @@ impl Agent {
             self.messages.push('\n');
         }
         &self.messages
+    }
+
+    /// The same once it is ready.
+    pub(crate) fn ready(self) -> Self {
+        self.until_ready();
+        self
     }
 
     /// Waits for `/readyz`.
@@ -199,7 +204,7 @@ impl Agent {
     pub(crate) fn ended_or(&mut self, reached: impl Fn(&Self) -> bool) -> bool {
         let end = Instant::now() + PATIENCE;
         loop {
-            if self.child.try_wait().unwrap().is_some() {
+            if self.process.ended().unwrap().is_some() {
                 return true;
             }
             if reached(self) {
@@ -242,7 +247,7 @@ impl Agent {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        self.process.signal(signal).unwrap();
     }
 
     /// Sends a signal and waits for the end: the exit code and how long it took.
@@ -255,22 +260,7 @@ impl Agent {
 
     /// Waits for its end.
     pub(crate) fn wait(&mut self) -> Option<i32> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < end, "it does not end; the log:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}")).code()
     }
 }
 

@@ -9,17 +9,13 @@ use std::process::Command;
 use flannel_core::net::{Family, Prefix};
 use nix::sys::signal::Signal;
 
-use crate::harness::{Agent, BINARY, PATIENCE, Site, bare, read, routes};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+use crate::harness::{Agent, BINARY, PATIENCE, Site, VXLAN, bare, read, routes};
 
 #[test]
 fn two_agents_are_ready_with_peers_programmed_and_leave_the_data_plane_up() {
     let site = Site::new(2, VXLAN);
-    let mut one = site.start(1, &["-ip-masq=false"]);
-    one.until_ready();
-    let two = site.start(2, &[]);
-    two.until_ready();
+    let mut one = site.start(1, &["-ip-masq=false"]).ready();
+    let two = site.start(2, &[]).ready();
     // Ready means that peers are programmed: no further wait for the second agent's.
     let of = |nth| subnet(&read(&site.subnet_file(nth)));
     let (first, second) = (of(1), of(2));
@@ -43,8 +39,7 @@ fn two_agents_are_ready_with_peers_programmed_and_leave_the_data_plane_up() {
     assert_eq!(two.end(Signal::SIGINT).0, Some(0));
 
     // The next run takes over what is there: same subnet, same bytes, nothing written.
-    let again = site.start(1, &[]);
-    again.until_ready();
+    let _again = site.start(1, &[]).ready();
     assert_eq!(read(&site.subnet_file(1)), env);
     assert_eq!(routes(site.ns(1)), before);
 }
@@ -52,8 +47,7 @@ fn two_agents_are_ready_with_peers_programmed_and_leave_the_data_plane_up() {
 #[test]
 fn an_agent_keeps_only_the_capability_it_needs() {
     let site = Site::new(1, VXLAN);
-    let agent = site.start(1, &[]);
-    agent.until_ready();
+    let agent = site.start(1, &[]).ready();
     let mut tasks = 0;
     for task in fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap() {
         // A thread that worked for a blocking call may have gone meanwhile.
@@ -75,8 +69,7 @@ fn an_agent_keeps_only_the_capability_it_needs() {
 #[test]
 fn a_second_agent_in_the_namespace_refuses_and_touches_nothing() {
     let site = Site::new(1, VXLAN);
-    let agent = site.start(1, &[]);
-    agent.until_ready();
+    let agent = site.start(1, &[]).ready();
     let before = routes(site.ns(1));
     let second = site.run(1, &["-node-name=other", "-healthz-port=0", "-subnet-file", &path(&site, "other.env")]);
     assert_eq!(second.code, Some(1), "{second:?}");
@@ -113,8 +106,7 @@ fn a_signal_while_waiting_ends_at_once() {
 fn other_backends_run_too() {
     for (kind, programmed) in [("host-gw", true), ("alloc", false)] {
         let site = Site::new(2, &VXLAN.replace("vxlan", kind));
-        let agents = [site.start(1, &[]), site.start(2, &[])];
-        agents.iter().for_each(Agent::until_ready);
+        let agents = [site.start(1, &[]), site.start(2, &[])].map(Agent::ready);
         let peer = subnet(&read(&site.subnet_file(2)));
         let route = format!("{peer} via 10.89.0.12 dev eth0");
         match programmed {
@@ -128,8 +120,7 @@ fn other_backends_run_too() {
 #[test]
 fn the_own_subnet_is_a_black_hole_when_asked_for() {
     let site = Site::new(1, VXLAN);
-    let agent = site.start(1, &["-ip-blackhole-route"]);
-    agent.until_ready();
+    let agent = site.start(1, &["-ip-blackhole-route"]).ready();
     let subnet = subnet(&read(&site.subnet_file(1)));
     let ns = site.ns(1);
     let blackhole = || routes(ns).contains(&format!("blackhole {subnet}"));
@@ -161,8 +152,7 @@ fn masquerade_rules_are_there_when_it_is_ready_come_back_and_outlive_it() {
     ] {
         let site = Site::new(1, &VXLAN.replacen('{', &format!("{{\"EnableNFTables\":{nftables},"), 1));
         let rules = || site.tool(1, list).out;
-        let agent = site.start(1, &["-ip-masq", "-iptables-resync=1"]);
-        agent.until_ready();
+        let agent = site.start(1, &["-ip-masq", "-iptables-resync=1"]).ready();
         assert!(rules().contains(chain), "{}\n{}", rules(), agent.log());
         assert!(read(&site.subnet_file(1)).contains("FLANNEL_IPMASQ=true\n"));
         site.tool(1, flush);
@@ -198,8 +188,7 @@ fn forward_rules_that_cannot_be_written_are_shown_and_keep_nobody_waiting() {
 #[test]
 fn a_lost_lease_stops_the_agent_when_that_is_the_policy() {
     let site = Site::new(1, VXLAN);
-    let mut agent = site.start(1, &["-on-lease-loss=stop"]);
-    agent.until_ready();
+    let mut agent = site.start(1, &["-on-lease-loss=stop"]).ready();
     // A record that is removed would be written again; one that names another subnet is another lease.
     let record = site.path("store/leases/node1.json");
     let text = fs::read_to_string(&record).unwrap();

@@ -16,10 +16,9 @@ use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockT
 use tempfile::TempDir;
 use testkit::Namespace;
 
-use crate::harness::{Agent, BINARY, Site, bare};
+use crate::harness::{Agent, BINARY, Site, VXLAN, bare};
 use crate::store::Cluster;
 
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const NOBODY: u32 = 65534;
 const PART: &str = "FLANNELD_STRANGERS_PART";
 /// More than the agent has descriptors.
@@ -120,8 +119,7 @@ pub(crate) fn as_nobody(ns: &Namespace, words: &[&str]) -> bool {
 fn the_name_of_an_overlay_cannot_be_taken_by_another_user() {
     let site = Site::new(1, VXLAN);
     let _stranger = Stranger::start(site.ns(1), "names");
-    let first = site.start(1, &[]);
-    first.until_ready();
+    let _first = site.start(1, &[]).ready();
     let second = site.run(1, &["-healthz-port=0", "-metrics-port=0"]);
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.error().contains("overlay flannel/10.244.0.0-16/- is already running"), "{second:?}");
@@ -153,8 +151,7 @@ fn idle_connections_of_another_user_cost_neither_health_nor_files() {
 #[test]
 fn nothing_is_changed_through_the_pages() {
     let site = Site::new(1, VXLAN);
-    let agent = site.start(1, &["-metrics-port=8082"]);
-    agent.until_ready();
+    let agent = site.start(1, &["-metrics-port=8082"]).ready();
     for path in ["/healthz", "/readyz", "/metrics", "/status", "/plan", "/explain?peer=x"] {
         for method in ["POST", "PUT", "DELETE", "PATCH"] {
             let answer = agent.ask(8082, &format!("{method} {path} HTTP/1.0\r\nContent-Length: 2\r\n\r\n{{}}"));

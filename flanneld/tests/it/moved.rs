@@ -4,10 +4,8 @@ use std::net::IpAddr;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Agent, Site, side_by_side};
+use crate::harness::{Agent, Site, VXLAN, side_by_side};
 use crate::store::{Cluster, SUBNETS, reaches};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
 /// Other flags, the last byte of the address that they have published, and how the run before them ends.
 const MOVES: [(&[&str], u8, Signal); 2] =
@@ -53,8 +51,7 @@ fn where_the_store_knows_nodes_by_address_another_one_takes_a_lease_of_its_own_a
         reaches(&pods[1], &pods[0]);
         one.end(signal);
 
-        let one = cluster.start(1, flags);
-        one.until_ready();
+        let one = cluster.start(1, flags).ready();
         assert_ne!(cluster.subnet(1), former, "{flags:?}");
         assert_eq!(cluster.keys_of(1), [former.to_string().replace('/', "-")], "{flags:?}");
         let published = format!("\"{}\"", addr(last));
@@ -83,8 +80,7 @@ fn where_the_store_knows_nodes_by_name_the_subnet_stays_and_so_do_the_pods() {
         reaches(&pods[1], &pods[0]);
         one.end(signal);
 
-        let one = site.start(1, flags);
-        one.until_ready();
+        let one = site.start(1, flags).ready();
         assert_eq!((site.subnet(1), record(2)), (former, other), "{flags:?}");
         assert!(record(1).contains(&format!("\"{}\"", addr(last))), "{flags:?}: {}", record(1));
         reaches(&pods[1], &pods[0]);

@@ -8,11 +8,10 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use testkit::Route;
 
-use crate::harness::{Site, routes};
+use crate::harness::{Site, VXLAN, routes};
 use crate::local_users::as_nobody;
 use crate::store::Cluster;
 
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 /// A network that was never ours, and a route there as ours are.
 const ANOTHERS: &str = "10.77.0.0/16";
 const ROUTE: &str = "10.77.1.0/24";
@@ -50,8 +49,7 @@ fn what_others_put_in_the_place_of_the_former_networks_is_neither_waited_for_nor
         fs::write(&victim, format!("{ANOTHERS}\n")).unwrap();
         let networks = env.with_file_name(".subnet.env.networks");
         plant(&site, &script.replace("VICTIM", &victim.display().to_string()), &networks);
-        let agent = site.start(1, &[]);
-        agent.until_ready();
+        let agent = site.start(1, &[]).ready();
         assert!(routes(site.ns(1)).contains(ROUTE), "{script}: {}", routes(site.ns(1)));
         assert!(agent.log().contains("former networks in this file are ignored"), "{script}: {}", agent.log());
         assert_eq!(fs::read_to_string(&victim).unwrap(), format!("{ANOTHERS}\n"), "{script}");
@@ -71,8 +69,7 @@ fn what_others_put_in_the_place_of_subnet_env_is_neither_waited_for_nor_believed
         let site = Site::new(1, VXLAN);
         let env = exposed(&site);
         plant(&site, script, &env);
-        let agent = site.start(1, &[]);
-        agent.until_ready();
+        let agent = site.start(1, &[]).ready();
         assert!(routes(site.ns(1)).contains(ROUTE), "{script}: {}", routes(site.ns(1)));
         let found = fs::symlink_metadata(&env).unwrap();
         assert!(found.is_file() && found.uid() == 0, "{script}: {found:?}");
@@ -87,8 +84,7 @@ fn a_state_file_of_another_user_is_not_what_a_node_boots_from() {
     exposed(&cluster.site);
     let state = cluster.site.path("run1/state.json");
     let flag = format!("-state-file={}", state.display());
-    let agent = cluster.start(1, &[&flag]);
-    agent.until_ready();
+    let agent = cluster.start(1, &[&flag]).ready();
     assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
     let readable = cluster.site.path("readable");
     fs::rename(&state, &readable).unwrap();

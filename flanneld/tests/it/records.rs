@@ -3,10 +3,8 @@
 use nix::sys::signal::Signal;
 use testkit::probe::{Flow, FlowReport};
 
-use crate::harness::{Agent, PATIENCE, routes};
+use crate::harness::{Agent, PATIENCE, VXLAN, routes};
 use crate::store::{Cluster, SUBNETS, reaches, status};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
 /// A well-formed record of a peer that is nobody's node.
 fn record(public: &str, mac: &str) -> String {
@@ -15,9 +13,16 @@ fn record(public: &str, mac: &str) -> String {
     )
 }
 
-/// Peer `n` of many.
-fn peer(n: u8) -> (String, String) {
-    (format!("{SUBNETS}/10.244.{n}.0-24"), record(&format!("10.89.1.{n}"), &format!("02:00:00:00:01:{n:02x}")))
+/// The key of peer `n` of many.
+pub(crate) fn peer_key(n: u8) -> String {
+    format!("{SUBNETS}/10.244.{n}.0-24")
+}
+
+/// Puts in peers that are nobody's node: `n` is at 10.89.1.`n`.
+pub(crate) fn put_peers(cluster: &Cluster, peers: std::ops::Range<u8>) {
+    for n in peers {
+        cluster.put(&peer_key(n), &record(&format!("10.89.1.{n}"), &format!("02:00:00:00:01:{n:02x}")));
+    }
 }
 
 /// Records that are no peers, at keys of their own: node 1 is 10.89.0.11 with `own` as its Ethernet address, node 2 is
@@ -89,8 +94,7 @@ fn hostile(own: &str, other: &str) -> Vec<(String, String)> {
 #[test]
 fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     let cluster = Cluster::placed(2, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
     reaches(&pods[0], &pods[1]);
     let mac = |nth: usize| cluster.ns(nth).link("flannel.1").unwrap().mac.unwrap().to_string();
@@ -110,8 +114,7 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     assert!(no_peers().iter().all(|record| record["reason"] != ""), "{:?}", no_peers());
     assert_eq!(routes(cluster.ns(1)), before);
 
-    let (key, value) = peer(9);
-    cluster.put(&key, &value);
+    put_peers(&cluster, 9..10);
     let joined = || Ok(routes(cluster.ns(1)).contains("10.244.9.0/24 "));
     let took = testkit::wait_until("the newcomer", PATIENCE, joined).unwrap_or_else(|error| panic!("{error}"));
     println!("a newcomer among hostile records: {took:?}");
@@ -119,8 +122,7 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     // One that starts among them finds its way too.
     let [one, two] = agents;
     assert_eq!(one.end(Signal::SIGKILL).0, None);
-    let one = cluster.start(1, &[]);
-    one.until_ready();
+    let one = cluster.start(1, &[]).ready();
     assert_eq!(routes(cluster.ns(1)).replace(&line(cluster.ns(1), "10.244.9.0/24 "), ""), before);
     for (key, _) in &hostile {
         cluster.delete(key);
@@ -141,29 +143,22 @@ fn line(ns: &testkit::Namespace, start: &str) -> String {
 #[test]
 fn peers_that_left_while_it_was_dead_are_gone_when_it_is_ready_and_most_at_once_are_withheld() {
     let cluster = Cluster::placed(1, VXLAN);
-    let put = |peers: std::ops::Range<u8>| {
-        for (key, value) in peers.map(peer) {
-            cluster.put(&key, &value);
-        }
-    };
-    let remove = |peers: std::ops::Range<u8>| peers.for_each(|n| cluster.delete(&peer(n).0));
+    let put = |peers| put_peers(&cluster, peers);
+    let remove = |peers: std::ops::Range<u8>| peers.for_each(|n| cluster.delete(&peer_key(n)));
     let there = || (100..140).filter(|n| routes(cluster.ns(1)).contains(&format!("10.244.{n}.0/24 "))).count();
     put(100..140);
-    let agent = cluster.start(1, &[]);
-    agent.until_ready();
+    let agent = cluster.start(1, &[]).ready();
     assert_eq!(there(), 40);
     agent.end(Signal::SIGKILL);
     remove(100..130);
-    let agent = cluster.start(1, &[]);
-    agent.until_ready();
+    let agent = cluster.start(1, &[]).ready();
     assert_eq!(there(), 10);
     put(100..130);
     agent.until("told of them", || there() == 40);
 
     agent.end(Signal::SIGKILL);
     remove(100..131);
-    let agent = cluster.start(1, &[]);
-    agent.until_ready();
+    let agent = cluster.start(1, &[]).ready();
     assert_eq!(there(), 40);
     let withheld = status(&agent)["withheld"].as_array().unwrap().clone();
     assert_eq!(withheld.len(), 31, "{withheld:?}");

@@ -10,10 +10,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Agent, BINARY, bare, routes, side_by_side};
+use crate::harness::{Agent, BINARY, VXLAN, bare, routes, side_by_side};
 use crate::store::{Cluster, SUBNETS, status};
-
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
 /// An agent whose files are on a small disk of its own, which nobody else sees.
 struct OnSmallDisk {
@@ -161,8 +159,7 @@ impl Drop for Over<'_> {
 #[test]
 fn with_a_twentieth_of_a_processor_amid_churn_the_node_keeps_its_lease_heals_and_follows() {
     let cluster = Cluster::placed(2, VXLAN);
-    let agents = [cluster.start(1, &[]), cluster.start(2, &[])];
-    agents.iter().for_each(Agent::until_ready);
+    let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
     let one = &agents[0];
     let keys = cluster.keys_of(1);
     starved(one, || {

@@ -7,10 +7,9 @@ use etcd_client::{Permission, PermissionType};
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
-use crate::harness::{Agent, Site, bare, command, owned};
+use crate::harness::{Agent, Site, VXLAN, bare, command, owned};
 use crate::store::Cluster;
 
-const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const SECRET: &str = "correct-horse-7";
 
 /// An authority, and what it has signed: PEM files in one directory.
@@ -106,8 +105,7 @@ fn an_agent_trusts_the_authority_it_is_given_and_shows_its_certificate() {
 #[test]
 fn cleanup_works_when_the_certificates_are_gone_already() {
     let cluster = Cluster::new(1, VXLAN);
-    let agent = cluster.start(1, &[]);
-    agent.until_ready();
+    let agent = cluster.start(1, &[]).ready();
     agent.end(Signal::SIGTERM);
     let flags = ["cleanup", "-etcd-endpoints=https://10.89.0.1:2379", "-etcd-cafile=/nowhere/ca.pem"];
     let cleaned = cluster.run(1, &flags);

@@ -1,15 +1,14 @@
 //! A real etcd on the switch, for agents on the nodes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use etcd_client::{Client, ConnectOptions, Event, EventType, GetOptions, WatchOptions};
 use flannel_core::net::{Family, Prefix};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use testkit::{Namespace, Pod, probe};
+use nix::sys::signal::Signal;
+use testkit::{Namespace, Pod, Process, probe};
 
 use crate::harness::{Agent, PATIENCE, Site, Told, owned, routes, run};
 
@@ -21,7 +20,7 @@ const CONFIG: &str = "/coreos.com/network/config";
 /// Nodes, and the etcd they share.
 pub(crate) struct Cluster {
     // Before the site: its data is there.
-    etcd: Option<Child>,
+    etcd: Option<Process>,
     pub(crate) site: Site,
     flags: Vec<String>,
 }
@@ -54,30 +53,19 @@ impl Cluster {
 
     /// Starts etcd, on its old data if it has any, and waits until it serves.
     pub(crate) fn start_etcd(&mut self) {
-        let log = File::options().create(true).append(true).open(self.site.path("etcd.log")).unwrap();
-        let spawn = || {
-            let mut command = Command::new("/usr/bin/etcd");
-            command.arg("--data-dir").arg(self.site.path("etcd"));
-            command.args(["--advertise-client-urls", ENDPOINT, "--listen-peer-urls", "http://127.0.0.1:2380"]);
-            command.args(&self.flags).env_clear().stdout(Stdio::null()).stderr(log);
-            command.spawn().expect("this test needs etcd: apt-get install etcd-server")
-        };
-        self.etcd = Some(self.switch().run(spawn).unwrap());
+        self.etcd = Some(etcd(&self.site, &self.flags));
         let serves = || Ok(self.ask(async |client| client.get(CONFIG, None).await.is_ok()).unwrap_or_default());
         testkit::wait_until("etcd", PATIENCE, serves).unwrap();
     }
 
     /// Kills etcd at once.
     pub(crate) fn stop_etcd(&mut self) {
-        let mut etcd = self.etcd.take().unwrap();
-        etcd.kill().unwrap();
-        etcd.wait().unwrap();
+        drop(self.etcd.take().unwrap());
     }
 
     /// Freezes etcd or lets it go on.
     pub(crate) fn signal_etcd(&self, signal: Signal) {
-        let pid = i32::try_from(self.etcd.as_ref().unwrap().id()).unwrap();
-        kill(Pid::from_raw(pid), signal).unwrap();
+        self.etcd.as_ref().unwrap().signal(signal).unwrap();
     }
 
     pub(crate) fn configure(&self, config: &str) {
@@ -142,14 +130,14 @@ impl Cluster {
     }
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if let Some(etcd) = &mut self.etcd {
-            // It may have ended.
-            let _ = etcd.kill();
-            let _ = etcd.wait();
-        }
-    }
+/// Starts an etcd on the switch, on its old data if it has any.
+pub(crate) fn etcd(site: &Site, flags: &[String]) -> Process {
+    let mut command = Command::new("/usr/bin/etcd");
+    command.arg("--data-dir").arg(site.path("etcd"));
+    command.args(["--advertise-client-urls", ENDPOINT, "--listen-peer-urls", "http://127.0.0.1:2380"]);
+    command.args(flags).env_clear().stdout(Stdio::null());
+    let started = site.underlay.switch().run(|| Process::start(&mut command, &site.path("etcd.log"))).unwrap();
+    started.expect("this test needs etcd: apt-get install etcd-server")
 }
 
 fn ask<T: Send>(ns: &Namespace, question: impl AsyncFnOnce(&mut Client) -> T + Send) -> Option<T> {

@@ -3,15 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
 
 use etcd_client::{Client, GetOptions};
-use flannel_core::lease::{Json, Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record, Scalar};
+use flannel_core::lease::{Json, Lease, LeaseAttrs, Scalar};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::subnet::{NodeIdentity, SubnetManager, Want};
+use flannel_core::testing::store_contract::Watcher;
+pub(crate) use flannel_core::text::chain;
 use flannel_subnet_etcd::{Config, EtcdSubnets};
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
 use testkit::etcd::{Etcd, Options, Version};
 
 pub(crate) const BASE: &str = "/coreos.com/network";
@@ -81,67 +80,19 @@ pub(crate) async fn leases(client: &mut Client) -> usize {
     client.leases().await.unwrap().leases().len()
 }
 
-/// A watch with the sum of its events.
-pub(crate) struct Watcher {
-    stream: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
-    pub(crate) seen: BTreeMap<LeaseKey, Record>,
-    pub(crate) resets: usize,
-    pub(crate) errors: Vec<String>,
+pub(crate) async fn watch(store: &EtcdSubnets) -> Watcher {
+    Watcher::open(store, 20).await
 }
 
-impl Watcher {
-    pub(crate) async fn open(store: &EtcdSubnets) -> Self {
-        let mut watcher = Self { stream: store.watch(), seen: BTreeMap::new(), resets: 0, errors: Vec::new() };
-        watcher.until(20, "a first snapshot", |watcher| watcher.resets == 1).await;
-        watcher
-    }
-
-    /// Waits until what was seen is as it should be; returns how long that took.
-    pub(crate) async fn until(&mut self, seconds: u64, what: &str, done: impl Fn(&Self) -> bool) -> Duration {
-        let start = Instant::now();
-        let limit = Duration::from_secs(seconds);
-        while !done(self) {
-            match tokio::time::timeout(limit.saturating_sub(start.elapsed()), self.stream.next()).await {
-                Ok(Some(Ok(event))) => self.fold(event),
-                Ok(Some(Err(error))) => self.errors.push(chain(&error)),
-                Ok(None) => panic!("the watch ended"),
-                Err(_) => panic!("not within {limit:?}: {what}; errors {:?}; seen {:?}", self.errors, self.seen.keys()),
-            }
-        }
-        start.elapsed()
-    }
-
-    /// Waits until an event came: the watch is established, and not only the listing done.
-    pub(crate) async fn established(&mut self, store: &EtcdSubnets) {
-        let lease = node(999).acquire(store).await;
-        self.until(5, "a first event", |watcher| watcher.good(&lease.key).is_some()).await;
-    }
-
-    pub(crate) fn good(&self, key: &LeaseKey) -> Option<&Lease> {
-        self.seen.get(key).and_then(|record| record.lease.as_ref().ok()).map(|lease| &**lease)
-    }
-
-    fn fold(&mut self, event: LeaseEvent) {
-        match event {
-            LeaseEvent::Reset(records) => {
-                self.resets += 1;
-                self.seen = records.into_iter().map(|record| (record.key.clone(), record)).collect();
-            }
-            LeaseEvent::Upsert(record) => drop(self.seen.insert(record.key.clone(), record)),
-            LeaseEvent::Remove(key) => drop(self.seen.remove(&key)),
-            LeaseEvent::Resumed => {}
-        }
-    }
+/// Waits until an event came: the watch is established, and not only the listing done.
+pub(crate) async fn established(watcher: &mut Watcher, store: &EtcdSubnets) {
+    let lease = node(999).acquire(store).await;
+    watcher.until(5, "a first event", |watcher| watcher.good(&lease.key).is_some()).await;
 }
 
-/// An error with all its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
+/// A watch through one handle that is established, as another handle's lease shows.
+pub(crate) async fn watching(through: &EtcdSubnets, store: &EtcdSubnets) -> Watcher {
+    let mut watcher = watch(through).await;
+    established(&mut watcher, store).await;
+    watcher
 }

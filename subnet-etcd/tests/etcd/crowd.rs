@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use flannel_core::testing::store_contract::Watcher;
 use futures_util::StreamExt;
 use testkit::etcd::Version;
 
-use crate::common::{Watcher, leases, node, open, raw, single};
+use crate::common::{leases, node, open, raw, single, watch};
 
 const NODES: u16 = 400;
 /// How many of them are under way at a time.
@@ -15,7 +16,7 @@ const AT_ONCE: usize = 50;
 async fn hundreds_of_nodes_that_join_have_a_subnet_each_by_one_write_each_and_every_watch_shows_them() {
     let (etcd, store) = single(Version::Current).await;
     store.put_config_json(r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#).await.unwrap();
-    let mut watchers = [Watcher::open(&open(&etcd)).await, Watcher::open(&open(&etcd)).await];
+    let mut watchers = [watch(&open(&etcd)).await, watch(&open(&etcd)).await];
     let mut client = raw(&etcd).await;
     let before = client.get("x", None).await.unwrap().header().unwrap().revision();
     let taken: Vec<_> = futures_util::stream::iter(0..NODES)

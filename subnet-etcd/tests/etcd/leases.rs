@@ -353,7 +353,7 @@ async fn large_values_do_not_hide_the_records_beside_them() {
         client.put(format!("{BASE}/subnets/10.5.{n}.0-24"), "x".repeat(1_000_000), None).await.unwrap();
     }
     let good = node(1).acquire(&store).await;
-    let mut watcher = common::Watcher::open(&store).await;
+    let mut watcher = common::watch(&store).await;
     assert_eq!((watcher.seen.len(), watcher.good(&good.key).is_some()), (9, true));
     let late = node(2).acquire(&store).await;
     watcher.until(5, "a new lease beside large values", |watcher| watcher.good(&late.key).is_some()).await;

@@ -3,10 +3,11 @@
 use etcd_client::{Client, CompactionOptions};
 use flannel_core::lease::LeaseKey;
 use flannel_core::subnet::SubnetManager;
+use flannel_core::testing::store_contract::Watcher;
 use flannel_subnet_etcd::{Config, EtcdSubnets};
 use testkit::etcd::Version;
 
-use crate::common::{BASE, Watcher, node, raw, single};
+use crate::common::{BASE, node, raw, single, watching};
 use crate::proxy::Proxy;
 
 /// Changes of each record, one after the other: more in number and bytes than any buffer on the way holds.
@@ -51,8 +52,7 @@ fn has_all(watcher: &Watcher) -> bool {
 async fn behind(version: Version) -> (testkit::etcd::Etcd, EtcdSubnets, Proxy, Watcher) {
     let (etcd, store) = single(version).await;
     let proxy = Proxy::start(&etcd.endpoint(0)).await;
-    let mut watcher = Watcher::open(&EtcdSubnets::new(Config::new([proxy.endpoint()])).unwrap()).await;
-    watcher.established(&store).await;
+    let watcher = watching(&EtcdSubnets::new(Config::new([proxy.endpoint()])).unwrap(), &store).await;
     (etcd, store, proxy, watcher)
 }
 

@@ -10,7 +10,7 @@ use rcgen::{
 use tempfile::TempDir;
 use testkit::etcd::{Etcd, Options, ServerTls, Version};
 
-use crate::common::{self, Watcher, chain, node};
+use crate::common::{self, chain, node, watching};
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -117,8 +117,7 @@ async fn rotated_files_come_into_use_by_themselves() {
     let mut etcd = start(dir.path(), &first, "127.0.0.1", 2100, None);
     let store = open(&etcd, Tls { ca: Some(ca.clone()), ..Tls::default() });
     store.put_config_json(common::CONFIG).await.unwrap();
-    let mut watcher = Watcher::open(&store).await;
-    watcher.established(&store).await;
+    let mut watcher = watching(&store, &store).await;
     etcd.kill(0);
     let second = Authority::new();
     second.issue(dir.path(), "server", "127.0.0.1", 2100);

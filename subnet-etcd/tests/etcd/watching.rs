@@ -8,7 +8,7 @@ use flannel_core::subnet::{SubnetError, SubnetManager};
 use flannel_subnet_etcd::{ClearText, Config, Credentials, EtcdSubnets, Password, Timeouts};
 use testkit::etcd::{Etcd, Options, Version};
 
-use crate::common::{self, Watcher, chain, node, open, raw, single, v4};
+use crate::common::{self, chain, established, node, open, raw, single, v4, watch, watching};
 use crate::proxy::Proxy;
 
 fn through(proxy: &Proxy) -> EtcdSubnets {
@@ -21,8 +21,7 @@ async fn a_cut_connection_costs_no_event_and_no_listing() {
         let (etcd, store) = single(version).await;
         let proxy = Proxy::start(&etcd.endpoint(0)).await;
         let (stays, goes) = (node(1).acquire(&store).await, node(2).acquire(&store).await);
-        let mut watcher = Watcher::open(&through(&proxy)).await;
-        watcher.established(&store).await;
+        let mut watcher = watching(&through(&proxy), &store).await;
         proxy.shut();
         let comes = node(4).acquire(&store).await;
         store.release(goes.clone()).await.unwrap();
@@ -45,8 +44,7 @@ async fn compaction_past_the_cut_shows_adds_removes_and_changes() {
         let (etcd, store) = single(version).await;
         let proxy = Proxy::start(&etcd.endpoint(0)).await;
         let (changes, goes) = (node(1).acquire(&store).await, node(2).acquire(&store).await);
-        let mut watcher = Watcher::open(&through(&proxy)).await;
-        watcher.established(&store).await;
+        let mut watcher = watching(&through(&proxy), &store).await;
         proxy.shut();
         let mut attrs = changes.attrs.clone();
         attrs.backend_type = "host-gw".into();
@@ -73,10 +71,10 @@ async fn a_store_restored_from_a_backup_is_listed_anew() {
         etcd.back_up().unwrap();
         let store = open(&etcd);
         let lost = node(2).acquire(&store).await;
-        let mut watcher = Watcher::open(&store).await;
+        let mut watcher = watch(&store).await;
         assert!(watcher.good(&lost.key).is_some());
         if is_established {
-            watcher.established(&store).await;
+            established(&mut watcher, &store).await;
         }
         etcd.restore().unwrap();
         watcher.until(15, "a snapshot of the restored store", |watcher| watcher.resets == 2).await;
@@ -135,8 +133,7 @@ async fn a_killed_leader_is_left_for_another_member() {
     let (mut etcd, _) = three(Version::Current).await;
     let n = leader(&etcd).await;
     let store = beginning_with(&etcd, n);
-    let mut watcher = Watcher::open(&store).await;
-    watcher.established(&store).await;
+    let mut watcher = watching(&store, &store).await;
     let lease = node(1).acquire(&store).await;
     etcd.kill(n);
     let others = beginning_with(&etcd, (n + 1) % 3);
@@ -173,8 +170,7 @@ async fn members_that_are_upgraded_one_after_the_other_cost_no_event_and_no_list
 /// Three members of a version become current ones.
 async fn restarted_in_turn(version: Version) {
     let (mut etcd, store) = three(version).await;
-    let mut watcher = Watcher::open(&store).await;
-    watcher.established(&store).await;
+    let mut watcher = watching(&store, &store).await;
     let mut lease = node(1).acquire(&store).await;
     for n in 0..3 {
         // The next one only once this one takes part again.
@@ -196,8 +192,7 @@ async fn a_frozen_member_is_noticed_and_left_for_another() {
         let leader = leader(&etcd).await;
         let n = if n_is_leader { leader } else { (leader + 1) % 3 };
         let store = beginning_with(&etcd, n);
-        let mut watcher = Watcher::open(&store).await;
-        watcher.established(&store).await;
+        let mut watcher = watching(&store, &store).await;
         etcd.pause(n).unwrap();
         let others = beginning_with(&etcd, (n + 1) % 3);
         let late = answered(async || others.acquire(&node(1).id, node(1).want()).await).await;
@@ -245,7 +240,7 @@ async fn etcd_may_come_after_the_agent() {
     let first = futures_util::StreamExt::next(&mut stream).await;
     assert!(matches!(first, Some(Err(SubnetError::Unavailable { .. }))), "{first:?}");
     etcd.restart(0).unwrap();
-    let mut watcher = Watcher::open(&store).await;
+    let mut watcher = watch(&store).await;
     watcher.until(1, "the lease of before", |watcher| watcher.good(&lease.key).is_some()).await;
     store.renew(&lease).await.unwrap();
 }
@@ -257,7 +252,7 @@ async fn an_injected_client_serves_too() {
     let client = Client::connect(etcd.endpoints(), Some(options)).await.unwrap();
     let prefix = flannel_subnet_etcd::KeyPrefix::default();
     let store = EtcdSubnets::with_client(client, &prefix, Default::default(), Timeouts::default());
-    let mut watcher = Watcher::open(&store).await;
+    let mut watcher = watch(&store).await;
     let lease = store.acquire(&node(1).id, node(1).preferring("10.5.9.0/24")).await.unwrap();
     assert_eq!(lease.subnets, v4("10.5.9.0/24"));
     watcher.until(5, "its lease", |watcher| watcher.good(&lease.key).is_some()).await;
@@ -299,8 +294,7 @@ async fn a_log_in_that_ends_and_a_rotated_password_are_survived() {
         std::fs::write(file.path(), "first\n").unwrap();
         let store = logged_in(&etcd, Password::File(file.path().to_owned()));
         let lease = node(1).acquire(&store).await;
-        let mut watcher = Watcher::open(&store).await;
-        watcher.established(&store).await;
+        let mut watcher = watching(&store, &store).await;
 
         // Log-ins are kept in the server's memory: after a restart all have ended.
         etcd.restart(0).unwrap();
@@ -365,8 +359,7 @@ async fn an_event_too_large_to_be_read_costs_a_listing_and_not_the_watch() {
         let etcd = Etcd::start(options).unwrap_or_else(|error| panic!("{error}"));
         let store = open(&etcd);
         store.put_config_json(common::CONFIG).await.unwrap();
-        let mut watcher = Watcher::open(&store).await;
-        watcher.established(&store).await;
+        let mut watcher = watching(&store, &store).await;
         let large = format!("{}/subnets/10.5.7.0-24", common::BASE);
         raw(&etcd).await.put(&*large, vec![b'x'; 8 << 20], None).await.unwrap();
         let late = node(4).acquire(&store).await;

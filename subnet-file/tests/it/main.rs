@@ -22,6 +22,7 @@ use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{Lease, LeaseAttrs, LeaseEvent, LeaseKey, Record};
 use flannel_core::net::Dual;
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannel_core::text::chain;
 use flannel_subnet_file::{FileSubnets, Options};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -59,12 +60,6 @@ async fn acquire(store: &FileSubnets, name: &str) -> Lease {
 
 fn lease_path(dir: &Path, name: &str) -> PathBuf {
     dir.join("leases").join(format!("{name}.json"))
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 type Stream = BoxStream<'static, Result<LeaseEvent, SubnetError>>;

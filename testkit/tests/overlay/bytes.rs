@@ -10,7 +10,7 @@ use flannel_core::net::Family;
 use testkit::sabotage::Plane;
 use testkit::{Families, Pod};
 
-use crate::support::{Cluster, families_of};
+use crate::support::{Cluster, cases, families_of};
 
 /// A datagram of so many bytes is fifteen fragments.
 const DATAGRAM: usize = 20_000;
@@ -20,14 +20,9 @@ const STREAM_WITH_LOSS: usize = 256 << 10;
 /// Until a stream counts as stuck.
 const STUCK: Duration = Duration::from_secs(30);
 
-#[test]
-fn fragments_and_streams_arrive_to_the_byte_over_vxlan() {
-    arrive_to_the_byte(Plane::Vxlan);
-}
-
-#[test]
-fn fragments_and_streams_arrive_to_the_byte_over_host_gw() {
-    arrive_to_the_byte(Plane::HostGw);
+cases! {
+    fn fragments_and_streams_arrive_to_the_byte_over_vxlan() = arrive_to_the_byte(Plane::Vxlan);
+    fn fragments_and_streams_arrive_to_the_byte_over_host_gw() = arrive_to_the_byte(Plane::HostGw);
 }
 
 fn arrive_to_the_byte(plane: Plane) {

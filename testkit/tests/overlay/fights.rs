@@ -14,7 +14,7 @@ use flannel_core::overlay::{HeldBecause, Phase};
 use testkit::sabotage::Plane;
 use testkit::{Error, Families, Fdb, Namespace, Neighbour, Route, wait_until};
 
-use crate::support::{Cluster, PATIENCE, objects};
+use crate::support::{Cluster, PATIENCE, cases, objects};
 
 /// How often it is changed.
 const EVERY: Duration = Duration::from_millis(300);
@@ -219,14 +219,9 @@ impl Field<'_> {
     }
 }
 
-#[test]
-fn whatever_is_fought_over_on_vxlan_keeps_nothing_else_from_healing() {
-    fight_over_all(Plane::Vxlan);
-}
-
-#[test]
-fn whatever_is_fought_over_on_host_gw_keeps_nothing_else_from_healing() {
-    fight_over_all(Plane::HostGw);
+cases! {
+    fn whatever_is_fought_over_on_vxlan_keeps_nothing_else_from_healing() = fight_over_all(Plane::Vxlan);
+    fn whatever_is_fought_over_on_host_gw_keeps_nothing_else_from_healing() = fight_over_all(Plane::HostGw);
 }
 
 fn fight_over_all(plane: Plane) {

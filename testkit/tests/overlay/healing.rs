@@ -8,39 +8,18 @@ use testkit::canary::{Canaries, Place, Where};
 use testkit::sabotage::{Act, Plane};
 use testkit::{Families, wait_until};
 
-use crate::support::{Cluster, PATIENCE};
+use crate::support::{Cluster, PATIENCE, cases};
 
 /// Peers without a node, so that there is more to heal than one.
 const PAPER_PEERS: u8 = 12;
 
-#[test]
-fn every_act_of_sabotage_on_vxlan_heals_in_ipv4() {
-    every_act_heals(Plane::Vxlan, Families::V4);
-}
-
-#[test]
-fn every_act_of_sabotage_on_vxlan_heals_in_ipv6() {
-    every_act_heals(Plane::Vxlan, Families::V6);
-}
-
-#[test]
-fn every_act_of_sabotage_on_vxlan_heals_in_both_families() {
-    every_act_heals(Plane::Vxlan, Families::Dual);
-}
-
-#[test]
-fn every_act_of_sabotage_on_host_gw_heals_in_ipv4() {
-    every_act_heals(Plane::HostGw, Families::V4);
-}
-
-#[test]
-fn every_act_of_sabotage_on_host_gw_heals_in_ipv6() {
-    every_act_heals(Plane::HostGw, Families::V6);
-}
-
-#[test]
-fn every_act_of_sabotage_on_host_gw_heals_in_both_families() {
-    every_act_heals(Plane::HostGw, Families::Dual);
+cases! {
+    fn every_act_of_sabotage_on_vxlan_heals_in_ipv4() = every_act_heals(Plane::Vxlan, Families::V4);
+    fn every_act_of_sabotage_on_vxlan_heals_in_ipv6() = every_act_heals(Plane::Vxlan, Families::V6);
+    fn every_act_of_sabotage_on_vxlan_heals_in_both_families() = every_act_heals(Plane::Vxlan, Families::Dual);
+    fn every_act_of_sabotage_on_host_gw_heals_in_ipv4() = every_act_heals(Plane::HostGw, Families::V4);
+    fn every_act_of_sabotage_on_host_gw_heals_in_ipv6() = every_act_heals(Plane::HostGw, Families::V6);
+    fn every_act_of_sabotage_on_host_gw_heals_in_both_families() = every_act_heals(Plane::HostGw, Families::Dual);
 }
 
 /// What became of one act: from its end until the kernel was as before, and until pods talked.

@@ -14,7 +14,7 @@ use testkit::sabotage::{Act, Plane};
 use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Cluster, PATIENCE, assert_no_loss, config_with, families_of, parse};
+use crate::support::{Cluster, PATIENCE, assert_no_loss, cases, config_with, families_of, parse};
 
 #[test]
 fn without_an_uplink_an_agent_ends_with_a_typed_error() {
@@ -126,14 +126,9 @@ fn direct_routing_goes_on_while_somebody_takes_over_the_uplink() {
     assert_no_loss(flow);
 }
 
-#[test]
-fn another_uplink_address_is_published_and_peers_follow_on_vxlan() {
-    another_address_is_followed(Plane::Vxlan);
-}
-
-#[test]
-fn another_uplink_address_is_published_and_peers_follow_on_host_gw() {
-    another_address_is_followed(Plane::HostGw);
+cases! {
+    fn another_uplink_address_is_published_and_peers_follow_on_vxlan() = another_address_is_followed(Plane::Vxlan);
+    fn another_uplink_address_is_published_and_peers_follow_on_host_gw() = another_address_is_followed(Plane::HostGw);
 }
 
 fn another_address_is_followed(plane: Plane) {

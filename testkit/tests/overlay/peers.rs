@@ -9,7 +9,7 @@ use flannel_core::testing::Fault;
 use testkit::sabotage::Plane;
 use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
 
-use crate::support::{Cluster, PATIENCE, assert_no_loss};
+use crate::support::{Cluster, PATIENCE, assert_no_loss, cases};
 
 /// Where the kernel keeps the host's own addresses and broadcast ones.
 const LOCAL_TABLE: u32 = 255;
@@ -66,14 +66,11 @@ fn lies(cluster: &Cluster) -> Vec<(&'static str, Lease)> {
     found
 }
 
-#[test]
-fn hostile_records_are_quarantined_by_name_and_harm_nobody_on_vxlan() {
-    hostile_records_harm_nobody(Plane::Vxlan, Families::V4);
-}
-
-#[test]
-fn hostile_records_are_quarantined_by_name_and_harm_nobody_on_host_gw() {
-    hostile_records_harm_nobody(Plane::HostGw, Families::V4);
+cases! {
+    fn hostile_records_are_quarantined_by_name_and_harm_nobody_on_vxlan() =
+        hostile_records_harm_nobody(Plane::Vxlan, Families::V4);
+    fn hostile_records_are_quarantined_by_name_and_harm_nobody_on_host_gw() =
+        hostile_records_harm_nobody(Plane::HostGw, Families::V4);
 }
 
 fn hostile_records_harm_nobody(plane: Plane, families: Families) {

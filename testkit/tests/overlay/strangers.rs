@@ -9,16 +9,13 @@ use flannel_core::kernel::{LinkId, LinkPart, Object};
 use flannel_core::net::{Family, MacAddr};
 use flannel_core::overlay::{Held, HeldBecause, Phase, Status, Teardown};
 
-use crate::support::{Cluster, Objects, PATIENCE};
+use crate::support::{Cluster, Objects, PATIENCE, cases};
 
-#[test]
-fn canaries_outlive_start_joins_leaves_and_removal_beside_vxlan() {
-    canaries_outlive_an_agent(Plane::Vxlan, Families::Dual);
-}
-
-#[test]
-fn canaries_outlive_start_joins_leaves_and_removal_beside_host_gw() {
-    canaries_outlive_an_agent(Plane::HostGw, Families::Dual);
+cases! {
+    fn canaries_outlive_start_joins_leaves_and_removal_beside_vxlan() =
+        canaries_outlive_an_agent(Plane::Vxlan, Families::Dual);
+    fn canaries_outlive_start_joins_leaves_and_removal_beside_host_gw() =
+        canaries_outlive_an_agent(Plane::HostGw, Families::Dual);
 }
 
 fn canaries_outlive_an_agent(plane: Plane, families: Families) {
@@ -128,14 +125,11 @@ fn a_strangers_vxlan_that_has_our_vni_and_port_is_not_deleted_and_waited_for() {
     cluster.ready(0);
 }
 
-#[test]
-fn a_strangers_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_vxlan() {
-    a_strangers_route_is_waited_for(Plane::Vxlan);
-}
-
-#[test]
-fn a_strangers_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_host_gw() {
-    a_strangers_route_is_waited_for(Plane::HostGw);
+cases! {
+    fn a_strangers_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_vxlan() =
+        a_strangers_route_is_waited_for(Plane::Vxlan);
+    fn a_strangers_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_host_gw() =
+        a_strangers_route_is_waited_for(Plane::HostGw);
 }
 
 fn a_strangers_route_is_waited_for(plane: Plane) {

@@ -10,30 +10,21 @@ use flannel_core::overlay::Teardown;
 use testkit::sabotage::Plane;
 use testkit::{Families, Fdb, Neighbour, PodNet, Route, VxlanLink};
 
-use crate::support::{Cluster, assert_no_loss, device, families_of, pod_mtu};
+use crate::support::{Cluster, assert_no_loss, cases, device, families_of, pod_mtu};
 
 /// Peers that Go flannel knew and that are gone: with the one that is there, fewer prefixes than the guard against
 /// mass removal looks at.
 const GONE: u8 = 6;
 
-#[test]
-fn go_flannels_vxlan_is_taken_over_in_ipv4_without_a_lost_packet() {
-    go_flannel_is_taken_over(Plane::Vxlan, Families::V4);
-}
-
-#[test]
-fn go_flannels_vxlan_is_taken_over_in_both_families_without_a_lost_packet() {
-    go_flannel_is_taken_over(Plane::Vxlan, Families::Dual);
-}
-
-#[test]
-fn go_flannels_host_gw_is_taken_over_in_ipv4_without_a_lost_packet() {
-    go_flannel_is_taken_over(Plane::HostGw, Families::V4);
-}
-
-#[test]
-fn go_flannels_host_gw_is_taken_over_in_both_families_without_a_lost_packet() {
-    go_flannel_is_taken_over(Plane::HostGw, Families::Dual);
+cases! {
+    fn go_flannels_vxlan_is_taken_over_in_ipv4_without_a_lost_packet() =
+        go_flannel_is_taken_over(Plane::Vxlan, Families::V4);
+    fn go_flannels_vxlan_is_taken_over_in_both_families_without_a_lost_packet() =
+        go_flannel_is_taken_over(Plane::Vxlan, Families::Dual);
+    fn go_flannels_host_gw_is_taken_over_in_ipv4_without_a_lost_packet() =
+        go_flannel_is_taken_over(Plane::HostGw, Families::V4);
+    fn go_flannels_host_gw_is_taken_over_in_both_families_without_a_lost_packet() =
+        go_flannel_is_taken_over(Plane::HostGw, Families::Dual);
 }
 
 fn go_flannel_is_taken_over(plane: Plane, families: Families) {
@@ -134,19 +125,12 @@ fn mac(lease: &Lease, family: Family) -> MacAddr {
     rest[..17].parse().unwrap()
 }
 
-#[test]
-fn a_restart_loses_no_packet_and_changes_nothing_on_vxlan() {
-    a_restart_changes_nothing(Plane::Vxlan, Families::V4);
-}
-
-#[test]
-fn a_restart_loses_no_packet_and_changes_nothing_on_vxlan_in_both_families() {
-    a_restart_changes_nothing(Plane::Vxlan, Families::Dual);
-}
-
-#[test]
-fn a_restart_loses_no_packet_and_changes_nothing_on_host_gw() {
-    a_restart_changes_nothing(Plane::HostGw, Families::Dual);
+cases! {
+    fn a_restart_loses_no_packet_and_changes_nothing_on_vxlan() = a_restart_changes_nothing(Plane::Vxlan, Families::V4);
+    fn a_restart_loses_no_packet_and_changes_nothing_on_vxlan_in_both_families() =
+        a_restart_changes_nothing(Plane::Vxlan, Families::Dual);
+    fn a_restart_loses_no_packet_and_changes_nothing_on_host_gw() =
+        a_restart_changes_nothing(Plane::HostGw, Families::Dual);
 }
 
 fn a_restart_changes_nothing(plane: Plane, families: Families) {

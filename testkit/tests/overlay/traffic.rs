@@ -7,36 +7,16 @@ use flannel_core::net::{Family, Mtu};
 use testkit::sabotage::Plane;
 use testkit::{Families, Pod};
 
-use crate::support::{Cluster, families_of, pod_mtu};
+use crate::support::{Cluster, cases, families_of, pod_mtu};
 
-#[test]
-fn pods_of_every_pair_of_nodes_talk_over_vxlan_in_ipv4() {
-    every_pair_talks(Plane::Vxlan, Families::V4);
-}
-
-#[test]
-fn pods_of_every_pair_of_nodes_talk_over_vxlan_in_ipv6() {
-    every_pair_talks(Plane::Vxlan, Families::V6);
-}
-
-#[test]
-fn pods_of_every_pair_of_nodes_talk_over_vxlan_in_both_families() {
-    every_pair_talks(Plane::Vxlan, Families::Dual);
-}
-
-#[test]
-fn pods_of_every_pair_of_nodes_talk_over_host_gw_in_ipv4() {
-    every_pair_talks(Plane::HostGw, Families::V4);
-}
-
-#[test]
-fn pods_of_every_pair_of_nodes_talk_over_host_gw_in_ipv6() {
-    every_pair_talks(Plane::HostGw, Families::V6);
-}
-
-#[test]
-fn pods_of_every_pair_of_nodes_talk_over_host_gw_in_both_families() {
-    every_pair_talks(Plane::HostGw, Families::Dual);
+cases! {
+    fn pods_of_every_pair_of_nodes_talk_over_vxlan_in_ipv4() = every_pair_talks(Plane::Vxlan, Families::V4);
+    fn pods_of_every_pair_of_nodes_talk_over_vxlan_in_ipv6() = every_pair_talks(Plane::Vxlan, Families::V6);
+    fn pods_of_every_pair_of_nodes_talk_over_vxlan_in_both_families() = every_pair_talks(Plane::Vxlan, Families::Dual);
+    fn pods_of_every_pair_of_nodes_talk_over_host_gw_in_ipv4() = every_pair_talks(Plane::HostGw, Families::V4);
+    fn pods_of_every_pair_of_nodes_talk_over_host_gw_in_ipv6() = every_pair_talks(Plane::HostGw, Families::V6);
+    fn pods_of_every_pair_of_nodes_talk_over_host_gw_in_both_families() =
+        every_pair_talks(Plane::HostGw, Families::Dual);
 }
 
 fn every_pair_talks(plane: Plane, families: Families) {

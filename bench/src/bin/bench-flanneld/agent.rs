@@ -1,12 +1,13 @@
 //! A flanneld as a process, ours or Go's, with what it costs.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::sys::signal::Signal;
+use nix::unistd::{SysconfVar, sysconf};
+use testkit::Process;
 
 use bench::Error;
 
@@ -54,18 +55,13 @@ impl Programs {
     }
 }
 
-/// A running one. Killed when dropped.
-pub(crate) struct Agent {
-    child: Child,
-    log: PathBuf,
-}
+/// A running one.
+pub(crate) struct Agent(Process);
 
 impl Agent {
     /// Starts a program as an operator does who gives nothing but the store's address; its files are in `dir`.
     pub(crate) fn start(programs: &Programs, program: Program, endpoint: &str, dir: &Path) -> Result<Self, Error> {
         let path = programs.path(program).ok_or("there is no such program")?;
-        let log = dir.join("log");
-        let stderr = File::create(&log)?;
         let mut command = Command::new(path);
         command
             .arg(format!("-etcd-endpoints={endpoint}"))
@@ -73,14 +69,13 @@ impl Agent {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("FLANNELD_STATE_FILE", dir.join("state"))
-            .stdin(Stdio::null())
-            .stderr(stderr);
-        Ok(Self { child: command.spawn()?, log })
+            .stdin(Stdio::null());
+        Ok(Self(Process::start(&mut command, &dir.join("log"))?))
     }
 
     /// Processor time of the process until now, without the tools that it ran.
     pub(crate) fn cpu(&self) -> Result<Duration, Error> {
-        let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
         // The name, in parentheses, may hold anything.
         let (_, fields) = text.rsplit_once(')').ok_or("no name in /proc/PID/stat")?;
         let field = |nth: usize| -> Result<u64, Error> {
@@ -94,34 +89,18 @@ impl Agent {
 
     /// Resident memory now and at its peak, in MiB (proc(5), status).
     pub(crate) fn memory(&self) -> Result<(f64, f64), Error> {
-        bench::report::resident(&format!("/proc/{}/status", self.child.id()))
+        bench::report::resident(&format!("/proc/{}/status", self.0.id()))
     }
 
     /// The end of what it logged, for messages.
     pub(crate) fn last_words(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<_> = log.lines().rev().take(5).collect();
-        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+        self.0.last_words()
     }
 
     /// Ends it as a supervisor does.
     pub(crate) fn stop(mut self) -> Result<(), Error> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
-        let started = Instant::now();
-        while self.child.try_wait()?.is_none() {
-            if started.elapsed() > PATIENCE {
-                return Err(format!("it does not end:\n{}", self.last_words()).into());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.0.signal(Signal::SIGTERM)?;
+        self.0.wait(PATIENCE)?;
         Ok(())
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
 
 use super::{Fault, MemorySubnets};
 use crate::clock::SystemClock;
 use crate::config::{Allocation, NetworkConfig};
-use crate::lease::{BadRecord, Lease, LeaseAttrs, LeaseEvent, LeaseKey};
-use crate::net::{Dual, Prefix};
-use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use crate::testing::store_contract::{self, Harness, Outage};
+use crate::lease::{Lease, LeaseAttrs, LeaseEvent, LeaseKey};
+use crate::net::Dual;
+use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use crate::testing::store_contract::{self, InMemory, Nodes};
 
 fn store(network: &str) -> MemorySubnets {
     let json = format!("{{\"Network\":\"{network}\"}}");
@@ -34,76 +33,10 @@ async fn a_lost_reply_leaves_the_lease_that_the_next_try_adopts() {
     assert_eq!(store.records().len(), 1);
 }
 
-fn by_name(config: &NetworkConfig) -> MemorySubnets {
-    MemorySubnets::new(config.clone()).for_node(ThisNode::named(NodeIdentity::new("a").unwrap()))
-}
-
-fn by_address(config: &NetworkConfig) -> MemorySubnets {
-    MemorySubnets::by_address(config.clone(), None, Arc::new(SystemClock::default()))
-}
-
-fn assigned(config: &NetworkConfig) -> MemorySubnets {
-    let store = MemorySubnets::assigned(config.clone(), None, Arc::new(SystemClock::default()));
-    store.for_node(ThisNode::named(NodeIdentity::new("a").unwrap()))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_the_contract_of_lease_stores() {
-    for make in [by_name, by_address, assigned] {
-        store_contract::all(&mut Memory { store: store("10.5.0.0/16"), make }).await;
-    }
-}
-
-struct Memory {
-    store: MemorySubnets,
-    make: fn(&NetworkConfig) -> MemorySubnets,
-}
-
-#[async_trait]
-impl Harness for Memory {
-    async fn fresh(&mut self, config: &NetworkConfig) {
-        self.store = (self.make)(config);
-    }
-
-    async fn open(&self) -> Arc<dyn SubnetManager> {
-        Arc::new(self.store.clone())
-    }
-
-    async fn put_config(&self, config: &NetworkConfig) {
-        self.store.set_config(config.clone());
-    }
-
-    async fn delete(&self, key: &LeaseKey) {
-        self.store.delete(key);
-    }
-
-    async fn put_raw_bad(&self, key: &LeaseKey) -> bool {
-        self.store.insert_bad(key, BadRecord { reason: "no JSON".to_owned(), subnets: Dual::default() });
-        true
-    }
-
-    async fn expire(&self, key: &LeaseKey) -> bool {
-        self.store.delete(key)
-    }
-
-    fn is_by_address(&self) -> bool {
-        std::ptr::fn_addr_eq(self.make, by_address as fn(&NetworkConfig) -> MemorySubnets)
-    }
-
-    fn allocates(&self) -> bool {
-        !std::ptr::fn_addr_eq(self.make, assigned as fn(&NetworkConfig) -> MemorySubnets)
-    }
-
-    async fn assign(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) {
-        self.store.assign(node, *subnets);
-    }
-
-    async fn outage(&mut self, outage: Outage) -> bool {
-        match outage {
-            Outage::Begins => self.store.outage(),
-            Outage::Ends => self.store.recover(),
-        }
-        true
+    for nodes in [Nodes::Named, Nodes::ByAddress, Nodes::Assigned] {
+        store_contract::all(&mut InMemory::new(nodes, |store| Arc::new(store))).await;
     }
 }
 
@@ -141,7 +74,8 @@ async fn a_store_that_was_away_answers_with_everything_once_it_is_back() {
 
 #[tokio::test]
 async fn a_node_known_by_its_address_keeps_its_record_under_its_subnet() {
-    let store = by_address(&NetworkConfig::parse(b"{\"Network\":\"10.5.0.0/16\"}", Allocation::Pool).unwrap());
+    let config = NetworkConfig::parse(b"{\"Network\":\"10.5.0.0/16\"}", Allocation::Pool).unwrap();
+    let store = MemorySubnets::by_address(config, None, Arc::new(SystemClock::default()));
     let publishing = |addr: &str| {
         Want::new(LeaseAttrs { public_ip: Dual { v4: addr.parse().ok(), v6: None }, ..LeaseAttrs::default() })
     };

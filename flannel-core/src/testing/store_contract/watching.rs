@@ -1,19 +1,18 @@
 //! The checks of what a store's watch shows.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
-
 use super::{
-    Families, Harness, Node, Outage, assert_disjoint, assert_lost, assert_same, chain, network, network_for, ok, soon,
+    Families, Harness, Node, Outage, PATIENCE, Watcher, assert_disjoint, assert_lost, assert_same, network,
+    network_for, ok, soon,
 };
-use crate::lease::{Lease, LeaseEvent, LeaseKey, Record};
+use crate::lease::{Lease, LeaseKey, Record};
 use crate::subnet::{SubnetError, SubnetManager};
+use crate::text::chain;
 
-/// The first event is a [`LeaseEvent::Reset`] with all records, the own one too, and `created` grows in their order.
+/// The first event is a [`Reset`](crate::lease::LeaseEvent::Reset) with all records, the own one too, and `created` grows
+/// in their order.
 pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
@@ -41,28 +40,28 @@ pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn
 pub async fn watch_follows_writes_of_another_handle(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
-    let mut watchers = [Watcher::open(&*one).await, Watcher::open(&*two).await];
+    let mut watchers = [open(&*one).await, open(&*two).await];
     let (a, b) = (Node::ready(&*harness, 0, families).await, Node::ready(&*harness, 1, families).await);
     let mine = a.acquire(&*one).await;
     let theirs = b.acquire(&*two).await;
     for watcher in &mut watchers {
-        watcher.until("two new leases", |seen| holds(seen, &mine) && holds(seen, &theirs)).await;
+        watcher.until(WITHIN, "two new leases", |it| it.holds(&mine) && it.holds(&theirs)).await;
     }
     let created = watchers[0].seen[&theirs.key].created;
     let changed = Lease { attrs: b.with_data(2).attrs, ..theirs };
     let changed = ok(two.renew(&changed).await, "renew");
     for watcher in &mut watchers {
-        watcher.until("changed attributes", |seen| holds(seen, &changed)).await;
+        watcher.until(WITHIN, "changed attributes", |it| it.holds(&changed)).await;
         assert_eq!(watcher.seen[&changed.key].created, created, "watch: a renewal must not change `created`");
     }
     ok(two.release(changed.clone()).await, "release");
     for watcher in &mut watchers {
-        watcher.until("a released lease goes", |seen| !seen.contains_key(&changed.key)).await;
-        assert!(holds(&watcher.seen, &mine), "watch: a release must remove one record only");
+        watcher.until(WITHIN, "a released lease goes", |it| !it.seen.contains_key(&changed.key)).await;
+        assert!(watcher.holds(&mine), "watch: a release must remove one record only");
     }
     harness.delete(&mine.key).await;
     for watcher in &mut watchers {
-        watcher.until("a deleted record goes", BTreeMap::is_empty).await;
+        watcher.until(WITHIN, "a deleted record goes", |it| it.seen.is_empty()).await;
     }
 }
 
@@ -72,13 +71,13 @@ pub async fn a_bad_record_is_present_and_hurts_no_other(harness: &mut dyn Harnes
     let store = harness.open().await;
     let (a, b) = (Node::ready(&*harness, 0, families).await, Node::ready(&*harness, 1, families).await);
     let (bad, good) = (a.acquire(&*store).await, b.acquire(&*store).await);
-    let mut watcher = Watcher::open(&*store).await;
+    let mut watcher = open(&*store).await;
     if !harness.put_raw_bad(&bad.key).await {
         return;
     }
     watcher
-        .until("a record that does not parse is present with Record.lease an Err", |seen| {
-            seen.get(&bad.key).is_some_and(|record| record.lease.is_err()) && holds(seen, &good)
+        .until(WITHIN, "a record that does not parse is present with Record.lease an Err", |it| {
+            it.seen.get(&bad.key).is_some_and(|record| record.lease.is_err()) && it.holds(&good)
         })
         .await;
     let records = snapshot(&*store).await;
@@ -86,10 +85,10 @@ pub async fn a_bad_record_is_present_and_hurts_no_other(harness: &mut dyn Harnes
         records.get(&bad.key).is_some_and(|record| record.lease.is_err()),
         "watch: a record that does not parse must be in the Reset, with Record.lease an Err: {records:?}"
     );
-    assert!(holds(&records, &good), "watch: a bad record must not hide others: {records:?}");
+    assert_same(snapshot_key(&records, &good.key), &good, "watch: a bad record must not hide others");
     ok(store.renew(&good).await, "renew beside a bad record");
     let late = Node::ready(&*harness, 2, families).await.acquire(&*store).await;
-    watcher.until("a new lease beside a bad record", |seen| holds(seen, &late)).await;
+    watcher.until(WITHIN, "a new lease beside a bad record", |it| it.holds(&late)).await;
 }
 
 /// A lease that ends goes from the watch, is lost to its holder, and its subnet may be had.
@@ -98,11 +97,11 @@ pub async fn an_expired_lease_goes_and_its_subnet_is_free(harness: &mut dyn Harn
     let store = harness.open().await;
     let (a, b) = (Node::new(0, families), Node::new(1, families));
     let (dead, live) = (a.acquire(&*store).await, b.acquire(&*store).await);
-    let mut watcher = Watcher::open(&*store).await;
+    let mut watcher = open(&*store).await;
     if !harness.expire(&dead.key).await {
         return;
     }
-    watcher.until("an expired lease goes", |seen| !seen.contains_key(&dead.key) && holds(seen, &live)).await;
+    watcher.until(WITHIN, "an expired lease goes", |it| !it.seen.contains_key(&dead.key) && it.holds(&live)).await;
     let records = snapshot(&*store).await;
     assert!(!records.contains_key(&dead.key), "watch: the Reset must not hold an expired lease: {records:?}");
     assert_lost(store.renew(&dead).await, "expired");
@@ -119,7 +118,8 @@ pub async fn an_outage_is_said_and_over_when_it_ends(harness: &mut dyn Harness, 
     let store = harness.open().await;
     let (one, two) = (Node::ready(&*harness, 0, families).await, Node::ready(&*harness, 1, families).await);
     let held = one.acquire(&*store).await;
-    let mut watcher = Watcher::open(&*store).await;
+    let mut watcher = open(&*store).await;
+    let errors = watcher.errors.len();
     if !harness.outage(Outage::Begins).await {
         return;
     }
@@ -131,7 +131,7 @@ pub async fn an_outage_is_said_and_over_when_it_ends(harness: &mut dyn Harness, 
     unavailable(soon("network_config ends", store.network_config()).await.err(), "network_config");
     unavailable(soon("previous ends", store.previous(&one.id)).await.err(), "previous");
     unavailable(soon("acquire ends", store.acquire(&two.id, two.want())).await.err(), "acquire");
-    watcher.trouble().await;
+    watcher.until(WITHIN, "an error while the store is out of reach", |it| it.errors.len() > errors).await;
     assert!(harness.outage(Outage::Ends).await);
     let renewed = soon("renew works again", async {
         loop {
@@ -145,14 +145,21 @@ pub async fn an_outage_is_said_and_over_when_it_ends(harness: &mut dyn Harness, 
     .await;
     assert_same(&renewed, &held, "renew after an outage");
     let other = two.acquire(&*store).await;
-    watcher.until("both leases after the outage", |seen| holds(seen, &renewed) && holds(seen, &other)).await;
+    watcher.until(WITHIN, "both leases after the outage", |it| it.holds(&renewed) && it.holds(&other)).await;
 }
+
+/// The seconds that anything may take.
+const WITHIN: u64 = PATIENCE.as_secs();
 
 type Records = BTreeMap<LeaseKey, Record>;
 
 /// What a new watch begins with.
 pub(super) async fn snapshot(store: &dyn SubnetManager) -> Records {
-    Watcher::open(store).await.seen
+    open(store).await.seen
+}
+
+async fn open(store: &dyn SubnetManager) -> Watcher {
+    Watcher::open(store, WITHIN).await
 }
 
 /// The lease of a record that has to be there and good.
@@ -161,100 +168,5 @@ pub(super) fn snapshot_key<'a>(records: &'a Records, key: &LeaseKey) -> &'a Leas
     match records.get(key).map(|record| &record.lease) {
         Some(Ok(lease)) if lease.key == *key => lease,
         other => panic!("watch: no good record {key}, but {other:?}"),
-    }
-}
-
-fn holds(seen: &Records, lease: &Lease) -> bool {
-    let Some(Ok(found)) = seen.get(&lease.key).map(|record| &record.lease) else { return false };
-    found.subnets == lease.subnets && found.attrs == lease.attrs
-}
-
-/// A watch with the sum of its events.
-struct Watcher {
-    stream: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
-    seen: Records,
-}
-
-impl Watcher {
-    async fn open(store: &dyn SubnetManager) -> Self {
-        let mut watcher = Self { stream: store.watch(), seen: Records::new() };
-        let mut last = Trouble::None;
-        let first = async {
-            loop {
-                match watcher.stream.next().await {
-                    Some(Ok(event)) => return event,
-                    Some(Err(error)) => last = Trouble::Error(error),
-                    None => panic!("watch: the stream must never end, but did before its first event"),
-                }
-            }
-        };
-        let Ok(first) = tokio::time::timeout(super::PATIENCE, first).await else {
-            panic!("watch: no event within {:?}; {last}", super::PATIENCE)
-        };
-        assert!(matches!(first, LeaseEvent::Reset(_)), "watch: the first event must be a Reset, not {first:?}");
-        watcher.fold(first);
-        watcher
-    }
-
-    async fn until(&mut self, what: &str, done: impl Fn(&Records) -> bool) {
-        let mut last = Trouble::None;
-        let reached = async {
-            while !done(&self.seen) {
-                match self.stream.next().await {
-                    Some(Ok(event)) => self.fold(event),
-                    Some(Err(error)) => last = Trouble::Error(error),
-                    None => panic!("watch: the stream must never end, but did, while waiting for: {what}"),
-                }
-            }
-        };
-        let reached = tokio::time::timeout(super::PATIENCE, reached).await.is_ok();
-        assert!(reached, "watch: not seen within {:?}: {what}; {last}; seen: {:?}", super::PATIENCE, self.seen);
-    }
-
-    /// Waits until the watch says that something is wrong.
-    async fn trouble(&mut self) {
-        let trouble = async {
-            loop {
-                match self.stream.next().await {
-                    Some(Ok(event)) => self.fold(event),
-                    Some(Err(_)) => return,
-                    None => panic!("watch: the stream must never end, but did in an outage"),
-                }
-            }
-        };
-        let told = tokio::time::timeout(super::PATIENCE, trouble).await.is_ok();
-        assert!(told, "watch: no error within {:?} while the store is out of reach", super::PATIENCE);
-    }
-
-    fn fold(&mut self, event: LeaseEvent) {
-        match event {
-            LeaseEvent::Reset(records) => {
-                let count = records.len();
-                self.seen = records.into_iter().map(|record| (record.key.clone(), record)).collect();
-                assert_eq!(self.seen.len(), count, "watch: a Reset must hold each key once");
-            }
-            LeaseEvent::Upsert(record) => {
-                self.seen.insert(record.key.clone(), record);
-            }
-            LeaseEvent::Remove(key) => {
-                self.seen.remove(&key);
-            }
-            LeaseEvent::Resumed => {}
-        }
-    }
-}
-
-/// The last error of a watch, for the message.
-enum Trouble {
-    None,
-    Error(SubnetError),
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("no error came"),
-            Self::Error(error) => write!(f, "the last error was {}", chain(error)),
-        }
     }
 }

@@ -2,17 +2,16 @@
 
 use std::net::IpAddr;
 
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{Backend, Local};
 use flannel_core::kernel::{
-    AddressKey, Device, FdbKey, Link, LinkId, LinkPart, NeighbourKey, Object, PeerState, Route, RouteKey, RouteKind,
-    RouteSlot, State, Vxlan,
+    AddressKey, FdbKey, Link, LinkId, LinkPart, NeighbourKey, Object, Route, RouteKey, RouteKind, Vxlan,
 };
-use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::Builder;
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement};
 
+use crate::altered::Altered;
 use crate::gateway::Gateway;
 use crate::node::{Node, add_defaults, public, subnet};
 use crate::tunnel::{DEVICES, Tunnel, mac_of};
@@ -93,8 +92,8 @@ impl Plane {
 
     pub(super) fn builder(self, node: &Node) -> Builder {
         match self {
-            Self::Tunnel => node.builder_with(WithBlackhole(Tunnel)),
-            Self::Gateway => node.builder_with(WithBlackhole(Gateway::OrNothing)),
+            Self::Tunnel => node.builder_with(with_blackhole(Tunnel)),
+            Self::Gateway => node.builder_with(with_blackhole(Gateway::OrNothing)),
         }
     }
 }
@@ -334,52 +333,14 @@ fn alone(number: u8) -> IpAddr {
 }
 
 /// A backend with a blackhole for the own subnet.
-#[derive(Debug, Clone, Copy)]
-struct WithBlackhole<B>(B);
-
-impl<B: Backend> Backend for WithBlackhole<B> {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-
-    fn wire_type(&self) -> &'static str {
-        self.0.wire_type()
-    }
-
-    fn writes(&self) -> bool {
-        self.0.writes()
-    }
-
-    fn devices(&self, local: &Local) -> Vec<Device> {
-        self.0.devices(local)
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        self.0.slots()
-    }
-
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        self.0.mtu(situation)
-    }
-
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        self.0.advertise(situation)
-    }
-
-    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
-        self.0.hardware_address(attrs, family)
-    }
-
-    fn base(&self, local: &Local) -> State {
-        let mut state = self.0.base(local);
+fn with_blackhole<B: Backend>(backend: B) -> Altered<B> {
+    let base = |backend: &B, local: &Local| {
+        let mut state = backend.base(local);
         for (_, prefix) in local.lease.subnets.iter() {
             let route = Route::blackhole(*prefix);
             state.routes.insert(RouteKey { prefix: *prefix, nth: 0 }, route);
         }
         state
-    }
-
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        self.0.peer(local, peer, family)
-    }
+    };
+    Altered { base, ..Altered::of(backend) }
 }

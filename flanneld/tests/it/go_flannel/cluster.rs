@@ -1,7 +1,7 @@
 //! A cluster whose nodes run either program.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use flannel_core::kernel::OverlayName;
@@ -12,12 +12,11 @@ use flannel_core::subnet_env::SubnetEnv;
 use flannel_subnet_etcd::{Config, EtcdSubnets};
 use nix::sys::signal::Signal;
 use testkit::probe::{Flow, until_reply};
-use testkit::{Families, Pod, PodNet, wait_until};
+use testkit::{Families, Pod, PodNet, Process, wait_until};
 
 use crate::harness::{Agent, PATIENCE, Site, command, owned, read, run};
+use crate::store::{ENDPOINT, etcd};
 
-/// etcd, on the switch.
-const ENDPOINT: &str = "http://10.89.0.1:2379";
 /// How long a program may take to get ready. Go flannel runs iptables dozens of times for it, each of which takes long
 /// on a busy machine.
 const START: Duration = Duration::from_secs(90);
@@ -77,20 +76,14 @@ pub(crate) struct Cluster {
     pub(crate) network: Network,
     agents: BTreeMap<usize, Agent>,
     pods: BTreeMap<usize, Pod>,
-    etcd: Child,
+    _etcd: Process,
 }
 
 impl Cluster {
     pub(crate) fn new(nodes: usize, network: Network) -> Self {
         let site = Site::with(nodes, network.families, "{}");
-        let spawn = || {
-            let mut etcd = Command::new("/usr/bin/etcd");
-            etcd.arg("--data-dir").arg(site.path("etcd")).args(["--listen-client-urls", "http://0.0.0.0:2379"]);
-            etcd.args(["--advertise-client-urls", ENDPOINT]).stdout(Stdio::null()).stderr(Stdio::null());
-            etcd.spawn().expect("this test needs etcd: apt-get install etcd-server")
-        };
-        let etcd = site.underlay.switch().run(spawn).unwrap();
-        let cluster = Self { site, network, agents: BTreeMap::new(), pods: BTreeMap::new(), etcd };
+        let etcd = etcd(&site, &["--listen-client-urls=http://0.0.0.0:2379".to_owned()]);
+        let cluster = Self { site, network, agents: BTreeMap::new(), pods: BTreeMap::new(), _etcd: etcd };
         let config = network.config();
         let configure = || Ok(cluster.store(async |store| store.put_config_json(&config).await.is_ok()));
         wait_until("etcd", PATIENCE, configure).unwrap();
@@ -336,13 +329,5 @@ impl Cluster {
             }
         }
         assert_eq!(self.site.tool(nth, &["nft", "flush", "ruleset"]).code, Some(0));
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.etcd.kill();
-        let _ = self.etcd.wait();
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use flannel_core::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use flannel_core::net::Dual;
 
+use super::{Bed, begun, drive, peer};
 use crate::keeper::{PACE, PACE_TOO_LARGE};
 use crate::known::Known;
-use crate::tests::{Bed, begun, drive, peer};
 
 #[tokio::test(start_paused = true)]
 async fn what_is_too_large_to_keep_is_not_written_again_and_again() {

@@ -4,8 +4,8 @@ use flannel_core::clock::BootTime;
 use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
 use flannel_core::subnet::{OwnLeases, SubnetError, SubnetManager, Want};
 
+use super::{Bed, held, node, want};
 use crate::known::Own;
-use crate::tests::{Bed, held, node, want};
 
 #[tokio::test(start_paused = true)]
 async fn the_files_lease_stands_in_only_where_the_agent_takes_it_for_its_own() {

@@ -1,0 +1,65 @@
+//! A backend that is another one but for some of its answers.
+
+use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::kernel::{Device, PeerState, RouteSlot, State};
+use flannel_core::lease::LeaseAttrs;
+use flannel_core::net::{Family, MacAddr, Mtu};
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Altered<B> {
+    pub(crate) backend: B,
+    pub(crate) advertise: fn(&B, &Situation) -> Result<LeaseAttrs, BackendError>,
+    pub(crate) hardware_address: fn(&B, &LeaseAttrs, Family) -> Result<Option<MacAddr>, Skip>,
+    pub(crate) base: fn(&B, &Local) -> State,
+    pub(crate) peer: fn(&B, &Local, &Peer, Family) -> Result<PeerState, Skip>,
+}
+
+impl<B: Backend> Altered<B> {
+    /// Nothing is altered yet.
+    pub(crate) fn of(backend: B) -> Self {
+        let (advertise, hardware_address) = (B::advertise, B::hardware_address);
+        Self { backend, advertise, hardware_address, base: B::base, peer: B::peer }
+    }
+}
+
+impl<B: Backend> Backend for Altered<B> {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn wire_type(&self) -> &'static str {
+        self.backend.wire_type()
+    }
+
+    fn writes(&self) -> bool {
+        self.backend.writes()
+    }
+
+    fn devices(&self, local: &Local) -> Vec<Device> {
+        self.backend.devices(local)
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        self.backend.slots()
+    }
+
+    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
+        self.backend.mtu(situation)
+    }
+
+    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+        (self.advertise)(&self.backend, situation)
+    }
+
+    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
+        (self.hardware_address)(&self.backend, attrs, family)
+    }
+
+    fn base(&self, local: &Local) -> State {
+        (self.base)(&self.backend, local)
+    }
+
+    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        (self.peer)(&self.backend, local, peer, family)
+    }
+}

@@ -1,0 +1,115 @@
+//! `subnet.env`: when it is written, and what becomes of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::kernel::{KernelError, Op};
+use flannel_core::net::Prefix;
+use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown};
+use tokio::time::Instant;
+
+use crate::log::Log;
+use crate::node::{Node, eventually, pass, subnet};
+
+pub(crate) fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
+    SubnetEnvFile { path: dir.path().join("run/subnet.env"), masquerade: Masquerade::Agent }
+}
+
+#[tokio::test(start_paused = true)]
+async fn subnet_env_is_written_when_the_devices_are_there_and_again_when_the_lease_changes() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = env_file(&dir);
+    node.kernel.fail_next_observe(KernelError::Lost { doing: "looking".to_owned(), reason: "overrun".to_owned() });
+    let mut agent = node.run_as(node.builder().subnet_env(file.clone()));
+    agent.until(|status| status.last_error.is_some()).await;
+    assert!(!file.path.exists());
+    let first = agent.ready().await.lease.unwrap().subnets.v4.unwrap();
+    let text = |subnet: Prefix| {
+        let address = subnet.addr().to_string();
+        let first = address.strip_suffix(".0").unwrap();
+        format!("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET={first}.1/24\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n")
+    };
+    let path = file.path.clone();
+    let says = |wanted: String| {
+        let path = path.clone();
+        move || std::fs::read_to_string(&path).is_ok_and(|found| found == wanted)
+    };
+    let other = (1..).map(subnet).find(|subnet| *subnet != first).unwrap();
+    let (before, after) = (text(first), text(other));
+    eventually("subnet.env says the first lease", says(before)).await;
+    let mut moved = node.record().unwrap();
+    moved.subnets.v4 = Some(other);
+    let log = Log::listen();
+    node.store.insert([moved]);
+    agent.event(|event| matches!(event, Event::LeaseAcquired(lease) if lease.subnets.v4 == Some(other))).await;
+    eventually("subnet.env says the second lease", says(after)).await;
+    pass(1.0).await;
+    let lines = log.take();
+    let warned = |line: &String| line.starts_with("WARN") && line.contains(&format!("from={first}"));
+    assert!(lines.iter().any(warned), "pods have addresses of the first: {lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_env_that_somebody_changes_or_deletes_is_written_again() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = env_file(&dir);
+    let agent = node.run_as(node.builder().subnet_env(file.clone()));
+    agent.until(|status| status.subnet_env == EnvFile::Settled && status.phase == Phase::Ready).await;
+    let read = || std::fs::read_to_string(&file.path).ok();
+    let before = read().unwrap();
+    let at_rest = std::fs::metadata(&file.path).unwrap().modified().unwrap();
+    pass(200.0).await;
+    assert_eq!(std::fs::metadata(&file.path).unwrap().modified().unwrap(), at_rest, "what is right is not written");
+    for harm in ["FLANNEL_NETWORK=10.9.0.0/16\n", ""] {
+        let begun = Instant::now();
+        match harm {
+            "" => std::fs::remove_file(&file.path).unwrap(),
+            text => std::fs::write(&file.path, text).unwrap(),
+        }
+        eventually("it is as before", || read().as_ref() == Some(&before)).await;
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    }
+    agent.cancelled().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_env_that_cannot_be_written_is_tried_again_without_spinning() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = env_file(&dir);
+    // A file where the directory has to be.
+    std::fs::write(dir.path().join("run"), "").unwrap();
+    let agent = node.run_as(node.builder().subnet_env(file.clone()));
+    let failed = |status: &Status| matches!(&status.subnet_env, EnvFile::Pending { error: Some(error) } if error.contains("run"));
+    agent.until(failed).await;
+    // What goes well meanwhile does not hide it.
+    let status = agent.audited().await;
+    assert!(failed(&status), "{:?}", status.subnet_env);
+    // Meanwhile the device cannot be made.
+    node.kernel.refuse_if(|op| matches!(op, Op::CreateLink { .. }).then_some(12));
+    node.kernel.delete_link("tun4.1").unwrap();
+    agent.until(|status| status.phase == Phase::LeaseHeld).await;
+    tokio::time::timeout(Duration::from_secs(60), pass(30.0)).await.unwrap();
+    node.kernel.obey();
+    std::fs::remove_file(dir.path().join("run")).unwrap();
+    agent.ready().await;
+    eventually("subnet.env is there", || file.path.exists()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_env_that_cannot_be_removed_is_an_error_and_the_lease_is_given_back_all_the_same() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let agent = node.run_ready().await;
+    agent.cancelled().await.unwrap();
+    let file = env_file(&dir);
+    // A directory where the file has to be.
+    std::fs::create_dir_all(&file.path).unwrap();
+    let builder = node.builder().subnet_env(file.clone());
+    let overlay = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
+    let outcome = overlay.remove().await;
+    assert!(matches!(&outcome, Err(OverlayError::SubnetEnv { path, .. }) if *path == file.path), "{outcome:?}");
+    assert_eq!(node.record(), None);
+    let builder = node.builder().subnet_env(file).teardown(Teardown::Remove);
+    let agent = node.run_as(builder).once_ready().await;
+    assert!(matches!(agent.cancelled().await, Err(OverlayError::SubnetEnv { .. })));
+    assert_eq!(node.record(), None);
+}
