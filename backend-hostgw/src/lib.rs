@@ -89,7 +89,7 @@ impl Backend for HostGw {
             }
             None => return Err(Skip::NotOnLink { addr: *addr, remedy: NOT_ON_LINK }),
         };
-        Ok(PeerState { routes: vec![(*subnet, Route::direct(*subnet, *addr, link))], ..PeerState::default() })
+        Ok(PeerState::default().with_route(*subnet, Route::direct(*subnet, *addr, link)))
     }
 }
 

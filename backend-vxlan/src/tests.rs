@@ -163,7 +163,7 @@ fn the_ethernet_address_of_a_device_made_for_another_address_is_not_used_again()
     let mut host = HostFacts::clone(&situation.host);
     let left = backend.base(&arbitrary::local(situation.clone(), backend.advertise(&situation).unwrap())).links;
     for (index, link) in (9..).zip(left.values().cloned()) {
-        let Link { name, kind, mac, mtu, up, group, alias } = link;
+        let Link { name, kind, mac, mtu, up, group, alias, .. } = link;
         host.links.insert(index, HostLink { name, kind, mac, mtu, up, group, alias });
     }
     situation.host = Arc::new(host);

@@ -149,23 +149,12 @@ fn vteps(config: &Config, situation: &Situation, attrs: &LeaseAttrs) -> Vec<Vtep
         situation.config.networks.families().filter_map(|family| Some((family, device_name(family, config.vni)?)));
     let vtep = |(slot, (family, name))| {
         let published = wire::decode(attrs, family).ok().filter(usable);
-        let kind = LinkKind::Vxlan(Vxlan {
-            port: config.port,
-            local: situation.public.get(family).copied(),
-            lower: Some(LinkId::Uplink),
-            learning: config.learning,
-            gbp: config.gbp,
-            ..Vxlan::new(config.vni)
-        });
-        let link = Link {
-            name,
-            kind,
-            mac: Some(published.unwrap_or_else(|| choose_mac(config, situation, family))),
-            mtu: underlay_mtu(config, situation).saturating_sub(overhead(family)),
-            up: true,
-            group: 0,
-            alias: None,
-        };
+        let mut vxlan = Vxlan::new(config.vni);
+        (vxlan.port, vxlan.learning, vxlan.gbp) = (config.port, config.learning, config.gbp);
+        (vxlan.local, vxlan.lower) = (situation.public.get(family).copied(), Some(LinkId::Uplink));
+        let mtu = underlay_mtu(config, situation).saturating_sub(overhead(family));
+        let mut link = Link::new(name, LinkKind::Vxlan(vxlan), mtu);
+        link.mac = Some(published.unwrap_or_else(|| choose_mac(config, situation, family)));
         Vtep { family, id: LinkId::Own(slot), link }
     };
     (0..).zip(named).map(vtep).collect()
@@ -178,8 +167,7 @@ fn device(local: &Local, family: Family) -> Option<LinkId> {
 }
 
 pub(crate) fn devices(config: &Config, local: &Local) -> Vec<Device> {
-    let vteps = vteps(config, &local.situation, &local.lease.attrs).into_iter();
-    vteps.map(|vtep| Device { name: vtep.link.name, kind: vtep.link.kind }).collect()
+    vteps(config, &local.situation, &local.lease.attrs).iter().map(|vtep| Device::of(&vtep.link)).collect()
 }
 
 /// The devices, each with its subnet's first address.
@@ -207,11 +195,10 @@ pub(crate) fn peer(config: &Config, local: &Local, peer: &Peer, family: Family) 
     {
         let uplink = index == local.situation.uplink.index;
         let link = if uplink { LinkId::Uplink } else { LinkId::Other(index) };
-        return Ok(PeerState { routes: vec![(subnet, Route::direct(subnet, public, link))], ..PeerState::default() });
+        return Ok(PeerState::default().with_route(subnet, Route::direct(subnet, public, link)));
     }
-    Ok(PeerState {
-        fdb: Some((FdbKey { link, mac, nth: 0 }, public)),
-        neighbour: Some((NeighbourKey { link, addr: subnet.addr() }, mac)),
-        routes: vec![(subnet, Route::overlay(subnet, subnet.addr(), link))],
-    })
+    Ok(PeerState::default()
+        .with_fdb(FdbKey { link, mac, nth: 0 }, public)
+        .with_neighbour(NeighbourKey { link, addr: subnet.addr() }, mac)
+        .with_route(subnet, Route::overlay(subnet, subnet.addr(), link)))
 }

@@ -28,6 +28,7 @@ pub struct Uplink {
 
 /// What a node knows of itself and its host before it has a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Situation {
     /// The overlay's name.
     pub overlay: OverlayName,

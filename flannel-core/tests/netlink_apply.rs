@@ -368,12 +368,8 @@ fn routes_through_the_uplink_come_and_go() {
 }
 
 /// Another table, another metric, and both; one beyond what the header of a route has room for.
-const SLOTS: [RouteSlot; 4] = [
-    RouteSlot { table: 100, metric: 0 },
-    RouteSlot { metric: 50, ..RouteSlot::MAIN },
-    RouteSlot { table: 100, metric: 7 },
-    RouteSlot { table: 1000, metric: 4 },
-];
+const SLOTS: [RouteSlot; 4] =
+    [RouteSlot::new(100, 0), RouteSlot::new(254, 50), RouteSlot::new(100, 7), RouteSlot::new(1000, 4)];
 
 #[test]
 fn several_routes_to_a_prefix_come_and_go_by_table_metric_and_source() {

@@ -10,9 +10,7 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use flannel_core::kernel::{
-    HostFacts, HostRoute, Kernel, KernelError, LinkId, LinkKind, OverlayName, Residence, Scope,
-};
+use flannel_core::kernel::{HostFacts, HostRoute, Kernel, KernelError, LinkId, LinkKind, OverlayName, Residence};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use futures_util::StreamExt;
@@ -194,7 +192,8 @@ fn a_namespace_that_everybody_else_has_left_lives_as_long_as_the_kernel_in_it() 
         // Nobody is in it, and nothing names it.
         drop(namespace);
         let overlay = Overlay::vxlan(V4, 3);
-        let scope = Scope { uplink: None, ..overlay.scope.clone() };
+        let mut scope = overlay.scope.clone();
+        scope.uplink = None;
         let hints = kernel.hints(&scope);
         for _ in 0..3 {
             let facts = kernel.host_facts(&[]).await.unwrap();

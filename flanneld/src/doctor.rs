@@ -147,10 +147,8 @@ pub(crate) async fn examine(options: &Options) -> Report {
         findings.push(Finding::new("guard", Severity::Error, "-vxlan-guard needs nftables", fix));
     }
     if let (Some(config), Some(leased), Some(choice)) = (&config, &leased, &choice) {
-        let scope = Scope {
-            uplink: Some(choice.uplink.index),
-            ..Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix))
-        };
+        let mut scope = Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix));
+        scope.uplink = Some(choice.uplink.index);
         match kernel.observe(&scope).await {
             Ok(seen) => findings.extend(routes::judge(config, leased, &choice.uplink, &seen.routes)),
             Err(error) => findings.push(Finding::new("routes", Severity::Note, chain(&error), "try again")),

@@ -86,5 +86,7 @@ fn vxlan(vni: u32) -> LinkKind {
 fn add_link(kernel: &FakeKernel, name: &str, kind: LinkKind, group: u32, alias: Option<&str>) -> u32 {
     let (name, alias) = (LinkName::new(name).unwrap(), alias.map(Into::into));
     let mac = Some(MacAddr([2, 0xaa, 0, 0, 0, name.as_str().len() as u8]));
-    kernel.add_link(Link { name, kind, mac, mtu: 1450, up: true, group, alias }).unwrap()
+    let mut link = Link::new(name, kind, 1450);
+    (link.mac, link.group, link.alias) = (mac, group, alias);
+    kernel.add_link(link).unwrap()
 }

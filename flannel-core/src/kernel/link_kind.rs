@@ -93,6 +93,7 @@ impl LinkKind {
 
 /// A VXLAN device's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Vxlan {
     /// Network identifier.
     pub vni: Vni,

@@ -65,6 +65,7 @@ impl fmt::Debug for LinkName {
 
 /// A device.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Link {
     /// Its name.
     pub name: LinkName,
@@ -80,6 +81,13 @@ pub struct Link {
     pub group: u32,
     /// Its alias (`IFLA_IFALIAS`): `flannelkit:<overlay>` on a device of ours.
     pub alias: Option<Box<str>>,
+}
+
+impl Link {
+    /// A device that is up, without a MAC address, group or alias.
+    pub fn new(name: LinkName, kind: LinkKind, mtu: u32) -> Self {
+        Self { name, kind, mac: None, mtu, up: true, group: 0, alias: None }
+    }
 }
 
 /// An address on a device of ours.
@@ -127,6 +135,7 @@ pub struct RouteKey {
 
 /// Where a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct Route {
     /// What it does.
     pub kind: RouteKind,
@@ -147,6 +156,7 @@ pub struct Route {
 
 /// Where a route stands among those to its prefix: the kernel uses the first one of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct RouteSlot {
     /// The routing table. Never 0.
     pub table: u32,
@@ -156,6 +166,11 @@ pub struct RouteSlot {
 }
 
 impl RouteSlot {
+    /// This table and metric.
+    pub const fn new(table: u32, metric: u32) -> Self {
+        Self { table, metric }
+    }
+
     /// The main table (`RT_TABLE_MAIN`), with the kernel's default metric.
     pub const MAIN: Self = Self { table: 254, metric: 0 };
     /// The metric that the kernel gives an IPv6 route without one (`IP6_RT_PRIO_USER`).
@@ -297,6 +312,7 @@ fn spread(prefix: &Prefix) -> u64 {
 /// Seen state also holds strangers' objects on keys inside the overlay's scope, so that a conflict can be told from an
 /// absence; [`crate::plan`] says which are ours.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct State {
     /// Devices.
     pub links: BTreeMap<LinkId, Link>,
@@ -336,6 +352,7 @@ impl State {
 
 /// What one peer needs of the kernel, in one family.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct PeerState {
     /// Where frames to its VTEP go.
     pub fdb: Option<(FdbKey, IpAddr)>,
@@ -346,6 +363,22 @@ pub struct PeerState {
 }
 
 impl PeerState {
+    /// The state with a route more.
+    pub fn with_route(mut self, prefix: Prefix, route: Route) -> Self {
+        self.routes.push((prefix, route));
+        self
+    }
+
+    /// The state with this neighbour.
+    pub fn with_neighbour(self, key: NeighbourKey, mac: MacAddr) -> Self {
+        Self { neighbour: Some((key, mac)), ..self }
+    }
+
+    /// The state with this forwarding entry.
+    pub fn with_fdb(self, key: FdbKey, dst: IpAddr) -> Self {
+        Self { fdb: Some((key, dst)), ..self }
+    }
+
     /// The routes with the keys they have in a [`State`].
     pub(crate) fn keyed_routes(&self) -> impl Iterator<Item = (RouteKey, Route)> + '_ {
         self.routes.iter().enumerate().map(|(place, (prefix, route))| {

@@ -9,6 +9,7 @@ use crate::net::{Dual, Family, Prefix};
 
 /// The part of the kernel an overlay may look at and write.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Scope {
     /// Whose devices.
     pub overlay: OverlayName,
@@ -26,6 +27,7 @@ pub struct Scope {
 
 /// A device wanted: how to recognise it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Device {
     /// Its name.
     pub name: LinkName,
@@ -33,8 +35,21 @@ pub struct Device {
     pub kind: LinkKind,
 }
 
+impl Device {
+    /// A device of this name and kind.
+    pub fn new(name: LinkName, kind: LinkKind) -> Self {
+        Self { name, kind }
+    }
+
+    /// What `link` is recognised by.
+    pub fn of(link: &Link) -> Self {
+        Self::new(link.name.clone(), link.kind.clone())
+    }
+}
+
 /// A link seen in a dump, before it has a [`LinkId`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SeenLink {
     /// Interface index.
     pub index: u32,

@@ -21,7 +21,7 @@ pub(crate) enum Gateway {
 }
 
 /// Where rules of a host would lead some of its packets.
-pub(crate) const ASIDE: RouteSlot = RouteSlot { table: 100, metric: 7 };
+pub(crate) const ASIDE: RouteSlot = RouteSlot::new(100, 7);
 
 impl Backend for Gateway {
     fn name(&self) -> &'static str {
@@ -86,7 +86,7 @@ impl Backend for Gateway {
             None if *self == Self::OrTunnel => return Tunnel.peer(local, peer, family),
             None => return Err(Skip::NotOnLink { addr, remedy: "put it on a link" }),
         };
-        Ok(PeerState { routes: vec![(subnet, Route::direct(subnet, addr, link))], ..PeerState::default() })
+        Ok(PeerState::default().with_route(subnet, Route::direct(subnet, addr, link)))
     }
 }
 

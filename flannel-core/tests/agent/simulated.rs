@@ -518,15 +518,8 @@ fn foreign(kernel: &FakeKernel) -> Vec<String> {
 
 /// A stranger's device with all kinds of things on it, some of them where ours would be.
 fn put_canaries(kernel: &FakeKernel) {
-    let link = Link {
-        name: LinkName::new("dum0").unwrap(),
-        kind: LinkKind::Other("dummy".into()),
-        mac: Some(MacAddr([2, 0xaa, 0, 0, 0, 1])),
-        mtu: 1500,
-        up: true,
-        group: 0,
-        alias: None,
-    };
+    let mut link = Link::new(LinkName::new("dum0").unwrap(), LinkKind::Other("dummy".into()), 1500);
+    link.mac = Some(MacAddr([2, 0xaa, 0, 0, 0, 1]));
     let dummy = kernel.add_link(link).unwrap();
     kernel.add_address("dum0", "198.51.100.1/24".parse().unwrap()).unwrap();
     for n in 1..=10 {

@@ -44,21 +44,12 @@ fn mac(attrs: &LeaseAttrs, family: Family) -> Result<MacAddr, Skip> {
 fn device(local: &Local, family: Family) -> (LinkId, Link) {
     let situation = &local.situation;
     let place = situation.config.networks.families().position(|other| other == family).unwrap();
-    let kind = LinkKind::Vxlan(Vxlan {
-        port: Some(8472),
-        local: situation.public.get(family).copied(),
-        lower: Some(LinkId::Uplink),
-        ..Vxlan::new(Vni::new(1).unwrap())
-    });
-    let link = Link {
-        name: LinkName::new(DEVICES[usize::from(slot(family))]).unwrap(),
-        kind,
-        mac: mac(&local.lease.attrs, family).ok(),
-        mtu: situation.uplink.mtu.0.saturating_sub(70),
-        up: true,
-        group: 0,
-        alias: None,
-    };
+    let mut vxlan = Vxlan::new(Vni::ONE);
+    (vxlan.port, vxlan.local) = (Some(8472), situation.public.get(family).copied());
+    vxlan.lower = Some(LinkId::Uplink);
+    let name = LinkName::new(DEVICES[usize::from(slot(family))]).unwrap();
+    let mut link = Link::new(name, LinkKind::Vxlan(vxlan), situation.uplink.mtu.0.saturating_sub(70));
+    link.mac = mac(&local.lease.attrs, family).ok();
     (LinkId::Own(place as u8), link)
 }
 
@@ -77,7 +68,7 @@ impl Backend for Tunnel {
 
     fn devices(&self, local: &Local) -> Vec<Device> {
         let links = local.situation.config.networks.families().map(|family| device(local, family).1);
-        links.map(|link| Device { name: link.name, kind: link.kind }).collect()
+        links.map(|link| Device::of(&link)).collect()
     }
 
     fn slots(&self) -> Vec<RouteSlot> {
@@ -123,10 +114,9 @@ impl Backend for Tunnel {
         let public: IpAddr = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;
         let mac = mac(&peer.attrs, family)?;
         let gateway = subnet.addr();
-        Ok(PeerState {
-            fdb: Some((FdbKey { link, mac, nth: 0 }, public)),
-            neighbour: Some((NeighbourKey { link, addr: gateway }, mac)),
-            routes: vec![(subnet, Route::overlay(subnet, gateway, link))],
-        })
+        Ok(PeerState::default()
+            .with_fdb(FdbKey { link, mac, nth: 0 }, public)
+            .with_neighbour(NeighbourKey { link, addr: gateway }, mac)
+            .with_route(subnet, Route::overlay(subnet, gateway, link)))
     }
 }

@@ -118,7 +118,7 @@ impl Overlay {
         let mut devices = Vec::new();
         for (slot, family) in (0u8..).zip(families.families()) {
             let link = vxlan_device(&name, family);
-            devices.push(Device { name: link.name.clone(), kind: link.kind.clone() });
+            devices.push(Device::of(&link));
             let own = LinkId::Own(slot);
             wanted.links.insert(own, link);
             let prefix = subnet(family, 0);
@@ -127,7 +127,9 @@ impl Overlay {
                 wanted.add(&peer(family, own, n));
             }
         }
-        Self { scope: Scope { devices, uplink: Some(index_of("up0")), ..Scope::new(name, networks) }, wanted }
+        let mut scope = Scope::new(name, networks);
+        (scope.devices, scope.uplink) = (devices, Some(index_of("up0")));
+        Self { scope, wanted }
     }
 
     /// The same with no peers.
@@ -152,20 +154,12 @@ fn vxlan_device(overlay: &OverlayName, family: Family) -> Link {
         Family::V4 => (4, "192.0.2.1".parse().unwrap(), 1450),
         Family::V6 => (6, "2001:db8::1".parse().unwrap(), 1430),
     };
-    Link {
-        name: LinkName::new(device_name(family)).unwrap(),
-        kind: LinkKind::Vxlan(Vxlan {
-            port: None,
-            local: Some(local),
-            lower: Some(LinkId::Uplink),
-            ..Vxlan::new(Vni::new(1).unwrap())
-        }),
-        mac: Some(MacAddr([2, 0, 0, 0, 0, last])),
-        mtu,
-        up: true,
-        group: overlay.mark(),
-        alias: Some(overlay.alias().into()),
-    }
+    let mut vxlan = Vxlan::new(Vni::ONE);
+    (vxlan.local, vxlan.lower) = (Some(local), Some(LinkId::Uplink));
+    let mut link = Link::new(LinkName::new(device_name(family)).unwrap(), LinkKind::Vxlan(vxlan), mtu);
+    link.mac = Some(MacAddr([2, 0, 0, 0, 0, last]));
+    (link.group, link.alias) = (overlay.mark(), Some(overlay.alias().into()));
+    link
 }
 
 /// The subnet of the n-th node.
@@ -186,9 +180,8 @@ pub(crate) fn peer(family: Family, device: LinkId, n: u32) -> PeerState {
         Family::V4 => Ipv4Addr::from(0xac10_0000 + n).into(),
         Family::V6 => Ipv6Addr::from((0x2001_0db8_u128 << 96) + 0x1_0000 + u128::from(n)).into(),
     };
-    PeerState {
-        fdb: Some((FdbKey { link: device, mac, nth: 0 }, dst)),
-        neighbour: Some((NeighbourKey { link: device, addr: gateway }, mac)),
-        routes: vec![(prefix, Route::overlay(prefix, gateway, device))],
-    }
+    PeerState::default()
+        .with_fdb(FdbKey { link: device, mac, nth: 0 }, dst)
+        .with_neighbour(NeighbourKey { link: device, addr: gateway }, mac)
+        .with_route(prefix, Route::overlay(prefix, gateway, device))
 }

@@ -377,7 +377,8 @@ mod tests {
     }
 
     fn link(name: &str, vni: u32, port: u16) -> HostLink {
-        let vxlan = VxlanLink { port: Some(port), ..VxlanLink::new(Vni::new(vni).unwrap()) };
+        let mut vxlan = VxlanLink::new(Vni::new(vni).unwrap());
+        vxlan.port = Some(port);
         let kind = LinkKind::Vxlan(vxlan);
         HostLink { name: LinkName::new(name).unwrap(), kind, mac: None, mtu: 1450, up: true, group: 0, alias: None }
     }

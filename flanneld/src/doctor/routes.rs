@@ -56,7 +56,9 @@ mod tests {
         let route = |prefix: &str, link, protocol| {
             let gateway = "192.168.0.9".parse().unwrap();
             let prefix = prefix.parse().unwrap();
-            (RouteKey { prefix, nth: 0 }, Route { protocol, ..Route::direct(prefix, gateway, link) })
+            let mut route = Route::direct(prefix, gateway, link);
+            route.protocol = protocol;
+            (RouteKey { prefix, nth: 0 }, route)
         };
         let mut seen = BTreeMap::from([
             route("10.5.1.0/24", LinkId::Uplink, Route::BOOT),

@@ -44,7 +44,7 @@ impl Backend for External {
     }
 
     fn devices(&self, _local: &Local) -> Vec<Device> {
-        vec![Device { name: Self::name(), kind: Self::kind() }]
+        vec![Device::new(Self::name(), Self::kind())]
     }
 
     fn slots(&self) -> Vec<RouteSlot> {
@@ -65,16 +65,7 @@ impl Backend for External {
 
     fn base(&self, local: &Local) -> State {
         let mut state = State::default();
-        let link = Link {
-            name: Self::name(),
-            kind: Self::kind(),
-            mac: None,
-            mtu: local.situation.uplink.mtu.0,
-            up: true,
-            group: 0,
-            alias: None,
-        };
-        state.links.insert(DEVICE, link);
+        state.links.insert(DEVICE, Link::new(Self::name(), Self::kind(), local.situation.uplink.mtu.0));
         for (_, subnet) in local.lease.subnets.iter() {
             let own = Prefix::host(subnet.addr());
             state.addresses.insert(AddressKey { link: DEVICE, addr: own.addr(), len: own.len() }, ());
@@ -85,10 +76,7 @@ impl Backend for External {
     fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         let network = local.situation.config.networks.get(family);
         let subnet = network.and(peer.subnets.get(family)).ok_or(Skip::NoAddress(family))?;
-        Ok(PeerState {
-            routes: vec![(*subnet, Route::overlay(*subnet, subnet.addr(), DEVICE))],
-            ..PeerState::default()
-        })
+        Ok(PeerState::default().with_route(*subnet, Route::overlay(*subnet, subnet.addr(), DEVICE)))
     }
 }
 

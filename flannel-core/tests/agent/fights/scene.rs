@@ -3,13 +3,11 @@
 use std::net::IpAddr;
 
 use flannel_core::backend::{Backend, Local};
-use flannel_core::kernel::{
-    AddressKey, FdbKey, Link, LinkId, LinkPart, NeighbourKey, Object, Route, RouteKey, RouteKind, Vxlan,
-};
+use flannel_core::kernel::{AddressKey, FdbKey, LinkId, LinkPart, NeighbourKey, Object, Route, RouteKey, RouteKind};
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::Builder;
-use flannel_core::testing::FakeKernel;
 use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement};
+use flannel_core::testing::{FakeKernel, attributes};
 
 use crate::altered::Altered;
 use crate::gateway::Gateway;
@@ -45,9 +43,7 @@ pub(super) enum Spot {
 }
 
 // Whoever adds an attribute finds here that it needs a spot.
-const _: fn(Route) = |Route { kind: _, gateway: _, link: _, onlink: _, protocol: _, slot: _, source: _ }| {};
-const _: fn(&Link) = |Link { name: _, kind: _, mac: _, mtu: _, up: _, group: _, alias: _ }| {};
-const _: fn(&Vxlan) = |Vxlan { vni: _, port: _, local: _, lower: _, learning: _, gbp: _, remote: _, misses: _ }| {};
+const _: () = assert!(attributes::ROUTE.len() == 7 && attributes::LINK.len() == 7 && attributes::VXLAN.len() == 8);
 
 /// Every way in which an object of this kind can be wrong.
 fn spots(object: &Object) -> Vec<Spot> {
