@@ -1,7 +1,7 @@
 //! VXLAN backend of flannelkit, compatible with flannel (docs/compatibility.md, "Device").
 //!
 //! Each enabled family has a device of its own, `flannel.<VNI>` and `flannel-v6.<VNI>`. What a peer needs on it is its
-//! VTEP's Ethernet address as a permanent neighbour, the way to that VTEP as a forwarding entry, and a route to its
+//! VTEP's MAC address as a permanent neighbour, the way to that VTEP as a forwarding entry, and a route to its
 //! subnet; or with `DirectRouting`, where the peer is on one of our links, that route alone.
 
 mod config;

@@ -124,7 +124,7 @@ fn what_is_published_is_flannels_text_and_the_device_has_that_address() {
 }
 
 #[test]
-fn the_ethernet_address_is_the_previous_one_else_the_devices_else_derived() {
+fn the_mac_address_is_the_previous_one_else_the_devices_else_derived() {
     let (backend, mut situation) = backend(V4, "");
     let chosen = |situation: &Situation| {
         let attrs = backend.advertise(situation).unwrap();
@@ -158,7 +158,7 @@ fn the_ethernet_address_is_the_previous_one_else_the_devices_else_derived() {
 }
 
 #[test]
-fn the_ethernet_address_of_a_device_made_for_another_address_is_not_used_again() {
+fn the_mac_address_of_a_device_made_for_another_address_is_not_used_again() {
     let (backend, mut situation) = backend(&Family::BOTH, "");
     let mut host = HostFacts::clone(&situation.host);
     let left = backend.base(&arbitrary::local(situation.clone(), backend.advertise(&situation).unwrap())).links;

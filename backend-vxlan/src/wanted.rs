@@ -77,7 +77,7 @@ pub(crate) fn pod_mtu(config: &Config, situation: &Situation) -> Mtu {
     Mtu(underlay_mtu(config, situation).saturating_sub(most))
 }
 
-/// The Ethernet address to publish: the previous lease's, so that peers need no change; else that of a device that can
+/// The MAC address to publish: the previous lease's, so that peers need no change; else that of a device that can
 /// be used as it is, so that its entries stay; else one derived from what makes this VTEP, the same at each start.
 fn choose_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
     let free = |mac: &MacAddr| !situation.taken.contains(mac);
@@ -94,7 +94,7 @@ fn usable(mac: &MacAddr) -> bool {
     !mac.is_zero() && !mac.is_multicast()
 }
 
-/// The Ethernet address of a device that can be used as it is. One with another local address cannot, and its Ethernet
+/// The MAC address of a device that can be used as it is. One with another local address cannot, and its MAC
 /// address is that of the record under the former address, which other nodes prefer for its age.
 fn existing_mac(config: &Config, situation: &Situation, family: Family) -> Option<MacAddr> {
     let name = device_name(family, config.vni)?;
@@ -113,7 +113,7 @@ fn existing_mac(config: &Config, situation: &Situation, family: Family) -> Optio
     found.mac
 }
 
-/// The first of this node's Ethernet addresses that no older record has.
+/// The first of this node's MAC addresses that no older record has.
 fn derived_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
     let network = situation.config.networks.get(family).map(|network| network.prefix.to_string()).unwrap_or_default();
     let text = format!("{}\n{network}\n{family}\n{}", config.vni, situation.node);

@@ -11,7 +11,7 @@ pub(crate) fn encode(vni: Vni, mac: MacAddr) -> Json {
     Json::object(&[("VNI", Scalar::Number(vni.value().into())), ("VtepMAC", Scalar::Text(&mac))])
 }
 
-/// The Ethernet address in what flannel or we wrote. Keys match in any case; the VNI is for people: no reader uses it.
+/// The MAC address in what flannel or we wrote. Keys match in any case; the VNI is for people: no reader uses it.
 pub(crate) fn decode(attrs: &LeaseAttrs, family: Family) -> Result<MacAddr, Skip> {
     let field = match family {
         Family::V4 => "BackendData",

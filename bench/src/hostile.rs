@@ -22,7 +22,7 @@ use crate::node::{Node, store};
 
 /// Good records, and hostile ones beside them.
 const BESIDE: u32 = 10_000;
-/// Records that share one subnet or one Ethernet address.
+/// Records that share one subnet or one MAC address.
 const SHARING: u32 = 60_000;
 
 type Kind = fn(u32) -> Lease;
@@ -32,7 +32,7 @@ fn same_subnet(n: u32) -> Lease {
     hostile(n, "subnet", Prefix::masked(Ipv4Addr::new(10, 50, 0, 0).into(), 24), n)
 }
 
-/// Record `n` of those that say to answer to one Ethernet address.
+/// Record `n` of those that say to answer to one MAC address.
 fn same_mac(n: u32) -> Lease {
     let addr = u32::from(Ipv4Addr::new(10, 50, 0, 0)) + (n << 2);
     hostile(n, "mac", Prefix::masked(IpAddr::V4(addr.into()), 30), 0)

@@ -18,7 +18,7 @@ pub fn config() -> String {
     format!(r#"{{"Network":"{NETWORK}","SubnetLen":{LEN},"Backend":{{"Type":"vxlan"}}}}"#)
 }
 
-/// The Ethernet address of peer `n`'s VTEP.
+/// The MAC address of peer `n`'s VTEP.
 pub fn mac(n: u32) -> MacAddr {
     let [_, a, b, c] = n.to_be_bytes();
     MacAddr([0x02, 0xfe, 0, a, b, c])

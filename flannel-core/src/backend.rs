@@ -44,7 +44,7 @@ pub struct Situation {
     pub host: Arc<HostFacts>,
     /// The lease of the last run, if the store still had it.
     pub previous: Option<Arc<Lease>>,
-    /// Ethernet addresses that older records have: other nodes would refuse a record of ours with one of them.
+    /// MAC addresses that older records have: other nodes would refuse a record of ours with one of them.
     pub taken: BTreeSet<MacAddr>,
 }
 
@@ -159,13 +159,13 @@ pub trait Backend: Send + Sync + 'static {
     /// The MTU for pods; `None`: the uplink's.
     fn mtu(&self, situation: &Situation) -> Option<Mtu>;
 
-    /// What to publish. An Ethernet address in it is none of [`Situation::taken`].
+    /// What to publish. A MAC address in it is none of [`Situation::taken`].
     ///
     /// # Errors
     /// [`BackendError`] when it cannot run on this host as configured. Final until one of the two changes.
     fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError>;
 
-    /// The Ethernet address that a peer of these attributes answers to, if the backend uses any: no two peers may
+    /// The MAC address that a peer of these attributes answers to, if the backend uses any: no two peers may
     /// share one.
     ///
     /// # Errors

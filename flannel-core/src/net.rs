@@ -244,13 +244,13 @@ pub(crate) fn split_cidr(text: &str) -> Result<(IpAddr, u8), PrefixError> {
     Ok((addr.parse().map_err(|_| syntax())?, len.parse().map_err(|_| syntax())?))
 }
 
-/// An Ethernet address.
+/// A MAC address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);
 
-/// Some text is not an Ethernet address. Final for this input.
+/// Some text is not a MAC address. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an Ethernet address of six bytes, as 02:00:5e:10:00:01")]
+#[error("{0:?} is not a MAC address of six bytes, as 02:00:5e:10:00:01")]
 pub struct MacError(String);
 
 impl MacAddr {

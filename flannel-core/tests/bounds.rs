@@ -50,7 +50,7 @@ struct Hostile {
 enum Kind {
     /// All have one subnet.
     Subnet,
-    /// All have one Ethernet address.
+    /// All have one MAC address.
     Mac,
     /// A good peer's subnet, or a part of it.
     Taken,

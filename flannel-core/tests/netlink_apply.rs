@@ -276,7 +276,7 @@ fn a_full_send_of_refusals_is_reported_one_by_one() {
 }
 
 #[test]
-fn strangers_objects_are_seen_as_what_they_are_and_left_alone() {
+fn foreign_objects_are_seen_as_what_they_are_and_left_alone() {
     in_overlay(DUAL, 4, |lab, overlay| async move {
         ip("route add 10.0.2.0/24 via 192.0.2.9 metric 50");
         ip("route add 10.0.77.0/24 via 192.0.2.9");

@@ -61,7 +61,7 @@ fn own_writes_make_no_hint() {
 }
 
 #[test]
-fn a_strangers_change_in_the_scope_makes_a_hint_whatever_its_class() {
+fn a_foreign_change_in_the_scope_makes_a_hint_whatever_its_class() {
     in_lab(|lab| async move {
         let overlay = Overlay::vxlan(DUAL, 3);
         let mut hints = lab.kernel.hints(&overlay.scope);
@@ -110,13 +110,13 @@ fn a_strangers_change_in_the_scope_makes_a_hint_whatever_its_class() {
 }
 
 #[test]
-fn a_strangers_change_amid_our_writes_is_not_lost() {
+fn a_foreign_change_amid_our_writes_is_not_lost() {
     in_lab(|lab| async move {
         let overlay = Overlay::vxlan(V4, 200);
         let mut hints = lab.kernel.hints(&overlay.scope);
         lab.converge(&overlay.without_peers()).await;
         assert_eq!(hints_so_far(&lab, &mut hints).await, []);
-        // Ours and the stranger's wait in the same queue when the first send is matched.
+        // Ours and the foreign one wait in the same queue when the first send is matched.
         bridge("fdb add 02:04:00:00:00:01 dev flannel.1 dst 172.16.0.77 self permanent");
         let plan =
             flannel_core::plan::plan(&overlay.wanted, &overlay.without_peers().wanted, &overlay.scope, &|_| None);
@@ -258,7 +258,7 @@ fn what_changed_after_a_look_is_hinted_and_a_write_of_that_look_harms_nobody() {
         lab.converge(&overlay.without_peers()).await;
         assert_eq!(hints_so_far(&lab, &mut hints).await, []);
         let plan = lab.plan(&overlay).await;
-        // A stranger's route where ours is about to be, and one that goes before we could delete it.
+        // A foreign route where ours is about to be, and one that goes before we could delete it.
         ip("route add 10.0.1.0/24 via 192.0.2.9");
         let report = lab.kernel.apply(&overlay.scope, Arc::new(plan.ops)).await;
         assert_eq!((report.refused.len(), report.applied), (1, 3 * 4 - 1), "{report:?}");
@@ -269,12 +269,12 @@ fn what_changed_after_a_look_is_hinted_and_a_write_of_that_look_harms_nobody() {
         assert_eq!(report.refused.len(), 1, "{report:?}");
         assert!(hints_so_far(&lab, &mut hints).await.contains(&Hint::Changed));
         lab.converge(&overlay.without_peers()).await;
-        assert!(ip("route").contains("10.0.1.0/24 via 192.0.2.9"), "the stranger's stays");
+        assert!(ip("route").contains("10.0.1.0/24 via 192.0.2.9"), "the foreign one stays");
     });
 }
 
 #[test]
-fn an_ethernet_address_that_somebody_sets_as_soon_as_there_is_a_device_is_hinted_and_set_back() {
+fn an_mac_address_that_somebody_sets_as_soon_as_there_is_a_device_is_hinted_and_set_back() {
     in_lab(|lab| async move {
         let overlay = Overlay::vxlan(V4, 3);
         let theirs = "02:00:00:00:00:99";

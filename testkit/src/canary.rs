@@ -1,4 +1,4 @@
-//! Strangers' objects beside an overlay, byte for byte the same afterwards or the overlay touched what is not its own.
+//! Foreign objects beside an overlay, byte for byte the same afterwards or the overlay touched what is not its own.
 
 mod dump;
 mod kinds;

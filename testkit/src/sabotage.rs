@@ -10,7 +10,7 @@ use crate::{Address, Error, Link, Node, Route, UNDERLAY_LINK};
 pub enum Act {
     /// The overlay devices go down and up.
     OverlayDownUp,
-    /// The overlay devices get another Ethernet address while up.
+    /// The overlay devices get another MAC address while up.
     OverlayMac,
     /// The overlay devices get another MTU.
     OverlayMtu,

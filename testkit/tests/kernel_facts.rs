@@ -267,15 +267,15 @@ fn a_route_goes_with_its_source_or_loses_it() {
 }
 
 #[test]
-fn a_replace_takes_over_a_strangers_route_and_an_exclusive_create_does_not() {
+fn a_replace_takes_over_a_foreign_route_and_an_exclusive_create_does_not() {
     let underlay = lab(Families::V4);
     let ns = &underlay.nodes()[0].ns;
     let to = prefix("10.245.1.0/24");
-    let stranger = Route::to(to).via(ip("10.89.1.1")).dev("eth0").protocol(Route::STATIC);
-    ns.add_route(&stranger).unwrap();
+    let foreign = Route::to(to).via(ip("10.89.1.1")).dev("eth0").protocol(Route::STATIC);
+    ns.add_route(&foreign).unwrap();
     let ours = Route::to(to).via(ip("10.89.1.2")).dev("eth0").protocol(213);
     assert!(ns.add_route(&ours).unwrap_err().is(Errno::EEXIST));
-    assert!(ns.delete_route(&stranger.clone().protocol(213)).unwrap_err().is(Errno::ESRCH));
+    assert!(ns.delete_route(&foreign.clone().protocol(213)).unwrap_err().is(Errno::ESRCH));
     ns.replace_route(&ours).unwrap();
     assert_eq!(routes_to(ns, to), [ours]);
 }

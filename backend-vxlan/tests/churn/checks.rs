@@ -190,7 +190,7 @@ pub(crate) fn peer_routes(snapshot: &Snapshot, family: Family) -> Vec<Prefix> {
     routes.iter().filter_map(prefix).collect()
 }
 
-/// The Ethernet address of the device of a family, if that is up and sends from `public`.
+/// The MAC address of the device of a family, if that is up and sends from `public`.
 pub(crate) fn vtep_mac(snapshot: &Snapshot, family: Family, public: IpAddr) -> Option<String> {
     let (device, local) = (format!(": {} up ", device(family)), format!(" local {public} "));
     let lines = snapshot.matching(&device);

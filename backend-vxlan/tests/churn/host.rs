@@ -16,9 +16,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::HostClock;
+use crate::foreign::{put_foreign, strange_lines};
 use crate::network::{address, device};
 use crate::story::Story;
-use crate::strangers::{put_strangers, strange_lines};
 use crate::witness::{Shared, Witness};
 
 /// A virtual address.
@@ -45,7 +45,7 @@ pub(crate) struct Host {
     pub(crate) used: Dual<IpAddr>,
     pub(crate) agent: Option<Agent>,
     pub(crate) starts: u64,
-    /// What strangers had in the kernel after the last act.
+    /// What other programs had in the kernel after the last act.
     strange: Vec<String>,
     /// How many changes the kernel had seen when that was last looked at.
     looked: u64,
@@ -104,7 +104,7 @@ impl Host {
         });
     }
 
-    /// Does several acts in a row. What strangers have is looked at before and after all of them.
+    /// Does several acts in a row. What other programs have is looked at before and after all of them.
     fn together(&mut self, acts: impl FnOnce(&mut Self)) {
         if self.acting {
             return acts(self);
@@ -121,7 +121,7 @@ impl Host {
         self.stirred = self.clock.now();
     }
 
-    /// Compares what strangers have with what they had after the last act.
+    /// Compares what other programs have with what they had after the last act.
     pub(crate) fn look_for_harm(&mut self, snapshot: &Snapshot) {
         let strange = strange_lines(snapshot);
         if strange != self.strange && self.harm.is_none() {
@@ -136,11 +136,11 @@ impl Host {
         self.harm.clone()
     }
 
-    /// A kernel with nothing but what the host's configuration makes, and strangers.
+    /// A kernel with nothing but what the host's configuration makes, and foreign objects.
     pub(crate) fn boot(&mut self) {
         self.together(|host| {
             host.kernel = FakeKernel::new();
-            put_strangers(&host.kernel, &host.families);
+            put_foreign(&host.kernel, &host.families);
             (host.checked, host.looked) = (None, 0);
             host.plug();
         });

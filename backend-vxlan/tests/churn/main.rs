@@ -3,7 +3,7 @@
 //! among them, and a network whose pool is narrowed and widened. A seed is of IPv4, of IPv6 or of both.
 //!
 //! After each step no two nodes hold what overlaps, none has lost its lease to another or extends what it lost, no record
-//! of another is changed, no kernel has a route that is not one peer's, what strangers have in a kernel is as it was, and
+//! of another is changed, no kernel has a route that is not one peer's, what other programs have in a kernel is as it was, and
 //! who says that it is ready is so. Once it is quiet every node reaches every other where it really is.
 //!
 //! `CHURN_SEED` runs one seed, `CHURN_SEEDS` so many, from `CHURN_FROM` on.
@@ -12,11 +12,11 @@
 mod acts;
 mod checks;
 mod clock;
+mod foreign;
 mod host;
 mod network;
 mod rest;
 mod story;
-mod strangers;
 mod witness;
 mod world;
 

@@ -32,7 +32,7 @@ pub(crate) fn leases(screen: &mut Screen, cluster: &Cluster) -> Result<(), Error
     Ok(screen.table(&[Align::Left, Align::Left, Align::Left, Align::Right, Align::Left], &rows)?)
 }
 
-/// The Ethernet address of a VXLAN device, as published.
+/// The MAC address of a VXLAN device, as published.
 fn vtep(lease: &Lease, family: Family) -> Option<String> {
     let data = lease.attrs.backend_data.get(family)?;
     let data: serde_json::Value = serde_json::from_str(data.as_str()).ok()?;

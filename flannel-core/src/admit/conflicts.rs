@@ -1,7 +1,7 @@
 //! Which of the records that are in conflict win.
 //!
 //! A record wins if no winner of lesser rank is in conflict with it. So the winners' subnets are disjoint and their
-//! Ethernet addresses distinct, and a record is judged by the winners next to it, however many records name the same
+//! MAC addresses distinct, and a record is judged by the winners next to it, however many records name the same
 //! subnet. Where a winner goes away, the records in conflict with it are judged in the order of rank, for each subnet
 //! and address separately, until one of them wins.
 
@@ -208,7 +208,7 @@ impl Table {
         wider.chain(narrower)
     }
 
-    /// The Ethernet address of an entry that an older one has too, whichever of them fits the pool: nodes that were
+    /// The MAC address of an entry that an older one has too, whichever of them fits the pool: nodes that were
     /// started with different pools may differ in who wins.
     pub(super) fn mac_shared_with_older(&self, id: u32) -> Option<MacAddr> {
         let entry = self.entry(id);

@@ -21,14 +21,14 @@ fn mac(n: u32) -> Json {
     Json::parse(&format!("\"02:00:01:{a:02x}:{b:02x}:{c:02x}\"")).unwrap()
 }
 
-/// Record `n` of those with one subnet, and an Ethernet address of its own.
+/// Record `n` of those with one subnet, and a MAC address of its own.
 fn same_subnet(n: u32) -> Record {
     let mut lease = Lease { key: key(n), ..node(200) };
     lease.attrs.backend_data.v4 = Some(mac(n));
     record(lease, n.into())
 }
 
-/// Record `n` of those with one Ethernet address, and a subnet of its own.
+/// Record `n` of those with one MAC address, and a subnet of its own.
 fn same_mac(n: u32) -> Record {
     let subnet = Prefix::masked(IpAddr::from((0x0a2a_8000 + (n << 2)).to_be_bytes()), 30).unwrap();
     let mut lease = Lease { key: key(n), subnets: Dual { v4: Some(subnet), v6: None }, ..node(200) };
@@ -37,7 +37,7 @@ fn same_mac(n: u32) -> Record {
 }
 
 #[test]
-fn records_that_share_a_subnet_or_an_ethernet_address_cost_each_the_same() {
+fn records_that_share_a_subnet_or_an_mac_address_cost_each_the_same() {
     for hostile in [same_subnet, same_mac] {
         for count in [500, 4000_u32] {
             let mut admission = admission();

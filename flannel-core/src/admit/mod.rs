@@ -1,7 +1,7 @@
 //! Admission: which records of the store become peers, and why the others do not.
 //!
 //! A record is judged in three steps. What is wrong with it *in itself* is found by [`Rules`]. Of records that are in
-//! *conflict*, because they overlap or share an Ethernet address, one that fits the pool wins over one that does not,
+//! *conflict*, because they overlap or share a MAC address, one that fits the pool wins over one that does not,
 //! then the one created first, then the lower key. Only accepted records reject others. Both steps are functions of the
 //! current records and of the configuration alone, so all nodes that started with one configuration agree. Last come the
 //! rules that depend on *this node* ([`HostView`]); they never promote anybody.
@@ -271,7 +271,7 @@ impl Admission {
         }
     }
 
-    /// The Ethernet address that our own record shares with an older one. Other nodes accept the older of the two.
+    /// The MAC address that our own record shares with an older one. Other nodes accept the older of the two.
     pub fn mac_shared_with_older(&self) -> Option<MacAddr> {
         self.table.mac_shared_with_older(self.table.find(self.host.own.key.as_ref()?)?)
     }

@@ -67,8 +67,8 @@ pub enum Reason {
     /// The backend cannot read its data.
     #[error("{0}")]
     BackendData(Skip),
-    /// Its Ethernet address is zero or a group's.
-    #[error("Ethernet address {0} is not a device's own")]
+    /// Its MAC address is zero or a group's.
+    #[error("MAC address {0} is not a device's own")]
     BadMac(MacAddr),
     /// Its subnet overlaps that of another record, which comes first.
     #[error("subnet {subnet} overlaps {other}, which the record {with} holds")]
@@ -80,8 +80,8 @@ pub enum Reason {
         /// The other record.
         with: LeaseKey,
     },
-    /// Its Ethernet address is that of another record, which comes first.
-    #[error("Ethernet address {mac} is that of the record {with}")]
+    /// Its MAC address is that of another record, which comes first.
+    #[error("MAC address {mac} is that of the record {with}")]
     SameMac {
         /// The address.
         mac: MacAddr,
@@ -125,8 +125,8 @@ pub enum Reason {
     /// Its public address is ours.
     #[error("public address {0} is our own")]
     OwnAddress(IpAddr),
-    /// Its Ethernet address is ours.
-    #[error("Ethernet address {0} is our own")]
+    /// Its MAC address is ours.
+    #[error("MAC address {0} is our own")]
     OwnMac(MacAddr),
 }
 

@@ -27,7 +27,7 @@ pub struct Rules {
     pub networks: Dual<Network>,
     /// What `BackendType` has to be.
     pub wire_type: &'static str,
-    /// The Ethernet address a record's node answers to.
+    /// The MAC address a record's node answers to.
     pub hardware_address: Box<HardwareAddress>,
 }
 
@@ -41,7 +41,7 @@ impl Rules {
         }
     }
 
-    /// What is wrong with a lease in itself, or its Ethernet addresses. Families not in use are not looked at.
+    /// What is wrong with a lease in itself, or its MAC addresses. Families not in use are not looked at.
     pub(super) fn judge(&self, lease: &Lease) -> Result<Dual<MacAddr>, Reason> {
         let attrs = &lease.attrs;
         let size =
@@ -135,7 +135,7 @@ pub struct HostView {
     pub addresses: BTreeSet<IpAddr>,
     /// The gateways of its routes, those through the overlay's own devices left out.
     pub next_hops: BTreeSet<IpAddr>,
-    /// The prefixes of its addresses, those on the overlay's own devices left out. A stranger's route to a peer's
+    /// The prefixes of its addresses, those on the overlay's own devices left out. A foreign route to a peer's
     /// prefix is a conflict of routes or none at all, but no reason to be without the peer.
     pub connected: BTreeSet<Prefix>,
     /// The lease store's addresses.
@@ -153,12 +153,12 @@ pub struct Own {
     pub subnets: Dual<Prefix>,
     /// Its public addresses.
     pub public: Dual<IpAddr>,
-    /// Its Ethernet addresses.
+    /// Its MAC addresses.
     pub macs: Dual<MacAddr>,
 }
 
 impl Own {
-    /// What a node with this lease holds. An Ethernet address that does not parse is left out.
+    /// What a node with this lease holds. A MAC address that does not parse is left out.
     pub fn new(lease: &Lease, rules: &Rules) -> Self {
         let mut macs = Dual::default();
         for family in lease.subnets.families() {

@@ -12,7 +12,7 @@ use super::reason::Reason;
 use crate::lease::{Lease, LeaseKey, weight};
 use crate::net::{Dual, Family, MacAddr, Prefix};
 
-/// All records, with indices by key, age, subnet and Ethernet address.
+/// All records, with indices by key, age, subnet and MAC address.
 pub(super) struct Table {
     /// Those in use: what records say of others is not looked at.
     pub(super) families: [Option<Family>; 2],
@@ -23,13 +23,13 @@ pub(super) struct Table {
     by_age: Index,
     /// In the order of subnet, then rank.
     pub(super) by_subnet: [Index; 2],
-    /// In the order of Ethernet address, then rank.
+    /// In the order of MAC address, then rank.
     pub(super) by_mac: [Index; 2],
     /// How many subnets there are of each length: which wider ones to look for.
     pub(super) lengths: BTreeMap<(Family, u8), u32>,
     /// Winners, whose subnets are disjoint, in the order of subnet.
     pub(super) won_subnets: [Index; 2],
-    /// Winners, whose Ethernet addresses are distinct, in the order of Ethernet address.
+    /// Winners, whose MAC addresses are distinct, in the order of MAC address.
     pub(super) won_macs: [Index; 2],
     /// Entries whose current version is not accepted, in the order of keys.
     troubled: Index,
@@ -58,7 +58,7 @@ pub(super) struct Entry {
     pub(super) bad: Option<Box<Bad>>,
     /// Order of creation of `lease`, or of `bad` where there is no lease.
     pub(super) created: u64,
-    /// Ethernet addresses of `lease`, zero for none: ten thousand times two bytes less than a [`Dual`].
+    /// MAC addresses of `lease`, zero for none: ten thousand times two bytes less than a [`Dual`].
     macs: [[u8; 6]; 2],
     /// Whether this node can have `lease` as a peer.
     pub(super) suits: bool,
@@ -288,7 +288,7 @@ impl Table {
         self.free.push(id);
     }
 
-    /// Changes what the conflicts of an entry depend on: subnets, Ethernet addresses, rank.
+    /// Changes what the conflicts of an entry depend on: subnets, MAC addresses, rank.
     pub(super) fn replace(&mut self, id: u32, change: impl FnOnce(&mut Entry)) {
         self.unlink(id);
         self.change(id, change);

@@ -10,7 +10,7 @@ use crate::lease::{BadRecord, Json, LeaseAttrs};
 pub(super) use crate::testing::arbitrary::record;
 use crate::testing::arbitrary::{config, host, lease, node_address, node_subnet};
 
-/// In these tests the backend data is the Ethernet address, as a JSON string; none for `null`.
+/// In these tests the backend data is the MAC address, as a JSON string; none for `null`.
 fn hardware_address(attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
     let Some(data) = attrs.backend_data.get(family) else { return Ok(None) };
     data.as_str().trim_matches('"').parse().map(Some).map_err(|_| Skip::BadData(data.as_str().to_owned()))
@@ -38,7 +38,7 @@ pub(super) fn admission() -> Admission {
     Admission::new(rules(&[Family::V4]), view())
 }
 
-/// Node `n`'s lease with an Ethernet address of its own.
+/// Node `n`'s lease with a MAC address of its own.
 pub(super) fn node(n: u8) -> Lease {
     let mut lease = lease(n, &[Family::V4], "vxlan");
     lease.attrs.backend_data.v4 = Some(mac_data(n));
@@ -203,7 +203,7 @@ fn what_stands_on_our_own_devices_keeps_nobody_out() {
 }
 
 #[test]
-fn a_strangers_route_keeps_nobody_out() {
+fn a_foreign_route_keeps_nobody_out() {
     let mut facts: HostFacts = host();
     let overlay = OverlayName::default();
     let device = facts.links[&2].clone();
@@ -241,7 +241,7 @@ fn the_older_of_two_in_conflict_wins_and_the_loser_is_promoted() {
 fn who_loses_to_a_loser_wins() {
     let mac = |n: u8, of: u8| with(n, move |lease| lease.attrs.backend_data.v4 = Some(mac_data(of)));
     let mut admission = admission();
-    // 2 and 3 share an Ethernet address, 3 and 4 a subnet.
+    // 2 and 3 share a MAC address, 3 and 4 a subnet.
     let mut third = mac(3, 2);
     third.lease = third.lease.map(|lease| Arc::new(Lease { subnets: node(4).subnets, ..Lease::clone(&lease) }));
     for record in [third, mac(4, 4), mac(2, 2)] {

@@ -21,9 +21,9 @@ use crate::uplink::UplinkError;
 
 use super::{Cause, Machine, Round, prefixes_of};
 
-/// The shortest time between two changes of the Ethernet address: a node that copies each new one must not set the pace.
+/// The shortest time between two changes of the MAC address: a node that copies each new one must not set the pace.
 const MAC_PAUSE: Duration = Duration::from_secs(10);
-/// The most Ethernet addresses that are remembered as taken.
+/// The most MAC addresses that are remembered as taken.
 const MOST_TAKEN: usize = 64;
 
 impl Machine {
@@ -89,7 +89,7 @@ impl Machine {
         self.audit_at(now, Cause::Hint);
     }
 
-    /// Publishes another Ethernet address if an older record has the same one, by chance or on purpose: other nodes accept
+    /// Publishes another MAC address if an older record has the same one, by chance or on purpose: other nodes accept
     /// the older record and refuse ours.
     pub(super) fn change_shared_mac(&mut self, now: BootTime) {
         if self.mac_changed.is_some_and(|changed| now < changed.after(MAC_PAUSE)) || !self.renewal.is_held() {
@@ -109,7 +109,7 @@ impl Machine {
         self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
     }
 
-    /// When the Ethernet address may be changed again, if it has to be.
+    /// When the MAC address may be changed again, if it has to be.
     pub(super) fn mac_change_due(&self) -> Option<BootTime> {
         let due = self.mac_changed.map(|changed| changed.after(MAC_PAUSE))?;
         (self.renewal.is_held() && self.admission.mac_shared_with_older().is_some()).then_some(due)

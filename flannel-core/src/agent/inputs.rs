@@ -121,13 +121,13 @@ pub(crate) struct Evidence<'a> {
 }
 
 impl First {
-    /// The Ethernet addresses that `attrs` publish.
+    /// The MAC addresses that `attrs` publish.
     pub(crate) fn macs(backend: &dyn Backend, attrs: &LeaseAttrs) -> Vec<MacAddr> {
         let mac = |family| backend.hardware_address(attrs, family).ok().flatten();
         Family::BOTH.into_iter().filter_map(mac).collect()
     }
 
-    /// Whose `lease` is. It is ours if it names a device that the last run left, by its Ethernet address or by the
+    /// Whose `lease` is. It is ours if it names a device that the last run left, by its MAC address or by the
     /// subnet's address on it, if it is of the subnets that `subnet.env` names, if this start took it for ours when it
     /// last asked for a lease (what it asked for need not be what the lease said), or if it is reserved for this
     /// address. Otherwise it is not ours if this start judged so before it asked for a lease by this address, nor where

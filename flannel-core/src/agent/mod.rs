@@ -129,7 +129,7 @@ pub(crate) struct Machine {
     former: Vec<Prefix>,
     /// A change of uplink that waits.
     settling: Option<Settling>,
-    /// When the Ethernet address was last changed because an older record has it.
+    /// When the MAC address was last changed because an older record has it.
     mac_changed: Option<BootTime>,
     audit: Schedule,
     backoff: Backoff,

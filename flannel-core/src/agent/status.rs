@@ -178,7 +178,7 @@ pub struct Status {
     pub own_trouble: Option<Reason>,
     /// Peers the backend gives nothing, with the reason.
     pub skipped: Arc<BTreeMap<(LeaseKey, Family), Skip>>,
-    /// Strangers' objects in our way: the first [`MAX_CONFLICTS`](Self::MAX_CONFLICTS).
+    /// Foreign objects in our way: the first [`MAX_CONFLICTS`](Self::MAX_CONFLICTS).
     pub conflicts: Arc<Vec<Conflict>>,
     /// How many there are.
     pub conflict_count: usize,
@@ -307,7 +307,7 @@ pub enum Event {
         /// From the start of the audit to the last acknowledgement.
         took: Duration,
     },
-    /// A stranger's object stands in our way.
+    /// A foreign object stands in our way.
     ConflictFound(Conflict),
     /// Somebody else keeps changing an object.
     Contested(Object),

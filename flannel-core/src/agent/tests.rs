@@ -369,7 +369,7 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
 }
 
 #[test]
-fn a_shared_ethernet_address_sets_no_deadline_that_waits_for_the_kernel() {
+fn a_shared_mac_address_sets_no_deadline_that_waits_for_the_kernel() {
     let mac = MacAddr([2, 0, 0, 0, 0, 1]);
     let mut backend = MockBackend::new();
     backend.expect_wire_type().return_const("tunnel");

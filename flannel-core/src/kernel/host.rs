@@ -50,7 +50,7 @@ pub struct HostLink {
     pub name: LinkName,
     /// What it is.
     pub kind: LinkKind,
-    /// Its Ethernet address.
+    /// Its MAC address.
     pub mac: Option<MacAddr>,
     /// Its MTU in bytes.
     pub mtu: u32,

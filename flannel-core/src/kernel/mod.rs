@@ -42,7 +42,7 @@ pub enum Hint {
     /// Something in the scope changed, and it was not us.
     Changed,
     /// What [`host_facts`](Kernel::host_facts) shows of the host changed, and it was not us: a link came, went or changed
-    /// (name, kind, Ethernet address, MTU, state, group, alias), or an address, or a route of the main table that is a
+    /// (name, kind, MAC address, MTU, state, group, alias), or an address, or a route of the main table that is a
     /// default route, has no gateway, or has one and lies inside the prefix of an address.
     ///
     /// Not raised for what goes on all the time on a busy host: veth devices without an address, which pods have,

@@ -71,7 +71,7 @@ pub struct Link {
     pub name: LinkName,
     /// What it is.
     pub kind: LinkKind,
-    /// Its Ethernet address, if the kind has one.
+    /// Its MAC address, if the kind has one.
     pub mac: Option<MacAddr>,
     /// Its MTU in bytes.
     pub mtu: u32,
@@ -309,7 +309,7 @@ fn spread(prefix: &Prefix) -> u64 {
 
 /// Kernel state of one overlay: what is wanted, or what was seen.
 ///
-/// Seen state also holds strangers' objects on keys inside the overlay's scope, so that a conflict can be told from an
+/// Seen state also holds foreign objects on keys inside the overlay's scope, so that a conflict can be told from an
 /// absence; [`crate::plan`] says which are ours.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -356,7 +356,7 @@ impl State {
 pub struct PeerState {
     /// Where frames to its VTEP go.
     pub fdb: Option<(FdbKey, IpAddr)>,
-    /// The Ethernet address of its next hop.
+    /// The MAC address of its next hop.
     pub neighbour: Option<(NeighbourKey, MacAddr)>,
     /// The routes to its subnet, or to parts of it. Several to one prefix have to differ in table or metric.
     pub routes: Vec<(Prefix, Route)>,

@@ -47,7 +47,7 @@ pub enum Op {
     PutNeighbour {
         /// Where.
         key: NeighbourKey,
-        /// Its Ethernet address.
+        /// Its MAC address.
         mac: MacAddr,
         /// The one last seen.
         was: Option<MacAddr>,
@@ -98,7 +98,7 @@ pub enum LinkPart {
     Name,
     /// Its MTU.
     Mtu,
-    /// Its Ethernet address. The kernel drops the device's neighbours when it changes.
+    /// Its MAC address. The kernel drops the device's neighbours when it changes.
     Mac,
     /// Its group and its alias, which say whose it is.
     Mark,

@@ -118,7 +118,7 @@ pub fn owns_route(prefix: &Prefix, route: &Route, scope: &Scope, claims: &Claims
 }
 
 /// Whether an unmarked device is what Go flannel makes under our name, and is therefore adopted. Go makes no TUN that
-/// outlives it, so any other unmarked device is a stranger's.
+/// outlives it, so any other unmarked device is foreign.
 pub(crate) fn is_go_flannels(want: &Link, have: &Link) -> bool {
     let unmarked = have.group == 0 && have.alias.is_none();
     let vxlan = matches!(have.kind, LinkKind::Vxlan(Vxlan { remote: None, .. }));

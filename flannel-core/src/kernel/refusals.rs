@@ -19,7 +19,7 @@ pub struct Refusals {
     kept_macs: BTreeSet<(LinkId, MacAddr)>,
     /// Devices that are down and stay so: they take no routes (docs/kernel-facts.md, "Writes on a link that is down").
     down: BTreeSet<LinkId>,
-    /// Devices that keep their Ethernet address, and so their neighbours.
+    /// Devices that keep their MAC address, and so their neighbours.
     kept_address: BTreeSet<LinkId>,
 }
 

@@ -64,7 +64,7 @@ impl Scope {
     }
 
     /// Gives ids to the links of a dump: our devices (by mark, whatever their name; else by name, but for external ones), the
-    /// uplink, and strangers' or former devices that are in the way. Links that do not concern the overlay get none.
+    /// uplink, and foreign or former devices that are in the way. Links that do not concern the overlay get none.
     ///
     /// Both the real and the fake kernel use this, so that they agree.
     pub fn identify(&self, links: &[SeenLink]) -> BTreeMap<u32, LinkId> {
@@ -92,7 +92,7 @@ impl Scope {
                 ids.entry(seen.index).or_insert(LinkId::Own(slot));
             }
         }
-        // A stranger in our place is still reported, as itself: the plan then knows why it cannot create or rename.
+        // A foreign device in our place is still reported, as itself: the plan then knows why it cannot create or rename.
         for device in &self.devices {
             let in_place = |seen: &&SeenLink| seen.link.name == device.name || seen.link.kind.excludes(&device.kind);
             for seen in links.iter().filter(in_place) {

@@ -35,7 +35,7 @@ impl fmt::Display for LinkPart {
         f.write_str(match self {
             Self::Name => "name",
             Self::Mtu => "MTU",
-            Self::Mac => "Ethernet address",
+            Self::Mac => "MAC address",
             Self::Mark => "group and alias",
             Self::Learning => "learning",
             Self::Remote => "default destination",

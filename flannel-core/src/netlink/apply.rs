@@ -266,7 +266,7 @@ impl Applier<'_> {
     }
 
     fn write_link(&mut self, op: &Op) -> Result<(), KernelError> {
-        // What strangers did before must not be taken for an effect of ours.
+        // What other programs did before must not be taken for an effect of ours.
         if let Some(monitor) = self.monitor.as_deref_mut() {
             monitor.drain(self.wire.port());
         }

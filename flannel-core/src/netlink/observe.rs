@@ -304,7 +304,7 @@ mod tests {
         let most = MOST_FOREIGN as u32;
         let flood = || (0..most).map(|n| (n, FOREIGN));
         let tail = |routes: &[(u32, u8)]| kept(flood().chain(routes.iter().copied()))[MOST_FOREIGN..].to_vec();
-        // Whichever comes first, a stranger's route beside one of ours is seen.
+        // Whichever comes first, a foreign route beside one of ours is seen.
         assert_eq!(tail(&[(most, FOREIGN), (most, OWN)]), [(most, false), (most, true)]);
         assert_eq!(tail(&[(most, OWN), (most, FOREIGN)]), [(most, true), (most, false)]);
         assert_eq!(tail(&[(most, FOREIGN), (most, FOREIGN), (most + 1, OWN)]), [(most + 1, true)]);

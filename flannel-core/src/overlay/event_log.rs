@@ -161,7 +161,7 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
             say!(level, unsaid, writes, ?took, "wrote again what somebody had changed");
         }
         Event::ConflictFound(conflict) => {
-            say!(level, unsaid, found = conflict.found, remedy = conflict.remedy, "a stranger's object is in the way");
+            say!(level, unsaid, found = conflict.found, remedy = conflict.remedy, "a foreign object is in the way");
         }
         Event::Contested(object) => say!(level, unsaid, %object, "somebody keeps changing an object of ours"),
         Event::Refused(_, refusal) => {

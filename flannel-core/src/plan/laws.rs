@@ -1,4 +1,4 @@
-//! The planner's laws, over states that a fake kernel came into by former runs, sabotage and strangers.
+//! The planner's laws, over states that a fake kernel came into by former runs, sabotage and other programs.
 
 mod acts;
 
@@ -187,7 +187,7 @@ struct Host {
     uplink: u32,
 }
 
-/// A host with strangers' objects.
+/// A host with foreign objects.
 fn host() -> Host {
     let kernel = FakeKernel::new();
     let uplink = kernel.add_uplink("eth0", text("192.168.0.1/24")).unwrap();
@@ -219,23 +219,23 @@ impl Host {
         runtime.block_on(self.kernel.apply(&scope, Arc::new(plan.ops.clone())))
     }
 
-    /// Everything a stranger has that does not live on a device of ours.
+    /// Everything foreign that does not live on a device of ours.
     fn canaries(&self) -> Vec<String> {
         let snapshot = self.kernel.snapshot();
         let foreign = |line: &&String| {
             let ours = ["flannel", "old0", "old1", "swap0"].iter().any(|name| line.contains(name));
             let marks = [" proto 4", " proto 99", " proto 2", " metric 7", "table 100", "nexthop", "wg0", "theirs"];
-            let stranger = line.starts_with("link") && line.contains("type veth");
+            let foreign = line.starts_with("link") && line.contains("type veth");
             let own_route = (200..232).any(|n| line.contains(&format!(" proto {n}")))
                 || (line.contains(" proto 3") && line.contains("10.5.") || line.contains("fd05"));
-            stranger
+            foreign
                 || line.contains("10.6.0.0")
                 || !ours && marks.iter().any(|mark| line.contains(mark)) && (!own_route || line.contains("nexthop"))
         };
         snapshot.lines().iter().filter(foreign).cloned().collect()
     }
 
-    /// Routes of ours whose next hop has no neighbour, or whose neighbour has no entry. What a stranger's device has is
+    /// Routes of ours whose next hop has no neighbour, or whose neighbour has no entry. What a foreign device has is
     /// not seen: it counts as missing, so that a device that is ours again breaks nothing by that.
     fn half_programmed(&self, wish: &Wish) -> BTreeSet<Prefix> {
         let state = self.observe(wish);
@@ -243,10 +243,10 @@ impl Host {
         let broken = |key: &RouteKey, route: &Route| {
             let (Some(link), Some(gateway)) = (route.link, route.gateway) else { return false };
             // Once ours is gone, a device that somebody else has marked may be found under its name.
-            let is_strangers =
+            let is_foreign =
                 state.links.get(&link).is_some_and(|link| link.alias.is_some() && !owns_link(link, &scope));
             if link == LinkId::Uplink
-                || is_strangers
+                || is_foreign
                 || !route.onlink
                 || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))
             {
@@ -258,7 +258,7 @@ impl Host {
         state.routes.iter().filter(|(key, route)| broken(key, route)).map(|(key, _)| key.prefix).collect()
     }
 
-    /// What is wanted and not there, or there, ours and not wanted, as far as no stranger is in the way.
+    /// What is wanted and not there, or there, ours and not wanted, as far as nothing foreign is in the way.
     fn differences(&self, wish: &Wish) -> Vec<String> {
         let (wanted, seen, conflicts) = (wish.state(), self.observe(wish), self.plan(wish).conflicts);
         let scope = wish.scope(self.uplink);
@@ -316,7 +316,7 @@ impl Host {
         }
         for (key, route) in &seen.routes {
             let want = in_slot(&wanted, key.prefix, route.slot).first().copied();
-            // What leads elsewhere stays while a stranger holds the device it should lead to.
+            // What leads elsewhere stays while a foreign device has the place of the one it should lead to.
             let held = want.and_then(|want| want.link).or(route.link).is_some_and(|link| !free(link));
             let covered = route.kind == RouteKind::Blackhole && in_slot(&seen, key.prefix, route.slot).len() > 1;
             if (covered || !want.is_some_and(|want| want.same(route)))
@@ -360,7 +360,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn one_plan_reaches_what_is_wanted_and_touches_no_stranger(
+    fn one_plan_reaches_what_is_wanted_and_touches_nothing_foreign(
         before in prop::option::weighted(0.8, wish()), acts in prop::collection::vec(act(), 0..8), now in wish(),
     ) {
         let host = aftermath(&before, &acts)?;
@@ -369,7 +369,7 @@ proptest! {
         let start = host.kernel.snapshot();
         let report = host.apply(&now, &plan);
         prop_assert!(report.is_complete(), "{report:#?}\n{plan:#?}\n{start}");
-        // What a stranger put over ours, through a device that has to go, goes with that device only.
+        // What somebody else put over ours, through a device that has to go, goes with that device only.
         let hidden = start.lines().iter().any(|line| line.contains("nexthop"));
         // A blackhole waits for the connected route of a wrong address on our device to go.
         host.heal(&now, usize::from(hidden || now.blackhole || !plan.conflicts.is_empty()))?;
@@ -408,7 +408,7 @@ proptest! {
         before in prop::option::weighted(0.8, wish()), acts in prop::collection::vec(act(), 0..6), now in wish(),
     ) {
         let host = aftermath(&before, &acts)?;
-        // Under a stranger's multipath route ours cannot be seen.
+        // Under a foreign multipath route ours cannot be seen.
         prop_assume!(host.kernel.snapshot().matching("nexthop").is_empty());
         let plan = host.plan(&now);
         let mut broken = host.half_programmed(&now);
@@ -416,7 +416,7 @@ proptest! {
             let step = Plan { ops: vec![op.clone()], conflicts: Vec::new() };
             prop_assert!(host.apply(&now, &step).is_complete(), "{op:?}");
             let worse: BTreeSet<_> = host.half_programmed(&now);
-            // A changed Ethernet address flushes neighbours: they come back a few messages later.
+            // A changed MAC address flushes neighbours: they come back a few messages later.
             prop_assert!(moves_neighbours(op) || worse.is_subset(&broken), "{op:?} of {plan:#?}");
             broken = worse;
         }

@@ -1,6 +1,6 @@
 //! The planner: what to write so that what was seen becomes what is wanted.
 //!
-//! [`plan`] is pure. Its order is safe at every step: no route exists whose next hop lacks a neighbour whose Ethernet
+//! [`plan`] is pure. Its order is safe at every step: no route exists whose next hop lacks a neighbour whose MAC
 //! address lacks a forwarding entry. It names only objects of its arguments, and never a foreign one
 //! (docs/design.md, "Ownership").
 
@@ -20,7 +20,7 @@ mod laws;
 #[cfg(test)]
 mod tests;
 
-/// A stranger's object where ours should be. It is left as it is. Beyond [`Plan::MOST_TOLD`] conflicts of a plan, the texts
+/// A foreign object where ours should be. It is left as it is. Beyond [`Plan::MOST_TOLD`] conflicts of a plan, the texts
 /// are empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
@@ -37,7 +37,7 @@ pub struct Conflict {
 pub struct Plan {
     /// The writes, in an order that is safe to stop at any point.
     pub ops: Vec<Op>,
-    /// Strangers' objects in the way.
+    /// Foreign objects in the way.
     pub conflicts: Vec<Conflict>,
 }
 
@@ -103,15 +103,15 @@ pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
 struct Planner<'a> {
     scope: &'a Scope,
     claims: &'a Claims<'a>,
-    /// Devices that a stranger holds: nothing on them is ours.
+    /// Devices whose place a foreign one has: nothing on them is ours.
     blocked: BTreeSet<LinkId>,
     /// Devices that are new or gone by the time their children are written: what was seen on them does not count.
     fresh: BTreeSet<LinkId>,
-    /// Devices whose Ethernet address changes: the kernel drops their neighbours, permanent ones too.
+    /// Devices whose MAC address changes: the kernel drops their neighbours, permanent ones too.
     readdressed: BTreeSet<LinkId>,
     /// Devices of ours that go last.
     leaving: BTreeSet<LinkId>,
-    /// Ethernet addresses that had no forwarding entry, in order.
+    /// MAC addresses that had no forwarding entry, in order.
     unforwarded: Vec<(LinkId, MacAddr)>,
     /// Names that devices of ours keep although they are another's, because theirs are taken.
     stuck: Vec<(LinkId, LinkName)>,
@@ -190,9 +190,9 @@ impl<'a> Planner<'a> {
                 self.external_link(*id, want, seen);
                 continue;
             }
-            match (seen.links.get(id), self.stranger_in_place(*id, want, seen)) {
-                (Some(have), stranger) => self.existing_link(*id, have, stranger, wanted, seen),
-                (None, Some(stranger)) => self.block(*id, stranger),
+            match (seen.links.get(id), self.foreign_in_place(*id, want, seen)) {
+                (Some(have), foreign) => self.existing_link(*id, have, foreign, wanted, seen),
+                (None, Some(foreign)) => self.block(*id, foreign),
                 (None, None) => self.create_link(*id, want),
             }
         }
@@ -212,7 +212,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             if !self.owns_link(have) {
-                // A stranger under our name: what is on it is his too.
+                // A foreign device under our name: what is on it is foreign too.
                 if matches!(id, LinkId::Own(_)) {
                     self.blocked.insert(*id);
                 }
@@ -232,14 +232,14 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn existing_link(&mut self, id: LinkId, have: &Link, stranger: Option<&Link>, wanted: &State, seen: &State) {
+    fn existing_link(&mut self, id: LinkId, have: &Link, foreign: Option<&Link>, wanted: &State, seen: &State) {
         let Some(want) = wanted.links.get(&id) else { return };
         let compatible = want.kind.is_compatible(&have.kind);
         if !self.owns_link(have) && !is_go_flannels(want, have) {
             return self.block(id, have);
         }
-        match stranger {
-            Some(stranger) if !compatible => return self.block(id, stranger),
+        match foreign {
+            Some(foreign) if !compatible => return self.block(id, foreign),
             None if !compatible || self.name_is_taken(id, want, wanted, seen) => {
                 self.ops.link_clears.push(Op::DeleteLink { id, link: Box::new(have.clone()) });
                 return self.create_link(id, want);
@@ -248,10 +248,10 @@ impl<'a> Planner<'a> {
         }
         let mut to = Link { kind: want.kind.updated(&have.kind), ..want.clone() };
         to.mac = want.mac.or(have.mac);
-        if let Some(stranger) = stranger {
+        if let Some(foreign) = foreign {
             self.conflicts.push(Conflict {
                 object: Object::Link(id),
-                found: describe_link(stranger),
+                found: describe_link(foreign),
                 remedy: format!(
                     "our device is called {} until the other is renamed or deleted; traffic goes on",
                     have.name
@@ -294,7 +294,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A device that is not ours and has what `want` needs.
-    fn stranger_in_place<'s>(&self, id: LinkId, want: &Link, seen: &'s State) -> Option<&'s Link> {
+    fn foreign_in_place<'s>(&self, id: LinkId, want: &Link, seen: &'s State) -> Option<&'s Link> {
         let mut others = seen.links.iter().filter(|(other, _)| **other != id).map(|(_, link)| link);
         others.find(|link| in_place(want, link) && !self.owns_link(link))
     }
@@ -312,15 +312,15 @@ impl<'a> Planner<'a> {
         self.ops.link_creates.push(Op::CreateLink { id, link: Box::new(want.clone()) });
     }
 
-    fn block(&mut self, id: LinkId, stranger: &Link) {
+    fn block(&mut self, id: LinkId, foreign: &Link) {
         self.blocked.insert(id);
         self.conflicts.push(Conflict {
             object: Object::Link(id),
-            found: describe_link(stranger),
+            found: describe_link(foreign),
             remedy: format!(
                 "not made by this overlay: rename it or delete it (ip link delete {}), or choose another {}",
-                stranger.name,
-                match stranger.kind {
+                foreign.name,
+                match foreign.kind {
                     LinkKind::Vxlan(_) => "VNI",
                     LinkKind::External(_) | LinkKind::Other(_) => "name for ours",
                 }
@@ -432,7 +432,7 @@ impl<'a> Planner<'a> {
                 wants.push(want.normal(&prefix));
             }
             self.make_room(prefix, &wants, &mut have);
-            let strangers: Vec<Route> = match prefix.family() {
+            let foreign: Vec<Route> = match prefix.family() {
                 Family::V4 => Vec::new(),
                 Family::V6 => have.iter().filter(|route| !self.owns_route(&prefix, route)).copied().collect(),
             };
@@ -440,9 +440,9 @@ impl<'a> Planner<'a> {
                 here.clear();
                 here.extend(have.extract_if(.., |route| route.slot == want.slot));
                 let is_there = here.iter().any(|route| route.same(want));
-                let elsewhere = strangers.iter().find(|route| route.slot != want.slot && keeps_out(route, want));
+                let elsewhere = foreign.iter().find(|route| route.slot != want.slot && keeps_out(route, want));
                 match elsewhere.filter(|_| !is_there) {
-                    Some(stranger) => self.route_conflict(prefix, stranger),
+                    Some(foreign) => self.route_conflict(prefix, foreign),
                     None => self.wanted_route(prefix, *want, &here),
                 }
             }
@@ -484,7 +484,7 @@ impl<'a> Planner<'a> {
                         self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: *route });
                     }
                     std::cmp::Ordering::Less => self.route_conflict(prefix, route),
-                    // A stranger's route behind ours carries no traffic and harms nobody.
+                    // A foreign route behind ours carries no traffic and harms nobody.
                     std::cmp::Ordering::Greater => {}
                 }
             }
@@ -496,13 +496,13 @@ impl<'a> Planner<'a> {
                 self.ops.puts.push(Op::ReplaceRoute { prefix, change: Box::new((*only, want)) });
             }
             _ => {
-                let (ours, strangers): (Vec<_>, Vec<_>) =
+                let (ours, foreign): (Vec<_>, Vec<_>) =
                     have.iter().copied().partition(|route| self.owns_route(&prefix, route));
                 for route in ours {
                     self.ops.route_clears.push(Op::DeleteRoute { prefix, route });
                 }
-                match strangers.first() {
-                    Some(stranger) => self.route_conflict(prefix, stranger),
+                match foreign.first() {
+                    Some(foreign) => self.route_conflict(prefix, foreign),
                     None => self.ops.puts.push(Op::CreateRoute { prefix, route: want }),
                 }
             }
@@ -517,12 +517,12 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn route_conflict(&mut self, prefix: Prefix, stranger: &Route) {
+    fn route_conflict(&mut self, prefix: Prefix, foreign: &Route) {
         let is_told = self.conflicts.len() < Plan::MOST_TOLD;
         let text = |text: fmt::Arguments<'_>| if is_told { text.to_string() } else { String::new() };
         self.conflicts.push(Conflict {
             object: Object::Route(prefix),
-            found: text(format_args!("{}", RouteText { prefix, route: *stranger, scope: self.scope })),
+            found: text(format_args!("{}", RouteText { prefix, route: *foreign, scope: self.scope })),
             remedy: text(format_args!(
                 "not made by this overlay: delete it (ip route delete {prefix} ...) or move it elsewhere"
             )),
@@ -530,7 +530,7 @@ impl<'a> Planner<'a> {
     }
 
     fn owns_route(&self, prefix: &Prefix, route: &Route) -> bool {
-        // Through a stranger's device only the protocol can tell: Go flannel's form needs the device to be ours.
+        // Through a foreign device only the protocol can tell: Go flannel's form needs the device to be ours.
         let blocked = route.link.is_some_and(|link| self.blocked.contains(&link));
         (!blocked || route.has_own_protocol()) && owns_route(prefix, route, self.scope, self.claims)
     }

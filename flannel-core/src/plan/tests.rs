@@ -28,7 +28,7 @@ fn ours() -> Route {
     Route::overlay(prefix(), prefix().addr(), OWN)
 }
 
-fn stranger() -> Route {
+fn foreign() -> Route {
     Route { protocol: 4, ..Route::direct(prefix(), "192.168.0.9".parse().unwrap(), LinkId::Uplink) }
 }
 
@@ -246,7 +246,7 @@ fn a_marked_device_that_no_overlay_makes_is_not_deleted() {
 }
 
 #[test]
-fn an_unmarked_device_of_another_kind_under_our_name_is_a_strangers() {
+fn an_unmarked_device_of_another_kind_under_our_name_is_foreign() {
     let mut seen = wanted();
     let link = seen.links.get_mut(&OWN).unwrap();
     (link.group, link.alias) = (0, None);
@@ -256,7 +256,7 @@ fn an_unmarked_device_of_another_kind_under_our_name_is_a_strangers() {
 }
 
 #[test]
-fn a_device_that_names_another_overlay_is_a_strangers_whatever_its_group() {
+fn a_device_that_names_another_overlay_is_foreign_whatever_its_group() {
     let mut seen = wanted();
     seen.links.get_mut(&OWN).unwrap().alias = Some("flannelkit:other".into());
     assert_eq!(ops(&seen), [""; 0]);
@@ -264,7 +264,7 @@ fn a_device_that_names_another_overlay_is_a_strangers_whatever_its_group() {
 }
 
 #[test]
-fn a_strangers_device_that_holds_our_vni_is_a_conflict_and_not_retried() {
+fn a_foreign_device_that_holds_our_vni_is_a_conflict_and_not_retried() {
     let mut link = wanted().links[&OWN].clone();
     (link.name, link.group, link.alias) = (LinkName::new("theirs").unwrap(), 0, None);
     let mut seen = State::default();
@@ -299,7 +299,7 @@ fn a_former_device_of_ours_in_the_way_goes_first_and_another_goes_last() {
 }
 
 #[test]
-fn a_renamed_device_of_ours_gets_its_name_back_unless_a_stranger_has_it() {
+fn a_renamed_device_of_ours_gets_its_name_back_unless_a_foreign_one_has_it() {
     let mut seen = wanted();
     seen.links.get_mut(&OWN).unwrap().name = LinkName::new("eth7").unwrap();
     assert_eq!(ops(&seen), ["link set eth7 name flannel.1"]);
@@ -310,7 +310,7 @@ fn a_renamed_device_of_ours_gets_its_name_back_unless_a_stranger_has_it() {
 }
 
 #[test]
-fn a_moved_ethernet_address_writes_the_neighbours_again() {
+fn a_moved_mac_address_writes_the_neighbours_again() {
     let mut seen = wanted();
     seen.links.get_mut(&OWN).unwrap().mac = Some(mac(1));
     let ops = ops(&seen);
@@ -352,7 +352,7 @@ fn an_ipv6_address_of_another_length_goes_first() {
 }
 
 #[test]
-fn a_peers_moved_ethernet_address_is_reachable_before_its_neighbour_points_there() {
+fn a_peers_moved_mac_address_is_reachable_before_its_neighbour_points_there() {
     let mut seen = wanted();
     seen.neighbours.values_mut().for_each(|seen| *seen = mac(1));
     let dst = seen.fdb.pop_first().unwrap().1;
@@ -383,8 +383,8 @@ fn what_go_flannel_left_on_another_device_is_ours_if_a_peer_claims_it() {
 }
 
 #[test]
-fn a_strangers_route_behind_ours_is_left_and_before_ours_reported() {
-    let (behind, before) = (with_routes(&[ours(), stranger()]), with_routes(&[stranger(), ours()]));
+fn a_foreign_route_behind_ours_is_left_and_before_ours_reported() {
+    let (behind, before) = (with_routes(&[ours(), foreign()]), with_routes(&[foreign(), ours()]));
     assert_eq!((ops(&behind).len(), conflicts(&behind)), (0, vec![]));
     assert_eq!((ops(&before).len(), conflicts(&before)), (0, vec![Object::Route(prefix())]));
 }
@@ -451,22 +451,22 @@ fn several_routes_none_of_which_is_wanted_are_cleared_and_made_anew() {
 }
 
 #[test]
-fn a_wanted_route_without_a_key_of_its_own_waits_for_the_stranger() {
-    let seen = with_routes(&[stranger()]);
+fn a_wanted_route_without_a_key_of_its_own_waits_for_the_foreign_one() {
+    let seen = with_routes(&[foreign()]);
     assert_eq!((ops(&seen).len(), conflicts(&seen)), (0, vec![Object::Route(prefix())]));
 }
 
 #[test]
-fn teardown_takes_what_is_ours_children_first_and_leaves_strangers() {
+fn teardown_takes_what_is_ours_children_first_and_leaves_what_is_foreign() {
     let mut seen = with_routes(&[ours()]);
-    seen.routes.insert(RouteKey { prefix: "10.5.7.0/24".parse().unwrap(), nth: 0 }, stranger());
+    seen.routes.insert(RouteKey { prefix: "10.5.7.0/24".parse().unwrap(), nth: 0 }, foreign());
     let ops = text(&State::default(), &seen, &|_| None);
     let verbs: Vec<_> = ops.iter().map(|op| op.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(verbs, ["route delete", "neigh delete", "fdb delete", "address delete", "link delete"]);
 }
 
 #[test]
-fn teardown_touches_nothing_on_a_strangers_device_under_our_name() {
+fn teardown_touches_nothing_on_a_foreign_device_under_our_name() {
     let mut seen = wanted();
     seen.routes.clear();
     let link = seen.links.get_mut(&OWN).unwrap();

@@ -37,7 +37,7 @@ pub use peers::{
     base_and_peer_are_functions_of_what_they_are_given, devices_stay_what_they_are, no_two_want_one_object,
 };
 pub use publishing::{
-    a_public_address_is_published_or_refused, ethernet_addresses_are_of_one_node_alone,
+    a_public_address_is_published_or_refused, mac_addresses_are_of_one_node_alone,
     names_agree_with_configuration_and_lease, what_is_published_is_read_back, writes_says_whether_anything_is_wanted,
 };
 
@@ -97,7 +97,7 @@ pub fn all(harness: &dyn Harness) {
         names_agree_with_configuration_and_lease(harness, *families);
         what_is_published_is_read_back(harness, *families);
         a_public_address_is_published_or_refused(harness, *families);
-        ethernet_addresses_are_of_one_node_alone(harness, *families);
+        mac_addresses_are_of_one_node_alone(harness, *families);
         writes_says_whether_anything_is_wanted(harness, *families);
         base_and_peer_are_functions_of_what_they_are_given(harness, *families);
         devices_stay_what_they_are(harness, *families);

@@ -100,7 +100,7 @@ fn simulate(plane: Plane, spot: Spot, fate: Fate) -> Vec<String> {
         }
         node.kernel.obey();
         if spot == Spot::RouteProtocol {
-            // A stranger's route is his to delete.
+            // A foreign route is its owner's to delete.
             let _ = scene.kernel.delete_route(&FakeRoute { protocol: 4, ..scene.route(VICTIM) });
         }
         failures

@@ -13,7 +13,7 @@ use crate::node::{Agent, Node, parse, pass};
 const OTHER: &str = r#"{"Network":"10.43.0.0/16","Backend":{"Type":"tunnel"}}"#;
 
 /// A node that ran in 10.42.0.0/16 with twenty peers, ended without warning, and finds 10.43.0.0/16 in the store. Beside
-/// its own routes there is a stranger's in the former network.
+/// its own routes there is a foreign one in the former network.
 struct Moved {
     node: Node,
     file: SubnetEnvFile,
@@ -41,7 +41,7 @@ impl Moved {
         self.node.run_as(self.node.builder().subnet_env(self.file.clone()))
     }
 
-    /// A route through the uplink, a stranger's but for `change`.
+    /// A route through the uplink, foreign but for `change`.
     fn add_route(&self, prefix: &str, change: fn(FakeRoute) -> FakeRoute) {
         let eth0 = self.node.kernel.link_index("eth0").unwrap();
         let route = FakeRoute::via(prefix.parse().unwrap(), "192.0.2.77".parse().unwrap(), eth0);
@@ -65,7 +65,7 @@ impl Moved {
         self.node.kernel.claim(&OverlayName::new("other").unwrap(), &networks, Residence::Present).await
     }
 
-    /// The routes left in the former network, the stranger's apart.
+    /// The routes left in the former network, the foreign one apart.
     fn left(&self) -> usize {
         let snapshot = self.node.kernel.snapshot();
         snapshot.matching("route 10.42.").iter().filter(|route| !route.contains("10.42.99.0/24")).count()
@@ -91,7 +91,7 @@ fn refused_in(part: &'static str) -> impl FnMut(&Op) -> Option<i32> + Send + 'st
 }
 
 #[tokio::test(start_paused = true)]
-async fn routes_of_a_former_network_go_and_a_strangers_stays() {
+async fn routes_of_a_former_network_go_and_a_foreign_one_stays() {
     let moved = Moved::new().await;
     assert_eq!(moved.left(), 20);
     let agent = moved.run();

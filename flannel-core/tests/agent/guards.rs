@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::node::{Agent, Node, config, eventually, pass, peer, subnet};
 use crate::tunnel::mac_of;
 
-/// A node at rest with one peer, and that one's Ethernet address.
+/// A node at rest with one peer, and that one's MAC address.
 async fn beside_one_peer() -> (Node, Agent, MacAddr) {
     let (node, agent) = Node::ready_beside([1]).await;
     pass(1.0).await;
@@ -28,7 +28,7 @@ async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven(
     let mac = mac_of("peer-1", Family::V4);
     let kernel = node.kernel.clone();
     // Somebody who flushes it as soon as it is back.
-    let stranger = tokio::spawn(async move {
+    let other = tokio::spawn(async move {
         let mut deleted = Vec::new();
         loop {
             if kernel.delete_fdb("tun4.1", mac, "192.0.2.1".parse().unwrap()).is_ok() {
@@ -47,8 +47,8 @@ async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven(
     let events = agent.drain();
     // The entry, and the neighbour that is written with it.
     assert!((1..=2).contains(&contests(&events)), "{}", contests(&events));
-    stranger.abort();
-    let _ = stranger.await;
+    other.abort();
+    let _ = other.await;
     let writes = node.kernel.writes();
     pass(31.0).await;
     assert!(node.kernel.writes() > writes, "the entry is put back when the wait is over");
@@ -205,11 +205,11 @@ async fn what_a_bad_record_names_is_not_deleted_not_even_by_the_next_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_strangers_route_is_a_conflict_that_ends_with_it() {
+async fn a_foreign_route_is_a_conflict_that_ends_with_it() {
     let node = Node::alone();
     let eth0 = node.kernel.link_index("eth0").unwrap();
-    let stranger = FakeRoute::via(subnet(1), "192.0.2.99".parse().unwrap(), eth0);
-    node.kernel.add_route(stranger.clone(), flannel_core::testing::fake_kernel::Placement::Exclusive).unwrap();
+    let foreign = FakeRoute::via(subnet(1), "192.0.2.99".parse().unwrap(), eth0);
+    node.kernel.add_route(foreign.clone(), flannel_core::testing::fake_kernel::Placement::Exclusive).unwrap();
     node.join([1, 2]);
     let mut agent = node.run();
     agent.event(|event| matches!(event, Event::ConflictFound(_))).await;
@@ -221,7 +221,7 @@ async fn a_strangers_route_is_a_conflict_that_ends_with_it() {
     pass(1.0).await;
     assert_eq!(node.kernel.snapshot().matching("route 10.42.1.0/24").len(), 1);
     assert_eq!(agent.status().conflicts.len(), 1);
-    node.kernel.delete_route(&stranger).unwrap();
+    node.kernel.delete_route(&foreign).unwrap();
     agent.until(|status| status.conflicts.is_empty()).await;
     eventually("ours is there", || !node.kernel.snapshot().matching("route 10.42.1.0/24 via 10.42.1.0").is_empty())
         .await;

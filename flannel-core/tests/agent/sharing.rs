@@ -251,7 +251,7 @@ async fn another_nodes_lease_is_left_alone_even_if_it_publishes_what_this_node_w
             let lease = agent.ready().await.lease.unwrap();
             assert_eq!(lease.subnets, anew.before.subnets);
             anew.assert_left(Some(subnet(&anew.before)));
-            assert_eq!(lease.attrs == anew.theirs.attrs, is_bare, "another Ethernet address");
+            assert_eq!(lease.attrs == anew.theirs.attrs, is_bare, "another MAC address");
             agent.killed().await;
         }
     }
@@ -303,7 +303,7 @@ async fn an_agent_whose_lease_is_deleted_takes_its_subnet_again_and_not_an_equal
 async fn a_lease_that_was_asked_for_in_vain_is_asked_for_again() {
     for fault in [Fault::Unavailable, Fault::LostReply] {
         let node = Node::shared();
-        // Of a backend that publishes no Ethernet address.
+        // Of a backend that publishes no MAC address.
         let mut before = node.join_under_its_address();
         (before.attrs.backend_type, before.attrs.backend_data) = ("other".into(), Dual::default());
         node.store.insert([before.clone()]);

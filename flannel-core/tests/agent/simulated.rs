@@ -82,7 +82,7 @@ struct World {
     bad: BTreeSet<LeaseKey>,
 }
 
-/// A node with its agent, and what its kernel holds of strangers.
+/// A node with its agent, and the foreign objects in its kernel.
 struct Place {
     node: Node,
     number: u8,
@@ -316,7 +316,7 @@ impl World {
                     kernel.remove_address("eth0", format!("192.0.2.{host}/24").parse().unwrap())
                 }
                 5 => {
-                    // A stranger comes where a peer's route is, or will be.
+                    // A foreign one comes where a peer's route is, or will be.
                     let link = kernel.link_index("dum0").unwrap();
                     let gateway = "198.51.100.9".parse().unwrap();
                     let route = FakeRoute { protocol: 4, ..FakeRoute::via(subnet(number), gateway, link) };
@@ -336,7 +336,7 @@ impl World {
             place.act(|kernel| {
                 kernel.obey();
                 kernel.limit_monitor(usize::MAX);
-                // Without a mark, what no longer is as wanted, be it by its name, is a stranger's in our place.
+                // Without a mark, what no longer is as wanted, be it by its name, is foreign there.
                 for device in DEVICES.into_iter().chain(["x0"]) {
                     let snapshot = kernel.snapshot();
                     let lines = snapshot.matching(&format!(": {device} "));
@@ -510,13 +510,13 @@ impl Place {
     }
 }
 
-/// What strangers hold, as it stands.
+/// The foreign objects, as they are.
 fn foreign(kernel: &FakeKernel) -> Vec<String> {
     let snapshot = kernel.snapshot();
     snapshot.lines().iter().filter(|line| line.contains("dum0")).cloned().collect()
 }
 
-/// A stranger's device with all kinds of things on it, some of them where ours would be.
+/// A foreign device with all kinds of things on it, some of them where ours would be.
 fn put_canaries(kernel: &FakeKernel) {
     let mut link = Link::new(LinkName::new("dum0").unwrap(), LinkKind::Other("dummy".into()), 1500);
     link.mac = Some(MacAddr([2, 0xaa, 0, 0, 0, 1]));

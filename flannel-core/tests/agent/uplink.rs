@@ -151,7 +151,7 @@ async fn an_interface_made_anew_with_the_same_address_is_used_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_whose_ethernet_address_an_older_record_has_takes_another() {
+async fn a_node_whose_mac_address_an_older_record_has_takes_another() {
     let node = Node::alone();
     for n in [1, 2] {
         let mut copy = peer(n);

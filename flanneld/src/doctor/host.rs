@@ -126,7 +126,7 @@ impl Host<'_> {
         {
             return found(Severity::Warning, format!("{network} contains {gateway}, the gateway of a default route"));
         }
-        let mut connected = self.strangers(family).filter(|prefix| prefix.overlaps(&network));
+        let mut connected = self.foreign(family).filter(|prefix| prefix.overlaps(&network));
         match connected.next() {
             Some(prefix) if prefix.covers(&network) && prefix != network => {
                 let what = format!("{network} lies in {prefix}, which this host is connected to");
@@ -138,7 +138,7 @@ impl Host<'_> {
     }
 
     /// The prefixes that the host is connected to, but for the overlay's devices and the pods of this node.
-    fn strangers(&self, family: Family) -> impl Iterator<Item = Prefix> + '_ {
+    fn foreign(&self, family: Family) -> impl Iterator<Item = Prefix> + '_ {
         let overlays = |index: u32| {
             let link = self.facts.links.get(&index);
             link.is_some_and(|link| self.overlay.owns(link.group, link.alias.as_deref()))
@@ -289,7 +289,7 @@ impl Host<'_> {
             findings.push(finding);
         }
         if findings.is_empty() {
-            findings.push(Finding::ok("vxlan", format!("no stranger's device has VNI {vni} or port {port}")));
+            findings.push(Finding::ok("vxlan", format!("no foreign device has VNI {vni} or port {port}")));
         }
         findings.push(Finding::new(
             "checksums",

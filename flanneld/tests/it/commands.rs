@@ -103,7 +103,7 @@ fn cleanup_works_without_the_store() {
 }
 
 #[test]
-fn doctor_finds_a_strangers_device_and_says_how_to_mend_it() {
+fn doctor_finds_a_foreign_device_and_says_how_to_mend_it() {
     let site = Site::new(1, VXLAN);
     let vxlan = VxlanLink { vni: 1, lower: Some("eth0".to_owned()), ..VxlanLink::default() };
     site.ns(1).add_vxlan("vx7", &vxlan, None).unwrap();

@@ -25,7 +25,7 @@ pub(crate) fn put_peers(cluster: &Cluster, peers: std::ops::Range<u8>) {
     }
 }
 
-/// Records that are no peers, at keys of their own: node 1 is 10.89.0.11 with `own` as its Ethernet address, node 2 is
+/// Records that are no peers, at keys of their own: node 1 is 10.89.0.11 with `own` as its MAC address, node 2 is
 /// 10.89.0.12 with `other`.
 fn hostile(own: &str, other: &str) -> Vec<(String, String)> {
     let good = |mac: u8| record("10.89.2.1", &format!("02:00:00:00:02:{mac:02x}"));

@@ -16,7 +16,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use super::dump::{Sent, Stable, dump};
 use crate::{Context, Error, Namespace, Route};
 
-/// One object of a stranger's, by what identifies it.
+/// One foreign object, by what identifies it.
 #[derive(Debug, Clone)]
 pub(super) enum Canary {
     Link(String),

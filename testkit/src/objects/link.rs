@@ -18,7 +18,7 @@ pub struct Link {
     /// Name.
     #[serde(rename = "ifname")]
     pub name: String,
-    /// Ethernet address.
+    /// MAC address.
     #[serde(default, rename = "address", deserialize_with = "mac")]
     pub mac: Option<MacAddr>,
     /// Ethernet broadcast address.

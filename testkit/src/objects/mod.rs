@@ -81,7 +81,7 @@ fn number<'de, D: Deserializer<'de>, N: std::str::FromStr>(from: D) -> Result<N,
     text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is not a number")))
 }
 
-/// An Ethernet address; none of a link that has one of another kind.
+/// A MAC address; none of a link that has one of another kind.
 fn mac<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MacAddr>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.and_then(|text| text.parse().ok()))
 }

@@ -17,7 +17,7 @@ pub struct Neighbour {
     /// Its IP address.
     #[serde(rename = "dst")]
     pub addr: IpAddr,
-    /// Its Ethernet address, if known.
+    /// Its MAC address, if known.
     #[serde(default, rename = "lladdr", deserialize_with = "mac")]
     pub mac: Option<MacAddr>,
     /// Its state, as `permanent`.
@@ -84,7 +84,7 @@ pub struct Fdb {
 }
 
 fn some_mac<'de, D: Deserializer<'de>>(from: D) -> Result<MacAddr, D::Error> {
-    mac(from)?.ok_or_else(|| serde::de::Error::custom("not an Ethernet address"))
+    mac(from)?.ok_or_else(|| serde::de::Error::custom("not a MAC address"))
 }
 
 impl Fdb {

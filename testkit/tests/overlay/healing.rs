@@ -1,4 +1,4 @@
-//! Whatever somebody does to a node heals: kernel state and traffic are back, and strangers' objects are as they were.
+//! Whatever somebody does to a node heals: kernel state and traffic are back, and foreign objects are as they were.
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
@@ -55,7 +55,7 @@ fn acts_heal(plane: Plane, families: Families, places: &[Place], acts: &[Act]) -
     cluster.settle();
     let (node, target) = (cluster.node(0), cluster.target());
     let beside = cluster.paper_peer(101).subnets;
-    // In IPv6 a stranger's route to a peer, of whatever metric, keeps ours from being written anew.
+    // In IPv6 a foreign route to a peer, of whatever metric, keeps ours from being written anew.
     let peers: Vec<_> = beside.v4.into_iter().collect();
     let canaries = Canaries::place(node, &Where { places, overlay: &target, peers: &peers }).unwrap();
     let (before, wanted) = (canaries.snapshot().unwrap(), cluster.objects(0));

@@ -118,7 +118,7 @@ fn write_as_go_flannel(cluster: &Cluster, own: &Lease, peer: &Lease, gone: &[Lea
     }
 }
 
-/// The Ethernet address that a lease publishes.
+/// The MAC address that a lease publishes.
 fn mac(lease: &Lease, family: Family) -> MacAddr {
     let data = lease.attrs.backend_data.get(family).unwrap();
     let (_, rest) = data.as_str().split_once(r#""VtepMAC":""#).unwrap();

@@ -203,7 +203,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenLink>, Unreadable> {
     }))
 }
 
-/// A stranger's device may have a name that no device of ours can have; it must not make the whole dump unreadable.
+/// A foreign device may have a name that no device of ours can have; it must not make the whole dump unreadable.
 fn link_name(value: &[u8]) -> Result<LinkName, Unreadable> {
     let text = text_of(value);
     LinkName::new(&text)

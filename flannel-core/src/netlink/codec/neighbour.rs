@@ -112,13 +112,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Address and Ethernet address, if it is what a permanent neighbour is.
+    /// Address and MAC address, if it is what a permanent neighbour is.
     pub(crate) fn as_neighbour(&self) -> Option<(IpAddr, MacAddr)> {
         let plain = self.table == Table::Neighbours && self.permanent && self.flags & NTF_PROXY == 0;
         Some((self.addr?, self.mac?)).filter(|_| plain)
     }
 
-    /// Ethernet address and outer destination, if it is what a forwarding entry of ours is: self, permanent, with a
+    /// MAC address and outer destination, if it is what a forwarding entry of ours is: self, permanent, with a
     /// destination.
     pub(crate) fn as_fdb(&self) -> Option<(MacAddr, IpAddr)> {
         let plain = self.table == Table::Fdb && self.permanent && self.flags & NTF_SELF != 0 && !self.special;

@@ -120,7 +120,7 @@ pub(super) fn commit(kernel: &FakeKernel, act: &Act) {
             .and_then(|()| kernel.rename_link("swap0", NAMES[1])),
         Act::Delete(device) => kernel.delete_link(name(device)),
         Act::Unmark(device) => kernel.mark_link(name(device), 0, None),
-        // A stranger's device does not get our alias by that.
+        // A foreign device does not get our alias by that.
         Act::LoseGroup(device) if kernel.snapshot().matching(&format!(": {} ", name(device))).iter().all(has_mark) => {
             kernel.mark_link(name(device), 0, Some(&OverlayName::default().alias()))
         }
@@ -163,7 +163,7 @@ pub(super) fn commit(kernel: &FakeKernel, act: &Act) {
             let name = ["eth0", "wg0", NAMES[usize::from(*v6)]][usize::from(*link)];
             let Some(link) = kernel.link_index(name) else { return };
             if *v6 && *slot == SLOTS[1] && *protocol != 210 {
-                // A stranger's route there may keep ours out. It is not looked at: the refusal tells of it.
+                // A foreign route there may keep ours out. It is not looked at: the refusal tells of it.
                 return;
             }
             let RouteSlot { table, metric } = *slot;

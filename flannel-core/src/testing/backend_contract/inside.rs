@@ -24,7 +24,7 @@ pub fn everything_wanted_is_inside_the_scope(harness: &dyn Harness, families: Fa
                 check_peer("peer", &scope, &base, &state, &node.local, &peer, family);
                 if let Some((key, _)) = state.fdb {
                     let published = node.backend.hardware_address(&peer.attrs, family).ok().flatten();
-                    let rule = "peer: a forwarding entry must be for the Ethernet address that hardware_address() says";
+                    let rule = "peer: a forwarding entry must be for the MAC address that hardware_address() says";
                     assert_eq!(Some(key.mac), published, "{rule}, so that no two peers share one");
                 }
             }
@@ -71,7 +71,7 @@ pub(super) fn check_base(scope: &Scope, base: &State, local: &Local) {
             link.name
         );
         let usable = link.mac.is_none_or(|mac| !mac.is_zero() && !mac.is_multicast());
-        assert!(usable, "base: {:?} can be the Ethernet address of no device", link.mac);
+        assert!(usable, "base: {:?} can be the MAC address of no device", link.mac);
     }
     for key in base.addresses.keys() {
         let what = format!("address {}/{}", key.addr, key.len);

@@ -10,7 +10,7 @@ use crate::kernel::LinkKind;
 use crate::lease::LeaseAttrs;
 use crate::testing::arbitrary;
 
-/// How many Ethernet addresses are taken from a node, one after the other.
+/// How many MAC addresses are taken from a node, one after the other.
 const TAKEN: usize = 8;
 
 /// The configuration's `Type` is the backend's name, its leases are of its wire type, and neither ever changes.
@@ -88,11 +88,11 @@ pub fn a_public_address_is_published_or_refused(harness: &dyn Harness, families:
     }
 }
 
-/// No two nodes publish the same Ethernet address, no node one of [`Situation::taken`], and the device of each has the
+/// No two nodes publish the same MAC address, no node one of [`Situation::taken`], and the device of each has the
 /// address that it publishes. Checks nothing of a backend that uses none.
 ///
 /// [`Situation::taken`]: crate::backend::Situation::taken
-pub fn ethernet_addresses_are_of_one_node_alone(harness: &dyn Harness, families: Families) {
+pub fn mac_addresses_are_of_one_node_alone(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
     let mut holders = BTreeMap::new();
@@ -103,7 +103,7 @@ pub fn ethernet_addresses_are_of_one_node_alone(harness: &dyn Harness, families:
         for mac in macs {
             assert!(!mac.is_zero() && !mac.is_multicast(), "advertise: {mac} can be the address of no device");
             if let Some(other) = holders.insert(mac, n) {
-                panic!("advertise: nodes {other} and {n} publish the same Ethernet address {mac}");
+                panic!("advertise: nodes {other} and {n} publish the same MAC address {mac}");
             }
         }
     }

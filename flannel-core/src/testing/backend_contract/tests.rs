@@ -248,7 +248,7 @@ fn each_fault_is_named_by_the_rule_that_it_breaks() {
         (UnreadableData, "hardware_address: must read what the same backend published"),
         (ForgetsThePreviousLease, "advertise: must publish what the previous lease says"),
         (TakenEthernetAddress, "advertise: must not publish 02:00:00:00:00:31, which is taken"),
-        (OneEthernetAddressForAll, "advertise: nodes 1 and 2 publish the same Ethernet address 02:00:00:00:00:07"),
+        (OneEthernetAddressForAll, "advertise: nodes 1 and 2 publish the same MAC address 02:00:00:00:00:07"),
         (DeviceOutsideTheScope, "base: wants wrong4, Own(0), which is not in the scope"),
         (DeviceMarked, "base: must leave group and alias of wrong4 to the agent"),
         (DeviceNamedAfterTheSubnet, "devices: with another subnet the devices are others"),

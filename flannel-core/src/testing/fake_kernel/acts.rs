@@ -1,4 +1,4 @@
-//! What somebody else does to the host: sabotage by the names of `docs/kernel-facts.md`, and strangers' objects.
+//! What somebody else does to the host: sabotage by the names of `docs/kernel-facts.md`, and foreign objects.
 //!
 //! Every act is the kernel's to refuse: the error carries its number.
 

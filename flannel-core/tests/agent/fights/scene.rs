@@ -313,7 +313,7 @@ fn mac(number: u8) -> MacAddr {
     mac_of(&format!("peer-{number}"), Family::V4)
 }
 
-/// An Ethernet address that is nobody's.
+/// A MAC address that is nobody's.
 fn stale(number: u8) -> MacAddr {
     MacAddr([2, 8, 8, 8, 8, number])
 }

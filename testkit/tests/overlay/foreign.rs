@@ -23,7 +23,7 @@ fn canaries_outlive_an_agent(plane: Plane, families: Families) {
     let papers: Vec<_> = (1..=20).map(|n| cluster.paper_peer(100 + n)).collect();
     let mut peers = Vec::new();
     for lease in &papers[..3] {
-        // In IPv6 a stranger's route to a peer, of whatever metric, keeps ours out.
+        // In IPv6 a foreign route to a peer, of whatever metric, keeps ours out.
         peers.extend(lease.subnets.v4);
     }
     let target = cluster.target();
@@ -70,13 +70,13 @@ fn routes_appended_to_a_peers_are_left_alone_when_it_goes_and_comes() {
     cluster.settle();
     assert_eq!(canaries.snapshot().unwrap().changes_since(&before), Vec::<String>::new());
     cluster.store.insert([paper]);
-    cluster.until(0, "aware of the strangers' routes", |status| status.conflicts.len() == 1);
+    cluster.until(0, "aware of the foreign routes", |status| status.conflicts.len() == 1);
     assert_eq!(canaries.snapshot().unwrap().changes_since(&before), Vec::<String>::new());
 }
 
 #[test]
 fn a_bridge_under_our_name_is_refused_untouched_and_waited_for() {
-    a_strangers_device_is_waited_for(|cluster| {
+    a_foreign_device_is_waited_for(|cluster| {
         cluster.ns(0).add_bridge("flannel.1").unwrap();
         cluster.ns(0).set_up("flannel.1").unwrap();
     });
@@ -84,13 +84,13 @@ fn a_bridge_under_our_name_is_refused_untouched_and_waited_for() {
 
 #[test]
 fn an_unmarked_vxlan_of_another_vni_under_our_name_is_refused_untouched_and_waited_for() {
-    a_strangers_device_is_waited_for(|cluster| {
+    a_foreign_device_is_waited_for(|cluster| {
         let vxlan = VxlanLink { vni: 99, port: Some(4789), ..VxlanLink::default() };
         cluster.ns(0).add_vxlan("flannel.1", &vxlan, None).unwrap();
     });
 }
 
-fn a_strangers_device_is_waited_for(make: impl FnOnce(&Cluster)) {
+fn a_foreign_device_is_waited_for(make: impl FnOnce(&Cluster)) {
     let mut cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
     make(&cluster);
     cluster.store.insert([cluster.paper_peer(101)]);
@@ -104,35 +104,35 @@ fn a_strangers_device_is_waited_for(make: impl FnOnce(&Cluster)) {
     assert!(conflict.remedy.contains("ip link delete flannel.1"), "{conflict:?}");
     assert_eq!(cluster.ns(0).link("flannel.1").unwrap(), before);
     cluster.ns(0).delete_link("flannel.1").unwrap();
-    let status = cluster.until(0, "ready without the stranger", |status| status.phase == Phase::Ready);
+    let status = cluster.until(0, "ready without the foreign device", |status| status.phase == Phase::Ready);
     assert_eq!(*status.conflicts, []);
     cluster.assert_converged(0);
 }
 
 #[test]
-fn a_strangers_vxlan_that_has_our_vni_and_port_is_not_deleted_and_waited_for() {
+fn a_foreign_vxlan_that_has_our_vni_and_port_is_not_deleted_and_waited_for() {
     let mut cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
     let vxlan = VxlanLink { vni: 1, ..VxlanLink::default() };
-    cluster.ns(0).add_vxlan("stranger", &vxlan, None).unwrap();
-    let before = cluster.ns(0).link("stranger").unwrap();
+    cluster.ns(0).add_vxlan("foreign0", &vxlan, None).unwrap();
+    let before = cluster.ns(0).link("foreign0").unwrap();
     let agent = cluster.agent(0).start();
     cluster.agents.push(agent);
     let status = cluster.until(0, "in conflict", |status| !status.conflicts.is_empty());
-    assert!(status.conflicts[0].remedy.contains("stranger"), "{:?}", status.conflicts);
+    assert!(status.conflicts[0].remedy.contains("foreign0"), "{:?}", status.conflicts);
     assert!(status.phase < Phase::Ready, "{status:?}");
-    assert_eq!(cluster.ns(0).link("stranger").unwrap(), before);
-    cluster.ns(0).delete_link("stranger").unwrap();
+    assert_eq!(cluster.ns(0).link("foreign0").unwrap(), before);
+    cluster.ns(0).delete_link("foreign0").unwrap();
     cluster.ready(0);
 }
 
 cases! {
-    fn a_strangers_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_vxlan() =
-        a_strangers_route_is_waited_for(Plane::Vxlan);
-    fn a_strangers_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_host_gw() =
-        a_strangers_route_is_waited_for(Plane::HostGw);
+    fn a_foreign_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_vxlan() =
+        a_foreign_route_is_waited_for(Plane::Vxlan);
+    fn a_foreign_route_on_a_peers_prefix_is_a_conflict_and_healed_once_it_goes_on_host_gw() =
+        a_foreign_route_is_waited_for(Plane::HostGw);
 }
 
-fn a_strangers_route_is_waited_for(plane: Plane) {
+fn a_foreign_route_is_waited_for(plane: Plane) {
     let cluster = Cluster::start(2, plane, Families::Dual);
     let paper = cluster.paper_peer(101);
     let mut routes = Vec::new();
@@ -165,7 +165,7 @@ fn a_strangers_route_is_waited_for(plane: Plane) {
 }
 
 #[test]
-fn a_strangers_ipv6_route_over_which_the_kernel_takes_none_of_ours_is_a_conflict_of_that_peer_alone() {
+fn a_foreign_ipv6_route_over_which_the_kernel_takes_none_of_ours_is_a_conflict_of_that_peer_alone() {
     let cluster = Cluster::start(2, Plane::Vxlan, Families::Dual);
     let paper = cluster.paper_peer(101);
     let route = Route::to(paper.subnets.v6.unwrap()).dev("eth0").metric(7);
@@ -257,7 +257,7 @@ fn a_device_that_somebody_makes_a_port_of_a_bridge_stays_one_and_carries_traffic
 }
 
 #[test]
-fn strangers_routes_beside_a_peers_do_not_quarantine_it() {
+fn foreign_routes_beside_a_peers_do_not_quarantine_it() {
     for plane in [Plane::Vxlan, Plane::HostGw] {
         let cluster = Cluster::start(2, plane, Families::Dual);
         let paper = cluster.paper_peer(101);

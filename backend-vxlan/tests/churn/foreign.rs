@@ -7,7 +7,7 @@ use flannel_core::testing::fake_kernel::{FakeRoute, Nud, Placement, Snapshot};
 
 use crate::network::{address, device, subnet};
 
-/// Subnets that strangers have routes to as well.
+/// Subnets to which there are foreign routes as well.
 const PEERS: [u8; 3] = [2, 3, 101];
 
 /// All of a kernel but our devices and what is on them.
@@ -20,7 +20,7 @@ fn names(line: &str, device: &str) -> bool {
     line.split(' ').any(|word| word == device)
 }
 
-pub(crate) fn put_strangers(kernel: &FakeKernel, families: &[Family]) {
+pub(crate) fn put_foreign(kernel: &FakeKernel, families: &[Family]) {
     let dummy = add_link(kernel, "dum0", LinkKind::Other("dummy".into()), 0, None);
     // Another overlay of ours that has our mark, and one of Go flannel.
     let (mark, other) = (OverlayName::default().mark(), "flannelkit:other");
