@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flannel_core::admit::Reason;
 use flannel_core::clock::BootTime;
-use flannel_core::overlay::{Challenged, Contact, EnvFile, Hearing, Phase, Status, WithheldBecause};
+use flannel_core::overlay::{Contact, Contended, EnvFile, Hearing, Phase, Status, WithheldBecause};
 use flannel_core::text::Plain;
 use flannel_subnet_cached::CachedSubnets;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ pub(crate) struct Document {
     pub(crate) store: Store,
     pub(crate) lease: Option<Lease>,
     /// Who else is at the record, in words.
-    pub(crate) challenged: Option<String>,
+    pub(crate) contended: Option<String>,
     pub(crate) uplink: Option<Uplink>,
     pub(crate) mtu: Option<u32>,
     /// Whether the kernel's notifications are heard.
@@ -168,7 +168,7 @@ impl Document {
             waits_for: waits_for(status, rules),
             store: store(status, around, now),
             lease,
-            challenged: status.challenged.map(|challenged| challenge(&challenged, now)),
+            contended: status.contended.map(|contended| contention(&contended, now)),
             uplink,
             mtu: status.mtu.map(|mtu| mtu.0),
             notifications_heard: status.notifications == Hearing::Heard,
@@ -305,12 +305,12 @@ fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
     reasons
 }
 
-fn challenge(challenged: &Challenged, now: BootTime) -> String {
-    let next = match challenged.next {
+fn contention(contended: &Contended, now: BootTime) -> String {
+    let next = match contended.next {
         Some(next) => format!("; next in {} s", next.since(now).as_secs()),
         None => String::new(),
     };
-    format!("somebody else is at our record, answered {} times{next}: run one agent a node", challenged.times)
+    format!("somebody else is at our record, answered {} times{next}: run one agent a node", contended.times)
 }
 
 fn store(status: &Status, around: &Surroundings, now: BootTime) -> Store {
@@ -367,8 +367,8 @@ impl fmt::Display for Document {
             let (subnets, public) = (lease.subnets.join(", "), lease.public.join(", "));
             row("lease", &format!("{subnets} at {public}, key {}{until}", lease.key))?;
         }
-        if let Some(challenged) = &self.challenged {
-            row("challenged", challenged)?;
+        if let Some(contended) = &self.contended {
+            row("contended", contended)?;
         }
         if let Some(uplink) = &self.uplink {
             row("uplink", &format!("{} ({}), mtu {}", uplink.name, uplink.addresses.join(", "), uplink.mtu))?;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::agent::status::Challenged;
+use crate::agent::status::Contended;
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 
@@ -72,8 +72,8 @@ impl Contention {
     }
 
     /// What the status says, with `due` as the time of the next call.
-    pub(crate) fn show(&self, due: Option<BootTime>) -> Option<Challenged> {
-        (self.answers > 0).then(|| Challenged { times: self.answers, next: due.filter(|_| self.open) })
+    pub(crate) fn show(&self, due: Option<BootTime>) -> Option<Contended> {
+        (self.answers > 0).then(|| Contended { times: self.answers, next: due.filter(|_| self.open) })
     }
 }
 
@@ -87,31 +87,31 @@ mod tests {
 
     #[test]
     fn answers_come_at_once_then_ever_later_until_the_lease_has_stood_half_a_minute() {
-        let mut challenges = Contention::new(Jitter::seeded(3));
+        let mut contention = Contention::new(Jitter::seeded(3));
         let mut now = at(100);
         for want in [0, 1000, 2000, 4000, 8000, 16_000, 16_000] {
-            let due = challenges.raise(now);
+            let due = contention.raise(now);
             let waited = due.since(now).as_millis();
             assert!(waited >= want * 9 / 10 && waited <= want * 11 / 10, "{waited} is not about {want}");
-            assert_eq!(challenges.raise(due), due, "what comes before the answer changes nothing");
-            challenges.call(due);
-            challenges.stand(due);
+            assert_eq!(contention.raise(due), due, "what comes before the answer changes nothing");
+            contention.call(due);
+            contention.stand(due);
             now = due;
         }
-        assert_eq!(challenges.show(None), Some(Challenged { times: 7, next: None }));
+        assert_eq!(contention.show(None), Some(Contended { times: 7, next: None }));
         let calm = now.after(CALM);
-        assert_eq!(challenges.calms(), Some(calm));
-        challenges.calm(calm);
-        assert_eq!((challenges.show(None), challenges.calms()), (None, None));
-        assert_eq!(challenges.raise(calm), calm);
+        assert_eq!(contention.calms(), Some(calm));
+        contention.calm(calm);
+        assert_eq!((contention.show(None), contention.calms()), (None, None));
+        assert_eq!(contention.raise(calm), calm);
     }
 
     #[test]
     fn what_was_nobody_is_not_counted() {
-        let mut challenges = Contention::new(Jitter::seeded(3));
-        challenges.raise(at(1));
-        assert!(challenges.withdraw() && !challenges.withdraw());
-        challenges.call(at(1));
-        assert_eq!((challenges.show(Some(at(1))), challenges.raise(at(1))), (None, at(1)));
+        let mut contention = Contention::new(Jitter::seeded(3));
+        contention.raise(at(1));
+        assert!(contention.withdraw() && !contention.withdraw());
+        contention.call(at(1));
+        assert_eq!((contention.show(Some(at(1))), contention.raise(at(1))), (None, at(1)));
     }
 }

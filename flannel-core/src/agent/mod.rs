@@ -70,7 +70,7 @@ pub use explain::{Explanation, Verdict};
 pub use preview::{Held, HeldBecause, Preview};
 pub use settings::{ConfigPolicy, LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
 pub use status::{
-    Challenged, Contact, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Refusal, Status, WithheldBecause,
+    Contact, Contended, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Refusal, Status, WithheldBecause,
 };
 
 pub(crate) use explain::explain;
@@ -356,7 +356,7 @@ impl Machine {
         self.change_shared_mac(now);
         self.renewal.identified_by(self.address());
         self.show_contested();
-        self.show_challenged();
+        self.show_contended();
     }
 
     /// What to ask of the store now.
@@ -365,7 +365,7 @@ impl Machine {
         self.expire_lease(now);
         self.renewal.identified_by(self.address());
         let call = self.renewal.call(now);
-        self.show_challenged();
+        self.show_contended();
         call
     }
 

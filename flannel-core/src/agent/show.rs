@@ -173,10 +173,10 @@ impl Machine {
         }
     }
 
-    pub(super) fn show_challenged(&mut self) {
-        let challenged = self.renewal.challenged();
-        if self.status.challenged != challenged {
-            self.show(|status| status.challenged = challenged);
+    pub(super) fn show_contended(&mut self) {
+        let contended = self.renewal.contended();
+        if self.status.contended != contended {
+            self.show(|status| status.contended = contended);
         }
     }
 

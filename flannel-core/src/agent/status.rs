@@ -63,7 +63,7 @@ pub enum Hearing {
 /// one agent a name. Forgotten once the lease has stood for 30 s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Challenged {
+pub struct Contended {
     /// How often in a row the lease was taken, or its record written, again.
     pub times: u32,
     /// When that is done next: at once the first time, then 1, 2, 4 s and so on up to 16 s apart, each ± 10 %. `None`
@@ -158,7 +158,7 @@ pub struct Status {
     /// The lease held.
     pub lease: Option<Arc<Lease>>,
     /// Who else is at our record; `None` while nobody is.
-    pub challenged: Option<Challenged>,
+    pub contended: Option<Contended>,
     /// The uplink in use.
     pub uplink: Option<Uplink>,
     /// The MTU for pods.
@@ -228,7 +228,7 @@ impl Default for Status {
             network: None,
             reconfigured: None,
             lease: None,
-            challenged: None,
+            contended: None,
             uplink: None,
             mtu: None,
             store: Contact::Never,

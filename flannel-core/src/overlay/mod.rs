@@ -20,7 +20,7 @@ mod survey;
 pub(crate) use former_networks::check_places;
 
 pub use crate::agent::{
-    Challenged, ConfigPolicy, Contact, EnvFile, Event, Explanation, Hearing, Held, HeldBecause, LossPolicy, LossReason,
+    ConfigPolicy, Contact, Contended, EnvFile, Event, Explanation, Hearing, Held, HeldBecause, LossPolicy, LossReason,
     Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile, Teardown, Verdict,
     WithheldBecause,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::agent::LossPolicy;
 use crate::agent::contention::Contention;
-use crate::agent::status::{Challenged, LossReason};
+use crate::agent::status::{Contended, LossReason};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::lease::{BadRecord, Lease, LeaseAttrs, Record};
@@ -54,12 +54,12 @@ pub(crate) struct Renewal {
     unseen: bool,
     /// When to call the store next; `None` where nothing expires and nothing changed.
     due: Option<BootTime>,
-    /// The next call comes no earlier: one failed, or the record is challenged.
+    /// The next call comes no earlier: one failed, or the record is contended.
     not_before: BootTime,
     /// Attributes to publish that the store does not have yet.
     publish: Option<LeaseAttrs>,
     address: Address,
-    challenges: Contention,
+    contention: Contention,
     backoff: Backoff,
     jitter: Jitter,
 }
@@ -99,11 +99,11 @@ impl Renewal {
             unseen: false,
             publish: None,
             address: Address::Held,
-            challenges: Contention::new(jitter.clone()),
+            contention: Contention::new(jitter.clone()),
             backoff: Backoff::new(jitter.clone()),
             jitter,
         };
-        renewal.challenges.stand(now);
+        renewal.contention.stand(now);
         renewal.schedule(now);
         renewal
     }
@@ -118,14 +118,14 @@ impl Renewal {
     }
 
     /// Who else is at the record, for the status.
-    pub(crate) fn challenged(&self) -> Option<Challenged> {
-        self.challenges.show(self.due.filter(|_| self.may_call()))
+    pub(crate) fn contended(&self) -> Option<Contended> {
+        self.contention.show(self.due.filter(|_| self.may_call()))
     }
 
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let expiry = self.lease.expires.filter(|_| !self.lost);
         let due = self.due.filter(|_| self.asked.is_none() && self.may_call());
-        [due, expiry, self.challenges.calms()].into_iter().flatten().min()
+        [due, expiry, self.contention.calms()].into_iter().flatten().min()
     }
 
     /// Tells what is known of the address that identifies this node.
@@ -150,7 +150,7 @@ impl Renewal {
 
     /// The lease ran out while the store was away: from then on it may be another's (docs/faults.md, I3).
     pub(crate) fn expire(&mut self, now: BootTime) -> Outcome {
-        self.challenges.calm(now);
+        self.contention.calm(now);
         match self.lease.expires {
             Some(expires) if expires <= now && !self.lost => self.lose(LossReason::Expired, now),
             _ => Outcome::Same,
@@ -164,7 +164,7 @@ impl Renewal {
         }
         let attrs = self.publish.clone().unwrap_or_else(|| self.lease.attrs.clone());
         self.asked = Some(attrs.clone());
-        self.challenges.call(now);
+        self.contention.call(now);
         Some(if self.lost || self.rewrite {
             let own = OwnLeases::Key(self.lease.key.clone());
             StoreCall::Acquire(Want::new(attrs).preferring(self.lease.subnets).owning(own))
@@ -215,7 +215,7 @@ impl Renewal {
         }
         if self.unseen && seen.is_some_and(|seen| is_shown(seen, &self.lease)) {
             self.unseen = false;
-            if self.challenges.withdraw() {
+            if self.contention.withdraw() {
                 self.schedule(now);
             }
         }
@@ -296,7 +296,7 @@ impl Renewal {
         now: BootTime,
     ) -> Outcome {
         self.backoff.reset();
-        self.challenges.stand(now);
+        self.contention.stand(now);
         let confirmed = matches!(&shown, Some(Some(seen)) if is_shown(seen, &lease));
         self.unseen = !confirmed && (self.unseen || !is_shown(&self.lease, &lease));
         let vanished = matches!(shown, Some(None));
@@ -329,7 +329,7 @@ impl Renewal {
 
     /// Somebody was at the record, or seems to have been: the store has to say whether it is ours.
     fn ask(&mut self, now: BootTime) {
-        self.not_before = self.not_before.max(self.challenges.raise(now));
+        self.not_before = self.not_before.max(self.contention.raise(now));
         // A rival must not keep us from renewing in time what is still ours.
         let half = self.lease.expires.filter(|_| !self.lost).map(|expires| now.after(expires.since(now) / 2));
         self.due = self.allowed(half.map_or(self.not_before, |half| half.min(self.not_before)));

@@ -155,9 +155,9 @@ fn a_lease_that_a_rival_keeps_taking_is_taken_back_ever_later() {
         assert_eq!(held.own_record(Some(&taken()), now), Outcome::Lost(LossReason::Taken));
     });
     assert_spaced(&times);
-    let challenged = held.challenged().unwrap();
-    assert_eq!(challenged.times as usize, times.len());
-    assert!(challenged.next.is_some_and(|next| next > at(110)), "{challenged:?}");
+    let contended = held.contended().unwrap();
+    assert_eq!(contended.times as usize, times.len());
+    assert!(contended.next.is_some_and(|next| next > at(110)), "{contended:?}");
 }
 
 #[test]
@@ -222,11 +222,11 @@ fn a_lease_that_stood_for_half_a_minute_is_taken_back_at_once() {
         held.own_record(None, now);
         assert!(matches!(held.call(now), Some(StoreCall::Acquire(_))), "at once");
         held.answered(Ok(lease(None)), now);
-        assert_eq!(held.challenged().map(|challenged| (challenged.times, challenged.next)), Some((1, None)));
+        assert_eq!(held.contended().map(|contended| (contended.times, contended.next)), Some((1, None)));
     }
     assert_eq!(held.deadline(), Some(at(161)), "to say that all is quiet");
     held.expire(at(161));
-    assert_eq!((held.challenged(), held.deadline()), (None, None));
+    assert_eq!((held.contended(), held.deadline()), (None, None));
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn renewals_do_not_put_off_the_peace() {
         held.answered(Ok(Lease { attrs: edited("").attrs, ..lease(Some(200)) }), at(now));
         held.publish(lease(None).attrs, at(now));
     }
-    assert_eq!(held.challenged(), None);
+    assert_eq!(held.contended(), None);
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn a_late_record_does_not_undo_what_was_written_since() {
     }
     // Once our own is shown it was older.
     held.own_record(Some(&record(Lease { attrs: other, ..fenced("9") })), at(2));
-    assert_eq!((held.deadline(), held.challenged()), (None, None));
+    assert_eq!((held.deadline(), held.contended()), (None, None));
     // From then on all is newer.
     assert_eq!(held.own_record(Some(&taken()), at(3)), Outcome::Lost(LossReason::Taken));
 }
@@ -293,12 +293,12 @@ fn an_earlier_own_write_that_is_shown_late_is_no_rivals_where_the_fence_stays() 
     }
     assert_eq!(held.own_record(Some(&record(at_address(7))), at(1)), Outcome::Same);
     assert_eq!(held.own_record(Some(&record(at_address(8))), at(1)), Outcome::Same);
-    assert!(held.is_held() && held.challenged().is_none());
+    assert!(held.is_held() && held.contended().is_none());
     assert_eq!(held.own_record(Some(&record(at_address(9))), at(2)), Outcome::Lost(LossReason::Taken));
 }
 
 #[test]
-fn what_came_of_an_own_acquisition_is_no_challenge() {
+fn what_came_of_an_own_acquisition_is_no_contention() {
     let mut held = with_lease(None);
     held.own_record(None, at(1));
     held.call(at(1)).unwrap();
@@ -332,7 +332,7 @@ fn an_own_write_whose_reply_was_lost_is_no_rivals() {
     held.answered(Err(SubnetError::Unavailable { doing: "renewing", source: "cut".into() }), at(1));
     let own = record(Lease { attrs: moved.clone(), ..fenced("9") });
     assert_eq!(held.own_record(Some(&own), at(1)), Outcome::Renewed);
-    assert_eq!((&held.lease().attrs, held.challenged()), (&moved, None));
+    assert_eq!((&held.lease().attrs, held.contended()), (&moved, None));
 }
 
 /// What others may do to the record of a node that has a name, and how its lease is then written again.

@@ -268,13 +268,13 @@ async fn two_agents_of_one_name_take_turns_ever_more_slowly_and_say_so() {
     assert!(before <= 2 * 4 + 2 * 8, "{before} calls in a minute");
     pass(600.0).await;
     assert!(calls(&stores) - before <= 2 * 42, "{} calls in ten minutes", calls(&stores) - before);
-    let status = agent.until(|status| status.challenged.is_some_and(|challenged| challenged.next.is_some())).await;
-    assert!(status.challenged.unwrap().times > 30, "{status:?}");
+    let status = agent.until(|status| status.contended.is_some_and(|contended| contended.next.is_some())).await;
+    assert!(status.contended.unwrap().times > 30, "{status:?}");
     // The rival is gone: the lease is taken once more, and after half a minute all is forgotten.
     rival.cancelled().await.unwrap();
     let begun = Instant::now();
     agent.ready().await;
     assert!(begun.elapsed() <= Duration::from_secs(18), "{:?}", begun.elapsed());
-    agent.until(|status| status.challenged.is_none()).await;
+    agent.until(|status| status.contended.is_none()).await;
     assert_eq!(node.record().unwrap().attrs.public_ip.v4, Some(public(Family::V4, 200)));
 }
