@@ -3,7 +3,7 @@
 //! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};
+use flannel_core::kernel::{Device, LinkId, PeerState, Route, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -34,10 +34,6 @@ impl Backend for HostGw {
     }
 
     fn devices(&self, _local: &Local) -> Vec<Device> {
-        Vec::new()
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
         Vec::new()
     }
 

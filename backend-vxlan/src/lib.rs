@@ -10,7 +10,7 @@ mod wire;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::config::NetworkConfig;
-use flannel_core::kernel::{Device, PeerState, RouteSlot, State};
+use flannel_core::kernel::{Device, PeerState, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -55,10 +55,6 @@ impl Backend for Vxlan {
 
     fn devices(&self, local: &Local) -> Vec<Device> {
         wanted::devices(&self.config, local)
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        Vec::new()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

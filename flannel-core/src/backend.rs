@@ -65,7 +65,8 @@ pub struct Local {
 }
 
 impl Local {
-    /// The part of the kernel that a backend with these devices and route slots may touch.
+    /// The part of the kernel that a backend with these devices may touch, and the overlay's routes in these slots beside
+    /// [`RouteSlot::MAIN`].
     pub fn scope(&self, devices: Vec<Device>, slots: Vec<RouteSlot>) -> Scope {
         let situation = &self.situation;
         Scope {
@@ -151,10 +152,6 @@ pub trait Backend: Send + Sync + 'static {
     /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). [`base`](Self::base) wants
     /// those of them that are made here, and no others; with the network they are all of the kernel that it may touch.
     fn devices(&self, local: &Local) -> Vec<Device>;
-
-    /// The tables and metrics of the routes it wants, beside [`RouteSlot::MAIN`]: routes there, in the network, are looked
-    /// at with every audit, and those with a protocol of ours are the overlay's. An IPv6 metric of 1024 is written as 0.
-    fn slots(&self) -> Vec<RouteSlot>;
 
     /// The MTU for pods; `None`: the uplink's.
     fn mtu(&self, situation: &Situation) -> Option<Mtu>;

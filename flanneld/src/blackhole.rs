@@ -2,7 +2,7 @@
 //! by the default route (docs/compatibility.md, "Blackhole").
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{Device, PeerState, Route, RouteKey, RouteSlot, State};
+use flannel_core::kernel::{Device, PeerState, Route, RouteKey, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 
@@ -42,10 +42,6 @@ impl<B: Backend> Backend for Blackhole<B> {
 
     fn devices(&self, local: &Local) -> Vec<Device> {
         self.inner.devices(local)
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        self.inner.slots()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

@@ -134,7 +134,7 @@ impl Machine {
 
     pub(super) fn set_local(&mut self, now: BootTime, local: Local) {
         self.local = Arc::new(local);
-        let mut scope = inputs::scope(&*self.backend, &self.local);
+        let mut scope = inputs::scope(&self.settings, &*self.backend, &self.local);
         scope.former.clone_from(&self.scope.former);
         if scope != self.scope {
             self.scope = scope;

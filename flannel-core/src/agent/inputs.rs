@@ -270,8 +270,8 @@ pub(crate) fn choose(
 }
 
 /// The part of the kernel that is looked at and written.
-pub(crate) fn scope(backend: &dyn Backend, local: &Local) -> Scope {
-    local.scope(backend.devices(local), backend.slots())
+pub(crate) fn scope(settings: &Settings, backend: &dyn Backend, local: &Local) -> Scope {
+    local.scope(backend.devices(local), settings.slots.clone())
 }
 
 /// The MTU for pods.

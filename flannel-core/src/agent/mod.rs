@@ -218,7 +218,7 @@ impl Machine {
     ) -> Self {
         let local = Arc::new(local);
         let mut machine = Self {
-            scope: inputs::scope(&*backend, &local),
+            scope: inputs::scope(&settings, &*backend, &local),
             admission: inputs::admission(Arc::clone(&backend), &settings, &local),
             accepted: 0,
             prefixes: 0,

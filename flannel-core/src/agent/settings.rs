@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::agent::renewal::KnownBy;
-use crate::kernel::OverlayName;
+use crate::kernel::{OverlayName, RouteSlot};
 use crate::net::Dual;
 use crate::subnet::{NodeIdentity, ThisNode};
 use crate::uplink::Select;
@@ -93,6 +93,7 @@ pub(crate) struct Settings {
     pub(crate) missing_uplink: MissingUplink,
     pub(crate) public: Dual<IpAddr>,
     pub(crate) store_addresses: Vec<IpAddr>,
+    pub(crate) slots: Vec<RouteSlot>,
     pub(crate) on_loss: LossPolicy,
     pub(crate) on_reconfiguration: ConfigPolicy,
     pub(crate) teardown: Teardown,
@@ -110,6 +111,7 @@ impl Settings {
             missing_uplink: MissingUplink::default(),
             public: Dual::default(),
             store_addresses: Vec::new(),
+            slots: Vec::new(),
             on_loss: LossPolicy::default(),
             on_reconfiguration: ConfigPolicy::default(),
             teardown: Teardown::default(),

@@ -60,7 +60,6 @@ fn backend_on(link: Link, state: impl Fn(&Peer) -> PeerState + Send + 'static) -
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(|_, _| Ok(None));
-    backend.expect_slots().returning(Vec::new);
     backend.expect_devices().returning(|_| vec![Device { name: device().name, kind: device().kind }]);
     let base = move |_: &_| State { links: [(LinkId::Own(0), link.clone())].into(), ..State::default() };
     backend.expect_base().returning(base);
@@ -375,7 +374,6 @@ fn a_shared_mac_address_sets_no_deadline_that_waits_for_the_kernel() {
     backend.expect_wire_type().return_const("tunnel");
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(move |_, _| Ok(Some(mac)));
-    backend.expect_slots().returning(Vec::new);
     backend.expect_devices().returning(|_| Vec::new());
     let attrs = arbitrary::lease(1, V4, "tunnel").attrs;
     backend.expect_advertise().returning(move |_| Ok(attrs.clone()));

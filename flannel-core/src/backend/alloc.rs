@@ -8,7 +8,7 @@
 //! ```
 
 use crate::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use crate::kernel::{Device, PeerState, RouteSlot, State};
+use crate::kernel::{Device, PeerState, State};
 use crate::lease::LeaseAttrs;
 use crate::net::{Family, MacAddr, Mtu};
 
@@ -35,10 +35,6 @@ impl Backend for Alloc {
     }
 
     fn devices(&self, _local: &Local) -> Vec<Device> {
-        Vec::new()
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
         Vec::new()
     }
 

@@ -9,7 +9,7 @@ use crate::backend::{Backend, BackendError};
 use crate::backoff::Jitter;
 use crate::clock::{Clock, SystemClock};
 use crate::config::NetworkConfig;
-use crate::kernel::{Kernel, OverlayName};
+use crate::kernel::{Kernel, OverlayName, RouteSlot};
 use crate::net::Dual;
 use crate::overlay::run::Overlay;
 use crate::subnet::SubnetManager;
@@ -34,6 +34,9 @@ pub enum BuildError {
     /// The audit interval is out of range.
     #[error("audit interval {0:?} is not between 1 s and 10 min")]
     AuditInterval(Duration),
+    /// There is no such routing table.
+    #[error("route slot with table 0: a table has a number from 1 on, and the main table is {}", RouteSlot::MAIN.table)]
+    RouteTable,
     /// No backend was given.
     #[error("no backend was given: call Builder::backend at least once")]
     NoBackend,
@@ -92,6 +95,15 @@ impl Builder {
         self
     }
 
+    /// The tables and metrics of the routes that backends want, beside [`RouteSlot::MAIN`]. Routes there, in the network, are
+    /// looked at with every audit, which reads each table whole; those with a protocol of ours are the overlay's. A route
+    /// in a slot that is not named here is a conflict in the status. Go on naming a slot that is not used any more for as
+    /// long as former runs may have left routes there. Default: none.
+    pub fn route_slots(mut self, slots: Vec<RouteSlot>) -> Self {
+        self.settings.slots = slots;
+        self
+    }
+
     /// What to do when the lease is lost. Default: [`LossPolicy::Reacquire`].
     pub fn on_loss(mut self, policy: LossPolicy) -> Self {
         self.settings.on_loss = policy;
@@ -147,6 +159,9 @@ impl Builder {
         let interval = self.settings.audit_every;
         if interval < Duration::from_secs(1) || interval > Duration::from_secs(600) {
             return Err(BuildError::AuditInterval(interval));
+        }
+        if self.settings.slots.iter().any(|slot| slot.table == 0) {
+            return Err(BuildError::RouteTable);
         }
         if self.backends.is_empty() {
             return Err(BuildError::NoBackend);

@@ -115,7 +115,8 @@ async fn clear_marked(
     networks: Dual<Prefix>,
     former: Vec<Prefix>,
 ) -> Result<usize, OverlayError> {
-    let scope = Scope { former, ..Scope::new(settings.name.clone(), networks) };
+    let slots = settings.slots.clone();
+    let scope = Scope { former, slots, ..Scope::new(settings.name.clone(), networks) };
     clear(seams, &scope, |seen| planned(&State::default(), seen, &scope, &|_| None)).await
 }
 

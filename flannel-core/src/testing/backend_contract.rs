@@ -27,6 +27,7 @@ mod world;
 
 use crate::backend::{Backend, BackendError};
 use crate::config::NetworkConfig;
+use crate::kernel::RouteSlot;
 
 pub use crate::testing::store_contract::Families;
 pub use hostile::{no_host_or_lease_of_ones_own_makes_it_panic, no_peers_data_makes_it_panic};
@@ -49,6 +50,11 @@ pub trait Harness {
     /// Returns a new instance for node `node`. Node 1 is the one whose kernel is looked at.
     fn backend(&self, config: &NetworkConfig, node: u8) -> Box<dyn Backend>;
 
+    /// Returns what [`Builder::route_slots`](crate::overlay::Builder::route_slots) is to name. Default: nothing.
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
+    }
+
     /// Returns the families of the networks that it can run. Default: all.
     fn families(&self) -> &[Families] {
         &Families::ALL
@@ -60,6 +66,7 @@ pub trait Harness {
 #[derive(Debug, Clone, Copy)]
 pub struct Made<F> {
     settings: &'static str,
+    slots: &'static [RouteSlot],
     make: F,
 }
 
@@ -70,7 +77,12 @@ where
 {
     /// Returns the harness for a `Backend` object and what makes the backend.
     pub fn new(settings: &'static str, make: F) -> Self {
-        Self { settings, make }
+        Self { settings, slots: &[], make }
+    }
+
+    /// Returns the same for a backend that wants routes in these slots.
+    pub fn with_slots(self, slots: &'static [RouteSlot]) -> Self {
+        Self { slots, ..self }
     }
 }
 
@@ -81,6 +93,10 @@ where
 {
     fn settings(&self) -> &str {
         self.settings
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        self.slots.to_vec()
     }
 
     fn backend(&self, config: &NetworkConfig, _: u8) -> Box<dyn Backend> {

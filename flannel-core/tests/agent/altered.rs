@@ -1,7 +1,7 @@
 //! A backend that is another one but for some of its answers.
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
-use flannel_core::kernel::{Device, PeerState, RouteSlot, State};
+use flannel_core::kernel::{Device, PeerState, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -37,10 +37,6 @@ impl<B: Backend> Backend for Altered<B> {
 
     fn devices(&self, local: &Local) -> Vec<Device> {
         self.backend.devices(local)
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        self.backend.slots()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

@@ -43,10 +43,6 @@ impl Backend for Gateway {
         }
     }
 
-    fn slots(&self) -> Vec<RouteSlot> {
-        if *self == Self::TunnelTwice { vec![ASIDE] } else { Vec::new() }
-    }
-
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
         match self {
             Self::OrNothing => None,

@@ -1,6 +1,9 @@
 //! A backend with several routes to each peer.
 
-use flannel_core::kernel::Route;
+use std::sync::Arc;
+
+use flannel_core::kernel::{Route, RouteSlot};
+use flannel_core::overlay::BuildError;
 use flannel_core::testing::backend_contract::{self, Made};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
@@ -16,7 +19,7 @@ fn aside(node: &Node) -> usize {
 async fn routes_beside_the_main_table_are_kept_and_go_with_their_peer() {
     let node = Node::alone();
     node.join(1..=3);
-    let agent = node.run_as(node.builder_with(Gateway::TunnelTwice));
+    let agent = node.run_as(node.builder_with(Gateway::TunnelTwice).route_slots(vec![ASIDE]));
     agent.ready().await;
     assert_eq!((aside(&node), node.has_route(subnet(2))), (3, true));
     let device = node.kernel.link_index("tun4.1").unwrap();
@@ -37,9 +40,33 @@ async fn routes_beside_the_main_table_are_kept_and_go_with_their_peer() {
     assert_eq!(node.kernel.snapshot().matching("route 10.42.2.").len(), 3, "{}", node.kernel.snapshot());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_removal_finds_routes_in_each_slot() {
+    let node = Node::alone();
+    node.join(1..=3);
+    let builder = || node.builder_with(Gateway::TunnelTwice).route_slots(vec![ASIDE]);
+    let agent = node.run_as(builder());
+    agent.ready().await;
+    agent.killed().await;
+    let overlay = builder().build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
+    let direct = FakeRoute::via(subnet(9), "192.0.2.9".parse().unwrap(), node.kernel.link_index("eth0").unwrap());
+    let direct = FakeRoute { table: ASIDE.table, metric: ASIDE.metric, protocol: 210, ..direct };
+    node.kernel.add_route(direct, Placement::Exclusive).unwrap();
+    overlay.remove().await.unwrap();
+    assert_eq!(aside(&node), 0, "{}", node.kernel.snapshot());
+}
+
+#[test]
+fn table_0_is_refused() {
+    let node = Node::alone();
+    let builder = node.builder().route_slots(vec![RouteSlot::new(0, 7)]);
+    let outcome = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone()));
+    assert!(matches!(outcome, Err(BuildError::RouteTable)));
+}
+
 #[test]
 fn the_backend_contract_holds() {
     for backend in [Gateway::OrTunnel, Gateway::TunnelTwice] {
-        backend_contract::all(&Made::new(r#"{"Type":"tunnel"}"#, move |_| Ok(backend)));
+        backend_contract::all(&Made::new(r#"{"Type":"tunnel"}"#, move |_| Ok(backend)).with_slots(&[ASIDE]));
     }
 }

@@ -5,8 +5,7 @@ use std::net::IpAddr;
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
-    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, RouteSlot, State,
-    Vxlan,
+    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
 };
 use flannel_core::lease::{Json, LeaseAttrs, Scalar};
 use flannel_core::net::{Family, MacAddr, Mtu, Vni};
@@ -69,10 +68,6 @@ impl Backend for Tunnel {
     fn devices(&self, local: &Local) -> Vec<Device> {
         let links = local.situation.config.networks.families().map(|family| device(local, family).1);
         links.map(|link| Device::of(&link)).collect()
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        Vec::new()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

@@ -2,7 +2,7 @@
 
 use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
 use flannel_core::kernel::{
-    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, RouteSlot, State,
+    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, State,
 };
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
@@ -45,10 +45,6 @@ impl Backend for External {
 
     fn devices(&self, _local: &Local) -> Vec<Device> {
         vec![Device::new(Self::name(), Self::kind())]
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        Vec::new()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {

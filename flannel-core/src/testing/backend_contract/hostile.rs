@@ -141,7 +141,7 @@ fn check_local(node: &Node, local: &Local, peer: &Peer, how: &str) {
     // Whether it runs there at all is its own affair.
     let _ = alive("advertise", &what, || backend.advertise(&local.situation));
     let _ = alive("mtu", &what, || backend.mtu(&local.situation));
-    let scope = alive("devices", &what, || local.scope(backend.devices(local), backend.slots()));
+    let scope = alive("devices", &what, || local.scope(backend.devices(local), node.slots.clone()));
     let base = alive("base", &what, || backend.base(local));
     check_base(&scope, &base, local);
     for family in Family::BOTH {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::world::World;
 use super::{Families, Harness};
 use crate::backend::{Local, Peer};
-use crate::kernel::{LinkId, LinkKind, PeerState, Route, RouteKind, RouteSlot, Scope, State};
+use crate::kernel::{LinkId, LinkKind, PeerState, Route, RouteKind, Scope, State};
 use crate::net::{Family, Prefix, is_link_local};
 
 /// The devices are told apart, and `base` and `peer` want nothing outside it: devices
@@ -33,10 +33,6 @@ pub fn everything_wanted_is_inside_the_scope(harness: &dyn Harness, families: Fa
 }
 
 fn check_scope(scope: &Scope) {
-    for slot in &scope.slots {
-        assert!(slot.table != 0, "slots: there is no table 0");
-        assert!(*slot != RouteSlot::MAIN, "slots: the main table with the default metric is looked at anyway");
-    }
     for (nth, device) in scope.devices.iter().enumerate() {
         let name = &device.name;
         match &device.kind {
@@ -149,7 +145,7 @@ fn check_address(from: &str, what: &str, link: LinkId, addr: std::net::IpAddr, s
 
 fn check_route(from: &str, prefix: Prefix, route: &Route, scope: &Scope, base: &State, local: &Local) {
     assert!(scope.is_in_network(&prefix), "{from}: a route to {prefix} is outside the network");
-    assert!(scope.has_slot(route.slot), "{from}: the route to {prefix} is in no slot that slots() names");
+    assert!(scope.has_slot(route.slot), "{from}: the route to {prefix} is in a slot that is not named");
     assert!(route.kind != RouteKind::Foreign, "{from}: the route to {prefix} is of a kind that is only ever seen");
     let protocol = route.protocol;
     assert!(route.has_own_protocol(), "{from}: the route to {prefix} must have a protocol of ours, not {protocol}");

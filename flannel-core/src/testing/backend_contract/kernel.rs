@@ -31,7 +31,7 @@ pub fn one_round_converges_and_removal_leaves_nothing(harness: &dyn Harness, fam
         assert_eq!(advertised(&*backend, &situation), node.local.lease.attrs, "{rule}");
     }
     let attrs = node.local.lease.attrs.clone();
-    let node = Node { local: world.local(1, situation, attrs), backend, kernel: node.kernel };
+    let node = Node { local: world.local(1, situation, attrs), backend, kernel: node.kernel, slots: node.slots };
     assert_eq!(node.scope(), scope, "scope: must be the same after a restart");
     check_empty("after a restart", &scope, &plan(&node.wanted(&peers), &seen(&node.kernel, &scope), &scope, &|_| None));
 

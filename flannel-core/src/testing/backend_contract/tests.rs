@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::*;
 use crate::backend::{Local, Peer, Situation, Skip};
 use crate::kernel::{
-    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, RouteSlot, State,
-    Vxlan,
+    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
 };
 use crate::lease::{Json, LeaseAttrs, Scalar};
 use crate::net::{Family, MacAddr, Mtu, Vni};
@@ -127,10 +126,6 @@ impl Backend for Wrong {
         let devices = local.situation.config.networks.families().filter_map(|family| self.device(local, family));
         let devices = devices.filter(|(id, _)| self.fault != DeviceOutsideTheScope || *id != LinkId::Own(0));
         devices.map(|(_, link)| Device { name: link.name, kind: link.kind }).collect()
-    }
-
-    fn slots(&self) -> Vec<RouteSlot> {
-        Vec::new()
     }
 
     fn mtu(&self, situation: &Situation) -> Option<Mtu> {
@@ -257,7 +252,7 @@ fn each_fault_is_named_by_the_rule_that_it_breaks() {
         (RouteOutsideTheNetwork, "peer: a route to 192.0.2.2/32 is outside the network"),
         (RouteThroughAMissingLink, "peer: the route to 10.42.2.0/24 leads through a link that there is none of"),
         (RouteOfAnotherProtocol, "peer: the route to 10.42.2.0/24 must have a protocol of ours, not 3"),
-        (RouteInAnUnnamedSlot, "peer: the route to 10.42.2.0/24 is in no slot that slots() names"),
+        (RouteInAnUnnamedSlot, "peer: the route to 10.42.2.0/24 is in a slot that is not named"),
         (TwoRoutesInOneSlot, "peer: two routes to 10.42.2.0/24 in one table with one metric"),
         (RouteWithoutNeighbour, "peer: the route's next hop Some(10.42.2.255) is not the neighbour 10.42.2.0"),
         (NeighbourOnTheUplink, "peer: neighbour 10.42.2.0 must be on a device that base() wants, not on Uplink"),

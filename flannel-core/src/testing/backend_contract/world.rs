@@ -9,7 +9,9 @@ use std::task::{Context, Poll, Waker};
 use super::{Families, Harness};
 use crate::backend::{Backend, Local, Peer, Situation, Skip};
 use crate::config::NetworkConfig;
-use crate::kernel::{HostFacts, Kernel, KernelError, Link, LinkKind, LinkName, Object, PeerState, Scope, State};
+use crate::kernel::{
+    HostFacts, Kernel, KernelError, Link, LinkKind, LinkName, Object, PeerState, RouteSlot, Scope, State,
+};
 use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Family, MacAddr, Mtu};
 use crate::subnet::NodeIdentity;
@@ -63,7 +65,7 @@ impl<'a> World<'a> {
         }
         situation.host = facts(&kernel);
         local.situation = situation;
-        Node { kernel, backend, local }
+        Node { kernel, backend, local, slots: self.harness.slots() }
     }
 
     pub(super) fn situation(&self, n: u8, kernel: &FakeKernel) -> Situation {
@@ -98,11 +100,12 @@ pub(super) struct Node {
     pub(super) kernel: FakeKernel,
     pub(super) backend: Box<dyn Backend>,
     pub(super) local: Local,
+    pub(super) slots: Vec<RouteSlot>,
 }
 
 impl Node {
     pub(super) fn scope(&self) -> Scope {
-        self.local.scope(self.backend.devices(&self.local), self.backend.slots())
+        self.local.scope(self.backend.devices(&self.local), self.slots.clone())
     }
 
     /// What a peer gets in each family of the network.
