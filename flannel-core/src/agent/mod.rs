@@ -58,7 +58,7 @@ use crate::backend::{Backend, Local, Situation};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::lease::{Lease, LeaseEvent, LeaseKey, Record, is_complete};
+use crate::lease::{Lease, LeaseEvent, LeaseKey, is_complete};
 use crate::net::{Dual, Prefix};
 
 use crate::subnet::SubnetError;
@@ -447,7 +447,6 @@ impl Machine {
                     record => self.renewal.own_record(record, now),
                 };
                 self.renewal_outcome(now, outcome);
-                self.others_leases(now, &records);
                 let before = self.prefixes;
                 let changes = self.admission.reset(records);
                 (changes, Some(before))
@@ -456,8 +455,6 @@ impl Machine {
                 if record.key == own {
                     let outcome = self.renewal.own_record(Some(&record), now);
                     self.renewal_outcome(now, outcome);
-                } else {
-                    self.others_leases(now, std::slice::from_ref(&record));
                 }
                 (self.admission.upsert(record), None)
             }
@@ -516,18 +513,6 @@ impl Machine {
             self.relist.listed(self.admission.has_room_again());
             self.show_peers();
             self.events.push(Event::Snapshot(self.status.peers));
-        }
-    }
-
-    /// Looks whether another node has been given the own subnets while the own record waits to be written again.
-    fn others_leases(&mut self, now: BootTime, records: &[Record]) {
-        if !self.renewal.waits_to_rewrite() {
-            return;
-        }
-        let own = self.local.lease.key.clone();
-        for lease in records.iter().filter(|record| record.key != own).filter_map(|record| record.lease.as_ref().ok()) {
-            let outcome = self.renewal.others_lease(lease, now);
-            self.renewal_outcome(now, outcome);
         }
     }
 

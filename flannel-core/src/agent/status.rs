@@ -262,8 +262,8 @@ pub enum LossReason {
     /// Its record is gone from the store. Only where nodes are known by their address: else it is written again.
     #[error("its record was deleted")]
     Deleted,
-    /// Its record, or its subnets while it has no record, are another node's.
-    #[error("its record or its subnets are another node's")]
+    /// Its record is another node's. Only where nodes are known by their address.
+    #[error("its record is another node's")]
     Taken,
     /// It ran out before the store could be reached.
     #[error("it ran out before the store could be reached")]

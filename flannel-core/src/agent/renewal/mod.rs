@@ -9,7 +9,6 @@ use crate::agent::status::{Contended, LossReason};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::lease::{BadRecord, Lease, LeaseAttrs, Record};
-use crate::net::{Family, Prefix};
 use crate::subnet::{OwnLeases, SubnetError, Want};
 
 #[cfg(test)]
@@ -269,22 +268,6 @@ impl Renewal {
                 Outcome::Same
             }
         }
-    }
-
-    /// The store showed the lease of another node. While the own record waits to be written again, a store may give its
-    /// subnets out.
-    pub(crate) fn others_lease(&mut self, lease: &Lease, now: BootTime) -> Outcome {
-        let overlaps =
-            |(family, own): (Family, &Prefix)| lease.subnets.get(family).is_some_and(|its| its.overlaps(own));
-        if self.rewrite && self.asked.is_none() && self.lease.subnets.iter().any(overlaps) {
-            return self.lose(LossReason::Taken, now);
-        }
-        Outcome::Same
-    }
-
-    /// Whether the own record is gone or damaged and not written again yet.
-    pub(crate) fn waits_to_rewrite(&self) -> bool {
-        self.rewrite
     }
 
     /// The lease as the store gave it.

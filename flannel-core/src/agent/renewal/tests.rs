@@ -409,18 +409,6 @@ fn a_named_nodes_record_that_goes_while_it_is_renewed_is_written_again() {
 }
 
 #[test]
-fn a_named_nodes_subnets_are_lost_if_another_node_gets_them_while_its_record_is_gone() {
-    let others = Lease { key: LeaseKey::new("another"), ..lease(None) };
-    let elsewhere = Lease { subnets: Dual::default(), ..others.clone() };
-    let mut held = named(LossPolicy::Reacquire);
-    assert_eq!(held.others_lease(&others, at(1)), Outcome::Same, "admission judges it while both records are there");
-    held.own_record(None, at(1));
-    assert_eq!((held.others_lease(&elsewhere, at(2)), held.is_held()), (Outcome::Same, true));
-    assert_eq!((held.others_lease(&others, at(2)), held.is_held()), (Outcome::Lost(LossReason::Taken), false));
-    assert!(matches!(held.call(at(60)), Some(StoreCall::Acquire(_))));
-}
-
-#[test]
 fn a_named_nodes_record_that_is_kept_from_it_is_written_ever_later() {
     let mut held = Renewal::new(Arc::new(lease(None)), LossPolicy::Reacquire, KnownBy::Name, at(0), Jitter::seeded(1));
     let times = calls(&mut held, lease(None), |held, now| {
