@@ -90,6 +90,14 @@ pub enum BackendError {
     /// A setting of its `Backend` object is wrong; the error names the JSON path.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// It was given to [`Builder::backend`](crate::overlay::Builder::backend) under another name than its own.
+    #[error("the backend given for type {kind:?} is called {name:?}: give it under its own name")]
+    Misnamed {
+        /// The type of the configuration, under which it was given.
+        kind: String,
+        /// What [`Backend::name`] returns.
+        name: &'static str,
+    },
     /// The host does not allow it.
     #[error("{what}: {remedy}")]
     Host {
@@ -138,7 +146,8 @@ pub enum Skip {
 /// [`testing::backend_contract`](crate::testing::backend_contract) proves an implementation.
 #[cfg_attr(feature = "mock", mockall::automock)]
 pub trait Backend: Send + Sync + 'static {
-    /// Its name, as in the configuration's `Backend.Type`.
+    /// Its name, as in the configuration's `Backend.Type`. The same under which it is given to
+    /// [`Builder::backend`](crate::overlay::Builder::backend).
     fn name(&self) -> &'static str;
 
     /// What stands in `BackendType` of a lease: empty for udp and alloc (docs/compatibility.md, "Lease attributes").
@@ -149,8 +158,8 @@ pub trait Backend: Send + Sync + 'static {
     /// it.
     fn writes(&self) -> bool;
 
-    /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). [`base`](Self::base) wants
-    /// those of them that are made here, and no others; with the network they are all of the kernel that it may touch.
+    /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). It may touch these and routes in
+    /// the network, and nothing else of the kernel. [`base`](Self::base) wants each of them that is made here.
     fn devices(&self, local: &Local) -> Vec<Device>;
 
     /// The MTU for pods; `None`: the uplink's.
@@ -173,7 +182,7 @@ pub trait Backend: Send + Sync + 'static {
     /// alias are not looked at.
     fn base(&self, local: &Local) -> State;
 
-    /// What one peer needs in one family, or why it gets nothing: always that where the network does not have the family.
+    /// What one peer needs in one family, or why it gets nothing. It is a [`Skip`] where the network has no such family.
     ///
     /// # Errors
     /// [`Skip`] names the reason.

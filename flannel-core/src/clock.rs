@@ -44,6 +44,8 @@ pub trait Clock: Send + Sync + 'static {
 const SLICE: Duration = Duration::from_secs(5);
 
 /// The machine's clock: `CLOCK_BOOTTIME` on Linux, else tokio's monotonic one.
+///
+/// Under tokio's paused time it stands still while sleeps end at once: tests that pause time use [`TokioClock`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock(());
 

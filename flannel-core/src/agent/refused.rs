@@ -21,7 +21,7 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 #[derive(Debug, Default)]
 pub(crate) struct Refused {
     objects: BTreeMap<Object, Refusal>,
-    /// When objects whose refusal is not the node's trouble are worth an audit.
+    /// Objects whose refusal is not the node's trouble, and when to try them again.
     waits: BTreeMap<Object, Wait>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Whose {
     Node,
     /// This peer.
     Peer(LeaseKey),
-    /// Nothing: it is left in a former network.
+    /// Nobody: it was left in a former network.
     Former,
 }
 
@@ -71,7 +71,7 @@ impl Kind {
 impl Entry<'_> {
     /// Whether the refusal is the node's trouble. It is not where a peer's record is the cause: the kernel rejects the
     /// value, and has taken an object of the same kind for another peer. Without that proof it is, also where there is
-    /// one peer only: then no peer can be reached. Nor is it where something stays in a former network.
+    /// one peer only: then no peer can be reached. What stays in a former network is nobody's trouble.
     fn is_nodes(&self, in_place: &BTreeSet<Kind>) -> bool {
         let proven = || Kind::of(&self.object).is_some_and(|kind| in_place.contains(&kind));
         match self.whose {
@@ -89,15 +89,18 @@ impl Refused {
         &mut self,
         now: BootTime,
         jitter: &mut Jitter,
-        entries: Vec<Entry<'_>>,
+        mut entries: Vec<Entry<'_>>,
         in_place: &BTreeSet<Kind>,
     ) -> usize {
+        // What is left in a former network takes no peer's place in the list.
+        entries.sort_by_key(|entry| entry.whose == Whose::Former);
         let (old, mut nodes) = (std::mem::take(&mut self.waits), 0);
         self.objects.clear();
         for entry in entries {
             let listed = self.objects.len() < MOST;
             let waits = listed && !entry.is_nodes(in_place);
-            nodes += usize::from(!waits);
+            // What is not listed is the node's: something is wrong with the kernel. But nothing depends on what is left.
+            nodes += usize::from(!waits && entry.whose != Whose::Former);
             if waits {
                 let length = match old.get(&entry.object) {
                     None => WAIT.0,

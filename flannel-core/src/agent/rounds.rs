@@ -74,7 +74,7 @@ impl Machine {
         let mut guard = std::mem::take(&mut self.guard);
         let (plan, skips) = self.compare(now, &mut seen, &mut guard);
         self.guard = guard;
-        self.leave_cleared_networks(now, &seen);
+        self.leave_cleared_networks(now, &plan);
         self.stale.all_prefixes |= !self.audit.judged;
         let Restrained { plan, held } = self.restrain(plan, now, |_| true);
         self.divergence.clear();
@@ -96,7 +96,7 @@ impl Machine {
     /// What to write, and which peers get nothing. What is as wanted is taken out of `seen`; the first time it is held
     /// against what the store says.
     pub(super) fn compare(&self, now: BootTime, seen: &mut State, guard: &mut Guard) -> (Plan, wanted::Skips) {
-        let before = if self.audit.judged { 0 } else { self.owned_prefixes(seen).count() };
+        let before = if self.audit.judged { 0 } else { self.present_prefixes(seen).count() };
         let (wanted, skips) = wanted::whole(&*self.backend, &self.local, &self.scope, self.admission.peers(), seen);
         if !self.audit.judged {
             self.judge_start(guard, now, before, &wanted, seen);
@@ -104,10 +104,11 @@ impl Machine {
         (self.plan(wanted, seen), skips)
     }
 
-    /// The prefixes that have a route of ours.
-    pub(super) fn owned_prefixes(&self, seen: &State) -> impl Iterator<Item = Prefix> {
+    /// The prefixes in the present network that have a route of ours.
+    fn present_prefixes(&self, seen: &State) -> impl Iterator<Item = Prefix> {
         let owns = |(key, route): &(&RouteKey, &Route)| {
-            owns_route(&key.prefix, route, &self.scope, &|prefix| self.claim(prefix))
+            self.scope.is_in_network(&key.prefix)
+                && owns_route(&key.prefix, route, &self.scope, &|prefix| self.claim(prefix))
         };
         let mut last = None;
         let prefixes = seen.routes.iter().filter(owns).map(|(key, _)| key.prefix);
@@ -133,7 +134,7 @@ impl Machine {
     /// While the store is away the peers are those of its last list: whoever is not in it may have joined since.
     fn judge_start(&self, guard: &mut Guard, now: BootTime, before: usize, wanted: &State, rest: &State) {
         let is_gone = |prefix: &Prefix| wanted.routes_to(*prefix).next().is_none();
-        let gone: BTreeSet<Prefix> = self.owned_prefixes(rest).filter(is_gone).collect();
+        let gone: BTreeSet<Prefix> = self.present_prefixes(rest).filter(is_gone).collect();
         if matches!(self.health.watch(), Contact::Lost { .. }) {
             guard.protected.await_store(gone);
         } else {

@@ -33,7 +33,7 @@ pub(crate) fn whole<'a>(
     let missing = |there: usize| if links_settled { room.saturating_sub(there) } else { room };
     let mut fdb = Vec::with_capacity(missing(seen.fdb.len()));
     let mut neighbours = Vec::with_capacity(missing(seen.neighbours.len()));
-    let mut routes = Vec::with_capacity(missing(seen.routes.len()));
+    let mut routes = Vec::with_capacity(missing(seen.routes.len()) * (1 + scope.slots.len()));
     let mut skips = Skips::new();
     for peer in peers {
         for (family, outcome) in states(backend, local, peer) {

@@ -358,7 +358,7 @@ pub struct PeerState {
     pub fdb: Option<(FdbKey, IpAddr)>,
     /// The MAC address of its next hop.
     pub neighbour: Option<(NeighbourKey, MacAddr)>,
-    /// The routes to its subnet, or to parts of it. Several to one prefix have to differ in table or metric.
+    /// The routes to its subnet. Several have to differ in table or metric.
     pub routes: Vec<(Prefix, Route)>,
 }
 

@@ -133,9 +133,10 @@ impl Scope {
         self.is_in_network(prefix) || self.former.iter().any(|former| former.covers(prefix))
     }
 
-    /// Whether routes of this table and metric are looked at.
-    pub fn has_slot(&self, slot: RouteSlot) -> bool {
-        slot == RouteSlot::MAIN || (slot.table != 0 && self.slots.contains(&slot))
+    /// Whether routes of this family with this table and metric are looked at.
+    pub fn has_slot(&self, slot: RouteSlot, family: Family) -> bool {
+        let slot = slot.normal(family);
+        slot == RouteSlot::MAIN || (slot.table != 0 && self.slots.iter().any(|named| named.normal(family) == slot))
     }
 
     /// The tables in which routes are looked at.

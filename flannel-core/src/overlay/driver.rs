@@ -187,7 +187,7 @@ impl<'a> Driver<'a> {
 
     /// Removes what is ours, then gives the lease back.
     async fn remove(&mut self, gate: Arc<Mutex<Gate>>) -> Result<(), OverlayError> {
-        self.machine.include_former_networks();
+        self.machine.include_all_former_networks();
         let scope = self.machine.scope().clone();
         let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
         let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::agent::inputs::{Evidence, First, Known, Owner};
 use crate::agent::{Contact, Event, MissingUplink, Settings};
-use crate::backend::{Backend, Situation, Uplink};
+use crate::backend::{Backend, BackendError, Situation, Uplink};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
@@ -246,7 +246,9 @@ pub(crate) fn pick(
         let remedy = format!("available: {}", known.join(", "));
         return Err(OverlayError::Backend(ConfigError::new("$.Backend.Type", problem, remedy).into()));
     };
-    make(config).map_err(OverlayError::Backend)
+    let backend = make(config).map_err(OverlayError::Backend)?;
+    let (kind, name) = (config.backend.kind.clone(), backend.name());
+    if kind == name { Ok(backend) } else { Err(OverlayError::Backend(BackendError::Misnamed { kind, name })) }
 }
 
 /// Asks the store until it answers.

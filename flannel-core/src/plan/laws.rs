@@ -36,15 +36,15 @@ struct Wish {
 struct PeerWish {
     variant: u8,
     overlay: bool,
-    /// Whether it has a route in each of [`SLOTS`] as well.
-    more: [bool; 2],
+    /// What it has in each of [`SLOTS`] as well: nothing, the same route, or a direct one.
+    more: [u8; 2],
 }
 
 /// Slots beside the plain one.
 const SLOTS: [RouteSlot; 2] = [RouteSlot { table: 200, metric: 0 }, RouteSlot { metric: 70, ..RouteSlot::MAIN }];
 
 fn wish() -> impl Strategy<Value = Wish> {
-    let more = prop_oneof![2 => Just([false; 2]), 1 => any::<[bool; 2]>()];
+    let more = prop_oneof![2 => Just([0; 2]), 1 => [0..3u8, 0..3u8]];
     let peer = (0..2u8, any::<bool>(), more);
     let peer = peer.prop_map(|(variant, overlay, more)| PeerWish { variant, overlay, more });
     let peers = prop::collection::vec(prop::option::weighted(0.8, peer), usize::from(PEERS));
@@ -143,14 +143,14 @@ impl Wish {
                 let Some(peer) = peer else { continue };
                 let prefix = subnet(family, n);
                 let dst = self.public(n, family);
-                let more = SLOTS.into_iter().zip(peer.more).filter(|(_, is_wanted)| *is_wanted).map(|(slot, _)| slot);
+                let direct = Route::direct(prefix, dst, LinkId::Uplink);
                 let routes = |route: Route| {
-                    let slots = [RouteSlot::MAIN].into_iter().chain(more);
-                    slots.map(|slot| (prefix, route.in_slot(slot))).collect()
+                    let more = SLOTS.into_iter().zip(peer.more).filter(|(_, more)| *more > 0);
+                    let more = more.map(|(slot, more)| if more == 1 { route } else { direct }.in_slot(slot));
+                    [route].into_iter().chain(more).map(|route| (prefix, route)).collect()
                 };
                 if !peer.overlay {
-                    let route = Route::direct(prefix, dst, LinkId::Uplink);
-                    peers.push(PeerState { routes: routes(route), ..PeerState::default() });
+                    peers.push(PeerState { routes: routes(direct), ..PeerState::default() });
                 } else if self.devices[slot(family)] {
                     let mac = MacAddr([2, 0, 0, 0, n, peer.variant]);
                     peers.push(PeerState {

@@ -168,7 +168,7 @@ impl<'a> Planner<'a> {
         // A route may lead through any link, but not through a device of ours that there is none of.
         let leads_astray = |link: Option<LinkId>| link.is_some_and(|id| matches!(id, LinkId::Own(_)) && !is_ours(id));
         let inside = |prefix: &Prefix, route: &Route| {
-            scope.is_in_network(prefix) && scope.has_slot(route.slot) && !leads_astray(route.link)
+            scope.is_in_network(prefix) && scope.has_slot(route.slot, prefix.family()) && !leads_astray(route.link)
         };
         let mut outside = Vec::new();
         outside.extend(take_if(&mut wanted.links, |id, link| !is_device(*id, link)).map(Object::Link));
@@ -179,8 +179,10 @@ impl<'a> Planner<'a> {
         outside.extend(routes.map(|key| Object::Route(key.prefix)));
         self.conflicts.extend(outside.into_iter().map(|object| Conflict {
             object,
-            found: "outside the scope that the backend names".to_owned(),
-            remedy: "mend the backend: its scope has to name each of its devices and networks".to_owned(),
+            found: "outside the scope of the overlay".to_owned(),
+            remedy: "mend the backend: devices() has to name each device, a route has to be in the network, and in a slot \
+                     that the overlay was built with"
+                .to_owned(),
         }));
     }
 
@@ -431,6 +433,8 @@ impl<'a> Planner<'a> {
             while let Some((_, want)) = wanted.next_if(|(key, _)| key.prefix == prefix) {
                 wants.push(want.normal(&prefix));
             }
+            // Those that the kernel refuses beside another come first.
+            wants.sort_by_key(|want| !want.onlink);
             self.make_room(prefix, &wants, &mut have);
             let foreign: Vec<Route> = match prefix.family() {
                 Family::V4 => Vec::new(),
@@ -456,7 +460,12 @@ impl<'a> Planner<'a> {
             return;
         }
         let is_there = |want: &Route| have.iter().any(|route| route.same(want));
-        let missing: Vec<Route> = wants.iter().filter(|want| !is_there(want)).copied().collect();
+        // Nothing makes room for what a foreign route keeps out.
+        let is_free = |want: &Route| {
+            let in_the_way = |route: &&Route| route.slot == want.slot || keeps_out(route, want);
+            have.iter().filter(in_the_way).all(|route| self.owns_route(&prefix, route))
+        };
+        let missing: Vec<Route> = wants.iter().filter(|want| !is_there(want) && is_free(want)).copied().collect();
         let blocked = |link: Option<LinkId>| link.is_some_and(|link| self.blocked.contains(&link));
         let is_in_the_way = |route: &Route| {
             let keeps_out = |want: &Route| keeps_out(route, want) && !blocked(want.link);
@@ -582,5 +591,5 @@ fn in_place(want: &Link, have: &Link) -> bool {
 /// Whether the kernel refuses to write one IPv6 route while the other is there: an `onlink` next hop must not be reached through
 /// another device by what is in the main table, be it the very route to replace (`ip6_route_check_nh_onlink`).
 fn keeps_out(have: &Route, want: &Route) -> bool {
-    want.onlink && have.slot.is_in_main_table() && have.link != want.link
+    want.onlink && have.kind != RouteKind::Blackhole && have.slot.is_in_main_table() && have.link != want.link
 }

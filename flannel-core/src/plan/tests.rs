@@ -535,3 +535,65 @@ fn of_many_conflicts_the_first_are_told_and_all_counted() {
     let told = conflicts.iter().filter(|conflict| !conflict.found.is_empty() && !conflict.remedy.is_empty()).count();
     assert_eq!((conflicts.len(), told), (Plan::MOST_TOLD + 10, Plan::MOST_TOLD));
 }
+
+#[test]
+fn a_direct_route_with_a_tunnel_behind_it_converges_in_ipv6() {
+    use crate::kernel::Kernel;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let kernel = crate::testing::FakeKernel::new();
+    let uplink = kernel.add_uplink("eth0", "192.168.0.1/24".parse().unwrap()).unwrap();
+    kernel.add_address("eth0", "2001:db8::1/64".parse().unwrap()).unwrap();
+    let slot = crate::kernel::RouteSlot::new(254, 2048);
+    let scope = Scope { uplink: Some(uplink), slots: vec![slot], ..scope() };
+    let prefix: Prefix = "fd05:0:0:2::/64".parse().unwrap();
+    let direct = Route::direct(prefix, "2001:db8::2".parse().unwrap(), LinkId::Uplink);
+    let tunnel = Route::overlay(prefix, prefix.addr(), OWN).in_slot(slot);
+    let mut wanted = State { links: wanted().links, ..State::default() };
+    wanted.add(&PeerState::default().with_route(prefix, direct).with_route(prefix, tunnel));
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        let seen = runtime.block_on(kernel.observe(&scope)).unwrap();
+        let plan = plan(&wanted, &seen, &scope, &|_| None);
+        if plan.is_empty() {
+            return;
+        }
+        let ops: Vec<_> = plan.ops.iter().map(|op| OpText { op, scope: &scope }.to_string()).collect();
+        let report = runtime.block_on(kernel.apply(&scope, std::sync::Arc::new(plan.ops)));
+        told.push((ops, report.refused));
+    }
+    panic!("never as wanted: {told:#?}");
+}
+
+#[test]
+fn an_ipv6_route_with_the_metric_1024_in_another_table_is_seen_again() {
+    let slot = crate::kernel::RouteSlot::new(100, 1024);
+    let scope = Scope { slots: vec![slot], ..scope() };
+    let prefix: Prefix = "fd05:0:0:2::/64".parse().unwrap();
+    let route = Route::overlay(prefix, prefix.addr(), OWN).in_slot(slot);
+    let mut all = State { links: wanted().links, ..State::default() };
+    all.add(&PeerState::default().with_route(prefix, route));
+    let plan = plan(&all, &State::default(), &scope, &|_| None);
+    let is_written = plan.ops.iter().any(|op| matches!(op, Op::CreateRoute { .. }));
+    assert!(
+        !is_written || scope.has_slot(slot.normal(Family::V6), Family::V6),
+        "written, and never seen: {:?}",
+        plan.conflicts
+    );
+}
+
+#[test]
+fn routes_that_differ_in_their_source_alone_are_two() {
+    use crate::kernel::Kernel;
+    use crate::testing::fake_kernel::{FakeRoute, Placement};
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let kernel = crate::testing::FakeKernel::new();
+    let uplink = kernel.add_uplink("eth0", "192.168.0.1/24".parse().unwrap()).unwrap();
+    kernel.add_address("eth0", "192.168.0.7/24".parse().unwrap()).unwrap();
+    let scope = Scope { uplink: Some(uplink), ..scope() };
+    let via = FakeRoute { protocol: 205, ..FakeRoute::via(prefix(), "192.168.0.2".parse().unwrap(), uplink) };
+    kernel.add_route(via.clone(), Placement::Exclusive).unwrap();
+    let more = FakeRoute { source: Some("192.168.0.7".parse().unwrap()), ..via };
+    kernel.add_route(more, Placement::Append).expect("the kernel takes routes that differ in their source");
+    let seen = runtime.block_on(kernel.observe(&scope)).unwrap();
+    assert_eq!(seen.routes.len(), 2);
+}

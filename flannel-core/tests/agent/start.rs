@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::node::{Node, add_defaults, config, eventually, parse, pass, pool, public, subnet};
 use crate::storms::Away;
+use crate::tunnel::Tunnel;
 use crate::watch::Watched;
 
 fn timeout() -> KernelError {
@@ -236,6 +237,15 @@ async fn an_invalid_config_ends_at_once_with_its_path() {
     let Err(OverlayError::Store(error)) = agent.ended().await else { panic!("no error") };
     assert!(error.to_string().contains("$.Network"), "{error}");
     assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_given_under_another_name_is_refused() {
+    let node = Node::alone();
+    node.store.set_config(parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}"#));
+    let agent = node.run_as(node.builder().backend("pigeon", |_| Ok(Tunnel)));
+    let Err(OverlayError::Backend(error)) = agent.ended().await else { panic!("no error") };
+    assert!(error.to_string().contains(r#"type "pigeon" is called "tunnel""#), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -126,7 +126,7 @@ pub(crate) struct SeenRoute {
 impl SeenRoute {
     /// Whether its key is one that the overlay reads and writes.
     pub(crate) fn in_territory(&self, scope: &Scope) -> bool {
-        self.tos == 0 && scope.has_slot(self.slot) && scope.covers(&self.prefix)
+        self.tos == 0 && scope.has_slot(self.slot, self.prefix.family()) && scope.covers(&self.prefix)
     }
 
     /// Whether an overlay of this library wrote it.

@@ -106,6 +106,17 @@ impl Entry {
         true
     }
 
+    /// Whether the kernel takes the two for one. In IPv4 the source tells routes apart.
+    fn is_same_route(&self, other: &Self, family: Family) -> bool {
+        self.is_same_hop(other) && (family == Family::V6 || self.source == other.source)
+    }
+
+    /// Whether a deletion of `asked` matches. A source counts in IPv4, and only where it is asked for.
+    fn is_asked_for(&self, asked: &Self, family: Family) -> bool {
+        self.is_same_hop(asked)
+            && (family == Family::V6 || asked.source.is_none_or(|source| self.source == Some(source)))
+    }
+
     fn is_same_hop(&self, other: &Self) -> bool {
         (self.kind, self.gateway, self.link, self.protocol) == (other.kind, other.gateway, other.link, other.protocol)
     }

@@ -564,7 +564,7 @@ fn hints_of(notice: &Notice, scope: &Scope, ids: &BTreeMap<u32, LinkId>) -> Vec<
         Notice::Address { index, addr, is_there } => Hint::of_address(*addr, *is_there, own(index)).collect(),
         Notice::Neighbour(index) | Notice::Fdb(index) => hints(own(index), false),
         Notice::Route { slot, link, is_fact } => {
-            let ours = scope.has_slot(slot.as_told()) && scope.covers(&slot.prefix);
+            let ours = scope.has_slot(slot.as_told(), slot.prefix.family()) && scope.covers(&slot.prefix);
             hints(ours, *is_fact && slot.table == MAIN && !link.is_some_and(|link| own(&link)))
         }
     }

@@ -51,7 +51,7 @@ impl Machine {
         }
         for (slot, entries) in &self.routes {
             let told = slot.as_told();
-            if !scope.has_slot(told) || !scope.covers(&slot.prefix) {
+            if !scope.has_slot(told, slot.prefix.family()) || !scope.covers(&slot.prefix) {
                 continue;
             }
             for entry in entries {

@@ -14,17 +14,19 @@ impl Machine {
         if placement == Placement::Replace && !self.routes.contains_key(&slot) {
             return Err(ENOENT);
         }
+        let family = slot.prefix.family();
         let entries = self.routes.entry(slot).or_default();
-        let merges = slot.prefix.family() == Family::V6
-            && entry.can_have_siblings()
-            && entries.first().is_some_and(Entry::can_have_siblings);
+        let merges =
+            family == Family::V6 && entry.can_have_siblings() && entries.first().is_some_and(Entry::can_have_siblings);
         match placement {
             Placement::Exclusive if entries.is_empty() => entries.push(entry),
             Placement::Exclusive => return Err(EEXIST),
             // The kernel matches prefix, TOS and metric and asks for nothing else (docs/kernel-facts.md, "IPv4
             // replace", "Route keys are not unique").
             Placement::Replace => entries[0] = entry,
-            Placement::Append | Placement::Prepend if entries.iter().any(|other| other.is_same_hop(&entry)) => {
+            Placement::Append | Placement::Prepend
+                if entries.iter().any(|other| other.is_same_route(&entry, family)) =>
+            {
                 return Err(EEXIST);
             }
             Placement::Append | Placement::Prepend if merges => {
@@ -84,8 +86,10 @@ impl Machine {
     /// Deletes what matches in full: another protocol or next hop is another route (docs/kernel-facts.md, "Replace and
     /// exclusive create", "IPv4 replace").
     pub(in super::super) fn delete_route(&mut self, slot: Slot, entry: &Entry) -> Outcome {
+        let family = slot.prefix.family();
         let entries = self.routes.get_mut(&slot).ok_or(ESRCH)?;
-        if let Some(place) = entries.iter().position(|other| !other.is_multipath() && other.is_same_hop(entry)) {
+        if let Some(place) = entries.iter().position(|other| !other.is_multipath() && other.is_asked_for(entry, family))
+        {
             entries.remove(place);
         } else if !take_next_hop(entries, entry) {
             return Err(ESRCH);
