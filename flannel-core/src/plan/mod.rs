@@ -446,7 +446,10 @@ impl<'a> Planner<'a> {
                 let is_there = here.iter().any(|route| route.same(want));
                 let elsewhere = foreign.iter().find(|route| route.slot != want.slot && keeps_out(route, want));
                 match elsewhere.filter(|_| !is_there) {
-                    Some(foreign) => self.route_conflict(prefix, foreign),
+                    Some(foreign) => {
+                        self.route_conflict(prefix, foreign);
+                        self.unwanted_routes(prefix, &here);
+                    }
                     None => self.wanted_route(prefix, *want, &here),
                 }
             }
