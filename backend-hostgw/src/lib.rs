@@ -118,7 +118,7 @@ mod tests {
         let local = local(&Family::BOTH);
         for family in Family::BOTH {
             let state = HostGw.peer(&local, &peer(2), family).unwrap();
-            let (prefix, route) = state.routes[0];
+            let (prefix, route) = state.routes[0].clone();
             assert_eq!((prefix, state.fdb, state.neighbour), (node_subnet(family, 2), None, None));
             assert_eq!(
                 (route.gateway, route.link, route.onlink),
@@ -136,7 +136,7 @@ mod tests {
         let mut host = HostFacts::clone(&local.situation.host);
         host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
         local.situation.host = Arc::new(host);
-        let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().routes[0].1;
+        let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().routes.remove(0).1;
         assert_eq!(route.link, Some(LinkId::Other(UPLINK + 1)));
         let says = |local: &Local| {
             let skip = HostGw.peer(local, &peer(200), Family::V4).unwrap_err();

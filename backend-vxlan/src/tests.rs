@@ -73,7 +73,7 @@ fn the_golden_state_of_one_peer() {
             "route add 10.42.2.0/24 via 10.42.2.0 dev flannel.1".into(),
         ]
     );
-    let route = backend.peer(&local, &peer(2), Family::V4).unwrap().routes[0].1;
+    let route = backend.peer(&local, &peer(2), Family::V4).unwrap().routes.remove(0).1;
     assert!(route.onlink && route.has_own_protocol());
     let mut base = backend.base(&local);
     local.scope(backend.devices(&local), Vec::new()).mark(&mut base);
@@ -184,7 +184,7 @@ fn the_mac_address_of_a_device_made_for_another_address_is_not_used_again() {
 fn direct_routing_needs_a_peer_on_one_of_our_links() {
     let (backend, mut local) = local(V4, r#","DirectRouting":true"#);
     let state = backend.peer(&local, &peer(2), Family::V4).unwrap();
-    let (prefix, route) = state.routes[0];
+    let (prefix, route) = state.routes[0].clone();
     assert_eq!((state.fdb, state.neighbour, prefix), (None, None, node_subnet(Family::V4, 2)));
     assert_eq!(
         (route.gateway, route.link, route.onlink),

@@ -265,7 +265,7 @@ fn a_full_send_of_refusals_is_reported_one_by_one() {
             .wanted
             .routes
             .iter()
-            .map(|(key, route)| Op::CreateRoute { prefix: key.prefix, route: *route })
+            .map(|(key, route)| Op::CreateRoute { prefix: key.prefix, route: route.clone() })
             .collect();
         let report = lab.kernel.apply(&overlay.scope, Arc::new(ops)).await;
         assert_eq!(report.refused.iter().map(|(place, _)| *place).collect::<Vec<_>>(), (0..300).collect::<Vec<_>>());
@@ -294,7 +294,7 @@ fn foreign_objects_are_seen_as_what_they_are_and_left_alone() {
         let kind = |prefix: &str, nth| seen.routes[&RouteKey { prefix: prefix.parse::<Prefix>().unwrap(), nth }].kind;
         assert_eq!(kind("10.0.77.0/24", 0), RouteKind::Unicast);
         let with_source = seen.routes_to("10.0.80.0/24".parse().unwrap()).next().unwrap().1;
-        assert_eq!((with_source.kind, with_source.source), (RouteKind::Unicast, Some("192.0.2.1".parse().unwrap())));
+        assert_eq!((with_source.kind, with_source.source()), (RouteKind::Unicast, Some("192.0.2.1".parse().unwrap())));
         for foreign in ["10.0.78.0/24", "10.0.79.0/24", "fd00:0:0:78::/64"] {
             assert_eq!(kind(foreign, 0), RouteKind::Foreign, "{foreign}");
         }
@@ -310,7 +310,7 @@ fn foreign_objects_are_seen_as_what_they_are_and_left_alone() {
 fn a_route_of_another_owner_survives_our_delete() {
     in_overlay(V4, 1, |lab, overlay| async move {
         ip("route replace 10.0.1.0/24 via 192.0.2.9 proto static");
-        let (prefix, route) = peer(Family::V4, OWN, 1).routes[0];
+        let (prefix, route) = peer(Family::V4, OWN, 1).routes.remove(0);
         let ops = vec![Op::DeleteRoute { prefix, route }];
         let report = lab.kernel.apply(&overlay.scope, Arc::new(ops)).await;
         assert!(matches!(report.refused.as_slice(), [(0, KernelError::Refused { .. })]), "{report:?}");
@@ -378,12 +378,12 @@ fn several_routes_to_a_prefix_come_and_go_by_table_metric_and_source() {
         overlay.scope.slots = SLOTS.to_vec();
         for (nth, slot) in (1..).zip(SLOTS) {
             for (device, family) in (0u8..).zip(Family::BOTH) {
-                let (prefix, route) = peer(family, LinkId::Own(device), 1).routes[0];
+                let (prefix, route) = peer(family, LinkId::Own(device), 1).routes.remove(0);
                 let source = match family {
                     Family::V4 => "192.0.2.1",
                     Family::V6 => "2001:db8::1",
                 };
-                let route = route.in_slot(slot).with_source(source.parse().unwrap());
+                let route = route.in_slot(slot).with_source(Some(source.parse().unwrap()));
                 overlay.wanted.routes.insert(RouteKey { prefix, nth }, route);
             }
         }
@@ -396,14 +396,14 @@ fn several_routes_to_a_prefix_come_and_go_by_table_metric_and_source() {
         ip("route add 10.0.2.0/24 via 192.0.2.9 table 1000 metric 4 proto static");
         ip("route add 10.0.2.0/24 via 192.0.2.9 table 100 proto 210");
         let found = lab.plan(&overlay).await.ops;
-        assert!(matches!(&found[..], [Op::DeleteRoute { route, .. }] if route.slot == SLOTS[0]), "{found:?}");
+        assert!(matches!(&found[..], [Op::DeleteRoute { route, .. }] if route.slot() == SLOTS[0]), "{found:?}");
         lab.converge(&overlay).await;
         // One goes, and the others to the same prefix stay.
         for slot in [SLOTS[1], RouteSlot::MAIN] {
             overlay
                 .wanted
                 .routes
-                .retain(|key, route| key.nth == 0 && key.prefix == subnet(Family::V4, 2) || route.slot != slot);
+                .retain(|key, route| key.nth == 0 && key.prefix == subnet(Family::V4, 2) || route.slot() != slot);
             lab.converge(&overlay).await;
         }
         for change in [

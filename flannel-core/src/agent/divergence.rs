@@ -91,6 +91,6 @@ fn copy(object: &Object, from: &State, into: &mut State) {
         Object::Address(key) => into.addresses.extend(from.addresses.get(key).map(|()| (*key, ()))),
         Object::Fdb(key) => into.fdb.extend(from.fdb.get(key).map(|dst| (*key, *dst))),
         Object::Neighbour(key) => into.neighbours.extend(from.neighbours.get(key).map(|mac| (*key, *mac))),
-        Object::Route(prefix) => into.routes.extend(from.routes_to(*prefix).map(|(key, route)| (*key, *route))),
+        Object::Route(prefix) => into.routes.extend(from.routes_to(*prefix).map(|(key, route)| (*key, route.clone()))),
     }
 }

@@ -141,8 +141,8 @@ impl fmt::Display for Explanation {
                         if let Some(gateway) = route.gateway {
                             write!(f, " via {gateway}")?;
                         }
-                        if route.slot != RouteSlot::MAIN {
-                            write!(f, " table {} metric {}", route.slot.table, route.slot.metric)?;
+                        if route.slot() != RouteSlot::MAIN {
+                            write!(f, " table {} metric {}", route.slot().table, route.slot().metric)?;
                         }
                         writeln!(f)?;
                     }

@@ -343,12 +343,13 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
     let prefix = arbitrary::node_subnet(Family::V4, 2);
     let tunnel = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
     let direct = Route::direct(prefix, arbitrary::node_address(Family::V4, 2), LinkId::Uplink);
-    let wanted = move |_: &Peer| PeerState { routes: vec![(prefix, tunnel)], ..PeerState::default() };
+    let its_route = tunnel.clone();
+    let wanted = move |_: &Peer| PeerState::default().with_route(prefix, its_route.clone());
     let mut machine = machine_on(unconnected(), backend_with(wanted));
     let peer = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 2);
     machine.handle(at(0), Input::Store(Ok(own_record())));
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Upsert(peer))));
-    let seen = with_route(prefix, direct);
+    let seen = with_route(prefix, direct.clone());
     assert_eq!(written(&mut machine, at(0), &unconnected(), &seen), []);
     let status = machine.status.clone();
     assert_eq!((status.phase, status.withheld.contains_key(&prefix)), (Phase::Ready, true));
@@ -358,7 +359,7 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
         machine.handle(now, Input::Timer);
         ops = written(&mut machine, now, &unconnected(), &seen);
     }
-    assert_eq!(ops, [Op::ReplaceRoute { prefix, change: Box::new((direct, tunnel)) }]);
+    assert_eq!(ops, [Op::ReplaceRoute { prefix, change: Box::new((direct, tunnel.clone())) }]);
     assert_eq!(now, at(10_000));
     let status = machine.status.clone();
     assert_eq!((status.phase, status.withheld.len()), (Phase::Ready, 0));

@@ -134,7 +134,7 @@ pub struct RouteKey {
 }
 
 /// Where a route leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Route {
     /// What it does.
@@ -147,11 +147,19 @@ pub struct Route {
     pub onlink: bool,
     /// `rtm_protocol`. See [`Route::protocol_for`].
     pub protocol: u8,
-    /// Its table and metric.
-    pub slot: RouteSlot,
-    /// The source address of packets that the host itself sends this way (`RTA_PREFSRC`), which has to be an address of
-    /// the host. `None`: the kernel chooses.
-    pub source: Option<IpAddr>,
+    /// What few routes have; `None` where all of it is the default. There are 100 000 routes without.
+    pub(crate) extra: Option<Box<Extra>>,
+}
+
+/// What few routes have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Extra {
+    slot: RouteSlot,
+    source: Option<IpAddr>,
+}
+
+impl Extra {
+    const DEFAULT: Self = Self { slot: RouteSlot::MAIN, source: None };
 }
 
 /// Where a route stands among those to its prefix: the kernel uses the first one of a slot.
@@ -233,38 +241,51 @@ impl Route {
             link: Some(link),
             onlink: false,
             protocol: Self::protocol_for(&prefix),
-            slot: RouteSlot::MAIN,
-            source: None,
+            extra: None,
         }
     }
 
     /// A route of ours that drops packets.
     pub fn blackhole(prefix: Prefix) -> Self {
         let protocol = Self::protocol_for(&prefix);
-        Self {
-            kind: RouteKind::Blackhole,
-            gateway: None,
-            link: None,
-            onlink: false,
-            protocol,
-            slot: RouteSlot::MAIN,
-            source: None,
-        }
+        Self { kind: RouteKind::Blackhole, gateway: None, link: None, onlink: false, protocol, extra: None }
+    }
+
+    /// Its table and metric.
+    pub fn slot(&self) -> RouteSlot {
+        self.extra().slot
+    }
+
+    /// The source address of packets that the host itself sends this way (`RTA_PREFSRC`), which has to be an address of
+    /// the host. `None`: the kernel chooses.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.extra().source
     }
 
     /// The route in another table, or with another metric.
     pub fn in_slot(self, slot: RouteSlot) -> Self {
-        Self { slot, ..self }
+        let extra = Extra { slot, ..self.extra() };
+        self.with(extra)
     }
 
-    /// The route with a source address.
-    pub fn with_source(self, source: IpAddr) -> Self {
-        Self { source: Some(source), ..self }
+    /// The route with a source address, or without.
+    pub fn with_source(self, source: Option<IpAddr>) -> Self {
+        let extra = Extra { source, ..self.extra() };
+        self.with(extra)
+    }
+
+    fn extra(&self) -> Extra {
+        self.extra.as_deref().copied().unwrap_or(Extra::DEFAULT)
+    }
+
+    fn with(self, extra: Extra) -> Self {
+        Self { extra: (extra != Extra::DEFAULT).then(|| Box::new(extra)), ..self }
     }
 
     /// The route to `prefix` as it reads back.
     pub(crate) fn normal(self, prefix: &Prefix) -> Self {
-        Self { slot: self.slot.normal(prefix.family()), ..self }
+        let slot = self.slot().normal(prefix.family());
+        self.in_slot(slot)
     }
 
     /// The protocol number a route of ours to `prefix` is written with. Spreading ours over 32 numbers spreads them
@@ -291,7 +312,8 @@ impl Route {
     /// Equality as the reconciler has it: any protocol of ours is as good as any other.
     pub fn same(&self, other: &Self) -> bool {
         let protocol = self.protocol == other.protocol || (self.has_own_protocol() && other.has_own_protocol());
-        protocol && Self { protocol: 0, ..*self } == Self { protocol: 0, ..*other }
+        let place = |route: &Self| (route.kind, route.gateway, route.link, route.onlink);
+        protocol && place(self) == place(other) && self.extra == other.extra
     }
 }
 
@@ -383,7 +405,7 @@ impl PeerState {
     pub(crate) fn keyed_routes(&self) -> impl Iterator<Item = (RouteKey, Route)> + '_ {
         self.routes.iter().enumerate().map(|(place, (prefix, route))| {
             let same = self.routes.iter().take(place).filter(|(other, _)| other == prefix).count();
-            (RouteKey { prefix: *prefix, nth: u16::try_from(same).unwrap_or(u16::MAX) }, *route)
+            (RouteKey { prefix: *prefix, nth: u16::try_from(same).unwrap_or(u16::MAX) }, route.clone())
         })
     }
 }
@@ -424,9 +446,11 @@ mod tests {
     fn comparison_takes_any_own_protocol_as_equal_and_no_other() {
         let prefix: Prefix = "10.5.1.0/24".parse().unwrap();
         let ours = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
-        assert!(ours.same(&Route { protocol: 231, ..ours }));
-        assert!(!ours.same(&Route { protocol: Route::BOOT, ..ours }));
-        assert!(!ours.same(&Route { onlink: false, ..ours }));
+        assert!(ours.same(&Route { protocol: 231, ..ours.clone() }));
+        assert!(!ours.same(&Route { protocol: Route::BOOT, ..ours.clone() }));
+        assert!(!ours.same(&Route { onlink: false, ..ours.clone() }));
+        assert!(!ours.same(&ours.clone().in_slot(RouteSlot::new(254, 7))));
+        assert!(ours.same(&ours.clone().with_source(Some(prefix.addr())).with_source(None)));
     }
 
     #[test]

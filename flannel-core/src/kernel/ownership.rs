@@ -105,7 +105,7 @@ pub fn owns_route(prefix: &Prefix, route: &Route, scope: &Scope, claims: &Claims
     if route.has_own_protocol() {
         return true;
     }
-    let is_plain = route.slot == RouteSlot::MAIN && route.source.is_none();
+    let is_plain = route.slot() == RouteSlot::MAIN && route.source().is_none();
     if route.protocol != Route::BOOT || !is_plain {
         return false;
     }

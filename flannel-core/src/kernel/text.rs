@@ -65,13 +65,14 @@ impl fmt::Display for LinkText<'_> {
 
 pub(crate) struct RouteText<'a> {
     pub(crate) prefix: Prefix,
-    pub(crate) route: Route,
+    pub(crate) route: &'a Route,
     pub(crate) scope: &'a Scope,
 }
 
 impl fmt::Display for RouteText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Route { kind, gateway, link, onlink, protocol, slot, source } = self.route;
+        let Route { kind, gateway, link, onlink, protocol, .. } = *self.route;
+        let (slot, source) = (self.route.slot(), self.route.source());
         match kind {
             RouteKind::Unicast => {}
             RouteKind::Blackhole => f.write_str("blackhole ")?,
@@ -140,13 +141,13 @@ impl fmt::Display for OpText<'_> {
             }
             Op::DeleteNeighbour { key, .. } => write!(f, "neigh delete {} dev {}", key.addr, name(key.link)),
             Op::CreateRoute { prefix, route } => {
-                write!(f, "route add {}", RouteText { prefix: *prefix, route: *route, scope })
+                write!(f, "route add {}", RouteText { prefix: *prefix, route, scope })
             }
             Op::ReplaceRoute { prefix, change } => {
-                write!(f, "route replace {}", RouteText { prefix: *prefix, route: change.1, scope })
+                write!(f, "route replace {}", RouteText { prefix: *prefix, route: &change.1, scope })
             }
             Op::DeleteRoute { prefix, route } => {
-                write!(f, "route delete {}", RouteText { prefix: *prefix, route: *route, scope })
+                write!(f, "route delete {}", RouteText { prefix: *prefix, route, scope })
             }
         }
     }

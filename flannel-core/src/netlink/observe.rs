@@ -184,9 +184,9 @@ impl Found {
             link: seen.index.map(|index| ids.get(&index).copied().unwrap_or(LinkId::Other(index))),
             onlink: seen.onlink,
             protocol: seen.protocol,
-            slot: seen.slot,
-            source: seen.source,
+            extra: None,
         };
+        let route = route.in_slot(seen.slot).with_source(seen.source);
         self.routes.push((RouteKey { prefix: seen.prefix, nth: 0 }, route));
         if self.routes.len() - self.start > MOST_FOREIGN {
             self.routes.truncate(self.start);

@@ -146,11 +146,11 @@ impl Wish {
                 let direct = Route::direct(prefix, dst, LinkId::Uplink);
                 let routes = |route: Route| {
                     let more = SLOTS.into_iter().zip(peer.more).filter(|(_, more)| *more > 0);
-                    let more = more.map(|(slot, more)| if more == 1 { route } else { direct }.in_slot(slot));
-                    [route].into_iter().chain(more).map(|route| (prefix, route)).collect()
+                    let more = more.map(|(slot, more)| if more == 1 { &route } else { &direct }.clone().in_slot(slot));
+                    [route.clone()].into_iter().chain(more).map(|route| (prefix, route)).collect()
                 };
                 if !peer.overlay {
-                    peers.push(PeerState { routes: routes(direct), ..PeerState::default() });
+                    peers.push(PeerState { routes: routes(direct.clone()), ..PeerState::default() });
                 } else if self.devices[slot(family)] {
                     let mac = MacAddr([2, 0, 0, 0, n, peer.variant]);
                     peers.push(PeerState {
@@ -301,10 +301,10 @@ impl Host {
             }
         }
         let in_slot = |state: &State, prefix: Prefix, slot: RouteSlot| -> Vec<Route> {
-            state.routes_to(prefix).map(|(_, route)| *route).filter(|route| route.slot == slot).collect()
+            state.routes_to(prefix).map(|(_, route)| route.clone()).filter(|route| route.slot() == slot).collect()
         };
         for (key, route) in &wanted.routes {
-            let here = in_slot(&seen, key.prefix, route.slot);
+            let here = in_slot(&seen, key.prefix, route.slot());
             let first = here.first();
             let others = |route: &Route| !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix));
             let excused = in_conflict(super::Object::Route(key.prefix))
@@ -315,11 +315,11 @@ impl Host {
             }
         }
         for (key, route) in &seen.routes {
-            let want = in_slot(&wanted, key.prefix, route.slot).first().copied();
+            let want = in_slot(&wanted, key.prefix, route.slot()).first().cloned();
             // What leads elsewhere stays while a foreign device has the place of the one it should lead to.
-            let held = want.and_then(|want| want.link).or(route.link).is_some_and(|link| !free(link));
-            let covered = route.kind == RouteKind::Blackhole && in_slot(&seen, key.prefix, route.slot).len() > 1;
-            if (covered || !want.is_some_and(|want| want.same(route)))
+            let held = want.as_ref().and_then(|want| want.link).or(route.link).is_some_and(|link| !free(link));
+            let covered = route.kind == RouteKind::Blackhole && in_slot(&seen, key.prefix, route.slot()).len() > 1;
+            if (covered || !want.as_ref().is_some_and(|want| want.same(route)))
                 && !held
                 && owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))
             {

@@ -83,7 +83,8 @@ pub(crate) fn links_settled(wanted: &State, seen: &State, scope: &Scope) -> bool
 pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
     // Each is there, and beside them there is none.
     let are_alone = |prefix: &Prefix| {
-        let wants = || peer.routes.iter().filter(|(other, _)| other == prefix).map(|(_, want)| want.normal(prefix));
+        let wants =
+            || peer.routes.iter().filter(|(other, _)| other == prefix).map(|(_, want)| want.clone().normal(prefix));
         let is_there = |want: Route| seen.routes_to(*prefix).any(|(_, route)| route.same(&want));
         wants().count() == seen.routes_to(*prefix).count() && wants().all(is_there)
     };
@@ -168,7 +169,7 @@ impl<'a> Planner<'a> {
         // A route may lead through any link, but not through a device of ours that there is none of.
         let leads_astray = |link: Option<LinkId>| link.is_some_and(|id| matches!(id, LinkId::Own(_)) && !is_ours(id));
         let inside = |prefix: &Prefix, route: &Route| {
-            scope.is_in_network(prefix) && scope.has_slot(route.slot, prefix.family()) && !leads_astray(route.link)
+            scope.is_in_network(prefix) && scope.has_slot(route.slot(), prefix.family()) && !leads_astray(route.link)
         };
         let mut outside = Vec::new();
         outside.extend(take_if(&mut wanted.links, |id, link| !is_device(*id, link)).map(Object::Link));
@@ -426,31 +427,31 @@ impl<'a> Planner<'a> {
             while let Some((_, route)) = seen.next_if(|(key, _)| key.prefix == prefix) {
                 // What went down with its device does not count.
                 if route.link.is_none_or(|link| !self.fresh.contains(&link)) {
-                    have.push(*route);
+                    have.push(route.clone());
                 }
             }
             wants.clear();
             while let Some((_, want)) = wanted.next_if(|(key, _)| key.prefix == prefix) {
-                wants.push(want.normal(&prefix));
+                wants.push(want.clone().normal(&prefix));
             }
             // Those that the kernel refuses beside another come first.
             wants.sort_by_key(|want| !want.onlink);
             self.make_room(prefix, &wants, &mut have);
             let foreign: Vec<Route> = match prefix.family() {
                 Family::V4 => Vec::new(),
-                Family::V6 => have.iter().filter(|route| !self.owns_route(&prefix, route)).copied().collect(),
+                Family::V6 => have.iter().filter(|route| !self.owns_route(&prefix, route)).cloned().collect(),
             };
             for want in &wants {
                 here.clear();
-                here.extend(have.extract_if(.., |route| route.slot == want.slot));
+                here.extend(have.extract_if(.., |route| route.slot() == want.slot()));
                 let is_there = here.iter().any(|route| route.same(want));
-                let elsewhere = foreign.iter().find(|route| route.slot != want.slot && keeps_out(route, want));
+                let elsewhere = foreign.iter().find(|route| route.slot() != want.slot() && keeps_out(route, want));
                 match elsewhere.filter(|_| !is_there) {
                     Some(foreign) => {
                         self.route_conflict(prefix, foreign);
                         self.unwanted_routes(prefix, &here);
                     }
-                    None => self.wanted_route(prefix, *want, &here),
+                    None => self.wanted_route(prefix, want.clone(), &here),
                 }
             }
             self.unwanted_routes(prefix, &have);
@@ -465,10 +466,10 @@ impl<'a> Planner<'a> {
         let is_there = |want: &Route| have.iter().any(|route| route.same(want));
         // Nothing makes room for what a foreign route keeps out.
         let is_free = |want: &Route| {
-            let in_the_way = |route: &&Route| route.slot == want.slot || keeps_out(route, want);
+            let in_the_way = |route: &&Route| route.slot() == want.slot() || keeps_out(route, want);
             have.iter().filter(in_the_way).all(|route| self.owns_route(&prefix, route))
         };
-        let missing: Vec<Route> = wants.iter().filter(|want| !is_there(want) && is_free(want)).copied().collect();
+        let missing: Vec<Route> = wants.iter().filter(|want| !is_there(want) && is_free(want)).cloned().collect();
         let blocked = |link: Option<LinkId>| link.is_some_and(|link| self.blocked.contains(&link));
         let is_in_the_way = |route: &Route| {
             let keeps_out = |want: &Route| keeps_out(route, want) && !blocked(want.link);
@@ -486,14 +487,14 @@ impl<'a> Planner<'a> {
         }
         if want.link.is_some_and(|link| self.blocked.contains(&link)) {
             let leaving = |route: &&Route| route.link.is_some_and(|link| self.leaving.contains(&link));
-            return self.unwanted_routes(prefix, &have.iter().filter(leaving).copied().collect::<Vec<_>>());
+            return self.unwanted_routes(prefix, &have.iter().filter(leaving).cloned().collect::<Vec<_>>());
         }
         if let Some(place) = have.iter().position(|route| route.same(&want)) {
             for (nth, route) in have.iter().enumerate() {
                 match nth.cmp(&place) {
                     std::cmp::Ordering::Equal => {}
                     _ if self.owns_route(&prefix, route) => {
-                        self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: *route });
+                        self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: route.clone() });
                     }
                     std::cmp::Ordering::Less => self.route_conflict(prefix, route),
                     // A foreign route behind ours carries no traffic and harms nobody.
@@ -505,11 +506,11 @@ impl<'a> Planner<'a> {
         match have {
             [] => self.ops.puts.push(Op::CreateRoute { prefix, route: want }),
             [only] if self.owns_route(&prefix, only) => {
-                self.ops.puts.push(Op::ReplaceRoute { prefix, change: Box::new((*only, want)) });
+                self.ops.puts.push(Op::ReplaceRoute { prefix, change: Box::new((only.clone(), want)) });
             }
             _ => {
                 let (ours, foreign): (Vec<_>, Vec<_>) =
-                    have.iter().copied().partition(|route| self.owns_route(&prefix, route));
+                    have.iter().cloned().partition(|route| self.owns_route(&prefix, route));
                 for route in ours {
                     self.ops.route_clears.push(Op::DeleteRoute { prefix, route });
                 }
@@ -524,7 +525,7 @@ impl<'a> Planner<'a> {
     fn unwanted_routes(&mut self, prefix: Prefix, have: &[Route]) {
         for route in have {
             if self.owns_route(&prefix, route) {
-                self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: *route });
+                self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: route.clone() });
             }
         }
     }
@@ -534,7 +535,7 @@ impl<'a> Planner<'a> {
         let text = |text: fmt::Arguments<'_>| if is_told { text.to_string() } else { String::new() };
         self.conflicts.push(Conflict {
             object: Object::Route(prefix),
-            found: text(format_args!("{}", RouteText { prefix, route: *foreign, scope: self.scope })),
+            found: text(format_args!("{}", RouteText { prefix, route: foreign, scope: self.scope })),
             remedy: text(format_args!(
                 "not made by this overlay: delete it (ip route delete {prefix} ...) or move it elsewhere"
             )),
@@ -594,5 +595,5 @@ fn in_place(want: &Link, have: &Link) -> bool {
 /// Whether the kernel refuses to write one IPv6 route while the other is there: an `onlink` next hop must not be reached through
 /// another device by what is in the main table, be it the very route to replace (`ip6_route_check_nh_onlink`).
 fn keeps_out(have: &Route, want: &Route) -> bool {
-    want.onlink && have.kind != RouteKind::Blackhole && have.slot.is_in_main_table() && have.link != want.link
+    want.onlink && have.kind != RouteKind::Blackhole && have.slot().is_in_main_table() && have.link != want.link
 }

@@ -65,7 +65,7 @@ fn with_routes(routes: &[Route]) -> State {
     let mut seen = wanted();
     seen.routes.clear();
     for (nth, route) in (0..).zip(routes) {
-        seen.routes.insert(RouteKey { prefix: prefix(), nth }, *route);
+        seen.routes.insert(RouteKey { prefix: prefix(), nth }, route.clone());
     }
     seen
 }
@@ -165,7 +165,7 @@ fn seen_on(link: Link, scope: &Scope, wanted: &State) -> State {
     if let Some(id) = id {
         seen.links.insert(id, link);
         seen.addresses = wanted.addresses.keys().map(|key| (AddressKey { link: id, ..*key }, ())).collect();
-        let routes = wanted.routes.iter().map(|(key, route)| (*key, Route { link: Some(id), ..*route }));
+        let routes = wanted.routes.iter().map(|(key, route)| (*key, Route { link: Some(id), ..route.clone() }));
         seen.routes = routes.collect();
     }
     seen
@@ -392,9 +392,9 @@ fn a_foreign_route_behind_ours_is_left_and_before_ours_reported() {
 #[test]
 fn a_blackhole_is_there_only_while_no_other_route_holds_its_key() {
     let blackhole = Route { protocol: 207, ..Route::blackhole(prefix()) };
-    let connected = Route { kind: RouteKind::Foreign, link: Some(LinkId::Other(9)), protocol: 2, ..blackhole };
+    let connected = Route { kind: RouteKind::Foreign, link: Some(LinkId::Other(9)), protocol: 2, ..blackhole.clone() };
     let mut wanted = with_routes(&[]);
-    wanted.routes.insert(RouteKey { prefix: prefix(), nth: 0 }, blackhole);
+    wanted.routes.insert(RouteKey { prefix: prefix(), nth: 0 }, blackhole.clone());
     let outcome = |seen: &[Route]| {
         let seen = with_routes(seen);
         let plan = plan(&wanted, &seen, &scope(), &|_| None);
@@ -402,9 +402,9 @@ fn a_blackhole_is_there_only_while_no_other_route_holds_its_key() {
         text(&wanted, &seen, &|_| None)
     };
     assert_eq!(outcome(&[]), ["route add blackhole 10.5.2.0/24 proto 207"]);
-    assert_eq!(outcome(&[blackhole]), [""; 0]);
-    assert_eq!(outcome(&[blackhole, connected]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
-    assert_eq!(outcome(&[connected, blackhole]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
+    assert_eq!(outcome(&[blackhole.clone()]), [""; 0]);
+    assert_eq!(outcome(&[blackhole.clone(), connected.clone()]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
+    assert_eq!(outcome(&[connected.clone(), blackhole]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
     assert_eq!(outcome(&[connected]), [""; 0]);
 }
 

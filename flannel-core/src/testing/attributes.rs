@@ -12,4 +12,5 @@ const _: fn(&Vxlan) = |Vxlan { vni: _, port: _, local: _, lower: _, learning: _,
 
 /// Those of a [`Route`].
 pub const ROUTE: [&str; 7] = ["kind", "gateway", "link", "onlink", "protocol", "slot", "source"];
-const _: fn(Route) = |Route { kind: _, gateway: _, link: _, onlink: _, protocol: _, slot: _, source: _ }| {};
+// Slot and source are in `extra`.
+const _: fn(Route) = |Route { kind: _, gateway: _, link: _, onlink: _, protocol: _, extra: _ }| {};

@@ -92,7 +92,7 @@ fn check_route(payload: &[u8]) {
     if slot.table == 0 {
         return;
     }
-    let route = Route { kind, gateway, link, onlink, protocol, slot, source };
+    let route = Route { kind, gateway, link, onlink, protocol, extra: None }.in_slot(slot).with_source(source);
     // Ours have no type of service. Their scope is not read.
     let seen = SeenRoute { tos: 0, ..seen };
     for spread in [route::Spread::Protocols, route::Spread::Scopes] {

@@ -68,7 +68,7 @@ pub(crate) fn delete(batch: &mut Batch, prefix: Prefix, route: &Route, index: Op
     // Any scope: it is not kept in a `Route`.
     message.header.scope = RouteScope::NoWhere;
     // Without a metric the kernel takes the first route that fits otherwise.
-    if route.slot.metric == 0 && prefix.family() == Family::V6 {
+    if route.slot().metric == 0 && prefix.family() == Family::V6 {
         message.attributes.push(RouteAttribute::Priority(RouteSlot::METRIC_V6));
     }
     batch.push(RTM_DELROUTE, 0, &message);
@@ -82,7 +82,7 @@ fn body(prefix: Prefix, route: &Route, index: Option<u32>) -> RouteMessage {
         source_prefix_length: 0,
         tos: 0,
         // Tables beyond the field's range are in an attribute alone.
-        table: u8::try_from(route.slot.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
+        table: u8::try_from(route.slot().table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
         protocol: RouteProtocol::from(route.protocol),
         scope: RouteScope::Universe,
         kind: match route.kind {
@@ -96,10 +96,10 @@ fn body(prefix: Prefix, route: &Route, index: Option<u32>) -> RouteMessage {
     attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
     attributes.extend(index.map(RouteAttribute::Oif));
     if message.header.table == RouteHeader::RT_TABLE_UNSPEC {
-        attributes.push(RouteAttribute::Table(route.slot.table));
+        attributes.push(RouteAttribute::Table(route.slot().table));
     }
-    attributes.extend(Some(route.slot.metric).filter(|metric| *metric != 0).map(RouteAttribute::Priority));
-    attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    attributes.extend(Some(route.slot().metric).filter(|metric| *metric != 0).map(RouteAttribute::Priority));
+    attributes.extend(route.source().map(|source| RouteAttribute::PrefSource(source.into())));
     message.attributes = attributes;
     message
 }
@@ -278,7 +278,8 @@ mod tests {
                 Family::V4 => IpAddr::from([192, 0, 2, last]),
                 Family::V6 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, last.into()]),
             });
-            let route = Route { kind, gateway, link: Some(LinkId::Other(index)), onlink, protocol, slot, source };
+            let route = Route { kind, gateway, link: Some(LinkId::Other(index)), onlink, protocol, extra: None };
+            let route = route.in_slot(slot).with_source(source);
             let mut batch = Batch::default();
             let spread = if many { Spread::Scopes } else { Spread::Protocols };
             create(&mut batch, &NewRoute { prefix, route: &route, index: Some(index), spread });

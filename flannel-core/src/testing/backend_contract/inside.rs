@@ -99,7 +99,7 @@ pub(super) fn check_peer(
     for (prefix, route) in &state.routes {
         let prefix = *prefix;
         check_route(from, prefix, route, scope, base, local);
-        assert!(places.insert((prefix, route.slot)), "{from}: two routes to {prefix} in one table with one metric");
+        assert!(places.insert((prefix, route.slot())), "{from}: two routes to {prefix} in one table with one metric");
         let subnet = peer.subnets.get(family);
         let its_own = subnet == Some(&prefix);
         assert!(its_own, "{from}: a route to {prefix} is not to the peer's subnet of {family}: {subnet:?}");
@@ -146,7 +146,7 @@ fn check_address(from: &str, what: &str, link: LinkId, addr: std::net::IpAddr, s
 fn check_route(from: &str, prefix: Prefix, route: &Route, scope: &Scope, base: &State, local: &Local) {
     assert!(scope.is_in_network(&prefix), "{from}: a route to {prefix} is outside the network");
     assert!(
-        scope.has_slot(route.slot, prefix.family()),
+        scope.has_slot(route.slot(), prefix.family()),
         "{from}: the route to {prefix} is in a slot that is not named"
     );
     assert!(route.kind != RouteKind::Foreign, "{from}: the route to {prefix} is of a kind that is only ever seen");

@@ -204,8 +204,8 @@ impl Backend for Wrong {
             RouteOfTheWholeNetwork => state.routes = vec![(network, Route::overlay(network, subnet.addr(), link))],
             RouteThroughAMissingLink => state.routes = through(LinkId::Own(7)),
             RouteOfAnotherProtocol => state.routes[0].1.protocol = Route::BOOT,
-            RouteInAnUnnamedSlot => state.routes[0].1.slot.table = 100,
-            TwoRoutesInOneSlot => state.routes.push(state.routes[0]),
+            RouteInAnUnnamedSlot => state.routes[0].1 = state.routes[0].1.clone().in_slot(RouteSlot::new(100, 0)),
+            TwoRoutesInOneSlot => state.routes.push(state.routes[0].clone()),
             RouteWithoutNeighbour => state.routes[0].1.gateway = Some(subnet.last()),
             RouteThatTheKernelRefuses => {
                 state.neighbour = None;

@@ -51,7 +51,7 @@ impl Slot {
     }
 
     pub(super) fn of(prefix: &Prefix, route: &Route) -> Self {
-        Self::new(*prefix, route.slot.table, route.slot.metric)
+        Self::new(*prefix, route.slot().table, route.slot().metric)
     }
 
     pub(super) fn new(prefix: Prefix, table: u32, metric: u32) -> Self {

@@ -474,7 +474,8 @@ impl Inner {
             LinkId::Own(_) => known.get(id).copied().ok_or(ENODEV),
         };
         let entry = |route: &Route| -> Result<Entry, i32> {
-            let Route { kind, gateway, link, onlink, protocol, slot: _, source } = *route;
+            let Route { kind, gateway, link, onlink, protocol, .. } = *route;
+            let source = route.source();
             let link = link.as_ref().map(index).transpose()?;
             Ok(Entry { kind, gateway, link, onlink, protocol, source, siblings: Vec::new() })
         };

@@ -59,10 +59,11 @@ impl Machine {
                 let link = link.map(id);
                 let route = if entry.is_multipath() {
                     let (kind, gateway, link) = (RouteKind::Foreign, None, None);
-                    Route { kind, gateway, link, onlink: false, protocol, slot: told, source }
+                    Route { kind, gateway, link, onlink: false, protocol, extra: None }
                 } else {
-                    Route { kind, gateway, link, onlink, protocol, slot: told, source }
+                    Route { kind, gateway, link, onlink, protocol, extra: None }
                 };
+                let route = route.in_slot(told).with_source(source);
                 let nth = u16::try_from(state.routes_to(slot.prefix).count()).unwrap_or(u16::MAX);
                 state.routes.insert(RouteKey { prefix: slot.prefix, nth }, route);
             }
