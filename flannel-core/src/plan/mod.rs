@@ -67,7 +67,7 @@ pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims:
     planner.addresses(&wanted, seen);
     planner.fdb(&std::mem::take(&mut wanted.fdb), seen);
     planner.neighbours(&std::mem::take(&mut wanted.neighbours), seen);
-    planner.routes(&wanted.routes, seen);
+    planner.routes(std::mem::take(&mut wanted.routes), seen);
     planner.finish()
 }
 
@@ -414,9 +414,10 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn routes(&mut self, wanted: &BTreeMap<RouteKey, Route>, seen: &State) {
+    fn routes(&mut self, wanted: BTreeMap<RouteKey, Route>, seen: &State) {
         let mut seen = seen.routes.iter().peekable();
-        let mut wanted = wanted.iter().peekable();
+        // What is planned is freed as it goes.
+        let mut wanted = wanted.into_iter().peekable();
         // Both are in the order of their keys: one walk over the two, a destination at a time.
         let (mut wants, mut have, mut here) = (Vec::new(), Vec::new(), Vec::new());
         loop {
@@ -430,9 +431,8 @@ impl<'a> Planner<'a> {
                     have.push(route.clone());
                 }
             }
-            wants.clear();
             while let Some((_, want)) = wanted.next_if(|(key, _)| key.prefix == prefix) {
-                wants.push(want.clone().normal(&prefix));
+                wants.push(want.normal(&prefix));
             }
             // Those that the kernel refuses beside another come first.
             wants.sort_by_key(|want| !want.onlink);
@@ -441,17 +441,17 @@ impl<'a> Planner<'a> {
                 Family::V4 => Vec::new(),
                 Family::V6 => have.iter().filter(|route| !self.owns_route(&prefix, route)).cloned().collect(),
             };
-            for want in &wants {
+            for want in wants.drain(..) {
                 here.clear();
                 here.extend(have.extract_if(.., |route| route.slot() == want.slot()));
-                let is_there = here.iter().any(|route| route.same(want));
-                let elsewhere = foreign.iter().find(|route| route.slot() != want.slot() && keeps_out(route, want));
+                let is_there = here.iter().any(|route| route.same(&want));
+                let elsewhere = foreign.iter().find(|route| route.slot() != want.slot() && keeps_out(route, &want));
                 match elsewhere.filter(|_| !is_there) {
                     Some(foreign) => {
                         self.route_conflict(prefix, foreign);
                         self.unwanted_routes(prefix, &here);
                     }
-                    None => self.wanted_route(prefix, want.clone(), &here),
+                    None => self.wanted_route(prefix, want, &here),
                 }
             }
             self.unwanted_routes(prefix, &have);
