@@ -402,7 +402,7 @@ fn a_blackhole_is_there_only_while_no_other_route_holds_its_key() {
         text(&wanted, &seen, &|_| None)
     };
     assert_eq!(outcome(&[]), ["route add blackhole 10.5.2.0/24 proto 207"]);
-    assert_eq!(outcome(&[blackhole.clone()]), [""; 0]);
+    assert_eq!(outcome(std::slice::from_ref(&blackhole)), [""; 0]);
     assert_eq!(outcome(&[blackhole.clone(), connected.clone()]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
     assert_eq!(outcome(&[connected.clone(), blackhole]), ["route delete blackhole 10.5.2.0/24 proto 207"]);
     assert_eq!(outcome(&[connected]), [""; 0]);
