@@ -90,10 +90,10 @@ pub enum BackendError {
     /// A setting of its `Backend` object is wrong; the error names the JSON path.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// It was given to [`Builder::backend`](crate::overlay::Builder::backend) under another name than its own.
-    #[error("the backend given for type {kind:?} is called {name:?}: give it under its own name")]
+    /// It was registered with [`Builder::backend`](crate::overlay::Builder::backend) under another name than its own.
+    #[error("the backend registered for type {kind:?} is called {name:?}: register it under its own name")]
     Misnamed {
-        /// The type of the configuration, under which it was given.
+        /// The name it was registered under.
         kind: String,
         /// What [`Backend::name`] returns.
         name: &'static str,
@@ -143,10 +143,10 @@ pub enum Skip {
 ///
 /// No I/O, no clock, no memory. One part of the result is the node's own ([`base`](Backend::base)), one is each peer's
 /// ([`peer`](Backend::peer)); their keys are disjoint.
-/// [`testing::backend_contract`](crate::testing::backend_contract) proves an implementation.
+/// [`testing::backend_contract`](crate::testing::backend_contract) checks an implementation.
 #[cfg_attr(feature = "mock", mockall::automock)]
 pub trait Backend: Send + Sync + 'static {
-    /// Its name, as in the configuration's `Backend.Type`. The same under which it is given to
+    /// Its name in the configuration's `Backend.Type`, which is also the name it is registered under with
     /// [`Builder::backend`](crate::overlay::Builder::backend).
     fn name(&self) -> &'static str;
 
@@ -158,8 +158,8 @@ pub trait Backend: Send + Sync + 'static {
     /// it.
     fn writes(&self) -> bool;
 
-    /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). It may touch these and routes in
-    /// the network, and nothing else of the kernel. [`base`](Self::base) wants each of them that is made here.
+    /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). A backend may want objects on
+    /// these devices and routes in the network, and nothing else.
     fn devices(&self, local: &Local) -> Vec<Device>;
 
     /// The MTU for pods; `None`: the uplink's.

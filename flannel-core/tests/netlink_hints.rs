@@ -274,7 +274,7 @@ fn what_changed_after_a_look_is_hinted_and_a_write_of_that_look_harms_nobody() {
 }
 
 #[test]
-fn an_mac_address_that_somebody_sets_as_soon_as_there_is_a_device_is_hinted_and_set_back() {
+fn a_mac_address_that_somebody_sets_as_soon_as_there_is_a_device_is_hinted_and_set_back() {
     in_lab(|lab| async move {
         let overlay = Overlay::vxlan(V4, 3);
         let theirs = "02:00:00:00:00:99";

@@ -37,7 +37,7 @@ fn same_mac(n: u32) -> Record {
 }
 
 #[test]
-fn records_that_share_a_subnet_or_an_mac_address_cost_each_the_same() {
+fn records_that_share_a_subnet_or_a_mac_address_cost_each_the_same() {
     for hostile in [same_subnet, same_mac] {
         for count in [500, 4000_u32] {
             let mut admission = admission();

@@ -14,7 +14,7 @@ use crate::plan::Plan;
 
 use super::{Machine, SPACING};
 
-/// The most former networks that are looked at in one audit: each route of the host is held against them.
+/// The most former networks in the scope at once: each route of a dump is compared with all of them.
 const MOST_AT_ONCE: usize = 16;
 
 impl Machine {
@@ -46,8 +46,8 @@ impl Machine {
         is_room && self.audit.done_once && self.health.watch() == Contact::Live
     }
 
-    /// Makes some former networks part of the scope. Not while the kernel is looked at: what is seen is of the scope asked
-    /// for.
+    /// Makes former networks part of the scope, as many as there is room for. Must not be called while an audit reads the
+    /// kernel: its result is that of the scope it was asked for.
     pub(super) fn include_former_networks(&mut self) {
         let room = MOST_AT_ONCE.saturating_sub(self.scope.former.len()).min(self.former.len());
         self.scope.former.extend(self.former.drain(..room));
@@ -58,7 +58,7 @@ impl Machine {
         self.scope.former.append(&mut self.former);
     }
 
-    /// Takes networks from which the plan of an audit has nothing to delete out of the scope.
+    /// Removes networks from the scope in which the plan of an audit deletes nothing.
     pub(super) fn leave_cleared_networks(&mut self, now: BootTime, plan: &Plan) {
         let before = self.scope.former.len();
         if before == 0 {

@@ -1,5 +1,5 @@
-//! What a round leaves out of its plan: writes at which something of a protected prefix, a route that could not be added
-//! again, or an object that somebody else keeps changing would go.
+//! The filter of a round's plan. It leaves out writes that would delete something of a protected prefix, take away a route
+//! that could not be added again, or write an object that somebody else keeps changing.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::kernel::{Op, Refusals};
 use crate::net::Prefix;
 use crate::plan::Plan;
 
-/// The guards of one overlay.
+/// What the rounds of one overlay leave out of their plans.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
     pub(crate) protected: Protected,
@@ -21,7 +21,7 @@ pub(crate) struct Guard {
     pub(crate) flapping: Flapping,
 }
 
-/// What waited and does not any more.
+/// A wait that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Over {
     /// A mass deletion.
@@ -40,7 +40,7 @@ pub(crate) struct Restrained {
 }
 
 impl Guard {
-    /// Lets go of waits that are over. Returns why an audit has something new to do.
+    /// Ends the waits that are over. Returns one that ended: an audit has something new to do.
     pub(crate) fn expire(&mut self, now: BootTime, store: &Contact) -> Option<Over> {
         let contest = self.flapping.expire(now).then_some(Over::Contest);
         let replacement = self.unreached.expire(now).then_some(Over::Replacement);
@@ -65,7 +65,7 @@ impl Guard {
         self.protected.why_held(op).or_else(unreached).map(HeldBecause::Withheld)
     }
 
-    /// Takes out of `plan` what must not happen now, and what stands on that.
+    /// Removes from `plan` what must not happen now, and what depends on that.
     pub(crate) fn restrain(&self, plan: Plan, now: BootTime, is_unreached: &IsUnreached<'_>) -> Restrained {
         let holds_some = |op: &Op| self.unreached.holds(op, now, is_unreached);
         if self.protected.is_empty() && self.flapping.is_empty() && !plan.ops.iter().any(holds_some) {
@@ -89,7 +89,7 @@ impl Guard {
         self.why(op, now, is_unreached).unwrap_or(HeldBecause::StandsOnHeld)
     }
 
-    /// Why what there is of `prefix` is not deleted, or not replaced.
+    /// Why the objects of `prefix` are not deleted, or not replaced.
     pub(crate) fn why_withheld(&self, prefix: &Prefix, now: BootTime) -> Option<WithheldBecause> {
         let unreached = || self.unreached.is_kept(prefix, now).then_some(WithheldBecause::Unreached);
         self.protected.why(prefix).or_else(unreached)

@@ -95,7 +95,7 @@ impl Protected {
         is_mass
     }
 
-    /// Has the deletions of these prefixes wait.
+    /// Makes the deletions of these prefixes wait.
     pub(crate) fn protect(&mut self, prefixes: impl IntoIterator<Item = Prefix>, reason: Reason) {
         for prefix in prefixes {
             let is_new = self.prefixes.insert((prefix, reason));
@@ -103,7 +103,7 @@ impl Protected {
         }
     }
 
-    /// Takes this reason from a prefix.
+    /// Removes this reason from `prefix`.
     pub(crate) fn release(&mut self, prefix: Prefix, reason: Reason) {
         let was_there = self.prefixes.remove(&(prefix, reason));
         if was_there && reason == Reason::MassRemoval {
@@ -112,7 +112,7 @@ impl Protected {
         }
     }
 
-    /// Has the deletions of prefixes that a snapshot does not have wait for the store, and of no others any more.
+    /// Makes the deletions of exactly these prefixes, which a snapshot lacks, wait for the store.
     pub(crate) fn await_store(&mut self, prefixes: impl IntoIterator<Item = Prefix>) {
         self.lift(Reason::Unconfirmed);
         self.protect(prefixes, Reason::Unconfirmed);
@@ -123,16 +123,16 @@ impl Protected {
         self.lift(Reason::Unconfirmed)
     }
 
-    /// Takes this reason from every prefix. Returns whether one had it.
+    /// Removes this reason from every prefix. Returns whether one had it.
     fn lift(&mut self, reason: Reason) -> bool {
         let before = self.prefixes.len();
         self.prefixes.retain(|(_, its)| *its != reason);
         self.prefixes.len() < before
     }
 
-    /// The prefix is in use, so no deletion there waits, but for the sake of a bad record. Returns whether mass deletions
-    /// of other prefixes that overlap it no longer wait either: their subnets were given out again, and their routes would
-    /// take packets from the new owner.
+    /// Notes that a node holds `prefix`: its deletion no longer waits, unless a bad record names it. Mass deletions of
+    /// other prefixes that overlap it no longer wait either, since their routes would take packets from the new owner.
+    /// Returns whether there were such.
     pub(crate) fn in_use(&mut self, prefix: &Prefix) -> bool {
         self.removals.in_use(prefix);
         self.release(*prefix, Reason::Unconfirmed);
@@ -144,20 +144,20 @@ impl Protected {
         !over.is_empty()
     }
 
-    /// Those that overlap `prefix`: a few searches, however many there are.
+    /// The entries that overlap `prefix`. Takes a few searches, however many entries there are.
     fn overlapping(&self, prefix: &Prefix) -> impl Iterator<Item = (Prefix, Reason)> {
         let around = (0..prefix.len()).filter_map(|len| Prefix::masked(prefix.addr(), len).ok());
         let around = around.flat_map(|around| self.from(around).take_while(move |(prefix, _)| *prefix == around));
         around.chain(self.from(*prefix).take_while(|(inside, _)| prefix.covers(inside)))
     }
 
-    /// Those from `prefix` on, in the order of address, then length.
+    /// The entries from `prefix` on, in the order of address, then length.
     fn from(&self, prefix: Prefix) -> impl Iterator<Item = (Prefix, Reason)> {
         self.prefixes.range((prefix, Reason::FIRST)..).copied()
     }
 
-    /// Lets a mass deletion go ahead whose time has come. Returns whether there was one. Nobody takes a second look at
-    /// what a store that is away does not show.
+    /// Ends the wait of a mass deletion whose time has come. While the store is away it waits on, since its list cannot be
+    /// read again. Returns whether a wait ended.
     pub(crate) fn expire(&mut self, now: BootTime, store: &Contact) -> bool {
         let is_over = self.deadline(store).is_some_and(|until| until <= now);
         if is_over {
@@ -181,7 +181,7 @@ impl Protected {
         self.prefixes.is_empty()
     }
 
-    /// The prefixes, in order. One with several reasons comes as often.
+    /// The prefixes, in order. One with several reasons appears once for each.
     pub(crate) fn prefixes(&self) -> impl Iterator<Item = &Prefix> {
         self.prefixes.iter().map(|(prefix, _)| prefix)
     }

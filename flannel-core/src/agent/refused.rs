@@ -34,7 +34,7 @@ struct Wait {
 /// What an object is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Whose {
-    /// This node, or nobody who is known any more.
+    /// This node, or a peer that has left.
     Node,
     /// This peer.
     Peer(LeaseKey),
@@ -69,9 +69,9 @@ impl Kind {
 }
 
 impl Entry<'_> {
-    /// Whether the refusal is the node's trouble. It is not where a peer's record is the cause: the kernel rejects the
-    /// value, and has taken an object of the same kind for another peer. Without that proof it is, also where there is
-    /// one peer only: then no peer can be reached. What stays in a former network is nobody's trouble.
+    /// Whether the refusal counts against the node. A peer's record is to blame instead if the kernel rejects the value and
+    /// has accepted an object of the same kind for another peer. With a single peer there is no such proof, and no peer can
+    /// be reached. Nothing depends on what stays in a former network.
     fn is_nodes(&self, in_place: &BTreeSet<Kind>) -> bool {
         let proven = || Kind::of(&self.object).is_some_and(|kind| in_place.contains(&kind));
         match self.whose {
@@ -92,14 +92,14 @@ impl Refused {
         mut entries: Vec<Entry<'_>>,
         in_place: &BTreeSet<Kind>,
     ) -> usize {
-        // What is left in a former network takes no peer's place in the list.
+        // Former networks come last, so that they displace no peer from the list.
         entries.sort_by_key(|entry| entry.whose == Whose::Former);
         let (old, mut nodes) = (std::mem::take(&mut self.waits), 0);
         self.objects.clear();
         for entry in entries {
             let listed = self.objects.len() < MOST;
             let waits = listed && !entry.is_nodes(in_place);
-            // What is not listed is the node's: something is wrong with the kernel. But nothing depends on what is left.
+            // Refusals beyond the list count against the node: something is wrong with the kernel.
             nodes += usize::from(!waits && entry.whose != Whose::Former);
             if waits {
                 let length = match old.get(&entry.object) {

@@ -202,8 +202,8 @@ impl Machine {
                 self.events.push(Event::DriftRepaired { writes: repaired, took: now.since(started) });
             }
         }
-        // The kernel drops and clamps things when a device changes, and in a former network only a look shows that nothing
-        // is left: look once more, and at the host as well, which was read when the device did not bear our mark yet.
+        // Another audit follows a change of a device, at which the kernel drops and clamps things, and deletions in a former
+        // network, which only an audit can find clear. It reads the host too: that was read before the device was marked.
         let look_again = ops.iter().any(touches_device) || (!self.scope.former.is_empty() && report.applied > 0);
         let done = undone == 0 && report.lost.is_none();
         if done {

@@ -74,7 +74,7 @@ impl Unreached {
         self.replace_at = ahead.min();
     }
 
-    /// Lets go of waits that are over. Returns whether one is.
+    /// Ends the waits that are over. Returns whether one ended.
     pub(crate) fn expire(&mut self, now: BootTime) -> bool {
         let is_over = self.replace_at.is_some_and(|at| at <= now);
         if is_over {
@@ -112,7 +112,7 @@ impl Unreached {
     }
 }
 
-/// The prefix of a route whose connected route is missing and that `op` takes away, and what it would do to it.
+/// The route that `op` deletes or replaces, if its connected route is missing: its prefix, and what `op` does to it.
 fn taken_away(op: &Op, is_unreached: &IsUnreached<'_>) -> Option<(Prefix, Write)> {
     let (prefix, route, write) = match op {
         Op::DeleteRoute { prefix, route } => (prefix, route, Write::Deleted),

@@ -122,8 +122,7 @@ pub struct NeighbourKey {
     pub addr: IpAddr,
 }
 
-/// One of the routes to a prefix, without TOS. There may be several in different tables and with different metrics, and
-/// even of one table and metric (docs/kernel-facts.md, "Route keys are not unique"): all that were seen are kept, in the
+/// One of the routes to a prefix, without TOS. There may be several, even in one table and with one metric (docs/kernel-facts.md, "Route keys are not unique"): all that were seen are kept, in the
 /// order of the dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteKey {
@@ -147,11 +146,11 @@ pub struct Route {
     pub onlink: bool,
     /// `rtm_protocol`. See [`Route::protocol_for`].
     pub protocol: u8,
-    /// What few routes have; `None` where all of it is the default. There are 100 000 routes without.
+    /// Attributes that few routes have; `None` if they have their defaults. Boxed to keep the other routes small.
     pub(crate) extra: Option<Box<Extra>>,
 }
 
-/// What few routes have.
+/// Attributes that few routes have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Extra {
     slot: RouteSlot,
@@ -184,8 +183,8 @@ impl RouteSlot {
     /// The metric that the kernel gives an IPv6 route without one (`IP6_RT_PRIO_USER`).
     pub(crate) const METRIC_V6: u32 = 1024;
 
-    /// The slot as it reads back.
-    pub(crate) fn normal(self, family: Family) -> Self {
+    /// The slot as the kernel reports it.
+    pub(crate) fn normalized(self, family: Family) -> Self {
         match family {
             Family::V6 if self.metric == Self::METRIC_V6 => Self { metric: 0, ..self },
             _ => self,
@@ -213,7 +212,7 @@ pub enum RouteKind {
     Unicast,
     /// Drops.
     Blackhole,
-    /// Anything no route of ours is: several next hops, an encapsulation, another type.
+    /// Anything that no route of ours is: several next hops, an encapsulation, another type.
     Foreign,
 }
 
@@ -262,13 +261,13 @@ impl Route {
         self.extra().source
     }
 
-    /// The route in another table, or with another metric.
+    /// Moves the route to another table or metric.
     pub fn in_slot(self, slot: RouteSlot) -> Self {
         let extra = Extra { slot, ..self.extra() };
         self.with(extra)
     }
 
-    /// The route with a source address, or without.
+    /// Sets or removes the source address.
     pub fn with_source(self, source: Option<IpAddr>) -> Self {
         let extra = Extra { source, ..self.extra() };
         self.with(extra)
@@ -282,9 +281,9 @@ impl Route {
         Self { extra: (extra != Extra::DEFAULT).then(|| Box::new(extra)), ..self }
     }
 
-    /// The route to `prefix` as it reads back.
-    pub(crate) fn normal(self, prefix: &Prefix) -> Self {
-        let slot = self.slot().normal(prefix.family());
+    /// The route to `prefix` as the kernel reports it.
+    pub(crate) fn normalized(self, prefix: &Prefix) -> Self {
+        let slot = self.slot().normalized(prefix.family());
         self.in_slot(slot)
     }
 
@@ -385,18 +384,18 @@ pub struct PeerState {
 }
 
 impl PeerState {
-    /// The state with a route more.
+    /// Adds a route.
     pub fn with_route(mut self, prefix: Prefix, route: Route) -> Self {
         self.routes.push((prefix, route));
         self
     }
 
-    /// The state with this neighbour.
+    /// Sets the neighbour.
     pub fn with_neighbour(self, key: NeighbourKey, mac: MacAddr) -> Self {
         Self { neighbour: Some((key, mac)), ..self }
     }
 
-    /// The state with this forwarding entry.
+    /// Sets the forwarding entry.
     pub fn with_fdb(self, key: FdbKey, dst: IpAddr) -> Self {
         Self { fdb: Some((key, dst)), ..self }
     }

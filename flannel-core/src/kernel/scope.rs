@@ -135,8 +135,8 @@ impl Scope {
 
     /// Whether routes of this family with this table and metric are looked at.
     pub fn has_slot(&self, slot: RouteSlot, family: Family) -> bool {
-        let slot = slot.normal(family);
-        slot == RouteSlot::MAIN || (slot.table != 0 && self.slots.iter().any(|named| named.normal(family) == slot))
+        let slot = slot.normalized(family);
+        slot == RouteSlot::MAIN || (slot.table != 0 && self.slots.iter().any(|named| named.normalized(family) == slot))
     }
 
     /// The tables in which routes are looked at.

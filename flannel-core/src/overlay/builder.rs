@@ -35,7 +35,7 @@ pub enum BuildError {
     #[error("audit interval {0:?} is not between 1 s and 10 min")]
     AuditInterval(Duration),
     /// There is no such routing table.
-    #[error("route slot with table 0: a table has a number from 1 on, and the main table is {}", RouteSlot::MAIN.table)]
+    #[error("a route slot has table 0: tables are numbered from 1, the main table is {}", RouteSlot::MAIN.table)]
     RouteTable,
     /// No backend was given.
     #[error("no backend was given: call Builder::backend at least once")]
@@ -95,10 +95,10 @@ impl Builder {
         self
     }
 
-    /// The tables and metrics of the routes that backends want, beside [`RouteSlot::MAIN`]. Routes there, in the network, are
-    /// looked at with every audit, which reads each table whole; those with a protocol of ours are the overlay's. A route
-    /// in a slot that is not named here is a conflict in the status. Go on naming a slot that is not used any more for as
-    /// long as former runs may have left routes there. Default: none.
+    /// The tables and metrics in which backends may want routes, beside [`RouteSlot::MAIN`]. Every audit reads each of these
+    /// tables whole. Routes there belong to the overlay if they are in its network and have a protocol of ours. A backend
+    /// that wants a route in another slot causes a conflict in the status. Keep a slot in the list after its last use for
+    /// as long as a former run may have left routes there. Default: none.
     pub fn route_slots(mut self, slots: Vec<RouteSlot>) -> Self {
         self.settings.slots = slots;
         self

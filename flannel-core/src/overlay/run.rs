@@ -27,7 +27,7 @@ use crate::subnet::{SubnetError, SubnetManager};
 use crate::text::chain;
 use crate::uplink::UplinkError;
 
-/// The maximum age of host facts at start: changes are not listened to before.
+/// The maximum age of host facts at start. Until then nothing reports changes of the host.
 const FRESH: Duration = Duration::from_millis(500);
 /// How long a preview waits for store and host.
 const PATIENCE: Duration = Duration::from_secs(10);

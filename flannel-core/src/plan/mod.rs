@@ -84,7 +84,7 @@ pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
     // Each is there, and beside them there is none.
     let are_alone = |prefix: &Prefix| {
         let wants =
-            || peer.routes.iter().filter(|(other, _)| other == prefix).map(|(_, want)| want.clone().normal(prefix));
+            || peer.routes.iter().filter(|(other, _)| other == prefix).map(|(_, want)| want.clone().normalized(prefix));
         let is_there = |want: Route| seen.routes_to(*prefix).any(|(_, route)| route.same(&want));
         wants().count() == seen.routes_to(*prefix).count() && wants().all(is_there)
     };
@@ -432,7 +432,7 @@ impl<'a> Planner<'a> {
                 }
             }
             while let Some((_, want)) = wanted.next_if(|(key, _)| key.prefix == prefix) {
-                wants.push(want.normal(&prefix));
+                wants.push(want.normalized(&prefix));
             }
             // Those that the kernel refuses beside another come first.
             wants.sort_by_key(|want| !want.onlink);

@@ -575,7 +575,7 @@ fn an_ipv6_route_with_the_metric_1024_in_another_table_is_seen_again() {
     let plan = plan(&all, &State::default(), &scope, &|_| None);
     let is_written = plan.ops.iter().any(|op| matches!(op, Op::CreateRoute { .. }));
     assert!(
-        !is_written || scope.has_slot(slot.normal(Family::V6), Family::V6),
+        !is_written || scope.has_slot(slot.normalized(Family::V6), Family::V6),
         "written, and never seen: {:?}",
         plan.conflicts
     );

@@ -1,4 +1,4 @@
-//! A store that is another one but for what a test changes.
+//! A store that forwards to another one, with calls and watches that a test can change.
 
 use std::any::Any;
 use std::future::Future;

@@ -240,7 +240,7 @@ async fn an_invalid_config_ends_at_once_with_its_path() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_given_under_another_name_is_refused() {
+async fn a_backend_registered_under_another_name_is_refused() {
     let node = Node::alone();
     node.store.set_config(parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}"#));
     let agent = node.run_as(node.builder().backend("pigeon", |_| Ok(Tunnel)));

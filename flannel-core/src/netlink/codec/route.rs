@@ -222,7 +222,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
         seen.index = None;
     }
     // What the kernel makes of no metric (docs/kernel-facts.md, "Values that read back differently").
-    seen.slot = seen.slot.normal(family);
+    seen.slot = seen.slot.normalized(family);
     Ok(Some(seen))
 }
 
@@ -287,7 +287,7 @@ mod tests {
             let seen = decode(message.payload).unwrap().unwrap();
             prop_assert_eq!((seen.prefix, seen.kind, seen.gateway), (prefix, kind, gateway));
             prop_assert_eq!((seen.onlink, seen.protocol), (onlink, protocol));
-            prop_assert_eq!((seen.slot, seen.source), (slot.normal(prefix.family()), source));
+            prop_assert_eq!((seen.slot, seen.source), (slot.normalized(prefix.family()), source));
             prop_assert_eq!(seen.index, (!blackhole).then_some(index));
         }
     }

@@ -60,7 +60,7 @@ impl Slot {
 
     /// Table and metric as a dump tells them.
     pub(super) fn as_told(&self) -> RouteSlot {
-        RouteSlot { table: self.table, metric: self.metric }.normal(self.prefix.family())
+        RouteSlot { table: self.table, metric: self.metric }.normalized(self.prefix.family())
     }
 }
 
