@@ -1,8 +1,12 @@
 use super::*;
 use crate::kernel::{
-    Device, FdbKey, NeighbourKey, OpText, OverlayName, PeerState, Refusals, RouteKey, SeenLink, Vxlan,
+    Device, FdbKey, Kernel, NeighbourKey, OpText, OverlayName, PeerState, Refusals, RouteKey, RouteSlot, SeenLink,
+    Vxlan,
 };
 use crate::net::{Dual, Vni};
+use crate::testing::FakeKernel;
+use crate::testing::fake_kernel::{FakeRoute, Placement};
+use futures_util::FutureExt;
 
 const OWN: LinkId = LinkId::Own(0);
 
@@ -536,14 +540,17 @@ fn of_many_conflicts_the_first_are_told_and_all_counted() {
     assert_eq!((conflicts.len(), told), (Plan::MOST_TOLD + 10, Plan::MOST_TOLD));
 }
 
+/// The answer of the fake kernel, which never waits.
+fn at_once<T>(call: impl Future<Output = T>) -> T {
+    call.now_or_never().unwrap()
+}
+
 #[test]
 fn a_direct_route_with_a_tunnel_behind_it_converges_in_ipv6() {
-    use crate::kernel::Kernel;
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let kernel = crate::testing::FakeKernel::new();
+    let kernel = FakeKernel::new();
     let uplink = kernel.add_uplink("eth0", "192.168.0.1/24".parse().unwrap()).unwrap();
     kernel.add_address("eth0", "2001:db8::1/64".parse().unwrap()).unwrap();
-    let slot = crate::kernel::RouteSlot::new(254, 2048);
+    let slot = RouteSlot::new(254, 2048);
     let scope = Scope { uplink: Some(uplink), slots: vec![slot], ..scope() };
     let prefix: Prefix = "fd05:0:0:2::/64".parse().unwrap();
     let direct = Route::direct(prefix, "2001:db8::2".parse().unwrap(), LinkId::Uplink);
@@ -552,13 +559,13 @@ fn a_direct_route_with_a_tunnel_behind_it_converges_in_ipv6() {
     wanted.add(&PeerState::default().with_route(prefix, direct).with_route(prefix, tunnel));
     let mut told = Vec::new();
     for _ in 0..4 {
-        let seen = runtime.block_on(kernel.observe(&scope)).unwrap();
+        let seen = at_once(kernel.observe(&scope)).unwrap();
         let plan = plan(&wanted, &seen, &scope, &|_| None);
         if plan.is_empty() {
             return;
         }
         let ops: Vec<_> = plan.ops.iter().map(|op| OpText { op, scope: &scope }.to_string()).collect();
-        let report = runtime.block_on(kernel.apply(&scope, std::sync::Arc::new(plan.ops)));
+        let report = at_once(kernel.apply(&scope, std::sync::Arc::new(plan.ops)));
         told.push((ops, report.refused));
     }
     panic!("never as wanted: {told:#?}");
@@ -566,7 +573,7 @@ fn a_direct_route_with_a_tunnel_behind_it_converges_in_ipv6() {
 
 #[test]
 fn an_ipv6_route_with_the_metric_1024_in_another_table_is_seen_again() {
-    let slot = crate::kernel::RouteSlot::new(100, 1024);
+    let slot = RouteSlot::new(100, 1024);
     let scope = Scope { slots: vec![slot], ..scope() };
     let prefix: Prefix = "fd05:0:0:2::/64".parse().unwrap();
     let route = Route::overlay(prefix, prefix.addr(), OWN).in_slot(slot);
@@ -583,10 +590,7 @@ fn an_ipv6_route_with_the_metric_1024_in_another_table_is_seen_again() {
 
 #[test]
 fn routes_that_differ_in_their_source_alone_are_two() {
-    use crate::kernel::Kernel;
-    use crate::testing::fake_kernel::{FakeRoute, Placement};
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let kernel = crate::testing::FakeKernel::new();
+    let kernel = FakeKernel::new();
     let uplink = kernel.add_uplink("eth0", "192.168.0.1/24".parse().unwrap()).unwrap();
     kernel.add_address("eth0", "192.168.0.7/24".parse().unwrap()).unwrap();
     let scope = Scope { uplink: Some(uplink), ..scope() };
@@ -594,6 +598,6 @@ fn routes_that_differ_in_their_source_alone_are_two() {
     kernel.add_route(via.clone(), Placement::Exclusive).unwrap();
     let more = FakeRoute { source: Some("192.168.0.7".parse().unwrap()), ..via };
     kernel.add_route(more, Placement::Append).expect("the kernel takes routes that differ in their source");
-    let seen = runtime.block_on(kernel.observe(&scope)).unwrap();
+    let seen = at_once(kernel.observe(&scope)).unwrap();
     assert_eq!(seen.routes.len(), 2);
 }
