@@ -310,7 +310,10 @@ fn contention(contended: &Contended, now: BootTime) -> String {
         Some(next) => format!("; next in {} s", next.since(now).as_secs()),
         None => String::new(),
     };
-    format!("somebody else is at our record, answered {} times{next}: run one agent a node", contended.times)
+    format!(
+        "another program changes this node's record, which was written again {} times{next}: run one agent per node",
+        contended.times
+    )
 }
 
 fn store(status: &Status, around: &Surroundings, now: BootTime) -> Store {

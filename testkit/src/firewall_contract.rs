@@ -1,4 +1,4 @@
-//! Proves a [`Firewall`] on the real kernel: what every packet filter has to do, whatever its tool.
+//! Checks a [`Firewall`] on the real kernel: what every packet filter has to do, whatever its tool.
 //!
 //! Write a [`Harness`] and call [`all`] in a test. A check panics with the method and the rule that it broke. Needs root, or
 //! a user namespace, and what the lab needs.

@@ -157,7 +157,7 @@ pub struct Status {
     pub reconfigured: Option<Arc<NetworkConfig>>,
     /// The lease held.
     pub lease: Option<Arc<Lease>>,
-    /// Who else is at our record; `None` while nobody is.
+    /// How another program contends for this node's record; `None` while none does.
     pub contended: Option<Contended>,
     /// The uplink in use.
     pub uplink: Option<Uplink>,

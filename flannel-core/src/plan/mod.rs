@@ -81,7 +81,7 @@ pub(crate) fn links_settled(wanted: &State, seen: &State, scope: &Scope) -> bool
 /// Takes all that `peer` wants out of `seen`, if it is there and as wanted. While [`links_settled`], a plan without both is
 /// the same as with them.
 pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
-    // Each is there, and beside them there is none.
+    // All wanted routes to the prefix are there, and no other.
     let are_alone = |prefix: &Prefix| {
         let wants =
             || peer.routes.iter().filter(|(other, _)| other == prefix).map(|(_, want)| want.clone().normalized(prefix));
@@ -104,7 +104,7 @@ pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
 struct Planner<'a> {
     scope: &'a Scope,
     claims: &'a Claims<'a>,
-    /// Devices whose place a foreign one has: nothing on them is ours.
+    /// Devices whose name or place a foreign device has: nothing on them is ours.
     blocked: BTreeSet<LinkId>,
     /// Devices that are new or gone by the time their children are written: what was seen on them does not count.
     fresh: BTreeSet<LinkId>,
@@ -416,7 +416,7 @@ impl<'a> Planner<'a> {
 
     fn routes(&mut self, wanted: BTreeMap<RouteKey, Route>, seen: &State) {
         let mut seen = seen.routes.iter().peekable();
-        // What is planned is freed as it goes.
+        // Consumed, so that its memory is freed while the writes are planned.
         let mut wanted = wanted.into_iter().peekable();
         // Both are in the order of their keys: one walk over the two, a destination at a time.
         let (mut wants, mut have, mut here) = (Vec::new(), Vec::new(), Vec::new());
@@ -434,7 +434,7 @@ impl<'a> Planner<'a> {
             while let Some((_, want)) = wanted.next_if(|(key, _)| key.prefix == prefix) {
                 wants.push(want.normalized(&prefix));
             }
-            // Those that the kernel refuses beside another come first.
+            // The kernel refuses onlink routes while certain others are there, so these come first.
             wants.sort_by_key(|want| !want.onlink);
             self.make_room(prefix, &wants, &mut have);
             let foreign: Vec<Route> = match prefix.family() {
@@ -458,13 +458,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Clears routes of ours that keep the kernel from taking one that is wanted, and takes them out of `have`.
+    /// Clears routes of ours because of which the kernel would refuse a wanted one, and removes them from `have`.
     fn make_room(&mut self, prefix: Prefix, wants: &[Route], have: &mut Vec<Route>) {
         if prefix.family() == Family::V4 || have.is_empty() {
             return;
         }
         let is_there = |want: &Route| have.iter().any(|route| route.same(want));
-        // Nothing makes room for what a foreign route keeps out.
+        // Clearing ours does not help where a foreign route keeps the wanted one out.
         let is_free = |want: &Route| {
             let in_the_way = |route: &&Route| route.slot() == want.slot() || keeps_out(route, want);
             have.iter().filter(in_the_way).all(|route| self.owns_route(&prefix, route))
@@ -592,8 +592,8 @@ fn in_place(want: &Link, have: &Link) -> bool {
     want.kind.excludes(&have.kind) || want.name == have.name
 }
 
-/// Whether the kernel refuses to write one IPv6 route while the other is there: an `onlink` next hop must not be reached through
-/// another device by what is in the main table, be it the very route to replace (`ip6_route_check_nh_onlink`).
+/// Whether the kernel refuses to write the IPv6 route `want` while `have` is there: no route of the main table may lead to
+/// an `onlink` next hop through another device, not even the route to replace (`ip6_route_check_nh_onlink`).
 fn keeps_out(have: &Route, want: &Route) -> bool {
     want.onlink && have.kind != RouteKind::Blackhole && have.slot().is_in_main_table() && have.link != want.link
 }

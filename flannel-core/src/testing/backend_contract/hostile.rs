@@ -21,8 +21,9 @@ const MOST_OF_A_REASON: usize = 1024;
 const PLACES: usize = 40;
 const DEPTH: usize = 4;
 
-/// Whatever a peer publishes is a reason of at most 1 KiB or a state inside the scope, never a panic: data of no type, of the wrong
-/// one, cut short or far too long, of another backend or another family, and subnets of any length.
+/// Whatever a peer publishes results in a skip with a reason of at most 1 KiB, or in state inside the scope, and never in
+/// a panic: data of no type, of the wrong type, cut short or far too long, of another backend or family, and subnets of any
+/// length.
 pub fn no_peers_data_makes_it_panic(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);

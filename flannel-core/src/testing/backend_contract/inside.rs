@@ -8,8 +8,8 @@ use crate::backend::{Local, Peer};
 use crate::kernel::{LinkId, LinkKind, PeerState, Route, RouteKind, Scope, State};
 use crate::net::{Family, Prefix, is_link_local};
 
-/// The devices are told apart, and `base` and `peer` want nothing outside it: devices
-/// that it names, addresses, neighbours and forwarding entries on those, routes in the networks through links that exist.
+/// The devices can be told apart, and `base` and `peer` want nothing but these devices, addresses, neighbours and forwarding
+/// entries on them, and routes in the network and its slots through links that exist.
 /// Group and alias of a device are left to the agent, and what is on an external device can be told from its program's.
 pub fn everything_wanted_is_inside_the_scope(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
@@ -55,7 +55,7 @@ fn check_scope(scope: &Scope) {
     assert!(u8::try_from(scope.devices.len()).is_ok(), "devices: {} are too many", scope.devices.len());
 }
 
-/// What `base` wants.
+/// Checks what `base` wants.
 pub(super) fn check_base(scope: &Scope, base: &State, local: &Local) {
     for (id, link) in &base.links {
         let device = slot(*id).and_then(|slot| scope.devices.get(slot));
@@ -82,7 +82,7 @@ pub(super) fn check_base(scope: &Scope, base: &State, local: &Local) {
     }
 }
 
-/// What a peer wants, of which the sentence says where it is from.
+/// Checks what one peer wants. Messages of failures begin with `from`.
 pub(super) fn check_peer(
     from: &str,
     scope: &Scope,

@@ -1,4 +1,4 @@
-//! What becomes of it in a kernel.
+//! What a kernel makes of the wanted state.
 
 use std::sync::Arc;
 
