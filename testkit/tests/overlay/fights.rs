@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use flannel_core::clock::BootTime;
+use flannel_core::clock::{BootTime, Clock, SystemClock};
 use flannel_core::lease::Lease;
 use flannel_core::net::{Family, MacAddr};
 use flannel_core::overlay::{HeldBecause, Phase};
@@ -18,6 +18,8 @@ use crate::support::{Cluster, PATIENCE, cases, objects};
 
 /// How often it is changed.
 const EVERY: Duration = Duration::from_millis(300);
+/// The longest time for which the agent leaves alone what is contested.
+const LONGEST: Duration = Duration::from_secs(30);
 /// How many clusters share the fights.
 const CLUSTERS: usize = 6;
 const DEVICE: &str = "flannel.1";
@@ -169,7 +171,8 @@ impl Field<'_> {
             }
             Fight::RouteOnlink => {
                 let route = self.route()?;
-                let changed = if route.is_onlink() {
+                // Away from what is wanted, never back to it.
+                let changed = if self.plane == Plane::Vxlan {
                     // The kernel takes it without where it knows the way to the next hop.
                     let near = Route::to(flannel_core::net::Prefix::host(subnet.addr())).dev(DEVICE).metric(9);
                     ns.replace_route(&near.scope(Route::LINK))?;
@@ -242,6 +245,7 @@ fn fight_over(plane: Plane, fights: &[(u8, Fight)]) {
     let peers: Vec<[Lease; 2]> = peers.collect();
     cluster.store.insert(peers.iter().flatten().cloned());
     cluster.settle();
+    let clock = SystemClock::default();
     let (before, own) = (cluster.objects(0), cluster.lease(0));
     let field = |victim| Field { ns: cluster.ns(0), plane, own: &own, victim };
     for ((_, fight), [victim, bystander]) in fights.iter().zip(&peers) {
@@ -271,8 +275,14 @@ fn fight_over(plane: Plane, fights: &[(u8, Fight)]) {
             // Once at first, and once while what is fought over waits: then nothing else may wait with it.
             wait("damage", &mut || beside.delete().is_ok());
             wait("what the fight is not about", &mut || is_whole(&cluster, &wanted));
+            // An attempt that comes too late asks for twice the time: damage of the test's own that came ten times in ten
+            // seconds would be a fight too.
+            let mut time = Duration::from_millis(500);
             wait("something else to heal before what is contested is tried again", &mut || {
-                let Some(until) = left_alone(&cluster) else { return false };
+                let Some(until) = left_alone(&cluster).filter(|until| until.since(clock.now()) >= time) else {
+                    return false;
+                };
+                time = (2 * time).min(LONGEST / 2);
                 beside.delete().is_ok() && {
                     wait("a look", &mut || is_whole(&cluster, &wanted) || left_alone(&cluster) != Some(until));
                     is_whole(&cluster, &wanted) && left_alone(&cluster) == Some(until)
