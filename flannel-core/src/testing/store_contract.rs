@@ -79,6 +79,15 @@ pub trait Harness: Send + Sync {
         let _ = (node, subnets);
     }
 
+    /// Waits until a record made from now on is younger than those there are, where the store's times are coarse. Default:
+    /// they are not.
+    async fn tick(&self) {}
+
+    /// Whether the configuration is in the backing, and out of reach with it. Default: yes. Kubernetes' is a file.
+    fn holds_config(&self) -> bool {
+        true
+    }
+
     /// Takes the backing out of the reach of all handles, or brings it back. Returns whether that can be done: if not, the
     /// check that asked is passed. Default: it cannot.
     async fn outage(&mut self, outage: Outage) -> bool {
@@ -305,7 +314,7 @@ pub async fn a_widened_pool_is_used_at_once(harness: &mut dyn Harness, families:
 pub async fn assigned_subnets_are_waited_for_and_followed(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
-    let node = Node::new(0, families);
+    let node = Node::known_to(&*harness, 0, families);
     match store.acquire(&node.id, node.want().preferring(subnets(families, 7))).await {
         Err(SubnetError::Unconfigured { at, reason }) => {
             assert!(!at.is_empty() && !reason.is_empty(), "acquire: must say what is waited for: {at:?}: {reason:?}");
@@ -473,9 +482,19 @@ impl Node {
         Want::new(self.attrs.clone())
     }
 
+    /// The same with a name where the store knows nodes by name.
+    fn known_to(harness: &dyn Harness, n: u16, families: Families) -> Self {
+        let node = Self::new(n, families);
+        if harness.is_by_address() {
+            return node;
+        }
+        let Ok(id) = NodeIdentity::new(&format!("node-{n}")) else { panic!("node-{n} is no node identity") };
+        Self { id, ..node }
+    }
+
     /// A node that can take a lease: where the store does not let it choose, it was assigned subnets.
     async fn ready(harness: &dyn Harness, n: u16, families: Families) -> Self {
-        let node = Self::new(n, families);
+        let node = Self::known_to(harness, n, families);
         if !harness.allocates() {
             harness.assign(&node.id, &subnets(families, n + 1)).await;
         }
