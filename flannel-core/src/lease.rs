@@ -4,7 +4,7 @@ mod bounds;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde_json::value::RawValue;
 
@@ -203,6 +203,13 @@ impl LeaseAttrs {
     /// The largest record accepted, in bytes (docs/design.md, "Hostile records").
     pub const MAX_BYTES: usize = 4096;
 
+    /// The name of a backend for [`backend_type`](Self::backend_type): ten thousand records share a handful of them.
+    pub fn backend_name(text: &str) -> Arc<str> {
+        static KNOWN: LazyLock<[Arc<str>; 5]> =
+            LazyLock::new(|| ["vxlan", "host-gw", "", "wireguard", "ipip"].map(Arc::from));
+        KNOWN.iter().find(|known| &***known == text).cloned().unwrap_or_else(|| text.into())
+    }
+
     /// Whether they say nothing but addresses: what an operator writes to reserve subnets for a node before it has a lease.
     pub fn are_addresses_alone(&self) -> bool {
         self.backend_type.is_empty() && self.backend_data.is_empty()
@@ -315,7 +322,7 @@ mod wire {
                 None | Some(serde_json::Value::Null) => {}
                 Some(kind) => {
                     let text = kind.as_str().ok_or_else(|| field("BackendType", &kind, "a string"))?;
-                    attrs.backend_type = intern(text);
+                    attrs.backend_type = LeaseAttrs::backend_name(text);
                 }
             }
             for (family, data) in [(Family::V4, self.backend_data), (Family::V6, self.backend_v6_data)] {
@@ -324,14 +331,6 @@ mod wire {
             }
             Ok(attrs)
         }
-    }
-
-    /// Ten thousand records share a handful of backend names.
-    fn intern(text: &str) -> Arc<str> {
-        use std::sync::LazyLock;
-        static KNOWN: LazyLock<[Arc<str>; 5]> =
-            LazyLock::new(|| ["vxlan", "host-gw", "", "wireguard", "ipip"].map(Arc::from));
-        KNOWN.iter().find(|known| &***known == text).cloned().unwrap_or_else(|| text.into())
     }
 
     fn field(field: &'static str, found: &serde_json::Value, expected: &'static str) -> AttrsError {
