@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ impl Etcd {
     pub fn start(options: Options) -> Result<Self, Error> {
         let program = options.version.program()?;
         let dir = crate::memory_dir().context(|| "no temporary directory".to_owned())?;
-        let members = (0..options.members).map(|_| Ok(Member { ports: ports()?, process: None }));
+        let members = (0..options.members).map(|_| Ok(Member { ports: crate::ports::free()?, process: None }));
         let members = members.collect::<Result<_, Error>>()?;
         let mut etcd = Self { options, program, members, dir };
         etcd.restart_all()?;
@@ -257,27 +257,6 @@ impl Etcd {
     fn data(&self, n: usize) -> PathBuf {
         self.dir.path().join(format!("m{n}"))
     }
-}
-
-/// Three free ports below those that the kernel gives to outgoing connections, so that they stay free while a member
-/// is down.
-fn ports() -> Result<[u16; 3], Error> {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Test processes that run side by side begin in different places.
-    let start = std::process::id().wrapping_mul(61);
-    let mut found = Vec::new();
-    for _ in 0..10_000 {
-        let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
-        let port = 20_000 + u16::try_from(number).unwrap_or_default();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            found.push(port);
-        }
-        if let Ok(ports) = <[u16; 3]>::try_from(found.as_slice()) {
-            return Ok(ports);
-        }
-    }
-    Err(Error::new("no free ports between 20000 and 32000"))
 }
 
 fn is_healthy(port: u16) -> bool {

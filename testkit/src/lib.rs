@@ -1,7 +1,7 @@
 //! Namespace lab, sabotage and traffic probes for tests, benchmarks and the quickstart.
 //!
 //! The lab needs the Linux kernel and iproute2 (`ip` and `bridge`), and works inside an unprivileged user namespace
-//! ([`userns::enter`]). [`etcd`] runs real servers.
+//! ([`userns::enter`]). [`etcd`] and, with the feature `kubernetes`, `kubernetes` run real servers.
 //!
 //! ```no_run
 //! use testkit::{Families, Underlay, probe};
@@ -19,6 +19,7 @@ mod error;
 mod iproute;
 mod lab;
 mod objects;
+mod ports;
 mod process;
 
 pub mod canary;
@@ -26,6 +27,8 @@ pub mod etcd;
 pub mod filter;
 pub mod firewall_contract;
 pub mod go_flannel;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod namespace;
 pub mod probe;
 pub mod sabotage;

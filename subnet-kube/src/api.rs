@@ -1,0 +1,174 @@
+//! Requests to the API server: one try each, with a deadline.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::Timeouts;
+use crate::error::{Fault, Kind, Rule};
+use crate::nodes::locked;
+use crate::split::MAX_OBJECT;
+
+/// What of a name, a version or a page's mark stands in a URL as it is.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The longest time that a server is left alone because it asks for it.
+const MOST_BUSY: Duration = Duration::from_secs(60);
+
+/// The most of a refusal that is read, in bytes.
+const MAX_REFUSAL: usize = 64 << 10;
+
+/// The way to the API server.
+pub(crate) struct Api {
+    client: kube::Client,
+    pub(crate) timeouts: Timeouts,
+    /// The server asked for no request before this.
+    busy_until: Mutex<Option<Instant>>,
+}
+
+/// A body as it arrives.
+pub(crate) struct Arriving {
+    body: Body,
+}
+
+impl Arriving {
+    /// The next bytes, or `None` at the end.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when this is dropped.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(Fault::of(&error)),
+                Some(Ok(frame)) => {
+                    // Trailers say nothing.
+                    if let Ok(bytes) = frame.into_data() {
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next bytes within `limit`.
+    pub(crate) async fn within(&mut self, limit: Duration) -> Result<Option<Bytes>, Fault> {
+        timeout(limit, self.next()).await.unwrap_or_else(|_| Err(Fault::late(limit)))
+    }
+
+    async fn whole(&mut self, limit: Duration, max: usize) -> Result<Vec<u8>, Fault> {
+        let mut whole = Vec::new();
+        while let Some(bytes) = self.within(limit).await? {
+            if whole.len() + bytes.len() > max {
+                return Err(Fault::malformed(format!("an answer of more than {max} bytes")));
+            }
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(whole)
+    }
+}
+
+impl Api {
+    pub(crate) fn new(client: kube::Client, timeouts: Timeouts) -> Self {
+        Self { client, timeouts, busy_until: Mutex::default() }
+    }
+
+    pub(crate) async fn node(&self, name: &str) -> Result<Vec<u8>, Fault> {
+        self.object(Method::GET, &format!("/api/v1/nodes/{}", plain(name)), Vec::new(), Rule::GetNode).await
+    }
+
+    pub(crate) async fn pod(&self, namespace: &str, name: &str) -> Result<Vec<u8>, Fault> {
+        let path = format!("/api/v1/namespaces/{}/pods/{}", plain(namespace), plain(name));
+        self.object(Method::GET, &path, Vec::new(), Rule::GetPod).await
+    }
+
+    /// Merges `patch` into a Node through its status. Returns the Node as it is then.
+    pub(crate) async fn patch_node_status(&self, name: &str, patch: Vec<u8>) -> Result<Vec<u8>, Fault> {
+        let path = format!("/api/v1/nodes/{}/status", plain(name));
+        self.object(Method::PATCH, &path, patch, Rule::PatchNodeStatus).await
+    }
+
+    /// Begins to read a page of Nodes.
+    pub(crate) async fn list_nodes(&self, query: &str) -> Result<Arriving, Fault> {
+        self.open(Method::GET, &format!("/api/v1/nodes?{query}"), Vec::new(), Rule::ListNodes).await
+    }
+
+    /// Begins to watch the Nodes.
+    pub(crate) async fn watch_nodes(&self, query: &str) -> Result<Arriving, Fault> {
+        self.open(Method::GET, &format!("/api/v1/nodes?watch=true&{query}"), Vec::new(), Rule::WatchNodes).await
+    }
+
+    async fn object(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Vec<u8>, Fault> {
+        let limit = self.timeouts.request;
+        let answer = async {
+            let mut arriving = self.open(method, path, body, rule).await?;
+            arriving.whole(limit, MAX_OBJECT).await
+        };
+        timeout(limit, answer).await.unwrap_or_else(|_| Err(Fault::late(limit)))
+    }
+
+    /// Sends a request, and waits until its answer begins.
+    async fn open(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Arriving, Fault> {
+        let busy_until = *locked(&self.busy_until);
+        if let Some(until) = busy_until {
+            sleep_until(until).await;
+        }
+        let mut request = Request::builder().method(method.clone()).uri(path);
+        if method == Method::PATCH {
+            request = request.header(CONTENT_TYPE, "application/strategic-merge-patch+json");
+        }
+        let request = request.body(Body::from(body)).map_err(|error| Fault::malformed(&error))?;
+        let limit = self.timeouts.request;
+        let response = timeout(limit, self.client.send(request)).await.map_err(|_| Fault::late(limit))?;
+        let response = response.map_err(|error| Fault::of(&error))?;
+        if response.status().is_success() {
+            return Ok(Arriving { body: response.into_body() });
+        }
+        let fault = self.refusal(response, rule).await;
+        if let Kind::Busy(Some(wait)) = fault.kind {
+            *locked(&self.busy_until) = Some(Instant::now() + wait);
+        }
+        Err(fault)
+    }
+
+    async fn refusal(&self, response: Response<Body>, rule: Rule) -> Fault {
+        let code = response.status();
+        let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(MOST_BUSY));
+        let mut arriving = Arriving { body: response.into_body() };
+        let text = arriving.whole(self.timeouts.request, MAX_REFUSAL).await.unwrap_or_default();
+        let said = serde_json::from_slice::<Status>(&text)
+            .map_or_else(|_| String::from_utf8_lossy(&text).trim().to_owned(), |status| status.message);
+        Fault::status(code, &said, retry_after, rule)
+    }
+}
+
+/// Kubernetes' own account of a failure.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Status {
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    code: u16,
+}
+
+impl Status {
+    /// The fault that an event of a watch tells of.
+    pub(crate) fn fault(&self) -> Fault {
+        let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Fault::status(code, &self.message, None, Rule::WatchNodes)
+    }
+}
+
+/// `text` as a part of a URL.
+pub(crate) fn plain(text: &str) -> impl std::fmt::Display + '_ {
+    utf8_percent_encode(text, PLAIN)
+}

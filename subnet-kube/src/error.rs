@@ -1,0 +1,159 @@
+//! What goes wrong with the API server, said with the remedy.
+
+use std::error::Error;
+use std::time::Duration;
+
+use flannel_core::subnet::SubnetError;
+use http::StatusCode;
+
+/// A request to the API server failed: the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which say
+/// whether to retry. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Kubernetes API server: {problem}; {remedy}")]
+#[non_exhaustive]
+pub struct KubeError {
+    /// What it or the way to it says.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// A failed request, before it is said what it was for.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    pub(crate) error: KubeError,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// No answer, or none that settles it.
+    Cut,
+    /// We may not; nothing was done.
+    Denied,
+    /// There is no such object.
+    Missing,
+    /// The object is another one by now; nothing was done.
+    Conflict,
+    /// The version asked for is gone.
+    Gone,
+    /// The server asks to be left alone for so long; nothing was done.
+    Busy(Option<Duration>),
+}
+
+/// What a request needs to be allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rule {
+    GetNode,
+    ListNodes,
+    WatchNodes,
+    PatchNodeStatus,
+    GetPod,
+}
+
+impl Rule {
+    /// The rule of a role that allows it, as YAML on one line.
+    fn yaml(self) -> &'static str {
+        match self {
+            Self::GetNode => "{apiGroups: [\"\"], resources: [nodes], verbs: [get]}",
+            Self::ListNodes => "{apiGroups: [\"\"], resources: [nodes], verbs: [list]}",
+            Self::WatchNodes => "{apiGroups: [\"\"], resources: [nodes], verbs: [watch]}",
+            Self::PatchNodeStatus => "{apiGroups: [\"\"], resources: [nodes/status], verbs: [patch]}",
+            Self::GetPod => "{apiGroups: [\"\"], resources: [pods], verbs: [get]}",
+        }
+    }
+}
+
+/// The most of a server's own words that are kept, in characters.
+const SAID: usize = 300;
+
+impl Fault {
+    fn new(kind: Kind, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { kind, error: KubeError { problem: problem.into(), remedy: remedy.into() } }
+    }
+
+    pub(crate) fn cut(problem: impl Into<String>) -> Self {
+        Self::new(Kind::Cut, problem, CHECK)
+    }
+
+    pub(crate) fn late(after: Duration) -> Self {
+        Self::cut(format!("no answer within {after:?}"))
+    }
+
+    pub(crate) fn malformed(problem: impl std::fmt::Display) -> Self {
+        Self::new(
+            Kind::Cut,
+            problem.to_string(),
+            "check that this is a Kubernetes API server, and what stands before it",
+        )
+    }
+
+    /// The request did not get an answer.
+    pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
+        let problem = chain(error);
+        let remedy = tls_remedy(&problem).unwrap_or(CHECK);
+        Self::new(Kind::Cut, problem, remedy)
+    }
+
+    /// The server refused: this is what it says in its Status object.
+    pub(crate) fn status(code: StatusCode, said: &str, retry_after: Option<Duration>, rule: Rule) -> Self {
+        let said: String = said.chars().take(SAID).collect();
+        let problem = if said.is_empty() { code.to_string() } else { format!("{code}: {said}") };
+        match code {
+            StatusCode::UNAUTHORIZED => {
+                Self::new(Kind::Denied, problem, "check the token or client certificate, and whether it has expired")
+            }
+            StatusCode::FORBIDDEN => {
+                let remedy = format!("add to the rules of this program's role: {}", rule.yaml());
+                Self::new(Kind::Denied, problem, remedy)
+            }
+            StatusCode::NOT_FOUND => Self::new(Kind::Missing, problem, "check the name"),
+            StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => Self::new(Kind::Conflict, problem, "try again"),
+            StatusCode::GONE => Self::new(Kind::Gone, problem, "list again"),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                Self::new(Kind::Busy(retry_after), problem, CHECK)
+            }
+            _ => Self::new(Kind::Cut, problem, CHECK),
+        }
+    }
+
+    pub(crate) fn into_subnet_error(self, doing: &'static str) -> SubnetError {
+        let source = Box::new(self.error);
+        match self.kind {
+            Kind::Denied => SubnetError::Denied { doing, source },
+            Kind::Cut | Kind::Missing | Kind::Conflict | Kind::Gone | Kind::Busy(_) => {
+                SubnetError::Unavailable { doing, source }
+            }
+        }
+    }
+}
+
+const CHECK: &str = "check that the API server runs and can be reached";
+
+fn tls_remedy(problem: &str) -> Option<&'static str> {
+    // As rustls words them; what it words anew falls back to the general remedy.
+    let remedies = [
+        ("UnknownIssuer", "give the authority that signed the API server's certificate"),
+        ("BadSignature", "give the authority that signed the API server's certificate"),
+        ("not valid for name", "use a name that the API server's certificate holds"),
+        ("certificate expired", "renew the API server's expired certificate, or check this machine's clock"),
+        ("certificate not valid yet", "check the clocks of this machine and of the authority"),
+        ("InvalidContentType", "the server speaks clear text: give its address as http://, or its TLS port"),
+    ];
+    remedies.into_iter().find(|(sign, _)| problem.contains(sign)).map(|(_, remedy)| remedy)
+}
+
+/// The causes in one line, each once.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
+}

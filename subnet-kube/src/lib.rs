@@ -1,0 +1,256 @@
+//! Kubernetes lease store of flannelkit, byte for byte flannel's: nodes with Go flannel and with this crate share one
+//! cluster.
+//!
+//! A node's subnets are its Node's podCIDRs, which kube-controller-manager assigns. What it publishes is annotations of the
+//! Node, all of one change in one patch of its status:
+//!
+//! ```text
+//! flannel.alpha.coreos.com/kube-subnet-manager   true
+//! flannel.alpha.coreos.com/backend-type          vxlan
+//! flannel.alpha.coreos.com/backend-data          {"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}
+//! flannel.alpha.coreos.com/backend-v6-data       the same for IPv6
+//! flannel.alpha.coreos.com/public-ip             192.168.64.3
+//! flannel.alpha.coreos.com/public-ipv6           the same for IPv6
+//! ```
+//!
+//! An operator may write `public-ip-overwrite` and `public-ipv6-overwrite` (published in place of the address that the node
+//! uses), and `node-public-ip` and `node-public-ipv6` (the address that the node is to use).
+//!
+//! Nothing expires. A lease is fenced by its Node's uid: a Node that was deleted and made again is another one. All Nodes
+//! are listed once, out of the API server's cache, and watched from there; of a Node no more than its name, uid, podCIDRs
+//! and these annotations is kept.
+//!
+//! The program that links this crate chooses the Kubernetes version whose types `k8s-openapi` has, by a feature of that
+//! crate.
+//!
+//! ```no_run
+//! use flannel_subnet_kube::{Access, ConfigSource, KubeSubnets, NodeName, Options};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Access::in_cluster().client().await?;
+//! let config = ConfigSource::File("/etc/kube-flannel/net-conf.json".into());
+//! let store = KubeSubnets::new(client, Options::new(NodeName::from_env()?, config));
+//! # Ok(())
+//! # }
+//! ```
+
+mod annotations;
+mod api;
+mod connect;
+mod error;
+mod machine;
+mod node;
+mod nodes;
+mod split;
+mod store;
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_core::config::NetworkConfig;
+use flannel_core::lease::{Lease, LeaseEvent};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
+use futures_util::stream::BoxStream;
+use tokio::sync::OnceCell;
+
+use annotations::Keys;
+use api::Api;
+use store::Store;
+
+pub use annotations::{AnnotationPrefix, AnnotationPrefixError};
+pub use connect::{Access, AccessError};
+pub use error::KubeError;
+
+/// Which Node is this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeName {
+    /// The one of this name.
+    Named(NodeIdentity),
+    /// The one that this Pod runs on.
+    OfPod {
+        /// The Pod's namespace.
+        namespace: String,
+        /// The Pod's name.
+        pod: String,
+    },
+}
+
+/// The environment does not say which Node this is. Final until it is mended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{problem}; set NODE_NAME to the node's name (in a Pod: from fieldRef spec.nodeName), or POD_NAME and POD_NAMESPACE"
+)]
+pub struct NodeNameError {
+    problem: String,
+}
+
+impl NodeName {
+    /// As flannel finds it: `NODE_NAME`, else the Pod `POD_NAME` in `POD_NAMESPACE`.
+    ///
+    /// # Errors
+    /// [`NodeNameError`] when none of them is set, or the name is none. Final until that is mended.
+    pub fn from_env() -> Result<Self, NodeNameError> {
+        Self::of(|name| std::env::var(name).ok())
+    }
+
+    /// The same with other variables than the process's.
+    ///
+    /// # Errors
+    /// As [`from_env`](Self::from_env).
+    pub fn of(variable: impl Fn(&str) -> Option<String>) -> Result<Self, NodeNameError> {
+        let given = |name| variable(name).filter(|text| !text.is_empty());
+        if let Some(name) = given("NODE_NAME") {
+            let name = NodeIdentity::new(&name);
+            return name.map(Self::Named).map_err(|error| NodeNameError { problem: format!("NODE_NAME: {error}") });
+        }
+        match (given("POD_NAMESPACE"), given("POD_NAME")) {
+            (Some(namespace), Some(pod)) => Ok(Self::OfPod { namespace, pod }),
+            _ => Err(NodeNameError { problem: "it is not known which node this is".to_owned() }),
+        }
+    }
+}
+
+/// Where the network's configuration is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// A file with flannel's JSON document, read again each time it is asked for.
+    File(PathBuf),
+    /// This one.
+    Fixed(NetworkConfig),
+}
+
+/// How long the API server is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Timeouts {
+    /// For an answer, or the next piece of a long one. Default: 10 s.
+    pub request: Duration,
+    /// For anything of a watch. One that is silent for so long is opened anew from where it was. Default: 45 s, so that
+    /// with [`request`](Self::request) a server that went silent is noticed within a minute.
+    pub silence: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { request: Duration::from_secs(10), silence: Duration::from_secs(45) }
+    }
+}
+
+impl Timeouts {
+    /// The same with this time for an answer.
+    #[must_use]
+    pub fn with_request(self, request: Duration) -> Self {
+        Self { request, ..self }
+    }
+
+    /// The same with this time for a watch.
+    #[must_use]
+    pub fn with_silence(self, silence: Duration) -> Self {
+        Self { silence, ..self }
+    }
+}
+
+/// How to use a cluster.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// Which Node is this one.
+    pub node: NodeName,
+    /// Where the network's configuration is.
+    pub config: ConfigSource,
+    /// What the annotations' names begin with. Default: `flannel.alpha.coreos.com/`.
+    pub prefix: AnnotationPrefix,
+    /// How long the API server is waited for.
+    pub timeouts: Timeouts,
+}
+
+impl Options {
+    /// This node, this configuration, and the defaults of the rest.
+    pub fn new(node: NodeName, config: ConfigSource) -> Self {
+        Self { node, config, prefix: AnnotationPrefix::default(), timeouts: Timeouts::default() }
+    }
+
+    /// The same with this prefix.
+    #[must_use]
+    pub fn prefixed(self, prefix: AnnotationPrefix) -> Self {
+        Self { prefix, ..self }
+    }
+
+    /// The same with these time-outs.
+    #[must_use]
+    pub fn timed(self, timeouts: Timeouts) -> Self {
+        Self { timeouts, ..self }
+    }
+}
+
+/// Leases in Kubernetes.
+///
+/// Clones share one client.
+#[derive(Clone)]
+pub struct KubeSubnets {
+    store: Arc<Store>,
+}
+
+impl KubeSubnets {
+    /// A store over a client that is ready. Requests have deadlines of their own, so the client needs none, and none are
+    /// repeated by this crate. A client that asks for compressed answers saves nine tenths of a list
+    /// ([`Access::client`] does).
+    pub fn new(client: kube::Client, options: Options) -> Self {
+        let Options { node, config, prefix, timeouts } = options;
+        let store = Store {
+            api: Api::new(client, timeouts),
+            keys: Keys::new(prefix),
+            published: Arc::default(),
+            node,
+            name: OnceCell::new(),
+            config,
+        };
+        Self { store: Arc::new(store) }
+    }
+
+    /// Writes the node's condition `NetworkUnavailable`, byte for byte as flannel does when the network is up. Clouds taint
+    /// nodes until it is False. To be called after the overlay is ready, and again until it succeeds.
+    ///
+    /// # Errors
+    /// [`SubnetError::Unavailable`], [`SubnetError::Denied`] and [`SubnetError::Unconfigured`] are to be retried.
+    ///
+    /// # Cancel safety
+    /// Dropped midway it may or may not be written.
+    pub async fn set_network_unavailable(&self, is_unavailable: bool) -> Result<(), SubnetError> {
+        self.store.set_network_unavailable(is_unavailable).await
+    }
+}
+
+#[async_trait]
+impl SubnetManager for KubeSubnets {
+    async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        self.store.this_node().await
+    }
+
+    async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
+        self.store.config()
+    }
+
+    async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
+        self.store.previous(node).await
+    }
+
+    async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        self.store.acquire(node, want).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        self.store.renew(lease).await
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), SubnetError> {
+        self.store.release(&lease).await
+    }
+
+    fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+        watch::watch(Arc::clone(&self.store))
+    }
+}

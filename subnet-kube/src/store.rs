@@ -1,0 +1,301 @@
+//! What the calls of a [`SubnetManager`](flannel_core::subnet::SubnetManager) do to the own Node.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use flannel_core::alloc::compatible;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::files::{self, Trust};
+use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
+use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::subnet::{NodeIdentity, SubnetError, ThisNode, Want};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::OnceCell;
+
+use crate::annotations::{Key, Keys, written};
+use crate::api::Api;
+use crate::error::{Fault, Kind};
+use crate::node::{AddrError, Annotations, Node, Published};
+use crate::nodes::locked;
+use crate::{ConfigSource, NodeName};
+
+pub(crate) struct Store {
+    pub(crate) api: Api,
+    pub(crate) keys: Keys,
+    pub(crate) published: Arc<Mutex<Published>>,
+    pub(crate) node: NodeName,
+    /// The node's name, once it is known.
+    pub(crate) name: OnceCell<NodeIdentity>,
+    pub(crate) config: ConfigSource,
+}
+
+/// A Pod, of which one thing counts.
+#[derive(Deserialize)]
+struct Pod {
+    #[serde(default)]
+    spec: PodSpec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    #[serde(default)]
+    node_name: String,
+}
+
+impl Store {
+    pub(crate) fn config(&self) -> Result<NetworkConfig, SubnetError> {
+        match &self.config {
+            ConfigSource::Fixed(config) => Ok(config.clone()),
+            ConfigSource::File(path) => read_config(path),
+        }
+    }
+
+    /// The node's name.
+    pub(crate) async fn name(&self) -> Result<&NodeIdentity, SubnetError> {
+        self.name.get_or_try_init(|| self.find_name()).await
+    }
+
+    async fn find_name(&self) -> Result<NodeIdentity, SubnetError> {
+        let (namespace, pod) = match &self.node {
+            NodeName::Named(name) => return Ok(name.clone()),
+            NodeName::OfPod { namespace, pod } => (namespace, pod),
+        };
+        let at = || format!("Pod {namespace}/{pod}");
+        let text = match self.api.pod(namespace, pod).await {
+            Err(fault) if fault.kind == Kind::Missing => {
+                let reason =
+                    "there is no such Pod; give the node's name, or the name and namespace of this program's Pod";
+                return Err(SubnetError::Unconfigured { at: at(), reason: reason.to_owned() });
+            }
+            result => result.map_err(|fault| fault.into_subnet_error("asking for the Pod's node"))?,
+        };
+        let read: Result<Pod, _> = serde_json::from_slice(&text);
+        let pod = read.map_err(|error| Fault::malformed(error).into_subnet_error("asking for the Pod's node"))?;
+        if pod.spec.node_name.is_empty() {
+            let reason = "it has no spec.nodeName yet; the scheduler sets it".to_owned();
+            return Err(SubnetError::Unconfigured { at: at(), reason });
+        }
+        NodeIdentity::new(&pod.spec.node_name)
+            .map_err(|error| SubnetError::Invalid { at: at(), reason: format!("spec.nodeName: {error}") })
+    }
+
+    pub(crate) async fn this_node(&self) -> Result<ThisNode, SubnetError> {
+        let name = self.name().await?.clone();
+        let text = self.own_node(name.as_str(), "reading the own node").await?;
+        let node = parse(&text, "reading the own node")?;
+        let public = node.annotations(&self.keys).public();
+        let public = public.map_err(|error| self.not_an_address(name.as_str(), &error))?;
+        Ok(ThisNode::named(name).publishing(public))
+    }
+
+    pub(crate) async fn previous(&self, name: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
+        const DOING: &str = "reading the previous lease";
+        let config = self.config()?;
+        let text = match self.api.node(name.as_str()).await {
+            Err(fault) if fault.kind == Kind::Missing => return Ok(Vec::new()),
+            result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
+        };
+        let node = parse(&text, DOING)?;
+        let annotations = node.annotations(&self.keys);
+        if !annotations.is_managed() {
+            return Ok(Vec::new());
+        }
+        let Ok(subnets) = assigned(name.as_str(), &node, &config) else { return Ok(Vec::new()) };
+        // A record of ours that is bad is as good as none: acquire mends it.
+        let lease = node.record(&annotations, &locked(&self.published)).lease.ok();
+        Ok(lease.map(|lease| Lease { subnets, ..Lease::clone(&lease) }).into_iter().collect())
+    }
+
+    pub(crate) async fn acquire(&self, name: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        const DOING: &str = "taking a lease";
+        let config = self.config()?;
+        let text = self.own_node(name.as_str(), DOING).await?;
+        let node = parse(&text, DOING)?;
+        let subnets = assigned(name.as_str(), &node, &config)?;
+        self.publish(name.as_str(), &node, &want.attrs).await?.map_err(|fault| match fault.kind {
+            Kind::Missing => no_node(name.as_str()),
+            _ => fault.into_subnet_error(DOING),
+        })?;
+        let key = LeaseKey::of_bytes(name.as_str().as_bytes());
+        Ok(Lease { key, subnets, attrs: want.attrs, expires: None, fence: node.fence() })
+    }
+
+    pub(crate) async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
+        const DOING: &str = "writing the own lease";
+        let name = lease.key.as_str();
+        let config = self.config()?;
+        let text = match self.api.node(name).await {
+            Err(fault) if fault.kind == Kind::Missing => {
+                return Err(SubnetError::Lost(format!("Node {name} is gone")));
+            }
+            result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
+        };
+        let node = parse(&text, DOING)?;
+        if node.fence() != lease.fence {
+            return Err(SubnetError::Lost(format!("Node {name} was deleted and made again")));
+        }
+        if assigned(name, &node, &config).ok() != Some(lease.subnets) {
+            return Err(SubnetError::Lost(format!("Node {name} has other podCIDRs")));
+        }
+        self.publish(name, &node, &lease.attrs).await?.map_err(|fault| match fault.kind {
+            Kind::Missing | Kind::Conflict => SubnetError::Lost(format!("Node {name} was deleted meanwhile")),
+            _ => fault.into_subnet_error(DOING),
+        })?;
+        Ok(lease.clone())
+    }
+
+    pub(crate) async fn release(&self, lease: &Lease) -> Result<(), SubnetError> {
+        const DOING: &str = "giving the lease back";
+        let name = lease.key.as_str();
+        let text = match self.api.node(name).await {
+            Err(fault) if fault.kind == Kind::Missing => return Ok(()),
+            result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
+        };
+        let node = parse(&text, DOING)?;
+        let annotations = node.annotations(&self.keys);
+        if node.fence() != lease.fence {
+            return Ok(());
+        }
+        locked(&self.published).forget(name);
+        let there = Key::WRITTEN.into_iter().filter(|key| annotations.text(*key).is_some());
+        match self.patch(name, &node, there.map(|key| (key, Value::Null)).collect()).await {
+            // It is not ours any more.
+            Err(fault) if matches!(fault.kind, Kind::Missing | Kind::Conflict) => Ok(()),
+            result => result.map_err(|fault| fault.into_subnet_error(DOING)),
+        }
+    }
+
+    /// Writes the condition that the network is up or not, in place of what was there.
+    pub(crate) async fn set_network_unavailable(&self, is_unavailable: bool) -> Result<(), SubnetError> {
+        const DOING: &str = "writing the node's condition NetworkUnavailable";
+        let name = self.name().await?;
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let (status, reason, message) = match is_unavailable {
+            false => ("False", "FlannelIsUp", "Flannel is running on this node"),
+            true => ("True", "FlannelIsDown", "Flannel is not running on this node"),
+        };
+        let condition = json!({
+            "type": "NetworkUnavailable",
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": now,
+            "lastHeartbeatTime": now,
+        });
+        let patch = json!({ "status": { "conditions": [condition] } }).to_string();
+        match self.api.patch_node_status(name.as_str(), patch.into()).await {
+            Err(fault) if fault.kind == Kind::Missing => Err(no_node(name.as_str())),
+            result => result.map(drop).map_err(|fault| fault.into_subnet_error(DOING)),
+        }
+    }
+
+    /// Writes what of the annotations differs. Nothing is written where nothing does.
+    async fn publish(&self, name: &str, node: &Node<'_>, attrs: &LeaseAttrs) -> Result<Result<(), Fault>, SubnetError> {
+        let annotations = node.annotations(&self.keys);
+        let overwrite = annotations.overwrite().map_err(|error| self.not_an_address(name, &error))?;
+        // Before the watch can show what is written.
+        locked(&self.published).set(name, attrs.clone());
+        let changed = differing(&annotations, attrs, &overwrite);
+        if changed.is_empty() {
+            return Ok(Ok(()));
+        }
+        Ok(self.patch(name, node, changed).await)
+    }
+
+    /// Writes these annotations into the Node that was read, and into none that took its place.
+    async fn patch(&self, name: &str, node: &Node<'_>, changed: BTreeMap<Key, Value>) -> Result<(), Fault> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let texts: Map<_, _> = changed.into_iter().map(|(key, value)| (self.keys.name(key), value)).collect();
+        let patch = json!({ "metadata": { "uid": node.metadata.uid, "annotations": texts } });
+        self.api.patch_node_status(name, patch.to_string().into()).await.map(drop)
+    }
+
+    async fn own_node(&self, name: &str, doing: &'static str) -> Result<Vec<u8>, SubnetError> {
+        match self.api.node(name).await {
+            Err(fault) if fault.kind == Kind::Missing => Err(no_node(name)),
+            result => result.map_err(|fault| fault.into_subnet_error(doing)),
+        }
+    }
+
+    fn not_an_address(&self, name: &str, error: &AddrError) -> SubnetError {
+        let AddrError { key, found, family } = error;
+        SubnetError::Unconfigured {
+            at: format!("Node {name}, annotation {}", self.keys.name(*key)),
+            reason: format!("{found:?} is not an {family} address; mend or remove it"),
+        }
+    }
+}
+
+fn differing(
+    annotations: &Annotations<'_>,
+    attrs: &LeaseAttrs,
+    overwrite: &Dual<std::net::IpAddr>,
+) -> BTreeMap<Key, Value> {
+    let wanted = written(attrs, overwrite).into_iter();
+    let changed = wanted.filter(|(key, text)| annotations.text(*key).as_deref() != Some(&**text));
+    changed.map(|(key, text)| (key, Value::from(text))).collect()
+}
+
+fn parse<'a>(text: &'a [u8], doing: &'static str) -> Result<Node<'a>, SubnetError> {
+    Node::parse(text).map_err(|error| Fault::malformed(error).into_subnet_error(doing))
+}
+
+fn no_node(name: &str) -> SubnetError {
+    SubnetError::Unconfigured {
+        at: format!("Node {name}"),
+        reason: "there is no such Node; its kubelet registers it".to_owned(),
+    }
+}
+
+/// The subnet that the node was assigned in each family of the network.
+fn assigned(name: &str, node: &Node<'_>, config: &NetworkConfig) -> Result<Dual<Prefix>, SubnetError> {
+    let waiting = |reason: String| SubnetError::Unconfigured { at: format!("Node {name}, spec.podCIDRs"), reason };
+    let subnets = node.subnets().map_err(|error| waiting(error.to_string()))?;
+    let mut taken = Dual::default();
+    for (family, network) in config.networks.iter() {
+        let Some(subnet) = subnets.get(family) else {
+            return Err(waiting(format!(
+                "it has no {family} entry; kube-controller-manager assigns one if it runs with --allocate-node-cidrs \
+                 and an {family} range in --cluster-cidr"
+            )));
+        };
+        if !compatible(network, subnet) {
+            let key = match family {
+                Family::V4 => "Network",
+                Family::V6 => "IPv6Network",
+            };
+            return Err(waiting(format!(
+                "{subnet} is not inside {key} {}; make {key} of the network configuration and --cluster-cidr of \
+                 kube-controller-manager the same",
+                network.prefix
+            )));
+        }
+        *taken.slot(family) = Some(*subnet);
+    }
+    Ok(taken)
+}
+
+fn read_config(path: &Path) -> Result<NetworkConfig, SubnetError> {
+    let at = path.display().to_string();
+    let text = match files::read(path, Trust::Owners, NetworkConfig::MAX_BYTES as u64) {
+        Ok(Some(text)) => text,
+        Ok(None) => {
+            return Err(SubnetError::Unconfigured {
+                at,
+                reason: "there is no such file; write flannel's JSON document there, such as \
+                         {\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}"
+                    .to_owned(),
+            });
+        }
+        Err(error) => return Err(SubnetError::Unconfigured { at, reason: format!("cannot read it: {error}") }),
+    };
+    NetworkConfig::parse(&text, Allocation::External).map_err(|error| SubnetError::Invalid {
+        at: format!("{at} {}", error.path),
+        reason: format!("{}; {}", error.problem, error.remedy),
+    })
+}

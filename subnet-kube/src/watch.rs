@@ -1,0 +1,221 @@
+//! Following the Nodes: the machine's steps, carried out.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::backoff::{Backoff, Jitter};
+use flannel_core::lease::LeaseEvent;
+use flannel_core::subnet::SubnetError;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::{Instant, timeout};
+
+use crate::api::{Arriving, Status, plain};
+use crate::error::{Fault, Kind};
+use crate::machine::{Machine, Step};
+use crate::node::{Node, Versioned};
+use crate::nodes::{Change, Nodes};
+use crate::split::{Items, Lines, Malformed};
+use crate::store::Store;
+
+/// How long a server holds a watch open, in seconds, and up to half as much again: so that a thousand do not end at once.
+const WATCH: u64 = 600;
+
+/// All records, then what changes.
+pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    let nodes = Nodes::new(store.keys.clone(), Arc::clone(&store.published));
+    let watch = Watch {
+        store,
+        machine: Machine::new(Backoff::default()),
+        nodes,
+        source: None,
+        pause: None,
+        ready: VecDeque::new(),
+        jitter: Jitter::random(),
+    };
+    stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed()
+}
+
+struct Watch {
+    store: Arc<Store>,
+    machine: Machine,
+    nodes: Nodes,
+    source: Option<Source>,
+    /// What to wait first.
+    pause: Option<Duration>,
+    /// Still to be reported.
+    ready: VecDeque<LeaseEvent>,
+    jitter: Jitter,
+}
+
+/// An open watch.
+struct Source {
+    arriving: Arriving,
+    lines: Lines,
+    since: Instant,
+}
+
+/// What a line of a watch says.
+#[derive(Deserialize)]
+struct Event<'a> {
+    r#type: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+/// Why what a watch sends is not read on.
+enum Stop {
+    Fault(Fault),
+    /// The version asked for is gone, or the server has another history: everything is listed after this wait.
+    List(Option<Duration>),
+}
+
+impl From<Malformed> for Stop {
+    fn from(error: Malformed) -> Self {
+        Self::Fault(Fault::malformed(error))
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(error: Malformed) -> Self {
+        Self::malformed(error)
+    }
+}
+
+impl Watch {
+    async fn next(&mut self) -> Result<LeaseEvent, SubnetError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            if let Some(pause) = self.pause {
+                tokio::time::sleep(pause).await;
+                self.pause = None;
+            }
+            if let Err(fault) = self.step().await {
+                let lived = self.source.take().map(|source| source.since.elapsed());
+                self.pause = Some(self.machine.failed(lived));
+                return Err(fault.into_subnet_error("watching the nodes"));
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), Fault> {
+        match self.machine.step() {
+            Step::Probe => {
+                self.source = None;
+                let version = self.list("limit=1", |_, _| ()).await?;
+                self.machine.probed(version);
+            }
+            Step::List(from) => {
+                self.nodes.begin_list();
+                // Without a limit: a list with one is not answered out of the cache.
+                let query = format!("resourceVersion={}&resourceVersionMatch=NotOlderThan", plain(&from));
+                let version = self.list(&query, Nodes::list).await?;
+                self.machine.listed(version);
+                self.ready.push_back(self.nodes.end_list());
+            }
+            Step::Open(from) => match self.open(&from).await {
+                Ok(source) => {
+                    self.source = Some(source);
+                    if self.machine.opened() {
+                        self.ready.push_back(LeaseEvent::Resumed);
+                    }
+                }
+                Err(fault) if fault.kind == Kind::Gone => self.pause = self.machine.gone(),
+                Err(fault) => return Err(fault),
+            },
+            Step::Read => self.read().await?,
+        }
+        Ok(())
+    }
+
+    /// Reads a list of Nodes. Returns the version that it is of.
+    async fn list(&mut self, query: &str, take: impl Fn(&mut Nodes, &Node<'_>)) -> Result<String, Fault> {
+        let mut arriving = self.store.api.list_nodes(query).await?;
+        let mut items = Items::default();
+        while let Some(bytes) = arriving.within(self.store.api.timeouts.request).await? {
+            items.feed(&bytes, |json| {
+                take(&mut self.nodes, &Node::parse(json).map_err(Fault::malformed)?);
+                Ok::<_, Fault>(())
+            })?;
+        }
+        let head = items.finish()?;
+        let list: Versioned<'_> = serde_json::from_slice(&head).map_err(Fault::malformed)?;
+        match list.metadata.resource_version {
+            version if version.is_empty() => Err(Fault::malformed("a list without resourceVersion")),
+            version => Ok(version.into_owned()),
+        }
+    }
+
+    async fn open(&mut self, from: &str) -> Result<Source, Fault> {
+        let seconds = WATCH + self.jitter.number() % (WATCH / 2);
+        let query = format!("allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}", plain(from));
+        let arriving = self.store.api.watch_nodes(&query).await?;
+        Ok(Source { arriving, lines: Lines::default(), since: Instant::now() })
+    }
+
+    /// Reads what the watch sends next.
+    async fn read(&mut self) -> Result<(), Fault> {
+        let Some(source) = &mut self.source else { return Err(Fault::cut("no watch is open")) };
+        let Ok(arrived) = timeout(self.store.api.timeouts.silence, source.arriving.next()).await else {
+            tracing::debug!("the watch of the nodes was silent: it is opened anew");
+            self.source = None;
+            self.machine.silent();
+            return Ok(());
+        };
+        let Some(bytes) = arrived? else {
+            self.pause = self.machine.ended(source.since.elapsed());
+            self.source = None;
+            return Ok(());
+        };
+        let (machine, nodes, ready) = (&mut self.machine, &mut self.nodes, &mut self.ready);
+        match source.lines.feed(&bytes, |line| line_read(line, machine, nodes, ready)) {
+            Ok(()) => Ok(()),
+            Err(Stop::Fault(fault)) => Err(fault),
+            Err(Stop::List(pause)) => {
+                self.source = None;
+                self.pause = pause;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn line_read(
+    line: &[u8],
+    machine: &mut Machine,
+    nodes: &mut Nodes,
+    ready: &mut VecDeque<LeaseEvent>,
+) -> Result<(), Stop> {
+    let malformed = |error| Stop::Fault(Fault::malformed(error));
+    let event: Event<'_> = serde_json::from_slice(line).map_err(malformed)?;
+    let object = event.object.get().as_bytes();
+    let change = match event.r#type {
+        "ADDED" | "MODIFIED" => Change::Put,
+        "DELETED" => Change::Deleted,
+        "BOOKMARK" => {
+            let bookmark: Versioned<'_> = serde_json::from_slice(object).map_err(malformed)?;
+            return machine.seen(&bookmark.metadata.resource_version).map_err(Stop::List);
+        }
+        "ERROR" => {
+            let status: Status = serde_json::from_slice(object).map_err(malformed)?;
+            let fault = status.fault();
+            return Err(match fault.kind {
+                Kind::Gone => Stop::List(machine.gone()),
+                _ => Stop::Fault(fault),
+            });
+        }
+        other => {
+            let kind: String = other.chars().take(32).collect();
+            return Err(Stop::Fault(Fault::malformed(format!("an event of type {kind:?}"))));
+        }
+    };
+    let node = Node::parse(object).map_err(malformed)?;
+    machine.seen(&node.metadata.resource_version).map_err(Stop::List)?;
+    ready.extend(nodes.change(change, &node));
+    Ok(())
+}

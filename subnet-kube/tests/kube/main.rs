@@ -1,0 +1,4 @@
+//! The store on a real API server.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod contract;

@@ -1,0 +1,291 @@
+//! A real Kubernetes API server on the loopback, over a real etcd, which ends with its handle.
+//!
+//! It authenticates by token and client certificate, authorizes Nodes and by RBAC, and has the default admission plug-ins
+//! and `NodeRestriction`. Nothing runs beside it: no kubelet registers Nodes, and nobody assigns podCIDRs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use http::{Method, Request};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::etcd::{self, Etcd};
+use crate::{Context, Error, Process};
+
+/// The token of the group `system:masters`.
+const ADMIN: &str = "administrator";
+
+/// How long a server may take to be ready: 4 s alone on two cores.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running API server. Dropping it kills it and its etcd, and removes their data.
+#[derive(Debug)]
+pub struct ApiServer {
+    etcd: Etcd,
+    program: PathBuf,
+    port: u16,
+    process: Option<Process>,
+    dir: TempDir,
+}
+
+/// The program of this name: `target/NAME-1.36.3`, which `./test` builds.
+///
+/// # Errors
+/// Says where it was looked for and how to get it: a test that needs it fails without.
+pub fn program(name: &str) -> Result<PathBuf, Error> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(format!("{name}-1.36.3"));
+    match program.is_file() {
+        true => Ok(program),
+        false => {
+            Err(Error::new(format!("no {name} at {}: run ./test, which builds it with Go, once", program.display())))
+        }
+    }
+}
+
+impl ApiServer {
+    /// Starts a server over an etcd of this version, and waits until it is ready.
+    ///
+    /// # Errors
+    /// Names what is missing, or shows the end of its log.
+    pub async fn start(version: etcd::Version) -> Result<Self, Error> {
+        // A process has one, and its features enable more than one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let program = program("kube-apiserver")?;
+        let etcd = Etcd::start(etcd::Options::single(version))?;
+        let dir = crate::memory_dir().context(|| "no temporary directory".to_owned())?;
+        let [port] = crate::ports::free()?;
+        let mut server = Self { etcd, program, port, process: None, dir };
+        server.write_keys().map_err(|error| Error::new(format!("cannot write the server's keys: {error}")))?;
+        server.restart().await?;
+        Ok(server)
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The etcd behind it.
+    pub fn etcd(&mut self) -> &mut Etcd {
+        &mut self.etcd
+    }
+
+    /// A kubeconfig file for the bearer of this token, which is read from a file of its own, and a server at this URL.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn kubeconfig(&self, token: &str, url: &str) -> Result<PathBuf, Error> {
+        let token_file = self.file(&format!("{}.token", token.len()));
+        let path = self.file(&format!("{}.kubeconfig", token.len()));
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "c", "cluster": { "server": url, "certificate-authority": self.file("ca.pem") } }],
+            "users": [{ "name": "u", "user": { "tokenFile": token_file } }],
+            "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
+            "current-context": "x",
+        });
+        fs::write(&token_file, token).context(|| "cannot write a token".to_owned())?;
+        fs::write(&path, config.to_string()).context(|| "cannot write a kubeconfig".to_owned())?;
+        Ok(path)
+    }
+
+    /// A kubeconfig file of the administrator.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn admin_kubeconfig(&self) -> Result<PathBuf, Error> {
+        self.kubeconfig(ADMIN, &self.url())
+    }
+
+    /// Makes a service account with these RBAC rules for the whole cluster. Returns a token of it.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn service_account(&self, name: &str, rules: Value) -> Result<String, Error> {
+        let role = json!({ "metadata": { "name": name }, "rules": rules });
+        self.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", &role).await?;
+        let binding = json!({
+            "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+            "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": "kube-system" }],
+        });
+        self.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await?;
+        let accounts = "/api/v1/namespaces/kube-system/serviceaccounts";
+        self.create(accounts, &json!({ "metadata": { "name": name } })).await?;
+        let token = self.create(&format!("{accounts}/{name}/token"), &json!({ "spec": {} })).await?;
+        let text = token.pointer("/status/token").and_then(Value::as_str);
+        text.map(str::to_owned).ok_or_else(|| Error::new(format!("no token in {token}")))
+    }
+
+    /// Makes a Node with these podCIDRs, or none.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn create_node(&self, name: &str, cidrs: &[String]) -> Result<Value, Error> {
+        let spec = match cidrs.first() {
+            Some(first) => json!({ "podCIDR": first, "podCIDRs": cidrs }),
+            None => json!({}),
+        };
+        self.create("/api/v1/nodes", &json!({ "metadata": { "name": name }, "spec": spec })).await
+    }
+
+    /// Sets annotations of a Node; `null` removes one.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn annotate(&self, name: &str, annotations: Value) -> Result<Value, Error> {
+        self.patch(&format!("/api/v1/nodes/{name}"), &json!({ "metadata": { "annotations": annotations } })).await
+    }
+
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn get(&self, path: &str) -> Result<Value, Error> {
+        self.request(Method::GET, path, None).await
+    }
+
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn create(&self, path: &str, object: &Value) -> Result<Value, Error> {
+        self.request(Method::POST, path, Some(object)).await
+    }
+
+    /// Merges into an object.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn patch(&self, path: &str, patch: &Value) -> Result<Value, Error> {
+        self.request(Method::PATCH, path, Some(patch)).await
+    }
+
+    /// Deletes an object, or all of a kind.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn delete(&self, path: &str) -> Result<Value, Error> {
+        self.request(Method::DELETE, path, None).await
+    }
+
+    /// Kills the server; its etcd runs on.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// Shows the end of its log.
+    pub async fn restart(&mut self) -> Result<(), Error> {
+        self.process = None;
+        let file = |name: &str| self.file(name).display().to_string();
+        let mut command = Command::new(&self.program);
+        command
+            .arg(format!("--etcd-servers={}", self.etcd.endpoint(0)))
+            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
+            .arg(format!("--secure-port={}", self.port))
+            .arg(format!("--tls-cert-file={}", file("server.pem")))
+            .arg(format!("--tls-private-key-file={}", file("server.key")))
+            .arg(format!("--client-ca-file={}", file("ca.pem")))
+            .arg(format!("--token-auth-file={}", file("tokens.csv")))
+            .args(["--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction"])
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(format!("--service-account-signing-key-file={}", file("accounts.key")))
+            .arg(format!("--service-account-key-file={}", file("accounts.pub")))
+            .arg("--service-cluster-ip-range=10.96.0.0/16")
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        self.process = Some(Process::start(&mut command, &self.file("server.log"))?);
+        self.await_readiness().await
+    }
+
+    async fn await_readiness(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        // The controller that makes it runs after the server says that it is ready.
+        while self.get("/api/v1/namespaces/kube-system").await.is_err() {
+            let Some(process) = &mut self.process else { return Ok(()) };
+            if process.ended()?.is_some() || Instant::now() > deadline {
+                return Err(Error::new(format!("kube-apiserver is not ready:\n{}", process.last_words())));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Error> {
+        let doing = format!("{method} {path}");
+        let content = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
+        let request = Request::builder().method(method).uri(path).header("content-type", content).body(body);
+        let request = request.map_err(|error| Error::new(format!("{doing}: {error}")))?;
+        let client = self.client().await?;
+        let answer = tokio::time::timeout(Duration::from_secs(30), client.request(request)).await;
+        let answer = answer.map_err(|_| Error::new(format!("{doing}: no answer within 30 s")))?;
+        answer.map_err(|error| Error::new(format!("{doing}: {error}")))
+    }
+
+    /// A client of the administrator's. Each runtime needs one of its own.
+    ///
+    /// # Errors
+    /// When the server's URL or authority is refused.
+    pub async fn client(&self) -> Result<kube::Client, Error> {
+        let refused = |error: &dyn std::fmt::Display| Error::new(format!("no client of kube-apiserver: {error}"));
+        let url = self.url().parse().map_err(|error| refused(&error))?;
+        let mut config = kube::Config::new(url);
+        config.root_cert = Some(vec![fs::read(self.file("ca.der")).context(|| "no authority".to_owned())?]);
+        config.auth_info.token = Some(ADMIN.to_owned().into());
+        config.default_retry = false;
+        kube::Client::try_from(config).map_err(|error| refused(&error))
+    }
+
+    fn write_keys(&self) -> Result<(), Box<dyn std::error::Error>> {
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.distinguished_name = named("authority");
+        let authority_key = KeyPair::generate()?;
+        let authority_certificate = authority.self_signed(&authority_key)?;
+        let issuer = Issuer::new(authority, authority_key);
+        let mut server = CertificateParams::default();
+        server.distinguished_name = named("server");
+        server.subject_alt_names =
+            vec![SanType::IpAddress([127, 0, 0, 1].into()), SanType::DnsName("localhost".try_into()?)];
+        let server_key = KeyPair::generate()?;
+        let server_certificate = server.signed_by(&server_key, &issuer)?;
+        let accounts = KeyPair::generate()?;
+        fs::write(self.file("ca.der"), authority_certificate.der())?;
+        for (name, text) in [
+            ("ca.pem", authority_certificate.pem()),
+            ("server.pem", server_certificate.pem()),
+            ("server.key", server_key.serialize_pem()),
+            ("accounts.key", accounts.serialize_pem()),
+            ("accounts.pub", accounts.public_key_pem()),
+            ("tokens.csv", format!("{ADMIN},administrator,administrator,\"system:masters\"\n")),
+        ] {
+            fs::write(self.file(name), text)?;
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}
