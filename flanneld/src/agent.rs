@@ -26,8 +26,8 @@ use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::serve::{self, ListenError, Shown};
 use crate::status::Surroundings;
-use crate::stores::{self, Opened, StoreError};
-use crate::{chain, exit, notify, signals};
+use crate::stores::{self, StoreError};
+use crate::{chain, condition, exit, notify, signals};
 
 /// How long the end waits for HTTP answers under way, and then for file operations under way.
 const GRACE: Duration = Duration::from_millis(100);
@@ -128,9 +128,8 @@ async fn supervise(
     log: &Log,
     cancel: CancellationToken,
 ) -> Result<(), AgentError> {
-    let Opened { subnets, state: kept, name, addresses } =
-        stores::open(&options.store)?.kept_in(options.state_file.as_ref());
-    let store = Opened { subnets, state: kept.clone(), name, addresses };
+    let store = stores::open(&options.store).await?.kept_in(options.state_file.as_ref());
+    let (kept, condition) = (store.state.clone(), store.condition.clone());
     let overlay = assemble(options, &store, MissingUplink::Wait)?;
     let handle = overlay.handle();
     let metrics = Metrics::default();
@@ -166,6 +165,9 @@ async fn supervise(
     tokio::spawn(metrics.count(handle.clone()));
     tokio::spawn(notify::follow(handle.clone(), rules));
     tokio::spawn(notify::watchdog());
+    if let Some(store) = condition {
+        tokio::spawn(condition::tell(handle.clone(), store));
+    }
     let stopping = cancel.clone();
     let stopping = tokio::spawn(async move {
         stopping.cancelled().await;

@@ -64,7 +64,7 @@ pub(crate) fn explain(options: &Options, peer: &str) -> Result<u8, CommandError>
 /// What a start would change.
 pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
     let preview = block_on(async {
-        let overlay = assemble(options, &stores::open(&options.store)?, MissingUplink::Fail)?;
+        let overlay = assemble(options, &stores::open(&options.store).await?, MissingUplink::Fail)?;
         Ok::<_, CommandError>(overlay.preview().await?)
     })?;
     if options.json {
@@ -95,7 +95,8 @@ pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
     privileges::check()?;
     let removed = block_on(async {
         // Who leaves may have taken certificates or directory away already.
-        let store = stores::open(&options.store).unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
+        let store = stores::open(&options.store).await;
+        let store = store.unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
         let removed = assemble(options, &store, MissingUplink::Fail)?.remove().await?;
         firewall::remove(&options.overlay).await?;
         if let Some(kept) = store.kept_in(options.state_file.as_ref()).state {

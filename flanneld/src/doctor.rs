@@ -102,7 +102,9 @@ pub(crate) async fn examine(options: &Options) -> Report {
     let mut findings = vec![agent(options), privilege()];
     let (told, finding) = store(options).await;
     findings.push(finding);
-    findings.extend(options.state_file.as_ref().map(|file| state_file(&options.store, file)));
+    if let Some(file) = &options.state_file {
+        findings.push(state_file(&options.store, file).await);
+    }
     let (config, leased) = told.map_or((None, None), |told| (Some(told.config), told.leased));
     let seen = match NetlinkKernel::new() {
         Ok(kernel) => kernel.host_facts(&options.uplink.reaches()).await.map(|facts| (kernel, facts)),
@@ -189,7 +191,7 @@ struct Told {
 
 async fn store(options: &Options) -> (Option<Told>, Finding) {
     let broken = |found: String, fix: &str| (None, Finding::new("store", Severity::Error, found, fix));
-    let opened = match stores::open(&options.store) {
+    let opened = match stores::open(&options.store).await {
         Ok(opened) => opened,
         Err(error) => return broken(chain(&error), "mend what the message names"),
     };
@@ -228,7 +230,7 @@ async fn leased(subnets: &dyn SubnetManager) -> Option<BTreeSet<Prefix>> {
     None
 }
 
-fn state_file(store: &StoreOptions, file: &StateFile) -> Finding {
+async fn state_file(store: &StoreOptions, file: &StateFile) -> Finding {
     let path = &file.path;
     let shown = path.display();
     let note = |found: String, fix: &str| Finding::new("state file", Severity::Note, found, fix);
@@ -242,7 +244,7 @@ fn state_file(store: &StoreOptions, file: &StateFile) -> Finding {
         }
         Ok(found) => {
             // Without a store nobody can tell whose it is.
-            let kept = stores::open(store).ok().and_then(|opened| opened.kept_in(Some(file)).state);
+            let kept = stores::open(store).await.ok().and_then(|opened| opened.kept_in(Some(file)).state);
             if let Some(Err(reason)) = kept.map(|kept| kept.check()) {
                 let found = format!("{shown} is of no use: {reason}");
                 return Finding::new("state file", Severity::Warning, found, "delete it: the agent writes it anew");

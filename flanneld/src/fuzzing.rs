@@ -24,7 +24,7 @@ fn read(args: Vec<String>, variables: &[(String, String)]) -> Result<Options, Us
     assert_reads_back(&values);
     crate::env::overlay(&mut values, variables.iter().cloned())?;
     assert_reads_back(&values);
-    Options::read(&values, Some("node-1".to_owned()), "host-1".to_owned())
+    Options::read(&values, |name| (name == "NODE_NAME").then(|| "node-1".to_owned()), "host-1".to_owned())
 }
 
 fn assert_reads_back(values: &Values) {

@@ -4,6 +4,7 @@ mod agent;
 mod blackhole;
 mod client;
 mod commands;
+mod condition;
 mod connections;
 mod credentials;
 mod doctor;
@@ -77,7 +78,7 @@ fn start() -> Result<u8, UsageError> {
     warnings.extend(env::overlay(&mut values, variables)?);
     warnings.extend(ignored(&values));
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-    let options = Options::read(&values, std::env::var("NODE_NAME").ok(), hostname)?;
+    let options = Options::read(&values, |name| std::env::var(name).ok(), hostname)?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         [] => return Ok(run(&options, &warnings)),

@@ -1,6 +1,6 @@
 //! What flags and environment come to, checked.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use flannel_core::overlay::LossPolicy;
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::uplink::{Pattern, Select};
 use flannel_subnet_etcd::{ClearText, ClientCertificate, ConfigError, Credentials, KeyPrefix, Password, Secret, Tls};
+use flannel_subnet_kube::{Access, AnnotationPrefix, NodeName};
 
 use crate::blackhole::Routes;
 use crate::flags::{UsageError, Values, near};
@@ -58,6 +59,20 @@ pub(crate) enum Place {
     },
     /// etcd, but for the time a lease lasts.
     Etcd(Box<flannel_subnet_etcd::Config>),
+    /// The Kubernetes API.
+    Kube(Box<KubeOptions>),
+}
+
+/// How the Kubernetes API is used.
+#[derive(Debug, Clone)]
+pub(crate) struct KubeOptions {
+    pub(crate) access: Access,
+    pub(crate) node: NodeName,
+    /// The network's configuration.
+    pub(crate) config: PathBuf,
+    pub(crate) prefix: AnnotationPrefix,
+    /// Whether the Node's condition NetworkUnavailable is written once the overlay is ready.
+    pub(crate) tells_network: bool,
 }
 
 /// What the firewall has to do.
@@ -135,17 +150,17 @@ pub(crate) enum Capabilities {
 }
 
 impl Options {
-    /// Judges all values. `hostname` and `node_name` (of the environment) name the node where no flag does.
-    pub(crate) fn read(values: &Values, node_name: Option<String>, hostname: String) -> Result<Self, UsageError> {
-        if values.bool("kube-subnet-mgr") {
-            let problem = "this program has no Kubernetes store; use etcd, or -subnet-dir";
-            return Err(UsageError::value("kube-subnet-mgr", "true", problem));
-        }
+    /// Judges all values. `variable` (of the environment) and `hostname` name the node where no flag does.
+    pub(crate) fn read(
+        values: &Values,
+        variable: impl Fn(&str) -> Option<String>,
+        hostname: String,
+    ) -> Result<Self, UsageError> {
         values.number("subnet-lease-renew-margin", 1, 1439)?;
         let public = Dual { v4: public(values, Family::V4)?, v6: public(values, Family::V6)? };
         let overlay = OverlayName::new(values.text("overlay-name"))
             .map_err(|error| UsageError::value("overlay-name", values.text("overlay-name"), error))?;
-        let store = StoreOptions::read(values, node_name, hostname)?;
+        let store = StoreOptions::read(values, variable, hostname)?;
         Ok(Self {
             state_file: state_file(values, &store.place, &overlay),
             store,
@@ -156,7 +171,7 @@ impl Options {
             on_loss: on_loss(values)?,
             audit_every: Duration::from_secs(values.number("audit-interval", 1, 600)?.into()),
             firewall: FirewallOptions::read(values)?,
-            healthz: socket(values, "healthz-ip", "healthz-port")?,
+            healthz: health(values)?,
             metrics: socket(values, "metrics-ip", "metrics-port")?.map(|addr| Metrics {
                 addr,
                 asked_for: values.is_given("metrics-port") || values.is_given("metrics-ip"),
@@ -169,22 +184,50 @@ impl Options {
 }
 
 impl StoreOptions {
-    fn read(values: &Values, node_name: Option<String>, hostname: String) -> Result<Self, UsageError> {
+    fn read(values: &Values, variable: impl Fn(&str) -> Option<String>, hostname: String) -> Result<Self, UsageError> {
         let minutes = values.number("subnet-lease-ttl", 2, 43_200)?;
-        let given = values.text("node-name");
-        let node = match node_name {
-            _ if !given.is_empty() => given.to_owned(),
-            Some(name) if !name.is_empty() => name,
-            _ => hostname,
-        };
-        let place = if values.is_given("subnet-dir") {
-            let node = NodeIdentity::new(&node).map_err(|error| UsageError::value("node-name", &node, error))?;
-            Place::Dir { dir: path(values, "subnet-dir")?, node }
-        } else {
-            Place::Etcd(Box::new(etcd(values)?))
+        let place = match (values.is_given("subnet-dir"), values.bool("kube-subnet-mgr")) {
+            (true, true) => {
+                return Err(UsageError::value(
+                    "subnet-dir",
+                    values.text("subnet-dir"),
+                    "give it or -kube-subnet-mgr, not both",
+                ));
+            }
+            (true, false) => {
+                let node = match (values.text("node-name"), variable("NODE_NAME")) {
+                    ("", Some(name)) if !name.is_empty() => name,
+                    ("", _) => hostname,
+                    (given, _) => given.to_owned(),
+                };
+                let node = NodeIdentity::new(&node).map_err(|error| UsageError::value("node-name", &node, error))?;
+                Place::Dir { dir: path(values, "subnet-dir")?, node }
+            }
+            (false, true) => Place::Kube(Box::new(kube(values, variable)?)),
+            (false, false) => Place::Etcd(Box::new(etcd(values)?)),
         };
         Ok(Self { place, ttl: Duration::from_secs(u64::from(minutes) * 60) })
     }
+}
+
+fn kube(values: &Values, variable: impl Fn(&str) -> Option<String>) -> Result<KubeOptions, UsageError> {
+    let given = |name| Some(values.text(name)).filter(|text| !text.is_empty());
+    let mut access = Access::in_cluster();
+    access.kubeconfig = given("kubeconfig-file").map(PathBuf::from);
+    access.url = given("kube-api-url").map(str::to_owned);
+    let node = NodeName::of(|name| match (name, given("node-name")) {
+        ("NODE_NAME", Some(node)) => Some(node.to_owned()),
+        _ => variable(name),
+    });
+    let prefix = values.text("kube-annotation-prefix");
+    Ok(KubeOptions {
+        access,
+        node: node.map_err(|error| UsageError::value("node-name", values.text("node-name"), error))?,
+        config: path(values, "net-config-path")?,
+        prefix: AnnotationPrefix::new(prefix)
+            .map_err(|error| UsageError::value("kube-annotation-prefix", prefix, error))?,
+        tells_network: values.bool("set-node-network-unavailable"),
+    })
 }
 
 fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
@@ -287,6 +330,13 @@ fn socket(values: &Values, ip: &'static str, port: &'static str) -> Result<Optio
     Ok(u16::try_from(port).ok().filter(|port| *port != 0).map(|port| SocketAddr::new(addr, port)))
 }
 
+/// Kubelets ask from outside, and in that mode flannel's own default holds.
+fn health(values: &Values) -> Result<Option<SocketAddr>, UsageError> {
+    let socket = socket(values, "healthz-ip", "healthz-port")?;
+    let is_open = values.bool("kube-subnet-mgr") && !values.is_given("healthz-ip");
+    Ok(socket.map(|addr| if is_open { SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), addr.port()) } else { addr }))
+}
+
 fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
     let text = values.text(name);
     if text.is_empty() { Err(UsageError::value(name, text, "give a path")) } else { Ok(text.into()) }
@@ -297,9 +347,13 @@ fn state_file(values: &Values, place: &Place, overlay: &OverlayName) -> Option<S
     let text = values.text("state-file");
     match place {
         Place::Dir { .. } => None,
-        Place::Etcd(_) if text.is_empty() => None,
-        Place::Etcd(_) if values.is_given("state-file") => Some(StateFile { path: text.into(), asked_for: true }),
-        Place::Etcd(_) => Some(StateFile { path: text.replace("OVERLAY", overlay.as_str()).into(), asked_for: false }),
+        Place::Etcd(_) | Place::Kube(_) if text.is_empty() => None,
+        Place::Etcd(_) | Place::Kube(_) if values.is_given("state-file") => {
+            Some(StateFile { path: text.into(), asked_for: true })
+        }
+        Place::Etcd(_) | Place::Kube(_) => {
+            Some(StateFile { path: text.replace("OVERLAY", overlay.as_str()).into(), asked_for: false })
+        }
     }
 }
 
@@ -332,7 +386,7 @@ mod tests {
 
     fn read(args: &str) -> Result<Options, UsageError> {
         let args = args.split(' ').filter(|word| !word.is_empty()).map(str::to_owned);
-        Options::read(&parse(args)?.values, None, "host-1".to_owned())
+        Options::read(&parse(args)?.values, |_| None, "host-1".to_owned())
     }
 
     fn select(args: &str) -> Select {

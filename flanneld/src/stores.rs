@@ -12,6 +12,7 @@ use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, W
 use flannel_subnet_cached::CachedSubnets;
 use flannel_subnet_etcd::EtcdSubnets;
 use flannel_subnet_file::{FileSubnets, LeaseTime, LeaseTimeError, Options as FileOptions, Ttl};
+use flannel_subnet_kube::{AccessError, ConfigSource, KubeSubnets, NodeName};
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use crate::credentials::{self, CredentialError};
@@ -26,6 +27,8 @@ pub(crate) struct Opened {
     pub(crate) name: String,
     /// What stands in for it while it is away.
     pub(crate) state: Option<Arc<CachedSubnets>>,
+    /// Where Kubernetes is told that the network is up.
+    pub(crate) condition: Option<KubeSubnets>,
 }
 
 impl Opened {
@@ -57,6 +60,8 @@ pub(crate) enum StoreError {
     Credential(#[from] CredentialError),
     #[error("etcd")]
     Etcd(#[source] flannel_subnet_etcd::ConfigError),
+    #[error("the Kubernetes API")]
+    Kube(#[from] AccessError),
 }
 
 impl From<flannel_subnet_etcd::ConfigError> for StoreError {
@@ -68,8 +73,8 @@ impl From<flannel_subnet_etcd::ConfigError> for StoreError {
     }
 }
 
-/// Opens the store that the options name. etcd is not asked anything yet: it may be away.
-pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
+/// Opens the store that the options name. etcd and the Kubernetes API are not asked anything yet: they may be away.
+pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
     match &options.place {
         Place::Dir { dir, node } => {
             let ttl = Ttl::After(LeaseTime::new(options.ttl)?);
@@ -81,6 +86,7 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 addresses: Vec::new(),
                 name: format!("directory {}", dir.display()),
                 state: None,
+                condition: None,
             })
         }
         Place::Etcd(config) => {
@@ -92,6 +98,18 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 addresses: config.endpoints.iter().filter_map(|endpoint| address(endpoint)).collect(),
                 name: format!("etcd {} under {}", config.endpoints.join(","), config.prefix),
                 state: None,
+                condition: None,
+            })
+        }
+        Place::Kube(kube) => {
+            let options = flannel_subnet_kube::Options::new(kube.node.clone(), ConfigSource::File(kube.config.clone()));
+            let subnets = KubeSubnets::new(kube.access.client().await?, options.prefixed(kube.prefix.clone()));
+            Ok(Opened {
+                subnets: Arc::new(subnets.clone()),
+                addresses: kube.access.url.as_deref().and_then(address).into_iter().collect(),
+                name: "the Kubernetes API".to_owned(),
+                state: None,
+                condition: kube.tells_network.then_some(subnets),
             })
         }
     }
@@ -101,10 +119,14 @@ pub(crate) fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
 pub(crate) fn out_of_reach(options: &StoreOptions, error: StoreError) -> Opened {
     let node = match &options.place {
         Place::Dir { node, .. } => ThisNode::named(node.clone()),
+        Place::Kube(kube) => match &kube.node {
+            NodeName::Named(name) => ThisNode::named(name.clone()),
+            NodeName::OfPod { .. } => ThisNode::by_address(),
+        },
         Place::Etcd(_) => ThisNode::by_address(),
     };
     let subnets = Arc::new(OutOfReach { node, why: crate::chain(&error) });
-    Opened { subnets, addresses: Vec::new(), name: "out of reach".to_owned(), state: None }
+    Opened { subnets, addresses: Vec::new(), name: "out of reach".to_owned(), state: None, condition: None }
 }
 
 /// A store that is always away, for the reason given.

@@ -4,6 +4,7 @@
 //! and `NodeRestriction`. Nothing runs beside it: no kubelet registers Nodes, and nobody assigns podCIDRs.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct ApiServer {
     etcd: Etcd,
     program: PathBuf,
+    /// Where it can be reached besides the loopback.
+    address: Option<IpAddr>,
     port: u16,
     process: Option<Process>,
     dir: TempDir,
@@ -52,21 +55,30 @@ impl ApiServer {
     /// # Errors
     /// Names what is missing, or shows the end of its log.
     pub async fn start(version: etcd::Version) -> Result<Self, Error> {
+        Self::start_at(version, None).await
+    }
+
+    /// The same in the network namespace of this thread, for clients that reach it at `address`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_at(version: etcd::Version, address: Option<IpAddr>) -> Result<Self, Error> {
         // A process has one, and its features enable more than one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let program = program("kube-apiserver")?;
         let etcd = Etcd::start(etcd::Options::single(version))?;
         let dir = crate::memory_dir().context(|| "no temporary directory".to_owned())?;
         let [port] = crate::ports::free()?;
-        let mut server = Self { etcd, program, port, process: None, dir };
+        let mut server = Self { etcd, program, address, port, process: None, dir };
         server.write_keys().map_err(|error| Error::new(format!("cannot write the server's keys: {error}")))?;
         server.restart().await?;
         Ok(server)
     }
 
-    /// Its URL.
+    /// Its URL for clients of other network namespaces where there are some, else on the loopback.
     pub fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        let host = self.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        format!("https://{}", SocketAddr::new(host, self.port))
     }
 
     /// Where it listens.
@@ -79,13 +91,14 @@ impl ApiServer {
         &mut self.etcd
     }
 
-    /// A kubeconfig file for the bearer of this token, which is read from a file of its own, and a server at this URL.
+    /// A kubeconfig file called `name` for the bearer of this token, which is read from a file of its own, and a server at
+    /// this URL.
     ///
     /// # Errors
     /// What the system refused.
-    pub fn kubeconfig(&self, token: &str, url: &str) -> Result<PathBuf, Error> {
-        let token_file = self.file(&format!("{}.token", token.len()));
-        let path = self.file(&format!("{}.kubeconfig", token.len()));
+    pub fn kubeconfig(&self, name: &str, token: &str, url: &str) -> Result<PathBuf, Error> {
+        let token_file = self.token_file(name);
+        let path = self.file(&format!("{name}.kubeconfig"));
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -104,7 +117,12 @@ impl ApiServer {
     /// # Errors
     /// What the system refused.
     pub fn admin_kubeconfig(&self) -> Result<PathBuf, Error> {
-        self.kubeconfig(ADMIN, &self.url())
+        self.kubeconfig(ADMIN, ADMIN, &self.url())
+    }
+
+    /// Where the token of the kubeconfig file of this name is.
+    pub fn token_file(&self, name: &str) -> PathBuf {
+        self.file(&format!("{name}.token"))
     }
 
     /// Makes a service account with these RBAC rules for the whole cluster. Returns a token of it.
@@ -194,7 +212,8 @@ impl ApiServer {
         let mut command = Command::new(&self.program);
         command
             .arg(format!("--etcd-servers={}", self.etcd.endpoint(0)))
-            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
+            .args(["--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
+            .arg(format!("--bind-address={}", if self.address.is_some() { "0.0.0.0" } else { "127.0.0.1" }))
             .arg(format!("--secure-port={}", self.port))
             .arg(format!("--tls-cert-file={}", file("server.pem")))
             .arg(format!("--tls-private-key-file={}", file("server.key")))
@@ -243,7 +262,7 @@ impl ApiServer {
     /// When the server's URL or authority is refused.
     pub async fn client(&self) -> Result<kube::Client, Error> {
         let refused = |error: &dyn std::fmt::Display| Error::new(format!("no client of kube-apiserver: {error}"));
-        let url = self.url().parse().map_err(|error| refused(&error))?;
+        let url = format!("https://127.0.0.1:{}", self.port).parse().map_err(|error| refused(&error))?;
         let mut config = kube::Config::new(url);
         config.root_cert = Some(vec![fs::read(self.file("ca.der")).context(|| "no authority".to_owned())?]);
         config.auth_info.token = Some(ADMIN.to_owned().into());
@@ -260,8 +279,8 @@ impl ApiServer {
         let issuer = Issuer::new(authority, authority_key);
         let mut server = CertificateParams::default();
         server.distinguished_name = named("server");
-        server.subject_alt_names =
-            vec![SanType::IpAddress([127, 0, 0, 1].into()), SanType::DnsName("localhost".try_into()?)];
+        let addresses = self.address.into_iter().chain([Ipv4Addr::LOCALHOST.into()]);
+        server.subject_alt_names = addresses.map(SanType::IpAddress).collect();
         let server_key = KeyPair::generate()?;
         let server_certificate = server.signed_by(&server_key, &issuer)?;
         let accounts = KeyPair::generate()?;

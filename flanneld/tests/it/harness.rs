@@ -128,6 +128,15 @@ impl From<Output> for Told {
     }
 }
 
+/// Does something on the switch, in a runtime of its own.
+pub(crate) fn on_switch<T: Send>(site: &Site, work: impl AsyncFnOnce() -> T + Send) -> T {
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(work())
+    };
+    site.underlay.switch().run(run).unwrap()
+}
+
 pub(crate) fn run(ns: &Namespace, args: &[String]) -> Told {
     ns.run(|| command(args).output().unwrap()).unwrap().into()
 }

@@ -14,7 +14,8 @@ use nix::sys::signal::Signal;
 use testkit::probe::{Flow, until_reply};
 use testkit::{Families, Pod, PodNet, Process, wait_until};
 
-use crate::harness::{Agent, PATIENCE, Site, command, owned, read, run};
+use super::kube::{self, Kubernetes};
+use crate::harness::{Agent, PATIENCE, Site, command, on_switch, owned, read, run};
 use crate::store::{ENDPOINT, etcd};
 
 /// How long a program may take to get ready. Go flannel runs iptables dozens of times for it, each of which takes long
@@ -41,9 +42,17 @@ pub(crate) enum Filter {
     Nftables,
 }
 
+/// Where leases are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    Etcd,
+    Kubernetes,
+}
+
 /// What is the same on all nodes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Network {
+    pub(crate) store: Store,
     pub(crate) plane: Plane,
     pub(crate) families: Families,
     pub(crate) filter: Filter,
@@ -70,35 +79,55 @@ impl Network {
     }
 }
 
-/// Nodes, numbered from 1, and the etcd that they share.
+/// The store that runs on the switch.
+enum Backing {
+    Etcd { _process: Process },
+    Kubernetes(Box<Kubernetes>),
+}
+
+/// Nodes, numbered from 1, and the store that they share.
 pub(crate) struct Cluster {
     pub(crate) site: Site,
     pub(crate) network: Network,
     agents: BTreeMap<usize, Agent>,
     pods: BTreeMap<usize, Pod>,
-    _etcd: Process,
+    backing: Backing,
 }
 
 impl Cluster {
     pub(crate) fn new(nodes: usize, network: Network) -> Self {
         let site = Site::with(nodes, network.families, "{}");
-        let etcd = etcd(&site, &["--listen-client-urls=http://0.0.0.0:2379".to_owned()]);
-        let cluster = Self { site, network, agents: BTreeMap::new(), pods: BTreeMap::new(), _etcd: etcd };
         let config = network.config();
-        let configure = || Ok(cluster.store(async |store| store.put_config_json(&config).await.is_ok()));
-        wait_until("etcd", PATIENCE, configure).unwrap();
+        let backing = match network.store {
+            Store::Etcd => {
+                Backing::Etcd { _process: etcd(&site, &["--listen-client-urls=http://0.0.0.0:2379".to_owned()]) }
+            }
+            Store::Kubernetes => Backing::Kubernetes(Box::new(Kubernetes::start(&site, &config))),
+        };
+        let cluster = Self { site, network, agents: BTreeMap::new(), pods: BTreeMap::new(), backing };
+        if network.store == Store::Etcd {
+            let configure = || Ok(cluster.etcd(async |store| store.put_config_json(&config).await.is_ok()));
+            wait_until("etcd", PATIENCE, configure).unwrap();
+        }
         cluster
     }
 
     /// The same command line for either program.
     fn args(&self, nth: usize) -> Vec<String> {
         let file = self.site.subnet_file(nth).display().to_string();
-        let fixed = ["--etcd-endpoints", ENDPOINT, "--healthz-port=8081", "--healthz-ip=127.0.0.1", "-ip-masq"];
-        [owned(&fixed), vec!["-subnet-file".to_owned(), file]].concat()
+        let fixed = ["--healthz-port=8081", "--healthz-ip=127.0.0.1", "-ip-masq", "-subnet-file", &file];
+        let store = match &self.backing {
+            Backing::Etcd { .. } => owned(&["--etcd-endpoints", ENDPOINT]),
+            Backing::Kubernetes(kubernetes) => kubernetes.args(),
+        };
+        [owned(&fixed), store].concat()
     }
 
     /// Starts a program on a node and waits until it says that it is ready.
     pub(crate) fn start(&mut self, nth: usize, program: Program) {
+        if let Backing::Kubernetes(kubernetes) = &self.backing {
+            kubernetes.register(&self.site, nth, self.network.families);
+        }
         let args = self.args(nth);
         let (mut command, log) = match program {
             Program::Ours => {
@@ -112,6 +141,7 @@ impl Cluster {
                 (go, format!("log{nth}-go"))
             }
         };
+        command.env("NODE_NAME", kube::name(nth));
         let agent = Agent::start_in(self.site.ns(nth), &mut command, self.site.path(&log));
         let is_ready = || Ok(agent.get(8081, "/readyz").is_some_and(|(code, _)| code == 200));
         let ready = wait_until("ready", START, is_ready);
@@ -136,7 +166,8 @@ impl Cluster {
 
     /// What `flanneld doctor` says on a node.
     pub(crate) fn doctor(&self, nth: usize) -> String {
-        run(self.site.ns(nth), &[self.args(nth), owned(&["doctor"])].concat()).out
+        let name = format!("-node-name={}", kube::name(nth));
+        run(self.site.ns(nth), &[self.args(nth), vec![name], owned(&["doctor"])].concat()).out
     }
 
     pub(crate) fn env(&self, nth: usize) -> String {
@@ -185,7 +216,10 @@ impl Cluster {
 
     /// The leases as our store reads them: whatever program wrote them.
     pub(crate) fn leases(&self) -> BTreeMap<LeaseKey, Lease> {
-        let records = self.store(async |store| store.list().await.unwrap());
+        let records = match &self.backing {
+            Backing::Etcd { .. } => self.etcd(async |store| store.list().await.unwrap()),
+            Backing::Kubernetes(kubernetes) => kubernetes.records(&self.site),
+        };
         let lease = |record: flannel_core::lease::Record| (record.key, Lease::clone(&record.lease.unwrap()));
         records.into_iter().map(lease).collect()
     }
@@ -200,15 +234,14 @@ impl Cluster {
     /// Ends a node's lease, as an operator does who takes the node out.
     pub(crate) fn end_lease(&self, nth: usize) {
         let lease = self.lease(nth);
-        self.store(async move |store| store.release(lease).await.unwrap());
+        match &self.backing {
+            Backing::Etcd { .. } => self.etcd(async move |store| store.release(lease).await.unwrap()),
+            Backing::Kubernetes(kubernetes) => kubernetes.delete(&self.site, nth),
+        }
     }
 
-    fn store<T: Send>(&self, ask: impl AsyncFnOnce(EtcdSubnets) -> T + Send) -> T {
-        let run = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { ask(EtcdSubnets::new(Config::new([ENDPOINT])).unwrap()).await })
-        };
-        self.site.underlay.switch().run(run).unwrap()
+    fn etcd<T: Send>(&self, ask: impl AsyncFnOnce(EtcdSubnets) -> T + Send) -> T {
+        on_switch(&self.site, async || ask(EtcdSubnets::new(Config::new([ENDPOINT])).unwrap()).await)
     }
 
     /// All that flannel has to do with on a node's kernel, a line each, sorted within each kind.

@@ -1,29 +1,45 @@
 //! Beside the real Go flannel: in one cluster with it, and each in the other's place.
 
 mod cluster;
+mod kube;
 
 use testkit::Families;
 
-use cluster::{Cluster, Filter, Network, Plane, Program};
+use cluster::{Cluster, Filter, Network, Plane, Program, Store};
 
 #[test]
 fn nodes_of_both_programs_share_vxlan_in_ipv4() {
-    share(Network { plane: Plane::Vxlan, families: Families::V4, filter: Filter::Nftables });
+    share(Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::V4, filter: Filter::Nftables });
 }
 
 #[test]
 fn nodes_of_both_programs_share_vxlan_in_both_families() {
-    share(Network { plane: Plane::Vxlan, families: Families::Dual, filter: Filter::Iptables });
+    share(Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::Dual, filter: Filter::Iptables });
 }
 
 #[test]
 fn nodes_of_both_programs_share_host_gw_in_ipv4() {
-    share(Network { plane: Plane::HostGw, families: Families::V4, filter: Filter::Iptables });
+    share(Network { store: Store::Etcd, plane: Plane::HostGw, families: Families::V4, filter: Filter::Iptables });
 }
 
 #[test]
 fn nodes_of_both_programs_share_host_gw_in_both_families() {
-    share(Network { plane: Plane::HostGw, families: Families::Dual, filter: Filter::Nftables });
+    share(Network { store: Store::Etcd, plane: Plane::HostGw, families: Families::Dual, filter: Filter::Nftables });
+}
+
+#[test]
+fn nodes_of_both_programs_share_a_kubernetes_cluster_over_vxlan_in_both_families() {
+    share(Network {
+        store: Store::Kubernetes,
+        plane: Plane::Vxlan,
+        families: Families::Dual,
+        filter: Filter::Nftables,
+    });
+}
+
+#[test]
+fn nodes_of_both_programs_share_a_kubernetes_cluster_over_host_gw_in_ipv4() {
+    share(Network { store: Store::Kubernetes, plane: Plane::HostGw, families: Families::V4, filter: Filter::Iptables });
 }
 
 /// Every pod reaches every pod, and what one program says in the store the other follows: joins, leaves, and a node
@@ -59,22 +75,46 @@ fn share(network: Network) {
 
 #[test]
 fn a_swap_on_a_host_loses_nothing_on_vxlan_in_ipv4() {
-    swap(Network { plane: Plane::Vxlan, families: Families::V4, filter: Filter::Iptables }, Program::Go);
+    swap(
+        Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::V4, filter: Filter::Iptables },
+        Program::Go,
+    );
 }
 
 #[test]
 fn a_swap_on_a_host_loses_nothing_on_vxlan_in_both_families() {
-    swap(Network { plane: Plane::Vxlan, families: Families::Dual, filter: Filter::Nftables }, Program::Ours);
+    swap(
+        Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::Dual, filter: Filter::Nftables },
+        Program::Ours,
+    );
 }
 
 #[test]
 fn a_swap_on_a_host_loses_nothing_on_host_gw_in_ipv4() {
-    swap(Network { plane: Plane::HostGw, families: Families::V4, filter: Filter::Nftables }, Program::Ours);
+    swap(
+        Network { store: Store::Etcd, plane: Plane::HostGw, families: Families::V4, filter: Filter::Nftables },
+        Program::Ours,
+    );
 }
 
 #[test]
 fn a_swap_on_a_host_loses_nothing_on_host_gw_in_both_families() {
-    swap(Network { plane: Plane::HostGw, families: Families::Dual, filter: Filter::Iptables }, Program::Go);
+    swap(
+        Network { store: Store::Etcd, plane: Plane::HostGw, families: Families::Dual, filter: Filter::Iptables },
+        Program::Go,
+    );
+}
+
+#[test]
+fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_vxlan_in_ipv4() {
+    let families = Families::V4;
+    swap(Network { store: Store::Kubernetes, plane: Plane::Vxlan, families, filter: Filter::Iptables }, Program::Go);
+}
+
+#[test]
+fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_host_gw_in_both_families() {
+    let families = Families::Dual;
+    swap(Network { store: Store::Kubernetes, plane: Plane::HostGw, families, filter: Filter::Nftables }, Program::Ours);
 }
 
 /// Go flannel, ours, Go flannel on node 1 while packets flow to and from it.
@@ -124,7 +164,7 @@ fn swap(network: Network, peer: Program) {
 #[test]
 fn what_go_flannel_kept_of_a_node_that_left_goes_on_vxlan_and_is_reported_on_host_gw() {
     for (plane, filter) in [(Plane::Vxlan, Filter::Nftables), (Plane::HostGw, Filter::Iptables)] {
-        let mut cluster = Cluster::new(3, Network { plane, families: Families::V4, filter });
+        let mut cluster = Cluster::new(3, Network { store: Store::Etcd, plane, families: Families::V4, filter });
         for (nth, program) in [(1, Program::Go), (2, Program::Ours), (3, Program::Ours)] {
             cluster.start(nth, program);
         }

@@ -1,0 +1,90 @@
+//! A Kubernetes API server on the switch.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use flannel_core::lease::{LeaseEvent, Record};
+use flannel_core::net::Family;
+use flannel_core::subnet::{NodeIdentity, SubnetManager};
+use flannel_subnet_kube::{Access, ConfigSource, KubeSubnets, NodeName, Options};
+use futures_util::StreamExt;
+use serde_json::json;
+use testkit::Families;
+use testkit::etcd::Version;
+use testkit::kubernetes::ApiServer;
+
+use crate::harness::{Site, on_switch};
+
+/// The switch's address, as nodes see it.
+const SWITCH: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 89, 0, 1));
+
+/// The name of a node.
+pub(crate) fn name(nth: usize) -> String {
+    format!("node-{nth}")
+}
+
+/// The server, and what agents need to use it.
+pub(crate) struct Kubernetes {
+    pub(crate) server: ApiServer,
+    kubeconfig: PathBuf,
+    config: PathBuf,
+}
+
+impl Kubernetes {
+    /// Starts a server, with an account for agents that may do what Go flannel's manifest allows.
+    pub(crate) fn start(site: &Site, config: &str) -> Self {
+        let server = on_switch(site, async || ApiServer::start_at(Version::Current, Some(SWITCH)).await).unwrap();
+        let rules = json!([
+            { "apiGroups": [""], "resources": ["pods"], "verbs": ["get"] },
+            { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
+            { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
+        ]);
+        let token = on_switch(site, async || server.service_account("flannel", rules).await).unwrap();
+        let kubeconfig = server.kubeconfig("flannel", &token, &server.url()).unwrap();
+        let file = site.path("net-conf.json");
+        fs::write(&file, config).unwrap();
+        Self { server, kubeconfig, config: file }
+    }
+
+    pub(crate) fn args(&self) -> Vec<String> {
+        let (kubeconfig, config) = (self.kubeconfig.display(), self.config.display());
+        vec![
+            "--kube-subnet-mgr".to_owned(),
+            format!("-kubeconfig-file={kubeconfig}"),
+            format!("-net-config-path={config}"),
+        ]
+    }
+
+    /// Makes a node's Node unless it is there, as its kubelet and kube-controller-manager do. Go flannel crashes where a
+    /// Node has no annotation at all.
+    pub(crate) fn register(&self, site: &Site, nth: usize, families: Families) {
+        let cidrs = [(Family::V4, format!("10.244.{nth}.0/24")), (Family::V6, format!("fd00:244:0:{nth}::/64"))];
+        let cidrs: Vec<_> =
+            cidrs.into_iter().filter(|(family, _)| families.has(*family)).map(|(_, cidr)| cidr).collect();
+        on_switch(site, async || {
+            if self.server.get(&format!("/api/v1/nodes/{}", name(nth))).await.is_ok() {
+                return;
+            }
+            self.server.create_node(&name(nth), &cidrs).await.unwrap();
+            self.server.annotate(&name(nth), json!({ "example.com/any": "" })).await.unwrap();
+        });
+    }
+
+    pub(crate) fn delete(&self, site: &Site, nth: usize) {
+        on_switch(site, async || self.server.delete(&format!("/api/v1/nodes/{}", name(nth))).await.map(drop)).unwrap();
+    }
+
+    /// The leases as our store reads them: whatever program wrote them.
+    pub(crate) fn records(&self, site: &Site) -> Vec<Record> {
+        on_switch(site, async || {
+            let client = Access::kubeconfig(&self.kubeconfig).client().await.unwrap();
+            let node = NodeName::Named(NodeIdentity::new("operator").unwrap());
+            let store = KubeSubnets::new(client, Options::new(node, ConfigSource::File(self.config.clone())));
+            match store.watch().next().await {
+                Some(Ok(LeaseEvent::Reset(records))) => records,
+                other => panic!("a watch began with {other:?}"),
+            }
+        })
+    }
+}
