@@ -3,6 +3,8 @@
 //! It authenticates by token and client certificate, authorizes Nodes and by RBAC, and has the default admission plug-ins
 //! and `NodeRestriction`. Nothing runs beside it: no kubelet registers Nodes, and nobody assigns podCIDRs.
 
+mod proxy;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,6 +18,8 @@ use tempfile::TempDir;
 
 use crate::etcd::{self, Etcd};
 use crate::{Context, Error, Process};
+
+pub use proxy::{Fault, Proxy, Seen};
 
 /// The token of the group `system:masters`.
 const ADMIN: &str = "administrator";

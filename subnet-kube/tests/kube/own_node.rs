@@ -1,0 +1,211 @@
+//! What is read of the own Node, and written to it.
+
+use flannel_core::lease::{Lease, LeaseAttrs};
+use flannel_core::net::Dual;
+use flannel_core::subnet::{SubnetError, SubnetManager, Want};
+use serde_json::{Value, json};
+use testkit::kubernetes::Fault;
+
+use crate::common::{Lab, WITHIN, attrs, cidrs, id, key, name, path, waits, watch};
+
+/// docs/faults.md, K12.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_patch_writes_our_keys_alone_byte_for_byte_as_go_flannel_does() {
+    let lab = Lab::new().await;
+    let nth = lab.number();
+    lab.node(nth).await;
+    lab.server.annotate(&name(nth), json!({ "example.com/other": "theirs" })).await.unwrap();
+    let store = lab.store(nth).await;
+    let lease = store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
+    let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:5e:00:00:{nth:02x}"}}"#);
+    let wanted = json!({
+        "kube-subnet-manager": "true",
+        "backend-type": "vxlan",
+        "backend-data": data,
+        "backend-v6-data": data,
+        "public-ip": format!("192.0.2.{nth}"),
+        "public-ipv6": format!("2001:db8::{nth:x}"),
+    });
+    assert_eq!(lab.annotations(nth).await, wanted);
+    let patches = lab.proxy.seen("PATCH");
+    let [patch] = &patches[..] else { panic!("{patches:?}") };
+    assert_eq!(patch.line, format!("PATCH {}/status", path(nth)));
+    let node = lab.server.get(&path(nth)).await.unwrap();
+    assert_eq!(node["metadata"]["annotations"]["example.com/other"], "theirs");
+    let body: Value = serde_json::from_str(&patch.body).unwrap();
+    assert_eq!(body["metadata"]["uid"], node["metadata"]["uid"]);
+    assert_eq!(body["metadata"]["annotations"].as_object().unwrap().len(), 6);
+
+    // Where nothing differs nothing is written, and where one thing does it alone is.
+    store.renew(&lease).await.unwrap();
+    store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
+    assert_eq!(lab.proxy.seen("PATCH").len(), 1);
+    lab.annotate(nth, json!({ "public-ip": "203.0.113.9" })).await;
+    store.renew(&lease).await.unwrap();
+    let body: Value = serde_json::from_str(&lab.proxy.seen("PATCH")[1].body).unwrap();
+    let address = format!("192.0.2.{nth}");
+    assert_eq!(body["metadata"]["annotations"], json!({ "flannel.alpha.coreos.com/public-ip": address }));
+
+    store.release(lease).await.unwrap();
+    assert_eq!(lab.annotations(nth).await, json!({}));
+    let node = lab.server.get(&path(nth)).await.unwrap();
+    assert_eq!(node["metadata"]["annotations"], json!({ "example.com/other": "theirs" }));
+}
+
+/// docs/faults.md, K10.
+#[tokio::test(flavor = "multi_thread")]
+async fn pod_cidrs_are_waited_for_until_they_are_there_and_in_the_network() {
+    let lab = Lab::new().await;
+    let nth = lab.number();
+    let store = lab.store(nth).await;
+    let own = id(nth);
+    let take = || store.acquire(&own, Want::new(attrs(nth)));
+    let said = waits(take().await);
+    assert!(said.contains(&name(nth)) && said.contains("kubelet"), "{said}");
+    assert!(waits(store.this_node().await).contains("kubelet"));
+    let both = cidrs(nth);
+    for (cidrs, says) in [
+        (vec![], "no IPv4 entry"),
+        (vec![both[0].clone()], "no IPv6 entry"),
+        (vec![both[1].clone()], "no IPv4 entry"),
+        (vec!["10.9.0.0/24".to_owned(), both[1].clone()], "10.9.0.0/24 is not inside Network 10.244.0.0/16"),
+        (vec![both[0].clone(), "fd00:9::/64".to_owned()], "fd00:9::/64 is not inside IPv6Network"),
+    ] {
+        lab.server.create_node(&name(nth), &cidrs).await.unwrap();
+        let said = waits(take().await);
+        assert!(said.contains("spec.podCIDRs") && said.contains(says), "{cidrs:?}: {said}");
+        assert_eq!(store.previous(&id(nth)).await.unwrap(), []);
+        assert_eq!(lab.annotations(nth).await, json!({}), "nothing is published without a subnet");
+        lab.delete(nth).await;
+    }
+    // The controller comes late, and writes the Node that the kubelet registered.
+    lab.server.create_node(&name(nth), &[]).await.unwrap();
+    waits(take().await);
+    let spec = json!({ "spec": { "podCIDR": both[0], "podCIDRs": both } });
+    lab.server.patch(&path(nth), &spec).await.unwrap();
+    let lease = take().await.unwrap();
+    let subnets: Vec<_> = lease.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
+    assert_eq!(subnets, both);
+}
+
+/// docs/faults.md, K5.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_of_a_node_that_was_deleted_and_made_again_is_lost_and_had_again() {
+    let lab = Lab::new().await;
+    let (nth, store, lease) = lab.leased().await;
+    lab.delete(nth).await;
+    assert!(matches!(store.renew(&lease).await, Err(SubnetError::Lost(_))));
+    lab.node(nth).await;
+    match store.renew(&lease).await {
+        Err(SubnetError::Lost(why)) => assert!(why.contains("made again"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(lab.annotations(nth).await, json!({}), "nothing is written to a Node that is another one");
+    store.release(lease.clone()).await.unwrap();
+    let again = store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
+    assert_eq!(again.subnets, lease.subnets);
+    assert_ne!(again.fence, lease.fence);
+}
+
+/// docs/faults.md, K8.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_annotations_that_are_removed_or_edited_are_seen_and_written_again() {
+    let lab = Lab::new().await;
+    let (nth, store, lease) = lab.leased().await;
+    let mut watcher = watch(&store).await;
+    assert!(watcher.holds(&lease));
+    for damage in [
+        json!({ "kube-subnet-manager": null }),
+        json!({ "kube-subnet-manager": "false" }),
+        json!({ "public-ip": "203.0.113.9", "backend-type": "host-gw" }),
+        json!({ "backend-data": "no JSON" }),
+        json!({ "backend-v6-data": null, "public-ip": null }),
+    ] {
+        lab.annotate(nth, damage.clone()).await;
+        watcher.until(WITHIN, &format!("{damage}"), |seen| !seen.holds(&lease)).await;
+        store.renew(&lease).await.unwrap();
+        watcher.until(WITHIN, &format!("written again after {damage}"), |seen| seen.holds(&lease)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_overwrites_is_published_and_leaves_the_own_lease_as_it_is() {
+    let lab = Lab::new().await;
+    let nth = lab.number();
+    lab.node(nth).await;
+    let overwrite = json!({ "public-ip-overwrite": "203.0.113.7", "public-ipv6-overwrite": "2001:db8:7::1" });
+    lab.annotate(nth, overwrite).await;
+    let store = lab.store(nth).await;
+    let lease = store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
+    assert_eq!(lease.attrs, attrs(nth), "own devices keep the node's own addresses");
+    let annotations = lab.annotations(nth).await;
+    assert_eq!(
+        (&annotations["public-ip"], &annotations["public-ipv6"]),
+        (&json!("203.0.113.7"), &json!("2001:db8:7::1"))
+    );
+    let peer = lab.store(lab.number()).await;
+    let overwritten = LeaseAttrs {
+        public_ip: Dual { v4: "203.0.113.7".parse().ok(), v6: "2001:db8:7::1".parse().ok() },
+        ..attrs(nth)
+    };
+    let published = Lease { attrs: overwritten, ..lease.clone() };
+    let (mut own, theirs) = (watch(&store).await, watch(&peer).await);
+    assert!(own.holds(&lease), "{:?}", own.seen.get(&key(nth)));
+    assert!(theirs.holds(&published), "{:?}", theirs.seen.get(&key(nth)));
+    // An edit of what was written is one all the same.
+    lab.annotate(nth, json!({ "public-ip": "203.0.113.8" })).await;
+    own.until(WITHIN, "an edit", |seen| !seen.holds(&lease)).await;
+    store.renew(&lease).await.unwrap();
+    own.until(WITHIN, "the record is as written", |seen| seen.holds(&lease)).await;
+
+    lab.annotate(nth, json!({ "public-ip-overwrite": "203.0.113" })).await;
+    let said = waits(store.renew(&lease).await);
+    assert!(said.contains("public-ip-overwrite") && said.contains("203.0.113"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_addresses_that_an_operator_sets_are_the_nodes() {
+    let lab = Lab::new().await;
+    let nth = lab.number();
+    lab.node(nth).await;
+    let store = lab.store(nth).await;
+    assert_eq!(store.this_node().await.unwrap().public, Dual::default());
+    lab.annotate(nth, json!({ "node-public-ip": "203.0.113.5", "node-public-ipv6": "2001:db8:5::1" })).await;
+    let public = Dual { v4: "203.0.113.5".parse().ok(), v6: "2001:db8:5::1".parse().ok() };
+    assert_eq!(store.this_node().await.unwrap().public, public);
+    lab.annotate(nth, json!({ "node-public-ip": "2001:db8::1" })).await;
+    let said = waits(store.this_node().await);
+    assert!(said.contains("flannel.alpha.coreos.com/node-public-ip") && said.contains("IPv4"), "{said}");
+}
+
+/// docs/faults.md, K14: what fails is for the caller to repeat.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_condition_of_the_network_is_written_as_go_flannel_does_and_may_be_tried_again() {
+    let lab = Lab::new().await;
+    let (nth, store, _) = lab.leased().await;
+    lab.proxy.expect("PATCH", Fault::status(500, "etcdserver: request timed out"), 1);
+    let error = store.set_network_unavailable(false).await.unwrap_err();
+    assert!(matches!(error, SubnetError::Unavailable { .. }), "{error:?}");
+    store.set_network_unavailable(false).await.unwrap();
+    let node = lab.server.get(&path(nth)).await.unwrap();
+    let condition = &node["status"]["conditions"][0];
+    let texts = ["type", "status", "reason", "message"].map(|field| condition[field].as_str().unwrap_or_default());
+    assert_eq!(texts, ["NetworkUnavailable", "False", "FlannelIsUp", "Flannel is running on this node"]);
+    assert!(condition["lastTransitionTime"].as_str().unwrap().ends_with('Z'));
+    lab.heartbeat(nth, 1).await;
+}
+
+/// The answer to a write is lost: the next try finds it done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_answer_is_lost_is_ours() {
+    let lab = Lab::new().await;
+    let nth = lab.number();
+    lab.node(nth).await;
+    let store = lab.store(nth).await;
+    lab.proxy.expect("PATCH", Fault::Lose, 1);
+    let lost = store.acquire(&id(nth), Want::new(attrs(nth))).await;
+    assert!(matches!(lost, Err(SubnetError::Unavailable { .. })), "{lost:?}");
+    let lease = store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
+    assert_eq!(lab.proxy.seen("PATCH").len(), 1);
+    store.renew(&lease).await.unwrap();
+}

@@ -1,0 +1,205 @@
+//! Following the Nodes through whatever happens on the way.
+
+use std::time::Duration;
+
+use flannel_core::subnet::{SubnetManager, Want};
+use serde_json::json;
+use testkit::kubernetes::Fault;
+use tokio::time::Instant;
+
+use crate::common::{Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, patient, watch};
+
+/// docs/faults.md, K1.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_gone_is_listed_anew_however_the_server_says_so() {
+    let lab = Lab::new().await;
+    let (nth, store, lease) = lab.leased().await;
+    let status =
+        r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old","reason":"Expired","code":410}"#;
+    let event =
+        Fault::Answer { status: 200, retry_after: None, body: format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n") };
+    for gone in [Fault::status(410, "too old resource version"), event] {
+        let mut watcher = watch(&store).await;
+        let other = lab.number();
+        lab.proxy.expect(WATCH, gone.clone(), 1);
+        lab.proxy.cut();
+        // What came and went meanwhile is in the list.
+        lab.node(other).await;
+        lab.store(other).await.acquire(&id(other), Want::new(attrs(other))).await.unwrap();
+        let resets = watcher.resets;
+        watcher.until(WITHIN, "a list", |seen| seen.resets > resets).await;
+        watcher.until(WITHIN, "both", |seen| seen.good(&key(other)).is_some() && seen.holds(&lease)).await;
+        lab.delete(other).await;
+        watcher.until(WITHIN, "one alone", |seen| seen.good(&key(other)).is_none() && seen.holds(&lease)).await;
+    }
+    lab.delete(nth).await;
+}
+
+/// docs/faults.md, K2: dropped, half a JSON line, stuck open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_is_cut_or_stuck_goes_on_where_it_was() {
+    let lab = Lab::new().await;
+    let (nth, _, lease) = lab.leased().await;
+    let store = lab.store_with(nth, patient(Duration::from_secs(2))).await;
+    let mut watcher = watch(&store).await;
+    let other = lab.number();
+    lab.node(other).await;
+    let theirs = lab.store(other).await;
+    let mut held = theirs.acquire(&id(other), Want::new(attrs(other))).await.unwrap();
+    watcher.until(WITHIN, "a peer", |seen| seen.holds(&held)).await;
+    for (n, fault) in [
+        None,
+        Some(Fault::CutAfter(0)),
+        Some(Fault::CutAfter(300)),
+        Some(Fault::FreezeAfter(0)),
+        Some(Fault::FreezeAfter(700)),
+        Some(Fault::status(500, "")),
+        Some(Fault::Answer {
+            status: 200,
+            retry_after: None,
+            body: "{\"type\":\"MODIFIED\",\"object\":{\"meta\n".into(),
+        }),
+        Some(Fault::Answer { status: 200, retry_after: None, body: "no JSON\n".into() }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if let Some(fault) = fault.clone() {
+            lab.proxy.expect(WATCH, fault, 1);
+        }
+        lab.proxy.cut();
+        held.attrs.public_ip.v4 = Some([203, 0, 113, u8::try_from(n).unwrap() + 1].into());
+        theirs.renew(&held).await.unwrap();
+        watcher
+            .until(WITHIN, &format!("a change over {fault:?}"), |seen| seen.holds(&held) && seen.holds(&lease))
+            .await;
+    }
+    assert_eq!(watcher.resets, 1, "nothing was listed again: {:?}", watcher.errors);
+}
+
+/// docs/faults.md, K4.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_asks_to_be_left_alone_is() {
+    let lab = Lab::new().await;
+    let (nth, store, lease) = lab.leased().await;
+    let busy = |status, seconds| Fault::Answer { status, retry_after: Some(seconds), body: String::new() };
+    for status in [429, 503] {
+        lab.proxy.expect("GET", busy(status, 2), 1);
+        let before = lab.proxy.seen("").len();
+        store.renew(&lease).await.unwrap_err();
+        let begun = Instant::now();
+        store.renew(&lease).await.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
+        assert_eq!(lab.proxy.seen("").len() - before, 2, "one request a try");
+    }
+    // However long it asks for, a minute is enough.
+    lab.proxy.expect("watch=true", Fault::status(502, "bad gateway"), 2);
+    let mut watcher = watch(&store).await;
+    watcher.until(WITHIN, "two errors", |seen| seen.errors.len() >= 2).await;
+    lab.annotate(nth, json!({ "public-ip": "203.0.113.77" })).await;
+    watcher.until(WITHIN, "a change", |seen| !seen.holds(&lease)).await;
+    assert_eq!(watcher.resets, 1);
+}
+
+/// docs/faults.md, K6.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_made_again_in_a_gap_with_another_pod_cidr_is_a_change() {
+    let lab = Lab::new().await;
+    let (nth, store, lease) = lab.leased().await;
+    let mut watcher = watch(&store).await;
+    for gone in [false, true] {
+        if gone {
+            lab.proxy.expect(WATCH, Fault::status(410, "too old resource version"), 1);
+        }
+        lab.proxy.cut();
+        let annotations = lab.annotations(nth).await;
+        lab.delete(nth).await;
+        let elsewhere = lab.number();
+        lab.server.create_node(&name(nth), &cidrs(elsewhere)).await.unwrap();
+        lab.annotate(nth, annotations).await;
+        let moved = |seen: &flannel_core::testing::store_contract::Watcher| {
+            seen.good(&key(nth)).is_some_and(|found| {
+                found.subnets.v4.unwrap().to_string() == cidrs(elsewhere)[0] && found.attrs == lease.attrs
+            })
+        };
+        watcher.until(WITHIN, "another subnet", moved).await;
+    }
+}
+
+/// docs/faults.md, K7.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_changes_one_family_alone_is_a_change() {
+    let lab = Lab::new().await;
+    let (nth, store, lease) = lab.leased().await;
+    let mut watcher = watch(&store).await;
+    for (change, v4, v6) in [
+        (json!({ "public-ipv6": "2001:db8:9::9" }), lease.attrs.public_ip.v4, "2001:db8:9::9".parse().ok()),
+        (json!({ "public-ip": "203.0.113.99" }), "203.0.113.99".parse().ok(), "2001:db8:9::9".parse().ok()),
+    ] {
+        lab.annotate(nth, change).await;
+        let public = flannel_core::net::Dual { v4, v6 };
+        let changed = |found: &flannel_core::lease::Lease| found.attrs.public_ip == public;
+        watcher.until(WITHIN, "one family", |seen| seen.good(&key(nth)).is_some_and(changed)).await;
+    }
+    // One family may be damaged; then the record is bad, not gone.
+    lab.annotate(nth, json!({ "public-ipv6": "2001:db8::x" })).await;
+    watcher.until(WITHIN, "damage", |seen| seen.seen.get(&key(nth)).is_some_and(|record| record.lease.is_err())).await;
+    let bad = watcher.seen[&key(nth)].lease.as_ref().unwrap_err();
+    assert_eq!(bad.subnets, lease.subnets, "its routes are not deleted on its account");
+    assert!(bad.reason.contains("public-ipv6"), "{}", bad.reason);
+}
+
+/// docs/faults.md, K11 and K15.
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_are_no_events_and_a_node_that_flaps_costs_the_others_nothing() {
+    let lab = Lab::new().await;
+    let (nth, store, lease) = lab.leased().await;
+    let mut watcher = watch(&store).await;
+    let before = watcher.seen[&key(nth)].clone();
+    for time in 0..50 {
+        lab.heartbeat(nth, time).await;
+    }
+    let flapping = lab.number();
+    lab.node(flapping).await;
+    let theirs = lab.store(flapping).await;
+    let mut held = theirs.acquire(&id(flapping), Want::new(attrs(flapping))).await.unwrap();
+    for n in 0..50 {
+        held.attrs.public_ip.v4 = Some([203, 0, 113, n + 1].into());
+        theirs.renew(&held).await.unwrap();
+    }
+    watcher.until(WITHIN, "the last change", |seen| seen.holds(&held)).await;
+    assert_eq!(watcher.seen[&key(nth)], before);
+    assert!(watcher.holds(&lease) && watcher.errors.is_empty() && watcher.resets == 1);
+    // What is not flannel's is no record.
+    let plain = lab.number();
+    lab.node(plain).await;
+    lab.heartbeat(plain, 1).await;
+    lab.annotate(nth, json!({ "public-ip": "203.0.113.200" })).await;
+    watcher.until(WITHIN, "a later change", |seen| !seen.holds(&lease)).await;
+    assert!(!watcher.seen.contains_key(&key(plain)));
+}
+
+/// docs/faults.md, K9: each in turn, with the rule that is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_missing_is_denied_with_the_rule_that_gives_it() {
+    let lab = Lab::new().await;
+    let (_, store, lease) = lab.leased().await;
+    let denied = || Fault::status(403, "nodes is forbidden: User cannot do it");
+    lab.proxy.expect("GET", denied(), 1);
+    let said = flannel_core::text::chain(&store.renew(&lease).await.unwrap_err());
+    assert!(said.contains(r#"{apiGroups: [""], resources: [nodes], verbs: [get]}"#), "{said}");
+    lab.proxy.expect("PATCH", denied(), 1);
+    let changed = flannel_core::lease::Lease { attrs: attrs(lab.number()), ..lease.clone() };
+    let said = flannel_core::text::chain(&store.renew(&changed).await.unwrap_err());
+    assert!(said.contains(r#"{apiGroups: [""], resources: [nodes/status], verbs: [patch]}"#), "{said}");
+    lab.proxy.expect("limit=1", denied(), 1);
+    lab.proxy.expect(WATCH, denied(), 1);
+    let mut watcher = watch(&store).await;
+    watcher.until(WITHIN, "both denials", |seen| seen.errors.len() >= 2).await;
+    for (error, verb) in watcher.errors.iter().zip(["list", "watch"]) {
+        assert!(error.contains(&format!("resources: [nodes], verbs: [{verb}]")), "{error}");
+    }
+    lab.proxy.expect("GET", Fault::status(401, "Unauthorized"), 1);
+    let said = flannel_core::text::chain(&store.renew(&lease).await.unwrap_err());
+    assert!(said.contains("expired"), "{said}");
+}
