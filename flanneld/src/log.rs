@@ -49,8 +49,9 @@ impl Log {
             _ => "trace",
         };
         // What the libraries below say of every message is of no use to an operator.
-        let quiet =
-            "netlink_proto=warn,netlink_packet_route=error,hyper=info,h2=info,tonic=info,tower=info,rustls=info";
+        // kube_client calls each failed request an error: those who asked say what it means.
+        let quiet = "netlink_proto=warn,netlink_packet_route=error,hyper=info,h2=info,tonic=info,tower=info,rustls=info,\
+                     kube_client=off";
         let filter = EnvFilter::new(format!("{level},{quiet}"));
         let fmt = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(log.clone());
         let registry = tracing_subscriber::registry().with(filter);

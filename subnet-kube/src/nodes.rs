@@ -103,3 +103,146 @@ impl Nodes {
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::annotations::AnnotationPrefix;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    /// A Node, in which each field takes a few values.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct Model {
+        uid: u8,
+        cidr: u8,
+        public: u8,
+        managed: bool,
+        /// What does not count: heartbeats, images, others' annotations.
+        noise: u8,
+    }
+
+    impl Model {
+        fn json(&self, name: u8) -> Vec<u8> {
+            let Self { uid, cidr, public, managed, noise } = self;
+            // The last of these is no address.
+            let public = ["192.0.2.1", "192.0.2.2", "192.0.2"][usize::from(public % 3)];
+            json!({
+                "metadata": {
+                    "name": format!("node-{name}"),
+                    "uid": format!("u{}", uid % 2),
+                    "resourceVersion": noise.to_string(),
+                    "creationTimestamp": "2026-01-01T00:00:00Z",
+                    "annotations": {
+                        "example.com/noise": noise,
+                        "flannel.alpha.coreos.com/kube-subnet-manager": managed.to_string(),
+                        "flannel.alpha.coreos.com/backend-type": "vxlan",
+                        "flannel.alpha.coreos.com/backend-data": "{\"VNI\":1}",
+                        "flannel.alpha.coreos.com/public-ip": public,
+                    },
+                },
+                "spec": { "podCIDR": format!("10.244.{}.0/24", cidr % 3) },
+                "status": { "images": [{ "names": ["]}"], "sizeBytes": noise }] },
+            })
+            .to_string()
+            .into_bytes()
+        }
+    }
+
+    fn model() -> impl Strategy<Value = Model> {
+        (any::<u8>(), any::<u8>(), any::<u8>(), prop::bool::weighted(0.8), any::<u8>())
+            .prop_map(|(uid, cidr, public, managed, noise)| Model { uid, cidr, public, managed, noise })
+    }
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        Put(u8, Model),
+        /// The same again but for what does not count.
+        Heartbeat(u8, u8),
+        Delete(u8),
+        /// What happens next is not seen, until a list.
+        Gap,
+        List,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            4 => (0..4_u8, model()).prop_map(|(name, model)| Act::Put(name, model)),
+            2 => (0..4_u8, any::<u8>()).prop_map(|(name, noise)| Act::Heartbeat(name, noise)),
+            2 => (0..4_u8).prop_map(Act::Delete),
+            1 => Just(Act::Gap),
+            1 => Just(Act::List),
+        ]
+    }
+
+    fn nodes() -> Nodes {
+        Nodes::new(Keys::new(AnnotationPrefix::default()), Arc::default())
+    }
+
+    fn list(nodes: &mut Nodes, state: &BTreeMap<u8, Model>) -> LeaseEvent {
+        nodes.begin_list();
+        for (name, model) in state {
+            nodes.list(&Node::parse(&model.json(*name)).unwrap());
+        }
+        nodes.end_list()
+    }
+
+    fn fold(records: &mut BTreeMap<LeaseKey, Record>, event: LeaseEvent) {
+        match event {
+            LeaseEvent::Reset(all) => {
+                *records = all.into_iter().map(|record| (record.key.clone(), record)).collect();
+            }
+            LeaseEvent::Upsert(record) => drop(records.insert(record.key.clone(), record)),
+            LeaseEvent::Remove(key) => assert!(records.remove(&key).is_some(), "{key} goes and was not there"),
+            LeaseEvent::Resumed => {}
+        }
+    }
+
+    proptest! {
+        /// Whatever comes and goes, seen or not: the sum of what is reported is what a fresh list would be. What does not
+        /// count is not reported.
+        #[test]
+        fn any_sequence_of_lists_events_and_gaps_adds_up_to_a_fresh_list(acts in prop::collection::vec(act(), 1..40)) {
+            let (mut nodes_seen, mut state, mut records) = (nodes(), BTreeMap::new(), BTreeMap::new());
+            let mut is_seen = true;
+            fold(&mut records, list(&mut nodes_seen, &state));
+            for act in acts {
+                let before = state.clone();
+                let mut change = |change, name: u8, model: &Model| {
+                    let json = model.json(name);
+                    let event = is_seen.then(|| nodes_seen.change(change, &Node::parse(&json).unwrap())).flatten();
+                    let is_news = event.is_some();
+                    event.into_iter().for_each(|event| fold(&mut records, event));
+                    is_news
+                };
+                match act {
+                    Act::Put(name, model) => {
+                        change(Change::Put, name, &model);
+                        state.insert(name, model);
+                    }
+                    Act::Heartbeat(name, noise) => {
+                        let Some(model) = state.get_mut(&name) else { continue };
+                        model.noise = noise;
+                        prop_assert!(!change(Change::Put, name, model), "a heartbeat is no news");
+                    }
+                    Act::Delete(name) => {
+                        let Some(model) = state.remove(&name) else { continue };
+                        change(Change::Deleted, name, &model);
+                    }
+                    Act::Gap => is_seen = false,
+                    Act::List => {
+                        is_seen = true;
+                        fold(&mut records, list(&mut nodes_seen, &state));
+                    }
+                }
+                if is_seen {
+                    let mut fresh = BTreeMap::new();
+                    fold(&mut fresh, list(&mut nodes(), &state));
+                    prop_assert_eq!(&records, &fresh, "after {:?}", before);
+                }
+            }
+        }
+    }
+}

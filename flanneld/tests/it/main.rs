@@ -10,6 +10,8 @@ mod etcd;
 mod filter;
 mod go_flannel;
 mod harness;
+mod kube;
+mod kubernetes;
 mod life;
 mod local_users;
 mod moved;

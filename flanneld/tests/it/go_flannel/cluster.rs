@@ -14,8 +14,8 @@ use nix::sys::signal::Signal;
 use testkit::probe::{Flow, until_reply};
 use testkit::{Families, Pod, PodNet, Process, wait_until};
 
-use super::kube::{self, Kubernetes};
 use crate::harness::{Agent, PATIENCE, Site, command, on_switch, owned, read, run};
+use crate::kube::{self, Kubernetes};
 use crate::store::{ENDPOINT, etcd};
 
 /// How long a program may take to get ready. Go flannel runs iptables dozens of times for it, each of which takes long

@@ -1,7 +1,6 @@
 //! Beside the real Go flannel: in one cluster with it, and each in the other's place.
 
 mod cluster;
-mod kube;
 
 use testkit::Families;
 

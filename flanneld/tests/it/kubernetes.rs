@@ -1,0 +1,203 @@
+//! Agents over a real Kubernetes API server.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use testkit::probe::{Flow, FlowReport};
+use testkit::{Families, Pod, wait_until};
+
+use crate::harness::{Agent, PATIENCE, Site, command, on_switch, owned, read, routes};
+use crate::kube::{Kubernetes, name};
+use crate::store::{reaches, status};
+
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const PREFIX: &str = "flannel.alpha.coreos.com/";
+
+/// Nodes of one family, and the server that they share. Node N has the podCIDR 10.244.N.0/24.
+struct Cluster {
+    kubernetes: Kubernetes,
+    site: Site,
+}
+
+impl Cluster {
+    fn new(nodes: usize) -> Self {
+        let site = Site::new(nodes, "{}");
+        let kubernetes = Kubernetes::start(&site, VXLAN);
+        Self { kubernetes, site }
+    }
+
+    fn register(&self, nth: usize) {
+        self.kubernetes.register(&self.site, nth, Families::V4);
+    }
+
+    fn start(&self, nth: usize) -> Agent {
+        let files = vec![
+            format!("-subnet-file={}", self.site.subnet_file(nth).display()),
+            format!("-state-file={}", self.site.path(&format!("state{nth}")).display()),
+        ];
+        let fixed = owned(&["--healthz-port=8081", "--healthz-ip=127.0.0.1"]);
+        let mut ours = command(&[self.kubernetes.args(), files, fixed].concat());
+        ours.env("NODE_NAME", name(nth));
+        Agent::start_in(self.site.ns(nth), &mut ours, self.site.path(&format!("log{nth}")))
+    }
+
+    fn get(&self, path: &str) -> serde_json::Value {
+        on_switch(&self.site, async || self.kubernetes.server.get(path).await).unwrap()
+    }
+
+    /// An annotation of flannel's.
+    fn annotation(&self, nth: usize, suffix: &str) -> Option<String> {
+        let node = self.get(&format!("/api/v1/nodes/{}", name(nth)));
+        node["metadata"]["annotations"][format!("{PREFIX}{suffix}")].as_str().map(str::to_owned)
+    }
+
+    fn annotate(&self, nth: usize, suffix: &str, value: serde_json::Value) {
+        let annotations = json!({ format!("{PREFIX}{suffix}"): value });
+        on_switch(&self.site, async || self.kubernetes.server.annotate(&name(nth), annotations).await).unwrap();
+    }
+
+    fn restart(&mut self) {
+        let (server, site) = (&mut self.kubernetes.server, &self.site);
+        on_switch(site, async || server.restart().await).unwrap();
+    }
+
+    fn has_route(&self, nth: usize, to: usize) -> bool {
+        routes(self.site.ns(nth)).contains(&format!("10.244.{to}.0/24 "))
+    }
+
+    fn pods(&self) -> [Pod; 2] {
+        [self.site.pod(1), self.site.pod(2)]
+    }
+
+    /// The condition that tells whether a node's network is up.
+    fn network_unavailable(&self, nth: usize) -> Option<String> {
+        let node = self.get(&format!("/api/v1/nodes/{}", name(nth)));
+        let conditions = node["status"]["conditions"].as_array()?.clone();
+        let found = conditions.into_iter().find(|condition| condition["type"] == "NetworkUnavailable")?;
+        found["status"].as_str().map(str::to_owned)
+    }
+}
+
+/// docs/faults.md, K5, K8 and K10: the data plane stays as it is whatever is done to the own Node.
+#[test]
+fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
+    let cluster = Cluster::new(2);
+    let two = {
+        cluster.register(2);
+        cluster.start(2).ready()
+    };
+    // Not registered yet, then without podCIDR.
+    let one = cluster.start(1);
+    one.until("told what it waits for", || one.log().contains("there is no such Node"));
+    on_switch(&cluster.site, async || cluster.kubernetes.server.create_node(&name(1), &[]).await).unwrap();
+    one.until("told what it waits for", || one.log().contains("it has no IPv4 entry"));
+    let spec = json!({ "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"] } });
+    on_switch(&cluster.site, async || cluster.kubernetes.server.patch("/api/v1/nodes/node-1", &spec).await).unwrap();
+    one.until_ready();
+    wait_until("the condition", PATIENCE, || Ok(cluster.network_unavailable(1).as_deref() == Some("False"))).unwrap();
+    one.until("told of its peer", || cluster.has_route(1, 2));
+    two.until("told of its peer", || cluster.has_route(2, 1));
+    let pods = cluster.pods();
+    reaches(&pods[0], &pods[1]);
+    let flow = Flow::start(&pods[0].ns, &pods[1].ns, pods[1].addrs.v4.unwrap(), 500).unwrap();
+    let before = routes(cluster.site.ns(1));
+
+    let written = cluster.annotation(1, "backend-data");
+    for (suffix, damage) in
+        [("kube-subnet-manager", json!(null)), ("backend-data", json!("no JSON")), ("public-ip", json!("203.0.113.1"))]
+    {
+        let was = cluster.annotation(1, suffix);
+        cluster.annotate(1, suffix, damage);
+        one.until("its annotation written again", || cluster.annotation(1, suffix) == was);
+    }
+    assert_eq!(cluster.annotation(1, "backend-data"), written);
+    two.until("told of its peer again", || cluster.has_route(2, 1));
+
+    // Made again by its kubelet, with the same podCIDR.
+    cluster.kubernetes.delete(&cluster.site, 1);
+    cluster.register(1);
+    one.until("its annotations written into the new Node", || cluster.annotation(1, "backend-data") == written);
+    assert_eq!(routes(cluster.site.ns(1)), before);
+    two.until("told of its peer again", || cluster.has_route(2, 1));
+    reaches(&pods[0], &pods[1]);
+    drop(flow);
+    assert!(one.is_ready(), "{}", one.log());
+}
+
+/// How long the server is away.
+const OUTAGE: Duration = Duration::from_secs(20);
+/// The lines of log that it may cost an agent.
+const MOST_LINES: usize = 3;
+
+/// docs/faults.md, K3.
+#[test]
+fn an_outage_of_the_api_server_costs_no_packet_few_lines_and_is_over_within_seconds() {
+    let mut cluster = Cluster::new(2);
+    [1, 2].into_iter().for_each(|nth| cluster.register(nth));
+    let agents = [1, 2].map(|nth| cluster.start(nth)).map(Agent::ready);
+    let pods = cluster.pods();
+    reaches(&pods[0], &pods[1]);
+    wait_until("the conditions", PATIENCE, || {
+        Ok([1, 2].iter().all(|nth| cluster.network_unavailable(*nth).as_deref() == Some("False")))
+    })
+    .unwrap();
+    agents[0].until("quiet", || agents[0].log().contains("NetworkUnavailable is False"));
+    agents[1].until("quiet", || agents[1].log().contains("NetworkUnavailable is False"));
+    let quiet = agents.each_ref().map(|agent| agent.log().lines().count());
+    let flow = Flow::start(&pods[0].ns, &pods[1].ns, pods[1].addrs.v4.unwrap(), 1000).unwrap();
+
+    cluster.kubernetes.server.kill();
+    let away = Instant::now();
+    agents[0].until("told that the server is away", || status(&agents[0])["store"]["contact"] == "lost");
+    std::thread::sleep(OUTAGE.saturating_sub(away.elapsed()));
+    cluster.restart();
+    let back = Instant::now();
+    agents[0].until("told that the server is back", || status(&agents[0])["store"]["contact"] == "live");
+    let took = back.elapsed();
+    cluster.register(3);
+    let data = json!(r#"{"VNI":1,"VtepMAC":"02:00:00:00:07:07"}"#);
+    for (suffix, value) in [
+        ("backend-data", data),
+        ("backend-type", json!("vxlan")),
+        ("public-ip", json!("10.89.7.7")),
+        ("kube-subnet-manager", json!("true")),
+    ] {
+        cluster.annotate(3, suffix, value);
+    }
+    let told = || Ok([1, 2].iter().all(|nth| cluster.has_route(*nth, 3)));
+    wait_until("converged", PATIENCE, told).unwrap_or_else(|error| panic!("{error}"));
+    let report = flow.stop().unwrap();
+    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+    for (agent, before) in agents.iter().zip(quiet) {
+        let said: Vec<_> = agent.log().lines().skip(before).map(str::to_owned).collect();
+        let troubles: Vec<_> =
+            said.iter().filter(|line| !line.contains("10.244.3.0") && !line.contains("node-3")).collect();
+        assert!(troubles.len() <= MOST_LINES, "{said:#?}");
+    }
+    println!("converged after {took:?}; {report:?}");
+}
+
+#[test]
+fn a_node_boots_from_its_state_file_while_the_api_server_is_away() {
+    let mut cluster = Cluster::new(2);
+    [1, 2].into_iter().for_each(|nth| cluster.register(nth));
+    let one = cluster.start(1).ready();
+    let two = cluster.start(2).ready();
+    one.until("told of its peer", || cluster.has_route(1, 2));
+    let state = cluster.site.path("state1");
+    one.until("all written down", || ["node-1", "node-2"].iter().all(|node| read(&state).contains(node)));
+    one.end(Signal::SIGTERM);
+    cluster.site.ns(1).delete_link("flannel.1").unwrap();
+    std::fs::remove_file(cluster.site.subnet_file(1)).unwrap();
+    cluster.kubernetes.server.kill();
+
+    let one = cluster.start(1).ready();
+    let pods = cluster.pods();
+    reaches(&pods[0], &pods[1]);
+    assert_eq!(status(&one)["store"]["contact"], "lost");
+    cluster.restart();
+    one.until("told that the server is back", || status(&one)["store"]["stale"] == false);
+    wait_until("the condition", PATIENCE, || Ok(cluster.network_unavailable(1).as_deref() == Some("False"))).unwrap();
+    drop(two);
+}
