@@ -38,6 +38,9 @@ mod annotations;
 mod api;
 mod connect;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod machine;
 mod node;
 mod nodes;

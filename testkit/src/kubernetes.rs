@@ -169,6 +169,23 @@ impl ApiServer {
         self.patch(&format!("/api/v1/nodes/{name}"), &json!({ "metadata": { "annotations": annotations } })).await
     }
 
+    /// Runs kube-controller-manager beside the server, which assigns podCIDRs out of `cluster_cidrs` and does nothing else.
+    ///
+    /// # Errors
+    /// Says how to get the program where it is missing.
+    pub fn assign_pod_cidrs(&self, cluster_cidrs: &str) -> Result<Process, Error> {
+        let mut command = Command::new(program("kube-controller-manager")?);
+        command
+            .arg(format!("--kubeconfig={}", self.admin_kubeconfig()?.display()))
+            .args(["--controllers=node-ipam-controller", "--allocate-node-cidrs", "--leader-elect=false"])
+            .args(["--service-cluster-ip-range=10.96.0.0/16", "--secure-port=0"])
+            .arg(format!("--cluster-cidr={cluster_cidrs}"))
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        Process::start(&mut command, &self.file("controllers.log"))
+    }
+
     /// Reads an object.
     ///
     /// # Errors

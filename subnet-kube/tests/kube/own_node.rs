@@ -1,12 +1,16 @@
 //! What is read of the own Node, and written to it.
 
+use std::time::{Duration, Instant};
+
 use flannel_core::lease::{Lease, LeaseAttrs};
 use flannel_core::net::Dual;
 use flannel_core::subnet::{SubnetError, SubnetManager, Want};
+use flannel_subnet_kube::{Access, KubeSubnets};
 use serde_json::{Value, json};
-use testkit::kubernetes::Fault;
+use testkit::etcd::Version;
+use testkit::kubernetes::{ApiServer, Fault};
 
-use crate::common::{Lab, WITHIN, attrs, cidrs, id, key, name, path, waits, watch};
+use crate::common::{Lab, WITHIN, attrs, cidrs, id, key, name, options, path, waits, watch};
 
 /// docs/faults.md, K12.
 #[tokio::test(flavor = "multi_thread")]
@@ -86,6 +90,61 @@ async fn pod_cidrs_are_waited_for_until_they_are_there_and_in_the_network() {
     let lease = take().await.unwrap();
     let subnets: Vec<_> = lease.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
     assert_eq!(subnets, both);
+}
+
+/// docs/faults.md, K10, with the controller of Kubernetes itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pod_cidrs_that_kubernetes_assigns_are_the_lease() {
+    let server = ApiServer::start(Version::Current).await.unwrap_or_else(|error| panic!("{error}"));
+    let client = Access::kubeconfig(server.admin_kubeconfig().unwrap()).client().await.unwrap();
+    let (store, own) = (KubeSubnets::new(client, options(1)), id(1));
+    server.create_node(&name(1), &[]).await.unwrap();
+    waits(store.acquire(&own, Want::new(attrs(1))).await);
+    let controllers = server.assign_pod_cidrs("10.244.0.0/16,fd00:244::/48").unwrap();
+    let begun = Instant::now();
+    let lease = loop {
+        match store.acquire(&own, Want::new(attrs(1))).await {
+            Ok(lease) => break lease,
+            Err(SubnetError::Unconfigured { .. }) if begun.elapsed().as_secs() < WITHIN => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => panic!("{error}\n{}", controllers.last_words()),
+        }
+    };
+    let lens: Vec<_> = lease.subnets.iter().map(|(_, subnet)| subnet.len()).collect();
+    assert_eq!(lens, [24, 64]);
+}
+
+/// docs/faults.md, K13.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_rotated_on_disk_comes_into_use_by_itself() {
+    let lab = Lab::new().await;
+    let nth = lab.number();
+    lab.node(nth).await;
+    let rules = || json!([{ "apiGroups": [""], "resources": ["nodes", "nodes/status"], "verbs": ["get", "patch"] }]);
+    let [old, new] = ["before", "after"].map(|when| format!("{when}-{nth}"));
+    let token = lab.server.service_account(&old, rules()).await.unwrap();
+    let kubeconfig = lab.server.kubeconfig(&old, &token, &lab.server.url()).unwrap();
+    let client = Access::kubeconfig(kubeconfig).client().await.unwrap();
+    let store = KubeSubnets::new(client, options(nth));
+    let lease = store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
+    let token = lab.server.service_account(&new, rules()).await.unwrap();
+    std::fs::write(lab.server.token_file(&old), token).unwrap();
+    lab.server.delete(&format!("/api/v1/namespaces/kube-system/serviceaccounts/{old}")).await.unwrap();
+    // The server remembers a token for ten seconds, the client for a minute.
+    for wants_denial in [true, false] {
+        let begun = Instant::now();
+        loop {
+            match store.renew(&lease).await {
+                Ok(_) if !wants_denial => break,
+                Err(SubnetError::Denied { .. }) if wants_denial => break,
+                Ok(_) | Err(SubnetError::Denied { .. }) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+            assert!(begun.elapsed() < Duration::from_secs(70), "denied: {}", !wants_denial);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
 }
 
 /// docs/faults.md, K5.
