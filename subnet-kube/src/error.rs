@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     Conflict,
     /// The version asked for is gone.
     Gone,
+    /// The server answers, and does not do it.
+    Refused,
     /// The server asks to be left alone for so long; nothing was done.
     Busy(Option<Duration>),
 }
@@ -113,7 +115,7 @@ impl Fault {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 Self::new(Kind::Busy(retry_after), problem, CHECK)
             }
-            _ => Self::new(Kind::Cut, problem, CHECK),
+            _ => Self::new(Kind::Refused, problem, CHECK),
         }
     }
 
@@ -121,7 +123,7 @@ impl Fault {
         let source = Box::new(self.error);
         match self.kind {
             Kind::Denied => SubnetError::Denied { doing, source },
-            Kind::Cut | Kind::Missing | Kind::Conflict | Kind::Gone | Kind::Busy(_) => {
+            Kind::Cut | Kind::Missing | Kind::Conflict | Kind::Gone | Kind::Refused | Kind::Busy(_) => {
                 SubnetError::Unavailable { doing, source }
             }
         }

@@ -13,7 +13,7 @@ pub fn node(text: &[u8]) {
     let mut listed = nodes();
     listed.begin_list();
     listed.list(&node);
-    let records = shown(Some(listed.end_list()));
+    let records = shown(Some(listed.end_list().0));
     let mut watched = nodes();
     assert_eq!(shown(watched.change(Change::Put, &node)), records);
     assert_eq!(watched.change(Change::Put, &node), None, "the same again is no news");

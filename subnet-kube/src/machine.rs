@@ -12,30 +12,36 @@ pub(crate) enum Step {
     /// List everything, not older than this version, then call [`Machine::listed`]. The server's cache answers this: one
     /// that lies behind waits until it has caught up.
     List(String),
+    /// Ask whether the server still has this change, then call [`Machine::checked`].
+    Check(Mark),
     /// Open a watch from this version on, then call [`Machine::opened`].
     Open(String),
     /// Read what the watch sends: [`Machine::seen`], [`Machine::silent`], [`Machine::ended`] or [`Machine::gone`].
     Read,
 }
 
-/// A version of the store behind the server. Versions of one store grow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Version(String);
+/// A change by which a history is known again: what this Node was at this version, it was changed to by this version.
+/// After a restore from a backup versions grow again from an older one, and belong to other changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Mark {
+    pub(crate) node: String,
+    pub(crate) version: String,
+}
 
-impl Version {
-    /// Whether this came before `other`. Nothing is known of versions that are no numbers.
-    fn is_before(&self, other: &Self) -> bool {
-        let number = |version: &Self| version.0.parse::<u64>().ok();
-        number(self).zip(number(other)).is_some_and(|(this, other)| this < other)
-    }
+/// Whether a version of a history came before another. Nothing is known of versions that are no numbers.
+pub(crate) fn is_before(one: &str, other: &str) -> bool {
+    let number = |version: &str| version.parse::<u64>().ok();
+    number(one).zip(number(other)).is_some_and(|(one, other)| one < other)
 }
 
 /// Where a watch stands.
 #[derive(Debug)]
 pub(crate) struct Machine {
     step: Step,
-    /// The last version that was seen; `None`: nothing was reported yet.
-    version: Option<Version>,
+    /// The last version that was seen; `None`: nothing is held.
+    version: Option<String>,
+    /// The last change that was seen.
+    mark: Option<Mark>,
     /// A list that nothing came after.
     is_fresh: bool,
     /// Trouble was reported, and nothing since.
@@ -45,27 +51,33 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(backoff: Backoff) -> Self {
-        Self { step: Step::Probe, version: None, is_fresh: false, is_troubled: false, backoff }
+        Self { step: Step::Probe, version: None, mark: None, is_fresh: false, is_troubled: false, backoff }
     }
 
     pub(crate) fn step(&self) -> Step {
         self.step.clone()
     }
 
-    /// Everything was listed, as of this version, and is to be reported.
-    pub(crate) fn listed(&mut self, version: String) {
+    /// Everything was listed, as of this version, and is to be reported. `mark` is the youngest change of all.
+    pub(crate) fn listed(&mut self, version: String, mark: Option<Mark>) {
         self.step = Step::Open(version.clone());
-        self.version = Some(Version(version));
+        (self.version, self.mark) = (Some(version), mark);
         (self.is_fresh, self.is_troubled) = (true, false);
     }
 
-    /// The store is at this version. One that lies before what was seen is another history: a backup was restored.
+    /// The store is at this version.
     pub(crate) fn probed(&mut self, version: String) {
-        let now = Version(version);
-        self.step = match &self.version {
-            Some(seen) if !now.is_before(seen) => Step::Open(seen.0.clone()),
-            _ => Step::List(now.0),
-        };
+        self.step = Step::List(version);
+    }
+
+    /// The server has the change that was asked for, so nothing but what came after it is missed; or it has not: its store
+    /// was restored from a backup, or the change is too long ago to tell.
+    pub(crate) fn checked(&mut self, has_it: bool) {
+        if has_it {
+            self.reopen();
+        } else {
+            self.forget();
+        }
     }
 
     /// The server has taken the watch. Returns whether to report that it goes on after trouble.
@@ -74,17 +86,22 @@ impl Machine {
         std::mem::take(&mut self.is_troubled)
     }
 
-    /// The watch brought something of this version, which may be reported.
+    /// The watch brought something of this version, which may be reported; a change, where it is one.
     ///
     /// # Errors
     /// It is older than what was seen: the server is of another history, and everything is listed. Holds how long to wait
     /// first, as with [`gone`](Self::gone).
-    pub(crate) fn seen(&mut self, version: &str) -> Result<(), Option<Duration>> {
-        let now = Version(version.to_owned());
-        if self.version.as_ref().is_some_and(|seen| now.is_before(seen)) {
+    pub(crate) fn seen(&mut self, version: &str, changed: Option<&str>) -> Result<(), Option<Duration>> {
+        if self.version.as_ref().is_some_and(|seen| is_before(version, seen)) {
             return Err(self.gone());
         }
-        self.version = Some(now);
+        // Most of what comes is a heartbeat: nothing is allocated for it.
+        version.clone_into(self.version.get_or_insert_default());
+        if let Some(node) = changed {
+            let mark = self.mark.get_or_insert_default();
+            node.clone_into(&mut mark.node);
+            version.clone_into(&mut mark.version);
+        }
         self.is_fresh = false;
         self.backoff.reset();
         Ok(())
@@ -95,17 +112,21 @@ impl Machine {
         self.reopen();
     }
 
-    /// The server ended the watch in order. Returns how long to wait before the next step, where it ends them too soon.
-    pub(crate) fn ended(&mut self, lived: Duration) -> Option<Duration> {
-        self.reopen();
+    /// The server ended the watch in order after this time, when it was asked for `asked`. One that ends earlier goes down.
+    /// Returns how long to wait before the next step, where a watch ends at once.
+    pub(crate) fn ended(&mut self, lived: Duration, asked: Duration) -> Option<Duration> {
+        if lived >= asked {
+            self.reopen();
+        } else {
+            self.check();
+        }
         (lived < SHORT).then(|| self.backoff.wait())
     }
 
     /// The version asked for is gone. Returns how long to wait before everything is listed again, where that happens over
     /// and over.
     pub(crate) fn gone(&mut self) -> Option<Duration> {
-        self.version = None;
-        self.step = Step::Probe;
+        self.forget();
         std::mem::replace(&mut self.is_fresh, true).then(|| self.backoff.wait())
     }
 
@@ -117,17 +138,34 @@ impl Machine {
             self.backoff.reset();
         }
         self.is_troubled = true;
-        if matches!(self.step, Step::List(_)) {
+        match self.step {
             // What was held is given up when a list begins.
-            self.version = None;
+            Step::Probe | Step::List(_) => self.forget(),
+            Step::Check(_) | Step::Open(_) | Step::Read => self.check(),
         }
-        self.step = Step::Probe;
         self.backoff.wait()
     }
 
     /// Opens the watch anew where it was.
     fn reopen(&mut self) {
-        self.step = self.version.as_ref().map_or(Step::Probe, |seen| Step::Open(seen.0.clone()));
+        match &self.version {
+            Some(seen) => self.step = Step::Open(seen.clone()),
+            None => self.forget(),
+        }
+    }
+
+    /// Does so once the server has shown that its history is the one that was seen.
+    fn check(&mut self) {
+        match &self.mark {
+            Some(mark) => self.step = Step::Check(mark.clone()),
+            None => self.forget(),
+        }
+    }
+
+    /// Lists everything anew.
+    fn forget(&mut self) {
+        (self.version, self.mark) = (None, None);
+        self.step = Step::Probe;
     }
 }
 
@@ -141,8 +179,10 @@ mod tests {
     use super::*;
     use flannel_core::backoff::Jitter;
 
-    fn machine() -> Machine {
-        Machine::new(Backoff::new(Jitter::seeded(1)))
+    const ASKED: Duration = Duration::from_secs(600);
+
+    fn mark(version: &str) -> Mark {
+        Mark { node: "a".to_owned(), version: version.to_owned() }
     }
 
     fn list(version: &str) -> Step {
@@ -153,12 +193,13 @@ mod tests {
         Step::Open(version.to_owned())
     }
 
+    /// A watch of a list whose youngest change is of version 5.
     fn watching(version: &str) -> Machine {
-        let mut machine = machine();
+        let mut machine = Machine::new(Backoff::new(Jitter::seeded(1)));
         assert_eq!(machine.step(), Step::Probe);
         machine.probed(version.to_owned());
         assert_eq!(machine.step(), list(version));
-        machine.listed(version.to_owned());
+        machine.listed(version.to_owned(), Some(mark("5")));
         assert_eq!(machine.step(), open_from(version));
         assert!(!machine.opened());
         assert_eq!(machine.step(), Step::Read);
@@ -168,59 +209,79 @@ mod tests {
     #[test]
     fn a_watch_that_failed_goes_on_where_it_was_and_says_so_once() {
         let mut machine = watching("10");
-        machine.seen("17").unwrap();
         machine.failed(None);
-        assert_eq!(machine.step(), Step::Probe);
-        machine.probed("18".to_owned());
-        assert_eq!(machine.step(), open_from("17"));
+        assert_eq!(machine.step(), Step::Check(mark("5")));
+        machine.checked(true);
+        assert_eq!(machine.step(), open_from("10"));
         assert!(machine.opened());
+        machine.seen("17", Some("a")).unwrap();
+        machine.seen("19", None).unwrap();
         machine.silent();
-        assert_eq!(machine.step(), open_from("17"));
+        assert_eq!(machine.step(), open_from("19"));
         assert!(!machine.opened());
+        machine.failed(None);
+        machine.failed(None);
+        assert_eq!(machine.step(), Step::Check(mark("17")));
     }
 
     #[test]
     fn a_server_with_an_older_store_is_listed_anew() {
         let mut machine = watching("20");
         machine.failed(None);
+        machine.checked(false);
+        assert_eq!(machine.step(), Step::Probe);
         machine.probed("19".to_owned());
         assert_eq!(machine.step(), list("19"));
         let mut machine = watching("20");
-        machine.seen("21").unwrap();
-        assert_eq!(machine.seen("3"), Err(None), "not even one event of another history is reported");
+        machine.seen("21", Some("a")).unwrap();
+        assert_eq!(machine.seen("3", Some("a")), Err(None), "not even one event of another history is reported");
         machine.probed("4".to_owned());
         assert_eq!(machine.step(), list("4"));
     }
 
     #[test]
+    fn a_server_that_ends_a_watch_before_its_time_is_checked() {
+        let mut machine = watching("10");
+        assert_eq!(machine.ended(ASKED, ASKED), None);
+        assert_eq!(machine.step(), open_from("10"));
+        machine.opened();
+        assert_eq!(machine.ended(ASKED / 2, ASKED), None);
+        assert_eq!(machine.step(), Step::Check(mark("5")));
+    }
+
+    #[test]
     fn what_is_gone_is_listed_at_once_but_not_in_a_loop() {
         let mut machine = watching("10");
-        machine.seen("11").unwrap();
+        machine.seen("11", None).unwrap();
         assert_eq!(machine.gone(), None);
         machine.probed("30".to_owned());
         assert_eq!(machine.step(), list("30"));
-        machine.listed("30".to_owned());
+        machine.listed("30".to_owned(), None);
         machine.opened();
         assert!(machine.gone().is_some());
     }
 
     #[test]
-    fn a_list_that_failed_is_followed_by_a_list() {
+    fn a_list_that_failed_and_one_without_nodes_are_followed_by_a_list() {
         let mut machine = watching("10");
         machine.gone();
         machine.probed("12".to_owned());
         machine.failed(None);
         machine.probed("12".to_owned());
         assert_eq!(machine.step(), list("12"));
+        machine.listed("12".to_owned(), None);
+        machine.opened();
+        machine.failed(None);
+        assert_eq!(machine.step(), Step::Probe);
     }
 
     #[test]
     fn versions_that_are_no_numbers_are_taken_as_they_come() {
         let mut machine = watching("a");
-        machine.seen("b").unwrap();
+        machine.seen("b", Some("a")).unwrap();
         machine.failed(None);
-        machine.probed("c".to_owned());
-        assert_eq!(machine.step(), open_from("b"));
+        assert_eq!(machine.step(), Step::Check(mark("b")));
+        assert!(!is_before("a", "b") && !is_before("b", "a") && is_before("9", "10"));
     }
 
     #[test]
@@ -228,12 +289,13 @@ mod tests {
         let mut machine = watching("10");
         let waits: Vec<_> = (0..4).map(|_| machine.failed(None)).collect();
         assert!(waits.is_sorted() && waits[3] > 3 * waits[0], "{waits:?}");
-        machine.probed("10".to_owned());
+        machine.checked(true);
         machine.opened();
-        assert_eq!(machine.ended(SHORT), None);
-        assert!(machine.ended(Duration::ZERO).is_some(), "a watch that ends at once");
+        assert_eq!(machine.ended(SHORT, ASKED), None);
+        assert!(machine.ended(Duration::ZERO, ASKED).is_some(), "a watch that ends at once");
+        machine.checked(true);
         machine.opened();
-        machine.seen("11").unwrap();
+        machine.seen("11", None).unwrap();
         assert!(machine.failed(None) < waits[1]);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flannel_core::lease::{LeaseEvent, LeaseKey, MAX_RECORDS, Record, keep_oldest};
 
 use crate::annotations::Keys;
+use crate::machine::{Mark, is_before};
 use crate::node::{Node, Published};
 
 /// The most records held of a list: the oldest. More than the agent holds, so that it sees that there are too many.
@@ -28,22 +29,39 @@ pub(crate) struct Nodes {
     /// The records of a list that is being read.
     records: Vec<Record>,
     weight: usize,
+    /// The youngest change in it.
+    mark: Option<Mark>,
 }
 
 impl Nodes {
     pub(crate) fn new(keys: Keys, published: Arc<Mutex<Published>>) -> Self {
-        Self { keys, published, hasher: RandomState::new(), prints: HashMap::new(), records: Vec::new(), weight: 0 }
+        Self {
+            keys,
+            published,
+            hasher: RandomState::new(),
+            prints: HashMap::new(),
+            records: Vec::new(),
+            weight: 0,
+            mark: None,
+        }
     }
 
     /// A list begins: what was known is as good as unknown.
     pub(crate) fn begin_list(&mut self) {
         self.prints.clear();
         self.records.clear();
-        self.weight = 0;
+        (self.weight, self.mark) = (0, None);
     }
 
     /// A Node of a list.
     pub(crate) fn list(&mut self, node: &Node<'_>) {
+        let mark =
+            || Mark { node: node.metadata.name.to_string(), version: node.metadata.resource_version.to_string() };
+        match &mut self.mark {
+            None => self.mark = Some(mark()),
+            Some(last) if is_before(&last.version, &node.metadata.resource_version) => *last = mark(),
+            Some(_) => {}
+        }
         let annotations = node.annotations(&self.keys);
         if !annotations.is_managed() {
             return;
@@ -59,10 +77,10 @@ impl Nodes {
         }
     }
 
-    /// The list is complete.
-    pub(crate) fn end_list(&mut self) -> LeaseEvent {
+    /// The list is complete. Returns it with its youngest change.
+    pub(crate) fn end_list(&mut self) -> (LeaseEvent, Option<Mark>) {
         self.prune();
-        LeaseEvent::Reset(std::mem::take(&mut self.records))
+        (LeaseEvent::Reset(std::mem::take(&mut self.records)), self.mark.take())
     }
 
     /// A Node changed. Returns what of it is news.
@@ -186,7 +204,7 @@ mod tests {
         for (name, model) in state {
             nodes.list(&Node::parse(&model.json(*name)).unwrap());
         }
-        nodes.end_list()
+        nodes.end_list().0
     }
 
     fn fold(records: &mut BTreeMap<LeaseKey, Record>, event: LeaseEvent) {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::api::{Arriving, Status, plain};
 use crate::error::{Fault, Kind};
-use crate::machine::{Machine, Step};
+use crate::machine::{Machine, Mark, Step};
 use crate::node::{Node, Versioned};
 use crate::nodes::{Change, Nodes};
 use crate::split::{Items, Lines, Malformed};
@@ -56,6 +56,8 @@ struct Source {
     arriving: Arriving,
     lines: Lines,
     since: Instant,
+    /// How long the server was asked to hold it open.
+    asked: Duration,
 }
 
 /// What a line of a watch says.
@@ -115,8 +117,14 @@ impl Watch {
                 // Without a limit: a list with one is not answered out of the cache.
                 let query = format!("resourceVersion={}&resourceVersionMatch=NotOlderThan", plain(&from));
                 let version = self.list(&query, Nodes::list).await?;
-                self.machine.listed(version);
-                self.ready.push_back(self.nodes.end_list());
+                let (event, mark) = self.nodes.end_list();
+                self.machine.listed(version, mark);
+                self.ready.push_back(event);
+            }
+            Step::Check(mark) => {
+                self.source = None;
+                let has_it = self.has(&mark).await?;
+                self.machine.checked(has_it);
             }
             Step::Open(from) => match self.open(&from).await {
                 Ok(source) => {
@@ -134,7 +142,7 @@ impl Watch {
     }
 
     /// Reads a list of Nodes. Returns the version that it is of.
-    async fn list(&mut self, query: &str, take: impl Fn(&mut Nodes, &Node<'_>)) -> Result<String, Fault> {
+    async fn list(&mut self, query: &str, mut take: impl FnMut(&mut Nodes, &Node<'_>)) -> Result<String, Fault> {
         let mut arriving = self.store.api.list_nodes(query).await?;
         let mut items = Items::default();
         while let Some(bytes) = arriving.within(self.store.api.timeouts.request).await? {
@@ -151,11 +159,27 @@ impl Watch {
         }
     }
 
+    /// Whether the Node was changed to what it was at this version by this version.
+    async fn has(&mut self, mark: &Mark) -> Result<bool, Fault> {
+        let (node, version) = (plain(&mark.node), plain(&mark.version));
+        let query = format!(
+            "fieldSelector=metadata.name%3D{node}&limit=1&resourceVersion={version}&resourceVersionMatch=Exact"
+        );
+        let mut has_it = false;
+        let found = self.list(&query, |_, node| has_it |= node.metadata.resource_version == mark.version).await;
+        match found {
+            Ok(_) => Ok(has_it),
+            // It is too long ago, or the server is not there yet.
+            Err(fault) if matches!(fault.kind, Kind::Gone | Kind::Refused) => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
     async fn open(&mut self, from: &str) -> Result<Source, Fault> {
         let seconds = WATCH + self.jitter.number() % (WATCH / 2);
         let query = format!("allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}", plain(from));
         let arriving = self.store.api.watch_nodes(&query).await?;
-        Ok(Source { arriving, lines: Lines::default(), since: Instant::now() })
+        Ok(Source { arriving, lines: Lines::default(), since: Instant::now(), asked: Duration::from_secs(seconds) })
     }
 
     /// Reads what the watch sends next.
@@ -168,7 +192,7 @@ impl Watch {
             return Ok(());
         };
         let Some(bytes) = arrived? else {
-            self.pause = self.machine.ended(source.since.elapsed());
+            self.pause = self.machine.ended(source.since.elapsed(), source.asked);
             self.source = None;
             return Ok(());
         };
@@ -199,7 +223,7 @@ fn line_read(
         "DELETED" => Change::Deleted,
         "BOOKMARK" => {
             let bookmark: Versioned<'_> = serde_json::from_slice(object).map_err(malformed)?;
-            return machine.seen(&bookmark.metadata.resource_version).map_err(Stop::List);
+            return machine.seen(&bookmark.metadata.resource_version, None).map_err(Stop::List);
         }
         "ERROR" => {
             let status: Status = serde_json::from_slice(object).map_err(malformed)?;
@@ -215,7 +239,9 @@ fn line_read(
         }
     };
     let node = Node::parse(object).map_err(malformed)?;
-    machine.seen(&node.metadata.resource_version).map_err(Stop::List)?;
+    // What is deleted cannot be asked for again.
+    let changed = (change == Change::Put).then_some(&*node.metadata.name);
+    machine.seen(&node.metadata.resource_version, changed).map_err(Stop::List)?;
     ready.extend(nodes.change(change, &node));
     Ok(())
 }

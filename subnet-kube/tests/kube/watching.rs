@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use flannel_core::subnet::{SubnetManager, Want};
+use flannel_subnet_kube::{Access, KubeSubnets};
 use serde_json::json;
-use testkit::kubernetes::Fault;
+use testkit::etcd::Version;
+use testkit::kubernetes::{ApiServer, Fault};
 use tokio::time::Instant;
 
-use crate::common::{Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, patient, watch};
+use crate::common::{Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, options, patient, watch};
 
 /// docs/faults.md, K1.
 #[tokio::test(flavor = "multi_thread")]
@@ -75,6 +77,28 @@ async fn a_watch_that_is_cut_or_stuck_goes_on_where_it_was() {
             .await;
     }
     assert_eq!(watcher.resets, 1, "nothing was listed again: {:?}", watcher.errors);
+}
+
+/// docs/faults.md, K3.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_whose_store_was_restored_from_a_backup_is_listed_anew() {
+    let mut server = ApiServer::start(Version::Current).await.unwrap_or_else(|error| panic!("{error}"));
+    let client = Access::kubeconfig(server.admin_kubeconfig().unwrap()).client().await.unwrap();
+    let store = KubeSubnets::new(client, options(1));
+    let lease = async |server: &ApiServer, nth: u16| {
+        server.create_node(&name(nth), &cidrs(nth)).await.unwrap();
+        store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap()
+    };
+    let kept = lease(&server, 1).await;
+    let mut watcher = watch(&store).await;
+    server.etcd().back_up().unwrap();
+    let lost = lease(&server, 2).await;
+    watcher.until(WITHIN, "both", |seen| seen.holds(&kept) && seen.holds(&lost)).await;
+    server.kill();
+    server.etcd().restore().unwrap();
+    server.restart().await.unwrap();
+    watcher.until(60, "a list", |seen| seen.resets > 1).await;
+    assert!(watcher.holds(&kept) && !watcher.seen.contains_key(&lost.key), "{:?}", watcher.seen);
 }
 
 /// docs/faults.md, K4.
