@@ -11,6 +11,8 @@ mod monitor;
 mod observe;
 mod probe;
 mod signal;
+#[cfg(test)]
+mod test_namespace;
 mod thread;
 mod wire;
 

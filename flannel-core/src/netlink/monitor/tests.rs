@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::kernel::Route;
 use crate::net::{Dual, Prefix};
+use crate::netlink::test_namespace::in_new_namespace;
 
 fn scope() -> Scope {
     let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
@@ -16,9 +17,7 @@ fn scope() -> Scope {
 
 #[test]
 fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
-    let thread = std::thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("this test needs CAP_SYS_ADMIN: run it as root or under unshare -Urn");
+    in_new_namespace(|| {
         let (mut writer, mut wire, mut batch) = (Wire::new(), Wire::new(), Batch::default());
         let mut monitor = Monitor::with_receive_buffer(1).unwrap();
         monitor.resync(&mut wire, &mut batch).unwrap();
@@ -44,9 +43,6 @@ fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
         assert!(!monitor.is_stale());
         assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Changed));
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 #[test]
