@@ -23,8 +23,8 @@ use super::codec::Batch;
 use super::facts::host_facts;
 use super::monitor::Monitor;
 use super::observe::{Seen, observe};
+use super::pending_hints::PendingHints;
 use super::probe::probe;
-use super::signal::Signal;
 use super::wire::Wire;
 use crate::net::{Dual, Prefix};
 
@@ -49,7 +49,7 @@ pub(crate) enum Command {
 /// A listener who is not yet known to the monitor.
 struct Subscription {
     scope: Scope,
-    signal: Arc<Signal>,
+    pending: Arc<PendingHints>,
     /// Whether it knows that nothing is heard for now.
     told: bool,
 }
@@ -107,11 +107,11 @@ impl Thread {
         answer.await.map_err(|_| KernelError::Stopped)?
     }
 
-    /// Has `signal` told what concerns `scope`.
-    pub(crate) fn subscribe(&self, scope: Scope, signal: Arc<Signal>) {
+    /// Has `pending` told what concerns `scope`.
+    pub(crate) fn subscribe(&self, scope: Scope, pending: Arc<PendingHints>) {
         match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(waiting) => waiting.push(Subscription { scope, signal, told: false }),
-            None => signal.close(),
+            Some(waiting) => waiting.push(Subscription { scope, pending, told: false }),
+            None => pending.close(),
         }
         self.shared.wake();
     }
@@ -220,7 +220,7 @@ impl Worker {
             None => return,
         };
         self.unheard.extend(new);
-        self.unheard.retain(|subscription| Arc::strong_count(&subscription.signal) > 1);
+        self.unheard.retain(|subscription| Arc::strong_count(&subscription.pending) > 1);
         if self.unheard.is_empty() {
             return;
         }
@@ -235,11 +235,11 @@ impl Worker {
                 return self.tell_unheard();
             }
         };
-        for Subscription { scope, signal, told } in self.unheard.drain(..) {
-            monitor.watch(scope, &signal);
+        for Subscription { scope, pending, told } in self.unheard.drain(..) {
+            monitor.watch(scope, &pending);
             if told {
                 // Whatever happened meanwhile was not heard.
-                signal.raise(Hint::Lost);
+                pending.raise(Hint::Lost);
             }
         }
         resync(monitor, &mut self.wire, &mut self.batch);
@@ -257,7 +257,7 @@ impl Worker {
     fn tell_unheard(&mut self) {
         for subscription in self.unheard.iter_mut().filter(|subscription| !subscription.told) {
             subscription.told = true;
-            subscription.signal.raise(Hint::Unheard);
+            subscription.pending.raise(Hint::Unheard);
         }
     }
 
@@ -277,7 +277,7 @@ impl Worker {
     /// Does without the monitor, whose socket is broken, until the next may be opened.
     fn give_up(&mut self) {
         let listeners = self.monitor.take().map(Monitor::dismiss).unwrap_or_default();
-        self.unheard.extend(listeners.into_iter().map(|(scope, signal)| Subscription { scope, signal, told: false }));
+        self.unheard.extend(listeners.into_iter().map(|(scope, pending)| Subscription { scope, pending, told: false }));
         self.pause();
         self.tell_unheard();
     }
@@ -327,7 +327,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         let waiting = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).take();
         for subscription in waiting.into_iter().flatten().chain(self.unheard.drain(..)) {
-            subscription.signal.close();
+            subscription.pending.close();
         }
     }
 }
@@ -378,10 +378,10 @@ mod tests {
         let mut worker = Worker::new(receiver, Arc::clone(&shared));
         let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
         let scope = Scope::new(OverlayName::default(), networks);
-        let signal = Arc::new(Signal::default());
-        worker.unheard.push(Subscription { scope, signal: Arc::clone(&signal), told: false });
+        let pending = Arc::new(PendingHints::default());
+        worker.unheard.push(Subscription { scope, pending: Arc::clone(&pending), told: false });
         worker.take_subscriptions();
-        let mut hints = Box::pin(Arc::clone(&signal).hints());
+        let mut hints = Box::pin(Arc::clone(&pending).hints());
         for pause in [1, 2, 4] {
             worker.monitor.as_mut().expect("a netlink socket").break_socket();
             let broken = Instant::now();
