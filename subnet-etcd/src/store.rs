@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use etcd_client::{Compare, CompareOp, GetOptions, TxnOp};
-use flannel_core::alloc::{all_compatible, choose, compatible};
+use flannel_core::allocation::{all_compatible, choose, compatible};
 use flannel_core::clock::Clock;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{BadRecord, Lease, LeaseAttrs, LeaseKey, Record};

@@ -17,7 +17,7 @@ const ORDER: [&str; 19] = [
     "files",
     "lease",
     "config",
-    "alloc",
+    "allocation",
     "subnet_env",
     "kernel",
     "netlink",
@@ -35,7 +35,7 @@ const ORDER: [&str; 19] = [
 const OF_TESTS: [&str; 2] = ["testing", "fuzzing"];
 
 /// Modules that have no runtime, no clock and no I/O.
-const PURE: [&str; 7] = ["net", "alloc", "kernel", "plan", "uplink", "admit", "agent"];
+const PURE: [&str; 7] = ["net", "allocation", "kernel", "plan", "uplink", "admit", "agent"];
 
 /// The product's code in the modules of flannel-core, without comments and tests: module, file, code.
 fn modules() -> Vec<(String, String, String)> {

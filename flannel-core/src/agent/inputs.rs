@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::admit::{Admission, HostView, Own, Rules};
 use crate::agent::{Masquerade, Settings};
-use crate::alloc::all_compatible;
+use crate::allocation::all_compatible;
 use crate::backend::{Backend, Local, Situation, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
