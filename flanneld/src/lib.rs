@@ -1,6 +1,7 @@
 //! flanneld: the drop-in flannel agent.
 
 mod agent;
+mod assemble;
 mod blackhole;
 mod client;
 mod commands;
@@ -9,6 +10,7 @@ mod credentials;
 mod doctor;
 mod env;
 mod firewall;
+mod flag_table;
 mod flags;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -19,12 +21,10 @@ mod malloc;
 mod metrics;
 mod notify;
 mod options;
-mod parts;
 mod preview;
 mod privileges;
 mod serve;
 mod signals;
-mod spec;
 mod status;
 mod stores;
 
