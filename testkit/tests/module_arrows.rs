@@ -41,7 +41,7 @@ const PURE: [&str; 7] = ["net", "allocation", "kernel", "plan", "uplink", "admit
 fn modules() -> Vec<(String, String, String)> {
     let name = Regex::new(r"^flannel-core/src/(\w+)(?:\.rs|/)").expect("a pattern");
     let comment = Regex::new(r"(?m)//.*$").expect("a pattern");
-    let of_tests = ["tests.rs", "laws.rs", "hostile.rs", "large.rs", "sharing.rs", "acts.rs", "lib.rs"];
+    let of_tests = ["tests.rs", "properties.rs", "hostile.rs", "large.rs", "sharing.rs", "acts.rs", "lib.rs"];
     let mut found = Vec::new();
     for (place, text) in files("rs") {
         let Some(module) = name.captures(&place).map(|found| found[1].to_owned()) else { continue };
