@@ -54,7 +54,7 @@ use crate::agent::reconfiguration::Reconfiguration;
 use crate::agent::refused::Refused;
 use crate::agent::renewal::Renewal;
 use crate::agent::store_health::{Source, StoreHealth};
-use crate::backend::{Backend, Local, Situation};
+use crate::backend::{Backend, LocalNode, NodeContext};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
@@ -108,7 +108,7 @@ pub(crate) enum KernelCall {
 pub(crate) struct Machine {
     settings: Arc<Settings>,
     backend: Arc<dyn Backend>,
-    local: Arc<Local>,
+    local: Arc<LocalNode>,
     scope: Scope,
     admission: Admission,
     /// How many peers it accepts, and how many prefixes they have.
@@ -211,7 +211,7 @@ impl Machine {
     pub(crate) fn new(
         settings: Arc<Settings>,
         backend: Arc<dyn Backend>,
-        local: Local,
+        local: LocalNode,
         status: Status,
         now: BootTime,
         jitter: Jitter,
@@ -248,11 +248,11 @@ impl Machine {
             local,
         };
         machine.judge_host(now);
-        let Situation { uplink, .. } = &machine.local.situation;
+        let NodeContext { uplink, .. } = &machine.local.context;
         let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
-        let network = Arc::clone(&machine.local.situation.config);
-        let unknown = machine.local.situation.host.left_out;
-        let mtu = inputs::pod_mtu(&*machine.backend, &machine.local.situation);
+        let network = Arc::clone(&machine.local.context.config);
+        let unknown = machine.local.context.host.left_out;
+        let mtu = inputs::pod_mtu(&*machine.backend, &machine.local.context);
         machine.show(|status| {
             status.phase = Phase::LeaseHeld;
             status.network = Some(network);
@@ -267,7 +267,7 @@ impl Machine {
         self.audit.facts = true;
     }
 
-    pub(crate) fn local(&self) -> &Arc<Local> {
+    pub(crate) fn local(&self) -> &Arc<LocalNode> {
         &self.local
     }
 

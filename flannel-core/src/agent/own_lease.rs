@@ -6,7 +6,7 @@ use crate::agent::LossPolicy;
 use crate::agent::renewal::Outcome;
 use crate::agent::status::{Event, LossReason, Phase};
 use crate::agent::store_health::Source;
-use crate::backend::Local;
+use crate::backend::LocalNode;
 use crate::clock::BootTime;
 use crate::lease::Lease;
 use crate::subnet::SubnetError;
@@ -75,7 +75,7 @@ impl Machine {
                 status.phase = Phase::LeaseHeld;
             }
         });
-        self.set_local(now, Local { lease, situation: self.local.situation.clone() });
+        self.set_local(now, LocalNode { lease, context: self.local.context.clone() });
         if matters {
             for prefix in prefixes_of(Some(&Arc::clone(&self.local.lease))) {
                 self.prefix_in_use(now, &prefix);

@@ -175,7 +175,7 @@ impl<'a> Driver<'a> {
         let Some(lease) = self.machine.held_lease() else { return };
         let last = LastLease::Held((**lease).clone());
         let (local, published) = (self.machine.local(), self.published());
-        if let Err(error) = removal::release(self.seams, &local.situation, &published, last).await {
+        if let Err(error) = removal::release(self.seams, &local.context, &published, last).await {
             tracing::warn!(error = chain(&error), "the lease was not given back");
         }
     }
@@ -204,7 +204,7 @@ impl<'a> Driver<'a> {
             None => LastLease::NotHeld,
         };
         let (local, published) = (self.machine.local(), self.published());
-        let released = removal::release(self.seams, &local.situation, &published, last).await;
+        let released = removal::release(self.seams, &local.context, &published, last).await;
         cleared.map(drop).and(env.map(drop)).and(released)
     }
 
@@ -250,8 +250,8 @@ impl<'a> Driver<'a> {
             self.kernel = self.machine.kernel_call(now).map(|call| kernel_call(kernel, call).boxed());
         }
         if self.store.is_none() {
-            let (subnets, situation) = (Arc::clone(&self.seams.subnets), &self.machine.local().situation);
-            let (node, config) = (situation.node.clone(), Arc::clone(&situation.config));
+            let (subnets, context) = (Arc::clone(&self.seams.subnets), &self.machine.local().context);
+            let (node, config) = (context.node.clone(), Arc::clone(&context.config));
             self.store = self.machine.store_call(now).map(|call| {
                 let call = match call {
                     StoreCall::Acquire(want) => StoreCall::Acquire(want.leaving_alone(self.foreign.clone())),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::agent::Settings;
 use crate::agent::inputs::{Evidence, First, Known, Owner};
-use crate::backend::{Backend, Situation};
+use crate::backend::{Backend, NodeContext};
 use crate::config::NetworkConfig;
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
@@ -97,13 +97,13 @@ pub(crate) async fn undo_start(
     claimed: &Claimed,
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
-    let Claimed { situation, want } = claimed;
-    let cleared = clear_marked(seams, settings, situation.networks(), Vec::new()).await.map(drop);
+    let Claimed { context, want } = claimed;
+    let cleared = clear_marked(seams, settings, context.networks(), Vec::new()).await.map(drop);
     // What former runs left elsewhere is not looked at here.
-    let only_here = former_networks::all(settings).iter().all(|networks| *networks == situation.networks());
+    let only_here = former_networks::all(settings).iter().all(|networks| *networks == context.networks());
     let places = if cleared.is_ok() && only_here { Places::Forget } else { Places::Remember };
     let env = delete_env(seams, settings, places, Arc::default()).await.map(drop);
-    let released = release(seams, situation, want, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
+    let released = release(seams, context, want, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
     cleared.and(env).and(released)
 }
 
@@ -208,18 +208,17 @@ pub(crate) enum LastLease {
 /// which leases are other nodes' whatever they publish.
 pub(crate) async fn release(
     seams: &Seams,
-    situation: &Situation,
+    context: &NodeContext,
     want: &Want,
     last: LastLease,
 ) -> Result<(), OverlayError> {
-    let is_published = |lease: &Lease| {
-        lease.attrs.public_ip == situation.public && lease.attrs.backend_data == want.attrs.backend_data
-    };
+    let is_published =
+        |lease: &Lease| lease.attrs.public_ip == context.public && lease.attrs.backend_data == want.attrs.backend_data;
     let lease = match last {
         LastLease::Held(lease) => Some(lease),
         LastLease::NotHeld => None,
         LastLease::Unknown(before) => {
-            let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&situation.node)).await;
+            let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&context.node)).await;
             let mut leases = previous.map_err(OverlayError::Release)?.into_iter();
             match before {
                 // The store may know it by an address that the node has no more.
@@ -260,8 +259,8 @@ impl Node {
         let backend = survey::pick(backends, &config).map_err(|error| chain(&error))?;
         let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
         let known = Known { settings, config: &Arc::new(config), backend: &*backend, uplink: None };
-        let first = known.first_situation(&Arc::new(host), &BTreeSet::new()).map_err(|error| chain(&error))?;
-        Ok(Self { id: first.situation.node.clone(), named, found: Some((backend, first)) })
+        let first = known.first_context(&Arc::new(host), &BTreeSet::new()).map_err(|error| chain(&error))?;
+        Ok(Self { id: first.context.node.clone(), named, found: Some((backend, first)) })
     }
 
     fn owns(&self, lease: &Lease) -> bool {

@@ -84,11 +84,11 @@ async fn notifications_that_cannot_be_heard_show_in_the_status_until_they_can() 
 async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
     let node = Node::alone();
     let wary = Altered {
-        advertise: |tunnel: &Tunnel, situation| match situation.public.v4 {
+        advertise: |tunnel: &Tunnel, context| match context.public.v4 {
             Some(addr) if addr.to_string().starts_with("198.51.100.") => {
                 Err(BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() })
             }
-            _ => tunnel.advertise(situation),
+            _ => tunnel.advertise(context),
         },
         ..Altered::of(Tunnel)
     };

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flannel_core::backend::{Backend, Local};
+use flannel_core::backend::{Backend, LocalNode};
 use flannel_core::kernel::{AddressKey, FdbKey, LinkId, LinkPart, NeighbourKey, Object, Route, RouteKey, RouteKind};
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::Builder;
@@ -330,7 +330,7 @@ fn alone(number: u8) -> IpAddr {
 
 /// A backend with a blackhole for the own subnet.
 fn with_blackhole<B: Backend>(backend: B) -> Altered<B> {
-    let base = |backend: &B, local: &Local| {
+    let base = |backend: &B, local: &LocalNode| {
         let mut state = backend.base(local);
         for (_, prefix) in local.lease.subnets.iter() {
             let route = Route::blackhole(*prefix);
