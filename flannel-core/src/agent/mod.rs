@@ -70,7 +70,8 @@ pub use explain::{Explanation, Verdict};
 pub use preview::{Held, HeldBecause, Preview};
 pub use settings::{ConfigPolicy, LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
 pub use status::{
-    Contact, Contended, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Refusal, Status, WithheldBecause,
+    Contact, Contended, EnvFile, Event, LossReason, PeerCounts, Phase, Refusal, Status, SubscriptionState,
+    WithheldBecause,
 };
 
 pub(crate) use explain::explain;
@@ -439,11 +440,11 @@ impl Machine {
     fn hint(&mut self, now: BootTime, hint: Hint) {
         match hint {
             Hint::Changed => {}
-            Hint::FactsChanged | Hint::Lost | Hint::Unheard => self.audit.facts = true,
+            Hint::FactsChanged | Hint::Lost | Hint::SubscriptionBroken => self.audit.facts = true,
         }
-        self.show_hearing(match hint {
-            Hint::Changed | Hint::FactsChanged | Hint::Lost => Hearing::Heard,
-            Hint::Unheard => Hearing::Unheard,
+        self.show_subscription(match hint {
+            Hint::Changed | Hint::FactsChanged | Hint::Lost => SubscriptionState::Active,
+            Hint::SubscriptionBroken => SubscriptionState::Broken,
         });
         let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
         self.audit_at(due, Cause::Hint);

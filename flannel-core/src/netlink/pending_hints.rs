@@ -19,7 +19,7 @@ const CHANGED: u8 = 1;
 const FACTS_CHANGED: u8 = 2;
 const LOST: u8 = 4;
 const CLOSED: u8 = 8;
-const UNHEARD: u8 = 16;
+const BROKEN: u8 = 16;
 
 impl PendingHints {
     pub(crate) fn raise(&self, hint: Hint) {
@@ -27,15 +27,15 @@ impl PendingHints {
             Hint::Changed => CHANGED,
             Hint::FactsChanged => FACTS_CHANGED,
             Hint::Lost => LOST,
-            Hint::Unheard => return self.deafen(),
+            Hint::SubscriptionBroken => return self.break_subscription(),
         });
     }
 
-    /// What was pending was heard before, and is read again anyway.
-    fn deafen(&self) {
-        let deaf = |bits: u8| Some(bits & CLOSED | UNHEARD);
+    /// What was pending came before, and is read again anyway.
+    fn break_subscription(&self) {
+        let broken = |bits: u8| Some(bits & CLOSED | BROKEN);
         // The closure always gives a value.
-        let _ = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, deaf);
+        let _ = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, broken);
         self.notify.notify_one();
     }
 
@@ -56,7 +56,7 @@ impl PendingHints {
                 let bits = pending.bits.load(Ordering::Acquire);
                 // What was lost may have been anything.
                 let (hint, taken) = match bits {
-                    bits if bits & UNHEARD != 0 => (Hint::Unheard, UNHEARD),
+                    bits if bits & BROKEN != 0 => (Hint::SubscriptionBroken, BROKEN),
                     bits if bits & LOST != 0 => (Hint::Lost, LOST | CHANGED | FACTS_CHANGED),
                     bits if bits & FACTS_CHANGED != 0 => (Hint::FactsChanged, FACTS_CHANGED),
                     bits if bits & CHANGED != 0 => (Hint::Changed, CHANGED),
@@ -83,9 +83,9 @@ mod tests {
     fn what_was_heard_before_a_socket_broke_is_no_sign_that_it_works_again() {
         let pending = Arc::new(PendingHints::default());
         pending.raise(Hint::Lost);
-        pending.raise(Hint::Unheard);
+        pending.raise(Hint::SubscriptionBroken);
         let mut hints = Box::pin(Arc::clone(&pending).hints());
-        assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Unheard)));
+        assert_eq!(hints.next().now_or_never(), Some(Some(Hint::SubscriptionBroken)));
         assert!(hints.next().now_or_never().is_none());
         pending.raise(Hint::Lost);
         assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Lost)));

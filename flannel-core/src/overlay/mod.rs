@@ -20,9 +20,9 @@ mod survey;
 pub(crate) use former_networks::check_places;
 
 pub use crate::agent::{
-    ConfigPolicy, Contact, Contended, EnvFile, Event, Explanation, Hearing, Held, HeldBecause, LossPolicy, LossReason,
-    Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile, Teardown, Verdict,
-    WithheldBecause,
+    ConfigPolicy, Contact, Contended, EnvFile, Event, Explanation, Held, HeldBecause, LossPolicy, LossReason,
+    Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile, SubscriptionState, Teardown,
+    Verdict, WithheldBecause,
 };
 pub use builder::{BuildError, Builder};
 pub use handle::{Ended, Events, Handle, HandleError};

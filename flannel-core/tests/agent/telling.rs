@@ -5,7 +5,7 @@ use std::time::Duration;
 use flannel_core::backend::{Backend, BackendError};
 use flannel_core::lease::BadRecord;
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, Ended, Event, Hearing, Phase, Verdict};
+use flannel_core::overlay::{Contact, Ended, Event, Phase, SubscriptionState, Verdict};
 use flannel_core::testing::Fault;
 
 use crate::altered::Altered;
@@ -69,15 +69,15 @@ async fn an_uplink_that_returns_is_told_of() {
 async fn notifications_that_cannot_be_heard_show_in_the_status_until_they_can() {
     let node = Node::alone();
     let mut agent = node.run();
-    assert_eq!(agent.ready().await.notifications, Hearing::Heard);
+    assert_eq!(agent.ready().await.notifications, SubscriptionState::Active);
     node.kernel.break_monitor();
     agent.event(|event| *event == Event::NotificationsLost).await;
-    agent.until(|status| status.notifications == Hearing::Unheard).await;
+    agent.until(|status| status.notifications == SubscriptionState::Broken).await;
     agent.audited().await;
-    assert_eq!(agent.status().notifications, Hearing::Unheard, "an audit hears nothing");
+    assert_eq!(agent.status().notifications, SubscriptionState::Broken, "an audit hears nothing");
     node.kernel.overrun_monitor();
     agent.event(|event| *event == Event::NotificationsBack).await;
-    agent.until(|status| status.notifications == Hearing::Heard).await;
+    agent.until(|status| status.notifications == SubscriptionState::Active).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -55,11 +55,11 @@ fn a_socket_that_fails_for_ever_is_given_up_and_its_listeners_kept() {
     assert!(monitor.is_broken() && monitor.failures == FAILURES, "{} tries", monitor.failures);
     let listeners = monitor.dismiss();
     assert_eq!(listeners.len(), 1);
-    pending.raise(Hint::Unheard);
+    pending.raise(Hint::SubscriptionBroken);
     pending.raise(Hint::Lost);
     pending.close();
     let hints: Vec<Hint> = pending.hints().collect().now_or_never().unwrap();
-    assert_eq!(hints, [Hint::Unheard, Hint::Lost]);
+    assert_eq!(hints, [Hint::SubscriptionBroken, Hint::Lost]);
 }
 
 /// What a notification may be about, out of few things, so that they meet.
