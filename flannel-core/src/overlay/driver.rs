@@ -18,7 +18,7 @@ use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope, State};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::overlay::env_file::{EnvKeeper, Gate};
-use crate::overlay::former_networks::Places;
+use crate::overlay::former_networks::Retention;
 use crate::overlay::handle::{HandleError, Question};
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
@@ -191,8 +191,8 @@ impl<'a> Driver<'a> {
         let scope = self.machine.scope().clone();
         let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
         let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
-        let places = if cleared.is_ok() { Places::Forget } else { Places::Remember };
-        let env = removal::delete_env(self.seams, &self.settings, places, gate).await;
+        let retention = if cleared.is_ok() { Retention::Delete } else { Retention::Keep };
+        let env = removal::delete_env(self.seams, &self.settings, retention, gate).await;
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
             self.machine.handle(self.seams.clock.now(), Input::Lease(answer));
@@ -283,9 +283,9 @@ impl<'a> Driver<'a> {
         if self.machine.status().phase < Phase::DeviceReady {
             return self.env.wait();
         }
-        let places = if self.machine.has_former() { Places::Remember } else { Places::Forget };
+        let retention = if self.machine.has_former() { Retention::Keep } else { Retention::Delete };
         let wanted = inputs::subnet_env(&**self.machine.backend(), self.machine.local(), masquerade);
-        self.env.keep(self.seams.clock.now(), wanted, places);
+        self.env.keep(self.seams.clock.now(), wanted, retention);
     }
 
     /// Publishes the status, then what happened: who hears of an event finds it in the status.

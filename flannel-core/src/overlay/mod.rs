@@ -17,7 +17,7 @@ mod start;
 mod survey;
 
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use former_networks::check_places;
+pub(crate) use former_networks::check_former_networks;
 
 pub use crate::agent::{
     ConfigPolicy, Contact, Contended, EnvFile, Event, Explanation, Held, HeldBecause, LossPolicy, LossReason,
