@@ -17,7 +17,7 @@ use crate::error::Fault;
 use crate::list::{after_prefix, gather, list};
 use crate::wire::{self, Version};
 use crate::write::random;
-use crate::write::{Granted, Outcome, Put, Untold, unchanged};
+use crate::write::{Granted, Outcome, Put, UnacknowledgedWrites, unchanged};
 
 /// A key prefix in etcd and how to use it.
 #[derive(Clone)]
@@ -28,7 +28,7 @@ pub(crate) struct Store {
     pub(crate) base: Arc<str>,
     pub(crate) ttl: Ttl,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) untold: Arc<Untold>,
+    pub(crate) unacknowledged: Arc<UnacknowledgedWrites>,
 }
 
 /// How often an acquire looks anew after others changed what it had read. In a race for new leases this counts only
@@ -172,7 +172,7 @@ impl Store {
                 // Our own renewal whose answer was lost, or Go flannel's on this host.
                 Ok(newer) => version = newer,
                 Err(why) => {
-                    self.drop_untold(&lease.key).await;
+                    self.drop_unacknowledged(&lease.key).await;
                     return lost(why);
                 }
             }
@@ -197,7 +197,7 @@ impl Store {
                 Some(Some(newer)) => version = newer,
                 None | Some(None) => {
                     self.drop_lease(version.lease).await;
-                    self.drop_untold(&lease.key).await;
+                    self.drop_unacknowledged(&lease.key).await;
                     return Ok(());
                 }
             }
@@ -255,7 +255,7 @@ impl Store {
         let outcome = if version.is_reservation() { self.put_reserved(put).await } else { self.put_leased(put).await };
         match outcome.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
             Outcome::Refused { .. } => {
-                self.drop_untold(&lease.key).await;
+                self.drop_unacknowledged(&lease.key).await;
                 Ok(None)
             }
             Outcome::Written { version: written, expires } => {
@@ -273,7 +273,7 @@ impl Store {
         let granted = self.grant().await.map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
         let result = self.take_with(granted, seen, want, value).await;
         if !matches!(result, Ok(Some(_))) {
-            // A record that was written without our hearing of it goes with it.
+            // A record that was written without an acknowledgement goes with it.
             self.give_back(granted).await;
         }
         result
@@ -346,7 +346,12 @@ impl Store {
     /// The tenure of this lease, as far as it is known before a call about it.
     fn tenure<'a>(&'a self, lease: &'a Lease) -> Tenure<'a> {
         let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
-        Tenure { base: &self.base, first, untold: self.untold.of(&lease.key), owner: Owner::of_attrs(&lease.attrs) }
+        Tenure {
+            base: &self.base,
+            first,
+            unacknowledged: self.unacknowledged.of(&lease.key),
+            owner: Owner::of_attrs(&lease.attrs),
+        }
     }
 }
 
@@ -354,8 +359,8 @@ impl Store {
 struct Tenure<'a> {
     base: &'a str,
     first: Version,
-    /// The etcd lease of a write that may have happened without our hearing of it.
-    untold: Option<i64>,
+    /// The etcd lease of a write that may have happened without an acknowledgement.
+    unacknowledged: Option<i64>,
     owner: Option<Owner>,
 }
 
@@ -364,7 +369,7 @@ impl Tenure<'_> {
     fn version(&self, kv: &etcd_client::KeyValue) -> Option<Version> {
         let version = Version::of(kv);
         // Whatever address that write published: the node's may have changed since.
-        let is_ours = self.untold == Some(version.lease) || {
+        let is_ours = self.unacknowledged == Some(version.lease) || {
             let found = wire::record(self.base, kv).lease;
             found.is_ok_and(|found| self.owner.is_some_and(|owner| owner.holds(&found.attrs)))
         };
