@@ -141,8 +141,8 @@ impl Store {
             return lost("has expired");
         }
         let doing = |fault: Fault| fault.into_subnet_error(RENEWING);
-        let tenure = self.tenure(lease);
-        let mut version = tenure.first;
+        let held = self.held(lease);
+        let mut version = held.first;
         for _ in 0..ADOPTIONS {
             let full = self.key(&lease.key);
             let put = Put {
@@ -160,15 +160,15 @@ impl Store {
                     if version.lease != written.lease {
                         self.drop_lease(version.lease).await;
                     }
-                    if tenure.first.lease != version.lease {
-                        self.drop_lease(tenure.first.lease).await;
+                    if held.first.lease != version.lease {
+                        self.drop_lease(held.first.lease).await;
                     }
                     return Ok(Lease { fence: written.fence(), expires, ..lease.clone() });
                 }
                 Outcome::Refused { read, .. } => read,
             };
             let newer = read.first().ok_or("is gone");
-            match newer.and_then(|kv| tenure.version(kv).ok_or("is another's, or a newer lease")) {
+            match newer.and_then(|kv| held.version(kv).ok_or("is another's, or a newer lease")) {
                 // Our own renewal whose answer was lost, or Go flannel's on this host.
                 Ok(newer) => version = newer,
                 Err(why) => {
@@ -184,8 +184,8 @@ impl Store {
         if wire::parse_key(lease.key.as_str()).is_err() {
             return Ok(());
         }
-        let tenure = self.tenure(lease);
-        let mut version = tenure.first;
+        let held = self.held(lease);
+        let mut version = held.first;
         for _ in 0..ADOPTIONS {
             // An operator reserved it for this node: not ours to give back.
             if version.is_reservation() {
@@ -193,7 +193,7 @@ impl Store {
             }
             let found = self.delete(&lease.key, version).await;
             let found = found.map_err(|fault| fault.into_subnet_error(RELEASING))?;
-            match found.as_ref().map(|kv| tenure.version(kv)) {
+            match found.as_ref().map(|kv| held.version(kv)) {
                 Some(Some(newer)) => version = newer,
                 None | Some(None) => {
                     self.drop_lease(version.lease).await;
@@ -343,10 +343,10 @@ impl Store {
         vec![config, free]
     }
 
-    /// The tenure of this lease, as far as it is known before a call about it.
-    fn tenure<'a>(&'a self, lease: &'a Lease) -> Tenure<'a> {
+    /// What tells records of this lease, as far as it is known before a call about it.
+    fn held<'a>(&'a self, lease: &'a Lease) -> HeldLease<'a> {
         let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
-        Tenure {
+        HeldLease {
             base: &self.base,
             first,
             unacknowledged: self.unacknowledged.of(&lease.key),
@@ -355,8 +355,8 @@ impl Store {
     }
 }
 
-/// Tells records of one tenure of one node from others.
-struct Tenure<'a> {
+/// Tells the records of a lease that this node holds, or held, from others.
+struct HeldLease<'a> {
     base: &'a str,
     first: Version,
     /// The etcd lease of a write that may have happened without an acknowledgement.
@@ -364,8 +364,8 @@ struct Tenure<'a> {
     owner: Option<Owner>,
 }
 
-impl Tenure<'_> {
-    /// The version of a record that is of this tenure.
+impl HeldLease<'_> {
+    /// The version of a record of this lease.
     fn version(&self, kv: &etcd_client::KeyValue) -> Option<Version> {
         let version = Version::of(kv);
         // Whatever address that write published: the node's may have changed since.
