@@ -63,6 +63,11 @@ impl Machine {
         self.show(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
+    /// The agent ends, and has given its lease back.
+    pub(crate) fn lease_given_back(&mut self) {
+        self.show(|status| (status.lease, status.phase) = (None, Phase::Starting));
+    }
+
     /// Another lease, or the same with other contents, is ours now.
     pub(super) fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
         let old = &self.local.lease;

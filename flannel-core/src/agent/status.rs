@@ -155,7 +155,7 @@ pub struct Status {
     /// Another configuration that the store has now; `None` while it has the same, as far as is known. Start the agent again
     /// to go by it: until then what is in the kernel stays, and no lease is taken of other networks or another backend.
     pub reconfigured: Option<Arc<NetworkConfig>>,
-    /// The lease held.
+    /// The lease held. None before it is taken, and after it was lost or given back.
     pub lease: Option<Arc<Lease>>,
     /// How another program contends for this node's record; `None` while none does.
     pub contended: Option<Contended>,

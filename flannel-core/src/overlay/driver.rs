@@ -175,9 +175,15 @@ impl<'a> Driver<'a> {
         let Some(lease) = self.machine.held_lease() else { return };
         let last = LastLease::Held((**lease).clone());
         let (local, published) = (self.machine.local(), self.published());
-        if let Err(error) = removal::release(self.seams, &local.context, &published, last).await {
-            tracing::warn!(error = chain(&error), "the lease was not given back");
+        match removal::release(self.seams, &local.context, &published, last).await {
+            Ok(()) => self.show_given_back(),
+            Err(error) => tracing::warn!(error = chain(&error), "the lease was not given back"),
         }
+    }
+
+    fn show_given_back(&mut self) {
+        self.machine.lease_given_back();
+        self.publish();
     }
 
     /// What this node publishes, and which leases are other nodes'.
@@ -205,6 +211,9 @@ impl<'a> Driver<'a> {
         };
         let (local, published) = (self.machine.local(), self.published());
         let released = removal::release(self.seams, &local.context, &published, last).await;
+        if released.is_ok() {
+            self.show_given_back();
+        }
         cleared.map(drop).and(env.map(drop)).and(released)
     }
 

@@ -170,8 +170,11 @@ async fn what_the_kernel_can_never_do_leaves_no_lease_behind() {
         assert_eq!((ended, node.store.records().len()), (error.clone(), 0));
         // Told by the first round only.
         node.kernel.fail_next_observe(error.clone());
-        let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
+        let agent = node.run();
+        let handle = agent.handle.clone();
+        let Err(OverlayError::Kernel(ended)) = agent.ended().await else { panic!("no error") };
         assert_eq!((ended, node.store.records().len()), (error.clone(), 0));
+        assert_eq!(handle.status().lease, None);
         // A lease that was there before is not this start's to give back.
         node.run().ready().await;
         let before = node.record();
