@@ -209,9 +209,7 @@ impl Machine {
             // What a bad record protected is nobody's now, or another's.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
-        if self.guard.protected.mass_waits() {
-            self.events.push(Event::DeletionsWithheld(self.status.withheld.len()));
-        }
+        self.events.extend(self.guard.protected.take_mass_to_tell().map(Event::DeletionsWithheld));
     }
 }
 

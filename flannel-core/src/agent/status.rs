@@ -313,7 +313,8 @@ pub enum Event {
     Contested(Object),
     /// The kernel refuses to write something.
     Refused(Object, Refusal),
-    /// Deletions wait for a second look, so many prefixes.
+    /// Most peers went at once: deletions wait for a second look, so many prefixes. Told once while they wait, and again
+    /// when twice as many do.
     DeletionsWithheld(usize),
     /// The store does not answer.
     StoreLost(String),

@@ -447,6 +447,33 @@ fn of_a_stream_of_removals_the_last_quarter_waits_and_a_slow_one_is_carried_out(
 }
 
 #[test]
+fn deletions_that_wait_are_told_once_and_again_when_twice_as_many_do() {
+    let told = |machine: &mut Machine| -> Vec<usize> {
+        let number = |event| if let Event::DeletionsWithheld(number) = event { Some(number) } else { None };
+        machine.take_events().into_iter().filter_map(number).collect()
+    };
+    let join = |machine: &mut Machine, seen: &mut State, n: u8, now: BootTime| {
+        let record = arbitrary::record(arbitrary::lease(n, V4, "tunnel"), 30);
+        machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(record))));
+        assert_eq!(delete(machine, now, seen), 0);
+    };
+    let (mut machine, mut seen) = with_peers(20);
+    leave_one_by_one(&mut machine, &mut seen, 20, Duration::from_millis(200));
+    assert_eq!((told(&mut machine), machine.status.withheld.len()), (vec![1, 2, 4], 5));
+    let (mut machine, mut seen) = with_peers(20);
+    leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO);
+    assert_eq!(told(&mut machine), [20]);
+    for n in 2..=20 {
+        join(&mut machine, &mut seen, n, at(5000 + u64::from(n)));
+    }
+    assert_eq!((told(&mut machine), machine.status.withheld.len()), (vec![], 1));
+    // Once none waits, the next removal is another.
+    join(&mut machine, &mut seen, 21, at(6000));
+    leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO);
+    assert_eq!(told(&mut machine), [20]);
+}
+
+#[test]
 fn peers_that_join_and_leave_one_after_the_other_make_no_mass_deletion() {
     let (mut machine, mut seen) = with_peers(1);
     for n in 0..40_u8 {
