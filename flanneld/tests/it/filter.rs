@@ -5,14 +5,13 @@ use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use flannel_core::net::Prefix;
+use flannel_core::net::{Family, Prefix};
 use nix::sys::signal::Signal;
-use testkit::probe::{Flow, FlowReport};
 use testkit::{Fdb, Namespace, Neighbour, Route, VxlanLink};
 
 use crate::harness::{Agent, PATIENCE, Site, VXLAN, routes};
 use crate::records::{peer_key, put_peers};
-use crate::store::{Cluster, reaches};
+use crate::store::{Cluster, assert_no_loss, flow, reaches};
 
 const NFT: &str = r#"{"EnableNFTables":true,"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
@@ -66,14 +65,13 @@ fn a_restart_under_guard_costs_no_packet() {
     [&one, &two].into_iter().for_each(Agent::until_ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
     reaches(&pods[1], &pods[0]);
-    let flow = Flow::start(&pods[1].ns, &pods[0].ns, pods[0].addrs.v4.unwrap(), 1000).unwrap();
+    let flow = flow(&pods[1], &pods[0], Family::V4);
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
         one.end(signal);
         one = start();
         one.until_ready();
     }
-    let report = flow.stop().unwrap();
-    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+    assert_no_loss(flow);
 }
 
 #[test]

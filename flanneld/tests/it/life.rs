@@ -185,21 +185,6 @@ fn forward_rules_that_cannot_be_written_are_shown_and_keep_nobody_waiting() {
     assert!(shown.contains("apt install iptables"), "{shown}");
 }
 
-#[test]
-fn a_lost_lease_stops_the_agent_when_that_is_the_policy() {
-    let site = Site::new(1, VXLAN);
-    let mut agent = site.start(1, &["-on-lease-loss=stop"]).ready();
-    // A record that is removed would be written again; one that names another subnet is another lease.
-    let record = site.path("store/leases/node1.json");
-    let text = fs::read_to_string(&record).unwrap();
-    let own = subnet(&fs::read_to_string(site.subnet_file(1)).unwrap());
-    let other = if own == "10.244.77.0/24" { "10.244.78.0/24" } else { "10.244.77.0/24" };
-    fs::write(&record, text.replace(&own, other)).unwrap();
-    assert_eq!(agent.wait(), Some(3), "{}", agent.log());
-    assert!(agent.log().contains("the lease was lost"), "{}", agent.log());
-    assert!(site.ns(1).link("flannel.1").unwrap().is_up());
-}
-
 fn path(site: &Site, name: &str) -> String {
     site.path(name).display().to_string()
 }

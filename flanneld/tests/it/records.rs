@@ -1,10 +1,10 @@
 //! What others write into the store (docs/design.md, "Hostile records"), and what is gone from it.
 
+use flannel_core::net::Family;
 use nix::sys::signal::Signal;
-use testkit::probe::{Flow, FlowReport};
 
 use crate::harness::{Agent, PATIENCE, VXLAN, routes};
-use crate::store::{Cluster, SUBNETS, reaches, status};
+use crate::store::{Cluster, SUBNETS, assert_no_loss, flow, reaches, status};
 
 /// A well-formed record of a peer that is nobody's node.
 fn record(public: &str, mac: &str) -> String {
@@ -99,7 +99,7 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     reaches(&pods[0], &pods[1]);
     let mac = |nth: usize| cluster.ns(nth).link("flannel.1").unwrap().mac.unwrap().to_string();
     let before = routes(cluster.ns(1));
-    let flow = Flow::start(&pods[0].ns, &pods[1].ns, pods[1].addrs.v4.unwrap(), 1000).unwrap();
+    let flow = flow(&pods[0], &pods[1], Family::V4);
 
     let hostile = hostile(&mac(1), &mac(2));
     for (key, value) in &hostile {
@@ -129,8 +129,7 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     }
     one.until("rid of them", || status(&one)["quarantined"].as_array().unwrap().is_empty());
     reaches(&pods[0], &pods[1]);
-    let report = flow.stop().unwrap();
-    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+    assert_no_loss(flow);
     assert_eq!(two.end(Signal::SIGTERM).0, Some(0));
 }
 

@@ -11,10 +11,10 @@ use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{Overlay, OverlayError, Phase, Status};
 use flannel_core::subnet::{NodeIdentity, ThisNode};
 use testkit::sabotage::{Act, Plane};
-use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
+use testkit::{Families, Route, UNDERLAY_LINK, cases, wait_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Cluster, PATIENCE, assert_no_loss, cases, config_with, families_of, parse};
+use crate::support::{Cluster, PATIENCE, assert_no_loss, config_with, families_of, parse};
 
 #[test]
 fn without_an_uplink_an_agent_ends_with_a_typed_error() {
@@ -26,28 +26,17 @@ fn without_an_uplink_an_agent_ends_with_a_typed_error() {
     assert_eq!(cluster.store.records(), []);
 }
 
-#[test]
-fn an_underlay_that_is_renamed_and_back_needs_no_restart() {
-    for plane in [Plane::Vxlan, Plane::HostGw] {
-        an_underlay_comes_back(plane, Act::UnderlayRenamed);
-    }
+cases! {
+    fn an_underlay_that_is_renamed_and_back_needs_no_restart() = an_underlay_comes_back(Act::UnderlayRenamed);
+    fn an_underlay_that_is_deleted_and_back_needs_no_restart() = an_underlay_comes_back(Act::UnderlayDeleted);
+    fn an_underlay_that_is_down_for_a_while_needs_no_restart() = an_underlay_comes_back(Act::UnderlayDownUp);
 }
 
-#[test]
-fn an_underlay_that_is_deleted_and_back_needs_no_restart() {
-    for plane in [Plane::Vxlan, Plane::HostGw] {
-        an_underlay_comes_back(plane, Act::UnderlayDeleted);
-    }
+fn an_underlay_comes_back(act: Act) {
+    [Plane::Vxlan, Plane::HostGw].into_iter().for_each(|plane| an_underlay_of_a_plane_comes_back(plane, act));
 }
 
-#[test]
-fn an_underlay_that_is_down_for_a_while_needs_no_restart() {
-    for plane in [Plane::Vxlan, Plane::HostGw] {
-        an_underlay_comes_back(plane, Act::UnderlayDownUp);
-    }
-}
-
-fn an_underlay_comes_back(plane: Plane, act: Act) {
+fn an_underlay_of_a_plane_comes_back(plane: Plane, act: Act) {
     let cluster = Cluster::start(2, plane, Families::Dual);
     cluster.store.insert((1..=5).map(|n| cluster.paper_peer(100 + n)));
     cluster.settle();

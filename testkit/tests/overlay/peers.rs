@@ -7,9 +7,9 @@ use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{Contact, Phase, Refusal, Status, WithheldBecause};
 use flannel_core::testing::Fault;
 use testkit::sabotage::Plane;
-use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
+use testkit::{Families, Route, UNDERLAY_LINK, cases, wait_until};
 
-use crate::support::{Cluster, PATIENCE, assert_no_loss, cases};
+use crate::support::{Cluster, PATIENCE, assert_no_loss};
 
 /// Where the kernel keeps the host's own addresses and broadcast ones.
 const LOCAL_TABLE: u32 = 255;
