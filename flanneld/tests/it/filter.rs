@@ -187,6 +187,7 @@ fn rules_of_others_stay_as_they_are_while_ours_come_back_and_go() {
         assert_eq!(before.0.len(), 2);
         let agent = site.start(1, &["-ip-masq"]).ready();
         let written = run(ours);
+        assert!(written.to_lowercase().contains("masquerade"), "{written}");
         // So that it does not mend what we look at.
         agent.signal(Signal::SIGSTOP);
         match config {
@@ -196,14 +197,17 @@ fn rules_of_others_stay_as_they_are_while_ours_come_back_and_go() {
         assert_ne!(run(ours), written);
         agent.signal(Signal::SIGCONT);
         let mended = || {
-            Ok(run(ours)
-                .lines()
-                .filter(|line| line.contains("10.244."))
-                .eq(written.lines().filter(|line| line.contains("10.244."))))
+            Ok::<_, testkit::Error>(
+                run(ours)
+                    .lines()
+                    .filter(|line| line.contains("10.244."))
+                    .eq(written.lines().filter(|line| line.contains("10.244."))),
+            )
         };
         testkit::wait_until("ours again", PATIENCE, mended).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(theirs(), before);
         assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+        assert!(mended().unwrap(), "they outlive the agent");
         assert_eq!(site.run(1, &["cleanup"]).code, Some(0));
         assert_eq!(theirs(), before);
         assert!(

@@ -145,26 +145,6 @@ fn the_own_subnet_is_a_black_hole_when_asked_for() {
 }
 
 #[test]
-fn masquerade_rules_are_there_when_it_is_ready_come_back_and_outlive_it() {
-    for (nftables, list, flush, chain) in [
-        (true, &["nft", "list", "table", "ip", "flannel-ipv4"][..], &["nft", "flush", "ruleset"][..], "masquerade"),
-        (false, &["iptables", "-t", "nat", "-S"], &["iptables", "-t", "nat", "-F"], "MASQUERADE"),
-    ] {
-        let site = Site::new(1, &VXLAN.replacen('{', &format!("{{\"EnableNFTables\":{nftables},"), 1));
-        let rules = || site.tool(1, list).out;
-        let agent = site.start(1, &["-ip-masq", "-iptables-resync=1"]).ready();
-        assert!(rules().contains(chain), "{}\n{}", rules(), agent.log());
-        assert!(read(&site.subnet_file(1)).contains("FLANNEL_IPMASQ=true\n"));
-        site.tool(1, flush);
-        agent.until("in place again", || rules().contains(chain));
-        assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
-        assert!(rules().contains(chain));
-        assert_eq!(site.run(1, &["cleanup"]).code, Some(0));
-        assert!(!rules().contains(chain), "{}", rules());
-    }
-}
-
-#[test]
 fn masquerade_without_a_tool_ends_the_agent_and_says_what_to_install() {
     let site = Site::new(1, VXLAN);
     let mut agent = site.start_with_path(1, &["-ip-masq"], "/nonexistent");

@@ -115,9 +115,16 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     assert_eq!(routes(cluster.ns(1)), before);
 
     put_peers(&cluster, 9..10);
-    let joined = || Ok(routes(cluster.ns(1)).contains("10.244.9.0/24 "));
+    let joined = || Ok::<_, testkit::Error>(routes(cluster.ns(1)).contains("10.244.9.0/24 "));
     let took = testkit::wait_until("the newcomer", PATIENCE, joined).unwrap_or_else(|error| panic!("{error}"));
     println!("a newcomer among hostile records: {took:?}");
+
+    // A peer whose record turns bad keeps its last good state.
+    cluster.put(&peer_key(9), &record("10.89.1.9", "02:00:00:00:01:09").replace("vxlan", "udp"));
+    agents[0].until("told of one more", || no_peers().len() == hostile.len() + 1);
+    assert!(joined().unwrap(), "{}", routes(cluster.ns(1)));
+    put_peers(&cluster, 9..10);
+    agents[0].until("told that it is a peer again", || no_peers().len() == hostile.len());
 
     // One that starts among them finds its way too.
     let [one, two] = agents;
