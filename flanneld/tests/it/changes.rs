@@ -70,12 +70,6 @@ fn another_backend_leaves_no_device_and_no_route_of_the_former() {
 }
 
 #[test]
-fn another_vni_leaves_no_device_of_the_former() {
-    let to = VXLAN.replace(r#""vxlan""#, r#""vxlan","VNI":2"#);
-    Change { from: VXLAN, to: &to, flags: &[], devices: &["flannel.2"] }.leaves_nothing_of_the_former();
-}
-
-#[test]
 fn another_network_leaves_no_route_and_no_rule_of_the_former() {
     let renumber = |config: &str| config.replace("10.244", "10.245").replacen('{', r#"{"EnableNFTables":true,"#, 1);
     for (from, devices) in [(VXLAN, &["flannel.1"][..]), (HOST_GW, &[])] {
