@@ -2,7 +2,7 @@
 //!
 //! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{Device, LinkId, PeerState, Route, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
@@ -33,25 +33,25 @@ impl Backend for HostGw {
         true
     }
 
-    fn devices(&self, _local: &Local) -> Vec<Device> {
+    fn devices(&self, _local: &LocalNode) -> Vec<Device> {
         Vec::new()
     }
 
-    fn mtu(&self, _: &Situation) -> Option<Mtu> {
+    fn mtu(&self, _: &NodeContext) -> Option<Mtu> {
         None
     }
 
     /// The public addresses have to be the uplink's own: peers send pods' packets to them unchanged, and no NAT between
     /// would know where they belong. flannel checks IPv4 only.
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
         let mut attrs = LeaseAttrs { backend_type: Self::TYPE.into(), ..LeaseAttrs::default() };
-        for family in situation.config.networks.families() {
-            let name = &situation.uplink.name;
-            let own = situation.uplink.addrs.get(family).copied().ok_or_else(|| BackendError::Host {
+        for family in context.config.networks.families() {
+            let name = &context.uplink.name;
+            let own = context.uplink.addrs.get(family).copied().ok_or_else(|| BackendError::Host {
                 what: format!("{name} has no {family} address"),
                 remedy: format!("give it one, or turn {family} off in the network config"),
             })?;
-            if let Some(public) = situation.public.get(family).filter(|public| **public != own) {
+            if let Some(public) = context.public.get(family).filter(|public| **public != own) {
                 return Err(BackendError::Host {
                     what: format!("the public {family} address {public} is not {name}'s own {own}"),
                     remedy: "host-gw does not work across NAT: leave the public address out, or use vxlan".to_owned(),
@@ -66,21 +66,21 @@ impl Backend for HostGw {
         Ok(None)
     }
 
-    fn base(&self, _: &Local) -> State {
+    fn base(&self, _: &LocalNode) -> State {
         State::default()
     }
 
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        let situation = &local.situation;
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        let context = &local.context;
         let (Some(_), Some(subnet), Some(addr)) =
-            (situation.config.networks.get(family), peer.subnets.get(family), peer.attrs.public_ip.get(family))
+            (context.config.networks.get(family), peer.subnets.get(family), peer.attrs.public_ip.get(family))
         else {
             return Err(Skip::NoAddress(family));
         };
-        let link = match situation.host.on_link(*addr) {
-            Some(index) if index == situation.uplink.index => LinkId::Uplink,
+        let link = match context.host.on_link(*addr) {
+            Some(index) if index == context.uplink.index => LinkId::Uplink,
             Some(index) => LinkId::Other(index),
-            None if situation.host.is_connected(*addr) => {
+            None if context.host.is_connected(*addr) => {
                 return Err(Skip::NotOnLink { addr: *addr, remedy: NO_CONNECTED_ROUTE });
             }
             None => return Err(Skip::NotOnLink { addr: *addr, remedy: NOT_ON_LINK }),
@@ -98,10 +98,10 @@ mod tests {
     use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
     use flannel_core::testing::backend_contract::{self, Made};
 
-    fn local(families: &[Family]) -> Local {
-        let situation = arbitrary::situation(arbitrary::config(families, r#"{"Type":"host-gw"}"#));
-        let attrs = HostGw.advertise(&situation).unwrap();
-        arbitrary::local(situation, attrs)
+    fn local(families: &[Family]) -> LocalNode {
+        let context = arbitrary::context(arbitrary::config(families, r#"{"Type":"host-gw"}"#));
+        let attrs = HostGw.advertise(&context).unwrap();
+        arbitrary::local(context, attrs)
     }
 
     fn peer(n: u8) -> Peer {
@@ -127,26 +127,26 @@ mod tests {
             assert!(route.has_own_protocol() && local.scope(Vec::new(), Vec::new()).covers(&prefix));
         }
         assert!(HostGw.base(&local).is_empty() && HostGw.devices(&local).is_empty());
-        assert_eq!(HostGw.mtu(&local.situation), None);
+        assert_eq!(HostGw.mtu(&local.context), None);
     }
 
     #[test]
     fn the_route_leaves_by_the_link_that_the_peer_is_on() {
         let mut local = local(&[Family::V4]);
-        let mut host = HostFacts::clone(&local.situation.host);
+        let mut host = HostFacts::clone(&local.context.host);
         host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
-        local.situation.host = Arc::new(host);
+        local.context.host = Arc::new(host);
         let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().routes.remove(0).1;
         assert_eq!(route.link, Some(LinkId::Other(UPLINK + 1)));
-        let says = |local: &Local| {
+        let says = |local: &LocalNode| {
             let skip = HostGw.peer(local, &peer(200), Family::V4).unwrap_err();
             assert!(matches!(skip, Skip::NotOnLink { .. }), "{skip:?}");
             skip.to_string()
         };
         assert!(says(&local).contains("the connected route is missing"), "{}", says(&local));
-        let mut host = HostFacts::clone(&local.situation.host);
+        let mut host = HostFacts::clone(&local.context.host);
         host.addresses.clear();
-        local.situation.host = Arc::new(host);
+        local.context.host = Arc::new(host);
         assert!(says(&local).contains("vxlan"), "{}", says(&local));
     }
 
@@ -173,14 +173,14 @@ mod tests {
     #[test]
     fn a_public_address_behind_nat_is_refused_with_its_remedy() {
         for family in Family::BOTH {
-            let mut situation = local(&Family::BOTH).situation;
-            *situation.public.slot(family) = Some(node_address(family, 99));
-            let error = HostGw.advertise(&situation).unwrap_err();
+            let mut context = local(&Family::BOTH).context;
+            *context.public.slot(family) = Some(node_address(family, 99));
+            let error = HostGw.advertise(&context).unwrap_err();
             assert!(matches!(error, BackendError::Host { .. }) && error.to_string().contains("NAT"), "{error}");
-            *situation.public.slot(family) = None;
-            assert!(HostGw.advertise(&situation).is_ok());
-            *situation.uplink.addrs.slot(family) = None;
-            assert!(matches!(HostGw.advertise(&situation), Err(BackendError::Host { .. })));
+            *context.public.slot(family) = None;
+            assert!(HostGw.advertise(&context).is_ok());
+            *context.uplink.addrs.slot(family) = None;
+            assert!(matches!(HostGw.advertise(&context), Err(BackendError::Host { .. })));
         }
     }
 }

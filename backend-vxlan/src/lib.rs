@@ -8,7 +8,7 @@ mod config;
 mod wanted;
 mod wire;
 
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::config::NetworkConfig;
 use flannel_core::kernel::{Device, PeerState, State};
 use flannel_core::lease::LeaseAttrs;
@@ -53,27 +53,27 @@ impl Backend for Vxlan {
         true
     }
 
-    fn devices(&self, local: &Local) -> Vec<Device> {
+    fn devices(&self, local: &LocalNode) -> Vec<Device> {
         wanted::devices(&self.config, local)
     }
 
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        Some(wanted::pod_mtu(&self.config, situation))
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu> {
+        Some(wanted::pod_mtu(&self.config, context))
     }
 
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        wanted::advertise(&self.config, situation)
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
+        wanted::advertise(&self.config, context)
     }
 
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
         wire::decode(attrs, family).map(Some)
     }
 
-    fn base(&self, local: &Local) -> State {
+    fn base(&self, local: &LocalNode) -> State {
         wanted::base(&self.config, local)
     }
 
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         wanted::peer(&self.config, local, peer, family)
     }
 }

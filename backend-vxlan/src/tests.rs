@@ -13,15 +13,15 @@ use super::*;
 
 const V4: &[Family] = &[Family::V4];
 
-fn backend(families: &[Family], settings: &str) -> (Vxlan, Situation) {
+fn backend(families: &[Family], settings: &str) -> (Vxlan, NodeContext) {
     let config = arbitrary::config(families, &format!(r#"{{"Type":"vxlan"{settings}}}"#));
-    (Vxlan::new(&config).unwrap(), arbitrary::situation(config))
+    (Vxlan::new(&config).unwrap(), arbitrary::context(config))
 }
 
-fn local(families: &[Family], settings: &str) -> (Vxlan, Local) {
-    let (backend, situation) = backend(families, settings);
-    let attrs = backend.advertise(&situation).unwrap();
-    (backend, arbitrary::local(situation, attrs))
+fn local(families: &[Family], settings: &str) -> (Vxlan, LocalNode) {
+    let (backend, context) = backend(families, settings);
+    let attrs = backend.advertise(&context).unwrap();
+    (backend, arbitrary::local(context, attrs))
 }
 
 fn peer(n: u8) -> Lease {
@@ -43,10 +43,10 @@ fn the_backend_contract_holds_for_all_settings() {
 }
 
 /// What a fresh kernel would be told.
-fn commands(backend: &Vxlan, local: &Local, peers: &[Lease]) -> Vec<String> {
+fn commands(backend: &Vxlan, local: &LocalNode, peers: &[Lease]) -> Vec<String> {
     let mut wanted = backend.base(local);
     for peer in peers {
-        for family in local.situation.config.networks.families() {
+        for family in local.context.config.networks.families() {
             wanted.add(&backend.peer(local, peer, family).unwrap());
         }
     }
@@ -80,7 +80,7 @@ fn the_golden_state_of_one_peer() {
     let device = &base.links[&LinkId::Own(0)];
     assert_eq!(
         (device.group, device.alias.as_deref(), device.up),
-        (local.situation.overlay.mark(), Some("flannelkit:flannel"), true)
+        (local.context.overlay.mark(), Some("flannelkit:flannel"), true)
     );
     let LinkKind::Vxlan(vxlan) = &device.kind else { panic!("{device:?}") };
     assert_eq!(vxlan.lower, Some(LinkId::Uplink));
@@ -95,7 +95,7 @@ fn dual_stack_has_a_device_of_each_family() {
         (link.name.as_str().to_owned(), link.mtu)
     };
     assert_eq!((shape(0), shape(1)), (("flannel.1".into(), 1450), ("flannel-v6.1".into(), 1430)));
-    assert_eq!(backend.mtu(&local.situation), Some(Mtu(1430)));
+    assert_eq!(backend.mtu(&local.context), Some(Mtu(1430)));
     assert_ne!(base.links[&LinkId::Own(0)].mac, base.links[&LinkId::Own(1)].mac);
     let commands = commands(&backend, &local, &[peer(2)]);
     for expected in [
@@ -125,58 +125,57 @@ fn what_is_published_is_flannels_text_and_the_device_has_that_address() {
 
 #[test]
 fn the_mac_address_is_the_previous_one_else_the_devices_else_derived() {
-    let (backend, mut situation) = backend(V4, "");
-    let chosen = |situation: &Situation| {
-        let attrs = backend.advertise(situation).unwrap();
+    let (backend, mut context) = backend(V4, "");
+    let chosen = |context: &NodeContext| {
+        let attrs = backend.advertise(context).unwrap();
         backend.hardware_address(&attrs, Family::V4).unwrap().unwrap().to_string()
     };
     // Must never change: a node without memory has to publish the same again.
-    assert_eq!(chosen(&situation), "d2:07:b7:00:e7:5c");
-    let mut host = HostFacts::clone(&situation.host);
-    let device =
-        backend.base(&arbitrary::local(situation.clone(), LeaseAttrs::default())).links[&LinkId::Own(0)].clone();
+    assert_eq!(chosen(&context), "d2:07:b7:00:e7:5c");
+    let mut host = HostFacts::clone(&context.host);
+    let device = backend.base(&arbitrary::local(context.clone(), LeaseAttrs::default())).links[&LinkId::Own(0)].clone();
     let mac = "02:00:00:00:00:aa".parse().ok();
     let Link { name, kind, mtu, up, .. } = device;
     host.links.insert(9, HostLink { name, kind, mac, mtu, up, group: 0, alias: None });
-    situation.host = Arc::new(host.clone());
-    assert_eq!(chosen(&situation), "02:00:00:00:00:aa");
+    context.host = Arc::new(host.clone());
+    assert_eq!(chosen(&context), "02:00:00:00:00:aa");
     host.links.get_mut(&9).unwrap().name = LinkName::new("renamed").unwrap();
-    situation.host = Arc::new(host.clone());
-    assert_eq!(chosen(&situation), "d2:07:b7:00:e7:5c");
-    host.links.get_mut(&9).unwrap().group = situation.overlay.mark();
-    situation.host = Arc::new(host);
-    assert_eq!(chosen(&situation), "02:00:00:00:00:aa");
-    situation.previous = Some(Arc::new(peer(1)));
-    assert_eq!(chosen(&situation), "02:00:00:00:04:01");
+    context.host = Arc::new(host.clone());
+    assert_eq!(chosen(&context), "d2:07:b7:00:e7:5c");
+    host.links.get_mut(&9).unwrap().group = context.overlay.mark();
+    context.host = Arc::new(host);
+    assert_eq!(chosen(&context), "02:00:00:00:00:aa");
+    context.previous = Some(Arc::new(peer(1)));
+    assert_eq!(chosen(&context), "02:00:00:00:04:01");
     // Each that an older record has gives way to the next.
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..8 {
-        let mac = chosen(&situation);
-        situation.taken.insert(mac.parse().unwrap());
+        let mac = chosen(&context);
+        context.taken.insert(mac.parse().unwrap());
         assert!(seen.insert(mac));
     }
 }
 
 #[test]
 fn the_mac_address_of_a_device_made_for_another_address_is_not_used_again() {
-    let (backend, mut situation) = backend(&Family::BOTH, "");
-    let mut host = HostFacts::clone(&situation.host);
-    let left = backend.base(&arbitrary::local(situation.clone(), backend.advertise(&situation).unwrap())).links;
+    let (backend, mut context) = backend(&Family::BOTH, "");
+    let mut host = HostFacts::clone(&context.host);
+    let left = backend.base(&arbitrary::local(context.clone(), backend.advertise(&context).unwrap())).links;
     for (index, link) in (9..).zip(left.values().cloned()) {
         let Link { name, kind, mac, mtu, up, group, alias, .. } = link;
         host.links.insert(index, HostLink { name, kind, mac, mtu, up, group, alias });
     }
-    situation.host = Arc::new(host);
-    let macs = |situation: &Situation| {
-        let attrs = backend.advertise(situation).unwrap();
+    context.host = Arc::new(host);
+    let macs = |context: &NodeContext| {
+        let attrs = backend.advertise(context).unwrap();
         Family::BOTH.map(|family| backend.hardware_address(&attrs, family).unwrap())
     };
-    let before = macs(&situation);
+    let before = macs(&context);
     for family in Family::BOTH {
-        *situation.public.slot(family) = Some(node_address(family, 77));
+        *context.public.slot(family) = Some(node_address(family, 77));
     }
-    situation.node = NodeIdentity::of_address(node_address(Family::V4, 77));
-    let after = macs(&situation);
+    context.node = NodeIdentity::of_address(node_address(Family::V4, 77));
+    let after = macs(&context);
     assert!(before[0] != after[0] && before[1] != after[1], "{before:?} {after:?}");
 }
 
@@ -190,9 +189,9 @@ fn direct_routing_needs_a_peer_on_one_of_our_links() {
         (route.gateway, route.link, route.onlink),
         (Some(node_address(Family::V4, 2)), Some(LinkId::Uplink), false)
     );
-    let mut host = HostFacts::clone(&local.situation.host);
+    let mut host = HostFacts::clone(&local.context.host);
     host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
-    local.situation.host = Arc::new(host);
+    local.context.host = Arc::new(host);
     let link = |n| backend.peer(&local, &peer(n), Family::V4).unwrap().routes[0].1.link;
     assert_eq!((link(2), link(200)), (Some(LinkId::Other(UPLINK + 1)), Some(LinkId::Own(0))));
 }
@@ -237,9 +236,9 @@ fn settings_out_of_range_name_their_place() {
 #[test]
 fn an_underlay_that_is_too_narrow_is_refused_with_its_remedy() {
     let verdict = |families: &[Family], settings: &str, uplink: u32| {
-        let (backend, mut situation) = backend(families, settings);
-        situation.uplink.mtu = Mtu(uplink);
-        backend.advertise(&situation)
+        let (backend, mut context) = backend(families, settings);
+        context.uplink.mtu = Mtu(uplink);
+        backend.advertise(&context)
     };
     assert!(verdict(V4, "", 626).is_ok() && verdict(&Family::BOTH, "", 1350).is_ok());
     assert!(matches!(verdict(V4, "", 625), Err(BackendError::Host { .. })));
@@ -253,7 +252,7 @@ fn an_underlay_that_is_too_narrow_is_refused_with_its_remedy() {
 fn a_configured_mtu_counts_up_to_the_uplinks() {
     let mtu = |settings: &str| {
         let (backend, local) = local(V4, settings);
-        (backend.mtu(&local.situation).unwrap().0, backend.base(&local).links[&LinkId::Own(0)].mtu)
+        (backend.mtu(&local.context).unwrap().0, backend.base(&local).links[&LinkId::Own(0)].mtu)
     };
     assert_eq!((mtu(r#","MTU":1400"#), mtu(r#","MTU":9000"#)), ((1350, 1350), (1450, 1450)));
 }

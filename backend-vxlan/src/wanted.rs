@@ -1,6 +1,6 @@
 //! What is wanted of the kernel.
 
-use flannel_core::backend::{BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::config::ConfigError;
 use flannel_core::kernel::{
     AddressKey, Device, FdbKey, HostLink, Link, LinkId, LinkKind, NeighbourKey, PeerState, Route, State, Vxlan,
@@ -29,23 +29,23 @@ const fn least_mtu(family: Family) -> u32 {
 }
 
 /// What a node publishes.
-pub(crate) fn advertise(config: &Config, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-    check_mtu(config, situation)?;
+pub(crate) fn advertise(config: &Config, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
+    check_mtu(config, context)?;
     let mut attrs = LeaseAttrs { backend_type: crate::Vxlan::TYPE.into(), ..LeaseAttrs::default() };
-    for family in situation.config.networks.families() {
-        let addr = situation.public.get(family).copied().ok_or_else(|| BackendError::Host {
+    for family in context.config.networks.families() {
+        let addr = context.public.get(family).copied().ok_or_else(|| BackendError::Host {
             what: format!("there is no public {family} address"),
-            remedy: format!("give {} one, or turn {family} off in the network config", situation.uplink.name),
+            remedy: format!("give {} one, or turn {family} off in the network config", context.uplink.name),
         })?;
         *attrs.public_ip.slot(family) = Some(addr);
-        *attrs.backend_data.slot(family) = Some(wire::encode(config.vni, choose_mac(config, situation, family)));
+        *attrs.backend_data.slot(family) = Some(wire::encode(config.vni, choose_mac(config, context, family)));
     }
     Ok(attrs)
 }
 
-fn check_mtu(config: &Config, situation: &Situation) -> Result<(), BackendError> {
-    let underlay = underlay_mtu(config, situation);
-    for family in situation.config.networks.families() {
+fn check_mtu(config: &Config, context: &NodeContext) -> Result<(), BackendError> {
+    let underlay = underlay_mtu(config, context);
+    for family in context.config.networks.families() {
         let least = least_mtu(family) + overhead(family);
         if underlay >= least {
             continue;
@@ -53,12 +53,12 @@ fn check_mtu(config: &Config, situation: &Situation) -> Result<(), BackendError>
         let what = format!("an underlay MTU of {underlay} is too low for {family}, which needs {least}");
         return Err(match config.mtu {
             Some(mtu) if mtu.0 == underlay => {
-                let path = situation.config.backend.settings.path_of("MTU");
+                let path = context.config.backend.settings.path_of("MTU");
                 ConfigError::new(path, what, format!("write {least} or more, or leave the key out")).into()
             }
             _ => BackendError::Host {
                 what,
-                remedy: format!("raise the MTU of {} or select another interface", situation.uplink.name),
+                remedy: format!("raise the MTU of {} or select another interface", context.uplink.name),
             },
         });
     }
@@ -67,26 +67,26 @@ fn check_mtu(config: &Config, situation: &Situation) -> Result<(), BackendError>
 
 /// What the devices are made for. The kernel takes no more than the lower device's (docs/kernel-facts.md, "MTU of a
 /// VXLAN device").
-fn underlay_mtu(config: &Config, situation: &Situation) -> u32 {
-    config.underlay_mtu(situation.uplink.mtu).0.min(situation.uplink.mtu.0)
+fn underlay_mtu(config: &Config, context: &NodeContext) -> u32 {
+    config.underlay_mtu(context.uplink.mtu).0.min(context.uplink.mtu.0)
 }
 
 /// The MTU for pods: that of the narrowest device. flannel forgets IPv6 here (docs/compatibility.md, "Device").
-pub(crate) fn pod_mtu(config: &Config, situation: &Situation) -> Mtu {
-    let most = situation.config.networks.families().map(overhead).max().unwrap_or(0);
-    Mtu(underlay_mtu(config, situation).saturating_sub(most))
+pub(crate) fn pod_mtu(config: &Config, context: &NodeContext) -> Mtu {
+    let most = context.config.networks.families().map(overhead).max().unwrap_or(0);
+    Mtu(underlay_mtu(config, context).saturating_sub(most))
 }
 
 /// The MAC address to publish: the previous lease's, so that peers need no change; else that of a device that can
 /// be used as it is, so that its entries stay; else one derived from what makes this VTEP, the same at each start.
-fn choose_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
-    let free = |mac: &MacAddr| !situation.taken.contains(mac);
-    let previous = situation.previous.as_ref().and_then(|lease| wire::decode(&lease.attrs, family).ok());
+fn choose_mac(config: &Config, context: &NodeContext, family: Family) -> MacAddr {
+    let free = |mac: &MacAddr| !context.taken.contains(mac);
+    let previous = context.previous.as_ref().and_then(|lease| wire::decode(&lease.attrs, family).ok());
     previous
         .filter(usable)
         .filter(free)
-        .or_else(|| existing_mac(config, situation, family).filter(usable).filter(free))
-        .unwrap_or_else(|| derived_mac(config, situation, family))
+        .or_else(|| existing_mac(config, context, family).filter(usable).filter(free))
+        .unwrap_or_else(|| derived_mac(config, context, family))
 }
 
 /// Whether a device can have it.
@@ -96,12 +96,12 @@ fn usable(mac: &MacAddr) -> bool {
 
 /// The MAC address of a device that can be used as it is. One with another local address cannot, and its MAC
 /// address is that of the record under the former address, which other nodes prefer for its age.
-fn existing_mac(config: &Config, situation: &Situation, family: Family) -> Option<MacAddr> {
+fn existing_mac(config: &Config, context: &NodeContext, family: Family) -> Option<MacAddr> {
     let name = device_name(family, config.vni)?;
-    let public = situation.public.get(family).copied();
+    let public = context.public.get(family).copied();
     let compatible = |link: &&HostLink| {
         let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
-        let ours = link.name == name || situation.overlay.owns(link.group, link.alias.as_deref());
+        let ours = link.name == name || context.overlay.owns(link.group, link.alias.as_deref());
         ours && vxlan.vni == config.vni
             && vxlan.gbp == config.gbp
             && !vxlan.misses
@@ -109,18 +109,18 @@ fn existing_mac(config: &Config, situation: &Situation, family: Family) -> Optio
             && vxlan.local.is_none_or(|local| Some(local) == public)
             && (config.port.is_none() || vxlan.port.is_none() || config.port == vxlan.port)
     };
-    let found = situation.host.links.values().filter(compatible).min_by_key(|link| link.name != name)?;
+    let found = context.host.links.values().filter(compatible).min_by_key(|link| link.name != name)?;
     found.mac
 }
 
 /// The first of this node's MAC addresses that no older record has.
-fn derived_mac(config: &Config, situation: &Situation, family: Family) -> MacAddr {
-    let network = situation.config.networks.get(family).map(|network| network.prefix.to_string()).unwrap_or_default();
-    let text = format!("{}\n{network}\n{family}\n{}", config.vni, situation.node);
+fn derived_mac(config: &Config, context: &NodeContext, family: Family) -> MacAddr {
+    let network = context.config.networks.get(family).map(|network| network.prefix.to_string()).unwrap_or_default();
+    let text = format!("{}\n{network}\n{family}\n{}", config.vni, context.node);
     let mac = |nth: usize| hashed_mac(&if nth == 0 { text.clone() } else { format!("{text}\n{nth}") });
     // One more than are taken: one of them is free unless two hash to the same.
-    let nth = (0..situation.taken.len()).find(|nth| !situation.taken.contains(&mac(*nth)));
-    mac(nth.unwrap_or(situation.taken.len()))
+    let nth = (0..context.taken.len()).find(|nth| !context.taken.contains(&mac(*nth)));
+    mac(nth.unwrap_or(context.taken.len()))
 }
 
 /// FNV-1a (64 bit) of `text`, mixed by MurmurHash3's finaliser, its low 48 bits, locally administered. Stable across
@@ -144,36 +144,36 @@ struct Vtep {
 }
 
 /// The devices, in the order of their ids. The published address counts, whatever would be chosen now.
-fn vteps(config: &Config, situation: &Situation, attrs: &LeaseAttrs) -> Vec<Vtep> {
+fn vteps(config: &Config, context: &NodeContext, attrs: &LeaseAttrs) -> Vec<Vtep> {
     let named =
-        situation.config.networks.families().filter_map(|family| Some((family, device_name(family, config.vni)?)));
+        context.config.networks.families().filter_map(|family| Some((family, device_name(family, config.vni)?)));
     let vtep = |(slot, (family, name))| {
         let published = wire::decode(attrs, family).ok().filter(usable);
         let mut vxlan = Vxlan::new(config.vni);
         (vxlan.port, vxlan.learning, vxlan.gbp) = (config.port, config.learning, config.gbp);
-        (vxlan.local, vxlan.lower) = (situation.public.get(family).copied(), Some(LinkId::Uplink));
-        let mtu = underlay_mtu(config, situation).saturating_sub(overhead(family));
+        (vxlan.local, vxlan.lower) = (context.public.get(family).copied(), Some(LinkId::Uplink));
+        let mtu = underlay_mtu(config, context).saturating_sub(overhead(family));
         let mut link = Link::new(name, LinkKind::Vxlan(vxlan), mtu);
-        link.mac = Some(published.unwrap_or_else(|| choose_mac(config, situation, family)));
+        link.mac = Some(published.unwrap_or_else(|| choose_mac(config, context, family)));
         Vtep { family, id: LinkId::Own(slot), link }
     };
     (0..).zip(named).map(vtep).collect()
 }
 
 /// The id of a family's device.
-fn device(local: &Local, family: Family) -> Option<LinkId> {
-    let place = local.situation.config.networks.families().position(|enabled| enabled == family)?;
+fn device(local: &LocalNode, family: Family) -> Option<LinkId> {
+    let place = local.context.config.networks.families().position(|enabled| enabled == family)?;
     u8::try_from(place).ok().map(LinkId::Own)
 }
 
-pub(crate) fn devices(config: &Config, local: &Local) -> Vec<Device> {
-    vteps(config, &local.situation, &local.lease.attrs).iter().map(|vtep| Device::of(&vtep.link)).collect()
+pub(crate) fn devices(config: &Config, local: &LocalNode) -> Vec<Device> {
+    vteps(config, &local.context, &local.lease.attrs).iter().map(|vtep| Device::of(&vtep.link)).collect()
 }
 
 /// The devices, each with its subnet's first address.
-pub(crate) fn base(config: &Config, local: &Local) -> State {
+pub(crate) fn base(config: &Config, local: &LocalNode) -> State {
     let mut state = State::default();
-    for vtep in vteps(config, &local.situation, &local.lease.attrs) {
+    for vtep in vteps(config, &local.context, &local.lease.attrs) {
         state.links.insert(vtep.id, vtep.link);
         if let Some(subnet) = local.lease.subnets.get(vtep.family) {
             let key = AddressKey { link: vtep.id, addr: subnet.addr(), len: vtep.family.bits() };
@@ -184,16 +184,16 @@ pub(crate) fn base(config: &Config, local: &Local) -> State {
 }
 
 /// What one peer needs in one family.
-pub(crate) fn peer(config: &Config, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+pub(crate) fn peer(config: &Config, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
     let nothing = || Skip::NoAddress(family);
     let link = device(local, family).ok_or_else(nothing)?;
     let subnet = *peer.subnets.get(family).ok_or_else(nothing)?;
     let public = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;
     let mac = wire::decode(&peer.attrs, family)?;
     if config.direct_routing
-        && let Some(index) = local.situation.host.on_link(public)
+        && let Some(index) = local.context.host.on_link(public)
     {
-        let uplink = index == local.situation.uplink.index;
+        let uplink = index == local.context.uplink.index;
         let link = if uplink { LinkId::Uplink } else { LinkId::Other(index) };
         return Ok(PeerState::default().with_route(subnet, Route::direct(subnet, public, link)));
     }

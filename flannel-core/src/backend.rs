@@ -29,7 +29,7 @@ pub struct Uplink {
 /// What a node knows of itself and its host before it has a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Situation {
+pub struct NodeContext {
     /// The overlay's name.
     pub overlay: OverlayName,
     /// The network. Its families are those in use.
@@ -48,7 +48,7 @@ pub struct Situation {
     pub taken: BTreeSet<MacAddr>,
 }
 
-impl Situation {
+impl NodeContext {
     /// The networks of the families in use.
     pub fn networks(&self) -> Dual<Prefix> {
         self.config.networks.map(|_, network| network.prefix)
@@ -57,25 +57,25 @@ impl Situation {
 
 /// A node with a lease: everything the wanted state of its kernel depends on, but for the peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Local {
+pub struct LocalNode {
     /// Who and where.
-    pub situation: Situation,
+    pub context: NodeContext,
     /// What it holds and publishes.
     pub lease: Arc<Lease>,
 }
 
-impl Local {
+impl LocalNode {
     /// The part of the kernel that a backend with these devices may touch, and the overlay's routes in these slots beside
     /// [`RouteSlot::MAIN`].
     pub fn scope(&self, devices: Vec<Device>, slots: Vec<RouteSlot>) -> Scope {
-        let situation = &self.situation;
+        let context = &self.context;
         Scope {
-            overlay: situation.overlay.clone(),
-            networks: situation.networks(),
+            overlay: context.overlay.clone(),
+            networks: context.networks(),
             former: Vec::new(),
             devices,
             slots,
-            uplink: Some(situation.uplink.index),
+            uplink: Some(context.uplink.index),
         }
     }
 }
@@ -160,16 +160,16 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). A backend may want objects on
     /// these devices and routes in the network, and nothing else.
-    fn devices(&self, local: &Local) -> Vec<Device>;
+    fn devices(&self, local: &LocalNode) -> Vec<Device>;
 
     /// The MTU for pods; `None`: the uplink's.
-    fn mtu(&self, situation: &Situation) -> Option<Mtu>;
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu>;
 
-    /// What to publish. A MAC address in it is none of [`Situation::taken`].
+    /// What to publish. A MAC address in it is none of [`NodeContext::taken`].
     ///
     /// # Errors
     /// [`BackendError`] when it cannot run on this host as configured. Final until one of the two changes.
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError>;
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError>;
 
     /// The MAC address that a peer of these attributes answers to, if the backend uses any: no two peers may
     /// share one.
@@ -180,11 +180,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Devices and addresses: total and deterministic. The agent puts the overlay's mark on the devices: their group and
     /// alias are not looked at.
-    fn base(&self, local: &Local) -> State;
+    fn base(&self, local: &LocalNode) -> State;
 
     /// What one peer needs in one family, or why it gets nothing. It is a [`Skip`] where the network has no such family.
     ///
     /// # Errors
     /// [`Skip`] names the reason.
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip>;
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip>;
 }

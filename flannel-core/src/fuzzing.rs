@@ -1,8 +1,8 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a law does not hold.
+//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
 
 /// The networks beside `subnet.env`.
-pub fn places(text: &str) {
-    crate::overlay::check_places(text);
+pub fn former_networks(text: &str) {
+    crate::overlay::check_former_networks(text);
 }
 
 /// A datagram from the kernel.

@@ -2,7 +2,7 @@
 
 pub mod admit;
 mod agent;
-pub mod alloc;
+pub mod allocation;
 pub mod backend;
 pub mod backoff;
 pub mod clock;

@@ -19,9 +19,11 @@ impl<T: fmt::Display> fmt::Display for Plain<T> {
     }
 }
 
-struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
+/// A writer that escapes as [`Plain`] does.
+#[derive(Debug)]
+pub struct Escaping<W>(pub W);
 
-impl Write for Escaping<'_, '_> {
+impl<W: Write> Write for Escaping<W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut rest = text;
         while let Some((at, special)) = rest.char_indices().find(|(_, c)| !is_plain(*c)) {
@@ -42,29 +44,69 @@ pub fn is_plain(c: char) -> bool {
 /// The longest text of an error with its sources, in bytes, that a status, an event or a log line holds.
 pub const MAX_ERROR: usize = 4096;
 
+/// A writer that takes at most so many bytes of whole characters and counts the rest, so that a text is never longer in
+/// memory than it may be.
+#[derive(Debug)]
+pub struct Cut<W> {
+    out: W,
+    room: usize,
+    missing: usize,
+}
+
+impl<W: Write> Cut<W> {
+    /// Takes at most `max` bytes.
+    pub fn new(out: W, max: usize) -> Self {
+        Self { out, room: max, missing: 0 }
+    }
+
+    /// Says how much is missing, as [`cut`] does, if anything is.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn end(mut self) -> fmt::Result {
+        if self.missing == 0 { Ok(()) } else { write!(self.out, " ... ({} more bytes)", self.missing) }
+    }
+}
+
+impl<W: Write> Write for Cut<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let max = if self.missing == 0 { self.room } else { 0 };
+        let (shown, missing) = text.split_at(boundary(text, max));
+        (self.room, self.missing) = (max - shown.len(), self.missing + missing.len());
+        self.out.write_str(shown)
+    }
+}
+
 /// Shortens a text to at most `max` bytes of whole characters, and says at its end how much is missing.
 pub fn cut(text: &mut String, max: usize) {
     if text.len() <= max {
         return;
     }
-    let end = (0..=max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    let end = boundary(text, max);
     let missing = text.len() - end;
     text.truncate(end);
     text.push_str(&format!(" ... ({missing} more bytes)"));
     text.shrink_to_fit();
 }
 
+/// How much of a text is whole characters within `max` bytes.
+fn boundary(text: &str, max: usize) -> usize {
+    (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default()
+}
+
 /// Returns an error and its sources as one line that may be shown, of at most [`MAX_ERROR`] bytes and the note of
 /// [`cut`].
 pub fn chain(error: &dyn Error) -> String {
-    let mut text = Plain(error).to_string();
+    let mut text = String::new();
+    let mut shown = Cut::new(&mut text, MAX_ERROR);
+    // Writing to a String cannot fail.
+    let _ = write!(shown, "{}", Plain(error));
     let mut source = error.source();
     while let Some(error) = source {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {}", Plain(error));
+        let _ = write!(shown, ": {}", Plain(error));
         source = error.source();
     }
-    cut(&mut text, MAX_ERROR);
+    let _ = shown.end();
     text
 }
 
@@ -99,6 +141,20 @@ mod tests {
             if text.chars().all(is_plain) {
                 prop_assert_eq!(shown, text);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_that_is_cut_while_it_is_written_is_the_one_that_is_cut_afterwards(
+            parts in prop::collection::vec(hostile(), 0..6), max in 0usize..100,
+        ) {
+            let (mut written, mut whole) = (String::new(), parts.concat());
+            let mut out = Cut::new(&mut written, max);
+            parts.iter().for_each(|part| out.write_str(part).unwrap());
+            out.end().unwrap();
+            cut(&mut whole, max);
+            prop_assert_eq!(written, whole);
         }
     }
 
@@ -149,6 +205,7 @@ mod tests {
         let error = SubnetError::Unavailable { doing: "watching", source: "\u{1b}".repeat(1 << 20).into() };
         let shown = chain(&error);
         assert!(shown.len() < MAX_ERROR + 40 && shown.ends_with(" more bytes)"), "{}", shown.len());
+        assert!(shown.capacity() < 4 * MAX_ERROR, "{} bytes were held", shown.capacity());
     }
 
     #[test]

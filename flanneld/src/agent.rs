@@ -18,11 +18,11 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::assemble::{AssembleError, assemble};
 use crate::firewall::{Keeper, Rulebook};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::options::{Capabilities, Options, StateFile};
-use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::serve::{self, ListenError, Shown};
 use crate::status::Surroundings;
@@ -58,7 +58,7 @@ pub(crate) enum AgentError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Parts(#[from] PartsError),
+    Assemble(#[from] AssembleError),
     #[error(transparent)]
     Overlay(#[from] OverlayError),
     #[error("keeping the firewall's rules")]

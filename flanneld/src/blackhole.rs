@@ -1,7 +1,7 @@
 //! `-ip-blackhole-route`: packets to addresses of the own subnet that no pod has are dropped here, instead of going out
 //! by the default route (docs/compatibility.md, "Blackhole").
 
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{Device, PeerState, Route, RouteKey, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
@@ -40,26 +40,26 @@ impl<B: Backend> Backend for Blackhole<B> {
         self.inner.writes() || self.routes == Routes::Blackhole
     }
 
-    fn devices(&self, local: &Local) -> Vec<Device> {
+    fn devices(&self, local: &LocalNode) -> Vec<Device> {
         self.inner.devices(local)
     }
 
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        self.inner.mtu(situation)
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu> {
+        self.inner.mtu(context)
     }
 
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        self.inner.advertise(situation)
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
+        self.inner.advertise(context)
     }
 
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
         self.inner.hardware_address(attrs, family)
     }
 
-    fn base(&self, local: &Local) -> State {
+    fn base(&self, local: &LocalNode) -> State {
         let mut state = self.inner.base(local);
         if self.routes == Routes::Blackhole {
-            let host = &local.situation.host;
+            let host = &local.context.host;
             let routed = |subnet: &Prefix| host.on_link.to(subnet.addr()).is_some_and(|route| route.prefix == *subnet);
             let subnets = local.lease.subnets.iter().filter(|(_, subnet)| !routed(subnet));
             state.routes.extend(subnets.map(|(_, subnet)| {
@@ -70,7 +70,7 @@ impl<B: Backend> Backend for Blackhole<B> {
         state
     }
 
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         self.inner.peer(local, peer, family)
     }
 }

@@ -8,9 +8,9 @@ use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
 use flannel_core::text::Plain;
 
+use crate::assemble::{AssembleError, assemble};
 use crate::client::{self, ClientError};
 use crate::options::Options;
-use crate::parts::{PartsError, assemble};
 use crate::privileges::{self, PrivilegeError};
 use crate::status::Document;
 use crate::stores::StoreError;
@@ -28,7 +28,7 @@ pub(crate) enum CommandError {
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
     #[error(transparent)]
-    Parts(#[from] PartsError),
+    Assemble(#[from] AssembleError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -3,8 +3,8 @@
 
 use std::ffi::OsString;
 
+use crate::flag_table::FLAGS;
 use crate::flags::{UsageError, Values, find, near};
-use crate::spec::FLAGS;
 
 const PREFIX: &str = "FLANNELD_";
 
@@ -38,10 +38,10 @@ pub(crate) fn overlay(
     let mut warnings = Vec::new();
     for (name, value) in variables {
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-        let flag = FLAGS.iter().find(|spec| variable(spec.name) == name);
+        let flag = FLAGS.iter().find(|flag| variable(flag.name) == name);
         let Some(flag) = flag else {
-            let near = near(rest, FLAGS.iter().map(|spec| spec.name)).and_then(find);
-            let hint = near.map(|spec| format!("; did you mean {}?", variable(spec.name))).unwrap_or_default();
+            let near = near(rest, FLAGS.iter().map(|flag| flag.name)).and_then(find);
+            let hint = near.map(|flag| format!("; did you mean {}?", variable(flag.name))).unwrap_or_default();
             warnings.push(format!("the environment variable {name} is no flag's and is ignored{hint}"));
             continue;
         };

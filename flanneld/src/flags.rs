@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
-use crate::spec::{FLAGS, Kind, Spec};
+use crate::flag_table::{FLAGS, Flag, Kind};
 
 /// What the command line said.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -79,19 +79,19 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Line, Usag
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (flag, None),
         };
-        let Some(spec) = find(name) else {
+        let Some(flag) = find(name) else {
             if name == "help" || name == "h" {
                 line.help = true;
                 return Ok(line);
             }
             return Err(UsageError::Unknown { name: name.to_owned(), near: near_flag(name) });
         };
-        let value = match (value, spec.kind) {
+        let value = match (value, flag.kind) {
             (Some(value), _) => value,
             (None, Kind::Bool) => "true".to_owned(),
-            (None, _) => args.next().ok_or(UsageError::NoValue(spec.name))?,
+            (None, _) => args.next().ok_or(UsageError::NoValue(flag.name))?,
         };
-        line.values.set(spec, value, &format!("flag -{}", spec.name))?;
+        line.values.set(flag, value, &format!("flag -{}", flag.name))?;
     }
     Ok(line)
 }
@@ -109,8 +109,8 @@ fn name_of(arg: &str) -> &str {
 
 impl Values {
     /// Keeps `value` if it has the form that the flag's kind asks for. `place` says where it stood.
-    pub(crate) fn set(&mut self, spec: &Spec, value: String, place: &str) -> Result<(), UsageError> {
-        let problem = match spec.kind {
+    pub(crate) fn set(&mut self, flag: &Flag, value: String, place: &str) -> Result<(), UsageError> {
+        let problem = match flag.kind {
             Kind::Bool if parse_bool(&value).is_none() => Some("not a boolean: write true or false"),
             Kind::Int if parse_int(&value).is_none() => Some("not a whole number"),
             Kind::Bool | Kind::Int | Kind::Text | Kind::List => None,
@@ -118,8 +118,8 @@ impl Values {
         if let Some(problem) = problem {
             return Err(UsageError::Value { place: place.to_owned(), value, problem: problem.to_owned() });
         }
-        let texts = self.0.entry(spec.name).or_default();
-        if spec.kind != Kind::List {
+        let texts = self.0.entry(flag.name).or_default();
+        if flag.kind != Kind::List {
             texts.clear();
         }
         texts.push(value);
@@ -134,7 +134,7 @@ impl Values {
     /// The flag's text, or its default.
     pub(crate) fn text(&self, name: &str) -> &str {
         let given = self.0.get(name).and_then(|texts| texts.last()).map(String::as_str);
-        given.or_else(|| find(name).map(|spec| spec.default)).unwrap_or_default()
+        given.or_else(|| find(name).map(|flag| flag.default)).unwrap_or_default()
     }
 
     /// The texts of a flag that may be repeated.
@@ -166,29 +166,29 @@ pub(crate) fn usage() -> String {
          \x20 doctor        what is wrong on this host, and how to mend it (-json: as JSON)\n\
          \x20 cleanup       removes everything of this overlay from the host; the agent must not run\n\nFlags:\n",
     );
-    for spec in FLAGS {
-        let kind = match spec.kind {
+    for flag in FLAGS {
+        let kind = match flag.kind {
             Kind::Bool => "",
             Kind::Int => " int",
             Kind::Text | Kind::List => " string",
         };
-        let default = match (spec.kind, spec.default) {
+        let default = match (flag.kind, flag.default) {
             (_, "" | "false" | "0") => String::new(),
             (Kind::Text, default) => format!(" (default {default:?})"),
             (_, default) => format!(" (default {default})"),
         };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "  -{}{kind}\n    \t{}{default}", spec.name, spec.help);
+        let _ = writeln!(text, "  -{}{kind}\n    \t{}{default}", flag.name, flag.help);
     }
     text
 }
 
-pub(crate) fn find(name: &str) -> Option<&'static Spec> {
-    FLAGS.iter().find(|spec| spec.name == name)
+pub(crate) fn find(name: &str) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name)
 }
 
 fn near_flag(name: &str) -> Option<&'static str> {
-    near(name, FLAGS.iter().map(|spec| spec.name))
+    near(name, FLAGS.iter().map(|flag| flag.name))
 }
 
 /// The name closest to `word`, if it is close enough to be what was meant.
@@ -373,7 +373,7 @@ mod tests {
         }
         assert!(line("-quux -h").is_err());
         let usage = usage();
-        assert!(FLAGS.iter().all(|spec| usage.contains(&format!("  -{}", spec.name))));
+        assert!(FLAGS.iter().all(|flag| usage.contains(&format!("  -{}", flag.name))));
     }
 
     #[test]

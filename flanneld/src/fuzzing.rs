@@ -1,8 +1,8 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a law does not hold.
+//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
 
+use crate::flag_table::{FLAGS, Kind};
 use crate::flags::{UsageError, Values, parse};
 use crate::options::Options;
-use crate::spec::{FLAGS, Kind};
 
 const PASSWORD: &str = "correct-horse-battery";
 
@@ -29,10 +29,10 @@ fn read(args: Vec<String>, variables: &[(String, String)]) -> Result<Options, Us
 
 fn assert_reads_back(values: &Values) {
     let mut args = Vec::new();
-    for spec in FLAGS.iter().filter(|spec| values.is_given(spec.name)) {
-        match spec.kind {
-            Kind::List => args.extend(values.texts(spec.name).iter().map(|text| format!("-{}={text}", spec.name))),
-            Kind::Bool | Kind::Int | Kind::Text => args.push(format!("--{}={}", spec.name, values.text(spec.name))),
+    for flag in FLAGS.iter().filter(|flag| values.is_given(flag.name)) {
+        match flag.kind {
+            Kind::List => args.extend(values.texts(flag.name).iter().map(|text| format!("-{}={text}", flag.name))),
+            Kind::Bool | Kind::Int | Kind::Text => args.push(format!("--{}={}", flag.name, values.text(flag.name))),
         }
     }
     assert_eq!(parse(args).map(|line| line.values).as_ref(), Ok(values));
@@ -47,15 +47,15 @@ mod tests {
         let flag = prop::sample::select(FLAGS);
         let value = "(true|f|[0-9]{1,5}|192\\.0\\.2\\.1|2001:db8::1|/x|a:b@c|\\PC{0,9})";
         prop_oneof![
-            (flag.clone(), value).prop_map(|(spec, value)| format!("-{}={value}", spec.name)),
-            flag.prop_map(|spec| format!("--{}", spec.name)),
+            (flag.clone(), value).prop_map(|(flag, value)| format!("-{}={value}", flag.name)),
+            flag.prop_map(|flag| format!("--{}", flag.name)),
             value,
             "\\PC{0,12}",
         ]
     }
 
     fn variable() -> impl Strategy<Value = (String, String)> {
-        let name = prop::sample::select(FLAGS).prop_map(|spec| crate::env::variable(spec.name));
+        let name = prop::sample::select(FLAGS).prop_map(|flag| crate::env::variable(flag.name));
         (prop_oneof![name, "FLANNELD_[A-Z_]{0,9}", "\\PC{0,9}"], "(true|[0-9]{1,5}|192\\.0\\.2\\.1|\\PC{0,9})")
     }
 

@@ -1,6 +1,7 @@
 //! flanneld: the drop-in flannel agent.
 
 mod agent;
+mod assemble;
 mod blackhole;
 mod client;
 mod commands;
@@ -10,6 +11,7 @@ mod credentials;
 mod doctor;
 mod env;
 mod firewall;
+mod flag_table;
 mod flags;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -20,12 +22,10 @@ mod malloc;
 mod metrics;
 mod notify;
 mod options;
-mod parts;
 mod preview;
 mod privileges;
 mod serve;
 mod signals;
-mod spec;
 mod status;
 mod stores;
 

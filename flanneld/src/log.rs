@@ -1,5 +1,6 @@
 //! Logs on stderr. A reader that does not read must not stop the agent, so lines go through a bounded queue.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,10 +8,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use flannel_core::text::{Plain, cut};
+use flannel_core::text::{Cut, Escaping};
+use tracing::{Dispatch, Event, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::options::{LogFormat, LogOptions};
@@ -52,13 +56,7 @@ impl Log {
         // kube_client calls each failed request an error: those who asked say what it means.
         let quiet = "netlink_proto=warn,netlink_packet_route=error,hyper=info,h2=info,tonic=info,tower=info,rustls=info,\
                      kube_client=off";
-        let filter = EnvFilter::new(format!("{level},{quiet}"));
-        let fmt = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(log.clone());
-        let registry = tracing_subscriber::registry().with(filter);
-        match options.format {
-            LogFormat::Text => registry.with(fmt).init(),
-            LogFormat::Json => registry.with(fmt.json()).init(),
-        }
+        dispatch(EnvFilter::new(format!("{level},{quiet}")), options.format, log.clone()).init();
         Ok(log)
     }
 
@@ -76,6 +74,58 @@ impl Log {
             }
             thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// Traces as lines for `writer`.
+fn dispatch<W>(filter: EnvFilter, format: LogFormat, writer: W) -> Dispatch
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // What it writes of its own errors would not be escaped.
+    let fmt = tracing_subscriber::fmt::layer().with_ansi(false).log_internal_errors(false).with_writer(writer);
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => registry.with(fmt.map_event_format(AsOneLine)).into(),
+        LogFormat::Json => registry.with(fmt.json().map_event_format(AsOneLine)).into(),
+    }
+}
+
+/// Escapes and cuts what another format writes while it writes it: the layer gathers a line before anybody else sees it.
+struct AsOneLine<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for AsOneLine<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = OneLine { text: Escaping(Cut::new(&mut writer, MAX_LINE)), breaks: 0 };
+        self.0.format_event(ctx, Writer::new(&mut line), event)?;
+        line.text.0.end()?;
+        writer.write_char('\n')
+    }
+}
+
+/// A line without the breaks at its end: the one there is comes from [`AsOneLine`]. An escape is one in JSON too.
+struct OneLine<W> {
+    text: Escaping<W>,
+    /// Line breaks that end what was written so far.
+    breaks: usize,
+}
+
+impl<W: fmt::Write> fmt::Write for OneLine<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let shown = text.trim_end_matches('\n');
+        if !shown.is_empty() {
+            for _ in 0..std::mem::take(&mut self.breaks) {
+                self.text.write_char('\n')?;
+            }
+            self.text.write_str(shown)?;
+        }
+        self.breaks += text.len() - shown.len();
+        Ok(())
     }
 }
 
@@ -115,12 +165,8 @@ impl Write for Line<'_> {
 impl Drop for Line<'_> {
     fn drop(&mut self) {
         let counts = &self.log.counts;
-        // The one line break is ours. An escape is one in JSON too.
-        let mut line = Plain(String::from_utf8_lossy(&self.text).trim_end_matches('\n')).to_string();
-        cut(&mut line, MAX_LINE);
-        line.push('\n');
         counts.queued.fetch_add(1, Ordering::Release);
-        if self.log.lines.try_send(line.into_bytes()).is_err() {
+        if self.log.lines.try_send(std::mem::take(&mut self.text)).is_err() {
             counts.queued.fetch_sub(1, Ordering::Release);
             counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -136,30 +182,83 @@ mod tests {
         (Log { lines, counts: Arc::default() }, queue)
     }
 
+    /// What is written of `text` in this format.
+    fn logged(format: LogFormat, text: &dyn fmt::Display) -> String {
+        let (log, queue) = log();
+        let dispatch = dispatch(EnvFilter::new("info"), format, log);
+        tracing::dispatcher::with_default(&dispatch, || tracing::info!(%text, "hostile"));
+        String::from_utf8(queue.recv().unwrap()).unwrap()
+    }
+
     #[test]
     fn a_line_is_one_line_and_plain_whatever_it_holds() {
-        let (log, queue) = log();
-        log.make_writer().write_all("key=\u{1b}[2J\nFAKE WARN\u{202e} line\n".as_bytes()).unwrap();
-        let line = String::from_utf8(queue.recv().unwrap()).unwrap();
-        assert_eq!(line, "key=\\u001b[2J\\u000aFAKE WARN\\u202e line\n");
+        for text in ["\u{1b}[2J\nFAKE WARN\u{202e} line", "\n\n", "at its end\n"] {
+            let line = logged(LogFormat::Text, &text);
+            // The formatter's own line break cannot be told from those before it.
+            let escaped = text
+                .trim_end_matches('\n')
+                .replace('\n', "\\u000a")
+                .replace('\u{1b}', "\\u001b")
+                .replace('\u{202e}', "\\u202e");
+            assert!(line.ends_with(&format!(" hostile text={escaped}\n")), "{line:?}");
+            let line = logged(LogFormat::Json, &text);
+            let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(parsed["fields"]["text"], text);
+            assert!(line.trim_end_matches('\n').chars().all(flannel_core::text::is_plain), "{line:?}");
+        }
+    }
+
+    /// A text that is never whole.
+    struct Endless(&'static str);
+
+    impl fmt::Display for Endless {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            (0..1 << 20).try_for_each(|_| f.write_str(self.0))
+        }
     }
 
     #[test]
     fn a_line_without_end_is_cut() {
-        let (log, queue) = log();
-        log.make_writer().write_all(&vec![b'x'; 1 << 20]).unwrap();
-        let line = String::from_utf8(queue.recv().unwrap()).unwrap();
-        assert!(line.len() < MAX_LINE + 40 && line.ends_with("xx ... (1032192 more bytes)\n"), "{}", line.len());
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let line = logged(format, &Endless("x"));
+            assert!(line.len() < MAX_LINE + 40 && line.contains("xx ... (10"), "{}", line.len());
+            assert!(line.ends_with(" more bytes)\n"));
+        }
     }
 
     #[test]
     fn a_line_is_cut_between_characters() {
         for first in 0..4 {
-            let (log, queue) = log();
-            let text = "x".repeat(first) + &"\u{1f980}".repeat(MAX_LINE);
-            log.make_writer().write_all(text.as_bytes()).unwrap();
-            let line = String::from_utf8(queue.recv().unwrap()).unwrap();
-            assert!(line.len() < MAX_LINE + 40 && !line.contains('\u{fffd}'), "{} bytes", line.len());
+            let text = format!("{}{}", "x".repeat(first), "\u{1f980}".repeat(MAX_LINE));
+            let line = logged(LogFormat::Text, &text);
+            assert!(line.len() < MAX_LINE + 40 && line.contains("\u{1f980} ... ("), "{} bytes", line.len());
+        }
+    }
+
+    /// Notes the longest part of a line that it is handed at once: so much was gathered.
+    #[derive(Clone, Default)]
+    struct Longest(Arc<AtomicU64>);
+
+    impl Write for Longest {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.fetch_max(bytes.len() as u64, Ordering::Relaxed);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_more_of_a_line_is_gathered_than_is_written() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let longest = Longest::default();
+            let writer = longest.clone();
+            let dispatch = dispatch(EnvFilter::new("info"), format, move || writer.clone());
+            tracing::dispatcher::with_default(&dispatch, || tracing::info!(text = %Endless("\u{1b}"), "hostile"));
+            let longest = longest.0.load(Ordering::Relaxed) as usize;
+            assert!((MAX_LINE..MAX_LINE + 40).contains(&longest), "{longest} bytes");
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flannel_core::admit::Reason;
 use flannel_core::clock::BootTime;
-use flannel_core::overlay::{Contact, Contended, EnvFile, Hearing, Phase, Status, WithheldBecause};
+use flannel_core::overlay::{Contact, Contended, EnvFile, Phase, Status, SubscriptionState, WithheldBecause};
 use flannel_core::text::Plain;
 use flannel_subnet_cached::CachedSubnets;
 use serde::{Deserialize, Serialize};
@@ -171,7 +171,7 @@ impl Document {
             contended: status.contended.map(|contended| contention(&contended, now)),
             uplink,
             mtu: status.mtu.map(|mtu| mtu.0),
-            notifications_heard: status.notifications == Hearing::Heard,
+            notifications_heard: status.notifications == SubscriptionState::Active,
             subnet_file: around.subnet_file.clone(),
             firewall: match rules {
                 Rulebook::Failed(error) | Rulebook::Lacking(error) => Some(error.clone()),

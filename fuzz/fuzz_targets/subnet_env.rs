@@ -10,7 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
     fuzz::bounded(bytes, || {
         check(&text);
-        flannel_core::fuzzing::places(&text);
+        flannel_core::fuzzing::former_networks(&text);
     });
 });
 

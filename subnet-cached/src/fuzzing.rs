@@ -1,4 +1,4 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a law does not hold.
+//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
 
 /// A state file of the store `etcd`: what is read is written so that it reads back as it was.
 pub fn state_file(bytes: &[u8]) {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flannel_core::alloc;
+use flannel_core::allocation;
 use flannel_core::clock::BootTime;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{BadRecord, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, Record, is_complete, keep_oldest};
@@ -156,7 +156,7 @@ impl Known {
     pub(crate) fn own_lease(&self, node: &NodeIdentity, now: BootTime) -> Option<Lease> {
         let Own::Held(holder, lease) = &self.own else { return None };
         let runs = lease.expires.is_none_or(|expires| expires > now);
-        let fits = self.config.as_ref().is_some_and(|config| alloc::all_compatible(config, &lease.subnets));
+        let fits = self.config.as_ref().is_some_and(|config| allocation::all_compatible(config, &lease.subnets));
         (is_holder(node, holder, lease) && runs && fits).then(|| lease.clone())
     }
 

@@ -139,7 +139,7 @@ impl EtcdSubnets {
             base: prefix.subnets().into(),
             ttl,
             clock: Arc::new(SystemClock::default()),
-            untold: Arc::default(),
+            unacknowledged: Arc::default(),
         };
         Self { store: Arc::new(store) }
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use etcd_client::{Compare, CompareOp, GetOptions, TxnOp};
-use flannel_core::alloc::{all_compatible, choose, compatible};
+use flannel_core::allocation::{all_compatible, choose, compatible};
 use flannel_core::clock::Clock;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{BadRecord, Lease, LeaseAttrs, LeaseKey, Record};
@@ -17,7 +17,7 @@ use crate::error::Fault;
 use crate::list::{after_prefix, gather, list};
 use crate::wire::{self, Version};
 use crate::write::random;
-use crate::write::{Granted, Outcome, Put, Untold, unchanged};
+use crate::write::{Granted, Outcome, Put, UnacknowledgedWrites, unchanged};
 
 /// A key prefix in etcd and how to use it.
 #[derive(Clone)]
@@ -28,7 +28,7 @@ pub(crate) struct Store {
     pub(crate) base: Arc<str>,
     pub(crate) ttl: Ttl,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) untold: Arc<Untold>,
+    pub(crate) unacknowledged: Arc<UnacknowledgedWrites>,
 }
 
 /// How often an acquire looks anew after others changed what it had read. In a race for new leases this counts only
@@ -141,8 +141,8 @@ impl Store {
             return lost("has expired");
         }
         let doing = |fault: Fault| fault.into_subnet_error(RENEWING);
-        let tenure = self.tenure(lease);
-        let mut version = tenure.first;
+        let held = self.held(lease);
+        let mut version = held.first;
         for _ in 0..ADOPTIONS {
             let full = self.key(&lease.key);
             let put = Put {
@@ -160,19 +160,19 @@ impl Store {
                     if version.lease != written.lease {
                         self.drop_lease(version.lease).await;
                     }
-                    if tenure.first.lease != version.lease {
-                        self.drop_lease(tenure.first.lease).await;
+                    if held.first.lease != version.lease {
+                        self.drop_lease(held.first.lease).await;
                     }
                     return Ok(Lease { fence: written.fence(), expires, ..lease.clone() });
                 }
                 Outcome::Refused { read, .. } => read,
             };
             let newer = read.first().ok_or("is gone");
-            match newer.and_then(|kv| tenure.version(kv).ok_or("is another's, or a newer lease")) {
+            match newer.and_then(|kv| held.version(kv).ok_or("is another's, or a newer lease")) {
                 // Our own renewal whose answer was lost, or Go flannel's on this host.
                 Ok(newer) => version = newer,
                 Err(why) => {
-                    self.drop_untold(&lease.key).await;
+                    self.drop_unacknowledged(&lease.key).await;
                     return lost(why);
                 }
             }
@@ -184,8 +184,8 @@ impl Store {
         if wire::parse_key(lease.key.as_str()).is_err() {
             return Ok(());
         }
-        let tenure = self.tenure(lease);
-        let mut version = tenure.first;
+        let held = self.held(lease);
+        let mut version = held.first;
         for _ in 0..ADOPTIONS {
             // An operator reserved it for this node: not ours to give back.
             if version.is_reservation() {
@@ -193,11 +193,11 @@ impl Store {
             }
             let found = self.delete(&lease.key, version).await;
             let found = found.map_err(|fault| fault.into_subnet_error(RELEASING))?;
-            match found.as_ref().map(|kv| tenure.version(kv)) {
+            match found.as_ref().map(|kv| held.version(kv)) {
                 Some(Some(newer)) => version = newer,
                 None | Some(None) => {
                     self.drop_lease(version.lease).await;
-                    self.drop_untold(&lease.key).await;
+                    self.drop_unacknowledged(&lease.key).await;
                     return Ok(());
                 }
             }
@@ -255,7 +255,7 @@ impl Store {
         let outcome = if version.is_reservation() { self.put_reserved(put).await } else { self.put_leased(put).await };
         match outcome.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
             Outcome::Refused { .. } => {
-                self.drop_untold(&lease.key).await;
+                self.drop_unacknowledged(&lease.key).await;
                 Ok(None)
             }
             Outcome::Written { version: written, expires } => {
@@ -273,7 +273,7 @@ impl Store {
         let granted = self.grant().await.map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
         let result = self.take_with(granted, seen, want, value).await;
         if !matches!(result, Ok(Some(_))) {
-            // A record that was written without our hearing of it goes with it.
+            // A record that was written without an acknowledgement goes with it.
             self.give_back(granted).await;
         }
         result
@@ -343,28 +343,33 @@ impl Store {
         vec![config, free]
     }
 
-    /// The tenure of this lease, as far as it is known before a call about it.
-    fn tenure<'a>(&'a self, lease: &'a Lease) -> Tenure<'a> {
+    /// What tells records of this lease, as far as it is known before a call about it.
+    fn held<'a>(&'a self, lease: &'a Lease) -> HeldLease<'a> {
         let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
-        Tenure { base: &self.base, first, untold: self.untold.of(&lease.key), owner: Owner::of_attrs(&lease.attrs) }
+        HeldLease {
+            base: &self.base,
+            first,
+            unacknowledged: self.unacknowledged.of(&lease.key),
+            owner: Owner::of_attrs(&lease.attrs),
+        }
     }
 }
 
-/// Tells records of one tenure of one node from others.
-struct Tenure<'a> {
+/// Tells the records of a lease that this node holds, or held, from others.
+struct HeldLease<'a> {
     base: &'a str,
     first: Version,
-    /// The etcd lease of a write that may have happened without our hearing of it.
-    untold: Option<i64>,
+    /// The etcd lease of a write that may have happened without an acknowledgement.
+    unacknowledged: Option<i64>,
     owner: Option<Owner>,
 }
 
-impl Tenure<'_> {
-    /// The version of a record that is of this tenure.
+impl HeldLease<'_> {
+    /// The version of a record of this lease.
     fn version(&self, kv: &etcd_client::KeyValue) -> Option<Version> {
         let version = Version::of(kv);
         // Whatever address that write published: the node's may have changed since.
-        let is_ours = self.untold == Some(version.lease) || {
+        let is_ours = self.unacknowledged == Some(version.lease) || {
             let found = wire::record(self.base, kv).lease;
             found.is_ok_and(|found| self.owner.is_some_and(|owner| owner.holds(&found.attrs)))
         };

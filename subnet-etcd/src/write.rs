@@ -44,12 +44,12 @@ pub(crate) struct Granted {
     expires: BootTime,
 }
 
-/// The leases of records that may have been written without our hearing of it. The next try writes with the same one,
+/// The leases of records that may have been written without an acknowledgement. The next try writes with the same one,
 /// so that a store whose answers are lost does not fill with leases; a record that hangs on it is ours.
 #[derive(Default)]
-pub(crate) struct Untold(Mutex<BTreeMap<LeaseKey, Granted>>);
+pub(crate) struct UnacknowledgedWrites(Mutex<BTreeMap<LeaseKey, Granted>>);
 
-impl Untold {
+impl UnacknowledgedWrites {
     pub(crate) fn of(&self, key: &LeaseKey) -> Option<i64> {
         Some(self.lock().get(key)?.lease)
     }
@@ -64,9 +64,9 @@ impl Untold {
     }
 
     fn note(&self, key: &LeaseKey, granted: Granted, now: BootTime) {
-        let mut untold = self.lock();
-        untold.retain(|_, granted| granted.expires > now);
-        untold.insert(key.clone(), granted);
+        let mut unacknowledged = self.lock();
+        unacknowledged.retain(|_, granted| granted.expires > now);
+        unacknowledged.insert(key.clone(), granted);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<LeaseKey, Granted>> {
@@ -76,7 +76,7 @@ impl Untold {
 }
 
 impl Store {
-    /// Gets a lease. One that was granted without our hearing of it is ended, for its number is ours.
+    /// Gets a lease. One that was granted without an acknowledgement is ended, for its number is ours.
     pub(crate) async fn grant(&self) -> Result<Granted, Fault> {
         let lease = i64::try_from(random() >> 1).unwrap_or(1).max(1);
         let asked = self.clock.now();
@@ -106,31 +106,31 @@ impl Store {
     /// Writes over a record of ours, with a lease of its own.
     pub(crate) async fn put_leased(&self, put: Put<'_>) -> Result<Outcome, Fault> {
         let now = self.clock.now();
-        let granted = match self.untold.lasting(put.key, now.after(self.ttl.duration() / 2)) {
+        let granted = match self.unacknowledged.lasting(put.key, now.after(self.ttl.duration() / 2)) {
             Some(granted) => granted,
             None => {
                 let granted = self.grant().await?;
                 // Before the write: that may be dropped midway.
-                self.untold.note(put.key, granted, now);
+                self.unacknowledged.note(put.key, granted, now);
                 granted
             }
         };
         let result = self.put_granted(&put, granted).await;
-        let is_told = match &result {
+        let is_settled = match &result {
             Ok(Outcome::Written { .. }) => true,
             // A try before this one may have written with it, or it may still be under way and would go with its lease.
             Ok(Outcome::Refused { .. }) => false,
             Err(fault) => fault.kind == Kind::Ended,
         };
-        if is_told {
-            self.untold.take(put.key);
+        if is_settled {
+            self.unacknowledged.take(put.key);
         }
         result
     }
 
     /// Ends the lease of a write that cannot happen any more.
-    pub(crate) async fn drop_untold(&self, key: &LeaseKey) {
-        if let Some(lease) = self.untold.take(key) {
+    pub(crate) async fn drop_unacknowledged(&self, key: &LeaseKey) {
+        if let Some(lease) = self.unacknowledged.take(key) {
             self.drop_lease(lease).await;
         }
     }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
-use flannel_core::alloc::{all_compatible, choose, compatible};
+use flannel_core::allocation::{all_compatible, choose, compatible};
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{Fence, Lease, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};

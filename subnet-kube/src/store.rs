@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use flannel_core::alloc::compatible;
+use flannel_core::allocation::compatible;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::files::{self, Trust};
 use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};

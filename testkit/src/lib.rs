@@ -66,3 +66,14 @@ pub fn memory_dir() -> std::io::Result<tempfile::TempDir> {
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// Tests that are calls of one function.
+#[macro_export]
+macro_rules! cases {
+    ($(fn $name:ident() = $check:ident($($argument:expr),*);)+) => {
+        $(#[test]
+        fn $name() {
+            $check($($argument),*);
+        })+
+    };
+}

@@ -17,7 +17,7 @@ const ORDER: [&str; 19] = [
     "files",
     "lease",
     "config",
-    "alloc",
+    "allocation",
     "subnet_env",
     "kernel",
     "netlink",
@@ -35,13 +35,13 @@ const ORDER: [&str; 19] = [
 const OF_TESTS: [&str; 2] = ["testing", "fuzzing"];
 
 /// Modules that have no runtime, no clock and no I/O.
-const PURE: [&str; 7] = ["net", "alloc", "kernel", "plan", "uplink", "admit", "agent"];
+const PURE: [&str; 7] = ["net", "allocation", "kernel", "plan", "uplink", "admit", "agent"];
 
 /// The product's code in the modules of flannel-core, without comments and tests: module, file, code.
 fn modules() -> Vec<(String, String, String)> {
     let name = Regex::new(r"^flannel-core/src/(\w+)(?:\.rs|/)").expect("a pattern");
     let comment = Regex::new(r"(?m)//.*$").expect("a pattern");
-    let of_tests = ["tests.rs", "laws.rs", "hostile.rs", "large.rs", "sharing.rs", "acts.rs", "lib.rs"];
+    let of_tests = ["tests.rs", "properties.rs", "hostile.rs", "large.rs", "sharing.rs", "acts.rs", "lib.rs"];
     let mut found = Vec::new();
     for (place, text) in files("rs") {
         let Some(module) = name.captures(&place).map(|found| found[1].to_owned()) else { continue };

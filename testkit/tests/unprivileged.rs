@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     unshare(CloneFlags::CLONE_NEWUSER)?;
     let before = links()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    for backend in ["vxlan", "host-gw"] {
+    for (backend, what) in [("vxlan", "network devices"), ("host-gw", "routes")] {
         let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
         let store = MemorySubnets::new(NetworkConfig::parse(config.as_bytes(), Allocation::Pool)?);
         let overlay = Overlay::builder().backend("vxlan", Vxlan::new).backend("host-gw", |_| Ok(HostGw)).build(
@@ -39,7 +39,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             tokio::time::timeout(std::time::Duration::from_secs(10), overlay.run(CancellationToken::new())).await
         })?;
         match outcome {
-            Err(OverlayError::Kernel(KernelError::Denied { doing, hint })) if hint.contains("CAP_NET_ADMIN") => {
+            Err(OverlayError::Kernel(KernelError::Denied { doing, hint }))
+                if doing.contains(what) && hint.contains("CAP_NET_ADMIN") =>
+            {
                 println!("{backend}: no permission for {doing}: {hint}");
             }
             other => return Err(format!("{backend}: {other:?}").into()),

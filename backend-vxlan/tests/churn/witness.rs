@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use flannel_core::alloc;
+use flannel_core::allocation;
 use flannel_core::clock::Clock;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, Record};
@@ -101,7 +101,7 @@ impl Witness {
 
     fn acquired(&self, lease: &Lease) {
         if let Some(setting) = &*self.shared.setting.lock().unwrap()
-            && !alloc::all_compatible(&setting.config(), &lease.subnets)
+            && !allocation::all_compatible(&setting.config(), &lease.subnets)
         {
             self.shared.blame(format!("host {} takes {:?} of another pool than {setting:?}", self.host, lease.subnets));
         }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::reason::{Covered, Reason};
-use crate::alloc::fits_pools;
+use crate::allocation::fits_pools;
 use crate::backend::{Backend, Skip};
 use crate::config::{Network, NetworkConfig};
 use crate::kernel::{HostFacts, OverlayName};

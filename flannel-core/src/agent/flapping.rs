@@ -197,6 +197,21 @@ mod tests {
     }
 
     #[test]
+    fn the_waits_for_a_contested_object_grow_to_half_a_minute() {
+        let (mut flapping, op) = (Flapping::default(), deletion(1));
+        (0..10).for_each(|n| drop(flapping.wrote(at(n), [&op].into_iter())));
+        let mut waits = Vec::new();
+        let mut now = at(9);
+        for _ in 0..8 {
+            let until = flapping.waits_until(&op.object(), now).unwrap();
+            waits.push(until.since(now).as_secs());
+            now = until;
+            flapping.wrote(now, [&op].into_iter());
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
     fn after_a_flush_of_everything_an_event_walks_over_nothing() {
         let mut flapping = Flapping::default();
         let ops: Vec<_> = (0..10_000).map(deletion).collect();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::agent::inputs::{self, SETTLE, Settling};
 use crate::agent::renewal::Address;
 use crate::agent::status::Event;
-use crate::backend::{Local, Situation};
+use crate::backend::{LocalNode, NodeContext};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
 use crate::net::{Dual, Family};
@@ -37,7 +37,7 @@ impl Machine {
             }
         };
         let local = Arc::clone(&self.local);
-        let old = &local.situation;
+        let old = &local.context;
         let found = self.find_uplink(old, &facts);
         let lost = match &found {
             Ok(found) if self.has_settled(now, old, found) => None,
@@ -53,7 +53,7 @@ impl Machine {
                 Some(chain(error))
             }
         };
-        let uplink = found.as_ref().ok().filter(|_| lost.is_none()).map(|situation| situation.uplink.clone());
+        let uplink = found.as_ref().ok().filter(|_| lost.is_none()).map(|context| context.uplink.clone());
         let was_known = self.status.uplink.is_some();
         if let Some(reason) = lost.as_ref().filter(|_| was_known) {
             self.events.push(Event::UplinkLost(reason.clone()));
@@ -61,30 +61,30 @@ impl Machine {
         if let Some(uplink) = uplink.as_ref().filter(|_| !was_known) {
             self.events.push(Event::UplinkBack(uplink.clone()));
         }
-        let mut situation = match found {
-            Ok(situation) if lost.is_none() => situation,
-            _ => Situation { host: facts, ..old.clone() },
+        let mut context = match found {
+            Ok(context) if lost.is_none() => context,
+            _ => NodeContext { host: facts, ..old.clone() },
         };
         // What is published now wins over what a device happens to have.
-        situation.previous = Some(Arc::clone(&local.lease));
-        if situation.uplink != old.uplink || situation.public != old.public {
-            self.events.push(Event::UplinkChanged(situation.uplink.clone()));
-            match self.backend.advertise(&situation) {
+        context.previous = Some(Arc::clone(&local.lease));
+        if context.uplink != old.uplink || context.public != old.public {
+            self.events.push(Event::UplinkChanged(context.uplink.clone()));
+            match self.backend.advertise(&context) {
                 Ok(attrs) => self.renewal.publish(attrs, now),
                 Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
             }
         }
-        let mtu = inputs::pod_mtu(&*self.backend, &situation);
-        let unknown = situation.host.left_out;
+        let mtu = inputs::pod_mtu(&*self.backend, &context);
+        let unknown = context.host.left_out;
         let status = &self.status;
         if (&status.uplink, status.mtu, status.unknown_host_objects) != (&uplink, Some(mtu), unknown) {
             self.show(|status| {
                 (status.uplink, status.mtu, status.unknown_host_objects) = (uplink, Some(mtu), unknown);
             });
         }
-        if situation != *old {
-            self.audit.expected |= situation.uplink != old.uplink;
-            self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
+        if context != *old {
+            self.audit.expected |= context.uplink != old.uplink;
+            self.set_local(now, LocalNode { context, lease: Arc::clone(&self.local.lease) });
         }
         self.audit_at(now, Cause::Hint);
     }
@@ -97,16 +97,16 @@ impl Machine {
         }
         let Some(mac) = self.admission.mac_shared_with_older() else { return };
         self.mac_changed = Some(now);
-        let mut situation = self.local.situation.clone();
-        if situation.taken.len() >= MOST_TAKEN {
-            situation.taken.clear();
+        let mut context = self.local.context.clone();
+        if context.taken.len() >= MOST_TAKEN {
+            context.taken.clear();
         }
-        situation.taken.insert(mac);
-        match self.backend.advertise(&situation) {
+        context.taken.insert(mac);
+        match self.backend.advertise(&context) {
             Ok(attrs) => self.renewal.publish(attrs, now),
             Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
         }
-        self.set_local(now, Local { situation, lease: Arc::clone(&self.local.lease) });
+        self.set_local(now, LocalNode { context, lease: Arc::clone(&self.local.lease) });
     }
 
     /// When the MAC address may be changed again, if it has to be.
@@ -122,7 +122,7 @@ impl Machine {
         if self.settings.node.is_some() {
             // It is known by its name: whoever has the address, the lease is this node's.
             Address::Held
-        } else if lacks_identity(&self.local.situation) {
+        } else if lacks_identity(&self.local.context) {
             Address::Lost
         } else if is_read || !self.synced {
             // Before the records are listed the host is not read again.
@@ -132,7 +132,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn set_local(&mut self, now: BootTime, local: Local) {
+    pub(super) fn set_local(&mut self, now: BootTime, local: LocalNode) {
         self.local = Arc::new(local);
         let mut scope = inputs::scope(&self.settings, &*self.backend, &self.local);
         scope.former.clone_from(&self.scope.former);
@@ -173,8 +173,8 @@ impl Machine {
     }
 
     /// What the host would have us use. Records are searched only where that is not what is in use.
-    fn find_uplink(&self, old: &Situation, facts: &Arc<HostFacts>) -> Result<Situation, UplinkError> {
-        let find = |others| inputs::situation(&self.settings, old, Arc::clone(facts), others);
+    fn find_uplink(&self, old: &NodeContext, facts: &Arc<HostFacts>) -> Result<NodeContext, UplinkError> {
+        let find = |others| inputs::context(&self.settings, old, Arc::clone(facts), others);
         let nobody = BTreeSet::new();
         let found = find(&nobody);
         if found.as_ref().is_ok_and(|found| found.public == old.public) {
@@ -188,14 +188,14 @@ impl Machine {
     }
 
     /// Whether what was found may be used now. Another interface with the same addresses may at once.
-    fn has_settled(&mut self, now: BootTime, old: &Situation, found: &Situation) -> bool {
+    fn has_settled(&mut self, now: BootTime, old: &NodeContext, found: &NodeContext) -> bool {
         self.settling = Settling::of(self.settling, &old.uplink.addrs, &found.uplink.addrs, now);
         self.settling.is_none()
     }
 }
 
 /// Whether the address that identifies this node was the host's own and is not any more.
-fn lacks_identity(Situation { uplink, public, host, .. }: &Situation) -> bool {
+fn lacks_identity(NodeContext { uplink, public, host, .. }: &NodeContext) -> bool {
     let is_there = |addr: &IpAddr| host.addresses.iter().any(|found| found.addr == *addr);
     // As for the identity itself: IPv4 if there is any.
     let family = if public.v4.is_some() { Family::V4 } else { Family::V6 };

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::admit::{Admission, HostView, Own, Rules};
 use crate::agent::{Masquerade, Settings};
-use crate::alloc::all_compatible;
-use crate::backend::{Backend, Local, Situation, Uplink};
+use crate::allocation::all_compatible;
+use crate::backend::{Backend, LocalNode, NodeContext, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{Device, HostFacts, HostLink, LinkKind, OverlayName, Scope};
@@ -50,21 +50,17 @@ pub(crate) struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// The situation on `host`, and why its uplink was chosen. Preferred are the interface and addresses that this start
+    /// The context on `host`, and why its uplink was chosen. Preferred are the interface and addresses that this start
     /// used before, else the addresses that the last run used: other nodes send to them, and etcd finds this node's lease
     /// by them. An address of `others` is another node's.
-    pub(crate) fn first_situation(
-        &self,
-        host: &Arc<HostFacts>,
-        others: &BTreeSet<IpAddr>,
-    ) -> Result<First, UplinkError> {
+    pub(crate) fn first_context(&self, host: &Arc<HostFacts>, others: &BTreeSet<IpAddr>) -> Result<First, UplinkError> {
         let Self { settings, config, backend, uplink } = *self;
         let with = |choice: Choice| {
             let node = identity(settings, &choice.public);
             let (overlay, config, host) = (settings.name.clone(), Arc::clone(config), Arc::clone(host));
             let Choice { uplink, public, explanation } = choice;
             let taken = BTreeSet::new();
-            (Situation { overlay, config, node, uplink, public, host, previous: None, taken }, explanation)
+            (NodeContext { overlay, config, node, uplink, public, host, previous: None, taken }, explanation)
         };
         // An address that another node publishes is not kept, even if it is in use.
         let kept = |addrs: &Dual<IpAddr>| Dual {
@@ -86,16 +82,16 @@ impl Known<'_> {
             }
             found = choose(settings, config, host, InUse { addrs: kept(&addrs), ..in_use }).map(with)?;
         }
-        let (situation, explanation) = found;
-        let before = situation.uplink.addrs.map(|family, addr| addrs.get(family).copied().unwrap_or(*addr));
-        Ok(First { situation, explanation, before, left })
+        let (context, explanation) = found;
+        let before = context.uplink.addrs.map(|family, addr| addrs.get(family).copied().unwrap_or(*addr));
+        Ok(First { context, explanation, before, left })
     }
 }
 
 /// What a start finds.
 #[derive(Debug, Clone)]
 pub(crate) struct First {
-    pub(crate) situation: Situation,
+    pub(crate) context: NodeContext,
     pub(crate) explanation: Explanation,
     /// The local addresses that were used before, as far as that can be told, else those found.
     pub(crate) before: Dual<IpAddr>,
@@ -115,7 +111,7 @@ pub(crate) enum Owner {
 /// What tells which lease is the own one, besides what the host shows.
 pub(crate) struct Evidence<'a> {
     /// What this start went by when it last asked for a lease, and what for.
-    pub(crate) so_far: Option<(&'a Situation, &'a Want)>,
+    pub(crate) so_far: Option<(&'a NodeContext, &'a Want)>,
     /// The subnets that `subnet.env` names.
     pub(crate) former: Dual<Prefix>,
 }
@@ -136,7 +132,7 @@ impl First {
     pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, evidence: &Evidence<'_>) -> Owner {
         let macs = |attrs: &LeaseAttrs| Self::macs(backend, attrs);
         let found = macs(&lease.attrs);
-        let Situation { config, node, uplink, public, .. } = &self.situation;
+        let NodeContext { config, node, uplink, public, .. } = &self.context;
         let Left { local, macs: ours, addrs } = &self.left;
         let is_on_device = || lease.subnets.iter().any(|(_, subnet)| addrs.contains(&subnet.addr()));
         let is_reserved = lease.expires.is_none() && lease.attrs.are_addresses_alone();
@@ -168,7 +164,7 @@ impl First {
             return ours.into_iter().next();
         }
         let left = self.left_subnets();
-        let published = backend.advertise(&self.situation).ok();
+        let published = backend.advertise(&self.context).ok();
         let place = ours
             .iter()
             .position(|lease| lease.subnets == evidence.former || lease.subnets == left)
@@ -179,7 +175,7 @@ impl First {
     /// The subnets whose addresses are on the devices that the last run left.
     pub(crate) fn left_subnets(&self) -> Dual<Prefix> {
         let mut subnets = Dual::default();
-        for (family, network) in self.situation.config.networks.iter() {
+        for (family, network) in self.context.config.networks.iter() {
             let Some(pool) = &network.pool else { continue };
             let inside = |addr: &&IpAddr| network.prefix.contains(**addr);
             let addr = self.left.addrs.iter().find(inside);
@@ -190,21 +186,21 @@ impl First {
 }
 
 /// The devices that the backend would want, as far as they are known before there is a lease.
-fn devices(backend: &dyn Backend, situation: &Situation) -> Vec<Device> {
-    let Ok(attrs) = backend.advertise(situation) else { return Vec::new() };
-    backend.devices(&expected(situation, &Want::new(attrs)))
+fn devices(backend: &dyn Backend, context: &NodeContext) -> Vec<Device> {
+    let Ok(attrs) = backend.advertise(context) else { return Vec::new() };
+    backend.devices(&expected(context, &Want::new(attrs)))
 }
 
 /// The lease as far as it is known before it is taken: enough to tell which devices there will be.
-pub(crate) fn expected(situation: &Situation, want: &Want) -> Local {
+pub(crate) fn expected(context: &NodeContext, want: &Want) -> LocalNode {
     let lease = Lease {
-        key: LeaseKey::new(situation.node.as_str()),
+        key: LeaseKey::new(context.node.as_str()),
         subnets: want.preferred,
         attrs: want.attrs.clone(),
         expires: None,
         fence: Fence::default(),
     };
-    Local { lease: Arc::new(lease), situation: situation.clone() }
+    LocalNode { lease: Arc::new(lease), context: context.clone() }
 }
 
 /// What the devices say that the last run left.
@@ -244,18 +240,18 @@ pub(crate) fn identity(settings: &Settings, public: &Dual<IpAddr>) -> NodeIdenti
     })
 }
 
-/// The situation on a host that has changed, where other nodes publish `others`.
-pub(crate) fn situation(
+/// The context on a host that has changed, where other nodes publish `others`.
+pub(crate) fn context(
     settings: &Settings,
-    old: &Situation,
+    old: &NodeContext,
     host: Arc<HostFacts>,
     others: &BTreeSet<IpAddr>,
-) -> Result<Situation, UplinkError> {
+) -> Result<NodeContext, UplinkError> {
     let in_use = InUse { link: Some(old.uplink.index), addrs: old.uplink.addrs, others };
     let Choice { uplink, public, .. } = choose(settings, &old.config, &host, in_use)?;
     // A store that knows us by our address has to be asked by the one that we publish.
     let node = identity(settings, &public);
-    Ok(Situation { node, uplink, public, host, ..old.clone() })
+    Ok(NodeContext { node, uplink, public, host, ..old.clone() })
 }
 
 pub(crate) fn choose(
@@ -270,36 +266,36 @@ pub(crate) fn choose(
 }
 
 /// The part of the kernel that is looked at and written.
-pub(crate) fn scope(settings: &Settings, backend: &dyn Backend, local: &Local) -> Scope {
+pub(crate) fn scope(settings: &Settings, backend: &dyn Backend, local: &LocalNode) -> Scope {
     local.scope(backend.devices(local), settings.slots.clone())
 }
 
 /// The MTU for pods.
-pub(crate) fn pod_mtu(backend: &dyn Backend, situation: &Situation) -> Mtu {
-    backend.mtu(situation).unwrap_or(situation.uplink.mtu)
+pub(crate) fn pod_mtu(backend: &dyn Backend, context: &NodeContext) -> Mtu {
+    backend.mtu(context).unwrap_or(context.uplink.mtu)
 }
 
 /// An admission without records.
-pub(crate) fn admission(backend: Arc<dyn Backend>, settings: &Settings, local: &Local) -> Admission {
-    let rules = Rules::new(&local.situation.config, backend);
+pub(crate) fn admission(backend: Arc<dyn Backend>, settings: &Settings, local: &LocalNode) -> Admission {
+    let rules = Rules::new(&local.context.config, backend);
     let host = host(settings, local, &rules);
     Admission::new(rules, host)
 }
 
 /// What admission has to know of this node.
-pub(crate) fn host(settings: &Settings, local: &Local, rules: &Rules) -> HostView {
-    let Situation { host, overlay, public, .. } = &local.situation;
+pub(crate) fn host(settings: &Settings, local: &LocalNode, rules: &Rules) -> HostView {
+    let NodeContext { host, overlay, public, .. } = &local.context;
     let mut own = Own::new(&local.lease, rules);
     own.public = *public;
     HostView::new(host, overlay, settings.store_addresses.iter().copied().collect(), own)
 }
 
 /// What `subnet.env` has to say.
-pub(crate) fn subnet_env(backend: &dyn Backend, local: &Local, masquerade: Masquerade) -> SubnetEnv {
+pub(crate) fn subnet_env(backend: &dyn Backend, local: &LocalNode, masquerade: Masquerade) -> SubnetEnv {
     SubnetEnv {
-        networks: local.situation.networks(),
+        networks: local.context.networks(),
         subnets: local.lease.subnets,
-        mtu: Some(pod_mtu(backend, &local.situation)),
+        mtu: Some(pod_mtu(backend, &local.context)),
         ip_masq: Some(match masquerade {
             Masquerade::Agent => true,
             Masquerade::Plugin => false,

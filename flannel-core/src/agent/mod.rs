@@ -54,7 +54,7 @@ use crate::agent::reconfiguration::Reconfiguration;
 use crate::agent::refused::Refused;
 use crate::agent::renewal::Renewal;
 use crate::agent::store_health::{Source, StoreHealth};
-use crate::backend::{Backend, Local, Situation};
+use crate::backend::{Backend, LocalNode, NodeContext};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
@@ -70,7 +70,8 @@ pub use explain::{Explanation, Verdict};
 pub use preview::{Held, HeldBecause, Preview};
 pub use settings::{ConfigPolicy, LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
 pub use status::{
-    Contact, Contended, EnvFile, Event, Hearing, LossReason, PeerCounts, Phase, Refusal, Status, WithheldBecause,
+    Contact, Contended, EnvFile, Event, LossReason, PeerCounts, Phase, Refusal, Status, SubscriptionState,
+    WithheldBecause,
 };
 
 pub(crate) use explain::explain;
@@ -108,7 +109,7 @@ pub(crate) enum KernelCall {
 pub(crate) struct Machine {
     settings: Arc<Settings>,
     backend: Arc<dyn Backend>,
-    local: Arc<Local>,
+    local: Arc<LocalNode>,
     scope: Scope,
     admission: Admission,
     /// How many peers it accepts, and how many prefixes they have.
@@ -211,7 +212,7 @@ impl Machine {
     pub(crate) fn new(
         settings: Arc<Settings>,
         backend: Arc<dyn Backend>,
-        local: Local,
+        local: LocalNode,
         status: Status,
         now: BootTime,
         jitter: Jitter,
@@ -248,11 +249,11 @@ impl Machine {
             local,
         };
         machine.judge_host(now);
-        let Situation { uplink, .. } = &machine.local.situation;
+        let NodeContext { uplink, .. } = &machine.local.context;
         let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
-        let network = Arc::clone(&machine.local.situation.config);
-        let unknown = machine.local.situation.host.left_out;
-        let mtu = inputs::pod_mtu(&*machine.backend, &machine.local.situation);
+        let network = Arc::clone(&machine.local.context.config);
+        let unknown = machine.local.context.host.left_out;
+        let mtu = inputs::pod_mtu(&*machine.backend, &machine.local.context);
         machine.show(|status| {
             status.phase = Phase::LeaseHeld;
             status.network = Some(network);
@@ -267,7 +268,7 @@ impl Machine {
         self.audit.facts = true;
     }
 
-    pub(crate) fn local(&self) -> &Arc<Local> {
+    pub(crate) fn local(&self) -> &Arc<LocalNode> {
         &self.local
     }
 
@@ -439,11 +440,11 @@ impl Machine {
     fn hint(&mut self, now: BootTime, hint: Hint) {
         match hint {
             Hint::Changed => {}
-            Hint::FactsChanged | Hint::Lost | Hint::Unheard => self.audit.facts = true,
+            Hint::FactsChanged | Hint::Lost | Hint::SubscriptionBroken => self.audit.facts = true,
         }
-        self.show_hearing(match hint {
-            Hint::Changed | Hint::FactsChanged | Hint::Lost => Hearing::Heard,
-            Hint::Unheard => Hearing::Unheard,
+        self.show_subscription(match hint {
+            Hint::Changed | Hint::FactsChanged | Hint::Lost => SubscriptionState::Active,
+            Hint::SubscriptionBroken => SubscriptionState::Broken,
         });
         let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
         self.audit_at(due, Cause::Hint);

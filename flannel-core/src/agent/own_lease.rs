@@ -6,7 +6,7 @@ use crate::agent::LossPolicy;
 use crate::agent::renewal::Outcome;
 use crate::agent::status::{Event, LossReason, Phase};
 use crate::agent::store_health::Source;
-use crate::backend::Local;
+use crate::backend::LocalNode;
 use crate::clock::BootTime;
 use crate::lease::Lease;
 use crate::subnet::SubnetError;
@@ -63,6 +63,11 @@ impl Machine {
         self.show(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
+    /// The agent ends, and has given its lease back.
+    pub(crate) fn lease_given_back(&mut self) {
+        self.show(|status| (status.lease, status.phase) = (None, Phase::Starting));
+    }
+
     /// Another lease, or the same with other contents, is ours now.
     pub(super) fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
         let old = &self.local.lease;
@@ -75,7 +80,7 @@ impl Machine {
                 status.phase = Phase::LeaseHeld;
             }
         });
-        self.set_local(now, Local { lease, situation: self.local.situation.clone() });
+        self.set_local(now, LocalNode { lease, context: self.local.context.clone() });
         if matters {
             for prefix in prefixes_of(Some(&Arc::clone(&self.local.lease))) {
                 self.prefix_in_use(now, &prefix);

@@ -38,6 +38,8 @@ pub(crate) struct Protected {
     until: Option<BootTime>,
     /// How many prefixes it is about.
     mass: usize,
+    /// How many it was about when that was last told.
+    told: usize,
     /// Peers that left one by one.
     removals: Removals,
     /// Whether peers left since that was last judged.
@@ -175,6 +177,18 @@ impl Protected {
     /// Whether a mass deletion waits.
     pub(crate) fn mass_waits(&self) -> bool {
         self.until.is_some()
+    }
+
+    /// How many prefixes a mass deletion is about, if that is to be told: once for each, and again when twice as many wait.
+    pub(crate) fn take_mass_to_tell(&mut self) -> Option<usize> {
+        if !self.mass_waits() {
+            self.told = 0;
+        }
+        let is_told = self.mass_waits() && self.mass >= 2 * self.told;
+        is_told.then(|| {
+            self.told = self.mass;
+            self.mass
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -93,7 +93,7 @@ impl Machine {
         let Some(config) = answer.ok().filter(|_| own_word) else {
             return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);
         };
-        let in_force = &self.local.situation.config;
+        let in_force = &self.local.context.config;
         let is_same = in_force.is_same_overlay(&config) && in_force.enable_nftables == config.enable_nftables;
         self.reconfiguration.answered(is_same);
         let reconfigured = (!is_same).then(|| Arc::new(config));

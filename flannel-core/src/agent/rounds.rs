@@ -45,7 +45,7 @@ impl Machine {
     /// Whether `route` leads to the peer of its prefix by way of a connected route that is missing, although the host
     /// still has an address there: whoever takes a link over (NetworkManager) deletes that route and adds it again.
     pub(super) fn is_unreached(&self, prefix: &Prefix, route: &Route) -> bool {
-        let host = &self.local.situation.host;
+        let host = &self.local.context.host;
         let claimed = route.gateway.filter(|gateway| self.claim(prefix) == Some(*gateway));
         claimed.is_some_and(|gateway| host.on_link(gateway).is_none() && host.is_connected(gateway))
     }

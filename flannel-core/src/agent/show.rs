@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::admit::Change;
-use crate::agent::status::{Contact, EnvFile, Event, Hearing, PeerCounts, Phase, Status, WithheldBecause};
+use crate::agent::status::{Contact, EnvFile, Event, PeerCounts, Phase, Status, SubscriptionState, WithheldBecause};
 use crate::agent::wanted;
 use crate::clock::BootTime;
 use crate::kernel::Object;
@@ -44,15 +44,15 @@ impl Machine {
         }
     }
 
-    pub(super) fn show_hearing(&mut self, hearing: Hearing) {
-        if self.status.notifications == hearing {
+    pub(super) fn show_subscription(&mut self, state: SubscriptionState) {
+        if self.status.notifications == state {
             return;
         }
-        self.events.push(match hearing {
-            Hearing::Heard => Event::NotificationsBack,
-            Hearing::Unheard => Event::NotificationsLost,
+        self.events.push(match state {
+            SubscriptionState::Active => Event::NotificationsBack,
+            SubscriptionState::Broken => Event::NotificationsLost,
         });
-        self.show(|status| status.notifications = hearing);
+        self.show(|status| status.notifications = state);
     }
 
     pub(super) fn show_peer(&mut self, change: &Change) {
@@ -209,9 +209,7 @@ impl Machine {
             // What a bad record protected is nobody's now, or another's.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
-        if self.guard.protected.mass_waits() {
-            self.events.push(Event::DeletionsWithheld(self.status.withheld.len()));
-        }
+        self.events.extend(self.guard.protected.take_mass_to_tell().map(Event::DeletionsWithheld));
     }
 }
 

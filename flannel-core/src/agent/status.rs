@@ -48,15 +48,15 @@ pub enum Contact {
     },
 }
 
-/// Whether the kernel's notifications are heard.
+/// The state of the subscription to the kernel's notifications.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Hearing {
-    /// They are: what somebody changes is seen at once.
+pub enum SubscriptionState {
+    /// What somebody changes is seen at once.
     #[default]
-    Heard,
-    /// They are not, and that is tried again with back-off: what somebody changes is seen by the next audit only.
-    Unheard,
+    Active,
+    /// It is opened again with back-off: until then what somebody changes is seen by the next audit only.
+    Broken,
 }
 
 /// Somebody else changes or deletes our record, again and again: most likely another agent under this node's name. Run
@@ -155,7 +155,7 @@ pub struct Status {
     /// Another configuration that the store has now; `None` while it has the same, as far as is known. Start the agent again
     /// to go by it: until then what is in the kernel stays, and no lease is taken of other networks or another backend.
     pub reconfigured: Option<Arc<NetworkConfig>>,
-    /// The lease held.
+    /// The lease held. None before it is taken, and after it was lost or given back.
     pub lease: Option<Arc<Lease>>,
     /// How another program contends for this node's record; `None` while none does.
     pub contended: Option<Contended>,
@@ -165,8 +165,8 @@ pub struct Status {
     pub mtu: Option<Mtu>,
     /// Contact with the store.
     pub store: Contact,
-    /// Whether the kernel's notifications are heard.
-    pub notifications: Hearing,
+    /// The subscription to the kernel's notifications.
+    pub notifications: SubscriptionState,
     /// What has become of `subnet.env`. Pods cannot be attached before it is written.
     pub subnet_env: EnvFile,
     /// Counts of peers.
@@ -232,7 +232,7 @@ impl Default for Status {
             uplink: None,
             mtu: None,
             store: Contact::Never,
-            notifications: Hearing::default(),
+            notifications: SubscriptionState::default(),
             subnet_env: EnvFile::default(),
             peers: PeerCounts::default(),
             quarantined: Arc::default(),
@@ -313,7 +313,8 @@ pub enum Event {
     Contested(Object),
     /// The kernel refuses to write something.
     Refused(Object, Refusal),
-    /// Deletions wait for a second look, so many prefixes.
+    /// Most peers went at once: deletions wait for a second look, so many prefixes. Told once while they wait, and again
+    /// when twice as many do.
     DeletionsWithheld(usize),
     /// The store does not answer.
     StoreLost(String),
@@ -321,9 +322,9 @@ pub enum Event {
     StoreBack,
     /// The kernel did not do what it should.
     KernelTrouble(String),
-    /// The kernel's notifications cannot be heard: until they are, audits alone see what somebody changes.
+    /// The kernel's notifications do not arrive: until they do, audits alone see what somebody changes.
     NotificationsLost,
-    /// The kernel's notifications are heard again.
+    /// The kernel's notifications arrive again.
     NotificationsBack,
     /// The uplink changed.
     UplinkChanged(Uplink),

@@ -11,7 +11,7 @@ use super::{Input, KernelCall, Machine};
 use crate::admit::Reason;
 use crate::agent::{ConfigPolicy, Event};
 use crate::agent::{Phase, Settings, Status, StoreCall};
-use crate::backend::{Local, MockBackend, Peer, Situation};
+use crate::backend::{LocalNode, MockBackend, NodeContext, Peer};
 use crate::backoff::Jitter;
 use crate::clock::BootTime;
 use crate::config::{Allocation, NetworkConfig};
@@ -83,8 +83,8 @@ fn machine() -> Machine {
 
 /// A machine whose store never answers what its configuration is.
 fn machine_on(host: HostFacts, backend: MockBackend) -> Machine {
-    let situation = Situation { host: Arc::new(host), ..arbitrary::situation(config()) };
-    let local: Local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
+    let context = NodeContext { host: Arc::new(host), ..arbitrary::context(config()) };
+    let local: LocalNode = arbitrary::local(context, arbitrary::lease(1, V4, "tunnel").attrs);
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
     machine.reconfiguration.ask();
@@ -141,8 +141,8 @@ fn a_list_of_more_than_is_held_does_not_say_that_the_own_record_is_gone() {
 
 #[test]
 fn a_lease_that_has_run_out_is_not_renewed_though_no_wake_has_said_so() {
-    let situation = Situation { host: Arc::new(arbitrary::host()), ..arbitrary::situation(config()) };
-    let mut local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
+    let context = NodeContext { host: Arc::new(arbitrary::host()), ..arbitrary::context(config()) };
+    let mut local = arbitrary::local(context, arbitrary::lease(1, V4, "tunnel").attrs);
     local.lease = Arc::new(Lease { expires: Some(at(60_000)), ..(*local.lease).clone() });
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
@@ -192,8 +192,8 @@ fn no_lease_is_taken_by_an_address_that_the_host_has_lost() {
 #[test]
 fn a_lease_is_taken_again_though_an_address_that_does_not_identify_the_node_is_gone() {
     const BOTH: &[Family] = &Family::BOTH;
-    let situation = arbitrary::situation(arbitrary::config(BOTH, r#"{"Type":"tunnel"}"#));
-    let local = arbitrary::local(situation, arbitrary::lease(1, BOTH, "tunnel").attrs);
+    let context = arbitrary::context(arbitrary::config(BOTH, r#"{"Type":"tunnel"}"#));
+    let local = arbitrary::local(context, arbitrary::lease(1, BOTH, "tunnel").attrs);
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
     let own = arbitrary::record(arbitrary::lease(1, BOTH, "tunnel"), 1);
@@ -356,7 +356,7 @@ fn a_shared_mac_address_sets_no_deadline_that_waits_for_the_kernel() {
     backend.expect_devices().returning(|_| Vec::new());
     let attrs = arbitrary::lease(1, V4, "tunnel").attrs;
     backend.expect_advertise().returning(move |_| Ok(attrs.clone()));
-    let local = arbitrary::local(arbitrary::situation(config()), arbitrary::lease(1, V4, "tunnel").attrs);
+    let local = arbitrary::local(arbitrary::context(config()), arbitrary::lease(1, V4, "tunnel").attrs);
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
     let older = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 1);
@@ -447,6 +447,33 @@ fn of_a_stream_of_removals_the_last_quarter_waits_and_a_slow_one_is_carried_out(
 }
 
 #[test]
+fn deletions_that_wait_are_told_once_and_again_when_twice_as_many_do() {
+    let told = |machine: &mut Machine| -> Vec<usize> {
+        let number = |event| if let Event::DeletionsWithheld(number) = event { Some(number) } else { None };
+        machine.take_events().into_iter().filter_map(number).collect()
+    };
+    let join = |machine: &mut Machine, seen: &mut State, n: u8, now: BootTime| {
+        let record = arbitrary::record(arbitrary::lease(n, V4, "tunnel"), 30);
+        machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(record))));
+        assert_eq!(delete(machine, now, seen), 0);
+    };
+    let (mut machine, mut seen) = with_peers(20);
+    leave_one_by_one(&mut machine, &mut seen, 20, Duration::from_millis(200));
+    assert_eq!((told(&mut machine), machine.status.withheld.len()), (vec![1, 2, 4], 5));
+    let (mut machine, mut seen) = with_peers(20);
+    leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO);
+    assert_eq!(told(&mut machine), [20]);
+    for n in 2..=20 {
+        join(&mut machine, &mut seen, n, at(5000 + u64::from(n)));
+    }
+    assert_eq!((told(&mut machine), machine.status.withheld.len()), (vec![], 1));
+    // Once none waits, the next removal is another.
+    join(&mut machine, &mut seen, 21, at(6000));
+    leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO);
+    assert_eq!(told(&mut machine), [20]);
+}
+
+#[test]
 fn peers_that_join_and_leave_one_after_the_other_make_no_mass_deletion() {
     let (mut machine, mut seen) = with_peers(1);
     for n in 0..40_u8 {
@@ -499,9 +526,9 @@ fn another_configuration_in_the_store_is_told_and_ends_the_agent_as_the_policy_s
         (ConfigPolicy::Stop, true, true),
     ] {
         let settings = Arc::new(Settings { on_reconfiguration: policy, ..settings() });
-        let situation = Situation { host: Arc::new(arbitrary::host()), ..arbitrary::situation(config()) };
-        let local = arbitrary::local(situation, arbitrary::lease(1, V4, "tunnel").attrs);
-        let same = NetworkConfig::clone(&local.situation.config);
+        let context = NodeContext { host: Arc::new(arbitrary::host()), ..arbitrary::context(config()) };
+        let local = arbitrary::local(context, arbitrary::lease(1, V4, "tunnel").attrs);
+        let same = NetworkConfig::clone(&local.context.config);
         let begun = || {
             let (settings, backend, status) = (Arc::clone(&settings), Arc::new(backend()), Status::default());
             let mut machine = Machine::new(settings, backend, local.clone(), status, at(0), Jitter::seeded(1));

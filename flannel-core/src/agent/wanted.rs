@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::backend::{Backend, Local, Skip};
+use crate::backend::{Backend, LocalNode, Skip};
 use crate::kernel::{Object, PeerState, Scope, State};
 use crate::lease::{Lease, LeaseKey};
 use crate::net::Family;
@@ -19,7 +19,7 @@ pub(crate) type Skips = BTreeMap<(LeaseKey, Family), Skip>;
 /// (docs/kernel-facts.md, "Cost of dumps and memory").
 pub(crate) fn whole<'a>(
     backend: &dyn Backend,
-    local: &Local,
+    local: &LocalNode,
     scope: &Scope,
     peers: impl Iterator<Item = &'a Arc<Lease>>,
     seen: &mut State,
@@ -29,7 +29,7 @@ pub(crate) fn whole<'a>(
     let links_settled = plan::links_settled(&base, seen, scope);
     let peers: Vec<_> = peers.collect();
     // Three vectors that grow in turn leave thrice what they need behind.
-    let room = peers.len() * local.situation.config.networks.families().count();
+    let room = peers.len() * local.context.config.networks.families().count();
     let missing = |there: usize| if links_settled { room.saturating_sub(there) } else { room };
     let mut fdb = Vec::with_capacity(missing(seen.fdb.len()));
     let mut neighbours = Vec::with_capacity(missing(seen.neighbours.len()));
@@ -65,10 +65,10 @@ pub(crate) fn whole<'a>(
 /// What one peer gets in each family in use, or why not.
 pub(crate) fn states<'a>(
     backend: &'a dyn Backend,
-    local: &'a Local,
+    local: &'a LocalNode,
     peer: &'a Lease,
 ) -> impl Iterator<Item = (Family, Result<PeerState, Skip>)> + 'a {
-    let families = local.situation.config.networks.families();
+    let families = local.context.config.networks.families();
     families.map(move |family| (family, backend.peer(local, peer, family)))
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn states<'a>(
 /// its as well: what became of it is remembered.
 pub(crate) fn add_former(
     backend: &dyn Backend,
-    local: &Local,
+    local: &LocalNode,
     peer: &Lease,
     state: &mut State,
     objects: &mut BTreeSet<Object>,
@@ -88,7 +88,7 @@ pub(crate) fn add_former(
 /// Adds what `peer` wants to `state` and its objects to `objects`.
 pub(crate) fn add(
     backend: &dyn Backend,
-    local: &Local,
+    local: &LocalNode,
     peer: &Lease,
     state: &mut State,
     objects: &mut BTreeSet<Object>,

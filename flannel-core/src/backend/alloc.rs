@@ -7,7 +7,7 @@
 //! let builder = Overlay::builder().backend(Alloc::TYPE, |_| Ok(Alloc));
 //! ```
 
-use crate::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use crate::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use crate::kernel::{Device, PeerState, State};
 use crate::lease::LeaseAttrs;
 use crate::net::{Family, MacAddr, Mtu};
@@ -34,28 +34,28 @@ impl Backend for Alloc {
         false
     }
 
-    fn devices(&self, _local: &Local) -> Vec<Device> {
+    fn devices(&self, _local: &LocalNode) -> Vec<Device> {
         Vec::new()
     }
 
     /// The uplink's: nothing is added to a packet.
-    fn mtu(&self, _situation: &Situation) -> Option<Mtu> {
+    fn mtu(&self, _situation: &NodeContext) -> Option<Mtu> {
         None
     }
 
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        Ok(LeaseAttrs { public_ip: situation.public, ..LeaseAttrs::default() })
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
+        Ok(LeaseAttrs { public_ip: context.public, ..LeaseAttrs::default() })
     }
 
     fn hardware_address(&self, _attrs: &LeaseAttrs, _family: Family) -> Result<Option<MacAddr>, Skip> {
         Ok(None)
     }
 
-    fn base(&self, _local: &Local) -> State {
+    fn base(&self, _local: &LocalNode) -> State {
         State::default()
     }
 
-    fn peer(&self, _local: &Local, _peer: &Peer, _family: Family) -> Result<PeerState, Skip> {
+    fn peer(&self, _local: &LocalNode, _peer: &Peer, _family: Family) -> Result<PeerState, Skip> {
         Err(Skip::Unprogrammed(Self::TYPE))
     }
 }
@@ -75,13 +75,13 @@ mod tests {
     #[test]
     fn a_lease_is_published_and_nothing_is_programmed() {
         let families = [Family::V4];
-        let situation = arbitrary::situation(arbitrary::config(&families, r#"{"Type":"alloc"}"#));
+        let context = arbitrary::context(arbitrary::config(&families, r#"{"Type":"alloc"}"#));
         let backend = Alloc;
-        let attrs = backend.advertise(&situation).unwrap();
+        let attrs = backend.advertise(&context).unwrap();
         assert_eq!(attrs.to_json(), r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
-        assert_eq!((&*attrs.backend_type, backend.mtu(&situation)), (backend.wire_type(), None));
+        assert_eq!((&*attrs.backend_type, backend.mtu(&context)), (backend.wire_type(), None));
         assert_eq!(attrs.backend_data, Dual::default());
-        let local = arbitrary::local(situation, attrs);
+        let local = arbitrary::local(context, attrs);
         assert!(backend.base(&local).is_empty() && backend.devices(&local).is_empty());
         let peer = arbitrary::lease(2, &families, "");
         assert_eq!(backend.peer(&local, &peer, Family::V4), Err(Skip::Unprogrammed("alloc")));

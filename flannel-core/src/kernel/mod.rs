@@ -51,8 +51,8 @@ pub enum Hint {
     FactsChanged,
     /// Notifications were lost: anything may have changed.
     Lost,
-    /// Notifications cannot be heard until the next hint, which is [`Lost`](Self::Lost): anything may change unseen.
-    Unheard,
+    /// No notifications arrive until the next hint, which is [`Lost`](Self::Lost): anything may change unseen.
+    SubscriptionBroken,
 }
 
 impl Hint {

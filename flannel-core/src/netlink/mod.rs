@@ -9,8 +9,10 @@ mod codec;
 mod facts;
 mod monitor;
 mod observe;
+mod pending_hints;
 mod probe;
-mod signal;
+#[cfg(test)]
+mod test_namespace;
 mod thread;
 mod wire;
 
@@ -28,7 +30,7 @@ use futures_util::stream::BoxStream;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::codec::check::check_datagram;
-use self::signal::Signal;
+use self::pending_hints::PendingHints;
 use self::thread::{Command, Thread};
 use crate::net::{Dual, Prefix};
 
@@ -112,8 +114,8 @@ impl Kernel for NetlinkKernel {
     }
 
     fn hints(&self, scope: &Scope) -> BoxStream<'static, Hint> {
-        let signal = Arc::new(Signal::default());
-        self.thread.subscribe(scope.clone(), Arc::clone(&signal));
-        signal.hints().boxed()
+        let pending = Arc::new(PendingHints::default());
+        self.thread.subscribe(scope.clone(), Arc::clone(&pending));
+        pending.hints().boxed()
     }
 }

@@ -18,7 +18,7 @@ use addresses::Addresses;
 use super::codec::neighbour::Table;
 use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbour, route};
 use super::observe::read_links;
-use super::signal::Signal;
+use super::pending_hints::PendingHints;
 use super::wire::{RECEIVE_BUFFER, Receive, Wire, open_socket, receive};
 use crate::kernel::{Hint, HostAddress, HostFacts, KernelError, Link, LinkId, OverlayName, Scope, SeenLink};
 use crate::net::{Family, MacAddr, is_automatic};
@@ -99,7 +99,7 @@ struct Listed {
 struct Watch {
     scope: Scope,
     ids: BTreeMap<u32, LinkId>,
-    signals: Vec<Weak<Signal>>,
+    listeners: Vec<Weak<PendingHints>>,
 }
 
 impl Monitor {
@@ -140,14 +140,14 @@ impl Monitor {
     /// Whether anybody still listens.
     pub(crate) fn is_wanted(&mut self) -> bool {
         for watch in &mut self.watches {
-            watch.signals.retain(|signal| signal.strong_count() > 0);
+            watch.listeners.retain(|pending| pending.strong_count() > 0);
         }
-        self.watches.retain(|watch| !watch.signals.is_empty());
+        self.watches.retain(|watch| !watch.listeners.is_empty());
         !self.watches.is_empty()
     }
 
-    /// Tells `signal` what concerns `scope`, which replaces an earlier one of the same overlay.
-    pub(crate) fn watch(&mut self, scope: Scope, signal: &Arc<Signal>) {
+    /// Tells `pending` what concerns `scope`, which replaces an earlier one of the same overlay.
+    pub(crate) fn watch(&mut self, scope: Scope, pending: &Arc<PendingHints>) {
         let known = self.watches.iter().position(|watch| watch.scope.overlay == scope.overlay);
         self.incomplete |= !self.watches.iter().any(|watch| watch.scope == scope);
         let ids = scope.identify(&self.links);
@@ -155,9 +155,9 @@ impl Monitor {
             Some(watch) => {
                 watch.scope = scope;
                 watch.ids = ids;
-                watch.signals.push(Arc::downgrade(signal));
+                watch.listeners.push(Arc::downgrade(pending));
             }
-            None => self.watches.push(Watch { scope, ids, signals: vec![Arc::downgrade(signal)] }),
+            None => self.watches.push(Watch { scope, ids, listeners: vec![Arc::downgrade(pending)] }),
         }
     }
 
@@ -172,10 +172,10 @@ impl Monitor {
     }
 
     /// Who listens, to be told by another monitor from now on.
-    pub(crate) fn dismiss(mut self) -> Vec<(Scope, Arc<Signal>)> {
+    pub(crate) fn dismiss(mut self) -> Vec<(Scope, Arc<PendingHints>)> {
         let watches = std::mem::take(&mut self.watches);
-        let listeners = watches.into_iter().flat_map(|Watch { scope, signals, .. }| {
-            signals.into_iter().filter_map(move |signal| Some((scope.clone(), signal.upgrade()?)))
+        let listeners = watches.into_iter().flat_map(|Watch { scope, listeners, .. }| {
+            listeners.into_iter().filter_map(move |pending| Some((scope.clone(), pending.upgrade()?)))
         });
         listeners.collect()
     }
@@ -522,8 +522,8 @@ impl Watch {
     }
 
     fn raise(&self, hint: Hint) {
-        for signal in self.signals.iter().filter_map(Weak::upgrade) {
-            signal.raise(hint);
+        for pending in self.listeners.iter().filter_map(Weak::upgrade) {
+            pending.raise(hint);
         }
     }
 }
@@ -564,8 +564,8 @@ impl Monitor {
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        for signal in self.watches.iter().flat_map(|watch| &watch.signals).filter_map(Weak::upgrade) {
-            signal.close();
+        for pending in self.watches.iter().flat_map(|watch| &watch.listeners).filter_map(Weak::upgrade) {
+            pending.close();
         }
     }
 }

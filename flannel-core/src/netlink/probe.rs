@@ -53,16 +53,7 @@ fn ask(wire: &mut Wire, batch: &mut Batch, doing: &str, question: impl FnOnce(&m
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Runs `test` in a network namespace of its own.
-    fn in_new_namespace(test: impl FnOnce(&mut Wire, &mut Batch) + Send + 'static) {
-        let thread = std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-                .expect("these tests need CAP_SYS_ADMIN: run them as root or under unshare -Urn");
-            test(&mut Wire::new(), &mut Batch::default());
-        });
-        thread.join().unwrap();
-    }
+    use crate::netlink::test_namespace::in_new_namespace;
 
     #[test]
     fn a_kernel_without_the_driver_is_told_from_one_that_refuses() {
@@ -86,7 +77,8 @@ mod tests {
 
     #[test]
     fn a_kind_that_the_kernel_does_not_have_is_unsupported_and_one_it_has_is_not_made() {
-        in_new_namespace(|wire, batch| {
+        in_new_namespace(|| {
+            let (wire, batch) = (&mut Wire::new(), &mut Batch::default());
             let links =
                 |wire: &mut Wire, batch: &mut Batch| super::super::observe::read_links(wire, batch, |_| true).unwrap();
             let before = links(wire, batch);

@@ -23,8 +23,8 @@ use super::codec::Batch;
 use super::facts::host_facts;
 use super::monitor::Monitor;
 use super::observe::{Seen, observe};
+use super::pending_hints::PendingHints;
 use super::probe::probe;
-use super::signal::Signal;
 use super::wire::Wire;
 use crate::net::{Dual, Prefix};
 
@@ -49,8 +49,8 @@ pub(crate) enum Command {
 /// A listener who is not yet known to the monitor.
 struct Subscription {
     scope: Scope,
-    signal: Arc<Signal>,
-    /// Whether it knows that nothing is heard for now.
+    pending: Arc<PendingHints>,
+    /// Whether it was told that no notifications arrive for now.
     told: bool,
 }
 
@@ -107,11 +107,11 @@ impl Thread {
         answer.await.map_err(|_| KernelError::Stopped)?
     }
 
-    /// Has `signal` told what concerns `scope`.
-    pub(crate) fn subscribe(&self, scope: Scope, signal: Arc<Signal>) {
+    /// Has `pending` told what concerns `scope`.
+    pub(crate) fn subscribe(&self, scope: Scope, pending: Arc<PendingHints>) {
         match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(waiting) => waiting.push(Subscription { scope, signal, told: false }),
-            None => signal.close(),
+            Some(waiting) => waiting.push(Subscription { scope, pending, told: false }),
+            None => pending.close(),
         }
         self.shared.wake();
     }
@@ -161,7 +161,7 @@ struct Worker {
     batch: Batch,
     monitor: Option<Monitor>,
     /// Listeners for whom there is no monitor yet.
-    unheard: Vec<Subscription>,
+    unserved: Vec<Subscription>,
     /// When a monitor may be opened again.
     retry: Instant,
     backoff: Backoff,
@@ -183,7 +183,7 @@ impl Worker {
     fn new(commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
         let (wire, batch, overlays) = (Wire::new(), Batch::default(), BTreeMap::new());
         let (retry, backoff) = (Instant::now(), Backoff::up_to(LONGEST_PAUSE, Jitter::random()));
-        Self { commands, shared, wire, batch, monitor: None, unheard: Vec::new(), retry, backoff, overlays }
+        Self { commands, shared, wire, batch, monitor: None, unserved: Vec::new(), retry, backoff, overlays }
     }
 
     fn run(mut self) {
@@ -204,8 +204,8 @@ impl Worker {
         let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.monitor.as_ref().map(|monitor| PollFd::new(monitor.as_fd(), PollFlags::POLLIN)));
         let stale = self.monitor.as_ref().is_some_and(Monitor::is_stale).then_some(RETRY_PAUSE);
-        let unheard = (!self.unheard.is_empty()).then(|| self.retry.saturating_duration_since(Instant::now()));
-        let timeout = match stale.into_iter().chain(unheard).min() {
+        let unserved = (!self.unserved.is_empty()).then(|| self.retry.saturating_duration_since(Instant::now()));
+        let timeout = match stale.into_iter().chain(unserved).min() {
             // Rounded up: it must not wake just before its time.
             Some(pause) => PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
@@ -219,27 +219,27 @@ impl Worker {
             Some(waiting) => std::mem::take(waiting),
             None => return,
         };
-        self.unheard.extend(new);
-        self.unheard.retain(|subscription| Arc::strong_count(&subscription.signal) > 1);
-        if self.unheard.is_empty() {
+        self.unserved.extend(new);
+        self.unserved.retain(|subscription| Arc::strong_count(&subscription.pending) > 1);
+        if self.unserved.is_empty() {
             return;
         }
         if self.monitor.is_none() && Instant::now() < self.retry {
-            return self.tell_unheard();
+            return self.tell_unserved();
         }
         let monitor = match self.monitor.take().map_or_else(Monitor::open, Ok) {
             Ok(monitor) => self.monitor.insert(monitor),
             Err(error) => {
                 tracing::debug!(%error, "no kernel notifications");
                 self.pause();
-                return self.tell_unheard();
+                return self.tell_unserved();
             }
         };
-        for Subscription { scope, signal, told } in self.unheard.drain(..) {
-            monitor.watch(scope, &signal);
+        for Subscription { scope, pending, told } in self.unserved.drain(..) {
+            monitor.watch(scope, &pending);
             if told {
                 // Whatever happened meanwhile was not heard.
-                signal.raise(Hint::Lost);
+                pending.raise(Hint::Lost);
             }
         }
         resync(monitor, &mut self.wire, &mut self.batch);
@@ -254,10 +254,10 @@ impl Worker {
         self.retry = now + self.backoff.wait();
     }
 
-    fn tell_unheard(&mut self) {
-        for subscription in self.unheard.iter_mut().filter(|subscription| !subscription.told) {
+    fn tell_unserved(&mut self) {
+        for subscription in self.unserved.iter_mut().filter(|subscription| !subscription.told) {
             subscription.told = true;
-            subscription.signal.raise(Hint::Unheard);
+            subscription.pending.raise(Hint::SubscriptionBroken);
         }
     }
 
@@ -277,9 +277,13 @@ impl Worker {
     /// Does without the monitor, whose socket is broken, until the next may be opened.
     fn give_up(&mut self) {
         let listeners = self.monitor.take().map(Monitor::dismiss).unwrap_or_default();
-        self.unheard.extend(listeners.into_iter().map(|(scope, signal)| Subscription { scope, signal, told: false }));
+        self.unserved.extend(listeners.into_iter().map(|(scope, pending)| Subscription {
+            scope,
+            pending,
+            told: false,
+        }));
         self.pause();
-        self.tell_unheard();
+        self.tell_unserved();
     }
 
     /// Does what was asked, unless the caller has gone.
@@ -326,8 +330,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         let waiting = self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).take();
-        for subscription in waiting.into_iter().flatten().chain(self.unheard.drain(..)) {
-            subscription.signal.close();
+        for subscription in waiting.into_iter().flatten().chain(self.unserved.drain(..)) {
+            subscription.pending.close();
         }
     }
 }
@@ -378,23 +382,23 @@ mod tests {
         let mut worker = Worker::new(receiver, Arc::clone(&shared));
         let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
         let scope = Scope::new(OverlayName::default(), networks);
-        let signal = Arc::new(Signal::default());
-        worker.unheard.push(Subscription { scope, signal: Arc::clone(&signal), told: false });
+        let pending = Arc::new(PendingHints::default());
+        worker.unserved.push(Subscription { scope, pending: Arc::clone(&pending), told: false });
         worker.take_subscriptions();
-        let mut hints = Box::pin(Arc::clone(&signal).hints());
+        let mut hints = Box::pin(Arc::clone(&pending).hints());
         for pause in [1, 2, 4] {
             worker.monitor.as_mut().expect("a netlink socket").break_socket();
             let broken = Instant::now();
             worker.listen();
-            assert!(worker.monitor.is_none() && worker.unheard.len() == 1);
-            assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Unheard));
+            assert!(worker.monitor.is_none() && worker.unserved.len() == 1);
+            assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::SubscriptionBroken));
             assert!(worker.retry >= broken + Duration::from_millis(900 * pause));
             worker.take_subscriptions();
             assert!(worker.monitor.is_none(), "not before its time");
             worker.retry = Instant::now();
             assert_eq!(hints.next().now_or_never(), None, "it is not heard yet");
             worker.take_subscriptions();
-            assert!(worker.monitor.is_some() && worker.unheard.is_empty());
+            assert!(worker.monitor.is_some() && worker.unserved.is_empty());
             assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Lost));
         }
     }

@@ -338,15 +338,7 @@ mod tests {
     use crate::kernel::{LinkId, LinkName, Route};
     use crate::net::{Family, Prefix};
     use crate::netlink::codec::{link, route};
-
-    fn in_new_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
-        let thread = std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-                .expect("these tests need CAP_SYS_ADMIN: run them as root or under unshare -Urn");
-            test()
-        });
-        thread.join().unwrap()
-    }
+    use crate::netlink::test_namespace::in_new_namespace;
 
     fn refusable(batch: &mut Batch, count: u32) {
         for n in 0..count {

@@ -18,7 +18,7 @@ use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope, State};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::overlay::env_file::{EnvKeeper, Gate};
-use crate::overlay::former_networks::Places;
+use crate::overlay::former_networks::Retention;
 use crate::overlay::handle::{HandleError, Question};
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
@@ -175,9 +175,15 @@ impl<'a> Driver<'a> {
         let Some(lease) = self.machine.held_lease() else { return };
         let last = LastLease::Held((**lease).clone());
         let (local, published) = (self.machine.local(), self.published());
-        if let Err(error) = removal::release(self.seams, &local.situation, &published, last).await {
-            tracing::warn!(error = chain(&error), "the lease was not given back");
+        match removal::release(self.seams, &local.context, &published, last).await {
+            Ok(()) => self.show_given_back(),
+            Err(error) => tracing::warn!(error = chain(&error), "the lease was not given back"),
         }
+    }
+
+    fn show_given_back(&mut self) {
+        self.machine.lease_given_back();
+        self.publish();
     }
 
     /// What this node publishes, and which leases are other nodes'.
@@ -191,8 +197,8 @@ impl<'a> Driver<'a> {
         let scope = self.machine.scope().clone();
         let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
         let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
-        let places = if cleared.is_ok() { Places::Forget } else { Places::Remember };
-        let env = removal::delete_env(self.seams, &self.settings, places, gate).await;
+        let retention = if cleared.is_ok() { Retention::Delete } else { Retention::Keep };
+        let env = removal::delete_env(self.seams, &self.settings, retention, gate).await;
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
             self.machine.handle(self.seams.clock.now(), Input::Lease(answer));
@@ -204,7 +210,10 @@ impl<'a> Driver<'a> {
             None => LastLease::NotHeld,
         };
         let (local, published) = (self.machine.local(), self.published());
-        let released = removal::release(self.seams, &local.situation, &published, last).await;
+        let released = removal::release(self.seams, &local.context, &published, last).await;
+        if released.is_ok() {
+            self.show_given_back();
+        }
         cleared.map(drop).and(env.map(drop)).and(released)
     }
 
@@ -250,8 +259,8 @@ impl<'a> Driver<'a> {
             self.kernel = self.machine.kernel_call(now).map(|call| kernel_call(kernel, call).boxed());
         }
         if self.store.is_none() {
-            let (subnets, situation) = (Arc::clone(&self.seams.subnets), &self.machine.local().situation);
-            let (node, config) = (situation.node.clone(), Arc::clone(&situation.config));
+            let (subnets, context) = (Arc::clone(&self.seams.subnets), &self.machine.local().context);
+            let (node, config) = (context.node.clone(), Arc::clone(&context.config));
             self.store = self.machine.store_call(now).map(|call| {
                 let call = match call {
                     StoreCall::Acquire(want) => StoreCall::Acquire(want.leaving_alone(self.foreign.clone())),
@@ -283,9 +292,9 @@ impl<'a> Driver<'a> {
         if self.machine.status().phase < Phase::DeviceReady {
             return self.env.wait();
         }
-        let places = if self.machine.has_former() { Places::Remember } else { Places::Forget };
+        let retention = if self.machine.has_former() { Retention::Keep } else { Retention::Delete };
         let wanted = inputs::subnet_env(&**self.machine.backend(), self.machine.local(), masquerade);
-        self.env.keep(self.seams.clock.now(), wanted, places);
+        self.env.keep(self.seams.clock.now(), wanted, retention);
     }
 
     /// Publishes the status, then what happened: who hears of an event finds it in the status.

@@ -10,7 +10,7 @@ use crate::agent::{EnvFile, Settings, SubnetEnvFile};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::net::{Dual, Prefix};
-use crate::overlay::former_networks::{self, Places};
+use crate::overlay::former_networks::{self, Retention};
 use crate::subnet_env::{Kept, SubnetEnv};
 use crate::text::chain;
 
@@ -25,7 +25,7 @@ pub(crate) type Outcome = Result<Looked, String>;
 
 pub(crate) struct Looked {
     env: SubnetEnv,
-    places: Places,
+    retention: Retention,
     kept: Kept,
     /// The subnets that the file named before.
     former: Dual<Prefix>,
@@ -37,7 +37,7 @@ pub(crate) struct EnvKeeper {
     every: Duration,
     under_way: Option<BoxFuture<'static, Outcome>>,
     /// What it said when we last looked, if that was what it had to.
-    said: Option<(SubnetEnv, Places)>,
+    said: Option<(SubnetEnv, Retention)>,
     /// When to look again.
     due: Option<BootTime>,
     /// Why it does not say what it has to.
@@ -96,10 +96,10 @@ impl EnvKeeper {
 
     /// Looks at the file and what is remembered beside it, and writes it if it does not say `wanted`, unless that was done
     /// a while ago only. A failure is met with back-off, whatever has changed since.
-    pub(crate) fn keep(&mut self, now: BootTime, wanted: SubnetEnv, places: Places) {
+    pub(crate) fn keep(&mut self, now: BootTime, wanted: SubnetEnv, retention: Retention) {
         let Some(file) = self.file.as_ref().filter(|_| self.under_way.is_none()) else { return };
         let waits = self.due.is_some_and(|due| due > now);
-        if waits && (self.error.is_some() || self.said == Some((wanted, places))) {
+        if waits && (self.error.is_some() || self.said == Some((wanted, retention))) {
             return;
         }
         let (path, gate) = (file.path.clone(), Arc::clone(&self.gate));
@@ -110,10 +110,10 @@ impl EnvKeeper {
             }
             let former = SubnetEnv::read(&path).ok().flatten().map(|env| env.subnets).unwrap_or_default();
             let kept = wanted.keep(&path).map_err(|error| chain(&error))?;
-            if places == Places::Forget {
+            if retention == Retention::Delete {
                 former_networks::forget(&path).map_err(|error| format!("forgetting former networks: {error}"))?;
             }
-            Ok(Looked { env: wanted, places, kept, former })
+            Ok(Looked { env: wanted, retention, kept, former })
         });
         self.under_way = Some(
             async move {
@@ -141,14 +141,14 @@ impl EnvKeeper {
     /// Takes in what [`finished`](Self::finished) said; what has become of the file.
     pub(crate) fn ended(&mut self, now: BootTime, outcome: Outcome) -> EnvFile {
         match outcome {
-            Ok(Looked { env, places, kept, former }) => {
+            Ok(Looked { env, retention, kept, former }) => {
                 if kept == Kept::Written {
                     warn_of_moved_pods(&former, &env.subnets);
                     let again = self.said.is_some_and(|(said, _)| said == env);
                     tracing::info!(subnet = ?env.subnets.v4, subnet6 = ?env.subnets.v6, again, "subnet.env written");
                 }
                 self.backoff.reset();
-                (self.said, self.error, self.due) = (Some((env, places)), None, Some(now.after(self.every)));
+                (self.said, self.error, self.due) = (Some((env, retention)), None, Some(now.after(self.every)));
                 EnvFile::Settled
             }
             Err(error) => {

@@ -15,13 +15,13 @@ use crate::subnet_env::SubnetEnv;
 /// The largest memory that is read, in bytes: room for some 500 changes of network that nothing was cleared after.
 const MAX_BYTES: u64 = 32 << 10;
 
-/// What has to become of the memory.
+/// What becomes of the file that remembers former networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Places {
+pub(crate) enum Retention {
     /// Something may be left in a former network.
-    Remember,
+    Keep,
     /// `subnet.env` says it all.
-    Forget,
+    Delete,
 }
 
 /// The networks of former runs, of this agent or another, as far as `subnet.env` and what is beside it tell.
@@ -36,9 +36,10 @@ pub(crate) fn known(env: &Path) -> Vec<Dual<Prefix>> {
         tracing::warn!(path = %file.display(), %error, "the former networks in this file are ignored");
         None
     });
-    let mut places = found.and_then(|found| String::from_utf8(found).ok()).map(|text| parse(&text)).unwrap_or_default();
-    places.extend(SubnetEnv::read(env).ok().flatten().map(|env| env.networks));
-    distinct(places)
+    let mut networks =
+        found.and_then(|found| String::from_utf8(found).ok()).map(|text| parse(&text)).unwrap_or_default();
+    networks.extend(SubnetEnv::read(env).ok().flatten().map(|env| env.networks));
+    distinct(networks)
 }
 
 /// Remembers `former` networks and the `present` one, unless that is just what `subnet.env` says.
@@ -49,8 +50,8 @@ pub(crate) fn remember(env: &Path, former: &[Dual<Prefix>], present: Dual<Prefix
     if former.is_empty() && named == Some(present) {
         return Ok(());
     }
-    let places = distinct(former.iter().copied().chain([present]));
-    files::replace(&beside(env), Mode::Public, MAX_BYTES, |file| file.write_all(print(&places).as_bytes()))
+    let networks = distinct(former.iter().copied().chain([present]));
+    files::replace(&beside(env), Mode::Public, MAX_BYTES, |file| file.write_all(print(&networks).as_bytes()))
 }
 
 /// Removes the memory. Idempotent.
@@ -77,8 +78,8 @@ fn parse(text: &str) -> Vec<Dual<Prefix>> {
     text.lines().map(network).collect()
 }
 
-fn print(places: &[Dual<Prefix>]) -> String {
-    places.iter().map(|networks| line(networks) + "\n").collect()
+fn print(networks: &[Dual<Prefix>]) -> String {
+    networks.iter().map(|networks| line(networks) + "\n").collect()
 }
 
 fn line(networks: &Dual<Prefix>) -> String {
@@ -95,12 +96,12 @@ fn network(line: &str) -> Dual<Prefix> {
     networks
 }
 
-fn distinct(places: impl IntoIterator<Item = Dual<Prefix>>) -> Vec<Dual<Prefix>> {
+fn distinct(networks: impl IntoIterator<Item = Dual<Prefix>>) -> Vec<Dual<Prefix>> {
     let mut distinct: Vec<Dual<Prefix>> = Vec::new();
-    for place in places {
-        let is_any = Family::BOTH.iter().any(|family| place.get(*family).is_some());
-        if is_any && !distinct.contains(&place) {
-            distinct.push(place);
+    for each in networks {
+        let is_any = Family::BOTH.iter().any(|family| each.get(*family).is_some());
+        if is_any && !distinct.contains(&each) {
+            distinct.push(each);
         }
     }
     distinct
@@ -108,10 +109,10 @@ fn distinct(places: impl IntoIterator<Item = Dual<Prefix>>) -> Vec<Dual<Prefix>>
 
 /// Checks that what a text names is printed so that it is read back.
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn check_places(text: &str) {
-    let places = distinct(parse(text));
-    assert!(places.len() <= text.lines().count());
-    assert_eq!(parse(&print(&places)), places, "{text:?}");
+pub(crate) fn check_former_networks(text: &str) {
+    let networks = distinct(parse(text));
+    assert!(networks.len() <= text.lines().count());
+    assert_eq!(parse(&print(&networks)), networks, "{text:?}");
 }
 
 #[cfg(test)]
@@ -119,7 +120,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn places(text: &[&str]) -> Vec<Dual<Prefix>> {
+    fn networks(text: &[&str]) -> Vec<Dual<Prefix>> {
         text.iter().map(|line| network(line)).collect()
     }
 
@@ -128,15 +129,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = dir.path().join("run/subnet.env");
         assert!(known(&env).is_empty());
-        let all = places(&["10.5.0.0/16", "fd00:5::/48", "10.6.0.0/16 fd00:6::/48"]);
+        let all = networks(&["10.5.0.0/16", "fd00:5::/48", "10.6.0.0/16 fd00:6::/48"]);
         remember(&env, &all[..2], all[2]).unwrap();
         fs::write(&env, "FLANNEL_NETWORK=10.7.0.0/16\n").unwrap();
-        assert_eq!(known(&env), [all.as_slice(), &places(&["10.7.0.0/16"])].concat());
+        assert_eq!(known(&env), [all.as_slice(), &networks(&["10.7.0.0/16"])].concat());
         remember(&env, &known(&env), all[2]).unwrap();
         assert_eq!(known(&env).len(), 4);
         forget(&env).unwrap();
         forget(&env).unwrap();
-        assert_eq!(known(&env), places(&["10.7.0.0/16"]));
+        assert_eq!(known(&env), networks(&["10.7.0.0/16"]));
     }
 
     #[test]
@@ -147,7 +148,7 @@ mod tests {
         remember(&env, &[], network("10.7.0.0/16")).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         remember(&env, &[], network("10.8.0.0/16")).unwrap();
-        assert_eq!(known(&env), places(&["10.8.0.0/16", "10.7.0.0/16"]));
+        assert_eq!(known(&env), networks(&["10.8.0.0/16", "10.7.0.0/16"]));
     }
 
     #[test]
@@ -157,13 +158,13 @@ mod tests {
         fs::write(beside(&env), b"\xff\n10.5/16 x\n\n").unwrap();
         assert!(known(&env).is_empty());
         fs::write(beside(&env), "x\n10.5.0.0/16 y\n").unwrap();
-        assert_eq!(known(&env), places(&["10.5.0.0/16"]));
+        assert_eq!(known(&env), networks(&["10.5.0.0/16"]));
     }
 
     proptest! {
         #[test]
         fn what_a_text_names_reads_back(text in "((10\\.[0-9]{1,3}\\.0\\.0/1[0-9]|fd00:[0-9]::/48|\\PC{0,9})[ \n]{1,2}){0,9}") {
-            check_places(&text);
+            check_former_networks(&text);
         }
     }
 }

@@ -17,12 +17,12 @@ mod start;
 mod survey;
 
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use former_networks::check_places;
+pub(crate) use former_networks::check_former_networks;
 
 pub use crate::agent::{
-    ConfigPolicy, Contact, Contended, EnvFile, Event, Explanation, Hearing, Held, HeldBecause, LossPolicy, LossReason,
-    Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile, Teardown, Verdict,
-    WithheldBecause,
+    ConfigPolicy, Contact, Contended, EnvFile, Event, Explanation, Held, HeldBecause, LossPolicy, LossReason,
+    Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile, SubscriptionState, Teardown,
+    Verdict, WithheldBecause,
 };
 pub use builder::{BuildError, Builder};
 pub use handle::{Ended, Events, Handle, HandleError};

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use crate::agent::Settings;
 use crate::agent::inputs::{Evidence, First, Known, Owner};
-use crate::backend::{Backend, Situation};
+use crate::backend::{Backend, NodeContext};
 use crate::config::NetworkConfig;
 use crate::lease::Lease;
 use crate::net::{Dual, Prefix};
 use crate::overlay::builder::Factory;
 use crate::overlay::env_file::{self, Gate};
-use crate::overlay::former_networks::{self, Places};
+use crate::overlay::former_networks::{self, Retention};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::Claimed;
 use crate::overlay::survey;
@@ -51,9 +51,9 @@ pub(crate) async fn remove(
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
     // The network may have changed since: all are looked at, the present one last.
-    let mut places = former_networks::all(settings);
-    places.retain(|networks| Some(*networks) != configured);
-    let last = configured.or_else(|| places.pop()).unwrap_or_default();
+    let mut remembered = former_networks::all(settings);
+    remembered.retain(|networks| Some(*networks) != configured);
+    let last = configured.or_else(|| remembered.pop()).unwrap_or_default();
     // Held to the end: nothing is touched while an agent runs, and one that starts before the end would lose its file and
     // its lease.
     let claim = seams.kernel.claim(&settings.name, &last, Residence::Present).await?;
@@ -64,7 +64,7 @@ pub(crate) async fn remove(
         Err(error) => Err(chain(&error)),
     };
     let (mut former, mut claims) = (Vec::new(), Vec::new());
-    for networks in places {
+    for networks in remembered {
         match seams.kernel.claim(&settings.name, &networks, Residence::Former).await {
             Ok(claim) => {
                 claims.push(claim);
@@ -76,7 +76,7 @@ pub(crate) async fn remove(
         }
     }
     removed.objects = clear_marked(seams, settings, last, former).await?;
-    let env = delete_env(seams, settings, Places::Forget, Arc::default()).await;
+    let env = delete_env(seams, settings, Retention::Delete, Arc::default()).await;
     let gone = match node {
         Ok(node) => node.give_back(seams).await,
         Err(error) => Err(error),
@@ -97,13 +97,13 @@ pub(crate) async fn undo_start(
     claimed: &Claimed,
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
-    let Claimed { situation, want } = claimed;
-    let cleared = clear_marked(seams, settings, situation.networks(), Vec::new()).await.map(drop);
+    let Claimed { context, want } = claimed;
+    let cleared = clear_marked(seams, settings, context.networks(), Vec::new()).await.map(drop);
     // What former runs left elsewhere is not looked at here.
-    let only_here = former_networks::all(settings).iter().all(|networks| *networks == situation.networks());
-    let places = if cleared.is_ok() && only_here { Places::Forget } else { Places::Remember };
-    let env = delete_env(seams, settings, places, Arc::default()).await.map(drop);
-    let released = release(seams, situation, want, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
+    let only_here = former_networks::all(settings).iter().all(|networks| *networks == context.networks());
+    let retention = if cleared.is_ok() && only_here { Retention::Delete } else { Retention::Keep };
+    let env = delete_env(seams, settings, retention, Arc::default()).await.map(drop);
+    let released = release(seams, context, want, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
     cleared.and(env).and(released)
 }
 
@@ -167,7 +167,7 @@ fn unfinished(scope: &Scope, ops: &[Op], report: &ApplyReport) -> OverlayError {
 pub(crate) async fn delete_env(
     seams: &Seams,
     settings: &Settings,
-    places: Places,
+    retention: Retention,
     gate: Arc<Mutex<Gate>>,
 ) -> Result<bool, OverlayError> {
     let Some(file) = &settings.subnet_env else { return Ok(false) };
@@ -176,12 +176,12 @@ pub(crate) async fn delete_env(
         *gate.lock().unwrap_or_else(PoisonError::into_inner) = Gate::Shut;
         let known = former_networks::known(&path);
         let removed = std::fs::remove_file(&path);
-        match (places, known.split_last()) {
-            (Places::Remember, Some((last, others))) => {
+        match (retention, known.split_last()) {
+            (Retention::Keep, Some((last, others))) => {
                 former_networks::remember(&path, others, *last).map_err(std::io::Error::other)?;
             }
-            (Places::Remember, None) => {}
-            (Places::Forget, _) => former_networks::forget(&path)?,
+            (Retention::Keep, None) => {}
+            (Retention::Delete, _) => former_networks::forget(&path)?,
         }
         removed
     });
@@ -208,18 +208,17 @@ pub(crate) enum LastLease {
 /// which leases are other nodes' whatever they publish.
 pub(crate) async fn release(
     seams: &Seams,
-    situation: &Situation,
+    context: &NodeContext,
     want: &Want,
     last: LastLease,
 ) -> Result<(), OverlayError> {
-    let is_published = |lease: &Lease| {
-        lease.attrs.public_ip == situation.public && lease.attrs.backend_data == want.attrs.backend_data
-    };
+    let is_published =
+        |lease: &Lease| lease.attrs.public_ip == context.public && lease.attrs.backend_data == want.attrs.backend_data;
     let lease = match last {
         LastLease::Held(lease) => Some(lease),
         LastLease::NotHeld => None,
         LastLease::Unknown(before) => {
-            let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&situation.node)).await;
+            let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&context.node)).await;
             let mut leases = previous.map_err(OverlayError::Release)?.into_iter();
             match before {
                 // The store may know it by an address that the node has no more.
@@ -260,8 +259,8 @@ impl Node {
         let backend = survey::pick(backends, &config).map_err(|error| chain(&error))?;
         let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
         let known = Known { settings, config: &Arc::new(config), backend: &*backend, uplink: None };
-        let first = known.first_situation(&Arc::new(host), &BTreeSet::new()).map_err(|error| chain(&error))?;
-        Ok(Self { id: first.situation.node.clone(), named, found: Some((backend, first)) })
+        let first = known.first_context(&Arc::new(host), &BTreeSet::new()).map_err(|error| chain(&error))?;
+        Ok(Self { id: first.context.node.clone(), named, found: Some((backend, first)) })
     }
 
     fn owns(&self, lease: &Lease) -> bool {

@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{EnvFile, Event, Input, Machine, Phase, Preview, Settings, Status, Teardown};
-use crate::backend::{BackendError, Local};
+use crate::backend::{BackendError, LocalNode};
 use crate::backoff::Jitter;
 use crate::clock::Clock;
 use crate::kernel::{Kernel, KernelError};
@@ -177,8 +177,8 @@ impl Overlay {
         let settings = identified(&self.seams, &self.settings).await?;
         let config = configuration(&self.seams).await?;
         let surveyed = survey(&self.seams, &settings, &self.backends, config, None).await?;
-        let Some(lease) = surveyed.situation.previous.clone() else { return Ok(None) };
-        let local = Local { lease, situation: surveyed.situation };
+        let Some(lease) = surveyed.context.previous.clone() else { return Ok(None) };
+        let local = LocalNode { lease, context: surveyed.context };
         let now = self.seams.clock.now();
         let status = Status::default();
         let mut machine = Machine::new(settings, surveyed.backend, local, status, now, self.seams.jitter.clone());
@@ -272,9 +272,9 @@ async fn agent(
     let (former, former_claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
     // Before the first route, and not before there may be one.
     start::remember(&settings, &surveyed, &former).await;
-    let Surveyed { backend, situation, read, want, .. } = surveyed;
-    let is_new = situation.previous.is_none();
-    let local = Local { lease: Arc::new(lease), situation };
+    let Surveyed { backend, context, read, want, .. } = surveyed;
+    let is_new = context.previous.is_none();
+    let local = LocalNode { lease: Arc::new(lease), context };
     let now = seams.clock.now();
     let status = Status::clone(&seams.status.borrow());
     let mut machine = Machine::new(Arc::clone(&settings), backend, local, status, now, seams.jitter.clone());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::agent::Settings;
 use crate::agent::inputs::{self, SETTLE, Settling};
-use crate::backend::Situation;
+use crate::backend::NodeContext;
 use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, KernelError, Residence};
@@ -39,7 +39,7 @@ pub(crate) struct Progress {
 /// The node under the overlay's name, which is held.
 #[derive(Clone)]
 pub(crate) struct Claimed {
-    pub(crate) situation: Situation,
+    pub(crate) context: NodeContext,
     /// What is asked for: what is published with a lease, and which ones are other nodes'.
     pub(crate) want: Want,
 }
@@ -81,23 +81,23 @@ pub(crate) async fn start(
         }
         let so_far = claimed.as_ref().map(|(surveyed, _)| surveyed);
         let surveyed = survey(seams, &settings, backends, config, so_far).await?;
-        let Surveyed { situation, explanation, before, .. } = &surveyed;
+        let Surveyed { context, explanation, before, .. } = &surveyed;
         let waits = settling.is_some();
-        settling = Settling::of(settling, before, &situation.uplink.addrs, seams.clock.now());
+        settling = Settling::of(settling, before, &context.uplink.addrs, seams.clock.now());
         if let Some(Settling { until, .. }) = settling {
             if !waits {
                 // Where the store goes by addresses a wrong one would be another node's lease.
-                let (name, addrs) = (situation.uplink.name.as_str(), &situation.uplink.addrs);
+                let (name, addrs) = (context.uplink.name.as_str(), &context.uplink.addrs);
                 tracing::info!(uplink = name, ?before, ?addrs, "waiting {SETTLE:?} for the addresses used before");
             }
             settle(seams, &settings, &surveyed, so_far, until).await?;
             continue;
         }
-        if so_far.is_none_or(|so_far| so_far.situation.uplink != situation.uplink) {
-            tracing::info!(uplink = situation.uplink.name.as_str(), %explanation, "uplink chosen");
+        if so_far.is_none_or(|so_far| so_far.context.uplink != context.uplink) {
+            tracing::info!(uplink = context.uplink.name.as_str(), %explanation, "uplink chosen");
         }
         let claims = match claimed.take() {
-            Some((before, claims)) if before.situation.config.is_same_overlay(&situation.config) => claims,
+            Some((before, claims)) if before.context.config.is_same_overlay(&context.config) => claims,
             other => {
                 // One claim a name: the former one has to go first.
                 progress.set(None);
@@ -107,9 +107,9 @@ pub(crate) async fn start(
                 claims
             }
         };
-        progress.set(Some(Claimed { situation: situation.clone(), want: surveyed.want.clone() }));
+        progress.set(Some(Claimed { context: context.clone(), want: surveyed.want.clone() }));
         progress.asking.store(true, Ordering::Relaxed);
-        let answer = acquire(&*seams.subnets, &situation.node, &situation.config, surveyed.want.clone()).await;
+        let answer = acquire(&*seams.subnets, &context.node, &context.config, surveyed.want.clone()).await;
         progress.asking.store(false, Ordering::Relaxed);
         match answer {
             Ok(lease) => {
@@ -138,7 +138,7 @@ pub(crate) struct Claims {
 /// Takes the name, and the networks of former runs if they are others than now. Where another overlay has moved in
 /// meanwhile, nothing can be told from its routes, so nothing is looked for.
 async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claims, OverlayError> {
-    let networks = surveyed.situation.networks();
+    let networks = surveyed.context.networks();
     let claim = async |networks: &Dual<Prefix>, residence| {
         ask_kernel(seams, || seams.kernel.claim(&settings.name, networks, residence)).await
     };
@@ -168,7 +168,7 @@ async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Resul
 /// needed only if the network changes and the agent is killed amid that.
 pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &[Dual<Prefix>]) {
     let Some(file) = &settings.subnet_env else { return };
-    let (path, former, present) = (file.path.clone(), former.to_vec(), surveyed.situation.networks());
+    let (path, former, present) = (file.path.clone(), former.to_vec(), surveyed.context.networks());
     let written = tokio::task::spawn_blocking(move || former_networks::remember(&path, &former, present)).await;
     let error = match written {
         Ok(Ok(())) => return,
@@ -180,11 +180,11 @@ pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &
 
 /// Asks the kernel whether it can do what the backend needs, before a lease is taken.
 async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
-    let Surveyed { backend, situation, want, .. } = surveyed;
+    let Surveyed { backend, context, want, .. } = surveyed;
     if !backend.writes() {
         return Ok(());
     }
-    let devices = backend.devices(&inputs::expected(situation, want));
+    let devices = backend.devices(&inputs::expected(context, want));
     ask_kernel(seams, || seams.kernel.probe(&devices)).await
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::agent::inputs::{Evidence, First, Known, Owner};
 use crate::agent::{Contact, Event, MissingUplink, Settings};
-use crate::backend::{Backend, BackendError, Situation, Uplink};
+use crate::backend::{Backend, BackendError, NodeContext, Uplink};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
@@ -27,7 +27,7 @@ const GLANCE: Duration = Duration::from_millis(250);
 /// What is known before anything is taken or written.
 pub(crate) struct Surveyed {
     pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) situation: Situation,
+    pub(crate) context: NodeContext,
     /// Why the uplink is the one to use.
     pub(crate) explanation: Explanation,
     /// The local addresses that were used before.
@@ -61,13 +61,13 @@ pub(crate) async fn survey(
 ) -> Result<Surveyed, OverlayError> {
     let backend = pick(backends, &config)?;
     let reach = settings.uplink.reaches();
-    let uplink = so_far.map(|so_far| &so_far.situation.uplink);
+    let uplink = so_far.map(|so_far| &so_far.context.uplink);
     let mut missing = Missing { seams, settings, told: None, backoff: Backoff::new(seams.jitter.clone()) };
     let (own, read) = loop {
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
         let read = seams.clock.now();
         let known = Known { settings, config: &config, backend: &*backend, uplink };
-        let find = |others: &_| known.first_situation(&host, others);
+        let find = |others: &_| known.first_context(&host, others);
         match own_lease(seams, settings, &*backend, so_far, find).await? {
             Ok(own) => break (own, read),
             Err(error) => missing.wait(error).await?,
@@ -75,34 +75,34 @@ pub(crate) async fn survey(
     };
     let Own { first, lease, foreign, others } = own;
     let left = first.left_subnets();
-    let First { mut situation, explanation, before, .. } = first;
-    missing.found(&situation.uplink);
-    situation.previous = lease.map(Arc::new);
+    let First { mut context, explanation, before, .. } = first;
+    missing.found(&context.uplink);
+    context.previous = lease.map(Arc::new);
     // Judged before anything was asked of the store: what is found later may be this start's own, whose answer was
     // lost.
-    let foreign = match so_far.filter(|so_far| so_far.situation.node == situation.node) {
+    let foreign = match so_far.filter(|so_far| so_far.context.node == context.node) {
         Some(so_far) => {
-            situation.taken.clone_from(&so_far.situation.taken);
+            context.taken.clone_from(&so_far.context.taken);
             so_far.want.foreign.clone()
         }
         None => {
-            situation.taken.extend(foreign.iter().flat_map(|lease| First::macs(&*backend, &lease.attrs)));
+            context.taken.extend(foreign.iter().flat_map(|lease| First::macs(&*backend, &lease.attrs)));
             foreign.into_iter().map(|lease| lease.key).collect()
         }
     };
-    let attrs = backend.advertise(&situation).map_err(OverlayError::Backend)?;
+    let attrs = backend.advertise(&context).map_err(OverlayError::Backend)?;
     // Another agent's last words in subnet.env name the subnet that pods here still use (docs/compatibility.md,
     // "Acquiring a lease").
-    let previous = situation.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
+    let previous = context.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
     let told = [previous, env_file::former_subnets(settings), left];
     let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();
-    let own = match (&settings.node, &situation.previous) {
+    let own = match (&settings.node, &context.previous) {
         (Some(_), _) => OwnLeases::Every,
         (None, Some(lease)) => OwnLeases::Key(lease.key.clone()),
         (None, None) => OwnLeases::Unheld,
     };
     let want = Want::new(attrs).preferring(preferred).owning(own).leaving_alone(foreign);
-    Ok(Surveyed { backend, situation, explanation, before, others, read, want })
+    Ok(Surveyed { backend, context, explanation, before, others, read, want })
 }
 
 /// Waits until the host would have other addresses used than it was surveyed with, or until `until`.
@@ -113,15 +113,15 @@ pub(crate) async fn settle(
     so_far: Option<&Surveyed>,
     until: BootTime,
 ) -> Result<(), OverlayError> {
-    let Surveyed { backend, situation, others, .. } = surveyed;
-    let uplink = so_far.map(|so_far| &so_far.situation.uplink);
-    let known = Known { settings, config: &situation.config, backend: &**backend, uplink };
+    let Surveyed { backend, context, others, .. } = surveyed;
+    let uplink = so_far.map(|so_far| &so_far.context.uplink);
+    let known = Known { settings, config: &context.config, backend: &**backend, uplink };
     let reach = settings.uplink.reaches();
     while seams.clock.now() < until {
         seams.clock.sleep_until(until.min(seams.clock.now().after(GLANCE))).await;
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
-        let found = known.first_situation(&host, others);
-        if !found.is_ok_and(|found| found.situation.uplink.addrs == situation.uplink.addrs) {
+        let found = known.first_context(&host, others);
+        if !found.is_ok_and(|found| found.context.uplink.addrs == context.uplink.addrs) {
             return Ok(());
         }
     }
@@ -149,7 +149,7 @@ async fn own_lease(
     find: impl Fn(&BTreeSet<IpAddr>) -> Result<First, UplinkError>,
 ) -> Result<Result<Own, UplinkError>, OverlayError> {
     let mut others = BTreeSet::new();
-    let so_far = so_far.map(|so_far| (&so_far.situation, &so_far.want));
+    let so_far = so_far.map(|so_far| (&so_far.context, &so_far.want));
     let evidence = Evidence { so_far, former: env_file::former_subnets(settings) };
     // Each turn rules out an address of the host.
     loop {
@@ -159,7 +159,7 @@ async fn own_lease(
         };
         let (mut ours, mut foreign) = (Vec::new(), Vec::new());
         let mut has_holder = false;
-        for lease in ask_store(seams, || seams.subnets.previous(&first.situation.node)).await? {
+        for lease in ask_store(seams, || seams.subnets.previous(&first.context.node)).await? {
             let owner = match settings.node {
                 None => first.owner(backend, &lease, &evidence),
                 Some(_) => Owner::Us,
@@ -167,7 +167,7 @@ async fn own_lease(
             has_holder |= owner == Owner::Holder;
             if owner == Owner::Us { ours.push(lease) } else { foreign.push(lease) }
         }
-        let address = first.situation.public.v4.or(first.situation.public.v6);
+        let address = first.context.public.v4.or(first.context.public.v6);
         let is_ruled_out = ours.is_empty() && has_holder && address.is_some_and(|addr| others.insert(addr));
         if !is_ruled_out {
             let lease = first.likeliest(backend, ours, &evidence);

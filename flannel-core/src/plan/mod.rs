@@ -16,7 +16,7 @@ use crate::kernel::{
 use crate::net::{Family, MacAddr, Prefix, is_link_local};
 
 #[cfg(test)]
-mod laws;
+mod properties;
 #[cfg(test)]
 mod tests;
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::backend::{Local, Situation, Uplink};
+use crate::backend::{LocalNode, NodeContext, Uplink};
 use crate::config::{Allocation, NetworkConfig};
 use crate::kernel::{HostAddress, HostFacts, HostLink, HostRoute, LinkKind, LinkName, OverlayName};
 use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey, Record};
@@ -32,9 +32,9 @@ pub fn config(families: &[Family], backend: &str) -> NetworkConfig {
 }
 
 /// Node 1 before it has a lease.
-pub fn situation(config: NetworkConfig) -> Situation {
+pub fn context(config: NetworkConfig) -> NodeContext {
     let addrs = config.networks.map(|family, _| node_address(family, 1));
-    Situation {
+    NodeContext {
         overlay: OverlayName::default(),
         config: Arc::new(config),
         node: NodeIdentity::new("node-1").unwrap(),
@@ -47,10 +47,10 @@ pub fn situation(config: NetworkConfig) -> Situation {
 }
 
 /// Node 1 with its lease.
-pub fn local(situation: Situation, attrs: LeaseAttrs) -> Local {
-    let families: Vec<_> = situation.config.networks.families().collect();
+pub fn local(context: NodeContext, attrs: LeaseAttrs) -> LocalNode {
+    let families: Vec<_> = context.config.networks.families().collect();
     let lease = Arc::new(Lease { attrs, ..lease(1, &families, "") });
-    Local { situation, lease }
+    LocalNode { context, lease }
 }
 
 /// The host of node 1: `eth0` with its addresses, and the links' prefixes.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
-use crate::alloc::all_compatible;
+use crate::allocation::all_compatible;
 use crate::config::{BackendConfig, Network, NetworkConfig, Pool};
 use crate::lease::{Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use crate::net::{Dual, Family, Prefix};

@@ -1,6 +1,6 @@
 //! A backend that is another one but for some of its answers.
 
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{Device, PeerState, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
@@ -8,10 +8,10 @@ use flannel_core::net::{Family, MacAddr, Mtu};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Altered<B> {
     pub(crate) backend: B,
-    pub(crate) advertise: fn(&B, &Situation) -> Result<LeaseAttrs, BackendError>,
+    pub(crate) advertise: fn(&B, &NodeContext) -> Result<LeaseAttrs, BackendError>,
     pub(crate) hardware_address: fn(&B, &LeaseAttrs, Family) -> Result<Option<MacAddr>, Skip>,
-    pub(crate) base: fn(&B, &Local) -> State,
-    pub(crate) peer: fn(&B, &Local, &Peer, Family) -> Result<PeerState, Skip>,
+    pub(crate) base: fn(&B, &LocalNode) -> State,
+    pub(crate) peer: fn(&B, &LocalNode, &Peer, Family) -> Result<PeerState, Skip>,
 }
 
 impl<B: Backend> Altered<B> {
@@ -35,27 +35,27 @@ impl<B: Backend> Backend for Altered<B> {
         self.backend.writes()
     }
 
-    fn devices(&self, local: &Local) -> Vec<Device> {
+    fn devices(&self, local: &LocalNode) -> Vec<Device> {
         self.backend.devices(local)
     }
 
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        self.backend.mtu(situation)
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu> {
+        self.backend.mtu(context)
     }
 
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        (self.advertise)(&self.backend, situation)
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
+        (self.advertise)(&self.backend, context)
     }
 
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
         (self.hardware_address)(&self.backend, attrs, family)
     }
 
-    fn base(&self, local: &Local) -> State {
+    fn base(&self, local: &LocalNode) -> State {
         (self.base)(&self.backend, local)
     }
 
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         (self.peer)(&self.backend, local, peer, family)
     }
 }

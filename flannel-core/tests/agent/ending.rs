@@ -99,9 +99,10 @@ async fn remove_leaves_nothing_and_gives_the_lease_back() {
     let lost = KernelError::Lost { doing: "looking".to_owned(), reason: "overrun".to_owned() };
     node.kernel.fail_next_observe(lost);
     node.kernel.refuse_nth(3, 16);
+    let handle = agent.handle.clone();
     agent.cancelled().await.unwrap();
     assert_eq!(node.kernel.snapshot(), before);
-    assert_eq!(node.record(), None);
+    assert_eq!((node.record(), &handle.status().lease), (None, &None));
     assert!(!file.path.exists());
 }
 

@@ -11,7 +11,7 @@ use flannel_core::testing::fake_kernel::FakeRoute;
 use tokio::time::Instant;
 
 use crate::node::{Agent, Node, pass};
-use scene::{BYSTANDER, Plane, Scene, Spot, VICTIM};
+use scene::{BYSTANDER, Plane, RoutePart, Scene, Spot, VICTIM};
 
 /// How often somebody changes what he changes.
 const EVERY: Duration = Duration::from_millis(300);
@@ -99,7 +99,7 @@ fn simulate(plane: Plane, spot: Spot, fate: Fate) -> Vec<String> {
             fight.abort();
         }
         node.kernel.obey();
-        if spot == Spot::RouteProtocol {
+        if spot == Spot::Route(RoutePart::Protocol) {
             // A foreign route is its owner's to delete.
             let _ = scene.kernel.delete_route(&FakeRoute { protocol: 4, ..scene.route(VICTIM) });
         }
@@ -116,7 +116,7 @@ fn harms(scene: &Scene, spot: Spot) -> Vec<(Spot, u8)> {
         let of_device = matches!(harm, Spot::Device | Spot::Part(_) | Spot::Address | Spot::Blackhole);
         let once = !of_device || *number == BYSTANDER;
         // A route of another protocol is another's: nothing to heal.
-        once && *harm != Spot::RouteProtocol
+        once && *harm != Spot::Route(RoutePart::Protocol)
             && scene.object(*harm, *number) != scene.object(spot, VICTIM)
             && !stands_on(*harm, *number, spot)
     });
@@ -131,13 +131,7 @@ fn height(spot: Spot) -> u8 {
         Spot::Part(_) | Spot::Address | Spot::ExtraAddress | Spot::ExtraFdb | Spot::ExtraNeighbour => 2,
         Spot::Fdb | Spot::FdbDestination => 3,
         Spot::Neighbour | Spot::NeighbourMac => 4,
-        Spot::Route
-        | Spot::RouteKind
-        | Spot::RouteGateway
-        | Spot::RouteDevice
-        | Spot::RouteOnlink
-        | Spot::RouteProtocol
-        | Spot::RouteSource => 5,
+        Spot::Route(_) => 5,
     }
 }
 
@@ -158,13 +152,7 @@ fn stands_on(harm: Spot, number: u8, spot: Spot) -> bool {
         | Spot::ExtraAddress
         | Spot::ExtraFdb
         | Spot::ExtraNeighbour
-        | Spot::Route
-        | Spot::RouteKind
-        | Spot::RouteGateway
-        | Spot::RouteDevice
-        | Spot::RouteOnlink
-        | Spot::RouteProtocol
-        | Spot::RouteSource
+        | Spot::Route(_)
         | Spot::ExtraRoute
         | Spot::Blackhole => false,
     }
@@ -173,7 +161,11 @@ fn stands_on(harm: Spot, number: u8, spot: Spot) -> bool {
 /// Waits until what was spoilt is right, and the bystander whole.
 async fn heals(scene: &Scene, harm: Spot, number: u8, spot: Spot) -> Result<(), String> {
     let deadline = Instant::now() + HEALED;
-    let whole = scene.plane.spots().into_iter().filter(|part| [Spot::Fdb, Spot::Neighbour, Spot::Route].contains(part));
+    let whole = scene
+        .plane
+        .spots()
+        .into_iter()
+        .filter(|part| [Spot::Fdb, Spot::Neighbour, Spot::Route(RoutePart::Whole)].contains(part));
     let also = whole.filter(|part| !stands_on(*part, BYSTANDER, spot)).map(|part| (part, BYSTANDER));
     let wanted: Vec<_> = [(harm, number)].into_iter().chain(also).collect();
     loop {

@@ -1,6 +1,6 @@
 //! A small backend whose peers are gateways: on the node's own links their subnets are routed to them as they are.
 
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
@@ -36,48 +36,48 @@ impl Backend for Gateway {
         true
     }
 
-    fn devices(&self, local: &Local) -> Vec<Device> {
+    fn devices(&self, local: &LocalNode) -> Vec<Device> {
         match self {
             Self::OrNothing => Vec::new(),
             Self::OrTunnel | Self::TunnelTwice => Tunnel.devices(local),
         }
     }
 
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu> {
         match self {
             Self::OrNothing => None,
-            Self::OrTunnel | Self::TunnelTwice => Tunnel.mtu(situation),
+            Self::OrTunnel | Self::TunnelTwice => Tunnel.mtu(context),
         }
     }
 
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        Tunnel.advertise(situation)
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
+        Tunnel.advertise(context)
     }
 
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
         Tunnel.hardware_address(attrs, family)
     }
 
-    fn base(&self, local: &Local) -> State {
+    fn base(&self, local: &LocalNode) -> State {
         match self {
             Self::OrNothing => State::default(),
             Self::OrTunnel | Self::TunnelTwice => Tunnel.base(local),
         }
     }
 
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         if *self == Self::TunnelTwice {
             let mut state = Tunnel.peer(local, peer, family)?;
             state.routes.extend(state.routes.clone().into_iter().map(|(prefix, route)| (prefix, route.in_slot(ASIDE))));
             return Ok(state);
         }
         let nothing = || Skip::NoAddress(family);
-        local.situation.config.networks.get(family).ok_or_else(nothing)?;
+        local.context.config.networks.get(family).ok_or_else(nothing)?;
         let subnet = *peer.subnets.get(family).ok_or_else(nothing)?;
         let addr = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;
-        let situation = &local.situation;
-        let link = match situation.host.on_link(addr) {
-            Some(index) if index == situation.uplink.index => LinkId::Uplink,
+        let context = &local.context;
+        let link = match context.host.on_link(addr) {
+            Some(index) if index == context.uplink.index => LinkId::Uplink,
             Some(index) => LinkId::Other(index),
             None if *self == Self::OrTunnel => return Tunnel.peer(local, peer, family),
             None => return Err(Skip::NotOnLink { addr, remedy: "put it on a link" }),
@@ -89,9 +89,9 @@ impl Backend for Gateway {
 /// The gateway of [`Gateway::OrNothing`], which publishes nothing but its address, as host-gw does.
 pub(crate) fn bare() -> Altered<Gateway> {
     Altered {
-        advertise: |gateway, situation| {
+        advertise: |gateway, context| {
             let backend_type = gateway.wire_type().into();
-            Ok(LeaseAttrs { public_ip: situation.public, backend_type, ..LeaseAttrs::default() })
+            Ok(LeaseAttrs { public_ip: context.public, backend_type, ..LeaseAttrs::default() })
         },
         hardware_address: |_, _, _| Ok(None),
         ..Altered::of(Gateway::OrNothing)

@@ -96,18 +96,6 @@ async fn policy_stop_ends_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_record_is_lost_and_the_same_subnet_taken_again() {
-    let node = Node::alone().known_by_address();
-    let mut agent = node.run();
-    let before = agent.ready().await.lease.unwrap();
-    node.store.delete(&node.key());
-    let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
-    assert_eq!(lost, Event::LeaseLost(LossReason::Deleted));
-    let after = agent.ready().await.lease.unwrap();
-    assert_eq!((before.subnets, node.record().unwrap().subnets), (after.subnets, before.subnets));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_record_taken_by_another_node_is_lost() {
     let node = Node::alone().known_by_address();
     let mut agent = node.run();

@@ -8,7 +8,7 @@ use flannel_core::backend::Backend;
 use flannel_core::clock::TokioClock;
 use flannel_core::lease::{Lease, LeaseKey};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::overlay::{Builder, Event, Masquerade, SubnetEnvFile, Teardown};
+use flannel_core::overlay::{Builder, Event, LossReason, Masquerade, SubnetEnvFile, Teardown};
 use flannel_core::testing::{Fault, MemorySubnets};
 
 use crate::gateway::bare;
@@ -105,7 +105,7 @@ async fn a_running_node_whose_lease_is_deleted_takes_no_other_nodes() {
     let before = agent.ready().await.lease.unwrap();
     let other = node.join_under_its_address();
     assert!(node.store.delete(&before.key));
-    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    agent.event(|event| *event == Event::LeaseLost(LossReason::Deleted)).await;
     agent.event(|event| matches!(event, Event::LeaseAcquired(_))).await;
     node.assert_apart(&other, subnet(&before));
 }

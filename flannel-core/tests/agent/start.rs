@@ -96,13 +96,18 @@ async fn a_node_that_waits_for_a_subnet_gets_one_once_the_pool_is_widened_and_ru
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_host_that_cannot_be_read_at_start_is_read_again() {
-    let node = Node::alone();
-    node.kernel.fail_next_host_facts(timeout());
-    node.kernel.fail_next_host_facts(timeout());
-    let agent = node.run();
-    agent.until(|status| status.last_error.is_some()).await;
-    agent.ready().await;
+async fn what_the_kernel_does_not_answer_at_start_is_asked_again() {
+    let asks: [fn(&FakeKernel); 2] =
+        [|kernel| kernel.fail_next_host_facts(timeout()), |kernel| kernel.fail_next_probe(timeout())];
+    for fail in asks {
+        let node = Node::alone();
+        fail(&node.kernel);
+        fail(&node.kernel);
+        let agent = node.run();
+        agent.until(|status| status.last_error.is_some()).await;
+        assert_eq!(node.store.records().len(), 0);
+        agent.ready().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,8 +175,11 @@ async fn what_the_kernel_can_never_do_leaves_no_lease_behind() {
         assert_eq!((ended, node.store.records().len()), (error.clone(), 0));
         // Told by the first round only.
         node.kernel.fail_next_observe(error.clone());
-        let Err(OverlayError::Kernel(ended)) = node.run().ended().await else { panic!("no error") };
+        let agent = node.run();
+        let handle = agent.handle.clone();
+        let Err(OverlayError::Kernel(ended)) = agent.ended().await else { panic!("no error") };
         assert_eq!((ended, node.store.records().len()), (error.clone(), 0));
+        assert_eq!(handle.status().lease, None);
         // A lease that was there before is not this start's to give back.
         node.run().ready().await;
         let before = node.record();
@@ -179,16 +187,6 @@ async fn what_the_kernel_can_never_do_leaves_no_lease_behind() {
         let Err(OverlayError::Kernel(_)) = node.run().ended().await else { panic!("no error") };
         assert!(before.is_some() && node.record() == before);
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_probe_that_is_not_answered_is_repeated() {
-    let node = Node::alone();
-    node.kernel.fail_next_probe(timeout());
-    let agent = node.run();
-    agent.until(|status| status.last_error.is_some()).await;
-    assert_eq!(node.store.records().len(), 0);
-    agent.ready().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,21 +238,17 @@ async fn an_invalid_config_ends_at_once_with_its_path() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_registered_under_another_name_is_refused() {
+async fn a_backend_that_is_unknown_or_registered_under_another_name_is_refused_by_name() {
     let node = Node::alone();
     node.store.set_config(parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}"#));
-    let agent = node.run_as(node.builder().backend("pigeon", |_| Ok(Tunnel)));
-    let Err(OverlayError::Backend(error)) = agent.ended().await else { panic!("no error") };
-    assert!(error.to_string().contains(r#"type "pigeon" is called "tunnel""#), "{error}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_unknown_backend_names_those_there_are() {
-    let node = Node::alone();
-    node.store.set_config(parse(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}"#));
-    let Err(OverlayError::Backend(error)) = node.run().ended().await else { panic!("no error") };
-    let text = error.to_string();
-    assert!(["$.Backend.Type", "pigeon", "tunnel"].iter().all(|part| text.contains(part)), "{text}");
+    let (unknown, misnamed) = (node.builder(), node.builder().backend("pigeon", |_| Ok(Tunnel)));
+    for (builder, parts) in
+        [(unknown, &["$.Backend.Type", "pigeon", "tunnel"][..]), (misnamed, &[r#"type "pigeon" is called "tunnel""#])]
+    {
+        let Err(OverlayError::Backend(error)) = node.run_as(builder).ended().await else { panic!("no error") };
+        let text = error.to_string();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

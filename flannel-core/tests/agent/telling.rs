@@ -5,7 +5,7 @@ use std::time::Duration;
 use flannel_core::backend::{Backend, BackendError};
 use flannel_core::lease::BadRecord;
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, Ended, Event, Hearing, Phase, Verdict};
+use flannel_core::overlay::{Contact, Ended, Event, Phase, SubscriptionState, Verdict};
 use flannel_core::testing::Fault;
 
 use crate::altered::Altered;
@@ -69,26 +69,26 @@ async fn an_uplink_that_returns_is_told_of() {
 async fn notifications_that_cannot_be_heard_show_in_the_status_until_they_can() {
     let node = Node::alone();
     let mut agent = node.run();
-    assert_eq!(agent.ready().await.notifications, Hearing::Heard);
+    assert_eq!(agent.ready().await.notifications, SubscriptionState::Active);
     node.kernel.break_monitor();
     agent.event(|event| *event == Event::NotificationsLost).await;
-    agent.until(|status| status.notifications == Hearing::Unheard).await;
+    agent.until(|status| status.notifications == SubscriptionState::Broken).await;
     agent.audited().await;
-    assert_eq!(agent.status().notifications, Hearing::Unheard, "an audit hears nothing");
+    assert_eq!(agent.status().notifications, SubscriptionState::Broken, "an audit hears nothing");
     node.kernel.overrun_monitor();
     agent.event(|event| *event == Event::NotificationsBack).await;
-    agent.until(|status| status.notifications == Hearing::Heard).await;
+    agent.until(|status| status.notifications == SubscriptionState::Active).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
     let node = Node::alone();
     let wary = Altered {
-        advertise: |tunnel: &Tunnel, situation| match situation.public.v4 {
+        advertise: |tunnel: &Tunnel, context| match context.public.v4 {
             Some(addr) if addr.to_string().starts_with("198.51.100.") => {
                 Err(BackendError::Host { what: "198.51.100.0/24".to_owned(), remedy: "move".to_owned() })
             }
-            _ => tunnel.advertise(situation),
+            _ => tunnel.advertise(context),
         },
         ..Altered::of(Tunnel)
     };

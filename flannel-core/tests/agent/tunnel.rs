@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{
     AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
 };
@@ -40,14 +40,14 @@ fn mac(attrs: &LeaseAttrs, family: Family) -> Result<MacAddr, Skip> {
     value["mac"].as_str().and_then(|text| text.parse().ok()).ok_or_else(bad)
 }
 
-fn device(local: &Local, family: Family) -> (LinkId, Link) {
-    let situation = &local.situation;
-    let place = situation.config.networks.families().position(|other| other == family).unwrap();
+fn device(local: &LocalNode, family: Family) -> (LinkId, Link) {
+    let context = &local.context;
+    let place = context.config.networks.families().position(|other| other == family).unwrap();
     let mut vxlan = Vxlan::new(Vni::ONE);
-    (vxlan.port, vxlan.local) = (Some(8472), situation.public.get(family).copied());
+    (vxlan.port, vxlan.local) = (Some(8472), context.public.get(family).copied());
     vxlan.lower = Some(LinkId::Uplink);
     let name = LinkName::new(DEVICES[usize::from(slot(family))]).unwrap();
-    let mut link = Link::new(name, LinkKind::Vxlan(vxlan), situation.uplink.mtu.0.saturating_sub(70));
+    let mut link = Link::new(name, LinkKind::Vxlan(vxlan), context.uplink.mtu.0.saturating_sub(70));
     link.mac = mac(&local.lease.attrs, family).ok();
     (LinkId::Own(place as u8), link)
 }
@@ -65,33 +65,33 @@ impl Backend for Tunnel {
         true
     }
 
-    fn devices(&self, local: &Local) -> Vec<Device> {
-        let links = local.situation.config.networks.families().map(|family| device(local, family).1);
+    fn devices(&self, local: &LocalNode) -> Vec<Device> {
+        let links = local.context.config.networks.families().map(|family| device(local, family).1);
         links.map(|link| Device::of(&link)).collect()
     }
 
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        Some(Mtu(situation.uplink.mtu.0.saturating_sub(70)))
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu> {
+        Some(Mtu(context.uplink.mtu.0.saturating_sub(70)))
     }
 
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
         let free = |family| {
-            let names = (0..)
-                .map(|nth| if nth == 0 { situation.node.to_string() } else { format!("{}/{nth}", situation.node) });
+            let names =
+                (0..).map(|nth| if nth == 0 { context.node.to_string() } else { format!("{}/{nth}", context.node) });
             let mut macs = names.map(|name| mac_of(&name, family));
-            macs.find(|mac| !situation.taken.contains(mac)).unwrap()
+            macs.find(|mac| !context.taken.contains(mac)).unwrap()
         };
-        let backend_data = situation.config.networks.map(|family, _| data(free(family)));
-        Ok(LeaseAttrs { public_ip: situation.public, backend_type: "tunnel".into(), backend_data })
+        let backend_data = context.config.networks.map(|family, _| data(free(family)));
+        Ok(LeaseAttrs { public_ip: context.public, backend_type: "tunnel".into(), backend_data })
     }
 
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
         mac(attrs, family).map(Some)
     }
 
-    fn base(&self, local: &Local) -> State {
+    fn base(&self, local: &LocalNode) -> State {
         let mut state = State::default();
-        for family in local.situation.config.networks.families() {
+        for family in local.context.config.networks.families() {
             let (id, link) = device(local, family);
             state.links.insert(id, link);
             if let Some(subnet) = local.lease.subnets.get(family) {
@@ -101,9 +101,9 @@ impl Backend for Tunnel {
         state
     }
 
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         let nothing = || Skip::NoAddress(family);
-        local.situation.config.networks.get(family).ok_or_else(nothing)?;
+        local.context.config.networks.get(family).ok_or_else(nothing)?;
         let (link, _) = device(local, family);
         let subnet = *peer.subnets.get(family).ok_or_else(nothing)?;
         let public: IpAddr = *peer.attrs.public_ip.get(family).ok_or_else(nothing)?;

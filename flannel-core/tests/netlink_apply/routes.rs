@@ -5,12 +5,18 @@ use super::*;
 #[test]
 fn a_route_of_another_owner_survives_our_delete() {
     in_overlay(V4, 1, |lab, overlay| async move {
-        ip("route replace 10.0.1.0/24 via 192.0.2.9 proto static");
         let (prefix, route) = peer(Family::V4, OWN, 1).routes.remove(0);
-        let ops = vec![Op::DeleteRoute { prefix, route }];
-        let report = lab.kernel.apply(&overlay.scope, Arc::new(ops)).await;
-        assert!(matches!(report.refused.as_slice(), [(0, KernelError::Refused { .. })]), "{report:?}");
-        assert!(ip("route").contains("10.0.1.0/24 via 192.0.2.9"));
+        let ops = Arc::new(vec![Op::DeleteRoute { prefix, route }]);
+        ip("route del 10.0.1.0/24");
+        // To another gateway; and one that differs from ours in its protocol and metric alone.
+        for theirs in ["via 192.0.2.9 proto static", "via 10.0.1.0 dev flannel.1 onlink metric 50 proto static"] {
+            let theirs = format!("10.0.1.0/24 {theirs}");
+            ip(&format!("route add {theirs}"));
+            let report = lab.kernel.apply(&overlay.scope, Arc::clone(&ops)).await;
+            assert!(matches!(report.refused.as_slice(), [(0, KernelError::Refused { .. })]), "{report:?}");
+            assert_eq!(ip("route show 10.0.1.0/24").lines().count(), 1);
+            ip(&format!("route del {theirs}"));
+        }
     });
 }
 

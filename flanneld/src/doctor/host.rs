@@ -13,7 +13,7 @@ use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::subnet_env::SubnetEnv;
 
 use super::{Finding, Severity};
-use crate::parts::BACKENDS;
+use crate::assemble::BACKENDS;
 
 /// The kernel's VXLAN port where none is configured.
 const VXLAN_PORT: u16 = 8472;

@@ -70,12 +70,6 @@ fn another_backend_leaves_no_device_and_no_route_of_the_former() {
 }
 
 #[test]
-fn another_vni_leaves_no_device_of_the_former() {
-    let to = VXLAN.replace(r#""vxlan""#, r#""vxlan","VNI":2"#);
-    Change { from: VXLAN, to: &to, flags: &[], devices: &["flannel.2"] }.leaves_nothing_of_the_former();
-}
-
-#[test]
 fn another_network_leaves_no_route_and_no_rule_of_the_former() {
     let renumber = |config: &str| config.replace("10.244", "10.245").replacen('{', r#"{"EnableNFTables":true,"#, 1);
     for (from, devices) in [(VXLAN, &["flannel.1"][..]), (HOST_GW, &[])] {
@@ -86,21 +80,4 @@ fn another_network_leaves_no_route_and_no_rule_of_the_former() {
         let nft = rules(&["nft", "list", "ruleset"]);
         assert!(nft.contains("10.245") && !nft.contains("10.244"), "{nft}");
     }
-}
-
-#[test]
-fn a_node_that_waits_for_a_subnet_gets_one_once_the_pool_is_widened_and_running_agents_take_it() {
-    let pool = |last: &str| VXLAN.replacen('{', &format!(r#"{{"SubnetMin":"10.244.7.0","SubnetMax":"{last}","#), 1);
-    let cluster = Cluster::new(2, &pool("10.244.7.0"));
-    let one = cluster.start(1, &[]).ready();
-    let two = cluster.start(2, &[]);
-    two.until("out of subnets", || two.get(9472, "/status").is_some_and(|(_, text)| text.contains("no free subnet")));
-    cluster.configure(&pool("10.244.8.0"));
-    two.until_ready();
-    one.until("told of it", || cluster.has_route(1, &cluster.subnet(2)));
-    two.until("told of the other", || cluster.has_route(2, &cluster.subnet(1)));
-    for agent in [one, two] {
-        assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
-    }
-    cluster.assert_lawful();
 }

@@ -5,25 +5,21 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use flannel_core::net::Family;
 use nix::sys::signal::Signal;
-use testkit::probe::{Flow, FlowReport};
+
+use testkit::cases;
 
 use crate::harness::{Agent, BINARY, HOST_GW, PATIENCE, VXLAN, bare, read, routes};
-use crate::store::{Cluster, reaches};
+use crate::store::{Cluster, RATE, assert_no_loss, flow, reaches};
 
-const RATE: u32 = 1000;
 const RESTARTS: usize = 50;
 /// Both ways together; as long as they take, restarts go on.
 const PACKETS: u64 = 60_000;
 
-#[test]
-fn fifty_restarts_and_more_on_vxlan_lose_no_packet_and_keep_the_lease() {
-    restarts_lose_nothing(VXLAN);
-}
-
-#[test]
-fn fifty_restarts_and_more_on_host_gw_lose_no_packet_and_keep_the_lease() {
-    restarts_lose_nothing(HOST_GW);
+cases! {
+    fn fifty_restarts_and_more_on_vxlan_lose_no_packet_and_keep_the_lease() = restarts_lose_nothing(VXLAN);
+    fn fifty_restarts_and_more_on_host_gw_lose_no_packet_and_keep_the_lease() = restarts_lose_nothing(HOST_GW);
 }
 
 /// By signal and by kill -9, in turn, under a thousand packets a second each way.
@@ -36,9 +32,7 @@ fn restarts_lose_nothing(config: &str) {
     reaches(&pods[0], &pods[1]);
     let (records, env) = (cluster.records().len(), read(&cluster.site.subnet_file(1)));
     let (keys, before) = (cluster.keys_of(1), routes(cluster.ns(1)));
-    let flow =
-        |from: usize, to: usize| Flow::start(&pods[from].ns, &pods[to].ns, pods[to].addrs.v4.unwrap(), RATE).unwrap();
-    let flows = [flow(0, 1), flow(1, 0)];
+    let flows = [(0, 1), (1, 0)].map(|(from, to)| flow(&pods[from], &pods[to], Family::V4));
     let long = Duration::from_secs(PACKETS / u64::from(2 * RATE) + 1);
     let begin = Instant::now();
     for nth in 0.. {
@@ -49,12 +43,7 @@ fn restarts_lose_nothing(config: &str) {
         one = start(1);
         one.until_ready();
     }
-    let mut sent = 0;
-    for flow in flows {
-        let report = flow.stop().unwrap();
-        assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
-        sent += report.sent;
-    }
+    let sent: u64 = flows.map(|flow| assert_no_loss(flow).sent).into_iter().sum();
     assert!(sent >= PACKETS, "{sent}");
     assert_eq!((cluster.keys_of(1), cluster.records().len()), (keys, records));
     assert_eq!((routes(cluster.ns(1)), read(&cluster.site.subnet_file(1))), (before, env));

@@ -3,11 +3,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use flannel_core::net::Family;
 use nix::sys::signal::Signal;
-use testkit::probe::{Flow, FlowReport};
 
 use crate::harness::{Agent, PATIENCE, VXLAN, read, routes};
-use crate::store::{Cluster, ENDPOINT, SUBNETS, reaches, status};
+use crate::records::put_peers;
+use crate::store::{Cluster, ENDPOINT, SUBNETS, assert_no_loss, flow, reaches, status};
 
 #[test]
 fn agents_share_etcd_survive_its_death_and_keep_their_leases() {
@@ -177,7 +178,7 @@ fn an_outage_of_etcd_costs_no_packet_few_lines_and_is_over_within_seconds() {
     reaches(&pods[0], &pods[1]);
     let keys = [1, 2].map(|nth| cluster.keys_of(nth));
     let lines = || agents.each_ref().map(|agent| agent.log().lines().count());
-    let flow = Flow::start(&pods[0].ns, &pods[1].ns, pods[1].addrs.v4.unwrap(), 1000).unwrap();
+    let flow = flow(&pods[0], &pods[1], Family::V4);
 
     // Slow at first: nothing answers for a while, and nothing is cut.
     cluster.signal_etcd(Signal::SIGSTOP);
@@ -189,16 +190,11 @@ fn an_outage_of_etcd_costs_no_packet_few_lines_and_is_over_within_seconds() {
     agents[0].until("told that etcd is away", || status(&agents[0])["store"]["contact"] == "lost");
     std::thread::sleep(OUTAGE.saturating_sub(away.elapsed()));
     cluster.start_etcd();
-    let newcomer = "10.244.200.0-24";
-    cluster.put(
-        &format!("{SUBNETS}/{newcomer}"),
-        r#"{"PublicIP":"10.89.7.7","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:07:07"}}"#,
-    );
+    put_peers(&cluster, 200..201);
     let told = || Ok([1, 2].iter().all(|nth| routes(cluster.ns(*nth)).contains("10.244.200.0/24 ")));
     let took = testkit::wait_until("converged", PATIENCE, told).unwrap_or_else(|error| panic!("{error}"));
     agents[0].until("told that etcd is back", || status(&agents[0])["store"]["contact"] == "live");
-    let report = flow.stop().unwrap();
-    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+    let report = assert_no_loss(flow);
     for (agent, before) in agents.iter().zip(quiet) {
         let said = agent.log().lines().count() - before;
         assert!(said <= MOST_LINES, "{said} lines:\n{}", agent.log());
@@ -268,6 +264,7 @@ fn a_lease_that_is_deleted_by_hand_is_dealt_with_as_the_policy_says() {
     agents[0].until("in the store again", || cluster.keys_of(1) == keys[0]);
     agents[0].until_ready();
     assert_eq!(agents[2].wait(), Some(3), "{}", agents[2].log());
+    assert!(agents[2].log().contains("the lease was lost"), "{}", agents[2].log());
     agents[1].until("without a lease", || status(&agents[1])["lease"].is_null());
     assert_eq!(agents[1].get(8081, "/readyz").map(|(code, _)| code), Some(503));
     let [_, keeper, _] = &agents;

@@ -5,14 +5,13 @@ use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use flannel_core::net::Prefix;
+use flannel_core::net::{Family, Prefix};
 use nix::sys::signal::Signal;
-use testkit::probe::{Flow, FlowReport};
 use testkit::{Fdb, Namespace, Neighbour, Route, VxlanLink};
 
 use crate::harness::{Agent, PATIENCE, Site, VXLAN, routes};
 use crate::records::{peer_key, put_peers};
-use crate::store::{Cluster, reaches};
+use crate::store::{Cluster, assert_no_loss, flow, reaches};
 
 const NFT: &str = r#"{"EnableNFTables":true,"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 
@@ -66,14 +65,13 @@ fn a_restart_under_guard_costs_no_packet() {
     [&one, &two].into_iter().for_each(Agent::until_ready);
     let pods = [cluster.pod(1), cluster.pod(2)];
     reaches(&pods[1], &pods[0]);
-    let flow = Flow::start(&pods[1].ns, &pods[0].ns, pods[0].addrs.v4.unwrap(), 1000).unwrap();
+    let flow = flow(&pods[1], &pods[0], Family::V4);
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
         one.end(signal);
         one = start();
         one.until_ready();
     }
-    let report = flow.stop().unwrap();
-    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+    assert_no_loss(flow);
 }
 
 #[test]
@@ -189,6 +187,7 @@ fn rules_of_others_stay_as_they_are_while_ours_come_back_and_go() {
         assert_eq!(before.0.len(), 2);
         let agent = site.start(1, &["-ip-masq"]).ready();
         let written = run(ours);
+        assert!(written.to_lowercase().contains("masquerade"), "{written}");
         // So that it does not mend what we look at.
         agent.signal(Signal::SIGSTOP);
         match config {
@@ -198,14 +197,17 @@ fn rules_of_others_stay_as_they_are_while_ours_come_back_and_go() {
         assert_ne!(run(ours), written);
         agent.signal(Signal::SIGCONT);
         let mended = || {
-            Ok(run(ours)
-                .lines()
-                .filter(|line| line.contains("10.244."))
-                .eq(written.lines().filter(|line| line.contains("10.244."))))
+            Ok::<_, testkit::Error>(
+                run(ours)
+                    .lines()
+                    .filter(|line| line.contains("10.244."))
+                    .eq(written.lines().filter(|line| line.contains("10.244."))),
+            )
         };
         testkit::wait_until("ours again", PATIENCE, mended).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(theirs(), before);
         assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+        assert!(mended().unwrap(), "they outlive the agent");
         assert_eq!(site.run(1, &["cleanup"]).code, Some(0));
         assert_eq!(theirs(), before);
         assert!(

@@ -145,26 +145,6 @@ fn the_own_subnet_is_a_black_hole_when_asked_for() {
 }
 
 #[test]
-fn masquerade_rules_are_there_when_it_is_ready_come_back_and_outlive_it() {
-    for (nftables, list, flush, chain) in [
-        (true, &["nft", "list", "table", "ip", "flannel-ipv4"][..], &["nft", "flush", "ruleset"][..], "masquerade"),
-        (false, &["iptables", "-t", "nat", "-S"], &["iptables", "-t", "nat", "-F"], "MASQUERADE"),
-    ] {
-        let site = Site::new(1, &VXLAN.replacen('{', &format!("{{\"EnableNFTables\":{nftables},"), 1));
-        let rules = || site.tool(1, list).out;
-        let agent = site.start(1, &["-ip-masq", "-iptables-resync=1"]).ready();
-        assert!(rules().contains(chain), "{}\n{}", rules(), agent.log());
-        assert!(read(&site.subnet_file(1)).contains("FLANNEL_IPMASQ=true\n"));
-        site.tool(1, flush);
-        agent.until("in place again", || rules().contains(chain));
-        assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
-        assert!(rules().contains(chain));
-        assert_eq!(site.run(1, &["cleanup"]).code, Some(0));
-        assert!(!rules().contains(chain), "{}", rules());
-    }
-}
-
-#[test]
 fn masquerade_without_a_tool_ends_the_agent_and_says_what_to_install() {
     let site = Site::new(1, VXLAN);
     let mut agent = site.start_with_path(1, &["-ip-masq"], "/nonexistent");
@@ -183,21 +163,6 @@ fn forward_rules_that_cannot_be_written_are_shown_and_keep_nobody_waiting() {
     assert_eq!(table.code, Some(0), "{table:?}");
     let shown = table.out.lines().find(|line| line.starts_with("firewall ")).unwrap_or(&table.out);
     assert!(shown.contains("apt install iptables"), "{shown}");
-}
-
-#[test]
-fn a_lost_lease_stops_the_agent_when_that_is_the_policy() {
-    let site = Site::new(1, VXLAN);
-    let mut agent = site.start(1, &["-on-lease-loss=stop"]).ready();
-    // A record that is removed would be written again; one that names another subnet is another lease.
-    let record = site.path("store/leases/node1.json");
-    let text = fs::read_to_string(&record).unwrap();
-    let own = subnet(&fs::read_to_string(site.subnet_file(1)).unwrap());
-    let other = if own == "10.244.77.0/24" { "10.244.78.0/24" } else { "10.244.77.0/24" };
-    fs::write(&record, text.replace(&own, other)).unwrap();
-    assert_eq!(agent.wait(), Some(3), "{}", agent.log());
-    assert!(agent.log().contains("the lease was lost"), "{}", agent.log());
-    assert!(site.ns(1).link("flannel.1").unwrap().is_up());
 }
 
 fn path(site: &Site, name: &str) -> String {

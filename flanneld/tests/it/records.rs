@@ -1,10 +1,10 @@
 //! What others write into the store (docs/design.md, "Hostile records"), and what is gone from it.
 
+use flannel_core::net::Family;
 use nix::sys::signal::Signal;
-use testkit::probe::{Flow, FlowReport};
 
 use crate::harness::{Agent, PATIENCE, VXLAN, routes};
-use crate::store::{Cluster, SUBNETS, reaches, status};
+use crate::store::{Cluster, SUBNETS, assert_no_loss, flow, reaches, status};
 
 /// A well-formed record of a peer that is nobody's node.
 fn record(public: &str, mac: &str) -> String {
@@ -99,7 +99,7 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     reaches(&pods[0], &pods[1]);
     let mac = |nth: usize| cluster.ns(nth).link("flannel.1").unwrap().mac.unwrap().to_string();
     let before = routes(cluster.ns(1));
-    let flow = Flow::start(&pods[0].ns, &pods[1].ns, pods[1].addrs.v4.unwrap(), 1000).unwrap();
+    let flow = flow(&pods[0], &pods[1], Family::V4);
 
     let hostile = hostile(&mac(1), &mac(2));
     for (key, value) in &hostile {
@@ -115,9 +115,16 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     assert_eq!(routes(cluster.ns(1)), before);
 
     put_peers(&cluster, 9..10);
-    let joined = || Ok(routes(cluster.ns(1)).contains("10.244.9.0/24 "));
+    let joined = || Ok::<_, testkit::Error>(routes(cluster.ns(1)).contains("10.244.9.0/24 "));
     let took = testkit::wait_until("the newcomer", PATIENCE, joined).unwrap_or_else(|error| panic!("{error}"));
     println!("a newcomer among hostile records: {took:?}");
+
+    // A peer whose record turns bad keeps its last good state.
+    cluster.put(&peer_key(9), &record("10.89.1.9", "02:00:00:00:01:09").replace("vxlan", "udp"));
+    agents[0].until("told of one more", || no_peers().len() == hostile.len() + 1);
+    assert!(joined().unwrap(), "{}", routes(cluster.ns(1)));
+    put_peers(&cluster, 9..10);
+    agents[0].until("told that it is a peer again", || no_peers().len() == hostile.len());
 
     // One that starts among them finds its way too.
     let [one, two] = agents;
@@ -129,8 +136,7 @@ fn hostile_records_harm_neither_the_agent_nor_its_peers_nor_newcomers() {
     }
     one.until("rid of them", || status(&one)["quarantined"].as_array().unwrap().is_empty());
     reaches(&pods[0], &pods[1]);
-    let report = flow.stop().unwrap();
-    assert_eq!(FlowReport { lost: 0, refused: 0, ..report.clone() }, report);
+    assert_no_loss(flow);
     assert_eq!(two.end(Signal::SIGTERM).0, Some(0));
 }
 

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Agent, BINARY, VXLAN, bare, routes, side_by_side};
+use crate::records::{peer_key, put_peers};
 use crate::store::{Cluster, SUBNETS, status};
 
 /// An agent whose files are on a small disk of its own, which nobody else sees.
@@ -61,15 +62,6 @@ fn fill(disk: &Path) {
     let _ = fs::write(disk.join("filler"), vec![b'x'; 1 << 20]);
 }
 
-/// The record of a peer that is nobody's node.
-fn join(cluster: &Cluster, n: u8) {
-    let key = format!("{SUBNETS}/10.244.{n}.0-24");
-    let mac = format!("02:00:00:00:07:{n:02x}");
-    let value =
-        format!(r#"{{"PublicIP":"10.89.7.{n}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#);
-    cluster.put(&key, &value);
-}
-
 fn has_peer(cluster: &Cluster, n: u8) -> bool {
     routes(cluster.ns(1)).contains(&format!("10.244.{n}.0/24 via"))
 }
@@ -77,14 +69,14 @@ fn has_peer(cluster: &Cluster, n: u8) -> bool {
 #[test]
 fn a_disk_that_is_full_at_the_start_costs_no_peer_and_is_made_up_for_once_there_is_room() {
     let cluster = Cluster::placed(1, VXLAN);
-    join(&cluster, 200);
+    put_peers(&cluster, 200..201);
     let on = OnSmallDisk::start(&cluster, "head -c 1M /dev/zero >\"$DIR/filler\" 2>/dev/null");
     let agent = &on.agent;
     agent.until("programmed", || has_peer(&cluster, 200));
     let not_ready = || agent.get(9472, "/status").is_some_and(|(_, text)| text.contains("free some space"));
     agent.until("told why it is not ready", not_ready);
     assert_eq!(agent.get(8081, "/readyz").map(|(code, _)| code), Some(503));
-    join(&cluster, 201);
+    put_peers(&cluster, 201..202);
     agent.until("told of the newcomer", || has_peer(&cluster, 201));
     assert_eq!(on.names(), ["filler"], "nothing half-written is left");
     fs::remove_file(on.disk.join("filler")).unwrap();
@@ -107,7 +99,7 @@ fn a_disk_that_fills_up_or_becomes_read_only_later_tears_no_file_and_costs_neith
             "full" => fill(&on.disk),
             _ => on.remount("ro", &cluster),
         }
-        join(&cluster, 200);
+        put_peers(&cluster, 200..201);
         on.agent.until("told of the newcomer", || has_peer(&cluster, 200));
         assert!(on.agent.is_ready(), "{how}");
         // The end writes what the state file lacks. The disk outlives it as long as it is open.
@@ -164,9 +156,9 @@ fn with_a_twentieth_of_a_processor_amid_churn_the_node_keeps_its_lease_heals_and
     let keys = cluster.keys_of(1);
     starved(one, || {
         for n in 3..JOINS {
-            join(&cluster, n);
+            put_peers(&cluster, n..n + 1);
             if n % 3 == 0 {
-                cluster.delete(&format!("{SUBNETS}/10.244.{}.0-24", n - 1));
+                cluster.delete(&peer_key(n - 1));
             }
             thread::sleep(PACE);
         }

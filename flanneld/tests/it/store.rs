@@ -8,13 +8,16 @@ use std::process::{Command, Stdio};
 use etcd_client::{Client, ConnectOptions, Event, EventType, GetOptions, WatchOptions};
 use flannel_core::net::{Family, Prefix};
 use nix::sys::signal::Signal;
-use testkit::{Namespace, Pod, Process, probe};
+use testkit::probe::{self, Flow, FlowReport};
+use testkit::{Namespace, Pod, Process};
 
 use crate::harness::{Agent, PATIENCE, Site, Told, owned, routes, run};
 
 /// What agents connect to.
 pub(crate) const ENDPOINT: &str = "http://10.89.0.1:2379";
 pub(crate) const SUBNETS: &str = "/coreos.com/network/subnets";
+/// Of streams that must not lose anything, in packets a second.
+pub(crate) const RATE: u32 = 1000;
 const CONFIG: &str = "/coreos.com/network/config";
 
 /// Nodes, and the etcd they share.
@@ -269,4 +272,16 @@ pub(crate) fn status(agent: &Agent) -> serde_json::Value {
 pub(crate) fn reaches(from: &Pod, to: &Pod) {
     let addr = to.addr(Family::V4).unwrap();
     probe::until_reply(&from.ns, addr, PATIENCE).unwrap();
+}
+
+/// A stream from a pod to another.
+pub(crate) fn flow(from: &Pod, to: &Pod, family: Family) -> Flow {
+    Flow::start(&from.ns, &to.ns, to.addr(family).unwrap(), RATE).unwrap()
+}
+
+/// Ends a stream of which every packet has to have arrived.
+pub(crate) fn assert_no_loss(flow: Flow) -> FlowReport {
+    let report = flow.stop().unwrap();
+    assert_eq!((report.lost, report.refused), (0, 0), "{report:?}");
+    report
 }

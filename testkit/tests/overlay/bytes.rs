@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use flannel_core::net::Family;
 use testkit::sabotage::Plane;
-use testkit::{Families, Pod};
+use testkit::{Families, Pod, cases};
 
-use crate::support::{Cluster, cases, families_of};
+use crate::support::{Cluster, families_of};
 
 /// A datagram of so many bytes is fifteen fragments.
 const DATAGRAM: usize = 20_000;

@@ -1,6 +1,6 @@
 //! A backend written outside the workspace's crates, over a device that its own program makes.
 
-use flannel_core::backend::{Backend, BackendError, Local, Peer, Situation, Skip};
+use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{
     AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, State,
 };
@@ -43,25 +43,25 @@ impl Backend for External {
         true
     }
 
-    fn devices(&self, _local: &Local) -> Vec<Device> {
+    fn devices(&self, _local: &LocalNode) -> Vec<Device> {
         vec![Device::new(Self::name(), Self::kind())]
     }
 
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        Some(situation.uplink.mtu)
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu> {
+        Some(context.uplink.mtu)
     }
 
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
-        Ok(LeaseAttrs { public_ip: situation.public, backend_type: "external".into(), ..LeaseAttrs::default() })
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
+        Ok(LeaseAttrs { public_ip: context.public, backend_type: "external".into(), ..LeaseAttrs::default() })
     }
 
     fn hardware_address(&self, _: &LeaseAttrs, _: Family) -> Result<Option<MacAddr>, Skip> {
         Ok(None)
     }
 
-    fn base(&self, local: &Local) -> State {
+    fn base(&self, local: &LocalNode) -> State {
         let mut state = State::default();
-        state.links.insert(DEVICE, Link::new(Self::name(), Self::kind(), local.situation.uplink.mtu.0));
+        state.links.insert(DEVICE, Link::new(Self::name(), Self::kind(), local.context.uplink.mtu.0));
         for (_, subnet) in local.lease.subnets.iter() {
             let own = Prefix::host(subnet.addr());
             state.addresses.insert(AddressKey { link: DEVICE, addr: own.addr(), len: own.len() }, ());
@@ -69,8 +69,8 @@ impl Backend for External {
         state
     }
 
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
-        let network = local.situation.config.networks.get(family);
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        let network = local.context.config.networks.get(family);
         let subnet = network.and(peer.subnets.get(family)).ok_or(Skip::NoAddress(family))?;
         Ok(PeerState::default().with_route(*subnet, Route::overlay(*subnet, subnet.addr(), DEVICE)))
     }

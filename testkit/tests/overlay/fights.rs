@@ -12,9 +12,9 @@ use flannel_core::lease::Lease;
 use flannel_core::net::{Family, MacAddr};
 use flannel_core::overlay::{HeldBecause, Phase};
 use testkit::sabotage::Plane;
-use testkit::{Error, Families, Fdb, Namespace, Neighbour, Route, wait_until};
+use testkit::{Error, Families, Fdb, Namespace, Neighbour, Route, cases, wait_until};
 
-use crate::support::{Cluster, PATIENCE, cases, objects};
+use crate::support::{Cluster, PATIENCE, objects};
 
 /// How often it is changed.
 const EVERY: Duration = Duration::from_millis(300);
@@ -95,30 +95,7 @@ impl Fight {
 
     /// Whether the kernel takes peers' objects along.
     fn takes_peers_along(self) -> bool {
-        match self {
-            Self::Down | Self::Mac | Self::ArpOffOn | Self::Address => true,
-            Self::Name
-            | Self::Mtu
-            | Self::Group
-            | Self::Alias
-            | Self::Learning
-            | Self::Remote
-            | Self::OtherLength
-            | Self::FurtherAddress
-            | Self::Neighbour
-            | Self::NeighbourMac
-            | Self::NeighbourState
-            | Self::FurtherNeighbour
-            | Self::Fdb
-            | Self::FdbDestination
-            | Self::FurtherFdb
-            | Self::Route
-            | Self::RouteGateway
-            | Self::RouteDevice
-            | Self::RouteOnlink
-            | Self::RouteBlackhole
-            | Self::FurtherRoute => false,
-        }
+        matches!(self, Self::Down | Self::Mac | Self::ArpOffOn | Self::Address)
     }
 }
 

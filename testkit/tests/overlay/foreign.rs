@@ -2,14 +2,14 @@
 
 use testkit::canary::{Canaries, Place, Where};
 use testkit::sabotage::{Act, Plane};
-use testkit::{Families, Namespace, Route, VxlanLink, wait_until};
+use testkit::{Families, Namespace, Route, VxlanLink, cases, wait_until};
 
 use flannel_core::clock::{Clock, SystemClock};
 use flannel_core::kernel::{LinkId, LinkPart, Object};
 use flannel_core::net::{Family, MacAddr};
 use flannel_core::overlay::{Held, HeldBecause, Phase, Status, Teardown};
 
-use crate::support::{Cluster, Objects, PATIENCE, cases};
+use crate::support::{Cluster, Objects, PATIENCE};
 
 cases! {
     fn canaries_outlive_start_joins_leaves_and_removal_beside_vxlan() =
@@ -178,24 +178,6 @@ fn a_foreign_ipv6_route_over_which_the_kernel_takes_none_of_ours_is_a_conflict_o
     cluster.ns(0).delete_route(&route).unwrap();
     cluster.until(0, "healed", |status| status.conflicts.is_empty());
     cluster.converged(0);
-}
-
-#[test]
-fn an_object_that_somebody_keeps_changing_is_contested_and_right_once_they_stop() {
-    let cluster = Cluster::start(2, Plane::Vxlan, Families::V4);
-    let before = cluster.objects(0);
-    let to = cluster.lease(1).subnets.v4.unwrap();
-    let contested = |status: &Status| *status.contested == [Object::Route(to)];
-    // Ten repairs within ten seconds, on a machine that may take a second for one.
-    wait_until("a contest", 6 * PATIENCE, || {
-        for route in cluster.ns(0).routes(Family::V4)?.iter().filter(|route| route.to == to) {
-            cluster.ns(0).delete_route(route)?;
-        }
-        Ok(contested(&cluster.status(0)))
-    })
-    .unwrap();
-    wait_until("peace", 6 * PATIENCE, || Ok(cluster.objects(0) == before)).unwrap();
-    cluster.assert_traffic(0, 1);
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use testkit::canary::{Canaries, Place, Where};
 use testkit::sabotage::{Act, Plane};
-use testkit::{Families, wait_until};
+use testkit::{Families, cases, wait_until};
 
-use crate::support::{Cluster, PATIENCE, cases};
+use crate::support::{Cluster, PATIENCE};
 
 /// Peers without a node, so that there is more to heal than one.
 const PAPER_PEERS: u8 = 12;

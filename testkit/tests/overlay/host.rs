@@ -1,20 +1,16 @@
 //! The host under an agent: no uplink, another one, one that comes and goes.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use caps::{CapSet, Capability};
-use flannel_backend_vxlan::Vxlan;
 use flannel_core::kernel::{Kernel, KernelError, OverlayName, Residence};
 use flannel_core::net::{Dual, Family};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Overlay, OverlayError, Phase, Status};
-use flannel_core::subnet::{NodeIdentity, ThisNode};
+use flannel_core::overlay::{OverlayError, Phase, Status};
 use testkit::sabotage::{Act, Plane};
-use testkit::{Families, Route, UNDERLAY_LINK, wait_until};
-use tokio_util::sync::CancellationToken;
+use testkit::{Families, Route, UNDERLAY_LINK, cases, wait_until};
 
-use crate::support::{Cluster, PATIENCE, assert_no_loss, cases, config_with, families_of, parse};
+use crate::support::{Cluster, PATIENCE, assert_no_loss, config_with, families_of, parse};
 
 #[test]
 fn without_an_uplink_an_agent_ends_with_a_typed_error() {
@@ -26,28 +22,17 @@ fn without_an_uplink_an_agent_ends_with_a_typed_error() {
     assert_eq!(cluster.store.records(), []);
 }
 
-#[test]
-fn an_underlay_that_is_renamed_and_back_needs_no_restart() {
-    for plane in [Plane::Vxlan, Plane::HostGw] {
-        an_underlay_comes_back(plane, Act::UnderlayRenamed);
-    }
+cases! {
+    fn an_underlay_that_is_renamed_and_back_needs_no_restart() = an_underlay_comes_back(Act::UnderlayRenamed);
+    fn an_underlay_that_is_deleted_and_back_needs_no_restart() = an_underlay_comes_back(Act::UnderlayDeleted);
+    fn an_underlay_that_is_down_for_a_while_needs_no_restart() = an_underlay_comes_back(Act::UnderlayDownUp);
 }
 
-#[test]
-fn an_underlay_that_is_deleted_and_back_needs_no_restart() {
-    for plane in [Plane::Vxlan, Plane::HostGw] {
-        an_underlay_comes_back(plane, Act::UnderlayDeleted);
-    }
+fn an_underlay_comes_back(act: Act) {
+    [Plane::Vxlan, Plane::HostGw].into_iter().for_each(|plane| an_underlay_of_a_plane_comes_back(plane, act));
 }
 
-#[test]
-fn an_underlay_that_is_down_for_a_while_needs_no_restart() {
-    for plane in [Plane::Vxlan, Plane::HostGw] {
-        an_underlay_comes_back(plane, Act::UnderlayDownUp);
-    }
-}
-
-fn an_underlay_comes_back(plane: Plane, act: Act) {
+fn an_underlay_of_a_plane_comes_back(plane: Plane, act: Act) {
     let cluster = Cluster::start(2, plane, Families::Dual);
     cluster.store.insert((1..=5).map(|n| cluster.paper_peer(100 + n)));
     cluster.settle();
@@ -217,25 +202,4 @@ fn a_name_is_claimed_once_among_those_without_privilege_too() {
     let (first, second) = claims.unwrap();
     assert!(first.is_ok(), "{first:?}");
     assert!(matches!(second, Err(KernelError::Conflict { .. })), "{second:?}");
-}
-
-/// The agent of a process that may not administer the network: a thread without the capability is one to the kernel.
-#[test]
-fn an_agent_without_privilege_says_which_and_takes_no_lease() {
-    let cluster = Cluster::without_agents(1, Plane::Vxlan, Families::V4);
-    let store = cluster.store.clone();
-    let ended = cluster.ns(0).run(move || {
-        caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
-        let store = store.for_node(ThisNode::named(NodeIdentity::new("node-1").unwrap()));
-        let builder = Overlay::builder().backend("vxlan", Vxlan::new);
-        let overlay = builder.build(Arc::new(store), Arc::new(NetlinkKernel::new().unwrap())).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { tokio::time::timeout(PATIENCE, overlay.run(CancellationToken::new())).await })
-    });
-    let Err(OverlayError::Kernel(error)) = ended.unwrap().expect("it ends") else { panic!("no error") };
-    assert!(matches!(error, KernelError::Denied { .. }), "{error}");
-    let text = error.to_string();
-    assert!(text.contains("network devices") && text.contains("CAP_NET_ADMIN"), "{text}");
-    assert!(cluster.store.records().is_empty(), "{:?}", cluster.store.records());
-    assert!(cluster.ns(0).link("flannel.1").is_err());
 }

@@ -28,17 +28,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// The rate of flows that must not lose anything, in packets a second.
 pub(crate) const RATE: u32 = 1000;
 
-/// Tests that are calls of one function.
-macro_rules! cases {
-    ($(fn $name:ident() = $check:ident($($argument:expr),*);)+) => {
-        $(#[test]
-        fn $name() {
-            $check($($argument),*);
-        })+
-    };
-}
-pub(crate) use cases;
-
 /// The network's configuration.
 pub(crate) fn config(plane: Plane, families: Families) -> String {
     config_with(families, &format!(r#"{{"Type":"{}"}}"#, kind(plane)))

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use flannel_core::net::{Family, Mtu};
 use testkit::sabotage::Plane;
-use testkit::{Families, Pod};
+use testkit::{Families, Pod, cases};
 
-use crate::support::{Cluster, cases, families_of, pod_mtu};
+use crate::support::{Cluster, families_of, pod_mtu};
 
 cases! {
     fn pods_of_every_pair_of_nodes_talk_over_vxlan_in_ipv4() = every_pair_talks(Plane::Vxlan, Families::V4);

@@ -67,7 +67,8 @@ pub(crate) fn delete(batch: &mut Batch, prefix: Prefix, route: &Route, index: Op
     let mut message = body(prefix, route, index);
     // Any scope: it is not kept in a `Route`.
     message.header.scope = RouteScope::NoWhere;
-    // Without a metric the kernel takes the first route that fits otherwise.
+    // Without a metric the kernel takes the first route that fits otherwise (docs/kernel-facts.md, "Route keys are not
+    // unique").
     if route.slot().metric == 0 && prefix.family() == Family::V6 {
         message.attributes.push(RouteAttribute::Priority(RouteSlot::METRIC_V6));
     }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::kernel::Route;
 use crate::net::{Dual, Prefix};
+use crate::netlink::test_namespace::in_new_namespace;
 
 fn scope() -> Scope {
     let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
@@ -16,15 +17,13 @@ fn scope() -> Scope {
 
 #[test]
 fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
-    let thread = std::thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("this test needs CAP_SYS_ADMIN: run it as root or under unshare -Urn");
+    in_new_namespace(|| {
         let (mut writer, mut wire, mut batch) = (Wire::new(), Wire::new(), Batch::default());
         let mut monitor = Monitor::with_receive_buffer(1).unwrap();
         monitor.resync(&mut wire, &mut batch).unwrap();
-        let signal = Arc::new(Signal::default());
-        monitor.watch(scope(), &signal);
-        let mut hints = Box::pin(Arc::clone(&signal).hints());
+        let pending = Arc::new(PendingHints::default());
+        monitor.watch(scope(), &pending);
+        let mut hints = Box::pin(Arc::clone(&pending).hints());
         let mut blackhole = |n: u8| {
             let prefix = Prefix::new([10, 0, n, 0].into(), 24).unwrap();
             let route = Route { protocol: Route::BOOT, ..Route::blackhole(prefix) };
@@ -44,26 +43,23 @@ fn notifications_that_do_not_fit_are_a_lost_hint_and_later_ones_are_read() {
         assert!(!monitor.is_stale());
         assert_eq!(hints.next().now_or_never().flatten(), Some(Hint::Changed));
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 #[test]
 fn a_socket_that_fails_for_ever_is_given_up_and_its_listeners_kept() {
     let mut monitor = Monitor::open().unwrap();
-    let signal = Arc::new(Signal::default());
-    monitor.watch(scope(), &signal);
+    let pending = Arc::new(PendingHints::default());
+    monitor.watch(scope(), &pending);
     monitor.break_socket();
     monitor.drain(0);
     assert!(monitor.is_broken() && monitor.failures == FAILURES, "{} tries", monitor.failures);
     let listeners = monitor.dismiss();
     assert_eq!(listeners.len(), 1);
-    signal.raise(Hint::Unheard);
-    signal.raise(Hint::Lost);
-    signal.close();
-    let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
-    assert_eq!(hints, [Hint::Unheard, Hint::Lost]);
+    pending.raise(Hint::SubscriptionBroken);
+    pending.raise(Hint::Lost);
+    pending.close();
+    let hints: Vec<Hint> = pending.hints().collect().now_or_never().unwrap();
+    assert_eq!(hints, [Hint::SubscriptionBroken, Hint::Lost]);
 }
 
 /// What a notification may be about, out of few things, so that they meet.
@@ -149,9 +145,9 @@ proptest! {
     ) {
         const PORT: u32 = 1;
         let mut monitor = Monitor::open().unwrap();
-        let signal = Arc::new(Signal::default());
-        let sibling = Arc::new(Signal::default());
-        monitor.watch(scope(), &signal);
+        let pending = Arc::new(PendingHints::default());
+        let sibling = Arc::new(PendingHints::default());
+        monitor.watch(scope(), &pending);
         let name = OverlayName::new("sibling").unwrap();
         monitor.watch(Scope { overlay: name, ..scope() }, &sibling);
         monitor.begin(PORT, &OverlayName::default());
@@ -189,9 +185,9 @@ proptest! {
         for watch in &monitor.watches {
             prop_assert_eq!(&watch.ids, &watch.scope.identify(&links));
         }
-        for (signal, news) in [(signal, news), (sibling, siblings_news)] {
-            signal.close();
-            let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
+        for (pending, news) in [(pending, news), (sibling, siblings_news)] {
+            pending.close();
+            let hints: Vec<Hint> = pending.hints().collect().now_or_never().unwrap();
             prop_assert!(hints.len() <= 2, "hints merge: {:?}", hints);
             prop_assert!(!news || hints.contains(&Hint::Changed) || hints.contains(&Hint::Lost), "{:?}", hints);
         }
@@ -201,9 +197,9 @@ proptest! {
 #[test]
 fn links_of_pods_are_not_kept_and_of_more_others_than_there_is_room_for_all_is_news() {
     let mut monitor = Monitor::open().unwrap();
-    let signal = Arc::new(Signal::default());
-    monitor.watch(scope(), &signal);
-    let mut hints = Box::pin(Arc::clone(&signal).hints());
+    let pending = Arc::new(PendingHints::default());
+    monitor.watch(scope(), &pending);
+    let mut hints = Box::pin(Arc::clone(&pending).hints());
     let mut hears = |monitor: &mut Monitor, heard: &Heard| {
         let (kind, payload) = heard.message();
         monitor.read(&Message { kind, flags: 0, seq: 0, port: 2, payload: &payload }, 1).unwrap();
@@ -242,9 +238,9 @@ fn links_of_pods_are_not_kept_and_of_more_others_than_there_is_room_for_all_is_n
 /// A monitor that knows nothing, and what its listener hears of each thing.
 fn listener() -> (Monitor, impl FnMut(&mut Monitor, &Heard) -> Vec<Hint>) {
     let mut monitor = Monitor::open().unwrap();
-    let signal = Arc::new(Signal::default());
-    monitor.watch(scope(), &signal);
-    let mut hints = Box::pin(Arc::clone(&signal).hints());
+    let pending = Arc::new(PendingHints::default());
+    monitor.watch(scope(), &pending);
+    let mut hints = Box::pin(Arc::clone(&pending).hints());
     let hears = move |monitor: &mut Monitor, heard: &Heard| {
         let (kind, payload) = heard.message();
         monitor.read(&Message { kind, flags: 0, seq: 0, port: 2, payload: &payload }, 1).unwrap();
@@ -295,12 +291,12 @@ fn a_link_that_only_a_new_scope_is_about_is_news_once_it_is_read() {
     monitor.resync(&mut wire, &mut batch).unwrap();
     // As if the loopback device were a pod's.
     monitor.links.retain(|seen| seen.index != 1);
-    let signal = Arc::new(Signal::default());
+    let pending = Arc::new(PendingHints::default());
     let heard = || {
-        let mut hints = Box::pin(Arc::clone(&signal).hints());
+        let mut hints = Box::pin(Arc::clone(&pending).hints());
         std::iter::from_fn(|| hints.next().now_or_never().flatten()).collect::<Vec<_>>()
     };
-    monitor.watch(Scope { uplink: Some(1), ..scope() }, &signal);
+    monitor.watch(Scope { uplink: Some(1), ..scope() }, &pending);
     monitor.complete(&mut wire, &mut batch).unwrap();
     assert!(monitor.link(1).is_some());
     assert_eq!(heard(), [Hint::FactsChanged, Hint::Changed]);

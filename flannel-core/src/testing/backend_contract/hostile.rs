@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::inside::{check_base, check_peer};
 use super::world::{Node, World};
 use super::{Families, Harness};
-use crate::backend::{Local, Peer, Situation, Skip};
+use crate::backend::{LocalNode, NodeContext, Peer, Skip};
 use crate::kernel::HostFacts;
 use crate::lease::{Json, Lease, LeaseAttrs};
 use crate::net::{Dual, Family, Mtu, Prefix};
@@ -86,7 +86,7 @@ fn check(node: &Node, peer: &Peer, family: Family) {
 }
 
 /// What is different about a host.
-type Change = fn(&mut Situation);
+type Change = fn(&mut NodeContext);
 
 /// Whatever the host and the own lease are like, nothing panics, and what `base` wants is inside the scope: without
 /// addresses, links or a useful MTU, with a lease of other families, and with a lease or a previous one that somebody edited.
@@ -106,7 +106,7 @@ pub fn no_host_or_lease_of_ones_own_makes_it_panic(harness: &dyn Harness, famili
     ];
     for (how, change) in hosts {
         let mut local = node.local.clone();
-        change(&mut local.situation);
+        change(&mut local.context);
         check_local(&node, &local, &peer, how);
     }
     for family in world.families() {
@@ -115,33 +115,33 @@ pub fn no_host_or_lease_of_ones_own_makes_it_panic(harness: &dyn Harness, famili
             let mut lease = Lease::clone(&node.local.lease);
             *lease.attrs.backend_data.slot(family) = data;
             let how = format!("with a lease of {}", short(&lease.attrs.to_json()));
-            let mut local = Local { lease: Arc::new(lease), ..node.local.clone() };
+            let mut local = LocalNode { lease: Arc::new(lease), ..node.local.clone() };
             check_local(&node, &local, &peer, &how);
-            local.situation.previous = Some(std::mem::replace(&mut local.lease, node.local.lease.clone()));
-            let advertised = alive("advertise", &|| how.clone(), || node.backend.advertise(&local.situation));
+            local.context.previous = Some(std::mem::replace(&mut local.lease, node.local.lease.clone()));
+            let advertised = alive("advertise", &|| how.clone(), || node.backend.advertise(&local.context));
             assert!(advertised.is_ok(), "advertise: must not be kept from a start by a previous lease: {advertised:?}");
         }
         let mut lease = Lease::clone(&node.local.lease);
         *lease.subnets.slot(family) = None;
-        let local = Local { lease: Arc::new(lease), ..node.local.clone() };
+        let local = LocalNode { lease: Arc::new(lease), ..node.local.clone() };
         check_local(&node, &local, &peer, "with a lease without a subnet of one family");
     }
     for wire_type in ["", "no-such-type"] {
         let attrs = LeaseAttrs { backend_type: wire_type.into(), ..LeaseAttrs::default() };
         let lease = Arc::new(Lease { attrs, ..Lease::clone(&node.local.lease) });
-        let mut local = Local { lease: lease.clone(), ..node.local.clone() };
-        local.situation.previous = Some(lease);
+        let mut local = LocalNode { lease: lease.clone(), ..node.local.clone() };
+        local.context.previous = Some(lease);
         check_local(&node, &local, &peer, "with a lease that says nothing");
-        let advertised = node.backend.advertise(&local.situation);
+        let advertised = node.backend.advertise(&local.context);
         assert!(advertised.is_ok(), "advertise: must not be kept from a start by a previous lease: {advertised:?}");
     }
 }
 
-fn check_local(node: &Node, local: &Local, peer: &Peer, how: &str) {
+fn check_local(node: &Node, local: &LocalNode, peer: &Peer, how: &str) {
     let (backend, what) = (&*node.backend, || how.to_owned());
     // Whether it runs there at all is its own affair.
-    let _ = alive("advertise", &what, || backend.advertise(&local.situation));
-    let _ = alive("mtu", &what, || backend.mtu(&local.situation));
+    let _ = alive("advertise", &what, || backend.advertise(&local.context));
+    let _ = alive("mtu", &what, || backend.mtu(&local.context));
     let scope = alive("devices", &what, || local.scope(backend.devices(local), node.slots.clone()));
     let base = alive("base", &what, || backend.base(local));
     check_base(&scope, &base, local);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::world::World;
 use super::{Families, Harness};
-use crate::backend::{Local, Peer};
+use crate::backend::{LocalNode, Peer};
 use crate::kernel::{LinkId, LinkKind, PeerState, Route, RouteKind, Scope, State};
 use crate::net::{Family, Prefix, is_link_local};
 
@@ -17,7 +17,7 @@ pub fn everything_wanted_is_inside_the_scope(harness: &dyn Harness, families: Fa
     let (scope, base) = (node.scope(), node.backend.base(&node.local));
     check_scope(&scope);
     check_base(&scope, &base, &node.local);
-    check_mtu(&base, &node.local, node.backend.mtu(&node.local.situation).map(|mtu| mtu.0));
+    check_mtu(&base, &node.local, node.backend.mtu(&node.local.context).map(|mtu| mtu.0));
     for peer in world.peers() {
         for family in world.families() {
             if let Ok(state) = node.backend.peer(&node.local, &peer, family) {
@@ -56,7 +56,7 @@ fn check_scope(scope: &Scope) {
 }
 
 /// Checks what `base` wants.
-pub(super) fn check_base(scope: &Scope, base: &State, local: &Local) {
+pub(super) fn check_base(scope: &Scope, base: &State, local: &LocalNode) {
     for (id, link) in &base.links {
         let device = slot(*id).and_then(|slot| scope.devices.get(slot));
         let Some(device) = device else { panic!("base: wants {}, {id:?}, which is not in the scope", link.name) };
@@ -88,7 +88,7 @@ pub(super) fn check_peer(
     scope: &Scope,
     base: &State,
     state: &PeerState,
-    local: &Local,
+    local: &LocalNode,
     peer: &Peer,
     family: Family,
 ) {
@@ -143,7 +143,7 @@ fn check_address(from: &str, what: &str, link: LinkId, addr: std::net::IpAddr, s
     );
 }
 
-fn check_route(from: &str, prefix: Prefix, route: &Route, scope: &Scope, base: &State, local: &Local) {
+fn check_route(from: &str, prefix: Prefix, route: &Route, scope: &Scope, base: &State, local: &LocalNode) {
     assert!(scope.is_in_network(&prefix), "{from}: a route to {prefix} is outside the network");
     assert!(
         scope.has_slot(route.slot(), prefix.family()),
@@ -158,14 +158,14 @@ fn check_route(from: &str, prefix: Prefix, route: &Route, scope: &Scope, base: &
         None => route.kind == RouteKind::Blackhole,
         Some(LinkId::Uplink) => scope.uplink.is_some(),
         Some(LinkId::Own(_)) => route.link.is_some_and(|link| base.links.contains_key(&link)),
-        Some(LinkId::Other(index)) => local.situation.host.links.contains_key(&index),
+        Some(LinkId::Other(index)) => local.context.host.links.contains_key(&index),
     };
     assert!(exists, "{from}: the route to {prefix} leads through a link that there is none of: {:?}", route.link);
 }
 
 /// Pods may not send more than a device takes.
-fn check_mtu(base: &State, local: &Local, mtu: Option<u32>) {
-    let pods = mtu.unwrap_or(local.situation.uplink.mtu.0);
+fn check_mtu(base: &State, local: &LocalNode, mtu: Option<u32>) {
+    let pods = mtu.unwrap_or(local.context.uplink.mtu.0);
     for link in base.links.values() {
         assert!(pods <= link.mtu, "mtu: {pods} for pods is more than the {} of {}", link.mtu, link.name);
     }

@@ -23,15 +23,15 @@ pub fn one_round_converges_and_removal_leaves_nothing(harness: &dyn Harness, fam
     assert_eq!(before.missing_from(&after), Vec::<&str>::new(), "base, peer: what was there before is gone");
 
     let backend = world.backend(1);
-    let mut situation = node.local.situation.clone();
-    situation.host = facts(&node.kernel);
+    let mut context = node.local.context.clone();
+    context.host = facts(&node.kernel);
     for previous in [None, Some(node.local.lease.clone())] {
         let rule = "advertise: must publish the same after a restart, also where the lease is gone";
-        situation.previous = previous;
-        assert_eq!(advertised(&*backend, &situation), node.local.lease.attrs, "{rule}");
+        context.previous = previous;
+        assert_eq!(advertised(&*backend, &context), node.local.lease.attrs, "{rule}");
     }
     let attrs = node.local.lease.attrs.clone();
-    let node = Node { local: world.local(1, situation, attrs), backend, kernel: node.kernel, slots: node.slots };
+    let node = Node { local: world.local(1, context, attrs), backend, kernel: node.kernel, slots: node.slots };
     assert_eq!(node.scope(), scope, "scope: must be the same after a restart");
     check_empty("after a restart", &scope, &plan(&node.wanted(&peers), &seen(&node.kernel, &scope), &scope, &|_| None));
 

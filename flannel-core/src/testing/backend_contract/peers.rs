@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::hostile::alive;
 use super::world::{Node, PEERS, World, objects, objects_of_peer};
 use super::{Families, Harness};
-use crate::backend::{Local, Peer, Skip};
+use crate::backend::{LocalNode, Peer, Skip};
 use crate::clock::BootTime;
 use crate::kernel::{HostFacts, OpText};
 use crate::lease::{Fence, Lease};
@@ -32,14 +32,14 @@ pub fn base_and_peer_are_functions_of_what_they_are_given(harness: &dyn Harness,
     for node in [&node, &other] {
         assert_eq!(node.backend.base(&node.local), base, "base: must depend on nothing but its argument, not on peers");
         assert_eq!(node.scope(), other.scope(), "devices: must depend on nothing but its argument");
-        let published = node.backend.advertise(&node.local.situation);
+        let published = node.backend.advertise(&node.local.context);
         assert_eq!(
             published,
-            other.backend.advertise(&node.local.situation),
+            other.backend.advertise(&node.local.context),
             "advertise: another answer the second time"
         );
     }
-    let local = Local { lease: Arc::new(renewed(&node.local.lease)), ..node.local.clone() };
+    let local = LocalNode { lease: Arc::new(renewed(&node.local.lease)), ..node.local.clone() };
     assert_eq!(node.backend.base(&local), base, "base: must not depend on when the own lease ends");
     for peer in &peers {
         for (family, state) in world.families().into_iter().zip(&states[&peer.key]) {
@@ -60,12 +60,12 @@ pub fn devices_stay_what_they_are(harness: &dyn Harness, families: Families) {
     let node = world.node(1);
     let devices = node.backend.devices(&node.local);
     let mut bare = node.local.clone();
-    bare.situation.host = Arc::new(HostFacts::default());
+    bare.context.host = Arc::new(HostFacts::default());
     let mut elsewhere = node.local.clone();
     elsewhere.lease = Arc::new(Lease { subnets: world.peer(9).subnets, ..Lease::clone(&node.local.lease) });
     let mut moved = node.local.clone();
     for family in world.families() {
-        *moved.situation.public.slot(family) = Some(arbitrary::node_address(family, 99));
+        *moved.context.public.slot(family) = Some(arbitrary::node_address(family, 99));
     }
     for (local, of) in [(bare, "host"), (elsewhere, "subnet"), (moved, "public address")] {
         let now = node.backend.devices(&local);
@@ -83,7 +83,7 @@ pub fn a_family_that_one_side_lacks_is_skipped(harness: &dyn Harness, families: 
     for theirs in harness.families() {
         let peer = World::new(harness, *theirs).peer(2);
         for family in Family::BOTH {
-            let ours = node.local.situation.config.networks.get(family).is_some();
+            let ours = node.local.context.config.networks.get(family).is_some();
             let what = || format!("{family} of a {theirs} peer in a {families} network");
             let outcome = alive("peer", &what, || node.backend.peer(&node.local, &peer, family));
             match (ours, peer.subnets.get(family), outcome) {

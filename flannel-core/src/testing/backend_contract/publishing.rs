@@ -57,7 +57,7 @@ pub fn what_is_published_is_read_back(harness: &dyn Harness, families: Families)
             Err(skip) => panic!("peer: must read what the same backend published for {family}: {skip}"),
         }
     }
-    let mut restarted = node.local.situation.clone();
+    let mut restarted = node.local.context.clone();
     restarted.previous = Some(node.local.lease.clone());
     let again = advertised(&*world.backend(1), &restarted);
     assert_eq!(again, node.local.lease.attrs, "advertise: must publish what the previous lease says");
@@ -69,14 +69,14 @@ pub fn a_public_address_is_published_or_refused(harness: &dyn Harness, families:
     let node = world.node(1);
     for family in world.families() {
         for public in [Some(arbitrary::node_address(family, 99)), None] {
-            let mut situation = node.local.situation.clone();
-            *situation.public.slot(family) = public;
+            let mut context = node.local.context.clone();
+            *context.public.slot(family) = public;
             if public.is_none() {
-                *situation.uplink.addrs.slot(family) = None;
+                *context.uplink.addrs.slot(family) = None;
             }
-            match node.backend.advertise(&situation) {
+            match node.backend.advertise(&context) {
                 Ok(attrs) => assert_eq!(
-                    attrs.public_ip, situation.public,
+                    attrs.public_ip, context.public,
                     "advertise: must publish the public addresses that it is given, or refuse them"
                 ),
                 Err(BackendError::Host { what, remedy }) => {
@@ -88,10 +88,10 @@ pub fn a_public_address_is_published_or_refused(harness: &dyn Harness, families:
     }
 }
 
-/// No two nodes publish the same MAC address, no node one of [`Situation::taken`], and the device of each has the
+/// No two nodes publish the same MAC address, no node one of [`NodeContext::taken`], and the device of each has the
 /// address that it publishes. Checks nothing of a backend that uses none.
 ///
-/// [`Situation::taken`]: crate::backend::Situation::taken
+/// [`NodeContext::taken`]: crate::backend::NodeContext::taken
 pub fn mac_addresses_are_of_one_node_alone(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -113,19 +113,19 @@ pub fn mac_addresses_are_of_one_node_alone(harness: &dyn Harness, families: Fami
         let has_it = base.links.values().any(|link| link.mac == Some(mac));
         assert!(has_it || unknown, "base: no device has {mac}, which is published");
     }
-    let mut situation = node.local.situation.clone();
-    situation.previous = Some(node.local.lease.clone());
+    let mut context = node.local.context.clone();
+    context.previous = Some(node.local.lease.clone());
     let mut attrs = node.local.lease.attrs.clone();
     for _ in 0..TAKEN {
-        situation.taken.extend(world.families().into_iter().filter_map(|family| address(&attrs, family)));
-        if situation.taken.is_empty() {
+        context.taken.extend(world.families().into_iter().filter_map(|family| address(&attrs, family)));
+        if context.taken.is_empty() {
             return;
         }
-        attrs = advertised(&*world.backend(1), &situation);
+        attrs = advertised(&*world.backend(1), &context);
         for mac in world.families().into_iter().filter_map(|family| address(&attrs, family)) {
-            assert!(!situation.taken.contains(&mac), "advertise: must not publish {mac}, which is taken");
+            assert!(!context.taken.contains(&mac), "advertise: must not publish {mac}, which is taken");
         }
-        situation.previous = Some(Arc::new(crate::lease::Lease { attrs: attrs.clone(), ..world.peer(1) }));
+        context.previous = Some(Arc::new(crate::lease::Lease { attrs: attrs.clone(), ..world.peer(1) }));
     }
 }
 

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::backend::{Local, Peer, Situation, Skip};
+use crate::backend::{LocalNode, NodeContext, Peer, Skip};
 use crate::kernel::{
     AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
 };
@@ -62,26 +62,26 @@ struct Wrong {
 }
 
 impl Wrong {
-    fn mac(&self, situation: &Situation, family: Family) -> MacAddr {
+    fn mac(&self, context: &NodeContext, family: Family) -> MacAddr {
         let address = |attrs: &LeaseAttrs| self.hardware_address(attrs, family).ok().flatten();
-        let previous = situation.previous.as_ref().and_then(|lease| address(&lease.attrs));
+        let previous = context.previous.as_ref().and_then(|lease| address(&lease.attrs));
         let previous = previous.filter(|_| self.fault != ForgetsThePreviousLease);
-        let index = situation.node.to_string().bytes().last().unwrap_or_default();
+        let index = context.node.to_string().bytes().last().unwrap_or_default();
         let index = if self.fault == OneEthernetAddressForAll { 7 } else { index };
-        let taken = |mac: &MacAddr| self.fault != TakenEthernetAddress && situation.taken.contains(mac);
-        let first = if self.fault == ForgetsThePreviousLease && situation.previous.is_some() { 9 } else { 0 };
+        let taken = |mac: &MacAddr| self.fault != TakenEthernetAddress && context.taken.contains(mac);
+        let first = if self.fault == ForgetsThePreviousLease && context.previous.is_some() { 9 } else { 0 };
         let own = (first..=255).map(|nth| MacAddr([2, 0, place(family), nth, 0, index]));
         previous.into_iter().chain(own).find(|mac| !taken(mac)).unwrap()
     }
 
-    fn device(&self, local: &Local, family: Family) -> Option<(LinkId, Link)> {
-        let situation = &local.situation;
-        let slot = situation.config.networks.families().position(|other| other == family)?;
+    fn device(&self, local: &LocalNode, family: Family) -> Option<(LinkId, Link)> {
+        let context = &local.context;
+        let slot = context.config.networks.families().position(|other| other == family)?;
         let kind = if self.fault == ExternalAddressElsewhere {
             LinkKind::External(format!("tun{slot}").into())
         } else {
             LinkKind::Vxlan(Vxlan {
-                local: situation.public.get(family).copied(),
+                local: context.public.get(family).copied(),
                 lower: Some(LinkId::Uplink),
                 ..Vxlan::new(Vni::ONE)
             })
@@ -92,13 +92,13 @@ impl Wrong {
             name = name.chars().filter(|c| *c != ':').take(15).collect();
         }
         let mtu = match self.fault {
-            SmallMtu => situation.uplink.mtu.0 - 70,
+            SmallMtu => context.uplink.mtu.0 - 70,
             LooksAtTheExpiry if local.lease.expires.is_some() => 1500,
-            LooksAtItsOwnDevice if situation.host.links.len() > 3 => 1500,
-            _ => situation.uplink.mtu.0.saturating_sub(70),
+            LooksAtItsOwnDevice if context.host.links.len() > 3 => 1500,
+            _ => context.uplink.mtu.0.saturating_sub(70),
         };
         let mac = self.hardware_address(&local.lease.attrs, family).ok().flatten();
-        let mac = Some(mac.unwrap_or_else(|| self.mac(situation, family)));
+        let mac = Some(mac.unwrap_or_else(|| self.mac(context, family)));
         let group = u32::from(self.fault == DeviceMarked);
         let link = Link { name: LinkName::new(&name).unwrap(), kind, mac, mtu, up: true, group, alias: None };
         Some((LinkId::Own(slot as u8), link))
@@ -122,29 +122,29 @@ impl Backend for Wrong {
         self.fault != SaysThatItWritesNothing
     }
 
-    fn devices(&self, local: &Local) -> Vec<Device> {
-        let devices = local.situation.config.networks.families().filter_map(|family| self.device(local, family));
+    fn devices(&self, local: &LocalNode) -> Vec<Device> {
+        let devices = local.context.config.networks.families().filter_map(|family| self.device(local, family));
         let devices = devices.filter(|(id, _)| self.fault != DeviceOutsideTheScope || *id != LinkId::Own(0));
         devices.map(|(_, link)| Device { name: link.name, kind: link.kind }).collect()
     }
 
-    fn mtu(&self, situation: &Situation) -> Option<Mtu> {
-        let mtu = Mtu(situation.uplink.mtu.0.saturating_sub(70));
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu> {
+        let mtu = Mtu(context.uplink.mtu.0.saturating_sub(70));
         (self.fault != PodsLargerThanDevices).then_some(mtu)
     }
 
-    fn advertise(&self, situation: &Situation) -> Result<LeaseAttrs, BackendError> {
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
         let data = |family, _: &_| match self.fault {
             UnreadableData => Json::object(&[("address", Scalar::Number(1))]),
-            _ => Json::object(&[("mac", Scalar::Text(&self.mac(situation, family).to_string()))]),
+            _ => Json::object(&[("mac", Scalar::Text(&self.mac(context, family).to_string()))]),
         };
-        let mut public_ip = situation.public;
+        let mut public_ip = context.public;
         if self.fault == ManyAddresses {
             public_ip.v6 = Some("2001:db8::1".parse().unwrap());
             public_ip.v4 = Some("192.0.2.1".parse().unwrap());
         }
         let backend_type = if self.fault == AnotherType { "other" } else { "wrong" }.into();
-        Ok(LeaseAttrs { public_ip, backend_type, backend_data: situation.config.networks.map(data) })
+        Ok(LeaseAttrs { public_ip, backend_type, backend_data: context.config.networks.map(data) })
     }
 
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
@@ -165,9 +165,9 @@ impl Backend for Wrong {
         if mac.is_zero() || mac.is_multicast() { Err(bad("no mac of a device")) } else { Ok(Some(mac)) }
     }
 
-    fn base(&self, local: &Local) -> State {
+    fn base(&self, local: &LocalNode) -> State {
         let mut state = State::default();
-        for family in local.situation.config.networks.families() {
+        for family in local.context.config.networks.families() {
             let Some((id, link)) = self.device(local, family) else { continue };
             state.links.insert(id, link);
             let Some(subnet) = local.lease.subnets.get(family) else { continue };
@@ -182,7 +182,7 @@ impl Backend for Wrong {
         state
     }
 
-    fn peer(&self, local: &Local, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
         let nothing = || Skip::NoAddress(family);
         let device = self.device(local, family).map(|(id, _)| id);
         let link = device.or((self.fault == EveryFamily).then_some(LinkId::Own(0))).ok_or_else(nothing)?;
@@ -194,7 +194,7 @@ impl Backend for Wrong {
             neighbour: Some((NeighbourKey { link, addr: subnet.addr() }, mac)),
             routes: vec![(subnet, Route::overlay(subnet, subnet.addr(), link))],
         };
-        let network = local.situation.config.networks.get(family).map_or(subnet, |network| network.prefix);
+        let network = local.context.config.networks.get(family).map_or(subnet, |network| network.prefix);
         let through = |link| vec![(subnet, Route::overlay(subnet, subnet.addr(), link))];
         match self.fault {
             RouteOutsideTheNetwork => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::{Families, Harness};
-use crate::backend::{Backend, Local, Peer, Situation, Skip};
+use crate::backend::{Backend, LocalNode, NodeContext, Peer, Skip};
 use crate::config::NetworkConfig;
 use crate::kernel::{
     HostFacts, Kernel, KernelError, Link, LinkKind, LinkName, Object, PeerState, RouteSlot, Scope, State,
@@ -51,37 +51,37 @@ impl<'a> World<'a> {
     pub(super) fn node(&self, n: u8) -> Node {
         let kernel = host(n);
         let backend = self.backend(n);
-        let mut situation = self.situation(n, &kernel);
-        let attrs = advertised(&*backend, &situation);
-        let mut local = self.local(n, situation.clone(), attrs);
+        let mut context = self.context(n, &kernel);
+        let attrs = advertised(&*backend, &context);
+        let mut local = self.local(n, context.clone(), attrs);
         let externals = backend.devices(&local).into_iter().filter_map(|device| match device.kind {
             LinkKind::External(kind) => Some((device.name, kind)),
             LinkKind::Vxlan(_) | LinkKind::Other(_) => None,
         });
         for (name, kind) in externals {
-            let group = situation.overlay.mark();
+            let group = context.overlay.mark();
             let link = Link { name, kind: LinkKind::Other(kind), mac: None, mtu: 1500, up: true, group, alias: None };
             sure(kernel.add_link(link));
         }
-        situation.host = facts(&kernel);
-        local.situation = situation;
+        context.host = facts(&kernel);
+        local.context = context;
         Node { kernel, backend, local, slots: self.harness.slots() }
     }
 
-    pub(super) fn situation(&self, n: u8, kernel: &FakeKernel) -> Situation {
-        let mut situation = arbitrary::situation(self.config.clone());
+    pub(super) fn context(&self, n: u8, kernel: &FakeKernel) -> NodeContext {
+        let mut context = arbitrary::context(self.config.clone());
         let addrs = self.config.networks.map(|family, _| address(family, n));
-        situation.node = sure(NodeIdentity::new(&format!("node-{n}")));
-        situation.public = addrs;
-        situation.uplink.addrs = addrs;
-        situation.uplink.mtu = Mtu(1500);
-        situation.uplink.index = kernel.link_index(UPLINK).unwrap_or_default();
-        situation.host = facts(kernel);
-        situation
+        context.node = sure(NodeIdentity::new(&format!("node-{n}")));
+        context.public = addrs;
+        context.uplink.addrs = addrs;
+        context.uplink.mtu = Mtu(1500);
+        context.uplink.index = kernel.link_index(UPLINK).unwrap_or_default();
+        context.host = facts(kernel);
+        context
     }
 
-    pub(super) fn local(&self, n: u8, situation: Situation, attrs: LeaseAttrs) -> Local {
-        Local { situation, lease: Arc::new(Lease { attrs, ..arbitrary::lease(n, &self.families(), "") }) }
+    pub(super) fn local(&self, n: u8, context: NodeContext, attrs: LeaseAttrs) -> LocalNode {
+        LocalNode { context, lease: Arc::new(Lease { attrs, ..arbitrary::lease(n, &self.families(), "") }) }
     }
 
     /// What another node of this network has published.
@@ -99,7 +99,7 @@ impl<'a> World<'a> {
 pub(super) struct Node {
     pub(super) kernel: FakeKernel,
     pub(super) backend: Box<dyn Backend>,
-    pub(super) local: Local,
+    pub(super) local: LocalNode,
     pub(super) slots: Vec<RouteSlot>,
 }
 
@@ -110,7 +110,7 @@ impl Node {
 
     /// What a peer gets in each family of the network.
     pub(super) fn states_of(&self, peer: &Peer) -> Vec<Result<PeerState, Skip>> {
-        let families = self.local.situation.config.networks.families();
+        let families = self.local.context.config.networks.families();
         families.map(|family| self.backend.peer(&self.local, peer, family)).collect()
     }
 
@@ -132,8 +132,8 @@ impl Node {
 
 /// What the backend publishes there, which has to be possible on the hosts of the checks.
 #[track_caller]
-pub(super) fn advertised(backend: &dyn Backend, situation: &Situation) -> LeaseAttrs {
-    match backend.advertise(situation) {
+pub(super) fn advertised(backend: &dyn Backend, context: &NodeContext) -> LeaseAttrs {
+    match backend.advertise(context) {
         Ok(attrs) => attrs,
         Err(error) => panic!("advertise: must be possible on a host with an address of each family: {error}"),
     }

@@ -166,14 +166,14 @@ impl Inbox {
     fn put(&self, hint: Hint) {
         // The most urgent comes first.
         let rank = match hint {
-            Hint::Unheard => 0,
+            Hint::SubscriptionBroken => 0,
             Hint::Lost => 1,
             Hint::Changed => 2,
             Hint::FactsChanged => 3,
         };
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        if hint == Hint::Unheard {
-            // What was pending was heard before.
+        if hint == Hint::SubscriptionBroken {
+            // What was pending came before.
             pending.clear();
         }
         pending.insert(rank);
@@ -184,7 +184,7 @@ impl Inbox {
     fn take(&self) -> Option<Hint> {
         let rank = self.pending.lock().unwrap_or_else(PoisonError::into_inner).pop_first()?;
         Some(match rank {
-            0 => Hint::Unheard,
+            0 => Hint::SubscriptionBroken,
             1 => Hint::Lost,
             2 => Hint::Changed,
             _ => Hint::FactsChanged,
@@ -299,12 +299,12 @@ impl FakeKernel {
         self.stalled.send_replace(false);
     }
 
-    /// Breaks every monitor socket: [`Hint::Unheard`], until [`overrun_monitor`](Self::overrun_monitor).
+    /// Breaks every monitor socket: [`Hint::SubscriptionBroken`], until [`overrun_monitor`](Self::overrun_monitor).
     pub fn break_monitor(&self) {
         for subscriber in self.lock().monitor.subscribers.values() {
             // A socket that fails loses something first.
             subscriber.inbox.put(Hint::Lost);
-            subscriber.inbox.put(Hint::Unheard);
+            subscriber.inbox.put(Hint::SubscriptionBroken);
         }
     }
 

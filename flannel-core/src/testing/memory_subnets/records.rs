@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Fault;
 use super::watching::Watcher;
-use crate::alloc;
+use crate::allocation;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::lease::{BadRecord, Fence, Lease, LeaseEvent, LeaseKey, Record};
@@ -105,7 +105,7 @@ impl Inner {
 
     /// The leases of `node` that fit the network as it is now.
     pub(super) fn previous(&self, node: &NodeIdentity) -> Vec<Lease> {
-        let fits = |lease: &&Arc<Lease>| alloc::all_compatible(&self.config, &lease.subnets);
+        let fits = |lease: &&Arc<Lease>| allocation::all_compatible(&self.config, &lease.subnets);
         self.leases_of(node).iter().filter(fits).map(|lease| Lease::clone(lease)).collect()
     }
 
@@ -206,7 +206,7 @@ impl Inner {
 
     /// Whether a lease fits the network as it is now, and peers prefer no older one to it.
     fn fits(&self, own: &Lease) -> bool {
-        let is_compatible = |lease: &Lease| alloc::all_compatible(&self.config, &lease.subnets);
+        let is_compatible = |lease: &Lease| allocation::all_compatible(&self.config, &lease.subnets);
         let overlaps = |lease: &Lease| {
             let subnets = || lease.subnets.iter().map(|(_, subnet)| subnet);
             own.subnets.iter().any(|(_, ours)| subnets().any(|theirs| ours.overlaps(theirs)))
@@ -242,7 +242,7 @@ impl Inner {
             .flatten()
             .collect();
         let free = |prefix: &Prefix| !taken.iter().any(|other| other.overlaps(prefix));
-        if alloc::all_compatible(&self.config, preferred) && preferred.iter().all(|(_, prefix)| free(prefix)) {
+        if allocation::all_compatible(&self.config, preferred) && preferred.iter().all(|(_, prefix)| free(prefix)) {
             return Ok(*preferred);
         }
         let mut subnets = Dual::default();
@@ -258,7 +258,7 @@ impl Inner {
             let Some(pool) = &network.pool else {
                 return Err(SubnetError::Unsupported("the network has no pool to choose from".to_owned()));
             };
-            let chosen = alloc::choose(pool, taken.iter().copied(), &mut random)
+            let chosen = allocation::choose(pool, taken.iter().copied(), &mut random)
                 .map_err(|exhausted| SubnetError::Exhausted(exhausted.to_string()))?;
             *subnets.slot(family) = Some(chosen);
         }

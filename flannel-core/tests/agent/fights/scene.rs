@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flannel_core::backend::{Backend, Local};
+use flannel_core::backend::{Backend, LocalNode};
 use flannel_core::kernel::{AddressKey, FdbKey, LinkId, LinkPart, NeighbourKey, Object, Route, RouteKey, RouteKind};
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::Builder;
@@ -31,15 +31,27 @@ pub(super) enum Spot {
     Neighbour,
     NeighbourMac,
     ExtraNeighbour,
-    Route,
-    RouteKind,
-    RouteGateway,
-    RouteDevice,
-    RouteOnlink,
-    RouteProtocol,
-    RouteSource,
+    Route(RoutePart),
     ExtraRoute,
     Blackhole,
+}
+
+/// What can be wrong with a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RoutePart {
+    /// It is gone.
+    Whole,
+    Kind,
+    Gateway,
+    Device,
+    Onlink,
+    Protocol,
+    Source,
+}
+
+impl RoutePart {
+    const ALL: [Self; 7] =
+        [Self::Whole, Self::Kind, Self::Gateway, Self::Device, Self::Onlink, Self::Protocol, Self::Source];
 }
 
 // Whoever adds an attribute finds here that it needs a spot.
@@ -53,17 +65,7 @@ fn spots(object: &Object) -> Vec<Spot> {
         Object::Address(_) => vec![Spot::Address, Spot::ExtraAddress],
         Object::Fdb(_) => vec![Spot::Fdb, Spot::FdbDestination, Spot::ExtraFdb],
         Object::Neighbour(_) => vec![Spot::Neighbour, Spot::NeighbourMac, Spot::ExtraNeighbour],
-        Object::Route(_) => vec![
-            Spot::Route,
-            Spot::RouteKind,
-            Spot::RouteGateway,
-            Spot::RouteDevice,
-            Spot::RouteOnlink,
-            Spot::RouteProtocol,
-            Spot::RouteSource,
-            Spot::ExtraRoute,
-            Spot::Blackhole,
-        ],
+        Object::Route(_) => [&RoutePart::ALL.map(Spot::Route)[..], &[Spot::ExtraRoute, Spot::Blackhole]].concat(),
     }
 }
 
@@ -162,13 +164,7 @@ impl Scene {
                 Object::Neighbour(NeighbourKey { link, addr: subnet(number).addr() })
             }
             Spot::ExtraNeighbour => Object::Neighbour(NeighbourKey { link, addr: alone(number) }),
-            Spot::Route
-            | Spot::RouteKind
-            | Spot::RouteGateway
-            | Spot::RouteDevice
-            | Spot::RouteOnlink
-            | Spot::RouteProtocol
-            | Spot::RouteSource => Object::Route(subnet(number)),
+            Spot::Route(_) => Object::Route(subnet(number)),
             Spot::ExtraRoute => Object::Route(extra(number)),
             Spot::Blackhole => Object::Route(self.own),
         }
@@ -203,43 +199,38 @@ impl Scene {
                 kernel.put_neighbour(device, subnet(number).addr(), MacAddr([2, 9, 9, 9, 9, 9]), Nud::Permanent)
             }
             Spot::ExtraNeighbour => kernel.put_neighbour(device, alone(number), mac(number), Nud::Permanent),
-            Spot::Route if number == VICTIM => kernel.delete_route(&self.route(number)),
-            Spot::Route => {
+            Spot::Route(RoutePart::Whole) if number != VICTIM => {
                 // The bystander's goes with all others.
                 self.flush_routes();
                 Ok(())
             }
-            Spot::RouteKind
-            | Spot::RouteGateway
-            | Spot::RouteDevice
-            | Spot::RouteOnlink
-            | Spot::RouteProtocol
-            | Spot::RouteSource
-            | Spot::ExtraRoute => self.spoil_route(spot, number),
+            Spot::Route(part) => self.spoil_route(part, number),
+            Spot::ExtraRoute => {
+                let via = Some(self.gateway(100 + number));
+                let stale = FakeRoute { prefix: extra(number), gateway: via, protocol: 210, ..self.route(number) };
+                kernel.add_route(stale, Placement::Exclusive)
+            }
             Spot::Blackhole => kernel.delete_route(&self.blackhole()),
         };
     }
 
-    fn spoil_route(&self, spot: Spot, number: u8) -> Result<(), flannel_core::kernel::KernelError> {
+    fn spoil_route(&self, part: RoutePart, number: u8) -> Result<(), flannel_core::kernel::KernelError> {
         let (kernel, gateway) = (&self.kernel, self.gateway(number));
         let link = kernel.link_index(self.device()).unwrap_or(0);
         let ours = FakeRoute { protocol: 210, ..self.route(number) };
-        let route = match spot {
-            Spot::RouteKind => FakeRoute { kind: RouteKind::Blackhole, gateway: None, link: None, ..ours },
-            Spot::RouteGateway => FakeRoute { gateway: Some(self.gateway(100 + number)), ..ours },
-            Spot::RouteDevice => FakeRoute { link: self.other_device(gateway), ..ours },
-            Spot::RouteOnlink if self.plane == Plane::Gateway => FakeRoute { onlink: true, ..ours },
-            Spot::RouteOnlink => {
+        let route = match part {
+            RoutePart::Whole => return kernel.delete_route(&self.route(number)),
+            RoutePart::Kind => FakeRoute { kind: RouteKind::Blackhole, gateway: None, link: None, ..ours },
+            RoutePart::Gateway => FakeRoute { gateway: Some(self.gateway(100 + number)), ..ours },
+            RoutePart::Device => FakeRoute { link: self.other_device(gateway), ..ours },
+            RoutePart::Onlink if self.plane == Plane::Gateway => FakeRoute { onlink: true, ..ours },
+            RoutePart::Onlink => {
                 let near = FakeRoute { protocol: 4, ..FakeRoute::via(Prefix::host(gateway), gateway, link) };
                 let _ = kernel.add_route(FakeRoute { gateway: None, ..near }, Placement::Exclusive);
                 FakeRoute { onlink: false, ..ours }
             }
-            Spot::RouteProtocol => FakeRoute { protocol: 4, ..ours },
-            Spot::RouteSource => FakeRoute { source: Some("192.0.2.200".parse().unwrap()), ..ours },
-            _ => {
-                let stale = FakeRoute { prefix: extra(number), gateway: Some(self.gateway(100 + number)), ..ours };
-                return kernel.add_route(stale, Placement::Exclusive);
-            }
+            RoutePart::Protocol => FakeRoute { protocol: 4, ..ours },
+            RoutePart::Source => FakeRoute { source: Some("192.0.2.200".parse().unwrap()), ..ours },
         };
         kernel.add_route(route, Placement::Replace)
     }
@@ -288,13 +279,7 @@ impl Scene {
                 has(&format!("neigh {} dev {device} lladdr {} PERM", subnet(number).addr(), mac(number)))
             }
             Spot::ExtraNeighbour => !has(&format!("neigh {} ", alone(number))),
-            Spot::Route
-            | Spot::RouteKind
-            | Spot::RouteGateway
-            | Spot::RouteDevice
-            | Spot::RouteOnlink
-            | Spot::RouteProtocol
-            | Spot::RouteSource => {
+            Spot::Route(_) => {
                 let lines = snapshot.matching(&format!("{} ", subnet(number)));
                 let route = format!("route {} via {} dev {device} proto 2", subnet(number), self.gateway(number));
                 let onlink = self.plane == Plane::Tunnel;
@@ -330,7 +315,7 @@ fn alone(number: u8) -> IpAddr {
 
 /// A backend with a blackhole for the own subnet.
 fn with_blackhole<B: Backend>(backend: B) -> Altered<B> {
-    let base = |backend: &B, local: &Local| {
+    let base = |backend: &B, local: &LocalNode| {
         let mut state = backend.base(local);
         for (_, prefix) in local.lease.subnets.iter() {
             let route = Route::blackhole(*prefix);

@@ -16,13 +16,11 @@ use testkit::{Families, Pod, PodNet, Process, wait_until};
 
 use crate::harness::{Agent, PATIENCE, Site, command, on_switch, owned, read, run};
 use crate::kube::{self, Kubernetes};
-use crate::store::{ENDPOINT, etcd};
+use crate::store::{ENDPOINT, RATE, etcd, flow};
 
 /// How long a program may take to get ready. Go flannel runs iptables dozens of times for it, each of which takes long
 /// on a busy machine.
 const START: Duration = Duration::from_secs(90);
-/// Packets a second of a flow.
-const RATE: u32 = 1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
@@ -202,8 +200,7 @@ impl Cluster {
 
     /// A stream from one node's pod to another's.
     pub(crate) fn flow(&self, from: usize, to: usize, family: Family) -> Flow {
-        let to = &self.pods[&to];
-        Flow::start(&self.pods[&from].ns, &to.ns, to.addr(family).unwrap(), RATE).unwrap()
+        flow(&self.pods[&from], &self.pods[&to], family)
     }
 
     /// Lets streams go on for a fifth of a second.

@@ -2,49 +2,29 @@
 
 mod cluster;
 
-use testkit::Families;
+use flannel_core::lease::Lease;
+use testkit::{Families, cases};
 
 use cluster::{Cluster, Filter, Network, Plane, Program, Store};
 
-#[test]
-fn nodes_of_both_programs_share_vxlan_in_ipv4() {
-    share(Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::V4, filter: Filter::Nftables });
-}
+use crate::store::assert_no_loss;
 
-#[test]
-fn nodes_of_both_programs_share_vxlan_in_both_families() {
-    share(Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::Dual, filter: Filter::Iptables });
-}
-
-#[test]
-fn nodes_of_both_programs_share_host_gw_in_ipv4() {
-    share(Network { store: Store::Etcd, plane: Plane::HostGw, families: Families::V4, filter: Filter::Iptables });
-}
-
-#[test]
-fn nodes_of_both_programs_share_host_gw_in_both_families() {
-    share(Network { store: Store::Etcd, plane: Plane::HostGw, families: Families::Dual, filter: Filter::Nftables });
-}
-
-#[test]
-fn nodes_of_both_programs_share_a_kubernetes_cluster_over_vxlan_in_both_families() {
-    share(Network {
-        store: Store::Kubernetes,
-        plane: Plane::Vxlan,
-        families: Families::Dual,
-        filter: Filter::Nftables,
-    });
-}
-
-#[test]
-fn nodes_of_both_programs_share_a_kubernetes_cluster_over_host_gw_in_ipv4() {
-    share(Network { store: Store::Kubernetes, plane: Plane::HostGw, families: Families::V4, filter: Filter::Iptables });
+cases! {
+    fn nodes_of_both_programs_share_vxlan_in_ipv4() = share(Store::Etcd, Plane::Vxlan, Families::V4, Filter::Nftables);
+    fn nodes_of_both_programs_share_vxlan_in_both_families() = share(Store::Etcd, Plane::Vxlan, Families::Dual, Filter::Iptables);
+    fn nodes_of_both_programs_share_host_gw_in_ipv4() = share(Store::Etcd, Plane::HostGw, Families::V4, Filter::Iptables);
+    fn nodes_of_both_programs_share_host_gw_in_both_families() =
+        share(Store::Etcd, Plane::HostGw, Families::Dual, Filter::Nftables);
+    fn nodes_of_both_programs_share_a_kubernetes_cluster_over_vxlan_in_both_families() =
+        share(Store::Kubernetes, Plane::Vxlan, Families::Dual, Filter::Nftables);
+    fn nodes_of_both_programs_share_a_kubernetes_cluster_over_host_gw_in_ipv4() =
+        share(Store::Kubernetes, Plane::HostGw, Families::V4, Filter::Iptables);
 }
 
 /// Every pod reaches every pod, and what one program says in the store the other follows: joins, leaves, and a node
 /// that comes back with the other program.
-fn share(network: Network) {
-    let mut cluster = Cluster::new(3, network);
+fn share(store: Store, plane: Plane, families: Families, filter: Filter) {
+    let mut cluster = Cluster::new(3, Network { store, plane, families, filter });
     for (nth, program) in [(1, Program::Go), (2, Program::Ours), (3, Program::Go)] {
         cluster.start(nth, program);
         cluster.attach(nth);
@@ -57,13 +37,7 @@ fn share(network: Network) {
     cluster.detach(3);
     cluster.end_lease(3);
     for nth in [1, 2] {
-        let named = |line: &String| {
-            let addresses = of_third.attrs.public_ip.iter().map(|(_, addr)| addr.to_string());
-            let subnets = of_third.subnets.iter().map(|(_, subnet)| subnet.addr().to_string());
-            let kernel = ["neighbour", "fdb", "route"].iter().any(|kind| line.starts_with(kind));
-            kernel && addresses.chain(subnets).any(|text| line.split(' ').any(|word| word.starts_with(&text)))
-        };
-        cluster.until(nth, "rid of the node that left", |state| !state.iter().any(named));
+        cluster.until(nth, "rid of the node that left", |state| !names(state, &of_third));
     }
 
     cluster.start(3, Program::Ours);
@@ -72,52 +46,24 @@ fn share(network: Network) {
     assert_eq!(cluster.leases().len(), 3);
 }
 
-#[test]
-fn a_swap_on_a_host_loses_nothing_on_vxlan_in_ipv4() {
-    swap(
-        Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::V4, filter: Filter::Iptables },
-        Program::Go,
-    );
-}
-
-#[test]
-fn a_swap_on_a_host_loses_nothing_on_vxlan_in_both_families() {
-    swap(
-        Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::Dual, filter: Filter::Nftables },
-        Program::Ours,
-    );
-}
-
-#[test]
-fn a_swap_on_a_host_loses_nothing_on_host_gw_in_ipv4() {
-    swap(
-        Network { store: Store::Etcd, plane: Plane::HostGw, families: Families::V4, filter: Filter::Nftables },
-        Program::Ours,
-    );
-}
-
-#[test]
-fn a_swap_on_a_host_loses_nothing_on_host_gw_in_both_families() {
-    swap(
-        Network { store: Store::Etcd, plane: Plane::HostGw, families: Families::Dual, filter: Filter::Iptables },
-        Program::Go,
-    );
-}
-
-#[test]
-fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_vxlan_in_ipv4() {
-    let families = Families::V4;
-    swap(Network { store: Store::Kubernetes, plane: Plane::Vxlan, families, filter: Filter::Iptables }, Program::Go);
-}
-
-#[test]
-fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_host_gw_in_both_families() {
-    let families = Families::Dual;
-    swap(Network { store: Store::Kubernetes, plane: Plane::HostGw, families, filter: Filter::Nftables }, Program::Ours);
+cases! {
+    fn a_swap_on_a_host_loses_nothing_on_vxlan_in_ipv4() =
+        swap(Store::Etcd, Plane::Vxlan, Families::V4, Filter::Iptables, Program::Go);
+    fn a_swap_on_a_host_loses_nothing_on_vxlan_in_both_families() =
+        swap(Store::Etcd, Plane::Vxlan, Families::Dual, Filter::Nftables, Program::Ours);
+    fn a_swap_on_a_host_loses_nothing_on_host_gw_in_ipv4() =
+        swap(Store::Etcd, Plane::HostGw, Families::V4, Filter::Nftables, Program::Ours);
+    fn a_swap_on_a_host_loses_nothing_on_host_gw_in_both_families() =
+        swap(Store::Etcd, Plane::HostGw, Families::Dual, Filter::Iptables, Program::Go);
+    fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_vxlan_in_ipv4() =
+        swap(Store::Kubernetes, Plane::Vxlan, Families::V4, Filter::Iptables, Program::Go);
+    fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_host_gw_in_both_families() =
+        swap(Store::Kubernetes, Plane::HostGw, Families::Dual, Filter::Nftables, Program::Ours);
 }
 
 /// Go flannel, ours, Go flannel on node 1 while packets flow to and from it.
-fn swap(network: Network, peer: Program) {
+fn swap(store: Store, plane: Plane, families: Families, filter: Filter, peer: Program) {
+    let network = Network { store, plane, families, filter };
     let mut cluster = Cluster::new(2, network);
     cluster.start(1, Program::Go);
     cluster.start(2, peer);
@@ -125,6 +71,8 @@ fn swap(network: Network, peer: Program) {
     cluster.attach(2);
     cluster.all_reach_all();
     let (first, lease, env) = (cluster.state(1), cluster.lease(1), cluster.env(1));
+    let devices = |cluster: &Cluster| ["flannel.1", "flannel-v6.1"].map(|name| cluster.site.ns(1).index_of(name).ok());
+    let made = devices(&cluster);
     let same_lease = |cluster: &Cluster| {
         let held = cluster.lease(1);
         assert_eq!((&held.key, held.subnets, &held.attrs), (&lease.key, lease.subnets, &lease.attrs));
@@ -141,6 +89,7 @@ fn swap(network: Network, peer: Program) {
     cluster.set_forward_policy(1, "ACCEPT");
     let ours = cluster.state(1);
     same_lease(&cluster);
+    assert_eq!(devices(&cluster), made, "the devices are the same ones");
     assert_eq!(cluster.env(1), cluster.our_env(&env));
 
     cluster.swap(1, Program::Go);
@@ -149,8 +98,7 @@ fn swap(network: Network, peer: Program) {
     same_lease(&cluster);
     assert_eq!(cluster.env(1), env);
     for flow in flows {
-        let report = flow.stop().unwrap();
-        assert_eq!((report.lost, report.refused), (0, 0), "{report:?}");
+        assert_no_loss(flow);
     }
 
     // Nothing was left of Go flannel: the kernel held what a first start makes.
@@ -162,27 +110,29 @@ fn swap(network: Network, peer: Program) {
 
 #[test]
 fn what_go_flannel_kept_of_a_node_that_left_goes_on_vxlan_and_is_reported_on_host_gw() {
-    for (plane, filter) in [(Plane::Vxlan, Filter::Nftables), (Plane::HostGw, Filter::Iptables)] {
-        let mut cluster = Cluster::new(3, Network { store: Store::Etcd, plane, families: Families::V4, filter });
+    for (plane, families, filter) in
+        [(Plane::Vxlan, Families::Dual, Filter::Nftables), (Plane::HostGw, Families::V4, Filter::Iptables)]
+    {
+        let mut cluster = Cluster::new(3, Network { store: Store::Etcd, plane, families, filter });
         for (nth, program) in [(1, Program::Go), (2, Program::Ours), (3, Program::Ours)] {
             cluster.start(nth, program);
         }
         cluster.attach(1);
         cluster.attach(2);
-        let left = cluster.lease(3).subnets.v4.unwrap();
-        cluster.until(1, "told of the third node", |state| names(state, left));
+        let left = cluster.lease(3);
+        cluster.until(1, "told of the third node", |state| names(state, &left));
         cluster.stop(1);
         cluster.stop(3);
         cluster.end_lease(3);
 
         cluster.start(1, Program::Ours);
         cluster.all_reach_all();
-        let command = format!("ip route delete {left} via 10.89.0.13 dev eth0");
+        let command = format!("ip route delete {} via 10.89.0.13 dev eth0", left.subnets.v4.unwrap());
         if plane == Plane::Vxlan {
-            cluster.until(1, "rid of the node that left", |state| !names(state, left));
+            cluster.until(1, "rid of the node that left", |state| !names(state, &left));
         } else {
             // It may be anybody's: so it stays, and is shown with the remedy.
-            assert!(names(&cluster.state(1), left), "{:#?}", cluster.state(1));
+            assert!(names(&cluster.state(1), &left), "{:#?}", cluster.state(1));
             let doctor = cluster.doctor(1);
             assert!(doctor.contains("WARNING  routes") && doctor.contains(&command), "{doctor}");
             let words: Vec<_> = command.split(' ').collect();
@@ -193,7 +143,11 @@ fn what_go_flannel_kept_of_a_node_that_left_goes_on_vxlan_and_is_reported_on_hos
     }
 }
 
-/// Whether there is a route to a subnet.
-fn names(state: &[String], subnet: flannel_core::net::Prefix) -> bool {
-    state.iter().any(|line| line.starts_with(&format!("route {subnet} ")))
+/// Whether there is a route, a neighbour or a forwarding entry of a node.
+fn names(state: &[String], lease: &Lease) -> bool {
+    let addresses = lease.attrs.public_ip.iter().map(|(_, addr)| addr.to_string());
+    let words: Vec<_> = addresses.chain(lease.subnets.iter().map(|(_, subnet)| subnet.addr().to_string())).collect();
+    let of_peers = |line: &&String| ["neighbour", "fdb", "route"].iter().any(|kind| line.starts_with(kind));
+    let named = |line: &String| words.iter().any(|word| line.split(' ').any(|part| part.starts_with(word)));
+    state.iter().filter(of_peers).any(named)
 }

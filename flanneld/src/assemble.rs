@@ -20,7 +20,7 @@ pub(crate) const BACKENDS: [&str; 3] = [Vxlan::TYPE, HostGw::TYPE, Alloc::TYPE];
 
 /// Why there is no overlay.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PartsError {
+pub(crate) enum AssembleError {
     #[error("using the kernel")]
     Kernel(#[from] KernelError),
     #[error(transparent)]
@@ -32,7 +32,7 @@ pub(crate) fn assemble(
     options: &Options,
     store: &Opened,
     missing_uplink: MissingUplink,
-) -> Result<Overlay, PartsError> {
+) -> Result<Overlay, AssembleError> {
     let kernel: Arc<dyn Kernel> = Arc::new(NetlinkKernel::new()?);
     let masquerade = match options.firewall.masquerade {
         Some(_) => Masquerade::Agent,

@@ -15,19 +15,19 @@ pub(crate) enum Kind {
 
 /// A flag.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Spec {
+pub(crate) struct Flag {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) default: &'static str,
     pub(crate) help: &'static str,
 }
 
-const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Spec {
-    Spec { name, kind, default, help }
+const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+    Flag { name, kind, default, help }
 }
 
 /// Flannel's flags, then ours.
-pub(crate) const FLAGS: &[Spec] = &[
+pub(crate) const FLAGS: &[Flag] = &[
     flag(
         "etcd-endpoints",
         Kind::Text,

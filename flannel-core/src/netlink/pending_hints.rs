@@ -10,7 +10,7 @@ use crate::kernel::Hint;
 
 /// Hints on their way to one listener: a set, so that they merge while nobody polls.
 #[derive(Debug, Default)]
-pub(crate) struct Signal {
+pub(crate) struct PendingHints {
     bits: AtomicU8,
     notify: Notify,
 }
@@ -19,23 +19,23 @@ const CHANGED: u8 = 1;
 const FACTS_CHANGED: u8 = 2;
 const LOST: u8 = 4;
 const CLOSED: u8 = 8;
-const UNHEARD: u8 = 16;
+const BROKEN: u8 = 16;
 
-impl Signal {
+impl PendingHints {
     pub(crate) fn raise(&self, hint: Hint) {
         self.set(match hint {
             Hint::Changed => CHANGED,
             Hint::FactsChanged => FACTS_CHANGED,
             Hint::Lost => LOST,
-            Hint::Unheard => return self.deafen(),
+            Hint::SubscriptionBroken => return self.break_subscription(),
         });
     }
 
-    /// What was pending was heard before, and is read again anyway.
-    fn deafen(&self) {
-        let deaf = |bits: u8| Some(bits & CLOSED | UNHEARD);
+    /// What was pending came before, and is read again anyway.
+    fn break_subscription(&self) {
+        let broken = |bits: u8| Some(bits & CLOSED | BROKEN);
         // The closure always gives a value.
-        let _ = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, deaf);
+        let _ = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, broken);
         self.notify.notify_one();
     }
 
@@ -51,23 +51,23 @@ impl Signal {
 
     /// The hints, weightiest first, until closed.
     pub(crate) fn hints(self: Arc<Self>) -> impl Stream<Item = Hint> + Send + 'static {
-        stream::unfold(self, |signal| async move {
+        stream::unfold(self, |pending| async move {
             loop {
-                let bits = signal.bits.load(Ordering::Acquire);
+                let bits = pending.bits.load(Ordering::Acquire);
                 // What was lost may have been anything.
                 let (hint, taken) = match bits {
-                    bits if bits & UNHEARD != 0 => (Hint::Unheard, UNHEARD),
+                    bits if bits & BROKEN != 0 => (Hint::SubscriptionBroken, BROKEN),
                     bits if bits & LOST != 0 => (Hint::Lost, LOST | CHANGED | FACTS_CHANGED),
                     bits if bits & FACTS_CHANGED != 0 => (Hint::FactsChanged, FACTS_CHANGED),
                     bits if bits & CHANGED != 0 => (Hint::Changed, CHANGED),
                     bits if bits & CLOSED != 0 => return None,
                     _ => {
-                        signal.notify.notified().await;
+                        pending.notify.notified().await;
                         continue;
                     }
                 };
-                signal.bits.fetch_and(!taken, Ordering::AcqRel);
-                return Some((hint, signal));
+                pending.bits.fetch_and(!taken, Ordering::AcqRel);
+                return Some((hint, pending));
             }
         })
     }
@@ -81,24 +81,24 @@ mod tests {
 
     #[test]
     fn what_was_heard_before_a_socket_broke_is_no_sign_that_it_works_again() {
-        let signal = Arc::new(Signal::default());
-        signal.raise(Hint::Lost);
-        signal.raise(Hint::Unheard);
-        let mut hints = Box::pin(Arc::clone(&signal).hints());
-        assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Unheard)));
+        let pending = Arc::new(PendingHints::default());
+        pending.raise(Hint::Lost);
+        pending.raise(Hint::SubscriptionBroken);
+        let mut hints = Box::pin(Arc::clone(&pending).hints());
+        assert_eq!(hints.next().now_or_never(), Some(Some(Hint::SubscriptionBroken)));
         assert!(hints.next().now_or_never().is_none());
-        signal.raise(Hint::Lost);
+        pending.raise(Hint::Lost);
         assert_eq!(hints.next().now_or_never(), Some(Some(Hint::Lost)));
     }
 
     #[test]
     fn hints_merge_until_they_are_taken_and_end_when_closed() {
-        let signal = Arc::new(Signal::default());
+        let pending = Arc::new(PendingHints::default());
         for hint in [Hint::Changed, Hint::FactsChanged, Hint::Changed] {
-            signal.raise(hint);
+            pending.raise(hint);
         }
-        signal.close();
-        let hints: Vec<Hint> = signal.hints().collect().now_or_never().unwrap();
+        pending.close();
+        let hints: Vec<Hint> = pending.hints().collect().now_or_never().unwrap();
         assert_eq!(hints, [Hint::FactsChanged, Hint::Changed]);
     }
 }

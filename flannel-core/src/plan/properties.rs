@@ -1,4 +1,4 @@
-//! The planner's laws, over states that a fake kernel came into by former runs, sabotage and other programs.
+//! Properties of the planner, over states that a fake kernel came into by former runs, sabotage and other programs.
 
 mod acts;
 
