@@ -199,3 +199,15 @@ impl Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A start plans three writes for each peer and holds them all until the last is made: at 100 000 peers, eight bytes
+    /// more are 2.3 MiB of peak memory. What few writes have is boxed.
+    #[test]
+    fn a_write_is_small() {
+        assert!(size_of::<Op>() <= 64, "{} bytes", size_of::<Op>());
+    }
+}

@@ -63,6 +63,8 @@ pub fn plan(wanted: &State, seen: &State, scope: &Scope, claims: &Claims<'_>) ->
 pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims: &Claims<'_>) -> Plan {
     let mut planner = Planner::new(scope, claims);
     planner.keep_inside(&mut wanted);
+    // At a start there will be as many. A vector that grows leaves behind what it grew out of.
+    planner.ops.puts.reserve_exact(wanted.fdb.len() + wanted.neighbours.len() + wanted.routes.len());
     planner.links(&wanted, seen);
     planner.addresses(&wanted, seen);
     planner.fdb(&std::mem::take(&mut wanted.fdb), seen);
@@ -112,7 +114,7 @@ struct Planner<'a> {
     readdressed: BTreeSet<LinkId>,
     /// Devices of ours that go last.
     leaving: BTreeSet<LinkId>,
-    /// MAC addresses that had no forwarding entry, in order.
+    /// MAC addresses that had no forwarding entry, in order, on devices that keep their children.
     unforwarded: Vec<(LinkId, MacAddr)>,
     /// Names that devices of ours keep although they are another's, because theirs are taken.
     stuck: Vec<(LinkId, LinkName)>,
@@ -382,7 +384,7 @@ impl<'a> Planner<'a> {
             let there = self.keeps_children(key.link) && seen.fdb.get(key) == Some(dst);
             if !there && !self.blocked.contains(&key.link) {
                 self.ops.puts.push(Op::PutFdb { key: *key, dst: *dst });
-                if !self.keeps_children(key.link) || !seen.fdb.contains_key(key) {
+                if self.keeps_children(key.link) && !seen.fdb.contains_key(key) {
                     self.unforwarded.push((key.link, key.mac));
                 }
             }
