@@ -12,6 +12,7 @@ mod go_flannel;
 mod harness;
 mod life;
 mod local_users;
+mod manifest;
 mod moved;
 mod planted;
 mod records;
