@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
@@ -37,6 +37,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
         ],
     ),
     ("embed", &["flannel-core", "flannel-backend-vxlan"]),
+    ("kube-embed", &["flannel-core", "flannel-backend-vxlan", "flannel-subnet-kube"]),
 ];
 
 fn metadata() -> Value {
