@@ -1,4 +1,5 @@
 //! The store on a real API server.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
+mod check;
 mod contract;
