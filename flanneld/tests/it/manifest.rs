@@ -1,12 +1,14 @@
-//! The manifest for Kubernetes says what this program takes.
+//! The manifest for Kubernetes says what this program takes, and `doctor` what the cluster lacks.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use flannel_core::config::{Allocation, NetworkConfig};
 use serde_json::{Value, json};
-use testkit::kubernetes;
+use testkit::{Families, kubernetes};
 
-use crate::harness::{command, owned};
+use crate::go_flannel::kube::{self, Kubernetes};
+use crate::harness::{Site, VXLAN, command, owned, run};
 
 /// The only object of this kind.
 fn only(kind: &str) -> Value {
@@ -75,4 +77,29 @@ fn the_manifests_flags_files_and_configuration_are_understood() {
     let text = only("ConfigMap");
     let text = text["data"]["net-conf.json"].as_str().unwrap();
     NetworkConfig::parse(text.as_bytes(), Allocation::External).unwrap();
+}
+
+#[test]
+fn doctor_says_what_the_cluster_lacks() {
+    let site = Site::new(1, VXLAN);
+    let cluster = Kubernetes::start(&site, VXLAN);
+    let node = format!("-node-name={}", kube::name(1));
+    let args = [cluster.args(), owned(&[&node, "doctor"])].concat();
+    // A server goes by a new account's role a little later.
+    let told = |lines: [&str; 4]| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let told = run(site.ns(1), &args);
+            match lines.iter().find(|line| !told.out.contains(**line)) {
+                None => return told.code,
+                Some(line) if Instant::now() > deadline => panic!("{line} is not in:\n{}", told.out),
+                Some(_) => {}
+            }
+        }
+    };
+    let node = "ERROR    node           Node node-1: there is no such Node";
+    assert_eq!(told(["ok       api server ", "ok       rbac ", "ok       server clock ", node]), Some(1));
+    cluster.register(&site, 1, Families::V4);
+    let node = "ok       node           Node node-1 has podCIDRs 10.244.1.0/24";
+    told(["ok       api server ", "ok       rbac ", node, "ok       annotations "]);
 }

@@ -1,7 +1,7 @@
 //! Beside the real Go flannel: in one cluster with it, and each in the other's place.
 
 mod cluster;
-mod kube;
+pub(crate) mod kube;
 
 use testkit::Families;
 
