@@ -1,6 +1,7 @@
 //! What is wrong on this host, and how to mend it: findings as data.
 
 mod host;
+mod kubernetes;
 mod routes;
 
 use std::collections::BTreeSet;
@@ -102,6 +103,7 @@ pub(crate) async fn examine(options: &Options) -> Report {
     let mut findings = vec![agent(options), privilege()];
     let (told, finding) = store(options).await;
     findings.push(finding);
+    findings.extend(kubernetes::ask(&options.store).await);
     if let Some(file) = &options.state_file {
         findings.push(state_file(&options.store, file).await);
     }
@@ -257,7 +259,8 @@ async fn state_file(store: &StoreOptions, file: &StateFile) -> Finding {
             Finding::ok("state file", format!("{shown} is there, last written {} min ago", age.as_secs() / 60))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let fix = "a boot while etcd is away would wait for it; the agent writes it within a minute of its start";
+            let fix =
+                "a boot while the store is away would wait for it; the agent writes it within a minute of its start";
             note(format!("there is no {shown}"), fix)
         }
         Err(error) => note(format!("{shown} cannot be looked at: {error}"), "run doctor as the user of the agent"),

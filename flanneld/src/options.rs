@@ -385,8 +385,15 @@ mod tests {
     use crate::flags::parse;
 
     fn read(args: &str) -> Result<Options, UsageError> {
+        read_with(args, &[])
+    }
+
+    /// The same with these variables.
+    fn read_with(args: &str, variables: &[(&str, &str)]) -> Result<Options, UsageError> {
         let args = args.split(' ').filter(|word| !word.is_empty()).map(str::to_owned);
-        Options::read(&parse(args)?.values, |_| None, "host-1".to_owned())
+        let variable =
+            |name: &str| variables.iter().find(|(found, _)| *found == name).map(|(_, text)| (*text).to_owned());
+        Options::read(&parse(args)?.values, variable, "host-1".to_owned())
     }
 
     fn select(args: &str) -> Select {
@@ -441,6 +448,33 @@ mod tests {
     }
 
     #[test]
+    fn kubernetes_knows_the_node_by_flag_then_variable_then_pod() {
+        let node =
+            |args: &str, variables: &[(&str, &str)]| match read_with(&format!("-kube-subnet-mgr {args}"), variables)
+                .unwrap()
+                .store
+                .place
+            {
+                Place::Kube(kube) => kube.node,
+                place => panic!("{place:?}"),
+            };
+        let named = |name: &str| NodeName::Named(NodeIdentity::new(name).unwrap());
+        let pod = [("POD_NAME", "p"), ("POD_NAMESPACE", "n")];
+        let all = [pod[0], pod[1], ("NODE_NAME", "by-variable")];
+        assert_eq!(node("-node-name by-flag", &all), named("by-flag"));
+        assert_eq!(node("", &all), named("by-variable"));
+        assert_eq!(node("", &pod), NodeName::OfPod { namespace: "n".to_owned(), pod: "p".to_owned() });
+    }
+
+    #[test]
+    fn health_is_open_to_kubelets_with_kubernetes_alone() {
+        let health = |args: &str| read(&format!("-healthz-port 1 {args}")).unwrap().healthz.unwrap().to_string();
+        assert_eq!(health(""), "127.0.0.1:1");
+        assert_eq!(health("-kube-subnet-mgr -node-name a"), "0.0.0.0:1");
+        assert_eq!(health("-kube-subnet-mgr -node-name a -healthz-ip 127.0.0.1"), "127.0.0.1:1");
+    }
+
+    #[test]
     fn bad_values_name_the_flag_the_value_and_the_remedy() {
         for (args, parts) in [
             ("-public-ip 1.2.3", ["-public-ip", "not an IP address"]),
@@ -468,7 +502,11 @@ mod tests {
             ("-subnet-dir d -node-name a/b", ["-node-name", "1 to 253 characters"]),
             ("-subnet-file=", ["-subnet-file", "give a path"]),
             ("-subnet-dir=", ["-subnet-dir", "give a path"]),
-            ("-kube-subnet-mgr", ["-kube-subnet-mgr", "no Kubernetes store"]),
+            ("-kube-subnet-mgr", ["-node-name", "set NODE_NAME"]),
+            ("-kube-subnet-mgr -node-name a/b", ["-node-name", "1 to 253 characters"]),
+            ("-kube-subnet-mgr -node-name a -subnet-dir d", ["-subnet-dir", "or -kube-subnet-mgr, not both"]),
+            ("-kube-subnet-mgr -node-name a -kube-annotation-prefix org", ["-kube-annotation-prefix", "with a dot"]),
+            ("-kube-subnet-mgr -node-name a -net-config-path=", ["-net-config-path", "give a path"]),
             ("-iptables-resync 0", ["-iptables-resync", "from 1 to"]),
         ] {
             let error = read(args).unwrap_err().to_string();

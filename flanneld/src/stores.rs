@@ -16,7 +16,7 @@ use flannel_subnet_kube::{AccessError, ConfigSource, KubeSubnets, NodeName};
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use crate::credentials::{self, CredentialError};
-use crate::options::{Place, StateFile, StoreOptions};
+use crate::options::{KubeOptions, Place, StateFile, StoreOptions};
 
 /// A store, ready to be asked.
 pub(crate) struct Opened {
@@ -102,8 +102,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
             })
         }
         Place::Kube(kube) => {
-            let options = flannel_subnet_kube::Options::new(kube.node.clone(), ConfigSource::File(kube.config.clone()));
-            let subnets = KubeSubnets::new(kube.access.client().await?, options.prefixed(kube.prefix.clone()));
+            let subnets = kubernetes(kube).await?;
             Ok(Opened {
                 subnets: Arc::new(subnets.clone()),
                 addresses: kube.access.url.as_deref().and_then(address).into_iter().collect(),
@@ -113,6 +112,12 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
             })
         }
     }
+}
+
+/// The store in Kubernetes.
+pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<KubeSubnets, AccessError> {
+    let options = flannel_subnet_kube::Options::new(kube.node.clone(), ConfigSource::File(kube.config.clone()));
+    Ok(KubeSubnets::new(kube.access.client().await?, options.prefixed(kube.prefix.clone())))
 }
 
 /// What stands for a store that cannot be opened: nobody can reach it. What is on this host can be looked after without.

@@ -4,12 +4,15 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
 use kube::client::Body;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Timeouts;
@@ -32,6 +35,26 @@ pub(crate) struct Api {
     pub(crate) timeouts: Timeouts,
     /// The server asked for no request before this.
     busy_until: Mutex<Option<Instant>>,
+}
+
+/// Whether an account may do something.
+pub(crate) struct Review {
+    pub(crate) is_allowed: bool,
+    /// The server's clock.
+    pub(crate) date: Option<Timestamp>,
+}
+
+/// A SelfSubjectAccessReview, of which one thing counts.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct AccessReview {
+    status: AccessStatus,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct AccessStatus {
+    allowed: bool,
 }
 
 /// A body as it arrives.
@@ -96,6 +119,35 @@ impl Api {
         self.object(Method::PATCH, &path, patch, Rule::PatchNodeStatus).await
     }
 
+    /// Asks whether this account may do what `rule` allows, with the object of this name where there is one.
+    pub(crate) async fn review(
+        &self,
+        rule: Rule,
+        namespace: Option<&str>,
+        name: Option<&str>,
+    ) -> Result<Review, Fault> {
+        let (resource, subresource) = rule.resource().split_once('/').unwrap_or((rule.resource(), ""));
+        let asked = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": { "resourceAttributes": {
+                "verb": rule.verb(),
+                "group": rule.group(),
+                "resource": resource,
+                "subresource": subresource,
+                "namespace": namespace.unwrap_or_default(),
+                "name": name.unwrap_or_default(),
+            } },
+        });
+        let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+        let response = self.answer(Method::POST, path, asked.to_string().into(), Rule::Review).await?;
+        let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
+        let date = date.and_then(|text| DateTimeParser::new().parse_timestamp(text).ok());
+        let text = Arriving { body: response.into_body() }.whole(self.timeouts.request, MAX_OBJECT).await?;
+        let review: AccessReview = serde_json::from_slice(&text).map_err(Fault::malformed)?;
+        Ok(Review { is_allowed: review.status.allowed, date })
+    }
+
     /// Begins to read a page of Nodes.
     pub(crate) async fn list_nodes(&self, query: &str) -> Result<Arriving, Fault> {
         self.open(Method::GET, &format!("/api/v1/nodes?{query}"), Vec::new(), Rule::ListNodes).await
@@ -115,22 +167,31 @@ impl Api {
         timeout(limit, answer).await.unwrap_or_else(|_| Err(Fault::late(limit)))
     }
 
-    /// Sends a request, and waits until its answer begins.
     async fn open(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Arriving, Fault> {
+        Ok(Arriving { body: self.answer(method, path, body, rule).await?.into_body() })
+    }
+
+    /// Sends a request, and waits until its answer begins.
+    async fn answer(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Response<Body>, Fault> {
         let busy_until = *locked(&self.busy_until);
         if let Some(until) = busy_until {
             sleep_until(until).await;
         }
-        let mut request = Request::builder().method(method.clone()).uri(path);
-        if method == Method::PATCH {
-            request = request.header(CONTENT_TYPE, "application/strategic-merge-patch+json");
+        let kind = match method {
+            Method::PATCH => Some("application/strategic-merge-patch+json"),
+            Method::POST => Some("application/json"),
+            _ => None,
+        };
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(kind) = kind {
+            request = request.header(CONTENT_TYPE, kind);
         }
         let request = request.body(Body::from(body)).map_err(|error| Fault::malformed(&error))?;
         let limit = self.timeouts.request;
         let response = timeout(limit, self.client.send(request)).await.map_err(|_| Fault::late(limit))?;
         let response = response.map_err(|error| Fault::of(&error))?;
         if response.status().is_success() {
-            return Ok(Arriving { body: response.into_body() });
+            return Ok(response);
         }
         let fault = self.refusal(response, rule).await;
         if let Kind::Busy(Some(wait)) = fault.kind {

@@ -51,18 +51,42 @@ pub(crate) enum Rule {
     WatchNodes,
     PatchNodeStatus,
     GetPod,
+    /// To ask for one's own rights: what every account may, unless somebody took that away.
+    Review,
 }
 
 impl Rule {
-    /// The rule of a role that allows it, as YAML on one line.
-    fn yaml(self) -> &'static str {
+    pub(crate) fn verb(self) -> &'static str {
         match self {
-            Self::GetNode => "{apiGroups: [\"\"], resources: [nodes], verbs: [get]}",
-            Self::ListNodes => "{apiGroups: [\"\"], resources: [nodes], verbs: [list]}",
-            Self::WatchNodes => "{apiGroups: [\"\"], resources: [nodes], verbs: [watch]}",
-            Self::PatchNodeStatus => "{apiGroups: [\"\"], resources: [nodes/status], verbs: [patch]}",
-            Self::GetPod => "{apiGroups: [\"\"], resources: [pods], verbs: [get]}",
+            Self::GetNode | Self::GetPod => "get",
+            Self::ListNodes => "list",
+            Self::WatchNodes => "watch",
+            Self::PatchNodeStatus => "patch",
+            Self::Review => "create",
         }
+    }
+
+    pub(crate) fn group(self) -> &'static str {
+        match self {
+            Self::GetNode | Self::ListNodes | Self::WatchNodes | Self::PatchNodeStatus | Self::GetPod => "",
+            Self::Review => "authorization.k8s.io",
+        }
+    }
+
+    /// With the subresource after a slash.
+    pub(crate) fn resource(self) -> &'static str {
+        match self {
+            Self::GetNode | Self::ListNodes | Self::WatchNodes => "nodes",
+            Self::PatchNodeStatus => "nodes/status",
+            Self::GetPod => "pods",
+            Self::Review => "selfsubjectaccessreviews",
+        }
+    }
+
+    /// The rule of a role that allows it, as YAML on one line.
+    pub(crate) fn yaml(self) -> String {
+        let (group, resource, verb) = (self.group(), self.resource(), self.verb());
+        format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verb}]}}")
     }
 }
 

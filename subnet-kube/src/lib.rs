@@ -36,6 +36,7 @@
 
 mod annotations;
 mod api;
+mod check;
 mod connect;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -64,6 +65,7 @@ use api::Api;
 use store::Store;
 
 pub use annotations::{AnnotationPrefix, AnnotationPrefixError};
+pub use check::{Check, Subject, Verdict};
 pub use connect::{Access, AccessError};
 pub use error::KubeError;
 
@@ -224,6 +226,15 @@ impl KubeSubnets {
     /// Dropped midway it may or may not be written.
     pub async fn set_network_unavailable(&self, is_unavailable: bool) -> Result<(), SubnetError> {
         self.store.set_network_unavailable(is_unavailable).await
+    }
+
+    /// What an agent needs of the cluster: rights, clocks, the own Node and its annotations. Nothing is written, and trouble
+    /// is a finding. Each request waits as long as [`Timeouts::request`].
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn check(&self) -> Vec<Check> {
+        self.store.check().await
     }
 }
 

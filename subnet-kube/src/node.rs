@@ -276,7 +276,7 @@ impl<'de> serde::de::DeserializeSeed<'de> for Find<'_> {
 }
 
 /// Reads what a node published. What is not there is as flannel has it: no data, no type.
-fn attrs(annotations: &Annotations<'_>) -> Result<LeaseAttrs, String> {
+pub(crate) fn attrs(annotations: &Annotations<'_>) -> Result<LeaseAttrs, String> {
     let kind = annotations.text(Key::BackendType).unwrap_or_default();
     let mut attrs = LeaseAttrs { backend_type: LeaseAttrs::backend_name(&kind), ..LeaseAttrs::default() };
     for family in Family::BOTH {

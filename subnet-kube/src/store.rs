@@ -222,7 +222,7 @@ impl Store {
         }
     }
 
-    fn not_an_address(&self, name: &str, error: &AddrError) -> SubnetError {
+    pub(crate) fn not_an_address(&self, name: &str, error: &AddrError) -> SubnetError {
         let AddrError { key, found, family } = error;
         SubnetError::Unconfigured {
             at: format!("Node {name}, annotation {}", self.keys.name(*key)),
@@ -245,7 +245,7 @@ fn parse<'a>(text: &'a [u8], doing: &'static str) -> Result<Node<'a>, SubnetErro
     Node::parse(text).map_err(|error| Fault::malformed(error).into_subnet_error(doing))
 }
 
-fn no_node(name: &str) -> SubnetError {
+pub(crate) fn no_node(name: &str) -> SubnetError {
     SubnetError::Unconfigured {
         at: format!("Node {name}"),
         reason: "there is no such Node; its kubelet registers it".to_owned(),
@@ -253,7 +253,7 @@ fn no_node(name: &str) -> SubnetError {
 }
 
 /// The subnet that the node was assigned in each family of the network.
-fn assigned(name: &str, node: &Node<'_>, config: &NetworkConfig) -> Result<Dual<Prefix>, SubnetError> {
+pub(crate) fn assigned(name: &str, node: &Node<'_>, config: &NetworkConfig) -> Result<Dual<Prefix>, SubnetError> {
     let waiting = |reason: String| SubnetError::Unconfigured { at: format!("Node {name}, spec.podCIDRs"), reason };
     let subnets = node.subnets().map_err(|error| waiting(error.to_string()))?;
     let mut taken = Dual::default();

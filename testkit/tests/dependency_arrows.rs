@@ -7,11 +7,12 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
     ("flannel-subnet-etcd", &["flannel-core"]),
+    ("flannel-subnet-kube", &["flannel-core"]),
     ("flannel-firewall-iptables", &["flannel-core"]),
     ("flannel-firewall-nft", &["flannel-core"]),
     ("flannel-subnet-cached", &["flannel-core"]),
@@ -32,9 +33,11 @@ const MAY_USE: [(&str, &[&str]); 14] = [
             "flannel-subnet-cached",
             "flannel-subnet-etcd",
             "flannel-subnet-file",
+            "flannel-subnet-kube",
         ],
     ),
     ("embed", &["flannel-core", "flannel-backend-vxlan"]),
+    ("kube-embed", &["flannel-core", "flannel-backend-vxlan", "flannel-subnet-kube"]),
 ];
 
 fn metadata() -> Value {

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use testkit::Families;
 use testkit::etcd::Version;
-use testkit::kubernetes::ApiServer;
+use testkit::kubernetes::{self, ApiServer};
 
 use crate::harness::{Site, on_switch};
 
@@ -32,15 +32,12 @@ pub(crate) struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Starts a server, with an account for agents that may do what Go flannel's manifest allows.
+    /// Starts a server, with an account for agents that may do what our manifest allows, which is what Go
+    /// flannel's does.
     pub(crate) fn start(site: &Site, config: &str) -> Self {
         let server = on_switch(site, async || ApiServer::start_at(Version::Current, Some(SWITCH)).await).unwrap();
-        let rules = json!([
-            { "apiGroups": [""], "resources": ["pods"], "verbs": ["get"] },
-            { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
-            { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
-        ]);
-        let token = on_switch(site, async || server.service_account("flannel", rules).await).unwrap();
+        let token =
+            on_switch(site, async || server.service_account("flannel", kubernetes::rules().unwrap()).await).unwrap();
         let kubeconfig = server.kubeconfig("flannel", &token, &server.url()).unwrap();
         let file = site.path("net-conf.json");
         fs::write(&file, config).unwrap();

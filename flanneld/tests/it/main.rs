@@ -14,6 +14,7 @@ mod kube;
 mod kubernetes;
 mod life;
 mod local_users;
+mod manifest;
 mod moved;
 mod planted;
 mod records;

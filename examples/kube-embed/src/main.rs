@@ -1,0 +1,37 @@
+//! An overlay inside your own operator, by the Kubernetes client that it has: one on each node, as root, with `NODE_NAME`.
+//! The rights of its account are in deploy/kubernetes.yaml. After ctrl-c the data plane stays as it is.
+#![expect(clippy::print_stdout, reason = "to print is what the example is about")]
+
+use std::{error::Error, sync::Arc};
+
+use flannel_backend_vxlan::Vxlan;
+use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::{netlink::NetlinkKernel, overlay::Overlay};
+use flannel_subnet_kube::{ConfigSource, KubeSubnets, NodeName, Options};
+use tokio_util::sync::CancellationToken;
+
+const NETWORK: &[u8] = br#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let client = kube::Client::try_default().await?;
+    let network = ConfigSource::Fixed(NetworkConfig::parse(NETWORK, Allocation::External)?);
+    let store = KubeSubnets::new(client, Options::new(NodeName::from_env()?, network));
+    let kernel = Arc::new(NetlinkKernel::new()?);
+    let overlay = Overlay::builder().backend("vxlan", Vxlan::new).build(Arc::new(store), kernel)?;
+    let (stop, mut handle, mut said) = (CancellationToken::new(), overlay.handle(), String::new());
+    let agent = tokio::spawn(overlay.run(stop.clone()));
+    tokio::spawn(async move {
+        let _ = tokio::signal::ctrl_c().await;
+        stop.cancel();
+    });
+    // Here your operator would do its own work.
+    while let Ok(status) = handle.changed().await {
+        let now = format!("{:?}, {} peers, store {:?}", status.phase, status.peers.accepted, status.store);
+        if now != said {
+            println!("{now}");
+            said = now;
+        }
+    }
+    Ok(agent.await??)
+}
