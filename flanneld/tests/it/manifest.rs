@@ -7,7 +7,7 @@ use flannel_core::config::{Allocation, NetworkConfig};
 use serde_json::{Value, json};
 use testkit::{Families, kubernetes};
 
-use crate::harness::{Site, VXLAN, command, owned, run};
+use crate::harness::{Site, VXLAN, command, on_switch, owned, run};
 use crate::kube::{self, Kubernetes};
 
 /// The only object of this kind.
@@ -77,6 +77,26 @@ fn the_manifests_flags_files_and_configuration_are_understood() {
     let text = only("ConfigMap");
     let text = text["data"]["net-conf.json"].as_str().unwrap();
     NetworkConfig::parse(text.as_bytes(), Allocation::External).unwrap();
+}
+
+#[test]
+fn a_real_server_takes_every_field_of_the_manifest() {
+    let site = Site::new(1, VXLAN);
+    let cluster = Kubernetes::start(&site, VXLAN);
+    let within = "namespaces/flannelkit";
+    for object in kubernetes::manifest().unwrap() {
+        let path = match object["kind"].as_str().unwrap() {
+            "Namespace" => "/api/v1/namespaces".to_owned(),
+            "ServiceAccount" => format!("/api/v1/{within}/serviceaccounts"),
+            "ConfigMap" => format!("/api/v1/{within}/configmaps"),
+            "ClusterRole" => "/apis/rbac.authorization.k8s.io/v1/clusterroles".to_owned(),
+            "ClusterRoleBinding" => "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings".to_owned(),
+            "DaemonSet" => format!("/apis/apps/v1/{within}/daemonsets"),
+            kind => panic!("{kind} is new"),
+        };
+        let path = format!("{path}?fieldValidation=Strict");
+        on_switch(&site, async || cluster.server.create(&path, &object).await).unwrap();
+    }
 }
 
 #[test]
