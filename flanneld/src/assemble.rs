@@ -8,11 +8,12 @@ use flannel_core::backend::BackendError;
 use flannel_core::backend::alloc::Alloc;
 use flannel_core::config::NetworkConfig;
 use flannel_core::kernel::{Kernel, KernelError};
+use flannel_core::net::Dual;
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{BuildError, Masquerade, MissingUplink, Overlay, SubnetEnvFile};
 
 use crate::blackhole::Blackhole;
-use crate::options::Options;
+use crate::options::{Options, Place};
 use crate::stores::Opened;
 
 /// The backends there are.
@@ -51,6 +52,11 @@ pub(crate) fn assemble(
         }
         Ok(Blackhole::around(Vxlan::new(config)?, routes))
     };
+    // In Kubernetes an annotation of the Node comes before the flags, so the store has them.
+    let public = match options.store.place {
+        Place::Kube(_) => Dual::default(),
+        Place::Dir { .. } | Place::Etcd(_) => options.public,
+    };
     Ok(Overlay::builder()
         .name(options.overlay.clone())
         .backend(Vxlan::TYPE, vxlan)
@@ -58,7 +64,7 @@ pub(crate) fn assemble(
         .backend(Alloc::TYPE, move |_| Ok(Blackhole::around(Alloc, routes)))
         .uplink(options.uplink.clone())
         .missing_uplink(missing_uplink)
-        .public(options.public)
+        .public(public)
         .store_addresses(store.addresses.clone())
         .on_loss(options.on_loss)
         .audit_every(options.audit_every)

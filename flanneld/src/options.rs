@@ -71,6 +71,8 @@ pub(crate) struct KubeOptions {
     /// The network's configuration.
     pub(crate) config: PathBuf,
     pub(crate) prefix: AnnotationPrefix,
+    /// What to publish where the Node does not say it.
+    pub(crate) public: Dual<IpAddr>,
     /// Whether the Node's condition NetworkUnavailable is written once the overlay is ready.
     pub(crate) tells_network: bool,
 }
@@ -160,7 +162,7 @@ impl Options {
         let public = Dual { v4: public(values, Family::V4)?, v6: public(values, Family::V6)? };
         let overlay = OverlayName::new(values.text("overlay-name"))
             .map_err(|error| UsageError::value("overlay-name", values.text("overlay-name"), error))?;
-        let store = StoreOptions::read(values, variable, hostname)?;
+        let store = StoreOptions::read(values, public, variable, hostname)?;
         Ok(Self {
             state_file: state_file(values, &store.place, &overlay),
             store,
@@ -184,7 +186,12 @@ impl Options {
 }
 
 impl StoreOptions {
-    fn read(values: &Values, variable: impl Fn(&str) -> Option<String>, hostname: String) -> Result<Self, UsageError> {
+    fn read(
+        values: &Values,
+        public: Dual<IpAddr>,
+        variable: impl Fn(&str) -> Option<String>,
+        hostname: String,
+    ) -> Result<Self, UsageError> {
         let minutes = values.number("subnet-lease-ttl", 2, 43_200)?;
         let place = match (values.is_given("subnet-dir"), values.bool("kube-subnet-mgr")) {
             (true, true) => {
@@ -203,14 +210,18 @@ impl StoreOptions {
                 let node = NodeIdentity::new(&node).map_err(|error| UsageError::value("node-name", &node, error))?;
                 Place::Dir { dir: path(values, "subnet-dir")?, node }
             }
-            (false, true) => Place::Kube(Box::new(kube(values, variable)?)),
+            (false, true) => Place::Kube(Box::new(kube(values, public, variable)?)),
             (false, false) => Place::Etcd(Box::new(etcd(values)?)),
         };
         Ok(Self { place, ttl: Duration::from_secs(u64::from(minutes) * 60) })
     }
 }
 
-fn kube(values: &Values, variable: impl Fn(&str) -> Option<String>) -> Result<KubeOptions, UsageError> {
+fn kube(
+    values: &Values,
+    public: Dual<IpAddr>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<KubeOptions, UsageError> {
     let given = |name| Some(values.text(name)).filter(|text| !text.is_empty());
     let mut access = Access::in_cluster();
     access.kubeconfig = given("kubeconfig-file").map(PathBuf::from);
@@ -226,6 +237,7 @@ fn kube(values: &Values, variable: impl Fn(&str) -> Option<String>) -> Result<Ku
         config: path(values, "net-config-path")?,
         prefix: AnnotationPrefix::new(prefix)
             .map_err(|error| UsageError::value("kube-annotation-prefix", prefix, error))?,
+        public,
         tells_network: values.bool("set-node-network-unavailable"),
     })
 }

@@ -117,7 +117,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
 /// The store in Kubernetes.
 pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<KubeSubnets, AccessError> {
     let options = flannel_subnet_kube::Options::new(kube.node.clone(), ConfigSource::File(kube.config.clone()));
-    Ok(KubeSubnets::new(kube.access.client().await?, options.prefixed(kube.prefix.clone())))
+    Ok(KubeSubnets::new(kube.access.client().await?, options.prefixed(kube.prefix.clone()).publishing(kube.public)))
 }
 
 /// What stands for a store that cannot be opened: nobody can reach it. What is on this host can be looked after without.

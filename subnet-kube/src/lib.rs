@@ -49,6 +49,7 @@ mod split;
 mod store;
 mod watch;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent};
+use flannel_core::net::Dual;
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
@@ -170,18 +172,32 @@ pub struct Options {
     pub prefix: AnnotationPrefix,
     /// How long the API server is waited for.
     pub timeouts: Timeouts,
+    /// Addresses to publish where the Node has no annotation `node-public-ip` or `node-public-ipv6`. Default: none.
+    pub public: Dual<IpAddr>,
 }
 
 impl Options {
     /// This node, this configuration, and the defaults of the rest.
     pub fn new(node: NodeName, config: ConfigSource) -> Self {
-        Self { node, config, prefix: AnnotationPrefix::default(), timeouts: Timeouts::default() }
+        Self {
+            node,
+            config,
+            prefix: AnnotationPrefix::default(),
+            timeouts: Timeouts::default(),
+            public: Dual::default(),
+        }
     }
 
     /// The same with this prefix.
     #[must_use]
     pub fn prefixed(self, prefix: AnnotationPrefix) -> Self {
         Self { prefix, ..self }
+    }
+
+    /// The same with these addresses to publish where the Node does not say others.
+    #[must_use]
+    pub fn publishing(self, public: Dual<IpAddr>) -> Self {
+        Self { public, ..self }
     }
 
     /// The same with these time-outs.
@@ -204,7 +220,7 @@ impl KubeSubnets {
     /// repeated by this crate. A client that asks for compressed answers saves nine tenths of a list
     /// ([`Access::client`] does).
     pub fn new(client: kube::Client, options: Options) -> Self {
-        let Options { node, config, prefix, timeouts } = options;
+        let Options { node, config, prefix, timeouts, public } = options;
         let store = Store {
             api: Api::new(client, timeouts),
             keys: Keys::new(prefix),
@@ -212,6 +228,7 @@ impl KubeSubnets {
             node,
             name: OnceCell::new(),
             config,
+            public,
         };
         Self { store: Arc::new(store) }
     }

@@ -1,6 +1,7 @@
 //! What the calls of a [`SubnetManager`](flannel_core::subnet::SubnetManager) do to the own Node.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -29,6 +30,8 @@ pub(crate) struct Store {
     /// The node's name, once it is known.
     pub(crate) name: OnceCell<NodeIdentity>,
     pub(crate) config: ConfigSource,
+    /// What to publish where the Node does not say it.
+    pub(crate) public: Dual<IpAddr>,
 }
 
 /// A Pod, of which one thing counts.
@@ -88,6 +91,7 @@ impl Store {
         let node = parse(&text, "reading the own node")?;
         let public = node.annotations(&self.keys).public();
         let public = public.map_err(|error| self.not_an_address(name.as_str(), &error))?;
+        let public = Dual { v4: public.v4.or(self.public.v4), v6: public.v6.or(self.public.v6) };
         Ok(ThisNode::named(name).publishing(public))
     }
 
@@ -115,7 +119,8 @@ impl Store {
         let text = self.own_node(name.as_str(), DOING).await?;
         let node = parse(&text, DOING)?;
         let subnets = assigned(name.as_str(), &node, &config)?;
-        self.publish(name.as_str(), &node, &want.attrs).await?.map_err(|fault| match fault.kind {
+        let overwrite = self.overwrite(name.as_str(), &node)?;
+        self.publish(name.as_str(), &node, &want.attrs, &overwrite).await.map_err(|fault| match fault.kind {
             Kind::Missing => no_node(name.as_str()),
             _ => fault.into_subnet_error(DOING),
         })?;
@@ -140,7 +145,8 @@ impl Store {
         if assigned(name, &node, &config).ok() != Some(lease.subnets) {
             return Err(SubnetError::Lost(format!("Node {name} has other podCIDRs")));
         }
-        self.publish(name, &node, &lease.attrs).await?.map_err(|fault| match fault.kind {
+        let overwrite = self.overwrite(name, &node)?;
+        self.publish(name, &node, &lease.attrs, &overwrite).await.map_err(|fault| match fault.kind {
             Kind::Missing | Kind::Conflict => SubnetError::Lost(format!("Node {name} was deleted meanwhile")),
             _ => fault.into_subnet_error(DOING),
         })?;
@@ -192,17 +198,22 @@ impl Store {
         }
     }
 
+    /// What an operator wants to be published in place of the public IPs.
+    fn overwrite(&self, name: &str, node: &Node<'_>) -> Result<Dual<IpAddr>, SubnetError> {
+        node.annotations(&self.keys).overwrite().map_err(|error| self.not_an_address(name, &error))
+    }
+
     /// Writes what of the annotations differs. Nothing is written where nothing does.
-    async fn publish(&self, name: &str, node: &Node<'_>, attrs: &LeaseAttrs) -> Result<Result<(), Fault>, SubnetError> {
-        let annotations = node.annotations(&self.keys);
-        let overwrite = annotations.overwrite().map_err(|error| self.not_an_address(name, &error))?;
+    async fn publish(
+        &self,
+        name: &str,
+        node: &Node<'_>,
+        attrs: &LeaseAttrs,
+        overwrite: &Dual<IpAddr>,
+    ) -> Result<(), Fault> {
         // Before the watch can show what is written.
         locked(&self.published).set(name, attrs.clone());
-        let changed = differing(&annotations, attrs, &overwrite);
-        if changed.is_empty() {
-            return Ok(Ok(()));
-        }
-        Ok(self.patch(name, node, changed).await)
+        self.patch(name, node, differing(&node.annotations(&self.keys), attrs, overwrite)).await
     }
 
     /// Writes these annotations into the Node that was read, and into none that took its place.
@@ -231,11 +242,7 @@ impl Store {
     }
 }
 
-fn differing(
-    annotations: &Annotations<'_>,
-    attrs: &LeaseAttrs,
-    overwrite: &Dual<std::net::IpAddr>,
-) -> BTreeMap<Key, Value> {
+fn differing(annotations: &Annotations<'_>, attrs: &LeaseAttrs, overwrite: &Dual<IpAddr>) -> BTreeMap<Key, Value> {
     let wanted = written(attrs, overwrite).into_iter();
     let changed = wanted.filter(|(key, text)| annotations.text(*key).as_deref() != Some(&**text));
     changed.map(|(key, text)| (key, Value::from(text))).collect()

@@ -232,6 +232,13 @@ async fn the_addresses_that_an_operator_sets_are_the_nodes() {
     lab.annotate(nth, json!({ "node-public-ip": "203.0.113.5", "node-public-ipv6": "2001:db8:5::1" })).await;
     let public = Dual { v4: "203.0.113.5".parse().ok(), v6: "2001:db8:5::1".parse().ok() };
     assert_eq!(store.this_node().await.unwrap().public, public);
+    // They come before those that the program was given.
+    let client = Access::in_cluster().at(lab.proxy.url()).client().await.unwrap();
+    let given = Dual { v4: "203.0.113.6".parse().ok(), v6: "2001:db8:6::1".parse().ok() };
+    let other = KubeSubnets::new(client, options(nth).publishing(given));
+    assert_eq!(other.this_node().await.unwrap().public, public);
+    lab.annotate(nth, json!({ "node-public-ip": null })).await;
+    assert_eq!(other.this_node().await.unwrap().public, Dual { v4: given.v4, v6: public.v6 });
     lab.annotate(nth, json!({ "node-public-ip": "2001:db8::1" })).await;
     let said = waits(store.this_node().await);
     assert!(said.contains("flannel.alpha.coreos.com/node-public-ip") && said.contains("IPv4"), "{said}");
