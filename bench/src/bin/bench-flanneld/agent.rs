@@ -59,16 +59,17 @@ impl Programs {
 pub(crate) struct Agent(Process);
 
 impl Agent {
-    /// Starts a program as an operator does who gives nothing but the store's address; its files are in `dir`.
-    pub(crate) fn start(programs: &Programs, program: Program, endpoint: &str, dir: &Path) -> Result<Self, Error> {
+    /// Starts a program as an operator does who gives nothing but where the store is; its files are in `dir`.
+    pub(crate) fn start(programs: &Programs, program: Program, store: &[String], dir: &Path) -> Result<Self, Error> {
         let path = programs.path(program).ok_or("there is no such program")?;
         let mut command = Command::new(path);
         command
-            .arg(format!("-etcd-endpoints={endpoint}"))
+            .args(store)
             .arg(format!("-subnet-file={}", dir.join("subnet.env").display()))
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("FLANNELD_STATE_FILE", dir.join("state"))
+            .env("NODE_NAME", "node-0")
             .stdin(Stdio::null());
         Ok(Self(Process::start(&mut command, &dir.join("log"))?))
     }

@@ -33,9 +33,9 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// What agents connect to.
-    pub(crate) fn endpoint(&self) -> String {
-        self.etcd.endpoint(0)
+    /// How agents are told where it is.
+    pub(crate) fn args(&self) -> [String; 1] {
+        [format!("-etcd-endpoints={}", self.etcd.endpoint(0))]
     }
 
     /// The records of some peers, with etcd leases granted, but not yet put.

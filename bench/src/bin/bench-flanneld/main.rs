@@ -1,31 +1,40 @@
-//! flanneld with etcd beside Go flannel, both measured in one run: start, processor time, memory, one lease, a thousand
-//! leases. Prints lines of JSON and works in network namespaces of its own.
+//! flanneld with etcd or Kubernetes beside Go flannel, both measured in one run: start, processor time, memory, what
+//! changes cost. Prints lines of JSON and works in network namespaces of its own.
 //!
-//! Needs root, iproute2, and what `testkit/etcd/build` and `testkit/flannel/build` put into `target/`. A program of its
-//! own, so that the other benchmarks measure the library's memory and not an etcd client's.
+//! Needs root, iproute2, and what `./test` builds into `target/`; with `--kube` nft too. A program of its own, so that the
+//! other benchmarks measure the library's memory and not a client's.
 
 mod agent;
 mod beside;
 mod cluster;
+mod kube_run;
+mod nodes;
 mod routes;
 mod run;
 
 use bench::Error;
 use clap::Parser;
 
-/// flanneld with etcd, side by side with Go flannel.
+/// flanneld with etcd or Kubernetes, side by side with Go flannel.
 #[derive(Debug, Parser)]
 struct Args {
     /// How often each program is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Numbers of leases.
-    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000])]
+    /// Numbers of leases. Default: 1000 and 10000 in etcd, 5000 in Kubernetes.
+    #[arg(long, value_delimiter = ',')]
     peers: Vec<u32>,
+    /// Leases in Kubernetes instead of etcd.
+    #[arg(long)]
+    kube: bool,
 }
 
 fn main() -> Result<(), Error> {
-    let Args { runs, peers } = Args::parse();
+    let Args { runs, peers, kube } = Args::parse();
     let programs = agent::Programs::find()?;
-    peers.into_iter().try_for_each(|n| run::compare(&programs, n, runs))
+    let numbers = |default: &[u32]| if peers.is_empty() { default.to_vec() } else { peers.clone() };
+    match kube {
+        true => numbers(&[5_000]).into_iter().try_for_each(|n| kube_run::compare(&programs, n, runs)),
+        false => numbers(&[1_000, 10_000]).into_iter().try_for_each(|n| run::compare(&programs, n, runs)),
+    }
 }

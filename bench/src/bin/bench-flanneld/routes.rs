@@ -20,8 +20,6 @@ use bench::Error;
 const ROUTES: u32 = 0x40;
 /// Room for the notifications of all peers at once.
 const ROOM: usize = 256 << 20;
-/// The length of a peer's subnet.
-const LENGTH: u8 = bench::peers::LEN;
 
 /// Since when there is a route to each subnet, in the namespace of whoever made this.
 pub(crate) struct Routes {
@@ -42,15 +40,15 @@ struct Seen {
 }
 
 impl Routes {
-    /// Listens from now on.
-    pub(crate) fn listen() -> Result<Self, Error> {
+    /// Listens from now on; peers' subnets have this length.
+    pub(crate) fn listen(length: u8) -> Result<Self, Error> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
         setsockopt(&socket, sockopt::RcvBufForce, &ROOM)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(0, 100_000))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, ROUTES))?;
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        std::thread::spawn(move || follow(&socket, &theirs));
+        std::thread::spawn(move || follow(&socket, length, &theirs));
         Ok(Self { shared })
     }
 
@@ -103,14 +101,14 @@ impl Shared {
     }
 }
 
-fn follow(socket: &OwnedFd, shared: &Shared) {
+fn follow(socket: &OwnedFd, length: u8, shared: &Shared) {
     let mut buffer = vec![0; 1 << 16];
     loop {
         let received = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty());
         let now = Instant::now();
         let mut seen = shared.lock();
         match received {
-            Ok(length) => take(&buffer[..length], now, &mut seen),
+            Ok(bytes) => take(&buffer[..bytes], length, now, &mut seen),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => seen.failed = Some(errno),
         }
@@ -123,31 +121,31 @@ fn follow(socket: &OwnedFd, shared: &Shared) {
     }
 }
 
-fn take(mut bytes: &[u8], now: Instant, seen: &mut Seen) {
+fn take(mut bytes: &[u8], length: u8, now: Instant, seen: &mut Seen) {
     while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
-        let length = (message.header.length as usize).next_multiple_of(4);
+        let size = (message.header.length as usize).next_multiple_of(4);
         match message.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
-                if let Some(subnet) = subnet(&route) {
+                if let Some(subnet) = subnet(&route, length) {
                     seen.since.entry(subnet).or_insert(now);
                 }
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) => {
-                if let Some(subnet) = subnet(&route) {
+                if let Some(subnet) = subnet(&route, length) {
                     seen.since.remove(&subnet);
                 }
             }
             _ => {}
         }
-        let Some(rest) = bytes.get(length..).filter(|rest| !rest.is_empty()) else { return };
+        let Some(rest) = bytes.get(size..).filter(|rest| !rest.is_empty()) else { return };
         bytes = rest;
     }
 }
 
-fn subnet(route: &rtnetlink::packet_route::route::RouteMessage) -> Option<Ipv4Addr> {
+fn subnet(route: &rtnetlink::packet_route::route::RouteMessage, length: u8) -> Option<Ipv4Addr> {
     let destination = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(addr)) => Some(*addr),
         _ => None,
     });
-    destination.filter(|_| route.header.destination_prefix_length == LENGTH)
+    destination.filter(|_| route.header.destination_prefix_length == length)
 }

@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use bench::bed::{in_bed, ip};
-use bench::peers::{MOST, subnet};
-use bench::report::median;
+use bench::peers::{LEN, MOST, subnet};
 use bench::{Error, bed};
 
-use crate::agent::{Agent, Program, Programs};
-use crate::beside::Beside;
+use crate::agent::{Agent, Programs};
+use crate::beside::{Row, print};
 use crate::cluster::Cluster;
 use crate::routes::Routes;
 
@@ -17,9 +16,9 @@ const SINGLES: u32 = 100;
 /// Leases put at once.
 const BURST: u32 = 1000;
 /// How long after everything is programmed processor time and memory are read: what follows a start counts too.
-const AFTERMATH: Duration = Duration::from_secs(2);
+pub(crate) const AFTERMATH: Duration = Duration::from_secs(2);
 /// How long anything may take before the benchmark gives up: Go flannel needs 19 s for 10 000.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What one run of a program showed.
 struct Run {
@@ -43,9 +42,9 @@ pub(crate) fn compare(programs: &Programs, n: u32, runs: u32) -> Result<(), Erro
         for _ in 0..runs {
             for program in programs.all() {
                 let dir = tempfile::tempdir()?;
-                let routes = Routes::listen()?;
+                let routes = Routes::listen(LEN)?;
                 let started = Instant::now();
-                let agent = Agent::start(programs, program, &cluster.endpoint(), dir.path())?;
+                let agent = Agent::start(programs, program, &cluster.args(), dir.path())?;
                 let run = runtime.block_on(run(&cluster, &agent, &routes, started, n));
                 let run = run.map_err(|error| format!("{program:?}, {n} leases: {error}\n{}", agent.last_words()))?;
                 agent.stop()?;
@@ -56,15 +55,8 @@ pub(crate) fn compare(programs: &Programs, n: u32, runs: u32) -> Result<(), Erro
         }
         Ok(measured)
     })?;
-    let of = |program: Program, value: &dyn Fn(&Run) -> Vec<f64>| -> Option<f64> {
-        let runs = measured.iter().filter(|(whose, _)| *whose == program);
-        let values: Vec<f64> = runs.flat_map(|(_, run)| value(run)).collect();
-        (!values.is_empty()).then(|| median(values))
-    };
-    let print = |name: &'static str, unit: &'static str, most: Option<f64>, value: &dyn Fn(&Run) -> Vec<f64>| {
-        if let Some(ours) = of(Program::Ours, value) {
-            Beside { name, n, value: ours, unit, most, go: of(Program::Go, value) }.print();
-        }
+    let print = |name, unit, most, value: &dyn Fn(&Run) -> Vec<f64>| {
+        print(&measured, Row { name, n, unit, most, most_ratio: None }, value);
     };
     let at = |small: f64, large: f64| match n {
         0..=1_000 => Some(small),
@@ -105,7 +97,7 @@ async fn run(cluster: &Cluster, agent: &Agent, routes: &Routes, started: Instant
 }
 
 /// Each route has its neighbour and its forwarding entry.
-fn complete(routes: usize) -> Result<(), Error> {
+pub(crate) fn complete(routes: usize) -> Result<(), Error> {
     for (program, object) in [("ip", "neighbour"), ("bridge", "fdb")] {
         let listing = bed::output(program, &[object, "show", "dev", "flannel.1"])?.to_lowercase();
         let entries = listing.lines().filter(|line| line.contains("permanent")).count();
