@@ -171,12 +171,12 @@ async fn supervise(
     let stopping = cancel.clone();
     let stopping = tokio::spawn(async move {
         stopping.cancelled().await;
-        notify::stopping();
+        notify::stopping().await;
     });
     let outcome = run_all(overlay, keeper, cancel.clone()).await;
     cancel.cancel();
     // The agent may end without a pause in which it could have been told.
-    if stopping.await.is_err() {
+    if !matches!(timeout(GRACE, stopping).await, Ok(Ok(()))) {
         tracing::warn!("the supervisor was not told of the end");
     }
     if let Some(kept) = kept {

@@ -27,10 +27,10 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<Rulebo
         if now_ready && !ready {
             ready = true;
             tracing::info!("ready: {line}");
-            tell(&[NotifyState::Ready]);
+            tell(Told::Ready).await;
         }
         if line != told {
-            tell(&[NotifyState::Status(&line)]);
+            tell(Told::Status(line.clone())).await;
             told = line;
         }
         if ended {
@@ -68,16 +68,37 @@ pub(crate) async fn watchdog() {
     let mut ticks = tokio::time::interval(Duration::from_micros((micros / 2).max(1000)));
     loop {
         ticks.tick().await;
-        tell(&[NotifyState::Watchdog]);
+        tell(Told::Watchdog).await;
     }
 }
 
-pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+pub(crate) async fn stopping() {
+    tell(Told::Stopping).await;
 }
 
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(false, states) {
+/// What the supervisor is told.
+enum Told {
+    Ready,
+    Status(String),
+    Watchdog,
+    Stopping,
+}
+
+impl Told {
+    fn state(&self) -> NotifyState<'_> {
+        match self {
+            Self::Ready => NotifyState::Ready,
+            Self::Status(line) => NotifyState::Status(line),
+            Self::Watchdog => NotifyState::Watchdog,
+            Self::Stopping => NotifyState::Stopping,
+        }
+    }
+}
+
+/// Waits for a supervisor that does not read, on a thread where nobody else waits with it.
+async fn tell(told: Told) {
+    let sent = tokio::task::spawn_blocking(move || sd_notify::notify(false, &[told.state()])).await;
+    if let Ok(Err(error)) = sent {
         tracing::warn!(%error, "the supervisor could not be told");
     }
 }
