@@ -162,8 +162,8 @@ fn name(n: u32) -> String {
 
 fn image(nth: u64) -> Value {
     let digest: String = (0..4).map(|part| format!("{:016x}", hash((nth, part)))).collect();
-    let repository = format!("registry.example.com/team-{}/service-{nth}", nth % 7);
-    let tag = format!("v1.{nth}.0-build.{:x}-linux-amd64-release-{:x}", hash(nth), hash((nth, "tag")) >> 32);
+    let repository = format!("registry.example.com/app-{nth}");
+    let tag = format!("v1.{nth}.0-{:016x}-linux-amd64-release-build", hash(nth));
     let size = 10_000_000 + hash(nth) % 900_000_000;
     json!({ "names": [format!("{repository}@sha256:{digest}"), format!("{repository}:{tag}")], "sizeBytes": size })
 }
