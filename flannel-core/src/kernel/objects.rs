@@ -359,7 +359,7 @@ impl State {
     }
 
     /// The routes to one destination, in the order of the dump.
-    pub fn routes_to(&self, prefix: Prefix) -> impl Iterator<Item = (&RouteKey, &Route)> {
+    pub fn routes_to(&self, prefix: Prefix) -> impl Iterator<Item = (&RouteKey, &Route)> + Clone {
         self.routes.range(RouteKey { prefix, nth: 0 }..=RouteKey { prefix, nth: u16::MAX })
     }
 

@@ -87,8 +87,9 @@ pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
     let are_alone = |prefix: &Prefix| {
         let wants =
             || peer.routes.iter().filter(|(other, _)| other == prefix).map(|(_, want)| want.clone().normalized(prefix));
-        let is_there = |want: Route| seen.routes_to(*prefix).any(|(_, route)| route.same(&want));
-        wants().count() == seen.routes_to(*prefix).count() && wants().all(is_there)
+        let there = seen.routes_to(*prefix);
+        let is_there = |want: Route| there.clone().any(|(_, route)| route.same(&want));
+        wants().count() == there.clone().count() && wants().all(is_there)
     };
     let settled = peer.fdb.is_none_or(|(key, dst)| seen.fdb.get(&key) == Some(&dst))
         && peer.neighbour.is_none_or(|(key, mac)| seen.neighbours.get(&key) == Some(&mac))
