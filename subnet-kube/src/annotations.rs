@@ -1,167 +1,134 @@
-//! The annotations of a Node: their names, and what flannel writes there.
+//! The annotations of a Node: what is read there, and what flannel writes.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flannel_core::lease::LeaseAttrs;
+use flannel_core::lease::{Json, LeaseAttrs};
 use flannel_core::net::{Dual, Family};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
-/// What every annotation's name begins with.
-///
-/// As flannel reads its flag: `/` is appended where there is none, then `-` unless it ends in one of the two. The part
-/// before the slash is a DNS name with at least one dot (docs/compatibility.md, "Kubernetes").
+use crate::keys::{Key, Keys};
+
+/// The annotations of ours, as their JSON text.
+#[derive(Debug, Default)]
+pub(crate) struct Annotations<'a>([Option<&'a RawValue>; Key::ALL.len()]);
+
+impl<'a> Annotations<'a> {
+    /// Reads the JSON of all annotations of a Node.
+    pub(crate) fn read(json: &'a RawValue, keys: &Keys) -> Self {
+        struct Pick<'k>(&'k Keys);
+
+        impl<'de> Visitor<'de> for Pick<'_> {
+            type Value = Annotations<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut found = Annotations::default();
+                while let Some(Name(key)) = map.next_key_seed(Find(self.0))? {
+                    match key.and_then(|key| found.0.get_mut(key as usize)) {
+                        Some(slot) => *slot = Some(map.next_value()?),
+                        None => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(found)
+            }
+        }
+
+        if json.get() == "null" {
+            return Self::default();
+        }
+        serde_json::Deserializer::from_str(json.get()).deserialize_map(Pick(keys)).unwrap_or_default()
+    }
+
+    pub(crate) fn raw(&self, key: Key) -> Option<&'a RawValue> {
+        self.0.get(key as usize).copied().flatten()
+    }
+
+    /// The text of an annotation.
+    pub(crate) fn text(&self, key: Key) -> Option<Cow<'a, str>> {
+        /// Borrows where nothing is escaped.
+        #[derive(Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+        serde_json::from_str::<Text<'a>>(self.raw(key)?.get()).ok().map(|text| text.0)
+    }
+
+    /// Whether this says that flannel has set the node up: others are not seen by peers.
+    pub(crate) fn is_managed(&self) -> bool {
+        self.text(Key::Managed).is_some_and(|text| text == "true")
+    }
+
+    /// The address in an annotation of an operator's.
+    pub(crate) fn addr(&self, key: Key, family: Family) -> Result<Option<IpAddr>, AddrError> {
+        let Some(text) = self.text(key).filter(|text| !text.is_empty()) else { return Ok(None) };
+        match parse_addr(&text, family) {
+            Some(addr) if !addr.is_unspecified() => Ok(Some(addr)),
+            _ => Err(AddrError { key, found: text.chars().take(64).collect(), family }),
+        }
+    }
+
+    /// What is published in place of the public IPs.
+    pub(crate) fn overwrite(&self) -> Result<Dual<IpAddr>, AddrError> {
+        self.addrs(Key::overwrite)
+    }
+
+    /// The public IPs that an operator set.
+    pub(crate) fn public(&self) -> Result<Dual<IpAddr>, AddrError> {
+        self.addrs(Key::node_public_ip)
+    }
+
+    fn addrs(&self, key: impl Fn(Family) -> Key) -> Result<Dual<IpAddr>, AddrError> {
+        let mut addrs = Dual::default();
+        for family in Family::BOTH {
+            *addrs.slot(family) = self.addr(key(family), family)?;
+        }
+        Ok(addrs)
+    }
+}
+
+/// An annotation of an operator's is not an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AnnotationPrefix(String);
-
-/// Text is not the prefix of an annotation's name. Final for this input.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "annotation prefix {0:?} must be a DNS name with a dot, then optionally a slash and a name, of a-z, 0-9, '_' and '-': \
-     flannel.alpha.coreos.com"
-)]
-pub struct AnnotationPrefixError(String);
-
-impl AnnotationPrefix {
-    /// Checks `text` and appends what it lacks.
-    ///
-    /// # Errors
-    /// [`AnnotationPrefixError`]. Final for this input.
-    pub fn new(text: &str) -> Result<Self, AnnotationPrefixError> {
-        let refused = || AnnotationPrefixError(text.chars().take(64).collect());
-        let mut whole = text.to_owned();
-        if !whole.contains('/') {
-            whole.push('/');
-        }
-        if !whole.ends_with(['/', '-']) {
-            whole.push('-');
-        }
-        let is_word =
-            |word: &str| !word.is_empty() && word.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
-        let (domain, name) = whole.split_once('/').ok_or_else(refused)?;
-        let is_domain = domain.contains('.') && domain.split('.').all(is_word) && domain.len() <= 253;
-        // Kubernetes takes names of up to 63 characters, and the longest suffix has 25.
-        let is_name = name.is_empty() || (is_word(name) && name.len() > 1 && name.len() <= 38);
-        if is_domain && is_name { Ok(Self(whole)) } else { Err(refused()) }
-    }
+pub(crate) struct AddrError {
+    pub(crate) key: Key,
+    pub(crate) found: String,
+    pub(crate) family: Family,
 }
 
-impl Default for AnnotationPrefix {
-    /// `flannel.alpha.coreos.com/`.
-    fn default() -> Self {
-        Self("flannel.alpha.coreos.com/".to_owned())
-    }
-}
-
-impl fmt::Display for AnnotationPrefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// An annotation that counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Key {
-    Managed,
-    BackendType,
-    BackendData,
-    BackendV6Data,
-    PublicIp,
-    PublicIpv6,
-    PublicIpOverwrite,
-    PublicIpv6Overwrite,
-    NodePublicIp,
-    NodePublicIpv6,
-}
-
-impl Key {
-    pub(crate) const ALL: [Self; 10] = [
-        Self::Managed,
-        Self::BackendType,
-        Self::BackendData,
-        Self::BackendV6Data,
-        Self::PublicIp,
-        Self::PublicIpv6,
-        Self::PublicIpOverwrite,
-        Self::PublicIpv6Overwrite,
-        Self::NodePublicIp,
-        Self::NodePublicIpv6,
-    ];
-
-    /// Those that nodes write about themselves. The others are an operator's.
-    pub(crate) const WRITTEN: [Self; 6] =
-        [Self::Managed, Self::BackendType, Self::BackendData, Self::BackendV6Data, Self::PublicIp, Self::PublicIpv6];
-
-    fn suffix(self) -> &'static str {
-        match self {
-            Self::Managed => "kube-subnet-manager",
-            Self::BackendType => "backend-type",
-            Self::BackendData => "backend-data",
-            Self::BackendV6Data => "backend-v6-data",
-            Self::PublicIp => "public-ip",
-            Self::PublicIpv6 => "public-ipv6",
-            Self::PublicIpOverwrite => "public-ip-overwrite",
-            Self::PublicIpv6Overwrite => "public-ipv6-overwrite",
-            Self::NodePublicIp => "node-public-ip",
-            Self::NodePublicIpv6 => "node-public-ipv6",
+/// Reads what a node published. What is not there is as flannel has it: no data, no type.
+pub(crate) fn attrs(annotations: &Annotations<'_>) -> Result<LeaseAttrs, String> {
+    let kind = annotations.text(Key::BackendType).unwrap_or_default();
+    let mut attrs = LeaseAttrs { backend_type: LeaseAttrs::backend_name(&kind), ..LeaseAttrs::default() };
+    for family in Family::BOTH {
+        let key = Key::public_ip(family);
+        if let Some(text) = annotations.text(key).filter(|text| !text.is_empty()) {
+            let addr =
+                parse_addr(&text, family).ok_or_else(|| format!("annotation {key} is not {family}: {text:?}"))?;
+            *attrs.public_ip.slot(family) = Some(addr).filter(|addr| !addr.is_unspecified());
         }
-    }
-
-    pub(crate) fn public_ip(family: Family) -> Self {
-        match family {
-            Family::V4 => Self::PublicIp,
-            Family::V6 => Self::PublicIpv6,
+        let key = Key::backend_data(family);
+        let Some(text) = annotations.text(key).filter(|text| !text.is_empty()) else { continue };
+        if text.len() > LeaseAttrs::MAX_BYTES {
+            return Err(format!("annotation {key} of {} bytes is larger than {}", text.len(), LeaseAttrs::MAX_BYTES));
         }
+        let data = Json::parse(&text).map_err(|error| format!("annotation {key} is {error}"))?;
+        *attrs.backend_data.slot(family) = Some(data).filter(|data| !data.is_null());
     }
-
-    pub(crate) fn backend_data(family: Family) -> Self {
-        match family {
-            Family::V4 => Self::BackendData,
-            Family::V6 => Self::BackendV6Data,
-        }
+    if attrs.public_ip.is_empty() {
+        return Err("it has no public IP".to_owned());
     }
-
-    /// Replaces what is published as public IP.
-    pub(crate) fn overwrite(family: Family) -> Self {
-        match family {
-            Family::V4 => Self::PublicIpOverwrite,
-            Family::V6 => Self::PublicIpv6Overwrite,
-        }
-    }
-
-    /// The public IP that the node is to use.
-    pub(crate) fn node_public_ip(family: Family) -> Self {
-        match family {
-            Family::V4 => Self::NodePublicIp,
-            Family::V6 => Self::NodePublicIpv6,
-        }
-    }
+    Ok(attrs)
 }
 
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.suffix())
-    }
-}
-
-/// The names of all annotations under one prefix.
-#[derive(Debug, Clone)]
-pub(crate) struct Keys {
-    prefix: AnnotationPrefix,
-}
-
-impl Keys {
-    pub(crate) fn new(prefix: AnnotationPrefix) -> Self {
-        Self { prefix }
-    }
-
-    pub(crate) fn name(&self, key: Key) -> String {
-        format!("{}{}", self.prefix, key.suffix())
-    }
-
-    /// Which one has this name.
-    pub(crate) fn find(&self, name: &str) -> Option<Key> {
-        let suffix = name.strip_prefix(&self.prefix.0)?;
-        Key::ALL.into_iter().find(|key| key.suffix() == suffix)
+fn parse_addr(text: &str, family: Family) -> Option<IpAddr> {
+    match family {
+        Family::V4 => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+        Family::V6 => text.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
     }
 }
 
@@ -196,30 +163,61 @@ fn writes_family(attrs: &LeaseAttrs, family: Family) -> bool {
     }
 }
 
+/// What nodes of this process published, by their names. Where an operator has other public IPs written, the annotations
+/// differ from the lease that the node holds: its own record is shown as the node published it.
+#[derive(Debug, Default)]
+pub(crate) struct Published(BTreeMap<String, LeaseAttrs>);
+
+impl Published {
+    pub(crate) fn set(&mut self, node: &str, attrs: LeaseAttrs) {
+        self.0.insert(node.to_owned(), attrs);
+    }
+
+    pub(crate) fn forget(&mut self, node: &str) {
+        self.0.remove(node);
+    }
+
+    /// The attributes of `node`, if its annotations are exactly what it wrote with them.
+    pub(crate) fn shown(&self, node: &str, annotations: &Annotations<'_>) -> Option<LeaseAttrs> {
+        let attrs = self.0.get(node)?;
+        let wanted = written(attrs, &annotations.overwrite().ok()?);
+        let is_written = wanted.iter().all(|(key, text)| annotations.text(*key).is_some_and(|found| found == **text));
+        is_written.then(|| attrs.clone())
+    }
+}
+
+/// An annotation's name, if it is one of ours.
+struct Name(Option<Key>);
+
+/// Looks a name up without keeping it.
+struct Find<'k>(&'k Keys);
+
+impl<'de> serde::de::DeserializeSeed<'de> for Find<'_> {
+    type Value = Name;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Name, D::Error> {
+        struct Look<'k>(&'k Keys);
+
+        impl Visitor<'_> for Look<'_> {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an annotation's name")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Name, E> {
+                Ok(Name(self.0.find(name)))
+            }
+        }
+
+        deserializer.deserialize_str(Look(self.0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flannel_core::lease::{Json, Scalar};
-
-    #[test]
-    fn a_prefix_is_completed_as_go_flannel_does() {
-        for (text, first) in [
-            ("flannel.alpha.coreos.com", "flannel.alpha.coreos.com/backend-type"),
-            ("flannel.alpha.coreos.com/", "flannel.alpha.coreos.com/backend-type"),
-            ("org.com/9", "org.com/9-backend-type"),
-            ("org.com/9-", "org.com/9-backend-type"),
-            ("a_b.c-d/e_f", "a_b.c-d/e_f-backend-type"),
-        ] {
-            let keys = Keys::new(AnnotationPrefix::new(text).unwrap());
-            assert_eq!(keys.name(Key::BackendType), first);
-            assert_eq!(keys.find(first), Some(Key::BackendType));
-            assert_eq!(keys.find("other.com/backend-type"), None);
-        }
-        for text in ["", "org", "org/", "/x", "a..b/", "org.com/a/b", "Org.com", "org.com/-", "org.com/ä", ".com"] {
-            let error = AnnotationPrefix::new(text).unwrap_err();
-            assert!(error.to_string().contains("flannel.alpha.coreos.com"), "{text}: {error}");
-        }
-    }
+    use flannel_core::lease::Scalar;
 
     fn attrs(kind: &str, data: [bool; 2], addrs: [bool; 2]) -> LeaseAttrs {
         let data_of = |there: bool| there.then(|| Json::object(&[("VNI", Scalar::Number(1))]));

@@ -6,10 +6,11 @@ use flannel_core::text::chain;
 use jiff::Timestamp;
 
 use crate::NodeName;
-use crate::annotations::Key;
+use crate::annotations::{Annotations, attrs};
 use crate::api::Review;
 use crate::error::{Fault, Kind, Rule};
-use crate::node::{Annotations, Node, attrs};
+use crate::keys::Key;
+use crate::node::Node;
 use crate::store::{Store, assigned, no_node};
 
 /// One answer of [`KubeSubnets::check`](crate::KubeSubnets::check).

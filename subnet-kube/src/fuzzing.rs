@@ -2,7 +2,7 @@
 
 use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseEvent, LeaseKey, Record};
 
-use crate::annotations::{AnnotationPrefix, Keys};
+use crate::keys::{AnnotationPrefix, Keys};
 use crate::node::Node;
 use crate::nodes::{Change, Nodes};
 use crate::split::{Items, Lines, Malformed};

@@ -42,6 +42,7 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod keys;
 mod machine;
 mod node;
 mod nodes;
@@ -62,14 +63,14 @@ use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, W
 use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 
-use annotations::Keys;
 use api::Api;
+use keys::Keys;
 use store::Store;
 
-pub use annotations::{AnnotationPrefix, AnnotationPrefixError};
 pub use check::{Check, Subject, Verdict};
 pub use connect::{Access, AccessError};
 pub use error::KubeError;
+pub use keys::{AnnotationPrefix, AnnotationPrefixError};
 
 /// Which Node is this one.
 #[derive(Debug, Clone, PartialEq, Eq)]

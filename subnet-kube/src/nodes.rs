@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flannel_core::lease::{LeaseEvent, LeaseKey, MAX_RECORDS, Record, keep_oldest};
 
-use crate::annotations::Keys;
+use crate::annotations::Published;
+use crate::keys::Keys;
 use crate::machine::{Mark, is_before};
-use crate::node::{Node, Published};
+use crate::node::Node;
 
 /// The most records held of a list: the oldest. More than the agent holds, so that it sees that there are too many.
 const MOST: usize = MAX_RECORDS + MAX_RECORDS / 8;
@@ -127,7 +128,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::annotations::AnnotationPrefix;
+    use crate::keys::AnnotationPrefix;
     use proptest::prelude::*;
     use serde_json::json;
 

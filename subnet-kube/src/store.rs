@@ -15,10 +15,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
-use crate::annotations::{Key, Keys, written};
+use crate::annotations::{AddrError, Annotations, Published, written};
 use crate::api::Api;
 use crate::error::{Fault, Kind};
-use crate::node::{AddrError, Annotations, Node, Published};
+use crate::keys::{Key, Keys};
+use crate::node::Node;
 use crate::nodes::locked;
 use crate::{ConfigSource, NodeName};
 
