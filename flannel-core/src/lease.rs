@@ -2,7 +2,7 @@
 
 mod bounds;
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
-use crate::text::Plain;
+use crate::text::{Cut, Plain};
 
 pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, is_complete, keep_oldest, weight};
 
@@ -69,26 +69,10 @@ impl BadRecord {
 
     /// The text of a reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
     pub(crate) fn cut(reason: impl fmt::Display) -> String {
-        let mut text = Cut { text: String::new(), left: Self::MAX_BYTES };
-        // Fails once it is full.
-        let _ = fmt::write(&mut text, format_args!("{reason}"));
-        text.text
-    }
-}
-
-/// Text that takes so many bytes, and no more.
-struct Cut {
-    text: String,
-    left: usize,
-}
-
-impl fmt::Write for Cut {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars() {
-            self.left = self.left.checked_sub(c.len_utf8()).ok_or(fmt::Error)?;
-            self.text.push(c);
-        }
-        Ok(())
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = write!(Cut::new(&mut text, Self::MAX_BYTES), "{reason}");
+        text
     }
 }
 
@@ -217,7 +201,6 @@ impl LeaseAttrs {
 
     /// The JSON text, byte for byte as flannel writes it (docs/compatibility.md, "Lease attributes").
     pub fn to_json(&self) -> String {
-        use fmt::Write;
         let v4 = match self.public_ip.v4 {
             Some(addr) => addr,
             None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

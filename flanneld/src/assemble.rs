@@ -52,7 +52,7 @@ pub(crate) fn assemble(
         }
         Ok(Blackhole::around(Vxlan::new(config)?, routes))
     };
-    // In Kubernetes an annotation of the Node comes before the flags, so the store has them.
+    // In Kubernetes an annotation of the Node comes before the flags: the store has both, and decides.
     let public = match options.store.place {
         Place::Kube(_) => Dual::default(),
         Place::Dir { .. } | Place::Etcd(_) => options.public,

@@ -9,7 +9,7 @@ use crate::chain;
 /// Writes `NetworkUnavailable=False` once the overlay is ready, and tries until that is done. It is never written back:
 /// the data plane outlives the agent.
 pub(crate) async fn tell(handle: Handle, store: KubeSubnets) {
-    // The agent ended before.
+    // An error: the agent ended before it was ready.
     if handle.wait_for(|status| status.phase == Phase::Ready).await.is_err() {
         return;
     }

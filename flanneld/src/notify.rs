@@ -95,7 +95,7 @@ impl Told {
     }
 }
 
-/// Waits for a supervisor that does not read, on a thread where nobody else waits with it.
+/// Tells the supervisor something. Where it does not read, a thread of its own waits for it, and not the agent.
 async fn tell(told: Told) {
     let sent = tokio::task::spawn_blocking(move || sd_notify::notify(false, &[told.state()])).await;
     if let Ok(Err(error)) = sent {

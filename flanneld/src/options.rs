@@ -71,10 +71,10 @@ pub(crate) struct KubeOptions {
     /// The network's configuration.
     pub(crate) config: PathBuf,
     pub(crate) prefix: AnnotationPrefix,
-    /// What to publish where the Node does not say it.
+    /// Addresses to publish where the Node has no annotation for them.
     pub(crate) public: Dual<IpAddr>,
     /// Whether the Node's condition NetworkUnavailable is written once the overlay is ready.
-    pub(crate) tells_network: bool,
+    pub(crate) sets_condition: bool,
 }
 
 /// What the firewall has to do.
@@ -238,7 +238,7 @@ fn kube(
         prefix: AnnotationPrefix::new(prefix)
             .map_err(|error| UsageError::value("kube-annotation-prefix", prefix, error))?,
         public,
-        tells_network: values.bool("set-node-network-unavailable"),
+        sets_condition: values.bool("set-node-network-unavailable"),
     })
 }
 
@@ -342,7 +342,7 @@ fn socket(values: &Values, ip: &'static str, port: &'static str) -> Result<Optio
     Ok(u16::try_from(port).ok().filter(|port| *port != 0).map(|port| SocketAddr::new(addr, port)))
 }
 
-/// Kubelets ask from outside, and in that mode flannel's own default holds.
+/// With `-kube-subnet-mgr` the default address is Go flannel's, 0.0.0.0: kubelet's probes come to the node's address.
 fn health(values: &Values) -> Result<Option<SocketAddr>, UsageError> {
     let socket = socket(values, "healthz-ip", "healthz-port")?;
     let is_open = values.bool("kube-subnet-mgr") && !values.is_given("healthz-ip");
@@ -357,16 +357,12 @@ fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
 /// A directory is never away, so there is nothing to keep for the embedded store.
 fn state_file(values: &Values, place: &Place, overlay: &OverlayName) -> Option<StateFile> {
     let text = values.text("state-file");
-    match place {
-        Place::Dir { .. } => None,
-        Place::Etcd(_) | Place::Kube(_) if text.is_empty() => None,
-        Place::Etcd(_) | Place::Kube(_) if values.is_given("state-file") => {
-            Some(StateFile { path: text.into(), asked_for: true })
-        }
-        Place::Etcd(_) | Place::Kube(_) => {
-            Some(StateFile { path: text.replace("OVERLAY", overlay.as_str()).into(), asked_for: false })
-        }
+    if text.is_empty() || matches!(place, Place::Dir { .. }) {
+        return None;
     }
+    let asked_for = values.is_given("state-file");
+    let path = if asked_for { text.into() } else { text.replace("OVERLAY", overlay.as_str()).into() };
+    Some(StateFile { path, asked_for })
 }
 
 fn on_loss(values: &Values) -> Result<LossPolicy, UsageError> {

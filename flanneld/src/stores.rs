@@ -27,7 +27,7 @@ pub(crate) struct Opened {
     pub(crate) name: String,
     /// What stands in for it while it is away.
     pub(crate) state: Option<Arc<CachedSubnets>>,
-    /// Where Kubernetes is told that the network is up.
+    /// Where the Node's condition NetworkUnavailable is to be written, if it is.
     pub(crate) condition: Option<KubeSubnets>,
 }
 
@@ -108,7 +108,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 addresses: kube.access.url.as_deref().and_then(address).into_iter().collect(),
                 name: "the Kubernetes API".to_owned(),
                 state: None,
-                condition: kube.tells_network.then_some(subnets),
+                condition: kube.sets_condition.then_some(subnets),
             })
         }
     }
@@ -117,7 +117,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
 /// The store in Kubernetes.
 pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<KubeSubnets, AccessError> {
     let options = flannel_subnet_kube::Options::new(kube.node.clone(), ConfigSource::File(kube.config.clone()));
-    Ok(KubeSubnets::new(kube.access.client().await?, options.prefixed(kube.prefix.clone()).publishing(kube.public)))
+    Ok(KubeSubnets::new(kube.access.client().await?, options.with_prefix(kube.prefix.clone()).with_public(kube.public)))
 }
 
 /// What stands for a store that cannot be opened: nobody can reach it. What is on this host can be looked after without.

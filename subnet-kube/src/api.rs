@@ -148,7 +148,7 @@ impl Api {
         Ok(Review { is_allowed: review.status.allowed, date })
     }
 
-    /// Begins to read a page of Nodes.
+    /// Begins to read a list of Nodes.
     pub(crate) async fn list_nodes(&self, query: &str) -> Result<Arriving, Fault> {
         self.open(Method::GET, &format!("/api/v1/nodes?{query}"), Vec::new(), Rule::ListNodes).await
     }

@@ -116,7 +116,7 @@ impl Fault {
 
     /// The request did not get an answer.
     pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
-        let problem = chain(error);
+        let problem = flannel_core::text::chain(error);
         let remedy = tls_remedy(&problem).unwrap_or(CHECK);
         Self::new(Kind::Cut, problem, remedy)
     }
@@ -167,19 +167,4 @@ fn tls_remedy(problem: &str) -> Option<&'static str> {
         ("InvalidContentType", "the server speaks clear text: give its address as http://, or its TLS port"),
     ];
     remedies.into_iter().find(|(sign, _)| problem.contains(sign)).map(|(_, remedy)| remedy)
-}
-
-/// The causes in one line, each once.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -1,4 +1,4 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a law does not hold.
+//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
 
 use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseEvent, LeaseKey, Record};
 

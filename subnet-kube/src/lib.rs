@@ -20,6 +20,9 @@
 //! are listed once, out of the API server's cache, and watched from there; of a Node no more than its name, uid, podCIDRs
 //! and these annotations is kept.
 //!
+//! Each request is sent once and has a deadline. Where the server asks to be left alone (`Retry-After`), all calls wait for
+//! that, up to a minute.
+//!
 //! The program that links this crate chooses the Kubernetes version whose types `k8s-openapi` has, by a feature of that
 //! crate.
 //!
@@ -99,7 +102,7 @@ impl NodeName {
     /// As flannel finds it: `NODE_NAME`, else the Pod `POD_NAME` in `POD_NAMESPACE`.
     ///
     /// # Errors
-    /// [`NodeNameError`] when none of them is set, or the name is none. Final until that is mended.
+    /// [`NodeNameError`] when none of them is set, or the name is not valid. Final until that is mended.
     pub fn from_env() -> Result<Self, NodeNameError> {
         Self::of(|name| std::env::var(name).ok())
     }
@@ -134,10 +137,10 @@ pub enum ConfigSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// For an answer, or the next piece of a long one. Default: 10 s.
+    /// The longest wait for an answer, or for the next piece of a list. Default: 10 s.
     pub request: Duration,
-    /// For anything of a watch. One that is silent for so long is opened anew from where it was. Default: 45 s, so that
-    /// with [`request`](Self::request) a server that went silent is noticed within a minute.
+    /// The longest silence of a watch: then it is opened again where it was. Default: 45 s, so that with
+    /// [`request`](Self::request) a server that went silent is noticed within a minute.
     pub silence: Duration,
 }
 
@@ -148,13 +151,13 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The same with this time for an answer.
+    /// The same with this limit for an answer.
     #[must_use]
     pub fn with_request(self, request: Duration) -> Self {
         Self { request, ..self }
     }
 
-    /// The same with this time for a watch.
+    /// The same with this limit for the silence of a watch.
     #[must_use]
     pub fn with_silence(self, silence: Duration) -> Self {
         Self { silence, ..self }
@@ -191,19 +194,19 @@ impl Options {
 
     /// The same with this prefix.
     #[must_use]
-    pub fn prefixed(self, prefix: AnnotationPrefix) -> Self {
+    pub fn with_prefix(self, prefix: AnnotationPrefix) -> Self {
         Self { prefix, ..self }
     }
 
     /// The same with these addresses to publish where the Node does not say others.
     #[must_use]
-    pub fn publishing(self, public: Dual<IpAddr>) -> Self {
+    pub fn with_public(self, public: Dual<IpAddr>) -> Self {
         Self { public, ..self }
     }
 
     /// The same with these time-outs.
     #[must_use]
-    pub fn timed(self, timeouts: Timeouts) -> Self {
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
         Self { timeouts, ..self }
     }
 }
@@ -217,9 +220,8 @@ pub struct KubeSubnets {
 }
 
 impl KubeSubnets {
-    /// A store over a client that is ready. Requests have deadlines of their own, so the client needs none, and none are
-    /// repeated by this crate. A client that asks for compressed answers saves nine tenths of a list
-    /// ([`Access::client`] does).
+    /// A store over a client that is ready. The client needs no time-outs and no retries of its own. One that asks for
+    /// compressed answers, as [`Access::client`] makes it, reads a tenth of the bytes of a list.
     pub fn new(client: kube::Client, options: Options) -> Self {
         let Options { node, config, prefix, timeouts, public } = options;
         let store = Store {
@@ -234,8 +236,8 @@ impl KubeSubnets {
         Self { store: Arc::new(store) }
     }
 
-    /// Writes the node's condition `NetworkUnavailable`, byte for byte as flannel does when the network is up. Clouds taint
-    /// nodes until it is False. To be called after the overlay is ready, and again until it succeeds.
+    /// Writes the Node's condition `NetworkUnavailable`: False with flannel's reason and message, or True, which flannel never
+    /// writes. Clouds taint Nodes until it is False. Call it once the overlay is ready, and again until it succeeds.
     ///
     /// # Errors
     /// [`SubnetError::Unavailable`], [`SubnetError::Denied`] and [`SubnetError::Unconfigured`] are to be retried.
@@ -246,8 +248,9 @@ impl KubeSubnets {
         self.store.set_network_unavailable(is_unavailable).await
     }
 
-    /// What an agent needs of the cluster: rights, clocks, the own Node and its annotations. Nothing is written, and trouble
-    /// is a finding. Each request waits as long as [`Timeouts::request`].
+    /// Checks what an agent needs of the cluster: rights, clocks, the own Node and its annotations. Writes nothing; what goes
+    /// wrong is a [`Check`] too. Each request takes at most [`Timeouts::request`], and longer only where the server asked to
+    /// be left alone.
     ///
     /// # Cancel safety
     /// Reads only.

@@ -20,8 +20,8 @@ pub(crate) enum Step {
     Read,
 }
 
-/// A change by which a history is known again: what this Node was at this version, it was changed to by this version.
-/// After a restore from a backup versions grow again from an older one, and belong to other changes.
+/// A change that was seen: this Node was changed at this version. It tells whether a server still has the history that was
+/// seen. After a restore from a backup versions go on from an older one, and each belongs to another change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Mark {
     pub(crate) node: String,
@@ -42,9 +42,9 @@ pub(crate) struct Machine {
     version: Option<String>,
     /// The last change that was seen.
     mark: Option<Mark>,
-    /// A list that nothing came after.
+    /// Whether nothing came since the last list.
     is_fresh: bool,
-    /// Trouble was reported, and nothing since.
+    /// Whether trouble was the last that was reported.
     is_troubled: bool,
     backoff: Backoff,
 }
@@ -58,7 +58,7 @@ impl Machine {
         self.step.clone()
     }
 
-    /// Everything was listed, as of this version, and is to be reported. `mark` is the youngest change of all.
+    /// Everything was listed, as of this version, and is to be reported. `mark` is the last change in the list.
     pub(crate) fn listed(&mut self, version: String, mark: Option<Mark>) {
         self.step = Step::Open(version.clone());
         (self.version, self.mark) = (Some(version), mark);
@@ -70,8 +70,8 @@ impl Machine {
         self.step = Step::List(version);
     }
 
-    /// The server has the change that was asked for, so nothing but what came after it is missed; or it has not: its store
-    /// was restored from a backup, or the change is too long ago to tell.
+    /// Whether the server has the change that was asked for. If it has, the watch goes on where it was. If not, its store was
+    /// restored from a backup, or the change is too long ago to tell, and everything is listed.
     pub(crate) fn checked(&mut self, has_it: bool) {
         if has_it {
             self.reopen();
@@ -107,7 +107,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Nothing came for a while: either nothing happens, or nothing gets here. A new watch tells.
+    /// Nothing came for a while: either nothing changes, or nothing gets through. A new watch tells which.
     pub(crate) fn silent(&mut self) {
         self.reopen();
     }
@@ -154,7 +154,7 @@ impl Machine {
         }
     }
 
-    /// Does so once the server has shown that its history is the one that was seen.
+    /// Opens the watch again once the server has shown that it has the history that was seen.
     fn check(&mut self) {
         match &self.mark {
             Some(mark) => self.step = Step::Check(mark.clone()),

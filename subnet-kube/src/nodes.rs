@@ -30,7 +30,7 @@ pub(crate) struct Nodes {
     /// The records of a list that is being read.
     records: Vec<Record>,
     weight: usize,
-    /// The youngest change in it.
+    /// The last change in it.
     mark: Option<Mark>,
 }
 
@@ -78,7 +78,7 @@ impl Nodes {
         }
     }
 
-    /// The list is complete. Returns it with its youngest change.
+    /// The list is complete. Returns it with the last change in it.
     pub(crate) fn end_list(&mut self) -> (LeaseEvent, Option<Mark>) {
         self.prune();
         (LeaseEvent::Reset(std::mem::take(&mut self.records)), self.mark.take())

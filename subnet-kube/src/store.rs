@@ -31,7 +31,7 @@ pub(crate) struct Store {
     /// The node's name, once it is known.
     pub(crate) name: OnceCell<NodeIdentity>,
     pub(crate) config: ConfigSource,
-    /// What to publish where the Node does not say it.
+    /// Addresses to publish where the Node has no annotation for them.
     pub(crate) public: Dual<IpAddr>,
 }
 

@@ -44,9 +44,9 @@ struct Watch {
     machine: Machine,
     nodes: Nodes,
     source: Option<Source>,
-    /// What to wait first.
+    /// How long to wait before the next step.
     pause: Option<Duration>,
-    /// Still to be reported.
+    /// Events that are not reported yet.
     ready: VecDeque<LeaseEvent>,
     jitter: Jitter,
 }
@@ -68,7 +68,7 @@ struct Event<'a> {
     object: &'a RawValue,
 }
 
-/// Why what a watch sends is not read on.
+/// Why a watch is not read any further.
 enum Stop {
     Fault(Fault),
     /// The version asked for is gone, or the server has another history: everything is listed after this wait.
@@ -159,7 +159,7 @@ impl Watch {
         }
     }
 
-    /// Whether the Node was changed to what it was at this version by this version.
+    /// Whether the server still has this change: at its version the Node carries that very version.
     async fn has(&mut self, mark: &Mark) -> Result<bool, Fault> {
         let (node, version) = (plain(&mark.node), plain(&mark.version));
         let query = format!(
@@ -197,7 +197,7 @@ impl Watch {
             return Ok(());
         };
         let (machine, nodes, ready) = (&mut self.machine, &mut self.nodes, &mut self.ready);
-        match source.lines.feed(&bytes, |line| line_read(line, machine, nodes, ready)) {
+        match source.lines.feed(&bytes, |line| read_line(line, machine, nodes, ready)) {
             Ok(()) => Ok(()),
             Err(Stop::Fault(fault)) => Err(fault),
             Err(Stop::List(pause)) => {
@@ -209,7 +209,8 @@ impl Watch {
     }
 }
 
-fn line_read(
+/// Takes one line of a watch.
+fn read_line(
     line: &[u8],
     machine: &mut Machine,
     nodes: &mut Nodes,

@@ -1,8 +1,10 @@
 //! A real Kubernetes API server on the loopback, over a real etcd, which ends with its handle.
 //!
 //! It authenticates by token and client certificate, authorizes Nodes and by RBAC, and has the default admission plug-ins
-//! and `NodeRestriction`. Nothing runs beside it: no kubelet registers Nodes, and nobody assigns podCIDRs.
+//! and `NodeRestriction`. No kubelet registers Nodes. Tests make them, with podCIDRs, or let kube-controller-manager assign
+//! these ([`ApiServer::assign_pod_cidrs`]).
 
+mod manifest;
 mod proxy;
 
 use std::fs;
@@ -19,6 +21,7 @@ use tempfile::TempDir;
 use crate::etcd::{self, Etcd};
 use crate::{Context, Error, Process};
 
+pub use manifest::{manifest, rules};
 pub use proxy::{Fault, Proxy, Seen};
 
 /// The token of the group `system:masters`.
@@ -51,25 +54,6 @@ pub fn program(name: &str) -> Result<PathBuf, Error> {
             Err(Error::new(format!("no {name} at {}: run ./test, which builds it with Go, once", program.display())))
         }
     }
-}
-
-/// The objects of `deploy/kubernetes.yaml`, which operators apply.
-///
-/// # Errors
-/// Says where the manifest is not YAML.
-pub fn manifest() -> Result<Vec<Value>, Error> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes.yaml");
-    let text = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
-    serde_saphyr::from_multiple(&text).map_err(|error| Error::new(format!("{}: {error}", path.display())))
-}
-
-/// The RBAC rules of the manifest's role: what an agent's account may do.
-///
-/// # Errors
-/// As [`manifest`], and where it has no such role.
-pub fn rules() -> Result<Value, Error> {
-    let role = manifest()?.into_iter().find(|object| object["kind"] == "ClusterRole");
-    role.map(|mut role| role["rules"].take()).ok_or_else(|| Error::new("the manifest has no ClusterRole".to_owned()))
 }
 
 impl ApiServer {

@@ -9,10 +9,10 @@ use super::{Finding, Severity};
 use crate::options::{Place, StoreOptions};
 use crate::stores;
 
-/// How long the API server may take for all its answers.
+/// How long the API server may take for all answers together.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks the cluster; nothing with another store.
+/// Returns what the cluster lacks. With another store there is nothing to ask.
 pub(super) async fn ask(options: &StoreOptions) -> Vec<Finding> {
     let Place::Kube(kube) = &options.place else { return Vec::new() };
     // The finding about the store says why there is no client.

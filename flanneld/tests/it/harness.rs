@@ -167,13 +167,33 @@ impl Agent {
         Self::start_in(ns, &mut command(args), log)
     }
 
+    /// The same under a supervisor that does not read what it is told.
+    pub(crate) fn start_unread(ns: &Namespace, args: &[String], log: PathBuf) -> Self {
+        let supervisor = Self::supervisor(&log);
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        sender.connect_addr(&supervisor.local_addr().unwrap()).unwrap();
+        while sender.send(b"STATUS=").is_ok() {}
+        Self::start_under(supervisor, ns, &mut command(args), log)
+    }
+
     pub(crate) fn start_in(ns: &Namespace, command: &mut Command, log: PathBuf) -> Self {
+        Self::start_under(Self::supervisor(&log), ns, command, log)
+    }
+
+    /// The supervisor's socket.
+    fn supervisor(log: &Path) -> UnixDatagram {
         let socket = log.with_extension("notify");
         let _ = fs::remove_file(&socket);
         let notified = UnixDatagram::bind(&socket).unwrap();
         notified.set_nonblocking(true).unwrap();
-        let start = || Process::start(command.env("NOTIFY_SOCKET", &socket), &log).unwrap();
-        Self { process: ns.run(start).unwrap(), ns: ns.clone(), notified, messages: String::new() }
+        notified
+    }
+
+    fn start_under(notified: UnixDatagram, ns: &Namespace, command: &mut Command, log: PathBuf) -> Self {
+        let command = command.env("NOTIFY_SOCKET", log.with_extension("notify"));
+        let process = ns.run(|| Process::start(command, &log).unwrap()).unwrap();
+        Self { process, ns: ns.clone(), notified, messages: String::new() }
     }
 
     pub(crate) fn log(&self) -> String {

@@ -194,6 +194,15 @@ fn logging_to(site: &Site, pipe: &Path, more: &[&str]) -> Agent {
 }
 
 #[test]
+fn a_supervisor_that_does_not_read_holds_up_neither_work_nor_end() {
+    let site = Site::new(1, VXLAN);
+    let agent = Agent::start_unread(site.ns(1), &site.args(1), site.path("log1"));
+    agent.until("programmed", || site.subnet_file(1).exists());
+    agent.until_ready();
+    assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+}
+
+#[test]
 fn a_log_that_nobody_reads_holds_up_neither_work_nor_end() {
     let site = Site::new(1, VXLAN);
     let (pipe, _reader) = full_pipe(&site);

@@ -60,7 +60,7 @@ impl Lab {
 
     pub(crate) async fn store_with(&self, nth: u16, timeouts: Timeouts) -> KubeSubnets {
         let client = Access::in_cluster().at(self.proxy.url()).client().await.unwrap();
-        KubeSubnets::new(client, options(nth).timed(timeouts))
+        KubeSubnets::new(client, options(nth).with_timeouts(timeouts))
     }
 
     /// Makes a Node with podCIDRs of both families.
@@ -156,6 +156,7 @@ pub(crate) fn waits<T: std::fmt::Debug>(result: Result<T, SubnetError>) -> Strin
     }
 }
 
-pub(crate) fn patient(silence: Duration) -> Timeouts {
+/// Time-outs with this one for the silence of a watch.
+pub(crate) fn silent_after(silence: Duration) -> Timeouts {
     Timeouts::default().with_request(Duration::from_secs(5)).with_silence(silence)
 }

@@ -235,7 +235,7 @@ async fn the_addresses_that_an_operator_sets_are_the_nodes() {
     // They come before those that the program was given.
     let client = Access::in_cluster().at(lab.proxy.url()).client().await.unwrap();
     let given = Dual { v4: "203.0.113.6".parse().ok(), v6: "2001:db8:6::1".parse().ok() };
-    let other = KubeSubnets::new(client, options(nth).publishing(given));
+    let other = KubeSubnets::new(client, options(nth).with_public(given));
     assert_eq!(other.this_node().await.unwrap().public, public);
     lab.annotate(nth, json!({ "node-public-ip": null })).await;
     assert_eq!(other.this_node().await.unwrap().public, Dual { v4: given.v4, v6: public.v6 });

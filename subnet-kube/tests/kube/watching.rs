@@ -9,7 +9,7 @@ use testkit::etcd::Version;
 use testkit::kubernetes::{ApiServer, Fault};
 use tokio::time::Instant;
 
-use crate::common::{Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, options, patient, watch};
+use crate::common::{Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, options, silent_after, watch};
 
 /// docs/faults.md, K1.
 #[tokio::test(flavor = "multi_thread")]
@@ -42,7 +42,7 @@ async fn a_version_that_is_gone_is_listed_anew_however_the_server_says_so() {
 async fn a_watch_that_is_cut_or_stuck_goes_on_where_it_was() {
     let lab = Lab::new().await;
     let (nth, _, lease) = lab.leased().await;
-    let store = lab.store_with(nth, patient(Duration::from_secs(2))).await;
+    let store = lab.store_with(nth, silent_after(Duration::from_secs(2))).await;
     let mut watcher = watch(&store).await;
     let other = lab.number();
     lab.node(other).await;
@@ -116,8 +116,8 @@ async fn a_server_that_asks_to_be_left_alone_is() {
         assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
         assert_eq!(lab.proxy.seen("").len() - before, 2, "one request a try");
     }
-    // However long it asks for, a minute is enough.
-    lab.proxy.expect("watch=true", Fault::status(502, "bad gateway"), 2);
+    // A watch that is refused goes on where it was.
+    lab.proxy.expect(WATCH, Fault::status(502, "bad gateway"), 2);
     let mut watcher = watch(&store).await;
     watcher.until(WITHIN, "two errors", |seen| seen.errors.len() >= 2).await;
     lab.annotate(nth, json!({ "public-ip": "203.0.113.77" })).await;

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Method, Request};
 use serde_json::{Value, json};
 use testkit::etcd::Version;
-use testkit::kubernetes::ApiServer;
+use testkit::kubernetes::{self, ApiServer};
 
 use bench::Error;
 use bench::bed::{output, run};
@@ -41,13 +41,7 @@ impl Nodes {
     /// A server with node 0, which has no lease yet, and peers 1 to `n`. What agents need is put into `dir`.
     pub(crate) async fn with_peers(n: u32, dir: &Path) -> Result<Self, Error> {
         let server = ApiServer::start_at(Version::Current, Some(SERVER.into())).await?;
-        // What Go flannel's manifest allows.
-        let rules = json!([
-            { "apiGroups": [""], "resources": ["pods"], "verbs": ["get"] },
-            { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
-            { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
-        ]);
-        let token = server.service_account("flannel", rules).await?;
+        let token = server.service_account("flannel", kubernetes::rules()?).await?;
         let kubeconfig = server.kubeconfig("flannel", &token, &server.url())?;
         let config = dir.join("net-conf.json");
         std::fs::write(&config, json!({ "Network": NETWORK, "Backend": { "Type": "vxlan" } }).to_string())?;
@@ -95,7 +89,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// Has the kernel count what agents read from the server: no program in between takes its time.
+    /// Makes the kernel count what agents read from the server, so that no program in between takes time.
     fn count(&self) -> Result<(), Error> {
         let rule = format!("ip saddr {SERVER} tcp sport {} counter name read", self.server.port());
         let table = format!(

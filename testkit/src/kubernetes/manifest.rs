@@ -1,0 +1,27 @@
+//! The manifest that operators apply, read as they would.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{Context, Error};
+
+/// The objects of `deploy/kubernetes.yaml`, which operators apply.
+///
+/// # Errors
+/// Says where the manifest is not YAML.
+pub fn manifest() -> Result<Vec<Value>, Error> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes.yaml");
+    let text = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
+    serde_saphyr::from_multiple(&text).map_err(|error| Error::new(format!("{}: {error}", path.display())))
+}
+
+/// The RBAC rules of the manifest's role: what an agent's account may do.
+///
+/// # Errors
+/// As [`manifest`], and where it has no such role.
+pub fn rules() -> Result<Value, Error> {
+    let role = manifest()?.into_iter().find(|object| object["kind"] == "ClusterRole");
+    role.map(|mut role| role["rules"].take()).ok_or_else(|| Error::new("the manifest has no ClusterRole".to_owned()))
+}
