@@ -63,7 +63,7 @@ impl<W: Write> Cut<W> {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn end(mut self) -> fmt::Result {
+    pub fn end(&mut self) -> fmt::Result {
         if self.missing == 0 { Ok(()) } else { write!(self.out, " ... ({} more bytes)", self.missing) }
     }
 }
@@ -95,19 +95,22 @@ fn boundary(text: &str, max: usize) -> usize {
 }
 
 /// Returns an error and its sources as one line that may be shown, of at most [`MAX_ERROR`] bytes and the note of
-/// [`cut`].
+/// [`cut`]. A source that the text before it ends with is left out: many errors print theirs themselves.
 pub fn chain(error: &dyn Error) -> String {
-    let mut text = String::new();
-    let mut shown = Cut::new(&mut text, MAX_ERROR);
+    let mut shown = Cut::new(String::new(), MAX_ERROR);
     // Writing to a String cannot fail.
     let _ = write!(shown, "{}", Plain(error));
     let mut source = error.source();
     while let Some(error) = source {
-        let _ = write!(shown, ": {}", Plain(error));
+        let mut said = Cut::new(String::new(), MAX_ERROR);
+        let _ = write!(said, "{}", Plain(error));
+        if !shown.out.ends_with(&said.out) {
+            let _ = write!(shown, ": {}", Plain(error));
+        }
         source = error.source();
     }
     let _ = shown.end();
-    text
+    shown.out
 }
 
 #[cfg(test)]
@@ -191,6 +194,16 @@ mod tests {
             prop_assert_eq!(explained.matches('\n').count(), 1);
             prop_assert!(explained.trim_end_matches('\n').chars().all(is_plain), "{explained:?}");
         }
+    }
+
+    #[test]
+    fn a_cause_that_the_error_before_it_repeats_is_shown_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Layer(&'static str, #[source] Option<Box<Layer>>);
+        let error = ["refused", "connect: refused", "connect: refused", "reading: connect: refused", "no client"];
+        let error = error.into_iter().fold(None, |below, said| Some(Box::new(Layer(said, below)))).unwrap();
+        assert_eq!(chain(&*error), "no client: reading: connect: refused");
     }
 
     #[test]

@@ -207,7 +207,7 @@ impl Api {
         let mut arriving = Arriving { body: response.into_body() };
         let text = arriving.whole(self.timeouts.request, MAX_REFUSAL).await.unwrap_or_default();
         let said = serde_json::from_slice::<Status>(&text)
-            .map_or_else(|_| String::from_utf8_lossy(&text).trim().to_owned(), |status| status.message);
+            .map_or_else(|_| first_line(&String::from_utf8_lossy(&text)).to_owned(), |status| status.message);
         Fault::status(code, &said, retry_after, rule)
     }
 }
@@ -227,6 +227,11 @@ impl Status {
         let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Fault::status(code, &self.message, None, Rule::WatchNodes)
     }
+}
+
+/// The first line of `text`: what stands before an API server may answer with a page.
+pub(crate) fn first_line(text: &str) -> &str {
+    text.trim().lines().next().unwrap_or_default()
 }
 
 /// `text` as a part of a URL.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
+use crate::api::first_line;
+
 /// How to reach the API server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -96,7 +98,8 @@ impl Access {
         let at = || path.display().to_string();
         let refused = |error: kube::config::KubeconfigError| AccessError {
             at: at(),
-            problem: flannel_core::text::chain(&error),
+            // Below it the parser draws the place.
+            problem: first_line(&error.to_string()).to_owned(),
             remedy: "give the path of a kubeconfig file that this program can read, with a current context",
         };
         let file = Kubeconfig::read_from(path).map_err(refused)?;

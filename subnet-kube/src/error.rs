@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use flannel_core::subnet::SubnetError;
+use flannel_core::text::chain;
 use http::StatusCode;
 
 /// A request to the API server failed: the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which say
@@ -115,8 +116,9 @@ impl Fault {
     }
 
     /// The request did not get an answer.
-    pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
-        let problem = flannel_core::text::chain(error);
+    pub(crate) fn of(error: &kube::Error) -> Self {
+        // The client's own words only say which part of it failed.
+        let problem = chain(error.source().unwrap_or(error));
         let remedy = tls_remedy(&problem).unwrap_or(CHECK);
         Self::new(Kind::Cut, problem, remedy)
     }
