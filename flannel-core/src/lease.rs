@@ -12,7 +12,7 @@ use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
 use crate::text::{Cut, Plain};
 
-pub use bounds::{Dropped, MAX_RECORDS, RECORD_BYTES, is_complete, keep_oldest, weight};
+pub use bounds::{Dropped, MAX_RECORDS, OldestRecords, RECORD_BYTES, is_complete, keep_oldest, weight};
 
 /// What the store calls a lease: an etcd key, a Kubernetes node, a file's name. Opaque to all but the store.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -56,7 +56,7 @@ enum Kind {
     Taken,
     /// Not of this network.
     Outside,
-    /// Nothing that parses, with a long reason and a prefix.
+    /// Nothing that parses, with a reason and a prefix.
     Unreadable,
     /// A key that is too long.
     LongKey,
@@ -77,8 +77,8 @@ fn hostile() -> impl Strategy<Value = Hostile> {
         Just((12, 0)),
         (12..=LeaseKey::MAX_BYTES, 0..100_usize),
         Just((100, 4000)),
-        // The largest that count as one.
-        Just((RECORD_BYTES - 30, 0))
+        // The largest leases that count as one.
+        Just((RECORD_BYTES - 47, 0))
     ];
     (kinds, sizes, 0..6_000_usize).prop_map(|(kinds, (key_bytes, data_bytes), storm)| Hostile {
         kinds,
@@ -108,7 +108,7 @@ impl Hostile {
         let subnets = Dual { v4: subnets, v6: None };
         let created = 1_000_000 + n as u64;
         if let Kind::Unreadable = kind {
-            return Record { key, created, lease: Err(Box::new(BadRecord::new("é".repeat(5000), subnets))) };
+            return Record { key, created, lease: Err(Box::new(BadRecord::new("é".repeat(self.data_bytes), subnets))) };
         }
         let name = if let Kind::Mac = kind { "everybody" } else { key.as_str() };
         let mut lease = Lease { key: key.clone(), subnets, ..peer(1) };

@@ -58,5 +58,5 @@ impl Deref for Records {
 }
 
 fn weight_of(key: &LeaseKey, entry: &Entry) -> usize {
-    weight(key, entry.lease.as_deref().ok())
+    weight(key, entry.lease.as_deref().map_err(|bad| &**bad))
 }

@@ -4,15 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flannel_core::lease::{LeaseEvent, LeaseKey, MAX_RECORDS, Record, keep_oldest};
+use flannel_core::lease::{LeaseEvent, LeaseKey, OldestRecords};
 
 use crate::annotations::Published;
 use crate::keys::Keys;
 use crate::machine::{Mark, is_before};
 use crate::node::Node;
-
-/// The most records held of a list: the oldest. More than the agent holds, so that it sees that there are too many.
-const MOST: usize = MAX_RECORDS + MAX_RECORDS / 8;
 
 /// What a watch says of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +25,7 @@ pub(crate) struct Nodes {
     hasher: RandomState,
     prints: HashMap<Box<str>, u64>,
     /// The records of a list that is being read.
-    records: Vec<Record>,
-    weight: usize,
+    records: OldestRecords,
     /// The last change in it.
     mark: Option<Mark>,
 }
@@ -41,8 +37,7 @@ impl Nodes {
             published,
             hasher: RandomState::new(),
             prints: HashMap::new(),
-            records: Vec::new(),
-            weight: 0,
+            records: OldestRecords::default(),
             mark: None,
         }
     }
@@ -50,8 +45,7 @@ impl Nodes {
     /// A list begins: what was known is as good as unknown.
     pub(crate) fn begin_list(&mut self) {
         self.prints.clear();
-        self.records.clear();
-        (self.weight, self.mark) = (0, None);
+        (self.records, self.mark) = (OldestRecords::default(), None);
     }
 
     /// A Node of a list.
@@ -69,19 +63,12 @@ impl Nodes {
         }
         let print = node.fingerprint(&annotations, &self.hasher);
         self.remember(&node.metadata.name, print);
-        let record = node.record(&annotations, &locked(&self.published));
-        self.weight += record.weight();
-        self.records.push(record);
-        // Sorting each time would cost a list of millions its time.
-        if self.weight > 2 * MOST {
-            self.prune();
-        }
+        self.records.push(node.record(&annotations, &locked(&self.published)));
     }
 
     /// The list is complete. Returns it with the last change in it.
     pub(crate) fn end_list(&mut self) -> (LeaseEvent, Option<Mark>) {
-        self.prune();
-        (LeaseEvent::Reset(std::mem::take(&mut self.records)), self.mark.take())
+        (LeaseEvent::Reset(std::mem::take(&mut self.records).finish()), self.mark.take())
     }
 
     /// A Node changed. Returns what of it is news.
@@ -104,17 +91,12 @@ impl Nodes {
         if let Some(known) = self.prints.get_mut(name) {
             return std::mem::replace(known, print) != print;
         }
-        if self.prints.len() < MOST
+        if self.prints.len() < OldestRecords::LIMIT
             && let Entry::Vacant(entry) = self.prints.entry(name.into())
         {
             entry.insert(print);
         }
         true
-    }
-
-    fn prune(&mut self) {
-        keep_oldest(&mut self.records, MOST);
-        self.weight = self.records.iter().map(Record::weight).sum();
     }
 }
 
@@ -126,6 +108,8 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use flannel_core::lease::Record;
 
     use super::*;
     use crate::keys::AnnotationPrefix;

@@ -373,6 +373,28 @@ fn named_there(rules: &Rules, all: &[Record], keys: &BTreeSet<&LeaseKey>) -> usi
 
 proptest! {
     #[test]
+    fn a_list_that_was_cut_leaves_no_room_whatever_becomes_of_its_records(
+        records in proptest::collection::vec((any_hostile(), 1usize..200), 60..160), limit in 360usize..480,
+    ) {
+        let numbered = records.into_iter().enumerate().map(|(n, (mut record, key_bytes))| {
+            record.key = LeaseKey::new(&format!("{n:0>key_bytes$}"));
+            if let (Ok(lease), false) = (&mut record.lease, n % 7 == 0) {
+                Arc::make_mut(lease).key = record.key.clone();
+            }
+            if n % 5 == 0 {
+                record.lease = Err(Box::new(BadRecord::new("é".repeat(n), Dual::default())));
+            }
+            record
+        });
+        let records: Vec<_> = numbered.collect();
+        let mut admission = Admission { limit, ..Admission::new(rules(&Family::BOTH), view()) };
+        admission.reset(records.clone());
+        let heaviest = records.iter().map(Record::weight).max().unwrap_or_default();
+        prop_assert!(heaviest <= limit / 8, "what is dropped first leaves no more room than this");
+        prop_assert!(admission.dropped() == 0 || !admission.has_room_again(), "{}", admission.table.weight());
+    }
+
+    #[test]
     fn hostile_records_cost_what_they_concern_and_move_nobody_older(
         steps in proptest::collection::vec((any_hostile(), 0u8..4), 1..60), limit in 60usize..100,
     ) {

@@ -30,7 +30,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::lease::{BadRecord, Fence, Lease, LeaseKey, MAX_RECORDS, Record, keep_oldest};
+use crate::lease::{BadRecord, Fence, Lease, LeaseKey, MAX_RECORDS, Record, keep_oldest, weight};
 use crate::net::{Dual, Family, MacAddr, Prefix};
 
 use table::{Bad, Table};
@@ -304,6 +304,7 @@ impl Admission {
     }
 
     fn put(&mut self, record: Record) {
+        let weighs = u32::try_from(record.weight()).unwrap_or(u32::MAX);
         let Record { key, created, lease } = record;
         let is_beyond = self.horizon.as_ref().is_some_and(|(age, least)| (created, &key) >= (*age, least));
         if is_beyond || key.as_str().len() > LeaseKey::MAX_BYTES {
@@ -328,8 +329,8 @@ impl Admission {
             }
         };
         match judged {
-            Ok((lease, macs)) => self.put_good(lease, created, macs),
-            Err(bad) => self.put_bad(bad, created),
+            Ok((lease, macs)) => self.put_good(lease, created, macs, weighs),
+            Err(bad) => self.put_bad(bad, created, weighs),
         }
     }
 
@@ -358,7 +359,7 @@ impl Admission {
         }
     }
 
-    fn put_good(&mut self, mut lease: Arc<Lease>, created: u64, macs: Dual<MacAddr>) {
+    fn put_good(&mut self, mut lease: Arc<Lease>, created: u64, macs: Dual<MacAddr>, weighs: u32) {
         // Only its holder writes a record again; ten thousand fences are 0.3 MiB.
         if let Some(lease) = Arc::get_mut(&mut lease) {
             lease.fence = Fence::default();
@@ -369,17 +370,17 @@ impl Admission {
         let same_subnets = entry.lease.as_ref().is_some_and(|old| old.subnets == lease.subnets);
         if same_subnets && entry.bad.is_none() && entry.created == created && entry.macs() == macs {
             // A renewal, or a new public address: no conflict comes or goes.
-            self.table.amend(id, |entry| (entry.lease, entry.suits) = (Some(lease), suits));
+            self.table.amend(id, |entry| (entry.lease, entry.suits, entry.weight) = (Some(lease), suits, weighs));
             return;
         }
         self.table.replace(id, |entry| {
             (entry.lease, entry.bad) = (Some(lease), None);
-            (entry.created, entry.suits, entry.fits) = (created, suits, fits);
+            (entry.created, entry.suits, entry.fits, entry.weight) = (created, suits, fits, weighs);
             entry.set_macs(&macs);
         });
     }
 
-    fn put_bad(&mut self, mut bad: Bad, created: u64) {
+    fn put_bad(&mut self, mut bad: Bad, created: u64, weighs: u32) {
         bad.named = self.withheld.name(&self.rules.holdable(&bad.subnets));
         bad.reason = bad.reason.cut();
         if self.texts >= MAX_TEXTS {
@@ -389,15 +390,17 @@ impl Admission {
         let id = self.table.place(&bad.key);
         let bad = Some(Box::new(bad));
         let entry = self.table.entry(id);
+        let kept = entry.lease.as_deref().map_or(0, |lease| weight(&lease.key, Ok(lease)));
+        let weighs = u32::try_from(kept).unwrap_or(u32::MAX).saturating_add(weighs);
         if entry.lease.is_some() && entry.bad.is_some() {
-            return self.table.amend(id, |entry| entry.bad = bad);
+            return self.table.amend(id, |entry| (entry.bad, entry.weight) = (bad, weighs));
         }
         // What was good until now is only kept from now on: its rank changes.
         self.table.replace(id, |entry| {
             if entry.lease.is_none() {
                 entry.created = created;
             }
-            entry.bad = bad;
+            (entry.bad, entry.weight) = (bad, weighs);
         });
     }
 

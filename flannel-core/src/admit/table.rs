@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::conflicts::Ground;
 use super::index::Index;
 use super::reason::Reason;
-use crate::lease::{Lease, LeaseKey, weight};
+use crate::lease::{Lease, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Prefix};
 
 /// All records, with indices by key, age, subnet and MAC address.
@@ -60,6 +60,9 @@ pub(super) struct Entry {
     pub(super) created: u64,
     /// MAC addresses of `lease`, zero for none: ten thousand times two bytes less than a [`Dual`].
     macs: [[u8; 6]; 2],
+    /// How many records of ordinary size it counts as: what the current version counted as in the store's list, whatever
+    /// is kept of it, and a `lease` that is not the current version beside it.
+    pub(super) weight: u32,
     /// Whether this node can have `lease` as a peer.
     pub(super) suits: bool,
     /// Whether `lease` fits the pool.
@@ -147,14 +150,6 @@ impl Entry {
 
     fn key_text(&self) -> &str {
         self.key().map_or("", LeaseKey::as_str)
-    }
-
-    /// How many records it counts as.
-    fn weight(&self) -> usize {
-        match (self.key(), &self.lease) {
-            (Some(key), lease) => weight(key, lease.as_deref()),
-            (None, _) => 0,
-        }
     }
 }
 
@@ -259,7 +254,6 @@ impl Table {
         let reason = Reason::Unreadable(String::new());
         let bad = Some(Box::new(Bad::new(key.clone(), reason, Dual::default(), Dual::default())));
         let entry = Entry { bad, ..Entry::default() };
-        self.weight += entry.weight();
         let id = match self.free.pop() {
             Some(id) => {
                 self.entries[id as usize] = entry;
@@ -283,7 +277,7 @@ impl Table {
         let entries = &self.entries;
         let key = entries[id as usize].key();
         self.by_key.remove(id, |other| entries[other as usize].key() < key);
-        self.weight -= self.entry(id).weight();
+        self.weight -= self.entry(id).weight as usize;
         self.entries[id as usize] = Entry::default();
         self.free.push(id);
     }
@@ -302,9 +296,9 @@ impl Table {
     }
 
     fn change(&mut self, id: u32, change: impl FnOnce(&mut Entry)) {
-        self.weight -= self.entry(id).weight();
+        self.weight -= self.entry(id).weight as usize;
         change(&mut self.entries[id as usize]);
-        self.weight += self.entry(id).weight();
+        self.weight += self.entry(id).weight as usize;
     }
 
     /// Judges what this round made doubtful. Returns what was accepted before and what is now, of each entry where the
@@ -316,9 +310,10 @@ impl Table {
         touched.sort_unstable();
         touched.dedup();
         let before = std::mem::take(&mut self.before);
-        let mut found = Vec::with_capacity(touched.len() + before.len());
+        let mut found = Vec::with_capacity(before.len());
         for id in touched {
-            found.push((None, self.untouch(id)));
+            // A hundred thousand that were nothing and are nothing need no room.
+            found.extend(self.untouch(id).map(|new| (None, Some(new))));
         }
         for old in before {
             let new = self.find(&old.key).and_then(|id| self.untouch(id));

@@ -1,18 +1,19 @@
 //! How much of a store is held, however much it holds.
 
-use super::{Lease, LeaseKey, Record};
+use super::{BadRecord, Lease, LeaseKey, Record};
 
 /// The most records of ordinary size that are held of a store: room for 100 000 peers, and less than 64 MiB whatever they
 /// hold. What is larger than [`RECORD_BYTES`] counts as several. The youngest are dropped.
 pub const MAX_RECORDS: usize = 114_688;
 
-/// The bytes of a record's key and backend data that count as one record. An ordinary record has 50 to 120.
-pub const RECORD_BYTES: usize = 128;
+/// The bytes of a record's key, backend type and data, or of its key and what is wrong with it, that count as one record.
+/// An ordinary record has 50 to 90.
+pub const RECORD_BYTES: usize = 96;
 
 impl Record {
     /// How many records of ordinary size this is.
     pub fn weight(&self) -> usize {
-        weight(&self.key, self.lease.as_deref().ok())
+        weight(&self.key, self.lease.as_deref().map_err(|bad| &**bad))
     }
 
     /// Who is dropped where there are too many: the greatest. As `created` is the store's, all nodes drop the same.
@@ -21,10 +22,17 @@ impl Record {
     }
 }
 
-/// [`Record::weight`] of a record's parts; `lease` is `None` where the record is bad.
-pub fn weight(key: &LeaseKey, lease: Option<&Lease>) -> usize {
-    let data = lease.map_or(0, |lease| lease.attrs.backend_data.iter().map(|(_, data)| data.as_str().len()).sum());
-    1 + (key.as_str().len() + data) / RECORD_BYTES
+/// [`Record::weight`] of a record's parts.
+pub fn weight(key: &LeaseKey, lease: Result<&Lease, &BadRecord>) -> usize {
+    let text = match lease {
+        Ok(lease) => {
+            let data = lease.attrs.backend_data.iter().map(|(_, data)| data.as_str().len());
+            data.sum::<usize>() + lease.attrs.backend_type.len()
+        }
+        // Where it is longer, it is cut.
+        Err(bad) => bad.reason.len().min(BadRecord::MAX_BYTES),
+    };
+    1 + (key.as_str().len() + text) / RECORD_BYTES
 }
 
 /// Whether a list of a store can be everything there is. A store that leaves the youngest out lists more than
@@ -55,6 +63,40 @@ pub fn keep_oldest(records: &mut Vec<Record>, limit: usize) -> Option<Dropped> {
     Some(dropped)
 }
 
+/// The oldest records of a list while a store reads it: those that count as [`LIMIT`](Self::LIMIT) at the end, and an
+/// eighth more before that.
+#[derive(Debug, Default)]
+pub struct OldestRecords {
+    records: Vec<Record>,
+    weight: usize,
+}
+
+impl OldestRecords {
+    /// More than [`MAX_RECORDS`], so that [`is_complete`] tells a list that was cut.
+    pub const LIMIT: usize = MAX_RECORDS + MAX_RECORDS / 8;
+
+    /// Takes a record, and drops the youngest where there are too many.
+    pub fn push(&mut self, record: Record) {
+        self.weight += record.weight();
+        self.records.push(record);
+        // Sorting each time would cost a list of millions its time.
+        if self.weight > Self::LIMIT + Self::LIMIT / 8 {
+            self.prune();
+        }
+    }
+
+    /// Returns the list.
+    pub fn finish(mut self) -> Vec<Record> {
+        self.prune();
+        self.records
+    }
+
+    fn prune(&mut self) {
+        keep_oldest(&mut self.records, Self::LIMIT);
+        self.weight = self.records.iter().map(Record::weight).sum();
+    }
+}
+
 /// What [`keep_oldest`] dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -70,11 +112,34 @@ pub struct Dropped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::BadRecord;
 
     fn record(created: u64, key: &str) -> Record {
         let bad = BadRecord { reason: String::new(), subnets: Default::default() };
         Record { key: LeaseKey::new(key), created, lease: Err(Box::new(bad)) }
+    }
+
+    #[test]
+    fn every_text_that_its_writer_chose_counts() {
+        let text = |bytes: usize| "x".repeat(bytes);
+        let key = LeaseKey::new("a");
+        let lease = Lease {
+            key: key.clone(),
+            subnets: Default::default(),
+            attrs: Default::default(),
+            expires: None,
+            fence: Default::default(),
+        };
+        assert_eq!(weight(&key, Ok(&lease)), 1);
+        let mut of_type = lease.clone();
+        of_type.attrs.backend_type = text(4000).into();
+        let mut with_data = lease;
+        with_data.attrs.backend_data.v6 = crate::lease::Json::parse(&format!("\"{}\"", text(4000))).ok();
+        assert_eq!(
+            [of_type, with_data].map(|lease| weight(&key, Ok(&lease))),
+            [1 + 4001 / RECORD_BYTES, 1 + 4003 / RECORD_BYTES]
+        );
+        let bad = BadRecord::new(text(4000), Default::default());
+        assert_eq!(weight(&key, Err(&bad)), 1 + (1 + BadRecord::MAX_BYTES) / RECORD_BYTES);
     }
 
     #[test]
@@ -91,5 +156,24 @@ mod tests {
         assert_eq!(kept(3), (2, Some((2, 2))), "nothing younger takes the place of what was dropped");
         assert_eq!(kept(1), (1, Some((3, 1))));
         assert_eq!(kept(0), (0, Some((4, 1))));
+    }
+
+    #[test]
+    fn of_a_list_without_end_the_oldest_are_held_and_few_more() {
+        let most = OldestRecords::LIMIT as u64;
+        let mut oldest = OldestRecords::default();
+        // The order of keys says nothing of age: 7919 is prime to the number of records.
+        for nth in 0..3 * most {
+            let created = nth * 7919 % (3 * most);
+            oldest.push(record(created, &format!("{created}")));
+            assert!(oldest.records.len() <= OldestRecords::LIMIT + OldestRecords::LIMIT / 8);
+        }
+        let mut ages: Vec<u64> = oldest.finish().iter().map(|record| record.created).collect();
+        ages.sort_unstable();
+        assert!(ages.into_iter().eq(0..most));
+        // A large record counts as several.
+        let mut oldest = OldestRecords::default();
+        (0..most).for_each(|created| oldest.push(record(created, &format!("{created:0>250}"))));
+        assert_eq!(oldest.finish().len(), OldestRecords::LIMIT / 3);
     }
 }
