@@ -369,6 +369,10 @@ pub enum LeaseEvent {
     Remove(LeaseKey),
     /// The watch goes on after trouble that it reported, and nothing was missed meanwhile.
     Resumed,
+    /// What the store knows of this node beside its record changed: these are the addresses to publish now
+    /// ([`ThisNode::public`](crate::subnet::ThisNode::public)), and a call that the store had nothing for yet is worth
+    /// another try. A store where that can change reports it after each `Reset` as well.
+    ThisNode(Dual<IpAddr>),
 }
 
 #[cfg(test)]

@@ -108,7 +108,9 @@ impl Hostile {
         let subnets = Dual { v4: subnets, v6: None };
         let created = 1_000_000 + n as u64;
         if let Kind::Unreadable = kind {
-            return Record { key, created, lease: Err(Box::new(BadRecord::new("é".repeat(self.data_bytes), subnets))) };
+            return Record {
+                key, created, lease: Err(Box::new(BadRecord::new("é".repeat(self.data_bytes), subnets)))
+            };
         }
         let name = if let Kind::Mac = kind { "everybody" } else { key.as_str() };
         let mut lease = Lease { key: key.clone(), subnets, ..peer(1) };

@@ -172,6 +172,10 @@ impl SubnetManager for OutOfReach {
         self.away("giving the lease back")
     }
 
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         let error: Result<LeaseEvent, SubnetError> = self.away("watching the leases");
         stream::once(ready(error)).chain(stream::pending()).boxed()

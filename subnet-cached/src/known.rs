@@ -203,6 +203,10 @@ impl Known {
                 own.or(Changed::when(removed))
             }
             LeaseEvent::Resumed => Changed::when(false),
+            LeaseEvent::ThisNode(public) => match &mut self.this_node {
+                Some(node) => Changed::when(std::mem::replace(&mut node.public, *public) != *public),
+                None => Changed::No,
+            },
         }
     }
 

@@ -241,6 +241,10 @@ impl SubnetManager for CachedSubnets {
         Ok(())
     }
 
+    async fn changed(&self) {
+        self.inner.changed().await;
+    }
+
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         watch::watch(self.inner.watch(), Arc::clone(&self.keeper))
     }

@@ -171,6 +171,10 @@ impl SubnetManager for EtcdSubnets {
         self.store.release(&lease).await
     }
 
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         watch::watch(Arc::clone(&self.store))
     }

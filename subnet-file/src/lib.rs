@@ -225,6 +225,10 @@ impl SubnetManager for FileSubnets {
         self.write("releasing a lease", move |store| store.release(&lease)).await
     }
 
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         watch::watch(Arc::clone(&self.store))
     }

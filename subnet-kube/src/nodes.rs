@@ -199,7 +199,7 @@ mod tests {
             }
             LeaseEvent::Upsert(record) => drop(records.insert(record.key.clone(), record)),
             LeaseEvent::Remove(key) => assert!(records.remove(&key).is_some(), "{key} goes and was not there"),
-            LeaseEvent::Resumed => {}
+            LeaseEvent::Resumed | LeaseEvent::ThisNode(_) => {}
         }
     }
 

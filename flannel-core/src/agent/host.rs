@@ -89,6 +89,16 @@ impl Machine {
         self.audit_at(now, Cause::Hint);
     }
 
+    /// The store has something new for this node: addresses to publish, or what a lease waits for.
+    pub(super) fn this_node(&mut self, now: BootTime, public: Dual<IpAddr>) {
+        self.renewal.store_changed(now);
+        if self.settings.store_public != public {
+            Arc::make_mut(&mut self.settings).store_public = public;
+            self.audit.facts = true;
+            self.audit_at(now, Cause::Hint);
+        }
+    }
+
     /// Publishes another MAC address if an older record has the same one, by chance or on purpose: other nodes accept
     /// the older record and refuse ours.
     pub(super) fn change_shared_mac(&mut self, now: BootTime) {

@@ -77,7 +77,7 @@ impl Known<'_> {
         let mut addrs = uplink.map_or(left.local, |uplink| uplink.addrs);
         if uplink.is_none() {
             // The devices' local address is the one that is published, which need not be the interface's.
-            for (family, _) in settings.public.iter() {
+            for (family, _) in settings.set_public().iter() {
                 *addrs.slot(family) = None;
             }
             found = choose(settings, config, host, InUse { addrs: kept(&addrs), ..in_use }).map(with)?;
@@ -261,7 +261,8 @@ pub(crate) fn choose(
     in_use: InUse<'_>,
 ) -> Result<Choice, UplinkError> {
     let families: Vec<Family> = config.networks.families().collect();
-    let request = Request { wanted: &settings.uplink, families: &families, public: &settings.public };
+    let public = settings.set_public();
+    let request = Request { wanted: &settings.uplink, families: &families, public: &public };
     uplink::select(request, host, in_use)
 }
 

@@ -91,7 +91,10 @@ pub(crate) struct Settings {
     pub(crate) node: Option<NodeIdentity>,
     pub(crate) uplink: Select,
     pub(crate) missing_uplink: MissingUplink,
+    /// Addresses to publish, from the builder.
     pub(crate) public: Dual<IpAddr>,
+    /// The same from the store.
+    pub(crate) store_public: Dual<IpAddr>,
     pub(crate) store_addresses: Vec<IpAddr>,
     pub(crate) slots: Vec<RouteSlot>,
     pub(crate) on_loss: LossPolicy,
@@ -110,6 +113,7 @@ impl Settings {
             uplink: Select::default(),
             missing_uplink: MissingUplink::default(),
             public: Dual::default(),
+            store_public: Dual::default(),
             store_addresses: Vec::new(),
             slots: Vec::new(),
             on_loss: LossPolicy::default(),
@@ -131,7 +135,12 @@ impl Settings {
     /// The same, for the node that the store knows as `node`.
     pub(crate) fn for_node(&self, node: ThisNode) -> Self {
         let ThisNode { name, public } = node;
-        let public = Dual { v4: self.public.v4.or(public.v4), v6: self.public.v6.or(public.v6) };
-        Self { node: name, public, ..self.clone() }
+        Self { node: name, store_public: public, ..self.clone() }
+    }
+
+    /// The addresses that somebody set for this node to publish.
+    pub(crate) fn set_public(&self) -> Dual<IpAddr> {
+        let (first, second) = (self.public, self.store_public);
+        Dual { v4: first.v4.or(second.v4), v6: first.v6.or(second.v6) }
     }
 }

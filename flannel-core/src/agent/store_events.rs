@@ -43,6 +43,7 @@ impl Machine {
                 (self.admission.remove(&key), None)
             }
             LeaseEvent::Resumed => return,
+            LeaseEvent::ThisNode(public) => return self.this_node(now, public),
         };
         if reset.is_some() && self.guard.protected.confirm() {
             self.audit.judged = false;

@@ -116,10 +116,33 @@ pub(crate) async fn start(
                 store_answers(seams);
                 return Ok(Started { settings, surveyed, claims, lease });
             }
-            Err(error) => store_fails(seams, error)?,
+            Err(error) => {
+                let is_lacking = matches!(error, SubnetError::Unconfigured { .. });
+                store_fails(seams, error)?;
+                claimed = Some((surveyed, claims));
+                pause(seams, backoff.wait(), is_lacking).await;
+            }
         }
-        claimed = Some((surveyed, claims));
-        seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
+    }
+}
+
+/// The shortest time between two tries of a start.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// Waits for this long, or until the store may have what it lacks.
+async fn pause(seams: &Seams, wait: Duration, is_lacking: bool) {
+    let (now, clock) = (seams.clock.now(), &seams.clock);
+    // A store that says so all the time is not asked all the time.
+    clock.sleep_until(now.after(wait.min(SHORTEST))).await;
+    let changed = async {
+        match is_lacking {
+            true => seams.subnets.changed().await,
+            false => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = clock.sleep_until(now.after(wait)) => {}
+        () = changed => {}
     }
 }
 

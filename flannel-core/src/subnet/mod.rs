@@ -149,8 +149,8 @@ pub enum SubnetError {
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait SubnetManager: Send + Sync + 'static {
-    /// Who this node is to the store. Asked once by each run of an agent, before anything else; the answer stays in force
-    /// for that run.
+    /// Who this node is to the store. Asked once by each run of an agent, before anything else. The name stays in force for
+    /// that run; addresses that change are reported by [`watch`](Self::watch).
     ///
     /// # Errors
     /// [`SubnetError::Unavailable`], [`SubnetError::Denied`] and [`SubnetError::Unconfigured`] are to be retried;
@@ -214,6 +214,14 @@ pub trait SubnetManager: Send + Sync + 'static {
     /// # Cancel safety
     /// As [`renew`](Self::renew).
     async fn release(&self, lease: Lease) -> Result<(), SubnetError>;
+
+    /// Waits until the store may have what it lacked when it last answered this node with [`SubnetError::Unconfigured`]: an
+    /// agent that waits for its first lease asks again then, or when its back-off has passed. May return early; a store that
+    /// cannot tell never returns.
+    ///
+    /// # Cancel safety
+    /// Reads only: may be dropped at any await.
+    async fn changed(&self);
 
     /// All records, the own one too. The first event is [`LeaseEvent::Reset`]; after any gap comes another. The
     /// stream never ends; an `Err` is trouble to show, not the end: the stream recovers by itself, with back-off, and

@@ -79,6 +79,13 @@ pub trait Harness: Send + Sync {
         let _ = (node, subnets);
     }
 
+    /// Sets the addresses that the node of this name is to publish, as an operator would. Returns whether the store has such:
+    /// if not, the check that asked is passed. Default: it has not.
+    async fn set_public(&self, node: &NodeIdentity, public: Dual<IpAddr>) -> bool {
+        let _ = (node, public);
+        false
+    }
+
     /// Waits until a record made from now on is younger than those there are, where the store's times are coarse. Default:
     /// they are not.
     async fn tick(&self) {}
@@ -141,6 +148,7 @@ impl fmt::Display for Families {
 pub async fn all(harness: &mut dyn Harness) {
     for families in Families::ALL {
         this_node_is_known_as_the_harness_says(harness, families).await;
+        addresses_that_an_operator_sets_are_reported(harness, families).await;
         config_round_trip(harness, families).await;
         acquire_is_idempotent_per_node(harness, families).await;
         previous_survives_reopening(harness, families).await;
@@ -180,6 +188,30 @@ pub async fn this_node_is_known_as_the_harness_says(harness: &mut dyn Harness, f
     assert_eq!(node.name.is_none(), harness.is_by_address(), "this_node: {node:?}");
     assert_eq!(ok(one.this_node().await, "this_node"), node, "this_node: another answer the second time");
     assert_eq!(ok(two.this_node().await, "this_node"), node, "this_node: another answer of another handle");
+}
+
+/// Addresses that an operator sets for this node are those of `this_node`, and the watch reports them, in its beginning too.
+pub async fn addresses_that_an_operator_sets_are_reported(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
+    let store = harness.open().await;
+    let Some(name) = ok(store.this_node().await, "this_node").name else { return };
+    let mut watcher = Watcher::open(&*store, PATIENCE.as_secs()).await;
+    let public = |n: u8| {
+        families.present().map(|family, ()| match family {
+            Family::V4 => IpAddr::from([192, 0, 2, n]),
+            Family::V6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)]),
+        })
+    };
+    for wanted in [public(1), public(2), Dual::default()] {
+        if !harness.set_public(&name, wanted).await {
+            return;
+        }
+        watcher.until(PATIENCE.as_secs(), "the new addresses", |watcher| watcher.public == Some(wanted)).await;
+        assert_eq!(ok(store.this_node().await, "this_node").public, wanted, "this_node: other addresses than were set");
+    }
+    harness.set_public(&name, public(3)).await;
+    let mut late = Watcher::open(&*store, PATIENCE.as_secs()).await;
+    late.until(PATIENCE.as_secs(), "the addresses that were set before", |late| late.public == Some(public(3))).await;
 }
 
 /// The configuration comes out as it went in, and a change is seen by handles opened before.
@@ -321,7 +353,9 @@ pub async fn assigned_subnets_are_waited_for_and_followed(harness: &mut dyn Harn
         }
         other => panic!("acquire: a node without subnets must be SubnetError::Unconfigured, not {other:?}"),
     }
+    // Nothing that happens between the two is missed.
     harness.assign(&node.id, &subnets(families, 5)).await;
+    soon("changed: after subnets were assigned", store.changed()).await;
     let lease = node.acquire_preferring(&*store, subnets(families, 7)).await;
     assert_eq!(lease.subnets, subnets(families, 5), "acquire: not what the node was assigned");
     harness.assign(&node.id, &subnets(families, 6)).await;

@@ -109,6 +109,10 @@ impl<D: StoreDouble> SubnetManager for D {
         self.call(Call::Release, self.store().release(lease)).await
     }
 
+    async fn changed(&self) {
+        self.store().changed().await;
+    }
+
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         self.watch_with()
     }

@@ -163,6 +163,29 @@ async fn a_node_that_is_assigned_its_subnets_waits_for_them_and_follows_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn subnets_that_come_late_are_taken_as_soon_as_they_are_assigned() {
+    let clock = Arc::new(TokioClock::new());
+    let store = MemorySubnets::assigned(config(), None, Arc::clone(&clock) as _);
+    let node = Node::new(200, &store, &clock);
+    let assign = |n: u8| node.store.assign(&node.identity(), Dual { v4: Some(subnet(n)), v6: None });
+    let mut agent = node.run();
+    // The waits between two tries are long by then.
+    pass(100.0).await;
+    assign(5);
+    pass(0.2).await;
+    assert_eq!(node.record().unwrap().subnets.v4, Some(subnet(5)));
+    // The same with a lease that is lost.
+    agent.ready().await;
+    node.store.assign(&node.identity(), Dual { v4: None, v6: None });
+    node.store.delete(&node.key());
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    pass(100.0).await;
+    assign(6);
+    pass(0.2).await;
+    assert_eq!(node.record().unwrap().subnets.v4, Some(subnet(6)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_lease_is_taken_of_another_network_than_the_one_in_force() {
     let other_network = r#"{"Network":"10.91.0.0/16","Backend":{"Type":"tunnel"}}"#;
     let other_settings = r#"{"Network":"10.42.0.0/16","Backend":{"Type":"tunnel","Other":1}}"#;

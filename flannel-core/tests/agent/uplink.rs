@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flannel_core::net::Family;
+use flannel_core::net::{Dual, Family};
 use flannel_core::overlay::{Event, MissingUplink};
 use flannel_core::subnet::ThisNode;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
@@ -41,6 +41,33 @@ async fn a_virtual_address_moves_no_node() {
     pass(60.0).await;
     assert_eq!(published(&node), ["192.0.2.200"]);
     assert!(!agent.drain().iter().any(|event| matches!(event, Event::UplinkChanged(_) | Event::LeaseLost(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_an_operator_sets_in_the_store_is_published_from_then_on() {
+    let node = Node::alone();
+    let set = |addr: Option<&str>| {
+        let public = Dual { v4: addr.map(|addr| addr.parse().unwrap()), v6: None };
+        node.store.set_public(&node.identity(), public);
+    };
+    let mut agent = node.run().once_ready().await;
+    for addr in ["203.0.113.7", "203.0.113.8"] {
+        set(Some(addr));
+        pass(2.0).await;
+        assert_eq!(published(&node), [addr]);
+        agent.event(|event| matches!(event, Event::UplinkChanged(_))).await;
+    }
+    // One that is set while the watch is down is in the list that follows.
+    node.store.outage();
+    set(Some("203.0.113.9"));
+    pass(10.0).await;
+    node.store.recover();
+    pass(30.0).await;
+    assert_eq!(published(&node), ["203.0.113.9"]);
+    set(None);
+    pass(2.0).await;
+    assert_eq!(published(&node), ["192.0.2.200"], "the node's own again");
+    assert!(!agent.drain().iter().any(|event| matches!(event, Event::LeaseLost(_))));
 }
 
 #[tokio::test(start_paused = true)]

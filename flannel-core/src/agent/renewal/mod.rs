@@ -193,6 +193,15 @@ impl Renewal {
         }
     }
 
+    /// The store has something new for this node, maybe what it lacked for a lease: the next call is now.
+    pub(crate) fn store_changed(&mut self, now: BootTime) {
+        self.backoff.reset();
+        if (self.lost || self.rewrite) && self.asked.is_none() {
+            self.not_before = now;
+            self.due = self.allowed(now);
+        }
+    }
+
     /// A list that lacks records lacks the own one: it may be there.
     pub(crate) fn not_listed(&mut self, now: BootTime) -> Outcome {
         if self.unseen && self.asked.is_none() && !self.lost {

@@ -7,11 +7,13 @@ mod watching;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use tokio::sync::watch::{Receiver, Sender};
 
 use crate::clock::{BootTime, Clock, SystemClock};
 use crate::config::NetworkConfig;
@@ -29,6 +31,8 @@ pub struct MemorySubnets {
     shared: Arc<Shared>,
     /// Who this handle's node is.
     node: ThisNode,
+    /// What this handle's node was told it has to wait for may be there since.
+    seen: Arc<Mutex<Receiver<()>>>,
 }
 
 /// A failure to come.
@@ -46,6 +50,8 @@ pub enum Fault {
 struct Shared {
     clock: Arc<dyn Clock>,
     inner: Mutex<Inner>,
+    /// Something that nodes wait for was set.
+    changed: Sender<()>,
 }
 
 impl MemorySubnets {
@@ -76,12 +82,23 @@ impl MemorySubnets {
     /// effect in others. Its record says so at once.
     pub fn assign(&self, node: &NodeIdentity, subnets: Dual<Prefix>) {
         self.shared.lock().assign(node, subnets);
+        // Those that have no lease yet.
+        self.shared.changed.send_replace(());
+    }
+
+    /// Sets the addresses that the node of this name is to publish, as an operator would, in the place of those that its
+    /// handle was made with.
+    pub fn set_public(&self, node: &NodeIdentity, public: Dual<IpAddr>) {
+        self.shared.lock().set_public(node, public);
     }
 
     fn known_by(known_by: Known, config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
+        let (changed, seen) = tokio::sync::watch::channel(());
+        let inner = Mutex::new(Inner::new(known_by, config, ttl));
         Self {
-            shared: Arc::new(Shared { clock, inner: Mutex::new(Inner::new(known_by, config, ttl)) }),
+            shared: Arc::new(Shared { clock, inner, changed }),
             node: ThisNode::by_address(),
+            seen: Arc::new(Mutex::new(seen)),
         }
     }
 
@@ -89,7 +106,21 @@ impl MemorySubnets {
     /// [`by_address`](Self::by_address).
     #[must_use]
     pub fn for_node(&self, node: ThisNode) -> Self {
-        Self { node, ..self.clone() }
+        let seen = Arc::new(Mutex::new(self.shared.changed.subscribe()));
+        Self { node, seen, ..self.clone() }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Receiver<()>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who this handle's node is now.
+    fn node(&self, inner: &Inner) -> ThisNode {
+        let name = match inner.known_by {
+            Known::Name => self.node.name.clone(),
+            Known::Address => None,
+        };
+        ThisNode { name, public: inner.public_of(&self.node).unwrap_or(self.node.public) }
     }
 
     /// Changes the network's configuration. Leases stay as they are.
@@ -207,11 +238,7 @@ impl SubnetManager for MemorySubnets {
         if inner.away {
             return Err(unavailable("asking who this node is"));
         }
-        let name = match inner.known_by {
-            Known::Name => self.node.name.clone(),
-            Known::Address => None,
-        };
-        Ok(ThisNode { name, ..self.node.clone() })
+        Ok(self.node(&inner))
     }
 
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
@@ -223,6 +250,7 @@ impl SubnetManager for MemorySubnets {
     }
 
     async fn acquire(&self, node: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
+        self.seen().mark_unchanged();
         self.shared.call("acquiring a lease", |inner, now| inner.acquire(node, want, now))
     }
 
@@ -237,7 +265,13 @@ impl SubnetManager for MemorySubnets {
         })
     }
 
+    async fn changed(&self) {
+        let mut seen = self.seen().clone();
+        // It fails where the store is gone, and this holds the store.
+        let _ = seen.changed().await;
+    }
+
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        watching::watch(&self.shared)
+        watching::watch(&self.shared, self.node.clone())
     }
 }

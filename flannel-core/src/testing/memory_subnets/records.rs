@@ -1,6 +1,7 @@
 //! The records, and which of them a node takes.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::lease::{BadRecord, Fence, Lease, LeaseEvent, LeaseKey, Record};
 use crate::net::{Dual, Prefix};
-use crate::subnet::{NodeIdentity, SubnetError, Want};
+use crate::subnet::{NodeIdentity, SubnetError, ThisNode, Want};
 
 /// What a record is found by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(super) struct Inner {
     pub(super) config: NetworkConfig,
     /// The subnets of each node by its name, where nodes do not choose them.
     pub(super) assigned: Option<BTreeMap<String, Dual<Prefix>>>,
+    /// The addresses that an operator set for nodes, by their names.
+    public: BTreeMap<String, Dual<IpAddr>>,
     /// How long a lease lasts; `None`: for ever.
     ttl: Option<Duration>,
     revision: u64,
@@ -44,6 +47,7 @@ impl Inner {
             known_by,
             config,
             assigned: None,
+            public: BTreeMap::new(),
             ttl,
             revision: 0,
             records: BTreeMap::new(),
@@ -172,11 +176,28 @@ impl Inner {
     pub(super) fn assign(&mut self, node: &NodeIdentity, subnets: Dual<Prefix>) {
         let Some(assigned) = &mut self.assigned else { return };
         assigned.insert(node.as_str().to_owned(), subnets);
+        self.tell_of_node(node);
         let key = LeaseKey::new(node.as_str());
         let Some(Ok(lease)) = self.records.get(&key).map(|record| record.lease.clone()) else { return };
         if lease.subnets != subnets {
             let fence = Fence(Some((self.revision + 1).to_string().into()));
             self.put(key, Ok(Arc::new(Lease { subnets, fence, ..Lease::clone(&lease) })));
+        }
+    }
+
+    pub(super) fn public_of(&self, node: &ThisNode) -> Option<Dual<IpAddr>> {
+        self.public.get(node.name.as_ref()?.as_str()).copied()
+    }
+
+    pub(super) fn set_public(&mut self, node: &NodeIdentity, public: Dual<IpAddr>) {
+        self.public.insert(node.as_str().to_owned(), public);
+        self.tell_of_node(node);
+    }
+
+    fn tell_of_node(&mut self, node: &NodeIdentity) {
+        for watcher in self.watchers().iter().filter(|watcher| watcher.node.name.as_ref() == Some(node)) {
+            watcher.lock().this_node = true;
+            watcher.changed.notify_one();
         }
     }
 

@@ -9,12 +9,14 @@ use tokio::sync::Notify;
 
 use super::{Shared, unavailable};
 use crate::lease::LeaseEvent;
-use crate::subnet::SubnetError;
+use crate::subnet::{SubnetError, ThisNode};
 
 /// Events kept for a watcher that lags; beyond that it gets a `Reset` instead.
 const BACKLOG: usize = 16_384;
 
 pub(super) struct Watcher {
+    /// Whose it is.
+    pub(super) node: ThisNode,
     pending: Mutex<Pending>,
     pub(super) changed: Notify,
 }
@@ -23,6 +25,8 @@ pub(super) struct Watcher {
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) reset: bool,
+    /// Whether the addresses of the node come next.
+    pub(super) this_node: bool,
     pub(super) trouble: Option<SubnetError>,
     pub(super) events: VecDeque<LeaseEvent>,
 }
@@ -49,11 +53,11 @@ impl Watcher {
 }
 
 /// A watch of a store that may be away already.
-pub(super) fn watch(shared: &Arc<Shared>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+pub(super) fn watch(shared: &Arc<Shared>, node: ThisNode) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     let mut inner = shared.lock();
     let trouble = inner.away.then(|| unavailable("watching"));
     let pending = Pending { reset: true, trouble, ..Pending::default() };
-    let watcher = Arc::new(Watcher { pending: Mutex::new(pending), changed: Notify::new() });
+    let watcher = Arc::new(Watcher { node, pending: Mutex::new(pending), changed: Notify::new() });
     inner.watch(&watcher);
     drop(inner);
     let state = (Arc::clone(shared), watcher);
@@ -75,7 +79,11 @@ async fn next_event(shared: &Shared, watcher: &Watcher) -> Result<LeaseEvent, Su
                 return Err(trouble);
             }
             if !inner.away && std::mem::take(&mut pending.reset) {
+                pending.this_node |= inner.public_of(&watcher.node).is_some();
                 return Ok(LeaseEvent::Reset(inner.records.values().cloned().collect()));
+            }
+            if !inner.away && std::mem::take(&mut pending.this_node) {
+                return Ok(LeaseEvent::ThisNode(inner.public_of(&watcher.node).unwrap_or(watcher.node.public)));
             }
             if let Some(event) = pending.events.pop_front() {
                 return Ok(event);

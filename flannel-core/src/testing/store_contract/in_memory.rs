@@ -1,5 +1,6 @@
 //! A harness over the store in memory.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -94,6 +95,11 @@ impl Harness for InMemory {
 
     async fn assign(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) {
         self.store().assign(node, *subnets);
+    }
+
+    async fn set_public(&self, node: &NodeIdentity, public: Dual<IpAddr>) -> bool {
+        self.store().set_public(node, public);
+        true
     }
 
     async fn outage(&mut self, outage: Outage) -> bool {

@@ -1,6 +1,7 @@
 //! A watch with the sum of its events.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -8,6 +9,7 @@ use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
 use crate::lease::{Lease, LeaseEvent, LeaseKey, Record};
+use crate::net::Dual;
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::text::chain;
 
@@ -18,6 +20,8 @@ pub struct Watcher {
     pub seen: BTreeMap<LeaseKey, Record>,
     /// How many [`LeaseEvent::Reset`]s came.
     pub resets: usize,
+    /// The addresses to publish that came last.
+    pub public: Option<Dual<IpAddr>>,
     /// The errors that came, with their causes.
     pub errors: Vec<String>,
 }
@@ -25,7 +29,8 @@ pub struct Watcher {
 impl Watcher {
     /// Opens a watch and waits so many seconds for its first event.
     pub async fn open(store: &dyn SubnetManager, seconds: u64) -> Self {
-        let mut watcher = Self { stream: store.watch(), seen: BTreeMap::new(), resets: 0, errors: Vec::new() };
+        let mut watcher =
+            Self { stream: store.watch(), seen: BTreeMap::new(), resets: 0, public: None, errors: Vec::new() };
         watcher.until(seconds, "a first event", |watcher| watcher.resets > 0).await;
         watcher
     }
@@ -69,6 +74,7 @@ impl Watcher {
             LeaseEvent::Upsert(record) => drop(self.seen.insert(record.key.clone(), record)),
             LeaseEvent::Remove(key) => drop(self.seen.remove(&key)),
             LeaseEvent::Resumed => {}
+            LeaseEvent::ThisNode(public) => self.public = Some(public),
         }
     }
 }
