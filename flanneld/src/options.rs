@@ -165,9 +165,14 @@ impl Options {
         let store = StoreOptions::read(values, public, variable, hostname)?;
         Ok(Self {
             state_file: state_file(values, &store.place, &overlay),
-            store,
             overlay,
-            uplink: uplink(values, &public)?,
+            uplink: match uplink(values)? {
+                Some(uplink) => uplink,
+                // The Node may have another address, which finds the interface then.
+                None if matches!(store.place, Place::Kube(_)) => Select::DefaultRoute,
+                None => Select::implied_by(&public),
+            },
+            store,
             public,
             subnet_file: path(values, "subnet-file")?,
             on_loss: on_loss(values)?,
@@ -289,7 +294,7 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
 
 /// In Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first that does counts. Without any, what
 /// the public addresses imply.
-fn uplink(values: &Values, public: &Dual<IpAddr>) -> Result<Select, UsageError> {
+fn uplink(values: &Values) -> Result<Option<Select>, UsageError> {
     let mut choices = Vec::new();
     for text in values.texts("iface") {
         choices.push(match text.parse() {
@@ -306,9 +311,9 @@ fn uplink(values: &Values, public: &Dual<IpAddr>) -> Result<Select, UsageError> 
         choices.push(Select::CanReach(address("iface-can-reach", reach)?));
     }
     Ok(match choices.len() {
-        0 => Select::implied_by(public),
-        1 => choices.remove(0),
-        _ => Select::FirstOf(choices),
+        0 => None,
+        1 => Some(choices.remove(0)),
+        _ => Some(Select::FirstOf(choices)),
     })
 }
 

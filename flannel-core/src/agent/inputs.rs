@@ -16,7 +16,7 @@ use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::subnet::{NodeIdentity, Want};
 use crate::subnet_env::SubnetEnv;
-use crate::uplink::{self, Choice, Explanation, InUse, Request, UplinkError};
+use crate::uplink::{self, Choice, Explanation, InUse, Request, Select, UplinkError};
 
 /// How long another interface or address has to be the one to choose before it is used: longer than a network manager or
 /// a DHCP client takes to put back what it removed.
@@ -262,8 +262,14 @@ pub(crate) fn choose(
 ) -> Result<Choice, UplinkError> {
     let families: Vec<Family> = config.networks.families().collect();
     let public = settings.set_public();
-    let request = Request { wanted: &settings.uplink, families: &families, public: &public };
-    uplink::select(request, host, in_use)
+    let find = |wanted| uplink::select(Request { wanted, families: &families, public: &public }, host, in_use);
+    // Where the program selects nothing, an address that an operator set in the store finds the interface that has it, if
+    // one has.
+    let set = settings.store_public.v4.or(settings.store_public.v6).map(Select::Ip);
+    match set.filter(|_| settings.uplink == Select::DefaultRoute) {
+        Some(wanted) => find(&wanted).or_else(|_| find(&settings.uplink)),
+        None => find(&settings.uplink),
+    }
 }
 
 /// The part of the kernel that is looked at and written.

@@ -71,6 +71,29 @@ async fn an_address_that_an_operator_sets_in_the_store_is_published_from_then_on
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_address_that_an_operator_sets_in_the_store_finds_its_interface() {
+    let node = Node::alone();
+    node.kernel.add_uplink("eth1", "198.51.100.7/24".parse().unwrap()).unwrap();
+    let set = |addr: Option<&str>| {
+        let public = Dual { v4: addr.map(|addr| addr.parse().unwrap()), v6: None };
+        node.store.set_public(&node.identity(), public);
+    };
+    let uplink = |agent: &Agent| agent.status().uplink.map(|uplink| uplink.name.to_string());
+    set(Some("198.51.100.7"));
+    let agent = node.run().once_ready().await;
+    assert_eq!((uplink(&agent).as_deref(), published(&node)), (Some("eth1"), vec!["198.51.100.7".to_owned()]));
+    // Any other address is published from the interface of the default route.
+    for (addr, shown) in [(Some("203.0.113.7"), "203.0.113.7"), (None, "192.0.2.200")] {
+        set(addr);
+        pass(30.0).await;
+        assert_eq!((uplink(&agent).as_deref(), published(&node)), (Some("eth0"), vec![shown.to_owned()]));
+        set(Some("198.51.100.7"));
+        pass(30.0).await;
+        assert_eq!(uplink(&agent).as_deref(), Some("eth1"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_that_comes_back_within_seconds_was_never_given_up() {
     let node = Node::alone();
     let mut agent = run_by_address(&node).once_ready().await;
