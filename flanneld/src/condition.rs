@@ -1,18 +1,29 @@
 //! The condition of a Kubernetes Node that tells whether its network is up.
 
 use flannel_core::backoff::Backoff;
-use flannel_core::overlay::{Handle, Phase};
+use flannel_core::lease::Fence;
+use flannel_core::overlay::{Handle, Phase, Status};
 use flannel_subnet_kube::KubeSubnets;
 
 use crate::chain;
 
-/// Writes `NetworkUnavailable=False` once the overlay is ready, and tries until that is done. It is never written back:
-/// the data plane outlives the agent.
+/// Writes `NetworkUnavailable=False` once the overlay is ready, and tries until that is done; again for a Node that was
+/// deleted and made again. It is never written back: the data plane outlives the agent.
 pub(crate) async fn tell(handle: Handle, store: KubeSubnets) {
-    // An error: the agent ended before it was ready.
-    if handle.wait_for(|status| status.phase == Phase::Ready).await.is_err() {
-        return;
+    let mut told: Option<Fence> = None;
+    loop {
+        // The lease of another Node has another fence.
+        let is_due = |status: &Status| {
+            status.phase == Phase::Ready && status.lease.as_ref().is_some_and(|lease| told.as_ref() != Some(&lease.fence))
+        };
+        // An error: the agent has ended.
+        let Ok(status) = handle.wait_for(is_due).await else { return };
+        write(&store).await;
+        told = status.lease.as_ref().map(|lease| lease.fence.clone());
     }
+}
+
+async fn write(store: &KubeSubnets) {
     let (mut backoff, mut said) = (Backoff::default(), String::new());
     while let Err(error) = store.set_network_unavailable(false).await {
         let error = chain(&error);

@@ -118,11 +118,25 @@ fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
     cluster.kubernetes.delete(&cluster.site, 1);
     cluster.register(1);
     one.until("its annotations written into the new Node", || cluster.annotation(1, "backend-data") == written);
+    one.until("the new Node's condition written", || cluster.network_unavailable(1).as_deref() == Some("False"));
     assert_eq!(routes(cluster.site.ns(1)), before);
     two.until("told of its peer again", || cluster.has_route(2, 1));
     reaches(&pods[0], &pods[1]);
-    drop(flow);
+    // The other node has no way there while the Node is gone.
+    let report = flow.stop().unwrap();
+    assert_eq!(report.refused, 0, "its own data plane stays as it is: {report:?}");
     assert!(one.is_ready(), "{}", one.log());
+
+    // And with another podCIDR: the lease is another one.
+    cluster.kubernetes.delete(&cluster.site, 1);
+    on_switch(&cluster.site, async || {
+        let server = &cluster.kubernetes.server;
+        server.create_node(&name(1), &["10.244.9.0/24".to_owned()]).await
+    })
+    .unwrap();
+    two.until("told of the new subnet", || cluster.has_route(2, 9) && !cluster.has_route(2, 1));
+    one.until("a lease of the new subnet", || status(&one)["lease"]["subnets"][0] == "10.244.9.0/24");
+    one.until_ready();
 }
 
 /// How long the server is away.
