@@ -14,7 +14,8 @@ pub(crate) async fn tell(handle: Handle, store: KubeSubnets) {
     loop {
         // The lease of another Node has another fence.
         let is_due = |status: &Status| {
-            status.phase == Phase::Ready && status.lease.as_ref().is_some_and(|lease| told.as_ref() != Some(&lease.fence))
+            status.phase == Phase::Ready
+                && status.lease.as_ref().is_some_and(|lease| told.as_ref() != Some(&lease.fence))
         };
         // An error: the agent has ended.
         let Ok(status) = handle.wait_for(is_due).await else { return };

@@ -12,7 +12,7 @@ use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, W
 use flannel_subnet_cached::CachedSubnets;
 use flannel_subnet_etcd::EtcdSubnets;
 use flannel_subnet_file::{FileSubnets, LeaseTime, LeaseTimeError, Options as FileOptions, Ttl};
-use flannel_subnet_kube::{AccessError, ConfigSource, KubeSubnets, NodeName};
+use flannel_subnet_kube::{AccessError, ConfigSource, Connection, KubeSubnets, NodeName};
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use crate::credentials::{self, CredentialError};
@@ -102,11 +102,11 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
             })
         }
         Place::Kube(kube) => {
-            let subnets = kubernetes(kube).await?;
+            let (subnets, server) = kubernetes(kube).await?;
             Ok(Opened {
                 subnets: Arc::new(subnets.clone()),
-                addresses: kube.access.url.as_deref().and_then(address).into_iter().collect(),
-                name: "the Kubernetes API".to_owned(),
+                addresses: address(&server).into_iter().collect(),
+                name: format!("Kubernetes {server} under {}", kube.prefix),
                 state: None,
                 condition: kube.sets_condition.then_some(subnets),
             })
@@ -114,10 +114,12 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
     }
 }
 
-/// The store in Kubernetes.
-pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<KubeSubnets, AccessError> {
+/// The store in Kubernetes, and the API server's URL.
+pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<(KubeSubnets, String), AccessError> {
+    let Connection { client, server, .. } = kube.access.connect().await?;
     let options = flannel_subnet_kube::Options::new(kube.node.clone(), ConfigSource::File(kube.config.clone()));
-    Ok(KubeSubnets::new(kube.access.client().await?, options.with_prefix(kube.prefix.clone()).with_public(kube.public)))
+    let options = options.with_prefix(kube.prefix.clone()).with_public(kube.public);
+    Ok((KubeSubnets::new(client, options), server))
 }
 
 /// What stands for a store that cannot be opened: nobody can reach it. What is on this host can be looked after without.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::api::first_line;
+use crate::error::in_words;
 
 /// How to reach the API server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +31,16 @@ pub struct AccessError {
     pub remedy: &'static str,
 }
 
+/// A client, and where it leads.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Connection {
+    /// The client.
+    pub client: kube::Client,
+    /// The API server's URL, without credentials.
+    pub server: String,
+}
+
 /// The longest time that a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -50,17 +61,18 @@ impl Access {
         Self { url: Some(url.into()), ..self }
     }
 
-    /// A client. Nothing is sent yet. A token file is read again every minute, so that a token that is rotated on disk is
+    /// A client and the server's URL. Nothing is sent yet. A token file is read again every minute, so that a token that is rotated on disk is
     /// used in time.
     ///
-    /// Compressed answers are asked for; requests are not repeated by the client.
+    /// Compressed answers are asked for; requests are not repeated by the client. Certificates are read once. Proxies are those
+    /// of the kubeconfig, else of the environment variables that Go programs heed, where there is a kubeconfig.
     ///
     /// # Errors
     /// [`AccessError`] names the file or URL. Final until that is mended.
     ///
     /// # Cancel safety
-    /// Reads files only.
-    pub async fn client(&self) -> Result<kube::Client, AccessError> {
+    /// Reads files, and runs the credential plug-in that a kubeconfig may name, for as long as that takes.
+    pub async fn connect(&self) -> Result<Connection, AccessError> {
         // A process has one provider, and another part of it may have chosen one.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -72,12 +84,26 @@ impl Access {
         config.write_timeout = Some(CONNECT);
         config.disable_compression = false;
         config.default_retry = false;
-        let at = config.cluster_url.to_string();
-        kube::Client::try_from(config).map_err(|error| AccessError {
-            at,
-            problem: error.to_string(),
-            remedy: "check the certificates and credentials given for it",
-        })
+        let server = shown(&config.cluster_url);
+        match kube::Client::try_from(config) {
+            Ok(client) => Ok(Connection { client, server }),
+            Err(error) => Err(AccessError {
+                at: server,
+                problem: in_words(&error),
+                remedy: "check the certificates and credentials given for it",
+            }),
+        }
+    }
+
+    /// The client of [`connect`](Self::connect) alone.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// As [`connect`](Self::connect).
+    pub async fn client(&self) -> Result<kube::Client, AccessError> {
+        self.connect().await.map(|connection| connection.client)
     }
 
     async fn config(&self) -> Result<kube::Config, AccessError> {
@@ -108,7 +134,31 @@ impl Access {
         if let Some(url) = url {
             config.cluster_url = url;
         }
+        if let Some(path) = &config.auth_info.token_file {
+            check_token(path)?;
+        }
         Ok(config)
+    }
+}
+
+/// A URL without the credentials that it may hold.
+fn shown(url: &http::Uri) -> String {
+    let (scheme, host) = (url.scheme_str().unwrap_or("https"), url.host().unwrap_or_default());
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}{}", url.path().trim_end_matches('/'))
+}
+
+/// The client sends what is in the file as it is, and no request can hold a line break.
+fn check_token(path: &str) -> Result<(), AccessError> {
+    let refused = |problem: String, remedy| AccessError { at: format!("token file {path}"), problem, remedy };
+    let token = std::fs::read_to_string(path)
+        .map_err(|error| refused(error.to_string(), "give the path of a file that this program can read"))?;
+    match token.trim() == token && !token.is_empty() {
+        true => Ok(()),
+        false => Err(refused(
+            "it is empty, or begins or ends with a space or a line break".to_owned(),
+            "write the token and nothing else: printf %s \"$TOKEN\" >FILE",
+        )),
     }
 }
 
@@ -122,5 +172,76 @@ fn parse_url(text: &str) -> Result<http::Uri, AccessError> {
     match url.scheme_str() {
         Some("http" | "https") if url.host().is_some() => Ok(url),
         _ => Err(refused("it has no scheme or no host".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: &str = "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+        clusters: [{name: a, cluster: {server: 'https://user:secret@[2001:db8::1]:6443/'}}]\n\
+        contexts: [{name: a, context: {cluster: a, user: a}}]\n";
+
+    /// What becomes of a kubeconfig file with this text, where a token file holds this one.
+    async fn connect(text: &str, token: &str) -> Result<String, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, token_file) = (dir.path().join("kubeconfig"), dir.path().join("token"));
+        std::fs::write(&token_file, token).unwrap();
+        std::fs::write(&file, text.replace("TOKEN", token_file.to_str().unwrap())).unwrap();
+        let connected = Access::kubeconfig(&file).connect().await;
+        connected.map(|found| found.server).map_err(|error| {
+            assert!(!error.to_string().contains('\n') && !error.remedy.is_empty(), "{error}");
+            error.to_string()
+        })
+    }
+
+    fn with_user(user: &str) -> String {
+        format!("{CLUSTER}users: [{{name: a, user: {{{user}}}}}]\n")
+    }
+
+    #[tokio::test]
+    async fn a_server_is_shown_without_credentials() {
+        assert_eq!(connect(&with_user("tokenFile: TOKEN"), "t0ken").await.unwrap(), "https://[2001:db8::1]:6443");
+        let at = async |url: &str| Access::in_cluster().at(url).connect().await.map(|found| found.server);
+        assert_eq!(at("http://10.0.0.1:8080/").await.unwrap(), "http://10.0.0.1:8080");
+        for (url, problem) in [("10.0.0.1:8080", "no scheme"), ("https://", "empty"), ("ftp://a", "no scheme")] {
+            let error = at(url).await.unwrap_err().to_string();
+            assert!(error.contains(problem) && error.contains("https://HOST:PORT"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_kubeconfig_is_told_with_its_place() {
+        for (text, problem) in [
+            ("a: [1\n b: }", "parse"),
+            ("", "current context"),
+            (&with_user("tokenFile: /nowhere/token"), "/nowhere/token: No such file"),
+        ] {
+            let error = connect(text, "").await.unwrap_err();
+            assert!(error.contains(problem) && error.contains('/'), "{text:?}: {error}");
+        }
+        let missing = Access::kubeconfig("/nowhere/kubeconfig").connect().await.map(|found| found.server).unwrap_err();
+        assert!(missing.to_string().contains("/nowhere/kubeconfig: "), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn a_token_file_holds_a_token_and_nothing_else() {
+        let text = with_user("tokenFile: TOKEN");
+        for token in ["t0ken\n", " t0ken", ""] {
+            let error = connect(&text, token).await.unwrap_err();
+            assert!(error.contains("printf") && !error.contains("t0ken"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_credential_plug_in_prints_is_not_shown() {
+        for script in ["echo s3cret; exit 3", "echo '{s3cret'"] {
+            let user = format!(
+                "exec: {{apiVersion: client.authentication.k8s.io/v1, command: sh, args: ['-c', \"{script}\"], interactiveMode: Never}}"
+            );
+            let error = connect(&with_user(&user), "").await.unwrap_err();
+            assert!(error.contains("plug-in") && !error.contains("s3cret"), "{error}");
+        }
     }
 }

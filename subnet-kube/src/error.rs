@@ -6,6 +6,7 @@ use std::time::Duration;
 use flannel_core::subnet::SubnetError;
 use flannel_core::text::chain;
 use http::StatusCode;
+use kube::client::AuthError;
 
 /// A request to the API server failed: the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which say
 /// whether to retry. Holds no secret.
@@ -117,8 +118,7 @@ impl Fault {
 
     /// The request did not get an answer.
     pub(crate) fn of(error: &kube::Error) -> Self {
-        // The client's own words only say which part of it failed.
-        let problem = chain(error.source().unwrap_or(error));
+        let problem = in_words(error);
         let remedy = tls_remedy(&problem).unwrap_or(CHECK);
         Self::new(Kind::Cut, problem, remedy)
     }
@@ -131,12 +131,19 @@ impl Fault {
             StatusCode::UNAUTHORIZED => {
                 Self::new(Kind::Denied, problem, "check the token or client certificate, and whether it has expired")
             }
-            StatusCode::FORBIDDEN => {
+            // As the authorizer words it: `User "x" cannot patch resource "nodes/status" ...`.
+            StatusCode::FORBIDDEN if said.is_empty() || said.contains(&format!("cannot {} ", rule.verb())) => {
                 let remedy = format!("add to the rules of this program's role: {}", rule.yaml());
                 Self::new(Kind::Denied, problem, remedy)
             }
+            StatusCode::FORBIDDEN => Self::new(Kind::Denied, problem, POLICY),
             StatusCode::NOT_FOUND => Self::new(Kind::Missing, problem, "check the name"),
-            StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => Self::new(Kind::Conflict, problem, "try again"),
+            StatusCode::CONFLICT => Self::new(Kind::Conflict, problem, "try again"),
+            // A patch with the uid of a Node that another one has taken the place of.
+            StatusCode::UNPROCESSABLE_ENTITY if said.contains("metadata.uid") => {
+                Self::new(Kind::Conflict, problem, "try again")
+            }
+            StatusCode::UNPROCESSABLE_ENTITY => Self::new(Kind::Denied, problem, POLICY),
             StatusCode::GONE => Self::new(Kind::Gone, problem, "list again"),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 Self::new(Kind::Busy(retry_after), problem, CHECK)
@@ -157,6 +164,21 @@ impl Fault {
 }
 
 const CHECK: &str = "check that the API server runs and can be reached";
+const POLICY: &str = "an admission policy or plug-in of the cluster refuses it: change that, or what it names";
+
+/// What went wrong with a request that got no answer. Of a credential plug-in its output is left out: it may be a token.
+pub(crate) fn in_words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Auth(AuthError::AuthExecRun { out, .. }) => {
+            format!("the credential plug-in of the kubeconfig failed with {}", out.status)
+        }
+        kube::Error::Auth(AuthError::AuthExecParse(_)) => {
+            "the credential plug-in of the kubeconfig printed something that is no ExecCredential".to_owned()
+        }
+        // The client's own words only say which part of it failed.
+        error => chain(error.source().unwrap_or(error)),
+    }
+}
 
 fn tls_remedy(problem: &str) -> Option<&'static str> {
     // As rustls words them; what it words anew falls back to the general remedy.

@@ -71,7 +71,7 @@ use keys::Keys;
 use store::Store;
 
 pub use check::{Check, Subject, Verdict};
-pub use connect::{Access, AccessError};
+pub use connect::{Access, AccessError, Connection};
 pub use error::KubeError;
 pub use keys::{AnnotationPrefix, AnnotationPrefixError};
 

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn ask(options: &StoreOptions) -> Vec<Finding> {
     let Place::Kube(kube) = &options.place else { return Vec::new() };
     // The finding about the store says why there is no client.
-    let Ok(store) = stores::kubernetes(kube).await else { return Vec::new() };
+    let Ok((store, _)) = stores::kubernetes(kube).await else { return Vec::new() };
     match timeout(PATIENCE, store.check()).await {
         Ok(checks) => checks.into_iter().map(finding).collect(),
         Err(_) => {
