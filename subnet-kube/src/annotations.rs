@@ -2,61 +2,32 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flannel_core::lease::{Json, LeaseAttrs};
 use flannel_core::net::{Dual, Family};
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
 
 use crate::keys::{Key, Keys};
+use crate::protobuf::{Malformed, find, text};
 
-/// The annotations of ours, as their JSON text.
-#[derive(Debug, Default)]
-pub(crate) struct Annotations<'a>([Option<&'a RawValue>; Key::ALL.len()]);
+/// The annotations of ours, as they are stored.
+#[derive(Debug, Default, Hash)]
+pub(crate) struct Annotations<'a>([Option<&'a [u8]>; Key::ALL.len()]);
 
 impl<'a> Annotations<'a> {
-    /// Reads the JSON of all annotations of a Node.
-    pub(crate) fn read(json: &'a RawValue, keys: &Keys) -> Self {
-        struct Pick<'k>(&'k Keys);
-
-        impl<'de> Visitor<'de> for Pick<'_> {
-            type Value = Annotations<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("annotations")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut found = Annotations::default();
-                while let Some(Name(key)) = map.next_key_seed(Find(self.0))? {
-                    match key.and_then(|key| found.0.get_mut(key as usize)) {
-                        Some(slot) => *slot = Some(map.next_value()?),
-                        None => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                Ok(found)
-            }
+    /// Takes an entry of a Node's annotations, which counts if it has one of these names.
+    pub(crate) fn take(&mut self, entry: &'a [u8], keys: &Keys) -> Result<(), Malformed> {
+        let name = find(entry, &[1])?;
+        let key = std::str::from_utf8(name).ok().and_then(|name| keys.find(name));
+        if let Some(slot) = key.and_then(|key| self.0.get_mut(key as usize)) {
+            *slot = Some(find(entry, &[2])?);
         }
-
-        if json.get() == "null" {
-            return Self::default();
-        }
-        serde_json::Deserializer::from_str(json.get()).deserialize_map(Pick(keys)).unwrap_or_default()
-    }
-
-    pub(crate) fn raw(&self, key: Key) -> Option<&'a RawValue> {
-        self.0.get(key as usize).copied().flatten()
+        Ok(())
     }
 
     /// The text of an annotation.
     pub(crate) fn text(&self, key: Key) -> Option<Cow<'a, str>> {
-        /// Borrows where nothing is escaped.
-        #[derive(Deserialize)]
-        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-        serde_json::from_str::<Text<'a>>(self.raw(key)?.get()).ok().map(|text| text.0)
+        self.0.get(key as usize).copied().flatten().map(text)
     }
 
     /// Whether this says that flannel has set the node up: others are not seen by peers.
@@ -183,34 +154,6 @@ impl Published {
         let wanted = written(attrs, &annotations.overwrite().ok()?);
         let is_written = wanted.iter().all(|(key, text)| annotations.text(*key).is_some_and(|found| found == **text));
         is_written.then(|| attrs.clone())
-    }
-}
-
-/// An annotation's name, if it is one of ours.
-struct Name(Option<Key>);
-
-/// Looks a name up without keeping it.
-struct Find<'k>(&'k Keys);
-
-impl<'de> serde::de::DeserializeSeed<'de> for Find<'_> {
-    type Value = Name;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Name, D::Error> {
-        struct Look<'k>(&'k Keys);
-
-        impl Visitor<'_> for Look<'_> {
-            type Value = Name;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an annotation's name")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Name, E> {
-                Ok(Name(self.0.find(name)))
-            }
-        }
-
-        deserializer.deserialize_str(Look(self.0))
     }
 }
 

@@ -4,21 +4,20 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::header::{ACCEPT, CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use kube::client::Body;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Timeouts;
 use crate::error::{Fault, Kind, Rule};
 use crate::nodes::locked;
-use crate::split::MAX_OBJECT;
+use crate::protobuf::{self, MAX_OBJECT, Malformed, find, number, object, text};
 
 /// What of a name, a version or a page's mark stands in a URL as it is.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -42,19 +41,6 @@ pub(crate) struct Review {
     pub(crate) is_allowed: bool,
     /// The server's clock.
     pub(crate) date: Option<Timestamp>,
-}
-
-/// A SelfSubjectAccessReview, of which one thing counts.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct AccessReview {
-    status: AccessStatus,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct AccessStatus {
-    allowed: bool,
 }
 
 /// A body as it arrives.
@@ -104,19 +90,23 @@ impl Api {
         Self { client, timeouts, busy_until: Mutex::default() }
     }
 
+    /// An answer that holds a Node.
     pub(crate) async fn node(&self, name: &str) -> Result<Vec<u8>, Fault> {
         self.object(Method::GET, &format!("/api/v1/nodes/{}", plain(name)), Vec::new(), Rule::GetNode).await
     }
 
-    pub(crate) async fn pod(&self, namespace: &str, name: &str) -> Result<Vec<u8>, Fault> {
+    /// The name of the Node that a Pod was given, empty where it has none yet.
+    pub(crate) async fn node_of_pod(&self, namespace: &str, name: &str) -> Result<String, Fault> {
         let path = format!("/api/v1/namespaces/{}/pods/{}", plain(namespace), plain(name));
-        self.object(Method::GET, &path, Vec::new(), Rule::GetPod).await
+        let answer = self.object(Method::GET, &path, Vec::new(), Rule::GetPod).await?;
+        // `Pod { spec: { nodeName } }`
+        Ok(text(find(object(&answer)?, &[2, 10])?).into_owned())
     }
 
-    /// Merges `patch` into a Node through its status. Returns the Node as it is then.
-    pub(crate) async fn patch_node_status(&self, name: &str, patch: Vec<u8>) -> Result<Vec<u8>, Fault> {
+    /// Merges `patch` into a Node through its status.
+    pub(crate) async fn patch_node_status(&self, name: &str, patch: Vec<u8>) -> Result<(), Fault> {
         let path = format!("/api/v1/nodes/{}/status", plain(name));
-        self.object(Method::PATCH, &path, patch, Rule::PatchNodeStatus).await
+        self.object(Method::PATCH, &path, patch, Rule::PatchNodeStatus).await.map(drop)
     }
 
     /// Asks whether this account may do what `rule` allows, with the object of this name where there is one.
@@ -143,9 +133,9 @@ impl Api {
         let response = self.answer(Method::POST, path, asked.to_string().into(), Rule::Review).await?;
         let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
         let date = date.and_then(|text| DateTimeParser::new().parse_timestamp(text).ok());
-        let text = Arriving { body: response.into_body() }.whole(self.timeouts.request, MAX_OBJECT).await?;
-        let review: AccessReview = serde_json::from_slice(&text).map_err(Fault::malformed)?;
-        Ok(Review { is_allowed: review.status.allowed, date })
+        let answer = Arriving { body: response.into_body() }.whole(self.timeouts.request, MAX_OBJECT).await?;
+        // `SelfSubjectAccessReview { status: { allowed } }`
+        Ok(Review { is_allowed: number(find(object(&answer)?, &[3, 1])?) != 0, date })
     }
 
     /// Begins to read a list of Nodes.
@@ -182,7 +172,7 @@ impl Api {
             Method::POST => Some("application/json"),
             _ => None,
         };
-        let mut request = Request::builder().method(method).uri(path);
+        let mut request = Request::builder().method(method).uri(path).header(ACCEPT, protobuf::TYPE);
         if let Some(kind) = kind {
             request = request.header(CONTENT_TYPE, kind);
         }
@@ -191,6 +181,11 @@ impl Api {
         let response = timeout(limit, self.client.send(request)).await.map_err(|_| Fault::late(limit))?;
         let response = response.map_err(|error| Fault::of(&error))?;
         if response.status().is_success() {
+            let kind = response.headers().get(CONTENT_TYPE).map_or(&b"nothing"[..], |kind| kind.as_bytes());
+            if !kind.starts_with(protobuf::TYPE.as_bytes()) {
+                let kind: String = text(kind).chars().take(64).collect();
+                return Err(Fault::malformed(format!("an answer in {kind} and not in {}", protobuf::TYPE)));
+            }
             return Ok(response);
         }
         let fault = self.refusal(response, rule).await;
@@ -205,28 +200,30 @@ impl Api {
         let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(MOST_BUSY));
         let mut arriving = Arriving { body: response.into_body() };
-        let text = arriving.whole(self.timeouts.request, MAX_REFUSAL).await.unwrap_or_default();
-        let said = serde_json::from_slice::<Status>(&text)
-            .map_or_else(|_| first_line(&String::from_utf8_lossy(&text)).to_owned(), |status| status.message);
-        Fault::status(code, &said, retry_after, rule)
+        let answer = arriving.whole(self.timeouts.request, MAX_REFUSAL).await.unwrap_or_default();
+        Fault::status(code, &said(&answer), retry_after, rule)
     }
 }
 
-/// Kubernetes' own account of a failure.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Status {
-    #[serde(default)]
-    message: String,
-    #[serde(default)]
-    code: u16,
+/// The fault that an event of a watch tells of: `Status { message, code }`.
+pub(crate) fn failure(status: &[u8]) -> Result<Fault, Malformed> {
+    let code = u16::try_from(number(find(status, &[6])?)).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    let message = text(find(status, &[3])?);
+    Ok(Fault::status(code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &message, None, Rule::WatchNodes))
 }
 
-impl Status {
-    /// The fault that an event of a watch tells of.
-    pub(crate) fn fault(&self) -> Fault {
-        let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Fault::status(code, &self.message, None, Rule::WatchNodes)
-    }
+/// What an answer says of a failure: a Status object, which what stands before an API server writes in JSON, or any text.
+fn said(answer: &[u8]) -> String {
+    let message = object(answer).and_then(|status| find(status, &[3]));
+    message.map_or_else(
+        |_| in_json(answer).unwrap_or_else(|| first_line(&text(answer)).to_owned()),
+        |message| text(message).into_owned(),
+    )
+}
+
+fn in_json(answer: &[u8]) -> Option<String> {
+    let status: Value = serde_json::from_slice(answer).ok()?;
+    Some(status.get("message")?.as_str()?.to_owned())
 }
 
 /// The first line of `text`: what stands before an API server may answer with a page.

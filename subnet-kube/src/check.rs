@@ -11,6 +11,7 @@ use crate::api::Review;
 use crate::error::{Fault, Kind, Rule};
 use crate::keys::Key;
 use crate::node::Node;
+use crate::protobuf::object;
 use crate::store::{Store, assigned, no_node};
 
 /// One answer of [`KubeSubnets::check`](crate::KubeSubnets::check).
@@ -130,14 +131,14 @@ impl Store {
 
     /// The own Node and its annotations.
     async fn own(&self, name: &str) -> Vec<Check> {
-        let text = match self.api.node(name).await {
-            Ok(text) => text,
+        let answer = match self.api.node(name).await {
+            Ok(answer) => answer,
             Err(fault) if fault.kind == Kind::Missing => return vec![Check::waits(Subject::Node, &no_node(name))],
             Err(fault) => return vec![Check::failed(Subject::Node, Verdict::Bad, fault)],
         };
-        let node = match Node::parse(&text) {
+        let node = match object(&answer).and_then(|message| Node::parse(message, &self.keys)) {
             Ok(node) => node,
-            Err(error) => return vec![Check::failed(Subject::Node, Verdict::Bad, Fault::malformed(error))],
+            Err(error) => return vec![Check::failed(Subject::Node, Verdict::Bad, error.into())],
         };
         let config = self.config();
         let subnets = match &config {
@@ -157,7 +158,7 @@ impl Store {
             Err(error) => Check::waits(Subject::Node, &error),
         };
         let backend = config.ok().map(|config| config.backend.kind);
-        vec![subnets, self.annotations(name, &node.annotations(&self.keys), backend.as_deref())]
+        vec![subnets, self.annotations(name, &node.annotations, backend.as_deref())]
     }
 
     /// `backend` is the one of the network's configuration.

@@ -8,6 +8,8 @@ use flannel_core::text::chain;
 use http::StatusCode;
 use kube::client::AuthError;
 
+use crate::protobuf::Malformed;
+
 /// A request to the API server failed: the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which say
 /// whether to retry. Holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -160,6 +162,12 @@ impl Fault {
                 SubnetError::Unavailable { doing, source }
             }
         }
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(error: Malformed) -> Self {
+        Self::malformed(error)
     }
 }
 

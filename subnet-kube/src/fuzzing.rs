@@ -5,16 +5,17 @@ use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseEvent, LeaseKey, Record};
 use crate::keys::{AnnotationPrefix, Keys};
 use crate::node::Node;
 use crate::nodes::{Change, Nodes};
-use crate::split::{Items, Lines, Malformed};
+use crate::protobuf::{Events, Items, Malformed};
 
-/// The text of a Node: what is kept of it is small, a list shows the same as a watch, and it is news once.
-pub fn node(text: &[u8]) {
-    let Ok(node) = Node::parse(text) else { return };
-    let mut listed = nodes();
+/// A Node in protobuf: what is kept of it is small, a list shows the same as a watch, and it is news once.
+pub fn node(bytes: &[u8]) {
+    let keys = Keys::new(AnnotationPrefix::default());
+    let Ok(node) = Node::parse(bytes, &keys) else { return };
+    let mut listed = Nodes::default();
     listed.begin_list();
     listed.list(&node);
     let records = shown(Some(listed.end_list().0));
-    let mut watched = nodes();
+    let mut watched = Nodes::default();
     assert_eq!(shown(watched.change(Change::Put, &node)), records);
     assert_eq!(watched.change(Change::Put, &node), None, "the same again is no news");
     for record in records {
@@ -29,31 +30,39 @@ pub fn node(text: &[u8]) {
     }
 }
 
-/// What a server sends, in two pieces: where it is cut does not matter.
-pub fn stream(bytes: &[u8], cut: usize) {
-    let (one, two) = bytes.split_at(cut.min(bytes.len()));
-    let items = |pieces: &[&[u8]]| {
-        let (mut split, mut found) = (Items::default(), Vec::new());
-        for piece in pieces {
-            split.feed(piece, |item| {
-                found.push(item.to_vec());
-                Ok::<_, Malformed>(())
-            })?;
+/// What a server sends: the same whole and byte by byte. Each object in it is checked as a [`node`].
+pub fn stream(bytes: &[u8]) {
+    let pieces: Vec<&[u8]> = bytes.chunks(1).collect();
+    let listed = items(&[bytes]);
+    assert_eq!(items(&pieces), listed);
+    let watched = events(&[bytes]);
+    assert_eq!(events(&pieces), watched);
+    listed.iter().flat_map(|(_, all)| all).for_each(|object| node(object));
+    watched.iter().flatten().for_each(|(_, object)| node(object));
+}
+
+/// The version and the items of a list that arrives in these pieces.
+pub(crate) fn items(pieces: &[&[u8]]) -> Result<(String, Vec<Vec<u8>>), Malformed> {
+    let (mut items, mut found) = (Items::default(), Vec::new());
+    for piece in pieces {
+        items.feed(piece);
+        while let Some(item) = items.next()? {
+            found.push(item.to_vec());
         }
-        split.finish().map(|head| (head, found))
-    };
-    assert_eq!(items(&[bytes]), items(&[one, two]));
-    let lines = |pieces: &[&[u8]]| {
-        let (mut split, mut found) = (Lines::default(), Vec::new());
-        for piece in pieces {
-            split.feed(piece, |line| {
-                found.push(line.to_vec());
-                Ok::<_, Malformed>(())
-            })?;
+    }
+    Ok((items.finish()?, found))
+}
+
+/// The kinds and objects of a watch's events that arrive in these pieces.
+pub(crate) fn events(pieces: &[&[u8]]) -> Result<Vec<(String, Vec<u8>)>, Malformed> {
+    let (mut events, mut found) = (Events::default(), Vec::new());
+    for piece in pieces {
+        events.feed(piece);
+        while let Some(event) = events.next()? {
+            found.push((event.kind.into_owned(), event.object.to_vec()));
         }
-        Ok::<_, Malformed>(found)
-    };
-    assert_eq!(lines(&[bytes]), lines(&[one, two]));
+    }
+    Ok(found)
 }
 
 fn shown(event: Option<LeaseEvent>) -> Vec<Record> {
@@ -62,8 +71,4 @@ fn shown(event: Option<LeaseEvent>) -> Vec<Record> {
         Some(LeaseEvent::Upsert(record)) => vec![record],
         Some(LeaseEvent::Remove(_) | LeaseEvent::Resumed | LeaseEvent::ThisNode(_)) | None => Vec::new(),
     }
-}
-
-fn nodes() -> Nodes {
-    Nodes::new(Keys::new(AnnotationPrefix::default()), Default::default())
 }

@@ -18,7 +18,7 @@
 //!
 //! Nothing expires. A lease is fenced by its Node's uid: a Node that was deleted and made again is another one. All Nodes
 //! are listed once, out of the API server's cache, and watched from there; of a Node no more than its name, uid, podCIDRs
-//! and these annotations is kept.
+//! and these annotations is kept. All that is read is Kubernetes' protobuf, which takes server and client less than JSON.
 //!
 //! Each request is sent once and has a deadline. Where the server asks to be left alone (`Retry-After`), all calls wait for
 //! that, up to a minute.
@@ -49,7 +49,7 @@ mod keys;
 mod machine;
 mod node;
 mod nodes;
-mod split;
+mod protobuf;
 mod store;
 mod watch;
 

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flannel_core::lease::{LeaseEvent, LeaseKey, OldestRecords};
 
 use crate::annotations::Published;
-use crate::keys::Keys;
 use crate::machine::{Mark, is_before};
 use crate::node::Node;
 
@@ -19,8 +18,8 @@ pub(crate) enum Change {
 }
 
 /// The managed Nodes, each with a fingerprint of what counts: a heartbeat has the same one.
+#[derive(Default)]
 pub(crate) struct Nodes {
-    keys: Keys,
     published: Arc<Mutex<Published>>,
     hasher: RandomState,
     prints: HashMap<Box<str>, u64>,
@@ -31,15 +30,8 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    pub(crate) fn new(keys: Keys, published: Arc<Mutex<Published>>) -> Self {
-        Self {
-            keys,
-            published,
-            hasher: RandomState::new(),
-            prints: HashMap::new(),
-            records: OldestRecords::default(),
-            mark: None,
-        }
+    pub(crate) fn new(published: Arc<Mutex<Published>>) -> Self {
+        Self { published, ..Self::default() }
     }
 
     /// A list begins: what was known is as good as unknown.
@@ -50,20 +42,18 @@ impl Nodes {
 
     /// A Node of a list.
     pub(crate) fn list(&mut self, node: &Node<'_>) {
-        let mark =
-            || Mark { node: node.metadata.name.to_string(), version: node.metadata.resource_version.to_string() };
+        let mark = || Mark { node: node.name.to_string(), version: node.resource_version.to_string() };
         match &mut self.mark {
             None => self.mark = Some(mark()),
-            Some(last) if is_before(&last.version, &node.metadata.resource_version) => *last = mark(),
+            Some(last) if is_before(&last.version, &node.resource_version) => *last = mark(),
             Some(_) => {}
         }
-        let annotations = node.annotations(&self.keys);
-        if !annotations.is_managed() {
+        if !node.annotations.is_managed() {
             return;
         }
-        let print = node.fingerprint(&annotations, &self.hasher);
-        self.remember(&node.metadata.name, print);
-        self.records.push(node.record(&annotations, &locked(&self.published)));
+        let print = node.fingerprint(&self.hasher);
+        self.remember(&node.name, print);
+        self.records.push(node.record(&locked(&self.published)));
     }
 
     /// The list is complete. Returns it with the last change in it.
@@ -73,17 +63,16 @@ impl Nodes {
 
     /// A Node changed. Returns what of it is news.
     pub(crate) fn change(&mut self, change: Change, node: &Node<'_>) -> Option<LeaseEvent> {
-        let name = &*node.metadata.name;
-        let annotations = node.annotations(&self.keys);
-        if change == Change::Deleted || !annotations.is_managed() {
+        let name = &*node.name;
+        if change == Change::Deleted || !node.annotations.is_managed() {
             let was_known = self.prints.remove(name).is_some();
             return was_known.then(|| LeaseEvent::Remove(LeaseKey::of_bytes(name.as_bytes())));
         }
-        let print = node.fingerprint(&annotations, &self.hasher);
+        let print = node.fingerprint(&self.hasher);
         if !self.remember(name, print) {
             return None;
         }
-        Some(LeaseEvent::Upsert(node.record(&annotations, &locked(&self.published))))
+        Some(LeaseEvent::Upsert(node.record(&locked(&self.published))))
     }
 
     /// Keeps the fingerprint of a Node. Returns whether it is another than before.
@@ -112,9 +101,9 @@ mod tests {
     use flannel_core::lease::Record;
 
     use super::*;
-    use crate::keys::AnnotationPrefix;
+    use crate::keys::{AnnotationPrefix, Keys};
+    use crate::protobuf::testing::{member, number};
     use proptest::prelude::*;
-    use serde_json::json;
 
     /// A Node, in which each field takes a few values.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,29 +117,29 @@ mod tests {
     }
 
     impl Model {
-        fn json(&self, name: u8) -> Vec<u8> {
+        fn message(&self, name: u8) -> Vec<u8> {
             let Self { uid, cidr, public, managed, noise } = self;
             // The last of these is no address.
             let public = ["192.0.2.1", "192.0.2.2", "192.0.2"][usize::from(public % 3)];
-            json!({
-                "metadata": {
-                    "name": format!("node-{name}"),
-                    "uid": format!("u{}", uid % 2),
-                    "resourceVersion": noise.to_string(),
-                    "creationTimestamp": "2026-01-01T00:00:00Z",
-                    "annotations": {
-                        "example.com/noise": noise,
-                        "flannel.alpha.coreos.com/kube-subnet-manager": managed.to_string(),
-                        "flannel.alpha.coreos.com/backend-type": "vxlan",
-                        "flannel.alpha.coreos.com/backend-data": "{\"VNI\":1}",
-                        "flannel.alpha.coreos.com/public-ip": public,
-                    },
-                },
-                "spec": { "podCIDR": format!("10.244.{}.0/24", cidr % 3) },
-                "status": { "images": [{ "names": ["]}"], "sizeBytes": noise }] },
-            })
-            .to_string()
-            .into_bytes()
+            let annotations = [
+                ("example.com/noise", &*noise.to_string()),
+                ("flannel.alpha.coreos.com/kube-subnet-manager", &managed.to_string()),
+                ("flannel.alpha.coreos.com/backend-type", "vxlan"),
+                ("flannel.alpha.coreos.com/backend-data", "{\"VNI\":1}"),
+                ("flannel.alpha.coreos.com/public-ip", public),
+            ];
+            let metadata = [
+                member(1, format!("node-{name}")),
+                member(5, format!("u{}", uid % 2)),
+                member(6, noise.to_string()),
+                member(8, number(1, 1_700_000_000)),
+                annotations
+                    .iter()
+                    .flat_map(|(name, text)| member(12, [member(1, name), member(2, text)].concat()))
+                    .collect(),
+            ];
+            let spec = member(1, format!("10.244.{}.0/24", cidr % 3));
+            [member(1, metadata.concat()), member(2, spec), member(3, [*noise; 9])].concat()
         }
     }
 
@@ -180,14 +169,14 @@ mod tests {
         ]
     }
 
-    fn nodes() -> Nodes {
-        Nodes::new(Keys::new(AnnotationPrefix::default()), Arc::default())
+    fn parse(message: &[u8]) -> Node<'_> {
+        Node::parse(message, &Keys::new(AnnotationPrefix::default())).unwrap()
     }
 
     fn list(nodes: &mut Nodes, state: &BTreeMap<u8, Model>) -> LeaseEvent {
         nodes.begin_list();
         for (name, model) in state {
-            nodes.list(&Node::parse(&model.json(*name)).unwrap());
+            nodes.list(&parse(&model.message(*name)));
         }
         nodes.end_list().0
     }
@@ -208,14 +197,14 @@ mod tests {
         /// count is not reported.
         #[test]
         fn any_sequence_of_lists_events_and_gaps_adds_up_to_a_fresh_list(acts in prop::collection::vec(act(), 1..40)) {
-            let (mut nodes_seen, mut state, mut records) = (nodes(), BTreeMap::new(), BTreeMap::new());
+            let (mut nodes_seen, mut state, mut records) = (Nodes::default(), BTreeMap::new(), BTreeMap::new());
             let mut is_seen = true;
             fold(&mut records, list(&mut nodes_seen, &state));
             for act in acts {
                 let before = state.clone();
                 let mut change = |change, name: u8, model: &Model| {
-                    let json = model.json(name);
-                    let event = is_seen.then(|| nodes_seen.change(change, &Node::parse(&json).unwrap())).flatten();
+                    let message = model.message(name);
+                    let event = is_seen.then(|| nodes_seen.change(change, &parse(&message))).flatten();
                     let is_news = event.is_some();
                     event.into_iter().for_each(|event| fold(&mut records, event));
                     is_news
@@ -242,7 +231,7 @@ mod tests {
                 }
                 if is_seen {
                     let mut fresh = BTreeMap::new();
-                    fold(&mut fresh, list(&mut nodes(), &state));
+                    fold(&mut fresh, list(&mut Nodes::default(), &state));
                     prop_assert_eq!(&records, &fresh, "after {:?}", before);
                 }
             }

@@ -11,7 +11,6 @@ use flannel_core::files::{self, Trust};
 use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, ThisNode, Want};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
@@ -21,6 +20,7 @@ use crate::error::{Fault, Kind};
 use crate::keys::{Key, Keys};
 use crate::node::Node;
 use crate::nodes::locked;
+use crate::protobuf::object;
 use crate::{ConfigSource, NodeName};
 
 pub(crate) struct Store {
@@ -33,20 +33,6 @@ pub(crate) struct Store {
     pub(crate) config: ConfigSource,
     /// Addresses to publish where the Node has no annotation for them.
     pub(crate) public: Dual<IpAddr>,
-}
-
-/// A Pod, of which one thing counts.
-#[derive(Deserialize)]
-struct Pod {
-    #[serde(default)]
-    spec: PodSpec,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PodSpec {
-    #[serde(default)]
-    node_name: String,
 }
 
 impl Store {
@@ -68,7 +54,7 @@ impl Store {
             NodeName::OfPod { namespace, pod } => (namespace, pod),
         };
         let at = || format!("Pod {namespace}/{pod}");
-        let text = match self.api.pod(namespace, pod).await {
+        let name = match self.api.node_of_pod(namespace, pod).await {
             Err(fault) if fault.kind == Kind::Missing => {
                 let reason =
                     "there is no such Pod; give the node's name, or the name and namespace of this program's Pod";
@@ -76,21 +62,19 @@ impl Store {
             }
             result => result.map_err(|fault| fault.into_subnet_error("asking for the Pod's node"))?,
         };
-        let read: Result<Pod, _> = serde_json::from_slice(&text);
-        let pod = read.map_err(|error| Fault::malformed(error).into_subnet_error("asking for the Pod's node"))?;
-        if pod.spec.node_name.is_empty() {
+        if name.is_empty() {
             let reason = "it has no spec.nodeName yet; the scheduler sets it".to_owned();
             return Err(SubnetError::Unconfigured { at: at(), reason });
         }
-        NodeIdentity::new(&pod.spec.node_name)
+        NodeIdentity::new(&name)
             .map_err(|error| SubnetError::Invalid { at: at(), reason: format!("spec.nodeName: {error}") })
     }
 
     pub(crate) async fn this_node(&self) -> Result<ThisNode, SubnetError> {
         let name = self.name().await?.clone();
-        let text = self.own_node(name.as_str(), "reading the own node").await?;
-        let node = parse(&text, "reading the own node")?;
-        let public = node.annotations(&self.keys).public();
+        let answer = self.own_node(name.as_str(), "reading the own node").await?;
+        let node = self.parse(&answer, "reading the own node")?;
+        let public = node.annotations.public();
         let public = public.map_err(|error| self.not_an_address(name.as_str(), &error))?;
         let public = Dual { v4: public.v4.or(self.public.v4), v6: public.v6.or(self.public.v6) };
         Ok(ThisNode::named(name).publishing(public))
@@ -99,26 +83,25 @@ impl Store {
     pub(crate) async fn previous(&self, name: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         const DOING: &str = "reading the previous lease";
         let config = self.config()?;
-        let text = match self.api.node(name.as_str()).await {
+        let answer = match self.api.node(name.as_str()).await {
             Err(fault) if fault.kind == Kind::Missing => return Ok(Vec::new()),
             result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
         };
-        let node = parse(&text, DOING)?;
-        let annotations = node.annotations(&self.keys);
-        if !annotations.is_managed() {
+        let node = self.parse(&answer, DOING)?;
+        if !node.annotations.is_managed() {
             return Ok(Vec::new());
         }
         let Ok(subnets) = assigned(name.as_str(), &node, &config) else { return Ok(Vec::new()) };
         // A record of ours that is bad is as good as none: acquire mends it.
-        let lease = node.record(&annotations, &locked(&self.published)).lease.ok();
+        let lease = node.record(&locked(&self.published)).lease.ok();
         Ok(lease.map(|lease| Lease { subnets, ..Lease::clone(&lease) }).into_iter().collect())
     }
 
     pub(crate) async fn acquire(&self, name: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
         const DOING: &str = "taking a lease";
         let config = self.config()?;
-        let text = self.own_node(name.as_str(), DOING).await?;
-        let node = parse(&text, DOING)?;
+        let answer = self.own_node(name.as_str(), DOING).await?;
+        let node = self.parse(&answer, DOING)?;
         let subnets = assigned(name.as_str(), &node, &config)?;
         let overwrite = self.overwrite(name.as_str(), &node)?;
         self.publish(name.as_str(), &node, &want.attrs, &overwrite).await.map_err(|fault| match fault.kind {
@@ -133,13 +116,13 @@ impl Store {
         const DOING: &str = "writing the own lease";
         let name = lease.key.as_str();
         let config = self.config()?;
-        let text = match self.api.node(name).await {
+        let answer = match self.api.node(name).await {
             Err(fault) if fault.kind == Kind::Missing => {
                 return Err(SubnetError::Lost(format!("Node {name} is gone")));
             }
             result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
         };
-        let node = parse(&text, DOING)?;
+        let node = self.parse(&answer, DOING)?;
         if node.fence() != lease.fence {
             return Err(SubnetError::Lost(format!("Node {name} was deleted and made again")));
         }
@@ -157,17 +140,16 @@ impl Store {
     pub(crate) async fn release(&self, lease: &Lease) -> Result<(), SubnetError> {
         const DOING: &str = "giving the lease back";
         let name = lease.key.as_str();
-        let text = match self.api.node(name).await {
+        let answer = match self.api.node(name).await {
             Err(fault) if fault.kind == Kind::Missing => return Ok(()),
             result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
         };
-        let node = parse(&text, DOING)?;
-        let annotations = node.annotations(&self.keys);
+        let node = self.parse(&answer, DOING)?;
         if node.fence() != lease.fence {
             return Ok(());
         }
         locked(&self.published).forget(name);
-        let there = Key::WRITTEN.into_iter().filter(|key| annotations.text(*key).is_some());
+        let there = Key::WRITTEN.into_iter().filter(|key| node.annotations.text(*key).is_some());
         match self.patch(name, &node, there.map(|key| (key, Value::Null)).collect()).await {
             // It is not ours any more.
             Err(fault) if matches!(fault.kind, Kind::Missing | Kind::Conflict) => Ok(()),
@@ -195,13 +177,13 @@ impl Store {
         let patch = json!({ "status": { "conditions": [condition] } }).to_string();
         match self.api.patch_node_status(name.as_str(), patch.into()).await {
             Err(fault) if fault.kind == Kind::Missing => Err(no_node(name.as_str())),
-            result => result.map(drop).map_err(|fault| fault.into_subnet_error(DOING)),
+            result => result.map_err(|fault| fault.into_subnet_error(DOING)),
         }
     }
 
     /// What an operator wants to be published in place of the public IPs.
     fn overwrite(&self, name: &str, node: &Node<'_>) -> Result<Dual<IpAddr>, SubnetError> {
-        node.annotations(&self.keys).overwrite().map_err(|error| self.not_an_address(name, &error))
+        node.annotations.overwrite().map_err(|error| self.not_an_address(name, &error))
     }
 
     /// Writes what of the annotations differs. Nothing is written where nothing does.
@@ -214,7 +196,7 @@ impl Store {
     ) -> Result<(), Fault> {
         // Before the watch can show what is written.
         locked(&self.published).set(name, attrs.clone());
-        self.patch(name, node, differing(&node.annotations(&self.keys), attrs, overwrite)).await
+        self.patch(name, node, differing(&node.annotations, attrs, overwrite)).await
     }
 
     /// Writes these annotations into the Node that was read, and into none that took its place.
@@ -223,8 +205,8 @@ impl Store {
             return Ok(());
         }
         let texts: Map<_, _> = changed.into_iter().map(|(key, value)| (self.keys.name(key), value)).collect();
-        let patch = json!({ "metadata": { "uid": node.metadata.uid, "annotations": texts } });
-        self.api.patch_node_status(name, patch.to_string().into()).await.map(drop)
+        let patch = json!({ "metadata": { "uid": node.uid, "annotations": texts } });
+        self.api.patch_node_status(name, patch.to_string().into()).await
     }
 
     async fn own_node(&self, name: &str, doing: &'static str) -> Result<Vec<u8>, SubnetError> {
@@ -232,6 +214,12 @@ impl Store {
             Err(fault) if fault.kind == Kind::Missing => Err(no_node(name)),
             result => result.map_err(|fault| fault.into_subnet_error(doing)),
         }
+    }
+
+    /// Reads the Node that an answer holds.
+    fn parse<'a>(&self, answer: &'a [u8], doing: &'static str) -> Result<Node<'a>, SubnetError> {
+        let node = object(answer).and_then(|message| Node::parse(message, &self.keys));
+        node.map_err(|error| Fault::from(error).into_subnet_error(doing))
     }
 
     pub(crate) fn not_an_address(&self, name: &str, error: &AddrError) -> SubnetError {
@@ -247,10 +235,6 @@ fn differing(annotations: &Annotations<'_>, attrs: &LeaseAttrs, overwrite: &Dual
     let wanted = written(attrs, overwrite).into_iter();
     let changed = wanted.filter(|(key, text)| annotations.text(*key).as_deref() != Some(&**text));
     changed.map(|(key, text)| (key, Value::from(text))).collect()
-}
-
-fn parse<'a>(text: &'a [u8], doing: &'static str) -> Result<Node<'a>, SubnetError> {
-    Node::parse(text).map_err(|error| Fault::malformed(error).into_subnet_error(doing))
 }
 
 pub(crate) fn no_node(name: &str) -> SubnetError {

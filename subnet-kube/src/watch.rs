@@ -9,16 +9,15 @@ use flannel_core::lease::LeaseEvent;
 use flannel_core::subnet::SubnetError;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use crate::api::{Arriving, Status, plain};
+use crate::api::{Arriving, failure, plain};
 use crate::error::{Fault, Kind};
+use crate::keys::Keys;
 use crate::machine::{Machine, Mark, Step};
-use crate::node::{Node, Versioned};
+use crate::node::{Node, VERSION};
 use crate::nodes::{Change, Nodes};
-use crate::split::{Items, Lines, Malformed};
+use crate::protobuf::{Event, Events, Items, Malformed, find, text};
 use crate::store::Store;
 
 /// How long a server holds a watch open, in seconds, and up to half as much again: so that a thousand do not end at once.
@@ -26,7 +25,7 @@ const WATCH: u64 = 600;
 
 /// All records, then what changes.
 pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-    let nodes = Nodes::new(store.keys.clone(), Arc::clone(&store.published));
+    let nodes = Nodes::new(Arc::clone(&store.published));
     let watch = Watch {
         store,
         machine: Machine::new(Backoff::default()),
@@ -54,18 +53,10 @@ struct Watch {
 /// An open watch.
 struct Source {
     arriving: Arriving,
-    lines: Lines,
+    events: Events,
     since: Instant,
     /// How long the server was asked to hold it open.
     asked: Duration,
-}
-
-/// What a line of a watch says.
-#[derive(Deserialize)]
-struct Event<'a> {
-    r#type: &'a str,
-    #[serde(borrow)]
-    object: &'a RawValue,
 }
 
 /// Why a watch is not read any further.
@@ -78,12 +69,6 @@ enum Stop {
 impl From<Malformed> for Stop {
     fn from(error: Malformed) -> Self {
         Self::Fault(Fault::malformed(error))
-    }
-}
-
-impl From<Malformed> for Fault {
-    fn from(error: Malformed) -> Self {
-        Self::malformed(error)
     }
 }
 
@@ -146,17 +131,12 @@ impl Watch {
         let mut arriving = self.store.api.list_nodes(query).await?;
         let mut items = Items::default();
         while let Some(bytes) = arriving.within(self.store.api.timeouts.request).await? {
-            items.feed(&bytes, |json| {
-                take(&mut self.nodes, &Node::parse(json).map_err(Fault::malformed)?);
-                Ok::<_, Fault>(())
-            })?;
+            items.feed(&bytes);
+            while let Some(item) = items.next()? {
+                take(&mut self.nodes, &Node::parse(item, &self.store.keys)?);
+            }
         }
-        let head = items.finish()?;
-        let list: Versioned<'_> = serde_json::from_slice(&head).map_err(Fault::malformed)?;
-        match list.metadata.resource_version {
-            version if version.is_empty() => Err(Fault::malformed("a list without resourceVersion")),
-            version => Ok(version.into_owned()),
-        }
+        Ok(items.finish()?)
     }
 
     /// Whether the server still has this change: at its version the Node carries that very version.
@@ -166,7 +146,7 @@ impl Watch {
             "fieldSelector=metadata.name%3D{node}&limit=1&resourceVersion={version}&resourceVersionMatch=Exact"
         );
         let mut has_it = false;
-        let found = self.list(&query, |_, node| has_it |= node.metadata.resource_version == mark.version).await;
+        let found = self.list(&query, |_, node| has_it |= node.resource_version == mark.version).await;
         match found {
             Ok(_) => Ok(has_it),
             // It is too long ago, or the server is not there yet.
@@ -179,7 +159,7 @@ impl Watch {
         let seconds = WATCH + self.jitter.number() % (WATCH / 2);
         let query = format!("allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}", plain(from));
         let arriving = self.store.api.watch_nodes(&query).await?;
-        Ok(Source { arriving, lines: Lines::default(), since: Instant::now(), asked: Duration::from_secs(seconds) })
+        Ok(Source { arriving, events: Events::default(), since: Instant::now(), asked: Duration::from_secs(seconds) })
     }
 
     /// Reads what the watch sends next.
@@ -196,39 +176,33 @@ impl Watch {
             self.source = None;
             return Ok(());
         };
-        let (machine, nodes, ready) = (&mut self.machine, &mut self.nodes, &mut self.ready);
-        match source.lines.feed(&bytes, |line| read_line(line, machine, nodes, ready)) {
-            Ok(()) => Ok(()),
-            Err(Stop::Fault(fault)) => Err(fault),
-            Err(Stop::List(pause)) => {
-                self.source = None;
-                self.pause = pause;
-                Ok(())
+        source.events.feed(&bytes);
+        while let Some(event) = source.events.next()? {
+            match take(&event, &self.store.keys, &mut self.machine, &mut self.nodes) {
+                Ok(news) => self.ready.extend(news),
+                Err(Stop::Fault(fault)) => return Err(fault),
+                Err(Stop::List(pause)) => {
+                    self.source = None;
+                    self.pause = pause;
+                    break;
+                }
             }
         }
+        Ok(())
     }
 }
 
-/// Takes one line of a watch.
-fn read_line(
-    line: &[u8],
-    machine: &mut Machine,
-    nodes: &mut Nodes,
-    ready: &mut VecDeque<LeaseEvent>,
-) -> Result<(), Stop> {
-    let malformed = |error| Stop::Fault(Fault::malformed(error));
-    let event: Event<'_> = serde_json::from_slice(line).map_err(malformed)?;
-    let object = event.object.get().as_bytes();
-    let change = match event.r#type {
+/// Takes an event of a watch. Returns what of it is news.
+fn take(event: &Event<'_>, keys: &Keys, machine: &mut Machine, nodes: &mut Nodes) -> Result<Option<LeaseEvent>, Stop> {
+    let change = match &*event.kind {
         "ADDED" | "MODIFIED" => Change::Put,
         "DELETED" => Change::Deleted,
         "BOOKMARK" => {
-            let bookmark: Versioned<'_> = serde_json::from_slice(object).map_err(malformed)?;
-            return machine.seen(&bookmark.metadata.resource_version, None).map_err(Stop::List);
+            machine.seen(&text(find(event.object, VERSION)?), None).map_err(Stop::List)?;
+            return Ok(None);
         }
         "ERROR" => {
-            let status: Status = serde_json::from_slice(object).map_err(malformed)?;
-            let fault = status.fault();
+            let fault = failure(event.object)?;
             return Err(match fault.kind {
                 Kind::Gone => Stop::List(machine.gone()),
                 _ => Stop::Fault(fault),
@@ -239,10 +213,9 @@ fn read_line(
             return Err(Stop::Fault(Fault::malformed(format!("an event of type {kind:?}"))));
         }
     };
-    let node = Node::parse(object).map_err(malformed)?;
+    let node = Node::parse(event.object, keys)?;
     // What is deleted cannot be asked for again.
-    let changed = (change == Change::Put).then_some(&*node.metadata.name);
-    machine.seen(&node.metadata.resource_version, changed).map_err(Stop::List)?;
-    ready.extend(nodes.change(change, &node));
-    Ok(())
+    let changed = (change == Change::Put).then_some(&*node.name);
+    machine.seen(&node.resource_version, changed).map_err(Stop::List)?;
+    Ok(nodes.change(change, &node))
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flannel_core::lease::Json;
 use flannel_core::subnet::{SubnetManager, Want};
 use flannel_subnet_kube::{Access, KubeSubnets};
 use serde_json::json;
@@ -9,18 +10,27 @@ use testkit::etcd::Version;
 use testkit::kubernetes::{ApiServer, Fault};
 use tokio::time::Instant;
 
-use crate::common::{Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, options, silent_after, watch};
+use crate::common::{Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, options, path, silent_after, watch};
+
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
+
+/// An event `ERROR` whose object is a `Status` with the code 410.
+const GONE: &[u8] = b"\0\0\0\x39\x0a\x05ERROR\x12\x30\x0a\x2ek8s\0\
+    \x0a\x0c\x0a\x02v1\x12\x06Status\
+    \x12\x16\x12\x07Failure\x1a\x08too old!\x30\x9a\x03\
+    \x1a\0\x22\0";
+
+/// What a server answers that takes a request.
+fn sent(content: &'static str, body: &[u8]) -> Fault {
+    Fault::Answer { status: 200, retry_after: None, content, body: body.to_vec() }
+}
 
 /// docs/faults.md, K1.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_that_is_gone_is_listed_anew_however_the_server_says_so() {
     let lab = Lab::new().await;
     let (nth, store, lease) = lab.leased().await;
-    let status =
-        r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old","reason":"Expired","code":410}"#;
-    let event =
-        Fault::Answer { status: 200, retry_after: None, body: format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n") };
-    for gone in [Fault::status(410, "too old resource version"), event] {
+    for gone in [Fault::status(410, "too old resource version"), sent(PROTOBUF, GONE)] {
         let mut watcher = watch(&store).await;
         let other = lab.number();
         lab.proxy.expect(WATCH, gone.clone(), 1);
@@ -37,7 +47,7 @@ async fn a_version_that_is_gone_is_listed_anew_however_the_server_says_so() {
     lab.delete(nth).await;
 }
 
-/// docs/faults.md, K2: dropped, half a JSON line, stuck open.
+/// docs/faults.md, K2: dropped, half an event, stuck open.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_that_is_cut_or_stuck_goes_on_where_it_was() {
     let lab = Lab::new().await;
@@ -56,12 +66,9 @@ async fn a_watch_that_is_cut_or_stuck_goes_on_where_it_was() {
         Some(Fault::FreezeAfter(0)),
         Some(Fault::FreezeAfter(700)),
         Some(Fault::status(500, "")),
-        Some(Fault::Answer {
-            status: 200,
-            retry_after: None,
-            body: "{\"type\":\"MODIFIED\",\"object\":{\"meta\n".into(),
-        }),
-        Some(Fault::Answer { status: 200, retry_after: None, body: "no JSON\n".into() }),
+        Some(sent(PROTOBUF, &GONE[..40])),
+        Some(sent(PROTOBUF, b"no protobuf")),
+        Some(sent("application/json", b"{\"type\":\"MODIFIED\"}\n")),
     ]
     .into_iter()
     .enumerate()
@@ -106,7 +113,12 @@ async fn an_api_server_whose_store_was_restored_from_a_backup_is_listed_anew() {
 async fn a_server_that_asks_to_be_left_alone_is() {
     let lab = Lab::new().await;
     let (nth, store, lease) = lab.leased().await;
-    let busy = |status, seconds| Fault::Answer { status, retry_after: Some(seconds), body: String::new() };
+    let busy = |status, seconds| Fault::Answer {
+        status,
+        retry_after: Some(seconds),
+        content: "text/plain",
+        body: b"Too many requests".to_vec(),
+    };
     for status in [429, 503] {
         lab.proxy.expect("GET", busy(status, 2), 1);
         let before = lab.proxy.seen("").len();
@@ -171,6 +183,37 @@ async fn a_peer_that_changes_one_family_alone_is_a_change() {
     let bad = watcher.seen[&key(nth)].lease.as_ref().unwrap_err();
     assert_eq!(bad.subnets, lease.subnets, "its routes are not deleted on its account");
     assert!(bad.reason.contains("public-ipv6"), "{}", bad.reason);
+}
+
+/// The text of a record is what was written, whatever stands beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_the_same_in_a_list_and_in_a_watch() {
+    let lab = Lab::new().await;
+    let (_, store, _) = lab.leased().await;
+    let mut watcher = watch(&store).await;
+    let other = lab.number();
+    lab.node(other).await;
+    let noise = json!({
+        "metadata": {
+            "labels": { "example.com/label": "x" },
+            "annotations": { "example.com/noise": "\u{0}\n\"\\]} \u{1f980}", "example.com/empty": "" },
+        },
+        "spec": { "providerID": "ü", "unschedulable": true, "taints": [{ "key": "a", "effect": "NoSchedule" }] },
+    });
+    lab.server.patch(&path(other), &noise).await.unwrap();
+    let theirs = lab.store(other).await;
+    let mut wanted = attrs(other);
+    let data = Json::parse(r#"{"VNI":1,"text":"\"ü\u2028\\\n"}"#).unwrap();
+    wanted.backend_data = flannel_core::net::Dual { v4: Some(data.clone()), v6: Some(data) };
+    let lease = theirs.acquire(&id(other), Want::new(wanted)).await.unwrap();
+    watcher.until(WITHIN, "the watch", |seen| seen.holds(&lease)).await;
+    let listed = watch(&store).await;
+    assert_eq!(listed.seen[&key(other)], watcher.seen[&key(other)]);
+    assert_eq!(theirs.previous(&id(other)).await.unwrap(), [lease]);
+    let created = lab.server.get(&path(other)).await.unwrap()["metadata"]["creationTimestamp"].clone();
+    let created: jiff::Timestamp = created.as_str().unwrap().parse().unwrap();
+    assert_eq!(listed.seen[&key(other)].created, u64::try_from(created.as_second()).unwrap());
+    lab.delete(other).await;
 }
 
 /// docs/faults.md, K11 and K15.

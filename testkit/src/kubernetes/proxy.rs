@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use http::header::RETRY_AFTER;
+use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -31,8 +31,10 @@ pub enum Fault {
         status: u16,
         /// How many seconds the client is asked to wait.
         retry_after: Option<u32>,
+        /// The type of the body.
+        content: &'static str,
         /// The body.
-        body: String,
+        body: Vec<u8>,
     },
     /// The connection ends after so many bytes of the answer's body.
     CutAfter(usize),
@@ -48,7 +50,7 @@ impl Fault {
         let body = serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code,
         });
-        Self::Answer { status: code, retry_after: None, body: body.to_string() }
+        Self::Answer { status: code, retry_after: None, content: "application/json", body: body.to_string().into() }
     }
 }
 
@@ -145,20 +147,18 @@ async fn answer(request: Request<Incoming>, client: kube::Client, shared: Arc<Sh
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     locked(&shared.seen).push(Seen { line: line.clone(), body: String::from_utf8_lossy(&body).into_owned() });
     let fault = shared.fault(&line);
-    if let Some(Fault::Answer { status, retry_after, body }) = fault {
-        let mut answer = Response::builder().status(StatusCode::from_u16(status).map_err(io::Error::other)?);
+    if let Some(Fault::Answer { status, retry_after, content, body }) = fault {
+        let status = StatusCode::from_u16(status).map_err(io::Error::other)?;
+        let mut answer = Response::builder().status(status).header(CONTENT_TYPE, content);
         if let Some(seconds) = retry_after {
             answer = answer.header(RETRY_AFTER, seconds);
         }
         let body = Full::from(body).map_err(|never| match never {}).boxed_unsync();
         return answer.body(body).map_err(io::Error::other);
     }
-    // The client has a host and credentials of its own.
-    parts.headers.clear();
-    if parts.method == http::Method::PATCH {
-        let strategic = http::HeaderValue::from_static("application/strategic-merge-patch+json");
-        parts.headers.insert(http::header::CONTENT_TYPE, strategic);
-    }
+    // The client has a host, credentials and a way to compress of its own.
+    let headers = std::mem::take(&mut parts.headers);
+    parts.headers.extend(headers.into_iter().filter(|(name, _)| matches!(name, Some(ACCEPT | CONTENT_TYPE))));
     let cuts = shared.cuts.subscribe();
     let forwarded = Request::from_parts(parts, Body::from(body.to_vec()));
     let (parts, body) = client.send(forwarded).await.map_err(io::Error::other)?.into_parts();
