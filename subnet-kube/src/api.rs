@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
@@ -173,6 +173,10 @@ impl Api {
             _ => None,
         };
         let mut request = Request::builder().method(method).uri(path).header(ACCEPT, protobuf::TYPE);
+        if rule == Rule::WatchNodes {
+            // Servers from 1.37 on compress each event by itself, and kube's client reads the first alone.
+            request = request.header(ACCEPT_ENCODING, "identity");
+        }
         if let Some(kind) = kind {
             request = request.header(CONTENT_TYPE, kind);
         }
