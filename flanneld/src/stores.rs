@@ -118,7 +118,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
 pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<(KubeSubnets, String), AccessError> {
     let Connection { client, server, .. } = kube.access.connect().await?;
     let options = flannel_subnet_kube::Options::new(kube.node.clone(), ConfigSource::File(kube.config.clone()));
-    let options = options.with_prefix(kube.prefix.clone()).with_public(kube.public);
+    let options = options.with_prefix(kube.prefix.clone()).with_public(kube.public).with_server(server.clone());
     Ok((KubeSubnets::new(client, options), server))
 }
 

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flannel_core::backoff::Jitter;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -31,9 +32,12 @@ const MAX_REFUSAL: usize = 64 << 10;
 /// The way to the API server.
 pub(crate) struct Api {
     client: kube::Client,
+    /// What errors call the server.
+    server: String,
     pub(crate) timeouts: Timeouts,
     /// The server asked for no request before this.
     busy_until: Mutex<Option<Instant>>,
+    jitter: Mutex<Jitter>,
 }
 
 /// Whether an account may do something.
@@ -73,21 +77,25 @@ impl Arriving {
         timeout(limit, self.next()).await.unwrap_or_else(|_| Err(Fault::late(limit)))
     }
 
+    /// The whole body, of at most `max` bytes, within `limit`.
     async fn whole(&mut self, limit: Duration, max: usize) -> Result<Vec<u8>, Fault> {
-        let mut whole = Vec::new();
-        while let Some(bytes) = self.within(limit).await? {
-            if whole.len() + bytes.len() > max {
-                return Err(Fault::malformed(format!("an answer of more than {max} bytes")));
+        let read = async {
+            let mut whole = Vec::new();
+            while let Some(bytes) = self.next().await? {
+                if whole.len() + bytes.len() > max {
+                    return Err(Fault::malformed(format!("an answer of more than {max} bytes")));
+                }
+                whole.extend_from_slice(&bytes);
             }
-            whole.extend_from_slice(&bytes);
-        }
-        Ok(whole)
+            Ok(whole)
+        };
+        timeout(limit, read).await.unwrap_or_else(|_| Err(Fault::late(limit)))
     }
 }
 
 impl Api {
-    pub(crate) fn new(client: kube::Client, timeouts: Timeouts) -> Self {
-        Self { client, timeouts, busy_until: Mutex::default() }
+    pub(crate) fn new(client: kube::Client, timeouts: Timeouts, server: String) -> Self {
+        Self { client, server, timeouts, busy_until: Mutex::default(), jitter: Mutex::new(Jitter::random()) }
     }
 
     /// An answer that holds a Node.
@@ -149,12 +157,8 @@ impl Api {
     }
 
     async fn object(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Vec<u8>, Fault> {
-        let limit = self.timeouts.request;
-        let answer = async {
-            let mut arriving = self.open(method, path, body, rule).await?;
-            arriving.whole(limit, MAX_OBJECT).await
-        };
-        timeout(limit, answer).await.unwrap_or_else(|_| Err(Fault::late(limit)))
+        let mut arriving = self.open(method, path, body, rule).await?;
+        arriving.whole(self.timeouts.request, MAX_OBJECT).await
     }
 
     async fn open(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Arriving, Fault> {
@@ -182,8 +186,9 @@ impl Api {
         }
         let request = request.body(Body::from(body)).map_err(|error| Fault::malformed(&error))?;
         let limit = self.timeouts.request;
-        let response = timeout(limit, self.client.send(request)).await.map_err(|_| Fault::late(limit))?;
-        let response = response.map_err(|error| Fault::of(&error))?;
+        let response = timeout(limit, self.client.send(request)).await.map_err(|_| Fault::late(limit));
+        let response = response.and_then(|sent| sent.map_err(|error| Fault::of(&error)));
+        let response = response.map_err(|fault| fault.at(&self.server))?;
         if response.status().is_success() {
             let kind = response.headers().get(CONTENT_TYPE).map_or(&b"nothing"[..], |kind| kind.as_bytes());
             if !kind.starts_with(protobuf::TYPE.as_bytes()) {
@@ -194,7 +199,10 @@ impl Api {
         }
         let fault = self.refusal(response, rule).await;
         if let Kind::Busy(Some(wait)) = fault.kind {
-            *locked(&self.busy_until) = Some(Instant::now() + wait);
+            // Not all that were turned away come back at once.
+            let more = u64::try_from(wait.as_millis() / 5).unwrap_or(u64::MAX).max(1);
+            let more = Duration::from_millis(locked(&self.jitter).number() % more);
+            *locked(&self.busy_until) = Some(Instant::now() + wait + more);
         }
         Err(fault)
     }

@@ -167,7 +167,7 @@ impl Store {
             Check::new(Subject::Annotations, Verdict::Doubtful, format!("Node {name}: {found}"), remedy)
         };
         if let Err(error) = annotations.overwrite().and(annotations.public()) {
-            return Check::waits(Subject::Annotations, &self.not_an_address(name, &error));
+            return Check::waits(Subject::Annotations, &self.not_an_address(&error));
         }
         let there = Key::WRITTEN.into_iter().filter(|key| annotations.text(*key).is_some()).count();
         if there == 0 {

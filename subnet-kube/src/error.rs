@@ -110,6 +110,14 @@ impl Fault {
         Self::cut(format!("no answer within {after:?}"))
     }
 
+    /// The same with where the server was looked for.
+    pub(crate) fn at(mut self, server: &str) -> Self {
+        if !server.is_empty() {
+            self.error.problem = format!("{server}: {}", self.error.problem);
+        }
+        self
+    }
+
     pub(crate) fn malformed(problem: impl std::fmt::Display) -> Self {
         Self::new(
             Kind::Cut,

@@ -12,7 +12,7 @@ pub fn node(bytes: &[u8]) {
     let keys = Keys::new(AnnotationPrefix::default());
     let Ok(node) = Node::parse(bytes, &keys) else { return };
     let mut listed = Nodes::default();
-    listed.begin_list();
+    listed.begin_list(None);
     listed.list(&node);
     let records = shown(Some(listed.end_list().0));
     let mut watched = Nodes::default();

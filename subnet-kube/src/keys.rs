@@ -85,9 +85,13 @@ impl Key {
         Self::NodePublicIpv6,
     ];
 
-    /// Those that nodes write about themselves. The others are an operator's.
+    /// Those that nodes write about themselves.
     pub(crate) const WRITTEN: [Self; 6] =
         [Self::Managed, Self::BackendType, Self::BackendData, Self::BackendV6Data, Self::PublicIp, Self::PublicIpv6];
+
+    /// Those that an operator writes for a node.
+    pub(crate) const SET_BY_OPERATORS: [Self; 4] =
+        [Self::PublicIpOverwrite, Self::PublicIpv6Overwrite, Self::NodePublicIp, Self::NodePublicIpv6];
 
     fn suffix(self) -> &'static str {
         match self {

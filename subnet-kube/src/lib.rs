@@ -53,9 +53,10 @@ mod protobuf;
 mod store;
 mod watch;
 
+use std::collections::hash_map::RandomState;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -178,6 +179,8 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// Addresses to publish where the Node has no annotation `node-public-ip` or `node-public-ipv6`. Default: none.
     pub public: Dual<IpAddr>,
+    /// What the API server is called in errors: its URL ([`Connection::server`]). Default: nothing.
+    pub server: String,
 }
 
 impl Options {
@@ -189,6 +192,7 @@ impl Options {
             prefix: AnnotationPrefix::default(),
             timeouts: Timeouts::default(),
             public: Dual::default(),
+            server: String::new(),
         }
     }
 
@@ -202,6 +206,12 @@ impl Options {
     #[must_use]
     pub fn with_public(self, public: Dual<IpAddr>) -> Self {
         Self { public, ..self }
+    }
+
+    /// The same with this URL in errors.
+    #[must_use]
+    pub fn with_server(self, server: String) -> Self {
+        Self { server, ..self }
     }
 
     /// The same with these time-outs.
@@ -220,18 +230,21 @@ pub struct KubeSubnets {
 }
 
 impl KubeSubnets {
-    /// A store over a client that is ready. The client needs no time-outs and no retries of its own. One that asks for
-    /// compressed answers, as [`Access::client`] makes it, reads a tenth of the bytes of a list.
+    /// A store over a client that is ready. The client needs no time-outs of its own, and should not repeat requests
+    /// (`kube::Config::default_retry`): that is done here. One that asks for compressed answers reads a tenth of the bytes of a
+    /// list. [`Access::connect`] makes it so.
     pub fn new(client: kube::Client, options: Options) -> Self {
-        let Options { node, config, prefix, timeouts, public } = options;
+        let Options { node, config, prefix, timeouts, public, server } = options;
         let store = Store {
-            api: Api::new(client, timeouts),
+            api: Api::new(client, timeouts, server),
             keys: Keys::new(prefix),
             published: Arc::default(),
             node,
             name: OnceCell::new(),
             config,
             public,
+            sight: Mutex::default(),
+            hasher: RandomState::new(),
         };
         Self { store: Arc::new(store) }
     }
@@ -286,7 +299,7 @@ impl SubnetManager for KubeSubnets {
     }
 
     async fn changed(&self) {
-        std::future::pending().await
+        self.store.changed().await;
     }
 
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {

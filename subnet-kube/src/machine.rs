@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flannel_core::backoff::Backoff;
+use flannel_core::backoff::{Backoff, Jitter};
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(backoff: Backoff) -> Self {
+    pub(crate) fn new(jitter: Jitter) -> Self {
+        let backoff = Backoff::up_to(LONGEST, jitter);
         Self { step: Step::Probe, version: None, mark: None, is_fresh: false, is_troubled: false, backoff }
     }
 
@@ -169,6 +170,9 @@ impl Machine {
     }
 }
 
+/// The longest wait between two tries. With a server that is away they are at most 15 in a minute, and one that is back is
+/// noticed within 7 s.
+const LONGEST: Duration = Duration::from_millis(5500);
 /// A watch that was open for this long begins the waits between tries anew.
 const LASTING: Duration = Duration::from_secs(60);
 /// A watch that ends in order before this is not opened again at once.
@@ -177,7 +181,6 @@ const SHORT: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flannel_core::backoff::Jitter;
 
     const ASKED: Duration = Duration::from_secs(600);
 
@@ -195,7 +198,7 @@ mod tests {
 
     /// A watch of a list whose youngest change is of version 5.
     fn watching(version: &str) -> Machine {
-        let mut machine = Machine::new(Backoff::new(Jitter::seeded(1)));
+        let mut machine = Machine::new(Jitter::seeded(1));
         assert_eq!(machine.step(), Step::Probe);
         machine.probed(version.to_owned());
         assert_eq!(machine.step(), list(version));
@@ -204,6 +207,23 @@ mod tests {
         assert!(!machine.opened());
         assert_eq!(machine.step(), Step::Read);
         machine
+    }
+
+    /// docs/faults.md, K3: each step is one request.
+    #[test]
+    fn a_server_that_is_away_is_asked_at_most_fifteen_times_a_minute_and_at_least_every_seven_seconds() {
+        for (seed, is_held) in (0..500).map(|seed| (seed, seed % 2 == 0)) {
+            let mut machine = if is_held { watching("10") } else { Machine::new(Jitter::seeded(seed)) };
+            machine.backoff = Backoff::up_to(LONGEST, Jitter::seeded(seed));
+            let (mut passed, mut tries) = (Duration::ZERO, 0);
+            while passed < Duration::from_secs(60) {
+                tries += 1;
+                let wait = machine.failed(None);
+                assert!(wait <= Duration::from_secs(7), "{wait:?}");
+                passed += wait;
+            }
+            assert!(tries <= 15, "seed {seed}: {tries}");
+        }
     }
 
     #[test]

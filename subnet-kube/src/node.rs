@@ -8,7 +8,7 @@ use flannel_core::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey, Record}
 use flannel_core::net::{Dual, Prefix};
 
 use crate::annotations::{Annotations, Published, attrs};
-use crate::keys::Keys;
+use crate::keys::{Key, Keys};
 use crate::protobuf::{Malformed, fields, find, number, text};
 
 /// What is read of a Node object. Borrows from its bytes: a heartbeat is recognised before any text is copied.
@@ -90,6 +90,12 @@ impl<'a> Node<'a> {
         hasher.hash_one((&self.uid, self.pod_cidr, &self.pod_cidrs, &self.annotations))
     }
 
+    /// Says the same of two versions of the own Node that do not differ in what others set there for this node.
+    pub(crate) fn settings_fingerprint(&self, hasher: &impl BuildHasher) -> u64 {
+        let set = Key::SET_BY_OPERATORS.map(|key| self.annotations.text(key));
+        hasher.hash_one((&self.uid, self.pod_cidr, &self.pod_cidrs, set))
+    }
+
     /// The first pod CIDR of each family.
     pub(crate) fn subnets(&self) -> Result<Dual<Prefix>, CidrError> {
         let one = [self.pod_cidr];
@@ -148,7 +154,7 @@ impl<'a> Node<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::{AnnotationPrefix, Key};
+    use crate::keys::AnnotationPrefix;
     use crate::protobuf::testing;
     use crate::protobuf::testing::member;
     use proptest::prelude::*;

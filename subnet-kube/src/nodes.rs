@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flannel_core::lease::{LeaseEvent, LeaseKey, OldestRecords};
+use flannel_core::net::Dual;
+use flannel_core::subnet::NodeIdentity;
 
-use crate::annotations::Published;
+use crate::annotations::{AddrError, Published};
 use crate::machine::{Mark, is_before};
 use crate::node::Node;
 
@@ -27,6 +30,16 @@ pub(crate) struct Nodes {
     records: OldestRecords,
     /// The last change in it.
     mark: Option<Mark>,
+    own: Own,
+}
+
+/// The own Node, as far as others set something there for this node.
+#[derive(Default)]
+struct Own {
+    name: Option<NodeIdentity>,
+    print: Option<u64>,
+    /// The addresses to publish, where something has changed and is not reported yet.
+    news: Option<Result<Dual<IpAddr>, AddrError>>,
 }
 
 impl Nodes {
@@ -35,7 +48,8 @@ impl Nodes {
     }
 
     /// A list begins: what was known is as good as unknown.
-    pub(crate) fn begin_list(&mut self) {
+    pub(crate) fn begin_list(&mut self, own: Option<&NodeIdentity>) {
+        self.own = Own { name: own.cloned(), ..Own::default() };
         self.prints.clear();
         (self.records, self.mark) = (OldestRecords::default(), None);
     }
@@ -48,6 +62,7 @@ impl Nodes {
             Some(last) if is_before(&last.version, &node.resource_version) => *last = mark(),
             Some(_) => {}
         }
+        self.look_at_own(node);
         if !node.annotations.is_managed() {
             return;
         }
@@ -63,6 +78,9 @@ impl Nodes {
 
     /// A Node changed. Returns what of it is news.
     pub(crate) fn change(&mut self, change: Change, node: &Node<'_>) -> Option<LeaseEvent> {
+        if change == Change::Put {
+            self.look_at_own(node);
+        }
         let name = &*node.name;
         if change == Change::Deleted || !node.annotations.is_managed() {
             let was_known = self.prints.remove(name).is_some();
@@ -73,6 +91,22 @@ impl Nodes {
             return None;
         }
         Some(LeaseEvent::Upsert(node.record(&locked(&self.published))))
+    }
+
+    /// Takes the addresses that this node is to publish, where something that others set for it has changed since.
+    pub(crate) fn take_own_news(&mut self) -> Option<Result<Dual<IpAddr>, AddrError>> {
+        self.own.news.take()
+    }
+
+    fn look_at_own(&mut self, node: &Node<'_>) {
+        if self.own.name.as_ref().is_none_or(|name| name.as_str() != node.name) {
+            return;
+        }
+        let print = Some(node.settings_fingerprint(&self.hasher));
+        if self.own.print != print {
+            self.own.print = print;
+            self.own.news = Some(node.annotations.public());
+        }
     }
 
     /// Keeps the fingerprint of a Node. Returns whether it is another than before.
@@ -174,7 +208,7 @@ mod tests {
     }
 
     fn list(nodes: &mut Nodes, state: &BTreeMap<u8, Model>) -> LeaseEvent {
-        nodes.begin_list();
+        nodes.begin_list(None);
         for (name, model) in state {
             nodes.list(&parse(&model.message(*name)));
         }

@@ -1,6 +1,7 @@
 //! What the calls of a [`SubnetManager`](flannel_core::subnet::SubnetManager) do to the own Node.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -15,12 +16,12 @@ use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
 use crate::annotations::{AddrError, Annotations, Published, written};
-use crate::api::Api;
+use crate::api::{Api, plain};
 use crate::error::{Fault, Kind};
 use crate::keys::{Key, Keys};
 use crate::node::Node;
 use crate::nodes::locked;
-use crate::protobuf::object;
+use crate::protobuf::{Events, object};
 use crate::{ConfigSource, NodeName};
 
 pub(crate) struct Store {
@@ -33,6 +34,16 @@ pub(crate) struct Store {
     pub(crate) config: ConfigSource,
     /// Addresses to publish where the Node has no annotation for them.
     pub(crate) public: Dual<IpAddr>,
+    pub(crate) sight: Mutex<Sight>,
+    pub(crate) hasher: RandomState,
+}
+
+/// The own Node as it was last read.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sight {
+    /// Empty where there is none.
+    version: String,
+    print: Option<u64>,
 }
 
 impl Store {
@@ -40,6 +51,14 @@ impl Store {
         match &self.config {
             ConfigSource::Fixed(config) => Ok(config.clone()),
             ConfigSource::File(path) => read_config(path),
+        }
+    }
+
+    /// The node's name, if it is known without asking.
+    pub(crate) fn known_name(&self) -> Option<&NodeIdentity> {
+        match &self.node {
+            NodeName::Named(name) => Some(name),
+            NodeName::OfPod { .. } => self.name.get(),
         }
     }
 
@@ -73,11 +92,49 @@ impl Store {
     pub(crate) async fn this_node(&self) -> Result<ThisNode, SubnetError> {
         let name = self.name().await?.clone();
         let answer = self.own_node(name.as_str(), "reading the own node").await?;
-        let node = self.parse(&answer, "reading the own node")?;
+        let node = self.parse_own(&answer, "reading the own node")?;
         let public = node.annotations.public();
-        let public = public.map_err(|error| self.not_an_address(name.as_str(), &error))?;
-        let public = Dual { v4: public.v4.or(self.public.v4), v6: public.v6.or(self.public.v6) };
-        Ok(ThisNode::named(name).publishing(public))
+        let public = public.map_err(|error| self.not_an_address(&error))?;
+        Ok(ThisNode::named(name).publishing(self.with_given(public)))
+    }
+
+    /// These addresses, and those that the program was given where there are none.
+    pub(crate) fn with_given(&self, public: Dual<IpAddr>) -> Dual<IpAddr> {
+        Dual { v4: public.v4.or(self.public.v4), v6: public.v6.or(self.public.v6) }
+    }
+
+    /// Waits until the own Node is another than a call last found. Never returns where that cannot be told.
+    pub(crate) async fn changed(&self) {
+        if self.until_changed().await.is_err() {
+            // The next call tells what is wrong.
+            std::future::pending().await
+        }
+    }
+
+    async fn until_changed(&self) -> Result<(), Fault> {
+        let Some(name) = self.known_name() else { return Err(Fault::cut("the node's name is not known")) };
+        let Sight { version, print } = locked(&self.sight).clone();
+        // Without a version the watch begins with what is there.
+        let (name, version) = (plain(name.as_str()), plain(&version));
+        let query = format!("fieldSelector=metadata.name%3D{name}&resourceVersion={version}");
+        let mut arriving = self.api.watch_nodes(&query).await?;
+        let mut events = Events::default();
+        while let Some(bytes) = arriving.next().await? {
+            events.feed(&bytes);
+            while let Some(event) = events.next()? {
+                match &*event.kind {
+                    "ADDED" | "MODIFIED" => {
+                        let node = Node::parse(event.object, &self.keys)?;
+                        if Some(node.settings_fingerprint(&self.hasher)) != print {
+                            return Ok(());
+                        }
+                    }
+                    "DELETED" => return Ok(()),
+                    _ => return Err(Fault::cut("the version asked for is gone")),
+                }
+            }
+        }
+        Err(Fault::cut("the watch of the own node ended"))
     }
 
     pub(crate) async fn previous(&self, name: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
@@ -101,9 +158,9 @@ impl Store {
         const DOING: &str = "taking a lease";
         let config = self.config()?;
         let answer = self.own_node(name.as_str(), DOING).await?;
-        let node = self.parse(&answer, DOING)?;
+        let node = self.parse_own(&answer, DOING)?;
         let subnets = assigned(name.as_str(), &node, &config)?;
-        let overwrite = self.overwrite(name.as_str(), &node)?;
+        let overwrite = self.overwrite(&node)?;
         self.publish(name.as_str(), &node, &want.attrs, &overwrite).await.map_err(|fault| match fault.kind {
             Kind::Missing => no_node(name.as_str()),
             _ => fault.into_subnet_error(DOING),
@@ -129,7 +186,7 @@ impl Store {
         if assigned(name, &node, &config).ok() != Some(lease.subnets) {
             return Err(SubnetError::Lost(format!("Node {name} has other podCIDRs")));
         }
-        let overwrite = self.overwrite(name, &node)?;
+        let overwrite = self.overwrite(&node)?;
         self.publish(name, &node, &lease.attrs, &overwrite).await.map_err(|fault| match fault.kind {
             Kind::Missing | Kind::Conflict => SubnetError::Lost(format!("Node {name} was deleted meanwhile")),
             _ => fault.into_subnet_error(DOING),
@@ -182,8 +239,8 @@ impl Store {
     }
 
     /// What an operator wants to be published in place of the public IPs.
-    fn overwrite(&self, name: &str, node: &Node<'_>) -> Result<Dual<IpAddr>, SubnetError> {
-        node.annotations.overwrite().map_err(|error| self.not_an_address(name, &error))
+    fn overwrite(&self, node: &Node<'_>) -> Result<Dual<IpAddr>, SubnetError> {
+        node.annotations.overwrite().map_err(|error| self.not_an_address(&error))
     }
 
     /// Writes what of the annotations differs. Nothing is written where nothing does.
@@ -211,9 +268,20 @@ impl Store {
 
     async fn own_node(&self, name: &str, doing: &'static str) -> Result<Vec<u8>, SubnetError> {
         match self.api.node(name).await {
-            Err(fault) if fault.kind == Kind::Missing => Err(no_node(name)),
+            Err(fault) if fault.kind == Kind::Missing => {
+                *locked(&self.sight) = Sight::default();
+                Err(no_node(name))
+            }
             result => result.map_err(|fault| fault.into_subnet_error(doing)),
         }
+    }
+
+    /// Reads the own Node that an answer holds, and notes it for [`changed`](Self::changed).
+    fn parse_own<'a>(&self, answer: &'a [u8], doing: &'static str) -> Result<Node<'a>, SubnetError> {
+        let node = self.parse(answer, doing)?;
+        let print = Some(node.settings_fingerprint(&self.hasher));
+        *locked(&self.sight) = Sight { version: node.resource_version.to_string(), print };
+        Ok(node)
     }
 
     /// Reads the Node that an answer holds.
@@ -222,8 +290,9 @@ impl Store {
         node.map_err(|error| Fault::from(error).into_subnet_error(doing))
     }
 
-    pub(crate) fn not_an_address(&self, name: &str, error: &AddrError) -> SubnetError {
+    pub(crate) fn not_an_address(&self, error: &AddrError) -> SubnetError {
         let AddrError { key, found, family } = error;
+        let name = self.known_name().map_or("", NodeIdentity::as_str);
         SubnetError::Unconfigured {
             at: format!("Node {name}, annotation {}", self.keys.name(*key)),
             reason: format!("{found:?} is not an {family} address; mend or remove it"),

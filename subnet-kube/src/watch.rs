@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::backoff::{Backoff, Jitter};
+use flannel_core::backoff::Jitter;
 use flannel_core::lease::LeaseEvent;
 use flannel_core::subnet::SubnetError;
 use futures_util::StreamExt;
@@ -28,7 +28,7 @@ pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, 
     let nodes = Nodes::new(Arc::clone(&store.published));
     let watch = Watch {
         store,
-        machine: Machine::new(Backoff::default()),
+        machine: Machine::new(Jitter::random()),
         nodes,
         source: None,
         pause: None,
@@ -46,7 +46,7 @@ struct Watch {
     /// How long to wait before the next step.
     pause: Option<Duration>,
     /// Events that are not reported yet.
-    ready: VecDeque<LeaseEvent>,
+    ready: VecDeque<Result<LeaseEvent, SubnetError>>,
     jitter: Jitter,
 }
 
@@ -76,7 +76,7 @@ impl Watch {
     async fn next(&mut self) -> Result<LeaseEvent, SubnetError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                return Ok(event);
+                return event;
             }
             if let Some(pause) = self.pause {
                 tokio::time::sleep(pause).await;
@@ -98,13 +98,14 @@ impl Watch {
                 self.machine.probed(version);
             }
             Step::List(from) => {
-                self.nodes.begin_list();
+                self.nodes.begin_list(self.store.known_name());
                 // Without a limit: a list with one is not answered out of the cache.
                 let query = format!("resourceVersion={}&resourceVersionMatch=NotOlderThan", plain(&from));
                 let version = self.list(&query, Nodes::list).await?;
                 let (event, mark) = self.nodes.end_list();
                 self.machine.listed(version, mark);
-                self.ready.push_back(event);
+                self.ready.push_back(Ok(event));
+                self.report_own();
             }
             Step::Check(mark) => {
                 self.source = None;
@@ -115,7 +116,7 @@ impl Watch {
                 Ok(source) => {
                     self.source = Some(source);
                     if self.machine.opened() {
-                        self.ready.push_back(LeaseEvent::Resumed);
+                        self.ready.push_back(Ok(LeaseEvent::Resumed));
                     }
                 }
                 Err(fault) if fault.kind == Kind::Gone => self.pause = self.machine.gone(),
@@ -149,8 +150,8 @@ impl Watch {
         let found = self.list(&query, |_, node| has_it |= node.resource_version == mark.version).await;
         match found {
             Ok(_) => Ok(has_it),
-            // It is too long ago, or the server is not there yet.
-            Err(fault) if matches!(fault.kind, Kind::Gone | Kind::Refused) => Ok(false),
+            // It is too long ago, or the server is not there yet: "Too large resource version".
+            Err(fault) if fault.kind == Kind::Gone || fault.error.problem.contains("resource version") => Ok(false),
             Err(fault) => Err(fault),
         }
     }
@@ -179,7 +180,7 @@ impl Watch {
         source.events.feed(&bytes);
         while let Some(event) = source.events.next()? {
             match take(&event, &self.store.keys, &mut self.machine, &mut self.nodes) {
-                Ok(news) => self.ready.extend(news),
+                Ok(news) => self.ready.extend(news.map(Ok)),
                 Err(Stop::Fault(fault)) => return Err(fault),
                 Err(Stop::List(pause)) => {
                     self.source = None;
@@ -188,7 +189,18 @@ impl Watch {
                 }
             }
         }
+        self.report_own();
         Ok(())
+    }
+
+    /// Reports what others set for this node, where that has changed.
+    fn report_own(&mut self) {
+        match self.nodes.take_own_news() {
+            None => {}
+            Some(Ok(public)) => self.ready.push_back(Ok(LeaseEvent::ThisNode(self.store.with_given(public)))),
+            // What was there before stays in force, and the watch goes on.
+            Some(Err(error)) => self.ready.extend([Err(self.store.not_an_address(&error)), Ok(LeaseEvent::Resumed)]),
+        }
     }
 }
 

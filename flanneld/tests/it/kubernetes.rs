@@ -114,6 +114,15 @@ fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
     assert_eq!(cluster.annotation(1, "backend-data"), written);
     two.until("told of its peer again", || cluster.has_route(2, 1));
 
+    // What an operator sets is followed.
+    let own = cluster.annotation(1, "public-ip");
+    for suffix in ["public-ip-overwrite", "node-public-ip"] {
+        cluster.annotate(1, suffix, json!("203.0.113.9"));
+        one.until("published what is set", || cluster.annotation(1, "public-ip").as_deref() == Some("203.0.113.9"));
+        cluster.annotate(1, suffix, json!(null));
+        one.until("published its own again", || cluster.annotation(1, "public-ip") == own);
+    }
+
     // Made again by its kubelet, with the same podCIDR.
     cluster.kubernetes.delete(&cluster.site, 1);
     cluster.register(1);

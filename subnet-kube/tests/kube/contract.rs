@@ -1,5 +1,6 @@
 //! The store contract, on a real API server over both etcds that it supports.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +78,16 @@ impl Harness for Backing {
         let _ = self.server.delete(&format!("/api/v1/nodes/{node}")).await;
         let cidrs: Vec<_> = subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
         self.server.create_node(node.as_str(), &cidrs).await.unwrap();
+    }
+
+    async fn set_public(&self, node: &NodeIdentity, public: Dual<IpAddr>) -> bool {
+        let text = |addr: Option<IpAddr>| json!(addr.map(|addr| addr.to_string()));
+        let annotations = json!({
+            "flannel.alpha.coreos.com/node-public-ip": text(public.v4),
+            "flannel.alpha.coreos.com/node-public-ipv6": text(public.v6),
+        });
+        self.server.annotate(node.as_str(), annotations).await.unwrap();
+        true
     }
 
     /// Nodes have the second of their creation.

@@ -217,6 +217,16 @@ async fn what_an_operator_overwrites_is_published_and_leaves_the_own_lease_as_it
     store.renew(&lease).await.unwrap();
     own.until(WITHIN, "the record is as written", |seen| seen.holds(&lease)).await;
 
+    // What changes is reported, and written with the next renewal.
+    for overwrite in [json!("203.0.113.9"), json!(null)] {
+        own.public = None;
+        lab.annotate(nth, json!({ "public-ip-overwrite": overwrite })).await;
+        own.until(WITHIN, "told of it", |seen| seen.public.is_some()).await;
+        store.renew(&lease).await.unwrap();
+        let written = lab.annotations(nth).await["public-ip"].clone();
+        assert_eq!(written, if overwrite.is_null() { json!(attrs(nth).public_ip.v4) } else { overwrite });
+    }
+
     lab.annotate(nth, json!({ "public-ip-overwrite": "203.0.113" })).await;
     let said = waits(store.renew(&lease).await);
     assert!(said.contains("public-ip-overwrite") && said.contains("203.0.113"), "{said}");
@@ -242,6 +252,14 @@ async fn the_addresses_that_an_operator_sets_are_the_nodes() {
     lab.annotate(nth, json!({ "node-public-ip": "2001:db8::1" })).await;
     let said = waits(store.this_node().await);
     assert!(said.contains("flannel.alpha.coreos.com/node-public-ip") && said.contains("IPv4"), "{said}");
+    // A running agent is told as well, and the watch goes on.
+    let mut watcher = watch(&store).await;
+    watcher.until(WITHIN, "the error", |seen| !seen.errors.is_empty()).await;
+    assert!(watcher.errors[0].contains("node-public-ip") && watcher.public.is_none(), "{:?}", watcher.errors);
+    lab.annotate(nth, json!({ "node-public-ip": "203.0.113.9" })).await;
+    let public = Dual { v4: "203.0.113.9".parse().ok(), v6: public.v6 };
+    watcher.until(WITHIN, "the address", |seen| seen.public == Some(public)).await;
+    assert_eq!((watcher.resets, watcher.errors.len()), (1, 1));
 }
 
 /// docs/faults.md, K14: what fails is for the caller to repeat.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use flannel_core::lease::Json;
-use flannel_core::subnet::{SubnetManager, Want};
-use flannel_subnet_kube::{Access, KubeSubnets};
+use flannel_core::subnet::{SubnetError, SubnetManager, Want};
+use flannel_subnet_kube::{Access, KubeSubnets, Timeouts};
 use serde_json::json;
 use testkit::etcd::Version;
 use testkit::kubernetes::{ApiServer, Fault};
@@ -128,10 +128,18 @@ async fn a_server_that_asks_to_be_left_alone_is() {
         assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
         assert_eq!(lab.proxy.seen("").len() - before, 2, "one request a try");
     }
-    // A watch that is refused goes on where it was.
+    // Longer than an answer may take.
+    let hasty = lab.store_with(nth, Timeouts::default().with_request(Duration::from_secs(1))).await;
+    lab.proxy.expect("GET", busy(429, 2), 1);
+    hasty.renew(&lease).await.unwrap_err();
+    hasty.renew(&lease).await.unwrap();
+    // A watch that is refused goes on where it was, and one whose history cannot be asked for as well.
     lab.proxy.expect(WATCH, Fault::status(502, "bad gateway"), 2);
+    for code in [500, 502, 504] {
+        lab.proxy.expect("resourceVersionMatch=Exact", Fault::status(code, "bad gateway"), 1);
+    }
     let mut watcher = watch(&store).await;
-    watcher.until(WITHIN, "two errors", |seen| seen.errors.len() >= 2).await;
+    watcher.until(WITHIN, "each of them", |seen| seen.errors.len() >= 5).await;
     lab.annotate(nth, json!({ "public-ip": "203.0.113.77" })).await;
     watcher.until(WITHIN, "a change", |seen| !seen.holds(&lease)).await;
     assert_eq!(watcher.resets, 1);
@@ -251,20 +259,34 @@ async fn heartbeats_are_no_events_and_a_node_that_flaps_costs_the_others_nothing
 async fn a_right_that_is_missing_is_denied_with_the_rule_that_gives_it() {
     let lab = Lab::new().await;
     let (_, store, lease) = lab.leased().await;
-    let denied = || Fault::status(403, "nodes is forbidden: User cannot do it");
-    lab.proxy.expect("GET", denied(), 1);
+    let denied = |verb: &str| {
+        let said = format!(
+            r#"nodes "a" is forbidden: User "b" cannot {verb} resource "nodes" in API group "" at the cluster scope"#
+        );
+        Fault::status(403, &said)
+    };
+    lab.proxy.expect("GET", denied("get"), 1);
     let said = flannel_core::text::chain(&store.renew(&lease).await.unwrap_err());
     assert!(said.contains(r#"{apiGroups: [""], resources: [nodes], verbs: [get]}"#), "{said}");
-    lab.proxy.expect("PATCH", denied(), 1);
+    lab.proxy.expect("PATCH", denied("patch"), 1);
     let changed = flannel_core::lease::Lease { attrs: attrs(lab.number()), ..lease.clone() };
     let said = flannel_core::text::chain(&store.renew(&changed).await.unwrap_err());
     assert!(said.contains(r#"{apiGroups: [""], resources: [nodes/status], verbs: [patch]}"#), "{said}");
-    lab.proxy.expect("limit=1", denied(), 1);
-    lab.proxy.expect(WATCH, denied(), 1);
+    lab.proxy.expect("limit=1", denied("list"), 1);
+    lab.proxy.expect(WATCH, denied("watch"), 1);
     let mut watcher = watch(&store).await;
     watcher.until(WITHIN, "both denials", |seen| seen.errors.len() >= 2).await;
     for (error, verb) in watcher.errors.iter().zip(["list", "watch"]) {
         assert!(error.contains(&format!("resources: [nodes], verbs: [{verb}]")), "{error}");
+    }
+    // What an admission policy refuses is no missing right, and no other Node.
+    for code in [403, 422] {
+        lab.proxy.expect("PATCH", Fault::status(code, "ValidatingAdmissionPolicy 'p' denied request: no"), 2);
+        let error = store.renew(&changed).await.unwrap_err();
+        assert!(matches!(error, SubnetError::Denied { .. }), "{error:?}");
+        assert!(flannel_core::text::chain(&error).contains("admission policy"), "{error:?}");
+        let error = store.release(lease.clone()).await.unwrap_err();
+        assert!(matches!(error, SubnetError::Denied { .. }), "{error:?}");
     }
     lab.proxy.expect("GET", Fault::status(401, "Unauthorized"), 1);
     let said = flannel_core::text::chain(&store.renew(&lease).await.unwrap_err());

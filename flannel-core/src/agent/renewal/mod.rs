@@ -47,6 +47,8 @@ pub(crate) struct Renewal {
     rewrite: bool,
     /// What the call under way is to publish.
     asked: Option<LeaseAttrs>,
+    /// Whether the store has had something new since the call under way began.
+    repeat: bool,
     /// How the store last showed the own record while a call was under way: its answer may be older than that.
     shown: Option<Option<Arc<Lease>>>,
     /// Whether the store has yet to show our last write: what it shows before that may be older.
@@ -93,6 +95,7 @@ impl Renewal {
             known_by,
             lost: false,
             rewrite: false,
+            repeat: false,
             asked: None,
             shown: None,
             unseen: false,
@@ -193,12 +196,17 @@ impl Renewal {
         }
     }
 
-    /// The store has something new for this node, maybe what it lacked for a lease: the next call is now.
+    /// The store has something new for this node: what it lacked for a lease, or what it publishes otherwise. The next call
+    /// is now, or follows the one under way.
     pub(crate) fn store_changed(&mut self, now: BootTime) {
         self.backoff.reset();
-        if (self.lost || self.rewrite) && self.asked.is_none() {
+        self.repeat = self.asked.is_some();
+        if self.lost || self.rewrite {
+            // That it failed before says nothing of now.
             self.not_before = now;
-            self.due = self.allowed(now);
+        }
+        if !self.repeat {
+            self.due = self.allowed(self.not_before.max(now));
         }
     }
 
@@ -309,6 +317,9 @@ impl Renewal {
         self.schedule(now);
         if doubtful || ignored {
             self.ask(now);
+        }
+        if std::mem::take(&mut self.repeat) {
+            self.due = self.allowed(now);
         }
         if replaced { Outcome::Replaced } else { Outcome::Renewed }
     }
