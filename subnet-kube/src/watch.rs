@@ -9,6 +9,8 @@ use flannel_core::lease::LeaseEvent;
 use flannel_core::subnet::SubnetError;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::api::{Arriving, failure, plain};
@@ -24,7 +26,7 @@ use crate::store::Store;
 const WATCH: u64 = 600;
 
 /// All records, then what changes.
-pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Item> {
     let nodes = Nodes::new(Arc::clone(&store.published));
     let watch = Watch {
         store,
@@ -35,8 +37,24 @@ pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, 
         ready: VecDeque::new(),
         jitter: Jitter::random(),
     };
-    stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed()
+    let (sender, mut items) = mpsc::channel(AHEAD);
+    let mut run = Some(watch.run(sender));
+    // It ends with the stream.
+    let mut task = JoinSet::new();
+    stream::poll_fn(move |context| {
+        // Not before: a watch may be made outside of a runtime.
+        if let Some(run) = run.take() {
+            task.spawn(run);
+        }
+        items.poll_recv(context)
+    })
+    .boxed()
 }
+
+type Item = Result<LeaseEvent, SubnetError>;
+
+/// Items that are read before they are asked for.
+const AHEAD: usize = 16;
 
 struct Watch {
     store: Arc<Store>,
@@ -73,7 +91,14 @@ impl From<Malformed> for Stop {
 }
 
 impl Watch {
-    async fn next(&mut self) -> Result<LeaseEvent, SubnetError> {
+    /// Reads on a task of its own: the many heartbeats wake this small one, and not whoever waits for news.
+    async fn run(mut self, sender: mpsc::Sender<Item>) {
+        while let Ok(place) = sender.reserve().await {
+            place.send(self.next().await);
+        }
+    }
+
+    async fn next(&mut self) -> Item {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return event;

@@ -224,6 +224,21 @@ async fn a_node_is_the_same_in_a_list_and_in_a_watch() {
     lab.delete(other).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_nobody_reads_waits_and_loses_nothing() {
+    let lab = Lab::new().await;
+    let (nth, store, _) = lab.leased().await;
+    let mut watcher = watch(&store).await;
+    let ip = |n: u8| std::net::IpAddr::from([203, 0, 113, n]);
+    for n in 1..=50 {
+        lab.annotate(nth, json!({ "public-ip": ip(n) })).await;
+    }
+    for n in 1..=50 {
+        let has = |lease: &flannel_core::lease::Lease| lease.attrs.public_ip.v4 == Some(ip(n));
+        watcher.until(WITHIN, "each change in turn", |seen| seen.good(&key(nth)).is_some_and(has)).await;
+    }
+}
+
 /// docs/faults.md, K11 and K15.
 #[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_are_no_events_and_a_node_that_flaps_costs_the_others_nothing() {
