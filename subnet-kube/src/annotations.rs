@@ -74,6 +74,9 @@ pub(crate) struct AddrError {
 /// Reads what a node published. What is not there is as flannel has it: no data, no type.
 pub(crate) fn attrs(annotations: &Annotations<'_>) -> Result<LeaseAttrs, String> {
     let kind = annotations.text(Key::BackendType).unwrap_or_default();
+    if kind.len() > LeaseAttrs::MAX_BYTES {
+        return Err(too_large(Key::BackendType, &kind));
+    }
     let mut attrs = LeaseAttrs { backend_type: LeaseAttrs::backend_name(&kind), ..LeaseAttrs::default() };
     for family in Family::BOTH {
         let key = Key::public_ip(family);
@@ -85,7 +88,7 @@ pub(crate) fn attrs(annotations: &Annotations<'_>) -> Result<LeaseAttrs, String>
         let key = Key::backend_data(family);
         let Some(text) = annotations.text(key).filter(|text| !text.is_empty()) else { continue };
         if text.len() > LeaseAttrs::MAX_BYTES {
-            return Err(format!("annotation {key} of {} bytes is larger than {}", text.len(), LeaseAttrs::MAX_BYTES));
+            return Err(too_large(key, &text));
         }
         let data = Json::parse(&text).map_err(|error| format!("annotation {key} is {error}"))?;
         *attrs.backend_data.slot(family) = Some(data).filter(|data| !data.is_null());
@@ -94,6 +97,10 @@ pub(crate) fn attrs(annotations: &Annotations<'_>) -> Result<LeaseAttrs, String>
         return Err("it has no public IP".to_owned());
     }
     Ok(attrs)
+}
+
+fn too_large(key: Key, text: &str) -> String {
+    format!("annotation {key} of {} bytes is larger than {}", text.len(), LeaseAttrs::MAX_BYTES)
 }
 
 fn parse_addr(text: &str, family: Family) -> Option<IpAddr> {

@@ -1,15 +1,20 @@
 //! A client of the API server, as flannel's flags describe it.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
 use crate::api::first_line;
 use crate::error::in_words;
 
 /// How to reach the API server.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Access {
     /// A kubeconfig file. Default: none.
@@ -41,6 +46,8 @@ pub struct Connection {
     pub server: String,
 }
 
+/// The longest time that a client may take to come about: the credential plug-in of a kubeconfig runs meanwhile.
+const PREPARE: Duration = Duration::from_secs(30);
 /// The longest time that a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -71,7 +78,8 @@ impl Access {
     /// [`AccessError`] names the file or URL. Final until that is mended.
     ///
     /// # Cancel safety
-    /// Reads files, and runs the credential plug-in that a kubeconfig may name, for as long as that takes.
+    /// Reads files, and runs the credential plug-in that a kubeconfig may name, for 30 s at most. One that is not done when this
+    /// is dropped goes on by itself.
     pub async fn connect(&self) -> Result<Connection, AccessError> {
         // A process has one provider, and another part of it may have chosen one.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
@@ -85,13 +93,14 @@ impl Access {
         config.disable_compression = false;
         config.default_retry = false;
         let server = shown(&config.cluster_url);
-        match kube::Client::try_from(config) {
+        let made = timeout(PREPARE, client(config)).await;
+        let made =
+            made.map_err(|_| format!("the credential plug-in of the kubeconfig does not end within {PREPARE:?}"));
+        match made.and_then(|made| made.map_err(|error| in_words(&error))) {
             Ok(client) => Ok(Connection { client, server }),
-            Err(error) => Err(AccessError {
-                at: server,
-                problem: in_words(&error),
-                remedy: "check the certificates and credentials given for it",
-            }),
+            Err(problem) => {
+                Err(AccessError { at: server, problem, remedy: "check the certificates and credentials given for it" })
+            }
         }
     }
 
@@ -162,12 +171,39 @@ fn check_token(path: &str) -> Result<(), AccessError> {
     }
 }
 
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = self.url.as_deref().map(without_user);
+        f.debug_struct("Access").field("kubeconfig", &self.kubeconfig).field("url", &url).finish()
+    }
+}
+
+/// Makes a client on a thread of its own: this may run a program and wait for it.
+async fn client(config: kube::Config) -> Result<kube::Client, kube::Error> {
+    let (sender, made) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::spawn(move || {
+        let _entered = runtime.enter();
+        // Nobody waits any more.
+        let _ = sender.send(kube::Client::try_from(config));
+    });
+    made.await.unwrap_or_else(|error| Err(kube::Error::Service(Box::new(error))))
+}
+
+/// What of a URL holds no credentials.
+fn without_user(url: &str) -> &str {
+    url.rsplit_once('@').map_or(url, |(_, rest)| rest)
+}
+
 fn parse_url(text: &str) -> Result<http::Uri, AccessError> {
     let refused = |problem: String| AccessError {
-        at: format!("API server URL {text:?}"),
+        at: format!("API server URL {:?}", without_user(text)),
         problem,
         remedy: "give it as https://HOST:PORT",
     };
+    if without_user(text) != text {
+        return Err(refused("it holds credentials, which are not used".to_owned()));
+    }
     let url: http::Uri = text.parse().map_err(|error: http::uri::InvalidUri| refused(error.to_string()))?;
     match url.scheme_str() {
         Some("http" | "https") if url.host().is_some() => Ok(url),
@@ -209,6 +245,34 @@ mod tests {
             let error = at(url).await.unwrap_err().to_string();
             assert!(error.contains(problem) && error.contains("https://HOST:PORT"), "{error}");
         }
+        for url in ["https://u:s3cret@10.0.0.1:6443", "u:s3cret@10.0.0.1", "ftp://u:s3cret@a"] {
+            let error = at(url).await.unwrap_err().to_string();
+            assert!(!error.contains("s3cret") && error.contains("credentials"), "{error}");
+            assert!(!format!("{:?}", Access::in_cluster().at(url)).contains("s3cret"));
+        }
+        let proxied =
+            with_user("tokenFile: TOKEN").replace("6443/'", "6443/', proxy-url: 'socks5://u:s3cret@10.0.0.2:1'");
+        let error = connect(&proxied, "t0ken").await.unwrap_err();
+        assert!(error.contains("proxy") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_credential_plug_in_that_hangs_holds_up_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = dir.path().join("gate");
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let user = format!(
+            "exec: {{apiVersion: client.authentication.k8s.io/v1, command: cat, args: ['{}'], interactiveMode: Never}}",
+            gate.display()
+        );
+        let text = with_user(&user);
+        let connecting = connect(&text, "");
+        tokio::pin!(connecting);
+        assert!(timeout(Duration::from_millis(100), &mut connecting).await.is_err());
+        // It ends, and has printed nothing.
+        drop(std::fs::File::options().write(true).open(&gate).unwrap());
+        let error = connecting.await.unwrap_err();
+        assert!(error.contains("exec-plugin"), "{error}");
     }
 
     #[tokio::test]

@@ -191,6 +191,10 @@ pub(crate) fn in_words(error: &kube::Error) -> String {
         kube::Error::Auth(AuthError::AuthExecParse(_)) => {
             "the credential plug-in of the kubeconfig printed something that is no ExecCredential".to_owned()
         }
+        // Its URL may hold a password.
+        kube::Error::ProxyProtocolUnsupported { .. } | kube::Error::ProxyProtocolDisabled { .. } => {
+            "the proxy of the kubeconfig or of the environment is not http:// or https://".to_owned()
+        }
         // The client's own words only say which part of it failed.
         error => chain(error.source().unwrap_or(error)),
     }

@@ -233,6 +233,20 @@ mod tests {
         }
     }
 
+    /// Else a few dozen would take all others' room.
+    #[test]
+    fn a_type_or_data_that_is_too_large_makes_a_bad_record_that_counts_little() {
+        let keys = keys();
+        for key in [Key::BackendType, Key::BackendData] {
+            let annotations =
+                [annotation(keys.name(Key::Managed), "true"), annotation(keys.name(key), "1".repeat(200_000))];
+            let message = message(&annotations, &["10.244.1.0/24"], 1, b"");
+            let record = Node::parse(&message, &keys).unwrap().record(&Published::default());
+            assert!(record.lease.as_ref().unwrap_err().reason.contains("200000 bytes"), "{record:?}");
+            assert!(record.weight() <= 3, "{}", record.weight());
+        }
+    }
+
     #[test]
     fn pod_cidrs_that_are_too_many_or_none_are_told() {
         let subnets = |cidrs: &[&str]| Node::parse(&message(&[], cidrs, 1, b""), &keys()).unwrap().subnets();

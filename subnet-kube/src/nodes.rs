@@ -1,7 +1,7 @@
 //! All Nodes as they were last seen: what of a list or a watch is news.
 
 use std::collections::HashMap;
-use std::collections::hash_map::{Entry, RandomState};
+use std::collections::hash_map::RandomState;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,6 +26,8 @@ pub(crate) struct Nodes {
     published: Arc<Mutex<Published>>,
     hasher: RandomState,
     prints: HashMap<Box<str>, u64>,
+    /// Whether there were more than are kept: of one that is not among them nothing is known.
+    is_over: bool,
     /// The records of a list that is being read.
     records: OldestRecords,
     /// The last change in it.
@@ -51,6 +53,7 @@ impl Nodes {
     pub(crate) fn begin_list(&mut self, own: Option<&NodeIdentity>) {
         self.own = Own { name: own.cloned(), ..Own::default() };
         self.prints.clear();
+        self.is_over = false;
         (self.records, self.mark) = (OldestRecords::default(), None);
     }
 
@@ -83,7 +86,7 @@ impl Nodes {
         }
         let name = &*node.name;
         if change == Change::Deleted || !node.annotations.is_managed() {
-            let was_known = self.prints.remove(name).is_some();
+            let was_known = self.prints.remove(name).is_some() || self.is_over;
             return was_known.then(|| LeaseEvent::Remove(LeaseKey::of_bytes(name.as_bytes())));
         }
         let print = node.fingerprint(&self.hasher);
@@ -114,10 +117,10 @@ impl Nodes {
         if let Some(known) = self.prints.get_mut(name) {
             return std::mem::replace(known, print) != print;
         }
-        if self.prints.len() < OldestRecords::LIMIT
-            && let Entry::Vacant(entry) = self.prints.entry(name.into())
-        {
-            entry.insert(print);
+        if self.prints.len() < OldestRecords::LIMIT {
+            self.prints.insert(name.into(), print);
+        } else {
+            self.is_over = true;
         }
         true
     }
@@ -180,6 +183,19 @@ mod tests {
     fn model() -> impl Strategy<Value = Model> {
         (any::<u8>(), any::<u8>(), any::<u8>(), prop::bool::weighted(0.8), any::<u8>())
             .prop_map(|(uid, cidr, public, managed, noise)| Model { uid, cidr, public, managed, noise })
+    }
+
+    #[test]
+    fn a_node_that_is_deleted_is_told_of_however_many_there_are() {
+        let keys = Keys::new(AnnotationPrefix::default());
+        let mut nodes = Nodes::default();
+        let one = Model { uid: 0, cidr: 0, public: 0, managed: true, noise: 0 };
+        nodes.prints = (0..OldestRecords::LIMIT as u64).map(|n| (n.to_string().into(), n)).collect();
+        let message = one.message(1);
+        let node = Node::parse(&message, &keys).unwrap();
+        assert!(nodes.change(Change::Deleted, &node).is_none(), "it was never there");
+        assert!(nodes.change(Change::Put, &node).is_some());
+        assert!(nodes.change(Change::Deleted, &node).is_some());
     }
 
     #[derive(Debug, Clone)]

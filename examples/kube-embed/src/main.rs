@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let _ = tokio::signal::ctrl_c().await;
         stop.cancel();
     });
-    // Here your operator would do its own work.
+    // Your operator's own work. Where a cloud taints Nodes: store.set_network_unavailable(false) once this says Ready.
     while let Ok(status) = handle.changed().await {
         let now = format!("{:?}, {} peers, store {:?}", status.phase, status.peers.accepted, status.store);
         if now != said {
