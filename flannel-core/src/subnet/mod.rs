@@ -106,7 +106,8 @@ pub enum SubnetError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The store holds no network configuration yet. Retry with back-off: somebody has to write one.
+    /// The store lacks what was asked for: a network configuration, the node, its subnets. Retry with back-off, or once
+    /// [`SubnetManager::changed`] returns: somebody else has to write it.
     #[error("{}: {}", Plain(.at), Plain(.reason))]
     Unconfigured {
         /// The place: a key, a file.
@@ -187,10 +188,9 @@ pub trait SubnetManager: Send + Sync + 'static {
     /// `want.preferred` if free, else any free subnet chosen uniformly. Idempotent per node; publishes `want.attrs`.
     /// Leaves records of other nodes as they are, also those under the same identity.
     ///
-    /// May wait for what only the store can give (a Kubernetes podCIDR).
-    ///
     /// # Errors
-    /// [`SubnetError::Exhausted`] when the pool is full; the others as above. A lost race is not an error: another
+    /// [`SubnetError::Exhausted`] when the pool is full; [`SubnetError::Unconfigured`] where only the store can give a subnet
+    /// and has not yet (a Kubernetes podCIDR); the others as above. A lost race is not an error: another
     /// subnet is tried.
     ///
     /// # Cancel safety
