@@ -279,6 +279,16 @@ async fn the_condition_of_the_network_is_written_as_go_flannel_does_and_may_be_t
     lab.heartbeat(nth, 1).await;
 }
 
+/// What a patch meets that was made for a Node whose place another one has taken: docs/compatibility.md, "Writing".
+#[tokio::test(flavor = "multi_thread")]
+async fn a_patch_for_another_uid_is_refused_as_the_server_words_it() {
+    let lab = Lab::new().await;
+    let (nth, _, _) = lab.leased().await;
+    let patch = json!({ "metadata": { "uid": "another", "annotations": { "example.com/a": "b" } } });
+    let error = lab.server.patch(&format!("{}/status", path(nth)), &patch).await.unwrap_err().to_string();
+    assert!(error.contains("code: 422") && error.contains("metadata.uid: "), "{error}");
+}
+
 /// The answer to a write is lost: the next try finds it done.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_answer_is_lost_is_ours() {
