@@ -11,6 +11,7 @@ use flannel_core::text::Plain;
 use crate::assemble::{AssembleError, assemble};
 use crate::client::{self, ClientError};
 use crate::options::Options;
+use crate::peers::{Peer, Table};
 use crate::privileges::{self, PrivilegeError};
 use crate::status::Document;
 use crate::stores::StoreError;
@@ -53,6 +54,18 @@ pub(crate) fn status(options: &Options) -> Result<u8, CommandError> {
         print(&document.to_string())?;
     }
     Ok(if document.ready { exit::SUCCESS } else { exit::FAILURE })
+}
+
+/// The running agent's peers.
+pub(crate) fn peers(options: &Options) -> Result<u8, CommandError> {
+    let json = client::ask(address(options)?, "/peers")?;
+    let peers: Vec<Peer> = serde_json::from_str(&json).map_err(CommandError::Answer)?;
+    if options.json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&peers).map_err(CommandError::Answer)?))?;
+    } else {
+        print(&Table(&peers).to_string())?;
+    }
+    Ok(exit::SUCCESS)
 }
 
 /// Why a peer is, or is not, programmed.

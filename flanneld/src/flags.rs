@@ -161,6 +161,7 @@ pub(crate) fn usage() -> String {
     let mut text = String::from(
         "Usage: flanneld [flags] [command]\n\nWithout a command the agent runs. Commands:\n\
          \x20 status        what the running agent does, as a table (-json: as JSON)\n\
+         \x20 peers         which peers the running agent has, as a table (-json: as JSON)\n\
          \x20 plan          what a start would change, and what would wait; nothing is touched (-json: as JSON)\n\
          \x20 explain PEER  why a peer is, or is not, programmed: by key, subnet address or public address\n\
          \x20 doctor        what is wrong on this host, and how to mend it (-json: as JSON)\n\

@@ -22,6 +22,7 @@ mod malloc;
 mod metrics;
 mod notify;
 mod options;
+mod peers;
 mod preview;
 mod privileges;
 mod serve;
@@ -49,7 +50,7 @@ pub(crate) mod exit {
 }
 
 /// The commands.
-pub(crate) const COMMANDS: [&str; 5] = ["status", "plan", "explain", "doctor", "cleanup"];
+pub(crate) const COMMANDS: [&str; 6] = ["status", "peers", "plan", "explain", "doctor", "cleanup"];
 
 /// Runs the program on the arguments and the environment of the process.
 pub fn main() -> ExitCode {
@@ -83,6 +84,7 @@ fn start() -> Result<u8, UsageError> {
     let outcome = match words.as_slice() {
         [] => return Ok(run(&options, &warnings)),
         ["status"] => commands::status(&options),
+        ["peers"] => commands::peers(&options),
         ["plan"] => commands::plan(&options),
         ["explain", peer] => commands::explain(&options, peer),
         ["doctor"] => commands::doctor(&options),

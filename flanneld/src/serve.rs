@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,11 +17,11 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::connections;
 use crate::firewall::Rulebook;
 use crate::log::Log;
 use crate::metrics::{Metrics, Outside};
 use crate::status::{Document, Surroundings, is_ready};
+use crate::{connections, peers};
 
 /// The largest answer in bytes; what is longer ends with a line that says so.
 const MOST_ANSWER: usize = 1 << 20;
@@ -69,6 +70,7 @@ pub(crate) fn operator(shown: Arc<Shown>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .route("/peers", get(peers))
         .route("/plan", get(plan))
         .route("/explain", get(explain))
         .with_state(Arc::clone(&shown))
@@ -114,6 +116,15 @@ async fn status(State(shown): State<Arc<Shown>>) -> Response {
 async fn plan(State(shown): State<Arc<Shown>>) -> Response {
     match shown.handle.plan().await {
         Ok(preview) => Page::of(&preview).into_response(),
+        Err(error) => trouble(&error),
+    }
+}
+
+async fn peers(State(shown): State<Arc<Shown>>) -> Response {
+    match shown.handle.peers().await {
+        Ok(peers) => {
+            ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(peers::array(peers))).into_response()
+        }
         Err(error) => trouble(&error),
     }
 }

@@ -27,6 +27,12 @@ fn status_explain_and_metrics_tell_of_the_running_agent() {
     assert_eq!((&json["ready"], &json["peers"]["accepted"]), (&true.into(), &1.into()));
     assert_eq!(json["lease"]["public"][0], "10.89.0.11");
 
+    let table = site.run(1, &["peers"]);
+    assert_eq!(table.out.lines().count(), 2, "{table:?}");
+    assert!(table.out.contains("10.89.0.12") && table.out.contains("node2.json"), "{table:?}");
+    let peers: serde_json::Value = serde_json::from_str(&site.run(1, &["peers", "-json"]).out).unwrap();
+    assert_eq!((&peers[0]["public"][0], &peers[1]), (&"10.89.0.12".into(), &serde_json::Value::Null));
+
     let peer = site.run(1, &["explain", "10.89.0.12"]);
     for part in ["node2.json: accepted as a peer", "fdb ", "neighbour ", "route 10.244."] {
         assert!(peer.out.contains(part), "{part} is not in:\n{}", peer.out);
