@@ -1,23 +1,27 @@
 //! The connections that pages are asked for on: bounded in number, in time and in what a request may hold.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::poll;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Connections of one address at a time. One more ends the oldest that has not sent a whole request, or else the oldest.
 const MOST_CONNECTIONS: usize = 16;
-/// How long a connection is not ended for another one: a client that sends its request at once is answered, however
-/// many others connect.
+/// How long a new connection is waited for to send something before it may be ended for another one: a client that sends its
+/// request at once is answered, however many others connect.
 const SPARED: Duration = Duration::from_millis(2);
 /// How long a connection lasts, from its begin to the last byte of the answer. It serves one request.
 const LIFETIME: Duration = Duration::from_secs(10);
@@ -71,10 +75,9 @@ impl Open {
             }
             let nth = self.connections.iter().position(|connection| !connection.has_request()).unwrap_or(0);
             let Some(connection) = self.connections.get(nth) else { return };
-            let spared = connection.since + SPARED;
-            if Instant::now() < spared {
-                // Meanwhile it may send its request, or others may end.
-                sleep_until(spared).await;
+            if !connection.progress.was_read.load(Ordering::Relaxed) {
+                // Meanwhile its request may be found, or others may end.
+                let _ = timeout(SPARED, connection.progress.changed.notified()).await;
                 continue;
             }
             let mut connection = self.connections.remove(nth);
@@ -95,20 +98,29 @@ impl Open {
 /// One connection. Dropped, it is ended.
 struct Connection {
     task: JoinHandle<()>,
-    since: Instant,
-    has_request: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+}
+
+/// How far a connection has come.
+#[derive(Default)]
+struct Progress {
+    /// Whether what was sent at once has been read, if anything was.
+    was_read: AtomicBool,
+    has_request: AtomicBool,
+    /// `was_read` was set.
+    changed: Notify,
 }
 
 impl Connection {
     fn start(stream: TcpStream, router: Router) -> Self {
-        let has_request = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(answer(stream, router, Arc::clone(&has_request)));
-        Self { task, since: Instant::now(), has_request }
+        let progress = Arc::<Progress>::default();
+        let task = tokio::spawn(answer(stream, router, Arc::clone(&progress)));
+        Self { task, progress }
     }
 
     /// Whether the whole head of a request has come.
     fn has_request(&self) -> bool {
-        self.has_request.load(Ordering::Relaxed)
+        self.progress.has_request.load(Ordering::Relaxed)
     }
 }
 
@@ -118,16 +130,27 @@ impl Drop for Connection {
     }
 }
 
-async fn answer(stream: TcpStream, router: Router, has_request: Arc<AtomicBool>) {
+async fn answer(stream: TcpStream, router: Router, progress: Arc<Progress>) {
     let mut server = http1::Builder::new();
     server.keep_alive(false).max_buf_size(MOST_HEAD);
     let pages = TowerToHyperService::new(router);
-    let service = service_fn(move |request| {
-        has_request.store(true, Ordering::Relaxed);
+    let service = service_fn(|request| {
+        progress.has_request.store(true, Ordering::Relaxed);
         pages.call(request)
     });
+    let serve = async {
+        let _ = timeout(SPARED, stream.readable()).await;
+        let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let first = poll!(serving.as_mut());
+        progress.was_read.store(true, Ordering::Relaxed);
+        progress.changed.notify_one();
+        match first {
+            Poll::Ready(served) => served,
+            Poll::Pending => serving.await,
+        }
+    };
     // That a page is not delivered concerns its client only.
-    match timeout(LIFETIME, server.serve_connection(TokioIo::new(stream), service)).await {
+    match timeout(LIFETIME, serve).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::trace!(%error, "a page was not delivered"),
         Err(_) => tracing::trace!("a page was not delivered in time"),
@@ -140,7 +163,6 @@ mod tests {
 
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::sync::Notify;
 
     use super::*;
 
@@ -302,7 +324,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_has_ten_seconds_and_one_request() {
         let (addr, _server) = server().await;
-        let start = Instant::now();
+        let start = tokio::time::Instant::now();
         assert_eq!(told(addr, b"GET /healthz HTTP/1.1\r\nHost:").await, b"");
         assert!(start.elapsed() >= LIFETIME && start.elapsed() < LIFETIME * 2, "{:?}", start.elapsed());
         let twice = told(addr, &[ASK, ASK].concat()).await;
