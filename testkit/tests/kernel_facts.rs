@@ -423,7 +423,7 @@ fn replace_ignores_protocol_kind_and_owner_and_loses_nothing() {
 
 #[test]
 fn creating_a_link_takes_the_group_and_ignores_the_alias() {
-    let ns = Namespace::new("fact30").expect("root, or unshare -Urn");
+    let ns = Namespace::new("group").expect("root, or unshare -Urn");
     let group = 0x666b_0001;
     ns.ip(&format!("link add dev {DEV} group {group} alias flannelkit:flannel type vxlan id 1 dstport 8472")).unwrap();
     let link = ns.link(DEV).unwrap();

@@ -14,7 +14,7 @@ const REFILL: Duration = Duration::from_secs(60);
 
 /// How many lines of each kind there were of late.
 #[derive(Debug, Default)]
-pub(crate) struct Journal {
+pub(crate) struct EventLog {
     rates: BTreeMap<&'static str, Rate>,
 }
 
@@ -43,7 +43,7 @@ macro_rules! say {
     };
 }
 
-impl Journal {
+impl EventLog {
     /// Says what happened.
     pub(crate) fn tell(&mut self, now: BootTime, event: &Event) {
         let level = level(event);
@@ -198,8 +198,8 @@ mod tests {
     #[test]
     fn a_flood_of_a_kind_is_a_burst_then_a_line_a_minute_with_the_count_of_the_rest() {
         let at = |secs: u64| BootTime(Duration::from_secs(secs));
-        let mut journal = Journal::default();
-        let lines = |journal: &Journal| journal.rates["store_back"].unsaid;
+        let mut journal = EventLog::default();
+        let lines = |journal: &EventLog| journal.rates["store_back"].unsaid;
         for second in 0..30 {
             journal.tell(at(second), &Event::StoreBack);
         }

@@ -17,7 +17,7 @@ use crate::kernel::{Kernel, KernelError};
 use crate::lease::LeaseEvent;
 use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::driver::Driver;
-use crate::overlay::event_log::Journal;
+use crate::overlay::event_log::EventLog;
 use crate::overlay::handle::{EVENTS, Handle, QUESTIONS, Question};
 use crate::overlay::published::Published;
 use crate::overlay::removal::{self, Removed};
@@ -49,7 +49,7 @@ pub(crate) struct Seams {
     pub(crate) jitter: Jitter,
     pub(crate) status: Published,
     pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) journal: Mutex<Journal>,
+    pub(crate) journal: Mutex<EventLog>,
 }
 
 impl Seams {
@@ -60,7 +60,7 @@ impl Seams {
         let _ = self.events.send(event);
     }
 
-    pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
+    pub(crate) fn journal(&self) -> MutexGuard<'_, EventLog> {
         // Nothing is left half-done by a holder that panicked: it only counts.
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
