@@ -14,12 +14,13 @@ use tracing::{Instrument, Span, debug_span};
 
 use crate::agent::{Input, KernelCall, Machine, Phase, Preview, Settings, StoreCall, Teardown, explain, inputs};
 use crate::backoff::Backoff;
+use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope, State};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::overlay::env_file::{EnvKeeper, Gate};
 use crate::overlay::former_networks::Retention;
-use crate::overlay::handle::{HandleError, Question};
+use crate::overlay::handle::{HandleError, QUESTIONS, Question};
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::acquire;
@@ -35,11 +36,17 @@ type Slot<T> = Option<BoxFuture<'static, T>>;
 /// What the store says to a call about the own lease.
 type Answer = Result<Lease, SubnetError>;
 
-/// What was seen in a scope, for whoever asked for a preview.
+/// Looks for previews keep this distance, so that whoever asks without pause costs a bounded share of a core.
+const LOOK_SPACING: Duration = Duration::from_millis(200);
+
+/// Whoever asked for a preview.
+type Asker = oneshot::Sender<Result<Preview, HandleError>>;
+
+/// What was seen in a scope, for those who asked before the look began.
 struct Looked {
     scope: Scope,
     seen: Result<State, KernelError>,
-    answer: oneshot::Sender<Result<Preview, HandleError>>,
+    askers: Vec<Asker>,
 }
 
 /// The decision core and what is under way on its behalf.
@@ -60,6 +67,10 @@ pub(crate) struct Driver<'a> {
     /// Other nodes' leases under this node's identity, as far as the start found some.
     foreign: BTreeSet<LeaseKey>,
     preview: Slot<Looked>,
+    /// Who waits for the next look: not more than questions may wait.
+    askers: Vec<Asker>,
+    /// When the next look for a preview may begin.
+    next_look: BootTime,
     env: EnvKeeper,
     /// Of former networks, until nothing of ours is left there.
     former: Vec<Claim>,
@@ -85,6 +96,8 @@ impl<'a> Driver<'a> {
             config: None,
             foreign,
             preview: None,
+            askers: Vec::new(),
+            next_look: seams.clock.now(),
             env: EnvKeeper::new(&settings, seams.jitter.clone()),
             seams,
             settings,
@@ -108,7 +121,8 @@ impl<'a> Driver<'a> {
             if self.machine.is_outdated() {
                 return Err(OverlayError::Reconfigured);
             }
-            let deadline = [self.machine.deadline(), self.env.deadline()].into_iter().flatten().min();
+            let look = (self.preview.is_none() && !self.askers.is_empty()).then_some(self.next_look);
+            let deadline = [self.machine.deadline(), self.env.deadline(), look].into_iter().flatten().min();
             let clock = Arc::clone(&self.seams.clock);
             let timer = async move {
                 match deadline {
@@ -135,12 +149,12 @@ impl<'a> Driver<'a> {
                 outcome = self.env.finished() => {
                     Input::EnvFile(self.env.ended(self.seams.clock.now(), outcome))
                 }
-                // One look at a time: another would leave the first one's asker without an answer.
-                Some(question) = self.questions.recv(), if self.preview.is_none() => {
+                () = timer => Input::Timer,
+                // Last: there may be a question whenever one was answered.
+                Some(question) = self.questions.recv(), if self.askers.len() < QUESTIONS => {
                     self.question(question);
                     continue;
                 }
-                () = timer => Input::Timer,
             };
             self.machine.handle(self.seams.clock.now(), input);
         }
@@ -163,6 +177,7 @@ impl<'a> Driver<'a> {
         }
         // What was cut off must not go on beside what follows.
         (self.kernel, self.preview, self.config) = (None, None, None);
+        self.askers.clear();
         let gate = self.env.cut();
         match self.settings.teardown {
             Teardown::Keep => Ok(()),
@@ -283,6 +298,9 @@ impl<'a> Driver<'a> {
         if !self.machine.has_former() {
             self.former.clear();
         }
+        if self.preview.is_none() && self.next_look <= now {
+            self.look();
+        }
         self.keep_env();
     }
 
@@ -320,29 +338,42 @@ impl<'a> Driver<'a> {
                 drop(answer.send(Ok(self.machine.admission().peers().cloned().collect())));
             }
             Question::Plan(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
-            Question::Plan(answer) => self.look(answer),
+            Question::Plan(answer) => self.askers.push(answer),
         }
     }
 
-    fn look(&mut self, answer: oneshot::Sender<Result<Preview, HandleError>>) {
+    /// Looks at the kernel for those who wait for a preview. They share the look, for it begins after they asked.
+    fn look(&mut self) {
+        let mut askers = std::mem::take(&mut self.askers);
+        askers.retain(|asker| !asker.is_closed());
+        if !askers.is_empty() {
+            self.look_for(askers);
+        }
+    }
+
+    fn look_for(&mut self, askers: Vec<Asker>) {
         let (kernel, scope) = (Arc::clone(&self.seams.kernel), self.machine.scope().clone());
         self.preview = Some(
             async move {
                 let seen = kernel.observe(&scope).await;
-                Looked { scope, seen, answer }
+                Looked { scope, seen, askers }
             }
             .boxed(),
         );
     }
 
-    fn looked(&mut self, Looked { scope, seen, answer }: Looked) {
+    fn looked(&mut self, Looked { scope, seen, askers }: Looked) {
         if scope != *self.machine.scope() {
             // What was seen is in the words of another scope.
-            return self.look(answer);
+            return self.look_for(askers);
         }
-        let preview = seen.map(|seen| self.machine.preview(seen, self.seams.clock.now()));
-        // Whoever asked may have gone: not an error.
-        let _ = answer.send(preview.map_err(HandleError::Kernel));
+        let now = self.seams.clock.now();
+        self.next_look = now.after(LOOK_SPACING);
+        let preview = seen.map(|seen| self.machine.preview(seen, now));
+        for asker in askers {
+            // Whoever asked may have gone: not an error.
+            let _ = asker.send(preview.clone().map_err(HandleError::Kernel));
+        }
     }
 }
 

@@ -2,20 +2,22 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use flannel_core::clock::{BootTime, Clock, TokioClock};
 use flannel_core::lease::LeaseEvent;
-use flannel_core::overlay::{Contact, Event, Phase};
+use flannel_core::overlay::{Contact, Event, Handle, Phase};
 use flannel_core::subnet::{SubnetError, SubnetManager};
 use flannel_core::testing::{Call, Fault, MemorySubnets, StoreDouble};
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::log::Log;
-use crate::node::{Node, pass, peer, subnet};
+use crate::node::{Node, config, pass, peer, subnet};
 
 /// A store that can go away, as seen by one node, and whose answers can take their time.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub(crate) struct Away {
     pub(crate) writes: Arc<AtomicU64>,
     /// What becomes of the next of those.
     faults: Arc<Mutex<VecDeque<Fault>>>,
+    /// Whether it takes calls and answers none.
+    hangs: Arc<AtomicBool>,
     /// Whether nobody may read its configuration.
     mute: Arc<AtomicBool>,
     /// When somebody tried to.
@@ -46,6 +50,7 @@ impl Away {
             acquires: Arc::default(),
             writes: Arc::default(),
             faults: Arc::default(),
+            hangs: Arc::default(),
             mute: Arc::default(),
             asked: Arc::default(),
         }
@@ -57,6 +62,11 @@ impl Away {
 
     pub(crate) fn come_back(&self) {
         self.away.send_replace(false);
+    }
+
+    /// Answers no call any more.
+    fn hang(&self) {
+        self.hangs.store(true, Ordering::Relaxed);
     }
 
     /// Lets nobody read the configuration.
@@ -107,6 +117,9 @@ impl StoreDouble for Away {
         let writes = acquires || matches!(call, Call::Renew(_) | Call::Release);
         self.acquires.fetch_add(acquires.into(), Ordering::Relaxed);
         self.writes.fetch_add(writes.into(), Ordering::Relaxed);
+        if self.hangs.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
         if *self.away.borrow() {
             return Err(gone());
         }
@@ -204,6 +217,72 @@ async fn a_storm_of_hints_costs_at_most_five_audits_a_second() {
     let audits = node.kernel.reads() - reads;
     assert!((5..=51).contains(&audits), "{audits} in 10 s");
     assert_eq!(node.kernel.writes(), writes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_ask_without_pause_for_a_plan_share_at_most_five_looks_a_second() {
+    let (node, agent) = Node::ready_beside(1..=5).await;
+    pass(5.0).await;
+    let reads = node.kernel.reads();
+    let begun = Instant::now();
+    let asker = || async {
+        for _ in 0..50 {
+            assert!(agent.handle.plan().await.unwrap().plan.is_empty());
+        }
+    };
+    futures_util::future::join_all((0..10).map(|_| asker())).await;
+    let (looks, seconds) = (node.kernel.reads() - reads, begun.elapsed().as_secs());
+    assert!((50..=55).contains(&looks) && seconds >= 9, "{looks} in {seconds} s");
+    // One who asks no more is not looked for.
+    let reads = node.kernel.reads();
+    assert!(agent.handle.plan().await.is_ok());
+    for _ in 0..5 {
+        let mut asked = Box::pin(agent.handle.plan());
+        assert!(asked.as_mut().now_or_never().is_none());
+    }
+    pass(1.0).await;
+    assert!(node.kernel.reads() - reads <= 2, "{}", node.kernel.reads() - reads);
+}
+
+/// A clock that goes on whenever it is looked at, and has somebody ask each time.
+struct Curious {
+    real: TokioClock,
+    looks: AtomicU64,
+    handle: OnceLock<Handle>,
+}
+
+#[async_trait]
+impl Clock for Curious {
+    fn now(&self) -> BootTime {
+        if let Some(handle) = self.handle.get() {
+            // Who asks does not wait for the answer.
+            let _ = handle.explain("nobody").now_or_never();
+            assert!(self.looks.fetch_add(1, Ordering::Relaxed) < 1_000_000, "nothing but questions");
+        }
+        self.real.now().after(Duration::from_micros(100 * self.looks.load(Ordering::Relaxed)))
+    }
+
+    async fn sleep_until(&self, deadline: BootTime) {
+        while self.now() < deadline {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_without_end_do_not_hold_up_the_end_of_a_lease() {
+    let real = TokioClock::new();
+    let clock = Arc::new(Curious { real, looks: AtomicU64::new(0), handle: OnceLock::new() });
+    let store = MemorySubnets::with_ttl(config(), Some(Duration::from_secs(10)), Arc::clone(&clock) as _);
+    let node = Node::new(200, &store, &Arc::new(real));
+    let store = Away::new(&node.store);
+    let mut agent = node.run_as_over(node.builder().clock(Arc::clone(&clock) as _), &store).once_ready().await;
+    let ends = agent.status().lease.as_ref().unwrap().expires.unwrap();
+    store.hang();
+    clock.handle.set(agent.handle.clone()).unwrap();
+    agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
+    let late = clock.now().since(ends);
+    assert!(late < Duration::from_secs(1), "{late:?}");
 }
 
 #[tokio::test(start_paused = true)]
