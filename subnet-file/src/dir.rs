@@ -90,19 +90,18 @@ impl Dir {
         Ok(Some(text))
     }
 
-    /// Every record, in no order. An error means that the list is not complete.
-    pub(crate) fn list(&self) -> Result<Vec<(LeaseKey, Loaded)>, SubnetError> {
+    /// Gives each record to `take`, in no order: there may be more than memory holds. An error means that some are missing.
+    pub(crate) fn each(&self, mut take: impl FnMut(LeaseKey, Loaded)) -> Result<(), SubnetError> {
         const DOING: &str = "listing the leases";
         let failed = |error| fault(DOING, &self.leases, error);
-        let mut records = Vec::new();
         for entry in fs::read_dir(&self.leases).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
             let Some(key) = key_of(&name) else { continue };
             if let Some(loaded) = self.load(&name)? {
-                records.push((key, loaded));
+                take(key, loaded);
             }
         }
-        Ok(records)
+        Ok(())
     }
 
     /// One record; `None` where there is none. An error is trouble of ours: a file's own trouble makes it a bad record.
@@ -201,11 +200,9 @@ impl Locked<'_> {
         replace("writing the network configuration", &self.dir.root, "config.json", text)
     }
 
-    /// Drops expired records. They count as gone in any case: one that stays, now or after a crash, does no harm.
-    pub(crate) fn clear(&self, expired: &[LeaseKey]) {
-        for key in expired {
-            let _ = fs::remove_file(self.dir.leases.join(key.as_str()));
-        }
+    /// Drops an expired record. It counts as gone in any case: one that stays, now or after a crash, does no harm.
+    pub(crate) fn clear(&self, expired: &LeaseKey) {
+        let _ = fs::remove_file(self.dir.leases.join(expired.as_str()));
     }
 
     pub(crate) fn remove_lease(&self, name: &str) -> Result<(), SubnetError> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flannel_core::allocation::{all_compatible, choose, compatible};
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{Fence, Lease, LeaseKey};
-use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
 use crate::dir::{Dir, Loaded, Locked, file_name, node_of};
@@ -60,12 +60,14 @@ impl Store {
         let locked = self.lock()?;
         let config = self.config()?;
         let now = WallTime::now();
-        let records = Records::of(self.dir.list()?, &key, now);
-        locked.clear(&records.expired);
-        let (subnets, created) = match records.standing(&config, &key) {
+        // One that is bad is as good as none.
+        let own = self.dir.load(OsStr::new(&name))?.and_then(Result::ok);
+        let mut records = Records::beside(own, &key, &config, now);
+        self.dir.each(|key, loaded| records.add(&key, loaded, |expired| locked.clear(expired)))?;
+        let (subnets, created) = match records.standing() {
             Some(own) => (own.subnets, own.created),
             None => {
-                let subnets = records.subnets(&config, &want.preferred)?;
+                let subnets = records.subnets(&want.preferred)?;
                 (subnets, locked.next_generation(records.newest)?)
             }
         };
@@ -150,72 +152,87 @@ fn is_of(entry: &Entry, lease: &Lease) -> bool {
     same_fence && entry.subnets == lease.subnets
 }
 
-/// All records, as one node looks at them.
-struct Records {
+/// The most prefixes of others' records in the network that are held. A node that has a subnet keeps it whatever the store
+/// holds.
+const MOST_TAKEN: usize = 1 << 19;
+
+/// What one node decides by, however many records of others there are.
+struct Records<'a> {
+    node: &'a LeaseKey,
+    config: &'a NetworkConfig,
+    now: WallTime,
     /// The node's own, also expired.
-    own: Option<(Entry, Life)>,
-    /// Live ones of others, as far as they are good.
-    others: Vec<(LeaseKey, Entry)>,
-    /// What bad ones of others are known to hold.
-    unsure: Vec<Prefix>,
-    /// Of others.
-    expired: Vec<LeaseKey>,
+    own: Option<Entry>,
+    /// Whether an older record of another node overlaps the own one and fits the network. Peers take ours rather than one
+    /// that does not fit, however old that is.
+    beaten: bool,
+    /// What others hold of the network, as far as it is known.
+    taken: Vec<Prefix>,
+    /// Whether there is more of that.
+    more: bool,
     /// The largest generation in them.
     newest: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Life {
-    Live,
-    Expired,
-}
-
-impl Records {
-    fn of(records: Vec<(LeaseKey, Loaded)>, node: &LeaseKey, now: WallTime) -> Self {
-        let mut sorted = Self { own: None, others: Vec::new(), unsure: Vec::new(), expired: Vec::new(), newest: 0 };
-        for (key, loaded) in records {
-            let is_own = key == *node;
-            match loaded {
-                Err(_) if is_own => {}
-                Err(bad) => sorted.unsure.extend(bad.subnets.iter().map(|(_, subnet)| *subnet)),
-                Ok(entry) => {
-                    sorted.newest = sorted.newest.max(entry.created);
-                    let life = if entry.is_expired(now) { Life::Expired } else { Life::Live };
-                    match life {
-                        _ if is_own => sorted.own = Some((entry, life)),
-                        Life::Live => sorted.others.push((key, entry)),
-                        Life::Expired => sorted.expired.push(key),
-                    }
-                }
-            }
-        }
-        sorted
+impl<'a> Records<'a> {
+    fn beside(own: Option<Entry>, node: &'a LeaseKey, config: &'a NetworkConfig, now: WallTime) -> Self {
+        let newest = own.as_ref().map_or(0, |own| own.created);
+        Self { node, config, now, own, beaten: false, taken: Vec::new(), more: false, newest }
     }
 
-    /// The node's own record, if it stands: live, fitting the network, and not in conflict with an older one that fits
-    /// too. Peers take ours rather than one that does not fit, however old that is.
-    fn standing(&self, config: &NetworkConfig, node: &LeaseKey) -> Option<&Entry> {
-        let (own, Life::Live) = self.own.as_ref()? else { return None };
-        let is_older = |key: &LeaseKey, entry: &Entry| (entry.created, key) < (own.created, node);
-        let overlaps = |entry: &Entry| {
-            let mine = |subnet: &Prefix| own.subnets.iter().any(|(_, own)| own.overlaps(subnet));
-            entry.subnets.iter().any(|(_, subnet)| mine(subnet))
-        };
-        let fits = |entry: &Entry| all_compatible(config, &entry.subnets);
-        let beaten = self.others.iter().any(|(key, entry)| is_older(key, entry) && overlaps(entry) && fits(entry));
-        (fits(own) && !beaten).then_some(own)
+    /// Takes a record in; one of another node that has expired is `clear`ed.
+    fn add(&mut self, key: &LeaseKey, loaded: Loaded, clear: impl FnOnce(&LeaseKey)) {
+        if key == self.node {
+            return;
+        }
+        match loaded {
+            Err(bad) => self.take(&bad.subnets),
+            Ok(entry) => {
+                self.newest = self.newest.max(entry.created);
+                if entry.is_expired(self.now) {
+                    return clear(key);
+                }
+                self.beaten |= self.is_rival(key, &entry);
+                self.take(&entry.subnets);
+            }
+        }
+    }
+
+    fn is_rival(&self, key: &LeaseKey, entry: &Entry) -> bool {
+        let Some(own) = &self.own else { return false };
+        let is_older = (entry.created, key) < (own.created, self.node);
+        let mine = |subnet: &Prefix| own.subnets.iter().any(|(_, own)| own.overlaps(subnet));
+        is_older && entry.subnets.iter().any(|(_, subnet)| mine(subnet)) && all_compatible(self.config, &entry.subnets)
+    }
+
+    fn take(&mut self, subnets: &Dual<Prefix>) {
+        for (family, network) in self.config.networks.iter() {
+            let Some(subnet) = subnets.get(family).filter(|subnet| subnet.overlaps(&network.prefix)) else { continue };
+            if self.taken.len() < MOST_TAKEN {
+                self.taken.push(*subnet);
+            } else {
+                self.more = true;
+            }
+        }
+    }
+
+    /// The node's own record, if it stands: live, fitting the network, and not in conflict with an older one.
+    fn standing(&self) -> Option<&Entry> {
+        let stands = |own: &&Entry| !own.is_expired(self.now) && all_compatible(self.config, &own.subnets);
+        self.own.as_ref().filter(stands).filter(|_| !self.beaten)
     }
 
     /// New subnets: in each family what the node had, else what it prefers, else any, if free.
-    fn subnets(&self, config: &NetworkConfig, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
-        let taken = || {
-            let others =
-                self.others.iter().flat_map(|(_, entry)| Family::BOTH.map(|family| entry.subnets.get(family).copied()));
-            others.flatten().chain(self.unsure.iter().copied())
-        };
+    fn subnets(&self, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
+        if self.more {
+            let text =
+                format!("the leases hold more than {MOST_TAKEN} subnets of the network; delete what no node holds");
+            return Err(SubnetError::Exhausted(text));
+        }
+        let taken = || self.taken.iter().copied();
         let mut subnets = Dual::default();
-        for (family, network) in config.networks.iter() {
-            let had = self.own.as_ref().and_then(|(own, _)| own.subnets.get(family));
+        for (family, network) in self.config.networks.iter() {
+            let had = self.own.as_ref().and_then(|own| own.subnets.get(family));
             let wished = had.into_iter().chain(preferred.get(family));
             let free = |subnet: &&Prefix| compatible(network, subnet) && !taken().any(|other| other.overlaps(subnet));
             let subnet = match (wished.copied().find(|subnet| free(&subnet)), &network.pool) {
@@ -232,5 +249,38 @@ impl Records {
             *subnets.slot(family) = Some(subnet);
         }
         Ok(subnets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_so_many_subnets_of_others_a_node_keeps_its_own_and_gets_no_other() {
+        let text = br#"{"EnableIPv6":true,"EnableIPv4":false,"IPv6Network":"fd00::/32","Backend":{"Type":"vxlan"}}"#;
+        let config = NetworkConfig::parse(text, Allocation::Pool).unwrap();
+        let entry = |high: u16, low: u32, created: u64| {
+            let addr = std::net::Ipv6Addr::new(0xfd00, high, (low >> 16) as u16, low as u16, 0, 0, 0, 0);
+            let subnets = Dual { v4: None, v6: Some(Prefix::new(addr.into(), 64).unwrap()) };
+            Entry { attrs: Default::default(), subnets, created, expires: None }
+        };
+        let (key, other) = (LeaseKey::new("node.json"), LeaseKey::new("other.json"));
+        let mut records = Records::beside(Some(entry(0, 1 << 31, 7)), &key, &config, WallTime::now());
+        let cleared = |_: &LeaseKey| panic!("nothing has expired");
+        for n in 0..MOST_TAKEN as u32 {
+            // What is not in the network takes nobody's place.
+            records.add(&other, Ok(entry(1, n, 1)), cleared);
+            records.add(&other, Ok(entry(0, n, 1)), cleared);
+        }
+        assert!(records.subnets(&Dual::default()).is_ok());
+        records.add(&other, Ok(entry(0, 1 << 30, 1)), cleared);
+        assert_eq!(records.taken.len(), MOST_TAKEN);
+        assert_eq!(records.standing().map(|own| own.created), Some(7));
+        let full = records.subnets(&Dual::default());
+        assert!(matches!(&full, Err(SubnetError::Exhausted(text)) if text.contains("more than 524288")), "{full:?}");
+        // Whoever has its subnet still counts.
+        records.add(&other, Ok(entry(0, 1 << 31, 6)), cleared);
+        assert!(records.standing().is_none());
     }
 }

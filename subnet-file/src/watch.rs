@@ -1,5 +1,6 @@
 //! Following the directory through inotify: names of files come from the kernel, their difference from reading them.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::lease::{LeaseEvent, LeaseKey, MAX_RECORDS, Record, keep_oldest};
+use flannel_core::lease::{LeaseEvent, LeaseKey, OldestRecords, Record};
 use flannel_core::subnet::SubnetError;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
@@ -25,7 +26,7 @@ use crate::wire::WallTime;
 
 /// All records of a store, then what changes.
 pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-    watch_at_most(store, MAX_RECORDS + MAX_RECORDS / 8)
+    watch_at_most(store, OldestRecords::LIMIT)
 }
 
 /// The same with records that count as at most so many: the oldest. More than the agent holds, so that it sees that there are too
@@ -115,23 +116,25 @@ impl Watch {
             tokio::time::sleep(pause).await;
         }
         let source = Source::open(&self.store)?;
-        let store = Arc::clone(&self.store);
-        let records = joined(DOING, tokio::task::spawn_blocking(move || store.dir.list()).await)?;
-        self.seen.clear();
-        self.ends.clear();
-        self.weight = 0;
-        let now = WallTime::now();
-        for (key, loaded) in records {
-            self.fold(key, Some(loaded), now, usize::MAX);
-        }
-        self.ready.clear();
-        let mut records: Vec<_> = self.seen.values().map(|seen| seen.record.clone()).collect();
-        if keep_oldest(&mut records, self.most).is_some() {
-            let kept: BTreeSet<_> = records.iter().map(|record| &record.key).collect();
-            self.seen.retain(|key, _| kept.contains(key));
-            self.ends.retain(|(_, key)| kept.contains(key));
-        }
+        let (store, most) = (Arc::clone(&self.store), self.most);
+        let read = move || {
+            let now = WallTime::now();
+            let mut oldest = OldestRecords::within(most);
+            store.dir.each(|key, loaded| {
+                if let Some(seen) = Seen::of(&store, key, loaded, now) {
+                    oldest.push(seen);
+                }
+            })?;
+            Ok(oldest.finish())
+        };
+        let mut all = joined(DOING, tokio::task::spawn_blocking(read).await)?;
+        all.sort_unstable_by(|a, b| a.record.age().cmp(&b.record.age()));
+        let records: Vec<_> = all.iter().map(|seen| seen.record.clone()).collect();
         self.weight = records.iter().map(Record::weight).sum();
+        let end = |seen: &Seen| seen.expires.map(|end| (end, seen.record.key.clone()));
+        self.ends = all.iter().filter_map(end).collect();
+        self.seen = all.into_iter().map(|seen| (seen.record.key.clone(), seen)).collect();
+        self.ready.clear();
         self.ready.push_back(LeaseEvent::Reset(records));
         self.source = Some(source);
         self.pause = None;
@@ -152,7 +155,7 @@ impl Watch {
                 let now = WallTime::now();
                 for (key, loaded) in changed {
                     if let Some(key) = key {
-                        self.fold(key, loaded, now, self.most);
+                        self.fold(key, loaded, now);
                     }
                 }
             }
@@ -179,14 +182,9 @@ impl Watch {
         }
     }
 
-    /// Takes in what a file holds now; reports it if that is news. What there is no room for within `most` is as good as
-    /// gone.
-    fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime, most: usize) {
-        let fresh = match loaded {
-            Some(Ok(entry)) if entry.is_expired(now) => None,
-            Some(loaded) => Some(self.seen_now(key.clone(), loaded)),
-            None => None,
-        };
+    /// Takes in what a file holds now; reports it if that is news. What there is no room for is as good as gone.
+    fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime) {
+        let fresh = loaded.and_then(|loaded| Seen::of(&self.store, key.clone(), loaded, now));
         let old = self.seen.get(&key);
         if let (Some(old), Some(fresh)) = (old, &fresh)
             && same(old, fresh)
@@ -194,7 +192,7 @@ impl Watch {
             return;
         }
         let others = self.weight - old.map_or(0, |old| old.record.weight());
-        let Some(fresh) = fresh.filter(|fresh| others.saturating_add(fresh.record.weight()) <= most) else {
+        let Some(fresh) = fresh.filter(|fresh| others.saturating_add(fresh.record.weight()) <= self.most) else {
             return self.forget(key);
         };
         self.weight = others + fresh.record.weight();
@@ -205,17 +203,27 @@ impl Watch {
         self.ready.push_back(LeaseEvent::Upsert(fresh.record.clone()));
         self.seen.insert(key, fresh);
     }
+}
 
-    fn seen_now(&self, key: LeaseKey, loaded: Loaded) -> Seen {
-        match loaded {
+impl Seen {
+    /// What a file holds; `None` where that has ended.
+    fn of(store: &Store, key: LeaseKey, loaded: Loaded, now: WallTime) -> Option<Self> {
+        Some(match loaded {
+            Ok(entry) if entry.is_expired(now) => return None,
             Ok(entry) => {
                 let (created, expires) = (entry.created, entry.expires);
-                let lease = self.store.lease(key.clone(), entry);
-                Seen { record: Record { key, created, lease: Ok(Arc::new(lease)) }, expires }
+                let lease = store.lease(key.clone(), entry);
+                Self { record: Record { key, created, lease: Ok(Arc::new(lease)) }, expires }
             }
             // It is not known when a bad record was made: it counts as the youngest.
-            Err(bad) => Seen { record: Record { key, created: u64::MAX, lease: Err(Box::new(bad)) }, expires: None },
-        }
+            Err(bad) => Self { record: Record { key, created: u64::MAX, lease: Err(Box::new(bad)) }, expires: None },
+        })
+    }
+}
+
+impl Borrow<Record> for Seen {
+    fn borrow(&self) -> &Record {
+        &self.record
     }
 }
 

@@ -1,5 +1,7 @@
 //! How much of a store is held, however much it holds.
 
+use std::borrow::Borrow;
+
 use super::{BadRecord, Lease, LeaseKey, Record};
 
 /// The most records of ordinary size that are held of a store: room for 100 000 peers, and less than 64 MiB whatever they
@@ -38,18 +40,18 @@ pub fn weight(key: &LeaseKey, lease: Result<&Lease, &BadRecord>) -> usize {
 /// Whether a list of a store can be everything there is. A store that leaves the youngest out lists more than
 /// [`MAX_RECORDS`] all the same: what such a list lacks may exist.
 pub fn is_complete(records: &[Record]) -> bool {
-    records.iter().map(Record::weight).sum::<usize>() <= MAX_RECORDS
+    weight_of(records) <= MAX_RECORDS
 }
 
 /// Drops the youngest of `records` until they count as at most `limit`. Where something is dropped, what is left is in
 /// the order of age. Returns how many were dropped, and the oldest of those.
-pub fn keep_oldest(records: &mut Vec<Record>, limit: usize) -> Option<Dropped> {
-    if records.iter().map(Record::weight).sum::<usize>() <= limit {
+pub fn keep_oldest<R: Borrow<Record>>(records: &mut Vec<R>, limit: usize) -> Option<Dropped> {
+    if weight_of(records) <= limit {
         return None;
     }
-    records.sort_unstable_by(|a, b| a.age().cmp(&b.age()));
+    records.sort_unstable_by(|a, b| a.borrow().age().cmp(&b.borrow().age()));
     let mut left = limit;
-    let fits = |record: &Record| match left.checked_sub(record.weight()) {
+    let fits = |record: &R| match left.checked_sub(record.borrow().weight()) {
         Some(rest) => {
             left = rest;
             true
@@ -57,43 +59,63 @@ pub fn keep_oldest(records: &mut Vec<Record>, limit: usize) -> Option<Dropped> {
         None => false,
     };
     let kept = records.iter().map(fits).take_while(|fits| *fits).count();
-    let first = records.get(kept)?;
+    let first: &Record = records.get(kept)?.borrow();
     let dropped = Dropped { count: records.len() - kept, created: first.created, key: first.key.clone() };
     records.truncate(kept);
     Some(dropped)
 }
 
+fn weight_of<R: Borrow<Record>>(records: &[R]) -> usize {
+    records.iter().map(|record| record.borrow().weight()).sum()
+}
+
 /// The oldest records of a list while a store reads it: those that count as [`LIMIT`](Self::LIMIT) at the end, and an
-/// eighth more before that.
-#[derive(Debug, Default)]
-pub struct OldestRecords {
-    records: Vec<Record>,
+/// eighth more before that. A store may keep something of its own beside each.
+#[derive(Debug)]
+pub struct OldestRecords<R = Record> {
+    records: Vec<R>,
     weight: usize,
+    limit: usize,
 }
 
 impl OldestRecords {
     /// More than [`MAX_RECORDS`], so that [`is_complete`] tells a list that was cut.
     pub const LIMIT: usize = MAX_RECORDS + MAX_RECORDS / 8;
+}
 
+impl<R> Default for OldestRecords<R> {
+    fn default() -> Self {
+        Self::within(OldestRecords::LIMIT)
+    }
+}
+
+impl<R> OldestRecords<R> {
+    /// The oldest that count as `limit`.
+    pub fn within(limit: usize) -> Self {
+        Self { records: Vec::new(), weight: 0, limit }
+    }
+}
+
+impl<R: Borrow<Record>> OldestRecords<R> {
     /// Takes a record, and drops the youngest where there are too many.
-    pub fn push(&mut self, record: Record) {
-        self.weight += record.weight();
+    pub fn push(&mut self, record: R) {
+        self.weight += record.borrow().weight();
         self.records.push(record);
         // Sorting each time would cost a list of millions its time.
-        if self.weight > Self::LIMIT + Self::LIMIT / 8 {
+        if self.weight > self.limit + self.limit / 8 {
             self.prune();
         }
     }
 
     /// Returns the list.
-    pub fn finish(mut self) -> Vec<Record> {
+    pub fn finish(mut self) -> Vec<R> {
         self.prune();
         self.records
     }
 
     fn prune(&mut self) {
-        keep_oldest(&mut self.records, Self::LIMIT);
-        self.weight = self.records.iter().map(Record::weight).sum();
+        keep_oldest(&mut self.records, self.limit);
+        self.weight = weight_of(&self.records);
     }
 }
 
