@@ -44,6 +44,9 @@ const ADOPTIONS: u32 = 4;
 /// The most records of one node that are looked at; what lies beyond is as good as another's.
 const MAX_OWN: usize = 1024;
 
+/// The most records of others in the network that an acquire holds: with 48 bytes each a third of what the agent may take.
+const MOST_OTHERS: usize = 1 << 19;
+
 /// The most leases of one node that are told: each costs a request for its end. What lies beyond is as good as another's.
 const MAX_PREVIOUS: usize = 16;
 
@@ -415,10 +418,12 @@ struct Seen {
     revision: i64,
     /// The leases of the node that acquires, in the order of their keys, as Go flannel looks at them.
     own: Vec<Arc<Lease>>,
-    /// Those of others. Of too many the youngest are there too, so no more is held of each than it takes.
+    /// Those of others in the network. Of too many the youngest are there too, so no more is held of each than it takes.
     others: Vec<Other>,
     /// What must not be taken, besides the leases.
     taken: Vec<Prefix>,
+    /// Whether others have more than is held.
+    more: bool,
 }
 
 /// A lease of another node. Its subnets are its key.
@@ -456,6 +461,7 @@ impl Seen {
             own: Vec::new(),
             others: Vec::new(),
             taken: Vec::new(),
+            more: false,
         };
         let is_reserved = |lease: &Lease| {
             lease.attrs.are_addresses_alone() && Version::from_fence(&lease.fence).is_some_and(Version::is_reservation)
@@ -474,6 +480,17 @@ impl Seen {
 
     /// Takes a record in that is not ours.
     fn add(&mut self, lease: Result<Arc<Lease>, Box<BadRecord>>) {
+        let subnets = lease.as_ref().map_or_else(|bad| &bad.subnets, |lease| &lease.subnets);
+        // What covers the whole network is no lease of it, and must not keep new nodes out.
+        let is_in = |subnet: &Prefix, network: &Prefix| subnet.overlaps(network) && !subnet.covers(network);
+        let mut networks = self.config.networks.iter();
+        if !networks.any(|(family, network)| subnets.get(family).is_some_and(|subnet| is_in(subnet, &network.prefix))) {
+            return;
+        }
+        if self.others.len() + self.taken.len() >= MOST_OTHERS {
+            self.more = true;
+            return;
+        }
         match lease {
             Ok(lease) => self.others.push(Other::of(&lease)),
             Err(bad) => self.taken.extend(bad.subnets.iter().map(|(_, subnet)| *subnet)),
@@ -495,6 +512,10 @@ impl Seen {
 
     /// In each family what is preferred if free, else any that is free.
     fn choose(&self, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
+        if self.more {
+            let text = format!("others have more than {MOST_OTHERS} records in the network; delete those of no node");
+            return Err(SubnetError::Exhausted(text));
+        }
         let mut subnets = Dual::default();
         for (family, network) in self.config.networks.iter() {
             // What covers the whole network is no lease of it, and must not keep new nodes out.
@@ -525,4 +546,41 @@ fn checked_value(attrs: &LeaseAttrs) -> Result<String, SubnetError> {
         at: "lease attributes".to_owned(),
         reason: format!("would not be readable: {reason}; publish other attributes"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    #[test]
+    fn beyond_so_many_records_of_others_a_node_keeps_its_lease_and_gets_no_other() {
+        let text = br#"{"EnableIPv6":true,"EnableIPv4":false,"IPv6Network":"fd00::/32","Backend":{"Type":"vxlan"}}"#;
+        let config = NetworkConfig::parse(text, Allocation::Pool).unwrap();
+        let (own, others, taken) = (Vec::new(), Vec::new(), Vec::new());
+        let mut seen = Seen { config, config_revision: 1, revision: 1, own, others, taken, more: false };
+        let lease = |high: u16, low: u32, created: i64| {
+            let addr = Ipv6Addr::new(0xfd00, high, (low >> 16) as u16, low as u16, 0, 0, 0, 0);
+            let subnets = Dual { v4: None, v6: Some(Prefix::new(addr.into(), 64).unwrap()) };
+            let fence = Version { created, modified: created, lease: 1 }.fence();
+            Lease { key: LeaseKey::new("x"), subnets, attrs: LeaseAttrs::default(), expires: None, fence }
+        };
+        let own = lease(0, 1 << 31, 7);
+        for n in 0..MOST_OTHERS as u32 {
+            // What is not in the network takes nobody's place.
+            seen.add(Ok(Arc::new(lease(1, n, 1))));
+            seen.add(Ok(Arc::new(lease(0, n, 1))));
+        }
+        assert!(seen.choose(&Dual::default()).is_ok());
+        for n in 0..1000 {
+            seen.add(Ok(Arc::new(lease(0, (1 << 30) + n, 1))));
+            let subnets = lease(0, (1 << 29) + n, 1).subnets;
+            seen.add(Err(Box::new(BadRecord::new(String::new(), subnets))));
+        }
+        assert_eq!((seen.others.len(), seen.taken.len()), (MOST_OTHERS, 0));
+        let full = seen.choose(&Dual::default());
+        assert!(matches!(&full, Err(SubnetError::Exhausted(text)) if text.contains("more than 524288")), "{full:?}");
+        assert!(seen.fits(&own));
+    }
 }
