@@ -6,16 +6,20 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self as threads, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::sync::oneshot;
 
 use super::FirewallError;
 
 /// The most that is read of what a tool says, in bytes: a large cluster's `iptables-save` has some ten MiB.
-const MOST_OUTPUT: u64 = 64 << 20;
+const MOST_OUTPUT: u64 = 16 << 20;
+
+/// Calls that wait for the one that runs.
+const QUEUE: usize = 16;
 
 /// How often a running tool is looked at for whether its owner has gone.
 const SLICE: Duration = Duration::from_millis(50);
@@ -87,10 +91,10 @@ impl Tools {
     /// [`FirewallError::Failed`].
     pub fn start_after(enter: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<Self, FirewallError> {
         const DOING: &str = "starting the firewall's thread";
-        let (jobs, receiver) = mpsc::channel();
+        let (jobs, mut receiver) = mpsc::channel(QUEUE);
         let stop = Arc::new(AtomicBool::new(false));
         let theirs = Arc::clone(&stop);
-        let (started, ready) = mpsc::channel();
+        let (started, ready) = threads::channel();
         let thread = thread::Builder::new()
             .name("firewall".to_owned())
             .spawn(move || {
@@ -99,7 +103,7 @@ impl Tools {
                 // Whoever started us has gone if this fails; the queue of jobs will say so.
                 let _ = started.send(entered);
                 if go_on {
-                    work(&receiver, &theirs);
+                    work(&mut receiver, &theirs);
                 }
             })
             .map_err(|error| failed(DOING, &error))?;
@@ -126,7 +130,7 @@ impl Tools {
     pub async fn run(&self, call: Call) -> Result<Answer, FirewallError> {
         let (reply, answer) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or(FirewallError::Stopped)?;
-        jobs.send(Job { call, reply }).map_err(|_| FirewallError::Stopped)?;
+        jobs.send(Job { call, reply }).await.map_err(|_| FirewallError::Stopped)?;
         answer.await.map_err(|_| FirewallError::Stopped)?
     }
 }
@@ -161,8 +165,8 @@ impl Answer {
     }
 }
 
-fn work(jobs: &Receiver<Job>, stop: &AtomicBool) {
-    while let Ok(Job { call, reply }) = jobs.recv() {
+fn work(jobs: &mut Receiver<Job>, stop: &AtomicBool) {
+    while let Some(Job { call, reply }) = jobs.blocking_recv() {
         if stop.load(Ordering::Relaxed) {
             return;
         }
@@ -174,14 +178,11 @@ fn work(jobs: &Receiver<Job>, stop: &AtomicBool) {
 }
 
 fn run(call: &Call, stop: &AtomicBool) -> Result<Answer, FirewallError> {
-    let spawned = Command::new(&call.program.path)
-        .args(&call.args)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match spawned {
+    let mut command = Command::new(&call.program.path);
+    command.args(&call.args).env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    apart(&mut command);
+    let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let what = format!("program {}", call.program.path.display());
@@ -192,7 +193,7 @@ fn run(call: &Call, stop: &AtomicBool) -> Result<Answer, FirewallError> {
     let answer = converse(&mut child, call, stop);
     if answer.is_err() {
         // It may have ended by itself; either way it is waited for, so that no zombie stays.
-        let _ = child.kill();
+        kill(&mut child);
         let _ = child.wait();
     }
     answer
@@ -211,7 +212,7 @@ fn converse(child: &mut Child, call: &Call, stop: &AtomicBool) -> Result<Answer,
         return Err(FirewallError::Failed { doing: call.doing.clone(), reason: "no pipe to the tool".to_owned() });
     };
     let deadline = Instant::now() + call.within;
-    let (said, hear) = mpsc::channel();
+    let (said, hear) = threads::channel();
     let started = (|| {
         let input = call.input.clone();
         // Who ends early closes the pipe; the exit status then says more than our failed write.
@@ -220,7 +221,7 @@ fn converse(child: &mut Child, call: &Call, stop: &AtomicBool) -> Result<Answer,
         thread::Builder::new().spawn(move || drop(theirs.send((Stream::Out, text_of(stdout)))))?;
         thread::Builder::new().spawn(move || drop(said.send((Stream::Error, text_of(stderr)))))
     })();
-    // The three end with the pipes, which end with the child.
+    // The three end with the pipes, which end with the child and with those that it started.
     started.map_err(|error| failed(&call.doing, &error))?;
 
     let (mut out, mut error) = (None, None);
@@ -253,7 +254,32 @@ fn text_of(stream: impl Read) -> io::Result<String> {
     if bytes.len() as u64 > MOST_OUTPUT {
         return Err(io::Error::other(format!("it said more than {MOST_OUTPUT} bytes")));
     }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    // Of text that is as it should be no copy is made.
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
+/// Has a program lead a process group, so that what it starts can be ended with it.
+#[cfg(unix)]
+fn apart(command: &mut Command) {
+    std::os::unix::process::CommandExt::process_group(command, 0);
+}
+
+#[cfg(not(unix))]
+fn apart(_: &mut Command) {}
+
+/// Ends a program that has not been waited for, and what it started.
+#[cfg(all(target_os = "linux", feature = "netlink"))]
+fn kill(child: &mut Child) {
+    use nix::sys::signal::{Signal, killpg};
+    if let Ok(group) = i32::try_from(child.id()) {
+        // There is nothing more to be done to what cannot be killed.
+        let _ = killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", feature = "netlink")))]
+fn kill(child: &mut Child) {
+    let _ = child.kill();
 }
 
 fn failed(doing: &str, error: &io::Error) -> FirewallError {
@@ -264,6 +290,8 @@ fn failed(doing: &str, error: &io::Error) -> FirewallError {
 mod tests {
     use super::*;
     use std::path::Path;
+
+    use futures_util::FutureExt;
 
     fn call(program: &str, args: &[&str], input: &str, within: Duration) -> Call {
         Call {
@@ -314,6 +342,37 @@ mod tests {
         assert!(start.elapsed() < AGES / 4);
     }
 
+    #[cfg(all(target_os = "linux", feature = "netlink"))]
+    #[tokio::test]
+    async fn what_a_program_leaves_behind_is_ended_with_it() {
+        let tools = Tools::start().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        // It holds the pipes, so that the output does not end.
+        let script = format!("sleep 600 & echo $! >{}; exit 0", pid.display());
+        let error = tools.run(call("sh", &["-c", &script], "", Duration::from_millis(300))).await.unwrap_err();
+        assert!(matches!(error, FirewallError::Timeout { .. }), "{error}");
+        let left = std::fs::read_to_string(pid).unwrap();
+        // Where nobody waits for orphans it stays as a zombie.
+        let runs = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.trim())).unwrap_or_default();
+            !stat.is_empty() && !stat.contains(") Z ")
+        };
+        testkit::wait_until("ended", AGES, || Ok::<_, testkit::Error>(!runs())).unwrap();
+    }
+
+    #[tokio::test]
+    async fn so_many_calls_wait_and_further_callers_wait_for_a_place() {
+        let (jobs, mut waiting) = mpsc::channel(QUEUE);
+        let tools = Tools { jobs: Some(jobs), stop: Arc::default(), thread: None };
+        let mut asked: Vec<_> = (0..QUEUE + 7).map(|_| Box::pin(tools.run(call("true", &[], "", AGES)))).collect();
+        assert!(asked.iter_mut().all(|asked| asked.now_or_never().is_none()));
+        assert_eq!(waiting.len(), QUEUE);
+        waiting.recv().await.unwrap();
+        assert!(asked.iter_mut().skip(QUEUE).all(|asked| asked.now_or_never().is_none()));
+        assert_eq!(waiting.len(), QUEUE);
+    }
+
     #[tokio::test]
     async fn a_refusal_is_sorted_by_what_the_tool_says() {
         let tools = Tools::start().unwrap();
@@ -345,7 +404,8 @@ mod tests {
     fn dropping_the_tools_ends_a_running_program() {
         let tools = Tools::start().unwrap();
         let (reply, mut answer) = oneshot::channel();
-        tools.jobs.as_ref().unwrap().send(Job { call: call("sleep", &["60"], "", AGES), reply }).unwrap();
+        let job = Job { call: call("sleep", &["60"], "", AGES), reply };
+        assert!(tools.jobs.as_ref().unwrap().try_send(job).is_ok());
         let start = Instant::now();
         drop(tools);
         assert!(start.elapsed() < AGES / 4);
