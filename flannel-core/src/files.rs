@@ -7,6 +7,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::text::Plain;
+
 /// Who may have written a file for it to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
@@ -64,7 +66,7 @@ impl Unread {
 ///
 /// Retry with back-off once the remedy is applied.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {doing} {}: {remedy}", path.display())]
+#[error("cannot {doing} {}: {remedy}", Plain(path.display()))]
 #[non_exhaustive]
 pub struct FileError {
     /// What was being done.

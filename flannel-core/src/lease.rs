@@ -99,7 +99,7 @@ pub struct Json(Box<str>);
 
 /// Text is not one JSON value. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a JSON value: {0}")]
+#[error("not a JSON value: {}", Plain(.0))]
 pub struct JsonError(String);
 
 impl Json {
@@ -169,7 +169,7 @@ pub enum AttrsError {
     #[error("record of {0} bytes is larger than {max}", max = LeaseAttrs::MAX_BYTES)]
     TooLarge(usize),
     /// Not a JSON object, or a field has the wrong type.
-    #[error("lease JSON: {0}")]
+    #[error("lease JSON: {}", Plain(.0))]
     Json(String),
     /// A field does not hold what it must.
     #[error("lease field {field} is {found:?}, expected {expected}")]

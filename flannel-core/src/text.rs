@@ -115,13 +115,20 @@ pub fn chain(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::path::Path;
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::admit::Reason;
     use crate::backend::Skip;
-    use crate::kernel::LinkName;
-    use crate::lease::{LeaseAttrs, LeaseKey};
+    use crate::config::ConfigError;
+    use crate::files::FileError;
+    use crate::firewall::FirewallError;
+    use crate::kernel::{KernelError, LinkName};
+    use crate::lease::{AttrsError, Json, LeaseAttrs, LeaseKey};
     use crate::net::MacAddr;
     use crate::overlay::{Explanation, LossReason, Verdict};
     use crate::subnet::SubnetError;
@@ -183,6 +190,25 @@ mod tests {
                 Reason::SameMac { mac, with: key.clone() }.to_string(),
                 Reason::Overlap { subnet, other: subnet, with: key.clone() }.to_string(),
             ];
+            let (doing, hint) = (text.clone(), text.clone());
+            let within = Duration::from_secs(1);
+            lines.extend([
+                KernelError::Refused { doing: doing.clone(), errno: 22, message: hint.clone() }.to_string(),
+                KernelError::Timeout { doing: doing.clone(), within }.to_string(),
+                KernelError::Lost { doing: doing.clone(), reason: hint.clone() }.to_string(),
+                KernelError::Unsupported { what: doing.clone(), hint: hint.clone() }.to_string(),
+                KernelError::Denied { doing: doing.clone(), hint: hint.clone() }.to_string(),
+                KernelError::Conflict { other: doing.clone(), hint: hint.clone() }.to_string(),
+                FirewallError::Unsupported { what: doing.clone(), hint: hint.clone() }.to_string(),
+                FirewallError::Denied { doing: doing.clone(), hint: hint.clone() }.to_string(),
+                FirewallError::Refused { doing: doing.clone(), text: hint.clone() }.to_string(),
+                FirewallError::Timeout { doing: doing.clone(), within }.to_string(),
+                FirewallError::Failed { doing, reason: hint }.to_string(),
+                ConfigError::new(&text, &text, &text).to_string(),
+                AttrsError::Json(text.clone()).to_string(),
+                FileError::new("read", Path::new(&text), io::ErrorKind::NotFound.into()).to_string(),
+            ]);
+            lines.extend(Json::parse(&text).map_err(|error| error.to_string()).err());
             lines.extend(LinkName::new(&text).map(|name| name.to_string()));
             lines.extend(LeaseAttrs::from_json(text.as_bytes()).map_err(|error| error.to_string()).err());
             for line in lines {

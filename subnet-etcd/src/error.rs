@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use flannel_core::subnet::SubnetError;
+use flannel_core::text::Plain;
 
 /// A request to etcd failed: the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which say whether
 /// to retry. Holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{endpoint}: {problem}; {remedy}")]
+#[error("{}: {}; {remedy}", Plain(endpoint), Plain(problem))]
 #[non_exhaustive]
 pub struct EtcdError {
     /// Which member, or several.

@@ -6,7 +6,7 @@ pub(crate) mod pool;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::net::{Dual, Family, Prefix, split_cidr};
-use crate::text::cut;
+use crate::text::{Plain, cut};
 
 pub use json::Object;
 
@@ -71,7 +71,7 @@ pub enum Allocation {
 /// Retrying does not help until the document changes. Later versions of the document are worth reading: an operator
 /// may mend it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {problem}; {remedy}")]
+#[error("{}: {}; {}", Plain(path), Plain(problem), Plain(remedy))]
 #[non_exhaustive]
 pub struct ConfigError {
     /// The JSON path, as `$.Backend.VNI`; `$` is the document.

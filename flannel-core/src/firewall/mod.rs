@@ -13,6 +13,7 @@ use async_trait::async_trait;
 
 use crate::kernel::OverlayName;
 use crate::net::{Dual, Prefix};
+use crate::text::Plain;
 
 pub use tool::{Answer, Call, Program, Tools};
 
@@ -129,7 +130,7 @@ impl fmt::Display for Drift {
 #[non_exhaustive]
 pub enum FirewallError {
     /// The tool is not installed, or tool or kernel cannot do it. Final until that changes; `hint` says how.
-    #[error("{what} is not available: {hint}")]
+    #[error("{} is not available: {}", Plain(what), Plain(hint))]
     Unsupported {
         /// What.
         what: String,
@@ -137,7 +138,7 @@ pub enum FirewallError {
         hint: String,
     },
     /// No privilege. Final; `hint` says which.
-    #[error("no permission for {doing}: {hint}")]
+    #[error("no permission for {}: {}", Plain(doing), Plain(hint))]
     Denied {
         /// What was being done.
         doing: String,
@@ -145,7 +146,7 @@ pub enum FirewallError {
         hint: String,
     },
     /// The tool refused. Whether a retry helps depends on `text`; one with back-off does no harm.
-    #[error("the packet filter refused {doing}: {text}")]
+    #[error("the packet filter refused {}: {}", Plain(doing), Plain(text))]
     Refused {
         /// What was being done.
         doing: String,
@@ -154,7 +155,7 @@ pub enum FirewallError {
     },
     /// The tool did not end in time and was killed. Each transaction is done whole or not at all: check, and retry with
     /// back-off.
-    #[error("{doing} did not end within {within:?}")]
+    #[error("{} did not end within {within:?}", Plain(doing))]
     Timeout {
         /// What was being done.
         doing: String,
@@ -162,7 +163,7 @@ pub enum FirewallError {
         within: Duration,
     },
     /// The tool could not be run, or said something nobody understands. Retry with back-off.
-    #[error("{doing} failed: {reason}")]
+    #[error("{} failed: {}", Plain(doing), Plain(reason))]
     Failed {
         /// What was being done.
         doing: String,

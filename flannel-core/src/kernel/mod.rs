@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 use crate::net::{Dual, Prefix, is_automatic};
+use crate::text::Plain;
 
 pub use host::{HostAddress, HostFacts, HostLink, HostRoute, NextHop};
 pub use link_kind::{LinkKind, Vxlan};
@@ -78,7 +79,7 @@ impl Hint {
 #[non_exhaustive]
 pub enum KernelError {
     /// The kernel refused one request. Whether a retry helps depends on `errno`: an audit decides.
-    #[error("kernel refused {doing}: {}{}", errno_text(*errno), detail(message))]
+    #[error("kernel refused {}: {}{}", Plain(doing), errno_text(*errno), Plain(detail(message)))]
     Refused {
         /// What was being done, with the object.
         doing: String,
@@ -88,7 +89,7 @@ pub enum KernelError {
         message: String,
     },
     /// No answer in time. What happened is unknown: look before writing.
-    #[error("kernel did not answer within {within:?} while {doing}")]
+    #[error("kernel did not answer within {within:?} while {}", Plain(doing))]
     Timeout {
         /// What was being done.
         doing: String,
@@ -97,7 +98,7 @@ pub enum KernelError {
     },
     /// Answers were lost or the socket failed; it has been opened anew. What happened is unknown: look before
     /// writing.
-    #[error("lost contact with the kernel while {doing}: {reason}")]
+    #[error("lost contact with the kernel while {}: {}", Plain(doing), Plain(reason))]
     Lost {
         /// What was being done.
         doing: String,
@@ -105,7 +106,7 @@ pub enum KernelError {
         reason: String,
     },
     /// The kernel cannot do it at all. Final; `hint` says what to install or choose.
-    #[error("{what} is not supported by this kernel: {hint}")]
+    #[error("{} is not supported by this kernel: {}", Plain(what), Plain(hint))]
     Unsupported {
         /// What.
         what: String,
@@ -113,7 +114,7 @@ pub enum KernelError {
         hint: String,
     },
     /// No privilege. Final; `hint` says which.
-    #[error("no permission for {doing}: {hint}")]
+    #[error("no permission for {}: {}", Plain(doing), Plain(hint))]
     Denied {
         /// What was being done.
         doing: String,
@@ -121,7 +122,7 @@ pub enum KernelError {
         hint: String,
     },
     /// Another overlay in this network namespace has the same name or an overlapping network.
-    #[error("overlay {other} is already running in this network namespace: {hint}")]
+    #[error("overlay {} is already running in this network namespace: {}", Plain(other), Plain(hint))]
     Conflict {
         /// The other's claim.
         other: String,

@@ -24,7 +24,7 @@ use crate::overlay::removal::{self, Removed};
 use crate::overlay::start::{self, Claims, Progress, Started};
 use crate::overlay::survey::{Surveyed, configuration, identified, survey};
 use crate::subnet::{SubnetError, SubnetManager};
-use crate::text::chain;
+use crate::text::{Plain, chain};
 use crate::uplink::UplinkError;
 
 /// The maximum age of host facts at start. Until then nothing reports changes of the host.
@@ -109,7 +109,7 @@ pub enum OverlayError {
         source: Option<KernelError>,
     },
     /// A removal could not delete `subnet.env`. Delete it, or mend what is in the way and run the removal again.
-    #[error("removing {}", path.display())]
+    #[error("removing {}", Plain(path.display()))]
     SubnetEnv {
         /// The file.
         path: PathBuf,
