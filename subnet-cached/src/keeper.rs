@@ -95,11 +95,16 @@ impl Keeper {
 
     /// Takes in what the store itself has just said.
     pub(crate) fn learn(&self, learn: impl FnOnce(&mut Known) -> Changed) {
-        let now = self.now();
-        let mut state = self.state();
-        if std::mem::take(&mut state.standing_in) {
+        if std::mem::take(&mut self.state().standing_in) {
             tracing::info!(path = %self.path.display(), "the lease store is back: the state file is not needed");
         }
+        self.note(learn);
+    }
+
+    /// Takes in what a store may know that is away: Kubernetes' configuration is a file.
+    pub(crate) fn note(&self, learn: impl FnOnce(&mut Known) -> Changed) {
+        let now = self.now();
+        let mut state = self.state();
         if learn(&mut state.known) == Changed::Yes {
             state.unsaved.get_or_insert(now);
         }

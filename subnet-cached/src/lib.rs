@@ -181,7 +181,7 @@ impl SubnetManager for CachedSubnets {
         let was_live = self.keeper.is_live();
         match self.inner.network_config().await {
             Ok(config) => {
-                self.keeper.learn(|known| known.configured(&config));
+                self.keeper.note(|known| known.configured(&config));
                 Ok(config)
             }
             // While the watch lives the store will answer soon, and it may have another configuration by now.
