@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use crate::etcd::{self, Etcd};
 use crate::{Context, Error, Process};
 
-pub use manifest::{manifest, rules};
+pub use manifest::{manifest, rules, rules_without};
 pub use proxy::{Fault, Proxy, Seen};
 
 /// The token of the group `system:masters`.
@@ -152,6 +152,38 @@ impl ApiServer {
         text.map(str::to_owned).ok_or_else(|| Error::new(format!("no token in {token}")))
     }
 
+    /// Gives the account of this name these RBAC rules in place of those that it had, and waits until the server goes by
+    /// them: until it may, or may not, do `verb` to `resource`.
+    ///
+    /// # Errors
+    /// What the server refused, or that it does not go by them.
+    pub async fn set_rules(&self, name: &str, rules: Value, verb: &str, resource: &str) -> Result<(), Error> {
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let is_granted = |rule: &Value| {
+            let has = |field: &str, text: &str| rule[field].as_array().is_some_and(|all| all.contains(&json!(text)));
+            let full = [resource, subresource].join("/");
+            has("verbs", verb) && has("resources", full.trim_end_matches('/'))
+        };
+        let wanted = rules.as_array().is_some_and(|rules| rules.iter().any(is_granted));
+        self.patch(&format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}"), &json!({ "rules": rules }))
+            .await?;
+        let asked = json!({ "spec": {
+            "user": format!("system:serviceaccount:kube-system:{name}"),
+            "resourceAttributes": { "verb": verb, "resource": resource, "subresource": subresource },
+        } });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let review = self.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", &asked).await?;
+            if review["status"]["allowed"] == wanted {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(format!("the server does not go by {rules}")));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Makes a Node with these podCIDRs, or none.
     ///
     /// # Errors
@@ -170,6 +202,38 @@ impl ApiServer {
     /// What the server refused.
     pub async fn annotate(&self, name: &str, annotations: Value) -> Result<Value, Error> {
         self.patch(&format!("/api/v1/nodes/{name}"), &json!({ "metadata": { "annotations": annotations } })).await
+    }
+
+    /// Makes a Pod in `kube-system` that runs as the account of this name. Where no Node is named it has none yet.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn create_pod(&self, name: &str, account: &str, node: Option<&str>) -> Result<Value, Error> {
+        let containers = json!([{ "name": "agent", "image": "example.com/agent" }]);
+        let mut spec = json!({ "serviceAccountName": account, "containers": containers });
+        if let Some(node) = node {
+            spec["nodeName"] = json!(node);
+        }
+        self.create("/api/v1/namespaces/kube-system/pods", &json!({ "metadata": { "name": name }, "spec": spec })).await
+    }
+
+    /// Gives a Pod to a Node, as the scheduler does.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn bind_pod(&self, name: &str, node: &str) -> Result<Value, Error> {
+        let target = json!({ "metadata": { "name": name }, "target": { "kind": "Node", "name": node } });
+        self.create(&format!("/api/v1/namespaces/kube-system/pods/{name}/binding"), &target).await
+    }
+
+    /// Writes a condition of a Node and leaves its others as they are, as a kubelet does.
+    ///
+    /// # Errors
+    /// What the server refused.
+    pub async fn set_condition(&self, name: &str, condition: &Value) -> Result<Value, Error> {
+        let patch = json!({ "status": { "conditions": [condition] } });
+        let content = "application/strategic-merge-patch+json";
+        self.send(Method::PATCH, &format!("/api/v1/nodes/{name}/status"), content, Some(&patch)).await
     }
 
     /// Runs kube-controller-manager beside the server, which assigns podCIDRs out of `cluster_cidrs` and does nothing else.
@@ -269,8 +333,12 @@ impl ApiServer {
     }
 
     async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Error> {
-        let doing = format!("{method} {path}");
         let content = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        self.send(method, path, content, body).await
+    }
+
+    async fn send(&self, method: Method, path: &str, content: &str, body: Option<&Value>) -> Result<Value, Error> {
+        let doing = format!("{method} {path}");
         let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
         let request = Request::builder().method(method).uri(path).header("content-type", content).body(body);
         let request = request.map_err(|error| Error::new(format!("{doing}: {error}")))?;
@@ -285,11 +353,16 @@ impl ApiServer {
     /// # Errors
     /// When the server's URL or authority is refused.
     pub async fn client(&self) -> Result<kube::Client, Error> {
+        self.client_of(Some(ADMIN))
+    }
+
+    /// A client of the bearer of this token, or of nobody.
+    fn client_of(&self, token: Option<&str>) -> Result<kube::Client, Error> {
         let refused = |error: &dyn std::fmt::Display| Error::new(format!("no client of kube-apiserver: {error}"));
         let url = format!("https://127.0.0.1:{}", self.port).parse().map_err(|error| refused(&error))?;
         let mut config = kube::Config::new(url);
         config.root_cert = Some(vec![fs::read(self.file("ca.der")).context(|| "no authority".to_owned())?]);
-        config.auth_info.token = Some(ADMIN.to_owned().into());
+        config.auth_info.token = token.map(|token| token.to_owned().into());
         config.default_retry = false;
         kube::Client::try_from(config).map_err(|error| refused(&error))
     }

@@ -51,19 +51,6 @@ async fn found(store: &KubeSubnets, subject: Subject, settled: impl Fn(&Check) -
     }
 }
 
-/// The manifest's rules without `verb` of `resource`.
-fn without(verb: &str, resource: &str) -> Value {
-    let mut rules = kubernetes::rules().unwrap();
-    for rule in rules.as_array_mut().unwrap() {
-        if rule["resources"] == json!([resource]) {
-            rule["verbs"].as_array_mut().unwrap().retain(|granted| granted != verb);
-        }
-    }
-    // A rule without verbs is none.
-    rules.as_array_mut().unwrap().retain(|rule| rule["verbs"] != json!([]));
-    rules
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn each_right_that_is_missing_is_named_with_its_rule() {
     let server = server().await;
@@ -81,7 +68,9 @@ async fn each_right_that_is_missing_is_named_with_its_rule() {
     for (nth, (verb, resource)) in
         [("get", "nodes"), ("list", "nodes"), ("watch", "nodes"), ("patch", "nodes/status")].into_iter().enumerate()
     {
-        let store = store(&server, &format!("without-{nth}"), without(verb, resource), named(NODE)).await;
+        let store =
+            store(&server, &format!("without-{nth}"), kubernetes::rules_without(verb, resource).unwrap(), named(NODE))
+                .await;
         let wanted = format!("this account may not {verb} {resource}");
         let check = found(&store, Subject::Rights, |check| check.found == wanted).await;
         assert_eq!(check.verdict, Verdict::Bad);
@@ -89,7 +78,7 @@ async fn each_right_that_is_missing_is_named_with_its_rule() {
         assert!(check.remedy.as_ref().unwrap().ends_with(&format!("role: {rule}")), "{check:?}");
     }
     // A Pod is asked for only where the node is known by it.
-    let rules = without("get", "pods");
+    let rules = kubernetes::rules_without("get", "pods").unwrap();
     let by_name = store(&server, "podless", rules.clone(), named(NODE)).await;
     found(&by_name, Subject::Rights, |check| check.verdict == Verdict::Good).await;
     let pod = NodeName::OfPod { namespace: "kube-system".to_owned(), pod: "agent-1".to_owned() };

@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 pub(crate) const WITHIN: u64 = 30;
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 pub(crate) const WATCH: &str = "watch=true";
+pub(crate) const LIST: &str = "resourceVersionMatch=NotOlderThan";
 
 /// A dual-stack network.
 const CONFIG: &str =
@@ -53,14 +54,18 @@ impl Lab {
         LAST.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// A client through the proxy.
+    pub(crate) async fn client(&self) -> kube::Client {
+        Access::in_cluster().at(self.proxy.url()).client().await.unwrap()
+    }
+
     /// The store of node `nth`, through the proxy.
     pub(crate) async fn store(&self, nth: u16) -> KubeSubnets {
         self.store_with(nth, Timeouts::default()).await
     }
 
     pub(crate) async fn store_with(&self, nth: u16, timeouts: Timeouts) -> KubeSubnets {
-        let client = Access::in_cluster().at(self.proxy.url()).client().await.unwrap();
-        KubeSubnets::new(client, options(nth).with_timeouts(timeouts))
+        KubeSubnets::new(self.client().await, options(nth).with_timeouts(timeouts))
     }
 
     /// Makes a Node with podCIDRs of both families.
@@ -100,8 +105,7 @@ impl Lab {
         let time = format!("2026-01-01T00:{:02}:{:02}Z", time / 60 % 60, time % 60);
         let condition =
             json!({ "type": "Ready", "status": "True", "lastHeartbeatTime": time, "lastTransitionTime": time });
-        let status = json!({ "status": { "conditions": [condition] } });
-        self.server.patch(&format!("{}/status", path(nth)), &status).await.unwrap();
+        self.server.set_condition(&name(nth), &condition).await.unwrap();
     }
 }
 

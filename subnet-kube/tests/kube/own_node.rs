@@ -1,11 +1,12 @@
 //! What is read of the own Node, and written to it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use flannel_core::lease::{Lease, LeaseAttrs};
 use flannel_core::net::Dual;
 use flannel_core::subnet::{SubnetError, SubnetManager, Want};
-use flannel_subnet_kube::{Access, KubeSubnets};
+use flannel_subnet_kube::{Access, AnnotationPrefix, KubeSubnets, NodeName};
 use serde_json::{Value, json};
 use testkit::etcd::Version;
 use testkit::kubernetes::{ApiServer, Fault};
@@ -243,7 +244,7 @@ async fn the_addresses_that_an_operator_sets_are_the_nodes() {
     let public = Dual { v4: "203.0.113.5".parse().ok(), v6: "2001:db8:5::1".parse().ok() };
     assert_eq!(store.this_node().await.unwrap().public, public);
     // They come before those that the program was given.
-    let client = Access::in_cluster().at(lab.proxy.url()).client().await.unwrap();
+    let client = lab.client().await;
     let given = Dual { v4: "203.0.113.6".parse().ok(), v6: "2001:db8:6::1".parse().ok() };
     let other = KubeSubnets::new(client, options(nth).with_public(given));
     assert_eq!(other.this_node().await.unwrap().public, public);
@@ -272,11 +273,105 @@ async fn the_condition_of_the_network_is_written_as_go_flannel_does_and_may_be_t
     assert!(matches!(error, SubnetError::Unavailable { .. }), "{error:?}");
     store.set_network_unavailable(false).await.unwrap();
     let node = lab.server.get(&path(nth)).await.unwrap();
-    let condition = &node["status"]["conditions"][0];
-    let texts = ["type", "status", "reason", "message"].map(|field| condition[field].as_str().unwrap_or_default());
-    assert_eq!(texts, ["NetworkUnavailable", "False", "FlannelIsUp", "Flannel is running on this node"]);
+    let found = node["status"]["conditions"].as_array().unwrap().iter();
+    let condition = found.clone().find(|condition| condition["type"] == "NetworkUnavailable").unwrap();
+    let texts = ["status", "reason", "message"].map(|field| condition[field].as_str().unwrap_or_default());
+    assert_eq!(texts, ["False", "FlannelIsUp", "Flannel is running on this node"]);
     assert!(condition["lastTransitionTime"].as_str().unwrap().ends_with('Z'));
+}
+
+/// docs/faults.md, K12.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_conditions_of_others_stay_as_they_are_and_ours_survives_theirs() {
+    let lab = Lab::new().await;
+    let (nth, store, _) = lab.leased().await;
+    let pressure = json!({ "type": "MemoryPressure", "status": "False", "reason": "KubeletHasSufficientMemory" });
+    lab.server.set_condition(&name(nth), &pressure).await.unwrap();
     lab.heartbeat(nth, 1).await;
+    let conditions = async || {
+        let node = lab.server.get(&path(nth)).await.unwrap();
+        let all = node["status"]["conditions"].as_array().unwrap().clone();
+        let named = |condition: &Value| (condition["type"].as_str().unwrap().to_owned(), condition.clone());
+        all.iter().map(named).collect::<BTreeMap<_, _>>()
+    };
+    let before = conditions().await;
+    let mut shown = before.clone();
+    for unavailable in [true, false] {
+        store.set_network_unavailable(unavailable).await.unwrap();
+        let mut after = conditions().await;
+        let ours = after.remove("NetworkUnavailable").unwrap();
+        assert_eq!(ours["status"], if unavailable { "True" } else { "False" });
+        assert_eq!(after, before);
+        shown.insert("NetworkUnavailable".to_owned(), ours);
+    }
+    lab.heartbeat(nth, 2).await;
+    let after = conditions().await;
+    assert_ne!(after["Ready"], shown["Ready"]);
+    shown.insert("Ready".to_owned(), after["Ready"].clone());
+    assert_eq!(after, shown);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_tells_which_node_this_is_as_soon_as_it_has_one() {
+    let lab = Lab::new().await;
+    let nth = lab.number();
+    lab.node(nth).await;
+    let pod = format!("agent-{nth}");
+    lab.server.service_account(&pod, json!([])).await.unwrap();
+    let mut options = options(nth);
+    options.node = NodeName::OfPod { namespace: "kube-system".to_owned(), pod: pod.clone() };
+    let store = KubeSubnets::new(lab.client().await, options.clone());
+    assert!(waits(store.this_node().await).contains("there is no such Pod"));
+    lab.server.create_pod(&pod, &pod, None).await.unwrap();
+    assert!(waits(store.this_node().await).contains("it has no spec.nodeName yet"));
+    lab.server.bind_pod(&pod, &name(nth)).await.unwrap();
+    assert_eq!(store.this_node().await.unwrap().name, Some(id(nth)));
+    // It is asked for once, and the rest is as with a name that was given.
+    let asked = lab.proxy.seen("/pods/").len();
+    let lease = store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
+    assert!(watch(&store).await.holds(&lease));
+    store.set_network_unavailable(false).await.unwrap();
+    assert_eq!(lab.proxy.seen("/pods/").len(), asked);
+    let other = KubeSubnets::new(lab.client().await, options);
+    assert_eq!(other.this_node().await.unwrap().name, Some(id(nth)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn annotations_under_another_prefix_are_another_network() {
+    let lab = Lab::new().await;
+    let nth = lab.number();
+    lab.node(nth).await;
+    let prefix = AnnotationPrefix::new("net.example.com/blue").unwrap();
+    let blue = async |nth| KubeSubnets::new(lab.client().await, options(nth).with_prefix(prefix.clone()));
+    let store = blue(nth).await;
+    let lease = store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
+    assert_eq!(lab.annotations(nth).await, json!({}));
+    let node = lab.server.get(&path(nth)).await.unwrap();
+    let names: Vec<_> = node["metadata"]["annotations"].as_object().unwrap().keys().cloned().collect();
+    let keys = ["backend-data", "backend-type", "backend-v6-data", "kube-subnet-manager", "public-ip", "public-ipv6"];
+    assert_eq!(names, keys.map(|key| format!("net.example.com/blue-{key}")));
+    let peer = lab.number();
+    assert!(watch(&blue(peer).await).await.holds(&lease));
+    let mut plain = watch(&lab.store(peer).await).await;
+    assert!(!plain.seen.contains_key(&key(nth)));
+    // A Node may be of both.
+    let other = lab.store(nth).await;
+    let both = other.acquire(&id(nth), Want::new(attrs(peer))).await.unwrap();
+    plain.until(WITHIN, "the other", |seen| seen.holds(&both)).await;
+    store.release(lease.clone()).await.unwrap();
+    assert!(watch(&other).await.holds(&both) && !watch(&store).await.holds(&lease));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_in_clear_text_behind_https_is_named_with_the_remedy() {
+    let lab = Lab::new().await;
+    let url = lab.proxy.url().replace("http://", "https://");
+    let client = Access::in_cluster().at(&url).client().await.unwrap();
+    let store = KubeSubnets::new(client, options(lab.number()).with_server(url.clone()));
+    let error = store.this_node().await.unwrap_err();
+    assert!(matches!(error, SubnetError::Unavailable { .. }), "{error:?}");
+    let said = flannel_core::text::chain(&error);
+    assert!(said.contains(&url) && said.contains("the server speaks clear text"), "{said}");
 }
 
 /// What a patch meets that was made for a Node whose place another one has taken: docs/compatibility.md, "Writing".

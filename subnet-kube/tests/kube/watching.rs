@@ -10,27 +10,16 @@ use testkit::etcd::Version;
 use testkit::kubernetes::{ApiServer, Fault};
 use tokio::time::Instant;
 
-use crate::common::{Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, options, path, silent_after, watch};
+use crate::common::{LIST, Lab, WATCH, WITHIN, attrs, cidrs, id, key, name, options, path, silent_after, watch};
 
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
-
-/// An event `ERROR` whose object is a `Status` with the code 410.
-const GONE: &[u8] = b"\0\0\0\x39\x0a\x05ERROR\x12\x30\x0a\x2ek8s\0\
-    \x0a\x0c\x0a\x02v1\x12\x06Status\
-    \x12\x16\x12\x07Failure\x1a\x08too old!\x30\x9a\x03\
-    \x1a\0\x22\0";
-
-/// What a server answers that takes a request.
-fn sent(content: &'static str, body: &[u8]) -> Fault {
-    Fault::Answer { status: 200, retry_after: None, content, body: body.to_vec() }
-}
 
 /// docs/faults.md, K1.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_that_is_gone_is_listed_anew_however_the_server_says_so() {
     let lab = Lab::new().await;
     let (nth, store, lease) = lab.leased().await;
-    for gone in [Fault::status(410, "too old resource version"), sent(PROTOBUF, GONE)] {
+    for gone in [Fault::status(410, "too old resource version"), Fault::gone()] {
         let mut watcher = watch(&store).await;
         let other = lab.number();
         lab.proxy.expect(WATCH, gone.clone(), 1);
@@ -66,9 +55,9 @@ async fn a_watch_that_is_cut_or_stuck_goes_on_where_it_was() {
         Some(Fault::FreezeAfter(0)),
         Some(Fault::FreezeAfter(700)),
         Some(Fault::status(500, "")),
-        Some(sent(PROTOBUF, &GONE[..40])),
-        Some(sent(PROTOBUF, b"no protobuf")),
-        Some(sent("application/json", b"{\"type\":\"MODIFIED\"}\n")),
+        Some(Fault::half_an_event()),
+        Some(Fault::sent(PROTOBUF, b"no protobuf")),
+        Some(Fault::sent("application/json", b"{\"type\":\"MODIFIED\"}\n")),
     ]
     .into_iter()
     .enumerate()
@@ -84,6 +73,25 @@ async fn a_watch_that_is_cut_or_stuck_goes_on_where_it_was() {
             .await;
     }
     assert_eq!(watcher.resets, 1, "nothing was listed again: {:?}", watcher.errors);
+}
+
+/// docs/faults.md, K2.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_cut_or_stuck_in_the_middle_is_never_taken_for_a_whole_one() {
+    let lab = Lab::new().await;
+    let (nth, _, lease) = lab.leased().await;
+    let (_, _, other) = lab.leased().await;
+    let hasty = silent_after(Duration::from_secs(30)).with_request(Duration::from_secs(1));
+    let store = lab.store_with(nth, hasty).await;
+    let mut watcher = watch(&store).await;
+    for (n, fault) in [Fault::CutAfter(0), Fault::CutAfter(700), Fault::FreezeAfter(700)].into_iter().enumerate() {
+        lab.proxy.expect(WATCH, Fault::gone(), 1);
+        lab.proxy.expect(LIST, fault.clone(), 1);
+        lab.proxy.cut();
+        watcher.until(WITHIN, &format!("a list after {fault:?}"), |seen| seen.resets == n + 2).await;
+        assert!(watcher.holds(&lease) && watcher.holds(&other), "{:?}", watcher.seen);
+    }
+    assert!(watcher.errors.len() >= 3, "{:?}", watcher.errors);
 }
 
 /// docs/faults.md, K3.
@@ -113,14 +121,8 @@ async fn an_api_server_whose_store_was_restored_from_a_backup_is_listed_anew() {
 async fn a_server_that_asks_to_be_left_alone_is() {
     let lab = Lab::new().await;
     let (nth, store, lease) = lab.leased().await;
-    let busy = |status, seconds| Fault::Answer {
-        status,
-        retry_after: Some(seconds),
-        content: "text/plain",
-        body: b"Too many requests".to_vec(),
-    };
     for status in [429, 503] {
-        lab.proxy.expect("GET", busy(status, 2), 1);
+        lab.proxy.expect("GET", Fault::busy(status, 2), 1);
         let before = lab.proxy.seen("").len();
         store.renew(&lease).await.unwrap_err();
         let begun = Instant::now();
@@ -130,7 +132,7 @@ async fn a_server_that_asks_to_be_left_alone_is() {
     }
     // Longer than an answer may take.
     let hasty = lab.store_with(nth, Timeouts::default().with_request(Duration::from_secs(1))).await;
-    lab.proxy.expect("GET", busy(429, 2), 1);
+    lab.proxy.expect("GET", Fault::busy(429, 2), 1);
     hasty.renew(&lease).await.unwrap_err();
     hasty.renew(&lease).await.unwrap();
     // A watch that is refused goes on where it was, and one whose history cannot be asked for as well.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Context, Error};
 
@@ -24,4 +24,22 @@ pub fn manifest() -> Result<Vec<Value>, Error> {
 pub fn rules() -> Result<Value, Error> {
     let role = manifest()?.into_iter().find(|object| object["kind"] == "ClusterRole");
     role.map(|mut role| role["rules"].take()).ok_or_else(|| Error::new("the manifest has no ClusterRole".to_owned()))
+}
+
+/// The same without `verb` of `resource`.
+///
+/// # Errors
+/// As [`rules`].
+pub fn rules_without(verb: &str, resource: &str) -> Result<Value, Error> {
+    let mut rules = rules()?;
+    for rule in rules.as_array_mut().into_iter().flatten().filter(|rule| rule["resources"] == json!([resource])) {
+        if let Some(verbs) = rule["verbs"].as_array_mut() {
+            verbs.retain(|granted| granted != verb);
+        }
+    }
+    // A rule without verbs is none.
+    if let Some(rules) = rules.as_array_mut() {
+        rules.retain(|rule| rule["verbs"] != json!([]));
+    }
+    Ok(rules)
 }

@@ -1,12 +1,13 @@
 //! A proxy before an API server that does what a server cannot be made to do.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -42,7 +43,20 @@ pub enum Fault {
     FreezeAfter(usize),
     /// The server carries the request out, and the answer is lost.
     Lose,
+    /// The answer comes so much later.
+    Delay(Duration),
+    /// Of an answer that is a watch in protobuf the events of the Node with this name do not arrive.
+    Drop(String),
 }
+
+/// The type of a watch in protobuf.
+const WATCH: &str = "application/vnd.kubernetes.protobuf;stream=watch";
+
+/// An event `ERROR` whose object is a `Status` with the code 410.
+const GONE: &[u8] = b"\0\0\0\x39\x0a\x05ERROR\x12\x30\x0a\x2ek8s\0\
+    \x0a\x0c\x0a\x02v1\x12\x06Status\
+    \x12\x16\x12\x07Failure\x1a\x08too old!\x30\x9a\x03\
+    \x1a\0\x22\0";
 
 impl Fault {
     /// A refusal as Kubernetes words it.
@@ -51,6 +65,27 @@ impl Fault {
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code,
         });
         Self::Answer { status: code, retry_after: None, content: "application/json", body: body.to_string().into() }
+    }
+
+    /// A refusal that asks the client to wait so many seconds.
+    pub fn busy(status: u16, seconds: u32) -> Self {
+        let body = b"Too many requests".to_vec();
+        Self::Answer { status, retry_after: Some(seconds), content: "text/plain", body }
+    }
+
+    /// What is sent by a server that takes the request.
+    pub fn sent(content: &'static str, body: &[u8]) -> Self {
+        Self::Answer { status: 200, retry_after: None, content, body: body.to_vec() }
+    }
+
+    /// A watch with one event, which says that the version asked for is gone.
+    pub fn gone() -> Self {
+        Self::sent(WATCH, GONE)
+    }
+
+    /// The same, which ends in the middle of the event.
+    pub fn half_an_event() -> Self {
+        Self::sent(WATCH, &GONE[..40])
     }
 }
 
@@ -61,9 +96,17 @@ pub struct Seen {
     pub line: String,
     /// The body.
     pub body: String,
+    /// The token that came with it.
+    pub token: Option<String>,
 }
 
-/// A proxy in clear text on the loopback, whose requests the server takes for the administrator's. It ends with its handle.
+impl Seen {
+    fn has(&self, part: &str) -> bool {
+        self.line.contains(part) || self.body.contains(part)
+    }
+}
+
+/// A proxy in clear text. It ends with its handle.
 #[derive(Debug)]
 pub struct Proxy {
     addr: SocketAddr,
@@ -73,7 +116,7 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    /// What is to happen to how many requests with this text in their first line.
+    /// What is to happen to how many requests with this text.
     faults: Mutex<Vec<(String, Fault, usize)>>,
     seen: Mutex<Vec<Seen>>,
     /// How often all answers under way were cut.
@@ -83,13 +126,24 @@ struct Shared {
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 impl Proxy {
-    /// Starts a proxy before `server`.
+    /// Starts a proxy before `server`, on the loopback. The server takes its requests for the administrator's.
     ///
     /// # Errors
     /// What the system refused.
     pub async fn start(server: &ApiServer) -> Result<Self, Error> {
-        let client = server.client().await?;
-        let listener = TcpListener::bind("127.0.0.1:0").await.context(|| "no port for a proxy".to_owned())?;
+        Self::before(server.client().await?, Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// The same at another address of this network namespace. The server sees the clients' own tokens.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub async fn start_at(server: &ApiServer, address: IpAddr) -> Result<Self, Error> {
+        Self::before(server.client_of(None)?, address).await
+    }
+
+    async fn before(client: kube::Client, address: IpAddr) -> Result<Self, Error> {
+        let listener = TcpListener::bind((address, 0)).await.context(|| "no port for a proxy".to_owned())?;
         let addr = listener.local_addr().context(|| "no port for a proxy".to_owned())?;
         let shared = Arc::new(Shared { faults: Mutex::default(), seen: Mutex::default(), cuts: watch::Sender::new(0) });
         let serving = Arc::clone(&shared);
@@ -106,8 +160,8 @@ impl Proxy {
         format!("http://{}", self.addr)
     }
 
-    /// Lets `fault` happen to the next `times` requests with `part` in their first line. Those that were asked for first
-    /// come first.
+    /// Lets `fault` happen to the next `times` requests with `part` in their first line or their body. Those that were asked
+    /// for first come first.
     pub fn expect(&self, part: &str, fault: Fault, times: usize) {
         locked(&self.shared.faults).push((part.to_owned(), fault, times));
     }
@@ -122,9 +176,9 @@ impl Proxy {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// The requests with `part` in their first line that came so far.
+    /// The requests with `part` in their first line or their body that came so far.
     pub fn seen(&self, part: &str) -> Vec<Seen> {
-        locked(&self.shared.seen).iter().filter(|seen| seen.line.contains(part)).cloned().collect()
+        locked(&self.shared.seen).iter().filter(|seen| seen.has(part)).cloned().collect()
     }
 }
 
@@ -145,8 +199,10 @@ async fn answer(request: Request<Incoming>, client: kube::Client, shared: Arc<Sh
     let (mut parts, body) = request.into_parts();
     let line = format!("{} {}", parts.method, parts.uri);
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    locked(&shared.seen).push(Seen { line: line.clone(), body: String::from_utf8_lossy(&body).into_owned() });
-    let fault = shared.fault(&line);
+    let token = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let seen = Seen { line, body: String::from_utf8_lossy(&body).into_owned(), token: token.map(str::to_owned) };
+    let fault = shared.fault(&seen);
+    locked(&shared.seen).push(seen);
     if let Some(Fault::Answer { status, retry_after, content, body }) = fault {
         let status = StatusCode::from_u16(status).map_err(io::Error::other)?;
         let mut answer = Response::builder().status(status).header(CONTENT_TYPE, content);
@@ -156,9 +212,10 @@ async fn answer(request: Request<Incoming>, client: kube::Client, shared: Arc<Sh
         let body = Full::from(body).map_err(|never| match never {}).boxed_unsync();
         return answer.body(body).map_err(io::Error::other);
     }
-    // The client has a host, credentials and a way to compress of its own.
+    // The client has a host and a way to compress of its own, and the administrator's credentials as well.
     let headers = std::mem::take(&mut parts.headers);
-    parts.headers.extend(headers.into_iter().filter(|(name, _)| matches!(name, Some(ACCEPT | CONTENT_TYPE))));
+    let kept = |name: &Option<_>| matches!(name, Some(ACCEPT | AUTHORIZATION | CONTENT_TYPE));
+    parts.headers.extend(headers.into_iter().filter(|(name, _)| kept(name)));
     let cuts = shared.cuts.subscribe();
     let forwarded = Request::from_parts(parts, Body::from(body.to_vec()));
     let (parts, body) = client.send(forwarded).await.map_err(io::Error::other)?.into_parts();
@@ -166,6 +223,11 @@ async fn answer(request: Request<Incoming>, client: kube::Client, shared: Arc<Sh
         Some(Fault::Lose) => return Err(io::ErrorKind::ConnectionReset.into()),
         Some(Fault::CutAfter(left)) => End::Cut(left),
         Some(Fault::FreezeAfter(left)) => End::Freeze(left),
+        Some(Fault::Delay(time)) => {
+            tokio::time::sleep(time).await;
+            End::Own
+        }
+        Some(Fault::Drop(node)) => End::Without(Without::node(&node)),
         Some(Fault::Answer { .. }) | None => End::Own,
     };
     let status = parts.status;
@@ -179,16 +241,58 @@ async fn answer(request: Request<Incoming>, client: kube::Client, shared: Arc<Sh
     answer.body(StreamBody::new(Box::pin(passed(body, end, cuts))).boxed_unsync()).map_err(io::Error::other)
 }
 
-/// How an answer ends, after so many bytes.
+/// What becomes of an answer's body.
 enum End {
     Own,
+    /// It ends after so many bytes.
     Cut(usize),
     Freeze(usize),
+    Without(Without),
+}
+
+/// A watch without the events of a Node.
+struct Without {
+    /// How its name stands in an event.
+    mark: Vec<u8>,
+    /// The begin of an event that has not all arrived.
+    rest: Vec<u8>,
+}
+
+impl Without {
+    fn node(name: &str) -> Self {
+        // `ObjectMeta { name = 1 }`, with its length: no other name has it in it.
+        let length = u8::try_from(name.len()).unwrap_or(u8::MAX);
+        Self { mark: [&[0x0a, length], name.as_bytes()].concat(), rest: Vec::new() }
+    }
+
+    /// What of the bytes that arrived is passed on. Each event has its length before it.
+    fn pass(&mut self, bytes: &[u8]) -> Bytes {
+        self.rest.extend_from_slice(bytes);
+        let mut passed = Vec::new();
+        while let Some(length) = self.rest.first_chunk().map(|length| u32::from_be_bytes(*length) as usize + 4) {
+            if self.rest.len() < length {
+                break;
+            }
+            let event: Vec<_> = self.rest.drain(..length).collect();
+            if !event.windows(self.mark.len()).any(|part| part == self.mark) {
+                passed.extend(event);
+            }
+        }
+        passed.into()
+    }
 }
 
 fn passed(body: Body, end: End, cuts: watch::Receiver<u64>) -> impl Stream<Item = io::Result<Frame<Bytes>>> {
     stream::unfold((body, end, cuts), |(mut body, mut end, mut cuts)| async move {
         let cut = || Err(io::ErrorKind::ConnectionReset.into());
+        match end {
+            End::Cut(0) => return Some((cut(), (body, end, cuts))),
+            End::Freeze(0) => {
+                let _ = cuts.changed().await;
+                return Some((cut(), (body, end, cuts)));
+            }
+            End::Own | End::Cut(_) | End::Freeze(_) | End::Without(_) => {}
+        }
         let frame = tokio::select! {
             _ = cuts.changed() => return Some((cut(), (body, end, cuts))),
             frame = body.frame() => frame?,
@@ -200,15 +304,11 @@ fn passed(body: Body, end: End, cuts: watch::Receiver<u64>) -> impl Stream<Item 
         };
         match &mut end {
             End::Own => {}
-            End::Cut(0) => return Some((cut(), (body, end, cuts))),
-            End::Freeze(0) => {
-                let _ = cuts.changed().await;
-                return Some((cut(), (body, end, cuts)));
-            }
             End::Cut(left) | End::Freeze(left) => {
                 bytes.truncate(*left);
                 *left -= bytes.len();
             }
+            End::Without(without) => bytes = without.pass(&bytes),
         }
         Some((Ok(Frame::data(bytes)), (body, end, cuts)))
     })
@@ -216,10 +316,9 @@ fn passed(body: Body, end: End, cuts: watch::Receiver<u64>) -> impl Stream<Item 
 
 impl Shared {
     /// What is to happen to a request.
-    fn fault(&self, line: &str) -> Option<Fault> {
+    fn fault(&self, seen: &Seen) -> Option<Fault> {
         let mut faults = locked(&self.faults);
-        let (_, fault, times) =
-            faults.iter_mut().find(|(part, _, times)| line.contains(part.as_str()) && *times > 0)?;
+        let (_, fault, times) = faults.iter_mut().find(|(part, _, times)| seen.has(part) && *times > 0)?;
         *times -= 1;
         Some(fault.clone())
     }
