@@ -50,6 +50,8 @@ mod machine;
 mod node;
 mod nodes;
 mod protobuf;
+#[cfg(test)]
+mod scripted;
 mod store;
 mod watch;
 

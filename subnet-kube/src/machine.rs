@@ -12,8 +12,9 @@ pub(crate) enum Step {
     /// List everything, not older than this version, then call [`Machine::listed`]. The server's cache answers this: one
     /// that lies behind waits until it has caught up.
     List(String),
-    /// Ask whether the server still has this change, then call [`Machine::checked`].
-    Check(Mark),
+    /// Ask whether this change is the last of its Node in the server's history at this version, which was seen, then call
+    /// [`Machine::checked`].
+    Check(Mark, String),
     /// Open a watch from this version on, then call [`Machine::opened`].
     Open(String),
     /// Read what the watch sends: [`Machine::seen`], [`Machine::silent`], [`Machine::ended`] or [`Machine::gone`].
@@ -108,6 +109,17 @@ impl Machine {
         Ok(())
     }
 
+    /// The watch brought a deletion of this version. What is deleted cannot be asked for again: until the next change nothing
+    /// tells whether a server still has it, so that trouble before that is followed by a list.
+    ///
+    /// # Errors
+    /// As [`seen`](Self::seen).
+    pub(crate) fn deleted(&mut self, version: &str) -> Result<(), Option<Duration>> {
+        self.seen(version, None)?;
+        self.mark = None;
+        Ok(())
+    }
+
     /// Nothing came for a while: either nothing changes, or nothing gets through. A new watch tells which.
     pub(crate) fn silent(&mut self) {
         self.reopen();
@@ -142,7 +154,7 @@ impl Machine {
         match self.step {
             // What was held is given up when a list begins.
             Step::Probe | Step::List(_) => self.forget(),
-            Step::Check(_) | Step::Open(_) | Step::Read => self.check(),
+            Step::Check(..) | Step::Open(_) | Step::Read => self.check(),
         }
         self.backoff.wait()
     }
@@ -157,9 +169,9 @@ impl Machine {
 
     /// Opens the watch again once the server has shown that it has the history that was seen.
     fn check(&mut self) {
-        match &self.mark {
-            Some(mark) => self.step = Step::Check(mark.clone()),
-            None => self.forget(),
+        match (&self.mark, &self.version) {
+            (Some(mark), Some(version)) => self.step = Step::Check(mark.clone(), version.clone()),
+            _ => self.forget(),
         }
     }
 
@@ -230,7 +242,7 @@ mod tests {
     fn a_watch_that_failed_goes_on_where_it_was_and_says_so_once() {
         let mut machine = watching("10");
         machine.failed(None);
-        assert_eq!(machine.step(), Step::Check(mark("5")));
+        assert_eq!(machine.step(), Step::Check(mark("5"), "10".to_owned()));
         machine.checked(true);
         assert_eq!(machine.step(), open_from("10"));
         assert!(machine.opened());
@@ -241,7 +253,7 @@ mod tests {
         assert!(!machine.opened());
         machine.failed(None);
         machine.failed(None);
-        assert_eq!(machine.step(), Step::Check(mark("17")));
+        assert_eq!(machine.step(), Step::Check(mark("17"), "19".to_owned()));
     }
 
     #[test]
@@ -259,6 +271,23 @@ mod tests {
         assert_eq!(machine.step(), list("4"));
     }
 
+    /// docs/faults.md, K3.
+    #[test]
+    fn trouble_right_after_a_deletion_is_followed_by_a_list() {
+        let mut machine = watching("20");
+        machine.deleted("21").unwrap();
+        machine.failed(None);
+        assert_eq!(machine.step(), Step::Probe);
+        let mut machine = watching("20");
+        machine.deleted("21").unwrap();
+        machine.seen("22", Some("b")).unwrap();
+        machine.failed(None);
+        assert_eq!(
+            machine.step(),
+            Step::Check(Mark { node: "b".to_owned(), version: "22".to_owned() }, "22".to_owned())
+        );
+    }
+
     #[test]
     fn a_server_that_ends_a_watch_before_its_time_is_checked() {
         let mut machine = watching("10");
@@ -266,7 +295,7 @@ mod tests {
         assert_eq!(machine.step(), open_from("10"));
         machine.opened();
         assert_eq!(machine.ended(ASKED / 2, ASKED), None);
-        assert_eq!(machine.step(), Step::Check(mark("5")));
+        assert_eq!(machine.step(), Step::Check(mark("5"), "10".to_owned()));
     }
 
     #[test]
@@ -300,7 +329,7 @@ mod tests {
         let mut machine = watching("a");
         machine.seen("b", Some("a")).unwrap();
         machine.failed(None);
-        assert_eq!(machine.step(), Step::Check(mark("b")));
+        assert_eq!(machine.step(), Step::Check(mark("b"), "b".to_owned()));
         assert!(!is_before("a", "b") && !is_before("b", "a") && is_before("9", "10"));
     }
 

@@ -132,7 +132,7 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use flannel_core::lease::Record;
@@ -144,17 +144,21 @@ mod tests {
 
     /// A Node, in which each field takes a few values.
     #[derive(Debug, Clone, PartialEq, Eq)]
-    struct Model {
+    pub(crate) struct Model {
         uid: u8,
         cidr: u8,
         public: u8,
-        managed: bool,
+        pub(crate) managed: bool,
         /// What does not count: heartbeats, images, others' annotations.
-        noise: u8,
+        pub(crate) noise: u8,
     }
 
     impl Model {
-        fn message(&self, name: u8) -> Vec<u8> {
+        pub(crate) fn plain() -> Self {
+            Self { uid: 0, cidr: 0, public: 0, managed: true, noise: 0 }
+        }
+
+        pub(crate) fn message(&self, name: u8, version: u64) -> Vec<u8> {
             let Self { uid, cidr, public, managed, noise } = self;
             // The last of these is no address.
             let public = ["192.0.2.1", "192.0.2.2", "192.0.2"][usize::from(public % 3)];
@@ -168,7 +172,7 @@ mod tests {
             let metadata = [
                 member(1, format!("node-{name}")),
                 member(5, format!("u{}", uid % 2)),
-                member(6, noise.to_string()),
+                member(6, version.to_string()),
                 member(8, number(1, 1_700_000_000)),
                 annotations
                     .iter()
@@ -180,7 +184,7 @@ mod tests {
         }
     }
 
-    fn model() -> impl Strategy<Value = Model> {
+    pub(crate) fn model() -> impl Strategy<Value = Model> {
         (any::<u8>(), any::<u8>(), any::<u8>(), prop::bool::weighted(0.8), any::<u8>())
             .prop_map(|(uid, cidr, public, managed, noise)| Model { uid, cidr, public, managed, noise })
     }
@@ -189,9 +193,9 @@ mod tests {
     fn a_node_that_is_deleted_is_told_of_however_many_there_are() {
         let keys = Keys::new(AnnotationPrefix::default());
         let mut nodes = Nodes::default();
-        let one = Model { uid: 0, cidr: 0, public: 0, managed: true, noise: 0 };
+        let one = Model::plain();
         nodes.prints = (0..OldestRecords::LIMIT as u64).map(|n| (n.to_string().into(), n)).collect();
-        let message = one.message(1);
+        let message = one.message(1, 1);
         let node = Node::parse(&message, &keys).unwrap();
         assert!(nodes.change(Change::Deleted, &node).is_none(), "it was never there");
         assert!(nodes.change(Change::Put, &node).is_some());
@@ -226,12 +230,12 @@ mod tests {
     fn list(nodes: &mut Nodes, state: &BTreeMap<u8, Model>) -> LeaseEvent {
         nodes.begin_list(None);
         for (name, model) in state {
-            nodes.list(&parse(&model.message(*name)));
+            nodes.list(&parse(&model.message(*name, model.noise.into())));
         }
         nodes.end_list().0
     }
 
-    fn fold(records: &mut BTreeMap<LeaseKey, Record>, event: LeaseEvent) {
+    pub(crate) fn fold(records: &mut BTreeMap<LeaseKey, Record>, event: LeaseEvent) {
         match event {
             LeaseEvent::Reset(all) => {
                 *records = all.into_iter().map(|record| (record.key.clone(), record)).collect();
@@ -253,7 +257,7 @@ mod tests {
             for act in acts {
                 let before = state.clone();
                 let mut change = |change, name: u8, model: &Model| {
-                    let message = model.message(name);
+                    let message = model.message(name, model.noise.into());
                     let event = is_seen.then(|| nodes_seen.change(change, &parse(&message))).flatten();
                     let is_news = event.is_some();
                     event.into_iter().for_each(|event| fold(&mut records, event));

@@ -132,9 +132,9 @@ impl Watch {
                 self.ready.push_back(Ok(event));
                 self.report_own();
             }
-            Step::Check(mark) => {
+            Step::Check(mark, at) => {
                 self.source = None;
-                let has_it = self.has(&mark).await?;
+                let has_it = self.has(&mark, &at).await?;
                 self.machine.checked(has_it);
             }
             Step::Open(from) => match self.open(&from).await {
@@ -165,9 +165,10 @@ impl Watch {
         Ok(items.finish()?)
     }
 
-    /// Whether the server still has this change: at its version the Node carries that very version.
-    async fn has(&mut self, mark: &Mark) -> Result<bool, Fault> {
-        let (node, version) = (plain(&mark.node), plain(&mark.version));
+    /// Whether the server still has this change: at a version that was seen since, the Node carries that of the change. A
+    /// server that was restored has not come to such a version, or is at another change there.
+    async fn has(&mut self, mark: &Mark, at: &str) -> Result<bool, Fault> {
+        let (node, version) = (plain(&mark.node), plain(at));
         let query = format!(
             "fieldSelector=metadata.name%3D{node}&limit=1&resourceVersion={version}&resourceVersionMatch=Exact"
         );
@@ -251,8 +252,10 @@ fn take(event: &Event<'_>, keys: &Keys, machine: &mut Machine, nodes: &mut Nodes
         }
     };
     let node = Node::parse(event.object, keys)?;
-    // What is deleted cannot be asked for again.
-    let changed = (change == Change::Put).then_some(&*node.name);
-    machine.seen(&node.resource_version, changed).map_err(Stop::List)?;
+    let seen = match change {
+        Change::Put => machine.seen(&node.resource_version, Some(&node.name)),
+        Change::Deleted => machine.deleted(&node.resource_version),
+    };
+    seen.map_err(Stop::List)?;
     Ok(nodes.change(change, &node))
 }
