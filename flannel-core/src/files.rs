@@ -16,6 +16,8 @@ pub enum Trust {
     OwnersAlone,
     /// It belongs to root or to the user of this process. An operator may have put a link in its place.
     Owners,
+    /// Anybody: an operator named it.
+    Anyone,
 }
 
 /// Who may read a file that is written. Nobody else may write it.
@@ -49,14 +51,13 @@ pub enum Unread {
     Io(#[from] io::Error),
 }
 
-impl Unread {
-    /// The same as an I/O error.
-    pub(crate) fn into_io(self) -> io::Error {
-        match self {
-            Self::Io(error) => error,
-            Self::TooLarge(_) => io::Error::new(io::ErrorKind::FileTooLarge, self),
-            Self::OfAnotherUser | Self::OpenToOthers => io::Error::new(io::ErrorKind::PermissionDenied, self),
-            Self::NotAFile => io::Error::other(self),
+impl From<Unread> for io::Error {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Io(error) => error,
+            Unread::TooLarge(_) => Self::new(io::ErrorKind::FileTooLarge, unread),
+            Unread::OfAnotherUser | Unread::OpenToOthers => Self::new(io::ErrorKind::PermissionDenied, unread),
+            Unread::NotAFile => Self::other(unread),
         }
     }
 }
@@ -115,7 +116,7 @@ fn try_read(path: &Path, trust: Trust, max: u64) -> Result<Vec<u8>, Unread> {
     // Looked at first: to open a pipe waits for its other end, and to open a device may do anything.
     let found = match trust {
         Trust::OwnersAlone => fs::symlink_metadata(path)?,
-        Trust::Owners => fs::metadata(path)?,
+        Trust::Owners | Trust::Anyone => fs::metadata(path)?,
     };
     judge(&found, trust, max)?;
     let file = guarded(OpenOptions::new().read(true), trust).open(path)?;
@@ -130,7 +131,7 @@ fn judge(found: &Metadata, trust: Trust, max: u64) -> Result<(), Unread> {
     if !found.is_file() {
         return Err(Unread::NotAFile);
     }
-    if !is_of_owner(found) {
+    if trust != Trust::Anyone && !is_of_owner(found) {
         return Err(Unread::OfAnotherUser);
     }
     if trust == Trust::OwnersAlone && is_open_to_others(found) {
@@ -380,11 +381,18 @@ mod tests {
             ("not a regular file".into(), "1".into())
         );
         for path in [&socket, dir.path()] {
-            assert_eq!(said(path, Trust::Owners), "not a regular file");
+            for trust in [Trust::Owners, Trust::Anyone] {
+                assert_eq!(said(path, trust), "not a regular file");
+            }
         }
         fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
         assert!(said(&file, Trust::OwnersAlone).contains("others may write to it"));
-        assert_eq!(said(&file, Trust::Owners), "1");
+        assert_eq!((said(&file, Trust::Owners), said(&link, Trust::Anyone)), ("1".into(), "1".into()));
+        // Only root may give a file away.
+        if std::os::unix::fs::chown(&file, Some(65534), None).is_ok() {
+            assert_eq!(said(&file, Trust::Owners), "it belongs to another user");
+            assert_eq!(said(&file, Trust::Anyone), "1");
+        }
     }
 
     fn write(path: &Path, mode: Mode, text: &str) -> Result<(), FileError> {

@@ -84,7 +84,7 @@ impl SubnetEnv {
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
         match files::read(path, Trust::Owners, MAX_BYTES) {
             Ok(bytes) => Ok(bytes.map(|bytes| Self::parse(&String::from_utf8_lossy(&bytes)))),
-            Err(error) => Err(FileError::new("read", path, error.into_io())),
+            Err(error) => Err(FileError::new("read", path, error.into())),
         }
     }
 

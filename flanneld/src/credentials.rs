@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use flannel_subnet_etcd::{ClientCertificate, Config, Password};
+use flannel_subnet_etcd::{ClientCertificate, Config, Password, credential_file};
 use rustls::InconsistentKeys;
 use rustls::crypto::ring::default_provider;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::{Error as PemError, PemObject};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// A file is not what its flag says. Mend it, or name another.
@@ -22,52 +22,57 @@ pub(crate) struct CredentialError {
 /// Reads all of them. Errors hold nothing of what is in there.
 pub(crate) fn check(config: &Config) -> Result<(), CredentialError> {
     if let Some(tls) = &config.tls {
-        tls.ca.iter().try_for_each(|path| certificates("etcd-cafile", path))?;
+        tls.ca.iter().try_for_each(|path| certificates("etcd-cafile", path).map(drop))?;
         if let Some(client) = &tls.client {
-            certificates("etcd-certfile", &client.certificate)?;
-            told("etcd-keyfile", &client.key, "private key", PrivateKeyDer::from_pem_file(&client.key).map(drop))?;
             pair(client)?;
         }
     }
     match config.credentials.as_ref().map(|credentials| &credentials.password) {
-        Some(Password::File(path)) => {
-            told("etcd-password-file", path, "password", std::fs::read(path).map(drop).map_err(PemError::Io))
-        }
+        Some(Password::File(path)) => read("etcd-password-file", path, "password").map(drop),
         _ => Ok(()),
     }
 }
 
 /// Whether the key is the certificate's. Of what cannot be told here the handshake will tell.
 fn pair(client: &ClientCertificate) -> Result<(), CredentialError> {
-    let chain = CertificateDer::pem_file_iter(&client.certificate).and_then(Iterator::collect);
-    let (Ok(chain), Ok(key)) = (chain, PrivateKeyDer::from_pem_file(&client.key)) else { return Ok(()) };
+    let chain = certificates("etcd-certfile", &client.certificate)?;
+    let key = read("etcd-keyfile", &client.key, "private key")?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| lacks("etcd-keyfile", &client.key, "private key"))?;
+    let Ok(chain) = CertificateDer::pem_slice_iter(&chain).collect() else { return Ok(()) };
     match CertifiedKey::from_der(chain, key, &default_provider()) {
         Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
             let certificate = client.certificate.display();
             let problem = format!("is not the key of -etcd-certfile {certificate}; give the one it was made with");
-            Err(CredentialError { flag: "etcd-keyfile", path: client.key.display().to_string(), problem })
+            Err(CredentialError::new("etcd-keyfile", &client.key, problem))
         }
         _ => Ok(()),
     }
 }
 
-fn certificates(flag: &'static str, path: &Path) -> Result<(), CredentialError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(|mut found| match found.next() {
-        Some(first) => first.map(drop),
-        None => Err(PemError::NoItemsFound),
-    });
-    told(flag, path, "certificate", read)
+/// The content of a file that begins with a certificate.
+fn certificates(flag: &'static str, path: &Path) -> Result<Vec<u8>, CredentialError> {
+    let pem = read(flag, path, "certificate")?;
+    match CertificateDer::pem_slice_iter(&pem).next() {
+        Some(Ok(_)) => Ok(pem),
+        _ => Err(lacks(flag, path, "certificate")),
+    }
 }
 
-fn told(flag: &'static str, path: &Path, what: &str, read: Result<(), PemError>) -> Result<(), CredentialError> {
-    let problem = match read {
-        Ok(()) => return Ok(()),
-        Err(PemError::Io(error)) => {
-            format!("cannot be read: {error}; give a file with a {what} that this user may read")
-        }
-        Err(_) => format!("holds no {what}; give a PEM file with one"),
-    };
-    Err(CredentialError { flag, path: path.display().to_string(), problem })
+fn read(flag: &'static str, path: &Path, what: &str) -> Result<Vec<u8>, CredentialError> {
+    credential_file(path).map_err(|error| {
+        let problem = format!("cannot be read: {error}; give a file with a {what} that this user may read");
+        CredentialError::new(flag, path, problem)
+    })
+}
+
+fn lacks(flag: &'static str, path: &Path, what: &str) -> CredentialError {
+    CredentialError::new(flag, path, format!("holds no {what}; give a PEM file with one"))
+}
+
+impl CredentialError {
+    fn new(flag: &'static str, path: &Path, problem: String) -> Self {
+        Self { flag, path: path.display().to_string(), problem }
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +96,11 @@ mod tests {
         let another = rcgen::generate_simple_self_signed([String::from("etcd.example")]).unwrap();
         let another = write("another", &another.signing_key.serialize_pem());
         let (junk, nowhere) = (write("junk", "junk"), dir.path().join("nowhere"));
+        // A certificate, and no end to what follows.
+        let endless = write("endless", &issued.cert.pem());
+        std::fs::OpenOptions::new().append(true).open(&endless).unwrap().set_len(1 << 40).unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let checked = |ca: &PathBuf, certificate: &PathBuf, key: &PathBuf| {
             let client = Some(ClientCertificate { certificate: certificate.clone(), key: key.clone() });
             let tls = Some(Tls { ca: Some(ca.clone()), client, server_name: None });
@@ -102,6 +112,9 @@ mod tests {
             (checked(&junk, &pem, &key), ["-etcd-cafile", "junk", "holds no certificate"]),
             (checked(&pem, &key, &key), ["-etcd-certfile", "key", "holds no certificate"]),
             (checked(&pem, &pem, &pem), ["-etcd-keyfile", "pem", "holds no private key"]),
+            (checked(&endless, &pem, &key), ["-etcd-cafile", "endless", "larger than 1048576 bytes"]),
+            (checked(&pem, &pipe, &key), ["-etcd-certfile", "pipe", "not a regular file"]),
+            (checked(&pem, &pem, &pipe), ["-etcd-keyfile", "pipe", "not a regular file"]),
             (checked(&pem, &pem, &another), ["-etcd-keyfile", "another", "is not the key of -etcd-certfile"]),
         ] {
             let told = told.unwrap_err();

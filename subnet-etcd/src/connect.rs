@@ -1,10 +1,12 @@
 //! Connections: to one member at a time, another one when it fails.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, ResponseHeader, TlsOptions};
+use flannel_core::files::{self, Trust};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::Mutex;
@@ -278,9 +280,24 @@ async fn tls(tls: Option<&Tls>, endpoint: &str) -> Result<TlsOptions, Fault> {
     Ok(options)
 }
 
+/// The most bytes of a certificate, key or password file. A bundle of all public authorities has a quarter of that.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Reads a certificate, key or password file as the store does for each connection: a regular file of at most 1 MiB,
+/// whoever it belongs to. Blocks on the disk: not for an async task.
+///
+/// # Errors
+/// What the system says, or that it is no such file.
+pub fn credential_file(path: &Path) -> io::Result<Vec<u8>> {
+    match files::read(path, Trust::Anyone, MAX_FILE)? {
+        Some(bytes) => Ok(bytes),
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "there is no such file")),
+    }
+}
+
 async fn read(path: &Path, endpoint: &str) -> Result<Vec<u8>, Fault> {
     let owned: PathBuf = path.to_owned();
-    match tokio::task::spawn_blocking(move || std::fs::read(owned)).await {
+    match tokio::task::spawn_blocking(move || credential_file(&owned)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) => Err(Fault::file(endpoint, path, &error)),
         Err(error) => Err(Fault::cut(endpoint, error.to_string())),
@@ -296,4 +313,29 @@ fn join(first: Option<Fault>, second: Fault) -> Fault {
     };
     kept.error.problem = format!("{}; and {}: {}", kept.error.problem, other.error.endpoint, other.error.problem);
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_credentials_file_without_end_or_that_is_none_is_refused_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("largest"), vec![b'x'; MAX_FILE as usize]).unwrap();
+        std::fs::write(at("larger"), vec![b'x'; MAX_FILE as usize + 1]).unwrap();
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let told = async |path: &Path| read(path, "https://etcd:2379").await.map_err(|fault| fault.error.to_string());
+        assert_eq!(told(&at("largest")).await.map(|bytes| bytes.len()), Ok(MAX_FILE as usize));
+        for (path, reason) in [
+            (at("larger"), "larger than 1048576 bytes"),
+            (at("pipe"), "not a regular file"),
+            (PathBuf::from("/dev/null"), "not a regular file"),
+            (at("nowhere"), "there is no such file"),
+        ] {
+            let error = told(&path).await.unwrap_err();
+            assert!(error.contains(&path.display().to_string()) && error.contains(reason), "{error}");
+        }
+    }
 }

@@ -52,6 +52,7 @@ use futures_util::stream::BoxStream;
 pub use config::{
     ClearText, ClientCertificate, Config, ConfigError, Credentials, KeyPrefix, Password, Secret, Timeouts, Tls, Ttl,
 };
+pub use connect::credential_file;
 pub use error::EtcdError;
 
 use connect::Connector;
