@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use flannel_core::lease::{LeaseEvent, Record};
 use flannel_core::net::Family;
@@ -12,7 +12,9 @@ use futures_util::StreamExt;
 use serde_json::json;
 use testkit::Families;
 use testkit::etcd::Version;
-use testkit::kubernetes::{self, ApiServer};
+use testkit::kubernetes::{self, ApiServer, Proxy};
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
 
 use crate::harness::{Site, on_switch};
 
@@ -22,6 +24,15 @@ const SWITCH: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 89, 0, 1));
 /// The name of a node.
 pub(crate) fn name(nth: usize) -> String {
     format!("node-{nth}")
+}
+
+/// A way to the server for one agent: an account of its own, and a proxy.
+pub(crate) struct Way {
+    pub(crate) proxy: Proxy,
+    pub(crate) token_file: PathBuf,
+    kubeconfig: PathBuf,
+    /// The thread that runs the proxy ends with it.
+    _end: oneshot::Sender<()>,
 }
 
 /// The server, and what agents need to use it.
@@ -44,8 +55,31 @@ impl Kubernetes {
         Self { server, kubeconfig, config: file }
     }
 
+    /// A way to the server for the account of this name, which is made for it.
+    pub(crate) fn way(&self, site: &Site, account: &str) -> Way {
+        let token =
+            on_switch(site, async || self.server.service_account(account, kubernetes::rules().unwrap()).await.unwrap());
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let start = || runtime.block_on(async { Proxy::start_at(&self.server, SWITCH).await.unwrap() });
+        let proxy = site.underlay.switch().run(start).unwrap();
+        let (end, ended) = oneshot::channel();
+        let serve = move || drop(runtime.block_on(ended));
+        drop(site.underlay.switch().spawn(serve).unwrap());
+        let kubeconfig = self.server.kubeconfig(account, &token, &proxy.url()).unwrap();
+        Way { proxy, token_file: self.server.token_file(account), kubeconfig, _end: end }
+    }
+
     pub(crate) fn args(&self) -> Vec<String> {
-        let (kubeconfig, config) = (self.kubeconfig.display(), self.config.display());
+        self.args_of(&self.kubeconfig)
+    }
+
+    /// The same through a proxy.
+    pub(crate) fn args_by(&self, way: &Way) -> Vec<String> {
+        self.args_of(&way.kubeconfig)
+    }
+
+    fn args_of(&self, kubeconfig: &Path) -> Vec<String> {
+        let (kubeconfig, config) = (kubeconfig.display(), self.config.display());
         vec![
             "--kube-subnet-mgr".to_owned(),
             format!("-kubeconfig-file={kubeconfig}"),

@@ -1,9 +1,13 @@
 //! Agents over a real Kubernetes API server.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use flannel_core::net::Family;
 use nix::sys::signal::Signal;
 use serde_json::json;
+use testkit::kubernetes::ApiServer;
 use testkit::probe::{Flow, FlowReport};
 use testkit::{Families, Pod, wait_until};
 
@@ -14,64 +18,114 @@ use crate::store::{reaches, status};
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 
-/// Nodes of one family, and the server that they share. Node N has the podCIDR 10.244.N.0/24.
-struct Cluster {
-    kubernetes: Kubernetes,
-    site: Site,
+const DUAL: &str =
+    r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
+
+/// Nodes, and the server that they share. Node N has the podCIDR 10.244.N.0/24, and fd00:244:0:N::/64 where there is IPv6.
+pub(crate) struct Cluster {
+    pub(crate) kubernetes: Kubernetes,
+    pub(crate) site: Site,
+    families: Families,
 }
 
 impl Cluster {
-    fn new(nodes: usize) -> Self {
-        let site = Site::new(nodes, "{}");
-        let kubernetes = Kubernetes::start(&site, VXLAN);
-        Self { kubernetes, site }
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self::with(nodes, Families::V4)
     }
 
-    fn register(&self, nth: usize) {
-        self.kubernetes.register(&self.site, nth, Families::V4);
+    pub(crate) fn with(nodes: usize, families: Families) -> Self {
+        let site = Site::with(nodes, families, "{}");
+        let kubernetes = Kubernetes::start(&site, if families == Families::Dual { DUAL } else { VXLAN });
+        Self { kubernetes, site, families }
     }
 
-    fn start(&self, nth: usize) -> Agent {
-        let files = vec![
-            format!("-subnet-file={}", self.site.subnet_file(nth).display()),
-            format!("-state-file={}", self.site.path(&format!("state{nth}")).display()),
-        ];
-        let fixed = owned(&["--healthz-port=8081", "--healthz-ip=127.0.0.1"]);
-        let mut ours = command(&[self.kubernetes.args(), files, fixed].concat());
-        ours.env("NODE_NAME", name(nth));
+    pub(crate) fn register(&self, nth: usize) {
+        self.kubernetes.register(&self.site, nth, self.families);
+    }
+
+    pub(crate) fn start(&self, nth: usize) -> Agent {
+        self.launch(nth, self.kubernetes.args(), &[("NODE_NAME", &name(nth))])
+    }
+
+    /// Starts an agent with these arguments about the store, and these variables.
+    pub(crate) fn launch(&self, nth: usize, store: Vec<String>, variables: &[(&str, &str)]) -> Agent {
+        let mut ours = command(&[self.fixed(nth), store].concat());
+        ours.envs(variables.iter().copied());
         Agent::start_in(self.site.ns(nth), &mut ours, self.site.path(&format!("log{nth}")))
     }
 
-    fn get(&self, path: &str) -> serde_json::Value {
-        on_switch(&self.site, async || self.kubernetes.server.get(path).await).unwrap()
+    /// The arguments of node `nth`'s agent that are not about the store.
+    fn fixed(&self, nth: usize) -> Vec<String> {
+        let file = format!("-subnet-file={}", self.site.subnet_file(nth).display());
+        let state = format!("-state-file={}", self.state_file(nth).display());
+        owned(&[&file, &state, "--healthz-port=8081", "--healthz-ip=127.0.0.1"])
+    }
+
+    pub(crate) fn state_file(&self, nth: usize) -> PathBuf {
+        self.site.path(&format!("state{nth}"))
+    }
+
+    /// Does something to the server as the administrator.
+    pub(crate) fn ask<T: Send>(&self, work: impl AsyncFnOnce(&ApiServer) -> T + Send) -> T {
+        on_switch(&self.site, async || work(&self.kubernetes.server).await)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> serde_json::Value {
+        self.ask(async |server| server.get(path).await).unwrap()
     }
 
     /// An annotation of flannel's.
-    fn annotation(&self, nth: usize, suffix: &str) -> Option<String> {
+    pub(crate) fn annotation(&self, nth: usize, suffix: &str) -> Option<String> {
         let node = self.get(&format!("/api/v1/nodes/{}", name(nth)));
         node["metadata"]["annotations"][format!("{PREFIX}{suffix}")].as_str().map(str::to_owned)
     }
 
-    fn annotate(&self, nth: usize, suffix: &str, value: serde_json::Value) {
-        let annotations = json!({ format!("{PREFIX}{suffix}"): value });
-        on_switch(&self.site, async || self.kubernetes.server.annotate(&name(nth), annotations).await).unwrap();
+    pub(crate) fn annotate(&self, nth: usize, suffix: &str, value: serde_json::Value) {
+        self.annotate_all(nth, &json!({ suffix: value }));
     }
 
-    fn restart(&mut self) {
+    /// Sets annotations of flannel's.
+    fn annotate_all(&self, nth: usize, annotations: &serde_json::Value) {
+        let named = annotations.as_object().unwrap().iter();
+        let named = named.map(|(suffix, value)| (format!("{PREFIX}{suffix}"), value.clone())).collect();
+        self.ask(async |server| server.annotate(&name(nth), named).await).unwrap();
+    }
+
+    /// Makes a Node, and publishes what an agent on it would.
+    pub(crate) fn join(&self, nth: usize) {
+        self.register(nth);
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:07:{nth:02x}"}}"#);
+        let public = format!("10.89.7.{nth}");
+        let mut all = json!({
+            "backend-type": "vxlan", "kube-subnet-manager": "true", "backend-data": data, "public-ip": public,
+        });
+        if self.families.has(Family::V6) {
+            all["backend-v6-data"] = json!(data);
+            all["public-ipv6"] = json!(format!("fd00:89::7:{nth}"));
+        }
+        self.annotate_all(nth, &all);
+    }
+
+    pub(crate) fn restart(&mut self) {
         let (server, site) = (&mut self.kubernetes.server, &self.site);
         on_switch(site, async || server.restart().await).unwrap();
     }
 
-    fn has_route(&self, nth: usize, to: usize) -> bool {
+    pub(crate) fn has_route(&self, nth: usize, to: usize) -> bool {
         routes(self.site.ns(nth)).contains(&format!("10.244.{to}.0/24 "))
     }
 
-    fn pods(&self) -> [Pod; 2] {
+    /// Whether node `nth` sends packets for a peer to this address.
+    pub(crate) fn sends_to(&self, nth: usize, public: IpAddr) -> bool {
+        self.site.ns(nth).fdb().unwrap().iter().any(|entry| entry.dst == Some(public))
+    }
+
+    pub(crate) fn pods(&self) -> [Pod; 2] {
         [self.site.pod(1), self.site.pod(2)]
     }
 
     /// The condition that tells whether a node's network is up.
-    fn network_unavailable(&self, nth: usize) -> Option<String> {
+    pub(crate) fn network_unavailable(&self, nth: usize) -> Option<String> {
         let node = self.get(&format!("/api/v1/nodes/{}", name(nth)));
         let conditions = node["status"]["conditions"].as_array()?.clone();
         let found = conditions.into_iter().find(|condition| condition["type"] == "NetworkUnavailable")?;
@@ -90,10 +144,10 @@ fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
     // Not registered yet, then without podCIDR.
     let one = cluster.start(1);
     one.until("told what it waits for", || one.log().contains("there is no such Node"));
-    on_switch(&cluster.site, async || cluster.kubernetes.server.create_node(&name(1), &[]).await).unwrap();
+    cluster.ask(async |server| server.create_node(&name(1), &[]).await).unwrap();
     one.until("told what it waits for", || one.log().contains("it has no IPv4 entry"));
     let spec = json!({ "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"] } });
-    on_switch(&cluster.site, async || cluster.kubernetes.server.patch("/api/v1/nodes/node-1", &spec).await).unwrap();
+    cluster.ask(async |server| server.patch("/api/v1/nodes/node-1", &spec).await).unwrap();
     one.until_ready();
     wait_until("the condition", PATIENCE, || Ok(cluster.network_unavailable(1).as_deref() == Some("False"))).unwrap();
     one.until("told of its peer", || cluster.has_route(1, 2));
@@ -138,18 +192,16 @@ fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
 
     // And with another podCIDR: the lease is another one.
     cluster.kubernetes.delete(&cluster.site, 1);
-    on_switch(&cluster.site, async || {
-        let server = &cluster.kubernetes.server;
-        server.create_node(&name(1), &["10.244.9.0/24".to_owned()]).await
-    })
-    .unwrap();
+    cluster.ask(async |server| server.create_node(&name(1), &["10.244.9.0/24".to_owned()]).await).unwrap();
     two.until("told of the new subnet", || cluster.has_route(2, 9) && !cluster.has_route(2, 1));
     one.until("a lease of the new subnet", || status(&one)["lease"]["subnets"][0] == "10.244.9.0/24");
     one.until_ready();
 }
 
 /// How long the server is away.
-const OUTAGE: Duration = Duration::from_secs(20);
+const OUTAGE: Duration = Duration::from_secs(60);
+/// The requests that an agent may try in that time.
+const MOST_REQUESTS: usize = 15;
 /// The lines of log that it may cost an agent.
 const MOST_LINES: usize = 3;
 
@@ -158,7 +210,9 @@ const MOST_LINES: usize = 3;
 fn an_outage_of_the_api_server_costs_no_packet_few_lines_and_is_over_within_seconds() {
     let mut cluster = Cluster::new(2);
     [1, 2].into_iter().for_each(|nth| cluster.register(nth));
-    let agents = [1, 2].map(|nth| cluster.start(nth)).map(Agent::ready);
+    let way = cluster.kubernetes.way(&cluster.site, "agent-1");
+    let one = cluster.launch(1, cluster.kubernetes.args_by(&way), &[("NODE_NAME", &name(1))]);
+    let agents = [one, cluster.start(2)].map(Agent::ready);
     let pods = cluster.pods();
     reaches(&pods[0], &pods[1]);
     wait_until("the conditions", PATIENCE, || {
@@ -170,24 +224,19 @@ fn an_outage_of_the_api_server_costs_no_packet_few_lines_and_is_over_within_seco
     let quiet = agents.each_ref().map(|agent| agent.log().lines().count());
     let flow = Flow::start(&pods[0].ns, &pods[1].ns, pods[1].addrs.v4.unwrap(), 1000).unwrap();
 
+    let asked = || way.proxy.seen("").len();
+    let before = asked();
     cluster.kubernetes.server.kill();
     let away = Instant::now();
     agents[0].until("told that the server is away", || status(&agents[0])["store"]["contact"] == "lost");
     std::thread::sleep(OUTAGE.saturating_sub(away.elapsed()));
+    let tries = asked() - before;
+    assert!(tries <= MOST_REQUESTS, "{tries} requests in {OUTAGE:?}: {:#?}", way.proxy.seen(""));
     cluster.restart();
     let back = Instant::now();
     agents[0].until("told that the server is back", || status(&agents[0])["store"]["contact"] == "live");
     let took = back.elapsed();
-    cluster.register(3);
-    let data = json!(r#"{"VNI":1,"VtepMAC":"02:00:00:00:07:07"}"#);
-    for (suffix, value) in [
-        ("backend-data", data),
-        ("backend-type", json!("vxlan")),
-        ("public-ip", json!("10.89.7.7")),
-        ("kube-subnet-manager", json!("true")),
-    ] {
-        cluster.annotate(3, suffix, value);
-    }
+    cluster.join(3);
     let told = || Ok([1, 2].iter().all(|nth| cluster.has_route(*nth, 3)));
     wait_until("converged", PATIENCE, told).unwrap_or_else(|error| panic!("{error}"));
     let report = flow.stop().unwrap();
@@ -198,7 +247,7 @@ fn an_outage_of_the_api_server_costs_no_packet_few_lines_and_is_over_within_seco
             said.iter().filter(|line| !line.contains("10.244.3.0") && !line.contains("node-3")).collect();
         assert!(troubles.len() <= MOST_LINES, "{said:#?}");
     }
-    println!("converged after {took:?}; {report:?}");
+    println!("{tries} requests while it was away; converged after {took:?}; {report:?}");
 }
 
 #[test]
@@ -208,7 +257,7 @@ fn a_node_boots_from_its_state_file_while_the_api_server_is_away() {
     let one = cluster.start(1).ready();
     let two = cluster.start(2).ready();
     one.until("told of its peer", || cluster.has_route(1, 2));
-    let state = cluster.site.path("state1");
+    let state = cluster.state_file(1);
     one.until("all written down", || ["node-1", "node-2"].iter().all(|node| read(&state).contains(node)));
     one.end(Signal::SIGTERM);
     cluster.site.ns(1).delete_link("flannel.1").unwrap();
@@ -219,8 +268,11 @@ fn a_node_boots_from_its_state_file_while_the_api_server_is_away() {
     let pods = cluster.pods();
     reaches(&pods[0], &pods[1]);
     assert_eq!(status(&one)["store"]["contact"], "lost");
+    let said = |text: &str| one.log().lines().filter(|line| line.contains(text)).count();
+    assert_eq!((said("going by the state file"), said("the state file is not needed")), (1, 0), "{}", one.log());
     cluster.restart();
     one.until("told that the server is back", || status(&one)["store"]["stale"] == false);
+    assert_eq!((said("going by the state file"), said("the state file is not needed")), (1, 1), "{}", one.log());
     wait_until("the condition", PATIENCE, || Ok(cluster.network_unavailable(1).as_deref() == Some("False"))).unwrap();
     drop(two);
 }

@@ -11,6 +11,7 @@ mod filter;
 mod go_flannel;
 mod harness;
 mod kube;
+mod kube_faults;
 mod kubernetes;
 mod life;
 mod local_users;
