@@ -11,7 +11,7 @@ use testkit::kubernetes::ApiServer;
 use testkit::probe::{Flow, FlowReport};
 use testkit::{Families, Pod, wait_until};
 
-use crate::harness::{Agent, PATIENCE, Site, command, on_switch, owned, read, routes};
+use crate::harness::{Agent, PATIENCE, Site, Told, command, on_switch, owned, read, routes, run};
 use crate::kube::{Kubernetes, name};
 use crate::store::{reaches, status};
 
@@ -63,6 +63,12 @@ impl Cluster {
 
     pub(crate) fn state_file(&self, nth: usize) -> PathBuf {
         self.site.path(&format!("state{nth}"))
+    }
+
+    /// Runs a command of the binary on node `nth`.
+    fn run(&self, nth: usize, more: &[&str]) -> Told {
+        let node = format!("-node-name={}", name(nth));
+        run(self.site.ns(nth), &[self.kubernetes.args(), self.fixed(nth), vec![node], owned(more)].concat())
     }
 
     /// Does something to the server as the administrator.
@@ -275,4 +281,88 @@ fn a_node_boots_from_its_state_file_while_the_api_server_is_away() {
     assert_eq!((said("going by the state file"), said("the state file is not needed")), (1, 1), "{}", one.log());
     wait_until("the condition", PATIENCE, || Ok(cluster.network_unavailable(1).as_deref() == Some("False"))).unwrap();
     drop(two);
+}
+
+#[test]
+fn status_explain_plan_and_cleanup_work_with_kubernetes() {
+    let cluster = Cluster::new(2);
+    [1, 2].into_iter().for_each(|nth| cluster.register(nth));
+    let fresh = cluster.run(1, &["plan"]);
+    assert!(fresh.code == Some(0) && fresh.out.contains("no lease of this node"), "{fresh:?}");
+    let [one, _two] = [1, 2].map(|nth| cluster.start(nth)).map(Agent::ready);
+    one.until("told of its peer", || cluster.run(1, &["explain", "node-2"]).code == Some(0));
+    cluster.register(3);
+    cluster.annotate_all(3, &json!({ "kube-subnet-manager": "true", "backend-data": "no JSON" }));
+    one.until("told of the bad record", || cluster.run(1, &["status"]).out.contains("1 records quarantined"));
+
+    let table = cluster.run(1, &["status"]);
+    assert_eq!(table.code, Some(0), "{table:?}");
+    for part in ["flannel (ready", "10.244.1.0/24", "eth0 (10.89.0.11)", "1 accepted", "node-3: "] {
+        assert!(table.out.contains(part), "{part} is not in:\n{}", table.out);
+    }
+    let json: serde_json::Value = serde_json::from_str(&cluster.run(1, &["status", "-json"]).out).unwrap();
+    assert_eq!((&json["ready"], &json["peers"]["accepted"]), (&true.into(), &1.into()));
+    for meant in ["node-2", "10.89.0.12", "10.244.2.0/24"] {
+        let peer = cluster.run(1, &["explain", meant]);
+        for part in ["node-2: accepted as a peer", "fdb ", "neighbour ", "route 10.244.2.0/24"] {
+            assert!(peer.out.contains(part), "{meant}: {part} is not in:\n{}", peer.out);
+        }
+    }
+    let bad = cluster.run(1, &["explain", "node-3"]);
+    assert!(bad.out.contains("node-3: quarantined: "), "{bad:?}");
+    assert_eq!(one.get(9472, "/plan"), Some((200, "nothing to do\n".to_owned())));
+
+    one.end(Signal::SIGTERM);
+    assert_eq!(cluster.run(1, &["plan"]).out, "nothing to do\n");
+    cluster.site.ns(1).delete_link("flannel.1").unwrap();
+    let plan = cluster.run(1, &["plan"]);
+    assert!(plan.code == Some(0) && plan.out.contains("flannel.1"), "{plan:?}");
+    assert!(cluster.site.ns(1).link("flannel.1").is_err(), "a plan writes nothing");
+
+    cluster.start(1).ready().end(Signal::SIGTERM);
+    let cleaned = cluster.run(1, &["cleanup"]);
+    assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
+    assert!(cleaned.out.contains("lease node-1 given back"), "{cleaned:?}");
+    assert!(cluster.site.ns(1).link("flannel.1").is_err() && !routes(cluster.site.ns(1)).contains("10.244."));
+    let left = cluster.get("/api/v1/nodes/node-1")["metadata"]["annotations"].clone();
+    assert_eq!(left, json!({ "example.com/any": "" }), "what is not flannel's stays");
+    let again = cluster.run(1, &["cleanup"]);
+    assert_eq!((again.code, again.out.as_str()), (Some(0), "0 kernel objects removed\n"), "{again:?}");
+}
+
+/// An operator assigned a podCIDR twice: peers go by the Node that was there first.
+#[test]
+fn of_two_nodes_with_one_pod_cidr_the_older_has_it_and_neither_agent_ends() {
+    let cluster = Cluster::new(3);
+    let created = || cluster.get("/api/v1/nodes/node-1")["metadata"]["creationTimestamp"].clone();
+    cluster.register(1);
+    cluster.register(3);
+    // The API server's times are whole seconds.
+    let twice = ["10.244.1.0/24".to_owned()];
+    wait_until("a younger Node", PATIENCE, || {
+        let other = cluster.ask(async |server| server.create_node(&name(2), &twice).await).unwrap();
+        let is_younger = other["metadata"]["creationTimestamp"] != created();
+        if !is_younger {
+            cluster.kubernetes.delete(&cluster.site, 2);
+        }
+        Ok(is_younger)
+    })
+    .unwrap();
+    let younger = cluster.start(2).ready();
+    let three = cluster.start(3).ready();
+    three.until("told of the younger", || cluster.sends_to(3, [10, 89, 0, 12].into()));
+    let older = cluster.start(1).ready();
+    let is_the_olders = || cluster.sends_to(3, [10, 89, 0, 11].into()) && !cluster.sends_to(3, [10, 89, 0, 12].into());
+    three.until("going by the older", is_the_olders);
+    for (agent, own) in [(&older, 1), (&younger, 2)] {
+        assert!(agent.is_ready(), "{}", agent.log());
+        assert_eq!(status(agent)["lease"]["key"], name(own));
+    }
+    // Mended by the operator.
+    cluster.kubernetes.delete(&cluster.site, 2);
+    cluster.register(2);
+    three.until("told of both", || cluster.has_route(3, 1) && cluster.has_route(3, 2));
+    younger.until("a lease of its own", || status(&younger)["lease"]["subnets"][0] == "10.244.2.0/24");
+    younger.until_ready();
+    assert!(older.is_ready(), "{}", older.log());
 }
