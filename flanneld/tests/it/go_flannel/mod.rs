@@ -15,10 +15,14 @@ cases! {
     fn nodes_of_both_programs_share_host_gw_in_ipv4() = share(Store::Etcd, Plane::HostGw, Families::V4, Filter::Iptables);
     fn nodes_of_both_programs_share_host_gw_in_both_families() =
         share(Store::Etcd, Plane::HostGw, Families::Dual, Filter::Nftables);
+    fn nodes_of_both_programs_share_a_kubernetes_cluster_over_vxlan_in_ipv4() =
+        share(Store::Kubernetes, Plane::Vxlan, Families::V4, Filter::Iptables);
     fn nodes_of_both_programs_share_a_kubernetes_cluster_over_vxlan_in_both_families() =
         share(Store::Kubernetes, Plane::Vxlan, Families::Dual, Filter::Nftables);
     fn nodes_of_both_programs_share_a_kubernetes_cluster_over_host_gw_in_ipv4() =
         share(Store::Kubernetes, Plane::HostGw, Families::V4, Filter::Iptables);
+    fn nodes_of_both_programs_share_a_kubernetes_cluster_over_host_gw_in_both_families() =
+        share(Store::Kubernetes, Plane::HostGw, Families::Dual, Filter::Nftables);
 }
 
 /// Every pod reaches every pod, and what one program says in the store the other follows: joins, leaves, and a node
@@ -57,6 +61,10 @@ cases! {
         swap(Store::Etcd, Plane::HostGw, Families::Dual, Filter::Iptables, Program::Go);
     fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_vxlan_in_ipv4() =
         swap(Store::Kubernetes, Plane::Vxlan, Families::V4, Filter::Iptables, Program::Go);
+    fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_vxlan_in_both_families() =
+        swap(Store::Kubernetes, Plane::Vxlan, Families::Dual, Filter::Nftables, Program::Ours);
+    fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_host_gw_in_ipv4() =
+        swap(Store::Kubernetes, Plane::HostGw, Families::V4, Filter::Iptables, Program::Go);
     fn a_swap_on_a_host_of_a_kubernetes_cluster_loses_nothing_on_host_gw_in_both_families() =
         swap(Store::Kubernetes, Plane::HostGw, Families::Dual, Filter::Nftables, Program::Ours);
 }
