@@ -18,7 +18,7 @@ use flannel_core::testing::MemorySubnets;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-use crate::node::{Node, store};
+use crate::node::{self, store};
 
 /// Good records, and hostile ones beside them.
 const BESIDE: u32 = 10_000;
@@ -132,9 +132,9 @@ fn start(store: MemorySubnets) -> Result<(Duration, Duration), Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let before = cpu()?;
-            let (node, took) = Node::start(&store, Teardown::Keep).await?;
+            let (node, took) = node::start(&store, Teardown::Keep).await?;
             let used = cpu()?.saturating_sub(before);
-            node.stop().await?;
+            node::stop(node).await?;
             Ok((took, used))
         })
     })

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Handle, Overlay, OverlayError, Phase, Status, Teardown};
+use flannel_core::overlay::{Overlay, Teardown};
 use flannel_core::subnet::{NodeIdentity, ThisNode};
 use flannel_core::testing::MemorySubnets;
-use tokio_util::sync::CancellationToken;
+use testkit::Agent;
 
 use bench::Error;
 use bench::peers::{config, peer};
@@ -25,50 +25,27 @@ pub(crate) fn store(n: u32) -> Result<MemorySubnets, Error> {
     Ok(store)
 }
 
-/// An agent that is running.
-pub(crate) struct Node {
-    pub(crate) handle: Handle,
-    cancel: CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), OverlayError>>,
+/// Starts an agent and waits until everything is programmed.
+pub(crate) async fn start(store: &MemorySubnets, teardown: Teardown) -> Result<(Agent, Duration), Error> {
+    let started = Instant::now();
+    let kernel = Arc::new(NetlinkKernel::new()?);
+    let overlay = Overlay::builder()
+        .backend("vxlan", Vxlan::new)
+        .teardown(teardown)
+        .audit_every(Duration::from_secs(600))
+        .build(Arc::new(store.for_node(ThisNode::named(NodeIdentity::new("node-0")?))), kernel)?;
+    let agent = Agent::start(overlay, PATIENCE).once_ready().await;
+    Ok((agent, started.elapsed()))
 }
 
-impl Node {
-    /// Starts an agent and waits until everything is programmed.
-    pub(crate) async fn start(store: &MemorySubnets, teardown: Teardown) -> Result<(Self, Duration), Error> {
-        let started = Instant::now();
-        let kernel = Arc::new(NetlinkKernel::new()?);
-        let overlay = Overlay::builder()
-            .backend("vxlan", Vxlan::new)
-            .teardown(teardown)
-            .audit_every(Duration::from_secs(600))
-            .build(Arc::new(store.for_node(ThisNode::named(NodeIdentity::new("node-0")?))), kernel)?;
-        let handle = overlay.handle();
-        let cancel = CancellationToken::new();
-        let task = tokio::spawn(overlay.run(cancel.clone()));
-        let node = Self { handle, cancel, task };
-        node.until(|status| status.phase == Phase::Ready).await?;
-        Ok((node, started.elapsed()))
-    }
+/// Waits until what followed the start has settled: the second look after the devices were made.
+pub(crate) async fn settle(agent: &Agent) {
+    agent.until(|status| status.audits >= 2).await;
+}
 
-    /// Waits for a status.
-    pub(crate) async fn until(&self, reached: impl Fn(&Status) -> bool) -> Result<(), Error> {
-        let waited = tokio::time::timeout(PATIENCE, self.handle.wait_for(reached)).await;
-        match waited.map_err(|_| "the agent did not get there")? {
-            Ok(_) => Ok(()),
-            Err(ended) => Err(format!("{ended}: {:?}", self.handle.status().last_error).into()),
-        }
-    }
-
-    /// Waits until what followed the start has settled: the second look after the devices were made.
-    pub(crate) async fn settle(&self) -> Result<(), Error> {
-        self.until(|status| status.audits >= 2).await
-    }
-
-    /// Ends the agent as its teardown policy says.
-    pub(crate) async fn stop(self) -> Result<Duration, Error> {
-        let started = Instant::now();
-        self.cancel.cancel();
-        self.task.await??;
-        Ok(started.elapsed())
-    }
+/// Ends an agent as its teardown policy says.
+pub(crate) async fn stop(agent: Agent) -> Result<Duration, Error> {
+    let started = Instant::now();
+    agent.cancelled().await?;
+    Ok(started.elapsed())
 }

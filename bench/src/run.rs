@@ -11,19 +11,19 @@ use bench::peers::{self, peer, prefix};
 use bench::report::{median, resident, row};
 
 use crate::floor::{Floor, Spread};
-use crate::node::{Node, store};
+use crate::node::{self, store};
 
 /// Runs `work` on an agent of `n` peers, in a namespace of its own.
 fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(
     n: u32,
     teardown: Teardown,
-    work: impl FnOnce(Node, flannel_core::testing::MemorySubnets, Duration) -> F + Send,
+    work: impl FnOnce(testkit::Agent, flannel_core::testing::MemorySubnets, Duration) -> F + Send,
 ) -> Result<T, Error> {
     in_bed(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let store = store(n)?;
-            let (node, took) = Node::start(&store, teardown).await?;
+            let (node, took) = node::start(&store, teardown).await?;
             work(node, store, took).await
         })
     })
@@ -31,7 +31,7 @@ fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(
 
 fn ours(n: u32) -> Result<Duration, Error> {
     with_node(n, Teardown::Keep, |node, _, took| async move {
-        node.stop().await?;
+        node::stop(node).await?;
         Ok(took)
     })
 }
@@ -54,7 +54,7 @@ pub(crate) fn scale(n: u32, runs: u32) -> Result<(), Error> {
 
 pub(crate) fn audit(n: u32, runs: u32) -> Result<(), Error> {
     let took = with_node(n, Teardown::Keep, |node, _, _| async move {
-        node.settle().await?;
+        node::settle(&node).await;
         let mut took = Vec::new();
         for _ in 0..runs {
             let started = Instant::now();
@@ -64,7 +64,7 @@ pub(crate) fn audit(n: u32, runs: u32) -> Result<(), Error> {
                 return Err(format!("an audit with nothing to do has {} writes", preview.plan.ops.len()).into());
             }
         }
-        node.stop().await?;
+        node::stop(node).await?;
         Ok(took)
     })?;
     row("audit", n, median(took), "s", None);
@@ -79,14 +79,14 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
     let (mut ones, mut bursts) = (Vec::new(), Vec::new());
     for _ in 0..runs {
         let (singles, burst) = with_node(n, Teardown::Keep, |node, store, _| async move {
-            node.settle().await?;
+            node::settle(&node).await;
             let audits = node.handle.status().audits;
             let mut singles = Vec::new();
             for extra in 1..=SINGLES {
                 let rounds = node.handle.status().lease_rounds;
                 let started = Instant::now();
                 store.insert([peer(n + extra)]);
-                node.until(|status| status.lease_rounds > rounds).await?;
+                node.until(|status| status.lease_rounds > rounds).await;
                 singles.push(started.elapsed().as_secs_f64() * 1e3);
             }
             let joined = n + SINGLES;
@@ -94,13 +94,13 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
             let started = Instant::now();
             store.insert((joined + 1..=joined + BURST).map(peer));
             let rounds = node.handle.status().lease_rounds;
-            node.until(|status| status.peers.accepted == wanted && status.lease_rounds > rounds).await?;
+            node.until(|status| status.peers.accepted == wanted && status.lease_rounds > rounds).await;
             let burst = started.elapsed().as_secs_f64();
             let preview = node.handle.plan().await?;
             if !preview.plan.is_empty() || node.handle.status().audits != audits {
                 return Err("a lease event left something undone or caused an audit".into());
             }
-            node.stop().await?;
+            node::stop(node).await?;
             Ok((singles, burst))
         })?;
         ones.extend(singles);
@@ -113,7 +113,7 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
 
 pub(crate) fn heal(n: u32, runs: u32) -> Result<(), Error> {
     let took = with_node(n, Teardown::Keep, |node, _, _| async move {
-        node.settle().await?;
+        node::settle(&node).await;
         let mut took = Vec::new();
         for _ in 0..runs {
             let repaired = node.handle.status().drift_repaired;
@@ -122,13 +122,13 @@ pub(crate) fn heal(n: u32, runs: u32) -> Result<(), Error> {
                 ip(&format!("route flush table main proto {protocol}"))?;
             }
             let started = Instant::now();
-            node.until(|status| status.drift_repaired > repaired).await?;
+            node.until(|status| status.drift_repaired > repaired).await;
             while !node.handle.plan().await?.plan.is_empty() {
                 tokio::task::yield_now().await;
             }
             took.push(started.elapsed().as_secs_f64());
         }
-        node.stop().await?;
+        node::stop(node).await?;
         Ok(took)
     })?;
     row("heal", n, median(took), "s", None);
@@ -139,8 +139,8 @@ pub(crate) fn teardown(n: u32, runs: u32) -> Result<(), Error> {
     let mut took = Vec::new();
     for _ in 0..runs {
         took.push(with_node(n, Teardown::Remove, |node, _, _| async move {
-            node.settle().await?;
-            Ok(node.stop().await?.as_secs_f64())
+            node::settle(&node).await;
+            Ok(node::stop(node).await?.as_secs_f64())
         })?);
     }
     row("teardown", n, median(took), "s", None);
@@ -149,7 +149,7 @@ pub(crate) fn teardown(n: u32, runs: u32) -> Result<(), Error> {
 
 pub(crate) fn memory(n: u32) -> Result<(), Error> {
     let (steady, peak) = with_node(n, Teardown::Keep, |node, store, _| async move {
-        node.settle().await?;
+        node::settle(&node).await;
         // Some life, so that it is not the memory of a start alone: a hundred peers go and come, and audits happen.
         for _ in 0..5 {
             let keys: Vec<_> = (1..=100).map(|peer| LeaseKey::new(&format!("node-{peer}"))).collect();
@@ -157,10 +157,10 @@ pub(crate) fn memory(n: u32) -> Result<(), Error> {
             store.insert((1..=100).map(peer));
             ip(&format!("route delete {}", prefix(200)))?;
             let repaired = node.handle.status().drift_repaired;
-            node.until(|status| status.drift_repaired > repaired).await?;
+            node.until(|status| status.drift_repaired > repaired).await;
         }
         let memory = resident("/proc/self/status")?;
-        node.stop().await?;
+        node::stop(node).await?;
         Ok(memory)
     })?;
     row("memory_steady", n, steady, "MiB", None);

@@ -1,6 +1,6 @@
 //! What a whole agent costs, whatever the store holds. Alone in its process: it measures the process.
 #![cfg(all(target_os = "linux", feature = "testing"))]
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "helpers of tests")]
 
 /// Nobody reads the log here.
 mod log {

@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+mod agent;
 mod error;
 mod iproute;
 mod lab;
@@ -34,6 +35,7 @@ pub mod probe;
 pub mod sabotage;
 pub mod userns;
 
+pub use agent::Agent;
 pub use error::Error;
 pub use iproute::hold_commands;
 pub use lab::{Families, Node, Pod, PodNet, UNDERLAY_LINK, Underlay, wait_until};

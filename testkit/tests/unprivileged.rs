@@ -6,6 +6,7 @@ use std::error::Error;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flannel_backend_hostgw::HostGw;
 use flannel_backend_vxlan::Vxlan;
@@ -16,8 +17,7 @@ use flannel_core::overlay::{Overlay, OverlayError};
 use flannel_core::subnet::{NodeIdentity, ThisNode};
 use flannel_core::testing::MemorySubnets;
 use nix::sched::{CloneFlags, unshare};
-use testkit::{Families, Underlay, userns};
-use tokio_util::sync::CancellationToken;
+use testkit::{Agent, Families, Underlay, userns};
 
 fn main() -> Result<(), Box<dyn Error>> {
     userns::enter()?;
@@ -35,10 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             Arc::new(store.for_node(ThisNode::named(NodeIdentity::new("node-1")?))),
             Arc::new(NetlinkKernel::new()?),
         )?;
-        let outcome = runtime.block_on(async {
-            tokio::time::timeout(std::time::Duration::from_secs(10), overlay.run(CancellationToken::new())).await
-        })?;
-        match outcome {
+        match runtime.block_on(async { Agent::start(overlay, Duration::from_secs(10)).ended().await }) {
             Err(OverlayError::Kernel(KernelError::Denied { doing, hint }))
                 if doing.contains(what) && hint.contains("CAP_NET_ADMIN") =>
             {

@@ -106,7 +106,7 @@ impl World {
     /// A status page asks the agent.
     async fn ask(&mut self, host: usize) -> String {
         let Some(agent) = &self.hosts[host].agent else { return "nothing".to_owned() };
-        let (handle, wait) = (agent.handle.clone(), Duration::from_millis(100));
+        let (handle, wait) = (agent.running.handle.clone(), Duration::from_millis(100));
         let answered = tokio::time::timeout(wait, handle.plan()).await.is_ok_and(|answer| answer.is_ok());
         format!("host {host} is asked for its plan, answered: {answered}")
     }

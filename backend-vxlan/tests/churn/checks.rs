@@ -39,15 +39,15 @@ impl World {
     fn stories(&mut self) -> Option<String> {
         self.hosts.iter_mut().find_map(|host| {
             let now = host.clock.now();
-            let Agent { events, story, handle, .. } = host.agent.as_mut()?;
+            let Agent { running, story, .. } = host.agent.as_mut()?;
             let mut trouble = None;
             // All of them: within its budget tokio would keep some back.
-            while let Some(event) = unconstrained(events.next()).now_or_never().flatten() {
+            while let Some(event) = unconstrained(running.events.next()).now_or_never().flatten() {
                 host.stirred = now;
                 let told = story.tell(event, now);
                 trouble = trouble.or(told);
             }
-            let trouble = trouble.or_else(|| story.check(&handle.status()));
+            let trouble = trouble.or_else(|| story.check(&running.handle.status()));
             trouble.map(|trouble| format!("host {}: {trouble}", host.number))
         })
     }

@@ -9,17 +9,19 @@ use flannel_core::clock::{BootTime, Clock};
 use flannel_core::kernel::KernelError;
 use flannel_core::lease::Lease;
 use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::overlay::{ConfigPolicy, Events, Handle, MissingUplink, Overlay, OverlayError, Phase, Status};
+use flannel_core::overlay::{ConfigPolicy, MissingUplink, Overlay, Phase, Status};
 use flannel_core::testing::fake_kernel::{Address, FakeRoute, Placement, Snapshot};
 use flannel_core::testing::{FakeKernel, MemorySubnets};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use futures_util::FutureExt;
 
 use crate::clock::HostClock;
 use crate::foreign::{put_foreign, strange_lines};
 use crate::network::{address, device};
 use crate::story::Story;
 use crate::witness::{Shared, Witness};
+
+/// The longest that an agent may take to end, in simulated time.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// A virtual address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,13 +61,10 @@ pub(crate) struct Host {
 }
 
 pub(crate) struct Agent {
-    pub(crate) handle: Handle,
-    pub(crate) events: Events,
+    pub(crate) running: testkit::Agent,
     pub(crate) story: Story,
     /// The networks that it was started with.
     pub(crate) networks: Arc<Mutex<Dual<Prefix>>>,
-    cancel: CancellationToken,
-    task: JoinHandle<Result<(), OverlayError>>,
 }
 
 impl Host {
@@ -282,11 +281,10 @@ impl Host {
             .unwrap();
         let handle = overlay.handle();
         let _ = witness.handle.set(handle.clone());
-        shared.runs(self.number, Some(handle.clone()));
-        let (events, cancel, clock) = (handle.events(), CancellationToken::new(), Arc::clone(&self.clock));
-        let life = overlay.run(cancel.clone());
-        let task = tokio::spawn(async move { clock.run(life).await });
-        self.agent = Some(Agent { handle, events, story: Story::default(), networks, cancel, task });
+        shared.runs(self.number, Some(handle));
+        let clock = Arc::clone(&self.clock);
+        let running = testkit::Agent::start_in(overlay, PATIENCE, |life| async move { clock.run(life).await }.boxed());
+        self.agent = Some(Agent { running, story: Story::default(), networks });
     }
 
     /// Ends the agent: in order, or as a crash would.
@@ -294,11 +292,9 @@ impl Host {
         let Some(agent) = self.agent.take() else { return };
         self.stirred = self.clock.now();
         if crash {
-            agent.task.abort();
-            let _ = agent.task.await;
+            agent.running.killed().await;
         } else {
-            agent.cancel.cancel();
-            agent.task.await.unwrap().unwrap();
+            agent.running.cancelled().await.unwrap();
         }
         shared.runs(self.number, None);
     }
@@ -313,7 +309,7 @@ impl Host {
     }
 
     pub(crate) fn status(&self) -> Option<Arc<Status>> {
-        Some(self.agent.as_ref()?.handle.status())
+        Some(self.agent.as_ref()?.running.handle.status())
     }
 
     pub(crate) fn lease(&self) -> Option<Arc<Lease>> {

@@ -17,7 +17,7 @@ impl World {
             assert_eq!(status.own_trouble, None, "host {}", host.number);
             // What was read at the start counts, whatever the pool has become.
             assert_eq!(*host.agent.as_ref().unwrap().networks.lock().unwrap(), self.setting.networks());
-            let peers = host.agent.as_ref().unwrap().handle.peers().await.unwrap();
+            let peers = host.agent.as_ref().unwrap().running.handle.peers().await.unwrap();
             assert_eq!(peers.len(), status.peers.accepted, "host {}: {status:#?}", host.number);
         }
         for from in &self.hosts {

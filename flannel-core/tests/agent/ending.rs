@@ -347,7 +347,7 @@ async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
     agent.event(|event| *event == Event::Stopped).await;
     assert_eq!(agent.status().phase, Phase::Stopped);
     assert!(matches!(agent.handle.plan().await, Err(HandleError::NotRunning)));
-    assert!(agent.task.await.unwrap_err().is_panic());
+    assert!(agent.task().await.unwrap_err().is_panic());
     assert_eq!(node.kernel.writes(), writes, "the data plane stays");
     let _next = node.run_ready().await;
     assert!(node.has_route(subnet(1)) && node.has_route(subnet(66)));

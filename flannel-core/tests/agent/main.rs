@@ -1,7 +1,7 @@
 //! The whole agent against the fake kernel and the store in memory, on a clock that stands still: reactions one by one
 //! (scripted), and many nodes at random (simulated).
 #![cfg(feature = "testing")]
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 mod altered;
 mod asleep;

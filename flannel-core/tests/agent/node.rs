@@ -10,13 +10,11 @@ use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::Kernel;
 use flannel_core::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::overlay::{Builder, Event, Events, Handle, Overlay, OverlayError, Phase, Status};
+use flannel_core::overlay::{Builder, Overlay};
 use flannel_core::subnet::{NodeIdentity, SubnetManager, ThisNode};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 use flannel_core::testing::{FakeKernel, MemorySubnets};
-use futures_util::FutureExt;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+pub(crate) use testkit::Agent;
 
 use crate::tunnel::{Tunnel, data, mac_of};
 
@@ -163,11 +161,7 @@ impl Node {
     }
 
     pub(crate) fn run_on(&self, builder: Builder, kernel: Arc<dyn Kernel>, store: Arc<dyn SubnetManager>) -> Agent {
-        let overlay = builder.build(store, kernel).unwrap();
-        let handle = overlay.handle();
-        let (events, cancel) = (handle.events(), CancellationToken::new());
-        let task = tokio::spawn(overlay.run(cancel.clone()));
-        Agent { handle, events, cancel, task }
+        Agent::start(builder.build(store, kernel).unwrap(), PATIENCE)
     }
 
     /// An agent that does not run.
@@ -201,78 +195,6 @@ pub(crate) fn add_defaults(kernel: &FakeKernel, link: u32) {
         let route = FakeRoute::via(prefix.parse().unwrap(), gateway.parse().unwrap(), link);
         // It may be there already: a test puts back what an act took.
         let _ = kernel.add_route(route, Placement::Exclusive);
-    }
-}
-
-/// A running agent.
-pub(crate) struct Agent {
-    pub(crate) handle: Handle,
-    pub(crate) events: Events,
-    pub(crate) cancel: CancellationToken,
-    pub(crate) task: JoinHandle<Result<(), OverlayError>>,
-}
-
-impl Agent {
-    pub(crate) fn status(&self) -> Status {
-        Arc::unwrap_or_clone(self.handle.status())
-    }
-
-    pub(crate) async fn until(&self, condition: impl FnMut(&Status) -> bool) -> Status {
-        let found = tokio::time::timeout(PATIENCE, self.handle.wait_for(condition)).await;
-        match found {
-            Ok(Ok(status)) => Arc::unwrap_or_clone(status),
-            Ok(Err(_)) => panic!("the agent ended: {:?}", self.status()),
-            Err(_) => panic!("the status never was as awaited: {:?}", self.status()),
-        }
-    }
-
-    /// The same once it is ready.
-    pub(crate) async fn once_ready(self) -> Self {
-        self.ready().await;
-        self
-    }
-
-    pub(crate) async fn ready(&self) -> Status {
-        self.until(|status| status.phase == Phase::Ready).await
-    }
-
-    /// Waits for an audit that began after this call.
-    pub(crate) async fn audited(&self) -> Status {
-        let audits = self.status().audits;
-        self.until(|status| status.audits >= audits + 2).await
-    }
-
-    pub(crate) async fn event(&mut self, mut wanted: impl FnMut(&Event) -> bool) -> Event {
-        let found = tokio::time::timeout(PATIENCE, async {
-            loop {
-                match self.events.next().await {
-                    Some(event) if wanted(&event) => return event,
-                    Some(_) => {}
-                    None => panic!("no such event: the agent ended"),
-                }
-            }
-        });
-        found.await.expect("no such event in time")
-    }
-
-    /// The events so far, in order.
-    pub(crate) fn drain(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.events.next().now_or_never().flatten()).collect()
-    }
-
-    pub(crate) async fn ended(self) -> Result<(), OverlayError> {
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the agent never ended").expect("the agent panicked")
-    }
-
-    pub(crate) async fn cancelled(self) -> Result<(), OverlayError> {
-        self.cancel.cancel();
-        self.ended().await
-    }
-
-    /// Stops the agent as a crash would.
-    pub(crate) async fn killed(self) {
-        self.task.abort();
-        let _ = self.task.await;
     }
 }
 

@@ -147,7 +147,7 @@ impl World {
         let place = &mut self.nodes[place];
         match place.agent.take() {
             None => place.start(),
-            Some(agent) if self.random.below(2) == 0 => agent.killed().await,
+            Some(agent) if self.random.below(2) == 0 => drop(agent.killed().await),
             Some(agent) => {
                 let begun = tokio::time::Instant::now();
                 agent.cancelled().await.unwrap();

@@ -12,15 +12,13 @@ use flannel_core::kernel::Route;
 use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Builder, Handle, Overlay, OverlayError, Phase, Status, Teardown};
+use flannel_core::overlay::{Builder, Overlay, OverlayError, Phase, Status, Teardown};
 use flannel_core::subnet::{NodeIdentity, ThisNode};
 use flannel_core::testing::MemorySubnets;
 use testkit::probe::{self, Flow};
 use testkit::sabotage::{self, Plane};
-use testkit::{Families, Namespace, Node, Pod, PodNet, Underlay};
+use testkit::{Agent, Families, Namespace, Node, Pod, PodNet, Underlay};
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -137,15 +135,11 @@ impl Cluster {
     }
 
     pub(crate) fn wait(&self, agent: &Agent, what: &str, reached: impl Fn(&Status) -> bool) -> Status {
-        let waited = self.block_on(async { tokio::time::timeout(PATIENCE, agent.handle.wait_for(reached)).await });
-        match waited {
-            Ok(Ok(seen)) => Arc::unwrap_or_clone(seen),
-            other => panic!("not {what} within {PATIENCE:?}: {other:?}; now {:?}", agent.handle.status()),
-        }
+        self.block_on(agent.try_until(reached)).unwrap_or_else(|status| panic!("not {what}: {status}"))
     }
 
     pub(crate) fn status(&self, nth: usize) -> Status {
-        Arc::unwrap_or_clone(self.agents[nth].handle.status())
+        self.agents[nth].status()
     }
 
     /// Waits until every agent has every other as a peer and nothing left to write.
@@ -185,26 +179,18 @@ impl Cluster {
     }
 
     /// Ends an agent in order.
-    pub(crate) fn stop(&mut self, nth: usize) -> Result<(), OverlayError> {
-        let agent = &mut self.agents[nth];
-        agent.cancel.cancel();
-        let task = agent.task.take().expect("stopped once");
-        self.runtime.block_on(task).expect("the agent does not panic")
+    pub(crate) fn stop(&self, nth: usize) -> Result<(), OverlayError> {
+        self.block_on(self.agents[nth].cancelled())
     }
 
     /// Ends an agent as a crash would: its future is dropped wherever it is.
-    pub(crate) fn crash(&mut self, nth: usize) {
-        let task = self.agents[nth].task.take().expect("stopped once");
-        task.abort();
-        let ended = self.runtime.block_on(task);
-        assert!(ended.is_err_and(|error| error.is_cancelled()));
+    pub(crate) fn crash(&self, nth: usize) {
+        assert!(self.block_on(self.agents[nth].killed()));
     }
 
     /// How an agent ended that was not told to.
     pub(crate) fn outcome(&self, agent: Agent) -> Result<(), OverlayError> {
-        let task = agent.task.expect("not stopped");
-        let ended = self.block_on(async { tokio::time::timeout(PATIENCE, task).await });
-        ended.expect("the agent ends by itself").expect("the agent does not panic")
+        self.block_on(agent.ended())
     }
 
     /// Where the agents run: one worker for all of a cluster.
@@ -335,13 +321,6 @@ pub(crate) fn device(family: Family) -> &'static str {
     }
 }
 
-/// An agent that was started.
-pub(crate) struct Agent {
-    pub(crate) handle: Handle,
-    pub(crate) cancel: CancellationToken,
-    task: Option<JoinHandle<Result<(), OverlayError>>>,
-}
-
 /// An agent to be started.
 pub(crate) struct Launch<'a> {
     cluster: &'a Cluster,
@@ -371,10 +350,8 @@ impl Launch<'_> {
         let namespace: OwnedFd = self.cluster.ns(self.nth).as_fd().try_clone_to_owned().unwrap();
         let kernel = Arc::new(NetlinkKernel::in_namespace(namespace).unwrap());
         let overlay = self.builder.build(Arc::new(self.store), kernel).unwrap();
-        let handle = overlay.handle();
-        let cancel = CancellationToken::new();
-        let task = Some(self.cluster.runtime.spawn(overlay.run(cancel.clone())));
-        Agent { handle, cancel, task }
+        let _inside = self.cluster.runtime.enter();
+        Agent::start(overlay, PATIENCE)
     }
 }
 

@@ -1,0 +1,126 @@
+//! An agent in the process of a test.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test support: a wait fails as an assertion"
+)]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flannel_core::overlay::{Event, Events, Handle, Overlay, OverlayError, Phase, Status};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+type Outcome = Result<(), OverlayError>;
+type Life = BoxFuture<'static, Outcome>;
+
+/// An agent that was started. Dropping it does not end it.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its handle.
+    pub handle: Handle,
+    /// What it tells, from its start.
+    pub events: Events,
+    /// Ends it in order.
+    pub cancel: CancellationToken,
+    patience: Duration,
+    task: Mutex<Option<JoinHandle<Outcome>>>,
+}
+
+impl Agent {
+    /// Starts an agent on the caller's runtime. A wait that takes longer than `patience` by its clock fails.
+    pub fn start(overlay: Overlay, patience: Duration) -> Self {
+        Self::start_in(overlay, patience, |life| life)
+    }
+
+    /// The same with its life inside of another future.
+    pub fn start_in(overlay: Overlay, patience: Duration, frame: impl FnOnce(Life) -> Life) -> Self {
+        let (handle, cancel) = (overlay.handle(), CancellationToken::new());
+        let events = handle.events();
+        let task = tokio::spawn(frame(overlay.run(cancel.clone()).boxed()));
+        Self { handle, events, cancel, patience, task: Mutex::new(Some(task)) }
+    }
+
+    /// How it is now.
+    pub fn status(&self) -> Status {
+        Arc::unwrap_or_clone(self.handle.status())
+    }
+
+    /// Waits for a status. The error has the one there is, when the agent ended or patience did.
+    pub async fn try_until(&self, reached: impl FnMut(&Status) -> bool) -> Result<Status, String> {
+        match timeout(self.patience, self.handle.wait_for(reached)).await {
+            Ok(Ok(status)) => Ok(Arc::unwrap_or_clone(status)),
+            Ok(Err(ended)) => Err(format!("{ended}: {:?}", self.status())),
+            Err(_) => Err(format!("not within {:?}: {:?}", self.patience, self.status())),
+        }
+    }
+
+    /// Waits for a status, or panics.
+    pub async fn until(&self, reached: impl FnMut(&Status) -> bool) -> Status {
+        self.try_until(reached).await.unwrap_or_else(|status| panic!("the status never was as awaited: {status}"))
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self) -> Status {
+        self.until(|status| status.phase == Phase::Ready).await
+    }
+
+    /// The same agent once it is ready.
+    pub async fn once_ready(self) -> Self {
+        self.ready().await;
+        self
+    }
+
+    /// Waits for an audit that began after this call.
+    pub async fn audited(&self) -> Status {
+        let audits = self.status().audits;
+        self.until(|status| status.audits >= audits + 2).await
+    }
+
+    /// Waits for an event; those before it are lost.
+    pub async fn event(&mut self, mut wanted: impl FnMut(&Event) -> bool) -> Event {
+        let found = timeout(self.patience, async {
+            loop {
+                match self.events.next().await {
+                    Some(event) if !wanted(&event) => {}
+                    last => return last,
+                }
+            }
+        });
+        found.await.ok().flatten().unwrap_or_else(|| panic!("no such event: {:?}", self.handle.status()))
+    }
+
+    /// The events so far, in order.
+    pub fn drain(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.events.next().now_or_never().flatten()).collect()
+    }
+
+    /// Its task, which can be had once.
+    pub fn task(&self) -> JoinHandle<Outcome> {
+        self.task.lock().unwrap().take().expect("an agent ends once")
+    }
+
+    /// Waits until it has ended; how.
+    pub async fn ended(&self) -> Outcome {
+        let ended = timeout(self.patience, self.task()).await;
+        ended.unwrap_or_else(|_| panic!("the agent never ended: {:?}", self.status())).expect("the agent panicked")
+    }
+
+    /// Ends it in order; how it ended.
+    pub async fn cancelled(&self) -> Outcome {
+        self.cancel.cancel();
+        self.ended().await
+    }
+
+    /// Ends it as a crash would, its future dropped wherever it is. Whether it had not ended before.
+    pub async fn killed(&self) -> bool {
+        let task = self.task();
+        task.abort();
+        task.await.is_err_and(|error| error.is_cancelled())
+    }
+}
