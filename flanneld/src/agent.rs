@@ -3,7 +3,6 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::future::pending;
 use std::io;
-use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -24,7 +23,7 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::options::{Capabilities, Options, StateFile};
 use crate::privileges::{self, PrivilegeError};
-use crate::serve::{self, ListenError, Shown};
+use crate::serve::{self, ListenError, Place, Shown};
 use crate::status::Surroundings;
 use crate::stores::{self, StoreError};
 use crate::{chain, condition, exit, notify, signals};
@@ -81,53 +80,54 @@ pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentErr
     check_place(&options.subnet_file)
         .map_err(|source| AgentError::SubnetFile { path: options.subnet_file.clone(), source })?;
     check_state_file(options.state_file.as_ref())?;
-    let listeners = Listeners::open(options)?;
+    let places = Places::take(options)?;
     if options.capabilities == Capabilities::Drop {
         privileges::reduce()?;
     }
     let cancel = CancellationToken::new();
     signals::watch(cancel.clone()).map_err(AgentError::Threads)?;
     let log = Log::start(options.log).map_err(AgentError::Threads)?;
-    for warning in warnings.iter().chain(&listeners.warning) {
+    for warning in warnings.iter().chain(&places.warning) {
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
-    let outcome = runtime.block_on(supervise(options, listeners, &log, cancel));
+    let outcome = runtime.block_on(supervise(options, places, &log, cancel));
     // A disk that hangs must not keep the end.
     runtime.shutdown_timeout(GRACE);
     log.flush();
     outcome
 }
 
-struct Listeners {
-    health: Option<TcpListener>,
-    operator: Option<TcpListener>,
+/// Where pages are served.
+struct Places {
+    health: Option<Place>,
+    operator: Option<Place>,
     warning: Option<String>,
 }
 
-impl Listeners {
-    fn open(options: &Options) -> Result<Self, ListenError> {
-        let health = options.healthz.map(|addr| serve::listen(addr, "-healthz-ip and -healthz-port")).transpose()?;
-        let mut listeners = Self { health, operator: None, warning: None };
+impl Places {
+    fn take(options: &Options) -> Result<Self, ListenError> {
+        let health = options.healthz.map(|addr| Place::take(addr, "-healthz-ip and -healthz-port")).transpose()?;
+        let mut places = Self { health, operator: None, warning: None };
         if let Some(metrics) = options.metrics {
-            match serve::listen(metrics.addr, "-metrics-ip and -metrics-port") {
-                Ok(listener) => listeners.operator = Some(listener),
+            let place = Place::take(metrics.addr, "-metrics-ip and -metrics-port");
+            let place = place.and_then(|place| {
+                places.health.iter().try_for_each(|health| place.check_beside(health))?;
+                Ok(place)
+            });
+            match place {
+                Ok(place) => places.operator = Some(place),
                 Err(error) if metrics.asked_for => return Err(error),
                 Err(error) => {
-                    listeners.warning = Some(format!("no metrics and no status: {}", chain(&error)));
+                    places.warning = Some(format!("no metrics and no status: {}", chain(&error)));
                 }
             }
         }
-        Ok(listeners)
+        Ok(places)
     }
 }
 
-async fn supervise(
-    options: &Options,
-    listeners: Listeners,
-    log: &Log,
-    cancel: CancellationToken,
-) -> Result<(), AgentError> {
+async fn supervise(options: &Options, places: Places, log: &Log, cancel: CancellationToken) -> Result<(), AgentError> {
     let store = stores::open(&options.store).await?.kept_in(options.state_file.as_ref());
     let (kept, condition) = (store.state.clone(), store.condition.clone());
     let overlay = assemble(options, &store, MissingUplink::Wait)?;
@@ -150,14 +150,14 @@ async fn supervise(
     // Health goes on until the very end; only the agent's end ends it.
     let ended = CancellationToken::new();
     let pages = [
-        listeners.health.map(|listener| (listener, serve::health(Arc::clone(&shown)))),
-        listeners.operator.map(|listener| (listener, serve::operator(shown))),
+        places.health.map(|place| (place, serve::health(Arc::clone(&shown)))),
+        places.operator.map(|place| (place, serve::operator(shown))),
     ];
     let mut servers = JoinSet::new();
-    for (listener, router) in pages.into_iter().flatten() {
+    for (place, router) in pages.into_iter().flatten() {
         let ended = ended.clone();
         servers.spawn(async move {
-            if let Err(error) = serve::serve(listener, router, ended).await {
+            if let Err(error) = serve::serve(place, router, ended).await {
                 tracing::error!(%error, "a page server has ended");
             }
         });

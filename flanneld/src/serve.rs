@@ -11,10 +11,12 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use flannel_core::backoff::Backoff;
 use flannel_core::clock::{Clock, SystemClock};
 use flannel_core::overlay::Handle;
 use serde::Deserialize;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::firewall::Rulebook;
@@ -28,12 +30,69 @@ const MOST_ANSWER: usize = 1 << 20;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("listening on {addr}: another program has it, or it is not this host's; set {flags}")]
+#[error("listening on {addr}: set {flags}")]
 pub(crate) struct ListenError {
     addr: SocketAddr,
     flags: &'static str,
     #[source]
     source: io::Error,
+}
+
+/// An address to serve pages at.
+#[derive(Debug)]
+pub(crate) struct Place {
+    addr: SocketAddr,
+    flags: &'static str,
+    /// `None` while another program has the address.
+    listener: Option<TcpListener>,
+}
+
+impl Place {
+    /// Takes an address, before privileges are dropped and before anything is touched. One that another program has is no
+    /// error: anybody on the host may take a port, and must not keep the agent from starting.
+    pub(crate) fn take(addr: SocketAddr, flags: &'static str) -> Result<Self, ListenError> {
+        let listener = match listen(addr) {
+            Ok(listener) => Some(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+            Err(source) => return Err(ListenError { addr, flags, source }),
+        };
+        Ok(Self { addr, flags, listener })
+    }
+
+    /// An error if both cannot be had at once.
+    pub(crate) fn check_beside(&self, other: &Self) -> Result<(), ListenError> {
+        let (ours, theirs) = (self.addr.ip(), other.addr.ip());
+        let meet = ours == theirs || ours.is_unspecified() || theirs.is_unspecified();
+        if !meet || self.addr.port() != other.addr.port() {
+            return Ok(());
+        }
+        let text = format!("it is the address of {} as well", other.flags);
+        let source = io::Error::new(io::ErrorKind::AddrInUse, text);
+        Err(ListenError { addr: self.addr, flags: self.flags, source })
+    }
+
+    /// Waits until the address is free. The log says so once, and again when it is ours.
+    async fn listener(self) -> TcpListener {
+        if let Some(listener) = self.listener {
+            return listener;
+        }
+        let Self { addr, flags, .. } = self;
+        tracing::warn!("no pages at {addr}, which another program has: end it, or set {flags}");
+        let mut backoff = Backoff::default();
+        loop {
+            sleep(backoff.wait()).await;
+            if let Ok(listener) = listen(addr) {
+                tracing::info!("pages at {addr} from now on");
+                return listener;
+            }
+        }
+    }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(addr)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// What the pages show.
@@ -50,14 +109,6 @@ impl Shown {
         let now = SystemClock::default().now();
         Document::new(&self.handle.status(), &self.rules.borrow(), &self.around, now, self.log.dropped())
     }
-}
-
-/// Takes an address, before privileges are dropped and before anything is touched.
-pub(crate) fn listen(addr: SocketAddr, flags: &'static str) -> Result<TcpListener, ListenError> {
-    let failed = |source| ListenError { addr, flags, source };
-    let listener = TcpListener::bind(addr).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
 }
 
 /// `/healthz` and `/readyz`, with flannel's words (docs/compatibility.md, "Health server").
@@ -78,8 +129,11 @@ pub(crate) fn operator(shown: Arc<Shown>) -> Router {
 }
 
 /// Serves until cancelled, then finishes the answers under way.
-pub(crate) async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
+pub(crate) async fn serve(place: Place, router: Router, cancel: CancellationToken) -> io::Result<()> {
+    let listener = tokio::select! {
+        listener = place.listener() => tokio::net::TcpListener::from_std(listener)?,
+        () = cancel.cancelled() => return Ok(()),
+    };
     connections::serve(listener, router, cancel).await;
     Ok(())
 }
@@ -185,6 +239,29 @@ mod tests {
                 writeln!(f, "route add 10.5.1.0/24")?;
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_is_taken_is_waited_for_and_one_that_cannot_be_had_is_an_error() {
+        let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = stranger.local_addr().unwrap();
+        let place = Place::take(addr, "-flag").unwrap();
+        let mut waiting = std::pin::pin!(place.listener());
+        let ten_minutes = std::time::Duration::from_secs(600);
+        assert!(tokio::time::timeout(ten_minutes, &mut waiting).await.is_err());
+        drop(stranger);
+        assert_eq!(waiting.await.local_addr().unwrap(), addr);
+        // An address for documentation: no host's.
+        let error = Place::take("192.0.2.77:1".parse().unwrap(), "-flag").unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+
+    #[test]
+    fn two_places_at_one_address_are_an_error() {
+        let place = |addr: &str| Place { addr: addr.parse().unwrap(), flags: "-flag", listener: None };
+        let meet = |one: &str, other: &str| place(one).check_beside(&place(other)).is_err();
+        assert!(meet("127.0.0.1:1", "127.0.0.1:1") && meet("0.0.0.0:1", "127.0.0.1:1") && meet("[::1]:1", "[::]:1"));
+        assert!(!meet("127.0.0.1:1", "127.0.0.1:2") && !meet("127.0.0.1:1", "127.0.0.2:1"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -73,6 +73,7 @@ fn plays_the_part_it_was_started_for() {
     match part.as_str() {
         "names" => take_names(),
         "connections" => take_connections(),
+        "ports" => hold([8081, 8082].map(|port| TcpListener::bind(("127.0.0.1", port)).unwrap())),
         other => panic!("no such part: {other}"),
     }
 }
@@ -146,6 +147,21 @@ fn idle_connections_of_another_user_cost_neither_health_nor_files() {
     agent.until("healed", || site.ns(1).link("flannel.1").is_ok());
     agent.until("written again", || site.subnet_file(1).exists());
     assert!(!agent.log().contains("Too many open files"), "{}", agent.log());
+}
+
+#[test]
+fn ports_that_another_user_has_cost_the_pages_and_not_the_data_plane() {
+    let site = Site::new(1, VXLAN);
+    let stranger = Stranger::start(site.ns(1), "ports");
+    let agent = site.start(1, &["-metrics-port=8082"]);
+    agent.until("programmed", || site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_ok());
+    let told = |port: u16| agent.log().matches(&format!("no pages at 127.0.0.1:{port}")).count();
+    agent.until("told", || told(8081) == 1 && told(8082) == 1);
+    assert!(agent.log().contains("set -healthz-ip and -healthz-port"), "{}", agent.log());
+    drop(stranger);
+    agent.until_ready();
+    agent.until("served", || agent.get(8082, "/status").is_some());
+    assert_eq!((told(8081), told(8082)), (1, 1));
 }
 
 #[test]
