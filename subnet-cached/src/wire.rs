@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flannel_core::clock::BootTime;
 use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey};
+use flannel_core::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey, OldestRecords, Record};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::subnet::{NodeIdentity, ThisNode};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -257,7 +257,7 @@ impl<'a> RecordText<'a> {
         }
     }
 
-    fn read(self) -> Result<(LeaseKey, Entry), String> {
+    fn read(self) -> Result<Record, String> {
         let key = LeaseKey::new(&self.key);
         let subnets = self.subnets.0;
         let lease = match (self.attrs, self.bad) {
@@ -267,10 +267,10 @@ impl<'a> RecordText<'a> {
                 let (expires, fence) = (None, Fence::default());
                 Ok(Arc::new(Lease { key: key.clone(), subnets, attrs, expires, fence }))
             }
-            (None, Some(reason)) => Err(Box::new(BadRecord { reason: reason.into_owned(), subnets })),
+            (None, Some(reason)) => Err(Box::new(BadRecord::new(reason, subnets))),
             (Some(_), Some(_)) | (None, None) => return Err(format!("record {key:?}: not either attrs or bad")),
         };
-        Ok((key, Entry { created: self.created, lease }))
+        Ok(Record { key, created: self.created, lease })
     }
 }
 
@@ -296,11 +296,14 @@ impl<'de> Visitor<'de> for RecordsVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let mut records = BTreeMap::new();
+        let mut oldest = OldestRecords::default();
         while let Some(text) = list.next_element::<RecordText<'de>>()? {
-            let (key, entry) = text.read().map_err(de::Error::custom)?;
-            if let Some(twice) = records.insert(key, entry).map(|_| "a key stands twice") {
-                return Err(de::Error::custom(twice));
+            oldest.push(text.read().map_err(de::Error::custom)?);
+        }
+        let mut records = BTreeMap::new();
+        for Record { key, created, lease } in oldest.finish() {
+            if records.insert(key, Entry { created, lease }).is_some() {
+                return Err(de::Error::custom("a key stands twice"));
             }
         }
         Ok(records)

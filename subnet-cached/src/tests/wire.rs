@@ -3,7 +3,7 @@
 use std::time::{Instant, SystemTime};
 
 use flannel_core::files::{Mode, Trust};
-use flannel_core::lease::Json;
+use flannel_core::lease::{Json, OldestRecords};
 use proptest::prelude::*;
 
 use super::*;
@@ -109,6 +109,24 @@ fn an_own_lease_that_would_not_be_read_back_costs_nothing_else() {
     lease.attrs.backend_data.v4 = Some(Json::parse(&large).unwrap());
     let back = read(&text(&known, 0, 0), 0, 0);
     assert_eq!(back, Known { own: Own::None, ..known });
+}
+
+#[test]
+fn of_a_file_with_too_many_records_the_oldest_are_recalled_and_texts_without_end_are_cut() {
+    let bad = |n: usize, reason: &str| {
+        let entry = Entry {
+            created: n as u64,
+            lease: Err(Box::new(BadRecord { reason: reason.into(), subnets: Dual::default() })),
+        };
+        (LeaseKey::new(&n.to_string()), entry)
+    };
+    let back = |records| read(&text(&Known { records: Some(records), ..held(None) }, 0, 0), 0, 0).records.unwrap();
+    let cut = back([bad(1, &"x".repeat(1 << 16))].into_iter().collect());
+    assert_eq!(cut.values().next().unwrap().lease.as_ref().unwrap_err().reason.len(), BadRecord::MAX_BYTES);
+    let most = OldestRecords::LIMIT;
+    let records = back((0..most + 1000).map(|n| bad(n, "")).collect());
+    assert_eq!(records.len(), most);
+    assert!(records.values().all(|entry| entry.created < most as u64));
 }
 
 #[test]
