@@ -120,9 +120,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Nothing came for a while: either nothing changes, or nothing gets through. A new watch tells which.
+    /// Nothing came for a while: either nothing changes, or nothing gets through. A new watch tells which. A server that went
+    /// without a word may be back with an older store.
     pub(crate) fn silent(&mut self) {
-        self.reopen();
+        self.check();
     }
 
     /// The server ended the watch in order after this time, when it was asked for `asked`. One that ends earlier goes down.
@@ -249,6 +250,8 @@ mod tests {
         machine.seen("17", Some("a")).unwrap();
         machine.seen("19", None).unwrap();
         machine.silent();
+        assert_eq!(machine.step(), Step::Check(mark("17"), "19".to_owned()));
+        machine.checked(true);
         assert_eq!(machine.step(), open_from("19"));
         assert!(!machine.opened());
         machine.failed(None);
