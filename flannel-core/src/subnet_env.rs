@@ -184,6 +184,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_the_largest_size_is_read_and_a_larger_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        let filled = |size: u64| format!("{DUAL}{}", "#".repeat(size as usize - DUAL.len()));
+        fs::write(&path, filled(MAX_BYTES)).unwrap();
+        assert_eq!(SubnetEnv::read(&path).unwrap(), Some(dual()));
+        fs::write(&path, filled(MAX_BYTES + 1)).unwrap();
+        assert_eq!(SubnetEnv::read(&path).unwrap_err().source.kind(), std::io::ErrorKind::FileTooLarge);
+        assert_eq!(dual().keep(&path).unwrap(), Kept::Written);
+    }
+
+    #[test]
     fn the_text_is_flannels() {
         assert_eq!(dual().render(), DUAL);
         assert_eq!(SubnetEnv::parse(DUAL), dual());

@@ -1,4 +1,4 @@
-//! `docs/bounds.md` names constants and tests that exist, with the values they have.
+//! `docs/bounds.md` names constants and tests that exist, with the values they have, and all bounds that there are.
 
 mod repository;
 
@@ -7,6 +7,64 @@ use repository::{files, root};
 /// The texts between back quotes.
 fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Constants that are called as bounds are and have no row, with the reason.
+const NO_ROW: [(&str, &str, &str); 12] = [
+    ("backend-vxlan/src/config.rs", "MAX_MTU", "the kernel's limit of what an operator sets"),
+    ("flannel-core/src/agent/former_networks.rs", "MOST_AT_ONCE", "how much is done at a time; nothing is left out"),
+    (
+        "flannel-core/src/agent/host.rs",
+        "MOST_TAKEN",
+        "own former MAC addresses, one a pause: forgotten, at worst used again",
+    ),
+    ("flannel-core/src/agent/status.rs", "MAX_CONFLICTS", "another name of Plan::MOST_TOLD"),
+    ("flannel-core/src/netlink/claim.rs", "MOST_NAMES", "how often something is tried"),
+    ("flanneld/src/client.rs", "MOST", "what the command line reads of the agent's answer, by whose user it is run"),
+    ("subnet-etcd/src/store.rs", "MAX_OWN", "no test goes past it: an etcd with as many leases of one address"),
+    ("subnet-etcd/src/store.rs", "MAX_PREVIOUS", "no test goes past it: an etcd with as many leases of one address"),
+    ("subnet-kube/src/api.rs", "MAX_REFUSAL", "of the API server, which is trusted; what follows is not read"),
+    ("subnet-kube/src/api.rs", "MOST_BUSY", "a time"),
+    ("subnet-kube/src/check.rs", "MAX_SKEW", "a time"),
+    ("subnet-kube/src/node.rs", "MOST_CIDRS", "as many as Kubernetes has: more is an error"),
+];
+
+/// The constants in the sources, but for those of tests, that are called as bounds are.
+fn bounds() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (file, text) in files("rs") {
+        let is_of_tests = ["testkit/", "bench/", "fuzz/", "examples/"].iter().any(|folder| file.starts_with(folder))
+            || ["/tests", "/testing/"].iter().any(|folder| file.contains(folder));
+        if is_of_tests || !file.contains("/src/") {
+            continue;
+        }
+        let code = text.split("\nmod tests {").next().unwrap_or_default();
+        for line in code.lines() {
+            let Some((before, rest)) = line.split_once("const ") else { continue };
+            let is_item = before.trim().is_empty() || before.trim().starts_with("pub");
+            let Some((name, _)) = rest.split_once(": ").filter(|_| is_item) else { continue };
+            if ["MAX_", "MOST_"].iter().any(|start| name.starts_with(start)) || ["MOST", "LIMIT"].contains(&name) {
+                found.push((file.clone(), name.to_owned()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn each_bound_is_in_the_table() {
+    let table = std::fs::read_to_string(root().join("docs/bounds.md")).unwrap_or_default();
+    let bounds = bounds();
+    assert!(bounds.len() > 40, "{bounds:?}");
+    let has_row = |file: &str, name: &str| table.contains(&format!("`{file}` `{name} = "));
+    let is_without = |file: &str, name: &str| NO_ROW.iter().any(|(of, called, _)| (*of, *called) == (file, name));
+    let missing: Vec<_> =
+        bounds.iter().filter(|(file, name)| !has_row(file, name) && !is_without(file, name)).collect();
+    assert!(missing.is_empty(), "give these a row in docs/bounds.md: {missing:?}");
+    for (file, name, _) in NO_ROW {
+        assert!(bounds.contains(&(file.to_owned(), name.to_owned())), "no {name} in {file}");
+        assert!(!has_row(file, name), "{name} in {file} has a row");
+    }
 }
 
 #[test]

@@ -342,6 +342,18 @@ mod tests {
     }
 
     #[test]
+    fn what_an_error_quotes_of_a_document_is_bounded() {
+        let config = |kind: &str| parse(&format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{kind}"}}}}"#));
+        assert!(config(&"x".repeat(MAX_KIND)).is_ok());
+        let error = config(&"x".repeat(MAX_KIND + 1)).unwrap_err();
+        assert_eq!(error.path, "$.Backend.Type");
+        assert!(error.problem.contains("longer than 64 bytes"), "{error}");
+        let error = config(&"x".repeat(1 << 14)).unwrap_err();
+        assert!(error.problem.len() < ConfigError::MAX_PROBLEM + 40, "{} bytes", error.problem.len());
+        assert!(error.problem.ends_with(" more bytes)"), "{error}");
+    }
+
+    #[test]
     fn settings_mean_the_same_however_they_are_written() {
         let object = |text: &str| Object::parse(text.as_bytes()).unwrap();
         let one = object(r#"{"VNI":7,"Port":8472,"X":{"a":1,"b":2}}"#);

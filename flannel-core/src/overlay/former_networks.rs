@@ -141,6 +141,19 @@ mod tests {
     }
 
     #[test]
+    fn a_memory_that_is_too_large_is_neither_read_nor_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = dir.path().join("subnet.env");
+        let many: Vec<_> =
+            (0..MAX_BYTES as u32 / 8).map(|n| network(&format!("10.{}.{}.0/24", n >> 8, n & 0xff))).collect();
+        remember(&env, &many[..100], many[0]).unwrap();
+        assert_eq!(remember(&env, &many, many[0]).unwrap_err().source.kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(known(&env).len(), 100);
+        fs::write(beside(&env), print(&many)).unwrap();
+        assert!(known(&env).is_empty());
+    }
+
+    #[test]
     fn what_subnet_env_says_alone_needs_no_memory() {
         let dir = tempfile::tempdir().unwrap();
         let env = dir.path().join("subnet.env");
