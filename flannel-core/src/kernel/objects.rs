@@ -192,6 +192,7 @@ impl RouteSlot {
     }
 
     /// The metric by which the kernel compares it with others of its table.
+    #[cfg(all(target_os = "linux", feature = "netlink"))]
     pub(crate) fn rank(self, family: Family) -> u32 {
         match family {
             Family::V6 if self.metric == 0 => Self::METRIC_V6,

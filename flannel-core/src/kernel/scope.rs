@@ -1,6 +1,6 @@
 //! The part of the kernel an overlay may look at and write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::link_kind::LinkKind;
 use super::objects::{Link, LinkId, LinkName, RouteSlot, State};
@@ -137,12 +137,6 @@ impl Scope {
     pub fn has_slot(&self, slot: RouteSlot, family: Family) -> bool {
         let slot = slot.normalized(family);
         slot == RouteSlot::MAIN || (slot.table != 0 && self.slots.iter().any(|named| named.normalized(family) == slot))
-    }
-
-    /// The tables in which routes are looked at.
-    pub(crate) fn tables(&self) -> BTreeSet<u32> {
-        let others = self.slots.iter().map(|slot| slot.table).filter(|table| *table != 0);
-        others.chain([RouteSlot::MAIN.table]).collect()
     }
 
     /// The families of which routes are looked at.

@@ -1,12 +1,13 @@
 //! Dumps to state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::codec::{Batch, Message, address, link, neighbour, route};
 use super::wire::Wire;
 use crate::kernel::{
-    AddressKey, FdbKey, KernelError, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, Scope, SeenLink, State,
+    AddressKey, FdbKey, KernelError, Link, LinkId, LinkKind, NeighbourKey, Route, RouteKey, RouteSlot, Scope, SeenLink,
+    State,
 };
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
 
@@ -125,7 +126,7 @@ impl Reader<'_> {
     /// The routes in the territory, in order.
     fn routes(&mut self) -> Result<Vec<(RouteKey, Route)>, KernelError> {
         let mut routes = Vec::new();
-        let of_each_table = |family| self.scope.tables().into_iter().map(move |table| (family, table));
+        let of_each_table = |family| tables(self.scope).into_iter().map(move |table| (family, table));
         for (family, table) in self.scope.families().flat_map(of_each_table) {
             route::dump(self.batch, family, table);
             let (expected, scope, ids) = (self.expected, self.scope, &self.ids);
@@ -221,6 +222,12 @@ pub(crate) fn read_links(
 ) -> Result<Vec<SeenLink>, KernelError> {
     link::dump(batch);
     wire.dump(batch, "reading links", |message| Ok(link::decode(message.payload)?.filter(&matters)))
+}
+
+/// The tables in which routes are looked at.
+fn tables(scope: &Scope) -> BTreeSet<u32> {
+    let others = scope.slots.iter().map(|slot| slot.table).filter(|table| *table != 0);
+    others.chain([RouteSlot::MAIN.table]).collect()
 }
 
 fn named_links(links: Vec<SeenLink>, ids: &BTreeMap<u32, LinkId>, scope: &Scope) -> BTreeMap<LinkId, Link> {
