@@ -369,9 +369,9 @@ pub enum LeaseEvent {
     Remove(LeaseKey),
     /// The watch goes on after trouble that it reported, and nothing was missed meanwhile.
     Resumed,
-    /// What the store knows of this node beside its record changed: these are the addresses to publish now
-    /// ([`ThisNode::public`](crate::subnet::ThisNode::public)), and a call that the store had nothing for yet is worth
-    /// another try. A store where that can change reports it after each `Reset` as well.
+    /// Something that the store keeps for this node, other than its record, changed. Holds the addresses to publish now
+    /// ([`ThisNode::public`](crate::subnet::ThisNode::public)). An agent that waits for a lease asks for it again, and one that
+    /// has a lease renews it. A store that keeps such things also reports them after each `Reset`.
     ThisNode(Dual<IpAddr>),
 }
 

@@ -77,12 +77,12 @@ impl Place {
             return listener;
         }
         let Self { addr, flags, .. } = self;
-        tracing::warn!("no pages at {addr}, which another program has: end it, or set {flags}");
+        tracing::warn!("no pages at {addr} yet: another program listens there; end it, or set {flags}");
         let mut backoff = Backoff::default();
         loop {
             sleep(backoff.wait()).await;
             if let Ok(listener) = listen(addr) {
-                tracing::info!("pages at {addr} from now on");
+                tracing::info!("the other program is gone: pages are served at {addr}");
                 return listener;
             }
         }

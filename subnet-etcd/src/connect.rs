@@ -287,7 +287,7 @@ const MAX_FILE: u64 = 1 << 20;
 /// whoever it belongs to. Blocks on the disk: not for an async task.
 ///
 /// # Errors
-/// What the system says, or that it is no such file.
+/// The system's error, or one that says that the file is not regular or is too large.
 pub fn credential_file(path: &Path) -> io::Result<Vec<u8>> {
     match files::read(path, Trust::Anyone, MAX_FILE)? {
         Some(bytes) => Ok(bytes),

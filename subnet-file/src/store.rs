@@ -60,7 +60,7 @@ impl Store {
         let locked = self.lock()?;
         let config = self.config()?;
         let now = WallTime::now();
-        // One that is bad is as good as none.
+        // A bad record counts as none.
         let own = self.dir.load(OsStr::new(&name))?.and_then(Result::ok);
         let mut records = Records::beside(own, &key, &config, now);
         self.dir.each(|key, loaded| records.add(&key, loaded, |expired| locked.clear(expired)))?;
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(records.standing().map(|own| own.created), Some(7));
         let full = records.subnets(&Dual::default());
         assert!(matches!(&full, Err(SubnetError::Exhausted(text)) if text.contains("more than 524288")), "{full:?}");
-        // Whoever has its subnet still counts.
+        // A record with the node's own subnet is a rival all the same.
         records.add(&other, Ok(entry(0, 1 << 31, 6)), cleared);
         assert!(records.standing().is_none());
     }

@@ -206,7 +206,7 @@ impl Watch {
 }
 
 impl Seen {
-    /// What a file holds; `None` where that has ended.
+    /// What a file holds; `None` if its record has expired.
     fn of(store: &Store, key: LeaseKey, loaded: Loaded, now: WallTime) -> Option<Self> {
         Some(match loaded {
             Ok(entry) if entry.is_expired(now) => return None,

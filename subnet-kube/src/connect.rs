@@ -36,7 +36,7 @@ pub struct AccessError {
     pub remedy: &'static str,
 }
 
-/// A client, and where it leads.
+/// A client, and the URL of its server.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Connection {
@@ -46,7 +46,7 @@ pub struct Connection {
     pub server: String,
 }
 
-/// The longest time that a client may take to come about: the credential plug-in of a kubeconfig runs meanwhile.
+/// The longest time for making a client, which may run the credential plug-in of a kubeconfig.
 const PREPARE: Duration = Duration::from_secs(30);
 /// The longest time that a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -133,7 +133,7 @@ impl Access {
         let at = || path.display().to_string();
         let refused = |error: kube::config::KubeconfigError| AccessError {
             at: at(),
-            // Below it the parser draws the place.
+            // The parser's further lines are a drawing of the place.
             problem: first_line(&error.to_string()).to_owned(),
             remedy: "give the path of a kubeconfig file that this program can read, with a current context",
         };
@@ -157,7 +157,7 @@ fn shown(url: &http::Uri) -> String {
     format!("{scheme}://{host}{port}{}", url.path().trim_end_matches('/'))
 }
 
-/// The client sends what is in the file as it is, and no request can hold a line break.
+/// Checks a token file. The client sends its content unchanged, and a header cannot hold a line break.
 fn check_token(path: &str) -> Result<(), AccessError> {
     let refused = |problem: String, remedy| AccessError { at: format!("token file {path}"), problem, remedy };
     let token = std::fs::read_to_string(path)
@@ -184,13 +184,13 @@ async fn client(config: kube::Config) -> Result<kube::Client, kube::Error> {
     let runtime = Handle::current();
     std::thread::spawn(move || {
         let _entered = runtime.enter();
-        // Nobody waits any more.
+        // An error means that the caller was cancelled.
         let _ = sender.send(kube::Client::try_from(config));
     });
     made.await.unwrap_or_else(|error| Err(kube::Error::Service(Box::new(error))))
 }
 
-/// What of a URL holds no credentials.
+/// The part of a URL after its credentials.
 fn without_user(url: &str) -> &str {
     url.rsplit_once('@').map_or(url, |(_, rest)| rest)
 }

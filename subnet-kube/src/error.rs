@@ -110,7 +110,7 @@ impl Fault {
         Self::cut(format!("no answer within {after:?}"))
     }
 
-    /// The same with where the server was looked for.
+    /// The same, with the server's URL.
     pub(crate) fn at(mut self, server: &str) -> Self {
         if !server.is_empty() {
             self.error.problem = format!("{server}: {}", self.error.problem);
@@ -182,7 +182,7 @@ impl From<Malformed> for Fault {
 const CHECK: &str = "check that the API server runs and can be reached";
 const POLICY: &str = "an admission policy or plug-in of the cluster refuses it: change that, or what it names";
 
-/// What went wrong with a request that got no answer. Of a credential plug-in its output is left out: it may be a token.
+/// Returns why a request got no answer. Leaves out the output of a credential plug-in, which may be a token.
 pub(crate) fn in_words(error: &kube::Error) -> String {
     match error {
         kube::Error::Auth(AuthError::AuthExecRun { out, .. }) => {

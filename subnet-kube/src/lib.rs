@@ -181,7 +181,7 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// Addresses to publish where the Node has no annotation `node-public-ip` or `node-public-ipv6`. Default: none.
     pub public: Dual<IpAddr>,
-    /// What the API server is called in errors: its URL ([`Connection::server`]). Default: nothing.
+    /// The URL by which errors name the API server ([`Connection::server`]). Default: empty; then they do not name it.
     pub server: String,
 }
 

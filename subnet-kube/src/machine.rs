@@ -121,7 +121,7 @@ impl Machine {
     }
 
     /// Nothing came for a while: either nothing changes, or nothing gets through. A new watch tells which. A server that went
-    /// without a word may be back with an older store.
+    /// away silently may have come back with an older store.
     pub(crate) fn silent(&mut self) {
         self.check();
     }

@@ -312,7 +312,7 @@ impl Table {
         let before = std::mem::take(&mut self.before);
         let mut found = Vec::with_capacity(before.len());
         for id in touched {
-            // A hundred thousand that were nothing and are nothing need no room.
+            // Entries that were not accepted before and are not now are left out: there may be 100 000.
             found.extend(self.untouch(id).map(|new| (None, Some(new))));
         }
         for old in before {

@@ -77,7 +77,7 @@ impl Known<'_> {
         let mut addrs = uplink.map_or(left.local, |uplink| uplink.addrs);
         if uplink.is_none() {
             // The devices' local address is the one that is published, which need not be the interface's.
-            for (family, _) in settings.set_public().iter() {
+            for (family, _) in settings.public_override().iter() {
                 *addrs.slot(family) = None;
             }
             found = choose(settings, config, host, InUse { addrs: kept(&addrs), ..in_use }).map(with)?;
@@ -261,7 +261,7 @@ pub(crate) fn choose(
     in_use: InUse<'_>,
 ) -> Result<Choice, UplinkError> {
     let families: Vec<Family> = config.networks.families().collect();
-    let public = settings.set_public();
+    let public = settings.public_override();
     let find = |wanted| uplink::select(Request { wanted, families: &families, public: &public }, host, in_use);
     // Where the program selects nothing, an address that an operator set in the store finds the interface that has it, if
     // one has.

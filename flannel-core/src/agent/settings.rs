@@ -139,7 +139,7 @@ impl Settings {
     }
 
     /// The addresses that somebody set for this node to publish.
-    pub(crate) fn set_public(&self) -> Dual<IpAddr> {
+    pub(crate) fn public_override(&self) -> Dual<IpAddr> {
         let (first, second) = (self.public, self.store_public);
         Dual { v4: first.v4.or(second.v4), v6: first.v6.or(second.v6) }
     }

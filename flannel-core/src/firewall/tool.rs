@@ -254,11 +254,11 @@ fn text_of(stream: impl Read) -> io::Result<String> {
     if bytes.len() as u64 > MOST_OUTPUT {
         return Err(io::Error::other(format!("it said more than {MOST_OUTPUT} bytes")));
     }
-    // Of text that is as it should be no copy is made.
+    // Valid UTF-8 is not copied.
     Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
-/// Has a program lead a process group, so that what it starts can be ended with it.
+/// Makes a program the leader of its own process group, so that what it starts can be ended with it.
 #[cfg(unix)]
 fn apart(command: &mut Command) {
     std::os::unix::process::CommandExt::process_group(command, 0);
@@ -272,7 +272,7 @@ fn apart(_: &mut Command) {}
 fn kill(child: &mut Child) {
     use nix::sys::signal::{Signal, killpg};
     if let Ok(group) = i32::try_from(child.id()) {
-        // There is nothing more to be done to what cannot be killed.
+        // An error means that the group has ended.
         let _ = killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
     }
 }

@@ -36,10 +36,11 @@ type Slot<T> = Option<BoxFuture<'static, T>>;
 /// What the store says to a call about the own lease.
 type Answer = Result<Lease, SubnetError>;
 
-/// Looks for previews keep this distance, so that whoever asks without pause costs a bounded share of a core.
+/// The shortest time between two looks at the kernel for previews, so that askers without pause cost a bounded share of a
+/// core.
 const LOOK_SPACING: Duration = Duration::from_millis(200);
 
-/// Whoever asked for a preview.
+/// Where the answer to a request for a preview goes.
 type Asker = oneshot::Sender<Result<Preview, HandleError>>;
 
 /// What was seen in a scope, for those who asked before the look began.

@@ -129,10 +129,10 @@ pub(crate) async fn start(
 /// The shortest time between two tries of a start.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// Waits for this long, or until the store may have what it lacks.
+/// Waits for `wait`, or until the store may have what it lacks, but at least [`SHORTEST`].
 async fn pause(seams: &Seams, wait: Duration, is_lacking: bool) {
     let (now, clock) = (seams.clock.now(), &seams.clock);
-    // A store that says so all the time is not asked all the time.
+    // Bounds the tries where the store reports a change every time.
     clock.sleep_until(now.after(wait.min(SHORTEST))).await;
     let changed = async {
         match is_lacking {

@@ -32,9 +32,9 @@ pub use sharing::{
 };
 pub use watcher::Watcher;
 pub use watching::{
-    a_bad_record_is_present_and_hurts_no_other, an_expired_lease_goes_and_its_subnet_is_free,
-    an_outage_is_said_and_over_when_it_ends, watch_begins_with_everything_in_order_of_creation,
-    watch_follows_writes_of_another_handle,
+    a_bad_record_is_present_and_hurts_no_other, addresses_that_an_operator_sets_are_reported,
+    an_expired_lease_goes_and_its_subnet_is_free, an_outage_is_said_and_over_when_it_ends,
+    watch_begins_with_everything_in_order_of_creation, watch_follows_writes_of_another_handle,
 };
 
 /// How long the suite waits for a store to do or show something.
@@ -188,30 +188,6 @@ pub async fn this_node_is_known_as_the_harness_says(harness: &mut dyn Harness, f
     assert_eq!(node.name.is_none(), harness.is_by_address(), "this_node: {node:?}");
     assert_eq!(ok(one.this_node().await, "this_node"), node, "this_node: another answer the second time");
     assert_eq!(ok(two.this_node().await, "this_node"), node, "this_node: another answer of another handle");
-}
-
-/// Addresses that an operator sets for this node are those of `this_node`, and the watch reports them, in its beginning too.
-pub async fn addresses_that_an_operator_sets_are_reported(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
-    let store = harness.open().await;
-    let Some(name) = ok(store.this_node().await, "this_node").name else { return };
-    let mut watcher = Watcher::open(&*store, PATIENCE.as_secs()).await;
-    let public = |n: u8| {
-        families.present().map(|family, ()| match family {
-            Family::V4 => IpAddr::from([192, 0, 2, n]),
-            Family::V6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)]),
-        })
-    };
-    for wanted in [public(1), public(2), Dual::default()] {
-        if !harness.set_public(&name, wanted).await {
-            return;
-        }
-        watcher.until(PATIENCE.as_secs(), "the new addresses", |watcher| watcher.public == Some(wanted)).await;
-        assert_eq!(ok(store.this_node().await, "this_node").public, wanted, "this_node: other addresses than were set");
-    }
-    harness.set_public(&name, public(3)).await;
-    let mut late = Watcher::open(&*store, PATIENCE.as_secs()).await;
-    late.until(PATIENCE.as_secs(), "the addresses that were set before", |late| late.public == Some(public(3))).await;
 }
 
 /// The configuration comes out as it went in, and a change is seen by handles opened before.

@@ -202,7 +202,7 @@ impl Renewal {
         self.backoff.reset();
         self.repeat = self.asked.is_some();
         if self.lost || self.rewrite {
-            // That it failed before says nothing of now.
+            // Calls that failed before this say nothing about the next one.
             self.not_before = now;
         }
         if !self.repeat {

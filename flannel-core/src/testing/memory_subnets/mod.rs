@@ -31,7 +31,7 @@ pub struct MemorySubnets {
     shared: Arc<Shared>,
     /// Who this handle's node is.
     node: ThisNode,
-    /// What this handle's node was told it has to wait for may be there since.
+    /// Marks when a lease was last asked for; [`changed`](SubnetManager::changed) waits for a later change.
     seen: Arc<Mutex<Receiver<()>>>,
 }
 
@@ -82,7 +82,7 @@ impl MemorySubnets {
     /// effect in others. Its record says so at once.
     pub fn assign(&self, node: &NodeIdentity, subnets: Dual<Prefix>) {
         self.shared.lock().assign(node, subnets);
-        // Those that have no lease yet.
+        // Wakes nodes that wait for a first lease.
         self.shared.changed.send_replace(());
     }
 
@@ -267,7 +267,7 @@ impl SubnetManager for MemorySubnets {
 
     async fn changed(&self) {
         let mut seen = self.seen().clone();
-        // It fails where the store is gone, and this holds the store.
+        // It cannot fail: the sender is in the store, which this handle keeps.
         let _ = seen.changed().await;
     }
 

@@ -15,7 +15,7 @@ use crate::subnet::{SubnetError, ThisNode};
 const BACKLOG: usize = 16_384;
 
 pub(super) struct Watcher {
-    /// Whose it is.
+    /// The node that watches.
     pub(super) node: ThisNode,
     pending: Mutex<Pending>,
     pub(super) changed: Notify,

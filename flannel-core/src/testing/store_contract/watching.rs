@@ -1,6 +1,7 @@
 //! The checks of what a store's watch shows.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{
@@ -8,8 +9,33 @@ use super::{
     network_for, ok, soon,
 };
 use crate::lease::{Lease, LeaseKey, Record};
+use crate::net::{Dual, Family};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::text::chain;
+
+/// Addresses that an operator sets for this node are those of `this_node`, and the watch reports them, in its beginning too.
+pub async fn addresses_that_an_operator_sets_are_reported(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
+    let store = harness.open().await;
+    let Some(name) = ok(store.this_node().await, "this_node").name else { return };
+    let mut watcher = Watcher::open(&*store, PATIENCE.as_secs()).await;
+    let public = |n: u8| {
+        families.present().map(|family, ()| match family {
+            Family::V4 => IpAddr::from([192, 0, 2, n]),
+            Family::V6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)]),
+        })
+    };
+    for wanted in [public(1), public(2), Dual::default()] {
+        if !harness.set_public(&name, wanted).await {
+            return;
+        }
+        watcher.until(PATIENCE.as_secs(), "the new addresses", |watcher| watcher.public == Some(wanted)).await;
+        assert_eq!(ok(store.this_node().await, "this_node").public, wanted, "this_node: other addresses than were set");
+    }
+    harness.set_public(&name, public(3)).await;
+    let mut late = Watcher::open(&*store, PATIENCE.as_secs()).await;
+    late.until(PATIENCE.as_secs(), "the addresses that were set before", |late| late.public == Some(public(3))).await;
+}
 
 /// The first event is a [`Reset`](crate::lease::LeaseEvent::Reset) with all records, the own one too, and `created` grows
 /// in their order.
