@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::chain;
-use crate::options::{FirewallOptions, Guard};
+use crate::options::{FirewallOptions, PortGuard};
 
 /// The kernel's VXLAN port where none is configured.
 const VXLAN_PORT: u16 = 8472;
@@ -75,7 +75,7 @@ impl Keeper {
         let [nft, iptables] = all()?;
         let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
         let formerly = match self.options.guard {
-            Guard::Peers => formerly_admitted(&*tool, &self.overlay, &self.state).await,
+            PortGuard::Peers => formerly_admitted(&*tool, &self.overlay, &self.state).await,
             _ => BTreeSet::new(),
         };
         let mut admitted = Admitted { so_far: formerly.clone(), formerly, kept: None };
@@ -113,7 +113,7 @@ impl Keeper {
                         tracing::warn!(error = text, "the firewall's rules are not as wanted");
                         told = Some(text.clone());
                     }
-                    let needed = self.options.masquerade.is_some() || self.options.guard == Guard::Peers;
+                    let needed = self.options.masquerade.is_some() || self.options.guard == PortGuard::Peers;
                     if needed && first && is_final(&error) {
                         return Err(error);
                     }
@@ -149,7 +149,7 @@ impl Keeper {
         rules.masquerade = self.options.masquerade;
         rules.forward = self.options.forward;
         rules.guard = match (self.options.guard, Vxlan::new(config)) {
-            (Guard::Peers, Ok(vxlan)) if config.backend.kind == Vxlan::TYPE => {
+            (PortGuard::Peers, Ok(vxlan)) if config.backend.kind == Vxlan::TYPE => {
                 let peers = match self.handle.peers().await {
                     Ok(peers) => peers,
                     Err(error) => {

@@ -82,7 +82,7 @@ pub(crate) struct KubeOptions {
 pub(crate) struct FirewallOptions {
     pub(crate) masquerade: Option<Masquerade>,
     pub(crate) forward: Forward,
-    pub(crate) guard: Guard,
+    pub(crate) guard: PortGuard,
     /// How often the rules are looked at.
     pub(crate) resync: Duration,
     pub(crate) blackhole: Routes,
@@ -90,12 +90,12 @@ pub(crate) struct FirewallOptions {
 
 /// Whether the VXLAN port answers known peers only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Guard {
+pub(crate) enum PortGuard {
     Peers,
     None,
 }
 
-impl Guard {
+impl PortGuard {
     /// Whether this configuration has no tool for it: a set of peers is nftables' alone.
     pub(crate) fn lacks_its_tool(self, config: &NetworkConfig) -> bool {
         self == Self::Peers && !config.enable_nftables && config.backend.kind == Vxlan::TYPE
@@ -109,7 +109,7 @@ impl FirewallOptions {
         Ok(Self {
             masquerade: values.bool("ip-masq").then_some(Masquerade { ports }),
             forward: if values.bool("iptables-forward-rules") { Forward::Accept } else { Forward::Untouched },
-            guard: if values.bool("vxlan-guard") { Guard::Peers } else { Guard::None },
+            guard: if values.bool("vxlan-guard") { PortGuard::Peers } else { PortGuard::None },
             resync: Duration::from_secs(values.number("iptables-resync", 1, 86_400)?.into()),
             blackhole: if values.bool("ip-blackhole-route") { Routes::Blackhole } else { Routes::None },
         })
