@@ -34,7 +34,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod list;
-mod machine;
+mod list_watch;
 mod store;
 mod watch;
 mod wire;

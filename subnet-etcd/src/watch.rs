@@ -1,4 +1,4 @@
-//! Following the records: the machine's steps, carried out.
+//! Following the records: the steps of `list_watch`, carried out.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use tokio::time::Instant;
 use crate::connect::{Connection, Header};
 use crate::error::{Fault, Kind};
 use crate::list::{after_prefix, list};
-use crate::machine::{Machine, Message, Step};
+use crate::list_watch::{ListWatch, Message, Step};
 use crate::store::Store;
 use crate::wire;
 
 /// All records, then what changes.
 pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-    let watch = Watch { store, machine: Machine::new(), source: None, pause: None, ready: VecDeque::new() };
+    let watch = Watch { store, list_watch: ListWatch::new(), source: None, pause: None, ready: VecDeque::new() };
     stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed()
 }
 
 struct Watch {
     store: Arc<Store>,
-    machine: Machine,
+    list_watch: ListWatch,
     source: Option<Source>,
     /// What to wait first: the last step failed.
     pause: Option<Duration>,
@@ -53,14 +53,14 @@ impl Watch {
             }
             if let Err(fault) = self.step().await {
                 if fault.kind == Kind::TooLarge {
-                    self.machine.unreadable();
+                    self.list_watch.unreadable();
                 }
                 // A stream that failed never recovers, and its connection is suspect.
                 let source = self.source.take();
                 if let Some(source) = &source {
                     self.store.connector.forget(&source.connection).await;
                 }
-                self.pause = Some(self.machine.failed(source.map(|source| source.since.elapsed())));
+                self.pause = Some(self.list_watch.failed(source.map(|source| source.since.elapsed())));
                 return Err(fault.into_subnet_error("watching the leases"));
             }
         }
@@ -68,21 +68,21 @@ impl Watch {
 
     async fn step(&mut self) -> Result<(), Fault> {
         let connector = Arc::clone(&self.store.connector);
-        match self.machine.step() {
+        match self.list_watch.step() {
             Step::List => {
                 self.source = None;
                 let listing = list(&connector, &self.store.base).await?;
-                self.machine.listed(listing.header);
+                self.list_watch.listed(listing.header);
                 self.ready.push_back(LeaseEvent::Reset(listing.records));
             }
-            Step::Probe => self.machine.probed(connector.header().await?),
+            Step::Probe => self.list_watch.probed(connector.header().await?),
             Step::Open(from) => {
                 self.source = Some(self.open(from).await?);
-                self.machine.opened();
+                self.list_watch.opened();
             }
             Step::Read => {
                 let message = self.read().await?;
-                let events = self.machine.message(message);
+                let events = self.list_watch.message(message);
                 self.ready.extend(events.map_err(|cancelled| Fault::cut(&self.endpoint(), cancelled.0))?);
             }
         }

@@ -46,7 +46,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod keys;
-mod machine;
+mod list_watch;
 mod node;
 mod nodes;
 mod protobuf;

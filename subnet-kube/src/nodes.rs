@@ -10,7 +10,7 @@ use flannel_core::net::Dual;
 use flannel_core::subnet::NodeIdentity;
 
 use crate::annotations::{AddrError, Published};
-use crate::machine::{Mark, is_before};
+use crate::list_watch::{Mark, is_before};
 use crate::node::Node;
 
 /// What a watch says of an object.

@@ -1,4 +1,4 @@
-//! Following the Nodes: the machine's steps, carried out.
+//! Following the Nodes: the steps of `list_watch`, carried out.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::api::{Arriving, failure, plain};
 use crate::error::{Fault, Kind};
 use crate::keys::Keys;
-use crate::machine::{Machine, Mark, Step};
+use crate::list_watch::{ListWatch, Mark, Step};
 use crate::node::{Node, VERSION};
 use crate::nodes::{Change, Nodes};
 use crate::protobuf::{Event, Events, Items, Malformed, find, text};
@@ -30,7 +30,7 @@ pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Item> {
     let nodes = Nodes::new(Arc::clone(&store.published));
     let watch = Watch {
         store,
-        machine: Machine::new(Jitter::random()),
+        list_watch: ListWatch::new(Jitter::random()),
         nodes,
         source: None,
         pause: None,
@@ -58,7 +58,7 @@ const AHEAD: usize = 16;
 
 struct Watch {
     store: Arc<Store>,
-    machine: Machine,
+    list_watch: ListWatch,
     nodes: Nodes,
     source: Option<Source>,
     /// How long to wait before the next step.
@@ -109,18 +109,18 @@ impl Watch {
             }
             if let Err(fault) = self.step().await {
                 let lived = self.source.take().map(|source| source.since.elapsed());
-                self.pause = Some(self.machine.failed(lived));
+                self.pause = Some(self.list_watch.failed(lived));
                 return Err(fault.into_subnet_error("watching the nodes"));
             }
         }
     }
 
     async fn step(&mut self) -> Result<(), Fault> {
-        match self.machine.step() {
+        match self.list_watch.step() {
             Step::Probe => {
                 self.source = None;
                 let version = self.list("limit=1", |_, _| ()).await?;
-                self.machine.probed(version);
+                self.list_watch.probed(version);
             }
             Step::List(from) => {
                 self.nodes.begin_list(self.store.known_name());
@@ -128,23 +128,23 @@ impl Watch {
                 let query = format!("resourceVersion={}&resourceVersionMatch=NotOlderThan", plain(&from));
                 let version = self.list(&query, Nodes::list).await?;
                 let (event, mark) = self.nodes.end_list();
-                self.machine.listed(version, mark);
+                self.list_watch.listed(version, mark);
                 self.ready.push_back(Ok(event));
                 self.report_own();
             }
             Step::Check(mark, at) => {
                 self.source = None;
                 let has_it = self.has(&mark, &at).await?;
-                self.machine.checked(has_it);
+                self.list_watch.checked(has_it);
             }
             Step::Open(from) => match self.open(&from).await {
                 Ok(source) => {
                     self.source = Some(source);
-                    if self.machine.opened() {
+                    if self.list_watch.opened() {
                         self.ready.push_back(Ok(LeaseEvent::Resumed));
                     }
                 }
-                Err(fault) if fault.kind == Kind::Gone => self.pause = self.machine.gone(),
+                Err(fault) if fault.kind == Kind::Gone => self.pause = self.list_watch.gone(),
                 Err(fault) => return Err(fault),
             },
             Step::Read => self.read().await?,
@@ -195,17 +195,17 @@ impl Watch {
         let Ok(arrived) = timeout(self.store.api.timeouts.silence, source.arriving.next()).await else {
             tracing::debug!("the watch of the nodes was silent: it is opened anew");
             self.source = None;
-            self.machine.silent();
+            self.list_watch.silent();
             return Ok(());
         };
         let Some(bytes) = arrived? else {
-            self.pause = self.machine.ended(source.since.elapsed(), source.asked);
+            self.pause = self.list_watch.ended(source.since.elapsed(), source.asked);
             self.source = None;
             return Ok(());
         };
         source.events.feed(&bytes);
         while let Some(event) = source.events.next()? {
-            match take(&event, &self.store.keys, &mut self.machine, &mut self.nodes) {
+            match take(&event, &self.store.keys, &mut self.list_watch, &mut self.nodes) {
                 Ok(news) => self.ready.extend(news.map(Ok)),
                 Err(Stop::Fault(fault)) => return Err(fault),
                 Err(Stop::List(pause)) => {
@@ -231,18 +231,23 @@ impl Watch {
 }
 
 /// Takes an event of a watch. Returns what of it is news.
-fn take(event: &Event<'_>, keys: &Keys, machine: &mut Machine, nodes: &mut Nodes) -> Result<Option<LeaseEvent>, Stop> {
+fn take(
+    event: &Event<'_>,
+    keys: &Keys,
+    list_watch: &mut ListWatch,
+    nodes: &mut Nodes,
+) -> Result<Option<LeaseEvent>, Stop> {
     let change = match &*event.kind {
         "ADDED" | "MODIFIED" => Change::Put,
         "DELETED" => Change::Deleted,
         "BOOKMARK" => {
-            machine.seen(&text(find(event.object, VERSION)?), None).map_err(Stop::List)?;
+            list_watch.seen(&text(find(event.object, VERSION)?), None).map_err(Stop::List)?;
             return Ok(None);
         }
         "ERROR" => {
             let fault = failure(event.object)?;
             return Err(match fault.kind {
-                Kind::Gone => Stop::List(machine.gone()),
+                Kind::Gone => Stop::List(list_watch.gone()),
                 _ => Stop::Fault(fault),
             });
         }
@@ -253,8 +258,8 @@ fn take(event: &Event<'_>, keys: &Keys, machine: &mut Machine, nodes: &mut Nodes
     };
     let node = Node::parse(event.object, keys)?;
     let seen = match change {
-        Change::Put => machine.seen(&node.resource_version, Some(&node.name)),
-        Change::Deleted => machine.deleted(&node.resource_version),
+        Change::Put => list_watch.seen(&node.resource_version, Some(&node.name)),
+        Change::Deleted => list_watch.deleted(&node.resource_version),
     };
     seen.map_err(Stop::List)?;
     Ok(nodes.change(change, &node))

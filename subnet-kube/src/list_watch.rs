@@ -7,17 +7,17 @@ use flannel_core::backoff::{Backoff, Jitter};
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Ask which version the store behind the server is at, then call [`Machine::probed`].
+    /// Ask which version the store behind the server is at, then call [`ListWatch::probed`].
     Probe,
-    /// List everything, not older than this version, then call [`Machine::listed`]. The server's cache answers this: one
+    /// List everything, not older than this version, then call [`ListWatch::listed`]. The server's cache answers this: one
     /// that lies behind waits until it has caught up.
     List(String),
     /// Ask whether this change is the last of its Node in the server's history at this version, which was seen, then call
-    /// [`Machine::checked`].
+    /// [`ListWatch::checked`].
     Check(Mark, String),
-    /// Open a watch from this version on, then call [`Machine::opened`].
+    /// Open a watch from this version on, then call [`ListWatch::opened`].
     Open(String),
-    /// Read what the watch sends: [`Machine::seen`], [`Machine::silent`], [`Machine::ended`] or [`Machine::gone`].
+    /// Read what the watch sends: [`ListWatch::seen`], [`ListWatch::silent`], [`ListWatch::ended`] or [`ListWatch::gone`].
     Read,
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn is_before(one: &str, other: &str) -> bool {
 
 /// Where a watch stands.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub(crate) struct ListWatch {
     step: Step,
     /// The last version that was seen; `None`: nothing is held.
     version: Option<String>,
@@ -50,7 +50,7 @@ pub(crate) struct Machine {
     backoff: Backoff,
 }
 
-impl Machine {
+impl ListWatch {
     pub(crate) fn new(jitter: Jitter) -> Self {
         let backoff = Backoff::up_to(LONGEST, jitter);
         Self { step: Step::Probe, version: None, mark: None, is_fresh: false, is_troubled: false, backoff }
@@ -210,28 +210,28 @@ mod tests {
     }
 
     /// A watch of a list whose youngest change is of version 5.
-    fn watching(version: &str) -> Machine {
-        let mut machine = Machine::new(Jitter::seeded(1));
-        assert_eq!(machine.step(), Step::Probe);
-        machine.probed(version.to_owned());
-        assert_eq!(machine.step(), list(version));
-        machine.listed(version.to_owned(), Some(mark("5")));
-        assert_eq!(machine.step(), open_from(version));
-        assert!(!machine.opened());
-        assert_eq!(machine.step(), Step::Read);
-        machine
+    fn watching(version: &str) -> ListWatch {
+        let mut list_watch = ListWatch::new(Jitter::seeded(1));
+        assert_eq!(list_watch.step(), Step::Probe);
+        list_watch.probed(version.to_owned());
+        assert_eq!(list_watch.step(), list(version));
+        list_watch.listed(version.to_owned(), Some(mark("5")));
+        assert_eq!(list_watch.step(), open_from(version));
+        assert!(!list_watch.opened());
+        assert_eq!(list_watch.step(), Step::Read);
+        list_watch
     }
 
     /// docs/faults.md, K3: each step is one request.
     #[test]
     fn a_server_that_is_away_is_asked_at_most_fifteen_times_a_minute_and_at_least_every_seven_seconds() {
         for (seed, is_held) in (0..500).map(|seed| (seed, seed % 2 == 0)) {
-            let mut machine = if is_held { watching("10") } else { Machine::new(Jitter::seeded(seed)) };
-            machine.backoff = Backoff::up_to(LONGEST, Jitter::seeded(seed));
+            let mut list_watch = if is_held { watching("10") } else { ListWatch::new(Jitter::seeded(seed)) };
+            list_watch.backoff = Backoff::up_to(LONGEST, Jitter::seeded(seed));
             let (mut passed, mut tries) = (Duration::ZERO, 0);
             while passed < Duration::from_secs(60) {
                 tries += 1;
-                let wait = machine.failed(None);
+                let wait = list_watch.failed(None);
                 assert!(wait <= Duration::from_secs(7), "{wait:?}");
                 passed += wait;
             }
@@ -241,113 +241,113 @@ mod tests {
 
     #[test]
     fn a_watch_that_failed_goes_on_where_it_was_and_says_so_once() {
-        let mut machine = watching("10");
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::Check(mark("5"), "10".to_owned()));
-        machine.checked(true);
-        assert_eq!(machine.step(), open_from("10"));
-        assert!(machine.opened());
-        machine.seen("17", Some("a")).unwrap();
-        machine.seen("19", None).unwrap();
-        machine.silent();
-        assert_eq!(machine.step(), Step::Check(mark("17"), "19".to_owned()));
-        machine.checked(true);
-        assert_eq!(machine.step(), open_from("19"));
-        assert!(!machine.opened());
-        machine.failed(None);
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::Check(mark("17"), "19".to_owned()));
+        let mut list_watch = watching("10");
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::Check(mark("5"), "10".to_owned()));
+        list_watch.checked(true);
+        assert_eq!(list_watch.step(), open_from("10"));
+        assert!(list_watch.opened());
+        list_watch.seen("17", Some("a")).unwrap();
+        list_watch.seen("19", None).unwrap();
+        list_watch.silent();
+        assert_eq!(list_watch.step(), Step::Check(mark("17"), "19".to_owned()));
+        list_watch.checked(true);
+        assert_eq!(list_watch.step(), open_from("19"));
+        assert!(!list_watch.opened());
+        list_watch.failed(None);
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::Check(mark("17"), "19".to_owned()));
     }
 
     #[test]
     fn a_server_with_an_older_store_is_listed_anew() {
-        let mut machine = watching("20");
-        machine.failed(None);
-        machine.checked(false);
-        assert_eq!(machine.step(), Step::Probe);
-        machine.probed("19".to_owned());
-        assert_eq!(machine.step(), list("19"));
-        let mut machine = watching("20");
-        machine.seen("21", Some("a")).unwrap();
-        assert_eq!(machine.seen("3", Some("a")), Err(None), "not even one event of another history is reported");
-        machine.probed("4".to_owned());
-        assert_eq!(machine.step(), list("4"));
+        let mut list_watch = watching("20");
+        list_watch.failed(None);
+        list_watch.checked(false);
+        assert_eq!(list_watch.step(), Step::Probe);
+        list_watch.probed("19".to_owned());
+        assert_eq!(list_watch.step(), list("19"));
+        let mut list_watch = watching("20");
+        list_watch.seen("21", Some("a")).unwrap();
+        assert_eq!(list_watch.seen("3", Some("a")), Err(None), "not even one event of another history is reported");
+        list_watch.probed("4".to_owned());
+        assert_eq!(list_watch.step(), list("4"));
     }
 
     /// docs/faults.md, K3.
     #[test]
     fn trouble_right_after_a_deletion_is_followed_by_a_list() {
-        let mut machine = watching("20");
-        machine.deleted("21").unwrap();
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::Probe);
-        let mut machine = watching("20");
-        machine.deleted("21").unwrap();
-        machine.seen("22", Some("b")).unwrap();
-        machine.failed(None);
+        let mut list_watch = watching("20");
+        list_watch.deleted("21").unwrap();
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::Probe);
+        let mut list_watch = watching("20");
+        list_watch.deleted("21").unwrap();
+        list_watch.seen("22", Some("b")).unwrap();
+        list_watch.failed(None);
         assert_eq!(
-            machine.step(),
+            list_watch.step(),
             Step::Check(Mark { node: "b".to_owned(), version: "22".to_owned() }, "22".to_owned())
         );
     }
 
     #[test]
     fn a_server_that_ends_a_watch_before_its_time_is_checked() {
-        let mut machine = watching("10");
-        assert_eq!(machine.ended(ASKED, ASKED), None);
-        assert_eq!(machine.step(), open_from("10"));
-        machine.opened();
-        assert_eq!(machine.ended(ASKED / 2, ASKED), None);
-        assert_eq!(machine.step(), Step::Check(mark("5"), "10".to_owned()));
+        let mut list_watch = watching("10");
+        assert_eq!(list_watch.ended(ASKED, ASKED), None);
+        assert_eq!(list_watch.step(), open_from("10"));
+        list_watch.opened();
+        assert_eq!(list_watch.ended(ASKED / 2, ASKED), None);
+        assert_eq!(list_watch.step(), Step::Check(mark("5"), "10".to_owned()));
     }
 
     #[test]
     fn what_is_gone_is_listed_at_once_but_not_in_a_loop() {
-        let mut machine = watching("10");
-        machine.seen("11", None).unwrap();
-        assert_eq!(machine.gone(), None);
-        machine.probed("30".to_owned());
-        assert_eq!(machine.step(), list("30"));
-        machine.listed("30".to_owned(), None);
-        machine.opened();
-        assert!(machine.gone().is_some());
+        let mut list_watch = watching("10");
+        list_watch.seen("11", None).unwrap();
+        assert_eq!(list_watch.gone(), None);
+        list_watch.probed("30".to_owned());
+        assert_eq!(list_watch.step(), list("30"));
+        list_watch.listed("30".to_owned(), None);
+        list_watch.opened();
+        assert!(list_watch.gone().is_some());
     }
 
     #[test]
     fn a_list_that_failed_and_one_without_nodes_are_followed_by_a_list() {
-        let mut machine = watching("10");
-        machine.gone();
-        machine.probed("12".to_owned());
-        machine.failed(None);
-        machine.probed("12".to_owned());
-        assert_eq!(machine.step(), list("12"));
-        machine.listed("12".to_owned(), None);
-        machine.opened();
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::Probe);
+        let mut list_watch = watching("10");
+        list_watch.gone();
+        list_watch.probed("12".to_owned());
+        list_watch.failed(None);
+        list_watch.probed("12".to_owned());
+        assert_eq!(list_watch.step(), list("12"));
+        list_watch.listed("12".to_owned(), None);
+        list_watch.opened();
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::Probe);
     }
 
     #[test]
     fn versions_that_are_no_numbers_are_taken_as_they_come() {
-        let mut machine = watching("a");
-        machine.seen("b", Some("a")).unwrap();
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::Check(mark("b"), "b".to_owned()));
+        let mut list_watch = watching("a");
+        list_watch.seen("b", Some("a")).unwrap();
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::Check(mark("b"), "b".to_owned()));
         assert!(!is_before("a", "b") && !is_before("b", "a") && is_before("9", "10"));
     }
 
     #[test]
     fn waits_grow_until_a_watch_brought_something() {
-        let mut machine = watching("10");
-        let waits: Vec<_> = (0..4).map(|_| machine.failed(None)).collect();
+        let mut list_watch = watching("10");
+        let waits: Vec<_> = (0..4).map(|_| list_watch.failed(None)).collect();
         assert!(waits.is_sorted() && waits[3] > 3 * waits[0], "{waits:?}");
-        machine.checked(true);
-        machine.opened();
-        assert_eq!(machine.ended(SHORT, ASKED), None);
-        assert!(machine.ended(Duration::ZERO, ASKED).is_some(), "a watch that ends at once");
-        machine.checked(true);
-        machine.opened();
-        machine.seen("11", None).unwrap();
-        assert!(machine.failed(None) < waits[1]);
+        list_watch.checked(true);
+        list_watch.opened();
+        assert_eq!(list_watch.ended(SHORT, ASKED), None);
+        assert!(list_watch.ended(Duration::ZERO, ASKED).is_some(), "a watch that ends at once");
+        list_watch.checked(true);
+        list_watch.opened();
+        list_watch.seen("11", None).unwrap();
+        assert!(list_watch.failed(None) < waits[1]);
     }
 }

@@ -10,13 +10,13 @@ use crate::connect::Header;
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// List everything, then call [`Machine::listed`].
+    /// List everything, then call [`ListWatch::listed`].
     List,
-    /// Read the header of the store through its majority, then call [`Machine::probed`].
+    /// Read the header of the store through its majority, then call [`ListWatch::probed`].
     Probe,
-    /// Open a watch from this revision on, then call [`Machine::opened`].
+    /// Open a watch from this revision on, then call [`ListWatch::opened`].
     Open(i64),
-    /// Read the next message of the watch, then call [`Machine::message`].
+    /// Read the next message of the watch, then call [`ListWatch::message`].
     Read,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Cancelled(pub(crate) String);
 
 /// Where a watch stands.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub(crate) struct ListWatch {
     step: Step,
     /// The state of the store that was last read through its majority; `None`: nothing was reported yet.
     store: Option<Header>,
@@ -54,7 +54,7 @@ pub(crate) struct Machine {
     backoff: Backoff,
 }
 
-impl Machine {
+impl ListWatch {
     pub(crate) fn new() -> Self {
         Self {
             step: Step::List,
@@ -177,16 +177,16 @@ mod tests {
         Header { cluster: 1, term: 2, revision }
     }
 
-    fn watching(revision: i64) -> Machine {
-        let mut machine = Machine::new();
-        assert_eq!(machine.step(), Step::List);
-        machine.listed(header(revision));
-        assert_eq!(machine.step(), Step::Open(revision + 1));
-        machine.opened();
+    fn watching(revision: i64) -> ListWatch {
+        let mut list_watch = ListWatch::new();
+        assert_eq!(list_watch.step(), Step::List);
+        list_watch.listed(header(revision));
+        assert_eq!(list_watch.step(), Step::Open(revision + 1));
+        list_watch.opened();
         let created = Message { is_created: true, header: header(revision), ..Message::default() };
-        assert_eq!(machine.message(created), Ok(Vec::new()));
-        assert_eq!(machine.step(), Step::Read);
-        machine
+        assert_eq!(list_watch.message(created), Ok(Vec::new()));
+        assert_eq!(list_watch.step(), Step::Read);
+        list_watch
     }
 
     fn change(revision: i64) -> Message {
@@ -196,103 +196,103 @@ mod tests {
 
     #[test]
     fn a_message_that_cannot_be_read_is_not_asked_for_again() {
-        let mut machine = watching(10);
-        machine.message(change(17)).unwrap();
-        machine.unreadable();
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::List);
-        machine.listed(header(40));
-        assert_eq!(machine.step(), Step::Open(41));
+        let mut list_watch = watching(10);
+        list_watch.message(change(17)).unwrap();
+        list_watch.unreadable();
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::List);
+        list_watch.listed(header(40));
+        assert_eq!(list_watch.step(), Step::Open(41));
     }
 
     #[test]
     fn a_cut_watch_resumes_at_the_last_change() {
-        let mut machine = watching(10);
-        assert_eq!(machine.message(change(17)).unwrap().len(), 1);
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::Probe);
-        machine.probed(header(30));
-        assert_eq!(machine.step(), Step::Open(17));
+        let mut list_watch = watching(10);
+        assert_eq!(list_watch.message(change(17)).unwrap().len(), 1);
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::Probe);
+        list_watch.probed(header(30));
+        assert_eq!(list_watch.step(), Step::Open(17));
     }
 
     #[test]
     fn a_watch_that_missed_nothing_says_once_that_it_goes_on() {
-        let mut machine = watching(10);
-        machine.failed(None);
-        machine.probed(header(10));
-        machine.opened();
+        let mut list_watch = watching(10);
+        list_watch.failed(None);
+        list_watch.probed(header(10));
+        list_watch.opened();
         let created = || Message { is_created: true, header: header(10), ..Message::default() };
-        assert_eq!(machine.message(created()), Ok(vec![LeaseEvent::Resumed]));
-        assert_eq!(machine.message(created()), Ok(Vec::new()));
+        assert_eq!(list_watch.message(created()), Ok(vec![LeaseEvent::Resumed]));
+        assert_eq!(list_watch.message(created()), Ok(Vec::new()));
         // A listing says as much by itself.
-        machine.failed(None);
-        machine.listed(header(12));
-        machine.opened();
-        assert_eq!(machine.message(Message { header: header(12), ..created() }), Ok(Vec::new()));
+        list_watch.failed(None);
+        list_watch.listed(header(12));
+        list_watch.opened();
+        assert_eq!(list_watch.message(Message { header: header(12), ..created() }), Ok(Vec::new()));
     }
 
     #[test]
     fn a_progress_notice_moves_the_point_to_resume_from() {
-        let mut machine = watching(10);
-        machine.message(Message { header: header(40), ..Message::default() }).unwrap();
-        machine.failed(None);
-        machine.probed(header(41));
-        assert_eq!(machine.step(), Step::Open(41));
+        let mut list_watch = watching(10);
+        list_watch.message(Message { header: header(40), ..Message::default() }).unwrap();
+        list_watch.failed(None);
+        list_watch.probed(header(41));
+        assert_eq!(list_watch.step(), Step::Open(41));
     }
 
     #[test]
     fn a_created_message_does_not_move_it() {
-        let mut machine = watching(10);
-        machine.message(Message { is_created: true, header: header(40), ..Message::default() }).unwrap();
-        machine.failed(None);
-        machine.probed(header(41));
-        assert_eq!(machine.step(), Step::Open(11));
+        let mut list_watch = watching(10);
+        list_watch.message(Message { is_created: true, header: header(40), ..Message::default() }).unwrap();
+        list_watch.failed(None);
+        list_watch.probed(header(41));
+        assert_eq!(list_watch.step(), Step::Open(11));
     }
 
     #[test]
     fn a_compacted_watch_lists_again_at_once() {
-        let mut machine = watching(10);
-        machine.message(change(17)).unwrap();
+        let mut list_watch = watching(10);
+        list_watch.message(change(17)).unwrap();
         let compacted = || Message { is_compacted: true, cancelled: Some(String::new()), ..Message::default() };
-        assert_eq!(machine.message(compacted()), Ok(Vec::new()));
-        assert_eq!(machine.step(), Step::List);
-        machine.listed(header(50));
-        machine.opened();
-        assert!(machine.message(compacted()).is_err());
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::List);
+        assert_eq!(list_watch.message(compacted()), Ok(Vec::new()));
+        assert_eq!(list_watch.step(), Step::List);
+        list_watch.listed(header(50));
+        list_watch.opened();
+        assert!(list_watch.message(compacted()).is_err());
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::List);
     }
 
     #[test]
     fn another_history_is_listed_anew() {
         for other in [header(9), Header { cluster: 9, ..header(40) }, Header { term: 1, ..header(40) }] {
-            let mut machine = watching(10);
-            machine.failed(None);
-            machine.probed(other);
-            assert_eq!(machine.step(), Step::List, "{other:?}");
+            let mut list_watch = watching(10);
+            list_watch.failed(None);
+            list_watch.probed(other);
+            assert_eq!(list_watch.step(), Step::List, "{other:?}");
         }
     }
 
     #[test]
     fn a_member_that_only_lags_costs_no_listing() {
         // A follower may be behind; the probe goes through the majority, so its answer never is.
-        let mut machine = watching(10);
-        machine.failed(None);
-        machine.probed(header(10));
-        assert_eq!(machine.step(), Step::Open(11));
+        let mut list_watch = watching(10);
+        list_watch.failed(None);
+        list_watch.probed(header(10));
+        assert_eq!(list_watch.step(), Step::Open(11));
     }
 
     #[test]
     fn a_watch_that_would_begin_in_the_future_is_given_up_and_the_majority_asked() {
-        let mut machine = Machine::new();
-        machine.listed(header(10));
-        machine.opened();
+        let mut list_watch = ListWatch::new();
+        list_watch.listed(header(10));
+        list_watch.opened();
         let behind = Message { is_created: true, header: header(9), ..Message::default() };
-        assert!(machine.message(behind).is_err());
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::Probe);
-        machine.probed(header(9));
-        assert_eq!(machine.step(), Step::List);
+        assert!(list_watch.message(behind).is_err());
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::Probe);
+        list_watch.probed(header(9));
+        assert_eq!(list_watch.step(), Step::List);
     }
 
     fn assert_around(wait: Duration, expected: f64) {
@@ -301,51 +301,51 @@ mod tests {
     }
 
     /// Opens a watch after a failure. Nothing comes but that it is established.
-    fn establish(machine: &mut Machine) {
-        match machine.step() {
-            Step::List => machine.listed(header(10)),
-            _ => machine.probed(header(10)),
+    fn establish(list_watch: &mut ListWatch) {
+        match list_watch.step() {
+            Step::List => list_watch.listed(header(10)),
+            _ => list_watch.probed(header(10)),
         }
-        machine.opened();
-        machine.message(Message { is_created: true, header: header(10), ..Message::default() }).unwrap();
+        list_watch.opened();
+        list_watch.message(Message { is_created: true, header: header(10), ..Message::default() }).unwrap();
     }
 
     #[test]
     fn failures_wait_1_2_4_and_then_4_and_a_half_seconds_until_a_watch_delivers_or_lasts() {
-        let mut machine = watching(10);
+        let mut list_watch = watching(10);
         for expected in [1.0, 2.0, 4.0, 4.5, 4.5] {
-            assert_around(machine.failed(None), expected);
-            assert_eq!(machine.step(), Step::Probe);
+            assert_around(list_watch.failed(None), expected);
+            assert_eq!(list_watch.step(), Step::Probe);
         }
-        establish(&mut machine);
-        machine.message(change(17)).unwrap();
-        assert_around(machine.failed(None), 1.0);
-        assert_around(machine.failed(Some(LASTING / 2)), 2.0);
-        assert_around(machine.failed(Some(LASTING)), 1.0);
+        establish(&mut list_watch);
+        list_watch.message(change(17)).unwrap();
+        assert_around(list_watch.failed(None), 1.0);
+        assert_around(list_watch.failed(Some(LASTING / 2)), 2.0);
+        assert_around(list_watch.failed(Some(LASTING)), 1.0);
     }
 
     #[test]
     fn messages_that_cannot_be_read_one_after_the_other_are_listed_around_ever_more_seldom() {
-        let mut machine = watching(10);
+        let mut list_watch = watching(10);
         for expected in [1.0, 2.0, 4.0, 4.5, 4.5] {
-            machine.unreadable();
-            assert_around(machine.failed(Some(Duration::from_millis(5))), expected);
-            assert_eq!(machine.step(), Step::List);
-            establish(&mut machine);
+            list_watch.unreadable();
+            assert_around(list_watch.failed(Some(Duration::from_millis(5))), expected);
+            assert_eq!(list_watch.step(), Step::List);
+            establish(&mut list_watch);
         }
     }
 
     #[test]
     fn a_first_listing_that_fails_is_tried_again() {
-        let mut machine = Machine::new();
-        machine.failed(None);
-        assert_eq!(machine.step(), Step::List);
+        let mut list_watch = ListWatch::new();
+        list_watch.failed(None);
+        assert_eq!(list_watch.step(), Step::List);
     }
 
     #[test]
     fn a_cancelled_watch_says_why() {
-        let mut machine = watching(10);
+        let mut list_watch = watching(10);
         let message = Message { cancelled: Some("no leader".to_owned()), ..Message::default() };
-        assert_eq!(machine.message(message), Err(Cancelled("no leader".to_owned())));
+        assert_eq!(list_watch.message(message), Err(Cancelled("no leader".to_owned())));
     }
 }
