@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use crate::kernel::{HostAddress, KernelError, Link, LinkKind, LinkName};
 use crate::net::{Family, MacAddr, Mtu};
 
-use super::machine::{EINVAL, ENODEV, Entry, Machine, Notice, Slot};
+use super::tables::{EINVAL, ENODEV, Entry, Notice, Slot, Tables};
 use super::{FakeKernel, FakeRoute, Nud, Placement, refused};
 
 /// An address with the length of its prefix, host bits kept: `192.168.0.1/24`.
@@ -59,66 +59,66 @@ impl FakeKernel {
 
     /// Adds any link; gives its index.
     pub fn add_link(&self, link: Link) -> Result<u32, KernelError> {
-        self.act(format!("adding link {}", link.name), |machine| machine.add_link(link))
+        self.act(format!("adding link {}", link.name), |tables| tables.add_link(link))
     }
 
     /// The index of a link, if there is one of the name.
     pub fn link_index(&self, name: &str) -> Option<u32> {
-        self.lock().machine.named(name)
+        self.lock().tables.named(name)
     }
 
     /// `ip link delete`: with all that is on it and through it, and the VXLAN devices over it.
     pub fn delete_link(&self, name: &str) -> Result<(), KernelError> {
-        self.on_link("deleting link", name, Machine::delete_link)
+        self.on_link("deleting link", name, Tables::delete_link)
     }
 
     /// `ip link set up`.
     pub fn link_up(&self, name: &str) -> Result<(), KernelError> {
-        self.on_link("setting up", name, Machine::link_up)
+        self.on_link("setting up", name, Tables::link_up)
     }
 
     /// `ip link set down`: routes, permanent neighbours and IPv6 addresses go, the IPv4 routes without a word.
     pub fn link_down(&self, name: &str) -> Result<(), KernelError> {
-        self.on_link("setting down", name, Machine::link_down)
+        self.on_link("setting down", name, Tables::link_down)
     }
 
     /// The carrier goes or comes: a notification, and nothing is lost.
     pub fn carrier_change(&self, name: &str) -> Result<(), KernelError> {
-        self.on_link("changing the carrier of", name, |machine, index| {
-            machine.note_link(index);
+        self.on_link("changing the carrier of", name, |tables, index| {
+            tables.note_link(index);
             Ok(())
         })
     }
 
     /// `ip link set address`: permanent neighbours go.
     pub fn set_mac(&self, name: &str, mac: MacAddr) -> Result<(), KernelError> {
-        self.on_link("setting the address of", name, |machine, index| machine.set_mac(index, Some(mac)))
+        self.on_link("setting the address of", name, |tables, index| tables.set_mac(index, Some(mac)))
     }
 
     /// `ip link set mtu`: `EINVAL` above what a VXLAN device's lower device allows.
     pub fn set_mtu(&self, name: &str, mtu: Mtu) -> Result<(), KernelError> {
-        self.on_link("setting the MTU of", name, |machine, index| machine.set_mtu(index, mtu.0))
+        self.on_link("setting the MTU of", name, |tables, index| tables.set_mtu(index, mtu.0))
     }
 
     /// `ip link set name`.
     pub fn rename_link(&self, name: &str, to: &str) -> Result<(), KernelError> {
         let to = link_name(to)?;
-        self.on_link("renaming", name, |machine, index| machine.rename(index, &to))
+        self.on_link("renaming", name, |tables, index| tables.rename(index, &to))
     }
 
     /// `ip link set group GROUP alias ALIAS`.
     pub fn mark_link(&self, name: &str, group: u32, alias: Option<&str>) -> Result<(), KernelError> {
-        self.on_link("marking", name, |machine, index| machine.set_mark(index, group, alias))
+        self.on_link("marking", name, |tables, index| tables.set_mark(index, group, alias))
     }
 
     /// `ip link set type vxlan learning` or `nolearning`: `EOPNOTSUPP` on another kind of device.
     pub fn set_learning(&self, name: &str, learning: bool) -> Result<(), KernelError> {
-        self.on_link("setting the learning of", name, |machine, index| machine.set_learning(index, learning))
+        self.on_link("setting the learning of", name, |tables, index| tables.set_learning(index, learning))
     }
 
     /// `ip link set type vxlan remote`, or none: `EOPNOTSUPP` on another kind of device.
     pub fn set_remote(&self, name: &str, remote: Option<IpAddr>) -> Result<(), KernelError> {
-        self.on_link("setting the remote of", name, |machine, index| machine.set_remote(index, remote))
+        self.on_link("setting the remote of", name, |tables, index| tables.set_remote(index, remote))
     }
 
     /// `ip address add`.
@@ -134,29 +134,29 @@ impl FakeKernel {
     fn put_address(&self, name: &str, address: Address, lifetime: Lifetime) -> Result<(), KernelError> {
         let Address { addr, len } = address;
         let permanent = lifetime == Lifetime::Forever;
-        self.on_link("adding an address to", name, |machine, link| {
-            machine.add_address(HostAddress { link, addr, len, permanent, temporary: false, deprecated: false })
+        self.on_link("adding an address to", name, |tables, link| {
+            tables.add_address(HostAddress { link, addr, len, permanent, temporary: false, deprecated: false })
         })
     }
 
     /// `ip address delete`: with the last IPv4 one go IPv4 routes and neighbours, without a word about the routes.
     pub fn remove_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
         let Address { addr, len } = address;
-        self.on_link("removing an address from", name, |machine, index| machine.delete_address(index, addr, len))
+        self.on_link("removing an address from", name, |tables, index| tables.delete_address(index, addr, len))
     }
 
     /// `ip route flush table main`, or the same with `-6`.
     pub fn flush_routes(&self, family: Family) {
-        let _ = self.act(String::new(), |machine| {
-            machine.flush_main(family);
+        let _ = self.act(String::new(), |tables| {
+            tables.flush_main(family);
             Ok(())
         });
     }
 
     /// `ip neigh flush dev NAME nud permanent`.
     pub fn flush_neighbours(&self, name: &str) -> Result<(), KernelError> {
-        self.on_link("flushing neighbours of", name, |machine, index| {
-            machine.drop_neighbours(index, |_| true);
+        self.on_link("flushing neighbours of", name, |tables, index| {
+            tables.drop_neighbours(index, |_| true);
             Ok(())
         })
     }
@@ -168,9 +168,9 @@ impl FakeKernel {
 
     /// `bridge fdb flush`.
     pub fn flush_fdb(&self, name: &str) -> Result<(), KernelError> {
-        self.on_link("flushing the FDB of", name, |machine, index| {
-            machine.fdb.retain(|(link, _), _| *link != index);
-            machine.notices.push(Notice::Fdb(index));
+        self.on_link("flushing the FDB of", name, |tables, index| {
+            tables.fdb.retain(|(link, _), _| *link != index);
+            tables.notices.push(Notice::Fdb(index));
             Ok(())
         })
     }
@@ -178,56 +178,56 @@ impl FakeKernel {
     /// Puts a route where the placement says.
     pub fn add_route(&self, route: FakeRoute, placement: Placement) -> Result<(), KernelError> {
         let doing = format!("adding a route to {}", route.prefix);
-        self.act(doing, |machine| machine.add_route(Slot::of_fake(&route), Entry::of(&route), placement))
+        self.act(doing, |tables| tables.add_route(Slot::of_fake(&route), Entry::of(&route), placement))
     }
 
     /// Deletes the route that matches in full; `ESRCH` when none does.
     pub fn delete_route(&self, route: &FakeRoute) -> Result<(), KernelError> {
         let doing = format!("deleting a route to {}", route.prefix);
-        self.act(doing, |machine| machine.delete_route(Slot::of_fake(route), &Entry::of(route)))
+        self.act(doing, |tables| tables.delete_route(Slot::of_fake(route), &Entry::of(route)))
     }
 
     /// `ip neigh replace`.
     pub fn put_neighbour(&self, name: &str, addr: IpAddr, mac: MacAddr, nud: Nud) -> Result<(), KernelError> {
-        self.on_link("adding a neighbour to", name, |machine, index| machine.put_neighbour(index, addr, mac, nud))
+        self.on_link("adding a neighbour to", name, |tables, index| tables.put_neighbour(index, addr, mac, nud))
     }
 
     /// `ip neigh delete`.
     pub fn delete_neighbour(&self, name: &str, addr: IpAddr) -> Result<(), KernelError> {
-        self.on_link("deleting a neighbour of", name, |machine, index| machine.delete_neighbour(index, addr))
+        self.on_link("deleting a neighbour of", name, |tables, index| tables.delete_neighbour(index, addr))
     }
 
     /// `bridge fdb replace`.
     pub fn put_fdb(&self, name: &str, mac: MacAddr, dst: IpAddr, nud: Nud) -> Result<(), KernelError> {
-        self.on_link("adding a forwarding entry to", name, |machine, index| machine.put_fdb(index, mac, dst, nud))
+        self.on_link("adding a forwarding entry to", name, |tables, index| tables.put_fdb(index, mac, dst, nud))
     }
 
     /// `bridge fdb append`: only the all-zero and multicast addresses hold several destinations.
     pub fn append_fdb(&self, name: &str, mac: MacAddr, dst: IpAddr) -> Result<(), KernelError> {
-        self.on_link("appending a forwarding entry to", name, |machine, index| machine.append_fdb(index, mac, dst))
+        self.on_link("appending a forwarding entry to", name, |tables, index| tables.append_fdb(index, mac, dst))
     }
 
     /// `bridge fdb delete`.
     pub fn delete_fdb(&self, name: &str, mac: MacAddr, dst: IpAddr) -> Result<(), KernelError> {
-        self.on_link("deleting a forwarding entry of", name, |machine, index| machine.delete_fdb(index, mac, dst))
+        self.on_link("deleting a forwarding entry of", name, |tables, index| tables.delete_fdb(index, mac, dst))
     }
 
     fn on_link<T>(
         &self,
         doing: &str,
         name: &str,
-        act: impl FnOnce(&mut Machine, u32) -> Result<T, i32>,
+        act: impl FnOnce(&mut Tables, u32) -> Result<T, i32>,
     ) -> Result<T, KernelError> {
-        self.act(format!("{doing} {name}"), |machine| {
-            let index = machine.named(name).ok_or(ENODEV)?;
-            act(machine, index)
+        self.act(format!("{doing} {name}"), |tables| {
+            let index = tables.named(name).ok_or(ENODEV)?;
+            act(tables, index)
         })
     }
 
-    fn act<T>(&self, doing: String, act: impl FnOnce(&mut Machine) -> Result<T, i32>) -> Result<T, KernelError> {
+    fn act<T>(&self, doing: String, act: impl FnOnce(&mut Tables) -> Result<T, i32>) -> Result<T, KernelError> {
         let mut inner = self.lock();
         let before = inner.ids(None);
-        let outcome = act(&mut inner.machine).map_err(|errno| refused(doing, errno));
+        let outcome = act(&mut inner.tables).map_err(|errno| refused(doing, errno));
         inner.changes += u64::from(outcome.is_ok());
         inner.tell(None, &before);
         outcome

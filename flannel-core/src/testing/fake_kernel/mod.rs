@@ -30,12 +30,12 @@ use tokio::sync::{Notify, watch};
 
 use crate::net::{Dual, MacAddr, Prefix};
 
-use machine::{ENODEV, EOPNOTSUPP, Entry, MAIN, Machine, Notice, Slot};
+use tables::{ENODEV, EOPNOTSUPP, Entry, MAIN, Notice, Slot, Tables};
 
 mod acts;
-mod machine;
 mod read;
 mod snapshot;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -112,7 +112,7 @@ pub enum Nud {
 }
 
 struct Inner {
-    machine: Machine,
+    tables: Tables,
     script: Script,
     monitor: Monitor,
     /// Which link an id was given to when its overlay looked last, as the real one remembers it.
@@ -202,7 +202,7 @@ impl FakeKernel {
     /// A namespace with nothing in it.
     pub fn new() -> Self {
         let inner = Inner {
-            machine: Machine::default(),
+            tables: Tables::default(),
             script: Script::default(),
             monitor: Monitor::default(),
             known: BTreeMap::new(),
@@ -233,7 +233,7 @@ impl FakeKernel {
 
     /// Everything there is, for people and for comparing.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(&self.lock().machine)
+        Snapshot::of(&self.lock().tables)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -359,7 +359,7 @@ impl Kernel for FakeKernel {
         let mut inner = self.lock();
         match inner.script.host_facts.pop_front() {
             Some(error) => Err(error),
-            None => Ok(inner.machine.host_facts(reach)),
+            None => Ok(inner.tables.host_facts(reach)),
         }
     }
 
@@ -370,10 +370,10 @@ impl Kernel for FakeKernel {
             return Err(error);
         }
         inner.reads += 1;
-        let ids = inner.machine.identify(scope);
+        let ids = inner.tables.identify(scope);
         let known = ids.iter().map(|(index, id)| (*id, *index)).collect();
         inner.known.insert(scope.overlay.clone(), known);
-        Ok(inner.machine.observe(scope, &ids))
+        Ok(inner.tables.observe(scope, &ids))
     }
 
     async fn apply(&self, scope: &Scope, ops: Arc<Vec<Op>>) -> ApplyReport {
@@ -464,9 +464,9 @@ impl Inner {
     }
 
     fn write(&mut self, scope: &Scope, op: &Op) -> Result<(), i32> {
-        let machine = &mut self.machine;
+        let tables = &mut self.tables;
         let known = self.known.entry(scope.overlay.clone()).or_insert_with(|| {
-            machine.identify(scope).into_iter().map(|(index, id)| (id, index)).collect::<BTreeMap<_, _>>()
+            tables.identify(scope).into_iter().map(|(index, id)| (id, index)).collect::<BTreeMap<_, _>>()
         });
         let index = |id: &LinkId| match id {
             LinkId::Uplink => scope.uplink.ok_or(ENODEV),
@@ -481,7 +481,7 @@ impl Inner {
         };
         match op {
             Op::DeleteLink { id, .. } => {
-                machine.delete_link(index(id)?)?;
+                tables.delete_link(index(id)?)?;
                 known.remove(id);
                 Ok(())
             }
@@ -492,14 +492,14 @@ impl Inner {
                     LinkKind::Vxlan(_) | LinkKind::Other(_) => {}
                     LinkKind::External(_) => return Err(EOPNOTSUPP),
                 }
-                let created = machine.add_link(link)?;
+                let created = tables.add_link(link)?;
                 known.insert(*id, created);
                 Ok(())
             }
-            Op::UpdateLink { id, from, to, .. } => machine.update_link(index(id)?, from, to),
+            Op::UpdateLink { id, from, to, .. } => tables.update_link(index(id)?, from, to),
             Op::AddAddress(key) => {
                 let link = index(&key.link)?;
-                machine.add_address(HostAddress {
+                tables.add_address(HostAddress {
                     link,
                     addr: key.addr,
                     len: key.len,
@@ -508,32 +508,32 @@ impl Inner {
                     deprecated: false,
                 })
             }
-            Op::PutFdb { key, dst } => machine.put_fdb(index(&key.link)?, key.mac, *dst, Nud::Permanent),
+            Op::PutFdb { key, dst } => tables.put_fdb(index(&key.link)?, key.mac, *dst, Nud::Permanent),
             Op::PutNeighbour { key, mac, .. } => {
-                machine.put_neighbour(index(&key.link)?, key.addr, *mac, Nud::Permanent)
+                tables.put_neighbour(index(&key.link)?, key.addr, *mac, Nud::Permanent)
             }
             Op::CreateRoute { prefix, route } => {
-                machine.add_route(Slot::of(prefix, route), entry(route)?, Placement::Exclusive)
+                tables.add_route(Slot::of(prefix, route), entry(route)?, Placement::Exclusive)
             }
             Op::ReplaceRoute { prefix, change } => {
-                machine.add_route(Slot::of(prefix, &change.1), entry(&change.1)?, Placement::Replace)
+                tables.add_route(Slot::of(prefix, &change.1), entry(&change.1)?, Placement::Replace)
             }
-            Op::DeleteRoute { prefix, route } => machine.delete_route(Slot::of(prefix, route), &entry(route)?),
-            Op::DeleteNeighbour { key, .. } => machine.delete_neighbour(index(&key.link)?, key.addr),
-            Op::DeleteFdb { key, dst } => machine.delete_fdb(index(&key.link)?, key.mac, *dst),
-            Op::DeleteAddress(key) => machine.delete_address(index(&key.link)?, key.addr, key.len),
+            Op::DeleteRoute { prefix, route } => tables.delete_route(Slot::of(prefix, route), &entry(route)?),
+            Op::DeleteNeighbour { key, .. } => tables.delete_neighbour(index(&key.link)?, key.addr),
+            Op::DeleteFdb { key, dst } => tables.delete_fdb(index(&key.link)?, key.mac, *dst),
+            Op::DeleteAddress(key) => tables.delete_address(index(&key.link)?, key.addr, key.len),
         }
     }
 
     /// Which links concern which subscriber, before something changes.
     fn ids(&self, writer: Option<&OverlayName>) -> BTreeMap<OverlayName, BTreeMap<u32, LinkId>> {
         let others = self.monitor.subscribers.iter().filter(|(name, _)| Some(*name) != writer);
-        others.map(|(name, subscriber)| (name.clone(), self.machine.identify(&subscriber.scope))).collect()
+        others.map(|(name, subscriber)| (name.clone(), self.tables.identify(&subscriber.scope))).collect()
     }
 
     /// Turns what happened into hints, for all but the writer: own writes are recognised and make none.
     fn tell(&mut self, writer: Option<&OverlayName>, before: &BTreeMap<OverlayName, BTreeMap<u32, LinkId>>) {
-        let notices = std::mem::take(&mut self.machine.notices);
+        let notices = std::mem::take(&mut self.tables.notices);
         for (name, subscriber) in &self.monitor.subscribers {
             if Some(name) == writer || notices.is_empty() {
                 continue;
@@ -542,7 +542,7 @@ impl Inner {
                 subscriber.inbox.put(Hint::Lost);
                 continue;
             }
-            let mut ids = self.machine.identify(&subscriber.scope);
+            let mut ids = self.tables.identify(&subscriber.scope);
             ids.extend(before.get(name).into_iter().flatten());
             for hint in notices.iter().flat_map(|notice| hints_of(notice, &subscriber.scope, &ids)) {
                 subscriber.inbox.put(hint);

@@ -9,9 +9,9 @@ use crate::kernel::{
 };
 
 use super::Nud;
-use super::machine::{Entry, MAIN, Machine};
+use super::tables::{Entry, MAIN, Tables};
 
-impl Machine {
+impl Tables {
     pub(super) fn identify(&self, scope: &Scope) -> BTreeMap<u32, LinkId> {
         let seen: Vec<_> =
             self.links.iter().map(|(index, link)| SeenLink { index: *index, link: link.clone() }).collect();

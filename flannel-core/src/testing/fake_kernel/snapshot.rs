@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::kernel::{LinkId, LinkKind, RouteKind, Vxlan};
 
-use super::machine::{Entry, MAIN, Machine, Slot};
+use super::tables::{Entry, MAIN, Slot, Tables};
 use super::{Nud, mac_text};
 
 /// Everything a [`FakeKernel`](super::FakeKernel) held at one moment: one line an object, as iproute2 prints them.
@@ -33,13 +33,13 @@ impl Snapshot {
         self.0.iter().filter(|line| line.contains(text)).map(String::as_str).collect()
     }
 
-    pub(super) fn of(machine: &Machine) -> Self {
-        let name = |index: u32| match machine.links.get(&index) {
+    pub(super) fn of(tables: &Tables) -> Self {
+        let name = |index: u32| match tables.links.get(&index) {
             Some(link) => link.name.to_string(),
             None => format!("if{index}"),
         };
         let mut lines = Vec::new();
-        for (index, link) in &machine.links {
+        for (index, link) in &tables.links {
             let state = if link.up { "up" } else { "down" };
             let mac = mac_text(link.mac);
             let mut line = format!("link {index}: {} {state} mtu {} address {mac}", link.name, link.mtu);
@@ -56,18 +56,18 @@ impl Snapshot {
             }
             lines.push(line);
         }
-        for address in &machine.addresses {
+        for address in &tables.addresses {
             lines.push(format!("addr {}/{} dev {}", address.addr, address.len, name(address.link)));
         }
-        for ((link, addr), (mac, nud)) in &machine.neighbours {
+        for ((link, addr), (mac, nud)) in &tables.neighbours {
             lines.push(format!("neigh {addr} dev {} lladdr {mac} {}", name(*link), nud_text(*nud)));
         }
-        for ((link, mac), entries) in &machine.fdb {
+        for ((link, mac), entries) in &tables.fdb {
             for (dst, nud) in entries {
                 lines.push(format!("fdb {mac} dev {} dst {dst} self {}", name(*link), nud_text(*nud)));
             }
         }
-        for (slot, entries) in &machine.routes {
+        for (slot, entries) in &tables.routes {
             lines.extend(entries.iter().map(|entry| route_text(slot, entry, name)));
         }
         Self(lines)

@@ -118,8 +118,8 @@ fn what_survives_which_act_is_what_kernel_facts_say() {
 fn an_ipv6_onlink_gateway_behind_another_device_is_refused() {
     let (kernel, uplink) = kernel();
     for (theirs, ours, refused) in [
-        ("fd05:0:0:3::/64", ("fd05:0:0:3::/64", "fd05:0:0:3::"), machine::EINVAL),
-        ("fd05:0:0:8::/61", ("fd05:0:0:9::/64", "fd05:0:0:9::"), machine::EINVAL),
+        ("fd05:0:0:3::/64", ("fd05:0:0:3::/64", "fd05:0:0:3::"), tables::EINVAL),
+        ("fd05:0:0:8::/61", ("fd05:0:0:9::/64", "fd05:0:0:9::"), tables::EINVAL),
         ("10.5.3.0/24", ("10.5.3.0/24", "10.5.3.0"), 0),
     ] {
         let other = FakeRoute { metric: 7, ..FakeRoute::via(theirs.parse().unwrap(), ip("192.168.0.3"), uplink) };
@@ -134,20 +134,20 @@ fn the_kernel_refuses_with_its_own_numbers() {
     let (kernel, uplink) = kernel();
     let route = overlay_route(&kernel, "10.5.2.0/24", "10.5.2.0");
     assert_eq!(errno(kernel.add_route(route.clone(), Placement::Exclusive)), EEXIST);
-    assert_eq!(errno(kernel.delete_route(&FakeRoute { protocol: 201, ..route.clone() })), machine::ESRCH);
+    assert_eq!(errno(kernel.delete_route(&FakeRoute { protocol: 201, ..route.clone() })), tables::ESRCH);
     assert_eq!(errno(kernel.add_route(FakeRoute { link: Some(77), ..route.clone() }, Placement::Append)), ENODEV);
     let other = FakeRoute { prefix: "10.5.3.0/24".parse().unwrap(), ..route };
-    assert_eq!(errno(kernel.add_route(other.clone(), Placement::Replace)), machine::ENOENT);
+    assert_eq!(errno(kernel.add_route(other.clone(), Placement::Replace)), tables::ENOENT);
     assert_eq!(
         errno(kernel.add_route(FakeRoute { onlink: false, ..other.clone() }, Placement::Append)),
-        machine::ENETUNREACH
+        tables::ENETUNREACH
     );
     assert_eq!(errno(kernel.add_link(vxlan("other", 1, uplink))), EEXIST);
     assert_eq!(errno(kernel.add_link(vxlan("flannel.1", 2, uplink))), EEXIST);
     assert_eq!(errno(kernel.add_address("flannel.1", "fd05::/64".parse().unwrap())), EEXIST);
-    assert_eq!(errno(kernel.set_mtu("flannel.1", crate::net::Mtu(1500))), machine::EINVAL);
+    assert_eq!(errno(kernel.set_mtu("flannel.1", crate::net::Mtu(1500))), tables::EINVAL);
     kernel.link_down("flannel.1").unwrap();
-    assert_eq!(errno(kernel.add_route(other, Placement::Exclusive)), machine::ENETDOWN);
+    assert_eq!(errno(kernel.add_route(other, Placement::Exclusive)), tables::ENETDOWN);
 }
 
 #[test]

@@ -7,7 +7,7 @@ pub(super) enum Announce {
     No,
 }
 
-impl Machine {
+impl Tables {
     pub(in super::super) fn add_route(&mut self, slot: Slot, entry: Entry, placement: Placement) -> Outcome {
         self.check_route(slot, &entry)?;
         let notice = self.notice_of(slot, &entry);

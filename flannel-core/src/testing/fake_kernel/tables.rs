@@ -128,7 +128,7 @@ impl Entry {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Machine {
+pub(super) struct Tables {
     pub(super) last_index: u32,
     pub(super) links: BTreeMap<u32, Link>,
     pub(super) addresses: Vec<HostAddress>,
@@ -142,7 +142,7 @@ pub(super) struct Machine {
 type Outcome = Result<(), i32>;
 
 // Notices.
-impl Machine {
+impl Tables {
     pub(super) fn note_link(&mut self, index: u32) {
         let addresses = self.addresses.iter().filter(|address| address.link == index).map(|address| address.addr);
         let is_fact = self.links.get(&index).is_some_and(|link| Hint::tells_of(&link.kind, addresses));
@@ -161,7 +161,7 @@ impl Machine {
 }
 
 // Links.
-impl Machine {
+impl Tables {
     pub(super) fn named(&self, name: &str) -> Option<u32> {
         self.links.iter().find(|(_, link)| link.name.as_str() == name).map(|(index, _)| *index)
     }
@@ -335,7 +335,7 @@ impl Machine {
 }
 
 // Addresses, neighbours, forwarding entries.
-impl Machine {
+impl Tables {
     pub(super) fn add_address(&mut self, address: HostAddress) -> Outcome {
         if !self.links.contains_key(&address.link) {
             return Err(ENODEV);
