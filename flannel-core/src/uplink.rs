@@ -30,7 +30,7 @@ pub enum Select {
     /// lowest metric. Rules and other tables do not count. Its local address is one on the same prefix, if there is
     /// one.
     CanReach(IpAddr),
-    /// The first of these that gives a usable interface; why the others do not is in the [`Explanation`].
+    /// The first of these that gives a usable interface; why the others do not is in the [`Rationale`].
     FirstOf(Vec<Select>),
 }
 
@@ -109,13 +109,13 @@ pub struct Choice {
     /// What peers are told to send to: the addresses given, else the interface's own.
     pub public: Dual<IpAddr>,
     /// Why this one.
-    pub explanation: Explanation,
+    pub rationale: Rationale,
 }
 
 /// The interfaces, the one chosen first, with the reason it was or was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Explanation {
+pub struct Rationale {
     /// The first [`MOST`](Self::MOST) interfaces.
     pub candidates: Vec<Candidate>,
     /// How many more there are.
@@ -148,12 +148,12 @@ pub struct Candidate {
     pub why: String,
 }
 
-impl Explanation {
+impl Rationale {
     /// The most interfaces that are listed.
     pub const MOST: usize = 32;
 }
 
-impl fmt::Display for Explanation {
+impl fmt::Display for Rationale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.candidates.is_empty() {
             return f.write_str("there are no interfaces");
@@ -176,7 +176,7 @@ impl fmt::Display for Explanation {
 /// No interface could be chosen. Final until the host or the selection changes; worth another look when the host's
 /// links, addresses or routes change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot use {wanted}: {problem} (interfaces: {explanation})")]
+#[error("cannot use {wanted}: {problem} (interfaces: {rationale})")]
 #[non_exhaustive]
 pub struct UplinkError {
     /// What was looked for.
@@ -184,7 +184,7 @@ pub struct UplinkError {
     /// What is wrong, and what to do.
     pub problem: Problem,
     /// What there is.
-    pub explanation: Box<Explanation>,
+    pub rationale: Box<Rationale>,
 }
 
 /// What keeps an interface from being the uplink.
@@ -285,7 +285,7 @@ pub fn select(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Res
             Ok(found) if found.uplink.is(&in_use) => return Ok(found),
             Ok(found) if first.is_none() => {
                 first = Some(Choice {
-                    explanation: Explanation { passed_over: passed_over.clone(), ..found.explanation },
+                    rationale: Rationale { passed_over: passed_over.clone(), ..found.rationale },
                     ..found
                 });
             }
@@ -302,11 +302,11 @@ pub fn select(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Res
     let error = last.unwrap_or(UplinkError {
         wanted: Box::new(request.wanted.clone()),
         problem: Problem::NothingAsked,
-        explanation: Box::default(),
+        rationale: Box::default(),
     });
     // The last one's own words are in the error already.
     passed_over.pop();
-    Err(UplinkError { explanation: Box::new(Explanation { passed_over, ..*error.explanation }), ..error })
+    Err(UplinkError { rationale: Box::new(Rationale { passed_over, ..*error.rationale }), ..error })
 }
 
 fn select_one(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Result<Choice, UplinkError> {
@@ -314,12 +314,10 @@ fn select_one(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Res
     let search = Search { wanted, facts, families, public, in_use };
     let found = search.find();
     let choice = found.clone().and_then(|found| search.judge(&found));
-    let explanation = search.explain(found.ok().map(|found| found.index), choice.as_ref().err());
+    let rationale = search.explain(found.ok().map(|found| found.index), choice.as_ref().err());
     match choice {
-        Ok((uplink, public)) => Ok(Choice { uplink, public, explanation }),
-        Err(problem) => {
-            Err(UplinkError { wanted: Box::new(wanted.clone()), problem, explanation: Box::new(explanation) })
-        }
+        Ok((uplink, public)) => Ok(Choice { uplink, public, rationale }),
+        Err(problem) => Err(UplinkError { wanted: Box::new(wanted.clone()), problem, rationale: Box::new(rationale) }),
     }
 }
 
@@ -489,7 +487,7 @@ impl Search<'_> {
         Ok(addr)
     }
 
-    fn explain(&self, found: Option<u32>, problem: Option<&Problem>) -> Explanation {
+    fn explain(&self, found: Option<u32>, problem: Option<&Problem>) -> Rationale {
         let candidate = |(index, link): (&u32, &HostLink)| {
             let asked_for = found == Some(*index);
             let why = match problem {
@@ -507,9 +505,9 @@ impl Search<'_> {
         let (mut chosen, others): (Vec<_>, Vec<_>) =
             self.facts.links.iter().partition(|(index, _)| found == Some(**index));
         chosen.extend(others);
-        Explanation {
-            candidates: chosen.iter().take(Explanation::MOST).copied().map(candidate).collect(),
-            more: chosen.len().saturating_sub(Explanation::MOST),
+        Rationale {
+            candidates: chosen.iter().take(Rationale::MOST).copied().map(candidate).collect(),
+            more: chosen.len().saturating_sub(Rationale::MOST),
             passed_over: Vec::new(),
         }
     }

@@ -127,7 +127,7 @@ pub(crate) async fn examine(options: &Options) -> Report {
     let request = Request { wanted: &options.uplink, families: &families, public: &options.public };
     let choice = match uplink::select(request, &facts, InUse::NOTHING) {
         Ok(choice) => {
-            findings.push(Finding::ok("uplink", choice.explanation.to_string()));
+            findings.push(Finding::ok("uplink", choice.rationale.to_string()));
             Some(choice)
         }
         Err(error) => {

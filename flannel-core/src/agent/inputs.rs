@@ -16,7 +16,7 @@ use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::subnet::{NodeIdentity, Want};
 use crate::subnet_env::SubnetEnv;
-use crate::uplink::{self, Choice, Explanation, InUse, Request, Select, UplinkError};
+use crate::uplink::{self, Choice, InUse, Rationale, Request, Select, UplinkError};
 
 /// How long another interface or address has to be the one to choose before it is used: longer than a network manager or
 /// a DHCP client takes to put back what it removed.
@@ -58,9 +58,9 @@ impl Known<'_> {
         let with = |choice: Choice| {
             let node = identity(settings, &choice.public);
             let (overlay, config, host) = (settings.name.clone(), Arc::clone(config), Arc::clone(host));
-            let Choice { uplink, public, explanation } = choice;
+            let Choice { uplink, public, rationale } = choice;
             let taken = BTreeSet::new();
-            (NodeContext { overlay, config, node, uplink, public, host, previous: None, taken }, explanation)
+            (NodeContext { overlay, config, node, uplink, public, host, previous: None, taken }, rationale)
         };
         // An address that another node publishes is not kept, even if it is in use.
         let kept = |addrs: &Dual<IpAddr>| Dual {
@@ -82,9 +82,9 @@ impl Known<'_> {
             }
             found = choose(settings, config, host, InUse { addrs: kept(&addrs), ..in_use }).map(with)?;
         }
-        let (context, explanation) = found;
+        let (context, rationale) = found;
         let before = context.uplink.addrs.map(|family, addr| addrs.get(family).copied().unwrap_or(*addr));
-        Ok(First { context, explanation, before, left })
+        Ok(First { context, rationale, before, left })
     }
 }
 
@@ -92,7 +92,7 @@ impl Known<'_> {
 #[derive(Debug, Clone)]
 pub(crate) struct First {
     pub(crate) context: NodeContext,
-    pub(crate) explanation: Explanation,
+    pub(crate) rationale: Rationale,
     /// The local addresses that were used before, as far as that can be told, else those found.
     pub(crate) before: Dual<IpAddr>,
     left: Left,

@@ -81,7 +81,7 @@ pub(crate) async fn start(
         }
         let so_far = claimed.as_ref().map(|(surveyed, _)| surveyed);
         let surveyed = survey(seams, &settings, backends, config, so_far).await?;
-        let Surveyed { context, explanation, before, .. } = &surveyed;
+        let Surveyed { context, rationale, before, .. } = &surveyed;
         let waits = settling.is_some();
         settling = Settling::of(settling, before, &context.uplink.addrs, seams.clock.now());
         if let Some(Settling { until, .. }) = settling {
@@ -94,7 +94,7 @@ pub(crate) async fn start(
             continue;
         }
         if so_far.is_none_or(|so_far| so_far.context.uplink != context.uplink) {
-            tracing::info!(uplink = context.uplink.name.as_str(), %explanation, "uplink chosen");
+            tracing::info!(uplink = context.uplink.name.as_str(), explanation = %rationale, "uplink chosen");
         }
         let claims = match claimed.take() {
             Some((before, claims)) if before.context.config.is_same_overlay(&context.config) => claims,

@@ -19,7 +19,7 @@ use crate::overlay::env_file;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::subnet::{OwnLeases, SubnetError, Want};
 use crate::text::chain;
-use crate::uplink::{Explanation, Problem, UplinkError};
+use crate::uplink::{Problem, Rationale, UplinkError};
 
 /// How often a start looks at the host while its addresses settle: nobody tells it of changes.
 const GLANCE: Duration = Duration::from_millis(250);
@@ -29,7 +29,7 @@ pub(crate) struct Surveyed {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) context: NodeContext,
     /// Why the uplink is the one to use.
-    pub(crate) explanation: Explanation,
+    pub(crate) rationale: Rationale,
     /// The local addresses that were used before.
     pub(crate) before: Dual<IpAddr>,
     /// Addresses that were ruled out, for another node publishes them.
@@ -75,7 +75,7 @@ pub(crate) async fn survey(
     };
     let Own { first, lease, foreign, others } = own;
     let left = first.left_subnets();
-    let First { mut context, explanation, before, .. } = first;
+    let First { mut context, rationale, before, .. } = first;
     missing.found(&context.uplink);
     context.previous = lease.map(Arc::new);
     // Judged before anything was asked of the store: what is found later may be this start's own, whose answer was
@@ -102,7 +102,7 @@ pub(crate) async fn survey(
         (None, None) => OwnLeases::Unheld,
     };
     let want = Want::new(attrs).preferring(preferred).owning(own).leaving_alone(foreign);
-    Ok(Surveyed { backend, context, explanation, before, others, read, want })
+    Ok(Surveyed { backend, context, rationale, before, others, read, want })
 }
 
 /// Waits until the host would have other addresses used than it was surveyed with, or until `until`.

@@ -88,7 +88,7 @@ fn the_default_route_gives_interface_and_addresses_of_both_families() {
     assert_eq!(choice.uplink.addrs, dual("192.0.2.2", "2001:db8::2"));
     assert_eq!(choice.public, choice.uplink.addrs);
     assert_eq!(
-        choice.explanation.to_string(),
+        choice.rationale.to_string(),
         "eth0 [192.0.2.2, 2001:db8::2, fe80::2] taken: is the interface of the default route; \
          lo [] not taken: no default route uses it; \
          eth1 [198.51.100.3, 2001:db8:1::3] not taken: no default route uses it"
@@ -218,12 +218,12 @@ fn of_several_selections_the_first_usable_one_counts_and_the_others_are_told() {
     let list = |choices: &[Select]| Select::FirstOf(choices.to_vec());
     let wanted = list(&[ip("203.0.113.1"), regex("^nothing"), regex("eth1"), Select::DefaultRoute]);
     let choice = select(&wanted, &facts(), V4, &none()).unwrap();
-    assert_eq!((choice.uplink.index, choice.explanation.passed_over.len()), (3, 2));
-    let text = choice.explanation.to_string();
+    assert_eq!((choice.uplink.index, choice.rationale.passed_over.len()), (3, 2));
+    let text = choice.rationale.to_string();
     assert!(text.contains("the interface with address 203.0.113.1 was tried before"), "{text}");
     let none_fits = list(&[ip("203.0.113.1"), regex("^nothing")]);
     let error = select(&none_fits, &facts(), V4, &none()).unwrap_err();
-    assert_eq!((error.problem, error.explanation.passed_over.len()), (Problem::NoSuchInterface, 1));
+    assert_eq!((error.problem, error.rationale.passed_over.len()), (Problem::NoSuchInterface, 1));
     assert_eq!(problem(&list(&[]), &HostFacts::default(), V4, &none()), Problem::NothingAsked);
 }
 
@@ -278,9 +278,9 @@ fn of_many_interfaces_the_first_are_explained() {
     let mut facts = facts();
     let link = facts.links[&3].clone();
     facts.links.extend((10..10 + HostFacts::MOST_LINKS as u32).map(|index| (index, link.clone())));
-    let explanation = select(&Select::DefaultRoute, &facts, V4, &none()).unwrap().explanation;
-    assert_eq!(explanation.candidates.len(), Explanation::MOST);
-    assert!(explanation.candidates[0].taken);
-    let more = facts.links.len() - Explanation::MOST;
-    assert!(explanation.to_string().ends_with(&format!("; and {more} more")), "{explanation}");
+    let rationale = select(&Select::DefaultRoute, &facts, V4, &none()).unwrap().rationale;
+    assert_eq!(rationale.candidates.len(), Rationale::MOST);
+    assert!(rationale.candidates[0].taken);
+    let more = facts.links.len() - Rationale::MOST;
+    assert!(rationale.to_string().ends_with(&format!("; and {more} more")), "{rationale}");
 }
