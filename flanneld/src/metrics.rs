@@ -85,7 +85,7 @@ impl Metrics {
         let own = "1 while other nodes do not take the own record for a peer: see status";
         gauge("own_trouble", own, i64::from(status.own_trouble.is_some()));
         gauge("conflicts", "Objects of others that stand in the way", count(status.conflict_count));
-        gauge("contested", "Objects that somebody else keeps changing", count(status.contested.len()));
+        gauge("flapping_objects", "Objects that somebody else keeps changing", count(status.flapping.len()));
         gauge("withheld_prefixes", "Prefixes whose deletion waits", count(status.withheld.len()));
         gauge(
             "unprotected_prefixes",

@@ -48,7 +48,7 @@ pub(crate) struct Document {
     pub(crate) conflicts: Vec<Conflict>,
     /// How many there are, listed or not.
     pub(crate) conflict_count: usize,
-    pub(crate) contested: Vec<String>,
+    pub(crate) flapping: Vec<String>,
     /// Writes that the kernel refused: for which peer or object, and its words with the remedy.
     pub(crate) refused: Vec<Named>,
     pub(crate) withheld: Vec<Named>,
@@ -204,7 +204,7 @@ impl Document {
                 .map(|conflict| Conflict { found: cut(conflict.found.clone()), remedy: cut(conflict.remedy.clone()) })
                 .collect(),
             conflict_count: status.conflict_count,
-            contested: status.contested.iter().take(LISTED).map(ToString::to_string).collect(),
+            flapping: status.flapping.iter().take(LISTED).map(ToString::to_string).collect(),
             refused: status
                 .refused
                 .iter()
@@ -430,8 +430,8 @@ impl fmt::Display for Document {
         if self.conflict_count > self.conflicts.len() {
             row("conflict", &format!("{} in all; only the first are listed", self.conflict_count))?;
         }
-        for object in &self.contested {
-            row("contested", &format!("{object}: somebody else keeps changing it"))?;
+        for object in &self.flapping {
+            row("flapping", &format!("{object}: somebody else keeps changing it"))?;
         }
         if let Some(error) = &self.last_error {
             row("last error", error)?;

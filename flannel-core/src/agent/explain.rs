@@ -23,7 +23,7 @@ pub struct Explanation {
     pub lease: Option<Arc<Lease>>,
     /// What the peer gets in each family, or why not.
     pub states: Vec<(Family, Result<PeerState, Skip>)>,
-    /// Of that, the objects that are not as wanted: refused, conflicting, contested or withheld.
+    /// Of that, the objects that are not as wanted: refused, conflicting, flapping or withheld.
     pub unsettled: Vec<Object>,
 }
 

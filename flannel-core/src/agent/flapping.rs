@@ -10,26 +10,26 @@ use crate::kernel::{Object, Op};
 const WRITES: u8 = 10;
 /// … within this time mean that somebody else keeps changing the object.
 const WINDOW: Duration = Duration::from_secs(10);
-/// The first and the longest wait before a contested object is written again.
+/// The first and the longest wait before a flapping object is written again.
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// The most objects that are counted or contested at once: a flush of everything at 100 000 peers would take as much memory
+/// The most objects that are counted or flapping at once: a flush of everything at 100 000 peers would take as much memory
 /// as they do. Others are written by every audit.
 const MOST: usize = 16_384;
-/// An object left alone for so long is no longer contested.
+/// An object left alone for so long no longer flaps.
 const CLEAR: Duration = Duration::from_secs(30);
 
-/// A flush of everything writes ten thousand objects once and makes none of them contested: those few are kept apart,
+/// A flush of everything writes ten thousand objects once and makes none of them flap: those few are kept apart,
 /// and nothing is walked over before its time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flapping {
-    /// What was written of late and is not contested.
+    /// What was written of late and does not flap.
     tallies: BTreeMap<Object, Tally>,
-    contested: BTreeMap<Object, Contest>,
+    waits: BTreeMap<Object, Wait>,
     /// When to forget tallies.
     sweep: Option<BootTime>,
-    /// The first time at which something becomes of a contested object.
+    /// The first time at which something becomes of a flapping object.
     next: Option<BootTime>,
-    /// Whether others are contested than when last asked.
+    /// Whether other objects flap than when last asked.
     changed: bool,
     /// How often all were walked over.
     #[cfg(test)]
@@ -44,7 +44,7 @@ struct Tally {
 }
 
 #[derive(Debug, Clone)]
-struct Contest {
+struct Wait {
     last: BootTime,
     /// How long the last wait was.
     length: Duration,
@@ -53,7 +53,7 @@ struct Contest {
     over: bool,
 }
 
-impl Contest {
+impl Wait {
     fn new(length: Duration, now: BootTime) -> Self {
         Self { last: now, length, until: now.after(length), over: false }
     }
@@ -70,16 +70,16 @@ impl Contest {
 }
 
 impl Flapping {
-    /// Notes that an audit had to write these. Returns those that became contested by it.
+    /// Notes that an audit had to write these. Returns those that flap since then.
     pub(crate) fn wrote<'a>(&mut self, now: BootTime, ops: impl Iterator<Item = &'a Op>) -> Vec<Object> {
         let mut fresh = Vec::new();
         for op in ops {
             let object = op.object();
-            if let Some(contest) = self.contested.get_mut(&object) {
-                *contest = Contest::new((contest.length * 2).min(WAIT.1), now);
+            if let Some(wait) = self.waits.get_mut(&object) {
+                *wait = Wait::new((wait.length * 2).min(WAIT.1), now);
             } else if self.tally(&object, now) >= WRITES {
                 self.tallies.remove(&object);
-                self.contested.insert(object.clone(), Contest::new(WAIT.0, now));
+                self.waits.insert(object.clone(), Wait::new(WAIT.0, now));
                 fresh.push(object);
             }
         }
@@ -98,12 +98,12 @@ impl Flapping {
         if self.next.is_none_or(|next| next > now) {
             return false;
         }
-        let before = self.contested.len();
-        self.contested.retain(|_, contest| contest.clears() > now);
-        self.changed |= self.contested.len() != before;
+        let before = self.waits.len();
+        self.waits.retain(|_, wait| wait.clears() > now);
+        self.changed |= self.waits.len() != before;
         let mut over = false;
-        for contest in self.contested.values_mut().filter(|contest| contest.until <= now && !contest.over) {
-            (contest.over, over) = (true, true);
+        for wait in self.waits.values_mut().filter(|wait| wait.until <= now && !wait.over) {
+            (wait.over, over) = (true, true);
         }
         self.look_ahead();
         over
@@ -115,28 +115,28 @@ impl Flapping {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.contested.is_empty()
+        self.waits.is_empty()
     }
 
-    /// What is contested now.
-    pub(crate) fn contested(&self) -> impl Iterator<Item = &Object> {
-        self.contested.keys()
+    /// What flaps now.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.waits.keys()
     }
 
-    /// Whether others are contested than at the last call.
+    /// Whether other objects flap than at the last call.
     pub(crate) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
     /// Until when `object` waits because somebody else keeps changing it, if it does.
     pub(crate) fn waits_until(&self, object: &Object, now: BootTime) -> Option<BootTime> {
-        self.contested.get(object).map(|contest| contest.until).filter(|until| *until > now)
+        self.waits.get(object).map(|wait| wait.until).filter(|until| *until > now)
     }
 
     /// Counts a write. Returns how many there were of late.
     fn tally(&mut self, object: &Object, now: BootTime) -> u8 {
         self.sweep.get_or_insert(now.after(CLEAR));
-        if self.tallies.len() + self.contested.len() >= MOST && !self.tallies.contains_key(object) {
+        if self.tallies.len() + self.waits.len() >= MOST && !self.tallies.contains_key(object) {
             return 0;
         }
         let tally = self.tallies.entry(object.clone()).or_insert(Tally { since: now, last: now, writes: 0 });
@@ -150,7 +150,7 @@ impl Flapping {
 
     fn look_ahead(&mut self) {
         self.walked();
-        self.next = self.contested.values().map(Contest::next).min();
+        self.next = self.waits.values().map(Wait::next).min();
     }
 
     fn walked(&mut self) {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_writes_in_ten_seconds_make_an_object_contested_and_waits_double() {
+    fn ten_writes_in_ten_seconds_make_an_object_flap_and_waits_double() {
         let mut flapping = Flapping::default();
         let op = &deletion(1);
         for n in 0..9 {
@@ -191,13 +191,13 @@ mod tests {
         assert!(flapping.expire(at(12_000)), "its turn has come: an audit has to look");
         assert!(!flapping.expire(at(12_001)));
         assert_eq!(flapping.deadline(), Some(at(42_000)));
-        assert_eq!(flapping.contested().count(), 1);
+        assert_eq!(flapping.objects().count(), 1);
         flapping.expire(at(42_000));
-        assert_eq!((flapping.contested().count(), flapping.deadline()), (0, None));
+        assert_eq!((flapping.objects().count(), flapping.deadline()), (0, None));
     }
 
     #[test]
-    fn the_waits_for_a_contested_object_grow_to_half_a_minute() {
+    fn the_waits_for_a_flapping_object_grow_to_half_a_minute() {
         let (mut flapping, op) = (Flapping::default(), deletion(1));
         (0..10).for_each(|n| drop(flapping.wrote(at(n), [&op].into_iter())));
         let mut waits = Vec::new();
@@ -216,7 +216,7 @@ mod tests {
         let mut flapping = Flapping::default();
         let ops: Vec<_> = (0..10_000).map(deletion).collect();
         assert!(flapping.wrote(at(0), ops.iter()).is_empty());
-        assert_eq!((flapping.contested.len(), flapping.tallies.len()), (0, 10_000));
+        assert_eq!((flapping.waits.len(), flapping.tallies.len()), (0, 10_000));
         let walks = flapping.walks;
         for now in 0..1000 {
             assert!(!flapping.expire(at(now)) && flapping.deadline().is_none() && !flapping.take_changed());
@@ -225,11 +225,11 @@ mod tests {
         assert_eq!(flapping.walks, walks);
         flapping.expire(at(30_000));
         assert!(flapping.tallies.is_empty(), "what was written once is forgotten");
-        // Nor while everything is contested.
+        // Nor while everything flaps.
         for now in 40_000..40_010 {
             flapping.wrote(at(now), ops.iter());
         }
-        assert_eq!((flapping.contested.len(), flapping.tallies.len()), (10_000, 0));
+        assert_eq!((flapping.waits.len(), flapping.tallies.len()), (10_000, 0));
         assert!(flapping.take_changed());
         let walks = flapping.walks;
         for now in 40_010..41_000 {
@@ -246,7 +246,7 @@ mod tests {
         for second in 0..10 {
             let fresh = flapping.wrote(at(second * 1000), ops.iter());
             assert_eq!(fresh.len(), if second < 9 { 0 } else { MOST });
-            assert!(flapping.tallies.len() + flapping.contested.len() <= MOST);
+            assert!(flapping.tallies.len() + flapping.waits.len() <= MOST);
         }
         assert_eq!(flapping.waits_until(&ops[MOST].object(), at(9000)), None);
         flapping.expire(at(60_000));

@@ -26,8 +26,8 @@ pub(crate) struct Guard {
 pub(crate) enum Over {
     /// A mass deletion.
     Mass,
-    /// A contested object.
-    Contest,
+    /// That of a flapping object.
+    Flapping,
     /// A route that is to be replaced while its connected route is missing.
     Replacement,
 }
@@ -42,10 +42,10 @@ pub(crate) struct Restrained {
 impl Guard {
     /// Ends the waits that are over. Returns one that ended: an audit has something new to do.
     pub(crate) fn expire(&mut self, now: BootTime, store: &Contact) -> Option<Over> {
-        let contest = self.flapping.expire(now).then_some(Over::Contest);
+        let flapping = self.flapping.expire(now).then_some(Over::Flapping);
         let replacement = self.unreached.expire(now).then_some(Over::Replacement);
         let mass = self.protected.expire(now, store).then_some(Over::Mass);
-        mass.or(replacement).or(contest)
+        mass.or(replacement).or(flapping)
     }
 
     /// When [`expire`](Self::expire) is next worth it.
@@ -59,7 +59,7 @@ impl Guard {
     /// Why a write to `op`'s object waits.
     fn why(&self, op: &Op, now: BootTime, is_unreached: &IsUnreached<'_>) -> Option<HeldBecause> {
         if let Some(until) = self.flapping.waits_until(&op.object(), now) {
-            return Some(HeldBecause::Contested(until));
+            return Some(HeldBecause::Flapping(until));
         }
         let unreached = || self.unreached.holds(op, now, is_unreached).then_some(WithheldBecause::Unreached);
         self.protected.why_held(op).or_else(unreached).map(HeldBecause::Withheld)

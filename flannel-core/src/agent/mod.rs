@@ -346,7 +346,7 @@ impl Machine {
         let over = self.guard.expire(now, &self.health.watch());
         match over {
             None => {}
-            Some(Over::Contest) => self.audit_at(now, Cause::Hint),
+            Some(Over::Flapping) => self.audit_at(now, Cause::Hint),
             Some(Over::Replacement) => self.audit_at(now, Cause::Expected),
             Some(Over::Mass) => {
                 self.audit_at(now, Cause::Expected);
@@ -356,7 +356,7 @@ impl Machine {
         }
         self.change_shared_mac(now);
         self.renewal.identified_by(self.address());
-        self.show_contested();
+        self.show_flapping();
         self.show_contended();
     }
 

@@ -36,7 +36,7 @@ pub enum HeldBecause {
     Withheld(WithheldBecause),
     /// Somebody else keeps changing the object: until then.
     #[error("somebody else keeps changing it: find out who, until then it is written ever more seldom")]
-    Contested(BootTime),
+    Flapping(BootTime),
     /// What it stands on waits.
     #[error("waits with what it stands on")]
     StandsOnHeld,

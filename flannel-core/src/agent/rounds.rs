@@ -196,8 +196,8 @@ impl Machine {
             repaired = written.len();
             let shaken: BTreeSet<LinkId> = ops.iter().filter(|op| touches_device(op)).filter_map(Op::link).collect();
             let changed = written.into_iter().filter(|op| is_own_change(op, &shaken));
-            let contested = self.guard.flapping.wrote(now, changed);
-            self.events.extend(contested.into_iter().map(Event::Contested));
+            let flapping = self.guard.flapping.wrote(now, changed);
+            self.events.extend(flapping.into_iter().map(Event::Flapping));
             if repaired > 0 {
                 self.events.push(Event::DriftRepaired { writes: repaired, took: now.since(started) });
             }
@@ -236,7 +236,7 @@ impl Machine {
             status.audits += 1;
             status.drift_repaired += repaired as u64;
         });
-        self.show_contested();
+        self.show_flapping();
         if let Some(ops) = Arc::into_inner(ops) {
             release(ops);
         }

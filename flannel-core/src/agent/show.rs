@@ -166,10 +166,10 @@ impl Machine {
         self.show(|status| status.refused = refused);
     }
 
-    pub(super) fn show_contested(&mut self) {
+    pub(super) fn show_flapping(&mut self) {
         if self.guard.flapping.take_changed() {
-            let contested: Vec<Object> = self.guard.flapping.contested().cloned().collect();
-            self.show(|status| status.contested = Arc::new(contested));
+            let flapping: Vec<Object> = self.guard.flapping.objects().cloned().collect();
+            self.show(|status| status.flapping = Arc::new(flapping));
         }
     }
 

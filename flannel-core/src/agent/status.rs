@@ -24,7 +24,7 @@ pub enum Phase {
     LeaseHeld,
     /// The devices are as wanted; of the peers [`Status::undone`] writes are left: see [`Status::last_error`].
     DeviceReady,
-    /// Lease held, devices and peers programmed; what is not is quarantined, conflicting, contested, withheld or refused
+    /// Lease held, devices and peers programmed; what is not is quarantined, conflicting, flapping, withheld or refused
     /// because of what a peer's record says: see [`Status::undone`].
     Ready,
     /// The agent has ended.
@@ -183,7 +183,7 @@ pub struct Status {
     /// How many there are.
     pub conflict_count: usize,
     /// Objects that somebody else keeps changing.
-    pub contested: Arc<Vec<Object>>,
+    pub flapping: Arc<Vec<Object>>,
     /// Writes that the kernel refused in the last audit, at most 1024 of them.
     pub refused: Arc<BTreeMap<Object, Refusal>>,
     /// Former networks of this node that may still hold routes of ours: they are looked at once the present one is in
@@ -240,7 +240,7 @@ impl Default for Status {
             skipped: Arc::default(),
             conflicts: Arc::default(),
             conflict_count: 0,
-            contested: Arc::default(),
+            flapping: Arc::default(),
             refused: Arc::default(),
             former: Arc::default(),
             withheld: Arc::default(),
@@ -310,7 +310,7 @@ pub enum Event {
     /// A foreign object stands in our way.
     ConflictFound(Conflict),
     /// Somebody else keeps changing an object.
-    Contested(Object),
+    Flapping(Object),
     /// The kernel refuses to write something.
     Refused(Object, Refusal),
     /// Most peers went at once: deletions wait for a second look, so many prefixes. Told once while they wait, and again
@@ -359,7 +359,7 @@ impl Event {
             Self::RecordsDropped(_) => "records_dropped",
             Self::DriftRepaired { .. } => "drift_repaired",
             Self::ConflictFound(_) => "conflict_found",
-            Self::Contested(_) => "contested",
+            Self::Flapping(_) => "flapping",
             Self::Refused(..) => "refused",
             Self::DeletionsWithheld(_) => "deletions_withheld",
             Self::StoreLost(_) => "store_lost",

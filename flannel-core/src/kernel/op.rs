@@ -137,7 +137,7 @@ impl LinkPart {
     }
 }
 
-/// The name of an object, whatever its value: what refusals, conflicts and contests are counted by.
+/// The name of an object, whatever its value: what refusals, conflicts and changes by others are counted by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Object {
     /// A device.

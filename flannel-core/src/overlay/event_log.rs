@@ -106,7 +106,7 @@ fn level(event: &Event) -> Level {
         | Event::OwnTrouble(Some(_))
         | Event::RecordsDropped(_)
         | Event::ConflictFound(_)
-        | Event::Contested(_)
+        | Event::Flapping(_)
         | Event::Refused(..)
         | Event::DeletionsWithheld(_)
         | Event::StoreLost(_)
@@ -163,7 +163,7 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::ConflictFound(conflict) => {
             say!(level, unsaid, found = conflict.found, remedy = conflict.remedy, "a foreign object is in the way");
         }
-        Event::Contested(object) => say!(level, unsaid, %object, "somebody keeps changing an object of ours"),
+        Event::Flapping(object) => say!(level, unsaid, %object, "somebody keeps changing an object of ours"),
         Event::Refused(_, refusal) => {
             let peer = refusal.peer.as_ref().map(tracing::field::display);
             say!(level, unsaid, peer, error = refusal.error, remedy = refusal.remedy(), "the kernel refused a write");

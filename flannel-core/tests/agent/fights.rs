@@ -17,7 +17,7 @@ use scene::{BYSTANDER, Plane, RoutePart, Scene, Spot, VICTIM};
 const EVERY: Duration = Duration::from_millis(300);
 /// The longest that anything may take to heal.
 const HEALED: Duration = Duration::from_secs(2);
-/// Long enough for ten repairs, after which an object is contested.
+/// Long enough for ten repairs, after which an object counts as flapping.
 const WARM_UP: f64 = 12.0;
 /// EINVAL, EPERM, ENOMEM, EBUSY.
 const ERRNOS: [i32; 4] = [22, 1, 12, 16];
@@ -179,7 +179,7 @@ async fn heals(scene: &Scene, harm: Spot, number: u8, spot: Spot) -> Result<(), 
 
 /// What is wrong once nobody makes trouble any more.
 async fn aftermath(scene: &Scene, agent: &Agent) -> Option<String> {
-    // The longest wait before a contested object is written again, and before it is forgiven.
+    // The longest wait before a flapping object is written again, and before it is forgiven.
     pass(70.0).await;
     let status = agent.status();
     let plan = agent.handle.plan().await.unwrap();
@@ -190,7 +190,7 @@ async fn aftermath(scene: &Scene, agent: &Agent) -> Option<String> {
 
 /// Whether the status says that something is wrong with an object.
 fn names(status: &Status, object: &Object) -> bool {
-    status.contested.contains(object)
+    status.flapping.contains(object)
         || status.refused.contains_key(object)
         || status.conflicts.iter().any(|conflict| conflict.object == *object)
 }

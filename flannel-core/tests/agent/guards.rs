@@ -42,11 +42,11 @@ async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven(
     });
     pass(300.0).await;
     let status = agent.status();
-    assert!(!status.contested.is_empty() && status.undone == 0, "{status:?}");
-    let contests = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Contested(_))).count();
+    assert!(!status.flapping.is_empty() && status.undone == 0, "{status:?}");
+    let flaps = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Flapping(_))).count();
     let events = agent.drain();
     // The entry, and the neighbour that is written with it.
-    assert!((1..=2).contains(&contests(&events)), "{}", contests(&events));
+    assert!((1..=2).contains(&flaps(&events)), "{}", flaps(&events));
     other.abort();
     let _ = other.await;
     let writes = node.kernel.writes();
@@ -54,9 +54,9 @@ async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven(
     assert!(node.kernel.writes() > writes, "the entry is put back when the wait is over");
     pass(65.0).await;
     let status = agent.status();
-    assert!(status.contested.is_empty(), "{:?}", status.contested);
+    assert!(status.flapping.is_empty(), "{:?}", status.flapping);
     assert!(agent.handle.plan().await.unwrap().plan.is_empty());
-    assert_eq!(contests(&agent.drain()), 0);
+    assert_eq!(flaps(&agent.drain()), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,7 +73,7 @@ async fn peers_that_come_and_go_hide_no_fight_over_another() {
         pass(0.05).await;
     }
     let status = agent.status();
-    assert!(!status.contested.is_empty() && status.drift_repaired >= 10, "{status:?}");
+    assert!(!status.flapping.is_empty() && status.drift_repaired >= 10, "{status:?}");
     // What a peer's own coming and going had written is nobody's drift.
     let of_the_first = |object: &Object| match object {
         Object::Fdb(key) => key.mac == mac,
@@ -81,7 +81,7 @@ async fn peers_that_come_and_go_hide_no_fight_over_another() {
         Object::Route(prefix) => *prefix == subnet(1),
         Object::Link(_) | Object::LinkPart(..) | Object::Address(_) => false,
     };
-    assert!(status.contested.iter().all(of_the_first), "{status:?}");
+    assert!(status.flapping.iter().all(of_the_first), "{status:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,7 +65,7 @@ async fn a_plan_shows_what_waits_because_somebody_keeps_changing_it() {
         assert!(Instant::now() < deadline, "never held");
         // It may not be back yet.
         let _ = node.kernel.delete_fdb("tun4.1", mac, "192.0.2.1".parse().unwrap());
-        if !agent.status().contested.is_empty() {
+        if !agent.status().flapping.is_empty() {
             let preview = agent.handle.plan().await.unwrap();
             if !preview.held.is_empty() {
                 break preview;
@@ -73,7 +73,7 @@ async fn a_plan_shows_what_waits_because_somebody_keeps_changing_it() {
         }
         pass(0.05).await;
     };
-    let contested = |held: &flannel_core::overlay::Held| matches!(held.because, HeldBecause::Contested(_));
-    assert!(preview.held.iter().any(contested) && preview.plan.is_empty(), "{preview}");
+    let flapping = |held: &flannel_core::overlay::Held| matches!(held.because, HeldBecause::Flapping(_));
+    assert!(preview.held.iter().any(flapping) && preview.plan.is_empty(), "{preview}");
     assert!(preview.to_string().contains("somebody else"), "{preview}");
 }

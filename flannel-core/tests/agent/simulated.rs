@@ -355,7 +355,7 @@ impl World {
             self.store.delete_all(&self.bad);
             self.bad.clear();
         }
-        // Longer than a mass deletion waits, and than a contested object takes to be forgiven.
+        // Longer than a mass deletion waits, and than a flapping object takes to be forgiven.
         pass(300.0).await;
     }
 

@@ -18,7 +18,7 @@ use crate::support::{Cluster, PATIENCE, objects};
 
 /// How often it is changed.
 const EVERY: Duration = Duration::from_millis(300);
-/// The longest time for which the agent leaves alone what is contested.
+/// The longest time for which the agent leaves alone what flaps.
 const LONGEST: Duration = Duration::from_secs(30);
 /// How many clusters share the fights.
 const CLUSTERS: usize = 6;
@@ -241,7 +241,7 @@ fn fight_over(plane: Plane, fights: &[(u8, Fight)]) {
             });
             let _stop = stop;
             let wait = |what, reached: &mut dyn FnMut() -> bool| {
-                // What is contested is tried at most every half minute: several such waits may have to pass on a busy machine.
+                // What flaps is tried at most every half minute: several such waits may have to pass on a busy machine.
                 let waited = wait_until(what, 18 * PATIENCE, || Ok(reached()));
                 waited.unwrap_or_else(|error| panic!("{}", show(&error)));
             };
@@ -255,7 +255,7 @@ fn fight_over(plane: Plane, fights: &[(u8, Fight)]) {
             // An attempt that comes too late asks for twice the time: damage of the test's own that came ten times in ten
             // seconds would be a fight too.
             let mut time = Duration::from_millis(500);
-            wait("something else to heal before what is contested is tried again", &mut || {
+            wait("something else to heal before what flaps is tried again", &mut || {
                 let Some(until) = left_alone(&cluster).filter(|until| until.since(clock.now()) >= time) else {
                     return false;
                 };
@@ -303,7 +303,7 @@ fn is_whole(cluster: &Cluster, wanted: &[&String]) -> bool {
 fn left_alone(cluster: &Cluster) -> Option<BootTime> {
     let held = cluster.preview(0).held;
     held.iter().find_map(|held| match held.because {
-        HeldBecause::Contested(until) => Some(until),
+        HeldBecause::Flapping(until) => Some(until),
         _ => None,
     })
 }

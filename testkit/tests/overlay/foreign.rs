@@ -204,12 +204,12 @@ fn a_fight_keeps_no_route_away(part: LinkPart) {
     let object = Object::LinkPart(LinkId::Own(0), part);
     // Until it is left alone for longer than the routes may take.
     let left_alone = |held: &Held| match held.because {
-        HeldBecause::Contested(until) => until > SystemClock::default().now().after(PATIENCE + PATIENCE / 5),
+        HeldBecause::Flapping(until) => until > SystemClock::default().now().after(PATIENCE + PATIENCE / 5),
         _ => false,
     };
-    wait_until("a long contest", 6 * PATIENCE, || {
+    wait_until("a long wait for what flaps", 6 * PATIENCE, || {
         fight(cluster.ns(0))?;
-        Ok(*cluster.status(0).contested == [object.clone()] && cluster.preview(0).held.iter().any(left_alone))
+        Ok(*cluster.status(0).flapping == [object.clone()] && cluster.preview(0).held.iter().any(left_alone))
     })
     .unwrap_or_else(|error| panic!("{part:?}: {error}\n{}", cluster.show(0)));
     Act::RoutesFlushed.apply(cluster.node(0), &cluster.target()).unwrap();

@@ -77,6 +77,6 @@ fn acts_heal(plane: Plane, families: Families, places: &[Place], acts: &[Act]) -
         assert_eq!(changes, Vec::<String>::new(), "{} beside {places:?}", act.name());
     }
     assert_eq!(cluster.objects(0), wanted);
-    assert_eq!(*cluster.status(0).contested, []);
+    assert_eq!(*cluster.status(0).flapping, []);
     healed
 }
