@@ -1,7 +1,10 @@
 //! How long to wait after a failure: for agents, and for implementations of stores.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
+
+use crate::clock::BootTime;
 
 /// A source of numbers that need not be secret (splitmix64).
 #[derive(Debug, Clone)]
@@ -76,6 +79,66 @@ impl Backoff {
     /// Starts over with the shortest wait: what failed has worked since.
     pub fn reset(&mut self) {
         self.tries = 0;
+    }
+}
+
+/// A wait for each key, which doubles by itself: 1, 2, 4 s and so on up to half a minute. A key that has been healthy for
+/// half a minute after its wait starts over. Without jitter: this is for what no other node waits for.
+#[derive(Debug, Clone)]
+pub(crate) struct Keyed<K>(BTreeMap<K, Wait>);
+
+#[derive(Debug, Clone)]
+struct Wait {
+    length: Duration,
+    until: BootTime,
+    /// Whether its end was reported.
+    is_over: bool,
+}
+
+impl<K> Default for Keyed<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Keyed<K> {
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    /// `key` failed, and waits again: twice as long if its last wait has ended.
+    pub(crate) fn fail(&mut self, key: K, now: BootTime) {
+        let length = match self.0.get(&key) {
+            None => Duration::from_secs(1),
+            Some(wait) if wait.until <= now => (wait.length * 2).min(Self::LONGEST),
+            Some(wait) => wait.length,
+        };
+        self.0.insert(key, Wait { length, until: now.after(length), is_over: false });
+    }
+
+    /// Forgets all keys but these.
+    pub(crate) fn retain(&mut self, is_kept: impl Fn(&K) -> bool) {
+        self.0.retain(|key, _| is_kept(key));
+    }
+
+    /// Forgets the keys that have been healthy. Returns whether a wait has ended since the last call.
+    pub(crate) fn expire(&mut self, now: BootTime) -> bool {
+        self.0.retain(|_, wait| wait.until.after(Self::LONGEST) > now);
+        let ended = self.0.values_mut().filter(|wait| wait.until <= now && !wait.is_over);
+        ended.map(|wait| wait.is_over = true).count() > 0
+    }
+
+    /// When the next wait ends, or the next key is forgotten: a wait whose end was reported must not be waited for.
+    pub(crate) fn deadline(&self) -> Option<BootTime> {
+        let next = |wait: &Wait| if wait.is_over { wait.until.after(Self::LONGEST) } else { wait.until };
+        self.0.values().map(next).min()
+    }
+
+    /// Until when `key` waits, or did.
+    pub(crate) fn until(&self, key: &K) -> Option<BootTime> {
+        self.0.get(key).map(|wait| wait.until)
+    }
+
+    pub(crate) fn keys(&self) -> impl ExactSizeIterator<Item = &K> {
+        self.0.keys()
     }
 }
 

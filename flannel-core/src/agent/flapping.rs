@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::backoff::Keyed;
 use crate::clock::BootTime;
 use crate::kernel::{Object, Op};
 
@@ -10,21 +11,18 @@ use crate::kernel::{Object, Op};
 const WRITES: u8 = 10;
 /// … within this time mean that somebody else keeps changing the object.
 const WINDOW: Duration = Duration::from_secs(10);
-/// The first and the longest wait before a flapping object is written again.
-const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The most objects that are counted or flapping at once: a flush of everything at 100 000 peers would take as much memory
 /// as they do. Others are written by every audit.
 const MOST: usize = 16_384;
-/// An object left alone for so long no longer flaps.
-const CLEAR: Duration = Duration::from_secs(30);
 
 /// A flush of everything writes ten thousand objects once and makes none of them flap: those few are kept apart,
 /// and nothing is walked over before its time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flapping {
-    /// What was written of late and does not flap.
-    tallies: BTreeMap<Object, Tally>,
-    waits: BTreeMap<Object, Wait>,
+    /// What was written of late and does not flap: since when it is counted, and how many writes.
+    tallies: BTreeMap<Object, (BootTime, u8)>,
+    /// What flaps, and is left alone for a while.
+    waits: Keyed<Object>,
     /// When to forget tallies.
     sweep: Option<BootTime>,
     /// The first time at which something becomes of a flapping object.
@@ -36,51 +34,15 @@ pub(crate) struct Flapping {
     walks: u32,
 }
 
-#[derive(Debug, Clone)]
-struct Tally {
-    since: BootTime,
-    last: BootTime,
-    writes: u8,
-}
-
-#[derive(Debug, Clone)]
-struct Wait {
-    last: BootTime,
-    /// How long the last wait was.
-    length: Duration,
-    until: BootTime,
-    /// Whether an audit was asked for at its end.
-    over: bool,
-}
-
-impl Wait {
-    fn new(length: Duration, now: BootTime) -> Self {
-        Self { last: now, length, until: now.after(length), over: false }
-    }
-
-    /// When the object has been right, or was nobody's to write, for long enough.
-    fn clears(&self) -> BootTime {
-        self.until.max(self.last).after(CLEAR)
-    }
-
-    /// What to wake for. A wait that is over must not be waited for: the timer would never sleep again.
-    fn next(&self) -> BootTime {
-        if self.over { self.clears() } else { self.until }
-    }
-}
-
 impl Flapping {
     /// Notes that an audit had to write these. Returns those that flap since then.
     pub(crate) fn wrote<'a>(&mut self, now: BootTime, ops: impl Iterator<Item = &'a Op>) -> Vec<Object> {
         let mut fresh = Vec::new();
         for op in ops {
             let object = op.object();
-            if let Some(wait) = self.waits.get_mut(&object) {
-                *wait = Wait::new((wait.length * 2).min(WAIT.1), now);
-            } else if self.tally(&object, now) >= WRITES {
-                self.tallies.remove(&object);
-                self.waits.insert(object.clone(), Wait::new(WAIT.0, now));
-                fresh.push(object);
+            if self.waits.until(&object).is_some() || self.tally(&object, now) >= WRITES {
+                fresh.extend(self.tallies.remove_entry(&object).map(|(object, _)| object));
+                self.waits.fail(object, now);
             }
         }
         self.changed |= !fresh.is_empty();
@@ -92,21 +54,17 @@ impl Flapping {
     pub(crate) fn expire(&mut self, now: BootTime) -> bool {
         if self.sweep.is_some_and(|sweep| sweep <= now) {
             self.walked();
-            self.tallies.retain(|_, tally| tally.last.after(CLEAR) > now);
-            self.sweep = (!self.tallies.is_empty()).then(|| now.after(CLEAR));
+            self.tallies.retain(|_, (since, _)| now.since(*since) <= WINDOW);
+            self.sweep = (!self.tallies.is_empty()).then(|| now.after(WINDOW));
         }
         if self.next.is_none_or(|next| next > now) {
             return false;
         }
-        let before = self.waits.len();
-        self.waits.retain(|_, wait| wait.clears() > now);
-        self.changed |= self.waits.len() != before;
-        let mut over = false;
-        for wait in self.waits.values_mut().filter(|wait| wait.until <= now && !wait.over) {
-            (wait.over, over) = (true, true);
-        }
+        let before = self.waits.keys().len();
+        let is_over = self.waits.expire(now);
+        self.changed |= self.waits.keys().len() != before;
         self.look_ahead();
-        over
+        is_over
     }
 
     /// When [`expire`](Self::expire) or another audit is next worth it.
@@ -114,12 +72,8 @@ impl Flapping {
         self.next
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.waits.is_empty()
-    }
-
     /// What flaps now.
-    pub(crate) fn objects(&self) -> impl Iterator<Item = &Object> {
+    pub(crate) fn objects(&self) -> impl ExactSizeIterator<Item = &Object> {
         self.waits.keys()
     }
 
@@ -130,27 +84,26 @@ impl Flapping {
 
     /// Until when `object` waits because somebody else keeps changing it, if it does.
     pub(crate) fn waits_until(&self, object: &Object, now: BootTime) -> Option<BootTime> {
-        self.waits.get(object).map(|wait| wait.until).filter(|until| *until > now)
+        self.waits.until(object).filter(|until| *until > now)
     }
 
     /// Counts a write. Returns how many there were of late.
     fn tally(&mut self, object: &Object, now: BootTime) -> u8 {
-        self.sweep.get_or_insert(now.after(CLEAR));
-        if self.tallies.len() + self.waits.len() >= MOST && !self.tallies.contains_key(object) {
+        self.sweep.get_or_insert(now.after(WINDOW));
+        if self.tallies.len() + self.waits.keys().len() >= MOST && !self.tallies.contains_key(object) {
             return 0;
         }
-        let tally = self.tallies.entry(object.clone()).or_insert(Tally { since: now, last: now, writes: 0 });
-        if now.since(tally.since) > WINDOW {
-            (tally.since, tally.writes) = (now, 0);
+        let (since, writes) = self.tallies.entry(object.clone()).or_insert((now, 0));
+        if now.since(*since) > WINDOW {
+            (*since, *writes) = (now, 0);
         }
-        tally.last = now;
-        tally.writes += 1;
-        tally.writes
+        *writes += 1;
+        *writes
     }
 
     fn look_ahead(&mut self) {
         self.walked();
-        self.next = self.waits.values().map(Wait::next).min();
+        self.next = self.waits.deadline();
     }
 
     fn walked(&mut self) {
@@ -191,9 +144,9 @@ mod tests {
         assert!(flapping.expire(at(12_000)), "its turn has come: an audit has to look");
         assert!(!flapping.expire(at(12_001)));
         assert_eq!(flapping.deadline(), Some(at(42_000)));
-        assert_eq!(flapping.objects().count(), 1);
+        assert_eq!(flapping.objects().len(), 1);
         flapping.expire(at(42_000));
-        assert_eq!((flapping.objects().count(), flapping.deadline()), (0, None));
+        assert_eq!((flapping.objects().len(), flapping.deadline()), (0, None));
     }
 
     #[test]
@@ -216,11 +169,11 @@ mod tests {
         let mut flapping = Flapping::default();
         let ops: Vec<_> = (0..10_000).map(deletion).collect();
         assert!(flapping.wrote(at(0), ops.iter()).is_empty());
-        assert_eq!((flapping.waits.len(), flapping.tallies.len()), (0, 10_000));
+        assert_eq!((flapping.objects().len(), flapping.tallies.len()), (0, 10_000));
         let walks = flapping.walks;
         for now in 0..1000 {
             assert!(!flapping.expire(at(now)) && flapping.deadline().is_none() && !flapping.take_changed());
-            assert!(flapping.waits_until(&ops[0].object(), at(now)).is_none() && flapping.is_empty());
+            assert!(flapping.waits_until(&ops[0].object(), at(now)).is_none() && flapping.objects().len() == 0);
         }
         assert_eq!(flapping.walks, walks);
         flapping.expire(at(30_000));
@@ -229,7 +182,7 @@ mod tests {
         for now in 40_000..40_010 {
             flapping.wrote(at(now), ops.iter());
         }
-        assert_eq!((flapping.waits.len(), flapping.tallies.len()), (10_000, 0));
+        assert_eq!((flapping.objects().len(), flapping.tallies.len()), (10_000, 0));
         assert!(flapping.take_changed());
         let walks = flapping.walks;
         for now in 40_010..41_000 {
@@ -246,7 +199,7 @@ mod tests {
         for second in 0..10 {
             let fresh = flapping.wrote(at(second * 1000), ops.iter());
             assert_eq!(fresh.len(), if second < 9 { 0 } else { MOST });
-            assert!(flapping.tallies.len() + flapping.waits.len() <= MOST);
+            assert!(flapping.tallies.len() + flapping.objects().len() <= MOST);
         }
         assert_eq!(flapping.waits_until(&ops[MOST].object(), at(9000)), None);
         flapping.expire(at(60_000));

@@ -68,7 +68,7 @@ impl Guard {
     /// Removes from `plan` what must not happen now, and what depends on that.
     pub(crate) fn restrain(&self, plan: Plan, now: BootTime, is_unreached: &IsUnreached<'_>) -> Restrained {
         let holds_some = |op: &Op| self.unreached.holds(op, now, is_unreached);
-        if self.protected.is_empty() && self.flapping.is_empty() && !plan.ops.iter().any(holds_some) {
+        if self.protected.is_empty() && self.flapping.objects().len() == 0 && !plan.ops.iter().any(holds_some) {
             return Restrained { plan, held: Vec::new() };
         }
         let mut refusals = Refusals::default();

@@ -3,10 +3,9 @@
 use crate::kernel::{EINVAL, KernelError, LinkId, Object, Op};
 use crate::plan::Conflict;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::agent::status::Refusal;
-use crate::backoff::Jitter;
+use crate::backoff::Keyed;
 use crate::clock::BootTime;
 use crate::lease::LeaseKey;
 use crate::net::Family;
@@ -14,21 +13,13 @@ use crate::text::chain;
 
 /// The most refusals that are listed and counted as a peer's own. More mean that something is wrong with the kernel.
 pub(crate) const MOST: usize = 1024;
-/// The first and the longest wait before an audit for the sake of a refused object alone. Every audit tries again.
-const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// What the last audit was refused.
 #[derive(Debug, Default)]
 pub(crate) struct Refused {
     objects: BTreeMap<Object, Refusal>,
-    /// Objects whose refusal is not the node's trouble, and when to try them again.
-    waits: BTreeMap<Object, Wait>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Wait {
-    length: Duration,
-    due: BootTime,
+    /// Objects whose refusal is not the node's trouble. Every audit tries them again; when it is over, one is due.
+    waits: Keyed<Object>,
 }
 
 /// What an object is for.
@@ -85,16 +76,10 @@ impl Entry<'_> {
 impl Refused {
     /// Takes in all that an audit was refused. `in_place` are the kinds of which some peer's object is as wanted. Returns
     /// how many refusals concern the node, or are beyond [`MOST`].
-    pub(crate) fn replace(
-        &mut self,
-        now: BootTime,
-        jitter: &mut Jitter,
-        mut entries: Vec<Entry<'_>>,
-        in_place: &BTreeSet<Kind>,
-    ) -> usize {
+    pub(crate) fn replace(&mut self, now: BootTime, mut entries: Vec<Entry<'_>>, in_place: &BTreeSet<Kind>) -> usize {
         // Former networks come last, so that they displace no peer from the list.
         entries.sort_by_key(|entry| entry.whose == Whose::Former);
-        let (old, mut nodes) = (std::mem::take(&mut self.waits), 0);
+        let (mut waiting, mut nodes) = (BTreeSet::new(), 0);
         self.objects.clear();
         for entry in entries {
             let listed = self.objects.len() < MOST;
@@ -102,12 +87,8 @@ impl Refused {
             // Refusals beyond the list count against the node: something is wrong with the kernel.
             nodes += usize::from(!waits && entry.whose != Whose::Former);
             if waits {
-                let length = match old.get(&entry.object) {
-                    None => WAIT.0,
-                    Some(wait) if wait.due <= now => (wait.length * 2).min(WAIT.1),
-                    Some(wait) => wait.length,
-                };
-                self.waits.insert(entry.object.clone(), Wait { length, due: now.after(jitter.around(length)) });
+                self.waits.fail(entry.object.clone(), now);
+                waiting.insert(entry.object.clone());
             }
             if listed {
                 let peer = match entry.whose {
@@ -117,12 +98,13 @@ impl Refused {
                 self.objects.insert(entry.object, Refusal { peer, error: chain(entry.error) });
             }
         }
+        self.waits.retain(|object| waiting.contains(object));
         nodes
     }
 
     /// When the next audit is due for the sake of these.
     pub(crate) fn due(&self) -> Option<BootTime> {
-        self.waits.values().map(|wait| wait.due).min()
+        self.waits.deadline()
     }
 
     pub(crate) fn objects(&self) -> &BTreeMap<Object, Refusal> {
@@ -145,6 +127,8 @@ pub(crate) fn kept_out(op: &Op, error: &KernelError) -> Option<Conflict> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::net::Prefix;
 
@@ -172,51 +156,51 @@ mod tests {
     #[test]
     fn only_a_value_that_the_kernel_rejects_is_counted_as_its_peers() {
         let (invalid, unreachable, memory) = (error(22), error(101), error(12));
-        let (mut refused, mut jitter) = (Refused::default(), Jitter::seeded(1));
+        let mut refused = Refused::default();
         let entries = vec![
             entry(1, true, &invalid),
             entry(2, true, &unreachable),
             entry(3, true, &memory),
             entry(4, false, &invalid),
         ];
-        assert_eq!(refused.replace(at(0), &mut jitter, entries, &routes()), 2);
-        assert_eq!((refused.objects().len(), refused.waits.len()), (4, 2));
-        assert_eq!(refused.replace(at(1), &mut jitter, Vec::new(), &routes()), 0);
+        assert_eq!(refused.replace(at(0), entries, &routes()), 2);
+        assert_eq!((refused.objects().len(), refused.waits.keys().len()), (4, 2));
+        assert_eq!(refused.replace(at(1), Vec::new(), &routes()), 0);
         assert!(refused.objects().is_empty() && refused.due().is_none());
     }
 
     #[test]
     fn a_refusal_is_the_peers_only_where_another_peers_object_of_that_kind_is_in_place() {
-        let (invalid, mut refused, mut jitter) = (error(22), Refused::default(), Jitter::seeded(1));
+        let (invalid, mut refused) = (error(22), Refused::default());
         let others = [Kind::Route(Family::V6), Kind::Neighbour(LinkId::Own(0)), Kind::Fdb(LinkId::Own(0))].into();
         for (in_place, nodes) in [(BTreeSet::new(), 1), (others, 1), (routes(), 0)] {
             let entries = vec![entry(1, true, &invalid)];
-            assert_eq!(refused.replace(at(0), &mut jitter, entries, &in_place), nodes, "{in_place:?}");
-            assert_eq!((refused.objects().len(), refused.waits.len()), (1, 1 - nodes));
+            assert_eq!(refused.replace(at(0), entries, &in_place), nodes, "{in_place:?}");
+            assert_eq!((refused.objects().len(), refused.waits.keys().len()), (1, 1 - nodes));
         }
     }
 
     #[test]
     fn waits_double_to_half_a_minute_and_audits_in_between_put_them_off() {
-        let (invalid, mut refused, mut jitter) = (error(22), Refused::default(), Jitter::seeded(1));
+        let (invalid, mut refused) = (error(22), Refused::default());
         let (mut now, mut waits) = (at(0), Vec::new());
         for _ in 0..8 {
-            refused.replace(now, &mut jitter, vec![entry(1, true, &invalid)], &routes());
+            refused.replace(now, vec![entry(1, true, &invalid)], &routes());
             let due = refused.due().unwrap();
             waits.push(due.since(now).as_secs_f64().round());
             now = due;
         }
         assert!(waits[..3] == [1.0, 2.0, 4.0] && waits[7] >= 27.0 && waits[7] <= 33.0, "{waits:?}");
         // A newcomer has a wait of its own, and the old one is put off with it.
-        refused.replace(now, &mut jitter, vec![entry(1, true, &invalid), entry(2, true, &invalid)], &routes());
+        refused.replace(now, vec![entry(1, true, &invalid), entry(2, true, &invalid)], &routes());
         assert!(refused.due().unwrap().since(now) < Duration::from_secs(2));
     }
 
     #[test]
     fn a_flood_of_refusals_is_listed_up_to_a_bound_and_the_rest_is_the_nodes() {
-        let (invalid, mut refused, mut jitter) = (error(22), Refused::default(), Jitter::seeded(1));
+        let (invalid, mut refused) = (error(22), Refused::default());
         let entries = (0..MOST as u32 + 7).map(|n| entry(n, true, &invalid)).collect();
-        assert_eq!(refused.replace(at(0), &mut jitter, entries, &routes()), 7);
-        assert_eq!((refused.objects().len(), refused.waits.len()), (MOST, MOST));
+        assert_eq!(refused.replace(at(0), entries, &routes()), 7);
+        assert_eq!((refused.objects().len(), refused.waits.keys().len()), (MOST, MOST));
     }
 }

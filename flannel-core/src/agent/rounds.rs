@@ -260,7 +260,7 @@ impl Machine {
             };
             Entry { whose, object, error }
         });
-        let nodes = self.refused.replace(now, &mut self.jitter, entries.collect(), &in_place);
+        let nodes = self.refused.replace(now, entries.collect(), &in_place);
         self.show_refused();
         // What was skipped stands on what was refused.
         if nodes == 0 { 0 } else { nodes + report.skipped.len() }
