@@ -34,7 +34,7 @@ pub use routes::Routes;
 pub use scope::{Device, Scope, SeenLink};
 pub use text::OpText;
 
-pub(crate) use ownership::{is_go_flannels, owns_link};
+pub(crate) use ownership::{is_go_flannels, owns_address, owns_link, owns_neighbour};
 pub(crate) use text::{RouteText, describe_link};
 
 /// A reason to look at the kernel.

@@ -4,9 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::link_kind::{LinkKind, Vxlan};
-use super::objects::{Link, LinkId, Route, RouteKind, RouteSlot};
+use super::objects::{AddressKey, Link, LinkId, NeighbourKey, Route, RouteKind, RouteSlot};
 use super::scope::Scope;
-use crate::net::Prefix;
+use crate::net::{Family, Prefix, is_link_local};
 
 /// The name of an overlay: never derived from the configuration, so that a new network finds the old one's objects.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,6 +86,24 @@ impl fmt::Debug for OverlayName {
 pub(crate) fn owns_link(link: &Link, scope: &Scope) -> bool {
     let is_external = || scope.devices.iter().any(|device| device.kind.is_same_device(&link.kind));
     scope.overlay.owns(link.group, link.alias.as_deref()) && (link.kind.is_made_here() || is_external())
+}
+
+/// Whether a seen address is ours to delete. Link-local ones are the kernel's.
+pub(crate) fn owns_address(key: &AddressKey, scope: &Scope) -> bool {
+    !is_link_local(key.addr) && owns_child(key.link, key.addr, scope)
+}
+
+/// Whether a seen neighbour is ours to delete.
+pub(crate) fn owns_neighbour(key: &NeighbourKey, scope: &Scope) -> bool {
+    owns_child(key.link, key.addr, scope)
+}
+
+/// Whether what a link has for `addr` is ours. On a device that another program makes it is that program's where it lies
+/// outside our networks.
+fn owns_child(link: LinkId, addr: IpAddr, scope: &Scope) -> bool {
+    let LinkId::Own(slot) = link else { return false };
+    let is_inside = || scope.networks.get(Family::of(addr)).is_some_and(|network| network.contains(addr));
+    scope.devices.get(usize::from(slot)).is_none_or(|device| device.kind.is_made_here()) || is_inside()
 }
 
 /// Who may have left a `boot` route through a device that is not ours: the public address of the accepted peer that

@@ -10,10 +10,10 @@ use std::net::IpAddr;
 
 use crate::kernel::{
     AddressKey, Claims, Device, FdbKey, Link, LinkId, LinkKind, LinkName, LinkPart, NeighbourKey, Object, Op,
-    PeerState, Route, RouteKey, RouteKind, RouteText, Scope, State, describe_link, is_go_flannels, owns_link,
-    owns_route,
+    PeerState, Route, RouteKey, RouteKind, RouteText, Scope, State, describe_link, is_go_flannels, owns_address,
+    owns_link, owns_neighbour, owns_route,
 };
-use crate::net::{Family, MacAddr, Prefix, is_link_local};
+use crate::net::{Family, MacAddr, Prefix};
 
 #[cfg(test)]
 mod properties;
@@ -343,14 +343,6 @@ impl<'a> Planner<'a> {
         matches!(link, LinkId::Own(_)) && !self.blocked.contains(&link) && !self.fresh.contains(&link)
     }
 
-    /// Whether an address on a link of ours is that of the program which makes the device, for it lies elsewhere.
-    fn is_its_programs(&self, link: LinkId, addr: IpAddr) -> bool {
-        let LinkId::Own(slot) = link else { return false };
-        let device = self.scope.devices.get(usize::from(slot));
-        let is_inside = self.scope.networks.get(Family::of(addr)).is_some_and(|network| network.contains(addr));
-        device.is_some_and(|device| !device.kind.is_made_here()) && !is_inside
-    }
-
     fn addresses(&mut self, wanted: &State, seen: &State) {
         for key in wanted.addresses.keys() {
             let there = self.keeps_children(key.link) && seen.addresses.contains_key(key);
@@ -359,10 +351,7 @@ impl<'a> Planner<'a> {
             }
         }
         for key in seen.addresses.keys() {
-            if !self.keeps_children(key.link) || is_link_local(key.addr) || wanted.addresses.contains_key(key) {
-                continue;
-            }
-            if self.is_its_programs(key.link, key.addr) {
+            if !self.keeps_children(key.link) || !owns_address(key, self.scope) || wanted.addresses.contains_key(key) {
                 continue;
             }
             // IPv6 has an address once, whatever its length: the wrong one has to go first.
@@ -411,7 +400,7 @@ impl<'a> Planner<'a> {
         }
         for (key, mac) in &seen.neighbours {
             let there = self.keeps_children(key.link) && !self.readdressed.contains(&key.link);
-            if there && !wanted.contains_key(key) && !self.is_its_programs(key.link, key.addr) {
+            if there && !wanted.contains_key(key) && owns_neighbour(key, self.scope) {
                 self.ops.neighbour_deletes.push(Op::DeleteNeighbour { key: *key, mac: *mac });
             }
         }
