@@ -63,6 +63,93 @@ pub fn choose(
     slots.prefix(slot).ok_or_else(exhausted)
 }
 
+/// The most records in [`Taken`]: with 48 bytes each a third of what an agent may take.
+pub const MAX_TAKEN: usize = 1 << 19;
+
+/// What others have of a network: the subnets of their records, each with what else a store goes by. Whoever may write
+/// records may write any number, so this is bounded.
+#[derive(Debug, Clone)]
+pub struct Taken<T = ()> {
+    networks: Dual<Network>,
+    records: Vec<(Dual<Prefix>, T)>,
+    /// Whether there are more.
+    more: bool,
+}
+
+/// No subnets could be chosen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChooseError {
+    /// None is free.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// Nobody knows what is free. Retry once records are gone.
+    #[error("others have more than {MAX_TAKEN} records in the network; delete those that no node holds")]
+    TooMany,
+    /// There is no pool to choose from. Final for this configuration.
+    #[error("an {0} network without a pool; use Kubernetes or give it a SubnetLen")]
+    NoPool(Family),
+}
+
+impl<T> Taken<T> {
+    /// Nothing of the networks of `config`, so far.
+    pub fn of(config: &NetworkConfig) -> Self {
+        Self { networks: config.networks.clone(), records: Vec::new(), more: false }
+    }
+
+    /// Takes in a record with these subnets, if it concerns a network. One that covers a whole network is no lease of it,
+    /// and keeps no node out.
+    pub fn add(&mut self, subnets: &Dual<Prefix>, about: T) {
+        let mut networks = self.networks.iter();
+        if !networks.any(|(family, network)| subnets.get(family).is_some_and(|subnet| is_part(subnet, network))) {
+            return;
+        }
+        if self.records.len() < MAX_TAKEN {
+            self.records.push((*subnets, about));
+        } else {
+            self.more = true;
+        }
+    }
+
+    /// The records that overlap `own`, apart from those that the pools would not give out: whatever its age, peers do not
+    /// prefer such a record to one that fits.
+    pub fn rivals(&self, own: &Dual<Prefix>) -> impl Iterator<Item = &(Dual<Prefix>, T)> {
+        let overlaps = |other: &Dual<Prefix>| {
+            own.iter().any(|(family, own)| other.get(family).is_some_and(|other| other.overlaps(own)))
+        };
+        self.records.iter().filter(move |(other, _)| overlaps(other) && fits_pools(&self.networks, other))
+    }
+
+    /// Chooses in each family the first of `wished` that the pool may give out and nobody has, else any such subnet.
+    ///
+    /// # Errors
+    /// [`ChooseError`].
+    pub fn choose(&self, wished: &[&Dual<Prefix>], random: &mut impl Random) -> Result<Dual<Prefix>, ChooseError> {
+        if self.more {
+            return Err(ChooseError::TooMany);
+        }
+        let mut subnets = Dual::default();
+        for (family, network) in self.networks.iter() {
+            let taken = || {
+                let subnets = self.records.iter().filter_map(|(subnets, _)| subnets.get(family));
+                subnets.filter(|subnet| is_part(subnet, network)).copied()
+            };
+            let is_free = |subnet: &Prefix| compatible(network, subnet) && !taken().any(|other| other.overlaps(subnet));
+            let subnet = match wished.iter().filter_map(|wished| wished.get(family)).find(|subnet| is_free(subnet)) {
+                Some(subnet) => *subnet,
+                None => choose(network.pool.as_ref().ok_or(ChooseError::NoPool(family))?, taken(), random)?,
+            };
+            *subnets.slot(family) = Some(subnet);
+        }
+        Ok(subnets)
+    }
+}
+
+/// Whether a subnet takes something of a network, and not all of it.
+fn is_part(subnet: &Prefix, network: &Network) -> bool {
+    subnet.overlaps(&network.prefix) && !subnet.covers(&network.prefix)
+}
+
 /// Whether the pool of `network` may give `subnet` out: it has the pool's length and is in its range, or where there is
 /// no pool it is simply inside. Peers may hold others: see [`Rules`](crate::admit::Rules).
 pub fn compatible(network: &Network, subnet: &Prefix) -> bool {
@@ -215,6 +302,50 @@ mod tests {
         let chi: f64 = counts.values().map(|count| (f64::from(*count) - 200.0).powi(2) / 200.0).sum();
         // 107 degrees of freedom: 99.99 % lie below 169.
         assert!(chi < 169.0, "{chi}");
+    }
+
+    fn dual(text: &str) -> Dual<Prefix> {
+        Dual { v4: Some(text.parse().unwrap()), v6: None }
+    }
+
+    #[test]
+    fn the_first_wish_that_is_free_is_granted_and_a_record_of_everything_keeps_nobody_out() {
+        let config = NetworkConfig::parse(br#"{"Network":"10.3.0.0/16"}"#, crate::config::Allocation::Pool).unwrap();
+        let mut taken = Taken::of(&config);
+        for subnet in ["10.3.7.128/25", "10.0.0.0/8", "10.3.0.0/16"] {
+            taken.add(&dual(subnet), subnet);
+        }
+        let wished = ["10.3.7.0/24", "10.3.8.0/25", "10.3.9.0/24", "10.3.10.0/24"].map(dual);
+        let wished: Vec<_> = wished.iter().collect();
+        assert_eq!(taken.choose(&wished, &mut seeded(1)), Ok(dual("10.3.9.0/24")));
+        let chosen = taken.choose(&wished[..2], &mut seeded(1)).unwrap();
+        assert!(all_compatible(&config, &chosen) && chosen != dual("10.3.7.0/24"), "{chosen:?}");
+        taken.add(&dual("10.3.7.0/24"), "fits");
+        let rivals: Vec<_> = taken.rivals(&dual("10.3.7.0/24")).map(|(_, subnet)| *subnet).collect();
+        assert_eq!(rivals, ["fits"]);
+        let config = NetworkConfig::parse(br#"{"Network":"10.3.0.0/16"}"#, crate::config::Allocation::External);
+        let taken: Taken = Taken::of(&config.unwrap());
+        assert_eq!(taken.choose(&[], &mut seeded(1)), Err(ChooseError::NoPool(Family::V4)));
+    }
+
+    #[test]
+    fn of_others_records_in_the_network_so_many_are_held_and_with_more_nothing_is_chosen() {
+        let text = br#"{"EnableIPv6":true,"EnableIPv4":false,"IPv6Network":"fd00::/32","Backend":{"Type":"vxlan"}}"#;
+        let mut taken = Taken::of(&NetworkConfig::parse(text, crate::config::Allocation::Pool).unwrap());
+        let subnets = |high: u16, low: u32| {
+            let addr = std::net::Ipv6Addr::new(0xfd00, high, (low >> 16) as u16, low as u16, 0, 0, 0, 0);
+            Dual { v4: None, v6: Some(Prefix::new(addr.into(), 64).unwrap()) }
+        };
+        for n in 0..MAX_TAKEN as u32 {
+            // What is not in the network takes nobody's place.
+            taken.add(&subnets(1, n), n);
+            taken.add(&subnets(0, n), n);
+        }
+        assert!(taken.choose(&[], &mut seeded(1)).is_ok());
+        taken.add(&subnets(0, 1 << 30), 0);
+        assert_eq!(taken.records.len(), MAX_TAKEN);
+        let full = taken.choose(&[&subnets(0, 1 << 29)], &mut seeded(1));
+        assert!(full.is_err_and(|full| full.to_string().contains("more than 524288")));
     }
 
     #[test]

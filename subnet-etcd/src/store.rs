@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use etcd_client::{Compare, CompareOp, GetOptions, TxnOp};
-use flannel_core::allocation::{all_compatible, choose, compatible};
+use flannel_core::allocation::{Taken, all_compatible};
 use flannel_core::clock::Clock;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{BadRecord, Lease, LeaseAttrs, LeaseKey, Record};
@@ -43,9 +43,6 @@ const ADOPTIONS: u32 = 4;
 
 /// The most records of one node that are looked at; what lies beyond is as good as another's.
 const MAX_OWN: usize = 1024;
-
-/// The most records of others in the network that an acquire holds: with 48 bytes each a third of what the agent may take.
-const MOST_OTHERS: usize = 1 << 19;
 
 /// The most leases of one node that are told: each costs a request for its end. What lies beyond is as good as another's.
 const MAX_PREVIOUS: usize = 16;
@@ -117,7 +114,7 @@ impl Store {
             let mut own = std::mem::take(&mut seen.own);
             let kept = want.kept(&own, |lease| seen.fits(lease)).map(|place| own.remove(place));
             let (own, others): (Vec<_>, Vec<_>) = own.into_iter().partition(|lease| want.gives_up(lease));
-            seen.taken.extend(others.iter().flat_map(|lease| lease.subnets.iter().map(|(_, subnet)| *subnet)));
+            others.iter().for_each(|lease| seen.keep(lease));
             for lease in own {
                 self.drop_own(&mut seen, lease).await?;
             }
@@ -236,13 +233,13 @@ impl Store {
         let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
         if version.is_reservation() {
             // The operator's, who has to change it: until then its subnet stays taken.
-            seen.taken.extend(lease.subnets.iter().map(|(_, subnet)| *subnet));
+            seen.keep(&lease);
             return Ok(());
         }
         let deleted = self.delete(&lease.key, version).await;
         match deleted.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
             None => self.drop_lease(version.lease).await,
-            Some(_) => seen.taken.extend(lease.subnets.iter().map(|(_, subnet)| *subnet)),
+            Some(_) => seen.keep(&lease),
         }
         Ok(())
     }
@@ -418,32 +415,9 @@ struct Seen {
     revision: i64,
     /// The leases of the node that acquires, in the order of their keys, as Go flannel looks at them.
     own: Vec<Arc<Lease>>,
-    /// Those of others in the network. Of too many the youngest are there too, so no more is held of each than it takes.
-    others: Vec<Other>,
-    /// What must not be taken, besides the leases.
-    taken: Vec<Prefix>,
-    /// Whether others have more than is held.
-    more: bool,
-}
-
-/// A lease of another node. Its subnets are its key.
-struct Other {
-    created: i64,
-    subnets: Dual<Prefix>,
-}
-
-impl Other {
-    fn of(lease: &Lease) -> Self {
-        Self { created: Version::from_fence(&lease.fence).unwrap_or(UNKNOWN).created, subnets: lease.subnets }
-    }
-
-    fn overlaps(&self, other: &Self) -> bool {
-        self.subnets.iter().any(|(_, ours)| other.subnets.iter().any(|(_, theirs)| ours.overlaps(theirs)))
-    }
-
-    fn age(&self) -> (i64, Option<String>) {
-        (self.created, wire::key_text(&self.subnets))
-    }
+    /// What must not be taken, with the revision that created each record. No more of one is held than it takes: there may be
+    /// too many, the youngest among them.
+    taken: Taken<i64>,
 }
 
 impl Seen {
@@ -459,9 +433,7 @@ impl Seen {
             config_revision,
             revision: 0,
             own: Vec::new(),
-            others: Vec::new(),
-            taken: Vec::new(),
-            more: false,
+            taken: Taken::of(&config),
         };
         let is_reserved = |lease: &Lease| {
             lease.attrs.are_addresses_alone() && Version::from_fence(&lease.fence).is_some_and(Version::is_reservation)
@@ -478,67 +450,35 @@ impl Seen {
         Ok(seen)
     }
 
-    /// Takes a record in that is not ours.
+    /// Takes a record in that is not ours. A bad one is nobody's rival, as if it were the youngest.
     fn add(&mut self, lease: Result<Arc<Lease>, Box<BadRecord>>) {
-        let subnets = lease.as_ref().map_or_else(|bad| &bad.subnets, |lease| &lease.subnets);
-        // What covers the whole network is no lease of it, and must not keep new nodes out.
-        let is_in = |subnet: &Prefix, network: &Prefix| subnet.overlaps(network) && !subnet.covers(network);
-        let mut networks = self.config.networks.iter();
-        if !networks.any(|(family, network)| subnets.get(family).is_some_and(|subnet| is_in(subnet, &network.prefix))) {
-            return;
-        }
-        if self.others.len() + self.taken.len() >= MOST_OTHERS {
-            self.more = true;
-            return;
-        }
         match lease {
-            Ok(lease) => self.others.push(Other::of(&lease)),
-            Err(bad) => self.taken.extend(bad.subnets.iter().map(|(_, subnet)| *subnet)),
+            Ok(lease) => self.keep(&lease),
+            Err(bad) => self.taken.add(&bad.subnets, i64::MAX),
         }
     }
 
-    /// Whether a lease of ours may be taken again.
-    fn fits(&self, lease: &Lease) -> bool {
-        all_compatible(&self.config, &lease.subnets) && !self.beats(lease)
+    fn keep(&mut self, lease: &Lease) {
+        self.taken.add(&lease.subnets, created(lease));
     }
 
-    /// Whether another node's lease is older and overlaps: peers would take that one for good, and not ours. They take
-    /// ours rather than one that the pool would not give out.
-    fn beats(&self, own: &Lease) -> bool {
-        let own = Other::of(own);
-        let is_rival = |other: &&Other| own.overlaps(other) && all_compatible(&self.config, &other.subnets);
-        self.others.iter().filter(is_rival).any(|other| other.age() < own.age())
+    /// Whether a lease of ours may be taken again. Where another node's is older and overlaps, peers would take that one for
+    /// good, and not ours.
+    fn fits(&self, lease: &Lease) -> bool {
+        let age = |created: i64, subnets: &Dual<Prefix>| (created, wire::key_text(subnets));
+        let own = age(created(lease), &lease.subnets);
+        let is_older = |(subnets, created): &(Dual<Prefix>, i64)| age(*created, subnets) < own;
+        all_compatible(&self.config, &lease.subnets) && !self.taken.rivals(&lease.subnets).any(is_older)
     }
 
     /// In each family what is preferred if free, else any that is free.
     fn choose(&self, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
-        if self.more {
-            let text = format!("others have more than {MOST_OTHERS} records in the network; delete those of no node");
-            return Err(SubnetError::Exhausted(text));
-        }
-        let mut subnets = Dual::default();
-        for (family, network) in self.config.networks.iter() {
-            // What covers the whole network is no lease of it, and must not keep new nodes out.
-            let taken = || {
-                let leased = self.others.iter().filter_map(|other| other.subnets.get(family));
-                leased.chain(&self.taken).filter(|subnet| !subnet.covers(&network.prefix)).copied()
-            };
-            let is_free =
-                |subnet: &&Prefix| compatible(network, subnet) && !taken().any(|other| other.overlaps(subnet));
-            let subnet = match (preferred.get(family).filter(is_free), &network.pool) {
-                (Some(subnet), _) => *subnet,
-                (None, Some(pool)) => {
-                    choose(pool, taken(), &mut random).map_err(|full| SubnetError::Exhausted(full.to_string()))?
-                }
-                (None, None) => {
-                    let text = format!("an {family} network without a pool; give it a SubnetLen");
-                    return Err(SubnetError::Unsupported(text));
-                }
-            };
-            *subnets.slot(family) = Some(subnet);
-        }
-        Ok(subnets)
+        Ok(self.taken.choose(&[preferred], &mut random)?)
     }
+}
+
+fn created(lease: &Lease) -> i64 {
+    Version::from_fence(&lease.fence).unwrap_or(UNKNOWN).created
 }
 
 fn checked_value(attrs: &LeaseAttrs) -> Result<String, SubnetError> {
@@ -552,33 +492,30 @@ fn checked_value(attrs: &LeaseAttrs) -> Result<String, SubnetError> {
 mod tests {
     use std::net::Ipv6Addr;
 
+    use flannel_core::allocation::MAX_TAKEN;
+
     use super::*;
 
     #[test]
     fn beyond_so_many_records_of_others_a_node_keeps_its_lease_and_gets_no_other() {
         let text = br#"{"EnableIPv6":true,"EnableIPv4":false,"IPv6Network":"fd00::/32","Backend":{"Type":"vxlan"}}"#;
         let config = NetworkConfig::parse(text, Allocation::Pool).unwrap();
-        let (own, others, taken) = (Vec::new(), Vec::new(), Vec::new());
-        let mut seen = Seen { config, config_revision: 1, revision: 1, own, others, taken, more: false };
-        let lease = |high: u16, low: u32, created: i64| {
-            let addr = Ipv6Addr::new(0xfd00, high, (low >> 16) as u16, low as u16, 0, 0, 0, 0);
+        let taken = Taken::of(&config);
+        let mut seen = Seen { config, config_revision: 1, revision: 1, own: Vec::new(), taken };
+        let lease = |low: u32, created: i64| {
+            let addr = Ipv6Addr::new(0xfd00, 0, (low >> 16) as u16, low as u16, 0, 0, 0, 0);
             let subnets = Dual { v4: None, v6: Some(Prefix::new(addr.into(), 64).unwrap()) };
             let fence = Version { created, modified: created, lease: 1 }.fence();
             Lease { key: LeaseKey::new("x"), subnets, attrs: LeaseAttrs::default(), expires: None, fence }
         };
-        let own = lease(0, 1 << 31, 7);
-        for n in 0..MOST_OTHERS as u32 {
-            // What is not in the network takes nobody's place.
-            seen.add(Ok(Arc::new(lease(1, n, 1))));
-            seen.add(Ok(Arc::new(lease(0, n, 1))));
+        let own = lease(1 << 31, 7);
+        for n in 1..MAX_TAKEN as u32 {
+            seen.add(Ok(Arc::new(lease(n, 1))));
         }
         assert!(seen.choose(&Dual::default()).is_ok());
-        for n in 0..1000 {
-            seen.add(Ok(Arc::new(lease(0, (1 << 30) + n, 1))));
-            let subnets = lease(0, (1 << 29) + n, 1).subnets;
-            seen.add(Err(Box::new(BadRecord::new(String::new(), subnets))));
+        for n in [1 << 30, 1 << 29] {
+            seen.add(Err(Box::new(BadRecord::new(String::new(), lease(n, 1).subnets))));
         }
-        assert_eq!((seen.others.len(), seen.taken.len()), (MOST_OTHERS, 0));
         let full = seen.choose(&Dual::default());
         assert!(matches!(&full, Err(SubnetError::Exhausted(text)) if text.contains("more than 524288")), "{full:?}");
         assert!(seen.fits(&own));

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
-use flannel_core::allocation::{all_compatible, choose, compatible};
+use flannel_core::allocation::{Taken, all_compatible};
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{Fence, Lease, LeaseKey};
 use flannel_core::net::{Dual, Prefix};
@@ -152,10 +152,6 @@ fn is_of(entry: &Entry, lease: &Lease) -> bool {
     same_fence && entry.subnets == lease.subnets
 }
 
-/// The most prefixes of others' records in the network that are held. A node that has a subnet keeps it whatever the store
-/// holds.
-const MOST_TAKEN: usize = 1 << 19;
-
 /// What one node decides by, however many records of others there are.
 struct Records<'a> {
     node: &'a LeaseKey,
@@ -166,10 +162,8 @@ struct Records<'a> {
     /// Whether an older record of another node overlaps the own one and fits the network. Peers take ours rather than one
     /// that does not fit, however old that is.
     beaten: bool,
-    /// What others hold of the network, as far as it is known.
-    taken: Vec<Prefix>,
-    /// Whether there is more of that.
-    more: bool,
+    /// What others hold of the network. A node that has a subnet keeps it also where that is too much.
+    taken: Taken,
     /// The largest generation in them.
     newest: u64,
 }
@@ -177,7 +171,7 @@ struct Records<'a> {
 impl<'a> Records<'a> {
     fn beside(own: Option<Entry>, node: &'a LeaseKey, config: &'a NetworkConfig, now: WallTime) -> Self {
         let newest = own.as_ref().map_or(0, |own| own.created);
-        Self { node, config, now, own, beaten: false, taken: Vec::new(), more: false, newest }
+        Self { node, config, now, own, beaten: false, taken: Taken::of(config), newest }
     }
 
     /// Takes a record in; one of another node that has expired is `clear`ed.
@@ -186,14 +180,14 @@ impl<'a> Records<'a> {
             return;
         }
         match loaded {
-            Err(bad) => self.take(&bad.subnets),
+            Err(bad) => self.taken.add(&bad.subnets, ()),
             Ok(entry) => {
                 self.newest = self.newest.max(entry.created);
                 if entry.is_expired(self.now) {
                     return clear(key);
                 }
                 self.beaten |= self.is_rival(key, &entry);
-                self.take(&entry.subnets);
+                self.taken.add(&entry.subnets, ());
             }
         }
     }
@@ -205,17 +199,6 @@ impl<'a> Records<'a> {
         is_older && entry.subnets.iter().any(|(_, subnet)| mine(subnet)) && all_compatible(self.config, &entry.subnets)
     }
 
-    fn take(&mut self, subnets: &Dual<Prefix>) {
-        for (family, network) in self.config.networks.iter() {
-            let Some(subnet) = subnets.get(family).filter(|subnet| subnet.overlaps(&network.prefix)) else { continue };
-            if self.taken.len() < MOST_TAKEN {
-                self.taken.push(*subnet);
-            } else {
-                self.more = true;
-            }
-        }
-    }
-
     /// The node's own record, if it stands: live, fitting the network, and not in conflict with an older one.
     fn standing(&self) -> Option<&Entry> {
         let stands = |own: &&Entry| !own.is_expired(self.now) && all_compatible(self.config, &own.subnets);
@@ -224,63 +207,39 @@ impl<'a> Records<'a> {
 
     /// New subnets: in each family what the node had, else what it prefers, else any, if free.
     fn subnets(&self, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
-        if self.more {
-            let text =
-                format!("the leases hold more than {MOST_TAKEN} subnets of the network; delete what no node holds");
-            return Err(SubnetError::Exhausted(text));
-        }
-        let taken = || self.taken.iter().copied();
-        let mut subnets = Dual::default();
-        for (family, network) in self.config.networks.iter() {
-            let had = self.own.as_ref().and_then(|own| own.subnets.get(family));
-            let wished = had.into_iter().chain(preferred.get(family));
-            let free = |subnet: &&Prefix| compatible(network, subnet) && !taken().any(|other| other.overlaps(subnet));
-            let subnet = match (wished.copied().find(|subnet| free(&subnet)), &network.pool) {
-                (Some(subnet), _) => subnet,
-                (None, Some(pool)) => {
-                    let mut random = || RandomState::new().build_hasher().finish();
-                    choose(pool, taken(), &mut random).map_err(|full| SubnetError::Exhausted(full.to_string()))?
-                }
-                (None, None) => {
-                    let text = format!("an {family} network without a pool; use Kubernetes or give a SubnetLen");
-                    return Err(SubnetError::Unsupported(text));
-                }
-            };
-            *subnets.slot(family) = Some(subnet);
-        }
-        Ok(subnets)
+        let wished: Vec<_> = self.own.iter().map(|own| &own.subnets).chain([preferred]).collect();
+        Ok(self.taken.choose(&wished, &mut || RandomState::new().build_hasher().finish())?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use flannel_core::allocation::MAX_TAKEN;
+
     use super::*;
 
     #[test]
     fn beyond_so_many_subnets_of_others_a_node_keeps_its_own_and_gets_no_other() {
         let text = br#"{"EnableIPv6":true,"EnableIPv4":false,"IPv6Network":"fd00::/32","Backend":{"Type":"vxlan"}}"#;
         let config = NetworkConfig::parse(text, Allocation::Pool).unwrap();
-        let entry = |high: u16, low: u32, created: u64| {
-            let addr = std::net::Ipv6Addr::new(0xfd00, high, (low >> 16) as u16, low as u16, 0, 0, 0, 0);
+        let entry = |low: u32, created: u64| {
+            let addr = std::net::Ipv6Addr::new(0xfd00, 0, (low >> 16) as u16, low as u16, 0, 0, 0, 0);
             let subnets = Dual { v4: None, v6: Some(Prefix::new(addr.into(), 64).unwrap()) };
             Entry { attrs: Default::default(), subnets, created, expires: None }
         };
         let (key, other) = (LeaseKey::new("node.json"), LeaseKey::new("other.json"));
-        let mut records = Records::beside(Some(entry(0, 1 << 31, 7)), &key, &config, WallTime::now());
+        let mut records = Records::beside(Some(entry(1 << 31, 7)), &key, &config, WallTime::now());
         let cleared = |_: &LeaseKey| panic!("nothing has expired");
-        for n in 0..MOST_TAKEN as u32 {
-            // What is not in the network takes nobody's place.
-            records.add(&other, Ok(entry(1, n, 1)), cleared);
-            records.add(&other, Ok(entry(0, n, 1)), cleared);
+        for n in 0..MAX_TAKEN as u32 {
+            records.add(&other, Ok(entry(n, 1)), cleared);
         }
         assert!(records.subnets(&Dual::default()).is_ok());
-        records.add(&other, Ok(entry(0, 1 << 30, 1)), cleared);
-        assert_eq!(records.taken.len(), MOST_TAKEN);
+        records.add(&other, Ok(entry(1 << 30, 1)), cleared);
         assert_eq!(records.standing().map(|own| own.created), Some(7));
         let full = records.subnets(&Dual::default());
         assert!(matches!(&full, Err(SubnetError::Exhausted(text)) if text.contains("more than 524288")), "{full:?}");
         // A record with the node's own subnet is a rival all the same.
-        records.add(&other, Ok(entry(0, 1 << 31, 6)), cleared);
+        records.add(&other, Ok(entry(1 << 31, 6)), cleared);
         assert!(records.standing().is_none());
     }
 }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
+use crate::allocation::ChooseError;
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseEvent};
 use crate::net::Dual;
@@ -141,6 +142,15 @@ pub enum SubnetError {
     /// The store cannot do what was asked. Final; the text says what to choose instead.
     #[error("not supported by this store: {}", Plain(.0))]
     Unsupported(String),
+}
+
+impl From<ChooseError> for SubnetError {
+    fn from(error: ChooseError) -> Self {
+        match error {
+            ChooseError::Exhausted(_) | ChooseError::TooMany => Self::Exhausted(error.to_string()),
+            ChooseError::NoPool(_) => Self::Unsupported(error.to_string()),
+        }
+    }
 }
 
 /// A store of leases.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Fault;
 use super::watching::Watcher;
-use crate::allocation;
+use crate::allocation::{self, Taken};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::lease::{BadRecord, Fence, Lease, LeaseEvent, LeaseKey, Record};
@@ -254,19 +254,10 @@ impl Inner {
     }
 
     fn choose(&mut self, own: &[LeaseKey], preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
-        let others = self.records.values().filter(|record| !own.contains(&record.key));
-        let taken: Vec<Prefix> = others
-            .flat_map(|record| match &record.lease {
-                Ok(lease) => [lease.subnets.v4, lease.subnets.v6],
-                Err(bad) => [bad.subnets.v4, bad.subnets.v6],
-            })
-            .flatten()
-            .collect();
-        let free = |prefix: &Prefix| !taken.iter().any(|other| other.overlaps(prefix));
-        if allocation::all_compatible(&self.config, preferred) && preferred.iter().all(|(_, prefix)| free(prefix)) {
-            return Ok(*preferred);
+        let mut taken = Taken::of(&self.config);
+        for record in self.records.values().filter(|record| !own.contains(&record.key)) {
+            taken.add(record.lease.as_ref().map_or_else(|bad| &bad.subnets, |lease| &lease.subnets), ());
         }
-        let mut subnets = Dual::default();
         let random = &mut self.random;
         let mut random = move || {
             // xorshift64: any sequence will do.
@@ -275,15 +266,7 @@ impl Inner {
             *random ^= *random << 17;
             *random
         };
-        for (family, network) in self.config.networks.iter() {
-            let Some(pool) = &network.pool else {
-                return Err(SubnetError::Unsupported("the network has no pool to choose from".to_owned()));
-            };
-            let chosen = allocation::choose(pool, taken.iter().copied(), &mut random)
-                .map_err(|exhausted| SubnetError::Exhausted(exhausted.to_string()))?;
-            *subnets.slot(family) = Some(chosen);
-        }
-        Ok(subnets)
+        Ok(taken.choose(&[preferred], &mut random)?)
     }
 
     /// Writes the lease of `node` and returns it as it now stands. The fence is that of taking the subnets, not of the
