@@ -95,13 +95,13 @@ mod tests {
     use std::sync::Arc;
 
     use flannel_core::kernel::HostFacts;
-    use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
     use flannel_core::testing::backend_contract::{self, Made};
+    use flannel_core::testing::samples::{self, UPLINK, lease, node_address, node_subnet};
 
     fn local(families: &[Family]) -> LocalNode {
-        let context = arbitrary::context(arbitrary::config(families, r#"{"Type":"host-gw"}"#));
+        let context = samples::context(samples::config(families, r#"{"Type":"host-gw"}"#));
         let attrs = HostGw.advertise(&context).unwrap();
-        arbitrary::local(context, attrs)
+        samples::local(context, attrs)
     }
 
     fn peer(n: u8) -> Peer {
@@ -134,7 +134,7 @@ mod tests {
     fn the_route_leaves_by_the_link_that_the_peer_is_on() {
         let mut local = local(&[Family::V4]);
         let mut host = HostFacts::clone(&local.context.host);
-        host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
+        host.on_link = [samples::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
         local.context.host = Arc::new(host);
         let route = HostGw.peer(&local, &peer(2), Family::V4).unwrap().routes.remove(0).1;
         assert_eq!(route.link, Some(LinkId::Other(UPLINK + 1)));

@@ -5,8 +5,8 @@ use flannel_core::lease::{Json, Lease};
 use flannel_core::net::{Dual, Prefix, Vni};
 use flannel_core::plan::plan;
 use flannel_core::subnet::NodeIdentity;
-use flannel_core::testing::arbitrary::{self, UPLINK, lease, node_address, node_subnet};
 use flannel_core::testing::backend_contract::{self, Made};
+use flannel_core::testing::samples::{self, UPLINK, lease, node_address, node_subnet};
 use proptest::prelude::*;
 
 use super::*;
@@ -14,14 +14,14 @@ use super::*;
 const V4: &[Family] = &[Family::V4];
 
 fn backend(families: &[Family], settings: &str) -> (Vxlan, NodeContext) {
-    let config = arbitrary::config(families, &format!(r#"{{"Type":"vxlan"{settings}}}"#));
-    (Vxlan::new(&config).unwrap(), arbitrary::context(config))
+    let config = samples::config(families, &format!(r#"{{"Type":"vxlan"{settings}}}"#));
+    (Vxlan::new(&config).unwrap(), samples::context(config))
 }
 
 fn local(families: &[Family], settings: &str) -> (Vxlan, LocalNode) {
     let (backend, context) = backend(families, settings);
     let attrs = backend.advertise(&context).unwrap();
-    (backend, arbitrary::local(context, attrs))
+    (backend, samples::local(context, attrs))
 }
 
 fn peer(n: u8) -> Lease {
@@ -133,7 +133,7 @@ fn the_mac_address_is_the_previous_one_else_the_devices_else_derived() {
     // Must never change: a node without memory has to publish the same again.
     assert_eq!(chosen(&context), "d2:07:b7:00:e7:5c");
     let mut host = HostFacts::clone(&context.host);
-    let device = backend.base(&arbitrary::local(context.clone(), LeaseAttrs::default())).links[&LinkId::Own(0)].clone();
+    let device = backend.base(&samples::local(context.clone(), LeaseAttrs::default())).links[&LinkId::Own(0)].clone();
     let mac = "02:00:00:00:00:aa".parse().ok();
     let Link { name, kind, mtu, up, .. } = device;
     host.links.insert(9, HostLink { name, kind, mac, mtu, up, group: 0, alias: None });
@@ -160,7 +160,7 @@ fn the_mac_address_is_the_previous_one_else_the_devices_else_derived() {
 fn the_mac_address_of_a_device_made_for_another_address_is_not_used_again() {
     let (backend, mut context) = backend(&Family::BOTH, "");
     let mut host = HostFacts::clone(&context.host);
-    let left = backend.base(&arbitrary::local(context.clone(), backend.advertise(&context).unwrap())).links;
+    let left = backend.base(&samples::local(context.clone(), backend.advertise(&context).unwrap())).links;
     for (index, link) in (9..).zip(left.values().cloned()) {
         let Link { name, kind, mac, mtu, up, group, alias, .. } = link;
         host.links.insert(index, HostLink { name, kind, mac, mtu, up, group, alias });
@@ -190,7 +190,7 @@ fn direct_routing_needs_a_peer_on_one_of_our_links() {
         (Some(node_address(Family::V4, 2)), Some(LinkId::Uplink), false)
     );
     let mut host = HostFacts::clone(&local.context.host);
-    host.on_link = [arbitrary::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
+    host.on_link = [samples::on_link("192.0.2.0/25", UPLINK + 1)].into_iter().collect();
     local.context.host = Arc::new(host);
     let link = |n| backend.peer(&local, &peer(n), Family::V4).unwrap().routes[0].1.link;
     assert_eq!((link(2), link(200)), (Some(LinkId::Other(UPLINK + 1)), Some(LinkId::Own(0))));
@@ -199,7 +199,7 @@ fn direct_routing_needs_a_peer_on_one_of_our_links() {
 #[test]
 fn settings_out_of_range_name_their_place() {
     let error = |families: &[Family], settings: &str| {
-        let config = arbitrary::config(families, &format!(r#"{{"Type":"vxlan",{settings}}}"#));
+        let config = samples::config(families, &format!(r#"{{"Type":"vxlan",{settings}}}"#));
         match Vxlan::new(&config).unwrap_err() {
             BackendError::Config(error) => error.path,
             other => panic!("{other}"),

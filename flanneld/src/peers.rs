@@ -64,13 +64,13 @@ impl fmt::Display for Table<'_> {
 mod tests {
     use super::*;
     use flannel_core::net::Family;
-    use flannel_core::testing::arbitrary;
+    use flannel_core::testing::samples;
     use futures_util::TryStreamExt;
 
     #[tokio::test]
     async fn any_number_of_peers_is_an_array_and_a_table_with_a_row_each() {
         for count in [0, 1, 2, AT_ONCE, 3 * AT_ONCE + 1] {
-            let peers = (0..count).map(|_| Arc::new(arbitrary::lease(7, &Family::BOTH, "vxlan"))).collect();
+            let peers = (0..count).map(|_| Arc::new(samples::lease(7, &Family::BOTH, "vxlan"))).collect();
             let text: String = array(peers).try_collect().await.unwrap();
             let read: Vec<Peer> = serde_json::from_str(&text).unwrap();
             assert_eq!(read.len(), count);

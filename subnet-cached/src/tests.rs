@@ -13,7 +13,7 @@ use flannel_core::config::Allocation;
 use flannel_core::lease::{BadRecord, Fence, LeaseAttrs, LeaseKey, Record};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::testing::store_contract::{self, InMemory, Nodes};
-use flannel_core::testing::{Fault, MemorySubnets, arbitrary};
+use flannel_core::testing::{Fault, MemorySubnets, samples};
 use futures_util::{FutureExt, StreamExt};
 use tempfile::TempDir;
 
@@ -82,7 +82,7 @@ async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<Leas
 
 fn peer(n: u32) -> Lease {
     let subnet = Prefix::masked(std::net::Ipv4Addr::from(0x0a05_0000 + (n << 8)).into(), 24).unwrap();
-    Lease { subnets: Dual { v4: Some(subnet), v6: None }, ..arbitrary::lease(n as u8, &[], "vxlan") }
+    Lease { subnets: Dual { v4: Some(subnet), v6: None }, ..samples::lease(n as u8, &[], "vxlan") }
 }
 
 fn records(event: LeaseEvent) -> Vec<Record> {
@@ -96,9 +96,8 @@ fn held(expires: Option<u64>) -> Known {
     let expires = expires.map(|secs| BootTime(Duration::from_secs(secs)));
     let lease = Lease { expires, fence: Fence(Some("7".into())), ..peer(3) };
     let own = Own::Held(node(), lease);
-    let this_node = Some(
-        ThisNode::named(node()).publishing(arbitrary::lease(7, &[Family::V4, Family::V6], "vxlan").attrs.public_ip),
-    );
+    let this_node =
+        Some(ThisNode::named(node()).publishing(samples::lease(7, &[Family::V4, Family::V6], "vxlan").attrs.public_ip));
     Known { this_node, config: Some(config()), own, records: Some(Records::default()), asked: None }
 }
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::tests::{admission, conflict, dual_node, mac_data, node, record, rules, view};
 use super::*;
 use crate::lease::Json;
-use crate::testing::arbitrary::{node_address, node_subnet};
+use crate::testing::samples::{node_address, node_subnet};
 
 /// Records looked at per record that a step concerns, at most.
 const VISITS: usize = 16;

@@ -7,8 +7,8 @@ use super::*;
 use crate::backend::Skip;
 use crate::kernel::{HostFacts, OverlayName};
 use crate::lease::{BadRecord, Json, LeaseAttrs};
-pub(super) use crate::testing::arbitrary::record;
-use crate::testing::arbitrary::{config, host, lease, node_address, node_subnet};
+pub(super) use crate::testing::samples::record;
+use crate::testing::samples::{config, host, lease, node_address, node_subnet};
 
 /// In these tests the backend data is the MAC address, as a JSON string; none for `null`.
 fn hardware_address(attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {

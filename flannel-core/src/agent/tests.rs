@@ -18,7 +18,7 @@ use crate::config::{Allocation, NetworkConfig};
 use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::subnet::SubnetError;
-use crate::testing::arbitrary;
+use crate::testing::samples;
 
 mod former_networks;
 
@@ -31,7 +31,7 @@ fn at(millis: u64) -> BootTime {
 fn device() -> Link {
     let kind = Vxlan {
         port: Some(8472),
-        local: Some(arbitrary::node_address(Family::V4, 1)),
+        local: Some(samples::node_address(Family::V4, 1)),
         lower: Some(LinkId::Uplink),
         ..Vxlan::new(Vni::new(1).unwrap())
     };
@@ -74,17 +74,17 @@ fn settings() -> Settings {
 }
 
 fn config() -> NetworkConfig {
-    arbitrary::config(V4, r#"{"Type":"tunnel"}"#)
+    samples::config(V4, r#"{"Type":"tunnel"}"#)
 }
 
 fn machine() -> Machine {
-    machine_on(arbitrary::host(), backend())
+    machine_on(samples::host(), backend())
 }
 
 /// A machine whose store never answers what its configuration is.
 fn machine_on(host: HostFacts, backend: MockBackend) -> Machine {
-    let context = NodeContext { host: Arc::new(host), ..arbitrary::context(config()) };
-    let local: LocalNode = arbitrary::local(context, arbitrary::lease(1, V4, "tunnel").attrs);
+    let context = NodeContext { host: Arc::new(host), ..samples::context(config()) };
+    let local: LocalNode = samples::local(context, samples::lease(1, V4, "tunnel").attrs);
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
     machine.reconfiguration.ask();
@@ -93,7 +93,7 @@ fn machine_on(host: HostFacts, backend: MockBackend) -> Machine {
 }
 
 fn own_record() -> LeaseEvent {
-    LeaseEvent::Reset(vec![arbitrary::record(arbitrary::lease(1, V4, "tunnel"), 1)])
+    LeaseEvent::Reset(vec![samples::record(samples::lease(1, V4, "tunnel"), 1)])
 }
 
 /// Answers kernel calls from `seen`, refusing every write, until nothing is due at `now`.
@@ -103,7 +103,7 @@ fn serve(machine: &mut Machine, now: BootTime, seen: &State) -> usize {
         calls += 1;
         assert!(calls < 100, "the machine never comes to rest");
         let answer = match call {
-            KernelCall::Facts(_) => Input::Facts(Ok(arbitrary::host())),
+            KernelCall::Facts(_) => Input::Facts(Ok(samples::host())),
             KernelCall::Observe(_) => Input::Seen(Ok(seen.clone())),
             KernelCall::Apply(_, ops) => Input::Applied(refuse(ops.len())),
         };
@@ -141,8 +141,8 @@ fn a_list_of_more_than_is_held_does_not_say_that_the_own_record_is_gone() {
 
 #[test]
 fn a_lease_that_has_run_out_is_not_renewed_though_no_wake_has_said_so() {
-    let context = NodeContext { host: Arc::new(arbitrary::host()), ..arbitrary::context(config()) };
-    let mut local = arbitrary::local(context, arbitrary::lease(1, V4, "tunnel").attrs);
+    let context = NodeContext { host: Arc::new(samples::host()), ..samples::context(config()) };
+    let mut local = samples::local(context, samples::lease(1, V4, "tunnel").attrs);
     local.lease = Arc::new(Lease { expires: Some(at(60_000)), ..(*local.lease).clone() });
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
@@ -165,7 +165,7 @@ fn read(machine: &mut Machine, now: BootTime, host: &HostFacts) {
 }
 
 fn without(family: Family) -> HostFacts {
-    let mut host = arbitrary::host();
+    let mut host = samples::host();
     host.addresses.retain(|address| Family::of(address.addr) != family);
     host
 }
@@ -185,18 +185,18 @@ fn no_lease_is_taken_by_an_address_that_the_host_has_lost() {
     assert!(machine.store_call(at(9_000)).is_none(), "another node may have the address by now, and its record");
     read(&mut machine, at(9_000), &without(Family::V4));
     assert_eq!(machine.renewal.deadline(), None, "nothing wakes the agent for a call that is not made");
-    read(&mut machine, at(10_000), &arbitrary::host());
+    read(&mut machine, at(10_000), &samples::host());
     assert!(matches!(machine.store_call(at(10_000)), Some(StoreCall::Acquire(_))));
 }
 
 #[test]
 fn a_lease_is_taken_again_though_an_address_that_does_not_identify_the_node_is_gone() {
     const BOTH: &[Family] = &Family::BOTH;
-    let context = arbitrary::context(arbitrary::config(BOTH, r#"{"Type":"tunnel"}"#));
-    let local = arbitrary::local(context, arbitrary::lease(1, BOTH, "tunnel").attrs);
+    let context = samples::context(samples::config(BOTH, r#"{"Type":"tunnel"}"#));
+    let local = samples::local(context, samples::lease(1, BOTH, "tunnel").attrs);
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
-    let own = arbitrary::record(arbitrary::lease(1, BOTH, "tunnel"), 1);
+    let own = samples::record(samples::lease(1, BOTH, "tunnel"), 1);
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(vec![own]))));
     serve(&mut machine, at(0), &State::default());
     read(&mut machine, at(1_000), &without(Family::V6));
@@ -214,18 +214,18 @@ fn the_host_is_read_before_a_lost_lease_is_acquired_again() {
     assert!(machine.store_call(at(9_000)).is_none(), "the host may have slept, and the address be another's");
     assert!(matches!(machine.kernel_call(at(9_000)), Some(KernelCall::Facts(_))));
     assert!(machine.store_call(at(9_000)).is_none());
-    machine.handle(at(9_000), Input::Facts(Ok(arbitrary::host())));
+    machine.handle(at(9_000), Input::Facts(Ok(samples::host())));
     assert!(matches!(machine.store_call(at(9_000)), Some(StoreCall::Acquire(_))));
 }
 
 #[test]
 fn a_record_that_another_node_writes_under_a_lost_address_is_that_nodes() {
     let edited = || {
-        let mut lease = arbitrary::lease(1, V4, "tunnel");
+        let mut lease = samples::lease(1, V4, "tunnel");
         lease.attrs.backend_data.v4 = Some(Json::object(&[("other", crate::lease::Scalar::Number(1))]));
-        Input::Store(Ok(LeaseEvent::Upsert(arbitrary::record(lease, 1))))
+        Input::Store(Ok(LeaseEvent::Upsert(samples::record(lease, 1))))
     };
-    for (host, is_held) in [(arbitrary::host(), true), (without(Family::V4), false)] {
+    for (host, is_held) in [(samples::host(), true), (without(Family::V4), false)] {
         let mut machine = machine();
         machine.handle(at(0), Input::Store(Ok(own_record())));
         serve(&mut machine, at(0), &State::default());
@@ -240,10 +240,10 @@ fn a_record_that_another_node_writes_under_a_lost_address_is_that_nodes() {
 #[test]
 fn a_list_that_drops_records_and_leaves_room_is_asked_for_again_with_growing_pauses() {
     let mut machine = machine();
-    let own = arbitrary::record(arbitrary::lease(1, V4, "tunnel"), 1);
-    let mut lease = arbitrary::lease(2, V4, "tunnel");
+    let own = samples::record(samples::lease(1, V4, "tunnel"), 1);
+    let mut lease = samples::lease(2, V4, "tunnel");
     lease.attrs.backend_data.v4 = Json::parse(&format!("\"{}\"", "x".repeat(MAX_RECORDS * RECORD_BYTES))).ok();
-    let huge = arbitrary::record(lease, 2);
+    let huge = samples::record(lease, 2);
     let list = || Input::Store(Ok(LeaseEvent::Reset(vec![own.clone(), huge.clone()])));
     let (mut now, mut lists) = (at(0), 0);
     machine.handle(now, list());
@@ -276,7 +276,7 @@ fn after_all_that_is_due_was_served_the_next_deadline_lies_ahead() {
     let mut now = at(0);
     for step in 0..2000 {
         if step % 7 == 0 {
-            let peer = arbitrary::record(arbitrary::lease(2 + (step % 5) as u8, V4, "tunnel"), 2 + step);
+            let peer = samples::record(samples::lease(2 + (step % 5) as u8, V4, "tunnel"), 2 + step);
             machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(peer))));
         }
         serve(&mut machine, now, &seen);
@@ -313,18 +313,18 @@ fn written(machine: &mut Machine, now: BootTime, host: &HostFacts, seen: &State)
 
 /// The host of the samples, whose addresses have no connected routes.
 fn unconnected() -> HostFacts {
-    HostFacts { on_link: Default::default(), ..arbitrary::host() }
+    HostFacts { on_link: Default::default(), ..samples::host() }
 }
 
 #[test]
 fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_shown_until_then() {
-    let prefix = arbitrary::node_subnet(Family::V4, 2);
+    let prefix = samples::node_subnet(Family::V4, 2);
     let tunnel = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
-    let direct = Route::direct(prefix, arbitrary::node_address(Family::V4, 2), LinkId::Uplink);
+    let direct = Route::direct(prefix, samples::node_address(Family::V4, 2), LinkId::Uplink);
     let its_route = tunnel.clone();
     let wanted = move |_: &Peer| PeerState::default().with_route(prefix, its_route.clone());
     let mut machine = machine_on(unconnected(), backend_with(wanted));
-    let peer = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 2);
+    let peer = samples::record(samples::lease(2, V4, "tunnel"), 2);
     machine.handle(at(0), Input::Store(Ok(own_record())));
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Upsert(peer))));
     let seen = with_route(prefix, direct.clone());
@@ -354,13 +354,13 @@ fn a_shared_mac_address_sets_no_deadline_that_waits_for_the_kernel() {
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(move |_, _| Ok(Some(mac)));
     backend.expect_devices().returning(|_| Vec::new());
-    let attrs = arbitrary::lease(1, V4, "tunnel").attrs;
+    let attrs = samples::lease(1, V4, "tunnel").attrs;
     backend.expect_advertise().returning(move |_| Ok(attrs.clone()));
-    let local = arbitrary::local(arbitrary::context(config()), arbitrary::lease(1, V4, "tunnel").attrs);
+    let local = samples::local(samples::context(config()), samples::lease(1, V4, "tunnel").attrs);
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
-    let older = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 1);
-    let own = arbitrary::record(arbitrary::lease(1, V4, "tunnel"), 2);
+    let older = samples::record(samples::lease(2, V4, "tunnel"), 1);
+    let own = samples::record(samples::lease(1, V4, "tunnel"), 2);
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(vec![older, own]))));
     // Neither kernel nor store answers.
     assert!(machine.kernel_call(at(0)).is_some() && machine.config_call(at(0)));
@@ -378,13 +378,13 @@ fn with_peers(peers: u8) -> (Machine, State) {
     let route =
         |peer: &Peer| peer.subnets.v4.map(|prefix| (prefix, Route::overlay(prefix, prefix.addr(), LinkId::Own(0))));
     let mut machine = machine_on(
-        arbitrary::host(),
+        samples::host(),
         backend_with(move |peer| PeerState { routes: route(peer).into_iter().collect(), ..PeerState::default() }),
     );
-    let records = (1..=peers + 1).map(|n| arbitrary::record(arbitrary::lease(n, V4, "tunnel"), n.into()));
+    let records = (1..=peers + 1).map(|n| samples::record(samples::lease(n, V4, "tunnel"), n.into()));
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(records.collect()))));
     let mut seen = State { links: [(LinkId::Own(0), device())].into(), ..State::default() };
-    for op in written(&mut machine, at(0), &arbitrary::host(), &seen.clone()) {
+    for op in written(&mut machine, at(0), &samples::host(), &seen.clone()) {
         let Op::CreateRoute { prefix, route } = op else { panic!("{op:?}") };
         seen.routes.insert(RouteKey { prefix, nth: 0 }, route);
     }
@@ -397,7 +397,7 @@ fn leave_one_by_one(machine: &mut Machine, seen: &mut State, last: u8, pace: Dur
     let mut deleted = 0;
     for n in 2..=last + 1 {
         let now = at(1000).after(pace * u32::from(n));
-        machine.handle(now, Input::Store(Ok(LeaseEvent::Remove(arbitrary::lease(n, V4, "tunnel").key))));
+        machine.handle(now, Input::Store(Ok(LeaseEvent::Remove(samples::lease(n, V4, "tunnel").key))));
         if pace > Duration::ZERO || n == last + 1 {
             deleted += delete(machine, now, seen);
         }
@@ -406,7 +406,7 @@ fn leave_one_by_one(machine: &mut Machine, seen: &mut State, last: u8, pace: Dur
 }
 
 fn delete(machine: &mut Machine, now: BootTime, seen: &mut State) -> usize {
-    let ops = written(machine, now, &arbitrary::host(), &seen.clone());
+    let ops = written(machine, now, &samples::host(), &seen.clone());
     for op in &ops {
         let Op::DeleteRoute { prefix, .. } = op else { panic!("{op:?}") };
         seen.routes.remove(&RouteKey { prefix: *prefix, nth: 0 });
@@ -421,7 +421,7 @@ fn most_peers_that_leave_at_once_one_by_one_are_deleted_after_a_minute() {
     assert_eq!((machine.status.withheld.len(), seen.routes.len()), (20, 20));
     assert_eq!(machine.guard.protected.judged, 1, "a burst is judged as one");
     // One that comes back is in use, and nothing of it waits.
-    let back = arbitrary::record(arbitrary::lease(2, V4, "tunnel"), 30);
+    let back = samples::record(samples::lease(2, V4, "tunnel"), 30);
     machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Upsert(back))));
     assert_eq!(delete(&mut machine, at(5000), &mut seen), 0);
     assert_eq!(machine.status.withheld.len(), 19);
@@ -453,7 +453,7 @@ fn deletions_that_wait_are_told_once_and_again_when_twice_as_many_do() {
         machine.take_events().into_iter().filter_map(number).collect()
     };
     let join = |machine: &mut Machine, seen: &mut State, n: u8, now: BootTime| {
-        let record = arbitrary::record(arbitrary::lease(n, V4, "tunnel"), 30);
+        let record = samples::record(samples::lease(n, V4, "tunnel"), 30);
         machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(record))));
         assert_eq!(delete(machine, now, seen), 0);
     };
@@ -478,10 +478,10 @@ fn peers_that_join_and_leave_one_after_the_other_make_no_mass_deletion() {
     let (mut machine, mut seen) = with_peers(1);
     for n in 0..40_u8 {
         let now = at(1000 + 100 * u64::from(n));
-        let lease = arbitrary::lease(n + 10, V4, "tunnel");
+        let lease = samples::lease(n + 10, V4, "tunnel");
         let prefix = lease.subnets.v4.unwrap();
-        machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(arbitrary::record(lease.clone(), 100)))));
-        let added = written(&mut machine, now, &arbitrary::host(), &seen.clone());
+        machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(samples::record(lease.clone(), 100)))));
+        let added = written(&mut machine, now, &samples::host(), &seen.clone());
         assert!(matches!(added[..], [Op::CreateRoute { .. }]), "{added:?}");
         seen.routes.insert(RouteKey { prefix, nth: 0 }, Route::overlay(prefix, prefix.addr(), LinkId::Own(0)));
         machine.handle(now, Input::Store(Ok(LeaseEvent::Remove(lease.key))));
@@ -496,19 +496,19 @@ fn peers_that_leave_during_an_audit_are_not_deleted_by_it() {
     machine.handle(at(5000), Input::Hint(Hint::Changed));
     let Some(KernelCall::Observe(_)) = machine.kernel_call(at(5000)) else { panic!("no audit") };
     for n in 2..=21 {
-        machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Remove(arbitrary::lease(n, V4, "tunnel").key))));
+        machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Remove(samples::lease(n, V4, "tunnel").key))));
     }
     machine.handle(at(5001), Input::Seen(Ok(seen.clone())));
-    assert_eq!(written(&mut machine, at(5001), &arbitrary::host(), &seen), []);
+    assert_eq!(written(&mut machine, at(5001), &samples::host(), &seen), []);
     assert_eq!(machine.status.withheld.len(), 20);
 }
 
 #[test]
 fn the_device_of_a_backend_that_marks_nothing_bears_the_overlays_mark() {
     let backend = backend_on(Link { group: 0, alias: None, ..device() }, |_| PeerState::default());
-    let mut machine = machine_on(arbitrary::host(), backend);
+    let mut machine = machine_on(samples::host(), backend);
     machine.handle(at(0), Input::Store(Ok(own_record())));
-    let ops = written(&mut machine, at(0), &arbitrary::host(), &State::default());
+    let ops = written(&mut machine, at(0), &samples::host(), &State::default());
     let [Op::CreateLink { link, .. }] = &ops[..] else { panic!("{ops:?}") };
     assert_eq!((link.group, link.alias.as_deref()), (OverlayName::default().mark(), Some("flannelkit:flannel")));
 }
@@ -526,8 +526,8 @@ fn another_configuration_in_the_store_is_told_and_ends_the_agent_as_the_policy_s
         (ConfigPolicy::Stop, true, true),
     ] {
         let settings = Arc::new(Settings { on_reconfiguration: policy, ..settings() });
-        let context = NodeContext { host: Arc::new(arbitrary::host()), ..arbitrary::context(config()) };
-        let local = arbitrary::local(context, arbitrary::lease(1, V4, "tunnel").attrs);
+        let context = NodeContext { host: Arc::new(samples::host()), ..samples::context(config()) };
+        let local = samples::local(context, samples::lease(1, V4, "tunnel").attrs);
         let same = NetworkConfig::clone(&local.context.config);
         let begun = || {
             let (settings, backend, status) = (Arc::clone(&settings), Arc::new(backend()), Status::default());

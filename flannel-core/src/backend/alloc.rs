@@ -64,8 +64,8 @@ impl Backend for Alloc {
 mod tests {
     use super::*;
     use crate::net::Dual;
-    use crate::testing::arbitrary;
     use crate::testing::backend_contract::{self, Made};
+    use crate::testing::samples;
 
     #[test]
     fn the_backend_contract_holds() {
@@ -75,15 +75,15 @@ mod tests {
     #[test]
     fn a_lease_is_published_and_nothing_is_programmed() {
         let families = [Family::V4];
-        let context = arbitrary::context(arbitrary::config(&families, r#"{"Type":"alloc"}"#));
+        let context = samples::context(samples::config(&families, r#"{"Type":"alloc"}"#));
         let backend = Alloc;
         let attrs = backend.advertise(&context).unwrap();
         assert_eq!(attrs.to_json(), r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
         assert_eq!((&*attrs.backend_type, backend.mtu(&context)), (backend.wire_type(), None));
         assert_eq!(attrs.backend_data, Dual::default());
-        let local = arbitrary::local(context, attrs);
+        let local = samples::local(context, attrs);
         assert!(backend.base(&local).is_empty() && backend.devices(&local).is_empty());
-        let peer = arbitrary::lease(2, &families, "");
+        let peer = samples::lease(2, &families, "");
         assert_eq!(backend.peer(&local, &peer, Family::V4), Err(Skip::Unprogrammed("alloc")));
     }
 }

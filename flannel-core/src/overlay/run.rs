@@ -342,11 +342,11 @@ mod tests {
     use super::*;
     use crate::backend::alloc::Alloc;
     use crate::net::Family;
-    use crate::testing::{FakeKernel, MemorySubnets, arbitrary};
+    use crate::testing::{FakeKernel, MemorySubnets, samples};
 
     #[test]
     fn so_many_questions_wait_for_an_agent_that_is_busy_and_further_askers_wait_for_a_place() {
-        let store = MemorySubnets::new(arbitrary::config(&[Family::V4], r#"{"Type":"alloc"}"#));
+        let store = MemorySubnets::new(samples::config(&[Family::V4], r#"{"Type":"alloc"}"#));
         let builder = Overlay::builder().backend(Alloc::TYPE, |_| Ok(Alloc));
         let mut overlay = builder.build(Arc::new(store), Arc::new(FakeKernel::new())).unwrap();
         let handle = overlay.handle();

@@ -4,7 +4,7 @@
 //! a test of its own. A check panics with the method, the rule that it broke, and by what. Nothing but memory is needed:
 //! the kernel is a [`FakeKernel`](crate::testing::FakeKernel).
 //!
-//! The network is that of [`arbitrary`](crate::testing::arbitrary). Peers are on the uplink of the node that is looked at, on
+//! The network is that of [`samples`](crate::testing::samples). Peers are on the uplink of the node that is looked at, on
 //! another link of its, and behind a router. What they publish is what the same backend advertises on their hosts. Devices that another program makes
 //! ([`LinkKind::External`](crate::kernel::LinkKind::External)) are there and marked.
 //!

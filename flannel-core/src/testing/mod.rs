@@ -1,10 +1,10 @@
 //! Fakes and suites for tests, of third parties too.
 
-pub mod arbitrary;
 pub mod attributes;
 pub mod backend_contract;
 pub mod fake_kernel;
 pub mod memory_subnets;
+pub mod samples;
 pub mod store_contract;
 mod store_double;
 

@@ -45,8 +45,8 @@ fn known(expires: impl Strategy<Value = Option<u64>>) -> impl Strategy<Value = K
         let data = serde_json::to_string(&serde_json::json!({ "x": [noise.as_str()], "VNI": n })).unwrap();
         lease.attrs.backend_data.v4 = (kind == 1).then(|| Json::parse(&data).unwrap());
         if kind == 2 {
-            lease.subnets.v6 = Some(arbitrary::node_subnet(Family::V6, n));
-            lease.attrs.public_ip.v6 = Some(arbitrary::node_address(Family::V6, n));
+            lease.subnets.v6 = Some(samples::node_subnet(Family::V6, n));
+            lease.attrs.public_ip.v6 = Some(samples::node_address(Family::V6, n));
         }
         let entry = if kind == 0 {
             Err(Box::new(BadRecord { reason: noise, subnets: lease.subnets }))

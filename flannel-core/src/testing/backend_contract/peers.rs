@@ -12,7 +12,7 @@ use crate::kernel::{HostFacts, OpText};
 use crate::lease::{Fence, Lease};
 use crate::net::Family;
 use crate::plan::plan;
-use crate::testing::arbitrary;
+use crate::testing::samples;
 
 /// The same question has the same answer: from another instance, in another order, and after a renewal.
 pub fn base_and_peer_are_functions_of_what_they_are_given(harness: &dyn Harness, families: Families) {
@@ -65,7 +65,7 @@ pub fn devices_stay_what_they_are(harness: &dyn Harness, families: Families) {
     elsewhere.lease = Arc::new(Lease { subnets: world.peer(9).subnets, ..Lease::clone(&node.local.lease) });
     let mut moved = node.local.clone();
     for family in world.families() {
-        *moved.context.public.slot(family) = Some(arbitrary::node_address(family, 99));
+        *moved.context.public.slot(family) = Some(samples::node_address(family, 99));
     }
     for (local, of) in [(bare, "host"), (elsewhere, "subnet"), (moved, "public address")] {
         let now = node.backend.devices(&local);

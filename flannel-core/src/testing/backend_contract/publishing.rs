@@ -8,7 +8,7 @@ use super::{Families, Harness};
 use crate::backend::{BackendError, Skip};
 use crate::kernel::LinkKind;
 use crate::lease::LeaseAttrs;
-use crate::testing::arbitrary;
+use crate::testing::samples;
 
 /// How many MAC addresses are taken from a node, one after the other.
 const TAKEN: usize = 8;
@@ -68,7 +68,7 @@ pub fn a_public_address_is_published_or_refused(harness: &dyn Harness, families:
     let world = World::new(harness, families);
     let node = world.node(1);
     for family in world.families() {
-        for public in [Some(arbitrary::node_address(family, 99)), None] {
+        for public in [Some(samples::node_address(family, 99)), None] {
             let mut context = node.local.context.clone();
             *context.public.slot(family) = public;
             if public.is_none() {

@@ -15,7 +15,7 @@ use crate::kernel::{
 use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Family, MacAddr, Mtu};
 use crate::subnet::NodeIdentity;
-use crate::testing::{FakeKernel, arbitrary};
+use crate::testing::{FakeKernel, samples};
 
 /// The other nodes of a check.
 pub(super) const PEERS: std::ops::RangeInclusive<u8> = 2..=7;
@@ -36,7 +36,7 @@ pub(super) struct World<'a> {
 impl<'a> World<'a> {
     pub(super) fn new(harness: &'a dyn Harness, families: Families) -> Self {
         let families: Vec<_> = families.present().families().collect();
-        Self { harness, config: arbitrary::config(&families, harness.settings()) }
+        Self { harness, config: samples::config(&families, harness.settings()) }
     }
 
     pub(super) fn families(&self) -> Vec<Family> {
@@ -69,7 +69,7 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn context(&self, n: u8, kernel: &FakeKernel) -> NodeContext {
-        let mut context = arbitrary::context(self.config.clone());
+        let mut context = samples::context(self.config.clone());
         let addrs = self.config.networks.map(|family, _| address(family, n));
         context.node = sure(NodeIdentity::new(&format!("node-{n}")));
         context.public = addrs;
@@ -81,7 +81,7 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn local(&self, n: u8, context: NodeContext, attrs: LeaseAttrs) -> LocalNode {
-        LocalNode { context, lease: Arc::new(Lease { attrs, ..arbitrary::lease(n, &self.families(), "") }) }
+        LocalNode { context, lease: Arc::new(Lease { attrs, ..samples::lease(n, &self.families(), "") }) }
     }
 
     /// What another node of this network has published.
@@ -142,7 +142,7 @@ pub(super) fn advertised(backend: &dyn Backend, context: &NodeContext) -> LeaseA
 /// The address of a node: 2 to 4 are on the link of node 1, 5 and 6 on its second one, and others on neither.
 fn address(family: Family, n: u8) -> IpAddr {
     match (n, family) {
-        (1..=4, _) => arbitrary::node_address(family, n),
+        (1..=4, _) => samples::node_address(family, n),
         (5 | 6, Family::V4) => [198, 51, 100, n].into(),
         (5 | 6, Family::V6) => [0x2001, 0xdb8, 1, 0, 0, 0, 0, n.into()].into(),
         (_, Family::V4) => [203, 0, 113, n].into(),
