@@ -5,7 +5,7 @@
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{Device, LinkId, PeerState, Route, State};
 use flannel_core::lease::LeaseAttrs;
-use flannel_core::net::{Family, MacAddr, Mtu};
+use flannel_core::net::{Dual, Family, MacAddr, Mtu};
 
 /// The backend. It has no settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,7 +44,7 @@ impl Backend for HostGw {
     /// The public addresses have to be the uplink's own: peers send pods' packets to them unchanged, and no NAT between
     /// would know where they belong. flannel checks IPv4 only.
     fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
-        let mut attrs = LeaseAttrs { backend_type: Self::TYPE.into(), ..LeaseAttrs::default() };
+        let mut attrs = LeaseAttrs::default().with_backend(Self::TYPE, Dual::default());
         for family in context.config.networks.families() {
             let name = &context.uplink.name;
             let own = context.uplink.addrs.get(family).copied().ok_or_else(|| BackendError::Host {

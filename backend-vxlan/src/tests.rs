@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use flannel_core::kernel::{HostFacts, HostLink, Link, LinkId, LinkKind, LinkName, Op, OpText};
+use flannel_core::kernel::{HostFacts, HostLink, LinkId, LinkKind, LinkName, Op, OpText};
 use flannel_core::lease::{Json, Lease};
 use flannel_core::net::{Dual, Prefix, Vni};
 use flannel_core::plan::plan;
@@ -133,10 +133,10 @@ fn the_mac_address_is_the_previous_one_else_the_devices_else_derived() {
     // Must never change: a node without memory has to publish the same again.
     assert_eq!(chosen(&context), "d2:07:b7:00:e7:5c");
     let mut host = HostFacts::clone(&context.host);
-    let device = backend.base(&samples::local(context.clone(), LeaseAttrs::default())).links[&LinkId::Own(0)].clone();
-    let mac = "02:00:00:00:00:aa".parse().ok();
-    let Link { name, kind, mtu, up, .. } = device;
-    host.links.insert(9, HostLink { name, kind, mac, mtu, up, group: 0, alias: None });
+    let mut links = backend.base(&samples::local(context.clone(), LeaseAttrs::default())).links;
+    let mut device = links.remove(&LinkId::Own(0)).unwrap();
+    (device.mac, device.group, device.alias) = ("02:00:00:00:00:aa".parse().ok(), 0, None);
+    host.links.insert(9, device.into());
     context.host = Arc::new(host.clone());
     assert_eq!(chosen(&context), "02:00:00:00:00:aa");
     host.links.get_mut(&9).unwrap().name = LinkName::new("renamed").unwrap();
@@ -161,10 +161,7 @@ fn the_mac_address_of_a_device_made_for_another_address_is_not_used_again() {
     let (backend, mut context) = backend(&Family::BOTH, "");
     let mut host = HostFacts::clone(&context.host);
     let left = backend.base(&samples::local(context.clone(), backend.advertise(&context).unwrap())).links;
-    for (index, link) in (9..).zip(left.values().cloned()) {
-        let Link { name, kind, mac, mtu, up, group, alias, .. } = link;
-        host.links.insert(index, HostLink { name, kind, mac, mtu, up, group, alias });
-    }
+    host.links.extend((9..).zip(left.into_values().map(HostLink::from)));
     context.host = Arc::new(host);
     let macs = |context: &NodeContext| {
         let attrs = backend.advertise(context).unwrap();

@@ -6,7 +6,7 @@ use flannel_core::kernel::{
     AddressKey, Device, FdbKey, HostLink, Link, LinkId, LinkKind, NeighbourKey, PeerState, Route, State, Vxlan,
 };
 use flannel_core::lease::LeaseAttrs;
-use flannel_core::net::{Family, MacAddr, Mtu};
+use flannel_core::net::{Dual, Family, MacAddr, Mtu};
 
 use crate::config::{Config, device_name};
 use crate::wire;
@@ -31,7 +31,7 @@ const fn least_mtu(family: Family) -> u32 {
 /// What a node publishes.
 pub(crate) fn advertise(config: &Config, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
     check_mtu(config, context)?;
-    let mut attrs = LeaseAttrs { backend_type: crate::Vxlan::TYPE.into(), ..LeaseAttrs::default() };
+    let mut attrs = LeaseAttrs::default().with_backend(crate::Vxlan::TYPE, Dual::default());
     for family in context.config.networks.families() {
         let addr = context.public.get(family).copied().ok_or_else(|| BackendError::Host {
             what: format!("there is no public {family} address"),

@@ -9,16 +9,8 @@ use crate::Error;
 /// Runs `work` on a thread in a network namespace of its own, which has an `eth0` with 172.16.0.1/12. Programs it
 /// starts from that thread are in there too.
 pub fn in_bed<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-    Namespace::new("bed")?.run(|| {
-        for line in [
-            "link add eth0 type veth peer name wire0",
-            "link set wire0 up",
-            "address add 172.16.0.1/12 dev eth0",
-            "link set eth0 up",
-            "route add default via 172.31.255.254",
-        ] {
-            ip(line)?;
-        }
+    Namespace::with_uplink("bed", "eth0", &["172.16.0.1/12"])?.run(|| {
+        ip("route add default via 172.31.255.254")?;
         work()
     })?
 }

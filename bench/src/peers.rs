@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock};
 
-use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
+use flannel_core::lease::{Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use flannel_core::net::{Dual, MacAddr, Prefix};
 
 /// The network, with room for 200 000 peers.
@@ -31,18 +31,8 @@ static TYPE: LazyLock<Arc<str>> = LazyLock::new(|| "vxlan".into());
 pub fn peer(n: u32) -> Lease {
     let mac = mac(n).to_string();
     let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
-    let attrs = LeaseAttrs {
-        public_ip: v4(public(n)),
-        backend_type: Arc::clone(&TYPE),
-        backend_data: Dual { v4: Some(data), v6: None },
-    };
-    Lease {
-        key: LeaseKey::new(&format!("node-{n}")),
-        subnets: Dual { v4: Some(prefix(n)), v6: None },
-        attrs,
-        expires: None,
-        fence: Fence::default(),
-    }
+    let attrs = LeaseAttrs::new(v4(public(n))).with_backend(Arc::clone(&TYPE), Dual { v4: Some(data), v6: None });
+    Lease::new(LeaseKey::new(&format!("node-{n}")), Dual { v4: Some(prefix(n)), v6: None }, attrs)
 }
 
 /// The subnet of peer `n`.

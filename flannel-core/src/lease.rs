@@ -187,6 +187,17 @@ impl LeaseAttrs {
     /// The largest record accepted, in bytes (docs/design.md, "Hostile records").
     pub const MAX_BYTES: usize = 4096;
 
+    /// Addresses, without a backend.
+    pub fn new(public_ip: Dual<IpAddr>) -> Self {
+        Self { public_ip, ..Self::default() }
+    }
+
+    /// The same for a backend of this [type](Self::backend_type), with its data.
+    #[must_use]
+    pub fn with_backend(self, backend_type: impl Into<Arc<str>>, backend_data: Dual<Json>) -> Self {
+        Self { backend_type: backend_type.into(), backend_data, ..self }
+    }
+
     /// The name of a backend for [`backend_type`](Self::backend_type): ten thousand records share a handful of them.
     pub fn backend_name(text: &str) -> Arc<str> {
         static KNOWN: LazyLock<[Arc<str>; 5]> =
@@ -336,6 +347,31 @@ pub struct Lease {
     pub fence: Fence,
 }
 
+impl Lease {
+    /// One that does not end, and of which the store compares nothing.
+    pub fn new(key: LeaseKey, subnets: Dual<Prefix>, attrs: LeaseAttrs) -> Self {
+        Self { key, subnets, attrs, expires: None, fence: Fence::default() }
+    }
+
+    /// The same with another end.
+    #[must_use]
+    pub fn expiring(self, expires: Option<BootTime>) -> Self {
+        Self { expires, ..self }
+    }
+
+    /// The same with another fence.
+    #[must_use]
+    pub fn fenced(self, fence: Fence) -> Self {
+        Self { fence, ..self }
+    }
+
+    /// The same with other attributes.
+    #[must_use]
+    pub fn publishing(self, attrs: LeaseAttrs) -> Self {
+        Self { attrs, ..self }
+    }
+}
+
 /// What does not parse in a store: present and bad, never absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRecord {
@@ -355,6 +391,18 @@ pub struct Record {
     pub created: u64,
     /// The lease, or why it is none.
     pub lease: Result<Arc<Lease>, Box<BadRecord>>,
+}
+
+impl Record {
+    /// A record of a lease, under its key.
+    pub fn of(lease: Lease, created: u64) -> Self {
+        Self { key: lease.key.clone(), created, lease: Ok(Arc::new(lease)) }
+    }
+
+    /// A record that is none.
+    pub fn bad(key: LeaseKey, created: u64, bad: BadRecord) -> Self {
+        Self { key, created, lease: Err(Box::new(bad)) }
+    }
 }
 
 /// What a watch of the store reports.

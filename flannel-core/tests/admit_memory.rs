@@ -1,9 +1,8 @@
 //! Alone in its process: it measures the process.
 
-#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot measure has to fail")]
+#![expect(clippy::expect_used, reason = "a test that cannot measure has to fail")]
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 
 use flannel_core::admit::{Admission, HostView, Rules};
 use flannel_core::config::{Allocation, NetworkConfig};
@@ -39,19 +38,13 @@ fn record(n: u32) -> Record {
     let subnet = Ipv4Addr::from(0x0a00_0000 + (n << 8));
     let key = LeaseKey::new(&format!("{subnet}-24"));
     let mac = format!("02:00:00:00:{:02x}:{:02x}", n >> 8, n & 0xff);
-    let attrs = LeaseAttrs {
-        public_ip: Dual { v4: Some(Ipv4Addr::from(0xc0a8_0000 + n).into()), v6: None },
-        backend_type: LeaseAttrs::from_json(br#"{"PublicIP":"1.2.3.4","BackendType":"vxlan"}"#).unwrap().backend_type,
-        backend_data: Dual { v4: Json::parse(&format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#)).ok(), v6: None },
-    };
-    let lease = Lease {
-        key: key.clone(),
-        subnets: Dual { v4: Prefix::new(IpAddr::V4(subnet), 24).ok(), v6: None },
-        attrs,
-        expires: Some(flannel_core::clock::BootTime::default()),
-        fence: Fence(Some(format!("{}", 1_000_000 + n).into())),
-    };
-    Record { key, created: n.into(), lease: Ok(Arc::new(lease)) }
+    let data = Dual { v4: Json::parse(&format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#)).ok(), v6: None };
+    let attrs = LeaseAttrs::new(Dual { v4: Some(Ipv4Addr::from(0xc0a8_0000 + n).into()), v6: None });
+    let attrs = attrs.with_backend(LeaseAttrs::backend_name("vxlan"), data);
+    let lease = Lease::new(key, Dual { v4: Prefix::new(IpAddr::V4(subnet), 24).ok(), v6: None }, attrs)
+        .expiring(Some(flannel_core::clock::BootTime::default()))
+        .fenced(Fence(Some(format!("{}", 1_000_000 + n).into())));
+    Record::of(lease, n.into())
 }
 
 /// Resident memory in bytes, pages of files (the program's own text) left out.

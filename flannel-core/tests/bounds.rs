@@ -16,7 +16,7 @@ mod node;
 #[path = "agent/tunnel.rs"]
 mod tunnel;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use flannel_core::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use flannel_core::net::{Dual, Family, Prefix};
@@ -108,16 +108,14 @@ impl Hostile {
         let subnets = Dual { v4: subnets, v6: None };
         let created = 1_000_000 + n as u64;
         if let Kind::Unreadable = kind {
-            return Record {
-                key, created, lease: Err(Box::new(BadRecord::new("é".repeat(self.data_bytes), subnets)))
-            };
+            return Record::bad(key, created, BadRecord::new("é".repeat(self.data_bytes), subnets));
         }
         let name = if let Kind::Mac = kind { "everybody" } else { key.as_str() };
-        let mut lease = Lease { key: key.clone(), subnets, ..peer(1) };
+        let mut lease = Lease::new(key.clone(), subnets, peer(1).attrs);
         lease.attrs.public_ip.v4 = Some(public(Family::V4, 250));
         lease.attrs.backend_data.v4 = Some(data(mac_of(name, Family::V4)));
         lease.attrs.backend_data.v6 = Json::parse(&format!("\"{}\"", "x".repeat(self.data_bytes))).ok();
-        Record { key, created, lease: Ok(Arc::new(lease)) }
+        Record::of(lease, created)
     }
 
     /// A list as a store gives it that is bounded itself.

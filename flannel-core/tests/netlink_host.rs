@@ -13,13 +13,10 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use flannel_core::kernel::{HostFacts, HostRoute, Kernel, KernelError, LinkId, LinkKind, OverlayName, Residence};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::netlink::NetlinkKernel;
+use flannel_core::testing::samples::dual;
 use futures_util::StreamExt;
 use lab::{DUAL, Overlay, PATIENCE, V4, in_lab, in_overlay, index_of, ip};
 use testkit::Namespace;
-
-fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
-    Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
-}
 
 fn name(text: &str) -> OverlayName {
     OverlayName::new(text).unwrap()

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::admit::{Admission, HostView, Own, Rules};
 use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::lease::{BadRecord, Fence, Json, Lease, LeaseAttrs, LeaseKey, Record};
+use flannel_core::lease::{BadRecord, Json, Lease, LeaseAttrs, LeaseKey, Record};
 use flannel_core::net::{Dual, Family, MacAddr, Prefix};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -138,23 +138,15 @@ fn told(admission: &Admission) -> (Vec<Lease>, Vec<(LeaseKey, &'static str)>) {
 }
 
 fn good(node: u8) -> Record {
-    let lease = lease(node);
-    Record { key: lease.key.clone(), created: node.into(), lease: Ok(Arc::new(lease)) }
+    Record::of(lease(node), node.into())
 }
 
 fn lease(node: u8) -> Lease {
     let both = |f: &dyn Fn(Family) -> Option<Json>| Dual { v4: f(Family::V4), v6: f(Family::V6) };
-    Lease {
-        key: LeaseKey::new(&format!("node-{node}")),
-        subnets: Dual { v4: subnet_of(Family::V4, node), v6: subnet_of(Family::V6, node) },
-        attrs: LeaseAttrs {
-            public_ip: Dual { v4: Some(public_of(Family::V4, node)), v6: Some(public_of(Family::V6, node)) },
-            backend_type: Vxlan::TYPE.into(),
-            backend_data: both(&|family| data(mac_of(family, node))),
-        },
-        expires: None,
-        fence: Fence::default(),
-    }
+    let public = Dual { v4: Some(public_of(Family::V4, node)), v6: Some(public_of(Family::V6, node)) };
+    let attrs = LeaseAttrs::new(public).with_backend(Vxlan::TYPE, both(&|family| data(mac_of(family, node))));
+    let subnets = Dual { v4: subnet_of(Family::V4, node), v6: subnet_of(Family::V6, node) };
+    Lease::new(LeaseKey::new(&format!("node-{node}")), subnets, attrs)
 }
 
 fn subnet_of(family: Family, node: u8) -> Option<Prefix> {
@@ -184,7 +176,8 @@ impl Hostile {
     fn record(&self, n: usize) -> Record {
         let key = LeaseKey::new(&format!("hostile-{n}"));
         let claims = [(Family::V4, &self.v4), (Family::V6, &self.v6)];
-        let mut lease = Lease { key: key.clone(), ..lease(0) };
+        let mut lease = lease(0);
+        lease.key = key.clone();
         lease.attrs.backend_type = match &self.kind {
             Kind::Vxlan => Vxlan::TYPE.into(),
             Kind::Text(text) => text.as_str().into(),

@@ -248,7 +248,7 @@ impl Known {
         let shown = record.and_then(|record| record.lease.as_ref().ok()).filter(|seen| is_ours(seen));
         let now = match shown {
             // A store may not know the expiry of what it shows: nothing then says that ours is longer.
-            Some(seen) => Own::Held(node.clone(), Lease { expires: seen.expires.max(own.expires), ..(**seen).clone() }),
+            Some(seen) => Own::Held(node.clone(), Lease::clone(seen).expiring(seen.expires.max(own.expires))),
             None => Own::Doubted(node.clone(), own.clone()),
         };
         let changed = self.own != now;

@@ -214,7 +214,7 @@ impl SubnetManager for CachedSubnets {
             }
             Err(error) if is_away(&error) => {
                 let lease = self.cached_lease(node, error, |lease| want.is_own(lease)).await?;
-                Ok(Lease { attrs: want.attrs, ..lease })
+                Ok(lease.publishing(want.attrs))
             }
             Err(error) => {
                 self.keeper.learn(|known| known.without_lease(node));

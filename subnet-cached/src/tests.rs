@@ -82,7 +82,9 @@ async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<Leas
 
 fn peer(n: u32) -> Lease {
     let subnet = Prefix::masked(std::net::Ipv4Addr::from(0x0a05_0000 + (n << 8)).into(), 24).unwrap();
-    Lease { subnets: Dual { v4: Some(subnet), v6: None }, ..samples::lease(n as u8, &[], "vxlan") }
+    let mut lease = samples::lease(n as u8, &[], "vxlan");
+    lease.subnets.v4 = Some(subnet);
+    lease
 }
 
 fn records(event: LeaseEvent) -> Vec<Record> {
@@ -94,7 +96,7 @@ fn records(event: LeaseEvent) -> Vec<Record> {
 
 fn held(expires: Option<u64>) -> Known {
     let expires = expires.map(|secs| BootTime(Duration::from_secs(secs)));
-    let lease = Lease { expires, fence: Fence(Some("7".into())), ..peer(3) };
+    let lease = peer(3).expiring(expires).fenced(Fence(Some("7".into())));
     let own = Own::Held(node(), lease);
     let this_node =
         Some(ThisNode::named(node()).publishing(samples::lease(7, &[Family::V4, Family::V6], "vxlan").attrs.public_ip));
@@ -129,9 +131,9 @@ async fn a_store_that_is_away_is_stood_in_for_with_what_it_said_last() {
     assert_eq!(cached.this_node().await.unwrap(), ThisNode::named(node()));
     assert_eq!(cached.network_config().await.unwrap(), config());
     assert_eq!(cached.previous(&node()).await.unwrap(), std::slice::from_ref(&lease));
-    let attrs = LeaseAttrs { backend_type: "vxlan".into(), ..LeaseAttrs::default() };
+    let attrs = LeaseAttrs::default().with_backend("vxlan", Dual::default());
     let again = cached.acquire(&node(), Want::new(attrs.clone())).await.unwrap();
-    assert_eq!(again, Lease { attrs, ..lease.clone() }, "the fence stays");
+    assert_eq!(again, lease.clone().publishing(attrs), "the fence stays");
     let mut watch = cached.watch();
     let snapshot = records(watch.next().await.unwrap().unwrap());
     assert_eq!(snapshot, bed.store.records());

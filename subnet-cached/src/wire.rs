@@ -204,7 +204,7 @@ impl<'a> Holding<'a> {
         let attrs = LeaseAttrs::from_json(self.attrs.get().as_bytes()).map_err(|error| bad(&error))?;
         let Ok(expires) = time.expiry(self.expires_unix_ms) else { return Ok(Own::None) };
         let (key, fence) = (LeaseKey::new(&self.key), Fence(self.fence));
-        Ok(Own::Held(node, Lease { key, subnets: self.subnets.0, attrs, expires, fence }))
+        Ok(Own::Held(node, Lease::new(key, self.subnets.0, attrs).expiring(expires).fenced(fence)))
     }
 }
 
@@ -264,8 +264,7 @@ impl<'a> RecordText<'a> {
             (Some(attrs), None) => {
                 let attrs = LeaseAttrs::from_json(attrs.get().as_bytes());
                 let attrs = attrs.map_err(|error| format!("record {key:?}: {error}"))?;
-                let (expires, fence) = (None, Fence::default());
-                Ok(Arc::new(Lease { key: key.clone(), subnets, attrs, expires, fence }))
+                Ok(Arc::new(Lease::new(key.clone(), subnets, attrs)))
             }
             (None, Some(reason)) => Err(Box::new(BadRecord::new(reason, subnets))),
             (Some(_), Some(_)) | (None, None) => return Err(format!("record {key:?}: not either attrs or bad")),

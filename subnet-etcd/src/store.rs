@@ -163,7 +163,7 @@ impl Store {
                     if held.first.lease != version.lease {
                         self.drop_lease(held.first.lease).await;
                     }
-                    return Ok(Lease { fence: written.fence(), expires, ..lease.clone() });
+                    return Ok(lease.clone().expiring(expires).fenced(written.fence()));
                 }
                 Outcome::Refused { read, .. } => read,
             };
@@ -262,7 +262,7 @@ impl Store {
                 if version.lease != written.lease {
                     self.drop_lease(version.lease).await;
                 }
-                Ok(Some(Lease { attrs: attrs.clone(), expires, fence: written.fence(), ..lease.clone() }))
+                Ok(Some(lease.clone().publishing(attrs.clone()).expiring(expires).fenced(written.fence())))
             }
         }
     }
@@ -306,8 +306,8 @@ impl Store {
             let outcome = self.put_granted(&put, granted).await;
             let (header, read) = match outcome.map_err(|fault| fault.into_subnet_error(ACQUIRING))? {
                 Outcome::Written { version, expires } => {
-                    let attrs = want.attrs.clone();
-                    return Ok(Some(Lease { key, subnets, attrs, expires, fence: version.fence() }));
+                    let lease = Lease::new(key, subnets, want.attrs.clone());
+                    return Ok(Some(lease.expiring(expires).fenced(version.fence())));
                 }
                 Outcome::Refused { header, read } => (header, read),
             };
@@ -506,7 +506,7 @@ mod tests {
             let addr = Ipv6Addr::new(0xfd00, 0, (low >> 16) as u16, low as u16, 0, 0, 0, 0);
             let subnets = Dual { v4: None, v6: Some(Prefix::new(addr.into(), 64).unwrap()) };
             let fence = Version { created, modified: created, lease: 1 }.fence();
-            Lease { key: LeaseKey::new("x"), subnets, attrs: LeaseAttrs::default(), expires: None, fence }
+            Lease::new(LeaseKey::new("x"), subnets, LeaseAttrs::default()).fenced(fence)
         };
         let own = lease(1 << 31, 7);
         for n in 1..MAX_TAKEN as u32 {

@@ -141,7 +141,7 @@ fn record_of(name: &[u8], value: Option<&[u8]>, version: Version) -> Record {
         let too_large = || BadRecord::new(format_args!("larger than {} bytes", LeaseAttrs::MAX_BYTES), subnets);
         let attrs = LeaseAttrs::from_json(value.ok_or_else(too_large)?);
         let attrs = attrs.map_err(|error| BadRecord::new(error, subnets))?;
-        Ok(Arc::new(Lease { key: key.clone(), subnets, attrs, expires: None, fence: version.fence() }))
+        Ok(Arc::new(Lease::new(key.clone(), subnets, attrs).fenced(version.fence())))
     });
     Record { key, created: version.created.unsigned_abs(), lease: lease.map_err(Box::new) }
 }
@@ -235,11 +235,8 @@ mod tests {
 
     #[test]
     fn what_does_not_read_back_is_never_written() {
-        let attrs = |kind: &str| LeaseAttrs {
-            public_ip: Dual { v4: Some("1.2.3.4".parse().unwrap()), v6: None },
-            backend_type: kind.into(),
-            ..LeaseAttrs::default()
-        };
+        let public_ip = Dual { v4: Some("1.2.3.4".parse().unwrap()), v6: None };
+        let attrs = |kind: &str| LeaseAttrs::new(public_ip).with_backend(kind, Dual::default());
         assert_eq!(value(&attrs("")).unwrap(), r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#);
         assert!(value(&attrs(&"x".repeat(5000))).is_err());
     }

@@ -103,7 +103,7 @@ impl Store {
         // Both clocks are read here: what went by while a lock or a disk was waited for is not the holder's to use.
         let expires = entry.expires.map(|at| self.options.clock.now().after(at.since(WallTime::now())));
         let fence = Fence(Some(entry.created.to_string().into()));
-        Lease { key, subnets: entry.subnets, attrs: entry.attrs, expires, fence }
+        Lease::new(key, entry.subnets, entry.attrs).expiring(expires).fenced(fence)
     }
 
     fn lock(&self) -> Result<Locked<'_>, SubnetError> {

@@ -212,11 +212,11 @@ impl Seen {
             Ok(entry) if entry.is_expired(now) => return None,
             Ok(entry) => {
                 let (created, expires) = (entry.created, entry.expires);
-                let lease = store.lease(key.clone(), entry);
-                Self { record: Record { key, created, lease: Ok(Arc::new(lease)) }, expires }
+                let lease = store.lease(key, entry);
+                Self { record: Record::of(lease, created), expires }
             }
             // It is not known when a bad record was made: it counts as the youngest.
-            Err(bad) => Self { record: Record { key, created: u64::MAX, lease: Err(Box::new(bad)) }, expires: None },
+            Err(bad) => Self { record: Record::bad(key, u64::MAX, bad), expires: None },
         })
     }
 }
@@ -377,7 +377,7 @@ mod tests {
         store.put_config_json(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).await.unwrap();
         let acquire = async |name: &str| {
             let public_ip = Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
-            let want = Want::new(LeaseAttrs { public_ip, ..LeaseAttrs::default() });
+            let want = Want::new(LeaseAttrs::new(public_ip));
             store.acquire(&NodeIdentity::new(name).unwrap(), want).await.unwrap()
         };
         for name in ["d", "c", "b"] {
@@ -406,8 +406,7 @@ mod tests {
         let acquire = async |name: &str, bytes: usize| {
             let public_ip = Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
             let v4 = Json::parse(&format!("\"{}\"", "x".repeat(bytes))).ok();
-            let attrs = LeaseAttrs { public_ip, backend_data: Dual { v4, v6: None }, ..LeaseAttrs::default() };
-            let want = Want::new(attrs);
+            let want = Want::new(LeaseAttrs::new(public_ip).with_backend("", Dual { v4, v6: None }));
             store.acquire(&NodeIdentity::new(name).unwrap(), want).await.unwrap()
         };
         acquire("a", 1).await;

@@ -44,7 +44,7 @@ async fn of_a_directory_without_end_a_watch_and_an_acquire_hold_few_records() {
     HEAP.reset_peak_usage();
     let before = HEAP.current_usage();
     let public_ip = Dual { v4: Some("192.0.2.2".parse().unwrap()), v6: None };
-    let want = Want::new(LeaseAttrs { public_ip, ..LeaseAttrs::default() });
+    let want = Want::new(LeaseAttrs::new(public_ip));
     store.acquire(&NodeIdentity::new("us").unwrap(), want).await.unwrap();
     let peak = HEAP.peak_usage() - before;
     assert!(peak < 4 << 20, "{peak} bytes to acquire");

@@ -77,7 +77,7 @@ pub(crate) fn attrs(annotations: &Annotations<'_>) -> Result<LeaseAttrs, String>
     if kind.len() > LeaseAttrs::MAX_BYTES {
         return Err(too_large(Key::BackendType, &kind));
     }
-    let mut attrs = LeaseAttrs { backend_type: LeaseAttrs::backend_name(&kind), ..LeaseAttrs::default() };
+    let mut attrs = LeaseAttrs::default().with_backend(LeaseAttrs::backend_name(&kind), Dual::default());
     for family in Family::BOTH {
         let key = Key::public_ip(family);
         if let Some(text) = annotations.text(key).filter(|text| !text.is_empty()) {
@@ -171,14 +171,11 @@ mod tests {
 
     fn attrs(kind: &str, data: [bool; 2], addrs: [bool; 2]) -> LeaseAttrs {
         let data_of = |there: bool| there.then(|| Json::object(&[("VNI", Scalar::Number(1))]));
-        LeaseAttrs {
-            public_ip: Dual {
-                v4: addrs[0].then(|| "192.0.2.1".parse().unwrap()),
-                v6: addrs[1].then(|| "2001:db8::1".parse().unwrap()),
-            },
-            backend_type: kind.into(),
-            backend_data: Dual { v4: data_of(data[0]), v6: data_of(data[1]) },
-        }
+        let attrs = LeaseAttrs::new(Dual {
+            v4: addrs[0].then(|| "192.0.2.1".parse().unwrap()),
+            v6: addrs[1].then(|| "2001:db8::1".parse().unwrap()),
+        });
+        attrs.with_backend(kind, Dual { v4: data_of(data[0]), v6: data_of(data[1]) })
     }
 
     /// docs/compatibility.md, "Kubernetes": which groups of annotations each backend writes.

@@ -147,7 +147,7 @@ impl<'a> Node<'a> {
         if subnets.is_empty() {
             return Err("it has no podCIDR of a family that it has a public IP of".to_owned());
         }
-        Ok(Lease { key: key.clone(), subnets, attrs, expires: None, fence: self.fence() })
+        Ok(Lease::new(key.clone(), subnets, attrs).fenced(self.fence()))
     }
 }
 

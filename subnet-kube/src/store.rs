@@ -151,7 +151,9 @@ impl Store {
         let Ok(subnets) = assigned(name.as_str(), &node, &config) else { return Ok(Vec::new()) };
         // A record of ours that is bad is as good as none: acquire mends it.
         let lease = node.record(&locked(&self.published)).lease.ok();
-        Ok(lease.map(|lease| Lease { subnets, ..Lease::clone(&lease) }).into_iter().collect())
+        let shown =
+            |lease: Arc<Lease>| Lease::new(lease.key.clone(), subnets, lease.attrs.clone()).fenced(lease.fence.clone());
+        Ok(lease.map(shown).into_iter().collect())
     }
 
     pub(crate) async fn acquire(&self, name: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
@@ -166,7 +168,7 @@ impl Store {
             _ => fault.into_subnet_error(DOING),
         })?;
         let key = LeaseKey::of_bytes(name.as_str().as_bytes());
-        Ok(Lease { key, subnets, attrs: want.attrs, expires: None, fence: node.fence() })
+        Ok(Lease::new(key, subnets, want.attrs).fenced(node.fence()))
     }
 
     pub(crate) async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {

@@ -39,6 +39,23 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The same with an uplink that is up and has these addresses with their lengths. Its far end is in there, too.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), or as the kernel says.
+    pub fn with_uplink(name: &str, uplink: &str, addresses: &[&str]) -> Result<Self, Error> {
+        let namespace = Self::new(name)?;
+        let far_end = format!("{uplink}-far");
+        namespace.add_veth(uplink, &namespace, &far_end)?;
+        for address in addresses {
+            let more = if address.contains(':') { "nodad" } else { "" };
+            namespace.ip(&format!("addr add {address} dev {uplink} {more}"))?;
+        }
+        namespace.set_up(uplink)?;
+        namespace.set_up(&far_end)?;
+        Ok(namespace)
+    }
+
     /// The namespace that the calling thread is in.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
+use flannel_core::lease::{Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::testing::memory_subnets::Fault;
 
@@ -274,8 +274,8 @@ impl World {
             let mac = format!("02:6{}:00:00:00:{number:02x}", u8::from(family == Family::V6));
             Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))])
         });
-        let (key, attrs) = (go_key(&subnets), LeaseAttrs { public_ip, backend_type: "vxlan".into(), backend_data });
-        let lease = Lease { key: key.clone(), subnets, attrs, expires: None, fence: Fence::default() };
+        let (key, attrs) = (go_key(&subnets), LeaseAttrs::new(public_ip).with_backend("vxlan", backend_data));
+        let lease = Lease::new(key.clone(), subnets, attrs);
         self.store.insert([lease.clone()]);
         self.go.insert(key, lease);
         format!("Go node {number} joins at {public_ip:?}")

@@ -81,7 +81,7 @@ impl World {
         self.go.iter().find_map(|(key, lease)| {
             let found = records.iter().find(|record| record.key == *key).and_then(|record| record.lease.as_ref().ok());
             // A node of ours that took it would have it expire.
-            let same = found.is_some_and(|found| Lease { fence: lease.fence.clone(), ..(**found).clone() } == *lease);
+            let same = found.is_some_and(|found| Lease::clone(found).fenced(lease.fence.clone()) == *lease);
             (!same).then(|| format!("the record of Go node {key} is {found:?}"))
         })
     }

@@ -130,8 +130,7 @@ fn bad_inside(subnets: Dual<Prefix>, n: u32) -> Record {
         v4: subnets.v4.as_ref().map(|prefix| inside(prefix, 30)),
         v6: subnets.v6.as_ref().map(|prefix| inside(prefix, 126)),
     };
-    let bad = BadRecord { reason: "no JSON".to_owned(), subnets };
-    Record { key: key(n), created: n.into(), lease: Err(Box::new(bad)) }
+    Record::bad(key(n), n.into(), BadRecord::new("no JSON", subnets))
 }
 
 #[test]
@@ -179,8 +178,7 @@ fn a_change_tells_of_the_prefixes_it_concerns_and_not_of_all() {
     let bad = |n: u32| {
         let subnet = Prefix::masked(IpAddr::from((0x0a2a_0000 + (n << 2)).to_be_bytes()), 30).unwrap();
         let subnets = Dual { v4: Some(subnet), v6: None };
-        let lease = Err(Box::new(BadRecord { reason: "x".into(), subnets }));
-        Record { key: LeaseKey::new(&format!("n{n}")), created: 1, lease }
+        Record::bad(LeaseKey::new(&format!("n{n}")), 1, BadRecord::new("x", subnets))
     };
     admission.reset((1000..11_000).map(bad).collect());
     let told = |admission: &Admission| admission.changed_withheld().len();
@@ -205,8 +203,7 @@ fn prefixes_that_no_peer_could_hold_are_not_kept() {
     .into_iter()
     .enumerate()
     {
-        let bad = BadRecord { reason: "no JSON".to_owned(), subnets };
-        admission.upsert(Record { key: key(n as u32), created: 1, lease: Err(Box::new(bad)) });
+        admission.upsert(Record::bad(key(n as u32), 1, BadRecord::new("no JSON", subnets)));
         assert_eq!(admission.table.take_visits(), 0, "{subnets:?}");
     }
 }
@@ -298,10 +295,7 @@ fn an_own_record_that_others_drop_is_told() {
 #[test]
 fn the_texts_of_bad_records_are_bounded_in_number_and_length() {
     let mut admission = admission();
-    let bad = |n: u32| {
-        let bad = BadRecord { reason: "é".repeat(4000), subnets: Dual::default() };
-        Record { key: key(n), created: n.into(), lease: Err(Box::new(bad)) }
-    };
+    let bad = |n: u32| Record::bad(key(n), n.into(), BadRecord { reason: "é".repeat(4000), subnets: Dual::default() });
     let texts = |admission: &Admission| {
         let texts = admission.quarantined().map(|(_, reason)| match reason {
             Reason::Unreadable(text) => text.len(),

@@ -7,7 +7,6 @@ use super::*;
 use crate::backend::Skip;
 use crate::kernel::{HostFacts, OverlayName};
 use crate::lease::{BadRecord, Json, LeaseAttrs};
-pub(super) use crate::testing::samples::record;
 use crate::testing::samples::{config, host, lease, node_address, node_subnet};
 
 /// In these tests the backend data is the MAC address, as a JSON string; none for `null`.
@@ -56,6 +55,10 @@ pub(super) fn mac_data(n: u8) -> Json {
     Json::parse(&format!("\"02:00:00:00:00:{n:02x}\"")).unwrap()
 }
 
+pub(super) fn record(lease: Lease, created: u64) -> Record {
+    Record::of(lease, created)
+}
+
 fn with(n: u8, change: impl FnOnce(&mut Lease)) -> Record {
     let mut lease = node(n);
     change(&mut lease);
@@ -67,8 +70,7 @@ fn with_subnet(n: u8, subnet: &str) -> Record {
 }
 
 fn unreadable(n: u8) -> Record {
-    let bad = Box::new(BadRecord { reason: "no JSON".into(), subnets: node(n).subnets });
-    Record { key: key(n), created: n.into(), lease: Err(bad) }
+    Record::bad(key(n), n.into(), BadRecord::new("no JSON", node(n).subnets))
 }
 
 fn key(n: u8) -> LeaseKey {
@@ -274,13 +276,8 @@ fn the_last_good_version_stays_until_somebody_wants_its_place() {
 #[test]
 fn what_a_bad_record_names_is_withheld_after_a_restart() {
     let mut admission = admission();
-    let wide = Record {
-        lease: Err(Box::new(BadRecord {
-            reason: "x".into(),
-            subnets: Dual { v4: "10.42.0.0/16".parse().ok(), v6: None },
-        })),
-        ..unreadable(7)
-    };
+    let wide = BadRecord::new("x", Dual { v4: "10.42.0.0/16".parse().ok(), v6: None });
+    let wide = Record::bad(key(7), 7, wide);
     admission.reset(vec![unreadable(3), unreadable(4), with_subnet(9, "10.42.4.0/24"), unreadable(1), wide]);
     assert_eq!(admission.withheld(), &[node_subnet(Family::V4, 3)].into());
     assert_eq!((quarantined(&admission).len(), admission.quarantined_count()), (3, 3));
@@ -444,19 +441,12 @@ fn any_record() -> impl Strategy<Value = Record> {
             lease.subnets.v6 = Some(node_subnet(Family::V6, third));
             lease.attrs.public_ip.v6 = Some(node_address(Family::V6, 9));
         }
-        let key = lease.key.clone();
         match fault {
             0 => lease.attrs.backend_type = "x".into(),
-            1 => {
-                return Record {
-                    key,
-                    created,
-                    lease: Err(Box::new(BadRecord { reason: "x".into(), subnets: lease.subnets })),
-                };
-            }
+            1 => return Record::bad(lease.key, created, BadRecord::new("x", lease.subnets)),
             _ => {}
         }
-        Record { key, created, lease: Ok(Arc::new(lease)) }
+        record(lease, created)
     })
 }
 

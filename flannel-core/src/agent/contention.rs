@@ -80,10 +80,7 @@ impl Contention {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(secs: u64) -> BootTime {
-        BootTime(Duration::from_secs(secs))
-    }
+    use crate::testing::samples::at;
 
     #[test]
     fn answers_come_at_once_then_ever_later_until_the_lease_has_stood_half_a_minute() {

@@ -119,10 +119,7 @@ mod tests {
     use super::*;
     use crate::kernel::{LinkId, Route};
     use crate::net::Prefix;
-
-    fn at(millis: u64) -> BootTime {
-        BootTime(Duration::from_millis(millis))
-    }
+    use crate::testing::samples::at_millis as at;
 
     fn deletion(n: u32) -> Op {
         let prefix = Prefix::masked(std::net::Ipv4Addr::from(0x0a05_0000 + (n << 2)).into(), 30).unwrap();

@@ -103,15 +103,10 @@ impl Guard {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::kernel::{FdbKey, LinkId, NeighbourKey, Route};
     use crate::net::MacAddr;
-
-    fn at(millis: u64) -> BootTime {
-        BootTime(Duration::from_millis(millis))
-    }
+    use crate::testing::samples::at_millis as at;
 
     fn prefix(n: u8) -> Prefix {
         format!("10.5.{n}.0/24").parse().unwrap()

@@ -12,7 +12,7 @@ use crate::backend::{Backend, LocalNode, NodeContext, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{Device, HostFacts, HostLink, LinkKind, OverlayName, Scope};
-use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
+use crate::lease::{Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::subnet::{NodeIdentity, Want};
 use crate::subnet_env::SubnetEnv;
@@ -193,13 +193,7 @@ fn devices(backend: &dyn Backend, context: &NodeContext) -> Vec<Device> {
 
 /// The lease as far as it is known before it is taken: enough to tell which devices there will be.
 pub(crate) fn expected(context: &NodeContext, want: &Want) -> LocalNode {
-    let lease = Lease {
-        key: LeaseKey::new(context.node.as_str()),
-        subnets: want.preferred,
-        attrs: want.attrs.clone(),
-        expires: None,
-        fence: Fence::default(),
-    };
+    let lease = Lease::new(LeaseKey::new(context.node.as_str()), want.preferred, want.attrs.clone());
     LocalNode { lease: Arc::new(lease), context: context.clone() }
 }
 

@@ -227,11 +227,8 @@ impl Protected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::samples::at;
     use proptest::prelude::*;
-
-    fn at(seconds: u64) -> BootTime {
-        BootTime(Duration::from_secs(seconds))
-    }
 
     /// Prefixes of which many overlap.
     fn prefix() -> impl Strategy<Value = Prefix> {

@@ -131,6 +131,7 @@ mod tests {
 
     use super::*;
     use crate::net::Prefix;
+    use crate::testing::samples::at;
 
     fn error(errno: i32) -> KernelError {
         KernelError::Refused { doing: "route add".to_owned(), errno, message: String::new() }
@@ -147,10 +148,6 @@ mod tests {
 
     fn routes() -> BTreeSet<Kind> {
         [Kind::Route(Family::V4)].into()
-    }
-
-    fn at(secs: u64) -> BootTime {
-        BootTime(Duration::from_secs(secs))
     }
 
     #[test]

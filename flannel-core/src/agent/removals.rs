@@ -89,10 +89,7 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(secs: u64) -> BootTime {
-        BootTime(Duration::from_secs(secs))
-    }
+    use crate::testing::samples::at;
 
     fn prefix(n: u32) -> Prefix {
         Prefix::masked(std::net::Ipv4Addr::from(0x0a05_0000 + (n << 8)).into(), 24).unwrap()

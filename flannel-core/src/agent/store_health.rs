@@ -69,11 +69,7 @@ impl StoreHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
-    fn at(secs: u64) -> BootTime {
-        BootTime(Duration::from_secs(secs))
-    }
+    use crate::testing::samples::at;
 
     #[test]
     fn contact_is_lost_until_both_are_well() {

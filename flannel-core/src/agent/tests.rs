@@ -18,15 +18,11 @@ use crate::config::{Allocation, NetworkConfig};
 use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::subnet::SubnetError;
-use crate::testing::samples;
+use crate::testing::samples::{self, at_millis as at};
 
 mod former_networks;
 
 const V4: &[Family] = &[Family::V4];
-
-fn at(millis: u64) -> BootTime {
-    BootTime(Duration::from_millis(millis))
-}
 
 fn device() -> Link {
     let kind = Vxlan {
@@ -93,7 +89,7 @@ fn machine_on(host: HostFacts, backend: MockBackend) -> Machine {
 }
 
 fn own_record() -> LeaseEvent {
-    LeaseEvent::Reset(vec![samples::record(samples::lease(1, V4, "tunnel"), 1)])
+    LeaseEvent::Reset(vec![Record::of(samples::lease(1, V4, "tunnel"), 1)])
 }
 
 /// Answers kernel calls from `seen`, refusing every write, until nothing is due at `now`.
@@ -119,11 +115,8 @@ fn refuse(ops: usize) -> ApplyReport {
 
 /// A list of so many records that are bad, and none of them the own one.
 fn bad_records(count: usize) -> LeaseEvent {
-    let bad = |n: usize| Record {
-        key: LeaseKey::new(&n.to_string()),
-        created: n as u64,
-        lease: Err(Box::new(BadRecord::new("no JSON", Dual::default()))),
-    };
+    let bad =
+        |n: usize| Record::bad(LeaseKey::new(&n.to_string()), n as u64, BadRecord::new("no JSON", Dual::default()));
     LeaseEvent::Reset((0..count).map(bad).collect())
 }
 
@@ -196,7 +189,7 @@ fn a_lease_is_taken_again_though_an_address_that_does_not_identify_the_node_is_g
     let local = samples::local(context, samples::lease(1, BOTH, "tunnel").attrs);
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
-    let own = samples::record(samples::lease(1, BOTH, "tunnel"), 1);
+    let own = Record::of(samples::lease(1, BOTH, "tunnel"), 1);
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(vec![own]))));
     serve(&mut machine, at(0), &State::default());
     read(&mut machine, at(1_000), &without(Family::V6));
@@ -223,7 +216,7 @@ fn a_record_that_another_node_writes_under_a_lost_address_is_that_nodes() {
     let edited = || {
         let mut lease = samples::lease(1, V4, "tunnel");
         lease.attrs.backend_data.v4 = Some(Json::object(&[("other", crate::lease::Scalar::Number(1))]));
-        Input::Store(Ok(LeaseEvent::Upsert(samples::record(lease, 1))))
+        Input::Store(Ok(LeaseEvent::Upsert(Record::of(lease, 1))))
     };
     for (host, is_held) in [(samples::host(), true), (without(Family::V4), false)] {
         let mut machine = machine();
@@ -240,10 +233,10 @@ fn a_record_that_another_node_writes_under_a_lost_address_is_that_nodes() {
 #[test]
 fn a_list_that_drops_records_and_leaves_room_is_asked_for_again_with_growing_pauses() {
     let mut machine = machine();
-    let own = samples::record(samples::lease(1, V4, "tunnel"), 1);
+    let own = Record::of(samples::lease(1, V4, "tunnel"), 1);
     let mut lease = samples::lease(2, V4, "tunnel");
     lease.attrs.backend_data.v4 = Json::parse(&format!("\"{}\"", "x".repeat(MAX_RECORDS * RECORD_BYTES))).ok();
-    let huge = samples::record(lease, 2);
+    let huge = Record::of(lease, 2);
     let list = || Input::Store(Ok(LeaseEvent::Reset(vec![own.clone(), huge.clone()])));
     let (mut now, mut lists) = (at(0), 0);
     machine.handle(now, list());
@@ -276,7 +269,7 @@ fn after_all_that_is_due_was_served_the_next_deadline_lies_ahead() {
     let mut now = at(0);
     for step in 0..2000 {
         if step % 7 == 0 {
-            let peer = samples::record(samples::lease(2 + (step % 5) as u8, V4, "tunnel"), 2 + step);
+            let peer = Record::of(samples::lease(2 + (step % 5) as u8, V4, "tunnel"), 2 + step);
             machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(peer))));
         }
         serve(&mut machine, now, &seen);
@@ -324,7 +317,7 @@ fn a_direct_route_without_its_connected_route_is_replaced_after_a_while_and_show
     let its_route = tunnel.clone();
     let wanted = move |_: &Peer| PeerState::default().with_route(prefix, its_route.clone());
     let mut machine = machine_on(unconnected(), backend_with(wanted));
-    let peer = samples::record(samples::lease(2, V4, "tunnel"), 2);
+    let peer = Record::of(samples::lease(2, V4, "tunnel"), 2);
     machine.handle(at(0), Input::Store(Ok(own_record())));
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Upsert(peer))));
     let seen = with_route(prefix, direct.clone());
@@ -359,8 +352,8 @@ fn a_shared_mac_address_sets_no_deadline_that_waits_for_the_kernel() {
     let local = samples::local(samples::context(config()), samples::lease(1, V4, "tunnel").attrs);
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend), local, status, at(0), Jitter::seeded(1));
-    let older = samples::record(samples::lease(2, V4, "tunnel"), 1);
-    let own = samples::record(samples::lease(1, V4, "tunnel"), 2);
+    let older = Record::of(samples::lease(2, V4, "tunnel"), 1);
+    let own = Record::of(samples::lease(1, V4, "tunnel"), 2);
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(vec![older, own]))));
     // Neither kernel nor store answers.
     assert!(machine.kernel_call(at(0)).is_some() && machine.config_call(at(0)));
@@ -381,7 +374,7 @@ fn with_peers(peers: u8) -> (Machine, State) {
         samples::host(),
         backend_with(move |peer| PeerState { routes: route(peer).into_iter().collect(), ..PeerState::default() }),
     );
-    let records = (1..=peers + 1).map(|n| samples::record(samples::lease(n, V4, "tunnel"), n.into()));
+    let records = (1..=peers + 1).map(|n| Record::of(samples::lease(n, V4, "tunnel"), n.into()));
     machine.handle(at(0), Input::Store(Ok(LeaseEvent::Reset(records.collect()))));
     let mut seen = State { links: [(LinkId::Own(0), device())].into(), ..State::default() };
     for op in written(&mut machine, at(0), &samples::host(), &seen.clone()) {
@@ -421,7 +414,7 @@ fn most_peers_that_leave_at_once_one_by_one_are_deleted_after_a_minute() {
     assert_eq!((machine.status.withheld.len(), seen.routes.len()), (20, 20));
     assert_eq!(machine.guard.protected.judged, 1, "a burst is judged as one");
     // One that comes back is in use, and nothing of it waits.
-    let back = samples::record(samples::lease(2, V4, "tunnel"), 30);
+    let back = Record::of(samples::lease(2, V4, "tunnel"), 30);
     machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Upsert(back))));
     assert_eq!(delete(&mut machine, at(5000), &mut seen), 0);
     assert_eq!(machine.status.withheld.len(), 19);
@@ -453,7 +446,7 @@ fn deletions_that_wait_are_told_once_and_again_when_twice_as_many_do() {
         machine.take_events().into_iter().filter_map(number).collect()
     };
     let join = |machine: &mut Machine, seen: &mut State, n: u8, now: BootTime| {
-        let record = samples::record(samples::lease(n, V4, "tunnel"), 30);
+        let record = Record::of(samples::lease(n, V4, "tunnel"), 30);
         machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(record))));
         assert_eq!(delete(machine, now, seen), 0);
     };
@@ -480,7 +473,7 @@ fn peers_that_join_and_leave_one_after_the_other_make_no_mass_deletion() {
         let now = at(1000 + 100 * u64::from(n));
         let lease = samples::lease(n + 10, V4, "tunnel");
         let prefix = lease.subnets.v4.unwrap();
-        machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(samples::record(lease.clone(), 100)))));
+        machine.handle(now, Input::Store(Ok(LeaseEvent::Upsert(Record::of(lease.clone(), 100)))));
         let added = written(&mut machine, now, &samples::host(), &seen.clone());
         assert!(matches!(added[..], [Op::CreateRoute { .. }]), "{added:?}");
         seen.routes.insert(RouteKey { prefix, nth: 0 }, Route::overlay(prefix, prefix.addr(), LinkId::Own(0)));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::link_kind::LinkKind;
-use super::objects::LinkName;
+use super::objects::{Link, LinkName};
 use super::routes::Routes;
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
 
@@ -90,6 +90,27 @@ pub struct HostRoute {
     pub gateway: Option<IpAddr>,
     /// Metric.
     pub metric: u32,
+}
+
+impl From<Link> for HostLink {
+    fn from(link: Link) -> Self {
+        let Link { name, kind, mac, mtu, up, group, alias } = link;
+        Self { name, kind, mac, mtu, up, group, alias }
+    }
+}
+
+impl HostAddress {
+    /// One that an administrator set, to stay.
+    pub fn new(link: u32, addr: IpAddr, len: u8) -> Self {
+        Self { link, addr, len, permanent: true, temporary: false, deprecated: false }
+    }
+}
+
+impl HostRoute {
+    /// One of metric 0.
+    pub fn new(prefix: Prefix, link: Option<u32>, gateway: Option<IpAddr>) -> Self {
+        Self { prefix, link, gateway, metric: 0 }
+    }
 }
 
 impl HostFacts {

@@ -113,7 +113,7 @@ mod tests {
     fn a_lookup_among_many_routes_takes_as_many_steps_as_there_are_lengths() {
         let route = |n: u32, len| {
             let prefix = Prefix::masked(std::net::Ipv4Addr::from(0x0a00_0000 + (n << 8)).into(), len).unwrap();
-            HostRoute { prefix, link: Some(n), gateway: None, metric: 0 }
+            HostRoute::new(prefix, Some(n), None)
         };
         let routes: Routes = (0..100_000).map(|n| route(n, 24)).chain([route(0, 8)]).collect();
         assert_eq!(routes.lengths.len(), 2);

@@ -136,21 +136,14 @@ mod tests {
     use super::*;
 
     fn record(created: u64, key: &str) -> Record {
-        let bad = BadRecord { reason: String::new(), subnets: Default::default() };
-        Record { key: LeaseKey::new(key), created, lease: Err(Box::new(bad)) }
+        Record::bad(LeaseKey::new(key), created, BadRecord::new("", Default::default()))
     }
 
     #[test]
     fn every_text_that_its_writer_chose_counts() {
         let text = |bytes: usize| "x".repeat(bytes);
         let key = LeaseKey::new("a");
-        let lease = Lease {
-            key: key.clone(),
-            subnets: Default::default(),
-            attrs: Default::default(),
-            expires: None,
-            fence: Default::default(),
-        };
+        let lease = Lease::new(key.clone(), Default::default(), Default::default());
         assert_eq!(weight(&key, Ok(&lease)), 1);
         let mut of_type = lease.clone();
         of_type.attrs.backend_type = text(4000).into();

@@ -229,6 +229,7 @@ fn lost(error: &io::Error) -> KernelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::samples::dual;
 
     #[test]
     fn only_a_member_of_a_group_of_the_right_protocol_proves_anything() {
@@ -250,10 +251,6 @@ mod tests {
         assert_eq!(name.len(), text.len());
         assert!(is_claim(&format!("@{}", String::from_utf8(name).unwrap())));
         drop(squatter);
-    }
-
-    fn dual(v4: &str, v6: &str) -> Dual<Prefix> {
-        Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::codec::{Batch, address, link, route};
 use super::wire::Wire;
-use crate::kernel::{HostFacts, HostLink, HostRoute, KernelError, Link, NextHop, RouteSlot, Routes, SeenLink};
+use crate::kernel::{HostFacts, HostRoute, KernelError, NextHop, RouteSlot, Routes, SeenLink};
 use crate::net::{Family, Prefix};
 
 /// Most routes with a gateway that are put aside until it is known what they lie in. Where there are more, the table is
@@ -36,8 +36,7 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -
         || facts.clone(),
         |facts, message| {
             if let Some(SeenLink { index, link }) = link::decode(message.payload)? {
-                let Link { name, kind, mac, mtu, up, group, alias } = link;
-                facts.keep_link(index, HostLink { name, kind, mac, mtu, up, group, alias }, &addressed);
+                facts.keep_link(index, link.into(), &addressed);
             }
             Ok(())
         },
@@ -204,7 +203,7 @@ fn leads_to_itself(seen: &route::SeenRoute) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::{HostAddress, LinkKind, RouteKind};
+    use crate::kernel::{HostAddress, Link, LinkKind, LinkName, RouteKind};
 
     fn seen(n: u32, gateway: Option<IpAddr>) -> route::SeenRoute {
         route::SeenRoute {
@@ -224,23 +223,9 @@ mod tests {
 
     #[test]
     fn what_is_kept_of_links_and_addresses_is_bounded_and_those_of_pods_take_no_others_place() {
-        let address = |n: u32, addr: IpAddr| HostAddress {
-            link: n,
-            addr,
-            len: 32,
-            permanent: true,
-            temporary: false,
-            deprecated: false,
-        };
-        let link = |kind: &str| HostLink {
-            name: crate::kernel::LinkName::new("x").unwrap(),
-            kind: LinkKind::Other(kind.into()),
-            mac: None,
-            mtu: 1500,
-            up: true,
-            group: 0,
-            alias: None,
-        };
+        let address = |n: u32, addr: IpAddr| HostAddress::new(n, addr, 32);
+        let name = LinkName::new("x").unwrap();
+        let link = |kind: &str| Link::new(name.clone(), LinkKind::Other(kind.into()), 1500).into();
         const PODS: u32 = 50_000;
         let mut facts = HostFacts::default();
         (0..PODS).for_each(|n| facts.keep_address(address(n, "fe80::1".parse().unwrap())));
@@ -262,14 +247,7 @@ mod tests {
 
     #[test]
     fn the_addresses_of_one_link_take_no_others_place() {
-        let address = |link: u32, addr: IpAddr| HostAddress {
-            link,
-            addr,
-            len: 32,
-            permanent: true,
-            temporary: false,
-            deprecated: false,
-        };
+        let address = |link: u32, addr: IpAddr| HostAddress::new(link, addr, 32);
         let mut facts = HostFacts::default();
         // A service proxy holds each service's address on one device, of either family.
         (0..10_000).for_each(|n| facts.keep_address(address(1, std::net::Ipv4Addr::from(n).into())));

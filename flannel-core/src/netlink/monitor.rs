@@ -272,8 +272,7 @@ impl Monitor {
     /// Notes an address that we added or deleted. An IPv6 one is announced without a port, and only once duplicate
     /// address detection is through: it is then known already, and no news.
     pub(crate) fn note_address(&mut self, link: u32, addr: IpAddr, len: u8, there: bool) {
-        let seen = HostAddress { link, addr, len, permanent: true, temporary: false, deprecated: false };
-        self.read_address(&seen, there, Author::Us);
+        self.read_address(&HostAddress::new(link, addr, len), there, Author::Us);
     }
 
     /// Reads what came up to now; `port` is that of our requests. Due after each send, once it is acknowledged. False

@@ -111,16 +111,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::lease::{Fence, Json};
+    use crate::lease::Json;
 
     fn lease(key: &str) -> Lease {
-        Lease {
-            key: LeaseKey::new(key),
-            subnets: Dual::default(),
-            attrs: LeaseAttrs::default(),
-            expires: None,
-            fence: Fence::default(),
-        }
+        Lease::new(LeaseKey::new(key), Dual::default(), LeaseAttrs::default())
     }
 
     #[test]

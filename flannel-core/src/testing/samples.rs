@@ -6,12 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::backend::{LocalNode, NodeContext, Uplink};
+use crate::clock::BootTime;
 use crate::config::{Allocation, NetworkConfig};
-use crate::kernel::{HostAddress, HostFacts, HostLink, HostRoute, LinkKind, LinkName, OverlayName};
-use crate::lease::{Fence, Lease, LeaseAttrs, LeaseKey, Record};
+use crate::kernel::{HostAddress, HostFacts, HostRoute, Link, LinkKind, LinkName, OverlayName};
+use crate::lease::{Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::subnet::NodeIdentity;
 
@@ -55,29 +58,37 @@ pub fn local(context: NodeContext, attrs: LeaseAttrs) -> LocalNode {
 
 /// The host of node 1: `eth0` with its addresses, and the links' prefixes.
 pub fn host() -> HostFacts {
-    let eth0 = HostLink {
-        name: LinkName::new("eth0").unwrap(),
-        kind: LinkKind::Other("".into()),
-        mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])),
-        mtu: 1500,
-        up: true,
-        group: 0,
-        alias: None,
-    };
-    let address = |family, len| HostAddress {
-        link: UPLINK,
-        addr: node_address(family, 1),
-        len,
-        permanent: true,
-        temporary: false,
-        deprecated: false,
-    };
+    let address = |family, len| HostAddress::new(UPLINK, node_address(family, 1), len);
     HostFacts {
-        links: BTreeMap::from([(UPLINK, eth0)]),
+        links: BTreeMap::from([(UPLINK, link("eth0").into())]),
         addresses: vec![address(Family::V4, 24), address(Family::V6, 64)],
         on_link: ["192.0.2.0/24", "2001:db8::/64"].map(|prefix| on_link(prefix, UPLINK)).into_iter().collect(),
         ..HostFacts::default()
     }
+}
+
+/// An interface that is up.
+///
+/// # Panics
+/// When `name` is none.
+pub fn link(name: &str) -> Link {
+    let link = Link::new(LinkName::new(name).unwrap(), LinkKind::Other("".into()), 1500);
+    Link { mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])), ..link }
+}
+
+/// Values of both families. A text that is none, as the empty one, gives none.
+pub fn dual<T: FromStr>(v4: &str, v6: &str) -> Dual<T> {
+    Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
+}
+
+/// So long after the machine came up.
+pub fn at(seconds: u64) -> BootTime {
+    at_millis(1000 * seconds)
+}
+
+/// The same in milliseconds.
+pub fn at_millis(millis: u64) -> BootTime {
+    BootTime(Duration::from_millis(millis))
 }
 
 /// A route without a gateway.
@@ -85,28 +96,18 @@ pub fn host() -> HostFacts {
 /// # Panics
 /// When `prefix` is none.
 pub fn on_link(prefix: &str, link: u32) -> HostRoute {
-    HostRoute { prefix: prefix.parse().unwrap(), link: Some(link), gateway: None, metric: 0 }
+    HostRoute::new(prefix.parse().unwrap(), Some(link), None)
 }
 
 /// Node `n`'s lease in the families given, without backend data.
 pub fn lease(n: u8, families: &[Family], wire_type: &str) -> Lease {
-    let mut lease = Lease {
-        key: LeaseKey::new(&format!("node-{n}")),
-        subnets: Dual::default(),
-        attrs: LeaseAttrs { backend_type: wire_type.into(), ..LeaseAttrs::default() },
-        expires: None,
-        fence: Fence::default(),
-    };
+    let attrs = LeaseAttrs { backend_type: wire_type.into(), ..LeaseAttrs::default() };
+    let mut lease = Lease::new(LeaseKey::new(&format!("node-{n}")), Dual::default(), attrs);
     for family in families {
         *lease.subnets.slot(*family) = Some(node_subnet(*family, n));
         *lease.attrs.public_ip.slot(*family) = Some(node_address(*family, n));
     }
     lease
-}
-
-/// A record of a lease.
-pub fn record(lease: Lease, created: u64) -> Record {
-    Record { key: lease.key.clone(), created, lease: Ok(Arc::new(lease)) }
 }
 
 /// The public address of node `n`.

@@ -1,7 +1,8 @@
 //! Tests of the uplink's selection.
 
 use super::*;
-use crate::kernel::{HostRoute, LinkKind};
+use crate::kernel::{HostRoute, Link, LinkKind};
+use crate::testing::samples::dual;
 
 const V4: &[Family] = &[Family::V4];
 
@@ -9,10 +10,8 @@ const V4: &[Family] = &[Family::V4];
 fn facts() -> HostFacts {
     let mut facts = HostFacts::default();
     for (index, name) in [(1, "lo"), (2, "eth0"), (3, "eth1")] {
-        let name = LinkName::new(name).unwrap();
-        let kind = LinkKind::Other("".into());
-        let link = HostLink { name, kind, mac: None, mtu: 1500, up: true, group: 0, alias: None };
-        facts.links.insert(index, link);
+        let link = Link::new(LinkName::new(name).unwrap(), LinkKind::Other("".into()), 1500);
+        facts.links.insert(index, link.into());
     }
     for (link, addr) in [
         (1, "127.0.0.1"),
@@ -29,19 +28,15 @@ fn facts() -> HostFacts {
 }
 
 fn address(link: u32, addr: &str) -> HostAddress {
-    HostAddress { link, addr: addr.parse().unwrap(), len: 24, permanent: true, temporary: false, deprecated: false }
+    HostAddress::new(link, addr.parse().unwrap(), 24)
 }
 
 fn default_route(prefix: &str, link: Option<u32>) -> HostRoute {
-    HostRoute { prefix: prefix.parse().unwrap(), link, gateway: None, metric: 0 }
+    HostRoute::new(prefix.parse().unwrap(), link, None)
 }
 
 fn ip(addr: &str) -> Select {
     Select::Ip(addr.parse().unwrap())
-}
-
-fn dual(v4: &str, v6: &str) -> Dual<IpAddr> {
-    Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
 }
 
 fn none() -> Dual<IpAddr> {

@@ -214,7 +214,7 @@ async fn a_lease_that_the_store_took_away_is_not_held_on_the_word_of_the_file() 
 async fn what_the_node_wants_published_reaches_the_store_when_it_is_back() {
     let mut keeping = Keeping::new(Node::alone());
     // What the record says came from another version of the agent.
-    let old = Want::new(LeaseAttrs { backend_type: "old".into(), ..peer_attrs() });
+    let old = Want::new(peer_attrs().with_backend("old", Dual::default()));
     keeping.node.store.acquire(&keeping.node.identity(), old).await.unwrap();
     let cached = keeping.cached();
     cached.this_node().await.unwrap();
@@ -235,7 +235,7 @@ async fn what_the_node_wants_published_reaches_the_store_when_it_is_back() {
 
 fn peer_attrs() -> LeaseAttrs {
     let v4 = Some("192.0.2.200".parse().unwrap());
-    LeaseAttrs { public_ip: Dual { v4, v6: None }, ..LeaseAttrs::default() }
+    LeaseAttrs::new(Dual { v4, v6: None })
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
-use flannel_core::net::{Family, MacAddr, Mtu};
+use flannel_core::net::{Dual, Family, MacAddr, Mtu};
 
 use crate::altered::Altered;
 use crate::tunnel::Tunnel;
@@ -90,8 +90,7 @@ impl Backend for Gateway {
 pub(crate) fn bare() -> Altered<Gateway> {
     Altered {
         advertise: |gateway, context| {
-            let backend_type = gateway.wire_type().into();
-            Ok(LeaseAttrs { public_ip: context.public, backend_type, ..LeaseAttrs::default() })
+            Ok(LeaseAttrs::new(context.public).with_backend(gateway.wire_type(), Dual::default()))
         },
         hardware_address: |_, _, _| Ok(None),
         ..Altered::of(Gateway::OrNothing)

@@ -145,7 +145,7 @@ async fn a_start_that_finds_most_peers_gone_waits_a_minute_before_it_deletes() {
 }
 
 fn bad(n: u8) -> BadRecord {
-    BadRecord { reason: "torn".to_owned(), subnets: Dual { v4: Some(subnet(n)), v6: None } }
+    BadRecord::new("torn", Dual { v4: Some(subnet(n)), v6: None })
 }
 
 #[tokio::test(start_paused = true)]

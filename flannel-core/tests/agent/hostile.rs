@@ -11,7 +11,8 @@ use crate::tunnel::{data, mac_of};
 /// Hostile record `n`: good in itself, and as large as a record may be.
 fn large(n: u16) -> Lease {
     let name = format!("hostile-{n}");
-    let mut lease = Lease { key: LeaseKey::new(&name), ..peer(1) };
+    let mut lease = peer(1);
+    lease.key = LeaseKey::new(&name);
     let [high, low] = n.to_be_bytes();
     lease.subnets.v4 = Prefix::masked([10, 42, 64 + high, low].into(), 30).ok();
     lease.attrs.public_ip.v4 = Some(public(Family::V4, 250));

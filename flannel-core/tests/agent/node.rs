@@ -8,7 +8,7 @@ use flannel_core::backend::Backend;
 use flannel_core::clock::TokioClock;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::Kernel;
-use flannel_core::lease::{Fence, Lease, LeaseAttrs, LeaseKey};
+use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::overlay::{Builder, Overlay};
 use flannel_core::subnet::{NodeIdentity, SubnetManager, ThisNode};
@@ -54,17 +54,9 @@ pub(crate) fn subnet(n: u8) -> Prefix {
 /// The IPv4 lease of a node that is nobody's agent.
 pub(crate) fn peer(n: u8) -> Lease {
     let name = format!("peer-{n}");
-    Lease {
-        key: LeaseKey::new(&name),
-        subnets: Dual { v4: Some(subnet(n)), v6: None },
-        attrs: LeaseAttrs {
-            public_ip: Dual { v4: Some(public(Family::V4, n)), v6: None },
-            backend_type: "tunnel".into(),
-            backend_data: Dual { v4: Some(data(mac_of(&name, Family::V4))), v6: None },
-        },
-        expires: None,
-        fence: Fence::default(),
-    }
+    let attrs = LeaseAttrs::new(Dual { v4: Some(public(Family::V4, n)), v6: None });
+    let attrs = attrs.with_backend("tunnel", Dual { v4: Some(data(mac_of(&name, Family::V4))), v6: None });
+    Lease::new(LeaseKey::new(&name), Dual { v4: Some(subnet(n)), v6: None }, attrs)
 }
 
 /// The same of a node with both families.

@@ -197,7 +197,7 @@ impl World {
             0 => {
                 let subnets = Dual { v4: Some(subnet(self.random.number())), v6: None };
                 self.bad.insert(lease.key.clone());
-                return self.store.insert_bad(&lease.key, BadRecord { reason: "torn".to_owned(), subnets });
+                return self.store.insert_bad(&lease.key, BadRecord::new("torn", subnets));
             }
             1 => lease.attrs.public_ip.v4 = Some(subnet(9).addr()),
             2 => lease.subnets.v4 = Some("10.42.64.0/18".parse().unwrap()),

@@ -128,7 +128,7 @@ async fn a_record_is_explained_by_whatever_it_says_of_itself() {
     alien.attrs.backend_type = "other".into();
     alien.key = flannel_core::lease::LeaseKey::new("peer-7.json");
     node.store.insert([alien]);
-    let named = BadRecord { reason: "torn".to_owned(), subnets: Dual { v4: Some(subnet(8)), v6: None } };
+    let named = BadRecord::new("torn", Dual { v4: Some(subnet(8)), v6: None });
     node.store.insert_bad(&peer(8).key, named);
     let agent = node.run();
     agent.until(|status| status.quarantined.len() == 2).await;

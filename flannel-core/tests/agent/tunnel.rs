@@ -82,7 +82,7 @@ impl Backend for Tunnel {
             macs.find(|mac| !context.taken.contains(mac)).unwrap()
         };
         let backend_data = context.config.networks.map(|family, _| data(free(family)));
-        Ok(LeaseAttrs { public_ip: context.public, backend_type: "tunnel".into(), backend_data })
+        Ok(LeaseAttrs::new(context.public).with_backend("tunnel", backend_data))
     }
 
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {

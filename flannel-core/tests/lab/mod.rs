@@ -24,13 +24,8 @@ pub(crate) const DUAL: Dual<()> = Dual { v4: Some(()), v6: Some(()) };
 
 /// Runs a test in a new network namespace, which has an uplink `up0` and is gone with it.
 pub(crate) fn in_lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 'static) {
-    let ns = Namespace::new("lab").unwrap();
+    let ns = Namespace::with_uplink("lab", "up0", &["192.0.2.1/24", "2001:db8::1/64"]).unwrap();
     let inside = ns.run(move || {
-        ip("link add up0 type veth peer name down0");
-        ip("addr add 192.0.2.1/24 dev up0");
-        ip("addr add 2001:db8::1/64 dev up0 nodad");
-        ip("link set up0 up");
-        ip("link set down0 up");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let lab = Lab { kernel: NetlinkKernel::new().unwrap() };
         runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), test(lab)).await.expect("in time") });

@@ -346,7 +346,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use flannel_core::config::Allocation;
-    use flannel_core::kernel::{HostAddress, HostLink, HostRoute, LinkName, Vxlan as VxlanLink};
+    use flannel_core::kernel::{HostAddress, HostLink, HostRoute, Link, LinkName, Vxlan as VxlanLink};
     use flannel_core::net::{Mtu, Vni};
 
     use super::*;
@@ -379,8 +379,7 @@ mod tests {
     fn link(name: &str, vni: u32, port: u16) -> HostLink {
         let mut vxlan = VxlanLink::new(Vni::new(vni).unwrap());
         vxlan.port = Some(port);
-        let kind = LinkKind::Vxlan(vxlan);
-        HostLink { name: LinkName::new(name).unwrap(), kind, mac: None, mtu: 1450, up: true, group: 0, alias: None }
+        Link::new(LinkName::new(name).unwrap(), LinkKind::Vxlan(vxlan), 1450).into()
     }
 
     fn findings(links: Vec<HostLink>, uplink_mtu: u32, written: u32, said: &Said) -> Vec<Finding> {
@@ -439,20 +438,9 @@ mod tests {
         let judge = |network: &str, backend: &str, written: &str| {
             let json = format!(r#"{{"Network":"{network}","Backend":{{"Type":"{backend}"}}}}"#);
             let config = NetworkConfig::parse(json.as_bytes(), Allocation::Pool).unwrap();
-            let address = |link: u32, addr: &str, len| HostAddress {
-                link,
-                addr: addr.parse().unwrap(),
-                len,
-                permanent: true,
-                temporary: false,
-                deprecated: false,
-            };
-            let gateway = HostRoute {
-                prefix: "0.0.0.0/0".parse().unwrap(),
-                link: Some(2),
-                gateway: Some("192.0.2.1".parse().unwrap()),
-                metric: 0,
-            };
+            let address = |link, addr: &str, len| HostAddress::new(link, addr.parse().unwrap(), len);
+            let gateway = Some("192.0.2.1".parse().unwrap());
+            let gateway = HostRoute::new("0.0.0.0/0".parse().unwrap(), Some(2), gateway);
             let facts = HostFacts {
                 addresses: vec![address(2, "192.0.2.77", 25), address(3, "10.5.1.1", 24), address(4, "172.17.0.1", 16)],
                 defaults: vec![gateway],

@@ -1,9 +1,8 @@
 //! Tests: stores that hold more than is to be kept.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
 
-use flannel_core::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
+use flannel_core::lease::{BadRecord, Json, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use flannel_core::net::Dual;
 
 use super::{Bed, begun, drive, peer};
@@ -40,7 +39,7 @@ const MAX_BAD: usize = MAX_RECORDS / 2;
 
 fn bad(n: usize) -> Record {
     let bad = BadRecord { reason: "é".repeat(1000), subnets: Dual::default() };
-    Record { key: LeaseKey::new(&format!("{n}")), created: n as u64, lease: Err(Box::new(bad)) }
+    Record::bad(LeaseKey::new(&format!("{n}")), n as u64, bad)
 }
 
 #[test]
@@ -61,9 +60,10 @@ fn of_too_many_records_the_oldest_are_kept_and_no_text_at_length() {
 
 /// Record `n`, as large as one may be: it counts as 16.
 fn large(n: usize) -> Record {
-    let mut lease = Lease { key: LeaseKey::new(&format!("peer-{n}")), ..peer(3) };
+    let mut lease = peer(3);
+    lease.key = LeaseKey::new(&format!("peer-{n}"));
     lease.attrs.backend_data.v4 = Json::parse(&format!("\"{}\"", "x".repeat(15 * RECORD_BYTES))).ok();
-    Record { key: lease.key.clone(), created: n as u64, lease: Ok(Arc::new(lease)) }
+    Record::of(lease, n as u64)
 }
 
 #[test]

@@ -5,12 +5,13 @@ use crate::known::Changed;
 
 fn moved(lease: &Lease, fence: &str) -> Lease {
     let public_ip = Dual { v4: Some("192.0.2.77".parse().unwrap()), v6: None };
-    let attrs = LeaseAttrs { public_ip, ..lease.attrs.clone() };
-    Lease { attrs, fence: Fence(Some(fence.into())), ..lease.clone() }
+    let mut lease = lease.clone().fenced(Fence(Some(fence.into())));
+    lease.attrs.public_ip = public_ip;
+    lease
 }
 
 fn shown(lease: &Lease) -> LeaseEvent {
-    LeaseEvent::Upsert(Record { key: lease.key.clone(), created: 1, lease: Ok(Arc::new(lease.clone())) })
+    LeaseEvent::Upsert(Record::of(lease.clone(), 1))
 }
 
 #[test]

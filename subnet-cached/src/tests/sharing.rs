@@ -1,7 +1,8 @@
 //! Leases of other nodes under this node's address.
 
 use flannel_core::clock::BootTime;
-use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
+use flannel_core::lease::{LeaseAttrs, LeaseKey};
+use flannel_core::net::Dual;
 use flannel_core::subnet::{OwnLeases, SubnetError, SubnetManager, Want};
 
 use super::{Bed, held, node, want};
@@ -14,7 +15,7 @@ async fn the_files_lease_stands_in_only_where_the_agent_takes_it_for_its_own() {
     bed.store.outage();
     let cached = bed.open();
     cached.network_config().await.unwrap();
-    let changed = || Want::new(LeaseAttrs { backend_type: "vxlan".into(), ..LeaseAttrs::default() });
+    let changed = || Want::new(LeaseAttrs::default().with_backend("vxlan", Dual::default()));
     for own in [OwnLeases::Unheld, OwnLeases::Key(LeaseKey::new("b"))] {
         let refused = cached.acquire(&node(), changed().owning(own.clone())).await;
         assert!(matches!(refused, Err(SubnetError::Unavailable { .. })), "{own:?}: {refused:?}");
@@ -29,7 +30,8 @@ async fn the_files_lease_stands_in_only_where_the_agent_takes_it_for_its_own() {
 fn of_several_leases_under_an_address_the_known_one_stays_the_own() {
     let mut known = held(None);
     let Own::Held(_, ours) = known.own.clone() else { unreachable!() };
-    let theirs = Lease { key: LeaseKey::new("another's"), ..ours.clone() };
+    let mut theirs = ours.clone();
+    theirs.key = LeaseKey::new("another's");
     known.found(&node(), &[theirs.clone(), ours.clone()]);
     assert_eq!(known.own_lease(&node(), BootTime::default()), Some(ours));
     known.found(&node(), std::slice::from_ref(&theirs));

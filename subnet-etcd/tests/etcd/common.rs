@@ -43,11 +43,8 @@ pub(crate) fn node(n: u16) -> Node {
     let [high, low] = n.to_be_bytes();
     let addr = Ipv4Addr::new(192, 168, high, low).into();
     let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text("c6:d2:32:6f:8f:44"))]);
-    let attrs = LeaseAttrs {
-        public_ip: Dual { v4: Some(addr), v6: None },
-        backend_type: "vxlan".into(),
-        backend_data: Dual { v4: Some(data), v6: None },
-    };
+    let attrs = LeaseAttrs::new(Dual { v4: Some(addr), v6: None });
+    let attrs = attrs.with_backend("vxlan", Dual { v4: Some(data), v6: None });
     Node { id: NodeIdentity::of_address(addr), attrs }
 }
 

@@ -55,8 +55,7 @@ async fn dual_stack_and_ipv6_keys_are_flannels() {
         )
         .await
         .unwrap();
-    let attrs =
-        LeaseAttrs { public_ip: Dual { v4: None, v6: Some("2001:db8::2".parse().unwrap()) }, ..LeaseAttrs::default() };
+    let attrs = LeaseAttrs::new(Dual { v4: None, v6: Some("2001:db8::2".parse().unwrap()) });
     let id = NodeIdentity::new("2001:db8::2").unwrap();
     let preferred = Dual { v4: None, v6: Some("fd00:6:0:7::/64".parse().unwrap()) };
     store.acquire(&id, Want::new(attrs).preferring(preferred)).await.unwrap();
@@ -303,7 +302,7 @@ async fn a_renewal_whose_fate_is_unknown_is_ours_and_is_tried_again_with_the_sam
             assert_eq!(leases(&mut client).await, before, "at {point}");
             proxy.lose_after(-1);
             // The node's address has changed meanwhile.
-            let moved = store.renew(&Lease { attrs: node(2).attrs, ..lease }).await;
+            let moved = store.renew(&lease.publishing(node(2).attrs)).await;
             let moved = moved.unwrap_or_else(|error| panic!("at {point}: {}", chain(&error)));
             assert_eq!(store.list().await.unwrap()[0].lease.as_ref().unwrap().attrs, node(2).attrs);
             assert_eq!(leases(&mut client).await, before - 1, "that of the lease before is ended");

@@ -48,7 +48,7 @@ async fn compaction_past_the_cut_shows_adds_removes_and_changes() {
         proxy.shut();
         let mut attrs = changes.attrs.clone();
         attrs.backend_type = "host-gw".into();
-        let changed = store.renew(&Lease { attrs, ..changes }).await.unwrap();
+        let changed = store.renew(&changes.publishing(attrs)).await.unwrap();
         store.release(goes.clone()).await.unwrap();
         let comes = node(3).acquire(&store).await;
         let mut client = raw(&etcd).await;

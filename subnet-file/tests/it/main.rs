@@ -51,7 +51,7 @@ fn node(name: &str) -> NodeIdentity {
 
 fn want() -> Want {
     let public_ip = Dual { v4: Some("192.168.0.7".parse().unwrap()), v6: None };
-    Want::new(LeaseAttrs { public_ip, ..LeaseAttrs::default() })
+    Want::new(LeaseAttrs::new(public_ip))
 }
 
 async fn acquire(store: &FileSubnets, name: &str) -> Lease {

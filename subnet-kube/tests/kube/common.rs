@@ -137,14 +137,11 @@ pub(crate) fn cidrs(nth: u16) -> Vec<String> {
 pub(crate) fn attrs(nth: u16) -> LeaseAttrs {
     let mac = format!("02:00:5e:00:00:{nth:02x}");
     let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
-    LeaseAttrs {
-        public_ip: Dual {
-            v4: Some([192, 0, 2, nth.to_be_bytes()[1]].into()),
-            v6: Some([0x2001, 0xdb8, 0, 0, 0, 0, 0, nth].into()),
-        },
-        backend_type: "vxlan".into(),
-        backend_data: Dual { v4: Some(data.clone()), v6: Some(data) },
-    }
+    let attrs = LeaseAttrs::new(Dual {
+        v4: Some([192, 0, 2, nth.to_be_bytes()[1]].into()),
+        v6: Some([0x2001, 0xdb8, 0, 0, 0, 0, 0, nth].into()),
+    });
+    attrs.with_backend("vxlan", Dual { v4: Some(data.clone()), v6: Some(data) })
 }
 
 pub(crate) async fn watch(store: &KubeSubnets) -> Watcher {

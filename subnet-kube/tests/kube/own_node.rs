@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use flannel_core::lease::{Lease, LeaseAttrs};
 use flannel_core::net::Dual;
 use flannel_core::subnet::{SubnetError, SubnetManager, Want};
 use flannel_subnet_kube::{Access, AnnotationPrefix, KubeSubnets, NodeName};
@@ -204,11 +203,9 @@ async fn what_an_operator_overwrites_is_published_and_leaves_the_own_lease_as_it
         (&json!("203.0.113.7"), &json!("2001:db8:7::1"))
     );
     let peer = lab.store(lab.number()).await;
-    let overwritten = LeaseAttrs {
-        public_ip: Dual { v4: "203.0.113.7".parse().ok(), v6: "2001:db8:7::1".parse().ok() },
-        ..attrs(nth)
-    };
-    let published = Lease { attrs: overwritten, ..lease.clone() };
+    let mut overwritten = attrs(nth);
+    overwritten.public_ip = Dual { v4: "203.0.113.7".parse().ok(), v6: "2001:db8:7::1".parse().ok() };
+    let published = lease.clone().publishing(overwritten);
     let (mut own, theirs) = (watch(&store).await, watch(&peer).await);
     assert!(own.holds(&lease), "{:?}", own.seen.get(&key(nth)));
     assert!(theirs.holds(&published), "{:?}", theirs.seen.get(&key(nth)));

@@ -286,7 +286,7 @@ async fn a_right_that_is_missing_is_denied_with_the_rule_that_gives_it() {
     let said = flannel_core::text::chain(&store.renew(&lease).await.unwrap_err());
     assert!(said.contains(r#"{apiGroups: [""], resources: [nodes], verbs: [get]}"#), "{said}");
     lab.proxy.expect("PATCH", denied("patch"), 1);
-    let changed = flannel_core::lease::Lease { attrs: attrs(lab.number()), ..lease.clone() };
+    let changed = lease.clone().publishing(attrs(lab.number()));
     let said = flannel_core::text::chain(&store.renew(&changed).await.unwrap_err());
     assert!(said.contains(r#"{apiGroups: [""], resources: [nodes/status], verbs: [patch]}"#), "{said}");
     lab.proxy.expect("limit=1", denied("list"), 1);

@@ -5,7 +5,7 @@ use flannel_core::kernel::{
     AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, State,
 };
 use flannel_core::lease::LeaseAttrs;
-use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
+use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::overlay::{Phase, Teardown};
 use flannel_core::testing::backend_contract::{self, Made};
 use testkit::Families;
@@ -52,7 +52,7 @@ impl Backend for External {
     }
 
     fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
-        Ok(LeaseAttrs { public_ip: context.public, backend_type: "external".into(), ..LeaseAttrs::default() })
+        Ok(LeaseAttrs::new(context.public).with_backend("external", Dual::default()))
     }
 
     fn hardware_address(&self, _: &LeaseAttrs, _: Family) -> Result<Option<MacAddr>, Skip> {

@@ -9,7 +9,7 @@ use flannel_backend_hostgw::HostGw;
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::Route;
-use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Scalar};
+use flannel_core::lease::{Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{Builder, Overlay, OverlayError, Phase, Status, Teardown};
@@ -289,20 +289,14 @@ impl Cluster {
             Family::V4 => (format!("10.244.{n}.0/24"), format!("10.89.200.{n}")),
             Family::V6 => (format!("fd00:244:0:{n:x}::/64"), format!("fd00:89::c8:{n:x}")),
         };
-        Lease {
-            key: LeaseKey::new(&format!("paper-{n:03}")),
-            subnets: families.map(|family, ()| text(family).0.parse().unwrap()),
-            attrs: LeaseAttrs {
-                public_ip: families.map(|family, ()| text(family).1.parse().unwrap()),
-                backend_type: kind(self.plane).into(),
-                backend_data: match self.plane {
-                    Plane::Vxlan => families.map(|_, ()| data()),
-                    Plane::HostGw => Dual::default(),
-                },
-            },
-            expires: None,
-            fence: Fence::default(),
-        }
+        let data = match self.plane {
+            Plane::Vxlan => families.map(|_, ()| data()),
+            Plane::HostGw => Dual::default(),
+        };
+        let attrs = LeaseAttrs::new(families.map(|family, ()| text(family).1.parse().unwrap()));
+        let subnets = families.map(|family, ()| text(family).0.parse().unwrap());
+        let key = LeaseKey::new(&format!("paper-{n:03}"));
+        Lease::new(key, subnets, attrs.with_backend(kind(self.plane), data))
     }
 }
 

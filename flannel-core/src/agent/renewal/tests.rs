@@ -1,24 +1,12 @@
 //! The own lease over time, call by call.
 
 use super::*;
-use crate::lease::{Fence, LeaseKey};
-use crate::net::Dual;
-
-fn at(secs: u64) -> BootTime {
-    BootTime(Duration::from_secs(secs))
-}
+use crate::lease::Fence;
+use crate::net::{Dual, Family};
+use crate::testing::samples::{self, at};
 
 fn lease(expires: Option<u64>) -> Lease {
-    Lease {
-        key: LeaseKey::new("node-a"),
-        subnets: Dual { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None },
-        attrs: LeaseAttrs {
-            public_ip: Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None },
-            ..LeaseAttrs::default()
-        },
-        expires: expires.map(at),
-        fence: Fence::default(),
-    }
+    samples::lease(1, &[Family::V4], "").expiring(expires.map(at))
 }
 
 fn with_lease(expires: Option<u64>) -> Renewal {
@@ -47,8 +35,7 @@ fn a_rival_does_not_make_a_short_lease_run_out() {
     edited.attrs.backend_type = "theirs".into();
     for n in 0..8 {
         edited.fence = Fence(Some(n.to_string().into()));
-        let record = Record { key: edited.key.clone(), created: 1, lease: Ok(Arc::new(edited.clone())) };
-        assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
+        assert_eq!(held.own_record(Some(&record(edited.clone())), at(1)), Outcome::Same);
     }
     assert!(held.deadline().is_some_and(|due| due <= at(11)), "{:?}", held.deadline());
 }
@@ -73,8 +60,7 @@ fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
     let mut edited = lease(None);
     edited.attrs.backend_type = "vxlan".into();
     edited.fence = Fence(Some("7".into()));
-    let record = Record { key: edited.key.clone(), created: 1, lease: Ok(Arc::new(edited)) };
-    assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(edited)), at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(1)) else { panic!("no renewal") };
     assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence(Some("7".into()))));
     let mut held = with_lease(None);
@@ -86,8 +72,7 @@ fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
 fn a_record_shown_without_expiry_does_not_end_renewal() {
     let mut held = with_lease(Some(120));
     let touched = Lease { fence: Fence(Some("8".into())), ..lease(None) };
-    let record = Record { key: touched.key.clone(), created: 1, lease: Ok(Arc::new(touched)) };
-    assert_eq!(held.own_record(Some(&record), at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(touched)), at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(70)) else { panic!("no renewal") };
     assert_eq!((renewed.expires, &renewed.fence), (Some(at(120)), &Fence(Some("8".into()))));
 }
@@ -105,7 +90,7 @@ fn a_store_that_is_away_is_asked_with_back_off() {
 }
 
 fn record(lease: Lease) -> Record {
-    Record { key: lease.key.clone(), created: 1, lease: Ok(Arc::new(lease)) }
+    Record::of(lease, 1)
 }
 
 fn fenced(fence: &str) -> Lease {

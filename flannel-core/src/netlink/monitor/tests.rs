@@ -307,14 +307,7 @@ fn a_link_that_only_a_new_scope_is_about_is_news_once_it_is_read() {
 #[test]
 fn the_addresses_of_one_link_take_no_others_place() {
     let (mut monitor, mut hears) = listener();
-    let seen = |link: u32, n: u32| HostAddress {
-        link,
-        addr: Ipv4Addr::from(n).into(),
-        len: 32,
-        permanent: true,
-        temporary: false,
-        deprecated: false,
-    };
+    let seen = |link: u32, n: u32| HostAddress::new(link, Ipv4Addr::from(n).into(), 32);
     (0..10_000).for_each(|n| monitor.read_address(&seen(1, n), true, Author::Others));
     assert_eq!(monitor.addresses.len(), HostFacts::MOST_OF_A_LINK);
     let another = Heard::Address { index: 2, last: 1, there: true };

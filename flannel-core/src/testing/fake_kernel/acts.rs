@@ -43,16 +43,8 @@ impl FakeKernel {
     /// Adds a physical interface that is up, with an address and 1500 bytes of MTU; gives its index. A default route
     /// through it is another act.
     pub fn add_uplink(&self, name: &str, address: Address) -> Result<u32, KernelError> {
-        let link = Link {
-            name: link_name(name)?,
-            kind: LinkKind::Other("".into()),
-            mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])),
-            mtu: 1500,
-            up: true,
-            group: 0,
-            alias: None,
-        };
-        let index = self.add_link(link)?;
+        let link = Link::new(link_name(name)?, LinkKind::Other("".into()), 1500);
+        let index = self.add_link(Link { mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])), ..link })?;
         self.add_address(name, address)?;
         Ok(index)
     }
@@ -135,7 +127,7 @@ impl FakeKernel {
         let Address { addr, len } = address;
         let permanent = lifetime == Lifetime::Forever;
         self.on_link("adding an address to", name, |tables, link| {
-            tables.add_address(HostAddress { link, addr, len, permanent, temporary: false, deprecated: false })
+            tables.add_address(HostAddress { permanent, ..HostAddress::new(link, addr, len) })
         })
     }
 

@@ -497,17 +497,7 @@ impl Inner {
                 Ok(())
             }
             Op::UpdateLink { id, from, to, .. } => tables.update_link(index(id)?, from, to),
-            Op::AddAddress(key) => {
-                let link = index(&key.link)?;
-                tables.add_address(HostAddress {
-                    link,
-                    addr: key.addr,
-                    len: key.len,
-                    permanent: true,
-                    temporary: false,
-                    deprecated: false,
-                })
-            }
+            Op::AddAddress(key) => tables.add_address(HostAddress::new(index(&key.link)?, key.addr, key.len)),
             Op::PutFdb { key, dst } => tables.put_fdb(index(&key.link)?, key.mac, *dst, Nud::Permanent),
             Op::PutNeighbour { key, mac, .. } => {
                 tables.put_neighbour(index(&key.link)?, key.addr, *mac, Nud::Permanent)

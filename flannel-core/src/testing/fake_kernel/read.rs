@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::kernel::{
-    AddressKey, FdbKey, HostFacts, HostLink, HostRoute, Link, LinkId, LinkKind, NeighbourKey, NextHop, Route, RouteKey,
-    RouteKind, Scope, SeenLink, State, Vxlan,
+    AddressKey, FdbKey, HostFacts, HostRoute, LinkId, LinkKind, NeighbourKey, NextHop, Route, RouteKey, RouteKind,
+    Scope, SeenLink, State, Vxlan,
 };
 
 use super::Nud;
@@ -76,8 +76,7 @@ impl Tables {
         self.addresses.iter().for_each(|address| facts.keep_address(address.clone()));
         let addressed = facts.addressed();
         for (index, link) in &self.links {
-            let Link { name, kind, mac, mtu, up, group, alias } = link.clone();
-            facts.keep_link(*index, HostLink { name, kind, mac, mtu, up, group, alias }, &addressed);
+            facts.keep_link(*index, link.clone().into(), &addressed);
         }
         let mut behind = Vec::new();
         for (slot, entries) in self.routes.iter().filter(|(slot, _)| slot.table == MAIN) {

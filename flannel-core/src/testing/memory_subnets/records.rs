@@ -149,7 +149,7 @@ impl Inner {
         for key in dropped {
             self.delete(&key);
         }
-        Ok(self.write(Lease { key, subnets, attrs: want.attrs, expires: None, fence }, now))
+        Ok(self.write(Lease::new(key, subnets, want.attrs).fenced(fence), now))
     }
 
     pub(super) fn renew(&mut self, lease: &Lease, now: BootTime) -> Result<Lease, SubnetError> {
@@ -205,7 +205,7 @@ impl Inner {
         let current = self.records.get(&key).and_then(|record| record.lease.as_ref().ok());
         let same = current.filter(|current| current.subnets == subnets);
         let fence = same.map(|current| current.fence.clone()).unwrap_or_default();
-        self.write(Lease { key, subnets, attrs: want.attrs, expires: None, fence }, now)
+        self.write(Lease::new(key, subnets, want.attrs).fenced(fence), now)
     }
 
     pub(super) fn release(&mut self, lease: &Lease) {

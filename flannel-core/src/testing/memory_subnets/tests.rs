@@ -115,13 +115,8 @@ async fn a_reservation_that_fits_no_longer_is_left_to_the_operator() {
     let ttl = Some(Duration::from_secs(60));
     let store = MemorySubnets::by_address(network("{\"Network\":\"10.5.0.0/16\"}"), ttl, clock);
     let attrs = LeaseAttrs { public_ip: Dual { v4: "192.0.2.1".parse().ok(), v6: None }, ..LeaseAttrs::default() };
-    let reservation = Lease {
-        key: LeaseKey::new("10.6.1.0-24"),
-        subnets: Dual { v4: "10.6.1.0/24".parse().ok(), v6: None },
-        attrs: attrs.clone(),
-        expires: None,
-        fence: crate::lease::Fence::default(),
-    };
+    let subnets = Dual { v4: "10.6.1.0/24".parse().ok(), v6: None };
+    let reservation = Lease::new(LeaseKey::new("10.6.1.0-24"), subnets, attrs.clone());
     store.insert([reservation.clone()]);
     let node = NodeIdentity::new("192.0.2.1").unwrap();
     let lease = store.acquire(&node, Want::new(attrs)).await.unwrap();
