@@ -8,6 +8,7 @@ use flannel_core::net::{Family, Mtu, Vni};
 ///
 /// flannel checks none of these and fails later, in the kernel's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// `VNI`: the same on all nodes. Default: 1. It has to fit the device's name: up to 9999999, with IPv6 9999.
     pub vni: Vni,

@@ -89,7 +89,8 @@ pub(crate) fn all(runs: u32) -> Result<(), Error> {
         let mut took = Vec::new();
         for n in 0..runs {
             let addr = IpAddr::V4(Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 51, 100, 0)) + n));
-            let host = HostView { addresses: [addr].into(), ..HostView::default() };
+            let mut host = HostView::default();
+            host.addresses.insert(addr);
             let started = Instant::now();
             admission.set_host(host);
             // What a status shows of it.

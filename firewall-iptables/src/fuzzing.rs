@@ -10,10 +10,7 @@ use crate::wire::{commands, compare, find, version};
 /// What `iptables-save` printed: whatever is there, our commands make of it what is wanted, and touch nothing else.
 pub fn saved(text: &str) {
     let mut wanted: Vec<Chains> = vec![none(&OverlayName::default())];
-    let rules = Rules {
-        masquerade: Some(Masquerade::default()),
-        ..Rules::new(OverlayName::default(), &networks(), &networks())
-    };
+    let rules = Rules::new(OverlayName::default(), &networks(), &networks()).masquerading(Masquerade::default());
     wanted.extend(
         Family::BOTH.iter().filter_map(|family| chains(&rules, SourcePorts::FullyRandom).get(*family).cloned()),
     );

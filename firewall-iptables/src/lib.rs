@@ -51,6 +51,7 @@ pub struct Iptables {
 
 /// Which iptables: a host has two, whose rules are apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Variant {
     /// The one that is called `iptables`: the host's choice.
     #[default]

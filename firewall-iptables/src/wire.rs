@@ -85,7 +85,7 @@ pub(crate) fn restore(tables: &BTreeMap<&'static str, String>) -> String {
 pub(crate) fn compare(tool: &str, chain: &Chain, seen: &Seen) -> Vec<Drift> {
     let Chain { table, hook, name, rules, .. } = chain;
     let mut drift = Vec::new();
-    let mut report = |what: String, problem| drift.push(Drift { place: format!("{tool} {table} {what}"), problem });
+    let mut report = |what: String, problem| drift.push(Drift::new(format!("{tool} {table} {what}"), problem));
     match rules {
         None if seen.exists => report(name.clone(), Problem::Leftover),
         None => {}
@@ -132,7 +132,7 @@ mod tests {
         let subnets =
             Dual { v4: Some("10.42.7.0/24".parse().unwrap()), v6: Some("2001:cafe:42:7::/64".parse().unwrap()) };
         let rules = Rules::new(OverlayName::default(), &networks, &subnets);
-        Rules { masquerade: Some(Masquerade::default()), ..rules }
+        rules.masquerading(Masquerade::default())
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use flannel_core::firewall::{Drift, Firewall, Forward, Problem, Rules};
+use flannel_core::firewall::{Drift, Firewall, Forward, Problem};
 use flannel_core::kernel::OverlayName;
 use flannel_core::net::Family;
 use flannel_firewall_iptables::{Iptables, Variant};
@@ -95,7 +95,7 @@ impl Harness for Tool {
     }
 
     fn acts(&self) -> Vec<(&'static str, Vec<Drift>)> {
-        let drift = |place, problem| Drift { place: format!("iptables{} {place}", self.1), problem };
+        let drift = |place, problem| Drift::new(format!("iptables{} {place}", self.1), problem);
         let (nat, filter) = ("nat FLANNEL-POSTRTG", "filter FLANNEL-FWD");
         let changed = |place| vec![drift(place, Problem::Changed)];
         vec![
@@ -149,8 +149,8 @@ async fn rules_are_saved_as_flannels_and_what_is_switched_off_is_left_over() {
                 assert!(is_there, "{line:?} is not in:\n{saved}");
             }
         }
-        let mut only = Rules { forward: Forward::Untouched, ..full };
-        only.pods.v4 = None;
+        let mut only = full;
+        (only.forward, only.pods.v4) = (Forward::Untouched, None);
         let leftover = firewall.check(&only).await.unwrap();
         assert!(leftover.len() == 3 && leftover.iter().all(|it| it.problem == Problem::Leftover), "{leftover:?}");
     }

@@ -30,9 +30,9 @@ fn wanted() -> [Dual<Table>; 3] {
     let networks: Dual<Prefix> = Dual { v4: "10.42.0.0/16".parse().ok(), v6: None };
     let subnets: Dual<Prefix> = Dual { v4: "10.42.7.0/24".parse().ok(), v6: None };
     let plain = Rules::new(OverlayName::default(), &networks, &subnets);
-    let masquerade = Rules { masquerade: Some(Masquerade::default()), ..plain.clone() };
+    let masquerade = plain.clone().masquerading(Masquerade::default());
     let peers = ["192.0.2.1", "192.0.2.2"].iter().filter_map(|addr| addr.parse().ok()).collect();
-    let guarded = Rules { guard: Some(VxlanGuard { port: 8472, peers }), ..masquerade.clone() };
+    let guarded = masquerade.clone().guarded(VxlanGuard { port: 8472, peers });
     [plain, masquerade, guarded].map(|rules| tables(&rules, SourcePorts::FullyRandom))
 }
 

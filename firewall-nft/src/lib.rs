@@ -166,7 +166,7 @@ impl Firewall for Nft {
         let mut drift = Vec::new();
         for (family, name, table) in tables {
             let keyword = wire::keyword(family);
-            let whole = |problem| Drift { place: format!("table {keyword} {name}"), problem };
+            let whole = |problem| Drift::new(format!("table {keyword} {name}"), problem);
             match (table, wire::lists(&there, family, &name).map_err(unreadable)?) {
                 (None, false) => {}
                 (None, true) => drift.push(whole(Problem::Leftover)),

@@ -151,7 +151,7 @@ pub(crate) fn compare(text: &str, wanted: &Table) -> Result<Vec<Drift>, String> 
     let mut drift = Vec::new();
     let mut report = |what: &str, name: &str, problem| {
         let place = format!("{what} {} {} {name}", keyword(wanted.family), wanted.name);
-        drift.push(Drift { place, problem });
+        drift.push(Drift::new(place, problem));
     };
     for name in CHAINS {
         let seen = objects(&listed, "chain").find(|chain| chain["name"] == name);
@@ -280,7 +280,7 @@ mod tests {
         let subnets =
             Dual { v4: Some("10.42.7.0/24".parse().unwrap()), v6: Some("2001:cafe:42:7::/64".parse().unwrap()) };
         let rules = Rules::new(OverlayName::default(), &networks, &subnets);
-        Rules { masquerade: Some(Masquerade::default()), ..rules }
+        rules.masquerading(Masquerade::default())
     }
 
     fn script(rules: &Rules) -> String {

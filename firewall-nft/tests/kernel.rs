@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use flannel_core::firewall::{Drift, Firewall, Masquerade, Problem, Rules, VxlanGuard};
+use flannel_core::firewall::{Drift, Firewall, Masquerade, Problem, VxlanGuard};
 use flannel_core::kernel::OverlayName;
 use flannel_core::net::Family;
 use flannel_firewall_iptables::Iptables;
@@ -76,7 +76,7 @@ impl Harness for Nftables {
     fn acts(&self) -> Vec<(&'static str, Vec<Drift>)> {
         let in_chain = |name: &str| {
             let place = format!("chain ip flannel-ipv4 {name}");
-            vec![Drift { place, problem: Problem::Changed }]
+            vec![Drift::new(place, Problem::Changed)]
         };
         vec![
             ("flush ruleset", vec![]),
@@ -144,7 +144,7 @@ async fn switching_to_iptables_and_back_loses_no_packet_and_leaves_nothing_of_th
     let node = &lab.node().ns;
     let (nft, iptables) = (nft_in(node), Iptables::in_namespace(node.as_fd().try_clone_to_owned().unwrap()).unwrap());
     let overlay = OverlayName::default();
-    let rules = Rules { masquerade: Some(Masquerade::default()), ..lab.rules(overlay.clone()).unwrap() };
+    let rules = lab.rules(overlay.clone()).unwrap().masquerading(Masquerade::default());
     nft.apply(&rules).await.unwrap();
     let newcomers = Newcomers::start(&lab.pod().ns, lab.outside(), outside_address(Family::V4)).unwrap();
     for _ in 0..5 {
@@ -190,7 +190,7 @@ async fn ten_thousand_peers_fit_the_guard() {
     let ns = namespace();
     let firewall = nft_in(&ns);
     let peers = (0..10_000_u32).map(|nth| std::net::Ipv4Addr::from(0x0a00_0001 + nth * 7).into()).collect();
-    let rules = Rules { guard: Some(VxlanGuard { port: 8472, peers }), ..rules("flannel") };
+    let rules = rules("flannel").guarded(VxlanGuard { port: 8472, peers });
     firewall.apply(&rules).await.unwrap();
     in_place(&firewall, &rules).await;
 }

@@ -24,6 +24,7 @@ impl<F: FnMut() -> u64> Random for F {
     "all {total} subnets of length {} from {} to {} are taken; release leases or widen SubnetMin and SubnetMax",
     pool.len, pool.min, pool.max
 )]
+#[non_exhaustive]
 pub struct Exhausted {
     /// The pool.
     pub pool: Pool,

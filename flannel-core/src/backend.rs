@@ -15,6 +15,7 @@ use crate::text::Plain;
 
 /// The interface that carries the overlay's packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Uplink {
     /// Interface index.
     pub index: u32,
@@ -24,6 +25,13 @@ pub struct Uplink {
     pub mtu: Mtu,
     /// Its own address of each family in use.
     pub addrs: Dual<IpAddr>,
+}
+
+impl Uplink {
+    /// The interface of this index, with its own address of each family in use.
+    pub fn new(index: u32, name: LinkName, mtu: Mtu, addrs: Dual<IpAddr>) -> Self {
+        Self { index, name, mtu, addrs }
+    }
 }
 
 /// What a node knows of itself and its host before it has a lease.
@@ -57,6 +65,7 @@ impl NodeContext {
 
 /// A node with a lease: everything the wanted state of its kernel depends on, but for the peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LocalNode {
     /// Who and where.
     pub context: NodeContext,

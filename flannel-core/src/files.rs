@@ -11,6 +11,7 @@ use crate::text::Plain;
 
 /// Who may have written a file for it to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Trust {
     /// It belongs to root or to the user of this process, and nobody else may write it. A link is not followed.
     OwnersAlone,

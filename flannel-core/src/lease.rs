@@ -137,6 +137,7 @@ impl Json {
 
 /// A member's value in [`Json::object`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Scalar<'a> {
     /// A number.
     Number(u64),
@@ -152,6 +153,7 @@ impl fmt::Debug for Json {
 
 /// What a node publishes: how to reach it (docs/compatibility.md, "Lease attributes").
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct LeaseAttrs {
     /// The addresses peers send to, one a family.
     pub public_ip: Dual<IpAddr>,
@@ -334,6 +336,7 @@ mod wire {
 
 /// A subnet of the network, held by one node for a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Lease {
     /// The store's name for it.
     pub key: LeaseKey,

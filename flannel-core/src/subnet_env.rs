@@ -12,6 +12,7 @@ const MAX_BYTES: u64 = 64 << 10;
 
 /// The values of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct SubnetEnv {
     /// The pods' network of each family in use.
     pub networks: Dual<Prefix>,

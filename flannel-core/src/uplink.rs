@@ -72,6 +72,7 @@ impl fmt::Display for Select {
 
 /// What an uplink is chosen for.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Request<'a> {
     /// How to find the interface.
     pub wanted: &'a Select,
@@ -86,6 +87,7 @@ pub struct Request<'a> {
 /// A node's address is what other nodes send to and, in etcd, its identity. So an address that comes up beside the one
 /// in use, as a virtual IP address does, changes nothing.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct InUse<'a> {
     /// The interface, by index. It is kept as long as the request allows it.
     pub link: Option<u32>,
@@ -98,6 +100,13 @@ pub struct InUse<'a> {
 impl InUse<'static> {
     /// Nothing is in use, as on a node that starts for the first time.
     pub const NOTHING: Self = Self { link: None, addrs: Dual { v4: None, v6: None }, others: &BTreeSet::new() };
+}
+
+impl<'a> Request<'a> {
+    /// An uplink for these families that publishes `public` where that is given.
+    pub fn new(wanted: &'a Select, families: &'a [Family], public: &'a Dual<IpAddr>) -> Self {
+        Self { wanted, families, public }
+    }
 }
 
 /// The interface chosen.

@@ -3,8 +3,10 @@
 #![expect(clippy::expect_used, reason = "a test that cannot measure has to fail")]
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use flannel_core::admit::{Admission, HostView, Rules};
+use flannel_core::backend::alloc::Alloc;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::lease::{Fence, Json, Lease, LeaseAttrs, LeaseKey, Record};
 use flannel_core::net::{Dual, MacAddr, Prefix};
@@ -15,11 +17,12 @@ const RECORDS: u32 = 10_000;
 fn ten_thousand_records_with_their_leases_stay_below_4_mib() {
     let config = br#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#;
     let config = NetworkConfig::parse(config, Allocation::Pool).unwrap();
-    let hardware_address = |attrs: &LeaseAttrs, _| {
+    let mut rules = Rules::new(&config, Arc::new(Alloc));
+    rules.wire_type = "vxlan";
+    rules.hardware_address = Box::new(|attrs: &LeaseAttrs, _| {
         let text = attrs.backend_data.v4.as_ref().map_or("", Json::as_str);
         Ok(text.get(19..36).and_then(|mac| mac.parse::<MacAddr>().ok()))
-    };
-    let rules = Rules { networks: config.networks, wire_type: "vxlan", hardware_address: Box::new(hardware_address) };
+    });
     let mut admission = Admission::new(rules, HostView::default());
     let before = resident();
     // As a store delivers them: some in the first list, the others one by one.

@@ -54,12 +54,9 @@ fn facts_are_those_of_the_host_without_our_routes() {
         assert!(facts.addresses.iter().any(|address| {
             address.link == up0 && address.addr.to_string() == "192.0.2.1" && address.len == 24 && address.permanent
         }));
-        let default = HostRoute {
-            prefix: "0.0.0.0/0".parse().unwrap(),
-            link: Some(up0),
-            gateway: Some("192.0.2.254".parse().unwrap()),
-            metric: 7,
-        };
+        let gateway = Some("192.0.2.254".parse().unwrap());
+        let mut default = HostRoute::new("0.0.0.0/0".parse().unwrap(), Some(up0), gateway);
+        default.metric = 7;
         assert_eq!(facts.defaults[0], default);
         assert_eq!(facts.defaults.len(), 2);
         assert_eq!(facts.on_link("192.0.2.77".parse().unwrap()), Some(up0));

@@ -68,6 +68,6 @@ pub(crate) fn assemble(
         .store_addresses(store.addresses.clone())
         .on_loss(options.on_loss)
         .audit_every(options.audit_every)
-        .subnet_env(SubnetEnvFile { path: options.subnet_file.clone(), masquerade })
+        .subnet_env(SubnetEnvFile::new(&options.subnet_file, masquerade))
         .build(Arc::clone(&store.subnets), kernel)?)
 }

@@ -102,9 +102,9 @@ mod tests {
         let pipe = dir.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let checked = |ca: &PathBuf, certificate: &PathBuf, key: &PathBuf| {
-            let client = Some(ClientCertificate { certificate: certificate.clone(), key: key.clone() });
-            let tls = Some(Tls { ca: Some(ca.clone()), client, server_name: None });
-            check(&Config { tls, ..Config::new(["https://etcd.example:2379"]) }).map_err(|error| error.to_string())
+            let mut tls = Tls::of_authority(ca);
+            tls.client = Some(ClientCertificate { certificate: certificate.clone(), key: key.clone() });
+            check(&Config::new(["https://etcd.example:2379"]).with_tls(tls)).map_err(|error| error.to_string())
         };
         assert_eq!(checked(&pem, &pem, &key), Ok(()));
         for (told, parts) in [

@@ -124,7 +124,7 @@ pub(crate) async fn examine(options: &Options) -> Report {
         Some(config) => config.networks.families().collect(),
         None => vec![Family::V4],
     };
-    let request = Request { wanted: &options.uplink, families: &families, public: &options.public };
+    let request = Request::new(&options.uplink, &families, &options.public);
     let choice = match uplink::select(request, &facts, InUse::NOTHING) {
         Ok(choice) => {
             findings.push(Finding::ok("uplink", choice.rationale.to_string()));

@@ -107,7 +107,7 @@ impl FirewallOptions {
         let ports =
             if values.bool("ip-masq-fully-random-disable") { SourcePorts::Kernel } else { SourcePorts::FullyRandom };
         Ok(Self {
-            masquerade: values.bool("ip-masq").then_some(Masquerade { ports }),
+            masquerade: values.bool("ip-masq").then_some(Masquerade::with_ports(ports)),
             forward: if values.bool("iptables-forward-rules") { Forward::Accept } else { Forward::Untouched },
             guard: if values.bool("vxlan-guard") { PortGuard::Peers } else { PortGuard::None },
             resync: Duration::from_secs(values.number("iptables-resync", 1, 86_400)?.into()),
@@ -260,7 +260,8 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
     };
     let ca = file("etcd-cafile");
     if ca.is_some() || client.is_some() {
-        config.tls = Some(Tls { ca, client, server_name: None });
+        let tls = config.tls.insert(Tls::default());
+        (tls.ca, tls.client) = (ca, client);
     }
     let password = match (file("etcd-password-file"), values.text("etcd-password")) {
         (Some(_), text) if !text.is_empty() => {

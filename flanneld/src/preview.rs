@@ -54,8 +54,8 @@ mod tests {
         let object = Object::Route("10.0.0.0/8".parse().unwrap());
         let conflict = flannel_core::plan::Conflict { object, found: String::new(), remedy: String::new() };
         let plan = Plan { ops: Vec::new(), conflicts: vec![conflict; Plan::MOST_TOLD + 7] };
-        let scope = Scope::new(OverlayName::default(), Dual::default());
-        let document = Document::new(Some(&Preview { plan, held: Vec::new(), scope }));
+        let preview = Preview::new(plan, Scope::new(OverlayName::default(), Dual::default()));
+        let document = Document::new(Some(&preview));
         assert_eq!((document.conflicts.len(), document.conflict_count), (Plan::MOST_TOLD, Plan::MOST_TOLD + 7));
     }
 }

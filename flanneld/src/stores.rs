@@ -78,9 +78,8 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
     match &options.place {
         Place::Dir { dir, node } => {
             let ttl = Ttl::After(LeaseTime::new(options.ttl)?);
-            let subnets =
-                FileSubnets::open(dir, FileOptions { ttl, node: Some(node.clone()), ..FileOptions::default() })
-                    .map_err(|source| StoreError::Dir { dir: dir.display().to_string(), source })?;
+            let subnets = FileSubnets::open(dir, FileOptions::default().for_node(node.clone()).with_ttl(ttl))
+                .map_err(|source| StoreError::Dir { dir: dir.display().to_string(), source })?;
             Ok(Opened {
                 subnets: Arc::new(subnets),
                 addresses: Vec::new(),
@@ -92,7 +91,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
         Place::Etcd(config) => {
             credentials::check(config)?;
             let ttl = flannel_subnet_etcd::Ttl::new(options.ttl)?;
-            let subnets = EtcdSubnets::new(flannel_subnet_etcd::Config { ttl, ..(**config).clone() })?;
+            let subnets = EtcdSubnets::new(flannel_subnet_etcd::Config::clone(config).with_ttl(ttl))?;
             Ok(Opened {
                 subnets: Arc::new(subnets),
                 addresses: config.endpoints.iter().filter_map(|endpoint| address(endpoint)).collect(),

@@ -106,8 +106,9 @@ fn admission() -> Admission {
         Some(Rules::new(config, Arc::new(Vxlan::new(config).ok()?)))
     };
     let rules = rules().unwrap_or_else(|| unreachable!("the configuration is right"));
-    let own = Own::new(&lease(1), &rules);
-    Admission::new(rules, HostView { own, ..HostView::default() })
+    let mut host = HostView::default();
+    host.own = Own::new(&lease(1), &rules);
+    Admission::new(rules, host)
 }
 
 /// Each good node but this one is a peer, as it says of itself.

@@ -9,6 +9,7 @@ use std::time::Duration;
 ///
 /// It is checked as a whole when [`EtcdSubnets::new`](crate::EtcdSubnets::new) takes it, or by [`check`](Self::check).
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Config {
     /// The members, as `https://10.0.0.1:2379`. At least one. All `https`, or all `http`; without a scheme it is
     /// `https` where [`tls`](Self::tls) is given, else `http`.
@@ -39,6 +40,24 @@ impl Config {
             ttl: Ttl::default(),
             timeouts: Timeouts::default(),
         }
+    }
+
+    /// The same under another prefix.
+    #[must_use]
+    pub fn with_prefix(self, prefix: KeyPrefix) -> Self {
+        Self { prefix, ..self }
+    }
+
+    /// The same with TLS files.
+    #[must_use]
+    pub fn with_tls(self, tls: Tls) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
+
+    /// The same with leases that last so long.
+    #[must_use]
+    pub fn with_ttl(self, ttl: Ttl) -> Self {
+        Self { ttl, ..self }
     }
 
     /// Whether [`EtcdSubnets::new`](crate::EtcdSubnets::new) takes it, for who wants to know before there is anything
@@ -217,6 +236,7 @@ impl fmt::Display for KeyPrefix {
 
 /// TLS files, in PEM. They are read again for every new connection, so rotated ones come into use by themselves.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Tls {
     /// The authorities that may have signed the members' certificates. Default: the system's roots.
     pub ca: Option<PathBuf>,
@@ -224,6 +244,13 @@ pub struct Tls {
     pub client: Option<ClientCertificate>,
     /// The name to find in their certificates. Default: the endpoint's host.
     pub server_name: Option<String>,
+}
+
+impl Tls {
+    /// Trust in the authorities of this file alone.
+    pub fn of_authority(ca: impl Into<PathBuf>) -> Self {
+        Self { ca: Some(ca.into()), ..Self::default() }
+    }
 }
 
 /// A certificate of ours with its key, in PEM files.
@@ -246,6 +273,7 @@ pub struct Credentials {
 
 /// Where the password comes from.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Password {
     /// This text.
     Text(Secret),
@@ -325,6 +353,7 @@ impl Default for Ttl {
 
 /// How long to wait for what. Any value works; zero fails everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Timeouts {
     /// For one endpoint: TCP, TLS, log-in and a first read. Default: 3 s.
     pub connect: Duration,

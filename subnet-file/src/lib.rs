@@ -73,6 +73,7 @@ pub struct FileSubnets {
 
 /// How a handle behaves. Handles on one directory may differ in it.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Options {
     /// The name under which this node takes leases: one node's alone. Default: the host's name.
     pub node: Option<NodeIdentity>,
@@ -82,6 +83,26 @@ pub struct Options {
     pub lock_wait: Duration,
     /// What [`Lease::expires`] is counted on. Default: the machine's.
     pub clock: Arc<dyn Clock>,
+}
+
+impl Options {
+    /// The same for a node of this name.
+    #[must_use]
+    pub fn for_node(self, node: NodeIdentity) -> Self {
+        Self { node: Some(node), ..self }
+    }
+
+    /// The same with leases that last so long.
+    #[must_use]
+    pub fn with_ttl(self, ttl: Ttl) -> Self {
+        Self { ttl, ..self }
+    }
+
+    /// The same with writes that wait so long for others.
+    #[must_use]
+    pub fn with_lock_wait(self, lock_wait: Duration) -> Self {
+        Self { lock_wait, ..self }
+    }
 }
 
 impl Default for Options {

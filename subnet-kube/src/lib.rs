@@ -129,6 +129,7 @@ impl NodeName {
 
 /// Where the network's configuration is.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConfigSource {
     /// A file with flannel's JSON document, read again each time it is asked for.
     File(PathBuf),

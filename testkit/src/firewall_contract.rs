@@ -95,13 +95,12 @@ pub fn rules(overlay: &str) -> Rules {
 /// The same with a guard.
 pub fn guarded(overlay: &str) -> Rules {
     let peers = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|addr| addr.parse().unwrap()).into();
-    Rules { guard: Some(VxlanGuard { port: 8472, peers }), ..rules(overlay) }
+    rules(overlay).guarded(VxlanGuard { port: 8472, peers })
 }
 
 fn of_networks(overlay: &str, networks: [&str; 2], subnets: [&str; 2]) -> Rules {
     let dual = |[v4, v6]: [&str; 2]| -> Dual<Prefix> { Dual { v4: v4.parse().ok(), v6: v6.parse().ok() } };
-    let rules = Rules::new(name(overlay), &dual(networks), &dual(subnets));
-    Rules { masquerade: Some(Masquerade::default()), ..rules }
+    Rules::new(name(overlay), &dual(networks), &dual(subnets)).masquerading(Masquerade::default())
 }
 
 /// The most that this packet filter can do.
@@ -138,17 +137,23 @@ async fn rules_applied_are_in_place_and_stay_so(harness: &dyn Harness) {
 /// After a change of network, lease, families or settings there is what there would be had nothing been applied before.
 async fn what_is_no_longer_wanted_goes(harness: &dyn Harness) {
     let full = full(harness, "flannel");
-    let bare = Rules { masquerade: Some(Masquerade { ports: SourcePorts::Kernel }), guard: None, ..full.clone() };
+    let changed = |rules: &Rules, change: &dyn Fn(&mut Rules)| {
+        let mut rules = rules.clone();
+        change(&mut rules);
+        rules
+    };
+    let bare = full.clone().masquerading(Masquerade::with_ports(SourcePorts::Kernel));
+    let bare = changed(&bare, &|rules| (rules.guard, rules.forward) = (None, Forward::Untouched));
     let of = |family| Dual {
         v4: full.pods.v4.filter(|_| family == Family::V4),
         v6: full.pods.v6.filter(|_| family == Family::V6),
     };
     let mut steps = vec![
         of_networks("flannel", ["172.30.0.0/16", ""], ["172.30.9.0/24", ""]),
-        Rules { masquerade: None, ..full.clone() },
-        Rules { pods: Dual::default(), ..full.clone() },
+        changed(&full, &|rules| rules.masquerade = None),
+        changed(&full, &|rules| rules.pods = Dual::default()),
     ];
-    steps.extend(Family::BOTH.map(|family| Rules { pods: of(family), forward: Forward::Untouched, ..bare.clone() }));
+    steps.extend(Family::BOTH.map(|family| changed(&bare, &|rules| rules.pods = of(family))));
     for wanted in steps {
         let (ns, fresh) = (namespace(), namespace());
         harness.firewall(&fresh).apply(&wanted).await.unwrap();
@@ -290,7 +295,7 @@ async fn pods_are_masqueraded_towards_the_world_only_and_hosts_towards_remote_po
     let lab = FilterLab::new(Families::Dual).unwrap();
     let firewall = harness.firewall(&lab.node().ns);
     let without = lab.rules(name("flannel")).unwrap();
-    let rules = Rules { masquerade: Some(Masquerade::default()), ..without.clone() };
+    let rules = without.clone().masquerading(Masquerade::default());
     firewall.apply(&rules).await.unwrap();
     in_place(&*firewall, &rules).await;
     for family in Family::BOTH {
@@ -328,13 +333,13 @@ async fn pods_are_masqueraded_towards_the_world_only_and_hosts_towards_remote_po
 async fn re_applying_loses_no_packet_and_lets_none_through_as_it_was(harness: &dyn Harness) {
     let lab = FilterLab::new(Families::V4).unwrap();
     let firewall = harness.firewall(&lab.node().ns);
-    let rules = Rules { masquerade: Some(Masquerade::default()), ..lab.rules(name("flannel")).unwrap() };
+    let mut rules = lab.rules(name("flannel")).unwrap().masquerading(Masquerade::default());
     firewall.apply(&rules).await.unwrap();
     let newcomers = Newcomers::start(&lab.pod().ns, lab.outside(), outside_address(Family::V4)).unwrap();
     newcomers.await_more(100).unwrap();
     for nth in 0..30 {
-        let forward = if nth % 2 == 0 { Forward::Untouched } else { Forward::Accept };
-        firewall.apply(&Rules { forward, ..rules.clone() }).await.unwrap();
+        rules.forward = if nth % 2 == 0 { Forward::Untouched } else { Forward::Accept };
+        firewall.apply(&rules).await.unwrap();
         newcomers.await_more(20).unwrap();
     }
     let (sent, seen) = newcomers.stop().unwrap();

@@ -178,8 +178,7 @@ async fn with_pods(underlay: &Arc<Underlay>, ready: Vec<Ready>) -> Result<Vec<Me
 
 fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
     let kernel = NetlinkKernel::in_namespace(node.ns.as_fd().try_clone_to_owned()?)?;
-    let subnets =
-        FileSubnets::open(store, Options { node: Some(NodeIdentity::new(&node.name)?), ..Options::default() })?;
+    let subnets = FileSubnets::open(store, Options::default().for_node(NodeIdentity::new(&node.name)?))?;
     let overlay = Overlay::builder()
         .backend("vxlan", Vxlan::new)
         .backend("host-gw", |_| Ok(HostGw))

@@ -22,6 +22,7 @@ pub type HardwareAddress = dyn Fn(&LeaseAttrs, Family) -> Result<Option<MacAddr>
 /// that fits wins over one that does not. These are the pools of the configuration that the node started with. While an
 /// operator moves them, nodes that started before and after may find another winner of such an overlap, which is there
 /// only if somebody writes records past the allocators; they agree again once all have started with one configuration.
+#[non_exhaustive]
 pub struct Rules {
     /// The network of each family in use.
     pub networks: Dual<Network>,
@@ -130,6 +131,7 @@ fn judge_public(network: Prefix, family: Family, attrs: &LeaseAttrs) -> Result<(
 
 /// What this node is and needs: no peer may take it away.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct HostView {
     /// Its addresses, those on the overlay's own devices left out.
     pub addresses: BTreeSet<IpAddr>,
@@ -146,6 +148,7 @@ pub struct HostView {
 
 /// What a node holds and publishes itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Own {
     /// Its record. It comes back through the watch like any other and is never a peer.
     pub key: Option<LeaseKey>,

@@ -9,6 +9,7 @@ use crate::plan::Plan;
 
 /// What the next audit would do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Preview {
     /// The writes and the conflicts.
     pub plan: Plan,
@@ -43,6 +44,11 @@ pub enum HeldBecause {
 }
 
 impl Preview {
+    /// A plan of which nothing waits.
+    pub fn new(plan: Plan, scope: Scope) -> Self {
+        Self { plan, held: Vec::new(), scope }
+    }
+
     /// Whether the kernel is as wanted: nothing to write, nothing in the way, nothing that waits.
     pub fn is_settled(&self) -> bool {
         self.plan.is_empty() && self.plan.conflicts.is_empty() && self.held.is_empty()

@@ -50,11 +50,19 @@ pub enum MissingUplink {
 
 /// Where `subnet.env` is written, and what it says of masquerading.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SubnetEnvFile {
     /// The file. Its directory is made if needed.
     pub path: PathBuf,
     /// Who masquerades what leaves the network (`FLANNEL_IPMASQ`).
     pub masquerade: Masquerade,
+}
+
+impl SubnetEnvFile {
+    /// The file at this path.
+    pub fn new(path: impl Into<PathBuf>, masquerade: Masquerade) -> Self {
+        Self { path: path.into(), masquerade }
+    }
 }
 
 /// Who masquerades what leaves the network.

@@ -12,6 +12,7 @@ pub use json::Object;
 
 /// The network every node agrees on.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NetworkConfig {
     /// The network of each enabled family. At least one.
     pub networks: Dual<Network>,
@@ -23,6 +24,7 @@ pub struct NetworkConfig {
 
 /// One family's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Network {
     /// The range all pods of this family are in.
     pub prefix: Prefix,
@@ -43,6 +45,7 @@ pub struct Pool {
 
 /// The `Backend` object of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BackendConfig {
     /// `Type` in lower case: `vxlan`, `host-gw`, `udp`, `alloc`, ….
     pub kind: String,

@@ -19,6 +19,7 @@ pub use tool::{Answer, Call, Program, Tools};
 
 /// Every rule that one overlay wants on this node. What is not wanted here is removed by [`Firewall::apply`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rules {
     /// Whose rules: decides the names of tables and chains (docs/design.md, "Ownership").
     pub overlay: OverlayName,
@@ -43,6 +44,7 @@ pub struct Pods {
 
 /// How to masquerade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Masquerade {
     /// Which source ports connections get.
     pub ports: SourcePorts,
@@ -91,10 +93,30 @@ impl Rules {
         }
         Self { overlay, pods, masquerade: None, forward: Forward::default(), guard: None }
     }
+
+    /// The same with masquerade.
+    #[must_use]
+    pub fn masquerading(self, masquerade: Masquerade) -> Self {
+        Self { masquerade: Some(masquerade), ..self }
+    }
+
+    /// The same with a guard.
+    #[must_use]
+    pub fn guarded(self, guard: VxlanGuard) -> Self {
+        Self { guard: Some(guard), ..self }
+    }
+}
+
+impl Masquerade {
+    /// With source ports that are chosen like this.
+    pub fn with_ports(ports: SourcePorts) -> Self {
+        Self { ports }
+    }
 }
 
 /// A difference between the rules wanted and those in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Drift {
     /// The table or chain, as its tool names it.
     pub place: String,
@@ -112,6 +134,13 @@ pub enum Problem {
     Changed,
     /// It is there, and should not be: of a former network, or of something switched off.
     Leftover,
+}
+
+impl Drift {
+    /// What is wrong with this table or chain.
+    pub fn new(place: String, problem: Problem) -> Self {
+        Self { place, problem }
+    }
 }
 
 impl fmt::Display for Drift {

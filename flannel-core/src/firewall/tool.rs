@@ -61,6 +61,7 @@ pub struct Call {
 
 /// What a program said. Its own refusal is an answer too.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Answer {
     /// How it ended.
     pub status: ExitStatus,

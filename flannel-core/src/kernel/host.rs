@@ -13,6 +13,7 @@ use crate::net::{Family, MacAddr, Prefix, is_automatic};
 /// [`HostFacts::MOST_OF_A_LINK`], of routes and next hops no more than [`HostFacts::MOST`] of each kind: the first of the
 /// dump.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct HostFacts {
     /// The links, by interface index.
     pub links: BTreeMap<u32, HostLink>,
@@ -45,6 +46,7 @@ pub struct NextHop {
 
 /// A link of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HostLink {
     /// Its name.
     pub name: LinkName,
@@ -64,6 +66,7 @@ pub struct HostLink {
 
 /// An address of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HostAddress {
     /// Interface index.
     pub link: u32,
@@ -81,6 +84,7 @@ pub struct HostAddress {
 
 /// A route of the host, not ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct HostRoute {
     /// Destination.
     pub prefix: Prefix,

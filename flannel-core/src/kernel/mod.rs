@@ -39,6 +39,7 @@ pub(crate) use text::{RouteText, describe_link};
 
 /// A reason to look at the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Hint {
     /// Something in the scope changed, and it was not us.
     Changed,
@@ -161,6 +162,7 @@ pub const EINVAL: i32 = 22;
 
 /// What came of the operations that a kernel was to write.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ApplyReport {
     /// Operations the kernel acknowledged.
     pub applied: usize,

@@ -12,7 +12,7 @@ use crate::log::Log;
 use crate::node::{Node, eventually, pass, subnet};
 
 pub(crate) fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
-    SubnetEnvFile { path: dir.path().join("run/subnet.env"), masquerade: Masquerade::Agent }
+    SubnetEnvFile::new(dir.path().join("run/subnet.env"), Masquerade::Agent)
 }
 
 #[tokio::test(start_paused = true)]

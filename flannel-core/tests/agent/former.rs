@@ -23,7 +23,7 @@ struct Moved {
 impl Moved {
     async fn new() -> Self {
         let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-        let file = SubnetEnvFile { path: dir.path().join("subnet.env"), masquerade: Masquerade::Agent };
+        let file = SubnetEnvFile::new(dir.path().join("subnet.env"), Masquerade::Agent);
         let moved = Self { node, file, dir };
         moved.node.join(1..=20);
         let agent = moved.run();
@@ -212,7 +212,7 @@ async fn an_old_state_file_clears_no_network_while_the_store_is_away() {
     use flannel_core::subnet::SubnetManager;
     use flannel_subnet_cached::CachedSubnets;
     let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-    let file = SubnetEnvFile { path: dir.path().join("subnet.env"), masquerade: Masquerade::Agent };
+    let file = SubnetEnvFile::new(dir.path().join("subnet.env"), Masquerade::Agent);
     let run = || {
         let clock = Arc::clone(&node.clock) as _;
         let cached =

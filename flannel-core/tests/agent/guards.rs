@@ -260,8 +260,9 @@ async fn amid_a_mass_deletion_a_peer_that_the_host_kept_out_has_one_route_too() 
 async fn amid_a_mass_deletion_the_own_new_subnet_has_no_route() {
     let (node, agent) = amid_a_mass_deletion().await;
     let pool = br#"{"Network":"10.42.0.0/16","SubnetLen":25,"SubnetMin":"10.42.3.128","SubnetMax":"10.42.3.128"}"#;
-    let pool = NetworkConfig::parse(pool, Allocation::Pool).unwrap();
-    node.store.set_config(NetworkConfig { networks: pool.networks, ..config() });
+    let mut changed = config();
+    changed.networks = NetworkConfig::parse(pool, Allocation::Pool).unwrap().networks;
+    node.store.set_config(changed);
     node.store.delete(&node.key());
     let own = "10.42.3.128/25".parse().unwrap();
     agent.until(|status| status.lease.as_ref().is_some_and(|lease| lease.subnets.v4 == Some(own))).await;

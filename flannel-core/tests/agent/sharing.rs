@@ -144,9 +144,7 @@ async fn the_file_for_the_plug_in_tells_the_own_lease_where_there_is_no_device()
         let mut node = Node::shared();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("subnet.env");
-        let run = |node: &Node| {
-            node.run_as(node.builder().subnet_env(SubnetEnvFile { path: path.clone(), masquerade: Masquerade::Plugin }))
-        };
+        let run = |node: &Node| node.run_as(node.builder().subnet_env(SubnetEnvFile::new(&path, Masquerade::Plugin)));
         let agent = run(&node);
         let before = agent.ready().await.lease.unwrap();
         eventually("the file is written", || path.exists()).await;
@@ -214,7 +212,7 @@ impl Anew {
     async fn after(backend: impl Backend + Copy) -> Self {
         let mut node = Node::shared();
         let dir = tempfile::tempdir().unwrap();
-        let file = SubnetEnvFile { path: dir.path().join("subnet.env"), masquerade: Masquerade::Plugin };
+        let file = SubnetEnvFile::new(dir.path().join("subnet.env"), Masquerade::Plugin);
         let agent = node.run_as(node.builder_with(backend).subnet_env(file.clone()));
         let before = agent.ready().await.lease.unwrap();
         eventually("the file is written", || file.path.exists()).await;

@@ -147,8 +147,11 @@ async fn what_the_kernel_can_never_do_ends_the_first_round_with_its_error() {
         let node = Node::alone();
         let mut mock = MockKernel::new();
         let refusal = error.clone();
-        mock.expect_apply()
-            .returning(move |_, _| ApplyReport { refused: vec![(0, refusal.clone())], ..ApplyReport::default() });
+        mock.expect_apply().returning(move |_, _| {
+            let mut report = ApplyReport::default();
+            report.refused.push((0, refusal.clone()));
+            report
+        });
         let agent = node.run_on(node.builder(), passing(mock, &node.kernel), Arc::new(node.store.clone()));
         let Err(OverlayError::Kernel(ended)) = agent.ended().await else { panic!("no error") };
         assert_eq!(ended, error);

@@ -385,10 +385,10 @@ mod tests {
     fn findings(links: Vec<HostLink>, uplink_mtu: u32, written: u32, said: &Said) -> Vec<Finding> {
         let json = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
         let config = NetworkConfig::parse(json, Allocation::Pool).unwrap();
-        let facts = HostFacts { links: (10..).zip(links).collect(), ..HostFacts::default() };
-        let uplink =
-            Uplink { index: 2, name: LinkName::new("eth0").unwrap(), mtu: Mtu(uplink_mtu), addrs: Dual::default() };
-        let env = SubnetEnv { mtu: Some(Mtu(written)), ..SubnetEnv::default() };
+        let (mut facts, mut env) = (HostFacts::default(), SubnetEnv::default());
+        facts.links.extend((10..).zip(links));
+        env.mtu = Some(Mtu(written));
+        let uplink = Uplink::new(2, LinkName::new("eth0").unwrap(), Mtu(uplink_mtu), Dual::default());
         let overlay = OverlayName::default();
         let host =
             Host { overlay: &overlay, config: Some(&config), facts: &facts, uplink: Some(&uplink), env: Some(&env) };
@@ -441,16 +441,15 @@ mod tests {
             let address = |link, addr: &str, len| HostAddress::new(link, addr.parse().unwrap(), len);
             let gateway = Some("192.0.2.1".parse().unwrap());
             let gateway = HostRoute::new("0.0.0.0/0".parse().unwrap(), Some(2), gateway);
-            let facts = HostFacts {
-                addresses: vec![address(2, "192.0.2.77", 25), address(3, "10.5.1.1", 24), address(4, "172.17.0.1", 16)],
-                defaults: vec![gateway],
-                ..HostFacts::default()
-            };
+            let (mut facts, mut env) = (HostFacts::default(), SubnetEnv::default());
+            facts.addresses =
+                vec![address(2, "192.0.2.77", 25), address(3, "10.5.1.1", 24), address(4, "172.17.0.1", 16)];
+            facts.defaults.push(gateway);
             let addrs = Dual { v4: Some("192.0.2.77".parse().unwrap()), v6: None };
-            let uplink = Uplink { index: 2, name: LinkName::new("eth0").unwrap(), mtu: Mtu(1500), addrs };
-            let subnets = Dual { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None };
-            let networks = Dual { v4: Some(written.parse().unwrap()), v6: None };
-            let env = SubnetEnv { networks, subnets, mtu: Some(Mtu(1450)), ..SubnetEnv::default() };
+            let uplink = Uplink::new(2, LinkName::new("eth0").unwrap(), Mtu(1500), addrs);
+            env.subnets.v4 = Some("10.5.1.0/24".parse().unwrap());
+            env.networks.v4 = Some(written.parse().unwrap());
+            env.mtu = Some(Mtu(1450));
             let overlay = OverlayName::default();
             let (config, uplink, env) = (Some(&config), Some(&uplink), Some(&env));
             Host { overlay: &overlay, config, facts: &facts, uplink, env }.judge(&Said::default())

@@ -67,7 +67,7 @@ mod tests {
             route("10.5.4.0/25", LinkId::Uplink, Route::BOOT),
             route("10.5.5.0/24", LinkId::Uplink, Route::FIRST_PROTOCOL),
         ]);
-        let uplink = Uplink { index: 2, name: LinkName::new("eth0").unwrap(), mtu: Mtu(1500), addrs: Dual::default() };
+        let uplink = Uplink::new(2, LinkName::new("eth0").unwrap(), Mtu(1500), Dual::default());
         let leased = BTreeSet::from(["10.5.2.0/24".parse().unwrap()]);
         let fixes = |seen: &BTreeMap<RouteKey, Route>| {
             let findings = judge(&config, &leased, &uplink, seen);

@@ -28,7 +28,7 @@ impl Backing {
 
     fn store(&self) -> EtcdSubnets {
         let prefix = KeyPrefix::new(&format!("/test/{}", self.count)).unwrap();
-        EtcdSubnets::new(Config { prefix, ..Config::new(self.etcd.endpoints()) }).unwrap()
+        EtcdSubnets::new(Config::new(self.etcd.endpoints()).with_prefix(prefix)).unwrap()
     }
 
     fn key(&self, key: &LeaseKey) -> String {

@@ -126,7 +126,7 @@ async fn renewals_leave_no_etcd_lease_behind() {
     let lease = store.previous(&node(1).id).await.unwrap().remove(0);
     store.release(lease).await.unwrap();
     assert_eq!(leases(&mut client).await, 0);
-    let other = Config { ttl: Ttl::new(Duration::from_secs(120)).unwrap(), ..Config::new(etcd.endpoints()) };
+    let other = Config::new(etcd.endpoints()).with_ttl(Ttl::new(Duration::from_secs(120)).unwrap());
     node(2).acquire(&EtcdSubnets::new(other).unwrap()).await;
     let id = client.leases().await.unwrap().leases()[0].id();
     assert_eq!(client.lease_time_to_live(id, None).await.unwrap().granted_ttl(), 120);
@@ -219,7 +219,7 @@ async fn a_lease_of_ours_that_overlaps_an_older_one_is_replaced() {
 /// A store behind a proxy.
 fn behind(proxy: &Proxy, prefix: &str) -> EtcdSubnets {
     let prefix = KeyPrefix::new(prefix).unwrap();
-    EtcdSubnets::new(Config { prefix, ..Config::new([proxy.endpoint()]) }).unwrap()
+    EtcdSubnets::new(Config::new([proxy.endpoint()]).with_prefix(prefix)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -399,7 +399,7 @@ async fn a_record_that_took_our_revision_after_a_restore_is_not_ours() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_or_wrong_is_named() {
     let (etcd, store) = single(Version::Debian).await;
-    let config = |prefix: &str| Config { prefix: KeyPrefix::new(prefix).unwrap(), ..Config::new(etcd.endpoints()) };
+    let config = |prefix: &str| Config::new(etcd.endpoints()).with_prefix(KeyPrefix::new(prefix).unwrap());
     let error = EtcdSubnets::new(config("/elsewhere")).unwrap().network_config().await.unwrap_err();
     assert!(error.to_string().contains("/elsewhere/config"), "{error}");
     let error = store.put_config_json(r#"{"Network":"10.5.0.0/16","SubnetLen":31}"#).await.unwrap_err();

@@ -48,7 +48,7 @@ fn start(dir: &Path, authority: &Authority, name: &str, year: i32, client_ca: Op
 }
 
 fn open(etcd: &Etcd, tls: Tls) -> EtcdSubnets {
-    EtcdSubnets::new(Config { tls: Some(tls), ..Config::new(etcd.endpoints()) }).unwrap()
+    EtcdSubnets::new(Config::new(etcd.endpoints()).with_tls(tls)).unwrap()
 }
 
 async fn refusal(store: &EtcdSubnets) -> String {
@@ -63,17 +63,17 @@ async fn an_authority_alone_is_enough_and_no_other_will_do() {
     let authority = Authority::new();
     let ca = authority.write(&dir.path().join("ca.crt"));
     let etcd = start(dir.path(), &authority, "127.0.0.1", 2100, None);
-    let store = open(&etcd, Tls { ca: Some(ca), ..Tls::default() });
+    let store = open(&etcd, Tls::of_authority(ca));
     store.put_config_json(common::CONFIG).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
     node(1).acquire(&store).await;
 
     let other = Authority::new().write(&dir.path().join("other.crt"));
-    let said = refusal(&open(&etcd, Tls { ca: Some(other), ..Tls::default() })).await;
+    let said = refusal(&open(&etcd, Tls::of_authority(other))).await;
     assert!(said.contains(&etcd.endpoint(0)) && said.contains("as CA file"), "{said}");
     let said = refusal(&open(&etcd, Tls::default())).await;
     assert!(said.contains("as CA file"), "the system's roots: {said}");
     let missing = dir.path().join("missing.crt");
-    let said = refusal(&open(&etcd, Tls { ca: Some(missing.clone()), ..Tls::default() })).await;
+    let said = refusal(&open(&etcd, Tls::of_authority(&missing))).await;
     assert!(said.contains(&missing.display().to_string()), "{said}");
 }
 
@@ -81,15 +81,16 @@ async fn an_authority_alone_is_enough_and_no_other_will_do() {
 async fn a_certificate_for_another_name_or_time_is_refused() {
     let dir = TempDir::new().unwrap();
     let authority = Authority::new();
-    let ca = Some(authority.write(&dir.path().join("ca.crt")));
+    let ca = authority.write(&dir.path().join("ca.crt"));
     let etcd = start(dir.path(), &authority, "etcd.example", 2100, None);
-    let said = refusal(&open(&etcd, Tls { ca: ca.clone(), ..Tls::default() })).await;
+    let said = refusal(&open(&etcd, Tls::of_authority(&ca))).await;
     assert!(said.contains("server name"), "{said}");
-    let named = Tls { ca: ca.clone(), server_name: Some("etcd.example".to_owned()), ..Tls::default() };
+    let mut named = Tls::of_authority(&ca);
+    named.server_name = Some("etcd.example".to_owned());
     open(&etcd, named).put_config_json(common::CONFIG).await.unwrap();
     drop(etcd);
     let etcd = start(dir.path(), &authority, "127.0.0.1", 2001, None);
-    let said = refusal(&open(&etcd, Tls { ca, ..Tls::default() })).await;
+    let said = refusal(&open(&etcd, Tls::of_authority(ca))).await;
     assert!(said.contains("expired"), "{said}");
 }
 
@@ -101,10 +102,11 @@ async fn clients_show_their_certificate_where_it_is_asked_for() {
     // A member's own health check shows the member's certificate, which is good for both ends.
     let etcd = start(dir.path(), &authority, "127.0.0.1", 2100, Some(ca.clone()));
     let (certificate, key) = authority.issue(dir.path(), "client", "flannel", 2100);
-    let client = Some(ClientCertificate { certificate, key });
-    let store = open(&etcd, Tls { ca: Some(ca.clone()), client, server_name: None });
+    let mut tls = Tls::of_authority(&ca);
+    tls.client = Some(ClientCertificate { certificate, key });
+    let store = open(&etcd, tls);
     store.put_config_json(common::CONFIG).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
-    let said = refusal(&open(&etcd, Tls { ca: Some(ca), ..Tls::default() })).await;
+    let said = refusal(&open(&etcd, Tls::of_authority(ca))).await;
     assert!(said.contains("client certificate"), "{said}");
 }
 
@@ -115,7 +117,7 @@ async fn rotated_files_come_into_use_by_themselves() {
     let first = Authority::new();
     first.write(&ca);
     let mut etcd = start(dir.path(), &first, "127.0.0.1", 2100, None);
-    let store = open(&etcd, Tls { ca: Some(ca.clone()), ..Tls::default() });
+    let store = open(&etcd, Tls::of_authority(&ca));
     store.put_config_json(common::CONFIG).await.unwrap();
     let mut watcher = watching(&store, &store).await;
     etcd.kill(0);

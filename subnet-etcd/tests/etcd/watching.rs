@@ -222,8 +222,9 @@ async fn an_endpoint_that_is_silent_is_not_waited_for() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoints = [silent.local_addr().unwrap().to_string(), etcd.endpoint(0)];
     let never = Duration::from_secs(3600);
-    let timeouts = Timeouts { connect: never, keep_alive: never, ..Timeouts::default() };
-    let store = EtcdSubnets::new(Config { timeouts, ..Config::new(endpoints) }).unwrap();
+    let mut config = Config::new(endpoints);
+    (config.timeouts.connect, config.timeouts.keep_alive) = (never, never);
+    let store = EtcdSubnets::new(config).unwrap();
     let answer = tokio::time::timeout(Duration::from_secs(30), store.network_config()).await;
     answer.expect("it asks the other one").unwrap();
 }
@@ -280,9 +281,10 @@ async fn with_users(etcd: &Etcd) -> Client {
 }
 
 fn logged_in(etcd: &Etcd, password: Password) -> EtcdSubnets {
-    let credentials = Some(Credentials { user: "flannel".to_owned(), password });
-    EtcdSubnets::new(Config { credentials, clear_text: ClearText::AllowCredentials, ..Config::new(etcd.endpoints()) })
-        .unwrap()
+    let mut config = Config::new(etcd.endpoints());
+    config.credentials = Some(Credentials { user: "flannel".to_owned(), password });
+    config.clear_text = ClearText::AllowCredentials;
+    EtcdSubnets::new(config).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

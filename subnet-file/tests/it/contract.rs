@@ -21,7 +21,8 @@ impl Files {
     fn handle(&self) -> FileSubnets {
         // The contract has fifty write at once.
         let lock_wait = Duration::from_secs(60);
-        FileSubnets::open(self.dir.path(), Options { ttl: self.ttl, lock_wait, ..Options::default() }).unwrap()
+        let options = Options::default().with_ttl(self.ttl).with_lock_wait(lock_wait);
+        FileSubnets::open(self.dir.path(), options).unwrap()
     }
 }
 

@@ -137,7 +137,7 @@ async fn a_directory_that_is_missing_or_none_is_named_with_its_remedy() {
 #[tokio::test]
 async fn a_lock_held_too_long_is_unavailable_and_names_the_lock() {
     let (dir, _store) = new_store().await;
-    let options = Options { lock_wait: Duration::from_millis(50), ..Options::default() };
+    let options = Options::default().with_lock_wait(Duration::from_millis(50));
     let store = FileSubnets::open(dir.path(), options).unwrap();
     let lock = File::open(dir.path().join("lock")).unwrap();
     lock.lock().unwrap();
@@ -170,10 +170,10 @@ async fn what_nobody_could_read_is_not_written() {
 #[tokio::test]
 async fn a_lease_that_never_ends_has_no_end() {
     let (dir, _store) = new_store().await;
-    let store = FileSubnets::open(dir.path(), Options { ttl: Ttl::Never, ..Options::default() }).unwrap();
+    let store = FileSubnets::open(dir.path(), Options::default().with_ttl(Ttl::Never)).unwrap();
     assert_eq!(acquire(&store, "a").await.expires, None);
     let ttl = Ttl::After(LeaseTime::new(Duration::from_secs(120)).unwrap());
-    let options = Options { ttl, ..Options::default() };
+    let options = Options::default().with_ttl(ttl);
     let clock = options.clock.clone();
     let store = FileSubnets::open(dir.path(), options).unwrap();
     let (before, end, after) = (clock.now(), acquire(&store, "a").await.expires.unwrap(), clock.now());

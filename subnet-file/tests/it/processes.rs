@@ -32,7 +32,7 @@ fn plays_the_part_it_was_started_for() {
         match part.as_str() {
             "eight nodes" => {
                 // Sixty-four writes may wait for one another on a busy disk.
-                let options = Options { lock_wait: Duration::from_secs(60), ..Options::default() };
+                let options = Options::default().with_lock_wait(Duration::from_secs(60));
                 let store = FileSubnets::open(&dir, options).unwrap();
                 let names: Vec<String> = (0..8).map(|n| format!("{name}-{n}")).collect();
                 futures_util::future::join_all(names.iter().map(|name| acquire(&store, name))).await;
