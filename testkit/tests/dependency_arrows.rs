@@ -7,9 +7,10 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
+    ("flannel-backend-udp", &["flannel-core"]),
     ("flannel-backend-hostgw", &["flannel-core"]),
     ("flannel-subnet-etcd", &["flannel-core"]),
     ("flannel-subnet-kube", &["flannel-core"]),

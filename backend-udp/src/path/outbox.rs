@@ -1,0 +1,241 @@
+//! Datagrams that wait to be sent, as runs that one send takes.
+//!
+//! Datagrams for a peer make one message as long as they are equally long, or the last is shorter: the kernel cuts it
+//! again (`UDP_SEGMENT`). It does not matter of which flow they are. Their order is kept for each peer.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// How many messages one batch has at most.
+pub(crate) const MAX_MESSAGES: usize = 128;
+/// How many datagrams one batch has at most.
+pub(crate) const MAX_DATAGRAMS: usize = 512;
+/// How many datagrams one message has at most: what kernels before 6.11 take (`UDP_MAX_SEGMENTS`).
+const MAX_RUN: usize = 64;
+/// The longest payload of UDP over IPv4, in bytes.
+const MAX_BYTES: usize = 65_507;
+
+/// A datagram: its headers in one buffer, where it is a segment, and the rest in another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Datagram {
+    pub(crate) headers: Range<usize>,
+    pub(crate) payload: Range<usize>,
+}
+
+impl Datagram {
+    /// How long it is, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.headers.len() + self.payload.len()
+    }
+}
+
+/// Whether a peer takes runs of datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// It does.
+    Long,
+    /// Each datagram is a message.
+    One,
+}
+
+/// Datagrams that go to one peer in one send.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) to: SocketAddr,
+    /// How many there are.
+    pub(crate) count: usize,
+    /// How long they are together, in bytes.
+    pub(crate) bytes: usize,
+    /// How long each is, but for the last, in bytes.
+    pub(crate) segment: usize,
+    is_open: bool,
+    first: usize,
+    last: usize,
+}
+
+/// The datagrams of a batch.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    messages: Vec<Message>,
+    /// Each with the place of the next one of its message.
+    datagrams: Vec<(Datagram, usize)>,
+}
+
+impl Outbox {
+    pub(crate) fn new() -> Self {
+        Self { messages: Vec::with_capacity(MAX_MESSAGES), datagrams: Vec::with_capacity(MAX_DATAGRAMS) }
+    }
+
+    /// Whether one more datagram can be added.
+    pub(crate) fn has_room(&self) -> bool {
+        self.messages.len() < MAX_MESSAGES && self.datagrams.len() < MAX_DATAGRAMS
+    }
+
+    /// Adds a datagram for a peer.
+    pub(crate) fn push(&mut self, to: SocketAddr, datagram: Datagram, run: Run) {
+        let (place, len) = (self.datagrams.len(), datagram.len());
+        self.datagrams.push((datagram, usize::MAX));
+        let newest = self.messages.iter_mut().rev().find(|message| message.to == to);
+        let fits = |message: &Message| {
+            message.is_open && len <= message.segment && message.count < MAX_RUN && message.bytes + len <= MAX_BYTES
+        };
+        match newest.filter(|message| run == Run::Long && fits(message)) {
+            Some(message) => {
+                message.count += 1;
+                message.bytes += len;
+                message.is_open = len == message.segment;
+                if let Some((_, next)) = self.datagrams.get_mut(message.last) {
+                    *next = place;
+                }
+                message.last = place;
+            }
+            None => {
+                let is_open = run == Run::Long;
+                self.messages.push(Message {
+                    to,
+                    count: 1,
+                    bytes: len,
+                    segment: len,
+                    is_open,
+                    first: place,
+                    last: place,
+                });
+            }
+        }
+    }
+
+    /// The messages, in the order in which they are to be sent.
+    pub(crate) fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// The datagrams of one.
+    pub(crate) fn datagrams(&self, message: &Message) -> impl Iterator<Item = &Datagram> {
+        let mut place = message.first;
+        (0..message.count).map_while(move |_| {
+            let (datagram, next) = self.datagrams.get(place)?;
+            place = *next;
+            Some(datagram)
+        })
+    }
+
+    /// Empties it.
+    pub(crate) fn clear(&mut self) {
+        self.messages.clear();
+        self.datagrams.clear();
+    }
+}
+
+/// Which peers did not take runs of which size: the path to them carries less than the link does.
+#[derive(Debug)]
+pub(crate) struct NarrowPaths {
+    /// A peer, the least size that was refused in bytes, and until when that counts.
+    refused: Vec<(SocketAddr, usize, Instant)>,
+}
+
+impl NarrowPaths {
+    /// How many are remembered. Of others each run is refused anew.
+    pub(crate) const MOST: usize = 64;
+    /// How long that is believed. A route's path MTU lives ten minutes (`mtu_expires`), and may be had back sooner.
+    pub(crate) const BELIEVED: Duration = Duration::from_secs(10);
+
+    pub(crate) fn new() -> Self {
+        Self { refused: Vec::with_capacity(Self::MOST) }
+    }
+
+    /// Forgets what is too old. Once for each batch.
+    pub(crate) fn refresh(&mut self) {
+        if !self.refused.is_empty() {
+            let now = Instant::now();
+            self.refused.retain(|(_, _, until)| now < *until);
+        }
+    }
+
+    /// A run of datagrams of this size was refused.
+    pub(crate) fn refuse(&mut self, to: SocketAddr, size: usize, now: Instant) {
+        let until = now + Self::BELIEVED;
+        if let Some((_, least, _)) = self.refused.iter_mut().find(|(peer, _, _)| *peer == to) {
+            *least = size.min(*least);
+        } else if self.refused.len() < Self::MOST {
+            self.refused.push((to, size, until));
+        }
+    }
+
+    /// Whether datagrams of this size can be part of a run.
+    pub(crate) fn run(&self, to: SocketAddr, size: usize) -> Run {
+        match self.refused.iter().find(|(peer, _, _)| *peer == to) {
+            Some((_, least, _)) if size >= *least => Run::One,
+            _ => Run::Long,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn peer(number: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, number], 8285))
+    }
+
+    fn datagram(nth: usize, len: usize) -> Datagram {
+        Datagram { headers: nth..nth + 20, payload: nth * 10_000..nth * 10_000 + len - 20 }
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_what_the_kernel_cuts_again_and_each_peers_order_is_kept(
+            pushed in vec((0_u8..5, prop_oneof![Just(1472_usize), Just(100), 20..65_507_usize], any::<bool>()), 0..MAX_DATAGRAMS)
+        ) {
+            let mut outbox = Outbox::new();
+            let mut expected = BTreeMap::<_, Vec<_>>::new();
+            for (nth, (to, len, long)) in pushed.into_iter().enumerate() {
+                if !outbox.has_room() { break; }
+                outbox.push(peer(to), datagram(nth, len), if long { Run::Long } else { Run::One });
+                expected.entry(peer(to)).or_default().push(datagram(nth, len));
+            }
+            let mut found = BTreeMap::<_, Vec<_>>::new();
+            for message in outbox.messages() {
+                let all: Vec<_> = outbox.datagrams(message).cloned().collect();
+                prop_assert_eq!(all.len(), message.count);
+                prop_assert!((1..=MAX_RUN).contains(&message.count));
+                prop_assert_eq!(all.iter().map(Datagram::len).sum::<usize>(), message.bytes);
+                prop_assert!(message.bytes <= MAX_BYTES);
+                let (last, others) = all.split_last().unwrap();
+                prop_assert!(others.iter().all(|datagram| datagram.len() == message.segment));
+                prop_assert!(last.len() <= message.segment);
+                found.entry(message.to).or_default().extend(all);
+            }
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn datagrams_of_many_peers_in_turn_make_a_run_for_each() {
+        let mut outbox = Outbox::new();
+        (0..200).for_each(|nth| outbox.push(peer((nth % 10) as u8), datagram(nth, 1000), Run::Long));
+        assert_eq!(outbox.messages().iter().map(|message| message.count).collect::<Vec<_>>(), [20; 10]);
+    }
+
+    #[test]
+    fn a_size_that_was_refused_is_sent_one_by_one_for_a_while_and_smaller_ones_are_not() {
+        let (mut paths, now) = (NarrowPaths::new(), Instant::now());
+        paths.refuse(peer(1), 1400, now);
+        paths.refuse(peer(1), 1300, now);
+        paths.refuse(peer(1), 1350, now);
+        assert_eq!([1299, 1300, 1400].map(|size| paths.run(peer(1), size)), [Run::Long, Run::One, Run::One]);
+        assert_eq!(paths.run(peer(2), 1400), Run::Long);
+        (0..1000_u16).for_each(|port| paths.refuse(SocketAddr::from(([192, 0, 2, 9], port)), 1000, now));
+        assert_eq!(paths.refused.len(), NarrowPaths::MOST);
+        let Some(long_ago) = now.checked_sub(NarrowPaths::BELIEVED) else { return };
+        paths.refused.iter_mut().for_each(|(_, _, until)| *until = long_ago);
+        paths.refresh();
+        assert_eq!(paths.run(peer(1), 1400), Run::Long);
+    }
+}

@@ -1,0 +1,286 @@
+//! Splitting and coalescing undo one another, and no bytes make either panic.
+
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::coalesce::{Coalescer, Merging, Taken};
+use super::header::{Ip, Vnet, at, flag, word};
+use super::packets::{Spec, Splitting, is_right, split_all};
+
+/// Writes packets to a coalescer, as many at a time as `batches` says, and gives what comes out.
+fn coalesced(packets: &[Vec<u8>], batches: usize, merging: Merging, takes: Taken) -> Splitting {
+    let (mut coalescer, mut sink) = (Coalescer::new(merging), Splitting::new(takes));
+    for batch in packets.chunks(batches) {
+        let mut arena = Vec::new();
+        for packet in batch {
+            let start = arena.len();
+            arena.extend(packet);
+            let ip = Ip::parse(packet).unwrap();
+            let end = arena.len();
+            coalescer.push(&mut arena, start..end, &ip, &mut sink);
+        }
+        coalescer.flush(&mut arena, &mut sink);
+    }
+    sink
+}
+
+/// The packets of each flow in order, without identifications that mean nothing.
+fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
+    let mut flows = BTreeMap::<_, Vec<_>>::new();
+    for packet in packets {
+        let ip = Ip::parse(packet).unwrap();
+        let ports = &packet[ip.header..ip.header + 4];
+        let mut packet = packet.clone();
+        if ip.is_v4() && word(&packet, at::v4::FRAGMENT).unwrap() & 0x4000 != 0 {
+            packet[at::v4::ID..at::v4::ID + 2].fill(0);
+            super::header::finish_ipv4(&mut packet, ip.header);
+        }
+        flows.entry([&[ip.protocol, u8::from(ip.is_v4())], ports].concat()).or_default().push(packet);
+    }
+    flows
+}
+
+/// A step in a sequence of packets: what is different from the one before in the same flow.
+#[derive(Debug, Clone)]
+enum Step {
+    /// What follows, of so many bytes.
+    Next(usize),
+    Gap(u32),
+    Flags(u8),
+    Tos(u8),
+    Ttl(u8),
+    Acknowledged(u32),
+    Window(u16),
+    Options(Vec<u8>),
+    Id(u16),
+    Fragment(u16),
+    /// A byte of the packet is wrong.
+    Broken(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => prop_oneof![Just(1000_usize), Just(1000), Just(1000), 0..1400_usize].prop_map(Step::Next),
+        1 => any::<u32>().prop_map(Step::Gap),
+        2 => prop_oneof![Just(0x18_u8), Just(0x11), Just(0x12), Just(0x10), Just(0x50), any::<u8>()].prop_map(Step::Flags),
+        1 => any::<u8>().prop_map(Step::Tos),
+        1 => (2_u8..).prop_map(Step::Ttl),
+        1 => any::<u32>().prop_map(Step::Acknowledged),
+        1 => any::<u16>().prop_map(Step::Window),
+        1 => vec(any::<u8>(), 0..=40).prop_map(|mut options| {
+            options.truncate(options.len() & !3);
+            Step::Options(options)
+        }),
+        1 => any::<u16>().prop_map(Step::Id),
+        1 => prop_oneof![Just(0x4000_u16), Just(0), Just(0x2000), Just(0x00ff), Just(0x8000)].prop_map(Step::Fragment),
+        1 => (0_usize..1500).prop_map(Step::Broken),
+    ]
+}
+
+/// Packets of a few flows.
+fn packets() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let kinds = vec((any::<bool>(), any::<bool>(), any::<bool>()), 4);
+    (kinds, vec((0_usize..4, step()), 0..160)).prop_map(|(kinds, steps)| {
+        let mut flows: Vec<Spec> = kinds
+            .into_iter()
+            .zip(0..)
+            .map(|((is_v4, is_tcp, may_fragment), flow)| {
+                let fragment = if may_fragment { 0 } else { 0x4000 };
+                Spec { is_v4, is_tcp, flow, fragment, ..Spec::tcp(0) }
+            })
+            .collect();
+        let mut packets = Vec::new();
+        for (flow, step) in steps {
+            let spec = &mut flows[flow];
+            let mut broken = None;
+            let usual = spec.clone();
+            match step {
+                Step::Next(len) => spec.payload = (0..len).map(|nth| (nth + packets.len()) as u8).collect(),
+                Step::Gap(gap) => spec.sequence = spec.sequence.wrapping_add(gap),
+                Step::Flags(flags) => spec.flags = flags,
+                Step::Tos(tos) => spec.tos = tos,
+                Step::Ttl(ttl) => spec.ttl = ttl,
+                Step::Acknowledged(acknowledged) => spec.acknowledged = acknowledged,
+                Step::Window(window) => spec.window = window,
+                Step::Options(options) => spec.options = options,
+                Step::Id(id) => spec.id = id,
+                Step::Fragment(fragment) => spec.fragment = fragment,
+                Step::Broken(at) => broken = Some(at),
+            }
+            let mut packet = spec.packet();
+            if let Some(at) = broken {
+                // Not what says how long it is, or of which flow.
+                let at = 44 + at % packet.len().saturating_sub(44).max(1);
+                if let Some(byte) = packet.get_mut(at) {
+                    *byte ^= 0x55;
+                }
+            }
+            spec.sequence = spec.sequence.wrapping_add(spec.payload.len() as u32);
+            spec.id = spec.id.wrapping_add(1);
+            spec.flags = if spec.flags & flag::ECE != 0 { usual.flags } else { flag::ACK };
+            packets.push(packet);
+        }
+        packets
+    })
+}
+
+proptest! {
+    #[test]
+    fn splitting_gives_back_in_order_what_was_coalesced(packets in packets(), batch in 1_usize..200, all in any::<bool>()) {
+        let merging = if all { Merging::TcpAndUdp } else { Merging::Tcp };
+        let sink = coalesced(&packets, batch, merging, Taken::Yes);
+        prop_assert_eq!(by_flow(&sink.packets), by_flow(&packets));
+    }
+
+    #[test]
+    fn super_packets_that_are_refused_go_in_their_parts(packets in packets()) {
+        let sink = coalesced(&packets, 100, Merging::TcpAndUdp, Taken::No);
+        prop_assert_eq!(sink.writes.len(), packets.len());
+        let sort = |packets: &[Vec<u8>]| {
+            let mut packets = packets.to_vec();
+            packets.sort();
+            packets
+        };
+        prop_assert_eq!(sort(&sink.packets), sort(&packets), "not a bit is changed");
+    }
+
+    #[test]
+    fn segments_of_a_flow_have_right_checksums_whatever_the_headers(
+        flags in any::<u8>(), options in 0_usize..=10, size in 8_usize..1400, len in 1_usize..60_000,
+        is_v4 in any::<bool>(), is_tcp in any::<bool>(), id in any::<u16>(), sequence in any::<u32>(), odd in any::<u8>(),
+    ) {
+        let size = if is_tcp { size } else { size.max(len.div_ceil(128)) };
+        let payload: Vec<u8> = (0..len).map(|nth| (nth as u8).wrapping_mul(odd)).collect();
+        let spec = Spec { is_v4, is_tcp, flags, id, sequence, options: vec![odd; options * 4], payload, ..Spec::tcp(0) };
+        let whole = spec.packet();
+        let transport = if is_v4 { 20 } else { 40 };
+        let field = transport + if is_tcp { 16 } else { 6 };
+        let mut packet = whole.clone();
+        // As the kernel hands it over.
+        let ip = Ip::parse(&packet).unwrap();
+        let pseudo = super::checksum::Sum::pseudo(ip.source, ip.destination, ip.protocol, packet.len() - transport);
+        super::header::put_word(&mut packet, field, pseudo.unfinished());
+        let kind = match (is_v4, is_tcp) { (_, false) => Vnet::UDP, (true, _) => Vnet::TCP_V4, (false, _) => Vnet::TCP_V6 };
+        let vnet = Vnet { flags: 1, kind, segment: size as u16, start: transport as u16,
+            offset: (field - transport) as u16, ..Vnet::default() };
+        let segments = split_all(&vnet, &mut packet.clone());
+        prop_assert_eq!(segments.len(), len.div_ceil(size));
+        let headers = whole.len() - len;
+        for (nth, (segment, payload)) in segments.iter().zip(spec.payload.chunks(size)).enumerate() {
+            prop_assert!(is_right(segment));
+            let (first, last) = (nth == 0, nth + 1 == segments.len());
+            let mut expected = Spec { id: id.wrapping_add(nth as u16), payload: payload.to_vec(), ..spec.clone() };
+            expected.sequence = sequence.wrapping_add((nth * size) as u32);
+            if !last { expected.flags &= !(flag::FIN | flag::PSH); }
+            if !first { expected.flags &= !flag::CWR; }
+            prop_assert_eq!(segment, &expected.packet(), "segment {} with {} bytes of headers", nth, headers);
+        }
+        // A single one.
+        let single = Vnet { kind: Vnet::SINGLE, segment: 0, ..vnet };
+        prop_assert!(is_right(&split_all(&single, &mut packet)[0]));
+    }
+
+    #[test]
+    fn no_packet_from_the_tun_makes_splitting_panic(
+        spec in (any::<bool>(), any::<bool>(), 0_usize..3000), changes in vec((0_usize..120, any::<u8>()), 0..6),
+        vnet: [u8; 10], kind in prop_oneof![Just(0_u8), Just(1), Just(4), Just(5), any::<u8>()], start in 0_u16..80,
+        offset in prop_oneof![Just(6_u16), Just(16), any::<u16>()], segment in prop_oneof![1_u16..20, any::<u16>()],
+    ) {
+        let (is_v4, is_tcp, len) = spec;
+        let mut packet = Spec { is_v4, is_tcp, ..Spec::tcp(len) }.packet();
+        for (at, byte) in changes {
+            if let Some(place) = packet.get_mut(at) { *place = byte; }
+        }
+        let vnet = Vnet { kind, start, offset, segment, flags: 1, ..Vnet::parse(vnet) };
+        let before = packet.len();
+        let sizes: usize = split_all(&vnet, &mut packet).iter().map(Vec::len).sum();
+        prop_assert!(sizes <= before + before.div_ceil(8) * super::split::MAX_HEADERS + 128 * super::split::MAX_HEADERS);
+    }
+
+    #[test]
+    fn no_bytes_from_a_peer_make_coalescing_panic(
+        packets in vec((any::<bool>(), any::<bool>(), 0_usize..200, vec((0_usize..80, any::<u8>()), 0..4)), 0..60),
+    ) {
+        let mut made = Vec::new();
+        for (is_v4, is_tcp, len, changes) in packets {
+            let mut packet = Spec { is_v4, is_tcp, ..Spec::tcp(len) }.packet();
+            for (at, byte) in changes {
+                if let Some(place) = packet.get_mut(at) { *place = byte; }
+            }
+            if let Ok(ip) = Ip::parse(&packet) {
+                packet.truncate(ip.len);
+                made.push(packet);
+            }
+        }
+        let sink = coalesced(&made, 64, Merging::TcpAndUdp, Taken::Yes);
+        let sum = |packets: &[Vec<u8>]| packets.iter().map(Vec::len).sum::<usize>();
+        prop_assert_eq!(sum(&sink.packets), sum(&made));
+    }
+}
+
+/// `count` segments of one flow.
+fn flow(count: usize, spec: &Spec) -> Vec<Vec<u8>> {
+    let next = |nth: usize| Spec {
+        sequence: spec.sequence.wrapping_add((nth * spec.payload.len()) as u32),
+        id: spec.id.wrapping_add(nth as u16),
+        ..spec.clone()
+    };
+    (0..count).map(|nth| next(nth).packet()).collect()
+}
+
+#[test]
+fn a_bulk_flow_becomes_super_packets_of_the_largest_size() {
+    let writes = |spec: &Spec, merging| coalesced(&flow(100, spec), 100, merging, Taken::Yes).writes;
+    for is_v4 in [true, false] {
+        let spec = Spec { is_v4, ..Spec::tcp(1400) };
+        assert_eq!(writes(&spec, Merging::Tcp), [46, 46, 8]);
+        assert_eq!(writes(&Spec { payload: vec![7; 100], ..spec.clone() }, Merging::Tcp), [64, 36]);
+        assert_eq!(writes(&spec, Merging::Nothing), [1; 100]);
+        let udp = Spec { is_tcp: false, ..spec };
+        assert_eq!(writes(&udp, Merging::TcpAndUdp), [46, 46, 8]);
+        assert_eq!(writes(&udp, Merging::Tcp), [1; 100]);
+    }
+}
+
+#[test]
+fn marks_of_congestion_and_wrong_checksums_survive() {
+    let mut packets = flow(10, &Spec::tcp(1000));
+    packets[3] = Spec { tos: 3, sequence: 4000, ..Spec::tcp(1000) }.packet();
+    packets[6][500] ^= 1;
+    packets[8][10] ^= 1;
+    let sink = coalesced(&packets, 10, Merging::TcpAndUdp, Taken::Yes);
+    assert_eq!(sink.writes, [3, 1, 2, 1, 1, 1, 1]);
+    assert_eq!(by_flow(&sink.packets), by_flow(&packets));
+}
+
+#[test]
+fn of_more_flows_than_are_held_none_is_lost() {
+    let flows: Vec<_> = (0..40).map(|number| flow(4, &Spec { flow: number, ..Spec::tcp(300) })).collect();
+    let packets: Vec<_> = (0..4).flat_map(|nth| flows.iter().map(move |flow| flow[nth].clone())).collect();
+    let sink = coalesced(&packets, 200, Merging::Tcp, Taken::Yes);
+    assert_eq!(by_flow(&sink.packets), by_flow(&packets));
+}
+
+#[test]
+fn what_was_not_offered_is_refused() {
+    let packet = Spec::tcp(3000).packet();
+    let good = Vnet { flags: 1, kind: Vnet::TCP_V4, segment: 1000, start: 20, offset: 16, ..Vnet::default() };
+    let count = |vnet: Vnet| split_all(&vnet, &mut packet.clone()).len();
+    assert_eq!(count(good), 3);
+    for bad in [
+        Vnet { kind: 3, ..good },
+        Vnet { kind: Vnet::TCP_V6, ..good },
+        Vnet { flags: 0, ..good },
+        Vnet { segment: 0, ..good },
+        Vnet { segment: 7, ..good },
+        Vnet { start: 0, ..good },
+        Vnet { start: 3000, ..good },
+        Vnet { offset: 6, ..good },
+        Vnet { kind: Vnet::SINGLE, start: 3060, ..good },
+        Vnet { kind: Vnet::SINGLE, start: 0, ..good },
+    ] {
+        assert_eq!(count(bad), 0, "{bad:?}");
+    }
+}
