@@ -1,0 +1,119 @@
+//! The sockets: one for each family of the underlay, for both directions.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use flannel_core::net::Dual;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
+
+use super::offload::{Offload, Offloads};
+use super::sys;
+
+/// A bound socket.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    local: SocketAddr,
+}
+
+/// The sockets in force.
+pub(crate) type Sockets = Dual<Arc<Socket>>;
+
+/// A socket could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SocketError {
+    /// The address is not this node's, or not yet.
+    #[error("{local} is no address of this node")]
+    NotHere {
+        /// The address.
+        local: SocketAddr,
+    },
+    /// Another program has the port. A socket of this path that is to be replaced has it, where one of the two addresses
+    /// is unspecified: then it has to be given up first.
+    #[error("{local} is in use")]
+    InUse {
+        /// The address.
+        local: SocketAddr,
+    },
+    /// The address is of the other family than the one it was given for.
+    #[error("{local} is of the other family")]
+    Family {
+        /// The address.
+        local: SocketAddr,
+    },
+    /// Something else that the kernel refused.
+    #[error("no socket for {local}")]
+    Refused {
+        /// The address.
+        local: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How much a socket holds, in bytes. The kernel gives less where `CAP_NET_ADMIN` is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffers {
+    /// Of what was received, and is not read.
+    pub receive: usize,
+    /// Of what is to be sent.
+    pub send: usize,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { receive: 8 << 20, send: 4 << 20 }
+    }
+}
+
+impl Socket {
+    /// Binds one, in the network namespace of the calling thread.
+    pub(crate) fn bind(local: SocketAddr, buffers: Buffers, offloads: &Offloads) -> Result<Self, SocketError> {
+        let failed = |errno: Errno| match errno {
+            Errno::EADDRNOTAVAIL => SocketError::NotHere { local },
+            Errno::EADDRINUSE => SocketError::InUse { local },
+            errno => SocketError::Refused { local, source: errno.into() },
+        };
+        let family = if local.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(family, SockType::Datagram, flags, None).map_err(failed)?;
+        let set = |level, name, value| sys::set_option(fd.as_fd(), level, name, value);
+        match local.ip() {
+            // Datagrams are fragmented where the path needs it, as Go flannel's are.
+            IpAddr::V4(_) => set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT).map_err(failed)?,
+            IpAddr::V6(_) => {
+                set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).map_err(failed)?;
+                set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT).map_err(failed)?;
+            }
+        }
+        let size = |size: usize| i32::try_from(size / 2).unwrap_or(i32::MAX / 2);
+        let buffer = |forced, normal, bytes| {
+            // The kernel doubles what it is given. Less than was asked for is no reason to do without a socket.
+            let level = libc::SOL_SOCKET;
+            let _ = set(level, forced, size(bytes)).or_else(|_| set(level, normal, size(bytes)));
+        };
+        buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, buffers.receive);
+        buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, buffers.send);
+        if let Err(errno) = set(libc::SOL_UDP, libc::UDP_GRO, 1) {
+            offloads.degrade(Offload::UdpGro, errno);
+        }
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(local)).map_err(failed)?;
+        Ok(Self { fd, local })
+    }
+
+    /// The address and port it is bound to.
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,262 @@
+//! The TUN device: where the kernel hands over the packets of the overlay, and takes them.
+
+use std::ffi::{CString, c_uint};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+use super::header::Vnet;
+use super::offload::{Degraded, Offload};
+use super::sys::{self, flags};
+
+const DRIVER: &str = "/dev/net/tun";
+/// The most queues of a device.
+pub(crate) const MAX_QUEUES: usize = 16;
+/// The longest name of a device, in bytes (`IFNAMSIZ` with the zero at its end).
+const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
+
+/// Whether the device may be there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// It must not be there.
+    Create,
+    /// It has to be there, persistent, and nobody may have it open.
+    Attach,
+    /// It is made if it is not there.
+    CreateOrAttach,
+}
+
+/// A TUN device that is open. It goes with this value, unless it is persistent.
+#[derive(Debug)]
+pub struct Tun {
+    queues: Vec<File>,
+    name: String,
+    index: u32,
+    degraded: Vec<Degraded>,
+}
+
+/// The device could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunError {
+    /// The name is empty, too long, or has characters that a device's name must not have.
+    #[error("{0:?} is no name for a device")]
+    Name(String),
+    /// The number of queues is out of range.
+    #[error("{0} queues: a device has from 1 to {MAX_QUEUES}")]
+    Queues(usize),
+    /// There is no TUN driver.
+    #[error("cannot open {DRIVER}: load the module tun, or give the container this device")]
+    Driver(#[source] io::Error),
+    /// The right to make network devices is missing.
+    #[error("the kernel does not let this process have {name}: CAP_NET_ADMIN is needed")]
+    Denied {
+        /// The device.
+        name: String,
+    },
+    /// It must not be there, and is.
+    #[error("there is a device {name} already")]
+    Exists {
+        /// The device.
+        name: String,
+    },
+    /// It has to be there, and is not.
+    #[error("there is no device {name}")]
+    Missing {
+        /// The device.
+        name: String,
+    },
+    /// Another program, or another path of this one, has it open.
+    #[error("the device {name} is in use by another program")]
+    Busy {
+        /// The device.
+        name: String,
+    },
+    /// The device that is there is of another kind. It has to be deleted, or another name to be used.
+    #[error("the device {name} is no TUN device that was made for {}", if *queues == 1 { "one queue" } else { "several queues" })]
+    Mismatch {
+        /// The device.
+        name: String,
+        /// How many queues were asked for: a device is made for one, or for several.
+        queues: usize,
+    },
+    /// Something else that the kernel refused.
+    #[error("{doing} failed for the device {name}")]
+    Refused {
+        /// What was done.
+        doing: &'static str,
+        /// The device.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Tun {
+    /// Opens a device in the network namespace of the calling thread, with all offloads that the kernel has. A name with
+    /// `%d` in it has the kernel choose a number.
+    ///
+    /// # Errors
+    /// [`TunError`]. What was made is gone then.
+    pub fn open(name: &str, mode: OpenMode, queues: usize) -> Result<Self, TunError> {
+        let bad = || TunError::Name(name.chars().take(2 * LONGEST_NAME).collect());
+        let is_name = (1..=LONGEST_NAME).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+            && ![".", ".."].contains(&name);
+        let wanted = CString::new(name).ok().filter(|_| is_name).ok_or_else(bad)?;
+        if !(1..=MAX_QUEUES).contains(&queues) {
+            return Err(TunError::Queues(queues));
+        }
+        let exists = if_nametoindex(name).is_ok();
+        match mode {
+            OpenMode::Create if exists => return Err(TunError::Exists { name: name.to_owned() }),
+            OpenMode::Attach if !exists => return Err(TunError::Missing { name: name.to_owned() }),
+            _ => {}
+        }
+        let mut opening = Opening { name: wanted, mode, queues, exists, vnet: 0, degraded: Vec::new() };
+        let first = opening.first()?;
+        let files = (1..queues).map(|_| opening.attach(opening.flags()));
+        let files = std::iter::once(Ok(first)).chain(files).collect::<Result<Vec<_>, _>>()?;
+        let name = opening.name.to_string_lossy().into_owned();
+        let index = if_nametoindex(name.as_str()).map_err(|errno| opening.refused("looking for it", errno))?;
+        Ok(Self { queues: files, name, index, degraded: opening.degraded })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its interface index.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Has the device outlive this value, with its addresses and routes; packets to it are dropped in the meantime.
+    ///
+    /// # Errors
+    /// [`TunError::Refused`].
+    pub fn keep(&self) -> Result<(), TunError> {
+        self.set_persistent(1)
+    }
+
+    /// Has the device go with this value.
+    ///
+    /// # Errors
+    /// [`TunError::Refused`].
+    pub fn let_go(&self) -> Result<(), TunError> {
+        self.set_persistent(0)
+    }
+
+    fn set_persistent(&self, persistent: i32) -> Result<(), TunError> {
+        let refused = |errno: Errno| TunError::Refused {
+            doing: "saying whether it stays",
+            name: self.name.clone(),
+            source: errno.into(),
+        };
+        self.queues.first().map_or(Ok(()), |queue| sys::set_persistent(queue.as_fd(), persistent).map_err(refused))
+    }
+
+    pub(crate) fn queues(&self) -> &[File] {
+        &self.queues
+    }
+
+    /// What is missing of offloads.
+    pub(crate) fn degraded(&self) -> &[Degraded] {
+        &self.degraded
+    }
+
+    /// How long the header before each packet is, in bytes.
+    pub(crate) fn header(&self) -> usize {
+        if self.has(Offload::VnetHeader) { Vnet::LEN } else { 0 }
+    }
+
+    pub(crate) fn has(&self, what: Offload) -> bool {
+        self.degraded.iter().all(|degraded| degraded.what != what)
+    }
+}
+
+/// A device that is about to be opened.
+struct Opening {
+    /// The kernel's choice, after the first queue.
+    name: CString,
+    mode: OpenMode,
+    queues: usize,
+    exists: bool,
+    /// `IFF_VNET_HDR`, if the kernel has it.
+    vnet: c_uint,
+    degraded: Vec<Degraded>,
+}
+
+impl Opening {
+    fn first(&mut self) -> Result<File, TunError> {
+        let file = open()?;
+        let features = sys::features(file.as_fd()).map_err(|errno| self.refused("asking for features", errno))?;
+        self.vnet = features & libc::IFF_VNET_HDR as c_uint;
+        let exclusive = if self.mode == OpenMode::Create { flags::IFF_TUN_EXCL } else { 0 };
+        self.name = sys::attach(file.as_fd(), &self.name, self.flags() | exclusive)
+            .map_err(|errno| self.not_attached(errno))?;
+        let offload = |wanted| sys::set_offload(file.as_fd(), wanted);
+        if self.vnet == 0 {
+            self.degrade(Offload::VnetHeader, "the driver does not know IFF_VNET_HDR");
+            offload(0).map_err(|errno| self.refused("turning offloads off", errno))?;
+            return Ok(file);
+        }
+        // A device that was there keeps the size of whoever had it before.
+        sys::set_vnet_header_size(file.as_fd(), Vnet::LEN as i32)
+            .map_err(|errno| self.refused("setting the size of packet headers", errno))?;
+        // Without TUN_F_TSO_ECN: the kernel splits packets with CWR, whose meaning AccECN changes, by itself.
+        let tcp = flags::TUN_F_CSUM | flags::TUN_F_TSO4 | flags::TUN_F_TSO6;
+        if let Err(errno) = offload(tcp | flags::TUN_F_USO4 | flags::TUN_F_USO6) {
+            self.degrade(Offload::TunUdp, errno);
+            if let Err(errno) = offload(tcp) {
+                self.degrade(Offload::TunTcp, errno);
+                offload(0).map_err(|errno| self.refused("turning offloads off", errno))?;
+            }
+        }
+        Ok(file)
+    }
+
+    /// Opens one more queue.
+    fn attach(&self, flags: c_uint) -> Result<File, TunError> {
+        let file = open()?;
+        sys::attach(file.as_fd(), &self.name, flags).map_err(|errno| self.not_attached(errno))?;
+        Ok(file)
+    }
+
+    fn flags(&self) -> c_uint {
+        let queues = if self.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+        (libc::IFF_TUN | libc::IFF_NO_PI | queues) as c_uint | self.vnet
+    }
+
+    fn degrade(&mut self, what: Offload, because: impl ToString) {
+        self.degraded.push(Degraded { what, because: because.to_string() });
+    }
+
+    fn not_attached(&self, errno: Errno) -> TunError {
+        let name = self.name.to_string_lossy().into_owned();
+        match errno {
+            Errno::EPERM | Errno::EACCES => TunError::Denied { name },
+            Errno::EBUSY if self.mode == OpenMode::Create => TunError::Exists { name },
+            Errno::EBUSY => TunError::Busy { name },
+            Errno::EINVAL if self.exists => TunError::Mismatch { name, queues: self.queues },
+            errno => self.refused("attaching to it", errno),
+        }
+    }
+
+    fn refused(&self, doing: &'static str, errno: Errno) -> TunError {
+        TunError::Refused { doing, name: self.name.to_string_lossy().into_owned(), source: errno.into() }
+    }
+}
+
+fn open() -> Result<File, TunError> {
+    let mut options = OpenOptions::new();
+    // std sets O_CLOEXEC.
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    options.open(DRIVER).map_err(TunError::Driver)
+}
