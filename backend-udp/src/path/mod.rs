@@ -1,5 +1,10 @@
-//! The packet path: from a TUN to peers and back.
-#![expect(dead_code, reason = "the threads that use it are still to come")]
+//! The packet path: from the TUN to peers and back, on threads of its own.
+//!
+//! One thread for each queue of the TUN reads packets, finds the peer, splits what the kernel hands over in one piece and
+//! sends it in runs that the kernel cuts again. One thread receives, checks, merges what belongs together and writes it to
+//! the TUN. Neither allocates, takes a lock or waits for the other. Nothing here knows what a lease is.
+//!
+//! The thread that calls [`Path::start`] says by its network namespace where the sockets are: the threads inherit it.
 
 mod admit;
 mod checksum;
@@ -13,15 +18,206 @@ mod outbox;
 mod packets;
 #[cfg(test)]
 mod properties;
+mod rx;
+mod shared;
 mod socket;
 mod split;
-#[expect(unused_imports, reason = "the threads that use it are still to come")]
 mod sys;
 mod table;
 mod tun;
+mod tx;
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use flannel_core::net::{Dual, Prefix};
+use nix::sys::eventfd::EventFd;
+
+use coalesce::Merging;
+use counters::Cells;
+use offload::Offloads;
+use rx::{Command, Rx};
+use shared::Shared;
+use tx::Tx;
 
 pub use counters::{Counters, Reason, Traffic};
 pub use offload::{Degraded, Offload};
 pub use socket::{Buffers, SocketError};
 pub use table::Table;
 pub use tun::{OpenMode, Tun, TunError};
+
+/// Requests that may wait. Each has a caller who waits for it.
+const QUEUE: usize = 16;
+
+/// A running packet path. Dropping it ends its threads and gives up its sockets and the device, which stays if it was
+/// [kept](Tun::keep).
+#[derive(Debug)]
+pub struct Path {
+    tun: Tun,
+    shared: Arc<Shared>,
+    commands: Option<SyncSender<Command>>,
+    wake: Arc<EventFd>,
+    buffers: Buffers,
+    /// Of the threads that send.
+    sending: Vec<Arc<Cells>>,
+    receiving: Arc<Cells>,
+    threads: Vec<JoinHandle<()>>,
+    /// Held while the table is made anew.
+    changing: Mutex<()>,
+}
+
+/// How a path is run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How much the sockets hold.
+    pub buffers: Buffers,
+}
+
+/// The path could not be started or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PathError {
+    /// The system has no more threads or descriptors.
+    #[error("the packet path cannot be started")]
+    Start(#[source] io::Error),
+    /// A socket could not be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The threads have ended.
+    #[error("the packet path has ended")]
+    Ended,
+}
+
+impl Path {
+    /// Starts the threads, without sockets and with this table.
+    ///
+    /// # Errors
+    /// [`PathError::Start`].
+    pub fn start(tun: Tun, settings: Settings, table: Table) -> Result<Self, PathError> {
+        let start = |errno: nix::Error| PathError::Start(errno.into());
+        let shared = Arc::new(Shared::new(table, Offloads::new(tun.degraded().to_vec())).map_err(start)?);
+        let queues =
+            tun.queues().iter().map(File::try_clone).collect::<Result<Vec<_>, _>>().map_err(PathError::Start)?;
+        let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
+        let (commands, receiver) = sync_channel(QUEUE);
+        let mut path = Self {
+            shared: Arc::clone(&shared),
+            commands: Some(commands),
+            wake: Arc::new(shared::event().map_err(start)?),
+            buffers: settings.buffers,
+            sending: queues.iter().map(|_| Arc::default()).collect(),
+            receiving: Arc::default(),
+            threads: Vec::new(),
+            changing: Mutex::new(()),
+            tun,
+        };
+        let header = path.tun.header();
+        let merging = match (path.tun.has(Offload::TunTcp), path.tun.has(Offload::TunUdp)) {
+            _ if header == 0 => Merging::Nothing,
+            (true, true) => Merging::TcpAndUdp,
+            (true, false) => Merging::Tcp,
+            (false, _) => Merging::Nothing,
+        };
+        for (queue, cells) in queues.iter().zip(path.sending.clone()) {
+            let (shared, queue) = (Arc::clone(&shared), Arc::clone(queue));
+            path.spawn("flannel-tx", move || Tx::new(shared, cells, queue, header).run())?;
+        }
+        let (cells, wake) = (Arc::clone(&path.receiving), Arc::clone(&path.wake));
+        let rx = Rx { shared, cells, queues, header, merging, commands: receiver, wake };
+        path.spawn("flannel-rx", move || rx.run())?;
+        Ok(path)
+    }
+
+    /// Has these sockets and no others, bound to these addresses and ports: datagrams are sent from there, and received
+    /// there. A new one is bound before the old one is given up; what is bound already is not touched.
+    ///
+    /// Waits for the thread that receives, some milliseconds at most.
+    ///
+    /// # Errors
+    /// [`PathError::Socket`] if one cannot be bound; the sockets are those from before then.
+    pub fn set_sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), PathError> {
+        let (reply, answer) = sync_channel(1);
+        let commands = self.commands.as_ref().ok_or(PathError::Ended)?;
+        let command = Command::Sockets { wanted, buffers: self.buffers, reply };
+        commands.send(command).map_err(|_| PathError::Ended)?;
+        // It fails only when the counter is full, and then the thread is awake.
+        let _ = self.wake.write(1);
+        Ok(answer.recv().map_err(|_| PathError::Ended)??)
+    }
+
+    /// Where it receives.
+    pub fn sockets(&self) -> Dual<SocketAddr> {
+        self.shared.sockets.load().map(|_, socket| socket.local())
+    }
+
+    /// Uses another table from now on.
+    pub fn set_table(&self, table: Table) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.table.store(Arc::new(table));
+    }
+
+    /// Changes the table in one step: the endpoint that each subnet is at from now on, or none.
+    pub fn change(&self, changes: &[(Prefix, Option<SocketAddr>)]) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = self.shared.table.load().with(changes);
+        self.shared.table.store(Arc::new(changed));
+    }
+
+    /// Accepts packets for these subnets from now on, and for no others.
+    pub fn set_own(&self, own: Dual<Prefix>) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = self.shared.table.load().with_own(own);
+        self.shared.table.store(Arc::new(changed));
+    }
+
+    /// The table in force.
+    pub fn table(&self) -> Arc<Table> {
+        self.shared.table.load_full()
+    }
+
+    /// The device.
+    pub fn tun(&self) -> &Tun {
+        &self.tun
+    }
+
+    /// What was counted since the start.
+    pub fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        self.sending.iter().for_each(|cells| cells.add_to(&mut counters, |counters| &mut counters.sent));
+        self.receiving.add_to(&mut counters, |counters| &mut counters.received);
+        counters
+    }
+
+    /// The offloads that are done without, in the order in which that was found out.
+    pub fn degraded(&self) -> Vec<Degraded> {
+        self.shared.offloads.list()
+    }
+
+    /// Whether packets can go through: the device is there, and so are the threads. A path that is not healthy stays so,
+    /// and has to be started anew.
+    pub fn is_healthy(&self) -> bool {
+        self.shared.has_tun() && !self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), PathError> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run).map_err(PathError::Start)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        self.shared.stop();
+        self.commands = None;
+        let _ = self.wake.write(1);
+        for thread in self.threads.drain(..) {
+            // A panic there has been reported by the runtime; there is nobody left to tell.
+            let _ = thread.join();
+        }
+    }
+}

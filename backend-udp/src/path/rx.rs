@@ -1,0 +1,278 @@
+//! The thread that receives from peers and writes the TUN. It also binds the sockets, because it is in the network
+//! namespace that they have to be in.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver as Commands, SyncSender, TryRecvError};
+use std::time::Duration;
+
+use flannel_core::net::{Dual, Family};
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::eventfd::EventFd;
+
+use super::admit::admit;
+use super::coalesce::{Coalescer, Merging, Sink, Taken};
+use super::counters::{Cells, Reason};
+use super::header::{Fragment, Ip, Vnet, long};
+use super::offload::Offload;
+use super::shared::{Shared, wait};
+use super::socket::{Buffers, Socket, SocketError, Sockets};
+use super::sys::{Received, Receiver};
+use super::table::Lookup;
+
+/// How often one socket is read before the other one, and before anything else is looked at.
+const MAX_READS: usize = 32;
+/// How long nothing is done after a socket has failed.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What the thread is asked.
+pub(crate) enum Command {
+    /// To have these sockets and no others.
+    Sockets { wanted: Dual<SocketAddr>, buffers: Buffers, reply: SyncSender<Result<(), SocketError>> },
+}
+
+pub(crate) struct Rx {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) cells: Arc<Cells>,
+    pub(crate) queues: Vec<Arc<File>>,
+    /// How long the header before each packet is, in bytes.
+    pub(crate) header: usize,
+    pub(crate) merging: Merging,
+    pub(crate) commands: Commands<Command>,
+    /// Readable when there is a command, or the thread has to end.
+    pub(crate) wake: Arc<EventFd>,
+}
+
+impl Rx {
+    pub(crate) fn run(self) {
+        let Self { shared, cells, queues, header, merging, commands, wake } = self;
+        let mut sockets = Sockets::default();
+        let mut receiver = Receiver::new();
+        let mut delivery = Delivery {
+            lookup: Lookup::new(Arc::clone(&shared.table)),
+            coalescer: Coalescer::new(merging),
+            writer: Writer { shared: &shared, cells: &cells, queues, header, refusals: 0 },
+        };
+        while !shared.is_stopping() {
+            let ready = |socket: Option<&Arc<Socket>>| socket.filter(|_| shared.has_tun()).cloned();
+            let (v4, v6) = (ready(sockets.v4.as_ref()), ready(sockets.v6.as_ref()));
+            let readable = PollFlags::POLLIN;
+            match (&v4, &v6) {
+                (Some(v4), Some(v6)) => wait([(v4.as_fd(), readable), (v6.as_fd(), readable)], &wake, None),
+                (Some(one), None) | (None, Some(one)) => wait([(one.as_fd(), readable)], &wake, None),
+                (None, None) => wait([], &wake, None),
+            };
+            // Read first: a wake after this is seen by the next wait.
+            let _ = wake.read();
+            match commands.try_recv() {
+                Ok(Command::Sockets { wanted, buffers, reply }) => {
+                    let changed = change(&shared, &mut sockets, wanted, buffers);
+                    // What came in on the old ones while the new ones were bound is taken; it is not much.
+                    for old in [v4, v6].into_iter().flatten() {
+                        // A socket that fails has nothing more.
+                        let _ = delivery.drain(&old, &mut receiver);
+                    }
+                    // Whoever asked may have gone.
+                    let _ = reply.send(changed);
+                }
+                Err(TryRecvError::Empty) => {
+                    for socket in [v4, v6].into_iter().flatten() {
+                        if delivery.drain(&socket, &mut receiver).is_err() {
+                            wait([], &wake, Some(PAUSE));
+                        }
+                    }
+                }
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+}
+
+/// Binds what is wanted and not there, then gives up what is not wanted. Nothing is changed if something cannot be bound.
+fn change(
+    shared: &Shared,
+    sockets: &mut Sockets,
+    wanted: Dual<SocketAddr>,
+    buffers: Buffers,
+) -> Result<(), SocketError> {
+    let mut new = Sockets::default();
+    for (family, local) in wanted.iter() {
+        let old = sockets.get(family).filter(|socket| socket.local() == *local);
+        if Family::of(local.ip()) != family {
+            return Err(SocketError::Family { local: *local });
+        }
+        let socket = match old {
+            Some(old) => Arc::clone(old),
+            None => Arc::new(Socket::bind(*local, buffers, &shared.offloads)?),
+        };
+        *new.slot(family) = Some(socket);
+    }
+    shared.sockets.store(Arc::new(new.clone()));
+    *sockets = new;
+    Ok(())
+}
+
+/// From a socket to the TUN.
+struct Delivery<'a> {
+    lookup: Lookup,
+    coalescer: Coalescer,
+    writer: Writer<'a>,
+}
+
+impl Delivery<'_> {
+    /// Takes what is there, but not without end.
+    fn drain(&mut self, socket: &Socket, receiver: &mut Receiver) -> Result<(), Errno> {
+        for _ in 0..MAX_READS {
+            self.writer.cells.calls.add(1);
+            let count = match receiver.receive(socket.as_fd()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => return Err(errno),
+            };
+            self.lookup.refresh();
+            for nth in 0..count {
+                if let Some(received) = receiver.received(nth) {
+                    self.deliver(receiver.arena(), received);
+                }
+            }
+            self.coalescer.flush(receiver.arena(), &mut self.writer);
+            if self.writer.gives_up_merging() {
+                self.coalescer.set_merging(Merging::Nothing);
+            }
+            if count < Receiver::MOST {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, arena: &mut [u8], received: Received) {
+        let Received { place, sender, segment, is_truncated } = received;
+        let cells = self.writer.cells;
+        cells.udp.add(1);
+        let reason = match self.lookup.knows(sender) {
+            _ if is_truncated => Some(Reason::Truncated),
+            true => None,
+            false => Some(Reason::UnknownSender),
+        };
+        if let Some(reason) = reason {
+            return cells.dropped_many(reason, place.len().div_ceil(segment.max(1)).max(1) as u64);
+        }
+        let mut start = place.start;
+        loop {
+            let end = place.end.min(start + segment.max(1));
+            self.packet(arena, start..end, sender);
+            start = end;
+            if start >= place.end {
+                return;
+            }
+        }
+    }
+
+    fn packet(&mut self, arena: &mut [u8], place: Range<usize>, sender: SocketAddr) {
+        let packet = arena.get_mut(place.clone()).unwrap_or_default();
+        match admit(packet, sender, &mut self.lookup) {
+            Ok(ip) => self.coalescer.push(arena, place.start..place.start + ip.len, &ip, &mut self.writer),
+            Err(reason) => self.writer.cells.dropped(reason),
+        }
+    }
+}
+
+/// Writes the TUN.
+struct Writer<'a> {
+    shared: &'a Shared,
+    cells: &'a Cells,
+    queues: Vec<Arc<File>>,
+    header: usize,
+    /// How many super-packets in a row were refused.
+    refusals: usize,
+}
+
+impl Writer<'_> {
+    /// How many super-packets in a row are refused before none is written any more: some kernels refuse them all.
+    const MAX_REFUSALS: usize = 16;
+
+    fn gives_up_merging(&self) -> bool {
+        self.refusals >= Self::MAX_REFUSALS
+    }
+
+    fn write(&self, packet: &[u8], parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let queue = match self.queues.len() {
+            0 | 1 => self.queues.first(),
+            several => self.queues.get(spread(packet) % several),
+        };
+        let Some(queue) = queue else { return Ok(0) };
+        self.cells.calls.add(1);
+        loop {
+            match (&**queue).write_vectored(parts) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => return written,
+            }
+        }
+    }
+
+    fn written(&self, packets: usize, bytes: usize) {
+        self.cells.tun.add(1);
+        self.cells.packets.add(packets as u64);
+        self.cells.bytes.add(bytes as u64);
+    }
+
+    fn refused(&self, packets: usize, error: &io::Error) {
+        // A device that is gone takes nothing of anybody, and the thread sees that.
+        self.shared.is_tun_gone(error);
+        self.cells.dropped_many(Reason::TunRefused, packets as u64);
+    }
+}
+
+impl Sink for Writer<'_> {
+    fn single(&mut self, packet: &[u8]) {
+        let vnet = [0; Vnet::LEN];
+        let parts = [IoSlice::new(vnet.get(..self.header).unwrap_or_default()), IoSlice::new(packet)];
+        match self.write(packet, &parts) {
+            Ok(_) => self.written(1, packet.len()),
+            Err(error) => self.refused(1, &error),
+        }
+    }
+
+    fn merged(&mut self, parts: &[IoSlice<'_>], count: usize) -> Taken {
+        let [_, first, rest @ ..] = parts else { return Taken::No };
+        match self.write(first, parts) {
+            Ok(_) => {
+                self.refusals = 0;
+                // Of those merged into the first, the headers are not among the parts.
+                let headers = Ip::parse(first).map_or(0, |ip| ip.header);
+                let payload: usize = rest.iter().map(|part| part.len() + headers).sum();
+                self.written(count, first.len() + payload);
+                Taken::Yes
+            }
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
+                self.refusals += 1;
+                if self.refusals == Self::MAX_REFUSALS {
+                    self.shared.offloads.degrade(Offload::TunSuperPackets, error);
+                }
+                Taken::No
+            }
+            Err(error) => {
+                self.refused(count, &error);
+                Taken::Yes
+            }
+        }
+    }
+}
+
+/// A number that is the same for all packets of a flow: the kernel hands over a flow at the queue that its other direction
+/// was written to last.
+fn spread(packet: &[u8]) -> usize {
+    let Ok(ip) = Ip::parse(packet) else { return 0 };
+    let addresses = if ip.is_v4() { 12..20 } else { 8..40 };
+    let words = packet.get(addresses).unwrap_or_default().as_chunks::<4>().0;
+    let ports = long(packet, ip.header).filter(|_| ip.fragment == Fragment::Whole).unwrap_or(0);
+    let sum = words.iter().fold(ports, |sum, word| sum.rotate_left(5) ^ u32::from_be_bytes(*word));
+    (sum.wrapping_mul(0x9e37_79b1) >> 16) as usize
+}

@@ -1,0 +1,100 @@
+//! What the threads of a path have in common with whoever started them.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::offload::Offloads;
+use super::socket::Sockets;
+use super::table::Table;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    is_stopping: AtomicBool,
+    /// Readable from the moment that the threads have to end.
+    pub(crate) stopped: EventFd,
+    is_tun_gone: AtomicBool,
+    pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) sockets: ArcSwap<Sockets>,
+    pub(crate) offloads: Offloads,
+}
+
+impl Shared {
+    pub(crate) fn new(table: Table, offloads: Offloads) -> Result<Self, Errno> {
+        Ok(Self {
+            is_stopping: AtomicBool::new(false),
+            stopped: event()?,
+            is_tun_gone: AtomicBool::new(false),
+            table: Arc::new(ArcSwap::from_pointee(table)),
+            sockets: ArcSwap::from_pointee(Sockets::default()),
+            offloads,
+        })
+    }
+
+    /// Has the threads end.
+    pub(crate) fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        // It fails only when the counter is full, and then it is readable.
+        let _ = self.stopped.write(1);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether the error says that the device is no more; if so, that is remembered.
+    pub(crate) fn is_tun_gone(&self, error: &io::Error) -> bool {
+        let is_gone = error.raw_os_error() == Some(Errno::EBADFD as i32);
+        if is_gone {
+            self.is_tun_gone.store(true, Ordering::Release);
+        }
+        is_gone
+    }
+
+    /// Whether the device is there, as far as is known.
+    pub(crate) fn has_tun(&self) -> bool {
+        !self.is_tun_gone.load(Ordering::Acquire)
+    }
+
+    /// Does nothing for some time, unless the threads have to end.
+    pub(crate) fn pause(&self, time: Duration) {
+        wait([], &self.stopped, Some(time));
+    }
+}
+
+/// A counter that a thread can wait for.
+pub(crate) fn event() -> Result<EventFd, Errno> {
+    EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+}
+
+/// Waits for one of these or for an event, at most so long; whether it was one of these.
+pub(crate) fn wait<const N: usize>(
+    fds: [(BorrowedFd<'_>, PollFlags); N],
+    event: &EventFd,
+    time: Option<Duration>,
+) -> bool {
+    let mut all: [_; MAX_WAITED] = std::array::from_fn(|_| PollFd::new(event.as_fd(), PollFlags::POLLIN));
+    let [_, others @ ..] = &mut all;
+    others.iter_mut().zip(fds).for_each(|(place, (fd, flags))| *place = PollFd::new(fd, flags));
+    // Rounded up: it must not wake just before its time.
+    let time = time.map(|time| PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
+    let waited = all.get_mut(..=N.min(MAX_WAITED - 1)).unwrap_or_default();
+    match poll(waited, time.unwrap_or(PollTimeout::NONE)) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        // The kernel has no memory; a loop that waits must not spin.
+        Err(_) => std::thread::sleep(FAILED),
+    }
+    waited.iter().skip(1).any(|fd| fd.any().unwrap_or(true))
+}
+
+/// How many descriptors are waited for at most: the event, and a socket of each family.
+const MAX_WAITED: usize = 3;
+/// How long to sleep where the kernel cannot wait.
+const FAILED: Duration = Duration::from_millis(50);
