@@ -167,8 +167,13 @@ impl Tx {
     }
 
     fn put_there(&mut self, to: SocketAddr, datagram: Datagram) {
-        let has_runs = self.shared.offloads.has_udp_segment();
-        let run = if has_runs { self.paths.run(to, datagram.len()) } else { Run::One };
+        let mut run = self.paths.run(to, datagram.len());
+        if run == Run::One {
+            self.cells.unbatched.add(1);
+        }
+        if !self.shared.offloads.has_udp_segment() {
+            run = Run::One;
+        }
         self.outbox.push(to, datagram, run);
     }
 
