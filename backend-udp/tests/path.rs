@@ -33,12 +33,9 @@ fn tcp_arrives(shape: Shape) {
     let (nodes, paths) = overlay(shape);
     let [one, two] = &nodes;
     std::thread::scope(|scope| {
-        for (from, to, family) in [
-            (one, two, Family::V4),
-            (two, one, Family::V4),
-            (one, two, Family::V6),
-            (two, one, Family::V6),
-        ] {
+        for (from, to, family) in
+            [(one, two, Family::V4), (two, one, Family::V4), (one, two, Family::V6), (two, one, Family::V6)]
+        {
             scope.spawn(move || transfer(from, to, family, 32 * MEBIBYTE, || {}));
         }
     });
@@ -269,8 +266,7 @@ fn sockets_are_replaced_under_traffic() {
     paths[0].set_sockets(only(one.endpoint(Family::V6))).unwrap();
     paths[1].set_sockets(only(two.endpoint(Family::V6))).unwrap();
     for (path, peer) in [(&paths[0], two), (&paths[1], one)] {
-        let changes: Vec<_> =
-            peer.own().iter().map(|(_, subnet)| (*subnet, Some(peer.endpoint(Family::V6)))).collect();
+        let changes: Vec<_> = peer.own().iter().map(|(_, subnet)| (*subnet, Some(peer.endpoint(Family::V6)))).collect();
         path.change(&changes);
         path.set_own(path.table().own());
     }

@@ -179,15 +179,11 @@ impl Tx {
 
     /// Tells the sender of a packet that there is no peer for it.
     fn answer(&mut self, ip: &Ip, place: Range<usize>) {
-        let own = self.lookup.table().own();
-        let own = if ip.is_v4() { own.v4 } else { own.v6 };
         let Some(packet) = self.arena.get(place) else { return };
         let mut answer = [0; icmp::MAX_LEN];
-        let from = own.map(|own| own.addr());
-        let Some(len) = from.and_then(|from| icmp::unreachable(packet, ip, from, &mut answer)) else { return };
-        if !self.limit.allows(Instant::now()) {
+        let Some(len) = icmp::unreachable(packet, ip, &mut answer).filter(|_| self.limit.allows(Instant::now())) else {
             return;
-        }
+        };
         let vnet = Vnet::default().bytes();
         let parts = [vnet.get(..self.header), answer.get(..len)].map(|part| IoSlice::new(part.unwrap_or_default()));
         self.cells.calls.add(1);

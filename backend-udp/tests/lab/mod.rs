@@ -116,7 +116,9 @@ pub(crate) fn nodes(link: Link) -> [Node; 2] {
     let [one, two] = [1, 2].map(|number| Node { number, ns: Namespace::new(&format!("node{number}")).unwrap() });
     one.ns.add_veth(LINK, &two.ns, LINK).unwrap();
     for node in [&one, &two] {
-        node.ns.set_sysctls(&[("net/ipv6/conf/all/accept_dad", "0"), ("net/ipv6/conf/default/accept_dad", "0")]).unwrap();
+        node.ns
+            .set_sysctls(&[("net/ipv6/conf/all/accept_dad", "0"), ("net/ipv6/conf/default/accept_dad", "0")])
+            .unwrap();
         if link == Link::Wire {
             let features = [
                 ("tx-tcp-segmentation", false),
