@@ -38,8 +38,9 @@ pub(crate) trait Sink {
     /// A packet as it was received.
     fn single(&mut self, packet: &[u8]);
 
-    /// A super-packet: the bytes of a [`Vnet`], then the packet in parts, `count` packets in all.
-    fn merged(&mut self, parts: &[IoSlice<'_>], count: usize) -> Taken;
+    /// A super-packet: the bytes of a [`Vnet`], then the packet in parts. It stands for `count` packets of `bytes` bytes
+    /// in all.
+    fn merged(&mut self, parts: &[IoSlice<'_>], count: usize, bytes: usize) -> Taken;
 }
 
 /// Whether a super-packet was taken.
@@ -317,7 +318,8 @@ impl Flow {
             let skipped = if nth == 0 { 0 } else { self.headers };
             *part = IoSlice::new(arena.get(start + skipped..*end).unwrap_or(&[]));
         }
-        sink.merged(parts.get(..=places.len()).unwrap_or(&[]), places.len())
+        let bytes = places.iter().map(|(start, end)| end - start).sum();
+        sink.merged(parts.get(..=places.len()).unwrap_or(&[]), places.len(), bytes)
     }
 
     /// Makes the headers of the first packet those of all together.

@@ -7,6 +7,8 @@
 //! The thread that calls [`Path::start`] says by its network namespace where the sockets are: the threads inherit it.
 
 mod admit;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod checks;
 mod checksum;
 mod coalesce;
 mod counters;

@@ -1,12 +1,9 @@
 //! Packets for tests.
 
-use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::{self, Sum};
-use super::coalesce::{Sink, Taken};
-use super::header::{self, IPV4, IPV6, Ip, Vnet, protocol, put_word};
-use super::split::{self, Split};
+use super::header::{self, IPV4, IPV6, Ip, protocol, put_word};
 
 /// How a packet of TCP or UDP is made.
 #[derive(Debug, Clone)]
@@ -106,61 +103,4 @@ pub(crate) fn is_right(packet: &[u8]) -> bool {
     let (header, transport) = packet.split_at(ip.header);
     let pseudo = Sum::pseudo(ip.source, ip.destination, ip.protocol, transport.len());
     (header.len() == IPV6 || Sum::of(header).is_right()) && pseudo.and(Sum::of(transport)).is_right()
-}
-
-/// What a packet from the TUN becomes, or nothing where it is refused.
-pub(crate) fn split_all(vnet: &Vnet, packet: &mut [u8]) -> Vec<Vec<u8>> {
-    let Ok(ip) = Ip::parse(packet) else { return Vec::new() };
-    match split::split(vnet, &ip, packet) {
-        Err(split::Refused) => Vec::new(),
-        Ok(Split::Whole) => vec![packet[..ip.len].to_vec()],
-        Ok(Split::Segments(mut segments)) => {
-            let (mut found, mut headers) = (Vec::new(), Vec::new());
-            while let Some(segment) = segments.next(packet, &mut headers) {
-                assert!(segment.headers.len() <= split::MAX_HEADERS);
-                found.push([&headers[segment.headers], &packet[segment.payload]].concat());
-            }
-            assert!(found.len() <= split::MAX_SEGMENTS);
-            found
-        }
-    }
-}
-
-/// Splits again what is written to it.
-#[derive(Debug)]
-pub(crate) struct Splitting {
-    /// Whether super-packets are taken.
-    pub(crate) takes: Taken,
-    /// What was written, in order, after splitting.
-    pub(crate) packets: Vec<Vec<u8>>,
-    /// Packets in each write.
-    pub(crate) writes: Vec<usize>,
-}
-
-impl Splitting {
-    pub(crate) fn new(takes: Taken) -> Self {
-        Self { takes, packets: Vec::new(), writes: Vec::new() }
-    }
-}
-
-impl Sink for Splitting {
-    fn single(&mut self, packet: &[u8]) {
-        self.writes.push(1);
-        self.packets.push(packet.to_vec());
-    }
-
-    fn merged(&mut self, parts: &[IoSlice<'_>], count: usize) -> Taken {
-        if self.takes == Taken::No {
-            return Taken::No;
-        }
-        let (vnet, parts) = parts.split_first().unwrap();
-        let vnet = Vnet::parse(vnet[..].try_into().unwrap());
-        let mut packet = parts.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>();
-        assert!(packet.len() <= 0xffff);
-        let split = split_all(&vnet, &mut packet);
-        assert_eq!(split.len(), count);
-        self.writes.push(count);
-        self.packets.extend(split);
-        Taken::Yes
-    }
 }

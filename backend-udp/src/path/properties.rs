@@ -1,46 +1,12 @@
 //! Splitting and coalescing undo one another, and no bytes make either panic.
 
-use std::collections::BTreeMap;
-
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::coalesce::{Coalescer, Merging, Taken};
-use super::header::{Ip, Vnet, at, flag, word};
-use super::packets::{Spec, Splitting, is_right, split_all};
-
-/// Writes packets to a coalescer, as many at a time as `batches` says, and gives what comes out.
-fn coalesced(packets: &[Vec<u8>], batches: usize, merging: Merging, takes: Taken) -> Splitting {
-    let (mut coalescer, mut sink) = (Coalescer::new(merging), Splitting::new(takes));
-    for batch in packets.chunks(batches) {
-        let mut arena = Vec::new();
-        for packet in batch {
-            let start = arena.len();
-            arena.extend(packet);
-            let ip = Ip::parse(packet).unwrap();
-            let end = arena.len();
-            coalescer.push(&mut arena, start..end, &ip, &mut sink);
-        }
-        coalescer.flush(&mut arena, &mut sink);
-    }
-    sink
-}
-
-/// The packets of each flow in order, without identifications that mean nothing.
-fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
-    let mut flows = BTreeMap::<_, Vec<_>>::new();
-    for packet in packets {
-        let ip = Ip::parse(packet).unwrap();
-        let ports = &packet[ip.header..ip.header + 4];
-        let mut packet = packet.clone();
-        if ip.is_v4() && word(&packet, at::v4::FRAGMENT).unwrap() & 0x4000 != 0 {
-            packet[at::v4::ID..at::v4::ID + 2].fill(0);
-            super::header::finish_ipv4(&mut packet, ip.header);
-        }
-        flows.entry([&[ip.protocol, u8::from(ip.is_v4())], ports].concat()).or_default().push(packet);
-    }
-    flows
-}
+use super::checks::{by_flow, coalesced, split_all};
+use super::coalesce::{Merging, Taken};
+use super::header::{Ip, Vnet, flag};
+use super::packets::{Spec, is_right};
 
 /// A step in a sequence of packets: what is different from the one before in the same flow.
 #[derive(Debug, Clone)]

@@ -240,15 +240,12 @@ impl Sink for Writer<'_> {
         }
     }
 
-    fn merged(&mut self, parts: &[IoSlice<'_>], count: usize) -> Taken {
-        let [_, first, rest @ ..] = parts else { return Taken::No };
+    fn merged(&mut self, parts: &[IoSlice<'_>], count: usize, bytes: usize) -> Taken {
+        let [_, first, ..] = parts else { return Taken::No };
         match self.write(first, parts) {
             Ok(_) => {
                 self.refusals = 0;
-                // Of those merged into the first, the headers are not among the parts.
-                let headers = Ip::parse(first).map_or(0, |ip| ip.header);
-                let payload: usize = rest.iter().map(|part| part.len() + headers).sum();
-                self.written(count, first.len() + payload);
+                self.written(count, bytes);
                 Taken::Yes
             }
             Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
