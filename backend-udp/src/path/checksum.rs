@@ -124,7 +124,7 @@ mod tests {
         #[test]
         fn a_sum_is_that_of_adding_word_by_word(bytes in vec(any::<u8>(), 0..2000), cut in 0_usize..2000) {
             // Zero has two representations.
-            let same = |a: u16, b: u16| a == b || (a % 0xffff == 0 && b % 0xffff == 0);
+            let same = |a: u16, b: u16| a == b || (a.is_multiple_of(0xffff) && b.is_multiple_of(0xffff));
             prop_assert!(same(Sum::of(&bytes).unfinished(), naive(&bytes)));
             let cut = cut.min(bytes.len()) & !1;
             let (first, second) = bytes.split_at(cut);

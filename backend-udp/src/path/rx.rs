@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver as Commands, SyncSender, TryRecvError};
+use std::sync::mpsc::{Receiver as Commands, SyncSender};
 use std::time::Duration;
 
 use flannel_core::net::{Dual, Family};
@@ -20,7 +20,7 @@ use super::coalesce::{Coalescer, Merging, Sink, Taken};
 use super::counters::{Cells, Reason};
 use super::header::{Fragment, Ip, Vnet, long};
 use super::offload::Offload;
-use super::shared::{Shared, wait};
+use super::shared::{Ready, Shared, wait};
 use super::socket::{Buffers, Socket, SocketError, Sockets};
 use super::sys::{Received, Receiver};
 use super::table::Lookup;
@@ -59,37 +59,51 @@ impl Rx {
             writer: Writer { shared: &shared, cells: &cells, queues, header, refusals: 0 },
         };
         while !shared.is_stopping() {
-            let ready = |socket: Option<&Arc<Socket>>| socket.filter(|_| shared.has_tun()).cloned();
-            let (v4, v6) = (ready(sockets.v4.as_ref()), ready(sockets.v6.as_ref()));
-            let readable = PollFlags::POLLIN;
-            match (&v4, &v6) {
-                (Some(v4), Some(v6)) => wait([(v4.as_fd(), readable), (v6.as_fd(), readable)], &wake, None),
-                (Some(one), None) | (None, Some(one)) => wait([(one.as_fd(), readable)], &wake, None),
-                (None, None) => wait([], &wake, None),
-            };
+            let held = |socket: Option<&Arc<Socket>>| socket.filter(|_| shared.has_tun()).cloned();
+            let (v4, v6) = (held(sockets.v4.as_ref()), held(sockets.v6.as_ref()));
+            let (is_woken, ready) = wait_for(v4.as_deref(), v6.as_deref(), &wake);
+            for (socket, _) in [v4.as_ref(), v6.as_ref()].into_iter().zip(ready).filter(|(_, ready)| *ready) {
+                if socket.is_some_and(|socket| delivery.drain(socket, &mut receiver).is_err()) {
+                    wait([], &wake, Some(PAUSE));
+                }
+            }
+            if !is_woken {
+                continue;
+            }
             // Read first: a wake after this is seen by the next wait.
             let _ = wake.read();
-            match commands.try_recv() {
-                Ok(Command::Sockets { wanted, buffers, reply }) => {
-                    let changed = change(&shared, &mut sockets, wanted, buffers);
-                    // What came in on the old ones while the new ones were bound is taken; it is not much.
-                    for old in [v4, v6].into_iter().flatten() {
-                        // A socket that fails has nothing more.
-                        let _ = delivery.drain(&old, &mut receiver);
-                    }
-                    // Whoever asked may have gone.
-                    let _ = reply.send(changed);
+            while let Ok(Command::Sockets { wanted, buffers, reply }) = commands.try_recv() {
+                let changed = change(&shared, &mut sockets, wanted, buffers);
+                // What came in on the old ones while the new ones were bound is taken; a socket that fails has nothing.
+                for old in [&v4, &v6].into_iter().flatten() {
+                    let _ = delivery.drain(old, &mut receiver);
                 }
-                Err(TryRecvError::Empty) => {
-                    for socket in [v4, v6].into_iter().flatten() {
-                        if delivery.drain(&socket, &mut receiver).is_err() {
-                            wait([], &wake, Some(PAUSE));
-                        }
-                    }
-                }
-                Err(TryRecvError::Disconnected) => return,
+                // Whoever asked may have gone.
+                let _ = reply.send(changed);
             }
         }
+    }
+}
+
+/// Waits for something to receive, or to be woken: whether that is so, and which sockets have something.
+fn wait_for(v4: Option<&Socket>, v6: Option<&Socket>, wake: &EventFd) -> (bool, [bool; 2]) {
+    fn readable(socket: &Socket) -> (BorrowedFd<'_>, PollFlags) {
+        (socket.as_fd(), PollFlags::POLLIN)
+    }
+    match (v4, v6) {
+        (Some(v4), Some(v6)) => {
+            let Ready { event, fds } = wait([readable(v4), readable(v6)], wake, None);
+            (event, fds)
+        }
+        (Some(v4), None) => {
+            let Ready { event, fds: [v4] } = wait([readable(v4)], wake, None);
+            (event, [v4, false])
+        }
+        (None, Some(v6)) => {
+            let Ready { event, fds: [v6] } = wait([readable(v6)], wake, None);
+            (event, [false, v6])
+        }
+        (None, None) => (wait([], wake, None).event, [false; 2]),
     }
 }
 

@@ -74,12 +74,19 @@ pub(crate) fn event() -> Result<EventFd, Errno> {
     EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
 }
 
-/// Waits for one of these or for an event, at most so long; whether it was one of these.
+/// What can be done without waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ready<const N: usize> {
+    pub(crate) event: bool,
+    pub(crate) fds: [bool; N],
+}
+
+/// Waits for one of these or for an event, at most so long.
 pub(crate) fn wait<const N: usize>(
     fds: [(BorrowedFd<'_>, PollFlags); N],
     event: &EventFd,
     time: Option<Duration>,
-) -> bool {
+) -> Ready<N> {
     let mut all: [_; MAX_WAITED] = std::array::from_fn(|_| PollFd::new(event.as_fd(), PollFlags::POLLIN));
     let [_, others @ ..] = &mut all;
     others.iter_mut().zip(fds).for_each(|(place, (fd, flags))| *place = PollFd::new(fd, flags));
@@ -87,11 +94,18 @@ pub(crate) fn wait<const N: usize>(
     let time = time.map(|time| PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
     let waited = all.get_mut(..=N.min(MAX_WAITED - 1)).unwrap_or_default();
     match poll(waited, time.unwrap_or(PollTimeout::NONE)) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        // The kernel has no memory; a loop that waits must not spin.
-        Err(_) => std::thread::sleep(FAILED),
+        Ok(_) => {}
+        // What it says of each is not written then.
+        Err(Errno::EINTR) => return Ready { event: false, fds: [false; N] },
+        Err(_) => {
+            // The kernel has no memory; a loop that waits must not spin.
+            std::thread::sleep(FAILED);
+            return Ready { event: true, fds: [false; N] };
+        }
     }
-    waited.iter().skip(1).any(|fd| fd.any().unwrap_or(true))
+    let mut ready = waited.iter().map(|fd| fd.any().unwrap_or(true));
+    let event = ready.next().unwrap_or(false);
+    Ready { event, fds: std::array::from_fn(|_| ready.next().unwrap_or(false)) }
 }
 
 /// How many descriptors are waited for at most: the event, and a socket of each family.

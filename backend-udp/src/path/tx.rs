@@ -92,7 +92,8 @@ impl Tx {
                     if was_said_to_be_ready {
                         self.shared.pause(PAUSE);
                     }
-                    was_said_to_be_ready = wait([(self.tun.as_fd(), PollFlags::POLLIN)], &self.shared.stopped, None);
+                    let tun = (self.tun.as_fd(), PollFlags::POLLIN);
+                    [was_said_to_be_ready] = wait([tun], &self.shared.stopped, None).fds;
                 }
                 Err(error) => {
                     self.flush();
@@ -108,6 +109,10 @@ impl Tx {
     /// Takes what was read to the end of the arena.
     fn take(&mut self, len: usize) {
         let start = self.filled;
+        if start == 0 {
+            self.lookup.refresh();
+            self.paths.refresh();
+        }
         let place = start + self.header..start + len;
         self.filled = (start + len).next_multiple_of(ALIGNMENT);
         let vnet = match self.header {
@@ -197,8 +202,6 @@ impl Tx {
     fn flush(&mut self) {
         self.send();
         self.filled = 0;
-        self.lookup.refresh();
-        self.paths.refresh();
     }
 
     /// Sends the batch. What it was made of stays in the arena.

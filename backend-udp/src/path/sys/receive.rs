@@ -88,6 +88,7 @@ impl Receiver {
             )
         };
         let count = Errno::result(count)? as usize;
+        #[cfg_attr(target_env = "gnu", expect(clippy::unnecessary_cast, reason = "other C libraries have other types"))]
         for (outcome, head) in self.outcomes.iter_mut().zip(&heads).take(count) {
             *outcome = (head.msg_len as usize, head.msg_hdr.msg_flags, head.msg_hdr.msg_controllen as usize);
         }
