@@ -280,6 +280,27 @@ fn sockets_are_replaced_under_traffic() {
 }
 
 #[test]
+fn a_change_of_the_table_counts_from_the_next_packet_on() {
+    let (nodes, paths) = overlay(Shape::PLAIN);
+    let [one, two] = &nodes;
+    let there = two.address(Family::V4);
+    probe::ping(&one.ns, there, PATIENCE).unwrap();
+    let subnet = two.own().v4.unwrap();
+    let endpoint = paths[0].table().get(subnet);
+    for round in 1..=20 {
+        paths[0].change(&[(subnet, None)]);
+        assert!(probe::ping(&one.ns, there, Duration::from_millis(5)).is_err());
+        assert_eq!(paths[0].counters().dropped(Reason::NoPeer), round);
+        paths[0].change(&[(subnet, endpoint)]);
+        probe::ping(&one.ns, there, PATIENCE).unwrap();
+        paths[1].set_own(Dual::default());
+        assert!(probe::ping(&one.ns, there, Duration::from_millis(5)).is_err());
+        paths[1].set_own(two.own());
+        assert_eq!(paths[1].counters().dropped(Reason::WrongDestination), round);
+    }
+}
+
+#[test]
 fn a_path_ends_when_it_is_dropped_also_under_traffic() {
     let (nodes, paths) = overlay(Shape::PLAIN);
     let [one, two] = &nodes;

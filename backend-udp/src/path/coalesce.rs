@@ -18,9 +18,9 @@ pub(crate) const MAX_FLOWS: usize = 16;
 /// How many packets are merged into one: kernels before 6.11 take no more datagrams (`UDP_MAX_SEGMENTS`).
 pub(crate) const MAX_MERGED: usize = 64;
 /// The largest super-packet, in bytes: the length field has 16 bits.
-const MAX_LEN: usize = 0xffff;
+const LONGEST: usize = 0xffff;
 /// The longest headers of what is merged, in bytes: IPv6, and TCP with all options.
-const MAX_HEADERS: usize = IPV6 + 60;
+const HEADERS: usize = IPV6 + 60;
 
 /// Which packets are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -284,7 +284,7 @@ impl Flow {
         };
         self.headers == candidate.headers
             && candidate.payload <= self.size
-            && self.len + candidate.payload <= MAX_LEN
+            && self.len + candidate.payload <= LONGEST
             && is_ip_equal
             && (self.key.protocol != protocol::TCP || continues())
     }
@@ -296,7 +296,7 @@ impl Flow {
             return single(arena, start..end, sink);
         }
         let Some((start, _)) = places.first().copied() else { return };
-        let mut saved = [0_u8; MAX_HEADERS];
+        let mut saved = [0_u8; HEADERS];
         let Some(headers) = arena.get_mut(start..start + self.headers) else { return };
         let Some(saved) = saved.get_mut(..headers.len()) else { return };
         saved.copy_from_slice(headers);

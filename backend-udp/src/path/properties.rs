@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::checks::{by_flow, coalesced, split_all};
 use super::coalesce::{Merging, Taken};
-use super::header::{Ip, Vnet, flag};
+use super::header::{Ip, Vnet, at, flag};
 use super::packets::{Spec, is_right};
 
 /// A step in a sequence of packets: what is different from the one before in the same flow.
@@ -249,4 +249,15 @@ fn what_was_not_offered_is_refused() {
     ] {
         assert_eq!(count(bad), 0, "{bad:?}");
     }
+    let datagrams = |count: usize| {
+        let mut packet = Spec { is_tcp: false, ..Spec::tcp(count * 10) }.packet();
+        split_all(&Vnet { kind: Vnet::UDP, segment: 10, offset: 6, ..good }, &mut packet).len()
+    };
+    assert_eq!([128, 129].map(datagrams), [128, 0], "more than the kernel makes");
+    let far = |start: u16| {
+        let mut packet = Spec { is_v4: false, ..Spec::tcp(3000) }.packet();
+        packet[usize::from(start) + at::tcp::OFFSET] = 0x50;
+        split_all(&Vnet { kind: Vnet::TCP_V6, start, ..good }, &mut packet).len()
+    };
+    assert_eq!([236, 237].map(far), [3, 0], "longer headers than there are");
 }

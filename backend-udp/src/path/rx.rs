@@ -26,7 +26,7 @@ use super::sys::{Received, Receiver};
 use super::table::Lookup;
 
 /// How often one socket is read before the other one, and before anything else is looked at.
-const MAX_READS: usize = 32;
+const READS: usize = 32;
 /// How long nothing is done after a socket has failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -141,7 +141,7 @@ struct Delivery<'a> {
 impl Delivery<'_> {
     /// Takes what is there, but not without end.
     fn drain(&mut self, socket: &Socket, receiver: &mut Receiver) -> Result<(), Errno> {
-        for _ in 0..MAX_READS {
+        for _ in 0..READS {
             self.writer.cells.calls.add(1);
             let count = match receiver.receive(socket.as_fd()) {
                 Ok(count) => count,
@@ -159,7 +159,7 @@ impl Delivery<'_> {
             if self.writer.gives_up_merging() {
                 self.coalescer.set_merging(Merging::Nothing);
             }
-            if count < Receiver::MOST {
+            if count < Receiver::AT_ONCE {
                 return Ok(());
             }
         }
@@ -210,10 +210,10 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// How many super-packets in a row are refused before none is written any more: some kernels refuse them all.
-    const MAX_REFUSALS: usize = 16;
+    const REFUSALS: usize = 16;
 
     fn gives_up_merging(&self) -> bool {
-        self.refusals >= Self::MAX_REFUSALS
+        self.refusals >= Self::REFUSALS
     }
 
     fn write(&self, packet: &[u8], parts: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -264,7 +264,7 @@ impl Sink for Writer<'_> {
             }
             Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
                 self.refusals += 1;
-                if self.refusals == Self::MAX_REFUSALS {
+                if self.refusals == Self::REFUSALS {
                     self.shared.offloads.degrade(Offload::TunSuperPackets, error);
                 }
                 Taken::No

@@ -87,12 +87,12 @@ pub(crate) fn wait<const N: usize>(
     event: &EventFd,
     time: Option<Duration>,
 ) -> Ready<N> {
-    let mut all: [_; MAX_WAITED] = std::array::from_fn(|_| PollFd::new(event.as_fd(), PollFlags::POLLIN));
+    let mut all: [_; WAITED] = std::array::from_fn(|_| PollFd::new(event.as_fd(), PollFlags::POLLIN));
     let [_, others @ ..] = &mut all;
     others.iter_mut().zip(fds).for_each(|(place, (fd, flags))| *place = PollFd::new(fd, flags));
     // Rounded up: it must not wake just before its time.
     let time = time.map(|time| PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
-    let waited = all.get_mut(..=N.min(MAX_WAITED - 1)).unwrap_or_default();
+    let waited = all.get_mut(..=N.min(WAITED - 1)).unwrap_or_default();
     match poll(waited, time.unwrap_or(PollTimeout::NONE)) {
         Ok(_) => {}
         // What it says of each is not written then.
@@ -109,6 +109,6 @@ pub(crate) fn wait<const N: usize>(
 }
 
 /// How many descriptors are waited for at most: the event, and a socket of each family.
-const MAX_WAITED: usize = 3;
+const WAITED: usize = 3;
 /// How long to sleep where the kernel cannot wait.
 const FAILED: Duration = Duration::from_millis(50);

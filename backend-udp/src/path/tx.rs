@@ -26,7 +26,7 @@ use super::table::Lookup;
 /// What one read may need, in bytes: a header and the largest packet. Less would cut packets silently.
 const ROOM: usize = Vnet::LEN + (1 << 16);
 /// How many bytes are read before they are sent.
-const MAX_READ: usize = 128 << 10;
+const BATCH: usize = 128 << 10;
 /// How many bytes of headers of segments a batch has.
 const HEADERS: usize = MAX_DATAGRAMS * 128 + split::MAX_HEADERS;
 /// The next packet begins at a multiple of this, in bytes.
@@ -63,7 +63,7 @@ impl Tx {
             tun,
             header,
             paths: NarrowPaths::new(),
-            arena: vec![0; MAX_READ + ROOM],
+            arena: vec![0; BATCH + ROOM],
             filled: 0,
             headers: Vec::with_capacity(HEADERS),
             outbox: Outbox::new(),
@@ -82,7 +82,7 @@ impl Tx {
                 Ok(len) => {
                     was_said_to_be_ready = false;
                     self.take(len);
-                    if self.filled >= MAX_READ || !self.outbox.has_room() {
+                    if self.filled >= BATCH || !self.outbox.has_room() {
                         self.flush();
                     }
                 }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::address::Address;
 
 /// How many messages are received at once, at most.
-const MAX_MESSAGES: usize = 8;
+const MESSAGES: usize = 8;
 /// Room for a message, in bytes: the largest that the kernel merges datagrams to, and the largest datagram.
 const ROOM: usize = 1 << 16;
 
@@ -34,24 +34,24 @@ pub(crate) struct Received {
 /// Buffers for messages.
 pub(crate) struct Receiver {
     arena: Box<[u8]>,
-    names: [Address; MAX_MESSAGES],
-    controls: [Control; MAX_MESSAGES],
+    names: [Address; MESSAGES],
+    controls: [Control; MESSAGES],
     /// What the kernel said of each message of the last call: bytes, flags, bytes of control messages.
-    outcomes: [(usize, i32, usize); MAX_MESSAGES],
+    outcomes: [(usize, i32, usize); MESSAGES],
 }
 
 impl Receiver {
     pub(crate) fn new() -> Self {
         Self {
-            arena: vec![0; MAX_MESSAGES * ROOM].into_boxed_slice(),
-            names: [Address::none(); MAX_MESSAGES],
-            controls: [Control([0; 64]); MAX_MESSAGES],
-            outcomes: [(0, 0, 0); MAX_MESSAGES],
+            arena: vec![0; MESSAGES * ROOM].into_boxed_slice(),
+            names: [Address::none(); MESSAGES],
+            controls: [Control([0; 64]); MESSAGES],
+            outcomes: [(0, 0, 0); MESSAGES],
         }
     }
 
     /// How many messages one call takes at most.
-    pub(crate) const MOST: usize = MAX_MESSAGES;
+    pub(crate) const AT_ONCE: usize = MESSAGES;
 
     /// The buffer that all places are in.
     pub(crate) fn arena(&mut self) -> &mut [u8] {
@@ -61,9 +61,9 @@ impl Receiver {
     /// Takes what is there, without waiting, and says how many messages that were. What was received before is gone.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
         // SAFETY: these are numbers and pointers, which may be zero.
-        let mut parts: [libc::iovec; MAX_MESSAGES] = unsafe { std::mem::zeroed() };
+        let mut parts: [libc::iovec; MESSAGES] = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
-        let mut heads: [libc::mmsghdr; MAX_MESSAGES] = unsafe { std::mem::zeroed() };
+        let mut heads: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
         let rooms = self.arena.chunks_exact_mut(ROOM);
         let controls = self.controls.iter_mut().zip(&mut self.names);
         for (((part, head), room), (control, name)) in parts.iter_mut().zip(&mut heads).zip(rooms).zip(controls) {
@@ -82,7 +82,7 @@ impl Receiver {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 heads.as_mut_ptr(),
-                MAX_MESSAGES as libc::c_uint,
+                MESSAGES as libc::c_uint,
                 libc::MSG_DONTWAIT as _,
                 ptr::null_mut(),
             )
