@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use flannel_backend_udp::path::{OpenMode, Path, Reason, Settings, Table, Tun, TunError};
+use api::{OpenMode, Path, Reason, Settings, Table, Tun, TunError};
+use flannel_backend_udp::path as api;
 use flannel_core::net::{Dual, Family};
 use lab::{LINK, Link, Noise, PATIENCE, PORT, Shape, TUN, nodes, only, overlay, transfer, udp, underlay_address};
 use nix::sys::socket::{setsockopt, sockopt};

@@ -26,6 +26,8 @@ mod socket;
 mod split;
 mod sys;
 mod table;
+#[cfg(test)]
+mod tests;
 mod tun;
 mod tx;
 

@@ -285,5 +285,53 @@ fn spread(packet: &[u8]) -> usize {
     let words = packet.get(addresses).unwrap_or_default().as_chunks::<4>().0;
     let ports = long(packet, ip.header).filter(|_| ip.fragment == Fragment::Whole).unwrap_or(0);
     let sum = words.iter().fold(ports, |sum, word| sum.rotate_left(5) ^ u32::from_be_bytes(*word));
-    (sum.wrapping_mul(0x9e37_79b1) >> 16) as usize
+    // The upper bits of the product depend on all of it.
+    (u64::from(sum).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+    use super::*;
+    use crate::path::offload::Offloads;
+    use crate::path::packets::Spec;
+    use crate::path::table::Table;
+
+    #[test]
+    fn a_device_that_refuses_super_packets_gets_none_after_a_while_and_it_is_told_once() {
+        // As such a device does, it says that the argument is wrong.
+        let refusing = File::from(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap().0);
+        let shared = Shared::new(Table::new(Dual::default()), Offloads::default()).unwrap();
+        let cells = Cells::default();
+        let queues = vec![Arc::new(refusing)];
+        let mut writer = Writer { shared: &shared, cells: &cells, queues, header: Vnet::LEN, refusals: 0 };
+        let packet = Spec::tcp(100).packet();
+        let parts = [IoSlice::new(&[0; Vnet::LEN]), IoSlice::new(&packet)];
+        for _ in 0..Writer::REFUSALS {
+            assert!(!writer.gives_up_merging());
+            assert_eq!(writer.merged(&parts, 1, packet.len()), Taken::No);
+        }
+        assert!(writer.gives_up_merging());
+        assert_eq!(writer.merged(&parts, 1, packet.len()), Taken::No);
+        assert_eq!(shared.offloads.list().len(), 1);
+        writer.single(&packet);
+        let mut counters = crate::path::Counters::default();
+        cells.add_to(&mut counters, |counters| &mut counters.received);
+        assert_eq!((counters.dropped(Reason::TunRefused), counters.received.packets), (1, 0));
+    }
+
+    #[test]
+    fn both_directions_of_a_flow_need_not_have_the_same_queue_but_each_has_one() {
+        let packets = |flow| (1..50).map(move |len| Spec { flow, ..Spec::tcp(len) }.packet());
+        for flow in 0..20 {
+            let mut queues: Vec<_> = packets(flow).map(|packet| spread(&packet)).collect();
+            queues.dedup();
+            assert_eq!(queues.len(), 1);
+        }
+        let mut queues: Vec<_> = (0..100).map(|flow| spread(&Spec { flow, ..Spec::tcp(1) }.packet()) % 4).collect();
+        queues.sort_unstable();
+        queues.dedup();
+        assert_eq!(queues, [0, 1, 2, 3]);
+    }
 }

@@ -104,6 +104,16 @@ impl Tun {
     /// # Errors
     /// [`TunError`]. What was made is gone then.
     pub fn open(name: &str, mode: OpenMode, queues: usize) -> Result<Self, TunError> {
+        Self::open_without(name, mode, queues, &[])
+    }
+
+    /// The same, as with a kernel that has not these offloads.
+    pub(crate) fn open_without(
+        name: &str,
+        mode: OpenMode,
+        queues: usize,
+        without: &[Offload],
+    ) -> Result<Self, TunError> {
         let bad = || TunError::Name(name.chars().take(2 * LONGEST_NAME).collect());
         let is_name = (1..=LONGEST_NAME).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
@@ -119,7 +129,7 @@ impl Tun {
             _ => {}
         }
         let mut opening = Opening { name: wanted, mode, queues, exists, vnet: 0, degraded: Vec::new() };
-        let first = opening.first()?;
+        let first = opening.first(without)?;
         let files = (1..queues).map(|_| opening.attach(opening.flags()));
         let files = std::iter::once(Ok(first)).chain(files).collect::<Result<Vec<_>, _>>()?;
         let name = opening.name.to_string_lossy().into_owned();
@@ -194,10 +204,12 @@ struct Opening {
 }
 
 impl Opening {
-    fn first(&mut self) -> Result<File, TunError> {
+    fn first(&mut self, without: &[Offload]) -> Result<File, TunError> {
         let file = open()?;
         let features = sys::features(file.as_fd()).map_err(|errno| self.refused("asking for features", errno))?;
-        self.vnet = features & libc::IFF_VNET_HDR as c_uint;
+        if !without.contains(&Offload::VnetHeader) {
+            self.vnet = features & libc::IFF_VNET_HDR as c_uint;
+        }
         let exclusive = if self.mode == OpenMode::Create { flags::IFF_TUN_EXCL } else { 0 };
         self.name = sys::attach(file.as_fd(), &self.name, self.flags() | exclusive)
             .map_err(|errno| self.not_attached(errno))?;
@@ -212,9 +224,10 @@ impl Opening {
             .map_err(|errno| self.refused("setting the size of packet headers", errno))?;
         // Without TUN_F_TSO_ECN: the kernel splits packets with CWR, whose meaning AccECN changes, by itself.
         let tcp = flags::TUN_F_CSUM | flags::TUN_F_TSO4 | flags::TUN_F_TSO6;
-        if let Err(errno) = offload(tcp | flags::TUN_F_USO4 | flags::TUN_F_USO6) {
+        let try_offload = |what, wanted| if without.contains(&what) { Err(Errno::EINVAL) } else { offload(wanted) };
+        if let Err(errno) = try_offload(Offload::TunUdp, tcp | flags::TUN_F_USO4 | flags::TUN_F_USO6) {
             self.degrade(Offload::TunUdp, errno);
-            if let Err(errno) = offload(tcp) {
+            if let Err(errno) = try_offload(Offload::TunTcp, tcp) {
                 self.degrade(Offload::TunTcp, errno);
                 offload(0).map_err(|errno| self.refused("turning offloads off", errno))?;
             }

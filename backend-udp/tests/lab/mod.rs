@@ -8,9 +8,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use flannel_backend_udp::path::{OpenMode, Path, Settings, Table, Tun};
 use flannel_core::net::{Dual, Family, Prefix};
 use testkit::Namespace;
+
+use super::api::{OpenMode, Path, Settings, Table, Tun};
 
 /// How long anything that must happen may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,14 +71,17 @@ impl Node {
 
     /// Makes the device and starts the path.
     pub(crate) fn start(&self, shape: Shape, peer: &Self) -> Path {
+        let path = self.start_on(shape, peer, || Tun::open(TUN, OpenMode::Create, shape.queues).unwrap());
+        path.set_sockets(only(self.endpoint(shape.underlay))).unwrap();
+        path
+    }
+
+    /// Starts a path on a device without sockets.
+    pub(crate) fn start_on(&self, shape: Shape, peer: &Self, open: impl FnOnce() -> Tun + Send) -> Path {
         let endpoint = peer.endpoint(shape.underlay);
         let peers: Vec<_> = peer.own().iter().map(|(_, subnet)| (*subnet, Some(endpoint))).collect();
         let table = Table::new(self.own()).with(&peers);
-        let started = self.ns.run(|| {
-            let tun = Tun::open(TUN, OpenMode::Create, shape.queues).unwrap();
-            Path::start(tun, Settings::default(), table).unwrap()
-        });
-        let path = started.unwrap();
+        let path = self.ns.run(|| Path::start(open(), Settings::default(), table).unwrap()).unwrap();
         let mtu = if shape.underlay == Family::V4 { 1472 } else { 1452 };
         self.ns.set_mtu(TUN, mtu).unwrap();
         self.ns.add_address(TUN, self.address(Family::V4), 32).unwrap();
@@ -85,7 +89,6 @@ impl Node {
         self.ns.set_up(TUN).unwrap();
         self.ns.ip(&format!("route add 10.5.0.0/16 dev {TUN}")).unwrap();
         self.ns.ip(&format!("-6 route add fd00:5::/32 dev {TUN}")).unwrap();
-        path.set_sockets(only(self.endpoint(shape.underlay))).unwrap();
         path
     }
 

@@ -1,0 +1,64 @@
+//! What happens without offloads that this kernel has.
+
+#[path = "../../tests/lab/mod.rs"]
+mod lab;
+
+use flannel_core::net::Family;
+
+use super::{Offload, OpenMode, Path, Tun};
+use crate::path as api;
+use lab::{Link, Shape, TUN, nodes, only, transfer};
+
+const BYTES: usize = 8 << 20;
+
+/// One node does without, the other one does not.
+fn without(offloads: &[Offload], link: Link) -> [Path; 2] {
+    let shape = Shape { link, ..Shape::PLAIN };
+    let [one, two] = nodes(link);
+    let poor = one.start_on(shape, &two, || Tun::open_without(TUN, OpenMode::Create, 1, offloads).unwrap());
+    if offloads.contains(&Offload::UdpSegment) {
+        poor.shared.offloads.degrade(Offload::UdpSegment, "a test");
+    }
+    poor.set_sockets(only(one.endpoint(Family::V4))).unwrap();
+    let rich = two.start(shape, &one);
+    for family in Family::BOTH {
+        transfer(&one, &two, family, BYTES, || {});
+        transfer(&two, &one, family, BYTES, || {});
+    }
+    assert_eq!(poor.degraded().iter().map(|degraded| degraded.what).collect::<Vec<_>>(), offloads);
+    [poor, rich]
+}
+
+#[test]
+fn without_packet_headers_of_the_tun_everything_goes_one_by_one() {
+    let [poor, rich] = without(&[Offload::VnetHeader], Link::Whole);
+    let (poor, rich) = (poor.counters(), rich.counters());
+    // But for what the node itself sends to groups.
+    assert_eq!(poor.sent.tun, poor.sent.packets + poor.all_dropped());
+    assert_eq!(poor.received.tun, poor.received.packets);
+    assert!(rich.received.tun * 2 < rich.received.packets, "{rich:?}");
+}
+
+#[test]
+fn without_segmentation_at_the_tun_everything_goes_one_by_one() {
+    let [poor, _] = without(&[Offload::TunUdp, Offload::TunTcp], Link::Wire);
+    let poor = poor.counters();
+    // But for what the node itself sends to groups.
+    assert_eq!(poor.sent.tun, poor.sent.packets + poor.all_dropped());
+    assert_eq!(poor.received.tun, poor.received.packets);
+}
+
+#[test]
+fn without_udp_segmentation_at_the_tun_tcp_still_goes_in_super_packets() {
+    let [poor, _] = without(&[Offload::TunUdp], Link::Whole);
+    let poor = poor.counters();
+    assert!(poor.received.tun * 2 < poor.received.packets && poor.sent.tun * 2 < poor.sent.packets, "{poor:?}");
+}
+
+#[test]
+fn without_udp_segmentation_of_the_socket_datagrams_are_sent_one_by_one() {
+    let [poor, _] = without(&[Offload::UdpSegment], Link::Whole);
+    let poor = poor.counters();
+    assert_eq!(poor.sent.udp, poor.sent.packets);
+    assert!(poor.received.tun * 2 < poor.received.packets, "{poor:?}");
+}
