@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use api::{OpenMode, Path, Reason, Settings, Table, Tun, TunError};
+use api::{Buffers, OpenMode, Path, Reason, Settings, Table, Tun, TunError};
 use flannel_backend_udp::path as api;
 use flannel_core::net::{Dual, Family};
 use lab::{LINK, Link, Noise, PATIENCE, PORT, Shape, TUN, nodes, only, overlay, transfer, udp, underlay_address};
@@ -299,6 +299,26 @@ fn a_change_of_the_table_counts_from_the_next_packet_on() {
         paths[1].set_own(two.own());
         assert_eq!(paths[1].counters().dropped(Reason::WrongDestination), round);
     }
+}
+
+#[test]
+fn what_a_socket_has_no_room_for_is_counted() {
+    let [node, peer] = nodes(Link::Whole);
+    let table = Table::new(node.own());
+    let settings = Settings { buffers: Buffers { receive: 4096, send: 4096 } };
+    let path = node.ns.run(|| Path::start(Tun::open(TUN, OpenMode::Create, 1).unwrap(), settings, table).unwrap());
+    let path = path.unwrap();
+    let local = node.endpoint(Family::V4);
+    path.set_sockets(only(local)).unwrap();
+    let stranger = udp(&peer, (underlay_address(2, Family::V4), 0).into());
+    wait_until("losses", PATIENCE, || {
+        (0..1000).for_each(|_| drop(stranger.send_to(&[7; 1400], local)));
+        Ok(path.counters().overflowed > 0)
+    })
+    .unwrap();
+    let lost = path.counters().overflowed;
+    path.set_sockets(Dual::default()).unwrap();
+    assert!(path.counters().overflowed >= lost, "also those of sockets that were given up");
 }
 
 #[test]

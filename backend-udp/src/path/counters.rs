@@ -107,6 +107,8 @@ pub struct Counters {
     pub answered: u64,
     /// Packets that were sent one by one because the path to the peer carries no run of that size.
     pub unbatched: u64,
+    /// Datagrams that came in faster than they were read, for which the sockets had no room.
+    pub overflowed: u64,
     dropped: [u64; Reason::ALL.len()],
 }
 
@@ -116,7 +118,7 @@ impl Counters {
         self.dropped.get(reason as usize).copied().unwrap_or(0)
     }
 
-    /// All of these.
+    /// All of these; what overflowed is not among them.
     pub fn all_dropped(&self) -> u64 {
         self.dropped.iter().sum()
     }

@@ -191,6 +191,7 @@ impl Path {
     /// What was counted since the start.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::default();
+        counters.overflowed = self.shared.overflowed();
         self.sending.iter().for_each(|cells| cells.add_to(&mut counters, |counters| &mut counters.sent));
         self.receiving.add_to(&mut counters, |counters| &mut counters.received);
         counters

@@ -75,8 +75,12 @@ impl Rx {
             while let Ok(Command::Sockets { wanted, buffers, reply }) = commands.try_recv() {
                 let changed = change(&shared, &mut sockets, wanted, buffers);
                 // What came in on the old ones while the new ones were bound is taken; a socket that fails has nothing.
-                for old in [&v4, &v6].into_iter().flatten() {
+                for (family, old) in [(Family::V4, &v4), (Family::V6, &v6)] {
+                    let Some(old) = old else { continue };
                     let _ = delivery.drain(old, &mut receiver);
+                    if sockets.get(family).is_none_or(|new| !Arc::ptr_eq(new, old)) {
+                        shared.give_up(old);
+                    }
                 }
                 // Whoever asked may have gone.
                 let _ = reply.send(changed);

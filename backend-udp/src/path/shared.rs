@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::offload::Offloads;
-use super::socket::Sockets;
+use super::socket::{Socket, Sockets};
 use super::table::Table;
 
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
     pub(crate) sockets: ArcSwap<Sockets>,
     pub(crate) offloads: Offloads,
+    /// How many datagrams the sockets that were given up had no room for.
+    overflowed: AtomicU64,
 }
 
 impl Shared {
@@ -35,6 +37,7 @@ impl Shared {
             table: Arc::new(ArcSwap::from_pointee(table)),
             sockets: ArcSwap::from_pointee(Sockets::default()),
             offloads,
+            overflowed: AtomicU64::new(0),
         })
     }
 
@@ -61,6 +64,17 @@ impl Shared {
     /// Whether the device is there, as far as is known.
     pub(crate) fn has_tun(&self) -> bool {
         !self.is_tun_gone.load(Ordering::Acquire)
+    }
+
+    /// Remembers what a socket lost that is given up.
+    pub(crate) fn give_up(&self, socket: &Socket) {
+        self.overflowed.fetch_add(socket.overflowed(), Ordering::Relaxed);
+    }
+
+    /// How many datagrams the sockets had no room for.
+    pub(crate) fn overflowed(&self) -> u64 {
+        let now: u64 = self.sockets.load().iter().map(|(_, socket)| socket.overflowed()).sum();
+        self.overflowed.load(Ordering::Relaxed) + now
     }
 
     /// Does nothing for some time, unless the threads have to end.

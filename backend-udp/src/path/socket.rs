@@ -106,6 +106,12 @@ impl Socket {
         Ok(Self { fd, local })
     }
 
+    /// How many datagrams it had no room for.
+    pub(crate) fn overflowed(&self) -> u64 {
+        // Kernels before 4.12 do not say.
+        sys::overflowed(self.fd.as_fd()).map_or(0, u64::from)
+    }
+
     /// The address and port it is bound to.
     pub(crate) fn local(&self) -> SocketAddr {
         self.local

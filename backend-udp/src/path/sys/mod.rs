@@ -97,3 +97,16 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, valu
     let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size) };
     Errno::result(done).map(drop)
 }
+
+/// How many datagrams a socket had no room for (`SO_MEMINFO`).
+pub(crate) fn overflowed(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
+    // The last of the numbers is this one.
+    let mut numbers = [0_u32; libc::SK_MEMINFO_DROPS as usize + 1];
+    let mut size = size_of_val(&numbers) as libc::socklen_t;
+    let place = numbers.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most `size` bytes where the pointer says, and it points to so many.
+    let done =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, place, &raw mut size) };
+    Errno::result(done)?;
+    numbers.last().copied().ok_or(Errno::EINVAL)
+}
