@@ -4,7 +4,23 @@
 //! sends it in runs that the kernel cuts again. One thread receives, checks, merges what belongs together and writes it to
 //! the TUN. Neither allocates, takes a lock or waits for the other. Nothing here knows what a lease is.
 //!
-//! The thread that calls [`Path::start`] says by its network namespace where the sockets are: the threads inherit it.
+//! The thread that calls [`Path::start`] says by its network namespace where the sockets are: the threads inherit it. The
+//! device's addresses, MTU, state and routes are others' affair, as is the device's name.
+//!
+//! ```no_run
+//! use flannel_backend_udp::path::{OpenMode, Path, Settings, Table, Tun};
+//! use flannel_core::net::Dual;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let own = Dual { v4: Some("10.5.1.0/24".parse()?), v6: None };
+//! let tun = Tun::open("flannel0", OpenMode::CreateOrAttach, 1)?;
+//! let path = Path::start(tun, Settings::default(), Table::new(own))?;
+//! path.set_sockets(Dual { v4: Some("192.0.2.1:8285".parse()?), v6: None })?;
+//! path.change(&[("10.5.2.0/24".parse()?, Some("192.0.2.2:8285".parse()?))]);
+//! println!("{} packets were sent", path.counters().sent.packets);
+//! # Ok(())
+//! # }
+//! ```
 
 mod admit;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -12,7 +12,7 @@ pub(crate) const MAX_MESSAGES: usize = 128;
 /// How many datagrams one batch has at most.
 pub(crate) const MAX_DATAGRAMS: usize = 512;
 /// How many datagrams one message has at most: what kernels before 6.11 take (`UDP_MAX_SEGMENTS`).
-const MAX_RUN: usize = 64;
+pub(crate) const MAX_RUN: usize = 64;
 /// The longest payload of UDP over IPv4, in bytes.
 const MAX_BYTES: usize = 65_507;
 

@@ -16,7 +16,7 @@ use super::counters::{Cells, Reason};
 use super::header::{self, Ip, Vnet};
 use super::icmp;
 use super::offload::Offload;
-use super::outbox::{Datagram, MAX_DATAGRAMS, MAX_MESSAGES, Message, NarrowPaths, Outbox, Run};
+use super::outbox::{Datagram, MAX_DATAGRAMS, MAX_MESSAGES, MAX_RUN, Message, NarrowPaths, Outbox, Run};
 use super::shared::{Shared, wait};
 use super::socket::Socket;
 use super::split::{self, Split};
@@ -33,8 +33,11 @@ const HEADERS: usize = MAX_DATAGRAMS * 128 + split::MAX_HEADERS;
 const ALIGNMENT: usize = 64;
 /// How long a full socket is waited for. What does not go then is dropped, as by a network card.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How long nothing is done where the kernel says that there is something to do, and there is not.
+/// How long nothing is done where reading fails, or the kernel says again and again that there is something, and there is
+/// not.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often it may say so in vain.
+const IN_VAIN: u32 = 4;
 
 pub(crate) struct Tx {
     shared: Arc<Shared>,
@@ -68,19 +71,20 @@ impl Tx {
             headers: Vec::with_capacity(HEADERS),
             outbox: Outbox::new(),
             sender: Sender::new(MAX_MESSAGES, 2 * MAX_DATAGRAMS),
-            singles: Sender::new(MAX_DATAGRAMS, 2 * MAX_DATAGRAMS),
+            singles: Sender::new(MAX_RUN, 2 * MAX_RUN),
             limit: icmp::Limit::new(Instant::now()),
         }
     }
 
     pub(crate) fn run(mut self) {
-        let mut was_said_to_be_ready = false;
+        // How often in a row there was nothing to read although there was said to be.
+        let mut in_vain = 0;
         while !self.shared.is_stopping() {
             let room = self.arena.get_mut(self.filled..).unwrap_or_default();
             self.cells.calls.add(1);
             match (&*self.tun).read(room) {
                 Ok(len) => {
-                    was_said_to_be_ready = false;
+                    in_vain = 0;
                     self.take(len);
                     if self.filled >= BATCH || !self.outbox.has_room() {
                         self.flush();
@@ -89,11 +93,12 @@ impl Tx {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.flush();
-                    if was_said_to_be_ready {
+                    if in_vain >= IN_VAIN {
                         self.shared.pause(PAUSE);
                     }
                     let tun = (self.tun.as_fd(), PollFlags::POLLIN);
-                    [was_said_to_be_ready] = wait([tun], &self.shared.stopped, None).fds;
+                    let [is_ready] = wait([tun], &self.shared.stopped, None).fds;
+                    in_vain = if is_ready { in_vain + 1 } else { 0 };
                 }
                 Err(error) => {
                     self.flush();
