@@ -53,6 +53,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use flannel_core::net::{Dual, Prefix};
 use nix::sys::eventfd::EventFd;
@@ -72,6 +73,9 @@ pub use tun::{OpenMode, Tun, TunError};
 
 /// Requests that may wait. Each has a caller who waits for it.
 const QUEUE: usize = 16;
+/// How often an address that is in use is tried, and how long after one another: longer than a full socket is waited for.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A running packet path. Dropping it ends its threads and gives up its sockets and the device, which stays if it was
 /// [kept](Tun::keep).
@@ -155,11 +159,22 @@ impl Path {
     /// Has these sockets and no others, bound to these addresses and ports: datagrams are sent from there, and received
     /// there. A new one is bound before the old one is given up; what is bound already is not touched.
     ///
-    /// Waits for the thread that receives, some milliseconds at most.
+    /// Waits for the thread that receives, some milliseconds; a tenth of a second where an address is in use.
     ///
     /// # Errors
     /// [`PathError::Socket`] if one cannot be bound; the sockets are those from before then.
     pub fn set_sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), PathError> {
+        for _ in 1..TRIES {
+            match self.try_sockets(wanted) {
+                // By a socket that was given up, and that something is still being sent on.
+                Err(PathError::Socket(SocketError::InUse { .. })) => thread::sleep(PAUSE),
+                done => return done,
+            }
+        }
+        self.try_sockets(wanted)
+    }
+
+    fn try_sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), PathError> {
         let (reply, answer) = sync_channel(1);
         let commands = self.commands.as_ref().ok_or(PathError::Ended)?;
         let command = Command::Sockets { wanted, buffers: self.buffers, reply };

@@ -114,7 +114,7 @@ proptest! {
 
     #[test]
     fn segments_of_a_flow_have_right_checksums_whatever_the_headers(
-        flags in any::<u8>(), options in 0_usize..=10, size in 8_usize..1400, len in 1_usize..60_000,
+        flags in any::<u8>(), options in 0_usize..=10, size in 8_usize..1400, len in 1_usize..20_000,
         is_v4 in any::<bool>(), is_tcp in any::<bool>(), id in any::<u16>(), sequence in any::<u32>(), odd in any::<u8>(),
     ) {
         let size = if is_tcp { size } else { size.max(len.div_ceil(128)) };

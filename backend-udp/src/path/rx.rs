@@ -70,18 +70,20 @@ impl Rx {
             if !is_woken {
                 continue;
             }
+            drop((v4, v6));
             // Read first: a wake after this is seen by the next wait.
             let _ = wake.read();
             while let Ok(Command::Sockets { wanted, buffers, reply }) = commands.try_recv() {
+                let former = sockets.clone();
                 let changed = change(&shared, &mut sockets, wanted, buffers);
-                // What came in on the old ones while the new ones were bound is taken; a socket that fails has nothing.
-                for (family, old) in [(Family::V4, &v4), (Family::V6, &v6)] {
-                    let Some(old) = old else { continue };
+                let is_held = |family, socket| sockets.get(family).is_some_and(|held| Arc::ptr_eq(held, socket));
+                for (_, old) in former.iter().filter(|(family, old)| !is_held(*family, old)) {
+                    // What came in while the new ones were bound is taken; a socket that fails has nothing.
                     let _ = delivery.drain(old, &mut receiver);
-                    if sockets.get(family).is_none_or(|new| !Arc::ptr_eq(new, old)) {
-                        shared.give_up(old);
-                    }
+                    shared.give_up(old);
                 }
+                // Their addresses are free when the answer is there.
+                drop(former);
                 // Whoever asked may have gone.
                 let _ = reply.send(changed);
             }
@@ -225,7 +227,7 @@ impl Writer<'_> {
             0 | 1 => self.queues.first(),
             several => self.queues.get(spread(packet) % several),
         };
-        let Some(queue) = queue else { return Ok(0) };
+        let Some(queue) = queue.filter(|_| self.shared.has_tun()) else { return Err(Errno::EBADFD.into()) };
         self.cells.calls.add(1);
         loop {
             match (&**queue).write_vectored(parts) {

@@ -15,6 +15,7 @@ use super::api::{OpenMode, Path, Settings, Table, Tun};
 
 /// How long anything that must happen may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const MEBIBYTE: usize = 1 << 20;
 pub(crate) const PORT: u16 = 8285;
 /// The name of a node's link to the other.
 pub(crate) const LINK: &str = "eth0";
