@@ -3,7 +3,7 @@
 //! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
-use flannel_core::kernel::{Device, LinkId, PeerState, Route, State};
+use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Dual, Family, MacAddr, Mtu};
 
@@ -31,6 +31,10 @@ impl Backend for HostGw {
 
     fn writes(&self) -> bool {
         true
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
     }
 
     fn devices(&self, _local: &LocalNode) -> Vec<Device> {
@@ -124,7 +128,7 @@ mod tests {
                 (route.gateway, route.link, route.onlink),
                 (Some(node_address(family, 2)), Some(LinkId::Uplink), false)
             );
-            assert!(route.has_own_protocol() && local.scope(Vec::new(), Vec::new()).covers(&prefix));
+            assert!(route.has_own_protocol() && local.scope(&HostGw, &[]).covers(&prefix));
         }
         assert!(HostGw.base(&local).is_empty() && HostGw.devices(&local).is_empty());
         assert_eq!(HostGw.mtu(&local.context), None);

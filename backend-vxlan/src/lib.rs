@@ -10,7 +10,7 @@ mod wire;
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::config::NetworkConfig;
-use flannel_core::kernel::{Device, PeerState, State};
+use flannel_core::kernel::{Device, PeerState, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -51,6 +51,10 @@ impl Backend for Vxlan {
 
     fn writes(&self) -> bool {
         true
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
     }
 
     fn devices(&self, local: &LocalNode) -> Vec<Device> {

@@ -50,7 +50,7 @@ fn commands(backend: &Vxlan, local: &LocalNode, peers: &[Lease]) -> Vec<String> 
             wanted.add(&backend.peer(local, peer, family).unwrap());
         }
     }
-    let scope = local.scope(backend.devices(local), Vec::new());
+    let scope = local.scope(backend, &[]);
     scope.mark(&mut wanted);
     let plan = plan(&wanted, &State::default(), &scope, &|_| None);
     let text = |op: &Op| OpText { op, scope: &scope }.to_string();
@@ -76,7 +76,7 @@ fn the_golden_state_of_one_peer() {
     let route = backend.peer(&local, &peer(2), Family::V4).unwrap().routes.remove(0).1;
     assert!(route.onlink && route.has_own_protocol());
     let mut base = backend.base(&local);
-    local.scope(backend.devices(&local), Vec::new()).mark(&mut base);
+    local.scope(&backend, &[]).mark(&mut base);
     let device = &base.links[&LinkId::Own(0)];
     assert_eq!(
         (device.group, device.alias.as_deref(), device.up),
@@ -288,11 +288,11 @@ proptest! {
             for family in Family::BOTH {
                 let state = backend.peer(&local, &peer(n), family).unwrap();
                 objects += usize::from(state.fdb.is_some()) + usize::from(state.neighbour.is_some()) + state.routes.len();
-                prop_assert!(state.routes.iter().all(|(prefix, _)| local.scope(backend.devices(&local), Vec::new()).covers(prefix)));
+                prop_assert!(state.routes.iter().all(|(prefix, _)| local.scope(&backend, &[]).covers(prefix)));
                 wanted.add(&state);
             }
         }
         prop_assert_eq!(wanted.len(), objects);
-        prop_assert!(plan(&wanted, &wanted, &local.scope(backend.devices(&local), Vec::new()), &|_: &Prefix| None).is_empty());
+        prop_assert!(plan(&wanted, &wanted, &local.scope(&backend, &[]), &|_: &Prefix| None).is_empty());
     }
 }

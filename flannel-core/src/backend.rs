@@ -74,15 +74,18 @@ pub struct LocalNode {
 }
 
 impl LocalNode {
-    /// The part of the kernel that a backend with these devices may touch, and the overlay's routes in these slots beside
-    /// [`RouteSlot::MAIN`].
-    pub fn scope(&self, devices: Vec<Device>, slots: Vec<RouteSlot>) -> Scope {
+    /// The part of the kernel that a backend may touch, with the overlay's routes in further slots
+    /// ([`Builder::route_slots`](crate::overlay::Builder::route_slots)).
+    pub fn scope(&self, backend: &dyn Backend, slots: &[RouteSlot]) -> Scope {
+        let mut slots = [slots, &backend.slots()].concat();
+        slots.sort_unstable();
+        slots.dedup();
         let context = &self.context;
         Scope {
             overlay: context.overlay.clone(),
             networks: context.networks(),
             former: Vec::new(),
-            devices,
+            devices: backend.devices(self),
             slots,
             uplink: Some(context.uplink.index),
         }
@@ -166,6 +169,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether it ever wants anything of the kernel. Where it does not, a process without the privilege to write may run
     /// it.
     fn writes(&self) -> bool;
+
+    /// The tables and metrics of routes that it wants beside [`RouteSlot::MAIN`], whatever the node is. Every audit reads each
+    /// of these tables whole.
+    fn slots(&self) -> Vec<RouteSlot>;
 
     /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). A backend may want objects on
     /// these devices and routes in the network, and nothing else.

@@ -2,7 +2,7 @@
 //! by the default route (docs/compatibility.md, "Blackhole").
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
-use flannel_core::kernel::{Device, PeerState, Route, RouteKey, State};
+use flannel_core::kernel::{Device, PeerState, Route, RouteKey, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 
@@ -38,6 +38,10 @@ impl<B: Backend> Backend for Blackhole<B> {
 
     fn writes(&self) -> bool {
         self.inner.writes() || self.routes == Routes::Blackhole
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        self.inner.slots()
     }
 
     fn devices(&self, local: &LocalNode) -> Vec<Device> {

@@ -73,6 +73,7 @@ impl Divergence {
             Object::Address(key) => drop(self.seen.addresses.remove(key)),
             Object::Fdb(key) => drop(self.seen.fdb.remove(key)),
             Object::Neighbour(key) => drop(self.seen.neighbours.remove(key)),
+            Object::Forward(key) => drop(self.seen.forwards.remove(key)),
             Object::Route(prefix) => {
                 let keys: Vec<RouteKey> = self.seen.routes_to(*prefix).map(|(key, _)| *key).collect();
                 for key in keys {
@@ -91,6 +92,7 @@ fn copy(object: &Object, from: &State, into: &mut State) {
         Object::Address(key) => into.addresses.extend(from.addresses.get(key).map(|()| (*key, ()))),
         Object::Fdb(key) => into.fdb.extend(from.fdb.get(key).map(|dst| (*key, *dst))),
         Object::Neighbour(key) => into.neighbours.extend(from.neighbours.get(key).map(|mac| (*key, *mac))),
+        Object::Forward(key) => into.forwards.extend(from.forwards.get(key).map(|forward| (*key, *forward))),
         Object::Route(prefix) => into.routes.extend(from.routes_to(*prefix).map(|(key, route)| (*key, route.clone()))),
     }
 }

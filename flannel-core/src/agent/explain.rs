@@ -68,7 +68,8 @@ pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
             let fdb = state.fdb.map(|(key, _)| Object::Fdb(key));
             let neighbour = state.neighbour.map(|(key, _)| Object::Neighbour(key));
             let routes = state.routes.iter().map(|(prefix, _)| Object::Route(*prefix));
-            fdb.into_iter().chain(neighbour).chain(routes)
+            let forward = state.forward.map(|(key, _)| Object::Forward(key));
+            fdb.into_iter().chain(neighbour).chain(forward).chain(routes)
         })
         .collect();
     let unsettled = machine.divergence().unsettled().filter(|object| objects.contains(object)).cloned().collect();
@@ -145,6 +146,9 @@ impl fmt::Display for Explanation {
                             write!(f, " table {} metric {}", route.slot().table, route.slot().metric)?;
                         }
                         writeln!(f)?;
+                    }
+                    if let Some((key, forward)) = &state.forward {
+                        writeln!(f, "  {family}: forward {} to {forward}", key.prefix)?;
                     }
                     if let Some((key, mac)) = &state.neighbour {
                         writeln!(f, "  {family}: neighbour {} lladdr {mac}", key.addr)?;

@@ -268,7 +268,7 @@ pub(crate) fn choose(
 
 /// The part of the kernel that is looked at and written.
 pub(crate) fn scope(settings: &Settings, backend: &dyn Backend, local: &LocalNode) -> Scope {
-    local.scope(backend.devices(local), settings.slots.clone())
+    local.scope(backend, &settings.slots)
 }
 
 /// The MTU for pods.

@@ -192,7 +192,7 @@ enum Round {
     Idle,
     Facts,
     Looking { started: BootTime },
-    Auditing { audit: Audit, seen: State },
+    Auditing { audit: Audit, seen: Box<State> },
     Leasing { ops: Arc<Vec<Op>> },
 }
 

@@ -214,6 +214,7 @@ impl Protected {
     pub(crate) fn why_held(&self, op: &Op) -> Option<WithheldBecause> {
         match op {
             Op::DeleteRoute { prefix, .. } => self.why(prefix),
+            Op::DeleteForward { key, .. } => self.why(&key.prefix),
             // The gateway is where the prefix begins.
             Op::DeleteNeighbour { key, .. } => {
                 let (last, _) = self.prefixes.range(..=(Prefix::host(key.addr), Reason::LAST)).next_back()?;

@@ -45,6 +45,7 @@ pub(crate) struct Entry<'a> {
 pub(crate) enum Kind {
     Fdb(LinkId),
     Neighbour(LinkId),
+    Forward(LinkId),
     Route(Family),
 }
 
@@ -53,6 +54,7 @@ impl Kind {
         match object {
             Object::Fdb(key) => Some(Self::Fdb(key.link)),
             Object::Neighbour(key) => Some(Self::Neighbour(key.link)),
+            Object::Forward(key) => Some(Self::Forward(key.link)),
             Object::Route(prefix) => Some(Self::Route(prefix.family())),
             Object::Link(_) | Object::LinkPart(..) | Object::Address(_) => None,
         }

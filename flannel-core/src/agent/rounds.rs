@@ -90,7 +90,7 @@ impl Machine {
         if audit.ops.is_empty() {
             return self.audited(now, audit, &ApplyReport::default());
         }
-        self.round = Round::Auditing { audit, seen };
+        self.round = Round::Auditing { audit, seen: Box::new(seen) };
     }
 
     /// What to write, and which peers get nothing. What is as wanted is taken out of `seen`; the first time it is held
@@ -104,7 +104,7 @@ impl Machine {
         (self.plan(wanted, seen), skips)
     }
 
-    /// The prefixes in the present network that have a route of ours.
+    /// The prefixes in the present network that have a route or a forward of ours.
     fn present_prefixes(&self, seen: &State) -> impl Iterator<Item = Prefix> {
         let owns = |(key, route): &(&RouteKey, &Route)| {
             self.scope.is_in_network(&key.prefix)
@@ -112,7 +112,8 @@ impl Machine {
         };
         let mut last = None;
         let prefixes = seen.routes.iter().filter(owns).map(|(key, _)| key.prefix);
-        prefixes.filter(move |prefix| last.replace(*prefix) != Some(*prefix))
+        let routed = prefixes.filter(move |prefix| last.replace(*prefix) != Some(*prefix));
+        routed.chain(seen.forwards.keys().map(|key| key.prefix))
     }
 
     /// The objects of peers that changed, whose changes are taken in with that.
@@ -370,7 +371,7 @@ fn release(mut ops: Vec<Op>) {
 fn touches_device(op: &Op) -> bool {
     match op.object() {
         Object::Link(_) | Object::LinkPart(..) | Object::Address(_) => true,
-        Object::Fdb(_) | Object::Neighbour(_) | Object::Route(_) => false,
+        Object::Fdb(_) | Object::Neighbour(_) | Object::Forward(_) | Object::Route(_) => false,
     }
 }
 

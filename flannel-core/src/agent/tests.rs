@@ -56,6 +56,7 @@ fn backend_with(state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBack
 fn backend_on(link: Link, state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBackend {
     let mut backend = MockBackend::new();
     backend.expect_wire_type().return_const("tunnel");
+    backend.expect_slots().returning(Vec::new);
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(|_, _| Ok(None));
     backend.expect_devices().returning(|_| vec![Device { name: device().name, kind: device().kind }]);
@@ -344,6 +345,7 @@ fn a_shared_mac_address_sets_no_deadline_that_waits_for_the_kernel() {
     let mac = MacAddr([2, 0, 0, 0, 0, 1]);
     let mut backend = MockBackend::new();
     backend.expect_wire_type().return_const("tunnel");
+    backend.expect_slots().returning(Vec::new);
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(move |_, _| Ok(Some(mac)));
     backend.expect_devices().returning(|_| Vec::new());

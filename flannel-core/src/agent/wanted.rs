@@ -33,6 +33,7 @@ pub(crate) fn whole<'a>(
     let missing = |there: usize| if links_settled { room.saturating_sub(there) } else { room };
     let mut fdb = Vec::with_capacity(missing(seen.fdb.len()));
     let mut neighbours = Vec::with_capacity(missing(seen.neighbours.len()));
+    let mut forwards = Vec::new();
     let mut routes = Vec::with_capacity(missing(seen.routes.len()) * (1 + scope.slots.len()));
     let mut skips = Skips::new();
     for peer in peers {
@@ -42,6 +43,7 @@ pub(crate) fn whole<'a>(
                 Ok(state) => {
                     fdb.extend(state.fdb);
                     neighbours.extend(state.neighbour);
+                    forwards.extend(state.forward);
                     routes.extend(state.keyed_routes());
                 }
                 Err(skip) => {
@@ -52,10 +54,12 @@ pub(crate) fn whole<'a>(
     }
     fdb.extend(std::mem::take(&mut base.fdb));
     neighbours.extend(std::mem::take(&mut base.neighbours));
+    forwards.extend(std::mem::take(&mut base.forwards));
     routes.extend(std::mem::take(&mut base.routes));
     let state = State {
         fdb: fdb.into_iter().collect(),
         neighbours: neighbours.into_iter().collect(),
+        forwards: forwards.into_iter().collect(),
         routes: routes.into_iter().collect(),
         ..base
     };
@@ -99,6 +103,7 @@ pub(crate) fn add(
             Ok(part) => {
                 objects.extend(part.fdb.map(|(key, _)| Object::Fdb(key)));
                 objects.extend(part.neighbour.map(|(key, _)| Object::Neighbour(key)));
+                objects.extend(part.forward.map(|(key, _)| Object::Forward(key)));
                 objects.extend(part.routes.iter().map(|(prefix, _)| Object::Route(*prefix)));
                 state.add(&part);
             }

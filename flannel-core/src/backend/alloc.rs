@@ -8,7 +8,7 @@
 //! ```
 
 use crate::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
-use crate::kernel::{Device, PeerState, State};
+use crate::kernel::{Device, PeerState, RouteSlot, State};
 use crate::lease::LeaseAttrs;
 use crate::net::{Family, MacAddr, Mtu};
 
@@ -32,6 +32,10 @@ impl Backend for Alloc {
 
     fn writes(&self) -> bool {
         false
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
     }
 
     fn devices(&self, _local: &LocalNode) -> Vec<Device> {

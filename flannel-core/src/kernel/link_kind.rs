@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::data_plane::Tunnel;
 use super::objects::LinkId;
 use crate::net::{Family, Vni};
 
@@ -11,12 +12,16 @@ use crate::net::{Family, Vni};
 pub enum LinkKind {
     /// A VXLAN tunnel end point (`drivers/net/vxlan`).
     Vxlan(Vxlan),
+    /// A TUN device (`drivers/net/tun.c`), whose packets a [`DataPlane`] carries.
+    ///
+    /// [`DataPlane`]: crate::kernel::DataPlane
+    Tun(Tun),
     /// A device that another program makes and configures, such as the data plane of an embedder, by the kernel's name of
     /// its kind (`tun`, `wireguard`). It is recognised by the overlay's mark ([`OverlayName::mark`]) and this kind, and
     /// never by its name; it is not created, changed or deleted through the kernel seam. What is wanted on it is written
     /// while it is there, and deleted with the overlay. Addresses and neighbours outside the overlay's networks are its
     /// program's own and stay; forwarding entries on it are all the overlay's. Not `vxlan`, of which devices are made here.
-    /// Only in what is wanted: a seen device is [`Other`](Self::Other).
+    /// Only in what is wanted: a seen device is [`Other`](Self::Other) or [`Tun`](Self::Tun).
     ///
     /// [`OverlayName::mark`]: crate::kernel::OverlayName::mark
     External(Box<str>),
@@ -30,6 +35,9 @@ impl LinkKind {
         match (self, other) {
             (Self::Vxlan(a), Self::Vxlan(b)) => a.vni == b.vni && a.family() == b.family(),
             (Self::External(a), Self::Other(b)) | (Self::Other(a), Self::External(b)) => a == b,
+            // An overlay has one: no other thing tells two apart.
+            (Self::Tun(_), Self::Tun(_)) => true,
+            (Self::External(kind), Self::Tun(_)) | (Self::Tun(_), Self::External(kind)) => &**kind == Tun::KIND,
             (a, b) => a == b,
         }
     }
@@ -58,6 +66,7 @@ impl LinkKind {
                     && want.gbp == have.gbp
                     && want.misses == have.misses
             }
+            (Self::Tun(want), Self::Tun(have)) => want.multi_queue == have.multi_queue,
             (want, have) => want == have,
         }
     }
@@ -68,6 +77,7 @@ impl LinkKind {
             (Self::Vxlan(want), Self::Vxlan(have)) => {
                 Self::Vxlan(Vxlan { learning: want.learning, remote: want.remote, ..have.clone() })
             }
+            (Self::Tun(want), Self::Tun(_)) => Self::Tun(want.clone()),
             (_, have) => have.clone(),
         }
     }
@@ -75,7 +85,7 @@ impl LinkKind {
     /// Whether devices of this kind are made and deleted through the kernel seam.
     pub(crate) fn is_made_here(&self) -> bool {
         match self {
-            Self::Vxlan(_) => true,
+            Self::Vxlan(_) | Self::Tun(_) => true,
             Self::External(_) | Self::Other(_) => false,
         }
     }
@@ -88,6 +98,31 @@ impl LinkKind {
     /// Whether it is an end of a pair, as pods have.
     pub fn is_veth(&self) -> bool {
         matches!(self, Self::Other(kind) if &**kind == "veth")
+    }
+}
+
+/// A TUN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tun {
+    /// Whether it is made for several queues (`IFF_MULTI_QUEUE`). That cannot be changed.
+    pub multi_queue: bool,
+    /// How its packets are carried. A seen device that no data plane of this process holds has `None`.
+    pub tunnel: Option<Tunnel>,
+}
+
+impl Tun {
+    /// The kernel's name of the kind.
+    pub const KIND: &'static str = "tun";
+
+    /// A device whose packets are not carried, or nothing is said of that: what it is recognised by.
+    pub fn new(multi_queue: bool) -> Self {
+        Self { multi_queue, tunnel: None }
+    }
+
+    /// A device whose packets are carried like this.
+    pub fn carried(tunnel: Tunnel) -> Self {
+        Self { multi_queue: tunnel.is_multi_queue(), tunnel: Some(tunnel) }
     }
 }
 

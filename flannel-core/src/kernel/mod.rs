@@ -1,5 +1,6 @@
 //! The seam to the kernel: four wide verbs over values.
 
+mod data_plane;
 mod host;
 mod link_kind;
 mod objects;
@@ -21,8 +22,9 @@ use futures_util::stream::BoxStream;
 use crate::net::{Dual, Prefix, is_automatic};
 use crate::text::Plain;
 
+pub use data_plane::{DataPlane, Forward, ForwardKey, OnChange, PublicKey, Tunnel};
 pub use host::{HostAddress, HostFacts, HostLink, HostRoute, NextHop};
-pub use link_kind::{LinkKind, Vxlan};
+pub use link_kind::{LinkKind, Tun, Vxlan};
 pub use objects::{
     AddressKey, FdbKey, Link, LinkId, LinkName, LinkNameError, NeighbourKey, PeerState, Route, RouteKey, RouteKind,
     RouteSlot, State,
@@ -34,7 +36,7 @@ pub use routes::Routes;
 pub use scope::{Device, Scope, SeenLink};
 pub use text::OpText;
 
-pub(crate) use ownership::{is_go_flannels, owns_address, owns_link, owns_neighbour};
+pub(crate) use ownership::{is_carried_here, is_go_flannels, is_made_here, owns_address, owns_link, owns_neighbour};
 pub(crate) use text::{RouteText, describe_link};
 
 /// A reason to look at the kernel.

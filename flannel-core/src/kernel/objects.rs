@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use super::data_plane::{Forward, ForwardKey};
 use super::link_kind::LinkKind;
 use crate::net::{Family, MacAddr, Prefix};
 use crate::text::Plain;
@@ -245,6 +246,12 @@ impl Route {
         }
     }
 
+    /// A route of ours into a device that needs no next hop, such as a TUN.
+    pub fn into_device(prefix: Prefix, device: LinkId) -> Self {
+        let protocol = Self::protocol_for(&prefix);
+        Self { kind: RouteKind::Unicast, gateway: None, link: Some(device), onlink: false, protocol, extra: None }
+    }
+
     /// A route of ours that drops packets.
     pub fn blackhole(prefix: Prefix) -> Self {
         let protocol = Self::protocol_for(&prefix);
@@ -344,6 +351,8 @@ pub struct State {
     pub fdb: BTreeMap<FdbKey, IpAddr>,
     /// Permanent neighbours on our devices.
     pub neighbours: BTreeMap<NeighbourKey, MacAddr>,
+    /// What data planes forward.
+    pub forwards: BTreeMap<ForwardKey, Forward>,
     /// Routes.
     pub routes: BTreeMap<RouteKey, Route>,
 }
@@ -351,7 +360,8 @@ pub struct State {
 impl State {
     /// How many objects there are.
     pub fn len(&self) -> usize {
-        self.links.len() + self.addresses.len() + self.fdb.len() + self.neighbours.len() + self.routes.len()
+        let on_links = self.addresses.len() + self.fdb.len() + self.neighbours.len() + self.forwards.len();
+        self.links.len() + on_links + self.routes.len()
     }
 
     /// Whether there is nothing at all.
@@ -368,6 +378,7 @@ impl State {
     pub fn add(&mut self, peer: &PeerState) {
         self.fdb.extend(peer.fdb);
         self.neighbours.extend(peer.neighbour);
+        self.forwards.extend(peer.forward);
         self.routes.extend(peer.keyed_routes());
     }
 }
@@ -380,6 +391,8 @@ pub struct PeerState {
     pub fdb: Option<(FdbKey, IpAddr)>,
     /// The MAC address of its next hop.
     pub neighbour: Option<(NeighbourKey, MacAddr)>,
+    /// Where a data plane sends packets to its subnet.
+    pub forward: Option<(ForwardKey, Forward)>,
     /// The routes to its subnet. Several have to differ in table or metric.
     pub routes: Vec<(Prefix, Route)>,
 }
@@ -394,6 +407,11 @@ impl PeerState {
     /// Sets the neighbour.
     pub fn with_neighbour(self, key: NeighbourKey, mac: MacAddr) -> Self {
         Self { neighbour: Some((key, mac)), ..self }
+    }
+
+    /// Sets the forward.
+    pub fn with_forward(self, key: ForwardKey, forward: Forward) -> Self {
+        Self { forward: Some((key, forward)), ..self }
     }
 
     /// Sets the forwarding entry.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::data_plane::{Forward, ForwardKey};
 use super::link_kind::LinkKind;
 use super::objects::{AddressKey, FdbKey, Link, LinkId, NeighbourKey, Route};
 use crate::net::{MacAddr, Prefix};
@@ -52,6 +53,13 @@ pub enum Op {
         /// The one last seen.
         was: Option<MacAddr>,
     },
+    /// Has a data plane forward packets, wherever it sent them before.
+    PutForward {
+        /// Which.
+        key: ForwardKey,
+        /// Where to.
+        forward: Box<Forward>,
+    },
     /// Creates a route; fails if its key holds any.
     CreateRoute {
         /// Destination.
@@ -72,6 +80,13 @@ pub enum Op {
         prefix: Prefix,
         /// As last seen.
         route: Route,
+    },
+    /// Ends a forward of ours.
+    DeleteForward {
+        /// Which.
+        key: ForwardKey,
+        /// As last seen.
+        forward: Box<Forward>,
     },
     /// Deletes a permanent neighbour of ours.
     DeleteNeighbour {
@@ -106,14 +121,16 @@ pub enum LinkPart {
     Learning,
     /// Where it sends frames that no forwarding entry is for.
     Remote,
+    /// How a data plane carries its packets.
+    Tunnel,
     /// Whether it is up.
     State,
 }
 
 impl LinkPart {
     /// All, in the order in which they are written: a device comes up when it is as it should be.
-    pub const ALL: [Self; 7] =
-        [Self::Name, Self::Mtu, Self::Mac, Self::Mark, Self::Learning, Self::Remote, Self::State];
+    pub const ALL: [Self; 8] =
+        [Self::Name, Self::Mtu, Self::Mac, Self::Mark, Self::Learning, Self::Remote, Self::Tunnel, Self::State];
 
     /// Makes this part of `to` what it is in `from`.
     pub(crate) fn copy(self, from: &Link, to: &mut Link) {
@@ -130,6 +147,11 @@ impl LinkPart {
             Self::Remote => {
                 if let (LinkKind::Vxlan(from), LinkKind::Vxlan(to)) = (&from.kind, &mut to.kind) {
                     to.remote = from.remote;
+                }
+            }
+            Self::Tunnel => {
+                if let (LinkKind::Tun(from), LinkKind::Tun(to)) = (&from.kind, &mut to.kind) {
+                    to.tunnel = from.tunnel;
                 }
             }
             Self::State => to.up = from.up,
@@ -150,6 +172,8 @@ pub enum Object {
     Fdb(FdbKey),
     /// A neighbour.
     Neighbour(NeighbourKey),
+    /// A forward of a data plane.
+    Forward(ForwardKey),
     /// The routes to a destination.
     Route(Prefix),
 }
@@ -163,6 +187,7 @@ impl Op {
             Self::AddAddress(key) | Self::DeleteAddress(key) => Object::Address(*key),
             Self::PutFdb { key, .. } | Self::DeleteFdb { key, .. } => Object::Fdb(*key),
             Self::PutNeighbour { key, .. } | Self::DeleteNeighbour { key, .. } => Object::Neighbour(*key),
+            Self::PutForward { key, .. } | Self::DeleteForward { key, .. } => Object::Forward(*key),
             Self::CreateRoute { prefix, .. } | Self::ReplaceRoute { prefix, .. } | Self::DeleteRoute { prefix, .. } => {
                 Object::Route(*prefix)
             }
@@ -176,6 +201,7 @@ impl Op {
             Self::AddAddress(key) | Self::DeleteAddress(key) => Some(key.link),
             Self::PutFdb { key, .. } | Self::DeleteFdb { key, .. } => Some(key.link),
             Self::PutNeighbour { key, .. } | Self::DeleteNeighbour { key, .. } => Some(key.link),
+            Self::PutForward { key, .. } | Self::DeleteForward { key, .. } => Some(key.link),
             Self::CreateRoute { route, .. } | Self::DeleteRoute { route, .. } => route.link,
             Self::ReplaceRoute { change, .. } => change.1.link,
         }
@@ -186,6 +212,7 @@ impl Op {
         match self {
             Self::DeleteLink { .. }
             | Self::DeleteRoute { .. }
+            | Self::DeleteForward { .. }
             | Self::DeleteNeighbour { .. }
             | Self::DeleteFdb { .. }
             | Self::DeleteAddress(_) => true,
@@ -194,6 +221,7 @@ impl Op {
             | Self::AddAddress(_)
             | Self::PutFdb { .. }
             | Self::PutNeighbour { .. }
+            | Self::PutForward { .. }
             | Self::CreateRoute { .. }
             | Self::ReplaceRoute { .. } => false,
         }

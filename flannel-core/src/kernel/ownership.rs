@@ -36,7 +36,8 @@ impl OverlayName {
 
     /// The link group that marks a device as this overlay's: `0x666b0000 | hash16(name)` (docs/design.md, "Ownership").
     /// It is set in the creating message, so there is no moment at which a device of ours is unmarked
-    /// (docs/kernel-facts.md, "Group and alias of a new link").
+    /// (docs/kernel-facts.md, "Group and alias of a new link"). A TUN device cannot be made like that: it is marked before it
+    /// is let outlive its process.
     pub fn mark(&self) -> u32 {
         // FNV-1a, folded to 16 bits: stable across versions, which a group number in a kernel has to be.
         let hash =
@@ -79,6 +80,13 @@ impl fmt::Debug for OverlayName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Whether a device of this kind is one that the overlay makes, and not one that is wanted as
+/// [external](LinkKind::External).
+pub(crate) fn is_made_here(kind: &LinkKind, scope: &Scope) -> bool {
+    let is_external = |wanted: &LinkKind| matches!(wanted, LinkKind::External(_)) && wanted.is_same_device(kind);
+    kind.is_made_here() && !scope.devices.iter().any(|device| is_external(&device.kind))
 }
 
 /// Whether a device is the overlay's: it bears its mark, and is of a kind that is made here or wanted as
@@ -135,10 +143,19 @@ pub fn owns_route(prefix: &Prefix, route: &Route, scope: &Scope, claims: &Claims
     }
 }
 
+/// Whether an unmarked device is one whose packets this process carries, under our name.
+pub(crate) fn is_carried_here(want: &Link, have: &Link) -> bool {
+    let carried = matches!(&have.kind, LinkKind::Tun(tun) if tun.tunnel.is_some());
+    carried && is_unmarked(have) && have.name == want.name && want.kind.is_same_device(&have.kind)
+}
+
+fn is_unmarked(link: &Link) -> bool {
+    link.group == 0 && link.alias.is_none()
+}
+
 /// Whether an unmarked device is what Go flannel makes under our name, and is therefore adopted. Go makes no TUN that
 /// outlives it, so any other unmarked device is foreign.
 pub(crate) fn is_go_flannels(want: &Link, have: &Link) -> bool {
-    let unmarked = have.group == 0 && have.alias.is_none();
     let vxlan = matches!(have.kind, LinkKind::Vxlan(Vxlan { remote: None, .. }));
-    unmarked && vxlan && have.name == want.name && want.kind.is_compatible(&have.kind)
+    is_unmarked(have) && vxlan && have.name == want.name && want.kind.is_compatible(&have.kind)
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::objects::{AddressKey, LinkId, Route};
+use super::data_plane::ForwardKey;
+use super::link_kind::LinkKind;
+use super::objects::{AddressKey, Link, LinkId, Route};
 use super::op::{LinkPart, Op};
-use crate::net::MacAddr;
+use crate::net::{MacAddr, Prefix};
 
 /// What later writes stand on, so that a refusal skips just them. Every [`Kernel`](crate::kernel::Kernel) uses this,
 /// so that they agree.
@@ -17,6 +19,10 @@ pub struct Refusals {
     hops: BTreeSet<(LinkId, IpAddr)>,
     kept_hops: BTreeSet<(LinkId, IpAddr)>,
     kept_macs: BTreeSet<(LinkId, MacAddr)>,
+    /// Devices whose packets are not carried: they take no forwards.
+    unopened: BTreeSet<LinkId>,
+    /// What later routes lead through.
+    forwards: BTreeSet<ForwardKey>,
     /// Devices that are down and stay so: they take no routes (docs/kernel-facts.md, "Writes on a link that is down").
     down: BTreeSet<LinkId>,
     /// Devices that keep their MAC address, and so their neighbours.
@@ -34,9 +40,10 @@ impl Refusals {
             Op::PutNeighbour { key, mac, .. } => {
                 self.links.contains(&key.link) || self.macs.contains(&(key.link, *mac))
             }
-            Op::CreateRoute { route, .. } => self.blocks_route(route),
-            Op::ReplaceRoute { change, .. } => self.blocks_route(&change.1),
-            Op::DeleteRoute { .. } => false,
+            Op::PutForward { key, .. } => self.links.contains(&key.link) || self.unopened.contains(&key.link),
+            Op::CreateRoute { prefix, route } => self.blocks_route(prefix, route),
+            Op::ReplaceRoute { prefix, change } => self.blocks_route(prefix, &change.1),
+            Op::DeleteRoute { .. } | Op::DeleteForward { .. } => false,
             Op::DeleteNeighbour { key, .. } => self.kept_hops.contains(&(key.link, key.addr)),
             Op::DeleteFdb { key, .. } => self.kept_macs.contains(&(key.link, key.mac)),
             // A new address that was refused leaves the old one as the last: the routes hang on it.
@@ -49,10 +56,11 @@ impl Refusals {
         matches!(op, Op::PutNeighbour { key, mac, was } if *was == Some(*mac) && self.kept_address.contains(&key.link))
     }
 
-    fn blocks_route(&self, route: &Route) -> bool {
+    fn blocks_route(&self, prefix: &Prefix, route: &Route) -> bool {
         let Some(link) = route.link else { return false };
         self.links.contains(&link)
             || self.down.contains(&link)
+            || self.forwards.contains(&ForwardKey { link, prefix: *prefix })
             || route.gateway.is_some_and(|gateway| self.hops.contains(&(link, gateway)))
     }
 
@@ -62,7 +70,7 @@ impl Refusals {
             Op::DeleteLink { id, .. } | Op::CreateLink { id, .. } => {
                 self.links.insert(*id);
             }
-            Op::UpdateLink { id, part, to, .. } => self.keep_part(*id, *part, to.up),
+            Op::UpdateLink { id, part, from, to } => self.keep_part(*id, *part, from, to),
             Op::AddAddress(key) => {
                 self.addresses.insert(*key);
             }
@@ -73,25 +81,32 @@ impl Refusals {
                 self.hops.insert((key.link, key.addr));
                 self.kept_macs.extend([Some(*mac), *was].into_iter().flatten().map(|mac| (key.link, mac)));
             }
+            Op::PutForward { key, .. } => {
+                self.forwards.insert(*key);
+            }
             Op::ReplaceRoute { change, .. } => self.keep_hop(&change.0),
             Op::DeleteRoute { route, .. } => self.keep_hop(route),
             Op::DeleteNeighbour { key, mac } => {
                 self.kept_macs.insert((key.link, *mac));
             }
-            Op::CreateRoute { .. } | Op::DeleteFdb { .. } | Op::DeleteAddress(_) => {}
+            Op::CreateRoute { .. } | Op::DeleteForward { .. } | Op::DeleteFdb { .. } | Op::DeleteAddress(_) => {}
         }
     }
 
     /// A device that is not changed is there all the same: whatever does not need the change can stand on it.
-    fn keep_part(&mut self, id: LinkId, part: LinkPart, up: bool) {
+    fn keep_part(&mut self, id: LinkId, part: LinkPart, from: &Link, to: &Link) {
         match part {
-            LinkPart::State if up => {
+            LinkPart::State if to.up => {
                 self.down.insert(id);
             }
             LinkPart::Mac => {
                 self.kept_address.insert(id);
             }
+            LinkPart::Tunnel if matches!(&from.kind, LinkKind::Tun(tun) if tun.tunnel.is_none()) => {
+                self.unopened.insert(id);
+            }
             LinkPart::State
+            | LinkPart::Tunnel
             | LinkPart::Name
             | LinkPart::Mtu
             | LinkPart::Mark

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::net::Prefix;
 
-use super::link_kind::{LinkKind, Vxlan};
+use super::link_kind::{LinkKind, Tun, Vxlan};
 use super::objects::{AddressKey, Link, LinkId, Route, RouteKind};
 use super::op::{LinkPart, Object, Op};
 use super::scope::Scope;
@@ -25,6 +25,7 @@ impl fmt::Display for Object {
             Self::Address(key) => write!(f, "address {}/{}", key.addr, key.len),
             Self::Fdb(key) => write!(f, "forwarding entry {}", key.mac),
             Self::Neighbour(key) => write!(f, "neighbour {}", key.addr),
+            Self::Forward(key) => write!(f, "forward {}", key.prefix),
             Self::Route(prefix) => write!(f, "route {prefix}"),
         }
     }
@@ -39,6 +40,7 @@ impl fmt::Display for LinkPart {
             Self::Mark => "group and alias",
             Self::Learning => "learning",
             Self::Remote => "default destination",
+            Self::Tunnel => "tunnel",
             Self::State => "state",
         })
     }
@@ -129,6 +131,7 @@ impl fmt::Display for OpText<'_> {
                         LinkKind::Vxlan(Vxlan { remote: Some(remote), .. }) => write!(f, " type vxlan remote {remote}"),
                         _ => f.write_str(" type vxlan noremote"),
                     },
+                    LinkPart::Tunnel => KindText(to).fmt(f),
                     LinkPart::State => f.write_str(if to.up { " up" } else { " down" }),
                 }
             }
@@ -138,6 +141,12 @@ impl fmt::Display for OpText<'_> {
             Op::DeleteFdb { key, dst } => write!(f, "fdb delete {} dev {} dst {dst}", key.mac, name(key.link)),
             Op::PutNeighbour { key, mac, .. } => {
                 write!(f, "neigh replace {} lladdr {mac} dev {} nud permanent", key.addr, name(key.link))
+            }
+            Op::PutForward { key, forward } => {
+                write!(f, "forward replace {} dev {} to {forward}", key.prefix, name(key.link))
+            }
+            Op::DeleteForward { key, forward } => {
+                write!(f, "forward delete {} dev {} to {forward}", key.prefix, name(key.link))
             }
             Op::DeleteNeighbour { key, .. } => write!(f, "neigh delete {} dev {}", key.addr, name(key.link)),
             Op::CreateRoute { prefix, route } => {
@@ -171,6 +180,15 @@ impl fmt::Display for KindText<'_> {
                 }
                 f.write_str(if vxlan.learning { " learning" } else { " nolearning" })
             }
+            LinkKind::Tun(Tun { tunnel, .. }) => {
+                f.write_str(" type tun")?;
+                let Some(tunnel) = tunnel else { return Ok(()) };
+                for (_, local) in tunnel.local.iter() {
+                    write!(f, " local {local}")?;
+                }
+                write!(f, " port {}", tunnel.port)?;
+                if tunnel.is_multi_queue() { write!(f, " queues {}", tunnel.queues) } else { Ok(()) }
+            }
             LinkKind::External(kind) | LinkKind::Other(kind) => write!(f, " type {kind}"),
         }
     }
@@ -182,6 +200,7 @@ pub(crate) fn describe_link(link: &Link) -> String {
             let remote = vxlan.remote.map(|remote| format!(" remote {remote}")).unwrap_or_default();
             format!("vxlan id {}{remote}{}", vxlan.vni, if vxlan.misses { " l2miss or l3miss" } else { "" })
         }
+        LinkKind::Tun(_) => Tun::KIND.to_owned(),
         LinkKind::External(kind) | LinkKind::Other(kind) => kind.to_string(),
     };
     format!("link {} ({kind}, group {:#x})", link.name, link.group)

@@ -1,6 +1,8 @@
 //! Plans to requests.
 
-use crate::kernel::{ApplyReport, KernelError, Link, LinkId, LinkKind, LinkName, Op, OpText, Refusals, Scope};
+use crate::kernel::{
+    ApplyReport, Forward, KernelError, Link, LinkId, LinkKind, LinkName, Op, OpText, Refusals, Scope, Tun,
+};
 use std::collections::BTreeMap;
 
 use nix::errno::Errno;
@@ -8,6 +10,7 @@ use nix::errno::Errno;
 use super::codec::route::{NewRoute, Spread};
 use super::codec::{Batch, Verdict, address, link, neighbour, route};
 use super::monitor::{Echo, Monitor};
+use super::plane::Plane;
 use super::probe::without_driver;
 use super::wire::{Wire, refusal};
 use crate::net::{Family, Prefix};
@@ -21,10 +24,18 @@ pub(crate) struct Applier<'a> {
     pub(crate) wire: &'a mut Wire,
     pub(crate) batch: &'a mut Batch,
     pub(crate) monitor: Option<&'a mut Monitor>,
+    pub(crate) plane: &'a mut Plane,
     pub(crate) indices: &'a mut BTreeMap<LinkId, u32>,
     /// How many IPv4 routes there are in the territory: as last seen, and written since.
     pub(crate) routes: &'a mut usize,
     pub(crate) scope: &'a Scope,
+}
+
+/// What changes of a device's forwards, and the places of that in the plan.
+#[derive(Default)]
+struct Forwards {
+    places: Vec<usize>,
+    changes: Vec<(Prefix, Option<Forward>)>,
 }
 
 /// Operations that cannot stand on one another: they may go out in one send, which the kernel works through without
@@ -35,6 +46,7 @@ enum Stage {
     PutAddress,
     PutFdb,
     PutNeighbour,
+    Forward,
     PutRoute,
     DeleteRoute,
     DeleteNeighbour,
@@ -49,6 +61,7 @@ impl Stage {
             Op::AddAddress(_) => Self::PutAddress,
             Op::PutFdb { .. } => Self::PutFdb,
             Op::PutNeighbour { .. } => Self::PutNeighbour,
+            Op::PutForward { .. } | Op::DeleteForward { .. } => Self::Forward,
             Op::CreateRoute { .. } | Op::ReplaceRoute { .. } => Self::PutRoute,
             Op::DeleteRoute { .. } => Self::DeleteRoute,
             Op::DeleteNeighbour { .. } => Self::DeleteNeighbour,
@@ -63,6 +76,7 @@ impl Stage {
             Self::PutAddress => "adding addresses",
             Self::PutFdb => "writing forwarding entries",
             Self::PutNeighbour => "writing neighbours",
+            Self::Forward => "writing forwards",
             Self::PutRoute => "writing routes",
             Self::DeleteRoute => "deleting routes",
             Self::DeleteNeighbour => "deleting neighbours",
@@ -84,12 +98,19 @@ impl Applier<'_> {
         }
         while next < ops.len() && !abandoned() {
             let stage = Stage::of(&ops[next]);
-            let most = if stage == Stage::Link { 1 } else { Batch::MAX };
-            let places: Vec<usize> =
-                (next..ops.len().min(next + most)).take_while(|place| Stage::of(&ops[*place]) == stage).collect();
+            let most = match stage {
+                Stage::Link => 1,
+                // One table is replaced, however much of it changes.
+                Stage::Forward => ops.len(),
+                _ => Batch::MAX,
+            };
+            let places: Vec<usize> = (next..ops.len().min(next.saturating_add(most)))
+                .take_while(|place| Stage::of(&ops[*place]) == stage)
+                .collect();
             next += places.len();
             let outcome = match stage {
                 Stage::Link => self.link_stage(ops, &places, &mut refusals, &mut report),
+                Stage::Forward => self.forward_stage(ops, &places, &mut refusals, &mut report),
                 _ => self.send_stage(stage, ops, &places, &mut refusals, &mut report),
             };
             if let Err(error) = outcome {
@@ -135,6 +156,48 @@ impl Applier<'_> {
                     report.refused.push((place, error));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Writes forwards, those of a device at once.
+    fn forward_stage(
+        &mut self,
+        ops: &[Op],
+        places: &[usize],
+        refusals: &mut Refusals,
+        report: &mut ApplyReport,
+    ) -> Result<(), KernelError> {
+        let mut of_links: BTreeMap<LinkId, Forwards> = BTreeMap::new();
+        for &place in places {
+            let op = &ops[place];
+            let (key, forward) = match op {
+                Op::PutForward { key, forward } => (key, Some(**forward)),
+                Op::DeleteForward { key, .. } => (key, None),
+                _ => continue,
+            };
+            if refusals.block(op) {
+                refusals.refused(op);
+                report.skipped.push(place);
+            } else {
+                let of_link = of_links.entry(key.link).or_default();
+                of_link.places.push(place);
+                of_link.changes.push((key.prefix, forward));
+            }
+        }
+        let mut refused = Vec::new();
+        for (link, Forwards { places, changes }) in of_links {
+            let Some(first) = places.first() else { continue };
+            let written = self.index(link, &ops[*first]).and_then(|index| self.plane.write(index, &changes));
+            match survivable(written)? {
+                Ok(()) => report.applied += places.len(),
+                Err(error) => refused.extend(places.into_iter().map(|place| (place, error.clone()))),
+            }
+        }
+        refused.sort_by_key(|(place, _)| *place);
+        for (place, error) in refused {
+            refusals.refused(&ops[place]);
+            report.refused.push((place, error));
         }
         Ok(())
     }
@@ -208,6 +271,8 @@ impl Applier<'_> {
         let echo = match op {
             // Each takes several requests, so they are never part of a send.
             Op::DeleteLink { .. } | Op::CreateLink { .. } | Op::UpdateLink { .. } => return self.write_link(op),
+            // They have a stage of their own.
+            Op::PutForward { .. } | Op::DeleteForward { .. } => return Ok(()),
             Op::AddAddress(key) => {
                 let index = self.index(key.link, op)?;
                 address::add(self.batch, index, key.addr, key.len);
@@ -291,6 +356,7 @@ impl Applier<'_> {
                 let result = self.send(op);
                 if result.is_ok() {
                     self.indices.remove(id);
+                    self.plane.close(index);
                 }
                 (Some(index), None, result)
             }
@@ -303,17 +369,40 @@ impl Applier<'_> {
     }
 
     fn create_link(&mut self, op: &Op, id: LinkId, wanted: &Link) -> Result<(), KernelError> {
-        let LinkKind::Vxlan(vxlan) = &wanted.kind else {
-            return Err(KernelError::Unsupported {
-                what: self.text(op),
-                hint: "only VXLAN devices are created here; other data planes open their own".to_owned(),
-            });
+        let index = match &wanted.kind {
+            LinkKind::Vxlan(vxlan) => {
+                let lower = self.optional_index(vxlan.lower, op)?;
+                self.indices.remove(&id);
+                link::create_vxlan(self.batch, wanted, vxlan, lower);
+                self.send(op).map_err(without_driver)?;
+                self.find(&wanted.name, op)?
+            }
+            LinkKind::Tun(Tun { tunnel: Some(tunnel), .. }) => {
+                self.indices.remove(&id);
+                let index = self.plane.open(&wanted.name, None, tunnel)?;
+                return match self.finish_tun(op, index, wanted) {
+                    Ok(()) => {
+                        self.indices.insert(id, index);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        // Unmarked, it would be taken for a foreign one. That it came and went is no news.
+                        self.plane.close(index);
+                        if let Some(monitor) = self.monitor.as_deref_mut() {
+                            monitor.settle_link(self.wire.port(), index, None);
+                        }
+                        Err(error)
+                    }
+                };
+            }
+            LinkKind::Tun(_) | LinkKind::External(_) | LinkKind::Other(_) => {
+                return Err(KernelError::Unsupported {
+                    what: self.text(op),
+                    hint: "only VXLAN and TUN devices are created here; others are made by their own programs"
+                        .to_owned(),
+                });
+            }
         };
-        let lower = self.optional_index(vxlan.lower, op)?;
-        self.indices.remove(&id);
-        link::create_vxlan(self.batch, wanted, vxlan, lower);
-        self.send(op).map_err(without_driver)?;
-        let index = self.find(&wanted.name, op)?;
         self.indices.insert(id, index);
         // Before it is up: a router advertisement must not find it listening (docs/compatibility.md, "Device").
         ignore_router_advertisements(&wanted.name);
@@ -327,6 +416,21 @@ impl Applier<'_> {
         self.send(op)
     }
 
+    /// Marks a TUN device before it outlives us, and brings it up.
+    fn finish_tun(&mut self, op: &Op, index: u32, wanted: &Link) -> Result<(), KernelError> {
+        ignore_router_advertisements(&wanted.name);
+        let change = link::Change {
+            mtu: Some(wanted.mtu),
+            group: Some(wanted.group),
+            alias: wanted.alias.as_deref(),
+            up: wanted.up.then_some(true),
+            ..link::Change::default()
+        };
+        link::change(self.batch, index, &change);
+        self.send(op)?;
+        self.plane.keep(index)
+    }
+
     fn update_link(&mut self, op: &Op, index: u32, from: &Link, to: &Link) -> Result<(), KernelError> {
         let mut change = link::Change {
             name: (from.name != to.name).then_some(&to.name),
@@ -336,7 +440,13 @@ impl Applier<'_> {
             alias: (from.alias != to.alias).then_some(to.alias.as_deref().unwrap_or("")),
             up: (from.up != to.up).then_some(to.up),
         };
-        if to.up && !from.up && matches!(to.kind, LinkKind::Vxlan(_)) {
+        if let (LinkKind::Tun(was), LinkKind::Tun(Tun { tunnel: Some(tunnel), .. })) = (&from.kind, &to.kind)
+            && was.tunnel.as_ref() != Some(tunnel)
+        {
+            self.plane.open(&to.name, Some(index), tunnel)?;
+            return self.plane.keep(index);
+        }
+        if to.up && !from.up && to.kind.is_made_here() {
             ignore_router_advertisements(&from.name);
         }
         if let (LinkKind::Vxlan(was), LinkKind::Vxlan(vxlan)) = (&from.kind, &to.kind)

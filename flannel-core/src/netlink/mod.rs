@@ -10,6 +10,7 @@ mod facts;
 mod monitor;
 mod observe;
 mod pending_hints;
+mod plane;
 mod probe;
 #[cfg(test)]
 mod test_namespace;
@@ -17,7 +18,8 @@ mod thread;
 mod wire;
 
 use crate::kernel::{
-    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, Residence, Scope, State,
+    ApplyReport, Claim, DataPlane, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, Residence, Scope,
+    State,
 };
 use std::fmt;
 use std::net::IpAddr;
@@ -69,6 +71,16 @@ impl NetlinkKernel {
     /// namespace: both final. [`KernelError::Lost`] when no thread can be started: retry with back-off.
     pub fn in_namespace(namespace: OwnedFd) -> Result<Self, KernelError> {
         Ok(Self { thread: Thread::start(Some(namespace))? })
+    }
+
+    /// Attaches a data plane, which may have threads of its own and ends them when this value is dropped. It carries the packets of the TUN devices that are wanted through this value. There is one:
+    /// a later one replaces it.
+    ///
+    /// # Errors
+    /// [`KernelError::Stopped`] once the thread is gone. Final.
+    pub fn with_data_plane(self, plane: impl DataPlane) -> Result<Self, KernelError> {
+        self.thread.attach(Box::new(plane))?;
+        Ok(self)
     }
 }
 

@@ -4,18 +4,28 @@ use netlink_packet_route::link::InfoKind;
 use nix::errno::Errno;
 
 use super::codec::{Batch, link};
+use super::plane::Plane;
 use super::wire::{Wire, refusal};
 use crate::kernel::{Device, KernelError, LinkKind};
 
 /// Asks for what no kernel does: one without privilege for us says so first, one without the driver next, one with both
 /// refuses the request as it stands. Without a device it asks to change one that cannot be.
-pub(crate) fn probe(wire: &mut Wire, batch: &mut Batch, devices: &[Device]) -> Result<(), KernelError> {
+pub(crate) fn probe(
+    wire: &mut Wire,
+    batch: &mut Batch,
+    plane: &mut Plane,
+    devices: &[Device],
+) -> Result<(), KernelError> {
     match devices.iter().find(|device| !matches!(device.kind, LinkKind::External(_))) {
         None => ask(wire, batch, "writing routes", |batch| link::change(batch, 0, &link::Change::default())),
         Some(Device { kind: LinkKind::Vxlan(_), .. }) => ask_for(wire, batch, InfoKind::Vxlan),
+        Some(Device { kind: LinkKind::Tun(_), name }) => {
+            plane.probe(name)?;
+            probe(wire, batch, plane, &[])
+        }
         Some(Device { name, .. }) => Err(KernelError::Unsupported {
             what: format!("making the device {name}"),
-            hint: "only VXLAN devices are created here; want others as LinkKind::External".to_owned(),
+            hint: "only VXLAN and TUN devices are created here; want others as LinkKind::External".to_owned(),
         }),
     }
 }
@@ -85,7 +95,7 @@ mod tests {
             let answer = ask_for(wire, batch, InfoKind::Other("flannelkit-none".to_owned()));
             assert!(matches!(answer, Err(KernelError::Unsupported { .. })), "{answer:?}");
             assert_eq!(ask_for(wire, batch, InfoKind::Vxlan), Ok(()), "this test needs a kernel with VXLAN");
-            assert_eq!(probe(wire, batch, &[]), Ok(()));
+            assert_eq!(probe(wire, batch, &mut Plane::default(), &[]), Ok(()));
             assert_eq!(links(wire, batch), before);
         });
     }

@@ -2,11 +2,13 @@
 
 use crate::backoff::{Backoff, Jitter};
 use crate::kernel::{
-    ApplyReport, Claim, Device, Hint, HostFacts, KernelError, LinkId, Op, OverlayName, Residence, Scope, State,
+    ApplyReport, Claim, DataPlane, Device, Hint, HostFacts, KernelError, LinkId, Op, OverlayName, Residence, Scope,
+    State,
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,6 +26,7 @@ use super::facts::host_facts;
 use super::monitor::Monitor;
 use super::observe::{Seen, observe};
 use super::pending_hints::PendingHints;
+use super::plane::Plane;
 use super::probe::probe;
 use super::wire::Wire;
 use crate::net::{Dual, Prefix};
@@ -43,6 +46,7 @@ pub(crate) enum Command {
     Probe { devices: Vec<Device>, reply: Reply<()> },
     HostFacts { reach: Vec<IpAddr>, reply: Reply<HostFacts> },
     Observe { scope: Scope, reply: Reply<State> },
+    Attach(Box<dyn DataPlane>),
     Apply { scope: Scope, ops: Arc<Vec<Op>>, reply: Reply<ApplyReport> },
 }
 
@@ -57,6 +61,8 @@ struct Subscription {
 /// What both sides hold.
 struct Shared {
     wake: EventFd,
+    /// What a data plane holds has changed by itself.
+    plane_changed: AtomicBool,
     /// `None` once the thread has gone.
     subscriptions: Mutex<Option<Vec<Subscription>>>,
 }
@@ -74,7 +80,7 @@ impl Thread {
         let failed = |reason: String| KernelError::Lost { doing: "starting the netlink thread".to_owned(), reason };
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| failed(errno.to_string()))?;
-        let shared = Arc::new(Shared { wake, subscriptions: Mutex::new(Some(Vec::new())) });
+        let shared = Arc::new(Shared::new(wake, Some(Vec::new())));
         let (commands, receiver) = queue();
         let (started, ready) = std::sync::mpsc::channel();
         let theirs = Arc::clone(&shared);
@@ -107,6 +113,14 @@ impl Thread {
         answer.await.map_err(|_| KernelError::Stopped)?
     }
 
+    /// Hands over a data plane, before anything is asked for.
+    pub(crate) fn attach(&self, plane: Box<dyn DataPlane>) -> Result<(), KernelError> {
+        let commands = self.commands.as_ref().ok_or(KernelError::Stopped)?;
+        commands.try_send(Command::Attach(plane)).map_err(|_| KernelError::Stopped)?;
+        self.shared.wake();
+        Ok(())
+    }
+
     /// Has `pending` told what concerns `scope`.
     pub(crate) fn subscribe(&self, scope: Scope, pending: Arc<PendingHints>) {
         match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -133,6 +147,10 @@ impl Drop for Thread {
 }
 
 impl Shared {
+    fn new(wake: EventFd, subscriptions: Option<Vec<Subscription>>) -> Self {
+        Self { wake, plane_changed: AtomicBool::new(false), subscriptions: Mutex::new(subscriptions) }
+    }
+
     fn wake(&self) {
         // It fails only when the counter is full, and then the thread is awake.
         let _ = self.wake.write(1);
@@ -160,6 +178,7 @@ struct Worker {
     wire: Wire,
     batch: Batch,
     monitor: Option<Monitor>,
+    plane: Plane,
     /// Listeners for whom there is no monitor yet.
     unserved: Vec<Subscription>,
     /// When a monitor may be opened again.
@@ -183,7 +202,18 @@ impl Worker {
     fn new(commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
         let (wire, batch, overlays) = (Wire::new(), Batch::default(), BTreeMap::new());
         let (retry, backoff) = (Instant::now(), Backoff::up_to(LONGEST_PAUSE, Jitter::random()));
-        Self { commands, shared, wire, batch, monitor: None, unserved: Vec::new(), retry, backoff, overlays }
+        Self {
+            commands,
+            shared,
+            wire,
+            batch,
+            monitor: None,
+            plane: Plane::default(),
+            unserved: Vec::new(),
+            retry,
+            backoff,
+            overlays,
+        }
     }
 
     fn run(mut self) {
@@ -192,6 +222,7 @@ impl Worker {
             let _ = self.shared.wake.read();
             self.take_subscriptions();
             self.listen();
+            self.tell_of_plane();
             match self.commands.try_recv() {
                 Ok(command) => self.serve(command),
                 Err(TryRecvError::Empty) => self.wait(),
@@ -261,6 +292,14 @@ impl Worker {
         }
     }
 
+    fn tell_of_plane(&mut self) {
+        if self.shared.plane_changed.swap(false, Ordering::AcqRel)
+            && let Some(monitor) = &mut self.monitor
+        {
+            monitor.changed();
+        }
+    }
+
     fn listen(&mut self) {
         let Some(monitor) = &mut self.monitor else { return };
         if !monitor.is_wanted() {
@@ -292,13 +331,26 @@ impl Worker {
             Command::Claim { overlay, networks, residence, reply } => {
                 answer(reply, || claim(&overlay, &networks, residence));
             }
-            Command::Probe { devices, reply } => answer(reply, || probe(&mut self.wire, &mut self.batch, &devices)),
+            Command::Probe { devices, reply } => {
+                answer(reply, || probe(&mut self.wire, &mut self.batch, &mut self.plane, &devices));
+            }
+            Command::Attach(mut plane) => {
+                let shared = Arc::downgrade(&self.shared);
+                plane.on_change(Arc::new(move || {
+                    if let Some(shared) = shared.upgrade() {
+                        shared.plane_changed.store(true, Ordering::Release);
+                        shared.wake();
+                    }
+                }));
+                self.plane.attach(plane);
+            }
             Command::HostFacts { reach, reply } => {
                 answer(reply, || host_facts(&mut self.wire, &mut self.batch, &reach));
             }
             Command::Observe { scope, reply } => answer(reply, || {
                 let expected = self.overlays.get(&scope.overlay).map_or(0, |known| known.routes);
-                let Seen { state, indices, routes } = observe(&mut self.wire, &mut self.batch, &scope, expected)?;
+                let Seen { mut state, indices, routes } = observe(&mut self.wire, &mut self.batch, &scope, expected)?;
+                self.plane.observe(&mut state, &indices);
                 self.overlays.insert(scope.overlay, Known { devices: scope.devices, indices, routes });
                 Ok(state)
             }),
@@ -314,6 +366,7 @@ impl Worker {
                     wire: &mut self.wire,
                     batch: &mut self.batch,
                     monitor: self.monitor.as_mut(),
+                    plane: &mut self.plane,
                     indices: &mut known.indices,
                     routes: &mut known.routes,
                     scope: &scope,
@@ -362,7 +415,7 @@ mod tests {
     fn so_many_requests_wait_for_a_thread_that_is_busy_and_further_callers_wait_for_a_place() {
         let (commands, mut receiver) = queue();
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap();
-        let shared = Arc::new(Shared { wake, subscriptions: Mutex::new(None) });
+        let shared = Arc::new(Shared::new(wake, None));
         let thread = Thread { commands: Some(commands), shared, handle: None };
         let call = || thread.call(|reply| Command::HostFacts { reach: Vec::new(), reply });
         let mut calls: Vec<_> = (0..QUEUE + 7).map(|_| Box::pin(call())).collect();
@@ -378,7 +431,7 @@ mod tests {
     fn a_monitor_that_breaks_is_told_of_opened_again_after_a_growing_pause_and_read_anew() {
         let (_commands, receiver) = mpsc::channel(1);
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap();
-        let shared = Arc::new(Shared { wake, subscriptions: Mutex::new(Some(Vec::new())) });
+        let shared = Arc::new(Shared::new(wake, Some(Vec::new())));
         let mut worker = Worker::new(receiver, Arc::clone(&shared));
         let networks = Dual { v4: Some("10.0.0.0/8".parse().unwrap()), v6: None };
         let scope = Scope::new(OverlayName::default(), networks);

@@ -95,8 +95,8 @@ impl Builder {
         self
     }
 
-    /// The tables and metrics in which backends may want routes, beside [`RouteSlot::MAIN`]. Every audit reads each of these
-    /// tables whole. Routes there belong to the overlay if they are in its network and have a protocol of ours. A backend
+    /// Further tables and metrics in which backends may want routes, beside [`RouteSlot::MAIN`] and
+    /// [`Backend::slots`]. Every audit reads each of these tables whole. Routes there belong to the overlay if they are in its network and have a protocol of ours. A backend
     /// that wants a route in another slot causes a conflict in the status. Keep a slot in the list after its last use for
     /// as long as a former run may have left routes there. Default: none.
     pub fn route_slots(mut self, slots: Vec<RouteSlot>) -> Self {

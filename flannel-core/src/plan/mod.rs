@@ -5,18 +5,18 @@
 //! (docs/design.md, "Ownership").
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 
 use crate::kernel::{
-    AddressKey, Claims, Device, FdbKey, Link, LinkId, LinkKind, LinkName, LinkPart, NeighbourKey, Object, Op,
-    PeerState, Route, RouteKey, RouteKind, RouteText, Scope, State, describe_link, is_go_flannels, owns_address,
-    owns_link, owns_neighbour, owns_route,
+    AddressKey, Claims, Device, FdbKey, Forward, ForwardKey, Link, LinkId, LinkKind, LinkName, LinkPart, NeighbourKey,
+    Object, Op, PeerState, Route, Scope, State, describe_link, is_carried_here, is_go_flannels, is_made_here,
+    owns_address, owns_link, owns_neighbour,
 };
-use crate::net::{Family, MacAddr, Prefix};
+use crate::net::{MacAddr, Prefix};
 
 #[cfg(test)]
 mod properties;
+mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -64,11 +64,15 @@ pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims:
     let mut planner = Planner::new(scope, claims);
     planner.keep_inside(&mut wanted);
     // At a start there will be as many. A vector that grows leaves behind what it grew out of.
-    planner.ops.puts.reserve_exact(wanted.fdb.len() + wanted.neighbours.len() + wanted.routes.len());
+    planner
+        .ops
+        .puts
+        .reserve_exact(wanted.fdb.len() + wanted.neighbours.len() + wanted.forwards.len() + wanted.routes.len());
     planner.links(&wanted, seen);
     planner.addresses(&wanted, seen);
     planner.fdb(&std::mem::take(&mut wanted.fdb), seen);
     planner.neighbours(&std::mem::take(&mut wanted.neighbours), seen);
+    planner.forwards(&std::mem::take(&mut wanted.forwards), seen);
     planner.routes(std::mem::take(&mut wanted.routes), seen);
     planner.finish()
 }
@@ -93,10 +97,12 @@ pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
     };
     let settled = peer.fdb.is_none_or(|(key, dst)| seen.fdb.get(&key) == Some(&dst))
         && peer.neighbour.is_none_or(|(key, mac)| seen.neighbours.get(&key) == Some(&mac))
+        && peer.forward.is_none_or(|(key, forward)| seen.forwards.get(&key) == Some(&forward))
         && peer.routes.iter().all(|(prefix, _)| are_alone(prefix));
     if settled {
         peer.fdb.map(|(key, _)| seen.fdb.remove(&key));
         peer.neighbour.map(|(key, _)| seen.neighbours.remove(&key));
+        peer.forward.map(|(key, _)| seen.forwards.remove(&key));
         for (key, _) in peer.keyed_routes() {
             seen.routes.remove(&key);
         }
@@ -133,9 +139,10 @@ struct Ops {
     address_clears: Vec<Op>,
     addresses: Vec<Op>,
     address_swaps: Vec<Op>,
-    /// Forwarding entries, then neighbours, then routes: the bulk, so that it is never copied.
+    /// Forwarding entries, then neighbours, then forwards, then routes: the bulk, so that it is never copied.
     puts: Vec<Op>,
     route_deletes: Vec<Op>,
+    forward_deletes: Vec<Op>,
     neighbour_deletes: Vec<Op>,
     fdb_deletes: Vec<Op>,
     address_deletes: Vec<Op>,
@@ -174,11 +181,13 @@ impl<'a> Planner<'a> {
         let inside = |prefix: &Prefix, route: &Route| {
             scope.is_in_network(prefix) && scope.has_slot(route.slot(), prefix.family()) && !leads_astray(route.link)
         };
+        let forwards_inside = |key: &ForwardKey| is_ours(key.link) && scope.is_in_network(&key.prefix);
         let mut outside = Vec::new();
         outside.extend(take_if(&mut wanted.links, |id, link| !is_device(*id, link)).map(Object::Link));
         outside.extend(take_if(&mut wanted.addresses, |key, ()| !is_ours(key.link)).map(Object::Address));
         outside.extend(take_if(&mut wanted.fdb, |key, _| !is_ours(key.link)).map(Object::Fdb));
         outside.extend(take_if(&mut wanted.neighbours, |key, _| !is_ours(key.link)).map(Object::Neighbour));
+        outside.extend(take_if(&mut wanted.forwards, |key, _| !forwards_inside(key)).map(Object::Forward));
         let routes = take_if(&mut wanted.routes, |key, route| !inside(&key.prefix, route));
         outside.extend(routes.map(|key| Object::Route(key.prefix)));
         self.conflicts.extend(outside.into_iter().map(|object| Conflict {
@@ -224,7 +233,7 @@ impl<'a> Planner<'a> {
                 }
                 continue;
             }
-            if !have.kind.is_made_here() {
+            if !is_made_here(&have.kind, self.scope) {
                 continue;
             }
             let in_the_way = wanted.links.values().any(|want| in_place(want, have));
@@ -241,7 +250,7 @@ impl<'a> Planner<'a> {
     fn existing_link(&mut self, id: LinkId, have: &Link, foreign: Option<&Link>, wanted: &State, seen: &State) {
         let Some(want) = wanted.links.get(&id) else { return };
         let compatible = want.kind.is_compatible(&have.kind);
-        if !self.owns_link(have) && !is_go_flannels(want, have) {
+        if !self.owns_link(have) && !is_go_flannels(want, have) && !is_carried_here(want, have) {
             return self.block(id, have);
         }
         match foreign {
@@ -328,7 +337,7 @@ impl<'a> Planner<'a> {
                 foreign.name,
                 match foreign.kind {
                     LinkKind::Vxlan(_) => "VNI",
-                    LinkKind::External(_) | LinkKind::Other(_) => "name for ours",
+                    LinkKind::Tun(_) | LinkKind::External(_) | LinkKind::Other(_) => "name for ours",
                 }
             ),
         });
@@ -406,138 +415,18 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn routes(&mut self, wanted: BTreeMap<RouteKey, Route>, seen: &State) {
-        let mut seen = seen.routes.iter().peekable();
-        // Consumed, so that its memory is freed while the writes are planned.
-        let mut wanted = wanted.into_iter().peekable();
-        // Both are in the order of their keys: one walk over the two, a destination at a time.
-        let (mut wants, mut have, mut here) = (Vec::new(), Vec::new(), Vec::new());
-        loop {
-            let next_seen = seen.peek().map(|(key, _)| key.prefix);
-            let next_wanted = wanted.peek().map(|(key, _)| key.prefix);
-            let Some(prefix) = [next_seen, next_wanted].into_iter().flatten().min() else { break };
-            have.clear();
-            while let Some((_, route)) = seen.next_if(|(key, _)| key.prefix == prefix) {
-                // What went down with its device does not count.
-                if route.link.is_none_or(|link| !self.fresh.contains(&link)) {
-                    have.push(route.clone());
-                }
-            }
-            while let Some((_, want)) = wanted.next_if(|(key, _)| key.prefix == prefix) {
-                wants.push(want.normalized(&prefix));
-            }
-            // The kernel refuses onlink routes while certain others are there, so these come first.
-            wants.sort_by_key(|want| !want.onlink);
-            self.make_room(prefix, &wants, &mut have);
-            let foreign: Vec<Route> = match prefix.family() {
-                Family::V4 => Vec::new(),
-                Family::V6 => have.iter().filter(|route| !self.owns_route(&prefix, route)).cloned().collect(),
-            };
-            for want in wants.drain(..) {
-                here.clear();
-                here.extend(have.extract_if(.., |route| route.slot() == want.slot()));
-                let is_there = here.iter().any(|route| route.same(&want));
-                let elsewhere = foreign.iter().find(|route| route.slot() != want.slot() && keeps_out(route, &want));
-                match elsewhere.filter(|_| !is_there) {
-                    Some(foreign) => {
-                        self.route_conflict(prefix, foreign);
-                        self.unwanted_routes(prefix, &here);
-                    }
-                    None => self.wanted_route(prefix, want, &here),
-                }
-            }
-            self.unwanted_routes(prefix, &have);
-        }
-    }
-
-    /// Clears routes of ours because of which the kernel would refuse a wanted one, and removes them from `have`.
-    fn make_room(&mut self, prefix: Prefix, wants: &[Route], have: &mut Vec<Route>) {
-        if prefix.family() == Family::V4 || have.is_empty() {
-            return;
-        }
-        let is_there = |want: &Route| have.iter().any(|route| route.same(want));
-        // Clearing ours does not help where a foreign route keeps the wanted one out.
-        let is_free = |want: &Route| {
-            let in_the_way = |route: &&Route| route.slot() == want.slot() || keeps_out(route, want);
-            have.iter().filter(in_the_way).all(|route| self.owns_route(&prefix, route))
-        };
-        let missing: Vec<Route> = wants.iter().filter(|want| !is_there(want) && is_free(want)).cloned().collect();
-        let blocked = |link: Option<LinkId>| link.is_some_and(|link| self.blocked.contains(&link));
-        let is_in_the_way = |route: &Route| {
-            let keeps_out = |want: &Route| keeps_out(route, want) && !blocked(want.link);
-            missing.iter().any(keeps_out) && self.owns_route(&prefix, route)
-        };
-        let cleared: Vec<Route> = have.extract_if(.., |route| is_in_the_way(route)).collect();
-        self.ops.route_clears.extend(cleared.into_iter().map(|route| Op::DeleteRoute { prefix, route }));
-    }
-
-    fn wanted_route(&mut self, prefix: Prefix, want: Route, have: &[Route]) {
-        if want.kind == RouteKind::Blackhole && have.iter().any(|route| !self.owns_route(&prefix, route)) {
-            // A blackhole is wanted only where no other program has a route. The kernel appends a bridge's connected
-            // route behind it.
-            return self.unwanted_routes(prefix, have);
-        }
-        if want.link.is_some_and(|link| self.blocked.contains(&link)) {
-            let leaving = |route: &&Route| route.link.is_some_and(|link| self.leaving.contains(&link));
-            return self.unwanted_routes(prefix, &have.iter().filter(leaving).cloned().collect::<Vec<_>>());
-        }
-        if let Some(place) = have.iter().position(|route| route.same(&want)) {
-            for (nth, route) in have.iter().enumerate() {
-                match nth.cmp(&place) {
-                    std::cmp::Ordering::Equal => {}
-                    _ if self.owns_route(&prefix, route) => {
-                        self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: route.clone() });
-                    }
-                    std::cmp::Ordering::Less => self.route_conflict(prefix, route),
-                    // A foreign route behind ours carries no traffic and harms nobody.
-                    std::cmp::Ordering::Greater => {}
-                }
-            }
-            return;
-        }
-        match have {
-            [] => self.ops.puts.push(Op::CreateRoute { prefix, route: want }),
-            [only] if self.owns_route(&prefix, only) => {
-                self.ops.puts.push(Op::ReplaceRoute { prefix, change: Box::new((only.clone(), want)) });
-            }
-            _ => {
-                let (ours, foreign): (Vec<_>, Vec<_>) =
-                    have.iter().cloned().partition(|route| self.owns_route(&prefix, route));
-                for route in ours {
-                    self.ops.route_clears.push(Op::DeleteRoute { prefix, route });
-                }
-                match foreign.first() {
-                    Some(foreign) => self.route_conflict(prefix, foreign),
-                    None => self.ops.puts.push(Op::CreateRoute { prefix, route: want }),
-                }
+    fn forwards(&mut self, wanted: &BTreeMap<ForwardKey, Forward>, seen: &State) {
+        for (key, forward) in wanted {
+            let there = self.keeps_children(key.link) && seen.forwards.get(key) == Some(forward);
+            if !there && !self.blocked.contains(&key.link) {
+                self.ops.puts.push(Op::PutForward { key: *key, forward: Box::new(*forward) });
             }
         }
-    }
-
-    fn unwanted_routes(&mut self, prefix: Prefix, have: &[Route]) {
-        for route in have {
-            if self.owns_route(&prefix, route) {
-                self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: route.clone() });
+        for (key, forward) in &seen.forwards {
+            if self.keeps_children(key.link) && !wanted.contains_key(key) {
+                self.ops.forward_deletes.push(Op::DeleteForward { key: *key, forward: Box::new(*forward) });
             }
         }
-    }
-
-    fn route_conflict(&mut self, prefix: Prefix, foreign: &Route) {
-        let is_told = self.conflicts.len() < Plan::MOST_TOLD;
-        let text = |text: fmt::Arguments<'_>| if is_told { text.to_string() } else { String::new() };
-        self.conflicts.push(Conflict {
-            object: Object::Route(prefix),
-            found: text(format_args!("{}", RouteText { prefix, route: foreign, scope: self.scope })),
-            remedy: text(format_args!(
-                "not made by this overlay: delete it (ip route delete {prefix} ...) or move it elsewhere"
-            )),
-        });
-    }
-
-    fn owns_route(&self, prefix: &Prefix, route: &Route) -> bool {
-        // Through a foreign device only the protocol can tell: Go flannel's form needs the device to be ours.
-        let blocked = route.link.is_some_and(|link| self.blocked.contains(&link));
-        (!blocked || route.has_own_protocol()) && owns_route(prefix, route, self.scope, self.claims)
     }
 
     fn finish(self) -> Plan {
@@ -553,6 +442,7 @@ impl<'a> Planner<'a> {
         ];
         let after = [
             stages.route_deletes,
+            stages.forward_deletes,
             stages.neighbour_deletes,
             stages.fdb_deletes,
             stages.address_deletes,
@@ -582,10 +472,4 @@ fn take_if<K: Ord + Copy, V>(table: &mut BTreeMap<K, V>, wrong: impl Fn(&K, &V) 
 /// Whether `have` occupies what `want` needs: its name, or its place among devices of its kind.
 fn in_place(want: &Link, have: &Link) -> bool {
     want.kind.excludes(&have.kind) || want.name == have.name
-}
-
-/// Whether the kernel refuses to write the IPv6 route `want` while `have` is there: no route of the main table may lead to
-/// an `onlink` next hop through another device, not even the route to replace (`ip6_route_check_nh_onlink`).
-fn keeps_out(have: &Route, want: &Route) -> bool {
-    want.onlink && have.kind != RouteKind::Blackhole && have.slot().is_in_main_table() && have.link != want.link
 }

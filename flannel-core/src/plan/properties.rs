@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{LinkPart, Op, Plan, links_settled, owns_route, plan, plan_owned, take_settled};
+use super::{LinkPart, Op, Plan, links_settled, plan, plan_owned, take_settled};
 use crate::kernel::{
     AddressKey, ApplyReport, Device, FdbKey, Kernel, Link, LinkId, LinkKind, LinkName, NeighbourKey, OverlayName,
-    PeerState, Route, RouteKey, RouteKind, RouteSlot, Scope, State, Vxlan, owns_link,
+    PeerState, Route, RouteKey, RouteKind, RouteSlot, Scope, State, Vxlan, owns_link, owns_route,
 };
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix, Vni};
 use crate::testing::fake_kernel::{Address, FakeKernel, FakeRoute, Nud, Placement};
@@ -157,6 +157,7 @@ impl Wish {
                         fdb: Some((FdbKey { link: own, mac, nth: 0 }, dst)),
                         neighbour: Some((NeighbourKey { link: own, addr: prefix.addr() }, mac)),
                         routes: routes(Route::overlay(prefix, prefix.addr(), own)),
+                        ..PeerState::default()
                     });
                 }
             }

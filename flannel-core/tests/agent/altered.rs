@@ -1,7 +1,7 @@
 //! A backend that is another one but for some of its answers.
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
-use flannel_core::kernel::{Device, PeerState, State};
+use flannel_core::kernel::{Device, PeerState, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu};
 
@@ -33,6 +33,10 @@ impl<B: Backend> Backend for Altered<B> {
 
     fn writes(&self) -> bool {
         self.backend.writes()
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        self.backend.slots()
     }
 
     fn devices(&self, local: &LocalNode) -> Vec<Device> {

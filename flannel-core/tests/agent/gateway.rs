@@ -36,6 +36,10 @@ impl Backend for Gateway {
         true
     }
 
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
+    }
+
     fn devices(&self, local: &LocalNode) -> Vec<Device> {
         match self {
             Self::OrNothing => Vec::new(),

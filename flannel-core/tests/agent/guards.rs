@@ -79,7 +79,7 @@ async fn peers_that_come_and_go_hide_no_fight_over_another() {
         Object::Fdb(key) => key.mac == mac,
         Object::Neighbour(key) => key.addr == subnet(1).addr(),
         Object::Route(prefix) => *prefix == subnet(1),
-        Object::Link(_) | Object::LinkPart(..) | Object::Address(_) => false,
+        Object::Link(_) | Object::LinkPart(..) | Object::Address(_) | Object::Forward(_) => false,
     };
     assert!(status.flapping.iter().all(of_the_first), "{status:?}");
 }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{
-    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
+    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, RouteSlot, State,
+    Vxlan,
 };
 use flannel_core::lease::{Json, LeaseAttrs, Scalar};
 use flannel_core::net::{Family, MacAddr, Mtu, Vni};
@@ -63,6 +64,10 @@ impl Backend for Tunnel {
 
     fn writes(&self) -> bool {
         true
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
     }
 
     fn devices(&self, local: &LocalNode) -> Vec<Device> {

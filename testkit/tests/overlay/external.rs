@@ -2,7 +2,7 @@
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{
-    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, State,
+    AddressKey, Device, Link, LinkId, LinkKind, LinkName, Object, OverlayName, PeerState, Route, RouteSlot, State,
 };
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
@@ -41,6 +41,10 @@ impl Backend for External {
 
     fn writes(&self) -> bool {
         true
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
     }
 
     fn devices(&self, _local: &LocalNode) -> Vec<Device> {

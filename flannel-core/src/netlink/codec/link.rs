@@ -11,7 +11,7 @@ use nix::libc::{RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 
 use super::{Batch, Unreadable, addr_of, each_attribute, text_of, u32_of};
-use crate::kernel::{Link, LinkId, LinkKind, LinkName, SeenLink, Vxlan};
+use crate::kernel::{Link, LinkId, LinkKind, LinkName, SeenLink, Tun, Vxlan};
 use crate::net::{MacAddr, Vni};
 
 /// Asks for all links.
@@ -154,6 +154,10 @@ const IFLA_IFALIAS: u16 = 20;
 const IFLA_GROUP: u16 = 27;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
+// include/uapi/linux/if_tun.h
+const IFF_TUN: u8 = 1;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_GROUP: u16 = 2;
 const IFLA_VXLAN_LINK: u16 = 3;
@@ -223,19 +227,30 @@ fn link_kind(info: &[u8]) -> Result<LinkKind, Unreadable> {
         }
         Ok(())
     })?;
-    let mut vxlan = None;
-    if &*name == "vxlan" {
-        each_attribute(info, WHAT, |kind, value| {
-            if kind == IFLA_INFO_DATA {
-                vxlan = Some(decode_vxlan(value)?);
-            }
-            Ok(())
-        })?;
-    }
-    Ok(match (vxlan, &*name) {
-        (Some(vxlan), _) => LinkKind::Vxlan(vxlan),
-        (None, _) => LinkKind::Other(name),
-    })
+    let mut known = None;
+    each_attribute(info, WHAT, |kind, value| {
+        match (kind, &*name) {
+            (IFLA_INFO_DATA, "vxlan") => known = Some(LinkKind::Vxlan(decode_vxlan(value)?)),
+            (IFLA_INFO_DATA, Tun::KIND) => known = decode_tun(value)?.map(LinkKind::Tun),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(known.unwrap_or(LinkKind::Other(name)))
+}
+
+/// `None` for a TAP device, which is of the same kind.
+fn decode_tun(data: &[u8]) -> Result<Option<Tun>, Unreadable> {
+    let (mut kind, mut multi_queue) = (None, false);
+    each_attribute(data, "TUN attributes", |attribute, value| {
+        match attribute {
+            IFLA_TUN_TYPE => kind = value.first().copied(),
+            IFLA_TUN_MULTI_QUEUE => multi_queue = value.first().is_some_and(|byte| *byte != 0),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok((kind == Some(IFF_TUN)).then_some(Tun { multi_queue, tunnel: None }))
 }
 
 fn decode_vxlan(data: &[u8]) -> Result<Vxlan, Unreadable> {

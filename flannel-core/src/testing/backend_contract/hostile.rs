@@ -142,7 +142,7 @@ fn check_local(node: &Node, local: &LocalNode, peer: &Peer, how: &str) {
     // Whether it runs there at all is its own affair.
     let _ = alive("advertise", &what, || backend.advertise(&local.context));
     let _ = alive("mtu", &what, || backend.mtu(&local.context));
-    let scope = alive("devices", &what, || local.scope(backend.devices(local), node.slots.clone()));
+    let scope = alive("devices", &what, || local.scope(backend, &node.slots));
     let base = alive("base", &what, || backend.base(local));
     check_base(&scope, &base, local);
     for family in Family::BOTH {

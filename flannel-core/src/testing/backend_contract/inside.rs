@@ -44,7 +44,7 @@ fn check_scope(scope: &Scope) {
                 let lower = matches!(vxlan.lower, None | Some(LinkId::Uplink | LinkId::Other(_)));
                 assert!(lower, "devices: {name} must not be over a device of the overlay");
             }
-            LinkKind::External(_) => {}
+            LinkKind::Tun(_) | LinkKind::External(_) => {}
         }
         for other in &scope.devices[nth + 1..] {
             assert_ne!(*name, other.name, "devices: two have one name");
@@ -60,7 +60,20 @@ pub(super) fn check_base(scope: &Scope, base: &State, local: &LocalNode) {
     for (id, link) in &base.links {
         let device = slot(*id).and_then(|slot| scope.devices.get(slot));
         let Some(device) = device else { panic!("base: wants {}, {id:?}, which is not in the scope", link.name) };
-        assert_eq!((&link.name, &link.kind), (&device.name, &device.kind), "base: {id:?} must be as the scope has it");
+        if let (LinkKind::Tun(want), LinkKind::Tun(scope)) = (&link.kind, &device.kind) {
+            assert_eq!(
+                (&link.name, want.multi_queue),
+                (&device.name, scope.multi_queue),
+                "base: {id:?} must be as the scope has it"
+            );
+            assert!(want.tunnel.is_some(), "base: must say how the packets of {} are carried", link.name);
+        } else {
+            assert_eq!(
+                (&link.name, &link.kind),
+                (&device.name, &device.kind),
+                "base: {id:?} must be as the scope has it"
+            );
+        }
         assert!(
             link.group == 0 && link.alias.is_none(),
             "base: must leave group and alias of {} to the agent",
@@ -104,6 +117,10 @@ pub(super) fn check_peer(
         let its_own = subnet == Some(&prefix);
         assert!(its_own, "{from}: a route to {prefix} is not to the peer's subnet of {family}: {subnet:?}");
     }
+    if let Some((key, _)) = state.forward {
+        let subnet = peer.subnets.get(family);
+        assert_eq!(subnet, Some(&key.prefix), "{from}: a forward of {} is not of the peer's subnet", key.prefix);
+    }
     if let Some((key, mac)) = state.neighbour {
         for (_, route) in &state.routes {
             let leads_there = route.link != Some(key.link) || route.gateway == Some(key.addr);
@@ -119,6 +136,13 @@ fn check_entries(from: &str, scope: &Scope, base: &State, wanted: &State) {
         let what = format!("forwarding entry of {} to {dst}", key.mac);
         check_on_device(from, &what, key.link, base);
         assert_eq!(key.nth, 0, "{from}: a wanted forwarding entry is the first of its address: {what}");
+    }
+    for (key, forward) in &wanted.forwards {
+        let what = format!("forward of {} to {forward}", key.prefix);
+        check_on_device(from, &what, key.link, base);
+        let carried = base.links.get(&key.link).is_some_and(|link| matches!(link.kind, LinkKind::Tun(_)));
+        assert!(carried, "{from}: {what} must be on a device that a data plane carries");
+        assert!(scope.is_in_network(&key.prefix), "{from}: {what} is outside the network");
     }
     for key in wanted.neighbours.keys() {
         let what = format!("neighbour {}", key.addr);

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::*;
 use crate::backend::{LocalNode, NodeContext, Peer, Skip};
 use crate::kernel::{
-    AddressKey, Device, FdbKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route, State, Vxlan,
+    AddressKey, Device, FdbKey, Forward, ForwardKey, Link, LinkId, LinkKind, LinkName, NeighbourKey, PeerState, Route,
+    State, Vxlan,
 };
 use crate::lease::{Json, LeaseAttrs, Scalar};
 use crate::net::{Family, MacAddr, Mtu, Vni};
@@ -51,6 +52,7 @@ enum Fault {
     LooksAtTheExpiry,
     LooksAtItsOwnDevice,
     RouteThatTheKernelRefuses,
+    ForwardThatNothingCarries,
 }
 
 use Fault::*;
@@ -120,6 +122,10 @@ impl Backend for Wrong {
 
     fn writes(&self) -> bool {
         self.fault != SaysThatItWritesNothing
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        Vec::new()
     }
 
     fn devices(&self, local: &LocalNode) -> Vec<Device> {
@@ -193,6 +199,7 @@ impl Backend for Wrong {
             fdb: Some((FdbKey { link, mac, nth: 0 }, public)),
             neighbour: Some((NeighbourKey { link, addr: subnet.addr() }, mac)),
             routes: vec![(subnet, Route::overlay(subnet, subnet.addr(), link))],
+            ..PeerState::default()
         };
         let network = local.context.config.networks.get(family).map_or(subnet, |network| network.prefix);
         let through = |link| vec![(subnet, Route::overlay(subnet, subnet.addr(), link))];
@@ -210,6 +217,10 @@ impl Backend for Wrong {
             RouteThatTheKernelRefuses => {
                 state.neighbour = None;
                 state.routes = vec![(subnet, Route::direct(subnet, subnet.last(), link))];
+            }
+            ForwardThatNothingCarries => {
+                let forward = Forward::to((public, 8285).into());
+                state = state.with_forward(ForwardKey { link, prefix: subnet }, forward);
             }
             NeighbourOnTheUplink => state.neighbour.as_mut().unwrap().0.link = LinkId::Uplink,
             OneForwardingEntryForAll => state.fdb.as_mut().unwrap().0.mac = MacAddr([0; 6]),
@@ -256,6 +267,10 @@ fn each_fault_is_named_by_the_rule_that_it_breaks() {
         (TwoRoutesInOneSlot, "peer: two routes to 10.42.2.0/24 in one table with one metric"),
         (RouteWithoutNeighbour, "peer: the route's next hop Some(10.42.2.255) is not the neighbour 10.42.2.0"),
         (NeighbourOnTheUplink, "peer: neighbour 10.42.2.0 must be on a device that base() wants, not on Uplink"),
+        (
+            ForwardThatNothingCarries,
+            "peer: forward of 10.42.2.0/24 to 192.0.2.2:8285 must be on a device that a data plane carries",
+        ),
         (Counts, "peer: must depend on nothing but its arguments"),
         (
             OneForwardingEntryForAll,

@@ -56,7 +56,7 @@ impl<'a> World<'a> {
         let mut local = self.local(n, context.clone(), attrs);
         let externals = backend.devices(&local).into_iter().filter_map(|device| match device.kind {
             LinkKind::External(kind) => Some((device.name, kind)),
-            LinkKind::Vxlan(_) | LinkKind::Other(_) => None,
+            LinkKind::Vxlan(_) | LinkKind::Tun(_) | LinkKind::Other(_) => None,
         });
         for (name, kind) in externals {
             let group = context.overlay.mark();
@@ -105,7 +105,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn scope(&self) -> Scope {
-        self.local.scope(self.backend.devices(&self.local), self.slots.clone())
+        self.local.scope(&*self.backend, &self.slots)
     }
 
     /// What a peer gets in each family of the network.
@@ -211,6 +211,7 @@ pub(super) fn objects(state: &State) -> Vec<Object> {
     objects.extend(state.addresses.keys().map(|key| Object::Address(*key)));
     objects.extend(state.fdb.keys().map(|key| Object::Fdb(*key)));
     objects.extend(state.neighbours.keys().map(|key| Object::Neighbour(*key)));
+    objects.extend(state.forwards.keys().map(|key| Object::Forward(*key)));
     objects.extend(state.routes.keys().map(|key| Object::Route(key.prefix)));
     // The routes to one prefix are one object, and come one after the other.
     objects.dedup();

@@ -103,6 +103,12 @@ impl FakeKernel {
         self.on_link("marking", name, |tables, index| tables.set_mark(index, group, alias))
     }
 
+    /// The data plane stops to carry the packets of a TUN device, as when its process ends: the device and its routes stay.
+    /// `EOPNOTSUPP` on another kind of device.
+    pub fn drop_tunnel(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("closing", name, Tables::drop_tunnel)
+    }
+
     /// `ip link set type vxlan learning` or `nolearning`: `EOPNOTSUPP` on another kind of device.
     pub fn set_learning(&self, name: &str, learning: bool) -> Result<(), KernelError> {
         self.on_link("setting the learning of", name, |tables, index| tables.set_learning(index, learning))

@@ -489,7 +489,7 @@ impl Inner {
                 let mut link = Link::clone(link);
                 match &mut link.kind {
                     LinkKind::Vxlan(Vxlan { lower: Some(lower), .. }) => *lower = LinkId::Other(index(lower)?),
-                    LinkKind::Vxlan(_) | LinkKind::Other(_) => {}
+                    LinkKind::Vxlan(_) | LinkKind::Tun(_) | LinkKind::Other(_) => {}
                     LinkKind::External(_) => return Err(EOPNOTSUPP),
                 }
                 let created = tables.add_link(link)?;
@@ -502,6 +502,8 @@ impl Inner {
             Op::PutNeighbour { key, mac, .. } => {
                 tables.put_neighbour(index(&key.link)?, key.addr, *mac, Nud::Permanent)
             }
+            Op::PutForward { key, forward } => tables.put_forward(index(&key.link)?, key.prefix, **forward),
+            Op::DeleteForward { key, .. } => tables.delete_forward(index(&key.link)?, key.prefix),
             Op::CreateRoute { prefix, route } => {
                 tables.add_route(Slot::of(prefix, route), entry(route)?, Placement::Exclusive)
             }

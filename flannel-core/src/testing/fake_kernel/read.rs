@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::kernel::{
-    AddressKey, FdbKey, HostFacts, HostRoute, LinkId, LinkKind, NeighbourKey, NextHop, Route, RouteKey, RouteKind,
-    Scope, SeenLink, State, Vxlan,
+    AddressKey, FdbKey, ForwardKey, HostFacts, HostRoute, LinkId, LinkKind, NeighbourKey, NextHop, Route, RouteKey,
+    RouteKind, Scope, SeenLink, State, Vxlan,
 };
 
 use super::Nud;
@@ -47,6 +47,11 @@ impl Tables {
         for ((index, addr), (mac, nud)) in &self.neighbours {
             if let (Some(link), Nud::Permanent) = (own(index), nud) {
                 state.neighbours.insert(NeighbourKey { link, addr: *addr }, *mac);
+            }
+        }
+        for ((index, prefix), forward) in &self.forwards {
+            if let Some(link) = own(index) {
+                state.forwards.insert(ForwardKey { link, prefix: *prefix }, *forward);
             }
         }
         for (slot, entries) in &self.routes {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::kernel::{LinkId, LinkKind, RouteKind, Vxlan};
+use crate::kernel::{LinkId, LinkKind, RouteKind, Tun, Vxlan};
 
 use super::tables::{Entry, MAIN, Slot, Tables};
 use super::{Nud, mac_text};
@@ -45,6 +45,7 @@ impl Snapshot {
             let mut line = format!("link {index}: {} {state} mtu {} address {mac}", link.name, link.mtu);
             match &link.kind {
                 LinkKind::Vxlan(vxlan) => line.push_str(&vxlan_text(vxlan, name)),
+                LinkKind::Tun(tun) => line.push_str(&tun_text(tun)),
                 LinkKind::External(kind) | LinkKind::Other(kind) if kind.is_empty() => {}
                 LinkKind::External(kind) | LinkKind::Other(kind) => line.push_str(&format!(" type {kind}")),
             }
@@ -66,6 +67,9 @@ impl Snapshot {
             for (dst, nud) in entries {
                 lines.push(format!("fdb {mac} dev {} dst {dst} self {}", name(*link), nud_text(*nud)));
             }
+        }
+        for ((link, prefix), forward) in &tables.forwards {
+            lines.push(format!("forward {prefix} dev {} to {forward}", name(*link)));
         }
         for (slot, entries) in &tables.routes {
             lines.extend(entries.iter().map(|entry| route_text(slot, entry, name)));
@@ -100,6 +104,20 @@ fn vxlan_text(vxlan: &Vxlan, name: impl Fn(u32) -> String) -> String {
     }
     if vxlan.gbp {
         text.push_str(" gbp");
+    }
+    text
+}
+
+fn tun_text(tun: &Tun) -> String {
+    let mut text = String::from(" type tun");
+    if tun.multi_queue {
+        text.push_str(" multi_queue");
+    }
+    if let Some(tunnel) = &tun.tunnel {
+        for (_, local) in tunnel.local.iter() {
+            text.push_str(&format!(" local {local}"));
+        }
+        text.push_str(&format!(" port {}", tunnel.port));
     }
     text
 }

@@ -5,7 +5,9 @@ mod routes;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::kernel::{EEXIST, Hint, HostAddress, Link, LinkId, LinkKind, LinkName, Route, RouteKind, RouteSlot, Vxlan};
+use crate::kernel::{
+    EEXIST, Forward, Hint, HostAddress, Link, LinkId, LinkKind, LinkName, Route, RouteKind, RouteSlot, Vxlan,
+};
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
 
 use super::{FakeRoute, Nud, Placement};
@@ -134,6 +136,7 @@ pub(super) struct Tables {
     pub(super) addresses: Vec<HostAddress>,
     pub(super) neighbours: BTreeMap<(u32, IpAddr), (MacAddr, Nud)>,
     pub(super) fdb: BTreeMap<(u32, MacAddr), Vec<(IpAddr, Nud)>>,
+    pub(super) forwards: BTreeMap<(u32, Prefix), Forward>,
     pub(super) routes: BTreeMap<Slot, Vec<Entry>>,
     /// What happened since somebody last took them.
     pub(super) notices: Vec<Notice>,
@@ -178,7 +181,7 @@ impl Tables {
             let vxlan = &*vxlan;
             let taken = self.links.values().any(|other| match &other.kind {
                 LinkKind::Vxlan(other) => other.excludes(vxlan),
-                LinkKind::External(_) | LinkKind::Other(_) => false,
+                LinkKind::Tun(_) | LinkKind::External(_) | LinkKind::Other(_) => false,
             });
             if taken {
                 return Err(EEXIST);
@@ -213,6 +216,7 @@ impl Tables {
         self.addresses.retain(|address| address.link != index);
         self.neighbours.retain(|(link, _), _| *link != index);
         self.fdb.retain(|(link, _), _| *link != index);
+        self.forwards.retain(|(link, _), _| *link != index);
         self.drop_routes_through(index, Family::V4, Announce::No);
         self.drop_routes_through(index, Family::V6, Announce::Yes);
         let above = self.links.iter().filter_map(|(above, link)| match &link.kind {
@@ -270,7 +274,7 @@ impl Tables {
     pub(super) fn set_learning(&mut self, index: u32, learning: bool) -> Outcome {
         match &mut self.link_mut(index)?.kind {
             LinkKind::Vxlan(vxlan) => vxlan.learning = learning,
-            LinkKind::External(_) | LinkKind::Other(_) => return Err(EOPNOTSUPP),
+            LinkKind::Tun(_) | LinkKind::External(_) | LinkKind::Other(_) => return Err(EOPNOTSUPP),
         }
         Ok(())
     }
@@ -278,7 +282,7 @@ impl Tables {
     pub(super) fn set_remote(&mut self, index: u32, remote: Option<IpAddr>) -> Outcome {
         match &mut self.link_mut(index)?.kind {
             LinkKind::Vxlan(vxlan) => vxlan.remote = remote,
-            LinkKind::External(_) | LinkKind::Other(_) => return Err(EOPNOTSUPP),
+            LinkKind::Tun(_) | LinkKind::External(_) | LinkKind::Other(_) => return Err(EOPNOTSUPP),
         }
         Ok(())
     }
@@ -325,6 +329,9 @@ impl Tables {
         let link = self.link_mut(index)?;
         if let (LinkKind::Vxlan(have), LinkKind::Vxlan(want)) = (&mut link.kind, &to.kind) {
             (have.learning, have.remote) = (want.learning, want.remote);
+        }
+        if let (LinkKind::Tun(have), LinkKind::Tun(want)) = (&mut link.kind, &to.kind) {
+            have.tunnel = want.tunnel;
         }
         match (from.up, to.up) {
             (false, true) => self.link_up(index),
@@ -444,10 +451,39 @@ impl Tables {
         Ok(())
     }
 
+    pub(super) fn put_forward(&mut self, link: u32, prefix: Prefix, forward: Forward) -> Outcome {
+        self.check_carried(link)?;
+        self.forwards.insert((link, prefix), forward);
+        Ok(())
+    }
+
+    pub(super) fn delete_forward(&mut self, link: u32, prefix: Prefix) -> Outcome {
+        self.check_carried(link)?;
+        self.forwards.remove(&(link, prefix));
+        Ok(())
+    }
+
+    /// What a data plane held of a device is lost: the device stays, and what it had.
+    pub(super) fn drop_tunnel(&mut self, link: u32) -> Outcome {
+        match &mut self.link_mut(link)?.kind {
+            LinkKind::Tun(tun) => tun.tunnel = None,
+            LinkKind::Vxlan(_) | LinkKind::External(_) | LinkKind::Other(_) => return Err(EOPNOTSUPP),
+        }
+        self.forwards.retain(|(on, _), _| *on != link);
+        Ok(())
+    }
+
+    fn check_carried(&self, link: u32) -> Outcome {
+        match &self.links.get(&link).ok_or(ENODEV)?.kind {
+            LinkKind::Tun(tun) if tun.tunnel.is_some() => Ok(()),
+            _ => Err(ENODEV),
+        }
+    }
+
     fn check_vxlan(&self, link: u32) -> Outcome {
         match self.links.get(&link).ok_or(ENODEV)?.kind {
             LinkKind::Vxlan(_) => Ok(()),
-            LinkKind::External(_) | LinkKind::Other(_) => Err(EOPNOTSUPP),
+            LinkKind::Tun(_) | LinkKind::External(_) | LinkKind::Other(_) => Err(EOPNOTSUPP),
         }
     }
 

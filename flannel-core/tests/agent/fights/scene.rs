@@ -65,6 +65,8 @@ fn spots(object: &Object) -> Vec<Spot> {
         Object::Address(_) => vec![Spot::Address, Spot::ExtraAddress],
         Object::Fdb(_) => vec![Spot::Fdb, Spot::FdbDestination, Spot::ExtraFdb],
         Object::Neighbour(_) => vec![Spot::Neighbour, Spot::NeighbourMac, Spot::ExtraNeighbour],
+        // Only this process writes what its data plane holds.
+        Object::Forward(_) => Vec::new(),
         Object::Route(_) => [&RoutePart::ALL.map(Spot::Route)[..], &[Spot::ExtraRoute, Spot::Blackhole]].concat(),
     }
 }
@@ -98,7 +100,9 @@ impl Plane {
 
 fn every_spot() -> Vec<Spot> {
     let link = LinkId::Own(0);
-    let parts = LinkPart::ALL.map(|part| Object::LinkPart(link, part));
+    // No data plane carries packets of a VXLAN device.
+    let parts = LinkPart::ALL.into_iter().filter(|part| *part != LinkPart::Tunnel);
+    let parts: Vec<_> = parts.map(|part| Object::LinkPart(link, part)).collect();
     let others = [
         Object::Link(link),
         Object::Address(AddressKey { link, addr: subnet(1).addr(), len: 32 }),
@@ -188,7 +192,7 @@ impl Scene {
             Spot::Part(LinkPart::Learning) => kernel.set_learning(device, true),
             Spot::Part(LinkPart::Remote) => kernel.set_remote(device, Some(public(Family::V4, 88))),
             Spot::Part(LinkPart::State) if self.is_right(spot, number) => kernel.link_down(device),
-            Spot::Part(LinkPart::State) => Ok(()),
+            Spot::Part(LinkPart::State | LinkPart::Tunnel) => Ok(()),
             Spot::Address => kernel.remove_address(device, format!("{}/32", self.own.addr()).parse().unwrap()),
             Spot::ExtraAddress => kernel.add_address(device, format!("{}/32", extra(number).addr()).parse().unwrap()),
             Spot::Fdb => kernel.delete_fdb(device, mac(number), at),
@@ -268,6 +272,7 @@ impl Scene {
             Spot::Part(LinkPart::Mark) => link(" group 0x666ba808 alias flannelkit:flannel"),
             Spot::Part(LinkPart::Learning) => link(" nolearning"),
             Spot::Part(LinkPart::Remote) => !link(" remote "),
+            Spot::Part(LinkPart::Tunnel) => !link(" type tun "),
             Spot::Part(LinkPart::State) => link(" up "),
             Spot::Address => has(&format!("addr {}/32 dev {device}", self.own.addr())),
             Spot::ExtraAddress => !has(&format!("addr {}/", extra(number).addr())),
