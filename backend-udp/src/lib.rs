@@ -1,7 +1,134 @@
-//! UDP backend of flannelkit, compatible with flannel: each IP packet of the overlay travels as the payload of one UDP
-//! datagram, without any header of ours.
-#![cfg(target_os = "linux")]
+//! UDP backend of flannelkit, compatible with flannel (docs/compatibility.md, "udp").
+//!
+//! For hosts whose kernel has no VXLAN, and for links that let only UDP through: each packet is carried by this process, as
+//! the whole of a UDP datagram, from a TUN device to the peer whose subnet it is for. [`Udp`] says what is wanted, and
+//! [`UdpDataPlane`] carries the packets:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use flannel_backend_udp::{Udp, UdpDataPlane};
+//! use flannel_core::netlink::NetlinkKernel;
+//! use flannel_core::overlay::Overlay;
+//! # fn assemble(store: Arc<dyn flannel_core::subnet::SubnetManager>) -> Result<(), Box<dyn std::error::Error>> {
+//! let plane = UdpDataPlane::new();
+//! let observer = plane.observer();
+//! let kernel = NetlinkKernel::new()?.with_data_plane(plane)?;
+//! let overlay = Overlay::builder().backend(Udp::TYPE, |config| Udp::new(config)).build(store, Arc::new(kernel))?;
+//! // While it runs:
+//! for device in observer.devices() {
+//!     println!("{}: {} packets sent", device.name, device.counters.sent.packets);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Nothing is encrypted or authenticated, as in flannel. A received packet is let through only if it comes from a peer's
+//! address, from inside that peer's subnet, to inside the own one; what is dropped is counted by its
+//! [`Reason`](path::Reason).
 
-#[cfg(feature = "fuzzing")]
+mod config;
+#[cfg(all(target_os = "linux", feature = "fuzzing"))]
+#[doc(hidden)]
 pub mod fuzzing;
+#[cfg(target_os = "linux")]
 pub mod path;
+#[cfg(target_os = "linux")]
+mod plane;
+#[cfg(test)]
+mod tests;
+mod wanted;
+mod wire;
+
+use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
+use flannel_core::config::NetworkConfig;
+use flannel_core::kernel::{Device, LinkName, PeerState, RouteSlot, State};
+use flannel_core::lease::LeaseAttrs;
+use flannel_core::net::{Family, MacAddr, Mtu};
+
+pub use config::Config;
+#[cfg(target_os = "linux")]
+pub use plane::{CarriedDevice, Observer, UdpDataPlane};
+
+/// The backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Udp {
+    config: Config,
+    device: LinkName,
+}
+
+impl Udp {
+    /// The name in the configuration. Leases have none.
+    pub const TYPE: &'static str = "udp";
+    /// The device's name, as flannel has it.
+    const DEVICE: &'static str = "flannel0";
+
+    /// Reads the backend's part of the configuration. `Type` is not looked at, and keys that are not known are left alone.
+    ///
+    /// # Errors
+    /// [`BackendError::Config`] names the key. Final for this configuration.
+    pub fn new(network: &NetworkConfig) -> Result<Self, BackendError> {
+        let device = LinkName::new(Self::DEVICE).map_err(|error| BackendError::Host {
+            what: error.to_string(),
+            remedy: "give the device another name".to_owned(),
+        })?;
+        Ok(Self { config: Config::read(network)?, device })
+    }
+
+    /// Gives the device another name than `flannel0`: each overlay of a host needs one of its own.
+    pub fn with_device(self, device: LinkName) -> Self {
+        Self { device, ..self }
+    }
+
+    /// The device's name.
+    pub fn device(&self) -> &LinkName {
+        &self.device
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl Backend for Udp {
+    fn name(&self) -> &'static str {
+        Self::TYPE
+    }
+
+    fn wire_type(&self) -> &'static str {
+        ""
+    }
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    fn slots(&self) -> Vec<RouteSlot> {
+        vec![wanted::SLOT]
+    }
+
+    fn devices(&self, _: &LocalNode) -> Vec<Device> {
+        wanted::devices(&self.device, &self.config)
+    }
+
+    fn mtu(&self, context: &NodeContext) -> Option<Mtu> {
+        Some(wanted::mtu(context))
+    }
+
+    fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
+        wanted::advertise(&self.config, context)
+    }
+
+    fn hardware_address(&self, _: &LeaseAttrs, _: Family) -> Result<Option<MacAddr>, Skip> {
+        Ok(None)
+    }
+
+    fn base(&self, local: &LocalNode) -> State {
+        wanted::base(&self.device, &self.config, local)
+    }
+
+    fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
+        wanted::peer(&self.config, local, peer, family)
+    }
+}

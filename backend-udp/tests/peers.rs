@@ -1,6 +1,6 @@
 //! What is on the wire, and who is let in.
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod lab;
 
@@ -165,7 +165,7 @@ fn noise_from_a_peer_harms_nothing() {
 fn what_a_socket_has_no_room_for_is_counted() {
     let [node, peer] = nodes(Link::Whole);
     let table = Table::new(node.own());
-    let settings = Settings { buffers: Buffers { receive: 4096, send: 4096 } };
+    let settings = Settings::default().with_buffers(Buffers::new(4096, 4096));
     let path = node.ns.run(|| Path::start(Tun::open(TUN, OpenMode::Create, 1).unwrap(), settings, table).unwrap());
     let path = path.unwrap();
     let local = node.endpoint(Family::V4);

@@ -1,7 +1,7 @@
 //! Traffic through packet paths on the real kernel: over a link that carries super-packets whole, and over one that does
 //! not.
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod lab;
 

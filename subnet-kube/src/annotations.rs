@@ -134,9 +134,9 @@ fn writes_family(attrs: &LeaseAttrs, family: Family) -> bool {
     match (&*attrs.backend_type, family) {
         ("vxlan", _) => has_data,
         (_, Family::V4) => true,
-        ("wireguard", Family::V6) => has_data && has_addr,
-        // udp and alloc are nameless.
-        ("" | "ipip" | "ipsec", Family::V6) => false,
+        // udp and alloc are nameless. Go flannel's never have data of IPv6; ours of udp have.
+        ("wireguard" | "", Family::V6) => has_data && has_addr,
+        ("ipip" | "ipsec", Family::V6) => false,
         (_, Family::V6) => has_addr,
     }
 }
@@ -192,6 +192,7 @@ mod tests {
             ("wireguard", [true, false], yes, "type data ip"),
             ("wireguard", yes, yes, "type data v6data ip ipv6"),
             ("", no, yes, "type data ip"),
+            ("", [false, true], yes, "type data v6data ip ipv6"),
             ("ipip", no, yes, "type data ip"),
         ] {
             let texts = written(&attrs(kind, data, addrs), &Dual::default());

@@ -25,6 +25,7 @@ mod process;
 
 pub mod canary;
 pub mod etcd;
+mod ethtool;
 pub mod filter;
 pub mod firewall_contract;
 pub mod go_flannel;

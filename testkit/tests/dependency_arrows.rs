@@ -29,6 +29,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "flannel-core",
             "flannel-backend-vxlan",
             "flannel-backend-hostgw",
+            "flannel-backend-udp",
             "flannel-firewall-iptables",
             "flannel-firewall-nft",
             "flannel-subnet-cached",

@@ -13,7 +13,7 @@ use super::header::{
 };
 use super::split::LEAST_SEGMENT;
 
-/// How many flows are held at a time. Beyond, the one held longest is written.
+/// How many flows are held at a time. Beyond, one of them is written.
 pub(crate) const MAX_FLOWS: usize = 16;
 /// How many packets are merged into one: kernels before 6.11 take no more datagrams (`UDP_MAX_SEGMENTS`).
 pub(crate) const MAX_MERGED: usize = 64;

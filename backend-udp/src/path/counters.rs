@@ -82,6 +82,7 @@ impl Reason {
 
 /// One direction. All numbers count from the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Traffic {
     /// Packets of the overlay, as they are on the wire.
     pub packets: u64,
@@ -113,6 +114,9 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// A name for [`overflowed`](Self::overflowed) in metrics, beside those of reasons.
+    pub const OVERFLOWED: &'static str = "no_room";
+
     /// Packets dropped for a reason.
     pub fn dropped(&self, reason: Reason) -> u64 {
         self.dropped.get(reason as usize).copied().unwrap_or(0)

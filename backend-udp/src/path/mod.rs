@@ -51,7 +51,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -67,6 +67,7 @@ use tx::Tx;
 
 pub use counters::{Counters, Reason, Traffic};
 pub use offload::{Degraded, Offload};
+pub use shared::OnLoss;
 pub use socket::{Buffers, SocketError};
 pub use table::Table;
 pub use tun::{OpenMode, Tun, TunError};
@@ -94,11 +95,64 @@ pub struct Path {
     changing: Mutex<()>,
 }
 
+/// Looks at a path from anywhere, and does not keep it alive.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    shared: Weak<Shared>,
+    sending: Vec<Arc<Cells>>,
+    receiving: Arc<Cells>,
+}
+
+impl Watch {
+    /// What was counted since the path was started. Takes no lock.
+    pub fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        self.sending.iter().for_each(|cells| cells.add_to(&mut counters, |counters| &mut counters.sent));
+        self.receiving.add_to(&mut counters, |counters| &mut counters.received);
+        counters.overflowed = self.shared.upgrade().map_or(0, |shared| shared.overflowed());
+        counters
+    }
+
+    /// The offloads that are done without, in the order in which that was found out. None once the path has ended.
+    pub fn degraded(&self) -> Vec<Degraded> {
+        self.shared.upgrade().map_or_else(Vec::new, |shared| shared.offloads.list())
+    }
+
+    /// How many subnets of peers the path forwards to. None once it has ended.
+    pub fn forwards(&self) -> usize {
+        self.shared.upgrade().map_or(0, |shared| shared.table.load().len())
+    }
+}
+
 /// How a path is run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Settings {
     /// How much the sockets hold.
     pub buffers: Buffers,
+    /// Whom to tell that the device or a socket is lost. A thread of the path calls it.
+    pub on_loss: OnLoss,
+}
+
+impl Settings {
+    /// Sets how much the sockets hold.
+    pub fn with_buffers(self, buffers: Buffers) -> Self {
+        Self { buffers, ..self }
+    }
+
+    /// Sets whom to tell that the device or a socket is lost.
+    pub fn telling(self, on_loss: OnLoss) -> Self {
+        Self { on_loss, ..self }
+    }
+}
+
+/// Whether sockets could be bound here: nothing is left of the try. To be asked before a device is made, whose sockets
+/// these are to be.
+///
+/// # Errors
+/// [`SocketError`]. [`NotHere`](SocketError::NotHere) and [`InUse`](SocketError::InUse) may pass: retry with back-off.
+pub fn check_sockets(wanted: Dual<SocketAddr>) -> Result<(), SocketError> {
+    wanted.iter().try_for_each(|(family, local)| socket::check(*local, family))
 }
 
 /// The path could not be started or changed.
@@ -120,10 +174,10 @@ impl Path {
     /// Starts the threads, without sockets and with this table.
     ///
     /// # Errors
-    /// [`PathError::Start`].
+    /// [`PathError::Start`] where the system has no more threads or descriptors. Retry with back-off.
     pub fn start(tun: Tun, settings: Settings, table: Table) -> Result<Self, PathError> {
         let start = |errno: nix::Error| PathError::Start(errno.into());
-        let shared = Arc::new(Shared::new(table, Offloads::new(tun.degraded().to_vec())).map_err(start)?);
+        let shared = Arc::new(Shared::new(table, Offloads::new(tun.degraded()), settings.on_loss).map_err(start)?);
         let queues =
             tun.queues().iter().map(File::try_clone).collect::<Result<Vec<_>, _>>().map_err(PathError::Start)?;
         let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();
@@ -219,13 +273,15 @@ impl Path {
         &self.tun
     }
 
+    /// Looks at the path from anywhere.
+    pub fn watch(&self) -> Watch {
+        let (sending, receiving) = (self.sending.clone(), Arc::clone(&self.receiving));
+        Watch { shared: Arc::downgrade(&self.shared), sending, receiving }
+    }
+
     /// What was counted since the start.
     pub fn counters(&self) -> Counters {
-        let mut counters = Counters::default();
-        counters.overflowed = self.shared.overflowed();
-        self.sending.iter().for_each(|cells| cells.add_to(&mut counters, |counters| &mut counters.sent));
-        self.receiving.add_to(&mut counters, |counters| &mut counters.received);
-        counters
+        self.watch().counters()
     }
 
     /// The offloads that are done without, in the order in which that was found out.

@@ -37,6 +37,7 @@ impl fmt::Display for Offload {
 
 /// An offload that is done without.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Degraded {
     /// Which.
     pub what: Offload,
@@ -52,8 +53,10 @@ pub(crate) struct Offloads {
 }
 
 impl Offloads {
-    pub(crate) fn new(degraded: Vec<Degraded>) -> Self {
-        Self { is_udp_segment_off: AtomicBool::new(false), degraded: Mutex::new(degraded) }
+    pub(crate) fn new(degraded: &[Degraded]) -> Self {
+        let offloads = Self::default();
+        degraded.iter().for_each(|Degraded { what, because }| offloads.degrade(*what, because));
+        offloads
     }
 
     /// Does without one from now on.
@@ -63,7 +66,7 @@ impl Offloads {
         }
         let mut degraded = self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
         if degraded.iter().all(|known| known.what != what) {
-            tracing::debug!(%what, %because, "done without an offload");
+            tracing::warn!(%what, %because, "the kernel does without an offload: packets are carried more slowly");
             degraded.push(Degraded { what, because: because.to_string() });
         }
     }

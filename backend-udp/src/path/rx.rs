@@ -63,8 +63,19 @@ impl Rx {
             let (v4, v6) = (held(sockets.v4.as_ref()), held(sockets.v6.as_ref()));
             let (is_woken, ready) = wait_for(v4.as_deref(), v6.as_deref(), &wake);
             for (socket, _) in [v4.as_ref(), v6.as_ref()].into_iter().zip(ready).filter(|(_, ready)| *ready) {
-                if socket.is_some_and(|socket| delivery.drain(socket, &mut receiver).is_err()) {
-                    wait([], &wake, Some(PAUSE));
+                let Some(socket) = socket else { continue };
+                match delivery.drain(socket, &mut receiver) {
+                    Ok(()) => {}
+                    // Somebody destroyed it (`ss --kill`). Whether it is still bound is the kernel's affair: another one is.
+                    Err(Errno::ECONNABORTED) => {
+                        for family in Family::BOTH {
+                            sockets.slot(family).take_if(|one| Arc::ptr_eq(one, socket));
+                        }
+                        shared.drop_socket(socket, &sockets);
+                    }
+                    Err(_) => {
+                        wait([], &wake, Some(PAUSE));
+                    }
                 }
             }
             if !is_woken {
@@ -80,7 +91,6 @@ impl Rx {
                 for (_, old) in former.iter().filter(|(family, old)| !is_held(*family, old)) {
                     // What came in while the new ones were bound is taken; a socket that fails has nothing.
                     let _ = delivery.drain(old, &mut receiver);
-                    shared.give_up(old);
                 }
                 // Their addresses are free when the answer is there.
                 drop(former);
@@ -131,6 +141,11 @@ fn change(
             None => Arc::new(Socket::bind(*local, buffers, &shared.offloads)?),
         };
         *new.slot(family) = Some(socket);
+    }
+    for (family, old) in sockets.iter() {
+        if new.get(family).is_none_or(|new| !Arc::ptr_eq(new, old)) {
+            shared.give_up(old);
+        }
     }
     shared.sockets.store(Arc::new(new.clone()));
     *sockets = new;
@@ -302,13 +317,14 @@ mod tests {
     use super::*;
     use crate::path::offload::Offloads;
     use crate::path::packets::Spec;
+    use crate::path::shared::OnLoss;
     use crate::path::table::Table;
 
     #[test]
     fn a_device_that_refuses_super_packets_gets_none_after_a_while_and_it_is_told_once() {
         // As such a device does, it says that the argument is wrong.
         let refusing = File::from(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap().0);
-        let shared = Shared::new(Table::new(Dual::default()), Offloads::default()).unwrap();
+        let shared = Shared::new(Table::new(Dual::default()), Offloads::default(), OnLoss::default()).unwrap();
         let cells = Cells::default();
         let queues = vec![Arc::new(refusing)];
         let mut writer = Writer { shared: &shared, cells: &cells, queues, header: Vnet::LEN, refusals: 0 };

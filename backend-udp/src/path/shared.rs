@@ -1,5 +1,6 @@
 //! What the threads of a path have in common with whoever started them.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -15,6 +16,29 @@ use super::offload::Offloads;
 use super::socket::{Socket, Sockets};
 use super::table::Table;
 
+/// Whom to tell that the device or a socket is lost. Default: nobody.
+#[derive(Clone, Default)]
+pub struct OnLoss(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl OnLoss {
+    /// Calls this, which must not block.
+    pub fn call(tell: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self(Some(tell))
+    }
+
+    fn tell(&self) {
+        if let Some(tell) = &self.0 {
+            tell();
+        }
+    }
+}
+
+impl fmt::Debug for OnLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnLoss")
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     is_stopping: AtomicBool,
@@ -24,12 +48,13 @@ pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
     pub(crate) sockets: ArcSwap<Sockets>,
     pub(crate) offloads: Offloads,
+    on_loss: OnLoss,
     /// How many datagrams the sockets that were given up had no room for.
     overflowed: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(table: Table, offloads: Offloads) -> Result<Self, Errno> {
+    pub(crate) fn new(table: Table, offloads: Offloads, on_loss: OnLoss) -> Result<Self, Errno> {
         Ok(Self {
             is_stopping: AtomicBool::new(false),
             stopped: event()?,
@@ -37,6 +62,7 @@ impl Shared {
             table: Arc::new(ArcSwap::from_pointee(table)),
             sockets: ArcSwap::from_pointee(Sockets::default()),
             offloads,
+            on_loss,
             overflowed: AtomicU64::new(0),
         })
     }
@@ -55,10 +81,17 @@ impl Shared {
     /// Whether the error says that the device is no more; if so, that is remembered.
     pub(crate) fn is_tun_gone(&self, error: &io::Error) -> bool {
         let is_gone = error.raw_os_error() == Some(Errno::EBADFD as i32);
-        if is_gone {
-            self.is_tun_gone.store(true, Ordering::Release);
+        if is_gone && !self.is_tun_gone.swap(true, Ordering::AcqRel) {
+            self.on_loss.tell();
         }
         is_gone
+    }
+
+    /// Gives up a socket that is no more of use.
+    pub(crate) fn drop_socket(&self, lost: &Socket, left: &Sockets) {
+        self.give_up(lost);
+        self.sockets.store(Arc::new(left.clone()));
+        self.on_loss.tell();
     }
 
     /// Whether the device is there, as far as is known.
@@ -66,7 +99,7 @@ impl Shared {
         !self.is_tun_gone.load(Ordering::Acquire)
     }
 
-    /// Remembers what a socket lost that is given up.
+    /// Remembers what a socket lost that is about to be given up: before it is, so that no count goes down.
     pub(crate) fn give_up(&self, socket: &Socket) {
         self.overflowed.fetch_add(socket.overflowed(), Ordering::Relaxed);
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use flannel_core::net::Dual;
+use flannel_core::net::{Dual, Family};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
 
@@ -27,14 +27,14 @@ pub(crate) type Sockets = Dual<Arc<Socket>>;
 #[non_exhaustive]
 pub enum SocketError {
     /// The address is not this node's, or not yet.
-    #[error("{local} is no address of this node")]
+    #[error("{local} is no address of this node: give it to an interface, or select another one")]
     NotHere {
         /// The address.
         local: SocketAddr,
     },
     /// Another program has the port. A socket of this path that is to be replaced has it, where one of the two addresses
     /// is unspecified: then it has to be given up first.
-    #[error("{local} is in use")]
+    #[error("{local} is in use: end the program that `ss -ulpn sport = :{}` names, or set another $.Backend.Port on all nodes", local.port())]
     InUse {
         /// The address.
         local: SocketAddr,
@@ -58,6 +58,7 @@ pub enum SocketError {
 
 /// How much a socket holds, in bytes. The kernel gives less where `CAP_NET_ADMIN` is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Buffers {
     /// Of what was received, and is not read.
     pub receive: usize,
@@ -65,10 +66,25 @@ pub struct Buffers {
     pub send: usize,
 }
 
+impl Buffers {
+    /// These sizes, in bytes.
+    pub fn new(receive: usize, send: usize) -> Self {
+        Self { receive, send }
+    }
+}
+
 impl Default for Buffers {
     fn default() -> Self {
         Self { receive: 8 << 20, send: 4 << 20 }
     }
+}
+
+/// Binds one and gives it up, in the network namespace of the calling thread.
+pub(crate) fn check(local: SocketAddr, family: Family) -> Result<(), SocketError> {
+    if Family::of(local.ip()) != family {
+        return Err(SocketError::Family { local });
+    }
+    Socket::bind(local, Buffers::default(), &Offloads::default()).map(drop)
 }
 
 impl Socket {

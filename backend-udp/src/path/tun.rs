@@ -24,7 +24,8 @@ const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 pub enum OpenMode {
     /// It must not be there.
     Create,
-    /// It has to be there, persistent, and nobody may have it open.
+    /// It has to be there and persistent. One that is made for one queue must not be open elsewhere; the kernel lets several
+    /// processes have queues of one that is made for several.
     Attach,
     /// It is made if it is not there.
     CreateOrAttach,
@@ -49,7 +50,7 @@ pub enum TunError {
     /// The number of queues is out of range.
     #[error("{0} queues: a device has from 1 to {MAX_QUEUES}")]
     Queues(usize),
-    /// There is no TUN driver.
+    /// The driver cannot be opened: there is none, the process may not, or the system has no more descriptors.
     #[error("cannot open {DRIVER}: load the module tun, or give the container this device")]
     Driver(#[source] io::Error),
     /// The right to make network devices is missing.
@@ -135,6 +136,15 @@ impl Tun {
         let name = opening.name.to_string_lossy().into_owned();
         let index = if_nametoindex(name.as_str()).map_err(|errno| opening.refused("looking for it", errno))?;
         Ok(Self { queues: files, name, index, degraded: opening.degraded })
+    }
+
+    /// Asks whether there is a driver, and makes nothing.
+    ///
+    /// # Errors
+    /// [`TunError::Driver`].
+    pub fn probe() -> Result<(), TunError> {
+        let file = open()?;
+        sys::features(file.as_fd()).map(drop).map_err(|errno| TunError::Driver(errno.into()))
     }
 
     /// Its name.

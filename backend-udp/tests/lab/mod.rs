@@ -1,8 +1,6 @@
 //! Two nodes with a link between them, and a packet path on each.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-mod ethtool;
-
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -134,7 +132,7 @@ pub(crate) fn nodes(link: Link) -> [Node; 2] {
                 ("tx-udp_tnl-csum-segmentation", false),
                 ("rx-gro", true),
             ];
-            node.ns.run(|| ethtool::set_features(LINK, &features)).unwrap();
+            node.ns.set_features(LINK, &features).unwrap();
         }
         node.ns.add_address(LINK, underlay_address(node.number, Family::V4), 24).unwrap();
         node.ns.add_address(LINK, underlay_address(node.number, Family::V6), 64).unwrap();

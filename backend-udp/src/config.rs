@@ -1,0 +1,51 @@
+//! The `Backend` object's keys.
+
+use std::num::NonZeroU8;
+
+use flannel_core::config::{ConfigError, NetworkConfig};
+
+/// The settings of the UDP backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// `Port`: UDP port, the same on all nodes. Default: 8285.
+    pub port: u16,
+    /// `Queues`: how many packets this node may send at the same time, 1 to 16; each takes a thread, and one more receives.
+    /// Default: 1. Go flannel does not know it.
+    pub queues: NonZeroU8,
+    /// `SocketBuffer`: of each socket, each way, in bytes, 65536 to 268435456. Default: 8 MiB to receive, 4 MiB to send. Go
+    /// flannel does not know it.
+    pub socket_buffer: Option<u32>,
+}
+
+const DEFAULT_PORT: u16 = 8285;
+const MAX_QUEUES: u64 = 16;
+/// What a full super-packet takes, and what `SO_RCVBUFFORCE` takes without overflow (net/core/sock.c doubles it).
+const SOCKET_BUFFER: std::ops::RangeInclusive<u64> = 65_536..=268_435_456;
+
+impl Config {
+    pub(crate) fn read(network: &NetworkConfig) -> Result<Self, ConfigError> {
+        let settings = &network.backend.settings;
+        let range =
+            |key: &str, problem: String, remedy: String| ConfigError::new(settings.path_of(key), problem, remedy);
+        let port = settings.u64("Port")?.unwrap_or(DEFAULT_PORT.into());
+        let port = u16::try_from(port).ok().filter(|port| *port > 0).ok_or_else(|| {
+            range(
+                "Port",
+                format!("{port} is no UDP port"),
+                format!("write 1 to 65535, or leave it out for {DEFAULT_PORT}"),
+            )
+        })?;
+        let queues = settings.u64("Queues")?.unwrap_or(1);
+        let number = u8::try_from(queues).ok().filter(|queues| u64::from(*queues) <= MAX_QUEUES);
+        let queues = number
+            .and_then(NonZeroU8::new)
+            .ok_or_else(|| range("Queues", format!("{queues} is out of range"), format!("write 1 to {MAX_QUEUES}")))?;
+        let socket_buffer = settings.u64("SocketBuffer")?;
+        if let Some(bytes) = socket_buffer.filter(|bytes| !SOCKET_BUFFER.contains(bytes)) {
+            let remedy = format!("write {} to {} bytes", SOCKET_BUFFER.start(), SOCKET_BUFFER.end());
+            return Err(range("SocketBuffer", format!("{bytes} is out of range"), remedy));
+        }
+        Ok(Self { port, queues, socket_buffer: socket_buffer.map(|bytes| bytes as u32) })
+    }
+}

@@ -1,0 +1,273 @@
+//! The data plane: devices and the paths of their packets, as the kernel seam asks for them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flannel_core::kernel::{DataPlane, Forward, KernelError, LinkName, OnChange, Tunnel};
+use flannel_core::net::{Dual, Prefix};
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
+
+use crate::path::{
+    Buffers, Counters, Degraded, OnLoss, OpenMode, Path, PathError, Settings, SocketError, Table, Tun, TunError, Watch,
+    check_sockets,
+};
+
+/// Carries packets between TUN devices and UDP sockets. It is attached to a kernel
+/// ([`NetlinkKernel::with_data_plane`](flannel_core::netlink::NetlinkKernel::with_data_plane)), and does nothing until a
+/// backend wants such a device.
+///
+/// Each device has one thread that receives and one a queue that sends. They end with the data plane.
+#[derive(Default)]
+pub struct UdpDataPlane {
+    carried: BTreeMap<u32, Carried>,
+    observer: Observer,
+    changed: Option<OnChange>,
+}
+
+/// Looks at what a [`UdpDataPlane`] carries, wherever that is attached. Clones look at the same. It keeps nothing alive: once
+/// the data plane is dropped there is nothing to see.
+#[derive(Clone, Default)]
+pub struct Observer(Arc<Mutex<BTreeMap<u32, Seen>>>);
+
+/// A device whose packets are carried.
+struct Carried {
+    tunnel: Tunnel,
+    path: Path,
+}
+
+/// The same for observers.
+struct Seen {
+    name: LinkName,
+    watch: Watch,
+}
+
+/// One device, as [`Observer::devices`] shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CarriedDevice {
+    /// Its name when it was opened.
+    pub name: LinkName,
+    /// How many subnets of peers it forwards to.
+    pub forwards: usize,
+    /// What went through it since it was opened.
+    pub counters: Counters,
+    /// The offloads that it does without, in the order in which that was found out.
+    pub degraded: Vec<Degraded>,
+}
+
+impl Observer {
+    /// The devices, in the order of their interface indices. Waits neither for a packet nor for the kernel.
+    pub fn devices(&self) -> Vec<CarriedDevice> {
+        let device = |Seen { name, watch }: &Seen| CarriedDevice {
+            name: name.clone(),
+            forwards: watch.forwards(),
+            counters: watch.counters(),
+            degraded: watch.degraded(),
+        };
+        self.lock().values().map(device).collect()
+    }
+
+    /// Held for as long as it takes to change or read the map, and for no call of the kernel that may wait.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.devices()).finish()
+    }
+}
+
+impl fmt::Debug for UdpDataPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("UdpDataPlane").field(&self.observer).finish()
+    }
+}
+
+impl UdpDataPlane {
+    /// One that carries nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// For status pages and metrics.
+    pub fn observer(&self) -> Observer {
+        self.observer.clone()
+    }
+
+    /// Opens a device, and carries its packets.
+    fn start(&mut self, name: &LinkName, mode: OpenMode, tunnel: &Tunnel, table: Table) -> Result<u32, KernelError> {
+        let tun = Tun::open(name.as_str(), mode, tunnel.queues.get().into()).map_err(|error| of_tun(name, error))?;
+        let failed = |error| of_path(name, error);
+        let on_loss = self.changed.clone().map_or_else(OnLoss::default, OnLoss::call);
+        let settings = Settings::default().with_buffers(buffers(tunnel)).telling(on_loss);
+        let path = Path::start(tun, settings, table).map_err(failed)?;
+        path.set_sockets(sockets(tunnel)).map_err(failed)?;
+        let index = path.tun().index();
+        self.observer.lock().insert(index, Seen { name: name.clone(), watch: path.watch() });
+        self.carried.insert(index, Carried { tunnel: *tunnel, path });
+        Ok(index)
+    }
+
+    /// Ends what is carried of a device.
+    fn end(&mut self, index: u32) -> Option<Carried> {
+        self.observer.lock().remove(&index);
+        self.carried.remove(&index)
+    }
+
+    fn get(&self, index: u32) -> Result<&Carried, KernelError> {
+        self.carried.get(&index).ok_or_else(|| not_open(index))
+    }
+}
+
+impl Drop for UdpDataPlane {
+    fn drop(&mut self) {
+        self.observer.lock().clear();
+    }
+}
+
+fn sockets(tunnel: &Tunnel) -> Dual<SocketAddr> {
+    tunnel.local.map(|_, addr| SocketAddr::new(*addr, tunnel.port))
+}
+
+fn buffers(tunnel: &Tunnel) -> Buffers {
+    let size = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
+    tunnel.socket_buffer.map_or_else(Buffers::default, |bytes| Buffers::new(size(bytes), size(bytes)))
+}
+
+impl DataPlane for UdpDataPlane {
+    fn on_change(&mut self, changed: OnChange) {
+        self.changed = Some(changed);
+    }
+
+    fn probe(&mut self) -> Result<(), KernelError> {
+        Tun::probe().map_err(|error| of_tun_text("making TUN devices", error))
+    }
+
+    fn open(&mut self, name: &LinkName, index: Option<u32>, tunnel: &Tunnel) -> Result<u32, KernelError> {
+        // What is left of a device that is gone still has its port.
+        let is_lost = |(index, device): (&u32, &Carried)| {
+            (!device.path.is_healthy() || if_indextoname(*index).is_err()).then_some(*index)
+        };
+        for lost in self.carried.iter().filter_map(is_lost).collect::<Vec<_>>() {
+            self.end(lost);
+        }
+        let Some(index) = index else {
+            // Before there is a device, which would come and go.
+            check_sockets(sockets(tunnel)).map_err(|error| of_path(name, error.into()))?;
+            return self.start(name, OpenMode::Create, tunnel, Table::new(tunnel.subnets));
+        };
+        let threads = |tunnel: &Tunnel| (tunnel.queues, tunnel.socket_buffer);
+        if let Some(device) = self.carried.get_mut(&index)
+            && threads(&device.tunnel) == threads(tunnel)
+        {
+            device.path.set_sockets(sockets(tunnel)).map_err(|error| of_path(name, error))?;
+            device.path.set_own(tunnel.subnets);
+            device.tunnel = *tunnel;
+            return Ok(index);
+        }
+        // Its queues are given up before they can be had again; the table goes on.
+        let table = self.end(index).map(|device| Table::with_own(&device.path.table(), tunnel.subnets));
+        // A device that could not be renamed is opened under the name it has.
+        let present = if_indextoname(index).ok().and_then(|name| LinkName::new(name.to_str().ok()?).ok());
+        let present = present.ok_or_else(|| not_open(index))?;
+        let opened =
+            self.start(&present, OpenMode::Attach, tunnel, table.unwrap_or_else(|| Table::new(tunnel.subnets)))?;
+        if opened != index {
+            // Somebody has put another device in its place.
+            self.end(opened);
+            return Err(not_open(index));
+        }
+        Ok(index)
+    }
+
+    fn keep(&mut self, index: u32) -> Result<(), KernelError> {
+        let tun = self.get(index)?.path.tun();
+        tun.keep().map_err(|error| of_tun_text(&format!("keeping the TUN device {}", tun.name()), error))
+    }
+
+    fn held(&self, index: u32) -> Option<Tunnel> {
+        let device = self.carried.get(&index).filter(|device| device.path.is_healthy())?;
+        // A socket that broke was given up.
+        (device.path.sockets() == sockets(&device.tunnel)).then_some(device.tunnel)
+    }
+
+    fn write(&mut self, index: u32, changes: &[(Prefix, Option<Forward>)]) -> Result<(), KernelError> {
+        let device = self.get(index)?;
+        if changes.iter().any(|(_, forward)| forward.is_some_and(|forward| forward.key.is_some())) {
+            return Err(refused("writing forwards", Errno::EOPNOTSUPP, "packets are not encrypted here"));
+        }
+        let endpoint = |forward: &Option<Forward>| forward.map(|forward| forward.endpoint);
+        let changes: Vec<_> = changes.iter().map(|(prefix, forward)| (*prefix, endpoint(forward))).collect();
+        device.path.change(&changes);
+        Ok(())
+    }
+
+    fn forwards(&self, index: u32) -> Vec<(Prefix, Forward)> {
+        let table = self.carried.get(&index).map(|device| device.path.table());
+        table.iter().flat_map(|table| table.iter()).map(|(prefix, addr)| (prefix, Forward::to(addr))).collect()
+    }
+
+    fn close(&mut self, index: u32) {
+        self.end(index);
+    }
+}
+
+fn refused(doing: impl Into<String>, errno: Errno, message: impl ToString) -> KernelError {
+    KernelError::Refused { doing: doing.into(), errno: errno as i32, message: message.to_string() }
+}
+
+fn not_open(index: u32) -> KernelError {
+    refused("writing forwards", Errno::ENODEV, format!("the device with index {index} is not open"))
+}
+
+fn of_tun(name: &LinkName, error: TunError) -> KernelError {
+    of_tun_text(&format!("opening the TUN device {name}"), error)
+}
+
+fn of_tun_text(doing: &str, error: TunError) -> KernelError {
+    let errno = match &error {
+        TunError::Denied { .. } => {
+            return KernelError::Denied { doing: doing.to_owned(), hint: "CAP_NET_ADMIN is needed".to_owned() };
+        }
+        TunError::Driver(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            let hint = "/dev/net/tun has to be readable and writable for this program".to_owned();
+            return KernelError::Denied { doing: doing.to_owned(), hint };
+        }
+        TunError::Driver(source) if has_no_driver(source) => {
+            let hint =
+                "load the module (modprobe tun), give the container /dev/net/tun, or choose a backend without it";
+            return KernelError::Unsupported { what: "a TUN device".to_owned(), hint: hint.to_owned() };
+        }
+        TunError::Exists { .. } => Errno::EEXIST,
+        TunError::Missing { .. } => Errno::ENODEV,
+        TunError::Busy { .. } => Errno::EBUSY,
+        TunError::Refused { source, .. } | TunError::Driver(source) => {
+            Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO))
+        }
+        _ => Errno::EINVAL,
+    };
+    refused(doing, errno, error)
+}
+
+fn has_no_driver(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO))
+}
+
+fn of_path(name: &LinkName, error: PathError) -> KernelError {
+    let errno = match &error {
+        PathError::Socket(SocketError::NotHere { .. }) => Errno::EADDRNOTAVAIL,
+        PathError::Socket(SocketError::InUse { .. }) => Errno::EADDRINUSE,
+        PathError::Socket(SocketError::Refused { source, .. }) | PathError::Start(source) => {
+            Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO))
+        }
+        _ => Errno::EIO,
+    };
+    refused(format!("carrying the packets of {name}"), errno, error)
+}
