@@ -47,6 +47,15 @@ impl Namespace {
         self.iproute("bridge", &args.split_whitespace().collect::<Vec<_>>(), "")
     }
 
+    /// Destroys the UDP sockets that are bound to a port.
+    ///
+    /// # Errors
+    /// As [`ip`](Self::ip), and where there is none.
+    pub fn destroy_udp_sockets(&self, port: u16) -> Result<(), Error> {
+        let destroyed = self.iproute("ss", &["-HKuan", "sport", "=", &port.to_string()], "")?;
+        if destroyed.trim().is_empty() { Err(Error::new(format!("no UDP socket has port {port}"))) } else { Ok(()) }
+    }
+
     /// Runs a command for each line in one process: one that is refused does not stop the others.
     pub(crate) fn batch(&self, program: &str, lines: impl IntoIterator<Item = String>) -> Result<(), Error> {
         let lines: String = lines.into_iter().map(|line| line + "\n").collect();

@@ -5,6 +5,9 @@ use flannel_core::net::{Dual, Family, MacAddr, Prefix};
 use crate::lab::Carrier;
 use crate::{Address, Error, Link, Node, Route, UNDERLAY_LINK};
 
+/// The port of flannel's udp backend.
+const UDP_PORT: u16 = 8285;
+
 /// An act of sabotage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Act {
@@ -55,6 +58,8 @@ pub enum Act {
     NeighbourDeleted,
     /// One forwarding entry is deleted.
     FdbDeleted,
+    /// The UDP sockets of the data plane are destroyed (`ss --kill`).
+    SocketsDestroyed,
     /// The overlay devices are deleted and the main table is flushed.
     Everything,
 }
@@ -66,6 +71,8 @@ pub enum Plane {
     Vxlan,
     /// Routes through the underlay; no device.
     HostGw,
+    /// A route into a TUN device.
+    Udp,
 }
 
 /// The overlay on a node, as a saboteur sees it.
@@ -78,8 +85,7 @@ pub struct Overlay {
 }
 
 impl Act {
-    /// Every act there is.
-    pub const EVERY: [Self; 24] = [
+    const EVERY: [Self; 25] = [
         Self::OverlayDownUp,
         Self::OverlayMac,
         Self::OverlayMtu,
@@ -103,12 +109,17 @@ impl Act {
         Self::RouteDeleted,
         Self::NeighbourDeleted,
         Self::FdbDeleted,
+        Self::SocketsDestroyed,
         Self::Everything,
     ];
 
     /// Those that hurt this kind of overlay.
     pub fn all(plane: Plane) -> impl Iterator<Item = Self> {
-        Self::EVERY.into_iter().filter(move |act| plane == Plane::Vxlan || !act.needs_device())
+        Self::EVERY.into_iter().filter(move |act| match plane {
+            Plane::Vxlan => *act != Self::SocketsDestroyed,
+            Plane::HostGw => *act != Self::SocketsDestroyed && !act.needs_device(),
+            Plane::Udp => !act.needs_ethernet(),
+        })
     }
 
     /// Whether it is done to an overlay device.
@@ -137,23 +148,38 @@ impl Act {
             | Self::UnderlayCarrier
             | Self::UnderlayDeleted
             | Self::RoutesFlushed
-            | Self::RouteDeleted => false,
+            | Self::RouteDeleted
+            | Self::SocketsDestroyed => false,
         }
+    }
+
+    /// Whether it is done to what a device without MAC addresses does not have, or to a next hop.
+    fn needs_ethernet(self) -> bool {
+        matches!(
+            self,
+            Self::OverlayMac
+                | Self::ArpOffOn
+                | Self::NeighboursFlushed
+                | Self::FdbFlushed
+                | Self::RouteDeleted
+                | Self::NeighbourDeleted
+                | Self::FdbDeleted
+        )
     }
 
     /// A short name for people.
     pub fn name(self) -> &'static str {
         match self {
-            Self::OverlayDownUp => "vxlan down, up",
-            Self::OverlayMac => "vxlan MAC changed",
-            Self::OverlayMtu => "vxlan MTU changed",
-            Self::OverlayAddresses => "vxlan addresses removed",
-            Self::OverlayRenamed => "vxlan renamed",
-            Self::OverlayUngrouped => "vxlan group 0",
-            Self::OverlayRegrouped => "vxlan group changed",
-            Self::OverlayAliasRemoved => "vxlan alias removed",
-            Self::OverlayUnmarked => "vxlan group 0, alias removed",
-            Self::OverlayDeleted => "vxlan deleted",
+            Self::OverlayDownUp => "device down, up",
+            Self::OverlayMac => "device MAC changed",
+            Self::OverlayMtu => "device MTU changed",
+            Self::OverlayAddresses => "device addresses removed",
+            Self::OverlayRenamed => "device renamed",
+            Self::OverlayUngrouped => "device group 0",
+            Self::OverlayRegrouped => "device group changed",
+            Self::OverlayAliasRemoved => "device alias removed",
+            Self::OverlayUnmarked => "device group 0, alias removed",
+            Self::OverlayDeleted => "device deleted",
             Self::UnderlayDownUp => "underlay down, up",
             Self::UnderlayAddresses => "underlay address removed, re-added",
             Self::UnderlayConnected => "connected routes deleted, re-added with a metric",
@@ -167,7 +193,8 @@ impl Act {
             Self::RouteDeleted => "one route deleted",
             Self::NeighbourDeleted => "one neighbour deleted",
             Self::FdbDeleted => "one FDB entry deleted",
-            Self::Everything => "vxlan deleted and routes flushed",
+            Self::SocketsDestroyed => "sockets destroyed",
+            Self::Everything => "device deleted and routes flushed",
         }
     }
 
@@ -252,6 +279,7 @@ impl Act {
                     None => Err(Error::new(format!("{dev} has no FDB entry"))),
                 })
             }
+            Self::SocketsDestroyed => ns.destroy_udp_sockets(UDP_PORT),
             Self::Everything => {
                 overlay.each(|dev| ns.delete_link(dev))?;
                 flush_routes(node)

@@ -3,7 +3,7 @@
 
 use flannel_core::net::{Dual, MacAddr, Prefix};
 use testkit::canary::{Canaries, Place, Where};
-use testkit::sabotage::{Act, Overlay};
+use testkit::sabotage::{Act, Overlay, Plane};
 use testkit::{Families, Fdb, Neighbour, Node, Route, Underlay, VxlanLink};
 
 const DEV: &str = "flannel.1";
@@ -34,7 +34,7 @@ fn overlay(node: &Node) -> Overlay {
 
 #[test]
 fn canaries_outlive_the_acts_that_their_place_survives_and_no_others() {
-    for (act, place) in Act::EVERY.into_iter().flat_map(|act| Place::ALL.map(|place| (act, place))) {
+    for (act, place) in Act::all(Plane::Vxlan).flat_map(|act| Place::ALL.map(|place| (act, place))) {
         let underlay = lab();
         let node = &underlay.nodes()[0];
         let overlay = overlay(node);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use flannel_backend_udp::path::{OpenMode, Tun, TunError};
 use flannel_core::net::{Dual, Family, MacAddr, Prefix};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,7 +14,7 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use testkit::probe::{self, Flow};
-use testkit::sabotage::{Act, Overlay};
+use testkit::sabotage::{Act, Overlay, Plane};
 use testkit::{Families, Fdb, Namespace, Neighbour, Node, Route, Underlay, VxlanLink, wait_until};
 
 const PEERS: usize = 200;
@@ -97,7 +98,7 @@ fn what_survives_which_act() {
     const ALL: usize = PEERS;
     let overlay =
         Overlay { devices: vec![DEV.to_owned()], networks: Dual { v4: Some(prefix("10.244.0.0/16")), v6: None } };
-    for act in Act::EVERY {
+    for act in Act::all(Plane::Vxlan) {
         let expected = match act {
             Act::OverlayDownUp | Act::OverlayAddresses => [0, 0, ALL, ALL],
             Act::OverlayMac | Act::NeighboursFlushed | Act::ArpOffOn => [ALL, 0, ALL, ALL],
@@ -117,6 +118,7 @@ fn what_survives_which_act() {
             Act::RouteDeleted => [ALL - 1, ALL, ALL, ALL],
             Act::NeighbourDeleted => [ALL, ALL - 1, ALL, ALL],
             Act::FdbDeleted => [ALL, ALL, ALL - 1, ALL],
+            Act::SocketsDestroyed => [ALL; 4],
         };
         let underlay = lab(Families::V4);
         let [node, other] = underlay.nodes() else { panic!("two nodes") };
@@ -515,4 +517,59 @@ fn the_scope_of_a_route_with_a_gateway_matters_to_a_delete_alone() {
     // A delete of scope "nowhere" is one of any.
     ns.delete_route(&overlay_route(7)).unwrap();
     assert_eq!(found(subnet(7)), []);
+}
+
+#[test]
+fn a_persistent_tun_device_outlives_its_process_and_drops_packets() {
+    let underlay = lab(Families::V4);
+    let ns = &underlay.nodes()[0].ns;
+    let network = prefix("10.244.0.0/16");
+    let open = |mode, queues| ns.run(|| Tun::open("flannel0", mode, queues)).unwrap();
+    // One that is not persistent goes with its process.
+    drop(open(OpenMode::Create, 1).unwrap());
+    assert!(ns.link("flannel0").is_err());
+    for queues in [1, 2] {
+        let tun = open(OpenMode::Create, queues).unwrap();
+        tun.keep().unwrap();
+        ns.set_link("flannel0", "group 7").unwrap();
+        ns.set_alias("flannel0", "theirs").unwrap();
+        ns.add_address("flannel0", ip("10.244.1.0"), 32).unwrap();
+        ns.set_up("flannel0").unwrap();
+        ns.add_route(&Route::to(network).dev("flannel0").protocol(200)).unwrap();
+        let index = ns.index_of("flannel0").unwrap();
+        drop(tun);
+        let link = ns.link("flannel0").unwrap();
+        assert_eq!(
+            (link.group, link.alias.as_deref(), link.is_up(), link.has_carrier()),
+            (7, Some("theirs"), true, false)
+        );
+        assert_eq!((ns.index_of("flannel0").unwrap(), routes_to(ns, network).len()), (index, 1));
+        assert!(ns.addresses().unwrap().iter().any(|it| it.dev == "flannel0" && it.addr == ip("10.244.1.0")));
+        let way = ns.ip("-o route get 10.244.9.9").unwrap();
+        assert!(way.contains("dev flannel0"), "no other way is taken: {way}");
+        // Only who asks for the same kind of queue can open it.
+        let other = open(OpenMode::Attach, 3 - queues).unwrap_err();
+        assert!(matches!(other, TunError::Mismatch { .. }), "{other:?}");
+        drop(open(OpenMode::Attach, queues).unwrap());
+        ns.delete_link("flannel0").unwrap();
+    }
+}
+
+#[test]
+fn routes_are_told_apart_by_their_metric_and_not_by_their_device() {
+    let underlay = lab(Families::V4);
+    let ns = &underlay.nodes()[0].ns;
+    let network = prefix("10.244.0.0/16");
+    let tuns = ["flannel0", "flannel1"].map(|name| ns.run(|| Tun::open(name, OpenMode::Create, 1)).unwrap().unwrap());
+    for tun in &tuns {
+        ns.set_up(tun.name()).unwrap();
+    }
+    ns.add_route(&Route::to(network).dev("flannel0").protocol(200)).unwrap();
+    let go = Route::to(network).dev("flannel1").protocol(Route::BOOT);
+    assert!(ns.add_route(&go).unwrap_err().is(Errno::EEXIST));
+    ns.delete_route(&Route::to(network).dev("flannel0").protocol(200)).unwrap();
+    ns.add_route(&Route::to(network).dev("flannel0").protocol(200).metric(8285)).unwrap();
+    ns.add_route(&go).unwrap();
+    let way = ns.ip("-o route get 10.244.9.9").unwrap();
+    assert!(way.contains("dev flannel1"), "the least metric is taken: {way}");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use testkit::canary::{Canaries, Place, Where};
-use testkit::sabotage::{Act, Overlay};
+use testkit::sabotage::{Act, Overlay, Plane};
 use testkit::{Families, Fdb, Neighbour, Node, PodNet, Route, Underlay, VxlanLink, probe, userns};
 
 const NOBODY: u32 = 65534;
@@ -63,7 +63,7 @@ fn build_and_hurt() -> Result<(), Box<dyn Error>> {
         Overlay { devices: vec![DEV.to_owned()], networks: Dual { v4: Some("10.244.0.0/16".parse()?), v6: None } };
     let canaries = Canaries::place(one, &Where { places: &[Place::Apart], overlay: &overlay, peers: &[subnet(2)?] })?;
     let before = canaries.snapshot()?;
-    for act in Act::EVERY {
+    for act in Act::all(Plane::Vxlan) {
         act.apply(one, &overlay)?;
         if one.ns.link(DEV).is_ok() {
             one.ns.delete_link(DEV)?;

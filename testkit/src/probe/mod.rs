@@ -6,5 +6,5 @@ mod throughput;
 
 pub(crate) use flow::roomy;
 pub use flow::{Flow, FlowReport};
-pub use ping::{ping, until_reply};
+pub use ping::{ping, pings, until_reply};
 pub use throughput::{Throughput, throughput};

@@ -52,6 +52,33 @@ pub fn until_reply(from: &Namespace, to: IpAddr, patience: Duration) -> Result<D
     Err(last.map_or_else(|| Error::new(text.clone()), |error| Error::io(text.clone(), error)))
 }
 
+/// Echo requests for `duration`, one `every` so often; how long each reply took. Those without a reply within a second are
+/// left out.
+///
+/// # Errors
+/// When there is no route, or a socket cannot be had.
+pub fn pings(from: &Namespace, to: IpAddr, every: Duration, duration: Duration) -> Result<Vec<Duration>, Error> {
+    let echo = Echo::open(from, to)?;
+    let start = Instant::now();
+    let mut took = Vec::new();
+    for sequence in 1_u16..=u16::MAX {
+        let sent = Instant::now();
+        if sent - start >= duration {
+            break;
+        }
+        echo.send(sequence).context(|| format!("{}: echo request to {to}", from.name()))?;
+        let until = sent + Duration::from_secs(1);
+        while let Some(answered) = echo.reply(until)? {
+            if answered == sequence {
+                took.push(sent.elapsed());
+                break;
+            }
+        }
+        std::thread::sleep(every.saturating_sub(sent.elapsed()));
+    }
+    Ok(took)
+}
+
 struct Echo {
     socket: OwnedFd,
     to: IpAddr,

@@ -23,6 +23,7 @@ const STUCK: Duration = Duration::from_secs(30);
 cases! {
     fn fragments_and_streams_arrive_to_the_byte_over_vxlan() = arrive_to_the_byte(Plane::Vxlan);
     fn fragments_and_streams_arrive_to_the_byte_over_host_gw() = arrive_to_the_byte(Plane::HostGw);
+    fn fragments_and_streams_arrive_to_the_byte_over_udp() = arrive_to_the_byte(Plane::Udp);
 }
 
 fn arrive_to_the_byte(plane: Plane) {

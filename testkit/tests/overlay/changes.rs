@@ -78,6 +78,10 @@ fn switching_the_backend_and_back_leaves_no_orphan() {
     assert_eq!(marked(&cluster), Vec::<String>::new());
     assert_eq!(cluster.objects(0).0.len(), 2, "{:#?}", cluster.objects(0));
     cluster.assert_traffic(0, 1);
+    reconfigure(&mut cluster, &config(Plane::Udp, families));
+    cluster.plane = Plane::Udp;
+    assert_eq!(marked(&cluster), ["flannel0"]);
+    cluster.assert_traffic(0, 1);
     reconfigure(&mut cluster, &config(Plane::Vxlan, families));
     cluster.plane = Plane::Vxlan;
     assert_eq!(cluster.objects(0), before);

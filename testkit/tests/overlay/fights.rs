@@ -90,6 +90,8 @@ impl Fight {
         match plane {
             Plane::Vxlan => [&Self::OVER_DEVICES[..], &Self::OVER_ROUTES].concat(),
             Plane::HostGw => Self::OVER_ROUTES.to_vec(),
+            // A peer has nothing in the kernel, and devices are fought over alike.
+            Plane::Udp => Vec::new(),
         }
     }
 

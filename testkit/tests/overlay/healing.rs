@@ -20,6 +20,9 @@ cases! {
     fn every_act_of_sabotage_on_host_gw_heals_in_ipv4() = every_act_heals(Plane::HostGw, Families::V4);
     fn every_act_of_sabotage_on_host_gw_heals_in_ipv6() = every_act_heals(Plane::HostGw, Families::V6);
     fn every_act_of_sabotage_on_host_gw_heals_in_both_families() = every_act_heals(Plane::HostGw, Families::Dual);
+    fn every_act_of_sabotage_on_udp_heals_in_ipv4() = every_act_heals(Plane::Udp, Families::V4);
+    fn every_act_of_sabotage_on_udp_heals_in_ipv6() = every_act_heals(Plane::Udp, Families::V6);
+    fn every_act_of_sabotage_on_udp_heals_in_both_families() = every_act_heals(Plane::Udp, Families::Dual);
 }
 
 /// What became of one act: from its end until the kernel was as before, and until pods talked.

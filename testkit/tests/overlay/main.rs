@@ -12,3 +12,4 @@ mod peers;
 mod support;
 mod takeover;
 mod traffic;
+mod udp;

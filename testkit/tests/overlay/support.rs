@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flannel_backend_hostgw::HostGw;
+use flannel_backend_udp::{Udp, UdpDataPlane};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::Route;
@@ -25,6 +26,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The rate of flows that must not lose anything, in packets a second.
 pub(crate) const RATE: u32 = 1000;
+
+/// The metric of the UDP backend's routes.
+const UDP_METRIC: u32 = 8285;
 
 /// The network's configuration.
 pub(crate) fn config(plane: Plane, families: Families) -> String {
@@ -52,6 +56,7 @@ pub(crate) fn kind(plane: Plane) -> &'static str {
     match plane {
         Plane::Vxlan => "vxlan",
         Plane::HostGw => "host-gw",
+        Plane::Udp => "udp",
     }
 }
 
@@ -114,6 +119,7 @@ impl Cluster {
         let builder = Overlay::builder()
             .backend("vxlan", Vxlan::new)
             .backend("host-gw", |_| Ok(HostGw))
+            .backend("udp", Udp::new)
             .audit_every(Duration::from_secs(600));
         Launch { cluster: self, nth, builder, store: self.store.for_node(ThisNode::named(node)) }
     }
@@ -265,6 +271,7 @@ impl Cluster {
         match self.plane {
             Plane::Vxlan => families_of(self.families).map(|family| device(family).to_owned()).collect(),
             Plane::HostGw => Vec::new(),
+            Plane::Udp => vec!["flannel0".to_owned()],
         }
     }
 
@@ -291,12 +298,13 @@ impl Cluster {
         };
         let data = match self.plane {
             Plane::Vxlan => families.map(|_, ()| data()),
-            Plane::HostGw => Dual::default(),
+            Plane::HostGw | Plane::Udp => Dual::default(),
         };
         let attrs = LeaseAttrs::new(families.map(|family, ()| text(family).1.parse().unwrap()));
         let subnets = families.map(|family, ()| text(family).0.parse().unwrap());
         let key = LeaseKey::new(&format!("paper-{n:03}"));
-        Lease::new(key, subnets, attrs.with_backend(kind(self.plane), data))
+        let kind = if self.plane == Plane::Udp { "" } else { kind(self.plane) };
+        Lease::new(key, subnets, attrs.with_backend(kind, data))
     }
 }
 
@@ -342,7 +350,8 @@ impl Launch<'_> {
         // One that is being forked may still hold the claim of the agent before.
         drop(testkit::hold_commands());
         let namespace: OwnedFd = self.cluster.ns(self.nth).as_fd().try_clone_to_owned().unwrap();
-        let kernel = Arc::new(NetlinkKernel::in_namespace(namespace).unwrap());
+        let kernel = NetlinkKernel::in_namespace(namespace).unwrap();
+        let kernel = Arc::new(kernel.with_data_plane(UdpDataPlane::new()).unwrap());
         let overlay = self.builder.build(Arc::new(self.store), kernel).unwrap();
         let _inside = self.cluster.runtime.enter();
         Agent::start(overlay, PATIENCE)
@@ -376,7 +385,8 @@ pub(crate) fn objects(ns: &Namespace, devices: &[String], networks: &Dual<Prefix
     for (family, network) in networks.iter() {
         for route in ns.routes(family).unwrap() {
             let metric = if family == Family::V4 { 0 } else { 1024 };
-            let inside = route.table == testkit::Route::MAIN && route.metric == metric && network.covers(&route.to);
+            let has_metric = [metric, UDP_METRIC].contains(&route.metric);
+            let inside = route.table == testkit::Route::MAIN && has_metric && network.covers(&route.to);
             if inside && ours.contains(&route.protocol) {
                 // A lower device without carrier is the underlay's affair.
                 let flags = route.is_onlink();
@@ -402,6 +412,8 @@ pub(crate) fn assert_no_loss(flow: Flow) {
 pub(crate) fn pod_mtu(plane: Plane, families: Families) -> Mtu {
     match (plane, families) {
         (Plane::HostGw, _) => Mtu(1500),
+        (Plane::Udp, Families::V4) => Mtu(1472),
+        (Plane::Udp, Families::V6 | Families::Dual) => Mtu(1452),
         (Plane::Vxlan, Families::V4) => Mtu(1450),
         (Plane::Vxlan, Families::V6 | Families::Dual) => Mtu(1430),
     }

@@ -45,6 +45,28 @@ fn a_restart_changes_nothing(plane: Plane, families: Families) {
     assert_eq!(seen(&cluster), before);
 }
 
+/// Packets that come while nobody carries them are dropped, and never leave by another way.
+#[test]
+fn a_restart_over_udp_keeps_device_and_routes_and_goes_on() {
+    let mut cluster = Cluster::start(2, Plane::Udp, Families::Dual);
+    let seen =
+        |cluster: &Cluster| (cluster.objects(0), cluster.ns(0).index_of("flannel0").unwrap(), cluster.lease(0).subnets);
+    let before = seen(&cluster);
+    for nth in 0..8 {
+        if nth % 2 == 0 {
+            cluster.stop(0).unwrap()
+        } else {
+            cluster.crash(0)
+        }
+        let left = cluster.objects(0);
+        assert_eq!(left, before.0, "what is left of an agent that has ended");
+        cluster.restart(0);
+        assert_eq!(seen(&cluster), before);
+        cluster.assert_traffic(0, 1);
+        cluster.assert_traffic(1, 0);
+    }
+}
+
 #[test]
 fn peers_that_came_and_went_while_the_agent_was_dead_are_caught_up_with() {
     let mut cluster = Cluster::start(2, Plane::Vxlan, Families::Dual);
@@ -62,7 +84,7 @@ fn peers_that_came_and_went_while_the_agent_was_dead_are_caught_up_with() {
 
 #[test]
 fn removal_leaves_nothing_of_ours_and_may_be_repeated() {
-    for plane in [Plane::Vxlan, Plane::HostGw] {
+    for plane in [Plane::Vxlan, Plane::HostGw, Plane::Udp] {
         let mut cluster = Cluster::start(2, plane, Families::Dual);
         cluster.store.insert((1..=20).map(|n| cluster.paper_peer(100 + n)));
         cluster.settle();

@@ -17,6 +17,9 @@ cases! {
     fn pods_of_every_pair_of_nodes_talk_over_host_gw_in_ipv6() = every_pair_talks(Plane::HostGw, Families::V6);
     fn pods_of_every_pair_of_nodes_talk_over_host_gw_in_both_families() =
         every_pair_talks(Plane::HostGw, Families::Dual);
+    fn pods_of_every_pair_of_nodes_talk_over_udp_in_ipv4() = every_pair_talks(Plane::Udp, Families::V4);
+    fn pods_of_every_pair_of_nodes_talk_over_udp_in_ipv6() = every_pair_talks(Plane::Udp, Families::V6);
+    fn pods_of_every_pair_of_nodes_talk_over_udp_in_both_families() = every_pair_talks(Plane::Udp, Families::Dual);
 }
 
 fn every_pair_talks(plane: Plane, families: Families) {
