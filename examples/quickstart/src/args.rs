@@ -38,10 +38,12 @@ pub(crate) struct Args {
 /// The backends on show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
-    /// In UDP packets, over any network
+    /// In UDP packets by the kernel, over any network
     Vxlan,
     /// By plain routes, for nodes on one link
     HostGw,
+    /// In UDP packets by this process, without VXLAN
+    Udp,
 }
 
 impl Args {
@@ -83,6 +85,7 @@ impl Backend {
         match self {
             Self::Vxlan => Plane::Vxlan,
             Self::HostGw => Plane::HostGw,
+            Self::Udp => Plane::Udp,
         }
     }
 }
@@ -92,6 +95,7 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Udp => "udp",
         })
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flannel_backend_hostgw::HostGw;
+use flannel_backend_udp::{Udp, UdpDataPlane};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::lease::Lease;
 use flannel_core::net::{Family, Mtu};
@@ -178,10 +179,12 @@ async fn with_pods(underlay: &Arc<Underlay>, ready: Vec<Ready>) -> Result<Vec<Me
 
 fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
     let kernel = NetlinkKernel::in_namespace(node.ns.as_fd().try_clone_to_owned()?)?;
+    let kernel = kernel.with_data_plane(UdpDataPlane::new())?;
     let subnets = FileSubnets::open(store, Options::default().for_node(NodeIdentity::new(&node.name)?))?;
     let overlay = Overlay::builder()
         .backend("vxlan", Vxlan::new)
         .backend("host-gw", |_| Ok(HostGw))
+        .backend("udp", Udp::new)
         .teardown(Teardown::Remove)
         .build(Arc::new(subnets), Arc::new(kernel))?;
     Ok(overlay)
@@ -190,15 +193,13 @@ fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
 /// Waits until an agent has programmed all its peers.
 async fn when_ready(node: &Node, handle: Handle, mut task: Task, peers: usize) -> Result<Ready, Error> {
     let done = |status: &Status| status.phase == Phase::Ready && status.peers.accepted == peers;
-    let reached = tokio::select! {
-        ended = &mut task => {
-            let error = ended?.err().map_or_else(|| "its agent ended".to_owned(), |error| crate::chain(&error));
+    let status = match tokio::time::timeout(READY, handle.wait_for(done)).await {
+        Ok(Ok(status)) => status,
+        Ok(Err(_)) => {
+            let error =
+                (&mut task).await?.err().map_or_else(|| "its agent ended".to_owned(), |error| crate::chain(&error));
             return Err(format!("{}: {error}", node.name).into());
         }
-        reached = tokio::time::timeout(READY, handle.wait_for(done)) => reached,
-    };
-    let status = match reached {
-        Ok(status) => status?,
         Err(_) => {
             let status = handle.status();
             let known = format!("{} of {peers} peers known", status.peers.accepted);

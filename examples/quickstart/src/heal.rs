@@ -30,7 +30,7 @@ pub(crate) struct Heal {
 
 /// Does every act there is, each to another node than the last.
 pub(crate) async fn every_act(args: &Args, screen: &mut Screen, cluster: &Cluster) -> Result<Vec<Heal>, Error> {
-    const ACT: usize = 44;
+    const ACT: usize = 50;
     const NODE: usize = 10;
     screen.section("Break and heal")?;
     screen.note("Healed is: the kernel is as the agent wants it, no write is held back, and the")?;

@@ -113,6 +113,13 @@ fn host_gw_pings_and_heals() {
 }
 
 #[test]
+fn udp_pings_and_heals() {
+    let _alone = ALONE.lock();
+    let object = json(&Run::of(PROGRAM.as_ref(), &["--json", "--backend", "udp", "--nodes", "2"]).output());
+    assert_good(&object, 2, "udp", 18);
+}
+
+#[test]
 fn dual_stack_pings_and_heals() {
     let _alone = ALONE.lock();
     let object = json(&Run::of(PROGRAM.as_ref(), &["--json", "--dual-stack"]).output());
