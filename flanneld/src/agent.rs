@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flannel_backend_udp::UdpDataPlane;
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, Overlay, OverlayError};
 use flannel_subnet_cached::CachedSubnets;
@@ -130,7 +131,9 @@ impl Places {
 async fn supervise(options: &Options, places: Places, log: &Log, cancel: CancellationToken) -> Result<(), AgentError> {
     let store = stores::open(&options.store).await?.kept_in(options.state_file.as_ref());
     let (kept, condition) = (store.state.clone(), store.condition.clone());
-    let overlay = assemble(options, &store, MissingUplink::Wait)?;
+    let plane = UdpDataPlane::new();
+    let carried = plane.observer();
+    let overlay = assemble(options, &store, MissingUplink::Wait, plane)?;
     let handle = overlay.handle();
     let metrics = Metrics::default();
     let (state, rules) = watch::channel(Rulebook::Pending);
@@ -143,6 +146,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
             store: store.name,
             subnet_file: options.subnet_file.display().to_string(),
             kept: kept.clone(),
+            carried,
         },
         metrics: metrics.clone(),
         log: log.clone(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flannel_backend_hostgw::HostGw;
+use flannel_backend_udp::{Udp, UdpDataPlane};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::backend::BackendError;
 use flannel_core::backend::alloc::Alloc;
@@ -17,7 +18,7 @@ use crate::options::{Options, Place};
 use crate::stores::Opened;
 
 /// The backends there are.
-pub(crate) const BACKENDS: [&str; 3] = [Vxlan::TYPE, HostGw::TYPE, Alloc::TYPE];
+pub(crate) const BACKENDS: [&str; 4] = [Vxlan::TYPE, HostGw::TYPE, Udp::TYPE, Alloc::TYPE];
 
 /// Why there is no overlay.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +29,14 @@ pub(crate) enum AssembleError {
     Build(#[from] BuildError),
 }
 
-/// Opens the kernel of this network namespace. Nothing is written.
+/// Opens the kernel of this network namespace, with the data plane of the UDP backend. Nothing is written.
 pub(crate) fn assemble(
     options: &Options,
     store: &Opened,
     missing_uplink: MissingUplink,
+    plane: UdpDataPlane,
 ) -> Result<Overlay, AssembleError> {
-    let kernel: Arc<dyn Kernel> = Arc::new(NetlinkKernel::new()?);
+    let kernel: Arc<dyn Kernel> = Arc::new(NetlinkKernel::new()?.with_data_plane(plane)?);
     let masquerade = match options.firewall.masquerade {
         Some(_) => Masquerade::Agent,
         None => Masquerade::Plugin,
@@ -61,6 +63,7 @@ pub(crate) fn assemble(
         .name(options.overlay.clone())
         .backend(Vxlan::TYPE, vxlan)
         .backend(HostGw::TYPE, move |_| Ok(Blackhole::around(HostGw, routes)))
+        .backend(Udp::TYPE, move |config| Ok(Blackhole::around(Udp::new(config)?, routes)))
         .backend(Alloc::TYPE, move |_| Ok(Blackhole::around(Alloc, routes)))
         .uplink(options.uplink.clone())
         .missing_uplink(missing_uplink)

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
+use flannel_backend_udp::UdpDataPlane;
 use flannel_core::files::FileError;
 use flannel_core::firewall::FirewallError;
 use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
@@ -77,7 +78,8 @@ pub(crate) fn explain(options: &Options, peer: &str) -> Result<u8, CommandError>
 /// What a start would change.
 pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
     let preview = block_on(async {
-        let overlay = assemble(options, &stores::open(&options.store).await?, MissingUplink::Fail)?;
+        let overlay =
+            assemble(options, &stores::open(&options.store).await?, MissingUplink::Fail, UdpDataPlane::new())?;
         Ok::<_, CommandError>(overlay.preview().await?)
     })?;
     if options.json {
@@ -110,7 +112,7 @@ pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
         // Who leaves may have taken certificates or directory away already.
         let store = stores::open(&options.store).await;
         let store = store.unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
-        let removed = assemble(options, &store, MissingUplink::Fail)?.remove().await?;
+        let removed = assemble(options, &store, MissingUplink::Fail, UdpDataPlane::new())?.remove().await?;
         firewall::remove(&options.overlay).await?;
         if let Some(kept) = store.kept_in(options.state_file.as_ref()).state {
             kept.erase()?;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
+use flannel_backend_udp::CarriedDevice;
+use flannel_backend_udp::path::{Counters, Reason};
 use flannel_core::clock::BootTime;
 use flannel_core::overlay::{Contact, Event, Handle, Status};
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -19,6 +21,23 @@ struct Kind {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnDevice {
+    device: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Way {
+    device: String,
+    way: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Drop {
+    device: String,
+    reason: &'static str,
+}
+
 /// What outlives a scrape.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
@@ -26,11 +45,13 @@ pub(crate) struct Metrics {
 }
 
 /// What the status does not say.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Outside {
     /// Whether the state file stands in for the store.
     pub(crate) stale: bool,
     pub(crate) log_lines_dropped: u64,
+    /// Devices whose packets this process carries.
+    pub(crate) carried: Vec<CarriedDevice>,
 }
 
 impl Metrics {
@@ -108,10 +129,36 @@ impl Metrics {
         counter("lease_rounds", "Rounds for changed leases", status.lease_rounds);
         counter("drift_repaired", "Writes on objects that had been right before", status.drift_repaired);
         counter("log_lines_dropped", "Log lines that nobody read in time", outside.log_lines_dropped);
+        register_carried(&mut registry, &outside.carried);
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
         Ok(out)
     }
+}
+
+fn register_carried(registry: &mut Registry, carried: &[CarriedDevice]) {
+    if carried.is_empty() {
+        return;
+    }
+    let (packets, bytes) = (Family::<Way, Counter>::default(), Family::<Way, Counter>::default());
+    let (dropped, degraded) = (Family::<Drop, Counter>::default(), Family::<OnDevice, Gauge>::default());
+    for it in carried {
+        let device = it.name.to_string();
+        for (way, traffic) in [("sent", &it.counters.sent), ("received", &it.counters.received)] {
+            let way = Way { device: device.clone(), way };
+            packets.get_or_create(&way).inc_by(traffic.packets);
+            bytes.get_or_create(&way).inc_by(traffic.bytes);
+        }
+        let by_reason = Reason::ALL.map(|reason| (reason.name(), it.counters.dropped(reason)));
+        for (reason, count) in by_reason.into_iter().chain([(Counters::OVERFLOWED, it.counters.overflowed)]) {
+            dropped.get_or_create(&Drop { device: device.clone(), reason }).inc_by(count);
+        }
+        degraded.get_or_create(&OnDevice { device }).set(count(it.degraded.len()));
+    }
+    registry.register("carried_packets", "Packets carried in user space, as they are on the wire", packets);
+    registry.register("carried_bytes", "Their bytes, without the headers of the underlay", bytes);
+    registry.register("carried_dropped", "Packets dropped in user space, by reason", dropped);
+    registry.register("carried_degraded", "Offloads of the kernel that are done without", degraded);
 }
 
 fn seconds(later: BootTime, earlier: BootTime) -> i64 {

@@ -152,7 +152,11 @@ async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
     let now = SystemClock::default().now();
-    let outside = Outside { stale: shown.around.is_stale(), log_lines_dropped: shown.log.dropped() };
+    let outside = Outside {
+        stale: shown.around.is_stale(),
+        log_lines_dropped: shown.log.dropped(),
+        carried: shown.around.carried.devices(),
+    };
     let text = shown.metrics.encode(&shown.handle.status(), &shown.rules.borrow(), now, outside);
     match text {
         Ok(text) => {

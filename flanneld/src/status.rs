@@ -1,8 +1,11 @@
 //! The agent's status as a document: JSON for programs, a table for people.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use flannel_backend_udp::path::{self, Traffic};
+use flannel_backend_udp::{CarriedDevice, Observer};
 use flannel_core::admit::Reason;
 use flannel_core::clock::BootTime;
 use flannel_core::overlay::{Contact, Contended, EnvFile, Phase, Status, SubscriptionState, WithheldBecause};
@@ -62,6 +65,8 @@ pub(crate) struct Document {
     pub(crate) audits: u64,
     pub(crate) lease_rounds: u64,
     pub(crate) drift_repaired: u64,
+    /// Devices whose packets this process carries.
+    pub(crate) carried: Vec<Carried>,
     pub(crate) last_error: Option<String>,
     pub(crate) log_lines_dropped: u64,
 }
@@ -117,12 +122,51 @@ pub(crate) struct Conflict {
     pub(crate) remedy: String,
 }
 
+/// A device whose packets this process carries. Numbers count from when it was opened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Carried {
+    pub(crate) device: String,
+    /// Subnets of peers that it forwards to.
+    pub(crate) forwards: usize,
+    pub(crate) sent: Carriage,
+    pub(crate) received: Carriage,
+    /// Packets dropped, by reason; reasons without any are left out.
+    pub(crate) dropped: BTreeMap<String, u64>,
+    /// Offloads of the kernel that it does without, and why.
+    pub(crate) degraded: Vec<Named>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Carriage {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Carried {
+    fn of(device: &CarriedDevice) -> Self {
+        let counters = &device.counters;
+        let carriage = |traffic: &Traffic| Carriage { packets: traffic.packets, bytes: traffic.bytes };
+        let by_reason = path::Reason::ALL.map(|reason| (reason.name().to_owned(), counters.dropped(reason)));
+        let dropped = by_reason.into_iter().chain([(path::Counters::OVERFLOWED.to_owned(), counters.overflowed)]);
+        let degraded = device.degraded.iter();
+        Self {
+            device: device.name.to_string(),
+            forwards: device.forwards,
+            sent: carriage(&counters.sent),
+            received: carriage(&counters.received),
+            dropped: dropped.filter(|(_, count)| *count > 0).collect(),
+            degraded: degraded.map(|it| Named { name: it.what.to_string(), reason: it.because.clone() }).collect(),
+        }
+    }
+}
+
 /// What the status does not know of the program around the agent.
 pub(crate) struct Surroundings {
     pub(crate) overlay: String,
     pub(crate) store: String,
     pub(crate) subnet_file: String,
     pub(crate) kept: Option<Arc<CachedSubnets>>,
+    pub(crate) carried: Observer,
 }
 
 impl Surroundings {
@@ -227,6 +271,7 @@ impl Document {
             audits: status.audits,
             lease_rounds: status.lease_rounds,
             drift_repaired: status.drift_repaired,
+            carried: around.carried.devices().iter().map(Carried::of).collect(),
             last_error: status.last_error.clone(),
             log_lines_dropped,
         }
@@ -410,6 +455,16 @@ impl fmt::Display for Document {
         }
         let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
         row("rounds", &format!("{audits} audits, {rounds} lease rounds, {drift} repairs, {} undone", self.undone))?;
+        for Carried { device, forwards, sent, received, dropped, degraded } in &self.carried {
+            let (out, into, lost) = (sent.packets, received.packets, dropped.values().sum::<u64>());
+            row(device, &format!("{forwards} subnets, {out} packets sent, {into} received, {lost} dropped"))?;
+            for (reason, count) in dropped {
+                row("dropped", &format!("{count} packets: {reason}"))?;
+            }
+            for Named { name, reason } in degraded {
+                row("degraded", &format!("{name}: {reason}"))?;
+            }
+        }
         let lists = [
             ("quarantined", &self.quarantined),
             ("skipped", &self.skipped),
@@ -452,6 +507,7 @@ mod tests {
             store: "directory /d".into(),
             subnet_file: "/run/s".into(),
             kept: None,
+            carried: Observer::default(),
         }
     }
 

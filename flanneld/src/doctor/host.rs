@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use flannel_backend_udp::Udp;
+use flannel_backend_udp::path::Tun;
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::backend::Uplink;
 use flannel_core::config::NetworkConfig;
@@ -39,6 +41,8 @@ pub(super) trait Source {
     fn wall_clock(&self) -> u64;
     /// Whether systemd-timesyncd says that the clock is right.
     fn is_synchronized(&self) -> bool;
+    /// Whether TUN devices can be opened; else why not.
+    fn tun(&self) -> Result<(), String>;
 }
 
 /// `/proc` and the machine's clock.
@@ -63,6 +67,10 @@ impl Source for Files {
     fn is_synchronized(&self) -> bool {
         Path::new("/run/systemd/timesync/synchronized").exists()
     }
+
+    fn tun(&self) -> Result<(), String> {
+        Tun::probe().map_err(|error| crate::chain(&error))
+    }
 }
 
 impl Host<'_> {
@@ -76,6 +84,7 @@ impl Host<'_> {
         findings.push(self.reverse_path(source));
         findings.extend(self.bridge_netfilter(source));
         findings.extend(self.vxlan());
+        findings.extend(self.udp(source));
         findings.extend(network_daemons(source));
         findings.push(clock(source));
         findings
@@ -88,8 +97,8 @@ impl Host<'_> {
         }
     }
 
-    fn runs_vxlan(&self) -> bool {
-        self.config.is_some_and(|config| config.backend.kind == Vxlan::TYPE)
+    fn runs(&self, backend: &str) -> bool {
+        self.config.is_some_and(|config| config.backend.kind == backend)
     }
 
     fn backend(&self) -> Vec<Finding> {
@@ -166,10 +175,12 @@ impl Host<'_> {
     fn mtu(&self) -> Finding {
         let Some(uplink) = self.uplink else { return Finding::ok("mtu", "not judged: there is no uplink") };
         let v6 = self.families().contains(&Family::V6);
-        let overhead = match (self.runs_vxlan(), v6) {
-            (false, _) => 0,
-            (true, false) => 50,
-            (true, true) => 70,
+        let overhead = match (self.runs(Vxlan::TYPE), self.runs(Udp::TYPE), v6) {
+            (true, _, false) => 50,
+            (true, _, true) => 70,
+            (_, true, false) => 28,
+            (_, true, true) => 48,
+            (false, false, _) => 0,
         };
         let most = uplink.mtu.0.saturating_sub(overhead);
         let least = if v6 { 1280 } else { 576 };
@@ -247,8 +258,41 @@ impl Host<'_> {
         self.families().into_iter().map(judge).collect()
     }
 
+    fn udp(&self, source: &dyn Source) -> Vec<Finding> {
+        let Some(config) = self.config.filter(|_| self.runs(Udp::TYPE)) else { return Vec::new() };
+        let udp = match Udp::new(config) {
+            Ok(udp) => udp,
+            Err(error) => {
+                let fix = "mend the network's configuration in the store";
+                return vec![Finding::new("udp", Severity::Error, crate::chain(&error), fix)];
+            }
+        };
+        let driver = match source.tun() {
+            Ok(()) => Finding::ok("tun", "TUN devices can be opened"),
+            Err(error) => {
+                let fix = "modprobe tun, or give the container the device /dev/net/tun";
+                Finding::new("tun", Severity::Error, error, fix)
+            }
+        };
+        let foreign = self
+            .facts
+            .links
+            .values()
+            .find(|link| link.name == *udp.device() && !self.overlay.owns(link.group, link.alias.as_deref()));
+        let device = match foreign {
+            Some(link) => Finding::new(
+                "udp",
+                Severity::Error,
+                format!("{} is another program's: ours cannot be made beside it", link.name),
+                format!("end that program, as a Go flannel, or delete the device: ip link delete {}", link.name),
+            ),
+            None => Finding::ok("udp", format!("no other program has the device {}", udp.device())),
+        };
+        vec![driver, device]
+    }
+
     fn vxlan(&self) -> Vec<Finding> {
-        let Some(config) = self.config.filter(|_| self.runs_vxlan()) else { return Vec::new() };
+        let Some(config) = self.config.filter(|_| self.runs(Vxlan::TYPE)) else { return Vec::new() };
         let vxlan = match Vxlan::new(config) {
             Ok(vxlan) => vxlan,
             Err(error) => {
@@ -374,6 +418,10 @@ mod tests {
         fn is_synchronized(&self) -> bool {
             false
         }
+
+        fn tun(&self) -> Result<(), String> {
+            Err("there is no driver".to_owned())
+        }
     }
 
     fn link(name: &str, vni: u32, port: u16) -> HostLink {
@@ -383,8 +431,12 @@ mod tests {
     }
 
     fn findings(links: Vec<HostLink>, uplink_mtu: u32, written: u32, said: &Said) -> Vec<Finding> {
-        let json = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
-        let config = NetworkConfig::parse(json, Allocation::Pool).unwrap();
+        findings_of("vxlan", links, uplink_mtu, written, said)
+    }
+
+    fn findings_of(kind: &str, links: Vec<HostLink>, uplink_mtu: u32, written: u32, said: &Said) -> Vec<Finding> {
+        let json = format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{kind}"}}}}"#);
+        let config = NetworkConfig::parse(json.as_bytes(), Allocation::Pool).unwrap();
         let (mut facts, mut env) = (HostFacts::default(), SubnetEnv::default());
         facts.links.extend((10..).zip(links));
         env.mtu = Some(Mtu(written));
@@ -409,6 +461,20 @@ mod tests {
         let findings = findings(Vec::new(), 1500, 1450, &said);
         let noted: Vec<_> = findings.iter().filter(|finding| finding.severity != Severity::Ok).collect();
         assert!(noted.iter().all(|finding| finding.check == "checksums"), "{noted:?}");
+    }
+
+    #[test]
+    fn udp_needs_the_driver_the_device_and_28_bytes() {
+        let tun = LinkKind::Tun(flannel_core::kernel::Tun::new(false));
+        let theirs = Link::new(LinkName::new("flannel0").unwrap(), tun, 1472).into();
+        let findings = findings_of("udp", vec![theirs], 1500, 1472, &Said::default());
+        assert_eq!(of(&findings, "mtu").severity, Severity::Ok, "{findings:?}");
+        for (check, fix) in [("tun", "modprobe tun"), ("udp", "ip link delete flannel0")] {
+            let finding = of(&findings, check);
+            assert_eq!(finding.severity, Severity::Error);
+            assert!(finding.fix.as_ref().unwrap().contains(fix), "{finding:?}");
+        }
+        assert_eq!(of(&findings_of("udp", Vec::new(), 1500, 1473, &Said::default()), "mtu").severity, Severity::Error);
     }
 
     #[test]
@@ -469,7 +535,7 @@ mod tests {
         }
         let findings = judge("10.5.0.0/16", "vxlna", "10.6.0.0/16");
         assert_eq!(of(&findings, "backend").severity, Severity::Error);
-        assert!(of(&findings, "backend").fix.as_ref().unwrap().contains("vxlan, host-gw, alloc"));
+        assert!(of(&findings, "backend").fix.as_ref().unwrap().contains("vxlan, host-gw, udp, alloc"));
         assert!(of(&findings, "configuration").fix.as_ref().unwrap().contains("restart the agent"));
     }
 }

@@ -32,6 +32,7 @@ pub(crate) enum Program {
 pub(crate) enum Plane {
     Vxlan,
     HostGw,
+    Udp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,7 @@ impl Network {
         let kind = match self.plane {
             Plane::Vxlan => "vxlan",
             Plane::HostGw => "host-gw",
+            Plane::Udp => "udp",
         };
         let v6 = match self.families.has(Family::V6) {
             true => r#""EnableIPv6":true,"IPv6Network":"fd00:244::/48","IPv6SubnetLen":64,"#,
@@ -88,7 +90,7 @@ pub(crate) struct Cluster {
     pub(crate) site: Site,
     pub(crate) network: Network,
     agents: BTreeMap<usize, Agent>,
-    pods: BTreeMap<usize, Pod>,
+    pub(super) pods: BTreeMap<usize, Pod>,
     backing: Backing,
 }
 
@@ -257,7 +259,7 @@ impl Cluster {
             format!(
                 "{} mac {} mtu {} queue {} up {} {:?} group {:x} alias {}",
                 link.name,
-                link.mac.unwrap(),
+                link.mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string()),
                 link.mtu,
                 link.queue,
                 link.is_up(),

@@ -1,6 +1,7 @@
 //! Beside the real Go flannel: in one cluster with it, and each in the other's place.
 
 mod cluster;
+mod wire;
 
 use flannel_core::lease::Lease;
 use testkit::{Families, cases};
@@ -15,6 +16,9 @@ cases! {
     fn nodes_of_both_programs_share_host_gw_in_ipv4() = share(Store::Etcd, Plane::HostGw, Families::V4, Filter::Iptables);
     fn nodes_of_both_programs_share_host_gw_in_both_families() =
         share(Store::Etcd, Plane::HostGw, Families::Dual, Filter::Nftables);
+    fn nodes_of_both_programs_share_udp() = share(Store::Etcd, Plane::Udp, Families::V4, Filter::Nftables);
+    fn nodes_of_both_programs_share_a_kubernetes_cluster_over_udp() =
+        share(Store::Kubernetes, Plane::Udp, Families::V4, Filter::Iptables);
     fn nodes_of_both_programs_share_a_kubernetes_cluster_over_vxlan_in_ipv4() =
         share(Store::Kubernetes, Plane::Vxlan, Families::V4, Filter::Iptables);
     fn nodes_of_both_programs_share_a_kubernetes_cluster_over_vxlan_in_both_families() =
@@ -114,6 +118,27 @@ fn swap(store: Store, plane: Plane, families: Families, filter: Filter, peer: Pr
     cluster.wipe(1);
     cluster.start(1, Program::Ours);
     assert_eq!(cluster.state(1), ours, "{}", cluster.log(1));
+}
+
+/// Go flannel's device goes with it, so packets are lost in between; the lease is not, and either program works where the
+/// other one was.
+#[test]
+fn a_swap_on_a_host_goes_on_over_udp() {
+    let network = Network { store: Store::Etcd, plane: Plane::Udp, families: Families::V4, filter: Filter::Nftables };
+    let mut cluster = Cluster::new(2, network);
+    cluster.start(1, Program::Go);
+    cluster.start(2, Program::Go);
+    cluster.attach(1);
+    cluster.attach(2);
+    cluster.all_reach_all();
+    let (lease, env) = (cluster.lease(1), cluster.env(1));
+    for program in [Program::Ours, Program::Go, Program::Ours] {
+        cluster.swap(1, program);
+        cluster.all_reach_all();
+        let held = cluster.lease(1);
+        assert_eq!((&held.key, held.subnets, &held.attrs), (&lease.key, lease.subnets, &lease.attrs), "{program:?}");
+        assert_eq!(cluster.env(1), env, "{program:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,142 @@
+//! What goes over the wire between a node of ours and one of Go flannel's, packet by packet, read by a library that is
+//! neither's.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use etherparse::{NetHeaders, PacketHeaders, PayloadSlice, TransportHeader};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket,
+    sockopt::{RcvBufForce, ReceiveTimeout},
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use testkit::probe::throughput;
+use testkit::{Families, Namespace, UNDERLAY_LINK};
+
+use super::cluster::{Cluster, Filter, Network, Plane, Program, Store};
+
+/// How many packets each way are read.
+const PACKETS: usize = 50_000;
+/// The longest IP packet on the underlay.
+const MTU: usize = 1500;
+const PORT: u16 = 8285;
+/// What pods set, less one hop of the node they are on, less one of the tunnel's end that sends.
+const TTL: u8 = 62;
+
+/// One packet of the overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    from: Ipv4Addr,
+    ttl: u8,
+}
+
+#[test]
+fn every_packet_between_both_programs_over_udp_is_as_flannel_has_it() {
+    let network = Network { store: Store::Etcd, plane: Plane::Udp, families: Families::V4, filter: Filter::Nftables };
+    let mut cluster = Cluster::new(2, network);
+    cluster.start(1, Program::Ours);
+    cluster.start(2, Program::Go);
+    cluster.attach(1);
+    cluster.attach(2);
+    cluster.all_reach_all();
+    // Checksums and segments are made before a packet is seen, as a plain network card's are.
+    for nth in [1, 2] {
+        let off = ["tx-checksum-ip-generic", "tx-tcp-segmentation", "tx-udp-segmentation", "tx-generic-segmentation"];
+        cluster.site.ns(nth).set_features(UNDERLAY_LINK, &off.map(|name| (name, false))).unwrap();
+    }
+    let (ours, go) = (cluster.pod_addr(1), cluster.pod_addr(2));
+    let capture = Capture::open(cluster.site.ns(2));
+    let (mut sent, mut received) = (Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            while sent.len() < PACKETS || received.len() < PACKETS {
+                let Some(frame) = capture.next() else { panic!("{} {} packets", sent.len(), received.len()) };
+                let Some(seen) = check(&frame) else { continue };
+                if seen.from == ours {
+                    sent.push(seen)
+                } else if seen.from == go {
+                    received.push(seen)
+                }
+            }
+        });
+        while !reading.is_finished() {
+            for (from, to) in [(1, 2), (2, 1)] {
+                cluster.throughput(from, to, Duration::from_millis(500));
+            }
+        }
+    });
+    for seen in sent.iter().chain(&received) {
+        assert_eq!(seen.ttl, TTL, "{seen:?}");
+    }
+}
+
+/// Checks a frame if it is the tunnel's. Panics at what is not as it has to be.
+fn check(frame: &[u8]) -> Option<Seen> {
+    let outer = PacketHeaders::from_ethernet_slice(frame).ok()?;
+    let (Some(NetHeaders::Ipv4(ip, _)), Some(TransportHeader::Udp(udp)), PayloadSlice::Udp(payload)) =
+        (&outer.net, &outer.transport, &outer.payload)
+    else {
+        return None;
+    };
+    if udp.destination_port != PORT {
+        return None;
+    }
+    let show = || format!("{ip:?} {udp:?} {:02x?}", &payload[..payload.len().min(60)]);
+    assert_eq!(udp.source_port, PORT, "{}", show());
+    assert!(usize::from(ip.total_len) <= MTU, "{}", show());
+    assert_eq!(ip.header_checksum, ip.calc_header_checksum(), "{}", show());
+    let checksum = udp.calc_checksum_ipv4(ip, payload).unwrap();
+    assert_eq!(udp.checksum, checksum, "{}", show());
+
+    let inner = PacketHeaders::from_ip_slice(payload).unwrap_or_else(|error| panic!("{error}: {}", show()));
+    let Some(NetHeaders::Ipv4(ip, _)) = &inner.net else { panic!("{}", show()) };
+    assert_eq!(usize::from(ip.total_len), payload.len(), "{}", show());
+    assert_eq!(ip.header_checksum, ip.calc_header_checksum(), "{}", show());
+    match (&inner.transport, &inner.payload) {
+        (Some(TransportHeader::Tcp(tcp)), PayloadSlice::Tcp(data)) => {
+            assert_eq!(tcp.checksum, tcp.calc_checksum_ipv4(ip, data).unwrap(), "{}", show());
+        }
+        (Some(TransportHeader::Udp(udp)), PayloadSlice::Udp(data)) => {
+            assert_eq!(udp.checksum, udp.calc_checksum_ipv4(ip, data).unwrap(), "{}", show());
+        }
+        _ => {}
+    }
+    Some(Seen { from: ip.source.into(), ttl: ip.time_to_live })
+}
+
+/// All frames of a node's underlay link, both ways.
+struct Capture(OwnedFd);
+
+impl Capture {
+    fn open(ns: &Namespace) -> Self {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let open = || socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll);
+        let socket = ns.run(open).unwrap().unwrap();
+        // What is lost here is not looked at.
+        setsockopt(&socket, RcvBufForce, &(64 << 20)).unwrap();
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(20)).unwrap();
+        Self(socket)
+    }
+
+    fn next(&self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 1 << 16];
+        let len = recv(self.0.as_raw_fd(), &mut frame, MsgFlags::empty()).ok()?;
+        frame.truncate(len);
+        Some(frame)
+    }
+}
+
+impl Cluster {
+    fn pod_addr(&self, nth: usize) -> Ipv4Addr {
+        match self.pods[&nth].addrs.v4 {
+            Some(IpAddr::V4(addr)) => addr,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn throughput(&self, from: usize, to: usize, time: Duration) {
+        let (here, there) = (&self.pods[&from], &self.pods[&to]);
+        throughput(&here.ns, &there.ns, there.addrs.v4.unwrap(), time).unwrap();
+    }
+}
