@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bench::Error;
 use bench::bed::in_bed;
-use bench::peers::{config, peer};
+use bench::peers::{Backend, config, peer};
 use bench::report::{median, row};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::admit::{Admission, HostView, Rules};
@@ -149,7 +149,7 @@ fn cpu() -> Result<Duration, Error> {
 
 /// What an agent holds of so many records of this kind.
 fn admission(count: u32, kind: Kind) -> Result<Admission, Error> {
-    let config = NetworkConfig::parse(config().as_bytes(), Allocation::Pool)?;
+    let config = NetworkConfig::parse(config(Backend::Vxlan).as_bytes(), Allocation::Pool)?;
     let backend: Arc<dyn flannel_core::backend::Backend> = Arc::new(Vxlan::new(&config)?);
     let mut admission = Admission::new(Rules::new(&config, backend), HostView::default());
     let record = |n: u32| {

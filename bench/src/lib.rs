@@ -1,6 +1,8 @@
-//! What the benchmarks share: a place to run in, peers, and rows of figures.
+//! What the benchmarks share: a place to run in, peers, stores, programs, and rows of figures.
 
+pub mod agent;
 pub mod bed;
+pub mod cluster;
 pub mod peers;
 pub mod report;
 

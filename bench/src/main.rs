@@ -7,6 +7,7 @@ mod floor;
 mod hostile;
 mod node;
 mod run;
+mod udp;
 
 use bench::Error;
 use clap::{Parser, ValueEnum};
@@ -17,11 +18,19 @@ struct Args {
     /// Which to run.
     name: Name,
     /// Alternating pairs, or repetitions where there is no floor.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, visible_alias = "rounds", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Numbers of peers, instead of the benchmark's own.
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(bench::peers::MOST)))]
     peers: Vec<u32>,
+    /// How long `udp` measures each.
+    #[arg(long, default_value = "2", value_parser = seconds)]
+    seconds: f64,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.5..=60.0).contains(&seconds) { Ok(seconds) } else { Err("write 0.5 to 60".to_owned()) }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,13 +49,18 @@ enum Name {
     Memory,
     /// What hostile records cost.
     AdmitHostile,
-    /// All of them.
+    /// The UDP backend beside Go flannel's, the kernel's VXLAN, and tun-rs with quinn-udp.
+    Udp,
+    /// All of them but `udp`.
     All,
 }
 
 fn main() -> Result<(), Error> {
-    let Args { name, runs, peers } = Args::parse();
+    let Args { name, runs, peers, seconds } = Args::parse();
     let or = |default: &[u32]| if peers.is_empty() { default.to_vec() } else { peers.clone() };
+    if name == Name::Udp {
+        return udp::all(runs, seconds);
+    }
     let is = |this: Name| name == this || name == Name::All;
     // First: what ran before would count.
     if is(Name::Memory) {

@@ -12,14 +12,14 @@ use flannel_core::testing::MemorySubnets;
 use testkit::Agent;
 
 use bench::Error;
-use bench::peers::{config, peer};
+use bench::peers::{Backend, config, peer};
 
 /// How long anything may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A store with node 0, which is ours, and peers 1 to `n`.
 pub(crate) fn store(n: u32) -> Result<MemorySubnets, Error> {
-    let store = MemorySubnets::new(NetworkConfig::parse(config().as_bytes(), Allocation::Pool)?);
+    let store = MemorySubnets::new(NetworkConfig::parse(config(Backend::Vxlan).as_bytes(), Allocation::Pool)?);
     // Its own subnet too, so that no later peer is in its way.
     store.insert((0..=n).map(peer));
     Ok(store)

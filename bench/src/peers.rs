@@ -13,9 +13,28 @@ pub const LEN: u8 = 26;
 /// More peers than these do not fit.
 pub const MOST: u32 = 200_000;
 
+/// What carries packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The kernel, in VXLAN.
+    Vxlan,
+    /// A program, in UDP.
+    Udp,
+}
+
+impl Backend {
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::Udp => "udp",
+        }
+    }
+}
+
 /// The network configuration.
-pub fn config() -> String {
-    format!(r#"{{"Network":"{NETWORK}","SubnetLen":{LEN},"Backend":{{"Type":"vxlan"}}}}"#)
+pub fn config(backend: Backend) -> String {
+    format!(r#"{{"Network":"{NETWORK}","SubnetLen":{LEN},"Backend":{{"Type":"{}"}}}}"#, backend.name())
 }
 
 /// The MAC address of peer `n`'s VTEP.
@@ -27,11 +46,22 @@ pub fn mac(n: u32) -> MacAddr {
 /// Shared by all leases, as a store's parser has it.
 static TYPE: LazyLock<Arc<str>> = LazyLock::new(|| "vxlan".into());
 
-/// The lease of peer `n`.
+/// The lease of peer `n` on VXLAN.
 pub fn peer(n: u32) -> Lease {
-    let mac = mac(n).to_string();
-    let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
-    let attrs = LeaseAttrs::new(v4(public(n))).with_backend(Arc::clone(&TYPE), Dual { v4: Some(data), v6: None });
+    lease(Backend::Vxlan, n)
+}
+
+/// The lease of peer `n`.
+pub fn lease(backend: Backend, n: u32) -> Lease {
+    let attrs = LeaseAttrs::new(v4(public(n)));
+    let attrs = match backend {
+        Backend::Vxlan => {
+            let mac = mac(n).to_string();
+            let data = Json::object(&[("VNI", Scalar::Number(1)), ("VtepMAC", Scalar::Text(&mac))]);
+            attrs.with_backend(Arc::clone(&TYPE), Dual { v4: Some(data), v6: None })
+        }
+        Backend::Udp => attrs,
+    };
     Lease::new(LeaseKey::new(&format!("node-{n}")), Dual { v4: Some(prefix(n)), v6: None }, attrs)
 }
 

@@ -2,7 +2,7 @@
 
 use bench::report::{median, round};
 
-use crate::agent::Program;
+use bench::agent::Program;
 
 /// What a row is about.
 pub(crate) struct Row {

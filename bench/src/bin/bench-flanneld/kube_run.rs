@@ -6,11 +6,11 @@ use bench::Error;
 use bench::bed::{in_bed, ip};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::agent::{Agent, Programs};
 use crate::beside::{Row, print};
 use crate::nodes::{LEN, MOST, Nodes, node, subnet};
 use crate::routes::Routes;
 use crate::run::{AFTERMATH, PATIENCE, complete};
+use bench::agent::{Agent, Programs};
 
 /// Nodes made one by one in each run.
 const SINGLES: u32 = 20;
@@ -47,7 +47,7 @@ pub(crate) fn compare(programs: &Programs, n: u32, runs: u32) -> Result<(), Erro
                 let routes = Routes::listen(LEN)?;
                 nodes.read()?;
                 let started = Instant::now();
-                let agent = Agent::start(programs, program, nodes.args(), dir.path())?;
+                let agent = Agent::start(programs, program, 0, nodes.args(), dir.path())?;
                 let run = runtime.block_on(run(&nodes, &agent, &routes, started, n));
                 let run = run.map_err(|error| format!("{program:?}, {n} Nodes: {error}\n{}", agent.last_words()))?;
                 agent.stop()?;

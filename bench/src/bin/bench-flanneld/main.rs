@@ -4,9 +4,7 @@
 //! Needs root, iproute2, and what `./test` builds into `target/`; with `--kube` nft too. A program of its own, so that the
 //! other benchmarks measure the library's memory and not a client's.
 
-mod agent;
 mod beside;
-mod cluster;
 mod kube_run;
 mod nodes;
 mod routes;
@@ -31,7 +29,7 @@ struct Args {
 
 fn main() -> Result<(), Error> {
     let Args { runs, peers, kube } = Args::parse();
-    let programs = agent::Programs::find()?;
+    let programs = bench::agent::Programs::find()?;
     let numbers = |default: &[u32]| if peers.is_empty() { default.to_vec() } else { peers.clone() };
     match kube {
         true => numbers(&[5_000]).into_iter().try_for_each(|n| kube_run::compare(&programs, n, runs)),

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use bench::bed::{in_bed, ip};
-use bench::peers::{LEN, MOST, subnet};
+use bench::peers::{Backend, LEN, MOST, subnet};
 use bench::{Error, bed};
 
-use crate::agent::{Agent, Programs};
 use crate::beside::{Row, print};
-use crate::cluster::Cluster;
 use crate::routes::Routes;
+use bench::agent::{Agent, Programs};
+use bench::cluster::Cluster;
 
 /// Leases put one by one in each run.
 const SINGLES: u32 = 100;
@@ -37,14 +37,14 @@ pub(crate) fn compare(programs: &Programs, n: u32, runs: u32) -> Result<(), Erro
     }
     let measured = in_bed(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let cluster = runtime.block_on(Cluster::with_peers(n))?;
+        let cluster = runtime.block_on(Cluster::with_peers(Backend::Vxlan, n, None))?;
         let mut measured = Vec::new();
         for _ in 0..runs {
             for program in programs.all() {
                 let dir = tempfile::tempdir()?;
                 let routes = Routes::listen(LEN)?;
                 let started = Instant::now();
-                let agent = Agent::start(programs, program, &cluster.args(), dir.path())?;
+                let agent = Agent::start(programs, program, 0, &cluster.args(), dir.path())?;
                 let run = runtime.block_on(run(&cluster, &agent, &routes, started, n));
                 let run = run.map_err(|error| format!("{program:?}, {n} leases: {error}\n{}", agent.last_words()))?;
                 agent.stop()?;

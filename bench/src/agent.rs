@@ -1,0 +1,129 @@
+//! A flanneld as a process, ours or Go's, with what it costs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::{SysconfVar, sysconf};
+use testkit::Process;
+
+use crate::Error;
+
+/// How long an agent may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whose program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// flannelkit's.
+    Ours,
+    /// Go flannel's.
+    Go,
+}
+
+/// The programs that can be measured.
+#[derive(Debug)]
+pub struct Programs {
+    ours: PathBuf,
+    go: Option<PathBuf>,
+}
+
+impl Programs {
+    /// Builds ours, and finds Go's where it was built.
+    ///
+    /// # Errors
+    /// When ours does not build.
+    pub fn find() -> Result<Self, Error> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let build = ["build", "--release", "--quiet", "--locked", "-p", "flanneld"];
+        let built = Command::new(env!("CARGO")).args(build).current_dir(&root).status()?;
+        if !built.success() {
+            return Err("flanneld does not build".into());
+        }
+        // Beside this program, wherever cargo was told to put things.
+        let ours = std::env::current_exe()?.with_file_name("flanneld");
+        Ok(Self { ours, go: testkit::go_flannel::program().ok() })
+    }
+
+    /// Those to measure, each as often as the other.
+    pub fn all(&self) -> Vec<Program> {
+        let go = self.go.is_some().then_some(Program::Go);
+        go.into_iter().chain([Program::Ours]).collect()
+    }
+
+    fn path(&self, program: Program) -> Option<&Path> {
+        match program {
+            Program::Ours => Some(&self.ours),
+            Program::Go => self.go.as_deref(),
+        }
+    }
+}
+
+/// A running one.
+#[derive(Debug)]
+pub struct Agent(Process);
+
+impl Agent {
+    /// Starts a program on node `n` as an operator does who gives nothing but where the store is, in the caller's network
+    /// namespace; its files are in `dir`.
+    ///
+    /// # Errors
+    /// When there is no such program, or it cannot be run.
+    pub fn start(programs: &Programs, program: Program, n: u32, store: &[String], dir: &Path) -> Result<Self, Error> {
+        let path = programs.path(program).ok_or("there is no such program")?;
+        let mut command = Command::new(path);
+        command
+            .args(store)
+            .arg(format!("-subnet-file={}", dir.join("subnet.env").display()))
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("FLANNELD_STATE_FILE", dir.join("state"))
+            .env("NODE_NAME", format!("node-{n}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        Ok(Self(Process::start(&mut command, &dir.join("log"))?))
+    }
+
+    /// Processor time of the process until now, without the tools that it ran.
+    pub fn cpu(&self) -> Result<Duration, Error> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
+        // The name, in parentheses, may hold anything.
+        let (_, fields) = text.rsplit_once(')').ok_or("no name in /proc/PID/stat")?;
+        let field = |nth: usize| -> Result<u64, Error> {
+            Ok(fields.split_whitespace().nth(nth).ok_or("too few fields in /proc/PID/stat")?.parse()?)
+        };
+        // utime and stime, fields 14 and 15 of proc(5); what follows the name begins with field 3.
+        let ticks = field(11)? + field(12)?;
+        let a_second = sysconf(SysconfVar::CLK_TCK)?.ok_or("the kernel does not say how long a tick is")?;
+        Ok(Duration::from_secs_f64(ticks as f64 / a_second as f64))
+    }
+
+    /// Resident memory now and at its peak, in MiB (proc(5), status).
+    pub fn memory(&self) -> Result<(f64, f64), Error> {
+        crate::report::resident(&format!("/proc/{}/status", self.0.id()))
+    }
+
+    /// The end of what it logged, for messages.
+    pub fn last_words(&self) -> String {
+        self.0.last_words()
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&mut self) -> Result<(), Error> {
+        self.0.signal(Signal::SIGKILL)?;
+        self.0.wait(PATIENCE)?;
+        Ok(())
+    }
+
+    /// Ends it as a supervisor does.
+    pub fn stop(mut self) -> Result<(), Error> {
+        self.0.signal(Signal::SIGTERM)?;
+        self.0.wait(PATIENCE)?;
+        Ok(())
+    }
+}
