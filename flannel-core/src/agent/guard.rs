@@ -73,9 +73,15 @@ impl Guard {
         }
         let mut refusals = Refusals::default();
         let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
+        // Destinations of routes that were to make room for others, and stay.
+        let mut kept = BTreeSet::new();
         for op in plan.ops {
-            if self.why(&op, now, is_unreached).is_some() || refusals.block(&op) {
+            let has_no_room = matches!(&op, Op::CreateRoute { prefix, .. } if kept.contains(prefix));
+            if has_no_room || self.why(&op, now, is_unreached).is_some() || refusals.block(&op) {
                 refusals.refused(&op);
+                if let Op::DeleteRoute { prefix, .. } = &op {
+                    kept.insert(*prefix);
+                }
                 restrained.held.push(op);
             } else if !refusals.makes_needless(&op) {
                 restrained.plan.ops.push(op);
@@ -219,6 +225,26 @@ mod tests {
         assert!(guard.unreached.is_kept(&prefix(1), at(20_000)) && !guard.unreached.is_kept(&prefix(2), at(20_000)));
         guard.unreached.note(&Plan::default(), at(30_000), &leave, |_| true);
         assert_eq!(guard.unreached.prefixes().count(), 0);
+    }
+
+    /// In IPv6 the kernel refuses a tunnel's route while a direct one is there, so that one has to go first.
+    #[test]
+    fn a_route_that_makes_room_is_replaced_after_a_while_and_the_other_waits_with_it() {
+        let prefix: Prefix = "fd05:0:0:1::/64".parse().unwrap();
+        let direct = Route::direct(prefix, "2001:db8::9".parse().unwrap(), LinkId::Uplink);
+        let tunnel = Route::overlay(prefix, prefix.addr(), LinkId::Own(0));
+        let ops = vec![Op::DeleteRoute { prefix, route: direct }, Op::CreateRoute { prefix, route: tunnel }];
+        let mut guard = Guard::default();
+        let plan = Plan { ops: ops.clone(), conflicts: Vec::new() };
+        let leave = |_: &Prefix, route: &Route| !route.onlink;
+        for now in [0, 4_000, 9_999] {
+            guard.unreached.note(&plan, at(now), &leave, |_| true);
+            let restrained = guard.restrain(plan.clone(), at(now), &leave);
+            assert_eq!((restrained.held, restrained.plan.ops), (ops.clone(), Vec::new()));
+        }
+        assert_eq!(guard.expire(at(10_000), &lost()), Some(Over::Replacement));
+        guard.unreached.note(&plan, at(10_000), &leave, |_| true);
+        assert_eq!(guard.restrain(plan, at(10_000), &leave).plan.ops, ops);
     }
 
     #[test]

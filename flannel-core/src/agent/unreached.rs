@@ -53,8 +53,16 @@ impl Unreached {
             std::mem::take(&mut self.routes).into_iter().partition(|(prefix, _)| concerns(prefix));
         self.routes = others;
         let mut changed: BTreeSet<Prefix> = old.keys().copied().collect();
-        for (prefix, write) in plan.ops.iter().filter_map(|op| taken_away(op, is_unreached)) {
+        let taken: Vec<_> = plan.ops.iter().filter_map(|op| taken_away(op, is_unreached)).collect();
+        // A deletion that makes room for another route is a replacement: IPv6 has no other way to some routes.
+        let created = plan.ops.iter().filter(|_| !taken.is_empty()).filter_map(|op| match op {
+            Op::CreateRoute { prefix, .. } => Some(*prefix),
+            _ => None,
+        });
+        let created: BTreeSet<Prefix> = created.collect();
+        for (prefix, write) in taken {
             changed.insert(prefix);
+            let write = if created.contains(&prefix) { Write::Replaced } else { write };
             let noted = self.routes.entry(prefix).or_default();
             match write {
                 Write::Deleted => noted.deleted = true,
@@ -99,15 +107,19 @@ impl Unreached {
         self.routes.get(prefix).is_some_and(waits)
     }
 
+    fn waits(&self, prefix: &Prefix, now: BootTime) -> bool {
+        self.routes.get(prefix).and_then(|noted| noted.replace_at).is_none_or(|at| at > now)
+    }
+
     /// Whether `op` waits for the connected route of what it takes away.
     pub(crate) fn holds(&self, op: &Op, now: BootTime, is_unreached: &IsUnreached<'_>) -> bool {
         match taken_away(op, is_unreached) {
             None => false,
-            Some((_, Write::Deleted)) => true,
-            Some((prefix, Write::Replaced)) => {
-                let noted = self.routes.get(&prefix).and_then(|noted| noted.replace_at);
-                noted.is_none_or(|at| at > now)
-            }
+            Some((prefix, write)) => match self.routes.get(&prefix) {
+                // A deletion that was noted as a replacement.
+                Some(noted) if !noted.deleted => noted.replace_at.is_none_or(|at| at > now),
+                _ => write == Write::Deleted || self.waits(&prefix, now),
+            },
         }
     }
 }
