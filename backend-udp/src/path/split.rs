@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::checksum::{self, Sum};
-use super::header::{self, Ip, TCP, UDP, Vnet, at, flag, put_long, put_word, word};
+use super::header::{self, Ip, TCP, UDP, Vnet, at, flag, protocol, put_long, put_word, word};
 
 /// The most bytes of headers that a super-packet may have: IPv6 with extension headers and a full TCP header.
 pub(crate) const MAX_HEADERS: usize = 256;
@@ -85,7 +85,9 @@ fn complete(vnet: &Vnet, ip: &Ip, packet: &mut [u8]) -> Option<()> {
         return None;
     }
     let sum = Sum::of(packet.get(start..)?);
-    put_word(packet, field, checksum::of_udp(sum));
+    // Zero means in UDP alone that there is none.
+    let checksum = if ip.protocol == protocol::UDP { checksum::of_udp(sum) } else { sum.finished() };
+    put_word(packet, field, checksum);
     Some(())
 }
 
