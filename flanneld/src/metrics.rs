@@ -142,6 +142,7 @@ fn register_carried(registry: &mut Registry, carried: &[CarriedDevice]) {
     }
     let (packets, bytes) = (Family::<Way, Counter>::default(), Family::<Way, Counter>::default());
     let (dropped, degraded) = (Family::<Drop, Counter>::default(), Family::<OnDevice, Gauge>::default());
+    let (unbatched, answered) = (Family::<OnDevice, Counter>::default(), Family::<OnDevice, Counter>::default());
     for it in carried {
         let device = it.name.to_string();
         for (way, traffic) in [("sent", &it.counters.sent), ("received", &it.counters.received)] {
@@ -153,11 +154,20 @@ fn register_carried(registry: &mut Registry, carried: &[CarriedDevice]) {
         for (reason, count) in by_reason.into_iter().chain([(Counters::OVERFLOWED, it.counters.overflowed)]) {
             dropped.get_or_create(&Drop { device: device.clone(), reason }).inc_by(count);
         }
-        degraded.get_or_create(&OnDevice { device }).set(count(it.degraded.len()));
+        let device = OnDevice { device };
+        unbatched.get_or_create(&device).inc_by(it.counters.unbatched);
+        answered.get_or_create(&device).inc_by(it.counters.answered);
+        degraded.get_or_create(&device).set(count(it.degraded.len()));
     }
     registry.register("carried_packets", "Packets carried in user space, as they are on the wire", packets);
     registry.register("carried_bytes", "Their bytes, without the headers of the underlay", bytes);
     registry.register("carried_dropped", "Packets dropped in user space, by reason", dropped);
+    registry.register(
+        "carried_unbatched",
+        "Packets sent one by one because the path carries less than the device takes",
+        unbatched,
+    );
+    registry.register("carried_answered", "ICMP answers to packets for which there is no peer", answered);
     registry.register("carried_degraded", "Offloads of the kernel that are done without", degraded);
 }
 

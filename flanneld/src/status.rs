@@ -130,6 +130,10 @@ pub(crate) struct Carried {
     pub(crate) forwards: usize,
     pub(crate) sent: Carriage,
     pub(crate) received: Carriage,
+    /// Packets sent one by one because the path to the peer carries less than the device takes.
+    pub(crate) unbatched: u64,
+    /// ICMP answers to packets for which there is no peer.
+    pub(crate) answered: u64,
     /// Packets dropped, by reason; reasons without any are left out.
     pub(crate) dropped: BTreeMap<String, u64>,
     /// Offloads of the kernel that it does without, and why.
@@ -154,6 +158,8 @@ impl Carried {
             forwards: device.forwards,
             sent: carriage(&counters.sent),
             received: carriage(&counters.received),
+            unbatched: counters.unbatched,
+            answered: counters.answered,
             dropped: dropped.filter(|(_, count)| *count > 0).collect(),
             degraded: degraded.map(|it| Named { name: it.what.to_string(), reason: it.because.clone() }).collect(),
         }
@@ -455,9 +461,13 @@ impl fmt::Display for Document {
         }
         let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
         row("rounds", &format!("{audits} audits, {rounds} lease rounds, {drift} repairs, {} undone", self.undone))?;
-        for Carried { device, forwards, sent, received, dropped, degraded } in &self.carried {
+        for Carried { device, forwards, sent, received, unbatched, dropped, degraded, .. } in &self.carried {
             let (out, into, lost) = (sent.packets, received.packets, dropped.values().sum::<u64>());
             row(device, &format!("{forwards} subnets, {out} packets sent, {into} received, {lost} dropped"))?;
+            if *unbatched > 0 {
+                let fix = "lower the MTU of the uplink to what the path carries, and restart the agent and the pods";
+                row("narrow path", &format!("{unbatched} packets were sent one by one or in fragments: {fix}"))?;
+            }
             for (reason, count) in dropped {
                 row("dropped", &format!("{count} packets: {reason}"))?;
             }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use flannel_backend_udp::Udp;
-use flannel_backend_udp::path::Tun;
+use flannel_backend_udp::path::{Tun, check_sockets};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::backend::Uplink;
 use flannel_core::config::NetworkConfig;
@@ -43,6 +44,8 @@ pub(super) trait Source {
     fn is_synchronized(&self) -> bool;
     /// Whether TUN devices can be opened; else why not.
     fn tun(&self) -> Result<(), String>;
+    /// Whether UDP sockets can be bound there; else why not.
+    fn sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), String>;
 }
 
 /// `/proc` and the machine's clock.
@@ -70,6 +73,10 @@ impl Source for Files {
 
     fn tun(&self) -> Result<(), String> {
         Tun::probe().map_err(|error| crate::chain(&error))
+    }
+
+    fn sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), String> {
+        check_sockets(wanted).map_err(|error| crate::chain(&error))
     }
 }
 
@@ -288,7 +295,21 @@ impl Host<'_> {
             ),
             None => Finding::ok("udp", format!("no other program has the device {}", udp.device())),
         };
-        vec![driver, device]
+        // An agent that runs has the port.
+        let runs = self
+            .facts
+            .links
+            .values()
+            .any(|link| link.name == *udp.device() && self.overlay.owns(link.group, link.alias.as_deref()));
+        let Some(uplink) = self.uplink.filter(|_| !runs) else { return vec![driver, device] };
+        let port = match source.sockets(uplink.addrs.map(|_, addr| SocketAddr::new(*addr, udp.config().port))) {
+            Ok(()) => Finding::ok("port", format!("UDP port {} is free", udp.config().port)),
+            Err(error) => {
+                let fix = format!("end the program that has it: ss -ulpn sport = :{}", udp.config().port);
+                Finding::new("port", Severity::Error, error, fix)
+            }
+        };
+        vec![driver, device, port]
     }
 
     fn vxlan(&self) -> Vec<Finding> {
@@ -422,6 +443,10 @@ mod tests {
         fn tun(&self) -> Result<(), String> {
             Err("there is no driver".to_owned())
         }
+
+        fn sockets(&self, _: Dual<SocketAddr>) -> Result<(), String> {
+            Err("192.0.2.1:8285 is in use".to_owned())
+        }
     }
 
     fn link(name: &str, vni: u32, port: u16) -> HostLink {
@@ -469,7 +494,7 @@ mod tests {
         let theirs = Link::new(LinkName::new("flannel0").unwrap(), tun, 1472).into();
         let findings = findings_of("udp", vec![theirs], 1500, 1472, &Said::default());
         assert_eq!(of(&findings, "mtu").severity, Severity::Ok, "{findings:?}");
-        for (check, fix) in [("tun", "modprobe tun"), ("udp", "ip link delete flannel0")] {
+        for (check, fix) in [("tun", "modprobe tun"), ("udp", "ip link delete flannel0"), ("port", "ss -ulpn")] {
             let finding = of(&findings, check);
             assert_eq!(finding.severity, Severity::Error);
             assert!(finding.fix.as_ref().unwrap().contains(fix), "{finding:?}");
