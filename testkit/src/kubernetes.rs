@@ -127,6 +127,11 @@ impl ApiServer {
         self.kubeconfig(ADMIN, ADMIN, &self.url())
     }
 
+    /// Where the certificate is that its own is signed with, in PEM.
+    pub fn authority_file(&self) -> PathBuf {
+        self.file("ca.pem")
+    }
+
     /// Where the token of the kubeconfig file of this name is.
     pub fn token_file(&self, name: &str) -> PathBuf {
         self.file(&format!("{name}.token"))

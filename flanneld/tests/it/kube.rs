@@ -78,6 +78,11 @@ impl Kubernetes {
         self.args_of(&way.kubeconfig)
     }
 
+    /// The same in a Pod, which needs no kubeconfig file.
+    pub(crate) fn args_in_pod(&self) -> Vec<String> {
+        vec!["--kube-subnet-mgr".to_owned(), format!("-net-config-path={}", self.config.display())]
+    }
+
     fn args_of(&self, kubeconfig: &Path) -> Vec<String> {
         let (kubeconfig, config) = (kubeconfig.display(), self.config.display());
         vec![

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use flannel_core::net::Family;
@@ -11,7 +12,7 @@ use testkit::kubernetes::ApiServer;
 use testkit::probe::{Flow, FlowReport};
 use testkit::{Families, Pod, wait_until};
 
-use crate::harness::{Agent, PATIENCE, Site, Told, command, on_switch, owned, read, routes, run};
+use crate::harness::{Agent, PATIENCE, Site, Told, bare, command, on_switch, owned, read, routes, run};
 use crate::kube::{Kubernetes, name};
 use crate::store::{reaches, status};
 
@@ -52,6 +53,22 @@ impl Cluster {
         let mut ours = command(&[self.fixed(nth), store].concat());
         ours.envs(variables.iter().copied());
         Agent::start_in(self.site.ns(nth), &mut ours, self.site.path(&format!("log{nth}")))
+    }
+
+    /// Starts an agent as kubelet starts the container of a Pod: with the service account's files in their place, and the
+    /// variables that lead to the server. It says nothing of either by its arguments.
+    fn start_in_pod(&self, nth: usize) -> Agent {
+        const FILES: &str = "mount -t tmpfs none /run && \
+             cd $(mkdir -p /run/secrets/kubernetes.io/serviceaccount && echo /run/secrets/kubernetes.io/serviceaccount) && \
+             cp \"$TOKEN\" token && cp \"$AUTHORITY\" ca.crt && printf kube-system >namespace && exec \"$0\" \"$@\"";
+        let ours = command(&[self.fixed(nth), self.kubernetes.args_in_pod()].concat());
+        let mut inside = bare(Command::new("unshare"));
+        inside.args(["--mount", "sh", "-c", FILES]).arg(ours.get_program()).args(ours.get_args());
+        let (server, port) = (&self.kubernetes.server, self.kubernetes.server.port().to_string());
+        inside.env("TOKEN", server.token_file("flannel")).env("AUTHORITY", server.authority_file());
+        inside.envs([("KUBERNETES_SERVICE_HOST", "10.89.0.1"), ("KUBERNETES_SERVICE_PORT", &port)]);
+        inside.envs([("POD_NAME", "agent"), ("POD_NAMESPACE", "kube-system")]);
+        Agent::start_in(self.site.ns(nth), &mut inside, self.site.path(&format!("log{nth}")))
     }
 
     /// The arguments of node `nth`'s agent that are not about the store.
@@ -140,6 +157,18 @@ impl Cluster {
 }
 
 /// docs/faults.md, K5, K8 and K10: the data plane stays as it is whatever is done to the own Node.
+#[test]
+fn an_agent_in_a_pod_finds_server_account_and_node_by_itself() {
+    let cluster = Cluster::new(2);
+    cluster.register(1);
+    cluster.join(2);
+    cluster.ask(async |server| server.create_pod("agent", "flannel", Some(&name(1))).await).unwrap();
+    let agent = cluster.start_in_pod(1).ready();
+    assert_eq!(cluster.annotation(1, "kube-subnet-manager").as_deref(), Some("true"));
+    agent.until("told of the other node", || cluster.has_route(1, 2));
+    assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+}
+
 #[test]
 fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
     let cluster = Cluster::new(2);
