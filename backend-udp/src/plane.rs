@@ -33,13 +33,13 @@ pub struct UdpDataPlane {
 #[derive(Clone, Default)]
 pub struct Observer(Arc<Mutex<BTreeMap<u32, Seen>>>);
 
-/// A device whose packets are carried.
+/// A device whose packets are carried: the data plane's side.
 struct Carried {
     tunnel: Tunnel,
     path: Path,
 }
 
-/// The same for observers.
+/// The same device: the observers' side.
 struct Seen {
     name: LinkName,
     watch: Watch,
@@ -60,7 +60,7 @@ pub struct CarriedDevice {
 }
 
 impl Observer {
-    /// The devices, in the order of their interface indices. Waits neither for a packet nor for the kernel.
+    /// The devices, in the order of their interface indices. Does not wait for traffic or for the kernel's locks.
     pub fn devices(&self) -> Vec<CarriedDevice> {
         let device = |Seen { name, watch }: &Seen| CarriedDevice {
             name: name.clone(),
@@ -90,20 +90,21 @@ impl fmt::Debug for UdpDataPlane {
 }
 
 impl UdpDataPlane {
-    /// One that carries nothing yet.
+    /// A data plane without devices.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// For status pages and metrics.
+    /// Counters for status pages and metrics.
     pub fn observer(&self) -> Observer {
         self.observer.clone()
     }
 
     /// Opens a device, and carries its packets.
     fn start(&mut self, name: &LinkName, mode: OpenMode, tunnel: &Tunnel, table: Table) -> Result<u32, KernelError> {
-        let tun = Tun::open(name.as_str(), mode, tunnel.queues.get().into()).map_err(|error| of_tun(name, error))?;
-        let failed = |error| of_path(name, error);
+        let tun =
+            Tun::open(name.as_str(), mode, tunnel.queues.get().into()).map_err(|error| open_error(name, error))?;
+        let failed = |error| path_error(name, error);
         let on_loss = self.changed.clone().map_or_else(OnLoss::default, OnLoss::call);
         let settings = Settings::default().with_buffers(buffers(tunnel)).telling(on_loss);
         let path = Path::start(tun, settings, table).map_err(failed)?;
@@ -146,7 +147,7 @@ impl DataPlane for UdpDataPlane {
     }
 
     fn probe(&mut self) -> Result<(), KernelError> {
-        Tun::probe().map_err(|error| of_tun_text("making TUN devices", error))
+        Tun::probe().map_err(|error| tun_error("making TUN devices", error))
     }
 
     fn open(&mut self, name: &LinkName, index: Option<u32>, tunnel: &Tunnel) -> Result<u32, KernelError> {
@@ -159,14 +160,14 @@ impl DataPlane for UdpDataPlane {
         }
         let Some(index) = index else {
             // Before there is a device, which would come and go.
-            check_sockets(sockets(tunnel)).map_err(|error| of_path(name, error.into()))?;
+            check_sockets(sockets(tunnel)).map_err(|error| path_error(name, error.into()))?;
             return self.start(name, OpenMode::Create, tunnel, Table::new(tunnel.subnets));
         };
         let threads = |tunnel: &Tunnel| (tunnel.queues, tunnel.socket_buffer);
         if let Some(device) = self.carried.get_mut(&index)
             && threads(&device.tunnel) == threads(tunnel)
         {
-            device.path.set_sockets(sockets(tunnel)).map_err(|error| of_path(name, error))?;
+            device.path.set_sockets(sockets(tunnel)).map_err(|error| path_error(name, error))?;
             device.path.set_own(tunnel.subnets);
             device.tunnel = *tunnel;
             return Ok(index);
@@ -188,7 +189,7 @@ impl DataPlane for UdpDataPlane {
 
     fn keep(&mut self, index: u32) -> Result<(), KernelError> {
         let tun = self.get(index)?.path.tun();
-        tun.keep().map_err(|error| of_tun_text(&format!("keeping the TUN device {}", tun.name()), error))
+        tun.keep().map_err(|error| tun_error(&format!("keeping the TUN device {}", tun.name()), error))
     }
 
     fn held(&self, index: u32) -> Option<Tunnel> {
@@ -223,14 +224,14 @@ fn refused(doing: impl Into<String>, errno: Errno, message: impl ToString) -> Ke
 }
 
 fn not_open(index: u32) -> KernelError {
-    refused("writing forwards", Errno::ENODEV, format!("the device with index {index} is not open"))
+    refused("using a TUN device", Errno::ENODEV, format!("the device with index {index} is not open"))
 }
 
-fn of_tun(name: &LinkName, error: TunError) -> KernelError {
-    of_tun_text(&format!("opening the TUN device {name}"), error)
+fn open_error(name: &LinkName, error: TunError) -> KernelError {
+    tun_error(&format!("opening the TUN device {name}"), error)
 }
 
-fn of_tun_text(doing: &str, error: TunError) -> KernelError {
+fn tun_error(doing: &str, error: TunError) -> KernelError {
     let errno = match &error {
         TunError::Denied { .. } => {
             return KernelError::Denied { doing: doing.to_owned(), hint: "CAP_NET_ADMIN is needed".to_owned() };
@@ -260,7 +261,7 @@ fn has_no_driver(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO))
 }
 
-fn of_path(name: &LinkName, error: PathError) -> KernelError {
+fn path_error(name: &LinkName, error: PathError) -> KernelError {
     let errno = match &error {
         PathError::Socket(SocketError::NotHere { .. }) => Errno::EADDRNOTAVAIL,
         PathError::Socket(SocketError::InUse { .. }) => Errno::EADDRINUSE,

@@ -58,13 +58,13 @@ pub(crate) enum Taken {
 pub(crate) struct Coalescer {
     merging: Merging,
     flows: [Flow; MAX_FLOWS],
-    /// The one to be written when there is no room.
-    oldest: usize,
+    /// The flow that was written last because there was no room. The next one in turn is written next.
+    displaced: usize,
 }
 
 impl Coalescer {
     pub(crate) fn new(merging: Merging) -> Self {
-        Self { merging, flows: std::array::from_fn(|_| Flow::default()), oldest: 0 }
+        Self { merging, flows: std::array::from_fn(|_| Flow::default()), displaced: 0 }
     }
 
     /// Changes what is merged from now on.
@@ -94,8 +94,8 @@ impl Coalescer {
         }
         let free = self.flows.iter().position(|flow| flow.count == 0);
         let index = free.unwrap_or_else(|| {
-            self.oldest = (self.oldest + 1) % MAX_FLOWS;
-            self.oldest
+            self.displaced = (self.displaced + 1) % MAX_FLOWS;
+            self.displaced
         });
         if let Some(flow) = self.flows.get_mut(index) {
             flow.flush(arena, sink);

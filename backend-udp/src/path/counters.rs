@@ -22,7 +22,7 @@ pub enum Reason {
     SocketFull,
     /// The kernel refused to send it.
     SendRefused,
-    /// A datagram that was longer than the longest.
+    /// The kernel cut a datagram off. No datagram of UDP is that long.
     Truncated,
     /// A datagram from an address and port at which no peer is.
     UnknownSender,

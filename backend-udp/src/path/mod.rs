@@ -4,8 +4,8 @@
 //! sends it in runs that the kernel cuts again. One thread receives, checks, merges what belongs together and writes it to
 //! the TUN. Neither allocates, takes a lock or waits for the other. Nothing here knows what a lease is.
 //!
-//! The thread that calls [`Path::start`] says by its network namespace where the sockets are: the threads inherit it. The
-//! device's addresses, MTU, state and routes are others' affair, as is the device's name.
+//! Sockets are opened in the network namespace of the thread that calls [`Path::start`]: the path's threads inherit it. The
+//! device's addresses, MTU, state, routes and later names are managed elsewhere.
 //!
 //! ```no_run
 //! use flannel_backend_udp::path::{OpenMode, Path, Settings, Table, Tun};
@@ -95,7 +95,7 @@ pub struct Path {
     changing: Mutex<()>,
 }
 
-/// Looks at a path from anywhere, and does not keep it alive.
+/// What a path has counted, for other threads. It does not keep the path alive.
 #[derive(Debug, Clone)]
 pub struct Watch {
     shared: Weak<Shared>,
@@ -104,7 +104,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// What was counted since the path was started. Takes no lock.
+    /// What was counted since the path was started.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::default();
         self.sending.iter().for_each(|cells| cells.add_to(&mut counters, |counters| &mut counters.sent));
@@ -146,8 +146,8 @@ impl Settings {
     }
 }
 
-/// Whether sockets could be bound here: nothing is left of the try. To be asked before a device is made, whose sockets
-/// these are to be.
+/// Checks whether these sockets can be bound in the calling thread's network namespace, and closes them again. Call it
+/// before a device is made for them.
 ///
 /// # Errors
 /// [`SocketError`]. [`NotHere`](SocketError::NotHere) and [`InUse`](SocketError::InUse) may pass: retry with back-off.
@@ -210,13 +210,14 @@ impl Path {
         Ok(path)
     }
 
-    /// Has these sockets and no others, bound to these addresses and ports: datagrams are sent from there, and received
-    /// there. A new one is bound before the old one is given up; what is bound already is not touched.
+    /// Uses exactly these sockets: datagrams are sent from and received at these addresses and ports. A new socket is bound
+    /// before the old one is closed; one that is bound already is not touched.
     ///
     /// Waits for the thread that receives, some milliseconds; a tenth of a second where an address is in use.
     ///
     /// # Errors
-    /// [`PathError::Socket`] if one cannot be bound; the sockets are those from before then.
+    /// [`PathError::Socket`] if one cannot be bound, and the sockets stay as they were: retry with back-off.
+    /// [`PathError::Ended`] once the threads are gone. Final for this path.
     pub fn set_sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), PathError> {
         for _ in 1..TRIES {
             match self.try_sockets(wanted) {
@@ -243,12 +244,6 @@ impl Path {
         self.shared.sockets.load().map(|_, socket| socket.local())
     }
 
-    /// Uses another table from now on.
-    pub fn set_table(&self, table: Table) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.table.store(Arc::new(table));
-    }
-
     /// Changes the table in one step: the endpoint that each subnet is at from now on, or none.
     pub fn change(&self, changes: &[(Prefix, Option<SocketAddr>)]) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -273,7 +268,7 @@ impl Path {
         &self.tun
     }
 
-    /// Looks at the path from anywhere.
+    /// Counters for other threads, which do not keep the path alive.
     pub fn watch(&self) -> Watch {
         let (sending, receiving) = (self.sending.clone(), Arc::clone(&self.receiving));
         Watch { shared: Arc::downgrade(&self.shared), sending, receiving }

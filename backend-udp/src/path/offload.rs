@@ -45,7 +45,7 @@ pub struct Degraded {
     pub because: String,
 }
 
-/// Which offloads are done without: each is told once, and stays so as long as the path lives.
+/// Which offloads are not used: each is logged once, and not used again for as long as the path lives.
 #[derive(Debug, Default)]
 pub(crate) struct Offloads {
     is_udp_segment_off: AtomicBool,
@@ -59,14 +59,14 @@ impl Offloads {
         offloads
     }
 
-    /// Does without one from now on.
+    /// Stops using an offload.
     pub(crate) fn degrade(&self, what: Offload, because: impl fmt::Display) {
         if what == Offload::UdpSegment {
             self.is_udp_segment_off.store(true, Ordering::Relaxed);
         }
         let mut degraded = self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
         if degraded.iter().all(|known| known.what != what) {
-            tracing::warn!(%what, %because, "the kernel does without an offload: packets are carried more slowly");
+            tracing::warn!(%what, %because, "an offload is not available: packets are carried more slowly");
             degraded.push(Degraded { what, because: because.to_string() });
         }
     }

@@ -66,7 +66,7 @@ impl Rx {
                 let Some(socket) = socket else { continue };
                 match delivery.drain(socket, &mut receiver) {
                     Ok(()) => {}
-                    // Somebody destroyed it (`ss --kill`). Whether it is still bound is the kernel's affair: another one is.
+                    // Somebody destroyed it (`ss --kill`). Kernels differ in whether it stays bound, so a new one is bound.
                     Err(Errno::ECONNABORTED) => {
                         for family in Family::BOTH {
                             sockets.slot(family).take_if(|one| Arc::ptr_eq(one, socket));

@@ -87,7 +87,7 @@ impl Shared {
         is_gone
     }
 
-    /// Gives up a socket that is no more of use.
+    /// Closes a socket that somebody destroyed, and tells of it.
     pub(crate) fn drop_socket(&self, lost: &Socket, left: &Sockets) {
         self.give_up(lost);
         self.sockets.store(Arc::new(left.clone()));
@@ -99,7 +99,7 @@ impl Shared {
         !self.is_tun_gone.load(Ordering::Acquire)
     }
 
-    /// Remembers what a socket lost that is about to be given up: before it is, so that no count goes down.
+    /// Keeps the count of a socket that is about to be closed. Called before it is, so that the sum never goes down.
     pub(crate) fn give_up(&self, socket: &Socket) {
         self.overflowed.fetch_add(socket.overflowed(), Ordering::Relaxed);
     }

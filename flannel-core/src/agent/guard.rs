@@ -73,7 +73,7 @@ impl Guard {
         }
         let mut refusals = Refusals::default();
         let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
-        // Destinations of routes that were to make room for others, and stay.
+        // Destinations of routes that were to make room for others and are held.
         let mut kept = BTreeSet::new();
         for op in plan.ops {
             let has_no_room = matches!(&op, Op::CreateRoute { prefix, .. } if kept.contains(prefix));

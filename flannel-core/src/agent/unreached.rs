@@ -107,20 +107,13 @@ impl Unreached {
         self.routes.get(prefix).is_some_and(waits)
     }
 
-    fn waits(&self, prefix: &Prefix, now: BootTime) -> bool {
-        self.routes.get(prefix).and_then(|noted| noted.replace_at).is_none_or(|at| at > now)
-    }
-
     /// Whether `op` waits for the connected route of what it takes away.
     pub(crate) fn holds(&self, op: &Op, now: BootTime, is_unreached: &IsUnreached<'_>) -> bool {
-        match taken_away(op, is_unreached) {
-            None => false,
-            Some((prefix, write)) => match self.routes.get(&prefix) {
-                // A deletion that was noted as a replacement.
-                Some(noted) if !noted.deleted => noted.replace_at.is_none_or(|at| at > now),
-                _ => write == Write::Deleted || self.waits(&prefix, now),
-            },
-        }
+        let Some((prefix, write)) = taken_away(op, is_unreached) else { return false };
+        // Only the whole plan tells whether a deletion makes room for another route: `note` has looked.
+        self.routes.get(&prefix).is_none_or(|noted| {
+            (write == Write::Deleted && noted.deleted) || noted.replace_at.is_none_or(|at| at > now)
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The seam to a data plane in user space: a program part that carries the packets of a TUN device itself.
+//! The seam to a data plane in user space: code that reads and writes the packets of a TUN device itself.
 //!
 //! The kernel's own interfaces neither make such a device nor show where its packets go. So a data plane is attached to
 //! the kernel ([`NetlinkKernel::with_data_plane`]), which makes it part of the same two verbs: what it holds is observed
@@ -81,14 +81,14 @@ impl fmt::Display for Forward {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey(pub [u8; 32]);
 
-/// Has the kernel looked at again: what a data plane holds has changed by itself. It does not block.
+/// Makes the agent look at the kernel again, after what a data plane holds has changed by itself. A call does not block.
 pub type OnChange = Arc<dyn Fn() + Send + Sync>;
 
 /// A data plane in user space. It is called by one thread, in the network namespace of the kernel it is attached to, and
 /// starts its own threads from there. Dropping it ends them; devices that were [kept](Self::keep) stay, with their routes,
 /// and drop packets until they are opened again.
 pub trait DataPlane: Send + 'static {
-    /// Takes what to call when a device is lost or its packets are no longer carried, so that it is mended at once.
+    /// Sets what to call when a device is lost or its packets are no longer carried, so that the agent repairs it at once.
     fn on_change(&mut self, changed: OnChange);
 
     /// Whether devices can be made here. Leaves nothing behind.
@@ -127,6 +127,6 @@ pub trait DataPlane: Send + 'static {
     /// The forwards of a device, in any order.
     fn forwards(&self, index: u32) -> Vec<(Prefix, Forward)>;
 
-    /// Ends what is carried of a device. One that was not kept is gone then.
+    /// Stops carrying the packets of a device. A device that was not kept is gone afterwards.
     fn close(&mut self, index: u32);
 }

@@ -144,17 +144,12 @@ impl Applier<'_> {
     ) -> Result<(), KernelError> {
         for &place in places {
             let op = &ops[place];
-            if refusals.block(op) {
-                refusals.refused(op);
-                report.skipped.push(place);
+            if skips(op, place, refusals, report) {
                 continue;
             }
             match survivable(self.write_link(op))? {
                 Ok(()) => report.applied += 1,
-                Err(error) => {
-                    refusals.refused(op);
-                    report.refused.push((place, error));
-                }
+                Err(error) => note_refused(vec![(place, error)], ops, refusals, report),
             }
         }
         Ok(())
@@ -176,10 +171,7 @@ impl Applier<'_> {
                 Op::DeleteForward { key, .. } => (key, None),
                 _ => continue,
             };
-            if refusals.block(op) {
-                refusals.refused(op);
-                report.skipped.push(place);
-            } else {
+            if !skips(op, place, refusals, report) {
                 let of_link = of_links.entry(key.link).or_default();
                 of_link.places.push(place);
                 of_link.changes.push((key.prefix, forward));
@@ -194,11 +186,7 @@ impl Applier<'_> {
                 Err(error) => refused.extend(places.into_iter().map(|place| (place, error.clone()))),
             }
         }
-        refused.sort_by_key(|(place, _)| *place);
-        for (place, error) in refused {
-            refusals.refused(&ops[place]);
-            report.refused.push((place, error));
-        }
+        note_refused(refused, ops, refusals, report);
         Ok(())
     }
 
@@ -216,9 +204,7 @@ impl Applier<'_> {
         let mut refused = Vec::new();
         for &place in places {
             let op = &ops[place];
-            if refusals.block(op) {
-                refusals.refused(op);
-                report.skipped.push(place);
+            if skips(op, place, refusals, report) {
                 continue;
             }
             match survivable(self.encode(op)) {
@@ -242,11 +228,7 @@ impl Applier<'_> {
             refused.push((place, refusal(self.text(&ops[place]), verdict)));
         }
         report.applied += places.len() - refused.len() - count_within(&report.skipped, places);
-        refused.sort_by_key(|(place, _)| *place);
-        for (place, error) in refused {
-            refusals.refused(&ops[place]);
-            report.refused.push((place, error));
-        }
+        note_refused(refused, ops, refusals, report);
         Ok(())
     }
 
@@ -524,6 +506,23 @@ impl Applier<'_> {
     fn text(&self, op: &Op) -> String {
         OpText { op, scope: self.scope }.to_string()
     }
+}
+
+/// Whether `op` stands on something refused: it is skipped then.
+fn skips(op: &Op, place: usize, refusals: &mut Refusals, report: &mut ApplyReport) -> bool {
+    let skips = refusals.block(op);
+    if skips {
+        refusals.refused(op);
+        report.skipped.push(place);
+    }
+    skips
+}
+
+/// Reports operations of one stage that the kernel refused.
+fn note_refused(mut refused: Vec<(usize, KernelError)>, ops: &[Op], refusals: &mut Refusals, report: &mut ApplyReport) {
+    refused.sort_by_key(|(place, _)| *place);
+    refused.iter().for_each(|(place, _)| refusals.refused(&ops[*place]));
+    report.refused.extend(refused);
 }
 
 /// Splits errors that concern one operation from those that end the whole plan.

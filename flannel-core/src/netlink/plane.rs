@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::kernel::{DataPlane, Forward, ForwardKey, KernelError, LinkId, LinkKind, LinkName, State, Tunnel};
 use crate::net::Prefix;
 
-/// Whatever is asked of a data plane that there is none of is an error with the remedy.
+/// The data plane, or none: every call is then an error that says how to attach one.
 #[derive(Default)]
 pub(crate) struct Plane(Option<Box<dyn DataPlane>>);
 
@@ -38,7 +38,7 @@ impl Plane {
         }
     }
 
-    /// Adds what is held of the devices to what was seen of them.
+    /// Adds tunnels and forwards, which netlink does not show, to a state that was read over it.
     pub(crate) fn observe(&self, state: &mut State, indices: &BTreeMap<LinkId, u32>) {
         let Some(plane) = &self.0 else { return };
         for (id, link) in &mut state.links {
