@@ -13,6 +13,28 @@ use flannel_core::net::{Dual, Family};
 use lab::{MEBIBYTE, PATIENCE, Shape, TUN, only, overlay, transfer, udp};
 use testkit::{Namespace, probe, wait_until};
 
+/// Opens a device that was closed just now.
+///
+/// A child that another test forks holds all descriptors of this process until it executes its
+/// program, so that a device can outlive its last owner for a moment.
+fn open_when_free(ns: &Namespace, queues: usize) -> Tun {
+    let mut opened = None;
+    wait_until("the device is free", PATIENCE, || {
+        let result = ns.run(|| Tun::open(TUN, OpenMode::Attach, queues))?;
+        if !matches!(result, Err(TunError::Busy { .. })) {
+            opened = Some(result.unwrap());
+        }
+        Ok(opened.is_some())
+    })
+    .unwrap();
+    opened.unwrap()
+}
+
+/// Waits until the device is gone: see [`open_when_free`].
+fn wait_until_gone(ns: &Namespace) {
+    wait_until("the device is gone", PATIENCE, || Ok(ns.links()?.iter().all(|link| link.name != TUN))).unwrap();
+}
+
 #[test]
 fn a_path_ends_when_it_is_dropped_also_under_traffic() {
     let (nodes, paths) = overlay(Shape::PLAIN);
@@ -37,7 +59,7 @@ fn a_path_ends_when_it_is_dropped_also_under_traffic() {
         drop(stop);
     });
     for node in &nodes {
-        assert!(node.ns.links().unwrap().iter().all(|link| link.name != TUN), "the device went with it");
+        wait_until_gone(&node.ns);
     }
 }
 
@@ -90,7 +112,7 @@ fn a_device_is_made_kept_found_again_and_let_go() {
     assert!(matches!(open(TUN, OpenMode::Create, 1), Err(TunError::Exists { .. })));
     assert!(matches!(open(TUN, OpenMode::Attach, 1), Err(TunError::Busy { .. })));
     drop(tun);
-    assert!(!exists(TUN));
+    wait_until_gone(&ns);
     for (queues, others) in [(1, 2), (2, 1)] {
         let tun = open(TUN, OpenMode::CreateOrAttach, queues).unwrap();
         tun.keep().unwrap();
@@ -99,11 +121,11 @@ fn a_device_is_made_kept_found_again_and_let_go() {
         assert!(exists(TUN));
         let mismatch = open(TUN, OpenMode::CreateOrAttach, others).unwrap_err();
         assert!(matches!(mismatch, TunError::Mismatch { .. }), "{mismatch}");
-        let tun = open(TUN, OpenMode::Attach, queues).unwrap();
+        let tun = open_when_free(&ns, queues);
         assert_eq!(tun.index(), index);
         tun.let_go().unwrap();
         drop(tun);
-        assert!(!exists(TUN));
+        wait_until_gone(&ns);
     }
     ns.add_bridge("other0").unwrap();
     assert!(matches!(open("other0", OpenMode::Attach, 1), Err(TunError::Mismatch { .. })));
@@ -123,11 +145,8 @@ fn a_device_that_another_program_used_differently_is_taken_over() {
     let table = paths[0].table();
     let [path, _other] = paths;
     drop(path);
-    let path = one.ns.run(|| {
-        let tun = Tun::open(TUN, OpenMode::Attach, 1).unwrap();
-        Path::start(tun, Settings::default(), Table::clone(&table)).unwrap()
-    });
-    let path = path.unwrap();
+    let tun = open_when_free(&one.ns, 1);
+    let path = one.ns.run(|| Path::start(tun, Settings::default(), Table::clone(&table)).unwrap()).unwrap();
     path.set_sockets(only(one.endpoint(Family::V4))).unwrap();
     assert_eq!(path.tun().index(), before);
     transfer(one, two, Family::V4, 4 * MEBIBYTE, || {});
