@@ -106,7 +106,7 @@ impl UdpDataPlane {
             Tun::open(name.as_str(), mode, tunnel.queues.get().into()).map_err(|error| open_error(name, error))?;
         let failed = |error| path_error(name, error);
         let on_loss = self.changed.clone().map_or_else(OnLoss::default, OnLoss::call);
-        let settings = Settings::default().with_buffers(buffers(tunnel)).telling(on_loss);
+        let settings = Settings::default().with_buffers(buffers(tunnel)).with_on_loss(on_loss);
         let path = Path::start(tun, settings, table).map_err(failed)?;
         path.set_sockets(sockets(tunnel)).map_err(failed)?;
         let index = path.tun().index();

@@ -27,13 +27,13 @@ struct OnDevice {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Way {
+struct Direction {
     device: String,
-    way: &'static str,
+    direction: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Drop {
+struct DropReason {
     device: String,
     reason: &'static str,
 }
@@ -140,19 +140,19 @@ fn register_carried(registry: &mut Registry, carried: &[CarriedDevice]) {
     if carried.is_empty() {
         return;
     }
-    let (packets, bytes) = (Family::<Way, Counter>::default(), Family::<Way, Counter>::default());
-    let (dropped, degraded) = (Family::<Drop, Counter>::default(), Family::<OnDevice, Gauge>::default());
+    let (packets, bytes) = (Family::<Direction, Counter>::default(), Family::<Direction, Counter>::default());
+    let (dropped, degraded) = (Family::<DropReason, Counter>::default(), Family::<OnDevice, Gauge>::default());
     let (unbatched, answered) = (Family::<OnDevice, Counter>::default(), Family::<OnDevice, Counter>::default());
     for it in carried {
         let device = it.name.to_string();
-        for (way, traffic) in [("sent", &it.counters.sent), ("received", &it.counters.received)] {
-            let way = Way { device: device.clone(), way };
-            packets.get_or_create(&way).inc_by(traffic.packets);
-            bytes.get_or_create(&way).inc_by(traffic.bytes);
+        for (direction, traffic) in [("sent", &it.counters.sent), ("received", &it.counters.received)] {
+            let label = Direction { device: device.clone(), direction };
+            packets.get_or_create(&label).inc_by(traffic.packets);
+            bytes.get_or_create(&label).inc_by(traffic.bytes);
         }
         let by_reason = Reason::ALL.map(|reason| (reason.name(), it.counters.dropped(reason)));
         for (reason, count) in by_reason.into_iter().chain([(Counters::OVERFLOWED, it.counters.overflowed)]) {
-            dropped.get_or_create(&Drop { device: device.clone(), reason }).inc_by(count);
+            dropped.get_or_create(&DropReason { device: device.clone(), reason }).inc_by(count);
         }
         let device = OnDevice { device };
         unbatched.get_or_create(&device).inc_by(it.counters.unbatched);

@@ -128,8 +128,8 @@ pub(crate) struct Carried {
     pub(crate) device: String,
     /// Subnets of peers that it forwards to.
     pub(crate) forwards: usize,
-    pub(crate) sent: Carriage,
-    pub(crate) received: Carriage,
+    pub(crate) sent: Volume,
+    pub(crate) received: Volume,
     /// Packets sent one by one because the path to the peer carries less than the device takes.
     pub(crate) unbatched: u64,
     /// ICMP answers to packets for which there is no peer.
@@ -141,7 +141,7 @@ pub(crate) struct Carried {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Carriage {
+pub(crate) struct Volume {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
 }
@@ -149,15 +149,15 @@ pub(crate) struct Carriage {
 impl Carried {
     fn of(device: &CarriedDevice) -> Self {
         let counters = &device.counters;
-        let carriage = |traffic: &Traffic| Carriage { packets: traffic.packets, bytes: traffic.bytes };
+        let volume = |traffic: &Traffic| Volume { packets: traffic.packets, bytes: traffic.bytes };
         let by_reason = path::Reason::ALL.map(|reason| (reason.name().to_owned(), counters.dropped(reason)));
         let dropped = by_reason.into_iter().chain([(path::Counters::OVERFLOWED.to_owned(), counters.overflowed)]);
         let degraded = device.degraded.iter();
         Self {
             device: device.name.to_string(),
             forwards: device.forwards,
-            sent: carriage(&counters.sent),
-            received: carriage(&counters.received),
+            sent: volume(&counters.sent),
+            received: volume(&counters.received),
             unbatched: counters.unbatched,
             answered: counters.answered,
             dropped: dropped.filter(|(_, count)| *count > 0).collect(),

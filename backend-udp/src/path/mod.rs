@@ -141,7 +141,7 @@ impl Settings {
     }
 
     /// Sets whom to tell that the device or a socket is lost.
-    pub fn telling(self, on_loss: OnLoss) -> Self {
+    pub fn with_on_loss(self, on_loss: OnLoss) -> Self {
         Self { on_loss, ..self }
     }
 }

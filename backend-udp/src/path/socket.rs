@@ -34,7 +34,7 @@ pub enum SocketError {
     },
     /// Another program has the port. A socket of this path that is to be replaced has it, where one of the two addresses
     /// is unspecified: then it has to be given up first.
-    #[error("{local} is in use: end the program that `ss -ulpn sport = :{}` names, or set another $.Backend.Port on all nodes", local.port())]
+    #[error("{local} is in use: stop the program that `ss -ulpn sport = :{}` names, or set another $.Backend.Port on all nodes", local.port())]
     InUse {
         /// The address.
         local: SocketAddr,

@@ -290,8 +290,11 @@ impl Host<'_> {
             Some(link) => Finding::new(
                 "udp",
                 Severity::Error,
-                format!("{} is another program's: ours cannot be made beside it", link.name),
-                format!("end that program, as a Go flannel, or delete the device: ip link delete {}", link.name),
+                format!("{} belongs to another program, so this overlay cannot create its device", link.name),
+                format!(
+                    "stop that program, for example a Go flannel, or delete the device: ip link delete {}",
+                    link.name
+                ),
             ),
             None => Finding::ok("udp", format!("no other program has the device {}", udp.device())),
         };
@@ -305,7 +308,7 @@ impl Host<'_> {
         let port = match source.sockets(uplink.addrs.map(|_, addr| SocketAddr::new(*addr, udp.config().port))) {
             Ok(()) => Finding::ok("port", format!("UDP port {} is free", udp.config().port)),
             Err(error) => {
-                let fix = format!("end the program that has it: ss -ulpn sport = :{}", udp.config().port);
+                let fix = format!("stop the program that uses it: ss -ulpn sport = :{}", udp.config().port);
                 Finding::new("port", Severity::Error, error, fix)
             }
         };
