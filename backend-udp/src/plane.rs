@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 
 use crate::path::{
-    Buffers, Counters, Degraded, OnLoss, OpenMode, Path, PathError, Settings, SocketError, Table, Tun, TunError, Watch,
+    Buffers, Counters, Degraded, Notify, OpenMode, Path, PathError, Settings, SocketError, Table, Tun, TunError, Watch,
     check_sockets,
 };
 
@@ -105,8 +105,8 @@ impl UdpDataPlane {
         let tun =
             Tun::open(name.as_str(), mode, tunnel.queues.get().into()).map_err(|error| open_error(name, error))?;
         let failed = |error| path_error(name, error);
-        let on_loss = self.changed.clone().map_or_else(OnLoss::default, OnLoss::call);
-        let settings = Settings::default().with_buffers(buffers(tunnel)).with_on_loss(on_loss);
+        let notify = self.changed.clone().map_or_else(Notify::default, Notify::call);
+        let settings = Settings::default().with_buffers(buffers(tunnel)).with_notify(notify);
         let path = Path::start(tun, settings, table).map_err(failed)?;
         path.set_sockets(sockets(tunnel)).map_err(failed)?;
         let index = path.tun().index();

@@ -67,7 +67,7 @@ use tx::Tx;
 
 pub use counters::{Counters, Reason, Traffic};
 pub use offload::{Degraded, Offload};
-pub use shared::OnLoss;
+pub use shared::Notify;
 pub use socket::{Buffers, SocketError};
 pub use table::Table;
 pub use tun::{OpenMode, Tun, TunError};
@@ -131,7 +131,7 @@ pub struct Settings {
     /// How much the sockets hold.
     pub buffers: Buffers,
     /// Whom to tell that the device or a socket is lost. A thread of the path calls it.
-    pub on_loss: OnLoss,
+    pub notify: Notify,
 }
 
 impl Settings {
@@ -141,8 +141,8 @@ impl Settings {
     }
 
     /// Sets whom to tell that the device or a socket is lost.
-    pub fn with_on_loss(self, on_loss: OnLoss) -> Self {
-        Self { on_loss, ..self }
+    pub fn with_notify(self, notify: Notify) -> Self {
+        Self { notify, ..self }
     }
 }
 
@@ -177,7 +177,7 @@ impl Path {
     /// [`PathError::Start`] where the system has no more threads or descriptors. Retry with back-off.
     pub fn start(tun: Tun, settings: Settings, table: Table) -> Result<Self, PathError> {
         let start = |errno: nix::Error| PathError::Start(errno.into());
-        let shared = Arc::new(Shared::new(table, Offloads::new(tun.degraded()), settings.on_loss).map_err(start)?);
+        let shared = Arc::new(Shared::new(table, Offloads::new(tun.degraded()), settings.notify).map_err(start)?);
         let queues =
             tun.queues().iter().map(File::try_clone).collect::<Result<Vec<_>, _>>().map_err(PathError::Start)?;
         let queues: Vec<_> = queues.into_iter().map(Arc::new).collect();

@@ -317,14 +317,14 @@ mod tests {
     use super::*;
     use crate::path::offload::Offloads;
     use crate::path::packets::Spec;
-    use crate::path::shared::OnLoss;
+    use crate::path::shared::Notify;
     use crate::path::table::Table;
 
     #[test]
     fn a_device_that_refuses_super_packets_gets_none_after_a_while_and_it_is_told_once() {
         // As such a device does, it says that the argument is wrong.
         let refusing = File::from(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap().0);
-        let shared = Shared::new(Table::new(Dual::default()), Offloads::default(), OnLoss::default()).unwrap();
+        let shared = Shared::new(Table::new(Dual::default()), Offloads::default(), Notify::default()).unwrap();
         let cells = Cells::default();
         let queues = vec![Arc::new(refusing)];
         let mut writer = Writer { shared: &shared, cells: &cells, queues, header: Vnet::LEN, refusals: 0 };

@@ -18,9 +18,9 @@ use super::table::Table;
 
 /// Whom to tell that the device or a socket is lost. Default: nobody.
 #[derive(Clone, Default)]
-pub struct OnLoss(Option<Arc<dyn Fn() + Send + Sync>>);
+pub struct Notify(Option<Arc<dyn Fn() + Send + Sync>>);
 
-impl OnLoss {
+impl Notify {
     /// Calls this, which must not block.
     pub fn call(tell: Arc<dyn Fn() + Send + Sync>) -> Self {
         Self(Some(tell))
@@ -33,9 +33,9 @@ impl OnLoss {
     }
 }
 
-impl fmt::Debug for OnLoss {
+impl fmt::Debug for Notify {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OnLoss")
+        f.write_str("Notify")
     }
 }
 
@@ -48,13 +48,13 @@ pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
     pub(crate) sockets: ArcSwap<Sockets>,
     pub(crate) offloads: Offloads,
-    on_loss: OnLoss,
+    notify: Notify,
     /// How many datagrams the sockets that were given up had no room for.
     overflowed: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(table: Table, offloads: Offloads, on_loss: OnLoss) -> Result<Self, Errno> {
+    pub(crate) fn new(table: Table, offloads: Offloads, notify: Notify) -> Result<Self, Errno> {
         Ok(Self {
             is_stopping: AtomicBool::new(false),
             stopped: event()?,
@@ -62,7 +62,7 @@ impl Shared {
             table: Arc::new(ArcSwap::from_pointee(table)),
             sockets: ArcSwap::from_pointee(Sockets::default()),
             offloads,
-            on_loss,
+            notify,
             overflowed: AtomicU64::new(0),
         })
     }
@@ -82,7 +82,7 @@ impl Shared {
     pub(crate) fn is_tun_gone(&self, error: &io::Error) -> bool {
         let is_gone = error.raw_os_error() == Some(Errno::EBADFD as i32);
         if is_gone && !self.is_tun_gone.swap(true, Ordering::AcqRel) {
-            self.on_loss.tell();
+            self.notify.tell();
         }
         is_gone
     }
@@ -91,7 +91,7 @@ impl Shared {
     pub(crate) fn drop_socket(&self, lost: &Socket, left: &Sockets) {
         self.give_up(lost);
         self.sockets.store(Arc::new(left.clone()));
-        self.on_loss.tell();
+        self.notify.tell();
     }
 
     /// Whether the device is there, as far as is known.
