@@ -6,13 +6,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flannel_core::kernel::{DataPlane, Forward, KernelError, LinkName, OnChange, Tunnel};
+use flannel_core::kernel::{DataPlane, Forward, KernelError, Limitation, LinkName, OnChange, Tunnel};
 use flannel_core::net::{Dual, Prefix};
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 
 use crate::path::{
-    Buffers, Counters, Degraded, Notify, OpenMode, Path, PathError, Settings, SocketError, Table, Tun, TunError, Watch,
+    Buffers, Counters, Notify, OpenMode, Path, PathError, Settings, SocketError, Table, Tun, TunError, Watch,
     check_sockets,
 };
 
@@ -55,8 +55,8 @@ pub struct CarriedDevice {
     pub forwards: usize,
     /// What went through it since it was opened.
     pub counters: Counters,
-    /// The offloads that it does without, in the order in which that was found out.
-    pub degraded: Vec<Degraded>,
+    /// What makes it slower than it could be.
+    pub limitations: Vec<Limitation>,
 }
 
 impl Observer {
@@ -66,7 +66,7 @@ impl Observer {
             name: name.clone(),
             forwards: watch.forwards(),
             counters: watch.counters(),
-            degraded: watch.degraded(),
+            limitations: watch.limitations(),
         };
         self.lock().values().map(device).collect()
     }
@@ -110,6 +110,9 @@ impl UdpDataPlane {
         let path = Path::start(tun, settings, table).map_err(failed)?;
         path.set_sockets(sockets(tunnel)).map_err(failed)?;
         let index = path.tun().index();
+        if let Some(changed) = self.changed.as_ref().filter(|_| !path.watch().limitations().is_empty()) {
+            changed();
+        }
         self.observer.lock().insert(index, Seen { name: name.clone(), watch: path.watch() });
         self.carried.insert(index, Carried { tunnel: *tunnel, path });
         Ok(index)
@@ -212,6 +215,10 @@ impl DataPlane for UdpDataPlane {
     fn forwards(&self, index: u32) -> Vec<(Prefix, Forward)> {
         let table = self.carried.get(&index).map(|device| device.path.table());
         table.iter().flat_map(|table| table.iter()).map(|(prefix, addr)| (prefix, Forward::to(addr))).collect()
+    }
+
+    fn limitations(&self, index: u32) -> Vec<Limitation> {
+        self.carried.get(&index).map(|device| device.path.watch().limitations()).unwrap_or_default()
     }
 
     fn close(&mut self, index: u32) {

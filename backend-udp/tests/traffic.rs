@@ -116,6 +116,8 @@ fn a_path_that_carries_less_than_the_device_has_its_datagrams_fragmented() {
         transfer(two, one, Family::V6, 16 * MEBIBYTE, || {});
         for path in &paths {
             assert!(path.counters().unbatched > 1000, "{:?}", path.counters());
+            let narrow = path.watch().limitations();
+            assert!(!narrow.is_empty() && narrow.iter().all(|it| it.what.starts_with("path to ")), "{narrow:?}");
             assert_eq!(path.degraded(), [], "smaller ones and other peers still go in runs");
         }
     }

@@ -141,7 +141,7 @@ fn register_carried(registry: &mut Registry, carried: &[CarriedDevice]) {
         return;
     }
     let (packets, bytes) = (Family::<Direction, Counter>::default(), Family::<Direction, Counter>::default());
-    let (dropped, degraded) = (Family::<DropReason, Counter>::default(), Family::<OnDevice, Gauge>::default());
+    let (dropped, limitations) = (Family::<DropReason, Counter>::default(), Family::<OnDevice, Gauge>::default());
     let (unbatched, answered) = (Family::<OnDevice, Counter>::default(), Family::<OnDevice, Counter>::default());
     for it in carried {
         let device = it.name.to_string();
@@ -157,7 +157,7 @@ fn register_carried(registry: &mut Registry, carried: &[CarriedDevice]) {
         let device = OnDevice { device };
         unbatched.get_or_create(&device).inc_by(it.counters.unbatched);
         answered.get_or_create(&device).inc_by(it.counters.answered);
-        degraded.get_or_create(&device).set(count(it.degraded.len()));
+        limitations.get_or_create(&device).set(count(it.limitations.len()));
     }
     registry.register("carried_packets", "Packets carried in user space, as they are on the wire", packets);
     registry.register("carried_bytes", "Their bytes, without the headers of the underlay", bytes);
@@ -168,7 +168,7 @@ fn register_carried(registry: &mut Registry, carried: &[CarriedDevice]) {
         unbatched,
     );
     registry.register("carried_answered", "ICMP answers to packets for which there is no peer", answered);
-    registry.register("carried_degraded", "Offloads of the kernel that are done without", degraded);
+    registry.register("carried_limitations", "What makes the device slower than it could be", limitations);
 }
 
 fn seconds(later: BootTime, earlier: BootTime) -> i64 {

@@ -136,8 +136,8 @@ pub(crate) struct Carried {
     pub(crate) answered: u64,
     /// Packets dropped, by reason; reasons without any are left out.
     pub(crate) dropped: BTreeMap<String, u64>,
-    /// Offloads of the kernel that it does without, and why.
-    pub(crate) degraded: Vec<Named>,
+    /// What makes it slower than it could be, and why.
+    pub(crate) limitations: Vec<Named>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,7 +152,7 @@ impl Carried {
         let volume = |traffic: &Traffic| Volume { packets: traffic.packets, bytes: traffic.bytes };
         let by_reason = path::Reason::ALL.map(|reason| (reason.name().to_owned(), counters.dropped(reason)));
         let dropped = by_reason.into_iter().chain([(path::Counters::OVERFLOWED.to_owned(), counters.overflowed)]);
-        let degraded = device.degraded.iter();
+        let limitations = device.limitations.iter();
         Self {
             device: device.name.to_string(),
             forwards: device.forwards,
@@ -161,7 +161,7 @@ impl Carried {
             unbatched: counters.unbatched,
             answered: counters.answered,
             dropped: dropped.filter(|(_, count)| *count > 0).collect(),
-            degraded: degraded.map(|it| Named { name: it.what.to_string(), reason: it.because.clone() }).collect(),
+            limitations: limitations.map(|it| Named { name: it.what.clone(), reason: it.cause.clone() }).collect(),
         }
     }
 }
@@ -461,18 +461,17 @@ impl fmt::Display for Document {
         }
         let (audits, rounds, drift) = (self.audits, self.lease_rounds, self.drift_repaired);
         row("rounds", &format!("{audits} audits, {rounds} lease rounds, {drift} repairs, {} undone", self.undone))?;
-        for Carried { device, forwards, sent, received, unbatched, dropped, degraded, .. } in &self.carried {
+        for Carried { device, forwards, sent, received, unbatched, dropped, limitations, .. } in &self.carried {
             let (out, into, lost) = (sent.packets, received.packets, dropped.values().sum::<u64>());
             row(device, &format!("{forwards} subnets, {out} packets sent, {into} received, {lost} dropped"))?;
             if *unbatched > 0 {
-                let fix = "lower the MTU of the uplink to what the path carries, and restart the agent and the pods";
-                row("narrow path", &format!("{unbatched} packets were sent one by one or in fragments: {fix}"))?;
+                row("unbatched", &format!("{unbatched} packets were sent one by one or in fragments"))?;
             }
             for (reason, count) in dropped {
                 row("dropped", &format!("{count} packets: {reason}"))?;
             }
-            for Named { name, reason } in degraded {
-                row("degraded", &format!("{name}: {reason}"))?;
+            for Named { name, reason } in limitations {
+                row("limited", &format!("{name}: {reason}"))?;
             }
         }
         let lists = [

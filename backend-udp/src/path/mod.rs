@@ -30,6 +30,7 @@ mod coalesce;
 mod counters;
 mod header;
 mod icmp;
+mod narrow;
 mod offload;
 mod outbox;
 #[cfg(test)]
@@ -53,8 +54,9 @@ use std::net::SocketAddr;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use flannel_core::kernel::Limitation;
 use flannel_core::net::{Dual, Prefix};
 use nix::sys::eventfd::EventFd;
 
@@ -118,6 +120,22 @@ impl Watch {
         self.shared.upgrade().map_or_else(Vec::new, |shared| shared.offloads.list())
     }
 
+    /// What makes the path slower than it could be: offloads that are not available, and the first 64 peers to which the
+    /// kernel has refused runs of datagrams within the last minute. None once the path has ended.
+    pub fn limitations(&self) -> Vec<Limitation> {
+        let Some(shared) = self.shared.upgrade() else { return Vec::new() };
+        let offload = |Degraded { what, because }| Limitation::new(what.to_string(), because);
+        let narrow = |(to, size)| {
+            let cause = format!(
+                "it carries less than the link, so that datagrams of {size} bytes are sent one by one or in fragments: \
+                 raise the MTU on the way there, or lower that of the uplink"
+            );
+            Limitation::new(format!("path to {to}"), cause)
+        };
+        let paths = shared.narrow.list(Instant::now()).into_iter().map(narrow);
+        shared.offloads.list().into_iter().map(offload).chain(paths).collect()
+    }
+
     /// How many subnets of peers the path forwards to. None once it has ended.
     pub fn forwards(&self) -> usize {
         self.shared.upgrade().map_or(0, |shared| shared.table.load().len())
@@ -130,7 +148,7 @@ impl Watch {
 pub struct Settings {
     /// How much the sockets hold.
     pub buffers: Buffers,
-    /// Whom to tell that the device or a socket is lost. A thread of the path calls it.
+    /// Whom to tell that the device or a socket is lost, or that a [limitation](Watch::limitations) was found. A thread of the path calls it.
     pub notify: Notify,
 }
 

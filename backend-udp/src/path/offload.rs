@@ -45,7 +45,7 @@ pub struct Degraded {
     pub because: String,
 }
 
-/// Which offloads are not used: each is logged once, and not used again for as long as the path lives.
+/// Which offloads are not used: each is listed, and not used again for as long as the path lives.
 #[derive(Debug, Default)]
 pub(crate) struct Offloads {
     is_udp_segment_off: AtomicBool,
@@ -55,20 +55,23 @@ pub(crate) struct Offloads {
 impl Offloads {
     pub(crate) fn new(degraded: &[Degraded]) -> Self {
         let offloads = Self::default();
-        degraded.iter().for_each(|Degraded { what, because }| offloads.degrade(*what, because));
+        for Degraded { what, because } in degraded {
+            offloads.degrade(*what, because);
+        }
         offloads
     }
 
-    /// Stops using an offload.
-    pub(crate) fn degrade(&self, what: Offload, because: impl fmt::Display) {
+    /// Stops using an offload. Returns whether it was used until now.
+    pub(crate) fn degrade(&self, what: Offload, because: impl fmt::Display) -> bool {
         if what == Offload::UdpSegment {
             self.is_udp_segment_off.store(true, Ordering::Relaxed);
         }
         let mut degraded = self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
-        if degraded.iter().all(|known| known.what != what) {
-            tracing::warn!(%what, %because, "an offload is not available: packets are carried more slowly");
+        let is_new = degraded.iter().all(|known| known.what != what);
+        if is_new {
             degraded.push(Degraded { what, because: because.to_string() });
         }
+        is_new
     }
 
     /// Whether the sockets send many datagrams at once.

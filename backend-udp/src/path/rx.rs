@@ -286,7 +286,7 @@ impl Sink for Writer<'_> {
             Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
                 self.refusals += 1;
                 if self.refusals == Self::REFUSALS {
-                    self.shared.offloads.degrade(Offload::TunSuperPackets, error);
+                    self.shared.degrade(Offload::TunSuperPackets, error);
                 }
                 Taken::No
             }

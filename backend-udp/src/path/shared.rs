@@ -2,21 +2,23 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::offload::Offloads;
+use super::narrow::Narrow;
+use super::offload::{Offload, Offloads};
 use super::socket::{Socket, Sockets};
 use super::table::Table;
 
-/// Whom to tell that the device or a socket is lost. Default: nobody.
+/// Whom to tell that the device or a socket is lost, or that the path is slower than it could be. Default: nobody.
 #[derive(Clone, Default)]
 pub struct Notify(Option<Arc<dyn Fn() + Send + Sync>>);
 
@@ -48,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
     pub(crate) sockets: ArcSwap<Sockets>,
     pub(crate) offloads: Offloads,
+    pub(crate) narrow: Narrow,
     notify: Notify,
     /// How many datagrams the sockets that were given up had no room for.
     overflowed: AtomicU64,
@@ -62,6 +65,7 @@ impl Shared {
             table: Arc::new(ArcSwap::from_pointee(table)),
             sockets: ArcSwap::from_pointee(Sockets::default()),
             offloads,
+            narrow: Narrow::default(),
             notify,
             overflowed: AtomicU64::new(0),
         })
@@ -85,6 +89,20 @@ impl Shared {
             self.notify.tell();
         }
         is_gone
+    }
+
+    /// Stops using an offload, and tells of it.
+    pub(crate) fn degrade(&self, what: Offload, because: impl fmt::Display) {
+        if self.offloads.degrade(what, because) {
+            self.notify.tell();
+        }
+    }
+
+    /// The kernel refused a run of datagrams of this size because the path to the peer carries less.
+    pub(crate) fn refuse_run(&self, to: SocketAddr, size: usize, now: Instant) {
+        if self.narrow.refuse(to, size, now) {
+            self.notify.tell();
+        }
     }
 
     /// Closes a socket that somebody destroyed, and tells of it.

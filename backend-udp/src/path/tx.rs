@@ -254,7 +254,9 @@ impl Tx {
                 continue;
             }
             if errno != Errno::EIO {
-                self.paths.refuse(message.to, message.segment, Instant::now());
+                let now = Instant::now();
+                self.paths.refuse(message.to, message.segment, now);
+                self.shared.refuse_run(message.to, message.segment, now);
             }
             let mut singles = self.singles.batch();
             for datagram in self.outbox.datagrams(message) {
@@ -324,7 +326,7 @@ impl Outgoing<'_> {
             Errno::EMSGSIZE | Errno::EINVAL => true,
             // A device that cannot finish checksums, or a transformation such as IPsec.
             Errno::EIO | Errno::EOPNOTSUPP => {
-                self.shared.offloads.degrade(Offload::UdpSegment, errno);
+                self.shared.degrade(Offload::UdpSegment, errno);
                 true
             }
             _ => false,

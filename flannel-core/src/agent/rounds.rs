@@ -71,6 +71,7 @@ impl Machine {
         self.audit.expected = false;
         self.judge_removals(now);
         let moved = self.take_moved();
+        self.show_limitations(&seen);
         let mut guard = std::mem::take(&mut self.guard);
         let (plan, skips) = self.compare(now, &mut seen, &mut guard);
         self.guard = guard;

@@ -7,7 +7,7 @@ use crate::admit::Change;
 use crate::agent::status::{Contact, EnvFile, Event, PeerCounts, Phase, Status, SubscriptionState, WithheldBecause};
 use crate::agent::wanted;
 use crate::clock::BootTime;
-use crate::kernel::Object;
+use crate::kernel::{Limitation, LinkId, LinkName, Object, State};
 use crate::lease::LeaseKey;
 use crate::plan::Conflict;
 
@@ -171,6 +171,26 @@ impl Machine {
             let flapping: Vec<Object> = self.guard.flapping.objects().cloned().collect();
             self.show(|status| status.flapping = Arc::new(flapping));
         }
+    }
+
+    pub(super) fn show_limitations(&mut self, seen: &State) {
+        let named = |(id, limitations): (&LinkId, &Vec<Limitation>)| {
+            let name = seen.links.get(id).map(|link| link.name.clone())?;
+            Some(limitations.clone().into_iter().map(move |limitation| (name.clone(), limitation)))
+        };
+        let limitations: Vec<_> = seen.limitations.iter().filter_map(named).flatten().collect();
+        let before = Arc::clone(&self.status.limitations);
+        if *before == limitations {
+            return;
+        }
+        let is_in = |list: &[(LinkName, Limitation)], (name, limitation): &(LinkName, Limitation)| {
+            list.iter().any(|(device, known)| device == name && known.what == limitation.what)
+        };
+        let gone = before.iter().filter(|known| !is_in(&limitations, known)).cloned();
+        self.events.extend(gone.map(|(name, limitation)| Event::LimitationGone(name, limitation)));
+        let fresh = limitations.iter().filter(|found| !is_in(&before, found)).cloned();
+        self.events.extend(fresh.map(|(name, limitation)| Event::Limited(name, limitation)));
+        self.show(|status| status.limitations = Arc::new(limitations));
     }
 
     pub(super) fn show_contended(&mut self) {

@@ -8,7 +8,7 @@ use crate::admit::Reason;
 use crate::backend::{Skip, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
-use crate::kernel::Object;
+use crate::kernel::{Limitation, LinkName, Object};
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Mtu, Prefix};
 use crate::plan::{Conflict, Plan};
@@ -184,6 +184,8 @@ pub struct Status {
     pub conflict_count: usize,
     /// Objects that somebody else keeps changing.
     pub flapping: Arc<Vec<Object>>,
+    /// What makes the data planes of our devices slower than they could be. Packets are carried all the same.
+    pub limitations: Arc<Vec<(LinkName, Limitation)>>,
     /// Writes that the kernel refused in the last audit, at most 1024 of them.
     pub refused: Arc<BTreeMap<Object, Refusal>>,
     /// Former networks of this node that may still hold routes of ours: they are looked at once the present one is in
@@ -241,6 +243,7 @@ impl Default for Status {
             conflicts: Arc::default(),
             conflict_count: 0,
             flapping: Arc::default(),
+            limitations: Arc::default(),
             refused: Arc::default(),
             former: Arc::default(),
             withheld: Arc::default(),
@@ -311,6 +314,10 @@ pub enum Event {
     ConflictFound(Conflict),
     /// Somebody else keeps changing an object.
     Flapping(Object),
+    /// A data plane was found to be slower than it could be: see [`Status::limitations`].
+    Limited(LinkName, Limitation),
+    /// That has ended.
+    LimitationGone(LinkName, Limitation),
     /// The kernel refuses to write something.
     Refused(Object, Refusal),
     /// Most peers went at once: deletions wait for a second look, so many prefixes. Told once while they wait, and again
@@ -360,6 +367,8 @@ impl Event {
             Self::DriftRepaired { .. } => "drift_repaired",
             Self::ConflictFound(_) => "conflict_found",
             Self::Flapping(_) => "flapping",
+            Self::Limited(..) => "limited",
+            Self::LimitationGone(..) => "limitation_gone",
             Self::Refused(..) => "refused",
             Self::DeletionsWithheld(_) => "deletions_withheld",
             Self::StoreLost(_) => "store_lost",

@@ -21,6 +21,7 @@ use crate::subnet::SubnetError;
 use crate::testing::samples::{self, at_millis as at};
 
 mod former_networks;
+mod limitations;
 
 const V4: &[Family] = &[Family::V4];
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::KernelError;
 use super::objects::{LinkId, LinkName};
 use crate::net::{Dual, Prefix};
+use crate::text::Plain;
 
 /// How a data plane carries a TUN device's packets. All of it changes in place, but for a change between one and several
 /// queues.
@@ -81,6 +82,29 @@ impl fmt::Display for Forward {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey(pub [u8; 32]);
 
+/// Something that makes a data plane slower than it could be. Packets are carried all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limitation {
+    /// What is limited: an offload that is not available, or the path to a peer. Names the limitation on its device.
+    pub what: String,
+    /// Why, with the remedy where there is one.
+    pub cause: String,
+}
+
+impl Limitation {
+    /// Returns a limitation of `what`, because of `cause`.
+    pub fn new(what: impl Into<String>, cause: impl Into<String>) -> Self {
+        Self { what: what.into(), cause: cause.into() }
+    }
+}
+
+impl fmt::Display for Limitation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", Plain(&self.what), Plain(&self.cause))
+    }
+}
+
 /// Makes the agent look at the kernel again, after what a data plane holds has changed by itself. A call does not block.
 pub type OnChange = Arc<dyn Fn() + Send + Sync>;
 
@@ -88,7 +112,8 @@ pub type OnChange = Arc<dyn Fn() + Send + Sync>;
 /// starts its own threads from there. Dropping it ends them; devices that were [kept](Self::keep) stay, with their routes,
 /// and drop packets until they are opened again.
 pub trait DataPlane: Send + 'static {
-    /// Sets what to call when a device is lost or its packets are no longer carried, so that the agent repairs it at once.
+    /// Sets what to call when a device is lost or its packets are no longer carried, so that the agent repairs it at once,
+    /// and when a [limitation](Self::limitations) is found.
     fn on_change(&mut self, changed: OnChange);
 
     /// Whether devices can be made here. Leaves nothing behind.
@@ -126,6 +151,10 @@ pub trait DataPlane: Send + 'static {
 
     /// The forwards of a device, in any order.
     fn forwards(&self, index: u32) -> Vec<(Prefix, Forward)>;
+
+    /// What makes a device slower than it could be, in any order: at most 128 of them. Each lasts for as long as it is
+    /// returned.
+    fn limitations(&self, index: u32) -> Vec<Limitation>;
 
     /// Stops carrying the packets of a device. A device that was not kept is gone afterwards.
     fn close(&mut self, index: u32);

@@ -22,7 +22,7 @@ use futures_util::stream::BoxStream;
 use crate::net::{Dual, Prefix, is_automatic};
 use crate::text::Plain;
 
-pub use data_plane::{DataPlane, Forward, ForwardKey, OnChange, PublicKey, Tunnel};
+pub use data_plane::{DataPlane, Forward, ForwardKey, Limitation, OnChange, PublicKey, Tunnel};
 pub use host::{HostAddress, HostFacts, HostLink, HostRoute, NextHop};
 pub use link_kind::{LinkKind, Tun, Vxlan};
 pub use objects::{

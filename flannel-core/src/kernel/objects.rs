@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::data_plane::{Forward, ForwardKey};
+use super::data_plane::{Forward, ForwardKey, Limitation};
 use super::link_kind::LinkKind;
 use crate::net::{Family, MacAddr, Prefix};
 use crate::text::Plain;
@@ -355,6 +355,8 @@ pub struct State {
     pub forwards: BTreeMap<ForwardKey, Forward>,
     /// Routes.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// What makes data planes slower than they could be: no objects, so never wanted or written.
+    pub limitations: BTreeMap<LinkId, Vec<Limitation>>,
 }
 
 impl State {

@@ -38,7 +38,7 @@ impl Plane {
         }
     }
 
-    /// Adds tunnels and forwards, which netlink does not show, to a state that was read over it.
+    /// Adds tunnels, forwards and limitations, which netlink does not show, to a state that was read over it.
     pub(crate) fn observe(&self, state: &mut State, indices: &BTreeMap<LinkId, u32>) {
         let Some(plane) = &self.0 else { return };
         for (id, link) in &mut state.links {
@@ -47,6 +47,10 @@ impl Plane {
             if tun.tunnel.is_some() {
                 let forwards = plane.forwards(*index).into_iter();
                 state.forwards.extend(forwards.map(|(prefix, forward)| (ForwardKey { link: *id, prefix }, forward)));
+                let limitations = plane.limitations(*index);
+                if !limitations.is_empty() {
+                    state.limitations.insert(*id, limitations);
+                }
             }
         }
     }

@@ -95,6 +95,7 @@ fn level(event: &Event) -> Level {
         | Event::DriftRepaired { .. }
         | Event::OwnTrouble(None)
         | Event::StoreBack
+        | Event::LimitationGone(..)
         | Event::NotificationsBack
         | Event::UplinkChanged(_)
         | Event::UplinkBack(_)
@@ -107,6 +108,7 @@ fn level(event: &Event) -> Level {
         | Event::RecordsDropped(_)
         | Event::ConflictFound(_)
         | Event::Flapping(_)
+        | Event::Limited(..)
         | Event::Refused(..)
         | Event::DeletionsWithheld(_)
         | Event::StoreLost(_)
@@ -164,6 +166,12 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
             say!(level, unsaid, found = conflict.found, remedy = conflict.remedy, "a foreign object is in the way");
         }
         Event::Flapping(object) => say!(level, unsaid, %object, "somebody keeps changing an object of ours"),
+        Event::Limited(device, limitation) => {
+            say!(level, unsaid, device = device.as_str(), %limitation, "packets are carried more slowly than they could be");
+        }
+        Event::LimitationGone(device, limitation) => {
+            say!(level, unsaid, device = device.as_str(), limitation = limitation.what, "a limitation has ended");
+        }
         Event::Refused(_, refusal) => {
             let peer = refusal.peer.as_ref().map(tracing::field::display);
             say!(level, unsaid, peer, error = refusal.error, remedy = refusal.remedy(), "the kernel refused a write");

@@ -2,14 +2,15 @@
 
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use flannel_backend_udp::path::{OpenMode, Tun};
 use flannel_core::kernel::{Device, Kernel, KernelError, LinkKind, LinkName, LinkPart, Object, Tun as TunKind};
 use flannel_core::net::Family;
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::Phase;
-use testkit::Families;
 use testkit::sabotage::Plane;
+use testkit::{Families, UNDERLAY_LINK, probe};
 
 use crate::support::{Cluster, PATIENCE, config_with, parse};
 
@@ -80,6 +81,21 @@ fn a_device_for_one_queue_is_made_anew_for_several_and_traffic_goes_on() {
     cluster.settle();
     assert_eq!(cluster.ns(0).index_of(DEVICE).unwrap(), made);
     cluster.assert_traffic(0, 1);
+}
+
+#[test]
+fn a_path_that_carries_less_than_the_link_is_in_the_status() {
+    let mut cluster = Cluster::start(2, Plane::Udp, Families::V4);
+    (0..2).for_each(|nth| cluster.attach_pod(nth));
+    assert_eq!(*cluster.status(0).limitations, []);
+    let peer = cluster.node(1).v4().unwrap();
+    cluster.ns(0).ip(&format!("route add {peer}/32 dev {UNDERLAY_LINK} mtu 1300")).unwrap();
+    let to = cluster.pods[1].addr(Family::V4).unwrap();
+    probe::throughput(&cluster.pods[0].ns, &cluster.pods[1].ns, to, Duration::from_millis(200)).unwrap();
+    let status = cluster.until(0, "limited", |status| !status.limitations.is_empty());
+    let (device, limitation) = &status.limitations[0];
+    assert_eq!((device.as_str(), limitation.what.as_str()), (DEVICE, &*format!("path to {peer}:8285")));
+    assert!(status.phase == Phase::Ready && limitation.cause.contains("MTU"), "{status:?}");
 }
 
 #[test]

@@ -1,0 +1,64 @@
+//! Paths to peers that take no runs of datagrams of the size that the link does, as the path's owner sees them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Peers whose path is narrower than the link. Threads that send write it when the kernel refuses a run, which is rare.
+#[derive(Debug, Default)]
+pub(crate) struct Narrow(Mutex<BTreeMap<SocketAddr, Refused>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Refused {
+    /// The least size of a datagram whose run was refused, in bytes.
+    size: usize,
+    last: Instant,
+}
+
+impl Narrow {
+    /// How many peers are remembered.
+    const MOST: usize = 64;
+    /// How long a path is shown as narrow after the last refusal. A path in use is tried again more often than that.
+    const SHOWN: Duration = Duration::from_secs(60);
+
+    /// The kernel refused a run of datagrams of this size. Returns whether that peer's path was not known as narrow.
+    pub(crate) fn refuse(&self, to: SocketAddr, size: usize, now: Instant) -> bool {
+        let mut paths = self.paths(now);
+        if let Some(known) = paths.get_mut(&to) {
+            *known = Refused { size: size.min(known.size), last: now };
+            return false;
+        }
+        paths.len() < Self::MOST && paths.insert(to, Refused { size, last: now }).is_none()
+    }
+
+    /// The peers, each with the least size that was refused in bytes.
+    pub(crate) fn list(&self, now: Instant) -> Vec<(SocketAddr, usize)> {
+        self.paths(now).iter().map(|(to, refused)| (*to, refused.size)).collect()
+    }
+
+    fn paths(&self, now: Instant) -> MutexGuard<'_, BTreeMap<SocketAddr, Refused>> {
+        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.retain(|_, refused| now.saturating_duration_since(refused.last) < Self::SHOWN);
+        paths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_narrow_path_is_new_once_and_forgotten_a_minute_after_its_last_refusal() {
+        let (narrow, start) = (Narrow::default(), Instant::now());
+        let peer = |port: u16| SocketAddr::from(([192, 0, 2, 1], port));
+        let at = |secs| start + Duration::from_secs(secs);
+        assert!(narrow.refuse(peer(1), 1400, at(0)));
+        assert!(!narrow.refuse(peer(1), 1300, at(10)) && !narrow.refuse(peer(1), 1350, at(20)));
+        assert_eq!(narrow.list(at(79)), [(peer(1), 1300)]);
+        assert_eq!(narrow.list(at(80)), []);
+        assert!(narrow.refuse(peer(1), 1400, at(80)));
+        let fresh = (2..1000).filter(|port| narrow.refuse(peer(*port), 1400, at(81))).count();
+        assert_eq!((fresh, narrow.list(at(81)).len()), (Narrow::MOST - 1, Narrow::MOST));
+    }
+}
