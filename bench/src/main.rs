@@ -26,6 +26,9 @@ struct Args {
     /// How long `udp` measures each.
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: f64,
+    /// Parts of `udp`, instead of all.
+    #[arg(long = "part", value_delimiter = ',')]
+    parts: Vec<udp::Part>,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -56,10 +59,10 @@ enum Name {
 }
 
 fn main() -> Result<(), Error> {
-    let Args { name, runs, peers, seconds } = Args::parse();
+    let Args { name, runs, peers, seconds, parts } = Args::parse();
     let or = |default: &[u32]| if peers.is_empty() { default.to_vec() } else { peers.clone() };
     if name == Name::Udp {
-        return udp::all(runs, seconds);
+        return udp::all(&parts, runs, seconds);
     }
     let is = |this: Name| name == this || name == Name::All;
     // First: what ran before would count.

@@ -26,6 +26,11 @@ impl Row<'_> {
         self.print_with(ours, most.map(|most| ("most", most)).into_iter().collect());
     }
 
+    /// Ours alone, and what it has to be at least.
+    pub(crate) fn least(self, ours: &[f64], least: f64) {
+        self.print_with(ours, vec![("least", least)]);
+    }
+
     /// Ours beside another one's, measured in the same rounds. The ratio is the median of the rounds' ratios: a machine
     /// that is slower for a while is so for both.
     pub(crate) fn beside(self, ours: &[f64], other: &str, theirs: &[f64], limit: Option<Limit>) {

@@ -16,7 +16,7 @@ use bench::Error;
 use crate::udp::pair::Way;
 
 /// Bytes in each packet.
-const SIZE: usize = 64;
+pub(crate) const SIZE: usize = 64;
 /// Packets sent or received in one call.
 const BATCH: usize = 64;
 /// The share that may be lost.
@@ -64,15 +64,15 @@ pub(crate) fn highest_rate(way: Way<'_>, time: Duration) -> Result<f64, Error> {
 }
 
 /// What became of a rate.
-struct Trial {
+pub(crate) struct Trial {
     /// Packets a second.
     sent: f64,
     received: f64,
-    loss: f64,
+    pub(crate) loss: f64,
 }
 
 /// A sender, and a receiver that counts until it is dropped.
-struct Stream {
+pub(crate) struct Stream {
     outbox: UdpSocket,
     received: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -80,7 +80,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn open(way: Way<'_>) -> Result<Self, Error> {
+    pub(crate) fn open(way: Way<'_>) -> Result<Self, Error> {
         let inbox = way.to.run(|| UdpSocket::bind((way.addr, 0)))??;
         setsockopt(&inbox, sockopt::RcvBufForce, &ROOM).or_else(|_| setsockopt(&inbox, sockopt::RcvBuf, &ROOM))?;
         inbox.set_read_timeout(Some(DRAIN / 2))?;
@@ -96,7 +96,7 @@ impl Stream {
         Ok(Self { outbox, received, stop, receiver })
     }
 
-    fn trial(&self, rate: f64, time: Duration) -> Result<Trial, Error> {
+    pub(crate) fn trial(&self, rate: f64, time: Duration) -> Result<Trial, Error> {
         let before = self.received.load(Ordering::Relaxed);
         let (sent, took) = send(&self.outbox, rate, time)?;
         thread::sleep(DRAIN);
