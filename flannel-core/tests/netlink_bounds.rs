@@ -11,8 +11,8 @@ use flannel_core::kernel::{Hint, Kernel, Residence};
 use flannel_core::netlink::NetlinkKernel;
 use futures_util::{FutureExt, StreamExt};
 use lab::{Overlay, V4, in_lab, in_overlay, index_of, ip};
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{Socket, SocketAddr};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
 
 const FOREIGN: u32 = 500_000;
 /// What an agent may take of a router's table while it reads it.

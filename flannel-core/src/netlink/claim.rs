@@ -9,9 +9,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::Duration;
 
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_USERSOCK;
 use nix::sys::stat::fstat;
-use rtnetlink::sys::protocols::NETLINK_USERSOCK;
-use rtnetlink::sys::{self, Socket};
 
 use crate::kernel::{Claim, KernelError, OverlayName, Residence};
 use crate::net::{Dual, Family, Prefix};
@@ -126,7 +126,7 @@ fn prove(inode: u32) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_USERSOCK)?;
     // Nothing is read from it: what somebody sends to these groups must not take up memory.
     socket.set_rx_buf_sz(0_u32)?;
-    socket.bind(&sys::SocketAddr::new(0, inode))?;
+    socket.bind(&netlink_sys::SocketAddr::new(0, inode))?;
     Ok(socket)
 }
 

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeader, AddressMessage, AddressScope};
 use nix::libc::{RTM_DELADDR, RTM_GETADDR, RTM_NEWADDR};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 
 use super::{Batch, Unreadable, addr_of, each_attribute, u32_of};
 use crate::kernel::HostAddress;

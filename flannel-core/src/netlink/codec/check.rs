@@ -1,9 +1,9 @@
 //! What holds for every datagram: for fuzz targets and property tests.
 
+use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 use nix::libc::{
     RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
 };
-use rtnetlink::packet_core::{NLMSG_DONE, NLMSG_ERROR};
 
 use super::route::SeenRoute;
 use super::{Batch, HEADER_LEN, Message, Unreadable, Verdict, messages};

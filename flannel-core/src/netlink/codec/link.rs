@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader, LinkInfo, LinkLayerType,
     LinkMessage,
 };
 use nix::libc::{RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 
 use super::{Batch, Unreadable, addr_of, each_attribute, text_of, u32_of};
 use crate::kernel::{Link, LinkId, LinkKind, LinkName, SeenLink, Tun, Vxlan};

@@ -13,7 +13,7 @@ pub(crate) mod route;
 
 use std::net::IpAddr;
 
-use rtnetlink::packet_core::{
+use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_REQUEST, NetlinkBuffer, NlasIterator,
 };
 

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use nix::libc::{RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 
 use super::address::af;
 use super::{Batch, Unreadable, addr_of, each_attribute, prefix_of, u32_of};
