@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{AssembleError, assemble};
-use crate::firewall::{Keeper, Rulebook};
+use crate::firewall::Keeper;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::options::{Capabilities, Options, StateFile};
@@ -28,6 +28,7 @@ use crate::serve::{self, ListenError, Place, Shown};
 use crate::status::Surroundings;
 use crate::stores::{self, StoreError};
 use crate::{chain, condition, exit, notify, signals};
+use flannel_core::firewall_keeper::RulesState;
 
 /// How long the end waits for HTTP answers under way, and then for file operations under way.
 const GRACE: Duration = Duration::from_millis(100);
@@ -136,7 +137,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     let overlay = assemble(options, &store, MissingUplink::Wait, plane)?;
     let handle = overlay.handle();
     let metrics = Metrics::default();
-    let (state, rules) = watch::channel(Rulebook::Pending);
+    let (state, rules) = watch::channel(RulesState::Pending);
     let keeper = Keeper { overlay: options.overlay.clone(), options: options.firewall, handle: handle.clone(), state };
     let shown = Arc::new(Shown {
         handle: handle.clone(),

@@ -13,8 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::firewall::Rulebook;
 use crate::status::is_ready;
+use flannel_core::firewall_keeper::RulesState;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
@@ -68,7 +68,7 @@ impl Metrics {
     pub(crate) fn encode(
         &self,
         status: &Status,
-        rules: &Rulebook,
+        rules: &RulesState,
         now: BootTime,
         outside: Outside,
     ) -> Result<String, fmt::Error> {
@@ -84,7 +84,7 @@ impl Metrics {
             "1 when lease, devices, peers, rules and subnet.env are as wanted",
             i64::from(is_ready(status, rules)),
         );
-        let in_place = i64::from(*rules == Rulebook::InPlace);
+        let in_place = i64::from(*rules == RulesState::InPlace);
         gauge("firewall_in_place", "1 when the firewall's rules are as wanted", in_place);
         gauge("lease_held", "1 while the lease is this node's", i64::from(status.lease.is_some()));
         if let Some(expires) = status.lease.as_ref().and_then(|lease| lease.expires) {
@@ -189,7 +189,7 @@ mod tests {
         (status.peers.accepted, status.audits) = (3, 7);
         let metrics = Metrics::default();
         metrics.events.get_or_create(&Kind { kind: "ready" }).inc();
-        let text = metrics.encode(&status, &Rulebook::InPlace, BootTime::default(), Outside::default()).unwrap();
+        let text = metrics.encode(&status, &RulesState::InPlace, BootTime::default(), Outside::default()).unwrap();
         for line in [
             "flannel_ready 0",
             "flannel_peers_accepted 3",

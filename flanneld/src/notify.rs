@@ -8,8 +8,8 @@ use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::firewall::Rulebook;
 use crate::status::{is_ready, summary};
+use flannel_core::firewall_keeper::RulesState;
 
 /// The status line changes at most so often.
 const SPACING: Duration = Duration::from_secs(1);
@@ -17,7 +17,7 @@ const SPACING: Duration = Duration::from_secs(1);
 const MAX_STATUS: usize = 1024;
 
 /// Tells `READY=1` once, and the status line, until the agent ends.
-pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<Rulebook>) {
+pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<RulesState>) {
     let (mut ready, mut told) = (false, String::new());
     loop {
         let (line, now_ready, ended) = {
@@ -115,7 +115,7 @@ mod tests {
         let mut status = Status::default();
         for hostile in ["x\nMAINPID=1\nREADY=1\u{1b}[2J\u{202e}\r\n", "\u{9b}", "\u{fffd}", "line\n"] {
             status.last_error = Some(hostile.repeat(5000));
-            let line = one_line(&summary(&status, &Rulebook::Pending));
+            let line = one_line(&summary(&status, &RulesState::Pending));
             assert!(line.starts_with("starting: waiting for a lease ("), "{line}");
             assert!(line.chars().all(is_plain), "{line:?}");
             assert!(line.len() <= MAX_STATUS + 40, "{}", line.len());

@@ -19,11 +19,11 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::firewall::Rulebook;
 use crate::log::Log;
 use crate::metrics::{Metrics, Outside};
 use crate::status::{Document, Surroundings, is_ready};
 use crate::{connections, peers};
+use flannel_core::firewall_keeper::RulesState;
 
 /// The largest answer in bytes; what is longer ends with a line that says so.
 const MOST_ANSWER: usize = 1 << 20;
@@ -98,7 +98,7 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 /// What the pages show.
 pub(crate) struct Shown {
     pub(crate) handle: Handle,
-    pub(crate) rules: watch::Receiver<Rulebook>,
+    pub(crate) rules: watch::Receiver<RulesState>,
     pub(crate) around: Surroundings,
     pub(crate) metrics: Metrics,
     pub(crate) log: Log,

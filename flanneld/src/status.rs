@@ -13,7 +13,7 @@ use flannel_core::text::Plain;
 use flannel_subnet_cached::CachedSubnets;
 use serde::{Deserialize, Serialize};
 
-use crate::firewall::Rulebook;
+use flannel_core::firewall_keeper::RulesState;
 
 /// Entries of each list that are shown; the counts are whole.
 const LISTED: usize = Status::MAX_QUARANTINED;
@@ -183,15 +183,15 @@ impl Surroundings {
 }
 
 /// Ready: lease held, everything programmed, the firewall's rules in place, `subnet.env` written.
-pub(crate) fn is_ready(status: &Status, rules: &Rulebook) -> bool {
+pub(crate) fn is_ready(status: &Status, rules: &RulesState) -> bool {
     let agent = status.phase == Phase::Ready && status.lease.is_some() && status.subnet_env == EnvFile::Settled;
-    agent && rules.lets_be_ready()
+    agent && rules.is_ready()
 }
 
 impl Document {
     pub(crate) fn new(
         status: &Status,
-        rules: &Rulebook,
+        rules: &RulesState,
         around: &Surroundings,
         now: BootTime,
         log_lines_dropped: u64,
@@ -223,10 +223,7 @@ impl Document {
             mtu: status.mtu.map(|mtu| mtu.0),
             notifications_heard: status.notifications == SubscriptionState::Active,
             subnet_file: around.subnet_file.clone(),
-            firewall: match rules {
-                Rulebook::Failed(error) | Rulebook::Lacking(error) => Some(error.clone()),
-                Rulebook::Pending | Rulebook::InPlace => None,
-            },
+            firewall: rules.error().map(str::to_owned),
             peers: Peers {
                 accepted: status.peers.accepted,
                 skipped: status.peers.skipped,
@@ -297,7 +294,7 @@ fn with_remedy(reason: &Reason) -> String {
 }
 
 /// One line, as systemd shows it.
-pub(crate) fn summary(status: &Status, rules: &Rulebook) -> String {
+pub(crate) fn summary(status: &Status, rules: &RulesState) -> String {
     let peers = status.peers;
     let store = match &status.store {
         Contact::Lost { .. } => ", lease store away",
@@ -325,7 +322,7 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
+fn waits_for(status: &Status, rules: &RulesState) -> Vec<String> {
     let mut reasons = Vec::new();
     let because = |what: &str| match &status.last_error {
         Some(error) => format!("{what} ({error})"),
@@ -348,10 +345,10 @@ fn waits_for(status: &Status, rules: &Rulebook) -> Vec<String> {
         });
     }
     match rules {
-        Rulebook::InPlace | Rulebook::Lacking(_) => {}
-        Rulebook::Pending if status.phase < Phase::Ready => {}
-        Rulebook::Pending => reasons.push("the firewall's rules".to_owned()),
-        Rulebook::Failed(error) => reasons.push(format!("the firewall's rules ({error})")),
+        RulesState::InPlace | RulesState::WithoutForward(_) => {}
+        RulesState::Pending if status.phase < Phase::Ready => {}
+        RulesState::Pending => reasons.push("the firewall's rules".to_owned()),
+        RulesState::Failed(error) => reasons.push(format!("the firewall's rules ({error})")),
     }
     reasons
 }
@@ -524,7 +521,7 @@ mod tests {
     fn a_document_survives_json_and_says_what_it_waits_for() {
         let mut status = Status::default();
         status.last_error = Some("no route".to_owned());
-        let document = Document::new(&status, &Rulebook::Pending, &around(), BootTime::default(), 0);
+        let document = Document::new(&status, &RulesState::Pending, &around(), BootTime::default(), 0);
         let json = serde_json::to_string(&document).unwrap();
         assert_eq!(serde_json::from_str::<Document>(&json).unwrap(), document);
         assert_eq!((document.ready, document.waits_for.as_slice()), (false, &["a lease (no route)".to_owned()][..]));
@@ -541,7 +538,7 @@ mod tests {
         let mut status = Status::default();
         status.phase = Phase::Ready;
         status.own_trouble = Some(Reason::NoSubnet);
-        let rules = Rulebook::Lacking("no iptables".to_owned());
+        let rules = RulesState::WithoutForward("no iptables".to_owned());
         let line = summary(&status, &rules);
         assert!(line.contains("no peer to others (has no subnet"), "{line}");
         assert!(!waits_for(&status, &rules).iter().any(|reason| reason.contains("iptables")));
@@ -564,12 +561,12 @@ mod tests {
         let (mut status, hostile) = (Status::default(), "\u{1b}[2J\nphase ready\u{202e}\u{9b}".repeat(1000));
         status.last_error = Some(hostile.clone());
         status.own_trouble = Some(Reason::Unreadable(hostile.clone()));
-        let empty = Document::new(&status, &Rulebook::Pending, &around(), BootTime::default(), 0).to_string();
+        let empty = Document::new(&status, &RulesState::Pending, &around(), BootTime::default(), 0).to_string();
         for nth in 0..2 * LISTED {
             let key = flannel_core::lease::LeaseKey::new(&format!("{nth}{hostile}"));
             Arc::make_mut(&mut status.quarantined).insert(key, Reason::Unreadable(hostile.clone()));
         }
-        let document = Document::new(&status, &Rulebook::Pending, &around(), BootTime::default(), 0);
+        let document = Document::new(&status, &RulesState::Pending, &around(), BootTime::default(), 0);
         let table = document.to_string();
         assert_eq!(table.lines().count(), empty.lines().count() + LISTED);
         assert!(table.lines().all(|line| line.chars().all(flannel_core::text::is_plain)), "{table:?}");
@@ -581,9 +578,9 @@ mod tests {
         let mut status = Status::default();
         status.phase = Phase::Ready;
         status.subnet_env = EnvFile::Pending { error: Some("disk full".to_owned()) };
-        assert!(!is_ready(&status, &Rulebook::InPlace));
-        assert_eq!(waits_for(&status, &Rulebook::InPlace).len(), 2);
-        assert!(waits_for(&status, &Rulebook::InPlace).iter().any(|reason| reason.contains("disk full")));
-        assert_eq!(waits_for(&status, &Rulebook::Failed("no nft".to_owned())).len(), 3);
+        assert!(!is_ready(&status, &RulesState::InPlace));
+        assert_eq!(waits_for(&status, &RulesState::InPlace).len(), 2);
+        assert!(waits_for(&status, &RulesState::InPlace).iter().any(|reason| reason.contains("disk full")));
+        assert_eq!(waits_for(&status, &RulesState::Failed("no nft".to_owned())).len(), 3);
     }
 }

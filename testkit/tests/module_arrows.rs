@@ -9,7 +9,7 @@ use regex::Regex;
 use repository::files;
 
 /// Each module may use those before it.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "net",
     "text",
     "clock",
@@ -29,6 +29,7 @@ const ORDER: [&str; 19] = [
     "admit",
     "agent",
     "overlay",
+    "firewall_keeper",
 ];
 
 /// Modules that serve tests: they may use any.

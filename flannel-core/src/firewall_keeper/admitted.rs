@@ -1,0 +1,139 @@
+//! Which addresses a guard lets in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use tokio::time::sleep;
+
+use crate::backoff::Backoff;
+use crate::firewall::{Firewall, Rules};
+use crate::kernel::Op;
+use crate::net::Prefix;
+use crate::overlay::{Handle, Held, HeldBecause, WithheldBecause};
+use crate::text::chain;
+
+use super::{KeepOptions, RulesState, is_final};
+
+/// How often reading the guard of a former run is tried: within about 16 s, then the rules are written without it.
+pub(super) const READS: u32 = 5;
+
+/// The addresses that the guard has let in.
+#[derive(Debug, Default)]
+pub(super) struct Admitted {
+    /// By a former run, as the kernel had it at the start.
+    pub(super) formerly: BTreeSet<IpAddr>,
+    /// Until now.
+    pub(super) so_far: BTreeSet<IpAddr>,
+    /// What bad records keep; `None`: none does, or it could not be read yet.
+    pub(super) kept: Option<Kept>,
+}
+
+/// Former peers whose entries in the kernel stay, because a record that cannot be read names their subnet.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) prefixes: BTreeSet<Prefix>,
+    pub(super) addresses: BTreeSet<IpAddr>,
+}
+
+impl Admitted {
+    /// Reads which peers the guard of a former run admitted.
+    ///
+    /// Without them a peer whose removal waits is shut out until its record is good again. That is better than a node
+    /// without any rules, so after [`READS`] failures the rules are written without them.
+    pub(super) async fn by_former_run(firewall: &dyn Firewall, options: &KeepOptions) -> Self {
+        let mut backoff = Backoff::default();
+        for nth in 1..=READS {
+            let error = match firewall.let_in(&options.overlay).await {
+                Ok(formerly) => return Self { so_far: formerly.clone(), formerly, kept: None },
+                // Writing fails as well, and reports it.
+                Err(error) if is_final(&error) => break,
+                Err(error) => chain(&error),
+            };
+            if nth == 1 {
+                tracing::warn!(
+                    error,
+                    "the guard of a former run cannot be read: after {READS} tries a new one is written"
+                );
+            }
+            (options.on_state)(RulesState::Failed(error));
+            sleep(backoff.wait()).await;
+        }
+        Self::default()
+    }
+
+    /// These rules are in place.
+    pub(super) fn wrote(&mut self, rules: &Rules) {
+        if let Some(guard) = &rules.guard {
+            self.so_far.clone_from(&guard.peers);
+        }
+    }
+
+    /// Returns the addresses to let in now; `None` while the peers or the routes that a former run left are not known.
+    pub(super) async fn now(&mut self, handle: &Handle) -> Option<BTreeSet<IpAddr>> {
+        let peers = match handle.peers().await {
+            Ok(peers) => peers,
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "the guard waits for the peers");
+                return None;
+            }
+        };
+        let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr)).collect();
+        // Read after the peers: whoever is missing among them is withheld by then.
+        let status = handle.status();
+        if status.audits == 0 {
+            // The first audit finds the routes that a former run left.
+            return None;
+        }
+        self.update_kept(&status.withheld, handle).await;
+        Some(self.with(peers, status.withheld.values()))
+    }
+
+    /// Finds out which former peers bad records keep. Reads the kernel only when other prefixes are withheld than before:
+    /// a record that goes bad later belongs to a peer of this run, which is admitted by its last good record.
+    async fn update_kept(&mut self, withheld: &BTreeMap<Prefix, WithheldBecause>, handle: &Handle) {
+        let bad = withheld.iter().filter(|(_, because)| **because == WithheldBecause::BadRecord);
+        let prefixes: BTreeSet<_> = bad.map(|(prefix, _)| *prefix).collect();
+        if prefixes.is_empty() || self.formerly.is_empty() {
+            self.kept = None;
+        } else if self.kept.as_ref().is_none_or(|kept| kept.prefixes != prefixes) {
+            match handle.plan().await {
+                Ok(preview) => self.kept = Some(Kept { prefixes, addresses: kept_by_bad_records(&preview.held) }),
+                Err(error) => tracing::debug!(error = chain(&error), "what bad records keep cannot be read yet"),
+            }
+        }
+    }
+
+    /// Returns the addresses to admit beside these peers. While the agent keeps routes to former peers, these peers are
+    /// admitted too: otherwise the routes would be of no use.
+    pub(super) fn with<'a>(
+        &self,
+        mut peers: BTreeSet<IpAddr>,
+        mut withheld: impl Iterator<Item = &'a WithheldBecause>,
+    ) -> BTreeSet<IpAddr> {
+        if withheld.any(|because| matches!(because, WithheldBecause::MassRemoval(_) | WithheldBecause::Unconfirmed)) {
+            peers.extend(&self.so_far);
+        }
+        // A bad record may stay for ever, so it keeps nobody else.
+        if let Some(kept) = &self.kept {
+            peers.extend(kept.addresses.intersection(&self.formerly));
+        }
+        peers
+    }
+}
+
+/// Returns the destinations of forwarding entries that stay with a neighbour whose prefix a bad record names.
+pub(super) fn kept_by_bad_records(held: &[Held]) -> BTreeSet<IpAddr> {
+    let neighbours: BTreeSet<_> = held
+        .iter()
+        .filter(|held| held.because == HeldBecause::Withheld(WithheldBecause::BadRecord))
+        .filter_map(|held| match held.op {
+            Op::DeleteNeighbour { key, mac } => Some((key.link, mac)),
+            _ => None,
+        })
+        .collect();
+    let entries = held.iter().filter_map(|held| match held.op {
+        Op::DeleteFdb { key, dst } => neighbours.contains(&(key.link, key.mac)).then_some(dst),
+        _ => None,
+    });
+    entries.collect()
+}
