@@ -151,6 +151,19 @@ pub enum Skip {
     Unprogrammed(&'static str),
 }
 
+impl Skip {
+    /// Returns its kind in one word, as status pages name it. Stable.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::BadData(..) => "bad_data",
+            Self::NoAddress(..) => "no_address",
+            Self::NotOnLink { .. } => "not_on_link",
+            Self::NotReady { .. } => "not_ready",
+            Self::Unprogrammed(..) => "unprogrammed",
+        }
+    }
+}
+
 /// A data plane: a deterministic function from what is known to the kernel state it wants.
 ///
 /// No I/O, no clock, no memory. One part of the result is the node's own ([`base`](Backend::base)), one is each peer's

@@ -20,6 +20,8 @@ pub mod net;
 pub mod netlink;
 pub mod overlay;
 pub mod plan;
+#[cfg(feature = "serde")]
+pub mod serialize;
 pub mod subnet;
 pub mod subnet_env;
 #[cfg(feature = "testing")]

@@ -9,7 +9,7 @@ use regex::Regex;
 use repository::files;
 
 /// Each module may use those before it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "net",
     "text",
     "clock",
@@ -30,6 +30,7 @@ const ORDER: [&str; 20] = [
     "agent",
     "overlay",
     "firewall_keeper",
+    "serialize",
 ];
 
 /// Modules that serve tests: they may use any.

@@ -200,6 +200,33 @@ impl Reason {
         }
     }
 
+    /// Returns its kind in one word, as status pages name it. Stable.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreadable(..) => "unreadable",
+            Self::TooMany => "too_many",
+            Self::TooLarge(..) => "too_large",
+            Self::WrongType { .. } => "wrong_type",
+            Self::NoSubnet => "no_subnet",
+            Self::OutsideNetwork { .. } => "outside_network",
+            Self::WholeNetwork(..) => "whole_network",
+            Self::TooSmall { .. } => "too_small",
+            Self::NoPublicAddress(..) => "no_public_address",
+            Self::NotUnicast(..) => "not_unicast",
+            Self::PublicInsideNetwork { .. } => "public_inside_network",
+            Self::BackendData(..) => "backend_data",
+            Self::BadMac(..) => "bad_mac",
+            Self::Overlap { .. } => "overlap",
+            Self::SameMac { .. } => "same_mac",
+            Self::OverlapsOwn { .. } => "overlaps_own",
+            Self::Covers { .. } => "covers",
+            Self::CoversConnected { .. } => "covers_connected",
+            Self::NoHost { .. } => "no_host",
+            Self::OwnAddress(..) => "own_address",
+            Self::OwnMac(..) => "own_mac",
+        }
+    }
+
     /// What to do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
