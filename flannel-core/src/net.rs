@@ -325,6 +325,37 @@ impl Vni {
     }
 }
 
+/// Text is not the number of a VXLAN network or an MTU. Final for this input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{found:?} is not {expected}")]
+pub struct NumberError {
+    found: String,
+    expected: &'static str,
+}
+
+impl NumberError {
+    fn new(found: &str, expected: &'static str) -> Self {
+        Self { found: found.chars().take(64).collect(), expected }
+    }
+}
+
+impl FromStr for Vni {
+    type Err = NumberError;
+
+    fn from_str(text: &str) -> Result<Self, NumberError> {
+        let value = text.parse().ok().and_then(Self::new);
+        value.ok_or_else(|| NumberError::new(text, "a VXLAN network identifier: write 0 to 16777215"))
+    }
+}
+
+impl FromStr for Mtu {
+    type Err = NumberError;
+
+    fn from_str(text: &str) -> Result<Self, NumberError> {
+        text.parse().map(Self).map_err(|_| NumberError::new(text, "an MTU: write a number of bytes"))
+    }
+}
+
 impl fmt::Display for Vni {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -383,6 +414,18 @@ fn is_public_unicast_v6(addr: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_read_as_they_are_written() {
+        for vni in [0, 1, Vni::MAX] {
+            assert_eq!(vni.to_string().parse(), Ok(Vni::new(vni).unwrap()));
+        }
+        assert_eq!("1450".parse(), Ok(Mtu(1450)));
+        for bad in ["", "-1", "16777216", "0x10", "seven"] {
+            assert!(bad.parse::<Vni>().unwrap_err().to_string().contains("0 to 16777215"), "{bad}");
+        }
+        assert!("4294967296".parse::<Mtu>().is_err());
+    }
 
     #[test]
     fn prefix_text_is_strict() {

@@ -61,7 +61,7 @@ impl fmt::Display for Preview {
             writeln!(f, "{}", OpText { op, scope: &self.scope })?;
         }
         for conflict in self.plan.conflicts.iter().take(Plan::MOST_TOLD) {
-            writeln!(f, "conflict: {}: {}", conflict.found, conflict.remedy)?;
+            writeln!(f, "conflict: {conflict}")?;
         }
         let untold = self.plan.conflicts.len().saturating_sub(Plan::MOST_TOLD);
         if untold > 0 {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use super::data_plane::{Forward, ForwardKey, Limitation};
 use super::link_kind::LinkKind;
@@ -49,6 +50,14 @@ impl LinkName {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl FromStr for LinkName {
+    type Err = LinkNameError;
+
+    fn from_str(text: &str) -> Result<Self, LinkNameError> {
+        Self::new(text)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use super::link_kind::{LinkKind, Vxlan};
 use super::objects::{AddressKey, Link, LinkId, NeighbourKey, Route, RouteKind, RouteSlot};
@@ -67,6 +68,14 @@ impl Default for OverlayName {
     /// `flannel`.
     fn default() -> Self {
         Self("flannel".to_owned())
+    }
+}
+
+impl FromStr for OverlayName {
+    type Err = OverlayNameError;
+
+    fn from_str(text: &str) -> Result<Self, OverlayNameError> {
+        Self::new(text)
     }
 }
 

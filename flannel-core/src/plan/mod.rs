@@ -5,6 +5,7 @@
 //! (docs/design.md, "Ownership").
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::kernel::{
@@ -13,6 +14,7 @@ use crate::kernel::{
     owns_address, owns_link, owns_neighbour,
 };
 use crate::net::{MacAddr, Prefix};
+use crate::text::Plain;
 
 #[cfg(test)]
 mod properties;
@@ -30,6 +32,12 @@ pub struct Conflict {
     pub found: String,
     /// What to do about it.
     pub remedy: String,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", Plain(&self.found), Plain(&self.remedy))
+    }
 }
 
 /// Writes, in order, and what stands in their way.
