@@ -28,6 +28,8 @@ pub(crate) mod checks;
 mod checksum;
 mod coalesce;
 mod counters;
+#[cfg(test)]
+mod golden;
 mod header;
 mod icmp;
 mod narrow;

@@ -1,7 +1,8 @@
 //! What goes over the wire between a node of ours and one of Go flannel's, packet by packet, read by a library that is
 //! neither's.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -24,11 +25,18 @@ const PORT: u16 = 8285;
 /// What pods set, less one hop of the node they are on, less one of the tunnel's end that sends.
 const TTL: u8 = 62;
 
+/// What Go flannel sent, a packet of each kind: the backend's own tests read them without it. To record them anew, set
+/// the variable `RECORD_GOLDEN` and run this test.
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../backend-udp/tests/golden/go-flannel.txt");
+/// The kinds of packets that are recorded.
+const KINDS: [&str; 7] = ["fragment-first", "fragment-last", "icmp", "tcp-full", "tcp-short", "tcp-syn", "udp"];
+
 /// One packet of the overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     from: Ipv4Addr,
     ttl: u8,
+    kind: Option<&'static str>,
 }
 
 #[test]
@@ -47,32 +55,43 @@ fn every_packet_between_both_programs_over_udp_is_as_flannel_has_it() {
     }
     let (ours, go) = (cluster.pod_addr(1), cluster.pod_addr(2));
     let capture = Capture::open(cluster.site.ns(2));
-    let (mut sent, mut received) = (Vec::new(), Vec::new());
+    let (mut sent, mut received, mut golden) = (Vec::new(), Vec::new(), BTreeMap::new());
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| {
             while sent.len() < PACKETS || received.len() < PACKETS {
                 let Some(frame) = capture.next() else { panic!("{} {} packets", sent.len(), received.len()) };
-                let Some(seen) = check(&frame) else { continue };
+                let Some((seen, packet)) = check(&frame) else { continue };
                 if seen.from == ours {
                     sent.push(seen)
                 } else if seen.from == go {
-                    received.push(seen)
+                    received.push(seen);
+                    if let Some(kind) = seen.kind {
+                        golden.entry(kind).or_insert(packet);
+                    }
                 }
             }
         });
         while !reading.is_finished() {
             for (from, to) in [(1, 2), (2, 1)] {
                 cluster.throughput(from, to, Duration::from_millis(500));
+                cluster.datagrams(from, to);
             }
+            cluster.all_reach_all();
         }
     });
     for seen in sent.iter().chain(&received) {
         assert_eq!(seen.ttl, TTL, "{seen:?}");
     }
+    assert_eq!(golden.keys().copied().collect::<Vec<_>>(), KINDS, "packets of each kind from Go flannel");
+    if std::env::var_os("RECORD_GOLDEN").is_some() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let lines: Vec<_> = golden.iter().map(|(kind, packet)| format!("{kind} {}\n", hex(packet))).collect();
+        std::fs::write(GOLDEN, lines.concat()).unwrap();
+    }
 }
 
 /// Checks a frame if it is the tunnel's. Panics at what is not as it has to be.
-fn check(frame: &[u8]) -> Option<Seen> {
+fn check(frame: &[u8]) -> Option<(Seen, Vec<u8>)> {
     let outer = PacketHeaders::from_ethernet_slice(frame).ok()?;
     let (Some(NetHeaders::Ipv4(ip, _)), Some(TransportHeader::Udp(udp)), PayloadSlice::Udp(payload)) =
         (&outer.net, &outer.transport, &outer.payload)
@@ -93,16 +112,26 @@ fn check(frame: &[u8]) -> Option<Seen> {
     let Some(NetHeaders::Ipv4(ip, _)) = &inner.net else { panic!("{}", show()) };
     assert_eq!(usize::from(ip.total_len), payload.len(), "{}", show());
     assert_eq!(ip.header_checksum, ip.calc_header_checksum(), "{}", show());
-    match (&inner.transport, &inner.payload) {
+    let kind = match (&inner.transport, &inner.payload) {
         (Some(TransportHeader::Tcp(tcp)), PayloadSlice::Tcp(data)) => {
             assert_eq!(tcp.checksum, tcp.calc_checksum_ipv4(ip, data).unwrap(), "{}", show());
+            match data.len() {
+                0 => tcp.syn.then_some("tcp-syn"),
+                _ if payload.len() == MTU - 28 => Some("tcp-full"),
+                _ => Some("tcp-short"),
+            }
         }
         (Some(TransportHeader::Udp(udp)), PayloadSlice::Udp(data)) => {
             assert_eq!(udp.checksum, udp.calc_checksum_ipv4(ip, data).unwrap(), "{}", show());
+            Some("udp")
         }
-        _ => {}
-    }
-    Some(Seen { from: ip.source.into(), ttl: ip.time_to_live })
+        (Some(TransportHeader::Icmpv4(_)), _) => Some("icmp"),
+        _ if !ip.is_fragmenting_payload() => None,
+        _ if ip.fragment_offset.value() == 0 => Some("fragment-first"),
+        _ if ip.more_fragments => None,
+        _ => Some("fragment-last"),
+    };
+    Some((Seen { from: ip.source.into(), ttl: ip.time_to_live, kind }, payload.to_vec()))
 }
 
 /// All frames of a node's underlay link, both ways.
@@ -132,6 +161,15 @@ impl Cluster {
         match self.pods[&nth].addrs.v4 {
             Some(IpAddr::V4(addr)) => addr,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Datagrams of one packet and of several, which nobody has to get.
+    fn datagrams(&self, from: usize, to: usize) {
+        let (here, there) = (&self.pods[&from], self.pod_addr(to));
+        let socket = here.ns.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        for len in [100, 4000] {
+            socket.send_to(&vec![7; len], (there, 9)).unwrap();
         }
     }
 

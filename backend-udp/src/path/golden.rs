@@ -1,0 +1,78 @@
+//! Packets that Go flannel sent (`tests/golden/go-flannel.txt`, recorded by flanneld's test of the wire): as they are on the
+//! wire, each a datagram.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use flannel_core::net::{Dual, Prefix};
+
+use super::admit::admit;
+use super::checks::{by_flow, coalesced, split_all};
+use super::checksum::Sum;
+use super::coalesce::{Merging, Taken};
+use super::header::{self, Fragment, Ip, Vnet, at};
+use super::table::{Lookup, Table};
+
+/// What the sender's pod set, less what its node and Go flannel took.
+const TTL: u8 = 62;
+
+fn recorded() -> BTreeMap<&'static str, Vec<u8>> {
+    let packet = |line: &'static str| {
+        let (kind, hex) = line.split_once(' ').unwrap();
+        let bytes = hex.as_bytes().chunks(2).map(|byte| u8::from_str_radix(str::from_utf8(byte).unwrap(), 16).unwrap());
+        (kind, bytes.collect())
+    };
+    include_str!("../../tests/golden/go-flannel.txt").lines().map(packet).collect()
+}
+
+fn is_right(packet: &[u8]) -> bool {
+    let ip = Ip::parse(packet).unwrap();
+    let transport = &packet[ip.header..ip.len];
+    let pseudo = Sum::pseudo(ip.source, ip.destination, ip.protocol, transport.len());
+    let of_transport = match ip.protocol {
+        // Part of what the checksum is of is in other packets.
+        _ if ip.fragment != Fragment::Whole => true,
+        1 => Sum::of(transport).is_right(),
+        _ => pseudo.and(Sum::of(transport)).is_right(),
+    };
+    Sum::of(&packet[..ip.header]).is_right() && of_transport
+}
+
+#[test]
+fn what_go_flannel_sent_is_let_in_and_is_what_is_sent_here_byte_for_byte() {
+    let recorded = recorded();
+    assert_eq!(recorded.len(), 7);
+    for (kind, on_wire) in &recorded {
+        let ip = Ip::parse(on_wire).unwrap();
+        assert_eq!((on_wire[at::v4::TTL], ip.len, is_right(on_wire)), (TTL, on_wire.len(), true), "{kind}");
+
+        // From the sender's TUN: before anything was taken from the TTL.
+        let mut given = on_wire.clone();
+        given[at::v4::TTL] += 1;
+        header::finish_ipv4(&mut given, ip.header);
+        let ip = Ip::parse(&given).unwrap();
+        header::decrement_ttl(&mut given, &ip).unwrap();
+        assert_eq!(split_all(&Vnet::default(), &mut given), std::slice::from_ref(on_wire), "{kind}");
+
+        // At the receiver.
+        let subnet = |addr| Prefix::masked(addr, 24).unwrap();
+        let peer: SocketAddr = "192.0.2.2:8285".parse().unwrap();
+        let own = Dual { v4: Some(subnet(ip.destination)), v6: None };
+        let table = Table::new(own).with(&[(subnet(ip.source), Some(peer))]);
+        let mut lookup = Lookup::new(Arc::new(ArcSwap::from_pointee(table)));
+        let mut received = on_wire.clone();
+        admit(&mut received, peer, &mut lookup).unwrap();
+        assert_eq!((received[at::v4::TTL], is_right(&received)), (TTL - 1, true), "{kind}");
+    }
+}
+
+#[test]
+fn what_go_flannel_sent_comes_out_of_coalescing_as_it_was() {
+    let packets: Vec<_> = recorded().into_values().collect();
+    for taken in [Taken::Yes, Taken::No] {
+        let found = coalesced(&packets, packets.len(), Merging::TcpAndUdp, taken);
+        assert_eq!(by_flow(&found.packets), by_flow(&packets));
+    }
+}
