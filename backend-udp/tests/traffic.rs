@@ -6,11 +6,13 @@
 mod lab;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::Reason;
 use flannel_backend_udp::path as api;
 use flannel_core::net::{Dual, Family};
+use lab::detour::Detour;
 use lab::{LINK, Link, MEBIBYTE, Noise, PATIENCE, PORT, Shape, TUN, only, overlay, transfer, udp, underlay_address};
 use nix::sys::socket::{setsockopt, sockopt};
 use testkit::{Namespace, cases, probe, wait_until};
@@ -121,6 +123,55 @@ fn a_path_that_carries_less_than_the_device_has_its_datagrams_fragmented() {
             assert_eq!(path.degraded(), [], "smaller ones and other peers still go in runs");
         }
     }
+}
+
+#[test]
+fn over_a_path_that_loses_repeats_and_reorders_all_that_arrives_is_what_was_sent() {
+    let (nodes, paths) = overlay(Shape::PLAIN);
+    for ((path, peer), endpoint) in paths.iter().zip([&nodes[1], &nodes[0]]).zip(Detour::endpoints()) {
+        let changes: Vec<_> = peer.own().iter().map(|(_, subnet)| (*subnet, Some(endpoint))).collect();
+        path.change(&changes);
+    }
+    let detour = Detour::start(&nodes);
+    let [one, two] = &nodes;
+    transfer(one, two, Family::V4, 8 * MEBIBYTE, || {});
+    transfer(two, one, Family::V6, 8 * MEBIBYTE, || {});
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    for done in &detour.done {
+        assert!([&done.lost, &done.twice, &done.swapped].into_iter().all(|counter| count(counter) > 50), "{done:?}");
+    }
+
+    let (from, to) = (udp(one, (one.address(Family::V4), 0).into()), udp(two, (two.address(Family::V4), 0).into()));
+    let target = to.local_addr().unwrap();
+    let payload = |number: u32| {
+        let mut payload = vec![0; 4 + number as usize % 1200];
+        Noise::new(number.into()).fill(&mut payload[4..]);
+        payload[..4].copy_from_slice(&number.to_be_bytes());
+        payload
+    };
+    to.set_nonblocking(true).unwrap();
+    let [done, _] = &detour.done;
+    let (lost, twice) = (count(&done.lost), count(&done.twice));
+    let (mut received, mut sent, mut buffer) = (0, 0, vec![0; 2000]);
+    for _ in 0..100 {
+        let before = paths[0].counters().sent.packets;
+        for _ in 0..50 {
+            from.send_to(&payload(sent), target).unwrap();
+            sent += 1;
+        }
+        wait_until("they are sent", PATIENCE, || Ok(paths[0].counters().sent.packets >= before + 50)).unwrap();
+        wait_until("they arrive", PATIENCE, || {
+            while let Ok((len, _)) = to.recv_from(&mut buffer) {
+                let number = u32::from_be_bytes(buffer[..4].try_into().unwrap());
+                assert!(number < sent && buffer[..len] == payload(number), "{number}");
+                received += 1;
+            }
+            Ok(received + count(&done.lost) - lost >= u64::from(sent))
+        })
+        .unwrap();
+    }
+    assert!(received <= u64::from(sent) + count(&done.twice) - twice, "{received} of {sent}: {done:?}");
+    no_wrong_checksums(&[&one.ns, &two.ns]);
 }
 
 #[test]

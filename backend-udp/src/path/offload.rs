@@ -74,6 +74,12 @@ impl Offloads {
         is_new
     }
 
+    /// Whether an offload is used, as far as is known. Not for each packet.
+    pub(crate) fn has(&self, what: Offload) -> bool {
+        let degraded = self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
+        degraded.iter().all(|known| known.what != what)
+    }
+
     /// Whether the sockets send many datagrams at once.
     pub(crate) fn has_udp_segment(&self) -> bool {
         !self.is_udp_segment_off.load(Ordering::Relaxed)

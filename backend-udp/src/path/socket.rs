@@ -115,7 +115,9 @@ impl Socket {
         };
         buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, buffers.receive);
         buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, buffers.send);
-        if let Err(errno) = set(libc::SOL_UDP, libc::UDP_GRO, 1) {
+        if offloads.has(Offload::UdpGro)
+            && let Err(errno) = set(libc::SOL_UDP, libc::UDP_GRO, 1)
+        {
             offloads.degrade(Offload::UdpGro, errno);
         }
         bind(fd.as_raw_fd(), &SockaddrStorage::from(local)).map_err(failed)?;

@@ -16,8 +16,8 @@ fn without(offloads: &[Offload], link: Link) -> [Path; 2] {
     let shape = Shape { link, ..Shape::PLAIN };
     let [one, two] = nodes(link);
     let poor = one.start_on(shape, &two, || Tun::open_without(TUN, OpenMode::Create, 1, offloads).unwrap());
-    if offloads.contains(&Offload::UdpSegment) {
-        poor.shared.offloads.degrade(Offload::UdpSegment, "a test");
+    for of_socket in offloads.iter().filter(|what| matches!(what, Offload::UdpSegment | Offload::UdpGro)) {
+        poor.shared.degrade(*of_socket, "a test");
     }
     poor.set_sockets(only(one.endpoint(Family::V4))).unwrap();
     let rich = two.start(shape, &one);
@@ -61,4 +61,14 @@ fn without_udp_segmentation_of_the_socket_datagrams_are_sent_one_by_one() {
     let poor = poor.counters();
     assert_eq!(poor.sent.udp, poor.sent.packets);
     assert!(poor.received.tun * 2 < poor.received.packets, "{poor:?}");
+}
+
+#[test]
+fn without_receive_offload_of_the_socket_datagrams_are_received_one_by_one() {
+    for link in [Link::Whole, Link::Wire] {
+        let [poor, rich] = without(&[Offload::UdpGro], link);
+        let (poor, rich) = (poor.counters(), rich.counters());
+        assert_eq!(poor.received.udp, poor.received.packets);
+        assert!(rich.received.udp * 2 < rich.received.packets, "{rich:?}");
+    }
 }

@@ -1,6 +1,8 @@
 //! Two nodes with a link between them, and a packet path on each.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod detour;
+
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
