@@ -65,11 +65,6 @@ pub fn memory_dir() -> std::io::Result<tempfile::TempDir> {
     tempfile::TempDir::new_in(MEMORY).or_else(|_| tempfile::TempDir::new())
 }
 
-/// The README's program compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
-
 /// Tests that are calls of one function.
 #[macro_export]
 macro_rules! cases {

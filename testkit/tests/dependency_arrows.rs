@@ -7,7 +7,22 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 18] = [
+    (
+        "flannelkit",
+        &[
+            "flannel-core",
+            "flannel-backend-hostgw",
+            "flannel-backend-udp",
+            "flannel-backend-vxlan",
+            "flannel-firewall-iptables",
+            "flannel-firewall-nft",
+            "flannel-subnet-cached",
+            "flannel-subnet-etcd",
+            "flannel-subnet-file",
+            "flannel-subnet-kube",
+        ],
+    ),
     ("flannel-core", &[]),
     ("flannel-backend-vxlan", &["flannel-core"]),
     ("flannel-backend-udp", &["flannel-core"]),
@@ -95,4 +110,45 @@ fn published_crates_use_testkit_for_tests_only() {
             assert!(!(published && normal && testkit), "{} links testkit", package["name"]);
         }
     }
+}
+
+#[test]
+fn what_is_published_says_what_it_is() {
+    for package in metadata()["packages"].as_array().unwrap() {
+        if package["publish"].as_array().is_some_and(Vec::is_empty) {
+            continue;
+        }
+        let name = package["name"].as_str().unwrap();
+        for field in ["description", "license", "readme", "repository", "documentation", "rust_version"] {
+            assert!(package[field].as_str().is_some_and(|text| !text.is_empty()), "{name} has no {field}");
+        }
+        for (field, most) in [("keywords", 5), ("categories", 5)] {
+            let count = package[field].as_array().unwrap().len();
+            assert!((1..=most).contains(&count), "{name}: {field}");
+        }
+    }
+}
+
+#[test]
+fn a_minimal_embedder_needs_few_packages() {
+    let args = ["tree", "-p", "flannelkit", "--no-default-features", "--features", "vxlan", "-e", "normal"];
+    let output = Command::new(env!("CARGO"))
+        .args(args)
+        .args([
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+            "--no-dedupe",
+            "--offline",
+            "--target",
+            "x86_64-unknown-linux-gnu",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("cargo prints text");
+    let packages: BTreeSet<_> = text.lines().map(|line| line.trim_end_matches(" (proc-macro)")).collect();
+    assert!(packages.len() <= 50, "{}: {packages:#?}", packages.len());
 }
