@@ -11,7 +11,7 @@ use flannel_core::kernel::{FdbKey, Hint, Kernel, LinkId, LinkName, OverlayName, 
 use flannel_core::net::{Family, MacAddr};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, in_overlay, ip, peer};
+use lab::{DUAL, Lab, Overlay, PATIENCE, V4, bridge, in_lab, in_overlay, index_of, ip, peer};
 
 /// The hints due to all that has happened so far.
 async fn hints_so_far(lab: &Lab, hints: &mut BoxStream<'static, Hint>) -> Vec<Hint> {
@@ -193,6 +193,27 @@ fn changes_of_the_host_are_told_from_changes_of_the_scope() {
             let found = hints_so_far(&lab, &mut hints).await;
             assert_eq!(found, due, "{act}");
         }
+    });
+}
+
+#[test]
+fn the_carrier_of_the_uplink_is_a_fact_whose_change_is_hinted() {
+    in_overlay(V4, 3, |lab, overlay| async move {
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        let up0 = index_of("up0");
+        let carrier = async || lab.kernel.host_facts(&[]).await.unwrap().links[&up0].carrier;
+        let begun = Instant::now();
+        while !carrier().await {
+            assert!(begun.elapsed() < PATIENCE, "a carrier takes too long");
+        }
+        hints_so_far(&lab, &mut hints).await;
+        for (act, has_carrier) in [("link set up0-far down", false), ("link set up0-far up", true)] {
+            ip(act);
+            // The kernel's worker tells of it later.
+            let hint = tokio::time::timeout(PATIENCE, hints.next()).await.expect("a hint in time");
+            assert_eq!((hint, carrier().await), (Some(Hint::FactsChanged), has_carrier), "{act}");
+        }
+        assert!(lab.kernel.host_facts(&[]).await.unwrap().links[&up0].up);
     });
 }
 

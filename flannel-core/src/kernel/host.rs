@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::link_kind::LinkKind;
 use super::objects::{Link, LinkName};
 use super::routes::Routes;
+use super::scope::SeenLink;
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
 
 /// What an overlay needs to know of the host it runs on. Of links and addresses no more than
@@ -58,6 +59,8 @@ pub struct HostLink {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it is up and has a carrier (`IFF_LOWER_UP`): without, it carries no packet.
+    pub carrier: bool,
     /// Its link group.
     pub group: u32,
     /// Its alias.
@@ -99,7 +102,13 @@ pub struct HostRoute {
 impl From<Link> for HostLink {
     fn from(link: Link) -> Self {
         let Link { name, kind, mac, mtu, up, group, alias } = link;
-        Self { name, kind, mac, mtu, up, group, alias }
+        Self { name, kind, mac, mtu, up, carrier: up, group, alias }
+    }
+}
+
+impl From<SeenLink> for HostLink {
+    fn from(SeenLink { link, carrier, .. }: SeenLink) -> Self {
+        Self { carrier, ..link.into() }
     }
 }
 

@@ -55,6 +55,8 @@ pub struct SeenLink {
     pub index: u32,
     /// Everything else. A [`LinkKind::Vxlan`]'s `lower` is [`LinkId::Other`] here.
     pub link: Link,
+    /// Whether it is up and has a carrier.
+    pub carrier: bool,
 }
 
 impl Scope {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::codec::{Batch, address, link, route};
 use super::wire::Wire;
-use crate::kernel::{HostFacts, HostRoute, KernelError, NextHop, RouteSlot, Routes, SeenLink};
+use crate::kernel::{HostFacts, HostRoute, KernelError, NextHop, RouteSlot, Routes};
 use crate::net::{Family, Prefix};
 
 /// Most routes with a gateway that are put aside until it is known what they lie in. Where there are more, the table is
@@ -35,8 +35,8 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -
         "reading links",
         || facts.clone(),
         |facts, message| {
-            if let Some(SeenLink { index, link }) = link::decode(message.payload)? {
-                facts.keep_link(index, link.into(), &addressed);
+            if let Some(seen) = link::decode(message.payload)? {
+                facts.keep_link(seen.index, seen.into(), &addressed);
             }
             Ok(())
         },

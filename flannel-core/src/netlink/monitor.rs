@@ -404,8 +404,12 @@ impl Monitor {
     fn read_link(&mut self, seen: SeenLink, there: bool) {
         let index = seen.index;
         let before = match (self.place(index), there) {
-            // Statistics, carrier, queues: nothing of that is kept.
+            // Statistics, queues: nothing of that is kept.
             (Ok(place), true) if self.links[place] == seen => return,
+            (Ok(place), true) if self.links[place].link == seen.link => {
+                self.links[place] = seen;
+                return self.carrier_changed(index);
+            }
             (Ok(place), true) => Some(std::mem::replace(&mut self.links[place], seen.clone())),
             (Err(_), true) if !self.is_kept(&seen) => return,
             (Err(place), true) => {
@@ -451,6 +455,15 @@ impl Monitor {
             let in_scope = touched.iter().any(|id| matches!(id, Some(LinkId::Own(_) | LinkId::Other(_))));
             if in_scope || moved || (is_uplink && goes_down) {
                 watch.raise(Hint::Changed);
+            }
+        }
+    }
+
+    /// Only of the uplink it matters whether it has a carrier.
+    fn carrier_changed(&self, index: u32) {
+        for watch in self.others(self.author_on(Some(index), Author::Others)) {
+            if watch.ids.get(&index) == Some(&LinkId::Uplink) {
+                watch.raise(Hint::FactsChanged);
             }
         }
     }

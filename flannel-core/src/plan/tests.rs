@@ -158,7 +158,7 @@ fn a_device_of_ours_that_lost_a_part_of_its_mark_is_still_ours_and_marked_again(
 
 /// What is seen where there is one device, and on it what is wanted.
 fn seen_on(link: Link, scope: &Scope, wanted: &State) -> State {
-    let id = scope.identify(&[SeenLink { index: 9, link: link.clone() }]).get(&9).copied();
+    let id = scope.identify(&[SeenLink { index: 9, link: link.clone(), carrier: true }]).get(&9).copied();
     let mut seen = State::default();
     if let Some(id) = id {
         seen.links.insert(id, link);

@@ -204,6 +204,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenLink>, Unreadable> {
             group,
             alias,
         },
+        carrier: header.flags.contains(LinkFlags::LowerUp),
     }))
 }
 

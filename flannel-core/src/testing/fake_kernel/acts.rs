@@ -82,6 +82,24 @@ impl FakeKernel {
         })
     }
 
+    /// The carrier goes, and does not come back before [`carrier_back`](Self::carrier_back): nothing else is lost.
+    pub fn carrier_lost(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("taking the carrier of", name, |tables, index| {
+            tables.without_carrier.insert(index);
+            tables.note_link(index);
+            Ok(())
+        })
+    }
+
+    /// The carrier comes back.
+    pub fn carrier_back(&self, name: &str) -> Result<(), KernelError> {
+        self.on_link("giving a carrier to", name, |tables, index| {
+            tables.without_carrier.remove(&index);
+            tables.note_link(index);
+            Ok(())
+        })
+    }
+
     /// `ip link set address`: permanent neighbours go.
     pub fn set_mac(&self, name: &str, mac: MacAddr) -> Result<(), KernelError> {
         self.on_link("setting the address of", name, |tables, index| tables.set_mac(index, Some(mac)))

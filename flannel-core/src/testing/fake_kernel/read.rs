@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::kernel::{
-    AddressKey, FdbKey, ForwardKey, HostFacts, HostRoute, LinkId, LinkKind, NeighbourKey, NextHop, Route, RouteKey,
-    RouteKind, Scope, SeenLink, State, Vxlan,
+    AddressKey, FdbKey, ForwardKey, HostFacts, HostRoute, Link, LinkId, LinkKind, NeighbourKey, NextHop, Route,
+    RouteKey, RouteKind, Scope, SeenLink, State, Vxlan,
 };
 
 use super::Nud;
@@ -13,9 +13,12 @@ use super::tables::{Entry, MAIN, Tables};
 
 impl Tables {
     pub(super) fn identify(&self, scope: &Scope) -> BTreeMap<u32, LinkId> {
-        let seen: Vec<_> =
-            self.links.iter().map(|(index, link)| SeenLink { index: *index, link: link.clone() }).collect();
+        let seen: Vec<_> = self.links.iter().map(|(index, link)| self.seen(*index, link)).collect();
         scope.identify(&seen)
+    }
+
+    fn seen(&self, index: u32, link: &Link) -> SeenLink {
+        SeenLink { index, link: link.clone(), carrier: link.up && !self.without_carrier.contains(&index) }
     }
 
     pub(super) fn observe(&self, scope: &Scope, ids: &BTreeMap<u32, LinkId>) -> State {
@@ -81,7 +84,7 @@ impl Tables {
         self.addresses.iter().for_each(|address| facts.keep_address(address.clone()));
         let addressed = facts.addressed();
         for (index, link) in &self.links {
-            facts.keep_link(*index, link.clone().into(), &addressed);
+            facts.keep_link(*index, self.seen(*index, link).into(), &addressed);
         }
         let mut behind = Vec::new();
         for (slot, entries) in self.routes.iter().filter(|(slot, _)| slot.table == MAIN) {

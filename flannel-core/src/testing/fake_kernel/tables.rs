@@ -2,7 +2,7 @@
 
 mod routes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::kernel::{
@@ -133,6 +133,8 @@ impl Entry {
 pub(super) struct Tables {
     pub(super) last_index: u32,
     pub(super) links: BTreeMap<u32, Link>,
+    /// Links whose carrier is lost.
+    pub(super) without_carrier: BTreeSet<u32>,
     pub(super) addresses: Vec<HostAddress>,
     pub(super) neighbours: BTreeMap<(u32, IpAddr), (MacAddr, Nud)>,
     pub(super) fdb: BTreeMap<(u32, MacAddr), Vec<(IpAddr, Nud)>>,
@@ -213,6 +215,7 @@ impl Tables {
     pub(super) fn delete_link(&mut self, index: u32) -> Outcome {
         self.note_link(index);
         self.links.remove(&index).ok_or(ENODEV)?;
+        self.without_carrier.remove(&index);
         self.addresses.retain(|address| address.link != index);
         self.neighbours.retain(|(link, _), _| *link != index);
         self.fdb.retain(|(link, _), _| *link != index);

@@ -114,6 +114,21 @@ fn what_survives_which_act_is_what_kernel_facts_say() {
     }
 }
 
+#[tokio::test]
+async fn a_carrier_that_is_lost_is_a_fact_until_it_is_back_and_nothing_else_goes() {
+    let (kernel, uplink) = kernel();
+    let before = kernel.snapshot();
+    let carrier = async || kernel.host_facts(&[]).await.unwrap().links[&uplink].carrier;
+    assert!(carrier().await);
+    kernel.carrier_lost("eth0").unwrap();
+    assert!(!carrier().await);
+    assert_eq!(kernel.snapshot(), before);
+    kernel.carrier_back("eth0").unwrap();
+    assert!(carrier().await);
+    kernel.link_down("eth0").unwrap();
+    assert!(!carrier().await);
+}
+
 #[test]
 fn an_ipv6_onlink_gateway_behind_another_device_is_refused() {
     let (kernel, uplink) = kernel();
