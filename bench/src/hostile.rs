@@ -133,9 +133,9 @@ fn start(store: MemorySubnets) -> Result<(Duration, Duration), Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let before = cpu()?;
-            let (node, took) = node::start(&store, Teardown::Keep).await?;
+            let (node, took) = node::start(&store).await?;
             let used = cpu()?.saturating_sub(before);
-            node::stop(node).await?;
+            node::stop(node, Teardown::Keep).await?;
             Ok((took, used))
         })
     })

@@ -26,12 +26,11 @@ pub(crate) fn store(n: u32) -> Result<MemorySubnets, Error> {
 }
 
 /// Starts an agent and waits until everything is programmed.
-pub(crate) async fn start(store: &MemorySubnets, teardown: Teardown) -> Result<(Agent, Duration), Error> {
+pub(crate) async fn start(store: &MemorySubnets) -> Result<(Agent, Duration), Error> {
     let started = Instant::now();
     let kernel = Arc::new(NetlinkKernel::new()?);
     let overlay = Overlay::builder()
         .backend("vxlan", Vxlan::new)
-        .teardown(teardown)
         .audit_every(Duration::from_secs(600))
         .build(Arc::new(store.for_node(ThisNode::named(NodeIdentity::new("node-0")?))), kernel)?;
     let agent = Agent::start(overlay, PATIENCE).once_ready().await;
@@ -43,9 +42,10 @@ pub(crate) async fn settle(agent: &Agent) {
     agent.until(|status| status.audits >= 2).await;
 }
 
-/// Ends an agent as its teardown policy says.
-pub(crate) async fn stop(agent: Agent) -> Result<Duration, Error> {
+/// Ends an agent.
+pub(crate) async fn stop(agent: Agent, teardown: Teardown) -> Result<Duration, Error> {
     let started = Instant::now();
-    agent.cancelled().await?;
+    agent.stop(teardown);
+    agent.ended().await?;
     Ok(started.elapsed())
 }

@@ -16,22 +16,21 @@ use crate::node::{self, store};
 /// Runs `work` on an agent of `n` peers, in a namespace of its own.
 fn with_node<T: Send, F: Future<Output = Result<T, Error>>>(
     n: u32,
-    teardown: Teardown,
     work: impl FnOnce(testkit::Agent, flannel_core::testing::MemorySubnets, Duration) -> F + Send,
 ) -> Result<T, Error> {
     in_bed(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let store = store(n)?;
-            let (node, took) = node::start(&store, teardown).await?;
+            let (node, took) = node::start(&store).await?;
             work(node, store, took).await
         })
     })
 }
 
 fn ours(n: u32) -> Result<Duration, Error> {
-    with_node(n, Teardown::Keep, |node, _, took| async move {
-        node::stop(node).await?;
+    with_node(n, |node, _, took| async move {
+        node::stop(node, Teardown::Keep).await?;
         Ok(took)
     })
 }
@@ -53,7 +52,7 @@ pub(crate) fn scale(n: u32, runs: u32) -> Result<(), Error> {
 }
 
 pub(crate) fn audit(n: u32, runs: u32) -> Result<(), Error> {
-    let took = with_node(n, Teardown::Keep, |node, _, _| async move {
+    let took = with_node(n, |node, _, _| async move {
         node::settle(&node).await;
         let mut took = Vec::new();
         for _ in 0..runs {
@@ -64,7 +63,7 @@ pub(crate) fn audit(n: u32, runs: u32) -> Result<(), Error> {
                 return Err(format!("an audit with nothing to do has {} writes", preview.plan.ops.len()).into());
             }
         }
-        node::stop(node).await?;
+        node::stop(node, Teardown::Keep).await?;
         Ok(took)
     })?;
     row("audit", n, median(took), "s", None);
@@ -78,7 +77,7 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
     const BURST: u32 = 1000;
     let (mut ones, mut bursts) = (Vec::new(), Vec::new());
     for _ in 0..runs {
-        let (singles, burst) = with_node(n, Teardown::Keep, |node, store, _| async move {
+        let (singles, burst) = with_node(n, |node, store, _| async move {
             node::settle(&node).await;
             let audits = node.handle.status().audits;
             let mut singles = Vec::new();
@@ -100,7 +99,7 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
             if !preview.plan.is_empty() || node.handle.status().audits != audits {
                 return Err("a lease event left something undone or caused an audit".into());
             }
-            node::stop(node).await?;
+            node::stop(node, Teardown::Keep).await?;
             Ok((singles, burst))
         })?;
         ones.extend(singles);
@@ -112,7 +111,7 @@ pub(crate) fn event(n: u32, runs: u32) -> Result<(), Error> {
 }
 
 pub(crate) fn heal(n: u32, runs: u32) -> Result<(), Error> {
-    let took = with_node(n, Teardown::Keep, |node, _, _| async move {
+    let took = with_node(n, |node, _, _| async move {
         node::settle(&node).await;
         let mut took = Vec::new();
         for _ in 0..runs {
@@ -128,7 +127,7 @@ pub(crate) fn heal(n: u32, runs: u32) -> Result<(), Error> {
             }
             took.push(started.elapsed().as_secs_f64());
         }
-        node::stop(node).await?;
+        node::stop(node, Teardown::Keep).await?;
         Ok(took)
     })?;
     row("heal", n, median(took), "s", None);
@@ -138,9 +137,9 @@ pub(crate) fn heal(n: u32, runs: u32) -> Result<(), Error> {
 pub(crate) fn teardown(n: u32, runs: u32) -> Result<(), Error> {
     let mut took = Vec::new();
     for _ in 0..runs {
-        took.push(with_node(n, Teardown::Remove, |node, _, _| async move {
+        took.push(with_node(n, |node, _, _| async move {
             node::settle(&node).await;
-            Ok(node::stop(node).await?.as_secs_f64())
+            Ok(node::stop(node, Teardown::Remove).await?.as_secs_f64())
         })?);
     }
     row("teardown", n, median(took), "s", None);
@@ -148,7 +147,7 @@ pub(crate) fn teardown(n: u32, runs: u32) -> Result<(), Error> {
 }
 
 pub(crate) fn memory(n: u32) -> Result<(), Error> {
-    let (steady, peak) = with_node(n, Teardown::Keep, |node, store, _| async move {
+    let (steady, peak) = with_node(n, |node, store, _| async move {
         node::settle(&node).await;
         // Some life, so that it is not the memory of a start alone: a hundred peers go and come, and audits happen.
         for _ in 0..5 {
@@ -160,7 +159,7 @@ pub(crate) fn memory(n: u32) -> Result<(), Error> {
             node.until(|status| status.drift_repaired > repaired).await;
         }
         let memory = resident("/proc/self/status")?;
-        node::stop(node).await?;
+        node::stop(node, Teardown::Keep).await?;
         Ok(memory)
     })?;
     row("memory_steady", n, steady, "MiB", None);

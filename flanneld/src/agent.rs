@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flannel_backend_udp::UdpDataPlane;
 use flannel_core::firewall::FirewallError;
-use flannel_core::overlay::{MissingUplink, Overlay, OverlayError};
+use flannel_core::overlay::{MissingUplink, Overlay, OverlayError, Teardown};
 use flannel_subnet_cached::CachedSubnets;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -203,7 +203,11 @@ async fn save(kept: &CachedSubnets) {
 
 /// Runs the agent with its firewall. Both end where the firewall is needed and cannot be.
 async fn run_all(overlay: Overlay, keeper: Keeper, cancel: CancellationToken) -> Result<(), AgentError> {
-    let mut agent = pin!(overlay.run(cancel.clone()));
+    let stop = cancel.clone();
+    let mut agent = pin!(overlay.run(async move {
+        stop.cancelled().await;
+        Teardown::Keep
+    }));
     let error = tokio::select! {
         outcome = &mut agent => return outcome.map_err(AgentError::Overlay),
         error = failure(keeper) => AgentError::Firewall(error),

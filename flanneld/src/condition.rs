@@ -2,7 +2,7 @@
 
 use flannel_core::backoff::Backoff;
 use flannel_core::lease::Fence;
-use flannel_core::overlay::{Handle, Phase, Status};
+use flannel_core::overlay::{Handle, Status};
 use flannel_subnet_kube::KubeSubnets;
 
 use crate::chain;
@@ -14,8 +14,7 @@ pub(crate) async fn tell(handle: Handle, store: KubeSubnets) {
     loop {
         // The lease of another Node has another fence.
         let is_due = |status: &Status| {
-            status.phase == Phase::Ready
-                && status.lease.as_ref().is_some_and(|lease| told.as_ref() != Some(&lease.fence))
+            status.is_ready() && status.lease.as_ref().is_some_and(|lease| told.as_ref() != Some(&lease.fence))
         };
         // An error: the agent has ended.
         let Ok(status) = handle.wait_for(is_due).await else { return };

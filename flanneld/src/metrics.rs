@@ -81,9 +81,13 @@ impl Metrics {
         };
         gauge(
             "ready",
-            "1 when lease, devices, peers, rules and subnet.env are as wanted",
+            "1 when this node can carry traffic: lease, uplink, devices, peers, rules and subnet.env are there",
             i64::from(is_ready(status, rules)),
         );
+        let degraded = "Peers, records, objects and writes that are done without, each reason counted by itself";
+        gauge("degraded", degraded, count(status.degraded().map_or(0, |degraded| degraded.total())));
+        let up = i64::from(status.uplink.up().is_some());
+        gauge("uplink_up", "1 while the uplink has its address and a carrier", up);
         let in_place = i64::from(*rules == RulesState::InPlace);
         gauge("firewall_in_place", "1 when the firewall's rules are as wanted", in_place);
         gauge("lease_held", "1 while the lease is this node's", i64::from(status.lease.is_some()));

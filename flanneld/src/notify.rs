@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flannel_core::overlay::{Handle, Phase};
+use flannel_core::overlay::Handle;
 use flannel_core::text::{Plain, cut};
 use sd_notify::NotifyState;
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<RulesS
     loop {
         let (line, now_ready, ended) = {
             let (status, rules) = (handle.status(), rules.borrow_and_update());
-            (one_line(&summary(&status, &rules)), is_ready(&status, &rules), status.phase == Phase::Stopped)
+            (one_line(&summary(&status, &rules)), is_ready(&status, &rules), status.ended.is_some())
         };
         if now_ready && !ready {
             ready = true;
@@ -105,7 +105,7 @@ async fn tell(told: Told) {
 
 #[cfg(test)]
 mod tests {
-    use flannel_core::overlay::Status;
+    use flannel_core::overlay::{Status, Wait};
     use flannel_core::text::is_plain;
 
     use super::*;
@@ -114,7 +114,7 @@ mod tests {
     fn text_of_others_is_one_plain_line_that_the_supervisor_takes_whole() {
         let mut status = Status::default();
         for hostile in ["x\nMAINPID=1\nREADY=1\u{1b}[2J\u{202e}\r\n", "\u{9b}", "\u{fffd}", "line\n"] {
-            status.last_error = Some(hostile.repeat(5000));
+            status.starting = Some(Wait::Lease { error: Some(hostile.repeat(5000)) });
             let line = one_line(&summary(&status, &RulesState::Pending));
             assert!(line.starts_with("starting: waiting for a lease ("), "{line}");
             assert!(line.chars().all(is_plain), "{line:?}");

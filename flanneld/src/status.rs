@@ -8,7 +8,7 @@ use flannel_backend_udp::path::{self, Traffic};
 use flannel_backend_udp::{CarriedDevice, Observer};
 use flannel_core::admit::Reason;
 use flannel_core::clock::BootTime;
-use flannel_core::overlay::{Contact, Contended, EnvFile, Phase, Status, SubscriptionState, WithheldBecause};
+use flannel_core::overlay::{Contact, Contended, Phase, Status, SubscriptionState, UplinkState, Wait, WithheldBecause};
 use flannel_core::text::Plain;
 use flannel_subnet_cached::CachedSubnets;
 use serde::{Deserialize, Serialize};
@@ -28,13 +28,18 @@ pub(crate) struct Document {
     pub(crate) overlay: String,
     pub(crate) phase: String,
     pub(crate) ready: bool,
-    /// What readiness waits for, in words; empty when ready.
+    /// What readiness waits for, in words with the remedy; empty when ready.
     pub(crate) waits_for: Vec<String>,
+    /// What is done without, in words; a node that is ready may be degraded.
+    pub(crate) degraded: Option<String>,
     pub(crate) store: Store,
     pub(crate) lease: Option<Lease>,
     /// Who else is at the record, in words.
     pub(crate) contended: Option<String>,
     pub(crate) uplink: Option<Uplink>,
+    /// Why there is no uplink, or none that can be used.
+    pub(crate) uplink_error: Option<String>,
+    pub(crate) uplink_lost_for_seconds: Option<u64>,
     pub(crate) mtu: Option<u32>,
     /// Whether the kernel's notifications are heard.
     pub(crate) notifications_heard: bool,
@@ -182,10 +187,9 @@ impl Surroundings {
     }
 }
 
-/// Ready: lease held, everything programmed, the firewall's rules in place, `subnet.env` written.
+/// Ready: the overlay is, and the firewall's rules are in place.
 pub(crate) fn is_ready(status: &Status, rules: &RulesState) -> bool {
-    let agent = status.phase == Phase::Ready && status.lease.is_some() && status.subnet_env == EnvFile::Settled;
-    agent && rules.is_ready()
+    status.is_ready() && rules.is_ready()
 }
 
 impl Document {
@@ -203,23 +207,30 @@ impl Document {
             backend_type: lease.attrs.backend_type.to_string(),
             expires_in_seconds: lease.expires.map(|expires| expires.since(now).as_secs()),
         });
-        let uplink = status.uplink.as_ref().map(|uplink| Uplink {
+        let uplink = status.uplink.up().map(|uplink| Uplink {
             name: uplink.name.to_string(),
             index: uplink.index,
             mtu: uplink.mtu.0,
             addresses: uplink.addrs.iter().map(|(_, addr)| addr.to_string()).collect(),
         });
+        let (uplink_error, lost) = match &status.uplink {
+            UplinkState::Lost { since, error, .. } => (Some(error.clone()), Some(now.since(*since).as_secs())),
+            _ => (None, None),
+        };
         let named = |name: String, reason: String| Named { name: cut(name), reason: cut(reason) };
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             overlay: around.overlay.clone(),
             phase: phase(status.phase).to_owned(),
             ready: is_ready(status, rules),
-            waits_for: waits_for(status, rules),
+            waits_for: waits_for(status, rules, |wait| format!("{wait}: {}", wait.remedy())),
+            degraded: status.degraded().map(|degraded| degraded.to_string()),
             store: store(status, around, now),
             lease,
             contended: status.contended.map(|contended| contention(&contended, now)),
             uplink,
+            uplink_error,
+            uplink_lost_for_seconds: lost,
             mtu: status.mtu.map(|mtu| mtu.0),
             notifications_heard: status.notifications == SubscriptionState::Active,
             subnet_file: around.subnet_file.clone(),
@@ -305,7 +316,10 @@ pub(crate) fn summary(status: &Status, rules: &RulesState) -> String {
         Some(reason) => format!(", no peer to others ({reason})"),
         None => String::new(),
     };
-    match waits_for(status, rules).first() {
+    if let Some(end) = &status.ended {
+        return format!("stopped: {end}");
+    }
+    match waits_for(status, rules, Wait::to_string).first() {
         None => format!("ready: {} peers{bad}{own}{store}", peers.accepted),
         Some(reason) => format!("{}: waiting for {reason}{own}{store}", phase(status.phase)),
     }
@@ -322,31 +336,11 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-fn waits_for(status: &Status, rules: &RulesState) -> Vec<String> {
-    let mut reasons = Vec::new();
-    let because = |what: &str| match &status.last_error {
-        Some(error) => format!("{what} ({error})"),
-        None => what.to_owned(),
-    };
-    match status.phase {
-        Phase::Starting => reasons.push(because("a lease")),
-        Phase::LeaseHeld => reasons.push(because("devices and the store's first list")),
-        Phase::DeviceReady => reasons.push(because(&format!("{} writes to the kernel", status.undone))),
-        Phase::Stopped => reasons.push("a start: the agent has ended".to_owned()),
-        _ => {}
-    }
-    if status.phase > Phase::Starting && status.lease.is_none() {
-        reasons.push(because("a new lease: the last one was lost"));
-    }
-    if status.phase > Phase::LeaseHeld && status.subnet_env != EnvFile::Settled {
-        reasons.push(match &status.subnet_env {
-            EnvFile::Pending { error: Some(error) } => format!("subnet.env to be written ({error})"),
-            _ => "subnet.env to be written".to_owned(),
-        });
-    }
+fn waits_for(status: &Status, rules: &RulesState, text: impl Fn(&Wait) -> String) -> Vec<String> {
+    let mut reasons: Vec<_> = status.waits_for().iter().map(text).collect();
     match rules {
         RulesState::InPlace | RulesState::WithoutForward(_) => {}
-        RulesState::Pending if status.phase < Phase::Ready => {}
+        RulesState::Pending if status.phase != Phase::Ready => {}
         RulesState::Pending => reasons.push("the firewall's rules".to_owned()),
         RulesState::Failed(error) => reasons.push(format!("the firewall's rules ({error})")),
     }
@@ -399,6 +393,9 @@ impl fmt::Display for Document {
         for reason in &self.waits_for {
             row("waits for", reason)?;
         }
+        if let Some(degraded) = &self.degraded {
+            row("degraded", degraded)?;
+        }
         let mut store = format!("{} ({})", self.store.name, self.store.contact);
         if let (Some(seconds), Some(error)) = (self.store.lost_for_seconds, &self.store.error) {
             // Writing to a String cannot fail.
@@ -423,6 +420,9 @@ impl fmt::Display for Document {
         }
         if let Some(uplink) = &self.uplink {
             row("uplink", &format!("{} ({}), mtu {}", uplink.name, uplink.addresses.join(", "), uplink.mtu))?;
+        }
+        if let (Some(error), Some(seconds)) = (&self.uplink_error, self.uplink_lost_for_seconds) {
+            row("uplink", &format!("lost for {seconds} s: {error}"))?;
         }
         if let Some(mtu) = self.mtu {
             row("pod mtu", &mtu.to_string())?;

@@ -9,12 +9,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flannel_core::overlay::{Event, Events, Handle, Overlay, OverlayError, Phase, Status};
+use flannel_core::overlay::{Event, Events, Handle, Overlay, OverlayError, Phase, Status, Teardown};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 type Outcome = Result<(), OverlayError>;
 type Life = BoxFuture<'static, Outcome>;
@@ -26,8 +26,7 @@ pub struct Agent {
     pub handle: Handle,
     /// What it tells, from its start.
     pub events: Events,
-    /// Ends it in order.
-    pub cancel: CancellationToken,
+    stop: Mutex<Option<oneshot::Sender<Teardown>>>,
     patience: Duration,
     task: Mutex<Option<JoinHandle<Outcome>>>,
 }
@@ -40,10 +39,17 @@ impl Agent {
 
     /// The same with its life inside of another future.
     pub fn start_in(overlay: Overlay, patience: Duration, frame: impl FnOnce(Life) -> Life) -> Self {
-        let (handle, cancel) = (overlay.handle(), CancellationToken::new());
+        let (handle, (stop, stopped)) = (overlay.handle(), oneshot::channel());
         let events = handle.events();
-        let task = tokio::spawn(frame(overlay.run(cancel.clone()).boxed()));
-        Self { handle, events, cancel, patience, task: Mutex::new(Some(task)) }
+        let told = async {
+            match stopped.await {
+                Ok(teardown) => teardown,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let life = async move { overlay.run(told).await };
+        let task = tokio::spawn(frame(life.boxed()));
+        Self { handle, events, stop: Mutex::new(Some(stop)), patience, task: Mutex::new(Some(task)) }
     }
 
     /// How it is now.
@@ -67,7 +73,12 @@ impl Agent {
 
     /// Waits until it is ready.
     pub async fn ready(&self) -> Status {
-        self.until(|status| status.phase == Phase::Ready).await
+        self.reached(Phase::Ready).await
+    }
+
+    /// Waits until it has come so far, or panics.
+    pub async fn reached(&self, phase: Phase) -> Status {
+        self.until(|status| status.phase.has_reached(phase)).await
     }
 
     /// The same agent once it is ready.
@@ -111,9 +122,23 @@ impl Agent {
         ended.unwrap_or_else(|_| panic!("the agent never ended: {:?}", self.status())).expect("the agent panicked")
     }
 
-    /// Ends it in order; how it ended.
+    /// Tells it to end in order, if nobody has yet.
+    pub fn stop(&self, teardown: Teardown) {
+        if let Some(stop) = self.stop.lock().unwrap().take() {
+            // It may have ended by itself.
+            let _ = stop.send(teardown);
+        }
+    }
+
+    /// Ends it in order, and has it keep everything; how it ended.
     pub async fn cancelled(&self) -> Outcome {
-        self.cancel.cancel();
+        self.stop(Teardown::Keep);
+        self.ended().await
+    }
+
+    /// Ends it in order, and has it remove everything; how it ended.
+    pub async fn removed(&self) -> Outcome {
+        self.stop(Teardown::Remove);
         self.ended().await
     }
 

@@ -127,7 +127,7 @@ impl World {
             for family in lacking {
                 *host.used.slot(family) = None;
             }
-            let Some(used) = status.and_then(|status| status.uplink.as_ref().map(|uplink| uplink.addrs)) else {
+            let Some(used) = status.and_then(|status| status.uplink.up().map(|uplink| uplink.addrs)) else {
                 continue;
             };
             let before = std::mem::replace(&mut host.used, used);
@@ -165,7 +165,7 @@ fn not_ready(snapshot: &Snapshot, status: &Arc<Status>) -> Option<String> {
     let lease = status.lease.as_ref()?;
     for (family, subnet) in lease.subnets.iter() {
         // While the store is away the address in use is not published yet.
-        let used = status.uplink.as_ref().and_then(|uplink| uplink.addrs.get(family));
+        let used = status.uplink.up().and_then(|uplink| uplink.addrs.get(family));
         let public = used.or_else(|| lease.attrs.public_ip.get(family))?;
         if vtep_mac(snapshot, family, *public).is_none() {
             return Some(format!("is ready without a device at {public}: {status:#?}\n{snapshot}"));

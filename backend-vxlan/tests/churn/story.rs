@@ -49,7 +49,7 @@ impl Story {
             Event::NotificationsBack => return flip(&mut self.deaf, false, "notifications are back"),
             Event::Ready if !self.listed => return Some("ready before the store has listed everything".to_owned()),
             Event::Ready if self.lease.is_none() => return Some("ready without a lease".to_owned()),
-            Event::Stopped => return Some("has ended".to_owned()),
+            Event::Stopped(_) => return Some("has ended".to_owned()),
             // These are read after each step, which is too soon to miss any.
             Event::Missed(count) => return Some(format!("{count} events were missed")),
             Event::ConflictFound(conflict) => return Some(format!("nothing here is in the way, but {conflict:?}")),
@@ -59,16 +59,18 @@ impl Story {
     }
 
     /// Holds the status against what was told, and I16: ready is who has a lease, has heard what is everything, and has
-    /// left nothing undone.
+    /// left nothing undone but what it shows.
     pub(crate) fn check(&self, status: &Status) -> Option<String> {
         let parts = |lease: &Arc<Lease>| (lease.key.clone(), lease.subnets, lease.attrs.clone());
         let (told, shown) = (self.lease.as_ref().map(parts), status.lease.as_ref().map(parts));
         if told != shown {
             return Some(format!("its events tell of {told:?}, its status of {shown:?}"));
         }
-        let ready = status.lease.is_some() && self.listed && status.audits > 0 && status.undone == 0;
+        let audited = status.lease.is_some() && self.listed && status.audits > 0;
+        let ready = audited && status.undone == 0;
         match status.phase {
-            Phase::Ready if !ready => Some(format!("is ready too soon: {status:#?}")),
+            // What is left undone is shown, and was done for other peers.
+            Phase::Ready if !audited => Some(format!("is ready too soon: {status:#?}")),
             Phase::DeviceReady if ready => Some(format!("is not ready, but nothing is left to do: {status:#?}")),
             Phase::LeaseHeld | Phase::DeviceReady if status.lease.is_none() => {
                 Some(format!("says that it holds a lease: {status:#?}"))

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cargo build -p embed
-//! unshare -Urn sh -c 'ip link add eth0 type bridge; ip address add 192.0.2.1/24 dev eth0
+//! unshare -Urn sh -c 'ip link add eth0 type dummy; ip address add 192.0.2.1/24 dev eth0
 //!   ip link set eth0 up; ip route add default via 192.0.2.2; target/debug/embed'
 //! ```
 #![expect(clippy::print_stdout, reason = "to print is what the example is about")]
@@ -14,10 +14,9 @@ use std::{error::Error, sync::Arc};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Event, Overlay, Phase, Teardown};
+use flannel_core::overlay::{Event, Events, Overlay, Teardown};
 use flannel_core::subnet::{NodeIdentity, ThisNode};
 use flannel_core::testing::MemorySubnets;
-use tokio_util::sync::CancellationToken;
 
 const NETWORK: &[u8] = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
@@ -25,23 +24,26 @@ const NETWORK: &[u8] = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"
 async fn main() -> Result<(), Box<dyn Error>> {
     let store = MemorySubnets::new(NetworkConfig::parse(NETWORK, Allocation::Pool)?);
     let store = store.for_node(ThisNode::named(NodeIdentity::new("my-node")?));
-    let overlay = Overlay::builder()
-        .backend("vxlan", Vxlan::new)
-        .teardown(Teardown::Remove)
-        .build(Arc::new(store), Arc::new(NetlinkKernel::new()?))?;
-    let (cancel, handle) = (CancellationToken::new(), overlay.handle());
-    let mut events = handle.events();
-    let agent = tokio::spawn(overlay.run(cancel.clone()));
+    let overlay =
+        Overlay::builder().backend("vxlan", Vxlan::new).build(Arc::new(store), Arc::new(NetlinkKernel::new()?))?;
+    let events = overlay.handle().events();
+    let printer = tokio::spawn(print(events));
+    let running = overlay.spawn()?;
+    let status = running.ready().await?;
+    println!("ready by {:?}", status.uplink);
+    // Here your program would do its own work; this one has seen enough. For a restart it would be `Teardown::Keep`, and
+    // the overlay may be spawned again.
+    running.shutdown(Teardown::Remove).await?;
+    Ok(printer.await?)
+}
+
+/// Prints the events of one run. A reader that is slow misses some; what they led to is in the status.
+async fn print(mut events: Events) {
     while let Some(event) = events.next().await {
         match &event {
             Event::LeaseAcquired(lease) => lease.subnets.iter().for_each(|(_, subnet)| println!("pods here: {subnet}")),
+            Event::Stopped(end) => return println!("ended: {end}"),
             other => println!("{other:?}"),
         }
-        // Here your program would do its own work; this one has seen enough. It goes by the status: a reader that is slow
-        // misses events.
-        if handle.status().phase == Phase::Ready {
-            cancel.cancel();
-        }
     }
-    Ok(agent.await??)
 }

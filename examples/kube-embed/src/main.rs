@@ -6,9 +6,9 @@ use std::{error::Error, sync::Arc};
 
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::{netlink::NetlinkKernel, overlay::Overlay};
+use flannel_core::netlink::NetlinkKernel;
+use flannel_core::overlay::{Overlay, Teardown};
 use flannel_subnet_kube::{ConfigSource, KubeSubnets, NodeName, Options};
-use tokio_util::sync::CancellationToken;
 
 const NETWORK: &[u8] = br#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
@@ -19,19 +19,21 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let store = KubeSubnets::new(client, Options::new(NodeName::from_env()?, network));
     let kernel = Arc::new(NetlinkKernel::new()?);
     let overlay = Overlay::builder().backend("vxlan", Vxlan::new).build(Arc::new(store), kernel)?;
-    let (stop, mut handle, mut said) = (CancellationToken::new(), overlay.handle(), String::new());
-    let agent = tokio::spawn(overlay.run(stop.clone()));
-    tokio::spawn(async move {
-        let _ = tokio::signal::ctrl_c().await;
-        stop.cancel();
-    });
-    // Your operator's own work. Where a cloud taints Nodes: store.set_network_unavailable(false) once this says Ready.
-    while let Ok(status) = handle.changed().await {
-        let now = format!("{:?}, {} peers, store {:?}", status.phase, status.peers.accepted, status.store);
-        if now != said {
-            println!("{now}");
-            said = now;
+    let (mut running, mut said) = (overlay.spawn()?, String::new());
+    let mut handle = overlay.handle();
+    loop {
+        // Your operator's own work. Where a cloud taints Nodes: store.set_network_unavailable(false) once it is ready.
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(running.shutdown(Teardown::Keep).await?),
+            Ok(status) = handle.changed() => {
+                let waits: Vec<_> = status.waits_for().iter().map(ToString::to_string).collect();
+                let now = format!("{:?}, {} peers, waits for: {}", status.phase, status.peers.accepted, waits.join(", "));
+                if now != said {
+                    println!("{now}");
+                    said = now;
+                }
+            }
+            outcome = running.wait() => return Ok(outcome?),
         }
     }
-    Ok(agent.await??)
 }

@@ -12,13 +12,11 @@ use flannel_backend_vxlan::Vxlan;
 use flannel_core::lease::Lease;
 use flannel_core::net::{Family, Mtu};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Handle, Overlay, OverlayError, Phase, Status, Teardown};
+use flannel_core::overlay::{Handle, Overlay, Running, Status, Teardown};
 use flannel_core::subnet::NodeIdentity;
 use flannel_subnet_file::{FileSubnets, Options};
+use futures_util::future::join_all;
 use testkit::{Node, Pod, PodNet, Underlay};
-use tokio::task::JoinHandle;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
 use crate::Error;
 use crate::args::Args;
@@ -27,35 +25,32 @@ use crate::screen::{Screen, Style, duration};
 /// How long an agent may take to have everything programmed.
 const READY: Duration = Duration::from_secs(10);
 
-/// All of it. Dropped, it tells the agents to end.
+/// All of it. Dropped, the agents are cut short: all that they could leave behind is in namespaces that go with this process.
 pub(crate) struct Cluster {
     underlay: Arc<Underlay>,
     /// One for each node, in their order.
     pub(crate) members: Vec<Member>,
     families: Vec<Family>,
     store: PathBuf,
-    cancel: DropGuard,
 }
 
 /// What there is of a node beside its namespace.
 pub(crate) struct Member {
-    pub(crate) handle: Handle,
+    running: Running,
     pub(crate) pod: Pod,
     pub(crate) lease: Arc<Lease>,
     /// The MTU of its pods.
     pub(crate) mtu: Mtu,
-    task: Task,
 }
 
-type Task = JoinHandle<Result<(), OverlayError>>;
+impl Member {
+    pub(crate) fn handle(&self) -> &Handle {
+        self.running.handle()
+    }
+}
 
 impl Cluster {
-    pub(crate) async fn start(
-        args: &Args,
-        screen: &mut Screen,
-        store: &Path,
-        agents: &TaskTracker,
-    ) -> Result<Self, Error> {
+    pub(crate) async fn start(args: &Args, screen: &mut Screen, store: &Path) -> Result<Self, Error> {
         const WIDTH: usize = 60;
         let (count, families) = (usize::from(args.nodes), args.families());
         let step = Instant::now();
@@ -66,10 +61,7 @@ impl Cluster {
         let step = Instant::now();
         screen.begin("an agent in each, ready with all peers", WIDTH)?;
         FileSubnets::open(store, Options::default())?.put_config_json(&args.network()).await?;
-        let cancel = CancellationToken::new();
-        // An error before the end of this function has to end the agents, too.
-        let guard = cancel.clone().drop_guard();
-        let ready = agents_ready(&underlay, store, agents, &cancel).await?;
+        let ready = agents_ready(&underlay, store).await?;
         screen.end(&duration(step.elapsed()), Style::Dim)?;
 
         let step = Instant::now();
@@ -77,7 +69,7 @@ impl Cluster {
         let members = with_pods(&underlay, ready).await?;
         screen.end(&duration(step.elapsed()), Style::Dim)?;
         let families = Family::BOTH.into_iter().filter(|family| families.has(*family)).collect();
-        Ok(Self { underlay, members, families, store: store.to_owned(), cancel: guard })
+        Ok(Self { underlay, members, families, store: store.to_owned() })
     }
 
     /// The lab, to be used elsewhere too.
@@ -104,9 +96,9 @@ impl Cluster {
     pub(crate) async fn remove(self, screen: &mut Screen) -> Result<(), Error> {
         screen.section("End")?;
         let step = Instant::now();
-        drop(self.cancel);
-        for (node, member) in self.underlay.nodes().iter().zip(self.members) {
-            member.task.await?.map_err(|error| format!("{}: {}", node.name, crate::chain(&error)))?;
+        let ends = self.members.into_iter().map(|member| member.running.shutdown(Teardown::Remove));
+        for (node, end) in self.underlay.nodes().iter().zip(join_all(ends).await) {
+            end.map_err(|error| format!("{}: {}", node.name, crate::chain(&error)))?;
         }
         let lab = Arc::clone(&self.underlay);
         let left = blocking(move || {
@@ -138,27 +130,18 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 /// An agent that has programmed all its peers.
 struct Ready {
-    handle: Handle,
+    running: Running,
     lease: Arc<Lease>,
     mtu: Mtu,
-    task: Task,
 }
 
-async fn agents_ready(
-    underlay: &Underlay,
-    store: &Path,
-    agents: &TaskTracker,
-    cancel: &CancellationToken,
-) -> Result<Vec<Ready>, Error> {
-    let mut running = Vec::new();
-    for node in underlay.nodes() {
-        let overlay = overlay(node, store)?;
-        running.push((overlay.handle(), agents.spawn(overlay.run(cancel.clone()))));
-    }
+async fn agents_ready(underlay: &Underlay, store: &Path) -> Result<Vec<Ready>, Error> {
+    let running = underlay.nodes().iter().map(|node| Ok(overlay(node, store)?.spawn()?));
+    let running = running.collect::<Result<Vec<_>, Error>>()?;
     let peers = running.len() - 1;
     let mut ready = Vec::new();
-    for (node, (handle, task)) in underlay.nodes().iter().zip(running) {
-        ready.push(when_ready(node, handle, task, peers).await?);
+    for (node, running) in underlay.nodes().iter().zip(running) {
+        ready.push(when_ready(node, running, peers).await?);
     }
     Ok(ready)
 }
@@ -171,8 +154,8 @@ async fn with_pods(underlay: &Arc<Underlay>, ready: Vec<Ready>) -> Result<Vec<Me
     };
     let pods: Vec<_> = ready.iter().enumerate().map(attach).collect();
     let mut members = Vec::new();
-    for (pod, Ready { handle, lease, mtu, task }) in pods.into_iter().zip(ready) {
-        members.push(Member { handle, pod: pod.await??, lease, mtu, task });
+    for (pod, Ready { running, lease, mtu }) in pods.into_iter().zip(ready) {
+        members.push(Member { running, pod: pod.await??, lease, mtu });
     }
     Ok(members)
 }
@@ -185,30 +168,25 @@ fn overlay(node: &Node, store: &Path) -> Result<Overlay, Error> {
         .backend("vxlan", Vxlan::new)
         .backend("host-gw", |_| Ok(HostGw))
         .backend("udp", Udp::new)
-        .teardown(Teardown::Remove)
         .build(Arc::new(subnets), Arc::new(kernel))?;
     Ok(overlay)
 }
 
 /// Waits until an agent has programmed all its peers.
-async fn when_ready(node: &Node, handle: Handle, mut task: Task, peers: usize) -> Result<Ready, Error> {
-    let done = |status: &Status| status.phase == Phase::Ready && status.peers.accepted == peers;
-    let status = match tokio::time::timeout(READY, handle.wait_for(done)).await {
+async fn when_ready(node: &Node, running: Running, peers: usize) -> Result<Ready, Error> {
+    let done = |status: &Status| status.is_ready() && status.peers.accepted == peers;
+    let status = match tokio::time::timeout(READY, running.handle().wait_for(done)).await {
         Ok(Ok(status)) => status,
-        Ok(Err(_)) => {
-            let error =
-                (&mut task).await?.err().map_or_else(|| "its agent ended".to_owned(), |error| crate::chain(&error));
-            return Err(format!("{}: {error}", node.name).into());
-        }
+        Ok(Err(ended)) => return Err(format!("{}: {ended}", node.name).into()),
         Err(_) => {
-            let status = handle.status();
+            let status = running.handle().status();
             let known = format!("{} of {peers} peers known", status.peers.accepted);
-            let why = status.last_error.clone().unwrap_or(known);
+            let why = status.waits_for().first().map_or(known, |wait| format!("it waits for {wait}"));
             return Err(format!("{} is not ready after {}: {why}", node.name, duration(READY)).into());
         }
     };
     match (status.lease.clone(), status.mtu) {
-        (Some(lease), Some(mtu)) => Ok(Ready { handle, lease, mtu, task }),
+        (Some(lease), Some(mtu)) => Ok(Ready { running, lease, mtu }),
         _ => Err(format!("{} is ready without a lease", node.name).into()),
     }
 }

@@ -58,7 +58,7 @@ pub(crate) async fn every_act(args: &Args, screen: &mut Screen, cluster: &Cluste
 
 async fn strike(cluster: &Cluster, act: Act, struck: usize) -> Result<Result<Duration, String>, Error> {
     let (here, there) = (&cluster.members[struck], &cluster.members[(struck + 1) % cluster.members.len()]);
-    let scope = here.handle.plan().await?.scope;
+    let scope = here.handle().plan().await?.scope;
     let devices = scope.devices.iter().map(|device| device.name.to_string()).collect();
     let overlay = Overlay { devices, networks: Dual { v4: scope.networks.v4, v6: scope.networks.v6 } };
     let lab = Arc::clone(cluster.underlay());
@@ -74,7 +74,7 @@ async fn strike(cluster: &Cluster, act: Act, struck: usize) -> Result<Result<Dur
 async fn healed(here: &Member, there: &Member, families: &[Family]) -> Result<Result<Duration, String>, Error> {
     let began = Instant::now();
     loop {
-        let trouble = match tokio::time::timeout(PATIENCE, here.handle.plan()).await {
+        let trouble = match tokio::time::timeout(PATIENCE, here.handle().plan()).await {
             Err(_) => "the agent does not answer".to_owned(),
             Ok(Err(error)) => crate::chain(&error),
             Ok(Ok(preview)) if !preview.is_settled() => format!("still to be done:\n{preview}"),

@@ -23,7 +23,6 @@ use clap::Parser;
 use tempfile::TempDir;
 use testkit::userns;
 use tokio::runtime::Runtime;
-use tokio_util::task::TaskTracker;
 
 use crate::args::Args;
 use crate::cluster::Cluster;
@@ -35,7 +34,7 @@ use crate::signals::Signals;
 /// Whatever ended the run: shown with its sources.
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long an end waits for the agents' own.
+/// How long writes that were cut off may go on.
 const GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -111,10 +110,9 @@ fn remove(store: TempDir) -> io::Result<()> {
 }
 
 async fn until_signal(stage: &Stage<'_>, screen: &mut Screen, mut signals: Signals) -> Result<End, Error> {
-    let agents = TaskTracker::new();
     let mut kept = None;
     let end = tokio::select! {
-        end = demonstrate(stage, screen, &agents, &mut kept) => end,
+        end = demonstrate(stage, screen, &mut kept) => end,
         signal = signals.next() => Ok(End::Interrupted(signal)),
     };
     if let (Ok(End::Good | End::Bad), Some(cluster)) = (&end, &kept) {
@@ -122,30 +120,21 @@ async fn until_signal(stage: &Stage<'_>, screen: &mut Screen, mut signals: Signa
         keep::invite(aside.as_mut().unwrap_or(screen), cluster, stage.entry)?;
         signals.next().await;
     }
-    // Dropped, it tells its agents to end.
     drop(kept);
-    agents.close();
-    // An agent that takes longer is cut off: all it could leave behind is in namespaces that go with this process.
-    let _ = tokio::time::timeout(GRACE, agents.wait()).await;
     if let Ok(End::Interrupted(_)) = end {
         screen.interrupted()?;
     }
     end
 }
 
-async fn demonstrate(
-    stage: &Stage<'_>,
-    screen: &mut Screen,
-    agents: &TaskTracker,
-    kept: &mut Option<Cluster>,
-) -> Result<End, Error> {
+async fn demonstrate(stage: &Stage<'_>, screen: &mut Screen, kept: &mut Option<Cluster>) -> Result<End, Error> {
     let args = stage.args;
     screen.title("flannelkit quickstart", &args.summary())?;
     screen.note("Nodes and pods are network namespaces of this process: the network of this")?;
     screen.note("machine stays as it is, and nothing is left behind.")?;
 
     screen.section("Start")?;
-    let cluster = Cluster::start(args, screen, stage.store, agents).await?;
+    let cluster = Cluster::start(args, screen, stage.store).await?;
 
     show::leases(screen, &cluster)?;
     show::nodes(screen, &cluster)?;

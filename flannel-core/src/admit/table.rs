@@ -1,10 +1,10 @@
 //! The records, with indices; [`conflicts`](super::conflicts) decides between them.
 
-#[cfg(test)]
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::conflicts::Ground;
 use super::index::Index;
@@ -46,7 +46,7 @@ pub(super) struct Table {
     before: Vec<Arc<Lease>>,
     /// Records looked at.
     #[cfg(test)]
-    visits: Cell<usize>,
+    visits: AtomicUsize,
 }
 
 /// One record.
@@ -175,7 +175,7 @@ impl Table {
             touched: Vec::new(),
             before: Vec::new(),
             #[cfg(test)]
-            visits: Cell::default(),
+            visits: AtomicUsize::default(),
         }
     }
 
@@ -228,13 +228,13 @@ impl Table {
     /// Counts a look at a record, or at a prefix that one names.
     pub(super) fn count_visit(&self) {
         #[cfg(test)]
-        self.visits.set(self.visits.get() + 1);
+        self.visits.fetch_add(1, Relaxed);
     }
 
     /// Takes how many records were looked at since the last call.
     #[cfg(test)]
     pub(super) fn take_visits(&self) -> usize {
-        self.visits.take()
+        self.visits.swap(0, Relaxed)
     }
 
     pub(super) fn find(&self, key: &LeaseKey) -> Option<u32> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::inputs::{self, SETTLE, Settling};
+use crate::agent::readiness::UplinkState;
 use crate::agent::renewal::Address;
 use crate::agent::status::Event;
 use crate::backend::{LocalNode, NodeContext};
@@ -17,7 +18,7 @@ use crate::clock::BootTime;
 use crate::kernel::{HostFacts, KernelError};
 use crate::net::{Dual, Family};
 use crate::text::chain;
-use crate::uplink::UplinkError;
+use crate::uplink::{Select, UplinkError};
 
 use super::{Cause, Machine, Round, prefixes_of};
 
@@ -26,7 +27,35 @@ const MAC_PAUSE: Duration = Duration::from_secs(10);
 /// The most MAC addresses that are remembered as taken.
 const MOST_TAKEN: usize = 64;
 
+/// Whether the host was looked at for what the uplink is to be found by.
+#[derive(Debug)]
+pub(super) enum Selection {
+    InUse,
+    /// The next look is for this one.
+    Chosen(Select),
+    /// The look under way is for a new one.
+    Sought,
+}
+
 impl Machine {
+    /// The uplink is to be found in another way: the host is looked at for that.
+    pub(super) fn select_uplink(&mut self, now: BootTime, select: Select) {
+        self.selection = Selection::Chosen(select);
+        self.audit.facts = true;
+        self.audit_at(now, Cause::Hint);
+    }
+
+    /// A look at the host begins.
+    pub(super) fn take_selection(&mut self) {
+        self.selection = match std::mem::replace(&mut self.selection, Selection::InUse) {
+            Selection::Chosen(select) => {
+                Arc::make_mut(&mut self.settings).uplink = select;
+                Selection::Sought
+            }
+            other => other,
+        };
+    }
+
     pub(super) fn facts(&mut self, now: BootTime, facts: Result<HostFacts, KernelError>) {
         self.round = Round::Idle;
         let facts = match facts {
@@ -40,7 +69,7 @@ impl Machine {
         let old = &local.context;
         let found = self.find_uplink(old, &facts);
         let lost = match &found {
-            Ok(found) if self.has_settled(now, old, found) => None,
+            Ok(found) if self.has_settled(now, old, found) => inputs::uplink_trouble(found),
             Ok(found) => Some(format!(
                 "{} cannot be used with {} any more; {} with {} is used after {SETTLE:?} unless that changes",
                 old.uplink.name,
@@ -53,18 +82,23 @@ impl Machine {
                 Some(chain(error))
             }
         };
-        let uplink = found.as_ref().ok().filter(|_| lost.is_none()).map(|context| context.uplink.clone());
-        let was_known = self.status.uplink.is_some();
-        if let Some(reason) = lost.as_ref().filter(|_| was_known) {
-            self.events.push(Event::UplinkLost(reason.clone()));
+        if matches!(self.selection, Selection::Sought) {
+            self.selection = Selection::InUse;
         }
-        if let Some(uplink) = uplink.as_ref().filter(|_| !was_known) {
-            self.events.push(Event::UplinkBack(uplink.clone()));
-        }
+        let was_up = self.status.uplink.up().is_some();
         let mut context = match found {
-            Ok(context) if lost.is_none() => context,
+            Ok(context) if self.settling.is_none() => context,
             _ => NodeContext { host: facts, ..old.clone() },
         };
+        let uplink = match lost {
+            None => UplinkState::Up(context.uplink.clone()),
+            Some(error) => self.status.uplink.lost(now, error),
+        };
+        match &uplink {
+            UplinkState::Lost { error, .. } if was_up => self.events.push(Event::UplinkLost(error.clone())),
+            UplinkState::Up(uplink) if !was_up => self.events.push(Event::UplinkBack(uplink.clone())),
+            UplinkState::Lost { .. } | UplinkState::Up(_) | UplinkState::Unknown => {}
+        }
         // What is published now wins over what a device happens to have.
         context.previous = Some(Arc::clone(&local.lease));
         if context.uplink != old.uplink || context.public != old.public {
@@ -197,8 +231,13 @@ impl Machine {
         find(&published)
     }
 
-    /// Whether what was found may be used now. Another interface with the same addresses may at once.
+    /// Whether what was found may be used now: at once if it is what was asked for. Another interface with the same addresses may at once.
     fn has_settled(&mut self, now: BootTime, old: &NodeContext, found: &NodeContext) -> bool {
+        if matches!(self.selection, Selection::Sought) {
+            // Somebody has decided for it: it did not come by itself, and does not go so.
+            self.settling = None;
+            return true;
+        }
         self.settling = Settling::of(self.settling, &old.uplink.addrs, &found.uplink.addrs, now);
         self.settling.is_none()
     }

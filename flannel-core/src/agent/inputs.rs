@@ -266,6 +266,16 @@ pub(crate) fn choose(
     }
 }
 
+/// Why the uplink carries nothing now, if that is so.
+pub(crate) fn uplink_trouble(NodeContext { uplink, host, .. }: &NodeContext) -> Option<String> {
+    let link = host.links.get(&uplink.index)?;
+    match (link.up, link.carrier) {
+        (false, _) => Some(format!("{} is down; set it up", uplink.name)),
+        (true, false) => Some(format!("{} has no carrier; see to its cable, or to what it stands on", uplink.name)),
+        (true, true) => None,
+    }
+}
+
 /// The part of the kernel that is looked at and written.
 pub(crate) fn scope(settings: &Settings, backend: &dyn Backend, local: &LocalNode) -> Scope {
     local.scope(backend, &settings.slots)

@@ -23,6 +23,7 @@ pub(crate) mod inputs;
 mod own_lease;
 mod preview;
 mod protected;
+mod readiness;
 mod reconfiguration;
 mod refused;
 mod relist;
@@ -49,6 +50,7 @@ use std::time::Duration;
 use crate::admit::Admission;
 use crate::agent::divergence::Divergence;
 use crate::agent::guard::{Guard, Over, Restrained};
+use crate::agent::host::Selection;
 use crate::agent::inputs::Settling;
 use crate::agent::reconfiguration::Reconfiguration;
 use crate::agent::refused::Refused;
@@ -63,11 +65,13 @@ use crate::net::{Dual, Prefix};
 
 use crate::subnet::SubnetError;
 use crate::text::chain;
+use crate::uplink::Select;
 
 use relist::Relist;
 
 pub use explain::{Explanation, Verdict};
 pub use preview::{Held, HeldBecause, Preview};
+pub use readiness::{Degraded, End, UplinkState, Wait};
 pub use settings::{ConfigPolicy, LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
 pub use status::{
     Contact, Contended, EnvFile, Event, LossReason, PeerCounts, Phase, Refusal, Status, SubscriptionState,
@@ -94,6 +98,8 @@ pub(crate) enum Input {
     Config(Result<NetworkConfig, SubnetError>),
     /// What has become of `subnet.env`, which the driver writes.
     EnvFile(EnvFile),
+    /// The uplink is to be found in another way.
+    Uplink(Select),
     Timer,
 }
 
@@ -130,6 +136,7 @@ pub(crate) struct Machine {
     former: Vec<Prefix>,
     /// A change of uplink that waits.
     settling: Option<Settling>,
+    selection: Selection,
     /// When the MAC address was last changed because an older record has it.
     mac_changed: Option<BootTime>,
     audit: Schedule,
@@ -233,6 +240,7 @@ impl Machine {
             round: Round::Idle,
             former: Vec::new(),
             settling: None,
+            selection: Selection::InUse,
             mac_changed: None,
             audit: Schedule { due: Some(now), ..Schedule::default() },
             backoff: Backoff::new(jitter.clone()),
@@ -250,14 +258,18 @@ impl Machine {
         };
         machine.judge_host(now);
         let NodeContext { uplink, .. } = &machine.local.context;
-        let (lease, uplink) = (Arc::clone(&machine.local.lease), uplink.clone());
+        let lease = Arc::clone(&machine.local.lease);
+        let uplink = match inputs::uplink_trouble(&machine.local.context) {
+            None => UplinkState::Up(uplink.clone()),
+            Some(error) => machine.status.uplink.lost(now, error),
+        };
         let network = Arc::clone(&machine.local.context.config);
         let unknown = machine.local.context.host.left_out;
         let mtu = inputs::pod_mtu(&*machine.backend, &machine.local.context);
         machine.show(|status| {
-            status.phase = Phase::LeaseHeld;
+            (status.phase, status.starting) = (Phase::LeaseHeld, None);
             status.network = Some(network);
-            (status.lease, status.uplink, status.mtu) = (Some(lease), Some(uplink), Some(mtu));
+            (status.lease, status.uplink, status.mtu) = (Some(lease), uplink, Some(mtu));
             status.unknown_host_objects = unknown;
         });
         machine
@@ -340,6 +352,7 @@ impl Machine {
             Input::Lease(answer) => self.lease_answer(now, answer),
             Input::Config(answer) => self.config_answer(now, answer),
             Input::EnvFile(file) => self.show_env_file(file),
+            Input::Uplink(select) => self.select_uplink(now, select),
             Input::Timer => {}
         }
         self.expire_lease(now);
@@ -396,6 +409,7 @@ impl Machine {
         if self.audit.due.is_some_and(|due| due <= now) {
             (self.audit.due, self.audit.last, self.audit.periodic) = (None, Some(now), None);
             if std::mem::take(&mut self.audit.facts) {
+                self.take_selection();
                 self.round = Round::Facts;
                 return Some(KernelCall::Facts(self.settings.uplink.reaches()));
             }

@@ -185,7 +185,7 @@ impl Machine {
         self.divergence.known = report.lost.is_none();
         let kept_out: Vec<Conflict> =
             report.refused.iter().filter_map(|(place, error)| kept_out(ops.get(*place)?, error)).collect();
-        let undone = self.take_refused(now, &ops, report);
+        let Undone { writes: undone, reaches_peers } = self.take_refused(now, &ops, report);
         self.show_conflicts(conflicts.iter().chain(&kept_out));
         let mut repaired = 0;
         if drift && report.applied > 0 && report.lost.is_none() {
@@ -228,10 +228,10 @@ impl Machine {
         let error = first_error(report).filter(|_| !done);
         self.audit.done_once |= report.lost.is_none();
         self.audit.judged |= report.lost.is_none();
-        let phase = match (done, self.divergence.devices_settled(&self.scope.overlay)) {
+        let phase = match (self.divergence.devices_settled(&self.scope.overlay), reaches_peers) {
             (true, true) => Phase::Ready,
-            (false, true) => Phase::DeviceReady,
-            (_, false) => Phase::LeaseHeld,
+            (true, false) => Phase::DeviceReady,
+            (false, _) => Phase::LeaseHeld,
         };
         self.show_round(phase, error, undone);
         self.show(|status| {
@@ -244,15 +244,20 @@ impl Machine {
         }
     }
 
-    /// Takes in what an audit was refused. Returns how many writes are left undone by that, but for those that a peer's
-    /// record is the cause of.
-    fn take_refused(&mut self, now: BootTime, ops: &[Op], report: &ApplyReport) -> usize {
+    /// Takes in what an audit was refused.
+    fn take_refused(&mut self, now: BootTime, ops: &[Op], report: &ApplyReport) -> Undone {
         if report.lost.is_some() {
-            return report.refused.len() + report.skipped.len();
+            return Undone { writes: report.refused.len() + report.skipped.len(), reaches_peers: false };
         }
         let refused = report.refused.iter().filter_map(|(place, error)| Some((ops.get(*place)?, error)));
         let objects = refused.clone().filter(|(op, _)| !op.is_delete()).map(|(op, _)| op.object()).collect();
         let (mut peers, in_place) = self.peers_of(&objects);
+        // What has no kind is of a device, and so for all peers; of another kind some peer's may be in place.
+        let is_missing = |object: &Object| match Kind::of(object) {
+            Some(kind) => peers.contains_key(object) && !in_place.contains(&kind),
+            None => true,
+        };
+        let reaches_peers = !objects.iter().any(is_missing);
         let entries = refused.map(|(op, error)| {
             let object = op.object();
             let whose = match (&object, peers.remove(&object)) {
@@ -265,7 +270,7 @@ impl Machine {
         let nodes = self.refused.replace(now, entries.collect(), &in_place);
         self.show_refused();
         // What was skipped stands on what was refused.
-        if nodes == 0 { 0 } else { nodes + report.skipped.len() }
+        Undone { writes: if nodes == 0 { 0 } else { nodes + report.skipped.len() }, reaches_peers }
     }
 
     /// Which peers want these objects, and the kinds of which some peer's object is as wanted.
@@ -358,6 +363,15 @@ impl Machine {
             | KernelError::Conflict { .. } => false,
         }
     }
+}
+
+/// What an audit left undone.
+struct Undone {
+    /// How many writes, but for those that a peer's record is the cause of.
+    writes: usize,
+    /// Whether the devices are complete, and of each kind of object that was refused some peer's is in place: then some
+    /// peers can be reached.
+    reaches_peers: bool,
 }
 
 /// Frees the memory of a large plan for good. From a large block that is freed glibc learns to keep twice as much in

@@ -24,14 +24,16 @@ pub enum LossPolicy {
     Stop,
 }
 
-/// What the end of the agent does to the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What the end of a run does to the kernel. Whoever ends it decides. A run that ends by itself, be it by an error, a policy
+/// or a panic, keeps everything, since nobody has decided that the node is to leave: pods go on as they are, and the next run
+/// takes over, or [`Overlay::remove`](crate::overlay::Overlay::remove) cleans up. There is one exception: a first run on a node
+/// that shows that the kernel cannot be used gives back the lease that it took for nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Teardown {
-    /// Leaves everything up: traffic goes on, and the next run takes over.
-    #[default]
+    /// Leaves everything up: traffic goes on, and the next run takes over. For a restart or an upgrade.
     Keep,
-    /// Removes everything of ours, releases the lease and deletes `subnet.env`.
+    /// Removes everything of ours, releases the lease and deletes `subnet.env`. For a node that leaves.
     Remove,
 }
 
@@ -107,7 +109,6 @@ pub(crate) struct Settings {
     pub(crate) slots: Vec<RouteSlot>,
     pub(crate) on_loss: LossPolicy,
     pub(crate) on_reconfiguration: ConfigPolicy,
-    pub(crate) teardown: Teardown,
     pub(crate) audit_every: Duration,
     pub(crate) subnet_env: Option<SubnetEnvFile>,
 }
@@ -126,7 +127,6 @@ impl Settings {
             slots: Vec::new(),
             on_loss: LossPolicy::default(),
             on_reconfiguration: ConfigPolicy::default(),
-            teardown: Teardown::default(),
             audit_every: Duration::from_secs(30),
             subnet_env: None,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admit::Reason;
+use crate::agent::readiness::{End, UplinkState, Wait};
 use crate::backend::{Skip, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
@@ -14,21 +15,42 @@ use crate::net::{Family, Mtu, Prefix};
 use crate::plan::{Conflict, Plan};
 use crate::text::Plain;
 
-/// How far an overlay has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// How far an overlay has come. Not ordered, since an agent that has ended has come further than none:
+/// [`has_reached`](Self::has_reached) compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
     /// No lease yet.
     Starting,
     /// The lease is held and published.
     LeaseHeld,
-    /// The devices are as wanted; of the peers [`Status::undone`] writes are left: see [`Status::last_error`].
+    /// The devices are there, but the kernel refused a part of one or all that is of one kind for peers, so that no peer of
+    /// some address family can be reached, or contact with it was lost: see [`Status::undone`] and [`Status::last_error`].
     DeviceReady,
-    /// Lease held, devices and peers programmed; what is not is quarantined, conflicting, flapping, withheld or refused
-    /// because of what a peer's record says: see [`Status::undone`].
+    /// Lease held, devices and peers programmed; what is not is in the status: see [`Status::degraded`]. Whether traffic can
+    /// be carried depends on the uplink as well: see [`Status::is_ready`].
     Ready,
-    /// The agent has ended.
+    /// The agent has ended: see [`Status::ended`].
     Stopped,
+}
+
+impl Phase {
+    /// Returns whether an overlay in this phase has come as far as `phase`. One that has ended has reached
+    /// [`Stopped`](Self::Stopped) alone.
+    pub fn has_reached(self, phase: Self) -> bool {
+        self == phase || self.rank().zip(phase.rank()).is_some_and(|(this, other)| this >= other)
+    }
+
+    /// Its place on the way to readiness.
+    fn rank(self) -> Option<u8> {
+        match self {
+            Self::Starting => Some(0),
+            Self::LeaseHeld => Some(1),
+            Self::DeviceReady => Some(2),
+            Self::Ready => Some(3),
+            Self::Stopped => None,
+        }
+    }
 }
 
 /// Contact with the lease store. Never part of readiness: the data plane stays as it is while the store is away.
@@ -150,6 +172,11 @@ impl Refusal {
 pub struct Status {
     /// How far it has come.
     pub phase: Phase,
+    /// What a start is at, or that there is no run; `None` from a run's first lease to its end. See
+    /// [`waits_for`](Self::waits_for), which says what is waited for at any time.
+    pub starting: Option<Wait>,
+    /// How the run ended; `None` while it goes on, and before the first one.
+    pub ended: Option<End>,
     /// The network's configuration that the agent goes by, once it has a lease.
     pub network: Option<Arc<NetworkConfig>>,
     /// Another configuration that the store has now; `None` while it has the same, as far as is known. Start the agent again
@@ -159,12 +186,14 @@ pub struct Status {
     pub lease: Option<Arc<Lease>>,
     /// How another program contends for this node's record; `None` while none does.
     pub contended: Option<Contended>,
-    /// The uplink in use.
-    pub uplink: Option<Uplink>,
+    /// The uplink, or what is wrong with it.
+    pub uplink: UplinkState,
     /// The MTU for pods.
     pub mtu: Option<Mtu>,
     /// Contact with the store.
     pub store: Contact,
+    /// Whether the store has said in this run which peers there are.
+    pub listed: bool,
     /// The subscription to the kernel's notifications.
     pub notifications: SubscriptionState,
     /// What has become of `subnet.env`. Pods cannot be attached before it is written.
@@ -227,13 +256,16 @@ impl Default for Status {
     fn default() -> Self {
         Self {
             phase: Phase::Starting,
+            starting: Some(Wait::Run),
+            ended: None,
             network: None,
             reconfigured: None,
             lease: None,
             contended: None,
-            uplink: None,
+            uplink: UplinkState::default(),
             mtu: None,
             store: Contact::Never,
+            listed: false,
             notifications: SubscriptionState::default(),
             subnet_env: EnvFile::default(),
             peers: PeerCounts::default(),
@@ -335,18 +367,18 @@ pub enum Event {
     NotificationsBack,
     /// The uplink changed.
     UplinkChanged(Uplink),
-    /// The uplink, or its address, is gone; what is programmed stays.
+    /// The uplink, its address or its carrier is gone; what is programmed stays.
     UplinkLost(String),
-    /// There is an uplink with its address again, the same or another.
+    /// There is an uplink with its address and a carrier again, the same or another.
     UplinkBack(Uplink),
     /// What other nodes should be told of this one cannot be said as the host is now; the last word stays published.
     AdvertiseFailed(String),
     /// So many events were lost to this reader, which was too slow: the status says what they led to.
     Missed(u64),
-    /// Everything is programmed.
+    /// The phase has come to [`Phase::Ready`].
     Ready,
-    /// The agent has ended.
-    Stopped,
+    /// The run has ended. What the next run of the same overlay tells comes after it.
+    Stopped(End),
 }
 
 impl Event {
@@ -382,7 +414,7 @@ impl Event {
             Self::AdvertiseFailed(_) => "advertise_failed",
             Self::Missed(_) => "missed",
             Self::Ready => "ready",
-            Self::Stopped => "stopped",
+            Self::Stopped(_) => "stopped",
         }
     }
 }

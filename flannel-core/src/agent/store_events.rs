@@ -52,6 +52,7 @@ impl Machine {
         }
         let first = !std::mem::replace(&mut self.synced, true);
         if first {
+            self.show(|status| status.listed = true);
             // It was read before the lease was taken, and maybe from a state file.
             self.reconfiguration.ask();
         }

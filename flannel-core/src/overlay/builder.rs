@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::{ConfigPolicy, LossPolicy, MissingUplink, Settings, SubnetEnvFile, Teardown};
+use crate::agent::{ConfigPolicy, LossPolicy, MissingUplink, Settings, SubnetEnvFile};
 use crate::backend::{Backend, BackendError};
 use crate::backoff::Jitter;
 use crate::clock::{Clock, SystemClock};
@@ -37,6 +37,9 @@ pub enum BuildError {
     /// There is no such routing table.
     #[error("a route slot has table 0: tables are numbered from 1, the main table is {}", RouteSlot::MAIN.table)]
     RouteTable,
+    /// A list of selections of the uplink is empty.
+    #[error("a list of uplink selections is empty: give at least one")]
+    NoUplink,
     /// No backend was given.
     #[error("no backend was given: call Builder::backend at least once")]
     NoBackend,
@@ -70,7 +73,8 @@ impl Builder {
         self
     }
 
-    /// How the uplink is chosen. Default: by the default route.
+    /// How the uplink is chosen. [`Handle::set_uplink`](crate::overlay::Handle::set_uplink) changes it later. Default: by the
+    /// default route.
     pub fn uplink(mut self, select: Select) -> Self {
         self.settings.uplink = select;
         self
@@ -117,12 +121,6 @@ impl Builder {
         self
     }
 
-    /// What the end does to the kernel. Default: [`Teardown::Keep`].
-    pub fn teardown(mut self, teardown: Teardown) -> Self {
-        self.settings.teardown = teardown;
-        self
-    }
-
     /// How often everything is compared even if nothing seems to have changed: 1 s to 10 min, ± 10 % so that nodes do
     /// not keep step. Default: 30 s.
     pub fn audit_every(mut self, interval: Duration) -> Self {
@@ -163,9 +161,19 @@ impl Builder {
         if self.settings.slots.iter().any(|slot| slot.table == 0) {
             return Err(BuildError::RouteTable);
         }
+        check_uplink(&self.settings.uplink)?;
         if self.backends.is_empty() {
             return Err(BuildError::NoBackend);
         }
         Ok(Overlay::new(self.settings, self.backends, self.clock, self.jitter, subnets, kernel))
+    }
+}
+
+/// Whether a selection can choose anything on some host.
+pub(crate) fn check_uplink(select: &Select) -> Result<(), BuildError> {
+    match select {
+        Select::FirstOf(choices) if choices.is_empty() => Err(BuildError::NoUplink),
+        Select::FirstOf(choices) => choices.iter().try_for_each(check_uplink),
+        Select::DefaultRoute | Select::Name(_) | Select::Ip(_) | Select::Regex(_) | Select::CanReach(_) => Ok(()),
     }
 }

@@ -1,14 +1,14 @@
 //! The loop around the decision core: it waits, and carries calls out and answers in.
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug_span};
 
@@ -26,6 +26,7 @@ use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::acquire;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use crate::text::chain;
+use crate::uplink::Select;
 
 /// How long an end waits for the round under way (docs/faults.md, P3).
 const GRACE: Duration = Duration::from_millis(1500);
@@ -56,6 +57,8 @@ pub(crate) struct Driver<'a> {
     settings: Arc<Settings>,
     machine: Machine,
     questions: mpsc::Receiver<Question>,
+    /// How the uplink is to be found.
+    uplink: watch::Receiver<Select>,
     watch: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
     /// Between watches that end although none should.
     watch_backoff: Backoff,
@@ -87,7 +90,13 @@ impl<'a> Driver<'a> {
         foreign: BTreeSet<LeaseKey>,
     ) -> Self {
         let hinted = machine.scope().clone();
+        let mut uplink = seams.uplink.clone();
+        if *uplink.borrow_and_update() != settings.uplink {
+            // It came to be another while the start took its last step.
+            uplink.mark_changed();
+        }
         Self {
+            uplink,
             watch: seams.subnets.watch(),
             watch_backoff: Backoff::new(seams.jitter.clone()),
             hints: seams.kernel.hints(&hinted).fuse().boxed(),
@@ -108,8 +117,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Carries inputs in and calls out until cancelled.
-    pub(crate) async fn until(&mut self, cancel: &CancellationToken) -> Result<(), OverlayError> {
+    /// Carries inputs in and calls out until stopped.
+    pub(crate) async fn until(
+        &mut self,
+        mut stop: Pin<&mut impl Future<Output = Teardown>>,
+    ) -> Result<Teardown, OverlayError> {
         loop {
             self.issue();
             self.publish();
@@ -133,7 +145,8 @@ impl<'a> Driver<'a> {
             };
             let input = tokio::select! {
                 biased;
-                () = cancel.cancelled() => return Ok(()),
+                teardown = &mut stop => return Ok(teardown),
+                Ok(()) = self.uplink.changed() => Input::Uplink(self.uplink.borrow_and_update().clone()),
                 input = finished(&mut self.kernel) => input,
                 answer = finished(&mut self.store) => Input::Lease(answer),
                 answer = finished(&mut self.config) => Input::Config(answer),
@@ -161,8 +174,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Ends in order: what is under way may finish within the grace, then the teardown policy is carried out.
-    pub(crate) async fn finish(mut self) -> Result<(), OverlayError> {
+    /// Ends in order: what is under way may finish within the grace, then the teardown is carried out.
+    pub(crate) async fn finish(mut self, teardown: Teardown) -> Result<(), OverlayError> {
+        // Whoever asked, or waits for a place to, is told at once that there will be no answer.
+        self.questions.close();
+        while self.questions.try_recv().is_ok() {}
         let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
         let rest = async {
             if self.kernel.is_some() {
@@ -180,7 +196,7 @@ impl<'a> Driver<'a> {
         (self.kernel, self.preview, self.config) = (None, None, None);
         self.askers.clear();
         let gate = self.env.cut();
-        match self.settings.teardown {
+        match teardown {
             Teardown::Keep => Ok(()),
             Teardown::Remove => self.remove(gate).await,
         }
@@ -308,7 +324,7 @@ impl<'a> Driver<'a> {
     /// Has `subnet.env` say what is true, once the devices are there.
     fn keep_env(&mut self) {
         let Some(masquerade) = self.env.file().map(|file| file.masquerade) else { return };
-        if self.machine.status().phase < Phase::DeviceReady {
+        if !self.machine.status().phase.has_reached(Phase::DeviceReady) {
             return self.env.wait();
         }
         let retention = if self.machine.has_former() { Retention::Keep } else { Retention::Delete };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::agent::Event;
+use crate::agent::{End, Event};
 use crate::clock::BootTime;
 use crate::lease::Lease;
 
@@ -100,7 +100,7 @@ fn level(event: &Event) -> Level {
         | Event::UplinkChanged(_)
         | Event::UplinkBack(_)
         | Event::Ready
-        | Event::Stopped => Level::Info,
+        | Event::Stopped(End::Stopped) => Level::Info,
         Event::LeaseLost(_)
         | Event::ConfigChanged(_)
         | Event::PeerQuarantined(..)
@@ -115,7 +115,8 @@ fn level(event: &Event) -> Level {
         | Event::KernelTrouble(_)
         | Event::NotificationsLost
         | Event::UplinkLost(_)
-        | Event::AdvertiseFailed(_) => Level::Warn,
+        | Event::AdvertiseFailed(_)
+        | Event::Stopped(_) => Level::Warn,
     }
 }
 
@@ -190,7 +191,7 @@ fn say(event: &Event, level: Level, unsaid: Option<u64>) {
         Event::AdvertiseFailed(error) => say!(level, unsaid, error, "what this node has to publish cannot be told"),
         Event::Missed(events) => say!(level, unsaid, events, "events were lost to a slow reader"),
         Event::Ready => say!(level, unsaid, "everything is programmed"),
-        Event::Stopped => say!(level, unsaid, "the agent has ended"),
+        Event::Stopped(end) => say!(level, unsaid, because = %end, "the agent has ended"),
     }
 }
 

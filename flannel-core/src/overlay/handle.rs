@@ -1,24 +1,27 @@
 //! The view from outside: status, events and questions to a running agent.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Weak};
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::agent::{Event, Explanation, Phase, Preview, Status};
+use crate::agent::{End, Event, Explanation, Phase, Preview, Status, Wait};
 use crate::kernel::KernelError;
 use crate::lease::Lease;
+use crate::overlay::builder::{BuildError, check_uplink};
+use crate::overlay::turn::Shared;
+use crate::uplink::Select;
 
 /// Events kept for a reader that lags; an older one is lost to it, and it is told so.
 pub(crate) const EVENTS: usize = 1024;
 /// Questions that may wait.
 pub(crate) const QUESTIONS: usize = 16;
 
-/// A running overlay, seen from outside. Cheap to clone.
-#[derive(Debug, Clone)]
+/// An overlay, seen from outside: valid over all of its runs. Cheap to clone.
+#[derive(Clone)]
 pub struct Handle {
-    pub(crate) status: watch::Receiver<Arc<Status>>,
-    pub(crate) events: broadcast::WeakSender<Event>,
-    pub(crate) questions: mpsc::Sender<Question>,
+    status: watch::Receiver<Arc<Status>>,
+    shared: Weak<Shared>,
 }
 
 #[derive(Debug)]
@@ -28,13 +31,14 @@ pub(crate) enum Question {
     Peers(oneshot::Sender<Result<Vec<Arc<Lease>>, HandleError>>),
 }
 
-/// What happens, in order.
+/// What happens, in order, in this run and those after it.
 #[derive(Debug)]
 pub struct Events(broadcast::Receiver<Event>);
 
 impl Events {
     /// The next event. For a reader that is more than 1024 events behind, the oldest are lost, and
-    /// [`Event::Missed`] stands for them. `None` when the agent has ended and no [`Overlay`](super::Overlay) is left.
+    /// [`Event::Missed`] stands for them. A run ends with [`Event::Stopped`], after which the next run's events come. `None`
+    /// when no [`Overlay`](super::Overlay) is left to be run.
     ///
     /// # Cancel safety
     /// May be dropped at any await; no event is lost.
@@ -47,18 +51,27 @@ impl Events {
     }
 }
 
-/// The agent has ended, or was dropped: the status stays as it is from now on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the agent has ended")]
-pub struct Ended;
+/// The run has ended: the status stays as it is until the next run, which begins with a fresh one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the agent has ended: {0}")]
+pub struct Ended(
+    /// How.
+    pub End,
+);
 
 /// A running agent could not be asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandleError {
-    /// It has ended, or does not run yet.
-    #[error("the agent is not running")]
-    NotRunning,
+    /// It does not run yet, or starts. Ask again once [`Status::starting`] is `None`.
+    #[error("the agent has not started: it waits for {}", list(.waits_for))]
+    Starting {
+        /// What it waits for.
+        waits_for: Vec<Wait>,
+    },
+    /// It has ended. Ask again in the next run.
+    #[error(transparent)]
+    Ended(Ended),
     /// The lease store has not said yet which peers there are, so that nothing can be said of theirs. Retry once
     /// [`Status::audits`] counts; [`Status::store`] says what keeps the store.
     #[error("not synced yet: the lease store has not said which peers there are; see the status for what keeps it")]
@@ -69,6 +82,10 @@ pub enum HandleError {
 }
 
 impl Handle {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self { status: shared.status.subscribe(), shared: Arc::downgrade(shared) }
+    }
+
     /// The status as it is now. A value: to keep it holds up nobody.
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.status.borrow())
@@ -78,19 +95,37 @@ impl Handle {
     /// Changes that follow each other quickly may be seen as one.
     ///
     /// # Errors
-    /// [`Ended`] once the agent has ended and its last change was seen.
+    /// [`Ended`] while no run is going on and the last change of the one before was seen. Once there is another run, its
+    /// changes are returned.
     ///
     /// # Cancel safety
     /// May be dropped at any await; no change is lost.
     pub async fn changed(&mut self) -> Result<Arc<Status>, Ended> {
-        self.status.changed().await.map_err(|_| Ended)?;
+        if matches!(self.status.has_changed(), Ok(false))
+            && let Some(end) = &self.status.borrow().ended
+        {
+            return Err(Ended(end.clone()));
+        }
+        self.status.changed().await.map_err(|_| self.ended())?;
         Ok(Arc::clone(&self.status.borrow_and_update()))
+    }
+
+    /// Waits until the overlay [has reached](Phase::has_reached) `phase`, and returns its status.
+    ///
+    /// # Errors
+    /// [`Ended`] when the run has ended without that.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn reached(&self, phase: Phase) -> Result<Arc<Status>, Ended> {
+        self.wait_for(|status| status.phase.has_reached(phase)).await
     }
 
     /// Waits until the status is as `reached` wants it, if it is not so already, and returns it.
     ///
     /// # Errors
-    /// [`Ended`] when the agent has ended without that: [`status`](Self::status) says how far it came.
+    /// [`Ended`] when the run has ended without that, or had before this was called: [`status`](Self::status) says how far
+    /// it came.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
@@ -101,17 +136,32 @@ impl Handle {
             if reached(&status) {
                 return Ok(status);
             }
-            if status.phase == Phase::Stopped {
-                return Err(Ended);
+            if let Some(end) = &status.ended {
+                return Err(Ended(end.clone()));
             }
-            watch.changed().await.map_err(|_| Ended)?;
+            watch.changed().await.map_err(|_| self.ended())?;
         }
+    }
+
+    /// Has the uplink be found in another way from now on: at once while the overlay runs or starts, else in the next run.
+    /// A running agent goes over to another interface and address without the wait that such a change has if it comes by
+    /// itself; it keeps its lease, and what is programmed stays until it is programmed anew. [`Status::uplink`] says what
+    /// came of it; a selection that nothing fits is kept, and used once something does.
+    ///
+    /// # Errors
+    /// [`BuildError`], as for [`Builder::uplink`](super::Builder::uplink). Final for this input; nothing has changed then.
+    pub fn set_uplink(&self, select: Select) -> Result<(), BuildError> {
+        check_uplink(&select)?;
+        if let Some(shared) = self.shared.upgrade() {
+            shared.uplink.send_replace(select);
+        }
+        Ok(())
     }
 
     /// Events from now on.
     pub fn events(&self) -> Events {
-        Events(match self.events.upgrade() {
-            Some(sender) => sender.subscribe(),
+        Events(match self.shared.upgrade() {
+            Some(shared) => shared.events.subscribe(),
             // The agent is gone: a channel that is closed already says so.
             None => broadcast::channel(1).1,
         })
@@ -133,7 +183,7 @@ impl Handle {
     /// when no record is meant by `query`.
     ///
     /// # Errors
-    /// [`HandleError::NotRunning`].
+    /// [`HandleError::Starting`] and [`HandleError::Ended`].
     ///
     /// # Cancel safety
     /// May be dropped at any await.
@@ -145,7 +195,7 @@ impl Handle {
     /// answer: prefixes in [`Status::withheld`] belong to peers that are missing for now.
     ///
     /// # Errors
-    /// [`HandleError::NotRunning`]; [`HandleError::NotSynced`] before the lease store has said which peers there are.
+    /// [`HandleError::Starting`] and [`HandleError::Ended`]; [`HandleError::NotSynced`] before the lease store has said which peers there are.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
@@ -155,7 +205,36 @@ impl Handle {
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, HandleError> {
         let (answer, answered) = oneshot::channel();
-        self.questions.send(question(answer)).await.map_err(|_| HandleError::NotRunning)?;
-        answered.await.map_err(|_| HandleError::NotRunning)
+        let questions = self.shared.upgrade().and_then(|shared| shared.questions());
+        questions.ok_or_else(|| self.not_answered())?.send(question(answer)).await.map_err(|_| self.not_answered())?;
+        answered.await.map_err(|_| self.not_answered())
     }
+
+    /// Why a question was not answered.
+    fn not_answered(&self) -> HandleError {
+        let status = self.status();
+        match (&status.ended, &status.starting) {
+            (None, Some(_)) if self.shared.strong_count() > 0 => {
+                HandleError::Starting { waits_for: status.waits_for() }
+            }
+            _ => HandleError::Ended(self.ended()),
+        }
+    }
+
+    fn ended(&self) -> Ended {
+        let status = self.status.borrow();
+        let gone = if self.shared.strong_count() > 0 { End::Stopped } else { End::Dropped };
+        Ended(status.ended.clone().unwrap_or(gone))
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("status", &*self.status.borrow()).finish_non_exhaustive()
+    }
+}
+
+fn list(waits: &[Wait]) -> String {
+    let texts: Vec<_> = waits.iter().map(ToString::to_string).collect();
+    texts.join(", ")
 }

@@ -1,8 +1,9 @@
 //! The driver of an agent: it waits for what happens, asks the decision core what to do, and does it.
 //!
-//! [`Overlay::builder`] takes the seams; [`Overlay::run`] is the agent. It installs nothing global, spawns no task (files
-//! are read and written on the runtime's blocking threads) and ends when its token says so. Several overlays may run in
-//! one process.
+//! [`Overlay::builder`] takes the seams; [`Overlay::run`] is the agent, [`Overlay::spawn`] the same on a task of its own. It
+//! installs nothing global, spawns no further task (files are read and written on the runtime's blocking threads) and ends
+//! when it is told to, as the [`Teardown`] says that it is told then. It may be run again. Several overlays may run in one
+//! process.
 
 mod builder;
 mod driver;
@@ -13,18 +14,21 @@ mod handle;
 mod published;
 mod removal;
 mod run;
+mod running;
 mod start;
 mod survey;
+mod turn;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use former_networks::check_former_networks;
 
 pub use crate::agent::{
-    ConfigPolicy, Contact, Contended, EnvFile, Event, Explanation, Held, HeldBecause, LossPolicy, LossReason,
-    Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile, SubscriptionState, Teardown,
-    Verdict, WithheldBecause,
+    ConfigPolicy, Contact, Contended, Degraded, End, EnvFile, Event, Explanation, Held, HeldBecause, LossPolicy,
+    LossReason, Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile,
+    SubscriptionState, Teardown, UplinkState, Verdict, Wait, WithheldBecause,
 };
 pub use builder::{BuildError, Builder};
 pub use handle::{Ended, Events, Handle, HandleError};
 pub use removal::Removed;
 pub use run::{Overlay, OverlayError};
+pub use running::Running;

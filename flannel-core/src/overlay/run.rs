@@ -1,15 +1,16 @@
 //! An overlay's life: from its parts through its run to its end.
 
-use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{broadcast, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tracing::Instrument;
 
-use crate::agent::{EnvFile, Event, Input, Machine, Phase, Preview, Settings, Status, Teardown};
+use crate::agent::{End, EnvFile, Event, Input, Machine, Preview, Settings, Status, Teardown, Wait};
 use crate::backend::{BackendError, LocalNode};
 use crate::backoff::Jitter;
 use crate::clock::Clock;
@@ -18,29 +19,38 @@ use crate::lease::LeaseEvent;
 use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::driver::Driver;
 use crate::overlay::event_log::EventLog;
-use crate::overlay::handle::{EVENTS, Handle, QUESTIONS, Question};
+use crate::overlay::handle::{Handle, QUESTIONS};
 use crate::overlay::published::Published;
 use crate::overlay::removal::{self, Removed};
+use crate::overlay::running::Running;
 use crate::overlay::start::{self, Claims, Progress, Started};
 use crate::overlay::survey::{Surveyed, configuration, identified, survey};
+use crate::overlay::turn::{Shared, Turn, lock};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::text::{Plain, chain};
-use crate::uplink::UplinkError;
+use crate::uplink::{Select, UplinkError};
 
 /// The maximum age of host facts at start. Until then nothing reports changes of the host.
 const FRESH: Duration = Duration::from_millis(500);
 /// How long a preview waits for store and host.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An overlay: put together by a [`Builder`], run once.
-pub struct Overlay {
-    settings: Arc<Settings>,
+/// An overlay: put together by a [`Builder`], run as often as need be, once at a time. Clones are the same one.
+///
+/// A run begins with a fresh [`Status`]. Handles and their event subscriptions are valid over all runs.
+#[derive(Clone)]
+pub struct Overlay(Arc<Parts>);
+
+struct Parts {
+    settings: Settings,
     backends: Vec<(&'static str, Factory)>,
-    seams: Seams,
-    questions: (mpsc::Sender<Question>, mpsc::Receiver<Question>),
+    subnets: Arc<dyn SubnetManager>,
+    kernel: Arc<dyn Kernel>,
+    jitter: Jitter,
+    shared: Arc<Shared>,
 }
 
-/// What the agent works with.
+/// What an agent works with.
 pub(crate) struct Seams {
     pub(crate) subnets: Arc<dyn SubnetManager>,
     pub(crate) kernel: Arc<dyn Kernel>,
@@ -49,7 +59,9 @@ pub(crate) struct Seams {
     pub(crate) jitter: Jitter,
     pub(crate) status: Published,
     pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) journal: Mutex<EventLog>,
+    /// How the uplink is to be found: what is here counts, not what the settings had at first.
+    pub(crate) uplink: watch::Receiver<Select>,
+    pub(crate) journal: Arc<Mutex<EventLog>>,
 }
 
 impl Seams {
@@ -61,8 +73,25 @@ impl Seams {
     }
 
     pub(crate) fn journal(&self) -> MutexGuard<'_, EventLog> {
-        // Nothing is left half-done by a holder that panicked: it only counts.
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.journal)
+    }
+
+    /// The settings with the uplink as it is to be found now.
+    pub(crate) fn up_to_date(&self, settings: &Settings) -> Settings {
+        Settings { uplink: self.uplink.borrow().clone(), ..settings.clone() }
+    }
+
+    /// Shows what a start waits for.
+    pub(crate) fn show_wait(&self, wait: Wait) {
+        let wait = Some(wait);
+        self.status.send_if(|status| status.starting != wait, |status| status.starting.clone_from(&wait));
+    }
+
+    /// Shows the step that a start is at, unless it is there once more because of something that went wrong later.
+    pub(crate) fn show_step(&self, step: Wait) {
+        if self.status.borrow().starting.as_ref().is_none_or(|wait| wait.error().is_none()) {
+            self.show_wait(step);
+        }
     }
 }
 
@@ -82,11 +111,12 @@ pub enum OverlayError {
     /// The kernel cannot be used: no privilege, no support, or another overlay holds the name.
     #[error("using the kernel")]
     Kernel(#[source] KernelError),
-    /// The lease is gone and [`LossPolicy::Stop`](super::LossPolicy::Stop) is the policy.
+    /// The lease is gone and [`LossPolicy::Stop`](super::LossPolicy::Stop) is the policy. What is in the kernel stays. Run
+    /// again to take another lease, or [remove](Overlay::remove) the rest.
     #[error("the lease was lost")]
     LeaseLost,
     /// The store holds another configuration than the agent goes by, and [`ConfigPolicy`](super::ConfigPolicy) is to end
-    /// then. The end does to the kernel what [`Teardown`] says. Start again to go by the new one.
+    /// then. Everything is kept. Run again to go by the new one.
     #[error("the network configuration changed: start the agent again to go by the new one")]
     Reconfigured,
     /// A preview cannot wait for ever. Ask again once what it waited for is mended.
@@ -116,6 +146,19 @@ pub enum OverlayError {
         /// Why.
         source: std::io::Error,
     },
+    /// A run of this overlay is going on already; nothing was touched. Retry once that has ended.
+    #[error("the overlay is running already: one run at a time")]
+    AlreadyRunning,
+    /// The agent panicked: a bug of this crate, or of a backend, store or kernel behind it. What is in the kernel stays, and
+    /// another run takes over from there.
+    #[error("the agent panicked: {}", Plain(message))]
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+    /// There is no tokio runtime to spawn a run on, or it was shut down under the run.
+    #[error("there is no tokio runtime, or it was shut down: spawn on one that outlives the run")]
+    NoRuntime,
     /// The lease could not be given back. It runs out by itself where leases expire; else run the removal again.
     #[error("giving the lease back to the lease store")]
     Release(#[source] SubnetError),
@@ -135,21 +178,32 @@ impl Overlay {
         subnets: Arc<dyn SubnetManager>,
         kernel: Arc<dyn Kernel>,
     ) -> Self {
-        let subnet_env =
-            if settings.subnet_env.is_some() { EnvFile::Pending { error: None } } else { EnvFile::Settled };
-        let status = Published::new(Status { subnet_env, ..Status::default() });
-        let events = broadcast::Sender::new(EVENTS);
-        let seams = Seams { subnets, kernel, clock, jitter, status, events, journal: Mutex::default() };
-        Self { settings: Arc::new(settings), backends, seams, questions: mpsc::channel(QUESTIONS) }
+        let shared = Arc::new(Shared::new(fresh(&settings), settings.uplink.clone(), clock));
+        Self(Arc::new(Parts { settings, backends, subnets, kernel, jitter, shared }))
     }
 
-    /// Status, events and questions, for as long as this overlay lives.
+    /// Returns a handle: status, events and questions, over all runs of this overlay.
     pub fn handle(&self) -> Handle {
-        Handle {
-            status: self.seams.status.subscribe(),
-            events: self.seams.events.downgrade(),
-            questions: self.questions.0.clone(),
+        Handle::new(&self.0.shared)
+    }
+
+    fn seams(&self, status: Published, events: broadcast::Sender<Event>) -> Seams {
+        let Parts { subnets, kernel, jitter, shared, .. } = &*self.0;
+        Seams {
+            subnets: Arc::clone(subnets),
+            kernel: Arc::clone(kernel),
+            clock: Arc::clone(&shared.clock),
+            jitter: jitter.clone(),
+            status,
+            events,
+            uplink: shared.uplink.subscribe(),
+            journal: Arc::clone(&shared.journal),
         }
+    }
+
+    /// For what is no run: its status is nobody's business.
+    fn aside(&self) -> Seams {
+        self.seams(Published::new(Status::default()), broadcast::Sender::new(1))
     }
 
     /// What a start would write, from the lease this node had last; touches neither kernel nor store.
@@ -161,28 +215,29 @@ impl Overlay {
     /// # Cancel safety
     /// May be dropped at any await.
     pub async fn preview(&self) -> Result<Option<Preview>, OverlayError> {
-        let deadline = self.seams.clock.sleep_until(self.seams.clock.now().after(PATIENCE));
+        let seams = self.aside();
+        let deadline = seams.clock.sleep_until(seams.clock.now().after(PATIENCE));
         tokio::select! {
             biased;
-            preview = self.look_ahead() => preview,
+            preview = self.look_ahead(&seams) => preview,
             () = deadline => {
-                let trouble = self.seams.status.borrow().last_error.clone();
+                let trouble = seams.status.borrow().last_error.clone();
                 let waited_for = trouble.unwrap_or_else(|| "the first list of peers".to_owned());
                 Err(OverlayError::Unanswered { within: PATIENCE, waited_for })
             }
         }
     }
 
-    async fn look_ahead(&self) -> Result<Option<Preview>, OverlayError> {
-        let settings = identified(&self.seams, &self.settings).await?;
-        let config = configuration(&self.seams).await?;
-        let surveyed = survey(&self.seams, &settings, &self.backends, config, None).await?;
+    async fn look_ahead(&self, seams: &Seams) -> Result<Option<Preview>, OverlayError> {
+        let settings = identified(seams, &self.0.settings).await?;
+        let config = configuration(seams).await?;
+        let surveyed = survey(seams, &settings, &self.0.backends, config, None).await?;
         let Some(lease) = surveyed.context.previous.clone() else { return Ok(None) };
         let local = LocalNode { lease, context: surveyed.context };
-        let now = self.seams.clock.now();
+        let now = seams.clock.now();
         let status = Status::default();
-        let mut machine = Machine::new(settings, surveyed.backend, local, status, now, self.seams.jitter.clone());
-        let mut watch = self.seams.subnets.watch();
+        let mut machine = Machine::new(surveyed.settings, surveyed.backend, local, status, now, seams.jitter.clone());
+        let mut watch = seams.subnets.watch();
         while let Some(event) = watch.next().await {
             match event {
                 Ok(event @ LeaseEvent::Reset(_)) => {
@@ -190,7 +245,7 @@ impl Overlay {
                     break;
                 }
                 Ok(_) => {}
-                Err(error) => self.seams.status.send_modify(|status| status.last_error = Some(chain(&error))),
+                Err(error) => seams.status.send_modify(|status| status.last_error = Some(chain(&error))),
             }
         }
         if !machine.is_synced() {
@@ -201,7 +256,7 @@ impl Overlay {
         if let Some(Some(trouble @ Err(_))) = watch.next().now_or_never() {
             machine.handle(now, Input::Store(trouble));
         }
-        let seen = self.seams.kernel.observe(machine.scope()).await?;
+        let seen = seams.kernel.observe(machine.scope()).await?;
         Ok(Some(machine.preview(seen, now)))
     }
 
@@ -216,63 +271,101 @@ impl Overlay {
     /// # Cancel safety
     /// May be dropped at any await; what was removed until then is gone.
     pub async fn remove(&self) -> Result<Removed, OverlayError> {
-        removal::remove(&self.seams, &self.settings, &self.backends).await
+        let seams = self.aside();
+        removal::remove(&seams, &seams.up_to_date(&self.0.settings), &self.0.backends).await
     }
 
-    /// Runs the agent until `cancel` is cancelled, then ends as the teardown policy says.
+    /// Runs the agent until `stop` completes, then ends as the [`Teardown`] says that it returns. The run begins when the
+    /// future is first polled; [`spawn`](Self::spawn) begins one at once.
     ///
     /// The kernel is written only after the store has said what is everything. Trouble with store or kernel that may
     /// pass is retried, shown in the status, and leaves the data plane as it is.
     ///
     /// # Errors
-    /// [`OverlayError`]: what cannot pass by itself.
+    /// [`OverlayError::AlreadyRunning`] while another run goes on, of which nothing is touched. Else what cannot pass by
+    /// itself: then everything is kept, see [`Teardown`]. A panic of the agent is an error as well.
     ///
     /// # Cancel safety
-    /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there.
-    /// Handles are told that it has stopped, as they are when it panics.
-    /// For an orderly end use `cancel`; it takes at most two seconds with [`Teardown::Keep`].
+    /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there, and
+    /// may begin at once. Handles are told that this one has ended.
+    /// For an orderly end use `stop`; it takes at most two seconds with [`Teardown::Keep`].
     /// [`Teardown::Remove`] takes as long as the kernel does, and for a store that is away no
-    /// more than ten seconds; a start that is cancelled before it has taken the overlay's name removes nothing.
-    pub async fn run(self, cancel: CancellationToken) -> Result<(), OverlayError> {
-        let Self { settings, backends, seams, questions: (asker, questions) } = self;
-        // Handles keep theirs; ours would keep the channel open for ever.
-        drop(asker);
-        let span = tracing::info_span!("overlay", name = settings.name.as_str());
-        let life = async {
-            let _over = Over(&seams);
-            agent(&seams, settings, &backends, questions, cancel).await
+    /// more than ten seconds; a start that is stopped before it has taken the overlay's name removes nothing.
+    pub async fn run(&self, stop: impl Future<Output = Teardown>) -> Result<(), OverlayError> {
+        let turn = self.begin()?;
+        self.live(turn, stop).await
+    }
+
+    /// Begins a run on a task of its own. Once this returns the status is fresh.
+    ///
+    /// # Errors
+    /// [`OverlayError::AlreadyRunning`] while another run goes on, of which nothing is touched.
+    /// [`OverlayError::NoRuntime`] outside of a tokio runtime.
+    pub fn spawn(&self) -> Result<Running, OverlayError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| OverlayError::NoRuntime)?;
+        let turn = self.begin()?;
+        let (stop, stopped) = oneshot::channel();
+        let stop_asked = async {
+            match stopped.await {
+                Ok(teardown) => teardown,
+                // Whoever held it is gone, and this run with it.
+                Err(_) => std::future::pending().await,
+            }
         };
-        tracing::Instrument::instrument(life, span).await
+        let overlay = self.clone();
+        let life = async move { overlay.live(turn, stop_asked).await };
+        Ok(Running::start(&runtime, self.handle(), stop, life.boxed()))
+    }
+
+    fn begin(&self) -> Result<Turn, OverlayError> {
+        self.0.shared.begin(fresh(&self.0.settings)).ok_or(OverlayError::AlreadyRunning)
+    }
+
+    async fn live(&self, turn: Turn, stop: impl Future<Output = Teardown>) -> Result<(), OverlayError> {
+        let Parts { settings, backends, shared, .. } = &*self.0;
+        let seams = self.seams(shared.status.clone(), shared.events.clone());
+        let span = tracing::info_span!("overlay", name = settings.name.as_str());
+        let life = async move {
+            // What it leaves behind is behind locks that do not mind, or goes with it.
+            let agent = AssertUnwindSafe(agent(&seams, settings, backends, shared, stop)).catch_unwind();
+            let outcome = agent.await.unwrap_or_else(|panic| {
+                let message = panic.downcast_ref::<String>().map(String::as_str);
+                let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+                Err(OverlayError::Panicked { message: message.unwrap_or("without a message").to_owned() })
+            });
+            turn.end(match &outcome {
+                Ok(()) => End::Stopped,
+                Err(OverlayError::Panicked { message }) => End::Panicked(message.clone()),
+                Err(error) => End::Failed(chain(error)),
+            });
+            outcome
+        };
+        life.instrument(span).await
     }
 }
 
-/// Says that the agent has ended, also where it panics or is dropped.
-struct Over<'a>(&'a Seams);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.status.send_modify(|status| status.phase = Phase::Stopped);
-        self.0.tell(Event::Stopped);
-    }
+/// The status that a run begins with.
+fn fresh(settings: &Settings) -> Status {
+    let subnet_env = if settings.subnet_env.is_some() { EnvFile::Pending { error: None } } else { EnvFile::Settled };
+    Status { subnet_env, ..Status::default() }
 }
 
 async fn agent(
     seams: &Seams,
-    settings: Arc<Settings>,
+    settings: &Settings,
     backends: &[(&'static str, Factory)],
-    mut questions: mpsc::Receiver<Question>,
-    cancel: CancellationToken,
+    shared: &Shared,
+    stop: impl Future<Output = Teardown>,
 ) -> Result<(), OverlayError> {
-    let Some(Started { settings, surveyed, claims, lease }) =
-        begin(seams, &settings, backends, &mut questions, &cancel).await?
-    else {
+    let mut stop = pin!(stop);
+    let Some(Started { surveyed, claims, lease }) = begin(seams, settings, backends, stop.as_mut()).await? else {
         return Ok(());
     };
     let Claims { present: claim, former } = claims;
     let (former, former_claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
     // Before the first route, and not before there may be one.
-    start::remember(&settings, &surveyed, &former).await;
-    let Surveyed { backend, context, read, want, .. } = surveyed;
+    start::remember(&surveyed.settings, &surveyed, &former).await;
+    let Surveyed { settings, backend, context, read, want, .. } = surveyed;
     let is_new = context.previous.is_none();
     let local = LocalNode { lease: Arc::new(lease), context };
     let now = seams.clock.now();
@@ -282,37 +375,39 @@ async fn agent(
         machine.doubt_host();
     }
     machine.look_after(former.iter().flat_map(|networks| networks.iter()).map(|(_, network)| *network).collect());
+    let (asker, questions) = mpsc::channel(QUESTIONS);
     let mut driver = Driver::new(seams, settings, machine, questions, former_claims, want.foreign);
-    let outcome = driver.until(&cancel).await;
+    shared.answer_at(Some(asker));
+    let outcome = driver.until(stop).await;
+    shared.answer_at(None);
     if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =
         (is_new, &outcome)
     {
         // Only a first round ends so: what it took is of no use to anybody.
         driver.give_back().await;
     }
-    let ended = driver.finish().await;
+    // Nobody has decided what an end by itself is to remove.
+    let ended = driver.finish(*outcome.as_ref().unwrap_or(&Teardown::Keep)).await;
     drop(claim);
     // What ended the agent says more than what became of its end.
-    outcome.and(ended)
+    outcome.map(drop).and(ended)
 }
 
-/// Starts. Cancelled meanwhile it does what the teardown policy says, and nothing has started.
+/// Starts. Stopped meanwhile it does what the teardown says, and nothing has started.
 async fn begin(
     seams: &Seams,
     settings: &Settings,
     backends: &[(&'static str, Factory)],
-    questions: &mut mpsc::Receiver<Question>,
-    cancel: &CancellationToken,
+    stop: Pin<&mut impl Future<Output = Teardown>>,
 ) -> Result<Option<Started>, OverlayError> {
     let progress = Progress::default();
-    let mut starting = std::pin::pin!(start::start(seams, settings, backends, &progress));
-    tokio::select! {
+    let mut starting = pin!(start::start(seams, settings, backends, &progress));
+    let teardown = tokio::select! {
         biased;
-        () = cancel.cancelled() => {}
+        teardown = stop => teardown,
         started = &mut starting => return started.map(Some),
-        never = refuse(questions) => match never {},
-    }
-    if let (Teardown::Remove, Some(claimed)) = (settings.teardown, progress.claimed()) {
+    };
+    if let (Teardown::Remove, Some(claimed)) = (teardown, progress.claimed()) {
         let started = match progress.is_asking() {
             true => removal::in_time(seams, &mut starting).await.and_then(Result::ok),
             false => None,
@@ -323,16 +418,6 @@ async fn begin(
         drop(started);
     }
     Ok(None)
-}
-
-/// Drops what is asked before there is anybody to answer, for ever: the asker is told that the agent does not run.
-async fn refuse(questions: &mut mpsc::Receiver<Question>) -> Infallible {
-    loop {
-        match questions.recv().await {
-            Some(question) => drop(question),
-            None => std::future::pending().await,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -348,14 +433,16 @@ mod tests {
     fn so_many_questions_wait_for_an_agent_that_is_busy_and_further_askers_wait_for_a_place() {
         let store = MemorySubnets::new(samples::config(&[Family::V4], r#"{"Type":"alloc"}"#));
         let builder = Overlay::builder().backend(Alloc::TYPE, |_| Ok(Alloc));
-        let mut overlay = builder.build(Arc::new(store), Arc::new(FakeKernel::new())).unwrap();
+        let overlay = builder.build(Arc::new(store), Arc::new(FakeKernel::new())).unwrap();
         let handle = overlay.handle();
+        let (asker, mut questions) = mpsc::channel(QUESTIONS);
+        overlay.0.shared.answer_at(Some(asker));
         let mut asked: Vec<_> = (0..QUESTIONS + 7).map(|_| Box::pin(handle.plan())).collect();
         assert!(asked.iter_mut().all(|asked| asked.now_or_never().is_none()));
-        assert_eq!(overlay.questions.1.len(), QUESTIONS);
+        assert_eq!(questions.len(), QUESTIONS);
         // Whoever waits for a place has it as soon as there is one.
-        overlay.questions.1.try_recv().unwrap();
+        questions.try_recv().unwrap();
         assert!(asked.iter_mut().skip(QUESTIONS).all(|asked| asked.now_or_never().is_none()));
-        assert_eq!(overlay.questions.1.len(), QUESTIONS);
+        assert_eq!(questions.len(), QUESTIONS);
     }
 }

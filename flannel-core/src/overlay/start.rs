@@ -1,11 +1,11 @@
 //! From nothing to a lease: everything that happens once, before the machine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::agent::Settings;
 use crate::agent::inputs::{self, SETTLE, Settling};
+use crate::agent::{Settings, Wait};
 use crate::backend::NodeContext;
 use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
@@ -23,7 +23,6 @@ use crate::text::chain;
 
 /// What a start has taken: everything an agent runs on.
 pub(crate) struct Started {
-    pub(crate) settings: Arc<Settings>,
     pub(crate) surveyed: Surveyed,
     pub(crate) claims: Claims,
     pub(crate) lease: Lease,
@@ -109,12 +108,13 @@ pub(crate) async fn start(
         };
         progress.set(Some(Claimed { context: context.clone(), want: surveyed.want.clone() }));
         progress.asking.store(true, Ordering::Relaxed);
+        seams.show_step(Wait::Lease { error: None });
         let answer = acquire(&*seams.subnets, &context.node, &context.config, surveyed.want.clone()).await;
         progress.asking.store(false, Ordering::Relaxed);
         match answer {
             Ok(lease) => {
                 store_answers(seams);
-                return Ok(Started { settings, surveyed, claims, lease });
+                return Ok(Started { surveyed, claims, lease });
             }
             Err(error) => {
                 let is_lacking = matches!(error, SubnetError::Unconfigured { .. });

@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::inputs::{Evidence, First, Known, Owner};
-use crate::agent::{Contact, Event, MissingUplink, Settings};
-use crate::backend::{Backend, BackendError, NodeContext, Uplink};
+use tokio::sync::watch;
+
+use crate::agent::inputs::{Evidence, First, Known, Owner, SETTLE, uplink_trouble};
+use crate::agent::{Contact, Event, MissingUplink, Settings, Status, UplinkState, Wait};
+use crate::backend::{Backend, BackendError, NodeContext};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
@@ -19,13 +21,15 @@ use crate::overlay::env_file;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::subnet::{OwnLeases, SubnetError, Want};
 use crate::text::chain;
-use crate::uplink::{Problem, Rationale, UplinkError};
+use crate::uplink::{Problem, Rationale, Select, UplinkError};
 
 /// How often a start looks at the host while its addresses settle: nobody tells it of changes.
 const GLANCE: Duration = Duration::from_millis(250);
 
 /// What is known before anything is taken or written.
 pub(crate) struct Surveyed {
+    /// The settings, with the uplink as it was to be found.
+    pub(crate) settings: Arc<Settings>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) context: NodeContext,
     /// Why the uplink is the one to use.
@@ -60,23 +64,29 @@ pub(crate) async fn survey(
     so_far: Option<&Surveyed>,
 ) -> Result<Surveyed, OverlayError> {
     let backend = pick(backends, &config)?;
-    let reach = settings.uplink.reaches();
     let uplink = so_far.map(|so_far| &so_far.context.uplink);
-    let mut missing = Missing { seams, settings, told: None, backoff: Backoff::new(seams.jitter.clone()) };
-    let (own, read) = loop {
+    let mut missing = Missing::new(seams, settings);
+    let (own, read, settings) = loop {
+        let settings = seams.up_to_date(settings);
+        let reach = settings.uplink.reaches();
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
         let read = seams.clock.now();
-        let known = Known { settings, config: &config, backend: &*backend, uplink };
+        let known = Known { settings: &settings, config: &config, backend: &*backend, uplink };
         let find = |others: &_| known.first_context(&host, others);
-        match own_lease(seams, settings, &*backend, so_far, find).await? {
-            Ok(own) => break (own, read),
+        match own_lease(seams, &settings, &*backend, so_far, find).await? {
+            Ok(own) => {
+                if missing.told.is_some() {
+                    seams.show_wait(Wait::Uplink { error: None });
+                }
+                break (own, read, Arc::new(settings));
+            }
             Err(error) => missing.wait(error).await?,
         }
     };
     let Own { first, lease, foreign, others } = own;
     let left = first.left_subnets();
     let First { mut context, rationale, before, .. } = first;
-    missing.found(&context.uplink);
+    show_uplink(seams, &context);
     context.previous = lease.map(Arc::new);
     // Judged before anything was asked of the store: what is found later may be this start's own, whose answer was
     // lost.
@@ -94,7 +104,7 @@ pub(crate) async fn survey(
     // Another agent's last words in subnet.env name the subnet that pods here still use (docs/compatibility.md,
     // "Acquiring a lease").
     let previous = context.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
-    let told = [previous, env_file::former_subnets(settings), left];
+    let told = [previous, env_file::former_subnets(&settings), left];
     let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();
     let own = match (&settings.node, &context.previous) {
         (Some(_), _) => OwnLeases::Every,
@@ -102,7 +112,7 @@ pub(crate) async fn survey(
         (None, None) => OwnLeases::Unheld,
     };
     let want = Want::new(attrs).preferring(preferred).owning(own).leaving_alone(foreign);
-    Ok(Surveyed { backend, context, rationale, before, others, read, want })
+    Ok(Surveyed { settings, backend, context, rationale, before, others, read, want })
 }
 
 /// Waits until the host would have other addresses used than it was surveyed with, or until `until`.
@@ -115,16 +125,21 @@ pub(crate) async fn settle(
 ) -> Result<(), OverlayError> {
     let Surveyed { backend, context, others, .. } = surveyed;
     let uplink = so_far.map(|so_far| &so_far.context.uplink);
-    let known = Known { settings, config: &context.config, backend: &**backend, uplink };
-    let reach = settings.uplink.reaches();
     while seams.clock.now() < until {
+        seams.show_wait(Wait::Uplink {
+            error: Some(format!("for {SETTLE:?}, for the addresses that were used before")),
+        });
         seams.clock.sleep_until(until.min(seams.clock.now().after(GLANCE))).await;
+        let settings = &seams.up_to_date(settings);
+        let known = Known { settings, config: &context.config, backend: &**backend, uplink };
+        let reach = settings.uplink.reaches();
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
         let found = known.first_context(&host, others);
         if !found.is_ok_and(|found| found.context.uplink.addrs == context.uplink.addrs) {
-            return Ok(());
+            break;
         }
     }
+    seams.show_wait(Wait::Uplink { error: None });
     Ok(())
 }
 
@@ -180,32 +195,61 @@ async fn own_lease(
 struct Missing<'a> {
     seams: &'a Seams,
     settings: &'a Settings,
+    selected: watch::Receiver<Select>,
     told: Option<Problem>,
     backoff: Backoff,
 }
 
-impl Missing<'_> {
+impl<'a> Missing<'a> {
+    fn new(seams: &'a Seams, settings: &'a Settings) -> Self {
+        let mut selected = seams.uplink.clone();
+        selected.mark_unchanged();
+        Self { seams, settings, selected, told: None, backoff: Backoff::new(seams.jitter.clone()) }
+    }
+
     async fn wait(&mut self, error: UplinkError) -> Result<(), OverlayError> {
-        let Self { seams, settings, told, backoff } = self;
+        let Self { seams, settings, selected, told, backoff } = self;
         // No host can mend an address of the wrong family.
         let final_anyway = matches!(error.problem, Problem::WrongFamily { .. });
         if settings.missing_uplink == MissingUplink::Fail || final_anyway {
             return Err(OverlayError::Uplink(error));
         }
+        let text = chain(&error);
         if told.as_ref() != Some(&error.problem) {
-            let text = chain(&error);
             seams.status.send_modify(|status| status.last_error = Some(text.clone()));
-            seams.tell(Event::UplinkLost(text));
+            lose_uplink(seams, &text);
             *told = Some(error.problem);
         }
-        seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
+        seams.show_wait(Wait::Uplink { error: Some(text) });
+        tokio::select! {
+            () = seams.clock.sleep_until(seams.clock.now().after(backoff.wait())) => {}
+            Ok(()) = selected.changed() => backoff.reset(),
+        }
         Ok(())
     }
+}
 
-    fn found(self, uplink: &Uplink) {
-        if self.told.is_some() {
-            self.seams.tell(Event::UplinkBack(uplink.clone()));
-        }
+/// Shows the uplink that a start has found, and what is wrong with it.
+fn show_uplink(seams: &Seams, context: &NodeContext) {
+    if let Some(error) = uplink_trouble(context) {
+        return lose_uplink(seams, &error);
+    }
+    let state = UplinkState::Up(context.uplink.clone());
+    let mut was_lost = false;
+    seams.status.send_if(
+        |status| status.uplink != state,
+        |status| was_lost = matches!(std::mem::replace(&mut status.uplink, state.clone()), UplinkState::Lost { .. }),
+    );
+    if was_lost {
+        seams.tell(Event::UplinkBack(context.uplink.clone()));
+    }
+}
+
+fn lose_uplink(seams: &Seams, text: &str) {
+    let now = seams.clock.now();
+    let is_new = |status: &Status| !matches!(&status.uplink, UplinkState::Lost { error, .. } if error == text);
+    if seams.status.send_if(is_new, |status| status.uplink = status.uplink.lost(now, text.to_owned())) {
+        seams.tell(Event::UplinkLost(text.to_owned()));
     }
 }
 
@@ -215,9 +259,15 @@ where
     F: Future<Output = Result<T, KernelError>>,
 {
     let mut backoff = Backoff::new(seams.jitter.clone());
+    seams.show_step(Wait::Kernel { error: None });
     loop {
         let error = match ask().await {
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                if !backoff.is_fresh() {
+                    seams.show_wait(Wait::Kernel { error: None });
+                }
+                return Ok(answer);
+            }
             Err(error) => error,
         };
         match error {
@@ -230,8 +280,9 @@ where
         let text = chain(&error);
         if seams.status.borrow().last_error.as_ref() != Some(&text) {
             seams.status.send_modify(|status| status.last_error = Some(text.clone()));
-            seams.tell(Event::KernelTrouble(text));
+            seams.tell(Event::KernelTrouble(text.clone()));
         }
+        seams.show_wait(Wait::Kernel { error: Some(text) });
         seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
     }
 }
@@ -257,9 +308,15 @@ where
     F: Future<Output = Result<T, SubnetError>>,
 {
     let mut backoff = Backoff::new(seams.jitter.clone());
+    seams.show_step(Wait::Store { error: None });
     loop {
         match ask().await {
-            Ok(value) => return Ok(value),
+            Ok(value) => {
+                if !backoff.is_fresh() {
+                    seams.show_wait(Wait::Store { error: None });
+                }
+                return Ok(value);
+            }
             Err(error) => store_fails(seams, error)?,
         }
         seams.clock.sleep_until(seams.clock.now().after(backoff.wait())).await;
@@ -281,16 +338,16 @@ pub(crate) fn store_answers(seams: &Seams) {
 /// Shows why the store does not do what it is asked for. What only an operator can mend in what the store *holds* is
 /// final; a store that is away, denies or is full may answer later.
 pub(crate) fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), OverlayError> {
-    match error {
-        SubnetError::Unavailable { .. }
-        | SubnetError::Denied { .. }
-        | SubnetError::Unconfigured { .. }
+    let text = chain(&error);
+    let wait = match error {
+        SubnetError::Unavailable { .. } | SubnetError::Denied { .. } => Wait::Store { error: Some(text.clone()) },
+        SubnetError::Unconfigured { .. }
         | SubnetError::Reconfigured
         | SubnetError::Exhausted(_)
-        | SubnetError::Lost(_) => {}
+        | SubnetError::Lost(_) => Wait::Lease { error: Some(text.clone()) },
         SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),
-    }
-    let text = chain(&error);
+    };
+    seams.show_wait(wait);
     let now = seams.clock.now();
     let mut fresh = false;
     seams.status.send_if(

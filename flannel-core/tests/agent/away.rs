@@ -287,7 +287,7 @@ async fn a_start_from_the_file_ends_once_the_store_says_that_the_configuration_i
     let cached = CachedSubnets::new(Arc::new(mute.clone()), keeping.file(), "memory", clock);
     keeping.node.store.outage();
     let agent = keeping.node.run_on(keeping.node.builder(), Arc::new(keeping.node.kernel.clone()), Arc::new(cached));
-    agent.until(|status| status.phase == Phase::Ready).await;
+    agent.ready().await;
     keeping.node.store.recover();
     agent.until(|status| status.store == Contact::Live).await;
     // The watch lives, and nobody may read the configuration: that says nothing, and is asked for with back-off.

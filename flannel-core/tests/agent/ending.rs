@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use flannel_core::backend::Backend;
 use flannel_core::lease::Record;
 use flannel_core::net::{Dual, Family, Prefix};
-use flannel_core::overlay::{Ended, Event, HandleError, OverlayError, Phase, Teardown};
+use flannel_core::overlay::{End, Ended, Event, HandleError, OverlayError, Phase, Teardown};
 use flannel_core::testing::FakeKernel;
 use flannel_core::testing::memory_subnets::Fault;
 use futures_util::stream::BoxStream;
@@ -79,7 +79,7 @@ async fn keep_leaves_everything_and_the_next_run_writes_nothing() {
     let (before, writes) = (node.kernel.snapshot(), node.kernel.writes());
     let handle = agent.handle.clone();
     agent.cancelled().await.unwrap();
-    assert_eq!(handle.status().phase, Phase::Stopped);
+    assert_eq!((handle.status().phase, &handle.status().ended), (Phase::Stopped, &Some(End::Stopped)));
     assert_eq!((node.kernel.snapshot(), node.record().as_ref()), (before.clone(), lease.as_deref()));
     let agent = node.run_ready().await;
     agent.audited().await;
@@ -92,7 +92,7 @@ async fn remove_leaves_nothing_and_gives_the_lease_back() {
     let before = node.kernel.snapshot();
     node.join(1..=20);
     let file = env_file(&dir);
-    let agent = node.run_as(node.builder().teardown(Teardown::Remove).subnet_env(file.clone())).once_ready().await;
+    let agent = node.run_as(node.builder().subnet_env(file.clone())).once_ready().await;
     eventually("subnet.env is there", || file.path.exists()).await;
     // The first look of the end fails, and one write is refused: both are tried again.
     pass(1.0).await;
@@ -100,7 +100,7 @@ async fn remove_leaves_nothing_and_gives_the_lease_back() {
     node.kernel.fail_next_observe(lost);
     node.kernel.refuse_nth(3, 16);
     let handle = agent.handle.clone();
-    agent.cancelled().await.unwrap();
+    agent.removed().await.unwrap();
     assert_eq!(node.kernel.snapshot(), before);
     assert_eq!((node.record(), &handle.status().lease), (None, &None));
     assert!(!file.path.exists());
@@ -151,14 +151,13 @@ async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
     assert!(handle.explain("10.42.9.9").await.unwrap().is_none());
     assert_eq!(handle.peers().await.unwrap().len(), 2);
     agent.cancelled().await.unwrap();
-    assert!(matches!(handle.plan().await, Err(HandleError::NotRunning)));
-    assert!(matches!(handle.explain("peer-1").await, Err(HandleError::NotRunning)));
-    assert!(matches!(handle.peers().await, Err(HandleError::NotRunning)));
+    assert!(matches!(handle.plan().await, Err(HandleError::Ended(_))));
+    assert!(matches!(handle.explain("peer-1").await, Err(HandleError::Ended(_))));
+    assert!(matches!(handle.peers().await, Err(HandleError::Ended(_))));
 }
 
 fn removing(node: &Node, store: &Away) -> Agent {
-    let builder = node.builder().teardown(Teardown::Remove);
-    node.run_as_over(builder, store)
+    node.run_over(store)
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +170,7 @@ async fn remove_gives_back_what_a_call_under_way_takes() {
     node.store.delete(&node.key());
     agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
     eventually("it is taken again, but not answered", || node.record().is_some()).await;
-    agent.cancelled().await.unwrap();
+    agent.removed().await.unwrap();
     assert_eq!(node.record(), None);
 }
 
@@ -187,7 +186,7 @@ async fn remove_gives_the_lease_back_that_the_store_knows_by_a_former_address() 
     let is_moved = |record: &Record| record.lease.as_ref().unwrap().attrs.public_ip.v4 == Some(public(Family::V4, 77));
     eventually("it is published, but not answered", || node.store.records().iter().all(is_moved)).await;
     store.delay(Duration::ZERO);
-    agent.cancelled().await.unwrap();
+    agent.removed().await.unwrap();
     assert_eq!(node.store.records(), []);
 }
 
@@ -203,7 +202,7 @@ async fn remove_ends_in_time_without_a_word_from_the_store() {
     node.store.insert([edited]);
     pass(1.0).await;
     let (kernel, begun) = (node.kernel.clone(), Instant::now());
-    let outcome = agent.cancelled().await;
+    let outcome = agent.removed().await;
     assert!(matches!(outcome, Err(OverlayError::Release(_))), "{outcome:?}");
     assert!(begun.elapsed() <= Duration::from_secs(10), "{:?}", begun.elapsed());
     assert!(kernel.snapshot().matching("tun4.1").is_empty());
@@ -222,10 +221,10 @@ async fn cancelled_while_it_takes_its_lease_it_gives_it_back() {
         agent.cancelled().await.unwrap();
         let store = Away::new(&node.store);
         store.delay(Duration::from_secs(delay));
-        let builder = node.builder().teardown(Teardown::Remove).subnet_env(file.clone());
+        let builder = node.builder().subnet_env(file.clone());
         let agent = node.run_as_over(builder, &store);
         pass(0.5).await;
-        agent.cancel.cancel();
+        agent.stop(Teardown::Remove);
         pass(1.0).await;
         store.delay(Duration::ZERO);
         agent.ended().await.unwrap();
@@ -240,7 +239,7 @@ async fn cancelled_before_it_has_the_name_it_touches_nothing_of_whoever_has() {
     store.leave();
     let rival = removing(&node, &store);
     pass(10.0).await;
-    rival.cancelled().await.unwrap();
+    rival.removed().await.unwrap();
     assert!(node.record().is_some() && !node.kernel.snapshot().matching("tun4.1").is_empty());
     agent.cancelled().await.unwrap();
 }
@@ -316,13 +315,13 @@ async fn a_round_that_was_cut_off_does_not_go_on_beside_the_removal() {
     let stuck = AtomicBool::new(false);
     let kernel = Stuck { kernel: node.kernel.clone(), stuck, under_way, beside: Arc::clone(&beside) };
     let kernel = Arc::new(kernel);
-    let builder = node.builder().teardown(Teardown::Remove);
+    let builder = node.builder();
     let agent = node.run_on(builder, Arc::clone(&kernel) as _, Arc::new(node.store.clone())).once_ready().await;
     pass(1.0).await;
     kernel.stuck.store(true, Ordering::Relaxed);
     node.join([1]);
     eventually("a round is under way", || Arc::strong_count(&kernel.under_way) > 1).await;
-    agent.cancelled().await.unwrap();
+    agent.removed().await.unwrap();
     assert!(!beside.load(Ordering::Relaxed));
     assert_eq!((node.kernel.snapshot(), node.record()), (before, None));
 }
@@ -343,11 +342,13 @@ async fn an_agent_that_panics_is_over_for_everybody_and_the_next_takes_over() {
     let handle = agent.handle.clone();
     let waiting = tokio::spawn(async move { handle.wait_for(|status| status.peers.accepted == 9).await });
     node.join([66]);
-    assert_eq!(waiting.await.unwrap(), Err(Ended));
-    agent.event(|event| *event == Event::Stopped).await;
-    assert_eq!(agent.status().phase, Phase::Stopped);
-    assert!(matches!(agent.handle.plan().await, Err(HandleError::NotRunning)));
-    assert!(agent.task().await.unwrap_err().is_panic());
+    let panicked = End::Panicked("a bug".to_owned());
+    assert_eq!(waiting.await.unwrap(), Err(Ended(panicked.clone())));
+    agent.event(|event| *event == Event::Stopped(panicked.clone())).await;
+    assert_eq!((agent.status().phase, agent.status().ended), (Phase::Stopped, Some(panicked)));
+    assert!(matches!(agent.handle.plan().await, Err(HandleError::Ended(_))));
+    let outcome = agent.ended().await;
+    assert!(matches!(&outcome, Err(OverlayError::Panicked { message }) if message == "a bug"), "{outcome:?}");
     assert_eq!(node.kernel.writes(), writes, "the data plane stays");
     let _next = node.run_ready().await;
     assert!(node.has_route(subnet(1)) && node.has_route(subnet(66)));

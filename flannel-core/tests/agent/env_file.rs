@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use flannel_core::kernel::{KernelError, Op};
 use flannel_core::net::Prefix;
-use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown};
+use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile};
 use tokio::time::Instant;
 
 use crate::log::Log;
@@ -108,8 +108,8 @@ async fn a_subnet_env_that_cannot_be_removed_is_an_error_and_the_lease_is_given_
     let outcome = overlay.remove().await;
     assert!(matches!(&outcome, Err(OverlayError::SubnetEnv { path, .. }) if *path == file.path), "{outcome:?}");
     assert_eq!(node.record(), None);
-    let builder = node.builder().subnet_env(file).teardown(Teardown::Remove);
+    let builder = node.builder().subnet_env(file);
     let agent = node.run_as(builder).once_ready().await;
-    assert!(matches!(agent.cancelled().await, Err(OverlayError::SubnetEnv { .. })));
+    assert!(matches!(agent.removed().await, Err(OverlayError::SubnetEnv { .. })));
     assert_eq!(node.record(), None);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flannel_core::kernel::{Claim, Kernel, KernelError, Op, OverlayName, Residence};
 use flannel_core::net::{Dual, Prefix};
-use flannel_core::overlay::{EnvFile, Masquerade, Overlay, Phase, Status, SubnetEnvFile, Teardown};
+use flannel_core::overlay::{EnvFile, Masquerade, Overlay, Phase, Status, SubnetEnvFile};
 use flannel_core::subnet_env::SubnetEnv;
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
@@ -127,7 +127,7 @@ async fn two_changes_of_network_with_a_kill_between_leave_nothing() {
     moved.add_direct("10.42.77.0/24");
     moved.node.kernel.refuse_if(refused_in("10.42."));
     let agent = moved.run();
-    agent.until(|status| status.phase == Phase::Ready).await;
+    agent.ready().await;
     moved.add_direct("10.43.77.0/24");
     agent.killed().await;
     moved.node.kernel.obey();
@@ -146,14 +146,14 @@ async fn a_removal_clears_the_former_network_too_or_keeps_its_memory() {
     moved.add_direct("10.42.77.0/24");
     for (refusing, left, files) in [(true, 1, 1), (false, 0, 0)] {
         moved.node.kernel.refuse_if(refused_in("10.42.77."));
-        let builder = moved.node.builder().subnet_env(moved.file.clone()).teardown(Teardown::Remove);
+        let builder = moved.node.builder().subnet_env(moved.file.clone());
         let agent = moved.node.run_as(builder);
         agent.until(|status| !status.former.is_empty() && status.subnet_env == EnvFile::Settled).await;
         pass(5.0).await;
         if !refusing {
             moved.node.kernel.obey();
         }
-        let outcome = agent.cancelled().await;
+        let outcome = agent.removed().await;
         assert_eq!((outcome.is_err(), moved.left(), moved.files()), (refusing, left, files), "{outcome:?}");
     }
 }
@@ -170,12 +170,12 @@ async fn a_former_network_that_another_overlay_has_now_is_left_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_removal_that_fails_remembers_where_the_next_one_has_to_look() {
     let moved = Moved::new().await;
-    let builder = moved.node.builder().subnet_env(moved.file.clone()).teardown(Teardown::Remove);
+    let builder = moved.node.builder().subnet_env(moved.file.clone());
     let agent = moved.node.run_as(builder);
     agent.until(settled).await;
     moved.node.kernel.refuse_if(refused_in("10.43.77."));
     moved.add_direct("10.43.77.0/24");
-    assert!(agent.cancelled().await.is_err());
+    assert!(agent.removed().await.is_err());
     assert!(!moved.file.path.exists());
     moved.node.kernel.obey();
     moved.node.store.outage();

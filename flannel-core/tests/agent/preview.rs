@@ -19,7 +19,7 @@ async fn plan_and_peers_are_not_given_before_the_store_has_said_what_is_everythi
     let before = node.run_ready().await;
     before.cancelled().await.unwrap();
     let agent = node.run_over(&Watched::new(&node.store, |_| futures_util::stream::pending().boxed()));
-    agent.until(|status| status.phase == Phase::LeaseHeld).await;
+    agent.reached(Phase::LeaseHeld).await;
     let error = agent.handle.plan().await.unwrap_err();
     assert!(matches!(error, HandleError::NotSynced), "{error}");
     let error = agent.handle.peers().await.unwrap_err();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flannel_core::clock::TokioClock;
 use flannel_core::kernel::{Object, Op};
 use flannel_core::net::{Family, Prefix};
-use flannel_core::overlay::{Event, Phase};
+use flannel_core::overlay::{Event, Phase, Status, Wait};
 use flannel_core::testing::MemorySubnets;
 
 use crate::node::{Node, dual_config, dual_peer, pass, peer, public, subnet};
@@ -54,18 +54,22 @@ async fn a_value_of_one_peer_that_the_kernel_rejects_is_that_peers_trouble() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_kernel_has_no_memory_for_keeps_the_node_from_being_ready() {
+async fn a_peer_that_the_kernel_has_no_memory_for_degrades_a_node_that_reaches_others() {
     let node = Node::alone();
     node.join([1, 2]);
     let refused = routes_to(1);
     node.kernel.refuse_if(move |op| refused(op).then_some(ENOMEM));
     let agent = node.run();
     let status = agent.until(|status| status.undone > 0).await;
-    assert_eq!((status.phase, status.undone), (Phase::DeviceReady, 1));
+    assert_eq!((status.phase, status.undone), (Phase::Ready, 1));
+    let degraded = status.degraded().unwrap();
+    assert_eq!((status.is_ready(), degraded.undone, degraded.refused), (true, 1, 1));
+    assert_eq!(degraded.to_string(), "1 refused, 1 undone");
     assert!(status.refused.contains_key(&Object::Route(subnet(1))) && status.last_error.is_some(), "{status:?}");
     node.kernel.obey();
     pass(5.0).await;
     assert_eq!((agent.status().phase, agent.status().undone, agent.status().refused.len()), (Phase::Ready, 0, 0));
+    assert_eq!(agent.status().degraded(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -77,6 +81,12 @@ async fn where_no_peers_route_is_taken_the_node_is_not_ready() {
         let agent = node.run();
         let status = agent.until(|status| status.audits >= 3).await;
         assert_eq!((status.phase, status.undone), (Phase::DeviceReady, usize::from(count)), "{status:?}");
+        let waits = status.waits_for();
+        assert!(!status.is_ready(), "{status:?}");
+        assert!(
+            matches!(&waits[..], [Wait::Writes { undone, error: Some(_) }] if *undone == status.undone),
+            "{waits:?}"
+        );
         assert!(status.last_error.is_some() && status.refused.len() == usize::from(count));
         node.kernel.obey();
         pass(5.0).await;
@@ -94,4 +104,17 @@ async fn each_family_is_judged_by_itself() {
     let agent = node.run();
     let status = agent.until(|status| status.audits >= 3).await;
     assert_eq!((status.phase, status.undone), (Phase::DeviceReady, 2), "{status:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_lacks_its_address_keeps_the_node_from_being_ready() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    node.kernel.refuse_if(|op| matches!(op, Op::AddAddress(_)).then_some(ENOMEM));
+    let agent = node.run();
+    let status = agent.until(|status| status.audits >= 2).await;
+    assert_eq!((status.phase, status.undone, status.is_ready()), (Phase::DeviceReady, 1, false), "{status:?}");
+    assert!(node.has_route(subnet(1)));
+    node.kernel.obey();
+    agent.until(Status::is_ready).await;
 }

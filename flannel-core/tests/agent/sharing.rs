@@ -261,9 +261,9 @@ async fn a_start_that_is_undone_gives_back_its_own_lease_and_not_an_equal_one() 
         let anew = Anew::after(bare()).await;
         let store = Away::new(&anew.node.store);
         store.delay(Duration::from_secs(delay));
-        let agent = anew.run(anew.node.builder_with(bare()).teardown(Teardown::Remove), &store);
+        let agent = anew.run(anew.node.builder_with(bare()), &store);
         eventually("it is taken, but not answered", || anew.node.leases().len() == 2).await;
-        agent.cancel.cancel();
+        agent.stop(Teardown::Remove);
         pass(1.0).await;
         store.delay(Duration::ZERO);
         agent.ended().await.unwrap();
@@ -275,13 +275,13 @@ async fn a_start_that_is_undone_gives_back_its_own_lease_and_not_an_equal_one() 
 async fn an_agent_gives_back_its_own_lease_and_not_an_equal_one_whatever_answers_are_lost() {
     let anew = Anew::after(bare()).await;
     let store = Away::new(&anew.node.store);
-    let agent = anew.run(anew.node.builder_with(bare()).teardown(Teardown::Remove), &store).once_ready().await;
+    let agent = anew.run(anew.node.builder_with(bare()), &store).once_ready().await;
     store.delay(Duration::from_secs(3600));
     let is_renewed = || anew.node.leases().len() == 2 && store.calls.load(Ordering::Relaxed) > 3;
     pass(TTL.as_secs_f64() * 0.95).await;
     assert!(is_renewed(), "a renewal is under way");
     store.delay(Duration::ZERO);
-    agent.cancelled().await.unwrap();
+    agent.removed().await.unwrap();
     anew.assert_left(None);
 }
 

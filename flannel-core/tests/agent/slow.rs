@@ -49,7 +49,7 @@ async fn a_watch_that_lags_costs_the_node_no_lease_and_no_write_and_its_peers_co
     let (writes, begun) = (store.writes.load(Ordering::Relaxed), Instant::now());
     // What the node publishes changes again and again; the watch shows each former state long after it.
     for n in ADDRESSES {
-        let addr = agent.status().uplink.unwrap().addrs.v4.unwrap();
+        let addr = agent.status().uplink.up().unwrap().addrs.v4.unwrap();
         node.kernel.remove_address("eth0", format!("{addr}/24").parse().unwrap()).unwrap();
         node.kernel.add_address("eth0", format!("192.0.2.{n}/24").parse().unwrap()).unwrap();
         add_defaults(&node.kernel, node.kernel.link_index("eth0").unwrap());

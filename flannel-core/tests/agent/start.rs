@@ -67,7 +67,7 @@ async fn an_uplink_made_anew_while_the_lease_was_waited_for_is_the_one_in_use() 
     add_defaults(&node.kernel, eth0);
     node.leave([9]);
     let status = agent.ready().await;
-    assert_eq!(status.uplink.unwrap().index, eth0);
+    assert_eq!(status.uplink.up().unwrap().index, eth0);
     let published =
         agent.until(|_| node.record().is_some_and(|it| it.attrs.public_ip.v4 == Some(public(Family::V4, 201))));
     published.await;

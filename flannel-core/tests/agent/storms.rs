@@ -65,7 +65,7 @@ impl Away {
     }
 
     /// Answers no call any more.
-    fn hang(&self) {
+    pub(crate) fn hang(&self) {
         self.hangs.store(true, Ordering::Relaxed);
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use flannel_core::backend::{Backend, BackendError};
 use flannel_core::lease::BadRecord;
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, Ended, Event, Phase, SubscriptionState, Verdict};
+use flannel_core::overlay::{Contact, End, Ended, Event, Phase, SubscriptionState, Teardown, Verdict};
 use flannel_core::testing::Fault;
 
 use crate::altered::Altered;
@@ -55,12 +55,12 @@ async fn an_uplink_that_returns_is_told_of() {
     let (node, mut agent) = Node::ready_beside([]).await;
     node.kernel.link_down("eth0").unwrap();
     agent.event(|event| matches!(event, Event::UplinkLost(_))).await;
-    agent.until(|status| status.uplink.is_none()).await;
+    agent.until(|status| status.uplink.up().is_none()).await;
     node.kernel.link_up("eth0").unwrap();
     add_defaults(&node.kernel, node.kernel.link_index("eth0").unwrap());
     let back = agent.event(|event| matches!(event, Event::UplinkBack(_))).await;
     assert!(matches!(back, Event::UplinkBack(uplink) if uplink.name.as_str() == "eth0"));
-    agent.until(|status| status.uplink.is_some()).await;
+    agent.until(|status| status.uplink.up().is_some()).await;
     agent.audited().await;
     assert!(!agent.drain().iter().any(|event| matches!(event, Event::UplinkBack(_))), "once");
 }
@@ -154,7 +154,7 @@ async fn a_record_is_explained_by_whatever_it_says_of_itself() {
 async fn a_status_that_is_kept_holds_up_neither_the_work_nor_the_end() {
     let node = Node::alone();
     let agent = node.run();
-    let kept = agent.handle.wait_for(|status| status.phase == Phase::Ready).await.unwrap();
+    let kept = agent.handle.reached(Phase::Ready).await.unwrap();
     node.join([1]);
     eventually("the peer is programmed", || node.has_route(subnet(1))).await;
     let handle = agent.handle.clone();
@@ -169,11 +169,11 @@ async fn whoever_waits_for_what_does_not_come_is_told_of_the_end() {
     let handle = agent.handle.clone();
     let never = tokio::spawn(async move { handle.wait_for(|status| status.peers.accepted == 7).await });
     agent.cancelled().await.unwrap();
-    assert_eq!(never.await.unwrap(), Err(Ended));
+    assert_eq!(never.await.unwrap(), Err(Ended(End::Stopped)));
     // One that was cut off says so too.
     let agent = Node::alone().run().once_ready().await;
     let (handle, mut follower) = (agent.handle.clone(), agent.handle.clone());
-    let over = tokio::spawn(async move { handle.wait_for(|status| status.phase == Phase::Stopped).await });
+    let over = tokio::spawn(async move { handle.reached(Phase::Stopped).await });
     let follower = tokio::spawn(async move { while follower.changed().await.is_ok() {} });
     agent.killed().await;
     assert!(over.await.unwrap().is_ok());
@@ -194,12 +194,12 @@ async fn a_reader_that_was_too_slow_learns_how_much_it_missed_and_reads_on_to_th
         node.store.insert(moved);
         pass(0.1).await;
     }
-    agent.cancel.cancel();
+    agent.stop(Teardown::Keep);
     let mut events = Vec::new();
-    while let Some(event) = agent.events.next().await {
-        events.push(event);
+    while !matches!(events.last(), Some(Event::Stopped(_))) {
+        events.extend(agent.events.next().await);
     }
     assert!(matches!(events[0], Event::Missed(missed) if missed > 100), "{:?}", events[0]);
     assert!(events.len() > 1024, "{}", events.len());
-    assert_eq!(events.last(), Some(&Event::Stopped));
+    assert_eq!(events.last(), Some(&Event::Stopped(End::Stopped)));
 }

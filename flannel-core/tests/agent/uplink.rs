@@ -78,7 +78,7 @@ async fn an_address_that_an_operator_sets_in_the_store_finds_its_interface() {
         let public = Dual { v4: addr.map(|addr| addr.parse().unwrap()), v6: None };
         node.store.set_public(&node.identity(), public);
     };
-    let uplink = |agent: &Agent| agent.status().uplink.map(|uplink| uplink.name.to_string());
+    let uplink = |agent: &Agent| agent.status().uplink.up().map(|uplink| uplink.name.to_string());
     set(Some("198.51.100.7"));
     let agent = node.run().once_ready().await;
     assert_eq!((uplink(&agent).as_deref(), published(&node)), (Some("eth1"), vec!["198.51.100.7".to_owned()]));
@@ -124,7 +124,7 @@ async fn a_default_route_that_moves_for_a_moment_moves_no_node() {
     pass(30.0).await;
     assert_eq!(published(&node), ["192.0.2.200"]);
     away();
-    let moved = agent.until(|status| status.uplink.as_ref().is_some_and(|uplink| uplink.index == eth1)).await;
+    let moved = agent.until(|status| status.uplink.up().is_some_and(|uplink| uplink.index == eth1)).await;
     assert_eq!(moved.mtu.unwrap().0, 1430);
     eventually("the new address is published", || published(&node) == ["198.51.100.7"]).await;
 }
@@ -138,7 +138,7 @@ async fn an_address_that_another_record_publishes_is_never_taken_over() {
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
     pass(60.0).await;
     assert_eq!(published(&node), ["192.0.2.200", "192.0.2.3"]);
-    assert_eq!(agent.status().uplink, None);
+    assert_eq!(agent.status().uplink.up(), None);
     node.leave([3]);
     eventually("the address is free", || published(&node) == ["192.0.2.3"]).await;
 }
@@ -197,7 +197,7 @@ async fn an_interface_made_anew_with_the_same_address_is_used_at_once() {
     node.kernel.add_address("eth0", "fd99::c8/64".parse().unwrap()).unwrap();
     add_defaults(&node.kernel, eth0);
     pass(1.0).await;
-    assert_eq!(agent.status().uplink.map(|uplink| uplink.index), Some(eth0));
+    assert_eq!(agent.status().uplink.up().map(|uplink| uplink.index), Some(eth0));
 }
 
 #[tokio::test(start_paused = true)]

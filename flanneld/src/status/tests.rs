@@ -1,6 +1,11 @@
+use flannel_core::backend::Uplink;
 use flannel_core::config::{Allocation, NetworkConfig};
+use flannel_core::kernel::LinkName;
+use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
+use flannel_core::net::{Dual, Mtu};
+use flannel_core::overlay::{End, EnvFile};
 
-use super::*;
+use super::{Document, *};
 
 fn around() -> Surroundings {
     Surroundings {
@@ -15,11 +20,12 @@ fn around() -> Surroundings {
 #[test]
 fn a_document_survives_json_and_says_what_it_waits_for() {
     let mut status = Status::default();
-    status.last_error = Some("no route".to_owned());
+    status.starting = Some(Wait::Lease { error: Some("no route".to_owned()) });
     let document = Document::new(&status, &RulesState::Pending, &around(), BootTime::default(), 0);
     let json = serde_json::to_string(&document).unwrap();
     assert_eq!(serde_json::from_str::<Document>(&json).unwrap(), document);
-    assert_eq!((document.ready, document.waits_for.as_slice()), (false, &["a lease (no route)".to_owned()][..]));
+    assert_eq!((document.ready, document.waits_for.len()), (false, 1));
+    assert!(document.waits_for[0].starts_with("a lease (no route): see to what the store"), "{document:?}");
     let table = document.to_string();
     assert!(table.contains("NOT ready") && table.contains("directory /d (never)"), "{table}");
 }
@@ -36,7 +42,7 @@ fn what_hurts_without_keeping_from_readiness_is_shown() {
     let rules = RulesState::WithoutForward("no iptables".to_owned());
     let line = summary(&status, &rules);
     assert!(line.contains("no peer to others (has no subnet"), "{line}");
-    assert!(!waits_for(&status, &rules).iter().any(|reason| reason.contains("iptables")));
+    assert!(!waits_for(&status, &rules, Wait::to_string).iter().any(|reason| reason.contains("iptables")));
     let document = Document::new(&status, &rules, &around(), BootTime::default(), 0);
     assert_eq!(document.firewall.as_deref(), Some("no iptables"));
     let table = document.to_string();
@@ -55,7 +61,7 @@ fn text_of_others_is_shown_plain_in_rows_of_its_own_and_cut() {
     status.own_trouble = Some(Reason::Unreadable(hostile.clone()));
     let empty = Document::new(&status, &RulesState::Pending, &around(), BootTime::default(), 0).to_string();
     for nth in 0..2 * LISTED {
-        let key = flannel_core::lease::LeaseKey::new(&format!("{nth}{hostile}"));
+        let key = LeaseKey::new(&format!("{nth}{hostile}"));
         Arc::make_mut(&mut status.quarantined).insert(key, Reason::Unreadable(hostile.clone()));
     }
     let document = Document::new(&status, &RulesState::Pending, &around(), BootTime::default(), 0);
@@ -65,13 +71,62 @@ fn text_of_others_is_shown_plain_in_rows_of_its_own_and_cut() {
     assert!(document.quarantined.iter().all(|named| named.name.chars().count() <= MOST_TEXT + 1));
 }
 
+/// A status of an agent that is ready.
+fn ready() -> Status {
+    let attrs = LeaseAttrs::new(Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None });
+    let subnets = Dual { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None };
+    let addrs = Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
+    let uplink = Uplink::new(2, LinkName::new("eth0").unwrap(), Mtu(1500), addrs);
+    let mut status = Status::default();
+    status.lease = Some(Arc::new(Lease::new(LeaseKey::new("node-1"), subnets, attrs)));
+    (status.phase, status.starting, status.listed) = (Phase::Ready, None, true);
+    status.uplink = UplinkState::Up(uplink);
+    status
+}
+
 #[test]
 fn readiness_needs_phase_lease_and_file() {
-    let mut status = Status::default();
-    status.phase = Phase::Ready;
-    status.subnet_env = EnvFile::Pending { error: Some("disk full".to_owned()) };
-    assert!(!is_ready(&status, &RulesState::InPlace));
-    assert_eq!(waits_for(&status, &RulesState::InPlace).len(), 2);
-    assert!(waits_for(&status, &RulesState::InPlace).iter().any(|reason| reason.contains("disk full")));
-    assert_eq!(waits_for(&status, &RulesState::Failed("no nft".to_owned())).len(), 3);
+    let lacks = |change: fn(&mut Status)| {
+        let mut status = ready();
+        change(&mut status);
+        assert!(!is_ready(&status, &RulesState::InPlace), "{status:?}");
+        waits_for(&status, &RulesState::InPlace, Wait::to_string)
+    };
+    assert!(is_ready(&ready(), &RulesState::InPlace) && !is_ready(&ready(), &RulesState::Pending));
+    lacks(|status| status.phase = Phase::LeaseHeld);
+    assert_eq!(lacks(|status| status.lease = None), ["a lease"]);
+    let pending = |status: &mut Status| status.subnet_env = EnvFile::Pending { error: Some("disk full".to_owned()) };
+    assert_eq!(lacks(pending), ["subnet.env to be written (disk full)"]);
+    let mut status = ready();
+    pending(&mut status);
+    status.lease = None;
+    assert_eq!(waits_for(&status, &RulesState::InPlace, Wait::to_string).len(), 2);
+    assert_eq!(waits_for(&status, &RulesState::Failed("no nft".to_owned()), Wait::to_string).len(), 3);
+}
+
+#[test]
+fn an_uplink_that_is_lost_is_no_readiness_and_is_shown_with_its_reason() {
+    let (mut status, at) = (ready(), BootTime(std::time::Duration::from_secs(7)));
+    let last = status.uplink.up().cloned();
+    let shown = |status: &Status| Document::new(status, &RulesState::InPlace, &around(), at, 0);
+    assert!(shown(&status).ready && shown(&status).to_string().contains("uplink       eth0 (192.0.2.1), mtu 1500"));
+    status.uplink = UplinkState::Lost { last, since: BootTime::default(), error: "eth0 has no carrier".to_owned() };
+    let table = shown(&status).to_string();
+    assert!(!shown(&status).ready && table.contains("uplink       lost for 7 s: eth0 has no carrier"), "{table}");
+    assert!(table.contains("waits for    an uplink (eth0 has no carrier)"), "{table}");
+}
+
+#[test]
+fn what_is_done_without_is_shown_of_a_node_that_is_ready() {
+    let mut status = ready();
+    (status.peers.quarantined, status.undone) = (2, 3);
+    let document = Document::new(&status, &RulesState::InPlace, &around(), BootTime::default(), 0);
+    assert!(document.ready && document.to_string().contains("degraded     2 quarantined, 3 undone"), "{document}");
+}
+
+#[test]
+fn an_end_is_summed_up_by_its_reason() {
+    let mut status = ready();
+    (status.phase, status.ended) = (Phase::Stopped, Some(End::Failed("the lease was lost".to_owned())));
+    assert_eq!(summary(&status, &RulesState::InPlace), "stopped: the lease was lost");
 }

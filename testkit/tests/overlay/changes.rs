@@ -1,7 +1,7 @@
 //! Another configuration, and several overlays side by side.
 
 use flannel_core::kernel::{KernelError, OverlayName};
-use flannel_core::overlay::{OverlayError, Phase};
+use flannel_core::overlay::{OverlayError, Phase, Teardown};
 use flannel_core::testing::MemorySubnets;
 use flannel_core::uplink::Select;
 use testkit::probe;
@@ -125,7 +125,7 @@ fn two_overlays_work_side_by_side_and_one_that_clashes_touches_nothing() {
     cluster.restart(0);
     assert_eq!(seen(&cluster), before);
     for agent in agents {
-        agent.cancel.cancel();
+        agent.stop(Teardown::Keep);
         cluster.outcome(agent).unwrap();
     }
 }

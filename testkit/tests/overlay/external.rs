@@ -6,7 +6,7 @@ use flannel_core::kernel::{
 };
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
-use flannel_core::overlay::{Phase, Teardown};
+use flannel_core::overlay::Phase;
 use flannel_core::testing::backend_contract::{self, Made};
 use testkit::Families;
 use testkit::sabotage::Plane;
@@ -95,8 +95,7 @@ fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
         lease
     }));
     let agent = cluster.agent(0).with(|builder| builder.backend("external", |_| Ok(External)));
-    let agent = agent.teardown(Teardown::Remove).start();
-    cluster.agents.push(agent);
+    cluster.agents.push(agent.start());
     let ip = |args: &str| cluster.ns(0).ip(args).unwrap();
     let on_it = || {
         let routes = ip(&format!("route show dev {NAME}"));
@@ -107,7 +106,7 @@ fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
     // Nobody has made it yet: the status says what to do, and nothing is written.
     let waits = cluster.until(0, "waiting", |status| is_missing(&status.conflicts, "no such device"));
     assert!(
-        waits.phase < Phase::Ready && waits.conflicts[0].remedy.contains("ip link set dev ext0 group"),
+        !waits.phase.has_reached(Phase::Ready) && waits.conflicts[0].remedy.contains("ip link set dev ext0 group"),
         "{waits:?}"
     );
 
@@ -142,7 +141,7 @@ fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
     // With the overlay goes what was written, and the device stays with what is its program's.
     ip(&format!("address add 172.31.7.1/30 dev {NAME}"));
     ip(&format!("link set {NAME} mtu 1234"));
-    cluster.stop(0).unwrap();
+    cluster.remove(0).unwrap();
     let ip = |args: &str| cluster.ns(0).ip(args).unwrap();
     assert!(!ip(&format!("route show dev {NAME}")).contains("10.244."));
     let after = ip(&format!("-d -o link show dev {NAME}"));

@@ -6,7 +6,7 @@ use caps::{CapSet, Capability};
 use flannel_core::kernel::{Kernel, KernelError, OverlayName, Residence};
 use flannel_core::net::{Dual, Family};
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{OverlayError, Phase, Status};
+use flannel_core::overlay::{OverlayError, Phase, Status, Wait};
 use testkit::sabotage::{Act, Plane};
 use testkit::{Families, Route, UNDERLAY_LINK, cases, wait_until};
 
@@ -38,7 +38,7 @@ fn an_underlay_of_a_plane_comes_back(plane: Plane, act: Act) {
     cluster.settle();
     let (wanted, node, target) = (cluster.objects(0), cluster.node(0), cluster.target());
     act.strike(node, &target).unwrap();
-    let status = cluster.until(0, "showing the loss", |status| status.uplink.is_none());
+    let status = cluster.until(0, "showing the loss", |status| status.uplink.up().is_none());
     assert!(status.lease.is_some(), "{status:?}");
     // Peers come and go meanwhile.
     cluster.store.insert([cluster.paper_peer(150)]);
@@ -51,8 +51,29 @@ fn an_underlay_of_a_plane_comes_back(plane: Plane, act: Act) {
     cluster.assert_traffic(0, 1);
     cluster.assert_traffic(1, 0);
     eprintln!("{plane:?}: {} for a while: healed {healed:.1?} after it was back", act.name());
-    cluster.until(0, "ready with its uplink", |it| it.phase == Phase::Ready && it.uplink.is_some());
+    cluster.until(0, "ready with its uplink", |it| it.phase == Phase::Ready && it.uplink.up().is_some());
     cluster.converged(0);
+}
+
+#[test]
+fn without_a_carrier_a_node_is_not_ready_until_it_is_back_and_nothing_is_written() {
+    for plane in [Plane::Vxlan, Plane::HostGw, Plane::Udp] {
+        let cluster = Cluster::start(2, plane, Families::Dual);
+        let (wanted, node, target) = (cluster.objects(0), cluster.node(0), cluster.target());
+        cluster.until(0, "ready", Status::is_ready);
+        Act::UnderlayCarrier.strike(node, &target).unwrap();
+        let status = cluster.until(0, "not ready", |status| !status.is_ready());
+        let waits = status.waits_for();
+        assert!(
+            matches!(&waits[..], [Wait::Uplink { error: Some(error) }] if error.contains("no carrier")),
+            "{waits:?}"
+        );
+        assert_eq!(cluster.objects(0), wanted);
+        Act::UnderlayCarrier.restore(node).unwrap();
+        cluster.until(0, "ready again", Status::is_ready);
+        cluster.assert_traffic(0, 1);
+        assert_eq!(cluster.objects(0), wanted);
+    }
 }
 
 #[test]

@@ -132,7 +132,7 @@ impl Cluster {
 
     /// Waits until an agent is ready.
     pub(crate) fn ready(&self, nth: usize) -> Status {
-        self.until(nth, "ready", |status| status.phase == Phase::Ready)
+        self.until(nth, "ready", |status| status.phase.has_reached(Phase::Ready))
     }
 
     /// Waits for a status of an agent.
@@ -187,6 +187,11 @@ impl Cluster {
     /// Ends an agent in order.
     pub(crate) fn stop(&self, nth: usize) -> Result<(), OverlayError> {
         self.block_on(self.agents[nth].cancelled())
+    }
+
+    /// Ends an agent in order, and has it remove what is its own.
+    pub(crate) fn remove(&self, nth: usize) -> Result<(), OverlayError> {
+        self.block_on(self.agents[nth].removed())
     }
 
     /// Ends an agent as a crash would: its future is dropped wherever it is.
@@ -311,7 +316,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for agent in &self.agents {
-            agent.cancel.cancel();
+            agent.stop(Teardown::Keep);
         }
     }
 }
@@ -340,10 +345,6 @@ impl Launch<'_> {
     pub(crate) fn store(mut self, store: &MemorySubnets) -> Self {
         self.store = store.clone();
         self
-    }
-
-    pub(crate) fn teardown(self, teardown: Teardown) -> Self {
-        self.with(|builder| builder.teardown(teardown))
     }
 
     pub(crate) fn start(self) -> Agent {

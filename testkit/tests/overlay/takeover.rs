@@ -2,7 +2,6 @@
 
 use flannel_core::kernel::Route as Ours;
 use flannel_core::net::Family;
-use flannel_core::overlay::Teardown;
 use testkit::sabotage::Plane;
 use testkit::{Families, cases};
 
@@ -91,10 +90,10 @@ fn removal_leaves_nothing_of_ours_and_may_be_repeated() {
         cluster.stop(0).unwrap();
         assert_ne!(cluster.objects(0), Default::default());
         for _ in 0..2 {
-            let agent = cluster.agent(0).teardown(Teardown::Remove).start();
+            let agent = cluster.agent(0).start();
             cluster.agents[0] = agent;
             cluster.ready(0);
-            cluster.stop(0).unwrap();
+            cluster.remove(0).unwrap();
             nothing_of_ours(&cluster);
             assert!(
                 !cluster.store.records().iter().any(|record| record.key.as_str() == "node-1"),
