@@ -53,8 +53,8 @@ const MAY_USE: [(&str, &[&str]); 18] = [
             "flannel-subnet-kube",
         ],
     ),
-    ("embed", &["flannel-core", "flannel-backend-vxlan"]),
-    ("kube-embed", &["flannel-core", "flannel-backend-vxlan", "flannel-subnet-kube"]),
+    ("embed", &["flannelkit"]),
+    ("kube-embed", &["flannelkit"]),
 ];
 
 fn metadata() -> Value {

@@ -11,12 +11,11 @@
 
 use std::{error::Error, sync::Arc};
 
-use flannel_backend_vxlan::Vxlan;
-use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Event, Events, Overlay, Teardown};
-use flannel_core::subnet::{NodeIdentity, ThisNode};
-use flannel_core::testing::MemorySubnets;
+use flannelkit::config::{Allocation, NetworkConfig};
+use flannelkit::spi::subnet::{NodeIdentity, ThisNode};
+use flannelkit::testing::MemorySubnets;
+use flannelkit::vxlan::Vxlan;
+use flannelkit::{Event, Events, NetlinkKernel, Overlay, Teardown};
 
 const NETWORK: &[u8] = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 

@@ -4,11 +4,10 @@
 
 use std::{error::Error, sync::Arc};
 
-use flannel_backend_vxlan::Vxlan;
-use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::netlink::NetlinkKernel;
-use flannel_core::overlay::{Overlay, Teardown};
-use flannel_subnet_kube::{ConfigSource, KubeSubnets, NodeName, Options};
+use flannelkit::config::{Allocation, NetworkConfig};
+use flannelkit::kube::{ConfigSource, KubeSubnets, NodeName, Options};
+use flannelkit::vxlan::Vxlan;
+use flannelkit::{NetlinkKernel, Overlay, Teardown};
 
 const NETWORK: &[u8] = br#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
