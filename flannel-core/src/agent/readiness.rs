@@ -183,6 +183,7 @@ impl fmt::Display for Wait {
 
 /// What an overlay does without, by reason: numbers of peers, records, objects or writes. One object may count for more
 /// than one reason.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Degraded {

@@ -83,6 +83,7 @@ pub enum SubscriptionState {
 
 /// Somebody else changes or deletes our record, again and again: most likely another agent under this node's name. Run
 /// one agent a name. Forgotten once the lease has stood for 30 s.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Contended {
@@ -94,6 +95,7 @@ pub struct Contended {
 }
 
 /// How many peers there are, by what became of them.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct PeerCounts {

@@ -83,6 +83,7 @@ impl fmt::Display for Forward {
 pub struct PublicKey(pub [u8; 32]);
 
 /// Something that makes a data plane slower than it could be. Packets are carried all the same.
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limitation {

@@ -9,6 +9,9 @@
 //! | [`Reason`] | `{"kind": …, "text": …, "remedy": …}` |
 //! | [`Skip`] | `{"kind": …, "text": …}`: the text says what to do |
 //! | [`Conflict`](crate::plan::Conflict) | `{"object": …, "found": …, "remedy": …}` |
+//! | [`Status`](crate::overlay::Status) | its own names, with `ready`, `waits_for` and `degraded`; maps are lists of `{"key": …, "reason": …}` and the like |
+//! | states, as [`UplinkState`](crate::overlay::UplinkState) | `{"kind": "lost", …}` with what belongs to the kind |
+//! | [`Event`](crate::overlay::Event) | `{"kind": …}` with what belongs to the kind, named by [`kind`](crate::overlay::Event::kind) |
 //! | [`Preview`](crate::overlay::Preview) | `{"writes": […], "conflicts": […], "conflict_count": …, "held": [{"write": …, "reason": …}]}` |
 //!
 //! Texts from outside are as they came: a JSON serializer escapes them.
@@ -16,7 +19,9 @@
 //! [`Reason`]: crate::admit::Reason
 //! [`Skip`]: crate::backend::Skip
 
+mod event;
 mod plan;
+mod status;
 #[cfg(test)]
 mod tests;
 mod values;

@@ -1,12 +1,18 @@
 //! The shapes, as JSON.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::admit::Reason;
 use crate::backend::{Skip, Uplink};
-use crate::kernel::{LinkId, LinkName, Object, Op, OverlayName, PeerState, Route, Scope};
+use crate::kernel::{Limitation, LinkId, LinkName, Object, Op, OverlayName, PeerState, Route, Scope};
 use crate::net::{Dual, Family, MacAddr, Mtu};
-use crate::overlay::{Explanation, Held, HeldBecause, Preview, Verdict, WithheldBecause};
+use crate::overlay::{
+    End, Event, Explanation, Held, HeldBecause, LossReason, Preview, Refusal, Status, UplinkState, Verdict,
+    WithheldBecause,
+};
 use crate::plan::{Conflict, Plan};
 use crate::testing::samples;
 
@@ -77,4 +83,67 @@ fn plans_and_explanations() {
     assert_eq!((&states[0]["wanted"]["routes"][0], &states[0]["wanted"]["fdb"]), (&route, &json!(null)));
     assert_eq!((&states[1]["wanted"], &states[1]["skipped"]["kind"]), (&json!(null), &json!("no_address")));
     assert_eq!(explanation["unsettled"], json!([json(&Object::Route(prefix))]));
+}
+
+#[test]
+fn statuses() {
+    let mut status = Status::default();
+    let empty = json(&status);
+    assert_eq!(
+        (&empty["phase"], &empty["ready"], &empty["uplink"]),
+        (&json!("starting"), &json!(false), &json!({"kind": "unknown"}))
+    );
+    assert_eq!((&empty["store"], &empty["lease"]), (&json!({"kind": "never"}), &json!(null)));
+    assert_eq!(empty["waits_for"][0]["kind"], "run");
+    let key = samples::lease(3, &[Family::V4], "tunnel").key;
+    let (object, device) = (Object::Route(samples::node_subnet(Family::V4, 3)), LinkName::new("flannel0").unwrap());
+    status.quarantined = Arc::new([(key.clone(), Reason::NoSubnet)].into());
+    status.skipped = Arc::new([((key.clone(), Family::V6), Skip::NoAddress(Family::V6))].into());
+    status.limitations = Arc::new(vec![(device, Limitation::new("offload", "none"))]);
+    status.refused = Arc::new([(object.clone(), Refusal { peer: Some(key.clone()), error: "no".to_owned() })].into());
+    let until = samples::at(7);
+    status.withheld = Arc::new([(samples::node_subnet(Family::V4, 3), WithheldBecause::MassRemoval(until))].into());
+    status.uplink = UplinkState::Lost { last: None, since: until, error: "no carrier".to_owned() };
+    let shown = json(&status);
+    assert_eq!(
+        (&shown["quarantined"][0]["key"], &shown["quarantined"][0]["reason"]["kind"]),
+        (&json(&key), &json!("no_subnet"))
+    );
+    assert_eq!(
+        (&shown["skipped"][0]["family"], &shown["skipped"][0]["reason"]["kind"]),
+        (&json!("v6"), &json!("no_address"))
+    );
+    assert_eq!(shown["limitations"], json!([{"device": "flannel0", "what": "offload", "cause": "none"}]));
+    let refused = &shown["refused"][0];
+    assert_eq!((&refused["object"], &refused["peer"], &refused["error"]), (&json(&object), &json(&key), &json!("no")));
+    let withheld = &shown["withheld"][0];
+    assert_eq!(
+        (&withheld["prefix"], &withheld["kind"], &withheld["until"]),
+        (&json!("10.42.3.0/24"), &json!("mass_removal"), &json!(7.0))
+    );
+    assert_eq!(shown["uplink"], json!({"kind": "lost", "last": null, "since": 7.0, "error": "no carrier"}));
+    assert_eq!(json(&End::Failed("why".to_owned())), json!({"kind": "failed", "error": "why"}));
+}
+
+#[test]
+fn events() {
+    let lease = Arc::new(samples::lease(3, &[Family::V4], "tunnel"));
+    let object = Object::Route(samples::node_subnet(Family::V4, 3));
+    for (event, rest) in [
+        (Event::PeerAdded(Arc::clone(&lease)), json!({"lease": json(&*lease)})),
+        (
+            Event::LeaseLost(LossReason::Taken),
+            json!({"reason": {"kind": "taken", "text": LossReason::Taken.to_string()}}),
+        ),
+        (Event::OwnTrouble(None), json!({"reason": null})),
+        (Event::DriftRepaired { writes: 2, took: Duration::from_millis(500) }, json!({"writes": 2, "seconds": 0.5})),
+        (Event::Flapping(object.clone()), json!({"object": json(&object)})),
+        (Event::Missed(3), json!({"events": 3})),
+        (Event::Stopped(End::Dropped), json!({"end": {"kind": "dropped"}})),
+        (Event::Ready, json!({})),
+    ] {
+        let mut expected = rest;
+        expected["kind"] = event.kind().into();
+        assert_eq!(json(&event), expected);
+    }
 }
