@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! cargo build -p embed
-//! unshare -Urn sh -c 'ip link add eth0 type dummy; ip address add 192.0.2.1/24 dev eth0
-//!   ip link set eth0 up; ip route add default via 192.0.2.2; target/debug/embed'
+//! unshare -Urn sh -c 'ip link add eth0 type veth peer name eth1; ip address add 192.0.2.1/24 dev eth0
+//!   ip link set eth0 up; ip link set eth1 up; ip route add default via 192.0.2.2; target/debug/embed'
 //! ```
 #![expect(clippy::print_stdout, reason = "to print is what the example is about")]
 
@@ -41,7 +41,7 @@ async fn print(mut events: Events) {
     while let Some(event) = events.next().await {
         match &event {
             Event::LeaseAcquired(lease) => lease.subnets.iter().for_each(|(_, subnet)| println!("pods here: {subnet}")),
-            Event::Stopped(end) => return println!("ended: {end}"),
+            Event::Stopped(end) => return println!("Stopped: {end}"),
             other => println!("{other:?}"),
         }
     }

@@ -92,7 +92,7 @@ impl Machine {
         };
         let uplink = match lost {
             None => UplinkState::Up(context.uplink.clone()),
-            Some(error) => self.status.uplink.lost(now, error),
+            Some(error) => self.status.uplink.lost(Some(context.uplink.clone()), now, error),
         };
         match &uplink {
             UplinkState::Lost { error, .. } if was_up => self.events.push(Event::UplinkLost(error.clone())),

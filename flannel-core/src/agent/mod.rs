@@ -261,7 +261,10 @@ impl Machine {
         let lease = Arc::clone(&machine.local.lease);
         let uplink = match inputs::uplink_trouble(&machine.local.context) {
             None => UplinkState::Up(uplink.clone()),
-            Some(error) => machine.status.uplink.lost(now, error),
+            Some(error) => {
+                machine.events.push(Event::UplinkLost(error.clone()));
+                machine.status.uplink.lost(Some(uplink.clone()), now, error)
+            }
         };
         let network = Arc::clone(&machine.local.context.config);
         let unknown = machine.local.context.host.left_out;

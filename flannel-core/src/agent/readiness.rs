@@ -11,14 +11,14 @@ use crate::text::Plain;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum UplinkState {
-    /// The host was not looked at yet.
+    /// None was decided for yet: that is done with the lease.
     #[default]
     Unknown,
     /// It is up and has a carrier and the addresses in use.
     Up(Uplink),
     /// There is none, or it is down, has no carrier, or has lost its address. What is programmed stays.
     Lost {
-        /// The last one that was in use in this run.
+        /// The one in use in this run, as far as there was any: what is programmed goes by it.
         last: Option<Uplink>,
         /// Since when.
         since: BootTime,
@@ -45,10 +45,10 @@ impl UplinkState {
         }
     }
 
-    /// The same once it is lost.
-    pub(crate) fn lost(&self, now: BootTime, error: String) -> Self {
+    /// What follows once `last` cannot be used.
+    pub(crate) fn lost(&self, last: Option<Uplink>, now: BootTime, error: String) -> Self {
         let since = if let Self::Lost { since, .. } = self { *since } else { now };
-        Self::Lost { last: self.last().cloned(), since, error }
+        Self::Lost { last, since, error }
     }
 }
 

@@ -19,7 +19,8 @@ type Outcome = Result<(), OverlayError>;
 /// A run on a task of its own, begun by [`Overlay::spawn`](super::Overlay::spawn).
 ///
 /// Dropping it ends the run as a crash would, at once: what is in the kernel and the lease stay, and the next run takes over
-/// from there. For an orderly end use [`shutdown`](Self::shutdown).
+/// from there. For an orderly end use [`shutdown`](Self::shutdown). The drop waits while a worker is in the midst of the run's
+/// work, so the run's own store, kernel and backends must not do it from within a call.
 #[must_use = "dropping it ends the run as a crash would"]
 pub struct Running {
     handle: Handle,

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::agent::inputs::{Evidence, First, Known, Owner, SETTLE, uplink_trouble};
+use crate::agent::inputs::{Evidence, First, Known, Owner, SETTLE};
 use crate::agent::{Contact, Event, MissingUplink, Settings, Status, UplinkState, Wait};
-use crate::backend::{Backend, BackendError, NodeContext};
+use crate::backend::{Backend, BackendError, NodeContext, Uplink};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
@@ -75,9 +75,7 @@ pub(crate) async fn survey(
         let find = |others: &_| known.first_context(&host, others);
         match own_lease(seams, &settings, &*backend, so_far, find).await? {
             Ok(own) => {
-                if missing.told.is_some() {
-                    seams.show_wait(Wait::Uplink { error: None });
-                }
+                missing.found(&own.first.context.uplink);
                 break (own, read, Arc::new(settings));
             }
             Err(error) => missing.wait(error).await?,
@@ -86,7 +84,6 @@ pub(crate) async fn survey(
     let Own { first, lease, foreign, others } = own;
     let left = first.left_subnets();
     let First { mut context, rationale, before, .. } = first;
-    show_uplink(seams, &context);
     context.previous = lease.map(Arc::new);
     // Judged before anything was asked of the store: what is found later may be this start's own, whose answer was
     // lost.
@@ -227,28 +224,21 @@ impl<'a> Missing<'a> {
         }
         Ok(())
     }
-}
 
-/// Shows the uplink that a start has found, and what is wrong with it.
-fn show_uplink(seams: &Seams, context: &NodeContext) {
-    if let Some(error) = uplink_trouble(context) {
-        return lose_uplink(seams, &error);
-    }
-    let state = UplinkState::Up(context.uplink.clone());
-    let mut was_lost = false;
-    seams.status.send_if(
-        |status| status.uplink != state,
-        |status| was_lost = matches!(std::mem::replace(&mut status.uplink, state.clone()), UplinkState::Lost { .. }),
-    );
-    if was_lost {
-        seams.tell(Event::UplinkBack(context.uplink.clone()));
+    fn found(&self, uplink: &Uplink) {
+        if self.told.is_some() {
+            self.seams.show_wait(Wait::Uplink { error: None });
+            // Another may be decided for before there is a lease.
+            self.seams.status.send_modify(|status| status.uplink = UplinkState::Unknown);
+            self.seams.tell(Event::UplinkBack(uplink.clone()));
+        }
     }
 }
 
 fn lose_uplink(seams: &Seams, text: &str) {
     let now = seams.clock.now();
     let is_new = |status: &Status| !matches!(&status.uplink, UplinkState::Lost { error, .. } if error == text);
-    if seams.status.send_if(is_new, |status| status.uplink = status.uplink.lost(now, text.to_owned())) {
+    if seams.status.send_if(is_new, |status| status.uplink = status.uplink.lost(None, now, text.to_owned())) {
         seams.tell(Event::UplinkLost(text.to_owned()));
     }
 }
