@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use flannel_core::kernel::{DataPlane, Forward, KernelError, Limitation, LinkName, OnChange, Tunnel};
 use flannel_core::net::{Dual, Prefix};
@@ -15,6 +16,10 @@ use crate::path::{
     Buffers, Counters, Notify, OpenMode, Path, PathError, Settings, SocketError, Table, Tun, TunError, Watch,
     check_sockets,
 };
+
+/// How often a device that is in use is tried, and how long after one another.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Carries packets between TUN devices and UDP sockets. It is attached to a kernel
 /// ([`NetlinkKernel::with_data_plane`](flannel_core::netlink::NetlinkKernel::with_data_plane)), and does nothing until a
@@ -102,8 +107,8 @@ impl UdpDataPlane {
 
     /// Opens a device, and carries its packets.
     fn start(&mut self, name: &LinkName, mode: OpenMode, tunnel: &Tunnel, table: Table) -> Result<u32, KernelError> {
-        let tun =
-            Tun::open(name.as_str(), mode, tunnel.queues.get().into()).map_err(|error| open_error(name, error))?;
+        let queues = tunnel.queues.get().into();
+        let tun = open_when_free(name, mode, queues).map_err(|error| open_error(name, error))?;
         let failed = |error| path_error(name, error);
         let notify = self.changed.clone().map_or_else(Notify::default, Notify::call);
         let settings = Settings::default().with_buffers(buffers(tunnel)).with_notify(notify);
@@ -133,6 +138,18 @@ impl Drop for UdpDataPlane {
     fn drop(&mut self) {
         self.observer.lock().clear();
     }
+}
+
+/// Opens a device. One that was closed just now may be in use for a moment: a child that this process has forked holds all
+/// its descriptors until it executes its program.
+fn open_when_free(name: &LinkName, mode: OpenMode, queues: usize) -> Result<Tun, TunError> {
+    for _ in 1..TRIES {
+        match Tun::open(name.as_str(), mode, queues) {
+            Err(TunError::Busy { .. }) => std::thread::sleep(PAUSE),
+            opened => return opened,
+        }
+    }
+    Tun::open(name.as_str(), mode, queues)
 }
 
 fn sockets(tunnel: &Tunnel) -> Dual<SocketAddr> {
