@@ -58,6 +58,19 @@ pub mod spi {
     pub use flannel_core::{admit, allocation, backend, backoff, clock, files, kernel, plan, subnet, text};
 }
 
+/// Guides, each with a program that is compiled and run with the tests.
+#[cfg(all(any(doc, doctest), feature = "testing", feature = "vxlan", feature = "file"))]
+pub mod guides {
+    #[doc = include_str!("../docs/guides/backend.md")]
+    pub mod backend {}
+    #[doc = include_str!("../docs/guides/store.md")]
+    pub mod store {}
+    #[doc = include_str!("../docs/guides/testing.md")]
+    pub mod testing {}
+    #[doc = include_str!("../docs/guides/several_overlays.md")]
+    pub mod several_overlays {}
+}
+
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
