@@ -95,9 +95,19 @@ impl Node {
 
     /// How many packets its link has sent.
     pub(crate) fn link_packets(&self) -> u64 {
-        let shown = self.ns.ip(&format!("-s -json link show dev {LINK}")).unwrap();
-        let sent = shown.split("\"tx\":").nth(1).unwrap().split("\"packets\":").nth(1).unwrap();
-        sent.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+        self.packets(LINK, "tx")
+    }
+
+    /// How many packets the kernel has got from a device.
+    pub(crate) fn packets_from(&self, device: &str) -> u64 {
+        self.packets(device, "rx")
+    }
+
+    fn packets(&self, device: &str, direction: &str) -> u64 {
+        let shown = self.ns.ip(&format!("-s -json link show dev {device}")).unwrap();
+        let counted = shown.split(&format!("\"{direction}\":")).nth(1).unwrap();
+        let counted = counted.split("\"packets\":").nth(1).unwrap();
+        counted.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
     }
 }
 

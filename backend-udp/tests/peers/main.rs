@@ -2,17 +2,17 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod hostile;
+#[path = "../lab/mod.rs"]
 mod lab;
 
-use std::io::IoSlice;
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::SocketAddr;
 
 use api::{Buffers, OpenMode, Path, Reason, Settings, Table, Tun};
 use flannel_backend_udp::path as api;
 use flannel_core::net::{Dual, Family};
 use lab::{LINK, Link, Noise, PATIENCE, PORT, Shape, TUN, nodes, only, udp, underlay_address};
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use testkit::wait_until;
 
 #[test]
@@ -85,88 +85,6 @@ fn peers_that_are_sent_to_in_turn_all_get_theirs_in_order() {
 }
 
 #[test]
-fn nobody_but_a_known_peer_with_its_own_addresses_is_let_in() {
-    for underlay in Family::BOTH {
-        assert_is_let_in_only_from_its_own_addresses(underlay, 500_000);
-    }
-}
-
-/// Sends `count` datagrams that are not to be let in, of each kind as many, and one that is.
-fn assert_is_let_in_only_from_its_own_addresses(underlay: Family, count: u64) {
-    /// Of one kind in one call: fewer than the socket holds with those of the other kinds.
-    const RUN: usize = 50;
-    let [node, peer] = nodes(Link::Whole);
-    let path = node.start(Shape { underlay, ..Shape::PLAIN }, &peer);
-    let to = node.endpoint(underlay);
-    let peer_socket = udp(&peer, peer.endpoint(underlay));
-    let stranger = udp(&peer, (underlay_address(2, underlay), PORT + 1).into());
-    for socket in [&peer_socket, &stranger] {
-        socket.connect(to).unwrap();
-    }
-    let good = ipv4([10, 5, 2, 7], [10, 5, 1, 7], 64, 100);
-    let good_v6 = ipv6((2, 7), (1, 7), 64, 100);
-    let changed = |packet: &[u8], change: fn(&mut Vec<u8>)| {
-        let mut packet = packet.to_vec();
-        change(&mut packet);
-        packet
-    };
-    let all = [
-        (&stranger, good.clone(), Reason::UnknownSender),
-        (&stranger, good_v6.clone(), Reason::UnknownSender),
-        (&peer_socket, Vec::new(), Reason::Malformed),
-        (&peer_socket, good[..19].to_vec(), Reason::Malformed),
-        (&peer_socket, good[..99].to_vec(), Reason::Malformed),
-        (&peer_socket, good_v6[..39].to_vec(), Reason::Malformed),
-        (&peer_socket, good_v6[..99].to_vec(), Reason::Malformed),
-        (&peer_socket, changed(&good, |packet| packet[0] = 0x55), Reason::Malformed),
-        (&peer_socket, changed(&good, |packet| packet[0] = 0x44), Reason::Malformed),
-        (&peer_socket, ipv4([10, 5, 3, 7], [10, 5, 1, 7], 64, 100), Reason::WrongSource),
-        (&peer_socket, ipv4([10, 5, 1, 8], [10, 5, 1, 7], 64, 100), Reason::WrongSource),
-        (&peer_socket, ipv4([192, 0, 2, 2], [10, 5, 1, 7], 64, 100), Reason::WrongSource),
-        (&peer_socket, ipv6((3, 7), (1, 7), 64, 100), Reason::WrongSource),
-        (&peer_socket, changed(&good_v6, |packet| packet[8] = 0x20), Reason::WrongSource),
-        (&peer_socket, ipv4([10, 5, 2, 7], [10, 5, 2, 8], 64, 100), Reason::WrongDestination),
-        (&peer_socket, ipv4([10, 5, 2, 7], [192, 0, 2, 1], 64, 100), Reason::WrongDestination),
-        (&peer_socket, ipv4([10, 5, 2, 7], [224, 0, 0, 1], 64, 100), Reason::WrongDestination),
-        (&peer_socket, ipv6((2, 7), (2, 8), 64, 100), Reason::WrongDestination),
-        (&peer_socket, changed(&good_v6, |packet| packet[24] = 0xff), Reason::WrongDestination),
-        (&peer_socket, ipv4([10, 5, 2, 7], [10, 5, 1, 7], 1, 100), Reason::Expired),
-        (&peer_socket, ipv4([10, 5, 2, 7], [10, 5, 1, 7], 0, 100), Reason::Expired),
-        (&peer_socket, ipv6((2, 7), (1, 7), 1, 100), Reason::Expired),
-        (&peer_socket, ipv6((2, 7), (1, 7), 0, 100), Reason::Expired),
-    ];
-    let a_round = (RUN * all.len()) as u64;
-    let rounds = count.div_ceil(a_round);
-    for round in 1..=rounds {
-        for (socket, packet, _) in &all {
-            send_run(socket, packet, RUN);
-        }
-        wait_until("all are counted", PATIENCE, || Ok(all_dropped(&path) >= round * a_round)).unwrap();
-    }
-    let (counters, dropped) = (path.counters(), all_dropped(&path));
-    assert_eq!((dropped, counters.overflowed), (rounds * a_round, 0));
-    assert_eq!((counters.received.packets, counters.received.tun), (0, 0));
-    for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::SentToGroup) {
-        let kinds = all.iter().filter(|(_, _, of)| *of == reason).count() as u64;
-        assert_eq!(counters.dropped(reason), rounds * RUN as u64 * kinds, "{reason:?}");
-    }
-    // What is right is let in.
-    for packet in [&good, &good_v6] {
-        peer_socket.send(packet).unwrap();
-    }
-    wait_until("they are let in", PATIENCE, || Ok(path.counters().received.packets == 2)).unwrap();
-}
-
-/// Sends a datagram so often to where the socket is connected to.
-fn send_run(socket: &UdpSocket, packet: &[u8], count: usize) {
-    let messages = vec![[IoSlice::new(packet)]; count];
-    let addresses = vec![None::<SockaddrStorage>; count];
-    let mut headers = MultiHeaders::preallocate(count, None);
-    let sent = sendmmsg(socket.as_raw_fd(), &mut headers, &messages, addresses, [], MsgFlags::empty()).unwrap();
-    assert_eq!(sent.count(), count);
-}
-
-#[test]
 fn noise_from_a_peer_harms_nothing() {
     let [node, peer] = nodes(Link::Whole);
     let path = node.start(Shape::PLAIN, &peer);
@@ -221,17 +139,6 @@ fn ipv4(source: [u8; 4], destination: [u8; 4], ttl: u8, len: usize) -> Vec<u8> {
     packet[16..20].copy_from_slice(&destination);
     let checksum = !sum(&packet[..20]);
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-    packet
-}
-
-/// A packet of UDP without a checksum, between hosts (node, number) of the overlay.
-fn ipv6(source: (u16, u16), destination: (u16, u16), hops: u8, len: usize) -> Vec<u8> {
-    let mut packet = vec![0; len];
-    packet[..8].copy_from_slice(&[0x60, 0, 0, 0, ((len - 40) >> 8) as u8, (len - 40) as u8, 17, hops]);
-    for (place, (node, number)) in [(8, source), (24, destination)] {
-        let address = Ipv6Addr::new(0xfd00, 5, 0, node, 0, 0, 0, number);
-        packet[place..place + 16].copy_from_slice(&address.octets());
-    }
     packet
 }
 
