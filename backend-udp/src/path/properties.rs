@@ -22,6 +22,10 @@ enum Step {
     Options(Vec<u8>),
     Id(u16),
     Fragment(u16),
+    /// The packet before it, of whatever flow, once more: the path has repeated it.
+    Again,
+    /// It comes before that packet: the path has swapped them.
+    Overtaking,
     /// A byte of the packet is wrong.
     Broken(usize),
 }
@@ -41,6 +45,8 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         1 => any::<u16>().prop_map(Step::Id),
         1 => prop_oneof![Just(0x4000_u16), Just(0), Just(0x2000), Just(0x00ff), Just(0x8000)].prop_map(Step::Fragment),
+        1 => Just(Step::Again),
+        1 => Just(Step::Overtaking),
         1 => (0_usize..1500).prop_map(Step::Broken),
     ]
 }
@@ -59,8 +65,12 @@ fn packets() -> impl Strategy<Value = Vec<Vec<u8>>> {
             .collect();
         let mut packets = Vec::new();
         for (flow, step) in steps {
+            if matches!(step, Step::Again) {
+                packets.extend(packets.last().cloned());
+                continue;
+            }
             let spec = &mut flows[flow];
-            let mut broken = None;
+            let (mut broken, mut place) = (None, packets.len());
             let usual = spec.clone();
             match step {
                 Step::Next(len) => spec.payload = (0..len).map(|nth| (nth + packets.len()) as u8).collect(),
@@ -73,6 +83,8 @@ fn packets() -> impl Strategy<Value = Vec<Vec<u8>>> {
                 Step::Options(options) => spec.options = options,
                 Step::Id(id) => spec.id = id,
                 Step::Fragment(fragment) => spec.fragment = fragment,
+                Step::Again => {}
+                Step::Overtaking => place = place.saturating_sub(1),
                 Step::Broken(at) => broken = Some(at),
             }
             let mut packet = spec.packet();
@@ -86,7 +98,7 @@ fn packets() -> impl Strategy<Value = Vec<Vec<u8>>> {
             spec.sequence = spec.sequence.wrapping_add(spec.payload.len() as u32);
             spec.id = spec.id.wrapping_add(1);
             spec.flags = if spec.flags & flag::ECE != 0 { usual.flags } else { flag::ACK };
-            packets.push(packet);
+            packets.insert(place, packet);
         }
         packets
     })
@@ -208,6 +220,23 @@ fn a_bulk_flow_becomes_super_packets_of_the_largest_size() {
         assert_eq!(writes(&udp, Merging::TcpAndUdp), [46, 46, 8]);
         assert_eq!(writes(&udp, Merging::Tcp), [1; 100]);
     }
+}
+
+#[test]
+fn a_segment_that_is_repeated_or_out_of_order_is_merged_with_none_that_it_does_not_follow() {
+    let flow = flow(8, &Spec::tcp(1000));
+    let writes = |order: &[usize]| {
+        let packets: Vec<_> = order.iter().map(|nth| flow[*nth].clone()).collect();
+        let sink = coalesced(&packets, packets.len(), Merging::TcpAndUdp, Taken::Yes);
+        assert_eq!(by_flow(&sink.packets), by_flow(&packets));
+        sink.writes
+    };
+    assert_eq!(writes(&[0, 1, 2, 3, 4, 5, 6, 7]), [8]);
+    assert_eq!(writes(&[0, 1, 2, 2, 3, 4]), [3, 3], "repeated");
+    assert_eq!(writes(&[0, 1, 0, 1, 2, 3]), [2, 4], "repeated later");
+    assert_eq!(writes(&[0, 2, 1, 3]), [1, 1, 1, 1], "swapped");
+    assert_eq!(writes(&[3, 2, 1, 0]), [1, 1, 1, 1], "backwards");
+    assert_eq!(writes(&[0, 1, 3, 4]), [2, 2], "lost");
 }
 
 #[test]
