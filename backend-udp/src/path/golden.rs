@@ -1,5 +1,5 @@
-//! Packets that Go flannel sent (`tests/golden/go-flannel.txt`, recorded by flanneld's test of the wire): as they are on the
-//! wire, each a datagram.
+//! Packets of Go flannel (`tests/golden/go-flannel.txt`, recorded by flanneld's test of the wire): what it sent, as it is on
+//! the wire, each a datagram, and what it answered where it had no peer.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,11 +12,14 @@ use super::admit::admit;
 use super::checks::{by_flow, coalesced, split_all};
 use super::checksum::Sum;
 use super::coalesce::{Merging, Taken};
-use super::header::{self, Fragment, Ip, Vnet, at};
+use super::header::{self, Fragment, Ip, Vnet, at, word};
+use super::icmp;
 use super::table::{Lookup, Table};
 
 /// What the sender's pod set, less what its node and Go flannel took.
 const TTL: u8 = 62;
+/// The answer. It was on the TUN only.
+const ANSWER: &str = "unreachable";
 
 fn recorded() -> BTreeMap<&'static str, Vec<u8>> {
     let packet = |line: &'static str| {
@@ -25,6 +28,13 @@ fn recorded() -> BTreeMap<&'static str, Vec<u8>> {
         (kind, bytes.collect())
     };
     include_str!("../../tests/golden/go-flannel.txt").lines().map(packet).collect()
+}
+
+/// What it sent.
+fn sent() -> BTreeMap<&'static str, Vec<u8>> {
+    let mut sent = recorded();
+    sent.remove(ANSWER).unwrap();
+    sent
 }
 
 fn is_right(packet: &[u8]) -> bool {
@@ -42,9 +52,9 @@ fn is_right(packet: &[u8]) -> bool {
 
 #[test]
 fn what_go_flannel_sent_is_let_in_and_is_what_is_sent_here_byte_for_byte() {
-    let recorded = recorded();
-    assert_eq!(recorded.len(), 7);
-    for (kind, on_wire) in &recorded {
+    let sent = sent();
+    assert_eq!(sent.len(), 8);
+    for (kind, on_wire) in &sent {
         let ip = Ip::parse(on_wire).unwrap();
         assert_eq!((on_wire[at::v4::TTL], ip.len, is_right(on_wire)), (TTL, on_wire.len(), true), "{kind}");
 
@@ -70,9 +80,30 @@ fn what_go_flannel_sent_is_let_in_and_is_what_is_sent_here_byte_for_byte() {
 
 #[test]
 fn what_go_flannel_sent_comes_out_of_coalescing_as_it_was() {
-    let packets: Vec<_> = recorded().into_values().collect();
+    let packets: Vec<_> = sent().into_values().collect();
     for taken in [Taken::Yes, Taken::No] {
         let found = coalesced(&packets, packets.len(), Merging::TcpAndUdp, taken);
         assert_eq!(by_flow(&found.packets), by_flow(&packets));
     }
+}
+
+/// But for its source: see [`icmp`].
+#[test]
+fn where_there_is_no_peer_the_answer_is_that_of_go_flannel_byte_for_byte() {
+    const SOURCE: std::ops::Range<usize> = 12..16;
+    let theirs = recorded().remove(ANSWER).unwrap();
+    let ip = Ip::parse(&theirs).unwrap();
+    assert_eq!((ip.len, is_right(&theirs)), (theirs.len(), true));
+    // The beginning of what it answered is in it.
+    let mut packet = theirs[ip.header + 8..].to_vec();
+    packet.resize(word(&packet, at::v4::LEN).unwrap().into(), 0);
+    let of_packet = Ip::parse(&packet).unwrap();
+    let mut ours = [0; icmp::MAX_LEN];
+    let len = icmp::unreachable(&packet, &of_packet, &mut ours).unwrap();
+    let ours = &mut ours[..len];
+    assert!(is_right(ours));
+    assert_eq!(ours[SOURCE], packet[16..20]);
+    ours[SOURCE].copy_from_slice(&theirs[SOURCE]);
+    header::finish_ipv4(ours, ip.header);
+    assert_eq!(ours, theirs);
 }
