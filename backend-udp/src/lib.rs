@@ -35,6 +35,8 @@ pub mod fuzzing;
 pub mod path;
 #[cfg(target_os = "linux")]
 mod plane;
+#[cfg(all(target_os = "linux", feature = "serde"))]
+pub mod serialize;
 #[cfg(test)]
 mod tests;
 mod wanted;

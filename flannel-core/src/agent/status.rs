@@ -1,6 +1,7 @@
 //! What an overlay says of itself: a status to read, events to follow.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,18 @@ pub enum Phase {
     Ready,
     /// The agent has ended: see [`Status::ended`].
     Stopped,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Starting => "starting",
+            Self::LeaseHeld => "lease held",
+            Self::DeviceReady => "device ready",
+            Self::Ready => "ready",
+            Self::Stopped => "stopped",
+        })
+    }
 }
 
 impl Phase {
@@ -252,6 +265,9 @@ impl Status {
     pub const MAX_QUARANTINED: usize = 1000;
     /// The most objects in [`conflicts`](Self::conflicts).
     pub const MAX_CONFLICTS: usize = Plan::MOST_TOLD;
+    /// The most entries of one list in a status that is serialized (feature `serde`). Each list that may be longer has a
+    /// count of all beside it.
+    pub const MAX_LISTED: usize = 1000;
 }
 
 impl Default for Status {

@@ -9,8 +9,8 @@
 //! | [`Reason`] | `{"kind": …, "text": …, "remedy": …}` |
 //! | [`Skip`] | `{"kind": …, "text": …}`: the text says what to do |
 //! | [`Conflict`](crate::plan::Conflict) | `{"object": …, "found": …, "remedy": …}` |
-//! | [`Status`](crate::overlay::Status) | its own names, with `ready`, `waits_for` and `degraded`; maps are lists of `{"key": …, "reason": …}` and the like |
-//! | states, as [`UplinkState`](crate::overlay::UplinkState) | `{"kind": "lost", …}` with what belongs to the kind |
+//! | [`Status`](crate::overlay::Status) | its own names, with `ready`, `waits_for` and `degraded`; maps are lists of `{"key": …, "reason": …}` and the like. Of each list the first [`MAX_LISTED`](crate::overlay::Status::MAX_LISTED), with a count of all |
+//! | states, as [`UplinkState`](crate::overlay::UplinkState) and [`RulesState`](crate::firewall_keeper::RulesState) | `{"kind": "lost", …}` with what belongs to the kind |
 //! | [`Event`](crate::overlay::Event) | `{"kind": …}` with what belongs to the kind, named by [`kind`](crate::overlay::Event::kind) |
 //! | [`Preview`](crate::overlay::Preview) | `{"writes": […], "conflicts": […], "conflict_count": …, "held": [{"write": …, "reason": …}]}` |
 //!

@@ -10,6 +10,7 @@ use crate::agent::{
 use crate::backend::{Skip, Uplink};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
+use crate::firewall_keeper::RulesState;
 use crate::kernel::{Limitation, LinkName, Object};
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Mtu, Prefix};
@@ -36,13 +37,17 @@ struct Document<'a> {
     quarantined: Vec<Quarantined<'a>>,
     own_trouble: &'a Option<Reason>,
     skipped: Vec<Skipped<'a>>,
+    skipped_count: usize,
     conflicts: &'a [Conflict],
     conflict_count: usize,
     flapping: &'a [Object],
+    flapping_count: usize,
     limitations: Vec<Limited<'a>>,
     refused: Vec<Refused<'a>>,
+    refused_count: usize,
     former: &'a [Prefix],
     withheld: Vec<Withheld<'a>>,
+    withheld_count: usize,
     unprotected: usize,
     unknown_host_objects: usize,
     undone: usize,
@@ -111,14 +116,18 @@ impl Serialize for Status {
             peers: &self.peers,
             quarantined: quarantined.collect(),
             own_trouble: &self.own_trouble,
-            skipped: skipped.collect(),
+            skipped: skipped.take(Status::MAX_LISTED).collect(),
+            skipped_count: self.skipped.len(),
             conflicts: &self.conflicts,
             conflict_count: self.conflict_count,
-            flapping: &self.flapping,
+            flapping: &self.flapping[..self.flapping.len().min(Status::MAX_LISTED)],
+            flapping_count: self.flapping.len(),
             limitations: limitations.collect(),
-            refused: refused.collect(),
+            refused: refused.take(Status::MAX_LISTED).collect(),
+            refused_count: self.refused.len(),
             former: &self.former,
-            withheld: withheld.collect(),
+            withheld: withheld.take(Status::MAX_LISTED).collect(),
+            withheld_count: self.withheld.len(),
             unprotected: self.unprotected,
             unknown_host_objects: self.unknown_host_objects,
             undone: self.undone,
@@ -251,6 +260,18 @@ impl Serialize for EnvFile {
             Self::Pending { error } => {
                 Kind { kind: "pending", rest: Failure { error: error.as_deref() } }.serialize(serializer)
             }
+        }
+    }
+}
+
+impl Serialize for RulesState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let failure = |kind, error| Kind { kind, rest: Failure { error: Some(error) } };
+        match self {
+            Self::Pending => alone("pending", serializer),
+            Self::InPlace => alone("in_place", serializer),
+            Self::Failed(error) => failure("failed", error).serialize(serializer),
+            Self::WithoutForward(error) => failure("without_forward", error).serialize(serializer),
         }
     }
 }

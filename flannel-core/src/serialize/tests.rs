@@ -1,5 +1,6 @@
 //! The shapes, as JSON.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +8,10 @@ use serde_json::json;
 
 use crate::admit::Reason;
 use crate::backend::{Skip, Uplink};
+use crate::firewall_keeper::RulesState;
 use crate::kernel::{Limitation, LinkId, LinkName, Object, Op, OverlayName, PeerState, Route, Scope};
-use crate::net::{Dual, Family, MacAddr, Mtu};
+use crate::lease::LeaseKey;
+use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::overlay::{
     End, Event, Explanation, Held, HeldBecause, LossReason, Preview, Refusal, Status, UplinkState, Verdict,
     WithheldBecause,
@@ -123,6 +126,28 @@ fn statuses() {
     );
     assert_eq!(shown["uplink"], json!({"kind": "lost", "last": null, "since": 7.0, "error": "no carrier"}));
     assert_eq!(json(&End::Failed("why".to_owned())), json!({"kind": "failed", "error": "why"}));
+    let rules = RulesState::WithoutForward("no nft".to_owned());
+    assert_eq!(json(&rules), json!({"kind": "without_forward", "error": "no nft"}));
+    assert_eq!(json(&RulesState::InPlace), json!({"kind": "in_place"}));
+}
+
+#[test]
+fn long_lists_are_cut_and_counted() {
+    let mut status = Status::default();
+    let many = 2 * Status::MAX_LISTED;
+    let subnets =
+        (0..many).map(|n| Prefix::new(IpAddr::from(0x0a00_0000_u32.wrapping_add(n as u32).to_be_bytes()), 32));
+    let subnets: Vec<_> = subnets.map(Result::unwrap).collect();
+    status.withheld = Arc::new(subnets.iter().map(|subnet| (*subnet, WithheldBecause::BadRecord)).collect());
+    status.flapping = Arc::new(subnets.iter().copied().map(Object::Route).collect());
+    let skip = Skip::NoAddress(Family::V6);
+    let keys = (0..many).map(|n| LeaseKey::new(&n.to_string()));
+    status.skipped = Arc::new(keys.map(|key| ((key, Family::V6), skip.clone())).collect());
+    let shown = json(&status);
+    for list in ["withheld", "flapping", "skipped"] {
+        assert_eq!(shown[list].as_array().unwrap().len(), Status::MAX_LISTED, "{list}");
+        assert_eq!(shown[format!("{list}_count")], many, "{list}");
+    }
 }
 
 #[test]
