@@ -7,7 +7,12 @@ use std::time::Duration;
 /// Longer than the agent takes for any answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// More than any answer of ours is.
-const MOST: u64 = 16 << 20;
+const MOST: u64 = 64 << 20;
+
+/// What people read, as the `Accept` header names it.
+pub(crate) const TEXT: &str = "text/plain";
+/// What programs read.
+pub(crate) const JSON: &str = "application/json";
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -24,10 +29,19 @@ pub(crate) enum ClientError {
     Refused(String),
 }
 
-/// The body of `path`.
-pub(crate) fn ask(addr: SocketAddr, path: &str) -> Result<String, ClientError> {
+/// Whether the agent is ready.
+pub(crate) fn is_ready(addr: SocketAddr) -> Result<bool, ClientError> {
+    match ask(addr, "/readyz", TEXT) {
+        Ok(_) => Ok(true),
+        Err(ClientError::Refused(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The body of `path`, as `accept` ([`TEXT`], [`JSON`]) where there is a choice.
+pub(crate) fn ask(addr: SocketAddr, path: &str, accept: &str) -> Result<String, ClientError> {
     let addr = reachable(addr);
-    let answer = exchange(addr, path).map_err(|source| ClientError::Unreachable { addr, source })?;
+    let answer = exchange(addr, path, accept).map_err(|source| ClientError::Unreachable { addr, source })?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or(ClientError::NotOurs(addr))?;
     let code = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).ok_or(ClientError::NotOurs(addr))?;
     match code {
@@ -44,13 +58,16 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// HTTP/1.0: the end of the connection is the end of the body.
-fn exchange(addr: SocketAddr, path: &str) -> io::Result<String> {
+fn exchange(addr: SocketAddr, path: &str, accept: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\nAccept: {accept}\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(MOST).read_to_string(&mut answer)?;
+    if answer.len() as u64 == MOST {
+        return Err(io::Error::other("its answer is longer than any of an agent"));
+    }
     Ok(answer)
 }
 

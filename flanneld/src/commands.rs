@@ -6,17 +6,16 @@ use std::net::SocketAddr;
 use flannel_backend_udp::UdpDataPlane;
 use flannel_core::files::FileError;
 use flannel_core::firewall::FirewallError;
-use flannel_core::overlay::{MissingUplink, OverlayError, Removed};
+use flannel_core::overlay::{MissingUplink, OverlayError, Preview, Removed};
 use flannel_core::text::Plain;
+use serde::Serialize;
 
 use crate::assemble::{AssembleError, assemble};
 use crate::client::{self, ClientError};
 use crate::options::Options;
-use crate::peers::{Peer, Table};
 use crate::privileges::{self, PrivilegeError};
-use crate::status::Document;
 use crate::stores::StoreError;
-use crate::{doctor, exit, firewall, preview, stores};
+use crate::{doctor, exit, firewall, stores};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +24,8 @@ pub(crate) enum CommandError {
     NoAddress,
     #[error(transparent)]
     Client(#[from] ClientError),
-    #[error("the agent's answer is not understood: is it of another version?")]
-    Answer(#[source] serde_json::Error),
+    #[error("writing JSON")]
+    Json(#[source] serde_json::Error),
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
     #[error(transparent)]
@@ -47,31 +46,20 @@ pub(crate) enum CommandError {
 
 /// The running agent's status. Succeeds when it is ready.
 pub(crate) fn status(options: &Options) -> Result<u8, CommandError> {
-    let json = client::ask(address(options)?, "/status")?;
-    let document: Document = serde_json::from_str(&json).map_err(CommandError::Answer)?;
-    if options.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(CommandError::Answer)?))?;
-    } else {
-        print(&document.to_string())?;
-    }
-    Ok(if document.ready { exit::SUCCESS } else { exit::FAILURE })
+    let addr = address(options)?;
+    print(&client::ask(addr, "/status", form(options))?)?;
+    Ok(if client::is_ready(addr)? { exit::SUCCESS } else { exit::FAILURE })
 }
 
 /// The running agent's peers.
 pub(crate) fn peers(options: &Options) -> Result<u8, CommandError> {
-    let json = client::ask(address(options)?, "/peers")?;
-    let peers: Vec<Peer> = serde_json::from_str(&json).map_err(CommandError::Answer)?;
-    if options.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&peers).map_err(CommandError::Answer)?))?;
-    } else {
-        print(&Table(&peers).to_string())?;
-    }
+    print(&client::ask(address(options)?, "/peers", form(options))?)?;
     Ok(exit::SUCCESS)
 }
 
 /// Why a peer is, or is not, programmed.
 pub(crate) fn explain(options: &Options, peer: &str) -> Result<u8, CommandError> {
-    print(&client::ask(address(options)?, &format!("/explain?peer={}", client::escape(peer)))?)?;
+    print(&client::ask(address(options)?, &format!("/explain?peer={}", client::escape(peer)), client::TEXT)?)?;
     Ok(exit::SUCCESS)
 }
 
@@ -83,8 +71,8 @@ pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
         Ok::<_, CommandError>(overlay.preview().await?)
     })?;
     if options.json {
-        let document = preview::Document::new(preview.as_ref());
-        print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(CommandError::Answer)?))?;
+        let document = Planned { leased: preview.is_some(), preview: preview.as_ref() };
+        print(&format!("{}\n", serde_json::to_string_pretty(&document).map_err(CommandError::Json)?))?;
         return Ok(exit::SUCCESS);
     }
     print(&match preview {
@@ -94,11 +82,21 @@ pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
     Ok(exit::SUCCESS)
 }
 
+/// What `plan -json` prints.
+#[derive(Serialize)]
+struct Planned<'a> {
+    /// Whether the store has a lease of this node; if not, nothing else is known.
+    leased: bool,
+    /// As `flannel_core::serialize` documents it.
+    #[serde(flatten)]
+    preview: Option<&'a Preview>,
+}
+
 /// What is wrong on this host. Succeeds when nothing has to be mended.
 pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
     let report = block_on(async { Ok::<_, CommandError>(doctor::examine(options).await) })?;
     if options.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(CommandError::Answer)?))?;
+        print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(CommandError::Json)?))?;
     } else {
         print(&report.to_string())?;
     }
@@ -134,6 +132,11 @@ fn told(options: &Options, removed: &Removed) -> String {
         (None, None) => {}
     }
     text
+}
+
+/// In which form the agent is asked for an answer.
+fn form(options: &Options) -> &'static str {
+    if options.json { client::JSON } else { client::TEXT }
 }
 
 fn address(options: &Options) -> Result<SocketAddr, CommandError> {

@@ -163,11 +163,9 @@ pub(crate) async fn examine(options: &Options) -> Report {
 
 fn agent(options: &Options) -> Finding {
     let Some(metrics) = options.metrics else { return Finding::ok("agent", "not asked: -metrics-port is 0") };
-    match client::ask(metrics.addr, "/readyz") {
-        Ok(_) => Finding::ok("agent", "running and ready"),
-        Err(client::ClientError::Refused(_)) => {
-            Finding::new("agent", Severity::Warning, "running, not ready", "see: flanneld status")
-        }
+    match client::is_ready(metrics.addr) {
+        Ok(true) => Finding::ok("agent", "running and ready"),
+        Ok(false) => Finding::new("agent", Severity::Warning, "running, not ready", "see: flanneld status"),
         Err(error) => Finding::new("agent", Severity::Note, chain(&error), "start it, if it should be running"),
     }
 }

@@ -23,7 +23,6 @@ mod metrics;
 mod notify;
 mod options;
 mod peers;
-mod preview;
 mod privileges;
 mod serve;
 mod signals;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use flannel_core::backoff::Backoff;
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::client::{self, JSON};
 use crate::log::Log;
 use crate::metrics::{Metrics, Outside};
 use crate::status::{Document, Surroundings, is_ready};
@@ -105,9 +106,10 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    fn document(&self) -> Document {
-        let now = SystemClock::default().now();
-        Document::new(&self.handle.status(), &self.rules.borrow(), &self.around, now, self.log.dropped())
+    /// Calls `answer` with the status as it is now.
+    fn status<T>(&self, answer: impl FnOnce(&Document<'_>) -> T) -> T {
+        let (status, rules) = (self.handle.status(), self.rules.borrow().clone());
+        answer(&Document::new(&status, &rules, &self.around, SystemClock::default().now(), self.log.dropped()))
     }
 }
 
@@ -167,8 +169,14 @@ async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
     }
 }
 
-async fn status(State(shown): State<Arc<Shown>>) -> Response {
-    axum::Json(shown.document()).into_response()
+async fn status(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Response {
+    if wants_text(&headers) {
+        return shown.status(|document| Page::of(document)).into_response();
+    }
+    match shown.status(|document| serde_json::to_string_pretty(document)) {
+        Ok(json) => ([(header::CONTENT_TYPE, JSON)], json + "\n").into_response(),
+        Err(error) => trouble(&error),
+    }
 }
 
 async fn plan(State(shown): State<Arc<Shown>>) -> Response {
@@ -178,11 +186,10 @@ async fn plan(State(shown): State<Arc<Shown>>) -> Response {
     }
 }
 
-async fn peers(State(shown): State<Arc<Shown>>) -> Response {
+async fn peers(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Response {
     match shown.handle.peers().await {
-        Ok(peers) => {
-            ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(peers::array(peers))).into_response()
-        }
+        Ok(peers) if wants_text(&headers) => Body::from_stream(peers::table(peers)).into_response(),
+        Ok(peers) => ([(header::CONTENT_TYPE, JSON)], Body::from_stream(peers::array(peers))).into_response(),
         Err(error) => trouble(&error),
     }
 }
@@ -202,6 +209,11 @@ async fn explain(State(shown): State<Arc<Shown>>, Query(Peer { peer }): Query<Pe
         }
         Err(error) => trouble(&error),
     }
+}
+
+/// Whether the answer is for people: it is JSON unless plain text is asked for.
+fn wants_text(headers: &HeaderMap) -> bool {
+    headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(client::TEXT.as_bytes()))
 }
 
 fn trouble(error: &dyn std::error::Error) -> Response {

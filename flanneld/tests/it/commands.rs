@@ -24,14 +24,14 @@ fn status_explain_and_metrics_tell_of_the_running_agent() {
     }
     let json = site.run(1, &["status", "-json"]);
     let json: serde_json::Value = serde_json::from_str(&json.out).unwrap();
-    assert_eq!((&json["ready"], &json["peers"]["accepted"]), (&true.into(), &1.into()));
-    assert_eq!(json["lease"]["public"][0], "10.89.0.11");
+    assert_eq!((&json["ready"], &json["status"]["peers"]["accepted"]), (&true.into(), &1.into()));
+    assert_eq!(json["status"]["lease"]["public_ip"]["v4"], "10.89.0.11");
 
     let table = site.run(1, &["peers"]);
     assert_eq!(table.out.lines().count(), 2, "{table:?}");
     assert!(table.out.contains("10.89.0.12") && table.out.contains("node2.json"), "{table:?}");
     let peers: serde_json::Value = serde_json::from_str(&site.run(1, &["peers", "-json"]).out).unwrap();
-    assert_eq!((&peers[0]["public"][0], &peers[1]), (&"10.89.0.12".into(), &serde_json::Value::Null));
+    assert_eq!((&peers[0]["public_ip"]["v4"], &peers[1]), (&"10.89.0.12".into(), &serde_json::Value::Null));
 
     let peer = site.run(1, &["explain", "10.89.0.12"]);
     for part in ["node2.json: accepted as a peer", "fdb ", "neighbour ", "route 10.244."] {
@@ -140,7 +140,7 @@ fn a_network_over_the_nodes_own_addresses_is_shown_everywhere() {
     agent.until("told", told);
     agent.until_ready();
     let json: serde_json::Value = serde_json::from_str(&site.run(1, &["status", "-json"]).out).unwrap();
-    assert!(json["own_trouble"].as_str().unwrap().contains("10.89.0.11"), "{json}");
+    assert!(json["status"]["own_trouble"]["text"].as_str().unwrap().contains("10.89.0.11"), "{json}");
     let (_, metrics) = agent.get(9472, "/metrics").unwrap();
     assert!(metrics.contains("flannel_own_trouble 1\n"), "{metrics}");
     let warned = || agent.log().lines().filter(|line| line.contains("WARN") && line.contains("own record")).count();

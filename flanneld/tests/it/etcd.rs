@@ -20,7 +20,7 @@ fn agents_share_etcd_survive_its_death_and_keep_their_leases() {
     let before = routes(cluster.ns(1));
 
     cluster.stop_etcd();
-    agents[0].until("told that etcd is away", || status(&agents[0])["store"]["contact"] == "lost");
+    agents[0].until("told that etcd is away", || status(&agents[0])["status"]["store"]["kind"] == "lost");
     assert_eq!(status(&agents[0])["store"]["stale"], false, "nothing was read from the state file");
     assert_eq!(agents[0].get(8081, "/readyz").map(|(code, _)| code), Some(200));
     assert_eq!(routes(cluster.ns(1)), before);
@@ -64,7 +64,11 @@ fn a_node_boots_from_its_state_file_while_etcd_is_away_and_converges_when_it_is_
     reaches(&pods[0], &pods[1]);
     assert!(cluster.has_route(1, &subnets[2]), "who left since is not known yet");
     let shown = status(&one);
-    assert_eq!((&shown["store"]["contact"], &shown["store"]["stale"]), (&"lost".into(), &true.into()), "{shown}");
+    assert_eq!(
+        (&shown["status"]["store"]["kind"], &shown["store"]["stale"]),
+        (&"lost".into(), &true.into()),
+        "{shown}"
+    );
     assert!(cluster.run(1, &["status"]).out.contains("STALE"), "{}", cluster.run(1, &["status"]).out);
     let (_, metrics) = one.get(9472, "/metrics").unwrap();
     assert!(metrics.contains("flannel_stale 1\n"), "{metrics}");
@@ -128,7 +132,7 @@ fn a_lease_lost_after_the_network_changed_is_not_taken_in_the_other_network() {
     let [key] = cluster.keys_of(1).try_into().unwrap();
     cluster.delete(&format!("{SUBNETS}/{key}"));
     let told = || {
-        let error = status(&agents[0])["store"]["error"].as_str().unwrap_or_default().to_owned();
+        let error = status(&agents[0])["status"]["store"]["error"].as_str().unwrap_or_default().to_owned();
         error.contains("network configuration changed") && error.contains("restart")
     };
     agents[0].until("told why it takes none", told);
@@ -187,13 +191,13 @@ fn an_outage_of_etcd_costs_no_packet_few_lines_and_is_over_within_seconds() {
     let quiet = lines();
     cluster.stop_etcd();
     let away = Instant::now();
-    agents[0].until("told that etcd is away", || status(&agents[0])["store"]["contact"] == "lost");
+    agents[0].until("told that etcd is away", || status(&agents[0])["status"]["store"]["kind"] == "lost");
     std::thread::sleep(OUTAGE.saturating_sub(away.elapsed()));
     cluster.start_etcd();
     put_peers(&cluster, 200..201);
     let told = || Ok([1, 2].iter().all(|nth| routes(cluster.ns(*nth)).contains("10.244.200.0/24 ")));
     let took = testkit::wait_until("converged", PATIENCE, told).unwrap_or_else(|error| panic!("{error}"));
-    agents[0].until("told that etcd is back", || status(&agents[0])["store"]["contact"] == "live");
+    agents[0].until("told that etcd is back", || status(&agents[0])["status"]["store"]["kind"] == "live");
     let report = assert_no_loss(flow);
     for (agent, before) in agents.iter().zip(quiet) {
         let said = agent.log().lines().count() - before;
@@ -265,7 +269,7 @@ fn a_lease_that_is_deleted_by_hand_is_dealt_with_as_the_policy_says() {
     agents[0].until_ready();
     assert_eq!(agents[2].wait(), Some(3), "{}", agents[2].log());
     assert!(agents[2].log().contains("the lease was lost"), "{}", agents[2].log());
-    agents[1].until("without a lease", || status(&agents[1])["lease"].is_null());
+    agents[1].until("without a lease", || status(&agents[1])["status"]["lease"].is_null());
     assert_eq!(agents[1].get(8081, "/readyz").map(|(code, _)| code), Some(503));
     let [_, keeper, _] = &agents;
     assert!(cluster.ns(2).link("flannel.1").unwrap().is_up() && cluster.ns(3).link("flannel.1").unwrap().is_up());

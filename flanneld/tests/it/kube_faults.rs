@@ -228,7 +228,7 @@ fn an_agent_without_a_right_says_which_once_waits_and_goes_on_with_it() {
     }
     for agent in &agents {
         agent.until_ready();
-        agent.until("in contact", || status(agent)["store"]["contact"] == "live");
+        agent.until("in contact", || status(agent)["status"]["store"]["kind"] == "live");
     }
     cluster.join(6);
     nodes.clone().zip(&agents).for_each(|(nth, agent)| agent.until("told of another", || cluster.has_route(nth, 6)));

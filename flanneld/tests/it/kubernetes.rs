@@ -229,7 +229,7 @@ fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
     cluster.kubernetes.delete(&cluster.site, 1);
     cluster.ask(async |server| server.create_node(&name(1), &["10.244.9.0/24".to_owned()]).await).unwrap();
     two.until("told of the new subnet", || cluster.has_route(2, 9) && !cluster.has_route(2, 1));
-    one.until("a lease of the new subnet", || status(&one)["lease"]["subnets"][0] == "10.244.9.0/24");
+    one.until("a lease of the new subnet", || status(&one)["status"]["lease"]["subnets"]["v4"] == "10.244.9.0/24");
     one.until_ready();
 }
 
@@ -263,13 +263,13 @@ fn an_outage_of_the_api_server_costs_no_packet_few_lines_and_is_over_within_seco
     let before = asked();
     cluster.kubernetes.server.kill();
     let away = Instant::now();
-    agents[0].until("told that the server is away", || status(&agents[0])["store"]["contact"] == "lost");
+    agents[0].until("told that the server is away", || status(&agents[0])["status"]["store"]["kind"] == "lost");
     std::thread::sleep(OUTAGE.saturating_sub(away.elapsed()));
     let tries = asked() - before;
     assert!(tries <= MOST_REQUESTS, "{tries} requests in {OUTAGE:?}: {:#?}", way.proxy.seen(""));
     cluster.restart();
     let back = Instant::now();
-    agents[0].until("told that the server is back", || status(&agents[0])["store"]["contact"] == "live");
+    agents[0].until("told that the server is back", || status(&agents[0])["status"]["store"]["kind"] == "live");
     let took = back.elapsed();
     cluster.join(3);
     let told = || Ok([1, 2].iter().all(|nth| cluster.has_route(*nth, 3)));
@@ -302,7 +302,7 @@ fn a_node_boots_from_its_state_file_while_the_api_server_is_away() {
     let one = cluster.start(1).ready();
     let pods = cluster.pods();
     reaches(&pods[0], &pods[1]);
-    assert_eq!(status(&one)["store"]["contact"], "lost");
+    assert_eq!(status(&one)["status"]["store"]["kind"], "lost");
     let said = |text: &str| one.log().lines().filter(|line| line.contains(text)).count();
     assert_eq!((said("going by the state file"), said("the state file is not needed")), (1, 0), "{}", one.log());
     cluster.restart();
@@ -330,7 +330,7 @@ fn status_explain_plan_and_cleanup_work_with_kubernetes() {
         assert!(table.out.contains(part), "{part} is not in:\n{}", table.out);
     }
     let json: serde_json::Value = serde_json::from_str(&cluster.run(1, &["status", "-json"]).out).unwrap();
-    assert_eq!((&json["ready"], &json["peers"]["accepted"]), (&true.into(), &1.into()));
+    assert_eq!((&json["ready"], &json["status"]["peers"]["accepted"]), (&true.into(), &1.into()));
     for meant in ["node-2", "10.89.0.12", "10.244.2.0/24"] {
         let peer = cluster.run(1, &["explain", meant]);
         for part in ["node-2: accepted as a peer", "fdb ", "neighbour ", "route 10.244.2.0/24"] {
@@ -385,13 +385,13 @@ fn of_two_nodes_with_one_pod_cidr_the_older_has_it_and_neither_agent_ends() {
     three.until("going by the older", is_the_olders);
     for (agent, own) in [(&older, 1), (&younger, 2)] {
         assert!(agent.is_ready(), "{}", agent.log());
-        assert_eq!(status(agent)["lease"]["key"], name(own));
+        assert_eq!(status(agent)["status"]["lease"]["key"], name(own));
     }
     // Mended by the operator.
     cluster.kubernetes.delete(&cluster.site, 2);
     cluster.register(2);
     three.until("told of both", || cluster.has_route(3, 1) && cluster.has_route(3, 2));
-    younger.until("a lease of its own", || status(&younger)["lease"]["subnets"][0] == "10.244.2.0/24");
+    younger.until("a lease of its own", || status(&younger)["status"]["lease"]["subnets"]["v4"] == "10.244.2.0/24");
     younger.until_ready();
     assert!(older.is_ready(), "{}", older.log());
 }

@@ -139,7 +139,7 @@ fn idle_connections_of_another_user_cost_neither_health_nor_files() {
     assert_eq!(agent.get(8081, "/healthz"), Some((200, "flanneld is running".to_owned())));
     assert!(agent.is_ready());
     let (code, status) = agent.get(8082, "/status").unwrap();
-    assert_eq!((code, status.contains("\"ready\":true")), (200, true), "{status}");
+    assert_eq!((code, status.contains("\"ready\": true")), (200, true), "{status}");
     let open = fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
     assert!(open < 80, "{open} descriptors are open");
     fs::remove_file(site.subnet_file(1)).unwrap();
@@ -175,7 +175,7 @@ fn nothing_is_changed_through_the_pages() {
         }
     }
     let json = agent.get(8082, "/status").unwrap().1;
-    assert!(json.contains("\"ready\":true"), "{json}");
+    assert!(json.contains("\"ready\": true"), "{json}");
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn with_a_twentieth_of_a_processor_amid_churn_the_node_keeps_its_lease_heals_and
         cluster.put(&format!("{SUBNETS}/{}", keys[0]), &value.replace("\"VNI\":1", "\"VNI\":7"));
         one.until("published again", || cluster.records().iter().any(|(key, now)| *key == keys[0] && *now == value));
         one.until_ready();
-        assert_eq!(status(one)["store"]["contact"], "live");
+        assert_eq!(status(one)["status"]["store"]["kind"], "live");
     });
     assert_eq!(cluster.keys_of(1), keys);
     let (_, metrics) = one.get(9472, "/metrics").unwrap();

@@ -1,0 +1,27 @@
+//! One line, as systemd shows it.
+
+use flannel_core::firewall_keeper::RulesState;
+use flannel_core::overlay::{Contact, Status, Wait};
+
+use super::waits_for;
+
+/// What matters most now: the end, else what readiness waits for, else the peers.
+pub(crate) fn summary(status: &Status, rules: &RulesState) -> String {
+    let peers = status.peers;
+    let store = match &status.store {
+        Contact::Lost { .. } => ", lease store away",
+        _ => "",
+    };
+    let bad = if peers.quarantined > 0 { format!(", {} quarantined", peers.quarantined) } else { String::new() };
+    let own = match &status.own_trouble {
+        Some(reason) => format!(", no peer to others ({reason})"),
+        None => String::new(),
+    };
+    if let Some(end) = &status.ended {
+        return format!("stopped: {end}");
+    }
+    match waits_for(status, rules, Wait::to_string).first() {
+        None => format!("ready: {} peers{bad}{own}{store}", peers.accepted),
+        Some(reason) => format!("{}: waiting for {reason}{own}{store}", status.phase),
+    }
+}

@@ -1,0 +1,210 @@
+//! The status as a table for people: a row for each thing that is so, with its remedy where there is one.
+
+use std::fmt::{self, Display};
+
+use flannel_backend_udp::CarriedDevice;
+use flannel_backend_udp::path::{Counters, Reason as Dropped};
+use flannel_core::admit::Reason;
+use flannel_core::clock::BootTime;
+use flannel_core::net::Dual;
+use flannel_core::overlay::{Contact, Contended, PeerCounts, Status, SubscriptionState, UplinkState, WithheldBecause};
+use flannel_core::text::Plain;
+
+use super::{Document, Store, waits_for};
+
+/// Rows of each list. Counts in other rows are of all.
+const LISTED: usize = Status::MAX_LISTED;
+
+impl Display for Document<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = Rows(f);
+        self.node(&mut rows)?;
+        self.peers(&mut rows)?;
+        self.carried.iter().try_for_each(|device| carried(device, &mut rows))?;
+        self.lists(&mut rows)
+    }
+}
+
+/// A name and a value a line. What others wrote is escaped, and never begins a line.
+struct Rows<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl Rows<'_, '_> {
+    fn row(&mut self, name: impl Display, value: impl Display) -> fmt::Result {
+        writeln!(self.0, "{name:<12} {}", Plain(value))
+    }
+
+    fn list<T: Display>(&mut self, name: &str, entries: impl Iterator<Item = T>) -> fmt::Result {
+        entries.take(LISTED).try_for_each(|entry| self.row(name, entry))
+    }
+}
+
+impl Document<'_> {
+    fn node(&self, rows: &mut Rows<'_, '_>) -> fmt::Result {
+        let Self { status, now, .. } = *self;
+        let ready = if self.ready { "ready" } else { "NOT ready" };
+        rows.row("overlay", format_args!("{} ({ready}, phase {})", self.overlay, status.phase))?;
+        for reason in waits_for(status, self.firewall, |wait| format!("{wait}: {}", wait.remedy())) {
+            rows.row("waits for", reason)?;
+        }
+        if let Some(degraded) = status.degraded() {
+            rows.row("degraded", degraded)?;
+        }
+        self.store(rows)?;
+        if let Some(lease) = &status.lease {
+            let until = lease.expires.map(|expires| format!(", {} s left", expires.since(now).as_secs()));
+            let (subnets, public) = (listed(&lease.subnets), listed(&lease.attrs.public_ip));
+            let until = until.unwrap_or_default();
+            rows.row("lease", format_args!("{subnets} at {public}, key {}{until}", lease.key))?;
+        }
+        if let Some(contended) = &status.contended {
+            rows.row("contended", contention(contended, now))?;
+        }
+        match &status.uplink {
+            UplinkState::Up(uplink) => {
+                let addrs = listed(&uplink.addrs);
+                rows.row("uplink", format_args!("{} ({addrs}), mtu {}", uplink.name, uplink.mtu.0))?;
+            }
+            UplinkState::Lost { since, error, .. } => {
+                rows.row("uplink", format_args!("lost for {} s: {error}", now.since(*since).as_secs()))?;
+            }
+            _ => {}
+        }
+        if let Some(mtu) = status.mtu {
+            rows.row("pod mtu", mtu.0)?;
+        }
+        if status.notifications != SubscriptionState::Active {
+            rows.row("kernel", "notifications are not heard: changes are seen by audits only")?;
+        }
+        rows.row("subnet file", self.subnet_file)?;
+        if let Some(error) = self.firewall.error() {
+            rows.row("firewall", error)?;
+        }
+        if status.reconfigured.is_some() {
+            rows.row("network", "its configuration in the store has changed: restart this agent to go by it")?;
+        }
+        if let Some(reason) = &status.own_trouble {
+            rows.row("own record", format_args!("not taken for a peer: {}", WithRemedy(reason)))?;
+        }
+        Ok(())
+    }
+
+    fn store(&self, rows: &mut Rows<'_, '_>) -> fmt::Result {
+        let Store { name, stale, state_file, state_file_error } = &self.store;
+        match &self.status.store {
+            Contact::Never => rows.row("store", format_args!("{name} (never)")),
+            Contact::Live => rows.row("store", format_args!("{name} (live)")),
+            Contact::Lost { since, error } => {
+                let seconds = self.now.since(*since).as_secs();
+                rows.row("store", format_args!("{name} (lost) for {seconds} s: {error}"))
+            }
+            _ => rows.row("store", name),
+        }?;
+        match (state_file, state_file_error) {
+            (Some(file), _) if *stale => {
+                rows.row("STALE", format_args!("lease and peers are those of {file} until the store is back"))
+            }
+            (Some(_), Some(error)) => rows.row("state file", error),
+            (Some(file), None) => rows.row("state file", file),
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn peers(&self, rows: &mut Rows<'_, '_>) -> fmt::Result {
+        let status = self.status;
+        let PeerCounts { accepted, skipped, quarantined, dropped, .. } = status.peers;
+        let counts = format_args!("{accepted} accepted, {skipped} of them skipped, {quarantined} records quarantined");
+        rows.row("peers", counts)?;
+        if dropped > 0 {
+            let fix = "delete the records that no node wrote";
+            let what = "records, the youngest or with keys that are too long";
+            rows.row("dropped", format_args!("{dropped} {what}: {fix}"))?;
+        }
+        if status.unprotected > 0 {
+            let fix = "mend or delete the quarantined records";
+            let what = "prefixes that bad records name are not protected from deletion, because there are too many";
+            rows.row("unprotected", format_args!("{} {what}: {fix}", status.unprotected))?;
+        }
+        if status.unknown_host_objects > 0 {
+            let fix = "delete those that nobody uses";
+            let what = "links, addresses or routes of this host were not read, because there are too many";
+            rows.row("host", format_args!("{} {what}: {fix}", status.unknown_host_objects))?;
+        }
+        let Status { audits, lease_rounds, drift_repaired, undone, .. } = status;
+        let rounds =
+            format_args!("{audits} audits, {lease_rounds} lease rounds, {drift_repaired} repairs, {undone} undone");
+        rows.row("rounds", rounds)
+    }
+
+    fn lists(&self, rows: &mut Rows<'_, '_>) -> fmt::Result {
+        let (status, now) = (self.status, self.now);
+        let quarantined = status.quarantined.iter();
+        rows.list("quarantined", quarantined.map(|(key, reason)| format!("{key}: {}", WithRemedy(reason))))?;
+        rows.list("skipped", status.skipped.iter().map(|((key, family), skip)| format!("{key} ({family}): {skip}")))?;
+        let refused = status.refused.iter().map(|(object, refusal)| {
+            let name = refusal.peer.as_ref().map_or_else(|| object.to_string(), ToString::to_string);
+            format!("{name}: {}: {}", refusal.error, refusal.remedy())
+        });
+        rows.list("refused", refused)?;
+        let withheld = status.withheld.iter();
+        rows.list("withheld", withheld.map(|(prefix, because)| format!("{prefix}: {}", waits(*because, now))))?;
+        let former = "routes of ours may be left there; removed once the store speaks";
+        rows.list("former", status.former.iter().map(|network| format!("{network}: {former}")))?;
+        let conflicts = status.conflicts.iter();
+        rows.list("conflict", conflicts.map(|conflict| format!("{}: {}", conflict.found, conflict.remedy)))?;
+        if status.conflict_count > status.conflicts.len().min(LISTED) {
+            rows.row("conflict", format_args!("{} in all; only the first are listed", status.conflict_count))?;
+        }
+        let flapping = status.flapping.iter();
+        rows.list("flapping", flapping.map(|object| format!("{object}: somebody else keeps changing it")))?;
+        status.last_error.iter().try_for_each(|error| rows.row("last error", error))
+    }
+}
+
+fn carried(device: &CarriedDevice, rows: &mut Rows<'_, '_>) -> fmt::Result {
+    let CarriedDevice { name, forwards, counters, limitations, .. } = device;
+    let (out, into) = (counters.sent.packets, counters.received.packets);
+    let lost = counters.all_dropped() + counters.overflowed;
+    rows.row(name, format_args!("{forwards} subnets, {out} packets sent, {into} received, {lost} dropped"))?;
+    if counters.unbatched > 0 {
+        rows.row("unbatched", format_args!("{} packets were sent one by one or in fragments", counters.unbatched))?;
+    }
+    let by_reason = Dropped::ALL.map(|reason| (reason.name(), counters.dropped(reason)));
+    for (reason, count) in by_reason.into_iter().chain([(Counters::OVERFLOWED, counters.overflowed)]) {
+        if count > 0 {
+            rows.row("dropped", format_args!("{count} packets: {reason}"))?;
+        }
+    }
+    limitations.iter().try_for_each(|it| rows.row("limited", format_args!("{}: {}", it.what, it.cause)))
+}
+
+struct WithRemedy<'a>(&'a Reason);
+
+impl Display for WithRemedy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0, self.0.remedy())
+    }
+}
+
+fn listed<T: Display>(values: &Dual<T>) -> String {
+    values.iter().map(|(_, value)| value.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn contention(contended: &Contended, now: BootTime) -> String {
+    let next = match contended.next {
+        Some(next) => format!("; next in {} s", next.since(now).as_secs()),
+        None => String::new(),
+    };
+    format!(
+        "another program changes this node's record, which was written again {} times{next}: run one agent per node",
+        contended.times
+    )
+}
+
+fn waits(because: WithheldBecause, now: BootTime) -> String {
+    match because {
+        WithheldBecause::MassRemoval(until) => {
+            format!("most peers went at once; deleted in {} s unless they come back", until.since(now).as_secs())
+        }
+        other => other.to_string(),
+    }
+}
