@@ -1,6 +1,20 @@
 //! host-gw backend of flannelkit, compatible with flannel (docs/compatibility.md, "host-gw").
 //!
-//! No encapsulation: each peer's subnet is routed to the peer itself, which therefore has to be on one of our links.
+//! There is no device and no encapsulation: each peer's subnet is routed to the peer's public address, which therefore has to
+//! be on one of our own links. A peer that is not is skipped, and the status says so. Packets keep the MTU of the link.
+//!
+//! [`HostGw`] has no settings:
+//!
+//! ```
+//! use flannel_backend_hostgw::HostGw;
+//! use flannel_core::overlay::Overlay;
+//!
+//! let builder = Overlay::builder().backend(HostGw::TYPE, |_| Ok(HostGw));
+//! # drop(builder);
+//! ```
+//!
+//! The crate `flannelkit` has it behind its feature `host-gw`. Tests run an overlay with it on
+//! `flannel_core::testing::FakeKernel`.
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};

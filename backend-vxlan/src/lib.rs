@@ -1,8 +1,30 @@
 //! VXLAN backend of flannelkit, compatible with flannel (docs/compatibility.md, "Device").
 //!
-//! Each enabled family has a device of its own, `flannel.<VNI>` and `flannel-v6.<VNI>`. What a peer needs on it is its
-//! VTEP's MAC address as a permanent neighbour, the way to that VTEP as a forwarding entry, and a route to its
-//! subnet; or with `DirectRouting`, where the peer is on one of our links, that route alone.
+//! Each address family in use has a device of its own, `flannel.<VNI>` and `flannel-v6.<VNI>`. A peer needs three things on
+//! it: its VTEP's MAC address as a permanent neighbour, a forwarding entry from that MAC address to the peer's public address,
+//! and a route to its subnet by way of its VTEP. With `DirectRouting`, a peer on one of our own links needs a route to its
+//! subnet alone.
+//!
+//! [`Vxlan`] is a pure function of configuration and lease: it holds no socket, and the agent of `flannel-core` writes to the
+//! kernel. So it can be asked without root what a configuration means:
+//!
+//! ```
+//! use flannel_backend_vxlan::Vxlan;
+//! use flannel_core::config::{Allocation, NetworkConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let network = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":4789}}"#;
+//! let vxlan = Vxlan::new(&NetworkConfig::parse(network, Allocation::Pool)?)?;
+//! assert_eq!(vxlan.config().vni.value(), 7);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The crate `flannelkit` has it behind its feature `vxlan`, with a whole program on its first page. Tests run an overlay with
+//! this backend on `flannel_core::testing::FakeKernel`.
+//!
+//! It encrypts nothing. Whoever can send to the port from a peer's address can send into the overlay;
+//! [`VxlanGuard`](flannel_core::firewall::VxlanGuard) keeps all others out.
 
 mod config;
 mod wanted;

@@ -6,6 +6,20 @@
 //! it is.
 //!
 //! A [`VxlanGuard`](flannel_core::firewall::VxlanGuard) is not supported: use `flannel-firewall-nft` for that.
+//!
+//! ```no_run
+//! use flannel_core::firewall_keeper::{self, KeepOptions};
+//! use flannel_core::overlay::Overlay;
+//! use flannel_firewall_iptables::Iptables;
+//!
+//! # async fn example(overlay: Overlay) -> Result<(), Box<dyn std::error::Error>> {
+//! // Writes the rules once there is a lease, and again whenever somebody deletes one.
+//! firewall_keeper::keep(&overlay.handle(), &Iptables::new()?, KeepOptions::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The crate `flannelkit` has it as `flannelkit::firewall::Iptables`, and `flannelkit::testing::FakeFirewall` for tests.
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -8,6 +8,20 @@
 //!
 //! An `accept` of ours does not override a drop in another table's chain: that is how nftables works. Where a `FORWARD`
 //! chain of iptables drops by policy, use `flannel-firewall-iptables`.
+//!
+//! ```no_run
+//! use flannel_core::firewall_keeper::{self, KeepOptions};
+//! use flannel_core::overlay::Overlay;
+//! use flannel_firewall_nft::Nft;
+//!
+//! # async fn example(overlay: Overlay) -> Result<(), Box<dyn std::error::Error>> {
+//! // Writes the rules once there is a lease, and again whenever somebody deletes one.
+//! firewall_keeper::keep(&overlay.handle(), &Nft::new()?, KeepOptions::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The crate `flannelkit` has it as `flannelkit::firewall::Nft`, and `flannelkit::testing::FakeFirewall` for tests.
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -1,5 +1,9 @@
 //! A lease store in front of another one, with a state file: a node boots into a working overlay while the store is away.
 //!
+//! The file holds who this node is, the network's configuration, the node's lease and the last list of peers. It answers
+//! only where the store is unavailable or denies access; every other answer of the store counts. Once the store is back, the
+//! agent corrects what has changed meanwhile.
+//!
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use flannel_core::{clock::SystemClock, subnet::SubnetManager};
@@ -10,6 +14,9 @@
 //! CachedSubnets::new(etcd, "/var/lib/flannelkit/state.json", "etcd /coreos.com/network", clock)
 //! # }
 //! ```
+//!
+//! The last text names the store behind it: a file of another store is not used. A store that is a directory of this host
+//! (`flannel-subnet-file`) needs no state file. The crate `flannelkit` has this one behind its feature `cached`.
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
