@@ -1,4 +1,4 @@
-//! Kinds of devices: which two are the same device, which can be changed into the other, and which exclude each other.
+//! Kinds of devices: which two are the same device, which can be changed into another, and which exclude each other.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use super::data_plane::Tunnel;
 use super::objects::LinkId;
 use crate::net::{Family, Vni};
 
-/// What a device is, with what can only be said when it is created.
+/// The kind of a device, with the attributes that are set when it is created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LinkKind {
@@ -16,16 +16,18 @@ pub enum LinkKind {
     ///
     /// [`DataPlane`]: crate::kernel::DataPlane
     Tun(Tun),
-    /// A device that another program makes and configures, such as the data plane of an embedder, by the kernel's name of
-    /// its kind (`tun`, `wireguard`). It is recognised by the overlay's mark ([`OverlayName::mark`]) and this kind, and
-    /// never by its name; it is not created, changed or deleted through the kernel seam. What is wanted on it is written
-    /// while it is there, and deleted with the overlay. Addresses and neighbours outside the overlay's networks are its
-    /// program's own and stay; forwarding entries on it are all the overlay's. Not `vxlan`, of which devices are made here.
-    /// Only in what is wanted: a seen device is [`Other`](Self::Other) or [`Tun`](Self::Tun).
+    /// A device that another program creates and configures, such as the data plane of an embedder, by the kernel's
+    /// name of its kind (`tun`, `wireguard`). Used only in wanted state: a seen device is [`Other`](Self::Other) or
+    /// [`Tun`](Self::Tun). Not for `vxlan` devices, which this library creates.
+    ///
+    /// The device is recognised by the overlay's mark ([`OverlayName::mark`]) and this kind, never by its name. It is
+    /// not created, changed or deleted through [`Kernel`](crate::kernel::Kernel). Wanted objects on it are written
+    /// while it exists, and deleted with the overlay. Addresses and neighbours outside the overlay's networks belong to
+    /// the other program and stay; FDB entries on it all belong to the overlay.
     ///
     /// [`OverlayName::mark`]: crate::kernel::OverlayName::mark
     External(Box<str>),
-    /// Anything else that is seen, by the kernel's name of the kind; empty for a physical one.
+    /// Any other seen device, by the kernel's name of the kind; empty for a physical one.
     Other(Box<str>),
 }
 
@@ -35,14 +37,14 @@ impl LinkKind {
         match (self, other) {
             (Self::Vxlan(a), Self::Vxlan(b)) => a.vni == b.vni && a.family() == b.family(),
             (Self::External(a), Self::Other(b)) | (Self::Other(a), Self::External(b)) => a == b,
-            // An overlay has one: no other thing tells two apart.
+            // An overlay has at most one, so no further attribute is compared.
             (Self::Tun(_), Self::Tun(_)) => true,
             (Self::External(kind), Self::Tun(_)) | (Self::Tun(_), Self::External(kind)) => &**kind == Tun::KIND,
             (a, b) => a == b,
         }
     }
 
-    /// Whether one device keeps the kernel from creating the other, whatever their names are (docs/kernel-facts.md,
+    /// Whether one device prevents the kernel from creating the other, whatever their names are (docs/kernel-facts.md,
     /// "Identity of a VXLAN device").
     pub(crate) fn excludes(&self, other: &Self) -> bool {
         match (self, other) {
@@ -51,8 +53,8 @@ impl LinkKind {
         }
     }
 
-    /// Whether a device of the kind `have` can be made into this one without being created anew. What one side leaves
-    /// open matches (docs/compatibility.md, "Device").
+    /// Whether a device of the kind `have` can be changed into this one without being created again. An attribute that
+    /// one side leaves open matches (docs/compatibility.md, "Device").
     pub(crate) fn is_compatible(&self, have: &Self) -> bool {
         fn open<T: PartialEq>(want: Option<T>, have: Option<T>) -> bool {
             want.is_none() || have.is_none() || want == have
@@ -71,7 +73,7 @@ impl LinkKind {
         }
     }
 
-    /// The kind that a compatible device has once updated: what cannot change stays.
+    /// The kind of a compatible device after an update: attributes that cannot be changed stay.
     pub(crate) fn updated(&self, have: &Self) -> Self {
         match (self, have) {
             (Self::Vxlan(want), Self::Vxlan(have)) => {
@@ -82,7 +84,7 @@ impl LinkKind {
         }
     }
 
-    /// Whether devices of this kind are made and deleted through the kernel seam.
+    /// Whether devices of this kind are created and deleted through the kernel interface.
     pub(crate) fn is_made_here(&self) -> bool {
         match self {
             Self::Vxlan(_) | Self::Tun(_) => true,
@@ -90,12 +92,12 @@ impl LinkKind {
         }
     }
 
-    /// Whether it asks for a VXLAN device as an external one. Those are made here.
+    /// Whether it names `vxlan` as an external kind, which is not supported.
     pub(crate) fn is_external_vxlan(&self) -> bool {
         matches!(self, Self::External(kind) if &**kind == "vxlan")
     }
 
-    /// Whether it is an end of a pair, as pods have.
+    /// Returns whether it is a veth device, one end of a pair, as pods have.
     pub fn is_veth(&self) -> bool {
         matches!(self, Self::Other(kind) if &**kind == "veth")
     }
@@ -105,9 +107,9 @@ impl LinkKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tun {
-    /// Whether it is made for several queues (`IFF_MULTI_QUEUE`). That cannot be changed.
+    /// Whether it has several queues (`IFF_MULTI_QUEUE`). That cannot be changed.
     pub multi_queue: bool,
-    /// How its packets are carried. A seen device that no data plane of this process holds has `None`.
+    /// How its packets are carried; `None` for a seen device that no data plane of this process carries.
     pub tunnel: Option<Tunnel>,
 }
 
@@ -115,12 +117,12 @@ impl Tun {
     /// The kernel's name of the kind.
     pub const KIND: &'static str = "tun";
 
-    /// A device whose packets are not carried, or nothing is said of that: what it is recognised by.
+    /// Creates a device whose packets are not carried, or without saying how: enough to recognise it.
     pub fn new(multi_queue: bool) -> Self {
         Self { multi_queue, tunnel: None }
     }
 
-    /// A device whose packets are carried like this.
+    /// Creates a device whose packets are carried like this.
     pub fn carried(tunnel: Tunnel) -> Self {
         Self { multi_queue: tunnel.is_multi_queue(), tunnel: Some(tunnel) }
     }
@@ -130,11 +132,11 @@ impl Tun {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Vxlan {
-    /// Network identifier.
+    /// The network identifier.
     pub vni: Vni,
-    /// UDP destination port. A wanted value of `None` leaves it to the kernel (8472) and matches any.
+    /// The UDP destination port. In wanted state, `None` leaves it to the kernel (8472) and matches any port.
     pub port: Option<u16>,
-    /// Outer source address. A seen device may have none.
+    /// The outer source address. A seen device may have none.
     pub local: Option<IpAddr>,
     /// The lower device.
     pub lower: Option<LinkId>,
@@ -142,31 +144,31 @@ pub struct Vxlan {
     pub learning: bool,
     /// Whether it carries group policies (`VXLAN-GBP`).
     pub gbp: bool,
-    /// Where frames go that no forwarding entry is for (`remote`).
+    /// The destination of frames without an FDB entry (`remote`).
     pub remote: Option<IpAddr>,
-    /// Whether it reports destinations that it does not know (`l2miss` or `l3miss`). That cannot be changed.
+    /// Whether it reports unknown destinations (`l2miss` or `l3miss`). That cannot be changed.
     pub misses: bool,
 }
 
 impl Vxlan {
-    /// A device of this identifier, with everything else off and left to the kernel.
+    /// Creates a device of this identifier, with everything else off or left to the kernel.
     pub fn new(vni: Vni) -> Self {
         Self { vni, port: None, local: None, lower: None, learning: false, gbp: false, remote: None, misses: false }
     }
 
-    /// The underlay's family.
+    /// Returns the address family of the underlay.
     pub fn family(&self) -> Option<Family> {
         self.local.map(Family::of)
     }
 
-    /// Whether the kernel lets only one of the two exist: same identifier, port and underlay family, IPv4 if unsaid
-    /// (docs/kernel-facts.md, "Identity of a VXLAN device").
+    /// Returns whether the kernel allows only one of the two to exist: same identifier, port and underlay family, which
+    /// is IPv4 if there is no local address (docs/kernel-facts.md, "Identity of a VXLAN device").
     pub fn excludes(&self, other: &Self) -> bool {
         let place =
             |vxlan: &Self| (vxlan.vni, vxlan.port.unwrap_or(Self::DEFAULT_PORT), vxlan.family().unwrap_or(Family::V4));
         place(self) == place(other)
     }
 
-    /// What Linux takes where no port is said.
+    /// The port that Linux uses if none is given.
     pub const DEFAULT_PORT: u16 = 8472;
 }

@@ -1,4 +1,4 @@
-//! The seam to the kernel: four wide verbs over values.
+//! The interface to the kernel: a few broad operations over plain values.
 
 mod data_plane;
 mod host;
@@ -43,83 +43,84 @@ pub(crate) use text::{RouteText, describe_link};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hint {
-    /// Something in the scope changed, and it was not us.
+    /// An object in the scope changed, other than by a write for this overlay.
     Changed,
-    /// What [`host_facts`](Kernel::host_facts) shows of the host changed, and it was not us: a link came, went or changed
-    /// (name, kind, MAC address, MTU, state, group, alias), or an address, or a route of the main table that is a
-    /// default route, has no gateway, or has one and lies inside the prefix of an address.
+    /// What [`host_facts`](Kernel::host_facts) returns changed, other than by a write for this overlay: a link was
+    /// added, removed or changed (name, kind, MAC address, MTU, state, group, alias), or an address, or a route of the
+    /// main table that is a default route, has no gateway, or has one and lies inside the prefix of an address.
     ///
-    /// Not raised for what goes on all the time on a busy host: veth devices without an address, which pods have,
+    /// Not raised for changes that are frequent on a busy host: veth devices without an address (the devices of pods),
     /// IPv6 link-local addresses, other routes through a gateway, and routes of this library's overlays or through
     /// devices of the scope. A later read shows those too.
     FactsChanged,
-    /// Notifications were lost: anything may have changed.
+    /// Notifications were lost: any object may have changed.
     Lost,
-    /// No notifications arrive until the next hint, which is [`Lost`](Self::Lost): anything may change unseen.
+    /// The subscription failed. No notifications arrive until the next hint, which is [`Lost`](Self::Lost); changes go
+    /// unnoticed until then.
     SubscriptionBroken,
 }
 
 impl Hint {
-    /// Whether a change of a link of this kind, with these addresses, is [`FactsChanged`](Self::FactsChanged). Both the
-    /// real and the fake kernel use this, so that they agree.
+    /// Returns whether a change of a link of this kind, with these addresses, is [`FactsChanged`](Self::FactsChanged).
+    /// Shared by the real and the fake kernel, so that both behave alike.
     pub fn tells_of(kind: &LinkKind, mut addresses: impl Iterator<Item = IpAddr>) -> bool {
         !kind.is_veth() || addresses.any(|addr| !is_automatic(addr))
     }
 
-    /// The hints for an address that was added or changed (`is_there`), or deleted. `is_own` says whether it is on a
-    /// device of the scope. Both the real and the fake kernel use this, so that they agree.
+    /// Returns the hints for an address that was added or changed (`is_there`) or deleted. `is_own` says whether it is
+    /// on a device of the scope. Shared by the real and the fake kernel, so that both behave alike.
     pub fn of_address(addr: IpAddr, is_there: bool, is_own: bool) -> impl Iterator<Item = Self> {
-        // Routes through a deleted address go without notifications of their own (docs/kernel-facts.md, "Loss of an
-        // address").
+        // The kernel deletes routes through a deleted address without notifications for them (docs/kernel-facts.md,
+        // "Loss of an address").
         let changed = (!is_there || is_own).then_some(Self::Changed);
         let hints = [Some(Self::FactsChanged), changed].into_iter().flatten();
         hints.filter(move |_| !is_automatic(addr))
     }
 }
 
-/// Why the kernel did not do what was asked.
+/// An error of a kernel operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// The kernel refused one request. Whether a retry helps depends on `errno`: an audit decides.
+    /// The kernel refused one request. Whether a retry helps depends on `errno`; the next audit decides.
     #[error("kernel refused {}: {}{}", Plain(doing), errno_text(*errno), Plain(detail(message)))]
     Refused {
-        /// What was being done, with the object.
+        /// The operation, with its object.
         doing: String,
         /// `errno`, positive.
         errno: i32,
-        /// The kernel's own words (extended ACK), possibly empty.
+        /// The kernel's message (extended ACK), possibly empty.
         message: String,
     },
-    /// No answer in time. What happened is unknown: look before writing.
+    /// The kernel did not answer in time. The outcome is unknown: observe before writing again.
     #[error("kernel did not answer within {within:?} while {}", Plain(doing))]
     Timeout {
-        /// What was being done.
+        /// The operation.
         doing: String,
         /// The deadline.
         within: std::time::Duration,
     },
-    /// Answers were lost or the socket failed; it has been opened anew. What happened is unknown: look before
-    /// writing.
+    /// Answers were lost or the socket failed; a new socket has been opened. The outcome is unknown: observe before
+    /// writing again.
     #[error("lost contact with the kernel while {}: {}", Plain(doing), Plain(reason))]
     Lost {
-        /// What was being done.
+        /// The operation.
         doing: String,
         /// Why.
         reason: String,
     },
-    /// The kernel cannot do it at all. Final; `hint` says what to install or choose.
+    /// The kernel does not support the operation. Final; `hint` says what to install or choose.
     #[error("{} is not supported by this kernel: {}", Plain(what), Plain(hint))]
     Unsupported {
-        /// What.
+        /// The unsupported feature.
         what: String,
         /// The remedy.
         hint: String,
     },
-    /// No privilege. Final; `hint` says which.
+    /// The process lacks a privilege. Final; `hint` says which.
     #[error("no permission for {}: {}", Plain(doing), Plain(hint))]
     Denied {
-        /// What was being done.
+        /// The operation.
         doing: String,
         /// The remedy.
         hint: String,
@@ -127,19 +128,19 @@ pub enum KernelError {
     /// Another overlay in this network namespace has the same name or an overlapping network.
     #[error("overlay {} is already running in this network namespace: {}", Plain(other), Plain(hint))]
     Conflict {
-        /// The other's claim.
+        /// The claim of the other overlay.
         other: String,
         /// The remedy.
         hint: String,
     },
-    /// The thread that speaks to the kernel is gone.
+    /// The netlink thread has ended. Final.
     #[error("the netlink thread has stopped")]
     Stopped,
 }
 
 impl KernelError {
-    /// Whether the kernel rejects the value that was written, rather than lacking memory or permission. Other values may
-    /// be accepted.
+    /// Returns whether the kernel rejected the written value, as opposed to lacking memory or permission. Other values
+    /// may be accepted.
     pub fn rejects_value(&self) -> bool {
         use std::io::ErrorKind::{AddrNotAvailable, HostUnreachable, InvalidInput, NetworkUnreachable};
         let Self::Refused { errno, .. } = self else { return false };
@@ -162,43 +163,43 @@ pub const EEXIST: i32 = 17;
 /// `EINVAL` on every Linux architecture.
 pub const EINVAL: i32 = 22;
 
-/// What came of the operations that a kernel was to write.
+/// The result of [`Kernel::apply`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ApplyReport {
-    /// Operations the kernel acknowledged.
+    /// The number of operations that the kernel acknowledged.
     pub applied: usize,
-    /// Operations it refused, by their place, in ascending order.
+    /// Operations that the kernel refused, by index, in ascending order.
     pub refused: Vec<(usize, KernelError)>,
-    /// Operations not tried because what they stand on was refused, by their place, in ascending order.
+    /// Operations that were not tried because they depend on a refused one, by index, in ascending order.
     pub skipped: Vec<usize>,
-    /// Contact was lost midway: what came of the rest is unknown.
+    /// Contact with the kernel was lost before all answers arrived: the outcome of the remaining operations is unknown.
     pub lost: Option<KernelError>,
 }
 
 impl ApplyReport {
-    /// Whether all of it was done.
+    /// Returns whether every operation was applied.
     pub fn is_complete(&self) -> bool {
         self.refused.is_empty() && self.skipped.is_empty() && self.lost.is_none()
     }
 }
 
-/// What an overlay is to the networks it claims.
+/// How an overlay uses the networks that it claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Residence {
-    /// It runs in them: one claim a name.
+    /// The overlay runs in them. At most one such claim per name.
     Present,
-    /// It ran in them, and what it left there is still to go: nobody else may move in before that. Stands beside the
-    /// present claim of the same name.
+    /// The overlay ran in them before, and its objects there are still to be deleted. Until then no other overlay may
+    /// claim them. Held in addition to the present claim of the same name.
     Former,
 }
 
-/// A name held for as long as this value lives.
+/// A claim on a name and networks, held until it is dropped.
 pub struct Claim(#[expect(dead_code, reason = "held for its drop")] Box<dyn Any + Send + Sync>);
 
 impl Claim {
-    /// Wraps whatever releases the claim when dropped.
+    /// Wraps a guard that releases the claim when it is dropped.
     pub fn new(guard: impl Any + Send + Sync) -> Self {
         Self(Box::new(guard))
     }
@@ -210,19 +211,19 @@ impl fmt::Debug for Claim {
     }
 }
 
-/// The kernel, or something that behaves like it.
+/// The kernel, or an implementation that behaves like it.
 ///
 /// # Cancel safety
-/// Any call may be dropped at any await: what it did is then unknown, so the caller has to
-/// [`observe`](Kernel::observe) before it trusts its memory.
+/// Any call may be dropped at any await. Its effect is then unknown: the caller has to [`observe`](Kernel::observe)
+/// before it relies on remembered state.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Kernel: Send + Sync + 'static {
-    /// Takes name and networks for this network namespace, until the claim is dropped or the process ends.
+    /// Claims a name and networks in this network namespace, until the claim is dropped or the process ends.
     ///
     /// # Errors
-    /// [`KernelError::Conflict`] when an overlay of another name here has a network that overlaps, or one of this name
-    /// has claimed the same: any present networks, or just these former ones.
+    /// [`KernelError::Conflict`] when an overlay of another name in this namespace claims an overlapping network, or
+    /// when this name already has the same claim: any present networks, or these same former ones.
     async fn claim(
         &self,
         overlay: &OverlayName,
@@ -230,35 +231,35 @@ pub trait Kernel: Send + Sync + 'static {
         residence: Residence,
     ) -> Result<Claim, KernelError>;
 
-    /// Whether devices of these kinds could be made here: a driver that is missing or a privilege that is, before
-    /// anything is taken or written. Leaves nothing behind, but for a driver that the kernel loads by itself.
+    /// Checks whether devices of these kinds can be created here, so that a missing driver or privilege is found before
+    /// a lease is taken or anything is written. Leaves nothing behind, except a driver that the kernel loads by itself.
     ///
     /// # Errors
     /// [`KernelError::Unsupported`] or [`KernelError::Denied`], both final; the others as for
     /// [`host_facts`](Kernel::host_facts).
     async fn probe(&self, devices: &[Device]) -> Result<(), KernelError>;
 
-    /// What the host looks like now. `reach` are the addresses whose route matters
+    /// Reads the links, addresses and routes of the host. `reach` are the addresses whose route matters
     /// ([`Select::reaches`](crate::uplink::Select::reaches)).
     ///
     /// # Errors
-    /// [`KernelError`] when the read is not complete; never a part of it. Retry with back-off unless
-    /// [`KernelError::Denied`] or [`KernelError::Stopped`].
+    /// [`KernelError`] when the read is not complete; a partial result is never returned. Retry with back-off, except
+    /// after [`KernelError::Denied`] or [`KernelError::Stopped`].
     async fn host_facts(&self, reach: &[IpAddr]) -> Result<HostFacts, KernelError>;
 
-    /// What is there in `scope` now: our devices, what is on them, and every route in the networks' territory.
-    /// Complete or an error; never invents.
+    /// Reads the state in `scope`: the overlay's devices, the objects on them, and every route in its networks. The
+    /// result is complete, or an error.
     ///
     /// # Errors
     /// As [`host_facts`](Kernel::host_facts).
     async fn observe(&self, scope: &Scope) -> Result<State, KernelError>;
 
-    /// Writes `ops`, in batches as it likes but in their order. A refusal stops nothing but what stands
-    /// on the refused object.
+    /// Writes `ops` in order, in batches of any size. After a refusal, only operations that depend on the refused
+    /// object are skipped.
     async fn apply(&self, scope: &Scope, ops: Arc<Vec<Op>>) -> ApplyReport;
 
-    /// Reasons to look again, other than what was written for this overlay; what is written for another one through the
-    /// same kernel is a reason. Hints are merged when nobody polls; the stream ends only when
-    /// the kernel's thread does. A later call's scope replaces the earlier one's.
+    /// Returns a stream of reasons to observe again, except writes for this overlay; writes for another overlay through
+    /// the same kernel are included. Hints that are not polled are merged. The stream ends only when the kernel's
+    /// thread ends. The scope of a later call replaces that of an earlier one.
     fn hints(&self, scope: &Scope) -> BoxStream<'static, Hint>;
 }

@@ -1,7 +1,7 @@
-//! Kernel state: one type for what is wanted and for what was seen.
+//! Kernel state: the same types describe wanted and seen state.
 //!
-//! Everything is keyed as the kernel keys it and held in canonical form, so that comparing is `==`. Links are named
-//! by a small [`LinkId`] in keys and values; their text names stand in [`Link`] alone.
+//! Objects are keyed as in the kernel and kept in canonical form, so that they are compared with `==`. Keys and values
+//! refer to links by a small [`LinkId`]; only [`Link`] has the name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,28 +13,29 @@ use super::link_kind::LinkKind;
 use crate::net::{Family, MacAddr, Prefix};
 use crate::text::Plain;
 
-/// A link, as far as an overlay cares.
+/// Identifies a link for an overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LinkId {
-    /// A device of the overlay: its place in [`Scope::devices`](crate::kernel::Scope::devices).
+    /// A device of the overlay: its index in [`Scope::devices`](crate::kernel::Scope::devices).
     Own(u8),
     /// The interface that carries the overlay's packets.
     Uplink,
-    /// Any other, by interface index.
+    /// Any other link, by interface index.
     Other(u32),
 }
 
-/// The name of a network interface: 1 to 15 bytes, no `/` and no white space (`dev_valid_name`, net/core/dev.c).
+/// The name of a network interface: 1 to 15 bytes without `/`, `:`, white space or control characters, and not `.` or
+/// `..` (compare `dev_valid_name`, net/core/dev.c).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkName(Box<str>);
 
-/// Text cannot name an interface. Final for this input.
+/// The text is not a valid interface name. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} cannot be an interface name: 1 to 15 bytes, no '/', ':' or white space, not '.' or '..'")]
 pub struct LinkNameError(String);
 
 impl LinkName {
-    /// Checks and keeps `text`.
+    /// Validates `text` as a name.
     ///
     /// # Errors
     /// [`LinkNameError`]. Final for this input.
@@ -47,7 +48,7 @@ impl LinkName {
         if bad { Err(LinkNameError(text.chars().take(64).collect())) } else { Ok(Self(text.into())) }
     }
 
-    /// The text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -79,7 +80,7 @@ impl fmt::Debug for LinkName {
 pub struct Link {
     /// Its name.
     pub name: LinkName,
-    /// What it is.
+    /// Its kind.
     pub kind: LinkKind,
     /// Its MAC address, if the kind has one.
     pub mac: Option<MacAddr>,
@@ -87,43 +88,44 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
-    /// Its link group (`IFLA_GROUP`): the overlay's [mark](crate::kernel::OverlayName::mark) on a device of ours.
+    /// Its link group (`IFLA_GROUP`): the overlay's [mark](crate::kernel::OverlayName::mark) on the overlay's devices.
     pub group: u32,
-    /// Its alias (`IFLA_IFALIAS`): `flannelkit:<overlay>` on a device of ours.
+    /// Its alias (`IFLA_IFALIAS`): `flannelkit:<overlay>` on the overlay's devices.
     pub alias: Option<Box<str>>,
 }
 
 impl Link {
-    /// A device that is up, without a MAC address, group or alias.
+    /// Creates a device that is up, without a MAC address, group or alias.
     pub fn new(name: LinkName, kind: LinkKind, mtu: u32) -> Self {
         Self { name, kind, mac: None, mtu, up: true, group: 0, alias: None }
     }
 }
 
-/// An address on a device of ours.
+/// An address on one of the overlay's devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressKey {
     /// The device.
     pub link: LinkId,
     /// The address.
     pub addr: IpAddr,
-    /// Length of its prefix, in bits.
+    /// The prefix length, in bits.
     pub len: u8,
 }
 
-/// A VXLAN forwarding entry on a device of ours. The kernel keeps several destinations only for the all-zero and for
-/// multicast addresses, so destinations count in the key: moving one is a replace of the same address.
+/// A VXLAN FDB entry on one of the overlay's devices. The kernel keeps several destinations only for the all-zero
+/// address and for multicast addresses; `nth` tells these apart. The destination is the value and not part of the key:
+/// moving an entry replaces it under the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FdbKey {
     /// The device.
     pub link: LinkId,
-    /// Inner destination.
+    /// The MAC address of the inner destination.
     pub mac: MacAddr,
-    /// 0, but for further destinations of one address as seen in a dump.
+    /// 0, except for further destinations of one MAC address in a dump.
     pub nth: u16,
 }
 
-/// A permanent neighbour on a device of ours.
+/// A permanent neighbour on one of the overlay's devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NeighbourKey {
     /// The device.
@@ -132,31 +134,31 @@ pub struct NeighbourKey {
     pub addr: IpAddr,
 }
 
-/// One of the routes to a prefix, without TOS. There may be several, even in one table and with one metric (docs/kernel-facts.md, "Route keys are not unique"): all that were seen are kept, in the
-/// order of the dump.
+/// One of the routes to a prefix, without TOS. There may be several, even in one table and with one metric
+/// (docs/kernel-facts.md, "Route keys are not unique"). Seen state keeps all of them, in the order of the dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteKey {
     /// Destination.
     pub prefix: Prefix,
-    /// Tells routes to one prefix apart: 0 for the first one that is wanted, or was seen.
+    /// The index among the routes to one prefix: 0 for the first that is wanted or was seen.
     pub nth: u16,
 }
 
-/// Where a route leads.
+/// A route, without its destination.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Route {
-    /// What it does.
+    /// What the route does with packets.
     pub kind: RouteKind,
     /// The next hop.
     pub gateway: Option<IpAddr>,
     /// The output interface.
     pub link: Option<LinkId>,
-    /// Whether the next hop is taken as on-link whatever the addresses say (`RTNH_F_ONLINK`).
+    /// Whether the kernel treats the next hop as on-link whatever the addresses are (`RTNH_F_ONLINK`).
     pub onlink: bool,
     /// `rtm_protocol`. See [`Route::protocol_for`].
     pub protocol: u8,
-    /// Attributes that few routes have; `None` if they have their defaults. Boxed to keep the other routes small.
+    /// Attributes that few routes have; `None` if they have their defaults. Boxed to keep other routes small.
     pub(crate) extra: Option<Box<Extra>>,
 }
 
@@ -171,26 +173,26 @@ impl Extra {
     const DEFAULT: Self = Self { slot: RouteSlot::MAIN, source: None };
 }
 
-/// Where a route stands among those to its prefix: the kernel uses the first one of a slot.
+/// The position of a route among those to its prefix: the kernel uses the first route of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct RouteSlot {
     /// The routing table. Never 0.
     pub table: u32,
-    /// The metric (`RTA_PRIORITY`); of routes of one table the least is used. 0 is the kernel's default, which for IPv6 is
+    /// The metric (`RTA_PRIORITY`); the lowest one in a table is used. 0 is the kernel's default, which for IPv6 is
     /// 1024.
     pub metric: u32,
 }
 
 impl RouteSlot {
-    /// This table and metric.
+    /// Creates a slot of this table and metric.
     pub const fn new(table: u32, metric: u32) -> Self {
         Self { table, metric }
     }
 
     /// The main table (`RT_TABLE_MAIN`), with the kernel's default metric.
     pub const MAIN: Self = Self { table: 254, metric: 0 };
-    /// The metric that the kernel gives an IPv6 route without one (`IP6_RT_PRIO_USER`).
+    /// The metric of an IPv6 route that is added without one (`IP6_RT_PRIO_USER`).
     pub(crate) const METRIC_V6: u32 = 1024;
 
     /// The slot as the kernel reports it.
@@ -201,7 +203,7 @@ impl RouteSlot {
         }
     }
 
-    /// The metric by which the kernel compares it with others of its table.
+    /// The metric that the kernel compares with other routes of the table.
     #[cfg(all(target_os = "linux", feature = "netlink"))]
     pub(crate) fn rank(self, family: Family) -> u32 {
         match family {
@@ -215,35 +217,36 @@ impl RouteSlot {
     }
 }
 
-/// What a route does.
+/// What a route does with packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum RouteKind {
-    /// Forwards to one next hop.
+    /// Forwards them to one next hop.
     Unicast,
-    /// Drops.
+    /// Drops them.
     Blackhole,
-    /// Anything that no route of ours is: several next hops, an encapsulation, another type.
+    /// Anything that a route of this library never is: several next hops, an encapsulation, another type.
     Foreign,
 }
 
 impl Route {
-    /// The first protocol number of ours; nothing is registered from here on (docs/kernel-facts.md, "Route insertion").
+    /// The first protocol number of this library; no number from here on is registered (docs/kernel-facts.md, "Route
+    /// insertion").
     pub const FIRST_PROTOCOL: u8 = 200;
-    /// How many numbers from there are ours.
+    /// How many protocol numbers from there on this library uses.
     pub const PROTOCOLS: u8 = 32;
-    /// How many scopes IPv4 routes of ours are spread over where there are many: from 0 on, far below `link`, which
-    /// means something (docs/kernel-facts.md, "Route scopes").
+    /// The number of scopes that many IPv4 routes of this library are spread over: from 0 on, far below `link`, which
+    /// has a meaning (docs/kernel-facts.md, "Route scopes").
     pub const SCOPES: u8 = 64;
-    /// `RTPROT_BOOT`: what Go flannel and `ip route add` write.
+    /// `RTPROT_BOOT`: the protocol of Go flannel and of `ip route add`.
     pub const BOOT: u8 = 3;
 
-    /// A route of ours through an overlay device: the next hop is reachable by its permanent neighbour alone.
+    /// Creates a route through an overlay device. The next hop is reachable only by its permanent neighbour.
     pub fn overlay(prefix: Prefix, gateway: IpAddr, device: LinkId) -> Self {
         Self { onlink: true, ..Self::direct(prefix, gateway, device) }
     }
 
-    /// A route of ours through a next hop that is on the link.
+    /// Creates a route through a next hop that is on the link.
     pub fn direct(prefix: Prefix, gateway: IpAddr, link: LinkId) -> Self {
         Self {
             kind: RouteKind::Unicast,
@@ -255,36 +258,36 @@ impl Route {
         }
     }
 
-    /// A route of ours into a device that needs no next hop, such as a TUN.
+    /// Creates a route into a device that needs no next hop, such as a TUN device.
     pub fn into_device(prefix: Prefix, device: LinkId) -> Self {
         let protocol = Self::protocol_for(&prefix);
         Self { kind: RouteKind::Unicast, gateway: None, link: Some(device), onlink: false, protocol, extra: None }
     }
 
-    /// A route of ours that drops packets.
+    /// Creates a route that drops packets.
     pub fn blackhole(prefix: Prefix) -> Self {
         let protocol = Self::protocol_for(&prefix);
         Self { kind: RouteKind::Blackhole, gateway: None, link: None, onlink: false, protocol, extra: None }
     }
 
-    /// Its table and metric.
+    /// Returns the table and metric.
     pub fn slot(&self) -> RouteSlot {
         self.extra().slot
     }
 
-    /// The source address of packets that the host itself sends this way (`RTA_PREFSRC`), which has to be an address of
-    /// the host. `None`: the kernel chooses.
+    /// Returns the source address of packets that the host itself sends over this route (`RTA_PREFSRC`), which has to
+    /// be an address of the host. `None`: the kernel chooses.
     pub fn source(&self) -> Option<IpAddr> {
         self.extra().source
     }
 
-    /// Moves the route to another table or metric.
+    /// Returns the route with another table or metric.
     pub fn in_slot(self, slot: RouteSlot) -> Self {
         let extra = Extra { slot, ..self.extra() };
         self.with(extra)
     }
 
-    /// Sets or removes the source address.
+    /// Returns the route with this source address, or without one.
     pub fn with_source(self, source: Option<IpAddr>) -> Self {
         let extra = Extra { source, ..self.extra() };
         self.with(extra)
@@ -304,19 +307,19 @@ impl Route {
         self.in_slot(slot)
     }
 
-    /// The protocol number a route of ours to `prefix` is written with. Spreading ours over 32 numbers spreads them
-    /// over the kernel's next-hop hash, which makes inserting them linear (docs/kernel-facts.md, "Route insertion").
+    /// Returns the protocol number that this library writes a route to `prefix` with. 32 numbers spread the routes over
+    /// the kernel's next-hop hash, so that inserting them takes linear time (docs/kernel-facts.md, "Route insertion").
     pub fn protocol_for(prefix: &Prefix) -> u8 {
         Self::FIRST_PROTOCOL + (spread(prefix) >> 59) as u8 % Self::PROTOCOLS
     }
 
-    /// The scope an IPv4 route of ours to `prefix` is written with where there are many. It says nothing of where the
-    /// route leads, so a [`Route`] does not have it: routes that differ in it are equal.
+    /// Returns the scope that this library writes an IPv4 route to `prefix` with when there are many. It has no effect
+    /// on forwarding, so a [`Route`] does not contain it: routes that differ only in scope are equal.
     pub fn scope_for(prefix: &Prefix) -> u8 {
         (spread(prefix) >> 53) as u8 % Self::SCOPES
     }
 
-    /// Whether the protocol is one of ours.
+    /// Returns whether the protocol is one of this library's.
     pub fn has_own_protocol(&self) -> bool {
         Self::is_own_protocol(self.protocol)
     }
@@ -325,7 +328,7 @@ impl Route {
         (Self::FIRST_PROTOCOL..Self::FIRST_PROTOCOL + Self::PROTOCOLS).contains(&protocol)
     }
 
-    /// Equality as the reconciler has it: any protocol of ours is as good as any other.
+    /// Returns whether two routes are equal to the reconciler: all protocol numbers of this library are equivalent.
     pub fn same(&self, other: &Self) -> bool {
         let protocol = self.protocol == other.protocol || (self.has_own_protocol() && other.has_own_protocol());
         let place = |route: &Self| (route.kind, route.gateway, route.link, route.onlink);
@@ -333,7 +336,7 @@ impl Route {
     }
 }
 
-/// Fibonacci hashing: neighbouring subnets differ in few, low bits; the product's top bits do not.
+/// Fibonacci hashing: neighbouring subnets differ in few low bits; the product's top bits differ in many.
 fn spread(prefix: &Prefix) -> u64 {
     let bits = match prefix.addr() {
         IpAddr::V4(addr) => u64::from(u32::from(addr)),
@@ -345,47 +348,47 @@ fn spread(prefix: &Prefix) -> u64 {
     bits.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Kernel state of one overlay: what is wanted, or what was seen.
+/// The kernel state of one overlay, wanted or seen.
 ///
-/// Seen state also holds foreign objects on keys inside the overlay's scope, so that a conflict can be told from an
-/// absence; [`crate::plan`] says which are ours.
+/// Seen state includes foreign objects on keys inside the overlay's scope, so that a conflict is told from an absence;
+/// [`crate::plan`] decides which objects are the overlay's.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct State {
     /// Devices.
     pub links: BTreeMap<LinkId, Link>,
-    /// Addresses on our devices.
+    /// Addresses on the overlay's devices.
     pub addresses: BTreeMap<AddressKey, ()>,
-    /// Forwarding entries on our devices: the outer destination.
+    /// FDB entries on the overlay's devices, with the outer destination.
     pub fdb: BTreeMap<FdbKey, IpAddr>,
-    /// Permanent neighbours on our devices.
+    /// Permanent neighbours on the overlay's devices.
     pub neighbours: BTreeMap<NeighbourKey, MacAddr>,
-    /// What data planes forward.
+    /// Forwards of data planes.
     pub forwards: BTreeMap<ForwardKey, Forward>,
     /// Routes.
     pub routes: BTreeMap<RouteKey, Route>,
-    /// What makes data planes slower than they could be: no objects, so never wanted or written.
+    /// What makes data planes slower than they could be. These are not objects: they are never wanted or written.
     pub limitations: BTreeMap<LinkId, Vec<Limitation>>,
 }
 
 impl State {
-    /// How many objects there are.
+    /// Returns the number of objects.
     pub fn len(&self) -> usize {
         let on_links = self.addresses.len() + self.fdb.len() + self.neighbours.len() + self.forwards.len();
         self.links.len() + on_links + self.routes.len()
     }
 
-    /// Whether there is nothing at all.
+    /// Returns whether there are no objects.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The routes to one destination, in the order of the dump.
+    /// Returns the routes to one destination, in the order of the dump.
     pub fn routes_to(&self, prefix: Prefix) -> impl Iterator<Item = (&RouteKey, &Route)> + Clone {
         self.routes.range(RouteKey { prefix, nth: 0 }..=RouteKey { prefix, nth: u16::MAX })
     }
 
-    /// Adds what one peer needs.
+    /// Adds the objects of one peer.
     pub fn add(&mut self, peer: &PeerState) {
         self.fdb.extend(peer.fdb);
         self.neighbours.extend(peer.neighbour);
@@ -394,17 +397,17 @@ impl State {
     }
 }
 
-/// What one peer needs of the kernel, in one family.
+/// The kernel objects of one peer, in one address family.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct PeerState {
-    /// Where frames to its VTEP go.
+    /// The FDB entry: where frames to its VTEP are sent.
     pub fdb: Option<(FdbKey, IpAddr)>,
     /// The MAC address of its next hop.
     pub neighbour: Option<(NeighbourKey, MacAddr)>,
-    /// Where a data plane sends packets to its subnet.
+    /// The forward: where a data plane sends packets to its subnet.
     pub forward: Option<(ForwardKey, Forward)>,
-    /// The routes to its subnet. Several have to differ in table or metric.
+    /// The routes to its subnet. If there are several, they have to differ in table or metric.
     pub routes: Vec<(Prefix, Route)>,
 }
 
@@ -425,12 +428,12 @@ impl PeerState {
         Self { forward: Some((key, forward)), ..self }
     }
 
-    /// Sets the forwarding entry.
+    /// Sets the FDB entry.
     pub fn with_fdb(self, key: FdbKey, dst: IpAddr) -> Self {
         Self { fdb: Some((key, dst)), ..self }
     }
 
-    /// The routes with the keys they have in a [`State`].
+    /// The routes with their keys in a [`State`].
     pub(crate) fn keyed_routes(&self) -> impl Iterator<Item = (RouteKey, Route)> + '_ {
         self.routes.iter().enumerate().map(|(place, (prefix, route))| {
             let same = self.routes.iter().take(place).filter(|(other, _)| other == prefix).count();

@@ -1,4 +1,4 @@
-//! What a kernel can be asked to write.
+//! The write operations of a kernel.
 
 use std::net::IpAddr;
 
@@ -7,106 +7,107 @@ use super::link_kind::LinkKind;
 use super::objects::{AddressKey, FdbKey, Link, LinkId, NeighbourKey, Route};
 use crate::net::{MacAddr, Prefix};
 
-/// One write.
+/// One write operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Deletes a device of ours, with all that is on it.
+    /// Deletes one of the overlay's devices, with everything on it.
     DeleteLink {
         /// Its id.
         id: LinkId,
         /// As last seen.
         link: Box<Link>,
     },
-    /// Creates a device, marked as ours in the same message; fails if there is one of the name.
+    /// Creates a device and marks it as the overlay's in the same message (a TUN device: before it is made persistent);
+    /// fails if the name is taken.
     CreateLink {
         /// Its id.
         id: LinkId,
         /// As wanted.
         link: Box<Link>,
     },
-    /// Changes one part of a device of ours.
+    /// Changes one part of one of the overlay's devices.
     UpdateLink {
         /// Its id.
         id: LinkId,
         /// The part.
         part: LinkPart,
-        /// As last seen, with the parts that were to be changed before.
+        /// As last seen, with the parts changed that earlier operations change.
         from: Box<Link>,
         /// The same with this part as wanted.
         to: Box<Link>,
     },
-    /// Adds an address; fails if it is there.
+    /// Adds an address; fails if it exists.
     AddAddress(AddressKey),
-    /// Writes a forwarding entry, whatever stood there.
+    /// Writes an FDB entry, replacing an existing one.
     PutFdb {
-        /// Where.
+        /// The key.
         key: FdbKey,
-        /// Outer destination.
+        /// The outer destination.
         dst: IpAddr,
     },
-    /// Writes a permanent neighbour, whatever stood there.
+    /// Writes a permanent neighbour, replacing an existing one.
     PutNeighbour {
-        /// Where.
+        /// The key.
         key: NeighbourKey,
         /// Its MAC address.
         mac: MacAddr,
-        /// The one last seen.
+        /// The MAC address last seen, if any.
         was: Option<MacAddr>,
     },
-    /// Has a data plane forward packets, wherever it sent them before.
+    /// Sets a forward of a data plane, replacing an existing one.
     PutForward {
-        /// Which.
+        /// The key.
         key: ForwardKey,
-        /// Where to.
+        /// The new forward.
         forward: Box<Forward>,
     },
-    /// Creates a route; fails if its key holds any.
+    /// Creates a route; fails if its key is taken.
     CreateRoute {
         /// Destination.
         prefix: Prefix,
         /// As wanted.
         route: Route,
     },
-    /// Replaces the one route of its key, which is ours, without a moment between.
+    /// Replaces the only route of its key, which is the overlay's, without an interruption.
     ReplaceRoute {
         /// Destination.
         prefix: Prefix,
-        /// As last seen, and as wanted.
+        /// The route as last seen, and as wanted.
         change: Box<(Route, Route)>,
     },
-    /// Deletes a route of ours, given in full.
+    /// Deletes one of the overlay's routes, matched in full.
     DeleteRoute {
         /// Destination.
         prefix: Prefix,
         /// As last seen.
         route: Route,
     },
-    /// Ends a forward of ours.
+    /// Deletes one of the overlay's forwards.
     DeleteForward {
-        /// Which.
+        /// The key.
         key: ForwardKey,
         /// As last seen.
         forward: Box<Forward>,
     },
-    /// Deletes a permanent neighbour of ours.
+    /// Deletes one of the overlay's permanent neighbours.
     DeleteNeighbour {
-        /// Where.
+        /// The key.
         key: NeighbourKey,
         /// As last seen.
         mac: MacAddr,
     },
-    /// Deletes a forwarding entry of ours.
+    /// Deletes one of the overlay's FDB entries.
     DeleteFdb {
-        /// Where.
+        /// The key.
         key: FdbKey,
         /// As last seen.
         dst: IpAddr,
     },
-    /// Deletes an address of ours.
+    /// Deletes one of the overlay's addresses.
     DeleteAddress(AddressKey),
 }
 
-/// A part of a device. Each is written by itself, so that what becomes of one concerns no other.
+/// A part of a device. Each is written separately, so that a failure of one does not affect the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LinkPart {
     /// Its name.
@@ -115,24 +116,24 @@ pub enum LinkPart {
     Mtu,
     /// Its MAC address. The kernel drops the device's neighbours when it changes.
     Mac,
-    /// Its group and its alias, which say whose it is.
+    /// Its group and its alias, which mark the overlay that owns it.
     Mark,
     /// Whether it learns peers from received packets.
     Learning,
-    /// Where it sends frames that no forwarding entry is for.
+    /// The destination of frames without an FDB entry.
     Remote,
     /// How a data plane carries its packets.
     Tunnel,
-    /// Whether it is up.
+    /// Whether it is administratively up.
     State,
 }
 
 impl LinkPart {
-    /// All, in the order in which they are written: a device comes up when it is as it should be.
+    /// All parts, in the order in which they are written: a device is set up last, once the other parts are as wanted.
     pub const ALL: [Self; 8] =
         [Self::Name, Self::Mtu, Self::Mac, Self::Mark, Self::Learning, Self::Remote, Self::Tunnel, Self::State];
 
-    /// Makes this part of `to` what it is in `from`.
+    /// Copies this part from `from` to `to`.
     pub(crate) fn copy(self, from: &Link, to: &mut Link) {
         match self {
             Self::Name => to.name = from.name.clone(),
@@ -159,7 +160,7 @@ impl LinkPart {
     }
 }
 
-/// The name of an object, whatever its value: what refusals, conflicts and changes by others are counted by.
+/// Identifies an object, whatever its value: refusals, conflicts and changes by other programs are counted by it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Object {
     /// A device.
@@ -168,7 +169,7 @@ pub enum Object {
     LinkPart(LinkId, LinkPart),
     /// An address.
     Address(AddressKey),
-    /// A forwarding entry.
+    /// An FDB entry.
     Fdb(FdbKey),
     /// A neighbour.
     Neighbour(NeighbourKey),
@@ -179,7 +180,7 @@ pub enum Object {
 }
 
 impl Op {
-    /// What it writes.
+    /// Returns the object that the operation writes.
     pub fn object(&self) -> Object {
         match self {
             Self::DeleteLink { id, .. } | Self::CreateLink { id, .. } => Object::Link(*id),
@@ -194,7 +195,7 @@ impl Op {
         }
     }
 
-    /// The device that the kernel keeps it on; of a route the one it leads through.
+    /// Returns the device that the object is on; for a route, its output device.
     pub fn link(&self) -> Option<LinkId> {
         match self {
             Self::DeleteLink { id, .. } | Self::CreateLink { id, .. } | Self::UpdateLink { id, .. } => Some(*id),
@@ -207,7 +208,7 @@ impl Op {
         }
     }
 
-    /// Whether it takes something away.
+    /// Returns whether the operation deletes an object.
     pub fn is_delete(&self) -> bool {
         match self {
             Self::DeleteLink { .. }
@@ -232,8 +233,8 @@ impl Op {
 mod tests {
     use super::*;
 
-    /// A start plans three writes for each peer and holds them all until the last is made: at 100 000 peers, eight bytes
-    /// more are 2.3 MiB of peak memory. What few writes have is boxed.
+    /// A start plans three writes for each peer and keeps them all until the last one is made: at 100 000 peers, eight
+    /// bytes more are 2.3 MiB of peak memory. Large fields that few writes have are boxed.
     #[test]
     fn a_write_is_small() {
         assert!(size_of::<Op>() <= 64, "{} bytes", size_of::<Op>());

@@ -1,4 +1,4 @@
-//! What a refusal takes with it.
+//! Which writes have to be skipped after a refusal.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,8 +9,8 @@ use super::objects::{AddressKey, Link, LinkId, Route};
 use super::op::{LinkPart, Op};
 use crate::net::{MacAddr, Prefix};
 
-/// What later writes stand on, so that a refusal skips just them. Every [`Kernel`](crate::kernel::Kernel) uses this,
-/// so that they agree.
+/// Tracks refused writes, so that only writes that depend on them are skipped. Every [`Kernel`](crate::kernel::Kernel)
+/// uses this, so that all behave alike.
 #[derive(Debug, Default)]
 pub struct Refusals {
     links: BTreeSet<LinkId>,
@@ -19,18 +19,20 @@ pub struct Refusals {
     hops: BTreeSet<(LinkId, IpAddr)>,
     kept_hops: BTreeSet<(LinkId, IpAddr)>,
     kept_macs: BTreeSet<(LinkId, MacAddr)>,
-    /// Devices whose packets are not carried: they take no forwards.
+    /// Devices whose packets are not carried: forwards cannot be written to them.
     unopened: BTreeSet<LinkId>,
-    /// What later routes lead through.
+    /// Refused forwards, which later routes depend on.
     forwards: BTreeSet<ForwardKey>,
-    /// Devices that are down and stay so: they take no routes (docs/kernel-facts.md, "Writes on a link that is down").
+    /// Devices that stay down: the kernel refuses routes through them (docs/kernel-facts.md, "Writes on a link that is
+    /// down").
     down: BTreeSet<LinkId>,
-    /// Devices that keep their MAC address, and so their neighbours.
+    /// Devices whose MAC address was not changed, so that their neighbours stay.
     kept_address: BTreeSet<LinkId>,
 }
 
 impl Refusals {
-    /// Whether `op` stands on something refused. The caller then skips it and tells [`refused`](Self::refused) too.
+    /// Returns whether `op` depends on a refused write. The caller then skips it and passes it to
+    /// [`refused`](Self::refused) too.
     pub fn block(&self, op: &Op) -> bool {
         match op {
             Op::DeleteLink { .. } => false,
@@ -46,12 +48,12 @@ impl Refusals {
             Op::DeleteRoute { .. } | Op::DeleteForward { .. } => false,
             Op::DeleteNeighbour { key, .. } => self.kept_hops.contains(&(key.link, key.addr)),
             Op::DeleteFdb { key, .. } => self.kept_macs.contains(&(key.link, key.mac)),
-            // A new address that was refused leaves the old one as the last: the routes hang on it.
+            // If a new address was refused, the old one is the last, and the routes depend on it.
             Op::DeleteAddress(key) => self.addresses.iter().any(|refused| refused.link == key.link),
         }
     }
 
-    /// Whether `op` only restores what a refused change of its device would have taken.
+    /// Returns whether `op` only restores what a refused change of its device would have removed.
     pub fn makes_needless(&self, op: &Op) -> bool {
         matches!(op, Op::PutNeighbour { key, mac, was } if *was == Some(*mac) && self.kept_address.contains(&key.link))
     }
@@ -64,7 +66,7 @@ impl Refusals {
             || route.gateway.is_some_and(|gateway| self.hops.contains(&(link, gateway)))
     }
 
-    /// Notes that `op` was refused or skipped.
+    /// Records that `op` was refused or skipped.
     pub fn refused(&mut self, op: &Op) {
         match op {
             Op::DeleteLink { id, .. } | Op::CreateLink { id, .. } => {
@@ -93,7 +95,7 @@ impl Refusals {
         }
     }
 
-    /// A device that is not changed is there all the same: whatever does not need the change can stand on it.
+    /// A device with a refused change still exists: only writes that need the change are blocked.
     fn keep_part(&mut self, id: LinkId, part: LinkPart, from: &Link, to: &Link) {
         match part {
             LinkPart::State if to.up => {

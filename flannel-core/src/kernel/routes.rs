@@ -1,4 +1,4 @@
-//! Routes to be looked up by address.
+//! Routes that are looked up by address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use super::HostRoute;
 use crate::net::{Family, Prefix};
 
-/// Routes to be looked up by address: of each destination the one of least metric, of equal ones the first.
+/// Routes that are looked up by address: for each destination the route with the lowest metric, the first one if
+/// several are equal.
 ///
-/// A lookup costs one step a prefix length in use, however many routes there are: ten thousand peers are each looked up
-/// in every audit.
+/// A lookup takes one step per prefix length in use, whatever the number of routes: every audit looks up each of up to
+/// ten thousand peers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Routes {
     best: BTreeMap<Prefix, HostRoute>,
@@ -17,7 +18,7 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Puts in a route, unless there is one to its destination that is at least as good.
+    /// Inserts a route, unless a route to its destination has the same or a lower metric.
     pub fn insert(&mut self, route: HostRoute) {
         let prefix = route.prefix;
         self.lengths.insert((prefix.family(), prefix.len()));
@@ -27,27 +28,27 @@ impl Routes {
         }
     }
 
-    /// How many destinations there are.
+    /// Returns the number of destinations.
     pub fn len(&self) -> usize {
         self.best.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no routes.
     pub fn is_empty(&self) -> bool {
         self.best.is_empty()
     }
 
-    /// The route to the longest prefix that contains `addr`.
+    /// Returns the route to the longest prefix that contains `addr`.
     pub fn to(&self, addr: IpAddr) -> Option<&HostRoute> {
         self.covering(Prefix::host(addr)).next()
     }
 
-    /// Whether one of the destinations covers `prefix`.
+    /// Returns whether one of the destinations covers `prefix`.
     pub fn covers(&self, prefix: &Prefix) -> bool {
         self.covering(*prefix).next().is_some()
     }
 
-    /// Those to prefixes that cover `prefix`, the longest first.
+    /// Routes to prefixes that cover `prefix`, the longest first.
     fn covering(&self, prefix: Prefix) -> impl Iterator<Item = &HostRoute> {
         let lengths = self.lengths.range((prefix.family(), 0)..=(prefix.family(), prefix.len())).rev();
         let wider = lengths.filter_map(move |(_, len)| Prefix::masked(prefix.addr(), *len).ok());

@@ -1,4 +1,4 @@
-//! Operations as people know them from iproute2.
+//! Operations as text, in the style of iproute2.
 
 use std::fmt;
 
@@ -9,11 +9,11 @@ use super::objects::{AddressKey, Link, LinkId, Route, RouteKind};
 use super::op::{LinkPart, Object, Op};
 use super::scope::Scope;
 
-/// An operation as text, with the names a scope gives to links: what `plan` prints.
+/// An operation as text, with the link names of a scope, as `plan` prints it.
 pub struct OpText<'a> {
     /// The operation.
     pub op: &'a Op,
-    /// The names.
+    /// The scope that names the links.
     pub scope: &'a Scope,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for LinkPart {
     }
 }
 
-/// A link id as a name, as far as the scope knows it.
+/// A link id as a name, if the scope has one.
 struct LinkText<'a>(LinkId, &'a Scope);
 
 impl fmt::Display for LinkText<'_> {
