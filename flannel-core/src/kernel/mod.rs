@@ -39,7 +39,7 @@ pub use text::OpText;
 pub(crate) use ownership::{is_carried_here, is_go_flannels, is_made_here, owns_address, owns_link, owns_neighbour};
 pub(crate) use text::{RouteText, describe_link};
 
-/// A reason to look at the kernel.
+/// A reason to observe the kernel again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hint {

@@ -1,4 +1,4 @@
-//! How an overlay is put together.
+//! The builder of an overlay.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::overlay::run::Overlay;
 use crate::subnet::SubnetManager;
 use crate::uplink::Select;
 
-/// Makes a backend once the network's configuration is known.
+/// Creates a backend once the network's configuration is known.
 pub(crate) type Factory = Box<dyn Fn(&NetworkConfig) -> Result<Arc<dyn Backend>, BackendError> + Send + Sync>;
 
-/// Puts an [`Overlay`] together. Made by [`Overlay::builder`].
+/// Builds an [`Overlay`]. Created by [`Overlay::builder`].
 #[must_use = "a builder does nothing until built"]
 pub struct Builder {
     settings: Settings,
@@ -34,7 +34,7 @@ pub enum BuildError {
     /// The audit interval is out of range.
     #[error("audit interval {0:?} is not between 1 s and 10 min")]
     AuditInterval(Duration),
-    /// There is no such routing table.
+    /// A route slot has table 0, which is not a routing table.
     #[error("a route slot has table 0: tables are numbered from 1, the main table is {}", RouteSlot::MAIN.table)]
     RouteTable,
     /// A list of selections of the uplink is empty.
@@ -55,14 +55,14 @@ impl Builder {
         }
     }
 
-    /// The overlay's name, by which it finds its own objects again. Default: `flannel`.
+    /// Sets the overlay's name, by which it finds its own objects again. Default: `flannel`.
     pub fn name(mut self, name: OverlayName) -> Self {
         self.settings.name = name;
         self
     }
 
-    /// A backend for configurations whose `Backend.Type` is `kind`, in lower case. Give each one this program can run;
-    /// the network's configuration picks.
+    /// Adds a backend for configurations whose `Backend.Type` is `kind`, in lower case. Add each backend that this
+    /// program can run; the network's configuration selects one.
     pub fn backend<B: Backend>(
         mut self,
         kind: &'static str,
@@ -73,83 +73,87 @@ impl Builder {
         self
     }
 
-    /// How the uplink is chosen. [`Handle::set_uplink`](crate::overlay::Handle::set_uplink) changes it later. Default: by the
-    /// default route.
+    /// Sets how the uplink is chosen. [`Handle::set_uplink`](crate::overlay::Handle::set_uplink) changes it later.
+    /// Default: by the default route.
     pub fn uplink(mut self, select: Select) -> Self {
         self.settings.uplink = select;
         self
     }
 
-    /// What to do when there is no uplink at start. Default: [`MissingUplink::Fail`].
+    /// Sets what to do when there is no uplink at start. Default: [`MissingUplink::Fail`].
     pub fn missing_uplink(mut self, policy: MissingUplink) -> Self {
         self.settings.missing_uplink = policy;
         self
     }
 
-    /// The addresses peers are told to send to. Default: those that an operator set for this node in the store
-    /// ([`ThisNode::public`](crate::subnet::ThisNode::public)), else the uplink's own.
+    /// Sets the addresses that are published for peers to send to. Default: those that an operator set for this node in
+    /// the store ([`ThisNode::public`](crate::subnet::ThisNode::public)), else the uplink's own.
     pub fn public(mut self, addrs: Dual<IpAddr>) -> Self {
         self.settings.public = addrs;
         self
     }
 
-    /// Addresses of the lease store: no peer may claim a subnet that covers one. Default: none.
+    /// Sets the addresses of the lease store: a record with a subnet that covers one is not accepted. Default: none.
     pub fn store_addresses(mut self, addrs: Vec<IpAddr>) -> Self {
         self.settings.store_addresses = addrs;
         self
     }
 
-    /// Further tables and metrics in which backends may want routes, beside [`RouteSlot::MAIN`] and
-    /// [`Backend::slots`]. Every audit reads each of these tables whole. Routes there belong to the overlay if they are in its network and have a protocol of ours. A backend
-    /// that wants a route in another slot causes a conflict in the status. Keep a slot in the list after its last use for
-    /// as long as a former run may have left routes there. Default: none.
+    /// Sets further tables and metrics for backends' routes, in addition to [`RouteSlot::MAIN`] and [`Backend::slots`].
+    /// A backend that wants a route in another slot causes a conflict in the status. Default: none.
+    ///
+    /// Every audit reads each of these tables in full. Routes there belong to the overlay if they are in its network
+    /// and have one of this library's protocol numbers. Keep a slot in the list after its last use for as long as a
+    /// former run may have left routes there.
     pub fn route_slots(mut self, slots: Vec<RouteSlot>) -> Self {
         self.settings.slots = slots;
         self
     }
 
-    /// What to do when the lease is lost. Default: [`LossPolicy::Reacquire`].
+    /// Sets what to do when the lease is lost. Default: [`LossPolicy::Reacquire`].
     pub fn on_loss(mut self, policy: LossPolicy) -> Self {
         self.settings.on_loss = policy;
         self
     }
 
-    /// What to do when the store comes to hold another configuration than the agent goes by. Default:
+    /// Sets what to do when the configuration in the store differs from the one in force. Default:
     /// [`ConfigPolicy::KeepOnceConfirmed`].
     pub fn on_reconfiguration(mut self, policy: ConfigPolicy) -> Self {
         self.settings.on_reconfiguration = policy;
         self
     }
 
-    /// How often everything is compared even if nothing seems to have changed: 1 s to 10 min, ± 10 % so that nodes do
-    /// not keep step. Default: 30 s.
+    /// Sets the interval of audits without a cause: 1 s to 10 min, ± 10 % so that nodes do not run in step. Default: 30
+    /// s.
     pub fn audit_every(mut self, interval: Duration) -> Self {
         self.settings.audit_every = interval;
         self
     }
 
-    /// Writes `subnet.env` once the devices are there, and again when it changes. After a change of network it also tells
-    /// the next run where routes of ours may be left, with a file beside it; without, those of host-gw and DirectRouting
-    /// stay. Default: not written.
+    /// Sets a `subnet.env` that is written once the devices exist, and again when its content changes. Default: not
+    /// written.
+    ///
+    /// A second file beside it records networks in which routes of the overlay may be left after a change of network.
+    /// Without `subnet_env` such routes of host-gw and DirectRouting are not removed.
     pub fn subnet_env(mut self, file: SubnetEnvFile) -> Self {
         self.settings.subnet_env = Some(file);
         self
     }
 
-    /// Makes the variation of waits (± 10 %) repeat itself, so that a simulation can be run again. Nodes of one network
-    /// need seeds that differ: equal ones would keep step. Default: drawn anew by each process.
+    /// Makes the variation of waits (± 10 %) reproducible, for simulations. Nodes of one network need different seeds;
+    /// with equal ones they run in step. Default: random for each process.
     pub fn jitter_seed(mut self, seed: u64) -> Self {
         self.jitter = Jitter::seeded(seed);
         self
     }
 
-    /// Where the time is read. Default: [`SystemClock`].
+    /// Sets the clock. Default: [`SystemClock`].
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// The overlay. Nothing is read or written before [`Overlay::run`].
+    /// Builds the overlay. Nothing is read or written before [`Overlay::run`].
     ///
     /// # Errors
     /// [`BuildError`] names the setting. Final for this input.
@@ -169,7 +173,7 @@ impl Builder {
     }
 }
 
-/// Whether a selection can choose anything on some host.
+/// Checks that a selection can choose an uplink on some host.
 pub(crate) fn check_uplink(select: &Select) -> Result<(), BuildError> {
     match select {
         Select::FirstOf(choices) if choices.is_empty() => Err(BuildError::NoUplink),

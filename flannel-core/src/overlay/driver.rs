@@ -1,4 +1,4 @@
-//! The loop around the decision core: it waits, and carries calls out and answers in.
+//! The loop around the decision core: it waits for inputs, passes them in, and carries out calls.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -28,55 +28,54 @@ use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use crate::text::chain;
 use crate::uplink::Select;
 
-/// How long an end waits for the round under way (docs/faults.md, P3).
+/// How long an orderly end waits for the round under way (docs/faults.md, P3).
 const GRACE: Duration = Duration::from_millis(1500);
-/// How many store events are taken in before the machine is asked what to do: a burst becomes one round.
+/// How many store events are handled before the machine is asked for calls: a burst becomes one round.
 const INTAKE: usize = 4096;
 
 type Slot<T> = Option<BoxFuture<'static, T>>;
-/// What the store says to a call about the own lease.
+/// The answer of the store to a call about this node's lease.
 type Answer = Result<Lease, SubnetError>;
 
-/// The shortest time between two looks at the kernel for previews, so that askers without pause cost a bounded share of a
-/// core.
+/// The shortest time between two observations for previews, so that repeated requests use a bounded share of a core.
 const LOOK_SPACING: Duration = Duration::from_millis(200);
 
-/// Where the answer to a request for a preview goes.
+/// The sender for the answer to a request for a preview.
 type Asker = oneshot::Sender<Result<Preview, HandleError>>;
 
-/// What was seen in a scope, for those who asked before the look began.
+/// The state seen in a scope, and the requests that came before the observation began.
 struct Looked {
     scope: Scope,
     seen: Result<State, KernelError>,
     askers: Vec<Asker>,
 }
 
-/// The decision core and what is under way on its behalf.
+/// The decision core and its calls under way.
 pub(crate) struct Driver<'a> {
     seams: &'a Seams,
     settings: Arc<Settings>,
     machine: Machine,
     questions: mpsc::Receiver<Question>,
-    /// How the uplink is to be found.
+    /// How the uplink is chosen.
     uplink: watch::Receiver<Select>,
     watch: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
-    /// Between watches that end although none should.
+    /// The back-off between watches that end, although a watch should not end.
     watch_backoff: Backoff,
     hints: BoxStream<'static, Hint>,
-    /// The scope that hints are about.
+    /// The scope of the hints.
     hinted: Scope,
     kernel: Slot<Input>,
     store: Slot<Answer>,
     config: Slot<Result<NetworkConfig, SubnetError>>,
-    /// Other nodes' leases under this node's identity, as far as the start found some.
+    /// Other nodes' leases under this node's identity, if the start found any.
     foreign: BTreeSet<LeaseKey>,
     preview: Slot<Looked>,
-    /// Who waits for the next look: not more than questions may wait.
+    /// Requests that wait for the next observation, at most as many as questions may wait.
     askers: Vec<Asker>,
-    /// When the next look for a preview may begin.
+    /// When the next observation for a preview may begin.
     next_look: BootTime,
     env: EnvKeeper,
-    /// Of former networks, until nothing of ours is left there.
+    /// Claims on former networks, held until no objects of the overlay are left there.
     former: Vec<Claim>,
 }
 
@@ -92,7 +91,7 @@ impl<'a> Driver<'a> {
         let hinted = machine.scope().clone();
         let mut uplink = seams.uplink.clone();
         if *uplink.borrow_and_update() != settings.uplink {
-            // It came to be another while the start took its last step.
+            // The selection changed during the last step of the start.
             uplink.mark_changed();
         }
         Self {
@@ -117,7 +116,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Carries inputs in and calls out until stopped.
+    /// Handles inputs and carries out calls until stopped.
     pub(crate) async fn until(
         &mut self,
         mut stop: Pin<&mut impl Future<Output = Teardown>>,
@@ -150,7 +149,7 @@ impl<'a> Driver<'a> {
                 input = finished(&mut self.kernel) => input,
                 answer = finished(&mut self.store) => Input::Lease(answer),
                 answer = finished(&mut self.config) => Input::Config(answer),
-                // Merged as they are, hints cannot keep the store waiting; a busy store could keep them.
+                // Hints are merged, so polling them first cannot starve the store; a busy store could starve them.
                 Some(hint) = self.hints.next() => Input::Hint(hint),
                 event = self.watch.next() => {
                     self.intake(event);
@@ -164,7 +163,7 @@ impl<'a> Driver<'a> {
                     Input::EnvFile(self.env.ended(self.seams.clock.now(), outcome))
                 }
                 () = timer => Input::Timer,
-                // Last: there may be a question whenever one was answered.
+                // Polled last: questions may follow each other without a pause.
                 Some(question) = self.questions.recv(), if self.askers.len() < QUESTIONS => {
                     self.question(question);
                     continue;
@@ -174,9 +173,9 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Ends in order: what is under way may finish within the grace, then the teardown is carried out.
+    /// Ends in order: calls under way may finish within the grace period, then the teardown is carried out.
     pub(crate) async fn finish(mut self, teardown: Teardown) -> Result<(), OverlayError> {
-        // Whoever asked, or waits for a place to, is told at once that there will be no answer.
+        // Waiting questions, and those that wait for a place in the queue, fail at once.
         self.questions.close();
         while self.questions.try_recv().is_ok() {}
         let grace = self.seams.clock.sleep_until(self.seams.clock.now().after(GRACE));
@@ -192,7 +191,7 @@ impl<'a> Driver<'a> {
             () = rest => {}
             () = grace => tracing::warn!("what was under way was cut off"),
         }
-        // What was cut off must not go on beside what follows.
+        // Calls that did not finish are dropped, so that they do not run beside the teardown.
         (self.kernel, self.preview, self.config) = (None, None, None);
         self.askers.clear();
         let gate = self.env.cut();
@@ -202,7 +201,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Gives back the lease that a start took in vain. Where the store does not answer it runs out by itself.
+    /// Releases the lease of a start that failed later. If the store does not answer, the lease expires by itself.
     pub(crate) async fn give_back(&mut self) {
         let Some(lease) = self.machine.held_lease() else { return };
         let last = LastLease::Held((**lease).clone());
@@ -218,12 +217,12 @@ impl<'a> Driver<'a> {
         self.publish();
     }
 
-    /// What this node publishes, and which leases are other nodes'.
+    /// What this node publishes, and the leases that belong to other nodes.
     fn published(&self) -> Want {
         Want::new(self.machine.local().lease.attrs.clone()).leaving_alone(self.foreign.clone())
     }
 
-    /// Removes what is ours, then gives the lease back.
+    /// Removes the overlay's objects, then releases the lease.
     async fn remove(&mut self, gate: Arc<Mutex<Gate>>) -> Result<(), OverlayError> {
         self.machine.include_all_former_networks();
         let scope = self.machine.scope().clone();
@@ -249,7 +248,7 @@ impl<'a> Driver<'a> {
         cleared.map(drop).and(env.map(drop)).and(released)
     }
 
-    /// Takes in what the store has ready, so that a burst becomes one round.
+    /// Handles all events that the watch has ready, so that a burst becomes one round.
     fn intake(&mut self, first: Option<Result<LeaseEvent, SubnetError>>) {
         let now = self.seams.clock.now();
         let mut next = Some(first);
@@ -264,13 +263,13 @@ impl<'a> Driver<'a> {
                 Some(None) => return self.watch_again(),
                 None => return,
             }
-            // What is taken from the watch has to be taken in.
+            // An event that was taken from the watch has to be handled.
             next = if left > 0 { self.watch.next().now_or_never() } else { None };
         }
     }
 
-    /// Opens another watch for one that has ended. A store's watch should not end, but an agent whose watch did would
-    /// never hear of a peer again.
+    /// Opens another watch after one has ended. A watch should not end, but otherwise the agent would never receive
+    /// another event.
     fn watch_again(&mut self) {
         let ended = SubnetError::Unavailable { doing: "watching", source: "the watch ended".into() };
         self.machine.handle(self.seams.clock.now(), Input::Store(Err(ended)));
@@ -283,7 +282,7 @@ impl<'a> Driver<'a> {
         self.watch = watch.flatten_stream().boxed();
     }
 
-    /// Starts the calls the machine asks for.
+    /// Starts the calls that the machine asks for.
     fn issue(&mut self) {
         let now = self.seams.clock.now();
         if self.kernel.is_none() {
@@ -321,7 +320,7 @@ impl<'a> Driver<'a> {
         self.keep_env();
     }
 
-    /// Has `subnet.env` say what is true, once the devices are there.
+    /// Keeps `subnet.env` up to date once the devices exist.
     fn keep_env(&mut self) {
         let Some(masquerade) = self.env.file().map(|file| file.masquerade) else { return };
         if !self.machine.status().phase.has_reached(Phase::DeviceReady) {
@@ -332,7 +331,7 @@ impl<'a> Driver<'a> {
         self.env.keep(self.seams.clock.now(), wanted, retention);
     }
 
-    /// Publishes the status, then what happened: who hears of an event finds it in the status.
+    /// Publishes the status, then the events: a reader of an event finds its effect in the status.
     fn publish(&mut self) {
         if let Some(status) = self.machine.take_status() {
             self.seams.status.set(status.clone());
@@ -344,13 +343,13 @@ impl<'a> Driver<'a> {
     }
 
     fn question(&mut self, question: Question) {
-        // Whoever asked may have gone: not an error.
+        // Sending fails if the caller no longer waits: not an error.
         match question {
             Question::Explain(query, answer) => drop(answer.send(explain(&self.machine, &query))),
             Question::Peers(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
             Question::Peers(answer) => {
                 self.machine.show_admitted(self.seams.clock.now());
-                // The status is as new as the answer.
+                // Publish first, so that the status is at least as new as the answer.
                 self.publish();
                 drop(answer.send(Ok(self.machine.admission().peers().cloned().collect())));
             }
@@ -359,7 +358,8 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Looks at the kernel for those who wait for a preview. They share the look, for it begins after they asked.
+    /// Observes the kernel for waiting requests for a preview. They share one observation, which begins after all of
+    /// them.
     fn look(&mut self) {
         let mut askers = std::mem::take(&mut self.askers);
         askers.retain(|asker| !asker.is_closed());
@@ -381,20 +381,20 @@ impl<'a> Driver<'a> {
 
     fn looked(&mut self, Looked { scope, seen, askers }: Looked) {
         if scope != *self.machine.scope() {
-            // What was seen is in the words of another scope.
+            // The scope has changed: ids in the observed state refer to the former one.
             return self.look_for(askers);
         }
         let now = self.seams.clock.now();
         self.next_look = now.after(LOOK_SPACING);
         let preview = seen.map(|seen| self.machine.preview(seen, now));
         for asker in askers {
-            // Whoever asked may have gone: not an error.
+            // Sending fails if the caller no longer waits: not an error.
             let _ = asker.send(preview.clone().map_err(HandleError::Kernel));
         }
     }
 }
 
-/// The result of what is under way in `slot`, which is then empty. Dropped midway it loses nothing.
+/// Waits for the call in `slot`, then empties the slot. Nothing is lost if the future is dropped.
 async fn finished<T>(slot: &mut Slot<T>) -> T {
     match slot {
         Some(future) => {
@@ -446,7 +446,7 @@ async fn store_call(
         StoreCall::Acquire(want) => {
             match subnets.network_config().await {
                 Ok(stored) if !config.is_same_overlay(&stored) => return Err(SubnetError::Reconfigured),
-                // Where the store does not say, the lease itself will.
+                // If the store does not answer, `acquire` checks the lease itself.
                 Ok(_) | Err(SubnetError::Unavailable { .. } | SubnetError::Denied { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -455,7 +455,7 @@ async fn store_call(
     }
 }
 
-/// The answer to a call that is under way at the end: it may give a lease, or another fence to release it by.
+/// Waits for the answer to a call under way at the end: it may contain a lease, or another fence to release it by.
 async fn last_answer(seams: &Seams, call: Slot<Answer>) -> Option<Answer> {
     Some(removal::patiently(seams, "waiting for a call under way", call?).await)
 }

@@ -1,4 +1,4 @@
-//! Keeping `subnet.env` as it has to be: written when what is true changes, looked at when nothing does.
+//! Keeps `subnet.env` up to date: writes it when its content has to change, and checks it periodically.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,39 +14,40 @@ use crate::overlay::former_networks::{self, Retention};
 use crate::subnet_env::{Kept, SubnetEnv};
 use crate::text::chain;
 
-/// The subnets that `subnet.env` names: pods on this host still use them.
+/// The subnets in `subnet.env`, which pods on this host still use.
 pub(crate) fn former_subnets(settings: &Settings) -> Dual<Prefix> {
     let file = settings.subnet_env.as_ref().and_then(|file| SubnetEnv::read(&file.path).ok().flatten());
     file.map(|env| env.subnets).unwrap_or_default()
 }
 
-/// What came of a look at the file.
+/// The result of a check of the file.
 pub(crate) type Outcome = Result<Looked, String>;
 
 pub(crate) struct Looked {
     env: SubnetEnv,
     retention: Retention,
     kept: Kept,
-    /// The subnets that the file named before.
+    /// The subnets that the file named before the check.
     former: Dual<Prefix>,
 }
 
 pub(crate) struct EnvKeeper {
     file: Option<SubnetEnvFile>,
-    /// How often it is looked at: anybody may change or delete it.
+    /// The interval of checks: any program may change or delete the file.
     every: Duration,
     under_way: Option<BoxFuture<'static, Outcome>>,
-    /// What it said when we last looked, if that was what it had to.
+    /// The content at the last check, if it was as wanted.
     said: Option<(SubnetEnv, Retention)>,
-    /// When to look again.
+    /// When the next check is due.
     due: Option<BootTime>,
-    /// Why it does not say what it has to.
+    /// Why the file is not as wanted.
     error: Option<String>,
     backoff: Backoff,
     gate: Arc<Mutex<Gate>>,
 }
 
-/// Whether writes may begin: one that was cut off goes on in its thread, and must not bring back what is deleted then.
+/// Whether writes may begin. A write whose future was dropped continues in its thread, and must not create a file again
+/// that was deleted meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Gate {
     #[default]
@@ -76,7 +77,7 @@ impl EnvKeeper {
         self.under_way.is_some()
     }
 
-    /// Stops waiting for what is under way. Who shuts the gate comes after it.
+    /// Stops waiting for a write under way. Shutting the returned gate waits for it and prevents later ones.
     pub(crate) fn cut(&mut self) -> Arc<Mutex<Gate>> {
         self.under_way = None;
         Arc::clone(&self.gate)
@@ -87,15 +88,16 @@ impl EnvKeeper {
         self.due.filter(|_| !self.is_busy())
     }
 
-    /// Nothing can be said yet; whatever is due is done when it can.
+    /// Postpones the next check, because the content is not known yet.
     pub(crate) fn wait(&mut self) {
         if !self.is_busy() {
             self.due = None;
         }
     }
 
-    /// Looks at the file and what is remembered beside it, and writes it if it does not say `wanted`, unless that was done
-    /// a while ago only. A failure is met with back-off, whatever has changed since.
+    /// Checks the file and the record of former networks, and writes them if they are not as wanted. Does nothing if
+    /// the same content was checked less than one interval ago. After a failure it waits for the back-off, even if the
+    /// content has changed since.
     pub(crate) fn keep(&mut self, now: BootTime, wanted: SubnetEnv, retention: Retention) {
         let Some(file) = self.file.as_ref().filter(|_| self.under_way.is_none()) else { return };
         let waits = self.due.is_some_and(|due| due > now);
@@ -126,7 +128,7 @@ impl EnvKeeper {
         );
     }
 
-    /// The end of what is under way. Dropped midway it loses nothing.
+    /// Waits for the check under way. No result is lost if the future is dropped.
     pub(crate) async fn finished(&mut self) -> Outcome {
         match &mut self.under_way {
             Some(future) => {
@@ -138,7 +140,7 @@ impl EnvKeeper {
         }
     }
 
-    /// Takes in what [`finished`](Self::finished) said; what has become of the file.
+    /// Handles the result of [`finished`](Self::finished), and returns the state of the file.
     pub(crate) fn ended(&mut self, now: BootTime, outcome: Outcome) -> EnvFile {
         match outcome {
             Ok(Looked { env, retention, kept, former }) => {
@@ -163,7 +165,7 @@ impl EnvKeeper {
     }
 }
 
-/// Warns that this node's subnet changed: pods that have addresses of the former one cannot be reached (docs/faults.md,
+/// Warns that this node's subnet changed: pods with addresses of the former subnet cannot be reached (docs/faults.md,
 /// L17).
 fn warn_of_moved_pods(former: &Dual<Prefix>, present: &Dual<Prefix>) {
     for (family, from) in former.iter() {

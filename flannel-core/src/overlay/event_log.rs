@@ -1,4 +1,4 @@
-//! What an operator reads: events as log lines, and not more of them than somebody can read.
+//! Events as log lines for operators, limited in rate.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use crate::agent::{End, Event};
 use crate::clock::BootTime;
 use crate::lease::Lease;
 
-/// So many lines of a kind at once …
+/// The number of lines of a kind at once …
 const BURST: u32 = 5;
-/// … and one more each time this has passed. What is above that is told at DEBUG, and counted.
+/// … and one more each time this has passed. Lines above that are logged at DEBUG, and counted.
 const REFILL: Duration = Duration::from_secs(60);
 
-/// How many lines of each kind there were of late.
+/// The recent number of lines of each kind.
 #[derive(Debug, Default)]
 pub(crate) struct EventLog {
     rates: BTreeMap<&'static str, Rate>,
@@ -22,7 +22,7 @@ pub(crate) struct EventLog {
 struct Rate {
     left: u32,
     refilled: BootTime,
-    /// Lines above the rate since the last one within it.
+    /// Lines above the rate since the last line within it.
     unsaid: u64,
 }
 
@@ -44,7 +44,7 @@ macro_rules! say {
 }
 
 impl EventLog {
-    /// Says what happened.
+    /// Logs an event.
     pub(crate) fn tell(&mut self, now: BootTime, event: &Event) {
         let level = level(event);
         if matches!(level, Level::Debug) {
@@ -61,7 +61,7 @@ impl EventLog {
         say(event, level, (unsaid > 0).then_some(unsaid));
     }
 
-    /// Says how much was left unsaid, once there is room for a line.
+    /// Logs how many lines were suppressed, once the rate allows a line.
     pub(crate) fn settle(&mut self, now: BootTime) {
         for (kind, rate) in self.rates.iter_mut().filter(|(_, rate)| rate.unsaid > 0) {
             rate.refill(now);
@@ -120,7 +120,7 @@ fn level(event: &Event) -> Level {
     }
 }
 
-/// What shares a rate: peers come and go together.
+/// The rate that an event counts towards: all changes of peers share one.
 fn group(event: &Event) -> &'static str {
     match event {
         Event::PeerAdded(_) | Event::PeerChanged(_) | Event::PeerRemoved(_) => "peers",

@@ -1,8 +1,9 @@
-//! The networks in which routes of ours may be, beyond the one that `subnet.env` names.
+//! The networks in which routes of the overlay may be, in addition to the one in `subnet.env`.
 //!
-//! A route is ours only inside a network of ours, so a change of network needs a memory that outlives a kill at any
-//! point. It is a file beside `subnet.env`, a network a line (`10.5.0.0/16 fd00:5::/48`): written before the first route
-//! in a network that `subnet.env` does not name yet, removed once that names it and nothing is left in the former ones.
+//! A route belongs to the overlay only inside one of its networks, so former networks have to be recorded in a way that
+//! survives a kill at any point. The record is a file beside `subnet.env` with one network per line (`10.5.0.0/16
+//! fd00:5::/48`). It is written before the first route in a network that is not in `subnet.env` yet, and removed once
+//! `subnet.env` names that network and no routes are left in the former ones.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -12,24 +13,24 @@ use crate::files::{self, FileError, Mode, Trust, Unread};
 use crate::net::{Dual, Family, Prefix};
 use crate::subnet_env::SubnetEnv;
 
-/// The largest memory that is read, in bytes: room for some 500 changes of network that nothing was cleared after.
+/// The maximum size of the record, in bytes: room for some 500 changes of network without a clean-up in between.
 const MAX_BYTES: u64 = 32 << 10;
 
-/// What becomes of the file that remembers former networks.
+/// Whether the record of former networks is still needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retention {
-    /// Something may be left in a former network.
+    /// Routes may be left in a former network: the record stays.
     Keep,
-    /// `subnet.env` says it all.
+    /// `subnet.env` names the only network: the record is deleted.
     Delete,
 }
 
-/// The networks of former runs, of this agent or another, as far as `subnet.env` and what is beside it tell.
+/// The networks of former runs of this or another agent, from `subnet.env` and the record beside it.
 pub(crate) fn all(settings: &Settings) -> Vec<Dual<Prefix>> {
     settings.subnet_env.as_ref().map(|file| known(&file.path)).unwrap_or_default()
 }
 
-/// The networks of former runs, the latest last: what the memory holds and what `subnet.env` names.
+/// The networks of former runs, the latest last: those in the record, then the one in `subnet.env`.
 pub(crate) fn known(env: &Path) -> Vec<Dual<Prefix>> {
     let file = beside(env);
     let found = bytes(&file).unwrap_or_else(|error| {
@@ -42,7 +43,7 @@ pub(crate) fn known(env: &Path) -> Vec<Dual<Prefix>> {
     distinct(networks)
 }
 
-/// Remembers `former` networks and the `present` one, unless that is just what `subnet.env` says.
+/// Records the `former` networks and the `present` one, unless `subnet.env` alone already names them.
 ///
 /// Blocks on the disk: not for an async task.
 pub(crate) fn remember(env: &Path, former: &[Dual<Prefix>], present: Dual<Prefix>) -> Result<(), FileError> {
@@ -54,18 +55,18 @@ pub(crate) fn remember(env: &Path, former: &[Dual<Prefix>], present: Dual<Prefix
     files::replace(&beside(env), Mode::Public, MAX_BYTES, |file| file.write_all(print(&networks).as_bytes()))
 }
 
-/// Removes the memory. Idempotent.
+/// Deletes the record. Idempotent.
 pub(crate) fn forget(env: &Path) -> io::Result<()> {
     let file = beside(env);
-    // Looked at first: a file system that is read-only refuses to delete even what is not there.
+    // Checked first: a read-only file system refuses to delete even a file that does not exist.
     match fs::symlink_metadata(&file).and_then(|_| fs::remove_file(&file)) {
-        // What others have put there names nothing, so that it may stay.
+        // A file that is not trusted is not read as a record, so it may stay.
         Err(error) if error.kind() != io::ErrorKind::NotFound && matches!(bytes(&file), Ok(Some(_))) => Err(error),
         _ => Ok(()),
     }
 }
 
-/// What is in the memory, if it is ours: what it names decides where routes are deleted.
+/// The content of the record, if its owner and mode can be trusted: it decides where routes are deleted.
 fn bytes(file: &Path) -> Result<Option<Vec<u8>>, Unread> {
     files::read(file, Trust::OwnersAlone, MAX_BYTES)
 }
@@ -87,7 +88,7 @@ fn line(networks: &Dual<Prefix>) -> String {
     words.join(" ")
 }
 
-/// What does not parse names no network.
+/// Words that do not parse are ignored.
 fn network(line: &str) -> Dual<Prefix> {
     let mut networks = Dual::default();
     for prefix in line.split_whitespace().filter_map(|word| word.parse::<Prefix>().ok()) {
@@ -107,7 +108,7 @@ fn distinct(networks: impl IntoIterator<Item = Dual<Prefix>>) -> Vec<Dual<Prefix
     distinct
 }
 
-/// Checks that what a text names is printed so that it is read back.
+/// Checks that the networks in a text are parsed to the same value after printing.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check_former_networks(text: &str) {
     let networks = distinct(parse(text));

@@ -1,4 +1,4 @@
-//! The view from outside: status, events and questions to a running agent.
+//! The handle of an overlay: its status, its events and questions to its agent.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -12,12 +12,12 @@ use crate::overlay::builder::{BuildError, check_uplink};
 use crate::overlay::turn::Shared;
 use crate::uplink::Select;
 
-/// Events kept for a reader that lags; an older one is lost to it, and it is told so.
+/// The number of events kept for a slow reader. Older ones are dropped, and the reader receives their count.
 pub(crate) const EVENTS: usize = 1024;
-/// Questions that may wait.
+/// The maximum number of waiting questions.
 pub(crate) const QUESTIONS: usize = 16;
 
-/// An overlay, seen from outside: valid over all of its runs. Cheap to clone.
+/// A handle to an overlay, valid over all of its runs. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     status: watch::Receiver<Arc<Status>>,
@@ -31,14 +31,14 @@ pub(crate) enum Question {
     Peers(oneshot::Sender<Result<Vec<Arc<Lease>>, HandleError>>),
 }
 
-/// What happens, in order, in this run and those after it.
+/// The events of this run and of later ones, in order.
 #[derive(Debug)]
 pub struct Events(broadcast::Receiver<Event>);
 
 impl Events {
-    /// The next event. For a reader that is more than 1024 events behind, the oldest are lost, and
-    /// [`Event::Missed`] stands for them. A run ends with [`Event::Stopped`], after which the next run's events come. `None`
-    /// when no [`Overlay`](super::Overlay) is left to be run.
+    /// Returns the next event. A reader that is more than 1024 events behind loses the oldest, and receives
+    /// [`Event::Missed`] in their place. A run ends with [`Event::Stopped`], after which the next run's events follow.
+    /// Returns `None` when every [`Overlay`](super::Overlay) has been dropped.
     ///
     /// # Cancel safety
     /// May be dropped at any await; no event is lost.
@@ -51,29 +51,29 @@ impl Events {
     }
 }
 
-/// The run has ended: the status stays as it is until the next run, which begins with a fresh one.
+/// The run has ended. The status stays as it is until the next run begins with a fresh one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the agent has ended: {0}")]
 pub struct Ended(
-    /// How.
+    /// How it ended.
     pub End,
 );
 
-/// A running agent could not be asked.
+/// A question to the agent was not answered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandleError {
-    /// It does not run yet, or starts. Ask again once [`Status::starting`] is `None`.
+    /// The agent does not run yet, or is starting. Retry once [`Status::starting`] is `None`.
     #[error("the agent has not started: it waits for {}", list(.waits_for))]
     Starting {
-        /// What it waits for.
+        /// What the start waits for.
         waits_for: Vec<Wait>,
     },
-    /// It has ended. Ask again in the next run.
+    /// The run has ended. Retry in the next run.
     #[error(transparent)]
     Ended(Ended),
-    /// The lease store has not said yet which peers there are, so that nothing can be said of theirs. Retry once
-    /// [`Status::audits`] counts; [`Status::store`] says what keeps the store.
+    /// The lease store has not listed the peers yet. Retry once [`Status::listed`] is true; [`Status::store`] shows the
+    /// state of the store.
     #[error("not synced yet: the lease store has not said which peers there are; see the status for what keeps it")]
     NotSynced,
     /// The kernel could not be read. Retry.
@@ -86,17 +86,17 @@ impl Handle {
         Self { status: shared.status.subscribe(), shared: Arc::downgrade(shared) }
     }
 
-    /// The status as it is now. A value: to keep it holds up nobody.
+    /// Returns the current status. It is a snapshot: keeping it blocks no other task.
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.status.borrow())
     }
 
-    /// Waits until the status has changed since this handle was made or last returned from here, and returns it.
-    /// Changes that follow each other quickly may be seen as one.
+    /// Waits until the status has changed since this handle was created or this method last returned, and returns it.
+    /// Changes in quick succession may be seen as one.
     ///
     /// # Errors
-    /// [`Ended`] while no run is going on and the last change of the one before was seen. Once there is another run, its
-    /// changes are returned.
+    /// [`Ended`] while no run is going on and the last change of the previous run has been returned. When another run
+    /// begins, its changes are returned.
     ///
     /// # Cancel safety
     /// May be dropped at any await; no change is lost.
@@ -113,7 +113,7 @@ impl Handle {
     /// Waits until the overlay [has reached](Phase::has_reached) `phase`, and returns its status.
     ///
     /// # Errors
-    /// [`Ended`] when the run has ended without that.
+    /// [`Ended`] when the run ended without reaching `phase`.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
@@ -121,11 +121,11 @@ impl Handle {
         self.wait_for(|status| status.phase.has_reached(phase)).await
     }
 
-    /// Waits until the status is as `reached` wants it, if it is not so already, and returns it.
+    /// Waits until `reached` returns true for the status, and returns the status. Returns at once if it already does.
     ///
     /// # Errors
-    /// [`Ended`] when the run has ended without that, or had before this was called: [`status`](Self::status) says how far
-    /// it came.
+    /// [`Ended`] when the run ended before that, also if it ended before this call. [`status`](Self::status) shows how
+    /// far it came.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
@@ -143,13 +143,13 @@ impl Handle {
         }
     }
 
-    /// Has the uplink be found in another way from now on: at once while the overlay runs or starts, else in the next run.
-    /// A running agent goes over to another interface and address without the wait that such a change has if it comes by
-    /// itself; it keeps its lease, and what is programmed stays until it is programmed anew. [`Status::uplink`] says what
-    /// came of it; a selection that nothing fits is kept, and used once something does.
+    /// Changes how the uplink is chosen: at once while the overlay runs or starts, else for the next run. A running
+    /// agent switches to another interface and address without the usual wait for them to be stable; it keeps its
+    /// lease, and programmed objects stay until they are replaced. [`Status::uplink`] shows the result. A selection
+    /// that matches no uplink is kept, and used once one matches.
     ///
     /// # Errors
-    /// [`BuildError`], as for [`Builder::uplink`](super::Builder::uplink). Final for this input; nothing has changed then.
+    /// [`BuildError`], as for [`Builder::uplink`](super::Builder::uplink). Final for this input; nothing is changed.
     pub fn set_uplink(&self, select: Select) -> Result<(), BuildError> {
         check_uplink(&select)?;
         if let Some(shared) = self.shared.upgrade() {
@@ -158,16 +158,17 @@ impl Handle {
         Ok(())
     }
 
-    /// Events from now on.
+    /// Returns the events from now on.
     pub fn events(&self) -> Events {
         Events(match self.shared.upgrade() {
             Some(shared) => shared.events.subscribe(),
-            // The agent is gone: a channel that is closed already says so.
+            // The overlay was dropped: returns a closed channel.
             None => broadcast::channel(1).1,
         })
     }
 
-    /// What the next audit would write, and what stands in its way. Reads the kernel and writes nothing.
+    /// Returns what the next audit would write, and the conflicts that it would find. Reads the kernel and writes
+    /// nothing.
     ///
     /// # Errors
     /// [`HandleError`].
@@ -178,9 +179,9 @@ impl Handle {
         self.ask(Question::Plan).await?
     }
 
-    /// Why a peer is, or is not, programmed: by its key (or what stands before a dot in it: `node-a` for
-    /// `node-a.json`), its subnet, an address in that, or its public address, be it accepted or quarantined. `None`
-    /// when no record is meant by `query`.
+    /// Returns why a peer is, or is not, programmed. `query` is the record's key (or its part before a dot: `node-a`
+    /// for `node-a.json`), its subnet, an address in the subnet, or its public address; the record may be accepted or
+    /// quarantined. `None` if no record matches.
     ///
     /// # Errors
     /// [`HandleError::Starting`] and [`HandleError::Ended`].
@@ -191,11 +192,12 @@ impl Handle {
         self.ask(|answer| Question::Explain(query.to_owned(), answer)).await
     }
 
-    /// Returns the accepted peers: the list is complete and usable as an allow-list. The status is then as new as the
-    /// answer: prefixes in [`Status::withheld`] belong to peers that are missing for now.
+    /// Returns the accepted peers. The list is complete and usable as an allow-list. The status is then at least as new
+    /// as the list: prefixes in [`Status::withheld`] belong to peers that are currently missing.
     ///
     /// # Errors
-    /// [`HandleError::Starting`] and [`HandleError::Ended`]; [`HandleError::NotSynced`] before the lease store has said which peers there are.
+    /// [`HandleError::Starting`] and [`HandleError::Ended`]; [`HandleError::NotSynced`] before the lease store has
+    /// listed the peers.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
@@ -210,7 +212,7 @@ impl Handle {
         answered.await.map_err(|_| self.not_answered())
     }
 
-    /// Why a question was not answered.
+    /// The reason why a question was not answered.
     fn not_answered(&self) -> HandleError {
         let status = self.status();
         match (&status.ended, &status.starting) {

@@ -1,9 +1,10 @@
-//! The driver of an agent: it waits for what happens, asks the decision core what to do, and does it.
+//! The driver of an agent: it waits for inputs, passes them to the decision core, and carries out the calls that the
+//! core asks for.
 //!
-//! [`Overlay::builder`] takes the seams; [`Overlay::run`] is the agent, [`Overlay::spawn`] the same on a task of its own. It
-//! installs nothing global, spawns no further task (files are read and written on the runtime's blocking threads) and ends
-//! when it is told to, as the [`Teardown`] says that it is told then. It may be run again. Several overlays may run in one
-//! process.
+//! [`Overlay::builder`] takes the kernel, the lease store and the backends. [`Overlay::run`] runs the agent;
+//! [`Overlay::spawn`] runs it on a task of its own. The agent installs nothing global, spawns no further task (files
+//! are read and written on the runtime's blocking threads), and ends on request as the given [`Teardown`] says. An
+//! overlay may be run again, and several overlays may run in one process.
 
 mod builder;
 mod driver;

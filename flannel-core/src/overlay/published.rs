@@ -1,4 +1,4 @@
-//! The status as it is published: a value to whoever reads it.
+//! The published status, which readers receive as a shared value.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use crate::agent::Status;
 
-/// The agent's end. A reader takes an [`Arc`] and no lock, so whatever it does with it keeps nobody waiting.
+/// The agent's side of the channel. A reader receives an [`Arc`] and holds no lock, so that it never blocks the agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Published(watch::Sender<Arc<Status>>);
 
@@ -15,17 +15,17 @@ impl Published {
         Self(watch::Sender::new(Arc::new(status)))
     }
 
-    /// The status, for the agent itself: no change may be made before the guard is dropped.
+    /// Returns the status, for the agent itself: no change may be made before the guard is dropped.
     pub(crate) fn borrow(&self) -> watch::Ref<'_, Arc<Status>> {
         self.0.borrow()
     }
 
-    /// Changes it and wakes who waits for a change.
+    /// Changes the status and wakes waiting readers.
     pub(crate) fn send_modify(&self, modify: impl FnOnce(&mut Status)) {
         self.0.send_modify(|status| modify(Arc::make_mut(status)));
     }
 
-    /// Changes it and wakes who waits, if `is_due` says that there is something to change. Returns what it said.
+    /// Changes the status and wakes waiting readers if `is_due` returns true. Returns the result of `is_due`.
     pub(crate) fn send_if(&self, is_due: impl FnOnce(&Status) -> bool, modify: impl FnOnce(&mut Status)) -> bool {
         self.0.send_if_modified(|status| {
             let due = is_due(status);
@@ -36,7 +36,7 @@ impl Published {
         })
     }
 
-    /// Publishes this one.
+    /// Publishes this status.
     pub(crate) fn set(&self, status: Status) {
         self.0.send_replace(Arc::new(status));
     }
@@ -65,7 +65,7 @@ mod tests {
         let second = place(&published);
         published.send_modify(|status| status.audits = 4);
         assert_eq!((place(&published), kept.audits), (second, 2));
-        // What changes nothing copies nothing, and wakes nobody.
+        // Without a change the status is not copied, and no reader is woken.
         let (mut waiting, kept) = (published.subscribe(), Arc::clone(&published.borrow()));
         waiting.mark_unchanged();
         assert!(!published.send_if(|status| status.audits != 4, |status| status.audits = 4));

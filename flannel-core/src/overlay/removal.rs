@@ -1,4 +1,4 @@
-//! Removing everything: at the end of an agent, and after one that is gone.
+//! Removes everything: at the end of an agent, or after an agent that has ended.
 
 use crate::kernel::{ApplyReport, KernelError, Op, OpText, Residence, Scope, State};
 use crate::plan::{Plan, plan as planned};
@@ -21,28 +21,28 @@ use crate::overlay::survey;
 use crate::subnet::{NodeIdentity, SubnetError, Want};
 use crate::text::chain;
 
-/// How long a removal waits for the store, and for a disk: it has to work without them.
+/// How long a removal waits for the store and for the disk: it has to work without them.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How often it looks again at what is left before it gives up.
+/// The number of rounds before a removal gives up.
 const ROUNDS: usize = 5;
-/// How long it waits before it does.
+/// The wait before the next round, after an incomplete one.
 const SPACING: Duration = Duration::from_millis(100);
 
-/// What a removal found and did.
+/// The result of a removal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Removed {
-    /// Kernel objects deleted.
+    /// The number of deleted kernel objects.
     pub objects: usize,
-    /// Whether there was a `subnet.env`, which is gone now.
+    /// Whether a `subnet.env` existed and was deleted.
     pub subnet_env: bool,
-    /// The lease given back, if the store had one of this node.
+    /// The released lease, if the store had one of this node.
     pub lease: Option<Box<Lease>>,
-    /// Why the lease could not be looked for or given back. It then runs out by itself where leases expire.
+    /// Why the lease could not be found or released. It then expires by itself if the store's leases expire.
     pub store: Option<String>,
 }
 
-/// Removes what an agent that is gone has left.
+/// Removes what an ended agent has left.
 pub(crate) async fn remove(
     seams: &Seams,
     settings: &Settings,
@@ -50,15 +50,16 @@ pub(crate) async fn remove(
 ) -> Result<Removed, OverlayError> {
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
-    // The network may have changed since: all are looked at, the present one last.
+    // The network may have changed since: all networks are cleared, the present one last.
     let mut remembered = former_networks::all(settings);
     remembered.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| remembered.pop()).unwrap_or_default();
-    // Held to the end: nothing is touched while an agent runs, and one that starts before the end would lose its file and
-    // its lease.
+    // Held to the end: nothing is changed while an agent runs, and an agent that started meanwhile would lose its file
+    // and its lease.
     let claim = seams.kernel.claim(&settings.name, &last, Residence::Present).await?;
     let mut removed = Removed::default();
-    // Read before the devices go: they tell which address of the host was published, and whose a lease is.
+    // Read before the devices are deleted: they show which address of the host was published, and which node owns a
+    // lease.
     let node = match config {
         Ok(config) => Node::find(seams, settings, backends, config).await,
         Err(error) => Err(chain(&error)),
@@ -70,7 +71,7 @@ pub(crate) async fn remove(
                 claims.push(claim);
                 former.extend(networks.iter().map(|(_, network)| *network));
             }
-            // Another overlay has moved in: nothing can be told from its routes.
+            // Another overlay claims the network now: its routes cannot be told apart.
             Err(KernelError::Conflict { other, .. }) => tracing::info!(other, "a former network is left alone"),
             Err(error) => return Err(error.into()),
         }
@@ -90,7 +91,8 @@ pub(crate) async fn remove(
     Ok(removed)
 }
 
-/// Removes everything after a start that was cancelled while it took the lease; whether it has one is not known.
+/// Removes everything after a start that was cancelled while it acquired the lease. Whether the node has a lease is
+/// then unknown.
 pub(crate) async fn undo_start(
     seams: &Seams,
     settings: &Settings,
@@ -99,7 +101,7 @@ pub(crate) async fn undo_start(
 ) -> Result<(), OverlayError> {
     let Claimed { context, want } = claimed;
     let cleared = clear_marked(seams, settings, context.networks(), Vec::new()).await.map(drop);
-    // What former runs left elsewhere is not looked at here.
+    // Networks of former runs are not cleared here.
     let only_here = former_networks::all(settings).iter().all(|networks| *networks == context.networks());
     let retention = if cleared.is_ok() && only_here { Retention::Delete } else { Retention::Keep };
     let env = delete_env(seams, settings, retention, Arc::default()).await.map(drop);
@@ -107,8 +109,8 @@ pub(crate) async fn undo_start(
     cleared.and(env).and(released)
 }
 
-/// Deletes what is ours in and around `networks` and `former` ones. No device is wanted, so each of ours goes, under
-/// whatever name.
+/// Deletes the overlay's objects in `networks` and `former` networks. No device is wanted, so each device with the
+/// overlay's mark is deleted, under any name.
 async fn clear_marked(
     seams: &Seams,
     settings: &Settings,
@@ -120,7 +122,8 @@ async fn clear_marked(
     clear(seams, &scope, |seen| planned(&State::default(), seen, &scope, &|_| None)).await
 }
 
-/// Carries out what `removal` makes of complete looks, until that is nothing. Returns how many objects it deleted.
+/// Observes the kernel and carries out the plan of `removal`, until the plan is empty. Returns the number of deleted
+/// objects.
 pub(crate) async fn clear(
     seams: &Seams,
     scope: &Scope,
@@ -162,8 +165,8 @@ fn unfinished(scope: &Scope, ops: &[Op], report: &ApplyReport) -> OverlayError {
     OverlayError::Teardown { left, first, source }
 }
 
-/// Deletes `subnet.env`, whoever wrote it, and what is remembered beside it; where that is needed still, what the file
-/// named goes into it instead. Returns whether there was a file.
+/// Deletes `subnet.env`, even if another agent wrote it, and the record of former networks beside it. If the record is
+/// still needed, the networks of `subnet.env` are added to it instead. Returns whether there was a `subnet.env`.
 pub(crate) async fn delete_env(
     seams: &Seams,
     settings: &Settings,
@@ -196,16 +199,16 @@ pub(crate) async fn delete_env(
     }
 }
 
-/// What an agent knows of its lease at its end.
+/// The state of the lease at the end of an agent.
 pub(crate) enum LastLease {
     Held(Lease),
     NotHeld,
-    /// A call about it was cut off, or its answer was lost. This was held before.
+    /// A call about the lease was dropped, or its answer was lost. The lease was held before, if any.
     Unknown(Option<Lease>),
 }
 
-/// Gives the lease back. One that the store shows as another's is left alone: `want` says what this node publishes, and
-/// which leases are other nodes' whatever they publish.
+/// Releases the lease, unless the store shows it as another node's. `want` says what this node publishes, and which
+/// leases are other nodes' whatever they publish.
 pub(crate) async fn release(
     seams: &Seams,
     context: &NodeContext,
@@ -221,7 +224,7 @@ pub(crate) async fn release(
             let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&context.node)).await;
             let mut leases = previous.map_err(OverlayError::Release)?.into_iter();
             match before {
-                // The store may know it by an address that the node has no more.
+                // The store may have recorded it under an address that the node no longer has.
                 Some(before) => match leases.find(|lease| lease.key == before.key) {
                     Some(lease) => Some(lease).filter(is_published),
                     None => Some(before),
@@ -234,12 +237,12 @@ pub(crate) async fn release(
     patiently(seams, "giving the lease back", seams.subnets.release(lease)).await.map_err(OverlayError::Release)
 }
 
-/// Who the store takes this node for, and what tells which leases are its own.
+/// This node's identity in the store, and the evidence for which leases are its own.
 struct Node {
     id: NodeIdentity,
     /// The subnets that `subnet.env` names.
     named: Dual<Prefix>,
-    /// Where the store knows it by its address: what the host shows.
+    /// If the store identifies nodes by address: the backend, and what the host shows.
     found: Option<(Arc<dyn Backend>, First)>,
 }
 
@@ -270,8 +273,8 @@ impl Node {
         self.found.as_ref().is_none_or(is_ours) && (self.named.is_empty() || self.named == lease.subnets)
     }
 
-    /// Gives the lease back, unless it is another node's, which has this address now or had it before, or is not of the
-    /// subnets that `subnet.env` named.
+    /// Releases the lease, unless it belongs to another node that has or had this address, or its subnets differ from
+    /// those in `subnet.env`.
     async fn give_back(&self, seams: &Seams) -> Result<Option<Lease>, String> {
         let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&self.id)).await;
         let mut leases = previous.map_err(|error| chain(&error))?;
@@ -292,7 +295,7 @@ impl Node {
     }
 }
 
-/// The store's answer, if it comes in time.
+/// Waits for the store's answer for at most [`PATIENCE`].
 pub(crate) async fn patiently<T>(
     seams: &Seams,
     doing: &'static str,
@@ -302,7 +305,7 @@ pub(crate) async fn patiently<T>(
     in_time(seams, call).await.unwrap_or_else(|| Err(late()))
 }
 
-/// What comes of `work`, if it comes in time.
+/// Returns the output of `work`, or `None` after [`PATIENCE`].
 pub(crate) async fn in_time<T>(seams: &Seams, work: impl Future<Output = T>) -> Option<T> {
     let patience = seams.clock.sleep_until(seams.clock.now().after(PATIENCE));
     tokio::select! {

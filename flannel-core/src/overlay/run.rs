@@ -1,4 +1,4 @@
-//! An overlay's life: from its parts through its run to its end.
+//! The overlay: its parts, its runs and their end.
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -32,10 +32,11 @@ use crate::uplink::{Select, UplinkError};
 
 /// The maximum age of host facts at start. Until then nothing reports changes of the host.
 const FRESH: Duration = Duration::from_millis(500);
-/// How long a preview waits for store and host.
+/// How long a preview waits for the store and the host.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An overlay: put together by a [`Builder`], run as often as need be, once at a time. Clones are the same one.
+/// An overlay, created by a [`Builder`]. It may be run any number of times, one run at a time. Clones refer to the same
+/// overlay.
 ///
 /// A run begins with a fresh [`Status`]. Handles and their event subscriptions are valid over all runs.
 #[derive(Clone)]
@@ -50,25 +51,25 @@ struct Parts {
     shared: Arc<Shared>,
 }
 
-/// What an agent works with.
+/// The interfaces that an agent works with.
 pub(crate) struct Seams {
     pub(crate) subnets: Arc<dyn SubnetManager>,
     pub(crate) kernel: Arc<dyn Kernel>,
     pub(crate) clock: Arc<dyn Clock>,
-    /// What all waits are varied by.
+    /// The random variation of all waits.
     pub(crate) jitter: Jitter,
     pub(crate) status: Published,
     pub(crate) events: broadcast::Sender<Event>,
-    /// How the uplink is to be found: what is here counts, not what the settings had at first.
+    /// How the uplink is chosen. This takes precedence over the initial settings.
     pub(crate) uplink: watch::Receiver<Select>,
     pub(crate) journal: Arc<Mutex<EventLog>>,
 }
 
 impl Seams {
-    /// Tells operators and whoever listens what happened.
+    /// Logs an event and sends it to subscribers.
     pub(crate) fn tell(&self, event: Event) {
         self.journal().tell(self.clock.now(), &event);
-        // Nobody listens: not an error.
+        // Sending fails without subscribers: not an error.
         let _ = self.events.send(event);
     }
 
@@ -76,18 +77,19 @@ impl Seams {
         lock(&self.journal)
     }
 
-    /// The settings with the uplink as it is to be found now.
+    /// The settings, with the current uplink selection.
     pub(crate) fn up_to_date(&self, settings: &Settings) -> Settings {
         Settings { uplink: self.uplink.borrow().clone(), ..settings.clone() }
     }
 
-    /// Shows what a start waits for.
+    /// Shows in the status what a start waits for.
     pub(crate) fn show_wait(&self, wait: Wait) {
         let wait = Some(wait);
         self.status.send_if(|status| status.starting != wait, |status| status.starting.clone_from(&wait));
     }
 
-    /// Shows the step that a start is at, unless it is there once more because of something that went wrong later.
+    /// Shows in the status which step a start is at, unless the status shows an error because of which the step is
+    /// repeated.
     pub(crate) fn show_step(&self, step: Wait) {
         if self.status.borrow().starting.as_ref().is_none_or(|wait| wait.error().is_none()) {
             self.show_wait(step);
@@ -95,71 +97,71 @@ impl Seams {
     }
 }
 
-/// Why an overlay ended by itself, or did not start. Never for trouble that may pass: that is in the status.
+/// Why an overlay ended by itself or did not start. Temporary errors are never returned: they are shown in the status.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OverlayError {
-    /// The store holds a configuration or record that cannot be used. Mend it there, then start again.
+    /// The store has a configuration or record that cannot be used. Correct it there, then start again.
     #[error("reading the network from the lease store")]
     Store(#[source] SubnetError),
-    /// No uplink. Name one, or mend the host, then start again.
+    /// There is no uplink. Select one or fix the host, then start again.
     #[error("choosing the uplink")]
     Uplink(#[source] UplinkError),
     /// The backend cannot run here as configured.
     #[error("setting up the backend")]
     Backend(#[source] BackendError),
-    /// The kernel cannot be used: no privilege, no support, or another overlay holds the name.
+    /// The kernel cannot be used: a privilege or kernel support is missing, or another overlay has the name.
     #[error("using the kernel")]
     Kernel(#[source] KernelError),
-    /// The lease is gone and [`LossPolicy::Stop`](super::LossPolicy::Stop) is the policy. What is in the kernel stays. Run
-    /// again to take another lease, or [remove](Overlay::remove) the rest.
+    /// The lease was lost and the policy is [`LossPolicy::Stop`](super::LossPolicy::Stop). Kernel objects stay. Run
+    /// again to acquire another lease, or [remove](Overlay::remove) the rest.
     #[error("the lease was lost")]
     LeaseLost,
-    /// The store holds another configuration than the agent goes by, and [`ConfigPolicy`](super::ConfigPolicy) is to end
-    /// then. Everything is kept. Run again to go by the new one.
+    /// The configuration in the store differs from the one in force, and the [`ConfigPolicy`](super::ConfigPolicy) is
+    /// to end then. Everything is kept. Run again to use the new one.
     #[error("the network configuration changed: start the agent again to go by the new one")]
     Reconfigured,
-    /// A preview cannot wait for ever. Ask again once what it waited for is mended.
+    /// A preview was not answered in time. Retry once the cause is fixed.
     #[error("no answer within {within:?} ({waited_for}): see that the lease store runs and can be reached, then retry")]
     Unanswered {
         /// How long it waited.
         within: Duration,
-        /// What was in the way, in words.
+        /// What it waited for, as text.
         waited_for: String,
     },
-    /// A removal could not remove everything from the kernel; what is left is named. Run it again.
+    /// A removal could not delete everything from the kernel; the first remaining object is named. Run it again.
     #[error("{left} objects of ours could not be removed, the first of them: {first}")]
     Teardown {
-        /// How many.
+        /// The number of objects left.
         left: usize,
-        /// What was to be done with the first one, as it would be said to `ip`.
+        /// The failed operation on the first one, in the style of `ip`.
         first: String,
-        /// What the kernel said to that.
+        /// The kernel's error for it.
         #[source]
         source: Option<KernelError>,
     },
-    /// A removal could not delete `subnet.env`. Delete it, or mend what is in the way and run the removal again.
+    /// A removal could not delete `subnet.env`. Delete it, or fix the cause and run the removal again.
     #[error("removing {}", Plain(path.display()))]
     SubnetEnv {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A run of this overlay is going on already; nothing was touched. Retry once that has ended.
+    /// Another run of this overlay is going on; nothing was changed. Retry once it has ended.
     #[error("the overlay is running already: one run at a time")]
     AlreadyRunning,
-    /// The agent panicked: a bug of this crate, or of a backend, store or kernel behind it. What is in the kernel stays, and
-    /// another run takes over from there.
+    /// The agent panicked: a bug of this crate, or of a backend, store or kernel implementation. Kernel objects stay,
+    /// and another run takes over.
     #[error("the agent panicked: {}", Plain(message))]
     Panicked {
         /// The panic's message.
         message: String,
     },
-    /// There is no tokio runtime to spawn a run on, or it was shut down under the run.
+    /// There is no tokio runtime to spawn a run on, or it was shut down during the run.
     #[error("there is no tokio runtime, or it was shut down: spawn on one that outlives the run")]
     NoRuntime,
-    /// The lease could not be given back. It runs out by itself where leases expire; else run the removal again.
+    /// The lease could not be released. It expires by itself if the store's leases expire; else run the removal again.
     #[error("giving the lease back to the lease store")]
     Release(#[source] SubnetError),
 }
@@ -182,7 +184,7 @@ impl Overlay {
         Self(Arc::new(Parts { settings, backends, subnets, kernel, jitter, shared }))
     }
 
-    /// Returns a handle: status, events and questions, over all runs of this overlay.
+    /// Returns a handle for status, events and questions, valid over all runs of this overlay.
     pub fn handle(&self) -> Handle {
         Handle::new(&self.0.shared)
     }
@@ -201,16 +203,18 @@ impl Overlay {
         }
     }
 
-    /// For what is no run: its status is nobody's business.
+    /// The interfaces for an operation that is not a run: its status is not published.
     fn aside(&self) -> Seams {
         self.seams(Published::new(Status::default()), broadcast::Sender::new(1))
     }
 
-    /// What a start would write, from the lease this node had last; touches neither kernel nor store.
+    /// Returns what a start would write, based on the last lease of this node. Writes to neither the kernel nor the
+    /// store.
     ///
     /// # Errors
-    /// As [`run`](Self::run), and [`OverlayError::Unanswered`] when store or host have not answered after 10 s: retry.
-    /// `Ok(None)` when the store has no lease for this node: which subnet it would take is not known before it takes it.
+    /// As [`run`](Self::run), and [`OverlayError::Unanswered`] if the store or the host has not answered after 10 s:
+    /// retry. Returns `Ok(None)` if the store has no lease of this node, because its subnet is not known before a lease
+    /// is acquired.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
@@ -249,10 +253,10 @@ impl Overlay {
             }
         }
         if !machine.is_synced() {
-            // A stream that ended against its contract says nothing more.
+            // A watch that ended against its contract yields no list.
             return std::future::pending().await;
         }
-        // A snapshot that stands in for a store that is away is followed by the trouble.
+        // A snapshot that replaces a store that is away is followed by an error.
         if let Some(Some(trouble @ Err(_))) = watch.next().now_or_never() {
             machine.handle(now, Input::Store(trouble));
         }
@@ -260,47 +264,47 @@ impl Overlay {
         Ok(Some(machine.preview(seen, now)))
     }
 
-    /// Removes everything of this overlay from the kernel, its `subnet.env` and its lease, without taking one first:
-    /// the clean-up after an agent that is gone. Idempotent. What is ours is told from marks alone, so that it works
-    /// while the store is away: then the lease stays, and routes are looked for where `subnet.env` says the network is.
+    /// Removes this overlay's objects from the kernel, its `subnet.env` and its lease, without starting an agent: the
+    /// clean-up after an agent that has ended. Idempotent. Objects are recognised by their marks alone, so that this
+    /// works while the store is away: the lease then stays, and routes are removed in the networks that `subnet.env`
+    /// and the record beside it name.
     ///
     /// # Errors
-    /// [`OverlayError::Kernel`] with [`KernelError::Conflict`] while the agent runs: nothing was touched.
-    /// [`OverlayError::Teardown`] and [`OverlayError::SubnetEnv`] when something is left: run it again.
+    /// [`OverlayError::Kernel`] with [`KernelError::Conflict`] while the agent runs: nothing was changed.
+    /// [`OverlayError::Teardown`] and [`OverlayError::SubnetEnv`] if something is left: run it again.
     ///
     /// # Cancel safety
-    /// May be dropped at any await; what was removed until then is gone.
+    /// May be dropped at any await; objects deleted until then stay deleted.
     pub async fn remove(&self) -> Result<Removed, OverlayError> {
         let seams = self.aside();
         removal::remove(&seams, &seams.up_to_date(&self.0.settings), &self.0.backends).await
     }
 
-    /// Runs the agent until `stop` completes, then ends as the [`Teardown`] says that it returns. The run begins when the
+    /// Runs the agent until `stop` completes, then ends as the returned [`Teardown`] says. The run begins when the
     /// future is first polled; [`spawn`](Self::spawn) begins one at once.
     ///
-    /// The kernel is written only after the store has said what is everything. Trouble with store or kernel that may
-    /// pass is retried, shown in the status, and leaves the data plane as it is.
+    /// The kernel is written only after the store has listed all leases. Temporary errors of the store or the kernel
+    /// are retried and shown in the status, and leave the data plane as it is.
     ///
     /// # Errors
-    /// [`OverlayError::AlreadyRunning`] while another run goes on, of which nothing is touched. Else what cannot pass by
-    /// itself: then everything is kept, see [`Teardown`]. A panic of the agent is an error as well.
+    /// [`OverlayError::AlreadyRunning`] while another run goes on, which is not affected. Other errors are permanent:
+    /// everything is kept, see [`Teardown`]. A panic of the agent is returned as an error too.
     ///
     /// # Cancel safety
-    /// Dropping the future stops the agent where it is, as a crash would: the next run takes over from what is there, and
-    /// may begin at once. Handles are told that this one has ended.
-    /// For an orderly end use `stop`; it takes at most two seconds with [`Teardown::Keep`].
-    /// [`Teardown::Remove`] takes as long as the kernel does, and for a store that is away no
-    /// more than ten seconds; a start that is stopped before it has taken the overlay's name removes nothing.
+    /// Dropping the future stops the agent as a crash would: the next run takes over the kernel objects, and may begin
+    /// at once. Handles see that this run has ended. For an orderly end use `stop`, which takes at most two seconds
+    /// with [`Teardown::Keep`]. [`Teardown::Remove`] takes as long as the kernel needs, and at most ten seconds more if
+    /// the store is away; a start that is stopped before it has claimed the overlay's name removes nothing.
     pub async fn run(&self, stop: impl Future<Output = Teardown>) -> Result<(), OverlayError> {
         let turn = self.begin()?;
         self.live(turn, stop).await
     }
 
-    /// Begins a run on a task of its own. Once this returns the status is fresh.
+    /// Begins a run on a task of its own. When this returns, the status is already the fresh one of this run.
     ///
     /// # Errors
-    /// [`OverlayError::AlreadyRunning`] while another run goes on, of which nothing is touched.
-    /// [`OverlayError::NoRuntime`] outside of a tokio runtime.
+    /// [`OverlayError::AlreadyRunning`] while another run goes on, which is not affected. [`OverlayError::NoRuntime`]
+    /// outside of a tokio runtime.
     pub fn spawn(&self) -> Result<Running, OverlayError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| OverlayError::NoRuntime)?;
         let turn = self.begin()?;
@@ -308,7 +312,7 @@ impl Overlay {
         let stop_asked = async {
             match stopped.await {
                 Ok(teardown) => teardown,
-                // Whoever held it is gone, and this run with it.
+                // `Running` was dropped, and this run with it.
                 Err(_) => std::future::pending().await,
             }
         };
@@ -326,7 +330,7 @@ impl Overlay {
         let seams = self.seams(shared.status.clone(), shared.events.clone());
         let span = tracing::info_span!("overlay", name = settings.name.as_str());
         let life = async move {
-            // What it leaves behind is behind locks that do not mind, or goes with it.
+            // After a panic, the remaining state is either dropped or behind locks that ignore poisoning.
             let agent = AssertUnwindSafe(agent(&seams, settings, backends, shared, stop)).catch_unwind();
             let outcome = agent.await.unwrap_or_else(|panic| {
                 let message = panic.downcast_ref::<String>().map(String::as_str);
@@ -344,7 +348,7 @@ impl Overlay {
     }
 }
 
-/// The status that a run begins with.
+/// The initial status of a run.
 fn fresh(settings: &Settings) -> Status {
     let subnet_env = if settings.subnet_env.is_some() { EnvFile::Pending { error: None } } else { EnvFile::Settled };
     Status { subnet_env, ..Status::default() }
@@ -363,7 +367,7 @@ async fn agent(
     };
     let Claims { present: claim, former } = claims;
     let (former, former_claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
-    // Before the first route, and not before there may be one.
+    // Written before the first route, and only once there may be one.
     start::remember(&surveyed.settings, &surveyed, &former).await;
     let Surveyed { settings, backend, context, read, want, .. } = surveyed;
     let is_new = context.previous.is_none();
@@ -383,17 +387,17 @@ async fn agent(
     if let (true, Err(OverlayError::Kernel(KernelError::Denied { .. } | KernelError::Unsupported { .. }))) =
         (is_new, &outcome)
     {
-        // Only a first round ends so: what it took is of no use to anybody.
+        // Only a first round ends like this: the new lease is of no use to this node.
         driver.give_back().await;
     }
-    // Nobody has decided what an end by itself is to remove.
+    // After an end by itself everything is kept.
     let ended = driver.finish(*outcome.as_ref().unwrap_or(&Teardown::Keep)).await;
     drop(claim);
-    // What ended the agent says more than what became of its end.
+    // The error that ended the agent takes precedence over an error of the end.
     outcome.map(drop).and(ended)
 }
 
-/// Starts. Stopped meanwhile it does what the teardown says, and nothing has started.
+/// Runs the start. If stopped meanwhile, carries out the teardown and returns `None`.
 async fn begin(
     seams: &Seams,
     settings: &Settings,
@@ -414,7 +418,7 @@ async fn begin(
         };
         let lease = started.as_ref().map(|started| started.lease.clone());
         removal::undo_start(seams, settings, &claimed, lease).await?;
-        // The overlay's name is held until everything is gone.
+        // The claim on the overlay's name is held until everything is removed.
         drop(started);
     }
     Ok(None)
@@ -440,7 +444,7 @@ mod tests {
         let mut asked: Vec<_> = (0..QUESTIONS + 7).map(|_| Box::pin(handle.plan())).collect();
         assert!(asked.iter_mut().all(|asked| asked.now_or_never().is_none()));
         assert_eq!(questions.len(), QUESTIONS);
-        // Whoever waits for a place has it as soon as there is one.
+        // A waiting caller gets a place as soon as one is free.
         questions.try_recv().unwrap();
         assert!(asked.iter_mut().skip(QUESTIONS).all(|asked| asked.now_or_never().is_none()));
         assert_eq!(questions.len(), QUESTIONS);

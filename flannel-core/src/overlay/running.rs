@@ -16,18 +16,18 @@ use crate::overlay::run::OverlayError;
 
 type Outcome = Result<(), OverlayError>;
 
-/// A run on a task of its own, begun by [`Overlay::spawn`](super::Overlay::spawn).
+/// A run on a task of its own, created by [`Overlay::spawn`](super::Overlay::spawn).
 ///
-/// Dropping it ends the run as a crash would, at once: what is in the kernel and the lease stay, and the next run takes over
-/// from there. For an orderly end use [`shutdown`](Self::shutdown). The drop waits while a worker is in the midst of the run's
-/// work, so the run's own store, kernel and backends must not do it from within a call.
+/// Dropping it ends the run at once, as a crash would: the kernel objects and the lease stay, and the next run takes
+/// over. For an orderly end use [`shutdown`](Self::shutdown). The drop waits while a worker thread polls the run's
+/// future, so the run's own store, kernel and backends must not drop it from within a call.
 #[must_use = "dropping it ends the run as a crash would"]
 pub struct Running {
     handle: Handle,
     stop: Option<oneshot::Sender<Teardown>>,
     life: Slot,
     task: JoinHandle<Outcome>,
-    /// Whether the outcome was returned.
+    /// Whether the outcome has been returned.
     is_over: bool,
 }
 
@@ -51,7 +51,7 @@ impl Running {
     /// Waits until the overlay [is ready](Status::is_ready) and returns its status.
     ///
     /// # Errors
-    /// [`Ended`] when the run ended before that, with the reason in words. [`wait`](Self::wait) returns it as a value.
+    /// [`Ended`] when the run ended before that, with the reason as text. [`wait`](Self::wait) returns it as a value.
     ///
     /// # Cancel safety
     /// May be dropped at any await.
@@ -62,20 +62,23 @@ impl Running {
     /// Ends the run as `teardown` says, and waits until it has ended.
     ///
     /// # Errors
-    /// [`OverlayError`] says why the run had ended by itself, which `teardown` then has no part in, or what could not be
-    /// removed: [`Overlay::remove`](super::Overlay::remove) does both later.
+    /// [`OverlayError`] if the run had already ended by itself, and `teardown` was then not carried out, or if
+    /// something could not be removed. In both cases [`Overlay::remove`](super::Overlay::remove) removes the rest
+    /// later.
     ///
     /// # Cancel safety
-    /// Dropped midway it is a crash amid the end; [`Overlay::remove`](super::Overlay::remove) removes the rest.
+    /// Dropping the future before it completes ends the run as a crash would;
+    /// [`Overlay::remove`](super::Overlay::remove) removes the rest.
     pub async fn shutdown(mut self, teardown: Teardown) -> Result<(), OverlayError> {
         if let Some(stop) = self.stop.take() {
-            // It may have ended by itself: then there is nobody to be told.
+            // Sending fails if the run has already ended by itself: not an error.
             let _ = stop.send(teardown);
         }
         self.wait().await
     }
 
-    /// Waits until the run ends by itself and returns how. It is returned once: after that, success.
+    /// Waits until the run ends by itself, and returns its outcome. The outcome is returned once; later calls return
+    /// success.
     ///
     /// # Errors
     /// [`OverlayError`], as [`Overlay::run`](super::Overlay::run); [`OverlayError::NoRuntime`] when the runtime was shut
@@ -106,17 +109,17 @@ impl fmt::Debug for Running {
     }
 }
 
-/// A run's future, until it is done or dropped.
+/// A run's future, until it completes or is dropped.
 type Slot = Arc<Mutex<Option<BoxFuture<'static, Outcome>>>>;
 
-/// Drops a run's future. Where a worker is polling it, waits for the end of that.
+/// Drops a run's future. If a worker thread is polling it, waits until the poll returns.
 fn cut_short(slot: &Slot) {
     let life = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(life);
 }
 
-/// What the task polls. The future in it can be dropped from outside at once, while the task goes only when the runtime comes
-/// to it: whoever runs the overlay again after that finds its turn free.
+/// The future of the task. The run's future inside can be dropped from outside at once, while the task itself ends only
+/// when the runtime polls it: the overlay can then be run again without waiting for the task.
 struct Life(Slot);
 
 impl Drop for Life {
@@ -137,7 +140,7 @@ impl Future for Life {
                 drop(done);
                 Poll::Ready(outcome)
             }
-            // Without a future it was cut short: nobody waits for an outcome.
+            // The run's future was dropped, so no task waits for an outcome.
             Some(Poll::Pending) | None => Poll::Pending,
         }
     }

@@ -1,4 +1,4 @@
-//! From nothing to a lease: everything that happens once, before the machine.
+//! The start of a run, up to the lease: everything that happens once, before the machine runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -21,35 +21,35 @@ use crate::overlay::survey::{
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use crate::text::chain;
 
-/// What a start has taken: everything an agent runs on.
+/// The result of a start: everything that an agent runs on.
 pub(crate) struct Started {
     pub(crate) surveyed: Surveyed,
     pub(crate) claims: Claims,
     pub(crate) lease: Lease,
 }
 
-/// How far a start has come, for whoever cuts it short.
+/// How far a start has come, for an end during the start.
 #[derive(Default)]
 pub(crate) struct Progress {
     claimed: Mutex<Option<Claimed>>,
     asking: AtomicBool,
 }
 
-/// The node under the overlay's name, which is held.
+/// The node, while the overlay's name is claimed.
 #[derive(Clone)]
 pub(crate) struct Claimed {
     pub(crate) context: NodeContext,
-    /// What is asked for: what is published with a lease, and which ones are other nodes'.
+    /// The requested lease: what is published with it, and which leases are other nodes'.
     pub(crate) want: Want,
 }
 
 impl Progress {
-    /// The node, while the overlay's name is held: only then is there anything to undo.
+    /// Returns the node while the overlay's name is claimed; before that there is nothing to undo.
     pub(crate) fn claimed(&self) -> Option<Claimed> {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the store is being asked for a lease, and may give one that nobody here has seen yet.
+    /// Returns whether a request for a lease is under way, which may give a lease that this process has not seen yet.
     pub(crate) fn is_asking(&self) -> bool {
         self.asking.load(Ordering::Relaxed)
     }
@@ -59,10 +59,10 @@ impl Progress {
     }
 }
 
-/// Takes the overlay's name and a lease, for as long as it takes.
+/// Claims the overlay's name and acquires a lease, retrying for as long as it takes.
 ///
-/// Configuration and host are read again before each try: while a node waits for a free subnet, its pool may be widened,
-/// and its address may become another node's.
+/// Configuration and host are read again before each try: while a node waits for a free subnet, an operator may widen
+/// the pool, and another node may take over this node's address.
 pub(crate) async fn start(
     seams: &Seams,
     settings: &Settings,
@@ -85,7 +85,7 @@ pub(crate) async fn start(
         settling = Settling::of(settling, before, &context.uplink.addrs, seams.clock.now());
         if let Some(Settling { until, .. }) = settling {
             if !waits {
-                // Where the store goes by addresses a wrong one would be another node's lease.
+                // If the store identifies nodes by address, a wrong address gives another node's lease.
                 let (name, addrs) = (context.uplink.name.as_str(), &context.uplink.addrs);
                 tracing::info!(uplink = name, ?before, ?addrs, "waiting {SETTLE:?} for the addresses used before");
             }
@@ -98,7 +98,7 @@ pub(crate) async fn start(
         let claims = match claimed.take() {
             Some((before, claims)) if before.context.config.is_same_overlay(&context.config) => claims,
             other => {
-                // One claim a name: the former one has to go first.
+                // Only one claim per name is possible: the former one is dropped first.
                 progress.set(None);
                 drop(other);
                 let claims = claim(seams, &settings, &surveyed).await?;
@@ -129,10 +129,10 @@ pub(crate) async fn start(
 /// The shortest time between two tries of a start.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// Waits for `wait`, or until the store may have what it lacks, but at least [`SHORTEST`].
+/// Waits for `wait`, or, if the store lacks something, until it may have it; at least [`SHORTEST`].
 async fn pause(seams: &Seams, wait: Duration, is_lacking: bool) {
     let (now, clock) = (seams.clock.now(), &seams.clock);
-    // Bounds the tries where the store reports a change every time.
+    // Limits the rate of tries if the store reports a change every time.
     clock.sleep_until(now.after(wait.min(SHORTEST))).await;
     let changed = async {
         match is_lacking {
@@ -146,20 +146,21 @@ async fn pause(seams: &Seams, wait: Duration, is_lacking: bool) {
     }
 }
 
-/// How long a claim of the same name or network may still be held by an agent that has ended: a program that was forked
-/// beside it holds its descriptors until it is executed.
+/// How long an ended agent may still hold a claim of the same name or network: a program that was forked from its
+/// process keeps its file descriptors open until it calls `exec`.
 const HANDOVER: Duration = Duration::from_secs(1);
-/// How often that is looked at.
+/// The interval of tries meanwhile.
 const HANDOVER_STEP: Duration = Duration::from_millis(100);
 
-/// What an agent holds for as long as it runs, and for as long as something may be left in its former networks.
+/// The claims of an agent: on the present network while it runs, and on former networks until no objects are left
+/// there.
 pub(crate) struct Claims {
     pub(crate) present: Claim,
     pub(crate) former: Vec<(Dual<Prefix>, Claim)>,
 }
 
-/// Takes the name, and the networks of former runs if they are others than now. Where another overlay has moved in
-/// meanwhile, nothing can be told from its routes, so nothing is looked for.
+/// Claims the name and the present network, and the former networks that differ from it. A former network that another
+/// overlay claims now is skipped, because its routes can no longer be told apart.
 async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Result<Claims, OverlayError> {
     let networks = surveyed.context.networks();
     let claim = async |networks: &Dual<Prefix>, residence| {
@@ -187,8 +188,8 @@ async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Resul
     Ok(Claims { present, former })
 }
 
-/// Remembers where routes of ours may be from now on. A memory that cannot be written keeps nobody from starting: it is
-/// needed only if the network changes and the agent is killed amid that.
+/// Records the networks in which the overlay's routes may be from now on. A failed write does not stop the start: the
+/// record is needed only if the network changes and the agent is killed during that.
 pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &[Dual<Prefix>]) {
     let Some(file) = &settings.subnet_env else { return };
     let (path, former, present) = (file.path.clone(), former.to_vec(), surveyed.context.networks());
@@ -201,7 +202,7 @@ pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &
     tracing::warn!(error, "a change of network amid a crash could leave routes behind");
 }
 
-/// Asks the kernel whether it can do what the backend needs, before a lease is taken.
+/// Checks, before a lease is acquired, whether the kernel can do what the backend needs.
 async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
     let Surveyed { backend, context, want, .. } = surveyed;
     if !backend.writes() {
@@ -211,7 +212,8 @@ async fn probe(seams: &Seams, surveyed: &Surveyed) -> Result<(), OverlayError> {
     ask_kernel(seams, || seams.kernel.probe(&devices)).await
 }
 
-/// Takes a lease, of this configuration's networks only: half an agent in another network would reach nobody.
+/// Acquires a lease, and releases it again if it is not in this configuration's networks: an agent in another network
+/// would reach no peer.
 pub(crate) async fn acquire(
     subnets: &dyn SubnetManager,
     node: &NodeIdentity,

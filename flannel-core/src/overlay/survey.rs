@@ -1,4 +1,4 @@
-//! What a start goes by: the configuration, the host, and who the store takes this node for. Writes nothing.
+//! What a start finds out first: the configuration, the host, and this node's identity in the store. Writes nothing.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -23,39 +23,39 @@ use crate::subnet::{OwnLeases, SubnetError, Want};
 use crate::text::chain;
 use crate::uplink::{Problem, Rationale, Select, UplinkError};
 
-/// How often a start looks at the host while its addresses settle: nobody tells it of changes.
+/// The interval of reads of the host while its addresses settle: a start receives no notifications.
 const GLANCE: Duration = Duration::from_millis(250);
 
-/// What is known before anything is taken or written.
+/// What is known before a claim, a lease or a write.
 pub(crate) struct Surveyed {
-    /// The settings, with the uplink as it was to be found.
+    /// The settings, with the uplink selection at that time.
     pub(crate) settings: Arc<Settings>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) context: NodeContext,
-    /// Why the uplink is the one to use.
+    /// Why the uplink was chosen.
     pub(crate) rationale: Rationale,
     /// The local addresses that were used before.
     pub(crate) before: Dual<IpAddr>,
-    /// Addresses that were ruled out, for another node publishes them.
+    /// Addresses that were ruled out because another node publishes them.
     others: BTreeSet<IpAddr>,
     /// When the host was read.
     pub(crate) read: BootTime,
     pub(crate) want: Want,
 }
 
-/// The settings, with who this node is, as soon as the store says it.
+/// Returns the settings with this node's identity, as soon as the store answers.
 pub(crate) async fn identified(seams: &Seams, settings: &Settings) -> Result<Arc<Settings>, OverlayError> {
     let node = ask_store(seams, || seams.subnets.this_node()).await?;
     Ok(Arc::new(settings.for_node(node)))
 }
 
-/// The configuration, as soon as the store gives it.
+/// Returns the configuration, as soon as the store answers.
 pub(crate) async fn configuration(seams: &Seams) -> Result<Arc<NetworkConfig>, OverlayError> {
     ask_store(seams, || seams.subnets.network_config()).await.map(Arc::new)
 }
 
-/// Reads host and previous lease, waiting for an uplink if that is the policy. `so_far` is what this start went by when it
-/// last asked for a lease.
+/// Reads the host and the previous lease, waiting for an uplink if that is the policy. `so_far` is the survey with
+/// which this start last asked for a lease.
 pub(crate) async fn survey(
     seams: &Seams,
     settings: &Settings,
@@ -85,8 +85,7 @@ pub(crate) async fn survey(
     let left = first.left_subnets();
     let First { mut context, rationale, before, .. } = first;
     context.previous = lease.map(Arc::new);
-    // Judged before anything was asked of the store: what is found later may be this start's own, whose answer was
-    // lost.
+    // Decided before the first request for a lease: a lease found later may be this start's own, whose answer was lost.
     let foreign = match so_far.filter(|so_far| so_far.context.node == context.node) {
         Some(so_far) => {
             context.taken.clone_from(&so_far.context.taken);
@@ -98,8 +97,8 @@ pub(crate) async fn survey(
         }
     };
     let attrs = backend.advertise(&context).map_err(OverlayError::Backend)?;
-    // Another agent's last words in subnet.env name the subnet that pods here still use (docs/compatibility.md,
-    // "Acquiring a lease").
+    // The `subnet.env` of another agent names the subnet that pods here still use (docs/compatibility.md, "Acquiring a
+    // lease").
     let previous = context.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
     let told = [previous, env_file::former_subnets(&settings), left];
     let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();
@@ -112,7 +111,7 @@ pub(crate) async fn survey(
     Ok(Surveyed { settings, backend, context, rationale, before, others, read, want })
 }
 
-/// Waits until the host would have other addresses used than it was surveyed with, or until `until`.
+/// Waits until the host yields other addresses than in the survey, or until `until`.
 pub(crate) async fn settle(
     seams: &Seams,
     settings: &Settings,
@@ -140,19 +139,19 @@ pub(crate) async fn settle(
     Ok(())
 }
 
-/// This node as the store has it.
+/// This node in the store.
 struct Own {
     first: First,
     lease: Option<Lease>,
-    /// Other nodes' under the same identity.
+    /// Other nodes' leases under the same identity.
     foreign: Vec<Lease>,
     /// Addresses that were ruled out.
     others: BTreeSet<IpAddr>,
 }
 
-/// Looks for the uplink and this node's previous lease. A node that the store knows by its address may find only leases
-/// of other nodes; it then uses an address that nobody publishes, unless it published this one before. `so_far` is what
-/// this start went by when it last asked for a lease.
+/// Looks for the uplink and this node's previous lease. For a node that the store identifies by address, only leases of
+/// other nodes may be found; it then uses an address that no other node publishes, unless it published this address
+/// before. `so_far` is the survey with which this start last asked for a lease.
 async fn own_lease(
     seams: &Seams,
     settings: &Settings,
@@ -163,7 +162,7 @@ async fn own_lease(
     let mut others = BTreeSet::new();
     let so_far = so_far.map(|so_far| (&so_far.context, &so_far.want));
     let evidence = Evidence { so_far, former: env_file::former_subnets(settings) };
-    // Each turn rules out an address of the host.
+    // Each iteration rules out one address of the host.
     loop {
         let first = match find(&others) {
             Ok(first) => first,
@@ -206,7 +205,7 @@ impl<'a> Missing<'a> {
 
     async fn wait(&mut self, error: UplinkError) -> Result<(), OverlayError> {
         let Self { seams, settings, selected, told, backoff } = self;
-        // No host can mend an address of the wrong family.
+        // An address of the wrong family is an error on every host.
         let final_anyway = matches!(error.problem, Problem::WrongFamily { .. });
         if settings.missing_uplink == MissingUplink::Fail || final_anyway {
             return Err(OverlayError::Uplink(error));
@@ -228,7 +227,7 @@ impl<'a> Missing<'a> {
     fn found(&self, uplink: &Uplink) {
         if self.told.is_some() {
             self.seams.show_wait(Wait::Uplink { error: None });
-            // Another may be decided for before there is a lease.
+            // Another uplink may be chosen before the lease is acquired.
             self.seams.status.send_modify(|status| status.uplink = UplinkState::Unknown);
             self.seams.tell(Event::UplinkBack(uplink.clone()));
         }
@@ -243,7 +242,7 @@ fn lose_uplink(seams: &Seams, text: &str) {
     }
 }
 
-/// Asks the kernel until it answers. What no retry helps is final.
+/// Retries a kernel call until it succeeds. Returns errors that no retry can fix.
 pub(crate) async fn ask_kernel<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
 where
     F: Future<Output = Result<T, KernelError>>,
@@ -292,7 +291,7 @@ pub(crate) fn pick(
     if kind == name { Ok(backend) } else { Err(OverlayError::Backend(BackendError::Misnamed { kind, name })) }
 }
 
-/// Asks the store until it answers.
+/// Retries a store call until it succeeds. Returns errors that no retry can fix.
 async fn ask_store<T, F>(seams: &Seams, mut ask: impl FnMut() -> F) -> Result<T, OverlayError>
 where
     F: Future<Output = Result<T, SubnetError>>,
@@ -313,7 +312,7 @@ where
     }
 }
 
-/// Shows that the store does what it is asked for.
+/// Shows in the status that the store answers.
 pub(crate) fn store_answers(seams: &Seams) {
     let mut back = false;
     seams.status.send_if(
@@ -325,8 +324,8 @@ pub(crate) fn store_answers(seams: &Seams) {
     }
 }
 
-/// Shows why the store does not do what it is asked for. What only an operator can mend in what the store *holds* is
-/// final; a store that is away, denies or is full may answer later.
+/// Shows in the status why a store call failed. Returns the error if an operator has to correct the data in the store.
+/// A store that is unavailable, denies access or is full may answer later.
 pub(crate) fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), OverlayError> {
     let text = chain(&error);
     let wait = match error {

@@ -1,4 +1,4 @@
-//! What outlives the runs of an overlay, and whose turn it is: one run at a time.
+//! State that outlives the runs of an overlay, and the lock that allows one run at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,17 +11,17 @@ use crate::overlay::handle::{EVENTS, Question};
 use crate::overlay::published::Published;
 use crate::uplink::Select;
 
-/// What handles and runs of an overlay share.
+/// State shared by the handles and runs of an overlay.
 pub(crate) struct Shared {
     pub(crate) status: Published,
     pub(crate) events: broadcast::Sender<Event>,
-    /// How the uplink is to be found, from now on.
+    /// How the uplink is chosen from now on.
     pub(crate) uplink: watch::Sender<Select>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) journal: Arc<Mutex<EventLog>>,
-    /// Where an agent that answers takes questions.
+    /// The channel for questions, while an agent answers them.
     questions: Mutex<Option<mpsc::Sender<Question>>>,
-    /// Whether a run is going on. Held while a turn begins or ends, so that the two do not mix.
+    /// Whether a run is going on. Locked while a turn begins or ends, so that the two do not overlap.
     taken: Mutex<bool>,
 }
 
@@ -38,7 +38,7 @@ impl Shared {
         }
     }
 
-    /// Begins a turn with a fresh status; `None` while another goes on, of which nothing is touched.
+    /// Begins a turn with a fresh status. Returns `None`, and changes nothing, while another turn goes on.
     pub(crate) fn begin(self: &Arc<Self>, fresh: Status) -> Option<Turn> {
         let mut taken = lock(&self.taken);
         if std::mem::replace(&mut *taken, true) {
@@ -48,18 +48,18 @@ impl Shared {
         Some(Turn { shared: Arc::clone(self), end: End::Dropped })
     }
 
-    /// Where to send questions, while an agent answers.
+    /// Returns the channel for questions, while an agent answers them.
     pub(crate) fn questions(&self) -> Option<mpsc::Sender<Question>> {
         lock(&self.questions).clone()
     }
 
-    /// Says where an agent answers, or that none does.
+    /// Sets or removes the channel for questions.
     pub(crate) fn answer_at(&self, questions: Option<mpsc::Sender<Question>>) {
         *lock(&self.questions) = questions;
     }
 }
 
-/// A run's turn. Its end is published when it is dropped, so that it is in any case.
+/// The turn of a run. Its end is published on drop, so that it is published in every case.
 pub(crate) struct Turn {
     shared: Arc<Shared>,
     end: End,
@@ -82,13 +82,13 @@ impl Drop for Turn {
             (status.phase, status.starting) = (Phase::Stopped, Some(Wait::Run));
             status.ended = Some(end);
         });
-        // Nobody listens: not an error.
+        // Sending fails without subscribers: not an error.
         let _ = self.shared.events.send(event);
         *taken = false;
     }
 }
 
-/// A holder that panicked has left a whole value.
+/// A panic of a lock's holder never leaves the value half-written, so poisoning is ignored.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
