@@ -1,7 +1,7 @@
-//! What others do to the own record, and how far apart it is answered.
+//! Changes of this node's record by other programs, and the pace of the reactions to them.
 //!
-//! Two agents under one name would take the lease from each other as fast as the store lets them. So what follows a
-//! loss or an edit comes at once the first time, then ever later, until the lease has stood for a while.
+//! Two agents under one name would take the lease from each other as fast as the store allows. So the first loss or
+//! edit is answered at once, and later ones at growing intervals, until the lease has been undisturbed for a while.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use crate::agent::status::Contended;
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 
-/// A lease that stood for so long has no rival any more.
+/// A lease that has been undisturbed for this long is no longer contended.
 const CALM: Duration = Duration::from_secs(30);
-/// The longest wait: less than [`CALM`], or a rival that waits would look like none.
+/// The longest wait. It is less than [`CALM`], so that a rival that waits is not taken for none.
 const LONGEST: Duration = Duration::from_secs(16);
 
 #[derive(Debug)]
 pub(crate) struct Contention {
-    /// How many were answered in a row.
+    /// The number of answers in a row.
     answers: u32,
-    /// Whether one is yet to be answered.
+    /// Whether a change has yet to be answered.
     open: bool,
-    /// The next answer comes no earlier.
+    /// The earliest time of the next answer.
     not_before: BootTime,
-    /// Since when the lease stands without another.
+    /// Since when the lease has been undisturbed.
     stands: Option<BootTime>,
     backoff: Backoff,
 }
@@ -33,19 +33,19 @@ impl Contention {
         Self { answers: 0, open: false, not_before: BootTime::default(), stands: None, backoff }
     }
 
-    /// Somebody was at the record. Returns when to answer.
+    /// Notes that another program changed the record. Returns when to answer.
     pub(crate) fn raise(&mut self, now: BootTime) -> BootTime {
         self.calm(now);
         (self.open, self.stands) = (true, None);
         self.not_before.max(now)
     }
 
-    /// It was nobody: there is nothing to answer. Returns whether there seemed to be.
+    /// Notes that no other program changed the record after all. Returns whether an answer was due.
     pub(crate) fn withdraw(&mut self) -> bool {
         std::mem::take(&mut self.open)
     }
 
-    /// A call goes out: the answer, if one is open.
+    /// Notes that a call begins, which is the answer if one is due.
     pub(crate) fn call(&mut self, now: BootTime) {
         if std::mem::take(&mut self.open) {
             self.answers = self.answers.saturating_add(1);
@@ -53,12 +53,12 @@ impl Contention {
         }
     }
 
-    /// The store says that the lease is ours.
+    /// Notes that the store confirmed the lease.
     pub(crate) fn stand(&mut self, now: BootTime) {
         self.stands.get_or_insert(now);
     }
 
-    /// Forgets what is long over.
+    /// Resets the count once the lease has been undisturbed for [`CALM`].
     pub(crate) fn calm(&mut self, now: BootTime) {
         if self.calms().is_some_and(|calms| calms <= now) {
             self.answers = 0;
@@ -66,12 +66,12 @@ impl Contention {
         }
     }
 
-    /// When there is something to forget.
+    /// When [`calm`](Self::calm) will reset the count.
     pub(crate) fn calms(&self) -> Option<BootTime> {
         self.stands.filter(|_| self.answers > 0).map(|since| since.after(CALM))
     }
 
-    /// What the status says, with `due` as the time of the next call.
+    /// The state for the status, with `due` as the time of the next call.
     pub(crate) fn show(&self, due: Option<BootTime>) -> Option<Contended> {
         (self.answers > 0).then(|| Contended { times: self.answers, next: due.filter(|_| self.open) })
     }

@@ -1,8 +1,8 @@
-//! What the agent remembers of the kernel between audits: only what is not as wanted.
+//! What the agent remembers of the kernel between audits: only objects that are not as wanted.
 //!
-//! Wanted state is a pure function of leases and host, so it is computed when needed and never kept. What was last
-//! seen equals it, but for the few objects noted here. At ten thousand peers that is the difference between megabytes
-//! and nothing (docs/kernel-facts.md, "Cost of dumps and memory").
+//! Wanted state is a pure function of leases and host, so it is computed when needed and not kept. The last seen state
+//! equals it, except for the few objects noted here. At ten thousand peers this saves megabytes (docs/kernel-facts.md,
+//! "Cost of dumps and memory").
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use crate::kernel::{Link, Object, OverlayName, RouteKey, State};
 
 #[derive(Debug, Default)]
 pub(crate) struct Divergence {
-    /// Whether memory may be trusted: false before the first audit and after a write of unknown outcome.
+    /// Whether the remembered state is valid: false before the first audit and after a write of unknown outcome.
     pub(crate) known: bool,
     unsettled: BTreeSet<Object>,
     seen: State,
 }
 
 impl Divergence {
-    /// Forgets what was noted: an audit is about to say it anew.
+    /// Forgets all notes, before an audit makes new ones.
     pub(crate) fn clear(&mut self) {
         self.unsettled.clear();
         self.seen = State::default();
@@ -37,7 +37,7 @@ impl Divergence {
         }
     }
 
-    /// Writes into `into` how `object` stands in the kernel: as noted, else as in `wanted`.
+    /// Copies the state of `object` in the kernel to `into`: as noted, else as in `wanted`.
     pub(crate) fn recall(&self, object: &Object, wanted: &State, into: &mut State) {
         let from = if self.unsettled.contains(object) { &self.seen } else { wanted };
         copy(object, from, into);
@@ -53,12 +53,13 @@ impl Divergence {
         self.unsettled.iter()
     }
 
-    /// Whether the devices are there and ours, so that changed peers can be written without a look. One that merely
-    /// differs in a part, because its name is taken or somebody else keeps changing it, carries traffic all the same.
+    /// Whether the devices exist and belong to the overlay, so that changed peers can be written without an
+    /// observation. A device that differs only in a part, because its name is taken or another program keeps changing
+    /// it, still carries packets.
     pub(crate) fn devices_settled(&self, overlay: &OverlayName) -> bool {
         // Links come first in the order of objects.
         let links = self.unsettled.iter().map_while(|object| match object {
-            // Only a device that is ours, or about to be, has parts to be changed.
+            // Parts are only changed on a device that is, or is about to be, the overlay's.
             Object::LinkPart(..) => Some(None),
             Object::Link(id) => Some(Some(id)),
             _ => None,

@@ -11,19 +11,19 @@ use crate::kernel::{Object, PeerState, RouteSlot};
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Prefix};
 
-/// Why a peer is, or is not, programmed. Its `Display` is for people.
+/// Why a peer is, or is not, programmed. The `Display` output is for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Explanation {
-    /// The store's name for the record.
+    /// The key of the record in the store.
     pub key: LeaseKey,
     /// What became of the record.
     pub verdict: Verdict,
-    /// The lease in force: the accepted one, which is the last good one if the record went bad.
+    /// The lease in force: the accepted one, which is the last good version if the record is bad now.
     pub lease: Option<Arc<Lease>>,
-    /// What the peer gets in each family, or why not.
+    /// The peer's objects in each family, or why it is skipped.
     pub states: Vec<(Family, Result<PeerState, Skip>)>,
-    /// Of that, the objects that are not as wanted: refused, conflicting, flapping or withheld.
+    /// The objects among those that are not as wanted: refused, conflicting, flapping or withheld.
     pub unsettled: Vec<Object>,
 }
 
@@ -31,15 +31,15 @@ pub struct Explanation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// A peer.
+    /// The record is accepted as a peer.
     Accepted,
-    /// Not a peer, for this reason.
+    /// The record is not accepted as a peer, for this reason.
     Quarantined(Reason),
-    /// Our own record.
+    /// The record of this node.
     Own,
 }
 
-/// Finds the record that `query` means.
+/// Explains the record that `query` matches.
 pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
     let own = &machine.local().lease;
     let admission = machine.admission();
@@ -80,8 +80,8 @@ pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
     Some(Explanation { key, verdict, lease, states, unsettled })
 }
 
-/// The key of the record that `query` means, the surest way first: by the key itself; by an address or a subnet, of a
-/// peer rather than of who is none; by the first part of a name, if that is one record's only.
+/// The key of the record that `query` matches. Tried in this order: the key itself; an address or a subnet, where this
+/// node's and accepted records precede others; the part of a key before a dot, if only one record has it.
 fn meant(machine: &Machine, query: &str) -> Option<LeaseKey> {
     let query = query.trim();
     let (own, admission) = (&machine.local().lease, machine.admission());

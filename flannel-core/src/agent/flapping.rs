@@ -1,4 +1,4 @@
-//! Objects that somebody else keeps changing: they are left alone for a while, ever longer.
+//! Objects that another program keeps changing: they are left alone for growing intervals.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,35 +7,35 @@ use crate::backoff::Keyed;
 use crate::clock::BootTime;
 use crate::kernel::{Object, Op};
 
-/// So many writes …
+/// This many writes …
 const WRITES: u8 = 10;
-/// … within this time mean that somebody else keeps changing the object.
+/// … within this time mean that another program keeps changing the object.
 const WINDOW: Duration = Duration::from_secs(10);
-/// The most objects that are counted or flapping at once: a flush of everything at 100 000 peers would take as much memory
-/// as they do. Others are written by every audit.
+/// The maximum number of objects that are counted or flapping at once: counting everything after a flush at 100 000
+/// peers would take as much memory as the peers do. Further objects are written by every audit.
 const MOST: usize = 16_384;
 
-/// A flush of everything writes ten thousand objects once and makes none of them flap: those few are kept apart,
-/// and nothing is walked over before its time.
+/// Tracks which objects flap. A flush by another program causes one write for each of ten thousand objects, of which
+/// none flaps: so flapping objects are kept apart, and no collection is walked before its time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flapping {
-    /// What was written of late and does not flap: since when it is counted, and how many writes.
+    /// Recently written objects that do not flap: since when they are counted, and the number of writes.
     tallies: BTreeMap<Object, (BootTime, u8)>,
-    /// What flaps, and is left alone for a while.
+    /// Flapping objects, which are left alone until their wait ends.
     waits: Keyed<Object>,
     /// When to forget tallies.
     sweep: Option<BootTime>,
-    /// The first time at which something becomes of a flapping object.
+    /// The next time at which the wait of a flapping object ends.
     next: Option<BootTime>,
-    /// Whether other objects flap than when last asked.
+    /// Whether the set of flapping objects has changed since [`take_changed`](Self::take_changed).
     changed: bool,
-    /// How often all were walked over.
+    /// How often a whole collection was walked.
     #[cfg(test)]
     walks: u32,
 }
 
 impl Flapping {
-    /// Notes that an audit had to write these. Returns those that flap since then.
+    /// Notes the writes of an audit. Returns the objects that flap as of now.
     pub(crate) fn wrote<'a>(&mut self, now: BootTime, ops: impl Iterator<Item = &'a Op>) -> Vec<Object> {
         let mut fresh = Vec::new();
         for op in ops {
@@ -50,7 +50,7 @@ impl Flapping {
         fresh
     }
 
-    /// Lets go of what is over. Returns whether an audit has something new to do.
+    /// Removes expired entries. Returns whether an audit is due because a wait ended.
     pub(crate) fn expire(&mut self, now: BootTime) -> bool {
         if self.sweep.is_some_and(|sweep| sweep <= now) {
             self.walked();
@@ -67,27 +67,27 @@ impl Flapping {
         is_over
     }
 
-    /// When [`expire`](Self::expire) or another audit is next worth it.
+    /// When to call [`expire`](Self::expire) next.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         self.next
     }
 
-    /// What flaps now.
+    /// The objects that flap now.
     pub(crate) fn objects(&self) -> impl ExactSizeIterator<Item = &Object> {
         self.waits.keys()
     }
 
-    /// Whether other objects flap than at the last call.
+    /// Returns whether the set of flapping objects has changed since the last call.
     pub(crate) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// Until when `object` waits because somebody else keeps changing it, if it does.
+    /// Until when `object` waits because another program keeps changing it, if it does.
     pub(crate) fn waits_until(&self, object: &Object, now: BootTime) -> Option<BootTime> {
         self.waits.until(object).filter(|until| *until > now)
     }
 
-    /// Counts a write. Returns how many there were of late.
+    /// Counts a write. Returns the recent number of writes.
     fn tally(&mut self, object: &Object, now: BootTime) -> u8 {
         self.sweep.get_or_insert(now.after(WINDOW));
         if self.tallies.len() + self.waits.keys().len() >= MOST && !self.tallies.contains_key(object) {
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(flapping.walks, walks);
         flapping.expire(at(30_000));
         assert!(flapping.tallies.is_empty(), "what was written once is forgotten");
-        // Nor while everything flaps.
+        // The same while everything flaps.
         for now in 40_000..40_010 {
             flapping.wrote(at(now), ops.iter());
         }

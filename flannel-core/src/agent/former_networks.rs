@@ -1,8 +1,9 @@
-//! Networks of former runs: what is left there of ours goes after the first audit, once the store has been heard.
+//! Networks of former runs: the overlay's objects there are deleted after the first audit, once the store itself
+//! answers.
 //!
-//! Devices of ours bear their mark wherever they are, so an audit finds those of another backend or VNI by itself. A route
-//! is ours only inside a network of ours. So a former network is part of the scope until an audit has shown nothing of
-//! ours there.
+//! The overlay's devices have its mark, so an audit finds those of another backend or VNI by itself. A route belongs to
+//! the overlay only inside one of its networks. So a former network is part of the scope until an audit finds no route
+//! of the overlay there.
 
 use std::sync::Arc;
 
@@ -14,15 +15,15 @@ use crate::plan::Plan;
 
 use super::{Machine, SPACING};
 
-/// The most former networks in the scope at once: each route of a dump is compared with all of them.
+/// The maximum number of former networks in the scope at once: each route of a dump is compared with all of them.
 const MOST_AT_ONCE: usize = 16;
 
 impl Machine {
-    /// Has routes of ours removed from these networks too. Networks inside the current one, or inside another of these, are
-    /// skipped.
+    /// Schedules the removal of the overlay's routes from these networks too. Networks inside the current one, or
+    /// inside another of these, are skipped.
     pub(crate) fn look_after(&mut self, mut former: Vec<Prefix>) {
         former.retain(|network| !self.scope.is_in_network(network));
-        // In the order of address, then length, what covers a network stands before it.
+        // In the order of address, then length, a network follows those that cover it.
         former.sort_unstable();
         let mut last: Option<Prefix> = None;
         former.retain(|network| {
@@ -34,20 +35,21 @@ impl Machine {
         self.show_former();
     }
 
-    /// Whether a former network may still hold something of ours.
+    /// Whether a former network may still have routes of the overlay.
     pub(crate) fn has_former(&self) -> bool {
         !(self.former.is_empty() && self.scope.former.is_empty())
     }
 
-    /// Whether former networks wait and may be cleared: not before the first audit has put the present one in place, and
-    /// only while the store itself speaks, since an old state file may take the present network for a former one.
+    /// Whether former networks wait and may be cleared: only after the first audit has put the present network in
+    /// place, and while the store itself answers, because an old state file may name the present network as a former
+    /// one.
     pub(super) fn may_clear_former_networks(&self) -> bool {
         let is_room = self.scope.former.len() < MOST_AT_ONCE && !self.former.is_empty();
         is_room && self.audit.done_once && self.health.watch() == Contact::Live
     }
 
-    /// Makes former networks part of the scope, as many as there is room for. Must not be called while an audit reads the
-    /// kernel: its result is that of the scope it was asked for.
+    /// Makes as many former networks part of the scope as there is room for. Must not be called while an audit reads
+    /// the kernel: its result is for the scope at its beginning.
     pub(super) fn include_former_networks(&mut self) {
         let room = MOST_AT_ONCE.saturating_sub(self.scope.former.len()).min(self.former.len());
         self.scope.former.extend(self.former.drain(..room));
@@ -58,7 +60,7 @@ impl Machine {
         self.scope.former.append(&mut self.former);
     }
 
-    /// Removes networks from the scope in which the plan of an audit deletes nothing.
+    /// Removes from the scope the networks in which the plan of an audit deletes nothing.
     pub(super) fn leave_cleared_networks(&mut self, now: BootTime, plan: &Plan) {
         let before = self.scope.former.len();
         if before == 0 {

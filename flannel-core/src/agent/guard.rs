@@ -1,5 +1,5 @@
-//! The filter of a round's plan. It leaves out writes that would delete something of a protected prefix, take away a route
-//! that could not be added again, or write an object that somebody else keeps changing.
+//! The filter of a round's plan. It leaves out writes that would delete objects of a protected prefix, delete or
+//! replace a route that could not be added again, or write an object that another program keeps changing.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::kernel::{Op, Refusals};
 use crate::net::Prefix;
 use crate::plan::Plan;
 
-/// What the rounds of one overlay leave out of their plans.
+/// The state that decides which writes the rounds of one overlay leave out.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
     pub(crate) protected: Protected,
@@ -24,15 +24,15 @@ pub(crate) struct Guard {
 /// A wait that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Over {
-    /// A mass deletion.
+    /// The wait of a mass deletion.
     Mass,
-    /// That of a flapping object.
+    /// The wait of a flapping object.
     Flapping,
-    /// A route that is to be replaced while its connected route is missing.
+    /// The wait for the replacement of a route whose connected route is missing.
     Replacement,
 }
 
-/// A plan, and what was left out of it.
+/// A plan, and the writes that were left out of it.
 #[derive(Debug, Default)]
 pub(crate) struct Restrained {
     pub(crate) plan: Plan,
@@ -40,7 +40,7 @@ pub(crate) struct Restrained {
 }
 
 impl Guard {
-    /// Ends the waits that are over. Returns one that ended: an audit has something new to do.
+    /// Ends the waits that are over. Returns one of them, after which an audit is due.
     pub(crate) fn expire(&mut self, now: BootTime, store: &Contact) -> Option<Over> {
         let flapping = self.flapping.expire(now).then_some(Over::Flapping);
         let replacement = self.unreached.expire(now).then_some(Over::Replacement);
@@ -48,7 +48,7 @@ impl Guard {
         mass.or(replacement).or(flapping)
     }
 
-    /// When [`expire`](Self::expire) is next worth it.
+    /// When to call [`expire`](Self::expire) next.
     pub(crate) fn deadline(&self, store: &Contact) -> Option<BootTime> {
         [self.protected.deadline(store), self.flapping.deadline(), self.unreached.deadline()]
             .into_iter()
@@ -56,7 +56,7 @@ impl Guard {
             .min()
     }
 
-    /// Why a write to `op`'s object waits.
+    /// Why `op` has to wait, if it does.
     fn why(&self, op: &Op, now: BootTime, is_unreached: &IsUnreached<'_>) -> Option<HeldBecause> {
         if let Some(until) = self.flapping.waits_until(&op.object(), now) {
             return Some(HeldBecause::Flapping(until));
@@ -65,7 +65,7 @@ impl Guard {
         self.protected.why_held(op).or_else(unreached).map(HeldBecause::Withheld)
     }
 
-    /// Removes from `plan` what must not happen now, and what depends on that.
+    /// Removes from `plan` the writes that must not happen now, and those that depend on them.
     pub(crate) fn restrain(&self, plan: Plan, now: BootTime, is_unreached: &IsUnreached<'_>) -> Restrained {
         let holds_some = |op: &Op| self.unreached.holds(op, now, is_unreached);
         if self.protected.is_empty() && self.flapping.objects().len() == 0 && !plan.ops.iter().any(holds_some) {
@@ -73,7 +73,7 @@ impl Guard {
         }
         let mut refusals = Refusals::default();
         let mut restrained = Restrained { plan: Plan { ops: Vec::new(), conflicts: plan.conflicts }, held: Vec::new() };
-        // Destinations of routes that were to make room for others and are held.
+        // Destinations of held deletions of routes, where no other route can be created.
         let mut kept = BTreeSet::new();
         for op in plan.ops {
             let has_no_room = matches!(&op, Op::CreateRoute { prefix, .. } if kept.contains(prefix));
@@ -95,7 +95,7 @@ impl Guard {
         self.why(op, now, is_unreached).unwrap_or(HeldBecause::StandsOnHeld)
     }
 
-    /// Why the objects of `prefix` are not deleted, or not replaced.
+    /// Why the objects of `prefix` are not deleted, or its route is not replaced.
     pub(crate) fn why_withheld(&self, prefix: &Prefix, now: BootTime) -> Option<WithheldBecause> {
         let unreached = || self.unreached.is_kept(prefix, now).then_some(WithheldBecause::Unreached);
         self.protected.why(prefix).or_else(unreached)
@@ -122,7 +122,7 @@ mod tests {
         Contact::Lost { since: at(0), error: "away".to_owned() }
     }
 
-    /// Every connected route is there.
+    /// Every connected route exists.
     fn none(_: &Prefix, _: &Route) -> bool {
         false
     }
@@ -211,14 +211,14 @@ mod tests {
         assert_eq!((restrained.held, restrained.plan.ops), (left.to_vec(), done.to_vec()));
         let because = HeldBecause::Withheld(WithheldBecause::Unreached);
         assert!(left.iter().all(|op| guard.why_held(op, at(0), &leave) == because));
-        // What other rounds find in between puts nothing off, and what is about others changes nothing.
+        // Further rounds do not restart the wait, and a plan about other prefixes changes nothing.
         guard.unreached.note(&plan, at(4_000), &leave, |_| true);
         assert!(guard.unreached.note(&Plan::default(), at(5_000), &leave, |other| *other == prefix(9)).is_empty());
         assert_eq!(guard.deadline(&lost()), Some(at(10_000)));
         assert_eq!(guard.expire(at(9_999), &lost()), None);
         assert_eq!(guard.expire(at(10_000), &lost()), Some(Over::Replacement));
         assert_eq!((guard.deadline(&lost()), guard.expire(at(10_001), &lost())), (None, None));
-        // It stays allowed however often it fails.
+        // The replacement stays allowed however often it fails.
         guard.unreached.note(&plan, at(20_000), &leave, |_| true);
         let restrained = guard.restrain(plan, at(20_000), &leave);
         assert_eq!(restrained.held, left[..1]);
@@ -227,7 +227,8 @@ mod tests {
         assert_eq!(guard.unreached.prefixes().count(), 0);
     }
 
-    /// In IPv6 the kernel refuses a tunnel's route while a direct one is there, so that one has to go first.
+    /// In IPv6 the kernel refuses a route through the tunnel while a direct one exists, so the direct one is deleted
+    /// first.
     #[test]
     fn a_route_that_makes_room_is_replaced_after_a_while_and_the_other_waits_with_it() {
         let prefix: Prefix = "fd05:0:0:1::/64".parse().unwrap();

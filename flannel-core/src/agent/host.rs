@@ -1,8 +1,8 @@
-//! The host as it changes: which uplink is in use, and what this node publishes.
+//! Changes of the host: which uplink is in use, and what this node publishes.
 //!
-//! A node's addresses are what other nodes send to and, in etcd, its identity. So interface and addresses stay what they
-//! are for as long as they can be used. Others replace them only after the host has offered them for [`SETTLE`], and an
-//! address that another node publishes never does.
+//! Other nodes send to a node's addresses, and in etcd they are its identity. So interface and addresses stay the same
+//! for as long as they can be used. Others replace them only after the host has offered them for [`SETTLE`], and never
+//! an address that another node publishes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,30 +22,31 @@ use crate::uplink::{Select, UplinkError};
 
 use super::{Cause, Machine, Round, prefixes_of};
 
-/// The shortest time between two changes of the MAC address: a node that copies each new one must not set the pace.
+/// The shortest time between two changes of the MAC address, which limits the rate even if another node copies each new
+/// one.
 const MAC_PAUSE: Duration = Duration::from_secs(10);
-/// The most MAC addresses that are remembered as taken.
+/// The maximum number of MAC addresses that are remembered as taken.
 const MOST_TAKEN: usize = 64;
 
-/// Whether the host was looked at for what the uplink is to be found by.
+/// Whether the host was read for the current uplink selection.
 #[derive(Debug)]
 pub(super) enum Selection {
     InUse,
-    /// The next look is for this one.
+    /// The next read of the host uses this selection.
     Chosen(Select),
-    /// The look under way is for a new one.
+    /// The read under way uses a new selection.
     Sought,
 }
 
 impl Machine {
-    /// The uplink is to be found in another way: the host is looked at for that.
+    /// Handles another uplink selection: the host is read again for it.
     pub(super) fn select_uplink(&mut self, now: BootTime, select: Select) {
         self.selection = Selection::Chosen(select);
         self.audit.facts = true;
         self.audit_at(now, Cause::Hint);
     }
 
-    /// A look at the host begins.
+    /// A read of the host begins: a new selection is used from now on.
     pub(super) fn take_selection(&mut self) {
         self.selection = match std::mem::replace(&mut self.selection, Selection::InUse) {
             Selection::Chosen(select) => {
@@ -99,7 +100,7 @@ impl Machine {
             UplinkState::Up(uplink) if !was_up => self.events.push(Event::UplinkBack(uplink.clone())),
             UplinkState::Lost { .. } | UplinkState::Up(_) | UplinkState::Unknown => {}
         }
-        // What is published now wins over what a device happens to have.
+        // The published attributes take precedence over those of a device.
         context.previous = Some(Arc::clone(&local.lease));
         if context.uplink != old.uplink || context.public != old.public {
             self.events.push(Event::UplinkChanged(context.uplink.clone()));
@@ -123,7 +124,7 @@ impl Machine {
         self.audit_at(now, Cause::Hint);
     }
 
-    /// The store has something new for this node: addresses to publish, or what a lease waits for.
+    /// Handles news of the store for this node: addresses to publish, or something that a lease waits for.
     pub(super) fn this_node(&mut self, now: BootTime, public: Dual<IpAddr>) {
         self.renewal.store_changed(now);
         if self.settings.store_public != public {
@@ -134,7 +135,7 @@ impl Machine {
     }
 
     /// Publishes another MAC address if an older record has the same one, by chance or on purpose: other nodes accept
-    /// the older record and refuse ours.
+    /// the older record and refuse this node's.
     pub(super) fn change_shared_mac(&mut self, now: BootTime) {
         if self.mac_changed.is_some_and(|changed| now < changed.after(MAC_PAUSE)) || !self.renewal.is_held() {
             return;
@@ -159,17 +160,17 @@ impl Machine {
         (self.renewal.is_held() && self.admission.mac_shared_with_older().is_some()).then_some(due)
     }
 
-    /// What is known of the address that identifies this node. Another node may have it once the host has lost it, and a
-    /// store that identifies nodes by address would then give us that node's lease.
+    /// Whether the host has the address that identifies this node. Another node may have it once the host has lost it,
+    /// and a store that identifies nodes by address would then give this node the other node's lease.
     pub(super) fn address(&self) -> Address {
         let is_read = !self.audit.facts && !matches!(self.round, Round::Facts);
         if self.settings.node.is_some() {
-            // It is known by its name: whoever has the address, the lease is this node's.
+            // The node is identified by name: the lease is this node's whichever host has the address.
             Address::Held
         } else if lacks_identity(&self.local.context) {
             Address::Lost
         } else if is_read || !self.synced {
-            // Before the records are listed the host is not read again.
+            // The host is not read again before the records are listed.
             Address::Held
         } else {
             Address::Unknown
@@ -187,13 +188,13 @@ impl Machine {
         self.judge_host(now);
     }
 
-    /// The hints of the old scope end here: what they had yet to say is read instead, when this is due.
+    /// The hints of the former scope end here: the host and the kernel are read at `due` instead.
     pub(super) fn scope_changed(&mut self, due: BootTime) {
         self.audit.facts = true;
         self.audit_at(due, Cause::Expected);
     }
 
-    /// Judges all records anew by what this node is.
+    /// Judges all records again by this node's current state.
     pub(super) fn judge_host(&mut self, now: BootTime) {
         let host = inputs::host(&self.settings, &self.local, self.admission.rules());
         let changes = self.admission.set_host(host);
@@ -209,14 +210,14 @@ impl Machine {
         }
     }
 
-    /// When the host has to be read again for a change that waits.
+    /// When the host has to be read again for a change that waits to be stable.
     pub(super) fn settles(&self) -> Option<BootTime> {
         let until = self.settling.as_ref().map(|settling| settling.until)?;
-        // After a failed look no other comes before its time.
+        // After a failed read the back-off applies here too.
         Some(self.audit.not_before.map_or(until, |not_before| not_before.max(until)))
     }
 
-    /// What the host would have us use. Records are searched only where that is not what is in use.
+    /// The uplink that the host offers. Records are searched only if it differs from the one in use.
     fn find_uplink(&self, old: &NodeContext, facts: &Arc<HostFacts>) -> Result<NodeContext, UplinkError> {
         let find = |others| inputs::context(&self.settings, old, Arc::clone(facts), others);
         let nobody = BTreeSet::new();
@@ -231,10 +232,11 @@ impl Machine {
         find(&published)
     }
 
-    /// Whether what was found may be used now: at once if it is what was asked for. Another interface with the same addresses may at once.
+    /// Whether the found uplink may be used now: at once after a new selection, or if its addresses are the same; else
+    /// once it has been stable.
     fn has_settled(&mut self, now: BootTime, old: &NodeContext, found: &NodeContext) -> bool {
         if matches!(self.selection, Selection::Sought) {
-            // Somebody has decided for it: it did not come by itself, and does not go so.
+            // An embedder selected it: no wait for stability is needed.
             self.settling = None;
             return true;
         }
@@ -243,13 +245,13 @@ impl Machine {
     }
 }
 
-/// Whether the address that identifies this node was the host's own and is not any more.
+/// Whether the address that identifies this node was the host's own and is so no longer.
 fn lacks_identity(NodeContext { uplink, public, host, .. }: &NodeContext) -> bool {
     let is_there = |addr: &IpAddr| host.addresses.iter().any(|found| found.addr == *addr);
-    // As for the identity itself: IPv4 if there is any.
+    // As for the identity itself: IPv4 if there is one.
     let family = if public.v4.is_some() { Family::V4 } else { Family::V6 };
     let is_own = public.get(family) == uplink.addrs.get(family);
-    // Where there are more than are kept, it may be one of the others.
+    // If addresses were left out of the facts, it may be one of those.
     let of_uplink = host.addresses.iter().filter(|found| found.link == uplink.index).count();
     let is_complete = of_uplink < HostFacts::MOST_OF_A_LINK && host.addresses.len() < HostFacts::MOST_BESIDE_LINK_LOCAL;
     is_own && is_complete && !public.get(family).is_some_and(is_there)

@@ -1,4 +1,4 @@
-//! What the agent makes of host and settings: pure.
+//! What the agent derives from the host and the settings, as pure functions.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,11 +18,11 @@ use crate::subnet::{NodeIdentity, Want};
 use crate::subnet_env::SubnetEnv;
 use crate::uplink::{self, Choice, InUse, Rationale, Request, Select, UplinkError};
 
-/// How long another interface or address has to be the one to choose before it is used: longer than a network manager or
-/// a DHCP client takes to put back what it removed.
+/// How long another interface or address has to be the chosen one before it is used: longer than a network manager or a
+/// DHCP client takes to restore what it removed.
 pub(crate) const SETTLE: Duration = Duration::from_secs(3);
 
-/// A change of addresses that waits until it has stood for [`SETTLE`].
+/// A change of addresses that waits until it has been stable for [`SETTLE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Settling {
     to: Dual<IpAddr>,
@@ -30,7 +30,7 @@ pub(crate) struct Settling {
 }
 
 impl Settling {
-    /// What becomes of `waiting` now that `to` is found in the place of `from`; `None`: it may be used.
+    /// Returns the new wait after `to` was found in place of `from`. `None`: `to` may be used.
     pub(crate) fn of(waiting: Option<Self>, from: &Dual<IpAddr>, to: &Dual<IpAddr>, now: BootTime) -> Option<Self> {
         let settling = match waiting {
             Some(waiting) if waiting.to == *to => waiting,
@@ -40,19 +40,19 @@ impl Settling {
     }
 }
 
-/// What a start knows before it looks at the host.
+/// The inputs of a start, besides the host.
 pub(crate) struct Known<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) config: &'a Arc<NetworkConfig>,
     pub(crate) backend: &'a dyn Backend,
-    /// What this start used before.
+    /// The uplink that this start used before.
     pub(crate) uplink: Option<&'a Uplink>,
 }
 
 impl Known<'_> {
-    /// The context on `host`, and why its uplink was chosen. Preferred are the interface and addresses that this start
-    /// used before, else the addresses that the last run used: other nodes send to them, and etcd finds this node's lease
-    /// by them. An address of `others` is another node's.
+    /// Returns the context on `host`, and why its uplink was chosen. The interface and addresses that this start used
+    /// before are preferred, else the addresses of the last run: other nodes send to them, and etcd identifies this
+    /// node's lease by them. Addresses in `others` belong to other nodes.
     pub(crate) fn first_context(&self, host: &Arc<HostFacts>, others: &BTreeSet<IpAddr>) -> Result<First, UplinkError> {
         let Self { settings, config, backend, uplink } = *self;
         let with = |choice: Choice| {
@@ -62,7 +62,7 @@ impl Known<'_> {
             let taken = BTreeSet::new();
             (NodeContext { overlay, config, node, uplink, public, host, previous: None, taken }, rationale)
         };
-        // An address that another node publishes is not kept, even if it is in use.
+        // An address that another node publishes is not preferred, even if it is in use.
         let kept = |addrs: &Dual<IpAddr>| Dual {
             v4: addrs.v4.filter(|addr| !others.contains(addr)),
             v6: addrs.v6.filter(|addr| !others.contains(addr)),
@@ -76,7 +76,7 @@ impl Known<'_> {
         let left = Left::find(&settings.name, host, &devices);
         let mut addrs = uplink.map_or(left.local, |uplink| uplink.addrs);
         if uplink.is_none() {
-            // The devices' local address is the one that is published, which need not be the interface's.
+            // The devices' local address is the published one, which need not be the interface's.
             for (family, _) in settings.public_override().iter() {
                 *addrs.slot(family) = None;
             }
@@ -88,47 +88,50 @@ impl Known<'_> {
     }
 }
 
-/// What a start finds.
+/// The result of reading the host at a start.
 #[derive(Debug, Clone)]
 pub(crate) struct First {
     pub(crate) context: NodeContext,
     pub(crate) rationale: Rationale,
-    /// The local addresses that were used before, as far as that can be told, else those found.
+    /// The local addresses that were used before, as far as known, else those found.
     pub(crate) before: Dual<IpAddr>,
     left: Left,
 }
 
-/// Whose a lease is that was found by this node's address.
+/// The owner of a lease that was found by this node's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
     Us,
-    /// Another node, which had this address before us or beside us.
+    /// Another node, which had this address before or has it too.
     Another,
     /// Another node, which may have the address now.
     Holder,
 }
 
-/// What tells which lease is the own one, besides what the host shows.
+/// The evidence for which lease is this node's, besides the host.
 pub(crate) struct Evidence<'a> {
-    /// What this start went by when it last asked for a lease, and what for.
+    /// The context with which this start last asked for a lease, and the request.
     pub(crate) so_far: Option<(&'a NodeContext, &'a Want)>,
     /// The subnets that `subnet.env` names.
     pub(crate) former: Dual<Prefix>,
 }
 
 impl First {
-    /// The MAC addresses that `attrs` publish.
+    /// Returns the MAC addresses in `attrs`.
     pub(crate) fn macs(backend: &dyn Backend, attrs: &LeaseAttrs) -> Vec<MacAddr> {
         let mac = |family| backend.hardware_address(attrs, family).ok().flatten();
         Family::BOTH.into_iter().filter_map(mac).collect()
     }
 
-    /// Whose `lease` is. It is ours if it names a device that the last run left, by its MAC address or by the
-    /// subnet's address on it, if it is of the subnets that `subnet.env` names, if this start took it for ours when it
-    /// last asked for a lease (what it asked for need not be what the lease said), or if it is reserved for this
-    /// address. Otherwise it is not ours if this start judged so before it asked for a lease by this address, nor where
-    /// there is such a device for this very address, nor if the address is new here, nor if it is not what this start
-    /// has asked for, nor where any device or that file tells of other subnets.
+    /// Returns the owner of `lease`.
+    ///
+    /// It is this node's if it names a device that the last run left (by its MAC address, or by the subnet's address on
+    /// it), if its subnets are those in `subnet.env`, if this start used it as its own when it last asked for a lease
+    /// (the request need not match the lease), or if it is reserved for this address.
+    ///
+    /// Otherwise it is another node's if this start decided so before it first asked by this address, if a left device
+    /// has this very address, if the address is new on this node, if it differs from what this start asked for, or if a
+    /// left device or `subnet.env` names other subnets.
     pub(crate) fn owner(&self, backend: &dyn Backend, lease: &Lease, evidence: &Evidence<'_>) -> Owner {
         let macs = |attrs: &LeaseAttrs| Self::macs(backend, attrs);
         let found = macs(&lease.attrs);
@@ -156,9 +159,9 @@ impl First {
         if is_known { Owner::Another } else { Owner::Us }
     }
 
-    /// Which of `ours` is kept: one of the subnets that `subnet.env` names or that the devices show, else one that says
-    /// what this node would publish without a lease from before, else the first, as Go flannel does. Where the devices are
-    /// gone, others may be those of nodes that publish the same address.
+    /// Returns the one of `ours` to keep: one with the subnets that `subnet.env` names or that the devices have, else
+    /// one whose attributes are those that this node would publish, else the first, as Go flannel does. If the devices
+    /// are gone, the others may belong to nodes that publish the same address.
     pub(crate) fn likeliest(&self, backend: &dyn Backend, ours: Vec<Lease>, evidence: &Evidence<'_>) -> Option<Lease> {
         if ours.len() < 2 {
             return ours.into_iter().next();
@@ -172,7 +175,7 @@ impl First {
         ours.into_iter().nth(place.unwrap_or(0))
     }
 
-    /// The subnets whose addresses are on the devices that the last run left.
+    /// Returns the subnets whose addresses are on the devices that the last run left.
     pub(crate) fn left_subnets(&self) -> Dual<Prefix> {
         let mut subnets = Dual::default();
         for (family, network) in self.context.config.networks.iter() {
@@ -185,22 +188,22 @@ impl First {
     }
 }
 
-/// The devices that the backend would want, as far as they are known before there is a lease.
+/// The devices that the backend will want, as far as known before there is a lease.
 fn devices(backend: &dyn Backend, context: &NodeContext) -> Vec<Device> {
     let Ok(attrs) = backend.advertise(context) else { return Vec::new() };
     backend.devices(&expected(context, &Want::new(attrs)))
 }
 
-/// The lease as far as it is known before it is taken: enough to tell which devices there will be.
+/// The node with its lease as far as known before it is acquired: enough to determine the devices.
 pub(crate) fn expected(context: &NodeContext, want: &Want) -> LocalNode {
     let lease = Lease::new(LeaseKey::new(context.node.as_str()), want.preferred, want.attrs.clone());
     LocalNode { lease: Arc::new(lease), context: context.clone() }
 }
 
-/// What the devices say that the last run left.
+/// What the devices of the last run show.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Left {
-    /// Their local addresses: what was published.
+    /// Their local addresses, which were published.
     pub(crate) local: Dual<IpAddr>,
     macs: Vec<MacAddr>,
     /// The addresses on them: the first of each subnet.
@@ -208,7 +211,7 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// Looks at devices with our mark, and at those under the name of one of `devices`, which another agent made.
+    /// Reads the devices with the overlay's mark, and those of another agent under the name of one of `devices`.
     pub(crate) fn find(overlay: &OverlayName, host: &HostFacts, devices: &[Device]) -> Self {
         let is_left = |link: &HostLink| {
             overlay.owns(link.group, link.alias.as_deref()) || devices.iter().any(|device| device.name == link.name)
@@ -226,7 +229,7 @@ impl Left {
     }
 }
 
-/// Who this node is to the store.
+/// This node's identity in the store.
 pub(crate) fn identity(settings: &Settings, public: &Dual<IpAddr>) -> NodeIdentity {
     settings.node.clone().unwrap_or_else(|| {
         // `select` gives an address to each family in use, of which there is at least one.
@@ -234,7 +237,7 @@ pub(crate) fn identity(settings: &Settings, public: &Dual<IpAddr>) -> NodeIdenti
     })
 }
 
-/// The context on a host that has changed, where other nodes publish `others`.
+/// The context on a changed host, where other nodes publish `others`.
 pub(crate) fn context(
     settings: &Settings,
     old: &NodeContext,
@@ -243,7 +246,7 @@ pub(crate) fn context(
 ) -> Result<NodeContext, UplinkError> {
     let in_use = InUse { link: Some(old.uplink.index), addrs: old.uplink.addrs, others };
     let Choice { uplink, public, .. } = choose(settings, &old.config, &host, in_use)?;
-    // A store that knows us by our address has to be asked by the one that we publish.
+    // A store that identifies nodes by address has to be asked by the published address.
     let node = identity(settings, &public);
     Ok(NodeContext { node, uplink, public, host, ..old.clone() })
 }
@@ -257,8 +260,8 @@ pub(crate) fn choose(
     let families: Vec<Family> = config.networks.families().collect();
     let public = settings.public_override();
     let find = |wanted| uplink::select(Request { wanted, families: &families, public: &public }, host, in_use);
-    // Where the program selects nothing, an address that an operator set in the store finds the interface that has it, if
-    // one has.
+    // If the program selects nothing, an address that an operator set in the store selects the interface that has it,
+    // if there is one.
     let set = settings.store_public.v4.or(settings.store_public.v6).map(Select::Ip);
     match set.filter(|_| settings.uplink == Select::DefaultRoute) {
         Some(wanted) => find(&wanted).or_else(|_| find(&settings.uplink)),
@@ -266,7 +269,7 @@ pub(crate) fn choose(
     }
 }
 
-/// Why the uplink carries nothing now, if that is so.
+/// Why the uplink cannot carry packets now, if it cannot.
 pub(crate) fn uplink_trouble(NodeContext { uplink, host, .. }: &NodeContext) -> Option<String> {
     let link = host.links.get(&uplink.index)?;
     match (link.up, link.carrier) {
@@ -276,7 +279,7 @@ pub(crate) fn uplink_trouble(NodeContext { uplink, host, .. }: &NodeContext) -> 
     }
 }
 
-/// The part of the kernel that is looked at and written.
+/// The part of the kernel state that is read and written.
 pub(crate) fn scope(settings: &Settings, backend: &dyn Backend, local: &LocalNode) -> Scope {
     local.scope(backend, &settings.slots)
 }
@@ -293,7 +296,7 @@ pub(crate) fn admission(backend: Arc<dyn Backend>, settings: &Settings, local: &
     Admission::new(rules, host)
 }
 
-/// What admission has to know of this node.
+/// This node, as the rules of admission need it.
 pub(crate) fn host(settings: &Settings, local: &LocalNode, rules: &Rules) -> HostView {
     let NodeContext { host, overlay, public, .. } = &local.context;
     let mut own = Own::new(&local.lease, rules);
@@ -301,7 +304,7 @@ pub(crate) fn host(settings: &Settings, local: &LocalNode, rules: &Rules) -> Hos
     HostView::new(host, overlay, settings.store_addresses.iter().copied().collect(), own)
 }
 
-/// What `subnet.env` has to say.
+/// The content of `subnet.env`.
 pub(crate) fn subnet_env(backend: &dyn Backend, local: &LocalNode, masquerade: Masquerade) -> SubnetEnv {
     SubnetEnv {
         networks: local.context.networks(),

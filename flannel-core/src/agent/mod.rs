@@ -1,16 +1,16 @@
-//! The decision core of an agent: inputs in, actions out. It has no runtime, reads no clock and does no I/O; the caller
-//! says what time it is.
+//! The decision core of an agent: it turns inputs into calls. It has no runtime, reads no clock and does no I/O; the
+//! caller passes the time in.
 //!
-//! A driver calls, each time something has happened:
+//! After each input, a driver calls:
 //!
-//! 1. [`handle`](Machine::handle) with each [`Input`]: an event of the store, a hint or an answer of the kernel, an answer
-//!    about the lease, or the timer.
-//! 2. [`kernel_call`](Machine::kernel_call) if no kernel call is under way, and [`store_call`](Machine::store_call) if no
-//!    store call is. What they return is carried out, and its answer is an input.
+//! 1. [`handle`](Machine::handle) with each [`Input`]: an event of the store, a hint or an answer of the kernel, an
+//!    answer about the lease, or the timer.
+//! 2. [`kernel_call`](Machine::kernel_call) if no kernel call is under way, and [`store_call`](Machine::store_call) if
+//!    no store call is. The driver carries the returned calls out, and passes their answers in as inputs.
 //! 3. [`take_status`](Machine::take_status) and [`take_events`](Machine::take_events), to publish them.
-//! 4. [`deadline`](Machine::deadline): when to come back with [`Input::Timer`] if nothing else happens.
+//! 4. [`deadline`](Machine::deadline): when to pass in [`Input::Timer`] if nothing else happens.
 //!
-//! Any number of inputs may be handled before the calls are asked for: a burst becomes one round.
+//! Any number of inputs may be handled before the calls are requested: a burst becomes one round.
 
 mod contention;
 mod divergence;
@@ -82,10 +82,10 @@ pub(crate) use explain::explain;
 pub(crate) use renewal::StoreCall;
 pub(crate) use settings::Settings;
 
-/// Audits on hints keep this distance, so that a storm of notifications costs a bounded share of a core.
+/// The minimum interval of audits after hints, so that a storm of notifications uses a bounded share of a core.
 const SPACING: Duration = Duration::from_millis(200);
 
-/// What happened.
+/// An input of the machine.
 #[derive(Debug)]
 pub(crate) enum Input {
     Store(Result<LeaseEvent, SubnetError>),
@@ -94,19 +94,19 @@ pub(crate) enum Input {
     Seen(Result<State, KernelError>),
     Applied(ApplyReport),
     Lease(Result<Lease, SubnetError>),
-    /// What the store says its configuration is.
+    /// The configuration in the store.
     Config(Result<NetworkConfig, SubnetError>),
-    /// What has become of `subnet.env`, which the driver writes.
+    /// The state of `subnet.env`, which the driver writes.
     EnvFile(EnvFile),
-    /// The uplink is to be found in another way.
+    /// Another uplink selection.
     Uplink(Select),
     Timer,
 }
 
-/// Something to ask of the kernel.
+/// A call to the kernel.
 #[derive(Debug)]
 pub(crate) enum KernelCall {
-    /// Of far routes only those to these addresses.
+    /// Read the host. Of the far routes, only those to these addresses are kept.
     Facts(Vec<IpAddr>),
     Observe(Scope),
     Apply(Scope, Arc<Vec<Op>>),
@@ -118,39 +118,39 @@ pub(crate) struct Machine {
     local: Arc<LocalNode>,
     scope: Scope,
     admission: Admission,
-    /// How many peers it accepts, and how many prefixes they have.
+    /// The number of accepted peers, and of their prefixes.
     accepted: usize,
     prefixes: usize,
     renewal: Renewal,
     guard: Guard,
-    /// What the last audit was refused.
+    /// The writes of the last audit that the kernel refused.
     refused: Refused,
     divergence: Divergence,
-    /// Peers that changed since the last round, from what was written to what is wanted.
+    /// Peers that changed since the last round, each from its written to its wanted lease.
     changes: BTreeMap<LeaseKey, Change>,
-    /// Whether the store has said what is everything.
+    /// Whether the store has listed all records.
     synced: bool,
     relist: Relist,
     round: Round,
     /// Networks of former runs that are not part of the scope yet.
     former: Vec<Prefix>,
-    /// A change of uplink that waits.
+    /// A change of uplink that waits to be stable.
     settling: Option<Settling>,
     selection: Selection,
-    /// When the MAC address was last changed because an older record has it.
+    /// When the MAC address was last changed because an older record has the same one.
     mac_changed: Option<BootTime>,
     audit: Schedule,
     backoff: Backoff,
     jitter: Jitter,
-    /// What was last heard of the store.
+    /// The state of contact with the store.
     health: StoreHealth,
     reconfiguration: Reconfiguration,
     status: Status,
-    /// Whether it has changed since it was last taken.
+    /// Whether the status has changed since it was last taken.
     status_changed: bool,
-    /// What the status has yet to show of what the store said.
+    /// The parts of the status that are not up to date with the records.
     stale: Stale,
-    /// What cannot pass by itself, as the first round showed.
+    /// An error that no retry can fix.
     fatal: Option<KernelError>,
     events: Vec<Event>,
 }
@@ -161,36 +161,38 @@ struct Change {
     new: Option<Arc<Lease>>,
 }
 
-/// What the status has yet to show, so that an event costs what it concerns and not what there is.
+/// The parts of the status that are not up to date. They are tracked so that the cost of an event does not depend on
+/// the number of peers.
 #[derive(Debug, Default)]
 struct Stale {
-    /// Whether records came, went or changed.
+    /// Whether records were added, removed or changed.
     peers: bool,
-    /// Prefixes that may be withheld, or not any more.
+    /// Prefixes that may have become withheld, or may no longer be.
     prefixes: BTreeSet<Prefix>,
-    /// All prefixes are such.
+    /// Whether that applies to all prefixes.
     all_prefixes: bool,
 }
 
-/// When to look, and at what.
+/// When the next audit is due, and what it reads.
 #[derive(Debug, Default)]
 struct Schedule {
     due: Option<BootTime>,
-    /// The next one that happens without any reason.
+    /// When the next audit without a cause is due.
     periodic: Option<BootTime>,
-    /// Whether the host is to be read again before the overlay's own objects.
+    /// Whether the host has to be read again before the overlay's own objects.
     facts: bool,
-    /// When the last one began.
+    /// When the last audit began.
     last: Option<BootTime>,
-    /// None begins earlier: a look failed, and no hint mends that.
+    /// No audit begins earlier, not even after a hint, because an observation failed.
     not_before: Option<BootTime>,
-    /// Whether the first one is done: what is found wrong after it is drift.
+    /// Whether the first audit is done: differences that are found later are drift.
     done_once: bool,
-    /// Whether what the first one found was held against what the store says.
+    /// Whether the state that the first audit found was compared with the peers of the store.
     judged: bool,
     /// Whether writes are expected because the wanted state changed as a whole.
     expected: bool,
-    /// Whether no lease round may come before it: it deletes what is in the way of peers that changed.
+    /// Whether the audit has to precede the next lease round, because it deletes objects that are in the way of changed
+    /// peers.
     comes_first: bool,
 }
 
@@ -203,13 +205,13 @@ enum Round {
     Leasing { ops: Arc<Vec<Op>> },
 }
 
-/// An audit that has come to writing.
+/// An audit whose writes are under way.
 #[derive(Debug)]
 struct Audit {
     started: BootTime,
-    /// Whether what it writes had been right before.
+    /// Whether its writes repair objects that had been as wanted.
     drift: bool,
-    /// Objects of peers that changed during the look: what is written of them is no drift in any case.
+    /// Objects of peers that changed during the observation: writes to them are never drift.
     moved: BTreeSet<Object>,
     ops: Arc<Vec<Op>>,
     conflicts: Vec<Conflict>,
@@ -278,7 +280,7 @@ impl Machine {
         machine
     }
 
-    /// The host may be another by now: it is read again before anything is written.
+    /// Has the host read again before anything is written, because it may have changed.
     pub(crate) fn doubt_host(&mut self) {
         self.audit.facts = true;
     }
@@ -303,37 +305,36 @@ impl Machine {
         &self.divergence
     }
 
-    /// The status.
     pub(crate) fn status(&self) -> &Status {
         &self.status
     }
 
-    /// The status, if it has changed since the last call.
+    /// Returns the status if it has changed since the last call.
     pub(crate) fn take_status(&mut self) -> Option<&Status> {
         std::mem::take(&mut self.status_changed).then_some(&self.status)
     }
 
-    /// Takes the events since the last call.
+    /// Returns the events since the last call.
     pub(crate) fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
 
-    /// The lease as the store last had it, if it is still ours.
+    /// The lease as last seen in the store, if this node still holds it.
     pub(crate) fn held_lease(&self) -> Option<&Arc<Lease>> {
         Some(self.renewal.lease()).filter(|_| self.renewal.is_held())
     }
 
-    /// The lease is gone and the policy is to stop.
+    /// Whether the lease was lost and the policy is to stop.
     pub(crate) fn must_stop(&self) -> bool {
         !self.renewal.is_held() && self.settings.on_loss == LossPolicy::Stop
     }
 
-    /// Why the first round showed that this kernel cannot be used, once.
+    /// Returns an error of the kernel that no retry can fix, once.
     pub(crate) fn take_fatal(&mut self) -> Option<KernelError> {
         self.fatal.take()
     }
 
-    /// When to wake with [`Input::Timer`] if nothing else happens.
+    /// When to pass in [`Input::Timer`] if nothing else happens.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let due = [self.audit.due, self.audit.periodic, self.settles()].into_iter().flatten().min();
         let audit = due.filter(|_| self.synced && matches!(self.round, Round::Idle));
@@ -343,7 +344,7 @@ impl Machine {
         [audit, guard, self.mac_change_due(), self.renewal.deadline(), relist, config].into_iter().flatten().min()
     }
 
-    /// Takes in what happened.
+    /// Handles an input.
     pub(crate) fn handle(&mut self, now: BootTime, input: Input) {
         match input {
             Input::Store(Ok(event)) => self.store_event(now, event),
@@ -376,9 +377,9 @@ impl Machine {
         self.show_contended();
     }
 
-    /// What to ask of the store now.
+    /// Returns the store call that is due.
     pub(crate) fn store_call(&mut self, now: BootTime) -> Option<StoreCall> {
-        // The host may have slept since the last input.
+        // The host may have been suspended since the last input.
         self.expire_lease(now);
         self.renewal.identified_by(self.address());
         let call = self.renewal.call(now);
@@ -386,7 +387,7 @@ impl Machine {
         call
     }
 
-    /// What to ask of the kernel now; its answer must come back as an input before this is called again.
+    /// Returns the kernel call that is due. Its answer must be passed in before this is called again.
     pub(crate) fn kernel_call(&mut self, now: BootTime) -> Option<KernelCall> {
         self.show_admitted(now);
         if !self.synced || !matches!(self.round, Round::Idle) {
@@ -398,7 +399,7 @@ impl Machine {
         }
         let lease_round = !self.changes.is_empty() && self.can_trust_memory() && !self.audit.comes_first;
         if !self.changes.is_empty() && !lease_round {
-            // The devices that peers stand on may be missing, or a route be in the way: only a look at the kernel can tell.
+            // The devices of the peers may be missing, or a route may be in the way: only an observation can show that.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(Duration::from_secs(1))), Cause::Expected);
         }
         if self.settles().is_some_and(|due| due <= now) {
@@ -423,22 +424,22 @@ impl Machine {
         if lease_round { self.lease_round(now) } else { None }
     }
 
-    /// Whether changed peers can be written without a look at the kernel.
+    /// Whether changed peers can be written without an observation.
     fn can_trust_memory(&self) -> bool {
         self.divergence.known && self.divergence.devices_settled(&self.scope.overlay)
     }
 
-    /// Whether the store has said what is everything: before that nothing can be said of peers.
+    /// Whether the store has listed all records. Before that the set of peers is unknown.
     pub(crate) fn is_synced(&self) -> bool {
         self.synced
     }
 
-    /// Whether the store is to list everything again now, because records were dropped and there is room for them.
+    /// Whether the store has to list everything again now, because records were dropped and there is room for them.
     pub(crate) fn take_relist(&mut self, now: BootTime) -> bool {
         self.relist.take(now, self.admission.has_room_again())
     }
 
-    /// What an audit of `seen` would do now. Changes nothing.
+    /// Returns what an audit of `seen` would do now. Changes nothing.
     pub(crate) fn preview(&self, mut seen: State, now: BootTime) -> Preview {
         let mut guard = self.guard.clone();
         let (plan, _) = self.compare(now, &mut seen, &mut guard);
@@ -449,7 +450,7 @@ impl Machine {
         Preview { plan, held, scope: self.scope.clone() }
     }
 
-    /// What removes everything of ours in `seen`.
+    /// Returns the plan that removes all of the overlay's objects in `seen`.
     pub(crate) fn removal(&self, seen: &State) -> Plan {
         self.plan(State::default(), seen)
     }
@@ -471,9 +472,9 @@ impl Machine {
 /// Why an audit is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
-    /// Something may have changed: what is wrong is drift.
+    /// Something may have changed: differences are drift.
     Hint,
-    /// The wanted state changed: what is written is not drift.
+    /// The wanted state changed: writes are not drift.
     Expected,
 }
 

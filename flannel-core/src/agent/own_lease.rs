@@ -1,4 +1,4 @@
-//! The own lease: what the store answers about it, and what follows from its renewal, replacement or loss.
+//! This node's lease: the store's answers about it, and the effects of its renewal, replacement or loss.
 
 use std::sync::Arc;
 
@@ -52,23 +52,23 @@ impl Machine {
     pub(super) fn lease_lost(&mut self, now: BootTime, reason: LossReason) {
         self.events.push(Event::LeaseLost(reason));
         if self.settings.node.is_none() {
-            // The host may have slept, and may have another address: it is read before a lease is acquired.
+            // The host may have been suspended and may have another address: it is read before a lease is acquired.
             self.audit.facts = true;
             self.audit_at(now, Cause::Hint);
         }
         if self.settings.on_loss != LossPolicy::Reacquire {
-            // Nothing is asked any more: what calls said last is not true for ever.
+            // No call follows, so the last error of a call would stay for ever.
             self.store_well(Source::Calls);
         }
         self.show(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
-    /// The agent ends, and has given its lease back.
+    /// Notes that the agent ends and has released its lease.
     pub(crate) fn lease_given_back(&mut self) {
         self.show(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
 
-    /// Another lease, or the same with other contents, is ours now.
+    /// Notes that this node holds another lease, or the same one with other contents.
     pub(super) fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
         let old = &self.local.lease;
         let regained = self.status.lease.is_none();
@@ -76,7 +76,7 @@ impl Machine {
         self.show(|status| {
             status.lease = Some(Arc::clone(&lease));
             if regained {
-                // The next audit says what is true of the kernel.
+                // The next audit finds the actual phase.
                 status.phase = Phase::LeaseHeld;
             }
         });

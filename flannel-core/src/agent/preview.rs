@@ -13,43 +13,43 @@ use crate::plan::Plan;
 pub struct Preview {
     /// The writes and the conflicts.
     pub plan: Plan,
-    /// Writes that are due and wait. Empty, with [`plan`](Self::plan), is settled.
+    /// Writes that are due but wait.
     pub held: Vec<Held>,
-    /// The names of its links.
+    /// The scope that names the links.
     pub scope: Scope,
 }
 
-/// A write that is due and waits.
+/// A write that is due but waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     /// The write.
     pub op: Op,
-    /// What it waits for.
+    /// Why it waits.
     pub because: HeldBecause,
 }
 
-/// What a write waits for.
+/// Why a write waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeldBecause {
     /// Its prefix is in [`Status::withheld`](crate::agent::Status::withheld).
     #[error("{0}")]
     Withheld(WithheldBecause),
-    /// Somebody else keeps changing the object: until then.
+    /// Another program keeps changing the object. The write waits until this time.
     #[error("somebody else keeps changing it: find out who, until then it is written ever more seldom")]
     Flapping(BootTime),
-    /// What it stands on waits.
+    /// A write that it depends on waits.
     #[error("waits with what it stands on")]
     StandsOnHeld,
 }
 
 impl Preview {
-    /// A plan of which nothing waits.
+    /// Creates a preview without waiting writes.
     pub fn new(plan: Plan, scope: Scope) -> Self {
         Self { plan, held: Vec::new(), scope }
     }
 
-    /// Whether the kernel is as wanted: nothing to write, nothing in the way, nothing that waits.
+    /// Returns whether the kernel is as wanted: no writes, no conflicts, no waiting writes.
     pub fn is_settled(&self) -> bool {
         self.plan.is_empty() && self.plan.conflicts.is_empty() && self.held.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Prefixes whose deletion waits, each with the reasons why.
+//! Prefixes whose deletion waits, with the reasons.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,14 +14,14 @@ pub(crate) const MASS_WAIT: Duration = Duration::from_secs(60);
 /// Networks smaller than this are never suspicious.
 const MASS_LEAST: usize = 16;
 
-/// Why nothing of a prefix is deleted. Of several reasons the first is shown.
+/// Why the objects of a prefix are not deleted. Of several reasons the first is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reason {
-    /// Most prefixes went at once.
+    /// Most prefixes left at once.
     MassRemoval,
-    /// A snapshot from before the store went away does not have it, and the store has not spoken since.
+    /// A snapshot from before the store went away lacks the prefix, and the store has not listed its records since.
     Unconfirmed,
-    /// A bad record names it, and nobody else has it.
+    /// A bad record names the prefix, and no other node has it.
     BadRecord,
 }
 
@@ -36,13 +36,13 @@ pub(crate) struct Protected {
     prefixes: BTreeSet<(Prefix, Reason)>,
     /// When a mass deletion may go ahead, if one waits.
     until: Option<BootTime>,
-    /// How many prefixes it is about.
+    /// The number of prefixes of the mass deletion.
     mass: usize,
-    /// How many it was about when that was last told.
+    /// That number when it was last reported.
     told: usize,
     /// Peers that left one by one.
     removals: Removals,
-    /// Whether peers left since that was last judged.
+    /// Whether peers left since the last judgement.
     is_unjudged: bool,
     /// How often a mass deletion was found.
     #[cfg(test)]
@@ -50,13 +50,14 @@ pub(crate) struct Protected {
 }
 
 impl Protected {
-    /// Judges a store's list, by which `gone` of `before` prefixes do not exist any more. Additions go ahead; these wait.
+    /// Judges a list of the store in which `gone` of `before` prefixes are missing. Additions proceed; these deletions
+    /// may have to wait.
     pub(crate) fn judge_reset(&mut self, now: BootTime, before: usize, gone: BTreeSet<Prefix>) {
         self.removals.clear();
         self.judge(now, before, gone.len(), || gone);
     }
 
-    /// Notes that a peer with this prefix left by itself, not by a list.
+    /// Notes that a peer with this prefix left by a single removal, not by a list.
     pub(crate) fn note_left(&mut self, now: BootTime, prefix: Prefix) {
         self.removals.left(now, prefix);
         self.is_unjudged = true;
@@ -67,8 +68,8 @@ impl Protected {
         self.removals.joined(now, prefix);
     }
 
-    /// Judges the peers that left one by one, if any did since the last call. `there` prefixes are left; `waiting` returns
-    /// those of peers that left whose deletion has not begun. Returns whether deletions wait because of it.
+    /// Judges the peers that left one by one since the last call. `there` prefixes are left; `waiting` returns the
+    /// prefixes of peers that left whose deletion has not begun. Returns whether deletions wait because of it.
     pub(crate) fn judge_removals(
         &mut self,
         now: BootTime,
@@ -82,7 +83,7 @@ impl Protected {
         self.judge(now, there + gone, gone, waiting)
     }
 
-    /// Has the deletions of `waiting` wait if most prefixes have gone. Returns whether they do.
+    /// Makes the deletions of `waiting` wait if most prefixes are gone. Returns whether they do.
     fn judge(&mut self, now: BootTime, before: usize, gone: usize, waiting: impl FnOnce() -> BTreeSet<Prefix>) -> bool {
         let is_mass = before >= MASS_LEAST && gone * 4 > before * 3;
         if is_mass {
@@ -90,7 +91,7 @@ impl Protected {
             {
                 self.judged += 1;
             }
-            // What waits already goes on waiting, with the newcomers: a second loss must not cut the first look short.
+            // Earlier deletions keep waiting together with the new ones: a second loss must not end the first wait.
             self.protect(waiting(), Reason::MassRemoval);
             self.until = Some(now.after(MASS_WAIT)).filter(|_| self.mass > 0);
         }
@@ -120,7 +121,7 @@ impl Protected {
         self.protect(prefixes, Reason::Unconfirmed);
     }
 
-    /// The store has spoken. Returns whether something waited for that.
+    /// Notes that the store has listed its records. Returns whether a deletion waited for that.
     pub(crate) fn confirm(&mut self) -> bool {
         self.lift(Reason::Unconfirmed)
     }
@@ -133,8 +134,8 @@ impl Protected {
     }
 
     /// Notes that a node holds `prefix`: its deletion no longer waits, unless a bad record names it. Mass deletions of
-    /// other prefixes that overlap it no longer wait either, since their routes would take packets from the new owner.
-    /// Returns whether there were such.
+    /// other prefixes that overlap it no longer wait either, because their routes would divert packets from the new
+    /// owner. Returns whether there were any.
     pub(crate) fn in_use(&mut self, prefix: &Prefix) -> bool {
         self.removals.in_use(prefix);
         self.release(*prefix, Reason::Unconfirmed);
@@ -158,8 +159,8 @@ impl Protected {
         self.prefixes.range((prefix, Reason::FIRST)..).copied()
     }
 
-    /// Ends the wait of a mass deletion whose time has come. While the store is away it waits on, since its list cannot be
-    /// read again. Returns whether a wait ended.
+    /// Ends the wait of a mass deletion whose time has come. While the store is away the wait continues, because its
+    /// records cannot be listed again. Returns whether a wait ended.
     pub(crate) fn expire(&mut self, now: BootTime, store: &Contact) -> bool {
         let is_over = self.deadline(store).is_some_and(|until| until <= now);
         if is_over {
@@ -169,7 +170,7 @@ impl Protected {
         is_over
     }
 
-    /// When [`expire`](Self::expire) is next worth it.
+    /// When to call [`expire`](Self::expire) next.
     pub(crate) fn deadline(&self, store: &Contact) -> Option<BootTime> {
         self.until.filter(|_| *store == Contact::Live)
     }
@@ -179,7 +180,8 @@ impl Protected {
         self.until.is_some()
     }
 
-    /// How many prefixes a mass deletion is about, if that is to be told: once for each, and again when twice as many wait.
+    /// Returns the number of prefixes of a mass deletion if it has to be reported: once for each, and again when twice
+    /// as many wait.
     pub(crate) fn take_mass_to_tell(&mut self) -> Option<usize> {
         if !self.mass_waits() {
             self.told = 0;
@@ -210,12 +212,12 @@ impl Protected {
         }
     }
 
-    /// Why `op` waits, if it takes something of one of the prefixes away.
+    /// Why `op` waits, if it deletes an object of one of the prefixes.
     pub(crate) fn why_held(&self, op: &Op) -> Option<WithheldBecause> {
         match op {
             Op::DeleteRoute { prefix, .. } => self.why(prefix),
             Op::DeleteForward { key, .. } => self.why(&key.prefix),
-            // The gateway is where the prefix begins.
+            // The neighbour's address is the first address of the prefix.
             Op::DeleteNeighbour { key, .. } => {
                 let (last, _) = self.prefixes.range(..=(Prefix::host(key.addr), Reason::LAST)).next_back()?;
                 self.why(last).filter(|_| last.addr() == key.addr)

@@ -1,4 +1,4 @@
-//! Whether an overlay is ready: what it waits for, and what it does without.
+//! Whether an overlay is ready, what it waits for, and how it is degraded.
 
 use std::fmt;
 
@@ -11,18 +11,18 @@ use crate::text::Plain;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum UplinkState {
-    /// None was decided for yet: that is done with the lease.
+    /// No uplink has been chosen yet: it is decided together with the lease.
     #[default]
     Unknown,
-    /// It is up and has a carrier and the addresses in use.
+    /// The uplink is up, has a carrier, and has the addresses in use.
     Up(Uplink),
-    /// There is none, or it is down, has no carrier, or has lost its address. What is programmed stays.
+    /// There is no uplink, or it is down, has no carrier, or has lost its address. Programmed objects stay.
     Lost {
-        /// The one in use in this run, as far as there was any: what is programmed goes by it.
+        /// The uplink last used in this run, if any: programmed objects still use it.
         last: Option<Uplink>,
-        /// Since when.
+        /// When it was lost.
         since: BootTime,
-        /// Why, in words with the remedy.
+        /// The reason as text, with the remedy.
         error: String,
     },
 }
@@ -36,7 +36,7 @@ impl UplinkState {
         }
     }
 
-    /// Returns the uplink in use, or the last one that was.
+    /// Returns the uplink in use, or the last one.
     pub fn last(&self) -> Option<&Uplink> {
         match self {
             Self::Up(uplink) => Some(uplink),
@@ -45,7 +45,7 @@ impl UplinkState {
         }
     }
 
-    /// What follows once `last` cannot be used.
+    /// The next state once `last` cannot be used.
     pub(crate) fn lost(&self, last: Option<Uplink>, now: BootTime, error: String) -> Self {
         let since = if let Self::Lost { since, .. } = self { *since } else { now };
         Self::Lost { last, since, error }
@@ -56,11 +56,12 @@ impl UplinkState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum End {
-    /// It was told to, and ended in order.
+    /// The embedder stopped it, and it ended in order.
     Stopped,
-    /// By an error, in words with its causes: [`Overlay::run`](crate::overlay::Overlay::run) returns it as a value.
+    /// It ended with an error, as text with its causes: [`Overlay::run`](crate::overlay::Overlay::run) returns it as a
+    /// value.
     Failed(String),
-    /// By a panic, with its message: a bug of this crate, a backend or a store.
+    /// It panicked, with this message: a bug of this crate, a backend or a store.
     Panicked(String),
     /// Its future was dropped, as when a task is aborted or a [`Running`](crate::overlay::Running) is dropped.
     Dropped,
@@ -77,58 +78,58 @@ impl fmt::Display for End {
     }
 }
 
-/// What an overlay waits for, with the last error where there was one. Its `Display` names both.
+/// What an overlay waits for, with the last error if there was one. The `Display` output contains both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wait {
-    /// To be run: no run is going on.
+    /// A run: none is going on.
     Run,
     /// An answer of the lease store.
     Store {
-        /// What it said last.
+        /// Its last error.
         error: Option<String>,
     },
     /// An answer of the kernel.
     Kernel {
-        /// What it said last.
+        /// Its last error.
         error: Option<String>,
     },
     /// An interface that can be used.
     Uplink {
-        /// What is wrong with those there are.
+        /// Why the present interfaces cannot be used.
         error: Option<String>,
     },
-    /// A lease: the store answers, but does not give one.
+    /// A lease: the store answers, but does not grant one.
     Lease {
-        /// Why not.
+        /// The reason.
         error: Option<String>,
     },
     /// The lease store's first list of peers.
     Peers {
-        /// What the store said last.
+        /// The last error of the store.
         error: Option<String>,
     },
     /// The overlay's devices.
     Device {
-        /// What the kernel said last.
+        /// The last error of the kernel.
         error: Option<String>,
     },
-    /// Writes without which no peer of some address family can be reached, or parts of a device.
+    /// Writes that are required to reach any peer of some address family, or that complete a device.
     Writes {
-        /// How many.
+        /// The number of undone writes.
         undone: usize,
-        /// What the kernel said last.
+        /// The last error of the kernel.
         error: Option<String>,
     },
-    /// `subnet.env` to be written: without, no pod can be attached.
+    /// A written `subnet.env`: without it, no pod can be attached.
     SubnetEnv {
-        /// Why the last try failed.
+        /// Why the last write failed.
         error: Option<String>,
     },
 }
 
 impl Wait {
-    /// Returns what to do if it lasts.
+    /// Returns what to do if the wait persists.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Run => "run the overlay; how the last run ended says whether something has to be mended first",
@@ -181,25 +182,25 @@ impl fmt::Display for Wait {
     }
 }
 
-/// What an overlay does without, by reason: numbers of peers, records, objects or writes. One object may count for more
-/// than one reason.
+/// How an overlay is degraded, by reason: numbers of peers, records, objects or writes. One object may count for
+/// several reasons.
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Degraded {
-    /// Records that are no peers: [`Status::quarantined`].
+    /// Records that are not accepted as peers: [`Status::quarantined`].
     pub quarantined: usize,
     /// Records that were dropped: [`PeerCounts::dropped`](crate::overlay::PeerCounts::dropped).
     pub dropped: usize,
-    /// Peers that the backend gives nothing in some family: [`Status::skipped`].
+    /// Peers that the backend skips in some family: [`Status::skipped`].
     pub skipped: usize,
     /// Foreign objects in the way: [`Status::conflicts`].
     pub conflicts: usize,
-    /// Objects that somebody else keeps changing: [`Status::flapping`].
+    /// Objects that another program keeps changing: [`Status::flapping`].
     pub flapping: usize,
     /// Writes that the kernel refused: [`Status::refused`].
     pub refused: usize,
-    /// Writes that are left for another reason than a peer's record: [`Status::undone`].
+    /// Undone writes that are not caused by a peer's record: [`Status::undone`].
     pub undone: usize,
 }
 
@@ -230,16 +231,18 @@ impl fmt::Display for Degraded {
 }
 
 impl Status {
-    /// Returns whether this node's data plane can carry traffic, and pods can be attached: a run is going on, it holds a
+    /// Returns whether this node's data plane can carry traffic and pods can be attached: a run is going on, it holds a
     /// lease, the uplink is up and has a carrier, the devices are as wanted, the peers that the store listed are
-    /// programmed, and `subnet.env` is written where one is wanted. Peers that could not be programmed do not count, unless
-    /// no peer of an address family could: [`degraded`](Self::degraded) has them. Nor does the store: while it is away, the
+    /// programmed, and `subnet.env` is written if one is wanted.
+    ///
+    /// Peers that could not be programmed do not count, unless no peer of an address family could be;
+    /// [`degraded`](Self::degraded) counts them. Contact with the store does not count: while the store is away, the
     /// data plane stays as it is.
     pub fn is_ready(&self) -> bool {
         self.phase == Phase::Ready && self.waits_for().is_empty()
     }
 
-    /// Returns what has to come about before it [is ready](Self::is_ready), first things first. Nothing: it is ready.
+    /// Returns what the overlay waits for before it [is ready](Self::is_ready), in order. Empty if nothing is missing.
     pub fn waits_for(&self) -> Vec<Wait> {
         if let Some(wait) = &self.starting {
             return vec![wait.clone()];
@@ -275,8 +278,8 @@ impl Status {
         waits
     }
 
-    /// Returns what it does without, and for which reasons; `None` where everything is as wanted. A node that is ready may
-    /// be degraded.
+    /// Returns how the overlay is degraded, by reason; `None` if everything is as wanted. A node that is ready may be
+    /// degraded.
     pub fn degraded(&self) -> Option<Degraded> {
         let degraded = Degraded {
             quarantined: self.peers.quarantined,

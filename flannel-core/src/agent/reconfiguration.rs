@@ -1,4 +1,4 @@
-//! Whether the configuration in the store is still the one that the agent goes by.
+//! Checks whether the configuration in the store is still the one in force.
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::subnet::SubnetError;
 
-/// When to ask the store for its configuration: each time that it speaks again, until it has answered.
+/// When to ask the store for its configuration: each time contact is restored, until the store has answered.
 #[derive(Debug)]
 pub(crate) struct Reconfiguration {
-    /// When to ask next.
+    /// When the next request is due.
     due: Option<BootTime>,
     under_way: bool,
-    /// Whether contact was lost during the question: a state file may have answered it.
+    /// Whether contact was lost during the request: the answer may come from a state file.
     void: bool,
     /// Whether the store has confirmed the configuration that the agent started with.
     confirmed: bool,
@@ -27,12 +27,12 @@ impl Reconfiguration {
         Self { due: None, under_way: false, void: false, confirmed: false, backoff: Backoff::new(jitter) }
     }
 
-    /// The store speaks again, or has just refused a lease of the configuration in force.
+    /// Schedules a request: contact was restored, or the store has refused a lease of the configuration in force.
     pub(crate) fn ask(&mut self) {
         self.due = Some(BootTime::default());
     }
 
-    /// The store is silent: what it would answer is asked once it speaks.
+    /// Postpones the request until contact with the store is restored.
     pub(crate) fn wait(&mut self) {
         (self.due, self.void) = (None, self.under_way);
     }
@@ -52,19 +52,19 @@ impl Reconfiguration {
         begins
     }
 
-    /// Whether an answer that has come is the store's own.
+    /// Whether an answer that has arrived is the store's own.
     pub(crate) fn takes_answer(&mut self) -> bool {
         self.under_way = false;
         !std::mem::take(&mut self.void)
     }
 
-    /// The store has answered.
+    /// Notes the store's answer.
     pub(crate) fn answered(&mut self, is_same: bool) {
         self.confirmed |= is_same;
         self.backoff.reset();
     }
 
-    /// There was no answer. It is asked again if it `speaks` otherwise.
+    /// Notes that there was no answer. The request is repeated if contact with the store is otherwise live (`speaks`).
     pub(crate) fn unanswered(&mut self, now: BootTime, speaks: bool) {
         if speaks {
             self.due.get_or_insert_with(|| now.after(self.backoff.wait()));

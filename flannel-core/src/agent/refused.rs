@@ -1,4 +1,5 @@
-//! What the kernel refused to write: shown with its words, and of peers tried again after a wait of its own.
+//! Writes that the kernel refused: shown in the status with the error, and those for peers retried after a back-off of
+//! their own.
 
 use crate::kernel::{EINVAL, KernelError, LinkId, Object, Op};
 use crate::plan::Conflict;
@@ -11,25 +12,26 @@ use crate::lease::LeaseKey;
 use crate::net::Family;
 use crate::text::chain;
 
-/// The most refusals that are listed and counted as a peer's own. More mean that something is wrong with the kernel.
+/// The maximum number of refusals that are listed and attributed to peers. More indicate a problem of the kernel.
 pub(crate) const MOST: usize = 1024;
 
-/// What the last audit was refused.
+/// The refused writes of the last audit.
 #[derive(Debug, Default)]
 pub(crate) struct Refused {
     objects: BTreeMap<Object, Refusal>,
-    /// Objects whose refusal is not the node's trouble. Every audit tries them again; when it is over, one is due.
+    /// Objects whose refusal does not count against the node. Every audit retries them; when a wait ends, an audit is
+    /// due.
     waits: Keyed<Object>,
 }
 
-/// What an object is for.
+/// The node that an object is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Whose {
     /// This node, or a peer that has left.
     Node,
     /// This peer.
     Peer(LeaseKey),
-    /// Nobody: it was left in a former network.
+    /// None: it was left in a former network.
     Former,
 }
 
@@ -40,7 +42,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) error: &'a KernelError,
 }
 
-/// Objects that the kernel takes or refuses for the same reasons, whichever peer they are for.
+/// Objects that the kernel accepts or refuses for the same reasons, whichever peer they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Fdb(LinkId),
@@ -62,9 +64,9 @@ impl Kind {
 }
 
 impl Entry<'_> {
-    /// Whether the refusal counts against the node. A peer's record is to blame instead if the kernel rejects the value and
-    /// has accepted an object of the same kind for another peer. With a single peer there is no such proof, and no peer can
-    /// be reached. Nothing depends on what stays in a former network.
+    /// Whether the refusal counts against the node. A peer's record is the cause instead if the kernel rejects the
+    /// value and has accepted an object of the same kind for another peer. With a single peer there is no such
+    /// evidence, and no peer can be reached. Objects in a former network do not count: nothing depends on them.
     fn is_nodes(&self, in_place: &BTreeSet<Kind>) -> bool {
         let proven = || Kind::of(&self.object).is_some_and(|kind| in_place.contains(&kind));
         match self.whose {
@@ -76,8 +78,8 @@ impl Entry<'_> {
 }
 
 impl Refused {
-    /// Takes in all that an audit was refused. `in_place` are the kinds of which some peer's object is as wanted. Returns
-    /// how many refusals concern the node, or are beyond [`MOST`].
+    /// Replaces the refusals by those of an audit. `in_place` are the kinds of which some peer's object is as wanted.
+    /// Returns the number of refusals that count against the node, including those beyond [`MOST`].
     pub(crate) fn replace(&mut self, now: BootTime, mut entries: Vec<Entry<'_>>, in_place: &BTreeSet<Kind>) -> usize {
         // Former networks come last, so that they displace no peer from the list.
         entries.sort_by_key(|entry| entry.whose == Whose::Former);
@@ -104,7 +106,7 @@ impl Refused {
         nodes
     }
 
-    /// When the next audit is due for the sake of these.
+    /// When the next audit is due because of these.
     pub(crate) fn due(&self) -> Option<BootTime> {
         self.waits.deadline()
     }
@@ -114,8 +116,9 @@ impl Refused {
     }
 }
 
-/// Returns the conflict that a refusal points to: a foreign IPv6 route, outside the scope, that leads to our `onlink` next hop
-/// through another device. Whatever its metric and length, the kernel then takes no route of ours to that next hop.
+/// Returns the conflict that a refusal indicates: a foreign IPv6 route, outside the scope, that leads to the `onlink`
+/// next hop through another device. Whatever its metric and length, the kernel then refuses the overlay's routes to
+/// that next hop.
 pub(crate) fn kept_out(op: &Op, error: &KernelError) -> Option<Conflict> {
     let Op::CreateRoute { prefix, route } = op else { return None };
     let KernelError::Refused { errno: EINVAL, message, .. } = error else { return None };
@@ -190,7 +193,7 @@ mod tests {
             now = due;
         }
         assert!(waits[..3] == [1.0, 2.0, 4.0] && waits[7] >= 27.0 && waits[7] <= 33.0, "{waits:?}");
-        // A newcomer has a wait of its own, and the old one is put off with it.
+        // A new entry has its own wait, and the existing wait is restarted.
         refused.replace(now, vec![entry(1, true, &invalid), entry(2, true, &invalid)], &routes());
         assert!(refused.due().unwrap().since(now) < Duration::from_secs(2));
     }

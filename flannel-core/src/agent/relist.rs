@@ -8,10 +8,10 @@ use crate::clock::BootTime;
 /// The longest pause between two such lists.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// One list at a time, with growing pauses while lists leave room and drop records all the same.
+/// Requests one list at a time, with growing pauses while lists leave room and still drop records.
 #[derive(Debug)]
 pub(super) struct Relist {
-    /// A list was asked for and has not come.
+    /// A list was requested and has not arrived.
     is_under_way: bool,
     not_before: BootTime,
     backoff: Backoff,
@@ -22,12 +22,12 @@ impl Relist {
         Self { is_under_way: false, not_before: BootTime::default(), backoff: Backoff::up_to(LONGEST, jitter) }
     }
 
-    /// When to ask, if there is room.
+    /// When to request a list, if there is room.
     pub(super) fn due(&self, has_room: bool) -> Option<BootTime> {
         (has_room && !self.is_under_way).then_some(self.not_before)
     }
 
-    /// Whether to ask now, if there is room. Once for each list.
+    /// Whether to request a list now, if there is room. Returns true once for each list.
     pub(super) fn take(&mut self, now: BootTime, has_room: bool) -> bool {
         let is_due = self.due(has_room).is_some_and(|due| due <= now);
         if is_due {
@@ -37,7 +37,7 @@ impl Relist {
         is_due
     }
 
-    /// The store listed everything. Where that left no room, it was worth it.
+    /// Notes that the store listed everything. If that left no room, the pauses start over.
     pub(super) fn listed(&mut self, has_room: bool) {
         self.is_under_way = false;
         if !has_room {

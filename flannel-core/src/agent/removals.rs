@@ -1,4 +1,4 @@
-//! Prefixes of peers that left of late, one by one.
+//! Prefixes of peers that recently left, one by one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -9,11 +9,12 @@ use crate::net::Prefix;
 /// How long a removal counts.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Prefixes that peers left within [`WINDOW`], had held for as long, and do not hold again: no more than peers had.
+/// Prefixes whose peers left within [`WINDOW`] after having held them for at least as long, and that are not in use
+/// again. At most as many as peers had.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Removals {
     left: Recent,
-    /// Prefixes of peers that joined of late. One that joins and leaves says nothing about the others.
+    /// Prefixes of peers that joined recently. A peer that joins and leaves again is no evidence about the others.
     joined: Recent,
 }
 
@@ -34,29 +35,29 @@ impl Removals {
     /// Notes that a peer with this prefix joined.
     pub(crate) fn joined(&mut self, now: BootTime, prefix: Prefix) {
         self.joined.forget(now);
-        // A peer that is back had been there before.
+        // A peer that returns has not just joined.
         if !self.left.remove(&prefix) {
             self.joined.insert(now, prefix);
         }
     }
 
-    /// Returns how many prefixes were left of late.
+    /// Returns the number of recently left prefixes.
     pub(crate) fn count(&mut self, now: BootTime) -> usize {
         self.left.forget(now);
         self.left.at.len()
     }
 
-    /// Forgets all: a list says what there is.
+    /// Forgets all entries, after a list of all peers.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
 }
 
-/// Prefixes, each for [`WINDOW`] from when it was put in.
+/// Prefixes, each kept for [`WINDOW`] after it was inserted.
 #[derive(Debug, Clone, Default)]
 struct Recent {
     at: BTreeMap<Prefix, BootTime>,
-    /// In the order of time. An entry counts only if `at` has the same time.
+    /// In order of time. An entry is valid only if `at` has the same time.
     order: VecDeque<(BootTime, Prefix)>,
 }
 
@@ -64,7 +65,7 @@ impl Recent {
     fn insert(&mut self, now: BootTime, prefix: Prefix) {
         self.at.insert(prefix, now);
         self.order.push_back((now, prefix));
-        // A prefix that is put in and taken out all the time must not pile up.
+        // Bounds the queue for a prefix that is inserted and removed again and again.
         if self.order.len() > 2 * self.at.len() + 16 {
             let mut order: Vec<_> = self.at.iter().map(|(prefix, at)| (*at, *prefix)).collect();
             order.sort_unstable();

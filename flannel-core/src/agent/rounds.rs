@@ -1,4 +1,4 @@
-//! The two kinds of round: audits, which look at everything, and lease rounds, which trust what is remembered.
+//! The two kinds of round: audits, which observe the kernel, and lease rounds, which rely on remembered state.
 
 use crate::kernel::{ApplyReport, KernelError, LinkId, Object, Op, Route, RouteKey, State, owns_route};
 use crate::plan::{self, Conflict, Plan};
@@ -31,7 +31,8 @@ impl Machine {
         self.admission.peer_by_subnet(prefix)?.attrs.public_ip.get(prefix.family()).copied()
     }
 
-    /// Takes out of a plan about the prefixes that `concerns` names what must not happen now.
+    /// Removes from a plan the writes that must not happen now. The plan covers the prefixes for which `concerns` is
+    /// true.
     fn restrain(&mut self, plan: Plan, now: BootTime, concerns: impl Fn(&Prefix) -> bool) -> Restrained {
         let mut guard = std::mem::take(&mut self.guard);
         let is_unreached = |prefix: &Prefix, route: &Route| self.is_unreached(prefix, route);
@@ -42,8 +43,8 @@ impl Machine {
         restrained
     }
 
-    /// Whether `route` leads to the peer of its prefix by way of a connected route that is missing, although the host
-    /// still has an address there: whoever takes a link over (NetworkManager) deletes that route and adds it again.
+    /// Whether `route` leads to the peer of its prefix over a connected route that is missing, although the host still
+    /// has an address in that prefix. A network manager that takes over a link deletes that route and adds it again.
     pub(super) fn is_unreached(&self, prefix: &Prefix, route: &Route) -> bool {
         let host = &self.local.context.host;
         let claimed = route.gateway.filter(|gateway| self.claim(prefix) == Some(*gateway));
@@ -65,8 +66,8 @@ impl Machine {
                 return self.kernel_trouble(now, error);
             }
         };
-        // The wanted state is whole: whatever changed so far is in it. What changed since the look began is no drift, and
-        // what changes from now on is the next audit's.
+        // The wanted state is complete and includes all changes so far. Changes since the observation began are not
+        // drift, and later changes belong to the next audit.
         let drift = self.audit.done_once && !self.audit.expected;
         self.audit.expected = false;
         self.judge_removals(now);
@@ -82,7 +83,7 @@ impl Machine {
         for object in held.iter().map(Op::object).chain(plan.conflicts.iter().map(|c| c.object.clone())) {
             self.divergence.note(object, &seen);
         }
-        // What this audit found is about the current peers: publish both together.
+        // The audit's results refer to the current peers: publish both together.
         self.show_peers();
         self.show_skips(skips);
         self.show_withheld(now);
@@ -94,8 +95,8 @@ impl Machine {
         self.round = Round::Auditing { audit, seen: Box::new(seen) };
     }
 
-    /// What to write, and which peers get nothing. What is as wanted is taken out of `seen`; the first time it is held
-    /// against what the store says.
+    /// Returns the plan, and the peers that are skipped. Objects as wanted are removed from `seen`. The first audit
+    /// compares what it found with the peers of the store.
     pub(super) fn compare(&self, now: BootTime, seen: &mut State, guard: &mut Guard) -> (Plan, wanted::Skips) {
         let before = if self.audit.judged { 0 } else { self.present_prefixes(seen).count() };
         let (wanted, skips) = wanted::whole(&*self.backend, &self.local, &self.scope, self.admission.peers(), seen);
@@ -105,7 +106,7 @@ impl Machine {
         (self.plan(wanted, seen), skips)
     }
 
-    /// The prefixes in the present network that have a route or a forward of ours.
+    /// The prefixes in the present network that have a route or a forward of this overlay.
     fn present_prefixes(&self, seen: &State) -> impl Iterator<Item = Prefix> {
         let owns = |(key, route): &(&RouteKey, &Route)| {
             self.scope.is_in_network(&key.prefix)
@@ -117,7 +118,7 @@ impl Machine {
         routed.chain(seen.forwards.keys().map(|key| key.prefix))
     }
 
-    /// The objects of peers that changed, whose changes are taken in with that.
+    /// Returns the objects of peers that changed, and clears the changes, which the audit includes.
     fn take_moved(&mut self) -> BTreeSet<Object> {
         let mut objects = BTreeSet::new();
         for change in std::mem::take(&mut self.changes).into_values() {
@@ -131,9 +132,11 @@ impl Machine {
         objects
     }
 
-    /// The guard at start. There are `before` prefixes of ours, of which `rest` is not as wanted.
+    /// Applies the guard at the start. `before` prefixes have objects of this overlay, of which those in `rest` are not
+    /// as wanted.
     ///
-    /// While the store is away the peers are those of its last list: whoever is not in it may have joined since.
+    /// While the store is away, the peers are those of its last list: a node that is missing there may have joined
+    /// since.
     fn judge_start(&self, guard: &mut Guard, now: BootTime, before: usize, wanted: &State, rest: &State) {
         let is_gone = |prefix: &Prefix| wanted.routes_to(*prefix).next().is_none();
         let gone: BTreeSet<Prefix> = self.present_prefixes(rest).filter(is_gone).collect();
@@ -151,7 +154,7 @@ impl Machine {
         }
     }
 
-    /// The writes of the round under way, if it has come to writing.
+    /// The writes of the round under way, if it has reached that step.
     pub(super) fn writes(&self) -> Option<KernelCall> {
         match &self.round {
             Round::Auditing { audit: Audit { ops, .. }, .. } | Round::Leasing { ops } => {
@@ -180,7 +183,7 @@ impl Machine {
 
     pub(super) fn audited(&mut self, now: BootTime, audit: Audit, report: &ApplyReport) {
         let Audit { started, drift, moved, ops, conflicts } = audit;
-        // What was cut off is no more drift the next time.
+        // Writes whose outcome was lost are not drift in the next audit either.
         self.audit.expected |= (!drift || !moved.is_empty()) && report.lost.is_some();
         self.divergence.known = report.lost.is_none();
         let kept_out: Vec<Conflict> =
@@ -204,8 +207,9 @@ impl Machine {
                 self.events.push(Event::DriftRepaired { writes: repaired, took: now.since(started) });
             }
         }
-        // Another audit follows a change of a device, at which the kernel drops and clamps things, and deletions in a former
-        // network, which only an audit can find clear. It reads the host too: that was read before the device was marked.
+        // Another audit follows a change of a device, after which the kernel drops and adjusts other objects, and
+        // deletions in a former network, which only an audit can find empty. It reads the host too, which was last read
+        // before the device was marked.
         let look_again = ops.iter().any(touches_device) || (!self.scope.former.is_empty() && report.applied > 0);
         let done = undone == 0 && report.lost.is_none();
         if done {
@@ -221,7 +225,7 @@ impl Machine {
             }
         } else {
             let wait = self.backoff.wait();
-            // What the kernel refused may stand on something of the host's that is another by now.
+            // The refused writes may depend on state of the host that has changed.
             self.audit.facts = true;
             self.audit_at(now.after(wait), Cause::Hint);
         }
@@ -244,7 +248,7 @@ impl Machine {
         }
     }
 
-    /// Takes in what an audit was refused.
+    /// Records the refused writes of an audit.
     fn take_refused(&mut self, now: BootTime, ops: &[Op], report: &ApplyReport) -> Undone {
         if report.lost.is_some() {
             return Undone { writes: report.refused.len() + report.skipped.len(), reaches_peers: false };
@@ -252,7 +256,8 @@ impl Machine {
         let refused = report.refused.iter().filter_map(|(place, error)| Some((ops.get(*place)?, error)));
         let objects = refused.clone().filter(|(op, _)| !op.is_delete()).map(|(op, _)| op.object()).collect();
         let (mut peers, in_place) = self.peers_of(&objects);
-        // What has no kind is of a device, and so for all peers; of another kind some peer's may be in place.
+        // An object without a kind is part of a device, which all peers need. Of the other kinds, another peer's object
+        // may be in place.
         let is_missing = |object: &Object| match Kind::of(object) {
             Some(kind) => peers.contains_key(object) && !in_place.contains(&kind),
             None => true,
@@ -269,11 +274,11 @@ impl Machine {
         });
         let nodes = self.refused.replace(now, entries.collect(), &in_place);
         self.show_refused();
-        // What was skipped stands on what was refused.
+        // Skipped writes depend on refused ones.
         Undone { writes: if nodes == 0 { 0 } else { nodes + report.skipped.len() }, reaches_peers }
     }
 
-    /// Which peers want these objects, and the kinds of which some peer's object is as wanted.
+    /// The peers that want these objects, and the kinds of which some peer's object is as wanted.
     fn peers_of(&self, objects: &BTreeSet<Object>) -> (BTreeMap<Object, LeaseKey>, BTreeSet<Kind>) {
         let (mut found, mut in_place) = (BTreeMap::new(), BTreeSet::new());
         if objects.is_empty() {
@@ -328,13 +333,13 @@ impl Machine {
         if report.is_complete() {
             return;
         }
-        // What is remembered was wrong, or the kernel is in trouble: look.
+        // The remembered state was wrong, or the kernel has a problem: an audit is needed.
         self.divergence.known = false;
         let due = self.audit.last.map_or(now, |last| last.after(SPACING)).max(now);
         self.audit_at(due, Cause::Hint);
         let error = first_error(report);
         tracing::debug!(ops = ops.len(), error, "lease round incomplete");
-        // What became of it is for that look to say: one object that was there already makes nobody less ready.
+        // That audit determines the phase: a single object that already existed does not end readiness.
         if let Some(error) = &report.lost {
             self.show_error(chain(error));
         }
@@ -346,13 +351,13 @@ impl Machine {
             self.fatal = Some(error);
         }
         let again = now.after(self.backoff.wait());
-        // Nor does a hint that came during the look.
+        // A hint that came during the observation does not shorten the wait.
         (self.audit.not_before, self.audit.due) = (Some(again), None);
         self.audit_at(again, Cause::Hint);
         self.show_error(text);
     }
 
-    /// Whether no retry helps. What worked once may work again, but for a thread that is gone.
+    /// Whether no retry helps. After a complete audit, only the end of the kernel's thread is final.
     pub(super) fn is_hopeless(&self, error: &KernelError) -> bool {
         match error {
             KernelError::Stopped => true,
@@ -365,24 +370,24 @@ impl Machine {
     }
 }
 
-/// What an audit left undone.
+/// The writes that an audit left undone.
 struct Undone {
-    /// How many writes, but for those that a peer's record is the cause of.
+    /// The number of writes, except those caused by a peer's record.
     writes: usize,
-    /// Whether the devices are complete, and of each kind of object that was refused some peer's is in place: then some
+    /// Whether the devices are complete and, for each kind of refused object, some peer's object is in place: then some
     /// peers can be reached.
     reaches_peers: bool,
 }
 
-/// Frees the memory of a large plan for good. From a large block that is freed glibc learns to keep twice as much in
-/// stock from then on (mallopt(3), the dynamic mmap threshold): 3 MiB an arena, after the 30 000 writes of a start. From
-/// one that shrinks it learns nothing.
+/// Frees the memory of a large plan without a lasting effect. When a large block is freed, glibc from then on keeps up
+/// to twice its size in reserve (mallopt(3), the dynamic mmap threshold): 3 MiB per arena, after the 30 000 writes of a
+/// start. A block that shrinks first has no such effect.
 fn release(mut ops: Vec<Op>) {
     ops.clear();
     ops.shrink_to(1);
 }
 
-/// Whether `op` writes a device or an address of one.
+/// Whether `op` writes a device or an address on one.
 fn touches_device(op: &Op) -> bool {
     match op.object() {
         Object::Link(_) | Object::LinkPart(..) | Object::Address(_) => true,
@@ -390,9 +395,9 @@ fn touches_device(op: &Op) -> bool {
     }
 }
 
-/// Whether what `op` repairs was done to that very object. The kernel drops neighbours and routes when their device or
-/// its address changes (docs/kernel-facts.md, "What survives what"): a fight over these is none over those. A neighbour
-/// that was right is written again for the sake of its forwarding entry.
+/// Whether `op` repairs a change that was made to its own object. The kernel drops neighbours and routes when their
+/// device or its address changes (docs/kernel-facts.md, "What survives what"): repeated changes of the device must not
+/// count for them. A neighbour that was right is written again only for its FDB entry.
 fn is_own_change(op: &Op, shaken: &BTreeSet<LinkId>) -> bool {
     let right = matches!(op, Op::PutNeighbour { mac, was, .. } if *was == Some(*mac));
     touches_device(op) || !(right || op.link().is_some_and(|link| shaken.contains(&link)))

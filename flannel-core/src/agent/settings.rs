@@ -1,4 +1,4 @@
-//! The settings of an agent: they do not change while it runs.
+//! The settings of an agent. While it runs, only the uplink selection and the addresses from the store change.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::uplink::Select;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LossPolicy {
-    /// Take a lease again, the same subnet if it is still free; the data plane stays up meanwhile.
+    /// Acquire a lease again, with the same subnet if it is still free; the data plane stays up meanwhile.
     #[default]
     Reacquire,
     /// Keep the data plane as it is and do nothing; the embedder decides.
@@ -24,20 +24,21 @@ pub enum LossPolicy {
     Stop,
 }
 
-/// What the end of a run does to the kernel. Whoever ends it decides. A run that ends by itself, be it by an error, a policy
-/// or a panic, keeps everything, since nobody has decided that the node is to leave: pods go on as they are, and the next run
-/// takes over, or [`Overlay::remove`](crate::overlay::Overlay::remove) cleans up. There is one exception: a first run on a node
-/// that shows that the kernel cannot be used gives back the lease that it took for nothing.
+/// What the end of a run does to the kernel, as the embedder decides.
+///
+/// A run that ends by itself, by an error, a policy or a panic, keeps everything: pods continue to work, and the next
+/// run takes over, or [`Overlay::remove`](crate::overlay::Overlay::remove) cleans up. The one exception is a first run
+/// on a node that finds that the kernel cannot be used: it releases the lease that it acquired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Teardown {
-    /// Leaves everything up: traffic goes on, and the next run takes over. For a restart or an upgrade.
+    /// Keeps everything: traffic continues, and the next run takes over. For a restart or an upgrade.
     Keep,
-    /// Removes everything of ours, releases the lease and deletes `subnet.env`. For a node that leaves.
+    /// Removes all of the overlay's objects, releases the lease and deletes `subnet.env`. For a node that leaves.
     Remove,
 }
 
-/// What to do when there is no uplink at start: the agent may be up before the network is.
+/// What to do when there is no uplink at start, for example because the agent starts before the network is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum MissingUplink {
@@ -45,65 +46,69 @@ pub enum MissingUplink {
     /// [`OverlayError::Uplink`](crate::overlay::OverlayError::Uplink).
     #[default]
     Fail,
-    /// Look again, at most 5 s apart, and show in the status what is wrong. A selection that no host can fit is still
-    /// an error.
+    /// Retry, at most 5 s apart, and show the error in the status. A selection that no host can satisfy is still an
+    /// error.
     Wait,
 }
 
-/// Where `subnet.env` is written, and what it says of masquerading.
+/// Where `subnet.env` is written, and its value for masquerading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SubnetEnvFile {
-    /// The file. Its directory is made if needed.
+    /// The path of the file. Its directory is created if needed.
     pub path: PathBuf,
-    /// Who masquerades what leaves the network (`FLANNEL_IPMASQ`).
+    /// Which component masquerades packets that leave the network (`FLANNEL_IPMASQ`).
     pub masquerade: Masquerade,
 }
 
 impl SubnetEnvFile {
-    /// The file at this path.
+    /// Creates the setting for a file at this path.
     pub fn new(path: impl Into<PathBuf>, masquerade: Masquerade) -> Self {
         Self { path: path.into(), masquerade }
     }
 }
 
-/// Who masquerades what leaves the network.
+/// Which component masquerades packets that leave the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Masquerade {
-    /// The agent's side: `FLANNEL_IPMASQ=true`, so that the CNI plug-in does not.
+    /// The agent's side: `FLANNEL_IPMASQ=true`, so the CNI plug-in does not.
     Agent,
-    /// Not the agent: `FLANNEL_IPMASQ=false`.
+    /// The CNI plug-in: `FLANNEL_IPMASQ=false`.
     Plugin,
 }
 
-/// What to do when the store comes to hold another configuration than the agent goes by: other networks, another backend,
-/// other settings of it, or another packet filter. Pools do not count. The store is asked each time that it speaks again. In
-/// any case no lease is taken of other networks, nor, as far as the store says, of another backend or other settings.
+/// What to do when the configuration in the store differs from the one in force: other networks, another backend, other
+/// backend settings, or another packet filter. A change of pools is ignored. The agent asks the store each time contact
+/// is restored.
+///
+/// With any policy, the agent acquires no lease of other networks, nor, if the store gives its configuration, of
+/// another backend or other backend settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ConfigPolicy {
-    /// Go on with the configuration in force until the agent is started again.
+    /// Keep the configuration in force until the agent is started again.
     Keep,
-    /// End with [`OverlayError::Reconfigured`](crate::overlay::OverlayError::Reconfigured) where the first answer of the store
-    /// is another configuration than the agent started with, as after a start from a state file; later go on. So a change
-    /// reaches all nodes when an operator starts them again, and not with the next loss of contact.
+    /// End with [`OverlayError::Reconfigured`](crate::overlay::OverlayError::Reconfigured) if the first answer of the
+    /// store differs from the configuration that the agent started with, as after a start from a state file; later keep
+    /// it. So a change takes effect when an operator restarts the agents, and not at the next loss of contact.
     #[default]
     KeepOnceConfirmed,
     /// End with [`OverlayError::Reconfigured`](crate::overlay::OverlayError::Reconfigured).
     Stop,
 }
 
-/// The settings of an agent, with who its node is.
+/// The settings of an agent, with the identity of its node.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) name: OverlayName,
-    /// The node's name in the store, once the store was asked; `None` where it knows the node by its public address.
+    /// The node's name in the store, once the store has answered; `None` if the store identifies the node by its public
+    /// address.
     pub(crate) node: Option<NodeIdentity>,
     pub(crate) uplink: Select,
     pub(crate) missing_uplink: MissingUplink,
     /// Addresses to publish, from the builder.
     pub(crate) public: Dual<IpAddr>,
-    /// The same from the store.
+    /// Addresses to publish, from the store.
     pub(crate) store_public: Dual<IpAddr>,
     pub(crate) store_addresses: Vec<IpAddr>,
     pub(crate) slots: Vec<RouteSlot>,
@@ -140,13 +145,13 @@ impl Settings {
         }
     }
 
-    /// The same, for the node that the store knows as `node`.
+    /// Returns the settings with the identity and addresses of `node`.
     pub(crate) fn for_node(&self, node: ThisNode) -> Self {
         let ThisNode { name, public } = node;
         Self { node: name, store_public: public, ..self.clone() }
     }
 
-    /// The addresses that somebody set for this node to publish.
+    /// The addresses that were set for this node to publish.
     pub(crate) fn public_override(&self) -> Dual<IpAddr> {
         let (first, second) = (self.public, self.store_public);
         Dual { v4: first.v4.or(second.v4), v6: first.v6.or(second.v6) }

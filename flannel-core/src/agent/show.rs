@@ -1,4 +1,4 @@
-//! What the agent shows of itself: the status, and the events that go with its changes.
+//! Keeps the status up to date, and emits the events for its changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::plan::Conflict;
 use super::{Cause, Machine, SPACING};
 
 impl Machine {
-    /// Changes the status.
+    /// Changes the status and marks it as changed.
     pub(super) fn show(&mut self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status);
         self.status_changed = true;
@@ -76,7 +76,7 @@ impl Machine {
         if let Some(error) = error.as_ref().filter(|error| self.status.last_error.as_ref() != Some(error)) {
             self.events.push(Event::KernelTrouble(error.clone()));
         }
-        // Whatever the kernel is like, nobody is ready without a lease (docs/faults.md, I16).
+        // Without a lease the overlay is not ready, whatever the kernel's state (docs/faults.md, I16).
         let phase = if self.renewal.is_held() { phase } else { Phase::Starting };
         if phase == Phase::Ready && was != Phase::Ready {
             self.events.push(Event::Ready);
@@ -114,7 +114,7 @@ impl Machine {
         });
     }
 
-    /// Brings the status up to date with the peers there are, whatever call is under way.
+    /// Updates the status for the current peers, whatever call is under way.
     pub(crate) fn show_admitted(&mut self, now: BootTime) {
         self.judge_removals(now);
         self.show_peers();
@@ -226,7 +226,7 @@ impl Machine {
             }
         });
         if freed {
-            // What a bad record protected is nobody's now, or another's.
+            // The objects that a bad record protected belong to no node now, or to another one.
             self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);
         }
         self.events.extend(self.guard.protected.take_mass_to_tell().map(Event::DeletionsWithheld));

@@ -1,4 +1,4 @@
-//! What an overlay says of itself: a status to read, events to follow.
+//! The status and the events of an overlay.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::net::{Family, Mtu, Prefix};
 use crate::plan::{Conflict, Plan};
 use crate::text::Plain;
 
-/// How far an overlay has come. Not ordered, since an agent that has ended has come further than none:
+/// How far an overlay has come. Not ordered, because [`Stopped`](Self::Stopped) has no place in the order:
 /// [`has_reached`](Self::has_reached) compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -25,11 +25,12 @@ pub enum Phase {
     Starting,
     /// The lease is held and published.
     LeaseHeld,
-    /// The devices are there, but the kernel refused a part of one or all that is of one kind for peers, so that no peer of
-    /// some address family can be reached, or contact with it was lost: see [`Status::undone`] and [`Status::last_error`].
+    /// The devices exist, but no peer of some address family can be reached, because the kernel refused a part of a
+    /// device or all objects of one kind, or contact with the kernel was lost: see [`Status::undone`] and
+    /// [`Status::last_error`].
     DeviceReady,
-    /// Lease held, devices and peers programmed; what is not is in the status: see [`Status::degraded`]. Whether traffic can
-    /// be carried depends on the uplink as well: see [`Status::is_ready`].
+    /// The lease is held, and devices and peers are programmed, with the exceptions in [`Status::degraded`]. Whether
+    /// traffic can be carried depends on the uplink as well: see [`Status::is_ready`].
     Ready,
     /// The agent has ended: see [`Status::ended`].
     Stopped,
@@ -48,13 +49,13 @@ impl fmt::Display for Phase {
 }
 
 impl Phase {
-    /// Returns whether an overlay in this phase has come as far as `phase`. One that has ended has reached
-    /// [`Stopped`](Self::Stopped) alone.
+    /// Returns whether an overlay in this phase has come as far as `phase`. An overlay that has ended has reached only
+    /// [`Stopped`](Self::Stopped).
     pub fn has_reached(self, phase: Self) -> bool {
         self == phase || self.rank().zip(phase.rank()).is_some_and(|(this, other)| this >= other)
     }
 
-    /// Its place on the way to readiness.
+    /// Its position on the way to readiness.
     fn rank(self) -> Option<u8> {
         match self {
             Self::Starting => Some(0),
@@ -66,19 +67,19 @@ impl Phase {
     }
 }
 
-/// Contact with the lease store. Never part of readiness: the data plane stays as it is while the store is away.
+/// Contact with the lease store. It does not affect readiness: the data plane stays as it is while the store is away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Contact {
-    /// Nothing was heard yet.
+    /// The store has not answered yet.
     Never,
-    /// The store answers: both the watch of the leases and the calls about the own one, as far as they have spoken.
+    /// The store answers. Neither the watch nor the calls about this node's lease have a current error.
     Live,
     /// The watch or the calls fail. The two are tracked independently: a live watch does not mean that renewals work.
     Lost {
-        /// Since when.
+        /// When the first of the current errors occurred.
         since: BootTime,
-        /// Why, in words; of both where both fail.
+        /// The error as text; both errors if both fail.
         error: String,
     },
 }
@@ -87,90 +88,92 @@ pub enum Contact {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum SubscriptionState {
-    /// What somebody changes is seen at once.
+    /// Changes by other programs are seen at once.
     #[default]
     Active,
-    /// It is opened again with back-off: until then what somebody changes is seen by the next audit only.
+    /// The subscription is being opened again with back-off. Until then, changes by other programs are seen only by the
+    /// next audit.
     Broken,
 }
 
-/// Somebody else changes or deletes our record, again and again: most likely another agent under this node's name. Run
-/// one agent a name. Forgotten once the lease has stood for 30 s.
+/// Another program repeatedly changes or deletes this node's record, most likely another agent under the same node
+/// name. Run only one agent per name. Cleared once the lease has been undisturbed for 30 s.
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Contended {
-    /// How often in a row the lease was taken, or its record written, again.
+    /// How many times in a row the lease was acquired, or its record written, again.
     pub times: u32,
-    /// When that is done next: at once the first time, then 1, 2, 4 s and so on up to 16 s apart, each ± 10 %. `None`
-    /// while the lease stands, or while the policy is not to take it again.
+    /// When that happens next: at once the first time, then after 1, 2, 4 s and so on up to 16 s, each ± 10 %. `None`
+    /// while the lease is undisturbed, or if the policy is not to acquire it again.
     pub next: Option<BootTime>,
 }
 
-/// How many peers there are, by what became of them.
+/// The number of peers and other records.
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct PeerCounts {
     /// Records accepted as peers.
     pub accepted: usize,
-    /// Of those, skipped by the backend in some family: see [`Status::skipped`].
+    /// Accepted peers that the backend skips in some family: see [`Status::skipped`].
     pub skipped: usize,
     /// Records not accepted: see [`Status::quarantined`].
     pub quarantined: usize,
-    /// Records dropped since the store last listed everything, because it holds more than
+    /// Records dropped since the store last listed everything, because it has more than
     /// [`MAX_RECORDS`](crate::lease::MAX_RECORDS) or their keys are longer than
-    /// [`LeaseKey::MAX_BYTES`](crate::lease::LeaseKey::MAX_BYTES). One that is written again counts again.
+    /// [`LeaseKey::MAX_BYTES`](crate::lease::LeaseKey::MAX_BYTES). A record that is written again counts again.
     pub dropped: usize,
 }
 
-/// What has become of `subnet.env`.
+/// The state of `subnet.env`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum EnvFile {
-    /// It says what is true, or none is to be written.
+    /// The file is up to date, or none is configured.
     #[default]
     Settled,
-    /// It is to be written once the devices are there, or once more after a failure.
+    /// The file will be written once the devices exist, or again after a failure.
     Pending {
-        /// Why the last try failed, in words with the remedy; `None` before the first.
+        /// Why the last write failed, as text with the remedy; `None` before the first one.
         error: Option<String>,
     },
 }
 
-/// Why the deletion or replacement of what is there waits.
+/// Why the deletion or replacement of existing objects waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WithheldBecause {
-    /// The store said that most peers are gone at once; a second look is taken at this time, or, while the store is
-    /// away, once it is back.
+    /// Most peers left at once. Their objects are deleted at this time unless the peers return; while the store is
+    /// away, the deletion waits until it is back.
     #[error("most peers went at once: deleted unless they come back within a minute")]
     MassRemoval(BootTime),
-    /// The agent started from a snapshot of a store that is away, which does not know the prefix; the store decides.
+    /// The agent started from a snapshot of a store that is away, and the snapshot lacks the prefix. The deletion waits
+    /// until the store is back.
     #[error("the snapshot of a store that is away does not know it: the store decides once it is back")]
     Unconfirmed,
     /// A record that does not parse names the prefix.
     #[error("a record that does not parse names it: mend or delete the record")]
     BadRecord,
-    /// Its route leads to a peer that is in a prefix of one of the host's addresses, and the connected route to that
-    /// prefix is missing. The kernel goes on using the route, but would not take it again. It is not deleted before the
-    /// connected route is back; another route, through the tunnel, replaces it after 10 s without.
+    /// Its route leads to a peer in a prefix of one of the host's addresses, and the connected route to that prefix is
+    /// missing. The kernel keeps using the route, but would not accept it again. It is not deleted before the connected
+    /// route is back; a route through the tunnel replaces it after 10 s without the connected route.
     #[error("the connected route to its gateway is missing, without which its route could not be added again: add it")]
     Unreached,
 }
 
-/// A write that the kernel refused. It is tried again by every audit, and audits for its sake alone are ever rarer.
+/// A write that the kernel refused. Every audit retries it; audits that are due only for it have growing intervals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// The peer that it was for; `None` where it was for the node itself, or for nobody any more.
+    /// The peer that it was for; `None` if it was for this node, or for a peer that has left.
     pub peer: Option<LeaseKey>,
-    /// What was refused, in the kernel's words.
+    /// The refused operation and the kernel's error, as text.
     pub error: String,
 }
 
 impl Refusal {
-    /// What to do.
+    /// Returns what to do.
     pub fn remedy(&self) -> &'static str {
         match self.peer {
             Some(_) => {
@@ -181,92 +184,94 @@ impl Refusal {
     }
 }
 
-/// The agent's state, published whenever it changes. Cheap to clone: what may be large is shared.
+/// The agent's state, published whenever it changes. Cheap to clone: large parts are shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
-    /// How far it has come.
+    /// How far the overlay has come.
     pub phase: Phase,
-    /// What a start is at, or that there is no run; `None` from a run's first lease to its end. See
-    /// [`waits_for`](Self::waits_for), which says what is waited for at any time.
+    /// What a start waits for, or [`Wait::Run`] if there is no run; `None` from a run's first lease to its end.
+    /// [`waits_for`](Self::waits_for) returns what the overlay waits for at any time.
     pub starting: Option<Wait>,
     /// How the run ended; `None` while it goes on, and before the first one.
     pub ended: Option<End>,
-    /// The network's configuration that the agent goes by, once it has a lease.
+    /// The network configuration in force, once there is a lease.
     pub network: Option<Arc<NetworkConfig>>,
-    /// Another configuration that the store has now; `None` while it has the same, as far as is known. Start the agent again
-    /// to go by it: until then what is in the kernel stays, and no lease is taken of other networks or another backend.
+    /// The configuration in the store, if it differs from the one in force; `None` if it does not, as far as is known.
+    /// Restart the agent to use it: until then kernel objects stay, and no lease of other networks or another backend
+    /// is acquired.
     pub reconfigured: Option<Arc<NetworkConfig>>,
-    /// The lease held. None before it is taken, and after it was lost or given back.
+    /// The held lease. `None` before it is acquired, and after it was lost or released.
     pub lease: Option<Arc<Lease>>,
-    /// How another program contends for this node's record; `None` while none does.
+    /// The contention for this node's record by another program; `None` if there is none.
     pub contended: Option<Contended>,
-    /// The uplink, or what is wrong with it.
+    /// The uplink, or why it cannot be used.
     pub uplink: UplinkState,
     /// The MTU for pods.
     pub mtu: Option<Mtu>,
     /// Contact with the store.
     pub store: Contact,
-    /// Whether the store has said in this run which peers there are.
+    /// Whether the store has listed the peers in this run.
     pub listed: bool,
     /// The subscription to the kernel's notifications.
     pub notifications: SubscriptionState,
-    /// What has become of `subnet.env`. Pods cannot be attached before it is written.
+    /// The state of `subnet.env`. Pods cannot be attached before it is written.
     pub subnet_env: EnvFile,
     /// Counts of peers.
     pub peers: PeerCounts,
-    /// Records that are no peers, with the reason: the first [`MAX_QUARANTINED`](Self::MAX_QUARANTINED) in the order of
-    /// keys. [`PeerCounts::quarantined`] counts all.
+    /// Records that are not accepted as peers, with the reason: the first [`MAX_QUARANTINED`](Self::MAX_QUARANTINED) in
+    /// the order of keys. [`PeerCounts::quarantined`] counts all.
     pub quarantined: Arc<BTreeMap<LeaseKey, Reason>>,
-    /// Why other nodes do not take our own record for a peer, as far as that can be known here.
+    /// Why other nodes do not accept this node's record as a peer, as far as this node can determine it.
     pub own_trouble: Option<Reason>,
-    /// Peers the backend gives nothing, with the reason.
+    /// Peers that the backend skips, with the reason.
     pub skipped: Arc<BTreeMap<(LeaseKey, Family), Skip>>,
-    /// Foreign objects in our way: the first [`MAX_CONFLICTS`](Self::MAX_CONFLICTS).
+    /// Foreign objects that are in the way: the first [`MAX_CONFLICTS`](Self::MAX_CONFLICTS).
     pub conflicts: Arc<Vec<Conflict>>,
-    /// How many there are.
+    /// The number of all conflicts.
     pub conflict_count: usize,
-    /// Objects that somebody else keeps changing.
+    /// Objects that another program keeps changing.
     pub flapping: Arc<Vec<Object>>,
-    /// What makes the data planes of our devices slower than they could be. Packets are carried all the same.
+    /// What makes the data planes of the overlay's devices slower than they could be. Packets are still carried.
     pub limitations: Arc<Vec<(LinkName, Limitation)>>,
     /// Writes that the kernel refused in the last audit, at most 1024 of them.
     pub refused: Arc<BTreeMap<Object, Refusal>>,
-    /// Former networks of this node that may still hold routes of ours: they are looked at once the present one is in
-    /// place and the store speaks.
+    /// Former networks of this node that may still have routes of the overlay. They are cleared once the present
+    /// network is in place and the store itself answers.
     pub former: Arc<Vec<Prefix>>,
-    /// Prefixes whose deletion waits, or the replacement of their route.
+    /// Prefixes whose objects are not deleted for now, or whose route is not replaced.
     pub withheld: Arc<BTreeMap<Prefix, WithheldBecause>>,
-    /// Prefixes that bad records name and that are not withheld all the same, because there are more than
-    /// [`Admission::MAX_WITHHELD`](crate::admit::Admission::MAX_WITHHELD): what is there of ours is deleted as if nobody named
-    /// it. Counted since the store last listed everything. Mend or delete the bad records.
+    /// Prefixes that bad records name but that are not withheld, because there are more than
+    /// [`Admission::MAX_WITHHELD`](crate::admit::Admission::MAX_WITHHELD): the overlay's objects there are deleted as
+    /// if no record named the prefix. Counted since the store last listed everything. Correct or delete the bad
+    /// records.
     pub unprotected: usize,
-    /// Links, addresses and routes of the host that are not known, because it has more than
-    /// [`HostFacts`](crate::kernel::HostFacts) has room for: an uplink among them is not found, and a default route or a
-    /// prefix in use among them is not heeded. Delete what nobody uses.
+    /// The number of links, addresses and routes of the host that were left out, because it has more than
+    /// [`HostFacts`](crate::kernel::HostFacts) has room for: an uplink among them is not found, and a default route or
+    /// a prefix in use among them is ignored. Delete unused ones.
     pub unknown_host_objects: usize,
-    /// Writes that the last round could not do, but for those of [`Status::refused`] that a peer's record is the cause
-    /// of: the kernel rejects the value, and has taken an object of the same kind (route, neighbour or forwarding entry,
-    /// of the same family) for another peer. Where it has taken none, the cause may be this node, so all count; that is
-    /// also so for the refused object of the only peer.
+    /// Writes that the last audit could not do, except those of [`Status::refused`] that a peer's record is the cause
+    /// of: the kernel rejects the value, and has accepted an object of the same kind (route, neighbour or FDB entry, of
+    /// the same family) for another peer. If it has accepted none, the cause may be this node, so all count, including
+    /// the refused object of an only peer.
     pub undone: usize,
-    /// Audits done.
+    /// The number of completed audits.
     pub audits: u64,
-    /// Lease rounds done.
+    /// The number of completed lease rounds.
     pub lease_rounds: u64,
-    /// Writes that audits had to do on objects that had been right before.
+    /// The number of writes with which audits repaired objects that had been as wanted.
     pub drift_repaired: u64,
-    /// The last trouble, in words; `None` once a round went well.
+    /// The last error, as text; `None` after a round without one.
     pub last_error: Option<String>,
 }
 
 impl Status {
-    /// The most records in [`quarantined`](Self::quarantined).
+    /// The maximum number of records in [`quarantined`](Self::quarantined).
     pub const MAX_QUARANTINED: usize = 1000;
-    /// The most objects in [`conflicts`](Self::conflicts).
+    /// The maximum number of objects in [`conflicts`](Self::conflicts).
     pub const MAX_CONFLICTS: usize = Plan::MOST_TOLD;
-    /// The most entries of one list in a status that is serialized (feature `serde`). Each list that may be longer has a
-    /// count of all beside it.
+    /// The maximum number of entries of one list in a serialized status (feature `serde`). Each list that may be longer
+    /// has a count of all entries beside it.
     pub const MAX_LISTED: usize = 1000;
 }
 
@@ -308,99 +313,101 @@ impl Default for Status {
     }
 }
 
-/// Why a lease is not ours any more.
+/// Why this node lost its lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LossReason {
-    /// Its record is gone from the store. Only where nodes are known by their address: else it is written again.
+    /// Its record was deleted from the store. Only if the store identifies nodes by address; otherwise the record is
+    /// written again.
     #[error("its record was deleted")]
     Deleted,
-    /// Its record is another node's. Only where nodes are known by their address.
+    /// Its record now belongs to another node. Only if the store identifies nodes by address.
     #[error("its record is another node's")]
     Taken,
-    /// It ran out before the store could be reached.
+    /// It expired before the store could be reached.
     #[error("it ran out before the store could be reached")]
     Expired,
-    /// The store said so, in words.
+    /// The store refused it, its record is damaged or names other subnets, or another node has its subnets. The reason
+    /// as text.
     #[error("{}", Plain(.0))]
     Refused(String),
 }
 
-/// Something that happened. Values only: embedders never parse logs.
+/// A change that the agent reports, as a value: embedders need not parse logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A lease was taken, or taken again with another subnet.
+    /// A lease was acquired: the first one, one after a loss, or one with another key or other subnets.
     LeaseAcquired(Arc<Lease>),
-    /// The lease was extended.
+    /// The lease was extended or published again.
     LeaseRenewed(Arc<Lease>),
-    /// The lease is not ours any more; what follows is the policy's choice.
+    /// The lease was lost. The [`LossPolicy`](crate::overlay::LossPolicy) decides what follows.
     LeaseLost(LossReason),
-    /// The store holds another configuration than the agent goes by: see [`Status::reconfigured`].
+    /// The configuration in the store differs from the one in force: see [`Status::reconfigured`].
     ConfigChanged(Arc<NetworkConfig>),
-    /// The store gave a whole snapshot.
+    /// The store listed all records.
     Snapshot(PeerCounts),
-    /// A peer appeared.
+    /// A peer was added.
     PeerAdded(Arc<Lease>),
     /// A peer's record changed.
     PeerChanged(Arc<Lease>),
-    /// A peer went away.
+    /// A peer was removed.
     PeerRemoved(Arc<Lease>),
     /// A record is not accepted as a peer.
     PeerQuarantined(LeaseKey, Reason),
-    /// Other nodes do not take our own record for a peer, for this reason: see [`Status::own_trouble`]. `None`: they do
-    /// again.
+    /// Other nodes do not accept this node's record as a peer, for this reason: see [`Status::own_trouble`]. `None`:
+    /// they accept it again.
     OwnTrouble(Option<Reason>),
-    /// Records are dropped, for there are too many or their keys are too long: see [`PeerCounts::dropped`].
+    /// Records are dropped, because there are too many or their keys are too long: see [`PeerCounts::dropped`].
     RecordsDropped(usize),
-    /// An audit found objects of ours missing or changed and wrote them.
+    /// An audit found objects of the overlay missing or changed, and wrote them again.
     DriftRepaired {
-        /// How many writes.
+        /// The number of writes.
         writes: usize,
-        /// From the start of the audit to the last acknowledgement.
+        /// The time from the start of the audit to the last acknowledgement.
         took: Duration,
     },
-    /// A foreign object stands in our way.
+    /// A foreign object is in the way.
     ConflictFound(Conflict),
-    /// Somebody else keeps changing an object.
+    /// Another program keeps changing an object.
     Flapping(Object),
-    /// A data plane was found to be slower than it could be: see [`Status::limitations`].
+    /// A data plane is slower than it could be: see [`Status::limitations`].
     Limited(LinkName, Limitation),
-    /// That has ended.
+    /// A limitation has ended.
     LimitationGone(LinkName, Limitation),
-    /// The kernel refuses to write something.
+    /// The kernel refused a write.
     Refused(Object, Refusal),
-    /// Most peers went at once: deletions wait for a second look, so many prefixes. Told once while they wait, and again
+    /// Most peers left at once: the deletions for this many prefixes wait. Reported once while they wait, and again
     /// when twice as many do.
     DeletionsWithheld(usize),
     /// The store does not answer.
     StoreLost(String),
     /// The store answers again.
     StoreBack,
-    /// The kernel did not do what it should.
+    /// A kernel operation failed.
     KernelTrouble(String),
-    /// The kernel's notifications do not arrive: until they do, audits alone see what somebody changes.
+    /// The kernel's notifications do not arrive: until they do, only audits see changes by other programs.
     NotificationsLost,
     /// The kernel's notifications arrive again.
     NotificationsBack,
     /// The uplink changed.
     UplinkChanged(Uplink),
-    /// The uplink, its address or its carrier is gone; what is programmed stays.
+    /// The uplink, its address or its carrier was lost. Programmed objects stay.
     UplinkLost(String),
-    /// There is an uplink with its address and a carrier again, the same or another.
+    /// An uplink with its address and a carrier is available again, the same or another.
     UplinkBack(Uplink),
-    /// What other nodes should be told of this one cannot be said as the host is now; the last word stays published.
+    /// The attributes of this node cannot be determined on the current host. The last published ones stay.
     AdvertiseFailed(String),
-    /// So many events were lost to this reader, which was too slow: the status says what they led to.
+    /// This many events were lost to this reader because it was too slow. The status shows their effects.
     Missed(u64),
-    /// The phase has come to [`Phase::Ready`].
+    /// The overlay reached [`Phase::Ready`].
     Ready,
-    /// The run has ended. What the next run of the same overlay tells comes after it.
+    /// The run has ended. Events of the next run of the same overlay follow.
     Stopped(End),
 }
 
 impl Event {
-    /// Its kind in one word, as logs and metrics name it.
+    /// Returns its kind in one word, as used in logs and metrics.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::LeaseAcquired(_) => "lease_acquired",

@@ -1,4 +1,4 @@
-//! What the store reports: leases that come, change and go, a list of all of them, and trouble.
+//! Events of the store: leases that are added, changed and removed, lists of all records, and errors.
 
 use std::collections::BTreeSet;
 
@@ -53,7 +53,7 @@ impl Machine {
         let first = !std::mem::replace(&mut self.synced, true);
         if first {
             self.show(|status| status.listed = true);
-            // It was read before the lease was taken, and maybe from a state file.
+            // The configuration was read before the lease was acquired, possibly from a state file.
             self.reconfiguration.ask();
         }
         match reset {
@@ -75,7 +75,7 @@ impl Machine {
                 }
                 self.prefix_in_use(now, &prefix);
             }
-            // The first snapshot says who is there, and the first audit is about everything anyway.
+            // After the first list, the first audit covers all peers anyway.
             if !first {
                 self.show_peer(&change);
                 self.note(change);
@@ -95,14 +95,15 @@ impl Machine {
         }
     }
 
-    /// Judges the peers that left one by one since the last time. Once for all of them: many may leave in one burst.
+    /// Judges the peers that left one by one since the last call. Called once for all of them, because many may leave
+    /// in one burst.
     pub(super) fn judge_removals(&mut self, now: BootTime) {
         let pending = self.changes.values().filter(|change| change.new.is_none());
         let waiting = || pending.flat_map(|change| prefixes_of(change.old.as_deref())).collect();
         self.stale.all_prefixes |= self.guard.protected.judge_removals(now, self.prefixes, waiting);
     }
 
-    /// Protects prefixes that bad records have come to name, and no others any more.
+    /// Protects the prefixes that bad records name now, and only those.
     pub(super) fn protect_named(&mut self) {
         for prefix in self.admission.changed_withheld() {
             self.stale.prefixes.insert(*prefix);
@@ -114,11 +115,11 @@ impl Machine {
         }
     }
 
-    /// A peer or this node has the prefix now: no deletion there waits any longer.
+    /// Notes that a peer or this node has the prefix now: deletions there no longer wait.
     pub(super) fn prefix_in_use(&mut self, now: BootTime, prefix: &Prefix) {
         self.stale.prefixes.insert(*prefix);
         if self.guard.protected.in_use(prefix) {
-            // No change of a peer names what is to be deleted: only an audit finds it.
+            // The objects to delete are not part of a peer's change: only an audit finds them.
             self.audit.comes_first = true;
             self.stale.all_prefixes = true;
             self.audit_at(self.audit.last.map_or(now, |last| last.after(SPACING)).max(now), Cause::Expected);

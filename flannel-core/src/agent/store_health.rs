@@ -1,19 +1,19 @@
-//! Contact with the lease store: one state, out of what its watch says and what calls to it say.
+//! Contact with the lease store: one state, combined from its watch and the calls to it.
 
 use crate::agent::status::Contact;
 use crate::clock::BootTime;
 
-/// Where the state of the store was heard.
+/// The source of a report about the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The watch of the leases.
     Watch,
-    /// Calls about the own lease.
+    /// Calls about this node's lease.
     Calls,
 }
 
-/// The last that was heard of each. One that is well does not make up for the other: while renewals are denied, events of the
-/// watch would otherwise say over and over that the store is back.
+/// The last error of each source. A success of one does not clear an error of the other: while renewals are denied,
+/// events of the watch would otherwise report again and again that the store is back.
 #[derive(Debug, Default)]
 pub(crate) struct StoreHealth {
     watch: Option<Trouble>,
@@ -36,7 +36,7 @@ impl StoreHealth {
         trouble.error = error;
     }
 
-    /// What the watch says, whatever becomes of calls: whether what it shows is the store's own word.
+    /// The state of the watch alone: whether its events come from the store itself.
     pub(crate) fn watch(&self) -> Contact {
         match &self.watch {
             None => Contact::Live,

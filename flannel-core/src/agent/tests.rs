@@ -53,7 +53,7 @@ fn backend_with(state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBack
     backend_on(device(), state)
 }
 
-/// A backend that wants its one device so, and this for peers.
+/// A backend that wants this one device, and this for peers.
 fn backend_on(link: Link, state: impl Fn(&Peer) -> PeerState + Send + 'static) -> MockBackend {
     let mut backend = MockBackend::new();
     backend.expect_wire_type().return_const("tunnel");
@@ -79,7 +79,7 @@ fn machine() -> Machine {
     machine_on(samples::host(), backend())
 }
 
-/// A machine whose store never answers what its configuration is.
+/// A machine whose store never returns its configuration.
 fn machine_on(host: HostFacts, backend: MockBackend) -> Machine {
     let context = NodeContext { host: Arc::new(host), ..samples::context(config()) };
     let local: LocalNode = samples::local(context, samples::lease(1, V4, "tunnel").attrs);
@@ -115,7 +115,7 @@ fn refuse(ops: usize) -> ApplyReport {
     ApplyReport { refused: (0..ops).map(|place| (place, error())).collect(), ..ApplyReport::default() }
 }
 
-/// A list of so many records that are bad, and none of them the own one.
+/// A list of this many bad records, without this node's own.
 fn bad_records(count: usize) -> LeaseEvent {
     let bad =
         |n: usize| Record::bad(LeaseKey::new(&n.to_string()), n as u64, BadRecord::new("no JSON", Dual::default()));
@@ -141,12 +141,12 @@ fn a_lease_that_has_run_out_is_not_renewed_though_no_wake_has_said_so() {
     local.lease = Arc::new(Lease { expires: Some(at(60_000)), ..(*local.lease).clone() });
     let status = Status::default();
     let mut machine = Machine::new(Arc::new(settings()), Arc::new(backend()), local, status, at(0), Jitter::seeded(1));
-    // The host slept, and it is a question that wakes the agent.
+    // The host was suspended, and a question wakes the agent.
     assert!(matches!(machine.store_call(at(60_000)), Some(StoreCall::Acquire(_))));
     assert!(machine.held_lease().is_none());
 }
 
-/// Has the host read once, as it is.
+/// Makes the machine read this host once.
 fn read(machine: &mut Machine, now: BootTime, host: &HostFacts) {
     machine.handle(now, Input::Hint(Hint::FactsChanged));
     loop {
@@ -264,7 +264,7 @@ fn after_all_that_is_due_was_served_the_next_deadline_lies_ahead() {
     let former: Prefix = "10.99.0.0/16".parse().unwrap();
     machine.look_after(vec![former]);
     machine.handle(at(0), Input::Store(Ok(own_record())));
-    // The device is not there, a route is left in the former network, and every write is refused.
+    // The device is missing, a route is left in the former network, and every write is refused.
     let left: Prefix = "10.99.1.0/24".parse().unwrap();
     let route = Route::overlay(left, left.addr(), LinkId::Own(0));
     let seen = State { routes: [(RouteKey { prefix: left, nth: 0 }, route)].into(), ..State::default() };
@@ -289,7 +289,7 @@ fn with_route(prefix: Prefix, route: Route) -> State {
     State { links: [(LinkId::Own(0), device())].into(), routes, ..State::default() }
 }
 
-/// Serves what is due at `now` and returns what was written; every write is done.
+/// Serves the calls that are due at `now`, with every write done. Returns the writes.
 fn written(machine: &mut Machine, now: BootTime, host: &HostFacts, seen: &State) -> Vec<Op> {
     let mut ops = Vec::new();
     while let Some(call) = machine.kernel_call(now) {
@@ -369,7 +369,7 @@ fn a_shared_mac_address_sets_no_deadline_that_waits_for_the_kernel() {
     }
 }
 
-/// A node with `peers` peers, all programmed, and what its kernel holds.
+/// A node with `peers` programmed peers, and the state of its kernel.
 fn with_peers(peers: u8) -> (Machine, State) {
     let route =
         |peer: &Peer| peer.subnets.v4.map(|prefix| (prefix, Route::overlay(prefix, prefix.addr(), LinkId::Own(0))));
@@ -416,7 +416,7 @@ fn most_peers_that_leave_at_once_one_by_one_are_deleted_after_a_minute() {
     assert_eq!(leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO), 0);
     assert_eq!((machine.status.withheld.len(), seen.routes.len()), (20, 20));
     assert_eq!(machine.guard.protected.judged, 1, "a burst is judged as one");
-    // One that comes back is in use, and nothing of it waits.
+    // A peer that returns is in use, and none of its objects wait.
     let back = Record::of(samples::lease(2, V4, "tunnel"), 30);
     machine.handle(at(5000), Input::Store(Ok(LeaseEvent::Upsert(back))));
     assert_eq!(delete(&mut machine, at(5000), &mut seen), 0);
@@ -463,7 +463,7 @@ fn deletions_that_wait_are_told_once_and_again_when_twice_as_many_do() {
         join(&mut machine, &mut seen, n, at(5000 + u64::from(n)));
     }
     assert_eq!((told(&mut machine), machine.status.withheld.len()), (vec![], 1));
-    // Once none waits, the next removal is another.
+    // Once no deletion waits, the next removal counts as a new one.
     join(&mut machine, &mut seen, 21, at(6000));
     leave_one_by_one(&mut machine, &mut seen, 20, Duration::ZERO);
     assert_eq!(told(&mut machine), [20]);

@@ -1,4 +1,5 @@
-//! Routes to peers whose connected route is missing: the kernel goes on using such a route, but would not take it again.
+//! Routes to peers whose connected route is missing: the kernel keeps using such a route, but would not accept it
+//! again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,27 +9,26 @@ use crate::kernel::{Op, Route};
 use crate::net::Prefix;
 use crate::plan::Plan;
 
-/// How long a route whose connected route is missing is kept from being replaced. Whoever takes a link over deletes the
-/// connected route and adds it again within moments; a connected route that stays away is not coming back.
+/// How long a route whose connected route is missing is not replaced. A network manager that takes over a link deletes
+/// the connected route and adds it again within moments; one that is missing for longer will not return.
 const REPLACE_WAIT: Duration = Duration::from_secs(10);
 
-/// Whether a route leads to a peer that is on a prefix of the host's, while the connected route to that prefix is
-/// missing.
+/// Whether a route leads to a peer in a prefix of the host's, while the connected route to that prefix is missing.
 pub(crate) type IsUnreached<'a> = dyn Fn(&Prefix, &Route) -> bool + 'a;
 
 /// Such routes, as the last round found them: at most one for each prefix of a peer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Unreached {
     routes: BTreeMap<Prefix, Noted>,
-    /// The first time at which one of these may be replaced.
+    /// The earliest time at which one of these may be replaced.
     replace_at: Option<BootTime>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Noted {
-    /// Whether the peer would have no route at all otherwise: that is never done.
+    /// Whether the plan deletes the route without a replacement, which is never done.
     deleted: bool,
-    /// When it may be replaced by another.
+    /// When it may be replaced by another route.
     replace_at: Option<BootTime>,
 }
 
@@ -40,8 +40,8 @@ enum Write {
 }
 
 impl Unreached {
-    /// Notes which routes `plan` would take away while their connected route is missing. The plan is about the prefixes
-    /// that `concerns` names and no others. Returns the prefixes for which something may have changed by that.
+    /// Notes which routes `plan` would delete or replace while their connected route is missing. The plan covers the
+    /// prefixes for which `concerns` is true. Returns the prefixes whose state may have changed.
     pub(crate) fn note(
         &mut self,
         plan: &Plan,
@@ -54,7 +54,7 @@ impl Unreached {
         self.routes = others;
         let mut changed: BTreeSet<Prefix> = old.keys().copied().collect();
         let taken: Vec<_> = plan.ops.iter().filter_map(|op| taken_away(op, is_unreached)).collect();
-        // A deletion that makes room for another route is a replacement: IPv6 has no other way to some routes.
+        // A deletion before the creation of another route is a replacement: IPv6 has no other way to some routes.
         let created = plan.ops.iter().filter(|_| !taken.is_empty()).filter_map(|op| match op {
             Op::CreateRoute { prefix, .. } => Some(*prefix),
             _ => None,
@@ -76,7 +76,7 @@ impl Unreached {
         changed
     }
 
-    /// Keeps only times that lie ahead: one that has passed would wake the agent without end.
+    /// Keeps only future times: a past one would wake the agent without end.
     fn look_ahead(&mut self, now: BootTime) {
         let ahead = self.routes.values().filter_map(|noted| noted.replace_at).filter(|at| *at > now);
         self.replace_at = ahead.min();
@@ -91,12 +91,12 @@ impl Unreached {
         is_over
     }
 
-    /// When [`expire`](Self::expire) is next worth it.
+    /// When to call [`expire`](Self::expire) next.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         self.replace_at
     }
 
-    /// Prefixes whose route is, or was lately, kept.
+    /// Prefixes whose route is or was recently kept.
     pub(crate) fn prefixes(&self) -> impl Iterator<Item = &Prefix> {
         self.routes.keys()
     }
@@ -107,17 +107,18 @@ impl Unreached {
         self.routes.get(prefix).is_some_and(waits)
     }
 
-    /// Whether `op` waits for the connected route of what it takes away.
+    /// Whether `op` waits for the connected route of the route that it deletes or replaces.
     pub(crate) fn holds(&self, op: &Op, now: BootTime, is_unreached: &IsUnreached<'_>) -> bool {
         let Some((prefix, write)) = taken_away(op, is_unreached) else { return false };
-        // Only the whole plan tells whether a deletion makes room for another route: `note` has looked.
+        // Only the complete plan shows whether a deletion is part of a replacement; `note` has checked that.
         self.routes.get(&prefix).is_none_or(|noted| {
             (write == Write::Deleted && noted.deleted) || noted.replace_at.is_none_or(|at| at > now)
         })
     }
 }
 
-/// The route that `op` deletes or replaces, if its connected route is missing: its prefix, and what `op` does to it.
+/// The prefix of the route that `op` deletes or replaces and whose connected route is missing, and which of the two it
+/// does.
 fn taken_away(op: &Op, is_unreached: &IsUnreached<'_>) -> Option<(Prefix, Write)> {
     let (prefix, route, write) = match op {
         Op::DeleteRoute { prefix, route } => (prefix, route, Write::Deleted),

@@ -1,4 +1,4 @@
-//! Wanted state, from a backend and the peers: whole for an audit, in part for a lease round.
+//! Computes wanted state from a backend and the peers: complete for an audit, partial for a lease round.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,14 +9,15 @@ use crate::lease::{Lease, LeaseKey};
 use crate::net::Family;
 use crate::plan;
 
-/// Peers that the backend gives nothing, in a family.
+/// Peers that the backend skips, by address family.
 pub(crate) type Skips = BTreeMap<(LeaseKey, Family), Skip>;
 
-/// Everything wanted, but for peers of which all is in `seen` as it should be: that is taken out there too, and a plan for
-/// the rest is the same. So an audit that finds nothing holds the state of the kernel once, and not a second time.
+/// Returns the wanted state, except for peers whose objects are all in `seen` as wanted. Those are removed from `seen`
+/// too, and the plan for the rest is the same. So an audit without differences keeps the kernel's state in memory only
+/// once.
 ///
-/// Many peers are put into vectors and the maps built from those: a map filled one by one in ascending order is half empty
-/// (docs/kernel-facts.md, "Cost of dumps and memory").
+/// Entries are collected in vectors and the maps built from those, because a map filled one by one in ascending order
+/// is half empty (docs/kernel-facts.md, "Cost of dumps and memory").
 pub(crate) fn whole<'a>(
     backend: &dyn Backend,
     local: &LocalNode,
@@ -28,7 +29,7 @@ pub(crate) fn whole<'a>(
     scope.mark(&mut base);
     let links_settled = plan::links_settled(&base, seen, scope);
     let peers: Vec<_> = peers.collect();
-    // Three vectors that grow in turn leave thrice what they need behind.
+    // Reserved in advance: three vectors that grow in turn leave three times the memory behind that they need.
     let room = peers.len() * local.context.config.networks.families().count();
     let missing = |there: usize| if links_settled { room.saturating_sub(there) } else { room };
     let mut fdb = Vec::with_capacity(missing(seen.fdb.len()));
@@ -66,7 +67,7 @@ pub(crate) fn whole<'a>(
     (state, skips)
 }
 
-/// What one peer gets in each family in use, or why not.
+/// The objects of one peer in each family in use, or why it is skipped.
 pub(crate) fn states<'a>(
     backend: &'a dyn Backend,
     local: &'a LocalNode,
@@ -76,8 +77,8 @@ pub(crate) fn states<'a>(
     families.map(move |family| (family, backend.peer(local, peer, family)))
 }
 
-/// [`add`] for a peer as it was. A route to it may have been kept although it is given none, so that is an object of
-/// its as well: what became of it is remembered.
+/// [`add`] for the former lease of a peer. Its routes count as its objects even if the backend gives it none, because
+/// one may have been kept; its state is remembered.
 pub(crate) fn add_former(
     backend: &dyn Backend,
     local: &LocalNode,
@@ -89,7 +90,7 @@ pub(crate) fn add_former(
     objects.extend(peer.subnets.iter().map(|(_, prefix)| Object::Route(*prefix)));
 }
 
-/// Adds what `peer` wants to `state` and its objects to `objects`.
+/// Adds the wanted state of `peer` to `state`, and its objects to `objects`. Returns the families that are skipped.
 pub(crate) fn add(
     backend: &dyn Backend,
     local: &LocalNode,

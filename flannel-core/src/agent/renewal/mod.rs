@@ -1,4 +1,4 @@
-//! The own lease over time: when to renew it, and when it is lost.
+//! The renewal of this node's lease, and its loss.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,26 +14,26 @@ use crate::subnet::{OwnLeases, SubnetError, Want};
 #[cfg(test)]
 mod tests;
 
-/// Renewals are at least so far apart, however short a store's leases are.
+/// The minimum interval of renewals, however short a store's leases are.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// Something to ask of the store.
+/// A call to the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StoreCall {
     Renew(Arc<Lease>),
     Acquire(Want),
 }
 
-/// What came of an answer or a record.
+/// The effect of an answer or a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Nothing that matters to others.
+    /// No change that matters outside of this module.
     Same,
     /// The lease was extended or published again.
     Renewed,
-    /// Another lease than before.
+    /// The lease was replaced by another one.
     Replaced,
-    /// It is not ours any more.
+    /// The lease was lost.
     Lost(LossReason),
 }
 
@@ -43,19 +43,19 @@ pub(crate) struct Renewal {
     policy: LossPolicy,
     known_by: KnownBy,
     lost: bool,
-    /// Whether the record is gone or damaged: it is written again by acquiring the lease that is held.
+    /// Whether the record is missing or damaged: it is written again by acquiring the held lease.
     rewrite: bool,
-    /// What the call under way is to publish.
+    /// The attributes that the call under way publishes.
     asked: Option<LeaseAttrs>,
-    /// Whether the store has had something new since the call under way began.
+    /// Whether the store has reported a change since the call under way began.
     repeat: bool,
-    /// How the store last showed the own record while a call was under way: its answer may be older than that.
+    /// How the store last showed this node's record while a call was under way. The answer to the call may be older.
     shown: Option<Option<Arc<Lease>>>,
-    /// Whether the store has yet to show our last write: what it shows before that may be older.
+    /// Whether the store has yet to show the last write: a record that it shows before that may be older.
     unseen: bool,
-    /// When to call the store next; `None` where nothing expires and nothing changed.
+    /// When to call the store next; `None` if nothing expires and nothing changed.
     due: Option<BootTime>,
-    /// The next call comes no earlier: one failed, or the record is contended.
+    /// The earliest time of the next call, because one failed or the record is contended.
     not_before: BootTime,
     /// Attributes to publish that the store does not have yet.
     publish: Option<LeaseAttrs>,
@@ -68,20 +68,21 @@ pub(crate) struct Renewal {
 /// What identifies this node to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KnownBy {
-    /// A name that no other node has: whatever happens to the own record, the lease is kept and the record written again.
+    /// A name that no other node has: whatever happens to the record, the lease is kept and the record written again.
     Name,
-    /// The address that it publishes, which another node may come to have: with the record goes the lease.
+    /// The published address, which another node may have later: the lease is lost with the record.
     Address,
 }
 
-/// What is known of the address that identifies this node to the store.
+/// Whether this node has the address that identifies it to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Address {
     /// The host has it, or the store does not identify nodes by their address.
     Held,
     /// The host may have lost it. No lease is acquired until that is known.
     Unknown,
-    /// The host has lost it, and another node may have it. No lease is acquired, and whoever writes the record owns it.
+    /// The host has lost it, and another node may have it. No lease is acquired, and a changed record is taken for
+    /// another node's.
     Lost,
 }
 
@@ -114,12 +115,12 @@ impl Renewal {
         &self.lease
     }
 
-    /// Whether the store says that the lease is ours.
+    /// Whether this node holds the lease.
     pub(crate) fn is_held(&self) -> bool {
         !self.lost
     }
 
-    /// Who else is at the record, for the status.
+    /// The contention for the record, for the status.
     pub(crate) fn contended(&self) -> Option<Contended> {
         self.contention.show(self.due.filter(|_| self.may_call()))
     }
@@ -130,7 +131,7 @@ impl Renewal {
         [due, expiry, self.contention.calms()].into_iter().flatten().min()
     }
 
-    /// Tells what is known of the address that identifies this node.
+    /// Sets what is known of the address that identifies this node.
     pub(crate) fn identified_by(&mut self, address: Address) {
         self.address = address;
     }
@@ -139,9 +140,9 @@ impl Renewal {
         !self.lost || self.address == Address::Held
     }
 
-    /// Publishes other attributes with the next call, which is now unless the store is being waited for.
+    /// Publishes other attributes with the next call, which is due now unless a call or a wait is pending.
     pub(crate) fn publish(&mut self, attrs: LeaseAttrs, now: BootTime) {
-        // What a call under way writes is not known yet: the store may come to hold that.
+        // The outcome of a call under way is unknown: the store may have its attributes afterwards.
         if attrs == self.lease.attrs && self.asked.is_none() {
             self.publish = None;
         } else {
@@ -150,7 +151,8 @@ impl Renewal {
         }
     }
 
-    /// The lease ran out while the store was away: from then on it may be another's (docs/faults.md, I3).
+    /// Notes that the lease expired while the store was away. From then on it may be another node's (docs/faults.md,
+    /// I3).
     pub(crate) fn expire(&mut self, now: BootTime) -> Outcome {
         self.contention.calm(now);
         match self.lease.expires {
@@ -159,7 +161,7 @@ impl Renewal {
         }
     }
 
-    /// The call that is due, if one is; it is then under way until [`answered`](Self::answered).
+    /// Returns the call that is due. It is then under way until [`answered`](Self::answered).
     pub(crate) fn call(&mut self, now: BootTime) -> Option<StoreCall> {
         if self.asked.is_some() || !self.may_call() || self.due.is_none_or(|due| due > now) {
             return None;
@@ -175,20 +177,20 @@ impl Renewal {
         })
     }
 
-    /// The store answered.
+    /// Handles the answer of the store.
     pub(crate) fn answered(&mut self, answer: Result<Lease, SubnetError>, now: BootTime) -> (Outcome, Option<String>) {
         let (asked, shown) = (self.asked.take(), self.shown.take());
         match answer {
             Ok(lease) => (self.given(lease, asked, shown, now), None),
             Err(SubnetError::Lost(_)) if !self.lost && self.known_by == KnownBy::Name => {
-                // No other node can be behind it: acquiring tells what is ours.
+                // Another node cannot have the name: acquiring returns this node's lease.
                 self.rewrite = true;
                 self.ask(now);
                 (Outcome::Same, None)
             }
             Err(SubnetError::Lost(reason)) if !self.lost => (self.lose(LossReason::Refused(reason), now), None),
             Err(error) => {
-                // Whatever was shown meanwhile, the next call will tell.
+                // A record that was shown meanwhile is ignored: the next call determines the state.
                 self.not_before = now.after(self.backoff.wait());
                 self.due = self.allowed(self.not_before);
                 (Outcome::Same, Some(crate::text::chain(&error)))
@@ -196,13 +198,13 @@ impl Renewal {
         }
     }
 
-    /// The store has something new for this node: what it lacked for a lease, or what it publishes otherwise. The next call
-    /// is now, or follows the one under way.
+    /// Handles a change in the store for this node: something that was missing for a lease, or other addresses to
+    /// publish. The next call is due now, or follows the one under way.
     pub(crate) fn store_changed(&mut self, now: BootTime) {
         self.backoff.reset();
         self.repeat = self.asked.is_some();
         if self.lost || self.rewrite {
-            // Calls that failed before this say nothing about the next one.
+            // The back-off of earlier failures no longer applies.
             self.not_before = now;
         }
         if !self.repeat {
@@ -210,7 +212,7 @@ impl Renewal {
         }
     }
 
-    /// A list that lacks records lacks the own one: it may be there.
+    /// Handles an incomplete list without this node's record, which may exist.
     pub(crate) fn not_listed(&mut self, now: BootTime) -> Outcome {
         if self.unseen && self.asked.is_none() && !self.lost {
             self.ask(now);
@@ -218,7 +220,7 @@ impl Renewal {
         Outcome::Same
     }
 
-    /// The store showed the own record, or that there is none.
+    /// Handles this node's record as the store shows it, or its absence.
     pub(crate) fn own_record(&mut self, record: Option<&Record>, now: BootTime) -> Outcome {
         let seen = record.and_then(|record| record.lease.as_ref().ok());
         self.rewrite = self.known_by == KnownBy::Name && seen.is_none() && !self.lost;
@@ -251,7 +253,7 @@ impl Renewal {
             return self.lose(damage.map_or(LossReason::Deleted, |bad| damaged(bad)), now);
         };
         if self.publish.as_ref() == Some(&seen.attrs) && seen.subnets == self.lease.subnets {
-            // Our own write, whose reply was lost.
+            // This node's write, whose reply was lost.
             let expires = seen.expires.or(self.lease.expires);
             self.lease = Arc::new(Lease { expires, ..(**seen).clone() });
             self.publish = None;
@@ -268,16 +270,17 @@ impl Renewal {
             }
             seen if seen.attrs == self.lease.attrs => {
                 if seen.expires > self.lease.expires || seen.fence != self.lease.fence {
-                    // A store that shows no expiry (etcd) does not say that there is none: ours goes on counting.
+                    // A record without an expiry (as in etcd) does not mean that the lease has none: the known expiry
+                    // stays.
                     let expires = seen.expires.or(self.lease.expires);
                     self.lease = Arc::new(Lease { expires, ..(**seen).clone() });
                     self.schedule(now);
                 }
                 Outcome::Same
             }
-            // Whoever has the address now has taken the record with it.
+            // The node that has the address now has taken over the record.
             _ if self.address == Address::Lost => self.lose(LossReason::Taken, now),
-            // Somebody edited our record: write it again, over what we have just read.
+            // Another program edited the record: write it again, over the version just read.
             seen => {
                 self.publish.get_or_insert_with(|| self.lease.attrs.clone());
                 self.lease = Arc::new(Lease { fence: seen.fence.clone(), ..(*self.lease).clone() });
@@ -287,7 +290,7 @@ impl Renewal {
         }
     }
 
-    /// The lease as the store gave it.
+    /// Takes over the lease from an answer of the store.
     fn given(
         &mut self,
         lease: Lease,
@@ -300,7 +303,7 @@ impl Renewal {
         let confirmed = matches!(&shown, Some(Some(seen)) if is_shown(seen, &lease));
         self.unseen = !confirmed && (self.unseen || !is_shown(&self.lease, &lease));
         let vanished = matches!(shown, Some(None));
-        // It may have been shown what was there before, or what is there now. All else may be newer than the answer.
+        // A record shown meanwhile may equal the former or the new one. Any other may be newer than the answer.
         let doubtful =
             shown.is_some_and(|seen| !seen.is_some_and(|seen| is_same(&seen, &lease) || is_same(&seen, &self.lease)));
         if self.publish.as_ref() == Some(&lease.attrs) {
@@ -330,15 +333,15 @@ impl Renewal {
         Outcome::Lost(reason)
     }
 
-    /// Somebody was at the record, or seems to have been: the store has to say whether it is ours.
+    /// Another program changed the record, or seems to have: the store is asked whether this node still holds it.
     fn ask(&mut self, now: BootTime) {
         self.not_before = self.not_before.max(self.contention.raise(now));
-        // A rival must not keep us from renewing in time what is still ours.
+        // The wait must not delay the renewal of a held lease beyond half of its remaining time.
         let half = self.lease.expires.filter(|_| !self.lost).map(|expires| now.after(expires.since(now) / 2));
         self.due = self.allowed(half.map_or(self.not_before, |half| half.min(self.not_before)));
     }
 
-    /// `due`, unless the lease is lost and the policy leaves it so.
+    /// `due`, unless the lease is lost and the policy is not to acquire it again.
     fn allowed(&self, due: BootTime) -> Option<BootTime> {
         match self.policy {
             LossPolicy::Reacquire => Some(due),
@@ -346,7 +349,7 @@ impl Renewal {
         }
     }
 
-    /// Renewal is due at half of what is left, so that half is left for a store that is away.
+    /// Schedules the renewal at half of the remaining time, so that the other half is left for a store that is away.
     fn schedule(&mut self, now: BootTime) {
         self.due = match (&self.publish, self.lease.expires) {
             (Some(_), _) => Some(now),
@@ -359,12 +362,12 @@ impl Renewal {
     }
 }
 
-/// Whether what the store shows is what was written. A fence alone does not tell where it stays the same over writes.
+/// Whether the store shows the written record. A fence alone does not prove it, since some stores keep it over writes.
 fn is_shown(seen: &Lease, written: &Lease) -> bool {
     seen.fence == written.fence && is_same(seen, written)
 }
 
-/// Whether two leases say the same, expiry and fence apart.
+/// Whether two leases are equal, except for expiry and fence.
 fn is_same(a: &Lease, b: &Lease) -> bool {
     a.attrs == b.attrs && a.subnets == b.subnets
 }

@@ -1,4 +1,4 @@
-//! The own lease over time, call by call.
+//! The renewal of a lease, call by call.
 
 use super::*;
 use crate::lease::Fence;
@@ -13,7 +13,7 @@ fn with_lease(expires: Option<u64>) -> Renewal {
     Renewal::new(Arc::new(lease(expires)), LossPolicy::Reacquire, KnownBy::Address, at(0), Jitter::seeded(1))
 }
 
-/// The lease of a node that has a name.
+/// The lease of a named node.
 fn named(policy: LossPolicy) -> Renewal {
     Renewal::new(Arc::new(lease(Some(120))), policy, KnownBy::Name, at(0), Jitter::seeded(1))
 }
@@ -195,7 +195,7 @@ fn a_store_that_publishes_something_else_is_asked_ever_later() {
     let mut held = with_lease(None);
     held.publish(edited("").attrs, at(0));
     let times = calls(&mut held, lease(None), |_, _| {});
-    // The first call was the host's.
+    // The first call is due to the host, not to the rival.
     assert_spaced(&times[1..]);
 }
 
@@ -251,15 +251,15 @@ fn a_late_record_does_not_undo_what_was_written_since() {
     let late = Lease { attrs: other.clone(), ..fenced("8") };
     held.own_record(Some(&record(late)), at(2));
     assert_eq!((&held.lease().fence, held.deadline()), (&Fence(Some("9".into())), None));
-    // What differs may be older or newer: only the store can tell.
+    // A different record may be older or newer: only the store can tell.
     for seen in [Some(record(fenced("7"))), Some(taken()), None] {
         assert_eq!(held.own_record(seen.as_ref(), at(2)), Outcome::Same);
         assert!(held.is_held() && held.deadline() == Some(at(2)));
     }
-    // Once our own is shown it was older.
+    // Once this node's write is shown, the other record is known to be older.
     held.own_record(Some(&record(Lease { attrs: other, ..fenced("9") })), at(2));
     assert_eq!((held.deadline(), held.contended()), (None, None));
-    // From then on all is newer.
+    // From then on every record is newer.
     assert_eq!(held.own_record(Some(&taken()), at(3)), Outcome::Lost(LossReason::Taken));
 }
 
@@ -320,7 +320,7 @@ fn an_own_write_whose_reply_was_lost_is_no_rivals() {
     assert_eq!((&held.lease().attrs, held.contended()), (&moved, None));
 }
 
-/// What others may do to the record of a node that has a name, and how its lease is then written again.
+/// Changes by other programs to the record of a named node, and how the record is then written again.
 #[test]
 fn the_record_of_a_named_node_is_written_again_and_the_lease_kept() {
     let own = lease(Some(120));

@@ -13,13 +13,13 @@ fn a_former_network_is_in_the_scope_until_an_audit_shows_nothing_of_ours_there()
     machine.look_after([&networks[..], &[inside]].concat());
     machine.handle(at(0), Input::Store(Ok(own_record())));
     machine.handle(at(0), Input::Store(Err(SubnetError::Unavailable { doing: "watching", source: "away".into() })));
-    // An old state file may take the present network for a former one: nothing goes before the store speaks.
+    // An old state file may name the present network as a former one: nothing is deleted before the store answers.
     assert_eq!(written(&mut machine, at(0), &samples::host(), &seen), []);
     assert_eq!((&machine.scope.former[..], &**machine.status.former), (&[][..], &networks[..]));
     machine.handle(at(1_000), Input::Store(Ok(own_record())));
     let ops = written(&mut machine, at(1_000), &samples::host(), &seen);
     assert!(matches!(&ops[..], [Op::DeleteRoute { prefix, .. }] if *prefix == left), "{ops:?}");
-    // The network where nothing was is left at once, the other when a look has shown that nothing is left.
+    // The empty network leaves the scope at once, the other once an audit finds it empty.
     assert_eq!((&machine.scope.former[..], machine.has_former()), (&networks[1..], true));
     machine.handle(at(2_000), Input::Timer);
     assert_eq!(written(&mut machine, at(2_000), &samples::host(), &clean), []);
@@ -91,7 +91,7 @@ fn many_refusals_in_a_former_network_keep_nobody_from_ready() {
 
 #[test]
 fn a_route_of_a_former_network_that_somebody_puts_back_sets_no_pace() {
-    // How often the kernel is looked at within a minute while somebody puts back a route of a former network.
+    // How often the kernel is observed within a minute while another program restores a route of a former network.
     let left: Prefix = "10.99.1.0/24".parse().unwrap();
     let seen = with_route(left, Route::direct(left, samples::node_address(Family::V4, 9), LinkId::Uplink));
     let mut machine = machine();

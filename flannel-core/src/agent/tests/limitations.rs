@@ -24,7 +24,7 @@ fn a_limitation_is_shown_for_as_long_as_it_lasts_and_told_when_it_comes_and_goes
     assert_eq!(audit(10, vec![]), (vec![], vec![]));
     let event = Event::Limited(name.clone(), limited("none here"));
     assert_eq!(audit(20, vec![limited("none here")]), (shown("none here"), vec![event]));
-    // The same in other words is not told again.
+    // The same limitation with another text is not reported again.
     assert_eq!(audit(30, vec![limited("still none")]), (shown("still none"), vec![]));
     let event = Event::LimitationGone(name.clone(), limited("still none"));
     assert_eq!(audit(40, vec![]), (vec![], vec![event]));
