@@ -1,12 +1,12 @@
-//! Choosing a free subnet of the pool (docs/compatibility.md, "Acquiring a lease").
+//! Selection of a free subnet from the pool (docs/compatibility.md, "Acquiring a lease").
 
 use crate::config::pool::{address, number};
 use crate::config::{Network, NetworkConfig, Pool};
 use crate::net::{Dual, Family, Prefix};
 
-/// Where random numbers come from: any closure that returns 64 uniform bits. Tests give a seeded one.
+/// A source of random numbers: any closure that returns 64 uniform bits. Tests use a seeded one.
 pub trait Random {
-    /// 64 uniform bits.
+    /// Returns 64 uniform bits.
     fn bits(&mut self) -> u64;
 }
 
@@ -18,7 +18,7 @@ impl<F: FnMut() -> u64> Random for F {
 
 /// No subnet of the pool is free.
 ///
-/// Retry once a lease may have ended, at most once a second; or widen the pool.
+/// Retry once a lease may have ended, at most once a second, or widen the pool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "all {total} subnets of length {} from {} to {} are taken; release leases or widen SubnetMin and SubnetMax",
@@ -28,15 +28,15 @@ impl<F: FnMut() -> u64> Random for F {
 pub struct Exhausted {
     /// The pool.
     pub pool: Pool,
-    /// How many subnets it has in all.
+    /// The total number of subnets in the pool.
     pub total: u128,
 }
 
 /// Chooses uniformly among all subnets of `pool` that overlap none of `taken`.
 ///
-/// The cost is that of `taken`, whatever the size of the pool; `taken` may hold prefixes of any length, duplicates,
-/// and such as lie outside the pool. flannel chooses among the first 100 free ones only, so that nodes that start
-/// together often collide.
+/// The cost depends on the size of `taken`, not of the pool. `taken` may contain prefixes of any length, duplicates,
+/// and prefixes outside the pool. flannel chooses only among the first 100 free subnets, so nodes that start together
+/// often collide.
 ///
 /// # Errors
 /// [`Exhausted`] when every subnet is taken.
@@ -53,7 +53,7 @@ pub fn choose(
     if free == 0 {
         return Err(exhausted());
     }
-    // The place among the free ones becomes the place among all by stepping over the taken ones before it.
+    // Convert the index among the free subnets to an index among all subnets, by skipping the taken ones before it.
     let mut slot = below(free, random);
     for (first, last) in taken {
         if slot < first {
@@ -64,16 +64,16 @@ pub fn choose(
     slots.prefix(slot).ok_or_else(exhausted)
 }
 
-/// The most records in [`Taken`]: with 48 bytes each a third of what an agent may take.
+/// The maximum number of records in [`Taken`]. At 48 bytes each, they use a third of an agent's memory limit.
 pub const MAX_TAKEN: usize = 1 << 19;
 
-/// What others have of a network: the subnets of their records, each with what else a store goes by. Whoever may write
-/// records may write any number, so this is bounded.
+/// The subnets of other nodes' records in a network, each with data of the store's choice. The number of records is
+/// bounded, because any client with write access to the store can write any number of them.
 #[derive(Debug, Clone)]
 pub struct Taken<T = ()> {
     networks: Dual<Network>,
     records: Vec<(Dual<Prefix>, T)>,
-    /// Whether there are more.
+    /// Whether records were left out.
     more: bool,
 }
 
@@ -81,25 +81,25 @@ pub struct Taken<T = ()> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChooseError {
-    /// None is free.
+    /// No subnet is free.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
-    /// Nobody knows what is free. Retry once records are gone.
+    /// The list of taken subnets is incomplete, so a free one cannot be determined. Retry once records are deleted.
     #[error("others have more than {MAX_TAKEN} records in the network; delete those that no node holds")]
     TooMany,
-    /// There is no pool to choose from. Final for this configuration.
+    /// The network has no pool. Final for this configuration.
     #[error("an {0} network without a pool; use Kubernetes or give it a SubnetLen")]
     NoPool(Family),
 }
 
 impl<T> Taken<T> {
-    /// Nothing of the networks of `config`, so far.
+    /// Creates an empty set for the networks of `config`.
     pub fn of(config: &NetworkConfig) -> Self {
         Self { networks: config.networks.clone(), records: Vec::new(), more: false }
     }
 
-    /// Takes in a record with these subnets, if it concerns a network. One that covers a whole network is no lease of it,
-    /// and keeps no node out.
+    /// Adds a record with these subnets, if one is in a network. A record that covers a whole network is not a lease of
+    /// it and is ignored.
     pub fn add(&mut self, subnets: &Dual<Prefix>, about: T) {
         let mut networks = self.networks.iter();
         if !networks.any(|(family, network)| subnets.get(family).is_some_and(|subnet| is_part(subnet, network))) {
@@ -112,8 +112,8 @@ impl<T> Taken<T> {
         }
     }
 
-    /// The records that overlap `own`, apart from those that the pools would not give out: whatever its age, peers do not
-    /// prefer such a record to one that fits.
+    /// Returns the records that overlap `own`, except those that the pools could not have allocated: peers prefer a
+    /// record that fits the pool over such a record, regardless of age.
     pub fn rivals(&self, own: &Dual<Prefix>) -> impl Iterator<Item = &(Dual<Prefix>, T)> {
         let overlaps = |other: &Dual<Prefix>| {
             own.iter().any(|(family, own)| other.get(family).is_some_and(|other| other.overlaps(own)))
@@ -121,10 +121,10 @@ impl<T> Taken<T> {
         self.records.iter().filter(move |(other, _)| overlaps(other) && fits_pools(&self.networks, other))
     }
 
-    /// Chooses in each family the first of `wished` that the pool may give out and nobody has, else any such subnet.
+    /// Chooses, per family, the first of `wished` that is free and fits the pool, or else any free subnet of the pool.
     ///
     /// # Errors
-    /// [`ChooseError`].
+    /// [`ChooseError`] when no subnet can be chosen.
     pub fn choose(&self, wished: &[&Dual<Prefix>], random: &mut impl Random) -> Result<Dual<Prefix>, ChooseError> {
         if self.more {
             return Err(ChooseError::TooMany);
@@ -146,13 +146,13 @@ impl<T> Taken<T> {
     }
 }
 
-/// Whether a subnet takes something of a network, and not all of it.
+/// Returns whether a subnet overlaps a network without covering all of it.
 fn is_part(subnet: &Prefix, network: &Network) -> bool {
     subnet.overlaps(&network.prefix) && !subnet.covers(&network.prefix)
 }
 
-/// Whether the pool of `network` may give `subnet` out: it has the pool's length and is in its range, or where there is
-/// no pool it is simply inside. Peers may hold others: see [`Rules`](crate::admit::Rules).
+/// Returns whether the pool of `network` can allocate `subnet`: it has the pool's length and is in its range. Without a
+/// pool, it only has to be inside the network. Peers may have other subnets: see [`Rules`](crate::admit::Rules).
 pub fn compatible(network: &Network, subnet: &Prefix) -> bool {
     let inside = network.prefix.covers(subnet);
     inside
@@ -162,13 +162,13 @@ pub fn compatible(network: &Network, subnet: &Prefix) -> bool {
             .is_none_or(|pool| subnet.len() == pool.len && (pool.min..=pool.max).contains(&subnet.addr()))
 }
 
-/// Whether a lease's subnets fit the configuration: one in each enabled family, none in the other
+/// Returns whether a lease's subnets fit the configuration: one in each enabled family, none in a disabled one
 /// (docs/compatibility.md, "Acquiring a lease", step 2).
 pub fn all_compatible(config: &NetworkConfig, subnets: &Dual<Prefix>) -> bool {
     fits_pools(&config.networks, subnets)
 }
 
-/// [`all_compatible`] with the networks of a configuration.
+/// [`all_compatible`] for the networks of a configuration.
 pub(crate) fn fits_pools(networks: &Dual<Network>, subnets: &Dual<Prefix>) -> bool {
     Family::BOTH.into_iter().all(|family| match (networks.get(family), subnets.get(family)) {
         (Some(network), Some(subnet)) => compatible(network, subnet),
@@ -177,13 +177,13 @@ pub(crate) fn fits_pools(networks: &Dual<Network>, subnets: &Dual<Prefix>) -> bo
     })
 }
 
-/// A pool as places counted from zero.
+/// A pool as subnets indexed from zero.
 struct Slots {
     family: Family,
     len: u8,
     /// Address of the first subnet.
     base: u128,
-    /// How far a subnet's number is shifted left in its address.
+    /// How far a subnet's index is shifted left in its address.
     shift: u8,
     total: u128,
 }
@@ -200,7 +200,7 @@ impl Slots {
         Self { shift, total: ((max - min) >> shift).saturating_add(1), ..nothing }
     }
 
-    /// The places that are taken: disjoint ranges, both ends included, in ascending order.
+    /// Returns the taken indexes: disjoint ranges, both ends included, in ascending order.
     fn taken(&self, taken: impl IntoIterator<Item = Prefix>) -> Vec<(u128, u128)> {
         let mut ranges: Vec<_> = taken.into_iter().filter_map(|prefix| self.range(&prefix)).collect();
         ranges.sort_unstable();
@@ -229,11 +229,12 @@ impl Slots {
     }
 }
 
-/// A uniform number below `bound`, which is not zero.
+/// Returns a uniform number below `bound`, which must not be zero.
 fn below(bound: u128, random: &mut impl Random) -> u128 {
     let mask = u128::MAX.checked_shr((bound - 1).leading_zeros()).unwrap_or(0);
     let draw = |random: &mut dyn FnMut() -> u64| ((u128::from(random()) << 64) | u128::from(random())) & mask;
-    // Each draw is below with a chance of a half or more; a source that never is, is broken, and still gets an answer.
+    // Each draw is below `bound` with a probability of at least one half. The number of draws is limited, so that a
+    // broken source still gives a result.
     for _ in 0..128 {
         let number = draw(&mut || random.bits());
         if number < bound {
@@ -338,7 +339,7 @@ mod tests {
             Dual { v4: None, v6: Some(Prefix::new(addr.into(), 64).unwrap()) }
         };
         for n in 0..MAX_TAKEN as u32 {
-            // What is not in the network takes nobody's place.
+            // A record outside the network is not counted.
             taken.add(&subnets(1, n), n);
             taken.add(&subnets(0, n), n);
         }

@@ -1,4 +1,4 @@
-//! The seam to the data plane: what a node publishes, and what kernel state it wants.
+//! The trait for data planes: what a node publishes, and which kernel state it needs.
 
 pub mod alloc;
 
@@ -17,24 +17,24 @@ use crate::text::Plain;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Uplink {
-    /// Interface index.
+    /// The interface index.
     pub index: u32,
-    /// Name.
+    /// The interface name.
     pub name: LinkName,
-    /// MTU.
+    /// The MTU.
     pub mtu: Mtu,
-    /// Its own address of each family in use.
+    /// The interface's own address in each family in use.
     pub addrs: Dual<IpAddr>,
 }
 
 impl Uplink {
-    /// The interface of this index, with its own address of each family in use.
+    /// Creates an uplink from an interface's index, name, MTU and own address in each family in use.
     pub fn new(index: u32, name: LinkName, mtu: Mtu, addrs: Dual<IpAddr>) -> Self {
         Self { index, name, mtu, addrs }
     }
 }
 
-/// What a node knows of itself and its host before it has a lease.
+/// A node and its host, as they are before it has a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeContext {
@@ -42,39 +42,39 @@ pub struct NodeContext {
     pub overlay: OverlayName,
     /// The network. Its families are those in use.
     pub config: Arc<NetworkConfig>,
-    /// Who we are to the store.
+    /// This node's identity in the store.
     pub node: NodeIdentity,
-    /// The interface chosen.
+    /// The selected uplink.
     pub uplink: Uplink,
-    /// What peers are told to send to: `uplink.addrs` unless overridden.
+    /// The addresses published for peers to send to: `uplink.addrs` unless overridden.
     pub public: Dual<IpAddr>,
-    /// The host as last read, own devices included.
+    /// The host's last snapshot, including the overlay's own devices.
     pub host: Arc<HostFacts>,
-    /// The lease of the last run, if the store still had it.
+    /// The lease of the last run, if the store still has it.
     pub previous: Option<Arc<Lease>>,
-    /// MAC addresses that older records have: other nodes would refuse a record of ours with one of them.
+    /// MAC addresses in older records. Other nodes would reject this node's record if it used one of them.
     pub taken: BTreeSet<MacAddr>,
 }
 
 impl NodeContext {
-    /// The networks of the families in use.
+    /// Returns the networks of the families in use.
     pub fn networks(&self) -> Dual<Prefix> {
         self.config.networks.map(|_, network| network.prefix)
     }
 }
 
-/// A node with a lease: everything the wanted state of its kernel depends on, but for the peers.
+/// A node with a lease: all inputs of the wanted kernel state except the peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LocalNode {
-    /// Who and where.
+    /// The node and its host.
     pub context: NodeContext,
-    /// What it holds and publishes.
+    /// The node's lease, with the attributes it publishes.
     pub lease: Arc<Lease>,
 }
 
 impl LocalNode {
-    /// The part of the kernel that a backend may touch, with the overlay's routes in further slots
+    /// Returns the part of the kernel that a backend may change, with `slots` as further slots for the overlay's routes
     /// ([`Builder::route_slots`](crate::overlay::Builder::route_slots)).
     pub fn scope(&self, backend: &dyn Backend, slots: &[RouteSlot]) -> Scope {
         let mut slots = [slots, &backend.slots()].concat();
@@ -95,14 +95,15 @@ impl LocalNode {
 /// Another node's accepted lease.
 pub type Peer = Lease;
 
-/// Why a backend cannot run here. Final until configuration or host change.
+/// Why a backend cannot run here. Final until the configuration or the host changes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// A setting of its `Backend` object is wrong; the error names the JSON path.
+    /// A setting in its `Backend` object is invalid; the error names the JSON path.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// It was registered with [`Builder::backend`](crate::overlay::Builder::backend) under another name than its own.
+    /// The backend was registered with [`Builder::backend`](crate::overlay::Builder::backend) under a name other than
+    /// its own.
     #[error("the backend registered for type {kind:?} is called {name:?}: register it under its own name")]
     Misnamed {
         /// The name it was registered under.
@@ -110,35 +111,35 @@ pub enum BackendError {
         /// What [`Backend::name`] returns.
         name: &'static str,
     },
-    /// The host does not allow it.
+    /// The host does not support it as configured.
     #[error("{what}: {remedy}")]
     Host {
-        /// What is in the way.
+        /// The obstacle.
         what: String,
         /// What to do.
         remedy: String,
     },
 }
 
-/// Why a peer is not programmed. Shown in the status; the peer's own next record may mend it.
+/// Why a peer is not programmed. Shown in the status; the peer's next record may correct it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[non_exhaustive]
 pub enum Skip {
-    /// What the backend needs to know of it does not parse.
+    /// The peer's backend data does not parse.
     #[error("backend data: {}", Plain(.0))]
     BadData(String),
-    /// It publishes nothing for this family.
+    /// The peer publishes no address or subnet of this family.
     #[error("publishes no {0} address or subnet")]
     NoAddress(Family),
-    /// It is not on a link of ours, and this backend needs that.
+    /// The peer is not on a link of this host, which this backend requires.
     #[error("{addr} is not on-link: {remedy}")]
     NotOnLink {
-        /// Its public address.
+        /// The peer's public address.
         addr: IpAddr,
         /// What to do.
         remedy: &'static str,
     },
-    /// Something that the backend depends on is not there yet, as a device that another program makes.
+    /// Something the backend depends on is missing, such as a device that another program creates.
     #[error("{what}: {remedy}")]
     NotReady {
         /// What is missing.
@@ -152,7 +153,7 @@ pub enum Skip {
 }
 
 impl Skip {
-    /// Returns its kind in one word, as status pages name it. Stable.
+    /// Returns the kind as one word, as status pages show it. Stable.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::BadData(..) => "bad_data",
@@ -164,56 +165,57 @@ impl Skip {
     }
 }
 
-/// A data plane: a deterministic function from what is known to the kernel state it wants.
+/// A data plane: a deterministic function from its arguments to the wanted kernel state.
 ///
-/// No I/O, no clock, no memory. One part of the result is the node's own ([`base`](Backend::base)), one is each peer's
-/// ([`peer`](Backend::peer)); their keys are disjoint.
+/// It has no I/O, clock or state of its own. One part of the result belongs to the node itself
+/// ([`base`](Backend::base)), and one part to each peer ([`peer`](Backend::peer)); their keys are disjoint.
 /// [`testing::backend_contract`](crate::testing::backend_contract) checks an implementation.
 #[cfg_attr(feature = "mock", mockall::automock)]
 pub trait Backend: Send + Sync + 'static {
-    /// Its name in the configuration's `Backend.Type`, which is also the name it is registered under with
+    /// Returns the backend's name in the configuration's `Backend.Type`. It is registered under the same name with
     /// [`Builder::backend`](crate::overlay::Builder::backend).
     fn name(&self) -> &'static str;
 
-    /// What stands in `BackendType` of a lease: empty for udp and alloc (docs/compatibility.md, "Lease attributes").
+    /// Returns the `BackendType` of its leases: empty for udp and alloc (docs/compatibility.md, "Lease attributes").
     /// Peers of another type are quarantined.
     fn wire_type(&self) -> &'static str;
 
-    /// Whether it ever wants anything of the kernel. Where it does not, a process without the privilege to write may run
-    /// it.
+    /// Returns whether the backend ever needs kernel state. If not, a process without the privilege to change the
+    /// kernel may run it.
     fn writes(&self) -> bool;
 
-    /// The tables and metrics of routes that it wants beside [`RouteSlot::MAIN`], whatever the node is. Every audit reads each
-    /// of these tables whole.
+    /// Returns the route tables and metrics that the backend uses in addition to [`RouteSlot::MAIN`], on any node.
+    /// Every audit reads each of these tables completely.
     fn slots(&self) -> Vec<RouteSlot>;
 
-    /// The devices it uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). A backend may want objects on
-    /// these devices and routes in the network, and nothing else.
+    /// Returns the devices the backend uses, in the order of [`LinkId::Own`](crate::kernel::LinkId::Own). A backend may
+    /// only request objects on these devices and routes in the network.
     fn devices(&self, local: &LocalNode) -> Vec<Device>;
 
-    /// The MTU for pods; `None`: the uplink's.
+    /// Returns the MTU for pods, or `None` for the uplink's.
     fn mtu(&self, context: &NodeContext) -> Option<Mtu>;
 
-    /// What to publish. A MAC address in it is none of [`NodeContext::taken`].
+    /// Returns the attributes to publish. They must not contain a MAC address in [`NodeContext::taken`].
     ///
     /// # Errors
-    /// [`BackendError`] when it cannot run on this host as configured. Final until one of the two changes.
+    /// [`BackendError`] when the backend cannot run on this host as configured. Final until one of the two changes.
     fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError>;
 
-    /// The MAC address that a peer of these attributes answers to, if the backend uses any: no two peers may
+    /// Returns the MAC address of a peer with these attributes, if the backend uses MAC addresses. No two peers may
     /// share one.
     ///
     /// # Errors
     /// [`Skip::BadData`] when the attributes do not parse.
     fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip>;
 
-    /// Devices and addresses: total and deterministic. The agent puts the overlay's mark on the devices: their group and
-    /// alias are not looked at.
+    /// Returns the wanted devices and addresses. Total and deterministic. The agent sets the group and alias of the
+    /// devices, and ignores the values returned here.
     fn base(&self, local: &LocalNode) -> State;
 
-    /// What one peer needs in one family, or why it gets nothing. It is a [`Skip`] where the network has no such family.
+    /// Returns the kernel state for one peer in one family. Returns a [`Skip`] if the network does not have this
+    /// family.
     ///
     /// # Errors
-    /// [`Skip`] names the reason.
+    /// [`Skip`] says why the peer gets no kernel state.
     fn peer(&self, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip>;
 }

@@ -1,4 +1,4 @@
-//! How long to wait after a failure: for agents, and for implementations of stores.
+//! Back-off after failures, for agents and for lease store implementations.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use crate::clock::BootTime;
 
-/// A source of numbers that need not be secret (splitmix64).
+/// A pseudo-random number generator (splitmix64). Not for secrets.
 #[derive(Debug, Clone)]
 pub struct Jitter(u64);
 
 impl Jitter {
-    /// A source that differs from process to process.
+    /// Creates a generator with a different sequence in each process.
     pub fn random() -> Self {
         Self(RandomState::new().build_hasher().finish())
     }
 
-    /// A source that repeats itself.
+    /// Creates a generator with a reproducible sequence.
     pub fn seeded(seed: u64) -> Self {
         Self(seed)
     }
@@ -30,15 +30,15 @@ impl Jitter {
         z ^ (z >> 31)
     }
 
-    /// Returns `duration`, more or less up to a tenth of it.
+    /// Returns `duration` changed at random by up to ± 10 %.
     pub fn around(&mut self, duration: Duration) -> Duration {
         let permille = 900 + (self.number() % 201) as u32;
         (duration / 1000).saturating_mul(permille)
     }
 }
 
-/// Waits that double: 1, 2, 4 s and so on up to a longest one, each ± 10 %, so that a thousand nodes do not come back in
-/// step.
+/// A back-off that doubles: 1, 2, 4 s and so on up to a maximum, each ± 10 %, so that a thousand nodes do not retry at
+/// the same moment.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     tries: u32,
@@ -47,43 +47,44 @@ pub struct Backoff {
 }
 
 impl Default for Backoff {
-    /// As [`new`](Self::new), with [`Jitter::random`].
+    /// Same as [`new`](Self::new) with [`Jitter::random`].
     fn default() -> Self {
         Self::new(Jitter::random())
     }
 }
 
 impl Backoff {
-    /// Waits of up to 4.5 s (docs/design.md, "Errors and retries"): a store that is back is noticed within 5 s.
+    /// Creates a back-off of up to 4.5 s (docs/design.md, "Errors and retries"): a store that is back is noticed within
+    /// 5 s.
     pub fn new(jitter: Jitter) -> Self {
         Self::up_to(Duration::from_millis(4500), jitter)
     }
 
-    /// Waits of up to `longest`.
+    /// Creates a back-off of up to `longest`.
     pub fn up_to(longest: Duration, jitter: Jitter) -> Self {
         Self { tries: 0, longest, jitter }
     }
 
-    /// Returns the next wait: twice the last one, up to the longest.
+    /// Returns the next wait: twice the last one, up to the maximum.
     pub fn wait(&mut self) -> Duration {
         let wait = Duration::from_secs(1_u64.checked_shl(self.tries).unwrap_or(u64::MAX));
         self.tries = self.tries.saturating_add(1);
         self.jitter.around(wait.min(self.longest))
     }
 
-    /// Whether no wait was asked for since the start or the last [`reset`](Self::reset).
+    /// Returns whether [`wait`](Self::wait) was not called since the start or the last [`reset`](Self::reset).
     pub fn is_fresh(&self) -> bool {
         self.tries == 0
     }
 
-    /// Starts over with the shortest wait: what failed has worked since.
+    /// Restarts with the shortest wait. Call this after a success.
     pub fn reset(&mut self) {
         self.tries = 0;
     }
 }
 
-/// A wait for each key, which doubles by itself: 1, 2, 4 s and so on up to half a minute. A key that has been healthy for
-/// half a minute after its wait starts over. Without jitter: this is for what no other node waits for.
+/// A separate back-off for each key: 1, 2, 4 s and so on up to 30 s. A key without a failure for 30 s after its wait
+/// starts over. There is no jitter, because this is for local operations, not for retries that many nodes make at once.
 #[derive(Debug, Clone)]
 pub(crate) struct Keyed<K>(BTreeMap<K, Wait>);
 
@@ -91,7 +92,7 @@ pub(crate) struct Keyed<K>(BTreeMap<K, Wait>);
 struct Wait {
     length: Duration,
     until: BootTime,
-    /// Whether its end was reported.
+    /// Whether the end of the wait was reported.
     is_over: bool,
 }
 
@@ -104,7 +105,7 @@ impl<K> Default for Keyed<K> {
 impl<K: Ord> Keyed<K> {
     const LONGEST: Duration = Duration::from_secs(30);
 
-    /// `key` failed, and waits again: twice as long if its last wait has ended.
+    /// Records a failure of `key` and starts its wait again: twice as long if the last wait has ended.
     pub(crate) fn fail(&mut self, key: K, now: BootTime) {
         let length = match self.0.get(&key) {
             None => Duration::from_secs(1),
@@ -114,25 +115,26 @@ impl<K: Ord> Keyed<K> {
         self.0.insert(key, Wait { length, until: now.after(length), is_over: false });
     }
 
-    /// Forgets all keys but these.
+    /// Removes the keys that `is_kept` rejects.
     pub(crate) fn retain(&mut self, is_kept: impl Fn(&K) -> bool) {
         self.0.retain(|key, _| is_kept(key));
     }
 
-    /// Forgets the keys that have been healthy. Returns whether a wait has ended since the last call.
+    /// Removes the keys that have been healthy. Returns whether a wait has ended since the last call.
     pub(crate) fn expire(&mut self, now: BootTime) -> bool {
         self.0.retain(|_, wait| wait.until.after(Self::LONGEST) > now);
         let ended = self.0.values_mut().filter(|wait| wait.until <= now && !wait.is_over);
         ended.map(|wait| wait.is_over = true).count() > 0
     }
 
-    /// When the next wait ends, or the next key is forgotten: a wait whose end was reported must not be waited for.
+    /// Returns when the next wait ends or the next key is removed. A wait whose end was already reported is not
+    /// returned again.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let next = |wait: &Wait| if wait.is_over { wait.until.after(Self::LONGEST) } else { wait.until };
         self.0.values().map(next).min()
     }
 
-    /// Until when `key` waits, or did.
+    /// Returns when the wait of `key` ends or has ended.
     pub(crate) fn until(&self, key: &K) -> Option<BootTime> {
         self.0.get(key).map(|wait| wait.until)
     }

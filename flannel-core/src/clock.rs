@@ -1,51 +1,50 @@
-//! Time that suspend does not stop.
+//! Time that includes suspend.
 //!
-//! Leases expire by the wall clock of a server, so an agent that measures with a clock that stands
-//! still while the machine sleeps would renew too late (docs/faults.md, L15). Everything here counts on
-//! `CLOCK_BOOTTIME`.
+//! Leases expire by a server's wall clock. An agent whose clock stops while the machine is suspended would renew too
+//! late (docs/faults.md, L15). This module therefore uses `CLOCK_BOOTTIME`.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-/// A point in time: how long the machine has been up, suspend included.
+/// A point in time: how long the machine has been up, including suspend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct BootTime(pub Duration);
 
 impl BootTime {
-    /// This point plus `duration`, saturating.
+    /// Returns this point plus `duration`, saturating.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration))
     }
 
-    /// How long after `earlier` this is; zero when it is not.
+    /// Returns the time from `earlier` to this point, or zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-/// Where the agent reads the time: the seam that lets tests run an hour in a millisecond.
+/// The agent's source of time. Tests replace it to run an hour in a millisecond.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Clock: Send + Sync + 'static {
-    /// Now. Never goes back.
+    /// Returns the current time. Monotonic.
     fn now(&self) -> BootTime;
 
-    /// Returns at `deadline` or later, also when the machine slept in between.
+    /// Returns at `deadline` or later, also if the machine was suspended in between.
     ///
     /// # Cancel safety
-    /// Holds nothing: it may be dropped and called again.
+    /// Keeps no state: it may be dropped and called again.
     async fn sleep_until(&self, deadline: BootTime);
 }
 
-/// The longest single sleep: tokio's timers stop in suspend, so a long wait is cut into slices
-/// and the boot-time clock is read between them.
+/// The longest single sleep. tokio's timers stop during suspend, so a long sleep is split, and the boot-time clock is
+/// read between the parts.
 const SLICE: Duration = Duration::from_secs(5);
 
-/// The machine's clock: `CLOCK_BOOTTIME` on Linux, else tokio's monotonic one.
+/// The machine's clock: `CLOCK_BOOTTIME` on Linux, otherwise a monotonic clock.
 ///
-/// Under tokio's paused time it stands still while sleeps end at once: tests that pause time use [`TokioClock`].
+/// It ignores tokio's paused time, in which sleeps end at once. Tests that pause time use [`TokioClock`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock(());
 
@@ -81,12 +80,12 @@ fn uptime() -> Duration {
     START.get_or_init(Instant::now).elapsed()
 }
 
-/// tokio's clock: stands still under `tokio::time::pause`, which is what scripted tests want.
+/// tokio's clock. `tokio::time::pause` stops it, as scripted tests need.
 #[derive(Debug, Clone, Copy)]
 pub struct TokioClock(tokio::time::Instant);
 
 impl TokioClock {
-    /// A clock that starts at zero now.
+    /// Creates a clock that starts at zero now.
     #[expect(clippy::new_without_default, reason = "reads the time: making one is an act")]
     pub fn new() -> Self {
         Self(tokio::time::Instant::now())
@@ -102,7 +101,7 @@ impl Clock for TokioClock {
     async fn sleep_until(&self, deadline: BootTime) {
         match self.0.checked_add(deadline.0) {
             Some(deadline) => tokio::time::sleep_until(deadline).await,
-            // Later than clocks go.
+            // Later than the clock can represent.
             None => std::future::pending().await,
         }
     }

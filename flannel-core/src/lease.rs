@@ -1,4 +1,4 @@
-//! What nodes tell one another: leases, their attributes, and the records of a store.
+//! Leases, the attributes that nodes publish in them, and the records of a lease store.
 
 mod bounds;
 
@@ -14,25 +14,25 @@ use crate::text::{Cut, Plain};
 
 pub use bounds::{Dropped, MAX_RECORDS, OldestRecords, RECORD_BYTES, is_complete, keep_oldest, weight};
 
-/// What the store calls a lease: an etcd key, a Kubernetes node, a file's name. Opaque to all but the store.
+/// The lease store's name for a lease: an etcd key, a Kubernetes node name or a file name. Opaque outside the store.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseKey(Arc<str>);
 
 impl LeaseKey {
-    /// The longest key that a record is held under, in bytes: as long as a file's name.
+    /// The longest key of a stored record, in bytes: the length of a file name.
     pub const MAX_BYTES: usize = 256;
 
-    /// A key from the store's own text. A record whose key is longer than [`MAX_BYTES`](Self::MAX_BYTES) is dropped: see
-    /// [`of_bytes`](Self::of_bytes).
+    /// Creates a key from the store's own text. A record whose key is longer than [`MAX_BYTES`](Self::MAX_BYTES) is
+    /// dropped: see [`of_bytes`](Self::of_bytes).
     pub fn new(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// A key from bytes that anybody may have written. What is not UTF-8 is escaped, and text with a backslash too, so
-    /// that names that differ have keys that differ. A key longer than [`MAX_BYTES`](Self::MAX_BYTES) is cut, with a hash
-    /// of the whole in its place. Costs the same however long the key is.
+    /// Creates a key from untrusted bytes. Bytes that are not UTF-8 are escaped, and so is text with a backslash, so
+    /// that different names give different keys. A key longer than [`MAX_BYTES`](Self::MAX_BYTES) is shortened to its
+    /// start, its length and a hash of the whole. The result has a bounded size, however long the input is.
     pub fn of_bytes(bytes: &[u8]) -> Self {
-        /// What is shown of a key that is too long: even escaped it is short enough.
+        /// How many bytes of a long key are shown. Their escaped form is short enough.
         const SHOWN: usize = 32;
         if bytes.len() <= Self::MAX_BYTES
             && let Ok(text) = std::str::from_utf8(bytes)
@@ -44,7 +44,7 @@ impl LeaseKey {
         if bytes.len() <= Self::MAX_BYTES / 4 {
             return Self::new(&whole.to_string());
         }
-        // FNV-1a. Two keys with one hash, made on purpose, are one bad record instead of two.
+        // FNV-1a. If two keys are crafted to have the same hash, they count as one bad record instead of two.
         let hash = bytes
             .iter()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
@@ -52,22 +52,22 @@ impl LeaseKey {
         Self::new(&format!("{start}...({} bytes, {hash:016x})", bytes.len()))
     }
 
-    /// The store's own text.
+    /// Returns the store's own text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl BadRecord {
-    /// The most bytes kept of what is wrong: it may quote a hostile record at length.
+    /// The maximum length of a reason, in bytes. A reason may quote a long part of a hostile record.
     pub const MAX_BYTES: usize = 160;
 
-    /// A record that is bad for this reason, which is cut to [`MAX_BYTES`](Self::MAX_BYTES).
+    /// Creates a bad record with this reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
     pub fn new(reason: impl fmt::Display, subnets: Dual<Prefix>) -> Self {
         Self { reason: Self::cut(reason), subnets }
     }
 
-    /// The text of a reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
+    /// Returns the text of a reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
     pub(crate) fn cut(reason: impl fmt::Display) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
@@ -88,22 +88,23 @@ impl fmt::Debug for LeaseKey {
     }
 }
 
-/// What a store compares before it lets us write over a record: etcd's mod revision, a Node's uid, a file's
-/// generation. Opaque to all but the store.
+/// The token that the store compares before it overwrites a record: etcd's mod revision, a Node's uid, a file's
+/// generation. Opaque outside the store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Fence(pub Option<Box<str>>);
 
-/// A JSON value kept as its compact text, so that ten thousand of them cost little and come out as they went in.
+/// A JSON value kept as its compact text: ten thousand of them use little memory, and the text is written back
+/// unchanged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Json(Box<str>);
 
-/// Text is not one JSON value. Final for this input.
+/// The text is not exactly one JSON value. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a JSON value: {}", Plain(.0))]
 pub struct JsonError(String);
 
 impl Json {
-    /// Parses `text`, dropping white space around it.
+    /// Parses `text`, ignoring white space around it.
     ///
     /// # Errors
     /// [`JsonError`] when it is not exactly one JSON value. Final for this input.
@@ -112,7 +113,7 @@ impl Json {
         Ok(Self(raw.get().into()))
     }
 
-    /// An object of these members, in this order, compact.
+    /// Returns an object with these members in this order, in compact form.
     pub fn object(members: &[(&str, Scalar<'_>)]) -> Self {
         let member = |(name, value): &(&str, Scalar<'_>)| {
             let value = match value {
@@ -124,12 +125,12 @@ impl Json {
         Self(format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(",")).into())
     }
 
-    /// The text.
+    /// Returns the JSON text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether the value is `null`, which flannel writes where a backend has no data.
+    /// Returns whether the value is `null`, which flannel writes when a backend has no data.
     pub fn is_null(&self) -> bool {
         &*self.0 == "null"
     }
@@ -141,7 +142,7 @@ impl Json {
 pub enum Scalar<'a> {
     /// A number.
     Number(u64),
-    /// A text.
+    /// A string.
     Text(&'a str),
 }
 
@@ -155,15 +156,15 @@ impl fmt::Debug for Json {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct LeaseAttrs {
-    /// The addresses peers send to, one a family.
+    /// The addresses peers send to, one per family.
     pub public_ip: Dual<IpAddr>,
     /// [`Backend::wire_type`](crate::backend::Backend::wire_type); empty for udp and alloc.
     pub backend_type: Arc<str>,
-    /// What the backend needs to know of this node, one value a family (`BackendData`, `BackendV6Data`).
+    /// The data the backend publishes about this node, one value per family (`BackendData`, `BackendV6Data`).
     pub backend_data: Dual<Json>,
 }
 
-/// Text is not the JSON of a lease's attributes. Final for this record: its writer has to mend it.
+/// The text is not the JSON of lease attributes. Final for this record: its writer has to correct it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttrsError {
@@ -173,14 +174,14 @@ pub enum AttrsError {
     /// Not a JSON object, or a field has the wrong type.
     #[error("lease JSON: {}", Plain(.0))]
     Json(String),
-    /// A field does not hold what it must.
+    /// A field has an invalid value.
     #[error("lease field {field} is {found:?}, expected {expected}")]
     Field {
         /// The field's name.
         field: &'static str,
-        /// What stood there, cut to 64 characters.
+        /// The value found, cut to 64 characters.
         found: String,
-        /// What must stand there.
+        /// The value expected.
         expected: &'static str,
     },
 }
@@ -189,30 +190,32 @@ impl LeaseAttrs {
     /// The largest record accepted, in bytes (docs/design.md, "Hostile records").
     pub const MAX_BYTES: usize = 4096;
 
-    /// Addresses, without a backend.
+    /// Creates attributes with addresses and without a backend.
     pub fn new(public_ip: Dual<IpAddr>) -> Self {
         Self { public_ip, ..Self::default() }
     }
 
-    /// The same for a backend of this [type](Self::backend_type), with its data.
+    /// Sets the backend [type](Self::backend_type) and its data.
     #[must_use]
     pub fn with_backend(self, backend_type: impl Into<Arc<str>>, backend_data: Dual<Json>) -> Self {
         Self { backend_type: backend_type.into(), backend_data, ..self }
     }
 
-    /// The name of a backend for [`backend_type`](Self::backend_type): ten thousand records share a handful of them.
+    /// Returns a name for [`backend_type`](Self::backend_type). Known names share one allocation: ten thousand records
+    /// use only a handful of names.
     pub fn backend_name(text: &str) -> Arc<str> {
         static KNOWN: LazyLock<[Arc<str>; 5]> =
             LazyLock::new(|| ["vxlan", "host-gw", "", "wireguard", "ipip"].map(Arc::from));
         KNOWN.iter().find(|known| &***known == text).cloned().unwrap_or_else(|| text.into())
     }
 
-    /// Whether they say nothing but addresses: what an operator writes to reserve subnets for a node before it has a lease.
+    /// Returns whether only addresses are set. An operator writes such attributes to reserve subnets for a node before
+    /// it has a lease.
     pub fn are_addresses_alone(&self) -> bool {
         self.backend_type.is_empty() && self.backend_data.is_empty()
     }
 
-    /// The JSON text, byte for byte as flannel writes it (docs/compatibility.md, "Lease attributes").
+    /// Returns the JSON text, byte for byte as flannel writes it (docs/compatibility.md, "Lease attributes").
     pub fn to_json(&self) -> String {
         let v4 = match self.public_ip.v4 {
             Some(addr) => addr,
@@ -237,7 +240,8 @@ impl LeaseAttrs {
         text
     }
 
-    /// Reads what flannel or we wrote: keys in any case, unknown ones ignored, the last of equal ones wins.
+    /// Parses attributes that flannel or flannelkit wrote. Keys match in any case, unknown keys are ignored, and the
+    /// last of duplicate keys wins.
     ///
     /// # Errors
     /// [`AttrsError`] names the field. Final for this record.
@@ -254,7 +258,7 @@ mod wire {
     use super::*;
     use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-    /// The fields as they stand in the text.
+    /// The fields as they appear in the text.
     #[derive(Default)]
     pub(super) struct Attrs {
         public_ip: Option<serde_json::Value>,
@@ -334,7 +338,7 @@ mod wire {
     }
 }
 
-/// A subnet of the network, held by one node for a time.
+/// A subnet of the network that one node has leased, usually for a limited time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lease {
@@ -342,45 +346,45 @@ pub struct Lease {
     pub key: LeaseKey,
     /// The subnet of each family.
     pub subnets: Dual<Prefix>,
-    /// How to reach the holder.
+    /// How to reach the node that holds the lease.
     pub attrs: LeaseAttrs,
-    /// When it ends unless renewed; `None` where the store lets nothing expire.
+    /// When the lease expires unless renewed; `None` if the store has no expiry.
     pub expires: Option<BootTime>,
-    /// What the store compares before it is written again.
+    /// The token that the store compares before the next write.
     pub fence: Fence,
 }
 
 impl Lease {
-    /// One that does not end, and of which the store compares nothing.
+    /// Creates a lease without expiry and with an empty fence.
     pub fn new(key: LeaseKey, subnets: Dual<Prefix>, attrs: LeaseAttrs) -> Self {
         Self { key, subnets, attrs, expires: None, fence: Fence::default() }
     }
 
-    /// The same with another end.
+    /// Sets the expiry.
     #[must_use]
     pub fn expiring(self, expires: Option<BootTime>) -> Self {
         Self { expires, ..self }
     }
 
-    /// The same with another fence.
+    /// Sets the fence.
     #[must_use]
     pub fn fenced(self, fence: Fence) -> Self {
         Self { fence, ..self }
     }
 
-    /// The same with other attributes.
+    /// Sets the attributes.
     #[must_use]
     pub fn publishing(self, attrs: LeaseAttrs) -> Self {
         Self { attrs, ..self }
     }
 }
 
-/// What does not parse in a store: present and bad, never absent.
+/// A record in a store that does not parse. It counts as present and bad, never as absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRecord {
-    /// What is wrong, for people.
+    /// What is wrong, as text for people.
     pub reason: String,
-    /// The subnets the record's key names, if it names any: routes there are not deleted on its account.
+    /// The subnets that the record's key names, if any: a bad record does not cause routes there to be deleted.
     pub subnets: Dual<Prefix>,
 }
 
@@ -389,40 +393,40 @@ pub struct BadRecord {
 pub struct Record {
     /// The store's name for it.
     pub key: LeaseKey,
-    /// The store's order of creation (etcd: create revision; Kubernetes: creation timestamp; files: generation). The
-    /// older of two records in conflict wins, on every node.
+    /// The store's order of creation (etcd: create revision; Kubernetes: creation timestamp; files: generation). Of two
+    /// conflicting records, the older wins on every node.
     pub created: u64,
-    /// The lease, or why it is none.
+    /// The lease, or why the record is bad.
     pub lease: Result<Arc<Lease>, Box<BadRecord>>,
 }
 
 impl Record {
-    /// A record of a lease, under its key.
+    /// Creates the record of a lease, under the lease's key.
     pub fn of(lease: Lease, created: u64) -> Self {
         Self { key: lease.key.clone(), created, lease: Ok(Arc::new(lease)) }
     }
 
-    /// A record that is none.
+    /// Creates a record that does not parse.
     pub fn bad(key: LeaseKey, created: u64, bad: BadRecord) -> Self {
         Self { key, created, lease: Err(Box::new(bad)) }
     }
 }
 
-/// What a watch of the store reports.
+/// An event from a watch of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseEvent {
-    /// Everything there is: what is not listed does not exist, unless the list is of more than [`MAX_RECORDS`] (see
-    /// [`is_complete`]).
+    /// A complete list: a record that is not listed does not exist, unless the list counts as more than [`MAX_RECORDS`]
+    /// (see [`is_complete`]).
     Reset(Vec<Record>),
     /// A record appeared or changed.
     Upsert(Record),
-    /// A record went away.
+    /// A record was deleted.
     Remove(LeaseKey),
-    /// The watch goes on after trouble that it reported, and nothing was missed meanwhile.
+    /// The watch works again after an error that it reported, and no event was missed.
     Resumed,
-    /// Something that the store keeps for this node, other than its record, changed. Holds the addresses to publish now
-    /// ([`ThisNode::public`](crate::subnet::ThisNode::public)). An agent that waits for a lease asks for it again, and one that
-    /// has a lease renews it. A store that keeps such things also reports them after each `Reset`.
+    /// The store's settings for this node, apart from its record, changed. Holds the addresses to publish now
+    /// ([`ThisNode::public`](crate::subnet::ThisNode::public)). An agent without a lease tries to acquire one again; an
+    /// agent with a lease renews it. A store that keeps such settings also sends this event after each `Reset`.
     ThisNode(Dual<IpAddr>),
 }
 

@@ -1,8 +1,8 @@
-//! The core of flannelkit, an overlay network compatible with flannel: leases, planning, and the agent that brings the kernel
-//! to what is wanted.
+//! The core of flannelkit, an overlay network compatible with flannel: leases, planning, and the agent that brings the
+//! kernel to the wanted state.
 //!
-//! Programs that embed an overlay use the crate `flannelkit`, which has this one and its companions behind features. This
-//! crate is for those who implement a part: a backend, a lease store, a kernel, a firewall.
+//! Programs that embed an overlay use the crate `flannelkit`, which re-exports this crate and its companions behind
+//! features. Use this crate directly to implement a part: a backend, a lease store, a kernel or a firewall.
 //!
 //! # How it works
 //!
@@ -13,35 +13,36 @@
 //!  Kernel::hints, timer ─► Kernel::observe ──────────────────► seen ──┘  (pure)
 //! ```
 //!
-//! A backend is a pure function from what is known to the kernel state that it wants. One reconciler compares that with what
-//! is seen and writes the difference: after each change of a lease for the peers that changed, and in an audit for
-//! everything. Leases, notifications and timers only decide when to look.
+//! A backend is a pure function from its inputs (the node, its lease, its peers, the host) to the wanted kernel state.
+//! One reconciler compares the wanted state with the observed state and writes the difference: after each lease change
+//! for the changed peers, and in each audit for everything. Lease events, kernel notifications and timers only decide
+//! when to look.
 //!
 //! # Modules
 //!
-//! | modules | what they have |
+//! | modules | contents |
 //! |---|---|
-//! | [`overlay`] | the agent: builder, run, status, events, questions to a running agent |
-//! | [`subnet`], [`backend`], [`kernel`], [`firewall`], [`clock`] | the seams: traits to implement, with the values that cross them |
-//! | [`netlink`] | the Linux kernel behind the seam (feature `netlink`) |
-//! | [`net`], [`lease`], [`config`], [`subnet_env`] | values, and the documents they are read from |
+//! | [`overlay`] | the agent: builder, run, status, events, queries to a running agent |
+//! | [`subnet`], [`backend`], [`kernel`], [`firewall`], [`clock`] | the extension points: traits to implement, and the types they use |
+//! | [`netlink`] | the implementation of the kernel trait for Linux (feature `netlink`) |
+//! | [`net`], [`lease`], [`config`], [`subnet_env`] | value types, and the documents they are parsed from |
 //! | [`admit`], [`allocation`], [`plan`], [`uplink`], [`backoff`] | decisions, without I/O: which records are peers, which subnet is free, what to write, which interface to use, when to retry |
-//! | [`firewall_keeper`] | firewall rules that stay in place |
-//! | [`files`], [`text`] | files written whole, and text from outside made fit to be shown |
+//! | [`firewall_keeper`] | keeps firewall rules in place |
+//! | [`files`], [`text`] | atomic file writes, and escaping of external text for display |
 //! | `serialize` | `serde::Serialize` for status, events and plans (feature `serde`) |
 //! | `testing` | fakes and contract suites (feature `testing`) |
 //!
 //! # Errors
 //!
-//! Each seam has an error type of its own. Its documentation says which errors are final and which are worth a retry; texts
-//! name what was being done and the remedy. Nothing here panics on what comes from outside, exits, spawns a task that its
-//! caller does not know of, or keeps a global state.
+//! Each trait has its own error type. Its documentation says which errors are final and which are worth a retry; error
+//! messages name the failed operation and the remedy. Nothing here panics on external input, exits the process, spawns
+//! a task without the caller's knowledge, or keeps global state.
 //!
 //! # Testing
 //!
 //! With feature `testing`, `FakeKernel`, `MemorySubnets` and `FakeFirewall` run a whole agent in memory, and
-//! `testing::store_contract` and `testing::backend_contract` check an implementation of a seam. With feature `mock` each trait
-//! has a [mockall](https://docs.rs/mockall) mock beside it, to script failures.
+//! `testing::store_contract` and `testing::backend_contract` check an implementation of a trait. With feature `mock`
+//! each trait has a [mockall](https://docs.rs/mockall) mock beside it, to script failures.
 
 pub mod admit;
 mod agent;

@@ -1,4 +1,4 @@
-//! Addresses, prefixes and the other small values the whole workspace speaks in.
+//! Addresses, prefixes and other small value types that the whole workspace uses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,7 +19,7 @@ impl Family {
     /// Both families, IPv4 first.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of an address.
+    /// Returns the family of an address.
     pub fn of(addr: IpAddr) -> Self {
         match addr {
             IpAddr::V4(_) => Self::V4,
@@ -27,7 +27,7 @@ impl Family {
         }
     }
 
-    /// Address length in bits: 32 or 128.
+    /// Returns the address length in bits: 32 or 128.
     pub const fn bits(self) -> u8 {
         match self {
             Self::V4 => 32,
@@ -45,7 +45,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// One optional value for each family, so that IPv4, IPv6 and dual stack are one code path.
+/// One optional value per family, so that IPv4, IPv6 and dual stack share one code path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dual<T> {
     /// The IPv4 value.
@@ -61,7 +61,7 @@ impl<T> Default for Dual<T> {
 }
 
 impl<T> Dual<T> {
-    /// The value of one family.
+    /// Returns the value of one family.
     pub fn get(&self, family: Family) -> Option<&T> {
         match family {
             Family::V4 => self.v4.as_ref(),
@@ -69,7 +69,7 @@ impl<T> Dual<T> {
         }
     }
 
-    /// The slot of one family.
+    /// Returns the slot of one family for writing.
     pub fn slot(&mut self, family: Family) -> &mut Option<T> {
         match family {
             Family::V4 => &mut self.v4,
@@ -77,12 +77,12 @@ impl<T> Dual<T> {
         }
     }
 
-    /// The values present, with their family, IPv4 first.
+    /// Iterates over the values present, with their family, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
         Family::BOTH.into_iter().filter_map(|family| self.get(family).map(|value| (family, value)))
     }
 
-    /// The families that have a value.
+    /// Iterates over the families that have a value.
     pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
         self.iter().map(|(family, _)| family)
     }
@@ -95,20 +95,20 @@ impl<T> Dual<T> {
         }
     }
 
-    /// Whether neither family has a value.
+    /// Returns whether neither family has a value.
     pub fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()
     }
 }
 
-/// An IP prefix in canonical form: host bits are zero, always.
+/// An IP prefix in canonical form: its host bits are always zero.
 ///
-/// A subnet, a network and a route's destination are all of this type, so that equal prefixes
-/// compare equal (`ipnetwork` alone keeps host bits and compares them).
+/// Subnets, networks and route destinations all have this type, so that equal prefixes compare equal (`ipnetwork` alone
+/// keeps host bits and compares them).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(IpNetwork);
 
-/// Why some text or some pair of address and length is not a [`Prefix`].
+/// Why a text, or a pair of address and length, is not a [`Prefix`].
 ///
 /// Retrying does not help; the input has to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,7 +124,7 @@ pub enum PrefixError {
         addr: IpAddr,
         /// The length given, in bits.
         len: u8,
-        /// The most the family allows, in bits.
+        /// The largest length that the family allows, in bits.
         max: u8,
     },
     /// Bits beyond the length are set.
@@ -140,7 +140,7 @@ pub enum PrefixError {
 }
 
 impl Prefix {
-    /// A prefix from an address whose host bits are zero already.
+    /// Creates a prefix from an address whose host bits are already zero.
     ///
     /// # Errors
     /// [`PrefixError`] when the length is too large or host bits are set. Final for this input.
@@ -149,7 +149,7 @@ impl Prefix {
         if prefix.addr() == addr { Ok(prefix) } else { Err(PrefixError::HostBits { addr, len, prefix }) }
     }
 
-    /// A prefix from any address inside it: host bits are cleared.
+    /// Creates a prefix from any address inside it; host bits are cleared.
     ///
     /// # Errors
     /// [`PrefixError::TooLong`] when the length is too large. Final for this input.
@@ -165,48 +165,48 @@ impl Prefix {
         }
     }
 
-    /// The prefix that holds one address only: /32 or /128.
+    /// Returns the prefix that contains only this address: /32 or /128.
     pub fn host(addr: IpAddr) -> Self {
         Self(IpNetwork::from(addr))
     }
 
-    /// The network address.
+    /// Returns the network address.
     pub fn addr(&self) -> IpAddr {
         self.0.ip()
     }
 
-    /// The length in bits.
+    /// Returns the length in bits.
     #[expect(clippy::len_without_is_empty, reason = "a prefix length is not a count of items")]
     pub fn len(&self) -> u8 {
         self.0.prefix()
     }
 
-    /// The family.
+    /// Returns the family.
     pub fn family(&self) -> Family {
         Family::of(self.addr())
     }
 
-    /// Whether `addr` lies inside.
+    /// Returns whether `addr` is inside this prefix.
     pub fn contains(&self, addr: IpAddr) -> bool {
         self.0.contains(addr)
     }
 
-    /// Whether `other` lies inside or is equal.
+    /// Returns whether `other` is inside this prefix or equal to it.
     pub fn covers(&self, other: &Self) -> bool {
         self.family() == other.family() && self.len() <= other.len() && self.contains(other.addr())
     }
 
-    /// Whether the two have an address in common: one of them then covers the other.
+    /// Returns whether the two have an address in common, which means that one covers the other.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.covers(other) || other.covers(self)
     }
 
-    /// The last address: in IPv4 the broadcast address of a subnet.
+    /// Returns the last address; for an IPv4 subnet, the broadcast address.
     pub fn last(&self) -> IpAddr {
         self.0.broadcast()
     }
 
-    /// The value as `ipnetwork` has it.
+    /// Converts to the `ipnetwork` type.
     pub fn to_ipnetwork(self) -> IpNetwork {
         self.0
     }
@@ -227,14 +227,14 @@ impl fmt::Debug for Prefix {
 impl FromStr for Prefix {
     type Err = PrefixError;
 
-    /// Strict: digits only in the length, no netmask form, host bits zero.
+    /// Parses strictly: only digits in the length, no netmask form, host bits zero.
     fn from_str(text: &str) -> Result<Self, PrefixError> {
         let (addr, len) = split_cidr(text)?;
         Self::new(addr, len)
     }
 }
 
-/// `ADDRESS/LENGTH` without interpretation of host bits; for input where those are allowed.
+/// Splits `ADDRESS/LENGTH` without checking host bits, for input that may have them set.
 pub(crate) fn split_cidr(text: &str) -> Result<(IpAddr, u8), PrefixError> {
     let syntax = || PrefixError::Syntax(text.to_owned());
     let (addr, len) = text.split_once('/').ok_or_else(syntax)?;
@@ -248,23 +248,23 @@ pub(crate) fn split_cidr(text: &str) -> Result<(IpAddr, u8), PrefixError> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);
 
-/// Some text is not a MAC address. Final for this input.
+/// The text is not a MAC address. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a MAC address of six bytes, as 02:00:5e:10:00:01")]
 pub struct MacError(String);
 
 impl MacAddr {
-    /// Whether the group bit is set: multicast or broadcast, never a device's own address.
+    /// Returns whether the group bit is set: a multicast or broadcast address, never a device's own.
     pub fn is_multicast(&self) -> bool {
         self.0[0] & 1 == 1
     }
 
-    /// Whether it is all zero.
+    /// Returns whether all bytes are zero.
     pub fn is_zero(&self) -> bool {
         self.0 == [0; 6]
     }
 
-    /// The same address as a locally administered unicast one.
+    /// Returns the same address with the bits of a locally administered unicast address.
     pub fn locally_administered(self) -> Self {
         let mut bytes = self.0;
         bytes[0] = bytes[0] & 0xfe | 0x02;
@@ -314,18 +314,18 @@ impl Vni {
     /// Flannel's default.
     pub const ONE: Self = Self(1);
 
-    /// `None` when `value` needs more than 24 bits.
+    /// Returns `None` if `value` needs more than 24 bits.
     pub fn new(value: u32) -> Option<Self> {
         (value <= Self::MAX).then_some(Self(value))
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn value(self) -> u32 {
         self.0
     }
 }
 
-/// Text is not the number of a VXLAN network or an MTU. Final for this input.
+/// The text is not a VXLAN network identifier or an MTU. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{found:?} is not {expected}")]
 pub struct NumberError {
@@ -362,7 +362,7 @@ impl fmt::Display for Vni {
     }
 }
 
-/// A maximum transmission unit in bytes, IP header included.
+/// A maximum transmission unit in bytes, including the IP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mtu(pub u32);
 
@@ -372,8 +372,8 @@ impl fmt::Display for Mtu {
     }
 }
 
-/// Whether `addr` can be a node's address that peers send to: unicast, specified, not loopback,
-/// link-local, multicast or broadcast (docs/design.md, "Hostile records").
+/// Returns whether peers can send to `addr` as a node's public address: unicast, specified, not loopback, link-local,
+/// multicast or broadcast (docs/design.md, "Hostile records").
 pub fn is_public_unicast(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(v4) => is_public_unicast_v4(v4),
@@ -381,7 +381,7 @@ pub fn is_public_unicast(addr: IpAddr) -> bool {
     }
 }
 
-/// Whether `addr` is good on its link alone (169.254.0.0/16, fe80::/10).
+/// Returns whether `addr` is valid only on its link (169.254.0.0/16, fe80::/10).
 pub fn is_link_local(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(addr) => addr.is_link_local(),
@@ -389,7 +389,7 @@ pub fn is_link_local(addr: IpAddr) -> bool {
     }
 }
 
-/// Whether the kernel gives every device such an address by itself.
+/// Returns whether `addr` is of the kind that the kernel assigns to every device.
 pub(crate) fn is_automatic(addr: IpAddr) -> bool {
     addr.is_ipv6() && is_link_local(addr)
 }

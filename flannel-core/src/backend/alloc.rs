@@ -1,5 +1,5 @@
-//! alloc: takes a lease and programs nothing (docs/compatibility.md, "alloc"). For hosts whose routes somebody else
-//! makes.
+//! alloc: acquires a lease and programs nothing (docs/compatibility.md, "alloc"). For hosts whose routes another
+//! program manages.
 //!
 //! ```no_run
 //! # use flannel_core::backend::alloc::Alloc;
@@ -17,7 +17,7 @@ use crate::net::{Family, MacAddr, Mtu};
 pub struct Alloc;
 
 impl Alloc {
-    /// The name, in the configuration. Leases do not say it.
+    /// The name in the configuration. Leases do not contain it.
     pub const TYPE: &'static str = "alloc";
 }
 
@@ -42,7 +42,7 @@ impl Backend for Alloc {
         Vec::new()
     }
 
-    /// The uplink's: nothing is added to a packet.
+    /// Uses the uplink's MTU: packets are not encapsulated.
     fn mtu(&self, _situation: &NodeContext) -> Option<Mtu> {
         None
     }

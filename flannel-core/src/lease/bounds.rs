@@ -1,24 +1,25 @@
-//! How much of a store is held, however much it holds.
+//! Limits on how many of a store's records are kept in memory.
 
 use std::borrow::Borrow;
 
 use super::{BadRecord, Lease, LeaseKey, Record};
 
-/// The most records of ordinary size that are held of a store: room for 100 000 peers, and less than 64 MiB whatever they
-/// hold. What is larger than [`RECORD_BYTES`] counts as several. The youngest are dropped.
+/// The most records of ordinary size that are kept of a store: enough for 100 000 peers, in less than 64 MiB whatever
+/// they contain. A record larger than [`RECORD_BYTES`] counts as several. The youngest are dropped.
 pub const MAX_RECORDS: usize = 114_688;
 
-/// The bytes of a record's key, backend type and data, or of its key and what is wrong with it, that count as one record.
-/// An ordinary record has 50 to 90.
+/// The bytes that count as one record: those of its key, backend type and backend data, or of its key and the reason
+/// why it is bad. An ordinary record has 50 to 90.
 pub const RECORD_BYTES: usize = 96;
 
 impl Record {
-    /// How many records of ordinary size this is.
+    /// Returns how many records of ordinary size this record counts as.
     pub fn weight(&self) -> usize {
         weight(&self.key, self.lease.as_deref().map_err(|bad| &**bad))
     }
 
-    /// Who is dropped where there are too many: the greatest. As `created` is the store's, all nodes drop the same.
+    /// Returns the sort key by age: if there are too many records, the greatest are dropped. `created` is the store's
+    /// value, so all nodes drop the same records.
     pub fn age(&self) -> (u64, &str) {
         (self.created, self.key.as_str())
     }
@@ -31,20 +32,20 @@ pub fn weight(key: &LeaseKey, lease: Result<&Lease, &BadRecord>) -> usize {
             let data = lease.attrs.backend_data.iter().map(|(_, data)| data.as_str().len());
             data.sum::<usize>() + lease.attrs.backend_type.len()
         }
-        // Where it is longer, it is cut.
+        // A longer reason is cut.
         Err(bad) => bad.reason.len().min(BadRecord::MAX_BYTES),
     };
     1 + (key.as_str().len() + text) / RECORD_BYTES
 }
 
-/// Whether a list of a store can be everything there is. A store that leaves the youngest out lists more than
-/// [`MAX_RECORDS`] all the same: what such a list lacks may exist.
+/// Returns whether a list of records can be complete. A store that drops the youngest records must still list more than
+/// [`MAX_RECORDS`]; a record missing from such a list may exist.
 pub fn is_complete(records: &[Record]) -> bool {
     weight_of(records) <= MAX_RECORDS
 }
 
-/// Drops the youngest of `records` until they count as at most `limit`. Where something is dropped, what is left is in
-/// the order of age. Returns how many were dropped, and the oldest of those.
+/// Drops the youngest of `records` until they count as at most `limit`. If any are dropped, the remaining ones are
+/// sorted by age. Returns how many were dropped, and the oldest of those.
 pub fn keep_oldest<R: Borrow<Record>>(records: &mut Vec<R>, limit: usize) -> Option<Dropped> {
     if weight_of(records) <= limit {
         return None;
@@ -69,8 +70,8 @@ fn weight_of<R: Borrow<Record>>(records: &[R]) -> usize {
     records.iter().map(|record| record.borrow().weight()).sum()
 }
 
-/// The oldest records of a list while a store reads it: those that count as [`LIMIT`](Self::LIMIT) at the end, and an
-/// eighth more before that. A store may keep something of its own beside each.
+/// Collects the oldest records of a list while a store reads it: those that count as [`LIMIT`](Self::LIMIT) at the end,
+/// and up to an eighth more before that. A store may keep its own data beside each record.
 #[derive(Debug)]
 pub struct OldestRecords<R = Record> {
     records: Vec<R>,
@@ -79,7 +80,7 @@ pub struct OldestRecords<R = Record> {
 }
 
 impl OldestRecords {
-    /// More than [`MAX_RECORDS`], so that [`is_complete`] tells a list that was cut.
+    /// More than [`MAX_RECORDS`], so that [`is_complete`] recognizes a list that was cut.
     pub const LIMIT: usize = MAX_RECORDS + MAX_RECORDS / 8;
 }
 
@@ -90,24 +91,24 @@ impl<R> Default for OldestRecords<R> {
 }
 
 impl<R> OldestRecords<R> {
-    /// The oldest that count as `limit`.
+    /// Creates a collection of the oldest records that count as `limit`.
     pub fn within(limit: usize) -> Self {
         Self { records: Vec::new(), weight: 0, limit }
     }
 }
 
 impl<R: Borrow<Record>> OldestRecords<R> {
-    /// Takes a record, and drops the youngest where there are too many.
+    /// Adds a record, and drops the youngest if there are too many.
     pub fn push(&mut self, record: R) {
         self.weight += record.borrow().weight();
         self.records.push(record);
-        // Sorting each time would cost a list of millions its time.
+        // Sorting on each call would be slow for a list of millions.
         if self.weight > self.limit + self.limit / 8 {
             self.prune();
         }
     }
 
-    /// Returns the list.
+    /// Returns the collected records.
     pub fn finish(mut self) -> Vec<R> {
         self.prune();
         self.records
@@ -123,11 +124,11 @@ impl<R: Borrow<Record>> OldestRecords<R> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Dropped {
-    /// How many records.
+    /// How many records were dropped.
     pub count: usize,
     /// When the oldest of them was created.
     pub created: u64,
-    /// Its key.
+    /// The key of the oldest of them.
     pub key: LeaseKey,
 }
 
@@ -177,7 +178,7 @@ mod tests {
     fn of_a_list_without_end_the_oldest_are_held_and_few_more() {
         let most = OldestRecords::LIMIT as u64;
         let mut oldest = OldestRecords::default();
-        // The order of keys says nothing of age: 7919 is prime to the number of records.
+        // Keys are not in the order of age: 7919 is prime to the number of records.
         for nth in 0..3 * most {
             let created = nth * 7919 % (3 * most);
             oldest.push(record(created, &format!("{created}")));

@@ -1,71 +1,72 @@
-//! What a node asks the store for, and which leases are its own.
+//! A node's request for a lease, and which leases are its own.
 
 use std::collections::BTreeSet;
 
 use crate::lease::{Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Prefix};
 
-/// What a node asks the store for.
+/// A node's request for a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Want {
-    /// What to publish.
+    /// The attributes to publish.
     pub attrs: LeaseAttrs,
-    /// The subnets to have if they are free: those of the last run.
+    /// The subnets to use if they are free: those of the last run.
     pub preferred: Dual<Prefix>,
     /// Which leases under the node's identity are its own.
     pub own: OwnLeases,
-    /// Leases under the node's identity that are other nodes', whatever they publish. Two nodes under one address may
-    /// publish the same: with host-gw there is nothing else in a lease, and a VXLAN MAC address may be derived from the
-    /// address. The lease that [`OwnLeases::Key`] names is an own one all the same.
+    /// Leases under the node's identity that belong to other nodes, whatever they publish. Two nodes with one address
+    /// may publish equal attributes: with host-gw a lease contains nothing else, and a VXLAN MAC address may be derived
+    /// from the address. The lease named by [`OwnLeases::Key`] counts as the node's own even if it is listed here.
     pub foreign: BTreeSet<LeaseKey>,
 }
 
-/// Which of the leases that a store finds under a node's identity are the node's own.
+/// Which of the leases under a node's identity are the node's own.
 ///
-/// A store that knows nodes by their name need not look at this: a name is one node's. Where nodes are known by the
-/// address they publish (etcd), several may publish the same one, as a virtual address that has moved. A lease without end
-/// that names an address and nothing else is an operator's reservation for whoever has the address, and always an own one.
+/// A store that identifies nodes by name can ignore this: a name belongs to one node. If nodes are identified by
+/// published address (etcd), several may publish the same one, for example a virtual address that has moved. A lease
+/// without expiry that names only addresses is an operator's reservation for the node that has the address, and always
+/// counts as the node's own.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OwnLeases {
-    /// All but [`Want::foreign`], as Go flannel sees it. Only those with the wanted backend data are ever deleted.
+    /// All except [`Want::foreign`], like Go flannel. Only those with the wanted backend data are ever deleted.
     #[default]
     Every,
-    /// The one with this key, and those that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]: an
-    /// earlier call wrote them, and its answer was lost. Any other is another node's: it is not taken, rewritten or
-    /// deleted, and its subnets are in use.
+    /// The lease with this key, and leases that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]:
+    /// an earlier call wrote them and its answer was lost. Any other lease belongs to another node: it is not taken,
+    /// rewritten or deleted, and its subnets are in use.
     Key(LeaseKey),
-    /// Only those that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]. Any other is another
-    /// node's, as with [`Key`](Self::Key).
+    /// Only leases that already publish exactly [`Want::attrs`] and are not [`Want::foreign`]. Any other lease belongs
+    /// to another node, as with [`Key`](Self::Key).
     Unheld,
 }
 
 impl Want {
-    /// Asks for any free subnets, and takes every lease under the node's identity for its own.
+    /// Requests any free subnets, and treats every lease under the node's identity as its own.
     pub fn new(attrs: LeaseAttrs) -> Self {
         Self { attrs, preferred: Dual::default(), own: OwnLeases::default(), foreign: BTreeSet::new() }
     }
 
-    /// The same, with these subnets if they are free.
+    /// Sets the subnets to use if they are free.
     #[must_use]
     pub fn preferring(self, preferred: Dual<Prefix>) -> Self {
         Self { preferred, ..self }
     }
 
-    /// The same, where these leases are the node's own.
+    /// Sets which leases are the node's own.
     #[must_use]
     pub fn owning(self, own: OwnLeases) -> Self {
         Self { own, ..self }
     }
 
-    /// The same, where these leases are other nodes' ([`foreign`](Self::foreign)).
+    /// Sets which leases belong to other nodes ([`foreign`](Self::foreign)).
     #[must_use]
     pub fn leaving_alone(self, foreign: BTreeSet<LeaseKey>) -> Self {
         Self { foreign, ..self }
     }
 
-    /// Whether `lease`, which is under the node's identity, is its own: for implementations of stores.
+    /// Returns whether `lease`, which is under the node's identity, is the node's own. For lease store implementations.
     pub fn is_own(&self, lease: &Lease) -> bool {
         let is_written = lease.attrs == self.attrs;
         let may_be = !self.foreign.contains(&lease.key);
@@ -76,10 +77,11 @@ impl Want {
         }
     }
 
-    /// Whether a lease of its own that the node does not take again is to be deleted: for implementations of stores.
+    /// Returns whether the store should delete `lease`, if it is the node's own and the node does not take it again.
+    /// For lease store implementations.
     ///
-    /// Where every lease under an address counts as the node's own, one may be that of a node which had the address before.
-    /// What a backend publishes beside the address is of one device.
+    /// If every lease under an address counts as the node's own, one may belong to a node that had the address before.
+    /// The backend data identifies the device, and so the node.
     pub fn gives_up(&self, lease: &Lease) -> bool {
         let is_of_device = match self.own {
             OwnLeases::Every => lease.attrs.backend_data == self.attrs.backend_data,
@@ -88,9 +90,9 @@ impl Want {
         is_of_device && self.is_own(lease)
     }
 
-    /// The place of the lease to take again among those that are the node's own and `fit`: the one that is named, else the
-    /// one of the preferred subnets, else one with the wanted backend data, else the first, as Go flannel does. For
-    /// implementations of stores.
+    /// Returns the index of the lease to take again among the node's own leases that satisfy `fits`: the named one,
+    /// else the one with the preferred subnets, else one with the wanted backend data, else the first, as Go flannel
+    /// does. For lease store implementations.
     pub fn kept<L: AsRef<Lease>>(&self, own: &[L], fits: impl Fn(&Lease) -> bool) -> Option<usize> {
         let rank = |lease: &Lease| match &self.own {
             OwnLeases::Key(key) if *key == lease.key => 0,
@@ -99,7 +101,7 @@ impl Want {
             _ => 3,
         };
         let mut places: Vec<usize> = (0..own.len()).collect();
-        // Stable: among equals the first. Whether one fits may be dear to tell, and is asked last.
+        // The sort is stable, so the first of equals wins. `fits` may be expensive, so it is called last.
         places.sort_by_key(|place| rank(own[*place].as_ref()));
         places.into_iter().find(|place| fits(own[*place].as_ref()))
     }
