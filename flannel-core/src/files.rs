@@ -1,6 +1,6 @@
-//! Files that survive a crash, in directories that others may be able to write: state of an agent between its runs.
+//! Crash-safe files, in directories that other users may be able to write to. They keep an agent's state between runs.
 //!
-//! Everything here blocks on the disk: not for an async task.
+//! All functions here block on disk I/O: do not call them from an async task.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -9,25 +9,25 @@ use std::path::{Path, PathBuf};
 
 use crate::text::Plain;
 
-/// Who may have written a file for it to be read.
+/// Which owners and permissions a file must have to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Trust {
-    /// It belongs to root or to the user of this process, and nobody else may write it. A link is not followed.
+    /// Owned by root or by this process's user, and not writable by others. Symbolic links are not followed.
     OwnersAlone,
-    /// It belongs to root or to the user of this process. An operator may have put a link in its place.
+    /// Owned by root or by this process's user. Symbolic links are followed, as an operator may have created one.
     Owners,
-    /// Anybody: an operator named it.
+    /// Any owner: an operator named the file.
     Anyone,
 }
 
-/// Who may read a file that is written. Nobody else may write it.
+/// Who may read a written file. Only the owner may write to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// The user of this process: 0600.
+    /// Only this process's user: 0600.
     Private,
-    /// Everybody: 0644 whatever the umask. A file of root or of the user of this process that is replaced keeps its mode,
-    /// but for the permission of others to write.
+    /// All users: 0644 regardless of the umask. When a file of root or of this process's user is replaced, its mode is
+    /// kept, without write permission for group and others.
     Public,
 }
 
@@ -35,19 +35,19 @@ pub enum Mode {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unread {
-    /// There is something else under its name.
+    /// The path is not a regular file.
     #[error("not a regular file")]
     NotAFile,
-    /// Somebody else wrote it.
+    /// The file belongs to another user.
     #[error("it belongs to another user")]
     OfAnotherUser,
-    /// Somebody else may have written it.
+    /// Other users may write to the file.
     #[error("group or others may write to it; take that permission away (chmod go-w)")]
     OpenToOthers,
-    /// It has more bytes than this.
+    /// The file has more bytes than this.
     #[error("larger than {0} bytes")]
     TooLarge(u64),
-    /// The system refused.
+    /// The operating system returned an error.
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
 }
@@ -63,27 +63,27 @@ impl From<Unread> for io::Error {
     }
 }
 
-/// A file could not be read, written or removed. What is there is whole: the old content, or after a failure of the last
-/// step, syncing the directory, the new one.
+/// A file could not be read, written or removed. The file is intact: it has the old content, or the new one if only the
+/// last step, syncing the directory, failed.
 ///
 /// Retry with back-off once the remedy is applied.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} {}: {remedy}", Plain(path.display()))]
 #[non_exhaustive]
 pub struct FileError {
-    /// What was being done.
+    /// The operation that failed.
     pub doing: &'static str,
     /// The file or directory.
     pub path: PathBuf,
     /// What to do about it.
     pub remedy: &'static str,
-    /// Why.
+    /// The cause.
     #[source]
     pub source: io::Error,
 }
 
 impl FileError {
-    /// An error while `doing` something to `path`, with the remedy for it.
+    /// Creates an error for an operation on `path`, with the remedy for it.
     pub fn new(doing: &'static str, path: &Path, source: io::Error) -> Self {
         Self { doing, path: path.to_owned(), remedy: remedy(&source), source }
     }
@@ -101,11 +101,12 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Reads a regular file of at most `max` bytes; `None` where there is none. Whatever is there instead, this neither waits
-/// nor takes more memory than that (with the feature `netlink` also where a pipe takes its place just then).
+/// Reads a regular file of at most `max` bytes. Returns `None` if it does not exist. Never waits on a pipe or a device,
+/// and never uses more memory than that. (With the feature `netlink`, also if a pipe replaces the file during the
+/// call.)
 ///
 /// # Errors
-/// [`Unread`] says why not: whoever calls goes on without what the file says.
+/// [`Unread`] says why the file was not read; callers continue without its content.
 pub fn read(path: &Path, trust: Trust, max: u64) -> Result<Option<Vec<u8>>, Unread> {
     match try_read(path, trust, max) {
         Err(Unread::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -114,14 +115,14 @@ pub fn read(path: &Path, trust: Trust, max: u64) -> Result<Option<Vec<u8>>, Unre
 }
 
 fn try_read(path: &Path, trust: Trust, max: u64) -> Result<Vec<u8>, Unread> {
-    // Looked at first: to open a pipe waits for its other end, and to open a device may do anything.
+    // Check first: opening a pipe waits for its other end, and opening a device may have any effect.
     let found = match trust {
         Trust::OwnersAlone => fs::symlink_metadata(path)?,
         Trust::Owners | Trust::Anyone => fs::metadata(path)?,
     };
     judge(&found, trust, max)?;
     let file = guarded(OpenOptions::new().read(true), trust).open(path)?;
-    // What was opened may be another one by now.
+    // The path may refer to another file by now.
     judge(&file.metadata()?, trust, max)?;
     let mut bytes = Vec::with_capacity(usize::try_from(found.len()).unwrap_or_default() + 1);
     Read::take(file, max + 1).read_to_end(&mut bytes)?;
@@ -141,24 +142,24 @@ fn judge(found: &Metadata, trust: Trust, max: u64) -> Result<(), Unread> {
     if found.len() > max { Err(Unread::TooLarge(max)) } else { Ok(()) }
 }
 
-/// Whether a file belongs to root or to the user of this process.
+/// Returns whether a file belongs to root or to this process's user.
 #[cfg(target_os = "linux")]
 fn is_of_owner(found: &Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     found.uid() == 0 || effective_user() == Some(found.uid())
 }
 
-/// Whom the process runs as; `None` where `/proc` does not say. It is read there because the owner of the files in
-/// `/proc/self` is root where the program itself was given capabilities.
+/// Returns the process's effective user ID, or `None` if `/proc` does not show it. The owner of the files in
+/// `/proc/self` cannot be used: it is root if the program file has capabilities.
 #[cfg(target_os = "linux")]
 fn effective_user() -> Option<u32> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    // The real one comes first.
+    // The real user ID comes first.
     users.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Elsewhere nothing says whom the process runs as.
+/// On other systems the process's user is not available.
 #[cfg(not(target_os = "linux"))]
 fn is_of_owner(_: &Metadata) -> bool {
     true
@@ -175,7 +176,7 @@ fn is_open_to_others(_: &Metadata) -> bool {
     false
 }
 
-/// Has a pipe or a link that took the file's place meanwhile refused rather than waited for or followed.
+/// Sets flags so that opening fails if a pipe or a symbolic link has replaced the file in the meantime.
 #[cfg(all(target_os = "linux", feature = "netlink"))]
 fn guarded(options: &mut OpenOptions, trust: Trust) -> &mut OpenOptions {
     use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
@@ -188,11 +189,11 @@ fn guarded(options: &mut OpenOptions, _: Trust) -> &mut OpenOptions {
     options
 }
 
-/// Puts what `fill` writes, at most `max` bytes, in the place of a file, so that a reader sees the old content or the new
-/// one, whole, also after a crash. Makes missing directories (0755), and clears what a crash has left of earlier writes.
+/// Replaces a file with what `fill` writes, at most `max` bytes. A reader sees either the whole old or the whole new
+/// content, also after a crash. Creates missing directories (0755), and removes temporary files that crashes have left.
 ///
 /// # Errors
-/// [`FileError`]: there is the old file, if any, or where only the directory could not be synced the new one.
+/// [`FileError`]: the old file, if any, is unchanged, or the new one is in place and only the directory could not be synced.
 pub fn replace(
     path: &Path,
     mode: Mode,
@@ -208,23 +209,23 @@ pub fn replace(
     let temporary = temporary_beside(path);
     let written = write_temporary(&temporary, path, mode, max, fill).and_then(|()| fs::rename(&temporary, path));
     if let Err(source) = written {
-        // What is left of a failed attempt is of no use; a later one clears it if this does not.
+        // The partial file is of no use; a later write removes it if this fails.
         let _ = fs::remove_file(&temporary);
         return Err(FileError::new("write", path, source));
     }
-    // The rename itself survives a crash only once the directory is on disk.
+    // The rename survives a crash only once the directory is synced.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| FileError::new("sync the directory", dir, source))
 }
 
-/// Deletes a file, and what crashes have left of writes. One that is not there is no error.
+/// Deletes a file, and temporary files that crashes have left. Succeeds if the file does not exist.
 ///
 /// # Errors
-/// [`FileError`]: the file is still there.
+/// [`FileError`]: the file still exists.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     if let Some(dir) = path.parent() {
         clear_leftovers(dir, path);
     }
-    // Looked at first: a file system that is read-only refuses to delete even what is not there.
+    // Check first: on a read-only file system, deleting a missing file fails too.
     match fs::symlink_metadata(path).and_then(|_| fs::remove_file(path)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileError::new("remove", path, source)),
         _ => Ok(()),
@@ -239,7 +240,7 @@ fn write_temporary(
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    // Nobody else's before it has its mode, whatever the umask.
+    // Other users must not have access before the mode is set, whatever the umask.
     private(&mut options);
     let file = options.write(true).create_new(true).open(temporary)?;
     if mode == Mode::Public {
@@ -251,7 +252,7 @@ fn write_temporary(
     writer.get_ref().file.sync_all()
 }
 
-/// A file that takes so many bytes, and no more.
+/// A file that accepts at most `max` bytes.
 struct Limited {
     file: File,
     max: u64,
@@ -275,7 +276,7 @@ impl Write for Limited {
 
 const SUFFIX: &str = ".tmp";
 
-/// `.NAME.RANDOM.tmp`: of two that write at once by mistake neither can tear the other's content.
+/// Returns `.NAME.RANDOM.tmp`. The random part keeps two concurrent writers from mixing their contents.
 fn temporary_beside(path: &Path) -> PathBuf {
     let number = RandomState::new().build_hasher().finish();
     path.with_file_name(format!("{}{number:016x}{SUFFIX}", prefix_of_temporaries(path)))
@@ -285,8 +286,8 @@ fn prefix_of_temporaries(path: &Path) -> String {
     format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// Drops what crashes have left. What does not go away does no harm; a process that writes at the same time after all
-/// sees its write fail, and tries again.
+/// Removes temporary files that crashes have left. Failures are ignored. If another process is writing at the same
+/// time, its write fails, and it retries.
 fn clear_leftovers(dir: &Path, path: &Path) {
     let prefix = prefix_of_temporaries(path);
     let Ok(entries) = fs::read_dir(dir) else { return };
@@ -319,7 +320,7 @@ fn private(options: &mut OpenOptions) {
 #[cfg(not(unix))]
 fn private(_: &mut OpenOptions) {}
 
-/// Gives a file that replaces `target` its mode.
+/// Sets the mode of a file that replaces `target`.
 #[cfg(unix)]
 fn publish(file: &File, target: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -332,8 +333,8 @@ fn publish(_: &File, _: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The mode of a file that replaces one of this mode, if there is one, and whether that belongs to root or to the own
-/// user: another's file says nothing about ours.
+/// Returns the mode of the new file. `found` is the mode of the file it replaces, if any, and whether that file belongs
+/// to root or to this process's user: the mode of another user's file is ignored.
 #[cfg(unix)]
 fn public_mode(found: Option<(u32, bool)>) -> u32 {
     match found {
@@ -389,7 +390,7 @@ mod tests {
         fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
         assert!(said(&file, Trust::OwnersAlone).contains("others may write to it"));
         assert_eq!((said(&file, Trust::Owners), said(&link, Trust::Anyone)), ("1".into(), "1".into()));
-        // Only root may give a file away.
+        // Only root may change a file's owner.
         if std::os::unix::fs::chown(&file, Some(65534), None).is_ok() {
             assert_eq!(said(&file, Trust::Owners), "it belongs to another user");
             assert_eq!(said(&file, Trust::Anyone), "1");
@@ -442,7 +443,7 @@ mod tests {
         write(&path, Mode::Public, &text(MAX as usize)).unwrap();
         let error = write(&path, Mode::Public, &text(MAX as usize + 1)).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::FileTooLarge);
-        // Somebody who never stops writing is stopped.
+        // A writer that never stops gets an error.
         let mut taken = 0;
         let endless = |to: &mut dyn Write| loop {
             to.write_all(&[b'x'; 1 << 16])?;

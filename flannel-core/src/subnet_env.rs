@@ -1,4 +1,4 @@
-//! `subnet.env`: what the CNI plug-in reads (docs/compatibility.md, "`subnet.env`").
+//! `subnet.env`, the file that the CNI plug-in reads (docs/compatibility.md, "`subnet.env`").
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,34 +7,35 @@ use crate::config::pool::{address, number};
 use crate::files::{self, FileError, Mode, Trust};
 use crate::net::{Dual, Family, Mtu, Prefix, split_cidr};
 
-/// The largest file that is read, in bytes. Flannel's has less than 300.
+/// The largest file that is read, in bytes. Flannel's file has less than 300.
 const MAX_BYTES: u64 = 64 << 10;
 
 /// The values of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SubnetEnv {
-    /// The pods' network of each family in use.
+    /// The pod network of each family in use.
     pub networks: Dual<Prefix>,
-    /// This node's subnet of each family in use. The file shows its first address but one, with the length.
+    /// This node's subnet of each family in use. The file contains its second address, with the prefix length.
     pub subnets: Dual<Prefix>,
-    /// The MTU for pods; `None` where the file has none that parses.
+    /// The MTU for pods; `None` if the file has no valid one.
     pub mtu: Option<Mtu>,
-    /// Whether the agent masquerades, so that the plug-in must not.
+    /// Whether the agent masquerades. If so, the plug-in must not.
     pub ip_masq: Option<bool>,
 }
 
-/// What [`SubnetEnv::keep`] had to do.
+/// The result of [`SubnetEnv::keep`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// Nothing.
+    /// The file was already up to date.
     Same,
-    /// It wrote the file.
+    /// The file was written.
     Written,
 }
 
 impl SubnetEnv {
-    /// The file's text, byte for byte as flannel writes it. A family is shown when it has both network and subnet.
+    /// Returns the file's text, byte for byte as flannel writes it. A family is included if it has both a network and a
+    /// subnet.
     pub fn render(&self) -> String {
         let mut text = String::new();
         for family in Family::BOTH {
@@ -54,8 +55,8 @@ impl SubnetEnv {
         text
     }
 
-    /// Reads the text by the rules of dotenv files: what does not parse counts as absent, and so does a key with
-    /// several CIDRs, which names no one subnet.
+    /// Parses the text by the rules of dotenv files. A value that does not parse counts as absent, and so does a key
+    /// with several CIDRs, because it does not name a single subnet.
     pub fn parse(text: &str) -> Self {
         let mut env = Self::default();
         for (key, value) in text.lines().filter_map(assignment) {
@@ -76,12 +77,12 @@ impl SubnetEnv {
         env
     }
 
-    /// Reads the file; `None` when there is none. It has to be a regular file, or a link to one, of at most 64 KiB that
-    /// belongs to root or to the user of this process: what it says decides which subnet a node asks for and where routes
-    /// of former runs are looked for.
+    /// Reads the file. Returns `None` if it does not exist. It has to be a regular file of at most 64 KiB, or a link to
+    /// one, that belongs to root or to this process's user: its content determines which subnet a node requests and
+    /// where routes of former runs are searched.
     ///
     /// # Errors
-    /// [`FileError`] when it is there and cannot be read.
+    /// [`FileError`] when the file exists and cannot be read.
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
         match files::read(path, Trust::Owners, MAX_BYTES) {
             Ok(bytes) => Ok(bytes.map(|bytes| Self::parse(&String::from_utf8_lossy(&bytes)))),
@@ -89,26 +90,26 @@ impl SubnetEnv {
         }
     }
 
-    /// Writes the file so that a reader sees the old text or the new one, whole, also after a crash. Makes missing
-    /// directories (0755). A new file is 0644 whatever the umask. One of root or of the user of this process keeps its
-    /// mode, but nobody else may write to it afterwards.
+    /// Writes the file. A reader sees either the whole old or the whole new text, also after a crash. Creates missing
+    /// directories (0755). A new file has mode 0644 regardless of the umask. A file of root or of this process's user
+    /// keeps its mode, without write permission for group and others.
     ///
-    /// Blocks on the disk: not for an async task.
+    /// Blocks on disk I/O: do not call it from an async task.
     ///
     /// # Errors
-    /// [`FileError`]: the old file, if any, is as it was.
+    /// [`FileError`]: the old file, if any, is unchanged, or the new one is in place and only the directory could not be synced.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         files::replace(path, Mode::Public, MAX_BYTES, |file| file.write_all(self.render().as_bytes()))
     }
 
-    /// Writes the file unless it says exactly this already.
+    /// Writes the file unless it already has exactly this content.
     ///
-    /// Blocks on the disk: not for an async task.
+    /// Blocks on disk I/O: do not call it from an async task.
     ///
     /// # Errors
     /// As [`write`](Self::write).
     pub fn keep(&self, path: &Path) -> Result<Kept, FileError> {
-        // Whatever is there and cannot be read is to be replaced, too.
+        // A file that cannot be read is replaced too.
         let found = files::read(path, Trust::Owners, MAX_BYTES).ok().flatten();
         if found.is_some_and(|text| text == self.render().as_bytes()) {
             return Ok(Kept::Same);
@@ -131,7 +132,7 @@ impl Keys {
     }
 }
 
-/// `KEY=value` or `KEY: value`, with an optional `export`, quotes and a comment (dotenv).
+/// Parses `KEY=value` or `KEY: value`, with an optional `export`, quotes and a comment (dotenv).
 fn assignment(line: &str) -> Option<(&str, String)> {
     let line = line.trim();
     let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
@@ -147,7 +148,7 @@ fn assignment(line: &str) -> Option<(&str, String)> {
     Some((key.trim(), unquoted.unwrap_or_default().trim().to_owned()))
 }
 
-/// The one CIDR of a comma list, masked to its network; unparsable ones do not count.
+/// Returns the only CIDR of a comma-separated list, masked to its network; entries that do not parse are ignored.
 fn only_cidr(list: &str, family: Family) -> Option<Prefix> {
     let mut cidrs = list.split(',').filter_map(|text| {
         let (addr, len) = split_cidr(text.trim()).ok()?;

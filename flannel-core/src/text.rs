@@ -1,15 +1,15 @@
-//! Text that others wrote, made safe to show.
+//! Makes untrusted text safe to show.
 
 use std::error::Error;
 use std::fmt::{self, Write};
 
-/// Shows a value with each character escaped that could do more than be read: control characters (a terminal obeys
-/// them, and a line break forges a log line), line and paragraph separators, and those that turn the direction of
-/// writing. An escape is spelt as in JSON, `\u001b`, and stays as it is when it is escaped again.
+/// Shows a value with escapes for all characters that have an effect beyond their display: control characters (a
+/// terminal executes them, and a line break forges a log line), line and paragraph separators, and characters that
+/// change the writing direction. Escapes are spelt as in JSON, `\u001b`, and are not escaped again.
 ///
-/// What comes from a lease store, from the kernel or from another program goes through this wherever it is shown:
-/// [`LeaseKey`](crate::lease::LeaseKey), [`Reason`](crate::admit::Reason), [`LinkName`](crate::kernel::LinkName) and the
-/// texts of errors in [`Status`](crate::overlay::Status) and [`Event`](crate::overlay::Event) do so by themselves.
+/// All text from a lease store, the kernel or another program is escaped like this before it is shown:
+/// [`LeaseKey`](crate::lease::LeaseKey), [`Reason`](crate::admit::Reason), [`LinkName`](crate::kernel::LinkName) and
+/// the texts of errors in [`Status`](crate::overlay::Status) and [`Event`](crate::overlay::Event) escape themselves.
 #[derive(Debug, Clone, Copy)]
 pub struct Plain<T>(pub T);
 
@@ -19,7 +19,7 @@ impl<T: fmt::Display> fmt::Display for Plain<T> {
     }
 }
 
-/// A writer that escapes as [`Plain`] does.
+/// A writer that escapes like [`Plain`].
 #[derive(Debug)]
 pub struct Escaping<W>(pub W);
 
@@ -35,17 +35,17 @@ impl<W: Write> Write for Escaping<W> {
     }
 }
 
-/// Whether a character does nothing but stand there.
+/// Returns whether a character has no effect beyond its display.
 pub fn is_plain(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     !(c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
-/// The longest text of an error with its sources, in bytes, that a status, an event or a log line holds.
+/// The longest text of an error with its sources in a status, an event or a log line, in bytes.
 pub const MAX_ERROR: usize = 4096;
 
-/// A writer that takes at most so many bytes of whole characters and counts the rest, so that a text is never longer in
-/// memory than it may be.
+/// A writer that accepts a limited number of bytes, in whole characters, and counts the rest, so that the text in
+/// memory never exceeds the limit.
 #[derive(Debug)]
 pub struct Cut<W> {
     out: W,
@@ -54,15 +54,15 @@ pub struct Cut<W> {
 }
 
 impl<W: Write> Cut<W> {
-    /// Takes at most `max` bytes.
+    /// Creates a writer that accepts at most `max` bytes.
     pub fn new(out: W, max: usize) -> Self {
         Self { out, room: max, missing: 0 }
     }
 
-    /// Says how much is missing, as [`cut`] does, if anything is.
+    /// Writes how much is missing, as [`cut`] does, if anything is missing.
     ///
     /// # Errors
-    /// Those of the writer.
+    /// Errors of the underlying writer.
     pub fn end(&mut self) -> fmt::Result {
         if self.missing == 0 { Ok(()) } else { write!(self.out, " ... ({} more bytes)", self.missing) }
     }
@@ -77,7 +77,7 @@ impl<W: Write> Write for Cut<W> {
     }
 }
 
-/// Shortens a text to at most `max` bytes of whole characters, and says at its end how much is missing.
+/// Shortens a text to at most `max` bytes of whole characters, and appends how many bytes are missing.
 pub fn cut(text: &mut String, max: usize) {
     if text.len() <= max {
         return;
@@ -89,13 +89,13 @@ pub fn cut(text: &mut String, max: usize) {
     text.shrink_to_fit();
 }
 
-/// How much of a text is whole characters within `max` bytes.
+/// Returns the length of the longest prefix of whole characters within `max` bytes.
 fn boundary(text: &str, max: usize) -> usize {
     (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default()
 }
 
-/// Returns an error and its sources as one line that may be shown, of at most [`MAX_ERROR`] bytes and the note of
-/// [`cut`]. A source that the text before it ends with is left out: many errors print theirs themselves.
+/// Returns an error and its sources as one line that is safe to show, of at most [`MAX_ERROR`] bytes plus the note of
+/// [`cut`]. Omits a source whose text ends the text before it: many errors print their source themselves.
 pub fn chain(error: &dyn Error) -> String {
     let mut shown = Cut::new(String::new(), MAX_ERROR);
     // Writing to a String cannot fail.
@@ -133,7 +133,7 @@ mod tests {
     use crate::overlay::{Explanation, LossReason, Verdict};
     use crate::subnet::SubnetError;
 
-    /// Text as an attacker would write it: any characters, among them many that are not plain.
+    /// Text that an attacker could write: any characters, many of them not plain.
     fn hostile() -> impl Strategy<Value = String> {
         let special = prop::sample::select(vec![
             '\0', '\n', '\r', '\t', '\u{1b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{61c}', '\u{200f}', '\u{2028}',
@@ -169,7 +169,7 @@ mod tests {
     }
 
     proptest! {
-        /// What a hostile record, store or interface puts into answers, logs and status.
+        /// Text that a hostile record, store or interface puts into answers, logs and status.
         #[test]
         fn each_type_that_holds_text_of_others_shows_it_in_one_plain_line(text in hostile()) {
             let key = LeaseKey::new(&text);

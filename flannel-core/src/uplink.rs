@@ -1,4 +1,4 @@
-//! Choosing the interface that carries the overlay (docs/compatibility.md, "Interface selection").
+//! Selection of the interface that carries the overlay (docs/compatibility.md, "Interface selection").
 
 mod pattern;
 
@@ -12,37 +12,37 @@ use crate::backend::Uplink;
 use crate::kernel::{HostAddress, HostFacts, HostLink, LinkName};
 use crate::net::{Dual, Family, Mtu, Prefix, is_link_local, is_public_unicast};
 
-/// How to find the interface.
+/// How to select the interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Select {
-    /// That of the first default route. With both families enabled, both must have the same.
+    /// The interface of the first default route. If both families are enabled, both must use the same interface.
     #[default]
     DefaultRoute,
-    /// The one of this name.
+    /// The interface with this name.
     Name(LinkName),
-    /// The one that has this address, which then is the local address of its family.
+    /// The interface with this address, which becomes the local address of its family.
     Ip(IpAddr),
-    /// The first whose addresses match, which then are its local addresses: one of each family in use has to. If none
-    /// does, the first whose name matches.
+    /// The first interface whose addresses match: one in each family in use, which become its local addresses. If there
+    /// is none, the first interface whose name matches.
     Regex(Pattern),
-    /// The one that packets to this address leave by, as the main table's routes have it: the longest prefix, then the
-    /// lowest metric. Rules and other tables do not count. Its local address is one on the same prefix, if there is
-    /// one.
+    /// The interface through which packets to this address leave, according to the main table: the longest prefix, then
+    /// the lowest metric. Rules and other tables are ignored. An address of the interface on the prefix that contains
+    /// this address, if any, becomes the local address.
     CanReach(IpAddr),
-    /// The first of these that gives a usable interface; why the others do not is in the [`Rationale`].
+    /// The first of these that gives a usable interface; the [`Rationale`] says why the others do not.
     FirstOf(Vec<Select>),
 }
 
 impl Select {
-    /// What flannel does where nothing is selected: the public address given, IPv4 before IPv6, has to be a local
-    /// one and finds the interface; without any the default route does.
+    /// Returns flannel's selection when none is configured: the given public address, IPv4 before IPv6, selects the
+    /// interface that has it; without one, the default route does.
     pub fn implied_by(public: &Dual<IpAddr>) -> Self {
         public.v4.or(public.v6).map_or(Self::DefaultRoute, Self::Ip)
     }
 
-    /// The addresses whose route decides: what [`Kernel::host_facts`](crate::kernel::Kernel::host_facts) is to be asked
-    /// for.
+    /// Returns the addresses whose routes the selection needs: pass them to
+    /// [`Kernel::host_facts`](crate::kernel::Kernel::host_facts).
     pub fn reaches(&self) -> Vec<IpAddr> {
         match self {
             Self::CanReach(addr) => vec![*addr],
@@ -70,11 +70,11 @@ impl fmt::Display for Select {
     }
 }
 
-/// What an uplink is chosen for.
+/// The requirements for an uplink.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Request<'a> {
-    /// How to find the interface.
+    /// How to select the interface.
     pub wanted: &'a Select,
     /// The address families of the overlay.
     pub families: &'a [Family],
@@ -82,54 +82,54 @@ pub struct Request<'a> {
     pub public: &'a Dual<IpAddr>,
 }
 
-/// What is in use already, and what must not be taken into use.
+/// The interface and addresses in use, and addresses to avoid.
 ///
-/// A node's address is what other nodes send to and, in etcd, its identity. So an address that comes up beside the one
-/// in use, as a virtual IP address does, changes nothing.
+/// Other nodes send to a node's address, and in etcd it is also the node's identity. So a further address that appears
+/// beside the one in use, such as a virtual IP address, changes nothing.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct InUse<'a> {
-    /// The interface, by index. It is kept as long as the request allows it.
+    /// The interface, by index. Kept as long as the request allows it.
     pub link: Option<u32>,
-    /// The local addresses. Each is kept as long as the chosen interface has it and it is not deprecated.
+    /// The local addresses. Each is kept as long as the selected interface has it and it is not deprecated.
     pub addrs: Dual<IpAddr>,
-    /// Addresses that other nodes publish: an interface's address among them is not chosen unless it is in use.
+    /// Addresses that other nodes publish. An interface's address in this set is only selected if it is in use.
     pub others: &'a BTreeSet<IpAddr>,
 }
 
 impl InUse<'static> {
-    /// Nothing is in use, as on a node that starts for the first time.
+    /// Nothing is in use, as on the first start of a node.
     pub const NOTHING: Self = Self { link: None, addrs: Dual { v4: None, v6: None }, others: &BTreeSet::new() };
 }
 
 impl<'a> Request<'a> {
-    /// An uplink for these families that publishes `public` where that is given.
+    /// Creates a request for these families, with the addresses of `public` published where given.
     pub fn new(wanted: &'a Select, families: &'a [Family], public: &'a Dual<IpAddr>) -> Self {
         Self { wanted, families, public }
     }
 }
 
-/// The interface chosen.
+/// The selected interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Choice {
     /// The interface and its own addresses.
     pub uplink: Uplink,
-    /// What peers are told to send to: the addresses given, else the interface's own.
+    /// The addresses published for peers to send to: the given ones, else the interface's own.
     pub public: Dual<IpAddr>,
-    /// Why this one.
+    /// Why this interface was selected.
     pub rationale: Rationale,
 }
 
-/// The interfaces, the one chosen first, with the reason it was or was not taken.
+/// The interfaces, the selected one first, each with the reason why it was or was not selected.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Rationale {
     /// The first [`MOST`](Self::MOST) interfaces.
     pub candidates: Vec<Candidate>,
-    /// How many more there are.
+    /// How many further interfaces there are.
     pub more: usize,
-    /// What of [`Select::FirstOf`] was tried before and did not do.
+    /// The entries of [`Select::FirstOf`] that were tried before without success.
     pub passed_over: Vec<PassedOver>,
 }
 
@@ -137,28 +137,28 @@ pub struct Rationale {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PassedOver {
-    /// What was looked for.
+    /// The selection.
     pub wanted: Select,
     /// What is wrong, and what to do.
     pub problem: Problem,
 }
 
-/// One interface as it was judged.
+/// An interface and the verdict on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Candidate {
-    /// Its name.
+    /// The interface name.
     pub name: LinkName,
     /// Its addresses that could be a local address, best first.
     pub addresses: Vec<IpAddr>,
-    /// Whether it was taken.
+    /// Whether it was selected.
     pub taken: bool,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
 impl Rationale {
-    /// The most interfaces that are listed.
+    /// The maximum number of listed interfaces.
     pub const MOST: usize = 32;
 }
 
@@ -182,21 +182,21 @@ impl fmt::Display for Rationale {
     }
 }
 
-/// No interface could be chosen. Final until the host or the selection changes; worth another look when the host's
-/// links, addresses or routes change.
+/// No interface could be selected. Final until the host or the selection changes; retry when the host's links,
+/// addresses or routes change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot use {wanted}: {problem} (interfaces: {rationale})")]
 #[non_exhaustive]
 pub struct UplinkError {
-    /// What was looked for.
+    /// The selection.
     pub wanted: Box<Select>,
     /// What is wrong, and what to do.
     pub problem: Problem,
-    /// What there is.
+    /// The interfaces of the host.
     pub rationale: Box<Rationale>,
 }
 
-/// What keeps an interface from being the uplink.
+/// Why an interface cannot be the uplink.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
@@ -209,9 +209,9 @@ pub enum Problem {
     /// The two families' default routes use different interfaces.
     #[error("IPv4 goes out of {v4}, IPv6 out of {v6}; select an interface by name or address")]
     Split {
-        /// The IPv4 default route's.
+        /// The interface of the IPv4 default route.
         v4: String,
-        /// The IPv6 default route's.
+        /// The interface of the IPv6 default route.
         v6: String,
     },
     /// No route leads to the address.
@@ -220,18 +220,18 @@ pub enum Problem {
     /// The best route to the address has several next hops.
     #[error("the route to {0} has several next hops; select an interface by name or address")]
     MultipathTo(IpAddr),
-    /// Nothing was given to choose by.
+    /// The list of selections is empty.
     #[error("the list of selections is empty; give at least one")]
     NothingAsked,
-    /// No interface fits.
+    /// No interface matches.
     #[error("there is none; correct the selection, or create it first")]
     NoSuchInterface,
-    /// The interface has no address that can be used.
+    /// The interface has no usable address.
     #[error("{link} has no usable {family} address; give it one, or turn {family} off in the network config")]
     NoAddress {
         /// The interface.
         link: LinkName,
-        /// The family that is enabled.
+        /// The enabled family.
         family: Family,
     },
     /// The interface has only addresses that other nodes publish.
@@ -242,12 +242,12 @@ pub enum Problem {
     PublishedByOther {
         /// The interface.
         link: LinkName,
-        /// Of which family.
+        /// The family.
         family: Family,
         /// The address.
         addr: IpAddr,
     },
-    /// The public address of the other family has to be the interface's, too.
+    /// The interface must also have the public address of the other family.
     #[error("{link} does not have the public address {addr}; give it to the interface, or select by name")]
     OtherFamilyElsewhere {
         /// The interface.
@@ -255,12 +255,12 @@ pub enum Problem {
         /// The address.
         addr: IpAddr,
     },
-    /// Nobody could send to the address.
+    /// Peers cannot send to the address.
     #[error("peers cannot send to {addr}; give {link} a routable address, or set the public {family} address")]
     NotPublic {
         /// The interface.
         link: LinkName,
-        /// Of which family.
+        /// The family.
         family: Family,
         /// The address.
         addr: IpAddr,
@@ -273,17 +273,17 @@ pub enum Problem {
         /// The address.
         addr: IpAddr,
     },
-    /// An MTU of zero.
+    /// The interface has an MTU of zero.
     #[error("{0} has MTU 0; set its MTU")]
     NoMtu(LinkName),
 }
 
-/// Chooses the uplink. What is in use is kept as long as it fits the request.
+/// Selects the uplink. The interface and addresses in use are kept as long as they fit the request.
 ///
-/// Pure: the same facts give the same choice.
+/// Pure: the same arguments give the same choice.
 ///
 /// # Errors
-/// [`UplinkError`] says what was looked for, what is wrong, what to do, and lists what there is.
+/// [`UplinkError`] has the selection, what is wrong, what to do, and the host's interfaces.
 pub fn select(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Result<Choice, UplinkError> {
     let Select::FirstOf(choices) = request.wanted else { return select_one(request, facts, in_use) };
     let mut first = None;
@@ -313,7 +313,7 @@ pub fn select(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Res
         problem: Problem::NothingAsked,
         rationale: Box::default(),
     });
-    // The last one's own words are in the error already.
+    // The error already contains the last problem.
     passed_over.pop();
     Err(UplinkError { rationale: Box::new(Rationale { passed_over, ..*error.rationale }), ..error })
 }
@@ -331,13 +331,13 @@ fn select_one(request: Request<'_>, facts: &HostFacts, in_use: InUse<'_>) -> Res
 }
 
 impl Uplink {
-    /// Whether it is the interface in use, with the same addresses.
+    /// Returns whether this is the interface in use, with the same addresses.
     fn is(&self, in_use: &InUse<'_>) -> bool {
         in_use.link == Some(self.index) && in_use.addrs == self.addrs
     }
 }
 
-/// An interface, and the local addresses that the search itself decided on.
+/// An interface, and the local addresses that the search determined.
 #[derive(Debug, Clone)]
 struct Found {
     index: u32,
@@ -359,7 +359,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The interface that was asked for.
+    /// Returns the requested interface.
     fn find(&self) -> Result<Found, Problem> {
         match self.wanted {
             Select::DefaultRoute => self.default_route().map(Found::from),
@@ -375,7 +375,7 @@ impl Search<'_> {
             }
             Select::Regex(pattern) => self.matching(pattern).ok_or(Problem::NoSuchInterface),
             Select::CanReach(addr) => self.reaching(*addr),
-            // `select` takes lists apart before.
+            // `select` handles lists before this is called.
             Select::FirstOf(_) => Err(Problem::NothingAsked),
         }
     }
@@ -428,13 +428,13 @@ impl Search<'_> {
         }
     }
 
-    /// The interfaces, the one in use first.
+    /// Returns the interfaces, the one in use first.
     fn indices(&self) -> impl Iterator<Item = u32> {
         let in_use = self.in_use.link.filter(|index| self.facts.links.contains_key(index));
         in_use.into_iter().chain(self.facts.links.keys().copied().filter(move |index| Some(*index) != in_use))
     }
 
-    /// The addresses of an interface that can be its local address, best first: the one in use before all others.
+    /// Returns the usable local addresses of an interface, best first: the one in use before all others.
     fn addresses(&self, index: u32) -> Vec<IpAddr> {
         let mut addresses = usable_addresses(self.facts, index);
         addresses.sort_by_key(|addr| !self.is_in_use(*addr));
@@ -445,7 +445,7 @@ impl Search<'_> {
         self.in_use.addrs.get(Family::of(addr)) == Some(&addr)
     }
 
-    /// Whether another node publishes the address and this one does not use it.
+    /// Returns whether another node publishes the address and this node does not use it.
     fn is_others(&self, addr: IpAddr) -> bool {
         self.in_use.others.contains(&addr) && !self.is_in_use(addr)
     }
@@ -545,10 +545,10 @@ impl Search<'_> {
     }
 }
 
-/// The addresses of an interface that can be its local address, best first. Beyond flannel's order
-/// (docs/compatibility.md, "Interface selection") a virtual IP address, which moves from host to host, comes after the
-/// interface's own: most have no prefix but their own, and the kernel lists them after an IPv4 address of the host and
-/// before an IPv6 one, since it lists IPv6 addresses newest first.
+/// Returns the usable local addresses of an interface, best first. In addition to flannel's order
+/// (docs/compatibility.md, "Interface selection"), a virtual IP address, which moves from host to host, comes after the
+/// interface's own addresses. Most virtual IP addresses have a full-length prefix. The kernel lists them after the
+/// host's IPv4 address but before its IPv6 address, because it lists IPv6 addresses newest first.
 fn usable_addresses(facts: &HostFacts, index: u32) -> Vec<IpAddr> {
     let usable = |address: &&HostAddress| {
         address.link == index && !address.deprecated && (is_global(address.addr) || is_link_local(address.addr))
@@ -565,7 +565,7 @@ fn usable_addresses(facts: &HostFacts, index: u32) -> Vec<IpAddr> {
     found.into_iter().map(|address| address.addr).collect()
 }
 
-/// Unicast beyond the link, private ranges included (Go's `IsGlobalUnicast`).
+/// Returns whether an address is unicast and valid beyond its link, including private ranges (Go's `IsGlobalUnicast`).
 fn is_global(addr: IpAddr) -> bool {
     let broadcast = matches!(addr, IpAddr::V4(addr) if addr.is_broadcast());
     !(broadcast || addr.is_unspecified() || addr.is_loopback() || addr.is_multicast() || is_link_local(addr))

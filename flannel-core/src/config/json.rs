@@ -1,4 +1,4 @@
-//! Objects as Go's decoder reads them (docs/compatibility.md, "Network configuration").
+//! JSON objects, decoded as Go does (docs/compatibility.md, "Network configuration").
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,27 +10,27 @@ use serde_json::value::RawValue;
 use super::ConfigError;
 use crate::lease::Json;
 
-/// A JSON object whose keys match in any case: the exact spelling wins, else the last one. Unknown keys are ignored.
+/// A JSON object whose keys match in any case: the exact spelling wins, else the last match. Unknown keys are ignored.
 ///
-/// The getters return `None` where the key is absent or `null`, and an error that names the JSON path where the value
-/// has another type.
+/// The getters return `None` if the key is absent or `null`, and an error that names the JSON path if the value has
+/// another type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     path: String,
-    /// In the order of the text, duplicates too.
+    /// In the order of the text, including duplicates.
     members: Vec<(String, Json)>,
 }
 
 impl Object {
-    /// An empty object at `path`.
+    /// Creates an empty object at `path`.
     pub fn new(path: &str) -> Self {
         Self { path: path.to_owned(), members: Vec::new() }
     }
 
-    /// Reads a whole document; its path is `$`.
+    /// Parses a whole document; its path is `$`.
     ///
     /// # Errors
-    /// [`ConfigError`] when it is not one JSON object with nothing after it. Final for this text.
+    /// [`ConfigError`] when the text is not exactly one JSON object. Final for this text.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let Members(members) = serde_json::from_slice(json).map_err(|error| {
             ConfigError::new("$", format!("not a JSON object ({error})"), "write one JSON object and nothing after it")
@@ -38,54 +38,54 @@ impl Object {
         Ok(Self { members, ..Self::new("$") })
     }
 
-    /// Where a key stands, as `$.Backend.VNI`.
+    /// Returns the JSON path of a key, such as `$.Backend.VNI`.
     pub fn path_of(&self, key: &str) -> String {
         format!("{}.{key}", self.path)
     }
 
-    /// Whether the two say the same, however it is written: in which order, in which case, with how many spaces.
+    /// Returns whether the two are equal in content, regardless of the order and case of keys and of white space.
     pub fn means(&self, other: &Self) -> bool {
         let said = |object: &Self| -> BTreeMap<String, Result<Value, Json>> {
-            // What is no `Value` (nested too deeply, half a surrogate pair) is compared as text.
+            // Text that does not parse as a `Value` (nested too deeply, half a surrogate pair) is compared as text.
             let value = |json: &Json| serde_json::from_str(json.as_str()).map_err(|_| json.clone());
             object.members.iter().map(|(key, json)| (key.to_ascii_lowercase(), value(json))).collect()
         };
         said(self) == said(other)
     }
 
-    /// Whether there is such a key, `null` or not.
+    /// Returns whether the key is present, `null` or not.
     pub fn contains(&self, key: &str) -> bool {
         self.last(key, |_| true).is_some()
     }
 
-    /// A boolean.
+    /// Returns a boolean.
     ///
     /// # Errors
-    /// [`ConfigError`] when it is something else. Final for this text.
+    /// [`ConfigError`] when the value has another type. Final for this text.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, ConfigError> {
         self.typed(key, "true or false", |value| value.as_bool())
     }
 
-    /// A number that is whole and not negative.
+    /// Returns a whole number, 0 or more.
     ///
     /// # Errors
-    /// [`ConfigError`] when it is something else. Final for this text.
+    /// [`ConfigError`] when the value is something else. Final for this text.
     pub fn u64(&self, key: &str) -> Result<Option<u64>, ConfigError> {
         self.typed(key, "a whole number, 0 or more", |value| value.as_u64())
     }
 
-    /// A text.
+    /// Returns a string.
     ///
     /// # Errors
-    /// [`ConfigError`] when it is something else. Final for this text.
+    /// [`ConfigError`] when the value has another type. Final for this text.
     pub fn string(&self, key: &str) -> Result<Option<String>, ConfigError> {
         self.typed(key, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    /// An object.
+    /// Returns an object.
     ///
     /// # Errors
-    /// [`ConfigError`] when it is something else. Final for this text.
+    /// [`ConfigError`] when the value has another type. Final for this text.
     pub fn object(&self, key: &str) -> Result<Option<Self>, ConfigError> {
         let Some(json) = self.last(key, |json| !json.is_null()) else { return Ok(None) };
         match serde_json::from_str(json.as_str()) {
@@ -94,7 +94,7 @@ impl Object {
         }
     }
 
-    /// A text, where flannel rejects `null`.
+    /// Returns a string. Rejects `null`, as flannel does for some keys.
     pub(super) fn string_not_null(&self, key: &str) -> Result<Option<String>, ConfigError> {
         match self.last(key, |_| true) {
             Some(json) if json.is_null() => Err(self.mistyped(key, json, "a string")),
@@ -102,12 +102,12 @@ impl Object {
         }
     }
 
-    /// Drops a key in all its spellings.
+    /// Removes a key in all its spellings.
     pub(super) fn remove(&mut self, key: &str) {
         self.members.retain(|(name, _)| !name.eq_ignore_ascii_case(key));
     }
 
-    /// The members as they stand between the braces.
+    /// Returns the members as JSON text, without the braces.
     pub(super) fn members(&self) -> String {
         let member = |(name, json): &(String, Json)| format!("{}:{}", Value::from(name.as_str()), json.as_str());
         self.members.iter().map(member).collect::<Vec<_>>().join(",")
@@ -119,7 +119,7 @@ impl Object {
         expected: &'static str,
         read: impl Fn(&Value) -> Option<T>,
     ) -> Result<Option<T>, ConfigError> {
-        // A null has no effect, so it does not hide an earlier value either.
+        // `null` has no effect, so it does not hide an earlier value either.
         let Some(json) = self.last(key, |json| !json.is_null()) else { return Ok(None) };
         let value = serde_json::from_str::<Value>(json.as_str()).ok().as_ref().and_then(read);
         value.map(Some).ok_or_else(|| self.mistyped(key, json, expected))

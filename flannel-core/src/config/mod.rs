@@ -12,15 +12,15 @@ use crate::text::{Plain, cut};
 
 pub use json::Object;
 
-/// The network every node agrees on.
+/// The network configuration that all nodes share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NetworkConfig {
     /// The network of each enabled family. At least one.
     pub networks: Dual<Network>,
-    /// Whether masquerade and forward rules go through nftables rather than iptables. Default: false.
+    /// Whether masquerade and forward rules use nftables instead of iptables. Default: false.
     pub enable_nftables: bool,
-    /// Which backend, and its own settings.
+    /// The backend and its settings.
     pub backend: BackendConfig,
 }
 
@@ -28,13 +28,13 @@ pub struct NetworkConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Network {
-    /// The range all pods of this family are in.
+    /// The prefix that all pods of this family are in.
     pub prefix: Prefix,
-    /// How nodes' subnets are cut from it; `None` where the store does not allocate (Kubernetes).
+    /// How nodes' subnets are allocated from it; `None` if the store does not allocate (Kubernetes).
     pub pool: Option<Pool>,
 }
 
-/// How subnets are cut from a network.
+/// How subnets are allocated from a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
     /// Length of each subnet's prefix, in bits.
@@ -51,35 +51,34 @@ pub struct Pool {
 pub struct BackendConfig {
     /// `Type` in lower case: `vxlan`, `host-gw`, `udp`, `alloc`, ….
     pub kind: String,
-    /// The other keys, which the backend reads for itself. Its errors name `$.Backend.KEY`.
+    /// The other keys, which the backend parses. Its errors name `$.Backend.KEY`.
     pub settings: Object,
 }
 
 impl BackendConfig {
-    /// A backend with all its settings at their defaults.
+    /// Creates the configuration of a backend with default settings. `kind` is converted to lower case.
     pub fn new(kind: &str) -> Self {
         Self { kind: kind.to_ascii_lowercase(), settings: Object::new(BACKEND) }
     }
 }
 
-/// Who cuts nodes' subnets from the network.
+/// What allocates nodes' subnets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allocation {
-    /// The store, from a [`Pool`] that the document describes: its length and range are checked.
+    /// The lease store, from a [`Pool`] in the document: its length and range are checked.
     Pool,
-    /// Somebody else (Kubernetes): `SubnetLen`, `SubnetMin` and `SubnetMax` are read and ignored.
+    /// Another program (Kubernetes): `SubnetLen`, `SubnetMin` and `SubnetMax` are parsed and ignored.
     External,
 }
 
-/// The configuration cannot be used.
+/// The configuration is not valid.
 ///
-/// Retrying does not help until the document changes. Later versions of the document are worth reading: an operator
-/// may mend it.
+/// Do not retry until the document changes. Read later versions of the document: an operator may correct it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {}; {}", Plain(path), Plain(problem), Plain(remedy))]
 #[non_exhaustive]
 pub struct ConfigError {
-    /// The JSON path, as `$.Backend.VNI`; `$` is the document.
+    /// The JSON path, such as `$.Backend.VNI`; `$` is the whole document.
     pub path: String,
     /// What is wrong.
     pub problem: String,
@@ -88,10 +87,10 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// The longest [`problem`](Self::problem), in bytes: it may quote the document at length.
+    /// The longest [`problem`](Self::problem), in bytes: it may quote a long part of the document.
     const MAX_PROBLEM: usize = 512;
 
-    /// An error at `path`, for those who read their own keys of an [`Object`].
+    /// Creates an error at `path`. For code that parses keys of an [`Object`].
     pub fn new(path: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         let mut problem = problem.into();
         cut(&mut problem, Self::MAX_PROBLEM);
@@ -101,17 +100,18 @@ impl ConfigError {
 
 const BACKEND: &str = "$.Backend";
 
-/// The longest name of a backend, in bytes: it is shown in errors.
+/// The longest backend name, in bytes: errors show it.
 const MAX_KIND: usize = 64;
 
 impl NetworkConfig {
-    /// The largest document that is read, in bytes.
+    /// The largest document that is parsed, in bytes.
     pub const MAX_BYTES: usize = 64 * 1024;
 
-    /// Reads the document as flannel does: keys in any case, unknown ones ignored, defaults filled in.
+    /// Parses the document as flannel does: keys match in any case, unknown keys are ignored, and defaults are filled
+    /// in.
     ///
     /// # Errors
-    /// [`ConfigError`] names the place. Final for this text.
+    /// [`ConfigError`] names the JSON path. Final for this text.
     pub fn parse(json: &[u8], allocation: Allocation) -> Result<Self, ConfigError> {
         if json.len() > Self::MAX_BYTES {
             let problem = format!("larger than {} bytes", Self::MAX_BYTES);
@@ -133,8 +133,8 @@ impl NetworkConfig {
         Ok(Self { networks, enable_nftables: keys.enable_nftables, backend: keys.backend })
     }
 
-    /// Whether an agent that was started with one can go on with the other: the same networks, and the same backend with
-    /// the same settings. Pools may differ, since they only say which subnets are given out.
+    /// Returns whether an agent started with one configuration can continue with the other: the same networks, and the
+    /// same backend with the same settings. Pools may differ, because they only determine which subnets are allocated.
     pub fn is_same_overlay(&self, other: &Self) -> bool {
         let prefixes = |config: &Self| config.networks.map(|_, network| network.prefix);
         prefixes(self) == prefixes(other)
@@ -142,8 +142,8 @@ impl NetworkConfig {
             && self.backend.settings.means(&other.backend.settings)
     }
 
-    /// The document, as compact JSON: [`parse`](Self::parse) makes the same value of it. Derived values are spelt
-    /// out.
+    /// Returns the document as compact JSON, with derived values included. [`parse`](Self::parse) returns the same
+    /// value from it.
     pub fn to_json(&self) -> String {
         let mut fields = Vec::new();
         for family in Family::BOTH {
@@ -168,7 +168,7 @@ impl NetworkConfig {
     }
 }
 
-/// The keys that are not a family's.
+/// The keys that do not depend on the family.
 struct Keys {
     enable_v4: bool,
     enable_v6: bool,
@@ -189,7 +189,7 @@ impl Keys {
 
 fn backend(document: &Object) -> Result<BackendConfig, ConfigError> {
     if !document.contains("Backend") {
-        // What flannel does; its documentation says vxlan (docs/compatibility.md, "Network configuration").
+        // flannel's behaviour; its documentation says vxlan (docs/compatibility.md, "Network configuration").
         return Ok(BackendConfig::new("udp"));
     }
     let mut settings = document.object("Backend")?.unwrap_or_else(|| Object::new(BACKEND));
@@ -210,7 +210,7 @@ fn backend(document: &Object) -> Result<BackendConfig, ConfigError> {
     Ok(BackendConfig { kind, settings })
 }
 
-/// A family's key names.
+/// The key names of a family.
 struct Names {
     enable: &'static str,
     network: &'static str,
@@ -236,8 +236,8 @@ impl Names {
     }
 }
 
-/// A family's keys as they stand in the document, unset ones `None`. Also read where the family is off: flannel
-/// rejects a key of the wrong type there, too.
+/// A family's keys from the document; unset ones are `None`. Also parsed if the family is disabled, because flannel
+/// rejects keys of the wrong type there too.
 struct FamilyKeys {
     family: Family,
     names: Names,
@@ -277,7 +277,7 @@ impl FamilyKeys {
     }
 }
 
-/// A network: host bits are allowed and dropped, `null` is not allowed.
+/// Parses a network: host bits are allowed and cleared, `null` is not allowed.
 fn network_prefix(document: &Object, key: &str, family: Family) -> Result<Option<Prefix>, ConfigError> {
     let Some(text) = document.string_not_null(key)? else { return Ok(None) };
     let error = |problem: String| {
@@ -296,7 +296,7 @@ fn network_prefix(document: &Object, key: &str, family: Family) -> Result<Option
     Ok(Some(prefix))
 }
 
-/// `SubnetMin` or `SubnetMax`: the unspecified address counts as unset.
+/// Parses `SubnetMin` or `SubnetMax`: the unspecified address counts as unset.
 fn bound(document: &Object, key: &str, family: Family) -> Result<Option<IpAddr>, ConfigError> {
     let text = match family {
         Family::V4 => document.string_not_null(key)?,
@@ -305,7 +305,7 @@ fn bound(document: &Object, key: &str, family: Family) -> Result<Option<IpAddr>,
     let Some(text) = text else { return Ok(None) };
     let addr = match family {
         Family::V4 => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
-        // flannel takes IPv4 text here and maps it; it then lies outside any network.
+        // flannel accepts IPv4 text here and maps it to IPv6; the result is outside any network.
         Family::V6 => match text.parse::<IpAddr>() {
             Ok(IpAddr::V6(addr)) => Some(addr.into()),
             Ok(IpAddr::V4(addr)) => Some(addr.to_ipv6_mapped().into()),

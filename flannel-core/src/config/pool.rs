@@ -1,4 +1,4 @@
-//! What the pool is where the document does not say (docs/compatibility.md, "Pool").
+//! Defaults of the pool (docs/compatibility.md, "Pool").
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use super::{ConfigError, FamilyKeys, Pool};
 use crate::net::{Family, Prefix};
 
 impl FamilyKeys {
-    /// Checks the keys of the pool and fills in what is unset.
+    /// Checks the keys of the pool and fills in unset ones.
     pub(super) fn pool(&self, network: Prefix) -> Result<Pool, ConfigError> {
         let len = self.len(network)?;
         let size = 1_u128 << (self.family.bits() - len);
@@ -78,7 +78,7 @@ impl FamilyKeys {
     }
 }
 
-/// An address as a number, whatever its family.
+/// Converts an address of either family to a number.
 pub(crate) fn number(addr: IpAddr) -> u128 {
     match addr {
         IpAddr::V4(addr) => u32::from(addr).into(),
@@ -86,7 +86,7 @@ pub(crate) fn number(addr: IpAddr) -> u128 {
     }
 }
 
-/// The address of a number; in IPv4 its low 32 bits count.
+/// Converts a number to an address; for IPv4, only the low 32 bits are used.
 pub(crate) fn address(number: u128, family: Family) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4((number as u32).into()),

@@ -1,6 +1,6 @@
-//! The seam to the packet filter: masquerade and forward rules, and who may speak to the VXLAN port.
+//! The trait for packet filters: masquerade and forward rules, and a guard for the VXLAN port.
 //!
-//! An embedder that wants none of it uses none of it: nothing in core calls this on its own.
+//! It is optional: core never calls it on its own.
 
 mod tool;
 
@@ -17,19 +17,20 @@ use crate::text::Plain;
 
 pub use tool::{Answer, Call, Program, Tools};
 
-/// Every rule that one overlay wants on this node. What is not wanted here is removed by [`Firewall::apply`].
+/// All rules that one overlay needs on this node. [`Firewall::apply`] removes its other rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rules {
-    /// Whose rules: decides the names of tables and chains (docs/design.md, "Ownership").
+    /// The overlay: determines the names of tables and chains (docs/design.md, "Ownership").
     pub overlay: OverlayName,
-    /// What the rules speak of, one value a family. A family without one gets no rules.
+    /// The pods that the rules apply to, per family. A family without pods gets no rules.
     pub pods: Dual<Pods>,
-    /// Whether pods that speak to the world, and the world that speaks to remote pods, get the node's address.
+    /// Whether to masquerade: traffic from pods to outside the overlay, and from outside to remote pods, gets the
+    /// node's address.
     pub masquerade: Option<Masquerade>,
-    /// Whether packets from and to pods are let through a `FORWARD` chain that drops by policy.
+    /// Whether packets from and to pods are accepted in a `FORWARD` chain whose policy is to drop.
     pub forward: Forward,
-    /// Whether the VXLAN port answers known peers only.
+    /// Whether the VXLAN port accepts only packets from known peers.
     pub guard: Option<VxlanGuard>,
 }
 
@@ -46,22 +47,22 @@ pub struct Pods {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Masquerade {
-    /// Which source ports connections get.
+    /// How source ports are chosen.
     pub ports: SourcePorts,
 }
 
 /// How a masqueraded connection's source port is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SourcePorts {
-    /// At random (`--random-fully`, `fully-random`), where tool and kernel know it: two connections made at once then
-    /// do not fight for one port. Flannel's default.
+    /// At random (`--random-fully`, `fully-random`) if the tool and the kernel support it, so that two simultaneous
+    /// connections do not compete for one port. Flannel's default.
     #[default]
     FullyRandom,
-    /// As the kernel likes (`--ip-masq-fully-random-disable`).
+    /// The kernel's default (`--ip-masq-fully-random-disable`).
     Kernel,
 }
 
-/// What is done for forwarded packets.
+/// The rules for forwarded packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Forward {
     /// Packets from and to the pod network are accepted. Flannel's default.
@@ -71,21 +72,21 @@ pub enum Forward {
     Untouched,
 }
 
-/// UDP to the VXLAN port is accepted from these senders and dropped from all others (docs/faults.md, D10).
+/// Accepts UDP to the VXLAN port from these senders and drops it from all others (docs/faults.md, D10).
 ///
-/// It holds for the whole network namespace, in the families that have [`Pods`]: two overlays on one port must not both
-/// have one.
+/// It applies to the whole network namespace, in the families that have [`Pods`]. Two overlays that use one port must
+/// not both have a guard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VxlanGuard {
     /// The UDP port; the kernel's default is 8472.
     pub port: u16,
-    /// The accepted peers' public addresses, of either family.
+    /// The public addresses of the accepted peers, of both families.
     pub peers: BTreeSet<IpAddr>,
 }
 
 impl Rules {
-    /// What flannel wants by default for these networks and this lease: forward rules, no masquerade, no guard.
-    /// Families that lack a network or a subnet are left out.
+    /// Returns flannel's default for these networks and this lease: forward rules, no masquerade, no guard. Families
+    /// without a network or a subnet are left out.
     pub fn new(overlay: OverlayName, networks: &Dual<Prefix>, subnets: &Dual<Prefix>) -> Self {
         let mut pods = Dual::default();
         for (family, network) in networks.iter() {
@@ -94,13 +95,13 @@ impl Rules {
         Self { overlay, pods, masquerade: None, forward: Forward::default(), guard: None }
     }
 
-    /// The same with masquerade.
+    /// Enables masquerade.
     #[must_use]
     pub fn masquerading(self, masquerade: Masquerade) -> Self {
         Self { masquerade: Some(masquerade), ..self }
     }
 
-    /// The same with a guard.
+    /// Sets a guard.
     #[must_use]
     pub fn guarded(self, guard: VxlanGuard) -> Self {
         Self { guard: Some(guard), ..self }
@@ -108,36 +109,36 @@ impl Rules {
 }
 
 impl Masquerade {
-    /// With source ports that are chosen like this.
+    /// Sets how source ports are chosen.
     pub fn with_ports(ports: SourcePorts) -> Self {
         Self { ports }
     }
 }
 
-/// A difference between the rules wanted and those in the kernel.
+/// A difference between the wanted rules and those in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct Drift {
-    /// The table or chain, as its tool names it.
+    /// The table or chain, by the tool's name for it.
     pub place: String,
     /// What is wrong with it.
     pub problem: Problem,
 }
 
-/// What is wrong with a table or chain of ours.
+/// What is wrong with a table or chain of this overlay.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Problem {
-    /// It is not there.
+    /// It does not exist.
     Missing,
-    /// It is there, but not as we write it: a rule less or more, another order, another hook.
+    /// It exists but differs: a rule more or less, another order, another hook.
     Changed,
-    /// It is there, and should not be: of a former network, or of something switched off.
+    /// It exists but should not: it belongs to a former network or to a disabled setting.
     Leftover,
 }
 
 impl Drift {
-    /// What is wrong with this table or chain.
+    /// Creates a difference in this table or chain.
     pub fn new(place: String, problem: Problem) -> Self {
         Self { place, problem }
     }
@@ -154,97 +155,96 @@ impl fmt::Display for Drift {
     }
 }
 
-/// Why the packet filter did not do what was asked. The rules are then as they were, family by family.
+/// Why an operation on the packet filter failed. Each family's rules are then unchanged or fully written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FirewallError {
-    /// The tool is not installed, or tool or kernel cannot do it. Final until that changes; `hint` says how.
+    /// The tool is not installed, or the tool or the kernel lacks support. Final until that changes; `hint` says how.
     #[error("{} is not available: {}", Plain(what), Plain(hint))]
     Unsupported {
-        /// What.
+        /// What is not available.
         what: String,
         /// The remedy.
         hint: String,
     },
-    /// No privilege. Final; `hint` says which.
+    /// The process lacks the privilege. Final; `hint` names it.
     #[error("no permission for {}: {}", Plain(doing), Plain(hint))]
     Denied {
-        /// What was being done.
+        /// The operation that failed.
         doing: String,
         /// The remedy.
         hint: String,
     },
-    /// The tool refused. Whether a retry helps depends on `text`; one with back-off does no harm.
+    /// The tool returned an error. Whether a retry helps depends on `text`; a retry with back-off does no harm.
     #[error("the packet filter refused {}: {}", Plain(doing), Plain(text))]
     Refused {
-        /// What was being done.
+        /// The operation that failed.
         doing: String,
-        /// The tool's own words, cut to a kibibyte.
+        /// The tool's error output, cut to 1024 characters.
         text: String,
     },
-    /// The tool did not end in time and was killed. Each transaction is done whole or not at all: check, and retry with
-    /// back-off.
+    /// The tool did not end in time and was killed. Each transaction is complete or has no effect: call
+    /// [`Firewall::check`], and retry with back-off.
     #[error("{} did not end within {within:?}", Plain(doing))]
     Timeout {
-        /// What was being done.
+        /// The operation that failed.
         doing: String,
         /// The deadline.
         within: Duration,
     },
-    /// The tool could not be run, or said something nobody understands. Retry with back-off.
+    /// The tool could not be run, or its output was not understood. Retry with back-off.
     #[error("{} failed: {}", Plain(doing), Plain(reason))]
     Failed {
-        /// What was being done.
+        /// The operation that failed.
         doing: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// The thread that runs the tool is gone. Final.
+    /// The thread that runs the tool has ended. Final.
     #[error("the firewall's thread has stopped")]
     Stopped,
 }
 
-/// A packet filter: nftables, iptables, or something that behaves like them.
+/// A packet filter: nftables, iptables, or a compatible implementation.
 ///
-/// Nothing is watched behind the caller's back: whoever wants rules that last calls [`check`](Firewall::check) every
-/// few seconds (flannel: `--iptables-resync`, 5 s) and [`apply`](Firewall::apply) when it reports drift. Nothing is
-/// removed when the value is dropped: rules outlive the process, so that a restart has no moment without them.
+/// It does not watch the rules by itself. To keep rules in place, call [`check`](Firewall::check) every few seconds
+/// (flannel: `--iptables-resync`, 5 s) and [`apply`](Firewall::apply) when it reports drift. Dropping the value removes
+/// no rules: they stay when the process ends, so that a restart leaves no gap.
 ///
 /// # Cancel safety
-/// Any call may be dropped at any await. A transaction under way is finished or not begun, never cut in half; which of
-/// the two, the next [`check`](Firewall::check) tells.
+/// Any call may be dropped at any await. A transaction in progress is then completed or not started, never left half
+/// done; the next [`check`](Firewall::check) shows which.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Firewall: Send + Sync + 'static {
-    /// Makes the overlay's rules exactly these: adds, replaces, and removes what a former network, lease or setting
-    /// left. One transaction a table, so there is no moment at which a rule that stays is absent. Rules of others are
-    /// not touched.
+    /// Sets the overlay's rules to exactly these: adds, replaces, and removes rules of a former network, lease or
+    /// setting. Uses one transaction per table, so rules that stay are never absent. Foreign rules are not changed.
     ///
     /// # Errors
-    /// [`FirewallError`]; families that could be written have been. Retry with back-off unless
+    /// [`FirewallError`]; families that could be written have been. Retry with back-off unless the error is
     /// [`FirewallError::Unsupported`], [`FirewallError::Denied`] or [`FirewallError::Stopped`].
     async fn apply(&self, rules: &Rules) -> Result<(), FirewallError>;
 
-    /// How the kernel's rules differ from these; empty when they are in place. Writes nothing.
+    /// Returns the differences between the kernel's rules and these; empty if the rules are in place. Writes nothing.
     ///
     /// # Errors
-    /// As [`apply`](Firewall::apply), when they could not be read.
+    /// As [`apply`](Firewall::apply), when the rules could not be read.
     async fn check(&self, rules: &Rules) -> Result<Vec<Drift>, FirewallError>;
 
-    /// Whom the guard in the kernel lets in, of either family; nobody where there is none. What a former run let in is
-    /// known to the kernel alone. Writes nothing.
+    /// Returns the addresses that the guard in the kernel accepts, of both families; empty if there is no guard. Only
+    /// the kernel has the addresses that a former run admitted. Writes nothing.
     ///
     /// # Errors
-    /// As [`apply`](Firewall::apply), when it could not be read.
+    /// As [`apply`](Firewall::apply), when the guard could not be read.
     async fn let_in(&self, overlay: &OverlayName) -> Result<BTreeSet<IpAddr>, FirewallError>;
 
-    /// Removes all that is this overlay's, of both families, whatever network it was for; also what Go flannel left,
-    /// for overlay `flannel`. Idempotent. Used for `cleanup`, and to clear the way when another packet filter takes
-    /// over: apply the new one first, then remove the old, and there is no moment without.
+    /// Removes all rules of this overlay in both families, whatever network they are for; for overlay `flannel` also
+    /// those of Go flannel. Idempotent. Used for `cleanup`, and when another packet filter takes over: apply the new
+    /// rules first, then remove the old ones, to leave no gap.
     ///
     /// # Errors
-    /// As [`apply`](Firewall::apply). Whoever only clears the way takes [`FirewallError::Unsupported`] as "nothing to
-    /// remove".
+    /// As [`apply`](Firewall::apply). When another packet filter takes over, treat [`FirewallError::Unsupported`] as
+    /// "nothing to remove".
     async fn remove(&self, overlay: &OverlayName) -> Result<(), FirewallError>;
 }
 

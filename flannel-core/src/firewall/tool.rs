@@ -1,5 +1,5 @@
-//! Running a packet filter's tool: on a thread of one's own, so that the network namespace is a fixed one and a dropped
-//! future cuts nothing in half.
+//! Runs a packet filter's tool on a separate thread, so that the network namespace is fixed and a dropped future does
+//! not interrupt a transaction.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -15,19 +15,19 @@ use tokio::sync::oneshot;
 
 use super::FirewallError;
 
-/// The most that is read of what a tool says, in bytes: a large cluster's `iptables-save` has some ten MiB.
+/// The maximum output read from a tool, in bytes: `iptables-save` on a large cluster prints about ten MiB.
 const MOST_OUTPUT: u64 = 16 << 20;
 
-/// Calls that wait for the one that runs.
+/// The number of calls that can wait for the running one.
 const QUEUE: usize = 16;
 
-/// How often a running tool is looked at for whether its owner has gone.
+/// How often the stop flag is checked while a tool runs.
 const SLICE: Duration = Duration::from_millis(50);
 
 /// The thread that runs a packet filter's tool, for implementations of [`Firewall`](super::Firewall).
 ///
-/// Tools run one at a time, in the network namespace of the thread that made this value. Dropping it kills the tool
-/// that runs, if one does, and waits for its end.
+/// Tools run one at a time, in the network namespace of the thread that created this value. Dropping it kills a running
+/// tool and waits until it has ended.
 #[derive(Debug)]
 pub struct Tools {
     jobs: Option<Sender<Job>>,
@@ -35,39 +35,39 @@ pub struct Tools {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A program, and what to do when there is none.
+/// A program, and the remedy if it is not installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// A path, or a name to be looked for on `PATH`.
+    /// A path, or a name to look up in `PATH`.
     pub path: PathBuf,
-    /// The remedy when it is not found.
+    /// The remedy if it is not found.
     pub hint: String,
 }
 
 /// One run of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// What to run.
+    /// The program to run.
     pub program: Program,
-    /// Its arguments.
+    /// The arguments.
     pub args: Vec<String>,
-    /// Its standard input.
+    /// The standard input.
     pub input: String,
-    /// What it does, for errors.
+    /// The operation, for error messages.
     pub doing: String,
-    /// The time it has.
+    /// The time limit.
     pub within: Duration,
 }
 
-/// What a program said. Its own refusal is an answer too.
+/// The result of a program that ended, whatever its exit status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Answer {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// Its standard output.
+    /// The standard output.
     pub stdout: String,
-    /// Its standard error, without white space around it.
+    /// The standard error, without surrounding white space.
     pub stderr: String,
 }
 
@@ -80,15 +80,15 @@ impl Tools {
     /// Starts the thread, in the caller's network namespace.
     ///
     /// # Errors
-    /// [`FirewallError::Failed`] when no thread can be had. Retry with back-off.
+    /// [`FirewallError::Failed`] when the thread cannot be created. Retry with back-off.
     pub fn start() -> Result<Self, FirewallError> {
         Self::start_after(|| Ok(()))
     }
 
-    /// Starts the thread and has it do `enter` first, such as `setns`.
+    /// Starts the thread and runs `enter`, such as a `setns` call, on it first.
     ///
     /// # Errors
-    /// As [`start`](Self::start); when `enter` fails, [`FirewallError::Denied`] for want of privilege, else
+    /// As [`start`](Self::start). If `enter` fails: [`FirewallError::Denied`] if a privilege is missing, else
     /// [`FirewallError::Failed`].
     pub fn start_after(enter: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<Self, FirewallError> {
         const DOING: &str = "starting the firewall's thread";
@@ -101,7 +101,7 @@ impl Tools {
             .spawn(move || {
                 let entered = enter();
                 let go_on = entered.is_ok();
-                // Whoever started us has gone if this fails; the queue of jobs will say so.
+                // If this fails, the caller has gone, and the job queue is closed.
                 let _ = started.send(entered);
                 if go_on {
                     work(&mut receiver, &theirs);
@@ -123,11 +123,11 @@ impl Tools {
     /// Runs a program to its end, with messages in English.
     ///
     /// # Errors
-    /// [`FirewallError::Unsupported`] when it is not installed, [`FirewallError::Timeout`], or
-    /// [`FirewallError::Failed`]. Its own refusal is none: see [`Answer::status`].
+    /// [`FirewallError::Unsupported`] when it is not installed, [`FirewallError::Timeout`], [`FirewallError::Stopped`]
+    /// or [`FirewallError::Failed`]. A program that exits with an error is not an error here: see [`Answer::status`].
     ///
     /// # Cancel safety
-    /// A dropped future leaves a program that has begun to run on to its end; one that has not is never run.
+    /// If the future is dropped, a running program runs to its end; a waiting one is never run.
     pub async fn run(&self, call: Call) -> Result<Answer, FirewallError> {
         let (reply, answer) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or(FirewallError::Stopped)?;
@@ -141,14 +141,14 @@ impl Drop for Tools {
         self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the runtime; there is nobody left to tell.
+            // A panic on the thread was already reported; nothing else can be done here.
             let _ = thread.join();
         }
     }
 }
 
 impl Answer {
-    /// The refusal as an error, for a call that was `doing` this.
+    /// Returns the error of a call that failed while `doing` this.
     pub fn refused(&self, doing: String) -> FirewallError {
         let text: String = self.stderr.chars().take(1024).collect();
         let said = |words: &[&str]| words.iter().any(|word| text.contains(word));
@@ -171,7 +171,7 @@ fn work(jobs: &mut Receiver<Job>, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        // Nobody waits any more: what a dropped future asked for is not begun.
+        // The caller dropped its future, so the program is not started.
         if !reply.is_closed() {
             let _ = reply.send(run(&call, stop));
         }
@@ -193,14 +193,14 @@ fn run(call: &Call, stop: &AtomicBool) -> Result<Answer, FirewallError> {
     };
     let answer = converse(&mut child, call, stop);
     if answer.is_err() {
-        // It may have ended by itself; either way it is waited for, so that no zombie stays.
+        // Wait for the child even if it has already ended, so that no zombie remains.
         kill(&mut child);
         let _ = child.wait();
     }
     answer
 }
 
-/// Which of a program's streams some text is from.
+/// The stream that some text is from.
 #[derive(Clone, Copy)]
 enum Stream {
     Out,
@@ -216,13 +216,13 @@ fn converse(child: &mut Child, call: &Call, stop: &AtomicBool) -> Result<Answer,
     let (said, hear) = threads::channel();
     let started = (|| {
         let input = call.input.clone();
-        // Who ends early closes the pipe; the exit status then says more than our failed write.
+        // A program that ends early closes the pipe; its exit status is then more useful than the write error.
         thread::Builder::new().spawn(move || drop(stdin.write_all(input.as_bytes())))?;
         let theirs = said.clone();
         thread::Builder::new().spawn(move || drop(theirs.send((Stream::Out, text_of(stdout)))))?;
         thread::Builder::new().spawn(move || drop(said.send((Stream::Error, text_of(stderr)))))
     })();
-    // The three end with the pipes, which end with the child and with those that it started.
+    // The three threads end when the pipes close, that is when the child and all its descendants have ended.
     started.map_err(|error| failed(&call.doing, &error))?;
 
     let (mut out, mut error) = (None, None);
@@ -259,7 +259,7 @@ fn text_of(stream: impl Read) -> io::Result<String> {
     Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
-/// Makes a program the leader of its own process group, so that what it starts can be ended with it.
+/// Makes a program the leader of its own process group, so that its descendants can be killed with it.
 #[cfg(unix)]
 fn apart(command: &mut Command) {
     std::os::unix::process::CommandExt::process_group(command, 0);
@@ -268,7 +268,7 @@ fn apart(command: &mut Command) {
 #[cfg(not(unix))]
 fn apart(_: &mut Command) {}
 
-/// Ends a program that has not been waited for, and what it started.
+/// Kills a program that has not been waited for, and its descendants.
 #[cfg(all(target_os = "linux", feature = "netlink"))]
 fn kill(child: &mut Child) {
     use nix::sys::signal::{Signal, killpg};
@@ -349,12 +349,12 @@ mod tests {
         let tools = Tools::start().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
-        // It holds the pipes, so that the output does not end.
+        // The background process keeps the pipes open, so that the output does not end.
         let script = format!("sleep 600 & echo $! >{}; exit 0", pid.display());
         let error = tools.run(call("sh", &["-c", &script], "", Duration::from_millis(300))).await.unwrap_err();
         assert!(matches!(error, FirewallError::Timeout { .. }), "{error}");
         let left = std::fs::read_to_string(pid).unwrap();
-        // Where nobody waits for orphans it stays as a zombie.
+        // It stays as a zombie if no process reaps orphans.
         let runs = || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.trim())).unwrap_or_default();
             !stat.is_empty() && !stat.contains(") Z ")
@@ -377,7 +377,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_is_sorted_by_what_the_tool_says() {
         let tools = Tools::start().unwrap();
-        // As nft 1.0.6 and iptables 1.8.9 say it.
+        // The messages of nft 1.0.6 and iptables 1.8.9.
         for (said, kind) in [
             (
                 "Operation not permitted (you must be root)\nnetlink: Error: cache initialization failed: Operation not permitted",

@@ -1,4 +1,4 @@
-//! Which addresses a guard lets in.
+//! The addresses that a guard admits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,21 +14,21 @@ use crate::text::chain;
 
 use super::{KeepOptions, RulesState, is_final};
 
-/// How often reading the guard of a former run is tried: within about 16 s, then the rules are written without it.
+/// How often to try to read the guard of a former run: within about 16 s, then the rules are written without it.
 pub(super) const READS: u32 = 5;
 
-/// The addresses that the guard has let in.
+/// The addresses that the guard has admitted.
 #[derive(Debug, Default)]
 pub(super) struct Admitted {
-    /// By a former run, as the kernel had it at the start.
+    /// Those admitted by a former run, as read from the kernel at the start.
     pub(super) formerly: BTreeSet<IpAddr>,
-    /// Until now.
+    /// Those admitted until now.
     pub(super) so_far: BTreeSet<IpAddr>,
-    /// What bad records keep; `None`: none does, or it could not be read yet.
+    /// What bad records keep. `None` if they keep nothing, or if it could not be read yet.
     pub(super) kept: Option<Kept>,
 }
 
-/// Former peers whose entries in the kernel stay, because a record that cannot be read names their subnet.
+/// Former peers whose kernel entries stay because an unreadable record names their subnet.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) prefixes: BTreeSet<Prefix>,
@@ -38,14 +38,14 @@ pub(super) struct Kept {
 impl Admitted {
     /// Reads which peers the guard of a former run admitted.
     ///
-    /// Without them a peer whose removal waits is shut out until its record is good again. That is better than a node
-    /// without any rules, so after [`READS`] failures the rules are written without them.
+    /// Without them, a peer whose removal is withheld is blocked until its record is valid again. That is better than a
+    /// node without any rules, so after [`READS`] failures the rules are written without them.
     pub(super) async fn by_former_run(firewall: &dyn Firewall, options: &KeepOptions) -> Self {
         let mut backoff = Backoff::default();
         for nth in 1..=READS {
             let error = match firewall.let_in(&options.overlay).await {
                 Ok(formerly) => return Self { so_far: formerly.clone(), formerly, kept: None },
-                // Writing fails as well, and reports it.
+                // Writing will fail as well, and reports the error.
                 Err(error) if is_final(&error) => break,
                 Err(error) => chain(&error),
             };
@@ -61,14 +61,14 @@ impl Admitted {
         Self::default()
     }
 
-    /// These rules are in place.
+    /// Records that these rules are in place.
     pub(super) fn wrote(&mut self, rules: &Rules) {
         if let Some(guard) = &rules.guard {
             self.so_far.clone_from(&guard.peers);
         }
     }
 
-    /// Returns the addresses to let in now; `None` while the peers or the routes that a former run left are not known.
+    /// Returns the addresses to admit now; `None` while the peers or the routes of a former run are not known.
     pub(super) async fn now(&mut self, handle: &Handle) -> Option<BTreeSet<IpAddr>> {
         let peers = match handle.peers().await {
             Ok(peers) => peers,
@@ -78,18 +78,18 @@ impl Admitted {
             }
         };
         let peers = peers.iter().flat_map(|peer| peer.attrs.public_ip.iter().map(|(_, addr)| *addr)).collect();
-        // Read after the peers: whoever is missing among them is withheld by then.
+        // Read after the peers: a peer missing from the list is withheld by then.
         let status = handle.status();
         if status.audits == 0 {
-            // The first audit finds the routes that a former run left.
+            // The first audit finds the routes of a former run.
             return None;
         }
         self.update_kept(&status.withheld, handle).await;
         Some(self.with(peers, status.withheld.values()))
     }
 
-    /// Finds out which former peers bad records keep. Reads the kernel only when other prefixes are withheld than before:
-    /// a record that goes bad later belongs to a peer of this run, which is admitted by its last good record.
+    /// Determines which former peers bad records keep. Reads the kernel only if the withheld prefixes have changed. A
+    /// record that becomes bad later belongs to a peer of this run, which is admitted by its last valid record.
     async fn update_kept(&mut self, withheld: &BTreeMap<Prefix, WithheldBecause>, handle: &Handle) {
         let bad = withheld.iter().filter(|(_, because)| **because == WithheldBecause::BadRecord);
         let prefixes: BTreeSet<_> = bad.map(|(prefix, _)| *prefix).collect();
@@ -103,8 +103,8 @@ impl Admitted {
         }
     }
 
-    /// Returns the addresses to admit beside these peers. While the agent keeps routes to former peers, these peers are
-    /// admitted too: otherwise the routes would be of no use.
+    /// Returns the addresses to admit, including these peers. While the agent keeps routes to former peers, these peers
+    /// are admitted too; otherwise the routes would be useless.
     pub(super) fn with<'a>(
         &self,
         mut peers: BTreeSet<IpAddr>,
@@ -113,7 +113,7 @@ impl Admitted {
         if withheld.any(|because| matches!(because, WithheldBecause::MassRemoval(_) | WithheldBecause::Unconfirmed)) {
             peers.extend(&self.so_far);
         }
-        // A bad record may stay for ever, so it keeps nobody else.
+        // A bad record may stay forever, so it keeps no other peers.
         if let Some(kept) = &self.kept {
             peers.extend(kept.addresses.intersection(&self.formerly));
         }
@@ -121,7 +121,7 @@ impl Admitted {
     }
 }
 
-/// Returns the destinations of forwarding entries that stay with a neighbour whose prefix a bad record names.
+/// Returns the destinations of FDB entries that are kept together with a neighbour whose prefix a bad record names.
 pub(super) fn kept_by_bad_records(held: &[Held]) -> BTreeSet<IpAddr> {
     let neighbours: BTreeSet<_> = held
         .iter()

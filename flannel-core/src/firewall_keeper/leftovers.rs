@@ -1,4 +1,4 @@
-//! What another packet filter has of a former run.
+//! Rules of a former run in another packet filter.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use crate::firewall::{Firewall, FirewallError};
 use crate::kernel::OverlayName;
 use crate::text::chain;
 
-/// Rules of a former run that another tool wrote. They are removed once the new ones are in place; what could not be
-/// removed is tried again with every check of the rules.
+/// Rules that a former run wrote with another tool. They are removed once the new rules are in place; a failed removal
+/// is retried with every check of the rules.
 #[derive(Default)]
 pub(super) struct Leftovers {
-    /// The tool, until nothing of it is left.
+    /// The tool, until all its rules are removed.
     tool: Option<Arc<dyn Firewall>>,
     logged: Option<String>,
 }

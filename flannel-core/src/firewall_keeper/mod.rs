@@ -1,6 +1,7 @@
-//! Firewall rules that last: written once the lease is known, checked every few seconds, changed with lease and peers.
+//! Keeps firewall rules in place: writes them once the lease is known, checks them every few seconds, and changes them
+//! with the lease and the peers.
 //!
-//! [`keep`] runs beside an overlay. It spawns no task, and writes through the [`Firewall`] that it is given.
+//! [`keep`] runs beside an overlay. It spawns no task, and writes through the [`Firewall`] passed to it.
 
 mod admitted;
 mod leftovers;
@@ -23,29 +24,30 @@ use crate::text::chain;
 use admitted::Admitted;
 use leftovers::Leftovers;
 
-/// Peers that come within this time make one change of the guard.
+/// Peers that appear within this time cause one change of the guard.
 const GATHER: Duration = Duration::from_millis(100);
-/// The longest wait between two tries.
+/// The longest wait between two attempts.
 const RETRY: Duration = Duration::from_secs(5);
-/// How often drift is logged at most.
+/// The shortest time between two log lines about drift.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// Whether the rules are as wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RulesState {
-    /// They were not written yet: there is no lease.
+    /// Not written yet: there is no lease.
     Pending,
     /// They are in place, or none are wanted.
     InPlace,
-    /// They could not be written, in words why, and masquerading or the guard needs them. Tried again every few seconds.
+    /// The rules could not be written, with the reason, and masquerading or the guard needs them. Retried every few
+    /// seconds.
     Failed(String),
-    /// The forward rules alone could not be written, in words why. Few hosts need them, so pods may be attached. Tried
-    /// again every few seconds.
+    /// The rules could not be written, with the reason, but only forward rules were requested. Few hosts need them, so
+    /// pods may be attached. Retried every few seconds.
     WithoutForward(String),
 }
 
 impl RulesState {
-    /// Whether pods may be attached as far as the rules go.
+    /// Returns whether the state of the rules allows attaching pods.
     pub fn is_ready(&self) -> bool {
         match self {
             Self::InPlace | Self::WithoutForward(_) => true,
@@ -53,7 +55,7 @@ impl RulesState {
         }
     }
 
-    /// Why the rules could not be written, in words.
+    /// Returns the reason why the rules could not be written.
     pub fn error(&self) -> Option<&str> {
         match self {
             Self::Failed(error) | Self::WithoutForward(error) => Some(error),
@@ -66,19 +68,21 @@ impl RulesState {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct KeepOptions {
-    /// Whose rules. Has to be the overlay's name. Default: `flannel`.
+    /// The overlay that the rules belong to. Has to be its name. Default: `flannel`.
     pub overlay: OverlayName,
-    /// How to masquerade. `None`: not at all. Default: as flannel does.
+    /// How to masquerade; `None` disables it. Default: as flannel does.
     pub masquerade: Option<Masquerade>,
     /// Whether forwarded packets of pods are accepted. Default: they are.
     pub forward: Forward,
     /// A UDP port that only the peers' addresses may send to, such as that of VXLAN. Default: `None`.
     pub guarded_port: Option<u16>,
-    /// How often the rules are checked, from 1 s. A rule that somebody deletes is missing that long at most. Default: 5 s.
+    /// How often the rules are checked, from 1 s. A rule that another program deletes is missing for at most this long.
+    /// Default: 5 s.
     pub check_every: Duration,
-    /// The other packet filter, whose rules of a former run are removed once these are in place. Default: `None`.
+    /// The other packet filter. Its rules from a former run are removed once the new ones are in place. Default:
+    /// `None`.
     pub former: Option<Arc<dyn Firewall>>,
-    /// Called with each change of the state. Must not block. Default: nothing.
+    /// Called on each change of the state. Must not block. Default: does nothing.
     pub on_state: Arc<dyn Fn(RulesState) + Send + Sync>,
 }
 
@@ -110,28 +114,29 @@ impl fmt::Debug for KeepOptions {
 }
 
 impl KeepOptions {
-    /// Whether nodes and pods depend on the rules: pods may not be attached without them.
+    /// Returns whether nodes and pods depend on the rules, so that pods may not be attached without them.
     fn are_needed(&self) -> bool {
         self.masquerade.is_some() || self.guarded_port.is_some()
     }
 }
 
-/// Keeps an overlay's rules in the firewall as wanted until its run has ended. The rules stay then:
-/// [`Firewall::remove`] removes them.
+/// Keeps an overlay's rules in the firewall until the overlay's run ends. The rules then stay; [`Firewall::remove`]
+/// removes them.
 ///
-/// While the lease is lost the rules stay as they are. With a [guarded port](KeepOptions::guarded_port) they wait for the
-/// first list of peers, and let in peers whose removal waits ([`Status::withheld`](crate::overlay::Status::withheld)) for
-/// as long as their routes stay.
+/// While the lease is lost, the rules do not change. With a [guarded port](KeepOptions::guarded_port), they are written
+/// only after the first list of peers. They also admit peers whose removal is withheld
+/// ([`Status::withheld`](crate::overlay::Status::withheld)) for as long as the routes to them stay.
 ///
 /// # Errors
-/// [`FirewallError::Unsupported`], [`FirewallError::Denied`] and [`FirewallError::Stopped`] at the first write, where
-/// masquerading or the guard needs it: no retry helps. All other errors are retried and shown as [`RulesState`].
+/// [`FirewallError::Unsupported`], [`FirewallError::Denied`] and [`FirewallError::Stopped`] at the first write, if
+/// masquerading or the guard needs it: a retry does not help. All other errors are retried and reported as
+/// [`RulesState`].
 ///
 /// # Cancel safety
-/// May be dropped at any await. The rules stay as they are, and another call takes over from them.
+/// May be dropped at any await. The rules stay, and a later call continues with them.
 pub async fn keep(handle: &Handle, firewall: &dyn Firewall, options: KeepOptions) -> Result<(), FirewallError> {
     let mut handle = handle.clone();
-    // Nothing is known of the network before there is a lease.
+    // The network is not known before there is a lease.
     let Ok(status) = handle.wait_for(|status| status.network.is_some()).await else { return Ok(()) };
     let Some(config) = status.network.clone() else { return Ok(()) };
     let mut keeper = Keeper::new(firewall, options);
@@ -141,12 +146,12 @@ pub async fn keep(handle: &Handle, firewall: &dyn Firewall, options: KeepOptions
     loop {
         let wait = keeper.write(&handle, &config).await?;
         let due = Instant::now() + wait;
-        // The status changes with every round, so with every change of lease or peers.
+        // The status changes with every round, and so with every change of the lease or the peers.
         while let Ok(changed) = timeout_at(due, handle.changed()).await {
             if changed.is_err() {
                 return Ok(());
             }
-            // The very first rules are not delayed; what was refused is not tried at every change.
+            // The first rules are written without delay; a failed write is not repeated at every change.
             if keeper.applied.is_some() || keeper.logged.is_some() {
                 sleep(GATHER).await;
             }
@@ -157,14 +162,14 @@ pub async fn keep(handle: &Handle, firewall: &dyn Firewall, options: KeepOptions
     }
 }
 
-/// The rules, and what was done about them.
+/// The wanted rules, and what has been written.
 struct Keeper<'a> {
     firewall: &'a dyn Firewall,
     options: KeepOptions,
     admitted: Admitted,
     leftovers: Leftovers,
     applied: Option<Rules>,
-    /// The error that was logged last, while it lasts.
+    /// The error that was logged last, until a write succeeds.
     logged: Option<String>,
     drifts: Drifts,
 }
@@ -176,12 +181,12 @@ impl<'a> Keeper<'a> {
         Self { firewall, options, admitted, leftovers, applied: None, logged: None, drifts }
     }
 
-    /// Writes the rules where they are not as wanted. Returns how long to wait until the next look.
+    /// Writes the rules if they differ from the wanted ones. Returns how long to wait until the next check.
     async fn write(&mut self, handle: &Handle, config: &NetworkConfig) -> Result<Duration, FirewallError> {
         let lease = handle.status().lease.clone();
         let wanted = match lease {
             Some(lease) => self.rules(handle, config, &lease).await,
-            // Lost: what is there stays until there is another lease.
+            // The lease is lost: the rules stay until there is another lease.
             None => self.applied.clone(),
         };
         let first = self.applied.is_none();
@@ -211,15 +216,15 @@ impl<'a> Keeper<'a> {
         Ok(self.options.check_every.min(RETRY))
     }
 
-    /// Whether lease and peers ask for other rules than those in place.
+    /// Returns whether the lease and the peers require rules other than those in place.
     async fn is_outdated(&mut self, handle: &Handle, config: &NetworkConfig) -> bool {
         let Some(lease) = handle.status().lease.clone() else { return false };
         let wanted = self.rules(handle, config, &lease).await;
         wanted.is_some() && wanted != self.applied
     }
 
-    /// Returns the rules for this lease. `None`: what is there stays, since a guard needs the peers, and they or the
-    /// routes that a former run left are not known yet.
+    /// Returns the rules for this lease. `None` means that the rules must not change yet: a guard needs the peers, and
+    /// the peers or the routes of a former run are not known yet.
     async fn rules(&mut self, handle: &Handle, config: &NetworkConfig, lease: &Lease) -> Option<Rules> {
         let networks = config.networks.map(|_, network| network.prefix);
         let mut rules = Rules::new(self.options.overlay.clone(), &networks, &lease.subnets);
@@ -231,7 +236,7 @@ impl<'a> Keeper<'a> {
         Some(rules)
     }
 
-    /// Writes the rules if they differ from those written before, or from what the kernel has.
+    /// Writes the rules if they differ from those last written or from those in the kernel.
     async fn assure(&mut self, rules: Rules) -> Result<(), FirewallError> {
         if self.applied.as_ref() == Some(&rules) {
             let drift = self.firewall.check(&rules).await?;
@@ -253,7 +258,8 @@ impl<'a> Keeper<'a> {
     }
 }
 
-/// How often others changed the rules. A program that fights over them does so every few seconds, for ever.
+/// How often other programs changed the rules. A program that competes for them changes them every few seconds, without
+/// end.
 #[derive(Debug, Default)]
 struct Drifts {
     logged: Option<Instant>,
@@ -261,7 +267,7 @@ struct Drifts {
 }
 
 impl Drifts {
-    /// Counts one. Returns how many were not logged, when this one is to be.
+    /// Counts one change. If it should be logged, returns how many were not logged since the last one.
     fn found(&mut self, now: Instant) -> Option<u64> {
         if self.logged.is_some_and(|logged| now < logged + LOG_EVERY) {
             self.unlogged += 1;

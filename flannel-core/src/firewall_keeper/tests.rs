@@ -25,8 +25,8 @@ fn addresses(last: &[u8]) -> BTreeSet<IpAddr> {
     last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect()
 }
 
-/// Runs an overlay with its rules in `firewall`, does `act` with each state that is told, and returns when the rules end.
-/// `act` says whether to go on.
+/// Runs an overlay with its rules in `firewall`, calls `act` with each reported state until it returns false, and
+/// returns when the rules end.
 async fn kept(
     firewall: &FakeFirewall,
     options: KeepOptions,

@@ -1,14 +1,14 @@
-//! A regular expression, as a value.
+//! A regular expression as a value.
 
 use std::fmt;
 
 use regex::Regex;
 
-/// A regular expression that may match anywhere in a text, in RE2's syntax as Go has it. Compared by its text.
+/// A regular expression in Go's RE2 syntax that may match anywhere in a text. Compared by its text.
 #[derive(Clone)]
 pub struct Pattern(Regex);
 
-/// Text is not a regular expression. Final for this input.
+/// The text is not a regular expression. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a regular expression: {problem}")]
 pub struct PatternError {
@@ -20,10 +20,10 @@ impl Pattern {
     /// Compiles `text`.
     ///
     /// # Errors
-    /// [`PatternError`] says where it is wrong. Final for this input.
+    /// [`PatternError`] describes the syntax error. Final for this input.
     pub fn new(text: &str) -> Result<Self, PatternError> {
         let failed = |error: regex::Error| {
-            // The error draws several lines; the last one says what is wrong.
+            // The error has several lines; the last one describes the problem.
             let problem = error.to_string();
             let problem = problem.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
             PatternError { text: text.chars().take(128).collect(), problem }

@@ -43,7 +43,7 @@ fn none() -> Dual<IpAddr> {
     Dual::default()
 }
 
-/// On a node that uses nothing yet.
+/// For a node that uses nothing yet.
 fn select(
     wanted: &Select,
     facts: &HostFacts,
@@ -53,12 +53,12 @@ fn select(
     super::select(Request { wanted, families, public }, facts, InUse::NOTHING)
 }
 
-/// On a node that uses interface and addresses of `choice`.
+/// For a node that uses the interface and addresses of `choice`.
 fn again(wanted: &Select, facts: &HostFacts, choice: &Choice) -> Result<Choice, UplinkError> {
     beside(wanted, facts, choice, &[])
 }
 
-/// The same where other nodes publish `others`.
+/// The same, with `others` published by other nodes.
 fn beside(wanted: &Select, facts: &HostFacts, choice: &Choice, others: &[&str]) -> Result<Choice, UplinkError> {
     let others = others.iter().map(|addr| addr.parse().unwrap()).collect();
     let in_use = InUse { link: Some(choice.uplink.index), addrs: choice.uplink.addrs, others: &others };
@@ -232,7 +232,7 @@ fn an_address_that_comes_up_beside_the_one_in_use_changes_nothing() {
         }
         let before = select(&wanted, &facts, &Family::BOTH, &none()).unwrap();
         facts.addresses.splice(0..0, [address(2, "192.0.2.250"), address(2, "2001:db8::fa")]);
-        // As a host restarts its network: what is in use is last.
+        // As when a host restarts its network: the interface in use comes last.
         facts.addresses.reverse();
         assert_eq!(again(&wanted, &facts, &before).unwrap().public, before.public, "{wanted}");
         facts.addresses.retain(|address| !before.public.iter().any(|(_, addr)| *addr == address.addr));
