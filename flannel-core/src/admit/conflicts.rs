@@ -1,9 +1,9 @@
-//! Which of the records that are in conflict win.
+//! Decides which of the conflicting records win.
 //!
-//! A record wins if no winner of lesser rank is in conflict with it. So the winners' subnets are disjoint and their
-//! MAC addresses distinct, and a record is judged by the winners next to it, however many records name the same
-//! subnet. Where a winner goes away, the records in conflict with it are judged in the order of rank, for each subnet
-//! and address separately, until one of them wins.
+//! A record wins if no winner of lower rank conflicts with it. The winners' subnets are therefore disjoint and their
+//! MAC addresses distinct, and a record only has to be compared with the winners next to it, however many records name
+//! the same subnet. When a winner is removed, the records that conflict with it are judged in the order of rank,
+//! separately for each subnet and address, until one of them wins.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -14,18 +14,18 @@ use super::table::{Act, OwnedRank, Rank, Table};
 use crate::lease::Lease;
 use crate::net::{Family, MacAddr, Prefix};
 
-/// What records are in conflict over: all that name it are in conflict with one another.
+/// What records conflict over: all records that name it conflict with one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ground {
     Subnet(Prefix),
     Mac(Family, MacAddr),
 }
 
-/// An entry that waits for its turn.
+/// An entry in the queue.
 struct Waiting {
     rank: OwnedRank,
     id: u32,
-    /// Where the next entry is judged if this one does not win.
+    /// The ground on which the next entry is judged if this one does not win.
     ground: Option<Ground>,
 }
 
@@ -59,28 +59,28 @@ fn as_rank((kept, outside, created, key): &OwnedRank) -> Rank<'_> {
     (*kept, *outside, *created, key.as_str())
 }
 
-/// Entries to be judged, the least rank first.
+/// Entries to be judged, the lowest rank first.
 struct Agenda {
-    /// The greatest rank first.
+    /// Sorted by rank, the greatest first.
     pending: Vec<u32>,
     waiting: BinaryHeap<Reverse<Waiting>>,
 }
 
 impl Table {
-    /// The accepted entry of exactly this subnet.
+    /// Returns the accepted entry with exactly this subnet.
     pub(super) fn holder(&self, subnet: &Prefix) -> Option<&Arc<Lease>> {
         let entry = self.entry(self.winner_around(*subnet)?);
         entry.accepted().filter(|lease| lease.subnets.get(subnet.family()) == Some(subnet))
     }
 
-    /// Whether an accepted entry's subnet overlaps `prefix`.
+    /// Returns whether an accepted entry's subnet overlaps `prefix`.
     pub(super) fn is_held(&self, prefix: Prefix) -> bool {
         let around = self.winner_around(prefix).into_iter();
         around.chain(self.winners_inside(prefix)).any(|id| self.visit(id).accepted().is_some())
     }
 
-    /// The conflict that rejected this entry: with the first accepted entry that is found by one lookup each, in the order
-    /// of the checks.
+    /// Returns the conflict that rejected this entry. Considers the first winner that each of the lookups finds, and
+    /// returns the one of lowest rank.
     pub(super) fn conflict(&self, id: u32) -> Option<Reason> {
         let entry = self.visit(id);
         let overlap = |family: Family, id: u32| {
@@ -102,8 +102,8 @@ impl Table {
         reasons.min_by(|(a, _), (b, _)| a.rank().cmp(&b.rank())).map(|(_, reason)| reason)
     }
 
-    /// Judges all that is doubtful. A verdict depends on those of lesser rank alone, so one pass in the order of ranks
-    /// settles everything.
+    /// Judges all entries marked for it. A verdict depends only on those of lower rank, so one pass in the order of
+    /// ranks is enough.
     pub(super) fn settle(&mut self) {
         let mut pending = std::mem::take(&mut self.pending);
         pending.sort_unstable_by(|a, b| self.entry(*b).rank().cmp(&self.entry(*a).rank()));
@@ -118,14 +118,14 @@ impl Table {
         }
     }
 
-    /// Judges one entry, and has those judged again whose verdict depends on it.
+    /// Judges one entry, and queues the entries whose verdict depends on it.
     fn judge(&mut self, agenda: &mut Agenda, id: u32, ground: Option<Ground>) {
         let mut rivals = Vec::new();
         let on_ground = ground.is_some_and(|ground| self.is_beaten_on(id, ground, &mut rivals));
         let is_beaten = on_ground || self.is_beaten(id, &mut rivals);
-        // They rank after this one and are judged again. Until then they count as losers.
+        // The rivals have a greater rank and are judged again. Until then they count as losers.
         for rival in rivals {
-            // It may have been met twice.
+            // A rival may be in the list twice.
             if !self.entry(rival).winner {
                 continue;
             }
@@ -145,14 +145,14 @@ impl Table {
             let freed: Vec<_> = self.grounds(id).collect();
             freed.into_iter().for_each(|ground| self.ask_next(agenda, ground, as_rank(&rank)));
         }
-        // If a record loses because of this very subnet or address, so do all others that want it.
+        // If a record loses because of this very subnet or address, all others that name it lose too.
         if let Some(ground) = ground.filter(|_| !on_ground) {
             self.ask_next(agenda, ground, as_rank(&rank));
         }
     }
 
-    /// Whether a winner of lesser rank is in conflict with an entry. Those of greater rank that were met go to
-    /// `rivals`. What costs one look comes first.
+    /// Returns whether a winner of lower rank conflicts with an entry. Adds conflicting winners of greater rank to
+    /// `rivals`. The checks that need one lookup come first.
     fn is_beaten(&self, id: u32, rivals: &mut Vec<u32>) -> bool {
         let families = || self.families.into_iter().flatten();
         let entry = self.entry(id);
@@ -184,7 +184,7 @@ impl Table {
         })
     }
 
-    /// The subnets and addresses that an entry held as a winner, without those that no other record wants.
+    /// Returns the subnets and addresses that an entry had as a winner, without those that no other record names.
     pub(super) fn grounds(&self, id: u32) -> impl Iterator<Item = Ground> + '_ {
         let entry = self.entry(id);
         let families = || self.families.into_iter().flatten();
@@ -194,7 +194,7 @@ impl Table {
         subnets.map(Ground::Subnet).chain(macs).filter(move |ground| self.first_after(*ground, rank).is_some())
     }
 
-    /// Every subnet that overlaps `prefix` and is in the table, once.
+    /// Returns each distinct subnet in the table that overlaps `prefix`.
     fn named(&self, prefix: Prefix) -> impl Iterator<Item = Prefix> + '_ {
         let family = prefix.family();
         let lengths = self.lengths.range((family, 0)..=(family, prefix.len())).map(|((_, len), _)| *len);
@@ -208,13 +208,13 @@ impl Table {
         wider.chain(narrower)
     }
 
-    /// The MAC address of an entry that an older one has too, whichever of them fits the pool: nodes that were
-    /// started with different pools may differ in who wins.
+    /// Returns the MAC address of an entry that an older entry has too, whichever of them fits the pool: nodes that
+    /// started with different pools may disagree on the winner.
     pub(super) fn mac_shared_with_older(&self, id: u32) -> Option<MacAddr> {
         let entry = self.entry(id);
         let shared = |family: &Family| {
             let mac = entry.mac(*family)?;
-            // The oldest of those that fit the pool, and of those that do not.
+            // The oldest entry that fits the pool, and the oldest that does not.
             let oldest = |outside| self.first_after(Ground::Mac(*family, mac), (false, outside, 0, ""));
             let mut oldest = [false, true].into_iter().filter_map(oldest);
             oldest.any(|other| self.entry(other).age() < entry.age()).then_some(mac)
@@ -222,7 +222,7 @@ impl Table {
         Family::BOTH.iter().find_map(shared)
     }
 
-    /// The first entry on a ground after one of this rank.
+    /// Returns the first entry on a ground after one of this rank.
     fn first_after(&self, ground: Ground, rank: Rank<'_>) -> Option<u32> {
         match ground {
             Ground::Subnet(subnet) => {
@@ -251,7 +251,7 @@ impl Table {
         agenda.waiting.extend(self.entry(id).owned_rank().map(|rank| Reverse(Waiting { rank, id, ground })));
     }
 
-    /// The entry of least rank.
+    /// Removes and returns the queued entry of lowest rank.
     fn next(&mut self, agenda: &mut Agenda) -> Option<(u32, Option<Ground>)> {
         loop {
             let pending = agenda.pending.last().map(|id| self.entry(*id).rank());
@@ -261,22 +261,22 @@ impl Table {
                 return agenda.waiting.pop().map(|Reverse(waiting)| (waiting.id, waiting.ground));
             }
             let id = agenda.pending.pop()?;
-            // Else it was taken away since, or stands there twice.
+            // Otherwise it was removed since, or is in the list twice.
             if std::mem::take(&mut self.entries[id as usize].queued) {
                 return Some((id, None));
             }
         }
     }
 
-    /// The winner whose subnet is `prefix`, or is around it.
+    /// Returns the winner whose subnet equals or contains `prefix`.
     fn winner_around(&self, prefix: Prefix) -> Option<u32> {
         let family = prefix.family();
-        // Were there another one between the two, it would be inside the one around.
+        // A winner between the two would be inside the containing one, but winners are disjoint.
         let id = self.won_subnets[family as usize].last_of(|id| self.entry(id).subnet(family) <= Some(prefix))?;
         self.visit(id).subnet(family).is_some_and(|subnet| subnet.covers(&prefix)).then_some(id)
     }
 
-    /// The winners whose subnets are inside `prefix`, and are not it.
+    /// Returns the winners whose subnets are inside `prefix` and not equal to it.
     fn winners_inside(&self, prefix: Prefix) -> impl Iterator<Item = u32> + '_ {
         let family = prefix.family();
         self.won_subnets[family as usize]
@@ -289,13 +289,13 @@ impl Table {
         (self.visit(id).mac(family) == Some(mac)).then_some(id)
     }
 
-    /// Puts an entry among the winners.
+    /// Adds an entry to the winners.
     fn set_winner(&mut self, id: u32) {
         self.entries[id as usize].winner = true;
         self.enter(id, Act::Insert);
     }
 
-    /// Takes an entry out of the winners.
+    /// Removes an entry from the winners.
     pub(super) fn unset_winner(&mut self, id: u32) {
         self.enter(id, Act::Remove);
         self.entries[id as usize].winner = false;

@@ -1,4 +1,4 @@
-//! What hostile records cost, and whom they hurt.
+//! The cost of hostile records, and their effect on other records.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::*;
 use crate::lease::Json;
 use crate::testing::samples::{node_address, node_subnet};
 
-/// Records looked at per record that a step concerns, at most.
+/// The maximum number of visited records per record that a step concerns.
 const VISITS: usize = 16;
 
 fn key(n: u32) -> LeaseKey {
@@ -21,14 +21,14 @@ fn mac(n: u32) -> Json {
     Json::parse(&format!("\"02:00:01:{a:02x}:{b:02x}:{c:02x}\"")).unwrap()
 }
 
-/// Record `n` of those with one subnet, and a MAC address of its own.
+/// Record `n` of those that share one subnet, with its own MAC address.
 fn same_subnet(n: u32) -> Record {
     let mut lease = Lease { key: key(n), ..node(200) };
     lease.attrs.backend_data.v4 = Some(mac(n));
     record(lease, n.into())
 }
 
-/// Record `n` of those with one MAC address, and a subnet of its own.
+/// Record `n` of those that share one MAC address, with its own subnet.
 fn same_mac(n: u32) -> Record {
     let subnet = Prefix::masked(IpAddr::from((0x0a2a_8000 + (n << 2)).to_be_bytes()), 30).unwrap();
     let mut lease = Lease { key: key(n), subnets: Dual { v4: Some(subnet), v6: None }, ..node(200) };
@@ -69,7 +69,7 @@ fn the_cost_of_a_good_record_is_flat() {
             let subnet = Prefix::masked(IpAddr::from((0x0a2a_0200 + (n << 2)).to_be_bytes()), 30).unwrap();
             let mut lease = Lease { key: key(n), subnets: Dual { v4: Some(subnet), v6: None }, ..node(200) };
             lease.attrs.backend_data.v4 = Some(mac(n));
-            // In no order.
+            // In a mixed order.
             record(lease, (n * 7919 % count).into())
         };
         admission.reset((0..count).map(good).collect());
@@ -105,13 +105,13 @@ fn one_wide_record_costs_what_it_overlaps_and_no_more() {
         let visits = admission.table.take_visits();
         assert!(visits <= VISITS * count as usize, "one that loses looks at {visits}");
     }
-    // Many at once cost no more than one does.
+    // Many at once cost no more than one.
     let many = (10..1010).map(|n| wide(n, "10.42.128.0/17", 5));
     let all = (0..count).map(narrow).chain(many).chain((0..10).map(|n| wide(n, "10.42.128.0/17", 5)));
     assert_eq!(admission.reset(all.collect()), []);
     let visits = admission.table.take_visits();
     assert!(visits <= VISITS * (count as usize + 1000), "a thousand that lose look at {visits}");
-    // One takes the place of all, and gives it back.
+    // One record displaces all others; when it is removed, they return.
     assert_eq!(admission.upsert(wide(2000, "10.42.128.0/17", 0)).len() as u32, count + 1);
     let visits = admission.table.take_visits();
     assert!(visits <= VISITS * count as usize, "one that wins looks at {visits}");
@@ -165,7 +165,8 @@ fn a_peer_that_comes_and_goes_has_a_bounded_number_of_named_prefixes_judged() {
     }
     let visits = admission.table.take_visits();
     assert!(visits <= 4 * 2 * Admission::MAX_WITHHELD, "four changes look at {visits}");
-    // Those that go make room for others; a prefix that was not kept is not given up for another record of the same.
+    // Removed prefixes make room for others. Removing a record whose prefix was not tracked does not remove the same
+    // prefix of another record.
     (0..count).for_each(|n| drop(admission.remove(&key(n))));
     assert!(admission.withheld().is_empty());
     admission.upsert(bad_inside(subnets, 1));
@@ -208,7 +209,7 @@ fn prefixes_that_no_peer_could_hold_are_not_kept() {
     }
 }
 
-/// Node `n`, which is no liar, created at `n`.
+/// Node `n`, which is not hostile, created at `n`.
 fn good(n: u8) -> Record {
     record(node(n), n.into())
 }
@@ -223,7 +224,7 @@ fn names(numbers: impl IntoIterator<Item = u8>) -> Vec<String> {
     names
 }
 
-/// An admission that holds at most `limit` records.
+/// An admission with room for at most `limit` records.
 fn limited(limit: usize) -> Admission {
     Admission { limit, ..admission() }
 }
@@ -233,10 +234,10 @@ fn of_too_many_records_the_youngest_are_dropped_and_asked_for_once_there_is_room
     let mut admission = limited(16);
     admission.reset((11..41).map(good).collect());
     assert_eq!((peers(&admission), admission.dropped()), (names(11..27), 14));
-    // A younger one changes nothing, not even where it would be larger or was dropped before.
+    // A younger record changes nothing, even if it would be larger or was dropped before.
     assert_eq!((admission.upsert(good(41)), admission.upsert(good(27))), (vec![], vec![]));
     assert_eq!((admission.len(), admission.dropped()), (16, 16));
-    // An older one takes the place of the youngest.
+    // An older record displaces the youngest.
     assert_eq!(admission.upsert(good(2)).len(), 2);
     assert_eq!((peers(&admission), admission.dropped()), (names((11..26).chain([2])), 17));
     admission.remove(&node(11).key);
@@ -306,7 +307,7 @@ fn the_texts_of_bad_records_are_bounded_in_number_and_length() {
     admission.reset((0..3000).map(bad).collect());
     assert_eq!(texts(&admission), (MAX_TEXTS, MAX_TEXTS * BadRecord::MAX_BYTES));
     assert!(admission.quarantined().all(|(_, reason)| reason.to_string().len() > "unreadable: ".len()));
-    // Those that go make room for others, and those that stay keep theirs.
+    // Removed texts make room for others, and remaining records keep their texts.
     admission.reset((2000..3000).map(bad).collect());
     admission.reset((2000..5000).map(bad).collect());
     assert_eq!(texts(&admission).0, MAX_TEXTS);
@@ -327,7 +328,7 @@ fn any_hostile() -> impl Strategy<Value = Record> {
     })
 }
 
-/// The records that one of these names may concern: all that are joined to one by conflicts.
+/// Returns the records that the named records may affect: all that conflicts connect to one of them.
 fn concerned<'a>(rules: &Rules, all: &'a [Record], keys: &BTreeSet<LeaseKey>) -> BTreeSet<&'a LeaseKey> {
     let leases: Vec<_> = all.iter().filter_map(|record| record.lease.as_ref().ok()).collect();
     let leases: Vec<_> = leases.into_iter().filter(|lease| rules.judge(lease).is_ok()).collect();
@@ -347,7 +348,7 @@ fn concerned<'a>(rules: &Rules, all: &'a [Record], keys: &BTreeSet<LeaseKey>) ->
     }
 }
 
-/// How many bad records name a prefix that overlaps a subnet of one of these.
+/// Returns how many bad records name a prefix that overlaps a subnet of one of these.
 fn named_there(rules: &Rules, all: &[Record], keys: &BTreeSet<&LeaseKey>) -> usize {
     let subnets = |record: &Record| match &record.lease {
         Ok(lease) => lease.subnets,
@@ -395,7 +396,7 @@ proptest! {
         let same = rules(&Family::BOTH);
         let mut admission = Admission { limit, ..Admission::new(rules(&Family::BOTH), view()) };
         let honest: Vec<_> = (2..8).map(|n| record(dual_node(n), n.into())).collect();
-        // Their keys are none of the others'.
+        // Their keys differ from all others.
         let inside: Vec<_> = (100..140).map(|n| bad_inside(Dual { v4: None, ..dual_node(2).subnets }, n)).collect();
         admission.reset([honest.clone(), inside.clone()].concat());
         let honest_peers = peers(&admission);
@@ -403,7 +404,7 @@ proptest! {
             honest.iter().map(|record| (record.key.clone(), record.clone())).collect();
         for (hostile, act) in steps {
             let before: Vec<_> = current.values().chain(&inside).cloned().collect();
-            // Honest nodes renew their leases meanwhile.
+            // Meanwhile honest nodes renew their leases.
             let hostile = if act == 1 { honest[hostile.created as usize % honest.len()].clone() } else { hostile };
             admission.table.take_visits();
             let key = hostile.key.clone();
@@ -415,13 +416,14 @@ proptest! {
                 admission.upsert(hostile)
             };
             let visits = admission.table.take_visits();
-            // That many are cheap in any case.
+            // This few are cheap in any case.
             if visits > VISITS {
                 let both: Vec<_> = before.into_iter().chain(current.values().cloned()).collect();
-                // Another one may have been dropped for it.
+                // Another record may have been dropped to make room for it.
                 let keys = changes.iter().map(|change| change.key.clone()).chain([key]).collect();
                 let concerned = concerned(&same, &both, &keys);
-                // Where a peer comes, goes or moves, so do those bad records that name what it overlaps.
+                // When a peer is added, removed or changed, bad records that name an overlapping prefix are affected
+                // too.
                 let named = if changes.is_empty() { 0 } else { named_there(&same, &both, &concerned) };
                 let concerned = concerned.len() + named;
                 prop_assert!(visits <= VISITS * concerned, "{} looks, {} concerned", visits, concerned);
@@ -431,7 +433,7 @@ proptest! {
             prop_assert!(honest_peers.iter().all(|peer| now.contains(peer)), "{:?}", now);
             prop_assert!(changes.iter().all(|change| !honest_peers.contains(&change.key.to_string())));
         }
-        // A node that starts now finds the same peers, but for what is only kept or was dropped meanwhile.
+        // A node that starts now finds the same peers, except for kept versions and records dropped meanwhile.
         if admission.dropped() == 0 && current.values().all(|record| same.judge(record.lease.as_ref().unwrap()).is_ok()) {
             let mut fresh = Admission::new(rules(&Family::BOTH), view());
             fresh.reset(current.into_values().rev().collect());

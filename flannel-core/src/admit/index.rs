@@ -1,19 +1,19 @@
-//! An ordered set of numbers whose order lies elsewhere.
+//! An ordered set of numbers whose order is defined by the caller.
 //!
-//! A `BTreeMap` would hold each key a second time; at ten thousand records the keys are what costs. Here an index costs
-//! about six bytes a record, and an insertion moves at most [`CHUNK`] of them.
+//! A `BTreeMap` would store each key a second time; with ten thousand records, the keys dominate the memory use. This
+//! index uses about six bytes per record, and an insertion moves at most [`CHUNK`] of them.
 
-/// The most numbers in one chunk.
+/// The maximum number of entries in one chunk.
 const CHUNK: usize = 256;
 
-/// Numbers in an order that each call brings along. All calls on one index have to mean the same total order.
+/// Numbers in an order that the caller passes to each call. All calls on one index must use the same total order.
 #[derive(Default)]
 pub(super) struct Index {
     chunks: Vec<Vec<u32>>,
 }
 
 impl Index {
-    /// Puts `id` after all that are `before` it.
+    /// Inserts `id` after all entries that are `before` it.
     pub(super) fn insert(&mut self, id: u32, before: impl Fn(u32) -> bool) {
         let (chunk, place) = self.position(before);
         let Some(ids) = self.chunks.get_mut(chunk) else {
@@ -24,7 +24,7 @@ impl Index {
         };
         ids.insert(place, id);
         if ids.len() == CHUNK {
-            // Ascending insertion is the usual case at start: leave the first part nearly full then.
+            // Ascending insertion is usual at start: in that case leave the first part nearly full.
             let keep = if place + 1 == CHUNK { CHUNK - CHUNK / 8 } else { CHUNK / 2 };
             let mut tail = Vec::with_capacity(CHUNK);
             tail.extend(ids.drain(keep..));
@@ -32,7 +32,7 @@ impl Index {
         }
     }
 
-    /// Takes `id` away, which stands after all that are `before` it.
+    /// Removes `id`, which comes after all entries that are `before` it.
     pub(super) fn remove(&mut self, id: u32, before: impl Fn(u32) -> bool) {
         let (chunk, place) = self.position(before);
         let Some(ids) = self.chunks.get_mut(chunk) else { return };
@@ -45,7 +45,7 @@ impl Index {
         }
     }
 
-    /// The first that is not `before`, and all after it.
+    /// Returns the first entry that is not `before`, and all after it.
     pub(super) fn from(&self, before: impl Fn(u32) -> bool) -> impl Iterator<Item = u32> + '_ {
         let (chunk, place) = self.position(before);
         let rest = self.chunks.get(chunk).and_then(|ids| ids.get(place..)).unwrap_or_default();
@@ -53,7 +53,7 @@ impl Index {
         rest.iter().chain(later.iter().flatten()).copied()
     }
 
-    /// The last that is `before`.
+    /// Returns the last entry that is `before`.
     pub(super) fn last_of(&self, before: impl Fn(u32) -> bool) -> Option<u32> {
         let (chunk, place) = self.position(before);
         match place.checked_sub(1) {
@@ -62,20 +62,20 @@ impl Index {
         }
     }
 
-    /// The last of all.
+    /// Returns the last entry.
     pub(super) fn last(&self) -> Option<u32> {
         self.chunks.last()?.last().copied()
     }
 
-    /// All.
+    /// Returns all entries in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.chunks.iter().flatten().copied()
     }
 
-    /// Chunk and place of the first that is not `before`; at a chunk's end rather than at the next one's begin only in
-    /// the last chunk.
+    /// Returns chunk and place of the first entry that is not `before`. Only in the last chunk can the place be the
+    /// chunk's end; otherwise it is the start of the next chunk.
     fn position(&self, before: impl Fn(u32) -> bool) -> (usize, usize) {
-        // Ascending insertion, as at start: the others need not be looked at.
+        // A fast path for ascending insertion, as at start.
         if let Some(chunk) = self.chunks.last().filter(|ids| ids.last().is_some_and(|last| before(*last))) {
             return (self.chunks.len() - 1, chunk.len());
         }
@@ -98,7 +98,7 @@ mod tests {
             let mut index = Index::default();
             let mut model = std::collections::BTreeSet::new();
             for (remove, id) in ops {
-                // Descending, so that the order is visibly not that of the numbers.
+                // Descending, so that the order differs from that of the numbers.
                 let before = |other: u32| other > id;
                 if remove {
                     index.remove(id, before);

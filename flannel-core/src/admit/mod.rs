@@ -1,22 +1,27 @@
-//! Admission: which records of the store become peers, and why the others do not.
+//! Admission: decides which records of the store become peers, and why the others do not.
 //!
-//! A record is judged in three steps. What is wrong with it *in itself* is found by [`Rules`]. Of records that are in
-//! *conflict*, because they overlap or share a MAC address, one that fits the pool wins over one that does not,
-//! then the one created first, then the lower key. Only accepted records reject others. Both steps are functions of the
-//! current records and of the configuration alone, so all nodes that started with one configuration agree. Last come the
-//! rules that depend on *this node* ([`HostView`]); they never promote anybody.
+//! A record is judged in three steps:
 //!
-//! There is one memory: when a record goes bad in itself, its last version that was not keeps its place as long as no
-//! current record wants it, that is, it loses every conflict with a current record, whatever their age. Without that
-//! memory (after a restart) the same records give the same peers less those kept so.
+//! 1. [`Rules`] finds errors in the record itself.
+//! 2. Of records that are in *conflict*, because they overlap or share a MAC address, one that fits the pool wins over
+//!    one that does not, then the one created first, then the lower key. Only accepted records reject others.
+//! 3. The rules that depend on *this node* ([`HostView`]) only reject records. They never accept a record that lost a
+//!    conflict.
 //!
-//! What is held is bounded: records beyond [`MAX_RECORDS`] are dropped, the youngest first,
-//! and those with keys longer than [`LeaseKey::MAX_BYTES`]. They are counted ([`Admission::dropped`]) and else unknown
-//! until the store lists everything again.
+//! The first two steps depend only on the current records and the configuration, so all nodes that started with one
+//! configuration agree.
 //!
-//! Two rules need no code. No peer's subnet contains another's public address: the one lies in the network, the other
-//! does not. And an equal public address is no fault (a node re-created under a new name has it): see
-//! [`Admission::shared_addresses`].
+//! There is one piece of state: when a record becomes bad in itself, its last good version stays accepted as long as no
+//! current record conflicts with it; it loses every conflict with a current record, regardless of age. Without that
+//! state (after a restart) the same records give the same peers, except those kept in this way.
+//!
+//! Memory is bounded. Records beyond [`MAX_RECORDS`] are dropped, the youngest first, and so are records with keys
+//! longer than [`LeaseKey::MAX_BYTES`]. Dropped records are counted ([`Admission::dropped`]) and otherwise ignored
+//! until the store sends a complete list again.
+//!
+//! Two rules need no code. No peer's subnet contains another peer's public address, because the subnet is in the
+//! network and the address is not. And two records may have the same public address (a node that was re-created under a
+//! new name has it): see [`Admission::shared_addresses`].
 
 mod conflicts;
 mod index;
@@ -41,9 +46,9 @@ pub use rules::{HardwareAddress, HostView, Own, Rules};
 
 /// All current records, and which of them are peers.
 ///
-/// A change costs that of the records it is in conflict with at most, not of all. Ten thousand records cost about 0.8 MiB
-/// beside their leases. Leases that nobody else holds lose their fence here: only its holder writes a record again, so
-/// look at the own record's fence before it goes in.
+/// The cost of a change depends on the records it conflicts with, not on the number of all records. Ten thousand
+/// records use about 0.8 MiB in addition to their leases. A lease without other references loses its fence here,
+/// because only the node that holds a lease writes its record again. Read the fence of the own record before adding it.
 pub struct Admission {
     rules: Rules,
     host: HostView,
@@ -52,19 +57,19 @@ pub struct Admission {
     changed_withheld: BTreeSet<Prefix>,
     /// [`MAX_RECORDS`], or less in tests.
     limit: usize,
-    /// The age of the oldest record that was dropped: what is younger is dropped too.
+    /// The age of the oldest dropped record: records younger than it are dropped too.
     horizon: Option<(u64, LeaseKey)>,
     dropped: usize,
-    /// Whether the own record is among them, or was left out by the store because there are too many.
+    /// Whether the own record was dropped, or the store left it out because there are too many records.
     own_dropped: bool,
-    /// How many bad records have a text.
+    /// How many bad records have a stored text.
     texts: usize,
 }
 
-/// The most bad records whose text is kept; of the others only the rule they break is.
+/// The most bad records whose text is kept; of the others, only the violated rule is kept.
 const MAX_TEXTS: usize = 1024;
 
-/// A key whose accepted peer is not what it was. Changes of expiry and fence alone are none.
+/// A key whose accepted peer changed. A change of only the expiry or the fence does not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
@@ -76,7 +81,7 @@ pub struct Change {
     pub new: Option<Arc<Lease>>,
 }
 
-/// What a record says of its node.
+/// The address claims of a record.
 pub(crate) struct Claim<'a> {
     pub(crate) key: &'a LeaseKey,
     pub(crate) subnets: Dual<Prefix>,
@@ -84,11 +89,11 @@ pub(crate) struct Claim<'a> {
 }
 
 impl Admission {
-    /// The most prefixes that bad records name and that are taken in: see [`withheld`](Self::withheld). Each peer that comes
-    /// or goes has those judged again that overlap its subnet.
+    /// The most prefixes named by bad records that are tracked: see [`withheld`](Self::withheld). Each peer that is
+    /// added or removed causes those that overlap its subnet to be judged again.
     pub const MAX_WITHHELD: usize = 16_384;
 
-    /// No records yet.
+    /// Creates an admission without records.
     pub fn new(rules: Rules, host: HostView) -> Self {
         let families = Family::BOTH.map(|family| rules.networks.get(family).map(|_| family));
         Self {
@@ -105,14 +110,15 @@ impl Admission {
         }
     }
 
-    /// Takes `records` as everything there is. Of equal keys the last counts. The changes are in the order of keys.
+    /// Replaces all records by `records`. Of equal keys the last one counts. The changes are in the order of keys.
     pub fn reset(&mut self, mut records: Vec<Record>) -> Vec<Change> {
         self.withheld.overflow = 0;
         let count = records.len();
-        // A store that lists too many leaves the youngest out, which may be the own one: other nodes lack it then.
+        // A store that lists too many records leaves the youngest out. If the own record may be one of them, other
+        // nodes may lack it.
         let is_all = records.iter().map(Record::weight).sum::<usize>() <= self.limit;
         let may_exist = self.host.own.key.is_some() && (!is_all || self.lists_own(&records));
-        // First of all, so that what cannot be held takes no other's place.
+        // First of all, so that records that cannot be stored do not displace others.
         records.retain(|record| record.key.as_str().len() <= LeaseKey::MAX_BYTES);
         let dropped = keep_oldest(&mut records, self.limit);
         self.horizon = dropped.map(|dropped| (dropped.created, dropped.key));
@@ -130,26 +136,26 @@ impl Admission {
                 self.put(record);
             }
         }
-        // A version that is only kept may be larger than the one that was listed.
+        // A version that is only kept may be larger than the listed one.
         self.drop_youngest();
         self.finish()
     }
 
-    /// Takes a record that is new or changed. The changes, also of those in conflict with it, are in the order of keys.
+    /// Adds or updates a record. The changes, including those of conflicting records, are in the order of keys.
     pub fn upsert(&mut self, record: Record) -> Vec<Change> {
         self.put(record);
         self.drop_youngest();
         self.finish()
     }
 
-    /// Forgets a record. The changes are in the order of keys.
+    /// Removes a record. The changes are in the order of keys.
     pub fn remove(&mut self, key: &LeaseKey) -> Vec<Change> {
         self.own_dropped &= !self.is_own(key);
         self.forget(key);
         self.finish()
     }
 
-    /// Judges all anew for what this node has become. The changes are in the order of keys.
+    /// Updates this node's view and judges all records again. The changes are in the order of keys.
     pub fn set_host(&mut self, host: HostView) -> Vec<Change> {
         if self.host == host {
             self.changed_withheld.clear();
@@ -170,72 +176,73 @@ impl Admission {
         self.finish()
     }
 
-    /// Prefixes that came to [`withheld`](Self::withheld) with the last change, or left it.
+    /// Returns the prefixes that the last change added to or removed from [`withheld`](Self::withheld).
     pub fn changed_withheld(&self) -> &BTreeSet<Prefix> {
         &self.changed_withheld
     }
 
-    /// How often a record was dropped since the store last listed everything, for there are too many or its key is too
-    /// long. One that is written again counts again.
+    /// Returns how many records were dropped since the last complete list, because there were too many or their keys
+    /// were too long. A dropped record that is written again is counted again.
     pub fn dropped(&self) -> usize {
         self.dropped
     }
 
-    /// Whether there is room again for records that were dropped, so that the store should list everything anew.
+    /// Returns whether there is room again for dropped records, so that the store should send a complete list.
     pub fn has_room_again(&self) -> bool {
         self.horizon.is_some() && self.table.weight() <= self.limit - self.limit / 8
     }
 
-    /// The node as it was last set.
+    /// Returns the view of this node that was last set.
     pub fn host(&self) -> &HostView {
         &self.host
     }
 
-    /// The rules.
+    /// Returns the rules.
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// How many records there are, the own one too.
+    /// Returns the number of records, including the own one.
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// Whether there are no records at all.
+    /// Returns whether there are no records.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The accepted peers, in the order of keys.
+    /// Returns the accepted peers, in the order of keys.
     pub fn peers(&self) -> impl Iterator<Item = &Arc<Lease>> {
         self.table.ids().filter_map(|id| self.table.entry(id).accepted())
     }
 
-    /// The accepted peer of a key.
+    /// Returns the accepted peer with this key.
     pub fn peer(&self, key: &LeaseKey) -> Option<&Arc<Lease>> {
         self.table.entry(self.table.find(key)?).accepted()
     }
 
-    /// The accepted peer that holds exactly this subnet.
+    /// Returns the accepted peer with exactly this subnet.
     pub fn peer_by_subnet(&self, subnet: &Prefix) -> Option<&Arc<Lease>> {
         self.table.holder(subnet)
     }
 
-    /// The records whose current version is no peer, with the rule it breaks, in the order of keys. The own record is
-    /// not among them: see [`own_trouble`](Self::own_trouble).
+    /// Returns the records whose current version is not a peer, with the violated rule, in the order of keys. The own
+    /// record is not included: see [`own_trouble`](Self::own_trouble).
     pub fn quarantined(&self) -> impl Iterator<Item = (LeaseKey, Reason)> + '_ {
         let keyed = self.table.troubled().filter_map(|id| Some((id, self.table.entry(id).key()?)));
         let others = keyed.filter(|(_, key)| !self.is_own(key));
         others.filter_map(|(id, key)| Some((key.clone(), self.reason(id)?)))
     }
 
-    /// How many they are.
+    /// Returns the number of quarantined records.
     pub fn quarantined_count(&self) -> usize {
         let own = self.host.own.key.as_ref().and_then(|own| self.table.find(own));
         self.table.troubled_count() - usize::from(own.is_some_and(|own| self.table.is_troubled(own)))
     }
 
-    /// Why a record's current version is no peer; `None` when it is one, is the own record, or does not exist.
+    /// Returns why a record's current version is not a peer; `None` if it is a peer, is the own record, or does not
+    /// exist.
     pub fn why_not(&self, key: &LeaseKey) -> Option<Reason> {
         if self.is_own(key) {
             return None;
@@ -243,7 +250,8 @@ impl Admission {
         self.table.find(key).and_then(|id| self.reason(id))
     }
 
-    /// What every record says of itself, in any order: the current version, peer or not, and the one still in force.
+    /// Returns the claims of all records, in any order: of the current version, peer or not, and of the version still
+    /// in force.
     pub(crate) fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
         self.table.ids().flat_map(|id| {
             let entry = self.table.entry(id);
@@ -257,7 +265,7 @@ impl Admission {
         })
     }
 
-    /// Why other nodes do not take our own record for a peer, as far as that can be known here.
+    /// Returns why other nodes do not accept the own record as a peer, as far as this node can determine.
     pub fn own_trouble(&self) -> Option<Reason> {
         if self.own_dropped {
             return Some(Reason::TooMany);
@@ -271,25 +279,26 @@ impl Admission {
         }
     }
 
-    /// The MAC address that our own record shares with an older one. Other nodes accept the older of the two.
+    /// Returns the MAC address that the own record shares with an older record. Other nodes accept the older one.
     pub fn mac_shared_with_older(&self) -> Option<MacAddr> {
         self.table.mac_shared_with_older(self.table.find(self.host.own.key.as_ref()?)?)
     }
 
-    /// The prefixes that records which are bad in themselves name: kernel objects for exactly these (not for
-    /// what lies inside) are not to be deleted, since their owner may still be there. Only such as a peer could hold,
-    /// and none does.
+    /// Returns the prefixes named by records that are bad in themselves. Kernel objects for exactly these prefixes (not
+    /// for prefixes inside them) must not be deleted, because their owner may still exist. Contains only prefixes that
+    /// a peer could have and that no peer has.
     pub fn withheld(&self) -> &BTreeSet<Prefix> {
         self.withheld.found()
     }
 
-    /// How many prefixes that bad records name are not withheld because there are too many. Counted since the store
-    /// last listed everything.
+    /// Returns how many prefixes named by bad records are not withheld because there are too many. Counted since the
+    /// last complete list.
     pub fn withheld_overflow(&self) -> usize {
         self.withheld.overflow
     }
 
-    /// Public addresses that several peers have, with their keys: worth a warning, not a fault. Walks over all.
+    /// Returns public addresses that several peers have, with the peers' keys: worth a warning, but not an error.
+    /// Iterates over all peers.
     pub fn shared_addresses(&self) -> Vec<(IpAddr, Vec<LeaseKey>)> {
         let mut holders: Vec<_> = self
             .peers()
@@ -334,21 +343,21 @@ impl Admission {
         }
     }
 
-    /// The bad version of a record, if that is its current one, says nothing any more.
+    /// Removes the prefixes and the text of a record's bad version, if that is the current version.
     fn unname(&mut self, key: &LeaseKey) {
         let Some(bad) = self.table.find(key).and_then(|id| self.table.entry(id).bad.as_ref()) else { return };
         self.withheld.unname(&bad.named);
         self.texts -= usize::from(bad.reason.has_text());
     }
 
-    /// Forgets a record that there is no room for.
+    /// Removes a record for which there is no room.
     fn drop_record(&mut self, key: &LeaseKey) {
         self.dropped = self.dropped.saturating_add(1);
         self.own_dropped |= self.is_own(key);
         self.forget(key);
     }
 
-    /// Drops records until what is left is within the limit.
+    /// Drops the youngest records until the rest is within the limit.
     fn drop_youngest(&mut self) {
         while self.table.weight() > self.limit
             && let Some(id) = self.table.youngest()
@@ -360,7 +369,7 @@ impl Admission {
     }
 
     fn put_good(&mut self, mut lease: Arc<Lease>, created: u64, macs: Dual<MacAddr>, weighs: u32) {
-        // Only its holder writes a record again; ten thousand fences are 0.3 MiB.
+        // Only the node that holds a lease writes its record again; ten thousand fences use 0.3 MiB.
         if let Some(lease) = Arc::get_mut(&mut lease) {
             lease.fence = Fence::default();
         }
@@ -369,7 +378,7 @@ impl Admission {
         let entry = self.table.entry(id);
         let same_subnets = entry.lease.as_ref().is_some_and(|old| old.subnets == lease.subnets);
         if same_subnets && entry.bad.is_none() && entry.created == created && entry.macs() == macs {
-            // A renewal, or a new public address: no conflict comes or goes.
+            // A renewal or a new public address: conflicts do not change.
             self.table.amend(id, |entry| (entry.lease, entry.suits, entry.weight) = (Some(lease), suits, weighs));
             return;
         }
@@ -395,7 +404,7 @@ impl Admission {
         if entry.lease.is_some() && entry.bad.is_some() {
             return self.table.amend(id, |entry| (entry.bad, entry.weight) = (bad, weighs));
         }
-        // What was good until now is only kept from now on: its rank changes.
+        // The version that was good until now is only kept from now on, so its rank changes.
         self.table.replace(id, |entry| {
             if entry.lease.is_none() {
                 entry.created = created;

@@ -1,4 +1,4 @@
-//! Why a record is no peer.
+//! Why a record is not a peer.
 
 use std::net::IpAddr;
 
@@ -7,25 +7,25 @@ use crate::lease::{BadRecord, LeaseAttrs, LeaseKey, MAX_RECORDS};
 use crate::net::{Family, MacAddr, Prefix};
 use crate::text::Plain;
 
-/// The rule a record breaks, with the value that breaks it. Its writer has to mend it; nothing is to be retried.
+/// The rule that a record violates, with the offending value. The record's writer has to correct it; do not retry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// It does not parse. The text is empty where there are too many such records to keep one of each.
+    /// It does not parse. The text is empty if there are too many such records to keep each text.
     #[error("unreadable: {}", Plain(if .0.is_empty() { "there are too many such records to keep a text of each" } else { .0 }))]
     Unreadable(String),
-    /// The store holds more than [`MAX_RECORDS`], and older ones.
+    /// The store has more than [`MAX_RECORDS`] records, and this is one of the youngest.
     #[error("the store holds more than {MAX_RECORDS} records, and this is one of the youngest")]
     TooMany,
     /// It is larger than [`LeaseAttrs::MAX_BYTES`].
     #[error("record of {0} bytes is larger than {max}", max = LeaseAttrs::MAX_BYTES)]
     TooLarge(usize),
-    /// It is another backend's.
+    /// It is for another backend.
     #[error("backend type is {found:?}, ours is {expected:?}")]
     WrongType {
-        /// What the record says.
+        /// The record's backend type.
         found: String,
-        /// Our [`wire_type`](crate::backend::Backend::wire_type).
+        /// This node's [`wire_type`](crate::backend::Backend::wire_type).
         expected: &'static str,
     },
     /// It has no subnet in any family in use.
@@ -34,111 +34,112 @@ pub enum Reason {
     /// Its subnet is not in the network.
     #[error("subnet {subnet} is outside the network {network}")]
     OutsideNetwork {
-        /// The record's.
+        /// The record's subnet.
         subnet: Prefix,
-        /// Ours.
+        /// The network.
         network: Prefix,
     },
     /// Its subnet is the whole network.
     #[error("subnet {0} is the whole network")]
     WholeNetwork(Prefix),
-    /// Its subnet has no room for pods.
+    /// Its subnet is too small for pods.
     #[error("subnet {subnet} is longer than /{longest}")]
     TooSmall {
-        /// The record's.
+        /// The record's subnet.
         subnet: Prefix,
         /// The longest prefix of its family, in bits.
         longest: u8,
     },
-    /// It has a subnet of the family, and no address to send to.
+    /// It has a subnet of the family but no public address.
     #[error("has an {0} subnet but no public {0} address")]
     NoPublicAddress(Family),
     /// Its public address is unspecified, loopback, link-local, multicast or broadcast.
     #[error("public address {0} is not one that can be sent to")]
     NotUnicast(IpAddr),
-    /// Its public address is a pod's.
+    /// Its public address is in the pod network.
     #[error("public address {addr} is inside the network {network}")]
     PublicInsideNetwork {
-        /// The record's.
+        /// The record's public address.
         addr: IpAddr,
-        /// Ours.
+        /// The network.
         network: Prefix,
     },
-    /// The backend cannot read its data.
+    /// Its backend data does not parse.
     #[error("{0}")]
     BackendData(Skip),
-    /// Its MAC address is zero or a group's.
+    /// Its MAC address is zero or a group address.
     #[error("MAC address {0} is not a device's own")]
     BadMac(MacAddr),
-    /// Its subnet overlaps that of another record, which comes first.
+    /// Its subnet overlaps that of another record, which takes precedence.
     #[error("subnet {subnet} overlaps {other}, which the record {with} holds")]
     Overlap {
-        /// The record's.
+        /// The record's subnet.
         subnet: Prefix,
-        /// The other's.
+        /// The other record's subnet.
         other: Prefix,
         /// The other record.
         with: LeaseKey,
     },
-    /// Its MAC address is that of another record, which comes first.
+    /// Its MAC address is that of another record, which takes precedence.
     #[error("MAC address {mac} is that of the record {with}")]
     SameMac {
-        /// The address.
+        /// The MAC address.
         mac: MacAddr,
         /// The other record.
         with: LeaseKey,
     },
-    /// Its subnet overlaps ours.
+    /// Its subnet overlaps this node's own.
     #[error("subnet {subnet} overlaps our own {own}")]
     OverlapsOwn {
-        /// The record's.
+        /// The record's subnet.
         subnet: Prefix,
-        /// Ours.
+        /// This node's subnet.
         own: Prefix,
     },
-    /// Its subnet would draw away what this node needs.
+    /// Its subnet contains an address that this node needs.
     #[error("subnet {subnet} contains {addr}, {what}")]
     Covers {
-        /// The record's.
+        /// The record's subnet.
         subnet: Prefix,
         /// The address in it.
         addr: IpAddr,
-        /// What that is to us.
+        /// What the address is to this node.
         what: Covered,
     },
     /// Its subnet equals or contains a prefix that this node is connected to.
     #[error("subnet {subnet} would hide the connected prefix {connected}")]
     CoversConnected {
-        /// The record's.
+        /// The record's subnet.
         subnet: Prefix,
-        /// Ours.
+        /// The connected prefix.
         connected: Prefix,
     },
-    /// Its public address is the first or the last of a prefix that this node is connected to: no host has it.
+    /// Its public address is the first or last address of a prefix that this node is connected to, which no host can
+    /// have.
     #[error("public address {addr} is no host's: it is the first or the last address of {connected}")]
     NoHost {
-        /// The record's.
+        /// The record's public address.
         addr: IpAddr,
-        /// The prefix.
+        /// The connected prefix.
         connected: Prefix,
     },
-    /// Its public address is ours.
+    /// Its public address is this node's own.
     #[error("public address {0} is our own")]
     OwnAddress(IpAddr),
-    /// Its MAC address is ours.
+    /// Its MAC address is this node's own.
     #[error("MAC address {0} is our own")]
     OwnMac(MacAddr),
 }
 
-/// What an address is to this node.
+/// The role of an address on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Covered {
-    /// One of its own.
+    /// An address of the node.
     HostAddress,
-    /// A gateway of one of its routes.
+    /// A next hop of one of the node's routes.
     NextHop,
-    /// The lease store's.
+    /// An address of the lease store.
     Store,
 }
 
@@ -153,7 +154,7 @@ impl std::fmt::Display for Covered {
 }
 
 impl Reason {
-    /// The same with a text of bounded length.
+    /// Returns the same reason with its text cut to a bounded length.
     pub(super) fn cut(mut self) -> Self {
         if let Some(text) = self.text() {
             *text = BadRecord::cut(&*text);
@@ -161,7 +162,7 @@ impl Reason {
         self
     }
 
-    /// What it quotes of the record, at length.
+    /// Returns the text that may quote a long part of the record.
     pub(super) fn text(&mut self) -> Option<&mut String> {
         match self {
             Self::Unreadable(text) | Self::BackendData(Skip::BadData(text)) => Some(text),
@@ -173,7 +174,7 @@ impl Reason {
         matches!(self, Self::Unreadable(text) | Self::BackendData(Skip::BadData(text)) if !text.is_empty())
     }
 
-    /// The rule's name in short, to count by.
+    /// Returns the short name of the rule, for counters.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "unreadable",
@@ -200,7 +201,7 @@ impl Reason {
         }
     }
 
-    /// Returns its kind in one word, as status pages name it. Stable.
+    /// Returns the kind as one word, as status pages show it. Stable.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unreadable(..) => "unreadable",
@@ -227,7 +228,7 @@ impl Reason {
         }
     }
 
-    /// What to do about it.
+    /// Returns what to do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Unreadable(_) | Self::TooLarge(_) | Self::NoSubnet => {

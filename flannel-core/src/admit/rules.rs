@@ -1,4 +1,4 @@
-//! What is judged of one record alone: by the network's rules, and by this node's.
+//! Checks of a single record: by the network's rules, and by this node's.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,27 +13,28 @@ use crate::kernel::{HostFacts, OverlayName};
 use crate::lease::{Lease, LeaseAttrs, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Prefix, is_public_unicast};
 
-/// [`Backend::hardware_address`], or a stand-in.
+/// [`Backend::hardware_address`], or a replacement for it.
 pub type HardwareAddress = dyn Fn(&LeaseAttrs, Family) -> Result<Option<MacAddr>, Skip> + Send + Sync;
 
 /// The rules that are the same on every node.
 ///
-/// A pool (`SubnetLen`, `SubnetMin`, `SubnetMax`) keeps nobody out. It only decides between records that overlap: one
-/// that fits wins over one that does not. These are the pools of the configuration that the node started with. While an
-/// operator moves them, nodes that started before and after may find another winner of such an overlap, which is there
-/// only if somebody writes records past the allocators; they agree again once all have started with one configuration.
+/// A pool (`SubnetLen`, `SubnetMin`, `SubnetMax`) never rejects a record by itself. It only decides between records
+/// that overlap: one that fits the pool wins over one that does not. The pools are those of the configuration at the
+/// node's start. After an operator changes them, nodes that started before and after may choose different winners of
+/// such an overlap, which only exists if a program writes records without using an allocator. They agree again once all
+/// nodes have started with one configuration.
 #[non_exhaustive]
 pub struct Rules {
     /// The network of each family in use.
     pub networks: Dual<Network>,
-    /// What `BackendType` has to be.
+    /// The required `BackendType`.
     pub wire_type: &'static str,
-    /// The MAC address a record's node answers to.
+    /// Returns the MAC address of a record's node.
     pub hardware_address: Box<HardwareAddress>,
 }
 
 impl Rules {
-    /// The rules of a network and a backend.
+    /// Creates the rules of a network and a backend.
     pub fn new(config: &NetworkConfig, backend: Arc<dyn Backend>) -> Self {
         Self {
             networks: config.networks.clone(),
@@ -42,7 +43,8 @@ impl Rules {
         }
     }
 
-    /// What is wrong with a lease in itself, or its MAC addresses. Families not in use are not looked at.
+    /// Returns the MAC addresses of a lease, or what is wrong with the lease in itself. Families not in use are
+    /// ignored.
     pub(super) fn judge(&self, lease: &Lease) -> Result<Dual<MacAddr>, Reason> {
         let attrs = &lease.attrs;
         let size =
@@ -72,12 +74,13 @@ impl Rules {
 }
 
 impl Rules {
-    /// Whether the pools would give out a lease's subnets: such a lease wins over one they would not.
+    /// Returns whether the pools can allocate a lease's subnets: such a lease wins over one whose subnets they cannot
+    /// allocate.
     pub(super) fn fits(&self, lease: &Lease) -> bool {
         fits_pools(&self.networks, &lease.subnets)
     }
 
-    /// Those of `subnets` that a peer may hold.
+    /// Returns those of `subnets` that a peer may have.
     pub(super) fn holdable(&self, subnets: &Dual<Prefix>) -> Dual<Prefix> {
         let mut holdable = *subnets;
         for family in Family::BOTH {
@@ -100,10 +103,10 @@ impl fmt::Debug for Rules {
     }
 }
 
-/// Whether a peer may hold `subnet`. Pools govern what is given out from now on, and not what is held: an operator may
-/// move them while nodes run that go by the old ones.
+/// Checks whether a peer may have `subnet`. Pools restrict new allocations, not existing subnets: an operator may
+/// change them while nodes with subnets of the old pools run.
 fn judge_subnet(network: Prefix, subnet: Prefix) -> Result<(), Reason> {
-    // Room for the network's own address, the broadcast address and two pods.
+    // Room for the network address, the broadcast address and two pods.
     let longest = subnet.family().bits() - 2;
     if !network.covers(&subnet) {
         return Err(Reason::OutsideNetwork { subnet, network });
@@ -122,35 +125,35 @@ fn judge_public(network: Prefix, family: Family, attrs: &LeaseAttrs) -> Result<(
     if Family::of(addr) != family || !is_public_unicast(addr) {
         return Err(Reason::NotUnicast(addr));
     }
-    // This also keeps every peer's public address out of every peer's subnet, which lies in the network.
+    // This also keeps every peer's public address outside every peer's subnet, which is in the network.
     if network.contains(addr) {
         return Err(Reason::PublicInsideNetwork { addr, network });
     }
     Ok(())
 }
 
-/// What this node is and needs: no peer may take it away.
+/// What this node needs. No peer may take over any of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct HostView {
-    /// Its addresses, those on the overlay's own devices left out.
+    /// The node's addresses, except those on the overlay's own devices.
     pub addresses: BTreeSet<IpAddr>,
-    /// The gateways of its routes, those through the overlay's own devices left out.
+    /// The next hops of the node's routes, except those through the overlay's own devices.
     pub next_hops: BTreeSet<IpAddr>,
-    /// The prefixes of its addresses, those on the overlay's own devices left out. A foreign route to a peer's
-    /// prefix is a conflict of routes or none at all, but no reason to be without the peer.
+    /// The prefixes of the node's addresses, except those on the overlay's own devices. A foreign route to a peer's
+    /// prefix may be a route conflict, but is not a reason to reject the peer.
     pub connected: BTreeSet<Prefix>,
     /// The lease store's addresses.
     pub store: BTreeSet<IpAddr>,
-    /// What it holds.
+    /// The node's own record.
     pub own: Own,
 }
 
-/// What a node holds and publishes itself.
+/// What a node itself has leased and publishes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Own {
-    /// Its record. It comes back through the watch like any other and is never a peer.
+    /// The key of its record. The watch reports this record like any other, but it is never a peer.
     pub key: Option<LeaseKey>,
     /// Its subnets.
     pub subnets: Dual<Prefix>,
@@ -161,7 +164,7 @@ pub struct Own {
 }
 
 impl Own {
-    /// What a node with this lease holds. A MAC address that does not parse is left out.
+    /// Returns the values of a node with this lease. A MAC address that does not parse is left out.
     pub fn new(lease: &Lease, rules: &Rules) -> Self {
         let mut macs = Dual::default();
         for family in lease.subnets.families() {
@@ -172,8 +175,8 @@ impl Own {
 }
 
 impl HostView {
-    /// The view of a host as read, without what stands on devices of `overlay`: an address left there by a former
-    /// lease must not keep the subnet's new owner out.
+    /// Creates the view of a host from a snapshot, without addresses and next hops on devices of `overlay`: an address
+    /// left there by a former lease must not cause the subnet's new owner to be rejected.
     pub fn new(facts: &HostFacts, overlay: &OverlayName, store: BTreeSet<IpAddr>, own: Own) -> Self {
         let ours =
             |index: u32| facts.links.get(&index).is_some_and(|link| overlay.owns(link.group, link.alias.as_deref()));
@@ -184,7 +187,7 @@ impl HostView {
         Self { addresses, next_hops, connected, store, own }
     }
 
-    /// Why this node cannot have `lease` as a peer, though it may be one to others.
+    /// Returns why this node cannot have `lease` as a peer, although other nodes may.
     pub(super) fn judge(&self, lease: &Lease, macs: &Dual<MacAddr>, families: &Dual<Network>) -> Result<(), Reason> {
         for family in families.families() {
             let Some(subnet) = lease.subnets.get(family) else { continue };
@@ -206,12 +209,12 @@ impl HostView {
         Ok(())
     }
 
-    /// The connected prefix whose first or last address this is. The kernel takes neither for a gateway. A /31 and a /32
-    /// have no such addresses (RFC 3021), nor does IPv6.
+    /// Returns the connected prefix whose first or last address this is. The kernel accepts neither as a next hop. A
+    /// /31 and a /32 have no such addresses (RFC 3021), and neither does IPv6.
     fn without_host(&self, addr: IpAddr) -> Option<Prefix> {
         let IpAddr::V4(v4) = addr else { return None };
         let bits = u32::from(v4);
-        // Only these leave nothing but zeros or ones behind the prefix.
+        // Only with these lengths are the host bits all zeros or all ones.
         let host_bits = bits.trailing_zeros().max(bits.trailing_ones()).min(32) as u8;
         (32 - host_bits..31)
             .filter_map(|len| Prefix::masked(addr, len).ok())
@@ -231,7 +234,7 @@ impl HostView {
                 return Err(Reason::Covers { subnet, addr: *addr, what });
             }
         }
-        // Prefixes are in the order of address and length: the first one not below is covered, or none is.
+        // Prefixes are sorted by address and length: if the first one that is not lower is not covered, none is.
         match self.connected.range(subnet..).next() {
             Some(connected) if subnet.covers(connected) => {
                 Err(Reason::CoversConnected { subnet, connected: *connected })

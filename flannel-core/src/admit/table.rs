@@ -1,4 +1,4 @@
-//! The records, with indices; [`conflicts`](super::conflicts) decides between them.
+//! The records with their indexes; [`conflicts`](super::conflicts) decides between them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,9 +12,9 @@ use super::reason::Reason;
 use crate::lease::{Lease, LeaseKey};
 use crate::net::{Dual, Family, MacAddr, Prefix};
 
-/// All records, with indices by key, age, subnet and MAC address.
+/// All records, with indexes by key, age, subnet and MAC address.
 pub(super) struct Table {
-    /// Those in use: what records say of others is not looked at.
+    /// The families in use. Values of other families are ignored.
     pub(super) families: [Option<Family>; 2],
     pub(super) entries: Vec<Entry>,
     free: Vec<u32>,
@@ -25,7 +25,7 @@ pub(super) struct Table {
     pub(super) by_subnet: [Index; 2],
     /// In the order of MAC address, then rank.
     pub(super) by_mac: [Index; 2],
-    /// How many subnets there are of each length: which wider ones to look for.
+    /// How many subnets there are of each length: tells which wider ones to search.
     pub(super) lengths: BTreeMap<(Family, u8), u32>,
     /// Winners, whose subnets are disjoint, in the order of subnet.
     pub(super) won_subnets: [Index; 2],
@@ -38,13 +38,13 @@ pub(super) struct Table {
     weight: usize,
     /// Entries to be judged again.
     pub(super) pending: Vec<u32>,
-    /// What a winner that is gone held against others, with its rank.
+    /// The subnets and addresses of removed winners, with the winners' ranks.
     pub(super) freed: Vec<(Ground, OwnedRank)>,
-    /// Entries that had nothing accepted before this round, and may have now.
+    /// Entries that had no accepted lease before this round, and may have one now.
     touched: Vec<u32>,
-    /// What was accepted before this round, and may not be now.
+    /// Leases that were accepted before this round, and may no longer be.
     before: Vec<Arc<Lease>>,
-    /// Records looked at.
+    /// How many records were visited.
     #[cfg(test)]
     visits: AtomicUsize,
 }
@@ -54,14 +54,14 @@ pub(super) struct Table {
 pub(super) struct Entry {
     /// The last version that is good in itself.
     pub(super) lease: Option<Arc<Lease>>,
-    /// The current version where that is not it.
+    /// The current version, if it is bad.
     pub(super) bad: Option<Box<Bad>>,
-    /// Order of creation of `lease`, or of `bad` where there is no lease.
+    /// Order of creation of `lease`, or of `bad` if there is no lease.
     pub(super) created: u64,
-    /// MAC addresses of `lease`, zero for none: ten thousand times two bytes less than a [`Dual`].
+    /// MAC addresses of `lease`, zero if absent: two bytes less per record than a [`Dual`].
     macs: [[u8; 6]; 2],
-    /// How many records of ordinary size it counts as: what the current version counted as in the store's list, whatever
-    /// is kept of it, and a `lease` that is not the current version beside it.
+    /// How many records of ordinary size the entry counts as: the weight of the current version as the store listed it,
+    /// however much of it is kept, plus that of a `lease` that is not the current version.
     pub(super) weight: u32,
     /// Whether this node can have `lease` as a peer.
     pub(super) suits: bool,
@@ -69,11 +69,11 @@ pub(super) struct Entry {
     pub(super) fits: bool,
     /// Whether `lease` wins all its conflicts.
     pub(super) winner: bool,
-    /// Whether it was a winner until this round, and is to be judged again.
+    /// Whether it was a winner until this round, and has to be judged again.
     pub(super) was_winner: bool,
-    /// Whether it waits to be judged.
+    /// Whether it is queued to be judged.
     pub(super) queued: bool,
-    /// Whether it is in the indices.
+    /// Whether it is in the indexes.
     linked: bool,
     touched: bool,
     /// Whether the current version is not accepted.
@@ -86,7 +86,7 @@ pub(super) struct Bad {
     pub(super) reason: Reason,
     pub(super) subnets: Dual<Prefix>,
     pub(super) public: Dual<IpAddr>,
-    /// Those of `subnets` that are taken in by [`Withheld`](super::withheld::Withheld).
+    /// Those of `subnets` that [`Withheld`](super::withheld::Withheld) tracks.
     pub(super) named: Dual<Prefix>,
 }
 
@@ -96,14 +96,14 @@ impl Bad {
     }
 }
 
-/// What was accepted before a round, and after it.
+/// The accepted lease before and after a round.
 pub(super) type BeforeAfter = (Option<Arc<Lease>>, Option<Arc<Lease>>);
 
-/// Who wins a conflict: the least. A version that is only kept loses to all current ones, then one that does not fit
-/// the pool to those that do, then the younger to the older, then the greater key to the lesser.
+/// The order of conflicts: the lowest rank wins. A kept version loses to all current ones, then one that does not fit
+/// the pool to those that do, then the younger to the older, then the greater key to the lower.
 pub(super) type Rank<'a> = (bool, bool, u64, &'a str);
 
-/// A [`Rank`] that stands for itself.
+/// A [`Rank`] that owns its key.
 pub(super) type OwnedRank = (bool, bool, u64, LeaseKey);
 
 impl Entry {
@@ -154,7 +154,7 @@ impl Entry {
 }
 
 impl Table {
-    /// An empty one, for these families.
+    /// Creates an empty table for these families.
     pub(super) fn new(families: [Option<Family>; 2]) -> Self {
         Self {
             families,
@@ -183,7 +183,7 @@ impl Table {
         self.entries.len() - self.free.len()
     }
 
-    /// How many records of ordinary size this is.
+    /// Returns how many records of ordinary size all entries count as.
     pub(super) fn weight(&self) -> usize {
         self.weight
     }
@@ -192,7 +192,7 @@ impl Table {
         self.entries.reserve_exact(records.saturating_sub(self.entries.len()));
     }
 
-    /// Those whose current version is not accepted, in the order of keys.
+    /// Returns the entries whose current version is not accepted, in the order of keys.
     pub(super) fn troubled(&self) -> impl Iterator<Item = u32> + '_ {
         self.troubled.iter()
     }
@@ -205,12 +205,12 @@ impl Table {
         self.entry(id).troubled
     }
 
-    /// The one created last.
+    /// Returns the entry that was created last.
     pub(super) fn youngest(&self) -> Option<u32> {
         self.by_age.last()
     }
 
-    /// All, in the order of keys.
+    /// Returns all entries, in the order of keys.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> + '_ {
         self.by_key.iter()
     }
@@ -219,19 +219,19 @@ impl Table {
         &self.entries[id as usize]
     }
 
-    /// An entry in a walk over several.
+    /// Returns an entry during an iteration over several, and counts the visit.
     pub(super) fn visit(&self, id: u32) -> &Entry {
         self.count_visit();
         self.entry(id)
     }
 
-    /// Counts a look at a record, or at a prefix that one names.
+    /// Counts a visit of a record, or of a prefix that a record names.
     pub(super) fn count_visit(&self) {
         #[cfg(test)]
         self.visits.fetch_add(1, Relaxed);
     }
 
-    /// Takes how many records were looked at since the last call.
+    /// Returns and resets the number of visits.
     #[cfg(test)]
     pub(super) fn take_visits(&self) -> usize {
         self.visits.swap(0, Relaxed)
@@ -242,7 +242,7 @@ impl Table {
         (self.entry(first).key() == Some(key)).then_some(first)
     }
 
-    /// The place of a key, new if need be. To be changed in this round.
+    /// Returns the ID of a key's entry, creating it if needed. The caller changes the entry in this round.
     pub(super) fn place(&mut self, key: &LeaseKey) -> u32 {
         let id = self.find(key).unwrap_or_else(|| self.occupy(key));
         self.touch(id);
@@ -250,7 +250,7 @@ impl Table {
     }
 
     fn occupy(&mut self, key: &LeaseKey) -> u32 {
-        // Until its first version stands here, the key has to.
+        // A placeholder that has the key, until the first version is stored.
         let reason = Reason::Unreadable(String::new());
         let bad = Some(Box::new(Bad::new(key.clone(), reason, Dual::default(), Dual::default())));
         let entry = Entry { bad, ..Entry::default() };
@@ -269,7 +269,7 @@ impl Table {
         id
     }
 
-    /// Takes a record away.
+    /// Removes a record.
     pub(super) fn remove(&mut self, id: u32) {
         self.touch(id);
         self.unlink(id);
@@ -282,14 +282,14 @@ impl Table {
         self.free.push(id);
     }
 
-    /// Changes what the conflicts of an entry depend on: subnets, MAC addresses, rank.
+    /// Changes values that conflicts depend on: subnets, MAC addresses, rank.
     pub(super) fn replace(&mut self, id: u32, change: impl FnOnce(&mut Entry)) {
         self.unlink(id);
         self.change(id, change);
         self.link(id);
     }
 
-    /// Changes what its conflicts do not depend on.
+    /// Changes values that conflicts do not depend on.
     pub(super) fn amend(&mut self, id: u32, change: impl FnOnce(&mut Entry)) {
         self.touch(id);
         self.change(id, change);
@@ -301,18 +301,18 @@ impl Table {
         self.weight += self.entry(id).weight as usize;
     }
 
-    /// Judges what this round made doubtful. Returns what was accepted before and what is now, of each entry where the
+    /// Judges the entries affected by this round. Returns the accepted lease before and after, for each entry where the
     /// two may differ.
     pub(super) fn finish(&mut self) -> Vec<BeforeAfter> {
         self.settle();
         let mut touched = std::mem::take(&mut self.touched);
-        // A place that was left and taken in one round stands here twice.
+        // An ID that was freed and reused in one round is in the list twice.
         touched.sort_unstable();
         touched.dedup();
         let before = std::mem::take(&mut self.before);
         let mut found = Vec::with_capacity(before.len());
         for id in touched {
-            // Entries that were not accepted before and are not now are left out: there may be 100 000.
+            // Skip entries that were not accepted before and are not now: there may be 100 000.
             found.extend(self.untouch(id).map(|new| (None, Some(new))));
         }
         for old in before {
@@ -322,7 +322,7 @@ impl Table {
         found
     }
 
-    /// Notes what is accepted of an entry, before that may change.
+    /// Notes the accepted lease of an entry before it may change.
     pub(super) fn touch(&mut self, id: u32) {
         let entry = &mut self.entries[id as usize];
         if entry.touched {
@@ -367,14 +367,14 @@ impl Table {
         }
     }
 
-    /// Enters an entry into the indices, and has it judged.
+    /// Adds an entry to the indexes, and queues it to be judged.
     fn link(&mut self, id: u32) {
         self.entries[id as usize].linked = true;
         self.reindex(id, Act::Insert);
         self.enqueue(id);
     }
 
-    /// Takes an entry out of the indices, and has those judged again that lost to it.
+    /// Removes an entry from the indexes, and queues the entries that lost to it.
     fn unlink(&mut self, id: u32) {
         if !std::mem::take(&mut self.entries[id as usize].linked) {
             return;
@@ -422,7 +422,7 @@ impl Table {
     }
 }
 
-/// What to do to an index.
+/// A change of an index.
 #[derive(Clone, Copy)]
 pub(super) enum Act {
     Insert,

@@ -9,7 +9,7 @@ use crate::kernel::{HostFacts, OverlayName};
 use crate::lease::{BadRecord, Json, LeaseAttrs};
 use crate::testing::samples::{config, host, lease, node_address, node_subnet};
 
-/// In these tests the backend data is the MAC address, as a JSON string; none for `null`.
+/// In these tests the backend data is the MAC address as a JSON string, or `null` for none.
 fn hardware_address(attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
     let Some(data) = attrs.backend_data.get(family) else { return Ok(None) };
     data.as_str().trim_matches('"').parse().map(Some).map_err(|_| Skip::BadData(data.as_str().to_owned()))
@@ -37,7 +37,7 @@ pub(super) fn admission() -> Admission {
     Admission::new(rules(&[Family::V4]), view())
 }
 
-/// Node `n`'s lease with a MAC address of its own.
+/// Node `n`'s lease with its own MAC address.
 pub(super) fn node(n: u8) -> Lease {
     let mut lease = lease(n, &[Family::V4], "vxlan");
     lease.attrs.backend_data.v4 = Some(mac_data(n));
@@ -153,7 +153,7 @@ fn each_class_of_hostile_record_is_quarantined_by_name() {
     for (bad, expected) in cases {
         let mut admission = admission();
         let key = bad.key.clone();
-        // A new record in conflict with ours is refused in any case, by whichever rule comes first.
+        // A new record that conflicts with the own one is rejected in any case, by whichever rule comes first.
         admission.reset([2, 3].map(|n| record(node(n), n.into())).into());
         let before: Vec<_> = admission.peers().cloned().collect();
         assert_eq!(admission.upsert(bad), [], "{expected}");
@@ -234,7 +234,7 @@ fn the_older_of_two_in_conflict_wins_and_the_loser_is_promoted() {
     let changes = admission.remove(&older.key);
     assert_eq!(changes.iter().map(|change| change.new.is_some()).collect::<Vec<_>>(), [true, false]);
     assert_eq!(peers(&admission), ["node-4"]);
-    // Created at the same time, the lower key wins.
+    // Of records created at the same time, the lower key wins.
     admission.upsert(Record { created: 11, ..older });
     assert_eq!((peers(&admission), label(&admission, 5)), (vec!["node-4".to_owned()], "overlap"));
 }
@@ -261,7 +261,7 @@ fn the_last_good_version_stays_until_somebody_wants_its_place() {
     assert_eq!(admission.upsert(unreadable(3)), []);
     assert_eq!((peers(&admission), label(&admission, 3)), (vec!["node-3".to_owned()], "unreadable"));
     assert_eq!(admission.withheld(), &BTreeSet::new());
-    // Younger, and current.
+    // Younger, but current.
     let taker = with_subnet(9, "10.42.3.0/24");
     admission.upsert(taker);
     assert_eq!(peers(&admission), ["node-9"]);
@@ -284,7 +284,7 @@ fn what_a_bad_record_names_is_withheld_after_a_restart() {
     assert_eq!(admission.own_trouble().unwrap().label(), "unreadable");
 }
 
-/// What [`Admission::withheld`] says, by a walk over all.
+/// Returns the expected [`Admission::withheld`], by an iteration over all records.
 fn withheld(admission: &Admission) -> BTreeSet<Prefix> {
     let bad = admission.table.troubled().filter_map(|id| admission.table.entry(id).bad.as_ref());
     let named = bad.flat_map(|bad| Family::BOTH.into_iter().filter_map(|family| bad.subnets.get(family).copied()));
@@ -321,7 +321,7 @@ fn pools_keep_nobody_out_and_decide_between_those_that_overlap() {
         admission.upsert(with_subnet(9, subnet));
         assert_eq!(peers(&admission), ["node-9"], "{subnet}");
     }
-    // What fits wins, however much younger: here a /24.
+    // A record that fits the pool wins, however much younger it is: here a /24.
     let mut admission = admission();
     for wide in [with_subnet(3, "10.42.8.0/23"), with_subnet(4, "10.42.9.128/25"), with_subnet(5, "10.42.20.0/23")] {
         admission.upsert(wide);
@@ -331,7 +331,7 @@ fn pools_keep_nobody_out_and_decide_between_those_that_overlap() {
     assert_eq!(peers(&admission), ["node-5", "node-9"]);
     admission.remove(&key(9));
     assert_eq!(peers(&admission), ["node-3", "node-5"]);
-    // A family that is not in use does not belong to a subnet of the pool.
+    // A family that is not in use does not fit the pool.
     let mut both = node(8);
     both.subnets = Dual { v6: Some(node_subnet(Family::V6, 8)), ..node(9).subnets };
     admission.upsert(record(both, 1));
@@ -368,14 +368,14 @@ fn an_equal_public_address_is_reported_and_accepted() {
     assert_eq!(admission.shared_addresses(), [(node_address(Family::V4, 2), vec![key(2), key(3)])]);
 }
 
-/// The network with subnets of any length, as with Kubernetes.
+/// A network with subnets of any length, as with Kubernetes.
 fn external() -> Dual<crate::config::Network> {
     config(&[Family::V4], r#"{"Type":"vxlan"}"#)
         .networks
         .map(|_, network| crate::config::Network { pool: None, ..network.clone() })
 }
 
-/// What the module says, the slow way.
+/// A slow implementation of what the module documents.
 #[derive(Default)]
 struct Model {
     current: BTreeMap<LeaseKey, Record>,
@@ -522,7 +522,7 @@ proptest! {
             }
             prop_assert_eq!(admission.quarantined_count(), admission.quarantined().count());
             prop_assert!(admission.quarantined().all(|(key, reason)| admission.why_not(&key) == Some(reason)));
-            // Who follows the changes knows what a walk over all says.
+            // Applying the changes gives the same result as an iteration over all records.
             for prefix in admission.changed_withheld() {
                 let prefix = *prefix;
                 if !shown.remove(&prefix) {
@@ -536,7 +536,7 @@ proptest! {
             let leases: BTreeMap<_, _> = expected.iter().map(|(key, (_, lease))| (key.clone(), lease.clone())).collect();
             prop_assert_eq!(&found, &leases);
             prop_assert_eq!(&told, &found);
-            // Who is no peer has a reason, and who is has none.
+            // A record has a reason exactly if it is not a peer.
             for key in model.current.keys().filter(|key| admission.host().own.key.as_ref() != Some(*key)) {
                 let peer_now = expected.get(key).is_some_and(|(kept, _)| !kept);
                 prop_assert_eq!(admission.why_not(key).is_none(), peer_now, "{}", key);
@@ -547,7 +547,7 @@ proptest! {
             }
             prop_assert!(found.values().all(|peer| rules().networks.v4.unwrap().prefix.covers(&peer.subnets.v4.unwrap())));
         }
-        // A node that starts now agrees, but for what is only kept.
+        // A node that starts now agrees, except for kept versions.
         let mut fresh = Admission::new(rules(), admission.host().clone());
         fresh.reset(model.current.values().cloned().collect());
         let expected = model.accepted(&rules(), admission.host());

@@ -1,20 +1,20 @@
-//! The prefixes that bad records name, and which of them nobody else holds.
+//! The prefixes that bad records name, and which of them no peer has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Admission;
 use crate::net::{Dual, Prefix};
 
-/// Kept as records change: a change costs that of the prefixes it overlaps, not of all.
+/// Updated incrementally: the cost of a change depends on the prefixes it overlaps, not on the number of all prefixes.
 #[derive(Default)]
 pub(super) struct Withheld {
-    /// How many bad records name each.
+    /// How many bad records name each prefix.
     named: BTreeMap<Prefix, u32>,
-    /// Those to be judged again.
+    /// Prefixes to judge again.
     doubtful: BTreeSet<Prefix>,
-    /// Those of `named` that are withheld.
+    /// The prefixes in `named` that are withheld.
     found: BTreeSet<Prefix>,
-    /// How many prefixes were not taken in, for there were [`Admission::MAX_WITHHELD`] already.
+    /// How many prefixes were rejected because there were already [`Admission::MAX_WITHHELD`].
     pub(super) overflow: usize,
 }
 
@@ -23,8 +23,8 @@ impl Withheld {
         &self.found
     }
 
-    /// A bad record names these. Returns those that were taken in, which are to be given to
-    /// [`unname`](Self::unname) when it does not any more.
+    /// Adds the prefixes that a bad record names. Returns those that were added; pass them to [`unname`](Self::unname)
+    /// when the record no longer names them.
     pub(super) fn name(&mut self, subnets: &Dual<Prefix>) -> Dual<Prefix> {
         let mut taken = Dual::default();
         for (family, prefix) in subnets.iter() {
@@ -39,7 +39,7 @@ impl Withheld {
         taken
     }
 
-    /// A bad record does not name these any more.
+    /// Removes prefixes that a bad record no longer names.
     pub(super) fn unname(&mut self, named: &Dual<Prefix>) {
         for (_, prefix) in named.iter() {
             self.doubtful.insert(*prefix);
@@ -52,7 +52,7 @@ impl Withheld {
         }
     }
 
-    /// Who holds `subnets` may have changed.
+    /// Marks prefixes that overlap `subnets` to be judged again, because their holder may have changed.
     pub(super) fn doubt(&mut self, subnets: &Dual<Prefix>) {
         if self.named.is_empty() {
             return;
@@ -64,12 +64,12 @@ impl Withheld {
         }
     }
 
-    /// Anything may have changed.
+    /// Marks all prefixes to be judged again.
     pub(super) fn doubt_all(&mut self) {
         self.doubtful.extend(self.named.keys());
     }
 
-    /// Judges what is doubtful. Returns what changed.
+    /// Judges the marked prefixes. Returns those that changed.
     pub(super) fn settle(&mut self, is_free: impl Fn(&Prefix) -> bool) -> BTreeSet<Prefix> {
         let mut changed = std::mem::take(&mut self.doubtful);
         changed.retain(|prefix| {

@@ -1,7 +1,7 @@
-//! The planner: what to write so that what was seen becomes what is wanted.
+//! The planner: computes the writes that turn the observed state into the wanted state.
 //!
-//! [`plan`] is pure. Its order is safe at every step: no route exists whose next hop lacks a neighbour whose MAC
-//! address lacks a forwarding entry. It names only objects of its arguments, and never a foreign one
+//! [`plan`] is pure. Its order is safe at every step: there is never a route whose next hop lacks a neighbour, or whose
+//! neighbour's MAC address lacks an FDB entry. It writes only objects in its arguments, and never a foreign object
 //! (docs/design.md, "Ownership").
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,13 +22,13 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-/// A foreign object where ours should be. It is left as it is. Beyond [`Plan::MOST_TOLD`] conflicts of a plan, the texts
-/// are empty.
+/// A foreign object in the place of an object of this overlay. It is not changed. In a plan with more than
+/// [`Plan::MOST_TOLD`] conflicts, the texts of the further ones are empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
-    /// Which object of ours cannot be, or does not count.
+    /// The object of this overlay that cannot be written, or is ignored.
     pub object: Object,
-    /// What stands there.
+    /// The foreign object found.
     pub found: String,
     /// What to do about it.
     pub remedy: String,
@@ -40,38 +40,38 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// Writes, in order, and what stands in their way.
+/// Writes in order, and the conflicts that prevent others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
-    /// The writes, in an order that is safe to stop at any point.
+    /// The writes, in an order that is safe to interrupt at any point.
     pub ops: Vec<Op>,
-    /// Foreign objects in the way.
+    /// The foreign objects in the way.
     pub conflicts: Vec<Conflict>,
 }
 
 impl Plan {
-    /// The most conflicts that have a text: somebody else may have a route for every peer.
+    /// The most conflicts with a text: another program may have a route for every peer.
     pub const MOST_TOLD: usize = 1000;
 
-    /// Whether there is nothing to write.
+    /// Returns whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 }
 
-/// The writes that turn `seen` into `wanted`.
+/// Returns the writes that turn `seen` into `wanted`.
 ///
-/// Given whole states it is an audit: what was seen and is ours and is not wanted goes. Given only the keys that one
-/// changed peer touches, it is a lease round.
+/// With whole states it is an audit: observed objects of this overlay that are not wanted are deleted. With only the
+/// keys that one changed peer touches, it is a lease round.
 pub fn plan(wanted: &State, seen: &State, scope: &Scope, claims: &Claims<'_>) -> Plan {
     plan_owned(wanted.clone(), seen, scope, claims)
 }
 
-/// As [`plan`]. Each table of `wanted` is freed once its writes are planned: at a start both are large.
+/// Same as [`plan`]. Frees each table of `wanted` once its writes are planned, because at a start both are large.
 pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims: &Claims<'_>) -> Plan {
     let mut planner = Planner::new(scope, claims);
     planner.keep_inside(&mut wanted);
-    // At a start there will be as many. A vector that grows leaves behind what it grew out of.
+    // At a start there are this many writes. Growing the vector would leave freed allocations behind.
     planner
         .ops
         .puts
@@ -85,17 +85,17 @@ pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims:
     planner.finish()
 }
 
-/// Whether the devices in `seen` are as wanted and nobody else's is among them, so that what is on them counts.
+/// Returns whether the devices in `seen` are as wanted and none of them is foreign, so that the objects on them count.
 pub(crate) fn links_settled(wanted: &State, seen: &State, scope: &Scope) -> bool {
     let mut planner = Planner::new(scope, &|_| None);
     planner.links(wanted, seen);
     planner.blocked.is_empty() && planner.finish() == Plan::default()
 }
 
-/// Takes all that `peer` wants out of `seen`, if it is there and as wanted. While [`links_settled`], a plan without both is
-/// the same as with them.
+/// Removes everything that `peer` needs from `seen`, if all of it is there and as wanted. While [`links_settled`], a
+/// plan without both is the same as with them.
 pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
-    // All wanted routes to the prefix are there, and no other.
+    // Whether all wanted routes to the prefix are there, and no others.
     let are_alone = |prefix: &Prefix| {
         let wants =
             || peer.routes.iter().filter(|(other, _)| other == prefix).map(|(_, want)| want.clone().normalized(prefix));
@@ -121,17 +121,17 @@ pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
 struct Planner<'a> {
     scope: &'a Scope,
     claims: &'a Claims<'a>,
-    /// Devices whose name or place a foreign device has: nothing on them is ours.
+    /// Devices whose name or place a foreign device has: nothing on them belongs to this overlay.
     blocked: BTreeSet<LinkId>,
-    /// Devices that are new or gone by the time their children are written: what was seen on them does not count.
+    /// Devices that are created or deleted before their children are written: observed objects on them are ignored.
     fresh: BTreeSet<LinkId>,
-    /// Devices whose MAC address changes: the kernel drops their neighbours, permanent ones too.
+    /// Devices whose MAC address changes: the kernel then deletes their neighbours, including permanent ones.
     readdressed: BTreeSet<LinkId>,
-    /// Devices of ours that go last.
+    /// Devices of this overlay that are deleted last.
     leaving: BTreeSet<LinkId>,
-    /// MAC addresses that had no forwarding entry, in order, on devices that keep their children.
+    /// MAC addresses that had no FDB entry, in order, on devices that keep their children.
     unforwarded: Vec<(LinkId, MacAddr)>,
-    /// Names that devices of ours keep although they are another's, because theirs are taken.
+    /// Devices of this overlay that keep the name wanted for another, because a foreign device has their own name.
     stuck: Vec<(LinkId, LinkName)>,
     ops: Ops,
     conflicts: Vec<Conflict>,
@@ -147,7 +147,7 @@ struct Ops {
     address_clears: Vec<Op>,
     addresses: Vec<Op>,
     address_swaps: Vec<Op>,
-    /// Forwarding entries, then neighbours, then forwards, then routes: the bulk, so that it is never copied.
+    /// FDB entries, then neighbours, then forwards, then routes: the largest part, so it is never copied.
     puts: Vec<Op>,
     route_deletes: Vec<Op>,
     forward_deletes: Vec<Op>,
@@ -173,7 +173,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Takes out what lies outside the scope. It would not be seen there, and so be written for ever.
+    /// Removes objects outside the scope. They are never observed, so they would be written again and again.
     fn keep_inside(&mut self, wanted: &mut State) {
         let scope = self.scope;
         let is_ours = |id: LinkId| matches!(id, LinkId::Own(slot) if usize::from(slot) < scope.devices.len());
@@ -184,7 +184,7 @@ impl<'a> Planner<'a> {
             }
             LinkId::Uplink | LinkId::Other(_) => false,
         };
-        // A route may lead through any link, but not through a device of ours that there is none of.
+        // A route may use any link, except an own device that does not exist.
         let leads_astray = |link: Option<LinkId>| link.is_some_and(|id| matches!(id, LinkId::Own(_)) && !is_ours(id));
         let inside = |prefix: &Prefix, route: &Route| {
             scope.is_in_network(prefix) && scope.has_slot(route.slot(), prefix.family()) && !leads_astray(route.link)
@@ -235,7 +235,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             if !self.owns_link(have) {
-                // A foreign device under our name: what is on it is foreign too.
+                // A foreign device with the overlay's device name: objects on it are foreign too.
                 if matches!(id, LinkId::Own(_)) {
                     self.blocked.insert(*id);
                 }
@@ -298,7 +298,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A device that another program makes: it stays as it is, and what is wanted on it waits until it is there.
+    /// Handles a device that another program creates: it is not changed, and objects on it wait until it exists.
     fn external_link(&mut self, id: LinkId, want: &Link, seen: &State) {
         if seen.links.get(&id).is_some_and(|have| self.owns_link(have)) {
             return;
@@ -316,14 +316,14 @@ impl<'a> Planner<'a> {
         });
     }
 
-    /// A device that is not ours and has what `want` needs.
+    /// Returns a foreign device that occupies the name or the place that `want` needs.
     fn foreign_in_place<'s>(&self, id: LinkId, want: &Link, seen: &'s State) -> Option<&'s Link> {
         let mut others = seen.links.iter().filter(|(other, _)| **other != id).map(|(_, link)| link);
         others.find(|link| in_place(want, link) && !self.owns_link(link))
     }
 
-    /// Whether another wanted device of ours bears the name and is not about to go: two devices whose names were
-    /// swapped cannot both be renamed, so the first is made anew.
+    /// Returns whether another wanted device of this overlay has the name and will not be deleted first. Two devices
+    /// with swapped names cannot both be renamed, so the first is created anew.
     fn name_is_taken(&self, id: LinkId, want: &Link, wanted: &State, seen: &State) -> bool {
         seen.links.iter().any(|(other, link)| {
             *other != id && link.name == want.name && wanted.links.contains_key(other) && !self.fresh.contains(other)
@@ -355,7 +355,8 @@ impl<'a> Planner<'a> {
         owns_link(link, self.scope)
     }
 
-    /// Whether `link` is a device of ours whose seen children are still there when it is their turn.
+    /// Returns whether `link` is a device of this overlay whose observed children still exist when their writes are
+    /// planned.
     fn keeps_children(&self, link: LinkId) -> bool {
         matches!(link, LinkId::Own(_)) && !self.blocked.contains(&link) && !self.fresh.contains(&link)
     }
@@ -371,11 +372,12 @@ impl<'a> Planner<'a> {
             if !self.keeps_children(key.link) || !owns_address(key, self.scope) || wanted.addresses.contains_key(key) {
                 continue;
             }
-            // IPv6 has an address once, whatever its length: the wrong one has to go first.
+            // IPv6 allows an address only once per device, whatever its length: the wrong one has to be deleted first.
             let same = |other: &AddressKey| (other.link, other.addr) == (key.link, key.addr);
             let in_the_way = key.addr.is_ipv6() && wanted.addresses.keys().any(same);
-            // A device that keeps an address loses the wrong one with its connected route before routes of ours are
-            // created, which might want that place. One that keeps none takes its IPv4 routes with the last.
+            // If a device keeps an address, the wrong address and its connected route are deleted before routes of this
+            // overlay are created, which may need that destination. If it keeps none, its IPv4 routes disappear with
+            // the last address.
             let swapped = wanted.addresses.keys().any(|other| other.link == key.link);
             let stage = match (in_the_way, swapped) {
                 (true, _) => &mut self.ops.address_clears,
@@ -407,7 +409,7 @@ impl<'a> Planner<'a> {
         for (key, mac) in wanted {
             let there = self.keeps_children(key.link)
                 && !self.readdressed.contains(&key.link)
-                // Written again with its entry, so that a refused entry keeps routes off this neighbour.
+                // Written again with its FDB entry, so that a refused entry keeps routes off this neighbour.
                 && self.unforwarded.binary_search(&(key.link, *mac)).is_err()
                 && seen.neighbours.get(key) == Some(mac);
             if !there && !self.blocked.contains(&key.link) {
@@ -458,7 +460,7 @@ impl<'a> Planner<'a> {
         ];
         let mut ops = stages.puts;
         ops.splice(..0, before.into_iter().flatten());
-        // One stage after the other is moved and freed, so that the plan never exists twice.
+        // Move and free one stage after the other, so that the plan is never in memory twice.
         for stage in after {
             ops.reserve_exact(stage.len());
             ops.extend(stage);
@@ -467,8 +469,8 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Takes the entries out of a table that `wrong` is true of, and returns their keys. Costs a look at each where there are
-/// none.
+/// Removes the entries of a table for which `wrong` returns true, and returns their keys. If there are none, costs only
+/// one check per entry.
 fn take_if<K: Ord + Copy, V>(table: &mut BTreeMap<K, V>, wrong: impl Fn(&K, &V) -> bool) -> impl Iterator<Item = K> {
     let keys: Vec<K> = table.iter().filter(|(key, value)| wrong(key, value)).map(|(key, _)| *key).collect();
     for key in &keys {
@@ -477,7 +479,7 @@ fn take_if<K: Ord + Copy, V>(table: &mut BTreeMap<K, V>, wrong: impl Fn(&K, &V) 
     keys.into_iter()
 }
 
-/// Whether `have` occupies what `want` needs: its name, or its place among devices of its kind.
+/// Returns whether `have` occupies what `want` needs: its name, or its place among devices of its kind.
 fn in_place(want: &Link, have: &Link) -> bool {
     want.kind.excludes(&have.kind) || want.name == have.name
 }

@@ -1,4 +1,4 @@
-//! Properties of the planner, over states that a fake kernel came into by former runs, sabotage and other programs.
+//! Properties of the planner, for kernel states left by former runs, sabotage and other programs.
 
 mod acts;
 
@@ -21,7 +21,7 @@ use acts::{Act, act, commit, text};
 const PEERS: u8 = 5;
 const NAMES: [&str; 2] = ["flannel.1", "flannel-v6.1"];
 
-/// What a node wants, small enough to collide with what another run wanted.
+/// The wanted state of a node, small enough to collide with that of another run.
 #[derive(Debug, Clone)]
 struct Wish {
     vni: u32,
@@ -36,11 +36,11 @@ struct Wish {
 struct PeerWish {
     variant: u8,
     overlay: bool,
-    /// What it has in each of [`SLOTS`] as well: nothing, the same route, or a direct one.
+    /// What it has in each of [`SLOTS`] in addition: nothing, the same route, or a direct one.
     more: [u8; 2],
 }
 
-/// Slots beside the plain one.
+/// Slots in addition to the default one.
 const SLOTS: [RouteSlot; 2] = [RouteSlot { table: 200, metric: 0 }, RouteSlot { metric: 70, ..RouteSlot::MAIN }];
 
 fn wish() -> impl Strategy<Value = Wish> {
@@ -220,7 +220,7 @@ impl Host {
         runtime.block_on(self.kernel.apply(&scope, Arc::new(plan.ops.clone())))
     }
 
-    /// Everything foreign that does not live on a device of ours.
+    /// Returns all foreign objects that are not on a device of this overlay.
     fn canaries(&self) -> Vec<String> {
         let snapshot = self.kernel.snapshot();
         let foreign = |line: &&String| {
@@ -236,14 +236,15 @@ impl Host {
         snapshot.lines().iter().filter(foreign).cloned().collect()
     }
 
-    /// Routes of ours whose next hop has no neighbour, or whose neighbour has no entry. What a foreign device has is
-    /// not seen: it counts as missing, so that a device that is ours again breaks nothing by that.
+    /// Returns routes of this overlay whose next hop has no neighbour, or whose neighbour has no FDB entry. Objects on
+    /// a foreign device are not observed: they count as missing, so that taking the device back does not count as
+    /// breaking routes.
     fn half_programmed(&self, wish: &Wish) -> BTreeSet<Prefix> {
         let state = self.observe(wish);
         let scope = wish.scope(self.uplink);
         let broken = |key: &RouteKey, route: &Route| {
             let (Some(link), Some(gateway)) = (route.link, route.gateway) else { return false };
-            // Once ours is gone, a device that somebody else has marked may be found under its name.
+            // Once the overlay's device is gone, a device that another program has marked may be found under its name.
             let is_foreign =
                 state.links.get(&link).is_some_and(|link| link.alias.is_some() && !owns_link(link, &scope));
             if link == LinkId::Uplink
@@ -259,7 +260,8 @@ impl Host {
         state.routes.iter().filter(|(key, route)| broken(key, route)).map(|(key, _)| key.prefix).collect()
     }
 
-    /// What is wanted and not there, or there, ours and not wanted, as far as nothing foreign is in the way.
+    /// Returns wanted objects that are missing, and unwanted objects of this overlay, unless a foreign object is in the
+    /// way.
     fn differences(&self, wish: &Wish) -> Vec<String> {
         let (wanted, seen, conflicts) = (wish.state(), self.observe(wish), self.plan(wish).conflicts);
         let scope = wish.scope(self.uplink);
@@ -317,7 +319,7 @@ impl Host {
         }
         for (key, route) in &seen.routes {
             let want = in_slot(&wanted, key.prefix, route.slot()).first().cloned();
-            // What leads elsewhere stays while a foreign device has the place of the one it should lead to.
+            // A route elsewhere stays while a foreign device has the place of the device it should use.
             let held = want.as_ref().and_then(|want| want.link).or(route.link).is_some_and(|link| !free(link));
             let covered = route.kind == RouteKind::Blackhole && in_slot(&seen, key.prefix, route.slot()).len() > 1;
             if (covered || !want.as_ref().is_some_and(|want| want.same(route)))
@@ -370,9 +372,9 @@ proptest! {
         let start = host.kernel.snapshot();
         let report = host.apply(&now, &plan);
         prop_assert!(report.is_complete(), "{report:#?}\n{plan:#?}\n{start}");
-        // What somebody else put over ours, through a device that has to go, goes with that device only.
+        // A foreign route that hides an own one on a device to be deleted disappears only with that device.
         let hidden = start.lines().iter().any(|line| line.contains("nexthop"));
-        // A blackhole waits for the connected route of a wrong address on our device to go.
+        // A blackhole is written only after the connected route of a wrong address on the overlay's device is gone.
         host.heal(&now, usize::from(hidden || now.blackhole || !plan.conflicts.is_empty()))?;
         let after = host.canaries();
         prop_assert!(canaries.iter().all(|line| after.contains(line)), "{canaries:#?}\n{}", host.kernel.snapshot());
@@ -409,7 +411,7 @@ proptest! {
         before in prop::option::weighted(0.8, wish()), acts in prop::collection::vec(act(), 0..6), now in wish(),
     ) {
         let host = aftermath(&before, &acts)?;
-        // Under a foreign multipath route ours cannot be seen.
+        // Own routes under a foreign multipath route cannot be observed.
         prop_assume!(host.kernel.snapshot().matching("nexthop").is_empty());
         let plan = host.plan(&now);
         let mut broken = host.half_programmed(&now);
@@ -417,7 +419,7 @@ proptest! {
             let step = Plan { ops: vec![op.clone()], conflicts: Vec::new() };
             prop_assert!(host.apply(&now, &step).is_complete(), "{op:?}");
             let worse: BTreeSet<_> = host.half_programmed(&now);
-            // A changed MAC address flushes neighbours: they come back a few messages later.
+            // A changed MAC address flushes neighbours: they are written again a few messages later.
             prop_assert!(moves_neighbours(op) || worse.is_subset(&broken), "{op:?} of {plan:#?}");
             broken = worse;
         }

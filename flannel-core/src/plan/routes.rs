@@ -1,4 +1,4 @@
-//! What to write of routes: the kernel keeps several to one destination, and refuses some beside others.
+//! Plans the writes of routes. The kernel keeps several routes to one destination, and refuses some combinations.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ impl Planner<'_> {
         let mut seen = seen.routes.iter().peekable();
         // Consumed, so that its memory is freed while the writes are planned.
         let mut wanted = wanted.into_iter().peekable();
-        // Both are in the order of their keys: one walk over the two, a destination at a time.
+        // Both are sorted by key: iterate over both together, one destination at a time.
         let (mut wants, mut have, mut here) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let next_seen = seen.peek().map(|(key, _)| key.prefix);
@@ -20,7 +20,7 @@ impl Planner<'_> {
             let Some(prefix) = [next_seen, next_wanted].into_iter().flatten().min() else { break };
             have.clear();
             while let Some((_, route)) = seen.next_if(|(key, _)| key.prefix == prefix) {
-                // What went down with its device does not count.
+                // Routes that disappear with their device do not count.
                 if route.link.is_none_or(|link| !self.fresh.contains(&link)) {
                     have.push(route.clone());
                 }
@@ -52,13 +52,13 @@ impl Planner<'_> {
         }
     }
 
-    /// Clears routes of ours because of which the kernel would refuse a wanted one, and removes them from `have`.
+    /// Deletes routes of this overlay that would make the kernel refuse a wanted one, and removes them from `have`.
     fn make_room(&mut self, prefix: Prefix, wants: &[Route], have: &mut Vec<Route>) {
         if prefix.family() == Family::V4 || have.is_empty() {
             return;
         }
         let is_there = |want: &Route| have.iter().any(|route| route.same(want));
-        // Clearing ours does not help where a foreign route keeps the wanted one out.
+        // Deleting the overlay's routes does not help if a foreign route keeps the wanted one out.
         let is_free = |want: &Route| {
             let in_the_way = |route: &&Route| route.slot() == want.slot() || keeps_out(route, want);
             have.iter().filter(in_the_way).all(|route| self.owns_route(&prefix, route))
@@ -91,7 +91,7 @@ impl Planner<'_> {
                         self.ops.route_deletes.push(Op::DeleteRoute { prefix, route: route.clone() });
                     }
                     std::cmp::Ordering::Less => self.route_conflict(prefix, route),
-                    // A foreign route behind ours carries no traffic and harms nobody.
+                    // A foreign route behind the overlay's own carries no traffic and does no harm.
                     std::cmp::Ordering::Greater => {}
                 }
             }
@@ -137,14 +137,16 @@ impl Planner<'_> {
     }
 
     fn owns_route(&self, prefix: &Prefix, route: &Route) -> bool {
-        // Through a foreign device only the protocol can tell: Go flannel's form needs the device to be ours.
+        // On a foreign device only the protocol identifies the overlay's routes: Go flannel's form requires a device of
+        // this overlay.
         let blocked = route.link.is_some_and(|link| self.blocked.contains(&link));
         (!blocked || route.has_own_protocol()) && owns_route(prefix, route, self.scope, self.claims)
     }
 }
 
-/// Whether the kernel refuses to write the IPv6 route `want` while `have` is there: no route of the main table may lead to
-/// an `onlink` next hop through another device, not even the route to replace (`ip6_route_check_nh_onlink`).
+/// Returns whether the kernel refuses to write the IPv6 route `want` while `have` exists: no route of the main table
+/// may lead to an `onlink` next hop through another device, not even the route to replace
+/// (`ip6_route_check_nh_onlink`).
 fn keeps_out(have: &Route, want: &Route) -> bool {
     want.onlink && have.kind != RouteKind::Blackhole && have.slot().is_in_main_table() && have.link != want.link
 }

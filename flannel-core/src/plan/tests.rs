@@ -156,7 +156,7 @@ fn a_device_of_ours_that_lost_a_part_of_its_mark_is_still_ours_and_marked_again(
     }
 }
 
-/// What is seen where there is one device, and on it what is wanted.
+/// The observed state with one device, and on it everything that is wanted.
 fn seen_on(link: Link, scope: &Scope, wanted: &State) -> State {
     let id = scope.identify(&[SeenLink { index: 9, link: link.clone(), carrier: true }]).get(&9).copied();
     let mut seen = State::default();
@@ -327,7 +327,7 @@ fn a_peers_moved_mac_address_is_reachable_before_its_neighbour_points_there() {
 fn what_go_flannel_left_on_our_device_is_rewritten_in_place() {
     let seen = with_routes(&[Route { protocol: Route::BOOT, ..ours() }]);
     assert!(ops(&seen)[0].starts_with("route replace 10.5.2.0/24"));
-    // Without `onlink`, or to another hop, nobody can tell that it was flannel.
+    // Without `onlink`, or with another next hop, it cannot be recognized as flannel's.
     for other in [Route { onlink: false, ..ours() }, Route { gateway: Some("10.5.2.1".parse().unwrap()), ..ours() }] {
         let seen = with_routes(&[Route { protocol: Route::BOOT, ..other }]);
         assert_eq!((ops(&seen).len(), conflicts(&seen)), (0, vec![Object::Route(prefix())]));
@@ -497,7 +497,7 @@ fn of_many_conflicts_the_first_are_told_and_all_counted() {
     assert_eq!((conflicts.len(), told), (Plan::MOST_TOLD + 10, Plan::MOST_TOLD));
 }
 
-/// The answer of the fake kernel, which never waits.
+/// Returns the answer of the fake kernel, which never waits.
 fn at_once<T>(call: impl Future<Output = T>) -> T {
     call.now_or_never().unwrap()
 }

@@ -1,4 +1,4 @@
-//! Events: `{"kind": …}` with what belongs to the kind.
+//! Events: `{"kind": …}` plus the fields of the kind.
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};

@@ -1,20 +1,20 @@
-//! Values as serde serializes them (feature `serde`), for status pages and logs. Names and shapes are stable: a version may
-//! add fields and kinds, and does not rename or remove any without saying so in CHANGELOG.md.
+//! Serialization of values with serde (feature `serde`), for status pages and logs. Names and shapes are stable: a
+//! version may add fields and kinds; removals and renames are announced in CHANGELOG.md.
 //!
 //! | value | shape |
 //! |---|---|
-//! | addresses, prefixes, MAC addresses, names, keys, families, kernel objects | the text that their `Display` writes |
-//! | a value of each family ([`Dual`](crate::net::Dual)) | `{"v4": …, "v6": …}`, each left out where there is none |
-//! | [`BootTime`](crate::clock::BootTime) | seconds since the host was started, as `/proc/uptime` counts them |
+//! | addresses, prefixes, MAC addresses, names, keys, families, kernel objects | the text of their `Display` |
+//! | a value per family ([`Dual`](crate::net::Dual)) | `{"v4": …, "v6": …}`, absent values left out |
+//! | [`BootTime`](crate::clock::BootTime) | seconds since the host was started, as in `/proc/uptime` |
 //! | [`Reason`] | `{"kind": …, "text": …, "remedy": …}` |
 //! | [`Skip`] | `{"kind": …, "text": …}`: the text says what to do |
 //! | [`Conflict`](crate::plan::Conflict) | `{"object": …, "found": …, "remedy": …}` |
-//! | [`Status`](crate::overlay::Status) | its own names, with `ready`, `waits_for` and `degraded`; maps are lists of `{"key": …, "reason": …}` and the like. Of each list the first [`MAX_LISTED`](crate::overlay::Status::MAX_LISTED), with a count of all |
-//! | states, as [`UplinkState`](crate::overlay::UplinkState) and [`RulesState`](crate::firewall_keeper::RulesState) | `{"kind": "lost", …}` with what belongs to the kind |
-//! | [`Event`](crate::overlay::Event) | `{"kind": …}` with what belongs to the kind, named by [`kind`](crate::overlay::Event::kind) |
+//! | [`Status`](crate::overlay::Status) | its own field names, plus `ready`, `waits_for` and `degraded`; maps become lists of `{"key": …, "reason": …}` and similar. Each list has the first [`MAX_LISTED`](crate::overlay::Status::MAX_LISTED) items, with a count of all |
+//! | states, such as [`UplinkState`](crate::overlay::UplinkState) and [`RulesState`](crate::firewall_keeper::RulesState) | `{"kind": "lost", …}` plus the fields of the kind |
+//! | [`Event`](crate::overlay::Event) | `{"kind": …}`, named by [`kind`](crate::overlay::Event::kind), plus the fields of the kind |
 //! | [`Preview`](crate::overlay::Preview) | `{"writes": […], "conflicts": […], "conflict_count": …, "held": [{"write": …, "reason": …}]}` |
 //!
-//! Texts from outside are as they came: a JSON serializer escapes them.
+//! External text is serialized unchanged: a JSON serializer escapes it.
 //!
 //! [`Reason`]: crate::admit::Reason
 //! [`Skip`]: crate::backend::Skip
@@ -30,7 +30,7 @@ use std::fmt::Display;
 
 use serde::Serializer;
 
-/// Serializes a value as the text that its `Display` writes.
+/// Serializes a value as the text of its `Display`.
 macro_rules! as_text {
     ($($kind:ty),+ $(,)?) => {
         $(impl serde::Serialize for $kind {
@@ -42,7 +42,7 @@ macro_rules! as_text {
 }
 pub(crate) use as_text;
 
-/// A value that is serialized as its text, in place of a shape of its own.
+/// A value that is serialized as its text.
 pub(crate) struct Text<T>(pub(crate) T);
 
 impl<T: Display> serde::Serialize for Text<T> {

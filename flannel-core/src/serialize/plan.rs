@@ -1,4 +1,4 @@
-//! What is to be written, and why a peer is as it is.
+//! Planned writes, and explanations of peers.
 
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
@@ -21,7 +21,7 @@ impl Serialize for Conflict {
 }
 
 impl Serialize for Preview {
-    /// Of the conflicts the first [`Plan::MOST_TOLD`].
+    /// Lists the first [`Plan::MOST_TOLD`] conflicts.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Waiting<T> {
@@ -66,7 +66,7 @@ impl Serialize for Verdict {
 
 impl Serialize for PeerState {
     /// `{"routes": [{"prefix": …, "gateway": …, "table": …, "metric": …}], "neighbour": {"address": …, "mac": …},
-    /// "fdb": {"mac": …, "destination": …}, "forward": {"prefix": …, "endpoint": …}}`; what it does not need is null.
+    /// "fdb": {"mac": …, "destination": …}, "forward": {"prefix": …, "endpoint": …}}`; absent parts are null.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Route<'a, P, G> {
@@ -111,8 +111,8 @@ impl Serialize for PeerState {
 }
 
 impl Serialize for Explanation {
-    /// `{"key": …, "verdict": …, "lease": …, "states": [{"family": …, "wanted": …, "skipped": …}], "unsettled": […]}`: of
-    /// each state one of `wanted` and `skipped` is null.
+    /// `{"key": …, "verdict": …, "lease": …, "states": [{"family": …, "wanted": …, "skipped": …}], "unsettled": […]}`:
+    /// in each state one of `wanted` and `skipped` is null.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct State<'a, W, S> {

@@ -1,4 +1,4 @@
-//! A status.
+//! The agent's status.
 
 use serde::{Serialize, Serializer};
 
@@ -16,7 +16,7 @@ use crate::lease::{Lease, LeaseKey};
 use crate::net::{Family, Mtu, Prefix};
 use crate::plan::Conflict;
 
-/// A status as it is serialized: the status's own names, with what follows from them, and lists in place of maps.
+/// The serialized form of a status: its own field names, derived fields, and lists instead of maps.
 #[derive(Serialize)]
 struct Document<'a> {
     phase: &'a Phase,
@@ -152,7 +152,7 @@ impl Serialize for Phase {
     }
 }
 
-/// A kind in one word, and what belongs to it.
+/// A kind as one word, plus its fields.
 #[derive(Serialize)]
 struct Kind<T> {
     kind: &'static str,
@@ -160,7 +160,7 @@ struct Kind<T> {
     rest: T,
 }
 
-/// Nothing belongs to the kind.
+/// A kind without fields.
 #[derive(Serialize)]
 struct Alone {}
 
@@ -192,7 +192,7 @@ impl Serialize for End {
 }
 
 impl Serialize for Wait {
-    /// With the text and the remedy that people read.
+    /// Includes the text and the remedy.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Words<'a> {

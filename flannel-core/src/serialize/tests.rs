@@ -1,4 +1,4 @@
-//! The shapes, as JSON.
+//! Tests of the shapes, as JSON.
 
 use std::net::IpAddr;
 use std::sync::Arc;

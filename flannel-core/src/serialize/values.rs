@@ -1,4 +1,4 @@
-//! Addresses, names, leases, configurations.
+//! Addresses, names, leases and configurations.
 
 use std::net::IpAddr;
 
@@ -55,14 +55,14 @@ impl<T: Serialize> Serialize for Dual<T> {
 }
 
 impl Serialize for Json {
-    /// The text of the value: whatever a peer publishes stays one string.
+    /// The text of the value: what a peer publishes stays one string.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
     }
 }
 
 impl Serialize for Lease {
-    /// Without the fence, which means nothing outside of the store.
+    /// Without the fence, which has no meaning outside the store.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { key, subnets, attrs, expires, fence: _ } = self;
         let mut lease = serializer.serialize_struct("Lease", 6)?;

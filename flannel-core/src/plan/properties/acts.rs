@@ -1,8 +1,8 @@
-//! What others do to a host before and between plans.
+//! What other programs do to a host before and between plans.
 
 use super::*;
 
-/// What somebody else did.
+/// An action of another program.
 #[derive(Debug, Clone)]
 pub(super) enum Act {
     Down(u8),
@@ -29,7 +29,7 @@ pub(super) enum Act {
     StrangerNamed(u8),
     StrangerWithVni(u32),
     GoDevice(u32),
-    /// The pods' bridge comes, or goes.
+    /// The pods' bridge is created or deleted.
     Bridge,
 }
 
@@ -79,7 +79,7 @@ pub(super) fn text(address: &str) -> Address {
     address.parse().unwrap()
 }
 
-/// Does it, as far as the kernel lets it.
+/// Performs the action, as far as the kernel allows it.
 pub(super) fn commit(kernel: &FakeKernel, act: &Act) {
     let name = |device: &u8| NAMES[usize::from(*device)];
     let family = |v6: bool| if v6 { Family::V6 } else { Family::V4 };
@@ -120,7 +120,7 @@ pub(super) fn commit(kernel: &FakeKernel, act: &Act) {
             .and_then(|()| kernel.rename_link("swap0", NAMES[1])),
         Act::Delete(device) => kernel.delete_link(name(device)),
         Act::Unmark(device) => kernel.mark_link(name(device), 0, None),
-        // A foreign device does not get our alias by that.
+        // A foreign device does not get the overlay's alias this way.
         Act::LoseGroup(device) if kernel.snapshot().matching(&format!(": {} ", name(device))).iter().all(has_mark) => {
             kernel.mark_link(name(device), 0, Some(&OverlayName::default().alias()))
         }
@@ -129,7 +129,7 @@ pub(super) fn commit(kernel: &FakeKernel, act: &Act) {
             kernel.mark_link(name(device), OverlayName::default().mark(), Some("flannelkit:other"))
         }
         Act::FlushRoutes(v6) => {
-            // The connected routes come back with the addresses; here they are needed at once.
+            // The connected routes return with the addresses; here they are needed at once.
             kernel.flush_routes(family(*v6));
             let _ = kernel.link_down("wg0");
             let _ = kernel.link_up("wg0");
@@ -163,7 +163,8 @@ pub(super) fn commit(kernel: &FakeKernel, act: &Act) {
             let name = ["eth0", "wg0", NAMES[usize::from(*v6)]][usize::from(*link)];
             let Some(link) = kernel.link_index(name) else { return };
             if *v6 && *slot == SLOTS[1] && *protocol != 210 {
-                // A foreign route there may keep ours out. It is not looked at: the refusal tells of it.
+                // A foreign route there may keep the overlay's route out. It is not checked here: the kernel's error
+                // reports it.
                 return;
             }
             let RouteSlot { table, metric } = *slot;

@@ -1,8 +1,8 @@
-//! Devices that another program makes.
+//! Tests for devices that another program creates.
 
 use super::*;
 
-/// The scope of an overlay over a TUN that another program opens, what is wanted there, and the TUN as it is seen.
+/// The scope of an overlay on a TUN that another program opens, the wanted state, and the observed TUN.
 fn external() -> (Scope, State, Link) {
     let scope = scope_of(LinkKind::External("tun".into()));
     let link = wanted().links[&OWN].clone();

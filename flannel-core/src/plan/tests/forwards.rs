@@ -1,4 +1,4 @@
-//! Devices whose packets a data plane carries, and what it forwards.
+//! Tests for devices whose packets a data plane carries, and for their forwards.
 
 use super::*;
 use crate::kernel::{Forward, ForwardKey, PeerState, Tun, Tunnel};
@@ -48,7 +48,7 @@ fn tun(state: &mut State) -> &mut Tun {
     tun
 }
 
-/// What is left of an agent that has ended.
+/// The state that an ended agent leaves.
 fn left_behind() -> State {
     let mut seen = carried();
     tun(&mut seen).tunnel = None;
@@ -122,7 +122,7 @@ fn what_cannot_be_carried_takes_no_forwards_and_its_routes_stay() {
         })
         .collect();
     assert_eq!(blocked, [false, true]);
-    // A socket that is there already goes on, whatever became of its change.
+    // An existing socket continues, whatever the outcome of its change.
     let mut wanted = carried();
     tun(&mut wanted).tunnel.as_mut().unwrap().port = 9000;
     wanted.forwards.insert(key(), forward(3));
