@@ -1,4 +1,4 @@
-//! Plans to requests.
+//! Converts plans to requests.
 
 use crate::kernel::{
     ApplyReport, Forward, KernelError, Link, LinkId, LinkKind, LinkName, Op, OpText, Refusals, Scope, Tun,
@@ -15,31 +15,31 @@ use super::probe::without_driver;
 use super::wire::{Wire, refusal};
 use crate::net::{Family, Prefix};
 
-/// From more IPv4 routes than this on, new ones are spread over scopes as well: twenty thousand are where inserting is
-/// quadratic again (docs/kernel-facts.md, "Route scopes"). Those that are there stay as they are.
+/// Above this number of IPv4 routes, new ones are also spread over scopes: at about twenty thousand, insertion becomes
+/// quadratic again (docs/kernel-facts.md, "Route scopes"). Existing routes are not changed.
 const FEW_ROUTES: usize = 16_384;
 
-/// Writes a plan. `indices` says which interface an id stands for; what it does not know is looked up by name.
+/// Writes a plan. `indices` maps IDs to interface indexes; other devices are looked up by name.
 pub(crate) struct Applier<'a> {
     pub(crate) wire: &'a mut Wire,
     pub(crate) batch: &'a mut Batch,
     pub(crate) monitor: Option<&'a mut Monitor>,
     pub(crate) plane: &'a mut Plane,
     pub(crate) indices: &'a mut BTreeMap<LinkId, u32>,
-    /// How many IPv4 routes there are in the territory: as last seen, and written since.
+    /// The number of IPv4 routes in the territory, as last observed and written since.
     pub(crate) routes: &'a mut usize,
     pub(crate) scope: &'a Scope,
 }
 
-/// What changes of a device's forwards, and the places of that in the plan.
+/// The changes of a device's forwards, and their places in the plan.
 #[derive(Default)]
 struct Forwards {
     places: Vec<usize>,
     changes: Vec<(Prefix, Option<Forward>)>,
 }
 
-/// Operations that cannot stand on one another: they may go out in one send, which the kernel works through without
-/// stopping at a refusal (docs/kernel-facts.md, "Batches").
+/// Kinds of operations that do not depend on one another. They may go out in one send, because the kernel processes the
+/// rest of a send after a refusal (docs/kernel-facts.md, "Batches").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Link,
@@ -87,7 +87,7 @@ impl Stage {
 }
 
 impl Applier<'_> {
-    /// Writes the plan in order, until contact is lost or `abandoned` says that nobody waits for the report.
+    /// Writes the plan in order, until contact is lost or `abandoned` returns true because the caller has gone.
     pub(crate) fn run(&mut self, ops: &[Op], abandoned: impl Fn() -> bool) -> ApplyReport {
         let mut report = ApplyReport::default();
         let mut refusals = Refusals::default();
@@ -100,7 +100,7 @@ impl Applier<'_> {
             let stage = Stage::of(&ops[next]);
             let most = match stage {
                 Stage::Link => 1,
-                // One table is replaced, however much of it changes.
+                // The whole table is replaced, however many of its entries change.
                 Stage::Forward => ops.len(),
                 _ => Batch::MAX,
             };
@@ -121,7 +121,7 @@ impl Applier<'_> {
         report
     }
 
-    /// Counts what there will be, so that all of a start's routes are spread.
+    /// Counts the routes after the plan, so that all routes of a start are spread.
     fn count_routes(&mut self, ops: &[Op]) {
         let v4 = |prefix: &Prefix| usize::from(prefix.family() == Family::V4);
         let (mut come, mut go) = (0, 0);
@@ -155,7 +155,7 @@ impl Applier<'_> {
         Ok(())
     }
 
-    /// Writes forwards, those of a device at once.
+    /// Writes forwards, one call per device.
     fn forward_stage(
         &mut self,
         ops: &[Op],
@@ -190,7 +190,7 @@ impl Applier<'_> {
         Ok(())
     }
 
-    /// One send and what came of it.
+    /// Sends one batch and records the outcome.
     fn send_stage(
         &mut self,
         stage: Stage,
@@ -232,7 +232,7 @@ impl Applier<'_> {
         Ok(())
     }
 
-    /// Tells the monitor of addresses that were written, before their notifications are read.
+    /// Notes written addresses in the monitor before their notifications are read.
     fn note_addresses(&mut self, ops: &[Op], sent: &[usize], refused: &[(usize, Verdict)]) {
         let Some(monitor) = self.monitor.as_deref_mut() else { return };
         for (nth, &place) in sent.iter().enumerate() {
@@ -248,12 +248,12 @@ impl Applier<'_> {
         }
     }
 
-    /// Appends the one message of an operation that is not a link's.
+    /// Appends the message of an operation. Link operations are written at once instead.
     fn encode(&mut self, op: &Op) -> Result<(), KernelError> {
         let echo = match op {
             // Each takes several requests, so they are never part of a send.
             Op::DeleteLink { .. } | Op::CreateLink { .. } | Op::UpdateLink { .. } => return self.write_link(op),
-            // They have a stage of their own.
+            // Forwards have their own stage.
             Op::PutForward { .. } | Op::DeleteForward { .. } => return Ok(()),
             Op::AddAddress(key) => {
                 let index = self.index(key.link, op)?;
@@ -313,7 +313,7 @@ impl Applier<'_> {
     }
 
     fn write_link(&mut self, op: &Op) -> Result<(), KernelError> {
-        // What other programs did before must not be taken for an effect of ours.
+        // Earlier actions of other programs must not be mistaken for effects of this write.
         if let Some(monitor) = self.monitor.as_deref_mut() {
             monitor.drain(self.wire.port());
         }
@@ -324,7 +324,7 @@ impl Applier<'_> {
             }
             Op::UpdateLink { id, part, from, to } => {
                 let index = self.index(*id, op)?;
-                // Other parts of it may have been refused before, and this one may be.
+                // Other parts of the link may have been refused before, and this one may be.
                 let mut expected = self.monitor.as_deref().and_then(|monitor| monitor.link(index)).cloned();
                 let result = self.update_link(op, index, from, to);
                 if let (Some(expected), Ok(())) = (&mut expected, &result) {
@@ -368,7 +368,7 @@ impl Applier<'_> {
                         Ok(())
                     }
                     Err(error) => {
-                        // Unmarked, it would be taken for a foreign one. That it came and went is no news.
+                        // Without its mark the device would look foreign. Its creation and deletion are not reported.
                         self.plane.close(index);
                         if let Some(monitor) = self.monitor.as_deref_mut() {
                             monitor.settle_link(self.wire.port(), index, None);
@@ -386,7 +386,7 @@ impl Applier<'_> {
             }
         };
         self.indices.insert(id, index);
-        // Before it is up: a router advertisement must not find it listening (docs/compatibility.md, "Device").
+        // Done before the device is up, so that it accepts no router advertisement (docs/compatibility.md, "Device").
         ignore_router_advertisements(&wanted.name);
         let change = link::Change {
             // Creation ignores an alias (docs/kernel-facts.md, "Group and alias of a new link").
@@ -398,7 +398,7 @@ impl Applier<'_> {
         self.send(op)
     }
 
-    /// Marks a TUN device before it outlives us, and brings it up.
+    /// Marks a TUN device, brings it up, and then makes it persist beyond this process.
     fn finish_tun(&mut self, op: &Op, index: u32, wanted: &Link) -> Result<(), KernelError> {
         ignore_router_advertisements(&wanted.name);
         let change = link::Change {
@@ -440,7 +440,8 @@ impl Applier<'_> {
         let busy =
             |error: &KernelError| matches!(error, KernelError::Refused { errno, .. } if *errno == Errno::EBUSY as i32);
         match self.send(op) {
-            // Kernels before 6.2 rename only what is down. That takes routes and neighbours along, so the hint is due.
+            // Kernels before 6.2 only rename devices that are down. That deletes routes and neighbours, so a hint is
+            // needed.
             Err(error) if busy(&error) && change.name.is_some() && from.up => {
                 if let Some(monitor) = self.monitor.as_deref_mut() {
                     monitor.changed();
@@ -456,7 +457,7 @@ impl Applier<'_> {
         }
     }
 
-    /// Sends what one operation needs.
+    /// Sends the messages of one operation.
     fn send(&mut self, op: &Op) -> Result<(), KernelError> {
         let refused = self.wire.write(self.batch, Stage::of(op).doing())?;
         match refused.into_iter().next() {
@@ -486,7 +487,7 @@ impl Applier<'_> {
         }
     }
 
-    /// Looks a device up by name; the batch keeps what it holds.
+    /// Looks up a device by name. Uses a separate batch, so the current one is unchanged.
     fn find(&mut self, name: &LinkName, op: &Op) -> Result<u32, KernelError> {
         let mut request = Batch::default();
         link::get_by_name(&mut request, name);
@@ -508,7 +509,7 @@ impl Applier<'_> {
     }
 }
 
-/// Whether `op` stands on something refused: it is skipped then.
+/// Returns whether `op` depends on a refused operation, and records that it is skipped.
 fn skips(op: &Op, place: usize, refusals: &mut Refusals, report: &mut ApplyReport) -> bool {
     let skips = refusals.block(op);
     if skips {
@@ -518,14 +519,14 @@ fn skips(op: &Op, place: usize, refusals: &mut Refusals, report: &mut ApplyRepor
     skips
 }
 
-/// Reports operations of one stage that the kernel refused.
+/// Records operations of one stage that the kernel refused.
 fn note_refused(mut refused: Vec<(usize, KernelError)>, ops: &[Op], refusals: &mut Refusals, report: &mut ApplyReport) {
     refused.sort_by_key(|(place, _)| *place);
     refused.iter().for_each(|(place, _)| refusals.refused(&ops[*place]));
     report.refused.extend(refused);
 }
 
-/// Splits errors that concern one operation from those that end the whole plan.
+/// Separates errors of one operation from errors that end the whole plan.
 fn survivable(result: Result<(), KernelError>) -> Result<Result<(), KernelError>, KernelError> {
     match result {
         Err(error @ (KernelError::Timeout { .. } | KernelError::Lost { .. } | KernelError::Stopped)) => Err(error),
@@ -538,8 +539,8 @@ fn count_within(skipped: &[usize], places: &[usize]) -> usize {
     skipped.iter().rev().take_while(|place| *place >= first).count()
 }
 
-/// Best effort, as in flannel: the file is missing where IPv6 is off and read-only in many containers. It is that of
-/// the calling thread's network namespace.
+/// Sets `accept_ra` to 0 in the calling thread's network namespace. Best effort, as in flannel: the file is missing if
+/// IPv6 is disabled, and read-only in many containers.
 fn ignore_router_advertisements(name: &LinkName) {
     let path = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", name.as_str());
     if let Err(error) = std::fs::write(path, "0") {

@@ -1,4 +1,4 @@
-//! One overlay of a name in a network namespace.
+//! Ensures that only one overlay uses a name in a network namespace.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,30 +17,30 @@ use crate::kernel::{Claim, KernelError, OverlayName, Residence};
 use crate::net::{Dual, Family, Prefix};
 use crate::text::Plain;
 
-/// How the name of a claim's socket begins.
+/// The start of a claim's socket name.
 const SCHEME: &str = "flannelkit/";
-/// How it begins, before six random hexadecimal digits, where somebody without privilege has bound the usual name. As
-/// long as [`SCHEME`] with them: the longest claim has no room for more.
+/// The start of the socket name, before six random hexadecimal digits, if an unprivileged process has bound the usual
+/// name. Including the digits it is as long as [`SCHEME`], because the longest claim has no room for more.
 const OTHER_SCHEME: &str = "flk-";
-/// How many random names are tried before the claim is given up.
+/// How many random names are tried before the claim fails.
 const MOST_NAMES: usize = 8;
-/// How the name ends of one that ran there formerly. One byte: the longest claim has no room for two.
+/// The end of the socket name of a former overlay. One byte, because the longest claim has no room for two.
 const FORMER: &str = "~";
-/// How long one of two who claim at the same time waits, so that the other has come to its end.
+/// How long one of two simultaneous claimants waits, so that the other can finish.
 const TURN: Duration = Duration::from_millis(100);
 
-/// Takes the name in the calling thread's network namespace, with two sockets that live per namespace and die with the
-/// process (docs/kernel-facts.md, "Abstract sockets"):
+/// Claims the name in the calling thread's network namespace, with two sockets that exist per namespace and close with
+/// the process (docs/kernel-facts.md, "Abstract sockets"):
 ///
-/// * An abstract Unix socket says what is claimed: `flannelkit/<name>/<v4>/<v6>`. A prefix is spelt `10.5.0.0-16`, a
-///   family not in use `-`; the name of one that ran there formerly has `~` behind it, which no name can have.
-/// * Anybody may bind such a socket, so it counts only with a proof: a netlink socket of the protocol `USERSOCK` that
-///   has joined the multicast groups whose bits are the Unix socket's inode number. The kernel lets only holders of
-///   `CAP_NET_ADMIN` in the namespace join a group there. A process without that privilege binds the name without a
-///   proof. Only other processes without privilege take that for a claim.
+/// * An abstract Unix socket names the claim: `flannelkit/<name>/<v4>/<v6>`. A prefix is spelt `10.5.0.0-16`, a family
+///   not in use `-`; the name of a former overlay is followed by `~`, which names cannot contain.
+/// * Any process may bind such a socket, so it counts only with a proof: a netlink socket of the protocol `USERSOCK`
+///   that has joined the multicast groups whose bits are the Unix socket's inode number. The kernel requires
+///   `CAP_NET_ADMIN` in the namespace to join a group. A process without that privilege binds the name without a proof;
+///   only other unprivileged processes respect that claim.
 ///
-/// Other claims are looked for before, so that nothing is touched in vain, and after, so that of two who claim at the
-/// same time at least one yields. Where both do, each tries once more, the one with the lower inode number first.
+/// Other claims are checked before, so that no socket is created in vain, and after, so that of two simultaneous
+/// claimants at least one yields. If both yield, each tries once more, the one with the lower inode number first.
 pub(crate) fn claim(
     overlay: &OverlayName,
     networks: &Dual<Prefix>,
@@ -58,10 +58,10 @@ pub(crate) fn claim(
     }
 }
 
-/// What came of a try to claim.
+/// The outcome of an attempt to claim.
 enum Attempt {
     Held(Claim),
-    /// Somebody claimed at the same time; this side's claim is released.
+    /// Another process claimed at the same time; this claim is released.
     Tied {
         rival: Other,
         is_first: bool,
@@ -84,7 +84,8 @@ fn attempt(name: &str, networks: &Dual<Prefix>) -> Result<Attempt, KernelError> 
             None => Attempt::Held(Claim::new((listener, proof))),
             Some(rival) => Attempt::Tied { is_first: inode < rival.inode, rival },
         }),
-        // An agent that writes nothing to the kernel needs no privilege. The bound name keeps out others of that kind.
+        // An agent that writes nothing to the kernel needs no privilege. The bound name excludes other agents of that
+        // kind.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match named {
             Named::AsUsual => Ok(Attempt::Held(Claim::new(listener))),
             Named::Otherwise => Err(conflict(&text)),
@@ -93,15 +94,15 @@ fn attempt(name: &str, networks: &Dual<Prefix>) -> Result<Attempt, KernelError> 
     }
 }
 
-/// Whether a claim's socket has the name that it should.
+/// Whether a claim's socket has the usual name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Named {
     AsUsual,
-    /// Somebody has bound that.
+    /// Another process has bound the usual name.
     Otherwise,
 }
 
-/// Binds a socket of this name, or of one that begins otherwise where it is taken.
+/// Binds a socket with this name, or with a different start if the name is in use.
 fn bind(text: &str) -> io::Result<(UnixListener, Named)> {
     let bind = |text: &str| UnixListener::bind_addr(&SocketAddr::from_abstract_name(text)?);
     let mut bound = bind(text).map(|listener| (listener, Named::AsUsual));
@@ -121,16 +122,16 @@ fn inode_of(socket: &impl AsFd) -> io::Result<u32> {
     u32::try_from(fstat(socket.as_fd())?.st_ino).map_err(io::Error::other)
 }
 
-/// Shows that who bound the socket with this inode number is privileged.
+/// Proves that the owner of the socket with this inode number is privileged.
 fn prove(inode: u32) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_USERSOCK)?;
-    // Nothing is read from it: what somebody sends to these groups must not take up memory.
+    // The socket is never read: messages that other processes send to these groups must not use memory.
     socket.set_rx_buf_sz(0_u32)?;
     socket.bind(&netlink_sys::SocketAddr::new(0, inode))?;
     Ok(socket)
 }
 
-/// Another's claim.
+/// The claim of another process.
 struct Other {
     /// The inode number of its socket.
     inode: u32,
@@ -138,8 +139,8 @@ struct Other {
     name: String,
 }
 
-/// What others claim. One line of the list may be forged, with a line break in a socket's name, but only with the inode
-/// number of a claim that is held: the worst it does is to make that claim look larger.
+/// Returns the claims of other processes. A line of the list can be forged with a line break in a socket's name, but
+/// only with the inode number of an existing claim: at worst, that claim looks larger.
 fn others(own: Option<u32>) -> Result<Vec<Other>, KernelError> {
     let read = || -> io::Result<Vec<Other>> {
         let mut proven = BTreeSet::new();
@@ -159,14 +160,15 @@ fn others(own: Option<u32>) -> Result<Vec<Other>, KernelError> {
     read().map_err(|error| lost(&error))
 }
 
-/// The lines of a list of this thread's network namespace.
+/// Returns the lines of a list of this thread's network namespace.
 fn lines(list: &str) -> io::Result<impl Iterator<Item = io::Result<String>>> {
-    // `/proc/net` is that of the process's first thread, which may live in another namespace.
+    // `/proc/net` belongs to the process's first thread, which may be in another namespace.
     let file = File::open(format!("/proc/thread-self/net/{list}"))?;
     Ok(BufReader::new(file).split(b'\n').map(|line| Ok(String::from_utf8_lossy(&line?).into_owned())))
 }
 
-/// The inode number that a line of `/proc/net/netlink` proves: protocol and groups are its second and fourth columns.
+/// Returns the inode number that a line of `/proc/net/netlink` proves: protocol and groups are the second and fourth
+/// columns.
 fn proof(line: &str) -> Option<u32> {
     let words: Vec<&str> = line.split_ascii_whitespace().take(4).collect();
     let [_, protocol, _, groups] = words.as_slice() else { return None };
@@ -194,8 +196,8 @@ fn spell(name: &str, networks: &Dual<Prefix>) -> String {
     format!("{SCHEME}{name}/{}/{}", part(Family::V4), part(Family::V6))
 }
 
-/// Same name or a common address; what an overlay had formerly is no rival to itself. A claim that cannot be read is
-/// somebody's all the same.
+/// Returns whether two claims have the same name or overlapping prefixes. A former overlay does not clash with the
+/// present overlay of the same name. A claim that does not parse always clashes.
 fn clashes(other: &str, name: &str, networks: &Dual<Prefix>) -> bool {
     let parts: Vec<&str> = other.split('/').collect();
     let [_, theirs, prefixes @ ..] = parts.as_slice() else { return true };

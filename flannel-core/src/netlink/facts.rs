@@ -1,4 +1,4 @@
-//! What the host looks like.
+//! Reads the state of the host.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,11 +8,12 @@ use super::wire::Wire;
 use crate::kernel::{HostFacts, HostRoute, KernelError, NextHop, RouteSlot, Routes};
 use crate::net::{Family, Prefix};
 
-/// Most routes with a gateway that are put aside until it is known what they lie in. Where there are more, the table is
-/// read once more.
+/// The most routes with a gateway that are set aside until all connected prefixes are known. If there are more, the
+/// table is read again.
 const ASIDE: usize = 1_024;
 
-/// Reads links, addresses and the main table of both families, of far routes only those to `reach`.
+/// Reads links, addresses and the main table of both families. Of the routes beyond the host's links, only those to
+/// `reach` are kept.
 pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -> Result<HostFacts, KernelError> {
     let mut facts = HostFacts::default();
     for family in Family::BOTH {
@@ -53,7 +54,7 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -
                 routes.iter().for_each(|route| gateways.take(&facts.on_link, reach, route));
                 gateways
             }
-            // Only what lies in those that are known by now, or leads to `reach`, is kept.
+            // Only routes inside the now known prefixes, or to `reach`, are kept.
             Aside::TooMany => read_table(wire, batch, family, |gateways: &mut Gateways, seen| {
                 Gateway::of(seen).iter().for_each(|route| gateways.take(&facts.on_link, reach, route));
             })?,
@@ -65,7 +66,7 @@ pub(crate) fn host_facts(wire: &mut Wire, batch: &mut Batch, reach: &[IpAddr]) -
     Ok(facts)
 }
 
-/// Reads one family's main table without routes of ours.
+/// Reads the main table of one family, without routes managed by overlays.
 fn read_table<T: Default>(
     wire: &mut Wire,
     batch: &mut Batch,
@@ -74,7 +75,7 @@ fn read_table<T: Default>(
 ) -> Result<T, KernelError> {
     route::dump(batch, family, RouteSlot::MAIN.table);
     wire.fold(batch, "reading routes", T::default, |kept, message| {
-        // A kernel without IPv6 answers for all families it has.
+        // A kernel without IPv6 answers with all families it has.
         let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
         if let Some(seen) = seen.filter(|seen| seen.in_main_table() && !seen.has_own_protocol()) {
             take(kept, &seen);
@@ -83,14 +84,14 @@ fn read_table<T: Default>(
     })
 }
 
-/// What is kept of one family's routes while they are read: what matters whatever else there is, and what may.
+/// The kept routes of one family while they are read: those that always matter, and those that may.
 #[derive(Debug, Default)]
 struct Table {
     defaults: Vec<HostRoute>,
     on_link: Routes,
     next_hops: BTreeSet<NextHop>,
     aside: Aside,
-    /// How many routes are not kept, or not all of their next hops.
+    /// How many routes are not kept, or not with all their next hops.
     left_out: usize,
 }
 
@@ -111,18 +112,18 @@ impl Default for Aside {
 #[derive(Debug, Clone, Copy)]
 struct Gateway {
     route: HostRoute,
-    /// Whether it is one of an overlay, which leads nowhere else.
+    /// Whether it is an overlay's route, which leads to no other destination.
     overlay: bool,
 }
 
 /// Routes with a gateway that matter.
 #[derive(Debug, Default)]
 struct Gateways {
-    /// Those that take addresses out of a connected prefix.
+    /// Routes to addresses inside a connected prefix.
     inside: Routes,
-    /// Those to an address that was asked for.
+    /// Routes to a requested address.
     far: Routes,
-    /// How many are not kept of either.
+    /// How many of both are not kept.
     left_out: usize,
 }
 
@@ -175,7 +176,7 @@ impl Gateways {
     }
 }
 
-/// Takes in a route, if there is room. False if there is none.
+/// Adds a route if there is room. Returns false if there is none.
 fn keep(routes: &mut Routes, route: HostRoute) -> bool {
     let has_room = routes.len() < HostFacts::MOST;
     if has_room {
@@ -184,7 +185,7 @@ fn keep(routes: &mut Routes, route: HostRoute) -> bool {
     has_room
 }
 
-/// A route that packets take by their destination alone.
+/// Returns a route that is selected by the destination alone.
 fn plain(seen: &route::SeenRoute) -> Option<HostRoute> {
     (seen.forwards && seen.tos == 0).then(|| HostRoute {
         prefix: seen.prefix,
@@ -194,8 +195,8 @@ fn plain(seen: &route::SeenRoute) -> Option<HostRoute> {
     })
 }
 
-/// Whether the next hop is one of the addresses it leads to: an overlay's route, as Go flannel leaves them too. Nothing
-/// on the host is reached through such a next hop but the route's own destination.
+/// Returns whether the next hop is inside the route's own prefix: this is a route of an overlay, also of Go flannel.
+/// Only the route's own destination is reached through such a next hop.
 fn leads_to_itself(seen: &route::SeenRoute) -> bool {
     seen.onlink && seen.prefix.len() > 0 && seen.gateway.is_some_and(|gateway| seen.prefix.contains(gateway))
 }
@@ -249,7 +250,7 @@ mod tests {
     fn the_addresses_of_one_link_take_no_others_place() {
         let address = |link: u32, addr: IpAddr| HostAddress::new(link, addr, 32);
         let mut facts = HostFacts::default();
-        // A service proxy holds each service's address on one device, of either family.
+        // A service proxy has the address of each service on one device, in both families.
         (0..10_000).for_each(|n| facts.keep_address(address(1, std::net::Ipv4Addr::from(n).into())));
         let others = [address(2, "192.0.2.1".parse().unwrap()), address(2, "2001:db8::1".parse().unwrap())];
         facts.keep_address(others[0].clone());
@@ -278,7 +279,8 @@ mod tests {
         assert!(matches!(table.aside, Aside::TooMany));
         let kept = [table.defaults.len(), table.on_link.len(), table.next_hops.len()];
         assert_eq!(kept, [HostFacts::MOST; 3]);
-        // A route by one hop and a default route by another, until there is no room for either, and one without a gateway.
+        // One route per next hop, one default route per further next hop, until there is room for neither, and one
+        // route without a gateway.
         assert!(table.left_out >= 3 * (ROUTES as usize - 1 - HostFacts::MOST), "{}", table.left_out);
         let mut gateways = Gateways::default();
         let on_link: Routes =

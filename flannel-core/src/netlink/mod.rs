@@ -1,7 +1,7 @@
-//! The real kernel, over netlink.
+//! The Linux kernel, over netlink.
 //!
-//! One thread per [`NetlinkKernel`] owns plain blocking sockets in one network namespace: sends wait for the kernel's
-//! RTNL lock, which must never happen on a runtime's worker. Nothing of the netlink crates shows in public types.
+//! One thread per [`NetlinkKernel`] owns blocking sockets in one network namespace: sends wait for the kernel's RTNL
+//! lock, which must never block a runtime's worker. The types of the netlink crates do not appear in the public API.
 
 mod apply;
 mod claim;
@@ -36,48 +36,49 @@ use self::pending_hints::PendingHints;
 use self::thread::{Command, Thread};
 use crate::net::{Dual, Prefix};
 
-/// The kernel of one network namespace. Overlays of one process may share it: each is hinted what the others write.
+/// The kernel of one network namespace. Several overlays of one process may share it: each gets hints about the writes
+/// of the others.
 ///
-/// It starts one thread, which ends when this value is dropped: the drop waits for the request at hand, at most a few
-/// seconds. Needs `CAP_NET_ADMIN` in the user namespace that owns the network namespace, for writing; an unprivileged
-/// user has that inside `unshare -Urn`. There, and in containers, the kernel refuses large receive buffers: hints then
-/// become [`Hint::Lost`] sooner, and nothing else changes.
+/// It starts one thread. Dropping this value ends the thread and waits for the current request, at most a few seconds.
+/// Writing needs `CAP_NET_ADMIN` in the user namespace that owns the network namespace; an unprivileged user has it
+/// inside `unshare -Urn`. There, and in containers, the kernel refuses large receive buffers: [`Hint::Lost`] then
+/// occurs sooner, and nothing else changes.
 ///
 /// # Deadlines
-/// A request whose answer is not there after 5 s fails with [`KernelError::Timeout`], and the socket is opened anew.
-/// The time a send waits for RTNL inside the kernel cannot be cut short and is not counted; whoever cannot wait drops
-/// the future.
+/// A request that is not answered within 5 s fails with [`KernelError::Timeout`], and the socket is reopened. The time
+/// that a send waits for RTNL inside the kernel cannot be limited and is not counted; drop the future to stop waiting.
 ///
 /// # Cancel safety
-/// Dropping a future cuts a plan short at the end of the send at hand and leaves later requests unharmed.
+/// Dropping a future ends a plan after the current send. Later requests are not affected.
 pub struct NetlinkKernel {
     thread: Thread,
 }
 
 impl NetlinkKernel {
-    /// The kernel of the calling thread's network namespace.
+    /// Opens the kernel of the calling thread's network namespace.
     ///
     /// # Errors
-    /// [`KernelError::Lost`] when no thread can be started. Retry with back-off.
+    /// [`KernelError::Lost`] when the thread cannot be started. Retry with back-off.
     pub fn new() -> Result<Self, KernelError> {
         Ok(Self { thread: Thread::start(None)? })
     }
 
-    /// The kernel of a given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`), which only this value's
-    /// thread enters.
+    /// Opens the kernel of the given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`). Only this value's
+    /// thread enters it.
     ///
     /// # Errors
-    /// [`KernelError::Denied`] without `CAP_SYS_ADMIN`, [`KernelError::Refused`] when `namespace` is no network
-    /// namespace: both final. [`KernelError::Lost`] when no thread can be started: retry with back-off.
+    /// [`KernelError::Denied`] without `CAP_SYS_ADMIN`, [`KernelError::Refused`] when `namespace` is not a network
+    /// namespace: both are final. [`KernelError::Lost`] when the thread cannot be started: retry with back-off.
     pub fn in_namespace(namespace: OwnedFd) -> Result<Self, KernelError> {
         Ok(Self { thread: Thread::start(Some(namespace))? })
     }
 
-    /// Attaches a data plane, which may have threads of its own and ends them when this value is dropped. It carries the packets of the TUN devices that are wanted through this value. There is one:
-    /// a later one replaces it.
+    /// Attaches a data plane, which carries the packets of the TUN devices wanted through this value. The data plane
+    /// may have its own threads and ends them when this value is dropped. There is one data plane: attaching another
+    /// replaces it.
     ///
     /// # Errors
-    /// [`KernelError::Stopped`] once the thread is gone. Final.
+    /// [`KernelError::Stopped`] once the thread has ended. Final.
     pub fn with_data_plane(self, plane: impl DataPlane) -> Result<Self, KernelError> {
         self.thread.attach(Box::new(plane))?;
         Ok(self)

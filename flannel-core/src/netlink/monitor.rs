@@ -1,4 +1,4 @@
-//! Notifications to hints.
+//! Converts notifications to hints.
 
 mod addresses;
 
@@ -26,51 +26,51 @@ use crate::net::{Family, MacAddr, is_automatic};
 /// Multicast groups: link, neigh, IPv4 and IPv6 ifaddr and route (`enum rtnetlink_groups`).
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 
-/// Most datagrams read in a row, so that a flood of notifications does not keep requests waiting.
+/// The most datagrams read in a row, so that a flood of notifications does not delay requests.
 const DRAIN: usize = 16_384;
 
-/// Most own writes waited for: those of some sends, should a drain have been cut short.
+/// The most own writes to match: those of several sends, in case a drain was interrupted.
 const ECHOES: usize = 16 * Batch::MAX;
 
 const DATAGRAM: usize = 32 << 10;
 
-/// So many failed receives in a row are no overrun: the socket is broken.
+/// After this many failed receives in a row, the cause is not an overrun: the socket is broken.
 const FAILURES: u32 = 8;
 
-/// Listens to what happens, and tells each listener what matters and was not its own overlay.
+/// Receives notifications, and sends each listener hints about relevant changes that its own overlay did not make.
 ///
-/// Our own writes come back. They are no news to the overlay that wrote last; to any other they are. Routes and most
-/// neighbour events carry the port of the socket that asked for them (docs/kernel-facts.md, "Echoes of own writes").
-/// Forwarding entries, deleted neighbours and links carry none; but the kernel queues a notification before it
-/// acknowledges the request, so all echoes of a send are there once its acknowledgement is, and can be matched with
-/// what that send wrote. What is left over then will never come. Addresses are compared with what is known of them, our
-/// own writes included.
+/// Notifications of own writes are ignored for the overlay that wrote last, and reported to all others. Notifications
+/// of routes and most neighbours contain the port of the requesting socket (docs/kernel-facts.md, "Echoes of own
+/// writes"). Those of FDB entries, deleted neighbours and links do not. But the kernel queues a notification before it
+/// acknowledges the request, so all echoes of a send have arrived once it is acknowledged, and can be matched with the
+/// writes of that send. Unmatched writes are dropped then, because their echoes will never come. Addresses are compared
+/// with the known addresses, including own writes.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
-    /// As last heard of, in the order of their indices: those that some change of would be told, but no more than
-    /// [`HostFacts::MOST_LINKS`] beside those of scopes.
+    /// The last known state of the links, in the order of their indexes: those whose changes may cause a hint, but at
+    /// most [`HostFacts::MOST_LINKS`] in addition to those of scopes.
     links: Vec<SeenLink>,
-    /// Whether there were more links since they were read: of those that are not known every change is news.
+    /// Whether links were left out since the last full read: then every change of an unknown link causes a hint.
     links_left_out: bool,
     addresses: Addresses,
     watches: Vec<Watch>,
-    /// The overlay whose writes come back now.
+    /// The overlay whose echoes are expected now.
     writer: Option<OverlayName>,
     echoes: BTreeMap<Echo, u32>,
-    /// A device that we are changing right now: the kernel's own clearing up after that is ours too.
+    /// The device that is being changed: the kernel's follow-up changes count as own changes.
     flux: Option<u32>,
     /// Notifications were lost, so links and addresses have to be read again.
     stale: bool,
-    /// A scope is new, so links that only it is about may be missing.
+    /// There is a new scope, so links that only this scope concerns may be missing.
     incomplete: bool,
     receive: Receive,
-    /// Receives that failed in a row.
+    /// The number of failed receives in a row.
     failures: u32,
 }
 
-/// One of our writes whose notification has no port.
+/// An own write whose notification has no port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Echo {
     PutFdb { index: u32, mac: MacAddr, dst: IpAddr },
@@ -78,20 +78,20 @@ pub(crate) enum Echo {
     DeleteNeighbour { index: u32, addr: IpAddr },
 }
 
-/// Who did what is heard.
+/// The cause of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Author {
     /// This kernel, for the overlay that wrote last.
     Us,
-    /// Anybody else.
+    /// Any other process or the kernel itself.
     Others,
 }
 
-/// The links, as they are read.
+/// The links read so far.
 #[derive(Debug, Default)]
 struct Listed {
     links: Vec<SeenLink>,
-    /// Whether there are more than are kept.
+    /// Whether links were left out.
     left_out: bool,
 }
 
@@ -103,10 +103,10 @@ struct Watch {
 }
 
 impl Monitor {
-    /// Joins the groups, then reads what there is.
+    /// Opens the socket and joins the groups. The current state is read later.
     ///
     /// # Errors
-    /// [`KernelError::Lost`] when there is no socket to be had.
+    /// [`KernelError::Lost`] when the socket cannot be opened.
     pub(crate) fn open() -> Result<Self, KernelError> {
         Self::with_receive_buffer(RECEIVE_BUFFER)
     }
@@ -137,7 +137,7 @@ impl Monitor {
         self.socket.as_fd()
     }
 
-    /// Whether anybody still listens.
+    /// Returns whether there are listeners.
     pub(crate) fn is_wanted(&mut self) -> bool {
         for watch in &mut self.watches {
             watch.listeners.retain(|pending| pending.strong_count() > 0);
@@ -146,7 +146,7 @@ impl Monitor {
         !self.watches.is_empty()
     }
 
-    /// Tells `pending` what concerns `scope`, which replaces an earlier one of the same overlay.
+    /// Sends `pending` hints about `scope`, which replaces an earlier scope of the same overlay.
     pub(crate) fn watch(&mut self, scope: Scope, pending: &Arc<PendingHints>) {
         let known = self.watches.iter().position(|watch| watch.scope.overlay == scope.overlay);
         self.incomplete |= !self.watches.iter().any(|watch| watch.scope == scope);
@@ -161,17 +161,17 @@ impl Monitor {
         }
     }
 
-    /// Whether links and addresses have to be read again.
+    /// Returns whether links and addresses have to be read again.
     pub(crate) fn is_stale(&self) -> bool {
         self.stale
     }
 
-    /// Whether nothing will be heard through this socket any more.
+    /// Returns whether the socket is broken.
     pub(crate) fn is_broken(&self) -> bool {
         self.failures >= FAILURES
     }
 
-    /// Who listens, to be told by another monitor from now on.
+    /// Returns the listeners, to be moved to another monitor.
     pub(crate) fn dismiss(mut self) -> Vec<(Scope, Arc<PendingHints>)> {
         let watches = std::mem::take(&mut self.watches);
         let listeners = watches.into_iter().flat_map(|Watch { scope, listeners, .. }| {
@@ -180,7 +180,7 @@ impl Monitor {
         listeners.collect()
     }
 
-    /// Reads links and addresses, to compare notifications with.
+    /// Reads links and addresses, to compare notifications with them.
     pub(crate) fn resync(&mut self, wire: &mut Wire, batch: &mut Batch) -> Result<(), KernelError> {
         let mut addresses = Addresses::default();
         for family in Family::BOTH {
@@ -211,9 +211,9 @@ impl Monitor {
         Ok(())
     }
 
-    /// Takes in a link that is read.
+    /// Adds a link to the list.
     fn list(&self, listed: &mut Listed, seen: SeenLink) {
-        // Those of a scope are found whatever the others are.
+        // Links of a scope are kept regardless of the number of others.
         if self.is_concerned(&seen) || (listed.links.len() < HostFacts::MOST_LINKS && self.is_kept(&seen)) {
             listed.links.push(seen);
         } else {
@@ -221,8 +221,8 @@ impl Monitor {
         }
     }
 
-    /// Reads the links that only a new scope is about. The others stay as last heard of: what was not yet read of them is
-    /// still to be told.
+    /// Reads the links that only a new scope concerns. The others keep their last known state, because their unread
+    /// notifications still have to cause hints.
     pub(crate) fn complete(&mut self, wire: &mut Wire, batch: &mut Batch) -> Result<(), KernelError> {
         if !self.incomplete {
             return Ok(());
@@ -230,7 +230,7 @@ impl Monitor {
         for seen in read_links(wire, batch, |seen| self.is_concerned(seen))? {
             if let Err(place) = self.place(seen.index) {
                 self.links.insert(place, seen);
-                // A notification that is still to be read may say the same, and is then none.
+                // An unread notification may report the same state, and is then ignored.
                 self.raise_all(Hint::FactsChanged);
                 self.changed();
             }
@@ -250,10 +250,10 @@ impl Monitor {
         self.links.binary_search_by_key(&index, |known| known.index)
     }
 
-    /// Announces that what is written from now on is `writer`'s.
+    /// Sets the overlay whose writes follow.
     pub(crate) fn begin(&mut self, port: u32, writer: &OverlayName) {
         if self.writer.as_ref() != Some(writer) {
-            // What is still to be read was written by the one before.
+            // Unread notifications belong to the previous writer.
             if !self.drain(port) {
                 self.lost();
             }
@@ -261,7 +261,7 @@ impl Monitor {
         }
     }
 
-    /// Announces a write that is about to be sent.
+    /// Records a write that is about to be sent.
     pub(crate) fn expect(&mut self, echo: Echo) {
         if self.echoes.len() >= ECHOES {
             self.echoes.clear();
@@ -269,14 +269,14 @@ impl Monitor {
         *self.echoes.entry(echo).or_default() += 1;
     }
 
-    /// Notes an address that we added or deleted. An IPv6 one is announced without a port, and only once duplicate
-    /// address detection is through: it is then known already, and no news.
+    /// Records an address that was added or deleted. The notification of an IPv6 address has no port and arrives only
+    /// after duplicate address detection: by then the address is known, and no hint is sent.
     pub(crate) fn note_address(&mut self, link: u32, addr: IpAddr, len: u8, there: bool) {
         self.read_address(&HostAddress::new(link, addr, len), there, Author::Us);
     }
 
-    /// Reads what came up to now; `port` is that of our requests. Due after each send, once it is acknowledged. False
-    /// if there is more.
+    /// Reads all notifications received so far; `port` is that of the request socket. Call it after each send, once the
+    /// send is acknowledged. Returns false if there are more.
     pub(crate) fn drain(&mut self, port: u32) -> bool {
         for _ in 0..DRAIN {
             let mut buffer = std::mem::take(&mut self.buffer);
@@ -286,7 +286,7 @@ impl Monitor {
                 Ok(Some(len)) => {
                     for message in messages(&buffer[..len]) {
                         if message.and_then(|message| self.read(&message, port)).is_err() {
-                            // What cannot be read may have said anything.
+                            // An unreadable message may have reported any change.
                             self.raise_all(Hint::Lost);
                         }
                     }
@@ -311,7 +311,8 @@ impl Monitor {
         false
     }
 
-    /// After a device was written: whatever happened to it was us, if it now is as `expected` (`None`: gone).
+    /// Call this after a write to a device. All its changes count as own changes if it is now as `expected` (`None`:
+    /// deleted).
     pub(crate) fn settle_link(&mut self, port: u32, index: u32, expected: Option<&Link>) {
         self.flux = Some(index);
         self.drain(port);
@@ -333,12 +334,12 @@ impl Monitor {
         }
     }
 
-    /// Tells everybody to look.
+    /// Sends all listeners the hint that something changed.
     pub(crate) fn changed(&mut self) {
         self.raise_all(Hint::Changed);
     }
 
-    /// Tells everybody that anything may have changed.
+    /// Sends all listeners the hint that anything may have changed.
     pub(crate) fn lost(&mut self) {
         self.raise_all(Hint::Lost);
     }
@@ -353,12 +354,12 @@ impl Monitor {
         self.place(index).ok().and_then(|place| self.links.get(place))
     }
 
-    /// Whether the ids of a scope depend on this link.
+    /// Returns whether the IDs of a scope depend on this link.
     fn is_concerned(&self, seen: &SeenLink) -> bool {
         self.watches.iter().any(|watch| watch.scope.concerns(seen))
     }
 
-    /// Whether what becomes of a link may have to be told.
+    /// Returns whether a change of a link may cause a hint.
     fn is_kept(&self, seen: &SeenLink) -> bool {
         Hint::tells_of(&seen.link.kind, self.addresses.of(seen.index)) || self.is_concerned(seen)
     }
@@ -391,12 +392,12 @@ impl Monitor {
         Ok(())
     }
 
-    /// What happens to a device that we are changing is the writer's, whoever is named.
+    /// Attributes changes of the device being changed to the writer, whatever the notification says.
     fn author_on(&self, index: Option<u32>, author: Author) -> Author {
         if self.flux.is_some() && index == self.flux { Author::Us } else { author }
     }
 
-    /// Those to whom it is news.
+    /// Returns the watches that are interested in a change by `author`.
     fn others(&self, author: Author) -> impl Iterator<Item = &Watch> {
         self.watches.iter().filter(move |watch| watch.hears(author, self.writer.as_ref()))
     }
@@ -404,7 +405,7 @@ impl Monitor {
     fn read_link(&mut self, seen: SeenLink, there: bool) {
         let index = seen.index;
         let before = match (self.place(index), there) {
-            // Statistics, queues: nothing of that is kept.
+            // Changes of statistics and queues, which are not kept.
             (Ok(place), true) if self.links[place] == seen => return,
             (Ok(place), true) if self.links[place].link == seen.link => {
                 self.links[place] = seen;
@@ -434,7 +435,7 @@ impl Monitor {
         let after = there.then_some(&seen);
         for watch in &mut self.watches {
             let hears = watch.hears(author, self.writer.as_ref());
-            // A link that would get no id if it were alone changes nobody's: a storm of such links is cheap.
+            // A link that would get no ID on its own does not change any other ID: many such links cost little.
             let concerned = before.iter().chain(after).any(|link| watch.scope.concerns(link));
             let mut touched = [None, None];
             let mut moved = false;
@@ -451,7 +452,7 @@ impl Monitor {
             if is_news || is_uplink {
                 watch.raise(Hint::FactsChanged);
             }
-            // The uplink's IPv4 routes go without a word of their own (docs/kernel-facts.md, "Link down").
+            // The uplink's IPv4 routes disappear without their own notifications (docs/kernel-facts.md, "Link down").
             let in_scope = touched.iter().any(|id| matches!(id, Some(LinkId::Own(_) | LinkId::Other(_))));
             if in_scope || moved || (is_uplink && goes_down) {
                 watch.raise(Hint::Changed);
@@ -459,7 +460,7 @@ impl Monitor {
         }
     }
 
-    /// Only of the uplink it matters whether it has a carrier.
+    /// Reports a changed carrier, which matters only for the uplink.
     fn carrier_changed(&self, index: u32) {
         for watch in self.others(self.author_on(Some(index), Author::Others)) {
             if watch.ids.get(&index) == Some(&LinkId::Uplink) {
@@ -481,7 +482,7 @@ impl Monitor {
     fn read_neighbour(&mut self, entry: &neighbour::Entry, message: &Message<'_>, author: Author) {
         let there = message.kind == RTM_NEWNEIGH;
         let Some(echo) = echo_of(entry, there) else { return };
-        // What the kernel resolves by itself is not permanent and comes without a port.
+        // Neighbours that the kernel resolves itself are not permanent and have no port.
         let weighty = entry.permanent || !there || (message.port != 0 && entry.table == Table::Neighbours);
         if !weighty {
             return;
@@ -525,7 +526,7 @@ impl Monitor {
 }
 
 impl Watch {
-    /// Whether what `author` did is news to this overlay.
+    /// Returns whether a change by `author` is relevant to this overlay.
     fn hears(&self, author: Author, writer: Option<&OverlayName>) -> bool {
         match author {
             Author::Others => true,
@@ -541,7 +542,7 @@ impl Watch {
 }
 
 fn join(receive_buffer: usize) -> io::Result<Socket> {
-    // A device going down with thousands of neighbours says so in as many messages (docs/kernel-facts.md, "Notification
+    // A device that goes down with thousands of neighbours causes as many messages (docs/kernel-facts.md, "Notification
     // socket overrun").
     let mut socket = open_socket(receive_buffer)?;
     socket.bind_auto()?;
@@ -551,7 +552,7 @@ fn join(receive_buffer: usize) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// `None` for entries that are nobody's business; `Some(None)` for those that have their port.
+/// Returns `None` for irrelevant entries, and `Some(None)` for entries whose notifications have a port.
 fn echo_of(entry: &neighbour::Entry, there: bool) -> Option<Option<Echo>> {
     let index = entry.index;
     match entry.table {
@@ -568,7 +569,7 @@ fn echo_of(entry: &neighbour::Entry, there: bool) -> Option<Option<Echo>> {
 
 #[cfg(test)]
 impl Monitor {
-    /// From now on nothing can be received.
+    /// Makes all further receives fail.
     pub(crate) fn break_socket(&mut self) {
         self.receive = |_, _| Err(nix::errno::Errno::EIO);
     }

@@ -1,4 +1,4 @@
-//! Dumps to state.
+//! Converts dumps to state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,26 +11,26 @@ use crate::kernel::{
 };
 use crate::net::{Family, MacAddr, Prefix, is_automatic};
 
-/// What was seen, and which interface each id stands for.
+/// The observed state, and the interface index of each ID.
 pub(crate) struct Seen {
     pub(crate) state: State,
-    /// How many IPv4 routes are among it.
+    /// The number of IPv4 routes in it.
     pub(crate) routes: usize,
     pub(crate) indices: BTreeMap<LinkId, u32>,
 }
 
-/// Most routes of others in the territory that are kept, beside ours and to other prefixes each: as many as peers are
-/// supported, with room to spare. A prefix whose routes are beyond is not seen at all, so nothing there is deleted or
-/// replaced, and an exclusive create finds out.
+/// The most foreign routes in the territory that are kept: this many to prefixes with an own route, and this many to
+/// other prefixes. That is as many as the supported number of peers, with a margin. If the routes of a prefix exceed
+/// it, none of them is observed: nothing there is deleted or replaced, and an exclusive create fails.
 const MOST_FOREIGN: usize = 131_072;
 
-/// Reads all that `scope` takes in; `expected` is about how many peers there are. Deletions come from entries actually
-/// seen, so what changes between two dumps may cost a redundant write and never a wrong delete (docs/kernel-facts.md,
+/// Reads everything in `scope`; `expected` is the approximate number of peers. Only entries actually observed are
+/// deleted, so a change between two dumps can cause a redundant write but never a wrong delete (docs/kernel-facts.md,
 /// "Torn dumps").
 ///
 /// A map collected from sorted entries has full nodes; one that grows by insertion in ascending order is half empty
-/// (docs/kernel-facts.md, "Cost of dumps and memory"). The entries are put into a map before the next table is read, so
-/// that they exist twice for one table at a time.
+/// (docs/kernel-facts.md, "Cost of dumps and memory"). Each table is converted to a map before the next one is read, so
+/// that only one table at a time is in memory twice.
 pub(crate) fn observe(wire: &mut Wire, batch: &mut Batch, scope: &Scope, expected: usize) -> Result<Seen, KernelError> {
     let links = read_links(wire, batch, |link| scope.concerns(link))?;
     let ids = scope.identify(&links);
@@ -78,7 +78,7 @@ impl Reader<'_> {
         Ok(addresses)
     }
 
-    /// The entries of one of a device's two tables.
+    /// Reads the entries of one of a device's two tables.
     fn entries<T>(
         &mut self,
         index: u32,
@@ -123,7 +123,7 @@ impl Reader<'_> {
         Ok(neighbours.into_iter().collect())
     }
 
-    /// The routes in the territory, in order.
+    /// Reads the routes in the territory, sorted.
     fn routes(&mut self) -> Result<Vec<(RouteKey, Route)>, KernelError> {
         let mut routes = Vec::new();
         let of_each_table = |family| tables(self.scope).into_iter().map(move |table| (family, table));
@@ -131,7 +131,7 @@ impl Reader<'_> {
             route::dump(self.batch, family, table);
             let (expected, scope, ids) = (self.expected, self.scope, &self.ids);
             let take = |found: &mut Found, message: &Message<'_>| {
-                // A kernel without IPv6 answers for all families it has.
+                // A kernel without IPv6 answers with all families it has.
                 let seen = route::decode(message.payload)?.filter(|seen| seen.prefix.family() == family);
                 seen.iter().filter(|seen| seen.in_territory(scope)).for_each(|seen| found.take(seen, ids));
                 Ok(())
@@ -146,7 +146,7 @@ impl Reader<'_> {
     }
 }
 
-/// Appends without a copy where there is nothing yet.
+/// Appends without copying if `all` is empty.
 fn append<T>(all: &mut Vec<T>, mut found: Vec<T>) {
     if all.is_empty() {
         *all = found;
@@ -155,17 +155,17 @@ fn append<T>(all: &mut Vec<T>, mut found: Vec<T>) {
     }
 }
 
-/// Routes in the territory, as they are read. The kernel lists the routes to one prefix one after the other, so these are
-/// kept or left out together: which of them is the first decides whether ours may be replaced.
+/// Routes in the territory, while they are read. The kernel lists the routes to one prefix together, so they are kept
+/// or left out together: the first of them determines whether an own route may be replaced.
 #[derive(Debug, Default)]
 struct Found {
     routes: Vec<(RouteKey, Route)>,
-    /// The prefix that is being read, and where its routes begin.
+    /// The current prefix, and where its routes start.
     prefix: Option<Prefix>,
     start: usize,
-    /// Whether this prefix alone has more routes than are kept.
+    /// Whether the current prefix alone has too many routes.
     crowded: bool,
-    /// How many routes of others are kept to prefixes that have one of ours, and to others.
+    /// How many foreign routes are kept to prefixes with an own route, and to other prefixes.
     beside_ours: usize,
     elsewhere: usize,
 }
@@ -195,7 +195,7 @@ impl Found {
         }
     }
 
-    /// Decides about the routes of the prefix that was read.
+    /// Keeps or drops the routes of the current prefix.
     fn close(&mut self) {
         let routes = self.routes.get(self.start..).unwrap_or_default();
         let foreign = routes.iter().filter(|(_, route)| !route.has_own_protocol()).count();
@@ -214,7 +214,7 @@ impl Found {
     }
 }
 
-/// The links that `matters` names, in the order of the dump.
+/// Reads the links that `matters` accepts, in the order of the dump.
 pub(crate) fn read_links(
     wire: &mut Wire,
     batch: &mut Batch,
@@ -224,7 +224,7 @@ pub(crate) fn read_links(
     wire.dump(batch, "reading links", |message| Ok(link::decode(message.payload)?.filter(&matters)))
 }
 
-/// The tables in which routes are looked at.
+/// Returns the tables in which routes are read.
 fn tables(scope: &Scope) -> BTreeSet<u32> {
     let others = scope.slots.iter().map(|slot| slot.table).filter(|table| *table != 0);
     others.chain([RouteSlot::MAIN.table]).collect()
@@ -247,7 +247,7 @@ fn named_links(links: Vec<SeenLink>, ids: &BTreeMap<u32, LinkId>, scope: &Scope)
         .collect()
 }
 
-/// Numbers the entries of one key.
+/// Numbers the entries with equal keys.
 fn count_equal<K: Copy, V>(entries: &mut [(K, V)], equal: impl Fn(&K, &K) -> bool, number: impl Fn(&mut K, u16)) {
     let Some(mut first) = entries.first().map(|(key, _)| *key) else { return };
     let mut nth = 0u16;
@@ -283,7 +283,7 @@ mod tests {
         }
     }
 
-    /// What is kept of these routes, by number, and whether they are ours.
+    /// Returns which of these routes are kept, by number, and whether they are own routes.
     fn kept(routes: impl Iterator<Item = (u32, u8)>) -> Vec<(u32, bool)> {
         let mut found = Found::default();
         routes.for_each(|(n, protocol)| found.take(&seen(n, protocol), &BTreeMap::new()));
@@ -311,11 +311,11 @@ mod tests {
         let most = MOST_FOREIGN as u32;
         let flood = || (0..most).map(|n| (n, FOREIGN));
         let tail = |routes: &[(u32, u8)]| kept(flood().chain(routes.iter().copied()))[MOST_FOREIGN..].to_vec();
-        // Whichever comes first, a foreign route beside one of ours is seen.
+        // In either order, a foreign route beside an own one is observed.
         assert_eq!(tail(&[(most, FOREIGN), (most, OWN)]), [(most, false), (most, true)]);
         assert_eq!(tail(&[(most, OWN), (most, FOREIGN)]), [(most, true), (most, false)]);
         assert_eq!(tail(&[(most, FOREIGN), (most, FOREIGN), (most + 1, OWN)]), [(most + 1, true)]);
-        // A key with more than fits is not seen at all: an exclusive create finds out.
+        // A key with too many routes is not observed at all: an exclusive create fails.
         for first in [OWN, FOREIGN] {
             let one = std::iter::once((0, first)).chain((0..=most).map(|_| (0, FOREIGN)));
             assert_eq!(kept(one.chain([(0, OWN), (1, OWN)])), [(1, true)]);

@@ -1,4 +1,4 @@
-//! Hints on their way to whoever listens.
+//! Hints waiting for their listener.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::kernel::Hint;
 
-/// Hints on their way to one listener: a set, so that they merge while nobody polls.
+/// Hints waiting for one listener: a set, so that they merge until they are polled.
 #[derive(Debug, Default)]
 pub(crate) struct PendingHints {
     bits: AtomicU8,
@@ -31,15 +31,15 @@ impl PendingHints {
         });
     }
 
-    /// What was pending came before, and is read again anyway.
+    /// Drops pending hints: they are older, and everything is read again anyway.
     fn break_subscription(&self) {
         let broken = |bits: u8| Some(bits & CLOSED | BROKEN);
-        // The closure always gives a value.
+        // The closure always returns a value.
         let _ = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, broken);
         self.notify.notify_one();
     }
 
-    /// No more hints will come.
+    /// Ends the stream of hints.
     pub(crate) fn close(&self) {
         self.set(CLOSED);
     }
@@ -49,12 +49,12 @@ impl PendingHints {
         self.notify.notify_one();
     }
 
-    /// The hints, weightiest first, until closed.
+    /// Returns the hints, the most important first, until closed.
     pub(crate) fn hints(self: Arc<Self>) -> impl Stream<Item = Hint> + Send + 'static {
         stream::unfold(self, |pending| async move {
             loop {
                 let bits = pending.bits.load(Ordering::Acquire);
-                // What was lost may have been anything.
+                // Lost notifications may have reported any change.
                 let (hint, taken) = match bits {
                     bits if bits & BROKEN != 0 => (Hint::SubscriptionBroken, BROKEN),
                     bits if bits & LOST != 0 => (Hint::Lost, LOST | CHANGED | FACTS_CHANGED),

@@ -1,4 +1,4 @@
-//! The data plane that is attached, if one is.
+//! The attached data plane, if any.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::kernel::{DataPlane, Forward, ForwardKey, KernelError, LinkId, LinkKind, LinkName, State, Tunnel};
 use crate::net::Prefix;
 
-/// The data plane, or none: every call is then an error that says how to attach one.
+/// The data plane, if attached. Otherwise every call returns an error that says how to attach one.
 #[derive(Default)]
 pub(crate) struct Plane(Option<Box<dyn DataPlane>>);
 
@@ -38,7 +38,7 @@ impl Plane {
         }
     }
 
-    /// Adds tunnels, forwards and limitations, which netlink does not show, to a state that was read over it.
+    /// Adds tunnels, forwards and limitations, which netlink does not report, to a state that was read over netlink.
     pub(crate) fn observe(&self, state: &mut State, indices: &BTreeMap<LinkId, u32>) {
         let Some(plane) = &self.0 else { return };
         for (id, link) in &mut state.links {

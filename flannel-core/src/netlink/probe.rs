@@ -1,4 +1,4 @@
-//! Whether devices can be made here, told without making one.
+//! Checks whether devices can be created, without creating one.
 
 use netlink_packet_route::link::InfoKind;
 use nix::errno::Errno;
@@ -8,8 +8,8 @@ use super::plane::Plane;
 use super::wire::{Wire, refusal};
 use crate::kernel::{Device, KernelError, LinkKind};
 
-/// Asks for what no kernel does: one without privilege for us says so first, one without the driver next, one with both
-/// refuses the request as it stands. Without a device it asks to change one that cannot be.
+/// Sends a request that every kernel refuses. Without privilege the kernel reports that first, without the driver that
+/// next; with both it rejects the request itself. Without a device, the request changes a device that cannot exist.
 pub(crate) fn probe(
     wire: &mut Wire,
     batch: &mut Batch,
@@ -30,7 +30,7 @@ pub(crate) fn probe(
     }
 }
 
-/// A refused creation as the lack of a driver, where it is that.
+/// Converts a refused creation to the error about a missing driver, if that is the cause.
 pub(crate) fn without_driver(error: KernelError) -> KernelError {
     match error {
         KernelError::Refused { errno, message, .. }
@@ -54,7 +54,7 @@ fn ask(wire: &mut Wire, batch: &mut Batch, doing: &str, question: impl FnOnce(&m
     let refused = wire.write(batch, doing)?;
     let Some((_, verdict)) = refused.into_iter().next() else { return Ok(()) };
     match without_driver(refusal(doing.to_owned(), verdict)) {
-        // It got as far as what is wrong with the request; of anything else the creation itself will tell.
+        // The kernel checked the request itself. The creation will report any other error.
         KernelError::Refused { .. } => Ok(()),
         error => Err(error),
     }

@@ -31,12 +31,12 @@ use super::probe::probe;
 use super::wire::Wire;
 use crate::net::{Dual, Prefix};
 
-/// Requests that may wait. Each has a caller who waits for it, so there are never many.
+/// The number of requests that can wait. Each has a caller that waits for it, so there are never many.
 const QUEUE: usize = 16;
 
-/// How long until a failed read after an overrun is tried again.
+/// How long to wait before a failed read after an overrun is retried.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How long at most: each subscription that fails soon doubles the pause.
+/// The longest pause: each subscription that fails soon doubles the pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 type Reply<T> = oneshot::Sender<Result<T, KernelError>>;
@@ -50,24 +50,24 @@ pub(crate) enum Command {
     Apply { scope: Scope, ops: Arc<Vec<Op>>, reply: Reply<ApplyReport> },
 }
 
-/// A listener who is not yet known to the monitor.
+/// A listener that the monitor does not have yet.
 struct Subscription {
     scope: Scope,
     pending: Arc<PendingHints>,
-    /// Whether it was told that no notifications arrive for now.
+    /// Whether it received the hint that there are no notifications for now.
     told: bool,
 }
 
-/// What both sides hold.
+/// The state shared by both sides.
 struct Shared {
     wake: EventFd,
-    /// What a data plane holds has changed by itself.
+    /// Whether the data plane's state has changed by itself.
     plane_changed: AtomicBool,
-    /// `None` once the thread has gone.
+    /// `None` once the thread has ended.
     subscriptions: Mutex<Option<Vec<Subscription>>>,
 }
 
-/// The thread, from outside. Dropping it ends the thread after the request at hand.
+/// The handle of the thread. Dropping it ends the thread after the current request.
 pub(crate) struct Thread {
     commands: Option<mpsc::Sender<Command>>,
     shared: Arc<Shared>,
@@ -75,7 +75,7 @@ pub(crate) struct Thread {
 }
 
 impl Thread {
-    /// Starts a thread in the caller's network namespace, or in the one given.
+    /// Starts a thread in the caller's network namespace, or in the given one.
     pub(crate) fn start(namespace: Option<OwnedFd>) -> Result<Self, KernelError> {
         let failed = |reason: String| KernelError::Lost { doing: "starting the netlink thread".to_owned(), reason };
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
@@ -113,7 +113,7 @@ impl Thread {
         answer.await.map_err(|_| KernelError::Stopped)?
     }
 
-    /// Hands over a data plane, before anything is asked for.
+    /// Attaches a data plane. Call it before any request.
     pub(crate) fn attach(&self, plane: Box<dyn DataPlane>) -> Result<(), KernelError> {
         let commands = self.commands.as_ref().ok_or(KernelError::Stopped)?;
         commands.try_send(Command::Attach(plane)).map_err(|_| KernelError::Stopped)?;
@@ -121,7 +121,7 @@ impl Thread {
         Ok(())
     }
 
-    /// Has `pending` told what concerns `scope`.
+    /// Subscribes `pending` to hints about `scope`.
     pub(crate) fn subscribe(&self, scope: Scope, pending: Arc<PendingHints>) {
         match &mut *self.shared.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(waiting) => waiting.push(Subscription { scope, pending, told: false }),
@@ -140,7 +140,7 @@ impl Drop for Thread {
         self.commands = None;
         self.shared.wake();
         if let Some(handle) = self.handle.take() {
-            // A panic there has been reported by the runtime; there is nobody left to tell.
+            // A panic on the thread was already reported; nothing else can be done here.
             let _ = handle.join();
         }
     }
@@ -152,7 +152,7 @@ impl Shared {
     }
 
     fn wake(&self) {
-        // It fails only when the counter is full, and then the thread is awake.
+        // It fails only if the counter is full, and then the thread is awake.
         let _ = self.wake.write(1);
     }
 }
@@ -171,7 +171,7 @@ fn enter(namespace: &OwnedFd) -> Result<(), KernelError> {
     })
 }
 
-/// The thread, from inside.
+/// The state of the thread.
 struct Worker {
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
@@ -179,7 +179,7 @@ struct Worker {
     batch: Batch,
     monitor: Option<Monitor>,
     plane: Plane,
-    /// Listeners for whom there is no monitor yet.
+    /// Listeners without a monitor.
     unserved: Vec<Subscription>,
     /// When a monitor may be opened again.
     retry: Instant,
@@ -187,14 +187,14 @@ struct Worker {
     overlays: BTreeMap<OverlayName, Known>,
 }
 
-/// What is known of an overlay since it last looked.
+/// What is known of an overlay from its last observation.
 #[derive(Default)]
 struct Known {
-    /// The devices that the ids count.
+    /// The devices that the IDs refer to.
     devices: Vec<Device>,
-    /// Which interfaces the ids stand for.
+    /// The interface index of each ID.
     indices: BTreeMap<LinkId, u32>,
-    /// How many IPv4 routes are in its territory.
+    /// The number of IPv4 routes in its territory.
     routes: usize,
 }
 
@@ -218,7 +218,7 @@ impl Worker {
 
     fn run(mut self) {
         loop {
-            // Read first: a wake after this is seen by the poll below.
+            // Read this first: the poll below sees any later wake.
             let _ = self.shared.wake.read();
             self.take_subscriptions();
             self.listen();
@@ -237,11 +237,11 @@ impl Worker {
         let stale = self.monitor.as_ref().is_some_and(Monitor::is_stale).then_some(RETRY_PAUSE);
         let unserved = (!self.unserved.is_empty()).then(|| self.retry.saturating_duration_since(Instant::now()));
         let timeout = match stale.into_iter().chain(unserved).min() {
-            // Rounded up: it must not wake just before its time.
+            // Rounded up, so that it does not wake just before the time.
             Some(pause) => PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         };
-        // Whatever it says, the loop looks at everything.
+        // The result does not matter: the loop checks everything.
         let _ = poll(&mut fds, timeout);
     }
 
@@ -269,14 +269,14 @@ impl Worker {
         for Subscription { scope, pending, told } in self.unserved.drain(..) {
             monitor.watch(scope, &pending);
             if told {
-                // Whatever happened meanwhile was not heard.
+                // Changes in the meantime were missed.
                 pending.raise(Hint::Lost);
             }
         }
         resync(monitor, &mut self.wire, &mut self.batch);
     }
 
-    /// The next monitor is not opened before a pause, which grows as long as none lasts.
+    /// Sets a pause before the next monitor is opened. It grows while monitors keep failing.
     fn pause(&mut self) {
         let now = Instant::now();
         if now.saturating_duration_since(self.retry) > LONGEST_PAUSE {
@@ -313,7 +313,7 @@ impl Worker {
         resync(monitor, &mut self.wire, &mut self.batch);
     }
 
-    /// Does without the monitor, whose socket is broken, until the next may be opened.
+    /// Drops the monitor, whose socket is broken, until the next one may be opened.
     fn give_up(&mut self) {
         let listeners = self.monitor.take().map(Monitor::dismiss).unwrap_or_default();
         self.unserved.extend(listeners.into_iter().map(|(scope, pending)| Subscription {
@@ -325,7 +325,7 @@ impl Worker {
         self.tell_unserved();
     }
 
-    /// Does what was asked, unless the caller has gone.
+    /// Executes a command, unless the caller has gone.
     fn serve(&mut self, command: Command) {
         match command {
             Command::Claim { overlay, networks, residence, reply } => {
@@ -372,7 +372,7 @@ impl Worker {
                     scope: &scope,
                 };
                 let report = applier.run(&ops, || reply.is_closed());
-                // The one who asked is the last to hold it, and frees it.
+                // The caller is then the last owner, and frees it.
                 drop(ops);
                 let _ = reply.send(Ok(report));
             }
@@ -391,12 +391,12 @@ impl Drop for Worker {
 
 fn answer<T>(reply: Reply<T>, make: impl FnOnce() -> Result<T, KernelError>) {
     if !reply.is_closed() {
-        // A caller who went in the meantime knows nothing of the outcome and has to look.
+        // If the caller has gone in the meantime, it has to observe the outcome.
         let _ = reply.send(make());
     }
 }
 
-/// Reads what the monitor has to know and does not.
+/// Reads what the monitor is missing.
 fn resync(monitor: &mut Monitor, wire: &mut Wire, batch: &mut Batch) {
     let read = if monitor.is_stale() { monitor.resync(wire, batch) } else { monitor.complete(wire, batch) };
     if let Err(error) = read {
@@ -421,7 +421,7 @@ mod tests {
         let mut calls: Vec<_> = (0..QUEUE + 7).map(|_| Box::pin(call())).collect();
         assert!(calls.iter_mut().all(|call| call.now_or_never().is_none()));
         assert_eq!(receiver.len(), QUEUE);
-        // Whoever waits for a place has it as soon as there is one.
+        // A waiting caller gets a place as soon as there is one.
         receiver.try_recv().unwrap();
         assert!(calls.iter_mut().skip(QUEUE).all(|call| call.now_or_never().is_none()));
         assert_eq!(receiver.len(), QUEUE);

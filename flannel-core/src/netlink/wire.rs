@@ -1,4 +1,4 @@
-//! The request loop: one socket, every message accounted for.
+//! The request loop: one socket, and every message is accounted for.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,24 +14,24 @@ use super::codec::{Batch, Message, Unreadable, Verdict, done_verdict, error_verd
 use crate::kernel::KernelError;
 
 /// How long the kernel may take to answer. Waiting for RTNL, which others may hold for seconds, counts only between
-/// answers: a send that waits for it inside the kernel cannot be cut short.
+/// answers: a send that waits for it inside the kernel cannot be interrupted.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Receive buffer asked for, in bytes. Without privilege over the host the kernel's limit stays, which is why a send
-/// has at most [`Batch::MAX`] messages.
+/// The requested receive buffer, in bytes. Without privilege over the host, the kernel's limit applies; therefore a
+/// send has at most [`Batch::MAX`] messages.
 pub(crate) const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// How often a dump that changed while it was read is read anew.
+/// How often a dump is read again if it changed while it was read.
 const DUMP_TRIES: u32 = 5;
 
 /// The kernel never puts more into one datagram of a dump (`NLMSG_GOODSIZE`, `max_recvmsg_len`).
 const DATAGRAM: usize = 64 << 10;
 
-/// How the next datagram is read.
+/// A function that reads the next datagram.
 pub(crate) type Receive = fn(&Socket, &mut [u8]) -> Result<Option<usize>, Errno>;
 
-/// A request socket and its numbering. After a fault it is opened anew before the next request, so that no answer of
-/// an earlier one can be taken for a later one's.
+/// A request socket and its sequence numbers. After a fault it is reopened before the next request, so that a late
+/// answer is not mistaken for the answer to a later request.
 #[derive(Debug)]
 pub(crate) struct Wire {
     open: Option<Open>,
@@ -48,7 +48,7 @@ struct Open {
     port: u32,
 }
 
-/// Why an exchange came to nothing.
+/// Why an exchange failed.
 #[derive(Debug)]
 enum Fault {
     Timeout,
@@ -66,12 +66,12 @@ impl From<Unreadable> for Fault {
 enum End {
     /// The acknowledgement of the last message.
     Acknowledgement,
-    /// `NLMSG_DONE`: a dump that merely stops is not complete.
+    /// `NLMSG_DONE`: a dump without it is not complete.
     Done,
 }
 
 impl Wire {
-    /// A wire in the calling thread's network namespace.
+    /// Creates a wire in the calling thread's network namespace.
     pub(crate) fn new() -> Self {
         Self::with_limits(DEADLINE, RECEIVE_BUFFER)
     }
@@ -80,12 +80,12 @@ impl Wire {
         Self { open: None, seq: 0, buffer: vec![0; DATAGRAM], deadline, receive_buffer, receive }
     }
 
-    /// The port that the kernel names in notifications our requests cause; 0 before the first request.
+    /// Returns the port in notifications that own requests cause; 0 before the first request.
     pub(crate) fn port(&self) -> u32 {
         self.open.as_ref().map_or(0, |open| open.port)
     }
 
-    /// Sends the messages, empties the batch, and returns those that were refused, by their place, in order.
+    /// Sends the messages, empties the batch, and returns the refused messages by their place, in order.
     pub(crate) fn write(&mut self, batch: &mut Batch, doing: &str) -> Result<Vec<(usize, Verdict)>, KernelError> {
         batch.ask_acknowledgement();
         let (refused, _) = self.exchange(batch, doing, End::Acknowledgement, &mut |_| Ok(()))?;
@@ -111,7 +111,8 @@ impl Wire {
         })
     }
 
-    /// Sends the one request in the batch and returns all that `read` makes of the answers: complete or an error.
+    /// Sends the one request in the batch and returns everything that `read` extracts from the answers: complete, or an
+    /// error.
     pub(crate) fn dump<T>(
         &mut self,
         batch: &mut Batch,
@@ -125,8 +126,8 @@ impl Wire {
         self.fold(batch, doing, Vec::new, take)
     }
 
-    /// Sends the one request in the batch and has `take` collect what it wants of the answers: complete or an error. A
-    /// dump that is read anew begins with another `start`.
+    /// Sends the one request in the batch and folds the answers with `take`: complete, or an error. If the dump is read
+    /// again, it starts with a new `start()`.
     pub(crate) fn fold<T>(
         &mut self,
         batch: &mut Batch,
@@ -151,7 +152,7 @@ impl Wire {
             let (refused, torn) =
                 self.exchange_kept(request, doing, End::Done, &mut |message| take(&mut kept, message))?;
             match refused.into_iter().next() {
-                // What is asked of a table that does not exist: nothing is in it.
+                // The table does not exist, so it is empty.
                 Some((_, verdict)) if verdict.errno == Errno::ENOENT as i32 => return Ok(start()),
                 Some((_, verdict)) => return Err(refusal(doing.to_owned(), verdict)),
                 None if !torn => return Ok(kept),
@@ -174,7 +175,7 @@ impl Wire {
         result
     }
 
-    /// One send and all its answers: what was refused, and whether the dump was interrupted.
+    /// Sends one batch and reads all answers. Returns the refused messages, and whether the dump was interrupted.
     fn exchange_kept(
         &mut self,
         batch: &mut Batch,
@@ -210,7 +211,7 @@ impl Wire {
             }
         };
         let open = self.open.insert(open);
-        // A number is never used twice within the life of a socket, nor is 0, which notifications have.
+        // A number is used only once in the life of a socket. 0 is not used, because notifications have it.
         if self.seq > u32::MAX - 2 * Batch::MAX as u32 {
             self.seq = 0;
         }
@@ -262,8 +263,8 @@ impl Wire {
 impl Open {
     fn new(receive_buffer: usize) -> io::Result<Self> {
         let mut socket = open_socket(receive_buffer)?;
-        // Strict checking lets the kernel filter dumps (docs/kernel-facts.md, "Filtered dumps"); both ACK options give
-        // the reason for a refusal without sending our own message back. Linux has all three since 4.20.
+        // With strict checking the kernel filters dumps (docs/kernel-facts.md, "Filtered dumps"); the two ACK options
+        // return the reason for a refusal without the request's payload. Linux has all three since 4.20.
         socket.set_netlink_get_strict_chk(true)?;
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;
@@ -293,7 +294,7 @@ impl Open {
     }
 }
 
-/// A socket with as large a receive buffer as can be had.
+/// Opens a socket with the largest receive buffer available.
 pub(crate) fn open_socket(receive_buffer: usize) -> io::Result<Socket> {
     let socket = Socket::new(NETLINK_ROUTE)?;
     let forced = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &receive_buffer);
@@ -303,8 +304,8 @@ pub(crate) fn open_socket(receive_buffer: usize) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The next datagram from the kernel, if one is there. Anyone may send to a netlink socket; what is not from the
-/// kernel (port 0) is dropped.
+/// Returns the next datagram from the kernel, if there is one. Any process may send to a netlink socket; datagrams that
+/// are not from the kernel (port 0) are dropped.
 pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
     loop {
         let mut parts = [IoSliceMut::new(buffer)];
@@ -320,10 +321,10 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> Result<Option<usize
     }
 }
 
-/// A refusal of one request, as an error.
+/// Converts the refusal of one request to an error.
 pub(crate) fn refusal(doing: String, verdict: Verdict) -> KernelError {
     match Errno::from_raw(verdict.errno) {
-        // Not EACCES: that is a setting of the host's, such as IPv6 switched off on a device, and its text says which.
+        // Not EACCES: that is caused by a host setting, such as IPv6 disabled on a device, which the text names.
         Errno::EPERM => KernelError::Denied {
             doing,
             hint: "CAP_NET_ADMIN is needed in the user namespace that owns the network namespace".to_owned(),
@@ -363,7 +364,7 @@ mod tests {
     #[test]
     fn a_full_batch_of_refusals_loses_none_with_the_default_buffer() {
         in_new_namespace(|| {
-            // As in an unprivileged user namespace, where the limit of the host holds.
+            // As in an unprivileged user namespace, where the host's limit applies.
             let mut wire = Wire::with_limits(DEADLINE, 212_992 / 2);
             let mut batch = Batch::default();
             refusable(&mut batch, Batch::MAX as u32);
@@ -426,7 +427,7 @@ mod tests {
         static TORN: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
     }
 
-    /// Calls `visit` with header and rest of each message.
+    /// Calls `visit` with each message, header included.
     fn each_message(mut bytes: &mut [u8], mut visit: impl FnMut(&mut [u8])) {
         while let Some(len) = bytes.get(..4).map(|len| u32::from_ne_bytes(len.try_into().unwrap()) as usize) {
             let (message, rest) = bytes.split_at_mut(len.next_multiple_of(4).min(bytes.len()));
@@ -439,7 +440,7 @@ mod tests {
         u16::from_ne_bytes([message[4], message[5]])
     }
 
-    /// Marks a dump as the kernel does when the table changes meanwhile.
+    /// Marks a dump as the kernel does when the table changes while it is read.
     fn receive_torn(socket: &Socket, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
         let Some(len) = receive(socket, buffer)? else { return Ok(None) };
         each_message(&mut buffer[..len], |message| {
@@ -454,7 +455,7 @@ mod tests {
         Ok(Some(len))
     }
 
-    /// Loses the datagram that ends a dump.
+    /// Drops the datagram that ends a dump.
     fn receive_without_end(socket: &Socket, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
         let Some(len) = receive(socket, buffer)? else { return Ok(None) };
         let mut over = false;

@@ -11,7 +11,7 @@ use super::{Batch, Unreadable, addr_of, each_attribute, u32_of};
 use crate::kernel::HostAddress;
 use crate::net::Family;
 
-/// Asks for one family's addresses, of one device or of all (`index` 0).
+/// Requests one family's addresses, of one device or of all (`index` 0).
 pub(crate) fn dump(batch: &mut Batch, family: Family, index: u32) {
     let mut message = AddressMessage::default();
     message.header.family = af(family);
@@ -19,7 +19,7 @@ pub(crate) fn dump(batch: &mut Batch, family: Family, index: u32) {
     batch.push(RTM_GETADDR, NLM_F_DUMP, &message);
 }
 
-/// Adds an address, exclusively.
+/// Adds an address; fails if it exists.
 pub(crate) fn add(batch: &mut Batch, index: u32, addr: IpAddr, len: u8) {
     batch.push(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &body(index, addr, len));
 }
@@ -55,7 +55,7 @@ const IFA_F_DEPRECATED: u32 = 0x20;
 const IFA_F_PERMANENT: u32 = 0x80;
 const BODY_LEN: usize = 8;
 
-/// Reads `RTM_NEWADDR` or `RTM_DELADDR`; `None` for a family that is not IP.
+/// Decodes `RTM_NEWADDR` or `RTM_DELADDR`; `None` for a family that is not IP.
 pub(crate) fn decode(payload: &[u8]) -> Result<Option<HostAddress>, Unreadable> {
     const WHAT: &str = "address message";
     let header = AddressHeader::parse(payload).map_err(|_| Unreadable::new(WHAT))?;
@@ -84,7 +84,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<HostAddress>, Unreadable> 
         addr,
         len: header.prefix_len,
         permanent: flags & IFA_F_PERMANENT != 0,
-        // The same bit says "secondary" in IPv4.
+        // In IPv4 the same bit means "secondary".
         temporary: family == Family::V6 && flags & IFA_F_TEMPORARY != 0,
         deprecated: flags & IFA_F_DEPRECATED != 0,
     }))

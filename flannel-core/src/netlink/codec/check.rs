@@ -1,4 +1,4 @@
-//! What holds for every datagram: for fuzz targets and property tests.
+//! Properties that hold for every datagram, for fuzz targets and property tests.
 
 use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 use nix::libc::{
@@ -10,8 +10,8 @@ use super::{Batch, HEADER_LEN, Message, Unreadable, Verdict, messages};
 use super::{address, done_verdict, error_verdict, link, neighbour, route};
 use crate::kernel::{Link, LinkId, LinkKind, Route, RouteKind};
 
-/// Checks that each message of a datagram is read or refused, that nothing read is larger than the message, and that
-/// what we could have written ourselves is written and read back as it was.
+/// Checks that each message of a datagram is decoded or rejected, that no decoded value is larger than the message, and
+/// that values this library could have written are the same after encoding and decoding.
 pub(crate) fn check_datagram(bytes: &[u8]) {
     let mut count = 0;
     for message in messages(bytes) {
@@ -39,7 +39,7 @@ fn check_message(message: &Message<'_>) {
 fn check_verdict(verdict: Result<Verdict, Unreadable>, payload: &[u8]) {
     let Ok(verdict) = verdict else { return };
     assert!(verdict.errno >= 0 || payload[..4] != [0; 4]);
-    // A byte that is not UTF-8 becomes a character of three.
+    // A byte that is not UTF-8 becomes a character of three bytes.
     assert!(verdict.text.len() <= 3 * payload.len());
 }
 
@@ -53,7 +53,7 @@ fn check_link(payload: &[u8]) {
     // Flags and alias are set by later messages.
     let link = Link { up: false, alias: None, ..seen.link.clone() };
     let mut again = written(|batch| link::create_vxlan(batch, &link, vxlan, lower));
-    // A request leaves the device type open; the kernel's own messages say Ethernet.
+    // A request leaves the device type unset; the kernel's messages have Ethernet.
     again[2..4].copy_from_slice(&1u16.to_ne_bytes());
     assert_eq!(link::decode(&again).map(|again| again.map(|again| again.link)), Ok(Some(link)));
 }
@@ -93,7 +93,7 @@ fn check_route(payload: &[u8]) {
         return;
     }
     let route = Route { kind, gateway, link, onlink, protocol, extra: None }.in_slot(slot).with_source(source);
-    // Ours have no type of service. Their scope is not read.
+    // Own routes have no type of service. Their scope is not decoded.
     let seen = SeenRoute { tos: 0, ..seen };
     for spread in [route::Spread::Protocols, route::Spread::Scopes] {
         let new = route::NewRoute { prefix: seen.prefix, route: &route, index: seen.index, spread };
@@ -102,7 +102,7 @@ fn check_route(payload: &[u8]) {
     }
 }
 
-/// The payload of the message that `write` puts into a batch.
+/// Returns the payload of the message that `write` adds to a batch.
 fn written(write: impl FnOnce(&mut Batch)) -> Vec<u8> {
     let mut batch = Batch::default();
     write(&mut batch);

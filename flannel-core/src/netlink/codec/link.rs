@@ -14,14 +14,14 @@ use super::{Batch, Unreadable, addr_of, each_attribute, text_of, u32_of};
 use crate::kernel::{Link, LinkId, LinkKind, LinkName, SeenLink, Tun, Vxlan};
 use crate::net::{MacAddr, Vni};
 
-/// Asks for all links.
+/// Requests all links.
 pub(crate) fn dump(batch: &mut Batch) {
     let mut message = LinkMessage::default();
     message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
     batch.push(RTM_GETLINK, NLM_F_DUMP, &message);
 }
 
-/// Asks for one link.
+/// Requests one link.
 pub(crate) fn get_by_name(batch: &mut Batch, name: &LinkName) {
     let mut message = LinkMessage::default();
     message.attributes =
@@ -29,7 +29,7 @@ pub(crate) fn get_by_name(batch: &mut Batch, name: &LinkName) {
     batch.push(RTM_GETLINK, 0, &message);
 }
 
-/// Creates a VXLAN device, down, exclusively, with flannel's attributes and the mark (docs/compatibility.md,
+/// Creates a VXLAN device, down, with flannel's attributes and the mark; fails if it exists (docs/compatibility.md,
 /// "Messages"; docs/kernel-facts.md, "Group and alias of a new link").
 pub(crate) fn create_vxlan(batch: &mut Batch, link: &Link, vxlan: &Vxlan, lower: Option<u32>) {
     let mut data = vec![InfoVxlan::Id(vxlan.vni.value())];
@@ -66,7 +66,7 @@ pub(crate) fn create_vxlan(batch: &mut Batch, link: &Link, vxlan: &Vxlan, lower:
     batch.push(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message);
 }
 
-/// Asks for a device of this kind with a VNI that there cannot be: refused by every kernel, and why tells what it has.
+/// Requests a device of this kind with an invalid VNI: every kernel refuses it, and the reason shows what is supported.
 pub(crate) fn probe(batch: &mut Batch, kind: InfoKind) {
     const NO_VNI: u32 = u32::MAX;
     let mut message = LinkMessage::default();
@@ -77,19 +77,19 @@ pub(crate) fn probe(batch: &mut Batch, kind: InfoKind) {
     batch.push(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message);
 }
 
-/// What to change of a link; `None` leaves it.
+/// Changes of a link; `None` keeps a value.
 #[derive(Debug, Default)]
 pub(crate) struct Change<'a> {
     pub(crate) name: Option<&'a LinkName>,
     pub(crate) mac: Option<MacAddr>,
     pub(crate) mtu: Option<u32>,
     pub(crate) group: Option<u32>,
-    /// An empty one removes it.
+    /// An empty text removes the alias.
     pub(crate) alias: Option<&'a str>,
     pub(crate) up: Option<bool>,
 }
 
-/// Changes a link. The kernel takes the attributes before the flags, so a name is set while it is still down.
+/// Changes a link. The kernel applies the attributes before the flags, so a name is set while the link is still down.
 pub(crate) fn change(batch: &mut Batch, index: u32, change: &Change<'_>) {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -106,14 +106,14 @@ pub(crate) fn change(batch: &mut Batch, index: u32, change: &Change<'_>) {
     batch.push(RTM_NEWLINK, 0, &message);
 }
 
-/// Changes what can be changed of a VXLAN device's settings. Returns whether there is anything to change.
+/// Changes the modifiable settings of a VXLAN device. Returns whether there is anything to change.
 pub(crate) fn change_vxlan(batch: &mut Batch, index: u32, from: &Vxlan, to: &Vxlan) -> bool {
     let mut data = Vec::new();
     if from.learning != to.learning {
         data.push(InfoVxlan::Learning(to.learning));
     }
     if from.remote != to.remote {
-        // The unspecified address takes it away.
+        // The unspecified address removes it.
         let none = from.remote.map(|was| match was {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -171,7 +171,7 @@ const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_VXLAN_GBP: u16 = 23;
 const BODY_LEN: usize = 16;
 
-/// Reads `RTM_NEWLINK` or `RTM_DELLINK`; `None` for what a bridge says about its ports.
+/// Decodes `RTM_NEWLINK` or `RTM_DELLINK`; `None` for a bridge's messages about its ports.
 pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenLink>, Unreadable> {
     const WHAT: &str = "link message";
     let header = LinkHeader::parse(payload).map_err(|_| Unreadable::new(WHAT))?;
@@ -208,7 +208,8 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenLink>, Unreadable> {
     }))
 }
 
-/// A foreign device may have a name that no device of ours can have; it must not make the whole dump unreadable.
+/// Decodes a name. A foreign device may have a name that [`LinkName`] rejects, which must not make the whole dump
+/// unreadable.
 fn link_name(value: &[u8]) -> Result<LinkName, Unreadable> {
     let text = text_of(value);
     LinkName::new(&text)
@@ -240,7 +241,7 @@ fn link_kind(info: &[u8]) -> Result<LinkKind, Unreadable> {
     Ok(known.unwrap_or(LinkKind::Other(name)))
 }
 
-/// `None` for a TAP device, which is of the same kind.
+/// Returns `None` for a TAP device, which has the same kind.
 fn decode_tun(data: &[u8]) -> Result<Option<Tun>, Unreadable> {
     let (mut kind, mut multi_queue) = (None, false);
     each_attribute(data, "TUN attributes", |attribute, value| {
@@ -314,7 +315,7 @@ mod tests {
             let mut batch = Batch::default();
             create_vxlan(&mut batch, &link, &vxlan, Some(lower));
             let message = messages(batch.bytes()).next().unwrap().unwrap();
-            // A request leaves the device type open; the kernel's own messages say Ethernet.
+            // A request leaves the device type unset; the kernel's messages have Ethernet.
             let mut payload = message.payload.to_vec();
             payload[2..4].copy_from_slice(&1u16.to_ne_bytes());
             prop_assert_eq!(decode(&payload).unwrap().unwrap().link, link);

@@ -1,8 +1,8 @@
-//! Bytes to values and back. Pure: nothing here does I/O.
+//! Encodes and decodes netlink messages. Pure: no I/O.
 //!
-//! Messages are encoded with the types of `netlink-packet-route`. What comes from the kernel is read attribute by
-//! attribute straight into small values: the typed messages cost twice the time (docs/kernel-facts.md, "Cost of dumps
-//! and memory"), and one attribute they do not know would make a whole message unreadable.
+//! Messages are encoded with the types of `netlink-packet-route`. Messages from the kernel are decoded attribute by
+//! attribute into small values: the typed messages take twice the time (docs/kernel-facts.md, "Cost of dumps and
+//! memory"), and one attribute unknown to them would make a whole message unreadable.
 
 pub(crate) mod address;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -19,11 +19,11 @@ use netlink_packet_core::{
 
 use crate::net::Prefix;
 
-/// Bytes from the kernel that are not what they must be.
+/// Bytes from the kernel that do not decode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unreadable {what}")]
 pub(crate) struct Unreadable {
-    /// Which message or attribute.
+    /// The message or attribute.
     pub(crate) what: &'static str,
 }
 
@@ -44,8 +44,8 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Most messages of a send: the answers to more would not fit into a default receive buffer, were all refused
-    /// (docs/kernel-facts.md, "Batches").
+    /// The most messages in one send: if all were refused, the answers to more would not fit into a default receive
+    /// buffer (docs/kernel-facts.md, "Batches").
     pub(crate) const MAX: usize = 128;
 
     /// Appends a message.
@@ -61,7 +61,7 @@ impl Batch {
         body.emit(&mut message[HEADER_LEN..]);
     }
 
-    /// How many messages there are.
+    /// Returns the number of messages.
     pub(crate) fn len(&self) -> usize {
         self.starts.len()
     }
@@ -70,21 +70,21 @@ impl Batch {
         self.starts.is_empty()
     }
 
-    /// Empties it; the allocation stays.
+    /// Removes all messages and keeps the allocation.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.starts.clear();
     }
 
-    /// Numbers the messages from `first` on.
+    /// Numbers the messages, starting with `first`.
     pub(crate) fn number(&mut self, first: u32) {
         for (start, seq) in self.starts.iter().zip(first..) {
             self.bytes[start + 8..start + 12].copy_from_slice(&seq.to_ne_bytes());
         }
     }
 
-    /// Asks for an acknowledgement of the last message. The others answer only when refused (docs/kernel-facts.md,
-    /// "Batches"), and all such answers are queued before this one.
+    /// Requests an acknowledgement of the last message. The others are answered only if refused (docs/kernel-facts.md,
+    /// "Batches"), and all these answers are queued before the acknowledgement.
     pub(crate) fn ask_acknowledgement(&mut self) {
         let Some(start) = self.starts.last() else { return };
         let field = &mut self.bytes[start + 6..start + 8];
@@ -96,7 +96,7 @@ impl Batch {
         &self.bytes
     }
 
-    /// Spoils the last message so that the kernel drops it without a word.
+    /// Corrupts the last message so that the kernel drops it silently.
     #[cfg(test)]
     pub(crate) fn spoil(&mut self) {
         let start = *self.starts.last().unwrap();
@@ -113,13 +113,13 @@ pub(crate) struct Message<'a> {
     pub(crate) flags: u16,
     /// `nlmsg_seq`.
     pub(crate) seq: u32,
-    /// `nlmsg_pid`: whose request caused it; 0 for the kernel itself.
+    /// `nlmsg_pid`: the port of the request that caused it; 0 for the kernel itself.
     pub(crate) port: u32,
-    /// What follows the header.
+    /// The bytes after the header.
     pub(crate) payload: &'a [u8],
 }
 
-/// The messages of a datagram.
+/// Returns the messages of a datagram.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Result<Message<'_>, Unreadable>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
@@ -142,19 +142,19 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Result<Message<
     })
 }
 
-/// What `NLMSG_ERROR` or `NLMSG_DONE` says.
+/// The content of `NLMSG_ERROR` or `NLMSG_DONE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// Positive; 0 for an acknowledgement.
     pub(crate) errno: i32,
-    /// The kernel's own words (extended ACK), possibly empty.
+    /// The kernel's message (extended ACK), possibly empty.
     pub(crate) text: String,
 }
 
 /// `NLMSGERR_ATTR_MSG` of `enum nlmsgerr_attrs`.
 const ERROR_TEXT: u16 = 1;
 
-/// Reads `NLMSG_ERROR`: the code, the request's header (with its payload unless capped), then attributes.
+/// Decodes `NLMSG_ERROR`: the code, the request's header (with its payload unless capped), then attributes.
 pub(crate) fn error_verdict(message: &Message<'_>) -> Result<Verdict, Unreadable> {
     let code = errno(message.payload)?;
     let request = message.payload.get(4..).ok_or(Unreadable::new("error answer"))?;
@@ -165,7 +165,7 @@ pub(crate) fn error_verdict(message: &Message<'_>) -> Result<Verdict, Unreadable
     Ok(Verdict { errno: code, text: error_text(message, request.get(skip..).unwrap_or(&[])) })
 }
 
-/// Reads `NLMSG_DONE`: the code, then attributes.
+/// Decodes `NLMSG_DONE`: the code, then attributes.
 pub(crate) fn done_verdict(message: &Message<'_>) -> Result<Verdict, Unreadable> {
     Ok(Verdict { errno: errno(message.payload)?, text: error_text(message, message.payload.get(4..).unwrap_or(&[])) })
 }
@@ -175,7 +175,7 @@ fn errno(payload: &[u8]) -> Result<i32, Unreadable> {
     Ok((u32_of(code)? as i32).saturating_neg())
 }
 
-/// The text is a courtesy: what cannot be read of it is left out.
+/// Returns the error text. The text is optional: unreadable parts are left out.
 fn error_text(message: &Message<'_>, attributes: &[u8]) -> String {
     if message.flags & NLM_F_ACK_TLVS == 0 {
         return String::new();
@@ -207,7 +207,7 @@ pub(crate) fn u32_of(value: &[u8]) -> Result<u32, Unreadable> {
     value.try_into().map(u32::from_ne_bytes).map_err(|_| Unreadable::new("32-bit attribute"))
 }
 
-/// An address by its length.
+/// Decodes an address by its length.
 pub(crate) fn addr_of(value: &[u8]) -> Result<IpAddr, Unreadable> {
     if let Ok(v4) = <[u8; 4]>::try_from(value) {
         return Ok(v4.into());
@@ -219,7 +219,8 @@ pub(crate) fn prefix_of(addr: IpAddr, len: u8) -> Result<Prefix, Unreadable> {
     Prefix::masked(addr, len).map_err(|_| Unreadable::new("prefix length"))
 }
 
-/// Text up to its NUL. Names may hold any byte; what is not UTF-8 becomes the replacement character.
+/// Returns the text up to its NUL. Names may contain any byte; bytes that are not UTF-8 become the replacement
+/// character.
 pub(crate) fn text_of(value: &[u8]) -> std::borrow::Cow<'_, str> {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end])

@@ -1,4 +1,4 @@
-//! Neighbours and VXLAN forwarding entries: one message type, told apart by its family.
+//! Neighbours and VXLAN FDB entries: one message type, distinguished by its family.
 
 use std::net::IpAddr;
 
@@ -13,12 +13,12 @@ use nix::libc::{RTM_DELNEIGH, RTM_GETNEIGH, RTM_NEWNEIGH};
 use super::{Batch, Unreadable, addr_of, each_attribute};
 use crate::net::{Family, MacAddr};
 
-/// Asks for the neighbours of one device, both families.
+/// Requests the neighbours of one device in both families.
 pub(crate) fn dump(batch: &mut Batch, index: u32) {
     dump_of(batch, AddressFamily::Unspec, index);
 }
 
-/// Asks for the forwarding entries of one device.
+/// Requests the FDB entries of one device.
 pub(crate) fn dump_fdb(batch: &mut Batch, index: u32) {
     dump_of(batch, AddressFamily::Bridge, index);
 }
@@ -26,12 +26,12 @@ pub(crate) fn dump_fdb(batch: &mut Batch, index: u32) {
 fn dump_of(batch: &mut Batch, family: AddressFamily, index: u32) {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
-    // With strict checking the attribute filters; neighbour dumps refuse an index in the header.
+    // With strict checking the attribute filters; neighbour dumps reject an index in the header.
     message.attributes = vec![NeighbourAttribute::IfIndex(index)];
     batch.push(RTM_GETNEIGH, NLM_F_DUMP, &message);
 }
 
-/// Writes a permanent neighbour, whatever stood there.
+/// Creates or replaces a permanent neighbour.
 pub(crate) fn put(batch: &mut Batch, index: u32, addr: IpAddr, mac: MacAddr) {
     batch.push(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &neighbour(index, addr, mac));
 }
@@ -41,12 +41,12 @@ pub(crate) fn delete(batch: &mut Batch, index: u32, addr: IpAddr, mac: MacAddr) 
     batch.push(RTM_DELNEIGH, 0, &neighbour(index, addr, mac));
 }
 
-/// Writes a forwarding entry, whatever stood there.
+/// Creates or replaces an FDB entry.
 pub(crate) fn put_fdb(batch: &mut Batch, index: u32, mac: MacAddr, dst: IpAddr) {
     batch.push(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &fdb(index, mac, dst, NeighbourState::Permanent));
 }
 
-/// Deletes a forwarding entry.
+/// Deletes an FDB entry.
 pub(crate) fn delete_fdb(batch: &mut Batch, index: u32, mac: MacAddr, dst: IpAddr) {
     batch.push(RTM_DELNEIGH, 0, &fdb(index, mac, dst, NeighbourState::None));
 }
@@ -85,40 +85,40 @@ fn attributes(addr: IpAddr, mac: MacAddr) -> Vec<NeighbourAttribute> {
     vec![NeighbourAttribute::Destination(addr), NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())]
 }
 
-/// Which table an entry stands in.
+/// The table of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Table {
-    /// ARP or NDP.
+    /// The ARP or NDP table.
     Neighbours,
-    /// Forwarding.
+    /// The FDB.
     Fdb,
 }
 
-/// An entry as the kernel tells it.
+/// A decoded entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) table: Table,
     /// Interface index.
     pub(crate) index: u32,
-    /// Whether it is permanent. `bridge fdb` sets `NUD_NOARP` beside it, to the same effect.
+    /// Whether it is permanent. `bridge fdb` also sets `NUD_NOARP`, to the same effect.
     pub(crate) permanent: bool,
     flags: u8,
-    /// IP address of the neighbour, or outer destination.
+    /// The IP address of the neighbour, or the outer destination.
     pub(crate) addr: Option<IpAddr>,
     pub(crate) mac: Option<MacAddr>,
-    /// A forwarding entry with its own port, VNI or device. No write of ours makes one, so it counts as absent, and
-    /// REPLACE makes it right.
+    /// Whether it is an FDB entry with its own port, VNI or device. Overlays never write one, so it counts as absent,
+    /// and REPLACE corrects it.
     special: bool,
 }
 
 impl Entry {
-    /// Address and MAC address, if it is what a permanent neighbour is.
+    /// Returns the IP address and MAC address of a permanent neighbour.
     pub(crate) fn as_neighbour(&self) -> Option<(IpAddr, MacAddr)> {
         let plain = self.table == Table::Neighbours && self.permanent && self.flags & NTF_PROXY == 0;
         Some((self.addr?, self.mac?)).filter(|_| plain)
     }
 
-    /// MAC address and outer destination, if it is what a forwarding entry of ours is: self, permanent, with a
+    /// Returns the MAC address and outer destination of an FDB entry in the overlay's form: self, permanent, with a
     /// destination.
     pub(crate) fn as_fdb(&self) -> Option<(MacAddr, IpAddr)> {
         let plain = self.table == Table::Fdb && self.permanent && self.flags & NTF_SELF != 0 && !self.special;
@@ -137,7 +137,7 @@ const NTF_SELF: u8 = 0x02;
 const NTF_PROXY: u8 = 0x08;
 const BODY_LEN: usize = 12;
 
-/// Reads `RTM_NEWNEIGH` or `RTM_DELNEIGH`; `None` for a family that is neither IP nor bridge.
+/// Decodes `RTM_NEWNEIGH` or `RTM_DELNEIGH`; `None` for a family that is neither IP nor bridge.
 pub(crate) fn decode(payload: &[u8]) -> Result<Option<Entry>, Unreadable> {
     const WHAT: &str = "neighbour message";
     let header = NeighbourHeader::parse(payload).map_err(|_| Unreadable::new(WHAT))?;
@@ -159,7 +159,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<Entry>, Unreadable> {
     each_attribute(payload.get(BODY_LEN..).unwrap_or(&[]), WHAT, |kind, value| {
         match kind {
             NDA_DST => entry.addr = Some(addr_of(value)?),
-            // Some devices have addresses that are not Ethernet's.
+            // Some devices have addresses that are not Ethernet addresses.
             NDA_LLADDR => entry.mac = value.try_into().ok().map(MacAddr),
             NDA_PORT | NDA_VNI | NDA_IFINDEX => entry.special = true,
             _ => {}

@@ -14,7 +14,7 @@ use super::{Batch, Unreadable, addr_of, each_attribute, prefix_of, u32_of};
 use crate::kernel::{NextHop, Route, RouteKind, RouteSlot, Scope};
 use crate::net::{Family, Prefix};
 
-/// Asks for one family's routes of a table. Where there is no such table the kernel refuses with `ENOENT`.
+/// Requests one family's routes of a table. If the table does not exist, the kernel answers `ENOENT`.
 pub(crate) fn dump(batch: &mut Batch, family: Family, table: u32) {
     let mut message = RouteMessage::default();
     message.header.address_family = af(family);
@@ -23,12 +23,12 @@ pub(crate) fn dump(batch: &mut Batch, family: Family, table: u32) {
     batch.push(RTM_GETROUTE, NLM_F_DUMP, &message);
 }
 
-/// What keeps the kernel's next-hop table, in which each insert looks at what shares its place, short at each place.
+/// How routes are spread over the buckets of the kernel's next-hop table, because each insertion scans its bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spread {
-    /// Protocol numbers: up to some ten thousand routes (docs/kernel-facts.md, "Route insertion").
+    /// By protocol number: up to some ten thousand routes (docs/kernel-facts.md, "Route insertion").
     Protocols,
-    /// Scopes of IPv4 routes as well (docs/kernel-facts.md, "Route scopes"), which `ip route` shows.
+    /// Also by the scope of IPv4 routes (docs/kernel-facts.md, "Route scopes"), which `ip route` shows.
     Scopes,
 }
 
@@ -52,12 +52,12 @@ impl NewRoute<'_> {
     }
 }
 
-/// Creates a route; refused if its key holds any.
+/// Creates a route; refused if there is a route with its key.
 pub(crate) fn create(batch: &mut Batch, new: &NewRoute<'_>) {
     batch.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &new.body());
 }
 
-/// Puts a route in the place of the first one of its key.
+/// Replaces the first route with its key.
 pub(crate) fn replace(batch: &mut Batch, new: &NewRoute<'_>) {
     batch.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &new.body());
 }
@@ -65,10 +65,10 @@ pub(crate) fn replace(batch: &mut Batch, new: &NewRoute<'_>) {
 /// Deletes exactly this route: protocol, type, gateway and device have to match.
 pub(crate) fn delete(batch: &mut Batch, prefix: Prefix, route: &Route, index: Option<u32>) {
     let mut message = body(prefix, route, index);
-    // Any scope: it is not kept in a `Route`.
+    // Matches any scope, because a `Route` does not contain the scope.
     message.header.scope = RouteScope::NoWhere;
-    // Without a metric the kernel takes the first route that fits otherwise (docs/kernel-facts.md, "Route keys are not
-    // unique").
+    // Otherwise, without a metric, the kernel deletes the first route that matches (docs/kernel-facts.md, "Route keys
+    // are not unique").
     if route.slot().metric == 0 && prefix.family() == Family::V6 {
         message.attributes.push(RouteAttribute::Priority(RouteSlot::METRIC_V6));
     }
@@ -82,7 +82,7 @@ fn body(prefix: Prefix, route: &Route, index: Option<u32>) -> RouteMessage {
         destination_prefix_length: prefix.len(),
         source_prefix_length: 0,
         tos: 0,
-        // Tables beyond the field's range are in an attribute alone.
+        // Tables beyond the field's range are only in an attribute.
         table: u8::try_from(route.slot().table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
         protocol: RouteProtocol::from(route.protocol),
         scope: RouteScope::Universe,
@@ -105,18 +105,18 @@ fn body(prefix: Prefix, route: &Route, index: Option<u32>) -> RouteMessage {
     message
 }
 
-/// A route as the kernel tells it.
+/// A decoded route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SeenRoute {
     pub(crate) prefix: Prefix,
     pub(crate) slot: RouteSlot,
     pub(crate) tos: u8,
     pub(crate) protocol: u8,
-    /// Whether its type is `RTN_UNICAST`, whatever else makes it foreign.
+    /// Whether its type is `RTN_UNICAST`, even if it is foreign for other reasons.
     pub(crate) forwards: bool,
     pub(crate) kind: RouteKind,
     pub(crate) gateway: Option<IpAddr>,
-    /// Interface index; none for a blackhole (IPv6 shows `lo`) or several next hops.
+    /// The interface index; `None` for a blackhole (IPv6 shows `lo`) or several next hops.
     pub(crate) index: Option<u32>,
     pub(crate) onlink: bool,
     pub(crate) source: Option<IpAddr>,
@@ -125,12 +125,12 @@ pub(crate) struct SeenRoute {
 }
 
 impl SeenRoute {
-    /// Whether its key is one that the overlay reads and writes.
+    /// Returns whether the overlay reads and writes routes with this key.
     pub(crate) fn in_territory(&self, scope: &Scope) -> bool {
         self.tos == 0 && scope.has_slot(self.slot, self.prefix.family()) && scope.covers(&self.prefix)
     }
 
-    /// Whether an overlay of this library wrote it.
+    /// Returns whether an overlay of this library wrote it.
     pub(crate) fn has_own_protocol(&self) -> bool {
         Route::is_own_protocol(self.protocol)
     }
@@ -156,7 +156,7 @@ const RTA_NH_ID: u16 = 30;
 const BODY_LEN: usize = 12;
 const RTNEXTHOP_LEN: usize = 8;
 
-/// Reads `RTM_NEWROUTE` or `RTM_DELROUTE`; `None` for a family that is not IP and for what is only cached.
+/// Decodes `RTM_NEWROUTE` or `RTM_DELROUTE`; `None` for a family that is not IP and for cached routes.
 pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
     const WHAT: &str = "route message";
     let header = RouteHeader::parse(payload).map_err(|_| Unreadable::new(WHAT))?;
@@ -222,23 +222,23 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
     if seen.kind == RouteKind::Blackhole {
         seen.index = None;
     }
-    // What the kernel makes of no metric (docs/kernel-facts.md, "Values that read back differently").
+    // The kernel's value for no metric (docs/kernel-facts.md, "Values that read back differently").
     seen.slot = seen.slot.normalized(family);
     Ok(Some(seen))
 }
 
-/// `struct rtvia`: family, address.
+/// Decodes a `struct rtvia`: family, address.
 fn via(value: &[u8]) -> Result<IpAddr, Unreadable> {
     addr_of(value.get(2..).unwrap_or(&[]))
 }
 
-/// `struct rtnexthop`, each with attributes.
+/// Decodes a list of `struct rtnexthop`, each with attributes.
 fn next_hops(mut value: &[u8], hops: &mut Vec<NextHop>) -> Result<(), Unreadable> {
     const WHAT: &str = "next hop";
     while let [low, high, ..] = value {
         let len = usize::from(u16::from_ne_bytes([*low, *high]));
         let hop = value.get(..len).filter(|hop| hop.len() >= RTNEXTHOP_LEN).ok_or(Unreadable::new(WHAT))?;
-        // `rtnh_ifindex` stands last in the header.
+        // `rtnh_ifindex` is the last field of the header.
         let link = u32_of(&hop[RTNEXTHOP_LEN - 4..RTNEXTHOP_LEN])?;
         let link = Some(link).filter(|index| *index > 0);
         each_attribute(&hop[RTNEXTHOP_LEN..], WHAT, |kind, value| {

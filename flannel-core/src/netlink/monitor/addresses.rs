@@ -1,4 +1,4 @@
-//! The addresses of the host, as last heard of.
+//! The last known addresses of the host.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -6,18 +6,18 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::kernel::{HostAddress, HostFacts};
 use crate::net::{Family, Prefix, is_automatic};
 
-/// Those that the kernel does not give by itself, no more than [`HostFacts::MOST_ADDRESSES`], and of one family on one
-/// link no more than [`HostFacts::MOST_OF_A_LINK`]. Of others every change is news.
+/// Addresses that the kernel does not assign by itself: at most [`HostFacts::MOST_ADDRESSES`], and at most
+/// [`HostFacts::MOST_OF_A_LINK`] of one family on one link. Every change of an address beyond that is reported.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Addresses {
     known: BTreeMap<(u32, IpAddr, u8), Lifetime>,
-    /// How many of each link and family are known.
+    /// How many addresses of each link and family are known.
     counts: BTreeMap<(u32, Family), usize>,
-    /// Whether there were ever more than are kept.
+    /// Whether addresses were ever left out.
     left_out: bool,
 }
 
-/// What of an address's flags anybody looks at: refreshed lifetimes are not news.
+/// The relevant flags of an address: a refreshed lifetime is not reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Lifetime {
     permanent: bool,
@@ -26,7 +26,7 @@ struct Lifetime {
 }
 
 impl Addresses {
-    /// Takes in that an address is there, or no more. Whether that is news.
+    /// Records that an address exists or was deleted. Returns whether that is a change.
     pub(super) fn is_news(&mut self, seen: &HostAddress, there: bool) -> bool {
         if is_automatic(seen.addr) {
             return false;
@@ -44,7 +44,7 @@ impl Addresses {
             return was_known || self.left_out;
         }
         if let Some(known) = self.known.get_mut(&id) {
-            // Duplicate address detection and router advertisements repeat what is known.
+            // Duplicate address detection and router advertisements repeat known addresses.
             return std::mem::replace(known, lifetime) != lifetime;
         }
         if self.known.len() < HostFacts::MOST_ADDRESSES && count < HostFacts::MOST_OF_A_LINK {
@@ -56,19 +56,19 @@ impl Addresses {
         true
     }
 
-    /// A link is gone, and its addresses with it.
+    /// Removes the addresses of a deleted link.
     pub(super) fn forget(&mut self, index: u32) {
         self.known.retain(|(link, ..), _| *link != index);
         self.counts.retain(|(link, _), _| *link != index);
     }
 
-    /// Those of a link.
+    /// Returns the addresses of a link.
     pub(super) fn of(&self, index: u32) -> impl Iterator<Item = IpAddr> {
         let from = self.known.range((index, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)..);
         from.take_while(move |((link, ..), _)| *link == index).map(|((_, addr, _), _)| *addr)
     }
 
-    /// Whether `prefix` lies in that of an address.
+    /// Returns whether `prefix` is inside the prefix of an address.
     pub(super) fn connect(&self, prefix: &Prefix) -> bool {
         self.known.keys().any(|(_, addr, len)| {
             *len <= prefix.len() && Prefix::masked(*addr, *len).is_ok_and(|connected| connected.covers(prefix))

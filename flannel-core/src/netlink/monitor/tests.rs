@@ -62,7 +62,7 @@ fn a_socket_that_fails_for_ever_is_given_up_and_its_listeners_kept() {
     assert_eq!(hints, [Hint::SubscriptionBroken, Hint::Lost]);
 }
 
-/// What a notification may be about, out of few things, so that they meet.
+/// The subject of a notification, from a small set, so that notifications meet.
 #[derive(Debug, Clone)]
 enum Heard {
     Link { index: u32, name: u8, kind: u8, up: bool, ours: bool, there: bool },
@@ -91,7 +91,7 @@ fn any_heard() -> impl Strategy<Value = Heard> {
 }
 
 impl Heard {
-    /// Type and body, as the kernel has them.
+    /// Returns the type and body, as the kernel sends them.
     fn message(&self) -> (u16, Vec<u8>) {
         let mut batch = Batch::default();
         let kind = match *self {
@@ -158,7 +158,7 @@ proptest! {
             let (kind, payload) = heard.message();
             let message = Message { kind, flags: 0, seq: 0, port: *port, payload: &payload };
             match monitor.read(&message, PORT) {
-                // As a drain does with what cannot be read.
+                // As a drain does with an unreadable message.
                 Err(_) => monitor.lost(),
                 Ok(()) if kind == RTM_NEWLINK || kind == RTM_DELLINK => {
                     let seen = link::decode(&payload).unwrap().unwrap();
@@ -220,7 +220,7 @@ fn links_of_pods_are_not_kept_and_of_more_others_than_there_is_room_for_all_is_n
     {
         assert_eq!(hears(&mut monitor, &link(index, 1, up, there)).is_some(), news, "{index}");
     }
-    // One of ours is kept all the same.
+    // An own link is kept nevertheless.
     let ours = Heard::Link { index: 3 * MOST, name: 0, kind: 1, up: true, ours: true, there: true };
     assert!(hears(&mut monitor, &ours).is_some() && monitor.link(3 * MOST).is_some());
     for n in 0..HostFacts::MOST_ADDRESSES as u32 / 4 + 100 {
@@ -235,7 +235,7 @@ fn links_of_pods_are_not_kept_and_of_more_others_than_there_is_room_for_all_is_n
     }
 }
 
-/// A monitor that knows nothing, and what its listener hears of each thing.
+/// A monitor without known state, and a function that returns its listener's hints after each notification.
 fn listener() -> (Monitor, impl FnMut(&mut Monitor, &Heard) -> Vec<Hint>) {
     let mut monitor = Monitor::open().unwrap();
     let pending = Arc::new(PendingHints::default());
