@@ -1,12 +1,12 @@
-//! Proves a [`Backend`]: what every data plane has to do so that the agent can run it.
+//! Checks a [`Backend`]: the requirements on every data plane that the agent runs.
 //!
-//! Write a [`Harness`] over your backend, or take [`Made`], and call [`all`] in a test, or the checks one by one, each as
-//! a test of its own. A check panics with the method, the rule that it broke, and by what. Nothing but memory is needed:
+//! Write a [`Harness`] for your backend, or use [`Made`], and call [`all`] in a test, or call each check in its own
+//! test. A failed check panics with the method, the rule that it broke, and the cause. The checks run in memory only:
 //! the kernel is a [`FakeKernel`](crate::testing::FakeKernel).
 //!
-//! The network is that of [`samples`](crate::testing::samples). Peers are on the uplink of the node that is looked at, on
-//! another link of its, and behind a router. What they publish is what the same backend advertises on their hosts. Devices that another program makes
-//! ([`LinkKind::External`](crate::kernel::LinkKind::External)) are there and marked.
+//! The network is that of [`samples`](crate::testing::samples). Peers are on the uplink of the checked node, on another
+//! of its links, and behind a router. Peers publish what the same backend advertises on their hosts. Devices that
+//! another program creates ([`LinkKind::External`](crate::kernel::LinkKind::External)) exist and are marked.
 //!
 //! ```
 //! use flannel_core::backend::alloc::Alloc;
@@ -47,22 +47,22 @@ pub trait Harness {
     /// Returns the `Backend` object of the network's configuration, as JSON, with the `Type`.
     fn settings(&self) -> &str;
 
-    /// Returns a new instance for node `node`. Node 1 is the one whose kernel is looked at.
+    /// Returns a new instance for node `node`. Node 1 is the one whose kernel is checked.
     fn backend(&self, config: &NetworkConfig, node: u8) -> Box<dyn Backend>;
 
-    /// Returns what [`Builder::route_slots`](crate::overlay::Builder::route_slots) is to name. Default: nothing.
+    /// Returns the slots for [`Builder::route_slots`](crate::overlay::Builder::route_slots). Default: none.
     fn slots(&self) -> Vec<RouteSlot> {
         Vec::new()
     }
 
-    /// Returns the families of the networks that it can run. Default: all.
+    /// Returns the combinations of families that the backend supports. Default: all.
     fn families(&self) -> &[Families] {
         &Families::ALL
     }
 }
 
-/// A backend that is made from the configuration alone, as those are that
-/// [`Builder::backend`](crate::overlay::Builder::backend) takes.
+/// A backend that is created from the configuration alone, like those passed to
+/// [`Builder::backend`](crate::overlay::Builder::backend).
 #[derive(Debug, Clone, Copy)]
 pub struct Made<F> {
     settings: &'static str,
@@ -75,12 +75,12 @@ where
     F: Fn(&NetworkConfig) -> Result<B, BackendError>,
     B: Backend,
 {
-    /// Returns the harness for a `Backend` object and what makes the backend.
+    /// Creates the harness from a `Backend` object and a constructor of the backend.
     pub fn new(settings: &'static str, make: F) -> Self {
         Self { settings, slots: &[], make }
     }
 
-    /// Returns the same for a backend that wants routes in these slots.
+    /// Sets further slots for the backend's routes.
     pub fn with_slots(self, slots: &'static [RouteSlot]) -> Self {
         Self { slots, ..self }
     }
@@ -107,7 +107,7 @@ where
     }
 }
 
-/// Runs every check, for networks of each choice of families that the harness names.
+/// Runs every check, for networks of each combination of families that the harness lists.
 pub fn all(harness: &dyn Harness) {
     for families in harness.families() {
         names_agree_with_configuration_and_lease(harness, *families);

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use crate::firewall::{Drift, Firewall, FirewallError, Problem, Rules};
 use crate::kernel::OverlayName;
 
-/// A firewall in memory: what was applied is there until somebody [deletes](Self::delete) or removes it. Clones are the
-/// same firewall.
+/// A firewall in memory: applied rules stay until they are [deleted](Self::delete) or removed. Clones share one
+/// firewall.
 #[derive(Debug, Clone, Default)]
 pub struct FakeFirewall(Arc<Mutex<Tables>>);
 
@@ -21,7 +21,7 @@ struct Tables {
 }
 
 impl FakeFirewall {
-    /// A firewall without rules.
+    /// Creates a firewall without rules.
     pub fn new() -> Self {
         Self::default()
     }
@@ -31,12 +31,12 @@ impl FakeFirewall {
         self.tables().rules.get(overlay).cloned()
     }
 
-    /// Somebody else deletes the rules of an overlay.
+    /// Deletes the rules of an overlay, as another program would.
     pub fn delete(&self, overlay: &OverlayName) {
         self.tables().rules.remove(overlay);
     }
 
-    /// Every call fails with this from now on, until it is `None`.
+    /// Makes every further call fail with this error, or succeed again with `None`.
     pub fn fail_with(&self, failure: Option<FirewallError>) {
         self.tables().failure = failure;
     }

@@ -1,4 +1,4 @@
-//! Fakes and suites for tests, of third parties too.
+//! Fakes and test suites, also for use by other crates.
 
 pub mod attributes;
 pub mod backend_contract;

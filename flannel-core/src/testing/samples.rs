@@ -1,6 +1,6 @@
 //! Sample values: a small dual-stack network of nodes 1, 2, 3, …, all on one link.
 //!
-//! Node `n` holds 10.42.n.0/24 and fd00:42:0:n::/64 and is reached at 192.0.2.n and 2001:db8::n.
+//! Node `n` has the lease of 10.42.n.0/24 and fd00:42:0:n::/64 and the public addresses 192.0.2.n and 2001:db8::n.
 
 #![expect(clippy::unwrap_used, reason = "samples for tests: the texts are right, or the test has to fail")]
 
@@ -21,10 +21,10 @@ use crate::subnet::NodeIdentity;
 /// Interface index of the samples' uplink, `eth0`.
 pub const UPLINK: u32 = 2;
 
-/// The network of the samples with this `Backend` object, in the families given.
+/// Returns the configuration of the samples' network with this `Backend` object, in the given families.
 ///
 /// # Panics
-/// When `backend` is not one.
+/// When `backend` is not a valid `Backend` object.
 pub fn config(families: &[Family], backend: &str) -> NetworkConfig {
     let text = format!(
         r#"{{"EnableIPv4":{},"EnableIPv6":{},"Network":"10.42.0.0/16","IPv6Network":"fd00:42::/48","Backend":{backend}}}"#,
@@ -34,7 +34,7 @@ pub fn config(families: &[Family], backend: &str) -> NetworkConfig {
     NetworkConfig::parse(text.as_bytes(), Allocation::Pool).unwrap()
 }
 
-/// Node 1 before it has a lease.
+/// Returns node 1 before it has a lease.
 pub fn context(config: NetworkConfig) -> NodeContext {
     let addrs = config.networks.map(|family, _| node_address(family, 1));
     NodeContext {
@@ -49,14 +49,14 @@ pub fn context(config: NetworkConfig) -> NodeContext {
     }
 }
 
-/// Node 1 with its lease.
+/// Returns node 1 with its lease.
 pub fn local(context: NodeContext, attrs: LeaseAttrs) -> LocalNode {
     let families: Vec<_> = context.config.networks.families().collect();
     let lease = Arc::new(Lease { attrs, ..lease(1, &families, "") });
     LocalNode { context, lease }
 }
 
-/// The host of node 1: `eth0` with its addresses, and the links' prefixes.
+/// Returns the host of node 1: `eth0` with its addresses, and the links' prefixes.
 pub fn host() -> HostFacts {
     let address = |family, len| HostAddress::new(UPLINK, node_address(family, 1), len);
     HostFacts {
@@ -67,39 +67,39 @@ pub fn host() -> HostFacts {
     }
 }
 
-/// An interface that is up.
+/// Returns an interface that is up.
 ///
 /// # Panics
-/// When `name` is none.
+/// When `name` is not a valid name.
 pub fn link(name: &str) -> Link {
     let link = Link::new(LinkName::new(name).unwrap(), LinkKind::Other("".into()), 1500);
     Link { mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])), ..link }
 }
 
-/// Values of both families. A text that is none, as the empty one, gives none.
+/// Returns values of both families. A text that does not parse, such as the empty one, gives `None`.
 pub fn dual<T: FromStr>(v4: &str, v6: &str) -> Dual<T> {
     Dual { v4: v4.parse().ok(), v6: v6.parse().ok() }
 }
 
-/// So long after the machine came up.
+/// Returns the time `seconds` after boot.
 pub fn at(seconds: u64) -> BootTime {
     at_millis(1000 * seconds)
 }
 
-/// The same in milliseconds.
+/// Returns the time `millis` milliseconds after boot.
 pub fn at_millis(millis: u64) -> BootTime {
     BootTime(Duration::from_millis(millis))
 }
 
-/// A route without a gateway.
+/// Returns a route without a gateway.
 ///
 /// # Panics
-/// When `prefix` is none.
+/// When `prefix` does not parse.
 pub fn on_link(prefix: &str, link: u32) -> HostRoute {
     HostRoute::new(prefix.parse().unwrap(), Some(link), None)
 }
 
-/// Node `n`'s lease in the families given, without backend data.
+/// Returns node `n`'s lease in the given families, without backend data.
 pub fn lease(n: u8, families: &[Family], wire_type: &str) -> Lease {
     let attrs = LeaseAttrs { backend_type: wire_type.into(), ..LeaseAttrs::default() };
     let mut lease = Lease::new(LeaseKey::new(&format!("node-{n}")), Dual::default(), attrs);
@@ -110,7 +110,7 @@ pub fn lease(n: u8, families: &[Family], wire_type: &str) -> Lease {
     lease
 }
 
-/// The public address of node `n`.
+/// Returns the public address of node `n`.
 pub fn node_address(family: Family, n: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::new(192, 0, 2, n).into(),
@@ -118,7 +118,7 @@ pub fn node_address(family: Family, n: u8) -> IpAddr {
     }
 }
 
-/// The subnet of node `n`.
+/// Returns the subnet of node `n`.
 pub fn node_subnet(family: Family, n: u8) -> Prefix {
     match family {
         Family::V4 => Prefix::masked(Ipv4Addr::new(10, 42, n, 0).into(), 24).unwrap(),

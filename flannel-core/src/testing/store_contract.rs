@@ -1,8 +1,8 @@
-//! Proves a [`SubnetManager`]: what every store of leases that cuts subnets from a pool has to do.
+//! Checks a [`SubnetManager`]: the requirements on every lease store.
 //!
-//! Write a [`Harness`] over your store ([`InMemory`] is one for stores in front of another) and call [`all`] in a test, or the checks one by one, each as a test of its own.
-//! A check panics with what the store has to mend. It needs a tokio runtime and waits at most ten seconds for
-//! anything.
+//! Write a [`Harness`] for your store ([`InMemory`] is one for stores in front of another) and call [`all`] in a test,
+//! or call each check in its own test. A failed check panics with what the store has to correct. The checks need a
+//! tokio runtime and wait at most ten seconds for anything.
 #![expect(clippy::panic, reason = "test support: a check fails as an assertion does")]
 
 mod in_memory;
@@ -37,82 +37,83 @@ pub use watching::{
     watch_begins_with_everything_in_order_of_creation, watch_follows_writes_of_another_handle,
 };
 
-/// How long the suite waits for a store to do or show something.
+/// How long the suite waits for an action or event of a store.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A store under test: makes handles on one shared backing and does to it what others may do.
+/// A store under test: creates handles on one shared backing, and changes the backing as other programs may.
 #[async_trait]
 pub trait Harness: Send + Sync {
-    /// Puts a new backing in place, empty but for this configuration. Handles on the old one are not used any more.
+    /// Creates a new backing that contains only this configuration. Handles on the old one are not used any more.
     async fn fresh(&mut self, config: &NetworkConfig);
 
-    /// One more handle on the backing, as another process would open it.
+    /// Opens another handle on the backing, as another process would.
     async fn open(&self) -> Arc<dyn SubnetManager>;
 
     /// Replaces the network's configuration, as an operator would.
     async fn put_config(&self, config: &NetworkConfig);
 
-    /// Deletes a record behind the store's back.
+    /// Deletes a record directly in the backing.
     async fn delete(&self, key: &LeaseKey);
 
-    /// Overwrites a record with something that does not parse. Returns whether the store has such a thing: if not,
-    /// the check that asked is passed.
+    /// Overwrites a record with content that does not parse. Returns false if the store has no such content; the
+    /// calling check then passes.
     async fn put_raw_bad(&self, key: &LeaseKey) -> bool;
 
-    /// Makes a lease expire now. Returns whether leases of this store do: if not, the check that asked is passed.
+    /// Makes a lease expire now. Returns false if the store's leases do not expire; the calling check then passes.
     async fn expire(&self, key: &LeaseKey) -> bool;
 
-    /// Whether nodes are known by the address they publish, as in etcd, so that several may have leases under one identity.
-    /// Default: no, by a name of their own.
+    /// Returns whether nodes are identified by the address they publish, as in etcd, so that several may have leases
+    /// under one identity. Default: false, nodes have names.
     fn is_by_address(&self) -> bool {
         false
     }
 
-    /// Whether nodes choose their subnets from the network's pool. Default: yes. Where they do not, as with Kubernetes'
-    /// podCIDRs, [`assign`](Self::assign) gives them some, and the networks of the checks have no pool.
+    /// Returns whether nodes choose their subnets from the network's pool. Default: true. If not, as with Kubernetes'
+    /// podCIDRs, [`assign`](Self::assign) assigns subnets, and the networks of the checks have no pool.
     fn allocates(&self) -> bool {
         true
     }
 
-    /// Gives a node its subnets, in the place of those it had, where nodes do not choose them.
+    /// Assigns subnets to a node, replacing earlier ones. Called if nodes do not choose their subnets.
     async fn assign(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) {
         let _ = (node, subnets);
     }
 
-    /// Sets the addresses that the node of this name is to publish, as an operator would. Returns whether the store has such:
-    /// if not, the check that asked is passed. Default: it has not.
+    /// Sets the addresses that the node of this name publishes, as an operator would. Returns false if the store does
+    /// not support this; the calling check then passes. Default: false.
     async fn set_public(&self, node: &NodeIdentity, public: Dual<IpAddr>) -> bool {
         let _ = (node, public);
         false
     }
 
-    /// Waits until a record made from now on is younger than those there are, where the store's times are coarse. Default:
-    /// they are not.
+    /// If the store's times are coarse, waits until a new record is younger than the existing ones. Default: does
+    /// nothing.
     async fn tick(&self) {}
 
-    /// Whether the configuration is in the backing, and out of reach with it. Default: yes. Kubernetes' is a file.
+    /// Returns whether the configuration is in the backing and unavailable in an outage. Default: true. Kubernetes' is
+    /// a file.
     fn holds_config(&self) -> bool {
         true
     }
 
-    /// Takes the backing out of the reach of all handles, or brings it back. Returns whether that can be done: if not, the
-    /// check that asked is passed. Default: it cannot.
+    /// Makes the backing unavailable to all handles, or available again. Returns false if this is not supported; the
+    /// calling check then passes. Default: false.
     async fn outage(&mut self, outage: Outage) -> bool {
         let _ = outage;
         false
     }
 }
 
-/// What becomes of a backing's reach.
+/// The start or end of an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outage {
-    /// Nothing is answered from now on.
+    /// The backing stops answering.
     Begins,
-    /// Everything is as before.
+    /// The backing answers again.
     Ends,
 }
 
-/// Which families the network of a check has.
+/// The families of a check's network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Families {
     /// IPv4.
@@ -124,7 +125,7 @@ pub enum Families {
 }
 
 impl Families {
-    /// Every choice.
+    /// All combinations.
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Dual];
 
     pub(super) fn present(self) -> Dual<()> {
@@ -144,7 +145,7 @@ impl fmt::Display for Families {
     }
 }
 
-/// Every check that the store can be held to, for networks of each choice of families.
+/// Runs every check that applies to the store, for networks of each combination of families.
 pub async fn all(harness: &mut dyn Harness) {
     for families in Families::ALL {
         this_node_is_known_as_the_harness_says(harness, families).await;
@@ -166,7 +167,7 @@ pub async fn all(harness: &mut dyn Harness) {
     }
 }
 
-/// The checks of stores whose nodes choose their subnets.
+/// Runs the checks of stores whose nodes choose their subnets.
 async fn allocating(harness: &mut dyn Harness, families: Families) {
     a_preferred_subnet_is_had_if_free(harness, families).await;
     racing_nodes_get_subnets_of_their_own(harness, families).await;
@@ -180,7 +181,7 @@ async fn allocating(harness: &mut dyn Harness, families: Families) {
     an_expired_lease_goes_and_its_subnet_is_free(harness, families).await;
 }
 
-/// Handles say who this node is, the same each time: by name, or by address where the harness says so.
+/// All handles always return the same identity for this node, a name or an address as the harness declares.
 pub async fn this_node_is_known_as_the_harness_says(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
@@ -190,7 +191,7 @@ pub async fn this_node_is_known_as_the_harness_says(harness: &mut dyn Harness, f
     assert_eq!(ok(two.this_node().await, "this_node"), node, "this_node: another answer of another handle");
 }
 
-/// The configuration comes out as it went in, and a change is seen by handles opened before.
+/// The configuration reads back as written, and handles opened before see a change.
 pub async fn config_round_trip(harness: &mut dyn Harness, families: Families) {
     let first = network_for(&*harness, families, 1, 64);
     harness.fresh(&first).await;
@@ -202,7 +203,7 @@ pub async fn config_round_trip(harness: &mut dyn Harness, families: Families) {
     assert_eq!(read, second, "network_config: a changed configuration must be read again, not kept");
 }
 
-/// A node that asks again has its own lease again, with the attributes it asks with now.
+/// A node that acquires again gets its own lease again, with the attributes of the new call.
 pub async fn acquire_is_idempotent_per_node(harness: &mut dyn Harness, families: Families) {
     let config = network_for(&*harness, families, 1, 64);
     harness.fresh(&config).await;
@@ -223,7 +224,7 @@ pub async fn acquire_is_idempotent_per_node(harness: &mut dyn Harness, families:
     assert_eq!(records.len(), 1, "acquire: a node that asks twice must have one record: {records:?}");
 }
 
-/// `want.preferred` is had if it is free; if it is another's, any other subnet is.
+/// `want.preferred` is granted if it is free; if another node has it, any other subnet is granted.
 pub async fn a_preferred_subnet_is_had_if_free(harness: &mut dyn Harness, families: Families) {
     let config = network(families, 1, 64);
     harness.fresh(&config).await;
@@ -244,7 +245,7 @@ pub async fn a_preferred_subnet_is_had_if_free(harness: &mut dyn Harness, famili
     );
 }
 
-/// Fifty nodes that ask at once, over several handles, all get subnets, and no two overlap (docs/faults.md, L5).
+/// Fifty nodes that acquire at once, over several handles, all get subnets, and no two overlap (docs/faults.md, L5).
 pub async fn racing_nodes_get_subnets_of_their_own(harness: &mut dyn Harness, families: Families) {
     const NODES: u16 = 50;
     let config = network(families, 1, 64);
@@ -258,7 +259,7 @@ pub async fn racing_nodes_get_subnets_of_their_own(harness: &mut dyn Harness, fa
         let store = Arc::clone(&handles[usize::from(n) % handles.len()]);
         racing.spawn(async move {
             let node = Node::new(n, families);
-            // All wish for the same one, so that all collide.
+            // All prefer the same subnet, so that all collide.
             store.acquire(&node.id, node.want().preferring(subnets(families, 20))).await
         });
     }
@@ -277,7 +278,7 @@ pub async fn racing_nodes_get_subnets_of_their_own(harness: &mut dyn Harness, fa
     assert_eq!(records.len(), usize::from(NODES), "acquire: each racing node must have one record");
 }
 
-/// A full pool is [`SubnetError::Exhausted`]; a release makes room; those who hold leases are not concerned.
+/// A full pool gives [`SubnetError::Exhausted`]; a release makes room; existing leases are not affected.
 pub async fn a_full_pool_is_exhausted_until_a_release(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 3)).await;
     let store = harness.open().await;
@@ -299,7 +300,7 @@ pub async fn a_full_pool_is_exhausted_until_a_release(harness: &mut dyn Harness,
     assert_eq!(lease.subnets, freed, "acquire: the only free subnets must be found");
 }
 
-/// An operator who widens a pool ends its exhaustion, also for handles opened before; those who hold leases keep them.
+/// Widening a pool ends its exhaustion, also for handles opened before; existing leases are kept.
 pub async fn a_widened_pool_is_used_at_once(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 1)).await;
     let store = harness.open().await;
@@ -317,8 +318,8 @@ pub async fn a_widened_pool_is_used_at_once(harness: &mut dyn Harness, families:
     assert_eq!(first.acquire(&*store).await.subnets, held.subnets, "acquire: a wider pool must not cost a lease");
 }
 
-/// A node has no lease before it was assigned subnets, and then one of exactly these. Where it is assigned others, its
-/// lease is lost, and the next one is of those.
+/// A node gets no lease before subnets are assigned to it, and then a lease of exactly these. When other subnets are
+/// assigned, its lease is lost, and the next lease has the new subnets.
 pub async fn assigned_subnets_are_waited_for_and_followed(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
@@ -329,7 +330,7 @@ pub async fn assigned_subnets_are_waited_for_and_followed(harness: &mut dyn Harn
         }
         other => panic!("acquire: a node without subnets must be SubnetError::Unconfigured, not {other:?}"),
     }
-    // Nothing that happens between the two is missed.
+    // A change between the two calls is not missed.
     harness.assign(&node.id, &subnets(families, 5)).await;
     soon("changed: after subnets were assigned", store.changed()).await;
     let lease = node.acquire_preferring(&*store, subnets(families, 7)).await;
@@ -348,7 +349,7 @@ pub async fn assigned_subnets_are_waited_for_and_followed(harness: &mut dyn Harn
     assert_eq!(snapshot_key(&records, &lease.key).subnets, lease.subnets, "watch: not what acquire returned");
 }
 
-/// What a node held is known to a handle opened later, and only to that node.
+/// A handle opened later returns a node's previous lease, and only to that node.
 pub async fn previous_survives_reopening(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let node = Node::ready(&*harness, 0, families).await;
@@ -367,8 +368,8 @@ pub async fn previous_survives_reopening(harness: &mut dyn Harness, families: Fa
     ok(store.renew(&previous).await, "renew of what previous returned");
 }
 
-/// A renewal ends later than what it renews, shows changed attributes to others, and may be tried again when its
-/// outcome is unknown (docs/faults.md, L10).
+/// A renewal does not shorten the lease, shows changed attributes to others, and may be repeated if its outcome is
+/// unknown (docs/faults.md, L10).
 pub async fn renew_extends_and_publishes(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
@@ -406,7 +407,8 @@ pub async fn renew_of_a_deleted_lease_is_lost(harness: &mut dyn Harness, familie
     assert!(records.is_empty(), "renew: a lost lease must not be written again: {records:?}");
 }
 
-/// A lease whose subnet another node has by now is lost, and the other's record stays as it is (docs/faults.md, L4).
+/// A lease whose subnet another node has by now is lost, and the other node's record is not changed (docs/faults.md,
+/// L4).
 pub async fn renew_of_a_retaken_lease_is_lost(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
@@ -421,7 +423,7 @@ pub async fn renew_of_a_retaken_lease_is_lost(harness: &mut dyn Harness, familie
     assert_eq!(snapshot_key(&records, &taken.key).attrs, b.attrs, "renew: must not write over the new owner");
 }
 
-/// A release frees the subnet at once, may be repeated, and never touches the record of who came after.
+/// A release frees the subnet at once, may be repeated, and never changes the record of a later holder.
 pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
@@ -440,8 +442,8 @@ pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harnes
     ok(one.renew(&elsewhere).await, "renew: releasing an older lease must not free the newer one");
 }
 
-/// Where the pool moved away, acquire takes a lease that fits and drops the old one (docs/compatibility.md, "Acquiring
-/// a lease", step 2), and previous hands out nothing that does not fit.
+/// If a lease no longer fits the pool, `acquire` replaces it (docs/compatibility.md, "Acquiring a lease", step 2), and
+/// `previous` does not return it.
 pub async fn a_lease_that_fits_no_longer_is_replaced(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let store = harness.open().await;
@@ -462,10 +464,10 @@ pub async fn a_lease_that_fits_no_longer_is_replaced(harness: &mut dyn Harness, 
     assert_lost(store.renew(&old).await, "replaced by one that fits");
 }
 
-/// A node with what it publishes.
+/// A node with its attributes.
 #[derive(Clone)]
 struct Node {
-    /// Its public IP, which is what etcd knows a node by; other stores take any name.
+    /// Its public IP, which identifies a node in etcd; other stores accept any name.
     id: NodeIdentity,
     attrs: LeaseAttrs,
 }
@@ -492,7 +494,7 @@ impl Node {
         Want::new(self.attrs.clone())
     }
 
-    /// The same with a name where the store knows nodes by name.
+    /// The same, with a name if the store identifies nodes by name.
     fn known_to(harness: &dyn Harness, n: u16, families: Families) -> Self {
         let node = Self::new(n, families);
         if harness.is_by_address() {
@@ -502,7 +504,7 @@ impl Node {
         Self { id, ..node }
     }
 
-    /// A node that can take a lease: where the store does not let it choose, it was assigned subnets.
+    /// A node that can acquire a lease: if the store does not let it choose, subnets are assigned to it.
     async fn ready(harness: &dyn Harness, n: u16, families: Families) -> Self {
         let node = Self::known_to(harness, n, families);
         if !harness.allocates() {
@@ -520,7 +522,7 @@ impl Node {
     }
 }
 
-/// The network of a check: with a pool where the store allocates.
+/// Returns the network of a check, with a pool if the store allocates.
 fn network_for(harness: &dyn Harness, families: Families, first: u16, count: u16) -> NetworkConfig {
     let mut config = network(families, first, count);
     if !harness.allocates() {
@@ -529,7 +531,7 @@ fn network_for(harness: &dyn Harness, families: Families, first: u16, count: u16
     config
 }
 
-/// A network whose pool is the subnets number `first` and on, `count` of them.
+/// Returns a network whose pool has `count` subnets, starting with number `first`.
 fn network(families: Families, first: u16, count: u16) -> NetworkConfig {
     let last = subnets(families, first + count - 1);
     let networks = subnets(families, first).map(|family, min| {

@@ -10,10 +10,10 @@ use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseEvent};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 
-/// A test double of a store: it passes every call on to another store. Whoever implements it can count, delay, answer or
-/// look at calls in [`call`](Self::call), and change what watches show in [`watch_with`](Self::watch_with).
+/// A test double of a store: forwards every call to another store. An implementation can count, delay, answer or
+/// inspect calls in [`call`](Self::call), and change the events of watches in [`watch_with`](Self::watch_with).
 ///
-/// Each is a [`SubnetManager`].
+/// Every `StoreDouble` is a [`SubnetManager`].
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,13 +43,13 @@ use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 /// }
 /// ```
 pub trait StoreDouble: Send + Sync + 'static {
-    /// The store that calls are passed on to.
+    /// The store that calls are forwarded to.
     type Store: SubnetManager;
 
-    /// That store.
+    /// Returns that store.
     fn store(&self) -> &Self::Store;
 
-    /// One call. `answer` asks the store, once it is awaited.
+    /// Handles one call. `answer` calls the store when it is awaited.
     fn call<A: Any + Send>(
         &self,
         call: Call<'_>,
@@ -59,13 +59,13 @@ pub trait StoreDouble: Send + Sync + 'static {
         answer
     }
 
-    /// A watch.
+    /// Opens a watch.
     fn watch_with(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         self.store().watch()
     }
 }
 
-/// Which call of a [`SubnetManager`], and with what.
+/// A call of a [`SubnetManager`], with its argument.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Call<'a> {

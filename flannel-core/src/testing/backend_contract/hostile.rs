@@ -1,4 +1,4 @@
-//! What others may publish, and what a host may be like: never a panic.
+//! Hostile peer data and unusual hosts must not cause a panic.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,16 +14,16 @@ use crate::kernel::HostFacts;
 use crate::lease::{Json, Lease, LeaseAttrs};
 use crate::net::{Dual, Family, Mtu, Prefix};
 
-/// The longest text of a reason, in bytes: there is one for each peer that is skipped.
+/// The longest text of a reason, in bytes: there is one per skipped peer.
 const MOST_OF_A_REASON: usize = 1024;
 
-/// How many places of a text are changed, and how deep a value is.
+/// How many places of a text are changed, and how deep values are nested.
 const PLACES: usize = 40;
 const DEPTH: usize = 4;
 
-/// Whatever a peer publishes results in a skip with a reason of at most 1 KiB, or in state inside the scope, and never in
-/// a panic: data of no type, of the wrong type, cut short or far too long, of another backend or family, and subnets of any
-/// length.
+/// Whatever a peer publishes results in state inside the scope, or in a skip with a reason of at most 1 KiB, and never
+/// in a panic: no data, data of the wrong type, cut short or far too long, of another backend or family, and subnets of
+/// any length.
 pub fn no_peers_data_makes_it_panic(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -52,7 +52,7 @@ pub fn no_peers_data_makes_it_panic(harness: &dyn Harness, families: Families) {
             change(&mut peer, family);
             check(&node, &peer, family);
         }
-        // The longest and the shortest of the lengths that admission lets through.
+        // The shortest and the longest prefix length that admission accepts.
         let lens = match family {
             Family::V4 => [17, 30],
             Family::V6 => [49, 126],
@@ -66,7 +66,7 @@ pub fn no_peers_data_makes_it_panic(harness: &dyn Harness, families: Families) {
     }
 }
 
-/// One peer in one family: alive, the same each time, and inside.
+/// Checks one peer in one family: no panic, the same result each time, and all of it inside the scope.
 fn check(node: &Node, peer: &Peer, family: Family) {
     let backend = &*node.backend;
     let what = || format!("{family} of a peer that publishes {}", short(&peer.attrs.to_json()));
@@ -85,11 +85,11 @@ fn check(node: &Node, peer: &Peer, family: Family) {
     assert!(is_its, "peer: a forwarding entry for {forwarded:?}, but hardware_address says {address:?} for {}", what());
 }
 
-/// What is different about a host.
+/// A change of a host.
 type Change = fn(&mut NodeContext);
 
-/// Whatever the host and the own lease are like, nothing panics, and what `base` wants is inside the scope: without
-/// addresses, links or a useful MTU, with a lease of other families, and with a lease or a previous one that somebody edited.
+/// Whatever the host and the node's own lease, nothing panics, and `base` stays inside the scope: without addresses,
+/// links or a useful MTU, with a lease of other families, and with a current or previous lease that was edited.
 pub fn no_host_or_lease_of_ones_own_makes_it_panic(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -139,7 +139,7 @@ pub fn no_host_or_lease_of_ones_own_makes_it_panic(harness: &dyn Harness, famili
 
 fn check_local(node: &Node, local: &LocalNode, peer: &Peer, how: &str) {
     let (backend, what) = (&*node.backend, || how.to_owned());
-    // Whether it runs there at all is its own affair.
+    // The backend may refuse to run on such a host.
     let _ = alive("advertise", &what, || backend.advertise(&local.context));
     let _ = alive("mtu", &what, || backend.mtu(&local.context));
     let scope = alive("devices", &what, || local.scope(backend, &node.slots));
@@ -152,7 +152,7 @@ fn check_local(node: &Node, local: &LocalNode, peer: &Peer, how: &str) {
     }
 }
 
-/// Calls a method of the backend.
+/// Calls a method of the backend, and fails the check if it panics.
 #[track_caller]
 pub(super) fn alive<T>(method: &str, what: &dyn Fn() -> String, call: impl FnOnce() -> T) -> T {
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -170,7 +170,7 @@ fn short(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
-/// JSON that a node may publish in the place of `published`.
+/// Returns JSON texts that a node may publish in place of `published`.
 fn texts(published: &str) -> Vec<String> {
     let mut texts: Vec<_> = values().iter().map(Value::to_string).collect();
     texts.extend(["1e400", "-0.0", r#"{"":""}"#, r#""\ud800""#].map(str::to_owned));
@@ -186,7 +186,7 @@ fn texts(published: &str) -> Vec<String> {
     texts
 }
 
-/// Values of every type.
+/// Returns values of every type.
 fn values() -> Vec<Value> {
     let long = "A".repeat(LeaseAttrs::MAX_BYTES);
     vec![
@@ -206,7 +206,7 @@ fn values() -> Vec<Value> {
     ]
 }
 
-/// A value with each of its parts replaced by others, left out, or cut.
+/// Returns variants of a value, with each of its parts replaced, left out, or cut.
 fn changed(value: &Value, depth: usize) -> Vec<Value> {
     let mut all = values();
     match value {
@@ -239,7 +239,7 @@ fn changed(value: &Value, depth: usize) -> Vec<Value> {
             let chars: Vec<_> = text.chars().take(PLACES).collect();
             for nth in 0..chars.len() {
                 all.push(chars[..nth].iter().collect::<String>().into());
-                // Of two bytes in the place of one, so that cuts by bytes fail.
+                // Two bytes in place of one, so that cutting at byte offsets fails.
                 all.push([&chars[..nth], &['é'], &chars[nth + 1..]].concat().iter().collect::<String>().into());
             }
             all.push(format!("{text}{text}").into());

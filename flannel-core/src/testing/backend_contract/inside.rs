@@ -1,4 +1,4 @@
-//! What may be wanted: nothing outside the scope, nothing that the agent or another program decides.
+//! The wanted state must be inside the scope, and must not include what the agent or another program decides.
 
 use std::collections::BTreeSet;
 
@@ -8,9 +8,9 @@ use crate::backend::{LocalNode, Peer};
 use crate::kernel::{LinkId, LinkKind, PeerState, Route, RouteKind, Scope, State};
 use crate::net::{Family, Prefix, is_link_local};
 
-/// The devices can be told apart, and `base` and `peer` want nothing but these devices, addresses, neighbours and forwarding
-/// entries on them, and routes in the network and its slots through links that exist.
-/// Group and alias of a device are left to the agent, and what is on an external device can be told from its program's.
+/// The devices are distinguishable. `base` and `peer` only request these devices, addresses, neighbours and FDB entries
+/// on them, and routes in the network and its slots through existing links. They leave the group and alias of a device
+/// to the agent, and their objects on an external device are distinguishable from those of the device's program.
 pub fn everything_wanted_is_inside_the_scope(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -55,7 +55,7 @@ fn check_scope(scope: &Scope) {
     assert!(u8::try_from(scope.devices.len()).is_ok(), "devices: {} are too many", scope.devices.len());
 }
 
-/// Checks what `base` wants.
+/// Checks the wanted state of `base`.
 pub(super) fn check_base(scope: &Scope, base: &State, local: &LocalNode) {
     for (id, link) in &base.links {
         let device = slot(*id).and_then(|slot| scope.devices.get(slot));
@@ -95,7 +95,7 @@ pub(super) fn check_base(scope: &Scope, base: &State, local: &LocalNode) {
     }
 }
 
-/// Checks what one peer wants. Messages of failures begin with `from`.
+/// Checks the wanted state of one peer. Failure messages begin with `from`.
 pub(super) fn check_peer(
     from: &str,
     scope: &Scope,
@@ -156,7 +156,7 @@ fn check_on_device(from: &str, what: &str, link: LinkId, base: &State) {
     assert!(there, "{from}: {what} must be on a device that base() wants, not on {link:?}");
 }
 
-/// On an external device the networks tell what is the overlay's.
+/// On an external device, the networks identify the overlay's objects.
 fn check_address(from: &str, what: &str, link: LinkId, addr: std::net::IpAddr, scope: &Scope) {
     let device = slot(link).and_then(|slot| scope.devices.get(slot));
     let external = device.is_some_and(|device| matches!(device.kind, LinkKind::External(_)));
@@ -187,7 +187,7 @@ fn check_route(from: &str, prefix: Prefix, route: &Route, scope: &Scope, base: &
     assert!(exists, "{from}: the route to {prefix} leads through a link that there is none of: {:?}", route.link);
 }
 
-/// Pods may not send more than a device takes.
+/// Pods must not send larger packets than a device accepts.
 fn check_mtu(base: &State, local: &LocalNode, mtu: Option<u32>) {
     let pods = mtu.unwrap_or(local.context.uplink.mtu.0);
     for link in base.links.values() {

@@ -1,4 +1,4 @@
-//! What a kernel makes of the wanted state.
+//! Applies the wanted state to a kernel.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use crate::backend::Peer;
 use crate::kernel::{Kernel, OpText, Scope, State};
 use crate::plan::{Plan, plan};
 
-/// What is wanted needs no change to be itself, and an empty kernel has it after one round. A node that starts again on
-/// this kernel wants the same. A peer that leaves takes what is its, and a removal all that is the overlay's and nothing
-/// else.
+/// Planning from the wanted state to itself gives no writes, and an empty kernel reaches it after one round. A node
+/// that starts again on this kernel has the same wanted state. When a peer leaves, its objects are deleted. A removal
+/// deletes all of the overlay's objects and no others.
 pub fn one_round_converges_and_removal_leaves_nothing(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -44,7 +44,7 @@ pub fn one_round_converges_and_removal_leaves_nothing(harness: &dyn Harness, fam
     assert_eq!(before.missing_from(&after), Vec::<&str>::new(), "base, peer: what a removal takes with it");
 }
 
-/// Peers that come one by one, the last one first, end in the state that all at once do.
+/// Adding peers one by one, the last one first, gives the same state as adding all at once.
 pub fn the_order_of_peers_makes_no_difference(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let (at_once, one_by_one) = (world.node(1), world.node(1));
@@ -60,7 +60,7 @@ pub fn the_order_of_peers_makes_no_difference(harness: &dyn Harness, families: F
     assert_eq!(one, other, "peer: peers that come one by one get something else");
 }
 
-/// Writes what is missing, all of which the kernel has to take, so that nothing is missing then.
+/// Writes the difference, all of which the kernel has to accept, and checks that no difference remains.
 fn converge(node: &Node, scope: &Scope, wanted: &State) {
     let first = plan(wanted, &seen(&node.kernel, scope), scope, &|_| None);
     if let Some(conflict) = first.conflicts.first() {

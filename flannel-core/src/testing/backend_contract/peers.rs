@@ -1,4 +1,4 @@
-//! What peers get: each by itself, of the same things each time, and nothing of another's.
+//! The state of peers: independent of other peers, deterministic, and without shared objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::net::Family;
 use crate::plan::plan;
 use crate::testing::samples;
 
-/// The same question has the same answer: from another instance, in another order, and after a renewal.
+/// Equal arguments give equal results: from another instance, in another order, and after a renewal.
 pub fn base_and_peer_are_functions_of_what_they_are_given(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let (node, other) = (world.node(1), world.node(1));
@@ -53,8 +53,8 @@ fn renewed(lease: &Lease) -> Lease {
     Lease { expires: Some(BootTime::default()), fence: Fence(Some("renewed".into())), ..lease.clone() }
 }
 
-/// The names, the kinds and the order of devices follow from the configuration: whatever host, subnet and address a node
-/// has, the device of a place is the same one, so that it is recognised and not made anew.
+/// The names, kinds and order of devices depend only on the configuration: whatever a node's host, subnet and address
+/// are, the device at a position is the same, so that it is recognized instead of created anew.
 pub fn devices_stay_what_they_are(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -75,8 +75,8 @@ pub fn devices_stay_what_they_are(harness: &dyn Harness, families: Families) {
     }
 }
 
-/// In a family that the network does not have, or the peer no subnet in, there is a reason and nothing else. In one that
-/// both have, the peer is programmed whatever else it has.
+/// In a family that the network lacks, or in which the peer has no subnet, the result is only a reason. In a family
+/// that both have, the peer is programmed, whatever its other families are.
 pub fn a_family_that_one_side_lacks_is_skipped(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -97,7 +97,8 @@ pub fn a_family_that_one_side_lacks_is_skipped(harness: &dyn Harness, families: 
     }
 }
 
-/// Two peers, or a peer and the node itself, never want one object: who of them leaves would take it from the other.
+/// No two peers share an object, nor a peer and the node itself: otherwise one that leaves would delete the other's
+/// object.
 pub fn no_two_want_one_object(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);

@@ -1,4 +1,4 @@
-//! What a node publishes, and who can read it.
+//! What a node publishes, and whether other nodes can read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::kernel::LinkKind;
 use crate::lease::LeaseAttrs;
 use crate::testing::samples;
 
-/// How many MAC addresses are taken from a node, one after the other.
+/// How many MAC addresses are marked as taken, one after the other.
 const TAKEN: usize = 8;
 
-/// The configuration's `Type` is the backend's name, its leases are of its wire type, and neither ever changes.
+/// The configuration's `Type` is the backend's name, its leases have its wire type, and neither ever changes.
 pub fn names_agree_with_configuration_and_lease(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let (one, two) = (world.node(1), world.backend(2));
@@ -25,8 +25,8 @@ pub fn names_agree_with_configuration_and_lease(harness: &dyn Harness, families:
     assert_eq!(published, wire_type, "advertise: must publish wire_type() as its backend_type: peers refuse others");
 }
 
-/// What is published has an address of each family of the network and of no other, fits a record, comes out of its JSON
-/// as it went in, and is read by the same backend on another node. A restart publishes the same.
+/// The published attributes have an address in each family of the network and in no other, fit a record, survive a JSON
+/// round trip, and are readable by the same backend on another node. A restart publishes the same.
 pub fn what_is_published_is_read_back(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -63,7 +63,7 @@ pub fn what_is_published_is_read_back(harness: &dyn Harness, families: Families)
     assert_eq!(again, node.local.lease.attrs, "advertise: must publish what the previous lease says");
 }
 
-/// A public address that is not the uplink's own is published as it is, or refused with a remedy. So is a missing one.
+/// A public address other than the uplink's own is published unchanged, or refused with a remedy. So is a missing one.
 pub fn a_public_address_is_published_or_refused(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);
@@ -88,8 +88,8 @@ pub fn a_public_address_is_published_or_refused(harness: &dyn Harness, families:
     }
 }
 
-/// No two nodes publish the same MAC address, no node one of [`NodeContext::taken`], and the device of each has the
-/// address that it publishes. Checks nothing of a backend that uses none.
+/// No two nodes publish the same MAC address, no node publishes one in [`NodeContext::taken`], and each node's device
+/// has the address it publishes. Checks nothing if the backend uses no MAC addresses.
 ///
 /// [`NodeContext::taken`]: crate::backend::NodeContext::taken
 pub fn mac_addresses_are_of_one_node_alone(harness: &dyn Harness, families: Families) {
@@ -129,7 +129,8 @@ pub fn mac_addresses_are_of_one_node_alone(harness: &dyn Harness, families: Fami
     }
 }
 
-/// Where [`writes`](crate::backend::Backend::writes) is false nothing is ever wanted, and where it is true something is.
+/// If [`writes`](crate::backend::Backend::writes) is false, the wanted state is always empty; if it is true, it is not
+/// empty.
 pub fn writes_says_whether_anything_is_wanted(harness: &dyn Harness, families: Families) {
     let world = World::new(harness, families);
     let node = world.node(1);

@@ -1,4 +1,4 @@
-//! The suite passes a backend that is right, and fails each wrong one by the rule that it breaks.
+//! The suite passes a correct backend, and fails each faulty one with the rule that it breaks.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +15,7 @@ use crate::net::{Family, MacAddr, Mtu, Vni};
 
 const NAMES: [(Family, &str); 2] = [(Family::V4, "wrong4"), (Family::V6, "wrong6")];
 
-/// What is wrong with a backend.
+/// The fault of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Nothing,

@@ -24,7 +24,7 @@ const UPLINK: &str = "eth0";
 /// Another link of node 1.
 const SECOND: &str = "eth1";
 
-/// How often a future of the fake kernel is polled: it waits for nothing, but gives way between its batches.
+/// How often a future of the fake kernel is polled: it never waits, but yields between its batches.
 const POLLS: usize = 1000;
 
 /// A network of some families, with the backend under test on every node.
@@ -47,7 +47,7 @@ impl<'a> World<'a> {
         self.harness.backend(&self.config, n)
     }
 
-    /// A node with its lease, and nothing written yet.
+    /// Creates a node with its lease, before anything is written.
     pub(super) fn node(&self, n: u8) -> Node {
         let kernel = host(n);
         let backend = self.backend(n);
@@ -84,7 +84,7 @@ impl<'a> World<'a> {
         LocalNode { context, lease: Arc::new(Lease { attrs, ..samples::lease(n, &self.families(), "") }) }
     }
 
-    /// What another node of this network has published.
+    /// Returns the lease that another node of this network has published.
     pub(super) fn peer(&self, n: u8) -> Peer {
         let node = self.node(n);
         Lease::clone(&node.local.lease)
@@ -108,18 +108,18 @@ impl Node {
         self.local.scope(&*self.backend, &self.slots)
     }
 
-    /// What a peer gets in each family of the network.
+    /// Returns the state of a peer in each family of the network.
     pub(super) fn states_of(&self, peer: &Peer) -> Vec<Result<PeerState, Skip>> {
         let families = self.local.context.config.networks.families();
         families.map(|family| self.backend.peer(&self.local, peer, family)).collect()
     }
 
-    /// What peers get, one after the other.
+    /// Returns the states of peers, one after the other.
     pub(super) fn states(&self, peers: &[Peer]) -> Vec<Result<PeerState, Skip>> {
         peers.iter().flat_map(|peer| self.states_of(peer)).collect()
     }
 
-    /// All that is wanted, with the marks that the agent puts on devices.
+    /// Returns the whole wanted state, with the marks that the agent sets on devices.
     pub(super) fn wanted(&self, peers: &[Peer]) -> State {
         let mut wanted = self.backend.base(&self.local);
         for state in self.states(peers).iter().flatten() {
@@ -130,7 +130,7 @@ impl Node {
     }
 }
 
-/// What the backend publishes there, which has to be possible on the hosts of the checks.
+/// Returns what the backend publishes. It has to succeed on the hosts of the checks.
 #[track_caller]
 pub(super) fn advertised(backend: &dyn Backend, context: &NodeContext) -> LeaseAttrs {
     match backend.advertise(context) {
@@ -139,7 +139,7 @@ pub(super) fn advertised(backend: &dyn Backend, context: &NodeContext) -> LeaseA
     }
 }
 
-/// The address of a node: 2 to 4 are on the link of node 1, 5 and 6 on its second one, and others on neither.
+/// Returns the address of a node: 2 to 4 are on the link of node 1, 5 and 6 on its second link, and others on neither.
 fn address(family: Family, n: u8) -> IpAddr {
     match (n, family) {
         (1..=4, _) => samples::node_address(family, n),
@@ -168,17 +168,17 @@ fn host(n: u8) -> FakeKernel {
     kernel
 }
 
-/// What an agent would be told of the host.
+/// Returns the host facts that an agent would read.
 pub(super) fn facts(kernel: &FakeKernel) -> Arc<HostFacts> {
     Arc::new(sure(now(kernel.host_facts(&[]))))
 }
 
-/// What is there in the scope.
+/// Returns the observed state in the scope.
 pub(super) fn seen(kernel: &FakeKernel, scope: &Scope) -> State {
     sure::<_, KernelError>(now(kernel.observe(scope)))
 }
 
-/// Runs a future of the fake kernel, which waits for nothing, inside a runtime or outside.
+/// Runs a future of the fake kernel, which never waits, inside or outside a runtime.
 pub(super) fn now<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(tokio::task::unconstrained(future));
     for _ in 0..POLLS {
@@ -189,7 +189,7 @@ pub(super) fn now<T>(future: impl Future<Output = T>) -> T {
     panic!("the suite's own kernel does not answer")
 }
 
-/// A value of the suite's own making.
+/// Unwraps a value that the suite itself created.
 #[track_caller]
 pub(super) fn sure<T, E: fmt::Display>(result: Result<T, E>) -> T {
     match result {
@@ -198,14 +198,14 @@ pub(super) fn sure<T, E: fmt::Display>(result: Result<T, E>) -> T {
     }
 }
 
-/// The objects of one peer.
+/// Returns the objects of one peer.
 pub(super) fn objects_of_peer(state: &PeerState) -> Vec<Object> {
     let mut whole = State::default();
     whole.add(state);
     objects(&whole)
 }
 
-/// The objects of a state.
+/// Returns the objects of a state.
 pub(super) fn objects(state: &State) -> Vec<Object> {
     let mut objects: Vec<_> = state.links.keys().map(|id| Object::Link(*id)).collect();
     objects.extend(state.addresses.keys().map(|key| Object::Address(*key)));
@@ -213,7 +213,7 @@ pub(super) fn objects(state: &State) -> Vec<Object> {
     objects.extend(state.neighbours.keys().map(|key| Object::Neighbour(*key)));
     objects.extend(state.forwards.keys().map(|key| Object::Forward(*key)));
     objects.extend(state.routes.keys().map(|key| Object::Route(key.prefix)));
-    // The routes to one prefix are one object, and come one after the other.
+    // The routes to one prefix are one object, and are adjacent.
     objects.dedup();
     objects
 }

@@ -1,6 +1,6 @@
-//! What somebody else does to the host: sabotage by the names of `docs/kernel-facts.md`, and foreign objects.
+//! Actions of other programs on the host: sabotage as named in `docs/kernel-facts.md`, and foreign objects.
 //!
-//! Every act is the kernel's to refuse: the error carries its number.
+//! The kernel may refuse every action: the error contains its number.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::net::{Family, MacAddr, Mtu};
 use super::tables::{EINVAL, ENODEV, Entry, Notice, Slot, Tables};
 use super::{FakeKernel, FakeRoute, Nud, Placement, refused};
 
-/// An address with the length of its prefix, host bits kept: `192.168.0.1/24`.
+/// An address with its prefix length, host bits kept: `192.168.0.1/24`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
     /// The address.
@@ -29,19 +29,19 @@ impl std::str::FromStr for Address {
     }
 }
 
-/// Whether an address stays until somebody removes it.
+/// Whether an address is permanent or has a lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lifetime {
     Forever,
     Limited,
 }
 
-/// Acts of others. Each fails with [`KernelError::Refused`] and the kernel's `errno` (`ENODEV` when no link has the
-/// name), and then changes nothing.
+/// Actions of other programs. On failure, each returns [`KernelError::Refused`] with the kernel's `errno` (`ENODEV` if
+/// no link has the name) and changes nothing.
 #[expect(clippy::missing_errors_doc, reason = "said once, above")]
 impl FakeKernel {
-    /// Adds a physical interface that is up, with an address and 1500 bytes of MTU; gives its index. A default route
-    /// through it is another act.
+    /// Adds a physical interface that is up, with an address and an MTU of 1500 bytes; returns its index. Add a default
+    /// route through it separately.
     pub fn add_uplink(&self, name: &str, address: Address) -> Result<u32, KernelError> {
         let link = Link::new(link_name(name)?, LinkKind::Other("".into()), 1500);
         let index = self.add_link(Link { mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])), ..link })?;
@@ -49,17 +49,17 @@ impl FakeKernel {
         Ok(index)
     }
 
-    /// Adds any link; gives its index.
+    /// Adds any link; returns its index.
     pub fn add_link(&self, link: Link) -> Result<u32, KernelError> {
         self.act(format!("adding link {}", link.name), |tables| tables.add_link(link))
     }
 
-    /// The index of a link, if there is one of the name.
+    /// Returns the index of the link with this name, if there is one.
     pub fn link_index(&self, name: &str) -> Option<u32> {
         self.lock().tables.named(name)
     }
 
-    /// `ip link delete`: with all that is on it and through it, and the VXLAN devices over it.
+    /// `ip link delete`: deletes also all objects on it, routes through it, and the VXLAN devices over it.
     pub fn delete_link(&self, name: &str) -> Result<(), KernelError> {
         self.on_link("deleting link", name, Tables::delete_link)
     }
@@ -69,12 +69,13 @@ impl FakeKernel {
         self.on_link("setting up", name, Tables::link_up)
     }
 
-    /// `ip link set down`: routes, permanent neighbours and IPv6 addresses go, the IPv4 routes without a word.
+    /// `ip link set down`: deletes routes, permanent neighbours and IPv6 addresses; without notifications of the IPv4
+    /// routes.
     pub fn link_down(&self, name: &str) -> Result<(), KernelError> {
         self.on_link("setting down", name, Tables::link_down)
     }
 
-    /// The carrier goes or comes: a notification, and nothing is lost.
+    /// Changes the carrier: causes a notification, and nothing is lost.
     pub fn carrier_change(&self, name: &str) -> Result<(), KernelError> {
         self.on_link("changing the carrier of", name, |tables, index| {
             tables.note_link(index);
@@ -82,7 +83,7 @@ impl FakeKernel {
         })
     }
 
-    /// The carrier goes, and does not come back before [`carrier_back`](Self::carrier_back): nothing else is lost.
+    /// Removes the carrier until [`carrier_back`](Self::carrier_back): nothing else is lost.
     pub fn carrier_lost(&self, name: &str) -> Result<(), KernelError> {
         self.on_link("taking the carrier of", name, |tables, index| {
             tables.without_carrier.insert(index);
@@ -91,7 +92,7 @@ impl FakeKernel {
         })
     }
 
-    /// The carrier comes back.
+    /// Restores the carrier.
     pub fn carrier_back(&self, name: &str) -> Result<(), KernelError> {
         self.on_link("giving a carrier to", name, |tables, index| {
             tables.without_carrier.remove(&index);
@@ -100,7 +101,7 @@ impl FakeKernel {
         })
     }
 
-    /// `ip link set address`: permanent neighbours go.
+    /// `ip link set address`: deletes permanent neighbours.
     pub fn set_mac(&self, name: &str, mac: MacAddr) -> Result<(), KernelError> {
         self.on_link("setting the address of", name, |tables, index| tables.set_mac(index, Some(mac)))
     }
@@ -121,8 +122,8 @@ impl FakeKernel {
         self.on_link("marking", name, |tables, index| tables.set_mark(index, group, alias))
     }
 
-    /// The data plane stops to carry the packets of a TUN device, as when its process ends: the device and its routes stay.
-    /// `EOPNOTSUPP` on another kind of device.
+    /// Stops the data plane of a TUN device, as when its process ends: the device and its routes stay. `EOPNOTSUPP` on
+    /// another kind of device.
     pub fn drop_tunnel(&self, name: &str) -> Result<(), KernelError> {
         self.on_link("closing", name, Tables::drop_tunnel)
     }
@@ -142,7 +143,7 @@ impl FakeKernel {
         self.put_address(name, address, Lifetime::Forever)
     }
 
-    /// What a DHCP client or a router advertisement does: an address with a lifetime.
+    /// Adds an address with a lifetime, as a DHCP client or a router advertisement does.
     pub fn lease_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
         self.put_address(name, address, Lifetime::Limited)
     }
@@ -155,7 +156,8 @@ impl FakeKernel {
         })
     }
 
-    /// `ip address delete`: with the last IPv4 one go IPv4 routes and neighbours, without a word about the routes.
+    /// `ip address delete`: with the last IPv4 address, IPv4 routes and neighbours are deleted, the routes without
+    /// notifications.
     pub fn remove_address(&self, name: &str, address: Address) -> Result<(), KernelError> {
         let Address { addr, len } = address;
         self.on_link("removing an address from", name, |tables, index| tables.delete_address(index, addr, len))
@@ -191,13 +193,13 @@ impl FakeKernel {
         })
     }
 
-    /// Puts a route where the placement says.
+    /// Adds a route with the given placement.
     pub fn add_route(&self, route: FakeRoute, placement: Placement) -> Result<(), KernelError> {
         let doing = format!("adding a route to {}", route.prefix);
         self.act(doing, |tables| tables.add_route(Slot::of_fake(&route), Entry::of(&route), placement))
     }
 
-    /// Deletes the route that matches in full; `ESRCH` when none does.
+    /// Deletes the route that matches in full; `ESRCH` if there is none.
     pub fn delete_route(&self, route: &FakeRoute) -> Result<(), KernelError> {
         let doing = format!("deleting a route to {}", route.prefix);
         self.act(doing, |tables| tables.delete_route(Slot::of_fake(route), &Entry::of(route)))
@@ -218,7 +220,7 @@ impl FakeKernel {
         self.on_link("adding a forwarding entry to", name, |tables, index| tables.put_fdb(index, mac, dst, nud))
     }
 
-    /// `bridge fdb append`: only the all-zero and multicast addresses hold several destinations.
+    /// `bridge fdb append`: only the all-zero and multicast addresses can have several destinations.
     pub fn append_fdb(&self, name: &str, mac: MacAddr, dst: IpAddr) -> Result<(), KernelError> {
         self.on_link("appending a forwarding entry to", name, |tables, index| tables.append_fdb(index, mac, dst))
     }

@@ -1,8 +1,8 @@
-//! A kernel in memory that refuses, forgets and takes over as the real one does.
+//! A kernel in memory that models the refusals, losses and replacements of the real one.
 //!
-//! What it knows is what `docs/kernel-facts.md` records: device, address, neighbour, forwarding and routing tables
-//! with the kernel's keys, its error numbers, and what survives which act. Not modelled: TOS, policy rules, several
-//! next hops of IPv4, secondary addresses, traffic.
+//! It implements the facts in `docs/kernel-facts.md`: device, address, neighbour, FDB and routing tables with the
+//! kernel's keys, its error numbers, and which objects survive which action. Not modelled: TOS, policy rules, several
+//! next hops in IPv4, secondary addresses, traffic.
 //!
 //! ```
 //! # use flannel_core::testing::fake_kernel::FakeKernel;
@@ -42,38 +42,38 @@ mod tests;
 pub use acts::Address;
 pub use snapshot::Snapshot;
 
-/// A fake kernel: one network namespace. Clones are the same one.
+/// A fake kernel: one network namespace. Clones share it.
 #[derive(Clone)]
 pub struct FakeKernel {
     inner: Arc<Mutex<Inner>>,
     stalled: Arc<watch::Sender<bool>>,
 }
 
-/// A route as anybody can make it.
+/// A route as any program can create it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FakeRoute {
-    /// Destination.
+    /// The destination.
     pub prefix: Prefix,
-    /// Routing table; 254 is main.
+    /// The routing table; 254 is main.
     pub table: u32,
-    /// Metric; 0 is the kernel's default (IPv6: 1024).
+    /// The metric; 0 is the kernel's default (IPv6: 1024).
     pub metric: u32,
-    /// What it does. [`RouteKind::Foreign`] stands for whatever no route of an overlay is.
+    /// The route's type. [`RouteKind::Foreign`] means any type that no overlay uses.
     pub kind: RouteKind,
     /// The next hop.
     pub gateway: Option<IpAddr>,
     /// The output interface, by index.
     pub link: Option<u32>,
-    /// Whether the next hop is taken as on-link.
+    /// Whether the next hop is treated as on-link.
     pub onlink: bool,
     /// `rtm_protocol`.
     pub protocol: u8,
-    /// The source address of the host's own packets.
+    /// The source address for packets of the host itself.
     pub source: Option<IpAddr>,
 }
 
 impl FakeRoute {
-    /// What `ip route add PREFIX via GATEWAY dev LINK` makes: main table, protocol `boot`.
+    /// Returns the route of `ip route add PREFIX via GATEWAY dev LINK`: main table, protocol `boot`.
     pub fn via(prefix: Prefix, gateway: IpAddr, link: u32) -> Self {
         Self {
             prefix,
@@ -89,20 +89,20 @@ impl FakeRoute {
     }
 }
 
-/// How a route is put among others of its key.
+/// How a route is placed among others with its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// `ip route add`: `EEXIST` when the key holds any.
+    /// `ip route add`: `EEXIST` if there is a route with the key.
     Exclusive,
-    /// `ip route replace`: over the first one, whoever made it; `ENOENT` when there is none.
+    /// `ip route replace`: replaces the first route, whichever program created it; `ENOENT` if there is none.
     Replace,
-    /// `ip route append`. In IPv6 it becomes a further next hop of the first one.
+    /// `ip route append`. In IPv6 it becomes a further next hop of the first route.
     Append,
     /// `ip route prepend`.
     Prepend,
 }
 
-/// How long a neighbour or forwarding entry is meant to stay.
+/// The lifetime of a neighbour or FDB entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nud {
     /// Set by an administrator (`NUD_PERMANENT`).
@@ -115,7 +115,7 @@ struct Inner {
     tables: Tables,
     script: Script,
     monitor: Monitor,
-    /// Which link an id was given to when its overlay looked last, as the real one remembers it.
+    /// The link of each ID at the overlay's last observation, which the real kernel implementation remembers too.
     known: BTreeMap<OverlayName, BTreeMap<LinkId, u32>>,
     claims: Vec<(u64, OverlayName, Dual<Prefix>, Residence)>,
     last_claim: u64,
@@ -126,7 +126,7 @@ struct Inner {
 
 type Rule = Box<dyn FnMut(&Op) -> Option<i32> + Send>;
 
-/// What goes wrong, and when.
+/// Scripted failures.
 #[derive(Default)]
 struct Script {
     offered: u64,
@@ -173,7 +173,7 @@ impl Inbox {
         };
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if hint == Hint::SubscriptionBroken {
-            // What was pending came before.
+            // Pending hints are older.
             pending.clear();
         }
         pending.insert(rank);
@@ -199,7 +199,7 @@ impl Default for FakeKernel {
 }
 
 impl FakeKernel {
-    /// A namespace with nothing in it.
+    /// Creates an empty namespace.
     pub fn new() -> Self {
         let inner = Inner {
             tables: Tables::default(),
@@ -215,23 +215,23 @@ impl FakeKernel {
         Self { inner: Arc::new(Mutex::new(inner)), stalled: Arc::new(watch::Sender::new(false)) }
     }
 
-    /// How many operations [`Kernel::apply`] has carried out so far: a quiet agent adds none.
+    /// Returns how many operations [`Kernel::apply`] has carried out so far: an idle agent adds none.
     pub fn writes(&self) -> u64 {
         self.lock().writes
     }
 
-    /// How often [`Kernel::observe`] was answered so far.
+    /// Returns how often [`Kernel::observe`] was answered so far.
     pub fn reads(&self) -> u64 {
         self.lock().reads
     }
 
-    /// How many changes anybody has made so far, the agent and others: while it stays the same, so does
+    /// Returns the number of changes so far, by the agent and by others. While it stays the same, so does
     /// [`snapshot`](Self::snapshot).
     pub fn changes(&self) -> u64 {
         self.lock().changes
     }
 
-    /// Everything there is, for people and for comparing.
+    /// Returns the whole state, for display and comparison.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::of(&self.lock().tables)
     }
@@ -241,12 +241,12 @@ impl FakeKernel {
     }
 
     async fn until_resumed(&self) {
-        // The sender lives as long as this handle: waiting cannot fail.
+        // Waiting cannot fail: the sender lives as long as this handle.
         let _ = self.stalled.subscribe().wait_for(|stalled| !stalled).await;
     }
 }
 
-// Scripted trouble.
+// Scripted failures.
 impl FakeKernel {
     /// Refuses the `nth` operation from now (0: the next one) with `errno`. Skipped operations do not count.
     pub fn refuse_nth(&self, nth: u64, errno: i32) {
@@ -254,12 +254,13 @@ impl FakeKernel {
         script.nth.insert(script.offered + nth, errno);
     }
 
-    /// Asks `rule` for each operation whether to refuse it and with which `errno`, until [`obey`](Self::obey).
+    /// Calls `rule` for each operation, and refuses the operation with the returned `errno`, until
+    /// [`obey`](Self::obey).
     pub fn refuse_if(&self, rule: impl FnMut(&Op) -> Option<i32> + Send + 'static) {
         self.lock().script.rule = Some(Box::new(rule));
     }
 
-    /// Ends all scripted trouble.
+    /// Ends all scripted failures.
     pub fn obey(&self) {
         let mut inner = self.lock();
         let offered = inner.script.offered;
@@ -268,28 +269,28 @@ impl FakeKernel {
         self.resume();
     }
 
-    /// Loses contact, once, after `count` more operations: those are done, what follows in that plan is not.
+    /// Loses contact once, after `count` more operations: these are carried out, the rest of that plan is not.
     pub fn lose_contact_after(&self, count: u64) {
         let script = &mut self.lock().script;
         script.lose_at = Some(script.offered + count);
     }
 
-    /// Lets the next [`Kernel::observe`] fail. Several add up.
+    /// Makes the next [`Kernel::observe`] fail. Several calls add up.
     pub fn fail_next_observe(&self, error: KernelError) {
         self.lock().script.observe.push_back(error);
     }
 
-    /// Lets the next [`Kernel::host_facts`] fail. Several add up.
+    /// Makes the next [`Kernel::host_facts`] fail. Several calls add up.
     pub fn fail_next_host_facts(&self, error: KernelError) {
         self.lock().script.host_facts.push_back(error);
     }
 
-    /// Lets the next [`Kernel::probe`] fail. Several add up.
+    /// Makes the next [`Kernel::probe`] fail. Several calls add up.
     pub fn fail_next_probe(&self, error: KernelError) {
         self.lock().script.probe.push_back(error);
     }
 
-    /// Makes every verb wait, before it does anything, until [`resume`](Self::resume).
+    /// Makes every method wait before it does anything, until [`resume`](Self::resume).
     pub fn stall(&self) {
         self.stalled.send_replace(true);
     }
@@ -302,7 +303,7 @@ impl FakeKernel {
     /// Breaks every monitor socket: [`Hint::SubscriptionBroken`], until [`overrun_monitor`](Self::overrun_monitor).
     pub fn break_monitor(&self) {
         for subscriber in self.lock().monitor.subscribers.values() {
-            // A socket that fails loses something first.
+            // A failing socket loses notifications first.
             subscriber.inbox.put(Hint::Lost);
             subscriber.inbox.put(Hint::SubscriptionBroken);
         }
@@ -315,8 +316,8 @@ impl FakeKernel {
         }
     }
 
-    /// Lets one act cause no more than `count` notifications: above that the socket overruns (docs/kernel-facts.md,
-    /// "Notification socket overrun").
+    /// Limits one action to `count` notifications: above that the socket overruns (docs/kernel-facts.md, "Notification
+    /// socket overrun").
     pub fn limit_monitor(&self, count: usize) {
         self.lock().monitor.capacity = Some(count);
     }
@@ -382,7 +383,7 @@ impl Kernel for FakeKernel {
         let mut refusals = Refusals::default();
         for (batch, ops) in ops.chunks(BATCH).enumerate() {
             if batch > 0 {
-                // A caller that gives up is heard between batches, as with the real one.
+                // A caller may cancel between batches, as with the real kernel.
                 tokio::task::yield_now().await;
             }
             self.lock().apply(scope, batch * BATCH, ops, &mut refusals, &mut report);
@@ -517,13 +518,13 @@ impl Inner {
         }
     }
 
-    /// Which links concern which subscriber, before something changes.
+    /// Returns the IDs of links for each subscriber, before a change.
     fn ids(&self, writer: Option<&OverlayName>) -> BTreeMap<OverlayName, BTreeMap<u32, LinkId>> {
         let others = self.monitor.subscribers.iter().filter(|(name, _)| Some(*name) != writer);
         others.map(|(name, subscriber)| (name.clone(), self.tables.identify(&subscriber.scope))).collect()
     }
 
-    /// Turns what happened into hints, for all but the writer: own writes are recognised and make none.
+    /// Converts notices to hints for all subscribers except the writer: own writes cause no hints.
     fn tell(&mut self, writer: Option<&OverlayName>, before: &BTreeMap<OverlayName, BTreeMap<u32, LinkId>>) {
         let notices = std::mem::take(&mut self.tables.notices);
         for (name, subscriber) in &self.monitor.subscribers {
@@ -567,7 +568,7 @@ fn refused(doing: String, errno: i32) -> KernelError {
     KernelError::Refused { doing, errno, message: String::new() }
 }
 
-/// A MAC address as `ip` prints an absent one.
+/// Formats a MAC address, or its absence, as `ip` does.
 fn mac_text(mac: Option<MacAddr>) -> String {
     mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string())
 }

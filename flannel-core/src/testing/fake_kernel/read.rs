@@ -1,4 +1,4 @@
-//! What the fake's tables look like through the kernel seam.
+//! Reads the fake's tables for the [`Kernel`](crate::kernel::Kernel) trait.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

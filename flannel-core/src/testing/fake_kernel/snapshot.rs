@@ -1,4 +1,4 @@
-//! All of a fake kernel as text.
+//! The whole state of a fake kernel as text.
 
 use std::fmt;
 
@@ -7,28 +7,30 @@ use crate::kernel::{LinkId, LinkKind, RouteKind, Tun, Vxlan};
 use super::tables::{Entry, MAIN, Slot, Tables};
 use super::{Nud, mac_text};
 
-/// Everything a [`FakeKernel`](super::FakeKernel) held at one moment: one line an object, as iproute2 prints them.
-/// Routes of one key are in the order of a dump.
+/// The state of a [`FakeKernel`](super::FakeKernel) at one moment: one line per object, as iproute2 prints it. Routes
+/// with equal keys are in the order of a dump.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot(Vec<String>);
 
 impl Snapshot {
-    /// The lines.
+    /// Returns the lines.
     pub fn lines(&self) -> &[String] {
         &self.0
     }
 
-    /// Lines of this snapshot that a later one lacks: canaries that were touched.
+    /// Returns the lines of this snapshot that are missing from a later one, that is, objects that were changed or
+    /// deleted.
     pub fn missing_from(&self, later: &Self) -> Vec<&str> {
         self.0.iter().filter(|line| !later.0.contains(line)).map(String::as_str).collect()
     }
 
-    /// Lines of this snapshot that an earlier one lacks: what was added or changed since.
+    /// Returns the lines of this snapshot that are missing from an earlier one, that is, objects that were added or
+    /// changed since.
     pub fn added_since(&self, earlier: &Self) -> Vec<&str> {
         self.missing_from(earlier)
     }
 
-    /// The lines that contain `text`, in order.
+    /// Returns the lines that contain `text`, in order.
     pub fn matching(&self, text: &str) -> Vec<&str> {
         self.0.iter().filter(|line| line.contains(text)).map(String::as_str).collect()
     }

@@ -1,4 +1,4 @@
-//! The rules of the fake: plain tables, no clock, no threads. Refusals are the kernel's own error numbers.
+//! The rules of the fake: plain tables, no clock, no threads. Errors are the kernel's own error numbers.
 
 mod routes;
 
@@ -26,10 +26,10 @@ pub(super) const EHOSTUNREACH: i32 = 113;
 
 pub(super) const MAIN: u32 = 254;
 const RTPROT_KERNEL: u8 = 2;
-/// What `IP6_RT_PRIO_ADDRCONF` gives connected routes.
+/// The metric of connected routes (`IP6_RT_PRIO_ADDRCONF`).
 const CONNECTED_V6_METRIC: u32 = 256;
 
-/// What a subscriber to the monitor groups would be told.
+/// A notification to subscribers of the monitor groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Notice {
     Link { index: u32, is_fact: bool },
@@ -39,7 +39,7 @@ pub(super) enum Notice {
     Route { slot: Slot, link: Option<u32>, is_fact: bool },
 }
 
-/// Where routes compete: the kernel's key, TOS apart, which the fake does not have.
+/// The kernel's key of a route, without TOS, which the fake does not model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot {
     pub(super) prefix: Prefix,
@@ -60,7 +60,7 @@ impl Slot {
         Self { prefix, table, metric: default_metric(prefix.family(), metric) }
     }
 
-    /// Table and metric as a dump tells them.
+    /// Returns table and metric as a dump shows them.
     pub(super) fn as_told(&self) -> RouteSlot {
         RouteSlot { table: self.table, metric: self.metric }.normalized(self.prefix.family())
     }
@@ -97,7 +97,7 @@ impl Entry {
         !self.siblings.is_empty()
     }
 
-    /// The next sibling becomes the first; false when there is none.
+    /// Makes the next sibling the first; returns false if there is none.
     fn promote(&mut self) -> bool {
         if self.siblings.is_empty() {
             return false;
@@ -108,12 +108,12 @@ impl Entry {
         true
     }
 
-    /// Whether the kernel takes the two for one. In IPv4 the source tells routes apart.
+    /// Returns whether the kernel treats the two as one route. In IPv4 the source distinguishes routes.
     fn is_same_route(&self, other: &Self, family: Family) -> bool {
         self.is_same_hop(other) && (family == Family::V6 || self.source == other.source)
     }
 
-    /// Whether a deletion of `asked` matches. A source counts in IPv4, and only where it is asked for.
+    /// Returns whether a deletion of `asked` matches. A source counts only in IPv4, and only if it is given.
     fn is_asked_for(&self, asked: &Self, family: Family) -> bool {
         self.is_same_hop(asked)
             && (family == Family::V6 || asked.source.is_none_or(|source| self.source == Some(source)))
@@ -133,14 +133,14 @@ impl Entry {
 pub(super) struct Tables {
     pub(super) last_index: u32,
     pub(super) links: BTreeMap<u32, Link>,
-    /// Links whose carrier is lost.
+    /// Links that have lost their carrier.
     pub(super) without_carrier: BTreeSet<u32>,
     pub(super) addresses: Vec<HostAddress>,
     pub(super) neighbours: BTreeMap<(u32, IpAddr), (MacAddr, Nud)>,
     pub(super) fdb: BTreeMap<(u32, MacAddr), Vec<(IpAddr, Nud)>>,
     pub(super) forwards: BTreeMap<(u32, Prefix), Forward>,
     pub(super) routes: BTreeMap<Slot, Vec<Entry>>,
-    /// What happened since somebody last took them.
+    /// Notices since they were last taken.
     pub(super) notices: Vec<Notice>,
 }
 
@@ -178,7 +178,7 @@ impl Tables {
         if let LinkKind::Vxlan(vxlan) = &mut link.kind {
             vxlan.port.get_or_insert(Vxlan::DEFAULT_PORT);
             let limit = self.vxlan_limit(vxlan)?;
-            // The kernel clamps at creation, and only then (docs/kernel-facts.md, "MTU of a VXLAN device").
+            // The kernel limits the MTU at creation, and only then (docs/kernel-facts.md, "MTU of a VXLAN device").
             link.mtu = limit.map_or(link.mtu, |limit| link.mtu.min(limit));
             let vxlan = &*vxlan;
             let taken = self.links.values().any(|other| match &other.kind {
@@ -200,7 +200,7 @@ impl Tables {
         Ok(index)
     }
 
-    /// The most a VXLAN device over this lower device may have.
+    /// Returns the largest MTU of a VXLAN device over its lower device.
     fn vxlan_limit(&self, vxlan: &Vxlan) -> Result<Option<u32>, i32> {
         let Some(lower) = vxlan.lower else { return Ok(None) };
         let LinkId::Other(lower) = lower else { return Err(ENODEV) };
@@ -301,7 +301,7 @@ impl Tables {
 
     pub(super) fn link_down(&mut self, index: u32) -> Outcome {
         self.link_mut(index)?.up = false;
-        // docs/kernel-facts.md, "Link down": IPv4 routes go without a word.
+        // docs/kernel-facts.md, "Link down": IPv4 routes disappear without a notification.
         self.drop_routes_through(index, Family::V4, Announce::No);
         self.drop_routes_through(index, Family::V6, Announce::Yes);
         self.drop_neighbours(index, |_| true);
@@ -344,13 +344,13 @@ impl Tables {
     }
 }
 
-// Addresses, neighbours, forwarding entries.
+// Addresses, neighbours, FDB entries.
 impl Tables {
     pub(super) fn add_address(&mut self, address: HostAddress) -> Outcome {
         if !self.links.contains_key(&address.link) {
             return Err(ENODEV);
         }
-        // IPv4 tells addresses apart by their mask as well.
+        // IPv4 distinguishes addresses by their mask as well.
         let taken = self.addresses.iter().any(|other| {
             let same = other.link == address.link && other.addr == address.addr;
             same && (other.len == address.len || address.addr.is_ipv6())
@@ -385,7 +385,7 @@ impl Tables {
         Ok(())
     }
 
-    /// The route the kernel makes for an address of a link that is up.
+    /// Adds the connected route of an address on a link that is up.
     fn connect(&mut self, address: &HostAddress) {
         let Some((slot, entry)) = connected(address) else { return };
         let up = self.links.get(&address.link).is_some_and(|link| link.up);
@@ -434,7 +434,7 @@ impl Tables {
         self.check_vxlan(link)?;
         let entries = self.fdb.entry((link, mac)).or_default();
         if mac.is_zero() || mac.is_multicast() {
-            // These hold several destinations, so the kernel cannot replace "the" one.
+            // These have several destinations, so the kernel cannot replace one.
             if !entries.is_empty() {
                 return Err(EOPNOTSUPP);
             }
@@ -466,7 +466,7 @@ impl Tables {
         Ok(())
     }
 
-    /// What a data plane held of a device is lost: the device stays, and what it had.
+    /// The data plane loses its tunnel of a device, with the forwards: the device and its other objects stay.
     pub(super) fn drop_tunnel(&mut self, link: u32) -> Outcome {
         match &mut self.link_mut(link)?.kind {
             LinkKind::Tun(tun) => tun.tunnel = None,
@@ -511,7 +511,7 @@ fn connected(address: &HostAddress) -> Option<(Slot, Entry)> {
         Family::V4 => 0,
         Family::V6 => CONNECTED_V6_METRIC,
     };
-    // Its source, which is the address, is not kept.
+    // Its source, which is the address, is not stored.
     let entry = Entry {
         kind: RouteKind::Unicast,
         gateway: None,

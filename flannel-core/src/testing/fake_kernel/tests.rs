@@ -54,7 +54,7 @@ fn scope(kernel: &FakeKernel) -> Scope {
     Scope { devices, uplink: kernel.link_index("eth0"), ..Scope::new(OverlayName::default(), networks) }
 }
 
-/// IPv4 routes, IPv6 routes, neighbours and entries on the overlay device, and routes through the underlay.
+/// Counts IPv4 routes, IPv6 routes, neighbours and entries on the overlay device, and routes through the underlay.
 fn left(kernel: &FakeKernel) -> [usize; 5] {
     let snapshot = kernel.snapshot();
     let count = |start: &str| {
@@ -193,7 +193,7 @@ fn an_appended_ipv6_route_becomes_a_next_hop_of_ours() {
 
 type Act<'a> = &'a dyn Fn() -> Result<(), KernelError>;
 
-/// As `netlink_hints` has it of the real kernel.
+/// Same as the test `netlink_hints` of the real kernel.
 #[test]
 fn the_host_has_changed_for_any_link_but_the_cables_of_pods_and_for_near_routes() {
     let (kernel, uplink) = kernel();
@@ -225,7 +225,7 @@ fn the_host_has_changed_for_any_link_but_the_cables_of_pods_and_for_near_routes(
     }
 }
 
-/// Both kernels go by [`Hint::of_address`].
+/// Both kernels use [`Hint::of_address`].
 #[test]
 fn link_local_addresses_make_no_hints_and_deleted_ones_of_any_link_make_both() {
     let (kernel, _) = kernel();

@@ -1,4 +1,4 @@
-//! A lease store in memory, shared by as many nodes as hold a clone.
+//! A lease store in memory, shared by all nodes that have a clone.
 
 mod records;
 #[cfg(test)]
@@ -22,72 +22,72 @@ use crate::net::{Dual, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
 use records::{Inner, Known};
 
-/// A lease store in memory: for tests, benchmarks and programs whose nodes all live in one process.
+/// A lease store in memory: for tests, benchmarks and programs whose nodes all run in one process.
 ///
-/// Clones share one store. Nothing is kept when the last one goes. Failures can be scripted, records of any content be
-/// put in, watches be cut.
+/// Clones share one store, which is dropped with the last clone. Tests can script failures, insert records with any
+/// content, and cut watches.
 #[derive(Clone)]
 pub struct MemorySubnets {
     shared: Arc<Shared>,
-    /// Who this handle's node is.
+    /// The node of this handle.
     node: ThisNode,
-    /// Marks when a lease was last asked for; [`changed`](SubnetManager::changed) waits for a later change.
+    /// Marks the last call that asked for a lease; [`changed`](SubnetManager::changed) waits for a later change.
     seen: Arc<Mutex<Receiver<()>>>,
 }
 
-/// A failure to come.
+/// A scripted failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The call fails as [`SubnetError::Unavailable`] and does nothing.
+    /// The call fails with [`SubnetError::Unavailable`] and does nothing.
     Unavailable,
-    /// The call fails as [`SubnetError::Denied`] and does nothing.
+    /// The call fails with [`SubnetError::Denied`] and does nothing.
     Denied,
-    /// The call does its work and fails as [`SubnetError::Unavailable`]: the reply was lost.
+    /// The call does its work and fails with [`SubnetError::Unavailable`]: the reply was lost.
     LostReply,
 }
 
 struct Shared {
     clock: Arc<dyn Clock>,
     inner: Mutex<Inner>,
-    /// Something that nodes wait for was set.
+    /// Notified when something that nodes wait for is set.
     changed: Sender<()>,
 }
 
 impl MemorySubnets {
-    /// An empty store of this network, whose leases last for ever.
+    /// Creates an empty store of this network, whose leases never expire.
     pub fn new(config: NetworkConfig) -> Self {
         Self::with_ttl(config, None, Arc::new(SystemClock::default()))
     }
 
-    /// An empty store whose leases last for `ttl` on `clock`.
+    /// Creates an empty store whose leases last for `ttl` on `clock`.
     pub fn with_ttl(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
         Self::known_by(Known::Name, config, ttl, clock)
     }
 
-    /// The same, for nodes that are known by the address they publish, as in etcd.
+    /// Same as [`with_ttl`](Self::with_ttl), for nodes that are identified by the address they publish, as in etcd.
     pub fn by_address(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
         Self::known_by(Known::Address, config, ttl, clock)
     }
 
-    /// An empty store of nodes that have names and do not choose their subnets, as with Kubernetes' podCIDRs: each waits
-    /// until it was [assigned](Self::assign) some. Pools of the configuration mean nothing here.
+    /// Creates an empty store of named nodes that do not choose their subnets, as with Kubernetes' podCIDRs: each waits
+    /// until subnets are [assigned](Self::assign) to it. Pools of the configuration are ignored.
     pub fn assigned(config: NetworkConfig, ttl: Option<Duration>, clock: Arc<dyn Clock>) -> Self {
         let store = Self::known_by(Known::Name, config, ttl, clock);
         store.shared.lock().assigned = Some(BTreeMap::new());
         store
     }
 
-    /// Assigns a node its subnets, in the place of those it had, in a store that [`assigned`](Self::assigned) made; without
-    /// effect in others. Its record says so at once.
+    /// Assigns subnets to a node and updates its record at once. Replaces earlier ones. Only works in a store that
+    /// [`assigned`](Self::assigned) created; others ignore it.
     pub fn assign(&self, node: &NodeIdentity, subnets: Dual<Prefix>) {
         self.shared.lock().assign(node, subnets);
         // Wakes nodes that wait for a first lease.
         self.shared.changed.send_replace(());
     }
 
-    /// Sets the addresses that the node of this name is to publish, as an operator would, in the place of those that its
-    /// handle was made with.
+    /// Sets the addresses that the node of this name publishes, as an operator would. They replace the addresses that
+    /// its handle was created with.
     pub fn set_public(&self, node: &NodeIdentity, public: Dual<IpAddr>) {
         self.shared.lock().set_public(node, public);
     }
@@ -102,8 +102,8 @@ impl MemorySubnets {
         }
     }
 
-    /// A handle on the same store for this node. A new store's is for one that is known by its address, and so are all of
-    /// [`by_address`](Self::by_address).
+    /// Returns a handle on the same store for this node. The handle of a new store is for a node identified by its
+    /// address, and so are all handles of [`by_address`](Self::by_address) stores.
     #[must_use]
     pub fn for_node(&self, node: ThisNode) -> Self {
         let seen = Arc::new(Mutex::new(self.shared.changed.subscribe()));
@@ -114,7 +114,7 @@ impl MemorySubnets {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who this handle's node is now.
+    /// Returns the current identity of this handle's node.
     fn node(&self, inner: &Inner) -> ThisNode {
         let name = match inner.known_by {
             Known::Name => self.node.name.clone(),
@@ -123,12 +123,12 @@ impl MemorySubnets {
         ThisNode { name, public: inner.public_of(&self.node).unwrap_or(self.node.public) }
     }
 
-    /// Changes the network's configuration. Leases stay as they are.
+    /// Changes the network's configuration. Leases do not change.
     pub fn set_config(&self, config: NetworkConfig) {
         self.shared.lock().config = config;
     }
 
-    /// Puts in leases that other nodes would have taken, as one change each; those of equal keys are replaced.
+    /// Inserts leases as other nodes would, each as one change. Leases with equal keys are replaced.
     pub fn insert(&self, leases: impl IntoIterator<Item = Lease>) {
         let mut inner = self.shared.lock();
         for lease in leases {
@@ -136,12 +136,12 @@ impl MemorySubnets {
         }
     }
 
-    /// Puts in a record that does not parse.
+    /// Inserts a record that does not parse.
     pub fn insert_bad(&self, key: &LeaseKey, bad: BadRecord) {
         self.shared.lock().put(key.clone(), Err(bad));
     }
 
-    /// Deletes a record, whosever it is. Returns whether there was one.
+    /// Deletes a record of any node. Returns whether it existed.
     pub fn delete(&self, key: &LeaseKey) -> bool {
         self.shared.lock().delete(key)
     }
@@ -154,19 +154,19 @@ impl MemorySubnets {
         }
     }
 
-    /// All records, in the order of keys.
+    /// Returns all records, in the order of keys.
     pub fn records(&self) -> Vec<Record> {
         let mut inner = self.shared.lock();
         inner.sweep(self.shared.clock.now());
         inner.records.values().cloned().collect()
     }
 
-    /// Lets the next calls fail, one fault each. Watches are not calls: see [`cut_watches`](Self::cut_watches).
+    /// Makes the next calls fail, one fault per call. Watches are not calls: see [`cut_watches`](Self::cut_watches).
     pub fn fail_next(&self, faults: impl IntoIterator<Item = Fault>) {
         self.shared.lock().faults.extend(faults);
     }
 
-    /// Cuts all watches: each reports trouble, then starts over with a `Reset`. What was pending is lost.
+    /// Cuts all watches: each reports an error, then starts again with a `Reset`. Pending events are lost.
     pub fn cut_watches(&self) {
         for watcher in self.shared.lock().watchers() {
             let mut pending = watcher.lock();
@@ -177,14 +177,15 @@ impl MemorySubnets {
         }
     }
 
-    /// Takes the store away until [`recover`](Self::recover): every call fails as [`SubnetError::Unavailable`], every
-    /// watch, those to come too, reports trouble once and is silent then. Records change all the same.
+    /// Makes the store unavailable until [`recover`](Self::recover): every call fails with
+    /// [`SubnetError::Unavailable`], and every watch, including new ones, reports one error and is then silent. Records
+    /// can still be changed.
     pub fn outage(&self) {
         self.shared.lock().away = true;
         self.cut_watches();
     }
 
-    /// Ends an [`outage`](Self::outage): each watch starts over with a `Reset`.
+    /// Ends an [`outage`](Self::outage): each watch starts again with a `Reset`.
     pub fn recover(&self) {
         let mut inner = self.shared.lock();
         inner.away = false;
@@ -202,11 +203,11 @@ impl fmt::Debug for MemorySubnets {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic of a holder leaves a store that is still consistent: every change is one call.
+        // A panic while the lock is held leaves the store consistent: every change is one call.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs one call, with the fault that was scripted for it.
+    /// Runs one call, with the fault scripted for it.
     fn call<T>(
         &self,
         doing: &'static str,
@@ -267,7 +268,7 @@ impl SubnetManager for MemorySubnets {
 
     async fn changed(&self) {
         let mut seen = self.seen().clone();
-        // It cannot fail: the sender is in the store, which this handle keeps.
+        // It cannot fail: the sender is in the store, which this handle keeps alive.
         let _ = seen.changed().await;
     }
 

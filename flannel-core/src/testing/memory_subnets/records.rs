@@ -1,4 +1,4 @@
-//! The records, and which of them a node takes.
+//! The records, and how a node's lease is chosen.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -14,27 +14,27 @@ use crate::lease::{BadRecord, Fence, Lease, LeaseEvent, LeaseKey, Record};
 use crate::net::{Dual, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, ThisNode, Want};
 
-/// What a record is found by.
+/// How nodes are identified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Known {
-    /// The node's name, which is its key.
+    /// By the node's name, which is also the record's key.
     Name,
-    /// The address it publishes; its key is its subnets.
+    /// By the published address; the record's key is made from its subnets.
     Address,
 }
 
 pub(super) struct Inner {
     pub(super) known_by: Known,
     pub(super) config: NetworkConfig,
-    /// The subnets of each node by its name, where nodes do not choose them.
+    /// The assigned subnets by node name, if nodes do not choose them.
     pub(super) assigned: Option<BTreeMap<String, Dual<Prefix>>>,
-    /// The addresses that an operator set for nodes, by their names.
+    /// The addresses that an operator set, by node name.
     public: BTreeMap<String, Dual<IpAddr>>,
-    /// How long a lease lasts; `None`: for ever.
+    /// How long a lease lasts; `None`: no expiry.
     ttl: Option<Duration>,
     revision: u64,
     pub(super) records: BTreeMap<LeaseKey, Record>,
-    /// Whether nothing is answered at all.
+    /// Whether the store is unavailable.
     pub(super) away: bool,
     pub(super) faults: VecDeque<Fault>,
     watchers: Vec<std::sync::Weak<Watcher>>,
@@ -75,7 +75,7 @@ impl Inner {
         deleted
     }
 
-    /// Removes what has expired.
+    /// Removes expired records.
     pub(super) fn sweep(&mut self, now: BootTime) {
         let expired = |record: &Record| expiry(record).is_some_and(|expires| expires <= now);
         if self.ttl.is_none() {
@@ -107,13 +107,13 @@ impl Inner {
         }
     }
 
-    /// The leases of `node` that fit the network as it is now.
+    /// Returns the leases of `node` that fit the current network.
     pub(super) fn previous(&self, node: &NodeIdentity) -> Vec<Lease> {
         let fits = |lease: &&Arc<Lease>| allocation::all_compatible(&self.config, &lease.subnets);
         self.leases_of(node).iter().filter(fits).map(|lease| Lease::clone(lease)).collect()
     }
 
-    /// Takes the same as a store in etcd would where nodes are known by their address.
+    /// Acquires a lease. If nodes are identified by address, the result is the same as in an etcd store.
     pub(super) fn acquire(&mut self, node: &NodeIdentity, want: Want, now: BootTime) -> Result<Lease, SubnetError> {
         match self.assigned_to(node.as_str()) {
             None => {}
@@ -134,7 +134,7 @@ impl Inner {
             (Known::Name, None) => vec![LeaseKey::new(node.as_str())],
             (Known::Name, Some(_)) => Vec::new(),
             (Known::Address, _) => {
-                // A reservation is the operator's to delete.
+                // Only an operator deletes a reservation.
                 let gives_up = |it: &&Arc<Lease>| want.gives_up(it) && !is_reserved(it);
                 own.iter().filter(gives_up).map(|it| it.key.clone()).collect()
             }
@@ -168,7 +168,7 @@ impl Inner {
         }
     }
 
-    /// The subnets that the node of this name was assigned, if any yet; `None` where nodes choose them.
+    /// Returns the subnets assigned to the node of this name, if any yet; `None` if nodes choose them.
     fn assigned_to(&self, name: &str) -> Option<Option<Dual<Prefix>>> {
         self.assigned.as_ref().map(|assigned| assigned.get(name).copied())
     }
@@ -215,7 +215,7 @@ impl Inner {
         }
     }
 
-    /// The leases under the identity of `node`, in the order of their keys.
+    /// Returns the leases under the identity of `node`, in the order of their keys.
     fn leases_of(&self, node: &NodeIdentity) -> Vec<Arc<Lease>> {
         let is_of = |record: &Record, lease: &Lease| match self.known_by {
             Known::Name => record.key.as_str() == node.as_str(),
@@ -225,7 +225,7 @@ impl Inner {
         self.records.values().filter_map(lease).collect()
     }
 
-    /// Whether a lease fits the network as it is now, and peers prefer no older one to it.
+    /// Returns whether a lease fits the current network and peers do not prefer an older lease.
     fn fits(&self, own: &Lease) -> bool {
         let is_compatible = |lease: &Lease| allocation::all_compatible(&self.config, &lease.subnets);
         let overlaps = |lease: &Lease| {
@@ -242,7 +242,7 @@ impl Inner {
         is_compatible(own) && (self.known_by == Known::Name || !self.records.values().any(beats))
     }
 
-    /// The key of a new record.
+    /// Returns the key of a new record.
     fn new_key(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) -> LeaseKey {
         match self.known_by {
             Known::Name => LeaseKey::new(node.as_str()),
@@ -260,7 +260,7 @@ impl Inner {
         }
         let random = &mut self.random;
         let mut random = move || {
-            // xorshift64: any sequence will do.
+            // xorshift64: any sequence is sufficient.
             *random ^= *random << 13;
             *random ^= *random >> 7;
             *random ^= *random << 17;
@@ -269,8 +269,8 @@ impl Inner {
         Ok(taken.choose(&[preferred], &mut random)?)
     }
 
-    /// Writes the lease of `node` and returns it as it now stands. The fence is that of taking the subnets, not of the
-    /// last write: a renewal whose answer was lost can be repeated.
+    /// Writes the lease of `node` and returns the stored lease. The fence identifies the acquisition, not the last
+    /// write, so a renewal whose answer was lost can be repeated.
     fn write(&mut self, mut lease: Lease, now: BootTime) -> Lease {
         lease.expires = self.ttl.map(|ttl| now.after(ttl));
         if lease.fence == Fence::default() {

@@ -1,4 +1,4 @@
-//! The store by itself.
+//! Tests of the store itself.
 
 use std::sync::Arc;
 use std::time::Duration;

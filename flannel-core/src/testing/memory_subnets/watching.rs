@@ -1,4 +1,4 @@
-//! What each watcher is told.
+//! The events of each watcher.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use super::{Shared, unavailable};
 use crate::lease::LeaseEvent;
 use crate::subnet::{SubnetError, ThisNode};
 
-/// Events kept for a watcher that lags; beyond that it gets a `Reset` instead.
+/// The number of events kept for a slow watcher; beyond that it gets a `Reset` instead.
 const BACKLOG: usize = 16_384;
 
 pub(super) struct Watcher {
@@ -21,11 +21,11 @@ pub(super) struct Watcher {
     pub(super) changed: Notify,
 }
 
-/// What a watcher has yet to be told.
+/// Events that a watcher has not received yet.
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) reset: bool,
-    /// Whether the addresses of the node come next.
+    /// Whether the node's addresses are sent next.
     pub(super) this_node: bool,
     pub(super) trouble: Option<SubnetError>,
     pub(super) events: VecDeque<LeaseEvent>,
@@ -39,7 +39,7 @@ impl Watcher {
     pub(super) fn tell(&self, event: &LeaseEvent) {
         let mut pending = self.lock();
         if pending.reset {
-            // A snapshot is taken when it is read: this is in it.
+            // The snapshot is taken when it is read, so it will include this event.
             return;
         }
         if pending.events.len() >= BACKLOG {
@@ -52,7 +52,7 @@ impl Watcher {
     }
 }
 
-/// A watch of a store that may be away already.
+/// Opens a watch of a store, which may already be unavailable.
 pub(super) fn watch(shared: &Arc<Shared>, node: ThisNode) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     let mut inner = shared.lock();
     let trouble = inner.away.then(|| unavailable("watching"));

@@ -1,4 +1,4 @@
-//! A harness over the store in memory.
+//! A harness for stores in front of the store in memory.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::net::{Dual, Prefix};
 use crate::subnet::{NodeIdentity, SubnetManager, ThisNode};
 use crate::testing::MemorySubnets;
 
-/// A [`Harness`] over [`MemorySubnets`], for stores that stand in front of another one.
+/// A [`Harness`] over [`MemorySubnets`], for stores in front of another store.
 pub struct InMemory {
     store: Option<MemorySubnets>,
     nodes: Nodes,
@@ -21,24 +21,24 @@ pub struct InMemory {
     outages: bool,
 }
 
-/// How nodes are known to a store in memory, and who chooses their subnets.
+/// How a store in memory identifies nodes, and how they get their subnets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nodes {
-    /// By their names.
+    /// By name.
     Named,
-    /// By the addresses they publish, as in etcd.
+    /// By the address they publish, as in etcd.
     ByAddress,
-    /// By their names, and [`MemorySubnets::assign`] gives them their subnets.
+    /// By name; [`MemorySubnets::assign`] assigns their subnets.
     Assigned,
 }
 
 impl InMemory {
-    /// `front` makes the store under test of a handle on the store in memory.
+    /// Creates a harness. `front` creates the store under test from a handle on the store in memory.
     pub fn new(nodes: Nodes, front: impl Fn(MemorySubnets) -> Arc<dyn SubnetManager> + Send + Sync + 'static) -> Self {
         Self { store: None, nodes, front: Box::new(front), outages: true }
     }
 
-    /// The store under test answers while the one behind it is away: nothing of it is checked then.
+    /// Disables the checks of outages. For stores that answer while the store behind them is unavailable.
     #[must_use]
     pub fn without_outages(self) -> Self {
         Self { outages: false, ..self }

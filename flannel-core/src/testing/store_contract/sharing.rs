@@ -1,4 +1,4 @@
-//! What a store does where several nodes publish one address.
+//! Checks of stores in which several nodes publish one address.
 
 use std::collections::BTreeSet;
 
@@ -7,15 +7,15 @@ use crate::lease::Lease;
 use crate::subnet::{OwnLeases, SubnetManager, Want};
 
 /// Another node's lease under the node's own identity is neither taken nor rewritten nor deleted, whatever is preferred
-/// and whether the node still has a lease of its own or not ([`Want::own`]).
+/// and whether or not the node still has its own lease ([`Want::own`]).
 ///
-/// Where nodes are known by a name ([`Harness::is_by_address`]) there is no such lease: the one under the node's name is
-/// its own whatever `Want::own` says.
+/// If nodes are identified by name (see [`Harness::is_by_address`]), there is no such lease: the lease under the node's
+/// name is its own, whatever `Want::own` is.
 pub async fn another_nodes_lease_under_the_same_identity_is_left_alone(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let store = harness.open().await;
     let node = Node::new(0, families);
-    // What it publishes beside the address is of another device.
+    // Its backend data is that of another device.
     let theirs = node.clone().with_data(2).acquire(&*store).await;
     let acquire = async |want: Want| ok(store.acquire(&node.id, want).await, "acquire");
     let unheld = node.want().preferring(theirs.subnets).owning(OwnLeases::Unheld);
@@ -54,11 +54,10 @@ pub async fn another_nodes_lease_under_the_same_identity_is_left_alone(harness: 
     ok(store.renew(&theirs).await, "renew by the other node");
 }
 
-/// Another node's lease that publishes exactly what the node itself does is left alone where the caller says whose it
-/// is ([`Want::foreign`]), also when the node has a lease of its own, when it lost that, and when that does not fit any
-/// more.
+/// Another node's lease that publishes exactly the node's own attributes is not changed if the caller lists it in
+/// [`Want::foreign`], whether the node has its own lease, has lost it, or has one that no longer fits.
 ///
-/// Where nodes are known by a name ([`Harness::is_by_address`]) there is no such lease.
+/// If nodes are identified by name (see [`Harness::is_by_address`]), there is no such lease.
 pub async fn another_nodes_lease_with_equal_attributes_is_left_alone(harness: &mut dyn Harness, families: Families) {
     if !harness.is_by_address() {
         return;
@@ -92,7 +91,7 @@ pub async fn another_nodes_lease_with_equal_attributes_is_left_alone(harness: &m
     ok(store.renew(&theirs).await, "renew by the other node");
 }
 
-/// Both leases stand, and nothing else does.
+/// Checks that both leases exist, and no other records.
 async fn assert_left(store: &dyn SubnetManager, theirs: &Lease, ours: &Lease) {
     let records = snapshot(store).await;
     assert_eq!(records.len(), 2, "acquire: one record of this node and one of the other: {records:?}");

@@ -1,4 +1,4 @@
-//! A watch with the sum of its events.
+//! A watch and the records that result from its events.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,21 +13,21 @@ use crate::net::Dual;
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::text::chain;
 
-/// A watch, and what it has shown so far. Waiting for it panics when the watch ends or shows what it must not.
+/// A watch, and the state its events have built. Waiting panics if the watch ends or violates the contract.
 pub struct Watcher {
     stream: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
-    /// The records as the last event left them.
+    /// The records after the last event.
     pub seen: BTreeMap<LeaseKey, Record>,
-    /// How many [`LeaseEvent::Reset`]s came.
+    /// How many [`LeaseEvent::Reset`]s arrived.
     pub resets: usize,
-    /// The addresses to publish that came last.
+    /// The last addresses to publish.
     pub public: Option<Dual<IpAddr>>,
-    /// The errors that came, with their causes.
+    /// The errors, with their causes.
     pub errors: Vec<String>,
 }
 
 impl Watcher {
-    /// Opens a watch and waits so many seconds for its first event.
+    /// Opens a watch and waits up to `seconds` for its first `Reset`.
     pub async fn open(store: &dyn SubnetManager, seconds: u64) -> Self {
         let mut watcher =
             Self { stream: store.watch(), seen: BTreeMap::new(), resets: 0, public: None, errors: Vec::new() };
@@ -35,7 +35,7 @@ impl Watcher {
         watcher
     }
 
-    /// Waits so many seconds until what was seen is as it should be; returns how long that took.
+    /// Waits up to `seconds` until `done` returns true. Returns how long that took.
     pub async fn until(&mut self, seconds: u64, what: &str, done: impl Fn(&Self) -> bool) -> Duration {
         let (start, limit) = (Instant::now(), Duration::from_secs(seconds));
         while !done(self) {
@@ -51,12 +51,12 @@ impl Watcher {
         start.elapsed()
     }
 
-    /// The lease of a record that is there and good.
+    /// Returns the lease of a record that exists and is valid.
     pub fn good(&self, key: &LeaseKey) -> Option<&Lease> {
         self.seen.get(key)?.lease.as_deref().ok()
     }
 
-    /// Whether a record says what this lease does.
+    /// Returns whether a record has the subnets and attributes of this lease.
     pub fn holds(&self, lease: &Lease) -> bool {
         self.good(&lease.key).is_some_and(|found| found.subnets == lease.subnets && found.attrs == lease.attrs)
     }

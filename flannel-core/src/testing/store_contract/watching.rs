@@ -1,4 +1,4 @@
-//! The checks of what a store's watch shows.
+//! Checks of a store's watch.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +13,8 @@ use crate::net::{Dual, Family};
 use crate::subnet::{SubnetError, SubnetManager};
 use crate::text::chain;
 
-/// Addresses that an operator sets for this node are those of `this_node`, and the watch reports them, in its beginning too.
+/// Addresses that an operator sets for this node are returned by `this_node` and reported by the watch, also at its
+/// start.
 pub async fn addresses_that_an_operator_sets_are_reported(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
@@ -37,14 +38,14 @@ pub async fn addresses_that_an_operator_sets_are_reported(harness: &mut dyn Harn
     late.until(PATIENCE.as_secs(), "the addresses that were set before", |late| late.public == Some(public(3))).await;
 }
 
-/// The first event is a [`Reset`](crate::lease::LeaseEvent::Reset) with all records, the own one too, and `created` grows
-/// in their order.
+/// The first event is a [`Reset`](crate::lease::LeaseEvent::Reset) with all records, including the node's own, and
+/// `created` increases in the order of their creation.
 pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
     assert!(snapshot(&*store).await.is_empty(), "watch: an empty store begins with an empty Reset");
     let mut leases = Vec::new();
-    // The highest number first: the order is not that of the keys.
+    // The highest number first, so that the order differs from that of the keys.
     for n in (0..5).rev() {
         leases.push(Node::ready(&*harness, n, families).await.acquire(&*store).await);
         harness.tick().await;
@@ -63,7 +64,7 @@ pub async fn watch_begins_with_everything_in_order_of_creation(harness: &mut dyn
     );
 }
 
-/// New, changed and released leases are seen, one by one, whoever wrote them.
+/// Each new, changed and released lease is reported, whichever handle wrote it.
 pub async fn watch_follows_writes_of_another_handle(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let (one, two) = (harness.open().await, harness.open().await);
@@ -92,7 +93,7 @@ pub async fn watch_follows_writes_of_another_handle(harness: &mut dyn Harness, f
     }
 }
 
-/// What does not parse is present and bad, never absent, and all else works on (docs/faults.md, L12).
+/// A record that does not parse is present and bad, never absent, and all others still work (docs/faults.md, L12).
 pub async fn a_bad_record_is_present_and_hurts_no_other(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
@@ -118,7 +119,7 @@ pub async fn a_bad_record_is_present_and_hurts_no_other(harness: &mut dyn Harnes
     watcher.until(WITHIN, "a new lease beside a bad record", |it| it.holds(&late)).await;
 }
 
-/// A lease that ends goes from the watch, is lost to its holder, and its subnet may be had.
+/// An expired lease disappears from the watch, is lost for its holder, and its subnet is free.
 pub async fn an_expired_lease_goes_and_its_subnet_is_free(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let store = harness.open().await;
@@ -138,8 +139,8 @@ pub async fn an_expired_lease_goes_and_its_subnet_is_free(harness: &mut dyn Harn
     assert_disjoint(&[back, heir]);
 }
 
-/// A store that is out of reach is [`SubnetError::Unavailable`] in every call, and its watch says so; when it is back,
-/// calls work again and the same watch goes on, complete.
+/// If the store is unavailable, every call fails with [`SubnetError::Unavailable`], and the watch reports an error.
+/// Once it is back, calls work again and the same watch continues with a complete state.
 pub async fn an_outage_is_said_and_over_when_it_ends(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network_for(&*harness, families, 1, 64)).await;
     let store = harness.open().await;
@@ -177,12 +178,12 @@ pub async fn an_outage_is_said_and_over_when_it_ends(harness: &mut dyn Harness, 
     watcher.until(WITHIN, "both leases after the outage", |it| it.holds(&renewed) && it.holds(&other)).await;
 }
 
-/// The seconds that anything may take.
+/// The time limit for anything, in seconds.
 const WITHIN: u64 = PATIENCE.as_secs();
 
 type Records = BTreeMap<LeaseKey, Record>;
 
-/// What a new watch begins with.
+/// Returns the records at the start of a new watch.
 pub(super) async fn snapshot(store: &dyn SubnetManager) -> Records {
     open(store).await.seen
 }
@@ -191,7 +192,7 @@ async fn open(store: &dyn SubnetManager) -> Watcher {
     Watcher::open(store, WITHIN).await
 }
 
-/// The lease of a record that has to be there and good.
+/// Returns the lease of a record that must exist and be valid.
 #[track_caller]
 pub(super) fn snapshot_key<'a>(records: &'a Records, key: &LeaseKey) -> &'a Lease {
     match records.get(key).map(|record| &record.lease) {

@@ -21,8 +21,8 @@ impl Tables {
         match placement {
             Placement::Exclusive if entries.is_empty() => entries.push(entry),
             Placement::Exclusive => return Err(EEXIST),
-            // The kernel matches prefix, TOS and metric and asks for nothing else (docs/kernel-facts.md, "IPv4
-            // replace", "Route keys are not unique").
+            // The kernel compares only prefix, TOS and metric (docs/kernel-facts.md, "IPv4 replace", "Route keys are
+            // not unique").
             Placement::Replace => entries[0] = entry,
             Placement::Append | Placement::Prepend
                 if entries.iter().any(|other| other.is_same_route(&entry, family)) =>
@@ -39,7 +39,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Whether an IPv6 address is reached through another interface by any route but the default one
+    /// Returns whether any route except the default route leads to an IPv6 address through another interface
     /// (docs/kernel-facts.md, "IPv6 onlink gateways").
     fn leads_elsewhere(&self, gateway: IpAddr, index: u32) -> bool {
         if gateway.is_ipv4() {
@@ -83,8 +83,8 @@ impl Tables {
         }
     }
 
-    /// Deletes what matches in full: another protocol or next hop is another route (docs/kernel-facts.md, "Replace and
-    /// exclusive create", "IPv4 replace").
+    /// Deletes a route that matches in full: another protocol or next hop is another route (docs/kernel-facts.md,
+    /// "Replace and exclusive create", "IPv4 replace").
     pub(in super::super) fn delete_route(&mut self, slot: Slot, entry: &Entry) -> Outcome {
         let family = slot.prefix.family();
         let entries = self.routes.get_mut(&slot).ok_or(ESRCH)?;
@@ -132,8 +132,8 @@ impl Tables {
         self.routes = routes;
     }
 
-    /// The host has lost an address: IPv4 routes of the main table go with it if it is their source, IPv6 ones lose it
-    /// without a notification (docs/kernel-facts.md, "Sources of routes").
+    /// The host has lost an address: IPv4 routes of the main table with this source are deleted; IPv6 routes lose the
+    /// source without a notification (docs/kernel-facts.md, "Sources of routes").
     pub(super) fn drop_source(&mut self, addr: IpAddr) {
         let mut routes = std::mem::take(&mut self.routes);
         for (slot, entries) in &mut routes {
@@ -156,7 +156,7 @@ impl Tables {
     }
 }
 
-/// Deleting by next hop takes one sibling out of a multipath route.
+/// Removes one sibling of a multipath route, as a deletion by next hop does.
 fn take_next_hop(entries: &mut [Entry], wanted: &Entry) -> bool {
     for entry in entries.iter_mut().filter(|entry| entry.is_multipath()) {
         if entry.is_same_hop(wanted) {
