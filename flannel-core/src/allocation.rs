@@ -67,8 +67,8 @@ pub fn choose(
 /// The maximum number of records in [`Taken`]. At 48 bytes each, they use a third of an agent's memory limit.
 pub const MAX_TAKEN: usize = 1 << 19;
 
-/// The subnets of other nodes' records in a network, each with data of the store's choice. The number of records is
-/// bounded, because any client with write access to the store can write any number of them.
+/// The subnets of other nodes' records in a network, each with data of the store's choice. Bounded, because any client
+/// of the store can write any number of records.
 #[derive(Debug, Clone)]
 pub struct Taken<T = ()> {
     networks: Dual<Network>,
@@ -84,7 +84,7 @@ pub enum ChooseError {
     /// No subnet is free.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
-    /// The list of taken subnets is incomplete, so a free one cannot be determined. Retry once records are deleted.
+    /// Too many records to determine a free subnet. Retry once records are deleted.
     #[error("others have more than {MAX_TAKEN} records in the network; delete those that no node holds")]
     TooMany,
     /// The network has no pool. Final for this configuration.

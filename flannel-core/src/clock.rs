@@ -42,7 +42,7 @@ pub trait Clock: Send + Sync + 'static {
 /// read between the parts.
 const SLICE: Duration = Duration::from_secs(5);
 
-/// The machine's clock: `CLOCK_BOOTTIME` on Linux, otherwise a monotonic clock.
+/// The machine's clock: `CLOCK_BOOTTIME` on Linux with feature `netlink`, otherwise a monotonic clock.
 ///
 /// It ignores tokio's paused time, in which sleeps end at once. Tests that pause time use [`TokioClock`].
 #[derive(Debug, Clone, Copy, Default)]

@@ -13,10 +13,9 @@
 //!  Kernel::hints, timer ─► Kernel::observe ──────────────────► seen ──┘  (pure)
 //! ```
 //!
-//! A backend is a pure function from its inputs (the node, its lease, its peers, the host) to the wanted kernel state.
-//! One reconciler compares the wanted state with the observed state and writes the difference: after each lease change
-//! for the changed peers, and in each audit for everything. Lease events, kernel notifications and timers only decide
-//! when to look.
+//! A backend is a pure function from node, lease, peers and host to the wanted kernel state. One reconciler compares it
+//! with the observed state and writes the difference: after each lease change for the changed peers, and in each audit
+//! for everything. Lease events, kernel notifications and timers only decide when to look.
 //!
 //! # Modules
 //!

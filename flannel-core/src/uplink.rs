@@ -565,7 +565,7 @@ fn usable_addresses(facts: &HostFacts, index: u32) -> Vec<IpAddr> {
     found.into_iter().map(|address| address.addr).collect()
 }
 
-/// Returns whether an address is unicast and valid beyond its link, including private ranges (Go's `IsGlobalUnicast`).
+/// Returns whether an address is unicast beyond its link, private ranges included (Go's `IsGlobalUnicast`).
 fn is_global(addr: IpAddr) -> bool {
     let broadcast = matches!(addr, IpAddr::V4(addr) if addr.is_broadcast());
     !(broadcast || addr.is_unspecified() || addr.is_loopback() || addr.is_multicast() || is_link_local(addr))

@@ -3,25 +3,24 @@
 //! A record is judged in three steps:
 //!
 //! 1. [`Rules`] finds errors in the record itself.
-//! 2. Of records that are in *conflict*, because they overlap or share a MAC address, one that fits the pool wins over
-//!    one that does not, then the one created first, then the lower key. Only accepted records reject others.
-//! 3. The rules that depend on *this node* ([`HostView`]) only reject records. They never accept a record that lost a
-//!    conflict.
+//! 2. Of records in *conflict*, which overlap or share a MAC address, one that fits the pool wins over one that does
+//!    not, then the one created first, then the lower key. Only winners reject others.
+//! 3. The rules that depend on *this node* ([`HostView`]) only reject records.
 //!
-//! The first two steps depend only on the current records and the configuration, so all nodes that started with one
+//! Steps 1 and 2 depend only on the current records and the configuration, so all nodes that started with one
 //! configuration agree.
 //!
 //! There is one piece of state: when a record becomes bad in itself, its last good version stays accepted as long as no
-//! current record conflicts with it; it loses every conflict with a current record, regardless of age. Without that
-//! state (after a restart) the same records give the same peers, except those kept in this way.
+//! current record conflicts with it, regardless of age. Without that state (after a restart) the same records give the
+//! same peers, except those kept in this way.
 //!
-//! Memory is bounded. Records beyond [`MAX_RECORDS`] are dropped, the youngest first, and so are records with keys
-//! longer than [`LeaseKey::MAX_BYTES`]. Dropped records are counted ([`Admission::dropped`]) and otherwise ignored
-//! until the store sends a complete list again.
+//! Memory is bounded: records beyond [`MAX_RECORDS`] are dropped, the youngest first, and so are records with keys
+//! longer than [`LeaseKey::MAX_BYTES`]. They are counted ([`Admission::dropped`]) and otherwise ignored until the store
+//! sends a complete list again.
 //!
-//! Two rules need no code. No peer's subnet contains another peer's public address, because the subnet is in the
-//! network and the address is not. And two records may have the same public address (a node that was re-created under a
-//! new name has it): see [`Admission::shared_addresses`].
+//! Two rules need no code. No peer's subnet contains another peer's public address: the subnet is in the network, the
+//! address is not. And equal public addresses are allowed (a node re-created under a new name has the same one): see
+//! [`Admission::shared_addresses`].
 
 mod conflicts;
 mod index;
@@ -48,7 +47,8 @@ pub use rules::{HardwareAddress, HostView, Own, Rules};
 ///
 /// The cost of a change depends on the records it conflicts with, not on the number of all records. Ten thousand
 /// records use about 0.8 MiB in addition to their leases. A lease without other references loses its fence here,
-/// because only the node that holds a lease writes its record again. Read the fence of the own record before adding it.
+/// because only the node that holds a lease writes its record again. Read the fence of this node's record before adding
+/// it.
 pub struct Admission {
     rules: Rules,
     host: HostView,
@@ -60,7 +60,7 @@ pub struct Admission {
     /// The age of the oldest dropped record: records younger than it are dropped too.
     horizon: Option<(u64, LeaseKey)>,
     dropped: usize,
-    /// Whether the own record was dropped, or the store left it out because there are too many records.
+    /// Whether this node's record was dropped, or the store left it out because there are too many records.
     own_dropped: bool,
     /// How many bad records have a stored text.
     texts: usize,
@@ -114,7 +114,7 @@ impl Admission {
     pub fn reset(&mut self, mut records: Vec<Record>) -> Vec<Change> {
         self.withheld.overflow = 0;
         let count = records.len();
-        // A store that lists too many records leaves the youngest out. If the own record may be one of them, other
+        // A store that lists too many records leaves the youngest out. If this node's record may be one of them, other
         // nodes may lack it.
         let is_all = records.iter().map(Record::weight).sum::<usize>() <= self.limit;
         let may_exist = self.host.own.key.is_some() && (!is_all || self.lists_own(&records));
@@ -202,7 +202,7 @@ impl Admission {
         &self.rules
     }
 
-    /// Returns the number of records, including the own one.
+    /// Returns the number of records, including this node's.
     pub fn len(&self) -> usize {
         self.table.len()
     }
@@ -227,8 +227,8 @@ impl Admission {
         self.table.holder(subnet)
     }
 
-    /// Returns the records whose current version is not a peer, with the violated rule, in the order of keys. The own
-    /// record is not included: see [`own_trouble`](Self::own_trouble).
+    /// Returns the records whose current version is not a peer, with the violated rule, in the order of keys. This
+    /// node's record is not included: see [`own_trouble`](Self::own_trouble).
     pub fn quarantined(&self) -> impl Iterator<Item = (LeaseKey, Reason)> + '_ {
         let keyed = self.table.troubled().filter_map(|id| Some((id, self.table.entry(id).key()?)));
         let others = keyed.filter(|(_, key)| !self.is_own(key));
@@ -241,7 +241,7 @@ impl Admission {
         self.table.troubled_count() - usize::from(own.is_some_and(|own| self.table.is_troubled(own)))
     }
 
-    /// Returns why a record's current version is not a peer; `None` if it is a peer, is the own record, or does not
+    /// Returns why a record's current version is not a peer; `None` if it is a peer, is this node's record, or does not
     /// exist.
     pub fn why_not(&self, key: &LeaseKey) -> Option<Reason> {
         if self.is_own(key) {
@@ -265,7 +265,7 @@ impl Admission {
         })
     }
 
-    /// Returns why other nodes do not accept the own record as a peer, as far as this node can determine.
+    /// Returns why other nodes do not accept this node's record as a peer, as far as is known here.
     pub fn own_trouble(&self) -> Option<Reason> {
         if self.own_dropped {
             return Some(Reason::TooMany);
@@ -279,7 +279,7 @@ impl Admission {
         }
     }
 
-    /// Returns the MAC address that the own record shares with an older record. Other nodes accept the older one.
+    /// Returns the MAC address that this node's record shares with an older record. Other nodes accept the older one.
     pub fn mac_shared_with_older(&self) -> Option<MacAddr> {
         self.table.mac_shared_with_older(self.table.find(self.host.own.key.as_ref()?)?)
     }

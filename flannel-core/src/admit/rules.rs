@@ -176,7 +176,7 @@ impl Own {
 
 impl HostView {
     /// Creates the view of a host from a snapshot, without addresses and next hops on devices of `overlay`: an address
-    /// left there by a former lease must not cause the subnet's new owner to be rejected.
+    /// left by a former lease must not reject the subnet's new owner.
     pub fn new(facts: &HostFacts, overlay: &OverlayName, store: BTreeSet<IpAddr>, own: Own) -> Self {
         let ours =
             |index: u32| facts.links.get(&index).is_some_and(|link| overlay.owns(link.group, link.alias.as_deref()));

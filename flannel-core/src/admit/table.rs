@@ -219,7 +219,7 @@ impl Table {
         &self.entries[id as usize]
     }
 
-    /// Returns an entry during an iteration over several, and counts the visit.
+    /// Returns an entry, and counts the visit.
     pub(super) fn visit(&self, id: u32) -> &Entry {
         self.count_visit();
         self.entry(id)

@@ -153,7 +153,7 @@ fn each_class_of_hostile_record_is_quarantined_by_name() {
     for (bad, expected) in cases {
         let mut admission = admission();
         let key = bad.key.clone();
-        // A new record that conflicts with the own one is rejected in any case, by whichever rule comes first.
+        // A new record that conflicts with the node's own is rejected in any case, by whichever rule comes first.
         admission.reset([2, 3].map(|n| record(node(n), n.into())).into());
         let before: Vec<_> = admission.peers().cloned().collect();
         assert_eq!(admission.upsert(bad), [], "{expected}");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Admission;
 use crate::net::{Dual, Prefix};
 
-/// Updated incrementally: the cost of a change depends on the prefixes it overlaps, not on the number of all prefixes.
+/// Updated incrementally: a change costs only as much as the prefixes it overlaps.
 #[derive(Default)]
 pub(super) struct Withheld {
     /// How many bad records name each prefix.
@@ -52,7 +52,7 @@ impl Withheld {
         }
     }
 
-    /// Marks prefixes that overlap `subnets` to be judged again, because their holder may have changed.
+    /// Marks prefixes that overlap `subnets` to be judged again.
     pub(super) fn doubt(&mut self, subnets: &Dual<Prefix>) {
         if self.named.is_empty() {
             return;

@@ -18,8 +18,8 @@ impl Record {
         weight(&self.key, self.lease.as_deref().map_err(|bad| &**bad))
     }
 
-    /// Returns the sort key by age: if there are too many records, the greatest are dropped. `created` is the store's
-    /// value, so all nodes drop the same records.
+    /// Returns the sort key by age: if there are too many records, the greatest are dropped. `created` comes from the
+    /// store, so all nodes drop the same ones.
     pub fn age(&self) -> (u64, &str) {
         (self.created, self.key.as_str())
     }
@@ -91,7 +91,7 @@ impl<R> Default for OldestRecords<R> {
 }
 
 impl<R> OldestRecords<R> {
-    /// Creates a collection of the oldest records that count as `limit`.
+    /// Collects the oldest that count as `limit`.
     pub fn within(limit: usize) -> Self {
         Self { records: Vec::new(), weight: 0, limit }
     }

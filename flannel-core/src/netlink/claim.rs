@@ -196,8 +196,8 @@ fn spell(name: &str, networks: &Dual<Prefix>) -> String {
     format!("{SCHEME}{name}/{}/{}", part(Family::V4), part(Family::V6))
 }
 
-/// Returns whether two claims have the same name or overlapping prefixes. A former overlay does not clash with the
-/// present overlay of the same name. A claim that does not parse always clashes.
+/// Returns whether names are equal or prefixes overlap. A former overlay does not clash with one of the same name. A
+/// claim that does not parse clashes.
 fn clashes(other: &str, name: &str, networks: &Dual<Prefix>) -> bool {
     let parts: Vec<&str> = other.split('/').collect();
     let [_, theirs, prefixes @ ..] = parts.as_slice() else { return true };

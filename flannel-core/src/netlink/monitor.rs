@@ -29,7 +29,7 @@ const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 /// The most datagrams read in a row, so that a flood of notifications does not delay requests.
 const DRAIN: usize = 16_384;
 
-/// The most own writes to match: those of several sends, in case a drain was interrupted.
+/// The most of this kernel's writes to match: those of several sends, in case a drain was interrupted.
 const ECHOES: usize = 16 * Batch::MAX;
 
 const DATAGRAM: usize = 32 << 10;
@@ -39,12 +39,12 @@ const FAILURES: u32 = 8;
 
 /// Receives notifications, and sends each listener hints about relevant changes that its own overlay did not make.
 ///
-/// Notifications of own writes are ignored for the overlay that wrote last, and reported to all others. Notifications
-/// of routes and most neighbours contain the port of the requesting socket (docs/kernel-facts.md, "Echoes of own
-/// writes"). Those of FDB entries, deleted neighbours and links do not. But the kernel queues a notification before it
-/// acknowledges the request, so all echoes of a send have arrived once it is acknowledged, and can be matched with the
-/// writes of that send. Unmatched writes are dropped then, because their echoes will never come. Addresses are compared
-/// with the known addresses, including own writes.
+/// Notifications of this kernel's writes are ignored for the overlay that wrote last, and reported to all others.
+/// Notifications of routes and most neighbours contain the port of the requesting socket (docs/kernel-facts.md, "Echoes
+/// of own writes"). Those of FDB entries, deleted neighbours and links do not. But the kernel queues a notification
+/// before it acknowledges the request, so all echoes of a send have arrived once it is acknowledged, and can be matched
+/// with the writes of that send. Unmatched writes are dropped then, because their echoes will never come. Addresses are
+/// compared with the known addresses, including its own writes.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     socket: Socket,
@@ -59,7 +59,7 @@ pub(crate) struct Monitor {
     /// The overlay whose echoes are expected now.
     writer: Option<OverlayName>,
     echoes: BTreeMap<Echo, u32>,
-    /// The device that is being changed: the kernel's follow-up changes count as own changes.
+    /// The device that is being changed: the kernel's follow-up changes are attributed to the writer.
     flux: Option<u32>,
     /// Notifications were lost, so links and addresses have to be read again.
     stale: bool,
@@ -70,7 +70,7 @@ pub(crate) struct Monitor {
     failures: u32,
 }
 
-/// An own write whose notification has no port.
+/// A write of this kernel whose notification has no port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Echo {
     PutFdb { index: u32, mac: MacAddr, dst: IpAddr },
@@ -311,8 +311,8 @@ impl Monitor {
         false
     }
 
-    /// Call this after a write to a device. All its changes count as own changes if it is now as `expected` (`None`:
-    /// deleted).
+    /// Call this after a write to a device. All its changes are attributed to the writer if it is now as `expected`
+    /// (`None`: deleted).
     pub(crate) fn settle_link(&mut self, port: u32, index: u32, expected: Option<&Link>) {
         self.flux = Some(index);
         self.drain(port);
@@ -334,12 +334,12 @@ impl Monitor {
         }
     }
 
-    /// Sends all listeners the hint that something changed.
+    /// Sends all listeners [`Hint::Changed`].
     pub(crate) fn changed(&mut self) {
         self.raise_all(Hint::Changed);
     }
 
-    /// Sends all listeners the hint that anything may have changed.
+    /// Sends all listeners [`Hint::Lost`].
     pub(crate) fn lost(&mut self) {
         self.raise_all(Hint::Lost);
     }
@@ -397,7 +397,7 @@ impl Monitor {
         if self.flux.is_some() && index == self.flux { Author::Us } else { author }
     }
 
-    /// Returns the watches that are interested in a change by `author`.
+    /// Returns the watches to which a change by `author` is relevant.
     fn others(&self, author: Author) -> impl Iterator<Item = &Watch> {
         self.watches.iter().filter(move |watch| watch.hears(author, self.writer.as_ref()))
     }

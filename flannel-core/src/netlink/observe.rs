@@ -19,9 +19,9 @@ pub(crate) struct Seen {
     pub(crate) indices: BTreeMap<LinkId, u32>,
 }
 
-/// The most foreign routes in the territory that are kept: this many to prefixes with an own route, and this many to
-/// other prefixes. That is as many as the supported number of peers, with a margin. If the routes of a prefix exceed
-/// it, none of them is observed: nothing there is deleted or replaced, and an exclusive create fails.
+/// The most foreign routes in the territory that are kept, separately to prefixes with an overlay's route and to
+/// others: the supported number of peers, with a margin. Beyond it, the routes of a prefix are not observed at all:
+/// nothing there is deleted or replaced, and an exclusive create fails.
 const MOST_FOREIGN: usize = 131_072;
 
 /// Reads everything in `scope`; `expected` is the approximate number of peers. Only entries actually observed are
@@ -156,7 +156,7 @@ fn append<T>(all: &mut Vec<T>, mut found: Vec<T>) {
 }
 
 /// Routes in the territory, while they are read. The kernel lists the routes to one prefix together, so they are kept
-/// or left out together: the first of them determines whether an own route may be replaced.
+/// or left out together: the first of them determines whether the overlay's route may be replaced.
 #[derive(Debug, Default)]
 struct Found {
     routes: Vec<(RouteKey, Route)>,
@@ -165,7 +165,7 @@ struct Found {
     start: usize,
     /// Whether the current prefix alone has too many routes.
     crowded: bool,
-    /// How many foreign routes are kept to prefixes with an own route, and to other prefixes.
+    /// How many foreign routes are kept to prefixes with an overlay's route, and to other prefixes.
     beside_ours: usize,
     elsewhere: usize,
 }
@@ -283,7 +283,7 @@ mod tests {
         }
     }
 
-    /// Returns which of these routes are kept, by number, and whether they are own routes.
+    /// Returns which of these routes are kept, by number, and whether they are an overlay's.
     fn kept(routes: impl Iterator<Item = (u32, u8)>) -> Vec<(u32, bool)> {
         let mut found = Found::default();
         routes.for_each(|(n, protocol)| found.take(&seen(n, protocol), &BTreeMap::new()));
@@ -311,7 +311,7 @@ mod tests {
         let most = MOST_FOREIGN as u32;
         let flood = || (0..most).map(|n| (n, FOREIGN));
         let tail = |routes: &[(u32, u8)]| kept(flood().chain(routes.iter().copied()))[MOST_FOREIGN..].to_vec();
-        // In either order, a foreign route beside an own one is observed.
+        // In either order, a foreign route beside the overlay's is observed.
         assert_eq!(tail(&[(most, FOREIGN), (most, OWN)]), [(most, false), (most, true)]);
         assert_eq!(tail(&[(most, OWN), (most, FOREIGN)]), [(most, true), (most, false)]);
         assert_eq!(tail(&[(most, FOREIGN), (most, FOREIGN), (most + 1, OWN)]), [(most + 1, true)]);

@@ -89,7 +89,7 @@ impl Thread {
             .spawn(move || {
                 let entered = namespace.map_or(Ok(()), |namespace| enter(&namespace));
                 let go_on = entered.is_ok();
-                // Whoever started us has gone if this fails; the command channel will say so.
+                // If this fails, the caller has gone, and the command channel is closed.
                 let _ = started.send(entered);
                 if go_on {
                     Worker::new(receiver, theirs).run();

@@ -80,7 +80,7 @@ impl Wire {
         Self { open: None, seq: 0, buffer: vec![0; DATAGRAM], deadline, receive_buffer, receive }
     }
 
-    /// Returns the port in notifications that own requests cause; 0 before the first request.
+    /// Returns the port in notifications caused by requests of this socket; 0 before the first request.
     pub(crate) fn port(&self) -> u32 {
         self.open.as_ref().map_or(0, |open| open.port)
     }

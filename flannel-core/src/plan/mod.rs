@@ -22,8 +22,8 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-/// A foreign object in the place of an object of this overlay. It is not changed. In a plan with more than
-/// [`Plan::MOST_TOLD`] conflicts, the texts of the further ones are empty.
+/// A foreign object in the place of one of this overlay. It is not changed. Beyond [`Plan::MOST_TOLD`] conflicts of a
+/// plan, the texts are empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
     /// The object of this overlay that cannot be written, or is ignored.
@@ -184,7 +184,7 @@ impl<'a> Planner<'a> {
             }
             LinkId::Uplink | LinkId::Other(_) => false,
         };
-        // A route may use any link, except an own device that does not exist.
+        // A route may use any link, except a device of this overlay that does not exist.
         let leads_astray = |link: Option<LinkId>| link.is_some_and(|id| matches!(id, LinkId::Own(_)) && !is_ours(id));
         let inside = |prefix: &Prefix, route: &Route| {
             scope.is_in_network(prefix) && scope.has_slot(route.slot(), prefix.family()) && !leads_astray(route.link)

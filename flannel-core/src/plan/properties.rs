@@ -372,7 +372,7 @@ proptest! {
         let start = host.kernel.snapshot();
         let report = host.apply(&now, &plan);
         prop_assert!(report.is_complete(), "{report:#?}\n{plan:#?}\n{start}");
-        // A foreign route that hides an own one on a device to be deleted disappears only with that device.
+        // A foreign route that hides the overlay's on a device to be deleted disappears only with that device.
         let hidden = start.lines().iter().any(|line| line.contains("nexthop"));
         // A blackhole is written only after the connected route of a wrong address on the overlay's device is gone.
         host.heal(&now, usize::from(hidden || now.blackhole || !plan.conflicts.is_empty()))?;
@@ -411,7 +411,7 @@ proptest! {
         before in prop::option::weighted(0.8, wish()), acts in prop::collection::vec(act(), 0..6), now in wish(),
     ) {
         let host = aftermath(&before, &acts)?;
-        // Own routes under a foreign multipath route cannot be observed.
+        // Routes of this overlay under a foreign multipath route cannot be observed.
         prop_assume!(host.kernel.snapshot().matching("nexthop").is_empty());
         let plan = host.plan(&now);
         let mut broken = host.half_programmed(&now);

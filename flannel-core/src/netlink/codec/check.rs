@@ -93,7 +93,7 @@ fn check_route(payload: &[u8]) {
         return;
     }
     let route = Route { kind, gateway, link, onlink, protocol, extra: None }.in_slot(slot).with_source(source);
-    // Own routes have no type of service. Their scope is not decoded.
+    // Routes of an overlay have no type of service. Their scope is not decoded.
     let seen = SeenRoute { tos: 0, ..seen };
     for spread in [route::Spread::Protocols, route::Spread::Scopes] {
         let new = route::NewRoute { prefix: seen.prefix, route: &route, index: seen.index, spread };

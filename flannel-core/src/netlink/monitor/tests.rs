@@ -220,7 +220,7 @@ fn links_of_pods_are_not_kept_and_of_more_others_than_there_is_room_for_all_is_n
     {
         assert_eq!(hears(&mut monitor, &link(index, 1, up, there)).is_some(), news, "{index}");
     }
-    // An own link is kept nevertheless.
+    // A link of the overlay is kept nevertheless.
     let ours = Heard::Link { index: 3 * MOST, name: 0, kind: 1, up: true, ours: true, there: true };
     assert!(hears(&mut monitor, &ours).is_some() && monitor.link(3 * MOST).is_some());
     for n in 0..HostFacts::MOST_ADDRESSES as u32 / 4 + 100 {

@@ -524,7 +524,7 @@ impl Inner {
         others.map(|(name, subscriber)| (name.clone(), self.tables.identify(&subscriber.scope))).collect()
     }
 
-    /// Converts notices to hints for all subscribers except the writer: own writes cause no hints.
+    /// Converts notices to hints for all subscribers except the writer.
     fn tell(&mut self, writer: Option<&OverlayName>, before: &BTreeMap<OverlayName, BTreeMap<u32, LinkId>>) {
         let notices = std::mem::take(&mut self.tables.notices);
         for (name, subscriber) in &self.monitor.subscribers {

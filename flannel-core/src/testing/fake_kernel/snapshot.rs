@@ -18,14 +18,12 @@ impl Snapshot {
         &self.0
     }
 
-    /// Returns the lines of this snapshot that are missing from a later one, that is, objects that were changed or
-    /// deleted.
+    /// Returns the lines that a later snapshot lacks: objects that were changed or deleted.
     pub fn missing_from(&self, later: &Self) -> Vec<&str> {
         self.0.iter().filter(|line| !later.0.contains(line)).map(String::as_str).collect()
     }
 
-    /// Returns the lines of this snapshot that are missing from an earlier one, that is, objects that were added or
-    /// changed since.
+    /// Returns the lines that an earlier snapshot lacks: objects that were added or changed since.
     pub fn added_since(&self, earlier: &Self) -> Vec<&str> {
         self.missing_from(earlier)
     }

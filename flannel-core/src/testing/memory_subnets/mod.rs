@@ -102,8 +102,8 @@ impl MemorySubnets {
         }
     }
 
-    /// Returns a handle on the same store for this node. The handle of a new store is for a node identified by its
-    /// address, and so are all handles of [`by_address`](Self::by_address) stores.
+    /// Returns a handle on the same store for this node. A new store's handle, and every handle of a
+    /// [`by_address`](Self::by_address) store, is for a node identified by its address.
     #[must_use]
     pub fn for_node(&self, node: ThisNode) -> Self {
         let seen = Arc::new(Mutex::new(self.shared.changed.subscribe()));
