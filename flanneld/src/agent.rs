@@ -30,9 +30,9 @@ use crate::stores::{self, StoreError};
 use crate::{chain, condition, exit, notify, signals};
 use flannel_core::firewall_keeper::RulesState;
 
-/// How long the end waits for HTTP answers under way, and then for file operations under way.
+/// How long shutdown waits for pending HTTP answers, and then for pending file operations.
 const GRACE: Duration = Duration::from_millis(100);
-/// How long it waits for the state file.
+/// How long shutdown waits for the state file.
 const SAVE: Duration = Duration::from_millis(500);
 
 /// Why the agent ended by itself, or did not start.
@@ -67,7 +67,7 @@ pub(crate) enum AgentError {
 }
 
 impl AgentError {
-    /// What the process ends with.
+    /// Returns the exit code of the process.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Overlay(OverlayError::LeaseLost) => exit::LEASE_LOST,
@@ -76,7 +76,7 @@ impl AgentError {
     }
 }
 
-/// Runs until a signal. What needs privileges or can be refused at once comes first, so that a refusal touches nothing.
+/// Runs until a signal. Steps that need privileges or can fail at once come first, so that a failure changes nothing.
 pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentError> {
     privileges::check()?;
     check_place(&options.subnet_file)
@@ -94,13 +94,13 @@ pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentErr
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
     let outcome = runtime.block_on(supervise(options, places, &log, cancel));
-    // A disk that hangs must not keep the end.
+    // A hanging disk must not delay shutdown.
     runtime.shutdown_timeout(GRACE);
     log.flush();
     outcome
 }
 
-/// Where pages are served.
+/// The addresses at which pages are served.
 struct Places {
     health: Option<Place>,
     operator: Option<Place>,
@@ -152,7 +152,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
         metrics: metrics.clone(),
         log: log.clone(),
     });
-    // Health goes on until the very end; only the agent's end ends it.
+    // Pages are served until the agent has ended.
     let ended = CancellationToken::new();
     let pages = [
         places.health.map(|place| (place, serve::health(Arc::clone(&shown)))),
@@ -180,7 +180,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     });
     let outcome = run_all(overlay, keeper, cancel.clone()).await;
     cancel.cancel();
-    // The agent may end without a pause in which it could have been told.
+    // The agent may end before the task has sent the notification.
     if !matches!(timeout(GRACE, stopping).await, Ok(Ok(()))) {
         tracing::warn!("the supervisor was not told of the end");
     }
@@ -192,7 +192,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     outcome
 }
 
-/// Writes what the state file lacks; a disk that hangs must not keep the end.
+/// Writes pending changes to the state file. A hanging disk must not delay shutdown.
 async fn save(kept: &CachedSubnets) {
     match timeout(SAVE, kept.flush()).await {
         Ok(Ok(())) => {}
@@ -201,7 +201,7 @@ async fn save(kept: &CachedSubnets) {
     }
 }
 
-/// Runs the agent with its firewall. Both end where the firewall is needed and cannot be.
+/// Runs the agent with its firewall. Both end if the firewall is needed and cannot work.
 async fn run_all(overlay: Overlay, keeper: Keeper, cancel: CancellationToken) -> Result<(), AgentError> {
     let stop = cancel.clone();
     let mut agent = pin!(overlay.run(async move {
@@ -213,12 +213,12 @@ async fn run_all(overlay: Overlay, keeper: Keeper, cancel: CancellationToken) ->
         error = failure(keeper) => AgentError::Firewall(error),
     };
     cancel.cancel();
-    // What it has to say does not matter any more.
+    // The firewall's error is returned instead.
     let _ = agent.await;
     Err(error)
 }
 
-/// What the firewall ends with, if it does not end well.
+/// Returns the error with which the firewall ends; never returns if it ends without one.
 async fn failure(keeper: Keeper) -> FirewallError {
     match keeper.keep().await {
         Ok(()) => pending().await,
@@ -226,7 +226,7 @@ async fn failure(keeper: Keeper) -> FirewallError {
     }
 }
 
-/// Whether a file could be written when its time comes: later nobody is there who reads an error at once.
+/// Checks that a file can be written later, so that an error is reported at start.
 fn check_place(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -235,21 +235,21 @@ fn check_place(path: &Path) -> io::Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    // Whatever the umask: nobody else may write what is read there.
+    // Independent of the umask: no other user may write files that are read from there.
     DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
-    // Always the same one, so that what a start that was killed here has left goes with the next.
+    // Always the same name, so that the next start removes the file that a start killed here has left.
     let probe = dir.join(".flanneld-probe");
     clear(&probe)?;
-    // Never one that is there: it may be a link that somebody has laid to a file of ours.
+    // Never an existing file: it may be a link to one of our files, made by another user.
     match OpenOptions::new().write(true).create_new(true).open(&probe) {
-        // Of two that start at once one was faster.
+        // `AlreadyExists`: another start at the same time has created it.
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
     clear(&probe)
 }
 
-/// Removes what may be there.
+/// Removes a file that may not exist.
 fn clear(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -262,7 +262,7 @@ fn check_state_file(file: Option<&StateFile>) -> Result<(), AgentError> {
         Some(StateFile { path, asked_for: true }) => {
             check_place(path).map_err(|source| AgentError::StateFile { path: path.clone(), source })
         }
-        // What becomes of the default one is told when it is written.
+        // Errors of the default file are reported when it is written.
         Some(StateFile { asked_for: false, .. }) | None => Ok(()),
     }
 }

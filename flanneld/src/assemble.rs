@@ -1,4 +1,4 @@
-//! An overlay, put together from the options.
+//! Builds the overlay from the options.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::blackhole::Blackhole;
 use crate::options::{Options, Place};
 use crate::stores::Opened;
 
-/// The backends there are.
+/// The available backends.
 pub(crate) const BACKENDS: [&str; 4] = [Vxlan::TYPE, HostGw::TYPE, Udp::TYPE, Alloc::TYPE];
 
-/// Why there is no overlay.
+/// Why the overlay could not be built.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AssembleError {
     #[error("using the kernel")]
@@ -29,7 +29,7 @@ pub(crate) enum AssembleError {
     Build(#[from] BuildError),
 }
 
-/// Opens the kernel of this network namespace, with the data plane of the UDP backend. Nothing is written.
+/// Builds the overlay on the kernel of this network namespace, with the data plane of the UDP backend. Writes nothing.
 pub(crate) fn assemble(
     options: &Options,
     store: &Opened,
@@ -42,7 +42,7 @@ pub(crate) fn assemble(
         None => Masquerade::Plugin,
     };
     let (routes, guard) = (options.firewall.blackhole, options.firewall.guard);
-    // What ends at once, as a removal does, keeps no guard.
+    // An overlay that ends at once, for example for a removal, needs no guard.
     let keeps_guard = missing_uplink == MissingUplink::Wait;
     let vxlan = move |config: &NetworkConfig| {
         if keeps_guard && guard.lacks_its_tool(config) {
@@ -54,7 +54,7 @@ pub(crate) fn assemble(
         }
         Ok(Blackhole::around(Vxlan::new(config)?, routes))
     };
-    // In Kubernetes an annotation of the Node comes before the flags: the store has both, and decides.
+    // In Kubernetes an annotation of the Node takes precedence over the flags; the store has both, and decides.
     let public = match options.store.place {
         Place::Kube(_) => Dual::default(),
         Place::Dir { .. } | Place::Etcd(_) => options.public,

@@ -1,21 +1,21 @@
-//! `-ip-blackhole-route`: packets to addresses of the own subnet that no pod has are dropped here, instead of going out
-//! by the default route (docs/compatibility.md, "Blackhole").
+//! `-ip-blackhole-route`: packets to addresses of the own subnet that no pod has are dropped, instead of leaving by the
+//! default route (docs/compatibility.md, "Blackhole").
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::kernel::{Device, PeerState, Route, RouteKey, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Family, MacAddr, Mtu, Prefix};
 
-/// Whether the own subnet gets such a route.
+/// Whether the own subnet gets a blackhole route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Routes {
     None,
     Blackhole,
 }
 
-/// A backend, with blackhole routes for the own subnets if asked for. Where anybody else routes the subnet, as the pods'
-/// bridge does, none is needed, and one would take its packets: the planner gives way to a route of the same metric,
-/// and this to one of another.
+/// A backend, with blackhole routes for the own subnets if requested. A subnet that another program routes, for example
+/// to the pods' bridge, gets none, because it could take that route's packets: the planner gives way to a foreign route
+/// of the same metric, and this type to one of another metric.
 pub(crate) struct Blackhole<B> {
     inner: B,
     routes: Routes,

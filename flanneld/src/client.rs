@@ -1,17 +1,17 @@
-//! Asking the running agent, over its own HTTP address.
+//! Requests to the running agent, at its HTTP address.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Longer than the agent takes for any answer.
+/// Longer than the agent needs for any answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// More than any answer of ours is.
+/// More than the size of any answer of an agent, in bytes.
 const MOST: u64 = 64 << 20;
 
-/// What people read, as the `Accept` header names it.
+/// Text for people, as a value of the `Accept` header.
 pub(crate) const TEXT: &str = "text/plain";
-/// What programs read.
+/// JSON for programs.
 pub(crate) const JSON: &str = "application/json";
 
 /// Why there is no answer.
@@ -29,7 +29,7 @@ pub(crate) enum ClientError {
     Refused(String),
 }
 
-/// Whether the agent is ready.
+/// Returns whether the agent is ready.
 pub(crate) fn is_ready(addr: SocketAddr) -> Result<bool, ClientError> {
     match ask(addr, "/readyz", TEXT) {
         Ok(_) => Ok(true),
@@ -38,7 +38,7 @@ pub(crate) fn is_ready(addr: SocketAddr) -> Result<bool, ClientError> {
     }
 }
 
-/// The body of `path`, as `accept` ([`TEXT`], [`JSON`]) where there is a choice.
+/// Requests `path` and returns its body, in the format `accept` ([`TEXT`], [`JSON`]) if the page has several.
 pub(crate) fn ask(addr: SocketAddr, path: &str, accept: &str) -> Result<String, ClientError> {
     let addr = reachable(addr);
     let answer = exchange(addr, path, accept).map_err(|source| ClientError::Unreachable { addr, source })?;
@@ -51,7 +51,7 @@ pub(crate) fn ask(addr: SocketAddr, path: &str, accept: &str) -> Result<String, 
     }
 }
 
-/// Text as part of a query.
+/// Escapes text for use in a query.
 pub(crate) fn escape(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
@@ -71,7 +71,7 @@ fn exchange(addr: SocketAddr, path: &str, accept: &str) -> io::Result<String> {
     Ok(answer)
 }
 
-/// An agent that listens on all addresses is reached on the loopback.
+/// Replaces an unspecified address by the loopback address, at which such an agent can be reached.
 fn reachable(addr: SocketAddr) -> SocketAddr {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

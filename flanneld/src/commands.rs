@@ -1,4 +1,4 @@
-//! The commands beside the agent itself.
+//! The commands other than running the agent.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -44,26 +44,26 @@ pub(crate) enum CommandError {
     Output(#[source] io::Error),
 }
 
-/// The running agent's status. Succeeds when it is ready.
+/// Prints the running agent's status. The exit code is success if the agent is ready.
 pub(crate) fn status(options: &Options) -> Result<u8, CommandError> {
     let addr = address(options)?;
     print(&client::ask(addr, "/status", form(options))?)?;
     Ok(if client::is_ready(addr)? { exit::SUCCESS } else { exit::FAILURE })
 }
 
-/// The running agent's peers.
+/// Prints the running agent's peers.
 pub(crate) fn peers(options: &Options) -> Result<u8, CommandError> {
     print(&client::ask(address(options)?, "/peers", form(options))?)?;
     Ok(exit::SUCCESS)
 }
 
-/// Why a peer is, or is not, programmed.
+/// Prints why a peer is or is not programmed.
 pub(crate) fn explain(options: &Options, peer: &str) -> Result<u8, CommandError> {
     print(&client::ask(address(options)?, &format!("/explain?peer={}", client::escape(peer)), client::TEXT)?)?;
     Ok(exit::SUCCESS)
 }
 
-/// What a start would change.
+/// Prints what a start would change.
 pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
     let preview = block_on(async {
         let overlay =
@@ -82,17 +82,17 @@ pub(crate) fn plan(options: &Options) -> Result<u8, CommandError> {
     Ok(exit::SUCCESS)
 }
 
-/// What `plan -json` prints.
+/// The output of `plan -json`.
 #[derive(Serialize)]
 struct Planned<'a> {
-    /// Whether the store has a lease of this node; if not, nothing else is known.
+    /// Whether the store has a lease of this node; if not, there is no preview.
     leased: bool,
-    /// As `flannel_core::serialize` documents it.
+    /// In the format that `flannel_core::serialize` documents.
     #[serde(flatten)]
     preview: Option<&'a Preview>,
 }
 
-/// What is wrong on this host. Succeeds when nothing has to be mended.
+/// Prints what is wrong on this host. The exit code is success if there is no error.
 pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
     let report = block_on(async { Ok::<_, CommandError>(doctor::examine(options).await) })?;
     if options.json {
@@ -103,11 +103,11 @@ pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
     Ok(if report.is_healthy() { exit::SUCCESS } else { exit::FAILURE })
 }
 
-/// Removes everything of this overlay.
+/// Removes everything of this overlay from the host.
 pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
     privileges::check()?;
     let removed = block_on(async {
-        // Who leaves may have taken certificates or directory away already.
+        // The operator may have removed certificates or the directory already.
         let store = stores::open(&options.store).await;
         let store = store.unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
         let removed = assemble(options, &store, MissingUplink::Fail, UdpDataPlane::new())?.remove().await?;
@@ -134,7 +134,7 @@ fn told(options: &Options, removed: &Removed) -> String {
     text
 }
 
-/// In which form the agent is asked for an answer.
+/// Returns the requested format of the agent's answer.
 fn form(options: &Options) -> &'static str {
     if options.json { client::JSON } else { client::TEXT }
 }
@@ -148,11 +148,11 @@ fn block_on<T>(work: impl Future<Output = Result<T, CommandError>>) -> Result<T,
     runtime.map_err(CommandError::Runtime)?.block_on(work)
 }
 
-/// Whatever the lines hold: some come from whoever answers at the agent's address.
+/// Prints escaped lines: another program may have answered at the agent's address.
 fn print(text: &str) -> Result<(), CommandError> {
     let lines: String = text.lines().map(|line| format!("{}\n", Plain(line))).collect();
     match io::stdout().write_all(lines.as_bytes()) {
-        // A reader that has seen enough is none of our business.
+        // It is not an error if the reader closes the pipe early.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CommandError::Output(error)),
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! The condition of a Kubernetes Node that tells whether its network is up.
+//! The condition of a Kubernetes Node that shows whether its network is up.
 
 use flannel_core::backoff::Backoff;
 use flannel_core::lease::Fence;
@@ -7,16 +7,16 @@ use flannel_subnet_kube::KubeSubnets;
 
 use crate::chain;
 
-/// Writes `NetworkUnavailable=False` once the overlay is ready, and tries until that is done; again for a Node that was
-/// deleted and made again. It is never written back: the data plane outlives the agent.
+/// Writes `NetworkUnavailable=False` once the overlay is ready, with retries until it succeeds, and again if the Node
+/// was deleted and created again. The condition is never reset, because the data plane outlives the agent.
 pub(crate) async fn tell(handle: Handle, store: KubeSubnets) {
     let mut told: Option<Fence> = None;
     loop {
-        // The lease of another Node has another fence.
+        // The lease of a Node that was created again has another fence.
         let is_due = |status: &Status| {
             status.is_ready() && status.lease.as_ref().is_some_and(|lease| told.as_ref() != Some(&lease.fence))
         };
-        // An error: the agent has ended.
+        // An error means that the agent has ended.
         let Ok(status) = handle.wait_for(is_due).await else { return };
         write(&store).await;
         told = status.lease.as_ref().map(|lease| lease.fence.clone());

@@ -1,4 +1,4 @@
-//! The connections that pages are asked for on: bounded in number, in time and in what a request may hold.
+//! HTTP connections, bounded in number, in time and in the size of a request.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,19 +18,20 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Connections of one address at a time. One more ends the oldest that has not sent a whole request, or else the oldest.
+/// Connections of one address at a time. A further one ends the oldest that has not sent a whole request, or else the
+/// oldest.
 const MOST_CONNECTIONS: usize = 16;
-/// How long a new connection is waited for to send something before it may be ended for another one: a client that sends its
-/// request at once is answered, however many others connect.
+/// How long a new connection may take to send data before it may be ended in favour of another one. A client that sends
+/// its request at once is therefore answered, however many others connect.
 const SPARED: Duration = Duration::from_millis(2);
-/// How long a connection lasts, from its begin to the last byte of the answer. It serves one request.
+/// How long a connection may last, up to the last byte of the answer. It serves one request.
 const LIFETIME: Duration = Duration::from_secs(10);
-/// The largest head of a request, in bytes. The server takes no smaller limit.
+/// The largest head of a request, in bytes. The HTTP library accepts no smaller limit.
 const MOST_HEAD: usize = 8192;
-/// The pause after a connection could not be taken, most likely for want of file descriptors.
+/// The pause after a connection could not be accepted, most likely for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until cancelled, then finishes the answers under way. Dropped, it ends all connections.
+/// Serves until cancelled, then finishes pending answers. Dropping the future ends all connections.
 pub(crate) async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) {
     let mut open = Open::default();
     tokio::select! {
@@ -60,7 +61,7 @@ async fn accept(listener: &TcpListener, router: &Router, open: &mut Open) {
     }
 }
 
-/// The connections, the oldest first.
+/// The open connections, the oldest first.
 #[derive(Default)]
 struct Open {
     connections: Vec<Connection>,
@@ -76,18 +77,18 @@ impl Open {
             let nth = self.connections.iter().position(|connection| !connection.has_request()).unwrap_or(0);
             let Some(connection) = self.connections.get(nth) else { return };
             if !connection.progress.was_read.load(Ordering::Relaxed) {
-                // Meanwhile its request may be found, or others may end.
+                // Meanwhile its request may be read, or other connections may end.
                 let _ = timeout(SPARED, connection.progress.changed.notified()).await;
                 continue;
             }
             let mut connection = self.connections.remove(nth);
             connection.task.abort();
-            // Its descriptor is free only when it has ended.
+            // Its file descriptor is free only after the task has ended.
             let _ = (&mut connection.task).await;
         }
     }
 
-    /// Waits for the answers under way.
+    /// Waits for pending answers.
     async fn finish(&mut self) {
         for connection in self.connections.iter_mut().filter(|connection| connection.has_request()) {
             let _ = (&mut connection.task).await;
@@ -95,19 +96,19 @@ impl Open {
     }
 }
 
-/// One connection. Dropped, it is ended.
+/// One connection, which ends when this is dropped.
 struct Connection {
     task: JoinHandle<()>,
     progress: Arc<Progress>,
 }
 
-/// How far a connection has come.
+/// The progress of a connection.
 #[derive(Default)]
 struct Progress {
-    /// Whether what was sent at once has been read, if anything was.
+    /// Whether the data that was sent at once, if any, has been read.
     was_read: AtomicBool,
     has_request: AtomicBool,
-    /// `was_read` was set.
+    /// Notified when `was_read` is set.
     changed: Notify,
 }
 
@@ -118,7 +119,7 @@ impl Connection {
         Self { task, progress }
     }
 
-    /// Whether the whole head of a request has come.
+    /// Whether the whole head of a request was received.
     fn has_request(&self) -> bool {
         self.progress.has_request.load(Ordering::Relaxed)
     }
@@ -149,7 +150,7 @@ async fn answer(stream: TcpStream, router: Router, progress: Arc<Progress>) {
             Poll::Pending => serving.await,
         }
     };
-    // That a page is not delivered concerns its client only.
+    // A page that is not delivered concerns only its client.
     match timeout(LIFETIME, serve).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::trace!(%error, "a page was not delivered"),
@@ -166,18 +167,18 @@ mod tests {
 
     use super::*;
 
-    /// What comes back for these bytes, up to the end of the connection.
+    /// Sends these bytes and returns the answer, up to the end of the connection.
     async fn told(addr: SocketAddr, request: &[u8]) -> Vec<u8> {
         let mut stream = TcpStream::connect(addr).await.unwrap();
-        // What is refused may be refused before all of it is sent.
+        // The server may refuse a request before all of it is sent.
         let _ = stream.write_all(request).await;
         let mut answer = Vec::new();
-        // An end by reset is an end.
+        // A reset ends the connection as well.
         let _ = stream.read_to_end(&mut answer).await;
         answer
     }
 
-    /// Whether a connection says nothing more, and has not ended either.
+    /// Whether a connection is open and sends nothing more.
     async fn is_open(stream: &mut TcpStream) -> bool {
         let mut buffer = [0; 65536];
         loop {
@@ -195,7 +196,7 @@ mod tests {
         (addr, serve_on(listener, &Arc::default(), CancellationToken::new()))
     }
 
-    /// A page that is asked for, and waits.
+    /// A page that waits after it was requested.
     #[derive(Default)]
     struct Slow {
         asked: Notify,
@@ -223,7 +224,7 @@ mod tests {
         let mut idle = Vec::new();
         for nth in 0..400 {
             let mut stream = TcpStream::connect(addr).await.unwrap();
-            // Silent ones, ones that stop in the middle, and ones that do not read what they asked for.
+            // Silent connections, connections with half a request, and connections that do not read the answer.
             let said: &[u8] = [b"".as_slice(), b"GET /heal", b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"][nth % 3];
             let _ = stream.write_all(said).await;
             idle.push(stream);
@@ -265,7 +266,7 @@ mod tests {
         for _ in 0..MOST_CONNECTIONS * 4 {
             idle.push(TcpStream::connect(addr).await.unwrap());
         }
-        // The server has come to all of them.
+        // After this the server has accepted all of them.
         assert!(told(addr, ASK).await.ends_with(b"fine"));
         slow.go.notify_one();
         let mut answer = Vec::new();
@@ -282,7 +283,7 @@ mod tests {
             let mut held = std::collections::VecDeque::new();
             let mut made = 0;
             while !ends.load(Ordering::Relaxed) {
-                // One that is refused for want of room in the queue is tried again.
+                // A connection that is refused because the queue is full is tried again.
                 held.extend(std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)));
                 made += 1;
                 if held.len() > 100 {
@@ -298,7 +299,7 @@ mod tests {
         stop.store(true, Ordering::Relaxed);
         let made = tokio::task::spawn_blocking(|| flood.join().unwrap()).await.unwrap();
         assert!(made > MOST_CONNECTIONS, "{made} connections are no flood");
-        // A client that the system keeps from sending may be too late.
+        // A client that is not scheduled in time may send too late.
         assert!(answered * 4 >= PROBES * 3, "{answered} of {PROBES} probes were answered among {made} others");
     }
 

@@ -1,5 +1,5 @@
-//! Whether the files that etcd's flags name hold what they should. The store reads them again for every connection, so
-//! that they may be rotated; what is wrong at start is told at start.
+//! Checks the files that etcd's flags name. The store reads them again for every connection, so that they may be
+//! rotated; this reports errors at start.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// A file is not what its flag says. Mend it, or name another.
+/// A file does not have the content that its flag requires. Correct it, or name another.
 #[derive(Debug, thiserror::Error)]
 #[error("-{flag} {path}: {problem}")]
 pub(crate) struct CredentialError {
@@ -19,7 +19,7 @@ pub(crate) struct CredentialError {
     problem: String,
 }
 
-/// Reads all of them. Errors hold nothing of what is in there.
+/// Reads and checks all of them. Errors contain nothing of the files' content.
 pub(crate) fn check(config: &Config) -> Result<(), CredentialError> {
     if let Some(tls) = &config.tls {
         tls.ca.iter().try_for_each(|path| certificates("etcd-cafile", path).map(drop))?;
@@ -33,7 +33,7 @@ pub(crate) fn check(config: &Config) -> Result<(), CredentialError> {
     }
 }
 
-/// Whether the key is the certificate's. Of what cannot be told here the handshake will tell.
+/// Checks that the key belongs to the certificate. Other errors are left to the handshake.
 fn pair(client: &ClientCertificate) -> Result<(), CredentialError> {
     let chain = certificates("etcd-certfile", &client.certificate)?;
     let key = read("etcd-keyfile", &client.key, "private key")?;
@@ -49,7 +49,7 @@ fn pair(client: &ClientCertificate) -> Result<(), CredentialError> {
     }
 }
 
-/// The content of a file that begins with a certificate.
+/// Returns the content of a file that contains a certificate.
 fn certificates(flag: &'static str, path: &Path) -> Result<Vec<u8>, CredentialError> {
     let pem = read(flag, path, "certificate")?;
     match CertificateDer::pem_slice_iter(&pem).next() {
@@ -96,7 +96,7 @@ mod tests {
         let another = rcgen::generate_simple_self_signed([String::from("etcd.example")]).unwrap();
         let another = write("another", &another.signing_key.serialize_pem());
         let (junk, nowhere) = (write("junk", "junk"), dir.path().join("nowhere"));
-        // A certificate, and no end to what follows.
+        // A certificate, followed by endless data.
         let endless = write("endless", &issued.cert.pem());
         std::fs::OpenOptions::new().append(true).open(&endless).unwrap().set_len(1 << 40).unwrap();
         let pipe = dir.path().join("pipe");

@@ -1,4 +1,4 @@
-//! What is wrong on this host, and how to mend it: findings as data.
+//! What is wrong on this host, and how to correct it: findings as data.
 
 mod host;
 mod kubernetes;
@@ -35,7 +35,7 @@ pub(crate) struct Report {
     pub(crate) findings: Vec<Finding>,
 }
 
-/// One thing looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
     pub(crate) check: &'static str,
@@ -50,9 +50,9 @@ pub(crate) struct Finding {
 pub(crate) enum Severity {
     /// As it should be.
     Ok,
-    /// Worth knowing when something does not work.
+    /// Useful to know if something does not work.
     Note,
-    /// Likely to hurt.
+    /// Likely to cause trouble.
     Warning,
     /// The overlay cannot work.
     Error,
@@ -74,7 +74,7 @@ impl Finding {
 }
 
 impl Report {
-    /// Whether there is nothing that has to be mended.
+    /// Whether there is no error.
     pub(crate) fn is_healthy(&self) -> bool {
         self.findings.iter().all(|finding| finding.severity < Severity::Error)
     }
@@ -98,7 +98,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at everything. Writes nothing, and needs no running agent.
+/// Runs all checks. Writes nothing, and needs no running agent.
 pub(crate) async fn examine(options: &Options) -> Report {
     let mut findings = vec![agent(options), privilege()];
     let (told, finding) = store(options).await;
@@ -182,10 +182,10 @@ fn privilege() -> Finding {
     }
 }
 
-/// What the store says.
+/// The content of the store.
 struct Told {
     config: NetworkConfig,
-    /// The subnets it has a record of, good or bad; `None`: it did not list them in time.
+    /// The subnets of all records, good or bad; `None` if the store did not list them in time.
     leased: Option<BTreeSet<Prefix>>,
 }
 
@@ -210,7 +210,7 @@ async fn store(options: &Options) -> (Option<Told>, Finding) {
     }
 }
 
-/// The subnets of the first listing.
+/// Returns the subnets of the first list.
 async fn leased(subnets: &dyn SubnetManager) -> Option<BTreeSet<Prefix>> {
     let mut watch = subnets.watch();
     while let Some(event) = watch.next().await {
@@ -243,7 +243,7 @@ async fn state_file(store: &StoreOptions, file: &StateFile) -> Finding {
             Finding::new("state file", Severity::Warning, format!("others may write {shown}"), fix)
         }
         Ok(found) => {
-            // Without a store nobody can tell whose it is.
+            // Without a store it is unknown to which store the file belongs.
             let kept = stores::open(store).await.ok().and_then(|opened| opened.kept_in(Some(file)).state);
             if let Some(Err(reason)) = kept.map(|kept| kept.check()) {
                 let found = format!("{shown} is of no use: {reason}");

@@ -8,12 +8,12 @@ use crate::flags::{UsageError, Values, find, near};
 
 const PREFIX: &str = "FLANNELD_";
 
-/// The variable that stands for a flag.
+/// Returns the name of a flag's variable.
 pub(crate) fn variable(flag: &str) -> String {
     format!("{PREFIX}{}", flag.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// The variables that are text; and a warning for each of ours that is not.
+/// Returns the variables that are text, and a warning for each variable with flanneld's prefix that is not.
 pub(crate) fn texts(variables: impl IntoIterator<Item = (OsString, OsString)>) -> (Vec<(String, String)>, Vec<String>) {
     let (mut texts, mut warnings) = (Vec::new(), Vec::new());
     for (name, value) in variables {
@@ -29,8 +29,9 @@ pub(crate) fn texts(variables: impl IntoIterator<Item = (OsString, OsString)>) -
     (texts, warnings)
 }
 
-/// Fills in what the command line did not say. Empty variables do not count; one for a flag that may be repeated gives
-/// exactly one value. Returns a warning for each variable that is no flag's.
+/// Sets flags that the command line does not have from variables. Empty variables are ignored; the variable of a flag
+/// that may be repeated gives exactly one value. Returns a warning for each variable with flanneld's prefix that has no
+/// flag.
 pub(crate) fn overlay(
     values: &mut Values,
     variables: impl IntoIterator<Item = (String, String)>,

@@ -17,7 +17,7 @@ use crate::options::{FirewallOptions, PortGuard};
 /// The kernel's VXLAN port where none is configured.
 const VXLAN_PORT: u16 = 8472;
 
-/// What the rules are made from.
+/// Maintains the firewall's rules.
 pub(crate) struct Keeper {
     pub(crate) overlay: OverlayName,
     pub(crate) options: FirewallOptions,
@@ -26,10 +26,10 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps the rules as wanted until the agent ends, with the tool that the network's configuration names. What the other
-    /// one has of a former run is removed.
+    /// Keeps the rules as wanted until the agent ends, with the tool that the network configuration selects. Removes
+    /// rules that a former run made with the other tool.
     ///
-    /// Returns an error only where a retry cannot help: the tool or the privilege is missing, and pods would be without
+    /// Returns an error only if a retry cannot help: the tool or the privilege is missing, and pods would be without
     /// masquerading or guard.
     pub(crate) async fn keep(self) -> Result<(), FirewallError> {
         let Self { overlay, options, handle, state } = self;
@@ -49,7 +49,7 @@ impl Keeper {
     }
 }
 
-/// Returns the port that only peers may send to, where this configuration has one.
+/// Returns the port that only peers may send to, if this configuration has one.
 fn guarded_port(guard: PortGuard, config: &NetworkConfig) -> Option<u16> {
     if guard != PortGuard::Peers || config.backend.kind != Vxlan::TYPE {
         return None;
@@ -58,7 +58,7 @@ fn guarded_port(guard: PortGuard, config: &NetworkConfig) -> Option<u16> {
     Some(vxlan.config().port.unwrap_or(VXLAN_PORT))
 }
 
-/// Removes the rules of both tools; a tool that is not there has none.
+/// Removes the rules of both tools. A tool that is not installed has none.
 pub(crate) async fn remove(overlay: &OverlayName) -> Result<(), FirewallError> {
     let mut outcome = Ok(());
     for tool in all()? {
@@ -70,7 +70,7 @@ pub(crate) async fn remove(overlay: &OverlayName) -> Result<(), FirewallError> {
     outcome
 }
 
-/// nftables and iptables of this network namespace.
+/// Returns nftables and iptables of this network namespace.
 fn all() -> Result<[Arc<dyn Firewall>; 2], FirewallError> {
     Ok([Arc::new(Nft::new()?), Arc::new(Iptables::new()?)])
 }

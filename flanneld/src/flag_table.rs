@@ -1,6 +1,6 @@
-//! The flags there are.
+//! The table of flags.
 
-/// How a flag is written.
+/// The kind of a flag's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `-name`, or `-name=false`.
@@ -26,7 +26,7 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'sta
     Flag { name, kind, default, help }
 }
 
-/// Flannel's flags, then ours.
+/// Flannel's flags, then flanneld's additional ones.
 pub(crate) const FLAGS: &[Flag] = &[
     flag(
         "etcd-endpoints",

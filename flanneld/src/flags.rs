@@ -1,4 +1,4 @@
-//! Go's flag syntax, exactly, over flanneld's flags (docs/compatibility.md, "Command line").
+//! Parses flanneld's flags in exactly Go's syntax (docs/compatibility.md, "Command line").
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,25 +6,25 @@ use std::fmt::Write as _;
 
 use crate::flag_table::{FLAGS, Flag, Kind};
 
-/// What the command line said.
+/// The parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Line {
     /// The flags given.
     pub(crate) values: Values,
-    /// The words that are no flags.
+    /// The arguments that are not flags.
     pub(crate) words: Vec<String>,
-    /// `-h` or `-help` was met; nothing after it was read.
+    /// `-h` or `-help` was found; the rest was not read.
     pub(crate) help: bool,
 }
 
-/// Checked texts of flags, by name. One that was given and can be given once only holds its last text.
+/// Checked texts of the given flags, by name. A flag that cannot be repeated has only its last text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Values(BTreeMap<&'static str, Vec<String>>);
 
-/// The command line or the environment cannot be used. Its text names the flag, and what to write instead.
+/// The command line or the environment is not valid. The message names the flag, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UsageError {
-    /// Cut before its value, which may be a secret.
+    /// The argument without its value, which may be a secret.
     #[error("bad flag syntax: {0}")]
     Syntax(String),
     #[error("argument {0} is not UTF-8: give text")]
@@ -42,7 +42,7 @@ pub(crate) enum UsageError {
 }
 
 impl UsageError {
-    /// A value of the right form that cannot be meant.
+    /// A value of the right form that is not allowed.
     pub(crate) fn value(name: &str, value: &str, problem: impl ToString) -> Self {
         Self::Value { place: place(name), value: value.to_owned(), problem: problem.to_string() }
     }
@@ -56,8 +56,8 @@ fn suggestion(near: &Option<&'static str>) -> String {
     near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default()
 }
 
-/// Reads arguments as Go's package `flag` does: up to the first word that is no flag. The words are a command and its
-/// operands; flags may follow each of them.
+/// Parses arguments as Go's package `flag` does, but continues after the first argument that is not a flag. These
+/// arguments are a command and its operands; flags may follow each of them.
 pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Line, UsageError> {
     let mut args = args.into_iter();
     let mut line = Line::default();
@@ -96,19 +96,19 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Line, Usag
     Ok(line)
 }
 
-/// The arguments as text. The error counts from 1: neither what is no text nor what is beside it is fit to be shown.
+/// Returns the arguments as text. The error has only the argument's number, from 1: the text may be a secret.
 pub(crate) fn texts(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, UsageError> {
     let text = |(index, arg): (usize, OsString)| arg.into_string().map_err(|_| UsageError::NotText(index + 1));
     args.into_iter().enumerate().map(text).collect()
 }
 
-/// An argument without its value.
+/// Returns an argument without its value.
 fn name_of(arg: &str) -> &str {
     arg.split_once('=').map_or(arg, |(name, _)| name)
 }
 
 impl Values {
-    /// Keeps `value` if it has the form that the flag's kind asks for. `place` says where it stood.
+    /// Sets `value` if it has the form of the flag's kind. `place` is its origin, for the error.
     pub(crate) fn set(&mut self, flag: &Flag, value: String, place: &str) -> Result<(), UsageError> {
         let problem = match flag.kind {
             Kind::Bool if parse_bool(&value).is_none() => Some("not a boolean: write true or false"),
@@ -126,18 +126,18 @@ impl Values {
         Ok(())
     }
 
-    /// Whether the flag was given, on the command line or by the environment.
+    /// Whether the flag was given, on the command line or in the environment.
     pub(crate) fn is_given(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// The flag's text, or its default.
+    /// Returns the flag's text, or its default.
     pub(crate) fn text(&self, name: &str) -> &str {
         let given = self.0.get(name).and_then(|texts| texts.last()).map(String::as_str);
         given.or_else(|| find(name).map(|flag| flag.default)).unwrap_or_default()
     }
 
-    /// The texts of a flag that may be repeated.
+    /// Returns the texts of a flag that may be repeated.
     pub(crate) fn texts(&self, name: &str) -> &[String] {
         self.0.get(name).map(Vec::as_slice).unwrap_or_default()
     }
@@ -147,7 +147,7 @@ impl Values {
         parse_bool(self.text(name)).unwrap_or_default()
     }
 
-    /// A number within a range.
+    /// Returns a number, or an error if it is out of range.
     pub(crate) fn number(&self, name: &'static str, least: i64, most: i64) -> Result<u32, UsageError> {
         let text = self.text(name);
         let number = parse_int(text).filter(|number| (least..=most).contains(number));
@@ -156,7 +156,7 @@ impl Values {
     }
 }
 
-/// The usage, in the form that Go prints it.
+/// Returns the usage in Go's format.
 pub(crate) fn usage() -> String {
     let mut text = String::from(
         "Usage: flanneld [flags] [command]\n\nWithout a command the agent runs. Commands:\n\
@@ -192,7 +192,7 @@ fn near_flag(name: &str) -> Option<&'static str> {
     near(name, FLAGS.iter().map(|flag| flag.name))
 }
 
-/// The name closest to `word`, if it is close enough to be what was meant.
+/// Returns the name closest to `word`, if it is close enough to be a likely intention.
 pub(crate) fn near(word: &str, names: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let folded = |text: &str| text.to_ascii_lowercase().replace('_', "-");
     let word = folded(word);
@@ -200,7 +200,7 @@ pub(crate) fn near(word: &str, names: impl Iterator<Item = &'static str>) -> Opt
     (distance <= 1 + word.len() / 5).then_some(name)
 }
 
-/// How many single characters have to be put in, taken out or changed (Levenshtein).
+/// The number of characters to insert, delete or change (Levenshtein).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -270,7 +270,7 @@ mod tests {
         }
         assert_eq!(texts("-public-ip=a=b", "public-ip"), ["a=b"]);
         assert_eq!(texts("-public-ip=", "public-ip"), [""]);
-        // What follows is the value, whatever it looks like.
+        // The next argument is the value, even if it looks like a flag.
         assert_eq!(texts("-etcd-prefix -public-ip", "etcd-prefix"), ["-public-ip"]);
         assert_eq!(texts("-etcd-prefix -- -iface x", "etcd-prefix"), ["--"]);
     }

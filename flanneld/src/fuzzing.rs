@@ -1,4 +1,4 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
+//! Checks of private parsers, for fuzz targets and property tests. Each panics if a property fails.
 
 use crate::flag_table::{FLAGS, Kind};
 use crate::flags::{UsageError, Values, parse};
@@ -6,7 +6,7 @@ use crate::options::Options;
 
 const PASSWORD: &str = "correct-horse-battery";
 
-/// A command line and an environment: what is given reads back as it was, and a password is never shown.
+/// Checks a command line and an environment: given flags read back unchanged, and a password is never shown.
 pub fn command_line(args: &[String], variables: &[(String, String)]) {
     let password = ["-etcd-username=u".to_owned(), format!("-etcd-password={PASSWORD}")];
     let is_told = args.iter().chain(variables.iter().map(|(_, value)| value)).any(|text| text.contains(PASSWORD));

@@ -1,4 +1,4 @@
-//! What the program says at its end, on a stderr that nobody may be reading: it ends all the same.
+//! The last output of the program, on stderr. The program ends even if no process reads it.
 
 use std::io::{self, Write};
 use std::process::abort;
@@ -6,30 +6,31 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// How long a reader may take.
+/// How long the reader of stderr may take.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long the report of a panic may take: reading the symbols of a backtrace from a busy disk takes a second.
+/// How long the report of a panic may take: reading the symbols of a backtrace from a busy disk can take a second.
 const REPORT: Duration = Duration::from_secs(5);
 
-/// Writes to stderr, as far as that goes within half a second.
+/// Writes to stderr, for at most half a second.
 pub(crate) fn say(text: String) {
     let (done, ended) = mpsc::channel();
     let written = thread::Builder::new().name("last words".to_owned()).spawn(move || {
-        // Where stderr is closed, nobody wants to know.
+        // If stderr is closed, the text is lost.
         let _ = io::stderr().write_all(text.as_bytes());
         let _ = done.send(());
     });
     if written.is_ok() {
-        // Late or not, this is the end.
+        // The program ends, even if the text is not written in time.
         let _ = ended.recv_timeout(PATIENCE);
     }
 }
 
-/// A program with a dead task is worse than one that is started again: the data plane stays as it is.
+/// Makes every panic abort the process. A restart is better than running on without a task, and does not change the
+/// data plane.
 pub(crate) fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // The report waits for stderr, which the log may hold and wait for too.
+        // The report waits for the lock on stderr, which the log may hold while it waits for a reader.
         let deadline = thread::Builder::new().name("deadline".to_owned()).spawn(|| {
             thread::sleep(REPORT);
             abort();
@@ -56,7 +57,7 @@ mod tests {
 
     const PART: &str = "FLANNELD_LAST_WORDS_PART";
 
-    /// Two ends of a stream that takes nothing more.
+    /// Returns the ends of a stream whose buffer is full.
     fn full() -> (UnixStream, UnixStream) {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
@@ -65,7 +66,7 @@ mod tests {
         (ours, theirs)
     }
 
-    /// What becomes of this binary in a part whose stderr nobody reads.
+    /// Runs this binary in the role `part`, without a reader of its stderr, and returns its exit status.
     fn unread(part: &str) -> ExitStatus {
         let (stderr, _unread) = full();
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -86,13 +87,13 @@ mod tests {
         }
     }
 
-    /// Not a test of its own: what the other tests start. Without a part there is nothing to play.
+    /// The process that the other tests start; by itself it tests nothing.
     #[test]
     fn plays_the_part_it_was_started_for() {
         let Ok(part) = std::env::var(PART) else { return };
-        // A panic aborts, and is meant to: no core file is to be left behind.
+        // The panic aborts on purpose: no core file may be left behind.
         setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
-        // As the log does: it holds stderr while it waits.
+        // Holds the lock on stderr while it waits, as the log does.
         thread::spawn(|| io::stderr().write_all(b"a line"));
         if part == "panic" {
             abort_on_panic();

@@ -36,13 +36,13 @@ pub(crate) use flannel_core::text::chain;
 use flags::{UsageError, Values};
 use options::Options;
 
-/// What the process ends with.
+/// Exit codes of the process.
 pub(crate) mod exit {
-    /// Done; or ended by a signal, with the data plane up.
+    /// The command succeeded, or the agent ended by a signal, with the data plane up.
     pub(crate) const SUCCESS: u8 = 0;
-    /// Did not start, cannot go on, or found something wrong.
+    /// The agent did not start or cannot continue, or a command failed or found an error.
     pub(crate) const FAILURE: u8 = 1;
-    /// Command line or environment cannot be used.
+    /// The command line or the environment is not valid.
     pub(crate) const USAGE: u8 = 2;
     /// The lease is lost, and `-on-lease-loss=stop`.
     pub(crate) const LEASE_LOST: u8 = 3;

@@ -1,4 +1,4 @@
-//! Logs on stderr. A reader that does not read must not stop the agent, so lines go through a bounded queue.
+//! Logs on stderr. A slow reader must not block the agent, so lines pass through a bounded queue.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -19,14 +19,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::options::{LogFormat, LogOptions};
 
-/// Lines that wait for a reader; further ones are dropped and counted.
+/// Lines that may wait for a reader; further ones are dropped and counted.
 const QUEUE: usize = 4096;
-/// The longest line, in bytes: what is longer is cut, and says so. With the queue this bounds the memory of the log.
+/// The longest line, in bytes. Longer lines are cut, with a note. Together with the queue this bounds the log's memory.
 const MAX_LINE: usize = 16 * 1024;
-/// How long the end waits for lines still queued.
+/// How long shutdown waits for queued lines.
 const FLUSH: Duration = Duration::from_millis(200);
 
-/// The way to stderr. Cheap to clone.
+/// The sender of lines to stderr. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Log {
     lines: SyncSender<Vec<u8>>,
@@ -52,20 +52,20 @@ impl Log {
             2..=4 => "debug",
             _ => "trace",
         };
-        // What the libraries below say of every message is of no use to an operator.
-        // kube_client calls each failed request an error: those who asked say what it means.
+        // Libraries' traces of every message are of no use to an operator. kube_client logs each failed request as an
+        // error; the caller reports it where it matters.
         let quiet = "netlink_proto=warn,netlink_packet_route=error,hyper=info,h2=info,tonic=info,tower=info,rustls=info,\
                      kube_client=off";
         dispatch(EnvFilter::new(format!("{level},{quiet}")), options.format, log.clone()).init();
         Ok(log)
     }
 
-    /// Lines that nobody read in time.
+    /// Returns how many lines were dropped, because they were not read in time.
     pub(crate) fn dropped(&self) -> u64 {
         self.counts.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits a little for what is still queued.
+    /// Waits up to [`FLUSH`] for queued lines.
     pub(crate) fn flush(&self) {
         let end = Instant::now() + FLUSH;
         while self.counts.written.load(Ordering::Acquire) < self.counts.queued.load(Ordering::Acquire) {
@@ -77,12 +77,12 @@ impl Log {
     }
 }
 
-/// Traces as lines for `writer`.
+/// Formats traces as lines for `writer`.
 fn dispatch<W>(filter: EnvFilter, format: LogFormat, writer: W) -> Dispatch
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    // What it writes of its own errors would not be escaped.
+    // The layer's own error messages would not be escaped.
     let fmt = tracing_subscriber::fmt::layer().with_ansi(false).log_internal_errors(false).with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter);
     match format {
@@ -91,7 +91,7 @@ where
     }
 }
 
-/// Escapes and cuts what another format writes while it writes it: the layer gathers a line before anybody else sees it.
+/// Escapes and cuts a line while another format writes it, before the layer buffers it.
 struct AsOneLine<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for AsOneLine<F>
@@ -108,10 +108,10 @@ where
     }
 }
 
-/// A line without the breaks at its end: the one there is comes from [`AsOneLine`]. An escape is one in JSON too.
+/// A line without the line breaks at its end; [`AsOneLine`] adds the only one. The escapes are valid in JSON, too.
 struct OneLine<W> {
     text: Escaping<W>,
-    /// Line breaks that end what was written so far.
+    /// The number of line breaks at the end of the text so far, not yet written.
     breaks: usize,
 }
 
@@ -131,7 +131,7 @@ impl<W: fmt::Write> fmt::Write for OneLine<W> {
 
 fn write_all(queue: &Receiver<Vec<u8>>, counts: &Counts) {
     while let Ok(line) = queue.recv() {
-        // A closed stderr is no reason to stop.
+        // The agent continues if stderr is closed.
         let _ = io::stderr().write_all(&line);
         counts.written.fetch_add(1, Ordering::Release);
     }
@@ -145,7 +145,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// One line, queued whole when it is dropped.
+/// One line, queued when it is dropped.
 pub(crate) struct Line<'a> {
     log: &'a Log,
     text: Vec<u8>,
@@ -182,7 +182,7 @@ mod tests {
         (Log { lines, counts: Arc::default() }, queue)
     }
 
-    /// What is written of `text` in this format.
+    /// Returns the log line of `text` in this format.
     fn logged(format: LogFormat, text: &dyn fmt::Display) -> String {
         let (log, queue) = log();
         let dispatch = dispatch(EnvFilter::new("info"), format, log);
@@ -194,7 +194,7 @@ mod tests {
     fn a_line_is_one_line_and_plain_whatever_it_holds() {
         for text in ["\u{1b}[2J\nFAKE WARN\u{202e} line", "\n\n", "at its end\n"] {
             let line = logged(LogFormat::Text, &text);
-            // The formatter's own line break cannot be told from those before it.
+            // The formatter's own line break cannot be distinguished from those before it.
             let escaped = text
                 .trim_end_matches('\n')
                 .replace('\n', "\\u000a")
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    /// A text that is never whole.
+    /// A very long text, written in many parts.
     struct Endless(&'static str);
 
     impl fmt::Display for Endless {
@@ -235,7 +235,7 @@ mod tests {
         }
     }
 
-    /// Notes the longest part of a line that it is handed at once: so much was gathered.
+    /// Records the largest write, which is the size of the layer's buffer.
     #[derive(Clone, Default)]
     struct Longest(Arc<AtomicU64>);
 

@@ -1,4 +1,4 @@
-//! Prometheus metrics: read off the status when they are asked for; events are counted as they come.
+//! Prometheus metrics: values are taken from the status at each request; events are counted when they happen.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -38,16 +38,16 @@ struct DropReason {
     reason: &'static str,
 }
 
-/// What outlives a scrape.
+/// Metrics that persist between scrapes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
     events: Family<Kind, Counter>,
 }
 
-/// What the status does not say.
+/// Values that are not in the status.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outside {
-    /// Whether the state file stands in for the store.
+    /// Whether lease and peers are those of the state file.
     pub(crate) stale: bool,
     pub(crate) log_lines_dropped: u64,
     /// Devices whose packets this process carries.
@@ -64,7 +64,7 @@ impl Metrics {
         }
     }
 
-    /// The exposition text.
+    /// Returns the exposition text.
     pub(crate) fn encode(
         &self,
         status: &Status,

@@ -1,4 +1,4 @@
-//! What the supervisor is told (sd_notify).
+//! Notifications to the supervisor (sd_notify).
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep_until};
 use crate::status::{is_ready, summary};
 use flannel_core::firewall_keeper::RulesState;
 
-/// The status line changes at most so often.
+/// The minimum time between status lines.
 const SPACING: Duration = Duration::from_secs(1);
-/// The longest status line, in bytes without the note of what was cut. systemd drops messages of more than 4096.
+/// The longest status line, in bytes, without the note that it was cut. systemd drops messages of more than 4096.
 const MAX_STATUS: usize = 1024;
 
-/// Tells `READY=1` once, and the status line, until the agent ends.
+/// Sends `READY=1` once, and status lines until the agent ends.
 pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<RulesState>) {
     let (mut ready, mut told) = (false, String::new());
     loop {
@@ -45,21 +45,21 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<RulesS
             }
             Ok(()) = rules.changed() => {}
         }
-        // Not ready yet: every change may be the one that is waited for.
+        // Until the agent is ready, every change may make it ready.
         if ready {
             sleep_until(next).await;
         }
     }
 }
 
-/// The status line as it may be sent: a line break in it would be the next message.
+/// Returns a valid status line: a line break in it would begin another message.
 fn one_line(summary: &str) -> String {
     let mut line = Plain(summary).to_string();
     cut(&mut line, MAX_STATUS);
     line
 }
 
-/// Shows that the agent is not stuck, twice as often as systemd asks for, if it does.
+/// Sends watchdog notifications twice as often as systemd requires, if it does.
 pub(crate) async fn watchdog() {
     let mut micros = 0;
     if !sd_notify::watchdog_enabled(false, &mut micros) {
@@ -76,7 +76,7 @@ pub(crate) async fn stopping() {
     tell(Told::Stopping).await;
 }
 
-/// What the supervisor is told.
+/// A notification.
 enum Told {
     Ready,
     Status(String),
@@ -95,7 +95,8 @@ impl Told {
     }
 }
 
-/// Tells the supervisor something. Where it does not read, a thread of its own waits for it, and not the agent.
+/// Sends a notification to the supervisor. If the supervisor does not read it, only a separate thread waits, not the
+/// agent.
 async fn tell(told: Told) {
     let sent = tokio::task::spawn_blocking(move || sd_notify::notify(false, &[told.state()])).await;
     if let Ok(Err(error)) = sent {

@@ -1,4 +1,4 @@
-//! What flags and environment come to, checked.
+//! The options that result from flags and environment, checked.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -18,10 +18,10 @@ use flannel_subnet_kube::{Access, AnnotationPrefix, NodeName};
 use crate::blackhole::Routes;
 use crate::flags::{UsageError, Values, near};
 
-/// In the place of a value that may hold a password.
+/// Replaces a value that may contain a password.
 const HIDDEN: &str = "…";
 
-/// Everything that flags can say.
+/// All options.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) store: StoreOptions,
@@ -40,55 +40,55 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-/// Where leases are.
+/// The lease store and the time to live of its leases.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreOptions {
     pub(crate) place: Place,
-    /// How long a lease of ours lasts.
+    /// How long a lease of this node lasts.
     pub(crate) ttl: Duration,
 }
 
 /// The lease store.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
-    /// The embedded one.
+    /// The embedded store.
     Dir {
         dir: PathBuf,
-        /// This node's name there.
+        /// This node's name in the store.
         node: NodeIdentity,
     },
-    /// etcd, but for the time a lease lasts.
+    /// etcd; the time to live is in [`StoreOptions::ttl`].
     Etcd(Box<flannel_subnet_etcd::Config>),
     /// The Kubernetes API.
     Kube(Box<KubeOptions>),
 }
 
-/// How the Kubernetes API is used.
+/// Options of the Kubernetes store.
 #[derive(Debug, Clone)]
 pub(crate) struct KubeOptions {
     pub(crate) access: Access,
     pub(crate) node: NodeName,
-    /// The network's configuration.
+    /// The file with the network configuration.
     pub(crate) config: PathBuf,
     pub(crate) prefix: AnnotationPrefix,
-    /// Addresses to publish where the Node has no annotation for them.
+    /// Addresses to publish if the Node has no annotation for them.
     pub(crate) public: Dual<IpAddr>,
     /// Whether the Node's condition NetworkUnavailable is written once the overlay is ready.
     pub(crate) sets_condition: bool,
 }
 
-/// What the firewall has to do.
+/// Options of the firewall.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FirewallOptions {
     pub(crate) masquerade: Option<Masquerade>,
     pub(crate) forward: Forward,
     pub(crate) guard: PortGuard,
-    /// How often the rules are looked at.
+    /// How often the rules are checked.
     pub(crate) resync: Duration,
     pub(crate) blackhole: Routes,
 }
 
-/// Whether the VXLAN port answers known peers only.
+/// Whether the VXLAN port accepts packets of known peers only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PortGuard {
     Peers,
@@ -96,7 +96,7 @@ pub(crate) enum PortGuard {
 }
 
 impl PortGuard {
-    /// Whether this configuration has no tool for it: a set of peers is nftables' alone.
+    /// Whether the guard is requested for VXLAN without nftables, which it needs for a set of peers.
     pub(crate) fn lacks_its_tool(self, config: &NetworkConfig) -> bool {
         self == Self::Peers && !config.enable_nftables && config.backend.kind == Vxlan::TYPE
     }
@@ -116,19 +116,21 @@ impl FirewallOptions {
     }
 }
 
-/// Where the store's last word is kept.
+/// The file for the last state of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StateFile {
     pub(crate) path: PathBuf,
-    /// Asked for by name: then a place that cannot be written is an error, else a warning, since Go flannel has none.
+    /// Whether the flag was given. If so, a file that cannot be written is an error, else a warning, because Go flannel
+    /// has no such file.
     pub(crate) asked_for: bool,
 }
 
-/// Where `/metrics` and `/status` are.
+/// The address of `/metrics` and `/status`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Metrics {
     pub(crate) addr: SocketAddr,
-    /// Asked for by name: then a port that is taken is an error, else a warning, since Go flannel needed no port.
+    /// Whether a flag was given. If so, an address that cannot be listened on is an error, else a warning, because Go
+    /// flannel needs none.
     pub(crate) asked_for: bool,
 }
 
@@ -144,7 +146,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// What becomes of capabilities that are not needed.
+/// Whether unneeded capabilities are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Capabilities {
     Drop,
@@ -152,7 +154,7 @@ pub(crate) enum Capabilities {
 }
 
 impl Options {
-    /// Judges all values. `variable` (of the environment) and `hostname` name the node where no flag does.
+    /// Checks all values. `variable` (of the environment) and `hostname` name the node if no flag does.
     pub(crate) fn read(
         values: &Values,
         variable: impl Fn(&str) -> Option<String>,
@@ -168,7 +170,7 @@ impl Options {
             overlay,
             uplink: match uplink(values)? {
                 Some(uplink) => uplink,
-                // The Node may have another address, which finds the interface then.
+                // An annotation of the Node may give another address, which then selects the interface.
                 None if matches!(store.place, Place::Kube(_)) => Select::DefaultRoute,
                 None => Select::implied_by(&public),
             },
@@ -288,13 +290,13 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
             | ConfigError::UserInEndpoint
             | ConfigError::MixedSchemes),
         ) => Err(UsageError::value("etcd-endpoints", HIDDEN, error)),
-        // The rest is about several flags, and reported when the store is opened.
+        // Other errors concern several flags, and are reported when the store is opened.
         _ => Ok(config),
     }
 }
 
-/// In Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first that does counts. Without any, what
-/// the public addresses imply.
+/// Returns the interface selection in Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first
+/// match wins. `None` if no such flag is given.
 fn uplink(values: &Values) -> Result<Option<Select>, UsageError> {
     let mut choices = Vec::new();
     for text in values.texts("iface") {
@@ -348,7 +350,7 @@ fn socket(values: &Values, ip: &'static str, port: &'static str) -> Result<Optio
     Ok(u16::try_from(port).ok().filter(|port| *port != 0).map(|port| SocketAddr::new(addr, port)))
 }
 
-/// With `-kube-subnet-mgr` the default address is Go flannel's, 0.0.0.0: kubelet's probes come to the node's address.
+/// With `-kube-subnet-mgr` the default address is Go flannel's, 0.0.0.0, because kubelet probes the node's address.
 fn health(values: &Values) -> Result<Option<SocketAddr>, UsageError> {
     let socket = socket(values, "healthz-ip", "healthz-port")?;
     let is_open = values.bool("kube-subnet-mgr") && !values.is_given("healthz-ip");
@@ -360,7 +362,7 @@ fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
     if text.is_empty() { Err(UsageError::value(name, text, "give a path")) } else { Ok(text.into()) }
 }
 
-/// A directory is never away, so there is nothing to keep for the embedded store.
+/// Returns `None` for the embedded store: a directory is always available.
 fn state_file(values: &Values, place: &Place, overlay: &OverlayName) -> Option<StateFile> {
     let text = values.text("state-file");
     if text.is_empty() || matches!(place, Place::Dir { .. }) {

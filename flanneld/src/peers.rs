@@ -1,5 +1,5 @@
-//! The peers, as `/peers` gives them: JSON for programs, a table for people. Both are made while they are sent: there may be
-//! a hundred thousand.
+//! The page `/peers`: JSON for programs, a table for people. Both are formatted while they are sent, because there may
+//! be a hundred thousand peers.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use flannel_core::net::Dual;
 use flannel_core::text::Plain;
 use futures_util::stream::{self, Stream, StreamExt};
 
-/// Peers that are written at a time.
+/// The number of peers in one chunk.
 const AT_ONCE: usize = 256;
 
-/// The leases as a JSON array, as `flannel_core::serialize` documents them.
+/// Returns the leases as a JSON array, in the format that `flannel_core::serialize` documents.
 pub(crate) fn array(peers: Vec<Arc<Lease>>) -> impl Stream<Item = Result<String, Infallible>> {
     let rows = peers.into_iter().enumerate().map(|(nth, lease)| {
         let row = serde_json::json!(*lease);
@@ -21,7 +21,7 @@ pub(crate) fn array(peers: Vec<Arc<Lease>>) -> impl Stream<Item = Result<String,
     gathered("[", rows, "]\n")
 }
 
-/// A table with a row for each peer.
+/// Returns a table with a row for each peer.
 pub(crate) fn table(peers: Vec<Arc<Lease>>) -> impl Stream<Item = Result<String, Infallible>> {
     const HEAD: [&str; 3] = ["SUBNETS", "PUBLIC ADDRESSES", "KEY"];
     let width = |column: usize| {
@@ -42,7 +42,7 @@ fn joined<T: ToString>(values: &Dual<T>) -> String {
     values.iter().map(|(_, value)| value.to_string()).collect::<Vec<_>>().join(",")
 }
 
-/// Parts of many rows each.
+/// Combines the rows into chunks of [`AT_ONCE`] rows.
 fn gathered(
     head: impl Into<String>,
     rows: impl Iterator<Item = String>,

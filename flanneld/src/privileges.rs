@@ -1,5 +1,5 @@
-//! Least privilege: what is needed is kept, and nothing can be gained again. Has to happen before any thread is
-//! started: capabilities belong to threads.
+//! Least privilege: needed capabilities are kept, and dropped ones cannot be regained. Capabilities belong to threads,
+//! so this has to run before any thread is started.
 
 use std::env;
 
@@ -22,10 +22,10 @@ pub(crate) fn check() -> Result<(), PrivilegeError> {
     if may { Ok(()) } else { Err(PrivilegeError::Missing) }
 }
 
-/// Keeps what is needed of what this process has, and drops all else, for its children too.
+/// Drops all capabilities that are not needed, for children too, and sets no_new_privs.
 pub(crate) fn reduce() -> Result<(), PrivilegeError> {
     let needed = needed();
-    // The bounding set first: changing it takes a capability that goes next.
+    // The bounding set first: changing it needs a capability that is dropped next.
     let may_bound = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(PrivilegeError::Caps)?;
     if may_bound {
         for capability in caps::read(None, CapSet::Bounding).map_err(PrivilegeError::Caps)? {
@@ -40,12 +40,12 @@ pub(crate) fn reduce() -> Result<(), PrivilegeError> {
     caps::set(None, CapSet::Effective, &kept).map_err(PrivilegeError::Caps)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(PrivilegeError::Caps)?;
     caps::set(None, CapSet::Inheritable, &kept).map_err(PrivilegeError::Caps)?;
-    // So that nft and iptables have it too where we are not root.
+    // So that nft and iptables have them too if this process is not root.
     caps::set(None, CapSet::Ambient, &kept).map_err(PrivilegeError::Caps)?;
     nix::sys::prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivs)
 }
 
-/// CAP_NET_ADMIN; where `iptables` is the legacy variant CAP_NET_RAW too: it speaks to the kernel over a raw socket.
+/// Returns CAP_NET_ADMIN, and CAP_NET_RAW if `iptables` is the legacy variant, which uses a raw socket.
 fn needed() -> CapsHashSet {
     let path = env::var_os("PATH").unwrap_or_default();
     let iptables = env::split_paths(&path).find_map(|dir| dir.join("iptables").canonicalize().ok());

@@ -26,10 +26,10 @@ use crate::status::{Document, Surroundings, is_ready};
 use crate::{connections, peers};
 use flannel_core::firewall_keeper::RulesState;
 
-/// The largest answer in bytes; what is longer ends with a line that says so.
+/// The largest text page, in bytes. A longer one is cut, with a line that says so.
 const MOST_ANSWER: usize = 1 << 20;
 
-/// An address that cannot be listened on.
+/// The agent cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[error("listening on {addr}: set {flags}")]
 pub(crate) struct ListenError {
@@ -49,8 +49,9 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Takes an address, before privileges are dropped and before anything is touched. One that another program has is no
-    /// error: anybody on the host may take a port, and must not keep the agent from starting.
+    /// Listens on an address, before privileges are dropped and before anything is changed. An address that another
+    /// program uses is not an error: any user of the host may take a port, and must not prevent the agent from
+    /// starting.
     pub(crate) fn take(addr: SocketAddr, flags: &'static str) -> Result<Self, ListenError> {
         let listener = match listen(addr) {
             Ok(listener) => Some(listener),
@@ -60,7 +61,7 @@ impl Place {
         Ok(Self { addr, flags, listener })
     }
 
-    /// An error if both cannot be had at once.
+    /// Returns an error if the two addresses exclude each other.
     pub(crate) fn check_beside(&self, other: &Self) -> Result<(), ListenError> {
         let (ours, theirs) = (self.addr.ip(), other.addr.ip());
         let meet = ours == theirs || ours.is_unspecified() || theirs.is_unspecified();
@@ -72,7 +73,7 @@ impl Place {
         Err(ListenError { addr: self.addr, flags: self.flags, source })
     }
 
-    /// Waits until the address is free. The log says so once, and again when it is ours.
+    /// Waits until the address is free. Logs this once, and again when the agent listens.
     async fn listener(self) -> TcpListener {
         if let Some(listener) = self.listener {
             return listener;
@@ -96,7 +97,7 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// What the pages show.
+/// The sources of the pages.
 pub(crate) struct Shown {
     pub(crate) handle: Handle,
     pub(crate) rules: watch::Receiver<RulesState>,
@@ -106,19 +107,19 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    /// Calls `answer` with the status as it is now.
+    /// Calls `answer` with the current status.
     fn status<T>(&self, answer: impl FnOnce(&Document<'_>) -> T) -> T {
         let (status, rules) = (self.handle.status(), self.rules.borrow().clone());
         answer(&Document::new(&status, &rules, &self.around, SystemClock::default().now(), self.log.dropped()))
     }
 }
 
-/// `/healthz` and `/readyz`, with flannel's words (docs/compatibility.md, "Health server").
+/// `/healthz` and `/readyz`, with flannel's answers (docs/compatibility.md, "Health server").
 pub(crate) fn health(shown: Arc<Shown>) -> Router {
     Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(shown)
 }
 
-/// `/metrics` and `/status`, questions to the agent, and health once more.
+/// `/metrics` and `/status`, queries to the agent, and the health pages.
 pub(crate) fn operator(shown: Arc<Shown>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
@@ -130,7 +131,7 @@ pub(crate) fn operator(shown: Arc<Shown>) -> Router {
         .merge(health(shown))
 }
 
-/// Serves until cancelled, then finishes the answers under way.
+/// Serves until cancelled, then finishes pending answers.
 pub(crate) async fn serve(place: Place, router: Router, cancel: CancellationToken) -> io::Result<()> {
     let listener = tokio::select! {
         listener = place.listener() => tokio::net::TcpListener::from_std(listener)?,
@@ -211,7 +212,7 @@ async fn explain(State(shown): State<Arc<Shown>>, Query(Peer { peer }): Query<Pe
     }
 }
 
-/// Whether the answer is for people: it is JSON unless plain text is asked for.
+/// Whether the client requests plain text; otherwise the answer is JSON.
 fn wants_text(headers: &HeaderMap) -> bool {
     headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(client::TEXT.as_bytes()))
 }
@@ -267,7 +268,7 @@ mod tests {
         assert!(tokio::time::timeout(ten_minutes, &mut waiting).await.is_err());
         drop(stranger);
         assert_eq!(waiting.await.local_addr().unwrap(), addr);
-        // An address for documentation: no host's.
+        // An address for documentation, which no host has.
         let error = Place::take("192.0.2.77:1".parse().unwrap(), "-flag").unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::AddrNotAvailable);
     }

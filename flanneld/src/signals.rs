@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first ends in order, the second kills in the default way.
+//! SIGTERM and SIGINT: the first signal starts an orderly shutdown, the second kills the process.
 
 use std::io;
 use std::thread;
@@ -7,10 +7,11 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use tokio_util::sync::CancellationToken;
 
-/// An orderly end takes less; one that does not is cut off: the data plane stays as it is in any case.
+/// How long an orderly shutdown may take. After that the process exits; the data plane stays up in any case.
 const DEADLINE: Duration = Duration::from_millis(1900);
 
-/// Blocks the signals for all threads to come, and starts the one that waits for them. Children get them unblocked.
+/// Blocks the signals for all threads that start later, and starts the thread that waits for them. Children get them
+/// unblocked.
 pub(crate) fn watch(cancel: CancellationToken) -> io::Result<()> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
@@ -18,7 +19,7 @@ pub(crate) fn watch(cancel: CancellationToken) -> io::Result<()> {
         let Ok(signal) = signals.wait() else { return };
         tracing::info!(signal = signal.as_str(), "ending; the data plane stays up");
         cancel.cancel();
-        // From here on their default action is taken, on this thread.
+        // From here on a signal has its default action, on this thread.
         if signals.thread_unblock().is_err() {
             tracing::warn!("a second signal will not end the program");
         }

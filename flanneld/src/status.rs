@@ -1,4 +1,4 @@
-//! The agent's status: JSON for programs, a table for people, one line for a supervisor.
+//! The agent's status: JSON for programs, a table for people, one line for the supervisor.
 
 mod line;
 mod table;
@@ -14,14 +14,14 @@ use serde::Serialize;
 
 pub(crate) use line::summary;
 
-/// What `/status` answers: the library's status, and what it does not know of the program around it.
+/// The answer of `/status`: the library's status, and facts about the program.
 #[derive(Debug, Serialize)]
 pub(crate) struct Document<'a> {
     version: &'static str,
     overlay: &'a str,
     /// Whether the overlay is ready and the firewall's rules are in place.
     ready: bool,
-    /// When the answer was made: the times in it count as this one does.
+    /// When the answer was made. All times in it are on the same clock.
     now: BootTime,
     store: Store<'a>,
     subnet_file: &'a str,
@@ -29,7 +29,7 @@ pub(crate) struct Document<'a> {
     /// Devices whose packets this process carries.
     carried: Vec<CarriedDevice>,
     log_lines_dropped: u64,
-    /// As `flannel_core::serialize` documents it.
+    /// In the format that `flannel_core::serialize` documents.
     status: &'a Status,
 }
 
@@ -43,7 +43,7 @@ struct Store<'a> {
     state_file_error: Option<String>,
 }
 
-/// What the status does not know of the program around the agent.
+/// Facts about the program that are not in the library's status.
 pub(crate) struct Surroundings {
     pub(crate) overlay: String,
     pub(crate) store: String,
@@ -53,13 +53,13 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    /// Whether the state file stands in for the store.
+    /// Whether lease and peers are those of the state file.
     pub(crate) fn is_stale(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.stands_in())
     }
 }
 
-/// Ready: the overlay is, and the firewall's rules are in place.
+/// Whether the overlay is ready and the firewall's rules are in place.
 pub(crate) fn is_ready(status: &Status, rules: &RulesState) -> bool {
     status.is_ready() && rules.is_ready()
 }
@@ -93,7 +93,7 @@ impl<'a> Document<'a> {
     }
 }
 
-/// What readiness waits for, the overlay's reasons as `text` puts them.
+/// Returns what readiness waits for; `text` formats the overlay's reasons.
 fn waits_for(status: &Status, rules: &RulesState, text: impl Fn(&Wait) -> String) -> Vec<String> {
     let mut reasons: Vec<_> = status.waits_for().iter().map(text).collect();
     match rules {

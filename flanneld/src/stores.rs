@@ -18,21 +18,21 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use crate::credentials::{self, CredentialError};
 use crate::options::{KubeOptions, Place, StateFile, StoreOptions};
 
-/// A store, ready to be asked.
+/// An opened store.
 pub(crate) struct Opened {
     pub(crate) subnets: Arc<dyn SubnetManager>,
-    /// Its own addresses, which no peer may claim.
+    /// The store's addresses, which no peer may publish.
     pub(crate) addresses: Vec<IpAddr>,
-    /// What people call it.
+    /// The name to show.
     pub(crate) name: String,
-    /// What stands in for it while it is away.
+    /// The state file that replaces the store while it is unavailable.
     pub(crate) state: Option<Arc<CachedSubnets>>,
-    /// Where the Node's condition NetworkUnavailable is to be written, if it is.
+    /// The store that writes the Node's condition NetworkUnavailable, if that is requested.
     pub(crate) condition: Option<KubeSubnets>,
 }
 
 impl Opened {
-    /// Keeps its last word in `file` from now on.
+    /// Keeps the store's last state in `file`.
     pub(crate) fn kept_in(self, file: Option<&StateFile>) -> Self {
         let Some(file) = file else { return self };
         let clock = Arc::new(SystemClock::default());
@@ -41,7 +41,7 @@ impl Opened {
     }
 }
 
-/// No store can be made of the options.
+/// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     #[error("opening the lease store in {dir}")]
@@ -73,7 +73,7 @@ impl From<flannel_subnet_etcd::ConfigError> for StoreError {
     }
 }
 
-/// Opens the store that the options name. etcd and the Kubernetes API are not asked anything yet: they may be away.
+/// Opens the store that the options name. Sends no request to etcd or the Kubernetes API yet: they may be unavailable.
 pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
     match &options.place {
         Place::Dir { dir, node } => {
@@ -113,7 +113,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
     }
 }
 
-/// The store in Kubernetes, and the API server's URL.
+/// Returns the store in Kubernetes, and the API server's URL.
 pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<(KubeSubnets, String), AccessError> {
     let Connection { client, server, .. } = kube.access.connect().await?;
     let options = flannel_subnet_kube::Options::new(kube.node.clone(), ConfigSource::File(kube.config.clone()));
@@ -121,7 +121,8 @@ pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<(KubeSubnets, Strin
     Ok((KubeSubnets::new(client, options), server))
 }
 
-/// What stands for a store that cannot be opened: nobody can reach it. What is on this host can be looked after without.
+/// Returns a store that is always unavailable, for one that cannot be opened. A cleanup of this host works without the
+/// store.
 pub(crate) fn out_of_reach(options: &StoreOptions, error: StoreError) -> Opened {
     let node = match &options.place {
         Place::Dir { node, .. } => ThisNode::named(node.clone()),
@@ -135,7 +136,7 @@ pub(crate) fn out_of_reach(options: &StoreOptions, error: StoreError) -> Opened 
     Opened { subnets, addresses: Vec::new(), name: "out of reach".to_owned(), state: None, condition: None }
 }
 
-/// A store that is always away, for the reason given.
+/// A store that is always unavailable, with the reason `why`.
 struct OutOfReach {
     node: ThisNode,
     why: String,
@@ -183,7 +184,7 @@ impl SubnetManager for OutOfReach {
     }
 }
 
-/// The address that an endpoint names, if it is no host name.
+/// Returns the address in an endpoint, if it is not a host name and not a loopback address.
 fn address(endpoint: &str) -> Option<IpAddr> {
     let host = endpoint.rsplit("://").next()?.trim_end_matches('/');
     let socket: Result<SocketAddr, _> = host.parse();

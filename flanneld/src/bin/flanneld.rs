@@ -1,4 +1,4 @@
-//! The program: all of it is in the library, where tests and fuzz targets reach it.
+//! The program. Its code is in the library, so that tests and fuzz targets can use it.
 
 use std::process::ExitCode;
 

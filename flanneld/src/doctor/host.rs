@@ -1,4 +1,4 @@
-//! The host around the overlay: judged from what was read, so that it can be tested.
+//! Checks of the host, made on data that was read before, so that they can be tested.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,10 +20,10 @@ use crate::assemble::BACKENDS;
 
 /// The kernel's VXLAN port where none is configured.
 const VXLAN_PORT: u16 = 8472;
-/// Before this program was written: 2024-01-01.
+/// 2024-01-01, in seconds since 1970: before this program was written.
 const LONG_AGO: u64 = 1_704_067_200;
 
-/// What is known of the host.
+/// Facts about the host.
 pub(super) struct Host<'a> {
     pub(super) overlay: &'a OverlayName,
     pub(super) config: Option<&'a NetworkConfig>,
@@ -32,19 +32,19 @@ pub(super) struct Host<'a> {
     pub(super) env: Option<&'a SubnetEnv>,
 }
 
-/// Where the rest is read.
+/// The source of further facts.
 pub(super) trait Source {
-    /// A sysctl, as `net/ipv4/ip_forward`; `None` where it does not exist.
+    /// Returns the value of a sysctl, such as `net/ipv4/ip_forward`; `None` if it does not exist.
     fn sysctl(&self, name: &str) -> Option<String>;
-    /// The names of running programs, cut to 15 bytes by the kernel.
+    /// Returns the names of running programs, which the kernel cuts to 15 bytes.
     fn programs(&self) -> BTreeSet<String>;
-    /// Seconds since 1970.
+    /// Returns the wall clock, in seconds since 1970.
     fn wall_clock(&self) -> u64;
-    /// Whether systemd-timesyncd says that the clock is right.
+    /// Whether systemd-timesyncd reports that the clock is synchronized.
     fn is_synchronized(&self) -> bool;
-    /// Whether TUN devices can be opened; else why not.
+    /// Checks that TUN devices can be opened; the error gives the reason.
     fn tun(&self) -> Result<(), String>;
-    /// Whether UDP sockets can be bound there; else why not.
+    /// Checks that UDP sockets can be bound to `wanted`; the error gives the reason.
     fn sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), String>;
 }
 
@@ -81,7 +81,7 @@ impl Source for Files {
 }
 
 impl Host<'_> {
-    /// All checks that need no store.
+    /// Runs all checks that need no store.
     pub(super) fn judge(&self, source: &dyn Source) -> Vec<Finding> {
         let mut findings = self.backend();
         findings.extend(self.networks());
@@ -124,7 +124,7 @@ impl Host<'_> {
         config.networks.iter().map(|(family, network)| self.network(family, network.prefix)).collect()
     }
 
-    /// Whether pods could get addresses that somebody else has.
+    /// Checks whether pods could get addresses that another host has.
     fn network(&self, family: Family, network: Prefix) -> Finding {
         let key = match family {
             Family::V4 => "$.Network",
@@ -153,7 +153,7 @@ impl Host<'_> {
         }
     }
 
-    /// The prefixes that the host is connected to, but for the overlay's devices and the pods of this node.
+    /// Returns the connected prefixes of the host, without those of the overlay's devices and of this node's pods.
     fn foreign(&self, family: Family) -> impl Iterator<Item = Prefix> + '_ {
         let overlays = |index: u32| {
             let link = self.facts.links.get(&index);
@@ -165,7 +165,7 @@ impl Host<'_> {
         prefixes.filter(move |prefix| prefix.family() == family && !pods.is_some_and(|pods| pods.covers(prefix)))
     }
 
-    /// An agent that runs goes by the configuration it started with.
+    /// Compares the configuration with that of the running agent, which keeps the one it started with.
     fn change(&self) -> Option<Finding> {
         let (config, env) = (self.config?, self.env?);
         let (wanted, written) = (config.networks.map(|_, network| network.prefix), env.networks);
@@ -224,7 +224,7 @@ impl Host<'_> {
         self.families().into_iter().map(judge).collect()
     }
 
-    /// The stricter of `all` and the device's own counts (kernel, ip-sysctl).
+    /// Checks `rp_filter`. The kernel uses the maximum of `all` and the device's own value (kernel, ip-sysctl).
     fn reverse_path(&self, source: &dyn Source) -> Finding {
         let read = |device: &str| -> u8 {
             let value = source.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"));
@@ -298,7 +298,7 @@ impl Host<'_> {
             ),
             None => Finding::ok("udp", format!("no other program has the device {}", udp.device())),
         };
-        // An agent that runs has the port.
+        // A running agent uses the port itself.
         let runs = self
             .facts
             .links

@@ -1,4 +1,4 @@
-//! What an agent needs of a Kubernetes cluster: rights, clocks, the own Node and its annotations.
+//! Checks of what an agent needs in a Kubernetes cluster: permissions, clocks, the own Node and its annotations.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use super::{Finding, Severity};
 use crate::options::{Place, StoreOptions};
 use crate::stores;
 
-/// How long the API server may take for all answers together.
+/// How long the API server may take for all answers in total.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Returns what the cluster lacks. With another store there is nothing to ask.
+/// Returns the findings about the cluster; none with another store.
 pub(super) async fn ask(options: &StoreOptions) -> Vec<Finding> {
     let Place::Kube(kube) = &options.place else { return Vec::new() };
-    // The finding about the store says why there is no client.
+    // The finding about the store gives the reason.
     let Ok((store, _)) = stores::kubernetes(kube).await else { return Vec::new() };
     match timeout(PATIENCE, store.check()).await {
         Ok(checks) => checks.into_iter().map(finding).collect(),

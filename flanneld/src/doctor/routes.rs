@@ -1,7 +1,8 @@
 //! Routes through the uplink to a subnet that no node has.
 //!
-//! Go flannel with host-gw or direct routing never removes those of nodes that left while it was not running. They look
-//! like anybody's: the agent leaves them alone, so that a node which is later given such a subnet is not reached.
+//! Go flannel with host-gw or direct routing never removes routes of nodes that left while it was not running. They
+//! cannot be told from foreign routes, so the agent leaves them alone, and a node that later gets such a subnet cannot
+//! be reached.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,7 @@ use flannel_core::net::Prefix;
 
 use super::{Finding, Severity};
 
-/// Judges the routes `seen` in the pods' network by the subnets `leased`.
+/// Compares the routes `seen` in the pods' network with the subnets `leased`.
 pub(super) fn judge(
     config: &NetworkConfig,
     leased: &BTreeSet<Prefix>,

@@ -1,11 +1,11 @@
-//! One line, as systemd shows it.
+//! The status as one line, which systemd shows.
 
 use flannel_core::firewall_keeper::RulesState;
 use flannel_core::overlay::{Contact, Status, Wait};
 
 use super::waits_for;
 
-/// What matters most now: the end, else what readiness waits for, else the peers.
+/// Returns the most important fact: the end, else what readiness waits for, else the number of peers.
 pub(crate) fn summary(status: &Status, rules: &RulesState) -> String {
     let peers = status.peers;
     let store = match &status.store {

@@ -1,4 +1,4 @@
-//! The status as a table for people: a row for each thing that is so, with its remedy where there is one.
+//! The status as a table for people: a row for each fact, with its remedy if there is one.
 
 use std::fmt::{self, Display};
 
@@ -12,7 +12,7 @@ use flannel_core::text::Plain;
 
 use super::{Document, Store, waits_for};
 
-/// Rows of each list. Counts in other rows are of all.
+/// The most rows of each list. Counts in other rows include all entries.
 const LISTED: usize = Status::MAX_LISTED;
 
 impl Display for Document<'_> {
@@ -25,7 +25,7 @@ impl Display for Document<'_> {
     }
 }
 
-/// A name and a value a line. What others wrote is escaped, and never begins a line.
+/// Writes lines of a name and a value. External text is escaped, and never begins a line.
 struct Rows<'a, 'f>(&'a mut fmt::Formatter<'f>);
 
 impl Rows<'_, '_> {

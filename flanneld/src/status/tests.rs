@@ -75,7 +75,7 @@ fn text_of_others_is_shown_plain_in_rows_of_its_own() {
     assert!(table.lines().all(|line| line.chars().all(flannel_core::text::is_plain)), "{table:?}");
 }
 
-/// A status of an agent that is ready.
+/// Returns the status of an agent that is ready.
 fn ready() -> Status {
     let attrs = LeaseAttrs::new(Dual { v4: Some("192.0.2.1".parse().unwrap()), v6: None });
     let subnets = Dual { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None };
