@@ -1,7 +1,8 @@
 //! host-gw backend of flannelkit, compatible with flannel (docs/compatibility.md, "host-gw").
 //!
-//! There is no device and no encapsulation: each peer's subnet is routed to the peer's public address, which therefore has to
-//! be on one of our own links. A peer that is not is skipped, and the status says so. Packets keep the MTU of the link.
+//! There is no device and no encapsulation. Each peer's subnet is routed to the peer's public address, which therefore
+//! has to be on one of this node's own links. A peer that is not on such a link is skipped and reported in the status.
+//! Packets keep the MTU of the link.
 //!
 //! [`HostGw`] has no settings:
 //!
@@ -13,7 +14,7 @@
 //! # drop(builder);
 //! ```
 //!
-//! The crate `flannelkit` has it behind its feature `host-gw`. Tests run an overlay with it on
+//! The crate `flannelkit` exports this crate under its feature `host-gw`. Tests run an overlay with this backend on
 //! `flannel_core::testing::FakeKernel`.
 
 use flannel_core::backend::{Backend, BackendError, LocalNode, NodeContext, Peer, Skip};
@@ -21,12 +22,12 @@ use flannel_core::kernel::{Device, LinkId, PeerState, Route, RouteSlot, State};
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Dual, Family, MacAddr, Mtu};
 
-/// The backend. It has no settings.
+/// The host-gw backend. It has no settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HostGw;
 
 impl HostGw {
-    /// The name, in the configuration and in leases.
+    /// The backend's name in the configuration and in leases.
     pub const TYPE: &'static str = "host-gw";
 }
 
@@ -59,8 +60,8 @@ impl Backend for HostGw {
         None
     }
 
-    /// The public addresses have to be the uplink's own: peers send pods' packets to them unchanged, and no NAT between
-    /// would know where they belong. flannel checks IPv4 only.
+    /// The public addresses have to be the uplink's own addresses: peers send pods' packets to them unchanged, and a
+    /// NAT in between could not tell where the packets belong. flannel checks IPv4 only.
     fn advertise(&self, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
         let mut attrs = LeaseAttrs::default().with_backend(Self::TYPE, Dual::default());
         for family in context.config.networks.families() {

@@ -1,4 +1,4 @@
-//! The `Backend` object's keys.
+//! The keys of the `Backend` object.
 
 use flannel_core::config::{ConfigError, NetworkConfig};
 use flannel_core::kernel::LinkName;
@@ -6,21 +6,21 @@ use flannel_core::net::{Family, Mtu, Vni};
 
 /// The settings of the VXLAN backend.
 ///
-/// flannel checks none of these and fails later, in the kernel's words.
+/// flannel does not check these settings; it fails later with the kernel's error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// `VNI`: the same on all nodes. Default: 1. It has to fit the device's name: up to 9999999, with IPv6 9999.
+    /// `VNI`: the same on all nodes. Default: 1. The device name limits it: at most 9999999, or 9999 with IPv6.
     pub vni: Vni,
-    /// `Port`: UDP port, the same on all nodes. Default, and 0: the kernel's, 8472.
+    /// `Port`: the UDP port, the same on all nodes. Default, and 0: the kernel's default, 8472.
     pub port: Option<u16>,
-    /// `MTU`: of the underlay. Default, and 0: the uplink's. Devices get 50 bytes less, on IPv6 70.
+    /// `MTU`: the MTU of the underlay. Default, and 0: the uplink's MTU. Devices get 50 bytes less, or 70 for IPv6.
     pub mtu: Option<Mtu>,
-    /// `GBP`: carry group policies. Default: false.
+    /// `GBP`: whether packets carry group policies. Default: false.
     pub gbp: bool,
-    /// `Learning`: let the devices learn peers from what they receive. Default: false.
+    /// `Learning`: whether the devices learn peers from received packets. Default: false.
     pub learning: bool,
-    /// `DirectRouting`: route to peers on our own links without encapsulation. Default: false.
+    /// `DirectRouting`: whether peers on this node's own links are reached without encapsulation. Default: false.
     pub direct_routing: bool,
 }
 
@@ -65,13 +65,13 @@ impl Config {
         })
     }
 
-    /// The MTU of the underlay that devices are made for.
+    /// Returns the underlay MTU that devices are sized for.
     pub(crate) fn underlay_mtu(&self, uplink: Mtu) -> Mtu {
         self.mtu.unwrap_or(uplink)
     }
 }
 
-/// The name of a family's device; `None` when it would be too long.
+/// Returns the name of a family's device, or `None` if it would be too long.
 pub(crate) fn device_name(family: Family, vni: Vni) -> Option<LinkName> {
     let prefix = match family {
         Family::V4 => "flannel.",

@@ -1,12 +1,12 @@
 //! VXLAN backend of flannelkit, compatible with flannel (docs/compatibility.md, "Device").
 //!
-//! Each address family in use has a device of its own, `flannel.<VNI>` and `flannel-v6.<VNI>`. A peer needs three things on
-//! it: its VTEP's MAC address as a permanent neighbour, a forwarding entry from that MAC address to the peer's public address,
-//! and a route to its subnet by way of its VTEP. With `DirectRouting`, a peer on one of our own links needs a route to its
-//! subnet alone.
+//! Each address family in use has its own device, `flannel.<VNI>` or `flannel-v6.<VNI>`. A peer needs three entries on
+//! it: a permanent neighbour with the MAC address of the peer's VTEP, an FDB entry from that MAC address to the peer's
+//! public address, and a route to the peer's subnet with the VTEP as next hop. With `DirectRouting`, a peer on one of
+//! this node's own links needs only a route to its subnet.
 //!
-//! [`Vxlan`] is a pure function of configuration and lease: it holds no socket, and the agent of `flannel-core` writes to the
-//! kernel. So it can be asked without root what a configuration means:
+//! [`Vxlan`] is a pure function of configuration and lease. It opens no socket; the agent of `flannel-core` writes to
+//! the kernel. The meaning of a configuration can therefore be inspected without root:
 //!
 //! ```
 //! use flannel_backend_vxlan::Vxlan;
@@ -20,11 +20,11 @@
 //! # }
 //! ```
 //!
-//! The crate `flannelkit` has it behind its feature `vxlan`, with a whole program on its first page. Tests run an overlay with
-//! this backend on `flannel_core::testing::FakeKernel`.
+//! The crate `flannelkit` exports this crate under its feature `vxlan`; its first page has a complete program. Tests
+//! run an overlay with this backend on `flannel_core::testing::FakeKernel`.
 //!
-//! It encrypts nothing. Whoever can send to the port from a peer's address can send into the overlay;
-//! [`VxlanGuard`](flannel_core::firewall::VxlanGuard) keeps all others out.
+//! Traffic is not encrypted. A host that can send to the port from a peer's address can send into the overlay;
+//! [`VxlanGuard`](flannel_core::firewall::VxlanGuard) blocks all other senders.
 
 mod config;
 mod wanted;
@@ -38,25 +38,25 @@ use flannel_core::net::{Family, MacAddr, Mtu};
 
 pub use config::Config;
 
-/// The backend.
+/// The VXLAN backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vxlan {
     config: Config,
 }
 
 impl Vxlan {
-    /// The name, in the configuration and in leases.
+    /// The backend's name in the configuration and in leases.
     pub const TYPE: &'static str = "vxlan";
 
-    /// Reads the backend's part of the configuration. `Type` is not looked at.
+    /// Reads the backend's settings from the configuration. Does not check `Type`.
     ///
     /// # Errors
-    /// [`BackendError::Config`] names the key. Final for this configuration.
+    /// [`BackendError::Config`] names the key of an invalid setting. Retrying with the same configuration fails again.
     pub fn new(network: &NetworkConfig) -> Result<Self, BackendError> {
         Ok(Self { config: Config::read(network)? })
     }
 
-    /// The settings in force.
+    /// Returns the settings in effect.
     pub fn config(&self) -> &Config {
         &self.config
     }

@@ -42,7 +42,7 @@ fn the_backend_contract_holds_for_all_settings() {
     }
 }
 
-/// What a fresh kernel would be told.
+/// Returns the commands that would be sent to an empty kernel.
 fn commands(backend: &Vxlan, local: &LocalNode, peers: &[Lease]) -> Vec<String> {
     let mut wanted = backend.base(local);
     for peer in peers {
@@ -130,7 +130,7 @@ fn the_mac_address_is_the_previous_one_else_the_devices_else_derived() {
         let attrs = backend.advertise(context).unwrap();
         backend.hardware_address(&attrs, Family::V4).unwrap().unwrap().to_string()
     };
-    // Must never change: a node without memory has to publish the same again.
+    // This value must never change: a node that lost its state has to publish the same address again.
     assert_eq!(chosen(&context), "d2:07:b7:00:e7:5c");
     let mut host = HostFacts::clone(&context.host);
     let mut links = backend.base(&samples::local(context.clone(), LeaseAttrs::default())).links;
@@ -147,7 +147,7 @@ fn the_mac_address_is_the_previous_one_else_the_devices_else_derived() {
     assert_eq!(chosen(&context), "02:00:00:00:00:aa");
     context.previous = Some(Arc::new(peer(1)));
     assert_eq!(chosen(&context), "02:00:00:00:04:01");
-    // Each that an older record has gives way to the next.
+    // An address that an older record already uses is skipped for the next one.
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..8 {
         let mac = chosen(&context);

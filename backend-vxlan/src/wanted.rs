@@ -1,4 +1,4 @@
-//! What is wanted of the kernel.
+//! The wanted kernel state.
 
 use flannel_core::backend::{BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::config::ConfigError;
@@ -11,7 +11,7 @@ use flannel_core::net::{Dual, Family, MacAddr, Mtu};
 use crate::config::{Config, device_name};
 use crate::wire;
 
-/// What VXLAN adds to a packet: outer IP, UDP, VXLAN and inner Ethernet headers, in bytes.
+/// The bytes that VXLAN adds to a packet: outer IP, UDP, VXLAN and inner Ethernet headers.
 const fn overhead(family: Family) -> u32 {
     match family {
         Family::V4 => 50,
@@ -19,8 +19,8 @@ const fn overhead(family: Family) -> u32 {
     }
 }
 
-/// The least MTU a family works with: what every IPv4 host must take (RFC 791), and what IPv6 demands (RFC 8200); below
-/// it the kernel turns IPv6 off on the device.
+/// The smallest MTU that a family works with: the size that every IPv4 host must accept (RFC 791), and the IPv6 minimum
+/// (RFC 8200). With a smaller MTU the kernel disables IPv6 on the device.
 const fn least_mtu(family: Family) -> u32 {
     match family {
         Family::V4 => 576,
@@ -28,7 +28,7 @@ const fn least_mtu(family: Family) -> u32 {
     }
 }
 
-/// What a node publishes.
+/// Returns the lease attributes that a node publishes.
 pub(crate) fn advertise(config: &Config, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
     check_mtu(config, context)?;
     let mut attrs = LeaseAttrs::default().with_backend(crate::Vxlan::TYPE, Dual::default());
@@ -65,20 +65,22 @@ fn check_mtu(config: &Config, context: &NodeContext) -> Result<(), BackendError>
     Ok(())
 }
 
-/// What the devices are made for. The kernel takes no more than the lower device's (docs/kernel-facts.md, "MTU of a
-/// VXLAN device").
+/// Returns the underlay MTU that the devices are sized for. The kernel accepts no more than the lower device's MTU
+/// (docs/kernel-facts.md, "MTU of a VXLAN device").
 fn underlay_mtu(config: &Config, context: &NodeContext) -> u32 {
     config.underlay_mtu(context.uplink.mtu).0.min(context.uplink.mtu.0)
 }
 
-/// The MTU for pods: that of the narrowest device. flannel forgets IPv6 here (docs/compatibility.md, "Device").
+/// Returns the MTU for pods: the smallest MTU of all devices. flannel ignores IPv6 here (docs/compatibility.md,
+/// "Device").
 pub(crate) fn pod_mtu(config: &Config, context: &NodeContext) -> Mtu {
     let most = context.config.networks.families().map(overhead).max().unwrap_or(0);
     Mtu(underlay_mtu(config, context).saturating_sub(most))
 }
 
-/// The MAC address to publish: the previous lease's, so that peers need no change; else that of a device that can
-/// be used as it is, so that its entries stay; else one derived from what makes this VTEP, the same at each start.
+/// Returns the MAC address to publish. First choice is the previous lease's, so that peers need no change; then that of
+/// an existing device that can be reused unchanged, so that its entries stay; then a derived one, the same at each
+/// start.
 fn choose_mac(config: &Config, context: &NodeContext, family: Family) -> MacAddr {
     let free = |mac: &MacAddr| !context.taken.contains(mac);
     let previous = context.previous.as_ref().and_then(|lease| wire::decode(&lease.attrs, family).ok());
@@ -89,13 +91,14 @@ fn choose_mac(config: &Config, context: &NodeContext, family: Family) -> MacAddr
         .unwrap_or_else(|| derived_mac(config, context, family))
 }
 
-/// Whether a device can have it.
+/// Whether a device can have this MAC address.
 fn usable(mac: &MacAddr) -> bool {
     !mac.is_zero() && !mac.is_multicast()
 }
 
-/// The MAC address of a device that can be used as it is. One with another local address cannot, and its MAC
-/// address is that of the record under the former address, which other nodes prefer for its age.
+/// Returns the MAC address of an existing device that can be reused unchanged. A device with another local address
+/// cannot be reused: its MAC address belongs to the record under the former address, and other nodes prefer that record
+/// because it is older.
 fn existing_mac(config: &Config, context: &NodeContext, family: Family) -> Option<MacAddr> {
     let name = device_name(family, config.vni)?;
     let public = context.public.get(family).copied();
@@ -113,19 +116,19 @@ fn existing_mac(config: &Config, context: &NodeContext, family: Family) -> Optio
     found.mac
 }
 
-/// The first of this node's MAC addresses that no older record has.
+/// Returns the first of this node's derived MAC addresses that no older record uses.
 fn derived_mac(config: &Config, context: &NodeContext, family: Family) -> MacAddr {
     let network = context.config.networks.get(family).map(|network| network.prefix.to_string()).unwrap_or_default();
     let text = format!("{}\n{network}\n{family}\n{}", config.vni, context.node);
     let mac = |nth: usize| hashed_mac(&if nth == 0 { text.clone() } else { format!("{text}\n{nth}") });
-    // One more than are taken: one of them is free unless two hash to the same.
+    // One more candidate than there are taken addresses: one is free unless two candidates hash to the same address.
     let nth = (0..context.taken.len()).find(|nth| !context.taken.contains(&mac(*nth)));
     mac(nth.unwrap_or(context.taken.len()))
 }
 
-/// FNV-1a (64 bit) of `text`, mixed by MurmurHash3's finaliser, its low 48 bits, locally administered. Stable across
-/// versions: a node without memory publishes the same address again. The text names what makes this VTEP (VNI, network,
-/// family and node identity) and not the machine id: cloned machines share it.
+/// Returns the low 48 bits of the FNV-1a hash (64 bit) of `text`, mixed by MurmurHash3's finaliser, as a locally
+/// administered address. Stable across versions: a node that lost its state publishes the same address again. The text
+/// contains the VNI, network, family and node identity, and not the machine id, which cloned machines share.
 fn hashed_mac(text: &str) -> MacAddr {
     let hash = text
         .bytes()
@@ -136,14 +139,14 @@ fn hashed_mac(text: &str) -> MacAddr {
     MacAddr(mac).locally_administered()
 }
 
-/// One family's device.
+/// The VXLAN device of one family.
 struct Vtep {
     family: Family,
     id: LinkId,
     link: Link,
 }
 
-/// The devices, in the order of their ids. The published address counts, whatever would be chosen now.
+/// Returns the devices in the order of their ids. The published MAC address takes precedence over [`choose_mac`].
 fn vteps(config: &Config, context: &NodeContext, attrs: &LeaseAttrs) -> Vec<Vtep> {
     let named =
         context.config.networks.families().filter_map(|family| Some((family, device_name(family, config.vni)?)));
@@ -160,7 +163,7 @@ fn vteps(config: &Config, context: &NodeContext, attrs: &LeaseAttrs) -> Vec<Vtep
     (0..).zip(named).map(vtep).collect()
 }
 
-/// The id of a family's device.
+/// Returns the id of a family's device.
 fn device(local: &LocalNode, family: Family) -> Option<LinkId> {
     let place = local.context.config.networks.families().position(|enabled| enabled == family)?;
     u8::try_from(place).ok().map(LinkId::Own)
@@ -170,7 +173,7 @@ pub(crate) fn devices(config: &Config, local: &LocalNode) -> Vec<Device> {
     vteps(config, &local.context, &local.lease.attrs).iter().map(|vtep| Device::of(&vtep.link)).collect()
 }
 
-/// The devices, each with its subnet's first address.
+/// Returns the devices, each with the first address of its subnet.
 pub(crate) fn base(config: &Config, local: &LocalNode) -> State {
     let mut state = State::default();
     for vtep in vteps(config, &local.context, &local.lease.attrs) {
@@ -183,7 +186,7 @@ pub(crate) fn base(config: &Config, local: &LocalNode) -> State {
     state
 }
 
-/// What one peer needs in one family.
+/// Returns the kernel state that one peer needs in one family.
 pub(crate) fn peer(config: &Config, local: &LocalNode, peer: &Peer, family: Family) -> Result<PeerState, Skip> {
     let nothing = || Skip::NoAddress(family);
     let link = device(local, family).ok_or_else(nothing)?;

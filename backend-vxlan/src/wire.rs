@@ -1,17 +1,18 @@
-//! What nodes publish: `BackendData` and `BackendV6Data`.
+//! The published data: `BackendData` and `BackendV6Data`.
 
 use flannel_core::backend::Skip;
 use flannel_core::config::Object;
 use flannel_core::lease::{Json, LeaseAttrs, Scalar};
 use flannel_core::net::{Family, MacAddr, Vni};
 
-/// A VTEP's data, byte for byte as flannel writes it.
+/// Encodes a VTEP's data, byte for byte as flannel writes it.
 pub(crate) fn encode(vni: Vni, mac: MacAddr) -> Json {
     let mac = mac.to_string();
     Json::object(&[("VNI", Scalar::Number(vni.value().into())), ("VtepMAC", Scalar::Text(&mac))])
 }
 
-/// The MAC address in what flannel or we wrote. Keys match in any case; the VNI is for people: no reader uses it.
+/// Decodes the MAC address from data that flannel or flannelkit wrote. Keys match case-insensitively. The VNI is
+/// informational and is not read.
 pub(crate) fn decode(attrs: &LeaseAttrs, family: Family) -> Result<MacAddr, Skip> {
     let field = match family {
         Family::V4 => "BackendData",
