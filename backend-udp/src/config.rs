@@ -1,4 +1,4 @@
-//! The `Backend` object's keys.
+//! The keys of the `Backend` object.
 
 use std::num::NonZeroU8;
 
@@ -8,19 +8,20 @@ use flannel_core::config::{ConfigError, NetworkConfig};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// `Port`: UDP port, the same on all nodes. Default: 8285.
+    /// `Port`: the UDP port, the same on all nodes. Default: 8285.
     pub port: u16,
-    /// `Queues`: how many packets this node may send at the same time, 1 to 16; each takes a thread, and one more receives.
-    /// Default: 1. Go flannel does not know it.
+    /// `Queues`: how many packets this node can send at the same time, 1 to 16. Each queue has one thread; one more
+    /// thread receives. Default: 1. Go flannel ignores this key.
     pub queues: NonZeroU8,
-    /// `SocketBuffer`: of each socket, each way, in bytes, 65536 to 268435456. Default: 8 MiB to receive, 4 MiB to send. Go
-    /// flannel does not know it.
+    /// `SocketBuffer`: the buffer size of each socket in each direction, in bytes, 65536 to 268435456. Default: 8 MiB
+    /// to receive, 4 MiB to send. Go flannel ignores this key.
     pub socket_buffer: Option<u32>,
 }
 
 const DEFAULT_PORT: u16 = 8285;
 const MAX_QUEUES: u64 = 16;
-/// What a full super-packet takes, and what `SO_RCVBUFFORCE` takes without overflow (net/core/sock.c doubles it).
+/// From the size of a full super-packet to the largest value that `SO_RCVBUFFORCE` accepts without overflow
+/// (net/core/sock.c doubles it).
 const SOCKET_BUFFER: std::ops::RangeInclusive<u64> = 65_536..=268_435_456;
 
 impl Config {

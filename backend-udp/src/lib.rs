@@ -1,8 +1,8 @@
 //! UDP backend of flannelkit, compatible with flannel (docs/compatibility.md, "udp").
 //!
-//! For hosts whose kernel has no VXLAN, and for links that let only UDP through: each packet is carried by this process, as
-//! the whole of a UDP datagram, from a TUN device to the peer whose subnet it is for. [`Udp`] says what is wanted, and
-//! [`UdpDataPlane`] carries the packets:
+//! For hosts whose kernel has no VXLAN, and for links that pass only UDP. This process carries each packet from a TUN
+//! device to the peer that has the destination's subnet; the packet is the whole payload of one UDP datagram. [`Udp`]
+//! computes the wanted state, and [`UdpDataPlane`] carries the packets:
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -23,9 +23,9 @@
 //! # }
 //! ```
 //!
-//! Nothing is encrypted or authenticated, as in flannel. A received packet is let through only if it comes from a peer's
-//! address, from inside that peer's subnet, to inside the own one; what is dropped is counted by its
-//! [`Reason`](path::Reason).
+//! Traffic is neither encrypted nor authenticated, as in flannel. A received packet is accepted only if it comes from a
+//! peer's endpoint, its source is inside that peer's subnet, and its destination is inside this node's subnet. Dropped
+//! packets are counted by [`Reason`](path::Reason).
 
 mod config;
 #[cfg(all(target_os = "linux", feature = "fuzzing"))]
@@ -52,7 +52,7 @@ pub use config::Config;
 #[cfg(target_os = "linux")]
 pub use plane::{CarriedDevice, Observer, UdpDataPlane};
 
-/// The backend.
+/// The UDP backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Udp {
     config: Config,
@@ -60,15 +60,15 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// The name in the configuration. Leases have none.
+    /// The backend's name in the configuration. Leases do not contain it.
     pub const TYPE: &'static str = "udp";
-    /// The device's name, as flannel has it.
+    /// The default device name, the same as in flannel.
     const DEVICE: &'static str = "flannel0";
 
-    /// Reads the backend's part of the configuration. `Type` is not looked at, and keys that are not known are left alone.
+    /// Reads the backend's settings from the configuration. Does not check `Type`, and ignores unknown keys.
     ///
     /// # Errors
-    /// [`BackendError::Config`] names the key. Final for this configuration.
+    /// [`BackendError::Config`] names the key of an invalid setting. Retrying with the same configuration fails again.
     pub fn new(network: &NetworkConfig) -> Result<Self, BackendError> {
         let device = LinkName::new(Self::DEVICE).map_err(|error| BackendError::Host {
             what: error.to_string(),
@@ -77,17 +77,17 @@ impl Udp {
         Ok(Self { config: Config::read(network)?, device })
     }
 
-    /// Gives the device another name than `flannel0`: each overlay of a host needs one of its own.
+    /// Sets a device name other than `flannel0`. Each overlay of a host needs its own device.
     pub fn with_device(self, device: LinkName) -> Self {
         Self { device, ..self }
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub fn device(&self) -> &LinkName {
         &self.device
     }
 
-    /// The settings in force.
+    /// Returns the settings in effect.
     pub fn config(&self) -> &Config {
         &self.config
     }

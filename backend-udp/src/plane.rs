@@ -1,4 +1,4 @@
-//! The data plane: devices and the paths of their packets, as the kernel seam asks for them.
+//! The data plane: devices and their packet paths, behind the kernel trait.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,15 +17,16 @@ use crate::path::{
     check_sockets,
 };
 
-/// How often a device that is in use is tried, and how long after one another.
+/// How often opening a device in use is tried, and the pause between tries.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Carries packets between TUN devices and UDP sockets. It is attached to a kernel
-/// ([`NetlinkKernel::with_data_plane`](flannel_core::netlink::NetlinkKernel::with_data_plane)), and does nothing until a
+/// Carries packets between TUN devices and UDP sockets. Attach it to a kernel
+/// ([`NetlinkKernel::with_data_plane`](flannel_core::netlink::NetlinkKernel::with_data_plane)). It is idle until a
 /// backend wants such a device.
 ///
-/// Each device has one thread that receives and one a queue that sends. They end with the data plane.
+/// Each device has one thread that receives and one thread per queue that sends. The threads end when the data plane is
+/// dropped.
 #[derive(Default)]
 pub struct UdpDataPlane {
     carried: BTreeMap<u32, Carried>,
@@ -33,39 +34,39 @@ pub struct UdpDataPlane {
     changed: Option<OnChange>,
 }
 
-/// Looks at what a [`UdpDataPlane`] carries, wherever that is attached. Clones look at the same. It keeps nothing alive: once
-/// the data plane is dropped there is nothing to see.
+/// Shows the devices that a [`UdpDataPlane`] carries. Clones show the same data plane. It keeps nothing alive: once the
+/// data plane is dropped, it shows no devices.
 #[derive(Clone, Default)]
 pub struct Observer(Arc<Mutex<BTreeMap<u32, Seen>>>);
 
-/// A device whose packets are carried: the data plane's side.
+/// A carried device: the data plane's side.
 struct Carried {
     tunnel: Tunnel,
     path: Path,
 }
 
-/// The same device: the observers' side.
+/// A carried device: the observers' side.
 struct Seen {
     name: LinkName,
     watch: Watch,
 }
 
-/// One device, as [`Observer::devices`] shows it.
+/// A device as shown by [`Observer::devices`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CarriedDevice {
-    /// Its name when it was opened.
+    /// The device's name when it was opened.
     pub name: LinkName,
-    /// How many subnets of peers it forwards to.
+    /// The number of peers' subnets that it forwards to.
     pub forwards: usize,
-    /// What went through it since it was opened.
+    /// The counters since it was opened.
     pub counters: Counters,
-    /// What makes it slower than it could be.
+    /// What makes it slower than possible.
     pub limitations: Vec<Limitation>,
 }
 
 impl Observer {
-    /// The devices, in the order of their interface indices. Does not wait for traffic or for the kernel's locks.
+    /// Returns the devices in the order of their interface indices. Does not wait for traffic or for kernel locks.
     pub fn devices(&self) -> Vec<CarriedDevice> {
         let device = |Seen { name, watch }: &Seen| CarriedDevice {
             name: name.clone(),
@@ -76,7 +77,7 @@ impl Observer {
         self.lock().values().map(device).collect()
     }
 
-    /// Held for as long as it takes to change or read the map, and for no call of the kernel that may wait.
+    /// Held only while the map is read or changed, and not during a kernel call that may block.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Seen>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,17 +96,17 @@ impl fmt::Debug for UdpDataPlane {
 }
 
 impl UdpDataPlane {
-    /// A data plane without devices.
+    /// Creates a data plane without devices.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Counters for status pages and metrics.
+    /// Returns an observer for status pages and metrics.
     pub fn observer(&self) -> Observer {
         self.observer.clone()
     }
 
-    /// Opens a device, and carries its packets.
+    /// Opens a device and carries its packets.
     fn start(&mut self, name: &LinkName, mode: OpenMode, tunnel: &Tunnel, table: Table) -> Result<u32, KernelError> {
         let queues = tunnel.queues.get().into();
         let tun = open_when_free(name, mode, queues).map_err(|error| open_error(name, error))?;
@@ -123,7 +124,7 @@ impl UdpDataPlane {
         Ok(index)
     }
 
-    /// Ends what is carried of a device.
+    /// Stops carrying a device.
     fn end(&mut self, index: u32) -> Option<Carried> {
         self.observer.lock().remove(&index);
         self.carried.remove(&index)
@@ -140,8 +141,8 @@ impl Drop for UdpDataPlane {
     }
 }
 
-/// Opens a device. One that was closed just now may be in use for a moment: a child that this process has forked holds all
-/// its descriptors until it executes its program.
+/// Opens a device. A device that was just closed may stay in use for a moment: a forked child of this process holds all
+/// descriptors until it executes its program.
 fn open_when_free(name: &LinkName, mode: OpenMode, queues: usize) -> Result<Tun, TunError> {
     for _ in 1..TRIES {
         match Tun::open(name.as_str(), mode, queues) {
@@ -171,7 +172,7 @@ impl DataPlane for UdpDataPlane {
     }
 
     fn open(&mut self, name: &LinkName, index: Option<u32>, tunnel: &Tunnel) -> Result<u32, KernelError> {
-        // What is left of a device that is gone still has its port.
+        // The path of a lost device still holds its port.
         let is_lost = |(index, device): (&u32, &Carried)| {
             (!device.path.is_healthy() || if_indextoname(*index).is_err()).then_some(*index)
         };
@@ -179,7 +180,7 @@ impl DataPlane for UdpDataPlane {
             self.end(lost);
         }
         let Some(index) = index else {
-            // Before there is a device, which would come and go.
+            // Checked before the device is created, so that a device is not created and deleted in vain.
             check_sockets(sockets(tunnel)).map_err(|error| path_error(name, error.into()))?;
             return self.start(name, OpenMode::Create, tunnel, Table::new(tunnel.subnets));
         };
@@ -192,15 +193,15 @@ impl DataPlane for UdpDataPlane {
             device.tunnel = *tunnel;
             return Ok(index);
         }
-        // Its queues are given up before they can be had again; the table goes on.
+        // Its queues have to be closed before they can be opened again; the table is reused.
         let table = self.end(index).map(|device| Table::with_own(&device.path.table(), tunnel.subnets));
-        // A device that could not be renamed is opened under the name it has.
+        // A device that could not be renamed is opened under its present name.
         let present = if_indextoname(index).ok().and_then(|name| LinkName::new(name.to_str().ok()?).ok());
         let present = present.ok_or_else(|| not_open(index))?;
         let opened =
             self.start(&present, OpenMode::Attach, tunnel, table.unwrap_or_else(|| Table::new(tunnel.subnets)))?;
         if opened != index {
-            // Somebody has put another device in its place.
+            // Another process replaced the device.
             self.end(opened);
             return Err(not_open(index));
         }
@@ -214,7 +215,7 @@ impl DataPlane for UdpDataPlane {
 
     fn held(&self, index: u32) -> Option<Tunnel> {
         let device = self.carried.get(&index).filter(|device| device.path.is_healthy())?;
-        // A socket that broke was given up.
+        // A broken socket was closed.
         (device.path.sockets() == sockets(&device.tunnel)).then_some(device.tunnel)
     }
 

@@ -1,12 +1,12 @@
-//! Values as serde serializes them (feature `serde`), for status pages. Names and shapes are stable, as those of
-//! `flannel_core::serialize` are:
+//! serde representations (feature `serde`), for status pages. Names and shapes are stable, like those of
+//! `flannel_core::serialize`:
 //!
 //! ```json
 //! {"device": "flannel0", "forwards": 2, "sent": {"packets": 1, "bytes": 84}, "received": {"packets": 1, "bytes": 84},
 //!  "unbatched": 0, "answered": 0, "dropped": {"no_peer": 3}, "limitations": [{"what": "…", "cause": "…"}]}
 //! ```
 //!
-//! `dropped` leaves out the reasons for which nothing was dropped; `no_room` counts what overflowed.
+//! `dropped` omits reasons with a count of zero; `no_room` is the overflow count.
 
 use std::collections::BTreeMap;
 

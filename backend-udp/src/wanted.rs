@@ -1,4 +1,4 @@
-//! What is wanted of the kernel and of the data plane.
+//! The wanted state of the kernel and of the data plane.
 
 use std::net::SocketAddr;
 
@@ -13,14 +13,14 @@ use flannel_core::net::{Dual, Family, Mtu};
 use crate::config::Config;
 use crate::wire;
 
-/// Where the network's routes are. Go flannel adds its own beside the one that an agent of ours left, which then carries
-/// nothing: with the same metric it would take that one for its own.
+/// The routing table and metric of the network's routes. After a takeover, Go flannel adds its own route beside the one
+/// that flannelkit left, which then carries nothing. With the same metric Go flannel would treat that route as its own.
 pub(crate) const SLOT: RouteSlot = RouteSlot::new(RouteSlot::MAIN.table, 8285);
 
-/// The one device, of both families.
+/// The only device, for both families.
 const DEVICE: LinkId = LinkId::Own(0);
 
-/// What UDP adds to a packet: the outer IP and UDP headers, in bytes.
+/// The bytes that UDP adds to a packet: the outer IP and UDP headers.
 const fn overhead(family: Family) -> u32 {
     match family {
         Family::V4 => 28,
@@ -28,7 +28,8 @@ const fn overhead(family: Family) -> u32 {
     }
 }
 
-/// The least MTU a family works with: what every IPv4 host must take (RFC 791), and what IPv6 demands (RFC 8200).
+/// The smallest MTU that a family works with: the size that every IPv4 host must accept (RFC 791), and the IPv6 minimum
+/// (RFC 8200).
 const fn least_mtu(family: Family) -> u32 {
     match family {
         Family::V4 => 576,
@@ -36,7 +37,8 @@ const fn least_mtu(family: Family) -> u32 {
     }
 }
 
-/// What a node publishes: its addresses, and for IPv6, which flannel does not have here, the port.
+/// Returns the attributes that a node publishes: its addresses, and the port for IPv6, which flannel's udp backend
+/// lacks.
 pub(crate) fn advertise(config: &Config, context: &NodeContext) -> Result<LeaseAttrs, BackendError> {
     let mut attrs = LeaseAttrs::default();
     for family in context.config.networks.families() {
@@ -68,14 +70,14 @@ fn most_overhead(context: &NodeContext) -> u32 {
     context.config.networks.families().map(overhead).max().unwrap_or(0)
 }
 
-/// The device's MTU and that for pods. There is one device, so the larger overhead counts.
+/// Returns the MTU of the device and of pods. There is one device, so the larger overhead counts.
 pub(crate) fn mtu(context: &NodeContext) -> Mtu {
     Mtu(context.uplink.mtu.0.saturating_sub(most_overhead(context)))
 }
 
 fn link(name: &LinkName, config: &Config, local: &LocalNode) -> Link {
     let context = &local.context;
-    // Packets to another family's subnets have no way.
+    // Packets to the subnets of a disabled family have no path.
     let in_use = |family| context.config.networks.get(family).is_some();
     let mut tunnel = Tunnel::new(config.port, Dual::default(), Dual::default());
     for family in Family::BOTH.into_iter().filter(|family| in_use(*family)) {
@@ -90,8 +92,8 @@ pub(crate) fn devices(name: &LinkName, config: &Config) -> Vec<Device> {
     vec![Device::new(name.clone(), LinkKind::Tun(Tun::new(config.queues.get() > 1)))]
 }
 
-/// The device, its addresses, and each network's route into it: a packet to a subnet that nobody has is answered with an
-/// ICMP error instead of leaving by the default route.
+/// Returns the device, its addresses, and a route for each network into the device. A packet to an unassigned subnet is
+/// answered with an ICMP error instead of leaving by the default route.
 pub(crate) fn base(name: &LinkName, config: &Config, local: &LocalNode) -> State {
     let mut state = State::default();
     state.links.insert(DEVICE, link(name, config, local));

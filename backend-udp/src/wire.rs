@@ -1,4 +1,5 @@
-//! What nodes publish of IPv6: `BackendV6Data`. flannel's udp backend knows IPv4 alone, of which nothing is published.
+//! The published data for IPv6: `BackendV6Data`. flannel's udp backend supports only IPv4, for which nothing is
+//! published.
 
 use flannel_core::config::Object;
 use flannel_core::lease::{Json, LeaseAttrs, Scalar};
@@ -10,7 +11,7 @@ pub(crate) fn encode(port: u16) -> Json {
     Json::object(&[(PORT, Scalar::Number(port.into()))])
 }
 
-/// The port that a peer says. Without one it has that of all nodes, as in IPv4.
+/// Returns the port that a peer publishes. `None` means the configured port of all nodes, as for IPv4.
 pub(crate) fn port(attrs: &LeaseAttrs, family: Family) -> Option<u16> {
     let data = attrs.backend_data.get(family).filter(|_| family == Family::V6)?;
     let object = Object::parse(data.as_str().as_bytes()).ok()?;

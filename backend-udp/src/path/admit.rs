@@ -1,9 +1,9 @@
-//! Which packets of a peer are let in.
+//! Decides which packets of a peer are accepted.
 //!
-//! A peer's datagrams come from the address and port that it receives at: Go flannel has one socket for both, as has this
-//! crate. The port is checked as well as the address, because what a pod of a peer sends to this node may leave with that
-//! node's address, but not with a port that is in use there. What a peer may say with its packets is bounded by its
-//! subnets: it can pose as its own pods, and reach ours.
+//! A peer sends from the address and port that it receives at: Go flannel uses one socket for both directions, and so
+//! does this crate. The port is checked as well as the address, because a packet that a peer's pod sends to this node
+//! may leave with the address of the peer's node, but not with a port that is in use there. The subnets limit what a
+//! peer's packets can do: a peer can use the source addresses of its own pods only, and reach this node's pods only.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use super::counters::Reason;
 use super::header::{self, Ip};
 use super::table::Lookup;
 
-/// Takes one from the TTL of a packet that `sender`, a known peer, may send; why not, where it may not.
+/// Decrements the TTL of a packet that the peer `sender` may send. Otherwise returns the reason to drop it.
 pub(crate) fn admit(packet: &mut [u8], sender: SocketAddr, lookup: &mut Lookup) -> Result<Ip, Reason> {
     let ip = Ip::parse(packet).map_err(|_| Reason::Malformed)?;
     if lookup.peer(ip.source) != Some(sender) {

@@ -1,4 +1,5 @@
-//! What holds for any bytes: used by property tests and fuzz targets. Each panics where it does not.
+//! Properties that hold for any bytes, used by property tests and fuzz targets. Each check panics if its property
+//! fails.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -10,8 +11,8 @@ use super::header::{self, DONT_FRAGMENT, Fragment, Ip, Vnet, at, long, protocol,
 use super::icmp;
 use super::split::{self, Split};
 
-/// What a packet from the TUN becomes, or nothing where it is refused. Each is a packet by its own headers, and they are
-/// no more and no longer than is said.
+/// Splits a packet from the TUN; returns nothing if it is refused. Checks that each part is a valid packet by its own
+/// headers, and that the number and length of the parts are within the stated limits.
 pub(crate) fn split_all(vnet: &Vnet, packet: &mut [u8]) -> Vec<Vec<u8>> {
     let Ok(ip) = Ip::parse(packet) else { return Vec::new() };
     match split::split(vnet, &ip, packet) {
@@ -33,14 +34,14 @@ pub(crate) fn split_all(vnet: &Vnet, packet: &mut [u8]) -> Vec<Vec<u8>> {
     }
 }
 
-/// Splits again what is written to it.
+/// A sink that splits what is written to it.
 #[derive(Debug)]
 pub(crate) struct Splitting {
-    /// Whether super-packets are taken.
+    /// Whether super-packets are accepted.
     pub(crate) takes: Taken,
-    /// What was written, in order, after splitting.
+    /// The packets after splitting, in order.
     pub(crate) packets: Vec<Vec<u8>>,
-    /// Packets in each write.
+    /// The number of packets in each write.
     pub(crate) writes: Vec<usize>,
 }
 
@@ -71,7 +72,7 @@ impl Sink for Splitting {
     }
 }
 
-/// What comes out of a coalescer that gets so many packets at a time, after splitting. Each has to be a packet.
+/// Coalesces packets, `batch` at a time, and splits the result. Checks that each part is a valid packet.
 pub(crate) fn coalesced(packets: &[Vec<u8>], batch: usize, merging: Merging, takes: Taken) -> Splitting {
     let (mut coalescer, mut sink) = (Coalescer::new(merging), Splitting::new(takes));
     for batch in packets.chunks(batch.max(1)) {
@@ -89,8 +90,8 @@ pub(crate) fn coalesced(packets: &[Vec<u8>], batch: usize, merging: Merging, tak
     sink
 }
 
-/// The packets of each flow in order, without what means nothing: the identification of packets that must not be
-/// fragmented, and which of the two zeros a checksum is.
+/// Returns the packets of each flow in order, without insignificant differences: the identification of packets that
+/// must not be fragmented, and the two representations of a zero checksum.
 pub(crate) fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<(IpAddr, IpAddr, u8, u32), Vec<Vec<u8>>> {
     let mut flows = BTreeMap::<_, Vec<_>>::new();
     for packet in packets {
@@ -121,15 +122,15 @@ pub(crate) fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<(IpAddr, IpAddr, u8, u32)
     flows
 }
 
-/// A header of the TUN, then a packet: splitting does not panic, and gives packets.
+/// Checks that splitting a packet that follows a TUN header does not panic and returns valid packets.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn split(bytes: &[u8]) {
     let Some((vnet, packet)) = bytes.split_first_chunk() else { return };
     split_all(&Vnet::parse(*vnet), &mut packet.to_vec());
 }
 
-/// Packets, each after its length in two bytes and a byte whose lowest bit says whether its checksums are made right:
-/// splitting gives back what was coalesced.
+/// Checks that splitting returns the coalesced packets. Each packet is preceded by its length in two bytes and a byte
+/// whose lowest bit selects whether its checksums are corrected.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn coalesce(bytes: &[u8]) {
     let Some(([batch, merging], mut rest)) = bytes.split_first_chunk::<2>() else { return };
@@ -157,7 +158,7 @@ pub(crate) fn coalesce(bytes: &[u8]) {
     assert_eq!(by_flow(&sink.packets), by_flow(&packets));
 }
 
-/// Makes the checksums of a packet right.
+/// Corrects the checksums of a packet.
 #[cfg(feature = "fuzzing")]
 fn mended(packet: &mut [u8], ip: &Ip) {
     let field = match ip.protocol {
@@ -174,8 +175,8 @@ fn mended(packet: &mut [u8], ip: &Ip) {
     put_word(transport, field, super::checksum::of_udp(sum));
 }
 
-/// A packet: its header is read, its TTL is lowered and it is answered without panic; a right header stays right, and so is
-/// that of an answer, which is answered by nobody.
+/// Checks that a packet's header is read, its TTL decremented and the packet answered without panic. A correct header
+/// stays correct, the header of an answer is correct, and an answer is not answered.
 pub(crate) fn header(bytes: &[u8]) {
     let Ok(ip) = Ip::parse(bytes) else { return };
     assert!(ip.header <= ip.len && ip.len <= bytes.len());

@@ -2,15 +2,15 @@
 
 use std::net::IpAddr;
 
-/// A ones' complement sum of 16-bit words that is not folded yet.
+/// A ones' complement sum of 16-bit words, not folded yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Sum(u64);
 
 impl Sum {
-    /// The sum of these bytes. An odd last byte counts as the upper half of a word, so only the last part of something
-    /// may be of odd length.
+    /// Returns the sum of these bytes. An odd last byte counts as the upper half of a word, so only the last part of a
+    /// sequence may have an odd length.
     pub(crate) fn of(bytes: &[u8]) -> Self {
-        // In the machine's byte order: swapping the bytes of all words swaps those of the sum.
+        // In native byte order: swapping the bytes of all words swaps the bytes of the sum.
         let mut lanes = [0_u64; 8];
         let (blocks, rest) = bytes.as_chunks::<32>();
         for block in blocks {
@@ -28,13 +28,13 @@ impl Sum {
         Self(u16::from_be(fold(native)).into())
     }
 
-    /// One word.
+    /// Returns the sum of one word.
     pub(crate) fn of_word(word: u16) -> Self {
         Self(word.into())
     }
 
-    /// The pseudo-header of TCP and UDP, in both families (RFC 9293, section 3.1; RFC 8200, section 8.1). `len` is that
-    /// of the header and what follows it, in bytes.
+    /// Returns the sum of the pseudo-header of TCP and UDP, in both families (RFC 9293, section 3.1; RFC 8200, section
+    /// 8.1). `len` is the length of the transport header and its payload, in bytes.
     pub(crate) fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Self {
         let len = len as u64;
         Self::of_address(source)
@@ -49,29 +49,29 @@ impl Sum {
         }
     }
 
-    /// Both together.
+    /// Returns the sum of both.
     pub(crate) fn and(self, other: Self) -> Self {
-        // Each is the sum of at most 64 KiB of words that were folded, so it does not overflow.
+        // Each is the folded sum of at most 64 KiB of words, so this does not overflow.
         Self(self.0 + other.0)
     }
 
-    /// Folded, not complemented: what stands in a checksum field for somebody else to go on from.
+    /// Returns the folded sum without complement: the value in a checksum field that is completed later.
     pub(crate) fn unfinished(self) -> u16 {
         fold(self.0)
     }
 
-    /// The checksum, as it stands in a header.
+    /// Returns the checksum as written to a header.
     pub(crate) fn finished(self) -> u16 {
         !fold(self.0)
     }
 
-    /// Whether the sum is that of something whose checksum field is right.
+    /// Whether this is the sum of data with a correct checksum field.
     pub(crate) fn is_right(self) -> bool {
         fold(self.0) == 0xffff
     }
 }
 
-/// The checksum field of UDP, where zero means that there is none (RFC 768).
+/// Returns the UDP checksum field. Zero would mean that there is no checksum (RFC 768).
 pub(crate) fn of_udp(sum: Sum) -> u16 {
     match sum.finished() {
         0 => 0xffff,
@@ -79,7 +79,7 @@ pub(crate) fn of_udp(sum: Sum) -> u16 {
     }
 }
 
-/// A checksum after one word it covers has changed (RFC 1624, equation 3).
+/// Returns a checksum after a change of one word that it covers (RFC 1624, equation 3).
 pub(crate) fn updated(checksum: u16, old: u16, new: u16) -> u16 {
     !fold(u64::from(!checksum) + u64::from(!old) + u64::from(new))
 }
@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
 
-    /// Word by word, folding each time.
+    /// Sums word by word and folds each time.
     fn naive(bytes: &[u8]) -> u16 {
         bytes.chunks(2).fold(0_u16, |sum, word| {
             let word = u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)]);

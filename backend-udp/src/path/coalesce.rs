@@ -1,7 +1,7 @@
-//! Packets that were received, as super-packets for the TUN: what generic receive offload does in the kernel.
+//! Merges received packets into super-packets for the TUN, as generic receive offload does in the kernel.
 //!
-//! Only what a [`split`](super::split) gives back bit for bit is merged, but for the IPv4 identification of packets that
-//! must not be fragmented, which means nothing (RFC 6864, section 4.1). Packets of a flow stay in order.
+//! Packets are merged only if [`split`](super::split) returns them bit for bit, except for the IPv4 identification of
+//! packets that must not be fragmented, which has no meaning (RFC 6864, section 4.1). Packets of a flow stay in order.
 
 use std::io::IoSlice;
 use std::net::IpAddr;
@@ -13,13 +13,13 @@ use super::header::{
 };
 use super::split::LEAST_SEGMENT;
 
-/// How many flows are held at a time. Beyond, one of them is written.
+/// The most flows held at a time. For one more, a held flow is written.
 pub(crate) const MAX_FLOWS: usize = 16;
-/// How many packets are merged into one: kernels before 6.11 take no more datagrams (`UDP_MAX_SEGMENTS`).
+/// The most packets merged into one: kernels before 6.11 accept no more datagrams (`UDP_MAX_SEGMENTS`).
 pub(crate) const MAX_MERGED: usize = 64;
 /// The largest super-packet, in bytes: the length field has 16 bits.
 const LONGEST: usize = 0xffff;
-/// The longest headers of what is merged, in bytes: IPv6, and TCP with all options.
+/// The longest headers of a merged packet, in bytes: IPv6, and TCP with all options.
 const HEADERS: usize = IPV6 + 60;
 
 /// Which packets are merged.
@@ -27,38 +27,38 @@ const HEADERS: usize = IPV6 + 60;
 pub(crate) enum Merging {
     /// None.
     Nothing,
-    /// Segments of TCP.
+    /// TCP segments.
     Tcp,
-    /// Segments of TCP, and UDP datagrams.
+    /// TCP segments and UDP datagrams.
     TcpAndUdp,
 }
 
-/// Where packets go.
+/// The destination of packets.
 pub(crate) trait Sink {
-    /// A packet as it was received.
+    /// Writes a packet as it was received.
     fn single(&mut self, packet: &[u8]);
 
-    /// A super-packet: the bytes of a [`Vnet`], then the packet in parts. It stands for `count` packets of `bytes` bytes
-    /// in all.
+    /// Writes a super-packet: the bytes of a [`Vnet`], then the packet in parts. It contains `count` packets of `bytes`
+    /// bytes in total.
     fn merged(&mut self, parts: &[IoSlice<'_>], count: usize, bytes: usize) -> Taken;
 }
 
-/// Whether a super-packet was taken.
+/// Whether a super-packet was accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// It was, or there is nobody to take anything.
+    /// It was accepted, or the device cannot accept any packet.
     Yes,
-    /// Not as a super-packet: its packets have to go one by one.
+    /// It was refused as a super-packet: its packets have to be written one by one.
     No,
 }
 
-/// The flows that are held. All places are in one buffer, the arena, which must not change but by this until
-/// [`flush`](Self::flush).
+/// The flows that are held. All places refer to one buffer, the arena. Until [`flush`](Self::flush), only this type may
+/// change the arena.
 #[derive(Debug)]
 pub(crate) struct Coalescer {
     merging: Merging,
     flows: [Flow; MAX_FLOWS],
-    /// The flow that was written last because there was no room. The next one in turn is written next.
+    /// The flow that was last written to make room. The flow after it is written next.
     displaced: usize,
 }
 
@@ -67,12 +67,12 @@ impl Coalescer {
         Self { merging, flows: std::array::from_fn(|_| Flow::default()), displaced: 0 }
     }
 
-    /// Changes what is merged from now on.
+    /// Sets which packets are merged from now on.
     pub(crate) fn set_merging(&mut self, merging: Merging) {
         self.merging = merging;
     }
 
-    /// Takes the packet at a place, of which `ip` was read.
+    /// Takes the packet at a place; `ip` is its parsed header.
     pub(crate) fn push(&mut self, arena: &mut [u8], place: Range<usize>, ip: &Ip, sink: &mut impl Sink) {
         let Some(packet) = arena.get(place.clone()) else { return };
         let Some(candidate) = Candidate::of(packet, ip, self.merging) else {
@@ -103,13 +103,13 @@ impl Coalescer {
         }
     }
 
-    /// Writes all that is held.
+    /// Writes all held flows.
     pub(crate) fn flush(&mut self, arena: &mut [u8], sink: &mut impl Sink) {
         self.flows.iter_mut().for_each(|flow| flow.flush(arena, sink));
     }
 
-    /// Writes what a packet that is not merged must not overtake: its flow, or all between its addresses if its ports
-    /// are not known.
+    /// Writes the flows that an unmerged packet must not overtake: its own flow, or all flows between its addresses if
+    /// its ports are not known.
     fn flush_beside(&mut self, arena: &mut [u8], key: Option<Key>, ip: &Ip, sink: &mut impl Sink) {
         let addresses = (ip.source, ip.destination);
         let is_beside = |flow: &Flow| key.map_or(flow.key.addresses == addresses, |key| flow.key == key);
@@ -124,7 +124,7 @@ fn single(arena: &[u8], place: Range<usize>, sink: &mut impl Sink) {
     }
 }
 
-/// What the packets of a flow have in common.
+/// The fields that all packets of a flow share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Key {
     ports: u32,
@@ -132,26 +132,26 @@ struct Key {
     addresses: (IpAddr, IpAddr),
 }
 
-/// The flow of a packet, where its ports are known.
+/// Returns the flow of a packet, if its ports are known.
 fn packet_key(packet: &[u8], ip: &Ip) -> Option<Key> {
     let has_ports = matches!(ip.protocol, protocol::TCP | protocol::UDP) && ip.fragment != Fragment::Later;
     let ports = long(packet, ip.header).filter(|_| has_ports)?;
     Some(Key { ports, protocol: ip.protocol, addresses: (ip.source, ip.destination) })
 }
 
-/// A packet that may be merged: whole, without options of IP, with data, and with the right checksums, which a merge would
-/// otherwise hide.
+/// A packet that may be merged: not a fragment, without IP options, with a payload, and with correct checksums, because
+/// merging would hide wrong ones.
 struct Candidate {
     key: Key,
-    /// Where the transport header begins, in bytes.
+    /// The start of the transport header, in bytes.
     transport: usize,
-    /// Where the payload begins, in bytes.
+    /// The start of the payload, in bytes.
     headers: usize,
-    /// How long that is, in bytes.
+    /// The length of the payload, in bytes.
     payload: usize,
-    /// The sequence number of TCP.
+    /// The TCP sequence number.
     sequence: u32,
-    /// Nothing may be merged after it.
+    /// Whether no packet may be merged after this one.
     is_pushed: bool,
 }
 
@@ -197,20 +197,20 @@ impl Candidate {
     }
 }
 
-/// Packets that follow one another.
+/// Consecutive packets of a flow.
 #[derive(Debug)]
 struct Flow {
     key: Key,
     transport: usize,
     headers: usize,
-    /// The payload of each but the last.
+    /// The payload of each packet except the last, in bytes.
     size: usize,
-    /// Headers of the first, and the payload of all.
+    /// The headers of the first packet and the payload of all, in bytes.
     len: usize,
-    /// The sequence number that follows.
+    /// The sequence number that the next packet must have.
     next: u32,
     is_pushed: bool,
-    /// How many there are; none: the place is free.
+    /// The number of packets; zero if this place is free.
     count: usize,
     places: [(usize, usize); MAX_MERGED],
 }
@@ -254,12 +254,12 @@ impl Flow {
         }
     }
 
-    /// Whether nothing more can follow the packet that was added.
+    /// Whether no packet can follow the added one.
     fn is_full(&self, added: &Candidate) -> bool {
         self.is_pushed || added.payload < self.size || self.count == MAX_MERGED
     }
 
-    /// Whether the packet continues the flow, so that splitting gives both back.
+    /// Whether the packet continues the flow so that splitting returns both.
     fn takes(&self, arena: &[u8], candidate: &Candidate, packet: &[u8]) -> bool {
         let Some(head) = self.places.first().and_then(|(start, end)| arena.get(*start..*end)) else { return false };
         let same = |range: Range<usize>| head.get(range.clone()) == packet.get(range);
@@ -289,7 +289,7 @@ impl Flow {
             && (self.key.protocol != protocol::TCP || continues())
     }
 
-    /// Writes what is held, and frees the place.
+    /// Writes the held packets and frees the place.
     fn flush(&mut self, arena: &mut [u8], sink: &mut impl Sink) {
         let places = self.places.get(..std::mem::take(&mut self.count)).unwrap_or(&[]);
         if let [(start, end)] = *places {
@@ -322,7 +322,7 @@ impl Flow {
         sink.merged(parts.get(..=places.len()).unwrap_or(&[]), places.len(), bytes)
     }
 
-    /// Makes the headers of the first packet those of all together.
+    /// Turns the headers of the first packet into those of the super-packet.
     fn make_super(&self, headers: &mut [u8]) -> Vnet {
         let is_v4 = self.transport == IPV4;
         if is_v4 {

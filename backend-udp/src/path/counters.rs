@@ -1,45 +1,45 @@
-//! What went through, and what did not and why.
+//! Counters of forwarded and dropped packets.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a packet was dropped.
+/// The reason why a packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// From the TUN: it is no IP packet, or is not as long as it says.
+    /// From the TUN: not an IP packet, or shorter than its header states.
     SentMalformed,
-    /// From the TUN: to a group, which no peer has.
+    /// From the TUN: to a multicast group, which no peer has.
     SentToGroup,
-    /// From the TUN: no peer has a subnet with the destination. The sender is told, within a limit.
+    /// From the TUN: no peer has a subnet with the destination. The sender gets an ICMP error, rate-limited.
     NoPeer,
-    /// From the TUN: its TTL or hop limit was used up.
+    /// From the TUN: its TTL or hop limit expired.
     SentExpired,
     /// From the TUN: a super-packet that cannot be split.
     NotSplit,
-    /// There is no socket of the family that the peer's endpoint is of.
+    /// There is no socket of the address family of the peer's endpoint.
     NoSocket,
-    /// The socket took nothing for some time.
+    /// The socket buffer stayed full for some time.
     SocketFull,
-    /// The kernel refused to send it.
+    /// The kernel refused to send the packet.
     SendRefused,
-    /// The kernel cut a datagram off. No datagram of UDP is that long.
+    /// The kernel truncated a datagram. No UDP datagram is that long.
     Truncated,
-    /// A datagram from an address and port at which no peer is.
+    /// A datagram from an address and port that belong to no peer.
     UnknownSender,
-    /// From a peer: it is no IP packet, or is shorter than it says.
+    /// From a peer: not an IP packet, or shorter than its header states.
     Malformed,
-    /// From a peer: its source is in no subnet of that peer.
+    /// From a peer: its source is not in a subnet of that peer.
     WrongSource,
-    /// From a peer: its destination is in no subnet of this node.
+    /// From a peer: its destination is not in a subnet of this node.
     WrongDestination,
-    /// From a peer: its TTL or hop limit was used up.
+    /// From a peer: its TTL or hop limit expired.
     Expired,
-    /// The TUN was down, or took nothing.
+    /// The TUN was down, or refused the packet.
     TunRefused,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 15] = [
         Self::SentMalformed,
         Self::SentToGroup,
@@ -58,7 +58,7 @@ impl Reason {
         Self::TunRefused,
     ];
 
-    /// A name for metrics, as `no_peer`.
+    /// Returns a name for metrics, such as `no_peer`.
     pub fn name(self) -> &'static str {
         match self {
             Self::SentMalformed => "sent_malformed",
@@ -80,55 +80,55 @@ impl Reason {
     }
 }
 
-/// One direction. All numbers count from the start.
+/// Counters of one direction, since the path was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
-    /// Packets of the overlay, as they are on the wire.
+    /// Packets of the overlay, counted as on the wire.
     pub packets: u64,
-    /// Their bytes, without the headers of the underlay.
+    /// Bytes of these packets, without the headers of the underlay.
     pub bytes: u64,
-    /// How often a packet went through the TUN: a super-packet counts once.
+    /// Reads from or writes to the TUN: a super-packet counts once.
     pub tun: u64,
-    /// How often something went through the socket: datagrams that the kernel splits or has merged count once. Packets
-    /// divided by this, or by [`tun`](Self::tun), is what offloading is worth.
+    /// Messages through the socket: datagrams that the kernel splits or has merged count once. The ratio of packets to
+    /// this, or to [`tun`](Self::tun), is the gain from offloading.
     pub udp: u64,
-    /// System calls, but for waiting.
+    /// System calls, except for waiting.
     pub calls: u64,
 }
 
-/// What a packet path has counted since it was started.
+/// The counters of a packet path since it was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// From the TUN to peers.
     pub sent: Traffic,
     /// From peers to the TUN.
     pub received: Traffic,
-    /// ICMP answers to packets for which there is no peer.
+    /// ICMP answers to packets without a peer.
     pub answered: u64,
-    /// Packets that were sent one by one because the path to the peer carries no run of that size.
+    /// Packets that were sent one by one because the path to the peer does not carry runs of that size.
     pub unbatched: u64,
-    /// Datagrams that came in faster than they were read, for which the sockets had no room.
+    /// Received datagrams that the kernel dropped because a socket buffer was full.
     pub overflowed: u64,
     dropped: [u64; Reason::ALL.len()],
 }
 
 impl Counters {
-    /// A name for [`overflowed`](Self::overflowed) in metrics, beside those of reasons.
+    /// A metric name for [`overflowed`](Self::overflowed), beside the names of reasons.
     pub const OVERFLOWED: &'static str = "no_room";
 
-    /// Packets dropped for a reason.
+    /// Returns the number of packets dropped for a reason.
     pub fn dropped(&self, reason: Reason) -> u64 {
         self.dropped.get(reason as usize).copied().unwrap_or(0)
     }
 
-    /// All of these; what overflowed is not among them.
+    /// Returns the number of packets dropped for all reasons, without [`overflowed`](Self::overflowed).
     pub fn all_dropped(&self) -> u64 {
         self.dropped.iter().sum()
     }
 }
 
-/// The counters of one thread, which alone adds to them.
+/// The counters of one thread. Only that thread adds to them.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Cells {
@@ -143,19 +143,19 @@ pub(crate) struct Cells {
 }
 
 impl Cells {
-    /// Counts a drop.
+    /// Counts one dropped packet.
     pub(crate) fn dropped(&self, reason: Reason) {
         self.dropped_many(reason, 1);
     }
 
-    /// Counts several.
+    /// Counts several dropped packets.
     pub(crate) fn dropped_many(&self, reason: Reason, count: u64) {
         if let Some(cell) = self.dropped.get(reason as usize) {
             cell.add(count);
         }
     }
 
-    /// Adds them to those of other threads.
+    /// Adds these counters to those of other threads.
     pub(crate) fn add_to(&self, counters: &mut Counters, direction: fn(&mut Counters) -> &mut Traffic) {
         let traffic = direction(counters);
         traffic.packets += self.packets.read();
@@ -175,7 +175,7 @@ pub(crate) struct Cell(AtomicU64);
 
 impl Cell {
     pub(crate) fn add(&self, count: u64) {
-        // Nobody else writes, so it need not be one instruction.
+        // No other thread writes, so this need not be one instruction.
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
     }
 

@@ -1,5 +1,5 @@
-//! Packets of Go flannel (`tests/golden/go-flannel.txt`, recorded by flanneld's test of the wire): what it sent, as it is on
-//! the wire, each a datagram, and what it answered where it had no peer.
+//! Packets of Go flannel (`tests/golden/go-flannel.txt`, recorded by flanneld's wire test): the packets it sent, each
+//! the payload of one datagram, and its answer to a packet without a peer.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,9 +16,9 @@ use super::header::{self, Fragment, Ip, Vnet, at, word};
 use super::icmp;
 use super::table::{Lookup, Table};
 
-/// What the sender's pod set, less what its node and Go flannel took.
+/// The TTL set by the sender's pod, minus the decrements by its node and by Go flannel.
 const TTL: u8 = 62;
-/// The answer. It was on the TUN only.
+/// The answer. It was written to the TUN only.
 const ANSWER: &str = "unreachable";
 
 fn recorded() -> BTreeMap<&'static str, Vec<u8>> {
@@ -30,7 +30,7 @@ fn recorded() -> BTreeMap<&'static str, Vec<u8>> {
     include_str!("../../tests/golden/go-flannel.txt").lines().map(packet).collect()
 }
 
-/// What it sent.
+/// Returns the packets that Go flannel sent.
 fn sent() -> BTreeMap<&'static str, Vec<u8>> {
     let mut sent = recorded();
     sent.remove(ANSWER).unwrap();
@@ -42,7 +42,7 @@ fn is_right(packet: &[u8]) -> bool {
     let transport = &packet[ip.header..ip.len];
     let pseudo = Sum::pseudo(ip.source, ip.destination, ip.protocol, transport.len());
     let of_transport = match ip.protocol {
-        // Part of what the checksum is of is in other packets.
+        // The checksum also covers other fragments.
         _ if ip.fragment != Fragment::Whole => true,
         1 => Sum::of(transport).is_right(),
         _ => pseudo.and(Sum::of(transport)).is_right(),
@@ -58,7 +58,7 @@ fn what_go_flannel_sent_is_let_in_and_is_what_is_sent_here_byte_for_byte() {
         let ip = Ip::parse(on_wire).unwrap();
         assert_eq!((on_wire[at::v4::TTL], ip.len, is_right(on_wire)), (TTL, on_wire.len(), true), "{kind}");
 
-        // From the sender's TUN: before anything was taken from the TTL.
+        // From the sender's TUN: before the TTL was decremented.
         let mut given = on_wire.clone();
         given[at::v4::TTL] += 1;
         header::finish_ipv4(&mut given, ip.header);
@@ -87,14 +87,14 @@ fn what_go_flannel_sent_comes_out_of_coalescing_as_it_was() {
     }
 }
 
-/// But for its source: see [`icmp`].
+/// Except for the source address: see [`icmp`].
 #[test]
 fn where_there_is_no_peer_the_answer_is_that_of_go_flannel_byte_for_byte() {
     const SOURCE: std::ops::Range<usize> = 12..16;
     let theirs = recorded().remove(ANSWER).unwrap();
     let ip = Ip::parse(&theirs).unwrap();
     assert_eq!((ip.len, is_right(&theirs)), (theirs.len(), true));
-    // The beginning of what it answered is in it.
+    // The answer contains the beginning of the answered packet.
     let mut packet = theirs[ip.header + 8..].to_vec();
     packet.resize(word(&packet, at::v4::LEN).unwrap().into(), 0);
     let of_packet = Ip::parse(&packet).unwrap();

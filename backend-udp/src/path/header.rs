@@ -1,4 +1,4 @@
-//! The headers of IPv4, IPv6, TCP, UDP and of a TUN packet: read and edited in place, for any bytes.
+//! Reads and edits the headers of IPv4, IPv6, TCP, UDP and TUN packets in place, for any bytes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -22,7 +22,7 @@ pub(crate) mod protocol {
     pub(crate) const ICMPV6: u8 = 58;
 }
 
-/// Flags of TCP.
+/// TCP flags.
 pub(crate) mod flag {
     pub(crate) const FIN: u8 = 0x01;
     pub(crate) const PSH: u8 = 0x08;
@@ -31,7 +31,7 @@ pub(crate) mod flag {
     pub(crate) const CWR: u8 = 0x80;
 }
 
-/// Where the fields are.
+/// Offsets of header fields.
 pub(crate) mod at {
     /// In an IPv4 header.
     pub(crate) mod v4 {
@@ -63,37 +63,37 @@ pub(crate) mod at {
 /// The DF flag, in the word at [`at::v4::FRAGMENT`].
 pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 
-/// What an IP header says.
+/// The fields of an IP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ip {
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
-    /// How long the header is, in bytes; without the extension headers of IPv6.
+    /// The length of the header, in bytes; without IPv6 extension headers.
     pub(crate) header: usize,
-    /// How long the packet is, in bytes: at most what was given.
+    /// The length of the packet, in bytes: at most that of the input.
     pub(crate) len: usize,
-    /// What follows the header. Of IPv6 that may be an extension header.
+    /// The protocol after the header. For IPv6 this may be an extension header.
     pub(crate) protocol: u8,
     pub(crate) fragment: Fragment,
 }
 
-/// Which part of its packet a packet is.
+/// The position of a packet among the fragments of its datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fragment {
-    /// All of it.
+    /// Not a fragment.
     Whole,
-    /// Its beginning.
+    /// The first fragment.
     First,
-    /// Something else. All fragments of IPv6 count as such: their transport header is behind an extension header.
+    /// Any other fragment. All IPv6 fragments count as such: their transport header follows an extension header.
     Later,
 }
 
-/// It is no IP packet, or is shorter than its header says.
+/// The input is not an IP packet, or is shorter than its header states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
 impl Ip {
-    /// Reads the header. What lies behind the packet's end is allowed, and not counted in [`len`](Self::len).
+    /// Reads the header. Bytes after the packet's end are allowed, and not counted in [`len`](Self::len).
     pub(crate) fn parse(packet: &[u8]) -> Result<Self, Malformed> {
         match packet.first().ok_or(Malformed)? >> 4 {
             4 => Self::v4(packet),
@@ -144,13 +144,13 @@ impl Ip {
         })
     }
 
-    /// Whether it is of IPv4.
+    /// Whether this is an IPv4 packet.
     pub(crate) fn is_v4(&self) -> bool {
         self.source.is_ipv4()
     }
 }
 
-/// Takes one from TTL or hop limit. `None`, and nothing is changed, where none would be left.
+/// Decrements the TTL or hop limit. Returns `None` and changes nothing if it would become zero.
 pub(crate) fn decrement_ttl(packet: &mut [u8], ip: &Ip) -> Option<()> {
     if !ip.is_v4() {
         let limit = packet.get_mut(at::v6::HOP_LIMIT)?;
@@ -172,50 +172,50 @@ pub(crate) fn finish_ipv4(packet: &mut [u8], len: usize) {
     put_word(packet, at::v4::CHECKSUM, sum.finished());
 }
 
-/// The two bytes at a place.
+/// Reads two bytes at an offset.
 pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().copied().map(u16::from_be_bytes)
 }
 
-/// The four bytes at a place.
+/// Reads four bytes at an offset.
 pub(crate) fn long(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().copied().map(u32::from_be_bytes)
 }
 
-/// Writes two bytes, where there is room.
+/// Writes two bytes if there is room.
 pub(crate) fn put_word(bytes: &mut [u8], at: usize, value: u16) {
     if let Some(place) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
         *place = value.to_be_bytes();
     }
 }
 
-/// Writes four bytes, where there is room.
+/// Writes four bytes if there is room.
 pub(crate) fn put_long(bytes: &mut [u8], at: usize, value: u32) {
     if let Some(place) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
         *place = value.to_be_bytes();
     }
 }
 
-/// What a TUN packet begins with (`struct virtio_net_hdr`), in the machine's byte order.
+/// The header before each TUN packet (`struct virtio_net_hdr`), in native byte order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Vnet {
     pub(crate) flags: u8,
-    /// What kind of super-packet it is, if it is one.
+    /// The kind of super-packet, or [`SINGLE`](Self::SINGLE).
     pub(crate) kind: u8,
-    /// How many bytes of headers there are. Of a packet that is forwarded it is what the kernel has in one piece.
+    /// The length of the headers, in bytes. For a forwarded packet it is the length of the kernel's linear part.
     pub(crate) header: u16,
-    /// The payload of each packet but the last, in bytes.
+    /// The payload of each packet except the last, in bytes.
     pub(crate) segment: u16,
-    /// Where what the checksum covers begins.
+    /// The start of the bytes that the checksum covers.
     pub(crate) start: u16,
-    /// Where the checksum is, counted from there.
+    /// The offset of the checksum field from `start`.
     pub(crate) offset: u16,
 }
 
 impl Vnet {
-    /// Its size in bytes.
+    /// The size of the header, in bytes.
     pub(crate) const LEN: usize = 10;
-    /// Flag: the checksum field holds the sum of the pseudo-header only.
+    /// Flag: the checksum field contains only the sum of the pseudo-header.
     pub(crate) const NEEDS_CHECKSUM: u8 = 1;
     /// Kind: one packet.
     pub(crate) const SINGLE: u8 = 0;
@@ -225,7 +225,7 @@ impl Vnet {
     pub(crate) const TCP_V6: u8 = 4;
     /// Kind: UDP datagrams.
     pub(crate) const UDP: u8 = 5;
-    /// In the kind: CWR is set.
+    /// Added to the kind: CWR is set.
     pub(crate) const ECN: u8 = 0x80;
 
     pub(crate) fn parse(bytes: [u8; Self::LEN]) -> Self {

@@ -1,7 +1,7 @@
-//! The answer to a packet for which there is no peer.
+//! The answer to a packet without a peer.
 //!
-//! It comes from the destination that cannot be reached. Go flannel's comes from the node's own address in the overlay,
-//! and the kernel drops what comes in with that (`fib_validate_source`).
+//! Its source is the unreachable destination. Go flannel uses the node's own address in the overlay, and the kernel
+//! drops received packets with that source (`fib_validate_source`).
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,20 +9,21 @@ use std::time::{Duration, Instant};
 use super::checksum::Sum;
 use super::header::{self, Fragment, IPV4, IPV6, Ip, protocol, put_word};
 
-/// The largest answer, in bytes: what any IPv6 link carries (RFC 4443, section 2.4).
+/// The largest answer, in bytes: the size that every IPv6 link carries (RFC 4443, section 2.4).
 pub(crate) const MAX_LEN: usize = 1280;
 /// An ICMP header, in bytes.
 const ICMP: usize = 8;
-/// What Go flannel gives its answers.
+/// The TTL of Go flannel's answers.
 const TTL: u8 = 8;
-/// From this length on, Go flannel does not answer an IPv4 header, in bytes.
+/// Go flannel does not answer IPv4 packets with a header of this length or more, in bytes.
 const LONGEST_HEADER: usize = 60;
-/// ICMPv6 types below are errors, which are not answered (RFC 4443, section 2.4).
+/// ICMPv6 types below this are errors, which are not answered (RFC 4443, section 2.4).
 const FIRST_INFORMATIONAL: u8 = 128;
-/// Neither is this one.
+/// Not answered either.
 const REDIRECT: u8 = 137;
 
-/// Destination unreachable, to the sender of `packet`, written to `answer`; its length. None for what must not be answered.
+/// Writes a "destination unreachable" message to the sender of `packet` into `answer`, and returns its length. Returns
+/// `None` for a packet that must not be answered.
 pub(crate) fn unreachable(packet: &[u8], ip: &Ip, answer: &mut [u8; MAX_LEN]) -> Option<usize> {
     match (ip.source, ip.destination) {
         (IpAddr::V4(to), IpAddr::V4(from)) => {
@@ -67,7 +68,7 @@ pub(crate) fn unreachable(packet: &[u8], ip: &Ip, answer: &mut [u8; MAX_LEN]) ->
     }
 }
 
-/// An ICMP message of code 0 that quotes a packet.
+/// Writes an ICMP message of code 0 that quotes a packet.
 fn message(body: &mut [u8], kind: u8, quoted: &[u8], pseudo: Sum) -> Option<()> {
     let (head, rest) = body.split_at_mut_checked(ICMP)?;
     head.copy_from_slice(&[kind, 0, 0, 0, 0, 0, 0, 0]);
@@ -77,7 +78,7 @@ fn message(body: &mut [u8], kind: u8, quoted: &[u8], pseudo: Sum) -> Option<()> 
     Some(())
 }
 
-/// How many answers there are.
+/// Limits the rate of answers.
 #[derive(Debug)]
 pub(crate) struct Limit {
     left: u32,
@@ -85,7 +86,8 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// How many in a [`PERIOD`](Self::PERIOD). The kernel sends a thousand a second for all (`icmp_msgs_per_sec`).
+    /// The most answers in a [`PERIOD`](Self::PERIOD). The kernel sends a thousand a second in total
+    /// (`icmp_msgs_per_sec`).
     pub(crate) const MOST: u32 = 100;
     pub(crate) const PERIOD: Duration = Duration::from_secs(1);
 
@@ -93,7 +95,7 @@ impl Limit {
         Self { left: Self::MOST, since: now }
     }
 
-    /// Whether one more may be sent.
+    /// Whether one more answer may be sent; counts it.
     pub(crate) fn allows(&mut self, now: Instant) -> bool {
         if now.saturating_duration_since(self.since) >= Self::PERIOD {
             *self = Self::new(now);

@@ -1,11 +1,11 @@
-//! The packet path: from the TUN to peers and back, on threads of its own.
+//! The packet path from the TUN to peers and back, on its own threads.
 //!
-//! One thread for each queue of the TUN reads packets, finds the peer, splits what the kernel hands over in one piece and
-//! sends it in runs that the kernel cuts again. One thread receives, checks, merges what belongs together and writes it to
-//! the TUN. Neither allocates, takes a lock or waits for the other. Nothing here knows what a lease is.
+//! One thread per TUN queue reads packets, finds the peer, splits super-packets, and sends the datagrams in runs that
+//! the kernel cuts again. One thread receives, checks, merges packets of the same flow and writes them to the TUN.
+//! These threads do not allocate, take a lock or wait for each other. Nothing in this module depends on leases.
 //!
-//! Sockets are opened in the network namespace of the thread that calls [`Path::start`]: the path's threads inherit it. The
-//! device's addresses, MTU, state, routes and later names are managed elsewhere.
+//! Sockets are opened in the network namespace of the thread that calls [`Path::start`]: the path's threads inherit it.
+//! The device's addresses, MTU, state, routes and later names are managed elsewhere.
 //!
 //! ```no_run
 //! use flannel_backend_udp::path::{OpenMode, Path, Settings, Table, Tun};
@@ -76,14 +76,15 @@ pub use socket::{Buffers, SocketError};
 pub use table::Table;
 pub use tun::{OpenMode, Tun, TunError};
 
-/// Requests that may wait. Each has a caller who waits for it.
+/// The most queued requests. Each has a caller that waits for it.
 const QUEUE: usize = 16;
-/// How often an address that is in use is tried, and how long after one another: longer than a full socket is waited for.
+/// How often binding an address in use is tried, and the pause between tries. In total longer than the wait for a full
+/// socket.
 const TRIES: usize = 10;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A running packet path. Dropping it ends its threads and gives up its sockets and the device, which stays if it was
-/// [kept](Tun::keep).
+/// A running packet path. Dropping it ends its threads and closes its sockets and the device. The device stays if it
+/// was [kept](Tun::keep).
 #[derive(Debug)]
 pub struct Path {
     tun: Tun,
@@ -91,15 +92,15 @@ pub struct Path {
     commands: Option<SyncSender<Command>>,
     wake: Arc<EventFd>,
     buffers: Buffers,
-    /// Of the threads that send.
+    /// The counters of the threads that send.
     sending: Vec<Arc<Cells>>,
     receiving: Arc<Cells>,
     threads: Vec<JoinHandle<()>>,
-    /// Held while the table is made anew.
+    /// Held while the table is replaced.
     changing: Mutex<()>,
 }
 
-/// What a path has counted, for other threads. It does not keep the path alive.
+/// A view of a path's counters for other threads. It does not keep the path alive.
 #[derive(Debug, Clone)]
 pub struct Watch {
     shared: Weak<Shared>,
@@ -108,7 +109,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// What was counted since the path was started.
+    /// Returns the counters since the path was started.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::default();
         self.sending.iter().for_each(|cells| cells.add_to(&mut counters, |counters| &mut counters.sent));
@@ -117,13 +118,13 @@ impl Watch {
         counters
     }
 
-    /// The offloads that are done without, in the order in which that was found out. None once the path has ended.
+    /// Returns the offloads that are not used, in the order of their detection. Empty once the path has ended.
     pub fn degraded(&self) -> Vec<Degraded> {
         self.shared.upgrade().map_or_else(Vec::new, |shared| shared.offloads.list())
     }
 
-    /// What makes the path slower than it could be: offloads that are not available, and the first 64 peers to which the
-    /// kernel has refused runs of datagrams within the last minute. None once the path has ended.
+    /// Returns what makes the path slower than possible: unavailable offloads, and the first 64 peers to which the
+    /// kernel refused runs of datagrams within the last minute. Empty once the path has ended.
     pub fn limitations(&self) -> Vec<Limitation> {
         let Some(shared) = self.shared.upgrade() else { return Vec::new() };
         let offload = |Degraded { what, because }| Limitation::new(what.to_string(), because);
@@ -138,51 +139,53 @@ impl Watch {
         shared.offloads.list().into_iter().map(offload).chain(paths).collect()
     }
 
-    /// How many subnets of peers the path forwards to. None once it has ended.
+    /// Returns the number of peers' subnets that the path forwards to. Zero once the path has ended.
     pub fn forwards(&self) -> usize {
         self.shared.upgrade().map_or(0, |shared| shared.table.load().len())
     }
 }
 
-/// How a path is run.
+/// The settings of a path.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Settings {
-    /// How much the sockets hold.
+    /// The sizes of the socket buffers.
     pub buffers: Buffers,
-    /// Whom to tell that the device or a socket is lost, or that a [limitation](Watch::limitations) was found. A thread of the path calls it.
+    /// Called by a thread of the path when the device or a socket is lost, or a [limitation](Watch::limitations) is
+    /// found.
     pub notify: Notify,
 }
 
 impl Settings {
-    /// Sets how much the sockets hold.
+    /// Sets the sizes of the socket buffers.
     pub fn with_buffers(self, buffers: Buffers) -> Self {
         Self { buffers, ..self }
     }
 
-    /// Sets whom to tell that the device or a socket is lost.
+    /// Sets the callback for a lost device or socket, or a new [limitation](Watch::limitations).
     pub fn with_notify(self, notify: Notify) -> Self {
         Self { notify, ..self }
     }
 }
 
 /// Checks whether these sockets can be bound in the calling thread's network namespace, and closes them again. Call it
-/// before a device is made for them.
+/// before a device is created for them.
 ///
 /// # Errors
-/// [`SocketError`]. [`NotHere`](SocketError::NotHere) and [`InUse`](SocketError::InUse) may pass: retry with back-off.
+/// [`SocketError`]. [`NotHere`](SocketError::NotHere) and [`InUse`](SocketError::InUse) may be temporary: retry with
+/// back-off.
 pub fn check_sockets(wanted: Dual<SocketAddr>) -> Result<(), SocketError> {
     wanted.iter().try_for_each(|(family, local)| socket::check(*local, family))
 }
 
-/// The path could not be started or changed.
+/// An error from starting or changing a path.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PathError {
-    /// The system has no more threads or descriptors.
+    /// The system is out of threads or descriptors.
     #[error("the packet path cannot be started")]
     Start(#[source] io::Error),
-    /// A socket could not be had.
+    /// A socket could not be opened.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// The threads have ended.
@@ -191,10 +194,10 @@ pub enum PathError {
 }
 
 impl Path {
-    /// Starts the threads, without sockets and with this table.
+    /// Starts the threads with this table and without sockets.
     ///
     /// # Errors
-    /// [`PathError::Start`] where the system has no more threads or descriptors. Retry with back-off.
+    /// [`PathError::Start`] if the system is out of threads or descriptors. Retry with back-off.
     pub fn start(tun: Tun, settings: Settings, table: Table) -> Result<Self, PathError> {
         let start = |errno: nix::Error| PathError::Start(errno.into());
         let shared = Arc::new(Shared::new(table, Offloads::new(tun.degraded()), settings.notify).map_err(start)?);
@@ -230,18 +233,18 @@ impl Path {
         Ok(path)
     }
 
-    /// Uses exactly these sockets: datagrams are sent from and received at these addresses and ports. A new socket is bound
-    /// before the old one is closed; one that is bound already is not touched.
+    /// Replaces the sockets: datagrams are sent from and received at exactly these addresses and ports. A new socket is
+    /// bound before the old one is closed; a socket that is already bound is not touched.
     ///
-    /// Waits for the thread that receives, some milliseconds; a tenth of a second where an address is in use.
+    /// Blocks until the receiving thread answers, some milliseconds; a tenth of a second if an address is in use.
     ///
     /// # Errors
-    /// [`PathError::Socket`] if one cannot be bound, and the sockets stay as they were: retry with back-off.
-    /// [`PathError::Ended`] once the threads are gone. Final for this path.
+    /// [`PathError::Socket`] if a socket cannot be bound; the sockets stay as they were. Retry with back-off.
+    /// [`PathError::Ended`] if the threads have ended. Final for this path.
     pub fn set_sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), PathError> {
         for _ in 1..TRIES {
             match self.try_sockets(wanted) {
-                // By a socket that was given up, and that something is still being sent on.
+                // In use by a closed socket on which a send is still in progress.
                 Err(PathError::Socket(SocketError::InUse { .. })) => thread::sleep(PAUSE),
                 done => return done,
             }
@@ -254,58 +257,58 @@ impl Path {
         let commands = self.commands.as_ref().ok_or(PathError::Ended)?;
         let command = Command::Sockets { wanted, buffers: self.buffers, reply };
         commands.send(command).map_err(|_| PathError::Ended)?;
-        // It fails only when the counter is full, and then the thread is awake.
+        // The write fails only if the counter is full, and then the thread is awake.
         let _ = self.wake.write(1);
         Ok(answer.recv().map_err(|_| PathError::Ended)??)
     }
 
-    /// Where it receives.
+    /// Returns the addresses and ports of the sockets.
     pub fn sockets(&self) -> Dual<SocketAddr> {
         self.shared.sockets.load().map(|_, socket| socket.local())
     }
 
-    /// Changes the table in one step: the endpoint that each subnet is at from now on, or none.
+    /// Changes the table in one step. Each change is a subnet and its new endpoint, or `None` to remove the subnet.
     pub fn change(&self, changes: &[(Prefix, Option<SocketAddr>)]) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = self.shared.table.load().with(changes);
         self.shared.table.store(Arc::new(changed));
     }
 
-    /// Accepts packets for these subnets from now on, and for no others.
+    /// Sets the subnets that received packets are accepted for.
     pub fn set_own(&self, own: Dual<Prefix>) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = self.shared.table.load().with_own(own);
         self.shared.table.store(Arc::new(changed));
     }
 
-    /// The table in force.
+    /// Returns the table in effect.
     pub fn table(&self) -> Arc<Table> {
         self.shared.table.load_full()
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn tun(&self) -> &Tun {
         &self.tun
     }
 
-    /// Counters for other threads, which do not keep the path alive.
+    /// Returns a view of the counters for other threads. It does not keep the path alive.
     pub fn watch(&self) -> Watch {
         let (sending, receiving) = (self.sending.clone(), Arc::clone(&self.receiving));
         Watch { shared: Arc::downgrade(&self.shared), sending, receiving }
     }
 
-    /// What was counted since the start.
+    /// Returns the counters since the start.
     pub fn counters(&self) -> Counters {
         self.watch().counters()
     }
 
-    /// The offloads that are done without, in the order in which that was found out.
+    /// Returns the offloads that are not used, in the order of their detection.
     pub fn degraded(&self) -> Vec<Degraded> {
         self.shared.offloads.list()
     }
 
-    /// Whether packets can go through: the device is there, and so are the threads. A path that is not healthy stays so,
-    /// and has to be started anew.
+    /// Whether packets can pass: the device exists and the threads run. An unhealthy path does not recover; start a new
+    /// one.
     pub fn is_healthy(&self) -> bool {
         self.shared.has_tun() && !self.threads.iter().any(JoinHandle::is_finished)
     }
@@ -323,7 +326,7 @@ impl Drop for Path {
         self.commands = None;
         let _ = self.wake.write(1);
         for thread in self.threads.drain(..) {
-            // A panic there has been reported by the runtime; there is nobody left to tell.
+            // The runtime has reported a panic of the thread; there is no caller to report it to.
             let _ = thread.join();
         }
     }

@@ -1,28 +1,29 @@
-//! Paths to peers that take no runs of datagrams of the size that the link does, as the path's owner sees them.
+//! Paths to peers that do not carry runs of datagrams of the link's size, as shown to the path's owner.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Peers whose path is narrower than the link. Threads that send write it when the kernel refuses a run, which is rare.
+/// Peers whose path is narrower than the link. Sending threads add to it when the kernel refuses a run, which is rare.
 #[derive(Debug, Default)]
 pub(crate) struct Narrow(Mutex<BTreeMap<SocketAddr, Refused>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Refused {
-    /// The least size of a datagram whose run was refused, in bytes.
+    /// The smallest datagram size of a refused run, in bytes.
     size: usize,
     last: Instant,
 }
 
 impl Narrow {
-    /// How many peers are remembered.
+    /// The most peers that are recorded.
     const MOST: usize = 64;
-    /// How long a path is shown as narrow after the last refusal. A path in use is tried again more often than that.
+    /// How long a path is shown as narrow after the last refusal. A path in use is retried more often than that.
     const SHOWN: Duration = Duration::from_secs(60);
 
-    /// The kernel refused a run of datagrams of this size. Returns whether that peer's path was not known as narrow.
+    /// Records that the kernel refused a run of datagrams of this size. Returns whether this peer's path is newly
+    /// recorded.
     pub(crate) fn refuse(&self, to: SocketAddr, size: usize, now: Instant) -> bool {
         let mut paths = self.paths(now);
         if let Some(known) = paths.get_mut(&to) {
@@ -32,7 +33,7 @@ impl Narrow {
         paths.len() < Self::MOST && paths.insert(to, Refused { size, last: now }).is_none()
     }
 
-    /// The peers, each with the least size that was refused in bytes.
+    /// Returns the peers, each with the smallest refused size in bytes.
     pub(crate) fn list(&self, now: Instant) -> Vec<(SocketAddr, usize)> {
         self.paths(now).iter().map(|(to, refused)| (*to, refused.size)).collect()
     }

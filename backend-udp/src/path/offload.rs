@@ -1,24 +1,24 @@
-//! What the kernel does for many packets at once, and what of it is missing here.
+//! Kernel offloads for many packets at once, and which of them are not available.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// A thing that makes the path fast. Each is done without where it is missing.
+/// A kernel offload that makes the path faster. The path works without each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Offload {
-    /// The TUN says what each packet is (`IFF_VNET_HDR`). The others on the TUN need it.
+    /// The TUN describes each packet in a header (`IFF_VNET_HDR`). The other TUN offloads need it.
     VnetHeader,
-    /// The TUN hands over TCP in super-packets, and checksums that are not finished.
+    /// The TUN passes TCP in super-packets and with unfinished checksums.
     TunTcp,
-    /// The TUN hands over UDP in super-packets, and takes them: kernels from 6.2 on.
+    /// The TUN passes and accepts UDP in super-packets: kernel 6.2 or later.
     TunUdp,
-    /// The TUN takes super-packets.
+    /// The TUN accepts super-packets.
     TunSuperPackets,
-    /// The socket sends many datagrams at once (`UDP_SEGMENT`).
+    /// The socket sends many datagrams in one message (`UDP_SEGMENT`).
     UdpSegment,
-    /// The socket receives many datagrams at once (`UDP_GRO`).
+    /// The socket receives many datagrams in one message (`UDP_GRO`).
     UdpGro,
 }
 
@@ -35,17 +35,17 @@ impl fmt::Display for Offload {
     }
 }
 
-/// An offload that is done without.
+/// An offload that is not used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Degraded {
-    /// Which.
+    /// The offload.
     pub what: Offload,
-    /// What the kernel said.
+    /// The reason, such as the kernel's error.
     pub because: String,
 }
 
-/// Which offloads are not used: each is listed, and not used again for as long as the path lives.
+/// The offloads that are not used. An offload that is listed is not used again during the life of the path.
 #[derive(Debug, Default)]
 pub(crate) struct Offloads {
     is_udp_segment_off: AtomicBool,
@@ -61,7 +61,7 @@ impl Offloads {
         offloads
     }
 
-    /// Stops using an offload. Returns whether it was used until now.
+    /// Stops using an offload. Returns whether it was in use.
     pub(crate) fn degrade(&self, what: Offload, because: impl fmt::Display) -> bool {
         if what == Offload::UdpSegment {
             self.is_udp_segment_off.store(true, Ordering::Relaxed);
@@ -74,13 +74,13 @@ impl Offloads {
         is_new
     }
 
-    /// Whether an offload is used, as far as is known. Not for each packet.
+    /// Whether an offload is in use. Too slow to call for each packet.
     pub(crate) fn has(&self, what: Offload) -> bool {
         let degraded = self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
         degraded.iter().all(|known| known.what != what)
     }
 
-    /// Whether the sockets send many datagrams at once.
+    /// Whether the sockets send many datagrams in one message.
     pub(crate) fn has_udp_segment(&self) -> bool {
         !self.is_udp_segment_off.load(Ordering::Relaxed)
     }

@@ -1,22 +1,22 @@
-//! Datagrams that wait to be sent, as runs that one send takes.
+//! Datagrams to be sent, grouped into runs that are sent as one message.
 //!
-//! Datagrams for a peer make one message as long as they are equally long, or the last is shorter: the kernel cuts it
-//! again (`UDP_SEGMENT`). It does not matter of which flow they are. Their order is kept for each peer.
+//! Datagrams for a peer form one message as long as they have the same length, or the last one is shorter: the kernel
+//! cuts the message again (`UDP_SEGMENT`). They may belong to different flows. The order is kept for each peer.
 
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// How many messages one batch has at most.
+/// The most messages in a batch.
 pub(crate) const MAX_MESSAGES: usize = 128;
-/// How many datagrams one batch has at most.
+/// The most datagrams in a batch.
 pub(crate) const MAX_DATAGRAMS: usize = 512;
-/// How many datagrams one message has at most: what kernels before 6.11 take (`UDP_MAX_SEGMENTS`).
+/// The most datagrams in a message: the limit of kernels before 6.11 (`UDP_MAX_SEGMENTS`).
 pub(crate) const MAX_RUN: usize = 64;
 /// The longest payload of UDP over IPv4, in bytes.
 const MAX_BYTES: usize = 65_507;
 
-/// A datagram: its headers in one buffer, where it is a segment, and the rest in another.
+/// A datagram. If it is a segment, its headers are in one buffer and its payload in another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Datagram {
     pub(crate) headers: Range<usize>,
@@ -24,13 +24,13 @@ pub(crate) struct Datagram {
 }
 
 impl Datagram {
-    /// How long it is, in bytes.
+    /// Returns the length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.headers.len() + self.payload.len()
     }
 }
 
-/// Whether a peer takes runs of datagrams.
+/// Whether the path to a peer carries runs of datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Run {
     /// It does.
@@ -39,15 +39,15 @@ pub(crate) enum Run {
     One,
 }
 
-/// Datagrams that go to one peer in one send.
+/// Datagrams sent to one peer in one message.
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
     pub(crate) to: SocketAddr,
-    /// How many there are.
+    /// The number of datagrams.
     pub(crate) count: usize,
-    /// How long they are together, in bytes.
+    /// The total length, in bytes.
     pub(crate) bytes: usize,
-    /// How long each is, but for the last, in bytes.
+    /// The length of each datagram except the last, in bytes.
     pub(crate) segment: usize,
     is_open: bool,
     first: usize,
@@ -58,7 +58,7 @@ pub(crate) struct Message {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     messages: Vec<Message>,
-    /// Each with the place of the next one of its message.
+    /// Each with the index of the next datagram of its message.
     datagrams: Vec<(Datagram, usize)>,
 }
 
@@ -105,12 +105,12 @@ impl Outbox {
         }
     }
 
-    /// The messages, in the order in which they are to be sent.
+    /// Returns the messages in sending order.
     pub(crate) fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// The datagrams of one.
+    /// Returns the datagrams of a message.
     pub(crate) fn datagrams(&self, message: &Message) -> impl Iterator<Item = &Datagram> {
         let mut place = message.first;
         (0..message.count).map_while(move |_| {
@@ -120,31 +120,31 @@ impl Outbox {
         })
     }
 
-    /// Empties it.
+    /// Removes all datagrams.
     pub(crate) fn clear(&mut self) {
         self.messages.clear();
         self.datagrams.clear();
     }
 }
 
-/// Which peers did not take runs of which size: the path to them carries less than the link does.
+/// The peers whose path refused runs of a certain size: the path carries less than the link.
 #[derive(Debug)]
 pub(crate) struct NarrowPaths {
-    /// A peer, the least size that was refused in bytes, and until when that counts.
+    /// A peer, the smallest refused size in bytes, and the end of the entry's validity.
     refused: Vec<(SocketAddr, usize, Instant)>,
 }
 
 impl NarrowPaths {
-    /// How many are remembered. Of others each run is refused anew.
+    /// The most entries. For further peers, each run is refused again.
     pub(crate) const MOST: usize = 64;
-    /// How long that is believed. A route's path MTU lives ten minutes (`mtu_expires`), and may be had back sooner.
+    /// How long an entry is valid. A route's path MTU lasts ten minutes (`mtu_expires`), and may recover sooner.
     pub(crate) const BELIEVED: Duration = Duration::from_secs(10);
 
     pub(crate) fn new() -> Self {
         Self { refused: Vec::with_capacity(Self::MOST) }
     }
 
-    /// Forgets what is too old. Once for each batch.
+    /// Removes expired entries. Called once for each batch.
     pub(crate) fn refresh(&mut self) {
         if !self.refused.is_empty() {
             let now = Instant::now();
@@ -152,7 +152,7 @@ impl NarrowPaths {
         }
     }
 
-    /// A run of datagrams of this size was refused.
+    /// Records that a run of datagrams of this size was refused.
     pub(crate) fn refuse(&mut self, to: SocketAddr, size: usize, now: Instant) {
         let until = now + Self::BELIEVED;
         if let Some((_, least, _)) = self.refused.iter_mut().find(|(peer, _, _)| *peer == to) {

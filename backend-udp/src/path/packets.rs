@@ -5,15 +5,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::checksum::{self, Sum};
 use super::header::{self, IPV4, IPV6, Ip, protocol, put_word};
 
-/// How a packet of TCP or UDP is made.
+/// The contents of a TCP or UDP packet.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
     pub(crate) is_v4: bool,
     pub(crate) is_tcp: bool,
-    /// Which of a few flows it is of.
+    /// The flow that the packet belongs to.
     pub(crate) flow: u8,
     pub(crate) id: u16,
-    /// The word with the flags and the place of a fragment.
+    /// The word with the fragment flags and offset.
     pub(crate) fragment: u16,
     pub(crate) tos: u8,
     pub(crate) ttl: u8,
@@ -21,13 +21,13 @@ pub(crate) struct Spec {
     pub(crate) acknowledged: u32,
     pub(crate) flags: u8,
     pub(crate) window: u16,
-    /// Of TCP, a multiple of four bytes.
+    /// For TCP, a multiple of four bytes.
     pub(crate) options: Vec<u8>,
     pub(crate) payload: Vec<u8>,
 }
 
 impl Spec {
-    /// A segment with data in the middle of a flow.
+    /// Returns a segment with data in the middle of a flow.
     pub(crate) fn tcp(payload: usize) -> Self {
         Self {
             is_v4: true,
@@ -46,7 +46,7 @@ impl Spec {
         }
     }
 
-    /// The packet, with right checksums.
+    /// Returns the packet with correct checksums.
     pub(crate) fn packet(&self) -> Vec<u8> {
         let [source, destination]: [IpAddr; 2] = if self.is_v4 {
             [Ipv4Addr::new(10, 5, 1, 2).into(), Ipv4Addr::new(10, 5, 2, 2).into()]
@@ -97,7 +97,7 @@ impl Spec {
     }
 }
 
-/// Whether all checksums of a packet of TCP or UDP are right.
+/// Whether all checksums of a TCP or UDP packet are correct.
 pub(crate) fn is_right(packet: &[u8]) -> bool {
     let ip = Ip::parse(packet).unwrap();
     let (header, transport) = packet.split_at(ip.header);

@@ -1,4 +1,4 @@
-//! Splitting and coalescing undo one another, and no bytes make either panic.
+//! Splitting and coalescing are inverse to each other, and neither panics for any bytes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,10 +8,10 @@ use super::coalesce::{Merging, Taken};
 use super::header::{Ip, Vnet, at, flag};
 use super::packets::{Spec, is_right};
 
-/// A step in a sequence of packets: what is different from the one before in the same flow.
+/// A step in a sequence of packets: the difference from the previous packet of the same flow.
 #[derive(Debug, Clone)]
 enum Step {
-    /// What follows, of so many bytes.
+    /// The next packet, with this many bytes of payload.
     Next(usize),
     Gap(u32),
     Flags(u8),
@@ -22,11 +22,11 @@ enum Step {
     Options(Vec<u8>),
     Id(u16),
     Fragment(u16),
-    /// The packet before it, of whatever flow, once more: the path has repeated it.
+    /// The previous packet, of any flow, once more: the path duplicated it.
     Again,
-    /// It comes before that packet: the path has swapped them.
+    /// It comes before the previous packet: the path swapped them.
     Overtaking,
-    /// A byte of the packet is wrong.
+    /// A byte of the packet is corrupted.
     Broken(usize),
 }
 
@@ -51,7 +51,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Packets of a few flows.
+/// Generates packets of a few flows.
 fn packets() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let kinds = vec((any::<bool>(), any::<bool>(), any::<bool>()), 4);
     (kinds, vec((0_usize..4, step()), 0..160)).prop_map(|(kinds, steps)| {
@@ -89,7 +89,7 @@ fn packets() -> impl Strategy<Value = Vec<Vec<u8>>> {
             }
             let mut packet = spec.packet();
             if let Some(at) = broken {
-                // Not what says how long it is, or of which flow.
+                // Not in the fields for the length or the flow.
                 let at = 44 + at % packet.len().saturating_sub(44).max(1);
                 if let Some(byte) = packet.get_mut(at) {
                     *byte ^= 0x55;
@@ -136,7 +136,7 @@ proptest! {
         let transport = if is_v4 { 20 } else { 40 };
         let field = transport + if is_tcp { 16 } else { 6 };
         let mut packet = whole.clone();
-        // As the kernel hands it over.
+        // In the form that the kernel passes to the TUN.
         let ip = Ip::parse(&packet).unwrap();
         let pseudo = super::checksum::Sum::pseudo(ip.source, ip.destination, ip.protocol, packet.len() - transport);
         super::header::put_word(&mut packet, field, pseudo.unfinished());
@@ -155,7 +155,7 @@ proptest! {
             if !first { expected.flags &= !flag::CWR; }
             prop_assert_eq!(segment, &expected.packet(), "segment {} with {} bytes of headers", nth, headers);
         }
-        // A single one.
+        // A single packet.
         let single = Vnet { kind: Vnet::SINGLE, segment: 0, ..vnet };
         prop_assert!(is_right(&split_all(&single, &mut packet)[0]));
     }
@@ -198,7 +198,7 @@ proptest! {
     }
 }
 
-/// `count` segments of one flow.
+/// Returns `count` segments of one flow.
 fn flow(count: usize, spec: &Spec) -> Vec<Vec<u8>> {
     let next = |nth: usize| Spec {
         sequence: spec.sequence.wrapping_add((nth * spec.payload.len()) as u32),

@@ -1,4 +1,4 @@
-//! The thread that receives from peers and writes the TUN. It also binds the sockets, because it is in the network
+//! The thread that receives from peers and writes to the TUN. It also binds the sockets, because it runs in the network
 //! namespace that they have to be in.
 
 use std::fs::File;
@@ -25,14 +25,14 @@ use super::socket::{Buffers, Socket, SocketError, Sockets};
 use super::sys::{Received, Receiver};
 use super::table::Lookup;
 
-/// How often one socket is read before the other one, and before anything else is looked at.
+/// How often one socket is read before the other socket, the commands and the stop flag are checked.
 const READS: usize = 32;
-/// How long nothing is done after a socket has failed.
+/// The pause after a socket error.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What the thread is asked.
+/// A command to the thread.
 pub(crate) enum Command {
-    /// To have these sockets and no others.
+    /// Use exactly these sockets.
     Sockets { wanted: Dual<SocketAddr>, buffers: Buffers, reply: SyncSender<Result<(), SocketError>> },
 }
 
@@ -40,11 +40,11 @@ pub(crate) struct Rx {
     pub(crate) shared: Arc<Shared>,
     pub(crate) cells: Arc<Cells>,
     pub(crate) queues: Vec<Arc<File>>,
-    /// How long the header before each packet is, in bytes.
+    /// The length of the header before each packet, in bytes.
     pub(crate) header: usize,
     pub(crate) merging: Merging,
     pub(crate) commands: Commands<Command>,
-    /// Readable when there is a command, or the thread has to end.
+    /// Readable if there is a command, or the thread has to end.
     pub(crate) wake: Arc<EventFd>,
 }
 
@@ -66,7 +66,8 @@ impl Rx {
                 let Some(socket) = socket else { continue };
                 match delivery.drain(socket, &mut receiver) {
                     Ok(()) => {}
-                    // Somebody destroyed it (`ss --kill`). Kernels differ in whether it stays bound, so a new one is bound.
+                    // Another process destroyed the socket (`ss --kill`). Kernels differ in whether it stays bound, so
+                    // a new one is bound.
                     Err(Errno::ECONNABORTED) => {
                         for family in Family::BOTH {
                             sockets.slot(family).take_if(|one| Arc::ptr_eq(one, socket));
@@ -82,26 +83,28 @@ impl Rx {
                 continue;
             }
             drop((v4, v6));
-            // Read first: a wake after this is seen by the next wait.
+            // The event is reset before the commands are read: the next wait sees any later wake-up.
             let _ = wake.read();
             while let Ok(Command::Sockets { wanted, buffers, reply }) = commands.try_recv() {
                 let former = sockets.clone();
                 let changed = change(&shared, &mut sockets, wanted, buffers);
                 let is_held = |family, socket| sockets.get(family).is_some_and(|held| Arc::ptr_eq(held, socket));
                 for (_, old) in former.iter().filter(|(family, old)| !is_held(*family, old)) {
-                    // What came in while the new ones were bound is taken; a socket that fails has nothing.
+                    // Delivers what was received while the new sockets were bound. A socket error means that there is
+                    // nothing to read.
                     let _ = delivery.drain(old, &mut receiver);
                 }
-                // Their addresses are free when the answer is there.
+                // The addresses are free before the reply is sent.
                 drop(former);
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = reply.send(changed);
             }
         }
     }
 }
 
-/// Waits for something to receive, or to be woken: whether that is so, and which sockets have something.
+/// Waits until a socket is readable or the thread is woken. Returns whether it was woken, and which sockets are
+/// readable.
 fn wait_for(v4: Option<&Socket>, v6: Option<&Socket>, wake: &EventFd) -> (bool, [bool; 2]) {
     fn readable(socket: &Socket) -> (BorrowedFd<'_>, PollFlags) {
         (socket.as_fd(), PollFlags::POLLIN)
@@ -123,7 +126,7 @@ fn wait_for(v4: Option<&Socket>, v6: Option<&Socket>, wake: &EventFd) -> (bool, 
     }
 }
 
-/// Binds what is wanted and not there, then gives up what is not wanted. Nothing is changed if something cannot be bound.
+/// Binds missing sockets, then closes unwanted ones. If a socket cannot be bound, nothing is changed.
 fn change(
     shared: &Shared,
     sockets: &mut Sockets,
@@ -152,7 +155,7 @@ fn change(
     Ok(())
 }
 
-/// From a socket to the TUN.
+/// Delivers packets from a socket to the TUN.
 struct Delivery<'a> {
     lookup: Lookup,
     coalescer: Coalescer,
@@ -160,7 +163,7 @@ struct Delivery<'a> {
 }
 
 impl Delivery<'_> {
-    /// Takes what is there, but not without end.
+    /// Delivers the received datagrams, with a limited number of reads.
     fn drain(&mut self, socket: &Socket, receiver: &mut Receiver) -> Result<(), Errno> {
         for _ in 0..READS {
             self.writer.cells.calls.add(1);
@@ -219,18 +222,18 @@ impl Delivery<'_> {
     }
 }
 
-/// Writes the TUN.
+/// Writes packets to the TUN.
 struct Writer<'a> {
     shared: &'a Shared,
     cells: &'a Cells,
     queues: Vec<Arc<File>>,
     header: usize,
-    /// How many super-packets in a row were refused.
+    /// The number of consecutive refused super-packets.
     refusals: usize,
 }
 
 impl Writer<'_> {
-    /// How many super-packets in a row are refused before none is written any more: some kernels refuse them all.
+    /// After this many consecutive refusals, no more super-packets are written: some kernels refuse all of them.
     const REFUSALS: usize = 16;
 
     fn gives_up_merging(&self) -> bool {
@@ -259,7 +262,7 @@ impl Writer<'_> {
     }
 
     fn refused(&self, packets: usize, error: &io::Error) {
-        // A device that is gone takes nothing of anybody, and the thread sees that.
+        // If the device is gone, no thread can write to it, and the thread ends.
         self.shared.is_tun_gone(error);
         self.cells.dropped_many(Reason::TunRefused, packets as u64);
     }
@@ -298,15 +301,15 @@ impl Sink for Writer<'_> {
     }
 }
 
-/// A number that is the same for all packets of a flow: the kernel hands over a flow at the queue that its other direction
-/// was written to last.
+/// Returns a number that is the same for all packets of a flow: the kernel passes a flow to the queue to which its
+/// other direction was last written.
 fn spread(packet: &[u8]) -> usize {
     let Ok(ip) = Ip::parse(packet) else { return 0 };
     let addresses = if ip.is_v4() { 12..20 } else { 8..40 };
     let words = packet.get(addresses).unwrap_or_default().as_chunks::<4>().0;
     let ports = long(packet, ip.header).filter(|_| ip.fragment == Fragment::Whole).unwrap_or(0);
     let sum = words.iter().fold(ports, |sum, word| sum.rotate_left(5) ^ u32::from_be_bytes(*word));
-    // The upper bits of the product depend on all of it.
+    // The upper bits of the product depend on all bits of the sum.
     (u64::from(sum).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
 }
 
@@ -322,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_device_that_refuses_super_packets_gets_none_after_a_while_and_it_is_told_once() {
-        // As such a device does, it says that the argument is wrong.
+        // An epoll descriptor fails with EINVAL, as such a device does.
         let refusing = File::from(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap().0);
         let shared = Shared::new(Table::new(Dual::default()), Offloads::default(), Notify::default()).unwrap();
         let cells = Cells::default();

@@ -1,4 +1,4 @@
-//! What the threads of a path have in common with whoever started them.
+//! The state that the threads of a path share with its owner.
 
 use std::fmt;
 use std::io;
@@ -18,12 +18,12 @@ use super::offload::{Offload, Offloads};
 use super::socket::{Socket, Sockets};
 use super::table::Table;
 
-/// Whom to tell that the device or a socket is lost, or that the path is slower than it could be. Default: nobody.
+/// A callback for when the device or a socket is lost, or the path becomes slower than possible. Default: none.
 #[derive(Clone, Default)]
 pub struct Notify(Option<Arc<dyn Fn() + Send + Sync>>);
 
 impl Notify {
-    /// Calls this, which must not block.
+    /// Sets a callback. It must not block.
     pub fn call(tell: Arc<dyn Fn() + Send + Sync>) -> Self {
         Self(Some(tell))
     }
@@ -44,7 +44,7 @@ impl fmt::Debug for Notify {
 #[derive(Debug)]
 pub(crate) struct Shared {
     is_stopping: AtomicBool,
-    /// Readable from the moment that the threads have to end.
+    /// Readable once the threads have to end.
     pub(crate) stopped: EventFd,
     is_tun_gone: AtomicBool,
     pub(crate) table: Arc<ArcSwap<Table>>,
@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) offloads: Offloads,
     pub(crate) narrow: Narrow,
     notify: Notify,
-    /// How many datagrams the sockets that were given up had no room for.
+    /// The number of datagrams that closed sockets dropped because their buffers were full.
     overflowed: AtomicU64,
 }
 
@@ -71,10 +71,10 @@ impl Shared {
         })
     }
 
-    /// Has the threads end.
+    /// Makes the threads end.
     pub(crate) fn stop(&self) {
         self.is_stopping.store(true, Ordering::Release);
-        // It fails only when the counter is full, and then it is readable.
+        // The write fails only if the counter is full, and then it is readable.
         let _ = self.stopped.write(1);
     }
 
@@ -82,7 +82,7 @@ impl Shared {
         self.is_stopping.load(Ordering::Acquire)
     }
 
-    /// Whether the error says that the device is no more; if so, that is remembered.
+    /// Whether the error means that the device is gone. If so, records that and calls the callback.
     pub(crate) fn is_tun_gone(&self, error: &io::Error) -> bool {
         let is_gone = error.raw_os_error() == Some(Errno::EBADFD as i32);
         if is_gone && !self.is_tun_gone.swap(true, Ordering::AcqRel) {
@@ -91,62 +91,63 @@ impl Shared {
         is_gone
     }
 
-    /// Stops using an offload, and tells of it.
+    /// Stops using an offload, and calls the callback.
     pub(crate) fn degrade(&self, what: Offload, because: impl fmt::Display) {
         if self.offloads.degrade(what, because) {
             self.notify.tell();
         }
     }
 
-    /// The kernel refused a run of datagrams of this size because the path to the peer carries less.
+    /// Records that the kernel refused a run of datagrams of this size because the path to the peer carries less.
     pub(crate) fn refuse_run(&self, to: SocketAddr, size: usize, now: Instant) {
         if self.narrow.refuse(to, size, now) {
             self.notify.tell();
         }
     }
 
-    /// Closes a socket that somebody destroyed, and tells of it.
+    /// Closes a socket that another process destroyed, and calls the callback.
     pub(crate) fn drop_socket(&self, lost: &Socket, left: &Sockets) {
         self.give_up(lost);
         self.sockets.store(Arc::new(left.clone()));
         self.notify.tell();
     }
 
-    /// Whether the device is there, as far as is known.
+    /// Whether the device exists, as far as is known.
     pub(crate) fn has_tun(&self) -> bool {
         !self.is_tun_gone.load(Ordering::Acquire)
     }
 
-    /// Keeps the count of a socket that is about to be closed. Called before it is, so that the sum never goes down.
+    /// Adds the count of a socket that is about to be closed. Called before it is closed, so that the sum never
+    /// decreases.
     pub(crate) fn give_up(&self, socket: &Socket) {
         self.overflowed.fetch_add(socket.overflowed(), Ordering::Relaxed);
     }
 
-    /// How many datagrams the sockets had no room for.
+    /// Returns the number of datagrams that were dropped because a socket buffer was full.
     pub(crate) fn overflowed(&self) -> u64 {
         let now: u64 = self.sockets.load().iter().map(|(_, socket)| socket.overflowed()).sum();
         self.overflowed.load(Ordering::Relaxed) + now
     }
 
-    /// Does nothing for some time, unless the threads have to end.
+    /// Waits for some time, or until the threads have to end.
     pub(crate) fn pause(&self, time: Duration) {
         wait([], &self.stopped, Some(time));
     }
 }
 
-/// A counter that a thread can wait for.
+/// Creates an event counter that a thread can wait for.
 pub(crate) fn event() -> Result<EventFd, Errno> {
     EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
 }
 
-/// What can be done without waiting.
+/// The descriptors that are ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ready<const N: usize> {
     pub(crate) event: bool,
     pub(crate) fds: [bool; N],
 }
 
-/// Waits for one of these or for an event, at most so long.
+/// Waits for one of these descriptors or for the event, up to the given time.
 pub(crate) fn wait<const N: usize>(
     fds: [(BorrowedFd<'_>, PollFlags); N],
     event: &EventFd,
@@ -155,15 +156,15 @@ pub(crate) fn wait<const N: usize>(
     let mut all: [_; WAITED] = std::array::from_fn(|_| PollFd::new(event.as_fd(), PollFlags::POLLIN));
     let [_, others @ ..] = &mut all;
     others.iter_mut().zip(fds).for_each(|(place, (fd, flags))| *place = PollFd::new(fd, flags));
-    // Rounded up: it must not wake just before its time.
+    // Rounded up: it must not wake before the time is over.
     let time = time.map(|time| PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
     let waited = all.get_mut(..=N.min(WAITED - 1)).unwrap_or_default();
     match poll(waited, time.unwrap_or(PollTimeout::NONE)) {
         Ok(_) => {}
-        // What it says of each is not written then.
+        // In this case poll(2) has not written the results.
         Err(Errno::EINTR) => return Ready { event: false, fds: [false; N] },
         Err(_) => {
-            // The kernel has no memory; a loop that waits must not spin.
+            // The kernel is out of memory; a loop that waits must not spin.
             std::thread::sleep(FAILED);
             return Ready { event: true, fds: [false; N] };
         }
@@ -173,7 +174,7 @@ pub(crate) fn wait<const N: usize>(
     Ready { event, fds: std::array::from_fn(|_| ready.next().unwrap_or(false)) }
 }
 
-/// How many descriptors are waited for at most: the event, and a socket of each family.
+/// The most descriptors in one wait: the event, and a socket of each family.
 const WAITED: usize = 3;
-/// How long to sleep where the kernel cannot wait.
+/// How long to sleep if waiting fails.
 const FAILED: Duration = Duration::from_millis(50);

@@ -1,4 +1,4 @@
-//! The sockets: one for each family of the underlay, for both directions.
+//! The sockets: one for each family of the underlay, used in both directions.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,55 +19,55 @@ pub(crate) struct Socket {
     local: SocketAddr,
 }
 
-/// The sockets in force.
+/// The sockets in use.
 pub(crate) type Sockets = Dual<Arc<Socket>>;
 
-/// A socket could not be had.
+/// A socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SocketError {
-    /// The address is not this node's, or not yet.
+    /// The address does not belong to this node, at least not yet.
     #[error("{local} is no address of this node: give it to an interface, or select another one")]
     NotHere {
         /// The address.
         local: SocketAddr,
     },
-    /// Another program has the port. A socket of this path that is to be replaced has it, where one of the two addresses
-    /// is unspecified: then it has to be given up first.
+    /// Another program uses the port, or a socket of this path does that is to be replaced and one of the two addresses
+    /// is unspecified. In that case, close that socket first.
     #[error("{local} is in use: stop the program that `ss -ulpn sport = :{}` names, or set another $.Backend.Port on all nodes", local.port())]
     InUse {
         /// The address.
         local: SocketAddr,
     },
-    /// The address is of the other family than the one it was given for.
+    /// The address family is not the one that the address was given for.
     #[error("{local} is of the other family")]
     Family {
         /// The address.
         local: SocketAddr,
     },
-    /// Something else that the kernel refused.
+    /// Another error from the kernel.
     #[error("no socket for {local}")]
     Refused {
         /// The address.
         local: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// How much a socket holds, in bytes. The kernel gives less where `CAP_NET_ADMIN` is missing.
+/// Socket buffer sizes, in bytes. The kernel may grant less without `CAP_NET_ADMIN`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Buffers {
-    /// Of what was received, and is not read.
+    /// For received data that has not been read.
     pub receive: usize,
-    /// Of what is to be sent.
+    /// For data to be sent.
     pub send: usize,
 }
 
 impl Buffers {
-    /// These sizes, in bytes.
+    /// Sets both sizes, in bytes.
     pub fn new(receive: usize, send: usize) -> Self {
         Self { receive, send }
     }
@@ -79,7 +79,7 @@ impl Default for Buffers {
     }
 }
 
-/// Binds one and gives it up, in the network namespace of the calling thread.
+/// Binds a socket and closes it, in the network namespace of the calling thread.
 pub(crate) fn check(local: SocketAddr, family: Family) -> Result<(), SocketError> {
     if Family::of(local.ip()) != family {
         return Err(SocketError::Family { local });
@@ -88,7 +88,7 @@ pub(crate) fn check(local: SocketAddr, family: Family) -> Result<(), SocketError
 }
 
 impl Socket {
-    /// Binds one, in the network namespace of the calling thread.
+    /// Binds a socket in the network namespace of the calling thread.
     pub(crate) fn bind(local: SocketAddr, buffers: Buffers, offloads: &Offloads) -> Result<Self, SocketError> {
         let failed = |errno: Errno| match errno {
             Errno::EADDRNOTAVAIL => SocketError::NotHere { local },
@@ -100,7 +100,7 @@ impl Socket {
         let fd = socket(family, SockType::Datagram, flags, None).map_err(failed)?;
         let set = |level, name, value| sys::set_option(fd.as_fd(), level, name, value);
         match local.ip() {
-            // Datagrams are fragmented where the path needs it, as Go flannel's are.
+            // Datagrams are fragmented if the path requires it, as with Go flannel.
             IpAddr::V4(_) => set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT).map_err(failed)?,
             IpAddr::V6(_) => {
                 set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).map_err(failed)?;
@@ -109,7 +109,7 @@ impl Socket {
         }
         let size = |size: usize| i32::try_from(size / 2).unwrap_or(i32::MAX / 2);
         let buffer = |forced, normal, bytes| {
-            // The kernel doubles what it is given. Less than was asked for is no reason to do without a socket.
+            // The kernel doubles the given value. A smaller buffer than requested is not an error.
             let level = libc::SOL_SOCKET;
             let _ = set(level, forced, size(bytes)).or_else(|_| set(level, normal, size(bytes)));
         };
@@ -124,13 +124,13 @@ impl Socket {
         Ok(Self { fd, local })
     }
 
-    /// How many datagrams it had no room for.
+    /// Returns the number of datagrams dropped because the receive buffer was full.
     pub(crate) fn overflowed(&self) -> u64 {
-        // Kernels before 4.12 do not say.
+        // Kernels before 4.12 do not report it.
         sys::overflowed(self.fd.as_fd()).map_or(0, u64::from)
     }
 
-    /// The address and port it is bound to.
+    /// Returns the bound address and port.
     pub(crate) fn local(&self) -> SocketAddr {
         self.local
     }

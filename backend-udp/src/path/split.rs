@@ -1,71 +1,71 @@
-//! A packet from the TUN as what goes over the wire: a super-packet in its segments, a single one with its checksum.
+//! Splits a super-packet from the TUN into its segments, or completes the checksum of a single packet.
 //!
-//! The kernel hands over what it would hand to a network card with segmentation and checksum offload, so this does what
-//! such a card does.
+//! The kernel passes packets as it would to a network card with segmentation and checksum offload; this module does the
+//! work of that card.
 
 use std::ops::Range;
 
 use super::checksum::{self, Sum};
 use super::header::{self, Ip, TCP, UDP, Vnet, at, flag, protocol, put_long, put_word, word};
 
-/// The most bytes of headers that a super-packet may have: IPv6 with extension headers and a full TCP header.
+/// The longest headers of a super-packet, in bytes: IPv6 with extension headers and a full TCP header.
 pub(crate) const MAX_HEADERS: usize = 256;
-/// The most segments of UDP that the kernel makes of one send (`UDP_MAX_SEGMENTS`).
+/// The most UDP segments that the kernel makes of one send (`UDP_MAX_SEGMENTS`).
 const MAX_DATAGRAMS: usize = 128;
-/// The least payload of a TCP segment that the kernel makes but for the last, in bytes (`TCP_MIN_GSO_SIZE`).
+/// The smallest payload of a TCP segment other than the last, in bytes (`TCP_MIN_GSO_SIZE`).
 pub(crate) const LEAST_SEGMENT: usize = 8;
-/// The most segments that one packet is split into: those of the largest packet with the least payload.
+/// The most segments of one packet: the largest packet with the smallest payload per segment.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) const MAX_SEGMENTS: usize = 0xffff_usize.div_ceil(LEAST_SEGMENT);
 
-/// What becomes of a packet.
+/// The result of splitting a packet.
 #[derive(Debug)]
 pub(crate) enum Split {
-    /// It goes as it is.
+    /// The packet is sent unchanged.
     Whole,
-    /// It goes in parts.
+    /// The packet is sent in segments.
     Segments(Segments),
 }
 
-/// The packet asks for what was not offered, or cannot be.
+/// The packet needs an offload that was not enabled, or is inconsistent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused;
 
-/// What a packet begins with, or a segment of one: what does not stand in the packet itself.
+/// The parts of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// Where its headers are in what [`Segments::next`] appends to.
+    /// The range of its headers in the buffer that [`Segments::next`] appends to.
     pub(crate) headers: Range<usize>,
-    /// Where its payload is in the packet.
+    /// The range of its payload in the packet.
     pub(crate) payload: Range<usize>,
 }
 
-/// The segments of a super-packet that are still to come.
+/// The remaining segments of a super-packet.
 #[derive(Debug)]
 pub(crate) struct Segments {
     is_v4: bool,
     is_tcp: bool,
     ip_header: usize,
-    /// Where the transport header begins.
+    /// The start of the transport header.
     transport: usize,
-    /// Where the payload begins.
+    /// The start of the payload.
     payload: usize,
-    /// Where it ends.
+    /// The end of the payload.
     end: usize,
-    /// The payload of each but the last.
+    /// The payload of each segment except the last.
     size: usize,
-    /// Where the next segment's payload begins.
+    /// The start of the next segment's payload.
     next: Option<usize>,
-    /// How many there were.
+    /// The number of segments so far.
     count: u16,
     id: u16,
     sequence: u32,
     flags: u8,
-    /// What is the same in all of them of the sum: the pseudo-header without the length.
+    /// The part of the checksum that all segments share: the pseudo-header without the length.
     pseudo: Sum,
 }
 
-/// Looks at a packet of which `vnet` and `ip` were read. Completes the checksum of a single one in place.
+/// Examines a packet whose headers `vnet` and `ip` were parsed. Completes the checksum of a single packet in place.
 pub(crate) fn split(vnet: &Vnet, ip: &Ip, packet: &mut [u8]) -> Result<Split, Refused> {
     let packet = packet.get_mut(..ip.len).ok_or(Refused)?;
     if vnet.kind & !Vnet::ECN == Vnet::SINGLE {
@@ -77,7 +77,7 @@ pub(crate) fn split(vnet: &Vnet, ip: &Ip, packet: &mut [u8]) -> Result<Split, Re
     Segments::new(vnet, ip, packet).map(Split::Segments).ok_or(Refused)
 }
 
-/// The field holds the sum of the pseudo-header; adds that of the rest.
+/// Completes a checksum: the field contains the sum of the pseudo-header, and the sum of the rest is added.
 fn complete(vnet: &Vnet, ip: &Ip, packet: &mut [u8]) -> Option<()> {
     let start = usize::from(vnet.start);
     let field = start + usize::from(vnet.offset);
@@ -85,7 +85,7 @@ fn complete(vnet: &Vnet, ip: &Ip, packet: &mut [u8]) -> Option<()> {
         return None;
     }
     let sum = Sum::of(packet.get(start..)?);
-    // Zero means in UDP alone that there is none.
+    // Only in UDP does zero mean that there is no checksum.
     let checksum = if ip.protocol == protocol::UDP { checksum::of_udp(sum) } else { sum.finished() };
     put_word(packet, field, checksum);
     Some(())
@@ -129,13 +129,13 @@ impl Segments {
             id: word(packet, at::v4::ID)?,
             sequence: if is_tcp { header::long(packet, transport + at::tcp::SEQUENCE)? } else { 0 },
             flags: if is_tcp { tcp(at::tcp::FLAGS)? } else { 0 },
-            // The field has the length of all segments in it, which is taken out again.
+            // The field includes the length of all segments, which is subtracted here.
             pseudo: Sum::of_word(word(packet, transport + field)?).and(Sum::of_word(!len)),
         })
     }
 
-    /// The next segment of `packet`, which is the one that was looked at. Its headers are appended to `headers`, at most
-    /// [`MAX_HEADERS`] bytes.
+    /// Returns the next segment of `packet`, which must be the packet passed to [`split`]. Appends its headers to
+    /// `headers`, at most [`MAX_HEADERS`] bytes.
     pub(crate) fn next(&mut self, packet: &[u8], headers: &mut Vec<u8>) -> Option<Segment> {
         let begin = self.next?;
         let end = self.end.min(begin + self.size);

@@ -1,4 +1,4 @@
-//! Which peer has which subnet.
+//! The table of peers' subnets.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -8,25 +8,26 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use flannel_core::net::{Dual, Prefix};
 
-/// The subnets of all peers with the address and port that each receives at, and this node's own subnets. Immutable: a
-/// change makes another one.
+/// The subnets of all peers, each with the address and port that the peer receives at, and this node's own subnets.
+/// Immutable: a change creates a new table.
 #[derive(Debug, Clone)]
 pub struct Table {
     own: Dual<Prefix>,
     v4: Lengths<u32>,
     v6: Lengths<u128>,
-    /// How many subnets each endpoint has.
+    /// The number of subnets of each endpoint.
     endpoints: HashMap<SocketAddr, usize, Mixing>,
 }
 
 impl Table {
-    /// A table without peers. `own` are the subnets that packets are accepted for.
+    /// Creates a table without peers. `own` are the subnets that packets are accepted for.
     pub fn new(own: Dual<Prefix>) -> Self {
         let mixing = Mixing::random();
         Self { own, v4: Lengths::new(mixing), v6: Lengths::new(mixing), endpoints: HashMap::with_hasher(mixing) }
     }
 
-    /// This table with changes: the endpoint that a subnet is at from now on, or none. Later ones win.
+    /// Returns this table with changes: each is a subnet and its new endpoint, or `None` to remove it. Later changes
+    /// override earlier ones.
     #[must_use]
     pub fn with(&self, changes: &[(Prefix, Option<SocketAddr>)]) -> Self {
         let mut table = self.clone();
@@ -36,18 +37,18 @@ impl Table {
         table
     }
 
-    /// This table with other subnets of this node.
+    /// Returns this table with other subnets of this node.
     #[must_use]
     pub fn with_own(&self, own: Dual<Prefix>) -> Self {
         Self { own, ..self.clone() }
     }
 
-    /// This node's subnets.
+    /// Returns this node's subnets.
     pub fn own(&self) -> Dual<Prefix> {
         self.own
     }
 
-    /// The endpoint of the longest subnet that holds an address.
+    /// Returns the endpoint of the longest subnet that contains an address.
     pub fn lookup(&self, address: IpAddr) -> Option<SocketAddr> {
         match address {
             IpAddr::V4(address) => self.v4.lookup(address.to_bits()),
@@ -55,7 +56,7 @@ impl Table {
         }
     }
 
-    /// The endpoint of exactly this subnet.
+    /// Returns the endpoint of exactly this subnet.
     pub fn get(&self, prefix: Prefix) -> Option<SocketAddr> {
         match prefix.addr() {
             IpAddr::V4(address) => self.v4.get(address.to_bits(), prefix.len()),
@@ -63,29 +64,29 @@ impl Table {
         }
     }
 
-    /// All subnets with their endpoints, in no order.
+    /// Returns all subnets with their endpoints, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (Prefix, SocketAddr)> + '_ {
         let v4 = self.v4.iter().map(|(bits, len, endpoint)| (IpAddr::from(bits.to_be_bytes()), len, endpoint));
         let v6 = self.v6.iter().map(|(bits, len, endpoint)| (IpAddr::from(bits.to_be_bytes()), len, endpoint));
         v4.chain(v6).filter_map(|(address, len, endpoint)| Some((Prefix::new(address, len).ok()?, endpoint)))
     }
 
-    /// How many subnets there are.
+    /// Returns the number of subnets.
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no subnets.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether a peer is at this address and port.
+    /// Whether a peer has this address and port.
     pub(crate) fn knows(&self, endpoint: SocketAddr) -> bool {
         self.endpoints.contains_key(&endpoint)
     }
 
-    /// Whether the address lies in a subnet of this node.
+    /// Whether the address is in a subnet of this node.
     pub(crate) fn is_own(&self, address: IpAddr) -> bool {
         let own = match address {
             IpAddr::V4(_) => self.own.v4,
@@ -112,12 +113,12 @@ impl Table {
     }
 }
 
-/// An endpoint as the kernel names it: without flow information and scope.
+/// Returns an endpoint in the kernel's form: without flow information and scope.
 pub(crate) fn plain(endpoint: SocketAddr) -> SocketAddr {
     SocketAddr::new(endpoint.ip(), endpoint.port())
 }
 
-/// The table as a thread sees it, with the last answer kept.
+/// A thread's copy of the table, with the last results cached.
 #[derive(Debug)]
 pub(crate) struct Lookup {
     published: Arc<ArcSwap<Table>>,
@@ -132,7 +133,7 @@ impl Lookup {
         Self { published, table, last: None, sender: None }
     }
 
-    /// Takes the table that is in force. Once for each batch.
+    /// Switches to the table in effect. Called once for each batch.
     pub(crate) fn refresh(&mut self) {
         let published = self.published.load();
         if !Arc::ptr_eq(&published, &self.table) {
@@ -173,7 +174,7 @@ impl Lookup {
 
 /// An address as a number.
 trait Bits: Copy + Eq + Hash {
-    /// The first `len` bits, the others zero.
+    /// Returns the first `len` bits, with the others zero.
     fn first(self, len: u8) -> Self;
 }
 
@@ -189,7 +190,7 @@ impl Bits for u128 {
     }
 }
 
-/// A map for each length that occurs, the longest first. Flannel's subnets all have the same.
+/// One map for each prefix length in use, the longest first. All of flannel's subnets have the same length.
 #[derive(Debug, Clone)]
 struct Lengths<B> {
     mixing: Mixing,
@@ -210,7 +211,7 @@ impl<B: Bits> Lengths<B> {
         map.get(&address).copied()
     }
 
-    /// Gives back what was there.
+    /// Returns the former endpoint.
     fn change(&mut self, address: B, len: u8, endpoint: Option<SocketAddr>) -> Option<SocketAddr> {
         let place = self.maps.binary_search_by(|(of, _)| len.cmp(of));
         let Some(endpoint) = endpoint else {
@@ -239,7 +240,7 @@ impl<B: Bits> Lengths<B> {
     }
 }
 
-/// A hash of few instructions, with a secret so that nobody can choose subnets that collide.
+/// A cheap hash with a secret, so that an attacker cannot choose subnets that collide.
 #[derive(Debug, Clone, Copy)]
 struct Mixing(u64);
 
@@ -271,7 +272,7 @@ impl Hasher for Mixing {
     }
 
     fn write_u64(&mut self, word: u64) {
-        // Both halves of the product have something of every bit.
+        // Both halves of the product depend on every bit.
         let product = u128::from(self.0 ^ word) * 0x9e37_79b9_7f4a_7c15;
         self.0 = (product >> 64) as u64 ^ product as u64;
     }
@@ -296,7 +297,7 @@ mod tests {
 
     use super::*;
 
-    /// Addresses that often share a prefix.
+    /// Generates addresses that often share a prefix.
     fn address() -> impl Strategy<Value = IpAddr> {
         let v4 = (0_u32..4, any::<u8>()).prop_map(|(a, b)| Ipv4Addr::from(a << 30 | 0x0a05_0000 | u32::from(b)).into());
         let v6 =

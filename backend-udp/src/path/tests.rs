@@ -1,4 +1,4 @@
-//! What happens without offloads that this kernel has.
+//! Tests without offloads that this kernel supports.
 
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
@@ -11,8 +11,8 @@ use lab::{Link, Shape, TUN, nodes, only, transfer};
 
 const BYTES: usize = 8 << 20;
 
-/// What is counted on a node that does without and on one that does not. The counters are read when the threads have ended:
-/// before, a packet may have been counted as read and not yet as sent.
+/// Returns the counters of a node without these offloads and of a node with them. They are read after the threads have
+/// ended: before that, a packet may be counted as read and not yet as sent.
 fn without(offloads: &[Offload], link: Link) -> [Counters; 2] {
     let shape = Shape { link, ..Shape::PLAIN };
     let [one, two] = nodes(link);
@@ -37,7 +37,7 @@ fn without(offloads: &[Offload], link: Link) -> [Counters; 2] {
 #[test]
 fn without_packet_headers_of_the_tun_everything_goes_one_by_one() {
     let [poor, rich] = without(&[Offload::VnetHeader], Link::Whole);
-    // But for what the node itself sends to groups.
+    // The difference is what the node itself sends to multicast groups.
     assert_eq!(poor.sent.tun, poor.sent.packets + poor.all_dropped());
     assert_eq!(poor.received.tun, poor.received.packets);
     assert!(rich.received.tun * 2 < rich.received.packets, "{rich:?}");
@@ -46,7 +46,7 @@ fn without_packet_headers_of_the_tun_everything_goes_one_by_one() {
 #[test]
 fn without_segmentation_at_the_tun_everything_goes_one_by_one() {
     let [poor, _] = without(&[Offload::TunUdp, Offload::TunTcp], Link::Wire);
-    // But for what the node itself sends to groups.
+    // The difference is what the node itself sends to multicast groups.
     assert_eq!(poor.sent.tun, poor.sent.packets + poor.all_dropped());
     assert_eq!(poor.received.tun, poor.received.packets);
 }

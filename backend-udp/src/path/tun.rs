@@ -1,4 +1,4 @@
-//! The TUN device: where the kernel hands over the packets of the overlay, and takes them.
+//! The TUN device, which passes the overlay's packets from and to the kernel.
 
 use std::ffi::{CString, c_uint};
 use std::fs::{File, OpenOptions};
@@ -19,19 +19,19 @@ pub(crate) const MAX_QUEUES: usize = 16;
 /// The longest name of a device, in bytes (`IFNAMSIZ` with the zero at its end).
 const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 
-/// Whether the device may be there already.
+/// Whether the device may already exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// It must not be there.
+    /// The device must not exist.
     Create,
-    /// It has to be there and persistent. One that is made for one queue must not be open elsewhere; the kernel lets several
-    /// processes have queues of one that is made for several.
+    /// The device has to exist and be persistent. A device created for one queue must not be open elsewhere; a device
+    /// created for several queues can be shared by several processes.
     Attach,
-    /// It is made if it is not there.
+    /// The device is created if it does not exist.
     CreateOrAttach,
 }
 
-/// A TUN device that is open. It goes with this value, unless it is persistent.
+/// An open TUN device. Dropping this value deletes the device, unless it is persistent.
 #[derive(Debug)]
 pub struct Tun {
     queues: Vec<File>,
@@ -40,75 +40,75 @@ pub struct Tun {
     degraded: Vec<Degraded>,
 }
 
-/// The device could not be opened.
+/// An error from opening or changing a device.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TunError {
-    /// The name is empty, too long, or has characters that a device's name must not have.
+    /// The name is empty, too long, or has invalid characters.
     #[error("{0:?} is no name for a device")]
     Name(String),
     /// The number of queues is out of range.
     #[error("{0} queues: a device has from 1 to {MAX_QUEUES}")]
     Queues(usize),
-    /// The driver cannot be opened: there is none, the process may not, or the system has no more descriptors.
+    /// The driver cannot be opened: it is missing, access is denied, or the system is out of descriptors.
     #[error("cannot open {DRIVER}: load the module tun, or give the container this device")]
     Driver(#[source] io::Error),
-    /// The right to make network devices is missing.
+    /// The process may not create network devices.
     #[error("the kernel does not let this process have {name}: CAP_NET_ADMIN is needed")]
     Denied {
         /// The device.
         name: String,
     },
-    /// It must not be there, and is.
+    /// The device must not exist, but does.
     #[error("there is a device {name} already")]
     Exists {
         /// The device.
         name: String,
     },
-    /// It has to be there, and is not.
+    /// The device has to exist, but does not.
     #[error("there is no device {name}")]
     Missing {
         /// The device.
         name: String,
     },
-    /// Another program, or another path of this one, has it open.
+    /// Another program, or another path of this program, has the device open.
     #[error("the device {name} is in use by another program")]
     Busy {
         /// The device.
         name: String,
     },
-    /// The device that is there is of another kind. It has to be deleted, or another name to be used.
+    /// The existing device is of another kind. Delete it or use another name.
     #[error("the device {name} is no TUN device that was made for {}", if *queues == 1 { "one queue" } else { "several queues" })]
     Mismatch {
         /// The device.
         name: String,
-        /// How many queues were asked for: a device is made for one, or for several.
+        /// The requested number of queues: a device is created for one queue, or for several.
         queues: usize,
     },
-    /// Something else that the kernel refused.
+    /// Another error from the kernel.
     #[error("{doing} failed for the device {name}")]
     Refused {
-        /// What was done.
+        /// The action that failed.
         doing: &'static str,
         /// The device.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl Tun {
-    /// Opens a device in the network namespace of the calling thread, with all offloads that the kernel has. A name with
-    /// `%d` in it has the kernel choose a number.
+    /// Opens a device in the network namespace of the calling thread, with all offloads that the kernel supports. If
+    /// the name contains `%d`, the kernel chooses a number.
     ///
     /// # Errors
-    /// [`TunError`]. What was made is gone then.
+    /// [`TunError`]. A device that was created before the error is deleted.
     pub fn open(name: &str, mode: OpenMode, queues: usize) -> Result<Self, TunError> {
         Self::open_without(name, mode, queues, &[])
     }
 
-    /// The same, as with a kernel that has not these offloads.
+    /// Opens a device as on a kernel that lacks these offloads.
     pub(crate) fn open_without(
         name: &str,
         mode: OpenMode,
@@ -138,7 +138,7 @@ impl Tun {
         Ok(Self { queues: files, name, index, degraded: opening.degraded })
     }
 
-    /// Asks whether there is a driver, and makes nothing.
+    /// Checks whether the driver is available. Creates nothing.
     ///
     /// # Errors
     /// [`TunError::Driver`].
@@ -147,17 +147,18 @@ impl Tun {
         sys::features(file.as_fd()).map(drop).map_err(|errno| TunError::Driver(errno.into()))
     }
 
-    /// Its name.
+    /// Returns the device's name when it was opened.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its interface index.
+    /// Returns the interface index.
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// Has the device outlive this value, with its addresses and routes; packets to it are dropped in the meantime.
+    /// Makes the device persistent: it stays with its addresses and routes when this value is dropped. Until it is
+    /// opened again, packets to it are dropped.
     ///
     /// # Errors
     /// [`TunError::Refused`].
@@ -165,7 +166,7 @@ impl Tun {
         self.set_persistent(1)
     }
 
-    /// Has the device go with this value.
+    /// Makes the device not persistent: it is deleted when this value is dropped.
     ///
     /// # Errors
     /// [`TunError::Refused`].
@@ -186,12 +187,12 @@ impl Tun {
         &self.queues
     }
 
-    /// What is missing of offloads.
+    /// Returns the offloads that are missing.
     pub(crate) fn degraded(&self) -> &[Degraded] {
         &self.degraded
     }
 
-    /// How long the header before each packet is, in bytes.
+    /// Returns the length of the header before each packet, in bytes.
     pub(crate) fn header(&self) -> usize {
         if self.has(Offload::VnetHeader) { Vnet::LEN } else { 0 }
     }
@@ -201,14 +202,14 @@ impl Tun {
     }
 }
 
-/// A device that is about to be opened.
+/// A device that is being opened.
 struct Opening {
-    /// The kernel's choice, after the first queue.
+    /// After the first queue, the name that the kernel chose.
     name: CString,
     mode: OpenMode,
     queues: usize,
     exists: bool,
-    /// `IFF_VNET_HDR`, if the kernel has it.
+    /// `IFF_VNET_HDR`, if the kernel supports it.
     vnet: c_uint,
     degraded: Vec<Degraded>,
 }
@@ -229,10 +230,10 @@ impl Opening {
             offload(0).map_err(|errno| self.refused("turning offloads off", errno))?;
             return Ok(file);
         }
-        // A device that was there keeps the size of whoever had it before.
+        // An existing device keeps the header size that a former user set.
         sys::set_vnet_header_size(file.as_fd(), Vnet::LEN as i32)
             .map_err(|errno| self.refused("setting the size of packet headers", errno))?;
-        // Without TUN_F_TSO_ECN: the kernel splits packets with CWR, whose meaning AccECN changes, by itself.
+        // Without TUN_F_TSO_ECN, the kernel itself splits packets with CWR, whose meaning AccECN changes.
         let tcp = flags::TUN_F_CSUM | flags::TUN_F_TSO4 | flags::TUN_F_TSO6;
         let try_offload = |what, wanted| if without.contains(&what) { Err(Errno::EINVAL) } else { offload(wanted) };
         if let Err(errno) = try_offload(Offload::TunUdp, tcp | flags::TUN_F_USO4 | flags::TUN_F_USO6) {

@@ -23,32 +23,31 @@ use super::split::{self, Split};
 use super::sys::Sender;
 use super::table::Lookup;
 
-/// What one read may need, in bytes: a header and the largest packet. Less would cut packets silently.
+/// The room for one read, in bytes: a header and the largest packet. With less, packets would be truncated silently.
 const ROOM: usize = Vnet::LEN + (1 << 16);
 /// How many bytes are read before they are sent.
 const BATCH: usize = 128 << 10;
-/// How many bytes of headers of segments a batch has.
+/// The room for the segment headers of a batch, in bytes.
 const HEADERS: usize = MAX_DATAGRAMS * 128 + split::MAX_HEADERS;
-/// The next packet begins at a multiple of this, in bytes.
+/// The alignment of each packet in the arena, in bytes.
 const ALIGNMENT: usize = 64;
-/// How long a full socket is waited for. What does not go then is dropped, as by a network card.
+/// How long to wait for a full socket. What cannot be sent by then is dropped, as by a network card.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How long nothing is done where reading fails, or the kernel says again and again that there is something, and there is
-/// not.
+/// The pause after a read error, or after repeated spurious wake-ups.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often it may say so in vain.
+/// How many spurious wake-ups are tolerated in a row.
 const IN_VAIN: u32 = 4;
 
 pub(crate) struct Tx {
     shared: Arc<Shared>,
     cells: Arc<Cells>,
     tun: Arc<File>,
-    /// How long the header before each packet is, in bytes.
+    /// The length of the header before each packet, in bytes.
     header: usize,
     lookup: Lookup,
     paths: NarrowPaths,
     arena: Vec<u8>,
-    /// How much of the arena is used.
+    /// How many bytes of the arena are used.
     filled: usize,
     headers: Vec<u8>,
     outbox: Outbox,
@@ -77,7 +76,7 @@ impl Tx {
     }
 
     pub(crate) fn run(mut self) {
-        // How often in a row there was nothing to read although there was said to be.
+        // The number of consecutive wake-ups with nothing to read.
         let mut in_vain = 0;
         while !self.shared.is_stopping() {
             let room = self.arena.get_mut(self.filled..).unwrap_or_default();
@@ -111,7 +110,7 @@ impl Tx {
         }
     }
 
-    /// Takes what was read to the end of the arena.
+    /// Handles the packet that was read to the end of the arena.
     fn take(&mut self, len: usize) {
         let start = self.filled;
         if start == 0 {
@@ -161,10 +160,10 @@ impl Tx {
         Ok(())
     }
 
-    /// Has a datagram sent with this batch.
+    /// Adds a datagram to the batch.
     fn put(&mut self, to: SocketAddr, datagram: Datagram) {
         if !self.outbox.has_room() {
-            // The headers of this one have to stay where they are.
+            // The headers of this datagram have to be kept.
             let headers = self.headers.get(datagram.headers.clone()).unwrap_or_default();
             let mut kept = [0_u8; split::MAX_HEADERS];
             let len = headers.len();
@@ -187,7 +186,7 @@ impl Tx {
         self.outbox.push(to, datagram, run);
     }
 
-    /// Tells the sender of a packet that there is no peer for it.
+    /// Answers the sender of a packet that there is no peer for it.
     fn answer(&mut self, ip: &Ip, place: Range<usize>) {
         let Some(packet) = self.arena.get(place) else { return };
         let mut answer = [0; icmp::MAX_LEN];
@@ -197,19 +196,19 @@ impl Tx {
         let vnet = Vnet::default().bytes();
         let parts = [vnet.get(..self.header), answer.get(..len)].map(|part| IoSlice::new(part.unwrap_or_default()));
         self.cells.calls.add(1);
-        // A device that takes nothing loses more than this, and counts it.
+        // If the device refuses this, it loses more than answers, and those losses are counted.
         if (&*self.tun).write_vectored(&parts).is_ok() {
             self.cells.answered.add(1);
         }
     }
 
-    /// Sends the batch, and begins another at the start of the arena.
+    /// Sends the batch, and starts another at the beginning of the arena.
     fn flush(&mut self) {
         self.send();
         self.filled = 0;
     }
 
-    /// Sends the batch. What it was made of stays in the arena.
+    /// Sends the batch. The packets stay in the arena.
     fn send(&mut self) {
         if !self.outbox.messages().is_empty() {
             let sockets = self.shared.sockets.load();
@@ -281,7 +280,7 @@ impl Tx {
     }
 }
 
-/// A socket that a batch goes to.
+/// The socket that a batch is sent on.
 struct Outgoing<'a> {
     shared: &'a Shared,
     cells: &'a Cells,
@@ -289,7 +288,7 @@ struct Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    /// Sends from the nth message on: how many were taken, and why the one after them was not.
+    /// Sends from the nth message on. Returns how many were accepted, and the error of the message after them.
     fn send(&self, batch: &mut super::sys::Batch<'_>, nth: usize) -> (usize, Option<Errno>) {
         let mut until = None;
         loop {
@@ -316,15 +315,15 @@ impl Outgoing<'_> {
         self.cells.bytes.add(bytes as u64);
     }
 
-    /// Whether a run that was refused goes as single datagrams: those are fragmented where the path needs it.
+    /// Whether a refused run is sent as single datagrams, which are fragmented if the path requires it.
     fn goes_singly(&self, message: &Message, errno: Errno) -> bool {
         if message.count == 1 {
             return false;
         }
         match errno {
-            // Kernels say one or the other where the datagrams are larger than the path carries.
+            // Kernels return one or the other if the datagrams are larger than the path carries.
             Errno::EMSGSIZE | Errno::EINVAL => true,
-            // A device that cannot finish checksums, or a transformation such as IPsec.
+            // The device cannot finish checksums, or there is a transformation such as IPsec.
             Errno::EIO | Errno::EOPNOTSUPP => {
                 self.shared.degrade(Offload::UdpSegment, errno);
                 true

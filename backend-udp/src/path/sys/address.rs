@@ -1,4 +1,4 @@
-//! Socket addresses as the kernel has them.
+//! Socket addresses in the kernel's format.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -12,7 +12,7 @@ pub(super) union Address {
 }
 
 impl Address {
-    /// How long it may be, in bytes.
+    /// The largest length, in bytes.
     pub(super) const ROOM: libc::socklen_t = size_of::<Self>() as libc::socklen_t;
 
     pub(super) fn none() -> Self {
@@ -20,7 +20,7 @@ impl Address {
         unsafe { std::mem::zeroed() }
     }
 
-    /// The address, and how long it is in bytes.
+    /// Returns the address and its length in bytes.
     pub(super) fn new(address: SocketAddr) -> (Self, libc::socklen_t) {
         let mut made = Self::none();
         match address {
@@ -46,7 +46,7 @@ impl Address {
         }
     }
 
-    /// What the kernel wrote, without flow information and scope.
+    /// Reads what the kernel wrote, without flow information and scope.
     pub(super) fn read(&self) -> Option<SocketAddr> {
         // SAFETY: any bytes are a value of each of the fields, the whole was initialised, and a family is at the
         // beginning of all of them.

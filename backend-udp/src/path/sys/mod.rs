@@ -1,4 +1,4 @@
-//! What has no safe wrapper: requests to a TUN, and many datagrams in one system call.
+//! System calls without a safe wrapper: requests to a TUN, and many datagrams in one call.
 #![expect(
     unsafe_code,
     reason = "ioctl(2) of a TUN, recvmmsg(2) and sendmmsg(2) with a control message for each datagram"
@@ -16,7 +16,7 @@ use nix::errno::Errno;
 pub(crate) use receive::{Received, Receiver};
 pub(crate) use send::{Batch, Sender};
 
-/// Constants of `linux/if_tun.h` that libc has not.
+/// Constants of `linux/if_tun.h` that libc lacks.
 pub(crate) mod flags {
     use std::ffi::c_uint;
 
@@ -44,7 +44,7 @@ mod request {
     ioctl_write_ptr_bad!(set_vnet_header_size, request_code_write!(KIND, 216, SIZE), c_int);
 }
 
-/// Which flags the kernel's TUN driver knows (`TUNGETFEATURES`).
+/// Returns the flags that the kernel's TUN driver supports (`TUNGETFEATURES`).
 pub(crate) fn features(tun: BorrowedFd<'_>) -> Result<c_uint, Errno> {
     let mut features = 0;
     // SAFETY: the request writes one unsigned int where the pointer says, and it points to one.
@@ -52,10 +52,10 @@ pub(crate) fn features(tun: BorrowedFd<'_>) -> Result<c_uint, Errno> {
     Ok(features)
 }
 
-/// Attaches an open `/dev/net/tun` to a device (`TUNSETIFF`), which is made if it is not there. Gives the device's name,
-/// which the kernel chooses where `name` has a `%d`.
+/// Attaches an open `/dev/net/tun` to a device (`TUNSETIFF`), and creates the device if it does not exist. Returns the
+/// device's name, which the kernel chooses if `name` contains `%d`.
 pub(crate) fn attach(tun: BorrowedFd<'_>, name: &CStr, flags: c_uint) -> Result<CString, Errno> {
-    // SAFETY: ifreq is made of numbers and of pointers that nobody follows; all of them may be zero.
+    // SAFETY: ifreq consists of numbers and of pointers that are not followed; all of them may be zero.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let (last, places) = request.ifr_name.split_last_mut().ok_or(Errno::EINVAL)?;
     let name = name.to_bytes();
@@ -72,19 +72,19 @@ pub(crate) fn attach(tun: BorrowedFd<'_>, name: &CStr, flags: c_uint) -> Result<
     CString::new(name).map_err(|_| Errno::EINVAL)
 }
 
-/// Whether the device outlives whoever has it open (`TUNSETPERSIST`).
+/// Sets whether the device stays after its last descriptor is closed (`TUNSETPERSIST`).
 pub(crate) fn set_persistent(tun: BorrowedFd<'_>, persistent: c_int) -> Result<(), Errno> {
     // SAFETY: the request takes a number.
     unsafe { request::set_persist(tun.as_raw_fd(), persistent) }.map(drop)
 }
 
-/// What the reader of the device can do of a network card's work (`TUNSETOFFLOAD`).
+/// Sets the offloads that the reader of the device supports (`TUNSETOFFLOAD`).
 pub(crate) fn set_offload(tun: BorrowedFd<'_>, offload: c_uint) -> Result<(), Errno> {
     // SAFETY: the request takes a number.
     unsafe { request::set_offload(tun.as_raw_fd(), offload as c_int) }.map(drop)
 }
 
-/// How long the header before each packet is, in bytes (`TUNSETVNETHDRSZ`).
+/// Sets the length of the header before each packet, in bytes (`TUNSETVNETHDRSZ`).
 pub(crate) fn set_vnet_header_size(tun: BorrowedFd<'_>, size: c_int) -> Result<(), Errno> {
     // SAFETY: the request reads one int where the pointer says, and it points to one.
     unsafe { request::set_vnet_header_size(tun.as_raw_fd(), &raw const size) }.map(drop)
@@ -98,13 +98,13 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, valu
     Errno::result(done).map(drop)
 }
 
-/// How many datagrams a socket had no room for (`SO_MEMINFO`).
+/// Returns the number of datagrams that a socket dropped because its buffer was full (`SO_MEMINFO`).
 pub(crate) fn overflowed(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
-    // The last of the numbers is this one.
+    // It is the last of the numbers.
     let mut numbers = [0_u32; libc::SK_MEMINFO_DROPS as usize + 1];
     let mut size = size_of_val(&numbers) as libc::socklen_t;
     let place = numbers.as_mut_ptr().cast();
-    // SAFETY: the kernel writes at most `size` bytes where the pointer says, and it points to so many.
+    // SAFETY: the kernel writes at most `size` bytes at the pointer, which points to that many.
     let done =
         unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, place, &raw mut size) };
     Errno::result(done)?;

@@ -9,25 +9,25 @@ use nix::errno::Errno;
 
 use super::address::Address;
 
-/// How many messages are received at once, at most.
+/// The most messages received in one call.
 const MESSAGES: usize = 8;
-/// Room for a message, in bytes: the largest that the kernel merges datagrams to, and the largest datagram.
+/// Room for a message, in bytes: the largest message of merged datagrams, and the largest datagram.
 const ROOM: usize = 1 << 16;
 
-/// Room for the control messages of one message: the size of merged datagrams takes 20 bytes and padding.
+/// Room for the control messages of one message: the one with the segment size takes 20 bytes and padding.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 
-/// What was received.
+/// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Received {
-    /// Where it is in the arena.
+    /// Its place in the arena.
     pub(crate) place: Range<usize>,
     pub(crate) sender: SocketAddr,
-    /// How long each of the datagrams in it is but for the last, in bytes.
+    /// The length of each datagram in it except the last, in bytes.
     pub(crate) segment: usize,
-    /// Whether a part of it is missing.
+    /// Whether it was truncated.
     pub(crate) is_truncated: bool,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct Receiver {
     arena: Box<[u8]>,
     names: [Address; MESSAGES],
     controls: [Control; MESSAGES],
-    /// What the kernel said of each message of the last call: bytes, flags, bytes of control messages.
+    /// For each message of the last call: its bytes, flags, and bytes of control messages.
     outcomes: [(usize, i32, usize); MESSAGES],
 }
 
@@ -50,15 +50,16 @@ impl Receiver {
         }
     }
 
-    /// How many messages one call takes at most.
+    /// The most messages that one call receives.
     pub(crate) const AT_ONCE: usize = MESSAGES;
 
-    /// The buffer that all places are in.
+    /// The buffer that all places refer to.
     pub(crate) fn arena(&mut self) -> &mut [u8] {
         &mut self.arena
     }
 
-    /// Takes what is there, without waiting, and says how many messages that were. What was received before is gone.
+    /// Receives what is available without waiting, and returns the number of messages. Overwrites the previous
+    /// messages.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
         // SAFETY: these are numbers and pointers, which may be zero.
         let mut parts: [libc::iovec; MESSAGES] = unsafe { std::mem::zeroed() };
@@ -95,7 +96,7 @@ impl Receiver {
         Ok(count)
     }
 
-    /// The nth message of the last call. None if its sender has no address.
+    /// Returns the nth message of the last call, or `None` if its sender has no address.
     pub(crate) fn received(&self, nth: usize) -> Option<Received> {
         let (len, flags, control) = *self.outcomes.get(nth)?;
         let len = len.min(ROOM);
@@ -109,8 +110,8 @@ impl Receiver {
 }
 
 impl Control {
-    /// The size of the datagrams that the kernel has merged (`UDP_GRO`), of which it says so in an int. `len`: how many
-    /// bytes of control messages there are.
+    /// Returns the size of merged datagrams, which the kernel reports as an int (`UDP_GRO`). `len` is the number of
+    /// bytes of control messages.
     fn segment(&self, len: usize) -> Option<usize> {
         // SAFETY: these are numbers and pointers, which may be zero.
         let mut head: libc::msghdr = unsafe { std::mem::zeroed() };

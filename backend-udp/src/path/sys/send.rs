@@ -9,37 +9,37 @@ use nix::errno::Errno;
 
 use super::address::Address;
 
-/// Room for one control message: the size of datagrams takes 18 bytes and padding.
+/// Room for one control message: the one with the segment size takes 18 bytes and padding.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 struct Control([u8; 32]);
 
-/// A message: where it goes, and which parts it has.
+/// A message: its destination and its parts.
 struct Message {
     name: Address,
     name_len: libc::socklen_t,
     control: Control,
-    /// None: no control message.
+    /// Zero if there is no control message.
     control_len: usize,
     first: usize,
     parts: usize,
 }
 
-/// Buffers for messages, which are kept from one batch to the next.
+/// Buffers for messages, reused for each batch.
 pub(crate) struct Sender {
     messages: Vec<Message>,
     parts: Vec<libc::iovec>,
     heads: Vec<libc::mmsghdr>,
 }
 
-/// Messages that are being put together.
+/// Messages that are being assembled.
 pub(crate) struct Batch<'a> {
     sender: &'a mut Sender,
     data: PhantomData<&'a [u8]>,
 }
 
 impl Sender {
-    /// Buffers that need not grow for so many messages with so many parts in all.
+    /// Creates buffers for this many messages with this many parts in total, without reallocation.
     pub(crate) fn new(messages: usize, parts: usize) -> Self {
         Self {
             messages: Vec::with_capacity(messages),
@@ -48,7 +48,7 @@ impl Sender {
         }
     }
 
-    /// An empty batch.
+    /// Starts an empty batch.
     pub(crate) fn batch(&mut self) -> Batch<'_> {
         self.messages.clear();
         self.parts.clear();
@@ -57,7 +57,7 @@ impl Sender {
 }
 
 impl<'a> Batch<'a> {
-    /// Begins a message to `to`, that the kernel cuts into datagrams of `segment` bytes if that is given.
+    /// Starts a message to `to`. If `segment` is given, the kernel cuts it into datagrams of that many bytes.
     pub(crate) fn message(&mut self, to: SocketAddr, segment: Option<u16>) {
         let (name, name_len) = Address::new(to);
         let (control, control_len) = segment.map_or((Control([0; 32]), 0), Control::segment);
@@ -65,7 +65,7 @@ impl<'a> Batch<'a> {
         self.sender.messages.push(Message { name, name_len, control, control_len, first, parts: 0 });
     }
 
-    /// Adds to the message begun last.
+    /// Adds a part to the last message.
     pub(crate) fn part(&mut self, bytes: &'a [u8]) {
         if let Some(message) = self.sender.messages.last_mut() {
             message.parts += 1;
@@ -74,12 +74,13 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// How many messages there are.
+    /// Returns the number of messages.
     pub(crate) fn len(&self) -> usize {
         self.sender.messages.len()
     }
 
-    /// Sends the messages from the nth on, without waiting, and says how many were taken. An error is that of the nth.
+    /// Sends the messages from the nth on without waiting, and returns how many were accepted. An error is that of the
+    /// nth.
     pub(crate) fn send(&mut self, socket: BorrowedFd<'_>, nth: usize) -> Result<usize, Errno> {
         let Sender { messages, parts, heads } = &mut *self.sender;
         heads.clear();
@@ -89,7 +90,7 @@ impl<'a> Batch<'a> {
             let mut head: libc::mmsghdr = unsafe { std::mem::zeroed() };
             head.msg_hdr.msg_name = ptr::from_mut(&mut message.name).cast();
             head.msg_hdr.msg_namelen = message.name_len;
-            // No part is ever taken away, so this is inside of the buffer or right behind it.
+            // Parts are never removed, so this is inside of the buffer or directly behind it.
             head.msg_hdr.msg_iov = base.wrapping_add(message.first);
             head.msg_hdr.msg_iovlen = message.parts as _;
             if message.control_len > 0 {
@@ -113,7 +114,8 @@ impl<'a> Batch<'a> {
 }
 
 impl Control {
-    /// Has the kernel cut a message into datagrams of this size (`UDP_SEGMENT`). Also how long that is, in bytes.
+    /// Makes the kernel cut a message into datagrams of this size (`UDP_SEGMENT`). Also returns the length of the
+    /// control message, in bytes.
     fn segment(size: u16) -> (Self, usize) {
         let mut control = Self([0; 32]);
         // SAFETY: CMSG_SPACE and CMSG_LEN compute with numbers.
