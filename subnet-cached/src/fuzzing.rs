@@ -1,6 +1,6 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
+//! Checks of private parsers, for fuzz targets and property tests. Each panics if a property fails.
 
-/// A state file of the store `etcd`: what is read is written so that it reads back as it was.
+/// Parses a state file of the store `etcd`, and checks that it round-trips.
 pub fn state_file(bytes: &[u8]) {
     crate::wire::check_state_file(bytes);
 }

@@ -1,4 +1,4 @@
-//! What is known, and the file it is kept in.
+//! The cached data and its state file.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,12 @@ use crate::MAX_BYTES;
 use crate::known::{Changed, Known};
 use crate::wire;
 
-/// How long changes are gathered before they are written.
+/// How long changes are collected before they are written.
 pub(crate) const SETTLE: Duration = Duration::from_secs(5);
-/// How far apart writes are at least, also after one that failed: a large and restless network must not wear a disk
-/// out.
+/// The shortest time between two writes, also after a failed one: a large, busy network must not wear out a disk.
 pub(crate) const PACE: Duration = Duration::from_secs(30);
 
-/// The same after a write that failed because there is too much to keep, as long as it does not become clearly less.
+/// The same after a write that failed because the data was too large, until the data is clearly smaller.
 pub(crate) const PACE_TOO_LARGE: Duration = Duration::from_secs(3600);
 
 pub(crate) struct Keeper {
@@ -30,9 +29,9 @@ pub(crate) struct Keeper {
     origin: String,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
-    /// Held by who writes.
+    /// Held while the file is written.
     turn: Mutex<()>,
-    /// Whether the file was read.
+    /// Set once the file was read.
     recalled: OnceCell<()>,
     changed: Notify,
 }
@@ -40,18 +39,19 @@ pub(crate) struct Keeper {
 #[derive(Default)]
 struct State {
     known: Known,
-    /// Since when the file lacks something.
+    /// When the oldest change that is not in the file was made.
     unsaved: Option<BootTime>,
-    /// When the next write may be.
+    /// The earliest time of the next write.
     not_before: BootTime,
-    /// What the records counted as when there was too much to keep. Once it is an eighth less, a write may do.
+    /// The weight of the records when they were too large to write. A write is tried again once it is an eighth
+    /// smaller.
     too_large: Option<usize>,
     trouble: Option<String>,
-    /// Whether the cache stands in for the store.
+    /// Whether answers come from the cache instead of the store.
     standing_in: bool,
-    /// The watch that last brought something of the inner store's, as long as it has no trouble.
+    /// The watch that last delivered an event of the inner store, as long as that watch has no error.
     live: Option<u64>,
-    /// The watch whose events are taken in: two that are not equally far would undo each other's.
+    /// The watch whose events are recorded. Events of two watches at different positions would undo each other.
     recorder: Option<u64>,
     watches: u64,
 }
@@ -93,7 +93,7 @@ impl Keeper {
         read(&self.state().known)
     }
 
-    /// Takes in what the store itself has just said.
+    /// Records an answer of the store itself.
     pub(crate) fn learn(&self, learn: impl FnOnce(&mut Known) -> Changed) {
         if std::mem::take(&mut self.state().standing_in) {
             tracing::info!(path = %self.path.display(), "the lease store is back: the state file is not needed");
@@ -101,7 +101,7 @@ impl Keeper {
         self.note(learn);
     }
 
-    /// Takes in what a store may know that is away: Kubernetes' configuration is a file.
+    /// Records an answer that a store can give while it is unavailable: the configuration of Kubernetes is a file.
     pub(crate) fn note(&self, learn: impl FnOnce(&mut Known) -> Changed) {
         let now = self.now();
         let mut state = self.state();
@@ -119,19 +119,19 @@ impl Keeper {
         }
     }
 
-    /// The store is about to be asked to publish this.
+    /// Called before the store is asked to publish this lease.
     pub(crate) fn asks(&self, lease: &Lease) {
         self.state().known.renewing(lease);
     }
 
-    /// The number of a new watch.
+    /// Returns the number of a new watch.
     pub(crate) fn open(&self) -> u64 {
         let mut state = self.state();
         state.watches += 1;
         state.watches
     }
 
-    /// Whether events of `watch` are to be taken in. Only one that has just said what is everything can begin.
+    /// Whether events of `watch` are recorded. A watch can only start recording with a complete list.
     pub(crate) fn records(&self, watch: u64, begins: impl FnOnce() -> bool) -> bool {
         let mut state = self.state();
         if state.recorder.is_none() && begins() {
@@ -145,22 +145,22 @@ impl Keeper {
         self.unheard(watch);
     }
 
-    /// The inner store has said something on this watch.
+    /// The inner store delivered an event on this watch.
     pub(crate) fn heard(&self, watch: u64) {
         self.state().live = Some(watch);
     }
 
-    /// This watch is in trouble, or dropped.
+    /// This watch had an error or was dropped.
     pub(crate) fn unheard(&self, watch: u64) {
         self.state().live.take_if(|live| *live == watch);
     }
 
-    /// Whether the inner store speaks on a watch.
+    /// Whether a watch on the inner store works.
     pub(crate) fn is_live(&self) -> bool {
         self.state().live.is_some()
     }
 
-    /// Says once that the cache stands in for a store that is away.
+    /// Logs once that the cache replaces an unavailable store.
     pub(crate) fn standing_in(&self, error: &SubnetError) {
         if !std::mem::replace(&mut self.state().standing_in, true) {
             let error = chain(error);
@@ -168,7 +168,7 @@ impl Keeper {
         }
     }
 
-    /// Reads the file, once, if it can add anything.
+    /// Reads the file once, if it can add anything.
     pub(crate) async fn recall(self: &Arc<Self>) {
         if self.known(Known::is_whole) {
             return;
@@ -176,13 +176,14 @@ impl Keeper {
         self.recalled
             .get_or_init(|| async {
                 let keeper = Arc::clone(self);
-                // Fails where the runtime ends: then there is nobody to answer.
+                // Fails if the runtime shuts down: then there is no caller to answer.
                 let _ = tokio::task::spawn_blocking(move || keeper.read()).await;
             })
             .await;
     }
 
-    /// What the file says; `None` where there is none. The error says in words why it is of no use.
+    /// Returns the contents of the file, or `None` if there is no file. The error is the reason why the file is
+    /// unusable.
     pub(crate) fn load(&self) -> Result<Option<Known>, String> {
         let Some(bytes) = files::read(&self.path, Trust::OwnersAlone, MAX_BYTES).map_err(|error| error.to_string())?
         else {
@@ -201,21 +202,21 @@ impl Keeper {
         }
     }
 
-    /// A change of what [`write_due`](Self::write_due) says.
+    /// Waits for a change of [`write_due`](Self::write_due).
     pub(crate) fn changes(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
 
-    /// When to write, if there is something to write.
+    /// Returns when to write, if there is something to write.
     pub(crate) fn write_due(&self) -> Option<BootTime> {
         let state = self.state();
         let since = state.unsaved.filter(|_| state.known.is_whole())?;
         Some(since.after(SETTLE).max(state.not_before))
     }
 
-    /// Writes the file if it lacks something. Blocks on the disk.
+    /// Writes the file if it is not up to date. Blocks on the disk.
     pub(crate) fn write(&self) -> Result<(), FileError> {
-        // Nothing is left half-done by a holder that panicked: it only ever replaces the file.
+        // A panicked holder left nothing incomplete: it only replaces the file as a whole.
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.now();
         let (known, since) = {
@@ -223,7 +224,7 @@ impl Keeper {
             let Some(since) = state.unsaved.filter(|_| state.known.is_whole()) else { return Ok(()) };
             state.unsaved = None;
             (state.not_before, state.too_large) = (now.after(PACE), None);
-            // Leases are shared: this costs some ten bytes a record, for as long as the write takes.
+            // Leases are shared: the copy costs some ten bytes per record until the write ends.
             (state.known.clone(), since)
         };
         let weight = known.weight();
@@ -241,7 +242,7 @@ impl Keeper {
                     state.not_before = now.after(PACE_TOO_LARGE);
                     state.too_large = Some(weight);
                 }
-                // A watch that sleeps has to know of the next try.
+                // A waiting watch has to learn the time of the next try.
                 self.changed.notify_waiters();
                 if was.is_none() {
                     let error = chain(error);
@@ -253,13 +254,13 @@ impl Keeper {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is one call that leaves it consistent.
+        // Every change is one call that leaves the state consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The clock that goes on while a machine is off. It can be set, so that nothing of a running agent goes by it: a state
-/// file that it says is from the future names no lease.
+/// The clock that also runs while a machine is off. It can be set, so a running agent does not depend on it: if the
+/// file's time lies in the future, its lease is not used.
 #[expect(clippy::disallowed_methods, reason = "a boot-time clock says nothing of the time before the boot")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()

@@ -1,4 +1,4 @@
-//! What the store has said, as far as it is worth keeping. Pure.
+//! The cached answers of the store. Pure.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -13,30 +13,30 @@ use flannel_core::subnet::{NodeIdentity, ThisNode};
 
 use crate::records::Records;
 
-/// What is known of a store.
+/// The cached data of a store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Known {
     pub(crate) this_node: Option<ThisNode>,
     pub(crate) config: Option<NetworkConfig>,
     pub(crate) own: Own,
     pub(crate) records: Option<Records>,
-    /// The public addresses that a renewal was last asked to publish: the store may show them before it answers, or
-    /// instead of an answer.
+    /// The public addresses in the last renewal request: the store may show them before it answers, or without an
+    /// answer.
     pub(crate) asked: Option<Dual<IpAddr>>,
 }
 
-/// The lease of the node that lives here.
+/// This node's own lease.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) enum Own {
     /// The store has not been asked.
     #[default]
     Unasked,
-    /// There is none, or not any more.
+    /// There is none, or no longer one.
     None,
-    /// As it stands in the store.
+    /// The lease as stored.
     Held(NodeIdentity, Lease),
-    /// This was held, and the store shows something else under its key. That may be older than our last write: not
-    /// to be used unless the store says that it is ours.
+    /// The lease was held, and the store shows something else under its key, which may be older than the last write.
+    /// Not used unless the store confirms that it belongs to this node.
     Doubted(NodeIdentity, Lease),
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Entry {
     pub(crate) lease: Result<Arc<Lease>, Box<BadRecord>>,
 }
 
-/// Whether something that is kept on disk changed.
+/// Whether data that is kept on disk changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changed {
     Yes,
@@ -65,17 +65,17 @@ impl Changed {
 }
 
 impl Known {
-    /// The store says who this node is.
+    /// Records the store's answer about this node.
     pub(crate) fn identified(&mut self, node: &ThisNode) -> Changed {
         Changed::when(self.this_node.replace(node.clone()).as_ref() != Some(node))
     }
 
-    /// Whether there is nothing that a state file could add, so that it may be written over.
+    /// Whether a state file could add nothing, so that it may be overwritten.
     pub(crate) fn is_whole(&self) -> bool {
         self.config.is_some() && self.own != Own::Unasked && self.records.is_some()
     }
 
-    /// Fills what is not known from what was known `before`.
+    /// Fills missing data from the earlier data `before`.
     pub(crate) fn recall(&mut self, before: Self) {
         self.this_node = self.this_node.take().or(before.this_node);
         self.config = self.config.take().or(before.config);
@@ -85,7 +85,7 @@ impl Known {
         }
     }
 
-    /// What the records count as.
+    /// Returns the weight of the records.
     pub(crate) fn weight(&self) -> usize {
         self.records.as_ref().map_or(0, Records::weight)
     }
@@ -98,7 +98,7 @@ impl Known {
         Changed::when(changed)
     }
 
-    /// The store says that `node` holds `lease`.
+    /// Records that `node` holds `lease`.
     pub(crate) fn held(&mut self, node: &NodeIdentity, lease: &Lease) -> Changed {
         let own = Own::Held(node.clone(), lease.clone());
         let changed = self.own != own;
@@ -106,8 +106,8 @@ impl Known {
         Changed::when(changed)
     }
 
-    /// The store has these under the identity of `node`. Which of them is its own is told with the next acquire; until then
-    /// it is the one that was known for it, else the first.
+    /// Records the leases found under the identity of `node`. The next acquire decides which of them is the node's own;
+    /// until then it is the one that was known as its own, or else the first.
     pub(crate) fn found(&mut self, node: &NodeIdentity, leases: &[Lease]) -> Changed {
         let known = match &self.own {
             Own::Held(_, own) | Own::Doubted(_, own) => leases.iter().find(|lease| lease.key == own.key),
@@ -119,7 +119,7 @@ impl Known {
         }
     }
 
-    /// The store says that `node` holds nothing.
+    /// Records that `node` has no lease.
     pub(crate) fn without_lease(&mut self, node: &NodeIdentity) -> Changed {
         match &self.own {
             Own::Held(holder, lease) | Own::Doubted(holder, lease) if !is_holder(node, holder, lease) => Changed::No,
@@ -128,12 +128,12 @@ impl Known {
         }
     }
 
-    /// The store is about to be asked to renew this.
+    /// Called before the store is asked to renew this lease.
     pub(crate) fn renewing(&mut self, lease: &Lease) {
         self.asked = Some(lease.attrs.public_ip);
     }
 
-    /// The store says that this, which it was asked to renew, is ours.
+    /// Records that the store renewed this lease.
     pub(crate) fn renewed(&mut self, lease: &Lease) -> Changed {
         match &self.own {
             Own::Held(node, own) | Own::Doubted(node, own) if own.key == lease.key => {
@@ -144,7 +144,7 @@ impl Known {
         }
     }
 
-    /// The lease of this key is not ours any more.
+    /// Records that this node no longer holds the lease of this key.
     pub(crate) fn lost(&mut self, key: &LeaseKey) -> Changed {
         match &self.own {
             Own::Held(_, own) | Own::Doubted(_, own) if own.key == *key => self.give_up(),
@@ -152,7 +152,7 @@ impl Known {
         }
     }
 
-    /// The own lease of `node`, if it may be used `now`.
+    /// Returns the own lease of `node`, if it may be used at `now`.
     pub(crate) fn own_lease(&self, node: &NodeIdentity, now: BootTime) -> Option<Lease> {
         let Own::Held(holder, lease) = &self.own else { return None };
         let runs = lease.expires.is_none_or(|expires| expires > now);
@@ -160,9 +160,9 @@ impl Known {
         (is_holder(node, holder, lease) && runs && fits).then(|| lease.clone())
     }
 
-    /// Everything there was, in the order of keys.
+    /// Returns all records in the order of keys, followed by an own lease that is newer than the list.
     ///
-    /// The own record is the own lease itself: what a snapshot says of fence and expiry may be older.
+    /// The own record is the own lease itself: its fence and expiry in the list may be older.
     pub(crate) fn snapshot(&self) -> Option<Vec<Record>> {
         let records = self.records.as_ref()?;
         let mut own = match &self.own {
@@ -177,12 +177,12 @@ impl Known {
             };
             snapshot.push(Record { key: key.clone(), created: *created, lease });
         }
-        // Taken after the snapshot, so it is the newest there is.
+        // Acquired after the list was made, so it is the newest record.
         snapshot.extend(own.map(|own| Record { key: own.key.clone(), created: u64::MAX, lease: Ok(own) }));
         Some(snapshot)
     }
 
-    /// Takes in what a watch says.
+    /// Records an event of the watch.
     pub(crate) fn event(&mut self, event: &LeaseEvent) -> Changed {
         match event {
             LeaseEvent::Reset(records) => self.reset(records),
@@ -235,7 +235,7 @@ impl Known {
         own.or(Changed::when(!same))
     }
 
-    /// The store showed the record of `key`, or that there is none: the own lease may be gone or another's.
+    /// Handles the record of `key`, or its absence: the own lease may be gone or belong to another node.
     fn own_record(&mut self, key: &LeaseKey, record: Option<&Record>) -> Changed {
         let (Own::Held(node, own) | Own::Doubted(node, own)) = &self.own else { return Changed::No };
         if own.key != *key {
@@ -247,7 +247,7 @@ impl Known {
         };
         let shown = record.and_then(|record| record.lease.as_ref().ok()).filter(|seen| is_ours(seen));
         let now = match shown {
-            // A store may not know the expiry of what it shows: nothing then says that ours is longer.
+            // A store may show a record without its expiry; then the known expiry stays.
             Some(seen) => Own::Held(node.clone(), Lease::clone(seen).expiring(seen.expires.max(own.expires))),
             None => Own::Doubted(node.clone(), own.clone()),
         };
@@ -262,8 +262,8 @@ impl Known {
     }
 }
 
-/// Whether `node` is who holds this lease. A store that knows a node by its address knows it by another one once the
-/// node has moved, and published that.
+/// Whether `node` is the holder of this lease. A store that identifies a node by its address sees another identity once
+/// the node has moved and published its new address.
 fn is_holder(node: &NodeIdentity, holder: &NodeIdentity, lease: &Lease) -> bool {
     let Dual { v4, v6 } = lease.attrs.public_ip;
     node == holder || v4.or(v6).is_some_and(|public| *node == NodeIdentity::of_address(public))
@@ -273,13 +273,13 @@ impl Entry {
     fn of(record: &Record) -> Self {
         let lease = match &record.lease {
             Ok(lease) => Ok(Arc::clone(lease)),
-            // A store's words may quote a hostile record at length.
+            // The store's message may quote a hostile record at length.
             Err(bad) => Err(Box::new(BadRecord::new(&bad.reason, bad.subnets))),
         };
         Self { created: record.created, lease }
     }
 
-    /// Whether the two are the same on disk: a renewal changes nothing there.
+    /// Whether both are the same on disk: a renewal changes nothing there.
     fn says_what(&self, other: &Self) -> bool {
         let same = match (&self.lease, &other.lease) {
             (Ok(a), Ok(b)) => Arc::ptr_eq(a, b) || a.subnets == b.subnets && a.attrs == b.attrs,

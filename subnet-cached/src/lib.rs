@@ -1,8 +1,9 @@
-//! A lease store in front of another one, with a state file: a node boots into a working overlay while the store is away.
+//! A lease store in front of another one, with a state file: a node can start its overlay while the store is
+//! unavailable.
 //!
-//! The file holds who this node is, the network's configuration, the node's lease and the last list of peers. It answers
-//! only where the store is unavailable or denies access; every other answer of the store counts. Once the store is back, the
-//! agent corrects what has changed meanwhile.
+//! The file contains the node's identity, the network's configuration, the node's lease and the last list of peers. It
+//! is used only if the store is unavailable or denies access; in all other cases the store's answer is used. Once the
+//! store is back, the agent applies what has changed meanwhile.
 //!
 //! ```no_run
 //! # use std::sync::Arc;
@@ -15,8 +16,8 @@
 //! # }
 //! ```
 //!
-//! The last text names the store behind it: a file of another store is not used. A store that is a directory of this host
-//! (`flannel-subnet-file`) needs no state file. The crate `flannelkit` has this one behind its feature `cached`.
+//! The third argument identifies the store: a file of another store is not used. A store in a directory of this host
+//! (`flannel-subnet-file`) needs no state file. The crate `flannelkit` exports this crate under its feature `cached`.
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -40,47 +41,48 @@ use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, W
 use futures_util::stream::BoxStream;
 use keeper::Keeper;
 
-/// The largest state file that is read or written, in bytes: room for 100 000 ordinary records several times over.
+/// The largest state file that is read or written, in bytes: room for several times 100 000 ordinary records.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// A lease store with a state file: who the node is, the configuration, the own lease and the last snapshot, from which it
-/// answers while the store cannot.
+/// A lease store with a state file that contains the node's identity, the configuration, the own lease and the last
+/// snapshot.
 ///
-/// Every call goes to the inner store first, and what that says counts. Only where it is [`SubnetError::Unavailable`]
-/// or [`SubnetError::Denied`]:
+/// Every call goes to the inner store first. Only if that returns [`SubnetError::Unavailable`] or
+/// [`SubnetError::Denied`], the call is answered from the file:
 ///
-/// * [`this_node`](SubnetManager::this_node) and [`network_config`](SubnetManager::network_config) answer with what was
-///   last read, the latter only while no watch shows that the store is there;
-/// * [`previous`](SubnetManager::previous) and [`acquire`](SubnetManager::acquire) with the lease that the same node
-///   last held, unless it has run out, fits the network no longer, the store has said since that it is lost, or the
-///   agent says that it is another node's ([`Want::own`]). It keeps its fence: what may be written over is still the
-///   inner store's to judge. `acquire` puts `want.attrs` in it, which the agent publishes once the store is back;
-/// * a [`watch`](SubnetManager::watch) that meets trouble before its first `Reset` begins with the last snapshot as a
-///   `Reset`; the trouble follows at once, so that [`Status::store`](flannel_core::overlay::Status::store) says
-///   [`Lost`](flannel_core::overlay::Contact::Lost) beside peers that are programmed. The inner store's own `Reset` then
-///   corrects what has changed meanwhile.
+/// * [`this_node`](SubnetManager::this_node) and [`network_config`](SubnetManager::network_config) return the values
+///   last read, the latter only while no watch on the inner store works;
+/// * [`previous`](SubnetManager::previous) and [`acquire`](SubnetManager::acquire) return the lease that the same node
+///   last held. They do not if it has expired, does not fit the network, has since been reported lost by the store, or
+///   belongs to another node according to the agent ([`Want::own`]). The lease keeps its fence, so the inner store
+///   still decides what may be overwritten. `acquire` puts `want.attrs` in it, which the agent publishes once the store
+///   is back;
+/// * a [`watch`](SubnetManager::watch) that fails before its first `Reset` begins with the last snapshot as a `Reset`.
+///   The error follows at once, so that [`Status::store`](flannel_core::overlay::Status::store) is
+///   [`Lost`](flannel_core::overlay::Contact::Lost) while peers are programmed. The inner store's own `Reset` then
+///   applies what has changed meanwhile.
 ///
-/// With a live store the file is never read. It is written from inside the watch, on a blocking thread, one write at a
-/// time and never in the way of an event: 5 s after a change of what it holds, and at most every 30 s. Renewals of
-/// other nodes are no change. Dropping the watch writes nothing: call [`flush`](Self::flush) at an orderly end; after
-/// a crash the file lacks the last changes. Each write replaces the whole file (mode 0600) or leaves the old one. One
-/// that fails is logged, shown by [`trouble`](Self::trouble) and tried again after 30 s; leases and peers do not
-/// suffer. More than 64 MiB is not written: that is tried again after an hour.
+/// While the store works, the file is never read. The watch writes it on a blocking thread, one write at a time and
+/// without delaying events: 5 s after a change of its contents, and at most every 30 s. Renewals of other nodes are not
+/// changes. Dropping the watch writes nothing: call [`flush`](Self::flush) at an orderly end; after a crash the file
+/// lacks the last changes. Each write replaces the whole file (mode 0600) or leaves the old one. A failed write is
+/// logged, returned by [`trouble`](Self::trouble) and retried after 30 s; leases and peers are not affected. More than
+/// 64 MiB is not written; such a write is retried after an hour.
 ///
-/// A file that is not whole, of another version or of another store, or that others may write, is ignored with one
-/// warning, and overwritten when there is something to write.
+/// A file that is incomplete, of another version or of another store, or that other users can write, is ignored with
+/// one warning. It is overwritten when there is something to write.
 ///
-/// Run one agent on a file. The leases of several nodes may be taken through one value: the last one's is kept.
+/// Use a file with one agent only. One value can acquire the leases of several nodes; the last one's is kept.
 pub struct CachedSubnets {
     inner: Arc<dyn SubnetManager>,
     keeper: Arc<Keeper>,
 }
 
 impl CachedSubnets {
-    /// A store in front of `inner`, with its state in the file `path`, whose directory is made if needed.
+    /// Creates a store in front of `inner`, with its state in the file `path`, whose directory is created if needed.
     ///
-    /// `origin` says in words which network of which store this is (an etcd prefix, a cluster's name): a file of
-    /// another origin is ignored. Leases run out on `clock`, which must be the one that `inner` counts on.
+    /// `origin` describes which network of which store this is (an etcd prefix, a cluster's name): a file of another
+    /// origin is ignored. Leases expire on `clock`, which must be the one that `inner` uses.
     ///
     /// Reads and writes nothing yet.
     pub fn new(
@@ -92,37 +94,37 @@ impl CachedSubnets {
         Self { inner, keeper: Arc::new(Keeper::new(path.into(), origin.into(), clock)) }
     }
 
-    /// The state file.
+    /// Returns the path of the state file.
     pub fn path(&self) -> &Path {
         self.keeper.path()
     }
 
-    /// Why the last write of the state file failed, in words; `None` where it did not.
+    /// Returns the reason why the last write of the state file failed, or `None` if it succeeded.
     pub fn trouble(&self) -> Option<String> {
         self.keeper.trouble()
     }
 
-    /// Whether the last answer was the state file's, because the store itself gave none.
+    /// Whether the last answer came from the state file, because the store itself gave none.
     pub fn stands_in(&self) -> bool {
         self.keeper.stands_in()
     }
 
-    /// Reads the state file, for whoever looks for faults: whether there is one that a start could go by. Blocks on the
+    /// Checks the state file, for diagnosis. Returns whether there is a file that a start could use. Blocks on the
     /// disk, and changes nothing.
     ///
     /// # Errors
-    /// Why it would be ignored, in words. Delete it: the agent writes it anew.
+    /// The reason why the file would be ignored. Delete it: the agent writes a new one.
     pub fn check(&self) -> Result<bool, String> {
         Ok(self.keeper.load()?.is_some())
     }
 
-    /// Writes what the state file lacks, now.
+    /// Writes pending changes to the state file now.
     ///
     /// # Errors
-    /// [`FileError`]: the file is as it was. Retry once the remedy is applied.
+    /// [`FileError`]: the file is unchanged. Retry after applying the remedy.
     ///
     /// # Cancel safety
-    /// Dropped midway the write goes on in the background, and ends whole or not at all.
+    /// If dropped, the write continues in the background, and completes or changes nothing.
     pub async fn flush(&self) -> Result<(), FileError> {
         let keeper = Arc::clone(&self.keeper);
         match tokio::task::spawn_blocking(move || keeper.write()).await {
@@ -131,15 +133,15 @@ impl CachedSubnets {
         }
     }
 
-    /// Deletes the state file: for whoever leaves the network for good. Idempotent; blocks on the disk.
+    /// Deletes the state file, for a node that leaves the network for good. Idempotent; blocks on the disk.
     ///
     /// # Errors
-    /// [`FileError`]: the file is still there. Retry once the remedy is applied.
+    /// [`FileError`]: the file still exists. Retry after applying the remedy.
     pub fn erase(&self) -> Result<(), FileError> {
         files::remove(self.path())
     }
 
-    /// The cached lease of `node` in the place of an answer that did not come.
+    /// Returns the cached lease of `node` in place of a missing answer.
     async fn cached_lease(
         &self,
         node: &NodeIdentity,
@@ -161,7 +163,7 @@ impl std::fmt::Debug for CachedSubnets {
     }
 }
 
-/// Whether the store is out of reach, so that what it said last may stand in.
+/// Whether the store is unreachable, so that the cache may answer.
 fn is_away(error: &SubnetError) -> bool {
     matches!(error, SubnetError::Unavailable { .. } | SubnetError::Denied { .. })
 }
@@ -191,7 +193,7 @@ impl SubnetManager for CachedSubnets {
                 self.keeper.note(|known| known.configured(&config));
                 Ok(config)
             }
-            // While the watch lives the store will answer soon, and it may have another configuration by now.
+            // While the watch works, the store will answer soon, and its configuration may have changed.
             Err(error) if is_away(&error) && !was_live && !self.keeper.is_live() => {
                 self.keeper.recall().await;
                 let Some(config) = self.keeper.known(|known| known.config.clone()) else { return Err(error) };

@@ -1,4 +1,4 @@
-//! The records that are known of a store, bounded by what they take.
+//! The cached records of a store, limited in size.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -7,26 +7,25 @@ use flannel_core::lease::{LeaseKey, MAX_RECORDS, weight};
 
 use crate::known::Entry;
 
-/// Records that count as at most [`MAX_RECORDS`] of ordinary size where they come one by one.
+/// Records whose weight is limited to that of [`MAX_RECORDS`] records of ordinary size when added one by one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Records {
     by_key: BTreeMap<LeaseKey, Entry>,
-    /// What they count as.
+    /// The weight of all records.
     weight: usize,
 }
 
 impl Records {
-    /// What they count as.
+    /// Returns the weight of all records.
     pub(crate) fn weight(&self) -> usize {
         self.weight
     }
 
-    /// Puts a record in if there is room for it. Returns what stood there before, which goes in any case: it is not
-    /// true any more.
+    /// Adds a record if there is room. Returns the former record, which is removed in any case because it is outdated.
     pub(crate) fn put(&mut self, key: &LeaseKey, entry: Entry) -> Option<Entry> {
         let old = self.remove(key);
         let weight = self.weight + weight_of(key, &entry);
-        // The store's next list says which are the oldest.
+        // The store's next list determines which records are the oldest.
         if weight <= MAX_RECORDS {
             self.weight = weight;
             self.by_key.insert(key.clone(), entry);

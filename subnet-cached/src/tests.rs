@@ -1,4 +1,4 @@
-//! The answers from the state file, and what all tests share.
+//! Answers from the state file, and helpers of all tests.
 
 mod file;
 mod large;
@@ -52,7 +52,7 @@ impl Bed {
         CachedSubnets::new(Arc::new(self.store.clone()), self.path(), origin, Arc::clone(&self.clock))
     }
 
-    /// A file of a node `a` that holds a lease and saw its own record.
+    /// Writes the file of a node `a` that holds a lease and saw its own record.
     async fn saved(&self) -> Lease {
         let cached = self.open();
         let (lease, _watch) = begun(&cached).await;
@@ -69,7 +69,7 @@ fn want() -> Want {
     Want::new(LeaseAttrs::default())
 }
 
-/// Does what an agent does at its start.
+/// Makes the calls that an agent makes at its start.
 async fn begun(cached: &CachedSubnets) -> (Lease, BoxStream<'static, Result<LeaseEvent, SubnetError>>) {
     cached.this_node().await.unwrap();
     cached.network_config().await.unwrap();
@@ -103,7 +103,7 @@ fn held(expires: Option<u64>) -> Known {
     Known { this_node, config: Some(config()), own, records: Some(Records::default()), asked: None }
 }
 
-/// Polls `watch` for so long; what it says is lost.
+/// Polls `watch` for this time and drops its items.
 async fn drive(watch: &mut BoxStream<'static, Result<LeaseEvent, SubnetError>>, time: Duration) {
     let _ = tokio::time::timeout(time, async { while watch.next().await.is_some() {} }).await;
 }

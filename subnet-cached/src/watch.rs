@@ -1,4 +1,5 @@
-//! The watch: the inner store's, taken in as it passes, and begun with the last snapshot where that is away.
+//! The watch: passes on and records the inner store's events, and begins with the last snapshot if the inner store is
+//! unavailable.
 
 use std::sync::Arc;
 
@@ -14,22 +15,22 @@ use crate::keeper::Keeper;
 
 type Item = Result<LeaseEvent, SubnetError>;
 
-/// `inner` through `keeper`.
+/// Returns the watch `inner`, recorded by `keeper`.
 pub(crate) fn watch(inner: BoxStream<'static, Item>, keeper: Arc<Keeper>) -> BoxStream<'static, Item> {
     let watch = Watch { number: keeper.open(), inner, keeper, begun: false, trouble: None, write: None };
     unfold(watch, |mut watch| async move { watch.next().await.map(|item| (item, watch)) }).boxed()
 }
 
 struct Watch {
-    /// What the keeper knows it by.
+    /// The number that identifies this watch to the keeper.
     number: u64,
     inner: BoxStream<'static, Item>,
     keeper: Arc<Keeper>,
-    /// Whether a first `Reset` was given.
+    /// Whether a first `Reset` was returned.
     begun: bool,
-    /// Follows the snapshot that stands in.
+    /// The error to return after the cached snapshot.
     trouble: Option<SubnetError>,
-    /// The write under way. Dropped midway it goes on to its end.
+    /// The write in progress. If dropped, it continues to its end.
     write: Option<JoinHandle<()>>,
 }
 
@@ -40,7 +41,7 @@ impl Watch {
         }
         let keeper = Arc::clone(&self.keeper);
         loop {
-            // Before the look at what is due: a change between the two must not be missed.
+            // Registered before the due time is read: a change between the two must not be missed.
             let changed = keeper.changes();
             let due = keeper.write_due().filter(|_| self.write.is_none());
             let timer = async {
@@ -51,11 +52,11 @@ impl Watch {
             };
             tokio::select! {
                 biased;
-                // Keeps nobody waiting: a write takes place elsewhere, and both are rare.
+                // Does not delay events: a write runs on another thread, and both are rare.
                 () = finished(&mut self.write) => {}
                 () = timer => {
                     let keeper = Arc::clone(&keeper);
-                    // The keeper tells of a failure, and tries again.
+                    // The keeper logs a failure and retries.
                     self.write = Some(tokio::task::spawn_blocking(move || drop(keeper.write())));
                 }
                 item = self.inner.next() => return Some(self.pass(item?).await),
@@ -64,7 +65,7 @@ impl Watch {
         }
     }
 
-    /// What becomes of an item of the inner store.
+    /// Returns the item to pass on for an item of the inner store.
     async fn pass(&mut self, item: Item) -> Item {
         if item.is_err() {
             self.keeper.unheard(self.number);
@@ -97,7 +98,7 @@ impl Drop for Watch {
     }
 }
 
-/// The end of what is under way in `slot`, which is then empty.
+/// Waits for the task in `slot`, and then empties it.
 async fn finished(slot: &mut Option<JoinHandle<()>>) {
     match slot {
         Some(write) => {

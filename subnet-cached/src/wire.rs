@@ -1,4 +1,4 @@
-//! The state file's text: one JSON object, version 1.
+//! The state file's format: one JSON object, version 1.
 //!
 //! ```json
 //! {"version":1,"origin":"…","saved_unix_ms":0,"allocation":"pool","config":{…},
@@ -7,9 +7,9 @@
 //!  "records":[{"key":"…","created":1,"subnets":["…"],"attrs":{…}},{"key":"…","created":2,"subnets":[],"bad":"…"}]}
 //! ```
 //!
-//! `config` is [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. `this_node` is left out where it is not known,
-//! and where it says only that the node is known by its address. Fence and expiry of others' records are nobody's business
-//! here and not kept.
+//! `config` is [`NetworkConfig::to_json`], `attrs` [`LeaseAttrs::to_json`]. `this_node` is left out if it is not known,
+//! or contains nothing because the node is identified by its address. Fence and expiry of other nodes' records are not
+//! needed here and not kept.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -32,11 +32,11 @@ use serde_json::value::RawValue;
 use crate::known::{Entry, Known, Own};
 
 const VERSION: u64 = 1;
-/// The wall clock may have been set back so much since the file was written; beyond that it cannot say whether a
-/// lease has run out.
+/// How far the wall clock may have been set back since the file was written; beyond that it cannot show whether a lease
+/// has expired.
 const SET_BACK: u64 = 60_000;
 
-/// Writes what is `known`, which has to be whole. `now` and `wall` are the same point in time.
+/// Writes `known`, which has to be complete. `now` and `wall` are the same point in time.
 pub(crate) fn write(
     to: &mut dyn Write,
     known: &Known,
@@ -68,7 +68,7 @@ pub(crate) fn write(
     to.write_all(b"\n")
 }
 
-/// Reads the text back, or says in words why it is of no use.
+/// Parses the file, or returns the reason why it is unusable.
 pub(crate) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime) -> Result<Known, String> {
     let head: Head = serde_json::from_slice(bytes).map_err(|error| format!("not a whole state file: {error}"))?;
     if head.version != VERSION {
@@ -136,7 +136,7 @@ impl AllocationText {
     }
 }
 
-/// Who the node is.
+/// The node's identity.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NodeText<'a> {
@@ -178,7 +178,7 @@ struct Holding<'a> {
     fence: Option<Box<str>>,
 }
 
-/// What it takes to tell when a lease of the file ends.
+/// The times needed to compute when a lease of the file ends.
 struct Time {
     saved: u64,
     wall: u64,
@@ -186,7 +186,7 @@ struct Time {
 }
 
 impl<'a> Holding<'a> {
-    /// `None` where it would not be read back: nothing else of the file would be, either.
+    /// Returns `None` if it could not be read back, because then the rest of the file could not be read either.
     fn of(node: &'a NodeIdentity, lease: &'a Lease, wall: impl FnOnce(BootTime) -> u64) -> Option<Self> {
         Some(Self {
             node: node.as_str().into(),
@@ -208,7 +208,7 @@ impl<'a> Holding<'a> {
     }
 }
 
-/// A lease has run out, or may have.
+/// A lease has expired, or may have.
 struct RunOut;
 
 impl Time {
@@ -217,7 +217,7 @@ impl Time {
         if self.wall.saturating_add(SET_BACK) < self.saved {
             return Err(RunOut);
         }
-        // Never more than there was when it was written.
+        // Never more than was left when the file was written.
         let left = unix_ms.saturating_sub(self.wall).min(unix_ms.saturating_sub(self.saved));
         if left == 0 { Err(RunOut) } else { Ok(Some(self.now.after(Duration::from_millis(left)))) }
     }
@@ -252,7 +252,8 @@ impl<'a> RecordText<'a> {
         let subnets = Subnets(lease.subnets);
         match attrs_text(&lease.attrs) {
             Some(attrs) => Self { key, created, subnets, attrs: Some(attrs), bad: None },
-            // It would not be read back: its subnets at least stay out of deletion.
+            // The attributes could not be read back. The record's subnets are kept at least, so that they are not
+            // deleted.
             None => Self { key, created, subnets, attrs: None, bad: Some("its attributes could not be kept".into()) },
         }
     }
@@ -309,7 +310,7 @@ impl<'de> Visitor<'de> for RecordsVisitor {
     }
 }
 
-/// A subnet a family, as a list of texts.
+/// The subnets of both families, as a list of strings.
 struct Subnets(Dual<Prefix>);
 
 impl Serialize for Subnets {
@@ -331,7 +332,7 @@ impl<'de> Deserialize<'de> for Subnets {
     }
 }
 
-/// The attributes' text; `None` where it would not be read back.
+/// Returns the attributes' text, or `None` if it could not be read back.
 fn attrs_text(attrs: &LeaseAttrs) -> Option<Box<RawValue>> {
     let text = attrs.to_json();
     if text.len() > LeaseAttrs::MAX_BYTES { None } else { RawValue::from_string(text).ok() }
@@ -353,7 +354,7 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(any(test, feature = "fuzzing"))]
 const STATE_ORIGIN: &str = "etcd";
 
-/// Checks that a state file that is read is written so that it is read back as it was.
+/// Checks that a state file round-trips.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check_state_file(bytes: &[u8]) {
     let (now, wall) = (BootTime::default(), UNIX_EPOCH + Duration::from_secs(1_767_225_600));
@@ -365,7 +366,8 @@ pub(crate) fn check_state_file(bytes: &[u8]) {
     assert_eq!(parse(&text, STATE_ORIGIN, now, wall), Ok(kept(known)), "{}", String::from_utf8_lossy(&text));
 }
 
-/// What is kept of what is known: attributes may be longer in our words than in their writer's, and then too long.
+/// Returns the part that is kept: attributes may be longer in this crate's form than in the original, and then too
+/// long.
 #[cfg(any(test, feature = "fuzzing"))]
 fn kept(mut known: Known) -> Known {
     if matches!(&known.own, Own::Held(_, lease) if attrs_text(&lease.attrs).is_none()) {

@@ -1,4 +1,4 @@
-//! The directory: reading without a lock, writing under it.
+//! The directory: reads without a lock, writes under it.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -16,7 +16,7 @@ use nix::fcntl::OFlag;
 use crate::error::{fault, is_shortage};
 use crate::wire::Entry;
 
-/// A record as it stands in its file.
+/// The contents of a record's file.
 pub(crate) type Loaded = Result<Entry, BadRecord>;
 
 /// The paths of a store.
@@ -27,13 +27,13 @@ pub(crate) struct Dir {
 
 const SUFFIX: &str = ".json";
 
-/// What others may do with directories, records and configuration, whatever the umask: read them.
+/// The permissions of other users on directories, records and configuration, whatever the umask: read only.
 const DIR_MODE: u32 = 0o755;
 const FILE_MODE: u32 = 0o644;
-/// Nothing with the lock: whoever may read a file may hold a lock on it.
+/// Other users have no access to the lock: a user who can read a file can lock it.
 const LOCK_MODE: u32 = 0o600;
 
-/// Makes a directory and those above it, as far as they are missing.
+/// Creates a directory and its missing parents.
 pub(crate) fn make(dir: &Path) -> Result<(), SubnetError> {
     let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
     made.map_err(|error| fault("making the store's directory", dir, error))
@@ -70,27 +70,28 @@ impl Dir {
         self.root.join("config.json")
     }
 
-    /// The configuration's text; `None` where there is none.
+    /// Returns the configuration's text, or `None` if there is none.
     pub(crate) fn config(&self) -> Result<Option<Vec<u8>>, SubnetError> {
         const DOING: &str = "reading the network configuration";
         let path = self.config_path();
         let file = match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // A missing directory is trouble with the store, not with its configuration.
+                // A missing directory is an error of the store, not of its configuration.
                 fs::metadata(&self.root).map_err(|error| fault(DOING, &self.root, error))?;
                 return Ok(None);
             }
             Err(error) => return Err(fault(DOING, &path, error)),
         };
         let mut text = Vec::new();
-        // One byte more than is allowed: parsing then says that it is too large.
+        // One byte more than is allowed, so that parsing reports it as too large.
         let most = NetworkConfig::MAX_BYTES as u64 + 1;
         file.take(most).read_to_end(&mut text).map_err(|error| fault(DOING, &path, error))?;
         Ok(Some(text))
     }
 
-    /// Gives each record to `take`, in no order: there may be more than memory holds. An error means that some are missing.
+    /// Passes each record to `take`, in no particular order: there may be more than fit into memory. After an error,
+    /// some are missing.
     pub(crate) fn each(&self, mut take: impl FnMut(LeaseKey, Loaded)) -> Result<(), SubnetError> {
         const DOING: &str = "listing the leases";
         let failed = |error| fault(DOING, &self.leases, error);
@@ -104,7 +105,8 @@ impl Dir {
         Ok(())
     }
 
-    /// One record; `None` where there is none. An error is trouble of ours: a file's own trouble makes it a bad record.
+    /// Reads one record; `None` if there is none. An error means that this process cannot read; an unreadable file is a
+    /// bad record.
     pub(crate) fn load(&self, name: &OsStr) -> Result<Option<Loaded>, SubnetError> {
         let path = self.leases.join(name);
         let unreadable = |error: io::Error| {
@@ -113,7 +115,7 @@ impl Dir {
             }
             Ok(Some(Err(bad(format!("cannot be read: {error}")))))
         };
-        // Whatever stands there must neither block us nor lead elsewhere.
+        // A file of another kind must neither block nor redirect the read.
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
         let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(&path) {
             Ok(file) => file,
@@ -135,7 +137,7 @@ impl Dir {
         Ok(Some(Entry::from_json(&text)))
     }
 
-    /// Waits for the right to write, at most `wait`. It ends with the value, or with the process.
+    /// Waits for the lock, at most `wait`. It is released when the value is dropped or the process ends.
     pub(crate) fn lock(&self, wait: Duration) -> Result<Locked<'_>, SubnetError> {
         const DOING: &str = "locking the store";
         const LONGEST_PAUSE: Duration = Duration::from_millis(20);
@@ -147,7 +149,7 @@ impl Dir {
             let file = open_lock(&path).map_err(failed)?;
             match file.try_lock() {
                 Ok(()) if is_at(&file, &path) => return Ok(Locked { dir: self, file }),
-                // Somebody deleted the file: others lock another one.
+                // Another process deleted the file, and further processes lock a new one.
                 Ok(()) => continue,
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
                 Err(TryLockError::WouldBlock) if began.elapsed() >= wait => {
@@ -165,28 +167,28 @@ fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     let file = options.mode(LOCK_MODE).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)?;
-    // One that was made by a former version, or with another mode since.
+    // Created by an older version, or its mode was changed.
     if file.metadata()?.permissions().mode() & 0o777 != LOCK_MODE {
         file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
     }
     Ok(file)
 }
 
-/// The right to write.
+/// The lock, which permits writing.
 pub(crate) struct Locked<'a> {
     dir: &'a Dir,
     file: File,
 }
 
 impl Locked<'_> {
-    /// A number larger than any given out in this directory before, and than `seen`, which counts where the lock
-    /// file was lost.
+    /// Returns a number larger than any issued in this directory before, and larger than `seen`, which matters if the
+    /// lock file was lost.
     pub(crate) fn next_generation(&self, seen: u64) -> Result<u64, SubnetError> {
         let mut text = [0; DIGITS];
         let read = self.file.read_exact_at(&mut text, 0).ok();
         let kept = read.and_then(|()| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0);
         let next = seen.max(kept).saturating_add(1);
-        // Always as long as before: writing it again needs no space.
+        // The length never changes: overwriting needs no space.
         let written = self.file.write_all_at(format!("{next:0DIGITS$}\n").as_bytes(), 0);
         written.map_err(|error| fault("counting the store's generation", &self.dir.root.join("lock"), error))?;
         Ok(next)
@@ -200,7 +202,7 @@ impl Locked<'_> {
         replace("writing the network configuration", &self.dir.root, "config.json", text)
     }
 
-    /// Drops an expired record. It counts as gone in any case: one that stays, now or after a crash, does no harm.
+    /// Removes an expired record. It counts as removed in any case: one that stays, now or after a crash, does no harm.
     pub(crate) fn clear(&self, expired: &LeaseKey) {
         let _ = fs::remove_file(self.dir.leases.join(expired.as_str()));
     }
@@ -217,10 +219,10 @@ impl Locked<'_> {
 
 const DIGITS: usize = 20;
 
-/// Puts a whole file in place of another, or changes nothing.
+/// Replaces a file as a whole, or changes nothing.
 fn replace(doing: &'static str, dir: &Path, name: &str, text: &str) -> Result<(), SubnetError> {
     let path = dir.join(name);
-    // One name for all: only who holds the lock writes, so what is left of a crash is overwritten.
+    // One fixed name: only the holder of the lock writes, so the leftover of a crash is overwritten.
     let temporary = dir.join(".tmp-new");
     let written = write_through(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
     if let Err(error) = written {
@@ -256,7 +258,7 @@ fn bad(reason: String) -> BadRecord {
     BadRecord::new(reason, Dual::default())
 }
 
-/// The file a node's record is in.
+/// Returns the name of a node's record file.
 pub(crate) fn file_name(node: &NodeIdentity) -> Result<String, SubnetError> {
     const LONGEST: usize = 255;
     let name = format!("{node}{SUFFIX}");
@@ -270,7 +272,7 @@ pub(crate) fn file_name(node: &NodeIdentity) -> Result<String, SubnetError> {
     Ok(name)
 }
 
-/// What the lease of a file is called; `None` for files that are no records.
+/// Returns the key of a file's lease, or `None` for files that are not records.
 pub(crate) fn key_of(name: &OsStr) -> Option<LeaseKey> {
     let bytes = name.as_encoded_bytes();
     if bytes.starts_with(b".") || !bytes.ends_with(SUFFIX.as_bytes()) {
@@ -279,7 +281,7 @@ pub(crate) fn key_of(name: &OsStr) -> Option<LeaseKey> {
     Some(LeaseKey::of_bytes(bytes))
 }
 
-/// The node whose record a file is.
+/// Returns the node whose record a file is.
 pub(crate) fn node_of(name: &OsStr) -> Option<NodeIdentity> {
     NodeIdentity::new(name.to_str()?.strip_suffix(SUFFIX)?).ok()
 }

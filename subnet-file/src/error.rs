@@ -1,4 +1,4 @@
-//! What goes wrong with files, said with the path and the remedy.
+//! File errors, with path and remedy.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 use flannel_core::subnet::SubnetError;
 use tokio::task::JoinError;
 
-/// A file or directory of the store cannot be used: the source of [`SubnetError::Unavailable`] and
-/// [`SubnetError::Denied`], which say whether to retry.
+/// A file or directory of the store cannot be used. This is the source of [`SubnetError::Unavailable`] and
+/// [`SubnetError::Denied`], which document whether to retry.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use {}; {remedy}", path.display())]
 #[non_exhaustive]
 pub struct FileError {
-    /// Which.
+    /// The file or directory.
     pub path: PathBuf,
-    /// What to do about it.
+    /// How to fix the error.
     pub remedy: &'static str,
-    /// What the operating system says.
+    /// The operating system's error.
     #[source]
     pub source: io::Error,
 }
 
-/// The store's error of a failed file operation.
+/// Returns the store's error for a failed file operation.
 pub(crate) fn fault(doing: &'static str, path: &Path, source: io::Error) -> SubnetError {
     let remedy = match source.kind() {
         io::ErrorKind::PermissionDenied => "give this process's user read and write access to it",
@@ -37,20 +37,20 @@ pub(crate) fn fault(doing: &'static str, path: &Path, source: io::Error) -> Subn
     fault_with(doing, path, remedy, source)
 }
 
-/// The same, where the remedy depends on what was done.
+/// Like [`fault`], with a remedy that depends on the operation.
 pub(crate) fn fault_with(doing: &'static str, path: &Path, remedy: &'static str, source: io::Error) -> SubnetError {
     let denied = matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
     let source = Box::new(FileError { path: path.to_owned(), remedy, source });
     if denied { SubnetError::Denied { doing, source } } else { SubnetError::Unavailable { doing, source } }
 }
 
-/// Whether it is this process or host that lacks something, and not the file that is bad.
+/// Whether this process or host lacks a resource, as opposed to a bad file.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     use nix::libc::{EINTR, EMFILE, ENFILE, ENOMEM};
     error.raw_os_error().is_some_and(|errno| [EINTR, EMFILE, ENFILE, ENOMEM].contains(&errno))
 }
 
-/// The result of work on the blocking pool.
+/// Returns the result of work on the blocking pool.
 pub(crate) fn joined<T>(
     doing: &'static str,
     result: Result<Result<T, SubnetError>, JoinError>,

@@ -1,4 +1,4 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
+//! Checks of private parsers, for fuzz targets and property tests. Each panics if a property fails.
 
 use std::ffi::OsStr;
 
@@ -7,22 +7,23 @@ use flannel_core::lease::LeaseAttrs;
 use crate::dir::{file_name, key_of, node_of};
 use crate::wire::Entry;
 
-/// A record's text: what is read is written so that it reads back as it was.
+/// Parses a record, and checks that it round-trips.
 pub fn record(text: &[u8]) {
     match Entry::from_json(text) {
         Ok(entry) => {
             let again = entry.to_json();
-            // It may be longer in our words, and then too long.
+            // It may be longer in this crate's form, and then too long.
             if again.len() <= LeaseAttrs::MAX_BYTES {
                 assert_eq!(Entry::from_json(again.as_bytes()), Ok(entry), "{again}");
             }
         }
-        // A byte of a text that is quoted becomes at most ten.
+        // A quoted byte becomes at most ten.
         Err(bad) => assert!(bad.reason.len() <= 1024 + 10 * text.len(), "{}", bad.reason),
     }
 }
 
-/// The names of two files: two records have two keys, and a node's record is where the node looks for it.
+/// Checks for two file names that two records have two keys, and that a node's record is at the name that the node
+/// reads.
 pub fn names(one: &OsStr, other: &OsStr) {
     if one != other && key_of(one).is_some() {
         assert_ne!(key_of(one), key_of(other), "{one:?} {other:?}");

@@ -1,27 +1,27 @@
-//! Embedded lease store of flannelkit: a directory of JSON records, no server.
+//! Embedded lease store of flannelkit: a directory of JSON records, without a server.
 //!
 //! ```text
 //! DIR/config.json          the network's configuration, flannel's document
-//! DIR/leases/NODE.json     one record a node: flannel's lease JSON, with Subnet, IPv6Subnet, Created, ExpiresUnixMs
-//! DIR/lock                 locked while somebody decides and writes; holds the last generation
+//! DIR/leases/NODE.json     one record per node: flannel's lease JSON, with Subnet, IPv6Subnet, Created, ExpiresUnixMs
+//! DIR/lock                 locked during each read-and-write; contains the last generation
 //! ```
 //!
 //! For overlays whose nodes share a local directory: several agents on one host, tests, an appliance. Any number of
-//! processes may use a directory at once. Whoever writes holds an exclusive `flock` on `DIR/lock` from reading to
-//! writing, and every file is replaced by rename, so a reader, who needs no lock, never sees half a record. Changes
-//! are noticed through inotify, which does not report what other hosts write to a network file system: there the
-//! watch would stay blind, so do not put `DIR` on one.
+//! processes can use a directory at the same time. A writer holds an exclusive `flock` on `DIR/lock` from reading to
+//! writing. Every file is replaced by rename, so a reader needs no lock and never sees an incomplete record. Changes
+//! are detected through inotify. Do not put `DIR` on a network file system: inotify does not report what other hosts
+//! write there, and the watch would miss it.
 //!
-//! Others may read a store, but not write it; nor may they hold its lock, with which they would keep its users from
-//! renewing leases. So all who write to one run as the same user.
+//! Other users can read a store, but not write it. They cannot lock it either, because that would keep its users from
+//! renewing leases. So all writers of a store have to run as the same user.
 //!
-//! Leases end by the wall clock, the only one that processes and reboots share. A clock set forward ends leases
-//! early; the watch shows that, and the agents acquire again.
+//! Leases end by the wall clock, the only one that processes and reboots share. A clock set forward ends leases early;
+//! the watch reports that, and the agents acquire again.
 //!
-//! A record that does not parse is shown as bad; what it held is unknown then, so unless its `Subnet` can still be
+//! A record that does not parse is reported as bad. Its contents are unknown then: unless its `Subnet` can still be
 //! read, that subnet counts as free.
 //!
-//! Each watch takes a thread, named `flannel-leases`, and an inotify instance, until it is dropped.
+//! Each watch uses a thread, named `flannel-leases`, and an inotify instance, until it is dropped.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), flannel_core::subnet::SubnetError> {
@@ -61,44 +61,45 @@ use store::Store;
 
 /// A directory of leases.
 ///
-/// Clones are handles on the same directory that take turns; so are those opened anew, also in other processes.
+/// Clones are handles to the same directory that exclude each other when writing. So do handles opened separately, also
+/// in other processes.
 #[derive(Clone)]
 pub struct FileSubnets {
     store: Arc<Store>,
-    /// Calls that write take turns here rather than in the blocking pool, where they would hold a thread each.
+    /// Calls that write queue here rather than in the blocking pool, where each would hold a thread.
     turn: Arc<Semaphore>,
     /// The name of this handle's node.
     node: Option<NodeIdentity>,
 }
 
-/// How a handle behaves. Handles on one directory may differ in it.
+/// The options of a handle. They may differ between handles to one directory.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// The name under which this node takes leases: one node's alone. Default: the host's name.
+    /// The name under which this node takes leases. Must be unique. Default: the host's name.
     pub node: Option<NodeIdentity>,
-    /// How long a lease lasts that this handle writes. Default: 24 h, as flannel's.
+    /// The lifetime of leases that this handle writes. Default: 24 h, as in flannel.
     pub ttl: Ttl,
-    /// How long a write waits for others to finish theirs before it is [`SubnetError::Unavailable`]. Default: 10 s.
+    /// How long a write waits for other writers before it fails with [`SubnetError::Unavailable`]. Default: 10 s.
     pub lock_wait: Duration,
-    /// What [`Lease::expires`] is counted on. Default: the machine's.
+    /// The clock of [`Lease::expires`]. Default: the machine's.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Options {
-    /// The same for a node of this name.
+    /// Sets the node's name.
     #[must_use]
     pub fn for_node(self, node: NodeIdentity) -> Self {
         Self { node: Some(node), ..self }
     }
 
-    /// The same with leases that last so long.
+    /// Sets the lifetime of leases.
     #[must_use]
     pub fn with_ttl(self, ttl: Ttl) -> Self {
         Self { ttl, ..self }
     }
 
-    /// The same with writes that wait so long for others.
+    /// Sets how long writes wait for other writers.
     #[must_use]
     pub fn with_lock_wait(self, lock_wait: Duration) -> Self {
         Self { lock_wait, ..self }
@@ -117,10 +118,10 @@ impl Default for Options {
 }
 
 impl FileSubnets {
-    /// Opens a directory, and makes it and those above it if they are missing.
+    /// Opens a directory, and creates it and its missing parents.
     ///
-    /// For a program that owns the place. Where the directory may be one that is not mounted yet, or a path that somebody
-    /// typed, [`open`](Self::open) does not take an empty store for the right one.
+    /// For a program that owns the path. If the path may be unmounted or mistyped, use [`open`](Self::open), which does
+    /// not take a missing directory for an empty store.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -130,33 +131,33 @@ impl FileSubnets {
         Self::open(dir, options)
     }
 
-    /// Opens a directory that exists, and makes `leases` in it if that is missing.
+    /// Opens an existing directory, and creates `leases` in it if that is missing.
     ///
     /// A new directory needs a configuration next: [`put_config`](Self::put_config).
     ///
     /// # Errors
-    /// [`SubnetError::Invalid`] when `dir` is missing or no directory: create it. [`SubnetError::Denied`] when it may
-    /// not be used. Each names the path and what to do.
+    /// [`SubnetError::Invalid`] if `dir` is missing or not a directory: create it. [`SubnetError::Denied`] if it may
+    /// not be used. [`SubnetError::Unavailable`] for any other error: retry. Each names the path and the remedy.
     pub fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self, SubnetError> {
         let node = options.node.clone();
         let store = Arc::new(Store::open(dir.into(), options)?);
         Ok(Self { store, turn: Arc::new(Semaphore::new(1)), node })
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn dir(&self) -> &Path {
         self.store.dir.root()
     }
 
-    /// Writes the network's configuration, in place of what was there. Leases that no longer fit stay until their
-    /// nodes acquire again.
+    /// Writes the network's configuration and replaces the old one. Leases that no longer fit stay until their nodes
+    /// acquire again.
     ///
     /// # Errors
-    /// [`SubnetError::Invalid`] when it would not read back as it is (a network without a pool): final.
-    /// [`SubnetError::Unavailable`] and [`SubnetError::Denied`]: the old one is in force; retry.
+    /// [`SubnetError::Invalid`] if it would not read back unchanged (a network without a pool): final.
+    /// [`SubnetError::Unavailable`] and [`SubnetError::Denied`]: the old one stays in effect; retry.
     ///
     /// # Cancel safety
-    /// Dropped midway it may or may not be written, but never half.
+    /// If dropped, the configuration may or may not be written, but is never incomplete.
     pub async fn put_config(&self, config: &NetworkConfig) -> Result<(), SubnetError> {
         let text = config.to_json();
         if store::parse_config(&self.store.dir.config_path(), text.as_bytes())? != *config {
@@ -168,10 +169,10 @@ impl FileSubnets {
         self.put_config_json(&text).await
     }
 
-    /// Writes the network's configuration as flannel's JSON document, kept to the letter.
+    /// Writes the network's configuration as flannel's JSON document, unchanged.
     ///
     /// # Errors
-    /// [`SubnetError::Invalid`] names the JSON path: final for this text, and nothing is written. Else as
+    /// [`SubnetError::Invalid`] names the JSON path: final for this text, and nothing is written. Otherwise as
     /// [`put_config`](Self::put_config).
     ///
     /// # Cancel safety
@@ -202,7 +203,7 @@ impl FileSubnets {
             Err(late) => return Err(SubnetError::Unavailable { doing, source: late.into() }),
         };
         self.read(doing, move |store| {
-            // Kept to the end of the work, even when the caller is gone.
+            // Held until the work ends, even if the caller is gone.
             let _turn = turn;
             work(store)
         })

@@ -1,28 +1,28 @@
-//! How long leases last.
+//! The lifetime of leases.
 
 use std::time::Duration;
 
 /// How long a lease lasts unless renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ttl {
-    /// For ever: a node that never comes back keeps its subnet until its record is deleted.
+    /// Forever: a node that never returns keeps its subnet until its record is deleted.
     Never,
-    /// This long.
+    /// For this time.
     After(LeaseTime),
 }
 
 impl Default for Ttl {
-    /// 24 h, as flannel's.
+    /// 24 h, as in flannel.
     fn default() -> Self {
         Self::After(LeaseTime(Duration::from_secs(86_400)))
     }
 }
 
-/// A time a lease may last: from a minute to ten years.
+/// The lifetime of a lease: from a minute to ten years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeaseTime(Duration);
 
-/// A lease cannot last this long. Final for this input.
+/// The lifetime is out of range. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a lease time of {0:?} is out of range; choose from {min:?} to {max:?}, or Ttl::Never", min = LeaseTime::MIN.0, max = LeaseTime::MAX.0)]
 pub struct LeaseTimeError(Duration);
@@ -34,7 +34,7 @@ impl LeaseTime {
     /// Ten years of 365 days.
     pub const MAX: Self = Self(Duration::from_secs(3650 * 86_400));
 
-    /// A time in range.
+    /// Returns a lifetime in range.
     ///
     /// # Errors
     /// [`LeaseTimeError`]. Final for this input.
@@ -43,7 +43,7 @@ impl LeaseTime {
         in_range.then_some(Self(time)).ok_or(LeaseTimeError(time))
     }
 
-    /// The time.
+    /// Returns the duration.
     pub fn duration(self) -> Duration {
         self.0
     }

@@ -1,4 +1,4 @@
-//! What the calls of a [`SubnetManager`](flannel_core::subnet::SubnetManager) do to the directory. Everything here blocks.
+//! The directory operations of a [`SubnetManager`](flannel_core::subnet::SubnetManager). All functions here block.
 
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -14,7 +14,7 @@ use crate::dir::{Dir, Loaded, Locked, file_name, node_of};
 use crate::wire::{Entry, WallTime};
 use crate::{Options, Ttl};
 
-/// A directory and how to use it.
+/// A directory and its options.
 pub(crate) struct Store {
     pub(crate) dir: Dir,
     pub(crate) options: Options,
@@ -48,7 +48,7 @@ impl Store {
         let config = self.config()?;
         let name = file_name(node)?;
         let now = WallTime::now();
-        // A record of ours that is bad is as good as none: acquire mends it.
+        // A bad record of this node counts as none: acquire overwrites it.
         let Some(Ok(entry)) = self.dir.load(OsStr::new(&name))? else { return Ok(None) };
         let usable = !entry.is_expired(now) && all_compatible(&config, &entry.subnets);
         Ok(usable.then(|| self.lease(LeaseKey::new(&name), entry)))
@@ -98,9 +98,9 @@ impl Store {
         }
     }
 
-    /// The lease that a record is.
+    /// Returns the lease of a record.
     pub(crate) fn lease(&self, key: LeaseKey, entry: Entry) -> Lease {
-        // Both clocks are read here: what went by while a lock or a disk was waited for is not the holder's to use.
+        // Both clocks are read here: time spent waiting for a lock or a disk must not extend the lease.
         let expires = entry.expires.map(|at| self.options.clock.now().after(at.since(WallTime::now())));
         let fence = Fence(Some(entry.created.to_string().into()));
         Lease::new(key, entry.subnets, entry.attrs).expiring(expires).fenced(fence)
@@ -110,10 +110,10 @@ impl Store {
         self.dir.lock(self.options.lock_wait)
     }
 
-    /// The record under a lease's key.
+    /// Reads the record under a lease's key.
     fn held(&self, lease: &Lease) -> Result<Option<Loaded>, SubnetError> {
         let name = OsStr::new(lease.key.as_str());
-        // The key is the caller's: it must not lead out of the directory.
+        // The key comes from the caller: it must not lead out of the directory.
         if node_of(name).is_none() {
             return Ok(None);
         }
@@ -145,26 +145,26 @@ pub(crate) fn parse_config(path: &Path, text: &[u8]) -> Result<NetworkConfig, Su
     })
 }
 
-/// Whether a record is still the one a lease was read from. Its holder's renewals keep it so: a renewal whose answer
-/// was lost may be repeated.
+/// Whether a record is still the one that a lease was read from. Renewals by its holder keep it so: a renewal whose
+/// answer was lost may be repeated.
 fn is_of(entry: &Entry, lease: &Lease) -> bool {
     let same_fence = lease.fence.0.as_deref() == Some(entry.created.to_string().as_str());
     same_fence && entry.subnets == lease.subnets
 }
 
-/// What one node decides by, however many records of others there are.
+/// The data that one node's decision needs, independent of the number of other records.
 struct Records<'a> {
     node: &'a LeaseKey,
     config: &'a NetworkConfig,
     now: WallTime,
-    /// The node's own, also expired.
+    /// The node's own record, even if expired.
     own: Option<Entry>,
-    /// Whether an older record of another node overlaps the own one and fits the network. Peers take ours rather than one
-    /// that does not fit, however old that is.
+    /// Whether an older record of another node overlaps the own one and fits the network. A record that does not fit is
+    /// ignored whatever its age: peers prefer the own one.
     beaten: bool,
-    /// What others hold of the network. A node that has a subnet keeps it also where that is too much.
+    /// The subnets of the network that other nodes hold. A node that has a subnet keeps it even if there are too many.
     taken: Taken,
-    /// The largest generation in them.
+    /// The largest generation of all records.
     newest: u64,
 }
 
@@ -174,7 +174,7 @@ impl<'a> Records<'a> {
         Self { node, config, now, own, beaten: false, taken: Taken::of(config), newest }
     }
 
-    /// Takes a record in; one of another node that has expired is `clear`ed.
+    /// Adds a record; an expired record of another node is passed to `clear`.
     fn add(&mut self, key: &LeaseKey, loaded: Loaded, clear: impl FnOnce(&LeaseKey)) {
         if key == self.node {
             return;
@@ -199,13 +199,13 @@ impl<'a> Records<'a> {
         is_older && entry.subnets.iter().any(|(_, subnet)| mine(subnet)) && all_compatible(self.config, &entry.subnets)
     }
 
-    /// The node's own record, if it stands: live, fitting the network, and not in conflict with an older one.
+    /// Returns the node's own record if it is valid: live, fitting the network, and not in conflict with an older one.
     fn standing(&self) -> Option<&Entry> {
         let stands = |own: &&Entry| !own.is_expired(self.now) && all_compatible(self.config, &own.subnets);
         self.own.as_ref().filter(stands).filter(|_| !self.beaten)
     }
 
-    /// New subnets: in each family what the node had, else what it prefers, else any, if free.
+    /// Returns new subnets. In each family: the node's former subnet, else the preferred one, else any, if free.
     fn subnets(&self, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
         let wished: Vec<_> = self.own.iter().map(|own| &own.subnets).chain([preferred]).collect();
         Ok(self.taken.choose(&wished, &mut || RandomState::new().build_hasher().finish())?)
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(records.standing().map(|own| own.created), Some(7));
         let full = records.subnets(&Dual::default());
         assert!(matches!(&full, Err(SubnetError::Exhausted(text)) if text.contains("more than 524288")), "{full:?}");
-        // A record with the node's own subnet is a rival all the same.
+        // A record with the node's own subnet is a rival nevertheless.
         records.add(&other, Ok(entry(1 << 31, 6)), cleared);
         assert!(records.standing().is_none());
     }

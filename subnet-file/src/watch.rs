@@ -1,4 +1,4 @@
-//! Following the directory through inotify: names of files come from the kernel, their difference from reading them.
+//! Watches the directory through inotify: the kernel reports file names, and the files are read and compared.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,13 +24,13 @@ use crate::error::{fault, fault_with, joined};
 use crate::store::Store;
 use crate::wire::WallTime;
 
-/// All records of a store, then what changes.
+/// Returns all records of a store, then the changes.
 pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     watch_at_most(store, OldestRecords::LIMIT)
 }
 
-/// The same with records that count as at most so many: the oldest. More than the agent holds, so that it sees that there are too
-/// many; it begins a new watch once it has room.
+/// Like [`watch`], but returns only the oldest records up to the weight `most`. That is more than the agent keeps, so
+/// that the agent detects that there are too many; it begins a new watch once it has room.
 fn watch_at_most(store: Arc<Store>, most: usize) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     let watch = Watch {
         store,
@@ -47,30 +47,30 @@ fn watch_at_most(store: Arc<Store>, most: usize) -> BoxStream<'static, Result<Le
 
 const DOING: &str = "watching the leases";
 
-/// How long after a failure the store is tried again: doubling from the first to the second.
+/// The wait after a failure: doubles from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// The longest sleep to a lease's end: tokio's timers stop in suspend, and the wall clock may be set.
+/// The longest sleep until a lease's end: tokio's timers stop in suspend, and the wall clock may be set.
 const SLICE: Duration = Duration::from_secs(5);
 
-/// The most events taken before their files are read: one that is written without end keeps no other waiting.
+/// The most events taken before their files are read: a file that is written constantly must not delay others.
 const MAX_EVENTS: usize = 1024;
 
 struct Watch {
     store: Arc<Store>,
-    /// What the records that are reported may count as: see [`Record::weight`].
+    /// The weight limit of the reported records: see [`Record::weight`].
     most: usize,
-    /// What those of `seen` count as.
+    /// The weight of the records in `seen`.
     weight: usize,
-    /// `None`: everything has to be read anew.
+    /// `None`: everything has to be read again.
     source: Option<Source>,
-    /// What to wait before that: the last try failed.
+    /// The wait before that, if the last try failed.
     pause: Option<Duration>,
-    /// What was reported.
+    /// The reported records.
     seen: BTreeMap<LeaseKey, Seen>,
-    /// When what was reported ends.
+    /// When the reported leases end.
     ends: BTreeSet<(WallTime, LeaseKey)>,
-    /// Still to be reported.
+    /// Events that are still to be returned.
     ready: VecDeque<LeaseEvent>,
 }
 
@@ -79,13 +79,13 @@ struct Seen {
     expires: Option<WallTime>,
 }
 
-/// Why to look.
+/// The reason to look.
 enum Wake {
-    /// The time has come to look for leases that ended.
+    /// It is time to look for leases that ended.
     Time,
     /// These files changed.
     Changed(BTreeSet<OsString>),
-    /// Something was missed, or the directory is another.
+    /// An event was missed, or the directory was replaced.
     Gap,
 }
 
@@ -110,7 +110,7 @@ impl Watch {
         }
     }
 
-    /// Reads everything. The watch begins before, so that nothing falls between.
+    /// Reads everything. The inotify watch starts before, so that no change is missed.
     async fn begin(&mut self) -> Result<(), SubnetError> {
         if let Some(pause) = self.pause {
             tokio::time::sleep(pause).await;
@@ -182,7 +182,8 @@ impl Watch {
         }
     }
 
-    /// Takes in what a file holds now; reports it if that is news. What there is no room for is as good as gone.
+    /// Handles the present contents of a file, and reports them if they changed. A record without room counts as
+    /// removed.
     fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime) {
         let fresh = loaded.and_then(|loaded| Seen::of(&self.store, key.clone(), loaded, now));
         let old = self.seen.get(&key);
@@ -206,7 +207,7 @@ impl Watch {
 }
 
 impl Seen {
-    /// What a file holds; `None` if its record has expired.
+    /// Returns the contents of a file, or `None` if its record has expired.
     fn of(store: &Store, key: LeaseKey, loaded: Loaded, now: WallTime) -> Option<Self> {
         Some(match loaded {
             Ok(entry) if entry.is_expired(now) => return None,
@@ -215,7 +216,7 @@ impl Seen {
                 let lease = store.lease(key, entry);
                 Self { record: Record::of(lease, created), expires }
             }
-            // It is not known when a bad record was made: it counts as the youngest.
+            // The creation time of a bad record is unknown: it counts as the newest.
             Err(bad) => Self { record: Record::bad(key, u64::MAX, bad), expires: None },
         })
     }
@@ -237,7 +238,7 @@ fn same(old: &Seen, fresh: &Seen) -> bool {
     same_lease && old.record.created == fresh.record.created && old.expires == fresh.expires
 }
 
-/// Waits until there is something to do. Holds nothing when dropped.
+/// Waits until there is something to do. Cancel safe.
 async fn wake(source: &mut Source, end: Option<WallTime>) -> io::Result<Wake> {
     let time = async {
         match end {
@@ -251,9 +252,9 @@ async fn wake(source: &mut Source, end: Option<WallTime>) -> io::Result<Wake> {
     }
 }
 
-/// The kernel's reports on the directory, read by a thread: no unsafe code, and any tokio runtime will do.
+/// The kernel's events of the directory, read by a thread: this needs no unsafe code and works with any tokio runtime.
 struct Source {
-    /// One at most: while nobody takes it, names wait in the kernel, which says so when it drops some.
+    /// At most one: until it is received, events queue in the kernel, which reports an overflow.
     wakes: mpsc::Receiver<io::Result<Wake>>,
     /// Closed with this value, which ends the thread.
     _stop: UnixStream,
@@ -286,12 +287,12 @@ fn watch_dirs(root: &Path, leases: &Path) -> nix::Result<Inotify> {
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_ATTRIB;
     inotify.add_watch(leases, of_itself | of_files)?;
-    // Whoever moves the store moves its leases with it, unseen.
+    // Moving the store's directory moves its leases without an event of their own.
     inotify.add_watch(root, of_itself)?;
     Ok(inotify)
 }
 
-/// The thread: ends when the other end of `stopped` is closed or nobody receives any more.
+/// The thread's function: returns when the other end of `stopped` is closed or the receiver is dropped.
 fn follow(inotify: &Inotify, stopped: &UnixStream, sender: &mpsc::Sender<io::Result<Wake>>) {
     loop {
         let mut fds =
@@ -312,7 +313,7 @@ fn follow(inotify: &Inotify, stopped: &UnixStream, sender: &mpsc::Sender<io::Res
     }
 }
 
-/// What the kernel has to report now.
+/// Returns the kernel's pending events.
 fn changes(inotify: &Inotify) -> nix::Result<Option<Wake>> {
     let (mut names, mut taken) = (BTreeSet::new(), 0);
     while taken < MAX_EVENTS {
@@ -420,7 +421,7 @@ mod tests {
         acquire("c", 4 * RECORD_BYTES).await;
         acquire("d", 1).await;
         assert!(matches!(next().await, LeaseEvent::Upsert(record) if record.key.as_str() == "d.json"));
-        // One that grew is not left as it was.
+        // A record that grew is not left in its old form.
         acquire("a", 4 * RECORD_BYTES).await;
         assert_eq!(next().await, LeaseEvent::Remove(LeaseKey::new("a.json")));
     }

@@ -1,4 +1,4 @@
-//! The text of a record: flannel's lease JSON with four fields more.
+//! The format of a record: flannel's lease JSON with four more fields.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,7 +22,7 @@ impl WallTime {
         Self(self.0.saturating_add(millis(duration)))
     }
 
-    /// How long after `earlier` this is; zero when it is not.
+    /// Returns the time since `earlier`, or zero if `earlier` is later.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -32,7 +32,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What a record says.
+/// The contents of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) attrs: LeaseAttrs,
@@ -63,7 +63,7 @@ impl Entry {
         text
     }
 
-    /// Reads a record as flannel reads its own: keys in any case, unknown ones ignored. What is bad still names the
+    /// Reads a record as flannel does: keys match case-insensitively, unknown ones are ignored. The error contains the
     /// subnets that could be read.
     pub(crate) fn from_json(bytes: &[u8]) -> Result<Self, BadRecord> {
         let bad = |reason: String| BadRecord::new(reason, Dual::default());

@@ -23,7 +23,7 @@ async fn changes_are_gathered_and_writes_keep_their_distance() {
     drive(&mut watch, Duration::from_secs(2)).await;
     let second = fs::read_to_string(bed.path()).unwrap();
     assert!(second.contains("node-3"), "{second}");
-    // A renewal of another is no change.
+    // A renewal of another node is not a change.
     let modified = || fs::metadata(bed.path()).unwrap().modified().unwrap();
     let before = modified();
     bed.store.insert([peer(3).fenced(Fence(Some("8".into())))]);
@@ -60,7 +60,7 @@ async fn two_watches_do_not_undo_each_other() {
     behind.next().await.unwrap().unwrap();
     cached.flush().await.unwrap();
     assert!(!fs::read_to_string(bed.path()).unwrap().contains("node-3"));
-    // When the first is gone, the other one takes over with its next snapshot.
+    // Once the first is dropped, the other one takes over with its next snapshot.
     drop(ahead);
     bed.store.insert([peer(4)]);
     bed.store.cut_watches();
@@ -82,7 +82,7 @@ async fn what_a_crash_left_of_a_write_is_no_matter_and_cleared() {
         file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
         path
     };
-    // Killed at any point before the rename: the old file counts.
+    // Killed before the rename: the old file is used.
     let torn = leftover(".state.json.0123456789abcdef.tmp", &whole[..whole.len() / 2]);
     let other = leftover(".state.json.swp", b"an editor's");
     let fresh = bed.dir.path().join(".state.json.fedcba9876543210.tmp");
@@ -122,7 +122,7 @@ async fn a_file_that_is_not_whole_or_not_ours_is_ignored() {
             assert!(first.is_err(), "{why}: {first:?}");
         }
     };
-    // Cut off anywhere, but for the white space at its end.
+    // Cut off anywhere except in the white space at its end.
     for len in (0..good.trim_end().len()).step_by(7).chain([good.trim_end().len() - 1]) {
         fs::write(bed.path(), &good[..len]).unwrap();
         ignored(&format!("cut at {len}")).await;
@@ -151,7 +151,7 @@ async fn a_file_that_is_not_whole_or_not_ours_is_ignored() {
     fs::set_permissions(bed.path(), fs::Permissions::from_mode(0o600)).unwrap();
     assert!(bed.open_as("another").network_config().await.is_err(), "another store's");
     assert!(bed.open().network_config().await.is_ok(), "as it was");
-    // White space at the end is as good as none.
+    // White space at the end makes no difference.
     let padded = |len: u64| [good.as_bytes(), &vec![b' '; len as usize - good.len()]].concat();
     fs::write(bed.path(), padded(MAX_BYTES)).unwrap();
     assert_eq!(bed.open().check(), Ok(true));

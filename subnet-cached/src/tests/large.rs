@@ -1,4 +1,4 @@
-//! Tests: stores that hold more than is to be kept.
+//! Tests with stores that contain more than can be kept.
 
 use std::io::ErrorKind;
 
@@ -14,7 +14,7 @@ async fn what_is_too_large_to_keep_is_not_written_again_and_again() {
     let bed = Bed::new();
     let cached = bed.open();
     let (_, mut watch) = begun(&cached).await;
-    // Escaped they take six bytes each. With its key it just counts as one record.
+    // Escaped, each character takes six bytes. With its key, each record just counts as one.
     let subnets = Dual { v4: "10.42.255.0/24".parse().ok(), v6: "2001:db8:ffff:ffff:ffff:ffff::/96".parse().ok() };
     let bad = BadRecord { reason: "\u{1}".repeat(RECORD_BYTES - 8), subnets };
     let keys: Vec<_> = (0..MAX_RECORDS - 10).map(|n| LeaseKey::new(&format!("{n}"))).collect();
@@ -25,7 +25,7 @@ async fn what_is_too_large_to_keep_is_not_written_again_and_again() {
     let due = cached.keeper.write_due().unwrap();
     assert!(due >= cached.keeper.now().after(PACE_TOO_LARGE / 2), "{due:?}");
     assert!(cached.trouble().is_some());
-    // Once there is clearly less, the next write comes at the ordinary pace.
+    // Once the data is clearly smaller, the next write comes at the ordinary pace.
     bed.store.delete_all(&keys[..30_000]);
     drive(&mut watch, std::time::Duration::from_millis(10)).await;
     let due = cached.keeper.write_due().unwrap();
@@ -34,7 +34,7 @@ async fn what_is_too_large_to_keep_is_not_written_again_and_again() {
     assert!(cached.trouble().is_none());
 }
 
-/// How many of the following are kept: each counts as two.
+/// How many of the following records are kept: each counts as two.
 const MAX_BAD: usize = MAX_RECORDS / 2;
 
 fn bad(n: usize) -> Record {
@@ -58,7 +58,7 @@ fn of_too_many_records_the_oldest_are_kept_and_no_text_at_length() {
     assert_eq!(texts.max(), Some(BadRecord::MAX_BYTES));
 }
 
-/// Record `n`, as large as one may be: it counts as 16.
+/// Returns record `n` of the largest size: it counts as 16.
 fn large(n: usize) -> Record {
     let mut lease = peer(3);
     lease.key = LeaseKey::new(&format!("peer-{n}"));
@@ -75,7 +75,7 @@ fn large_records_that_come_one_by_one_count_as_several() {
     }
     let kept = |known: &Known| known.records.as_ref().unwrap().len();
     assert_eq!(kept(&known), MAX_RECORDS / 16);
-    // One that grows beyond what there is room for is not kept as it was.
+    // A record that outgrows the available room is not kept in its old form.
     for n in 0..16 {
         known.event(&LeaseEvent::Upsert(bad(n)));
     }

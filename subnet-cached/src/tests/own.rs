@@ -1,4 +1,4 @@
-//! What is known of the own lease.
+//! What is cached of the own lease.
 
 use super::*;
 use crate::known::Changed;
@@ -26,7 +26,7 @@ fn a_change_of_address_leaves_the_own_lease_known() {
         assert_eq!(own(known, &new).as_ref(), Some(&after), "by the address that it has now");
         assert_eq!(own(known, &NodeIdentity::new("192.0.2.1").unwrap()), None);
     };
-    // The reply comes first, or what the watch shows; an older event may come late.
+    // Either the reply or the watch event comes first; an older event may come late.
     for before_reply in [vec![], vec![&after], vec![&before, &after]] {
         for after_reply in [vec![], vec![&before, &after]] {
             let mut known = known.clone();

@@ -1,4 +1,4 @@
-//! The text of the state file.
+//! The state file's format.
 
 use std::time::{Instant, SystemTime};
 
