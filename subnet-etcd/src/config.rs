@@ -1,35 +1,35 @@
-//! How to reach etcd, and how leases are written there.
+//! The configuration of the connection to etcd and of the leases.
 
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where etcd is, how to prove who we are, and how long leases last.
+/// The endpoints of etcd, the authentication, and the lifetime of leases.
 ///
-/// It is checked as a whole when [`EtcdSubnets::new`](crate::EtcdSubnets::new) takes it, or by [`check`](Self::check).
+/// Checked as a whole by [`EtcdSubnets::new`](crate::EtcdSubnets::new) or by [`check`](Self::check).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// The members, as `https://10.0.0.1:2379`. At least one. All `https`, or all `http`; without a scheme it is
-    /// `https` where [`tls`](Self::tls) is given, else `http`.
+    /// The members, such as `https://10.0.0.1:2379`. At least one; all `https`, or all `http`. The default scheme is
+    /// `https` if [`tls`](Self::tls) is set, else `http`.
     pub endpoints: Vec<String>,
-    /// What all keys begin with. Default: `/coreos.com/network`.
+    /// The prefix of all keys. Default: `/coreos.com/network`.
     pub prefix: KeyPrefix,
-    /// What to trust and to show. Default: none; an `https` endpoint is then held against the system's roots.
+    /// The trusted authorities and the client certificate. Default: none; `https` then trusts the system's roots.
     pub tls: Option<Tls>,
-    /// The user. Default: none.
+    /// The user and password. Default: none.
     pub credentials: Option<Credentials>,
-    /// Whether credentials may go over `http`. Default: refused.
+    /// Whether credentials may be sent over `http`. Default: refused.
     pub clear_text: ClearText,
-    /// How long a lease lasts. Default: 24 h.
+    /// The lifetime of a lease. Default: 24 h.
     pub ttl: Ttl,
-    /// How long to wait for what.
+    /// The timeouts.
     pub timeouts: Timeouts,
 }
 
 impl Config {
-    /// These endpoints, and all else at its default.
+    /// Creates a configuration with these endpoints and defaults for everything else.
     pub fn new<S: Into<String>>(endpoints: impl IntoIterator<Item = S>) -> Self {
         Self {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
@@ -42,26 +42,26 @@ impl Config {
         }
     }
 
-    /// The same under another prefix.
+    /// Sets the key prefix.
     #[must_use]
     pub fn with_prefix(self, prefix: KeyPrefix) -> Self {
         Self { prefix, ..self }
     }
 
-    /// The same with TLS files.
+    /// Sets the TLS files.
     #[must_use]
     pub fn with_tls(self, tls: Tls) -> Self {
         Self { tls: Some(tls), ..self }
     }
 
-    /// The same with leases that last so long.
+    /// Sets the lifetime of leases.
     #[must_use]
     pub fn with_ttl(self, ttl: Ttl) -> Self {
         Self { ttl, ..self }
     }
 
-    /// Whether [`EtcdSubnets::new`](crate::EtcdSubnets::new) takes it, for who wants to know before there is anything
-    /// to connect with: a program that reads its command line. Looks at no file and at no network.
+    /// Checks whether [`EtcdSubnets::new`](crate::EtcdSubnets::new) accepts this configuration, for a program that
+    /// reads its command line before it connects. Reads no file and sends nothing.
     ///
     /// # Errors
     /// [`ConfigError`] names what to change. Final for this configuration.
@@ -69,7 +69,7 @@ impl Config {
         self.checked_endpoints().map(drop)
     }
 
-    /// The endpoints with their scheme, after every check.
+    /// Returns the endpoints with their scheme, after all checks.
     pub(crate) fn checked_endpoints(&self) -> Result<Vec<String>, ConfigError> {
         if self.endpoints.is_empty() {
             return Err(ConfigError::NoEndpoint);
@@ -94,38 +94,38 @@ impl Config {
     }
 }
 
-/// A configuration that would not work, or would show a secret. Final: change what it names.
+/// A configuration that would not work, or would expose a secret. Final: change what the error names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// There is nothing to connect to.
+    /// There are no endpoints.
     #[error("no etcd endpoint is given; name at least one, as https://10.0.0.1:2379")]
     NoEndpoint,
-    /// Text is no endpoint. It is not shown where it may hold a password.
+    /// Text that is not an endpoint. It is omitted if it may contain a password.
     #[error("etcd endpoint {0:?} is not [http://|https://]HOST[:PORT]")]
     Endpoint(String),
-    /// An endpoint holds a user.
+    /// An endpoint contains a user.
     #[error("an etcd endpoint holds a user or password; give them as credentials")]
     UserInEndpoint,
-    /// Some are `http`, some `https`.
+    /// Some endpoints are `http`, others `https`.
     #[error("etcd endpoints mix http and https; give all of them one scheme")]
     MixedSchemes,
-    /// TLS files are given, and would not be used.
+    /// TLS files are given, but would not be used.
     #[error("TLS files are given, but {0} is clear text; write https://")]
     TlsOverClearText(String),
-    /// The password could be read on the wire.
+    /// The password would be sent unencrypted.
     #[error("credentials would go to {0} in clear text; write https://, or ask for ClearText::AllowCredentials")]
     CredentialsOverClearText(String),
     /// A password without a user.
     #[error("credentials without a user name")]
     NoUser,
-    /// A lease's length is out of range.
+    /// A lease's lifetime is out of range.
     #[error("a lease of {given:?} is not within {min:?} to {max:?}", min = Ttl::MIN, max = Ttl::MAX)]
     Ttl {
-        /// What was given.
+        /// The given lifetime.
         given: Duration,
     },
-    /// A key prefix that is none.
+    /// The text is not a valid key prefix.
     #[error("key prefix {0:?} holds a control character")]
     Prefix(String),
 }
@@ -154,7 +154,7 @@ fn endpoint(text: &str, default: Scheme) -> Result<(Scheme, String), ConfigError
     Ok((scheme, format!("{scheme_text}://{rest}")))
 }
 
-/// A host, or an IPv6 address in brackets, and perhaps a port.
+/// Whether this is a host, or an IPv6 address in brackets, with an optional port.
 fn is_authority(text: &str) -> bool {
     let (is_host, port) = match text.strip_prefix('[').map(|text| text.split_once(']')) {
         Some(None) => return false,
@@ -173,8 +173,8 @@ fn without_user(text: &str) -> String {
     text.rsplit('@').next().unwrap_or_default().chars().take(100).collect()
 }
 
-/// What all keys begin with, cleaned as flannel cleans it (docs/compatibility.md, "Keys"): no trailing slash, a missing
-/// leading one stays missing.
+/// The prefix of all keys, cleaned as flannel does (docs/compatibility.md, "Keys"): a trailing slash is removed, a
+/// missing leading one stays missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPrefix(String);
 
@@ -201,17 +201,17 @@ impl KeyPrefix {
         Ok(Self(format!("{root}{}", parts.join("/"))))
     }
 
-    /// The cleaned text.
+    /// Returns the cleaned text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The key of the network's configuration.
+    /// Returns the key of the network's configuration.
     pub(crate) fn config(&self) -> String {
         self.join("config")
     }
 
-    /// What the keys of all subnets begin with.
+    /// Returns the prefix of the keys of all subnets.
     pub(crate) fn subnets(&self) -> String {
         self.join("subnets/")
     }
@@ -234,29 +234,29 @@ impl fmt::Display for KeyPrefix {
     }
 }
 
-/// TLS files, in PEM. They are read again for every new connection, so rotated ones come into use by themselves.
+/// TLS files, in PEM. They are read again for every new connection, so rotated files take effect without a restart.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Tls {
-    /// The authorities that may have signed the members' certificates. Default: the system's roots.
+    /// The authorities that may sign the members' certificates. Default: the system's roots.
     pub ca: Option<PathBuf>,
-    /// What to show the members. Default: nothing.
+    /// The client certificate. Default: none.
     pub client: Option<ClientCertificate>,
-    /// The name to find in their certificates. Default: the endpoint's host.
+    /// The expected name in the members' certificates. Default: the endpoint's host.
     pub server_name: Option<String>,
 }
 
 impl Tls {
-    /// Trust in the authorities of this file alone.
+    /// Trusts only the authorities in this file.
     pub fn of_authority(ca: impl Into<PathBuf>) -> Self {
         Self { ca: Some(ca.into()), ..Self::default() }
     }
 }
 
-/// A certificate of ours with its key, in PEM files.
+/// A client certificate with its key, in PEM files.
 #[derive(Debug, Clone)]
 pub struct ClientCertificate {
-    /// The certificate, its chain included.
+    /// The certificate, including its chain.
     pub certificate: PathBuf,
     /// The private key.
     pub key: PathBuf,
@@ -265,19 +265,19 @@ pub struct ClientCertificate {
 /// An etcd user.
 #[derive(Debug, Clone)]
 pub struct Credentials {
-    /// Its name.
+    /// The user's name.
     pub user: String,
-    /// Its password.
+    /// The user's password.
     pub password: Password,
 }
 
-/// Where the password comes from.
+/// The source of the password.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Password {
     /// This text.
     Text(Secret),
-    /// This file, read again for every new connection; a trailing line end is not part of it.
+    /// This file, read again for every new connection; a trailing line end is ignored.
     File(PathBuf),
 }
 
@@ -286,7 +286,7 @@ pub enum Password {
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps `text` out of sight.
+    /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -302,13 +302,13 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Whether credentials may go over `http`, where anybody on the way can read them.
+/// Whether credentials may be sent over `http`, where others on the path can read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClearText {
     /// No: it is a [`ConfigError`].
     #[default]
     Refuse,
-    /// Yes: the way is trusted.
+    /// Yes: the path is trusted.
     AllowCredentials,
 }
 
@@ -317,13 +317,13 @@ pub enum ClearText {
 pub struct Ttl(Duration);
 
 impl Ttl {
-    /// The shortest: a minute. A shorter one would end in an election of etcd's.
+    /// The shortest lifetime: a minute. A shorter lease could expire during an election in etcd.
     pub const MIN: Duration = Duration::from_secs(60);
 
-    /// The longest: a year.
+    /// The longest lifetime: a year.
     pub const MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
-    /// Checks and keeps `duration`; what is beyond whole seconds is dropped, for etcd counts in those.
+    /// Checks `duration` and rounds it down to whole seconds, etcd's unit.
     ///
     /// # Errors
     /// [`ConfigError::Ttl`]. Final for this value.
@@ -334,7 +334,7 @@ impl Ttl {
         Ok(Self(Duration::from_secs(duration.as_secs())))
     }
 
-    /// The value.
+    /// Returns the lifetime.
     pub fn duration(self) -> Duration {
         self.0
     }
@@ -345,13 +345,13 @@ impl Ttl {
 }
 
 impl Default for Ttl {
-    /// 24 h, as flannel's (docs/compatibility.md, "Time to live").
+    /// 24 h, as in flannel (docs/compatibility.md, "Time to live").
     fn default() -> Self {
         Self(Duration::from_secs(86_400))
     }
 }
 
-/// How long to wait for what. Any value works; zero fails everything.
+/// Timeouts. Any value is accepted; with zero, all requests fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
@@ -359,11 +359,11 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For one request; each page of a listing is one. Default: 5 s.
     pub request: Duration,
-    /// How long a connection may be silent before it is asked whether it lives (HTTP/2 ping). Default: 10 s; etcd
-    /// closes connections that ask every 4 s or more often.
+    /// How long a connection may be silent before it is checked with an HTTP/2 ping. Default: 10 s. etcd closes
+    /// connections that send a ping every 4 s or more often.
     pub keep_alive: Duration,
-    /// How long that answer may take before the connection counts as dead. Default: 4 s, so
-    /// that a frozen member is noticed within 15 s.
+    /// How long the answer to a ping may take before the connection counts as dead. Default: 4 s, so that a frozen
+    /// member is detected within 15 s.
     pub keep_alive_answer: Duration,
 }
 

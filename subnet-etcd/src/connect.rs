@@ -1,4 +1,4 @@
-//! Connections: to one member at a time, another one when it fails.
+//! Connections to etcd: to one member at a time, and to another one if it fails.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use tokio::sync::Mutex;
 use crate::config::{Config, ConfigError, Password, Timeouts, Tls};
 use crate::error::{Fault, Kind};
 
-/// How long a member is waited for before the next one is tried beside it (RFC 8305, section 5).
+/// How long to wait for a member before the next one is tried in parallel (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Makes connections and gives them out.
+/// Opens and shares connections.
 pub(crate) struct Connector {
     source: Source,
     timeouts: Timeouts,
-    /// Read to see that a member answers, in agreement with the others.
+    /// The key that is read to check that a member answers in agreement with the majority.
     probe: String,
     state: Mutex<State>,
 }
@@ -34,12 +34,12 @@ enum Source {
 #[derive(Default)]
 struct State {
     current: Option<Connection>,
-    /// Which endpoint to try first.
+    /// The endpoint to try first.
     next: usize,
     made: u64,
 }
 
-/// A client that talks to one member.
+/// A client connected to one member.
 #[derive(Clone)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
@@ -47,7 +47,7 @@ pub(crate) struct Connection {
     number: u64,
 }
 
-/// Which state of which store an answer speaks of.
+/// The cluster, term and revision of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Header {
     pub(crate) cluster: u64,
@@ -77,7 +77,7 @@ impl Connector {
         Self { source: Source::Ready(Box::new(client)), timeouts, probe, state: Mutex::default() }
     }
 
-    /// A request that only reads. Where a connection that stood already fails, a new one is tried once.
+    /// Makes a request that only reads. If it fails on an existing connection, it is retried once on a new one.
     pub(crate) async fn read<T, F>(&self, work: impl Fn(Client) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -92,7 +92,7 @@ impl Connector {
         }
     }
 
-    /// A request that writes: sent again only where the first was refused for its log-in.
+    /// Makes a request that writes. It is sent again only if the first was refused for its log-in.
     pub(crate) async fn write<T, F>(&self, work: impl Fn(Client) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -107,7 +107,7 @@ impl Connector {
         }
     }
 
-    /// A request over this connection, which is given up where the request fails.
+    /// Makes a request over this connection. The connection is dropped if the request fails.
     pub(crate) async fn attempt<T>(
         &self,
         connection: &Connection,
@@ -129,7 +129,7 @@ impl Connector {
         self.timeouts.request
     }
 
-    /// Reads what tells the state of the store, through the majority.
+    /// Reads the state of the store, through the majority.
     pub(crate) async fn header(&self) -> Result<Header, Fault> {
         let header = |mut client: Client| async move {
             let options = GetOptions::new().with_count_only();
@@ -139,12 +139,12 @@ impl Connector {
         self.read(header).await
     }
 
-    /// The standing connection, or a new one.
+    /// Returns the existing connection, or a new one.
     pub(crate) async fn current(&self) -> Result<Connection, Fault> {
         Ok(self.connection().await?.1)
     }
 
-    /// Gives up a connection: the next request goes to the next member.
+    /// Drops a connection: the next request goes to the next member.
     pub(crate) async fn forget(&self, connection: &Connection) {
         let mut state = self.state.lock().await;
         if state.current.as_ref().is_some_and(|current| current.number == connection.number) {
@@ -173,7 +173,7 @@ impl Connector {
         Ok((true, connection))
     }
 
-    /// Tries the members from place `first` on, each as soon as the one before it fails or is slow.
+    /// Tries the members from `first` on, each as soon as the one before it fails or is slow.
     async fn first_to_answer(
         &self,
         config: &Config,
@@ -194,7 +194,7 @@ impl Connector {
                 Ok(Some((place, Ok(client)))) => return Ok((place, client)),
                 Ok(Some((_, Err(fault)))) => faults = Some(join(faults, fault)),
                 Ok(None) => return Err(faults.unwrap_or_else(|| Fault::cut("etcd", "no endpoint"))),
-                // It goes on beside the next.
+                // This attempt continues beside the next.
                 Err(_) => {}
             }
         }
@@ -207,7 +207,7 @@ impl Connector {
             let with_user = options.1.is_some();
             let client = match log_in(endpoint, &options).await {
                 Err(error) if with_user && is_without_authentication(&error) => {
-                    // flannel goes on without a log-in too: the operator has not enabled it yet.
+                    // flannel also continues without a log-in: authentication is not enabled yet.
                     log_in(endpoint, &(options.0, None)).await?
                 }
                 result => result?,
@@ -248,8 +248,8 @@ impl Connector {
 
 type Login = (ConnectOptions, Option<(String, String)>);
 
-/// The client's own token refresh stays off: it would log in with the password of before. A refused token gives up the
-/// connection, and the next one reads the password anew.
+/// The client's automatic token refresh stays off: it would log in with the old password. If a token is refused, the
+/// connection is dropped, and the next one reads the password again.
 async fn log_in(endpoint: &Arc<str>, (options, user): &Login) -> Result<Client, etcd_client::Error> {
     let options = match user {
         Some((user, password)) => options.clone().with_user(user, password),
@@ -280,14 +280,14 @@ async fn tls(tls: Option<&Tls>, endpoint: &str) -> Result<TlsOptions, Fault> {
     Ok(options)
 }
 
-/// The most bytes of a certificate, key or password file. A bundle of all public authorities has a quarter of that.
+/// The largest certificate, key or password file, in bytes. A bundle of all public authorities is a quarter of that.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Reads a certificate, key or password file as the store does for each connection: a regular file of at most 1 MiB,
-/// whoever it belongs to. Blocks on the disk: not for an async task.
+/// with any owner. Blocks on the disk: not for an async task.
 ///
 /// # Errors
-/// The system's error, or one that says that the file is not regular or is too large.
+/// The system's error, or an error if the file is not regular or too large.
 pub fn credential_file(path: &Path) -> io::Result<Vec<u8>> {
     match files::read(path, Trust::Anyone, MAX_FILE)? {
         Some(bytes) => Ok(bytes),
@@ -304,7 +304,8 @@ async fn read(path: &Path, endpoint: &str) -> Result<Vec<u8>, Fault> {
     }
 }
 
-/// One fault that says what both say. Where any member denies us, that is what an operator has to act on.
+/// Returns one fault with the text of both. If a member denies access, its fault is the main one, because an operator
+/// has to act on it.
 fn join(first: Option<Fault>, second: Fault) -> Fault {
     let Some(first) = first else { return second };
     let (mut kept, other) = match first.kind {

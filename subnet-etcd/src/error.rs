@@ -1,4 +1,4 @@
-//! What goes wrong with etcd, said with the endpoint and the remedy.
+//! etcd errors, with endpoint and remedy.
 
 use std::error::Error;
 use std::path::Path;
@@ -7,21 +7,21 @@ use std::time::Duration;
 use flannel_core::subnet::SubnetError;
 use flannel_core::text::Plain;
 
-/// A request to etcd failed: the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which say whether
-/// to retry. Holds no secret.
+/// A request to etcd failed. This is the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which
+/// document whether to retry. Contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {}; {remedy}", Plain(endpoint), Plain(problem))]
 #[non_exhaustive]
 pub struct EtcdError {
-    /// Which member, or several.
+    /// The member or members.
     pub endpoint: String,
-    /// What it or the way to it says.
+    /// The error from the member or the connection.
     pub problem: String,
-    /// What to do about it.
+    /// How to fix the error.
     pub remedy: &'static str,
 }
 
-/// A failed request, before it is said what it was for.
+/// A failed request, without its purpose.
 #[derive(Debug, Clone)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
@@ -30,17 +30,17 @@ pub(crate) struct Fault {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// No answer, or none that settles it.
+    /// No answer, or an answer that does not show whether the request was carried out.
     Cut,
-    /// The log-in has to be repeated; nothing was done.
+    /// The log-in has to be repeated; the request was not carried out.
     Token,
-    /// We may not; nothing was done.
+    /// Access was denied; the request was not carried out.
     Denied,
-    /// The revision asked for is gone.
+    /// The requested revision is gone.
     Compacted,
-    /// The answer is larger than we take.
+    /// The answer is larger than the limit.
     TooLarge,
-    /// The etcd lease to write with has ended; nothing was done.
+    /// The etcd lease of the write has ended; the request was not carried out.
     Ended,
 }
 
@@ -80,7 +80,7 @@ impl Fault {
         Self { kind, error: EtcdError { endpoint: endpoint.to_owned(), problem, remedy } }
     }
 
-    /// Whether the request may have been carried out all the same.
+    /// Whether the request may nevertheless have been carried out.
     pub(crate) fn is_unsettled(&self) -> bool {
         !matches!(self.kind, Kind::Token | Kind::Denied | Kind::Ended)
     }
@@ -96,18 +96,18 @@ impl Fault {
 
 const CHECK: &str = "check that this member runs and can be reached";
 
-/// A TLS 1.3 member refuses a client without certificate after the client took the handshake for done: its alert, a
-/// reset and a broken pipe race to us, so nothing that is cut over TLS can be told from it.
+/// A TLS 1.3 member refuses a client without a certificate after the client completed the handshake. Its alert, a reset
+/// and a broken pipe arrive in any order, so any cut connection over TLS may have this cause.
 const CHECK_TLS: &str = "check that this member runs and can be reached, and whether it asks for a client certificate";
 
-/// gRPC's numbers are part of its protocol: 3 invalid argument, 5 not found, 7 permission denied, 8 resource exhausted,
-/// 9 failed precondition, 11 out of range, 16 unauthenticated.
+/// The gRPC status codes are part of the protocol: 3 invalid argument, 5 not found, 7 permission denied, 8 resource
+/// exhausted, 9 failed precondition, 11 out of range, 16 unauthenticated.
 fn judge(code: i32, message: &str) -> (Kind, &'static str) {
     let says = |text: &str| message.contains(text);
     match code {
         16 => (Kind::Token, "check user and password"),
         3 if says("invalid auth token") || says("revision of auth store is old") => (Kind::Token, "log in again"),
-        // A connection without a log-in, and authentication was enabled since.
+        // A connection without a log-in, and authentication was enabled later.
         3 if says("user name is empty") => (Kind::Token, "give user and password"),
         3 if says("authentication failed") => (Kind::Denied, "check user and password"),
         5 if says("requested lease not found") => (Kind::Ended, "write with a new lease"),
@@ -127,7 +127,7 @@ fn judge(code: i32, message: &str) -> (Kind, &'static str) {
 const CA: &str = "give the authority that signed the member's certificate as CA file";
 
 fn tls_remedy(problem: &str) -> Option<&'static str> {
-    // As rustls words them; what it words anew falls back to the general remedy.
+    // The texts of rustls; if rustls changes a text, the general remedy is used.
     let remedies = [
         ("UnknownIssuer", CA),
         ("BadSignature", CA),
@@ -140,7 +140,7 @@ fn tls_remedy(problem: &str) -> Option<&'static str> {
     remedies.into_iter().find(|(sign, _)| problem.contains(sign)).map(|(_, remedy)| remedy)
 }
 
-/// The causes in one line, each once.
+/// Returns the causes in one line, each once.
 fn chain(first: &str, source: Option<&(dyn Error + 'static)>) -> String {
     let mut text = first.to_owned();
     let mut next = source;

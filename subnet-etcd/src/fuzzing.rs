@@ -1,11 +1,11 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
+//! Checks of private parsers, for fuzz targets and property tests. Each panics if a property fails.
 
 use flannel_core::lease::Fence;
 
 use crate::wire::{Version, key_text, lease_key, parse_key};
 
-/// A key after `<prefix>/subnets/`: it is good only if it is what we would write, and what flannel would read from a bad
-/// one has a key of its own.
+/// Checks a key after `<prefix>/subnets/`: it is good only if this crate would write the same key, and the subnets that
+/// flannel would read from a bad key have a key of their own.
 pub fn key(text: &str) {
     match parse_key(text) {
         Ok(subnets) => assert_eq!(key_text(&subnets).as_deref(), Some(text)),
@@ -18,12 +18,12 @@ pub fn key(text: &str) {
     }
 }
 
-/// Two keys: two records have two names.
+/// Checks that two keys have two names.
 pub fn names(one: &[u8], other: &[u8]) {
     assert_eq!(one == other, lease_key("", one) == lease_key("", other), "{one:?} {other:?}");
 }
 
-/// The text of a fence.
+/// Checks that a fence's text round-trips.
 pub fn fence(text: &str) {
     if let Some(version) = Version::from_fence(&Fence(Some(text.into()))) {
         assert_eq!(Version::from_fence(&version.fence()), Some(version));

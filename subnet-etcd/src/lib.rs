@@ -1,19 +1,20 @@
-//! etcd lease store of flannelkit, byte for byte flannel's: nodes with Go flannel and with this crate share one
-//! network.
+//! etcd lease store of flannelkit, byte for byte compatible with flannel: nodes with Go flannel and with this crate
+//! share one network.
 //!
 //! ```text
 //! PREFIX/config                                  the network's configuration, flannel's document
-//! PREFIX/subnets/10.5.34.0-24                    one record a node: flannel's lease JSON
+//! PREFIX/subnets/10.5.34.0-24                    one record per node: flannel's lease JSON
 //! PREFIX/subnets/10.5.34.0-24&fd00:12:13::-56    the same in a dual-stack network
 //! ```
 //!
-//! A node is known by its public IP. Every write of a lease is a transaction fenced by what was read: a node that was
-//! away never writes over the new owner of its subnet, and a lost race costs another try, not the agent. A record
-//! without etcd lease is an operator's reservation; it is used and renewed, and stays one.
+//! A node is identified by its public IP. Every write of a lease is a transaction fenced by what was read: a node that
+//! was away never overwrites the new owner of its subnet, and a lost race is retried. A record without an etcd lease is
+//! an operator's reservation; it is used and renewed, and stays a reservation.
 //!
-//! Requests go to one member at a time and move to the next when it fails; one that is slow to connect to is not waited
-//! for. Each has a deadline. TLS files and the password file are read again for every new connection. When a peer's
-//! lease ends is not asked, for that would be a request a record: [`Lease::expires`] is known of the own lease only.
+//! Requests go to one member at a time and move to the next if it fails; a member that is slow to connect is not waited
+//! for. Each request has a deadline. TLS files and the password file are read again for every new connection.
+//! [`Lease::expires`] is known for the own lease only: the expiry of each peer's lease would need one request per
+//! record.
 //!
 //! ```no_run
 //! use flannel_subnet_etcd::{Config, EtcdSubnets};
@@ -67,7 +68,7 @@ pub struct EtcdSubnets {
 }
 
 impl EtcdSubnets {
-    /// A store that connects when it is first used, so that a node boots while etcd is away.
+    /// Creates a store that connects when it is first used, so that a node can start while etcd is unavailable.
     ///
     /// # Errors
     /// [`ConfigError`] names what to change. Final for this configuration.
@@ -76,29 +77,29 @@ impl EtcdSubnets {
         Ok(Self::of(Connector::new(config)?, &prefix, ttl))
     }
 
-    /// A store over a client that is ready, with all that was set when it was made: TLS, user, keep-alive. Without
-    /// keep-alive a frozen member is not noticed; without automatic token refresh a log-in ends after minutes.
+    /// Creates a store with an existing client and the client's settings: TLS, user, keep-alive. Without keep-alive a
+    /// frozen member is not detected; without automatic token refresh a log-in ends after minutes.
     pub fn with_client(client: etcd_client::Client, prefix: &KeyPrefix, ttl: Ttl, timeouts: Timeouts) -> Self {
         Self::of(Connector::ready(client, prefix.config(), timeouts), prefix, ttl)
     }
 
-    /// The same store, with [`Lease::expires`] counted on `clock`. Default: the machine's.
+    /// Sets the clock of [`Lease::expires`]. Default: the machine's.
     #[must_use]
     pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
         Self { store: Arc::new(Store { clock, ..Store::clone(&self.store) }) }
     }
 
-    /// Writes the network's configuration in place of what was there. Leases that no longer fit stay until their
-    /// nodes acquire again.
+    /// Writes the network's configuration and replaces the old one. Leases that no longer fit stay until their nodes
+    /// acquire again.
     ///
-    /// The last writer wins: this is an operator's word, which is not made out of what was there, so there is no read
-    /// to fence it by. An acquire under way is fenced by the configuration it went by, and begins anew.
+    /// The last writer wins: an operator's configuration does not depend on the old one, so there is no read to fence
+    /// it by. A concurrent acquire is fenced by the configuration that it read, and starts over.
     ///
     /// # Errors
-    /// [`SubnetError::Invalid`] when it would not read back as it is (a network without a pool): final. Else retry.
+    /// [`SubnetError::Invalid`] if it would not read back unchanged (a network without a pool): final. Otherwise retry.
     ///
     /// # Cancel safety
-    /// Dropped midway it may or may not be written, but never half.
+    /// If dropped, the configuration may or may not be written, but is never incomplete.
     pub async fn put_config(&self, config: &NetworkConfig) -> Result<(), SubnetError> {
         let text = config.to_json();
         if self.store.parse_config(text.as_bytes())? != *config {
@@ -110,10 +111,10 @@ impl EtcdSubnets {
         self.put_config_json(&text).await
     }
 
-    /// Writes the network's configuration as flannel's JSON document, kept to the letter.
+    /// Writes the network's configuration as flannel's JSON document, unchanged.
     ///
     /// # Errors
-    /// [`SubnetError::Invalid`] names the JSON path: final for this text, and nothing is written. Else as
+    /// [`SubnetError::Invalid`] names the JSON path: final for this text, and nothing is written. Otherwise as
     /// [`put_config`](Self::put_config).
     ///
     /// # Cancel safety
@@ -122,7 +123,7 @@ impl EtcdSubnets {
         self.store.put_config(json).await
     }
 
-    /// All records, in the order of their keys, as they were at one revision: one request for each thousand.
+    /// Returns all records in the order of their keys, as of one revision. Makes one request per thousand records.
     ///
     /// # Errors
     /// [`SubnetError::Unavailable`] and [`SubnetError::Denied`]: retry.

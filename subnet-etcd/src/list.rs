@@ -1,4 +1,4 @@
-//! Reading all records: pages of one revision.
+//! Reads all records in pages of one revision.
 
 use etcd_client::{GetOptions, KeyValue};
 use flannel_core::lease::{OldestRecords, Record};
@@ -7,25 +7,25 @@ use crate::connect::{Connector, Header};
 use crate::error::{Fault, Kind};
 use crate::wire;
 
-/// All records as they were at one revision.
+/// All records as of one revision.
 pub(crate) struct Listing {
     pub(crate) header: Header,
     pub(crate) records: Vec<Record>,
 }
 
-/// Records a request: some 200 KB.
+/// Records per request: some 200 KB.
 const PAGE: i64 = 1000;
 
-/// How often a listing that was compacted away under our hands begins again.
+/// How often a listing starts over after its revision was compacted.
 const TRIES: u32 = 3;
 
-/// All records under `base`, or the oldest of too many.
+/// Returns all records under `base`, or the oldest if there are too many.
 pub(crate) async fn list(connector: &Connector, base: &str) -> Result<Listing, Fault> {
     let (header, oldest) = gather(connector, base, OldestRecords::default, OldestRecords::push).await?;
     Ok(Listing { header, records: oldest.finish() })
 }
 
-/// Adds up all records under `base`, however many there are.
+/// Folds all records under `base`, however many there are.
 pub(crate) async fn gather<T>(
     connector: &Connector,
     base: &str,
@@ -58,7 +58,7 @@ async fn pages(connector: &Connector, base: &str, mut add: impl FnMut(Record)) -
         };
         let (response, is_cut) = match page(options().with_limit(limit)).await {
             Err(fault) if fault.kind == Kind::TooLarge && limit > 1 => {
-                // Somebody put large values there: they are bad, but those beside them are not.
+                // Another client wrote large values: these records are bad, but the others are not.
                 limit = (limit / 8).max(1);
                 continue;
             }
@@ -78,7 +78,7 @@ async fn pages(connector: &Connector, base: &str, mut add: impl FnMut(Record)) -
     }
 }
 
-/// The first key that `prefix` does not begin. It ends in a slash, which is not the last byte there is.
+/// Returns the first key after all keys with `prefix`. The prefix ends in a slash, whose byte can be incremented.
 pub(crate) fn after_prefix(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {

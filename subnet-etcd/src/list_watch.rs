@@ -1,4 +1,4 @@
-//! Following the records, without I/O: what to do next, and from where.
+//! The state machine of the watch, without I/O: what to do next, and from which revision.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use flannel_core::lease::LeaseEvent;
 
 use crate::connect::Header;
 
-/// What to do next.
+/// The next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// List everything, then call [`ListWatch::listed`].
@@ -25,13 +25,13 @@ pub(crate) enum Step {
 pub(crate) struct Message {
     /// The state of the store.
     pub(crate) header: Header,
-    /// The watch is established.
+    /// Whether the watch is established.
     pub(crate) is_created: bool,
-    /// The revision asked for is compacted away.
+    /// Whether the requested revision is compacted.
     pub(crate) is_compacted: bool,
-    /// The server ends the watch, and why.
+    /// Set if the server ends the watch, with the reason.
     pub(crate) cancelled: Option<String>,
-    /// What changed, each with its revision.
+    /// The changes, each with its revision.
     pub(crate) changes: Vec<(i64, LeaseEvent)>,
 }
 
@@ -39,17 +39,17 @@ pub(crate) struct Message {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Cancelled(pub(crate) String);
 
-/// Where a watch stands.
+/// The state of a watch.
 #[derive(Debug)]
 pub(crate) struct ListWatch {
     step: Step,
-    /// The state of the store that was last read through its majority; `None`: nothing was reported yet.
+    /// The state of the store that was last read through its majority; `None` until a first listing.
     store: Option<Header>,
-    /// Where the next watch begins.
+    /// The revision at which the next watch begins.
     resume: i64,
-    /// A listing that nothing came after.
+    /// Whether no change has followed the last listing.
     is_fresh: bool,
-    /// Trouble was reported, and nothing since.
+    /// Whether an error was reported, and nothing since.
     is_troubled: bool,
     backoff: Backoff,
 }
@@ -70,7 +70,7 @@ impl ListWatch {
         self.step
     }
 
-    /// Everything was listed, and is to be reported as a [`LeaseEvent::Reset`].
+    /// Records that everything was listed and is reported as a [`LeaseEvent::Reset`].
     pub(crate) fn listed(&mut self, header: Header) {
         self.store = Some(header);
         self.resume = header.revision.saturating_add(1);
@@ -79,7 +79,8 @@ impl ListWatch {
         self.step = Step::Open(self.resume);
     }
 
-    /// A new connection shows this state of the store. One that lies behind what we saw is another history: a backup.
+    /// Records the state of the store on a new connection. If it is behind what was seen, the history is another one:
+    /// the store was restored from a backup.
     pub(crate) fn probed(&mut self, header: Header) {
         if self.continues(header) {
             self.store = Some(header);
@@ -89,7 +90,7 @@ impl ListWatch {
         }
     }
 
-    /// Whether a state of the store lies after all that was seen, in the same history.
+    /// Whether a state of the store follows all that was seen, in the same history.
     fn continues(&self, header: Header) -> bool {
         self.store.is_some_and(|store| {
             header.cluster == store.cluster
@@ -99,38 +100,40 @@ impl ListWatch {
         })
     }
 
-    /// The request for a watch is under way.
+    /// Records that the request for a watch was sent.
     pub(crate) fn opened(&mut self) {
         self.step = Step::Read;
     }
 
-    /// Takes a message; its events are to be reported.
+    /// Handles a message and returns its events to be reported.
     ///
-    /// The next watch begins with the revision of the last change, not after it: a large transaction comes in several
-    /// messages. A change that comes twice does no harm.
+    /// The next watch begins at the revision of the last change, not after it, because a large transaction arrives in
+    /// several messages. A repeated change does no harm.
     pub(crate) fn message(&mut self, message: Message) -> Result<Vec<LeaseEvent>, Cancelled> {
         if message.is_compacted {
             self.step = Step::List;
-            // Twice in a row without a change in between: compacted faster than we list. Not in a tight loop.
+            // Twice in a row without a change in between: compaction is faster than listing. Back off instead of
+            // looping.
             return if self.is_fresh { Err(Cancelled(COMPACTED.to_owned())) } else { Ok(Vec::new()) };
         }
         if let Some(reason) = message.cancelled {
             return Err(Cancelled(if reason.is_empty() { "the watch was cancelled".to_owned() } else { reason }));
         }
         if message.is_created {
-            // The client connects anew by itself, so this may be a store restored between two steps; or the member
-            // only lags. A watch that begins in the future would keep silent until then: ask the majority.
+            // The client reconnects automatically, so the store may have been restored between two steps, or the member
+            // is only behind. A watch that begins at a future revision would be silent until then, so the majority is
+            // asked.
             if !self.continues(message.header) {
                 return Err(Cancelled(BEHIND.to_owned()));
             }
             let resumed = std::mem::take(&mut self.is_troubled).then_some(LeaseEvent::Resumed);
             return Ok(resumed.into_iter().collect());
         }
-        // A watch that is only established may fail at its first message, again and again.
+        // Not earlier: an established watch may repeatedly fail at its first message.
         self.backoff.reset();
         self.is_fresh = false;
         if message.changes.is_empty() {
-            // A progress notice: all up to here was sent.
+            // A progress notice: all changes up to here were sent.
             self.resume = self.resume.max(message.header.revision.saturating_add(1));
         }
         let mut events = Vec::with_capacity(message.changes.len());
@@ -141,13 +144,13 @@ impl ListWatch {
         Ok(events)
     }
 
-    /// The next message is too large to be read, and would be so again: a listing goes around it, since that can leave
-    /// large values out.
+    /// Records that the next message is too large to read, and would be so again. A listing follows, because it can
+    /// leave out large values.
     pub(crate) fn unreadable(&mut self) {
         self.step = Step::List;
     }
 
-    /// A step failed. Returns how long to wait before the next.
+    /// Records a failed step. Returns how long to wait before the next.
     ///
     /// `lived`: how long the watch that failed was open, if one was.
     pub(crate) fn failed(&mut self, lived: Option<Duration>) -> Duration {
@@ -163,7 +166,7 @@ impl ListWatch {
     }
 }
 
-/// A watch that was open for this long, or delivered a message, begins the waits between tries anew.
+/// A watch that was open for this long, or delivered a message, resets the back-off.
 const LASTING: Duration = Duration::from_secs(60);
 const BEHIND: &str = "the member is behind what was read before, or was restored from a backup";
 const COMPACTED: &str = "etcd compacts faster than the records can be listed";
@@ -224,7 +227,7 @@ mod tests {
         let created = || Message { is_created: true, header: header(10), ..Message::default() };
         assert_eq!(list_watch.message(created()), Ok(vec![LeaseEvent::Resumed]));
         assert_eq!(list_watch.message(created()), Ok(Vec::new()));
-        // A listing says as much by itself.
+        // A listing makes it redundant.
         list_watch.failed(None);
         list_watch.listed(header(12));
         list_watch.opened();
@@ -275,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_member_that_only_lags_costs_no_listing() {
-        // A follower may be behind; the probe goes through the majority, so its answer never is.
+        // A follower may be behind; the probe reads through the majority and never is.
         let mut list_watch = watching(10);
         list_watch.failed(None);
         list_watch.probed(header(10));
@@ -300,7 +303,7 @@ mod tests {
         assert!((expected * 0.9..=expected * 1.1).contains(&wait), "{wait} {expected}");
     }
 
-    /// Opens a watch after a failure. Nothing comes but that it is established.
+    /// Opens a watch after a failure. It is established, but delivers nothing.
     fn establish(list_watch: &mut ListWatch) {
         match list_watch.step() {
             Step::List => list_watch.listed(header(10)),

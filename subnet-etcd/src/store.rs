@@ -1,4 +1,4 @@
-//! What the calls of a [`SubnetManager`](flannel_core::subnet::SubnetManager) do.
+//! The operations of a [`SubnetManager`](flannel_core::subnet::SubnetManager).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,32 +19,33 @@ use crate::wire::{self, Version};
 use crate::write::random;
 use crate::write::{Granted, Outcome, Put, UnacknowledgedWrites, unchanged};
 
-/// A key prefix in etcd and how to use it.
+/// A key prefix in etcd and its settings.
 #[derive(Clone)]
 pub(crate) struct Store {
     pub(crate) connector: Arc<Connector>,
     pub(crate) config_key: Arc<str>,
-    /// What the keys of all records begin with, the slash included.
+    /// The prefix of the keys of all records, including the slash.
     pub(crate) base: Arc<str>,
     pub(crate) ttl: Ttl,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) unacknowledged: Arc<UnacknowledgedWrites>,
 }
 
-/// How often an acquire looks anew after others changed what it had read. In a race for new leases this counts only
-/// where the configuration or our own record changes; each loser learns what the winners took.
+/// How often an acquire reads everything again after others changed what it had read. In a race for new leases this
+/// counts only changes of the configuration or of the node's own record; each loser learns what the winners took.
 const ROUNDS: u32 = 8;
 
-/// How many subnets an acquire tries to take in one round. Each lost race was another node's success.
+/// How many subnets an acquire tries to take in one round. Each lost race is another node's success.
 const RACES: u32 = 256;
 
-/// How often a renewal or release that met a newer version of our own record tries that.
+/// How often a renewal or release is retried with a newer version of the node's own record.
 const ADOPTIONS: u32 = 4;
 
-/// The most records of one node that are looked at; what lies beyond is as good as another's.
+/// The most records of one node that are examined; further ones are treated as another node's.
 const MAX_OWN: usize = 1024;
 
-/// The most leases of one node that are told: each costs a request for its end. What lies beyond is as good as another's.
+/// The most leases of one node that are returned: each needs a request for its expiry. Further ones are treated as
+/// another node's.
 const MAX_PREVIOUS: usize = 16;
 
 const ACQUIRING: &str = "acquiring a lease";
@@ -136,7 +137,7 @@ impl Store {
         if wire::parse_key(lease.key.as_str()) != Ok(lease.subnets) {
             return lost("is not the key of its subnets");
         }
-        // The server may have let it live longer, but others may count on its end.
+        // The server may keep the lease longer, but others may rely on its end.
         if lease.expires.is_some_and(|end| end <= self.clock.now()) {
             return lost("has expired");
         }
@@ -156,7 +157,7 @@ impl Store {
                 if version.is_reservation() { self.put_reserved(put).await } else { self.put_leased(put).await };
             let read = match outcome.map_err(doing)? {
                 Outcome::Written { version: written, expires } => {
-                    // An earlier write, told of only now, may have hung it on the same one.
+                    // An earlier write, reported only now, may have attached it to the same etcd lease.
                     if version.lease != written.lease {
                         self.drop_lease(version.lease).await;
                     }
@@ -169,7 +170,7 @@ impl Store {
             };
             let newer = read.first().ok_or("is gone");
             match newer.and_then(|kv| held.version(kv).ok_or("is another's, or a newer lease")) {
-                // Our own renewal whose answer was lost, or Go flannel's on this host.
+                // Written by this node's renewal whose answer was lost, or by Go flannel on this host.
                 Ok(newer) => version = newer,
                 Err(why) => {
                     self.drop_unacknowledged(&lease.key).await;
@@ -187,7 +188,7 @@ impl Store {
         let held = self.held(lease);
         let mut version = held.first;
         for _ in 0..ADOPTIONS {
-            // An operator reserved it for this node: not ours to give back.
+            // An operator reserved it for this node: the agent must not release it.
             if version.is_reservation() {
                 return Ok(());
             }
@@ -205,12 +206,12 @@ impl Store {
         Err(Fault::cut(&self.base, "the record kept changing").into_subnet_error(RELEASING))
     }
 
-    /// The full key of a record.
+    /// Returns the full key of a record.
     pub(crate) fn key(&self, key: &LeaseKey) -> String {
         format!("{}{}", self.base, key.as_str())
     }
 
-    /// The configuration, and the revision that wrote it.
+    /// Returns the configuration and the revision that wrote it.
     async fn config(&self) -> Result<(NetworkConfig, i64), SubnetError> {
         let read = |mut client: etcd_client::Client| async move { client.get(&*self.config_key, None).await };
         let response = self.connector.read(read).await.map_err(|fault| fault.into_subnet_error(CONFIG))?;
@@ -228,11 +229,11 @@ impl Store {
         Ok((self.parse_config(kv.value())?, kv.mod_revision()))
     }
 
-    /// Deletes a lease of ours that we do not keep: the network changed, or an answer that was lost left two.
+    /// Deletes a lease of this node that is not kept: the network changed, or a lost answer left two leases.
     async fn drop_own(&self, seen: &mut Seen, lease: Arc<Lease>) -> Result<(), SubnetError> {
         let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
         if version.is_reservation() {
-            // The operator's, who has to change it: until then its subnet stays taken.
+            // It belongs to the operator, who has to change it; until then its subnet stays taken.
             seen.keep(&lease);
             return Ok(());
         }
@@ -244,7 +245,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes our record as it stands and publishes `attrs`; `None`: it changed meanwhile.
+    /// Takes this node's record unchanged and publishes `attrs`. Returns `None` if it changed meanwhile.
     async fn overwrite(&self, lease: &Lease, attrs: &LeaseAttrs, value: &str) -> Result<Option<Lease>, SubnetError> {
         let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
         if version.is_reservation() && lease.attrs == *attrs {
@@ -267,13 +268,13 @@ impl Store {
         }
     }
 
-    /// Takes new subnets; `None`: the configuration changed meanwhile.
+    /// Takes new subnets. Returns `None` if the configuration changed meanwhile.
     async fn take(&self, seen: &mut Seen, want: &Want, value: &str) -> Result<Option<Lease>, SubnetError> {
         seen.choose(&want.preferred)?;
         let granted = self.grant().await.map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
         let result = self.take_with(granted, seen, want, value).await;
         if !matches!(result, Ok(Some(_))) {
-            // A record that was written without an acknowledgement goes with it.
+            // This also deletes a record that was written without an acknowledgement.
             self.give_back(granted).await;
         }
         result
@@ -323,18 +324,18 @@ impl Store {
         Ok(None)
     }
 
-    /// What must hold for nobody to have taken what overlaps `subnets` since we looked. Where the configuration is
-    /// the same, subnets of one family overlap only if they are equal.
+    /// Returns the conditions under which no other node took subnets overlapping `subnets` since the last read. As long
+    /// as the configuration is the same, subnets of one family overlap only if they are equal.
     fn still_free(&self, seen: &Seen, subnets: &Dual<Prefix>, text: &str) -> Vec<Compare> {
         let config = Compare::mod_revision(&*self.config_key, CompareOp::Equal, seen.config_revision);
         let full = format!("{}{text}", self.base);
         let free = match (subnets.v4, subnets.v6) {
-            // Also no dual-stack record with this IPv4 part: those are next to it, for '&' comes before '\''.
+            // Also no dual-stack record with this IPv4 part: those keys follow directly, because '&' sorts before '\''.
             (Some(_), None) => {
                 Compare::create_revision(full.clone(), CompareOp::Equal, 0).with_range(format!("{full}'"))
             }
             (None, _) => Compare::create_revision(full, CompareOp::Equal, 0),
-            // Half of it may stand in any key.
+            // Any key may contain one half of it.
             (Some(_), Some(_)) => {
                 Compare::create_revision(&*self.base, CompareOp::Less, seen.revision.saturating_add(1))
                     .with_range(after_prefix(&self.base))
@@ -343,7 +344,7 @@ impl Store {
         vec![config, free]
     }
 
-    /// What tells records of this lease, as far as it is known before a call about it.
+    /// Returns what identifies records of this lease, as far as known before a call about it.
     fn held<'a>(&'a self, lease: &'a Lease) -> HeldLease<'a> {
         let first = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
         HeldLease {
@@ -355,7 +356,7 @@ impl Store {
     }
 }
 
-/// Tells the records of a lease that this node holds, or held, from others.
+/// Distinguishes the records of a lease that this node holds or held from others.
 struct HeldLease<'a> {
     base: &'a str,
     first: Version,
@@ -365,10 +366,10 @@ struct HeldLease<'a> {
 }
 
 impl HeldLease<'_> {
-    /// The version of a record of this lease.
+    /// Returns the version of a record if it belongs to this lease.
     fn version(&self, kv: &etcd_client::KeyValue) -> Option<Version> {
         let version = Version::of(kv);
-        // Whatever address that write published: the node's may have changed since.
+        // Whatever address that write published: the node's address may have changed since.
         let is_ours = self.unacknowledged == Some(version.lease) || {
             let found = wire::record(self.base, kv).lease;
             found.is_ok_and(|found| self.owner.is_some_and(|owner| owner.holds(&found.attrs)))
@@ -377,10 +378,10 @@ impl HeldLease<'_> {
     }
 }
 
-/// A fence that is not ours, as from another store's state file: matches nothing, so the record is looked at first.
+/// A fence of another origin, such as another store's state file. It matches no record, so the record is read first.
 const UNKNOWN: Version = Version { created: -1, modified: -1, lease: -1 };
 
-/// Who a record belongs to: its public IP.
+/// The owner of a record: its public IP.
 #[derive(Clone, Copy)]
 struct Owner(IpAddr);
 
@@ -407,16 +408,16 @@ impl Owner {
     }
 }
 
-/// What an acquire decides by.
+/// What an acquire has read.
 struct Seen {
     config: NetworkConfig,
     config_revision: i64,
-    /// Up to which revision the records are known.
+    /// The revision up to which the records are known.
     revision: i64,
-    /// The leases of the node that acquires, in the order of their keys, as Go flannel looks at them.
+    /// The leases of the acquiring node, in the order of their keys, as Go flannel examines them.
     own: Vec<Arc<Lease>>,
-    /// What must not be taken, with the revision that created each record. No more of one is held than it takes: there may be
-    /// too many, the youngest among them.
+    /// The taken subnets, each with the revision that created its record. Limited to what the choice needs: there may
+    /// be too many, including newer ones.
     taken: Taken<i64>,
 }
 
@@ -450,7 +451,7 @@ impl Seen {
         Ok(seen)
     }
 
-    /// Takes a record in that is not ours. A bad one is nobody's rival, as if it were the youngest.
+    /// Adds a record of another node. A bad record is treated as the newest, so it never outranks a lease.
     fn add(&mut self, lease: Result<Arc<Lease>, Box<BadRecord>>) {
         match lease {
             Ok(lease) => self.keep(&lease),
@@ -462,8 +463,8 @@ impl Seen {
         self.taken.add(&lease.subnets, created(lease));
     }
 
-    /// Whether a lease of ours may be taken again. Where another node's is older and overlaps, peers would take that one for
-    /// good, and not ours.
+    /// Whether a lease of this node may be used again. If another node's lease overlaps and is older, peers would use
+    /// that one permanently.
     fn fits(&self, lease: &Lease) -> bool {
         let age = |created: i64, subnets: &Dual<Prefix>| (created, wire::key_text(subnets));
         let own = age(created(lease), &lease.subnets);
@@ -471,7 +472,7 @@ impl Seen {
         all_compatible(&self.config, &lease.subnets) && !self.taken.rivals(&lease.subnets).any(is_older)
     }
 
-    /// In each family what is preferred if free, else any that is free.
+    /// Chooses in each family the preferred subnet if free, else any free one.
     fn choose(&self, preferred: &Dual<Prefix>) -> Result<Dual<Prefix>, SubnetError> {
         Ok(self.taken.choose(&[preferred], &mut random)?)
     }

@@ -1,4 +1,4 @@
-//! Following the records: the steps of `list_watch`, carried out.
+//! The watch: carries out the steps of `list_watch`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::list_watch::{ListWatch, Message, Step};
 use crate::store::Store;
 use crate::wire;
 
-/// All records, then what changes.
+/// Returns all records, then the changes.
 pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     let watch = Watch { store, list_watch: ListWatch::new(), source: None, pause: None, ready: VecDeque::new() };
     stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed()
@@ -28,9 +28,9 @@ struct Watch {
     store: Arc<Store>,
     list_watch: ListWatch,
     source: Option<Source>,
-    /// What to wait first: the last step failed.
+    /// The wait before the next step, if the last one failed.
     pause: Option<Duration>,
-    /// Still to be reported.
+    /// Events that are still to be returned.
     ready: VecDeque<LeaseEvent>,
 }
 
@@ -55,7 +55,7 @@ impl Watch {
                 if fault.kind == Kind::TooLarge {
                     self.list_watch.unreadable();
                 }
-                // A stream that failed never recovers, and its connection is suspect.
+                // A failed stream does not recover, and its connection may be bad.
                 let source = self.source.take();
                 if let Some(source) = &source {
                     self.store.connector.forget(&source.connection).await;

@@ -1,4 +1,4 @@
-//! Keys and values, byte for byte flannel's (docs/compatibility.md, "Keys", "Lease attributes").
+//! Keys and values, byte for byte as in flannel (docs/compatibility.md, "Keys", "Lease attributes").
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,7 +8,7 @@ use etcd_client::KeyValue;
 use flannel_core::lease::{BadRecord, Fence, Lease, LeaseAttrs, LeaseKey, Record};
 use flannel_core::net::{Dual, Prefix};
 
-/// The key of subnets, after `<prefix>/subnets/`; `None` where there is no subnet or flannel could not read it.
+/// Returns the key of subnets, after `<prefix>/subnets/`, or `None` if there is no subnet or flannel could not read it.
 pub(crate) fn key_text(subnets: &Dual<Prefix>) -> Option<String> {
     let part = |prefix: &Prefix| format!("{}-{}", prefix.addr(), prefix.len());
     let text = match (&subnets.v4, &subnets.v6) {
@@ -17,13 +17,13 @@ pub(crate) fn key_text(subnets: &Dual<Prefix>) -> Option<String> {
         (None, Some(v6)) => format!("0.0.0.0-0&{}", part(v6)),
         (None, None) => return None,
     };
-    // A /32 and a /128 do not fit the bits that flannel's parser gives a length, nor dots its IPv6 expression.
+    // flannel's parser accepts neither /32 and /128, which exceed the bits of a length, nor dots in an IPv6 part.
     let fits = subnets.iter().all(|(family, prefix)| (1..family.bits()).contains(&prefix.len()));
     let has_dots = subnets.v6.is_some_and(|v6| v6.addr().to_string().contains('.'));
     (fits && !has_dots).then_some(text)
 }
 
-/// The subnets a key names, if it is what [`key_text`] makes of them.
+/// Returns the subnets of a key, if [`key_text`] returns the same key for them.
 pub(crate) fn parse_key(text: &str) -> Result<Dual<Prefix>, BadRecord> {
     let subnets = named(text);
     if key_text(&subnets).as_deref() == Some(text) {
@@ -33,7 +33,7 @@ pub(crate) fn parse_key(text: &str) -> Result<Dual<Prefix>, BadRecord> {
     Err(BadRecord::new(format_args!("the key is not that of a subnet{meant}"), subnets))
 }
 
-/// What flannel would read from a key: its expression is anchored at the end only.
+/// Returns what flannel would read from a key: its regular expression is anchored at the end only.
 fn named(text: &str) -> Dual<Prefix> {
     let mut subnets = Dual::default();
     let v4_text = match text.split_once('&') {
@@ -53,7 +53,7 @@ fn named(text: &str) -> Dual<Prefix> {
     subnets
 }
 
-/// Also with leading zeros.
+/// Also accepts leading zeros.
 fn v4(text: &str) -> Option<Ipv4Addr> {
     let mut octets = [0u8; 4];
     let mut parts = text.split('.');
@@ -68,7 +68,7 @@ fn lenient(addr: IpAddr, len: &str) -> Option<Prefix> {
     Prefix::masked(addr, len.get(..digits)?.parse().ok()?).ok()
 }
 
-/// The value of a record, if it reads back as it is: nothing else is ever written.
+/// Returns the value of a record if it reads back unchanged: no other value is ever written.
 pub(crate) fn value(attrs: &LeaseAttrs) -> Result<String, String> {
     let text = attrs.to_json();
     match LeaseAttrs::from_json(text.as_bytes()) {
@@ -78,14 +78,14 @@ pub(crate) fn value(attrs: &LeaseAttrs) -> Result<String, String> {
     }
 }
 
-/// What a record was when it was read: what [`Fence`] holds.
+/// The version of a record when it was read: the content of a [`Fence`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Version {
-    /// Create revision.
+    /// The create revision.
     pub(crate) created: i64,
-    /// Mod revision.
+    /// The mod revision.
     pub(crate) modified: i64,
-    /// etcd's lease; 0: none, so the record is a reservation.
+    /// The etcd lease; 0 if there is none, so the record is a reservation.
     pub(crate) lease: i64,
 }
 
@@ -116,7 +116,8 @@ impl fmt::Display for Version {
     }
 }
 
-/// The name of a record: its key after `<prefix>/subnets/`. Short, and one for each record, whatever stands there.
+/// Returns the name of a record: its key after `<prefix>/subnets/`. Short, and different for each record, whatever the
+/// key contains.
 pub(crate) fn lease_key(base: &str, key: &[u8]) -> LeaseKey {
     LeaseKey::of_bytes(name(base, key))
 }
@@ -125,12 +126,12 @@ fn name<'a>(base: &str, key: &'a [u8]) -> &'a [u8] {
     key.get(base.len()..).unwrap_or_default()
 }
 
-/// A record of what etcd holds. When it ends is not asked: that would be a request a record.
+/// Returns the record of a key and value. Its expiry is not queried: that would take one request per record.
 pub(crate) fn record(base: &str, kv: &KeyValue) -> Record {
     record_of(name(base, kv.key()), Some(kv.value()), Version::of(kv))
 }
 
-/// A record whose value was too large to read.
+/// Returns a record whose value was too large to read.
 pub(crate) fn record_too_large(base: &str, kv: &KeyValue) -> Record {
     record_of(name(base, kv.key()), None, Version::of(kv))
 }
@@ -146,7 +147,7 @@ fn record_of(name: &[u8], value: Option<&[u8]>, version: Version) -> Record {
     Record { key, created: version.created.unsigned_abs(), lease: lease.map_err(Box::new) }
 }
 
-/// The subnets that a record's name is of. One too long to be held is of none.
+/// Returns the subnets of a record's name. A name that is too long has none.
 fn subnets_of(name: &[u8], key: &LeaseKey) -> Result<Dual<Prefix>, BadRecord> {
     if name.len() > LeaseKey::MAX_BYTES {
         let reason = format_args!("its key of {} bytes is longer than {}", name.len(), LeaseKey::MAX_BYTES);

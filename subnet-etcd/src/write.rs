@@ -1,4 +1,4 @@
-//! The writes: each a transaction fenced by what was read, each with its outcome settled.
+//! The writes: each a transaction fenced by what was read, each with a definite outcome.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -21,31 +21,31 @@ use crate::wire::Version;
 pub(crate) struct Put<'a> {
     pub(crate) key: &'a LeaseKey,
     pub(crate) value: &'a str,
-    /// What must hold.
+    /// The conditions of the write.
     pub(crate) when: Vec<Compare>,
-    /// What to read where it does not.
+    /// What to read if they do not hold.
     pub(crate) or_else: Vec<TxnOp>,
-    /// What is written over; `None`: nothing.
+    /// The version to overwrite; `None` for a new record.
     pub(crate) over: Option<Version>,
 }
 
-/// What became of it.
+/// The outcome of a write.
 pub(crate) enum Outcome {
-    /// It is written.
+    /// The record is written.
     Written { version: Version, expires: Option<BootTime> },
-    /// What must hold did not; this was read instead.
+    /// The conditions did not hold; this was read instead.
     Refused { header: Header, read: Vec<KeyValue> },
 }
 
-/// A lease that no record hangs on yet.
+/// An etcd lease without a record yet.
 #[derive(Clone, Copy)]
 pub(crate) struct Granted {
     lease: i64,
     expires: BootTime,
 }
 
-/// The leases of records that may have been written without an acknowledgement. The next try writes with the same one,
-/// so that a store whose answers are lost does not fill with leases; a record that hangs on it is ours.
+/// The etcd leases of records that may have been written without an acknowledgement. The next try uses the same lease,
+/// so that a store whose answers are lost does not fill with leases. A record with such a lease belongs to this node.
 #[derive(Default)]
 pub(crate) struct UnacknowledgedWrites(Mutex<BTreeMap<LeaseKey, Granted>>);
 
@@ -58,7 +58,7 @@ impl UnacknowledgedWrites {
         Some(self.lock().remove(key)?.lease)
     }
 
-    /// The lease to write with again, if it lasts until `long_enough`.
+    /// Returns the lease to use again, if it lasts until `long_enough`.
     fn lasting(&self, key: &LeaseKey, long_enough: BootTime) -> Option<Granted> {
         self.lock().get(key).filter(|granted| granted.expires >= long_enough).copied()
     }
@@ -76,7 +76,7 @@ impl UnacknowledgedWrites {
 }
 
 impl Store {
-    /// Gets a lease. One that was granted without an acknowledgement is ended, for its number is ours.
+    /// Grants a lease. If the grant was not acknowledged, the lease is revoked: this client chose its id.
     pub(crate) async fn grant(&self) -> Result<Granted, Fault> {
         let lease = i64::try_from(random() >> 1).unwrap_or(1).max(1);
         let asked = self.clock.now();
@@ -98,19 +98,19 @@ impl Store {
         }
     }
 
-    /// Ends a lease that was not used, or whose use is unknown and must not be.
+    /// Revokes a lease that was not used, or whose use is unknown and must be undone.
     pub(crate) async fn give_back(&self, granted: Granted) {
         self.revoke(granted.lease).await;
     }
 
-    /// Writes over a record of ours, with a lease of its own.
+    /// Overwrites a record of this node, with its own lease.
     pub(crate) async fn put_leased(&self, put: Put<'_>) -> Result<Outcome, Fault> {
         let now = self.clock.now();
         let granted = match self.unacknowledged.lasting(put.key, now.after(self.ttl.duration() / 2)) {
             Some(granted) => granted,
             None => {
                 let granted = self.grant().await?;
-                // Before the write: that may be dropped midway.
+                // Before the write, which may be dropped.
                 self.unacknowledged.note(put.key, granted, now);
                 granted
             }
@@ -118,7 +118,8 @@ impl Store {
         let result = self.put_granted(&put, granted).await;
         let is_settled = match &result {
             Ok(Outcome::Written { .. }) => true,
-            // A try before this one may have written with it, or it may still be under way and would go with its lease.
+            // A previous try may have written with this lease, or may still be in progress; revoking the lease would
+            // delete its record.
             Ok(Outcome::Refused { .. }) => false,
             Err(fault) => fault.kind == Kind::Ended,
         };
@@ -128,20 +129,20 @@ impl Store {
         result
     }
 
-    /// Ends the lease of a write that cannot happen any more.
+    /// Revokes the lease of a write that can no longer happen.
     pub(crate) async fn drop_unacknowledged(&self, key: &LeaseKey) {
         if let Some(lease) = self.unacknowledged.take(key) {
             self.drop_lease(lease).await;
         }
     }
 
-    /// Writes a record with this lease. An answer that is lost is asked for: by the lease one can tell.
+    /// Writes a record with this lease. If the answer is lost, the record is read back: the lease identifies the write.
     pub(crate) async fn put_granted(&self, put: &Put<'_>, granted: Granted) -> Result<Outcome, Fault> {
         let expires = Some(granted.expires);
         match self.put(put, granted.lease).await {
             Ok(Outcome::Written { version, .. }) => Ok(Outcome::Written { version, expires }),
             Err(fault) if fault.is_unsettled() => match self.record(put.key).await {
-                // Another value is that of a try before this one.
+                // Another value is from a previous try.
                 Ok(Some(kv)) if kv.lease() == granted.lease && kv.value() == put.value.as_bytes() => {
                     Ok(Outcome::Written { version: Version::of(&kv), expires })
                 }
@@ -151,7 +152,7 @@ impl Store {
         }
     }
 
-    /// Writes over a reservation, which stays one.
+    /// Overwrites a reservation, which stays a reservation.
     pub(crate) async fn put_reserved(&self, put: Put<'_>) -> Result<Outcome, Fault> {
         match self.put(&put, 0).await {
             Err(fault) if fault.is_unsettled() => match self.record(put.key).await {
@@ -177,7 +178,7 @@ impl Store {
         Ok(Outcome::Written { version: Version { created, modified, lease }, expires: None })
     }
 
-    /// Deletes a record that is still what it was. Returns what stands there instead where it is not.
+    /// Deletes a record that is unchanged. If it changed, returns the present record.
     pub(crate) async fn delete(&self, key: &LeaseKey, version: Version) -> Result<Option<KeyValue>, Fault> {
         let full = self.key(key);
         let txn = Txn::new()
@@ -188,7 +189,7 @@ impl Store {
         Ok(if response.succeeded() { None } else { read(&response).into_iter().next() })
     }
 
-    /// The record under a key.
+    /// Reads the record under a key.
     pub(crate) async fn record(&self, key: &LeaseKey) -> Result<Option<KeyValue>, Fault> {
         let full = self.key(key);
         let read = |mut client: etcd_client::Client| {
@@ -198,14 +199,14 @@ impl Store {
         Ok(self.connector.read(read).await?.kvs().first().cloned())
     }
 
-    /// Seconds a lease has left; `None` where it ended.
+    /// Returns the seconds a lease has left, or `None` if it ended.
     pub(crate) async fn seconds_left(&self, lease: i64) -> Result<Option<u64>, Fault> {
         let response =
             self.connector.read(|mut client| async move { client.lease_time_to_live(lease, None).await }).await?;
         Ok(u64::try_from(response.ttl()).ok())
     }
 
-    /// Ends a lease that no record hangs on any more. It would end by itself: a failure costs nothing but time.
+    /// Revokes a lease that no record uses any more. It would expire anyway: a failure costs only time.
     pub(crate) async fn drop_lease(&self, lease: i64) {
         if lease == 0 {
             return;
@@ -236,7 +237,7 @@ impl Store {
     }
 }
 
-/// A record is what it was. Revisions alone do not tell: a store restored from a backup counts anew from there.
+/// Conditions that a record is unchanged. Revisions alone are not enough: a store restored from a backup reuses them.
 pub(crate) fn unchanged(full_key: &str, version: Version) -> [Compare; 2] {
     [
         Compare::mod_revision(full_key, CompareOp::Equal, version.modified),
@@ -244,7 +245,7 @@ pub(crate) fn unchanged(full_key: &str, version: Version) -> [Compare; 2] {
     ]
 }
 
-/// What the reads of a transaction found.
+/// Returns what the reads of a transaction found.
 fn read(response: &TxnResponse) -> Vec<KeyValue> {
     let mut found = Vec::new();
     for answer in response.op_responses() {
@@ -255,7 +256,7 @@ fn read(response: &TxnResponse) -> Vec<KeyValue> {
     found
 }
 
-/// 64 bits that need not be secret.
+/// Returns 64 random bits that need not be secret.
 pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
