@@ -1,4 +1,4 @@
-//! The annotations of a Node: what is read there, and what flannel writes.
+//! The annotations of a Node that flannel reads and writes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,12 +10,12 @@ use flannel_core::net::{Dual, Family};
 use crate::keys::{Key, Keys};
 use crate::protobuf::{Malformed, find, text};
 
-/// The annotations of ours, as they are stored.
+/// The stored annotations with flannel's names.
 #[derive(Debug, Default, Hash)]
 pub(crate) struct Annotations<'a>([Option<&'a [u8]>; Key::ALL.len()]);
 
 impl<'a> Annotations<'a> {
-    /// Takes an entry of a Node's annotations, which counts if it has one of these names.
+    /// Takes an entry of a Node's annotations if it has one of these names.
     pub(crate) fn take(&mut self, entry: &'a [u8], keys: &Keys) -> Result<(), Malformed> {
         let name = find(entry, &[1])?;
         let key = std::str::from_utf8(name).ok().and_then(|name| keys.find(name));
@@ -25,17 +25,17 @@ impl<'a> Annotations<'a> {
         Ok(())
     }
 
-    /// The text of an annotation.
+    /// Returns the text of an annotation.
     pub(crate) fn text(&self, key: Key) -> Option<Cow<'a, str>> {
         self.0.get(key as usize).copied().flatten().map(text)
     }
 
-    /// Whether this says that flannel has set the node up: others are not seen by peers.
+    /// Whether flannel has set up the node: peers ignore other nodes.
     pub(crate) fn is_managed(&self) -> bool {
         self.text(Key::Managed).is_some_and(|text| text == "true")
     }
 
-    /// The address in an annotation of an operator's.
+    /// Returns the address in an operator's annotation.
     pub(crate) fn addr(&self, key: Key, family: Family) -> Result<Option<IpAddr>, AddrError> {
         let Some(text) = self.text(key).filter(|text| !text.is_empty()) else { return Ok(None) };
         match parse_addr(&text, family) {
@@ -44,12 +44,12 @@ impl<'a> Annotations<'a> {
         }
     }
 
-    /// What is published in place of the public IPs.
+    /// Returns the addresses that are published in place of the public IPs.
     pub(crate) fn overwrite(&self) -> Result<Dual<IpAddr>, AddrError> {
         self.addrs(Key::overwrite)
     }
 
-    /// The public IPs that an operator set.
+    /// Returns the public IPs that an operator set.
     pub(crate) fn public(&self) -> Result<Dual<IpAddr>, AddrError> {
         self.addrs(Key::node_public_ip)
     }
@@ -63,7 +63,7 @@ impl<'a> Annotations<'a> {
     }
 }
 
-/// An annotation of an operator's is not an address.
+/// An operator's annotation is not an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AddrError {
     pub(crate) key: Key,
@@ -71,7 +71,7 @@ pub(crate) struct AddrError {
     pub(crate) family: Family,
 }
 
-/// Reads what a node published. What is not there is as flannel has it: no data, no type.
+/// Reads what a node published. Missing annotations are handled as in flannel: no data, no type.
 pub(crate) fn attrs(annotations: &Annotations<'_>) -> Result<LeaseAttrs, String> {
     let kind = annotations.text(Key::BackendType).unwrap_or_default();
     if kind.len() > LeaseAttrs::MAX_BYTES {
@@ -110,8 +110,8 @@ fn parse_addr(text: &str, family: Family) -> Option<IpAddr> {
     }
 }
 
-/// What a node with these attributes writes: exactly the annotations that Go flannel would, in the order of
-/// [`Key::WRITTEN`]. `overwrite` takes the place of the public IPs.
+/// Returns the annotations of a node with these attributes: exactly those that Go flannel would write, in the order of
+/// [`Key::WRITTEN`]. `overwrite` replaces the public IPs.
 pub(crate) fn written(attrs: &LeaseAttrs, overwrite: &Dual<IpAddr>) -> Vec<(Key, String)> {
     let mut texts = vec![(Key::Managed, "true".to_owned()), (Key::BackendType, attrs.backend_type.to_string())];
     for family in Family::BOTH {
@@ -127,22 +127,22 @@ pub(crate) fn written(attrs: &LeaseAttrs, overwrite: &Dual<IpAddr>) -> Vec<(Key,
     texts
 }
 
-/// Whether the annotations of a family are written. Go flannel has other rules for each backend.
+/// Whether the annotations of a family are written. Go flannel's rules differ between backends.
 fn writes_family(attrs: &LeaseAttrs, family: Family) -> bool {
     let has_data = attrs.backend_data.get(family).is_some_and(|data| !data.is_null());
     let has_addr = attrs.public_ip.get(family).is_some();
     match (&*attrs.backend_type, family) {
         ("vxlan", _) => has_data,
         (_, Family::V4) => true,
-        // udp and alloc are nameless. Go flannel's never have data of IPv6; ours of udp have.
+        // udp and alloc have no type. Go flannel's never have IPv6 data; this crate's udp has.
         ("wireguard" | "", Family::V6) => has_data && has_addr,
         ("ipip" | "ipsec", Family::V6) => false,
         (_, Family::V6) => has_addr,
     }
 }
 
-/// What nodes of this process published, by their names. Where an operator has other public IPs written, the annotations
-/// differ from the lease that the node holds: its own record is shown as the node published it.
+/// The attributes that nodes of this process published, by node name. If an operator overrides the public IPs, the
+/// annotations differ from the node's lease; the node's own record is then shown as published.
 #[derive(Debug, Default)]
 pub(crate) struct Published(BTreeMap<String, LeaseAttrs>);
 
@@ -155,7 +155,7 @@ impl Published {
         self.0.remove(node);
     }
 
-    /// The attributes of `node`, if its annotations are exactly what it wrote with them.
+    /// Returns the attributes of `node`, if its annotations are exactly what it wrote for them.
     pub(crate) fn shown(&self, node: &str, annotations: &Annotations<'_>) -> Option<LeaseAttrs> {
         let attrs = self.0.get(node)?;
         let wanted = written(attrs, &annotations.overwrite().ok()?);
@@ -178,7 +178,7 @@ mod tests {
         attrs.with_backend(kind, Dual { v4: data_of(data[0]), v6: data_of(data[1]) })
     }
 
-    /// docs/compatibility.md, "Kubernetes": which groups of annotations each backend writes.
+    /// docs/compatibility.md, "Kubernetes": the groups of annotations that each backend writes.
     #[test]
     fn each_backend_writes_what_go_flannel_writes() {
         let (yes, no) = ([true; 2], [false; 2]);

@@ -20,22 +20,22 @@ use crate::error::{Fault, Kind, Rule};
 use crate::nodes::locked;
 use crate::protobuf::{self, MAX_OBJECT, Malformed, find, number, object, text};
 
-/// What of a name, a version or a page's mark stands in a URL as it is.
+/// The characters of a name, version or continue token that are not percent-encoded in a URL.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The longest time that a server is left alone because it asks for it.
+/// The longest time to wait when a server asks for it.
 const MOST_BUSY: Duration = Duration::from_secs(60);
 
-/// The most of a refusal that is read, in bytes.
+/// How much of an error response is read, in bytes.
 const MAX_REFUSAL: usize = 64 << 10;
 
-/// The way to the API server.
+/// The connection to the API server.
 pub(crate) struct Api {
     client: kube::Client,
-    /// What errors call the server.
+    /// The server's name in errors.
     server: String,
     pub(crate) timeouts: Timeouts,
-    /// The server asked for no request before this.
+    /// The server asked for no request before this time.
     busy_until: Mutex<Option<Instant>>,
     jitter: Mutex<Jitter>,
 }
@@ -43,27 +43,27 @@ pub(crate) struct Api {
 /// Whether an account may do something.
 pub(crate) struct Review {
     pub(crate) is_allowed: bool,
-    /// The server's clock.
+    /// The time on the server's clock.
     pub(crate) date: Option<Timestamp>,
 }
 
-/// A body as it arrives.
+/// A body that is being received.
 pub(crate) struct Arriving {
     body: Body,
 }
 
 impl Arriving {
-    /// The next bytes, or `None` at the end.
+    /// Returns the next bytes, or `None` at the end.
     ///
     /// # Cancel safety
-    /// Nothing is lost when this is dropped.
+    /// No data is lost if this is dropped.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
         loop {
             match self.body.frame().await {
                 None => return Ok(None),
                 Some(Err(error)) => return Err(Fault::of(&error)),
                 Some(Ok(frame)) => {
-                    // Trailers say nothing.
+                    // Trailers are not used.
                     if let Ok(bytes) = frame.into_data() {
                         return Ok(Some(bytes));
                     }
@@ -72,12 +72,12 @@ impl Arriving {
         }
     }
 
-    /// The next bytes within `limit`.
+    /// Returns the next bytes within `limit`.
     pub(crate) async fn within(&mut self, limit: Duration) -> Result<Option<Bytes>, Fault> {
         timeout(limit, self.next()).await.unwrap_or_else(|_| Err(Fault::late(limit)))
     }
 
-    /// The whole body, of at most `max` bytes, within `limit`.
+    /// Returns the whole body, of at most `max` bytes, within `limit`.
     async fn whole(&mut self, limit: Duration, max: usize) -> Result<Vec<u8>, Fault> {
         let read = async {
             let mut whole = Vec::new();
@@ -98,12 +98,12 @@ impl Api {
         Self { client, server, timeouts, busy_until: Mutex::default(), jitter: Mutex::new(Jitter::random()) }
     }
 
-    /// An answer that holds a Node.
+    /// Returns an answer that contains a Node.
     pub(crate) async fn node(&self, name: &str) -> Result<Vec<u8>, Fault> {
         self.object(Method::GET, &format!("/api/v1/nodes/{}", plain(name)), Vec::new(), Rule::GetNode).await
     }
 
-    /// The name of the Node that a Pod was given, empty where it has none yet.
+    /// Returns the name of the Node of a Pod, empty if it has none yet.
     pub(crate) async fn node_of_pod(&self, namespace: &str, name: &str) -> Result<String, Fault> {
         let path = format!("/api/v1/namespaces/{}/pods/{}", plain(namespace), plain(name));
         let answer = self.object(Method::GET, &path, Vec::new(), Rule::GetPod).await?;
@@ -117,7 +117,7 @@ impl Api {
         self.object(Method::PATCH, &path, patch, Rule::PatchNodeStatus).await.map(drop)
     }
 
-    /// Asks whether this account may do what `rule` allows, with the object of this name where there is one.
+    /// Asks whether this account may do what `rule` allows, with the object of this name if given.
     pub(crate) async fn review(
         &self,
         rule: Rule,
@@ -146,12 +146,12 @@ impl Api {
         Ok(Review { is_allowed: number(find(object(&answer)?, &[3, 1])?) != 0, date })
     }
 
-    /// Begins to read a list of Nodes.
+    /// Starts to read a list of Nodes.
     pub(crate) async fn list_nodes(&self, query: &str) -> Result<Arriving, Fault> {
         self.open(Method::GET, &format!("/api/v1/nodes?{query}"), Vec::new(), Rule::ListNodes).await
     }
 
-    /// Begins to watch the Nodes.
+    /// Starts to watch the Nodes.
     pub(crate) async fn watch_nodes(&self, query: &str) -> Result<Arriving, Fault> {
         self.open(Method::GET, &format!("/api/v1/nodes?watch=true&{query}"), Vec::new(), Rule::WatchNodes).await
     }
@@ -165,7 +165,7 @@ impl Api {
         Ok(Arriving { body: self.answer(method, path, body, rule).await?.into_body() })
     }
 
-    /// Sends a request, and waits until its answer begins.
+    /// Sends a request, and waits until the answer starts.
     async fn answer(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Response<Body>, Fault> {
         let busy_until = *locked(&self.busy_until);
         if let Some(until) = busy_until {
@@ -178,7 +178,7 @@ impl Api {
         };
         let mut request = Request::builder().method(method).uri(path).header(ACCEPT, protobuf::TYPE);
         if rule == Rule::WatchNodes {
-            // Servers from 1.37 on compress each event by itself, and kube's client reads the first alone.
+            // Since 1.37, servers compress each event separately, and kube's client reads only the first.
             request = request.header(ACCEPT_ENCODING, "identity");
         }
         if let Some(kind) = kind {
@@ -199,7 +199,7 @@ impl Api {
         }
         let fault = self.refusal(response, rule).await;
         if let Kind::Busy(Some(wait)) = fault.kind {
-            // Not all that were turned away come back at once.
+            // Refused clients must not all return at once.
             let more = u64::try_from(wait.as_millis() / 5).unwrap_or(u64::MAX).max(1);
             let more = Duration::from_millis(locked(&self.jitter).number() % more);
             *locked(&self.busy_until) = Some(Instant::now() + wait + more);
@@ -217,14 +217,15 @@ impl Api {
     }
 }
 
-/// The fault that an event of a watch tells of: `Status { message, code }`.
+/// Returns the fault in an event of a watch: `Status { message, code }`.
 pub(crate) fn failure(status: &[u8]) -> Result<Fault, Malformed> {
     let code = u16::try_from(number(find(status, &[6])?)).ok().and_then(|code| StatusCode::from_u16(code).ok());
     let message = text(find(status, &[3])?);
     Ok(Fault::status(code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &message, None, Rule::WatchNodes))
 }
 
-/// What an answer says of a failure: a Status object, which what stands before an API server writes in JSON, or any text.
+/// Returns the error message of an answer: a Status object, which a proxy before the API server writes in JSON, or any
+/// text.
 fn said(answer: &[u8]) -> String {
     let message = object(answer).and_then(|status| find(status, &[3]));
     message.map_or_else(
@@ -238,12 +239,12 @@ fn in_json(answer: &[u8]) -> Option<String> {
     Some(status.get("message")?.as_str()?.to_owned())
 }
 
-/// The first line of `text`: what stands before an API server may answer with a page.
+/// Returns the first line of `text`: a proxy before an API server may answer with a page.
 pub(crate) fn first_line(text: &str) -> &str {
     text.trim().lines().next().unwrap_or_default()
 }
 
-/// `text` as a part of a URL.
+/// Returns `text` encoded as a part of a URL.
 pub(crate) fn plain(text: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(text, PLAIN)
 }

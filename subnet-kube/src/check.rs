@@ -1,4 +1,4 @@
-//! What an agent needs of the cluster, asked without writing anything.
+//! Checks of what an agent needs from the cluster, without writing anything.
 
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::subnet::{NodeIdentity, SubnetError};
@@ -14,48 +14,48 @@ use crate::node::Node;
 use crate::protobuf::object;
 use crate::store::{Store, assigned, no_node};
 
-/// One answer of [`KubeSubnets::check`](crate::KubeSubnets::check).
+/// One result of [`KubeSubnets::check`](crate::KubeSubnets::check).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
-    /// What was asked about.
+    /// What was checked.
     pub subject: Subject,
-    /// How it is.
+    /// The result.
     pub verdict: Verdict,
-    /// What was found: text of others as it is.
+    /// What was found. Text from the cluster is included unchanged.
     pub found: String,
-    /// What to do about it, where it is not good.
+    /// How to fix it, if the result is not good.
     pub remedy: Option<String>,
 }
 
-/// What a [`Check`] is about.
+/// The subject of a [`Check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Subject {
-    /// Whether the API server answers. Where it does not, nothing else is checked.
+    /// Whether the API server answers. If it does not, nothing else is checked.
     Server,
     /// Whether this account has the rights that an agent needs.
     Rights,
-    /// How far this machine's clock is from the server's.
+    /// The difference between this machine's clock and the server's.
     Clock,
-    /// Whether the own Node is there, with podCIDRs that lie in the network.
+    /// Whether the own Node exists and has podCIDRs inside the network.
     Node,
     /// Whether the own Node's annotations are as this program writes and reads them.
     Annotations,
 }
 
-/// How something is.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// As it should be.
     Good,
-    /// Likely to hurt.
+    /// Likely to cause problems.
     Doubtful,
-    /// An agent gets no lease until this is mended.
+    /// An agent gets no lease until this is fixed.
     Bad,
 }
 
-/// The difference of two clocks that is taken for good, in seconds.
+/// The largest tolerated difference of two clocks, in seconds.
 const MAX_SKEW: u64 = 60;
 
 impl Check {
@@ -86,7 +86,7 @@ impl Store {
         let name = self.name().await;
         let (rights, clock) = match self.rights(name.as_ref().ok().copied()).await {
             Ok(found) => found,
-            // An account that may not ask may have the rights all the same.
+            // An account that may not ask may nevertheless have the rights.
             Err(fault) if fault.kind == Kind::Denied => {
                 (Check::failed(Subject::Rights, Verdict::Doubtful, fault), None)
             }
@@ -101,7 +101,7 @@ impl Store {
         checks
     }
 
-    /// Asks for each right by itself. Returns how the clocks are, too, where the server tells its own.
+    /// Checks each right separately. Also returns the clock check, if the server sends its time.
     async fn rights(&self, name: Option<&NodeIdentity>) -> Result<(Check, Option<Check>), Fault> {
         let mut missing = Vec::new();
         let mut clock = None;
@@ -129,7 +129,7 @@ impl Store {
         Ok((Check::new(Subject::Rights, Verdict::Bad, found, remedy), clock))
     }
 
-    /// The own Node and its annotations.
+    /// Checks the own Node and its annotations.
     async fn own(&self, name: &str) -> Vec<Check> {
         let answer = match self.api.node(name).await {
             Ok(answer) => answer,
@@ -143,7 +143,7 @@ impl Store {
         let config = self.config();
         let subnets = match &config {
             Ok(config) => assigned(name, &node, config),
-            // Which families there have to be is not known.
+            // The required families are not known.
             Err(_) => Ok(node.subnets().unwrap_or_default()),
         };
         let subnets = match subnets {
@@ -161,7 +161,7 @@ impl Store {
         vec![subnets, self.annotations(name, &node.annotations, backend.as_deref())]
     }
 
-    /// `backend` is the one of the network's configuration.
+    /// Checks the annotations; `backend` is the network configuration's.
     fn annotations(&self, name: &str, annotations: &Annotations<'_>, backend: Option<&str>) -> Check {
         let doubtful = |found: String, remedy: &str| {
             Check::new(Subject::Annotations, Verdict::Doubtful, format!("Node {name}: {found}"), remedy)

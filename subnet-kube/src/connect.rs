@@ -1,4 +1,4 @@
-//! A client of the API server, as flannel's flags describe it.
+//! Creates a client of the API server from settings that match flannel's flags.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,24 +19,24 @@ use crate::error::in_words;
 pub struct Access {
     /// A kubeconfig file. Default: none.
     pub kubeconfig: Option<PathBuf>,
-    /// The server's URL, in place of the one in the kubeconfig. Default: none.
+    /// The server's URL, which overrides the one in the kubeconfig. Default: none.
     pub url: Option<String>,
 }
 
-/// There is no client with this [`Access`]. Final until an operator has mended what it names.
+/// No client could be created with this [`Access`]. Final until an operator has fixed what the error names.
 #[derive(Debug, thiserror::Error)]
 #[error("{at}: {problem}; {remedy}")]
 #[non_exhaustive]
 pub struct AccessError {
-    /// The place: a file, a URL, the Pod's own account.
+    /// The place: a file, a URL, or the Pod's own account.
     pub at: String,
     /// What is wrong.
     pub problem: String,
-    /// What to do about it.
+    /// How to fix it.
     pub remedy: &'static str,
 }
 
-/// A client, and the URL of its server.
+/// A client and the URL of its server.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Connection {
@@ -46,48 +46,48 @@ pub struct Connection {
     pub server: String,
 }
 
-/// The longest time for making a client, which may run the credential plug-in of a kubeconfig.
+/// The time limit for creating a client, which may run the credential plug-in of a kubeconfig.
 const PREPARE: Duration = Duration::from_secs(30);
-/// The longest time that a connection may take to come about.
+/// The time limit for connecting.
 const CONNECT: Duration = Duration::from_secs(5);
 
 impl Access {
-    /// The account of the Pod that this program runs in.
+    /// Uses the account of the Pod that this program runs in.
     pub fn in_cluster() -> Self {
         Self::default()
     }
 
-    /// What a kubeconfig file says.
+    /// Uses a kubeconfig file.
     pub fn kubeconfig(path: impl Into<PathBuf>) -> Self {
         Self { kubeconfig: Some(path.into()), url: None }
     }
 
-    /// The same, with the server at this URL. Without a kubeconfig: with no credentials.
+    /// Sets the server's URL. Without a kubeconfig, no credentials are used.
     #[must_use]
     pub fn at(self, url: impl Into<String>) -> Self {
         Self { url: Some(url.into()), ..self }
     }
 
-    /// A client and the server's URL. Nothing is sent yet. A token file is read again every minute, so that a token that is rotated on disk is
-    /// used in time.
+    /// Creates a client and returns it with the server's URL. Sends nothing yet. A token file is read again every
+    /// minute, so that a rotated token is used in time.
     ///
-    /// Compressed answers are asked for; requests are not repeated by the client. Certificates are read once. Proxies are those
-    /// of the kubeconfig, else of the environment variables that Go programs heed, where there is a kubeconfig.
+    /// The client requests compressed answers and does not repeat requests. Certificates are read once. With a
+    /// kubeconfig, the proxy is that of the kubeconfig, else that of the environment variables that Go programs use.
     ///
     /// # Errors
-    /// [`AccessError`] names the file or URL. Final until that is mended.
+    /// [`AccessError`] names the file or URL. Final until that is fixed.
     ///
     /// # Cancel safety
-    /// Reads files, and runs the credential plug-in that a kubeconfig may name, for 30 s at most. One that is not done when this
-    /// is dropped goes on by itself.
+    /// Reads files, and runs the credential plug-in of the kubeconfig, if any, for at most 30 s. If this is dropped, a
+    /// running plug-in continues.
     pub async fn connect(&self) -> Result<Connection, AccessError> {
-        // A process has one provider, and another part of it may have chosen one.
+        // A process has one provider, and another part of it may have installed one.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let mut config = self.config().await?;
         config.connect_timeout = Some(CONNECT);
-        // What is silent is noticed by those who wait: a watch may be silent for long.
+        // The callers detect silence: a watch may be silent for long.
         config.read_timeout = None;
         config.write_timeout = Some(CONNECT);
         config.disable_compression = false;
@@ -104,7 +104,7 @@ impl Access {
         }
     }
 
-    /// The client of [`connect`](Self::connect) alone.
+    /// Returns only the client of [`connect`](Self::connect).
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -133,7 +133,7 @@ impl Access {
         let at = || path.display().to_string();
         let refused = |error: kube::config::KubeconfigError| AccessError {
             at: at(),
-            // The parser's further lines are a drawing of the place.
+            // The parser's further lines show the position as a drawing.
             problem: first_line(&error.to_string()).to_owned(),
             remedy: "give the path of a kubeconfig file that this program can read, with a current context",
         };
@@ -150,14 +150,14 @@ impl Access {
     }
 }
 
-/// A URL without the credentials that it may hold.
+/// Returns a URL without credentials.
 fn shown(url: &http::Uri) -> String {
     let (scheme, host) = (url.scheme_str().unwrap_or("https"), url.host().unwrap_or_default());
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{scheme}://{host}{port}{}", url.path().trim_end_matches('/'))
 }
 
-/// Checks a token file. The client sends its content unchanged, and a header cannot hold a line break.
+/// Checks a token file. The client sends its contents unchanged, and a header cannot contain a line break.
 fn check_token(path: &str) -> Result<(), AccessError> {
     let refused = |problem: String, remedy| AccessError { at: format!("token file {path}"), problem, remedy };
     let token = std::fs::read_to_string(path)
@@ -178,7 +178,7 @@ impl fmt::Debug for Access {
     }
 }
 
-/// Makes a client on a thread of its own: this may run a program and wait for it.
+/// Creates a client on its own thread: this may run a program and wait for it.
 async fn client(config: kube::Config) -> Result<kube::Client, kube::Error> {
     let (sender, made) = oneshot::channel();
     let runtime = Handle::current();
@@ -190,7 +190,7 @@ async fn client(config: kube::Config) -> Result<kube::Client, kube::Error> {
     made.await.unwrap_or_else(|error| Err(kube::Error::Service(Box::new(error))))
 }
 
-/// The part of a URL after its credentials.
+/// Returns the part of a URL after its credentials.
 fn without_user(url: &str) -> &str {
     url.rsplit_once('@').map_or(url, |(_, rest)| rest)
 }
@@ -219,7 +219,7 @@ mod tests {
         clusters: [{name: a, cluster: {server: 'https://user:secret@[2001:db8::1]:6443/'}}]\n\
         contexts: [{name: a, context: {cluster: a, user: a}}]\n";
 
-    /// What becomes of a kubeconfig file with this text, where a token file holds this one.
+    /// Connects with a kubeconfig file of this text and a token file of this text.
     async fn connect(text: &str, token: &str) -> Result<String, String> {
         let dir = tempfile::tempdir().unwrap();
         let (file, token_file) = (dir.path().join("kubeconfig"), dir.path().join("token"));

@@ -1,4 +1,4 @@
-//! What goes wrong with the API server, said with the remedy.
+//! API server errors, with the remedy.
 
 use std::error::Error;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use kube::client::AuthError;
 
 use crate::protobuf::Malformed;
 
-/// A request to the API server failed: the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`], which say
-/// whether to retry. Holds no secret.
+/// A request to the API server failed. This is the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`],
+/// which document whether to retry. Contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Kubernetes API server: {problem}; {remedy}")]
 #[non_exhaustive]
 pub struct KubeError {
-    /// What it or the way to it says.
+    /// The error from the server or the connection.
     pub problem: String,
-    /// What to do about it.
+    /// How to fix the error.
     pub remedy: String,
 }
 
-/// A failed request, before it is said what it was for.
+/// A failed request, without its purpose.
 #[derive(Debug, Clone)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
@@ -31,23 +31,23 @@ pub(crate) struct Fault {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// No answer, or none that settles it.
+    /// No answer, or an answer that does not show whether the request was carried out.
     Cut,
-    /// We may not; nothing was done.
+    /// Access was denied; the request was not carried out.
     Denied,
-    /// There is no such object.
+    /// The object does not exist.
     Missing,
-    /// The object is another one by now; nothing was done.
+    /// The object was replaced; the request was not carried out.
     Conflict,
-    /// The version asked for is gone.
+    /// The requested version is gone.
     Gone,
-    /// The server answers, and does not do it.
+    /// The server refused the request.
     Refused,
-    /// The server asks to be left alone for so long; nothing was done.
+    /// The server asks to wait for this time; the request was not carried out.
     Busy(Option<Duration>),
 }
 
-/// What a request needs to be allowed.
+/// The right that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
     GetNode,
@@ -55,7 +55,7 @@ pub(crate) enum Rule {
     WatchNodes,
     PatchNodeStatus,
     GetPod,
-    /// To ask for one's own rights: what every account may, unless somebody took that away.
+    /// Asking for one's own rights, which every account may do unless an administrator revoked it.
     Review,
 }
 
@@ -77,7 +77,7 @@ impl Rule {
         }
     }
 
-    /// With the subresource after a slash.
+    /// Returns the resource, with the subresource after a slash.
     pub(crate) fn resource(self) -> &'static str {
         match self {
             Self::GetNode | Self::ListNodes | Self::WatchNodes => "nodes",
@@ -87,14 +87,14 @@ impl Rule {
         }
     }
 
-    /// The rule of a role that allows it, as YAML on one line.
+    /// Returns the role's rule that allows it, as YAML on one line.
     pub(crate) fn yaml(self) -> String {
         let (group, resource, verb) = (self.group(), self.resource(), self.verb());
         format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verb}]}}")
     }
 }
 
-/// The most of a server's own words that are kept, in characters.
+/// The longest kept part of a server's message, in characters.
 const SAID: usize = 300;
 
 impl Fault {
@@ -110,7 +110,7 @@ impl Fault {
         Self::cut(format!("no answer within {after:?}"))
     }
 
-    /// The same, with the server's URL.
+    /// Adds the server's URL.
     pub(crate) fn at(mut self, server: &str) -> Self {
         if !server.is_empty() {
             self.error.problem = format!("{server}: {}", self.error.problem);
@@ -126,14 +126,14 @@ impl Fault {
         )
     }
 
-    /// The request did not get an answer.
+    /// Returns the fault of a request without an answer.
     pub(crate) fn of(error: &kube::Error) -> Self {
         let problem = in_words(error);
         let remedy = tls_remedy(&problem).unwrap_or(CHECK);
         Self::new(Kind::Cut, problem, remedy)
     }
 
-    /// The server refused: this is what it says in its Status object.
+    /// Returns the fault of a refused request, with the message of the server's Status object.
     pub(crate) fn status(code: StatusCode, said: &str, retry_after: Option<Duration>, rule: Rule) -> Self {
         let said: String = said.chars().take(SAID).collect();
         let problem = if said.is_empty() { code.to_string() } else { format!("{code}: {said}") };
@@ -141,7 +141,7 @@ impl Fault {
             StatusCode::UNAUTHORIZED => {
                 Self::new(Kind::Denied, problem, "check the token or client certificate, and whether it has expired")
             }
-            // As the authorizer words it: `User "x" cannot patch resource "nodes/status" ...`.
+            // The authorizer's text: `User "x" cannot patch resource "nodes/status" ...`.
             StatusCode::FORBIDDEN if said.is_empty() || said.contains(&format!("cannot {} ", rule.verb())) => {
                 let remedy = format!("add to the rules of this program's role: {}", rule.yaml());
                 Self::new(Kind::Denied, problem, remedy)
@@ -149,7 +149,7 @@ impl Fault {
             StatusCode::FORBIDDEN => Self::new(Kind::Denied, problem, POLICY),
             StatusCode::NOT_FOUND => Self::new(Kind::Missing, problem, "check the name"),
             StatusCode::CONFLICT => Self::new(Kind::Conflict, problem, "try again"),
-            // A patch with the uid of a Node that another one has taken the place of.
+            // A patch with the uid of a Node that was replaced by another.
             StatusCode::UNPROCESSABLE_ENTITY if said.contains("metadata.uid") => {
                 Self::new(Kind::Conflict, problem, "try again")
             }
@@ -191,17 +191,17 @@ pub(crate) fn in_words(error: &kube::Error) -> String {
         kube::Error::Auth(AuthError::AuthExecParse(_)) => {
             "the credential plug-in of the kubeconfig printed something that is no ExecCredential".to_owned()
         }
-        // Its URL may hold a password.
+        // The URL may contain a password.
         kube::Error::ProxyProtocolUnsupported { .. } | kube::Error::ProxyProtocolDisabled { .. } => {
             "the proxy of the kubeconfig or of the environment is not http:// or https://".to_owned()
         }
-        // The client's own words only say which part of it failed.
+        // The client's own message only names the part that failed.
         error => chain(error.source().unwrap_or(error)),
     }
 }
 
 fn tls_remedy(problem: &str) -> Option<&'static str> {
-    // As rustls words them; what it words anew falls back to the general remedy.
+    // The texts of rustls; if rustls changes a text, the general remedy is used.
     let remedies = [
         ("UnknownIssuer", "give the authority that signed the API server's certificate"),
         ("BadSignature", "give the authority that signed the API server's certificate"),

@@ -1,4 +1,4 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
+//! Checks of private parsers, for fuzz targets and property tests. Each panics if a property fails.
 
 use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseEvent, LeaseKey, Record};
 
@@ -7,7 +7,8 @@ use crate::node::Node;
 use crate::nodes::{Change, Nodes};
 use crate::protobuf::{Events, Items, Malformed};
 
-/// A Node in protobuf: what is kept of it is small, a list shows the same as a watch, and it is news once.
+/// Checks for a Node in protobuf that its kept part is small, that a list and a watch show the same, and that it is
+/// reported once.
 pub fn node(bytes: &[u8]) {
     let keys = Keys::new(AnnotationPrefix::default());
     let Ok(node) = Node::parse(bytes, &keys) else { return };
@@ -30,7 +31,8 @@ pub fn node(bytes: &[u8]) {
     }
 }
 
-/// What a server sends: the same whole and byte by byte. Each object in it is checked as a [`node`].
+/// Checks that a server's answer is parsed the same as a whole and byte by byte. Each object in it is checked as a
+/// [`node`].
 pub fn stream(bytes: &[u8]) {
     let pieces: Vec<&[u8]> = bytes.chunks(1).collect();
     let listed = items(&[bytes]);
@@ -41,7 +43,7 @@ pub fn stream(bytes: &[u8]) {
     watched.iter().flatten().for_each(|(_, object)| node(object));
 }
 
-/// The version and the items of a list that arrives in these pieces.
+/// Returns the version and the items of a list that arrives in these pieces.
 pub(crate) fn items(pieces: &[&[u8]]) -> Result<(String, Vec<Vec<u8>>), Malformed> {
     let (mut items, mut found) = (Items::default(), Vec::new());
     for piece in pieces {
@@ -53,7 +55,7 @@ pub(crate) fn items(pieces: &[&[u8]]) -> Result<(String, Vec<Vec<u8>>), Malforme
     Ok((items.finish()?, found))
 }
 
-/// The kinds and objects of a watch's events that arrive in these pieces.
+/// Returns the kinds and objects of a watch's events that arrive in these pieces.
 pub(crate) fn events(pieces: &[&[u8]]) -> Result<Vec<(String, Vec<u8>)>, Malformed> {
     let (mut events, mut found) = (Events::default(), Vec::new());
     for piece in pieces {

@@ -4,14 +4,14 @@ use std::fmt;
 
 use flannel_core::net::Family;
 
-/// What every annotation's name begins with.
+/// The prefix of every annotation's name.
 ///
-/// As flannel reads its flag: `/` is appended where there is none, then `-` unless it ends in one of the two. The part
-/// before the slash is a DNS name with at least one dot (docs/compatibility.md, "Kubernetes").
+/// Read as flannel reads its flag: `/` is appended if there is none, then `-` unless it ends in one of the two. The
+/// part before the slash is a DNS name with at least one dot (docs/compatibility.md, "Kubernetes").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnotationPrefix(String);
 
-/// Text is not the prefix of an annotation's name. Final for this input.
+/// The text is not a valid prefix of an annotation's name. Final for this input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "annotation prefix {0:?} must be a DNS name with a dot, then optionally a slash and a name, of a-z, 0-9, '_' and '-': \
@@ -20,7 +20,7 @@ pub struct AnnotationPrefix(String);
 pub struct AnnotationPrefixError(String);
 
 impl AnnotationPrefix {
-    /// Checks `text` and appends what it lacks.
+    /// Checks `text` and appends missing characters.
     ///
     /// # Errors
     /// [`AnnotationPrefixError`]. Final for this input.
@@ -37,7 +37,7 @@ impl AnnotationPrefix {
             |word: &str| !word.is_empty() && word.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
         let (domain, name) = whole.split_once('/').ok_or_else(refused)?;
         let is_domain = domain.contains('.') && domain.split('.').all(is_word) && domain.len() <= 253;
-        // Kubernetes takes names of up to 63 characters, and the longest suffix has 25.
+        // Kubernetes accepts names of up to 63 characters, and the longest suffix has 25.
         let is_name = name.is_empty() || (is_word(name) && name.len() > 1 && name.len() <= 38);
         if is_domain && is_name { Ok(Self(whole)) } else { Err(refused()) }
     }
@@ -56,7 +56,7 @@ impl fmt::Display for AnnotationPrefix {
     }
 }
 
-/// An annotation that counts.
+/// An annotation that flannel uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
     Managed,
@@ -85,11 +85,11 @@ impl Key {
         Self::NodePublicIpv6,
     ];
 
-    /// Those that nodes write about themselves.
+    /// The annotations that nodes write about themselves.
     pub(crate) const WRITTEN: [Self; 6] =
         [Self::Managed, Self::BackendType, Self::BackendData, Self::BackendV6Data, Self::PublicIp, Self::PublicIpv6];
 
-    /// Those that an operator writes for a node.
+    /// The annotations that an operator writes for a node.
     pub(crate) const SET_BY_OPERATORS: [Self; 4] =
         [Self::PublicIpOverwrite, Self::PublicIpv6Overwrite, Self::NodePublicIp, Self::NodePublicIpv6];
 
@@ -122,7 +122,7 @@ impl Key {
         }
     }
 
-    /// Replaces what is published as public IP.
+    /// The annotation that replaces the published public IP.
     pub(crate) fn overwrite(family: Family) -> Self {
         match family {
             Family::V4 => Self::PublicIpOverwrite,
@@ -130,7 +130,7 @@ impl Key {
         }
     }
 
-    /// The public IP that the node is to use.
+    /// The annotation with the public IP that the node should use.
     pub(crate) fn node_public_ip(family: Family) -> Self {
         match family {
             Family::V4 => Self::NodePublicIp,
@@ -160,7 +160,7 @@ impl Keys {
         format!("{}{}", self.prefix, key.suffix())
     }
 
-    /// Which one has this name.
+    /// Returns the annotation of this name.
     pub(crate) fn find(&self, name: &str) -> Option<Key> {
         let suffix = name.strip_prefix(&self.prefix.0)?;
         Key::ALL.into_iter().find(|key| key.suffix() == suffix)

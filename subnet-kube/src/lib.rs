@@ -1,8 +1,8 @@
-//! Kubernetes lease store of flannelkit, byte for byte flannel's: nodes with Go flannel and with this crate share one
-//! cluster.
+//! Kubernetes lease store of flannelkit, byte for byte compatible with flannel: nodes with Go flannel and with this
+//! crate share one cluster.
 //!
-//! A node's subnets are its Node's podCIDRs, which kube-controller-manager assigns. What it publishes is annotations of the
-//! Node, all of one change in one patch of its status:
+//! A node's subnets are its Node's podCIDRs, which kube-controller-manager assigns. The node publishes annotations of
+//! its Node; all annotations of one change are in one patch of the Node's status:
 //!
 //! ```text
 //! flannel.alpha.coreos.com/kube-subnet-manager   true
@@ -13,17 +13,18 @@
 //! flannel.alpha.coreos.com/public-ipv6           the same for IPv6
 //! ```
 //!
-//! An operator may write `public-ip-overwrite` and `public-ipv6-overwrite` (published in place of the address that the node
-//! uses), and `node-public-ip` and `node-public-ipv6` (the address that the node is to use).
+//! An operator can set `public-ip-overwrite` and `public-ipv6-overwrite` (published instead of the address that the
+//! node uses), and `node-public-ip` and `node-public-ipv6` (the address that the node should use).
 //!
-//! Nothing expires. A lease is fenced by its Node's uid: a Node that was deleted and made again is another one. All Nodes
-//! are listed once, out of the API server's cache, and watched from there; of a Node no more than its name, uid, podCIDRs
-//! and these annotations is kept. All that is read is Kubernetes' protobuf, which takes server and client less than JSON.
+//! Leases do not expire. A lease is fenced by its Node's uid: a Node that was deleted and created again is a different
+//! one. All Nodes are listed once, from the API server's cache, and watched from then on. Of each Node only the name,
+//! uid, podCIDRs and these annotations are kept. Everything is read as Kubernetes' protobuf, which costs server and
+//! client less than JSON.
 //!
-//! Each request is sent once and has a deadline. Where the server asks to be left alone (`Retry-After`), all calls wait for
-//! that, up to a minute.
+//! Each request is sent once and has a deadline. If the server asks clients to wait (`Retry-After`), all calls wait, up
+//! to a minute.
 //!
-//! The program that links this crate chooses the Kubernetes version whose types `k8s-openapi` has, by a feature of that
+//! The program that links this crate chooses the Kubernetes version of the types in `k8s-openapi`, by a feature of that
 //! crate.
 //!
 //! ```no_run
@@ -78,12 +79,12 @@ pub use connect::{Access, AccessError, Connection};
 pub use error::KubeError;
 pub use keys::{AnnotationPrefix, AnnotationPrefixError};
 
-/// Which Node is this one.
+/// Identifies this node's Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeName {
-    /// The one of this name.
+    /// The Node of this name.
     Named(NodeIdentity),
-    /// The one that this Pod runs on.
+    /// The Node that this Pod runs on.
     OfPod {
         /// The Pod's namespace.
         namespace: String,
@@ -92,7 +93,7 @@ pub enum NodeName {
     },
 }
 
-/// The environment does not say which Node this is. Final until it is mended.
+/// The environment does not identify the Node. Final until it is fixed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{problem}; set NODE_NAME to the node's name (in a Pod: from fieldRef spec.nodeName), or POD_NAME and POD_NAMESPACE"
@@ -102,15 +103,15 @@ pub struct NodeNameError {
 }
 
 impl NodeName {
-    /// As flannel finds it: `NODE_NAME`, else the Pod `POD_NAME` in `POD_NAMESPACE`.
+    /// Reads the environment as flannel does: `NODE_NAME`, else the Pod `POD_NAME` in `POD_NAMESPACE`.
     ///
     /// # Errors
-    /// [`NodeNameError`] when none of them is set, or the name is not valid. Final until that is mended.
+    /// [`NodeNameError`] if none of them is set, or the name is not valid. Final until that is fixed.
     pub fn from_env() -> Result<Self, NodeNameError> {
         Self::of(|name| std::env::var(name).ok())
     }
 
-    /// The same with other variables than the process's.
+    /// Like [`from_env`](Self::from_env), with other variables than the process's.
     ///
     /// # Errors
     /// As [`from_env`](Self::from_env).
@@ -127,24 +128,24 @@ impl NodeName {
     }
 }
 
-/// Where the network's configuration is.
+/// The source of the network's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigSource {
-    /// A file with flannel's JSON document, read again each time it is asked for.
+    /// A file with flannel's JSON document, read again for each call.
     File(PathBuf),
-    /// This one.
+    /// This configuration.
     Fixed(NetworkConfig),
 }
 
-/// How long the API server is waited for.
+/// How long to wait for the API server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
     /// The longest wait for an answer, or for the next piece of a list. Default: 10 s.
     pub request: Duration,
-    /// The longest silence of a watch: then it is opened again where it was. Default: 45 s, so that with
-    /// [`request`](Self::request) a server that went silent is noticed within a minute.
+    /// The longest silence of a watch: then it is reopened where it was. Default: 45 s, so that with
+    /// [`request`](Self::request) a silent server is detected within a minute.
     pub silence: Duration,
 }
 
@@ -155,39 +156,39 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The same with this limit for an answer.
+    /// Sets the limit for an answer.
     #[must_use]
     pub fn with_request(self, request: Duration) -> Self {
         Self { request, ..self }
     }
 
-    /// The same with this limit for the silence of a watch.
+    /// Sets the limit for the silence of a watch.
     #[must_use]
     pub fn with_silence(self, silence: Duration) -> Self {
         Self { silence, ..self }
     }
 }
 
-/// How to use a cluster.
+/// The options of a [`KubeSubnets`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// Which Node is this one.
+    /// Identifies this node's Node.
     pub node: NodeName,
-    /// Where the network's configuration is.
+    /// The source of the network's configuration.
     pub config: ConfigSource,
-    /// What the annotations' names begin with. Default: `flannel.alpha.coreos.com/`.
+    /// The prefix of the annotations' names. Default: `flannel.alpha.coreos.com/`.
     pub prefix: AnnotationPrefix,
-    /// How long the API server is waited for.
+    /// How long to wait for the API server.
     pub timeouts: Timeouts,
-    /// Addresses to publish where the Node has no annotation `node-public-ip` or `node-public-ipv6`. Default: none.
+    /// Addresses to publish if the Node has no annotation `node-public-ip` or `node-public-ipv6`. Default: none.
     pub public: Dual<IpAddr>,
-    /// The URL by which errors name the API server ([`Connection::server`]). Default: empty; then they do not name it.
+    /// The API server's URL in errors ([`Connection::server`]). Default: empty; then errors do not name the server.
     pub server: String,
 }
 
 impl Options {
-    /// This node, this configuration, and the defaults of the rest.
+    /// Creates options with this node, this configuration, and defaults for the rest.
     pub fn new(node: NodeName, config: ConfigSource) -> Self {
         Self {
             node,
@@ -199,25 +200,25 @@ impl Options {
         }
     }
 
-    /// The same with this prefix.
+    /// Sets the prefix of the annotations' names.
     #[must_use]
     pub fn with_prefix(self, prefix: AnnotationPrefix) -> Self {
         Self { prefix, ..self }
     }
 
-    /// The same with these addresses to publish where the Node does not say others.
+    /// Sets the addresses to publish if the Node's annotations have none.
     #[must_use]
     pub fn with_public(self, public: Dual<IpAddr>) -> Self {
         Self { public, ..self }
     }
 
-    /// The same with this URL in errors.
+    /// Sets the server's URL in errors.
     #[must_use]
     pub fn with_server(self, server: String) -> Self {
         Self { server, ..self }
     }
 
-    /// The same with these time-outs.
+    /// Sets the timeouts.
     #[must_use]
     pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
         Self { timeouts, ..self }
@@ -233,9 +234,9 @@ pub struct KubeSubnets {
 }
 
 impl KubeSubnets {
-    /// A store over a client that is ready. The client needs no time-outs of its own, and should not repeat requests
-    /// (`kube::Config::default_retry`): that is done here. One that asks for compressed answers reads a tenth of the bytes of a
-    /// list. [`Access::connect`] makes it so.
+    /// Creates a store with an existing client. The client needs no timeouts of its own, and should not repeat requests
+    /// (`kube::Config::default_retry`), because the agent retries. A client that requests compressed answers reads a
+    /// tenth of the bytes of a list. [`Access::connect`] creates such a client.
     pub fn new(client: kube::Client, options: Options) -> Self {
         let Options { node, config, prefix, timeouts, public, server } = options;
         let store = Store {
@@ -252,21 +253,22 @@ impl KubeSubnets {
         Self { store: Arc::new(store) }
     }
 
-    /// Writes the Node's condition `NetworkUnavailable`: False with flannel's reason and message, or True, which flannel never
-    /// writes. Clouds taint Nodes until it is False. Call it once the overlay is ready, and again until it succeeds.
+    /// Writes the Node's condition `NetworkUnavailable`: False with flannel's reason and message, or True, which
+    /// flannel never writes. Clouds taint Nodes until it is False. Call it once the overlay is ready, and again until
+    /// it succeeds.
     ///
     /// # Errors
-    /// [`SubnetError::Unavailable`], [`SubnetError::Denied`] and [`SubnetError::Unconfigured`] are to be retried.
+    /// Retry on [`SubnetError::Unavailable`], [`SubnetError::Denied`] and [`SubnetError::Unconfigured`].
     ///
     /// # Cancel safety
-    /// Dropped midway it may or may not be written.
+    /// If dropped, the condition may or may not be written.
     pub async fn set_network_unavailable(&self, is_unavailable: bool) -> Result<(), SubnetError> {
         self.store.set_network_unavailable(is_unavailable).await
     }
 
-    /// Checks what an agent needs of the cluster: rights, clocks, the own Node and its annotations. Writes nothing; what goes
-    /// wrong is a [`Check`] too. Each request takes at most [`Timeouts::request`], and longer only where the server asked to
-    /// be left alone.
+    /// Checks what an agent needs from the cluster: rights, clocks, the own Node and its annotations. Writes nothing;
+    /// failures are returned as [`Check`]s. Each request takes at most [`Timeouts::request`], and longer only if the
+    /// server asked to wait.
     ///
     /// # Cancel safety
     /// Reads only.

@@ -1,51 +1,52 @@
-//! Following the Nodes, without I/O: what to do next, and from where.
+//! The state machine of the watch, without I/O: what to do next, and from which version.
 
 use std::time::Duration;
 
 use flannel_core::backoff::{Backoff, Jitter};
 
-/// What to do next.
+/// The next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Ask which version the store behind the server is at, then call [`ListWatch::probed`].
+    /// Read the present version of the store behind the server, then call [`ListWatch::probed`].
     Probe,
-    /// List everything, not older than this version, then call [`ListWatch::listed`]. The server's cache answers this: one
-    /// that lies behind waits until it has caught up.
+    /// List everything, not older than this version, then call [`ListWatch::listed`]. The server answers from its
+    /// cache; a cache that is behind waits until it has caught up.
     List(String),
-    /// Ask whether this change is the last of its Node in the server's history at this version, which was seen, then call
-    /// [`ListWatch::checked`].
+    /// Ask whether this change is the last of its Node in the server's history at this version, which was seen, then
+    /// call [`ListWatch::checked`].
     Check(Mark, String),
     /// Open a watch from this version on, then call [`ListWatch::opened`].
     Open(String),
-    /// Read what the watch sends: [`ListWatch::seen`], [`ListWatch::silent`], [`ListWatch::ended`] or [`ListWatch::gone`].
+    /// Read what the watch sends: [`ListWatch::seen`], [`ListWatch::silent`], [`ListWatch::ended`] or
+    /// [`ListWatch::gone`].
     Read,
 }
 
-/// A change that was seen: this Node was changed at this version. It tells whether a server still has the history that was
-/// seen. After a restore from a backup versions go on from an older one, and each belongs to another change.
+/// A change that was seen: this Node was changed at this version. It shows whether a server still has the same history.
+/// After a restore from a backup, versions continue from an older one, and each belongs to another change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Mark {
     pub(crate) node: String,
     pub(crate) version: String,
 }
 
-/// Whether a version of a history came before another. Nothing is known of versions that are no numbers.
+/// Whether a version came before another in one history. False for versions that are not numbers.
 pub(crate) fn is_before(one: &str, other: &str) -> bool {
     let number = |version: &str| version.parse::<u64>().ok();
     number(one).zip(number(other)).is_some_and(|(one, other)| one < other)
 }
 
-/// Where a watch stands.
+/// The state of a watch.
 #[derive(Debug)]
 pub(crate) struct ListWatch {
     step: Step,
-    /// The last version that was seen; `None`: nothing is held.
+    /// The last version that was seen; `None` if a list is needed.
     version: Option<String>,
     /// The last change that was seen.
     mark: Option<Mark>,
-    /// Whether nothing came since the last list.
+    /// Whether no event has followed the last list.
     is_fresh: bool,
-    /// Whether trouble was the last that was reported.
+    /// Whether the last report was an error.
     is_troubled: bool,
     backoff: Backoff,
 }
@@ -60,20 +61,20 @@ impl ListWatch {
         self.step.clone()
     }
 
-    /// Everything was listed, as of this version, and is to be reported. `mark` is the last change in the list.
+    /// Records that everything was listed as of this version, to be reported. `mark` is the last change in the list.
     pub(crate) fn listed(&mut self, version: String, mark: Option<Mark>) {
         self.step = Step::Open(version.clone());
         (self.version, self.mark) = (Some(version), mark);
         (self.is_fresh, self.is_troubled) = (true, false);
     }
 
-    /// The store is at this version.
+    /// Records the store's present version.
     pub(crate) fn probed(&mut self, version: String) {
         self.step = Step::List(version);
     }
 
-    /// Whether the server has the change that was asked for. If it has, the watch goes on where it was. If not, its store was
-    /// restored from a backup, or the change is too long ago to tell, and everything is listed.
+    /// Records whether the server has the change in question. If it has, the watch continues where it was. If not, its
+    /// store was restored from a backup, or the change is too old to check, and everything is listed.
     pub(crate) fn checked(&mut self, has_it: bool) {
         if has_it {
             self.reopen();
@@ -82,22 +83,22 @@ impl ListWatch {
         }
     }
 
-    /// The server has taken the watch. Returns whether to report that it goes on after trouble.
+    /// Records that the server accepted the watch. Returns whether to report that it continues after an error.
     pub(crate) fn opened(&mut self) -> bool {
         self.step = Step::Read;
         std::mem::take(&mut self.is_troubled)
     }
 
-    /// The watch brought something of this version, which may be reported; a change, where it is one.
+    /// Records an event of this version, which may be reported, with the changed Node if it is a change.
     ///
     /// # Errors
-    /// It is older than what was seen: the server is of another history, and everything is listed. Holds how long to wait
-    /// first, as with [`gone`](Self::gone).
+    /// The version is older than what was seen: the server has another history, and everything is listed. Contains the
+    /// wait before that, as with [`gone`](Self::gone).
     pub(crate) fn seen(&mut self, version: &str, changed: Option<&str>) -> Result<(), Option<Duration>> {
         if self.version.as_ref().is_some_and(|seen| is_before(version, seen)) {
             return Err(self.gone());
         }
-        // Most of what comes is a heartbeat: nothing is allocated for it.
+        // Most events are heartbeats, for which nothing is allocated.
         version.clone_into(self.version.get_or_insert_default());
         if let Some(node) = changed {
             let mark = self.mark.get_or_insert_default();
@@ -109,8 +110,8 @@ impl ListWatch {
         Ok(())
     }
 
-    /// The watch brought a deletion of this version. What is deleted cannot be asked for again: until the next change nothing
-    /// tells whether a server still has it, so that trouble before that is followed by a list.
+    /// Records a deletion of this version. A deleted Node cannot be checked: until the next change there is no way to
+    /// ask whether a server still has this history, so an error before that is followed by a list.
     ///
     /// # Errors
     /// As [`seen`](Self::seen).
@@ -120,14 +121,14 @@ impl ListWatch {
         Ok(())
     }
 
-    /// Nothing came for a while: either nothing changes, or nothing gets through. A new watch tells which. A server that went
-    /// away silently may have come back with an older store.
+    /// Records a silent watch: either nothing changes, or the connection is dead. A new watch shows which. A server
+    /// that was away may have come back with an older store.
     pub(crate) fn silent(&mut self) {
         self.check();
     }
 
-    /// The server ended the watch in order after this time, when it was asked for `asked`. One that ends earlier goes down.
-    /// Returns how long to wait before the next step, where a watch ends at once.
+    /// Records that the server ended the watch in order after the time `lived`; `asked` was requested. If it ended
+    /// earlier, the server is going down. Returns how long to wait before the next step, if the watch ended at once.
     pub(crate) fn ended(&mut self, lived: Duration, asked: Duration) -> Option<Duration> {
         if lived >= asked {
             self.reopen();
@@ -137,14 +138,14 @@ impl ListWatch {
         (lived < SHORT).then(|| self.backoff.wait())
     }
 
-    /// The version asked for is gone. Returns how long to wait before everything is listed again, where that happens over
-    /// and over.
+    /// Records that the requested version is gone. Returns how long to wait before everything is listed again, if that
+    /// happens repeatedly.
     pub(crate) fn gone(&mut self) -> Option<Duration> {
         self.forget();
         std::mem::replace(&mut self.is_fresh, true).then(|| self.backoff.wait())
     }
 
-    /// A step failed. Returns how long to wait before the next.
+    /// Records a failed step. Returns how long to wait before the next.
     ///
     /// `lived`: how long the watch that failed was open, if one was.
     pub(crate) fn failed(&mut self, lived: Option<Duration>) -> Duration {
@@ -153,14 +154,14 @@ impl ListWatch {
         }
         self.is_troubled = true;
         match self.step {
-            // What was held is given up when a list begins.
+            // The known state is discarded when a list begins.
             Step::Probe | Step::List(_) => self.forget(),
             Step::Check(..) | Step::Open(_) | Step::Read => self.check(),
         }
         self.backoff.wait()
     }
 
-    /// Opens the watch anew where it was.
+    /// Reopens the watch where it was.
     fn reopen(&mut self) {
         match &self.version {
             Some(seen) => self.step = Step::Open(seen.clone()),
@@ -168,7 +169,7 @@ impl ListWatch {
         }
     }
 
-    /// Opens the watch again once the server has shown that it has the history that was seen.
+    /// Reopens the watch once the server has shown that it has the same history.
     fn check(&mut self) {
         match (&self.mark, &self.version) {
             (Some(mark), Some(version)) => self.step = Step::Check(mark.clone(), version.clone()),
@@ -176,19 +177,19 @@ impl ListWatch {
         }
     }
 
-    /// Lists everything anew.
+    /// Lists everything again.
     fn forget(&mut self) {
         (self.version, self.mark) = (None, None);
         self.step = Step::Probe;
     }
 }
 
-/// The longest wait between two tries. With a server that is away they are at most 15 in a minute, and one that is back is
-/// noticed within 7 s.
+/// The longest wait between two tries. With an unavailable server there are at most 15 tries in a minute, and its
+/// return is detected within 7 s.
 const LONGEST: Duration = Duration::from_millis(5500);
-/// A watch that was open for this long begins the waits between tries anew.
+/// A watch that was open for this long resets the back-off.
 const LASTING: Duration = Duration::from_secs(60);
-/// A watch that ends in order before this is not opened again at once.
+/// A watch that ends in order before this is not reopened at once.
 const SHORT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -209,7 +210,7 @@ mod tests {
         Step::Open(version.to_owned())
     }
 
-    /// A watch of a list whose youngest change is of version 5.
+    /// Returns a watch of a list whose newest change has version 5.
     fn watching(version: &str) -> ListWatch {
         let mut list_watch = ListWatch::new(Jitter::seeded(1));
         assert_eq!(list_watch.step(), Step::Probe);

@@ -1,4 +1,4 @@
-//! A Node, as little of it as counts: images and conditions never become values.
+//! The parts of a Node that flannel needs: images and conditions are not parsed into values.
 
 use std::borrow::Cow;
 use std::hash::BuildHasher;
@@ -11,27 +11,27 @@ use crate::annotations::{Annotations, Published, attrs};
 use crate::keys::{Key, Keys};
 use crate::protobuf::{Malformed, fields, find, number, text};
 
-/// What is read of a Node object. Borrows from its bytes: a heartbeat is recognised before any text is copied.
+/// The parsed parts of a Node object. Borrows from its bytes: a heartbeat is recognised before any text is copied.
 #[derive(Debug, Default)]
 pub(crate) struct Node<'a> {
     pub(crate) name: Cow<'a, str>,
     pub(crate) uid: Cow<'a, str>,
     pub(crate) resource_version: Cow<'a, str>,
-    /// When it was created, in seconds since 1970: the record's age.
+    /// The creation time, in seconds since 1970: the record's age.
     created: u64,
     pub(crate) annotations: Annotations<'a>,
     pod_cidr: &'a [u8],
-    /// As many as are told from too many.
+    /// At most one more than is valid, to detect too many.
     pod_cidrs: Vec<&'a [u8]>,
 }
 
-/// The version of an object, whatever its kind: member `metadata.resourceVersion`.
+/// The version of an object of any kind: member `metadata.resourceVersion`.
 pub(crate) const VERSION: &[u64] = &[1, 6];
 
-/// podCIDRs that a Node may have: one of each family.
+/// The most podCIDRs of a Node: one of each family.
 const MOST_CIDRS: usize = 2;
 
-/// What podCIDRs cannot be used for: shown to an operator.
+/// Why podCIDRs cannot be used. Shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CidrError {
     #[error("podCIDR {0:?} is not the address of a network with its length")]
@@ -85,18 +85,19 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Says the same of two versions of a Node that do not differ in anything that counts.
+    /// Returns the same value for two versions of a Node that do not differ in relevant fields.
     pub(crate) fn fingerprint(&self, hasher: &impl BuildHasher) -> u64 {
         hasher.hash_one((&self.uid, self.pod_cidr, &self.pod_cidrs, &self.annotations))
     }
 
-    /// Says the same of two versions of the own Node that do not differ in what others set there for this node.
+    /// Returns the same value for two versions of the own Node that do not differ in what others set there for this
+    /// node.
     pub(crate) fn settings_fingerprint(&self, hasher: &impl BuildHasher) -> u64 {
         let set = Key::SET_BY_OPERATORS.map(|key| self.annotations.text(key));
         hasher.hash_one((&self.uid, self.pod_cidr, &self.pod_cidrs, set))
     }
 
-    /// The first pod CIDR of each family.
+    /// Returns the first podCIDR of each family.
     pub(crate) fn subnets(&self) -> Result<Dual<Prefix>, CidrError> {
         let one = [self.pod_cidr];
         let all = match &*self.pod_cidrs {
@@ -121,7 +122,7 @@ impl<'a> Node<'a> {
         Fence(Some((&*self.uid).into()))
     }
 
-    /// What a managed Node tells of itself.
+    /// Returns the record that a managed Node publishes.
     pub(crate) fn record(&self, published: &Published) -> Record {
         let key = LeaseKey::of_bytes(self.name.as_bytes());
         let subnets = self.subnets();
@@ -139,7 +140,7 @@ impl<'a> Node<'a> {
     }
 
     fn lease(&self, key: &LeaseKey, attrs: LeaseAttrs, subnets: Dual<Prefix>) -> Result<Lease, String> {
-        // A node of a dual-stack cluster may be in one family's network only.
+        // A node of a dual-stack cluster may take part in one family's network only.
         let subnets = Dual {
             v4: subnets.v4.filter(|_| attrs.public_ip.v4.is_some()),
             v6: subnets.v6.filter(|_| attrs.public_ip.v6.is_some()),
@@ -167,7 +168,7 @@ mod tests {
         member(12, [member(1, name), member(2, text)].concat())
     }
 
-    /// A Node with these annotations, and whatever `noise` is among its other members.
+    /// Returns a Node with these annotations, and `noise` in other members.
     fn message(annotations: &[Vec<u8>], cidrs: &[&str], created: u64, noise: &[u8]) -> Vec<u8> {
         let entry = [member(1, noise), member(2, noise)].concat();
         let metadata = [
@@ -188,7 +189,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever stands beside it, and in whatever order.
+        /// In any order, with any other members.
         #[test]
         fn what_counts_of_a_node_is_read_as_it_was_written(
             texts in prop::collection::btree_map(0..Key::ALL.len(), ".{0,40}", 0..10),
@@ -219,7 +220,8 @@ mod tests {
         }
     }
 
-    /// A node may write its Node in protobuf, in which the server checks no text: its list would be lost for all others.
+    /// A node may write its Node in protobuf, in which the server does not check text. Without this, all others' lists
+    /// would fail.
     #[test]
     fn text_that_is_none_harms_its_own_record_alone() {
         let keys = keys();
@@ -233,7 +235,7 @@ mod tests {
         }
     }
 
-    /// Else a few dozen would take all others' room.
+    /// Otherwise a few dozen of them would displace all others.
     #[test]
     fn a_type_or_data_that_is_too_large_makes_a_bad_record_that_counts_little() {
         let keys = keys();

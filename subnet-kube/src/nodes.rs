@@ -1,4 +1,4 @@
-//! All Nodes as they were last seen: what of a list or a watch is news.
+//! All Nodes as last seen, to find what is new in a list or a watch.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -13,34 +13,34 @@ use crate::annotations::{AddrError, Published};
 use crate::list_watch::{Mark, is_before};
 use crate::node::Node;
 
-/// What a watch says of an object.
+/// The kind of a watch event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     Put,
     Deleted,
 }
 
-/// The managed Nodes, each with a fingerprint of what counts: a heartbeat has the same one.
+/// The managed Nodes, each with a fingerprint of its relevant fields: a heartbeat has the same one.
 #[derive(Default)]
 pub(crate) struct Nodes {
     published: Arc<Mutex<Published>>,
     hasher: RandomState,
     prints: HashMap<Box<str>, u64>,
-    /// Whether there were more than are kept: of one that is not among them nothing is known.
+    /// Whether there were more than are kept. Then nothing is known about a Node that is missing.
     is_over: bool,
-    /// The records of a list that is being read.
+    /// The records of the list that is being read.
     records: OldestRecords,
-    /// The last change in it.
+    /// The last change in that list.
     mark: Option<Mark>,
     own: Own,
 }
 
-/// The own Node, as far as others set something there for this node.
+/// The settings of the own Node that others made for this node.
 #[derive(Default)]
 struct Own {
     name: Option<NodeIdentity>,
     print: Option<u64>,
-    /// The addresses to publish, where something has changed and is not reported yet.
+    /// The addresses to publish, if they changed and are not reported yet.
     news: Option<Result<Dual<IpAddr>, AddrError>>,
 }
 
@@ -49,7 +49,7 @@ impl Nodes {
         Self { published, ..Self::default() }
     }
 
-    /// A list begins: what was known is as good as unknown.
+    /// Starts a list and discards what was known.
     pub(crate) fn begin_list(&mut self, own: Option<&NodeIdentity>) {
         self.own = Own { name: own.cloned(), ..Own::default() };
         self.prints.clear();
@@ -57,7 +57,7 @@ impl Nodes {
         (self.records, self.mark) = (OldestRecords::default(), None);
     }
 
-    /// A Node of a list.
+    /// Adds a Node of a list.
     pub(crate) fn list(&mut self, node: &Node<'_>) {
         let mark = || Mark { node: node.name.to_string(), version: node.resource_version.to_string() };
         match &mut self.mark {
@@ -74,12 +74,12 @@ impl Nodes {
         self.records.push(node.record(&locked(&self.published)));
     }
 
-    /// The list is complete. Returns it with the last change in it.
+    /// Ends the list. Returns it with the last change in it.
     pub(crate) fn end_list(&mut self) -> (LeaseEvent, Option<Mark>) {
         (LeaseEvent::Reset(std::mem::take(&mut self.records).finish()), self.mark.take())
     }
 
-    /// A Node changed. Returns what of it is news.
+    /// Handles a changed Node. Returns the event to report, if any.
     pub(crate) fn change(&mut self, change: Change, node: &Node<'_>) -> Option<LeaseEvent> {
         if change == Change::Put {
             self.look_at_own(node);
@@ -96,7 +96,7 @@ impl Nodes {
         Some(LeaseEvent::Upsert(node.record(&locked(&self.published))))
     }
 
-    /// Takes the addresses that this node is to publish, where something that others set for it has changed since.
+    /// Takes the addresses that this node is to publish, if others changed them since.
     pub(crate) fn take_own_news(&mut self) -> Option<Result<Dual<IpAddr>, AddrError>> {
         self.own.news.take()
     }
@@ -112,7 +112,7 @@ impl Nodes {
         }
     }
 
-    /// Keeps the fingerprint of a Node. Returns whether it is another than before.
+    /// Stores the fingerprint of a Node. Returns whether it changed.
     fn remember(&mut self, name: &str, print: u64) -> bool {
         if let Some(known) = self.prints.get_mut(name) {
             return std::mem::replace(known, print) != print;
@@ -126,7 +126,7 @@ impl Nodes {
     }
 }
 
-/// A panic of another thread leaves nothing half done here.
+/// Locks a mutex. A panic of another thread leaves the data consistent.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -142,14 +142,14 @@ pub(crate) mod tests {
     use crate::protobuf::testing::{member, number};
     use proptest::prelude::*;
 
-    /// A Node, in which each field takes a few values.
+    /// A Node in which each field has a few values.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub(crate) struct Model {
         uid: u8,
         cidr: u8,
         public: u8,
         pub(crate) managed: bool,
-        /// What does not count: heartbeats, images, others' annotations.
+        /// Irrelevant fields: heartbeats, images, others' annotations.
         pub(crate) noise: u8,
     }
 
@@ -160,7 +160,7 @@ pub(crate) mod tests {
 
         pub(crate) fn message(&self, name: u8, version: u64) -> Vec<u8> {
             let Self { uid, cidr, public, managed, noise } = self;
-            // The last of these is no address.
+            // The last of these is not an address.
             let public = ["192.0.2.1", "192.0.2.2", "192.0.2"][usize::from(public % 3)];
             let annotations = [
                 ("example.com/noise", &*noise.to_string()),
@@ -205,10 +205,10 @@ pub(crate) mod tests {
     #[derive(Debug, Clone)]
     enum Act {
         Put(u8, Model),
-        /// The same again but for what does not count.
+        /// The same again except for irrelevant fields.
         Heartbeat(u8, u8),
         Delete(u8),
-        /// What happens next is not seen, until a list.
+        /// Following acts are not seen until a list.
         Gap,
         List,
     }
@@ -247,8 +247,8 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes, seen or not: the sum of what is reported is what a fresh list would be. What does not
-        /// count is not reported.
+        /// Whatever happens, seen or not: the reported events add up to what a fresh list would return. Irrelevant
+        /// changes are not reported.
         #[test]
         fn any_sequence_of_lists_events_and_gaps_adds_up_to_a_fresh_list(acts in prop::collection::vec(act(), 1..40)) {
             let (mut nodes_seen, mut state, mut records) = (Nodes::default(), BTreeMap::new(), BTreeMap::new());

@@ -1,25 +1,25 @@
-//! What an API server sends, in Kubernetes' protobuf, cut while it arrives, so that no more than one object is held.
+//! Parses the API server's answers in Kubernetes' protobuf piece by piece, so that at most one object is in memory.
 //!
-//! The messages are those of `generated.proto` of each API group: their numbers never change, and members that are not known
-//! here are skipped. What a server sends was made by its own encoder. So a message that is broken fails the request, while
-//! text is taken whatever its bytes are: whoever may write one Node would otherwise cost all others theirs.
+//! The messages are those of `generated.proto` of each API group: their numbers never change, and unknown members are
+//! skipped. The server's own encoder made them, so a broken message fails the request. Text is accepted whatever its
+//! bytes are: otherwise an account that may write one Node could make all lists fail.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// What is asked for, and what the type of each answer begins with.
+/// The requested media type, and the start of each answer's media type.
 pub(crate) const TYPE: &str = "application/vnd.kubernetes.protobuf";
 
-/// The largest object that is read, in bytes. etcd takes 1.5 MB.
+/// The largest object that is read, in bytes. etcd accepts 1.5 MB.
 pub(crate) const MAX_OBJECT: usize = 4 << 20;
 
-/// What stands before each object.
+/// The bytes before each object.
 const MAGIC: &[u8] = b"k8s\0";
 
-/// The member of `Unknown`, which is around each object, that is the object.
+/// The number of the member of `Unknown` that contains the object.
 const RAW: u64 = 2;
 
-/// What arrives is not what was asked for.
+/// The answer is not in the requested form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
     #[error("an object is larger than {MAX_OBJECT} bytes")]
@@ -34,12 +34,12 @@ const CUT: Malformed = Malformed::Message("it ends in the middle");
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Field<'a> {
     pub(crate) number: u64,
-    /// The content: of a number its encoding.
+    /// The content; for a number, its encoding.
     pub(crate) bytes: &'a [u8],
 }
 
 impl<'a> Field<'a> {
-    /// The first member, and what follows it. `None`: it has not all arrived.
+    /// Splits off the first member. Returns `None` if it has not arrived completely.
     fn split(bytes: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, Malformed> {
         let Some(Head { number, length, content }) = Head::read(bytes)? else { return Ok(None) };
         if length > MAX_OBJECT {
@@ -48,18 +48,18 @@ impl<'a> Field<'a> {
         Ok(content.split_at_checked(length).map(|(bytes, rest)| (Self { number, bytes }, rest)))
     }
 
-    /// The content as text. What is not UTF-8 is replaced, as the server does in JSON.
+    /// Returns the content as text. Invalid UTF-8 is replaced, as the server does in JSON.
     pub(crate) fn text(&self) -> Cow<'a, str> {
         text(self.bytes)
     }
 }
 
-/// Where a member begins.
+/// The start of a member.
 struct Head<'a> {
     number: u64,
-    /// Length of its content, which may not have arrived.
+    /// The length of the content, which may not have arrived.
     length: usize,
-    /// What has arrived from its content on.
+    /// What has arrived from the content on.
     content: &'a [u8],
 }
 
@@ -85,7 +85,7 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The members of a message that is whole.
+/// Returns the members of a complete message.
 pub(crate) fn fields(message: &[u8]) -> impl Iterator<Item = Result<Field<'_>, Malformed>> {
     let mut rest = message;
     std::iter::from_fn(move || {
@@ -93,14 +93,14 @@ pub(crate) fn fields(message: &[u8]) -> impl Iterator<Item = Result<Field<'_>, M
             return None;
         }
         let first = Field::split(rest).and_then(|first| first.ok_or(CUT));
-        // Nothing can be told of what follows a broken one.
+        // After a broken member, the rest cannot be parsed.
         let (field, after) = first.map_or_else(|error| (Err(error), &[][..]), |(field, after)| (Ok(field), after));
         rest = after;
         Some(field)
     })
 }
 
-/// The content of the member at this path of numbers, of several the last; nothing where there is none.
+/// Returns the content of the member at this path of numbers, the last if there are several; empty if there is none.
 pub(crate) fn find<'a>(message: &'a [u8], path: &[u64]) -> Result<&'a [u8], Malformed> {
     path.iter().try_fold(message, |message, number| {
         fields(message).try_fold(&[][..], |found, field| {
@@ -110,7 +110,7 @@ pub(crate) fn find<'a>(message: &'a [u8], path: &[u64]) -> Result<&'a [u8], Malf
     })
 }
 
-/// The number that a content encodes: 0 where there is none.
+/// Returns the number that a content encodes; 0 if there is none.
 pub(crate) fn number(bytes: &[u8]) -> u64 {
     varint(bytes).ok().flatten().map_or(0, |(number, _)| number)
 }
@@ -119,13 +119,13 @@ pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-/// The object in an answer, or in an event of a watch.
+/// Returns the object in an answer or in an event of a watch.
 pub(crate) fn object(bytes: &[u8]) -> Result<&[u8], Malformed> {
     let unknown = bytes.strip_prefix(MAGIC).ok_or(Malformed::Message("an object does not begin as one"))?;
     find(unknown, &[RAW])
 }
 
-/// A number, and what follows it. `None`: it has not all arrived.
+/// Splits off a number. Returns `None` if it has not arrived completely.
 fn varint(bytes: &[u8]) -> Result<Option<(u64, &[u8])>, Malformed> {
     let (mut number, mut rest) = (0, bytes);
     for shift in (0..64).step_by(7) {
@@ -139,11 +139,11 @@ fn varint(bytes: &[u8]) -> Result<Option<(u64, &[u8])>, Malformed> {
     Err(Malformed::Message("a number has no end"))
 }
 
-/// What has arrived and is not read yet.
+/// Received bytes that are not parsed yet.
 #[derive(Debug, Default)]
 struct Pending {
     bytes: Vec<u8>,
-    /// How many of them are read.
+    /// How many of them are parsed.
     read: usize,
 }
 
@@ -158,7 +158,7 @@ impl Pending {
         self.bytes.get(self.read..).unwrap_or_default()
     }
 
-    /// Takes what comes before `rest`, of which the last `length` bytes are returned as a place in `bytes`.
+    /// Marks what comes before `rest` as parsed, and returns the place of its last `length` bytes in `bytes`.
     fn take(&mut self, rest: usize, length: usize) -> Range<usize> {
         self.read = self.bytes.len() - rest;
         self.read - length..self.read
@@ -178,18 +178,18 @@ enum Place {
     #[default]
     Start,
     Before,
-    /// In the list, of which so many bytes are left.
+    /// In the list, with this many bytes left.
     List(usize),
     After,
 }
 
 impl Items {
-    /// The next bytes, to be followed by [`next`](Self::next) until there is none.
+    /// Adds the next bytes. Then call [`next`](Self::next) until it returns `None`.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         self.pending.feed(bytes);
     }
 
-    /// The next item that has all arrived.
+    /// Returns the next complete item.
     pub(crate) fn next(&mut self) -> Result<Option<&[u8]>, Malformed> {
         let item = loop {
             let bytes = self.pending.rest();
@@ -229,7 +229,7 @@ impl Items {
         Ok(self.pending.bytes.get(item))
     }
 
-    /// The version that the list is of, once all has arrived.
+    /// Returns the version of the list, once it has arrived completely.
     pub(crate) fn finish(self) -> Result<String, Malformed> {
         match self.place {
             Place::After if self.version.is_empty() => Err(Malformed::Message("the list has no resourceVersion")),
@@ -239,7 +239,7 @@ impl Items {
     }
 }
 
-/// What a watch sends: events, each after its length in four bytes.
+/// The events of a watch, each after its length in four bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     pending: Pending,
@@ -253,12 +253,12 @@ pub(crate) struct Event<'a> {
 }
 
 impl Events {
-    /// The next bytes, to be followed by [`next`](Self::next) until there is none.
+    /// Adds the next bytes. Then call [`next`](Self::next) until it returns `None`.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         self.pending.feed(bytes);
     }
 
-    /// The next event that has all arrived.
+    /// Returns the next complete event.
     pub(crate) fn next(&mut self) -> Result<Option<Event<'_>>, Malformed> {
         let Some((length, rest)) = self.pending.rest().split_first_chunk() else { return Ok(None) };
         let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| Malformed::TooLarge)?;
@@ -272,7 +272,7 @@ impl Events {
     }
 }
 
-/// The other direction.
+/// Encoding, for tests.
 #[cfg(test)]
 pub(crate) mod testing {
     use super::{MAGIC, RAW};
@@ -324,7 +324,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the objects hold, in whatever pieces they arrive.
+        /// Whatever the objects contain, in whatever pieces they arrive.
         #[test]
         fn lists_and_watches_are_cut_into_their_objects(
             all in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..5),
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn a_list_that_ends_in_the_middle_is_none() {
         let text = testing::list("42", &[b"one".to_vec()]);
-        // The last two members are empty, and it is whole without them.
+        // The last two members are empty, and the list is complete without them.
         let last = text.len() - 4;
         for end in 0..text.len() {
             let is_whole = end >= last && (end - last).is_multiple_of(2);

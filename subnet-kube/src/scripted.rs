@@ -1,4 +1,4 @@
-//! A scripted API server behind the client: what a real one cannot be made to do at a given moment, in no time.
+//! A scripted API server behind the client: it does at once what a real server cannot be made to do at a given moment.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -28,24 +28,24 @@ use crate::{ConfigSource, KubeSubnets, NodeName, Options};
 
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
-/// What happens, in turn.
+/// The events of a test, in order.
 #[derive(Debug, Clone)]
 enum Act {
     Put(u8, Model),
-    /// The same again but for what does not count.
+    /// The same again except for irrelevant fields.
     Heartbeat(u8, u8),
     Delete(u8),
     Bookmark,
-    /// All open watches end so. What they did not send yet they do not send.
+    /// All open watches end this way and drop what they have not sent.
     End(End),
-    /// A request of this kind is answered so.
+    /// A request of this kind is answered this way.
     Refuse(Asked, Refusal),
-    /// The server forgets its history.
+    /// The server discards its history.
     Compact,
     BackUp,
-    /// The server is as it was when it was backed up last, and was away meanwhile.
+    /// The server's store is restored from the last backup, and the server was unavailable meanwhile.
     Restore,
-    /// So many seconds pass.
+    /// This many seconds pass.
     Wait(u8),
 }
 
@@ -55,13 +55,13 @@ enum End {
     InOrder,
     Cut,
     HalfAnEvent,
-    /// With an event `ERROR` of the code 410.
+    /// With an event `ERROR` of code 410.
     Gone,
-    /// Nothing comes any more, and it stays open, even when the server comes back with an older store.
+    /// It stays open and sends nothing more, even after the server comes back with an older store.
     Silence,
 }
 
-/// What a client asks for.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Probe,
@@ -73,9 +73,9 @@ enum Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     Status(u16),
-    /// A list that ends in the middle; of a watch its first event.
+    /// A list that ends in the middle; for a watch, its first event does.
     Half,
-    /// There is no answer at all.
+    /// There is no answer.
     Silence,
 }
 
@@ -86,11 +86,11 @@ struct Stored {
     /// Each Node with the version of its last change.
     nodes: BTreeMap<u8, (Model, u64)>,
     history: Vec<Past>,
-    /// What came before is not known any more.
+    /// The history before this version is discarded.
     compacted: u64,
 }
 
-/// A change: of a deletion `is_put` is false, and the Node is as it was.
+/// A change. For a deletion `is_put` is false, and the Node is the former one.
 #[derive(Debug, Clone)]
 struct Past {
     version: u64,
@@ -106,25 +106,25 @@ struct State {
     backup: Stored,
     /// How often the store was restored.
     restored: u64,
-    /// The highest version that it ever came to.
+    /// The highest version of the store so far.
     highest: u64,
     refusals: VecDeque<(Asked, Refusal)>,
-    /// How often all watches ended, and how they did last.
+    /// How often all watches ended, and how they ended last.
     ended: (u64, Option<End>),
-    /// How many bookmarks were asked for.
+    /// How many bookmarks were requested.
     bookmarks: u64,
 }
 
 #[derive(Clone, Default)]
 struct Server {
     state: Arc<Mutex<State>>,
-    /// Something happened.
+    /// Notifies of any change.
     news: watch::Sender<()>,
 }
 
 impl Stored {
     fn change(&mut self, epoch: u64, name: u8, model: Option<Model>) {
-        // No version comes twice, in the history of a restored store neither: that could not be told.
+        // No version repeats, not even in the history of a restored store: a client could not detect that.
         self.version = (self.version / 16 + 1) * 16 + epoch;
         let version = self.version;
         let before = self.nodes.remove(&name);
@@ -140,7 +140,7 @@ impl Stored {
         self.nodes.iter().map(|(name, (model, version))| model.message(*name, *version))
     }
 
-    /// A Node as it was at a version.
+    /// Returns a Node as of a version.
     fn at(&self, name: u8, version: u64) -> Option<&Past> {
         let past = self.history.iter().rev().find(|past| past.name == name && past.version <= version);
         past.filter(|past| past.is_put)
@@ -201,12 +201,12 @@ impl Server {
         self.news.send_replace(());
     }
 
-    /// Whether a Node did not change since the store came to this version.
+    /// Whether a Node did not change after the store reached this version.
     fn is_behind(&self, version: u64) -> bool {
         locked(&self.state).stored.nodes.values().any(|(_, last)| *last <= version)
     }
 
-    /// The answer to a request, if there is one.
+    /// Returns the answer to a request, if there is one.
     fn answer(&self, query: &str) -> Option<Answer> {
         let query: BTreeMap<_, _> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
         let version = query.get("resourceVersion").and_then(|version| version.parse::<u64>().ok());
@@ -259,7 +259,7 @@ impl Server {
 struct Open {
     server: Server,
     news: watch::Receiver<()>,
-    /// What was sent last.
+    /// The last version sent.
     version: u64,
     ended: u64,
     restored: u64,
@@ -298,7 +298,7 @@ impl Open {
         None
     }
 
-    /// What is sent now, if anything is.
+    /// Returns what is sent now, if anything.
     fn step(&mut self) -> Option<io::Result<Bytes>> {
         let state = locked(&self.server.state);
         if state.restored != self.restored && !self.is_silent {
@@ -378,10 +378,10 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// How long a store may take to know all once nothing is in the way. A watch that went silent is noticed within a minute.
+/// How long a watch may take to be up to date without further faults. A silent watch is detected within a minute.
 const SETTLED: Duration = Duration::from_secs(100);
 
-/// Records as a watch shows them.
+/// The records that a watch shows.
 struct Seen {
     watch: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
     records: BTreeMap<LeaseKey, Record>,
@@ -395,7 +395,7 @@ impl Seen {
         Self { watch: KubeSubnets::new(server.client(), options).watch(), records: BTreeMap::new() }
     }
 
-    /// Takes in what comes in so much time.
+    /// Handles the events of this time span.
     async fn pass(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Ok(item) = timeout_at(end, self.watch.next()).await {
@@ -407,8 +407,8 @@ impl Seen {
 }
 
 proptest! {
-    /// Whatever a server sends, refuses or leaves out, and wherever its watches and lists end: in the end the sum of what is
-    /// reported is what a fresh list says.
+    /// Whatever a server sends, refuses or leaves out, and wherever its watches and lists end: in the end the reported
+    /// events add up to a fresh list.
     #[test]
     fn any_sequence_of_lists_events_bookmarks_cuts_and_gaps_folds_to_the_records_of_a_fresh_list(
         acts in prop::collection::vec(act(), 1..60),
@@ -424,7 +424,7 @@ proptest! {
             }
             locked(&server.state).refusals.clear();
             seen.pass(SETTLED).await;
-            // A Node that came back with an older store is known again with its next heartbeat at the latest.
+            // A Node of a restored older store is known again with its next heartbeat at the latest.
             let highest = locked(&server.state).highest;
             while server.is_behind(highest) {
                 (0..4).for_each(|name| server.act(&Act::Heartbeat(name, 0)));
@@ -435,7 +435,7 @@ proptest! {
             prop_assert_eq!(&seen.records, &fresh.records);
             let managed = locked(&server.state).stored.nodes.values().filter(|(model, _)| model.managed).count();
             prop_assert_eq!(fresh.records.len(), managed);
-            // And it is followed as before.
+            // And the watch continues as before.
             server.act(&Act::Delete(0));
             server.act(&Act::Delete(1));
             server.act(&Act::Put(2, Model::plain()));

@@ -1,4 +1,4 @@
-//! What the calls of a [`SubnetManager`](flannel_core::subnet::SubnetManager) do to the own Node.
+//! The operations of a [`SubnetManager`](flannel_core::subnet::SubnetManager) on the own Node.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -32,16 +32,16 @@ pub(crate) struct Store {
     /// The node's name, once it is known.
     pub(crate) name: OnceCell<NodeIdentity>,
     pub(crate) config: ConfigSource,
-    /// Addresses to publish where the Node has no annotation for them.
+    /// Addresses to publish if the Node has no annotation for them.
     pub(crate) public: Dual<IpAddr>,
     pub(crate) sight: Mutex<Sight>,
     pub(crate) hasher: RandomState,
 }
 
-/// The own Node as it was last read.
+/// The own Node as last read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sight {
-    /// Empty where there is none.
+    /// Empty if there is none.
     version: String,
     print: Option<u64>,
 }
@@ -54,7 +54,7 @@ impl Store {
         }
     }
 
-    /// The node's name, if it is known without asking.
+    /// Returns the node's name, if it is known without a request.
     pub(crate) fn known_name(&self) -> Option<&NodeIdentity> {
         match &self.node {
             NodeName::Named(name) => Some(name),
@@ -62,7 +62,7 @@ impl Store {
         }
     }
 
-    /// The node's name.
+    /// Returns the node's name.
     pub(crate) async fn name(&self) -> Result<&NodeIdentity, SubnetError> {
         self.name.get_or_try_init(|| self.find_name()).await
     }
@@ -98,15 +98,15 @@ impl Store {
         Ok(ThisNode::named(name).publishing(self.with_given(public)))
     }
 
-    /// These addresses, and those that the program was given where there are none.
+    /// Returns these addresses, with the program's addresses for missing ones.
     pub(crate) fn with_given(&self, public: Dual<IpAddr>) -> Dual<IpAddr> {
         Dual { v4: public.v4.or(self.public.v4), v6: public.v6.or(self.public.v6) }
     }
 
-    /// Waits until the own Node is another than a call last found. Never returns where that cannot be told.
+    /// Waits until the own Node differs from what a call last read. Never returns if that cannot be detected.
     pub(crate) async fn changed(&self) {
         if self.until_changed().await.is_err() {
-            // The next call tells what is wrong.
+            // The next call returns the error.
             std::future::pending().await
         }
     }
@@ -114,7 +114,7 @@ impl Store {
     async fn until_changed(&self) -> Result<(), Fault> {
         let Some(name) = self.known_name() else { return Err(Fault::cut("the node's name is not known")) };
         let Sight { version, print } = locked(&self.sight).clone();
-        // Without a version the watch begins with what is there.
+        // Without a version, the watch begins with the present state.
         let (name, version) = (plain(name.as_str()), plain(&version));
         let query = format!("fieldSelector=metadata.name%3D{name}&resourceVersion={version}");
         let mut arriving = self.api.watch_nodes(&query).await?;
@@ -149,7 +149,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let Ok(subnets) = assigned(name.as_str(), &node, &config) else { return Ok(Vec::new()) };
-        // A record of ours that is bad is as good as none: acquire mends it.
+        // A bad record of this node counts as none: acquire overwrites it.
         let lease = node.record(&locked(&self.published)).lease.ok();
         let shown =
             |lease: Arc<Lease>| Lease::new(lease.key.clone(), subnets, lease.attrs.clone()).fenced(lease.fence.clone());
@@ -210,13 +210,13 @@ impl Store {
         locked(&self.published).forget(name);
         let there = Key::WRITTEN.into_iter().filter(|key| node.annotations.text(*key).is_some());
         match self.patch(name, &node, there.map(|key| (key, Value::Null)).collect()).await {
-            // It is not ours any more.
+            // It no longer belongs to this node.
             Err(fault) if matches!(fault.kind, Kind::Missing | Kind::Conflict) => Ok(()),
             result => result.map_err(|fault| fault.into_subnet_error(DOING)),
         }
     }
 
-    /// Writes the condition that the network is up or not, in place of what was there.
+    /// Writes the condition `NetworkUnavailable` and replaces the old one.
     pub(crate) async fn set_network_unavailable(&self, is_unavailable: bool) -> Result<(), SubnetError> {
         const DOING: &str = "writing the node's condition NetworkUnavailable";
         let name = self.name().await?;
@@ -240,12 +240,12 @@ impl Store {
         }
     }
 
-    /// What an operator wants to be published in place of the public IPs.
+    /// Returns the addresses that an operator wants to be published in place of the public IPs.
     fn overwrite(&self, node: &Node<'_>) -> Result<Dual<IpAddr>, SubnetError> {
         node.annotations.overwrite().map_err(|error| self.not_an_address(&error))
     }
 
-    /// Writes what of the annotations differs. Nothing is written where nothing does.
+    /// Writes the annotations that differ. If none differ, nothing is written.
     async fn publish(
         &self,
         name: &str,
@@ -258,7 +258,7 @@ impl Store {
         self.patch(name, node, differing(&node.annotations, attrs, overwrite)).await
     }
 
-    /// Writes these annotations into the Node that was read, and into none that took its place.
+    /// Writes these annotations into the Node that was read, but not into a Node that replaced it.
     async fn patch(&self, name: &str, node: &Node<'_>, changed: BTreeMap<Key, Value>) -> Result<(), Fault> {
         if changed.is_empty() {
             return Ok(());
@@ -278,7 +278,7 @@ impl Store {
         }
     }
 
-    /// Reads the own Node that an answer holds, and notes it for [`changed`](Self::changed).
+    /// Parses the own Node in an answer, and stores its version for [`changed`](Self::changed).
     fn parse_own<'a>(&self, answer: &'a [u8], doing: &'static str) -> Result<Node<'a>, SubnetError> {
         let node = self.parse(answer, doing)?;
         let print = Some(node.settings_fingerprint(&self.hasher));
@@ -286,7 +286,7 @@ impl Store {
         Ok(node)
     }
 
-    /// Reads the Node that an answer holds.
+    /// Parses the Node in an answer.
     fn parse<'a>(&self, answer: &'a [u8], doing: &'static str) -> Result<Node<'a>, SubnetError> {
         let node = object(answer).and_then(|message| Node::parse(message, &self.keys));
         node.map_err(|error| Fault::from(error).into_subnet_error(doing))
@@ -315,7 +315,7 @@ pub(crate) fn no_node(name: &str) -> SubnetError {
     }
 }
 
-/// The subnet that the node was assigned in each family of the network.
+/// Returns the subnet assigned to the node in each family of the network.
 pub(crate) fn assigned(name: &str, node: &Node<'_>, config: &NetworkConfig) -> Result<Dual<Prefix>, SubnetError> {
     let waiting = |reason: String| SubnetError::Unconfigured { at: format!("Node {name}, spec.podCIDRs"), reason };
     let subnets = node.subnets().map_err(|error| waiting(error.to_string()))?;

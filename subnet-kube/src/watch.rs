@@ -1,4 +1,4 @@
-//! Following the Nodes: the steps of `list_watch`, carried out.
+//! The watch of the Nodes: carries out the steps of `list_watch`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,10 +22,11 @@ use crate::nodes::{Change, Nodes};
 use crate::protobuf::{Event, Events, Items, Malformed, find, text};
 use crate::store::Store;
 
-/// How long a server holds a watch open, in seconds, and up to half as much again: so that a thousand do not end at once.
+/// How long a server holds a watch open, in seconds. Up to half of it is added, so that a thousand watches do not end
+/// at once.
 const WATCH: u64 = 600;
 
-/// All records, then what changes.
+/// Returns all records, then the changes.
 pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Item> {
     let nodes = Nodes::new(Arc::clone(&store.published));
     let watch = Watch {
@@ -39,10 +40,10 @@ pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Item> {
     };
     let (sender, mut items) = mpsc::channel(AHEAD);
     let mut run = Some(watch.run(sender));
-    // It ends with the stream.
+    // The task ends with the stream.
     let mut task = JoinSet::new();
     stream::poll_fn(move |context| {
-        // Not before: a watch may be made outside of a runtime.
+        // Not earlier: a watch may be created outside of a runtime.
         if let Some(run) = run.take() {
             task.spawn(run);
         }
@@ -53,7 +54,7 @@ pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Item> {
 
 type Item = Result<LeaseEvent, SubnetError>;
 
-/// Items that are read before they are asked for.
+/// How many items are read ahead.
 const AHEAD: usize = 16;
 
 struct Watch {
@@ -80,7 +81,7 @@ struct Source {
 /// Why a watch is not read any further.
 enum Stop {
     Fault(Fault),
-    /// The version asked for is gone, or the server has another history: everything is listed after this wait.
+    /// The requested version is gone, or the server has another history: everything is listed after this wait.
     List(Option<Duration>),
 }
 
@@ -91,7 +92,7 @@ impl From<Malformed> for Stop {
 }
 
 impl Watch {
-    /// Reads on a task of its own: the many heartbeats wake this small one, and not whoever waits for news.
+    /// Reads on its own task: the many heartbeats wake this small task instead of the stream's consumer.
     async fn run(mut self, sender: mpsc::Sender<Item>) {
         while let Ok(place) = sender.reserve().await {
             place.send(self.next().await);
@@ -124,7 +125,7 @@ impl Watch {
             }
             Step::List(from) => {
                 self.nodes.begin_list(self.store.known_name());
-                // Without a limit: a list with one is not answered out of the cache.
+                // Without a limit: a list with a limit is not answered from the cache.
                 let query = format!("resourceVersion={}&resourceVersionMatch=NotOlderThan", plain(&from));
                 let version = self.list(&query, Nodes::list).await?;
                 let (event, mark) = self.nodes.end_list();
@@ -152,7 +153,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Reads a list of Nodes. Returns the version that it is of.
+    /// Reads a list of Nodes. Returns the version of the list.
     async fn list(&mut self, query: &str, mut take: impl FnMut(&mut Nodes, &Node<'_>)) -> Result<String, Fault> {
         let mut arriving = self.store.api.list_nodes(query).await?;
         let mut items = Items::default();
@@ -165,8 +166,8 @@ impl Watch {
         Ok(items.finish()?)
     }
 
-    /// Whether the server still has this change: at a version that was seen since, the Node carries that of the change. A
-    /// server that was restored has not come to such a version, or is at another change there.
+    /// Whether the server still has this change: at a version that was seen later, the Node has the version of the
+    /// change. A restored server has not reached such a version, or has another change there.
     async fn has(&mut self, mark: &Mark, at: &str) -> Result<bool, Fault> {
         let (node, version) = (plain(&mark.node), plain(at));
         let query = format!(
@@ -176,7 +177,7 @@ impl Watch {
         let found = self.list(&query, |_, node| has_it |= node.resource_version == mark.version).await;
         match found {
             Ok(_) => Ok(has_it),
-            // It is too long ago, or the server is not there yet: "Too large resource version".
+            // The change is too old, or the server is behind: "Too large resource version".
             Err(fault) if fault.kind == Kind::Gone || fault.error.problem.contains("resource version") => Ok(false),
             Err(fault) => Err(fault),
         }
@@ -219,18 +220,18 @@ impl Watch {
         Ok(())
     }
 
-    /// Reports what others set for this node, where that has changed.
+    /// Reports what others set for this node, if it changed.
     fn report_own(&mut self) {
         match self.nodes.take_own_news() {
             None => {}
             Some(Ok(public)) => self.ready.push_back(Ok(LeaseEvent::ThisNode(self.store.with_given(public)))),
-            // What was there before stays in force, and the watch goes on.
+            // The former addresses stay in effect, and the watch continues.
             Some(Err(error)) => self.ready.extend([Err(self.store.not_an_address(&error)), Ok(LeaseEvent::Resumed)]),
         }
     }
 }
 
-/// Takes an event of a watch. Returns what of it is news.
+/// Handles an event of a watch. Returns the event to report, if any.
 fn take(
     event: &Event<'_>,
     keys: &Keys,
