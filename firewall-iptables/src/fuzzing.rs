@@ -1,4 +1,4 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
+//! Checks of private parsers, for fuzz targets and property tests. Each panics if a property fails.
 
 use flannel_core::firewall::{Masquerade, Rules, SourcePorts};
 use flannel_core::kernel::OverlayName;
@@ -7,7 +7,8 @@ use flannel_core::net::{Dual, Family, Prefix};
 use crate::wanted::{Chain, Chains, chains, none};
 use crate::wire::{commands, compare, find, version};
 
-/// What `iptables-save` printed: whatever is there, our commands make of it what is wanted, and touch nothing else.
+/// Checks for any output of `iptables-save` that this crate's commands produce the wanted rules and change nothing
+/// else.
 pub fn saved(text: &str) {
     let mut wanted: Vec<Chains> = vec![none(&OverlayName::default())];
     let rules = Rules::new(OverlayName::default(), &networks(), &networks()).masquerading(Masquerade::default());
@@ -25,7 +26,7 @@ pub fn saved(text: &str) {
     }
 }
 
-/// The version that a tool told.
+/// Checks that a tool's version round-trips.
 pub fn tool_version(text: &str) {
     if let Some([major, minor, patch]) = version(text) {
         assert_eq!(version(&format!("iptables v{major}.{minor}.{patch} (nf_tables)")), Some([major, minor, patch]));
@@ -36,7 +37,7 @@ fn networks() -> Dual<Prefix> {
     Dual { v4: "10.42.0.0/16".parse().ok(), v6: "fd00:42::/48".parse().ok() }
 }
 
-/// What `iptables-restore --noflush` makes of a table.
+/// Returns the table after `iptables-restore --noflush`.
 fn restore(saved: &str, commands: &str) -> String {
     let mut lines: Vec<String> = lines_of(saved).map(str::to_owned).collect();
     for command in commands.lines() {
@@ -63,7 +64,7 @@ fn declares(line: &str, name: &str) -> bool {
     line.strip_prefix(':').is_some_and(|declared| declared.split(' ').next() == Some(name))
 }
 
-/// The lines of a table that are not about a chain.
+/// Returns the lines of a table that do not concern a chain.
 fn others(saved: &str, chain: &Chain) -> Vec<String> {
     let Chain { hook, name, jump, .. } = chain;
     let of_rule = format!("-A {name} ");
@@ -76,7 +77,7 @@ fn others(saved: &str, chain: &Chain) -> Vec<String> {
     lines_of(saved).filter(|line| !about(line)).map(str::to_owned).collect()
 }
 
-/// Lines without carriage returns, which [`str::lines`] takes away one by one.
+/// Returns lines without carriage returns, of which [`str::lines`] removes only one per line.
 fn lines_of(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(|line| line.trim_end_matches('\r'))
 }

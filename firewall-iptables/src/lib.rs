@@ -1,9 +1,9 @@
-//! The firewall as iptables rules, byte for byte those of flannel (docs/compatibility.md, "iptables"), so that either
-//! can follow the other on a node.
+//! A firewall with iptables rules, byte for byte those of flannel (docs/compatibility.md, "iptables"), so that either
+//! agent can replace the other on a node.
 //!
-//! Chains `FLANNEL-POSTRTG` in table nat and `FLANNEL-FWD` in table filter, for an overlay that is not called `flannel`
-//! with `-<name>` appended, and one jump to each, appended to `POSTROUTING` and `FORWARD`. A jump in place stays where
-//! it is.
+//! The chains are `FLANNEL-POSTRTG` in table nat and `FLANNEL-FWD` in table filter. For an overlay with another name
+//! than `flannel`, `-<name>` is appended. One jump to each chain is appended to `POSTROUTING` and `FORWARD`. An
+//! existing jump stays where it is.
 //!
 //! A [`VxlanGuard`](flannel_core::firewall::VxlanGuard) is not supported: use `flannel-firewall-nft` for that.
 //!
@@ -19,7 +19,8 @@
 //! # }
 //! ```
 //!
-//! The crate `flannelkit` has it as `flannelkit::firewall::Iptables`, and `flannelkit::testing::FakeFirewall` for tests.
+//! The crate `flannelkit` exports this as `flannelkit::firewall::Iptables`, and `flannelkit::testing::FakeFirewall` for
+//! tests.
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -43,18 +44,18 @@ use tokio::sync::OnceCell;
 use crate::wanted::{Chains, chains, none};
 use crate::wire::Seen;
 
-/// The time one run of a tool has: twice what it may wait for the lock that iptables programs share.
+/// The time limit of one run of a tool: twice the time it may wait for the lock that iptables programs share.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// From this version on there are `--random-fully`, and `-w` for `iptables-restore`.
+/// The first version with `--random-fully`, and with `-w` for `iptables-restore`.
 const MODERN: [u32; 3] = [1, 6, 2];
 
-/// How often rules are read and written anew when somebody changed them between the two.
+/// How often rules are read and written again after another program changed them in between.
 const ATTEMPTS: u32 = 3;
 
-/// iptables of one network namespace, by way of its programs.
+/// iptables of one network namespace, through its programs.
 ///
-/// It starts one thread, which ends when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`.
+/// Starts one thread, which ends when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`.
 #[derive(Debug)]
 pub struct Iptables {
     tools: Tools,
@@ -63,11 +64,11 @@ pub struct Iptables {
     version: OnceCell<[u32; 3]>,
 }
 
-/// Which iptables: a host has two, whose rules are apart.
+/// The variant of iptables: a host may have two, with separate rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Variant {
-    /// The one that is called `iptables`: the host's choice.
+    /// The program `iptables`: the host's default.
     #[default]
     Default,
     /// `iptables-nft`, on top of nftables.
@@ -77,30 +78,30 @@ pub enum Variant {
 }
 
 impl Iptables {
-    /// iptables of the calling thread's network namespace, with the programs on `PATH`.
+    /// Uses iptables in the calling thread's network namespace, with the programs on `PATH`.
     ///
     /// # Errors
-    /// [`FirewallError::Failed`] when no thread can be had. Retry with back-off.
+    /// [`FirewallError::Failed`] if no thread could be created. Retry with back-off.
     pub fn new() -> Result<Self, FirewallError> {
         Ok(Self::with(Tools::start()?))
     }
 
-    /// iptables of a given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`).
+    /// Uses iptables in a given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`).
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`FirewallError::Denied`] without `CAP_SYS_ADMIN`, and [`FirewallError::Failed`] when
-    /// `namespace` is no network namespace: both final.
+    /// As [`new`](Self::new); [`FirewallError::Denied`] without `CAP_SYS_ADMIN`, and [`FirewallError::Failed`] if
+    /// `namespace` is not a network namespace: both final.
     pub fn in_namespace(namespace: OwnedFd) -> Result<Self, FirewallError> {
         Ok(Self::with(Tools::start_after(move || Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))?))
     }
 
-    /// The same with another variant.
+    /// Sets the variant.
     #[must_use]
     pub fn variant(self, variant: Variant) -> Self {
         Self { variant, ..self }
     }
 
-    /// The same with the programs of this directory rather than those on `PATH`.
+    /// Sets the directory of the programs, instead of `PATH`.
     #[must_use]
     pub fn programs_in(self, directory: impl Into<PathBuf>) -> Self {
         Self { directory: directory.into(), ..self }
@@ -140,7 +141,8 @@ impl Iptables {
         self.version.get_or_try_init(ask).await.copied()
     }
 
-    /// What is there of these chains. A family of which nothing is wanted and that the host has not holds nothing.
+    /// Reads the present state of these chains. A family that the host does not support is empty if nothing is wanted
+    /// in it.
     async fn seen(&self, family: Family, chains: &Chains) -> Result<[Seen; 2], FirewallError> {
         let wanted = chains.iter().any(|chain| chain.rules.is_some());
         let mut seen = [Seen::default(), Seen::default()];
@@ -167,14 +169,14 @@ impl Iptables {
             let args = [&["--noflush"], wait].concat();
             match self.run(family, "-restore", &args, input, "writing the overlay's rules").await {
                 Ok(_) => return Ok(()),
-                // Somebody may have taken a jump that we were about to delete.
+                // Another program may have deleted a jump before this one could.
                 Err(FirewallError::Refused { .. }) if attempt < ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Writes both families, whatever comes of the first.
+    /// Writes both families, even if the first fails.
     async fn put_all(&self, families: &[(Family, Chains); 2]) -> Result<(), FirewallError> {
         let mut result = Ok(());
         for (family, chains) in families {
@@ -237,7 +239,7 @@ impl Firewall for Iptables {
         Ok(drift)
     }
 
-    /// Nobody: there is no guard by iptables.
+    /// Returns an empty set: there is no guard with iptables.
     async fn let_in(&self, _overlay: &OverlayName) -> Result<BTreeSet<IpAddr>, FirewallError> {
         Ok(BTreeSet::new())
     }

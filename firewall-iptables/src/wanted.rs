@@ -1,30 +1,31 @@
-//! What the overlay's chains are to hold, as `iptables-save` prints it (docs/compatibility.md, "iptables"): pure.
+//! The wanted contents of the overlay's chains, as `iptables-save` prints them (docs/compatibility.md, "iptables").
+//! Pure.
 
 use flannel_core::firewall::{Forward, Pods, Rules, SourcePorts};
 use flannel_core::kernel::OverlayName;
 use flannel_core::net::{Dual, Family};
 
-/// The longest name of a chain that every iptables takes, in bytes.
+/// The longest chain name that every iptables accepts, in bytes.
 const LONGEST_CHAIN: usize = 28;
 
-/// One chain of ours, and the rule by which packets come to it.
+/// One of the overlay's chains, and the rule that jumps to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {
-    /// The table it is in.
+    /// The chain's table.
     pub(crate) table: &'static str,
     /// The built-in chain that jumps to it.
     pub(crate) hook: &'static str,
     pub(crate) name: String,
-    /// What follows `-A <hook>`.
+    /// The jump after `-A <hook>`.
     pub(crate) jump: String,
-    /// What follows `-A <name>`; `None`: the chain is not to be.
+    /// The rules after `-A <name>`; `None` if the chain must not exist.
     pub(crate) rules: Option<Vec<String>>,
 }
 
-/// The chains of one overlay in one family: what is wanted of them.
+/// The wanted chains of one overlay in one family.
 pub(crate) type Chains = [Chain; 2];
 
-/// The chains wanted. `most` is what the tool can do about source ports.
+/// Returns the wanted chains. `most` is the tool's support for source ports.
 pub(crate) fn chains(rules: &Rules, most: SourcePorts) -> Dual<Chains> {
     let family = |family| {
         let mut chains = none(&rules.overlay);
@@ -44,7 +45,7 @@ pub(crate) fn chains(rules: &Rules, most: SourcePorts) -> Dual<Chains> {
     Dual { v4: Some(family(Family::V4)), v6: Some(family(Family::V6)) }
 }
 
-/// The chains of an overlay that is to have none.
+/// Returns the chains of an overlay, none of which must exist.
 pub(crate) fn none(overlay: &OverlayName) -> Chains {
     let chain = |table, hook, base: &str, comment: &str| {
         let name = chain_name(base, overlay);
@@ -80,8 +81,8 @@ fn fwd(pods: &Pods) -> Vec<String> {
     vec![format!("-s {network} {comment} -j ACCEPT"), format!("-d {network} {comment} -j ACCEPT")]
 }
 
-/// Go flannel's name for overlay `flannel`, with the overlay's name appended for others. A name too long for a chain is
-/// cut and told apart by its hash; the dot keeps it from being another overlay's name.
+/// Returns Go flannel's name for overlay `flannel`, with the overlay's name appended for others. A name that is too
+/// long is cut and made distinct by its hash; the dot prevents it from being another overlay's name.
 fn chain_name(base: &str, overlay: &OverlayName) -> String {
     if *overlay == OverlayName::default() {
         return base.to_owned();
@@ -90,7 +91,7 @@ fn chain_name(base: &str, overlay: &OverlayName) -> String {
     if whole.len() <= LONGEST_CHAIN {
         return whole;
     }
-    // FNV-1a: stable across versions, which a name in a kernel has to be.
+    // FNV-1a: stable across versions, as a name in the kernel has to be.
     let hash =
         overlay.as_str().bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let room = LONGEST_CHAIN - base.len() - "-".len() - ".01234567".len();

@@ -1,4 +1,4 @@
-//! What `iptables-save` says and `iptables-restore` reads. Pure.
+//! The output of `iptables-save` and the input of `iptables-restore`. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -7,17 +7,17 @@ use flannel_core::firewall::{Drift, Problem};
 
 use crate::wanted::Chain;
 
-/// What is there of one of our chains.
+/// The present state of one of the overlay's chains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Seen {
     exists: bool,
-    /// What follows `-A <name>`.
+    /// The rules after `-A <name>`.
     rules: Vec<String>,
-    /// Every rule that leads to it, by the chain it is in: what follows `-A <that chain>`.
+    /// Every rule that leads to it, each with its chain: the part after `-A <that chain>`.
     jumps: Vec<(String, String)>,
 }
 
-/// Finds a chain in what `iptables-save -t <table>` printed.
+/// Finds a chain in the output of `iptables-save -t <table>`.
 pub(crate) fn find(saved: &str, name: &str) -> Seen {
     let mut seen = Seen::default();
     for line in saved.lines() {
@@ -35,14 +35,15 @@ pub(crate) fn find(saved: &str, name: &str) -> Seen {
     seen
 }
 
-/// A jump to a user's chain has no options, so it ends the line. What ends with a quote is a comment.
+/// A jump to a user-defined chain has no options, so it ends the line. A line that ends with a quote ends with a
+/// comment.
 fn leads_to(rule: &str, name: &str) -> bool {
     let Some(before) = rule.strip_suffix(name) else { return false };
     ["-j ", "-g "].iter().any(|jump| before == *jump || before.ends_with(&format!(" {jump}")))
 }
 
-/// The lines that turn what is there into what is wanted, to stand between `*<table>` and `COMMIT`; empty when nothing
-/// is to be done.
+/// Returns the lines that turn the present into the wanted state, for use between `*<table>` and `COMMIT`; empty if
+/// there is nothing to do.
 pub(crate) fn commands(chain: &Chain, seen: &Seen) -> String {
     let Chain { hook, name, jump, rules, .. } = chain;
     let mut text = String::new();
@@ -57,7 +58,7 @@ pub(crate) fn commands(chain: &Chain, seen: &Seen) -> String {
         let _ = writeln!(text, ":{name} - [0:0]\n-X {name}");
         return text;
     };
-    // With --noflush this makes the chain, or empties it.
+    // With --noflush this creates the chain or empties it.
     let _ = writeln!(text, ":{name} - [0:0]");
     for rule in rules {
         let _ = writeln!(text, "-A {name} {rule}");
@@ -69,19 +70,19 @@ pub(crate) fn commands(chain: &Chain, seen: &Seen) -> String {
     text
 }
 
-/// How many jumps of ours there are. One that somebody else made, further up for instance, is his: it goes only with the
-/// chain.
+/// Returns the number of jumps that this crate made. Another program's jump, such as one further up, is kept until the
+/// chain is deleted.
 fn own_jumps(Chain { hook, jump, .. }: &Chain, seen: &Seen) -> usize {
     seen.jumps.iter().filter(|(from, rule)| from == hook && rule == jump).count()
 }
 
-/// The input of one `iptables-restore`: these commands, a transaction a table.
+/// Returns the input of one `iptables-restore`: these commands, as one transaction per table.
 pub(crate) fn restore(tables: &BTreeMap<&'static str, String>) -> String {
     let wanted = tables.iter().filter(|(_, commands)| !commands.is_empty());
     wanted.map(|(table, commands)| format!("*{table}\n{commands}COMMIT\n")).collect()
 }
 
-/// How a chain differs from what is wanted. `tool` is for people.
+/// Returns how a chain differs from the wanted one. `tool` is used in messages.
 pub(crate) fn compare(tool: &str, chain: &Chain, seen: &Seen) -> Vec<Drift> {
     let Chain { table, hook, name, rules, .. } = chain;
     let mut drift = Vec::new();
@@ -104,7 +105,7 @@ pub(crate) fn compare(tool: &str, chain: &Chain, seen: &Seen) -> Vec<Drift> {
     drift
 }
 
-/// The number in `iptables v1.8.9 (nf_tables)`.
+/// Parses the version in `iptables v1.8.9 (nf_tables)`.
 pub(crate) fn version(text: &str) -> Option<[u32; 3]> {
     let number = text.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
     let mut parts = number.split('.').map(|part| part.parse().ok());

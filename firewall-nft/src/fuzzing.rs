@@ -1,4 +1,4 @@
-//! Checks of parsers that are not public, for fuzz targets and property tests. Each panics where a property fails.
+//! Checks of private parsers, for fuzz targets and property tests. Each panics if a property fails.
 
 use flannel_core::firewall::{Masquerade, Rules, SourcePorts, VxlanGuard};
 use flannel_core::kernel::OverlayName;
@@ -7,8 +7,8 @@ use flannel_core::net::{Dual, Prefix};
 use crate::wanted::{CHAINS, Table, tables};
 use crate::wire::{compare, lists};
 
-/// The JSON of `nft list table` and of `nft list tables`: it is read or refused, and each chain and set is told of at
-/// most once.
+/// Checks that the JSON of `nft list table` and `nft list tables` is read or refused, and each chain and set is
+/// reported at most once.
 pub fn listing(text: &str) {
     for table in wanted().iter().filter_map(|tables| tables.v4.as_ref()) {
         let listed = lists(text, table.family, &table.name);
@@ -19,13 +19,13 @@ pub fn listing(text: &str) {
                     drift.iter().enumerate().all(|(n, one)| drift[..n].iter().all(|other| other.place != one.place))
                 );
             }
-            // Only where the JSON stands is told, not what it holds.
+            // The error contains the position in the JSON, but not its contents.
             Err(error) => assert!(error.len() < 256 && listed.is_err(), "{error}"),
         }
     }
 }
 
-/// The tables without anything, with everything, and something between.
+/// Returns tables without rules, with some, and with all of them.
 fn wanted() -> [Dual<Table>; 3] {
     let networks: Dual<Prefix> = Dual { v4: "10.42.0.0/16".parse().ok(), v6: None };
     let subnets: Dual<Prefix> = Dual { v4: "10.42.7.0/24".parse().ok(), v6: None };

@@ -1,13 +1,13 @@
-//! The firewall as nftables rules: what flannel's iptables rules do, in the tables flannel's nftables mode uses.
+//! A firewall with nftables rules: the effect of flannel's iptables rules, in the tables of flannel's nftables mode.
 //!
-//! One table a family: `ip flannel-ipv4` and `ip6 flannel-ipv6`, for an overlay that is not called `flannel` with
-//! `-<name>` appended. In it the chains `postrtg` (masquerade), `forward` (accept), and with a
-//! [`VxlanGuard`](flannel_core::firewall::VxlanGuard) `vxlan` with the set `peers`. The rules are those of
-//! iptables, not those of Go flannel for nftables (docs/compatibility.md, "iptables", "nftables"): the mark is tested
-//! under its mask, and what a node sends to remote pods is masqueraded.
+//! There is one table per family: `ip flannel-ipv4` and `ip6 flannel-ipv6`. For an overlay with another name than
+//! `flannel`, `-<name>` is appended. Each table has the chains `postrtg` (masquerade), `forward` (accept), and with a
+//! [`VxlanGuard`](flannel_core::firewall::VxlanGuard) `vxlan` with the set `peers`. The rules are those for iptables,
+//! not those of Go flannel for nftables (docs/compatibility.md, "iptables", "nftables"): the mark is tested under its
+//! mask, and packets from a node to remote pods are masqueraded.
 //!
-//! An `accept` of ours does not override a drop in another table's chain: that is how nftables works. Where a `FORWARD`
-//! chain of iptables drops by policy, use `flannel-firewall-iptables`.
+//! In nftables, an `accept` in these chains does not override a drop in another table's chain. If a `FORWARD` chain of
+//! iptables drops by policy, use `flannel-firewall-iptables`.
 //!
 //! ```no_run
 //! use flannel_core::firewall_keeper::{self, KeepOptions};
@@ -21,7 +21,8 @@
 //! # }
 //! ```
 //!
-//! The crate `flannelkit` has it as `flannelkit::firewall::Nft`, and `flannelkit::testing::FakeFirewall` for tests.
+//! The crate `flannelkit` exports this as `flannelkit::firewall::Nft`, and `flannelkit::testing::FakeFirewall` for
+//! tests.
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -45,39 +46,39 @@ use tokio::sync::OnceCell;
 use crate::wanted::{Table, table_name, tables};
 use crate::wire::Start;
 
-/// The time one run of `nft` has. It is some milliseconds on a quiet host.
+/// The time limit of one run of `nft`, which takes some milliseconds on a quiet host.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// nftables of one network namespace, by way of the program `nft` (1.0.1 or later, with JSON).
+/// nftables of one network namespace, through the program `nft` (1.0.1 or later, with JSON).
 ///
-/// It starts one thread, which ends when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`.
+/// Starts one thread, which ends when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`.
 #[derive(Debug)]
 pub struct Nft {
     tools: Tools,
     program: PathBuf,
-    /// The most that tool and kernel can do about source ports: asked once.
+    /// The support of tool and kernel for source ports, probed once.
     most: OnceCell<SourcePorts>,
 }
 
 impl Nft {
-    /// nftables of the calling thread's network namespace, with the `nft` on `PATH`.
+    /// Uses nftables in the calling thread's network namespace, with the `nft` on `PATH`.
     ///
     /// # Errors
-    /// [`FirewallError::Failed`] when no thread can be had. Retry with back-off.
+    /// [`FirewallError::Failed`] if no thread could be created. Retry with back-off.
     pub fn new() -> Result<Self, FirewallError> {
         Ok(Self::with(Tools::start()?))
     }
 
-    /// nftables of a given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`).
+    /// Uses nftables in a given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`).
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`FirewallError::Denied`] without `CAP_SYS_ADMIN`, and [`FirewallError::Failed`] when
-    /// `namespace` is no network namespace: both final.
+    /// As [`new`](Self::new); [`FirewallError::Denied`] without `CAP_SYS_ADMIN`, and [`FirewallError::Failed`] if
+    /// `namespace` is not a network namespace: both final.
     pub fn in_namespace(namespace: OwnedFd) -> Result<Self, FirewallError> {
         Ok(Self::with(Tools::start_after(move || Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))?))
     }
 
-    /// The same with another program for `nft`: a path, or a name on `PATH`.
+    /// Sets the program for `nft`: a path, or a name on `PATH`.
     #[must_use]
     pub fn program(self, path: impl Into<PathBuf>) -> Self {
         Self { program: path.into(), ..self }
@@ -107,7 +108,7 @@ impl Nft {
         }
     }
 
-    /// The JSON of a table that was there a moment ago; `None` if it went meanwhile.
+    /// Returns the JSON of a table that existed a moment ago, or `None` if it was deleted meanwhile.
     async fn table(&self, family: Family, name: &str) -> Result<Option<String>, FirewallError> {
         let args = ["-j", "list", "table", wire::keyword(family), name];
         match self.nft(&args, String::new(), "listing the overlay's table").await {
@@ -167,7 +168,7 @@ impl Firewall for Nft {
         }
         let [keep, over] = scripts;
         match self.commit(keep, DOING).await {
-            // What was there may be in the way: a chain of ours on another hook cannot be changed, only replaced.
+            // The present table may be in the way: one of the chains on another hook cannot be changed, only replaced.
             Err(FirewallError::Refused { .. }) if found => self.commit(over, DOING).await,
             done => done,
         }
@@ -227,7 +228,7 @@ fn unreadable(reason: String) -> FirewallError {
     FirewallError::Failed { doing: "reading what nft lists".to_owned(), reason }
 }
 
-/// Our transactions name nothing that they do not add, so what is missing is a part of the kernel.
+/// The transactions only use what they add, so a missing object is a missing part of the kernel.
 fn missing_module(error: FirewallError) -> FirewallError {
     match error {
         FirewallError::Refused { doing, text } if text.contains(ENOENT) => FirewallError::Unsupported {

@@ -1,4 +1,4 @@
-//! What the overlay's tables are to hold: pure.
+//! The wanted contents of the overlay's tables. Pure.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,10 +7,10 @@ use flannel_core::firewall::{Forward, Pods, Rules, SourcePorts};
 use flannel_core::kernel::OverlayName;
 use flannel_core::net::{Dual, Family, Prefix};
 
-/// The bit by which Kubernetes marks packets that somebody else masquerades (docs/compatibility.md, "iptables").
+/// The bit with which Kubernetes marks packets that another program masquerades (docs/compatibility.md, "iptables").
 pub(crate) const MARK: u32 = 0x4000;
 
-/// Every chain that can be ours.
+/// Every chain that an overlay can have.
 pub(crate) const CHAINS: [&str; 3] = [POSTRTG, FORWARD, VXLAN];
 /// The set of the guard's peers.
 pub(crate) const PEERS: &str = "peers";
@@ -24,24 +24,24 @@ const VXLAN: &str = "vxlan";
 pub(crate) struct Table {
     pub(crate) family: Family,
     pub(crate) name: String,
-    /// The elements of the set [`PEERS`], if there is to be one.
+    /// The elements of the set [`PEERS`], if it is wanted.
     pub(crate) peers: Option<BTreeSet<IpAddr>>,
     pub(crate) chains: Vec<Chain>,
 }
 
-/// A base chain whose policy is accept.
+/// A base chain with policy accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) name: &'static str,
     pub(crate) comment: &'static str,
     pub(crate) kind: &'static str,
     pub(crate) hook: &'static str,
-    /// As text has it, and as JSON has it.
+    /// In text and in JSON.
     pub(crate) priority: (&'static str, i32),
     pub(crate) rules: Vec<Rule>,
 }
 
-/// A rule: all that has to hold, and what happens then.
+/// A rule: its conditions, all of which must hold, and its verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule(pub(crate) Vec<Match>, pub(crate) Verdict);
 
@@ -54,21 +54,21 @@ pub(crate) enum Match {
     FromPeer(Family),
 }
 
-/// An end of a packet's way.
+/// The source or destination of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Source,
     Destination,
 }
 
-/// Whether an address has to lie in a prefix or outside.
+/// Whether an address has to be inside or outside of a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Is {
     In,
     Outside,
 }
 
-/// What happens.
+/// The action of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Return,
@@ -77,7 +77,7 @@ pub(crate) enum Verdict {
     Masquerade(SourcePorts),
 }
 
-/// The name of an overlay's table: Go flannel's for overlay `flannel`, with a suffix for others.
+/// Returns the name of an overlay's table: Go flannel's for overlay `flannel`, with a suffix for others.
 pub(crate) fn table_name(overlay: &OverlayName, family: Family) -> String {
     let base = match family {
         Family::V4 => "flannel-ipv4",
@@ -86,7 +86,7 @@ pub(crate) fn table_name(overlay: &OverlayName, family: Family) -> String {
     if *overlay == OverlayName::default() { base.to_owned() } else { format!("{base}-{overlay}") }
 }
 
-/// The tables wanted. `most` is what the tool and the kernel can do about source ports.
+/// Returns the wanted tables. `most` is the support of tool and kernel for source ports.
 pub(crate) fn tables(rules: &Rules, most: SourcePorts) -> Dual<Table> {
     rules.pods.map(|family, pods| {
         let masquerade = rules.masquerade.map(|masquerade| match (masquerade.ports, most) {
@@ -106,8 +106,8 @@ pub(crate) fn tables(rules: &Rules, most: SourcePorts) -> Dual<Table> {
     })
 }
 
-/// The rules of docs/compatibility.md, "iptables", in its order; not those of "nftables", which never masquerade what a
-/// node sends to remote pods.
+/// Returns the rules of docs/compatibility.md, "iptables", in that order; not those of "nftables", which never
+/// masquerade packets from a node to remote pods.
 fn postrtg(family: Family, pods: &Pods, ports: SourcePorts) -> Chain {
     use {Is::*, Side::*, Verdict::*};
     let Pods { network, subnet } = *pods;
@@ -139,7 +139,7 @@ fn multicast(family: Family) -> Prefix {
         Family::V4 => (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
         Family::V6 => (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
     };
-    // The lengths are right for their families, so the fallback is never taken.
+    // The lengths are valid for their families, so the fallback is never used.
     Prefix::masked(addr, len).unwrap_or_else(|_| Prefix::host(addr))
 }
 

@@ -1,4 +1,4 @@
-//! What `nft` reads and says: commands as text, listings as JSON. Pure.
+//! The input and output of `nft`: commands as text, listings as JSON. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
@@ -10,16 +10,16 @@ use serde_json::{Value, json};
 
 use crate::wanted::{CHAINS, Chain, Is, Match, PEERS, Rule, Side, Table, Verdict};
 
-/// How a table that is there already is brought up to date.
+/// How an existing table is updated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
-    /// What is there is kept, and its chains are filled anew.
+    /// It is kept, and its chains are filled again.
     Keep,
-    /// It is deleted first, as a chain of ours on another hook demands.
+    /// It is deleted first, as is necessary if one of its chains is on another hook.
     Over,
 }
 
-/// The keyword for a family of tables.
+/// Returns the keyword for a table's family.
 pub(crate) fn keyword(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
@@ -27,7 +27,7 @@ pub(crate) fn keyword(family: Family) -> &'static str {
     }
 }
 
-/// The commands that make `table` what it is to be, to be part of one transaction.
+/// Returns the commands that bring `table` into the wanted state, as part of one transaction.
 pub(crate) fn put(table: &Table, start: Start) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -35,13 +35,13 @@ pub(crate) fn put(table: &Table, start: Start) -> String {
     text
 }
 
-/// The commands that delete a table, whether or not it is there.
+/// Returns the commands that delete a table, whether or not it exists.
 pub(crate) fn delete(family: Family, name: &str) -> String {
     let family = keyword(family);
     format!("add table {family} {name}\ndelete table {family} {name}\n")
 }
 
-/// A transaction to be checked only: whether `fully-random` is known.
+/// Returns a transaction, to be checked only, that shows whether `fully-random` is supported.
 pub(crate) fn probe() -> String {
     "add table ip flannel-probe\n\
      add chain ip flannel-probe postrtg { type nat hook postrouting priority srcnat ; }\n\
@@ -59,7 +59,7 @@ fn write_put(text: &mut String, table: &Table, start: Start) -> fmt::Result {
         Family::V4 => "ipv4_addr",
         Family::V6 => "ipv6_addr",
     };
-    // The set goes before the rules that name it, and after those are gone.
+    // The set is added before the rules that use it, and deleted after them.
     for chain in CHAINS {
         let Some(wanted) = table.chains.iter().find(|wanted| wanted.name == chain) else {
             writeln!(text, "add chain {family} {name} {chain}")?;
@@ -129,19 +129,19 @@ fn field(side: Side) -> &'static str {
     }
 }
 
-/// Whether the JSON of `nft list tables` names a table.
+/// Whether the JSON of `nft list tables` contains a table.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// The problem with the text.
 pub(crate) fn lists(text: &str, family: Family, name: &str) -> Result<bool, String> {
     let listed = listed(text)?;
     Ok(objects(&listed, "table").any(|table| table["family"] == keyword(family) && table["name"] == name))
 }
 
-/// How the JSON of `nft list table` differs from what is wanted.
+/// Returns how the JSON of `nft list table` differs from the wanted table.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// The problem with the text.
 pub(crate) fn compare(text: &str, wanted: &Table) -> Result<Vec<Drift>, String> {
     let listed = listed(text)?;
     let mut rules: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
@@ -175,10 +175,10 @@ pub(crate) fn compare(text: &str, wanted: &Table) -> Result<Vec<Drift>, String> 
     Ok(drift)
 }
 
-/// The peers in the JSON of `nft list table`. A set that is not as we write it has none.
+/// Returns the peers in the JSON of `nft list table`. Empty if the set is not as this crate writes it.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// The problem with the text.
 pub(crate) fn peers(text: &str) -> Result<BTreeSet<IpAddr>, String> {
     let listed = listed(text)?;
     let set = objects(&listed, "set").find(|set| set["name"] == PEERS);
@@ -205,7 +205,7 @@ fn same_chain(wanted: &Chain, seen: &Value, rules: &[Value]) -> bool {
         && wanted.rules.iter().map(Rule::json).eq(rules.iter().cloned())
 }
 
-/// A set's addresses; `None` when there is something else in it.
+/// Returns a set's addresses, or `None` if it contains anything else.
 fn elements(set: &Value) -> Option<BTreeSet<IpAddr>> {
     let addr = |element: &Value| element.as_str()?.parse().ok();
     match &set["elem"] {
@@ -215,7 +215,7 @@ fn elements(set: &Value) -> Option<BTreeSet<IpAddr>> {
     }
 }
 
-/// Statements as every release of nft would list them: some have a lone flag in a list, others (1.0.6) bare.
+/// Returns statements in one form for all releases of nft: some list a single flag as an array, others (1.0.6) bare.
 fn canonical(expr: &Value) -> Value {
     let Value::Array(statements) = expr else { return expr.clone() };
     let one = |statement: &Value| match statement.get("masquerade").map(|masquerade| &masquerade["flags"]) {
@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(script(&rules), include_str!("../tests/golden/v4_guarded.commands"));
     }
 
-    /// A listing as `nft` gives it: these chains, each with the JSON of its rules.
+    /// Returns a listing in `nft`'s form: these chains, each with the JSON of its rules.
     fn listing(table: &Table, rule: impl Fn(&Rule) -> Value) -> String {
         let mut objects = vec![json!({ "metainfo": { "json_schema_version": 1 } })];
         for chain in &table.chains {
@@ -329,7 +329,7 @@ mod tests {
             prop_assert_eq!(compare(&text, &table), Ok(vec![]));
             let mut objects: Value = serde_json::from_str(&text).unwrap();
             let list = objects["nftables"].as_array_mut().unwrap();
-            // The first only tells nft's version.
+            // The first only contains nft's version.
             if list.len() > 1 {
                 list.remove(1 + left_out.index(list.len() - 1));
                 prop_assert_ne!(compare(&objects.to_string(), &table), Ok(vec![]));
