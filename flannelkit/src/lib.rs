@@ -37,7 +37,7 @@ pub use flannel_core::serialize;
 #[doc(inline)]
 pub use flannel_core::testing;
 
-/// Masquerade and forward rules: the tools that write them, and [`keep`](firewall::keep), which keeps them in place.
+/// Masquerade and forward rules: the tools that write them, and [`keep`](firewall::keep), which maintains them.
 pub mod firewall {
     #[doc(inline)]
     pub use flannel_core::firewall::*;
@@ -51,14 +51,14 @@ pub mod firewall {
     pub use flannel_firewall_nft::Nft;
 }
 
-/// What implementers of backends, lease stores, kernels and firewalls need: the traits, the values that cross them, and
-/// the parts of the agent that decide.
+/// The traits to implement for a backend, lease store, kernel or firewall, the types that they use, and the decision
+/// logic of the agent.
 pub mod spi {
     #[doc(inline)]
     pub use flannel_core::{admit, allocation, backend, backoff, clock, files, kernel, plan, subnet, text};
 }
 
-/// Guides, each with a program that is compiled and run with the tests.
+/// Guides, each with a program that is compiled and run by the tests.
 #[cfg(all(any(doc, doctest), feature = "testing", feature = "vxlan", feature = "file"))]
 pub mod guides {
     #[doc = include_str!("../docs/guides/backend.md")]

@@ -1,6 +1,6 @@
-//! An overlay inside your own program: a store in memory, and a printer of your own for what happens.
+//! An overlay inside your own program, with an in-memory store and a custom printer for events.
 //!
-//! It makes its device where it runs, and takes it away again. To try it without root, give it a place of its own:
+//! It creates its device where it runs and deletes it again. To try it without root, use a new namespace:
 //!
 //! ```text
 //! cargo build -p embed
@@ -30,13 +30,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let running = overlay.spawn()?;
     let status = running.ready().await?;
     println!("ready by {:?}", status.uplink);
-    // Here your program would do its own work; this one has seen enough. For a restart it would be `Teardown::Keep`, and
-    // the overlay may be spawned again.
+    // Your program's own work goes here; this example ends. For a restart use `Teardown::Keep`; the overlay may be
+    // spawned again.
     running.shutdown(Teardown::Remove).await?;
     Ok(printer.await?)
 }
 
-/// Prints the events of one run. A reader that is slow misses some; what they led to is in the status.
+/// Prints the events of one run. A slow reader misses some; the status still shows their effects.
 async fn print(mut events: Events) {
     while let Some(event) = events.next().await {
         match &event {

@@ -1,4 +1,5 @@
-//! The example does what it says, in a namespace with an uplink. Without a harness: see [`testkit::userns::enter`].
+//! Runs the example in a namespace with an uplink and checks its output. Without a harness: see
+//! [`testkit::userns::enter`].
 
 use std::error::Error;
 use std::process::Command;
@@ -9,7 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     userns::enter()?;
     let lab = Underlay::new(1, Families::V4)?;
     let node = &lab.nodes()[0].ns;
-    // A process starts in the namespace of the thread that starts it.
+    // A child process starts in the namespace of the thread that spawns it.
     let output = node.run(|| Command::new(env!("CARGO_BIN_EXE_embed")).output())??;
     let text = String::from_utf8(output.stdout)?;
     if !output.status.success() {

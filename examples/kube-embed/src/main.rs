@@ -1,4 +1,4 @@
-//! An overlay inside your own operator, by the Kubernetes client that it has: one on each node, as root, with `NODE_NAME`.
+//! An overlay inside your own operator, with its Kubernetes client. Run one on each node, as root, with `NODE_NAME`.
 //! The rights of its account are in deploy/kubernetes.yaml. After ctrl-c the data plane stays as it is.
 #![expect(clippy::print_stdout, reason = "to print is what the example is about")]
 
@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (mut running, mut said) = (overlay.spawn()?, String::new());
     let mut handle = overlay.handle();
     loop {
-        // Your operator's own work. Where a cloud taints Nodes: store.set_network_unavailable(false) once it is ready.
+        // Your operator's own work. If a cloud taints Nodes: store.set_network_unavailable(false) once it is ready.
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Ok(running.shutdown(Teardown::Keep).await?),
             Ok(status) = handle.changed() => {

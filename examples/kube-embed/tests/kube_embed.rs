@@ -1,5 +1,5 @@
-//! The example does what it says, in a namespace with an uplink, with a real API server on the switch. Without a harness:
-//! see [`testkit::userns::enter`].
+//! Runs the example in a namespace with an uplink and with a real API server on the switch, and checks its output.
+//! Without a harness: see [`testkit::userns::enter`].
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     pub(crate) json: bool,
 }
 
-/// The backends on show.
+/// The selectable backends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
     /// In UDP packets by the kernel, over any network
@@ -55,7 +55,7 @@ impl Args {
         }
     }
 
-    /// The network's configuration, flannel's document.
+    /// Returns the network's configuration, flannel's document.
     pub(crate) fn network(&self) -> String {
         let families = self.families();
         let (v4, v6) = (families.has(Family::V4), families.has(Family::V6));
@@ -69,7 +69,7 @@ impl Args {
         format!(r#"{{{},"Backend":{{"Type":"{}"}}}}"#, fields.join(","), self.backend)
     }
 
-    /// All of it, for a title.
+    /// Returns a summary for a title.
     pub(crate) fn summary(&self) -> String {
         let families = match self.families() {
             Families::V4 => "IPv4",

@@ -22,19 +22,19 @@ use crate::Error;
 use crate::args::Args;
 use crate::screen::{Screen, Style, duration};
 
-/// How long an agent may take to have everything programmed.
+/// How long an agent may take to program everything.
 const READY: Duration = Duration::from_secs(10);
 
-/// All of it. Dropped, the agents are cut short: all that they could leave behind is in namespaces that go with this process.
+/// The whole cluster. Dropping it aborts the agents: anything left is in namespaces that end with this process.
 pub(crate) struct Cluster {
     underlay: Arc<Underlay>,
-    /// One for each node, in their order.
+    /// One per node, in the nodes' order.
     pub(crate) members: Vec<Member>,
     families: Vec<Family>,
     store: PathBuf,
 }
 
-/// What there is of a node beside its namespace.
+/// The parts of a node besides its namespace.
 pub(crate) struct Member {
     running: Running,
     pub(crate) pod: Pod,
@@ -72,27 +72,27 @@ impl Cluster {
         Ok(Self { underlay, members, families, store: store.to_owned() })
     }
 
-    /// The lab, to be used elsewhere too.
+    /// Returns the lab, for use elsewhere.
     pub(crate) fn underlay(&self) -> &Arc<Underlay> {
         &self.underlay
     }
 
-    /// The nodes.
+    /// Returns the nodes.
     pub(crate) fn nodes(&self) -> &[Node] {
         self.underlay.nodes()
     }
 
-    /// Nodes with what else there is of them.
+    /// Returns the nodes with their other parts.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Node, &Member)> {
         self.nodes().iter().zip(&self.members)
     }
 
-    /// The families in use.
+    /// Returns the families in use.
     pub(crate) fn families(&self) -> &[Family] {
         &self.families
     }
 
-    /// Ends the agents in order, and makes sure that they took away what was theirs.
+    /// Ends the agents in order, and checks that they removed everything they created.
     pub(crate) async fn remove(self, screen: &mut Screen) -> Result<(), Error> {
         screen.section("End")?;
         let step = Instant::now();
@@ -121,7 +121,7 @@ impl Cluster {
     }
 }
 
-/// Work that waits for the kernel, where waiting does no harm.
+/// Runs work that waits for the kernel on a thread that may block.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, testkit::Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -147,7 +147,7 @@ async fn agents_ready(underlay: &Underlay, store: &Path) -> Result<Vec<Ready>, E
 }
 
 async fn with_pods(underlay: &Arc<Underlay>, ready: Vec<Ready>) -> Result<Vec<Member>, Error> {
-    // The kernel may take a second to announce a carrier, so they do not wait in turn.
+    // The kernel may take a second to announce a carrier, so all wait at the same time.
     let attach = |(nth, ready): (usize, &Ready)| {
         let (lab, net) = (Arc::clone(underlay), PodNet { subnets: ready.lease.subnets, mtu: ready.mtu });
         tokio::spawn(blocking(move || lab.nodes()[nth].attach_pod(&net)))

@@ -1,4 +1,4 @@
-//! Breaking the overlay in front of the user, and timing how it heals.
+//! Breaks the overlay and measures how long it takes to heal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,20 +15,20 @@ use crate::screen::{Screen, Style, duration};
 
 /// How long an act may take to heal.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks: the resolution of what is measured, and little work for the agent.
+/// The pause between two checks: the resolution of the measurement, at little cost for the agent.
 const STEP: Duration = Duration::from_millis(2);
-/// How long a look waits for an echo.
+/// How long a check waits for an echo.
 const ECHO: Duration = Duration::from_millis(50);
 
-/// What became of an act.
+/// The outcome of an act.
 #[derive(Debug, Clone)]
 pub(crate) struct Heal {
     pub(crate) act: Act,
-    /// From the end of the act until the kernel was as the agent wants it and pods pinged both ways.
+    /// The time from the end of the act until the kernel was in the wanted state and pods pinged both ways.
     pub(crate) outcome: Result<Duration, String>,
 }
 
-/// Does every act there is, each to another node than the last.
+/// Performs every act, each on another node than the last.
 pub(crate) async fn every_act(args: &Args, screen: &mut Screen, cluster: &Cluster) -> Result<Vec<Heal>, Error> {
     const ACT: usize = 50;
     const NODE: usize = 10;
@@ -38,7 +38,7 @@ pub(crate) async fn every_act(args: &Args, screen: &mut Screen, cluster: &Cluste
     screen.line(&[(&format!("{:<ACT$}{:<NODE$}{}", "act", "node", "healed in"), Style::Dim)])?;
     let mut heals = Vec::new();
     for (nth, act) in Act::all(args.backend.plane()).enumerate() {
-        // Somebody who keeps changing one object is met with a back-off: that is not what is shown here.
+        // The agent backs off from an object that changes again and again. This demonstration avoids that.
         let struck = nth % cluster.members.len();
         screen.begin(&format!("{:<ACT$}{:<NODE$}", act.name(), cluster.nodes()[struck].name), 0)?;
         let heal = Heal { act, outcome: strike(cluster, act, struck).await? };
@@ -90,7 +90,7 @@ async fn healed(here: &Member, there: &Member, families: &[Family]) -> Result<Re
     }
 }
 
-/// Pings both ways; what went wrong, if anything.
+/// Pings both ways. Returns the error, if any.
 async fn echo(here: &Pod, there: &Pod, families: &[Family]) -> Result<Option<String>, Error> {
     let (here, there, families) = (here.clone(), there.clone(), families.to_vec());
     let trouble = blocking(move || {

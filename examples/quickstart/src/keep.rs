@@ -9,7 +9,7 @@ use crate::Error;
 use crate::cluster::Cluster;
 use crate::screen::{Align, Screen, Style};
 
-/// What somebody outside has to enter to be inside.
+/// The namespaces that a process outside has to enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// Network namespaces only.
@@ -18,7 +18,7 @@ pub(crate) enum Entry {
     UserAndNet,
 }
 
-/// Says how to run programs in the namespaces.
+/// Prints how to run programs in the namespaces.
 pub(crate) fn invite(screen: &mut Screen, cluster: &Cluster, entry: Entry) -> Result<(), Error> {
     screen.section("Left running")?;
     let Some(node) = cluster.nodes().first() else { return Ok(()) };
@@ -27,7 +27,7 @@ pub(crate) fn invite(screen: &mut Screen, cluster: &Cluster, entry: Entry) -> Re
     screen.blank()?;
     let net = format!("--net={}", path(&node.ns));
     match entry {
-        // Entering the user namespace one is in already is an error.
+        // Entering the user namespace that the process is already in is an error.
         Entry::Net => screen.line(&[(&format!("  nsenter {net} ip route"), Style::Bold)])?,
         Entry::UserAndNet => {
             screen.line(&[(&format!("  nsenter -t {pid} -U --preserve-credentials {net} \\"), Style::Bold)])?;

@@ -1,7 +1,7 @@
 //! The main job: an overlay of several nodes that pings and heals.
 //!
-//! `cargo run --release -p quickstart` needs no arguments, no root, and no program but itself: nodes and pods are
-//! network namespaces of this process, and gone with it.
+//! `cargo run --release -p quickstart` needs no arguments, no root, and no other program: nodes and pods are network
+//! namespaces of this process and end with it.
 
 mod args;
 mod cluster;
@@ -31,10 +31,10 @@ use crate::report::Report;
 use crate::screen::{Screen, Style, duration};
 use crate::signals::Signals;
 
-/// Whatever ended the run: shown with its sources.
+/// The error that ended the run, shown with its sources.
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long writes that were cut off may go on.
+/// How long cancelled writes may continue.
 const GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -43,14 +43,14 @@ fn main() -> ExitCode {
     match run(&args, &mut screen) {
         Ok(End::Good) => ExitCode::SUCCESS,
         Ok(End::Bad) => ExitCode::FAILURE,
-        // What a shell says of a program that a signal ended.
+        // The exit status that a shell reports for a program ended by a signal.
         Ok(End::Interrupted(signal)) => {
             std::mem::forget(testkit::hold_commands());
             ExitCode::from(128 + signal)
         }
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
-            // Nobody may be there to read it.
+            // Standard error may be closed.
             let _ = screen.fail(&chain(&*error));
             ExitCode::FAILURE
         }
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 
 const USER_NAMESPACE: &str = "/proc/self/ns/user";
 
-/// What a run has to work with.
+/// The inputs of a run.
 struct Stage<'a> {
     args: &'a Args,
     /// The lease store's directory.
@@ -68,7 +68,7 @@ struct Stage<'a> {
     began: Instant,
 }
 
-/// How a run came to its end.
+/// The end of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Good,
@@ -80,10 +80,10 @@ enum End {
 fn run(args: &Args, screen: &mut Screen) -> Result<End, Error> {
     let began = Instant::now();
     let outside = fs::read_link(USER_NAMESPACE)?;
-    // Before the first thread: the kernel gives no user namespace to a process that has more than one.
+    // Before the first thread: the kernel gives no user namespace to a process with more than one thread.
     userns::enter()?;
     let runtime = Runtime::new()?;
-    // Before there is anything that a signal could leave behind.
+    // Before anything is created that a signal could leave behind.
     let signals = runtime.block_on(async { Signals::new() })?;
     let store = tempfile::Builder::new().prefix("flannelkit-quickstart-").tempdir();
     let store = store.map_err(|error| format!("no directory for the leases (TMPDIR names another place): {error}"))?;
@@ -96,7 +96,7 @@ fn run(args: &Args, screen: &mut Screen) -> Result<End, Error> {
     end
 }
 
-/// A write that was cut off may still put its file into the directory while it is being removed.
+/// Removes the store's directory. A cancelled write may still create its file in it meanwhile.
 fn remove(store: TempDir) -> io::Result<()> {
     let end = Instant::now() + GRACE;
     loop {
@@ -164,7 +164,7 @@ async fn demonstrate(stage: &Stage<'_>, screen: &mut Screen, kept: &mut Option<C
     Ok(if report.is_good() { End::Good } else { End::Bad })
 }
 
-/// An error and its sources, as one line.
+/// Returns an error and its sources as one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -176,7 +176,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether the reader of our output has gone, as `head` does.
+/// Whether the reader of standard output is gone, as with `head`.
 fn is_broken_pipe(error: &Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
         || error

@@ -1,4 +1,4 @@
-//! What came of it all.
+//! The results of a run.
 
 use std::io::Write;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub(crate) struct Report {
     nodes: u8,
     backend: String,
     pairs: usize,
-    /// Those that pinged before the acts and after them.
+    /// The pairs that pinged before and after the acts.
     pairs_ok: usize,
     throughput: Option<f64>,
     heals: Vec<Heal>,
@@ -29,7 +29,7 @@ impl Report {
         Self { nodes: args.nodes, backend, pairs: before.len(), pairs_ok, throughput, heals }
     }
 
-    /// Every pair pinged and every act healed.
+    /// Whether every pair pinged and every act healed.
     pub(crate) fn is_good(&self) -> bool {
         self.pairs_ok == self.pairs && self.healed().len() == self.heals.len()
     }
@@ -40,7 +40,7 @@ impl Report {
         times
     }
 
-    /// The acts in sum.
+    /// Shows a summary of the acts.
     pub(crate) fn show(&self, screen: &mut Screen) -> Result<(), Error> {
         let times = self.healed();
         if let (Some(median), Some(slowest)) = (times.get(times.len() / 2), times.last()) {
@@ -50,7 +50,7 @@ impl Report {
         Ok(())
     }
 
-    /// One sentence.
+    /// Returns the result in one sentence.
     pub(crate) fn verdict(&self) -> String {
         format!(
             "{} of {} pairs pinged, before and after; {} of {} acts healed.",
@@ -61,7 +61,7 @@ impl Report {
         )
     }
 
-    /// The object that `--json` promises.
+    /// Prints the object for `--json`.
     pub(crate) fn print_json(&self, took: Duration) -> Result<(), Error> {
         let heals = self.heals.iter().map(|heal| Act {
             act: heal.act.name(),
@@ -85,7 +85,7 @@ impl Report {
 struct Object<'a> {
     nodes: u8,
     backend: &'a str,
-    /// Ordered ones: one to two and two to one are two pairs.
+    /// Ordered pairs: one to two and two to one are two pairs.
     pairs: usize,
     pairs_ok: usize,
     throughput_gbps: Option<f64>,

@@ -1,21 +1,21 @@
-//! What people see: 80 columns, and colours only where they are wanted.
+//! The output for people: 80 columns, and colours only if wanted.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-/// No line is longer.
+/// The longest line.
 const COLUMNS: usize = 80;
 
-/// Where the output goes.
+/// The destination of the output.
 pub(crate) struct Screen {
     out: Box<dyn Write>,
     colours: bool,
-    /// Whether a line has been begun and not ended.
+    /// Whether a line has been started and not ended.
     midway: bool,
     interactive: bool,
 }
 
-/// How a piece of text looks.
+/// The style of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
     Plain,
@@ -25,7 +25,7 @@ pub(crate) enum Style {
     Bad,
 }
 
-/// How a column is filled.
+/// The alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
     Left,
@@ -42,7 +42,7 @@ impl Screen {
         Self { out: Box::new(io::stdout()), colours, midway: false, interactive }
     }
 
-    /// For what has to be said although standard output is for others.
+    /// Writes to standard error, for messages while standard output has another use.
     pub(crate) fn stderr() -> Self {
         Self { out: Box::new(io::stderr()), colours: false, midway: false, interactive: false }
     }
@@ -66,7 +66,7 @@ impl Screen {
         writeln!(self.out)
     }
 
-    /// An explanation.
+    /// Prints an explanation.
     pub(crate) fn note(&mut self, text: &str) -> io::Result<()> {
         self.line(&[(text, Style::Dim)])
     }
@@ -76,7 +76,7 @@ impl Screen {
         writeln!(self.out, "  {text}")
     }
 
-    /// Text of any length, broken between words; what follows the first line is set in by `hang` more.
+    /// Prints text of any length, broken between words. Further lines are indented by `hang` more.
     pub(crate) fn wrapped(&mut self, indent: usize, hang: usize, text: &str, style: Style) -> io::Result<()> {
         for line in wrap(indent, hang, text) {
             let styled = self.styled(&line, style);
@@ -85,7 +85,7 @@ impl Screen {
         Ok(())
     }
 
-    /// A line of somebody's own, spaces and all, unless it is too long.
+    /// Prints a line unchanged, including its spaces, unless it is too long.
     pub(crate) fn verbatim(&mut self, indent: usize, text: &str) -> io::Result<()> {
         if indent + text.chars().count() > COLUMNS {
             return self.wrapped(indent, 4, text, Style::Plain);
@@ -93,7 +93,7 @@ impl Screen {
         writeln!(self.out, "{:indent$}{text}", "")
     }
 
-    /// Rows in columns that are as wide as they have to be. The first row is the head.
+    /// Prints rows in columns of the necessary width. The first row is the head.
     pub(crate) fn table(&mut self, aligns: &[Align], rows: &[Vec<String>]) -> io::Result<()> {
         let widths: Vec<usize> = (0..aligns.len())
             .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max())
@@ -111,7 +111,7 @@ impl Screen {
         Ok(())
     }
 
-    /// Says what is being done, in `width` columns: the outcome follows on the same line.
+    /// Prints the current step in `width` columns; the outcome follows on the same line.
     pub(crate) fn begin(&mut self, what: &str, width: usize) -> io::Result<()> {
         write!(self.out, "  {what:<width$}")?;
         self.midway = true;
@@ -124,7 +124,7 @@ impl Screen {
         writeln!(self.out, "{styled}")
     }
 
-    /// The person has had enough.
+    /// Reports that the user interrupted the run.
     pub(crate) fn interrupted(&mut self) -> io::Result<()> {
         // A terminal shows ^C where the cursor was.
         if std::mem::take(&mut self.midway) || self.interactive {
@@ -133,7 +133,7 @@ impl Screen {
         self.line(&[("Interrupted. Nothing is left behind.", Style::Plain)])
     }
 
-    /// The run cannot go on.
+    /// Reports that the run cannot continue.
     pub(crate) fn fail(&mut self, text: &str) -> io::Result<()> {
         if std::mem::take(&mut self.midway) {
             writeln!(self.out)?;
@@ -156,7 +156,7 @@ impl Screen {
     }
 }
 
-/// A time as people read it.
+/// Formats a time for people.
 pub(crate) fn duration(time: Duration) -> String {
     let millis = time.as_secs_f64() * 1e3;
     match millis {

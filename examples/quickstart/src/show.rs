@@ -1,4 +1,4 @@
-//! The cluster as people know it from `ip` and `bridge`.
+//! Shows the cluster in the form of `ip` and `bridge`.
 
 use flannel_core::lease::Lease;
 use flannel_core::net::Family;
@@ -8,12 +8,12 @@ use crate::Error;
 use crate::cluster::Cluster;
 use crate::screen::{Align, Screen, Style};
 
-/// More nodes than this are not shown one by one.
+/// The most nodes that are shown one by one.
 const NODES: usize = 3;
-/// More lines than this are not shown of one listing.
+/// The most lines shown of one listing.
 const LINES: usize = 8;
 
-/// The leases, with what pods get of them.
+/// Shows the leases and the pods' settings.
 pub(crate) fn leases(screen: &mut Screen, cluster: &Cluster) -> Result<(), Error> {
     screen.section("Leases")?;
     let mut rows = vec![["node", "subnet", "public address", "MTU of pods", "VTEP"].map(str::to_owned).to_vec()];
@@ -32,14 +32,14 @@ pub(crate) fn leases(screen: &mut Screen, cluster: &Cluster) -> Result<(), Error
     Ok(screen.table(&[Align::Left, Align::Left, Align::Left, Align::Right, Align::Left], &rows)?)
 }
 
-/// The MAC address of a VXLAN device, as published.
+/// Returns the published MAC address of a VXLAN device.
 fn vtep(lease: &Lease, family: Family) -> Option<String> {
     let data = lease.attrs.backend_data.get(family)?;
     let data: serde_json::Value = serde_json::from_str(data.as_str()).ok()?;
     Some(data.get("VtepMAC")?.as_str()?.to_owned())
 }
 
-/// Each node's links, routes, neighbours and FDB.
+/// Shows each node's links, routes, neighbours and FDB.
 pub(crate) fn nodes(screen: &mut Screen, cluster: &Cluster) -> Result<(), Error> {
     for node in cluster.nodes().iter().take(NODES) {
         screen.section(&format!("In {}", node.name))?;
@@ -58,7 +58,7 @@ pub(crate) fn nodes(screen: &mut Screen, cluster: &Cluster) -> Result<(), Error>
         devices.retain(|name| name.starts_with("flannel"));
         for device in &devices {
             let on_device = |line: &&str| line.contains(&format!(" dev {device} "));
-            // With a device named, these commands do not repeat it.
+            // If a device is given, these commands do not print it.
             let brief = |line: &str| line.replace(&format!(" dev {device}"), "");
             let shown = neighbours.lines().filter(on_device).map(brief);
             listing(screen, &format!("ip neigh show dev {device}"), shown)?;
@@ -93,7 +93,7 @@ fn links(screen: &mut Screen, ns: &Namespace) -> Result<(), Error> {
 fn listing<T: AsRef<str>>(screen: &mut Screen, command: &str, lines: impl IntoIterator<Item = T>) -> Result<(), Error> {
     screen.line(&[("$ ", Style::Dim), (command, Style::Bold)])?;
     let lines: Vec<T> = lines.into_iter().collect();
-    // One line that says that there is one more is no gain.
+    // A line that says that there is one more saves nothing.
     let shown = if lines.len() <= LINES + 1 { lines.len() } else { LINES };
     if lines.is_empty() {
         screen.note("  (nothing)")?;

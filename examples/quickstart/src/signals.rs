@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What people and systems end a program with.
+/// The signals with which users and systems end a program.
 pub(crate) struct Signals([(u8, Signal); 3]);
 
 impl Signals {
@@ -14,7 +14,7 @@ impl Signals {
         Ok(Self([listen(1)?, listen(2)?, listen(15)?]))
     }
 
-    /// The next one's number.
+    /// Waits for the next signal and returns its number.
     pub(crate) async fn next(&mut self) -> u8 {
         let [(hup, hangup), (int, interrupt), (term, terminate)] = &mut self.0;
         tokio::select! {

@@ -1,4 +1,4 @@
-//! Pings between all pods, and how much one stream carries.
+//! Pings between all pods, and the throughput of one stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use crate::screen::{Align, Screen, Style};
 /// How long a first reply may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 const STREAM: Duration = Duration::from_secs(1);
-/// More nodes than this do not fit in a table.
+/// The most nodes that fit in a table.
 const TABLE: usize = 9;
 
-/// What became of the pings from one pod to another.
+/// The result of the pings from one pod to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pair {
     pub(crate) from: usize,
     pub(crate) to: usize,
-    /// Round trips, in the order of the cluster's families; `None` for no reply.
+    /// The round trips, in the order of the cluster's families; `None` without a reply.
     pub(crate) trips: Vec<Option<Duration>>,
 }
 
@@ -54,7 +54,7 @@ fn row(from: usize, pods: &[Pod], families: &[Family]) -> Result<Vec<Pair>, test
         let mut trips = Vec::new();
         for family in families {
             let addr = pods[to].addr(*family)?;
-            // The first one also resolves what is not known yet; the second is what people call a ping.
+            // The first ping also waits for address resolution; the second measures the round trip.
             let first = probe::until_reply(&pods[from].ns, addr, PATIENCE).ok();
             trips.push(first.and_then(|_| probe::ping(&pods[from].ns, addr, PATIENCE).ok()));
         }
@@ -107,7 +107,8 @@ fn millis(time: Duration) -> String {
     format!("{:.2}", time.as_secs_f64() * 1e3)
 }
 
-/// What one TCP stream from the first pod to the second carries, in Gbit/s; `None` when there was no connection.
+/// Returns the throughput of one TCP stream from the first pod to the second, in Gbit/s, or `None` without a
+/// connection.
 pub(crate) async fn throughput(screen: &mut Screen, cluster: &Cluster) -> Result<Option<f64>, Error> {
     let [one, two, ..] = &cluster.members[..] else { return Ok(None) };
     let Some(family) = cluster.families().first() else { return Ok(None) };

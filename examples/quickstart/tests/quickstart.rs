@@ -1,6 +1,6 @@
-//! The quickstart as its users run it: the built program, from the outside.
+//! Runs the built quickstart as its users do.
 //!
-//! Needs what the quickstart needs: to be root, or user namespaces for everybody.
+//! Like the quickstart, needs root, or user namespaces for all users.
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 use std::fs::{self, Permissions};
@@ -20,10 +20,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_quickstart");
 const NOBODY: u32 = 65534;
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// They time themselves: one at a time.
+/// The tests measure time, so they run one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A program under test with its own directory for temporary files, which tells what it leaves behind.
+/// A program under test with its own directory for temporary files, to detect what it leaves behind.
 struct Run {
     temporary: tempfile::TempDir,
     command: Command,
@@ -32,7 +32,7 @@ struct Run {
 impl Run {
     fn of(program: &Path, args: &[&str]) -> Self {
         let temporary = tempfile::tempdir().unwrap();
-        // Sticky and for all, as /tmp is.
+        // Sticky and world-writable, like /tmp.
         fs::set_permissions(temporary.path(), Permissions::from_mode(0o1777)).unwrap();
         let mut command = Command::new(program);
         command.args(args).env("TMPDIR", temporary.path()).current_dir("/").process_group(0);
@@ -52,7 +52,7 @@ impl Run {
         output
     }
 
-    /// Namespaces here are held by the process alone, so they go with it.
+    /// Only this process holds namespaces here, so they end with it.
     fn assert_nothing_left(&self, pid: u32) {
         let left: Vec<_> = fs::read_dir(self.temporary.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(left, Vec::<PathBuf>::new());
@@ -60,13 +60,13 @@ impl Run {
     }
 }
 
-/// The processes of a group.
+/// Returns the processes of a group.
 fn group(pid: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let belongs = |process: &u32| {
         // It may have ended meanwhile.
         let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
-        // proc_pid_stat(5): what follows the name is state, parent and group.
+        // proc_pid_stat(5): the fields after the name are state, parent and group.
         let group = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(2));
         group == Some(pid.to_string().as_str())
     };
@@ -81,7 +81,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// What the object has to say whatever was asked for.
+/// Checks the parts of the object that do not depend on the arguments.
 fn assert_good(object: &Value, nodes: u64, backend: &str, acts: usize) {
     assert_eq!(object["nodes"], nodes);
     assert_eq!(object["backend"], backend);
@@ -133,11 +133,11 @@ fn ipv6_alone_pings_and_heals() {
     assert_good(&object, 2, "vxlan", 24);
 }
 
-/// Root runs it as nobody (uid 65534); anybody else is unprivileged already.
+/// Root runs it as the user nobody (uid 65534); other users are already unprivileged.
 #[test]
 fn nobody_needs_no_privileges() {
     let _alone = ALONE.lock();
-    // Where the build is, nobody may not be allowed to read.
+    // The user nobody may not be allowed to read the build directory.
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("quickstart");
     fs::copy(PROGRAM, &copy).unwrap();
@@ -227,7 +227,7 @@ fn what_is_kept_can_be_entered_and_ends_on_interrupt() {
     run.assert_nothing_left(pid);
 }
 
-/// What the run shows up to and with a line that says this.
+/// Returns the output up to and including a line with this text.
 fn read_until(lines: &mut impl BufRead, wanted: &str) -> String {
     let mut text = String::new();
     while !text.contains(wanted) {
