@@ -1,4 +1,4 @@
-//! A program of an embedder: ten overlays in one process, on one kernel. It knows the crate `flannelkit` alone.
+//! An embedding program: ten overlays in one process, on one kernel. It depends on the crate `flannelkit` only.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use flannelkit::{ConfigPolicy, End, Event, NetlinkKernel, Overlay, OverlayError,
 
 const OVERLAYS: u8 = 10;
 
-/// The network of an overlay. Each has an identifier and a range of its own.
+/// Returns the network of an overlay. Each has its own identifier and range.
 fn network(nth: u8, second: u8) -> Result<NetworkConfig, Box<dyn Error>> {
     let json =
         format!(r#"{{"Network":"10.{second}.0.0/16","Backend":{{"Type":"vxlan","VNI":{}}}}}"#, 100 + u32::from(nth));
@@ -42,7 +42,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         println!("{}", serde_json::to_string(&*status)?);
     }
 
-    // Another uplink, while it runs.
+    // The uplink changes at run time.
     let handle = overlays[0].handle();
     let lease = handle.status().lease.clone();
     handle.set_uplink(Select::Name(LinkName::new("eth1")?))?;
@@ -50,9 +50,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(status.lease.as_ref().map(|lease| &lease.subnets), lease.as_ref().map(|lease| &lease.subnets));
     println!("uplink changed");
 
-    // Another network: this overlay ends then, and is run again.
+    // The network changes: this overlay ends and is run again.
     stores[1].set_config(network(1, 200)?);
-    // The store is asked for its configuration each time that it answers again.
+    // The agent reads the store's configuration each time the store is available again.
     stores[1].outage();
     stores[1].recover();
     let mut second = running.remove(1);

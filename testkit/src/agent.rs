@@ -19,12 +19,12 @@ use tokio::time::timeout;
 type Outcome = Result<(), OverlayError>;
 type Life = BoxFuture<'static, Outcome>;
 
-/// An agent that was started. Dropping it does not end it.
+/// A started agent. Dropping it does not end it.
 #[derive(Debug)]
 pub struct Agent {
-    /// Its handle.
+    /// The agent's handle.
     pub handle: Handle,
-    /// What it tells, from its start.
+    /// The agent's events, from its start.
     pub events: Events,
     stop: Mutex<Option<oneshot::Sender<Teardown>>>,
     patience: Duration,
@@ -32,12 +32,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent on the caller's runtime. A wait that takes longer than `patience` by its clock fails.
+    /// Starts an agent on the caller's runtime. A wait longer than `patience` on the runtime's clock fails.
     pub fn start(overlay: Overlay, patience: Duration) -> Self {
         Self::start_in(overlay, patience, |life| life)
     }
 
-    /// The same with its life inside of another future.
+    /// Like [`start`](Self::start), with the agent's future inside of another one.
     pub fn start_in(overlay: Overlay, patience: Duration, frame: impl FnOnce(Life) -> Life) -> Self {
         let (handle, (stop, stopped)) = (overlay.handle(), oneshot::channel());
         let events = handle.events();
@@ -52,12 +52,12 @@ impl Agent {
         Self { handle, events, stop: Mutex::new(Some(stop)), patience, task: Mutex::new(Some(task)) }
     }
 
-    /// How it is now.
+    /// Returns the present status.
     pub fn status(&self) -> Status {
         Arc::unwrap_or_clone(self.handle.status())
     }
 
-    /// Waits for a status. The error has the one there is, when the agent ended or patience did.
+    /// Waits for a status. If the agent ends or the time is over, the error contains the last status.
     pub async fn try_until(&self, reached: impl FnMut(&Status) -> bool) -> Result<Status, String> {
         match timeout(self.patience, self.handle.wait_for(reached)).await {
             Ok(Ok(status)) => Ok(Arc::unwrap_or_clone(status)),
@@ -71,17 +71,17 @@ impl Agent {
         self.try_until(reached).await.unwrap_or_else(|status| panic!("the status never was as awaited: {status}"))
     }
 
-    /// Waits until it is ready.
+    /// Waits until the agent is ready.
     pub async fn ready(&self) -> Status {
         self.reached(Phase::Ready).await
     }
 
-    /// Waits until it has come so far, or panics.
+    /// Waits until the agent has reached a phase, or panics.
     pub async fn reached(&self, phase: Phase) -> Status {
         self.until(|status| status.phase.has_reached(phase)).await
     }
 
-    /// The same agent once it is ready.
+    /// Waits until the agent is ready and returns it.
     pub async fn once_ready(self) -> Self {
         self.ready().await;
         self
@@ -93,7 +93,7 @@ impl Agent {
         self.until(|status| status.audits >= audits + 2).await
     }
 
-    /// Waits for an event; those before it are lost.
+    /// Waits for an event and drops those before it.
     pub async fn event(&mut self, mut wanted: impl FnMut(&Event) -> bool) -> Event {
         let found = timeout(self.patience, async {
             loop {
@@ -106,43 +106,43 @@ impl Agent {
         found.await.ok().flatten().unwrap_or_else(|| panic!("no such event: {:?}", self.handle.status()))
     }
 
-    /// The events so far, in order.
+    /// Returns the events so far, in order.
     pub fn drain(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.next().now_or_never().flatten()).collect()
     }
 
-    /// Its task, which can be had once.
+    /// Takes the agent's task. Possible once.
     pub fn task(&self) -> JoinHandle<Outcome> {
         self.task.lock().unwrap().take().expect("an agent ends once")
     }
 
-    /// Waits until it has ended; how.
+    /// Waits until the agent has ended, and returns its result.
     pub async fn ended(&self) -> Outcome {
         let ended = timeout(self.patience, self.task()).await;
         ended.unwrap_or_else(|_| panic!("the agent never ended: {:?}", self.status())).expect("the agent panicked")
     }
 
-    /// Tells it to end in order, if nobody has yet.
+    /// Tells the agent to end in order, unless that was done before.
     pub fn stop(&self, teardown: Teardown) {
         if let Some(stop) = self.stop.lock().unwrap().take() {
-            // It may have ended by itself.
+            // The agent may have ended already.
             let _ = stop.send(teardown);
         }
     }
 
-    /// Ends it in order, and has it keep everything; how it ended.
+    /// Ends the agent in order without removing anything, and returns its result.
     pub async fn cancelled(&self) -> Outcome {
         self.stop(Teardown::Keep);
         self.ended().await
     }
 
-    /// Ends it in order, and has it remove everything; how it ended.
+    /// Ends the agent in order, removing everything, and returns its result.
     pub async fn removed(&self) -> Outcome {
         self.stop(Teardown::Remove);
         self.ended().await
     }
 
-    /// Ends it as a crash would, its future dropped wherever it is. Whether it had not ended before.
+    /// Ends the agent as a crash would: drops its future at any point. Returns whether it was still running.
     pub async fn killed(&self) -> bool {
         let task = self.task();
         task.abort();

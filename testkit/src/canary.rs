@@ -1,4 +1,5 @@
-//! Foreign objects beside an overlay, byte for byte the same afterwards or the overlay touched what is not its own.
+//! Foreign objects beside an overlay. If they are not byte for byte the same afterwards, the overlay changed foreign
+//! objects.
 
 mod dump;
 mod kinds;
@@ -18,26 +19,26 @@ const LINK: &str = "canary0";
 const FAR_END: &str = "canary1";
 const BRIDGE: &str = "canarybr";
 const VXLAN: &str = "canaryvx";
-/// Tables of nobody else.
+/// Tables that nothing else uses.
 const TABLE: u32 = 4242;
 const RULE_TABLE: u8 = 142;
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Where canaries sit, and so which acts they outlive ([`Place::survives`]).
+/// Where canaries are, which determines the acts that they survive ([`Place::survives`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// On links, in tables and under names of their own, at least fifty: links, a VXLAN device of another VNI and port,
-    /// addresses, rules, neighbours, FDB entries, routes of peers' prefixes, sysctls, and nft tables where there is
-    /// `nft`. No act takes them away.
+    /// addresses, rules, neighbours, FDB entries, routes of peers' prefixes, sysctls, and nft tables if there is `nft`.
+    /// They survive all acts.
     Apart,
     /// Routes of the main table through a link of their own: peers' prefixes with other metrics, and other prefixes.
     Main,
-    /// Routes of peers' prefixes through the underlay: other metric, protocol, gateway or table.
+    /// Routes of peers' prefixes through the underlay with another metric, protocol, gateway or table.
     Uplink,
     /// The same through the overlay's own devices.
     Device,
-    /// Routes on the very key of a peer's route, appended; IPv4 only, where such routes stay apart. Once the peer's
-    /// own route is gone, such a prefix is a conflict: it does not heal, and must not.
+    /// Routes with exactly the key of a peer's route, appended; IPv4 only, where such routes remain separate. Once the
+    /// peer's own route is gone, such a prefix is a conflict: it does not heal, and must not.
     SameKey,
 }
 
@@ -45,7 +46,7 @@ impl Place {
     /// All places.
     pub const ALL: [Self; 5] = [Self::Apart, Self::Main, Self::Uplink, Self::Device, Self::SameKey];
 
-    /// Whether canaries here are still there after the act, if the agent does nothing.
+    /// Whether canaries here still exist after the act, if the agent does nothing.
     pub fn survives(self, act: Act) -> bool {
         let flushed = matches!(act, Act::RoutesFlushed | Act::Everything);
         match self {
@@ -74,13 +75,13 @@ impl Place {
 pub struct Where<'a> {
     /// The places.
     pub places: &'a [Place],
-    /// The overlay they sit beside.
+    /// The overlay beside which they are placed.
     pub overlay: &'a Overlay,
-    /// Prefixes of peers, whose routes are there already.
+    /// Peers' prefixes whose routes already exist.
     pub peers: &'a [Prefix],
 }
 
-/// The canaries on a node. They stay when this is dropped, as long as the node.
+/// The canaries on a node. They stay when this is dropped, until the node ends.
 #[derive(Debug)]
 pub struct Canaries {
     ns: Namespace,
@@ -88,10 +89,10 @@ pub struct Canaries {
 }
 
 impl Canaries {
-    /// Puts them there.
+    /// Creates the canaries.
     ///
     /// # Errors
-    /// When one is there already, a device or a peer's route is not, or as the kernel says.
+    /// If one already exists, if a device or a peer's route is missing, or the kernel's error.
     pub fn place(node: &Node, place: &Where<'_>) -> Result<Self, Error> {
         let mut placed = Self { ns: node.ns.clone(), canaries: Vec::new() };
         // Even main-table routes need a link that no act takes away.
@@ -118,7 +119,7 @@ impl Canaries {
         Ok(placed)
     }
 
-    /// How many there are.
+    /// Returns the number of canaries.
     pub fn len(&self) -> usize {
         self.canaries.len()
     }
@@ -128,11 +129,11 @@ impl Canaries {
         self.canaries.is_empty()
     }
 
-    /// What the kernel says of each now, without what changes by itself (counters, ages), and the order of the routes
-    /// among them.
+    /// Returns the kernel's present data of each canary, without what changes by itself (counters, ages), and the order
+    /// of the routes among them.
     ///
     /// # Errors
-    /// When the kernel refuses a dump.
+    /// If the kernel refuses a dump.
     pub fn snapshot(&self) -> Result<Snapshot, Error> {
         let dumps = Dumps::read(&self.ns)?;
         let mut seen = Vec::with_capacity(self.canaries.len());
@@ -153,7 +154,7 @@ impl Canaries {
             ns.set_up(link)?;
             self.canaries.push(Canary::Link(link.to_owned()));
         }
-        // The states follow in the kernel's own time; a bridge without ports ends as DOWN.
+        // The states follow asynchronously; a bridge without ports ends as DOWN.
         wait_until("the canaries' links to settle", SETTLE, || {
             let state = |name| Ok::<_, Error>(ns.link(name)?.state);
             let ends_up = state(LINK)? == "UP" && state(FAR_END)? == "UP";
@@ -216,7 +217,7 @@ impl Canaries {
         self.routes_with(peers, dev, table, if dev == UNDERLAY_LINK { 50 } else { 0 })
     }
 
-    /// Routes of the peers' prefixes that an agent could take for its own, but for one thing each.
+    /// Adds routes of the peers' prefixes that differ from the agent's own routes in one property each.
     fn routes_with(&mut self, peers: &[Prefix], dev: &str, table: u32, shift: u32) -> Result<(), Error> {
         let mut routes = Vec::new();
         for peer in peers {
@@ -253,7 +254,7 @@ impl Canaries {
     }
 }
 
-/// What the kernel said of every canary at one moment.
+/// The kernel's data of all canaries at one moment.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Snapshot {
     seen: Vec<(String, Option<Vec<u8>>)>,
@@ -261,8 +262,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The canaries that are not as they were in `before`: what became of each. Empty when all is byte for byte the
-    /// same.
+    /// Returns the canaries that differ from `before`, and how. Empty if all are byte for byte the same.
     pub fn changes_since(&self, before: &Self) -> Vec<String> {
         let mut changes: Vec<String> = before
             .seen
@@ -277,7 +277,7 @@ impl Snapshot {
         changes
     }
 
-    /// Those that were not there.
+    /// Returns the canaries that did not exist.
     pub fn missing(&self) -> impl Iterator<Item = &str> {
         self.seen.iter().filter(|(_, bytes)| bytes.is_none()).map(|(name, _)| name.as_str())
     }
@@ -305,8 +305,8 @@ fn length(family: Family) -> u8 {
     }
 }
 
-/// An address in the peer's own prefix: on any link it needs `onlink`, as an overlay's gateways do. Not in IPv6: there
-/// the kernel refuses an `onlink` gateway that the table has behind another link.
+/// Returns an address in the peer's own prefix: on any link it needs `onlink`, like an overlay's gateways. Not in IPv6,
+/// where the kernel refuses an `onlink` gateway that the table has behind another link.
 fn last_gateway(peer: &Prefix) -> IpAddr {
     match peer.last() {
         IpAddr::V4(last) => Ipv4Addr::from(u32::from(last).wrapping_sub(1)).into(),

@@ -1,10 +1,10 @@
-//! The one error of the test kit.
+//! The error type of the test kit.
 
 use std::io;
 
-/// Something in the lab did not work: what was being done, and what the system said.
+/// An operation in the lab failed. Contains the operation and the system's error.
 ///
-/// Retrying helps only where the system's answer says so; a lab that fails half-way is dropped and made anew.
+/// Retrying helps only if the system's error says so; drop a lab that failed half-way and create it again.
 #[derive(Debug, thiserror::Error)]
 #[error("{context}")]
 pub struct Error {
@@ -13,30 +13,30 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error that says all there is to say.
+    /// Creates an error without a system error.
     pub fn new(context: impl Into<String>) -> Self {
         Self { context: context.into(), source: None }
     }
 
-    /// An error of the system's.
+    /// Creates an error with a system error.
     pub fn io(context: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self { context: context.into(), source: Some(source.into()) }
     }
 
-    /// The system's error number, where it was the system that refused.
+    /// Returns the system's error number, if there is one.
     pub fn errno(&self) -> Option<i32> {
         self.source.as_ref().and_then(io::Error::raw_os_error)
     }
 
-    /// Whether the system refused with this error number.
+    /// Whether the system failed with this error number.
     pub fn is(&self, errno: nix::Error) -> bool {
         self.errno() == Some(errno as i32)
     }
 }
 
-/// Says what was being done when the system refused.
+/// Adds to a system error what was being done.
 pub(crate) trait Context<T> {
-    /// The same result with its error in context.
+    /// Returns the same result with context in its error.
     fn context(self, context: impl FnOnce() -> String) -> Result<T, Error>;
 }
 

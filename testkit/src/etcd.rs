@@ -1,4 +1,4 @@
-//! Real etcd servers on the loopback, in a temporary directory, which end with their handle.
+//! Real etcd servers on the loopback, in a temporary directory, which end when their handle is dropped.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,26 +12,26 @@ use tempfile::TempDir;
 
 use crate::{Context, Error, Process};
 
-/// Which etcd.
+/// The version of etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// Debian 12's: `/usr/bin/etcd` (package `etcd-server`), or what `ETCD_DEBIAN` names.
+    /// Debian 12's: `/usr/bin/etcd` (package `etcd-server`), or the value of `ETCD_DEBIAN`.
     Debian,
-    /// A current one: `target/etcd-3.7.3`, which `./test` builds, or what `ETCD_CURRENT` names.
+    /// A current one: `target/etcd-3.7.3`, which `./test` builds, or the value of `ETCD_CURRENT`.
     Current,
-    /// The minor version before it, to upgrade from: `target/etcd-3.6.16`, built the same way, or what `ETCD_PREVIOUS`
-    /// names.
+    /// The minor version before the current one, for upgrades: `target/etcd-3.6.16`, built the same way, or the value
+    /// of `ETCD_PREVIOUS`.
     Previous,
 }
 
 impl Version {
-    /// Those that are supported each for itself.
+    /// The versions that are supported on their own.
     pub const ALL: [Self; 2] = [Self::Debian, Self::Current];
 
-    /// The program.
+    /// Returns the path of the program.
     ///
     /// # Errors
-    /// Says where it was looked for and how to get it: a test that needs etcd fails without.
+    /// The path that was searched and how to get the program: a test that needs etcd fails without it.
     pub fn program(self) -> Result<PathBuf, Error> {
         const BUILD: &str = "run ./test, which builds it with Go, once";
         let target = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(name);
@@ -49,14 +49,14 @@ impl Version {
     }
 }
 
-/// How to run it.
+/// The options of a cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which etcd.
+    /// The version.
     pub version: Version,
-    /// How many members.
+    /// The number of members.
     pub members: usize,
-    /// What clients are shown; `None`: clear text.
+    /// The members' TLS files; `None` for clear text.
     pub tls: Option<ServerTls>,
     /// Further flags.
     pub flags: Vec<String>,
@@ -72,11 +72,11 @@ impl Options {
 /// PEM files of the members.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
-    /// Their certificate.
+    /// The members' certificate.
     pub certificate: PathBuf,
-    /// Its key.
+    /// The certificate's key.
     pub key: PathBuf,
-    /// Who signs clients' certificates; `None`: clients need none.
+    /// The authority that signs clients' certificates; `None` if clients need none.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -98,10 +98,10 @@ struct Member {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Etcd {
-    /// Starts the members and waits until each takes part.
+    /// Starts the members and waits until each is healthy.
     ///
     /// # Errors
-    /// Names what is missing, or shows the end of a member's log.
+    /// What is missing, or the end of a member's log.
     pub fn start(options: Options) -> Result<Self, Error> {
         let program = options.version.program()?;
         let dir = crate::memory_dir().context(|| "no temporary directory".to_owned())?;
@@ -112,26 +112,26 @@ impl Etcd {
         Ok(etcd)
     }
 
-    /// What clients connect to, a member each.
+    /// Returns the client endpoint of each member.
     pub fn endpoints(&self) -> Vec<String> {
         (0..self.members.len()).map(|n| self.endpoint(n)).collect()
     }
 
-    /// What clients of one member connect to.
+    /// Returns the client endpoint of one member.
     pub fn endpoint(&self, n: usize) -> String {
         let scheme = if self.options.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}", self.members[n].ports[0])
     }
 
-    /// A member's counters, in Prometheus' text.
+    /// Returns a member's counters in Prometheus' format.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// If the member does not answer.
     pub fn metrics(&self, n: usize) -> Result<String, Error> {
         ask(self.members[n].ports[2], "/metrics").context(|| format!("member {n} shows no metrics"))
     }
 
-    /// Kills a member at once. Its data stays.
+    /// Kills a member. Its data stays.
     pub fn kill(&mut self, n: usize) {
         self.members[n].process = None;
     }
@@ -139,17 +139,17 @@ impl Etcd {
     /// Starts a killed member again, on its data and ports.
     ///
     /// # Errors
-    /// Shows the end of its log.
+    /// The end of the member's log.
     pub fn restart(&mut self, n: usize) -> Result<(), Error> {
         self.kill(n);
         self.spawn(n)?;
         self.await_health(n)
     }
 
-    /// Starts all members again, on their data and ports: after a loss of most of them none takes part alone.
+    /// Starts all members again, on their data and ports: after a loss of most of them, none becomes healthy alone.
     ///
     /// # Errors
-    /// Shows the end of a member's log.
+    /// The end of a member's log.
     pub fn restart_all(&mut self) -> Result<(), Error> {
         for n in 0..self.members.len() {
             self.kill(n);
@@ -158,46 +158,46 @@ impl Etcd {
         (0..self.members.len()).try_for_each(|n| self.await_health(n))
     }
 
-    /// Starts a member again as another version, as an upgrade of the members one after the other does. Those that start
-    /// later are of it too.
+    /// Starts a member again with another version, as in a rolling upgrade. Members started later have that version
+    /// too.
     ///
     /// # Errors
-    /// Names what is missing, or shows the end of its log.
+    /// What is missing, or the end of the member's log.
     pub fn restart_as(&mut self, n: usize, version: Version) -> Result<(), Error> {
         self.program = version.program()?;
         self.restart(n)
     }
 
-    /// Freezes a member: its connections stay, and nothing answers.
+    /// Freezes a member: its connections stay open, and it does not answer.
     ///
     /// # Errors
-    /// When it does not run.
+    /// If the member is not running.
     pub fn pause(&self, n: usize) -> Result<(), Error> {
         self.signal(n, Signal::SIGSTOP)
     }
 
-    /// Lets a frozen member go on.
+    /// Resumes a frozen member.
     ///
     /// # Errors
-    /// When it does not run.
+    /// If the member is not running.
     pub fn resume(&self, n: usize) -> Result<(), Error> {
         self.signal(n, Signal::SIGCONT)
     }
 
-    /// Copies the data of the only member, which is stopped for it, to [`restore`](Self::restore) it later.
+    /// Copies the data of the only member, for a later [`restore`](Self::restore). The member is stopped meanwhile.
     ///
     /// # Errors
-    /// What the system refused.
+    /// The system's error.
     pub fn back_up(&mut self) -> Result<(), Error> {
         self.kill(0);
         copy(&self.data(0), &self.dir.path().join("backup")).context(|| "cannot copy etcd's data".to_owned())?;
         self.restart(0)
     }
 
-    /// Puts the copy in place of the data, as an operator does after a loss.
+    /// Replaces the data with the copy, as an operator does after a loss.
     ///
     /// # Errors
-    /// What the system refused.
+    /// The system's error.
     pub fn restore(&mut self) -> Result<(), Error> {
         self.kill(0);
         let data = self.data(0);

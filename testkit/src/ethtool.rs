@@ -1,4 +1,4 @@
-//! Features of network devices, as `ethtool -K` sets them: by the kernel's generic netlink family.
+//! Features of network devices, as `ethtool -K` sets them, through the kernel's generic netlink family.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -14,17 +14,17 @@ const ERROR: u16 = 2;
 const ACKNOWLEDGED: u16 = 1 | 4;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
-/// `GENL_ID_CTRL`, the family that knows all families.
+/// `GENL_ID_CTRL`, the family that lists all families.
 const CONTROL: u16 = 16;
-/// Of the netlink and the generic netlink header, in bytes.
+/// The length of the netlink and the generic netlink header, in bytes.
 const HEADERS: usize = 20;
 
 impl Namespace {
-    /// Turns features of a device on or off, by their names in the kernel (`ETH_SS_FEATURES`), as
+    /// Turns features of a device on or off, by their names in the kernel (`ETH_SS_FEATURES`), such as
     /// `tx-tcp-segmentation`.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn set_features(&self, device: &str, features: &[(&str, bool)]) -> Result<(), Error> {
         self.run(|| set(device, features))?.context(|| format!("setting features of {device}"))
     }
@@ -49,7 +49,7 @@ fn set(device: &str, features: &[(&str, bool)]) -> nix::Result<()> {
     ask(&netlink, id, 12, &[header, attribute(3 | NESTED, &bits)].concat()).map(drop)
 }
 
-/// Sends a request, and gives the attributes of the answer, if there is one.
+/// Sends a request, and returns the attributes of the answer, if there is one.
 fn ask(netlink: &OwnedFd, family: u16, command: u8, attributes: &[u8]) -> nix::Result<Vec<u8>> {
     let len = u32::try_from(HEADERS + attributes.len()).unwrap_or(u32::MAX);
     let mut message = [&len.to_ne_bytes()[..], &family.to_ne_bytes(), &ACKNOWLEDGED.to_ne_bytes()].concat();

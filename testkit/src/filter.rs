@@ -1,4 +1,4 @@
-//! A lab for packet filters: what the receiver of a datagram takes for its sender tells what was done on the way.
+//! A lab for packet filters: the source address that the receiver of a datagram sees shows what the filter did.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -15,8 +15,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::{Context, Error, Families, Namespace, Node, Pod, PodNet, Route, UNDERLAY_LINK, Underlay, wait_until};
 
-/// Two nodes with a pod each, which reach one another's pods by routes through the underlay, as with host-gw. The
-/// filter under test is the first node's.
+/// Two nodes with a pod each. They reach each other's pods by routes through the underlay, as with host-gw. The filter
+/// under test is on the first node.
 #[derive(Debug)]
 pub struct FilterLab {
     underlay: Underlay,
@@ -25,7 +25,7 @@ pub struct FilterLab {
 }
 
 impl FilterLab {
-    /// Builds it.
+    /// Creates the lab.
     ///
     /// # Errors
     /// As [`Underlay::new`].
@@ -50,32 +50,32 @@ impl FilterLab {
         Ok(Self { underlay, pods, families })
     }
 
-    /// The node whose filter is tested.
+    /// Returns the node whose filter is tested.
     pub fn node(&self) -> &Node {
         &self.underlay.nodes()[0]
     }
 
-    /// Its pod.
+    /// Returns the first node's pod.
     pub fn pod(&self) -> &Pod {
         &self.pods[0]
     }
 
-    /// The other node.
+    /// Returns the other node.
     pub fn peer(&self) -> &Node {
         &self.underlay.nodes()[1]
     }
 
-    /// The other node's pod.
+    /// Returns the other node's pod.
     pub fn peer_pod(&self) -> &Pod {
         &self.pods[1]
     }
 
-    /// The world outside.
+    /// Returns the namespace outside of the cluster.
     pub fn outside(&self) -> &Namespace {
         self.underlay.switch()
     }
 
-    /// The rules of the first node, forward only.
+    /// Returns the rules of the first node, with forward rules only.
     ///
     /// # Errors
     /// Never, in practice.
@@ -93,7 +93,7 @@ impl FilterLab {
     }
 }
 
-/// The address of the world outside.
+/// Returns the address outside of the cluster.
 pub fn outside_address(family: Family) -> IpAddr {
     match family {
         Family::V4 => IpAddr::from([10, 89, 0, 1]),
@@ -101,7 +101,7 @@ pub fn outside_address(family: Family) -> IpAddr {
     }
 }
 
-/// Another address of the first node's, which a masquerade on the way out replaces.
+/// Returns another address of the first node, which a masquerade on the way out replaces.
 pub fn second_address(family: Family) -> IpAddr {
     match family {
         Family::V4 => IpAddr::from([192, 0, 2, 1]),
@@ -124,30 +124,31 @@ fn subnets(families: Families, nth: u8) -> Result<Dual<Prefix>, Error> {
 /// A datagram to be sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
-    /// From where.
+    /// The sending namespace.
     pub from: &'a Namespace,
-    /// The source address asked for; `None`: the kernel's choice.
+    /// The requested source address; `None` for the kernel's choice.
     pub source: Option<IpAddr>,
-    /// The packet's mark; 0 is none.
+    /// The packet's mark; 0 for none.
     pub mark: u32,
-    /// To where.
+    /// The receiving namespace.
     pub to: &'a Namespace,
-    /// The address there.
+    /// The destination address.
     pub addr: IpAddr,
-    /// The port there; 0: any.
+    /// The destination port; 0 for any.
     pub port: u16,
 }
 
 impl<'a> Datagram<'a> {
-    /// A datagram with nothing special about it.
+    /// Creates a datagram with default settings.
     pub fn new(from: &'a Namespace, to: &'a Namespace, addr: IpAddr) -> Self {
         Self { from, source: None, mark: 0, to, addr, port: 0 }
     }
 
-    /// Sends it; whom the receiver takes for its sender, or nothing when it does not come within `patience`.
+    /// Sends the datagram. Returns the source address that the receiver sees, or `None` if it does not arrive within
+    /// `patience`.
     ///
     /// # Errors
-    /// When a socket cannot be had. A refusal to send is no error: the datagram does not come then.
+    /// If a socket cannot be opened. A refusal to send is not an error: the datagram does not arrive then.
     pub fn sender_seen(self, patience: Duration) -> Result<Option<IpAddr>, Error> {
         let what = || format!("datagram from {} to {}", self.from.name(), self.addr);
         let inbox = bind(self.to, (self.addr, self.port))?.context(what)?;
@@ -164,7 +165,8 @@ impl<'a> Datagram<'a> {
         loop {
             match inbox.recv_from(&mut [0; 16]) {
                 Ok((_, sender)) => return Ok(Some(sender.ip())),
-                // The end of a tool that another thread has started interrupts a wait with a time-out (signal(7)).
+                // When a tool ends that another thread started, its signal interrupts a wait with a timeout
+                // (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
                 Err(error) => return Err(Error::io(what(), error)),
@@ -173,8 +175,8 @@ impl<'a> Datagram<'a> {
     }
 }
 
-/// A socket on what may have been another's a moment ago: a program that is being started has a copy of that until it
-/// runs.
+/// Binds a socket to an address that may have been in use a moment ago: a program that is being started holds a copy of
+/// the old socket until it runs.
 fn bind(ns: &Namespace, addr: (IpAddr, u16)) -> Result<io::Result<UdpSocket>, Error> {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
@@ -194,7 +196,7 @@ fn unspecified(like: IpAddr) -> IpAddr {
     }
 }
 
-/// Datagrams each from a socket of its own, so that each is a new connection to the filter.
+/// Datagrams, each from its own socket, so that each is a new connection to the filter.
 pub struct Newcomers {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -203,10 +205,10 @@ pub struct Newcomers {
 }
 
 impl Newcomers {
-    /// Starts one a millisecond from `from` to `addr`, which is in `to`.
+    /// Starts one datagram per millisecond from `from` to `addr`, which is in `to`.
     ///
     /// # Errors
-    /// When a socket cannot be had or bound there.
+    /// If a socket cannot be opened or bound there.
     pub fn start(from: &Namespace, to: &Namespace, addr: IpAddr) -> Result<Self, Error> {
         const STEP: Duration = Duration::from_millis(1);
         let what = || format!("datagrams from {} to {addr}", from.name());
@@ -254,17 +256,17 @@ impl Newcomers {
     /// Waits until this many more have been sent.
     ///
     /// # Errors
-    /// When that does not happen.
+    /// If that does not happen.
     pub fn await_more(&self, count: u64) -> Result<(), Error> {
         let until = self.sent.load(Ordering::Relaxed) + count;
         let done = || Ok(self.sent.load(Ordering::Relaxed) >= until);
         wait_until("datagrams", Duration::from_secs(30), done).map(|_| ())
     }
 
-    /// Ends the stream; how many were sent, and how many came from whom.
+    /// Ends the stream. Returns how many were sent, and how many arrived from each source address.
     ///
     /// # Errors
-    /// When one of its threads failed.
+    /// If one of its threads failed.
     pub fn stop(self) -> Result<(u64, BTreeMap<IpAddr, u64>), Error> {
         self.stop.store(true, Ordering::Relaxed);
         let died = |_| Error::new("a thread of the newcomers probe died");

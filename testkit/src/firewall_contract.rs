@@ -1,6 +1,6 @@
-//! Checks a [`Firewall`] on the real kernel: what every packet filter has to do, whatever its tool.
+//! Checks a [`Firewall`] on the real kernel: the requirements on every packet filter, whatever its tool.
 //!
-//! Write a [`Harness`] and call [`all`] in a test. A check panics with the method and the rule that it broke. Needs root, or
+//! Write a [`Harness`] and call [`all`] in a test. A check panics with the method and the violated rule. Needs root or
 //! a user namespace, and what the lab needs.
 #![expect(clippy::unwrap_used, reason = "test support: a check fails as an assertion does")]
 
@@ -17,7 +17,7 @@ use crate::{Families, Namespace};
 /// How often a call is dropped, each time a millisecond later.
 const CUTS: u64 = 20;
 
-/// How long a datagram that is to come may take.
+/// How long an expected datagram may take.
 pub const SOON: Duration = Duration::from_secs(3);
 
 /// A packet filter under test.
@@ -25,41 +25,41 @@ pub trait Harness {
     /// Returns a new instance that works in a namespace.
     fn firewall(&self, ns: &Namespace) -> Box<dyn Firewall>;
 
-    /// Returns an instance whose tool is missing, and what its errors have to name.
+    /// Returns an instance whose tool is missing, and the text that its errors have to contain.
     fn without_tool(&self) -> (Box<dyn Firewall>, &'static str);
 
-    /// Returns every rule in the namespace as its tool lists them. Two listings are equal exactly if the rules are: counters
-    /// and what is there before there are rules are left out.
+    /// Returns all rules in the namespace as the tool lists them. Two listings are equal exactly if the rules are:
+    /// counters, and objects that exist before there are rules, are left out.
     fn listing(&self, ns: &Namespace) -> String;
 
-    /// Returns the text that a listing has if it has rules of IPv4, and the one if it has rules of IPv6.
+    /// Returns the text that a listing contains if it has IPv4 rules, and the one if it has IPv6 rules.
     fn words(&self) -> [&'static str; 2];
 
-    /// Returns the texts that a listing has if it has fully random ports, forward rules or a guard.
+    /// Returns the texts that a listing contains if it has fully random ports, forward rules or a guard.
     fn options(&self) -> &'static [&'static str];
 
-    /// Whether it can guard the VXLAN port.
+    /// Whether the firewall can guard the VXLAN port.
     fn guards(&self) -> bool {
         true
     }
 
-    /// Whether all its rules are written in one transaction. Otherwise it is one a table, and a family that is refused does
-    /// not keep the other from its rules.
+    /// Whether all rules are written in one transaction. Otherwise there is one transaction per table, and an error in
+    /// one family does not affect the other.
     fn is_one_transaction(&self) -> bool {
         true
     }
 
-    /// Makes rules of others, some with names close to those of the overlays `flannel` and `blue`.
+    /// Creates foreign rules, some with names similar to those of the overlays `flannel` and `blue`.
     fn add_rules_of_others(&self, ns: &Namespace);
 
     /// Returns the listing without the rules of these overlays.
     fn rules_of_others(&self, ns: &Namespace) -> String;
 
-    /// Returns what somebody may do to the rules of the overlay `flannel`, as [`sabotage`](Self::sabotage) takes it, and
-    /// what [`Firewall::check`] has to return then. Empty: anything but nothing.
+    /// Returns the acts of others on the rules of the overlay `flannel`, as [`sabotage`](Self::sabotage) takes them,
+    /// and the result that [`Firewall::check`] has to return after each. Empty: any result except an empty one.
     fn acts(&self) -> Vec<(&'static str, Vec<Drift>)>;
 
-    /// Does one of the acts.
+    /// Performs one of the acts.
     fn sabotage(&self, ns: &Namespace, act: &str);
 }
 
@@ -77,22 +77,22 @@ pub async fn all(harness: &dyn Harness) {
     re_applying_loses_no_packet_and_lets_none_through_as_it_was(harness).await;
 }
 
-/// A namespace with nothing in it.
+/// Creates an empty namespace.
 pub fn namespace() -> Namespace {
     Namespace::new("filter").unwrap()
 }
 
-/// Runs a program in a namespace, with arguments that white space separates.
+/// Runs a program in a namespace, with arguments separated by white space.
 pub fn run(ns: &Namespace, program: &str, args: &str, input: &str) -> String {
     ns.iproute(program, &args.split_whitespace().collect::<Vec<_>>(), input).unwrap()
 }
 
-/// The rules of an overlay of both families, with masquerade and forward rules.
+/// Returns the rules of an overlay with both families, masquerade and forward rules.
 pub fn rules(overlay: &str) -> Rules {
     of_networks(overlay, ["10.42.0.0/16", "2001:cafe:42::/56"], ["10.42.7.0/24", "2001:cafe:42:7::/64"])
 }
 
-/// The same with a guard.
+/// Returns the same rules with a guard.
 pub fn guarded(overlay: &str) -> Rules {
     let peers = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(|addr| addr.parse().unwrap()).into();
     rules(overlay).guarded(VxlanGuard { port: 8472, peers })
@@ -103,7 +103,7 @@ fn of_networks(overlay: &str, networks: [&str; 2], subnets: [&str; 2]) -> Rules 
     Rules::new(name(overlay), &dual(networks), &dual(subnets)).masquerading(Masquerade::default())
 }
 
-/// The most that this packet filter can do.
+/// Returns rules with all features of this packet filter.
 fn full(harness: &dyn Harness, overlay: &str) -> Rules {
     if harness.guards() { guarded(overlay) } else { rules(overlay) }
 }
@@ -112,12 +112,12 @@ fn name(overlay: &str) -> OverlayName {
     OverlayName::new(overlay).unwrap()
 }
 
-/// Checks that these rules are there.
+/// Checks that these rules are in place.
 pub async fn in_place(firewall: &dyn Firewall, rules: &Rules) {
     assert_eq!(firewall.check(rules).await.unwrap(), [], "check: must find what was applied");
 }
 
-/// Rules that were applied are found by any instance, and writing them again changes nothing.
+/// Applied rules are found by any instance, and writing them again changes nothing.
 async fn rules_applied_are_in_place_and_stay_so(harness: &dyn Harness) {
     let ns = namespace();
     let (one, two) = (harness.firewall(&ns), harness.firewall(&ns));
@@ -134,7 +134,8 @@ async fn rules_applied_are_in_place_and_stay_so(harness: &dyn Harness) {
     }
 }
 
-/// After a change of network, lease, families or settings there is what there would be had nothing been applied before.
+/// After a change of network, lease, families or settings, the result is the same as if nothing had been applied
+/// before.
 async fn what_is_no_longer_wanted_goes(harness: &dyn Harness) {
     let full = full(harness, "flannel");
     let changed = |rules: &Rules, change: &dyn Fn(&mut Rules)| {
@@ -176,7 +177,8 @@ async fn what_is_no_longer_wanted_goes(harness: &dyn Harness) {
     }
 }
 
-/// Rules of others, and of other overlays, are as they were: while ours come, change and go, and after that.
+/// Foreign rules and those of other overlays stay unchanged while the overlay's rules are added, changed and removed,
+/// and after that.
 async fn rules_of_others_stay_byte_for_byte(harness: &dyn Harness) {
     let ns = namespace();
     let firewall = harness.firewall(&ns);
@@ -202,7 +204,7 @@ async fn rules_of_others_stay_byte_for_byte(harness: &dyn Harness) {
     }
 }
 
-/// Each act of the harness is noticed, and after the next apply everything is as it was.
+/// Each act of the harness is detected, and after the next apply everything is as before.
 async fn whatever_is_done_to_our_rules_is_noticed_and_mended(harness: &dyn Harness) {
     let ns = namespace();
     let firewall = harness.firewall(&ns);
@@ -220,7 +222,7 @@ async fn whatever_is_done_to_our_rules_is_noticed_and_mended(harness: &dyn Harne
     }
 }
 
-/// A call that is dropped leaves each transaction done or not begun, and the next one works.
+/// A dropped call leaves each transaction completed or not started, and the next one works.
 async fn a_dropped_apply_cuts_no_transaction_in_half(harness: &dyn Harness) {
     let ns = namespace();
     let firewall = harness.firewall(&ns);
@@ -239,7 +241,8 @@ async fn a_dropped_apply_cuts_no_transaction_in_half(harness: &dyn Harness) {
     in_place(&*firewall, &rules).await;
 }
 
-/// A prefix of the wrong family, which a caller could get wrong, is refused in the tool's words. What was written is whole.
+/// A prefix of the wrong family, a possible error of a caller, is refused with the tool's message. What was written is
+/// complete.
 async fn what_the_tool_refuses_is_an_error_with_its_words(harness: &dyn Harness) {
     let ns = namespace();
     let firewall = harness.firewall(&ns);
@@ -256,8 +259,8 @@ async fn what_the_tool_refuses_is_an_error_with_its_words(harness: &dyn Harness)
     }
 }
 
-/// Whom the guard lets in is read from the kernel by whoever comes later. Where there can be no guard, whoever asks for one
-/// is told so before anything is written.
+/// Any later instance reads the guard's peers from the kernel. If there can be no guard, a request for one is refused
+/// before anything is written.
 async fn a_guard_is_read_back_or_unsupported(harness: &dyn Harness) {
     let ns = namespace();
     let guarded = guarded("flannel");
@@ -279,7 +282,7 @@ async fn a_guard_is_read_back_or_unsupported(harness: &dyn Harness) {
     }
 }
 
-/// Where the tool is missing, every call says what to install.
+/// If the tool is missing, every call names what to install.
 async fn a_missing_tool_is_unsupported_with_the_remedy(harness: &dyn Harness) {
     let ((firewall, remedy), rules) = (harness.without_tool(), rules("flannel"));
     let (apply, check) = (firewall.apply(&rules).await.err(), firewall.check(&rules).await.err());
@@ -289,8 +292,8 @@ async fn a_missing_tool_is_unsupported_with_the_remedy(harness: &dyn Harness) {
     }
 }
 
-/// Pods get the node's address towards the world, and hosts towards remote pods; pods keep theirs towards pods, the world
-/// and what Kubernetes has marked keep theirs. Without masquerade, and after a removal, all keep theirs.
+/// Packets get the node's address from pods to the outside, and from hosts to remote pods. Packets between pods, from
+/// the outside and with Kubernetes' mark keep their address. Without masquerade, and after a removal, all keep it.
 async fn pods_are_masqueraded_towards_the_world_only_and_hosts_towards_remote_pods(harness: &dyn Harness) {
     let lab = FilterLab::new(Families::Dual).unwrap();
     let firewall = harness.firewall(&lab.node().ns);
@@ -312,7 +315,7 @@ async fn pods_are_masqueraded_towards_the_world_only_and_hosts_towards_remote_po
         let second = Some(second_address(family));
         let from_host = Datagram { source: second, ..Datagram::new(&lab.node().ns, &lab.peer_pod().ns, remote) };
         assert_eq!(from_host.sender_seen(SOON).unwrap(), Some(node), "host to remote pod");
-        // Kubernetes marks with one bit of many: the mask counts.
+        // Kubernetes uses one bit of the mark: the mask matters.
         let marked = Datagram { mark: 0x4001, ..from_host };
         assert_eq!(marked.sender_seen(SOON).unwrap(), second, "marked by Kubernetes");
         let marked = Datagram { mark: 0x8001, ..from_host };
@@ -329,7 +332,7 @@ async fn pods_are_masqueraded_towards_the_world_only_and_hosts_towards_remote_po
     }
 }
 
-/// Rules are replaced without a moment between, also by others: every new connection is masqueraded.
+/// Rules are replaced atomically, also by other instances: every new connection is masqueraded.
 async fn re_applying_loses_no_packet_and_lets_none_through_as_it_was(harness: &dyn Harness) {
     let lab = FilterLab::new(Families::V4).unwrap();
     let firewall = harness.firewall(&lab.node().ns);

@@ -1,16 +1,17 @@
-//! The real Go flannel, to stand beside ours.
+//! The real Go flannel, for comparison.
 
 use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-/// Names the program, where it is not to be the one that `./test` builds.
+/// The path of the program, if not the one that `./test` builds.
 const VARIABLE: &str = "GO_FLANNELD";
 
-/// `flanneld` of Go flannel v0.28.9: `target/go-flanneld-0.28.9`, which `./test` builds, or what `GO_FLANNELD` names.
+/// Returns the path of `flanneld` of Go flannel v0.28.9: `target/go-flanneld-0.28.9`, which `./test` builds, or the
+/// value of `GO_FLANNELD`.
 ///
 /// # Errors
-/// Says where it was looked for and how to get it: a test that needs it fails without.
+/// The path that was searched and how to get the program: a test that needs it fails without it.
 pub fn program() -> Result<PathBuf, Error> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/go-flanneld-0.28.9");
     let program = std::env::var_os(VARIABLE).map_or(target, PathBuf::from);

@@ -1,4 +1,4 @@
-//! The kernel's objects through iproute2: `ip` and `bridge`, run inside a namespace.
+//! Access to the kernel's objects through iproute2: `ip` and `bridge`, run inside a namespace.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{Context, Error, Namespace};
 
-/// What the kernel says in words of its own, in place of which iproute2 prints no error number.
+/// The kernel's messages for which iproute2 prints no error number.
 const IN_WORDS: [(&str, Errno); 6] = [
     ("already exists", Errno::EEXIST),
     ("already assigned", Errno::EEXIST),
@@ -22,24 +22,24 @@ const IN_WORDS: [(&str, Errno); 6] = [
 /// Held for reading while a command runs.
 static RUNNING: RwLock<()> = RwLock::new(());
 
-/// Waits for the commands that run, and lets no other start as long as the result is held.
+/// Waits for running commands, and prevents new ones from starting while the result is held.
 ///
 /// A command that has just been forked holds every descriptor of this process until it is executed, and outlives the
-/// process that ends meanwhile.
+/// process if that ends meanwhile.
 pub fn hold_commands() -> RwLockWriteGuard<'static, ()> {
     RUNNING.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Namespace {
-    /// Runs `ip` with these arguments, which white space separates, and returns what it prints.
+    /// Runs `ip` with these arguments, separated by white space, and returns its output.
     ///
     /// # Errors
-    /// When the kernel refuses: the error number, where iproute2 tells it, and what iproute2 prints.
+    /// If the kernel refuses: the error number, if iproute2 prints it, and iproute2's output.
     pub fn ip(&self, args: &str) -> Result<String, Error> {
         self.iproute("ip", &args.split_whitespace().collect::<Vec<_>>(), "")
     }
 
-    /// The same with `bridge`.
+    /// Runs `bridge` in the same way.
     ///
     /// # Errors
     /// As [`ip`](Self::ip).
@@ -50,19 +50,20 @@ impl Namespace {
     /// Destroys the UDP sockets that are bound to a port.
     ///
     /// # Errors
-    /// As [`ip`](Self::ip), and where there is none.
+    /// As [`ip`](Self::ip), and if there is no such socket.
     pub fn destroy_udp_sockets(&self, port: u16) -> Result<(), Error> {
         let destroyed = self.iproute("ss", &["-HKuan", "sport", "=", &port.to_string()], "")?;
         if destroyed.trim().is_empty() { Err(Error::new(format!("no UDP socket has port {port}"))) } else { Ok(()) }
     }
 
-    /// Runs a command for each line in one process: one that is refused does not stop the others.
+    /// Runs a command for each line in one process: a refused command does not stop the others.
     pub(crate) fn batch(&self, program: &str, lines: impl IntoIterator<Item = String>) -> Result<(), Error> {
         let lines: String = lines.into_iter().map(|line| line + "\n").collect();
         if lines.is_empty() { Ok(()) } else { self.iproute(program, &["-force", "-batch", "-"], &lines).map(drop) }
     }
 
-    /// The objects that a command with `-json` lists, with all details, and with numbers where names are configurable.
+    /// Returns the objects that a command with `-json` lists, with all details, and with numbers where names are
+    /// configurable.
     pub(crate) fn list<T: DeserializeOwned>(&self, args: &str) -> Result<Vec<T>, Error> {
         self.parse(args, &self.ip(&format!("-json -details -Numeric {args}"))?)
     }
@@ -86,14 +87,14 @@ impl Namespace {
     }
 
     fn iproute_output(&self, program: &str, args: &[&str], input: &str) -> Result<Output, Error> {
-        // Where the system keeps them, whatever the path of somebody without privileges.
+        // Where the system keeps them, even if an unprivileged user's path does not contain it.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let run = || {
             let _running = RUNNING.read().unwrap_or_else(PoisonError::into_inner);
             let mut command = Command::new(program);
             command.args(args).env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = command.spawn()?;
-            // It prints little until it has read all, so that neither side waits for the other.
+            // The program prints little before it has read all input, so there is no deadlock.
             child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()))?;
             child.wait_with_output()
         };
@@ -101,7 +102,7 @@ impl Namespace {
     }
 }
 
-/// The error number of the first refusal.
+/// Returns the error number of the first refusal.
 fn errno_of(said: &str) -> Option<Errno> {
     said.lines().find_map(|line| {
         let named = line.strip_prefix("RTNETLINK answers: ");

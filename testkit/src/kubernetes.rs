@@ -1,8 +1,8 @@
-//! A real Kubernetes API server on the loopback, over a real etcd, which ends with its handle.
+//! A real Kubernetes API server on the loopback, with a real etcd, which ends when its handle is dropped.
 //!
-//! It authenticates by token and client certificate, authorizes Nodes and by RBAC, and has the default admission plug-ins
-//! and `NodeRestriction`. No kubelet registers Nodes. Tests make them, with podCIDRs, or let kube-controller-manager assign
-//! these ([`ApiServer::assign_pod_cidrs`]).
+//! It authenticates by token and client certificate, authorizes Nodes and by RBAC, and has the default admission
+//! plug-ins and `NodeRestriction`. No kubelet registers Nodes. Tests create them with podCIDRs, or let
+//! kube-controller-manager assign these ([`ApiServer::assign_pod_cidrs`]).
 
 mod manifest;
 mod proxy;
@@ -35,17 +35,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct ApiServer {
     etcd: Etcd,
     program: PathBuf,
-    /// Where it can be reached besides the loopback.
+    /// The address at which it can be reached besides the loopback.
     address: Option<IpAddr>,
     port: u16,
     process: Option<Process>,
     dir: TempDir,
 }
 
-/// The program of this name: `target/NAME-1.36.3`, which `./test` builds.
+/// Returns the path of a program: `target/NAME-1.36.3`, which `./test` builds.
 ///
 /// # Errors
-/// Says where it was looked for and how to get it: a test that needs it fails without.
+/// The path that was searched and how to get the program: a test that needs it fails without it.
 pub fn program(name: &str) -> Result<PathBuf, Error> {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(format!("{name}-1.36.3"));
     match program.is_file() {
@@ -57,20 +57,20 @@ pub fn program(name: &str) -> Result<PathBuf, Error> {
 }
 
 impl ApiServer {
-    /// Starts a server over an etcd of this version, and waits until it is ready.
+    /// Starts a server with an etcd of this version, and waits until it is ready.
     ///
     /// # Errors
-    /// Names what is missing, or shows the end of its log.
+    /// What is missing, or the end of its log.
     pub async fn start(version: etcd::Version) -> Result<Self, Error> {
         Self::start_at(version, None).await
     }
 
-    /// The same in the network namespace of this thread, for clients that reach it at `address`.
+    /// Like [`start`](Self::start), in the network namespace of this thread, for clients that reach it at `address`.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_at(version: etcd::Version, address: Option<IpAddr>) -> Result<Self, Error> {
-        // A process has one, and its features enable more than one.
+        // A process has one provider, and the enabled features include more than one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let program = program("kube-apiserver")?;
         let etcd = Etcd::start(etcd::Options::single(version))?;
@@ -82,27 +82,27 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// Its URL for clients of other network namespaces where there are some, else on the loopback.
+    /// Returns the URL for clients of other network namespaces, if there is one, else the one on the loopback.
     pub fn url(&self) -> String {
         let host = self.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
         format!("https://{}", SocketAddr::new(host, self.port))
     }
 
-    /// Where it listens.
+    /// Returns the port on which it listens.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The etcd behind it.
+    /// Returns the server's etcd.
     pub fn etcd(&mut self) -> &mut Etcd {
         &mut self.etcd
     }
 
-    /// A kubeconfig file called `name` for the bearer of this token, which is read from a file of its own, and a server at
+    /// Writes a kubeconfig file called `name` with this token, which is read from its own file, and with a server at
     /// this URL.
     ///
     /// # Errors
-    /// What the system refused.
+    /// The system's error.
     pub fn kubeconfig(&self, name: &str, token: &str, url: &str) -> Result<PathBuf, Error> {
         let token_file = self.token_file(name);
         let path = self.file(&format!("{name}.kubeconfig"));
@@ -119,28 +119,28 @@ impl ApiServer {
         Ok(path)
     }
 
-    /// A kubeconfig file of the administrator.
+    /// Writes a kubeconfig file of the administrator.
     ///
     /// # Errors
-    /// What the system refused.
+    /// The system's error.
     pub fn admin_kubeconfig(&self) -> Result<PathBuf, Error> {
         self.kubeconfig(ADMIN, ADMIN, &self.url())
     }
 
-    /// Where the certificate is that its own is signed with, in PEM.
+    /// Returns the path of the authority that signed the server's certificate, in PEM.
     pub fn authority_file(&self) -> PathBuf {
         self.file("ca.pem")
     }
 
-    /// Where the token of the kubeconfig file of this name is.
+    /// Returns the path of the token of the kubeconfig file of this name.
     pub fn token_file(&self, name: &str) -> PathBuf {
         self.file(&format!("{name}.token"))
     }
 
-    /// Makes a service account with these RBAC rules for the whole cluster. Returns a token of it.
+    /// Creates a service account with these RBAC rules for the whole cluster. Returns its token.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn service_account(&self, name: &str, rules: Value) -> Result<String, Error> {
         let role = json!({ "metadata": { "name": name }, "rules": rules });
         self.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", &role).await?;
@@ -157,11 +157,11 @@ impl ApiServer {
         text.map(str::to_owned).ok_or_else(|| Error::new(format!("no token in {token}")))
     }
 
-    /// Gives the account of this name these RBAC rules in place of those that it had, and waits until the server goes by
-    /// them: until it may, or may not, do `verb` to `resource`.
+    /// Replaces the RBAC rules of an account, and waits until the server applies them: until it allows, or denies,
+    /// `verb` on `resource`.
     ///
     /// # Errors
-    /// What the server refused, or that it does not go by them.
+    /// The server's error, or that it does not apply the rules.
     pub async fn set_rules(&self, name: &str, rules: Value, verb: &str, resource: &str) -> Result<(), Error> {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let is_granted = |rule: &Value| {
@@ -189,10 +189,10 @@ impl ApiServer {
         }
     }
 
-    /// Makes a Node with these podCIDRs, or none.
+    /// Creates a Node with these podCIDRs, or without.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn create_node(&self, name: &str, cidrs: &[String]) -> Result<Value, Error> {
         let spec = match cidrs.first() {
             Some(first) => json!({ "podCIDR": first, "podCIDRs": cidrs }),
@@ -204,15 +204,15 @@ impl ApiServer {
     /// Sets annotations of a Node; `null` removes one.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn annotate(&self, name: &str, annotations: Value) -> Result<Value, Error> {
         self.patch(&format!("/api/v1/nodes/{name}"), &json!({ "metadata": { "annotations": annotations } })).await
     }
 
-    /// Makes a Pod in `kube-system` that runs as the account of this name. Where no Node is named it has none yet.
+    /// Creates a Pod in `kube-system` that runs as this account. Without `node` it has no Node yet.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn create_pod(&self, name: &str, account: &str, node: Option<&str>) -> Result<Value, Error> {
         let containers = json!([{ "name": "agent", "image": "example.com/agent" }]);
         let mut spec = json!({ "serviceAccountName": account, "containers": containers });
@@ -222,29 +222,29 @@ impl ApiServer {
         self.create("/api/v1/namespaces/kube-system/pods", &json!({ "metadata": { "name": name }, "spec": spec })).await
     }
 
-    /// Gives a Pod to a Node, as the scheduler does.
+    /// Binds a Pod to a Node, as the scheduler does.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn bind_pod(&self, name: &str, node: &str) -> Result<Value, Error> {
         let target = json!({ "metadata": { "name": name }, "target": { "kind": "Node", "name": node } });
         self.create(&format!("/api/v1/namespaces/kube-system/pods/{name}/binding"), &target).await
     }
 
-    /// Writes a condition of a Node and leaves its others as they are, as a kubelet does.
+    /// Writes a condition of a Node and keeps the others, as a kubelet does.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn set_condition(&self, name: &str, condition: &Value) -> Result<Value, Error> {
         let patch = json!({ "status": { "conditions": [condition] } });
         let content = "application/strategic-merge-patch+json";
         self.send(Method::PATCH, &format!("/api/v1/nodes/{name}/status"), content, Some(&patch)).await
     }
 
-    /// Runs kube-controller-manager beside the server, which assigns podCIDRs out of `cluster_cidrs` and does nothing else.
+    /// Runs kube-controller-manager, which assigns podCIDRs from `cluster_cidrs` and does nothing else.
     ///
     /// # Errors
-    /// Says how to get the program where it is missing.
+    /// How to get the program, if it is missing.
     pub fn assign_pod_cidrs(&self, cluster_cidrs: &str) -> Result<Process, Error> {
         let mut command = Command::new(program("kube-controller-manager")?);
         command
@@ -261,23 +261,23 @@ impl ApiServer {
     /// Reads an object.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn get(&self, path: &str) -> Result<Value, Error> {
         self.request(Method::GET, path, None).await
     }
 
-    /// Makes an object.
+    /// Creates an object.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn create(&self, path: &str, object: &Value) -> Result<Value, Error> {
         self.request(Method::POST, path, Some(object)).await
     }
 
-    /// Merges into an object.
+    /// Merges a patch into an object.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn patch(&self, path: &str, patch: &Value) -> Result<Value, Error> {
         self.request(Method::PATCH, path, Some(patch)).await
     }
@@ -285,20 +285,20 @@ impl ApiServer {
     /// Deletes an object, or all of a kind.
     ///
     /// # Errors
-    /// What the server refused.
+    /// The server's error.
     pub async fn delete(&self, path: &str) -> Result<Value, Error> {
         self.request(Method::DELETE, path, None).await
     }
 
-    /// Kills the server; its etcd runs on.
+    /// Kills the server; its etcd continues.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Starts it again, and waits until it is ready.
+    /// Starts the server again, and waits until it is ready.
     ///
     /// # Errors
-    /// Shows the end of its log.
+    /// The end of its log.
     pub async fn restart(&mut self) -> Result<(), Error> {
         self.process = None;
         let file = |name: &str| self.file(name).display().to_string();
@@ -326,7 +326,7 @@ impl ApiServer {
 
     async fn await_readiness(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
-        // The controller that makes it runs after the server says that it is ready.
+        // The controller that creates it runs after the server reports that it is ready.
         while self.get("/api/v1/namespaces/kube-system").await.is_err() {
             let Some(process) = &mut self.process else { return Ok(()) };
             if process.ended()?.is_some() || Instant::now() > deadline {
@@ -353,15 +353,15 @@ impl ApiServer {
         answer.map_err(|error| Error::new(format!("{doing}: {error}")))
     }
 
-    /// A client of the administrator's. Each runtime needs one of its own.
+    /// Returns a client with the administrator's credentials. Each runtime needs its own.
     ///
     /// # Errors
-    /// When the server's URL or authority is refused.
+    /// If the server's URL or authority is refused.
     pub async fn client(&self) -> Result<kube::Client, Error> {
         self.client_of(Some(ADMIN))
     }
 
-    /// A client of the bearer of this token, or of nobody.
+    /// Returns a client with this token, or without credentials.
     fn client_of(&self, token: Option<&str>) -> Result<kube::Client, Error> {
         let refused = |error: &dyn std::fmt::Display| Error::new(format!("no client of kube-apiserver: {error}"));
         let url = format!("https://127.0.0.1:{}", self.port).parse().map_err(|error| refused(&error))?;

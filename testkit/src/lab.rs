@@ -1,4 +1,4 @@
-//! A data centre in a box: a switch, nodes on it, and a pod behind each node.
+//! A simulated network: a switch, nodes on it, and a pod behind each node.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
@@ -15,7 +15,7 @@ const POD_BRIDGE: &str = "cni0";
 const SWITCH_LINK: &str = "br0";
 const V4_LEN: u8 = 16;
 const V6_LEN: u8 = 64;
-/// Carrier changes are announced by a kernel worker, at most once a second each.
+/// A kernel worker announces carrier changes, each at most once a second.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// The IP families of an underlay.
@@ -30,7 +30,7 @@ pub enum Families {
 }
 
 impl Families {
-    /// Whether this family is among them.
+    /// Whether it includes this family.
     pub fn has(self, family: Family) -> bool {
         match self {
             Self::V4 => family == Family::V4,
@@ -44,7 +44,7 @@ impl Families {
     }
 }
 
-/// A switch and the nodes on it. All of it is gone when it is dropped, but for what somebody still holds.
+/// A switch and the nodes on it. Dropping it ends them all, except for what is still held elsewhere.
 #[derive(Debug)]
 pub struct Underlay {
     switch: Namespace,
@@ -52,18 +52,18 @@ pub struct Underlay {
 }
 
 impl Underlay {
-    /// `count` nodes with an MTU of 1500.
+    /// Creates `count` nodes with an MTU of 1500.
     ///
     /// Node n (from 1) has 10.89.0.0/16 + 10 + n and fd00:89::/64 + 10 + n on [`UNDERLAY_LINK`], and a default route
-    /// through the switch, which is + 1. It forwards, and its IPv6 addresses can be used at once.
+    /// through the switch, which is + 1. It forwards packets, and its IPv6 addresses can be used at once.
     ///
     /// # Errors
-    /// When namespaces are not allowed (see [`crate::userns::enter`]), or a family is not in the kernel.
+    /// If namespaces are not allowed (see [`crate::userns::enter`]), or the kernel lacks a family.
     pub fn new(count: usize, families: Families) -> Result<Self, Error> {
         Self::with_mtu(count, families, Mtu(1500))
     }
 
-    /// The same with another MTU.
+    /// Like [`new`](Self::new), with another MTU.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -71,7 +71,7 @@ impl Underlay {
         let switch = Namespace::new("switch")?;
         prepare(&switch, families)?;
         switch.add_bridge(SWITCH_LINK)?;
-        // A bridge without an address of its own takes its ports' lowest, and changes when they come and go.
+        // A bridge without a fixed MAC address uses the lowest of its ports, and changes it with the ports.
         switch.set_mac(SWITCH_LINK, mac(0x5e, 0))?;
         switch.set_mtu(SWITCH_LINK, mtu.0)?;
         switch.set_up(SWITCH_LINK)?;
@@ -83,12 +83,12 @@ impl Underlay {
         Ok(Self { switch, nodes })
     }
 
-    /// The nodes.
+    /// Returns the nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// The namespace of the switch: an outsider that every node reaches by its default route.
+    /// Returns the namespace of the switch: an outside host that every node reaches by its default route.
     pub fn switch(&self) -> &Namespace {
         &self.switch
     }
@@ -97,11 +97,11 @@ impl Underlay {
 /// A machine of the underlay.
 #[derive(Debug)]
 pub struct Node {
-    /// Its name, as `node1`.
+    /// The node's name, such as `node1`.
     pub name: String,
-    /// Its host namespace.
+    /// The node's host namespace.
     pub ns: Namespace,
-    /// Its addresses on the underlay.
+    /// The node's addresses on the underlay.
     pub addrs: Dual<IpAddr>,
     families: Families,
     gateways: Dual<IpAddr>,
@@ -137,45 +137,45 @@ impl Node {
         Ok(node)
     }
 
-    /// Its IPv4 address on the underlay.
+    /// Returns the node's IPv4 address on the underlay.
     ///
     /// # Errors
-    /// When the underlay has no IPv4.
+    /// If the underlay has no IPv4.
     pub fn v4(&self) -> Result<IpAddr, Error> {
         self.addr(Family::V4)
     }
 
-    /// Its IPv6 address on the underlay.
+    /// Returns the node's IPv6 address on the underlay.
     ///
     /// # Errors
-    /// When the underlay has no IPv6.
+    /// If the underlay has no IPv6.
     pub fn v6(&self) -> Result<IpAddr, Error> {
         self.addr(Family::V6)
     }
 
-    /// Its address of a family on the underlay.
+    /// Returns the node's address of a family on the underlay.
     ///
     /// # Errors
-    /// When the underlay has not that family.
+    /// If the underlay does not have that family.
     pub fn addr(&self, family: Family) -> Result<IpAddr, Error> {
         self.addrs.get(family).copied().ok_or_else(|| Error::new(format!("{} has no {family} address", self.name)))
     }
 
-    /// Its address on the underlay with the length of its prefix, in bits.
+    /// Returns the node's addresses on the underlay, each with its prefix length in bits.
     pub(crate) fn underlay_addresses(&self) -> impl Iterator<Item = (IpAddr, u8)> {
         self.addrs.iter().map(|(_, addr)| (*addr, length(*addr))).collect::<Vec<_>>().into_iter()
     }
 
-    /// The other end of its link to the switch: the namespace and the name there.
+    /// Returns the other end of the link to the switch: its namespace and name.
     pub(crate) fn switch_port(&self) -> (&Namespace, &str) {
         (&self.switch, &self.port)
     }
 
-    /// Gives the node what is missing of its link to the switch: the link, its state, addresses, connected and default
-    /// routes. Idempotent; waits for the carrier.
+    /// Restores the node's link to the switch: the link, its state, addresses, connected and default routes.
+    /// Idempotent; waits for the carrier.
     ///
     /// # Errors
-    /// As the kernel says, or when there is no carrier after some seconds.
+    /// The kernel's error, or if there is no carrier after some seconds.
     pub fn restore_underlay(&self) -> Result<(), Error> {
         let (switch, port) = self.switch_port();
         if !self.ns.links()?.iter().any(|link| link.name == UNDERLAY_LINK) {
@@ -200,7 +200,7 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until the link to the switch has a carrier, or has lost it, at both ends.
+    /// Waits until the link to the switch has or has lost its carrier, at both ends.
     pub(crate) fn await_carrier(&self, carrier: Carrier) -> Result<(), Error> {
         let wanted = carrier == Carrier::Up;
         wait_until(&format!("{}: carrier {carrier:?}", self.name), SETTLE, || {
@@ -212,11 +212,11 @@ impl Node {
         Ok(())
     }
 
-    /// Attaches a pod, as a CNI plug-in does once the lease is known: a bridge with the subnet's first address, the
-    /// pod with its second, and a default route in it through the bridge. A bridge from before is replaced.
+    /// Attaches a pod, as a CNI plug-in does once there is a lease: a bridge with the subnet's first address, and a pod
+    /// with the second and a default route through the bridge. Replaces an existing bridge.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn attach_pod(&self, net: &PodNet) -> Result<Pod, Error> {
         self.detach_pods()?;
         let ns = Namespace::new(&format!("{}-pod", self.name))?;
@@ -247,7 +247,7 @@ impl Node {
     /// Removes the pods' bridge and link, if there are any.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn detach_pods(&self) -> Result<(), Error> {
         for link in self.ns.links()? {
             if link.name == POD_BRIDGE || link.name == "veth0" {
@@ -258,7 +258,7 @@ impl Node {
     }
 }
 
-/// What a lease gives to pods.
+/// The settings that pods get from a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodNet {
     /// The node's subnets.
@@ -267,26 +267,26 @@ pub struct PodNet {
     pub mtu: Mtu,
 }
 
-/// A pod: a namespace behind a node. Gone when dropped.
+/// A pod: a namespace behind a node, which ends when this is dropped.
 #[derive(Debug, Clone)]
 pub struct Pod {
-    /// Its namespace.
+    /// The pod's namespace.
     pub ns: Namespace,
-    /// Its addresses.
+    /// The pod's addresses.
     pub addrs: Dual<IpAddr>,
 }
 
 impl Pod {
-    /// Its address of a family.
+    /// Returns the pod's address of a family.
     ///
     /// # Errors
-    /// When it has none.
+    /// If the pod has none.
     pub fn addr(&self, family: Family) -> Result<IpAddr, Error> {
         self.addrs.get(family).copied().ok_or_else(|| Error::new(format!("the pod has no {family} address")))
     }
 }
 
-/// Whether a link has what it needs below.
+/// Whether a link has a carrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Carrier {
     Up,
@@ -296,7 +296,8 @@ pub(crate) enum Carrier {
 /// Polls `condition` until it holds.
 ///
 /// # Errors
-/// When it does not within `patience`; the text names `what` was waited for. An error of the condition ends the wait.
+/// If it does not hold within `patience`; the text contains `what` was waited for. An error of the condition ends the
+/// wait.
 pub fn wait_until(
     what: &str,
     patience: Duration,
@@ -314,7 +315,7 @@ pub fn wait_until(
 
 const FORWARDING: [(&str, &str); 2] = [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
 
-/// Settings that a new namespace may inherit from the host, and that would decide a test's outcome.
+/// Sets what a new namespace may inherit from the host and what would change a test's outcome.
 fn prepare(ns: &Namespace, families: Families) -> Result<(), Error> {
     ns.set_sysctls(&[("net/ipv4/conf/all/rp_filter", "0"), ("net/ipv4/conf/default/rp_filter", "0")])?;
     if !families.has(Family::V6) {
@@ -362,7 +363,7 @@ fn default_prefix(family: Family) -> Result<Prefix, Error> {
     Prefix::new(any, 0).map_err(|error| Error::new(error.to_string()))
 }
 
-/// What the kernel makes with an address.
+/// Returns the route that the kernel creates with an address.
 pub(crate) fn connected_route(prefix: Prefix, addr: IpAddr) -> Route {
     let route = Route::to(prefix).dev(UNDERLAY_LINK).protocol(Route::KERNEL);
     match addr {

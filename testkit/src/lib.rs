@@ -46,17 +46,17 @@ pub use process::Process;
 
 pub(crate) use error::Context;
 
-/// Where the system may have a file system in memory.
+/// The usual place of an in-memory file system.
 const MEMORY: &str = "/dev/shm";
-/// The least free space in memory, in bytes: an etcd takes 64 MiB at once, and several run at a time. Containers often
-/// have no more than that.
+/// The least free space in memory, in bytes: an etcd uses 64 MiB at once, and several run at the same time. Containers
+/// often have no more than that.
 const MEMORY_LEAST: u64 = 1 << 30;
 
-/// A temporary directory for a store, in memory where the system has room there: a store that waits for a busy disk
-/// would make tests fail that are about something else. Not for programs: memory may be mounted `noexec`.
+/// Creates a temporary directory for a store, in memory if there is room: a store that waits for a busy disk would make
+/// unrelated tests fail. Not for programs: memory may be mounted `noexec`.
 ///
 /// # Errors
-/// When neither there nor on the disk one can be made.
+/// If no directory can be created there or on the disk.
 pub fn memory_dir() -> std::io::Result<tempfile::TempDir> {
     let free = nix::sys::statvfs::statvfs(MEMORY).map_or(0, |fs| fs.blocks_available() * fs.fragment_size());
     if free < MEMORY_LEAST {
@@ -65,7 +65,7 @@ pub fn memory_dir() -> std::io::Result<tempfile::TempDir> {
     tempfile::TempDir::new_in(MEMORY).or_else(|_| tempfile::TempDir::new())
 }
 
-/// Tests that are calls of one function.
+/// Defines tests that are calls of one function.
 #[macro_export]
 macro_rules! cases {
     ($(fn $name:ident() = $check:ident($($argument:expr),*);)+) => {

@@ -1,4 +1,4 @@
-//! A network namespace that lives as long as somebody holds it.
+//! A network namespace that exists as long as it is held.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,8 +10,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::{Context, Error};
 
-/// A network namespace. Held by a file descriptor only, so that it and all that is in it is gone with its last clone;
-/// there is nothing to clean up.
+/// A network namespace. Only a file descriptor holds it, so it ends with its last clone, with everything in it; no
+/// clean-up is needed.
 #[derive(Clone)]
 pub struct Namespace(Arc<Held>);
 
@@ -21,10 +21,10 @@ struct Held {
 }
 
 impl Namespace {
-    /// A new namespace whose loopback is up. The name is for messages only.
+    /// Creates a namespace whose loopback is up. The name is used in messages only.
     ///
     /// # Errors
-    /// When the process may not make one (see [`crate::userns::enter`]).
+    /// If the process may not create one (see [`crate::userns::enter`]).
     pub fn new(name: &str) -> Result<Self, Error> {
         let thread = thread::scope(|scope| {
             let made = scope.spawn(|| {
@@ -39,10 +39,11 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The same with an uplink that is up and has these addresses with their lengths. Its far end is in there, too.
+    /// Like [`new`](Self::new), with an uplink that is up and has these addresses with prefix lengths. Its far end is
+    /// in the same namespace.
     ///
     /// # Errors
-    /// As [`new`](Self::new), or as the kernel says.
+    /// As [`new`](Self::new), or the kernel's error.
     pub fn with_uplink(name: &str, uplink: &str, addresses: &[&str]) -> Result<Self, Error> {
         let namespace = Self::new(name)?;
         let far_end = format!("{uplink}-far");
@@ -56,26 +57,26 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The namespace that the calling thread is in.
+    /// Returns the namespace of the calling thread.
     ///
     /// # Errors
-    /// When `/proc` is not mounted.
+    /// If `/proc` is not mounted.
     pub fn current(name: &str) -> Result<Self, Error> {
         let file = File::open("/proc/thread-self/ns/net").context(|| format!("opening network namespace {name}"))?;
         Ok(Self(Arc::new(Held { name: name.to_owned(), file })))
     }
 
-    /// Its name in messages.
+    /// Returns its name in messages.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Runs `f` inside, on a thread made for it, and waits for its end. A panic of `f` goes on in the caller.
+    /// Runs `f` inside, on a new thread, and waits for its end. A panic of `f` continues in the caller.
     ///
-    /// Sockets opened inside stay inside wherever they are used afterwards.
+    /// Sockets opened inside stay inside, wherever they are used later.
     ///
     /// # Errors
-    /// When the thread cannot enter the namespace; `f` has not run then.
+    /// If the thread cannot enter the namespace; `f` has not run then.
     pub fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> Result<R, Error> {
         let joined = thread::scope(|scope| {
             let inside = scope.spawn(|| -> Result<R, Error> {
@@ -87,10 +88,10 @@ impl Namespace {
         joined.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Starts `f` inside, on a thread of its own.
+    /// Starts `f` inside, on its own thread.
     ///
     /// # Errors
-    /// When no thread can be had. A thread that cannot enter gives its error to whoever joins it.
+    /// If no thread can be created. If the thread cannot enter the namespace, joining it returns the error.
     pub fn spawn<R: Send + 'static>(
         &self,
         f: impl FnOnce() -> R + Send + 'static,
@@ -104,26 +105,26 @@ impl Namespace {
         started.context(|| format!("starting a thread in {}", self.name()))
     }
 
-    /// Moves the calling thread in, for good.
+    /// Moves the calling thread into the namespace, permanently.
     ///
     /// # Errors
-    /// When the process has no right to.
+    /// If the process lacks the right.
     pub fn enter(&self) -> Result<(), Error> {
         let entered = setns(&self.0.file, CloneFlags::CLONE_NEWNET);
         entered.context(|| format!("entering network namespace {}", self.name()))
     }
 
-    /// Writes a sysctl, as `net/ipv4/ip_forward`.
+    /// Writes a sysctl, such as `net/ipv4/ip_forward`.
     ///
     /// # Errors
-    /// When it does not exist here or must not be written.
+    /// If it does not exist here or must not be written.
     pub fn set_sysctl(&self, name: &str, value: &str) -> Result<(), Error> {
         let path = format!("/proc/sys/{name}");
         self.run(|| fs::write(&path, value))?
             .context(|| format!("{}: writing {value} to {path} (/proc/sys has to be writable)", self.name()))
     }
 
-    /// Writes several.
+    /// Writes several sysctls.
     ///
     /// # Errors
     /// As [`set_sysctl`](Self::set_sysctl), for the first that fails.
@@ -134,7 +135,7 @@ impl Namespace {
     /// Reads a sysctl, without the line end.
     ///
     /// # Errors
-    /// When it does not exist here.
+    /// If it does not exist here.
     pub fn sysctl(&self, name: &str) -> Result<String, Error> {
         let path = format!("/proc/sys/{name}");
         let text = self.run(|| fs::read_to_string(&path))?.context(|| format!("{}: reading {path}", self.name()))?;

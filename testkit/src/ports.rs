@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::Error;
 
-/// Free ports below those that the kernel gives to outgoing connections, so that they stay free while a server is down.
+/// Returns free ports below the kernel's range for outgoing connections, so that they stay free while a server is down.
 pub(crate) fn free<const N: usize>() -> Result<[u16; N], Error> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Test processes that run side by side begin in different places.
+    // Parallel test processes begin at different ports.
     let start = std::process::id().wrapping_mul(61);
     let mut found = Vec::new();
     for _ in 0..10_000 {

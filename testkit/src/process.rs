@@ -18,10 +18,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program, whose standard error goes to a new file `log`.
+    /// Starts a program, whose standard error is written to a new file `log`.
     ///
     /// # Errors
-    /// When the file cannot be written or the program not be run.
+    /// If the file cannot be written or the program cannot be run.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self, Error> {
         let file = File::create(log).context(|| format!("cannot write {}", log.display()))?;
         let child = command.stderr(file).spawn();
@@ -29,32 +29,32 @@ impl Process {
         Ok(Self { child, log: log.to_owned() })
     }
 
-    /// Its number.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends it a signal.
+    /// Sends a signal.
     ///
     /// # Errors
-    /// When it has ended and was waited for.
+    /// If the process has ended and was waited for.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         let pid = i32::try_from(self.id()).map_err(|_| Error::new("a process number beyond 31 bits"))?;
         signal::kill(Pid::from_raw(pid), signal).context(|| format!("cannot send {signal} to {pid}"))
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status, if the process has ended.
     ///
     /// # Errors
-    /// What the system refused.
+    /// The system's error.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>, Error> {
         self.child.try_wait().context(|| "cannot wait for a process".to_owned())
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     ///
     /// # Errors
-    /// When it does not end within `patience`, with the end of its log.
+    /// If it does not end within `patience`, with the end of its log.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus, Error> {
         let mut status = None;
         let waited = wait_until("the end of the process", patience, || {
@@ -67,12 +67,12 @@ impl Process {
         })
     }
 
-    /// What it logged so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// The last lines of that, for messages.
+    /// Returns the last lines of the log, for messages.
     pub fn last_words(&self) -> String {
         let log = self.log();
         let lines: Vec<_> = log.lines().rev().take(12).collect();
@@ -82,7 +82,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! What somebody else does to a node behind an agent's back: every act of `docs/kernel-facts.md`, and a few more.
+//! What other programs do to a node without the agent: every act of `docs/kernel-facts.md`, and a few more.
 
 use flannel_core::net::{Dual, Family, MacAddr, Prefix};
 
@@ -23,11 +23,11 @@ pub enum Act {
     OverlayRenamed,
     /// The overlay devices go to the default group.
     OverlayUngrouped,
-    /// The overlay devices go to a group of somebody's own.
+    /// The overlay devices are moved to a foreign group.
     OverlayRegrouped,
     /// The overlay devices lose their alias.
     OverlayAliasRemoved,
-    /// The overlay devices lose group and alias, all that says whose they are.
+    /// The overlay devices lose group and alias, the only marks of their owner.
     OverlayUnmarked,
     /// The overlay devices are deleted.
     OverlayDeleted,
@@ -35,28 +35,28 @@ pub enum Act {
     UnderlayDownUp,
     /// The link to the switch loses its addresses and gets them back.
     UnderlayAddresses,
-    /// The connected routes of the link to the switch are deleted, and added with a metric: so NetworkManager takes a
-    /// link over.
+    /// The connected routes of the link to the switch are deleted, and added with a metric, as when NetworkManager
+    /// takes over a link.
     UnderlayConnected,
     /// The link to the switch is renamed, and renamed back.
     UnderlayRenamed,
-    /// The link to the switch loses its carrier, and has it back.
+    /// The link to the switch loses its carrier and regains it.
     UnderlayCarrier,
-    /// The link to the switch is deleted, and made anew: same name, addresses and default route, another index.
+    /// The link to the switch is deleted and created again: same name, addresses and default route, another index.
     UnderlayDeleted,
-    /// The main table is flushed; the node's own connected and default routes are put back.
+    /// The main table is flushed; the node's own connected and default routes are restored.
     RoutesFlushed,
     /// The overlay devices' permanent neighbours are flushed.
     NeighboursFlushed,
-    /// The overlay devices' ARP goes off and on.
+    /// The overlay devices' ARP is turned off and on.
     ArpOffOn,
-    /// The overlay devices' forwarding entries are flushed.
+    /// The overlay devices' FDB entries are flushed.
     FdbFlushed,
     /// One route to a peer is deleted.
     RouteDeleted,
     /// One permanent neighbour is deleted.
     NeighbourDeleted,
-    /// One forwarding entry is deleted.
+    /// One FDB entry is deleted.
     FdbDeleted,
     /// The UDP sockets of the data plane are destroyed (`ss --kill`).
     SocketsDestroyed,
@@ -64,7 +64,7 @@ pub enum Act {
     Everything,
 }
 
-/// What kind of overlay is hurt.
+/// The kind of overlay that is damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plane {
     /// Routes through VXLAN devices.
@@ -75,10 +75,10 @@ pub enum Plane {
     Udp,
 }
 
-/// The overlay on a node, as a saboteur sees it.
+/// The overlay on a node, as far as an act needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Overlay {
-    /// Its devices; none for host-gw.
+    /// The overlay's devices; none for host-gw.
     pub devices: Vec<String>,
     /// The pod networks.
     pub networks: Dual<Prefix>,
@@ -113,7 +113,7 @@ impl Act {
         Self::Everything,
     ];
 
-    /// Those that hurt this kind of overlay.
+    /// Returns the acts that damage this kind of overlay.
     pub fn all(plane: Plane) -> impl Iterator<Item = Self> {
         Self::EVERY.into_iter().filter(move |act| match plane {
             Plane::Vxlan => *act != Self::SocketsDestroyed,
@@ -122,7 +122,7 @@ impl Act {
         })
     }
 
-    /// Whether it is done to an overlay device.
+    /// Whether it affects an overlay device.
     fn needs_device(self) -> bool {
         match self {
             Self::OverlayDownUp
@@ -153,7 +153,7 @@ impl Act {
         }
     }
 
-    /// Whether it is done to what a device without MAC addresses does not have, or to a next hop.
+    /// Whether it affects a next hop, or something that a device without MAC addresses does not have.
     fn needs_ethernet(self) -> bool {
         matches!(
             self,
@@ -167,7 +167,7 @@ impl Act {
         )
     }
 
-    /// A short name for people.
+    /// Returns a short name for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::OverlayDownUp => "device down, up",
@@ -198,17 +198,18 @@ impl Act {
         }
     }
 
-    /// Does it. Whatever it takes from the underlay is back on return, so that the time to heal runs from here.
+    /// Performs the act. Whatever it takes from the underlay is restored on return, so that the time to heal runs from
+    /// then.
     ///
     /// # Errors
-    /// When there is nothing to hurt, or as the kernel says. The underlay may be damaged then
+    /// If there is nothing to damage, or the kernel's error. The underlay may be damaged then
     /// ([`Node::restore_underlay`]).
     pub fn apply(self, node: &Node, overlay: &Overlay) -> Result<(), Error> {
         self.strike(node, overlay)?;
         self.restore(node)
     }
 
-    /// Does it without giving anything back; what is on and off in one act is done whole.
+    /// Performs the act without restoring anything; an act that turns something off and on does both.
     ///
     /// # Errors
     /// As [`apply`](Self::apply).
@@ -246,7 +247,7 @@ impl Act {
             }
             Self::UnderlayConnected => connected_routes(node)?.iter().try_for_each(|route| ns.delete_route(route)),
             Self::UnderlayRenamed => {
-                // Only kernels from 6.2 on rename a link that is up; this way it works everywhere.
+                // Only kernels from 6.2 on rename a link that is up; this works with all kernels.
                 ns.set_down(UNDERLAY_LINK)?;
                 ns.set_link(UNDERLAY_LINK, &format!("name {}", renamed(UNDERLAY_LINK)))?;
                 ns.set_up(&renamed(UNDERLAY_LINK))
@@ -287,10 +288,10 @@ impl Act {
         }
     }
 
-    /// Gives back what [`strike`](Self::strike) took from the underlay. Idempotent; nothing to do for most acts.
+    /// Restores what [`strike`](Self::strike) took from the underlay. Idempotent; most acts need nothing.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn restore(self, node: &Node) -> Result<(), Error> {
         let ns = &node.ns;
         if self == Self::UnderlayRenamed && ns.links()?.iter().any(|link| link.name == renamed(UNDERLAY_LINK)) {
@@ -317,7 +318,7 @@ impl Overlay {
         self.devices.iter().map(String::as_str).try_for_each(act)
     }
 
-    /// Whether a route is the overlay's own way to a peer, whichever agent made it: canaries have other protocols or
+    /// Whether a route is the overlay's route to a peer, whichever agent created it: canaries have other protocols or
     /// metrics.
     fn owns(&self, route: &Route) -> bool {
         let network = self.networks.get(route.to.family());
@@ -340,8 +341,8 @@ fn delete_route(node: &Node, overlay: &Overlay) -> Result<(), Error> {
     if deleted == 0 { Err(Error::new(format!("{} has no route to a peer", node.name))) } else { Ok(()) }
 }
 
-/// Flushes the main table. What the kernel made for addresses, and the default routes, come back: whoever flushes
-/// (networkd, a person) would have to do the same to keep the node.
+/// Flushes the main table. The kernel's routes for addresses and the default routes are restored: a program or person
+/// that flushes the table would have to do the same to keep the node reachable.
 fn flush_routes(node: &Node) -> Result<(), Error> {
     let ns = &node.ns;
     let mut own = Vec::new();
@@ -356,7 +357,7 @@ fn flush_routes(node: &Node) -> Result<(), Error> {
     node.restore_underlay()
 }
 
-/// The routes that the kernel made for the addresses of the link to the switch.
+/// Returns the routes that the kernel created for the addresses of the link to the switch.
 fn connected_routes(node: &Node) -> Result<Vec<Route>, Error> {
     let mut found = Vec::new();
     for family in Family::BOTH {

@@ -1,4 +1,4 @@
-//! Privileges for somebody who has none: a user namespace of one's own.
+//! Privileges for an unprivileged process: its own user namespace.
 
 use std::fs;
 
@@ -7,14 +7,14 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::{Context, Error};
 
-/// Gives the process a private network namespace, and the right to make more of them.
+/// Gives the process a private network namespace, and the right to create more.
 ///
-/// Root gets the network namespace only. Anybody else becomes root of a new user namespace, which is enough for all
-/// that the lab does. To be called at the very start of `main`, while the process has one thread: the kernel refuses a
-/// new user namespace to a process that has more.
+/// Root gets only the network namespace. Any other user becomes root of a new user namespace, which is enough for
+/// everything in the lab. Call it at the very start of `main`, while the process has one thread: the kernel refuses a
+/// new user namespace to a process with more.
 ///
 /// # Errors
-/// When the system forbids it; the text says how to go on. Retrying does not help.
+/// If the system forbids it; the text contains the remedy. Retrying does not help.
 pub fn enter() -> Result<(), Error> {
     let (uid, gid) = (geteuid(), getegid());
     if uid.is_root() && unshare(CloneFlags::CLONE_NEWNET).is_ok() {

@@ -1,4 +1,4 @@
-//! The kernel's objects as it sends them, to be compared byte for byte: what iproute2 prints leaves attributes out.
+//! The kernel's objects as it sends them, for comparison byte for byte: iproute2 omits attributes.
 
 use std::io;
 
@@ -14,18 +14,18 @@ const HEADER: usize = 16;
 /// An object as the kernel sent it.
 pub(super) struct Sent {
     pub(super) message: RouteNetlinkMessage,
-    /// Everything behind the netlink header.
+    /// Everything after the netlink header.
     body: Vec<u8>,
 }
 
-/// What of an object's message does not change by itself: its fixed part, and all attributes but some.
+/// The stable parts of an object's message: its fixed part, and all attributes except the volatile ones.
 pub(super) struct Stable {
     pub(super) fixed: usize,
     pub(super) volatile: &'static [u16],
 }
 
 impl Sent {
-    /// The bytes that do not change by themselves.
+    /// Returns the stable bytes.
     pub(super) fn bytes(&self, stable: &Stable) -> Result<Vec<u8>, Error> {
         let (fixed, attributes) = self.body.split_at(stable.fixed.min(self.body.len()));
         let mut bytes = fixed.to_vec();
@@ -41,7 +41,7 @@ impl Sent {
     }
 }
 
-/// All objects that a request of this kind asks for.
+/// Returns all objects for a request of this kind.
 pub(super) fn dump(ns: &Namespace, request: RouteNetlinkMessage) -> Result<Vec<Sent>, Error> {
     ns.run(|| exchange(request))?.context(|| format!("{}: dumping the kernel's objects", ns.name()))
 }

@@ -1,4 +1,4 @@
-//! How each kind of canary is found again, and what of it counts.
+//! How each kind of canary is found again, and which parts of it are compared.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use super::dump::{Sent, Stable, dump};
 use crate::{Context, Error, Namespace, Route};
 
-/// One foreign object, by what identifies it.
+/// One foreign object, by its identifying fields.
 #[derive(Debug, Clone)]
 pub(super) enum Canary {
     Link(String),
@@ -29,7 +29,7 @@ pub(super) enum Canary {
     Nft(String),
 }
 
-/// Everything a namespace holds at one moment.
+/// All objects of a namespace at one moment.
 pub(super) struct Dumps {
     links: Vec<Sent>,
     addresses: Vec<Sent>,
@@ -60,7 +60,7 @@ impl Dumps {
         })
     }
 
-    /// The canaries' routes in the order of the dump, by their place among `canaries`.
+    /// Returns the canaries' routes in the order of the dump, as indices into `canaries`.
     pub(super) fn route_order(&self, canaries: &[Canary]) -> Vec<usize> {
         let place = |seen: &Sent| {
             canaries.iter().position(|canary| matches!(canary, Canary::Route(wanted) if self.is_route(wanted, seen)))
@@ -68,7 +68,7 @@ impl Dumps {
         self.routes.iter().filter_map(place).collect()
     }
 
-    /// The link of this name, and its index.
+    /// Returns the link of this name, and its index.
     fn link(&self, name: &str) -> Option<(&Sent, u32)> {
         self.links.iter().find_map(|sent| match &sent.message {
             Message::NewLink(link) if link.attributes.contains(&LinkAttribute::IfName(name.to_owned())) => {
@@ -78,7 +78,7 @@ impl Dumps {
         })
     }
 
-    /// Whether a route is this one. Its flags come and go with the carrier.
+    /// Whether a route is this one. Flags are ignored because they change with the carrier.
     fn is_route(&self, wanted: &Route, seen: &Sent) -> bool {
         let Message::NewRoute(route) = &seen.message else { return false };
         let addr = |address: &RouteAddress| match address {
@@ -109,11 +109,11 @@ impl Dumps {
     }
 }
 
-// Statistics, what of the address families' own settings counts packets, how often the carrier changed.
+// Statistics, packet counters in the address families' settings, and the number of carrier changes.
 const LINK: Stable = Stable { fixed: 16, volatile: &[7, 23, 26, 35, 47, 48] };
-/// A bridge shows its timers in IFLA_LINKINFO (18) too.
+/// A bridge also shows its timers in IFLA_LINKINFO (18).
 const BRIDGE: Stable = Stable { fixed: 16, volatile: &[7, 18, 23, 26, 35, 47, 48] };
-/// The time of its making is in: an address that was away is not the same.
+/// The creation time is included: an address that was removed and added again is not the same.
 const ADDRESS: Stable = Stable { fixed: 8, volatile: &[] };
 /// RTA_CACHEINFO counts uses.
 const ROUTE: Stable = Stable { fixed: 12, volatile: &[12] };
@@ -122,7 +122,7 @@ const NEIGHBOUR: Stable = Stable { fixed: 12, volatile: &[3, 4] };
 const RULE: Stable = Stable { fixed: 12, volatile: &[] };
 
 impl Canary {
-    /// What the kernel says of it, without what changes by itself; nothing if it is gone.
+    /// Returns the kernel's data of it, without what changes by itself, or `None` if it is gone.
     pub(super) fn bytes(&self, dumps: &Dumps, ns: &Namespace) -> Result<Option<Vec<u8>>, Error> {
         let index = |dev: &String| dumps.link(dev).map(|(_, index)| index);
         let (found, stable) = match self {
@@ -182,7 +182,7 @@ fn is_bridge(link: &LinkMessage) -> bool {
     link.attributes.iter().any(|it| matches!(it, LinkAttribute::LinkInfo(infos) if infos.contains(&kind)))
 }
 
-/// The neighbour or forwarding entry of this key on a link.
+/// Returns the neighbour or FDB entry of this key on a link.
 fn find_neighbour<'a>(all: &'a [Sent], index: Option<u32>, key: &NeighbourAttribute) -> Option<&'a Sent> {
     all.iter().find(|sent| match &sent.message {
         Message::NewNeighbour(it) => index == Some(it.header.ifindex) && it.attributes.contains(key),
@@ -205,7 +205,7 @@ impl fmt::Display for Canary {
     }
 }
 
-/// Makes an nft table with a chain and a rule; not where there is no `nft`.
+/// Creates an nft table with a chain and a rule. Returns false if there is no `nft`.
 pub(super) fn add_nft_table(ns: &Namespace, table: &str) -> Result<bool, Error> {
     let commands = format!(
         "add table inet {table}; add chain inet {table} c {{ type filter hook forward priority 42; }}; \

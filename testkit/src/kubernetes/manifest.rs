@@ -1,4 +1,4 @@
-//! The manifest that operators apply, read as they would.
+//! The manifest that operators apply.
 
 use std::fs;
 use std::path::Path;
@@ -7,26 +7,26 @@ use serde_json::{Value, json};
 
 use crate::{Context, Error};
 
-/// The objects of `deploy/kubernetes.yaml`, which operators apply.
+/// Returns the objects of `deploy/kubernetes.yaml`, which operators apply.
 ///
 /// # Errors
-/// Says where the manifest is not YAML.
+/// If the manifest is not valid YAML.
 pub fn manifest() -> Result<Vec<Value>, Error> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes.yaml");
     let text = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
     serde_saphyr::from_multiple(&text).map_err(|error| Error::new(format!("{}: {error}", path.display())))
 }
 
-/// The RBAC rules of the manifest's role: what an agent's account may do.
+/// Returns the RBAC rules of the manifest's role: what an agent's account may do.
 ///
 /// # Errors
-/// As [`manifest`], and where it has no such role.
+/// As [`manifest`], and if it has no such role.
 pub fn rules() -> Result<Value, Error> {
     let role = manifest()?.into_iter().find(|object| object["kind"] == "ClusterRole");
     role.map(|mut role| role["rules"].take()).ok_or_else(|| Error::new("the manifest has no ClusterRole".to_owned()))
 }
 
-/// The same without `verb` of `resource`.
+/// Returns the rules without `verb` on `resource`.
 ///
 /// # Errors
 /// As [`rules`].
@@ -37,7 +37,7 @@ pub fn rules_without(verb: &str, resource: &str) -> Result<Value, Error> {
             verbs.retain(|granted| granted != verb);
         }
     }
-    // A rule without verbs is none.
+    // Removes rules without verbs.
     if let Some(rules) = rules.as_array_mut() {
         rules.retain(|rule| rule["verbs"] != json!([]));
     }

@@ -1,4 +1,4 @@
-//! A proxy before an API server that does what a server cannot be made to do.
+//! A proxy before an API server that injects faults which a real server cannot be made to have.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,10 +23,10 @@ use tokio::task::JoinHandle;
 use super::ApiServer;
 use crate::{Context, Error};
 
-/// What happens to a request.
+/// The fault of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// This is answered instead, and the server does not see the request.
+    /// The proxy answers, and the server does not see the request.
     Answer {
         /// The status code.
         status: u16,
@@ -37,29 +37,29 @@ pub enum Fault {
         /// The body.
         body: Vec<u8>,
     },
-    /// The connection ends after so many bytes of the answer's body.
+    /// The connection ends after this many bytes of the answer's body.
     CutAfter(usize),
-    /// Nothing comes after so many bytes of the answer's body, and the connection stays open.
+    /// Nothing follows after this many bytes of the answer's body, and the connection stays open.
     FreezeAfter(usize),
-    /// The server carries the request out, and the answer is lost.
+    /// The server carries out the request, and the answer is lost.
     Lose,
-    /// The answer comes so much later.
+    /// The answer is delayed by this time.
     Delay(Duration),
-    /// Of an answer that is a watch in protobuf the events of the Node with this name do not arrive.
+    /// In a watch in protobuf, the events of the Node with this name do not arrive.
     Drop(String),
 }
 
-/// The type of a watch in protobuf.
+/// The media type of a watch in protobuf.
 const WATCH: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 
-/// An event `ERROR` whose object is a `Status` with the code 410.
+/// An event `ERROR` whose object is a `Status` with code 410.
 const GONE: &[u8] = b"\0\0\0\x39\x0a\x05ERROR\x12\x30\x0a\x2ek8s\0\
     \x0a\x0c\x0a\x02v1\x12\x06Status\
     \x12\x16\x12\x07Failure\x1a\x08too old!\x30\x9a\x03\
     \x1a\0\x22\0";
 
 impl Fault {
-    /// A refusal as Kubernetes words it.
+    /// Creates a refusal in Kubernetes' format.
     pub fn status(code: u16, message: &str) -> Self {
         let body = serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code,
@@ -67,36 +67,36 @@ impl Fault {
         Self::Answer { status: code, retry_after: None, content: "application/json", body: body.to_string().into() }
     }
 
-    /// A refusal that asks the client to wait so many seconds.
+    /// Creates a refusal that asks the client to wait this many seconds.
     pub fn busy(status: u16, seconds: u32) -> Self {
         let body = b"Too many requests".to_vec();
         Self::Answer { status, retry_after: Some(seconds), content: "text/plain", body }
     }
 
-    /// What is sent by a server that takes the request.
+    /// Creates a successful answer.
     pub fn sent(content: &'static str, body: &[u8]) -> Self {
         Self::Answer { status: 200, retry_after: None, content, body: body.to_vec() }
     }
 
-    /// A watch with one event, which says that the version asked for is gone.
+    /// Creates a watch with one event, which reports that the requested version is gone.
     pub fn gone() -> Self {
         Self::sent(WATCH, GONE)
     }
 
-    /// The same, which ends in the middle of the event.
+    /// Creates the same watch, ended in the middle of the event.
     pub fn half_an_event() -> Self {
         Self::sent(WATCH, &GONE[..40])
     }
 }
 
-/// A request that came.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     /// The method and the path with its query.
     pub line: String,
     /// The body.
     pub body: String,
-    /// The token that came with it.
+    /// The request's token.
     pub token: Option<String>,
 }
 
@@ -106,7 +106,7 @@ impl Seen {
     }
 }
 
-/// A proxy in clear text. It ends with its handle.
+/// A proxy without TLS. It ends when its handle is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     addr: SocketAddr,
@@ -116,28 +116,28 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    /// What is to happen to how many requests with this text.
+    /// The faults for requests with this text, each with its remaining count.
     faults: Mutex<Vec<(String, Fault, usize)>>,
     seen: Mutex<Vec<Seen>>,
-    /// How often all answers under way were cut.
+    /// How often all answers in progress were cut.
     cuts: watch::Sender<u64>,
 }
 
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 impl Proxy {
-    /// Starts a proxy before `server`, on the loopback. The server takes its requests for the administrator's.
+    /// Starts a proxy before `server`, on the loopback. The server sees all requests as the administrator's.
     ///
     /// # Errors
-    /// What the system refused.
+    /// The system's error.
     pub async fn start(server: &ApiServer) -> Result<Self, Error> {
         Self::before(server.client().await?, Ipv4Addr::LOCALHOST.into()).await
     }
 
-    /// The same at another address of this network namespace. The server sees the clients' own tokens.
+    /// Starts a proxy at another address of this network namespace. The server sees the clients' own tokens.
     ///
     /// # Errors
-    /// What the system refused.
+    /// The system's error.
     pub async fn start_at(server: &ApiServer, address: IpAddr) -> Result<Self, Error> {
         Self::before(server.client_of(None)?, address).await
     }
@@ -155,28 +155,28 @@ impl Proxy {
         Ok(Self { addr, shared, task })
     }
 
-    /// Its URL.
+    /// Returns the proxy's URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// Lets `fault` happen to the next `times` requests with `part` in their first line or their body. Those that were asked
-    /// for first come first.
+    /// Applies `fault` to the next `times` requests with `part` in their first line or body. Faults requested earlier
+    /// are applied first.
     pub fn expect(&self, part: &str, fault: Fault, times: usize) {
         locked(&self.shared.faults).push((part.to_owned(), fault, times));
     }
 
-    /// Lets nothing happen any more.
+    /// Removes all faults.
     pub fn mend(&self) {
         locked(&self.shared.faults).clear();
     }
 
-    /// Ends all answers that are under way.
+    /// Ends all answers in progress.
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// The requests with `part` in their first line or their body that came so far.
+    /// Returns the requests so far with `part` in their first line or body.
     pub fn seen(&self, part: &str) -> Vec<Seen> {
         locked(&self.shared.seen).iter().filter(|seen| seen.has(part)).cloned().collect()
     }
@@ -191,7 +191,7 @@ impl Drop for Proxy {
 
 async fn serve(stream: TcpStream, client: kube::Client, shared: Arc<Shared>) {
     let answer = |request| answer(request, client.clone(), Arc::clone(&shared));
-    // However it ends: the client sees it.
+    // The client sees any error.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await;
 }
 
@@ -212,7 +212,7 @@ async fn answer(request: Request<Incoming>, client: kube::Client, shared: Arc<Sh
         let body = Full::from(body).map_err(|never| match never {}).boxed_unsync();
         return answer.body(body).map_err(io::Error::other);
     }
-    // The client has a host and a way to compress of its own, and the administrator's credentials as well.
+    // The client sets its own host, compression and credentials of the administrator.
     let headers = std::mem::take(&mut parts.headers);
     let kept = |name: &Option<_>| matches!(name, Some(ACCEPT | AUTHORIZATION | CONTENT_TYPE));
     parts.headers.extend(headers.into_iter().filter(|(name, _)| kept(name)));
@@ -233,7 +233,7 @@ async fn answer(request: Request<Incoming>, client: kube::Client, shared: Arc<Sh
     let status = parts.status;
     let mut answer = Response::builder().status(status);
     for (name, value) in parts.headers.iter().filter(|(name, _)| *name != http::header::TRANSFER_ENCODING) {
-        // A body that is cut has another length.
+        // A cut body has another length.
         if *name != http::header::CONTENT_LENGTH {
             answer = answer.header(name, value);
         }
@@ -241,10 +241,10 @@ async fn answer(request: Request<Incoming>, client: kube::Client, shared: Arc<Sh
     answer.body(StreamBody::new(Box::pin(passed(body, end, cuts))).boxed_unsync()).map_err(io::Error::other)
 }
 
-/// What becomes of an answer's body.
+/// How an answer's body is passed on.
 enum End {
     Own,
-    /// It ends after so many bytes.
+    /// It ends after this many bytes.
     Cut(usize),
     Freeze(usize),
     Without(Without),
@@ -252,20 +252,20 @@ enum End {
 
 /// A watch without the events of a Node.
 struct Without {
-    /// How its name stands in an event.
+    /// The encoding of its name in an event.
     mark: Vec<u8>,
-    /// The begin of an event that has not all arrived.
+    /// The beginning of an incomplete event.
     rest: Vec<u8>,
 }
 
 impl Without {
     fn node(name: &str) -> Self {
-        // `ObjectMeta { name = 1 }`, with its length: no other name has it in it.
+        // `ObjectMeta { name = 1 }`, with its length: no other name contains it.
         let length = u8::try_from(name.len()).unwrap_or(u8::MAX);
         Self { mark: [&[0x0a, length], name.as_bytes()].concat(), rest: Vec::new() }
     }
 
-    /// What of the bytes that arrived is passed on. Each event has its length before it.
+    /// Returns the received bytes that are passed on. Each event is preceded by its length.
     fn pass(&mut self, bytes: &[u8]) -> Bytes {
         self.rest.extend_from_slice(bytes);
         let mut passed = Vec::new();
@@ -315,7 +315,7 @@ fn passed(body: Body, end: End, cuts: watch::Receiver<u64>) -> impl Stream<Item 
 }
 
 impl Shared {
-    /// What is to happen to a request.
+    /// Returns the fault of a request.
     fn fault(&self, seen: &Seen) -> Option<Fault> {
         let mut faults = locked(&self.faults);
         let (_, fault, times) = faults.iter_mut().find(|(part, _, times)| seen.has(part) && *times > 0)?;

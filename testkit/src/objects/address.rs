@@ -17,26 +17,26 @@ pub struct Address {
     /// The address.
     #[serde(rename = "local")]
     pub addr: IpAddr,
-    /// Length of its prefix, in bits.
+    /// The length of its prefix, in bits.
     #[serde(rename = "prefixlen")]
     pub len: u8,
-    /// How far it is known, as a route's.
+    /// The scope, as for routes.
     #[serde(deserialize_with = "number")]
     pub scope: u8,
 }
 
 impl Address {
-    /// Made by the kernel for the link itself, as `fe80::1`.
+    /// Whether the kernel created it for the link itself, such as `fe80::1`.
     pub fn is_link_local(&self) -> bool {
         self.scope == super::Route::LINK
     }
 }
 
 impl Namespace {
-    /// All addresses.
+    /// Returns all addresses.
     ///
     /// # Errors
-    /// When the kernel refuses the dump.
+    /// If the kernel refuses the dump.
     pub fn addresses(&self) -> Result<Vec<Address>, Error> {
         #[derive(Deserialize)]
         struct Row {
@@ -53,10 +53,10 @@ impl Namespace {
     /// `ip addr add ADDR/LEN dev DEV nodad`: an IPv6 address can be used at once.
     ///
     /// # Errors
-    /// As the kernel says; `EEXIST` if it is there.
+    /// The kernel's error; `EEXIST` if it exists.
     pub fn add_address(&self, dev: &str, addr: IpAddr, len: u8) -> Result<(), Error> {
         let more = match Family::of(addr) {
-            // A network without addresses to spare has no broadcast address.
+            // A network of one or two addresses has no broadcast address.
             Family::V4 if len < 31 => "brd +",
             Family::V4 => "",
             Family::V6 => "nodad",
@@ -67,7 +67,7 @@ impl Namespace {
     /// `ip addr del ADDR/LEN dev DEV`
     ///
     /// # Errors
-    /// As the kernel says; when it is not there.
+    /// The kernel's error, also if it does not exist.
     pub fn delete_address(&self, dev: &str, addr: IpAddr, len: u8) -> Result<(), Error> {
         self.ip(&format!("addr del {addr}/{len} dev {dev}")).map(drop)
     }

@@ -26,9 +26,9 @@ pub struct Link {
     pub broadcast: Option<MacAddr>,
     /// MTU in bytes.
     pub mtu: u32,
-    /// `IFF_*`, as `UP`.
+    /// `IFF_*`, such as `UP`.
     pub flags: Vec<String>,
-    /// Operational state, as `UP`.
+    /// Operational state, such as `UP`.
     #[serde(rename = "operstate")]
     pub state: String,
     /// Queueing discipline.
@@ -45,13 +45,13 @@ pub struct Link {
     pub alias: Option<String>,
     /// The bridge it is a port of.
     pub master: Option<String>,
-    /// What it is on top of, or the other end of a veth pair in the same namespace.
+    /// The lower link, or the other end of a veth pair in the same namespace.
     #[serde(rename = "link")]
     pub lower: Option<String>,
     /// The id of the other end's namespace.
     #[serde(rename = "link_netnsid")]
     pub netns: Option<i32>,
-    /// For a VXLAN device.
+    /// The settings of a VXLAN device.
     #[serde(default, rename = "linkinfo", deserialize_with = "vxlan")]
     pub vxlan: Option<VxlanLink>,
 }
@@ -62,7 +62,7 @@ pub struct VxlanLink {
     /// Network identifier.
     #[serde(rename = "id")]
     pub vni: u32,
-    /// UDP port; `None`: the kernel's, 8472.
+    /// UDP port; `None` for the kernel's, 8472.
     pub port: Option<u16>,
     /// Outer source address.
     #[serde(alias = "local6")]
@@ -70,14 +70,14 @@ pub struct VxlanLink {
     /// The lower device.
     #[serde(rename = "link")]
     pub lower: Option<String>,
-    /// Learns peers from received packets.
+    /// Whether it learns peers from received packets.
     pub learning: bool,
-    /// Where frames go that no forwarding entry is for.
+    /// The destination of frames without a matching FDB entry.
     #[serde(alias = "remote6", alias = "group", alias = "group6")]
     pub remote: Option<IpAddr>,
 }
 
-/// What a link of this kind has in its details; nothing for other kinds.
+/// Returns the details of a VXLAN link, or `None` for other kinds.
 fn vxlan<'de, D: Deserializer<'de>>(from: D) -> Result<Option<VxlanLink>, D::Error> {
     let info = serde_json::Value::deserialize(from)?;
     let is_vxlan = info["info_kind"] == "vxlan";
@@ -89,64 +89,64 @@ impl Link {
         self.flags.iter().any(|it| it == flag)
     }
 
-    /// Administratively up.
+    /// Whether it is administratively up.
     pub fn is_up(&self) -> bool {
         self.has("UP")
     }
 
-    /// Up, and so is what is below it.
+    /// Whether it and its lower link are up.
     pub fn has_carrier(&self) -> bool {
         self.has("UP") && self.has("LOWER_UP") && !self.has("NO-CARRIER")
     }
 }
 
 impl Namespace {
-    /// All links, by index.
+    /// Returns all links, by index.
     ///
     /// # Errors
-    /// When the kernel refuses the dump.
+    /// If the kernel refuses the dump.
     pub fn links(&self) -> Result<Vec<Link>, Error> {
         self.list("link")
     }
 
-    /// One link.
+    /// Returns one link.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// If there is no link of that name.
     pub fn link(&self, name: &str) -> Result<Link, Error> {
         let found = self.list(&format!("link show dev {name}"))?.into_iter().next();
         found.ok_or_else(|| Error::new(format!("{}: there is no link {name}", self.name())))
     }
 
-    /// The index of a link.
+    /// Returns the index of a link.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// If there is no link of that name.
     pub fn index_of(&self, name: &str) -> Result<u32, Error> {
         Ok(self.link(name)?.index)
     }
 
-    /// A veth pair: one end here, the other in `peer`.
+    /// Creates a veth pair: one end here, the other in `peer`.
     ///
     /// # Errors
-    /// As the kernel says; `EEXIST` for a name in use.
+    /// The kernel's error; `EEXIST` for a name in use.
     pub fn add_veth(&self, name: &str, peer: &Self, peer_name: &str) -> Result<(), Error> {
         let netns = format!("/proc/{}/fd/{}", std::process::id(), peer.as_fd().as_raw_fd());
         self.ip(&format!("link add dev {name} type veth peer name {peer_name} netns {netns}")).map(drop)
     }
 
-    /// A bridge.
+    /// Creates a bridge.
     ///
     /// # Errors
-    /// As the kernel says; `EEXIST` for a name in use.
+    /// The kernel's error; `EEXIST` for a name in use.
     pub fn add_bridge(&self, name: &str) -> Result<(), Error> {
         self.ip(&format!("link add dev {name} type bridge")).map(drop)
     }
 
-    /// A VXLAN device; without an MTU, the kernel's choice.
+    /// Creates a VXLAN device; without an MTU, the kernel chooses it.
     ///
     /// # Errors
-    /// As the kernel says; `EEXIST` for a name, or for VNI, port and family, in use.
+    /// The kernel's error; `EEXIST` for a name, or for VNI, port and family, in use.
     pub fn add_vxlan(&self, name: &str, vxlan: &VxlanLink, mtu: Option<u32>) -> Result<(), Error> {
         fn option<T: std::fmt::Display>(name: &str, value: Option<T>) -> String {
             value.map(|value| format!(" {name} {value}")).unwrap_or_default()
@@ -164,10 +164,10 @@ impl Namespace {
         self.ip(&format!("link add dev {name}{mtu} type vxlan id {vni}{} {learning}", settings.concat())).map(drop)
     }
 
-    /// Deletes a link, and what is on top of it.
+    /// Deletes a link, and the links on top of it.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// If there is no link of that name.
     pub fn delete_link(&self, name: &str) -> Result<(), Error> {
         self.ip(&format!("link delete dev {name}")).map(drop)
     }
@@ -175,7 +175,7 @@ impl Namespace {
     /// `ip link set NAME up`
     ///
     /// # Errors
-    /// When there is none of that name, or as the kernel says.
+    /// If there is no link of that name, or the kernel's error.
     pub fn set_up(&self, name: &str) -> Result<(), Error> {
         self.set_link(name, "up")
     }
@@ -183,7 +183,7 @@ impl Namespace {
     /// `ip link set NAME down`
     ///
     /// # Errors
-    /// When there is none of that name, or as the kernel says.
+    /// If there is no link of that name, or the kernel's error.
     pub fn set_down(&self, name: &str) -> Result<(), Error> {
         self.set_link(name, "down")
     }
@@ -191,7 +191,7 @@ impl Namespace {
     /// `ip link set NAME mtu MTU`
     ///
     /// # Errors
-    /// When there is none of that name, or as the kernel says.
+    /// If there is no link of that name, or the kernel's error.
     pub fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), Error> {
         self.set_link(name, &format!("mtu {mtu}"))
     }
@@ -199,23 +199,23 @@ impl Namespace {
     /// `ip link set NAME address MAC`
     ///
     /// # Errors
-    /// When there is none of that name, or as the kernel says.
+    /// If there is no link of that name, or the kernel's error.
     pub fn set_mac(&self, name: &str, mac: MacAddr) -> Result<(), Error> {
         self.set_link(name, &format!("address {mac}"))
     }
 
-    /// `ip link set NAME alias ALIAS`; an empty one removes it.
+    /// `ip link set NAME alias ALIAS`; an empty alias removes it.
     ///
     /// # Errors
-    /// When there is none of that name, or as the kernel says.
+    /// If there is no link of that name, or the kernel's error.
     pub fn set_alias(&self, name: &str, alias: &str) -> Result<(), Error> {
         self.iproute("ip", &["link", "set", "dev", name, "alias", alias], "").map(drop)
     }
 
-    /// `ip link set NAME CHANGE`, as `master br0`, `arp off`, `type vxlan learning`.
+    /// `ip link set NAME CHANGE`, such as `master br0`, `arp off`, `type vxlan learning`.
     ///
     /// # Errors
-    /// When there is none of that name, or as the kernel says; kernels before 6.2 rename only links that are down.
+    /// If there is no link of that name, or the kernel's error; kernels before 6.2 rename only links that are down.
     pub fn set_link(&self, name: &str, change: &str) -> Result<(), Error> {
         self.ip(&format!("link set dev {name} {change}")).map(drop)
     }

@@ -1,4 +1,4 @@
-//! Kernel objects as values: listed, made, changed and deleted through iproute2.
+//! Kernel objects as values: listed, created, changed and deleted through iproute2.
 
 mod address;
 mod link;
@@ -15,7 +15,7 @@ pub use route::{Hop, Route};
 
 use crate::{Error, Namespace};
 
-/// What to list, by the command that people know it from.
+/// What to list, named by its command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listing {
     /// `ip -br link`
@@ -30,22 +30,22 @@ pub enum Listing {
     Fdb,
 }
 
-/// A rule that looks packets from somewhere up in a table.
+/// A rule that selects a table by source address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Its place; unique in the lab.
+    /// The rule's priority; unique in the lab.
     pub priority: u32,
-    /// Packets from here.
+    /// The source prefix.
     pub from: Prefix,
     /// The table.
     pub table: u8,
 }
 
 impl Namespace {
-    /// The listing as iproute2 prints it, without its trailing spaces.
+    /// Returns the listing as iproute2 prints it, without trailing spaces.
     ///
     /// # Errors
-    /// When the kernel refuses the dump.
+    /// If the kernel refuses the dump.
     pub fn show(&self, listing: Listing) -> Result<String, Error> {
         let text = match listing {
             Listing::Links => self.ip("-brief link"),
@@ -60,14 +60,14 @@ impl Namespace {
     /// `ip rule add from FROM lookup TABLE pref PRIORITY`
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn add_rule(&self, Rule { priority, from, table }: &Rule) -> Result<(), Error> {
         let family = flag(from.family());
         self.ip(&format!("{family} rule add from {from} lookup {table} pref {priority}")).map(drop)
     }
 }
 
-/// The option of `ip` for a family.
+/// Returns the option of `ip` for a family.
 pub(crate) fn flag(family: Family) -> &'static str {
     match family {
         Family::V4 => "-4",
@@ -75,13 +75,13 @@ pub(crate) fn flag(family: Family) -> &'static str {
     }
 }
 
-/// A number that iproute2 prints as text.
+/// Parses a number that iproute2 prints as text.
 fn number<'de, D: Deserializer<'de>, N: std::str::FromStr>(from: D) -> Result<N, D::Error> {
     let text = String::deserialize(from)?;
     text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is not a number")))
 }
 
-/// A MAC address; none of a link that has one of another kind.
+/// Parses a MAC address; `None` for a link with an address of another kind.
 fn mac<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MacAddr>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.and_then(|text| text.parse().ok()))
 }

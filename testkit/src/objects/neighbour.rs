@@ -1,4 +1,4 @@
-//! Neighbours and forwarding entries.
+//! Neighbours and FDB entries.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,15 +20,15 @@ pub struct Neighbour {
     /// Its MAC address, if known.
     #[serde(default, rename = "lladdr", deserialize_with = "mac")]
     pub mac: Option<MacAddr>,
-    /// Its state, as `permanent`.
+    /// Its state, such as `permanent`.
     #[serde(default = "none", deserialize_with = "state")]
     pub state: String,
-    /// Who made it (`NDA_PROTOCOL`); 0: unsaid.
+    /// The protocol that created it (`NDA_PROTOCOL`); 0 if not given.
     #[serde(default, deserialize_with = "number")]
     pub protocol: u8,
 }
 
-/// The first of the states, of which there is one at a time.
+/// Returns the first state; there is only one at a time.
 fn state<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     let states = Vec::<String>::deserialize(from)?;
     Ok(states.first().map_or_else(none, |state| state.to_lowercase()))
@@ -39,19 +39,19 @@ fn none() -> String {
 }
 
 impl Neighbour {
-    /// A permanent one.
+    /// Creates a permanent neighbour.
     pub fn permanent(dev: &str, addr: IpAddr, mac: MacAddr) -> Self {
         Self { dev: dev.to_owned(), addr, mac: Some(mac), state: "permanent".to_owned(), protocol: 0 }
     }
 
-    /// Whether it is a permanent one.
+    /// Whether it is permanent.
     pub fn is_permanent(&self) -> bool {
         self.state == "permanent"
     }
 }
 
 impl fmt::Display for Neighbour {
-    /// As `ip neigh replace` takes it.
+    /// In the form of `ip neigh replace`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} dev {}", self.addr, self.dev)?;
         if let Some(mac) = self.mac {
@@ -64,7 +64,7 @@ impl fmt::Display for Neighbour {
     }
 }
 
-/// A forwarding entry of a VXLAN device or of a bridge.
+/// An FDB entry of a VXLAN device or of a bridge.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Fdb {
     /// The device.
@@ -73,13 +73,13 @@ pub struct Fdb {
     /// Inner destination.
     #[serde(deserialize_with = "some_mac")]
     pub mac: MacAddr,
-    /// Outer destination; none on a bridge.
+    /// Outer destination; `None` on a bridge.
     pub dst: Option<IpAddr>,
-    /// Its state, as `permanent`; empty for one that was learned.
+    /// Its state, such as `permanent`; empty for a learned one.
     pub state: String,
-    /// Its flags: `self` is held by the device itself.
+    /// Its flags; `self` means that the device itself holds it.
     pub flags: Vec<String>,
-    /// The bridge it is held by.
+    /// The bridge that holds it.
     pub master: Option<String>,
 }
 
@@ -88,13 +88,13 @@ fn some_mac<'de, D: Deserializer<'de>>(from: D) -> Result<MacAddr, D::Error> {
 }
 
 impl Fdb {
-    /// A permanent one of a VXLAN device.
+    /// Creates a permanent entry of a VXLAN device.
     pub fn permanent(dev: &str, mac: MacAddr, dst: IpAddr) -> Self {
         let (state, flags) = ("permanent".to_owned(), vec!["self".to_owned()]);
         Self { dev: dev.to_owned(), mac, dst: Some(dst), state, flags, master: None }
     }
 
-    /// What tells it from others.
+    /// Returns the identifying fields.
     fn key(&self) -> String {
         let dst = self.dst.map(|dst| format!(" dst {dst}")).unwrap_or_default();
         format!("{} dev {}{dst}{}", self.mac, self.dev, if self.master.is_some() { " master" } else { " self" })
@@ -102,7 +102,7 @@ impl Fdb {
 }
 
 impl fmt::Display for Fdb {
-    /// As `bridge fdb`.
+    /// In the form of `bridge fdb`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mac, dev, state, .. } = self;
         let dst = self.dst.map(|dst| format!(" dst {dst}")).unwrap_or_default();
@@ -112,24 +112,24 @@ impl fmt::Display for Fdb {
 }
 
 impl Namespace {
-    /// The neighbours of both families, without those that need none (`NOARP`).
+    /// Returns the neighbours of both families, without those of state `NOARP`.
     ///
     /// # Errors
-    /// When the kernel refuses the dump.
+    /// If the kernel refuses the dump.
     pub fn neighbours(&self) -> Result<Vec<Neighbour>, Error> {
         let all: Vec<Neighbour> = self.list("neigh show nud all")?;
         Ok(all.into_iter().filter(|it| it.state != "noarp").collect())
     }
 
-    /// The forwarding entries of all devices.
+    /// Returns the FDB entries of all devices.
     ///
     /// # Errors
-    /// When the kernel refuses the dump.
+    /// If the kernel refuses the dump.
     pub fn fdb(&self) -> Result<Vec<Fdb>, Error> {
         self.parse("fdb", &self.bridge("-json fdb")?)
     }
 
-    /// `ip neigh replace …`, each.
+    /// `ip neigh replace …` for each.
     ///
     /// # Errors
     /// The first refusal.
@@ -140,7 +140,7 @@ impl Namespace {
     /// `ip neigh del …`
     ///
     /// # Errors
-    /// As the kernel says; `ENOENT` if there is none.
+    /// The kernel's error; `ENOENT` if there is none.
     pub fn delete_neighbour(&self, neighbour: &Neighbour) -> Result<(), Error> {
         self.ip(&format!("neigh del {} dev {}", neighbour.addr, neighbour.dev)).map(drop)
     }
@@ -148,12 +148,12 @@ impl Namespace {
     /// `ip neigh flush dev DEV nud permanent`, both families.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn flush_permanent_neighbours(&self, dev: &str) -> Result<(), Error> {
         self.ip(&format!("neigh flush dev {dev} nud permanent")).map(drop)
     }
 
-    /// `bridge fdb replace …`, each.
+    /// `bridge fdb replace …` for each.
     ///
     /// # Errors
     /// The first refusal.
@@ -164,15 +164,15 @@ impl Namespace {
     /// `bridge fdb del …`
     ///
     /// # Errors
-    /// As the kernel says; `ENOENT` if there is none.
+    /// The kernel's error; `ENOENT` if there is none.
     pub fn delete_fdb(&self, entry: &Fdb) -> Result<(), Error> {
         self.bridge(&format!("fdb del {}", entry.key())).map(drop)
     }
 
-    /// `bridge fdb flush dev DEV`; entry by entry where the kernel cannot flush a VXLAN device (before 6.7).
+    /// `bridge fdb flush dev DEV`; entry by entry if the kernel cannot flush a VXLAN device (before 6.7).
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn flush_fdb(&self, dev: &str) -> Result<(), Error> {
         match self.bridge(&format!("fdb flush dev {dev}")) {
             Err(error) if error.is(nix::Error::EOPNOTSUPP) || error.is(nix::Error::EINVAL) => {}

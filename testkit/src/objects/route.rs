@@ -10,16 +10,16 @@ use serde::{Deserialize, Deserializer};
 use super::{flag, number};
 use crate::{Error, Namespace};
 
-/// A route, to be made or as listed.
+/// A route, to be created or as listed.
 ///
-/// A new one is unicast, in the main table, of protocol `boot`, without metric: what `ip route add` makes, but for its
-/// scope.
+/// A new one is unicast, in the main table, of protocol `boot`, without metric: as `ip route add` creates it, except
+/// for its scope.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Route {
     /// Destination.
     #[serde(rename = "dst", deserialize_with = "prefix")]
     pub to: Prefix,
-    /// What it does, as `blackhole`.
+    /// Its kind, such as `blackhole`.
     #[serde(rename = "type", deserialize_with = "kind")]
     pub kind: String,
     /// Next hop.
@@ -33,18 +33,18 @@ pub struct Route {
     /// `rtm_protocol`.
     #[serde(deserialize_with = "number")]
     pub protocol: u8,
-    /// Scope; IPv6 knows only the widest, 0.
+    /// Scope; IPv6 has only the widest, 0.
     #[serde(deserialize_with = "number")]
     pub scope: u8,
     /// Preferred source.
     #[serde(rename = "prefsrc")]
     pub source: Option<IpAddr>,
-    /// Metric; 0 is none, and reads back as 1024 in IPv6.
+    /// Metric; 0 means none, and reads back as 1024 in IPv6.
     #[serde(default)]
     pub metric: u32,
     /// `onlink`, `linkdown` and the like.
     pub flags: Vec<String>,
-    /// The next hops of a multipath route as listed, beside `via` and `dev`, which it has not.
+    /// The next hops of a listed multipath route, which has neither `via` nor `dev`.
     #[serde(default, rename = "nexthops")]
     pub hops: Vec<Hop>,
 }
@@ -57,13 +57,13 @@ pub struct Hop {
     pub via: Option<IpAddr>,
     /// Output link.
     pub dev: String,
-    /// Its share.
+    /// Its weight.
     pub weight: u16,
     /// `onlink` and the like.
     pub flags: Vec<String>,
 }
 
-/// What `ip -Numeric` prints for `RTN_*`, as `ip route add` takes it.
+/// Returns the name of a `RTN_*` number that `ip -Numeric` prints, as `ip route add` takes it.
 fn kind<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     let kind = match number(from)? {
         1u8 => "unicast",
@@ -80,7 +80,7 @@ fn kind<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     Ok(kind.to_owned())
 }
 
-/// A prefix; a host has no length.
+/// Parses a prefix; a host has no length.
 fn prefix<'de, D: Deserializer<'de>>(from: D) -> Result<Prefix, D::Error> {
     let text = String::deserialize(from)?;
     let host = || text.parse().map(Prefix::host).map_err(D::Error::custom);
@@ -99,7 +99,7 @@ impl Route {
     /// `RT_SCOPE_LINK`
     pub const LINK: u8 = 253;
 
-    /// A route to `prefix`.
+    /// Creates a route to `prefix`.
     pub fn to(prefix: Prefix) -> Self {
         Self {
             to: prefix,
@@ -116,59 +116,59 @@ impl Route {
         }
     }
 
-    /// With this next hop.
+    /// Sets the next hop.
     pub fn via(self, gateway: IpAddr) -> Self {
         Self { via: Some(gateway), ..self }
     }
 
-    /// Through this link.
+    /// Sets the output link.
     pub fn dev(self, name: &str) -> Self {
         Self { dev: Some(name.to_owned()), ..self }
     }
 
-    /// In this table.
+    /// Sets the table.
     pub fn table(self, table: u32) -> Self {
         Self { table, ..self }
     }
 
-    /// Of this protocol.
+    /// Sets the protocol.
     pub fn protocol(self, protocol: u8) -> Self {
         Self { protocol, ..self }
     }
 
-    /// Of this scope.
+    /// Sets the scope.
     pub fn scope(self, scope: u8) -> Self {
         Self { scope, ..self }
     }
 
-    /// With this metric.
+    /// Sets the metric.
     pub fn metric(self, metric: u32) -> Self {
         Self { metric, ..self }
     }
 
-    /// With this preferred source.
+    /// Sets the preferred source.
     pub fn source(self, source: IpAddr) -> Self {
         Self { source: Some(source), ..self }
     }
 
-    /// Of this kind.
+    /// Sets the kind.
     pub fn kind(self, kind: &str) -> Self {
         Self { kind: kind.to_owned(), ..self }
     }
 
-    /// Its next hop is on-link, whatever the addresses say.
+    /// Marks the next hop as on-link, whatever the addresses.
     pub fn onlink(self) -> Self {
         Self { flags: vec!["onlink".to_owned()], ..self }
     }
 
-    /// Whether the next hop is taken as on-link.
+    /// Whether the next hop is on-link.
     pub fn is_onlink(&self) -> bool {
         self.flags.iter().any(|flag| flag == "onlink")
     }
 
-    /// The command without what iproute2 would otherwise choose by itself.
+    /// Returns the command with explicit values for what iproute2 would otherwise choose.
     fn command(&self, verb: &str, scope: u8) -> String {
-        // Other flags are the kernel's to give.
+        // The kernel sets the other flags.
         let flags = if self.is_onlink() { vec!["onlink".to_owned()] } else { Vec::new() };
         let route = Self { flags, ..self.clone() };
         format!("route {verb} {route} proto {} scope {scope}", self.protocol)
@@ -176,7 +176,7 @@ impl Route {
 }
 
 impl fmt::Display for Route {
-    /// As `ip route`, with numbers for names.
+    /// In the form of `ip route`, with numbers instead of names.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.kind != "unicast" {
             write!(f, "{} ", self.kind)?;
@@ -213,13 +213,13 @@ impl fmt::Display for Route {
 }
 
 impl Namespace {
-    /// The routes of one family, of every table, in the order of the dump.
+    /// Returns the routes of one family in all tables, in the order of the dump.
     ///
     /// # Errors
-    /// When the kernel refuses the dump.
+    /// If the kernel refuses the dump.
     pub fn routes(&self, family: Family) -> Result<Vec<Route>, Error> {
         let json = self.ip(&format!("-json -details -Numeric {} route show table all", flag(family)))?;
-        // The one name that does not say its family.
+        // The only name without its family.
         let all = match family {
             Family::V4 => "0.0.0.0/0",
             Family::V6 => "::/0",
@@ -230,7 +230,7 @@ impl Namespace {
     /// `ip route add`
     ///
     /// # Errors
-    /// As the kernel says; `EEXIST` when destination and metric are taken, by whomever.
+    /// The kernel's error; `EEXIST` if any route has this destination and metric.
     pub fn add_route(&self, route: &Route) -> Result<(), Error> {
         self.put_route("add", route)
     }
@@ -238,20 +238,20 @@ impl Namespace {
     /// `ip route replace`
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn replace_route(&self, route: &Route) -> Result<(), Error> {
         self.put_route("replace", route)
     }
 
-    /// `ip route VERB`, as `append` or `prepend`.
+    /// `ip route VERB`, such as `append` or `prepend`.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn put_route(&self, verb: &str, route: &Route) -> Result<(), Error> {
         self.ip(&route.command(verb, route.scope)).map(drop)
     }
 
-    /// `ip route add`, each, in one process.
+    /// `ip route add` for each, in one process.
     ///
     /// # Errors
     /// The first refusal.
@@ -259,10 +259,10 @@ impl Namespace {
         self.batch("ip", routes.iter().map(|route| route.command("add", route.scope)))
     }
 
-    /// `ip route del` of exactly this route: protocol 0 matches any, and so does the lack of a link or next hop.
+    /// `ip route del` of exactly this route: protocol 0 matches any, and so does a missing link or next hop.
     ///
     /// # Errors
-    /// As the kernel says; `ESRCH` when there is none such.
+    /// The kernel's error; `ESRCH` if there is no such route.
     pub fn delete_route(&self, route: &Route) -> Result<(), Error> {
         const NOWHERE: u8 = 255;
         let scope = if route.to.family() == Family::V4 { NOWHERE } else { route.scope };
@@ -272,7 +272,7 @@ impl Namespace {
     /// `ip route flush table main`, both families.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub fn flush_main_routes(&self) -> Result<(), Error> {
         Family::BOTH
             .into_iter()

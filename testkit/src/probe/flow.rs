@@ -1,4 +1,4 @@
-//! A steady stream of numbered datagrams, to count what a change of the data plane costs.
+//! A steady stream of numbered datagrams, to measure the loss from a change of the data plane.
 
 use std::collections::BTreeSet;
 use std::io::IoSliceMut;
@@ -13,12 +13,12 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, socko
 
 use crate::{Context, Error, Namespace};
 
-/// Longer silence than this after the last datagram was sent means that the rest is lost.
+/// If nothing arrives for this time after the last datagram was sent, the rest is lost.
 const SILENCE: Duration = Duration::from_millis(500);
-/// How often the sender wakes; it then sends what is due.
+/// The sender's interval; it then sends what is due.
 const TICK: Duration = Duration::from_micros(500);
 
-/// A stream under way. Dropped, it ends without a report.
+/// A running stream. If dropped, it ends without a report.
 pub struct Flow {
     stop: Arc<AtomicBool>,
     all_sent: Arc<AtomicBool>,
@@ -28,32 +28,32 @@ pub struct Flow {
     receiver: JoinHandle<Result<Result<FlowReport, Error>, Error>>,
 }
 
-/// What became of a stream.
+/// The result of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FlowReport {
-    /// Datagrams sent, those that the sending kernel refused included.
+    /// Datagrams sent, including those that the sending kernel refused.
     pub sent: u64,
-    /// Those of them that the sending kernel refused, as for want of a route.
+    /// Sent datagrams that the sending kernel refused, such as without a route.
     pub refused: u64,
-    /// Different ones received.
+    /// Distinct datagrams received.
     pub received: u64,
-    /// Those lost on the way: neither received, nor dropped by the receiving socket for want of room.
+    /// Datagrams lost on the way: neither received, nor dropped by the receiving socket because its buffer was full.
     pub lost: u64,
-    /// Dropped by the receiving socket: the receiver was too slow, the network delivered them.
+    /// Datagrams dropped by the receiving socket: they arrived, but the receiver was too slow.
     pub overrun: u64,
-    /// Received again.
+    /// Datagrams received again.
     pub duplicated: u64,
-    /// Received after a later one.
+    /// Datagrams received after a later one.
     pub reordered: u64,
-    /// The longest time without any.
+    /// The longest time without a datagram.
     pub longest_gap: Duration,
 }
 
 impl Flow {
-    /// Starts `rate` datagrams a second from `from` to `addr`, which is in `to`.
+    /// Starts `rate` datagrams per second from `from` to `addr`, which is in `to`.
     ///
     /// # Errors
-    /// When a socket cannot be had or bound there.
+    /// If a socket cannot be opened or bound there.
     pub fn start(from: &Namespace, to: &Namespace, addr: IpAddr, rate: u32) -> Result<Self, Error> {
         let inbox = to.run(|| UdpSocket::bind((addr, 0)))?.context(|| format!("{}: UDP on {addr}", to.name()))?;
         let target = inbox.local_addr().context(|| format!("{}: own address", to.name()))?;
@@ -78,25 +78,25 @@ impl Flow {
         Ok(Self { stop, all_sent, sent, received, sender, receiver })
     }
 
-    /// Datagrams sent until now.
+    /// Returns the number of datagrams sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Datagrams received until now, duplicates included.
+    /// Returns the number of datagrams received so far, including duplicates.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Ends the stream, waits for what is under way, and counts.
+    /// Ends the stream, waits for datagrams in transit, and counts.
     ///
     /// # Errors
-    /// When one of its threads failed.
+    /// If one of its threads failed.
     pub fn stop(self) -> Result<FlowReport, Error> {
         self.stop.store(true, Ordering::Relaxed);
         let died = |_| Error::new("a thread of the flow probe died");
         let refused = self.sender.join().map_err(died)??;
-        // Only now: a receiver that stopped with the sender could miss its last datagrams.
+        // Not earlier: a receiver that stopped with the sender could miss the last datagrams.
         self.all_sent.store(true, Ordering::Release);
         let counted = self.receiver.join().map_err(died)???;
         let sent = self.sent.load(Ordering::Relaxed);
@@ -105,10 +105,10 @@ impl Flow {
     }
 }
 
-/// Gives a socket room for what comes while its reader does not get the processor.
+/// Gives a socket enough buffer for the time that its reader is not scheduled.
 pub(crate) fn roomy(inbox: &UdpSocket) -> nix::Result<()> {
     const ROOM: usize = 8 << 20;
-    // Only root of the first user namespace may exceed the limit.
+    // Only root of the initial user namespace may exceed the limit.
     setsockopt(inbox, sockopt::RcvBufForce, &ROOM).or_else(|_| setsockopt(inbox, sockopt::RcvBuf, &ROOM))
 }
 
@@ -160,7 +160,7 @@ fn receive(
     }
 }
 
-/// The next datagram's number, and how many this socket has dropped so far.
+/// Returns the next datagram's number, and how many this socket has dropped so far.
 fn one(inbox: &UdpSocket) -> Result<Option<(u64, u64)>, Error> {
     let mut bytes = [0; 8];
     let mut space = nix::cmsg_space!(u32);
@@ -178,7 +178,7 @@ fn one(inbox: &UdpSocket) -> Result<Option<(u64, u64)>, Error> {
     Ok(Some((u64::from_be_bytes(bytes), dropped.unwrap_or(0).into())))
 }
 
-/// Which numbers came: those below `next` but for `missing`.
+/// The received numbers: those below `next` except `missing`.
 #[derive(Default)]
 struct Seen {
     next: u64,

@@ -1,4 +1,4 @@
-//! Traffic between namespaces, by sockets: no program is run.
+//! Traffic between namespaces through sockets, without other programs.
 
 mod flow;
 mod ping;

@@ -1,4 +1,4 @@
-//! ICMP echo: the kernel at the other end answers, so it needs nobody there.
+//! ICMP echo: the kernel at the other end answers, so no program is needed there.
 
 use std::io;
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
@@ -14,13 +14,13 @@ use nix::sys::time::TimeVal;
 
 use crate::{Context, Error, Namespace};
 
-/// Between two requests while waiting for a path to heal: the resolution of the time measured.
+/// The interval of requests while waiting for a path to heal: the resolution of the measured time.
 const STEP: Duration = Duration::from_millis(2);
 
-/// One echo request from inside `from`; the time until its reply.
+/// Sends one echo request from inside `from`. Returns the time until the reply.
 ///
 /// # Errors
-/// When there is no route, or no reply within `timeout`. It may be tried again.
+/// If there is no route, or no reply within `timeout`. It may be tried again.
 pub fn ping(from: &Namespace, to: IpAddr, timeout: Duration) -> Result<Duration, Error> {
     let echo = Echo::open(from, to)?;
     let start = Instant::now();
@@ -31,10 +31,10 @@ pub fn ping(from: &Namespace, to: IpAddr, timeout: Duration) -> Result<Duration,
     }
 }
 
-/// Sends echo requests, one every 2 ms, whether or not there is a route yet; the time until the first reply.
+/// Sends an echo request every 2 ms, even without a route. Returns the time until the first reply.
 ///
 /// # Errors
-/// When no reply comes within `patience`.
+/// If no reply arrives within `patience`.
 pub fn until_reply(from: &Namespace, to: IpAddr, patience: Duration) -> Result<Duration, Error> {
     let echo = Echo::open(from, to)?;
     let start = Instant::now();
@@ -52,11 +52,11 @@ pub fn until_reply(from: &Namespace, to: IpAddr, patience: Duration) -> Result<D
     Err(last.map_or_else(|| Error::new(text.clone()), |error| Error::io(text.clone(), error)))
 }
 
-/// Echo requests for `duration`, one `every` so often; how long each reply took. Those without a reply within a second are
-/// left out.
+/// Sends echo requests for `duration` at the interval `every`. Returns the round trip times, without requests that had
+/// no reply within a second.
 ///
 /// # Errors
-/// When there is no route, or a socket cannot be had.
+/// If there is no route, or a socket cannot be opened.
 pub fn pings(from: &Namespace, to: IpAddr, every: Duration, duration: Duration) -> Result<Vec<Duration>, Error> {
     let echo = Echo::open(from, to)?;
     let start = Instant::now();
@@ -97,7 +97,7 @@ impl Echo {
             socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
         })?;
         let socket = opened.context(|| format!("{}: a raw socket needs CAP_NET_RAW", from.name()))?;
-        // The socket's own number tells it from any other probe of this process.
+        // The socket's own number distinguishes it from other probes of this process.
         let id = (std::process::id() as u16).rotate_left(8) ^ socket.as_raw_fd() as u16;
         Ok(Self { socket, to, id })
     }
@@ -118,7 +118,7 @@ impl Echo {
         Ok(())
     }
 
-    /// The sequence number of the next reply to us, or nothing until then.
+    /// Returns the sequence number of the next reply to this socket, or `None` if none arrives in time.
     fn reply(&self, until: Instant) -> Result<Option<u16>, Error> {
         let mut buffer = [0; 1500];
         loop {
@@ -126,14 +126,14 @@ impl Echo {
             if left.is_zero() {
                 return Ok(None);
             }
-            // Zero would mean for ever.
+            // Zero would mean no timeout.
             let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
             let timeout = TimeVal::new(micros / 1_000_000, micros % 1_000_000);
             setsockopt(&self.socket, sockopt::ReceiveTimeout, &timeout).context(|| "timing an echo".to_owned())?;
             let received = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Ok(len) => &buffer[..len],
                 Err(Errno::EAGAIN) => return Ok(None),
-                // What routers and neighbours on the way said of earlier requests.
+                // Errors from routers and neighbours about earlier requests.
                 Err(_) => continue,
             };
             if let Some(sequence) = self.sequence(received) {
@@ -143,7 +143,7 @@ impl Echo {
     }
 
     fn sequence(&self, packet: &[u8]) -> Option<u16> {
-        // A raw IPv4 socket gives the IP header too.
+        // A raw IPv4 socket also returns the IP header.
         let header = if self.to.is_ipv6() { 0 } else { usize::from(packet.first()? & 0xf) * 4 };
         let kind = if self.to.is_ipv6() { 129 } else { 0 };
         let echo = packet.get(header..header + 8)?;

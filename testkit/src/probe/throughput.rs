@@ -1,4 +1,4 @@
-//! How much one TCP stream carries.
+//! The throughput of one TCP stream.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -9,26 +9,26 @@ use crate::{Context, Error, Namespace};
 const CHUNK: usize = 256 << 10;
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// What a stream carried.
+/// The result of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Throughput {
     /// Bytes that arrived.
     pub bytes: u64,
-    /// From the first byte sent until the last arrived.
+    /// The time from the first byte sent to the last byte received.
     pub elapsed: Duration,
 }
 
 impl Throughput {
-    /// In Gbit/s.
+    /// Returns the throughput in Gbit/s.
     pub fn gbit_per_second(&self) -> f64 {
         self.bytes as f64 * 8e-9 / self.elapsed.as_secs_f64()
     }
 }
 
-/// Sends as much as goes for `duration` over one TCP stream from `from` to `addr`, which is in `to`.
+/// Sends as much as possible for `duration` over one TCP stream from `from` to `addr`, which is in `to`.
 ///
 /// # Errors
-/// When there is no connection within some seconds, or it breaks. It may be tried again.
+/// If there is no connection within some seconds, or it breaks. It may be tried again.
 pub fn throughput(from: &Namespace, to: &Namespace, addr: IpAddr, duration: Duration) -> Result<Throughput, Error> {
     let refused = || format!("TCP from {} to {addr}", from.name());
     let listener = to.run(|| TcpListener::bind((addr, 0)))?.context(refused)?;
