@@ -1,4 +1,4 @@
-//! Devices and paths that come and go.
+//! Creation and removal of devices and paths.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -15,8 +15,8 @@ use testkit::{Namespace, probe, wait_until};
 
 /// Opens a device that was closed just now.
 ///
-/// A child that another test forks holds all descriptors of this process until it executes its
-/// program, so that a device can outlive its last owner for a moment.
+/// A child that another test forks holds all descriptors of this process until it executes its program, so a device can
+/// outlive its last owner for a moment.
 fn open_when_free(ns: &Namespace, queues: usize) -> Tun {
     let mut opened = None;
     wait_until("the device is free", PATIENCE, || {
@@ -76,11 +76,11 @@ fn a_device_that_is_deleted_is_told_and_nothing_spins() {
     for _ in 0..1000 {
         peer.send_to(b"x", (one.address(Family::V4), 9)).unwrap();
     }
-    // A TUN holds 500 of them.
+    // A TUN queues 500 of them.
     wait_until("they are sent", PATIENCE, || Ok(paths[1].counters().sent.packets >= 400)).unwrap();
     assert!(calls(&paths[0]) - before < 100, "{} calls", calls(&paths[0]) - before);
     assert!(paths[1].is_healthy());
-    // Sockets can still be given up.
+    // Sockets can still be closed.
     paths[0].set_sockets(Dual::default()).unwrap();
 }
 

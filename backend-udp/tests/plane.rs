@@ -1,4 +1,4 @@
-//! The data plane as the kernel seam calls it.
+//! The data plane as the agent's kernel calls it.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -35,7 +35,7 @@ fn errno(error: &KernelError) -> i32 {
     *errno
 }
 
-/// A device with one forward, of a plane that is gone: its index.
+/// Creates a device with one forward and drops its data plane. Returns the device's index.
 fn left_behind(ns: &Namespace) -> u32 {
     ns.run(|| {
         let mut plane = UdpDataPlane::new();
@@ -64,7 +64,7 @@ fn an_observer_keeps_neither_device_nor_port() {
         })
         .unwrap();
     assert!(observer.devices().is_empty());
-    // Both can be had again at once.
+    // Both can be opened again at once.
     ns.run(|| {
         let mut next = UdpDataPlane::new();
         assert_eq!(next.held(index), None);
@@ -87,7 +87,7 @@ fn a_port_that_is_taken_is_told_before_a_device_is_made() {
         .unwrap();
     assert_eq!(errno(&error), nix::errno::Errno::EADDRINUSE as i32);
     assert!(error.to_string().contains("ss -ulpn sport = :8285"), "{error}");
-    // No device has come and gone.
+    // No device was created and deleted.
     ns.add_bridge("probe").unwrap();
     assert_eq!(ns.index_of("probe").unwrap(), last + 1);
 }

@@ -1,4 +1,4 @@
-//! Traffic through packet paths on the real kernel: over a link that carries super-packets whole, and over one that does
+//! Traffic through packet paths on the real kernel: over a link that passes super-packets whole, and over one that does
 //! not.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
@@ -28,7 +28,7 @@ cases! {
     fn datagrams_of_every_size_arrive_over_ipv6() = datagrams_arrive(Shape { underlay: Family::V6, ..Shape::PLAIN });
 }
 
-/// Both ways and in both families at once.
+/// In both directions and both families at once.
 fn tcp_arrives(shape: Shape) {
     let (nodes, paths) = overlay(shape);
     let [one, two] = &nodes;
@@ -49,7 +49,7 @@ fn tcp_arrives(shape: Shape) {
         assert!(counters.received.packets > 3 * counters.received.tun, "and written as super-packets: {counters:?}");
         assert_eq!(counters.unbatched, 0);
     }
-    // Some 50 000 packets, unless they pass in one piece.
+    // Some 50 000 packets, unless super-packets pass whole.
     assert_eq!(one.link_packets() > 45_000, shape.link == Link::Wire);
     no_wrong_checksums(&nodes.each_ref().map(|node| &node.ns));
 }
@@ -69,7 +69,7 @@ fn no_wrong_checksums(all: &[&Namespace]) {
     }
 }
 
-/// Single ones, ones that are fragmented, runs, and pings.
+/// Single, fragmented, in runs, and pings.
 fn datagrams_arrive(shape: Shape) {
     let (nodes, _paths) = overlay(shape);
     let [one, two] = &nodes;
@@ -180,7 +180,7 @@ fn a_destination_that_no_peer_has_is_answered_and_groups_are_not() {
     let [one, _] = &nodes;
     for (family, nowhere) in [(Family::V4, "10.5.77.1"), (Family::V6, "fd00:5:0:77::1")] {
         let socket = udp(one, (one.address(family), 0).into());
-        // Without, the kernel keeps to itself what may pass.
+        // Without this option the kernel does not report errors that may be temporary.
         match family {
             Family::V4 => setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap(),
             Family::V6 => setsockopt(&socket, sockopt::Ipv6RecvErr, &true).unwrap(),
@@ -205,7 +205,7 @@ fn sockets_are_replaced_under_traffic() {
             let changes: Vec<_> = subnets.iter().map(|subnet| (*subnet, Some(moved))).collect();
             paths[0].change(&changes);
             assert_eq!(paths[1].sockets(), only(moved));
-            // Twice the same is nothing.
+            // Closing them twice changes nothing.
             paths[1].set_sockets(only(moved)).unwrap();
             paths[1].set_sockets(Dual::default()).unwrap();
             paths[1].set_sockets(only(moved)).unwrap();
@@ -219,7 +219,7 @@ fn sockets_are_replaced_under_traffic() {
     assert!(paths[1].set_sockets(taken).unwrap_err().to_string().contains("in use"));
     assert_eq!(paths[1].sockets(), last, "what fails changes nothing");
     transfer(one, two, Family::V4, MEBIBYTE, || {});
-    // To the other family, and to none.
+    // To the other family, and to no sockets.
     paths[0].set_sockets(only(one.endpoint(Family::V6))).unwrap();
     paths[1].set_sockets(only(two.endpoint(Family::V6))).unwrap();
     for (path, peer) in [(&paths[0], two), (&paths[1], one)] {

@@ -1,4 +1,4 @@
-//! The rules on the real kernel, by way of both variants: the contract of a packet filter, and what iptables has besides.
+//! The rules on the real kernel, through both variants: the contract of a packet filter, and iptables-specific tests.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ use testkit::{Families, Namespace};
 const NEVER: Duration = Duration::from_millis(200);
 const TOOLS: [Tool; 2] = [Tool(Variant::Nft, "-nft"), Tool(Variant::Legacy, "-legacy")];
 
-/// What others have, some of it with names close to ours.
+/// Foreign rules, some with names similar to the overlay's.
 const FOREIGN: &str = "*nat
 :KUBE-POSTROUTING - [0:0]
 :FLANNEL-POSTRTG-x - [0:0]
@@ -33,7 +33,7 @@ COMMIT
 COMMIT
 ";
 
-/// A table of nftables with the name that ours has there.
+/// An nftables table with the name that the overlay's table would have.
 const FOREIGN_TABLE: &str = "table ip flannel-ipv4 { chain postrtg { type nat hook postrouting priority 100; }; }";
 
 struct Tool(Variant, &'static str);
@@ -47,8 +47,8 @@ impl Harness for Tool {
         (Box::new(Iptables::new().unwrap().programs_in("/nonexistent")), "apt install iptables")
     }
 
-    /// What the programs save of both families, each line with its program and table: without comments, counters and the
-    /// chains that are always there.
+    /// The saved rules of both families, each line with its program and table: without comments, counters and built-in
+    /// chains.
     fn listing(&self, ns: &Namespace) -> String {
         let mut text = String::new();
         for (tool, table) in
@@ -110,7 +110,7 @@ impl Harness for Tool {
         ]
     }
 
-    /// Arguments of the program, or the input that all rules are replaced by.
+    /// `act` is arguments of the program, or input that replaces all rules.
     fn sabotage(&self, ns: &Namespace, act: &str) {
         if act.starts_with('*') {
             run(ns, &format!("iptables{}-restore", self.1), "-w 10", act);
@@ -163,7 +163,7 @@ async fn a_jump_to_our_chain_that_somebody_else_made_is_his_until_the_chain_goes
         let firewall = tool.firewall(&ns);
         let rules = rules("flannel");
         firewall.apply(&rules).await.unwrap();
-        // So that it comes before what another program drops.
+        // So that it is evaluated before another program's drop.
         tool.sabotage(&ns, "-I FORWARD 1 -j FLANNEL-FWD");
         let before = tool.listing(&ns);
         assert_eq!(firewall.check(&rules).await.unwrap(), []);

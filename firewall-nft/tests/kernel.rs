@@ -1,4 +1,4 @@
-//! The rules on the real kernel: the contract of a packet filter, and what nftables has besides.
+//! The rules on the real kernel: the contract of a packet filter, and nftables-specific tests.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use testkit::{Families, Namespace};
 
 const NEVER: Duration = Duration::from_millis(200);
 
-/// What others have, some of it with names close to ours.
+/// Foreign rules, some with names similar to the overlay's.
 const FOREIGN: &str = "
     table ip flannel-ipv4-x { chain postrtg { type nat hook postrouting priority 100; ip saddr 10.9.0.0/16 masquerade; }; }
     table inet flannel-ipv4 { set peers { type ipv4_addr; elements = { 1.2.3.4 } ; }; chain forward { type filter hook forward priority 0; counter; }; }
@@ -25,7 +25,7 @@ const FOREIGN: &str = "
     table bridge flannel-ipv6 { chain c { type filter hook input priority 0; }; }
 ";
 
-/// What Go flannel writes, in the place of all rules.
+/// Go flannel's rules, which replace all rules.
 const GO_FLANNELS: &str = concat!("flush ruleset\n", include_str!("golden/go.nft"));
 
 fn nft_in(ns: &Namespace) -> Nft {
@@ -47,7 +47,7 @@ impl Harness for Nftables {
         (Box::new(Nft::new().unwrap().program("no-such-nft")), "apt install nftables")
     }
 
-    /// In an order of its own: chains and tables that are made anew come last.
+    /// Sorted: chains and tables that are created again come last.
     fn listing(&self, ns: &Namespace) -> String {
         let ruleset = ruleset(ns);
         let mut blocks: Vec<_> = ruleset.split_inclusive('}').collect();

@@ -1,4 +1,4 @@
-//! Ten thousand records. A program of its own, so that nothing runs beside it.
+//! Ten thousand records. A separate test program, so that nothing runs beside it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 #[path = "etcd/common.rs"]
@@ -25,7 +25,7 @@ async fn fill(client: &mut Client) {
     }
 }
 
-/// Range requests the server has answered.
+/// Returns the number of range requests that the server has answered.
 fn ranges(metrics: &str) -> u64 {
     let sample = r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Range""#;
     let line = metrics.lines().find(|line| line.starts_with(sample)).unwrap_or_default();

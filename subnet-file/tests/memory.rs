@@ -1,5 +1,5 @@
-//! However many records a directory holds, few are held in memory (docs/bounds.md). A test program of its own: it counts
-//! what is allocated.
+//! However many records a directory contains, few are in memory (docs/bounds.md). A separate test program: it counts
+//! allocations.
 
 use std::fmt::Write as _;
 
@@ -15,12 +15,12 @@ static HEAP: PeakAlloc = PeakAlloc;
 
 const FILES: usize = 20_000;
 const DATA: usize = 3800;
-/// Half of what the files hold.
+/// Half of the files' contents.
 const MOST: usize = 38 << 20;
 
 #[tokio::test]
 async fn of_a_directory_without_end_a_watch_and_an_acquire_hold_few_records() {
-    // Where there is one, a directory in memory: the disk would be most of the time.
+    // In memory if possible: the disk would take most of the time.
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let store = FileSubnets::open(dir.path(), Options::default()).unwrap();
     store.put_config_json(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#).await.unwrap();

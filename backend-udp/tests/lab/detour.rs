@@ -1,4 +1,4 @@
-//! A bad path between two nodes: it loses, repeats and reorders.
+//! A bad path between two nodes: it loses, duplicates and reorders datagrams.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -11,14 +11,14 @@ use flannel_core::net::Family;
 
 use super::{LINK, Node, Noise, PORT, underlay_address};
 
-/// Out of a hundred datagrams so many are lost, so many are sent twice, and so many change places with the next.
+/// How many of a hundred datagrams are lost, are sent twice, and are swapped with the next.
 const LOST: u64 = 2;
 const TWICE: u64 = 2;
 const SWAPPED: u64 = 6;
-/// How long one that is to change places waits for the next.
+/// How long a datagram to be swapped waits for the next.
 const HELD: Duration = Duration::from_millis(5);
 
-/// What the detour did to datagrams of one direction.
+/// What the detour did in one direction.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     pub(crate) lost: AtomicU64,
@@ -26,7 +26,7 @@ pub(crate) struct Done {
     pub(crate) swapped: AtomicU64,
 }
 
-/// Carries datagrams between two nodes that know each other by its addresses alone. Ends when dropped.
+/// Carries datagrams between two nodes that use its addresses as their peer's. Ends when dropped.
 pub(crate) struct Detour {
     /// From the first node to the second, and back.
     pub(crate) done: [Arc<Done>; 2],
@@ -35,7 +35,7 @@ pub(crate) struct Detour {
 }
 
 impl Detour {
-    /// Where each node's peer seems to be: for the first node, and for the second.
+    /// The apparent endpoints of the peer: for the first node, and for the second.
     pub(crate) fn endpoints() -> [SocketAddr; 2] {
         [12, 11].map(|number| (underlay_address(number, Family::V4), PORT).into())
     }

@@ -13,7 +13,7 @@ use testkit::Namespace;
 
 use super::api::{OpenMode, Path, Settings, Table, Tun};
 
-/// How long anything that must happen may take.
+/// The time limit for every wait.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const MEBIBYTE: usize = 1 << 20;
 pub(crate) const PORT: u16 = 8285;
@@ -22,16 +22,16 @@ pub(crate) const LINK: &str = "eth0";
 /// The name of a node's TUN.
 pub(crate) const TUN: &str = "flannel0";
 
-/// What the link between the nodes does.
+/// The kind of link between the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// It carries super-packets whole, as between two machines on one host.
+    /// It passes super-packets whole, as between two machines on one host.
     Whole,
-    /// It carries packets of 1500 bytes, as a wire does; the receiver merges them.
+    /// It carries packets of 1500 bytes, like a wire; the receiver merges them.
     Wire,
 }
 
-/// How the nodes are made.
+/// How the nodes are created.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) link: Link,
@@ -52,12 +52,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Where it receives.
+    /// Returns the node's endpoint.
     pub(crate) fn endpoint(&self, underlay: Family) -> SocketAddr {
         SocketAddr::new(underlay_address(self.number, underlay), PORT)
     }
 
-    /// Its address in the overlay.
+    /// Returns the node's address in the overlay.
     pub(crate) fn address(&self, family: Family) -> IpAddr {
         match family {
             Family::V4 => Ipv4Addr::new(10, 5, self.number, 0).into(),
@@ -70,7 +70,7 @@ impl Node {
         Dual { v4: prefix(Family::V4, 24), v6: prefix(Family::V6, 64) }
     }
 
-    /// Makes the device and starts the path.
+    /// Creates the device and starts the path.
     pub(crate) fn start(&self, shape: Shape, peer: &Self) -> Path {
         let path = self.start_on(shape, peer, || Tun::open(TUN, OpenMode::Create, shape.queues).unwrap());
         path.set_sockets(only(self.endpoint(shape.underlay))).unwrap();
@@ -93,12 +93,12 @@ impl Node {
         path
     }
 
-    /// How many packets its link has sent.
+    /// Returns how many packets the node's link has sent.
     pub(crate) fn link_packets(&self) -> u64 {
         self.packets(LINK, "tx")
     }
 
-    /// How many packets the kernel has got from a device.
+    /// Returns how many packets the kernel has received from a device.
     pub(crate) fn packets_from(&self, device: &str) -> u64 {
         self.packets(device, "rx")
     }
@@ -111,7 +111,7 @@ impl Node {
     }
 }
 
-/// A socket of one family.
+/// Returns a socket of one family.
 pub(crate) fn only(local: SocketAddr) -> Dual<SocketAddr> {
     let mut sockets = Dual::default();
     *sockets.slot(Family::of(local.ip())) = Some(local);
@@ -125,7 +125,7 @@ pub(crate) fn underlay_address(number: u8, family: Family) -> IpAddr {
     }
 }
 
-/// Two nodes with a link, without a path.
+/// Creates two nodes with a link, without paths.
 pub(crate) fn nodes(link: Link) -> [Node; 2] {
     let [one, two] = [1, 2].map(|number| Node { number, ns: Namespace::new(&format!("node{number}")).unwrap() });
     one.ns.add_veth(LINK, &two.ns, LINK).unwrap();
@@ -159,14 +159,14 @@ pub(crate) fn nodes(link: Link) -> [Node; 2] {
     [one, two]
 }
 
-/// Two nodes with paths between them.
+/// Creates two nodes with paths between them.
 pub(crate) fn overlay(shape: Shape) -> ([Node; 2], [Path; 2]) {
     let nodes = nodes(shape.link);
     let paths = [nodes[0].start(shape, &nodes[1]), nodes[1].start(shape, &nodes[0])];
     (nodes, paths)
 }
 
-/// Bytes that look like noise.
+/// Pseudo-random bytes.
 pub(crate) struct Noise(u64);
 
 impl Noise {
@@ -189,7 +189,7 @@ impl Noise {
     }
 }
 
-/// Sends so many bytes over TCP; whether the same arrived. `underway` runs meanwhile.
+/// Sends this many bytes over TCP, and runs `underway` meanwhile. Returns whether the same bytes arrived.
 pub(crate) fn transfer(from: &Node, to: &Node, family: Family, bytes: usize, underway: impl FnOnce()) {
     let address = to.address(family);
     let listener = to.ns.run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
@@ -226,7 +226,7 @@ pub(crate) fn transfer(from: &Node, to: &Node, family: Family, bytes: usize, und
     assert_eq!((sending.join().unwrap(), bytes), received.join().unwrap());
 }
 
-/// A UDP socket in a node's namespace.
+/// Opens a UDP socket in a node's namespace.
 pub(crate) fn udp(node: &Node, local: SocketAddr) -> UdpSocket {
     let socket = node.ns.run(|| UdpSocket::bind(local).unwrap()).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();

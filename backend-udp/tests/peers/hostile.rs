@@ -1,4 +1,4 @@
-//! Datagrams that must not be let in: every kind, a great many of each, with good ones in between.
+//! Datagrams that must be dropped: every kind, a great many of each, with good ones in between.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -10,11 +10,11 @@ use super::api::{Counters, OpenMode, Reason, Tun};
 use super::lab::{LINK, Link, Node, PATIENCE, PORT, Shape, TUN, nodes, udp, underlay_address};
 use super::{all_dropped, sum};
 
-/// How many are sent in all, at least.
+/// The least number of datagrams sent in total.
 const ALL: u64 = 1_000_000;
-/// How many of each kind are sent at a time. All kinds together have to fit into the sockets.
+/// How many of each kind are sent at a time. All kinds together have to fit into the socket buffers.
 const COPIES: usize = 120;
-/// How many datagrams the kernel cuts one send into, at most (`UDP_MAX_SEGMENTS` of kernels before 6.11).
+/// The most datagrams that the kernel makes of one send (`UDP_MAX_SEGMENTS` of kernels before 6.11).
 const RUN: usize = 64;
 /// The length of most packets, in bytes: they share runs.
 const LEN: usize = 100;
@@ -23,8 +23,8 @@ const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// One node with a peer whose endpoint is of IPv4, and one whose endpoint is of IPv6. Datagrams come in runs, as those of a
-/// fast sender do, so that good and bad ones are in the same run.
+/// One node with a peer whose endpoint is IPv4, and one whose endpoint is IPv6. Datagrams arrive in runs, as from a
+/// fast sender, so that good and bad ones are in the same run.
 #[test]
 fn nobody_but_a_known_peer_with_its_own_addresses_is_let_in() {
     let [node, second] = nodes(Link::Whole);
@@ -61,7 +61,7 @@ fn nobody_but_a_known_peer_with_its_own_addresses_is_let_in() {
     }
 
     let counters = path.counters();
-    // But for what the node itself sends to groups, as it does in IPv6.
+    // Except for what the node itself sends to multicast groups, as with IPv6.
     for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::SentToGroup) {
         let of_it = kinds.iter().filter(|kind| kind.reason == reason).count() as u64;
         assert_eq!(counters.dropped(reason), of_it * (sent / kinds.len() as u64), "{reason:?}");
@@ -71,20 +71,20 @@ fn nobody_but_a_known_peer_with_its_own_addresses_is_let_in() {
     sides.iter().for_each(Side::nothing_more);
 }
 
-/// A packet, and why it is dropped.
+/// A packet, and the reason why it is dropped.
 struct Hostile {
     from: From,
     packet: Vec<u8>,
     reason: Reason,
 }
 
-/// Who sends.
+/// The sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
     Peer,
     /// From the peer's address.
     OtherPort,
-    /// From the port that peers have.
+    /// From the peers' port.
     OtherAddress,
 }
 
@@ -99,10 +99,10 @@ struct Good {
     payload: Vec<u8>,
 }
 
-/// A peer, and all that is sent in its name.
+/// A peer, and everything that is sent in its name.
 struct Side {
     peer: u8,
-    /// The number of another peer, which has an endpoint of the other family.
+    /// The number of another peer, whose endpoint has the other family.
     other: u8,
     sockets: [UdpSocket; 3],
     to: SocketAddr,
@@ -122,7 +122,7 @@ impl Side {
         Self { peer: peer.number, other, sockets, to: node.endpoint(underlay), inboxes }
     }
 
-    /// One of each kind.
+    /// Returns one packet of each kind.
     fn hostile(&self) -> Vec<Hostile> {
         let (own, own6, there, there6) = (v4(self.peer), v6(self.peer), v4(1), v6(1));
         let plain = |source, destination, ttl| Ipv4 { ttl, ..Ipv4::new(source, destination) }.packet(&[0; 80]);
@@ -141,14 +141,14 @@ impl Side {
             add(from, Reason::UnknownSender, vec![good.clone(), good6.clone(), Vec::new(), vec![0x45]]);
         }
         let malformed = vec![
-            // No packet, or the beginning of one.
+            // Not a packet, or only the beginning of one.
             Vec::new(),
             vec![0x45],
             good[..19].to_vec(),
             good[..LEN - 1].to_vec(),
             good6[..39].to_vec(),
             good6[..LEN - 1].to_vec(),
-            // A total length of more than there is, and of less than the header.
+            // A total length greater than the packet, or less than the header.
             changed(&good, 2, &[0, 101]),
             changed(&good, 2, &[0xff, 0xff]),
             changed(&good, 2, &[0, 19]),
@@ -164,7 +164,7 @@ impl Side {
         ];
         add(From::Peer, Reason::Malformed, malformed);
 
-        // From the other peer, this node, the underlay, hosts that nobody is, and a group.
+        // Sources: the other peer, this node, the underlay, invalid hosts, and a multicast group.
         let sources = [v4(self.other), there, [192, 0, 2, self.peer].into(), Ipv4Addr::LOCALHOST, [0; 4].into()];
         let sources6 = [v6(self.other), there6, Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED, group()];
         add(From::Peer, Reason::WrongSource, sources.map(|source| plain(source, there, 64)).to_vec());
@@ -187,12 +187,13 @@ impl Side {
         all
     }
 
-    /// What has to arrive: plain packets, and ones with options, extension headers, fragments, and bytes behind their end.
+    /// Returns what has to arrive: plain packets, and ones with options, extension headers, fragments, and bytes after
+    /// their end.
     fn good(&self, round: u16) -> Vec<Good> {
         let (own, own6) = (v4(self.peer), v6(self.peer));
         let mut all = Vec::new();
         let mut add = |family: Family, len: usize, packets: &dyn Fn(&[u8]) -> Vec<Vec<u8>>| {
-            // Each is another one.
+            // Each one is different.
             let mut payload = [&round.to_be_bytes()[..], &[self.peer, all.len() as u8]].concat();
             payload.resize(len - 8, 0x5a);
             let inbox = self.inboxes.get(family).unwrap().local_addr().unwrap();
@@ -220,15 +221,15 @@ impl Side {
                 let header = [&[UDP, 0, high, low, 0, 0][..], &round.to_be_bytes()].concat();
                 to6(FRAGMENT, &[&header, body].concat())
             };
-            // Only the last part may end anywhere.
+            // Only the last fragment may have any length.
             let (first, last) = body.split_at(48);
             vec![[part(1, first), vec![0xee; 4]].concat(), part(48, last)]
         });
         all
     }
 
-    /// Sends all copies of all kinds: those of one length from one socket in turn, in runs. The good ones are spread over
-    /// the runs of their length.
+    /// Sends all copies of all kinds: those of one length in runs, alternately from each socket. The good ones are
+    /// spread over the runs of their length.
     fn send(&self, hostile: &[Hostile], good: &[Good]) {
         let mut lens: Vec<_> = hostile.iter().map(|hostile| hostile.packet.len()).collect();
         lens.sort_unstable();
@@ -243,7 +244,7 @@ impl Side {
                     let apart = packets.len() / good.len() + 1;
                     good.into_iter().enumerate().for_each(|(nth, good)| packets.insert(nth * apart, good));
                 }
-                // Of nothing there are no runs.
+                // Empty datagrams cannot form runs.
                 let run = if *len == 0 { 1 } else { RUN };
                 setsockopt(socket, sockopt::UdpGsoSegment, &(*len as i32)).unwrap();
                 for run in packets.chunks(run) {
@@ -254,7 +255,7 @@ impl Side {
         }
     }
 
-    /// Receives these and nothing else.
+    /// Receives these packets, and checks that nothing else arrives.
     fn receive(&self, good: Vec<Good>) {
         let (mut wanted, mut received) = (Vec::new(), Vec::new());
         let mut buffer = [0; 2000];
@@ -276,7 +277,7 @@ impl Side {
     }
 }
 
-/// Packets with options, and fragments.
+/// Returns packets with options, and fragments.
 fn shapes(source: Ipv4Addr, destination: Ipv4Addr, ttl: u8) -> Vec<Vec<u8>> {
     let plain = Ipv4 { ttl, ..Ipv4::new(source, destination) };
     vec![
@@ -287,7 +288,7 @@ fn shapes(source: Ipv4Addr, destination: Ipv4Addr, ttl: u8) -> Vec<Vec<u8>> {
     ]
 }
 
-/// Packets with extension headers, fragments among them.
+/// Returns packets with extension headers, including fragments.
 fn shapes6(source: Ipv6Addr, destination: Ipv6Addr, limit: u8) -> Vec<Vec<u8>> {
     let ipv6 = |next, body: &[u8]| ipv6(source, destination, limit, next, body);
     vec![
@@ -298,7 +299,7 @@ fn shapes6(source: Ipv6Addr, destination: Ipv6Addr, limit: u8) -> Vec<Vec<u8>> {
     ]
 }
 
-/// An address of a node's subnet: of node 1 its own.
+/// Returns an address of a node's subnet; for node 1 its own address.
 fn v4(node: u8) -> Ipv4Addr {
     [10, 5, node, if node == 1 { 0 } else { 7 }].into()
 }
@@ -311,14 +312,14 @@ fn group() -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)
 }
 
-/// How an IPv4 header is made.
+/// The contents of an IPv4 header.
 #[derive(Clone, Copy)]
 struct Ipv4<'a> {
     source: Ipv4Addr,
     destination: Ipv4Addr,
     ttl: u8,
     id: u16,
-    /// The word with the flags and the place of a fragment.
+    /// The word with the fragment flags and offset.
     fragment: u16,
     options: &'a [u8],
 }
@@ -328,7 +329,7 @@ impl Ipv4<'_> {
         Self { source, destination, ttl: 64, id: 0, fragment: 0, options: &[] }
     }
 
-    /// A packet of UDP with this behind its header.
+    /// Returns a UDP packet with this body.
     fn packet(&self, body: &[u8]) -> Vec<u8> {
         let header = 20 + self.options.len();
         let [high, low] = ((header + body.len()) as u16).to_be_bytes();
@@ -350,12 +351,12 @@ fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, limit: u8, next: u8, body: &[u8
     [&head[..], &source.octets(), &destination.octets(), body].concat()
 }
 
-/// A header of options that say nothing, before this.
+/// Puts a header of padding options before this.
 fn extended(next: u8, body: &[u8]) -> Vec<u8> {
     [&[next, 0, 1, 4, 0, 0, 0, 0][..], body].concat()
 }
 
-/// A datagram without a header of IP, with the right checksum.
+/// Returns a UDP datagram without IP header, with the correct checksum.
 fn datagram(source: IpAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let octets = |address| match address {
         IpAddr::V4(address) => address.octets().to_vec(),

@@ -1,4 +1,4 @@
-//! What is on the wire, and who is let in.
+//! The wire format, and which senders are accepted.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -36,7 +36,7 @@ fn on_the_wire_is_the_packet_itself_as_go_flannel_has_it() {
         let pseudo = [&packet[12..20], &[0, 17], &packet[24..26]].concat();
         assert_eq!(sum(&[&pseudo, &packet[20..]].concat()), 0xffff);
     }
-    // And back, without a checksum of UDP, which is allowed.
+    // And back, without a UDP checksum, which is allowed.
     let source = from.local_addr().unwrap();
     let mut packet = ipv4([10, 5, 2, 7], [10, 5, 1, 0], 2, 33);
     packet[20..28].copy_from_slice(&[0, 9, 0, 0, 0, 13, 0, 0]);
@@ -50,7 +50,7 @@ fn on_the_wire_is_the_packet_itself_as_go_flannel_has_it() {
 
 #[test]
 fn peers_that_are_sent_to_in_turn_all_get_theirs_in_order() {
-    // What the sockets have room for.
+    // What fits into the socket buffers.
     const EACH: u32 = 30;
     let [node, others] = nodes(Link::Wire);
     let path = node.start(Shape::PLAIN, &others);
@@ -71,7 +71,7 @@ fn peers_that_are_sent_to_in_turn_all_get_theirs_in_order() {
             let payload = [&nth.to_be_bytes()[..], &vec![number; usize::from(number) * 40]].concat();
             from.send_to(&payload, SocketAddr::from(([10, 5, number, 1], 9))).unwrap();
         }
-        // No more than a TUN holds.
+        // No more than a TUN queues.
         let sent = u64::from(nth + 1) * 20;
         wait_until("they are sent", PATIENCE, || Ok(path.counters().sent.packets >= sent)).unwrap();
     }
@@ -95,7 +95,7 @@ fn noise_from_a_peer_harms_nothing() {
             let mut packet = ipv4([10, 5, 2, 7], [10, 5, 1, 0], 64, 40 + noise.next() as usize % 1400);
             let body = noise.next() as usize % 20;
             noise.fill(&mut packet[20..20 + body]);
-            // Protocols, lengths and places of fragments that need not be true.
+            // Random protocols, lengths and fragment offsets.
             (0..noise.next() % 4).for_each(|_| packet[noise.next() as usize % 40] = noise.next() as u8);
             socket.send_to(&packet, node.endpoint(Family::V4)).unwrap();
         }
@@ -126,12 +126,12 @@ fn what_a_socket_has_no_room_for_is_counted() {
     assert!(path.counters().overflowed >= lost, "also those of sockets that were given up");
 }
 
-/// But for what the node itself sends to groups, as it does in IPv6.
+/// Except for what the node itself sends to multicast groups, as with IPv6.
 fn all_dropped(path: &Path) -> u64 {
     path.counters().all_dropped() - path.counters().dropped(Reason::SentToGroup)
 }
 
-/// A packet of UDP without a right checksum of that.
+/// Returns a UDP packet with a wrong UDP checksum.
 fn ipv4(source: [u8; 4], destination: [u8; 4], ttl: u8, len: usize) -> Vec<u8> {
     let mut packet = vec![0; len];
     packet[..10].copy_from_slice(&[0x45, 0, (len >> 8) as u8, len as u8, 0, 0, 0, 0, ttl, 17]);
@@ -142,7 +142,7 @@ fn ipv4(source: [u8; 4], destination: [u8; 4], ttl: u8, len: usize) -> Vec<u8> {
     packet
 }
 
-/// The ones' complement sum.
+/// Returns the ones' complement sum.
 fn sum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)));
     let sum: u32 = words.sum();

@@ -1,4 +1,4 @@
-//! What happens to the hosts, and to the store.
+//! The acts on the hosts and the store.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use crate::world::{TTL, World, pass};
 
 /// The virtual addresses.
 const VIRTUAL: [u8; 3] = [240, 241, 242];
-/// How long an address that comes back stays at least, in seconds: so long that an agent has read the host. What goes
-/// again before that was away all the time, as far as an agent can tell.
+/// How long an address that returns stays at least, in seconds: long enough for an agent to read the host. If it were
+/// removed sooner, the agent would not detect that it had returned.
 const SEEN: f64 = 0.5;
-/// The addresses that DHCP gives out: few, so that a host gets what another one had.
+/// The addresses that DHCP assigns: few, so that a host gets one that another host had.
 const POOL: std::ops::Range<u8> = 10..26;
 
 impl World {
     pub(crate) async fn step(&mut self) {
         let what = self.random.below(23);
         let host = self.some_host();
-        // Before it is done, so that a failure amid it shows it too.
+        // Logged before it is done, so that a failure during the act shows it too.
         let done = match what {
             0..5 => {
                 let seconds = self.random.one_of(&[0.02, 0.3, 1.0, 4.0, 10.0, 40.0, 120.0]);
@@ -34,7 +34,7 @@ impl World {
             17 => self.go_flannel(),
             18 => self.store_fault(),
             19 => self.reconfigure(),
-            // To a host that sleeps nothing happens but that it wakes.
+            // A sleeping host can only wake.
             _ if self.hosts[host].clock.is_asleep() => match self.random.below(3) {
                 0 => self.wake(host).await,
                 _ => "nothing".to_owned(),
@@ -55,7 +55,7 @@ impl World {
                 format!("host {host} has no default route for {seconds} s")
             }
             14 => {
-                // The device goes with it.
+                // The device is deleted with it.
                 self.leave_gos(self.hosts[host].own);
                 self.hosts[host].act(|kernel| kernel.delete_link("eth0"));
                 pass(self.random.one_of(&[0.0, 0.5, 6.0])).await;
@@ -67,7 +67,7 @@ impl World {
                 self.hosts[host].act(|kernel| kernel.link_down("eth0"));
                 pass(self.random.one_of(&[0.1, 6.0])).await;
                 self.hosts[host].act(|kernel| kernel.link_up("eth0"));
-                // IPv6 addresses went with the link.
+                // The IPv6 addresses were deleted with the link.
                 self.hosts[host].put_addresses();
                 pass(SEEN).await;
                 format!("host {host} takes its interface down and up")
@@ -80,7 +80,7 @@ impl World {
         self.log.push(done);
     }
 
-    /// One family of the network, or all of them.
+    /// Returns one family of the network, or all of them.
     fn some_families(&mut self) -> Vec<Family> {
         let families = self.setting.families.clone();
         match self.random.below(2) {
@@ -103,7 +103,7 @@ impl World {
         format!("host {host} ends its agent, crash: {crash}; running: {}", self.hosts[host].agent.is_some())
     }
 
-    /// A status page asks the agent.
+    /// A status page queries the agent.
     async fn ask(&mut self, host: usize) -> String {
         let Some(agent) = &self.hosts[host].agent else { return "nothing".to_owned() };
         let (handle, wait) = (agent.running.handle.clone(), Duration::from_millis(100));
@@ -111,7 +111,7 @@ impl World {
         format!("host {host} is asked for its plan, answered: {answered}")
     }
 
-    /// The host is suspended: often for as long as its lease lasts, and longer.
+    /// Suspends the host, often for as long as its lease lasts, and longer.
     async fn sleep(&mut self, host: usize) -> String {
         if self.hosts[host].agent.is_none() {
             return "nothing".to_owned();
@@ -123,7 +123,7 @@ impl World {
         let seconds = self.random.one_of(&[20.0, 310.0, 450.0, 610.0]);
         let away = self.random.below(4) == 0;
         if away {
-            // The host knows that, so nothing wakes its agent with it.
+            // The host detects that, so nothing wakes its agent with it.
             self.store.outage();
             pass(1.0).await;
         }
@@ -149,7 +149,7 @@ impl World {
     }
 
     async fn lack_address(&mut self, host: usize) -> String {
-        // Whoever starts for the first time amid that can only use what there is.
+        // A first start during this can only use the present addresses.
         if !self.hosts[host].has_memory() || self.hosts[host].clock.is_drowsy() {
             return "nothing".to_owned();
         }
@@ -178,7 +178,7 @@ impl World {
     fn move_virtual(&mut self, host: usize) -> String {
         let number = self.random.one_of(&VIRTUAL);
         let family = self.family_of_virtual(number);
-        // An IPv6 address with a lifetime comes after one without, and nothing but that tells them apart.
+        // An IPv6 address with a lifetime comes after one without, and only that distinguishes them.
         let alone = family == Family::V6 && self.hosts[host].leased;
         let len = match self.random.below(2) {
             0 if !alone => subnet_len(family),
@@ -197,8 +197,8 @@ impl World {
         format!("nobody has virtual address {number} now")
     }
 
-    /// An address that no host has and no agent goes by: perhaps one that another host had before. An agent that has lost
-    /// its lease goes by what it published until the host has settled on another address.
+    /// Returns an address that no host has and no agent uses, perhaps a former address of another host. An agent
+    /// without a lease uses what it published until the host has settled on another address.
     fn free_address(&mut self, family: Family) -> u8 {
         let uses = |host: &Host, number| {
             let addr = address(family, number);
@@ -238,7 +238,7 @@ impl World {
         format!("host {host} is rebooted, with addresses {:?}", self.hosts[host].own)
     }
 
-    /// A node of Go flannel joins or leaves. It may publish a virtual address that is elsewhere by now.
+    /// A node of Go flannel joins or leaves. It may publish a virtual address that has moved to another host.
     fn go_flannel(&mut self) -> String {
         let number = 100 + self.random.below(6) as u8;
         let key = go_key(&self.go_subnets(number));
@@ -251,7 +251,7 @@ impl World {
             let published = self.random.one_of(&VIRTUAL);
             let family = self.family_of_virtual(published);
             let published = address(family, published);
-            // What another node of ours has published is not published once more.
+            // An address that another node of this test has published is not published again.
             let is_taken = |lease: &Lease| lease.attrs.public_ip.get(family) == Some(&published);
             if !self.leases().iter().any(|lease| is_taken(lease)) {
                 *public_ip.slot(family) = Some(published);
@@ -260,7 +260,7 @@ impl World {
         self.join_go(number, public_ip)
     }
 
-    /// A node of Go flannel joins, with an address of its own in each family that `published` does not name one in.
+    /// A node of Go flannel joins, with its own address in each family that `published` leaves out.
     fn join_go(&mut self, number: u8, published: Dual<IpAddr>) -> String {
         let subnets = self.go_subnets(number);
         let overlaps = |lease: &Lease| {
@@ -298,8 +298,8 @@ impl World {
         self.go.values().any(|lease| lease.attrs.public_ip.iter().any(|(_, public)| *public == addr))
     }
 
-    /// The nodes of Go flannel that publish one of the addresses leave. Where no device is left, nothing tells their leases
-    /// from that of the host that has the address.
+    /// The nodes of Go flannel that publish one of the addresses leave. Without a device, their leases cannot be
+    /// distinguished from that of the host that has the address.
     fn leave_gos(&mut self, numbers: Dual<u8>) {
         let publishes = |lease: &Lease| {
             numbers.iter().any(|(family, number)| lease.attrs.public_ip.get(family) == Some(&address(family, *number)))
@@ -308,12 +308,12 @@ impl World {
         self.go.retain(|_, lease| !publishes(lease));
     }
 
-    /// A host is down until its lease has run out, and by then a node of Go flannel publishes its addresses.
+    /// A host is down until its lease has expired; meanwhile a node of Go flannel publishes its addresses.
     async fn outlast(&mut self, host: usize) -> String {
         let own = self.hosts[host].own.map(|family, number| address(family, *number));
         let it = &self.hosts[host];
         let published = it.lease().map(|lease| lease.attrs.public_ip);
-        // Only the devices tell afterwards that the other's lease is not its own.
+        // Only the devices show afterwards that the other lease is not its own.
         let has_devices = it.families.iter().all(|family| it.kernel.link_index(device(*family)).is_some());
         if published != Some(own) || !own.iter().all(|(_, addr)| it.has(*addr)) || !has_devices {
             return "nothing".to_owned();
@@ -339,7 +339,7 @@ impl World {
         format!("{count} times {fault:?}")
     }
 
-    /// Another pool, longer subnets, or a network that is widened, which happens once.
+    /// Changes the pool, makes subnets longer, or widens the network, which happens once.
     fn reconfigure(&mut self) -> String {
         let before = self.setting.clone();
         let setting = Setting {

@@ -1,4 +1,4 @@
-//! What has to hold at every step.
+//! The conditions that hold at every step.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::host::{Agent, Host};
 use crate::network::device;
 use crate::world::World;
 
-/// How long after the last event and the last act a kernel has to be as a ready agent says. A change of addresses waits
-/// for 3 s, an audit for 200 ms.
+/// The time after the last event and the last act by which a kernel must match its ready agent. A change of addresses
+/// waits for 3 s, an audit for 200 ms.
 const CALM: Duration = Duration::from_secs(5);
 
 impl World {
@@ -35,13 +35,13 @@ impl World {
         }
     }
 
-    /// I2, I3 and I16, as far as the agents tell.
+    /// I2, I3 and I16, as far as the agents report.
     fn stories(&mut self) -> Option<String> {
         self.hosts.iter_mut().find_map(|host| {
             let now = host.clock.now();
             let Agent { running, story, .. } = host.agent.as_mut()?;
             let mut trouble = None;
-            // All of them: within its budget tokio would keep some back.
+            // All of them: within its budget, tokio would hold some back.
             while let Some(event) = unconstrained(running.events.next()).now_or_never().flatten() {
                 host.stirred = now;
                 let told = story.tell(event, now);
@@ -52,7 +52,8 @@ impl World {
         })
     }
 
-    /// I1: no two nodes hold what overlaps. Who has just slept may not know yet that its lease is over.
+    /// I1: no two nodes hold overlapping subnets. A node that has just slept may not have detected yet that its lease
+    /// has expired.
     fn overlaps(&self) -> Option<String> {
         let held = |host: &Host| {
             let lease = host.lease()?;
@@ -72,7 +73,7 @@ impl World {
         None
     }
 
-    /// I2, for records of nodes whose agent is not ours.
+    /// I2, for records of Go flannel's nodes.
     fn changed_records(&self) -> Option<String> {
         if self.go.is_empty() {
             return None;
@@ -80,13 +81,13 @@ impl World {
         let records = self.store.records();
         self.go.iter().find_map(|(key, lease)| {
             let found = records.iter().find(|record| record.key == *key).and_then(|record| record.lease.as_ref().ok());
-            // A node of ours that took it would have it expire.
+            // If one of the agents took it, its expiry would change.
             let same = found.is_some_and(|found| Lease::clone(found).fenced(lease.fence.clone()) == *lease);
             (!same).then(|| format!("the record of Go node {key} is {found:?}"))
         })
     }
 
-    /// I6, I16 and I18, of the kernels that have changed, or whose agents have.
+    /// I6, I16 and I18, for the kernels that have changed, or whose agents have.
     fn kernels(&mut self) -> Option<String> {
         let widest = self.setting.networks();
         self.hosts.iter_mut().find_map(|host| {
@@ -108,8 +109,8 @@ impl World {
         })
     }
 
-    /// A host that still has the address in use uses no other, whatever addresses came beside it, unless a node of Go
-    /// flannel has published that meanwhile. What is published follows, as soon as the store takes it.
+    /// A host that still has the address in use uses no other, whatever addresses are added, unless a node of Go
+    /// flannel has published that address meanwhile. The published address follows as soon as the store accepts it.
     fn moved(&mut self) -> Option<String> {
         let go = &self.go;
         let is_go =
@@ -119,10 +120,11 @@ impl World {
             if let Some(lease) = status.as_ref().and_then(|status| status.lease.clone()) {
                 host.published = lease.attrs.public_ip;
             } else if !host.families.iter().any(|family| host.kernel.link_index(device(*family)).is_some()) {
-                // Nothing on the host tells what it used and published.
+                // Nothing on the host shows what it used and published.
                 (host.published, host.used) = (Dual::default(), Dual::default());
             }
-            // Who starts while the host lacks the address uses another one, of which nothing tells before there is a lease.
+            // An agent that starts while the host lacks the address uses another one, which nothing shows before there
+            // is a lease.
             let lacking: Vec<Family> = host.used.iter().filter(|(_, addr)| !host.has(**addr)).map(|it| it.0).collect();
             for family in lacking {
                 *host.used.slot(family) = None;
@@ -144,7 +146,7 @@ impl World {
     }
 }
 
-/// I18: routes of ours lie in the network, apart from each other and from the own subnet.
+/// I18: the overlay's routes lie in the network, do not overlap each other, and do not overlap the own subnet.
 fn stray_routes(host: &Host, snapshot: &Snapshot, networks: &Dual<Prefix>, lease: Option<&Lease>) -> Option<String> {
     networks.iter().find_map(|(family, network)| {
         let own = lease.and_then(|lease| lease.subnets.get(family).copied());
@@ -153,18 +155,18 @@ fn stray_routes(host: &Host, snapshot: &Snapshot, networks: &Dual<Prefix>, lease
             !network.covers(route)
                 || **route == *network
                 || routes[..*nth].iter().any(|other| other.overlaps(route))
-                // A lease that was taken this moment is not in the kernel yet.
+                // A lease that was just acquired is not in the kernel yet.
                 || (host.is_ready() && own.is_some_and(|own| own.overlaps(route)))
         });
         stray.map(|(_, route)| format!("there is a route to {route}, own {own:?}: {routes:?}"))
     })
 }
 
-/// I16, by the kernel: who is ready, and has been left alone, has its devices and a route to each peer.
+/// I16, in the kernel: an undisturbed host that is ready has its devices and a route to each peer.
 fn not_ready(snapshot: &Snapshot, status: &Arc<Status>) -> Option<String> {
     let lease = status.lease.as_ref()?;
     for (family, subnet) in lease.subnets.iter() {
-        // While the store is away the address in use is not published yet.
+        // While the store is unavailable, the address in use is not published yet.
         let used = status.uplink.up().and_then(|uplink| uplink.addrs.get(family));
         let public = used.or_else(|| lease.attrs.public_ip.get(family))?;
         if vtep_mac(snapshot, family, *public).is_none() {
@@ -183,14 +185,14 @@ fn not_ready(snapshot: &Snapshot, status: &Arc<Status>) -> Option<String> {
     None
 }
 
-/// Where routes of ours lead through the device of a family.
+/// Returns the destinations of the overlay's routes through the device of a family.
 pub(crate) fn peer_routes(snapshot: &Snapshot, family: Family) -> Vec<Prefix> {
     let routes = snapshot.matching(&format!(" dev {} ", device(family)));
     let prefix = |line: &&str| line.strip_prefix("route ")?.split(' ').next()?.parse().ok();
     routes.iter().filter_map(prefix).collect()
 }
 
-/// The MAC address of the device of a family, if that is up and sends from `public`.
+/// Returns the MAC address of the device of a family, if the device is up and sends from `public`.
 pub(crate) fn vtep_mac(snapshot: &Snapshot, family: Family, public: IpAddr) -> Option<String> {
     let (device, local) = (format!(": {} up ", device(family)), format!(" local {public} "));
     let lines = snapshot.matching(&device);

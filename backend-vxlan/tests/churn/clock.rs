@@ -1,4 +1,4 @@
-//! The clock of a host that can be suspended: boot time runs on, the host and its timers do not.
+//! The clock of a host that can be suspended: boot time continues, the host and its timers do not.
 
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard};
@@ -20,9 +20,9 @@ pub(crate) struct HostClock {
 #[derive(Default)]
 struct State {
     asleep: bool,
-    /// When it last woke.
+    /// When the host last woke.
     woke: Option<BootTime>,
-    /// When the timers that were running then see that time has passed.
+    /// When the timers that were running at that time fire if due.
     timers: BootTime,
     waker: Option<Waker>,
 }
@@ -40,7 +40,7 @@ impl HostClock {
         self.lock().asleep
     }
 
-    /// Whether timers may not have fired yet that were due in a suspend.
+    /// Whether timers that were due during a suspend may not have fired yet.
     pub(crate) fn is_drowsy(&self) -> bool {
         let state = self.lock();
         state.asleep || state.woke.is_some_and(|woke| self.boot.now() <= woke.after(SLICE))
@@ -50,7 +50,7 @@ impl HostClock {
         self.lock().asleep = true;
     }
 
-    /// Wakes the host. The slice under way has `rest` to go.
+    /// Wakes the host. The current slice has `rest` left.
     pub(crate) fn resume(&self, rest: Duration) {
         let now = self.boot.now();
         let waker = {
@@ -91,7 +91,7 @@ impl Clock for HostClock {
         self.boot.sleep_until(deadline).await;
         let late = {
             let state = self.lock();
-            // Whoever began to wait after the suspend has a slice of its own.
+            // A wait that began after the suspend has its own slice.
             state.woke.filter(|woke| *woke >= begun).map(|_| state.timers)
         };
         if let Some(late) = late {

@@ -1,4 +1,4 @@
-//! What others have in a kernel: objects like ours, in our places, on devices beside ours.
+//! Foreign objects in a kernel: similar to the overlay's, in the same places, and on other devices.
 
 use flannel_core::kernel::{Link, LinkKind, LinkName, OverlayName, RouteKind, Vxlan};
 use flannel_core::net::{Family, MacAddr, Prefix, Vni};
@@ -10,7 +10,7 @@ use crate::network::{address, device, subnet};
 /// Subnets to which there are foreign routes as well.
 const PEERS: [u8; 3] = [2, 3, 101];
 
-/// All of a kernel but our devices and what is on them.
+/// Returns everything in a kernel except the overlay's devices and what is on them.
 pub(crate) fn strange_lines(snapshot: &Snapshot) -> Vec<String> {
     let is_ours = |line: &String| Family::BOTH.into_iter().any(|family| names(line, device(family)));
     snapshot.lines().iter().filter(|line| !is_ours(line)).cloned().collect()
@@ -22,7 +22,7 @@ fn names(line: &str, device: &str) -> bool {
 
 pub(crate) fn put_foreign(kernel: &FakeKernel, families: &[Family]) {
     let dummy = add_link(kernel, "dum0", LinkKind::Other("dummy".into()), 0, None);
-    // Another overlay of ours that has our mark, and one of Go flannel.
+    // Another overlay of flannelkit with the same mark, and one of Go flannel.
     let (mark, other) = (OverlayName::default().mark(), "flannelkit:other");
     let vx7 = add_link(kernel, "vx7", vxlan(7), mark, Some(other));
     let go = add_link(kernel, "flannel.9", vxlan(9), 0, None);
@@ -55,7 +55,7 @@ pub(crate) fn put_foreign(kernel: &FakeKernel, families: &[Family]) {
         let to = |prefix: Prefix| FakeRoute::via(prefix, gateway.parse().unwrap(), dummy);
         let [first, second, third] = inside.map(|prefix| prefix.parse().unwrap());
         let blackhole = FakeRoute { kind: RouteKind::Blackhole, gateway: None, link: None, ..to(third) };
-        // With our protocol a route outside of the network is not ours; inside, one without it.
+        // With the overlay's protocol, a route outside of the network is foreign; inside, one without the protocol is.
         let mut routes = vec![
             FakeRoute { protocol: 210, ..to(outside.parse().unwrap()) },
             FakeRoute { protocol: 4, ..to(first) },
@@ -67,7 +67,7 @@ pub(crate) fn put_foreign(kernel: &FakeKernel, families: &[Family]) {
             routes.push(FakeRoute { table: 100, metric: 7, protocol: 210, ..to(peer) });
             routes.push(FakeRoute { table: 101, onlink: true, ..FakeRoute::via(peer, peer.addr(), vx7) });
             if *family == Family::V4 {
-                // In IPv6 the kernel would not take a route of ours beside this.
+                // With this route, the kernel would refuse the overlay's own route in IPv6.
                 routes.push(FakeRoute { metric: 50, protocol: 210, ..to(peer) });
             }
             kernel.put_neighbour("dum0", peer.addr(), MacAddr([2, 0xaa, 0, 0, 1, n]), Nud::Permanent).unwrap();

@@ -36,27 +36,27 @@ pub(crate) struct Host {
     pub(crate) kernel: FakeKernel,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) families: Vec<Family>,
-    /// The last byte of its own address of each family.
+    /// The last byte of the host's own address of each family.
     pub(crate) own: Dual<u8>,
     /// Whether its addresses come from DHCP.
     pub(crate) leased: bool,
     pub(crate) virtuals: Vec<Virtual>,
-    /// What it published when last looked at.
+    /// The published addresses, as last checked.
     pub(crate) published: Dual<IpAddr>,
-    /// The addresses that were in use when last looked at.
+    /// The addresses in use, as last checked.
     pub(crate) used: Dual<IpAddr>,
     pub(crate) agent: Option<Agent>,
     pub(crate) starts: u64,
-    /// What other programs had in the kernel after the last act.
+    /// The foreign objects in the kernel after the last act.
     strange: Vec<String>,
-    /// How many changes the kernel had seen when that was last looked at.
+    /// The kernel's number of changes at that time.
     looked: u64,
     acting: bool,
-    /// What the agent has done to it.
+    /// What the agent did to foreign objects.
     harm: Option<String>,
-    /// When something was last done to it, or its agent last did something.
+    /// The time of the last act on the host, or of its agent's last event.
     pub(crate) stirred: BootTime,
-    /// How the kernel was when last checked.
+    /// The kernel's state when last checked.
     pub(crate) checked: Option<(u64, Option<Arc<Lease>>, bool)>,
 }
 
@@ -96,14 +96,14 @@ impl Host {
         host
     }
 
-    /// Does something to the kernel that agents have no part in. An act that the kernel refuses is none.
+    /// Changes the kernel as another program. An act that the kernel refuses has no effect.
     pub(crate) fn act(&mut self, act: impl FnOnce(&FakeKernel) -> Result<(), KernelError>) {
         self.together(|host| {
             let _ = act(&host.kernel);
         });
     }
 
-    /// Does several acts in a row. What other programs have is looked at before and after all of them.
+    /// Performs several acts in a row. Foreign objects are compared before and after all of them.
     fn together(&mut self, acts: impl FnOnce(&mut Self)) {
         if self.acting {
             return acts(self);
@@ -120,7 +120,7 @@ impl Host {
         self.stirred = self.clock.now();
     }
 
-    /// Compares what other programs have with what they had after the last act.
+    /// Compares the foreign objects with those after the last act.
     pub(crate) fn look_for_harm(&mut self, snapshot: &Snapshot) {
         let strange = strange_lines(snapshot);
         if strange != self.strange && self.harm.is_none() {
@@ -135,7 +135,7 @@ impl Host {
         self.harm.clone()
     }
 
-    /// A kernel with nothing but what the host's configuration makes, and foreign objects.
+    /// Starts a kernel with only the host's configuration and foreign objects.
     pub(crate) fn boot(&mut self) {
         self.together(|host| {
             host.kernel = FakeKernel::new();
@@ -145,10 +145,10 @@ impl Host {
         });
     }
 
-    /// The interface with its addresses and the default routes.
+    /// Adds the interface with its addresses and the default routes.
     pub(crate) fn plug(&mut self) {
         self.together(|host| {
-            // Added as a link alone: addresses are put in below, with or without a lifetime.
+            // Added only as a link: addresses are added below, with or without a lifetime.
             let any: Address = "203.0.113.1/30".parse().unwrap();
             host.kernel.add_uplink("eth0", any).unwrap();
             host.kernel.remove_address("eth0", any).unwrap();
@@ -156,7 +156,7 @@ impl Host {
         });
     }
 
-    /// All its addresses, as far as they are missing, and the default routes.
+    /// Adds missing addresses and default routes.
     pub(crate) fn put_addresses(&mut self) {
         self.together(|host| {
             host.add_own(&host.families.clone());
@@ -181,7 +181,7 @@ impl Host {
             });
         }
         if !self.has_memory() {
-            // Without a lease or a device from before nothing tells an own address from a virtual one but their order.
+            // Without a lease or an earlier device, only the order distinguishes an own address from a virtual one.
             for one in self.virtuals.clone().into_iter().filter(|one| families.contains(&one.family)) {
                 if self.has(address(one.family, one.number)) {
                     self.remove_virtual(one);
@@ -191,7 +191,7 @@ impl Host {
         }
     }
 
-    /// Other addresses of its own, in the families that are named.
+    /// Changes its own addresses in the given families.
     pub(crate) fn change_own(&mut self, now: Dual<u8>) {
         let families: Vec<Family> = now.families().collect();
         self.together(|host| {
@@ -204,7 +204,7 @@ impl Host {
         });
     }
 
-    /// Whether anything tells which address the node used.
+    /// Whether the host still shows which address the node used.
     pub(crate) fn has_memory(&self) -> bool {
         let device = || self.families.iter().all(|family| self.kernel.link_index(device(*family)).is_some());
         self.lease().is_some() || device()
@@ -225,7 +225,7 @@ impl Host {
         self.act(|kernel| kernel.remove_address("eth0", with_len(one.family, one.number, one.len)));
     }
 
-    /// The default routes, as far as they are missing: with an address one may have gone.
+    /// Adds missing default routes: one may have been deleted with an address.
     pub(crate) fn add_default(&mut self) {
         self.together(|host| {
             for route in host.defaults() {
@@ -273,7 +273,7 @@ impl Host {
         let overlay = Overlay::builder()
             .backend("vxlan", Vxlan::new)
             .missing_uplink(MissingUplink::Wait)
-            // Nobody would start it again.
+            // No supervisor would start it again.
             .on_reconfiguration(ConfigPolicy::Keep)
             .jitter_seed(seed << 16 | (self.number as u64) << 8 | self.starts)
             .clock(Arc::clone(&self.clock) as _)
@@ -287,7 +287,7 @@ impl Host {
         self.agent = Some(Agent { running, story: Story::default(), networks });
     }
 
-    /// Ends the agent: in order, or as a crash would.
+    /// Ends the agent: in order, or as in a crash.
     pub(crate) async fn end(&mut self, shared: &Shared, crash: bool) {
         let Some(agent) = self.agent.take() else { return };
         self.stirred = self.clock.now();

@@ -1,12 +1,13 @@
 //! Identity and uplink under churn: many nodes whose addresses, interfaces, default routes, hosts and clocks change at
-//! random, with virtual addresses that move from host to host, hosts that sleep past their leases, nodes of Go flannel
-//! among them, and a network whose pool is narrowed and widened. A seed is of IPv4, of IPv6 or of both.
+//! random, with virtual addresses that move between hosts, hosts that sleep past their leases, nodes of Go flannel, and
+//! a network whose pool is narrowed and widened. Each seed uses IPv4, IPv6 or both.
 //!
-//! After each step no two nodes hold what overlaps, none has lost its lease to another or extends what it lost, no record
-//! of another is changed, no kernel has a route that is not one peer's, what other programs have in a kernel is as it was, and
-//! who says that it is ready is so. Once it is quiet every node reaches every other where it really is.
+//! After each step, no two nodes hold overlapping subnets, no node has lost its lease to another or extends a lost one,
+//! no foreign record is changed, no kernel has a route that belongs to no peer, foreign objects in the kernel are
+//! unchanged, and each agent that reports ready is ready. Once it is quiet, every node reaches every other at its real
+//! place.
 //!
-//! `CHURN_SEED` runs one seed, `CHURN_SEEDS` so many, from `CHURN_FROM` on.
+//! `CHURN_SEED` runs one seed, `CHURN_SEEDS` that many, starting at `CHURN_FROM`.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 mod acts;
@@ -35,7 +36,7 @@ mod tests {
         std::env::var(name).ok().map(|text| text.parse().unwrap())
     }
 
-    /// Returns what the kernels have come to, and how many writes that took.
+    /// Returns the kernels' final states and the number of writes.
     fn simulate(seed: u64, steps: usize) -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
@@ -71,7 +72,7 @@ mod tests {
             let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(run)).collect();
             for thread in threads {
                 if let Err(panic) = thread.join() {
-                    // The others need not go on.
+                    // The others can stop.
                     next.store(until, Ordering::Relaxed);
                     std::panic::resume_unwind(panic);
                 }

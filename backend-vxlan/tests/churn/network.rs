@@ -1,4 +1,4 @@
-//! The network and its pool, as the store has them and as they are changed.
+//! The network and its pool, as stored and as changed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use flannel_core::net::{Dual, Family, Prefix};
 /// The highest number of a subnet in either half of the network.
 pub(crate) const LAST: u8 = 120;
 
-/// Where the upper half of the network begins, as a number of subnets.
+/// The beginning of the network's upper half, as a number of subnets.
 const UPPER: u16 = 0x80;
 const UPPER_V6: u16 = 0x8000;
 
@@ -18,9 +18,9 @@ pub(crate) struct Setting {
     pub(crate) families: Vec<Family>,
     /// Whether the network has its upper half.
     pub(crate) wide: bool,
-    /// Whether subnets are given out of the upper half.
+    /// Whether subnets are assigned from the upper half.
     pub(crate) upper: bool,
-    /// The subnets that are given out, as numbers of subnets of the usual length.
+    /// The assigned subnets, as numbers of subnets of the usual length.
     pub(crate) min: u8,
     pub(crate) max: u8,
     /// By how many bits subnets are longer than usual.
@@ -49,7 +49,7 @@ impl Setting {
             text += &format!(r#","{key}SubnetMin":"{min}","{key}SubnetMax":"{max}""#);
         }
         text += r#","Backend":{"Type":"vxlan"}}"#;
-        // Keys are as flannel has them: IPv6SubnetLen, IPv6Network.
+        // Keys are spelled as in flannel: IPv6SubnetLen, IPv6Network.
         NetworkConfig::parse(text.as_bytes(), Allocation::Pool).unwrap()
     }
 
@@ -79,7 +79,7 @@ fn network_addr(family: Family, upper: bool, number: u8) -> IpAddr {
     }
 }
 
-/// A subnet of the usual length in the lower half.
+/// Returns a subnet of the usual length in the lower half.
 pub(crate) fn subnet(family: Family, number: u8) -> Prefix {
     let len = match family {
         Family::V4 => 24,
@@ -88,7 +88,7 @@ pub(crate) fn subnet(family: Family, number: u8) -> Prefix {
     Prefix::new(network_addr(family, false, number), len).unwrap()
 }
 
-/// A host's address.
+/// Returns a host's address.
 pub(crate) fn address(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::new(192, 0, 2, number).into(),
@@ -96,7 +96,7 @@ pub(crate) fn address(family: Family, number: u8) -> IpAddr {
     }
 }
 
-/// The device of a family's overlay.
+/// Returns the device of the overlay in a family.
 pub(crate) fn device(family: Family) -> &'static str {
     match family {
         Family::V4 => "flannel.1",

@@ -1,4 +1,4 @@
-//! What has to hold once it is quiet.
+//! The conditions that hold once it is quiet.
 
 use flannel_core::net::Family;
 use flannel_core::overlay::Phase;
@@ -15,7 +15,7 @@ impl World {
             let status = host.status().unwrap();
             assert_eq!((status.phase, status.undone), (Phase::Ready, 0), "host {}: {status:#?}", host.number);
             assert_eq!(status.own_trouble, None, "host {}", host.number);
-            // What was read at the start counts, whatever the pool has become.
+            // The configuration that was read at the start applies, even if the pool has changed since.
             assert_eq!(*host.agent.as_ref().unwrap().networks.lock().unwrap(), self.setting.networks());
             let peers = host.agent.as_ref().unwrap().running.handle.peers().await.unwrap();
             assert_eq!(peers.len(), status.peers.accepted, "host {}: {status:#?}", host.number);
@@ -40,7 +40,7 @@ impl World {
     fn check_go(&self, from: &Host) {
         let snapshot = from.kernel.snapshot();
         for (key, lease) in &self.go {
-            // Its address may be this very host's by now.
+            // Its address may belong to this host by now.
             if lease.attrs.public_ip.iter().any(|(_, public)| from.has(*public)) {
                 continue;
             }
@@ -52,7 +52,7 @@ impl World {
     }
 }
 
-/// What is missing on the way of a packet from one host to a pod of another.
+/// Returns what is missing on the path of a packet from one host to a pod of another.
 fn gap(from: &Host, to: &Host, family: Family) -> Option<String> {
     let (own, lease) = (from.lease()?, to.lease()?);
     let (subnet, public) = (lease.subnets.get(family)?, lease.attrs.public_ip.get(family)?);

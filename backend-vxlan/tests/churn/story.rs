@@ -1,4 +1,4 @@
-//! What the events of an agent tell, held against its status.
+//! The events of an agent, compared with its status.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use flannel_core::clock::BootTime;
 use flannel_core::lease::Lease;
 use flannel_core::overlay::{Event, LossReason, Phase, Status};
 
-/// What an agent has told so far.
+/// What an agent's events have reported so far.
 #[derive(Default)]
 pub(crate) struct Story {
     lease: Option<Arc<Lease>>,
@@ -17,7 +17,7 @@ pub(crate) struct Story {
 }
 
 impl Story {
-    /// Takes in an event that came until `now`. Returns what is wrong.
+    /// Records an event received by `now`. Returns what is wrong.
     pub(crate) fn tell(&mut self, event: Event, now: BootTime) -> Option<String> {
         match event {
             Event::LeaseAcquired(lease) => {
@@ -34,7 +34,7 @@ impl Story {
             }
             Event::LeaseLost(reason) => {
                 let Some(lease) = self.lease.take() else { return Some(format!("lost without a lease: {reason}")) };
-                // Of the end of its lease it may hear in any way, above all if it slept meanwhile.
+                // The agent may learn of its lease's end in any way, especially after a suspend.
                 let over = lease.expires.is_some_and(|expires| expires <= now);
                 // I2: nothing else here takes a lease away.
                 let allowed = reason == LossReason::Expired || over;
@@ -50,7 +50,7 @@ impl Story {
             Event::Ready if !self.listed => return Some("ready before the store has listed everything".to_owned()),
             Event::Ready if self.lease.is_none() => return Some("ready without a lease".to_owned()),
             Event::Stopped(_) => return Some("has ended".to_owned()),
-            // These are read after each step, which is too soon to miss any.
+            // Events are read after each step, so none can be missed.
             Event::Missed(count) => return Some(format!("{count} events were missed")),
             Event::ConflictFound(conflict) => return Some(format!("nothing here is in the way, but {conflict:?}")),
             _ => {}
@@ -58,8 +58,8 @@ impl Story {
         None
     }
 
-    /// Holds the status against what was told, and I16: ready is who has a lease, has heard what is everything, and has
-    /// left nothing undone but what it shows.
+    /// Compares the status with the reported events, and checks I16: an agent is ready if it has a lease, has received
+    /// a complete list, and shows everything that it has left undone.
     pub(crate) fn check(&self, status: &Status) -> Option<String> {
         let parts = |lease: &Arc<Lease>| (lease.key.clone(), lease.subnets, lease.attrs.clone());
         let (told, shown) = (self.lease.as_ref().map(parts), status.lease.as_ref().map(parts));
@@ -80,7 +80,7 @@ impl Story {
     }
 }
 
-/// Changes `flag` to `to`, which it must not be yet.
+/// Sets `flag` to `to`; it must have the other value before.
 fn flip(flag: &mut bool, to: bool, what: &str) -> Option<String> {
     (std::mem::replace(flag, to) == to).then(|| format!("tells twice: {what}"))
 }

@@ -1,4 +1,4 @@
-//! The store as a host sees it, with somebody who looks at what its agent asks for.
+//! The store as a host sees it, with checks of its agent's requests.
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,12 +15,12 @@ use flannel_core::testing::{Call, MemorySubnets, StoreDouble};
 use crate::clock::HostClock;
 use crate::network::Setting;
 
-/// What all agents share.
+/// The state that all agents share.
 #[derive(Default)]
 pub(crate) struct Shared {
     /// The running agents, by host.
     running: Mutex<Vec<Option<Handle>>>,
-    /// What an agent should not have asked for.
+    /// A request that an agent should not have made.
     trouble: Mutex<Option<String>>,
     /// The configuration in the store.
     setting: Mutex<Option<Setting>>,
@@ -46,8 +46,8 @@ impl Shared {
         self.trouble.lock().unwrap().get_or_insert(trouble);
     }
 
-    /// The host whose running agent holds the record, but for `host`. Who sleeps may take a record for its own that was
-    /// created anew since.
+    /// Returns the host, other than `host`, whose running agent holds the record. A sleeping agent may mistake a record
+    /// that was created again for its own.
     fn holder(&self, record: &Record, host: usize) -> Option<usize> {
         let Ok(record) = &record.lease else { return None };
         let running = self.running.lock().unwrap();
@@ -60,14 +60,14 @@ impl Shared {
     }
 }
 
-/// The store as one run of an agent sees it.
+/// The store as seen by one run of an agent.
 pub(crate) struct Witness {
     pub(crate) store: MemorySubnets,
     pub(crate) host: usize,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) handle: OnceLock<Handle>,
-    /// The networks that the agent has read before it had a lease.
+    /// The networks that the agent read before it had a lease.
     pub(crate) networks: Arc<Mutex<Dual<Prefix>>>,
 }
 
@@ -76,7 +76,7 @@ impl Witness {
         self.handle.get().is_some_and(|handle| handle.status().lease.is_some())
     }
 
-    /// I3: what is lost or has run out is not extended.
+    /// I3: a lost or expired lease is not extended.
     fn renewing(&self, lease: &Lease) {
         let (host, now) = (self.host, self.clock.now());
         if let Some(expires) = lease.expires.filter(|expires| *expires <= now) {
@@ -87,7 +87,7 @@ impl Witness {
         }
     }
 
-    /// Blames the agent if what it asked for has changed a record that another one holds.
+    /// Reports the agent if its request changed a record that another agent holds.
     fn compare(&self, before: Vec<Record>) {
         let after = self.store.records();
         for record in before.iter().filter(|record| !after.contains(record)) {

@@ -1,4 +1,4 @@
-//! The hosts, their store, and what has been done to them.
+//! The hosts, their store, and the acts so far.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,10 +15,10 @@ use crate::host::Host;
 use crate::network::{LAST, Setting};
 use crate::witness::Shared;
 
-/// How long leases last: what a node that is gone has left is gone in the end.
+/// The lifetime of leases: the records of a node that is gone expire eventually.
 pub(crate) const TTL: Duration = Duration::from_secs(600);
 
-/// How many of the last actions a failure shows.
+/// How many of the last acts a failure shows.
 const SHOWN: usize = 30;
 
 pub(crate) struct World {
@@ -31,12 +31,12 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Host>,
     /// The records of nodes of Go flannel.
     pub(crate) go: BTreeMap<LeaseKey, Lease>,
-    /// What was done, the latest last.
+    /// The acts, in order.
     pub(crate) log: Vec<String>,
     pub(crate) when: When,
 }
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum When {
     Step(usize),
@@ -113,7 +113,8 @@ impl World {
         self.setting = setting;
     }
 
-    /// Everything works, everybody runs in the network as it is now, and what the dead have left has run out.
+    /// Waits until everything works, all agents run with the present network, and the leases of ended nodes have
+    /// expired.
     pub(crate) async fn settle(&mut self) {
         self.configure(Setting { min: 1, max: LAST, ..self.setting.clone() });
         for host in 0..self.hosts.len() {
@@ -133,13 +134,13 @@ impl World {
         pass(2.0 * TTL.as_secs_f64()).await;
     }
 
-    /// What the kernels have come to, and how many changes that took.
+    /// Returns the kernels' final states and the numbers of changes.
     pub(crate) fn outcome(&self) -> String {
         let kernels = self.hosts.iter().map(|host| format!("{}{}\n", host.kernel.snapshot(), host.kernel.changes()));
         kernels.collect()
     }
 
-    /// Who publishes and has what.
+    /// Returns what each node publishes and has.
     fn outline(&self) -> String {
         let lease = |lease: &Lease| {
             let data: Vec<_> = lease.attrs.backend_data.iter().map(|(_, json)| json.as_str().to_owned()).collect();
@@ -167,7 +168,7 @@ impl World {
     }
 }
 
-/// A run that fails says how it came to that and how to see it again.
+/// A run that fails prints its acts and how to repeat it.
 impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {

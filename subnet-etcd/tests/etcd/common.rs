@@ -1,4 +1,4 @@
-//! What the tests of the store share: a real etcd, nodes, and waiting.
+//! Shared by the tests of the store: a real etcd, nodes, and waiting.
 #![allow(dead_code, reason = "each test program uses what it needs")]
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use testkit::etcd::{Etcd, Options, Version};
 pub(crate) const BASE: &str = "/coreos.com/network";
 pub(crate) const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
-/// One member with a network of 255 subnets.
+/// Starts one member with a network of 255 subnets.
 pub(crate) async fn single(version: Version) -> (Etcd, EtcdSubnets) {
     let etcd = Etcd::start(Options::single(version)).unwrap_or_else(|error| panic!("{error}"));
     let store = open(&etcd);
@@ -28,7 +28,7 @@ pub(crate) fn open(etcd: &Etcd) -> EtcdSubnets {
     EtcdSubnets::new(Config::new(etcd.endpoints())).unwrap()
 }
 
-/// A client of the tests' own, to do what operators and others do.
+/// Returns a separate client, to act as operators and other programs.
 pub(crate) async fn raw(etcd: &Etcd) -> Client {
     Client::connect(etcd.endpoints(), None).await.unwrap()
 }
@@ -66,7 +66,7 @@ pub(crate) fn v4(subnet: &str) -> Dual<Prefix> {
     Dual { v4: Some(subnet.parse().unwrap()), v6: None }
 }
 
-/// Everything under the prefix: what is left there and with which etcd lease.
+/// Returns everything under the prefix, with each key's etcd lease.
 pub(crate) async fn dump(client: &mut Client) -> BTreeMap<String, (String, i64)> {
     let response = client.get(BASE, Some(GetOptions::new().with_prefix())).await.unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -81,13 +81,13 @@ pub(crate) async fn watch(store: &EtcdSubnets) -> Watcher {
     Watcher::open(store, 20).await
 }
 
-/// Waits until an event came: the watch is established, and not only the listing done.
+/// Waits for an event: then the watch is established, not only the listing done.
 pub(crate) async fn established(watcher: &mut Watcher, store: &EtcdSubnets) {
     let lease = node(999).acquire(store).await;
     watcher.until(5, "a first event", |watcher| watcher.good(&lease.key).is_some()).await;
 }
 
-/// A watch through one handle that is established, as another handle's lease shows.
+/// Returns an established watch through one handle, confirmed by a lease through another.
 pub(crate) async fn watching(through: &EtcdSubnets, store: &EtcdSubnets) -> Watcher {
     let mut watcher = watch(through).await;
     established(&mut watcher, store).await;

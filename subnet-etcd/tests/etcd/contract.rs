@@ -1,4 +1,4 @@
-//! The store contract, on both etcds.
+//! The store contract, with both versions of etcd.
 
 use std::sync::Arc;
 

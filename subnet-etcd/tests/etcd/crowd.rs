@@ -1,4 +1,4 @@
-//! Hundreds of nodes that join at once.
+//! Hundreds of nodes that join at the same time.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use testkit::etcd::Version;
 use crate::common::{leases, node, open, raw, single, watch};
 
 const NODES: u16 = 400;
-/// How many of them are under way at a time.
+/// How many of them run at a time.
 const AT_ONCE: usize = 50;
 
 #[tokio::test(flavor = "multi_thread")]

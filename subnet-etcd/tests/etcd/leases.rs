@@ -1,4 +1,4 @@
-//! What is written, by whom, and what becomes of it under faults.
+//! What each node writes, and what happens to it under faults.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ async fn a_reservation_is_used_renewed_and_stays_one() {
         for n in 0..20 {
             assert_ne!(node(100 + n).acquire(&store).await.subnets, v4("10.5.77.0/24"));
         }
-        // It names the node's address and no device, so it is no other node's.
+        // It names the node's address and no device, so it belongs to no other node.
         let want = node(9).preferring("10.5.78.0/24").owning(OwnLeases::Unheld);
         let lease = store.acquire(&node(9).id, want).await.unwrap();
         assert_eq!((lease.subnets, lease.expires), (v4("10.5.77.0/24"), None));
@@ -132,7 +132,7 @@ async fn renewals_leave_no_etcd_lease_behind() {
     assert_eq!(client.lease_time_to_live(id, None).await.unwrap().granted_ttl(), 120);
 }
 
-/// A clock by which leases of a year have ended.
+/// A clock on which leases of a year have ended.
 struct Later;
 
 #[async_trait::async_trait]
@@ -162,7 +162,7 @@ async fn race(version: Version, config: &str) -> Duration {
     let start = Instant::now();
     let mut racing = JoinSet::new();
     for n in 0..50 {
-        // A connection each, as that many hosts have.
+        // One connection each, as with that many hosts.
         let store = common::open(&etcd);
         let want = node(n).preferring("10.5.20.0/24");
         racing.spawn(async move { store.acquire(&node(n).id, want).await });
@@ -203,7 +203,7 @@ async fn a_lease_of_ours_that_overlaps_an_older_one_is_replaced() {
     let (etcd, store) = single(Version::Current).await;
     let mut client = raw(&etcd).await;
     store.put_config_json(DUAL).await.unwrap();
-    // Two Go flannels choose each half on its own: the IPv4 halves are equal, the keys are not.
+    // Two Go flannels choose each half independently: the IPv4 halves are equal, the keys are not.
     for (key, n) in [("10.5.7.0-24&fd00:5:0:9::-64", 1), ("10.5.7.0-24&fd00:5:0:8::-64", 2)] {
         client.lease_grant(86_400, Some(LeaseGrantOptions::new().with_id(n))).await.unwrap();
         let value = node(u16::try_from(n).unwrap()).attrs.to_json();
@@ -216,7 +216,7 @@ async fn a_lease_of_ours_that_overlaps_an_older_one_is_replaced() {
     assert_eq!(store.list().await.unwrap().len(), 2);
 }
 
-/// A store behind a proxy.
+/// Creates a store behind a proxy.
 fn behind(proxy: &Proxy, prefix: &str) -> EtcdSubnets {
     let prefix = KeyPrefix::new(prefix).unwrap();
     EtcdSubnets::new(Config::new([proxy.endpoint()]).with_prefix(prefix)).unwrap()
@@ -272,7 +272,7 @@ async fn a_renewal_whose_fate_is_unknown_is_ours_and_is_tried_again_with_the_sam
     let (etcd, _) = single(Version::Current).await;
     let mut client = raw(&etcd).await;
     let mut unknown = 0;
-    // On a busy machine answers run together: then no point may lie between the write and its answer.
+    // On a busy machine answers are merged: then no cut may fall between the write and its answer.
     for sweep in 0..8 {
         for point in 0..30 {
             let proxy = Proxy::start(&etcd.endpoint(0)).await;
@@ -280,7 +280,7 @@ async fn a_renewal_whose_fate_is_unknown_is_ours_and_is_tried_again_with_the_sam
             store.put_config_json(common::CONFIG).await.unwrap();
             let lease = node(1).acquire(&store).await;
             let renew = async |point| {
-                // Over a connection that stands.
+                // Over an existing connection.
                 store.network_config().await.unwrap();
                 proxy.shut_after(point);
                 let renewed = store.renew(&lease).await;
@@ -319,10 +319,10 @@ async fn a_renewal_whose_fate_is_unknown_is_ours_and_is_tried_again_with_the_sam
 async fn keys_that_are_no_subnets_are_bad_and_keep_nobody_out() {
     let (etcd, store) = single(Version::Debian).await;
     let mut client = raw(&etcd).await;
-    // Not one of those that are written below.
+    // None of those that are written below.
     let good = store.acquire(&node(1).id, node(1).preferring("10.5.200.0/24")).await.unwrap();
     let value = node(2).attrs.to_json();
-    // Names the whole network, half a key, a subnet with host bits, one in a directory, none at all.
+    // The whole network, half a key, a subnet with host bits, a key in a directory, and invalid keys.
     for key in ["10.5.0.0-16", "10.5.99.0", "10.5.7.1-24", "old/10.5.8.0-24", "0.0.0.0-0", "garbage", "", "\u{7f}"] {
         client.put(format!("{BASE}/subnets/{key}"), value.clone(), None).await.unwrap();
     }
@@ -415,7 +415,7 @@ async fn what_is_missing_or_wrong_is_named() {
 async fn a_node_finds_its_record_among_more_than_a_list_holds() {
     let (etcd, store) = single(Version::Current).await;
     let mut client = raw(&etcd).await;
-    // Each counts as 16 records: together they leave no room for a younger one.
+    // Each counts as 16 records: together they leave no room for a newer one.
     let mut attrs = node(9).attrs;
     attrs.backend_data.v6 = Json::parse(&format!("\"{}\"", "x".repeat(15 * RECORD_BYTES))).ok();
     let value = attrs.to_json();
@@ -434,7 +434,7 @@ async fn a_node_finds_its_record_among_more_than_a_list_holds() {
     let previous = store.previous(&node(3).id).await.unwrap();
     assert_eq!(previous.iter().map(|lease| &lease.key).collect::<Vec<_>>(), [&lease.key]);
     assert_eq!(node(3).acquire(&store).await.key, lease.key);
-    // What is not listed is taken all the same.
+    // A record that is not listed is taken nevertheless.
     let other = store.acquire(&node(4).id, node(4).want().preferring(lease.subnets)).await.unwrap();
     assert_ne!(other.subnets, lease.subnets);
 }
@@ -459,7 +459,7 @@ async fn a_node_whose_lease_ran_out_does_not_take_that_of_another_node_at_its_ad
         let previous = store.previous(&node(1).id).await.unwrap();
         assert_eq!(previous.iter().map(|lease| lease.key.as_str()).collect::<Vec<_>>(), ["10.5.1.0-24", "10.5.9.0-24"]);
         assert!(previous.iter().all(|lease| lease.expires.is_some()));
-        // It runs out.
+        // The lease expires.
         let id = dump(&mut client).await[&format!("{BASE}/subnets/10.5.9.0-24")].1;
         client.lease_revoke(id).await.unwrap();
         for (n, preferred) in ["10.5.9.0/24", "10.5.1.0/24"].into_iter().enumerate() {

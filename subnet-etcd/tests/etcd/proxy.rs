@@ -10,28 +10,28 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// The most that is passed on at once.
+/// The largest piece that is passed on.
 const LARGEST: usize = 65_536;
 
-/// Stands before a member; ends with its handle.
+/// A proxy before a member; ends when its handle is dropped.
 pub(crate) struct Proxy {
     address: SocketAddr,
-    /// Counted up to cut all connections.
+    /// Incremented to cut all connections.
     cuts: watch::Sender<u32>,
     gate: Arc<Gate>,
     task: JoinHandle<()>,
 }
 
 struct Gate {
-    /// How many pieces of answers still pass; below zero: all.
+    /// How many pieces of answers still pass; unlimited below zero.
     left: AtomicI64,
     /// 1: new connections are refused.
     shut: AtomicI64,
-    /// 1: the loss of an answer shuts.
+    /// 1: the loss of an answer also refuses new connections.
     shuts: AtomicI64,
-    /// The most bytes of an answer that are passed on at once.
+    /// The largest piece of an answer that is passed on.
     most: AtomicUsize,
-    /// Whether nothing of an answer is passed on for now.
+    /// Whether answers are held back for now.
     held: watch::Sender<bool>,
 }
 
@@ -65,13 +65,13 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// Lets so many pieces of answers pass, then loses the rest of that connection's and closes it. Connections made
-    /// after that are good.
+    /// Lets this many pieces of answers pass, then drops the rest of that connection's answers and closes it. Later
+    /// connections work.
     pub(crate) fn lose_after(&self, pieces: i64) {
         self.gate.left.store(pieces, Ordering::SeqCst);
     }
 
-    /// The same, and shuts with it: what became of the request cannot be asked.
+    /// The same, and refuses new connections: the client cannot ask whether the request was carried out.
     pub(crate) fn shut_after(&self, pieces: i64) {
         self.gate.shuts.store(1, Ordering::SeqCst);
         self.lose_after(pieces);
@@ -82,12 +82,12 @@ impl Proxy {
         self.gate.left.load(Ordering::SeqCst) < 0
     }
 
-    /// Passes answers on in pieces of so many bytes.
+    /// Passes answers on in pieces of this many bytes.
     pub(crate) fn trickle(&self, bytes: usize) {
         self.gate.most.store(bytes, Ordering::SeqCst);
     }
 
-    /// Passes on nothing of any answer until [`let_go`](Self::let_go); connections stay as they are.
+    /// Holds back all answers until [`let_go`](Self::let_go); connections stay open.
     pub(crate) fn hold(&self) {
         self.gate.held.send_replace(true);
     }
@@ -124,7 +124,7 @@ async fn forward(client: TcpStream, server: TcpStream, gate: Arc<Gate>, mut cut:
         loop {
             let most = gate.most.load(Ordering::SeqCst);
             let read = from_server.read(&mut buffer[..most]).await?;
-            // Fails where the gate is gone, and with it who held it.
+            // Fails if the gate is gone, and its holder with it.
             let _ = held.wait_for(|held| !held).await;
             if read == 0 {
                 return Ok(());
@@ -133,7 +133,7 @@ async fn forward(client: TcpStream, server: TcpStream, gate: Arc<Gate>, mut cut:
                 0 => {
                     gate.left.store(-1, Ordering::SeqCst);
                     gate.shut.store(gate.shuts.load(Ordering::SeqCst), Ordering::SeqCst);
-                    // What was asked is carried out meanwhile.
+                    // Meanwhile the server carries out the request.
                     tokio::time::sleep(Duration::from_millis(30)).await;
                     return Ok::<_, std::io::Error>(());
                 }

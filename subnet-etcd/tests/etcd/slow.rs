@@ -1,4 +1,4 @@
-//! A watch that is slower than what it watches.
+//! A watch that is slower than the changes.
 
 use etcd_client::{Client, CompactionOptions};
 use flannel_core::lease::LeaseKey;
@@ -10,12 +10,12 @@ use testkit::etcd::Version;
 use crate::common::{BASE, node, raw, single, watching};
 use crate::proxy::Proxy;
 
-/// Changes of each record, one after the other: more in number and bytes than any buffer on the way holds.
+/// Changes of each record, one after the other: more in number and bytes than fit into any buffer on the path.
 const ROUNDS: u16 = 8;
 const RECORDS: u16 = 200;
 const SIZE: usize = 3000;
 
-/// Writes each record so often, but every third of them is deleted the last time.
+/// Writes each record in each round, and deletes every third of them in the last round.
 async fn churn(client: &mut Client) {
     for round in 1..=ROUNDS {
         for n in 0..RECORDS {
@@ -31,13 +31,13 @@ fn key(n: u16) -> String {
     format!("{BASE}/subnets/10.5.{n}.0-24")
 }
 
-/// What node `n` publishes in this round.
+/// Returns what node `n` publishes in this round.
 fn value(n: u16, round: u16) -> String {
     let json = node(n).attrs.to_json().replace("\"VNI\":1", &format!("\"VNI\":{round}"));
     json.replacen('{', &format!("{{\"Pad\":\"{}\",", "x".repeat(SIZE)), 1)
 }
 
-/// Whether the last round is seen, and nothing else.
+/// Whether the watch shows exactly the last round.
 fn has_all(watcher: &Watcher) -> bool {
     let last = format!("\"VNI\":{ROUNDS},");
     (0..RECORDS).all(|n| {
@@ -99,7 +99,7 @@ async fn events_that_come_in_small_pieces_are_events_all_the_same() {
         store.release(lease).await.unwrap();
     }
     let left = |watcher: &Watcher| leases.iter().all(|lease| watcher.good(&lease.key).is_some());
-    // With the one that it began with.
+    // Including the record that it began with.
     watcher.until(20, "what is left", |watcher| left(watcher) && watcher.seen.len() == leases.len() + 1).await;
     assert_eq!((watcher.resets, watcher.errors.as_slice()), (1, [].as_slice()));
 }

@@ -1,4 +1,4 @@
-//! Certificates: whom to trust, what to show, and files that change.
+//! Certificates: authorities, client certificates, and files that change.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ impl Authority {
         path.to_owned()
     }
 
-    /// A certificate for `name` and its key, written over what was there.
+    /// Issues a certificate for `name` with its key, and overwrites existing files.
     fn issue(&self, dir: &Path, file: &str, name: &str, year: i32) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -99,7 +99,7 @@ async fn clients_show_their_certificate_where_it_is_asked_for() {
     let dir = TempDir::new().unwrap();
     let authority = Authority::new();
     let ca = authority.write(&dir.path().join("ca.crt"));
-    // A member's own health check shows the member's certificate, which is good for both ends.
+    // A member's own health check uses the member's certificate, which is valid for both ends.
     let etcd = start(dir.path(), &authority, "127.0.0.1", 2100, Some(ca.clone()));
     let (certificate, key) = authority.issue(dir.path(), "client", "flannel", 2100);
     let mut tls = Tls::of_authority(&ca);

@@ -1,4 +1,4 @@
-//! What a watch shows when connections, members and histories go.
+//! What a watch reports when connections, members and histories are lost.
 
 use std::time::{Duration, Instant};
 
@@ -92,7 +92,7 @@ async fn three(version: Version) -> (Etcd, EtcdSubnets) {
     (etcd, store)
 }
 
-/// What a member says of itself, once it does.
+/// Returns a member's status, once it answers.
 async fn status(etcd: &Etcd, n: usize) -> StatusResponse {
     let end = Instant::now() + Duration::from_secs(30);
     loop {
@@ -116,12 +116,12 @@ async fn leader(etcd: &Etcd) -> usize {
                 return n;
             }
         }
-        // An election may be under way.
+        // An election may be in progress.
         assert!(Instant::now() < end, "no leader");
     }
 }
 
-/// A store that talks to member `n` first.
+/// Returns a store that contacts member `n` first.
 fn beginning_with(etcd: &Etcd, n: usize) -> EtcdSubnets {
     let mut endpoints = etcd.endpoints();
     endpoints.rotate_left(n);
@@ -145,7 +145,7 @@ async fn a_killed_leader_is_left_for_another_member() {
     answered(async || store.renew(&lease).await).await;
 }
 
-/// Asks until there is an answer: a call under way when a member goes may not get one.
+/// Retries until there is an answer: a call in progress when a member fails may not get one.
 async fn answered(ask: impl AsyncFn() -> Result<Lease, SubnetError>) -> Lease {
     let end = Instant::now() + Duration::from_secs(30);
     loop {
@@ -167,13 +167,13 @@ async fn members_that_are_upgraded_one_after_the_other_cost_no_event_and_no_list
     restarted_in_turn(Version::Previous).await;
 }
 
-/// Three members of a version become current ones.
+/// Upgrades three members of a version to the current one.
 async fn restarted_in_turn(version: Version) {
     let (mut etcd, store) = three(version).await;
     let mut watcher = watching(&store, &store).await;
     let mut lease = node(1).acquire(&store).await;
     for n in 0..3 {
-        // The next one only once this one takes part again.
+        // Upgrades the next member only once this one is healthy again.
         etcd.restart_as(n, Version::Current).unwrap();
         let other = node(10 + u16::try_from(n).unwrap());
         let joined = answered(async || store.acquire(&other.id, other.want()).await).await;
@@ -196,8 +196,8 @@ async fn a_frozen_member_is_noticed_and_left_for_another() {
         etcd.pause(n).unwrap();
         let others = beginning_with(&etcd, (n + 1) % 3);
         let late = answered(async || others.acquire(&node(1).id, node(1).want()).await).await;
-        // Keepalive takes 10 s and 4 s; what passes beyond that is this machine's. Who was slow to connect to is not who
-        // is watched.
+        // Keep-alive takes 10 s and 4 s; further delay comes from the machine. The member that was slow to connect to
+        // is not the watched one.
         let shown = watcher.until(60, "a lease of meanwhile", |watcher| watcher.good(&late.key).is_some()).await;
         println!("frozen (leader: {n_is_leader}): caught up after {shown:?}, {:?}", watcher.errors);
         assert_eq!(watcher.resets, 1);
@@ -218,7 +218,7 @@ async fn a_dead_endpoint_is_passed_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_is_silent_is_not_waited_for() {
     let (etcd, _) = single(Version::Current).await;
-    // Takes connections and says nothing.
+    // Accepts connections and sends nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoints = [silent.local_addr().unwrap().to_string(), etcd.endpoint(0)];
     let never = Duration::from_secs(3600);
@@ -259,14 +259,14 @@ async fn an_injected_client_serves_too() {
     watcher.until(5, "its lease", |watcher| watcher.good(&lease.key).is_some()).await;
 }
 
-/// Users `root` and `flannel`, who may use the prefix and nothing else.
+/// Creates users `root` and `flannel`, who may use only the prefix.
 async fn with_authentication(etcd: &Etcd) -> Client {
     with_users(etcd).await.auth_enable().await.unwrap();
     let options = ConnectOptions::new().with_user("root", "toor").with_auto_token_refresh(true);
     Client::connect(etcd.endpoints(), Some(options)).await.unwrap()
 }
 
-/// The same users, before it matters.
+/// Creates the same users before authentication is enabled.
 async fn with_users(etcd: &Etcd) -> Client {
     use etcd_client::{Permission, PermissionType};
     let mut client = raw(etcd).await;
@@ -298,7 +298,7 @@ async fn a_log_in_that_ends_and_a_rotated_password_are_survived() {
         let lease = node(1).acquire(&store).await;
         let mut watcher = watching(&store, &store).await;
 
-        // Log-ins are kept in the server's memory: after a restart all have ended.
+        // Log-ins are in the server's memory: a restart ends all of them.
         etcd.restart(0).unwrap();
         let lease = loop {
             match store.renew(&lease).await {
@@ -352,7 +352,7 @@ async fn who_may_not_is_denied_and_no_secret_is_shown() {
     assert!(matches!(error, SubnetError::Denied { .. }) && chain(&error).contains("role"), "{}", chain(&error));
 }
 
-/// etcd takes larger values than a client reads where its operator has raised `--max-request-bytes`.
+/// etcd accepts larger values than a client reads if its operator raised `--max-request-bytes`.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_too_large_to_be_read_costs_a_listing_and_not_the_watch() {
     for version in [Version::Debian, Version::Current] {

@@ -19,7 +19,7 @@ struct Files {
 
 impl Files {
     fn handle(&self) -> FileSubnets {
-        // The contract has fifty write at once.
+        // The contract has fifty concurrent writers.
         let lock_wait = Duration::from_secs(60);
         let options = Options::default().with_ttl(self.ttl).with_lock_wait(lock_wait);
         FileSubnets::open(self.dir.path(), options).unwrap()

@@ -178,7 +178,7 @@ async fn a_lease_that_never_ends_has_no_end() {
     let store = FileSubnets::open(dir.path(), options).unwrap();
     let (before, end, after) = (clock.now(), acquire(&store, "a").await.expires.unwrap(), clock.now());
     let (least, most) = (Duration::from_secs(119), Duration::from_secs(120));
-    // Never longer than the record says; that the two clocks are read one after the other may cost a moment.
+    // Never longer than the record says; the two clocks are read one after the other, which may cost a moment.
     assert!(end >= before.after(least) && end <= after.after(most), "{end:?}");
 }
 
@@ -229,7 +229,7 @@ fn a_read_only_disk_is_named_and_can_be_read() {
     });
 }
 
-/// Runs a test with a tmpfs that only its thread, and the threads it starts, can see; it goes with them.
+/// Runs a test with a tmpfs that only its thread and its child threads can see, and that ends with them.
 fn on_a_disk_of_its_own<F: Future<Output = ()>>(
     options: &'static str,
     test: impl FnOnce(std::path::PathBuf) -> F + Send,

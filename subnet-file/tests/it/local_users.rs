@@ -1,4 +1,4 @@
-//! What another user of the host may do to a store.
+//! What another user of the host can do to a store.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use flannel_subnet_file::{FileSubnets, Options};
 
 use super::{CONFIG, acquire, lease_path};
 
-/// Runs a program as nobody; whether it succeeded.
+/// Runs a program as the user nobody. Returns whether it succeeded.
 fn as_nobody(words: &[&str]) -> bool {
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
     let output = Command::new("setpriv").args(nobody).args(words).output().expect("setpriv is installed");
@@ -21,10 +21,10 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// Tells a process that it has no umask.
+/// Marks a process without a umask.
 const UNMASKED: &str = "SUBNET_FILE_UNMASKED";
 
-/// Runs a test of this binary in a process without a umask, as a careless service manager would have it.
+/// Runs a test of this binary in a process without a umask, as under a careless service manager.
 fn unmasked(test: &str) {
     let mut command = Command::new("sh");
     command.args(["-c", "umask 0; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
@@ -45,7 +45,7 @@ async fn nobody_else_can_hold_the_lock_or_write_what_is_in_the_store() {
     store.put_config_json(CONFIG).await.unwrap();
     let lock = dir.join("lock");
     let locked = |lock: &Path| as_nobody(&["flock", "--nonblock", &lock.display().to_string(), "true"]);
-    // One of a former version.
+    // A lock file of a former version.
     fs::set_permissions(&lock, Permissions::from_mode(0o644)).unwrap();
     assert!(locked(&lock), "anybody who may read a file may lock it");
     let lease = acquire(&store, "a").await;

@@ -74,13 +74,13 @@ async fn snapshot(store: &FileSubnets) -> BTreeMap<LeaseKey, Record> {
     records.into_iter().map(|record| (record.key.clone(), record)).collect()
 }
 
-/// What a watch begins with, also anew after trouble.
+/// Returns the first list of a watch, or the next one after an error.
 async fn reset(watch: &mut Stream) -> Vec<Record> {
     loop {
         match next(watch).await {
             Ok(LeaseEvent::Reset(records)) => return records,
             Ok(other) => panic!("first comes a Reset, not {other:?}"),
-            // The store is away, or others on this machine use up the inotify instances.
+            // The store is unavailable, or others on this machine use up the inotify instances.
             Err(error) => assert!(matches!(error, SubnetError::Unavailable { .. }), "{}", chain(&error)),
         }
     }

@@ -1,4 +1,4 @@
-//! Several processes on one directory: this binary runs itself again in a part.
+//! Several processes on one directory: this binary runs itself again in a given role.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ const PART: &str = "FLANNEL_SUBNET_FILE_PART";
 const DIR: &str = "FLANNEL_SUBNET_FILE_DIR";
 const NAME: &str = "FLANNEL_SUBNET_FILE_NAME";
 
-/// Starts this binary again to play a part in `dir`.
+/// Starts this binary again in a role on `dir`.
 pub(crate) fn start(part: &str, dir: &Path, name: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "processes::plays_the_part_it_was_started_for", "--nocapture", "--test-threads=1"]);
@@ -22,7 +22,7 @@ pub(crate) fn start(part: &str, dir: &Path, name: &str) -> Child {
     command.spawn().unwrap()
 }
 
-/// Not a test of its own: what the other tests start. Without a part there is nothing to play.
+/// Not a test: the other tests start it. Without a role it does nothing.
 #[test]
 fn plays_the_part_it_was_started_for() {
     let Ok(part) = std::env::var(PART) else { return };
@@ -31,7 +31,7 @@ fn plays_the_part_it_was_started_for() {
     runtime.block_on(async {
         match part.as_str() {
             "eight nodes" => {
-                // Sixty-four writes may wait for one another on a busy disk.
+                // Sixty-four writes may wait for each other on a busy disk.
                 let options = Options::default().with_lock_wait(Duration::from_secs(60));
                 let store = FileSubnets::open(&dir, options).unwrap();
                 let names: Vec<String> = (0..8).map(|n| format!("{name}-{n}")).collect();
@@ -96,7 +96,7 @@ async fn processes_killed_at_any_moment_leave_nothing_half_done() {
             assert!(Instant::now() < deadline, "the victim never wrote anything");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // A little longer each time, to be killed at another place.
+        // A little longer each time, to kill it at different points.
         tokio::time::sleep(Duration::from_micros(330 * n)).await;
         child.kill().unwrap();
         child.wait().unwrap();

@@ -14,7 +14,7 @@ const NODES: u32 = 10_000;
 #[test]
 fn ten_thousand_records_are_listed_soon_and_kept_small() {
     let dir = tempfile::tempdir().unwrap();
-    // In a process of its own: its memory is measured.
+    // In its own process: its memory is measured.
     let status = super::processes::start("scale", dir.path(), "").wait().unwrap();
     assert!(status.success(), "the figures are on standard error");
 }

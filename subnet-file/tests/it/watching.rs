@@ -1,4 +1,4 @@
-//! What the watch does with time, floods and a directory that goes away.
+//! How the watch handles time, floods and a directory that disappears.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -32,7 +32,7 @@ async fn a_lease_goes_when_its_time_has_come_and_not_before() {
     let shorter = dir.path().join("shorter");
     fs::write(&shorter, record("10.5.64.0/24", end)).unwrap();
     fs::rename(&shorter, &path).unwrap();
-    // What is read when it has ended already is not news.
+    // A record that has already ended when it is read is not reported.
     let gone = loop {
         match next(&mut watch).await.unwrap() {
             LeaseEvent::Upsert(record) => assert_eq!(record.key.as_str(), "brief.json"),
@@ -72,8 +72,8 @@ async fn an_overflow_of_the_kernels_queue_leads_to_a_reset() {
     let mut watch = store.watch();
     reset(&mut watch).await;
     let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
-    // Two by turns, as equal events in a row count once. Nobody reads the stream meanwhile: what the watch takes from
-    // the kernel before it waits for a reader is less than what is written beyond the limit.
+    // Two alternately, because equal consecutive events count once. The stream is not read meanwhile: the watch takes
+    // fewer events from the kernel before it waits for a reader than are written beyond the limit.
     let files = ["x", "y"].map(|name| lease_path(dir.path(), name));
     for n in 0..limit.trim().parse::<usize>().unwrap() + 4096 {
         fs::write(&files[n % 2], "").unwrap();
@@ -111,7 +111,7 @@ async fn a_store_that_is_moved_away_is_trouble_and_not_emptiness() {
 #[tokio::test]
 async fn a_dropped_watch_leaves_no_thread_behind() {
     let (dir, store) = new_store().await;
-    // Its place in /proc/self/fdinfo: what an inotify instance of ours watches.
+    // Its entry in /proc/self/fdinfo: what one of this process's inotify instances watches.
     let inode = format!("ino:{:x} ", fs::metadata(dir.path()).unwrap().ino());
     let watched = || {
         let infos = fs::read_dir("/proc/self/fdinfo").unwrap();

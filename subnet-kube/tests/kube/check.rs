@@ -1,4 +1,4 @@
-//! What is found wrong with rights, Node and annotations, on a real API server.
+//! The problems that are found with rights, Node and annotations, on a real API server.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use testkit::kubernetes::{self, ApiServer};
 
 const NODE: &str = "this-node";
 
-/// How long the server may take to go by a new role.
+/// How long the server may take to apply a new role.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn server() -> ApiServer {
@@ -22,13 +22,13 @@ fn named(node: &str) -> NodeName {
     NodeName::Named(NodeIdentity::new(node).unwrap())
 }
 
-/// The store of the account `name`, which has these rules.
+/// Returns the store of the account `name`, which has these rules.
 async fn store(server: &ApiServer, name: &str, rules: Value, node: NodeName) -> KubeSubnets {
     let token = server.service_account(name, rules).await.unwrap();
     store_of(server, name, &token, node).await
 }
 
-/// The store of whose token this is.
+/// Returns the store of the account with this token.
 async fn store_of(server: &ApiServer, name: &str, token: &str, node: NodeName) -> KubeSubnets {
     let kubeconfig = server.kubeconfig(name, token, &server.url()).unwrap();
     let client = Access::kubeconfig(kubeconfig).client().await.unwrap();
@@ -37,7 +37,7 @@ async fn store_of(server: &ApiServer, name: &str, token: &str, node: NodeName) -
     KubeSubnets::new(client, Options::new(node, config))
 }
 
-/// What is found of `subject` once the server goes by the role, which `settled` tells.
+/// Returns the check of `subject` once the server applies the role, as determined by `settled`.
 async fn found(store: &KubeSubnets, subject: Subject, settled: impl Fn(&Check) -> bool) -> Check {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -64,7 +64,7 @@ async fn each_right_that_is_missing_is_named_with_its_rule() {
     for check in checks {
         assert_eq!((check.verdict, check.remedy.as_ref()), (Verdict::Good, None), "{check:?}");
     }
-    // Rights are asked for each by itself: the others are there.
+    // Each right is checked separately: the others are granted.
     for (nth, (verb, resource)) in
         [("get", "nodes"), ("list", "nodes"), ("watch", "nodes"), ("patch", "nodes/status")].into_iter().enumerate()
     {
@@ -77,7 +77,7 @@ async fn each_right_that_is_missing_is_named_with_its_rule() {
         let rule = format!("{{apiGroups: [\"\"], resources: [{resource}], verbs: [{verb}]}}");
         assert!(check.remedy.as_ref().unwrap().ends_with(&format!("role: {rule}")), "{check:?}");
     }
-    // A Pod is asked for only where the node is known by it.
+    // A Pod is only read if the node is identified by it.
     let rules = kubernetes::rules_without("get", "pods").unwrap();
     let by_name = store(&server, "podless", rules.clone(), named(NODE)).await;
     found(&by_name, Subject::Rights, |check| check.verdict == Verdict::Good).await;

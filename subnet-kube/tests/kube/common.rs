@@ -1,4 +1,4 @@
-//! A server, a proxy before it, and the store through both.
+//! A server, a proxy before it, and the store behind both.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
@@ -15,7 +15,7 @@ use testkit::etcd::Version;
 use testkit::kubernetes::{ApiServer, Proxy};
 use tokio::sync::Mutex;
 
-/// The seconds that anything may take.
+/// The time limit of every wait, in seconds.
 pub(crate) const WITHIN: u64 = 30;
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 pub(crate) const WATCH: &str = "watch=true";
@@ -25,7 +25,7 @@ pub(crate) const LIST: &str = "resourceVersionMatch=NotOlderThan";
 const CONFIG: &str =
     r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
 
-/// Tests that run at once share a server: each has Nodes and a proxy of its own.
+/// Concurrent tests share a server: each has its own Nodes and proxy.
 pub(crate) struct Lab {
     pub(crate) server: Arc<ApiServer>,
     pub(crate) proxy: Proxy,
@@ -48,18 +48,18 @@ impl Lab {
         Self { server, proxy }
     }
 
-    /// The number of a node that no other test has.
+    /// Returns the number of a node that no other test uses.
     pub(crate) fn number(&self) -> u16 {
         static LAST: AtomicU16 = AtomicU16::new(0);
         LAST.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// A client through the proxy.
+    /// Returns a client through the proxy.
     pub(crate) async fn client(&self) -> kube::Client {
         Access::in_cluster().at(self.proxy.url()).client().await.unwrap()
     }
 
-    /// The store of node `nth`, through the proxy.
+    /// Returns the store of node `nth`, through the proxy.
     pub(crate) async fn store(&self, nth: u16) -> KubeSubnets {
         self.store_with(nth, Timeouts::default()).await
     }
@@ -68,12 +68,12 @@ impl Lab {
         KubeSubnets::new(self.client().await, options(nth).with_timeouts(timeouts))
     }
 
-    /// Makes a Node with podCIDRs of both families.
+    /// Creates a Node with podCIDRs of both families.
     pub(crate) async fn node(&self, nth: u16) {
         self.server.create_node(&name(nth), &cidrs(nth)).await.unwrap();
     }
 
-    /// Makes a Node and takes its lease.
+    /// Creates a Node and takes its lease.
     pub(crate) async fn leased(&self) -> (u16, KubeSubnets, Lease) {
         let nth = self.number();
         self.node(nth).await;
@@ -82,14 +82,14 @@ impl Lab {
         (nth, store, lease)
     }
 
-    /// A Node's annotations of flannel's, without their prefix.
+    /// Returns flannel's annotations of a Node, without their prefix.
     pub(crate) async fn annotations(&self, nth: u16) -> Value {
         let node = self.server.get(&path(nth)).await.unwrap();
         let all = node["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
         all.into_iter().filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?.to_owned(), value))).collect()
     }
 
-    /// Sets annotations of flannel's; `null` removes one.
+    /// Sets flannel's annotations; `null` removes one.
     pub(crate) async fn annotate(&self, nth: u16, annotations: Value) {
         let named =
             annotations.as_object().unwrap().iter().map(|(name, value)| (format!("{PREFIX}{name}"), value.clone()));
@@ -100,7 +100,7 @@ impl Lab {
         self.server.delete(&path(nth)).await.unwrap();
     }
 
-    /// A heartbeat of a kubelet.
+    /// Writes a heartbeat as a kubelet does.
     pub(crate) async fn heartbeat(&self, nth: u16, time: u32) {
         let time = format!("2026-01-01T00:{:02}:{:02}Z", time / 60 % 60, time % 60);
         let condition =
@@ -148,7 +148,7 @@ pub(crate) async fn watch(store: &KubeSubnets) -> Watcher {
     Watcher::open(store, WITHIN).await
 }
 
-/// What is waited for.
+/// Returns what the result waits for.
 #[track_caller]
 pub(crate) fn waits<T: std::fmt::Debug>(result: Result<T, SubnetError>) -> String {
     match result {
@@ -157,7 +157,7 @@ pub(crate) fn waits<T: std::fmt::Debug>(result: Result<T, SubnetError>) -> Strin
     }
 }
 
-/// Time-outs with this one for the silence of a watch.
+/// Returns timeouts with this limit for the silence of a watch.
 pub(crate) fn silent_after(silence: Duration) -> Timeouts {
     Timeouts::default().with_request(Duration::from_secs(5)).with_silence(silence)
 }

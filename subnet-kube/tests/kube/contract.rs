@@ -1,4 +1,4 @@
-//! The store contract, on a real API server over both etcds that it supports.
+//! The store contract, on a real API server with both supported versions of etcd.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ impl Harness for Backing {
         true
     }
 
-    /// Nothing expires.
+    /// Leases do not expire.
     async fn expire(&self, _: &LeaseKey) -> bool {
         false
     }
@@ -73,7 +73,7 @@ impl Harness for Backing {
         false
     }
 
-    /// A Node's podCIDRs never change: one with others is another Node.
+    /// A Node's podCIDRs never change: other podCIDRs need another Node.
     async fn assign(&self, node: &NodeIdentity, subnets: &Dual<Prefix>) {
         let _ = self.server.delete(&format!("/api/v1/nodes/{node}")).await;
         let cidrs: Vec<_> = subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
@@ -90,7 +90,7 @@ impl Harness for Backing {
         true
     }
 
-    /// Nodes have the second of their creation.
+    /// A Node's creation time has a resolution of one second.
     async fn tick(&self) {
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }

@@ -1,4 +1,4 @@
-//! What is read of the own Node, and written to it.
+//! What is read from and written to the own Node.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ async fn one_patch_writes_our_keys_alone_byte_for_byte_as_go_flannel_does() {
     assert_eq!(body["metadata"]["uid"], node["metadata"]["uid"]);
     assert_eq!(body["metadata"]["annotations"].as_object().unwrap().len(), 6);
 
-    // Where nothing differs nothing is written, and where one thing does it alone is.
+    // If nothing differs, nothing is written; if one annotation differs, only that one is.
     store.renew(&lease).await.unwrap();
     store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
     assert_eq!(lab.proxy.seen("PATCH").len(), 1);
@@ -82,7 +82,7 @@ async fn pod_cidrs_are_waited_for_until_they_are_there_and_in_the_network() {
         assert_eq!(lab.annotations(nth).await, json!({}), "nothing is published without a subnet");
         lab.delete(nth).await;
     }
-    // The controller comes late, and writes the Node that the kubelet registered.
+    // The controller starts late, and writes to the Node that the kubelet registered.
     lab.server.create_node(&name(nth), &[]).await.unwrap();
     waits(take().await);
     let spec = json!({ "spec": { "podCIDR": both[0], "podCIDRs": both } });
@@ -131,7 +131,7 @@ async fn a_token_that_is_rotated_on_disk_comes_into_use_by_itself() {
     let token = lab.server.service_account(&new, rules()).await.unwrap();
     std::fs::write(lab.server.token_file(&old), token).unwrap();
     lab.server.delete(&format!("/api/v1/namespaces/kube-system/serviceaccounts/{old}")).await.unwrap();
-    // The server remembers a token for ten seconds, the client for a minute.
+    // The server caches a token for ten seconds, the client for a minute.
     for wants_denial in [true, false] {
         let begun = Instant::now();
         loop {
@@ -209,13 +209,13 @@ async fn what_an_operator_overwrites_is_published_and_leaves_the_own_lease_as_it
     let (mut own, theirs) = (watch(&store).await, watch(&peer).await);
     assert!(own.holds(&lease), "{:?}", own.seen.get(&key(nth)));
     assert!(theirs.holds(&published), "{:?}", theirs.seen.get(&key(nth)));
-    // An edit of what was written is one all the same.
+    // An edit of what was written is detected too.
     lab.annotate(nth, json!({ "public-ip": "203.0.113.8" })).await;
     own.until(WITHIN, "an edit", |seen| !seen.holds(&lease)).await;
     store.renew(&lease).await.unwrap();
     own.until(WITHIN, "the record is as written", |seen| seen.holds(&lease)).await;
 
-    // What changes is reported, and written with the next renewal.
+    // A change is reported, and written with the next renewal.
     for overwrite in [json!("203.0.113.9"), json!(null)] {
         own.public = None;
         lab.annotate(nth, json!({ "public-ip-overwrite": overwrite })).await;
@@ -240,7 +240,7 @@ async fn the_addresses_that_an_operator_sets_are_the_nodes() {
     lab.annotate(nth, json!({ "node-public-ip": "203.0.113.5", "node-public-ipv6": "2001:db8:5::1" })).await;
     let public = Dual { v4: "203.0.113.5".parse().ok(), v6: "2001:db8:5::1".parse().ok() };
     assert_eq!(store.this_node().await.unwrap().public, public);
-    // They come before those that the program was given.
+    // They take precedence over the program's addresses.
     let client = lab.client().await;
     let given = Dual { v4: "203.0.113.6".parse().ok(), v6: "2001:db8:6::1".parse().ok() };
     let other = KubeSubnets::new(client, options(nth).with_public(given));
@@ -250,7 +250,7 @@ async fn the_addresses_that_an_operator_sets_are_the_nodes() {
     lab.annotate(nth, json!({ "node-public-ip": "2001:db8::1" })).await;
     let said = waits(store.this_node().await);
     assert!(said.contains("flannel.alpha.coreos.com/node-public-ip") && said.contains("IPv4"), "{said}");
-    // A running agent is told as well, and the watch goes on.
+    // A running agent gets the error too, and the watch continues.
     let mut watcher = watch(&store).await;
     watcher.until(WITHIN, "the error", |seen| !seen.errors.is_empty()).await;
     assert!(watcher.errors[0].contains("node-public-ip") && watcher.public.is_none(), "{:?}", watcher.errors);
@@ -260,7 +260,7 @@ async fn the_addresses_that_an_operator_sets_are_the_nodes() {
     assert_eq!((watcher.resets, watcher.errors.len()), (1, 1));
 }
 
-/// docs/faults.md, K14: what fails is for the caller to repeat.
+/// docs/faults.md, K14: the caller has to retry failures.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_condition_of_the_network_is_written_as_go_flannel_does_and_may_be_tried_again() {
     let lab = Lab::new().await;
@@ -323,7 +323,7 @@ async fn a_pod_tells_which_node_this_is_as_soon_as_it_has_one() {
     assert!(waits(store.this_node().await).contains("it has no spec.nodeName yet"));
     lab.server.bind_pod(&pod, &name(nth)).await.unwrap();
     assert_eq!(store.this_node().await.unwrap().name, Some(id(nth)));
-    // It is asked for once, and the rest is as with a name that was given.
+    // The name is read once; after that everything is as with a given name.
     let asked = lab.proxy.seen("/pods/").len();
     let lease = store.acquire(&id(nth), Want::new(attrs(nth))).await.unwrap();
     assert!(watch(&store).await.holds(&lease));
@@ -371,7 +371,7 @@ async fn a_server_in_clear_text_behind_https_is_named_with_the_remedy() {
     assert!(said.contains(&url) && said.contains("the server speaks clear text"), "{said}");
 }
 
-/// What a patch meets that was made for a Node whose place another one has taken: docs/compatibility.md, "Writing".
+/// The answer to a patch for a Node that was replaced by another: docs/compatibility.md, "Writing".
 #[tokio::test(flavor = "multi_thread")]
 async fn a_patch_for_another_uid_is_refused_as_the_server_words_it() {
     let lab = Lab::new().await;

@@ -1,4 +1,4 @@
-//! Following the Nodes through whatever happens on the way.
+//! The watch of the Nodes under all kinds of faults.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn a_version_that_is_gone_is_listed_anew_however_the_server_says_so() {
         let other = lab.number();
         lab.proxy.expect(WATCH, gone.clone(), 1);
         lab.proxy.cut();
-        // What came and went meanwhile is in the list.
+        // The list contains what changed meanwhile.
         lab.node(other).await;
         lab.store(other).await.acquire(&id(other), Want::new(attrs(other))).await.unwrap();
         let resets = watcher.resets;
@@ -135,7 +135,7 @@ async fn a_server_that_asks_to_be_left_alone_is() {
     lab.proxy.expect("GET", Fault::busy(429, 2), 1);
     hasty.renew(&lease).await.unwrap_err();
     hasty.renew(&lease).await.unwrap();
-    // A watch that is refused goes on where it was, and one whose history cannot be asked for as well.
+    // A refused watch continues where it was, and so does one whose history cannot be checked.
     lab.proxy.expect(WATCH, Fault::status(502, "bad gateway"), 2);
     for code in [500, 502, 504] {
         lab.proxy.expect("resourceVersionMatch=Exact", Fault::status(code, "bad gateway"), 1);
@@ -195,7 +195,7 @@ async fn a_peer_that_changes_one_family_alone_is_a_change() {
     assert!(bad.reason.contains("public-ipv6"), "{}", bad.reason);
 }
 
-/// The text of a record is what was written, whatever stands beside it.
+/// A record contains what was written, whatever else the Node contains.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_the_same_in_a_list_and_in_a_watch() {
     let lab = Lab::new().await;
@@ -262,7 +262,7 @@ async fn heartbeats_are_no_events_and_a_node_that_flaps_costs_the_others_nothing
     watcher.until(WITHIN, "the last change", |seen| seen.holds(&held)).await;
     assert_eq!(watcher.seen[&key(nth)], before);
     assert!(watcher.holds(&lease) && watcher.errors.is_empty() && watcher.resets == 1);
-    // What is not flannel's is no record.
+    // A Node without flannel's annotations is not a record.
     let plain = lab.number();
     lab.node(plain).await;
     lab.heartbeat(plain, 1).await;
@@ -271,7 +271,7 @@ async fn heartbeats_are_no_events_and_a_node_that_flaps_costs_the_others_nothing
     assert!(!watcher.seen.contains_key(&key(plain)));
 }
 
-/// docs/faults.md, K9: each in turn, with the rule that is missing.
+/// docs/faults.md, K9: each right in turn, and the error names the missing rule.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_right_that_is_missing_is_denied_with_the_rule_that_gives_it() {
     let lab = Lab::new().await;
@@ -296,7 +296,7 @@ async fn a_right_that_is_missing_is_denied_with_the_rule_that_gives_it() {
     for (error, verb) in watcher.errors.iter().zip(["list", "watch"]) {
         assert!(error.contains(&format!("resources: [nodes], verbs: [{verb}]")), "{error}");
     }
-    // What an admission policy refuses is no missing right, and no other Node.
+    // A refusal by an admission policy is neither a missing right nor a replaced Node.
     for code in [403, 422] {
         lab.proxy.expect("PATCH", Fault::status(code, "ValidatingAdmissionPolicy 'p' denied request: no"), 2);
         let error = store.renew(&changed).await.unwrap_err();
