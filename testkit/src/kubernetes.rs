@@ -350,7 +350,7 @@ impl ApiServer {
         let client = self.client().await?;
         let answer = tokio::time::timeout(Duration::from_secs(30), client.request(request)).await;
         let answer = answer.map_err(|_| Error::new(format!("{doing}: no answer within 30 s")))?;
-        answer.map_err(|error| Error::new(format!("{doing}: {error}")))
+        answer.map_err(|error| Error::new(format!("{doing}: {}", flannel_core::text::chain(&error))))
     }
 
     /// Returns a client with the administrator's credentials. Each runtime needs its own.
