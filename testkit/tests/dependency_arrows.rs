@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     (
         "flannelkit",
         &[
@@ -55,6 +55,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ),
     ("embed", &["flannelkit"]),
     ("kube-embed", &["flannelkit"]),
+    ("custom-backend", &["flannelkit"]),
 ];
 
 fn metadata() -> Value {
