@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     (
         "flannelkit",
         &[
@@ -55,6 +55,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ),
     ("embed", &["flannelkit"]),
     ("kube-embed", &["flannelkit"]),
+    ("custom-store", &["flannelkit"]),
     ("custom-backend", &["flannelkit"]),
 ];
 

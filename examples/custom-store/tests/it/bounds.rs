@@ -1,0 +1,55 @@
+//! What the hub does not take.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::fleet::Fleet;
+
+const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+#[tokio::test]
+async fn what_makes_no_sense_or_is_too_large_is_refused_and_the_hub_goes_on() {
+    let fleet = Fleet::new().await;
+    let long = "x".repeat(64 * 1024 + 1);
+    let large =
+        format!(r#"{{"revision":0,"ttl_ms":1,"claim":{{"subnet":"10.5.1.0/24","attrs":"{}"}}}}"#, &long[..8192]);
+    let refused = async |method: &str, path: &str, body: &str| {
+        let answer = fleet.curl(method, path, body.to_owned()).await.expect_err("a refusal");
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    for (method, path, body, status) in [
+        ("GET", "/", "", "404"),
+        ("GET", "/v1/config", "", "404"),
+        ("GET", "/v1/watch", "", "404"),
+        ("GET", "/v1/leases/a", "", "404"),
+        ("DELETE", "/v1/leases/a", "", "404"),
+        ("DELETE", "/v1/leases/a?revision=x", "", "400"),
+        ("POST", "/v1/config", "", "405"),
+        ("PUT", "/v1/config", r#"{"Network":"10.5.0.0/33"}"#, "400"),
+        ("PUT", "/v1/config", &long, "413"),
+        ("PUT", "/v1/leases/a", &long, "413"),
+        ("PUT", "/v1/leases/a", "", "400"),
+        ("PUT", "/v1/leases/a", "[[[[", "400"),
+        ("PUT", "/v1/leases/a", &large, "400"),
+        ("PUT", "/v1/leases/%2e%2e%2fa", &large, "400"),
+    ] {
+        assert_eq!(refused(method, path, body).await, status, "{method} {path} {:.60}", body);
+    }
+    fleet.curl("PUT", "/v1/config", NETWORK.to_owned()).await.unwrap();
+    assert_eq!(fleet.curl("GET", "/v1/config", String::new()).await.unwrap(), NETWORK);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_finish_its_request_is_left() {
+    let fleet = Fleet::new().await;
+    let addr = fleet.addr;
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        // The hub waits five seconds for the head.
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(b"GET /v1/config HTTP/1.1\r\nHost: ").unwrap();
+        stream.read_to_end(&mut Vec::new())
+    });
+    ended.await.unwrap().expect("the hub ends the connection");
+}

@@ -1,0 +1,85 @@
+//! The contract of lease stores, over HTTP against a real hub on loopback.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use custom_store::Hub;
+use flannelkit::config::NetworkConfig;
+use flannelkit::lease::{LeaseAttrs, LeaseKey};
+use flannelkit::spi::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
+use flannelkit::testing::store_contract::{self, Harness, Outage};
+use serde_json::{Value, json};
+
+use crate::fleet::Fleet;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keeps_the_contract_of_lease_stores() {
+    store_contract::all(&mut Fleet::new().await).await;
+}
+
+/// The suite has no node that gets the very subnets again that it had: there the fence alone tells the two leases apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_of_before_is_not_the_one_that_has_its_subnets_now() {
+    let fleet = Fleet::new().await;
+    let network = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    fleet.curl("PUT", "/v1/config", network.to_owned()).await.unwrap();
+    let (hub, node) = (fleet.open().await, NodeIdentity::new("a").unwrap());
+    let want = Want::new(LeaseAttrs::default());
+    let old = hub.acquire(&node, want.clone()).await.unwrap();
+    fleet.delete(&old.key).await;
+    let new = hub.acquire(&node, want.preferring(old.subnets)).await.unwrap();
+    assert_eq!(new.subnets, old.subnets);
+    assert!(matches!(hub.renew(&old).await, Err(SubnetError::Lost(_))));
+    hub.release(old).await.unwrap();
+    hub.renew(&new).await.unwrap();
+}
+
+impl Fleet {
+    /// Changes a lease behind the node's back.
+    async fn edit(&self, key: &LeaseKey, change: impl FnOnce(&mut Value)) {
+        let path = format!("/v1/leases/{key}");
+        let entry: Value = serde_json::from_str(&self.curl("GET", &path, String::new()).await.unwrap()).unwrap();
+        let mut write = json!({ "revision": entry["revision"], "ttl_ms": 60_000, "claim": entry["claim"] });
+        change(&mut write);
+        self.curl("PUT", &path, write.to_string()).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl Harness for Fleet {
+    async fn fresh(&mut self, config: &NetworkConfig) {
+        self.stop().await;
+        *self = Self::new().await;
+        self.put_config(config).await;
+    }
+
+    async fn open(&self) -> Arc<dyn SubnetManager> {
+        Arc::new(Hub::new(self.addr, NodeIdentity::new("this-node").unwrap()))
+    }
+
+    async fn put_config(&self, config: &NetworkConfig) {
+        self.curl("PUT", "/v1/config", config.to_json()).await.unwrap();
+    }
+
+    async fn delete(&self, key: &LeaseKey) {
+        self.curl("DELETE", &format!("/v1/leases/{key}"), String::new()).await.unwrap();
+    }
+
+    async fn put_raw_bad(&self, key: &LeaseKey) -> bool {
+        self.edit(key, |write| write["claim"]["attrs"] = json!({ "PublicIP": 7 })).await;
+        true
+    }
+
+    async fn expire(&self, key: &LeaseKey) -> bool {
+        self.edit(key, |write| write["ttl_ms"] = json!(1)).await;
+        true
+    }
+
+    async fn outage(&mut self, outage: Outage) -> bool {
+        match outage {
+            Outage::Begins => self.stop().await,
+            Outage::Ends => self.start().await,
+        }
+        true
+    }
+}

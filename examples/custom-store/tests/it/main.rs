@@ -1,0 +1,8 @@
+//! The store and the hub together.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod bounds;
+mod contract;
+mod fleet;
+mod overlays;
+mod program;
