@@ -1,0 +1,152 @@
+//! The configuration of the plug-in that does the work, made of the network's configuration and `subnet.env`.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use crate::conf::{Conf, Object};
+use crate::error::Error;
+use crate::subnet_env::SubnetEnv;
+
+/// Makes the configuration by flannel's rules (docs/compatibility.md, "CNI plug-in").
+pub(crate) fn config(conf: &Conf, env: &SubnetEnv) -> Result<Object, Error> {
+    let mut config = conf.delegate.clone();
+    if let Some(runtime) = &conf.runtime {
+        config.insert("runtimeConfig".to_owned(), runtime.clone().into());
+    }
+    config.insert("name".to_owned(), conf.name.clone().into());
+    let kind = config.entry("type").or_insert_with(|| "bridge".into());
+    let is_bridge = kind == "bridge";
+    // One of the two masquerades.
+    config.entry("ipMasq").or_insert_with(|| (!env.ip_masq).into());
+    config.entry("mtu").or_insert_with(|| env.mtu.into());
+    if is_bridge {
+        config.entry("isGateway").or_insert(true.into());
+    }
+    if conf.has_version {
+        config.insert("cniVersion".to_owned(), conf.version.into());
+    }
+    config.insert("ipam".to_owned(), ipam(conf, env)?.into());
+    Ok(config)
+}
+
+fn ipam(conf: &Conf, env: &SubnetEnv) -> Result<Object, Error> {
+    let mut ipam = conf.ipam.clone();
+    ipam.entry("type").or_insert_with(|| "host-local".into());
+    let ranges: Vec<_> = env.subnets.iter().map(|(_, subnet)| json!([{"subnet": subnet.to_string()}])).collect();
+    ipam.insert("ranges".to_owned(), ranges.into());
+    let own = match ipam.remove("routes") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(routes)) => routes,
+        Some(_) => return Err(bad_route("is no list")),
+    };
+    let own = own.iter().map(route).collect::<Result<Vec<_>, _>>()?;
+    let networks = env.networks.iter().map(|network| json!({"dst": network.to_string()}));
+    ipam.insert("routes".to_owned(), own.into_iter().chain(networks).collect());
+    Ok(ipam)
+}
+
+/// A route as Go's plug-ins write it: what they know of it, without what is zero. Other members are left out.
+fn route(route: &Value) -> Result<Value, Error> {
+    let Value::Object(fields) = route else { return Err(bad_route("has an entry that is no object")) };
+    let mut known = Object::new();
+    let dst = fields.get("dst").and_then(Value::as_str).filter(|dst| is_cidr(dst));
+    known.insert("dst".to_owned(), dst.ok_or_else(|| bad_route("has an entry whose `dst` is no CIDR"))?.into());
+    match fields.get("gw") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(gw)) if gw.parse::<IpAddr>().is_ok() => {
+            drop(known.insert("gw".to_owned(), gw.clone().into()))
+        }
+        Some(_) => return Err(bad_route("has an entry whose `gw` is no address")),
+    }
+    for name in ["mtu", "advmss", "priority", "table", "scope"] {
+        match fields.get(name) {
+            None | Some(Value::Null) => {}
+            Some(value) if value.as_i64().is_none() => {
+                return Err(bad_route("has an entry with a number that is none"));
+            }
+            // Of these two, zero says something.
+            Some(value) if value.as_i64() != Some(0) || matches!(name, "table" | "scope") => {
+                known.insert(name.to_owned(), value.clone());
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(known.into())
+}
+
+fn is_cidr(text: &str) -> bool {
+    let parts = text.split_once('/').map(|(addr, len)| (addr.parse::<IpAddr>(), len.parse::<u8>()));
+    match parts {
+        Some((Ok(IpAddr::V4(_)), Ok(len))) => len <= 32,
+        Some((Ok(IpAddr::V6(_)), Ok(len))) => len <= 128,
+        _ => false,
+    }
+}
+
+fn bad_route(problem: &str) -> Error {
+    Error::Config { place: "`ipam.routes`", problem: problem.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::go_json;
+    use flannel_core::net::Dual;
+
+    fn env() -> SubnetEnv {
+        SubnetEnv {
+            networks: vec!["10.1.0.0/16".parse().unwrap()],
+            subnets: Dual { v4: Some("10.1.17.0/24".parse().unwrap()), v6: None },
+            mtu: 1472,
+            ip_masq: true,
+        }
+    }
+
+    fn made(conf: &str, env: &SubnetEnv) -> String {
+        go_json::object(&config(&Conf::parse(conf.as_bytes()).unwrap(), env).unwrap())
+    }
+
+    /// As Go flannel's plug-in stores it.
+    #[test]
+    fn it_is_go_flannels_to_the_byte() {
+        let conf = r#"{"name":"cni-flannel","type":"flannel"}"#;
+        assert_eq!(
+            made(conf, &env()),
+            r#"{"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.1.17.0/24"}]],"routes":[{"dst":"10.1.0.0/16"}],"type":"host-local"},"isGateway":true,"mtu":1472,"name":"cni-flannel","type":"bridge"}"#
+        );
+    }
+
+    #[test]
+    fn the_operator_decides_and_both_families_are_there() {
+        let mut env = env();
+        env.networks.push("fc00::/48".parse().unwrap());
+        env.subnets.v6 = Some("fc00:0:0:7::/64".parse().unwrap());
+        env.ip_masq = false;
+        let conf = r#"{
+            "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
+            "ipam": {"type": "other", "routes": [{"gw": "10.1.17.9", "dst": "10.7.1.2/16", "mtu": 0}], "x": 1.0, "ranges": 3},
+            "delegate": {"hairpinMode": true, "isDefaultGateway": true, "mtu": 1400, "ipMasq": "no", "type": "ptp"},
+            "runtimeConfig": {"portMappings": [{"hostPort": 80}]}
+        }"#;
+        assert_eq!(
+            made(conf, &env),
+            concat!(
+                r#"{"cniVersion":"1.0.0","hairpinMode":true,"ipMasq":"no","ipam":{"#,
+                r#""ranges":[[{"subnet":"10.1.17.0/24"}],[{"subnet":"fc00:0:0:7::/64"}]],"#,
+                r#""routes":[{"dst":"10.7.1.2/16","gw":"10.1.17.9"},{"dst":"10.1.0.0/16"},{"dst":"fc00::/48"}],"#,
+                r#""type":"other","x":1},"isDefaultGateway":true,"mtu":1400,"name":"cbr0","#,
+                r#""runtimeConfig":{"portMappings":[{"hostPort":80}]},"type":"ptp"}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn bad_routes_are_refused() {
+        for routes in [r#"{}"#, r#"[1]"#, r#"[{}]"#, r#"[{"dst":"10.0.0.0"}]"#, r#"[{"dst":"10.0.0.0/8","gw":"x"}]"#] {
+            let conf = format!(r#"{{"name":"n","ipam":{{"routes":{routes}}}}}"#);
+            let error = config(&Conf::parse(conf.as_bytes()).unwrap(), &env()).unwrap_err();
+            assert!(error.to_string().contains("`ipam.routes`"), "{error}");
+        }
+    }
+}

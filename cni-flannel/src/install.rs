@@ -1,0 +1,370 @@
+//! Puts plug-in and configuration where container runtimes look for them.
+//!
+//! A runtime takes a node for ready as soon as there is a configuration. So it is written last, when `subnet.env` is there: a
+//! pod that is attached before that fails, and its kubelet tries again many seconds later.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flannel_core::files::{self, FileError, Mode, Trust};
+use serde_json::Value;
+
+use crate::conf::Object;
+use crate::program::{Arguments, complain, print};
+use crate::subnet_env::SubnetEnv;
+
+/// The name of the configuration, flannel's.
+pub const CONFLIST: &str = "10-flannel.conflist";
+
+/// The configuration that is installed unless another one is given: that of flannel's manifest.
+pub const DEFAULT: &str = r#"{
+  "name": "cbr0",
+  "cniVersion": "0.3.1",
+  "plugins": [
+    {
+      "type": "flannel",
+      "delegate": {
+        "hairpinMode": true,
+        "isDefaultGateway": true
+      }
+    },
+    {
+      "type": "portmap",
+      "capabilities": {
+        "portMappings": true
+      }
+    }
+  ]
+}
+"#;
+
+/// The largest configuration and the largest plug-in, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+const MAX_PLUGIN: u64 = 64 << 20;
+
+/// How often `subnet.env` is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Why nothing was installed, or not all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InstallError {
+    /// A file was not read or written: see its remedy. Retry once that is done.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The configuration is none that a runtime could use. Final until it is corrected.
+    #[error("the CNI configuration {0}")]
+    Config(String),
+    /// The agent has not written `subnet.env` in time. Retry.
+    #[error("after {} s: {problem}", waited.as_secs())]
+    NoSubnet {
+        /// How long this waited.
+        waited: Duration,
+        /// What is wrong with the file, in words.
+        problem: String,
+    },
+}
+
+/// What [`configuration`] did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Installed {
+    /// Whether the file was written; not, where it was the same already.
+    pub written: bool,
+    /// Other configurations of flannel that a runtime would have taken in its place. They are named `*.replaced` now.
+    pub replaced: Vec<PathBuf>,
+    /// Configurations of other plug-ins that a runtime takes in its place, by their names' order. Delete them to use
+    /// flannel.
+    pub before: Vec<PathBuf>,
+}
+
+/// Copies the plug-in `source` into a directory, unless the same is there already, and returns whether it did. A runtime that
+/// runs it meanwhile runs the old one or the new one. Makes the directory.
+///
+/// Blocks on the disk.
+///
+/// # Errors
+/// [`FileError`]: what was there is as it was.
+pub fn plugin(source: &Path, directory: &Path) -> Result<bool, FileError> {
+    let target = directory.join("flannel");
+    let read = |path: &Path| {
+        files::read(path, Trust::Anyone, MAX_PLUGIN).map_err(|error| FileError::new("read", path, error.into()))
+    };
+    let missing = || FileError::new("read", source, io::ErrorKind::NotFound.into());
+    let wanted = read(source)?.ok_or_else(missing)?;
+    let is_program = |path| fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o111 == 0o111);
+    if files::read(&target, Trust::Anyone, MAX_PLUGIN).ok().flatten().as_ref() == Some(&wanted) && is_program(&target) {
+        return Ok(false);
+    }
+    fs::create_dir_all(directory).map_err(|error| FileError::new("create the directory", directory, error))?;
+    // Of two that install at once each has its own.
+    let temporary = directory.join(format!(".flannel.{}.tmp", std::process::id()));
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
+        // Whatever the umask.
+        file.set_permissions(fs::Permissions::from_mode(0o755))?;
+        file.write_all(&wanted)?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&temporary, &target)?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&temporary);
+        FileError::new("write", &target, error)
+    })?;
+    Ok(true)
+}
+
+/// Writes a configuration list with flannel in it into a directory as [`CONFLIST`], whole and at once, and puts other
+/// configurations of flannel that would be taken in its place aside. Makes the directory.
+///
+/// Blocks on the disk.
+///
+/// # Errors
+/// [`InstallError`]: what was there is as it was, but for files that were put aside already.
+pub fn configuration(text: &str, directory: &Path) -> Result<Installed, InstallError> {
+    check(text)?;
+    let target = directory.join(CONFLIST);
+    let mut installed = Installed::default();
+    if files::read(&target, Trust::Owners, MAX_CONFIG).ok().flatten().as_deref() != Some(text.as_bytes()) {
+        files::replace(&target, Mode::Public, MAX_CONFIG, |file| file.write_all(text.as_bytes()))?;
+        installed.written = true;
+    }
+    for path in configurations_before(directory)? {
+        if is_of_flannel(&path) {
+            let mut aside = path.clone().into_os_string();
+            aside.push(".replaced");
+            fs::rename(&path, &aside).map_err(|error| FileError::new("rename", &path, error))?;
+            installed.replaced.push(path);
+        } else {
+            installed.before.push(path);
+        }
+    }
+    Ok(installed)
+}
+
+/// Waits until the agent has written `subnet.env`, at most so long.
+///
+/// # Errors
+/// [`InstallError::NoSubnet`].
+pub fn wait_for_subnet(path: &Path, patience: Duration) -> Result<(), InstallError> {
+    let until = Instant::now() + patience;
+    loop {
+        match SubnetEnv::read(path) {
+            Ok(_) => return Ok(()),
+            Err(problem) if Instant::now() >= until => {
+                return Err(InstallError::NoSubnet { waited: patience, problem });
+            }
+            Err(_) => thread::sleep(LOOK_EVERY),
+        }
+    }
+}
+
+fn check(text: &str) -> Result<(), InstallError> {
+    let error = |problem: String| InstallError::Config(problem);
+    let fields: Object = serde_json::from_str(text).map_err(|cause| error(format!("is no JSON object: {cause}")))?;
+    if fields.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
+        return Err(error("has no `name`".to_owned()));
+    }
+    let plugins = fields.get("plugins").and_then(Value::as_array);
+    let plugins = plugins.ok_or_else(|| error("has no list `plugins`".to_owned()))?;
+    if plugins.iter().any(|plugin| plugin.get("type").and_then(Value::as_str) == Some("flannel")) {
+        return Ok(());
+    }
+    Err(error("has no plug-in of type `flannel`".to_owned()))
+}
+
+/// The configurations that a runtime takes before ours: it takes the first by name.
+fn configurations_before(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let failed = |error| FileError::new("read", directory, error);
+    let entries = fs::read_dir(directory).map_err(failed)?.collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    let is_configuration = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| ["conf", "conflist", "json"].iter().any(|known| extension == *known))
+    };
+    let is_before = |path: &PathBuf| path.file_name().is_some_and(|name| name < CONFLIST);
+    let mut paths: Vec<_> = entries.iter().map(fs::DirEntry::path).filter(is_configuration).filter(is_before).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// Whether a file configures flannel's plug-in. One that cannot be read does not.
+fn is_of_flannel(path: &Path) -> bool {
+    let text = files::read(path, Trust::Anyone, MAX_CONFIG).ok().flatten();
+    let Some(fields) = text.and_then(|text| serde_json::from_slice::<Value>(&text).ok()) else { return false };
+    let is_flannel = |plugin: &Value| plugin.get("type").and_then(Value::as_str) == Some("flannel");
+    let in_list = fields.get("plugins").and_then(Value::as_array).is_some_and(|plugins| plugins.iter().any(is_flannel));
+    is_flannel(&fields) || in_list
+}
+
+const HELP: &str = "\
+Installs flannel's CNI plug-in: copies it, waits until the agent has written
+subnet.env, and writes the configuration then.
+
+    flannel install [OPTIONS]
+
+    --bin-dir DIR        where the runtime looks for plug-ins     [/opt/cni/bin]
+    --conf-dir DIR       where it looks for configurations   [/etc/cni/net.d]
+    --conf FILE          a conflist of your own        [that of flannel's manifest]
+    --subnet-file FILE   what the agent writes      [/run/flannel/subnet.env]
+    --wait SECONDS       how long to wait for it                           [300]
+";
+
+/// What `flannel install` was asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Options {
+    bin_dir: PathBuf,
+    conf_dir: PathBuf,
+    conf: Option<PathBuf>,
+    subnet_file: PathBuf,
+    wait: Duration,
+}
+
+impl Options {
+    /// `None`: help is asked for.
+    fn parse(mut arguments: lexopt::Parser) -> Result<Option<Self>, lexopt::Error> {
+        use lexopt::Arg::Long;
+        use lexopt::ValueExt;
+        let mut options = Self {
+            bin_dir: "/opt/cni/bin".into(),
+            conf_dir: "/etc/cni/net.d".into(),
+            conf: None,
+            subnet_file: "/run/flannel/subnet.env".into(),
+            wait: Duration::from_secs(300),
+        };
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Long("help") | lexopt::Arg::Short('h') => return Ok(None),
+                Long("bin-dir") => options.bin_dir = arguments.value()?.into(),
+                Long("conf-dir") => options.conf_dir = arguments.value()?.into(),
+                Long("conf") => options.conf = Some(arguments.value()?.into()),
+                Long("subnet-file") => options.subnet_file = arguments.value()?.into(),
+                Long("wait") => options.wait = Duration::from_secs(arguments.value()?.parse::<u32>()?.into()),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(Some(options))
+    }
+}
+
+/// `flannel install`.
+pub(crate) fn main(arguments: Arguments) -> ExitCode {
+    match Options::parse(lexopt::Parser::from_args(arguments)) {
+        Ok(None) => print(HELP),
+        Err(error) => {
+            complain(&format!("flannel install: {error}\n\n{HELP}"));
+            ExitCode::from(2)
+        }
+        Ok(Some(options)) => match run(&options) {
+            Ok(text) => print(text),
+            Err(error) => {
+                complain(&format!("flannel install: {error}\n"));
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(options: &Options) -> Result<String, InstallError> {
+    let text = match &options.conf {
+        None => DEFAULT.to_owned(),
+        Some(path) => {
+            let failed = |error| FileError::new("read", path, error);
+            let bytes = files::read(path, Trust::Anyone, MAX_CONFIG).map_err(|error| failed(error.into()))?;
+            let bytes = bytes.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+            String::from_utf8(bytes).map_err(|_| InstallError::Config("is no UTF-8".to_owned()))?
+        }
+    };
+    // Before anything is touched.
+    check(&text)?;
+    let itself = std::env::current_exe().map_err(|error| FileError::new("find", Path::new("flannel"), error))?;
+    let mut told = String::new();
+    let mut tell = |line: String| told += &(line + "\n");
+    let target = options.bin_dir.join("flannel");
+    if plugin(&itself, &options.bin_dir)? {
+        tell(format!("{} installed", target.display()));
+    } else {
+        tell(format!("{} is up to date", target.display()));
+    }
+    wait_for_subnet(&options.subnet_file, options.wait)?;
+    let installed = configuration(&text, &options.conf_dir)?;
+    let target = options.conf_dir.join(CONFLIST);
+    tell(format!("{} {}", target.display(), if installed.written { "written" } else { "is up to date" }));
+    for path in &installed.replaced {
+        tell(format!("{} put aside as *.replaced: it configured flannel, too", path.display()));
+    }
+    for path in &installed.before {
+        tell(format!("{} is taken first, by its name: delete it to use flannel", path.display()));
+    }
+    Ok(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::arguments;
+
+    #[test]
+    fn the_plugin_is_copied_once_and_again_when_it_differs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, place) = (dir.path().join("source"), dir.path().join("opt/bin"));
+        assert!(plugin(&source, &place).unwrap_err().to_string().contains("source"));
+        fs::write(&source, "one").unwrap();
+        assert!(plugin(&source, &place).unwrap() && !plugin(&source, &place).unwrap());
+        fs::write(&source, "two").unwrap();
+        assert!(plugin(&source, &place).unwrap());
+        let target = place.join("flannel");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "two");
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 1, "nothing else is left");
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(plugin(&source, &place).unwrap(), "it was no program");
+    }
+
+    #[test]
+    fn other_configurations_of_flannel_are_put_aside_and_others_are_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("10-flannel.conf"), r#"{"name":"cbr0","type":"flannel"}"#).unwrap();
+        fs::write(path("05-old.conflist"), DEFAULT).unwrap();
+        fs::write(path("00-other.conflist"), r#"{"name":"x","plugins":[{"type":"bridge"}]}"#).unwrap();
+        fs::write(path("99-later.conf"), r#"{"name":"cbr0","type":"flannel"}"#).unwrap();
+        fs::write(path("01-readme"), "flannel").unwrap();
+        let installed = configuration(DEFAULT, dir.path()).unwrap();
+        assert!(installed.written);
+        assert_eq!(installed.replaced, [path("05-old.conflist"), path("10-flannel.conf")]);
+        assert_eq!(installed.before, [path("00-other.conflist")]);
+        assert!(path("10-flannel.conf.replaced").exists() && path("99-later.conf").exists());
+        assert_eq!(fs::read_to_string(path(CONFLIST)).unwrap(), DEFAULT);
+        let again = configuration(DEFAULT, dir.path()).unwrap();
+        assert!(!again.written && again.replaced.is_empty());
+    }
+
+    #[test]
+    fn a_configuration_without_flannel_is_refused_and_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["", "[]", "{}", r#"{"name":"x"}"#, r#"{"name":"x","plugins":[{"type":"bridge"}]}"#] {
+            assert!(matches!(configuration(text, dir.path()), Err(InstallError::Config(_))), "{text}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn options_are_read() {
+        let parse = |list: &[&str]| Options::parse(lexopt::Parser::from_args(arguments(list)));
+        assert_eq!(parse(&["--help"]).unwrap(), None);
+        let options = parse(&["--bin-dir", "/b", "--conf-dir=/c", "--conf", "/f", "--wait", "7"]).unwrap().unwrap();
+        assert_eq!(
+            (options.bin_dir, options.conf_dir, options.wait),
+            ("/b".into(), "/c".into(), Duration::from_secs(7))
+        );
+        for bad in [&["--wait", "x"][..], &["--wait"], &["more"], &["--other"]] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

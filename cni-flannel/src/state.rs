@@ -1,0 +1,200 @@
+//! What was asked of the other plug-in, stored for each container: DEL repeats it, when `subnet.env` may say something else.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flannel_core::files::{self, Trust};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use crate::error::Error;
+use crate::request::ContainerId;
+
+/// The largest stored configuration that is read, in bytes.
+const MAX: u64 = 1 << 20;
+
+/// How long a call waits for another one of the same container.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it looks whether that has ended.
+const EVERY: Duration = Duration::from_millis(5);
+
+/// The directory of stored configurations: a file for each container, named by its ID.
+#[derive(Debug)]
+pub(crate) struct Store<'a>(pub(crate) &'a Path);
+
+/// One container's place in it. Other calls for the container wait until this value is dropped and each plug-in that was run
+/// meanwhile has ended, also where a runtime kills this process.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    path: PathBuf,
+    lock: PathBuf,
+    _locked: File,
+}
+
+impl Store<'_> {
+    /// Waits for other calls for the container. Makes the directory, which is for root alone.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] after a minute.
+    pub(crate) fn entry(&self, container: &ContainerId) -> Result<Entry, Error> {
+        let failed = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::State { doing, path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(self.0).map_err(failed("creating", self.0))?;
+        // No container's ID begins with a dot.
+        let lock = self.0.join(format!(".{}.lock", container.as_str()));
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let held = try_lock(&lock).map_err(failed("locking", &lock))?;
+            if let Some(locked) = held {
+                return Ok(Entry { path: self.0.join(container.as_str()), lock, _locked: locked });
+            }
+            if Instant::now() >= until {
+                return Err(Error::Busy(PATIENCE));
+            }
+            thread::sleep(EVERY);
+        }
+    }
+
+    /// The IDs of all containers that have an entry. None where there is no directory.
+    pub(crate) fn containers(&self) -> Result<Vec<ContainerId>, Error> {
+        let failed = |source| Error::State { doing: "reading", path: self.0.to_owned(), source };
+        let entries = match fs::read_dir(self.0) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+        let names = names.collect::<io::Result<Vec<_>>>().map_err(failed)?;
+        Ok(names.iter().filter_map(|name| ContainerId::new(name.to_str()?)).collect())
+    }
+}
+
+/// The lock, unless another process has it. Plug-ins that this process runs inherit it.
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(fs::TryLockError::Error(error)) => return Err(error),
+    }
+    // Who had it before may have deleted it meanwhile.
+    let is_there = match fs::symlink_metadata(path) {
+        Ok(found) => found.ino() == file.metadata()?.ino(),
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if !is_there {
+        return Ok(None);
+    }
+    fcntl(file.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).map_err(io::Error::from)?;
+    Ok(Some(file))
+}
+
+impl Entry {
+    /// Stores a configuration: whole, or not at all. It is not synced to the disk: after a crash of the host no pod is left
+    /// that it would be needed for.
+    pub(crate) fn store(&self, text: &str) -> Result<(), Error> {
+        let temporary =
+            self.path.with_file_name(format!(".{}.tmp", self.path.file_name().unwrap_or_default().to_string_lossy()));
+        let write = || {
+            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+            file.and_then(|mut file| file.write_all(text.as_bytes()))?;
+            fs::rename(&temporary, &self.path)
+        };
+        write().map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            Error::State { doing: "writing", path: self.path.clone(), source }
+        })
+    }
+
+    /// What is stored; `None` where nothing is.
+    pub(crate) fn load(&self) -> Result<Option<Vec<u8>>, Error> {
+        files::read(&self.path, Trust::Owners, MAX).map_err(|error| Error::State {
+            doing: "reading",
+            path: self.path.clone(),
+            source: error.into(),
+        })
+    }
+
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(Error::State { doing: "removing", path: self.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // Deleted while it is held: who opened it before sees that it is gone.
+        let _ = fs::remove_file(&self.lock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    fn id(text: &str) -> ContainerId {
+        ContainerId::new(text).unwrap()
+    }
+
+    #[test]
+    fn an_entry_is_stored_listed_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("cni/flannel");
+        let store = Store(&place);
+        assert_eq!(store.containers().unwrap(), []);
+        let entry = store.entry(&id("c1")).unwrap();
+        assert_eq!(entry.load().unwrap(), None);
+        entry.store("{}").unwrap();
+        assert_eq!(fs::metadata(&place).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(place.join("c1")).unwrap().mode() & 0o777, 0o600);
+        entry.store("{\"a\":1}").unwrap();
+        assert_eq!(entry.load().unwrap().unwrap(), b"{\"a\":1}");
+        assert_eq!(store.containers().unwrap(), [id("c1")]);
+        entry.remove().unwrap();
+        entry.remove().unwrap();
+        drop(entry);
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn calls_for_one_container_are_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, path) = (AtomicBool::new(false), dir.path());
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let _entry = Store(path).entry(&id("c1")).unwrap();
+                        assert!(!inside.swap(true, Ordering::SeqCst), "two at once");
+                        inside.store(false, Ordering::SeqCst);
+                    }
+                });
+            }
+            let _other = Store(path).entry(&id("c2")).unwrap();
+        });
+        assert_eq!(fs::read_dir(path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = Store(dir.path()).entry(&id("c1")).unwrap();
+        entry.store("old").unwrap();
+        fs::create_dir(dir.path().join(".c1.tmp")).unwrap();
+        assert!(entry.store("new").unwrap_err().to_string().contains("writing"));
+        assert_eq!(entry.load().unwrap().unwrap(), b"old");
+    }
+}
