@@ -23,14 +23,20 @@ fn a_program_with_ten_overlays_is_built_and_run_outside_of_the_workspace() {
     // The versions that the workspace has: nothing has to be fetched.
     fs::copy(root.join("Cargo.lock"), dir.path().join("Cargo.lock")).unwrap();
     let target = root.join("target/embedder");
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--offline", "--quiet", "--target-dir"])
+    let cargo = Path::new(env!("CARGO"));
+    // A build that hangs is a failure, with what it printed so far.
+    let built = Command::new("timeout")
+        .arg("600")
+        .arg(cargo)
+        .args(["build", "--offline", "--target-dir"])
         .arg(&target)
+        // Outside of the workspace, `rustc` may be another toolchain, which the host may have to fetch first.
+        .env("RUSTC", cargo.with_file_name("rustc"))
         .env("CARGO_PROFILE_DEV_DEBUG", "none")
         .current_dir(dir.path())
         .output()
         .unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    assert!(built.status.success(), "{}: {}", built.status, String::from_utf8_lossy(&built.stderr));
 
     let lab = Underlay::new(1, Families::V4).unwrap();
     let node = &lab.nodes()[0].ns;
