@@ -102,11 +102,20 @@ impl Machine {
         }
         // The published attributes take precedence over those of a device.
         context.previous = Some(Arc::clone(&local.lease));
-        if context.uplink != old.uplink || context.public != old.public {
+        let moved = context.uplink != old.uplink || context.public != old.public;
+        if moved {
             self.events.push(Event::UplinkChanged(context.uplink.clone()));
+        }
+        if moved || context.host != old.host {
             match self.backend.advertise(&context) {
-                Ok(attrs) => self.renewal.publish(attrs, now),
-                Err(error) => self.events.push(Event::AdvertiseFailed(chain(&error))),
+                // A record that stays the same is not written again.
+                Ok(attrs) if moved || self.backend.advertise(old).ok().as_ref() != Some(&attrs) => {
+                    self.renewal.publish(attrs, now);
+                }
+                Ok(_) => {}
+                Err(error) if moved => self.events.push(Event::AdvertiseFailed(chain(&error))),
+                // The record stays as it is. The backend skips what it can no longer use.
+                Err(_) => {}
             }
         }
         let mtu = inputs::pod_mtu(&*self.backend, &context);

@@ -3,14 +3,20 @@
 use std::time::Duration;
 
 use flannel_core::backend::{Backend, BackendError};
-use flannel_core::lease::BadRecord;
+use flannel_core::lease::{BadRecord, Json};
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, End, Ended, Event, Phase, SubscriptionState, Teardown, Verdict};
+use flannel_core::overlay::{Contact, End, Ended, Event, Phase, Status, SubscriptionState, Teardown, Verdict};
 use flannel_core::testing::Fault;
 
 use crate::altered::Altered;
 use crate::node::{Node, add_defaults, eventually, pass, peer, public, subnet};
 use crate::tunnel::Tunnel;
+
+/// The backend data of IPv6 in the held lease.
+fn published(status: &Status) -> Option<String> {
+    let data = status.lease.as_ref()?.attrs.backend_data.v6.as_ref()?;
+    Some(data.as_str().to_owned())
+}
 
 fn peers_of(events: &[Event]) -> Vec<String> {
     let text = |event: &Event| match event {
@@ -97,6 +103,30 @@ async fn what_cannot_be_published_is_no_trouble_of_the_kernel() {
     node.kernel.remove_address("eth0", "192.0.2.200/24".parse().unwrap()).unwrap();
     let told = agent.event(|event| matches!(event, Event::AdvertiseFailed(_) | Event::KernelTrouble(_))).await;
     assert!(matches!(&told, Event::AdvertiseFailed(error) if error.contains("move")), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_from_another_link_is_published_when_that_changes() {
+    let node = Node::alone();
+    // Publishes the MTU of a second link, where no peer reads it.
+    let watchful = Altered {
+        advertise: |tunnel: &Tunnel, context| {
+            let second = context.host.links.values().find(|link| link.name.as_str() == "eth1");
+            let mut attrs = tunnel.advertise(context)?;
+            attrs.backend_data.v6 = second.map(|link| Json::parse(&link.mtu.to_string()).unwrap());
+            Ok(attrs)
+        },
+        ..Altered::of(Tunnel)
+    };
+    let mut agent = node.run_as(node.builder_with(watchful)).once_ready().await;
+    node.kernel.add_uplink("eth1", "198.51.100.1/24".parse().unwrap()).unwrap();
+    agent.until(|status| published(status).as_deref() == Some("1500")).await;
+    let renewed = agent.drain().iter().filter(|event| matches!(event, Event::LeaseRenewed(_))).count();
+    assert_eq!(renewed, 1);
+    // What changes nothing of it is not written.
+    node.kernel.add_address("eth1", "198.51.100.2/24".parse().unwrap()).unwrap();
+    agent.audited().await;
+    assert!(!agent.drain().iter().any(|event| matches!(event, Event::LeaseRenewed(_))));
 }
 
 #[tokio::test(start_paused = true)]
