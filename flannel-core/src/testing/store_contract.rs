@@ -175,6 +175,7 @@ async fn allocating(harness: &mut dyn Harness, families: Families) {
     a_widened_pool_is_used_at_once(harness, families).await;
     renew_of_a_retaken_lease_is_lost(harness, families).await;
     release_frees_and_leaves_a_successor_alone(harness, families).await;
+    a_lease_of_before_is_not_the_one_that_has_its_subnets_now(harness, families).await;
     a_lease_that_fits_no_longer_is_replaced(harness, families).await;
     another_nodes_lease_under_the_same_identity_is_left_alone(harness, families).await;
     another_nodes_lease_with_equal_attributes_is_left_alone(harness, families).await;
@@ -440,6 +441,24 @@ pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harnes
     let elsewhere = a.acquire(&*one).await;
     ok(one.release(lease).await, "release of a lease of before");
     ok(one.renew(&elsewhere).await, "renew: releasing an older lease must not free the newer one");
+}
+
+/// A node that acquires the subnets of its deleted lease again has another lease: renewing the old one is
+/// [`SubnetError::Lost`], and releasing it changes nothing. Only the fence tells the two apart.
+pub async fn a_lease_of_before_is_not_the_one_that_has_its_subnets_now(harness: &mut dyn Harness, families: Families) {
+    harness.fresh(&network(families, 1, 64)).await;
+    let store = harness.open().await;
+    let node = Node::new(0, families);
+    let old = node.acquire(&*store).await;
+    harness.delete(&old.key).await;
+    let new = node.acquire_preferring(&*store, old.subnets).await;
+    assert_eq!(new.subnets, old.subnets, "acquire: a free preferred subnet must be had ({families})");
+    match store.renew(&old).await {
+        Err(SubnetError::Lost(_)) => {}
+        other => panic!("renew: a lease of before must be SubnetError::Lost, not {other:?}"),
+    }
+    ok(store.release(old).await, "release of a lease of before");
+    ok(store.renew(&new).await, "renew: releasing an older lease must not free the newer one");
 }
 
 /// If a lease no longer fits the pool, `acquire` replaces it (docs/compatibility.md, "Acquiring a lease", step 2), and
