@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may link, development dependencies aside.
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     (
         "flannelkit",
         &[
@@ -33,6 +33,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("flannel-firewall-nft", &["flannel-core"]),
     ("flannel-subnet-cached", &["flannel-core"]),
     ("flannel-subnet-file", &["flannel-core"]),
+    ("cni-flannel", &["flannel-core"]),
     ("testkit", &["*"]),
     ("bench", &["*"]),
     ("fuzz", &["*"]),

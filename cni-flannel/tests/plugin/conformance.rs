@@ -192,6 +192,23 @@ fn bad_input_has_the_specifications_codes_and_leaves_nothing() {
 }
 
 #[test]
+fn what_another_plugin_prints_is_bounded() {
+    let place = Place::new();
+    place.add_plugin("script", "#!/bin/sh\ncat >/dev/null; head -c 3000000 /dev/zero | tr '\\0' x; exit 1\n");
+    let failed = place.call("ADD").make();
+    assert_eq!(failed.code(), 999);
+    assert!(failed.stdout.len() < 1000, "{}", failed.stdout.len());
+}
+
+#[test]
+fn a_stored_configuration_without_end_is_an_error() {
+    let place = Place::new();
+    place.call("ADD").make().ok();
+    place.write("data/c1", &"x".repeat(2 << 20));
+    assert_eq!(place.call("DEL").make().code(), 5);
+}
+
+#[test]
 fn a_full_disk_leaves_nothing() {
     let place = Place::new();
     fs::create_dir(place.path("data")).unwrap();
