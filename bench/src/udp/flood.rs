@@ -38,6 +38,7 @@ const PORT: u16 = 8285;
 pub(crate) fn compare(session: &Session, programs: &Programs) -> Result<(), Error> {
     let go = Pair::new()?;
     let _go = Flanneld::start(&go, programs, Program::Go, 1)?;
+    go.overlay().until_open()?;
     let pair = Pair::new()?;
     let library = Library::start(&pair, Backend::Udp, 1)?;
     pair.overlay().until_open()?;
