@@ -166,7 +166,35 @@ pub fn wait_for_subnet(path: &Path, patience: Duration) -> Result<(), InstallErr
     }
 }
 
-fn check(text: &str) -> Result<(), InstallError> {
+/// Deletes [`CONFLIST`] from a directory if it is this text, and returns whether it did. Blocks on the disk.
+///
+/// # Errors
+/// [`FileError`]: the file is still there.
+pub fn remove(text: &str, directory: &Path) -> Result<bool, FileError> {
+    let target = directory.join(CONFLIST);
+    let found = files::read(&target, Trust::Anyone, MAX_CONFIG).ok().flatten();
+    if found.as_deref() != Some(text.as_bytes()) {
+        return Ok(false);
+    }
+    files::remove(&target).map(|()| true)
+}
+
+/// Reads a configuration of one's own from a file. Blocks on the disk.
+///
+/// # Errors
+/// [`InstallError`]: it cannot be read, or is no text.
+pub fn read(path: &Path) -> Result<String, InstallError> {
+    let failed = |error| FileError::new("read", path, error);
+    let bytes = files::read(path, Trust::Anyone, MAX_CONFIG).map_err(|error| failed(error.into()))?;
+    let bytes = bytes.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    String::from_utf8(bytes).map_err(|_| InstallError::Config("is no UTF-8".to_owned()))
+}
+
+/// Checks whether a text is a configuration list that a runtime can use, with flannel in it.
+///
+/// # Errors
+/// [`InstallError::Config`].
+pub fn check(text: &str) -> Result<(), InstallError> {
     let error = |problem: String| InstallError::Config(problem);
     let fields: Object = serde_json::from_str(text).map_err(|cause| error(format!("is no JSON object: {cause}")))?;
     if fields.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
@@ -271,15 +299,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<String, InstallError> {
-    let text = match &options.conf {
-        None => DEFAULT.to_owned(),
-        Some(path) => {
-            let failed = |error| FileError::new("read", path, error);
-            let bytes = files::read(path, Trust::Anyone, MAX_CONFIG).map_err(|error| failed(error.into()))?;
-            let bytes = bytes.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-            String::from_utf8(bytes).map_err(|_| InstallError::Config("is no UTF-8".to_owned()))?
-        }
-    };
+    let text = options.conf.as_deref().map_or_else(|| Ok(DEFAULT.to_owned()), read)?;
     // Before anything is touched.
     check(&text)?;
     let itself = std::env::current_exe().map_err(|error| FileError::new("find", Path::new("flannel"), error))?;

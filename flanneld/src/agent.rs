@@ -168,6 +168,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
         });
     }
     tokio::spawn(metrics.count(handle.clone()));
+    tokio::spawn(options.cni.clone().keep(handle.clone(), rules.clone()));
     tokio::spawn(notify::follow(handle.clone(), rules));
     tokio::spawn(notify::watchdog());
     if let Some(store) = condition {

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
+use cni_flannel::install::InstallError;
 use flannel_backend_udp::UdpDataPlane;
 use flannel_core::files::FileError;
 use flannel_core::firewall::FirewallError;
@@ -38,6 +39,8 @@ pub(crate) enum CommandError {
     Firewall(#[from] FirewallError),
     #[error(transparent)]
     StateFile(#[from] FileError),
+    #[error(transparent)]
+    Cni(#[from] InstallError),
     #[error("starting the runtime")]
     Runtime(#[source] io::Error),
     #[error("writing to stdout")]
@@ -117,7 +120,11 @@ pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
         }
         Ok::<_, CommandError>(removed)
     })?;
-    print(&told(options, &removed))?;
+    let mut text = told(options, &removed);
+    if let Some(path) = options.cni.remove()? {
+        text += &format!("{} removed\n", path.display());
+    }
+    print(&text)?;
     Ok(exit::SUCCESS)
 }
 

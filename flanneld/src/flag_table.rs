@@ -102,6 +102,15 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("metrics-ip", Kind::Text, "127.0.0.1", "address of /metrics and /status"),
     flag("metrics-port", Kind::Int, "9472", "port of /metrics and /status (0: none)"),
     flag("log-format", Kind::Text, "text", "text or json, on stderr"),
+    flag(
+        "cni-conf-dir",
+        Kind::Text,
+        "",
+        "where to write the CNI configuration once pods can be attached, such as /etc/cni/net.d (empty: nowhere)",
+    ),
+    flag("cni-conf", Kind::Text, "", "file with that configuration, a conflist (default: that of flannel's manifest)"),
+    flag("cni-bin-dir", Kind::Text, "", "where to install the CNI plug-in, such as /opt/cni/bin (empty: nowhere)"),
+    flag("cni-plugin", Kind::Text, "", "the plug-in to install (default: the file flannel beside this program)"),
     flag("keep-capabilities", Kind::Bool, "false", "do not drop capabilities that are not needed"),
     flag("json", Kind::Bool, "false", "status, plan, doctor: print JSON"),
 ];

@@ -4,6 +4,7 @@ mod agent;
 mod assemble;
 mod blackhole;
 mod client;
+mod cni;
 mod commands;
 mod condition;
 mod connections;

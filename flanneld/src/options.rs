@@ -16,6 +16,7 @@ use flannel_subnet_etcd::{ClearText, ClientCertificate, ConfigError, Credentials
 use flannel_subnet_kube::{Access, AnnotationPrefix, NodeName};
 
 use crate::blackhole::Routes;
+use crate::cni::{self, Cni};
 use crate::flags::{UsageError, Values, near};
 
 /// Replaces a value that may contain a password.
@@ -37,6 +38,7 @@ pub(crate) struct Options {
     pub(crate) metrics: Option<Metrics>,
     pub(crate) log: LogOptions,
     pub(crate) capabilities: Capabilities,
+    pub(crate) cni: Cni,
     pub(crate) json: bool,
 }
 
@@ -187,6 +189,7 @@ impl Options {
             }),
             log: LogOptions { format: log_format(values)?, verbosity: values.number("v", 0, 100)? },
             capabilities: if values.bool("keep-capabilities") { Capabilities::Keep } else { Capabilities::Drop },
+            cni: Cni::read(values, cni::beside_this_program)?,
             json: values.bool("json"),
         })
     }

@@ -42,6 +42,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     (
         "flanneld",
         &[
+            "cni-flannel",
             "flannel-core",
             "flannel-backend-vxlan",
             "flannel-backend-hostgw",

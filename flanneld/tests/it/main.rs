@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod changes;
+mod cni;
 mod commands;
 mod crash;
 mod crowd;

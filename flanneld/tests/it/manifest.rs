@@ -65,6 +65,7 @@ fn the_manifests_flags_files_and_configuration_are_understood() {
     let args: Vec<_> = container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
     let told = command(&owned(&[&args[..], &["-version"]].concat())).output().unwrap();
     assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    let text = only("ConfigMap");
     let port = container["readinessProbe"]["httpGet"]["port"].to_string();
     assert!(args.contains(&&*format!("-metrics-port={port}")), "{args:?}");
 
@@ -72,9 +73,16 @@ fn the_manifests_flags_files_and_configuration_are_understood() {
     let help = [help.stdout, help.stderr].concat();
     let help = String::from_utf8_lossy(&help);
     for directory in names(&container["volumeMounts"], "mountPath") {
-        assert!(help.contains(&format!("{directory}/")), "no default is in {directory}");
+        let is_named = args.iter().any(|arg| arg.ends_with(&format!("={directory}")));
+        assert!(
+            is_named || help.contains(&format!("{directory}/")),
+            "no default is in {directory}, and no flag names it"
+        );
     }
-    let text = only("ConfigMap");
+    let conf = text["data"]["cni-conf.json"].as_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let installed = cni_flannel::install::configuration(conf, dir.path()).unwrap();
+    assert!(installed.written && args.contains(&"-cni-conf=/etc/kube-flannel/cni-conf.json"), "{args:?}");
     let text = text["data"]["net-conf.json"].as_str().unwrap();
     NetworkConfig::parse(text.as_bytes(), Allocation::External).unwrap();
 }

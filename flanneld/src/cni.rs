@@ -1,0 +1,198 @@
+//! Installs the CNI plug-in and its configuration on the host (`-cni-bin-dir`, `-cni-conf-dir`), and keeps them there.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cni_flannel::install::{self, InstallError, Installed};
+use flannel_core::firewall_keeper::RulesState;
+use flannel_core::overlay::Handle;
+use flannel_core::text::chain;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use crate::flags::{UsageError, Values};
+use crate::status::is_ready;
+
+/// How often both are checked, as `subnet.env` is.
+const CHECK_EVERY: Duration = Duration::from_secs(30);
+/// How soon a failure is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What is installed where. Nothing by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Cni {
+    plugin: Option<Plugin>,
+    configuration: Option<Configuration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Plugin {
+    source: PathBuf,
+    directory: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Configuration {
+    /// `None`: that of flannel's manifest.
+    source: Option<PathBuf>,
+    directory: PathBuf,
+}
+
+impl Configuration {
+    fn text(&self) -> Result<String, InstallError> {
+        self.source.as_deref().map_or_else(|| Ok(install::DEFAULT.to_owned()), install::read)
+    }
+}
+
+impl Cni {
+    /// Reads the flags. A configuration that could not be installed is an error.
+    pub(crate) fn read(values: &Values, beside: impl FnOnce() -> PathBuf) -> Result<Self, UsageError> {
+        let path = |name| Some(values.text(name)).filter(|text| !text.is_empty()).map(PathBuf::from);
+        let needs = |name, other: &str| match path(name) {
+            Some(_) => Err(UsageError::value(name, values.text(name), format!("it needs -{other}"))),
+            None => Ok(()),
+        };
+        let plugin = match path("cni-bin-dir") {
+            Some(directory) => Some(Plugin { source: path("cni-plugin").unwrap_or_else(beside), directory }),
+            None => needs("cni-plugin", "cni-bin-dir").map(|()| None)?,
+        };
+        let configuration = match path("cni-conf-dir") {
+            Some(directory) => Some(Configuration { source: path("cni-conf"), directory }),
+            None => needs("cni-conf", "cni-conf-dir").map(|()| None)?,
+        };
+        if let Some(configuration) = &configuration {
+            let checked = configuration.text().and_then(|text| install::check(&text));
+            checked.map_err(|error| UsageError::value("cni-conf", values.text("cni-conf"), chain(&error)))?;
+        }
+        Ok(Self { plugin, configuration })
+    }
+
+    /// Installs both and keeps them in place until the agent has ended: the plug-in at once, the configuration once pods
+    /// can be attached. They stay then, because the pods stay.
+    pub(crate) async fn keep(self, mut handle: Handle, mut rules: watch::Receiver<RulesState>) {
+        let (mut told, mut is_open) = (Told::default(), false);
+        if self == Self::default() {
+            return;
+        }
+        loop {
+            is_open = is_open || is_ready(&handle.status(), &rules.borrow_and_update());
+            let cni = self.clone();
+            let outcome = spawn_blocking(move || cni.install(is_open)).await;
+            let Ok(outcome) = outcome else { return };
+            let next = if outcome.is_ok() { CHECK_EVERY } else { RETRY };
+            told.tell(&outcome, &self);
+            tokio::select! {
+                () = sleep(next) => {}
+                changed = handle.changed(), if !is_open => if changed.is_err() { return },
+                Ok(()) = rules.changed(), if !is_open => {}
+            }
+            if handle.status().ended.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Blocks on the disk.
+    fn install(&self, is_open: bool) -> Result<Option<Installed>, InstallError> {
+        if let Some(Plugin { source, directory }) = &self.plugin {
+            install::plugin(source, directory)?;
+        }
+        match &self.configuration {
+            Some(configuration) if is_open => {
+                install::configuration(&configuration.text()?, &configuration.directory).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Removes the configuration unless another program has changed it, and returns the path if it did. The plug-in stays:
+    /// the runtime needs it to detach pods.
+    pub(crate) fn remove(&self) -> Result<Option<PathBuf>, InstallError> {
+        let Some(configuration) = &self.configuration else { return Ok(None) };
+        let removed = install::remove(&configuration.text()?, &configuration.directory)?;
+        Ok(removed.then(|| configuration.directory.join(install::CONFLIST)))
+    }
+}
+
+/// The plug-in that is installed unless a flag names another one.
+pub(crate) fn beside_this_program() -> PathBuf {
+    std::env::current_exe().unwrap_or_default().with_file_name("flannel")
+}
+
+/// What was logged last: each change is logged once.
+#[derive(Debug, Default)]
+struct Told {
+    error: Option<String>,
+    before: Vec<PathBuf>,
+}
+
+impl Told {
+    fn tell(&mut self, outcome: &Result<Option<Installed>, InstallError>, cni: &Cni) {
+        let error = outcome.as_ref().err().map(|error| chain(error));
+        if let Some(error) = error.as_ref().filter(|error| self.error.as_ref() != Some(*error)) {
+            tracing::warn!(error, "the CNI plug-in or its configuration was not installed; trying again");
+        }
+        self.error = error;
+        let Ok(Some(installed)) = outcome else { return };
+        if let Some(configuration) = cni.configuration.as_ref().filter(|_| installed.written) {
+            let path = configuration.directory.join(install::CONFLIST);
+            tracing::info!(path = %path.display(), "CNI configuration written: pods can be attached");
+        }
+        for path in &installed.replaced {
+            tracing::info!(path = %path.display(), "another CNI configuration of flannel was renamed to *.replaced");
+        }
+        if self.before != installed.before {
+            for path in &installed.before {
+                let path = path.display();
+                tracing::warn!(%path, "the runtime uses this CNI configuration first; delete it to use flannel");
+            }
+            self.before.clone_from(&installed.before);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::flags::parse;
+
+    fn read(arguments: &[String]) -> Result<Cni, String> {
+        let values = parse(arguments.iter().cloned()).unwrap().values;
+        Cni::read(&values, || "/usr/bin/flannel".into()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_is_installed_unless_a_directory_is_named() {
+        assert_eq!(read(&[]).unwrap(), Cni::default());
+        let bin = read(&["-cni-bin-dir=/opt/cni/bin".to_owned()]).unwrap().plugin.unwrap();
+        assert_eq!(bin, Plugin { source: "/usr/bin/flannel".into(), directory: "/opt/cni/bin".into() });
+        for (flag, other) in [("cni-plugin", "-cni-bin-dir"), ("cni-conf", "-cni-conf-dir")] {
+            let error = read(&[format!("-{flag}=/x")]).unwrap_err();
+            assert!(error.contains(flag) && error.contains(other), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_is_none_is_an_error_and_its_own_is_removed_unless_it_was_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("conf"), "{}").unwrap();
+        let arguments = ["conf", "missing"].map(|name| {
+            vec![format!("-cni-conf-dir={}", path("net.d").display()), format!("-cni-conf={}", path(name).display())]
+        });
+        for arguments in &arguments {
+            assert!(read(arguments).unwrap_err().contains("cni-conf"), "{arguments:?}");
+        }
+        let cni = read(&arguments[0][..1]).unwrap();
+        assert_eq!(cni.install(false).unwrap(), None);
+        assert!(!path("net.d").exists() && cni.remove().unwrap().is_none());
+        assert!(cni.install(true).unwrap().unwrap().written);
+        assert_eq!(cni.remove().unwrap(), Some(path("net.d/10-flannel.conflist")));
+        cni.install(true).unwrap();
+        fs::write(path("net.d/10-flannel.conflist"), "changed").unwrap();
+        assert!(cni.remove().unwrap().is_none() && path("net.d/10-flannel.conflist").exists());
+    }
+}
