@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::conf::{self, Conf, Object, VALID, VERSIONS};
 use crate::error::Error;
 use crate::request::{Command, ContainerId, Request};
-use crate::state::Store;
+use crate::state::{Call, Store};
 use crate::subnet_env::SubnetEnv;
 use crate::{delegate, go_json, invoke};
 
@@ -53,10 +53,10 @@ fn version(stdin: &[u8]) -> Result<String, Error> {
 fn add(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let container = request.container()?;
     let config = delegate::config(conf, &wait_for_agent(conf)?)?;
-    let entry = Store(&conf.data_dir).entry(container)?;
+    let entry = Store(&conf.data_dir).entry(container, Call::Needs)?;
     let text = go_json::object(&config);
     // Before it is run: what ADD leaves when it fails or is killed, DEL has to find.
-    entry.store(&text)?;
+    entry.store(&text, request.ifname()?)?;
     invoke::run(kind(&config)?, &request.path, text.as_bytes(), &[])
 }
 
@@ -74,18 +74,23 @@ fn wait_for_agent(conf: &Conf) -> Result<SubnetEnv, Error> {
 
 fn del(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let container = request.container()?;
-    let entry = Store(&conf.data_dir).entry(container)?;
-    let Some(text) = entry.load()? else { return Ok(Vec::new()) };
+    let store = Store(&conf.data_dir);
+    if !store.exists() {
+        return Ok(Vec::new());
+    }
+    let entry = store.entry(container, Call::Frees)?;
+    let Some(text) = entry.load()? else {
+        // A call that was killed may have left a part of one.
+        return entry.remove().map(|()| Vec::new());
+    };
     let (kind, text) = match stored(&text) {
         Some(kind) => (kind, text),
-        // A crash of the host may have cut it. Go flannel's plug-in gives up here.
-        None => match SubnetEnv::read(&conf.subnet_file).ok().map(|env| delegate::config(conf, &env)) {
-            Some(config) => {
-                let config = config?;
-                (kind(&config)?.to_owned(), go_json::object(&config).into_bytes())
-            }
-            None => return Ok(Vec::new()),
-        },
+        // Go flannel's plug-in does not write it whole or not at all, and then gives up here. Its addresses would stay taken.
+        None => {
+            let env = SubnetEnv::read(&conf.subnet_file).map_err(Error::NotReady)?;
+            let config = delegate::config(conf, &env)?;
+            (kind(&config)?.to_owned(), go_json::object(&config).into_bytes())
+        }
     };
     let printed = invoke::run(&kind, &request.path, &text, &[])?;
     entry.remove()?;
@@ -106,7 +111,7 @@ fn kind(config: &Object) -> Result<&str, Error> {
 
 fn check(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let container = request.container()?;
-    let entry = Store(&conf.data_dir).entry(container)?;
+    let entry = Store(&conf.data_dir).entry(container, Call::Needs)?;
     let stored = entry.load()?.and_then(|text| serde_json::from_slice::<Object>(&text).ok());
     let not_attached =
         || Error::NotAttached { container: container.as_str().to_owned(), data_dir: conf.data_dir.clone() };
@@ -126,35 +131,40 @@ fn status(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     invoke::run(kind(&config)?, &request.path, go_json::object(&config).as_bytes(), &[])
 }
 
-/// Has the other plug-in collect what is left of containers that are gone, and forgets them.
+/// Detaches containers that are gone, and then has the other plug-in collect what it has of them.
 fn gc(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
-    let (valid, attachments) = conf.valid.clone().unwrap_or_else(|| (Vec::new(), json!([])));
-    let store = Store(&conf.data_dir);
-    let gone = store.containers()?.into_iter().filter(|id| !valid.iter().any(|valid| valid == id.as_str()));
-    let gone = gone.map(|id| leave(request, conf, &store, &id)).collect::<Vec<_>>();
+    let missing = || Error::Config { place: VALID, problem: "is missing".to_owned() };
+    let (valid, attachments) = conf.valid.clone().ok_or_else(missing)?;
+    let containers = Store(&conf.data_dir).containers()?;
+    let gone = containers.iter().filter(|container| !valid.iter().any(|valid| valid == container.as_str()));
+    // All are tried.
+    let detached: Vec<_> = gone.map(|container| detach(request, conf, container)).collect();
     // Without a subnet there is no configuration to ask with, and nothing can have been attached since.
     if let Ok(env) = SubnetEnv::read(&conf.subnet_file) {
         let mut config = delegate::config(conf, &env)?;
         config.insert(VALID.to_owned(), attachments);
         invoke::run(kind(&config)?, &request.path, go_json::object(&config).as_bytes(), &[])?;
     }
-    // All were tried.
-    gone.into_iter().collect::<Result<Vec<_>, _>>()?;
+    detached.into_iter().collect::<Result<(), _>>()?;
     Ok(Vec::new())
 }
 
-/// Removes what is left of a container of this network that is gone: it has no network namespace any more, and its
-/// interface's name is the one that all runtimes use.
-fn leave(request: &Request, conf: &Conf, store: &Store<'_>, container: &ContainerId) -> Result<(), Error> {
-    let entry = store.entry(container)?;
+/// Runs DEL for a container that is gone, with its network namespace, if it is one of this network.
+fn detach(request: &Request, conf: &Conf, container: &ContainerId) -> Result<(), Error> {
+    let entry = Store(&conf.data_dir).entry(container, Call::Frees)?;
     let Some(text) = entry.load()? else { return Ok(()) };
     let config = serde_json::from_slice::<Object>(&text).ok();
     // Networks may share the directory.
     let Some(config) = config.filter(|config| config.get("name").and_then(Value::as_str) == Some(&conf.name)) else {
         return Ok(());
     };
-    let environment =
-        [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", container.as_str()), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")];
+    let ifname = entry.ifname();
+    let environment = [
+        ("CNI_COMMAND", "DEL"),
+        ("CNI_CONTAINERID", container.as_str()),
+        ("CNI_IFNAME", ifname.as_str()),
+        ("CNI_NETNS", ""),
+    ];
     invoke::run(kind(&config)?, &request.path, &text, &environment)?;
     entry.remove()
 }

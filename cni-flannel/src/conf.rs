@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 
-/// The versions of the CNI specification that the plug-in takes part in. It passes results on as they are, so that the other
-/// plug-in has to know the version, too.
+/// The supported versions of the CNI specification. Results are passed on unchanged, so the other plug-in has to support
+/// the version, too.
 pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// What a configuration without a version has.
@@ -42,11 +42,11 @@ pub(crate) struct Conf {
     pub(crate) wait: Duration,
     /// The result of the ADD, with CHECK.
     pub(crate) result: Option<Value>,
-    /// With GC: the containers that are there, and what GC is told of them, for the other plug-in.
+    /// With GC: the containers that exist, and the member as it was given, for the other plug-in.
     pub(crate) valid: Option<(Vec<String>, Value)>,
 }
 
-/// Where GC is told which attachments there are (CNI specification 1.1, "GC").
+/// The member that lists the valid attachments (CNI specification 1.1, "GC").
 pub(crate) const VALID: &str = "cni.dev/valid-attachments";
 
 impl Conf {
@@ -98,7 +98,7 @@ fn string(fields: &Object, name: &'static str) -> Result<Option<String>, Error> 
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-        Some(_) => Err(Error::Config { place: name, problem: "is no text".to_owned() }),
+        Some(_) => Err(Error::Config { place: name, problem: "is not a string".to_owned() }),
     }
 }
 
@@ -106,7 +106,7 @@ fn object(fields: &mut Object, name: &'static str) -> Result<Option<Object>, Err
     match fields.remove(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Object(object)) => Ok(Some(object)),
-        Some(_) => Err(Error::Config { place: name, problem: "is no object".to_owned() }),
+        Some(_) => Err(Error::Config { place: name, problem: "is not an object".to_owned() }),
     }
 }
 
@@ -115,7 +115,7 @@ fn check_delegate(delegate: &Object) -> Result<(), Error> {
     match delegate.get("type") {
         None => {}
         Some(Value::String(kind)) => check_type(kind, "`delegate.type`")?,
-        Some(_) => return error("`delegate.type`", "is no text"),
+        Some(_) => return error("`delegate.type`", "is not a string"),
     }
     if delegate.contains_key("name") {
         return error("`delegate.name`", "must not be there: it is the network's");
@@ -129,8 +129,10 @@ fn check_delegate(delegate: &Object) -> Result<(), Error> {
 /// A plug-in's name is a file's, and this one would run itself for ever.
 pub(crate) fn check_type(kind: &str, place: &'static str) -> Result<(), Error> {
     let problem = match kind {
-        "" | "." | ".." => "is no plug-in's name",
-        kind if kind.contains(['/', '\0']) => "is no plug-in's name: it has to be a file in a directory of CNI_PATH",
+        "" | "." | ".." => "is not the name of a plug-in",
+        kind if kind.contains(['/', '\0']) => {
+            "is not the name of a plug-in: it has to be a file in a directory of CNI_PATH"
+        }
         "flannel" => "is this plug-in itself",
         _ => return Ok(()),
     };
@@ -141,7 +143,7 @@ fn wait(fields: &Object) -> Result<Duration, Error> {
     let seconds = match fields.get("waitForAgent") {
         None | Some(Value::Null) => WAIT,
         Some(value) => value.as_u64().filter(|seconds| *seconds <= MAX_WAIT).ok_or_else(|| {
-            let problem = format!("is no number of seconds from 0 to {MAX_WAIT}");
+            let problem = format!("is not a number of seconds from 0 to {MAX_WAIT}");
             Error::Config { place: "`waitForAgent`", problem }
         })?,
     };
@@ -149,9 +151,12 @@ fn wait(fields: &Object) -> Result<Duration, Error> {
 }
 
 fn valid(value: Value) -> Result<(Vec<String>, Value), Error> {
+    // A Go program writes an empty list like this.
+    let value = if value.is_null() { Value::Array(Vec::new()) } else { value };
     let id = |attachment: &Value| attachment.get("containerID")?.as_str().map(str::to_owned);
     let ids = value.as_array().and_then(|list| list.iter().map(id).collect::<Option<Vec<_>>>());
-    let problem = || Error::Config { place: VALID, problem: "is no list of objects with a `containerID`".to_owned() };
+    let problem =
+        || Error::Config { place: VALID, problem: "is not a list of objects with a `containerID`".to_owned() };
     Ok((ids.ok_or_else(problem)?, value))
 }
 
@@ -177,9 +182,9 @@ mod tests {
     #[test]
     fn bad_input_is_refused_by_its_name() {
         for (text, named) in [
-            ("", "no JSON object"),
-            ("[]", "no JSON object"),
-            (r#"{"name":"#, "no JSON object"),
+            ("", "not a JSON object"),
+            ("[]", "not a JSON object"),
+            (r#"{"name":"#, "not a JSON object"),
             (r#"{"name":"n","cniVersion":"9.0.0"}"#, "9.0.0"),
             (r#"{"name":"n","cniVersion":1}"#, "cniVersion"),
             ("{}", "`name`"),

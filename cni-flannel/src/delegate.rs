@@ -38,7 +38,7 @@ fn ipam(conf: &Conf, env: &SubnetEnv) -> Result<Object, Error> {
     let own = match ipam.remove("routes") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(routes)) => routes,
-        Some(_) => return Err(bad_route("is no list")),
+        Some(_) => return Err(bad_route("is not a list")),
     };
     let own = own.iter().map(route).collect::<Result<Vec<_>, _>>()?;
     let networks = env.networks.iter().map(|network| json!({"dst": network.to_string()}));
@@ -48,22 +48,23 @@ fn ipam(conf: &Conf, env: &SubnetEnv) -> Result<Object, Error> {
 
 /// A route as Go's plug-ins write it: what they know of it, without what is zero. Other members are left out.
 fn route(route: &Value) -> Result<Value, Error> {
-    let Value::Object(fields) = route else { return Err(bad_route("has an entry that is no object")) };
+    let Value::Object(fields) = route else { return Err(bad_route("has an entry that is not an object")) };
     let mut known = Object::new();
-    let dst = fields.get("dst").and_then(Value::as_str).filter(|dst| is_cidr(dst));
-    known.insert("dst".to_owned(), dst.ok_or_else(|| bad_route("has an entry whose `dst` is no CIDR"))?.into());
+    let dst = fields.get("dst").and_then(Value::as_str).and_then(cidr);
+    known.insert("dst".to_owned(), dst.ok_or_else(|| bad_route("has an entry whose `dst` is not a CIDR"))?.into());
     match fields.get("gw") {
         None | Some(Value::Null) => {}
-        Some(Value::String(gw)) if gw.parse::<IpAddr>().is_ok() => {
-            drop(known.insert("gw".to_owned(), gw.clone().into()))
+        Some(gw) => {
+            let gw = gw.as_str().and_then(|gw| gw.parse::<IpAddr>().ok());
+            let gw = gw.ok_or_else(|| bad_route("has an entry whose `gw` is not an address"))?;
+            known.insert("gw".to_owned(), gw.to_string().into());
         }
-        Some(_) => return Err(bad_route("has an entry whose `gw` is no address")),
     }
     for name in ["mtu", "advmss", "priority", "table", "scope"] {
         match fields.get(name) {
             None | Some(Value::Null) => {}
             Some(value) if value.as_i64().is_none() => {
-                return Err(bad_route("has an entry with a number that is none"));
+                return Err(bad_route("has an entry with an invalid number"));
             }
             // Of these two, zero says something.
             Some(value) if value.as_i64() != Some(0) || matches!(name, "table" | "scope") => {
@@ -75,13 +76,14 @@ fn route(route: &Value) -> Result<Value, Error> {
     Ok(known.into())
 }
 
-fn is_cidr(text: &str) -> bool {
-    let parts = text.split_once('/').map(|(addr, len)| (addr.parse::<IpAddr>(), len.parse::<u8>()));
-    match parts {
-        Some((Ok(IpAddr::V4(_)), Ok(len))) => len <= 32,
-        Some((Ok(IpAddr::V6(_)), Ok(len))) => len <= 128,
-        _ => false,
-    }
+/// A CIDR as Go writes it; its host bits stay.
+fn cidr(text: &str) -> Option<String> {
+    let (addr, len) = text.split_once('/')?;
+    let addr: IpAddr = addr.parse().ok()?;
+    let most = if addr.is_ipv4() { 32 } else { 128 };
+    let digits = !len.is_empty() && len.bytes().all(|byte| byte.is_ascii_digit());
+    let len: u8 = len.parse().ok().filter(|len| digits && *len <= most)?;
+    Some(format!("{addr}/{len}"))
 }
 
 fn bad_route(problem: &str) -> Error {
@@ -143,7 +145,14 @@ mod tests {
 
     #[test]
     fn bad_routes_are_refused() {
-        for routes in [r#"{}"#, r#"[1]"#, r#"[{}]"#, r#"[{"dst":"10.0.0.0"}]"#, r#"[{"dst":"10.0.0.0/8","gw":"x"}]"#] {
+        for routes in [
+            r#"{}"#,
+            r#"[1]"#,
+            r#"[{}]"#,
+            r#"[{"dst":"10.0.0.0"}]"#,
+            r#"[{"dst":"10.0.0.0/+8"}]"#,
+            r#"[{"dst":"10.0.0.0/8","gw":"x"}]"#,
+        ] {
             let conf = format!(r#"{{"name":"n","ipam":{{"routes":{routes}}}}}"#);
             let error = config(&Conf::parse(conf.as_bytes()).unwrap(), &env()).unwrap_err();
             assert!(error.to_string().contains("`ipam.routes`"), "{error}");

@@ -1,4 +1,4 @@
-//! What a runtime is told when a call fails.
+//! Errors of a call, and the JSON that the runtime gets.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub(crate) enum Error {
     Environment { name: &'static str, problem: String },
     #[error("reading stdin: {0}")]
     Stdin(#[source] io::Error),
-    #[error("the configuration on stdin is no JSON object: {0}")]
+    #[error("the configuration on stdin is not a JSON object: {0}")]
     Decode(String),
     #[error("{place} of the configuration {problem}")]
     Config { place: &'static str, problem: String },
@@ -32,15 +32,17 @@ pub(crate) enum Error {
     State { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("another call for this container has not ended within {} s", .0.as_secs())]
     Busy(Duration),
-    #[error("{}: is flanneld running on this node, and has it a lease?", .0)]
+    #[error("{0}: check that flanneld runs on this node and has a lease")]
     NotReady(String),
-    #[error("this plug-in has not attached the container {container}: {} has nothing of it", data_dir.display())]
+    #[error("this plug-in has not attached the container {container}: it has no entry in {}", data_dir.display())]
     NotAttached { container: String, data_dir: PathBuf },
     /// The other plug-in's own error, as it printed it.
     #[error("the plug-in {name} failed")]
     Delegate { name: String, printed: serde_json::Map<String, serde_json::Value> },
     #[error("the plug-in {name} failed without an error in JSON ({status}): {printed}")]
     Broken { name: String, status: String, printed: String },
+    #[error("the plug-in {0} printed more than 1 MiB")]
+    TooMuch(String),
     #[error(transparent)]
     Install(#[from] FileError),
 }
@@ -56,7 +58,7 @@ impl Error {
             Self::Config { .. } | Self::NoPlugin { .. } => 7,
             Self::Busy(_) | Self::NotReady(_) => 11,
             Self::NotAttached { .. } => 100,
-            Self::Delegate { .. } | Self::Broken { .. } => 999,
+            Self::Delegate { .. } | Self::Broken { .. } | Self::TooMuch(_) => 999,
         }
     }
 

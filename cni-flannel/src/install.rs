@@ -3,9 +3,9 @@
 //! A runtime takes a node for ready as soon as there is a configuration. So it is written last, when `subnet.env` is there: a
 //! pod that is attached before that fails, and its kubelet tries again many seconds later.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use flannel_core::files::{self, FileError, Mode, Trust};
 use serde_json::Value;
 
-use crate::conf::Object;
+use crate::conf::{Conf, Object};
 use crate::program::{Arguments, complain, print};
 use crate::subnet_env::SubnetEnv;
 
@@ -76,7 +76,8 @@ pub enum InstallError {
 pub struct Installed {
     /// Whether the file was written; not, where it was the same already.
     pub written: bool,
-    /// Other configurations of flannel that a runtime would have taken in its place. They are named `*.replaced` now.
+    /// Other configurations of flannel that a runtime would have taken in its place. They are named `*.replaced` now, in the
+    /// place of an older file of that name.
     pub replaced: Vec<PathBuf>,
     /// Configurations of other plug-ins that a runtime takes in its place, by their names' order. Delete them to use
     /// flannel.
@@ -84,7 +85,8 @@ pub struct Installed {
 }
 
 /// Copies the plug-in `source` into a directory, unless the same is there already, and returns whether it did. A runtime that
-/// runs it meanwhile runs the old one or the new one. Makes the directory.
+/// runs it meanwhile runs the old one or the new one. Creates the directory. Two processes may install at once: one of them can
+/// fail then, and succeeds when it is repeated.
 ///
 /// Blocks on the disk.
 ///
@@ -101,23 +103,7 @@ pub fn plugin(source: &Path, directory: &Path) -> Result<bool, FileError> {
     if files::read(&target, Trust::Anyone, MAX_PLUGIN).ok().flatten().as_ref() == Some(&wanted) && is_program(&target) {
         return Ok(false);
     }
-    fs::create_dir_all(directory).map_err(|error| FileError::new("create the directory", directory, error))?;
-    // Of two that install at once each has its own.
-    let temporary = directory.join(format!(".flannel.{}.tmp", std::process::id()));
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
-        // Whatever the umask.
-        file.set_permissions(fs::Permissions::from_mode(0o755))?;
-        file.write_all(&wanted)?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&temporary, &target)?;
-        File::open(directory)?.sync_all()
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        FileError::new("write", &target, error)
-    })?;
+    files::replace(&target, Mode::Program, MAX_PLUGIN, |file| file.write_all(&wanted))?;
     Ok(true)
 }
 
@@ -127,7 +113,8 @@ pub fn plugin(source: &Path, directory: &Path) -> Result<bool, FileError> {
 /// Blocks on the disk.
 ///
 /// # Errors
-/// [`InstallError`]: what was there is as it was, but for files that were put aside already.
+/// [`InstallError::Config`]: nothing was changed. [`InstallError::File`]: the configuration may have been written, and some files
+/// renamed; repeat the call.
 pub fn configuration(text: &str, directory: &Path) -> Result<Installed, InstallError> {
     check(text)?;
     let target = directory.join(CONFLIST);
@@ -179,7 +166,7 @@ pub fn remove(text: &str, directory: &Path) -> Result<bool, FileError> {
     files::remove(&target).map(|()| true)
 }
 
-/// Reads a configuration of one's own from a file. Blocks on the disk.
+/// Reads a configuration from a file. Blocks on the disk.
 ///
 /// # Errors
 /// [`InstallError`]: it cannot be read, or is no text.
@@ -187,28 +174,35 @@ pub fn read(path: &Path) -> Result<String, InstallError> {
     let failed = |error| FileError::new("read", path, error);
     let bytes = files::read(path, Trust::Anyone, MAX_CONFIG).map_err(|error| failed(error.into()))?;
     let bytes = bytes.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    String::from_utf8(bytes).map_err(|_| InstallError::Config("is no UTF-8".to_owned()))
+    String::from_utf8(bytes).map_err(|_| InstallError::Config("is not UTF-8".to_owned()))
 }
 
-/// Checks whether a text is a configuration list that a runtime can use, with flannel in it.
+/// Checks whether a text is a configuration list with flannel in it that this plug-in accepts. The other plug-ins' parts are not
+/// checked.
 ///
 /// # Errors
 /// [`InstallError::Config`].
 pub fn check(text: &str) -> Result<(), InstallError> {
     let error = |problem: String| InstallError::Config(problem);
-    let fields: Object = serde_json::from_str(text).map_err(|cause| error(format!("is no JSON object: {cause}")))?;
+    let fields: Object = serde_json::from_str(text).map_err(|cause| error(format!("is not a JSON object: {cause}")))?;
     if fields.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err(error("has no `name`".to_owned()));
     }
     let plugins = fields.get("plugins").and_then(Value::as_array);
     let plugins = plugins.ok_or_else(|| error("has no list `plugins`".to_owned()))?;
-    if plugins.iter().any(|plugin| plugin.get("type").and_then(Value::as_str) == Some("flannel")) {
-        return Ok(());
+    let flannel =
+        plugins.iter().filter_map(Value::as_object).find(|plugin| plugin.get("type") == Some(&"flannel".into()));
+    let mut flannel = flannel.ok_or_else(|| error("has no plug-in of type `flannel`".to_owned()))?.clone();
+    // As a runtime passes it on.
+    for member in ["name", "cniVersion"] {
+        flannel.extend(fields.get(member).map(|value| (member.to_owned(), value.clone())));
     }
-    Err(error("has no plug-in of type `flannel`".to_owned()))
+    Conf::parse(Value::from(flannel).to_string().as_bytes())
+        .map(drop)
+        .map_err(|cause| error(format!("is not accepted: {cause}")))
 }
 
-/// The configurations that a runtime takes before ours: it takes the first by name.
+/// The configurations that a runtime takes before [`CONFLIST`]: it takes the first by name.
 fn configurations_before(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     let failed = |error| FileError::new("read", directory, error);
     let entries = fs::read_dir(directory).map_err(failed)?.collect::<io::Result<Vec<_>>>().map_err(failed)?;
@@ -232,7 +226,11 @@ fn is_of_flannel(path: &Path) -> bool {
 
 const HELP: &str = "\
 Installs flannel's CNI plug-in: copies it, waits until the agent has written
-subnet.env, and writes the configuration then.
+subnet.env, and writes the configuration then. CNI's plug-ins bridge,
+host-local, loopback and portmap have to be in the same directory.
+
+Run it beside the agent or after it, not in an init container of the agent's
+own pod: there `flanneld -cni-bin-dir=DIR -cni-conf-dir=DIR` does the same.
 
     flannel install [OPTIONS]
 
@@ -368,7 +366,13 @@ mod tests {
     #[test]
     fn a_configuration_without_flannel_is_refused_and_nothing_is_written() {
         let dir = tempfile::tempdir().unwrap();
-        for text in ["", "[]", "{}", r#"{"name":"x"}"#, r#"{"name":"x","plugins":[{"type":"bridge"}]}"#] {
+        let none = ["", "[]", "{}", r#"{"name":"x"}"#, r#"{"name":"x","plugins":[{"type":"bridge"}]}"#];
+        let not_accepted = [
+            r#"{"name":"x","cniVersion":"9.9","plugins":[{"type":"flannel"}]}"#,
+            r#"{"name":"x","plugins":[{"type":"flannel","waitForAgent":111}]}"#,
+            r#"{"name":"x","plugins":[{"type":"flannel","delegate":{"name":"y"}}]}"#,
+        ];
+        for text in none.into_iter().chain(not_accepted) {
             assert!(matches!(configuration(text, dir.path()), Err(InstallError::Config(_))), "{text}");
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -38,15 +38,15 @@ pub(crate) fn run(name: &str, path: &[PathBuf], config: &[u8], changed: &[(&str,
             _ => {}
         }
     }
-    let mut printed = Vec::new();
+    let (mut printed, mut rest) = (Vec::new(), 0);
     if let Some(mut stdout) = child.stdout.take() {
         let read = stdout.by_ref().take(MAX).read_to_end(&mut printed);
-        // What is too much is thrown away, so that the plug-in does not wait for ever.
-        read.and_then(|_| io::copy(&mut stdout, &mut io::sink())).map_err(failed)?;
+        // The rest is thrown away, so that the plug-in does not wait for ever.
+        rest = read.and_then(|_| io::copy(&mut stdout, &mut io::sink())).map_err(failed)?;
     }
     let status = child.wait().map_err(failed)?;
     if status.success() {
-        return Ok(printed);
+        return if rest == 0 { Ok(printed) } else { Err(Error::TooMuch(name.to_owned())) };
     }
     match serde_json::from_slice::<Object>(&printed) {
         Ok(printed) if printed.contains_key("code") => Err(Error::Delegate { name: name.to_owned(), printed }),
@@ -70,10 +70,11 @@ fn start(program: &Path, changed: &[(&str, &str)]) -> io::Result<std::process::C
     command.spawn()
 }
 
-/// The first directory with an executable file of that name decides.
+/// The first directory with an executable file of that name decides. One that is not absolute is skipped: it would depend on
+/// the runtime's current directory.
 fn find(name: &str, path: &[PathBuf]) -> Option<PathBuf> {
     let is_program = |file: &PathBuf| {
         fs::metadata(file).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     };
-    path.iter().map(|dir| dir.join(name)).find(is_program)
+    path.iter().filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(is_program)
 }

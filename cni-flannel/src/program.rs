@@ -66,14 +66,15 @@ fn read_stdin() -> io::Result<Vec<u8>> {
 }
 
 pub(crate) fn print(text: impl AsRef<[u8]>) -> ExitCode {
-    match io::stdout().write_all(text.as_ref()) {
+    let mut out = io::stdout();
+    match out.write_all(text.as_ref()).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 pub(crate) fn complain(text: &str) {
-    // There is nobody else to tell.
+    // A failure to write to stderr cannot be reported.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 

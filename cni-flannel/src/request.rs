@@ -68,6 +68,7 @@ impl ContainerId {
 pub(crate) struct Request {
     pub(crate) command: Command,
     container: Option<ContainerId>,
+    ifname: Option<String>,
     /// Where plug-ins are.
     pub(crate) path: Vec<PathBuf>,
 }
@@ -78,7 +79,7 @@ impl Request {
         let text = |name: &'static str| match var(name).map(OsString::into_string) {
             None => Ok(None),
             Some(Ok(text)) => Ok(Some(text).filter(|text| !text.is_empty())),
-            Some(Err(_)) => Err(Error::Environment { name, problem: "is no UTF-8".to_owned() }),
+            Some(Err(_)) => Err(Error::Environment { name, problem: "is not UTF-8".to_owned() }),
         };
         let required = |name: &'static str| {
             text(name)?.ok_or_else(|| Error::Environment { name, problem: "is missing".to_owned() })
@@ -90,15 +91,16 @@ impl Request {
             return Err(Error::Environment { name: "CNI_COMMAND", problem: format!("is none of {names}") });
         };
         let attaches = matches!(command, Command::Add | Command::Check);
-        let container = if attaches || command == Command::Del {
-            let id = required("CNI_CONTAINERID")?;
-            check_ifname(&required("CNI_IFNAME")?)?;
+        let (container, ifname) = if attaches || command == Command::Del {
+            let (id, ifname) = (required("CNI_CONTAINERID")?, required("CNI_IFNAME")?);
+            check_ifname(&ifname)?;
             let problem = format!(
-                "is no container ID: letters, digits, `_`, `.` and `-`, a letter or digit first, at most {MAX_CONTAINER}"
+                "is not a container ID: letters, digits, `_`, `.` and `-`, a letter or digit first, at most {MAX_CONTAINER}"
             );
-            Some(ContainerId::new(&id).ok_or(Error::Environment { name: "CNI_CONTAINERID", problem })?)
+            let id = ContainerId::new(&id).ok_or(Error::Environment { name: "CNI_CONTAINERID", problem })?;
+            (Some(id), Some(ifname))
         } else {
-            None
+            (None, None)
         };
         if attaches {
             required("CNI_NETNS")?;
@@ -107,7 +109,7 @@ impl Request {
             Command::Version => Vec::new(),
             _ => std::env::split_paths(&required("CNI_PATH")?).collect(),
         };
-        Ok(Self { command, container, path })
+        Ok(Self { command, container, ifname, path })
     }
 
     /// The container of an ADD, a DEL or a CHECK.
@@ -117,10 +119,18 @@ impl Request {
     }
 }
 
+impl Request {
+    /// The name of the container's interface, of an ADD, a DEL or a CHECK.
+    pub(crate) fn ifname(&self) -> Result<&str, Error> {
+        let missing = || Error::Environment { name: "CNI_IFNAME", problem: "is missing".to_owned() };
+        self.ifname.as_deref().ok_or_else(missing)
+    }
+}
+
 fn check_ifname(name: &str) -> Result<(), Error> {
     let bad = |c: char| c == '/' || c == ':' || c.is_whitespace();
     if name.len() > MAX_IFNAME || name == "." || name == ".." || name.contains(bad) {
-        let problem = format!("is no interface name: at most {MAX_IFNAME} bytes without `/`, `:` and spaces");
+        let problem = format!("is not an interface name: at most {MAX_IFNAME} bytes without `/`, `:` and spaces");
         return Err(Error::Environment { name: "CNI_IFNAME", problem });
     }
     Ok(())

@@ -17,6 +17,9 @@ use crate::request::ContainerId;
 /// The largest stored configuration that is read, in bytes.
 const MAX: u64 = 1 << 20;
 
+/// The name that Kubernetes' runtimes give to a pod's interface. Only others are stored.
+const USUAL: &str = "eth0";
+
 /// How long a call waits for another one of the same container.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,21 +30,32 @@ const EVERY: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Store<'a>(pub(crate) &'a Path);
 
+/// What a call does with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// It stores one, or reads it.
+    Needs,
+    /// It removes one.
+    Frees,
+}
+
 /// One container's place in it. Other calls for the container wait until this value is dropped and each plug-in that was run
 /// meanwhile has ended, also where a runtime kills this process.
 #[derive(Debug)]
 pub(crate) struct Entry {
     path: PathBuf,
     lock: PathBuf,
-    _locked: File,
+    /// `None`: the disk is full, and the call frees something.
+    lock_file: Option<File>,
 }
 
 impl Store<'_> {
-    /// Waits for other calls for the container. Makes the directory, which is for root alone.
+    /// Waits for other calls for the container, and creates the directory, which is for root alone. A call that frees
+    /// something works on a full disk as well, where it has no lock.
     ///
     /// # Errors
     /// [`Error::Busy`] after a minute.
-    pub(crate) fn entry(&self, container: &ContainerId) -> Result<Entry, Error> {
+    pub(crate) fn entry(&self, container: &ContainerId, call: Call) -> Result<Entry, Error> {
         let failed = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| Error::State { doing, path, source }
@@ -51,15 +65,25 @@ impl Store<'_> {
         let lock = self.0.join(format!(".{}.lock", container.as_str()));
         let until = Instant::now() + PATIENCE;
         loop {
-            let held = try_lock(&lock).map_err(failed("locking", &lock))?;
-            if let Some(locked) = held {
-                return Ok(Entry { path: self.0.join(container.as_str()), lock, _locked: locked });
+            let path = self.0.join(container.as_str());
+            match try_lock(&lock) {
+                Ok(Some(locked)) => return Ok(Entry { path, lock, lock_file: Some(locked) }),
+                Ok(None) => {}
+                Err(error) if call == Call::Frees && is_full(&error) => {
+                    return Ok(Entry { path, lock, lock_file: None });
+                }
+                Err(error) => return Err(failed("locking", &lock)(error)),
             }
             if Instant::now() >= until {
                 return Err(Error::Busy(PATIENCE));
             }
             thread::sleep(EVERY);
         }
+    }
+
+    /// Returns whether there is a directory at all.
+    pub(crate) fn exists(&self) -> bool {
+        self.0.exists()
     }
 
     /// The IDs of all containers that have an entry. None where there is no directory.
@@ -75,6 +99,10 @@ impl Store<'_> {
     }
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
 /// The lock, unless another process has it. Plug-ins that this process runs inherit it.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
@@ -83,7 +111,7 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
         Err(fs::TryLockError::WouldBlock) => return Ok(None),
         Err(fs::TryLockError::Error(error)) => return Err(error),
     }
-    // Who had it before may have deleted it meanwhile.
+    // Its former holder may have deleted it.
     let is_there = match fs::symlink_metadata(path) {
         Ok(found) => found.ino() == file.metadata()?.ino(),
         Err(error) if error.kind() == ErrorKind::NotFound => false,
@@ -97,14 +125,21 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
 }
 
 impl Entry {
-    /// Stores a configuration: whole, or not at all. It is not synced to the disk: after a crash of the host no pod is left
-    /// that it would be needed for.
-    pub(crate) fn store(&self, text: &str) -> Result<(), Error> {
-        let temporary =
-            self.path.with_file_name(format!(".{}.tmp", self.path.file_name().unwrap_or_default().to_string_lossy()));
+    /// Stores a configuration: whole, or not at all, also after a crash of the host. DEL needs it then, because the addresses
+    /// of host-local stay reserved.
+    pub(crate) fn store(&self, text: &str, ifname: &str) -> Result<(), Error> {
+        let temporary = self.beside("tmp");
         let write = || {
             let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
-            file.and_then(|mut file| file.write_all(text.as_bytes()))?;
+            file.and_then(|mut file| {
+                file.write_all(text.as_bytes())?;
+                file.sync_data()
+            })?;
+            if ifname == USUAL {
+                self.forget_ifname();
+            } else {
+                fs::write(self.beside("ifname"), ifname)?;
+            }
             fs::rename(&temporary, &self.path)
         };
         write().map_err(|source| {
@@ -122,7 +157,26 @@ impl Entry {
         })
     }
 
+    /// The name of the container's interface. GC needs it, and Go flannel's file has no place for it.
+    pub(crate) fn ifname(&self) -> String {
+        let found = files::read(&self.beside("ifname"), Trust::Owners, 64).ok().flatten();
+        found.and_then(|text| String::from_utf8(text).ok()).unwrap_or_else(|| USUAL.to_owned())
+    }
+
+    fn forget_ifname(&self) {
+        let _ = fs::remove_file(self.beside("ifname"));
+    }
+
+    /// A file beside the entry, which only the holder of the lock writes.
+    fn beside(&self, kind: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.with_file_name(format!(".{name}.{kind}"))
+    }
+
     pub(crate) fn remove(&self) -> Result<(), Error> {
+        // A call that was killed may have left it.
+        let _ = fs::remove_file(self.beside("tmp"));
+        self.forget_ifname();
         match fs::remove_file(&self.path) {
             Err(source) if source.kind() != ErrorKind::NotFound => {
                 Err(Error::State { doing: "removing", path: self.path.clone(), source })
@@ -134,7 +188,10 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // Deleted while it is held: who opened it before sees that it is gone.
+        if self.lock_file.is_none() {
+            return;
+        }
+        // Deleted while it is held: another call that has it open then finds that it is gone.
         let _ = fs::remove_file(&self.lock);
     }
 }
@@ -155,14 +212,14 @@ mod tests {
         let place = dir.path().join("cni/flannel");
         let store = Store(&place);
         assert_eq!(store.containers().unwrap(), []);
-        let entry = store.entry(&id("c1")).unwrap();
+        let entry = store.entry(&id("c1"), Call::Needs).unwrap();
         assert_eq!(entry.load().unwrap(), None);
-        entry.store("{}").unwrap();
+        entry.store("{}", "net1").unwrap();
         assert_eq!(fs::metadata(&place).unwrap().mode() & 0o777, 0o700);
         assert_eq!(fs::metadata(place.join("c1")).unwrap().mode() & 0o777, 0o600);
-        entry.store("{\"a\":1}").unwrap();
+        entry.store("{\"a\":1}", "net1").unwrap();
         assert_eq!(entry.load().unwrap().unwrap(), b"{\"a\":1}");
-        assert_eq!(store.containers().unwrap(), [id("c1")]);
+        assert_eq!((store.containers().unwrap(), entry.ifname()), (vec![id("c1")], "net1".to_owned()));
         entry.remove().unwrap();
         entry.remove().unwrap();
         drop(entry);
@@ -177,13 +234,13 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let _entry = Store(path).entry(&id("c1")).unwrap();
+                        let _entry = Store(path).entry(&id("c1"), Call::Needs).unwrap();
                         assert!(!inside.swap(true, Ordering::SeqCst), "two at once");
                         inside.store(false, Ordering::SeqCst);
                     }
                 });
             }
-            let _other = Store(path).entry(&id("c2")).unwrap();
+            let _other = Store(path).entry(&id("c2"), Call::Needs).unwrap();
         });
         assert_eq!(fs::read_dir(path).unwrap().count(), 0);
     }
@@ -191,10 +248,10 @@ mod tests {
     #[test]
     fn a_write_that_fails_leaves_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
-        let entry = Store(dir.path()).entry(&id("c1")).unwrap();
-        entry.store("old").unwrap();
+        let entry = Store(dir.path()).entry(&id("c1"), Call::Needs).unwrap();
+        entry.store("old", USUAL).unwrap();
         fs::create_dir(dir.path().join(".c1.tmp")).unwrap();
-        assert!(entry.store("new").unwrap_err().to_string().contains("writing"));
+        assert!(entry.store("new", USUAL).unwrap_err().to_string().contains("writing"));
         assert_eq!(entry.load().unwrap().unwrap(), b"old");
     }
 }

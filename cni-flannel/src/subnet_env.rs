@@ -25,7 +25,7 @@ impl SubnetEnv {
         let shown = path.display();
         match files::read(path, Trust::Anyone, MAX) {
             Ok(Some(bytes)) => {
-                let text = String::from_utf8(bytes).map_err(|_| format!("{shown} is no UTF-8"))?;
+                let text = String::from_utf8(bytes).map_err(|_| format!("{shown} is not UTF-8"))?;
                 Self::parse(&text).map_err(|problem| format!("{shown}: {problem}"))
             }
             Ok(None) => Err(format!("{shown} does not exist")),
@@ -42,7 +42,7 @@ impl SubnetEnv {
                 "FLANNEL_IPV6_NETWORK" => networks_v6 = list(key, value, Family::V6)?,
                 "FLANNEL_SUBNET" => subnets.v4 = Some(prefix(key, value, Family::V4)?),
                 "FLANNEL_IPV6_SUBNET" => subnets.v6 = Some(prefix(key, value, Family::V6)?),
-                "FLANNEL_MTU" => mtu = Some(value.parse().map_err(|_| format!("{key}={value} is no MTU"))?),
+                "FLANNEL_MTU" => mtu = Some(value.parse().map_err(|_| format!("{key}={value} is not an MTU"))?),
                 "FLANNEL_IPMASQ" => ip_masq = Some(value == "true"),
                 _ => {}
             }
@@ -80,7 +80,9 @@ fn prefix(key: &str, cidr: &str, family: Family) -> Result<Prefix, String> {
         let digits = !len.is_empty() && len.bytes().all(|byte| byte.is_ascii_digit());
         Prefix::masked(addr.parse().ok()?, len.parse().ok().filter(|_| digits)?).ok()
     });
-    parsed.filter(|prefix| prefix.family() == family).ok_or_else(|| format!("{key}: {cidr:?} is no CIDR of {family}"))
+    parsed
+        .filter(|prefix| prefix.family() == family)
+        .ok_or_else(|| format!("{key}: {cidr:?} is not a CIDR of {family}"))
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub enum Mode {
     /// All users: 0644 regardless of the umask. When a file of root or of this process's user is replaced, its mode is
     /// kept, without write permission for group and others.
     Public,
+    /// Everybody may read and run it: 0755 whatever the umask.
+    Program,
 }
 
 /// Why a file was not read.
@@ -243,8 +245,10 @@ fn write_temporary(
     // Other users must not have access before the mode is set, whatever the umask.
     private(&mut options);
     let file = options.write(true).create_new(true).open(temporary)?;
-    if mode == Mode::Public {
-        publish(&file, target)?;
+    match mode {
+        Mode::Private => {}
+        Mode::Public => publish(&file, target)?,
+        Mode::Program => make_program(&file)?,
     }
     let mut writer = BufWriter::with_capacity(1 << 16, Limited { file, max, left: max });
     fill(&mut writer)?;
@@ -319,6 +323,17 @@ fn private(options: &mut OpenOptions) {
 
 #[cfg(not(unix))]
 fn private(_: &mut OpenOptions) {}
+
+#[cfg(unix)]
+fn make_program(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn make_program(_: &File) -> io::Result<()> {
+    Ok(())
+}
 
 /// Sets the mode of a file that replaces `target`.
 #[cfg(unix)]

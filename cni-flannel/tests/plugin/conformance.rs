@@ -47,9 +47,9 @@ fn del_needs_neither_the_agent_nor_a_whole_file() {
     fs::remove_file(place.path("subnet.env")).unwrap();
     place.call("DEL").set("CNI_NETNS", "").make().ok();
     assert!(place.stored().is_empty());
-    // A crash of the host may have cut it: with the agent's file it is made anew, without it stays.
+    // Another plug-in may have written half of it: it is made anew from the agent's file, which has to be there.
     place.write("data/c1", "{\"type\":");
-    place.call("DEL").make().ok();
+    assert_eq!(place.call("DEL").make().code(), 11);
     assert_eq!(place.stored(), ["c1"]);
     place.write("subnet.env", SUBNET_ENV);
     place.call("DEL").make().ok();
@@ -85,7 +85,7 @@ fn add_waits_for_the_agent_and_says_in_the_end_what_is_missing() {
     let hurried = place.call("ADD").stdin(place.conf("1.1.0", r#","waitForAgent":0"#)).make();
     assert_eq!(hurried.code(), 11);
     let details = hurried.json()["details"].as_str().unwrap().to_owned();
-    assert!(details.contains("FLANNEL_SUBNET") && details.contains("is flanneld running"), "{details}");
+    assert!(details.contains("FLANNEL_SUBNET") && details.contains("check that flanneld runs"), "{details}");
     place.write("subnet.env", SUBNET_ENV);
     answer(waiting).ok();
     fs::remove_file(place.path("subnet.env")).unwrap();
@@ -124,8 +124,8 @@ fn check_asks_the_other_plugin_with_the_result() {
 #[test]
 fn gc_removes_what_is_left_of_this_networks_containers_that_are_gone() {
     let place = Place::new();
-    for container in ["c1", "c2", "c3"] {
-        place.call("ADD").set("CNI_CONTAINERID", container).make().ok();
+    for (container, ifname) in [("c1", "eth0"), ("c2", "eth0"), ("c3", "net1")] {
+        place.call("ADD").set("CNI_CONTAINERID", container).set("CNI_IFNAME", ifname).make().ok();
     }
     let other = place.conf("1.1.0", "").replace("cbr0", "other");
     place.call("ADD").set("CNI_CONTAINERID", "c4").stdin(other).make().ok();
@@ -134,10 +134,25 @@ fn gc_removes_what_is_left_of_this_networks_containers_that_are_gone() {
     place.call("GC").unset("CNI_CONTAINERID").unset("CNI_IFNAME").stdin(valid).make().ok();
     assert_eq!(place.stored(), ["c2", "c4"]);
     let called = place.read("called");
-    for line in ["CNI_CONTAINERID=c1", "CNI_CONTAINERID=c3", "CNI_COMMAND=GC"] {
-        assert!(called.lines().any(|found| found == line), "{line}: {called}");
+    for call in [
+        "CNI_COMMAND=DEL\nCNI_CONTAINERID=c1\nCNI_IFNAME=eth0",
+        "CNI_COMMAND=DEL\nCNI_CONTAINERID=c3\nCNI_IFNAME=net1",
+        "CNI_COMMAND=GC",
+    ] {
+        assert!(called.contains(call), "{call}: {called}");
     }
     assert!(place.read("stdin").contains(r#""cni.dev/valid-attachments":[{"containerID":"c2","ifname":"eth0"}]"#));
+
+    // Without the list nobody is gone; with an empty one, as Go writes it, everybody is. The agent is not needed.
+    let gc = |more: &str| place.call("GC").stdin(place.conf("1.1.0", more)).make();
+    assert_eq!((gc("").code(), place.stored().len()), (7, 2));
+    place.write("error", r#"{"cniVersion":"1.1.0","code":100,"msg":"m"}"#);
+    let empty = r#","cni.dev/valid-attachments":null"#;
+    assert_eq!((gc(empty).code(), place.stored().len()), (100, 2), "a GC that fails forgets nothing");
+    fs::remove_file(place.path("error")).unwrap();
+    fs::remove_file(place.path("subnet.env")).unwrap();
+    gc(empty).ok();
+    assert_eq!(place.stored(), ["c4"], "another network's");
 }
 
 #[test]
@@ -198,6 +213,8 @@ fn what_another_plugin_prints_is_bounded() {
     let failed = place.call("ADD").make();
     assert_eq!(failed.code(), 999);
     assert!(failed.stdout.len() < 1000, "{}", failed.stdout.len());
+    place.add_plugin("script", "#!/bin/sh\ncat >/dev/null; head -c 3000000 /dev/zero | tr '\\0' ' '\n");
+    assert_eq!(place.call("ADD").make().code(), 999, "half a result is none");
 }
 
 #[test]
@@ -220,6 +237,36 @@ fn a_full_disk_leaves_nothing() {
     let refused = place.call("ADD").stdin(conf).under(&["unshare", "-m", "sh", "-c", &script]).make();
     assert_eq!(refused.code(), 5);
     assert_eq!((refused.stderr.as_str(), place.read("called").as_str()), ("", ""));
+}
+
+#[test]
+fn a_pod_is_detached_on_a_full_disk() {
+    let place = Place::new();
+    place.call("ADD").make().ok();
+    let script = format!(
+        "mount -t tmpfs -o size=64k,nr_inodes=2 none {data} && echo '{stored}' >{data}/c1 && {PLUGIN}; code=$?; ls -A {data} >&2; exit $code",
+        stored = place.read("data/c1"),
+        data = place.path("data").display()
+    );
+    let detached = place.call("DEL").under(&["unshare", "-m", "sh", "-c", &script]).make().ok();
+    assert_eq!(detached.stderr, "", "nothing is left");
+    assert!(place.read("called").contains("CNI_COMMAND=DEL"));
+}
+
+#[test]
+fn plug_ins_are_looked_for_in_absolute_directories_alone() {
+    let place = Place::new();
+    let path = format!(":bin:{}", place.path("bin").display());
+    place.call("ADD").set("CNI_PATH", &path).make().ok();
+    assert_eq!(
+        place
+            .call("ADD")
+            .set("CNI_PATH", ":bin:.")
+            .stdin(place.conf("1.1.0", "").replace("script", "true"))
+            .make()
+            .code(),
+        7
+    );
 }
 
 #[test]
