@@ -138,7 +138,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     let handle = overlay.handle();
     let metrics = Metrics::default();
     let (state, rules) = watch::channel(RulesState::Pending);
-    let keeper = Keeper { overlay: options.overlay.clone(), options: options.firewall, handle: handle.clone(), state };
+    let keeper = Keeper { options: options.firewall, handle: handle.clone(), state };
     let shown = Arc::new(Shown {
         handle: handle.clone(),
         rules: rules.clone(),

@@ -19,7 +19,6 @@ const VXLAN_PORT: u16 = 8472;
 
 /// Maintains the firewall's rules.
 pub(crate) struct Keeper {
-    pub(crate) overlay: OverlayName,
     pub(crate) options: FirewallOptions,
     pub(crate) handle: Handle,
     pub(crate) state: watch::Sender<RulesState>,
@@ -32,13 +31,12 @@ impl Keeper {
     /// Returns an error only if a retry cannot help: the tool or the privilege is missing, and pods would be without
     /// masquerading or guard.
     pub(crate) async fn keep(self) -> Result<(), FirewallError> {
-        let Self { overlay, options, handle, state } = self;
+        let Self { options, handle, state } = self;
         let Ok(status) = handle.wait_for(|status| status.network.is_some()).await else { return Ok(()) };
         let Some(config) = status.network.clone() else { return Ok(()) };
         let [nft, iptables] = all()?;
         let (tool, other) = if config.enable_nftables { (nft, iptables) } else { (iptables, nft) };
         let mut keeping = KeepOptions::default();
-        keeping.overlay = overlay;
         keeping.masquerade = options.masquerade;
         keeping.forward = options.forward;
         keeping.guarded_port = guarded_port(options.guard, &config);

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use crate::backoff::Backoff;
 use crate::firewall::{Firewall, Rules};
-use crate::kernel::Op;
+use crate::kernel::{Op, OverlayName};
 use crate::net::Prefix;
 use crate::overlay::{Handle, Held, HeldBecause, WithheldBecause};
 use crate::text::chain;
@@ -40,10 +40,10 @@ impl Admitted {
     ///
     /// Without them, a peer whose removal is withheld is blocked until its record is valid again. That is better than a
     /// node without any rules, so after [`READS`] failures the rules are written without them.
-    pub(super) async fn by_former_run(firewall: &dyn Firewall, options: &KeepOptions) -> Self {
+    pub(super) async fn by_former_run(firewall: &dyn Firewall, overlay: &OverlayName, options: &KeepOptions) -> Self {
         let mut backoff = Backoff::default();
         for nth in 1..=READS {
-            let error = match firewall.let_in(&options.overlay).await {
+            let error = match firewall.let_in(overlay).await {
                 Ok(formerly) => return Self { so_far: formerly.clone(), formerly, kept: None },
                 // Writing will fail as well, and reports the error.
                 Err(error) if is_final(&error) => break,

@@ -16,7 +16,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::NetworkConfig;
 use crate::firewall::{Firewall, FirewallError, Forward, Masquerade, Rules, VxlanGuard};
-use crate::kernel::OverlayName;
 use crate::lease::Lease;
 use crate::overlay::Handle;
 use crate::text::chain;
@@ -68,15 +67,13 @@ impl RulesState {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct KeepOptions {
-    /// The overlay that the rules belong to. Has to be its name. Default: `flannel`.
-    pub overlay: OverlayName,
     /// How to masquerade; `None` disables it. Default: as flannel does.
     pub masquerade: Option<Masquerade>,
     /// Whether forwarded packets of pods are accepted. Default: they are.
     pub forward: Forward,
     /// A UDP port that only the peers' addresses may send to, such as that of VXLAN. Default: `None`.
     pub guarded_port: Option<u16>,
-    /// How often the rules are checked, from 1 s. A rule that another program deletes is missing for at most this long.
+    /// How often the rules are checked. Less than 1 s counts as 1 s. A rule that another program deletes is missing for at most this long.
     /// Default: 5 s.
     pub check_every: Duration,
     /// The other packet filter. Its rules from a former run are removed once the new ones are in place. Default:
@@ -89,7 +86,6 @@ pub struct KeepOptions {
 impl Default for KeepOptions {
     fn default() -> Self {
         Self {
-            overlay: OverlayName::default(),
             masquerade: Some(Masquerade::default()),
             forward: Forward::default(),
             guarded_port: None,
@@ -102,9 +98,8 @@ impl Default for KeepOptions {
 
 impl fmt::Debug for KeepOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { overlay, masquerade, forward, guarded_port, check_every, .. } = self;
+        let Self { masquerade, forward, guarded_port, check_every, .. } = self;
         f.debug_struct("KeepOptions")
-            .field("overlay", overlay)
             .field("masquerade", masquerade)
             .field("forward", forward)
             .field("guarded_port", guarded_port)
@@ -141,7 +136,7 @@ pub async fn keep(handle: &Handle, firewall: &dyn Firewall, options: KeepOptions
     let Some(config) = status.network.clone() else { return Ok(()) };
     let mut keeper = Keeper::new(firewall, options);
     if keeper.options.guarded_port.is_some() {
-        keeper.admitted = Admitted::by_former_run(firewall, &keeper.options).await;
+        keeper.admitted = Admitted::by_former_run(firewall, handle.name(), &keeper.options).await;
     }
     loop {
         let wait = keeper.write(&handle, &config).await?;
@@ -175,7 +170,8 @@ struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    fn new(firewall: &'a dyn Firewall, options: KeepOptions) -> Self {
+    fn new(firewall: &'a dyn Firewall, mut options: KeepOptions) -> Self {
+        options.check_every = options.check_every.max(Duration::from_secs(1));
         let leftovers = Leftovers::of(options.former.clone());
         let (admitted, drifts) = (Admitted::default(), Drifts::default());
         Self { firewall, options, admitted, leftovers, applied: None, logged: None, drifts }
@@ -198,7 +194,7 @@ impl<'a> Keeper<'a> {
             self.logged = None;
             if let Some(rules) = &self.applied {
                 self.admitted.wrote(rules);
-                self.leftovers.clear(&self.options.overlay).await;
+                self.leftovers.clear(handle.name()).await;
                 (self.options.on_state)(RulesState::InPlace);
             }
             return Ok(self.options.check_every);
@@ -227,7 +223,7 @@ impl<'a> Keeper<'a> {
     /// the peers or the routes of a former run are not known yet.
     async fn rules(&mut self, handle: &Handle, config: &NetworkConfig, lease: &Lease) -> Option<Rules> {
         let networks = config.networks.map(|_, network| network.prefix);
-        let mut rules = Rules::new(self.options.overlay.clone(), &networks, &lease.subnets);
+        let mut rules = Rules::new(handle.name().clone(), &networks, &lease.subnets);
         rules.masquerade = self.options.masquerade;
         rules.forward = self.options.forward;
         if let Some(port) = self.options.guarded_port {

@@ -11,7 +11,7 @@ use super::*;
 use crate::backend::alloc::Alloc;
 use crate::clock::BootTime;
 use crate::firewall::Drift;
-use crate::kernel::{FdbKey, LinkId, NeighbourKey, Op};
+use crate::kernel::{FdbKey, LinkId, NeighbourKey, Op, OverlayName};
 use crate::net::{Family, MacAddr};
 use crate::overlay::{Held, HeldBecause, Overlay, Teardown, WithheldBecause};
 use crate::testing::fake_kernel::{FakeRoute, Placement};
@@ -149,7 +149,8 @@ async fn a_former_guard_that_cannot_be_read_is_shown_and_delays_the_rules_for_so
         let (state, states) = watch::channel(RulesState::Pending);
         let options =
             KeepOptions { on_state: Arc::new(move |new| drop(state.send_replace(new))), ..Default::default() };
-        let reading = Admitted::by_former_run(&tool, &options);
+        let name = OverlayName::default();
+        let reading = Admitted::by_former_run(&tool, &name, &options);
         let admitted = tokio::time::timeout(Duration::from_secs(60), reading).await.unwrap();
         assert_eq!((admitted.formerly.len(), tool.reads.into_inner()), (found, reads));
         let shown = if failures == 0 { RulesState::Pending } else { RulesState::Failed(chain(&failed())) };

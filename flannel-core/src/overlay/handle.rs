@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::agent::{End, Event, Explanation, Phase, Preview, Status, Wait};
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, OverlayName};
 use crate::lease::Lease;
 use crate::overlay::builder::{BuildError, check_uplink};
 use crate::overlay::turn::Shared;
@@ -20,6 +20,7 @@ pub(crate) const QUESTIONS: usize = 16;
 /// A handle to an overlay, valid over all of its runs. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
+    name: OverlayName,
     status: watch::Receiver<Arc<Status>>,
     shared: Weak<Shared>,
 }
@@ -83,7 +84,12 @@ pub enum HandleError {
 
 impl Handle {
     pub(crate) fn new(shared: &Arc<Shared>) -> Self {
-        Self { status: shared.status.subscribe(), shared: Arc::downgrade(shared) }
+        Self { name: shared.name.clone(), status: shared.status.subscribe(), shared: Arc::downgrade(shared) }
+    }
+
+    /// Returns the overlay's name, which marks its devices and names the firewall's chains.
+    pub fn name(&self) -> &OverlayName {
+        &self.name
     }
 
     /// Returns the current status. It is a snapshot: keeping it blocks no other task.

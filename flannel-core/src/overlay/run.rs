@@ -130,7 +130,7 @@ pub enum OverlayError {
         waited_for: String,
     },
     /// A removal could not delete everything from the kernel; the first remaining object is named. Run it again.
-    #[error("{left} objects of ours could not be removed, the first of them: {first}")]
+    #[error("{left} objects of the overlay could not be removed, the first of them: {first}")]
     Teardown {
         /// The number of objects left.
         left: usize,
@@ -180,7 +180,7 @@ impl Overlay {
         subnets: Arc<dyn SubnetManager>,
         kernel: Arc<dyn Kernel>,
     ) -> Self {
-        let shared = Arc::new(Shared::new(fresh(&settings), settings.uplink.clone(), clock));
+        let shared = Arc::new(Shared::new(settings.name.clone(), fresh(&settings), settings.uplink.clone(), clock));
         Self(Arc::new(Parts { settings, backends, subnets, kernel, jitter, shared }))
     }
 
@@ -265,7 +265,8 @@ impl Overlay {
     }
 
     /// Removes this overlay's objects from the kernel, its `subnet.env` and its lease, without starting an agent: the
-    /// clean-up after an agent that has ended. Idempotent. Objects are recognised by their marks alone, so that this
+    /// clean-up after an agent that has ended. Idempotent. It takes as long as the kernel needs, and at most ten seconds
+    /// more if the store is unavailable. Objects are recognised by their marks alone, so that this
     /// works while the store is away: the lease then stays, and routes are removed in the networks that `subnet.env`
     /// and the record beside it name.
     ///

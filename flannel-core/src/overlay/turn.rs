@@ -6,6 +6,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::agent::{End, Event, Phase, Status, Wait};
 use crate::clock::Clock;
+use crate::kernel::OverlayName;
 use crate::overlay::event_log::EventLog;
 use crate::overlay::handle::{EVENTS, Question};
 use crate::overlay::published::Published;
@@ -13,6 +14,7 @@ use crate::uplink::Select;
 
 /// State shared by the handles and runs of an overlay.
 pub(crate) struct Shared {
+    pub(crate) name: OverlayName,
     pub(crate) status: Published,
     pub(crate) events: broadcast::Sender<Event>,
     /// How the uplink is chosen from now on.
@@ -26,8 +28,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(status: Status, uplink: Select, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(name: OverlayName, status: Status, uplink: Select, clock: Arc<dyn Clock>) -> Self {
         Self {
+            name,
             status: Published::new(status),
             events: broadcast::Sender::new(EVENTS),
             uplink: watch::Sender::new(uplink),
@@ -100,7 +103,12 @@ mod tests {
 
     #[test]
     fn a_turn_is_one_at_a_time_and_however_it_ends_the_next_begins_afresh() {
-        let shared = Arc::new(Shared::new(Status::default(), Select::default(), Arc::new(SystemClock::default())));
+        let shared = Arc::new(Shared::new(
+            OverlayName::default(),
+            Status::default(),
+            Select::default(),
+            Arc::new(SystemClock::default()),
+        ));
         let mut events = shared.events.subscribe();
         let status = || Status::clone(&shared.status.borrow());
         let begin = || shared.begin(Status { audits: 7, ..Status::default() });
