@@ -13,7 +13,7 @@
 //! use flannel_firewall_iptables::Iptables;
 //!
 //! # async fn example(overlay: Overlay) -> Result<(), Box<dyn std::error::Error>> {
-//! // Writes the rules once there is a lease, and again whenever somebody deletes one.
+//! // Writes the rules once there is a lease, and again whenever another program deletes one.
 //! firewall_keeper::keep(&overlay.handle(), &Iptables::new()?, KeepOptions::default()).await?;
 //! # Ok(())
 //! # }

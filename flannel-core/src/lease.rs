@@ -19,7 +19,7 @@ pub use bounds::{Dropped, MAX_RECORDS, OldestRecords, RECORD_BYTES, is_complete,
 pub struct LeaseKey(Arc<str>);
 
 impl LeaseKey {
-    /// The longest key of a stored record, in bytes: the length of a file name.
+    /// The longest key of a stored record, in bytes. A file name has at most 255.
     pub const MAX_BYTES: usize = 256;
 
     /// Creates a key from the store's own text. A record whose key is longer than [`MAX_BYTES`](Self::MAX_BYTES) is

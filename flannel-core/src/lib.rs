@@ -41,7 +41,8 @@
 //!
 //! With feature `testing`, `FakeKernel`, `MemorySubnets` and `FakeFirewall` run a whole agent in memory, and
 //! `testing::store_contract` and `testing::backend_contract` check an implementation of a trait. With feature `mock`
-//! each trait has a [mockall](https://docs.rs/mockall) mock beside it, to script failures.
+//! the traits `SubnetManager`, `Backend`, `Kernel`, `Clock` and `Firewall` have [mockall](https://docs.rs/mockall) mocks beside
+//! them, to script failures.
 
 pub mod admit;
 mod agent;

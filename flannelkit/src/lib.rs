@@ -51,14 +51,14 @@ pub mod firewall {
     pub use flannel_firewall_nft::Nft;
 }
 
-/// The traits to implement for a backend, lease store, kernel or firewall, the types that they use, and the decision
-/// logic of the agent.
+/// The traits to implement for a backend, lease store, kernel or clock, the types that they use, and the decision logic of the
+/// agent. [`firewall::Firewall`] is beside its implementations.
 pub mod spi {
     #[doc(inline)]
     pub use flannel_core::{admit, allocation, backend, backoff, clock, files, kernel, plan, subnet, text};
 }
 
-/// Guides, each with a program that is compiled and run by the tests.
+/// Guides. Their programs are compiled by the tests, and run where they need no privilege.
 #[cfg(all(any(doc, doctest), feature = "testing", feature = "vxlan", feature = "file"))]
 pub mod guides {
     #[doc = include_str!("../docs/guides/backend.md")]

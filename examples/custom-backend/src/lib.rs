@@ -1,7 +1,7 @@
 //! A data plane of your own: pods' traffic over a second network, which another program sets up.
 //!
 //! Nodes find one another over the uplink, as always, but packets between pods leave by another device: a storage network, a
-//! VLAN, a tunnel that somebody else made. The network's configuration names it:
+//! VLAN, a tunnel of another program. The network's configuration names it:
 //!
 //! ```json
 //! {"Network":"10.5.0.0/16","Backend":{"Type":"lan","Interface":"eth1","Metric":50}}
@@ -11,7 +11,7 @@
 //! publishes its first address on the device in its lease, and routes each peer's subnet to the address that the peer
 //! published.
 //!
-//! The device is nobody's but its program's: nothing is made, changed or deleted of it. While it is away the peers are
+//! The device belongs to the other program. The overlay does not create, change or delete it. While it is away the peers are
 //! skipped, and the status says why ([`Skip::NotReady`](flannelkit::spi::backend::Skip::NotReady)). A node cannot start without
 //! it: it would have nothing to publish. An address that changes is published with the next start.
 //!

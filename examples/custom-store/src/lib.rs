@@ -6,11 +6,11 @@
 //! GET              /v1/watch           every lease, one a line, then "listed", then what changes, and "beat" meanwhile
 //! ```
 //!
-//! Who writes a lease says which revision of it he has seen, 0 for none: another one is there now, and he is refused (409).
-//! The hub gives no subnet to two nodes, whatever they ask for. A lease ends by itself unless it is written again in time.
+//! A write of a lease names the revision that the client has seen, 0 for none. If there is another one, the answer is 409.
+//! The hub never gives one subnet to two nodes. A lease expires unless it is written again in time.
 //!
-//! [`Server`] is the hub, [`Hub`] what a node knows of it: a [`SubnetManager`](flannelkit::spi::subnet::SubnetManager), which is
-//! all that an [`Overlay`](flannelkit::Overlay) asks for.
+//! [`Server`] is the hub. [`Hub`] is its client on a node: a [`SubnetManager`](flannelkit::spi::subnet::SubnetManager) for an
+//! [`Overlay`](flannelkit::Overlay).
 //!
 //! ```no_run
 //! # fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,9 +27,9 @@
 //! # }
 //! ```
 //!
-//! Whoever reaches the hub may write: there is no TLS and no password here. Nothing is kept on a disk. A hub that starts anew
-//! answers no watch before it has a configuration again; then it lists nothing, and the nodes, which kept everything as it was,
-//! take the subnets again that they had.
+//! Any client that reaches the hub can write: there is no TLS and no password here. Nothing is stored on a
+//! disk. After a restart the hub answers no watch before it has a configuration again. Then it lists nothing, and the nodes, which
+//! have kept their kernel objects, acquire the subnets that they had.
 
 mod client;
 mod connections;

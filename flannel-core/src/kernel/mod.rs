@@ -100,8 +100,8 @@ pub enum KernelError {
         /// The deadline.
         within: std::time::Duration,
     },
-    /// Answers were lost or the socket failed; a new socket has been opened. The outcome is unknown: observe before
-    /// writing again.
+    /// Answers were lost, the socket failed (a new one is opened), or the kernel's thread could not be started. The
+    /// outcome is unknown: observe before writing again.
     #[error("lost contact with the kernel while {}: {}", Plain(doing), Plain(reason))]
     Lost {
         /// The operation.

@@ -62,7 +62,8 @@ impl Builder {
     }
 
     /// Adds a backend for configurations whose `Backend.Type` is `kind`, in lower case. Add each backend that this
-    /// program can run; the network's configuration selects one.
+    /// program can run; the network's configuration selects one. Of two backends of one kind the first is used. A kind that
+    /// was not added ends a run with [`OverlayError::Backend`](crate::overlay::OverlayError::Backend), which lists the others.
     pub fn backend<B: Backend>(
         mut self,
         kind: &'static str,

@@ -220,7 +220,7 @@ pub trait SubnetManager: Send + Sync + 'static {
     /// Releases `lease`. If the lease no longer belongs to this node, returns success and changes nothing.
     ///
     /// # Errors
-    /// As [`network_config`](Self::network_config).
+    /// [`SubnetError::Unavailable`] and [`SubnetError::Denied`]: the lease may still be held; retry.
     ///
     /// # Cancel safety
     /// As [`renew`](Self::renew).
