@@ -525,9 +525,14 @@ fn a_persistent_tun_device_outlives_its_process_and_drops_packets() {
     let ns = &underlay.nodes()[0].ns;
     let network = prefix("10.244.0.0/16");
     let open = |mode, queues| ns.run(|| Tun::open("flannel0", mode, queues)).unwrap();
+    // A child that another test forks holds all descriptors of this process until it executes its program, so a device can
+    // outlive its last owner for a moment.
+    let wait = |what: &str, condition: &dyn Fn() -> bool| {
+        wait_until(what, Duration::from_secs(10), || Ok(condition())).unwrap();
+    };
     // One that is not persistent goes with its process.
     drop(open(OpenMode::Create, 1).unwrap());
-    assert!(ns.link("flannel0").is_err());
+    wait("the device is gone", &|| ns.link("flannel0").is_err());
     for queues in [1, 2] {
         let tun = open(OpenMode::Create, queues).unwrap();
         tun.keep().unwrap();
@@ -538,11 +543,9 @@ fn a_persistent_tun_device_outlives_its_process_and_drops_packets() {
         ns.add_route(&Route::to(network).dev("flannel0").protocol(200)).unwrap();
         let index = ns.index_of("flannel0").unwrap();
         drop(tun);
+        wait("without a carrier", &|| !ns.link("flannel0").unwrap().has_carrier());
         let link = ns.link("flannel0").unwrap();
-        assert_eq!(
-            (link.group, link.alias.as_deref(), link.is_up(), link.has_carrier()),
-            (7, Some("theirs"), true, false)
-        );
+        assert_eq!((link.group, link.alias.as_deref(), link.is_up()), (7, Some("theirs"), true));
         assert_eq!((ns.index_of("flannel0").unwrap(), routes_to(ns, network).len()), (index, 1));
         assert!(ns.addresses().unwrap().iter().any(|it| it.dev == "flannel0" && it.addr == ip("10.244.1.0")));
         let way = ns.ip("-o route get 10.244.9.9").unwrap();
