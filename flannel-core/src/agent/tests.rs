@@ -15,7 +15,7 @@ use crate::backend::{LocalNode, MockBackend, NodeContext, Peer};
 use crate::backoff::Jitter;
 use crate::clock::BootTime;
 use crate::config::{Allocation, NetworkConfig};
-use crate::lease::{BadRecord, Json, Lease, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
+use crate::lease::{BadRecord, Json, Lease, LeaseAttrs, LeaseEvent, LeaseKey, MAX_RECORDS, RECORD_BYTES, Record};
 use crate::net::{Dual, Family, MacAddr, Prefix, Vni};
 use crate::subnet::SubnetError;
 use crate::testing::samples::{self, at_millis as at};
@@ -60,6 +60,7 @@ fn backend_on(link: Link, state: impl Fn(&Peer) -> PeerState + Send + 'static) -
     backend.expect_slots().returning(Vec::new);
     backend.expect_mtu().returning(|_| None);
     backend.expect_hardware_address().returning(|_, _| Ok(None));
+    backend.expect_advertise().returning(|_| Ok(LeaseAttrs::default()));
     backend.expect_devices().returning(|_| vec![Device { name: device().name, kind: device().kind }]);
     let base = move |_: &_| State { links: [(LinkId::Own(0), link.clone())].into(), ..State::default() };
     backend.expect_base().returning(base);
