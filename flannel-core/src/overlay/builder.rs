@@ -1,5 +1,6 @@
 //! The builder of an overlay.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,12 @@ pub enum BuildError {
     /// No backend was given.
     #[error("no backend was given: call Builder::backend at least once")]
     NoBackend,
+    /// A backend's kind is not in lower case, so that no configuration selects it.
+    #[error("the backend kind {0:?} is not in lower case: a configuration's Backend.Type is compared in lower case")]
+    BackendKind(&'static str),
+    /// Two backends were given for one kind.
+    #[error("two backends were given for the kind {0:?}: give one")]
+    TwoBackends(&'static str),
 }
 
 impl Builder {
@@ -62,7 +69,7 @@ impl Builder {
     }
 
     /// Adds a backend for configurations whose `Backend.Type` is `kind`, in lower case. Add each backend that this
-    /// program can run; the network's configuration selects one. Of two backends of one kind the first is used. A kind that
+    /// program can run; the network's configuration selects one. A kind that
     /// was not added ends a run with [`OverlayError::Backend`](crate::overlay::OverlayError::Backend), which lists the others.
     pub fn backend<B: Backend>(
         mut self,
@@ -169,6 +176,15 @@ impl Builder {
         check_uplink(&self.settings.uplink)?;
         if self.backends.is_empty() {
             return Err(BuildError::NoBackend);
+        }
+        let mut kinds = BTreeSet::new();
+        for (kind, _) in &self.backends {
+            if kind.to_ascii_lowercase() != *kind {
+                return Err(BuildError::BackendKind(kind));
+            }
+            if !kinds.insert(kind) {
+                return Err(BuildError::TwoBackends(kind));
+            }
         }
         Ok(Overlay::new(self.settings, self.backends, self.clock, self.jitter, subnets, kernel))
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flannel_core::kernel::{Route, RouteSlot};
-use flannel_core::overlay::BuildError;
+use flannel_core::overlay::{BuildError, Overlay};
 use flannel_core::testing::backend_contract::{self, Made};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
@@ -62,6 +62,19 @@ fn table_0_is_refused() {
     let builder = node.builder().route_slots(vec![RouteSlot::new(0, 7)]);
     let outcome = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone()));
     assert!(matches!(outcome, Err(BuildError::RouteTable)));
+}
+
+#[test]
+fn a_backend_that_no_configuration_could_select_is_refused() {
+    let build = |kinds: &[&'static str]| {
+        let node = Node::alone();
+        let builder =
+            kinds.iter().fold(Overlay::builder(), |builder, kind| builder.backend(kind, |_| Ok(Gateway::OrTunnel)));
+        builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).map(drop)
+    };
+    assert_eq!(build(&["one", "two"]), Ok(()));
+    assert_eq!(build(&["one", "two", "one"]), Err(BuildError::TwoBackends("one")));
+    assert_eq!(build(&["One"]), Err(BuildError::BackendKind("One")));
 }
 
 #[test]
