@@ -37,6 +37,9 @@
 //! messages name the failed operation and the remedy. Nothing here panics on external input, exits the process, spawns
 //! a task without the caller's knowledge, or keeps global state.
 //!
+//! Where comments name a file in `docs/`, it is one of the
+//! [repository](https://github.com/flannelkit/flannelkit/tree/main/docs).
+//!
 //! # Testing
 //!
 //! With feature `testing`, `FakeKernel`, `MemorySubnets` and `FakeFirewall` run a whole agent in memory, and
