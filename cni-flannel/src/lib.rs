@@ -20,6 +20,9 @@ mod command;
 mod conf;
 mod delegate;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod go_json;
 pub mod install;
 mod invoke;

@@ -33,7 +33,7 @@ impl SubnetEnv {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (mut networks, mut networks_v6) = (Vec::new(), Vec::new());
         let (mut subnets, mut mtu, mut ip_masq) = (Dual::default(), None, None);
         for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
