@@ -1,7 +1,6 @@
-//! What each command does (CNI specification 1.1, "CNI operations").
+//! The commands (CNI specification 1.1, "CNI operations").
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -12,31 +11,30 @@ use crate::state::{Call, Store};
 use crate::subnet_env::SubnetEnv;
 use crate::{delegate, go_json, invoke};
 
-/// How often ADD looks whether the agent has written `subnet.env`. A look costs some microseconds; inotify would need an
-/// instance for each waiting pod, of which a user has 128.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often ADD reads `subnet.env` while it waits for the agent. A read takes some microseconds. inotify would need one
+/// instance per waiting pod, and a user has 128 of them.
+const POLL_EVERY: Duration = Duration::from_millis(20);
 
-/// Answers a request: what goes to stdout.
+/// Runs a command and returns the text for stdout.
 pub(crate) fn run(request: &Request, stdin: &[u8]) -> Result<Vec<u8>, Error> {
-    if request.command == Command::Version {
-        return version(stdin).map(String::into_bytes);
-    }
+    let command: fn(&Request, &Conf) -> Result<Vec<u8>, Error> = match request.command {
+        Command::Version => return version(stdin).map(String::into_bytes),
+        Command::Add => add,
+        Command::Del => del,
+        Command::Check => check,
+        Command::Status => status,
+        Command::Gc => gc,
+    };
     let conf = Conf::parse(stdin)?;
-    if let Some(needed) = request.command.since().filter(|needed| !conf::is_at_least(conf.version, needed)) {
-        let command = request.command.name();
-        return Err(Error::TooOld { command, needed, found: conf.version.to_owned() });
-    }
-    match request.command {
-        Command::Add => add(request, &conf),
-        Command::Del => del(request, &conf),
-        Command::Check => check(request, &conf),
-        Command::Status => status(request, &conf),
-        Command::Gc => gc(request, &conf),
-        Command::Version => Ok(Vec::new()),
+    match request.command.since() {
+        Some(needed) if !conf::is_at_least(conf.version, needed) => {
+            Err(Error::TooOld { command: request.command.name(), needed, found: conf.version.to_owned() })
+        }
+        _ => command(request, &conf),
     }
 }
 
-/// The version that the caller asked for, or the newest where it did not ask.
+/// Returns the supported versions, with the version that the caller named, or the newest one if it named none.
 fn version(stdin: &[u8]) -> Result<String, Error> {
     let asked = match stdin.trim_ascii() {
         [] => None,
@@ -52,24 +50,13 @@ fn version(stdin: &[u8]) -> Result<String, Error> {
 
 fn add(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let container = request.container()?;
-    let config = delegate::config(conf, &wait_for_agent(conf)?)?;
+    let env = SubnetEnv::wait(&conf.subnet_file, conf.wait, POLL_EVERY).map_err(Error::NotReady)?;
+    let config = delegate::config(conf, &env)?;
     let entry = Store(&conf.data_dir).entry(container, Call::Needs)?;
     let text = go_json::object(&config);
-    // Before it is run: what ADD leaves when it fails or is killed, DEL has to find.
+    // Stored before the plug-in runs, so that DEL can remove what an ADD that fails or is killed has left.
     entry.store(&text, request.ifname()?)?;
     invoke::run(kind(&config)?, &request.path, text.as_bytes(), &[])
-}
-
-/// What the agent has written, for which this waits as long as the configuration says.
-fn wait_for_agent(conf: &Conf) -> Result<SubnetEnv, Error> {
-    let until = Instant::now() + conf.wait;
-    loop {
-        match SubnetEnv::read(&conf.subnet_file) {
-            Ok(env) => return Ok(env),
-            Err(problem) if Instant::now() >= until => return Err(Error::NotReady(problem)),
-            Err(_) => thread::sleep(LOOK_EVERY),
-        }
-    }
 }
 
 fn del(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
@@ -80,39 +67,42 @@ fn del(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     }
     let entry = store.entry(container, Call::Frees)?;
     let Some(text) = entry.load()? else {
-        // A call that was killed may have left a part of one.
+        // An ADD that was killed may have left temporary files.
         return entry.remove().map(|()| Vec::new());
     };
-    let (kind, text) = match stored(&text) {
-        Some(kind) => (kind, text),
-        // Go flannel's plug-in does not write it whole or not at all, and then gives up here. Its addresses would stay taken.
+    let printed = match read_stored(&text) {
+        Some(config) => invoke::run(kind(&config)?, &request.path, &text, &[])?,
+        // Go flannel's plug-in can leave half of it after a crash. It then reports success, and the addresses stay reserved.
         None => {
             let env = SubnetEnv::read(&conf.subnet_file).map_err(Error::NotReady)?;
-            let config = delegate::config(conf, &env)?;
-            (kind(&config)?.to_owned(), go_json::object(&config).into_bytes())
+            invoke(request, &delegate::config(conf, &env)?)?
         }
     };
-    let printed = invoke::run(&kind, &request.path, &text, &[])?;
     entry.remove()?;
     Ok(printed)
 }
 
-/// The plug-in of a stored configuration; `None` where it is not whole.
-fn stored(text: &[u8]) -> Option<String> {
-    let config: Object = serde_json::from_slice(text).ok()?;
-    kind(&config).ok().map(str::to_owned)
+/// Parses a stored configuration. Returns `None` if it is incomplete.
+fn read_stored(text: &[u8]) -> Option<Object> {
+    serde_json::from_slice(text).ok().filter(|config| kind(config).is_ok())
 }
 
+/// Returns the name of the plug-in that a configuration is for.
 fn kind(config: &Object) -> Result<&str, Error> {
     const PLACE: &str = "`delegate.type`";
     let kind = config.get("type").and_then(Value::as_str).unwrap_or_default();
     conf::check_type(kind, PLACE).map(|()| kind)
 }
 
+/// Runs the plug-in that a configuration is for.
+fn invoke(request: &Request, config: &Object) -> Result<Vec<u8>, Error> {
+    invoke::run(kind(config)?, &request.path, go_json::object(config).as_bytes(), &[])
+}
+
 fn check(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let container = request.container()?;
     let entry = Store(&conf.data_dir).entry(container, Call::Needs)?;
-    let stored = entry.load()?.and_then(|text| serde_json::from_slice::<Object>(&text).ok());
+    let stored = entry.load()?.and_then(|text| read_stored(&text));
     let not_attached =
         || Error::NotAttached { container: container.as_str().to_owned(), data_dir: conf.data_dir.clone() };
     let mut config = stored.ok_or_else(not_attached)?;
@@ -122,40 +112,40 @@ fn check(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     if let Some(runtime) = &conf.runtime {
         config.insert("runtimeConfig".to_owned(), runtime.clone().into());
     }
-    invoke::run(kind(&config)?, &request.path, go_json::object(&config).as_bytes(), &[])
+    invoke(request, &config)
 }
 
 fn status(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let env = SubnetEnv::read(&conf.subnet_file).map_err(Error::NotReady)?;
-    let config = delegate::config(conf, &env)?;
-    invoke::run(kind(&config)?, &request.path, go_json::object(&config).as_bytes(), &[])
+    invoke(request, &delegate::config(conf, &env)?)
 }
 
-/// Detaches containers that are gone, and then has the other plug-in collect what it has of them.
+/// Runs DEL for containers that no longer exist, and then the other plug-in's GC.
 fn gc(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let missing = || Error::Config { place: VALID, problem: "is missing".to_owned() };
     let (valid, attachments) = conf.valid.clone().ok_or_else(missing)?;
     let containers = Store(&conf.data_dir).containers()?;
     let gone = containers.iter().filter(|container| !valid.iter().any(|valid| valid == container.as_str()));
-    // All are tried.
+    // An error of one container does not keep the others from being detached.
     let detached: Vec<_> = gone.map(|container| detach(request, conf, container)).collect();
-    // Without a subnet there is no configuration to ask with, and nothing can have been attached since.
+    // Without the agent's file the other plug-in's configuration cannot be made.
     if let Ok(env) = SubnetEnv::read(&conf.subnet_file) {
         let mut config = delegate::config(conf, &env)?;
         config.insert(VALID.to_owned(), attachments);
-        invoke::run(kind(&config)?, &request.path, go_json::object(&config).as_bytes(), &[])?;
+        invoke(request, &config)?;
     }
     detached.into_iter().collect::<Result<(), _>>()?;
     Ok(Vec::new())
 }
 
-/// Runs DEL for a container that is gone, with its network namespace, if it is one of this network.
+/// Runs DEL for a container that no longer exists, without a network namespace, if this network attached it.
 fn detach(request: &Request, conf: &Conf, container: &ContainerId) -> Result<(), Error> {
     let entry = Store(&conf.data_dir).entry(container, Call::Frees)?;
     let Some(text) = entry.load()? else { return Ok(()) };
-    let config = serde_json::from_slice::<Object>(&text).ok();
     // Networks may share the directory.
-    let Some(config) = config.filter(|config| config.get("name").and_then(Value::as_str) == Some(&conf.name)) else {
+    let Some(config) =
+        read_stored(&text).filter(|config| config.get("name").and_then(Value::as_str) == Some(&conf.name))
+    else {
         return Ok(());
     };
     let ifname = entry.ifname();

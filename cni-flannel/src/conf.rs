@@ -1,4 +1,4 @@
-//! The network's configuration, as a runtime passes it on stdin.
+//! The network configuration that a runtime passes on stdin.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::error::Error;
 /// the version, too.
 pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// What a configuration without a version has.
+/// The version of a configuration that names none.
 const OLDEST: &str = "0.1.0";
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
 
-/// How long ADD waits for the agent, in seconds. Runtimes give a pod's network two minutes and more.
+/// How long ADD waits for the agent by default and at most, in seconds. Runtimes allow two minutes or more for a pod's network.
 const WAIT: u64 = 15;
 const MAX_WAIT: u64 = 110;
 
@@ -29,20 +29,20 @@ pub(crate) type Object = Map<String, Value>;
 pub(crate) struct Conf {
     /// One of [`VERSIONS`].
     pub(crate) version: &'static str,
-    /// As the configuration has it: what is made of it has a version only where it has one.
+    /// Whether the configuration names a version. If not, the derived configuration names none either.
     pub(crate) has_version: bool,
     pub(crate) name: String,
-    /// What is asked of the plug-in that hands out addresses.
+    /// The configuration of the IPAM plug-in.
     pub(crate) ipam: Object,
-    /// Of the other plug-in's configuration what the operator decides.
+    /// The operator's part of the other plug-in's configuration.
     pub(crate) delegate: Object,
     pub(crate) runtime: Option<Object>,
     pub(crate) subnet_file: PathBuf,
     pub(crate) data_dir: PathBuf,
     pub(crate) wait: Duration,
-    /// The result of the ADD, with CHECK.
+    /// `prevResult`: with CHECK, the result of ADD.
     pub(crate) result: Option<Value>,
-    /// With GC: the containers that exist, and the member as it was given, for the other plug-in.
+    /// With GC: the containers that exist, and the member itself, which is passed on.
     pub(crate) valid: Option<(Vec<String>, Value)>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Conf {
 pub(crate) const VALID: &str = "cni.dev/valid-attachments";
 
 impl Conf {
-    /// Reads the JSON text.
+    /// Parses the JSON text.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, Error> {
         let mut fields: Object = serde_json::from_slice(text).map_err(|error| Error::Decode(error.to_string()))?;
         let (version, has_version) = version(&fields)?;
@@ -79,7 +79,7 @@ impl Conf {
     }
 }
 
-/// The version in force, and whether the configuration names it.
+/// Returns the version in force, and whether the configuration names it.
 pub(crate) fn version(fields: &Object) -> Result<(&'static str, bool), Error> {
     let named = string(fields, "cniVersion")?;
     let wanted = named.as_deref().unwrap_or(OLDEST);
@@ -87,13 +87,13 @@ pub(crate) fn version(fields: &Object) -> Result<(&'static str, bool), Error> {
     Ok((known.ok_or_else(|| Error::Version(wanted.to_owned()))?, named.is_some()))
 }
 
-/// Whether a version of [`VERSIONS`] is another one of them, or later.
+/// Returns whether `version` is `other` or later; both are of [`VERSIONS`].
 pub(crate) fn is_at_least(version: &str, other: &str) -> bool {
     let place = |wanted| VERSIONS.iter().position(|known| *known == wanted);
     place(version) >= place(other)
 }
 
-/// A text; an empty one counts as none.
+/// Returns a string member. An empty string counts as missing.
 fn string(fields: &Object, name: &'static str) -> Result<Option<String>, Error> {
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
@@ -126,7 +126,7 @@ fn check_delegate(delegate: &Object) -> Result<(), Error> {
     Ok(())
 }
 
-/// A plug-in's name is a file's, and this one would run itself for ever.
+/// Checks the name of the other plug-in: it has to be a file name, and not this plug-in's, which would run itself for ever.
 pub(crate) fn check_type(kind: &str, place: &'static str) -> Result<(), Error> {
     let problem = match kind {
         "" | "." | ".." => "is not the name of a plug-in",
@@ -151,7 +151,7 @@ fn wait(fields: &Object) -> Result<Duration, Error> {
 }
 
 fn valid(value: Value) -> Result<(Vec<String>, Value), Error> {
-    // A Go program writes an empty list like this.
+    // Go programs write an empty list as null.
     let value = if value.is_null() { Value::Array(Vec::new()) } else { value };
     let id = |attachment: &Value| attachment.get("containerID")?.as_str().map(str::to_owned);
     let ids = value.as_array().and_then(|list| list.iter().map(id).collect::<Option<Vec<_>>>());

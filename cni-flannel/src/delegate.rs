@@ -1,14 +1,15 @@
-//! The configuration of the plug-in that does the work, made of the network's configuration and `subnet.env`.
+//! The other plug-in's configuration, derived from the network's configuration and `subnet.env`.
 
 use std::net::IpAddr;
 
+use flannel_core::net::{Prefix, split_cidr};
 use serde_json::{Value, json};
 
 use crate::conf::{Conf, Object};
 use crate::error::Error;
 use crate::subnet_env::SubnetEnv;
 
-/// Makes the configuration by flannel's rules (docs/compatibility.md, "CNI plug-in").
+/// Returns the configuration by flannel's rules (docs/compatibility.md, "CNI plug-in").
 pub(crate) fn config(conf: &Conf, env: &SubnetEnv) -> Result<Object, Error> {
     let mut config = conf.delegate.clone();
     if let Some(runtime) = &conf.runtime {
@@ -17,7 +18,7 @@ pub(crate) fn config(conf: &Conf, env: &SubnetEnv) -> Result<Object, Error> {
     config.insert("name".to_owned(), conf.name.clone().into());
     let kind = config.entry("type").or_insert_with(|| "bridge".into());
     let is_bridge = kind == "bridge";
-    // One of the two masquerades.
+    // Either the agent masquerades or the other plug-in does.
     config.entry("ipMasq").or_insert_with(|| (!env.ip_masq).into());
     config.entry("mtu").or_insert_with(|| env.mtu.into());
     if is_bridge {
@@ -35,18 +36,18 @@ fn ipam(conf: &Conf, env: &SubnetEnv) -> Result<Object, Error> {
     ipam.entry("type").or_insert_with(|| "host-local".into());
     let ranges: Vec<_> = env.subnets.iter().map(|(_, subnet)| json!([{"subnet": subnet.to_string()}])).collect();
     ipam.insert("ranges".to_owned(), ranges.into());
-    let own = match ipam.remove("routes") {
+    let configured = match ipam.remove("routes") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(routes)) => routes,
         Some(_) => return Err(bad_route("is not a list")),
     };
-    let own = own.iter().map(route).collect::<Result<Vec<_>, _>>()?;
+    let configured = configured.iter().map(route).collect::<Result<Vec<_>, _>>()?;
     let networks = env.networks.iter().map(|network| json!({"dst": network.to_string()}));
-    ipam.insert("routes".to_owned(), own.into_iter().chain(networks).collect());
+    ipam.insert("routes".to_owned(), configured.into_iter().chain(networks).collect());
     Ok(ipam)
 }
 
-/// A route as Go's plug-ins write it: what they know of it, without what is zero. Other members are left out.
+/// Returns a route as Go's plug-ins write it: only the members they know, without those that are zero.
 fn route(route: &Value) -> Result<Value, Error> {
     let Value::Object(fields) = route else { return Err(bad_route("has an entry that is not an object")) };
     let mut known = Object::new();
@@ -66,7 +67,7 @@ fn route(route: &Value) -> Result<Value, Error> {
             Some(value) if value.as_i64().is_none() => {
                 return Err(bad_route("has an entry with an invalid number"));
             }
-            // Of these two, zero says something.
+            // In these two, zero differs from a missing member.
             Some(value) if value.as_i64() != Some(0) || matches!(name, "table" | "scope") => {
                 known.insert(name.to_owned(), value.clone());
             }
@@ -76,13 +77,10 @@ fn route(route: &Value) -> Result<Value, Error> {
     Ok(known.into())
 }
 
-/// A CIDR as Go writes it; its host bits stay.
+/// Returns a CIDR in Go's spelling. Its host bits stay set.
 fn cidr(text: &str) -> Option<String> {
-    let (addr, len) = text.split_once('/')?;
-    let addr: IpAddr = addr.parse().ok()?;
-    let most = if addr.is_ipv4() { 32 } else { 128 };
-    let digits = !len.is_empty() && len.bytes().all(|byte| byte.is_ascii_digit());
-    let len: u8 = len.parse().ok().filter(|len| digits && *len <= most)?;
+    let (addr, len) = split_cidr(text).ok()?;
+    Prefix::masked(addr, len).ok()?;
     Some(format!("{addr}/{len}"))
 }
 

@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use flannel_core::files::FileError;
 use serde::Serialize;
 
 use crate::conf::VERSIONS;
@@ -43,8 +42,6 @@ pub(crate) enum Error {
     Broken { name: String, status: String, printed: String },
     #[error("the plug-in {0} printed more than 1 MiB")]
     TooMuch(String),
-    #[error(transparent)]
-    Install(#[from] FileError),
 }
 
 impl Error {
@@ -53,7 +50,7 @@ impl Error {
         match self {
             Self::Version(_) | Self::TooOld { .. } => 1,
             Self::Environment { .. } => 4,
-            Self::Stdin(_) | Self::Run { .. } | Self::State { .. } | Self::Install(_) => 5,
+            Self::Stdin(_) | Self::Run { .. } | Self::State { .. } => 5,
             Self::Decode(_) => 6,
             Self::Config { .. } | Self::NoPlugin { .. } => 7,
             Self::Busy(_) | Self::NotReady(_) => 11,

@@ -6,8 +6,8 @@ use crate::conf::{Conf, Object};
 use crate::subnet_env::SubnetEnv;
 use crate::{delegate, go_json};
 
-/// Checks that a configuration, and a `subnet.env` after a line that is `---`, are read or refused; that what is made of
-/// them is JSON with the members that DEL needs; and that its text is read back as it was.
+/// Parses a configuration, and a `subnet.env` after a line `---`. If both are accepted, checks that the derived configuration
+/// has the members that DEL needs, and that its JSON is the same after it was parsed.
 pub fn request(text: &str) {
     let (conf, env) = text.split_once("\n---\n").unwrap_or((text, ENV));
     let (Ok(conf), Ok(env)) = (Conf::parse(conf.as_bytes()), SubnetEnv::parse(env)) else { return };

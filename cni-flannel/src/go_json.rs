@@ -1,11 +1,11 @@
-//! JSON as Go's `encoding/json` writes it, so that what is stored is Go flannel's to the byte: keys in order, numbers as
-//! 64-bit floats, and the characters of HTML escaped.
+//! JSON as Go's `encoding/json` writes it: sorted keys, numbers as 64-bit floats, and escaped HTML characters. Stored
+//! configurations equal Go flannel's byte for byte.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Number, Value};
 
-/// The text of an object.
+/// Returns an object as JSON.
 pub(crate) fn object(fields: &Map<String, Value>) -> String {
     let mut text = String::new();
     write_object(fields, &mut text);
@@ -34,7 +34,7 @@ fn write(value: &Value, out: &mut String) {
 }
 
 fn write_object(fields: &Map<String, Value>, out: &mut String) {
-    // A feature of serde_json, which any crate of a build may turn on, keeps fields in another order.
+    // With serde_json's feature `preserve_order`, which any crate of a build can enable, a map is not sorted.
     let mut fields: Vec<_> = fields.iter().collect();
     fields.sort_by_key(|(key, _)| *key);
     out.push('{');
@@ -49,8 +49,7 @@ fn write_object(fields: &Map<String, Value>, out: &mut String) {
     out.push('}');
 }
 
-/// Go reads a number into a float64, and writes the shortest text that is read back as it, with an exponent below 1e-6 and
-/// from 1e21.
+/// Go parses a number as a float64 and writes the shortest text that parses to it, with an exponent below 1e-6 and from 1e21.
 fn write_number(number: &Number, out: &mut String) {
     // Without the feature `arbitrary_precision` each number is one.
     let value = number.as_f64().unwrap_or_default();

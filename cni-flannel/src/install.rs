@@ -1,15 +1,14 @@
-//! Puts plug-in and configuration where container runtimes look for them.
+//! Installs the plug-in and its configuration in the directories of the container runtime.
 //!
-//! A runtime takes a node for ready as soon as there is a configuration. So it is written last, when `subnet.env` is there: a
-//! pod that is attached before that fails, and its kubelet tries again many seconds later.
+//! A runtime reports its network as ready as soon as a configuration exists. Attaching a pod fails until `subnet.env` exists, and
+//! a kubelet retries only many seconds later. So the configuration is written last, after `subnet.env`.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flannel_core::files::{self, FileError, Mode, Trust};
 use serde_json::Value;
@@ -18,10 +17,10 @@ use crate::conf::{Conf, Object};
 use crate::program::{Arguments, complain, print};
 use crate::subnet_env::SubnetEnv;
 
-/// The name of the configuration, flannel's.
+/// The file name of the configuration, the same as flannel's.
 pub const CONFLIST: &str = "10-flannel.conflist";
 
-/// The configuration that is installed unless another one is given: that of flannel's manifest.
+/// The default configuration: that of flannel's manifest.
 pub const DEFAULT: &str = r#"{
   "name": "cbr0",
   "cniVersion": "0.3.1",
@@ -47,17 +46,17 @@ pub const DEFAULT: &str = r#"{
 const MAX_CONFIG: u64 = 1 << 20;
 const MAX_PLUGIN: u64 = 64 << 20;
 
-/// How often `subnet.env` is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often `subnet.env` is read while it is waited for.
+const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// Why nothing was installed, or not all.
+/// Why the plug-in or the configuration was not installed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstallError {
-    /// A file was not read or written: see its remedy. Retry once that is done.
+    /// A file was not read or written. Apply the remedy of the error, then retry.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The configuration is none that a runtime could use. Final until it is corrected.
+    /// The configuration cannot be used. Final until it is corrected.
     #[error("the CNI configuration {0}")]
     Config(String),
     /// The agent has not written `subnet.env` in time. Retry.
@@ -65,7 +64,7 @@ pub enum InstallError {
     NoSubnet {
         /// How long this waited.
         waited: Duration,
-        /// What is wrong with the file, in words.
+        /// What is wrong with the file.
         problem: String,
     },
 }
@@ -74,24 +73,24 @@ pub enum InstallError {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Installed {
-    /// Whether the file was written; not, where it was the same already.
+    /// Whether the file was written. It is not written if its content would be the same.
     pub written: bool,
-    /// Other configurations of flannel that a runtime would have taken in its place. They are named `*.replaced` now, in the
-    /// place of an older file of that name.
+    /// Other flannel configurations that a runtime would have used instead, under their former names. They were renamed to
+    /// `*.replaced`; older files of that name were overwritten.
     pub replaced: Vec<PathBuf>,
-    /// Configurations of other plug-ins that a runtime takes in its place, by their names' order. Delete them to use
+    /// Configurations of other plug-ins that a runtime uses instead, because their names sort first. Delete them to use
     /// flannel.
     pub before: Vec<PathBuf>,
 }
 
-/// Copies the plug-in `source` into a directory, unless the same is there already, and returns whether it did. A runtime that
-/// runs it meanwhile runs the old one or the new one. Creates the directory. Two processes may install at once: one of them can
-/// fail then, and succeeds when it is repeated.
+/// Copies the plug-in `source` into a directory, which is created if it does not exist. Returns whether the file was written;
+/// an identical one is not. The file is replaced atomically. If two processes install at the same time, one of them can fail; a
+/// retry succeeds.
 ///
 /// Blocks on the disk.
 ///
 /// # Errors
-/// [`FileError`]: what was there is as it was.
+/// [`FileError`]: the former file, if any, is unchanged.
 pub fn plugin(source: &Path, directory: &Path) -> Result<bool, FileError> {
     let target = directory.join("flannel");
     let read = |path: &Path| {
@@ -107,8 +106,8 @@ pub fn plugin(source: &Path, directory: &Path) -> Result<bool, FileError> {
     Ok(true)
 }
 
-/// Writes a configuration list with flannel in it into a directory as [`CONFLIST`], whole and at once, and puts other
-/// configurations of flannel that would be taken in its place aside. Makes the directory.
+/// Writes a configuration list that contains flannel to [`CONFLIST`] in a directory, atomically, and renames other flannel
+/// configurations that a runtime would use instead. Creates the directory.
 ///
 /// Blocks on the disk.
 ///
@@ -136,24 +135,16 @@ pub fn configuration(text: &str, directory: &Path) -> Result<Installed, InstallE
     Ok(installed)
 }
 
-/// Waits until the agent has written `subnet.env`, at most so long.
+/// Waits until the agent has written `subnet.env`, at most for `patience`. Blocks the thread.
 ///
 /// # Errors
 /// [`InstallError::NoSubnet`].
 pub fn wait_for_subnet(path: &Path, patience: Duration) -> Result<(), InstallError> {
-    let until = Instant::now() + patience;
-    loop {
-        match SubnetEnv::read(path) {
-            Ok(_) => return Ok(()),
-            Err(problem) if Instant::now() >= until => {
-                return Err(InstallError::NoSubnet { waited: patience, problem });
-            }
-            Err(_) => thread::sleep(LOOK_EVERY),
-        }
-    }
+    let outcome = SubnetEnv::wait(path, patience, POLL_EVERY);
+    outcome.map(drop).map_err(|problem| InstallError::NoSubnet { waited: patience, problem })
 }
 
-/// Deletes [`CONFLIST`] from a directory if it is this text, and returns whether it did. Blocks on the disk.
+/// Deletes [`CONFLIST`] from a directory if its content is `text`. Returns whether it was deleted. Blocks on the disk.
 ///
 /// # Errors
 /// [`FileError`]: the file is still there.
@@ -169,7 +160,7 @@ pub fn remove(text: &str, directory: &Path) -> Result<bool, FileError> {
 /// Reads a configuration from a file. Blocks on the disk.
 ///
 /// # Errors
-/// [`InstallError`]: it cannot be read, or is no text.
+/// [`InstallError::File`]: it cannot be read. [`InstallError::Config`]: it is not UTF-8.
 pub fn read(path: &Path) -> Result<String, InstallError> {
     let failed = |error| FileError::new("read", path, error);
     let bytes = files::read(path, Trust::Anyone, MAX_CONFIG).map_err(|error| failed(error.into()))?;
@@ -177,8 +168,8 @@ pub fn read(path: &Path) -> Result<String, InstallError> {
     String::from_utf8(bytes).map_err(|_| InstallError::Config("is not UTF-8".to_owned()))
 }
 
-/// Checks whether a text is a configuration list with flannel in it that this plug-in accepts. The other plug-ins' parts are not
-/// checked.
+/// Checks that a text is a configuration list that contains flannel, and that this plug-in accepts its part. The parts of other
+/// plug-ins are not checked.
 ///
 /// # Errors
 /// [`InstallError::Config`].
@@ -193,7 +184,7 @@ pub fn check(text: &str) -> Result<(), InstallError> {
     let flannel =
         plugins.iter().filter_map(Value::as_object).find(|plugin| plugin.get("type") == Some(&"flannel".into()));
     let mut flannel = flannel.ok_or_else(|| error("has no plug-in of type `flannel`".to_owned()))?.clone();
-    // As a runtime passes it on.
+    // A runtime copies these members into each plug-in's configuration.
     for member in ["name", "cniVersion"] {
         flannel.extend(fields.get(member).map(|value| (member.to_owned(), value.clone())));
     }
@@ -202,7 +193,7 @@ pub fn check(text: &str) -> Result<(), InstallError> {
         .map_err(|cause| error(format!("is not accepted: {cause}")))
 }
 
-/// The configurations that a runtime takes before [`CONFLIST`]: it takes the first by name.
+/// Returns the configurations whose names sort before [`CONFLIST`]: a runtime uses the first.
 fn configurations_before(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     let failed = |error| FileError::new("read", directory, error);
     let entries = fs::read_dir(directory).map_err(failed)?.collect::<io::Result<Vec<_>>>().map_err(failed)?;
@@ -215,7 +206,7 @@ fn configurations_before(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(paths)
 }
 
-/// Whether a file configures flannel's plug-in. One that cannot be read does not.
+/// Returns whether a file configures flannel's plug-in. A file that cannot be read does not.
 fn is_of_flannel(path: &Path) -> bool {
     let text = files::read(path, Trust::Anyone, MAX_CONFIG).ok().flatten();
     let Some(fields) = text.and_then(|text| serde_json::from_slice::<Value>(&text).ok()) else { return false };
@@ -241,7 +232,7 @@ own pod: there `flanneld -cni-bin-dir=DIR -cni-conf-dir=DIR` does the same.
     --wait SECONDS       how long to wait for it                           [300]
 ";
 
-/// What `flannel install` was asked for.
+/// The options of `flannel install`.
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     bin_dir: PathBuf,
@@ -252,7 +243,7 @@ struct Options {
 }
 
 impl Options {
-    /// `None`: help is asked for.
+    /// Returns `None` if help was requested.
     fn parse(mut arguments: lexopt::Parser) -> Result<Option<Self>, lexopt::Error> {
         use lexopt::Arg::Long;
         use lexopt::ValueExt;
@@ -278,7 +269,7 @@ impl Options {
     }
 }
 
-/// `flannel install`.
+/// Runs `flannel install`.
 pub(crate) fn main(arguments: Arguments) -> ExitCode {
     match Options::parse(lexopt::Parser::from_args(arguments)) {
         Ok(None) => print(HELP),
@@ -298,28 +289,28 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
 
 fn run(options: &Options) -> Result<String, InstallError> {
     let text = options.conf.as_deref().map_or_else(|| Ok(DEFAULT.to_owned()), read)?;
-    // Before anything is touched.
+    // Checked before anything is written.
     check(&text)?;
     let itself = std::env::current_exe().map_err(|error| FileError::new("find", Path::new("flannel"), error))?;
-    let mut told = String::new();
-    let mut tell = |line: String| told += &(line + "\n");
+    let mut report = String::new();
+    let mut add = |line: String| report += &(line + "\n");
     let target = options.bin_dir.join("flannel");
     if plugin(&itself, &options.bin_dir)? {
-        tell(format!("{} installed", target.display()));
+        add(format!("{} installed", target.display()));
     } else {
-        tell(format!("{} is up to date", target.display()));
+        add(format!("{} is up to date", target.display()));
     }
     wait_for_subnet(&options.subnet_file, options.wait)?;
     let installed = configuration(&text, &options.conf_dir)?;
     let target = options.conf_dir.join(CONFLIST);
-    tell(format!("{} {}", target.display(), if installed.written { "written" } else { "is up to date" }));
+    add(format!("{} {}", target.display(), if installed.written { "written" } else { "is up to date" }));
     for path in &installed.replaced {
-        tell(format!("{} put aside as *.replaced: it configured flannel, too", path.display()));
+        add(format!("{} renamed to *.replaced: it is another flannel configuration", path.display()));
     }
     for path in &installed.before {
-        tell(format!("{} is taken first, by its name: delete it to use flannel", path.display()));
+        add(format!("{} sorts first, so the runtime uses it: delete it to use flannel", path.display()));
     }
-    Ok(told)
+    Ok(report)
 }
 
 #[cfg(test)]

@@ -11,23 +11,23 @@ use std::time::Duration;
 use crate::conf::Object;
 use crate::error::Error;
 
-/// The most that is read of what a plug-in prints, in bytes.
+/// The longest output of a plug-in, in bytes.
 const MAX: u64 = 1 << 20;
 
-/// The most that is shown of what a plug-in printed in place of an error, in characters.
+/// How much of an unreadable error of a plug-in is shown, in characters.
 const SHOWN: usize = 400;
 
-/// How often a plug-in is tried that is being written just then, and how long after one another.
+/// How many times a plug-in is started that another process is writing, and the pause between the attempts.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Runs the plug-in `name` with a configuration, and returns what it printed. It inherits the environment of this process,
-/// in which `changed` is set, and stderr.
+/// Runs the plug-in `name` with a configuration and returns its output. It inherits stderr, and the environment with the
+/// variables of `changed`.
 pub(crate) fn run(name: &str, path: &[PathBuf], config: &[u8], changed: &[(&str, &str)]) -> Result<Vec<u8>, Error> {
     let program = find(name, path).ok_or_else(|| Error::NoPlugin { name: name.to_owned() })?;
     let failed = |source| Error::Run { path: program.clone(), source };
     let mut child = start(&program, changed).map_err(failed)?;
-    // It may end without reading all of it.
+    // The plug-in may end before it has read everything.
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(config) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -41,7 +41,7 @@ pub(crate) fn run(name: &str, path: &[PathBuf], config: &[u8], changed: &[(&str,
     let (mut printed, mut rest) = (Vec::new(), 0);
     if let Some(mut stdout) = child.stdout.take() {
         let read = stdout.by_ref().take(MAX).read_to_end(&mut printed);
-        // The rest is thrown away, so that the plug-in does not wait for ever.
+        // The rest is discarded, so that the plug-in does not block.
         rest = read.and_then(|_| io::copy(&mut stdout, &mut io::sink())).map_err(failed)?;
     }
     let status = child.wait().map_err(failed)?;
@@ -70,8 +70,8 @@ fn start(program: &Path, changed: &[(&str, &str)]) -> io::Result<std::process::C
     command.spawn()
 }
 
-/// The first directory with an executable file of that name decides. One that is not absolute is skipped: it would depend on
-/// the runtime's current directory.
+/// Returns the first executable file of that name. Directories that are not absolute are skipped: they would depend on the
+/// runtime's current directory.
 fn find(name: &str, path: &[PathBuf]) -> Option<PathBuf> {
     let is_program = |file: &PathBuf| {
         fs::metadata(file).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)

@@ -78,10 +78,10 @@ pub(crate) fn complain(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// The arguments behind a subcommand.
+/// The arguments after a subcommand.
 pub(crate) type Arguments = std::iter::Skip<env::ArgsOs>;
 
-/// For tests of what takes arguments.
+/// Returns arguments for tests.
 #[cfg(test)]
 pub(crate) fn arguments(list: &[&str]) -> Vec<std::ffi::OsString> {
     list.iter().map(Into::into).collect()

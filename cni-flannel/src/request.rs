@@ -1,4 +1,4 @@
-//! What a runtime asks for by environment variables (CNI specification, "Parameters").
+//! The environment variables of a call (CNI specification, "Parameters").
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use crate::error::Error;
 /// The longest name of an interface, in bytes (`IFNAMSIZ`, include/uapi/linux/if.h, without the final zero).
 const MAX_IFNAME: usize = 15;
 
-/// The longest container ID, in bytes: with what is put around it, it has to be a file's name.
+/// The longest container ID, in bytes. It is part of file names, which have at most 255.
 const MAX_CONTAINER: usize = 200;
 
-/// What is asked for.
+/// A command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
     Add,
@@ -36,7 +36,7 @@ impl Command {
         Self::ALL.into_iter().find(|(_, command)| *command == self).map_or("", |(name, _)| name)
     }
 
-    /// The version of the specification that brought it, where that is not the first.
+    /// Returns the version of the specification that introduced the command; `None` for the first version.
     pub(crate) fn since(self) -> Option<&'static str> {
         match self {
             Self::Check => Some("0.4.0"),
@@ -46,7 +46,7 @@ impl Command {
     }
 }
 
-/// A container's ID, which may be a file's name.
+/// A container's ID. It is safe as a file name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ContainerId(String);
 
@@ -63,18 +63,18 @@ impl ContainerId {
     }
 }
 
-/// The variables of a call, checked. The other plug-in inherits them from this process.
+/// The checked variables of a call. The other plug-in inherits them from this process.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) command: Command,
     container: Option<ContainerId>,
     ifname: Option<String>,
-    /// Where plug-ins are.
+    /// The directories that contain plug-ins.
     pub(crate) path: Vec<PathBuf>,
 }
 
 impl Request {
-    /// Reads the variables by `var`.
+    /// Reads and checks the variables that `var` returns.
     pub(crate) fn read(var: impl Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         let text = |name: &'static str| match var(name).map(OsString::into_string) {
             None => Ok(None),
@@ -112,18 +112,16 @@ impl Request {
         Ok(Self { command, container, ifname, path })
     }
 
-    /// The container of an ADD, a DEL or a CHECK.
-    pub(crate) fn container(&self) -> Result<&ContainerId, Error> {
-        let missing = || Error::Environment { name: "CNI_CONTAINERID", problem: "is missing".to_owned() };
-        self.container.as_ref().ok_or_else(missing)
-    }
-}
-
-impl Request {
-    /// The name of the container's interface, of an ADD, a DEL or a CHECK.
+    /// Returns the name of the container's interface. ADD, DEL and CHECK have one.
     pub(crate) fn ifname(&self) -> Result<&str, Error> {
         let missing = || Error::Environment { name: "CNI_IFNAME", problem: "is missing".to_owned() };
         self.ifname.as_deref().ok_or_else(missing)
+    }
+
+    /// Returns the container. ADD, DEL and CHECK have one.
+    pub(crate) fn container(&self) -> Result<&ContainerId, Error> {
+        let missing = || Error::Environment { name: "CNI_CONTAINERID", problem: "is missing".to_owned() };
+        self.container.as_ref().ok_or_else(missing)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What was asked of the other plug-in, stored for each container: DEL repeats it, when `subnet.env` may say something else.
+//! The other plug-in's configuration, stored for each container. DEL uses it, because `subnet.env` may have changed since ADD.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -17,51 +17,51 @@ use crate::request::ContainerId;
 /// The largest stored configuration that is read, in bytes.
 const MAX: u64 = 1 << 20;
 
-/// The name that Kubernetes' runtimes give to a pod's interface. Only others are stored.
-const USUAL: &str = "eth0";
+/// The name that Kubernetes' runtimes give to a pod's interface. Only other names are stored.
+const DEFAULT_IFNAME: &str = "eth0";
 
-/// How long a call waits for another one of the same container.
+/// How long a call waits for another call for the same container.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often it looks whether that has ended.
-const EVERY: Duration = Duration::from_millis(5);
+/// How often it tries to get the lock meanwhile.
+const POLL_EVERY: Duration = Duration::from_millis(5);
 
-/// The directory of stored configurations: a file for each container, named by its ID.
+/// The directory of stored configurations. Each container has a file, named by its ID.
 #[derive(Debug)]
 pub(crate) struct Store<'a>(pub(crate) &'a Path);
 
-/// What a call does with an entry.
+/// How a call uses an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// It stores one, or reads it.
+    /// It stores or reads the entry.
     Needs,
-    /// It removes one.
+    /// It removes the entry.
     Frees,
 }
 
-/// One container's place in it. Other calls for the container wait until this value is dropped and each plug-in that was run
-/// meanwhile has ended, also where a runtime kills this process.
+/// One container's entry, locked. Other calls for the container wait until this value is dropped and every plug-in that was run
+/// meanwhile has ended, even if a runtime kills this process.
 #[derive(Debug)]
 pub(crate) struct Entry {
     path: PathBuf,
     lock: PathBuf,
-    /// `None`: the disk is full, and the call frees something.
+    /// `None` if the disk is full and the call removes the entry.
     lock_file: Option<File>,
 }
 
 impl Store<'_> {
-    /// Waits for other calls for the container, and creates the directory, which is for root alone. A call that frees
-    /// something works on a full disk as well, where it has no lock.
+    /// Locks a container's entry, and creates the directory with mode 0700. A call that removes an entry continues without a
+    /// lock if the disk is full.
     ///
     /// # Errors
-    /// [`Error::Busy`] after a minute.
+    /// [`Error::Busy`] if another call has held the lock for a minute.
     pub(crate) fn entry(&self, container: &ContainerId, call: Call) -> Result<Entry, Error> {
         let failed = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| Error::State { doing, path, source }
         };
         DirBuilder::new().recursive(true).mode(0o700).create(self.0).map_err(failed("creating", self.0))?;
-        // No container's ID begins with a dot.
+        // A container's ID does not begin with a dot.
         let lock = self.0.join(format!(".{}.lock", container.as_str()));
         let until = Instant::now() + PATIENCE;
         loop {
@@ -77,16 +77,16 @@ impl Store<'_> {
             if Instant::now() >= until {
                 return Err(Error::Busy(PATIENCE));
             }
-            thread::sleep(EVERY);
+            thread::sleep(POLL_EVERY);
         }
     }
 
-    /// Returns whether there is a directory at all.
+    /// Returns whether the directory exists.
     pub(crate) fn exists(&self) -> bool {
         self.0.exists()
     }
 
-    /// The IDs of all containers that have an entry. None where there is no directory.
+    /// Returns the IDs of all containers that have an entry.
     pub(crate) fn containers(&self) -> Result<Vec<ContainerId>, Error> {
         let failed = |source| Error::State { doing: "reading", path: self.0.to_owned(), source };
         let entries = match fs::read_dir(self.0) {
@@ -103,7 +103,7 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// The lock, unless another process has it. Plug-ins that this process runs inherit it.
+/// Takes the lock. Returns `None` if another process holds it. Plug-ins that this process runs inherit it.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
     match file.try_lock() {
@@ -125,8 +125,8 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
 }
 
 impl Entry {
-    /// Stores a configuration: whole, or not at all, also after a crash of the host. DEL needs it then, because the addresses
-    /// of host-local stay reserved.
+    /// Stores a configuration and the interface's name. The file is replaced atomically and synced: after a crash of the host, DEL
+    /// needs it to release the addresses that host-local keeps reserved.
     pub(crate) fn store(&self, text: &str, ifname: &str) -> Result<(), Error> {
         let temporary = self.beside("tmp");
         let write = || {
@@ -135,7 +135,7 @@ impl Entry {
                 file.write_all(text.as_bytes())?;
                 file.sync_data()
             })?;
-            if ifname == USUAL {
+            if ifname == DEFAULT_IFNAME {
                 self.forget_ifname();
             } else {
                 fs::write(self.beside("ifname"), ifname)?;
@@ -148,7 +148,7 @@ impl Entry {
         })
     }
 
-    /// What is stored; `None` where nothing is.
+    /// Returns the stored configuration; `None` if there is none.
     pub(crate) fn load(&self) -> Result<Option<Vec<u8>>, Error> {
         files::read(&self.path, Trust::Owners, MAX).map_err(|error| Error::State {
             doing: "reading",
@@ -157,24 +157,24 @@ impl Entry {
         })
     }
 
-    /// The name of the container's interface. GC needs it, and Go flannel's file has no place for it.
+    /// Returns the name of the container's interface. GC needs it, and Go flannel's format does not contain it.
     pub(crate) fn ifname(&self) -> String {
         let found = files::read(&self.beside("ifname"), Trust::Owners, 64).ok().flatten();
-        found.and_then(|text| String::from_utf8(text).ok()).unwrap_or_else(|| USUAL.to_owned())
+        found.and_then(|text| String::from_utf8(text).ok()).unwrap_or_else(|| DEFAULT_IFNAME.to_owned())
     }
 
     fn forget_ifname(&self) {
         let _ = fs::remove_file(self.beside("ifname"));
     }
 
-    /// A file beside the entry, which only the holder of the lock writes.
+    /// Returns the path of a file beside the entry. Only the holder of the lock writes it.
     fn beside(&self, kind: &str) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         self.path.with_file_name(format!(".{name}.{kind}"))
     }
 
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        // A call that was killed may have left it.
+        // A killed call may have left it.
         let _ = fs::remove_file(self.beside("tmp"));
         self.forget_ifname();
         match fs::remove_file(&self.path) {
@@ -249,9 +249,9 @@ mod tests {
     fn a_write_that_fails_leaves_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
         let entry = Store(dir.path()).entry(&id("c1"), Call::Needs).unwrap();
-        entry.store("old", USUAL).unwrap();
+        entry.store("old", DEFAULT_IFNAME).unwrap();
         fs::create_dir(dir.path().join(".c1.tmp")).unwrap();
-        assert!(entry.store("new", USUAL).unwrap_err().to_string().contains("writing"));
+        assert!(entry.store("new", DEFAULT_IFNAME).unwrap_err().to_string().contains("writing"));
         assert_eq!(entry.load().unwrap().unwrap(), b"old");
     }
 }

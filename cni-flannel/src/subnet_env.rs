@@ -1,10 +1,14 @@
-//! `subnet.env` as Go flannel's plug-in reads it: `KEY=value` lines without quotes. It is stricter than the agent, which
-//! reads its own former file: what a pod gets is decided here.
+//! `subnet.env` as Go flannel's plug-in reads it: `KEY=value` lines without quotes.
+//!
+//! Unlike `flannel_core::subnet_env`, which ignores what it cannot read in the agent's former file, this reader returns an
+//! error: pods get their addresses from these values.
 
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use flannel_core::files::{self, Trust};
-use flannel_core::net::{Dual, Family, Prefix};
+use flannel_core::net::{Dual, Family, Prefix, split_cidr};
 
 /// The largest file that is read, in bytes.
 const MAX: u64 = 64 << 10;
@@ -12,7 +16,7 @@ const MAX: u64 = 64 << 10;
 /// The values of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SubnetEnv {
-    /// The pods' networks, those of IPv4 first.
+    /// The pods' networks, IPv4 first.
     pub(crate) networks: Vec<Prefix>,
     pub(crate) subnets: Dual<Prefix>,
     pub(crate) mtu: u32,
@@ -20,7 +24,19 @@ pub(crate) struct SubnetEnv {
 }
 
 impl SubnetEnv {
-    /// Reads the file. The error says in words what is wrong with it.
+    /// Reads the file, again and again until it is complete or `patience` has passed. The error is the last one of
+    /// [`read`](Self::read).
+    pub(crate) fn wait(path: &Path, patience: Duration, poll_every: Duration) -> Result<Self, String> {
+        let until = Instant::now() + patience;
+        loop {
+            match Self::read(path) {
+                Err(_) if Instant::now() < until => thread::sleep(poll_every),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Reads the file. The error says what is wrong with it.
     pub(crate) fn read(path: &Path) -> Result<Self, String> {
         let shown = path.display();
         match files::read(path, Trust::Anyone, MAX) {
@@ -62,7 +78,7 @@ impl SubnetEnv {
     }
 }
 
-/// CIDRs with commas between them, each once.
+/// Parses a comma-separated list of CIDRs and drops duplicates.
 fn list(key: &str, value: &str, family: Family) -> Result<Vec<Prefix>, String> {
     let mut prefixes = Vec::new();
     for cidr in value.split(',') {
@@ -74,13 +90,11 @@ fn list(key: &str, value: &str, family: Family) -> Result<Vec<Prefix>, String> {
     Ok(prefixes)
 }
 
-/// The network that a CIDR lies in.
+/// Parses a CIDR and clears its host bits.
 fn prefix(key: &str, cidr: &str, family: Family) -> Result<Prefix, String> {
-    let parsed = cidr.split_once('/').and_then(|(addr, len)| {
-        let digits = !len.is_empty() && len.bytes().all(|byte| byte.is_ascii_digit());
-        Prefix::masked(addr.parse().ok()?, len.parse().ok().filter(|_| digits)?).ok()
-    });
-    parsed
+    let prefix = split_cidr(cidr).and_then(|(addr, len)| Prefix::masked(addr, len));
+    prefix
+        .ok()
         .filter(|prefix| prefix.family() == family)
         .ok_or_else(|| format!("{key}: {cidr:?} is not a CIDR of {family}"))
 }

@@ -234,8 +234,12 @@ impl FromStr for Prefix {
     }
 }
 
-/// Splits `ADDRESS/LENGTH` without checking host bits, for input that may have them set.
-pub(crate) fn split_cidr(text: &str) -> Result<(IpAddr, u8), PrefixError> {
+/// Splits `ADDRESS/LENGTH`, whose host bits may be set: [`Prefix::masked`] clears them, and checks the length. Only digits
+/// are accepted in the length.
+///
+/// # Errors
+/// [`PrefixError::Syntax`]. Final for this text.
+pub fn split_cidr(text: &str) -> Result<(IpAddr, u8), PrefixError> {
     let syntax = || PrefixError::Syntax(text.to_owned());
     let (addr, len) = text.split_once('/').ok_or_else(syntax)?;
     if len.is_empty() || !len.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{AssembleError, assemble};
 use crate::firewall::Keeper;
+use crate::flags::UsageError;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::options::{Capabilities, Options, StateFile};
@@ -64,6 +65,8 @@ pub(crate) enum AgentError {
     Overlay(#[from] OverlayError),
     #[error("keeping the firewall's rules")]
     Firewall(#[from] FirewallError),
+    #[error(transparent)]
+    Usage(#[from] UsageError),
 }
 
 impl AgentError {
@@ -71,6 +74,7 @@ impl AgentError {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Overlay(OverlayError::LeaseLost) => exit::LEASE_LOST,
+            Self::Usage(_) => exit::USAGE,
             _ => exit::FAILURE,
         }
     }
@@ -79,6 +83,7 @@ impl AgentError {
 /// Runs until a signal. Steps that need privileges or can fail at once come first, so that a failure changes nothing.
 pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentError> {
     privileges::check()?;
+    options.cni.check()?;
     check_place(&options.subnet_file)
         .map_err(|source| AgentError::SubnetFile { path: options.subnet_file.clone(), source })?;
     check_state_file(options.state_file.as_ref())?;

@@ -1,4 +1,4 @@
-//! Installs the CNI plug-in and its configuration on the host (`-cni-bin-dir`, `-cni-conf-dir`), and keeps them there.
+//! Installs the CNI plug-in and its configuration on the host, and restores them (`-cni-bin-dir`, `-cni-conf-dir`).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,17 +9,17 @@ use flannel_core::overlay::Handle;
 use flannel_core::text::chain;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::flags::{UsageError, Values};
 use crate::status::is_ready;
 
 /// How often both are checked, as `subnet.env` is.
 const CHECK_EVERY: Duration = Duration::from_secs(30);
-/// How soon a failure is tried again.
+/// The delay before a retry.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What is installed where. Nothing by default.
+/// What is installed, and where. Nothing by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Cni {
     plugin: Option<Plugin>,
@@ -34,7 +34,7 @@ struct Plugin {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Configuration {
-    /// `None`: that of flannel's manifest.
+    /// `None` for that of flannel's manifest.
     source: Option<PathBuf>,
     directory: PathBuf,
 }
@@ -46,7 +46,7 @@ impl Configuration {
 }
 
 impl Cni {
-    /// Reads the flags. A configuration that could not be installed is an error.
+    /// Reads the flags. No file is read: commands beside the agent need none.
     pub(crate) fn read(values: &Values, beside: impl FnOnce() -> PathBuf) -> Result<Self, UsageError> {
         let path = |name| Some(values.text(name)).filter(|text| !text.is_empty()).map(PathBuf::from);
         let needs = |name, other: &str| match path(name) {
@@ -61,31 +61,33 @@ impl Cni {
             Some(directory) => Some(Configuration { source: path("cni-conf"), directory }),
             None => needs("cni-conf", "cni-conf-dir").map(|()| None)?,
         };
-        if let Some(configuration) = &configuration {
-            let checked = configuration.text().and_then(|text| install::check(&text));
-            checked.map_err(|error| UsageError::value("cni-conf", values.text("cni-conf"), chain(&error)))?;
-        }
         Ok(Self { plugin, configuration })
     }
 
-    /// Installs both and keeps them in place until the agent has ended: the plug-in at once, the configuration once pods
-    /// can be attached. They stay then, because the pods stay.
+    /// Checks the configuration before the agent starts.
+    pub(crate) fn check(&self) -> Result<(), UsageError> {
+        let Some(configuration) = &self.configuration else { return Ok(()) };
+        let shown = configuration.source.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let checked = configuration.text().and_then(|text| install::check(&text));
+        checked.map_err(|error| UsageError::value("cni-conf", &shown, chain(&error)))
+    }
+
+    /// Installs the plug-in at once and the configuration when pods can be attached, and restores both until the agent ends.
+    /// They stay afterwards, because the pods stay.
     pub(crate) async fn keep(self, mut handle: Handle, mut rules: watch::Receiver<RulesState>) {
-        let (mut told, mut is_open) = (Told::default(), false);
         if self == Self::default() {
             return;
         }
+        let (mut logged, mut is_open) = (Logged::default(), false);
         loop {
-            is_open = is_open || is_ready(&handle.status(), &rules.borrow_and_update());
             let cni = self.clone();
-            let outcome = spawn_blocking(move || cni.install(is_open)).await;
-            let Ok(outcome) = outcome else { return };
-            let next = if outcome.is_ok() { CHECK_EVERY } else { RETRY };
-            told.tell(&outcome, &self);
-            tokio::select! {
-                () = sleep(next) => {}
-                changed = handle.changed(), if !is_open => if changed.is_err() { return },
-                Ok(()) = rules.changed(), if !is_open => {}
+            let Ok(outcome) = spawn_blocking(move || cni.install(is_open)).await else { return };
+            let due = Instant::now() + if outcome.is_ok() { CHECK_EVERY } else { RETRY };
+            logged.log(&outcome, &self);
+            if !is_open {
+                is_open = timeout_at(due, until_ready(&mut handle, &mut rules)).await.is_ok();
+            } else {
+                sleep_until(due).await;
             }
             if handle.status().ended.is_some() {
                 return;
@@ -93,7 +95,7 @@ impl Cni {
         }
     }
 
-    /// Blocks on the disk.
+    /// Installs the plug-in and, if pods can be attached, the configuration. Blocks on the disk.
     fn install(&self, is_open: bool) -> Result<Option<Installed>, InstallError> {
         if let Some(Plugin { source, directory }) = &self.plugin {
             install::plugin(source, directory)?;
@@ -106,8 +108,8 @@ impl Cni {
         }
     }
 
-    /// Removes the configuration unless another program has changed it, and returns the path if it did. The plug-in stays:
-    /// the runtime needs it to detach pods.
+    /// Removes the configuration unless another program has changed it. Returns its path if it was removed. The plug-in stays,
+    /// because the runtime needs it to detach pods.
     pub(crate) fn remove(&self) -> Result<Option<PathBuf>, InstallError> {
         let Some(configuration) = &self.configuration else { return Ok(None) };
         let removed = install::remove(&configuration.text()?, &configuration.directory)?;
@@ -115,20 +117,33 @@ impl Cni {
     }
 }
 
-/// The plug-in that is installed unless a flag names another one.
+/// Returns the default plug-in to install.
 pub(crate) fn beside_this_program() -> PathBuf {
     std::env::current_exe().unwrap_or_default().with_file_name("flannel")
 }
 
-/// What was logged last: each change is logged once.
+/// Returns when pods can be attached, or when the agent has ended.
+async fn until_ready(handle: &mut Handle, rules: &mut watch::Receiver<RulesState>) {
+    while !is_ready(&handle.status(), &rules.borrow_and_update()) {
+        let changed = tokio::select! {
+            changed = handle.changed() => changed.is_ok(),
+            changed = rules.changed() => changed.is_ok(),
+        };
+        if !changed {
+            return;
+        }
+    }
+}
+
+/// The state that was logged last. Each change is logged once.
 #[derive(Debug, Default)]
-struct Told {
+struct Logged {
     error: Option<String>,
     before: Vec<PathBuf>,
 }
 
-impl Told {
-    fn tell(&mut self, outcome: &Result<Option<Installed>, InstallError>, cni: &Cni) {
+impl Logged {
+    fn log(&mut self, outcome: &Result<Option<Installed>, InstallError>, cni: &Cni) {
         let error = outcome.as_ref().err().map(|error| chain(error));
         if let Some(error) = error.as_ref().filter(|error| self.error.as_ref() != Some(*error)) {
             tracing::warn!(error, "the CNI plug-in or its configuration was not installed; trying again");
@@ -184,7 +199,8 @@ mod tests {
             vec![format!("-cni-conf-dir={}", path("net.d").display()), format!("-cni-conf={}", path(name).display())]
         });
         for arguments in &arguments {
-            assert!(read(arguments).unwrap_err().contains("cni-conf"), "{arguments:?}");
+            let error = read(arguments).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains("cni-conf") && error.contains(dir.path().to_str().unwrap()), "{error}");
         }
         let cni = read(&arguments[0][..1]).unwrap();
         assert_eq!(cni.install(false).unwrap(), None);

@@ -5,6 +5,7 @@
 //! tokio runtime and wait at most ten seconds for anything.
 #![expect(clippy::panic, reason = "test support: a check fails as an assertion does")]
 
+mod fencing;
 mod in_memory;
 mod sharing;
 mod watcher;
@@ -26,6 +27,10 @@ use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use crate::text::chain;
 use watching::{snapshot, snapshot_key};
 
+pub use fencing::{
+    an_earlier_lease_of_the_same_subnets_is_lost, release_frees_and_leaves_a_successor_alone,
+    renew_of_a_deleted_lease_is_lost, renew_of_a_retaken_lease_is_lost,
+};
 pub use in_memory::{InMemory, Nodes};
 pub use sharing::{
     another_nodes_lease_under_the_same_identity_is_left_alone, another_nodes_lease_with_equal_attributes_is_left_alone,
@@ -175,7 +180,7 @@ async fn allocating(harness: &mut dyn Harness, families: Families) {
     a_widened_pool_is_used_at_once(harness, families).await;
     renew_of_a_retaken_lease_is_lost(harness, families).await;
     release_frees_and_leaves_a_successor_alone(harness, families).await;
-    a_lease_of_before_is_not_the_one_that_has_its_subnets_now(harness, families).await;
+    an_earlier_lease_of_the_same_subnets_is_lost(harness, families).await;
     a_lease_that_fits_no_longer_is_replaced(harness, families).await;
     another_nodes_lease_under_the_same_identity_is_left_alone(harness, families).await;
     another_nodes_lease_with_equal_attributes_is_left_alone(harness, families).await;
@@ -395,70 +400,6 @@ pub async fn renew_extends_and_publishes(harness: &mut dyn Harness, families: Fa
     );
     assert_same(&once_more, &changed, "renew");
     ok(two.renew(&once_more).await, "renew over another handle");
-}
-
-/// A lease whose record is gone is lost, and renewing it writes nothing (docs/faults.md, L11).
-pub async fn renew_of_a_deleted_lease_is_lost(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network_for(&*harness, families, 1, 64)).await;
-    let store = harness.open().await;
-    let lease = Node::ready(&*harness, 0, families).await.acquire(&*store).await;
-    harness.delete(&lease.key).await;
-    assert_lost(store.renew(&lease).await, "deleted");
-    let records = snapshot(&*store).await;
-    assert!(records.is_empty(), "renew: a lost lease must not be written again: {records:?}");
-}
-
-/// A lease whose subnet another node has by now is lost, and the other node's record is not changed (docs/faults.md,
-/// L4).
-pub async fn renew_of_a_retaken_lease_is_lost(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
-    let (one, two) = (harness.open().await, harness.open().await);
-    let (a, b) = (Node::new(0, families), Node::new(1, families));
-    let lost = a.acquire(&*one).await;
-    harness.delete(&lost.key).await;
-    let taken = b.acquire_preferring(&*two, lost.subnets).await;
-    assert_eq!(taken.subnets, lost.subnets, "acquire: the subnet of a deleted record must be free");
-    assert_lost(one.renew(&lost).await, "another node's");
-    let records = snapshot(&*one).await;
-    assert_eq!(records.len(), 1, "renew: a lost lease must not be written again: {records:?}");
-    assert_eq!(snapshot_key(&records, &taken.key).attrs, b.attrs, "renew: must not write over the new owner");
-}
-
-/// A release frees the subnet at once, may be repeated, and never changes the record of a later holder.
-pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
-    let (one, two) = (harness.open().await, harness.open().await);
-    let (a, b) = (Node::new(0, families), Node::new(1, families));
-    let lease = a.acquire(&*one).await;
-    ok(one.release(lease.clone()).await, "release");
-    assert_eq!(ok(two.previous(&a.id).await, "previous"), [], "release: the record must be gone");
-    ok(one.release(lease.clone()).await, "release of what was released: that is success");
-    let taken = b.acquire_preferring(&*two, lease.subnets).await;
-    assert_eq!(taken.subnets, lease.subnets, "release: must free the subnet");
-    ok(one.release(lease.clone()).await, "release of what is another's by now: that is success");
-    let records = snapshot(&*two).await;
-    assert_eq!(snapshot_key(&records, &taken.key).attrs, b.attrs, "release: must leave another's record alone");
-    let elsewhere = a.acquire(&*one).await;
-    ok(one.release(lease).await, "release of a lease of before");
-    ok(one.renew(&elsewhere).await, "renew: releasing an older lease must not free the newer one");
-}
-
-/// A node that acquires the subnets of its deleted lease again has another lease: renewing the old one is
-/// [`SubnetError::Lost`], and releasing it changes nothing. Only the fence tells the two apart.
-pub async fn a_lease_of_before_is_not_the_one_that_has_its_subnets_now(harness: &mut dyn Harness, families: Families) {
-    harness.fresh(&network(families, 1, 64)).await;
-    let store = harness.open().await;
-    let node = Node::new(0, families);
-    let old = node.acquire(&*store).await;
-    harness.delete(&old.key).await;
-    let new = node.acquire_preferring(&*store, old.subnets).await;
-    assert_eq!(new.subnets, old.subnets, "acquire: a free preferred subnet must be had ({families})");
-    match store.renew(&old).await {
-        Err(SubnetError::Lost(_)) => {}
-        other => panic!("renew: a lease of before must be SubnetError::Lost, not {other:?}"),
-    }
-    ok(store.release(old).await, "release of a lease of before");
-    ok(store.renew(&new).await, "renew: releasing an older lease must not free the newer one");
 }
 
 /// If a lease no longer fits the pool, `acquire` replaces it (docs/compatibility.md, "Acquiring a lease", step 2), and
