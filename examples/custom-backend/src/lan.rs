@@ -1,4 +1,4 @@
-//! The backend: settings and host in, wanted kernel state out.
+//! The backend: computes kernel state from settings and host.
 
 use flannelkit::config::{ConfigError, NetworkConfig};
 use flannelkit::lease::LeaseAttrs;
@@ -9,24 +9,24 @@ use flannelkit::spi::kernel::{self, LinkId, LinkName, PeerState, Route, RouteSlo
 use crate::device::Device;
 use crate::published;
 
-/// Routes to peers over a device that another program makes.
+/// Routes to peers over a device that another program creates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lan {
     interface: LinkName,
     slot: RouteSlot,
 }
 
-const MISSING: &str = "start the program that sets it up, or correct $.Backend.Interface";
-const DOWN: &str = "set it up, and connect it";
-const UNADDRESSED: &str = "give the device an address";
-const CHANGED: &str = "give the address back, or start the agent again, which then publishes the new one";
-const OFF_LINK: &str = "put all nodes' devices on one network, with addresses of one prefix";
+const MISSING: &str = "start the program that creates it, or correct $.Backend.Interface";
+const DOWN: &str = "bring it up, and check its connection";
+const UNADDRESSED: &str = "assign it an address";
+const CHANGED: &str = "restore the address, or restart the agent to publish the new one";
+const OFF_LINK: &str = "connect all nodes' devices to one network, with addresses in one prefix";
 
 impl Lan {
-    /// The name, in the configuration and in leases.
+    /// The backend's name in the configuration and in leases.
     pub const TYPE: &'static str = "lan";
 
-    /// Reads the settings `Interface` and `Metric` of the network's configuration.
+    /// Parses the settings `Interface` and `Metric` of the network configuration.
     ///
     /// # Errors
     /// [`BackendError::Config`] names the setting. Final for this configuration.
@@ -41,7 +41,7 @@ impl Lan {
             None => RouteSlot::MAIN,
             Some(metric) => {
                 let metric = u32::try_from(metric).ok().filter(|metric| *metric > 0);
-                let metric = metric.ok_or_else(|| wrong("Metric", "is no metric", "write 1 to 4294967295"))?;
+                let metric = metric.ok_or_else(|| wrong("Metric", "is not a valid metric", "write 1 to 4294967295"))?;
                 RouteSlot::new(RouteSlot::MAIN.table, metric)
             }
         };
@@ -52,7 +52,7 @@ impl Lan {
         Device::find(&context.host, &self.interface)
     }
 
-    /// Returns the device if packets of this family can leave and come by it.
+    /// Returns the device if it can carry packets of this family.
     fn ready_device<'a>(&self, local: &'a LocalNode, family: Family) -> Result<Device<'a>, Skip> {
         let (name, host) = (&self.interface, &local.context.host);
         let not_ready = |what: String, remedy| Skip::NotReady { what, remedy };
@@ -60,7 +60,7 @@ impl Lan {
         if !device.link.carrier {
             return Err(not_ready(format!("{name} is down or without a carrier"), DOWN));
         }
-        // Peers send to what the lease says, which a new address of the device does not change.
+        // Peers send to the address in the lease, which does not follow the device's.
         let own = published::address(&local.lease.attrs, family).ok();
         if !own.is_some_and(|own| device.has(host, own)) {
             let what = format!("{name} does not have the {family} address that this node publishes");
@@ -87,8 +87,8 @@ impl Backend for Lan {
         vec![self.slot]
     }
 
-    /// The device is known by its name, as operators write it. One of the kind `External` would be known by the overlay's
-    /// mark, which its program would have to put on it.
+    /// Returns none: the configuration names the device. An `External` device is identified by the overlay's mark,
+    /// which the other program would have to set.
     fn devices(&self, _: &LocalNode) -> Vec<kernel::Device> {
         Vec::new()
     }
@@ -125,9 +125,9 @@ impl Backend for Lan {
         let addr = published::address(&peer.attrs, family)?;
         let device = self.ready_device(local, family)?;
         if context.host.addresses.iter().any(|own| own.addr == addr) {
-            return Err(Skip::BadData(format!("Address of {family} is this node's own")));
+            return Err(Skip::BadData(format!("{family} Address is this node's own")));
         }
-        // The kernel would refuse another gateway, and so should we: it may be anybody's.
+        // The kernel refuses a gateway that is off-link. An untrusted one must be on this device's link.
         if context.host.on_link(addr) != Some(device.index) {
             return Err(Skip::NotOnLink { addr, remedy: OFF_LINK });
         }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_backend_contract_holds() {
-        // Of the contract's hosts all have addresses on eth0.
+        // All hosts of the contract have addresses on eth0.
         backend_contract::all(&Made::new(r#"{"Type":"lan","Interface":"eth0","Metric":50}"#, Lan::new));
         backend_contract::all(&Made::new(r#"{"Type":"lan","Interface":"eth0"}"#, Lan::new));
     }
@@ -160,7 +160,7 @@ mod tests {
         Lan::new(&samples::config(&Family::BOTH, SETTINGS)).unwrap()
     }
 
-    /// Node 1, whose eth1 has 198.51.100.1/24 and 2001:db8:1::1/64, with a change of its host.
+    /// Returns node 1, whose eth1 has 198.51.100.1/24 and 2001:db8:1::1/64, after `change` to its host.
     fn local(change: impl FnOnce(&mut HostFacts)) -> LocalNode {
         let mut context = samples::context(samples::config(&Family::BOTH, SETTINGS));
         let mut host = HostFacts::clone(&context.host);
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn while_the_device_or_its_address_is_missing_the_peers_wait() {
+    fn peers_are_not_ready_while_the_device_or_its_address_is_missing() {
         type Change = fn(&mut HostFacts);
         let cases: [(Change, &str, bool); 4] = [
             (|host| drop(host.links.remove(&ETH1)), "eth1 is missing", false),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_elsewhere_or_of_this_node_is_refused() {
+    fn a_gateway_that_is_off_link_or_this_node_is_refused() {
         let refused = |addr: &str| lan().peer(&local(|_| {}), &peer(addr, ""), Family::V4).unwrap_err();
         for elsewhere in ["203.0.113.7", "192.0.2.2"] {
             assert!(matches!(refused(elsewhere), Skip::NotOnLink { .. }), "{elsewhere}");
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_make_no_sense_are_named() {
+    fn invalid_settings_are_named() {
         for (settings, path) in [
             (r#"{"Type":"lan"}"#, "$.Backend.Interface"),
             (r#"{"Type":"lan","Interface":7}"#, "$.Backend.Interface"),

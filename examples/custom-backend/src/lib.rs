@@ -1,22 +1,23 @@
-//! A data plane of your own: pods' traffic over a second network, which another program sets up.
+//! A custom backend: pods' traffic over a second network, which another program sets up.
 //!
-//! Nodes find one another over the uplink, as always, but packets between pods leave by another device: a storage network, a
-//! VLAN, a tunnel of another program. The network's configuration names it:
+//! Packets between pods use another device than the uplink: a storage network, a VLAN, a tunnel of another program. The
+//! network configuration names the device:
 //!
 //! ```json
 //! {"Network":"10.5.0.0/16","Backend":{"Type":"lan","Interface":"eth1","Metric":50}}
 //! ```
 //!
-//! `Interface` is the device's name on every node, and `Metric` the metric of the routes (default: the kernel's). A node
-//! publishes its first address on the device in its lease, and routes each peer's subnet to the address that the peer
-//! published.
+//! `Interface` is the device's name on every node, and `Metric` the metric of the routes (default: the kernel's). A
+//! node publishes the device's first usable address in its lease, and routes each peer's subnet to the address in the
+//! peer's lease.
 //!
-//! The device belongs to the other program. The overlay does not create, change or delete it. While it is away the peers are
-//! skipped, and the status says why ([`Skip::NotReady`](flannelkit::spi::backend::Skip::NotReady)). A node cannot start without
-//! it: it would have nothing to publish. An address that changes is published with the next start.
+//! The other program owns the device: the overlay does not create, change or delete it. While the device is missing,
+//! peers are skipped with [`Skip::NotReady`](flannelkit::spi::backend::Skip::NotReady). A node cannot start without the
+//! device, whose address it publishes. A changed address is published at the next start.
 //!
 //! ```no_run
-//! # fn example(store: std::sync::Arc<dyn flannelkit::spi::subnet::SubnetManager>) -> Result<(), Box<dyn std::error::Error>> {
+//! # use flannelkit::spi::subnet::SubnetManager;
+//! # fn example(store: std::sync::Arc<dyn SubnetManager>) -> Result<(), Box<dyn std::error::Error>> {
 //! use custom_backend::Lan;
 //! use flannelkit::{NetlinkKernel, Overlay};
 //!

@@ -1,4 +1,4 @@
-//! What a node publishes beside its public address: `{"Address":"198.51.100.7"}`, in the data of each family.
+//! The backend data of a lease, per family: `{"Address":"198.51.100.7"}`.
 
 use std::net::IpAddr;
 
@@ -9,22 +9,22 @@ use flannelkit::spi::backend::Skip;
 
 const ADDRESS: &str = "Address";
 
-/// Returns the data of a node with this address on the device.
+/// Returns the backend data for a node's address on the device.
 pub(crate) fn data(addr: IpAddr) -> Json {
     Json::object(&[(ADDRESS, Scalar::Text(&addr.to_string()))])
 }
 
-/// Returns the address that a peer published. Anybody may have written it: the reason of a skip repeats none of it.
+/// Returns the address that a peer published. The data is untrusted: the reason of a skip quotes none of it.
 pub(crate) fn address(attrs: &LeaseAttrs, family: Family) -> Result<IpAddr, Skip> {
-    let bad = |what: &str| Skip::BadData(format!("{ADDRESS} of {family} {what}"));
+    let bad = |what: &str| Skip::BadData(format!("{family} {ADDRESS} {what}"));
     let data = attrs.backend_data.get(family).ok_or_else(|| bad("is missing"))?;
-    let object = Object::parse(data.as_str().as_bytes()).map_err(|_| bad("is in no JSON object"))?;
-    let text = object.string(ADDRESS).map_err(|_| bad("is no text"))?.ok_or_else(|| bad("is missing"))?;
-    let addr = text.parse().map_err(|_| bad("is no IP address"))?;
+    let object = Object::parse(data.as_str().as_bytes()).map_err(|_| bad("is not in a JSON object"))?;
+    let text = object.string(ADDRESS).map_err(|_| bad("is not a string"))?.ok_or_else(|| bad("is missing"))?;
+    let addr = text.parse().map_err(|_| bad("is not an IP address"))?;
     if Family::of(addr) != family {
-        return Err(bad("is of the other family"));
+        return Err(bad("belongs to the other family"));
     }
-    if is_public_unicast(addr) { Ok(addr) } else { Err(bad("is no address of one node")) }
+    if is_public_unicast(addr) { Ok(addr) } else { Err(bad("is not a usable unicast address")) }
 }
 
 #[cfg(test)]
@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_publishes_is_read_back() {
+    fn published_addresses_round_trip() {
         for (text, family) in [("198.51.100.7", Family::V4), ("2001:db8:1::7", Family::V6)] {
             let addr = text.parse().unwrap();
             assert_eq!(read(Some(data(addr).as_str()), family), Ok(addr));
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_data_is_refused_with_a_short_reason_of_our_own_words() {
+    fn hostile_data_is_refused_with_a_short_ascii_reason() {
         let long = format!(r#"{{"Address":"{}"}}"#, "9".repeat(4000));
         let deep = format!(r#"{{"Address":{}1{}}}"#, "[".repeat(100), "]".repeat(100));
         let texts = [

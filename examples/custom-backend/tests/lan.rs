@@ -1,4 +1,4 @@
-//! Two nodes on the real kernel, each with a second network beside the underlay.
+//! Two nodes on the real kernel, connected by the underlay and a second network.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 const NETWORK: &[u8] = br#"{"Network":"10.244.0.0/16","Backend":{"Type":"lan","Interface":"lan0","Metric":50}}"#;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The second network: a switch of its own, and a device of another name on it in each node.
+/// The second network: a switch, and a device on each node.
 struct SecondNetwork {
     switch: Namespace,
 }
@@ -36,7 +36,7 @@ impl SecondNetwork {
         Ipv4Addr::new(198, 51, 100, node).into()
     }
 
-    /// Does what the program does that sets the network up on a node.
+    /// Sets up the network on a node, as the other program would.
     fn connect(&self, ns: &Namespace, node: u8) {
         let port = format!("lan{node}");
         ns.add_veth("lan0", &self.switch, &port).unwrap();
@@ -49,18 +49,18 @@ impl SecondNetwork {
 
 fn overlay(store: &MemorySubnets, ns: &Namespace, node: u8) -> Overlay {
     let node = NodeIdentity::new(&format!("node-{node}")).unwrap();
-    // One that is being forked may still hold the claim of the agent before.
+    // A child that is being forked may still hold the claim of the previous agent.
     drop(testkit::hold_commands());
     let kernel = NetlinkKernel::in_namespace(ns.as_fd().try_clone_to_owned().unwrap()).unwrap();
     Overlay::builder()
         .backend(Lan::TYPE, Lan::new)
-        // Audits by the clock alone would hide a hint that is missing.
+        // Frequent periodic audits would hide a missing hint.
         .audit_every(Duration::from_secs(600))
         .build(Arc::new(store.for_node(ThisNode::named(node))), Arc::new(kernel))
         .unwrap()
 }
 
-/// The route to a peer's pods, as the node has it.
+/// Returns the node's route to a peer's pods.
 fn route(ns: &Namespace) -> Option<(IpAddr, String, u32)> {
     let routes = ns.routes(Family::V4).unwrap();
     let network = "10.244.0.0/16".parse::<flannelkit::net::Prefix>().unwrap();
@@ -69,7 +69,7 @@ fn route(ns: &Namespace) -> Option<(IpAddr, String, u32)> {
 }
 
 #[test]
-fn pods_reach_one_another_over_the_second_network_whenever_it_is_there() {
+fn pods_reach_each_other_over_the_second_network_while_it_exists() {
     let runtime = Runtime::new().unwrap();
     let _inside = runtime.enter();
     let underlay = Underlay::new(2, Families::V4).expect("the lab needs root, or: unshare -Urn cargo test");
@@ -77,7 +77,7 @@ fn pods_reach_one_another_over_the_second_network_whenever_it_is_there() {
     let store = MemorySubnets::new(NetworkConfig::parse(NETWORK, Allocation::Pool).unwrap());
     let nodes: Vec<_> = (1..=2).zip(underlay.nodes()).collect();
 
-    // Without the device a node has nothing to publish: its agent ends, and says what to do.
+    // Without the device a node has no address to publish: the agent ends with a remedy.
     let refused = Agent::start(overlay(&store, &nodes[0].1.ns, 1), PATIENCE);
     match runtime.block_on(refused.ended()) {
         Err(error @ OverlayError::Backend(_)) => {
@@ -87,7 +87,7 @@ fn pods_reach_one_another_over_the_second_network_whenever_it_is_there() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(store.records().is_empty(), "no lease is taken for nothing");
+    assert!(store.records().is_empty(), "no lease is acquired");
 
     let mut agents = Vec::new();
     for (nth, node) in &nodes {
@@ -108,7 +108,7 @@ fn pods_reach_one_another_over_the_second_network_whenever_it_is_there() {
     let there = pods[1].addr(Family::V4).unwrap();
     probe::until_reply(&pods[0].ns, there, PATIENCE).unwrap();
 
-    // Its program takes the device away: the peer waits, and the node keeps its lease.
+    // The other program deletes the device: the peer is skipped, and the node keeps its lease.
     let node = &nodes[0].1.ns;
     node.delete_link("lan0").unwrap();
     let is_missing = |status: &Status| {
@@ -120,12 +120,12 @@ fn pods_reach_one_another_over_the_second_network_whenever_it_is_there() {
     assert_eq!(route(node), None);
     probe::ping(&pods[0].ns, there, Duration::from_millis(200)).unwrap_err();
 
-    // It comes back as a new device under the old name.
+    // The device is created again under the old name.
     second.connect(node, 1);
     runtime.block_on(agents[0].until(|status| status.is_ready() && status.skipped.is_empty()));
     probe::until_reply(&pods[0].ns, there, PATIENCE).unwrap();
 
-    // An overlay that goes takes its routes, and leaves the device to its program.
+    // A stopped overlay deletes its routes, and leaves the device in place.
     for (agent, (_, node)) in agents.iter().zip(&nodes) {
         runtime.block_on(agent.removed()).unwrap();
         assert_eq!(agent.status().ended, Some(End::Stopped));

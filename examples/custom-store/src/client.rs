@@ -1,4 +1,4 @@
-//! What a node knows of the hub: a store of leases.
+//! The hub's client: a lease store.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,12 +22,12 @@ use crate::wire::{Claim, Entry, Line, Write};
 
 const CONFIG: &str = "/v1/config";
 
-/// How often a write is tried again that others were faster than. Each time one of them has got what it wanted.
+/// The maximum number of attempts to acquire a lease. A conflict means that another write succeeded.
 const TRIES: usize = 64;
-/// How long the list of all leases may take.
+/// The time limit for the list of all leases.
 const LIST: Duration = Duration::from_secs(10);
 
-/// A node's handle on the hub.
+/// A node's client of the hub.
 #[derive(Clone)]
 pub struct Hub {
     addr: SocketAddr,
@@ -37,29 +37,29 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Returns a handle on the hub at this address for a node of this name, which is one node's alone. Its leases last an hour.
+    /// Returns a client of the hub at `addr` for `node`, whose name must be unique. Leases last one hour.
     pub fn new(addr: SocketAddr, node: NodeIdentity) -> Self {
         Self { addr, node, ttl: Duration::from_secs(3600), clock: Arc::new(SystemClock::default()) }
     }
 
-    /// Returns the same with leases that last so long: up to a year.
+    /// Sets the duration of leases: at most one year.
     #[must_use]
     pub fn with_ttl(self, ttl: Duration) -> Self {
         Self { ttl, ..self }
     }
 
-    /// Opens the list of all leases and of what changes.
+    /// Opens a watch: all leases, then the changes.
     pub(crate) async fn open(&self, doing: &'static str) -> Result<Watching, SubnetError> {
         http::lines(self.addr, "/v1/watch").await.map_err(|fault| self.error(doing, fault))
     }
 
-    /// What a fault is to the agent.
+    /// Converts a fault to the agent's error type.
     pub(crate) fn error(&self, doing: &'static str, fault: Fault) -> SubnetError {
         match fault {
             Fault::Refused(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
                 SubnetError::Denied { doing, source: fault.into() }
             }
-            // Of what is asked for while this is an error, a configuration alone can be missing.
+            // Callers treat a missing lease separately: here only the configuration can be missing.
             Fault::Refused(StatusCode::NOT_FOUND, reason) => SubnetError::Unconfigured { at: self.config_at(), reason },
             Fault::Refused(StatusCode::BAD_REQUEST, reason) => {
                 SubnetError::Invalid { at: self.addr.to_string(), reason }
@@ -97,9 +97,9 @@ impl Hub {
         list.map_err(|fault| self.error(doing, fault))
     }
 
-    /// Writes a lease in the place of this revision. Returns none if somebody else was first.
+    /// Writes a lease if its revision is `write.revision`. Returns `None` on a conflict.
     async fn put(&self, node: &str, write: &Write, doing: &'static str) -> Result<Option<Lease>, SubnetError> {
-        // Before the hub is asked: the time that the answer takes is not the holder's to use.
+        // Read before the request: the lease must not end later here than on the hub.
         let now = self.clock.now();
         let body = serde_json::to_string(write).map_err(|error| self.error(doing, error.into()))?;
         let said = match http::call(self.addr, Method::PUT, &path(node), body).await {
@@ -139,7 +139,7 @@ impl SubnetManager for Hub {
         let config = self.network_config().await?;
         let now = self.clock.now();
         let entry = self.entry(node.as_str(), "reading the previous lease").await?;
-        // A record of ours that is bad is as good as none: acquire mends it.
+        // An invalid record counts as missing: `acquire` replaces it.
         let lease = entry.and_then(|entry| entry.lease(now).ok());
         Ok(lease.filter(|lease| all_compatible(&config, &lease.subnets)).into_iter().collect())
     }
@@ -152,7 +152,7 @@ impl SubnetManager for Hub {
             let mut own = None;
             let mut taken = Taken::of(&config);
             for entry in self.entries(DOING).await? {
-                // Of the node's own lease what it publishes may be bad, and of another's too.
+                // Only the subnets matter: invalid attributes are accepted.
                 let subnets = entry.claim.subnets().unwrap_or_default();
                 if entry.node == node.as_str() {
                     own = Some((entry.revision, subnets));
@@ -176,13 +176,13 @@ impl SubnetManager for Hub {
     async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
         const DOING: &str = "renewing a lease";
         let lost = |why: &str| SubnetError::Lost(format!("{} {why}", lease.key));
-        let node = NodeIdentity::new(lease.key.as_str()).map_err(|_| lost("is no node of the hub's"))?;
-        let found = self.entry(node.as_str(), DOING).await?.ok_or_else(|| lost("has no lease"))?;
+        let node = NodeIdentity::new(lease.key.as_str()).map_err(|_| lost("is not a valid node name"))?;
+        let found = self.entry(node.as_str(), DOING).await?.ok_or_else(|| lost("has no lease on the hub"))?;
         if !found.is_of(lease) {
-            return Err(lost("has another lease"));
+            return Err(lost("has a different lease on the hub"));
         }
         let write = self.write(found.revision, &lease.subnets, &lease.attrs)?;
-        // Where somebody wrote it meanwhile, the agent asks again, and sees whether it is still its own.
+        // After a conflict the agent retries, and checks again whether the lease is its own.
         self.put(node.as_str(), &write, DOING).await?.ok_or_else(|| beaten(DOING))
     }
 
@@ -201,7 +201,7 @@ impl SubnetManager for Hub {
     }
 
     async fn changed(&self) {
-        // An agent that waits for a configuration asks by itself.
+        // The agent polls for a configuration.
         std::future::pending().await
     }
 
@@ -210,11 +210,11 @@ impl SubnetManager for Hub {
     }
 }
 
-/// A node's identity needs no escaping in a path.
+/// Returns the path of a node's lease. A [`NodeIdentity`] needs no escaping.
 fn path(node: &str) -> String {
     format!("/v1/leases/{node}")
 }
 
 fn beaten(doing: &'static str) -> SubnetError {
-    SubnetError::Unavailable { doing, source: "others keep writing first".into() }
+    SubnetError::Unavailable { doing, source: "another client wrote to the hub first".into() }
 }

@@ -1,4 +1,4 @@
-//! The hub's connections: bounded in number, in time, and in what the head of a request may hold.
+//! The hub's connections: bounded in number, lifetime and size of a request's head.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// The most connections at a time. Others wait until one ends.
+/// The maximum number of connections. Others wait until one ends.
 pub(crate) const MAX_CONNECTIONS: usize = 900;
-/// How long a connection lasts, whoever does not read or write on it.
+/// The maximum lifetime of a connection, including one whose client does not read or write.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(660);
-/// How long the head of a request may take.
+/// The time limit for a request's head.
 const HEAD: Duration = Duration::from_secs(5);
-/// The largest head of a request, in bytes. The server takes no smaller limit.
+/// The maximum size of a request's head, in bytes. hyper accepts no smaller limit.
 const MAX_HEAD: usize = 8192;
-/// The pause after a connection could not be taken, most likely for want of file descriptors.
+/// The pause after a failed accept, most likely for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves one request a connection. Dropped, it ends all of them.
+/// Serves one request per connection. Dropping the future closes all connections.
 pub(crate) async fn serve(listener: TcpListener, router: Router) -> Infallible {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut open = JoinSet::new();
@@ -36,7 +36,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router) -> Infallible {
                 let router = router.clone();
                 open.spawn(async move {
                     let _place = place;
-                    // A client that goes amid a request is no trouble of the hub's.
+                    // Errors of one client do not affect the hub.
                     let _ = timeout(LIFETIME, answer(stream, router)).await;
                 });
             }

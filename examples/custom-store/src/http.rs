@@ -1,4 +1,4 @@
-//! Requests to the hub: one a connection, bounded in time and size.
+//! Requests to the hub: one per connection, bounded in time and size.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,33 +16,33 @@ use tokio::time::timeout;
 use crate::lines::Lines;
 use crate::wire::MAX_BODY;
 
-/// How long a whole request may take.
+/// The time limit for a request and its response.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// The largest head of an answer, in bytes.
+/// The maximum size of a response's head, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
-    #[error("no connection to the hub at {0}")]
+    #[error("cannot connect to the hub at {0}")]
     Connect(SocketAddr, #[source] io::Error),
-    #[error("no answer of the hub within {0:?}")]
+    #[error("the hub did not answer within {0:?}")]
     Late(Duration),
     #[error("the connection to the hub failed")]
     Http(#[from] hyper::Error),
-    #[error("the request could not be made")]
+    #[error("cannot build the request to the hub")]
     Request(#[from] hyper::http::Error),
-    #[error("the hub's answer is longer than {MAX_BODY} bytes")]
+    #[error("the hub's answer exceeds {MAX_BODY} bytes")]
     TooLong,
-    #[error("the hub's answer is not what a hub says")]
+    #[error("cannot parse the hub's answer")]
     Malformed(#[from] serde_json::Error),
-    #[error("the hub answers {0}: {1}")]
+    #[error("the hub answered {0}: {1}")]
     Refused(StatusCode, String),
-    #[error("the hub's list of leases has no end")]
+    #[error("the hub's list of leases is incomplete or too long")]
     Unlisted,
 }
 
-/// An answer, and the connection that it comes by. Dropped, it ends the connection.
+/// A response and its connection, which closes on drop.
 struct Answer {
     response: Response<Incoming>,
     connection: JoinSet<()>,
@@ -54,7 +54,7 @@ async fn send(hub: SocketAddr, method: Method, path: &str, body: String) -> Resu
     let (mut sender, driver) = client.max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
     let mut connection = JoinSet::new();
     connection.spawn(async move {
-        // What goes wrong is told by the answer.
+        // `send_request` and the body return the error.
         let _ = driver.await;
     });
     let request = Request::builder().method(method).uri(path).header(header::HOST, hub.to_string());
@@ -62,7 +62,7 @@ async fn send(hub: SocketAddr, method: Method, path: &str, body: String) -> Resu
     Ok(Answer { response, connection })
 }
 
-/// Makes a request and returns the answer's body.
+/// Sends a request and returns the response's body.
 pub(crate) async fn call(hub: SocketAddr, method: Method, path: &str, body: String) -> Result<Bytes, Fault> {
     let whole = async {
         let Answer { response, connection: _open } = send(hub, method, path, body).await?;
@@ -89,7 +89,7 @@ pub(crate) async fn lines(hub: SocketAddr, path: &str) -> Result<Watching, Fault
     timeout(DEADLINE, open).await.unwrap_or(Err(Fault::Late(DEADLINE)))
 }
 
-/// A stream of lines, and the connection that they come by.
+/// A stream of lines and its connection.
 pub(crate) struct Watching {
     pub(crate) lines: Lines<Incoming>,
     _connection: JoinSet<()>,
@@ -108,7 +108,7 @@ async fn read(body: &mut Incoming) -> Result<Bytes, Fault> {
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> Result<(), Fault> {
-    /// The most of a reason that is kept, in bytes.
+    /// The maximum length of a reason, in bytes.
     const REASON: usize = 512;
     if status.is_success() {
         return Ok(());

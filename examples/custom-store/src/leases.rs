@@ -1,4 +1,4 @@
-//! What the hub holds, and which requests it grants. Knows no time but what it is told, and no network.
+//! The hub's state, and the rules for changing it. Does no I/O and reads no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,31 +12,30 @@ use flannelkit::spi::subnet::NodeIdentity;
 
 use crate::wire::{Claim, Entry, Write};
 
-/// The most leases: each node holds a connection to the hub, and a process may open 1024 files where nobody has raised the
-/// limit.
+/// The maximum number of leases: each node has a connection to the hub, and the default limit is 1024 open files.
 pub(crate) const MAX_LEASES: usize = 400;
-/// How long a lease may last: a year.
+/// The maximum duration of a lease: a year.
 const MAX_TTL: Duration = Duration::from_secs(365 * 86_400);
 
-/// Why a request is not granted, in words for people.
+/// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It makes no sense.
+    /// The request is invalid.
     Bad(String),
-    /// There is no such thing.
+    /// The lease or configuration does not exist.
     Missing(&'static str),
-    /// Somebody else was first: read again.
+    /// The request conflicts with another write. Read again.
     Conflict(String),
-    /// There is no room.
+    /// The limit of leases or watches is reached.
     Full,
 }
 
-/// The leases, and the network that they are of.
+/// The leases and the network configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     config: Option<(String, NetworkConfig)>,
     held: BTreeMap<String, Held>,
-    /// That of the last write.
+    /// The revision of the last write.
     revision: u64,
 }
 
@@ -50,13 +49,13 @@ struct Held {
 }
 
 impl Leases {
-    /// Returns the network's configuration, to the letter.
+    /// Returns the network configuration, exactly as written.
     pub(crate) fn config(&self) -> Result<&str, Refusal> {
         let text = self.config.as_ref().map(|(text, _)| text.as_str());
-        text.ok_or(Refusal::Missing("no network configuration; write flannel's document there"))
+        text.ok_or(Refusal::Missing("no network configuration; write it with PUT /v1/config"))
     }
 
-    /// Replaces the network's configuration. Leases that no longer fit stay until their nodes take others.
+    /// Replaces the network configuration. Leases that no longer fit stay until their nodes replace them.
     pub(crate) fn put_config(&mut self, text: String) -> Result<(), Refusal> {
         let config = NetworkConfig::parse(text.as_bytes(), Allocation::Pool);
         self.config = Some((text, config.map_err(|error| Refusal::Bad(error.to_string()))?));
@@ -74,22 +73,22 @@ impl Leases {
         self.held.iter().map(|(node, held)| held.entry(node, now)).collect()
     }
 
-    /// Writes a lease, if the node has seen what it replaces and nobody else has its subnets.
+    /// Writes a lease if its revision matches and no other node has an overlapping subnet.
     pub(crate) fn put(&mut self, node: &str, write: Write, now: BootTime) -> Result<Entry, Refusal> {
         NodeIdentity::new(node).map_err(|error| Refusal::Bad(error.to_string()))?;
         let Write { revision, ttl_ms, claim } = write;
         let ttl = Duration::from_millis(ttl_ms);
         if ttl.is_zero() || ttl > MAX_TTL {
-            return Err(Refusal::Bad(format!("ttl_ms is {ttl_ms}, and has to be 1 to {}", MAX_TTL.as_millis())));
+            return Err(Refusal::Bad(format!("ttl_ms is {ttl_ms}, but must be 1 to {}", MAX_TTL.as_millis())));
         }
         if claim.attrs.get().len() > LeaseAttrs::MAX_BYTES {
-            return Err(Refusal::Bad(format!("attrs are more than {} bytes", LeaseAttrs::MAX_BYTES)));
+            return Err(Refusal::Bad(format!("attrs exceed {} bytes", LeaseAttrs::MAX_BYTES)));
         }
         let subnets = claim.subnets().map_err(Refusal::Bad)?;
         let own = self.held.get(node);
         check_revision(own, revision)?;
         let created = match own {
-            // It keeps them also where the network has changed since.
+            // A renewal is granted even if the network has changed since.
             Some(own) if own.subnets == subnets => own.created,
             _ => {
                 self.check_free(node, &subnets)?;
@@ -106,7 +105,7 @@ impl Leases {
         Ok(entry)
     }
 
-    /// Deletes a lease of this revision, or of any.
+    /// Deletes a lease if it has this revision, or any if `None`.
     pub(crate) fn delete(&mut self, node: &str, revision: Option<u64>) -> Result<(), Refusal> {
         let own = self.held.get(node).ok_or(Refusal::Missing("no lease of this node"))?;
         if let Some(revision) = revision {
@@ -116,7 +115,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Deletes the leases that have ended, and returns their nodes.
+    /// Deletes the expired leases, and returns their nodes.
     pub(crate) fn expire(&mut self, now: BootTime) -> Vec<String> {
         let ended = self.held.iter().filter(|(_, held)| held.expires <= now);
         let ended: Vec<_> = ended.map(|(node, _)| node.clone()).collect();
@@ -124,23 +123,23 @@ impl Leases {
         ended
     }
 
-    /// Returns when the next lease ends.
+    /// Returns when the next lease expires.
     pub(crate) fn next_end(&self) -> Option<BootTime> {
         self.held.values().map(|held| held.expires).min()
     }
 
-    /// Whether the network may give these subnets out and no other node has one of them. Without the first, one node could take
-    /// everything.
+    /// Checks that the subnets fit the configuration, so that no node can claim the whole network, and that they
+    /// overlap no other node's.
     fn check_free(&self, node: &str, subnets: &Dual<Prefix>) -> Result<(), Refusal> {
         let (_, config) = self.config.as_ref().ok_or(Refusal::Missing("no network configuration"))?;
         if !all_compatible(config, subnets) {
-            return Err(Refusal::Conflict("the network does not give these subnets out".to_owned()));
+            return Err(Refusal::Conflict("the network configuration does not allow these subnets".to_owned()));
         }
         let overlaps = |held: &Held| {
             subnets.iter().any(|(family, subnet)| held.subnets.get(family).is_some_and(|other| other.overlaps(subnet)))
         };
         match self.held.iter().find(|(other, held)| *other != node && overlaps(held)) {
-            Some((other, _)) => Err(Refusal::Conflict(format!("{other} has one of these subnets"))),
+            Some((other, _)) => Err(Refusal::Conflict(format!("node {other} has an overlapping subnet"))),
             None => Ok(()),
         }
     }
@@ -181,11 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_has_not_seen_the_last_one_is_refused() {
+    fn a_write_with_a_stale_revision_is_refused() {
         let mut leases = leases();
         let first = leases.put("a", write(0, "10.5.1.0/24"), at(0)).unwrap();
         let second = leases.put("a", write(first.revision, "10.5.1.0/24"), at(1)).unwrap();
-        assert_eq!(second.created, first.created, "a renewal is no new lease");
+        assert_eq!(second.created, first.created, "a renewal keeps the lease");
         for seen in [0, first.revision, 99] {
             assert!(matches!(leases.put("a", write(seen, "10.5.1.0/24"), at(2)), Err(Refusal::Conflict(_))), "{seen}");
             assert!(matches!(leases.delete("a", Some(seen)), Err(Refusal::Conflict(_))), "{seen}");
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn no_subnet_is_given_to_two_nodes_and_none_that_the_network_has_not() {
+    fn overlapping_foreign_and_invalid_subnets_are_refused() {
         let mut leases = leases();
         leases.put("a", write(0, "10.5.1.0/24"), at(0)).unwrap();
         for taken in ["10.5.1.0/24", "10.0.0.0/8", "10.5.0.0/16", "10.5.1.128/25", "10.6.1.0/24"] {
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_ends_unless_it_is_written_again() {
+    fn a_lease_expires_unless_it_is_renewed() {
         let mut leases = leases();
         let first = leases.put("a", write(0, "10.5.1.0/24"), at(0)).unwrap();
         leases.put("b", write(0, "10.5.2.0/24"), at(10)).unwrap();
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_so_many_leases_and_whoever_has_one_keeps_it() {
+    fn leases_are_limited_and_can_be_renewed_at_the_limit() {
         let mut leases = Leases::default();
         leases.put_config(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#.to_owned()).unwrap();
         let subnet = |n: usize| format!("10.{}.{}.0/24", 1 + n / 256, n % 256);

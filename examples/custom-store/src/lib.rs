@@ -1,16 +1,16 @@
-//! A lease store of your own: a hub that keeps the leases of a fleet in memory, and nodes that reach it over HTTP.
+//! A custom lease store: a hub that keeps a fleet's leases in memory, and its client, over HTTP.
 //!
 //! ```text
-//! GET  PUT         /v1/config          the network's configuration, flannel's document
-//! GET  PUT  DELETE /v1/leases/NODE     one node's lease (wire.rs)
-//! GET              /v1/watch           every lease, one a line, then "listed", then what changes, and "beat" meanwhile
+//! GET  PUT         /v1/config          the network configuration, as flannel's JSON
+//! GET  PUT  DELETE /v1/leases/NODE     a node's lease (wire.rs)
+//! GET              /v1/watch           one line per lease, "listed", changes; "beat" when idle
 //! ```
 //!
-//! A write of a lease names the revision that the client has seen, 0 for none. If there is another one, the answer is 409.
-//! The hub never gives one subnet to two nodes. A lease expires unless it is written again in time.
+//! A write of a lease names the revision that it replaces, or 0 for a new lease. If the revision differs, the hub
+//! answers 409. The subnets of two nodes never overlap. A lease expires unless it is renewed.
 //!
-//! [`Server`] is the hub. [`Hub`] is its client on a node: a [`SubnetManager`](flannelkit::spi::subnet::SubnetManager) for an
-//! [`Overlay`](flannelkit::Overlay).
+//! [`Server`] is the hub. [`Hub`] is the client on a node: a
+//! [`SubnetManager`](flannelkit::spi::subnet::SubnetManager) for an [`Overlay`](flannelkit::Overlay).
 //!
 //! ```no_run
 //! # fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,9 +27,9 @@
 //! # }
 //! ```
 //!
-//! Any client that reaches the hub can write: there is no TLS and no password here. Nothing is stored on a
-//! disk. After a restart the hub answers no watch before it has a configuration again. Then it lists nothing, and the nodes, which
-//! have kept their kernel objects, acquire the subnets that they had.
+//! The hub has no TLS and no authentication: any client that reaches it can write. Nothing is stored on disk. After a
+//! restart the hub refuses watches until the configuration is written again. Its list is then empty, and the nodes,
+//! which have kept their kernel objects, acquire their former subnets.
 
 mod client;
 mod connections;

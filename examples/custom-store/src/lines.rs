@@ -1,4 +1,4 @@
-//! The lines of a watch, cut out of the body of an answer.
+//! Splits the body of a watch into lines.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::http::Fault;
 use crate::server::HEARTBEAT;
 use crate::wire::{Line, MAX_BODY};
 
-/// How long the next line may take before the hub counts as gone: three heartbeats.
+/// The time limit for the next line: three heartbeats.
 const SILENCE: Duration = Duration::from_secs(3 * HEARTBEAT.as_secs());
 
-/// The lines of a body.
+/// The lines of a response's body.
 pub(crate) struct Lines<B> {
     body: B,
     rest: BytesMut,
@@ -29,7 +29,7 @@ where
         Self { body, rest: BytesMut::new() }
     }
 
-    /// Returns the next line; none once the body has ended.
+    /// Returns the next line, or `None` at the end of the body.
     pub(crate) async fn next(&mut self) -> Result<Option<Line>, Fault> {
         timeout(SILENCE, self.whole_line()).await.unwrap_or(Err(Fault::Late(SILENCE)))
     }
@@ -60,12 +60,12 @@ mod tests {
 
     fn lines(parts: &[&str]) -> Lines<impl Body<Data = Bytes, Error = hyper::Error> + Unpin + use<>> {
         let parts: Vec<_> = parts.iter().map(|part| Ok(Frame::data(Bytes::from((*part).to_owned())))).collect();
-        // A hub that is dead says nothing more, and does not end either.
+        // A dead hub sends nothing more, and does not close the connection.
         Lines::new(StreamBody::new(stream::iter(parts).chain(stream::pending())))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lines_come_whole_however_they_are_cut_and_a_dead_hub_is_noticed() {
+    async fn lines_are_reassembled_from_chunks_and_a_silent_hub_times_out() {
         let mut lines = lines(&["\"be", "at\"\n\"listed\"\n", "{\"gone\":\"a\"}\n\"be"]);
         for expected in ["Beat", "Listed", "Gone(\"a\")"] {
             let line = lines.next().await.unwrap().unwrap();
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_no_line_of_a_hub_is_a_fault() {
+    async fn an_invalid_line_is_a_fault() {
         let long = "x".repeat(MAX_BODY + 1);
         assert!(matches!(lines(&[&long]).next().await, Err(Fault::TooLong)));
         for text in ["\n", "null\n", "{}\n", "\"beat\" 1\n", "{\"put\":{\"node\":1}}\n", "\u{feff}\"beat\"\n"] {

@@ -1,4 +1,4 @@
-//! The hub, and a node of its fleet. To try it, on one machine:
+//! Runs the hub or a node. On one machine:
 //!
 //! ```text
 //! custom-store hub 192.0.2.1:7000
@@ -6,14 +6,14 @@
 //! curl -N http://192.0.2.1:7000/v1/watch
 //! ```
 //!
-//! and on each that is to be in the network, as root, with the name of the interface to the others:
+//! On each node, as root, with the interface that connects it to the other nodes:
 //!
 //! ```text
 //! custom-store node 192.0.2.1:7000 eth0
 //! ```
 //!
-//! A node is known by its host's name. Both end with Ctrl-C; what a node has programmed stays, and its next run takes over.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "what a program on a terminal is for")]
+//! The node's name is its host name. Ctrl-C stops either; a node's kernel objects stay, and its next run adopts them.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -29,7 +29,8 @@ use flannelkit::{Handle, NetlinkKernel, Overlay, Teardown};
 use tokio::net::TcpListener;
 use tokio::signal::ctrl_c;
 
-const USAGE: &str = "usage: custom-store hub ADDRESS:PORT\n       custom-store node ADDRESS:PORT INTERFACE";
+const USAGE: &str = "usage: custom-store hub IP:PORT\n       custom-store node IP:PORT INTERFACE";
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -53,7 +54,8 @@ async fn main() -> ExitCode {
 }
 
 async fn hub(addr: SocketAddr) -> Result<(), Box<dyn Error>> {
-    let (server, listener) = (Server::default(), TcpListener::bind(addr).await?);
+    let listener = TcpListener::bind(addr).await.map_err(|error| format!("cannot listen on {addr}: {error}"))?;
+    let server = Server::default();
     println!("hub at http://{}/v1/", listener.local_addr()?);
     tokio::select! {
         ended = ctrl_c() => Ok(ended?),
@@ -62,12 +64,12 @@ async fn hub(addr: SocketAddr) -> Result<(), Box<dyn Error>> {
 }
 
 async fn node(addr: SocketAddr, interface: &str) -> Result<(), Box<dyn Error>> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    let name = std::fs::read_to_string(HOST_NAME).map_err(|error| format!("cannot read {HOST_NAME}: {error}"))?;
     let hub = Hub::new(addr, NodeIdentity::new(name.trim())?);
     let overlay = Overlay::builder()
         .backend("vxlan", Vxlan::new)
         .uplink(Select::Name(LinkName::new(interface)?))
-        // A peer that claimed the hub's address would cut every node off.
+        // A peer's subnet that covers the hub's address would cut off the node.
         .store_addresses(vec![addr.ip()])
         .build(Arc::new(hub), Arc::new(NetlinkKernel::new()?))?;
     let mut running = overlay.spawn()?;
@@ -80,9 +82,9 @@ async fn node(addr: SocketAddr, interface: &str) -> Result<(), Box<dyn Error>> {
     Ok(told.await?)
 }
 
-/// Says once that pods can be attached.
+/// Prints the subnets once pods can be attached.
 async fn tell(handle: Handle) {
-    // Where the run ends before, it says why by itself.
+    // If the run ends first, `main` prints the error.
     let Ok(status) = handle.wait_for(|status| status.is_ready()).await else { return };
     let subnets = status.lease.iter().flat_map(|lease| lease.subnets.iter());
     let subnets: Vec<_> = subnets.map(|(_, subnet)| subnet.to_string()).collect();

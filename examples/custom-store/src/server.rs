@@ -1,4 +1,4 @@
-//! The hub: the leases behind an HTTP server.
+//! The hub: an HTTP server for leases.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,29 +22,29 @@ use crate::connections::{self, LIFETIME, MAX_CONNECTIONS};
 use crate::leases::{Leases, Refusal};
 use crate::wire::{Delete, Entry, Line, MAX_BODY, Write};
 
-/// How often a watch says that the hub is there.
+/// The interval between heartbeats of an idle watch.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(3);
-/// How long a watch lasts. Its reader opens another one, so that none lasts whose reader is gone.
+/// The lifetime of a watch. Clients reconnect; watches of dead clients end.
 const WATCH: Duration = Duration::from_secs(600);
-/// The most watches: other requests find a connection beside them.
+/// The maximum number of watches. The remaining connections are for other requests.
 const MAX_WATCHES: usize = MAX_CONNECTIONS * 9 / 10;
-/// How many changes a watch may be behind. One that is further behind ends, and its reader begins anew with the whole list.
+/// The maximum lag of a watch, in changes. Beyond it the watch ends, and its client lists all leases again.
 const QUEUE: usize = 1024;
-/// How long the head of an answer may take, the request's body included.
+/// The time limit for reading a request's body and producing the response's head.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 const _: () = assert!(WATCH.as_secs() + DEADLINE.as_secs() <= LIFETIME.as_secs());
 
-/// The hub. Clones are the same one.
+/// The hub. Clones share its state.
 #[derive(Clone)]
 pub struct Server(Arc<Shared>);
 
 struct Shared {
     leases: Mutex<Leases>,
     clock: SystemClock,
-    /// The lines of the watches.
+    /// The changes, as lines for the watches.
     changes: broadcast::Sender<Bytes>,
-    /// A lease was written, which may be the next to end.
+    /// Notified when a lease was written: the next expiry may have changed.
     written: Notify,
     watches: Arc<Semaphore>,
 }
@@ -63,7 +63,7 @@ impl Default for Server {
 }
 
 impl Server {
-    /// Serves for as long as it is not dropped. Then all connections end, and what the hub holds is still there.
+    /// Serves requests until the future is dropped, which closes all connections and keeps the hub's state.
     pub async fn serve(&self, listener: TcpListener) -> Infallible {
         let lease = get(read_lease).put(write_lease).delete(delete_lease);
         let router = Router::new()
@@ -81,23 +81,23 @@ impl Server {
 }
 
 impl Shared {
-    /// The leases that have not ended, and what time it is.
+    /// Removes expired leases, and returns the others and the current time.
     fn leases(&self) -> (MutexGuard<'_, Leases>, BootTime) {
         let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         for node in leases.expire(now) {
-            self.tell(&Line::Gone(node));
+            self.send(&Line::Gone(node));
         }
         (leases, now)
     }
 
-    /// Tells all watches. Called with the leases locked, so that all see one order.
-    fn tell(&self, line: &Line) {
-        // Without a watch nobody is told.
+    /// Sends a line to all watches. The caller locks the leases, so that all watches have the same order.
+    fn send(&self, line: &Line) {
+        // Fails if there is no watch.
         let _ = self.changes.send(text(line));
     }
 
-    /// Ends leases when their time has come, whether or not anybody asks.
+    /// Removes leases when they expire, also while there are no requests.
     async fn expire(&self) -> Infallible {
         loop {
             let end = self.leases().0.next_end();
@@ -134,7 +134,7 @@ async fn write_lease(hub: Hub, Path(node): Path<String>, body: Bytes) -> Result<
     let write: Write = serde_json::from_slice(&body).map_err(|error| Refusal::Bad(error.to_string()))?;
     let (mut leases, now) = hub.leases();
     let entry = leases.put(&node, write, now)?;
-    hub.tell(&Line::Put(entry.clone()));
+    hub.send(&Line::Put(entry.clone()));
     hub.written.notify_one();
     Ok(axum::Json(entry))
 }
@@ -142,14 +142,14 @@ async fn write_lease(hub: Hub, Path(node): Path<String>, body: Bytes) -> Result<
 async fn delete_lease(hub: Hub, Path(node): Path<String>, Query(delete): Query<Delete>) -> Result<(), Refusal> {
     let (mut leases, _) = hub.leases();
     leases.delete(&node, delete.revision)?;
-    hub.tell(&Line::Gone(node));
+    hub.send(&Line::Gone(node));
     Ok(())
 }
 
 async fn watch(hub: Hub) -> Result<Response, Refusal> {
     let permit = Arc::clone(&hub.watches).try_acquire_owned().map_err(|_| Refusal::Full)?;
     let (leases, now) = hub.leases();
-    // A hub that has just started does not know that there are no leases.
+    // Without a configuration the hub has just started: an empty list would be wrong.
     leases.config()?;
     let (entries, changes) = (leases.entries(now), hub.changes.subscribe());
     drop(leases);
@@ -159,7 +159,7 @@ async fn watch(hub: Hub) -> Result<Response, Refusal> {
         .into_response())
 }
 
-/// The changes from now on, with a heartbeat where there is none.
+/// Returns the changes from now on, with heartbeats in between.
 fn follow(changes: broadcast::Receiver<Bytes>, permit: OwnedSemaphorePermit) -> impl Stream<Item = Bytes> {
     let end = Instant::now() + WATCH;
     stream::unfold((changes, permit), move |(mut changes, permit)| async move {
@@ -176,15 +176,15 @@ fn follow(changes: broadcast::Receiver<Bytes>, permit: OwnedSemaphorePermit) -> 
 }
 
 fn text(line: &Line) -> Bytes {
-    // Text and numbers: there is nothing that cannot be written.
+    // Text and numbers always serialize.
     let mut text = serde_json::to_vec(line).unwrap_or_default();
     text.push(b'\n');
     text.into()
 }
 
-/// Answers in time.
+/// Answers 408 after [`DEADLINE`].
 async fn in_time(request: Request, next: Next) -> Response {
-    let late = || (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response();
+    let late = || (StatusCode::REQUEST_TIMEOUT, format!("the request took longer than {DEADLINE:?}")).into_response();
     timeout(DEADLINE, next.run(request)).await.unwrap_or_else(|_| late())
 }
 
@@ -194,7 +194,7 @@ impl IntoResponse for Refusal {
             Self::Bad(why) => (StatusCode::BAD_REQUEST, why).into_response(),
             Self::Missing(what) => (StatusCode::NOT_FOUND, what).into_response(),
             Self::Conflict(why) => (StatusCode::CONFLICT, why).into_response(),
-            Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "the hub is full").into_response(),
+            Self::Full => (StatusCode::SERVICE_UNAVAILABLE, "the hub has too many leases or watches").into_response(),
         }
     }
 }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_beats_and_ends_after_a_while_whatever_happens() {
+    async fn an_idle_watch_sends_heartbeats_and_ends_after_its_lifetime() {
         let hub = Server::default();
         let (quiet, start) = (Box::pin(watching(&hub.0)), Instant::now());
         let lines: Vec<_> = quiet.collect().await;
@@ -219,12 +219,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watch_that_is_too_far_behind_ends() {
+    async fn a_watch_that_lags_too_far_ends() {
         let hub = Server::default();
         let mut behind = Box::pin(watching(&hub.0));
         let mut up_to_date = Box::pin(watching(&hub.0));
         for n in 0..=QUEUE {
-            hub.0.tell(&Line::Gone(n.to_string()));
+            hub.0.send(&Line::Gone(n.to_string()));
             assert!(up_to_date.next().await.is_some());
         }
         assert_eq!(behind.next().await, None);

@@ -1,5 +1,4 @@
-//! A watch of the hub that goes on by itself: a list of all leases, then what changes, and again from the start after any
-//! trouble.
+//! A watch of the hub that reconnects: a list of all leases, then the changes, and a new list after each error.
 
 use std::time::Duration;
 
@@ -15,10 +14,10 @@ use crate::wire::Line;
 
 const DOING: &str = "watching the leases";
 
-/// The most leases of a list that are believed: many times what a hub has room for.
+/// The maximum number of leases in a list: many times the hub's own limit.
 pub(crate) const MAX_LISTED: usize = 10_000;
 
-/// Returns all leases, then what changes.
+/// Returns all leases, then the changes.
 pub(crate) fn watch(hub: Hub) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     let watch =
         Watch { hub, source: None, listed: Some(Vec::new()), pause: Duration::ZERO, backoff: Backoff::default() };
@@ -28,9 +27,9 @@ pub(crate) fn watch(hub: Hub) -> BoxStream<'static, Result<LeaseEvent, SubnetErr
 struct Watch {
     hub: Hub,
     source: Option<Watching>,
-    /// The leases of a list that is not whole yet.
+    /// The leases of a list that is incomplete; `None` once it is complete.
     listed: Option<Vec<Record>>,
-    /// How long to wait before the next connection.
+    /// The pause before the next connection.
     pause: Duration,
     backoff: Backoff,
 }
@@ -42,14 +41,14 @@ impl Watch {
                 Ok(None) => {}
                 Ok(Some(event)) => return Ok(event),
                 Err(error) => {
-                    self.begin_anew();
+                    self.restart();
                     return Err(error);
                 }
             }
         }
     }
 
-    /// Reads one line.
+    /// Reads a line, connecting first if necessary.
     async fn step(&mut self) -> Result<Option<LeaseEvent>, SubnetError> {
         let source = match &mut self.source {
             Some(source) => source,
@@ -72,16 +71,16 @@ impl Watch {
                 self.backoff.reset();
                 listed.take().map(LeaseEvent::Reset)
             }
-            // The hub ends a watch from time to time, and one whose reader is slow.
+            // The hub ends watches after a time, and those of slow clients.
             (None, None) => {
-                self.begin_anew();
+                self.restart();
                 None
             }
             (None | Some(Line::Put(_) | Line::Gone(_)), Some(_)) => return Err(self.hub.error(DOING, Fault::Unlisted)),
         })
     }
 
-    fn begin_anew(&mut self) {
+    fn restart(&mut self) {
         self.source = None;
         self.listed = Some(Vec::new());
         self.pause = self.backoff.wait();

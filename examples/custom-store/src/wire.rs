@@ -1,4 +1,4 @@
-//! What goes over the wire, as JSON.
+//! The JSON messages of the protocol.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,37 +9,37 @@ use flannelkit::spi::clock::BootTime;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// The largest body of a request, answer or line, in bytes: a network's configuration may have 64 KiB.
+/// The maximum size of a request, response or line, in bytes: that of a network configuration.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
 
-/// One node's lease, as the hub keeps it.
+/// A node's lease on the hub.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) node: String,
-    /// The revision in which the node took these subnets.
+    /// The revision that assigned these subnets to the node.
     pub(crate) created: u64,
-    /// The revision in which it was written last.
+    /// The revision of the last write.
     pub(crate) revision: u64,
-    /// When it ends, in milliseconds from now.
+    /// The time until the lease expires, in milliseconds.
     pub(crate) left_ms: u64,
     pub(crate) claim: Claim,
 }
 
-/// What a node claims.
+/// The subnets and attributes of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Claim {
     pub(crate) subnet: Option<String>,
     pub(crate) subnet_v6: Option<String>,
-    /// flannel's lease attributes, of which the hub reads nothing: what a backend publishes is its own affair.
+    /// flannel's lease attributes, which the hub does not parse: their content depends on the backend.
     pub(crate) attrs: Box<RawValue>,
 }
 
 /// A request to write a lease.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Write {
-    /// The revision that is to be replaced; 0: there is none.
+    /// The revision to replace, or 0 if there is no lease.
     pub(crate) revision: u64,
-    /// How long the lease is to last, in milliseconds.
+    /// The duration of the lease, in milliseconds.
     pub(crate) ttl_ms: u64,
     pub(crate) claim: Claim,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Write {
 /// The query of a request to delete a lease.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Delete {
-    /// The revision that is to be deleted; none: whichever is there, as operators want it.
+    /// The revision to delete. `None`, for operators: any revision.
     pub(crate) revision: Option<u64>,
 }
 
@@ -55,25 +55,25 @@ pub(crate) struct Delete {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Line {
-    /// A lease is there, or has changed.
+    /// A lease was listed, created or changed.
     Put(Entry),
-    /// A node's lease is gone.
+    /// A node's lease was deleted or expired.
     Gone(String),
-    /// Every lease there is came before this line.
+    /// The list of leases is complete.
     Listed,
-    /// Nothing has changed, and the hub is there.
+    /// A heartbeat: nothing has changed.
     Beat,
 }
 
 impl Claim {
-    /// Returns the claim of these subnets by a node that publishes `attrs`.
+    /// Returns a claim of `subnets` that publishes `attrs`.
     pub(crate) fn new(subnets: &Dual<Prefix>, attrs: &LeaseAttrs) -> Result<Self, serde_json::Error> {
         let text = |family| subnets.get(family).map(Prefix::to_string);
         let attrs = RawValue::from_string(attrs.to_json())?;
         Ok(Self { subnet: text(Family::V4), subnet_v6: text(Family::V6), attrs })
     }
 
-    /// Returns the subnets. The error names the first that is none.
+    /// Parses the subnets. Returns the reason if one is invalid or there is none.
     pub(crate) fn subnets(&self) -> Result<Dual<Prefix>, String> {
         let mut subnets = Dual::default();
         for (family, text) in [(Family::V4, &self.subnet), (Family::V6, &self.subnet_v6)] {
@@ -84,12 +84,12 @@ impl Claim {
             }
             *subnets.slot(family) = Some(subnet);
         }
-        if subnets.is_empty() { Err("there is no subnet".to_owned()) } else { Ok(subnets) }
+        if subnets.is_empty() { Err("the claim has no subnet".to_owned()) } else { Ok(subnets) }
     }
 }
 
 impl Entry {
-    /// Returns the lease, as it was told at `now`, or why it is none, with the subnets all the same if they can be read.
+    /// Converts the entry, received at `now`, to a lease. The error has the reason, and the subnets if they are valid.
     pub(crate) fn lease(&self, now: BootTime) -> Result<Lease, BadRecord> {
         let subnets = self.claim.subnets().map_err(|reason| BadRecord::new(reason, Dual::default()))?;
         let attrs = LeaseAttrs::from_json(self.claim.attrs.get().as_bytes());
@@ -98,7 +98,7 @@ impl Entry {
         Ok(Lease::new(self.key(), subnets, attrs).expiring(Some(expires)).fenced(self.fence()))
     }
 
-    /// Returns the record that others see.
+    /// Returns the record for other nodes.
     pub(crate) fn record(&self, now: BootTime) -> Record {
         match self.lease(now) {
             Ok(lease) => Record::of(lease, self.created),
@@ -106,8 +106,7 @@ impl Entry {
         }
     }
 
-    /// Returns whether this is the lease that `lease` was, also if its holder has renewed it since: a renewal whose answer
-    /// was lost may be repeated.
+    /// Returns whether this is `lease` or a renewal of it: a renewal whose response was lost may be repeated.
     pub(crate) fn is_of(&self, lease: &Lease) -> bool {
         self.fence() == lease.fence && self.claim.subnets().as_ref() == Ok(&lease.subnets)
     }

@@ -1,4 +1,4 @@
-//! What the hub does not take.
+//! Requests that the hub refuses.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use crate::fleet::Fleet;
 const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
 #[tokio::test]
-async fn what_makes_no_sense_or_is_too_large_is_refused_and_the_hub_goes_on() {
+async fn invalid_and_oversized_requests_are_refused_and_the_hub_keeps_serving() {
     let fleet = Fleet::new().await;
     let long = "x".repeat(64 * 1024 + 1);
     let large =
@@ -41,7 +41,7 @@ async fn what_makes_no_sense_or_is_too_large_is_refused_and_the_hub_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_does_not_finish_its_request_is_left() {
+async fn a_client_with_an_incomplete_request_is_disconnected() {
     let fleet = Fleet::new().await;
     let addr = fleet.addr;
     let ended = tokio::task::spawn_blocking(move || {
@@ -51,5 +51,5 @@ async fn a_client_that_does_not_finish_its_request_is_left() {
         stream.write_all(b"GET /v1/config HTTP/1.1\r\nHost: ").unwrap();
         stream.read_to_end(&mut Vec::new())
     });
-    ended.await.unwrap().expect("the hub ends the connection");
+    ended.await.unwrap().expect("the hub closes the connection");
 }

@@ -1,4 +1,4 @@
-//! The contract of lease stores, over HTTP against a real hub on loopback.
+//! The contract of lease stores, against a hub on loopback.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ async fn keeps_the_contract_of_lease_stores() {
 }
 
 impl Fleet {
-    /// Changes a lease behind the node's back.
+    /// Changes a lease without its node.
     async fn edit(&self, key: &LeaseKey, change: impl FnOnce(&mut Value)) {
         let path = format!("/v1/leases/{key}");
         let entry: Value = serde_json::from_str(&self.curl("GET", &path, String::new()).await.unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! A hub on loopback, and what its operator does.
+//! A hub on loopback, and an HTTP client for operators' requests.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -8,10 +8,10 @@ use custom_store::Server;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// How long an answer may take.
+/// The time limit for a response.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A hub with its server, which may be away.
+/// A hub, and its server task while it runs.
 pub(crate) struct Fleet {
     pub(crate) server: Server,
     pub(crate) addr: SocketAddr,
@@ -40,26 +40,26 @@ impl Fleet {
         }
     }
 
-    /// Asks the hub for something.
+    /// Sends a request to the hub.
     pub(crate) async fn curl(&self, method: &str, path: &str, body: String) -> Result<String, String> {
         let (addr, method, path) = (self.addr, method.to_owned(), path.to_owned());
         tokio::task::spawn_blocking(move || curl(addr, &method, &path, &body)).await.unwrap()
     }
 }
 
-/// What an operator does with curl. The error is the whole answer.
+/// Sends a request as curl does. The error is the whole response.
 pub(crate) fn curl(addr: SocketAddr, method: &str, path: &str, body: &str) -> Result<String, String> {
     let (start, mut stream) = (Instant::now(), TcpStream::connect(addr).unwrap());
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let request = format!("{method} {path} HTTP/1.1\r\nHost: hub\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    // A hub that refuses the request need not read all of it.
+    // The hub may refuse the request before it has read all of it.
     let _ = stream.write_all(request.as_bytes());
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);
     loop {
         match stream.read(&mut part) {
             Ok(0) => break,
             Ok(read) if start.elapsed() < PATIENCE => answer.extend_from_slice(&part[..read]),
-            other => panic!("{method} {path} has no end: {other:?}, after {} bytes", answer.len()),
+            other => panic!("{method} {path}: incomplete response: {other:?}, after {} bytes", answer.len()),
         }
     }
     let answer = String::from_utf8(answer).unwrap();

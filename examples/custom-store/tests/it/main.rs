@@ -1,4 +1,4 @@
-//! The store and the hub together.
+//! Tests of the client against the hub.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod bounds;

@@ -1,4 +1,4 @@
-//! Two overlays in one process, on kernels in memory, and a hub that goes and comes.
+//! Two overlays in one process, on in-memory kernels, with a hub that stops and restarts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +50,7 @@ fn is_connected(status: &Status) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_overlays_see_each_other_lose_the_hub_and_get_it_back() {
+async fn two_overlays_connect_and_survive_restarts_of_the_hub() {
     let mut fleet = Fleet::new().await;
     fleet.curl("PUT", "/v1/config", NETWORK.to_owned()).await.unwrap();
     let [one, two] = [1, 2].map(|n| Node::start(&fleet, n));
@@ -62,7 +62,7 @@ async fn two_overlays_see_each_other_lose_the_hub_and_get_it_back() {
     let programmed = [&one, &two].map(|node| node.kernel.snapshot());
     let are_as_programmed = || [&one, &two].map(|node| node.kernel.snapshot()) == programmed;
 
-    // The hub is out of reach: that is told, and costs nobody anything.
+    // The hub is unreachable: the status reports it, and the nodes stay ready.
     fleet.stop().await;
     for node in [&one, &two] {
         let status = node.until("without the hub", |status| matches!(status.store, Contact::Lost { .. })).await;
@@ -74,14 +74,14 @@ async fn two_overlays_see_each_other_lose_the_hub_and_get_it_back() {
     }
     assert!(are_as_programmed());
 
-    // A hub that starts anew knows nothing, and says so only once it has a configuration. The nodes take again what they had.
+    // A new hub refuses watches until it has a configuration. The nodes then acquire their former subnets.
     fleet.stop().await;
     fleet.server = Server::default();
     fleet.start().await;
     for node in [&one, &two] {
         let says = |error: &str| error.contains("no network configuration");
         let lost = |status: &Status| matches!(&status.store, Contact::Lost { error, .. } if says(error));
-        let status = node.until("told that the new hub knows nothing", lost).await;
+        let status = node.until("told that the new hub has no configuration", lost).await;
         assert!(status.is_ready() && status.peers.accepted == 1, "{status:?}");
     }
     assert!(are_as_programmed());
@@ -90,7 +90,7 @@ async fn two_overlays_see_each_other_lose_the_hub_and_get_it_back() {
         node.until("connected to the new hub", |status| is_connected(status) && subnet(status) == Some(*had)).await;
     }
 
-    // The watches are live: a node that leaves is gone for the other.
+    // The watches are live: a node that leaves disappears from the other's peers.
     two.running.shutdown(Teardown::Remove).await.unwrap();
     one.until("alone", |status| status.peers.accepted == 0).await;
     fleet.curl("GET", "/v1/leases/node-1", String::new()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The program itself, in a namespace with an uplink.
+//! Tests of the program, in a namespace with an uplink.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::fleet::curl;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The program with these arguments, inside, and what it has printed.
+/// A running program and the file with its output.
 struct Program {
     process: Process,
     printed: PathBuf,
@@ -24,7 +24,7 @@ impl Program {
         let printed = dir.join(args[0]);
         let mut command = Command::new(env!("CARGO_BIN_EXE_custom-store"));
         command.args(args).stdout(File::create(&printed).unwrap());
-        // A process starts in the namespace of the thread that starts it.
+        // A process inherits the namespace of the thread that starts it.
         let process = ns.run(|| Process::start(&mut command, &printed.with_extension("log"))).unwrap().unwrap();
         Self { process, printed }
     }
@@ -56,11 +56,11 @@ fn a_hub_and_a_node_run_until_they_are_interrupted() {
     agent.until_printed("ready, with pods in 10.5.");
     agent.interrupt();
     hub.interrupt();
-    assert!(node.ns.link("flannel.1").is_ok(), "what a node has programmed stays");
+    assert!(node.ns.link("flannel.1").is_ok(), "the node's kernel objects stay");
 }
 
 #[test]
-fn arguments_that_make_no_sense_are_answered_with_the_usage() {
+fn invalid_arguments_print_the_usage() {
     for args in [&[][..], &["hub"], &["hub", "nowhere"], &["node", "127.0.0.1:1"], &["other", "127.0.0.1:1"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_custom-store")).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
