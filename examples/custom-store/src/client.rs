@@ -17,15 +17,13 @@ use hyper::{Method, StatusCode};
 use tokio::time::timeout;
 
 use crate::http::{self, Fault, Watching};
-use crate::watch;
+use crate::watch::{self, LIST};
 use crate::wire::{Claim, Entry, Line, Write};
 
 const CONFIG: &str = "/v1/config";
 
 /// The maximum number of attempts to acquire a lease. A conflict means that another write succeeded.
 const TRIES: usize = 64;
-/// The time limit for the list of all leases.
-const LIST: Duration = Duration::from_secs(10);
 
 /// A node's client of the hub.
 #[derive(Clone)]

@@ -17,6 +17,9 @@ pub(crate) const MAX_LEASES: usize = 400;
 /// The maximum duration of a lease: a year.
 const MAX_TTL: Duration = Duration::from_secs(365 * 86_400);
 
+const NO_CONFIG: Refusal = Refusal::Missing("no network configuration; write it with PUT /v1/config");
+const NO_LEASE: Refusal = Refusal::Missing("this node has no lease");
+
 /// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -52,7 +55,7 @@ impl Leases {
     /// Returns the network configuration, exactly as written.
     pub(crate) fn config(&self) -> Result<&str, Refusal> {
         let text = self.config.as_ref().map(|(text, _)| text.as_str());
-        text.ok_or(Refusal::Missing("no network configuration; write it with PUT /v1/config"))
+        text.ok_or(NO_CONFIG)
     }
 
     /// Replaces the network configuration. Leases that no longer fit stay until their nodes replace them.
@@ -64,7 +67,7 @@ impl Leases {
 
     /// Returns the lease of a node.
     pub(crate) fn entry(&self, node: &str, now: BootTime) -> Result<Entry, Refusal> {
-        let held = self.held.get(node).ok_or(Refusal::Missing("no lease of this node"))?;
+        let held = self.held.get(node).ok_or(NO_LEASE)?;
         Ok(held.entry(node, now))
     }
 
@@ -107,7 +110,7 @@ impl Leases {
 
     /// Deletes a lease if it has this revision, or any if `None`.
     pub(crate) fn delete(&mut self, node: &str, revision: Option<u64>) -> Result<(), Refusal> {
-        let own = self.held.get(node).ok_or(Refusal::Missing("no lease of this node"))?;
+        let own = self.held.get(node).ok_or(NO_LEASE)?;
         if let Some(revision) = revision {
             check_revision(Some(own), revision)?;
         }
@@ -131,7 +134,7 @@ impl Leases {
     /// Checks that the subnets fit the configuration, so that no node can claim the whole network, and that they
     /// overlap no other node's.
     fn check_free(&self, node: &str, subnets: &Dual<Prefix>) -> Result<(), Refusal> {
-        let (_, config) = self.config.as_ref().ok_or(Refusal::Missing("no network configuration"))?;
+        let (_, config) = self.config.as_ref().ok_or(NO_CONFIG)?;
         if !all_compatible(config, subnets) {
             return Err(Refusal::Conflict("the network configuration does not allow these subnets".to_owned()));
         }

@@ -7,6 +7,7 @@ use flannelkit::spi::backoff::Backoff;
 use flannelkit::spi::subnet::SubnetError;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::Hub;
 use crate::http::{Fault, Watching};
@@ -16,11 +17,19 @@ const DOING: &str = "watching the leases";
 
 /// The maximum number of leases in a list: many times the hub's own limit.
 pub(crate) const MAX_LISTED: usize = 10_000;
+/// The time limit for the list of all leases.
+pub(crate) const LIST: Duration = Duration::from_secs(10);
 
 /// Returns all leases, then the changes.
 pub(crate) fn watch(hub: Hub) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-    let watch =
-        Watch { hub, source: None, listed: Some(Vec::new()), pause: Duration::ZERO, backoff: Backoff::default() };
+    let watch = Watch {
+        hub,
+        source: None,
+        listed: Some(Vec::new()),
+        list_by: Instant::now(),
+        pause: Duration::ZERO,
+        backoff: Backoff::default(),
+    };
     stream::unfold(watch, |mut watch| async move { Some((watch.next().await, watch)) }).boxed()
 }
 
@@ -29,6 +38,8 @@ struct Watch {
     source: Option<Watching>,
     /// The leases of a list that is incomplete; `None` once it is complete.
     listed: Option<Vec<Record>>,
+    /// The deadline of the list.
+    list_by: Instant,
     /// The pause before the next connection.
     pause: Duration,
     backoff: Backoff,
@@ -54,10 +65,16 @@ impl Watch {
             Some(source) => source,
             None => {
                 tokio::time::sleep(self.pause).await;
-                self.source.insert(self.hub.open(DOING).await?)
+                let source = self.hub.open(DOING).await?;
+                self.list_by = Instant::now() + LIST;
+                self.source.insert(source)
             }
         };
-        let line = source.lines.next().await.map_err(|fault| self.hub.error(DOING, fault))?;
+        let line = match self.listed {
+            Some(_) => timeout_at(self.list_by, source.lines.next()).await.unwrap_or(Err(Fault::Late(LIST))),
+            None => source.lines.next().await,
+        };
+        let line = line.map_err(|fault| self.hub.error(DOING, fault))?;
         let now = self.hub.clock.now();
         Ok(match (line, &mut self.listed) {
             (Some(Line::Beat), _) => None,

@@ -1,8 +1,16 @@
 //! Requests that the hub refuses.
 
+use std::error::Error;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+
+use custom_store::Hub;
+use flannelkit::spi::subnet::{NodeIdentity, SubnetManager};
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
 
 use crate::fleet::Fleet;
 
@@ -52,4 +60,26 @@ async fn a_client_with_an_incomplete_request_is_disconnected() {
         stream.read_to_end(&mut Vec::new())
     });
     ended.await.unwrap().expect("the hub closes the connection");
+}
+
+#[tokio::test]
+async fn a_watch_whose_list_never_ends_fails() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hub = Hub::new(listener.local_addr().unwrap(), NodeIdentity::new("a").unwrap());
+    let beats = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_u8().await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        while stream.write_all(b"\"beat\"\n").await.is_ok() {
+            sleep(Duration::from_secs(1)).await;
+        }
+        std::future::pending().await
+    };
+    let mut watch = hub.watch();
+    let first = tokio::select! {
+        first = timeout(Duration::from_secs(20), watch.next()) => first.expect("the list has a time limit"),
+        () = beats => None,
+    };
+    let error = first.unwrap().unwrap_err();
+    assert_eq!(error.source().unwrap().to_string(), "the hub did not answer within 10s");
 }
