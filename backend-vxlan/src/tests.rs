@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use flannel_core::kernel::{HostFacts, HostLink, LinkId, LinkKind, LinkName, Op, OpText};
+use flannel_core::kernel::{HostAddress, HostFacts, HostLink, Link, LinkId, LinkKind, LinkName, Op, OpText};
 use flannel_core::lease::{Json, Lease};
 use flannel_core::net::{Dual, Prefix, Vni};
 use flannel_core::plan::plan;
@@ -156,6 +156,17 @@ fn the_mac_address_is_the_previous_one_else_the_devices_else_derived() {
     }
 }
 
+/// Publishes other addresses, which the host has.
+fn give_another_address(context: &mut NodeContext) {
+    let mut host = HostFacts::clone(&context.host);
+    for family in Family::BOTH {
+        let addr = node_address(family, 77);
+        *context.public.slot(family) = Some(addr);
+        host.addresses.push(HostAddress::new(UPLINK, addr, 24));
+    }
+    context.host = Arc::new(host);
+}
+
 #[test]
 fn the_mac_address_of_a_device_made_for_another_address_is_not_used_again() {
     let (backend, mut context) = backend(&Family::BOTH, "");
@@ -168,12 +179,30 @@ fn the_mac_address_of_a_device_made_for_another_address_is_not_used_again() {
         Family::BOTH.map(|family| backend.hardware_address(&attrs, family).unwrap())
     };
     let before = macs(&context);
-    for family in Family::BOTH {
-        *context.public.slot(family) = Some(node_address(family, 77));
-    }
+    give_another_address(&mut context);
     context.node = NodeIdentity::of_address(node_address(Family::V4, 77));
     let after = macs(&context);
     assert!(before[0] != after[0] && before[1] != after[1], "{before:?} {after:?}");
+}
+
+#[test]
+fn a_device_sends_from_an_address_that_the_host_has() {
+    let (backend, mut context) = backend(&Family::BOTH, "");
+    let sources = |context: &NodeContext| {
+        let local = samples::local(context.clone(), backend.advertise(context).unwrap());
+        let published = Family::BOTH.map(|family| local.lease.attrs.public_ip.get(family).copied());
+        let links = backend.base(&local).links;
+        let of = |link: &Link| if let LinkKind::Vxlan(vxlan) = &link.kind { vxlan.local } else { None };
+        (published, links.values().map(of).collect::<Vec<_>>())
+    };
+    let addresses = |n| Family::BOTH.map(|family| Some(node_address(family, n)));
+    assert_eq!(sources(&context), (addresses(1), addresses(1).to_vec()));
+    for family in Family::BOTH {
+        *context.public.slot(family) = Some(node_address(family, 77));
+    }
+    assert_eq!(sources(&context), (addresses(77), addresses(1).to_vec()), "behind a NAT");
+    give_another_address(&mut context);
+    assert_eq!(sources(&context), (addresses(77), addresses(77).to_vec()), "another address of the host");
 }
 
 #[test]

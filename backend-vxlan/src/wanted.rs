@@ -1,5 +1,7 @@
 //! The wanted kernel state.
 
+use std::net::IpAddr;
+
 use flannel_core::backend::{BackendError, LocalNode, NodeContext, Peer, Skip};
 use flannel_core::config::ConfigError;
 use flannel_core::kernel::{
@@ -101,7 +103,7 @@ fn usable(mac: &MacAddr) -> bool {
 /// because it is older.
 fn existing_mac(config: &Config, context: &NodeContext, family: Family) -> Option<MacAddr> {
     let name = device_name(family, config.vni)?;
-    let public = context.public.get(family).copied();
+    let local = local_address(context, family);
     let compatible = |link: &&HostLink| {
         let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
         let ours = link.name == name || context.overlay.owns(link.group, link.alias.as_deref());
@@ -109,7 +111,7 @@ fn existing_mac(config: &Config, context: &NodeContext, family: Family) -> Optio
             && vxlan.gbp == config.gbp
             && !vxlan.misses
             && vxlan.family().is_none_or(|found| found == family)
-            && vxlan.local.is_none_or(|local| Some(local) == public)
+            && vxlan.local.is_none_or(|found| Some(found) == local)
             && (config.port.is_none() || vxlan.port.is_none() || config.port == vxlan.port)
     };
     let found = context.host.links.values().filter(compatible).min_by_key(|link| link.name != name)?;
@@ -139,6 +141,14 @@ fn hashed_mac(text: &str) -> MacAddr {
     MacAddr(mac).locally_administered()
 }
 
+/// Returns the address that a device sends from: the published one, or the uplink's if the host does not have the
+/// published one, as behind a NAT. The kernel sends nothing from an address that the host does not have.
+fn local_address(context: &NodeContext, family: Family) -> Option<IpAddr> {
+    let public = context.public.get(family).copied();
+    let own = public.filter(|public| context.host.addresses.iter().any(|address| address.addr == *public));
+    own.or(context.uplink.addrs.get(family).copied())
+}
+
 /// The VXLAN device of one family.
 struct Vtep {
     family: Family,
@@ -154,7 +164,7 @@ fn vteps(config: &Config, context: &NodeContext, attrs: &LeaseAttrs) -> Vec<Vtep
         let published = wire::decode(attrs, family).ok().filter(usable);
         let mut vxlan = Vxlan::new(config.vni);
         (vxlan.port, vxlan.learning, vxlan.gbp) = (config.port, config.learning, config.gbp);
-        (vxlan.local, vxlan.lower) = (context.public.get(family).copied(), Some(LinkId::Uplink));
+        (vxlan.local, vxlan.lower) = (local_address(context, family), Some(LinkId::Uplink));
         let mtu = underlay_mtu(config, context).saturating_sub(overhead(family));
         let mut link = Link::new(name, LinkKind::Vxlan(vxlan), mtu);
         link.mac = Some(published.unwrap_or_else(|| choose_mac(config, context, family)));

@@ -88,3 +88,22 @@ fn where_the_store_knows_nodes_by_name_the_subnet_stays_and_so_do_the_pods() {
         assert_eq!(one.get(9472, "/plan"), Some((200, "nothing to do\n".to_owned())), "{flags:?}");
     });
 }
+
+/// The published address is translated on the way, and the host does not have it.
+#[test]
+fn a_node_behind_a_nat_is_reached_at_its_public_address() {
+    let site = Site::new(2, VXLAN);
+    let nat = "add table ip nat; add chain ip nat out { type nat hook output priority -100; }; \
+               add rule ip nat out ip daddr 203.0.113.9 dnat to 10.89.0.11";
+    for words in [&["nft", nat][..], &["ip", "route", "add", "203.0.113.9", "via", "10.89.0.11"]] {
+        assert_eq!(site.tool(2, words).code, Some(0), "{words:?}");
+    }
+    let one = site.start(1, &["-iface=eth0", "-public-ip=203.0.113.9"]).ready();
+    let two = site.start(2, &[]).ready();
+    two.until("told of its peer's public address", || site.run(2, &["explain", "203.0.113.9"]).code == Some(0));
+    one.until("told of its peer", || site.run(1, &["explain", "10.89.0.12"]).code == Some(0));
+    let pods = [site.pod(1), site.pod(2)];
+    reaches(&pods[0], &pods[1]);
+    reaches(&pods[1], &pods[0]);
+    assert_eq!(one.get(9472, "/plan"), Some((200, "nothing to do\n".to_owned())));
+}
