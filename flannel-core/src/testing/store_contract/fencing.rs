@@ -50,7 +50,7 @@ pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harnes
 }
 
 /// A node that acquires the subnets of its deleted lease again has another lease: renewing the old one is
-/// [`SubnetError::Lost`], and releasing it changes nothing. Only the fence tells the two apart.
+/// [`Lost`](crate::subnet::SubnetError::Lost), and releasing it changes nothing. Only the fence tells the two apart.
 pub async fn an_earlier_lease_of_the_same_subnets_is_lost(harness: &mut dyn Harness, families: Families) {
     harness.fresh(&network(families, 1, 64)).await;
     let store = harness.open().await;
