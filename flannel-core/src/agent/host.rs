@@ -107,9 +107,10 @@ impl Machine {
             self.events.push(Event::UplinkChanged(context.uplink.clone()));
         }
         if moved || context.host != old.host {
+            let before = NodeContext { host: Arc::clone(&old.host), ..context.clone() };
             match self.backend.advertise(&context) {
                 // A record that stays the same is not written again.
-                Ok(attrs) if moved || self.backend.advertise(old).ok().as_ref() != Some(&attrs) => {
+                Ok(attrs) if moved || self.backend.advertise(&before).ok().as_ref() != Some(&attrs) => {
                     self.renewal.publish(attrs, now);
                 }
                 Ok(_) => {}
