@@ -217,7 +217,7 @@ fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
     cluster.register(1);
     one.until("its annotations written into the new Node", || cluster.annotation(1, "backend-data") == written);
     one.until("the new Node's condition written", || cluster.network_unavailable(1).as_deref() == Some("False"));
-    assert_eq!(routes(cluster.site.ns(1)), before);
+    assert_eq!(routes(cluster.site.ns(1)), before, "{}", one.log());
     two.until("told of its peer again", || cluster.has_route(2, 1));
     reaches(&pods[0], &pods[1]);
     // The other node has no way there while the Node is gone.
