@@ -1,9 +1,14 @@
 //go:build tools
 
-// Package kubernetes names the programs that the tests of the Kubernetes store run: ./build makes them.
+// Package kubernetes names the programs that the tests of the Kubernetes store and of a whole cluster run: ./build makes
+// them.
 package kubernetes
 
 import (
 	_ "k8s.io/kubernetes/cmd/kube-apiserver"
 	_ "k8s.io/kubernetes/cmd/kube-controller-manager"
+	_ "k8s.io/kubernetes/cmd/kube-proxy"
+	_ "k8s.io/kubernetes/cmd/kube-scheduler"
+	_ "k8s.io/kubernetes/cmd/kubectl"
+	_ "k8s.io/kubernetes/cmd/kubelet"
 )
