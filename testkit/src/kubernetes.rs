@@ -14,7 +14,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use http::{Method, Request};
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SanType,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -26,6 +29,9 @@ pub use proxy::{Fault, Proxy, Seen};
 
 /// The token of the group `system:masters`.
 const ADMIN: &str = "administrator";
+
+/// The server's own address among those of Services.
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// How long a server may take to be ready: 4 s alone on two cores.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -39,6 +45,7 @@ pub struct ApiServer {
     address: Option<IpAddr>,
     port: u16,
     process: Option<Process>,
+    issuer: Issuer<'static, KeyPair>,
     dir: TempDir,
 }
 
@@ -76,8 +83,9 @@ impl ApiServer {
         let etcd = Etcd::start(etcd::Options::single(version))?;
         let dir = crate::memory_dir().context(|| "no temporary directory".to_owned())?;
         let [port] = crate::ports::free()?;
-        let mut server = Self { etcd, program, address, port, process: None, dir };
-        server.write_keys().map_err(|error| Error::new(format!("cannot write the server's keys: {error}")))?;
+        let issuer = write_keys(dir.path(), address);
+        let issuer = issuer.map_err(|error| Error::new(format!("cannot write the server's keys: {error}")))?;
+        let mut server = Self { etcd, program, address, port, process: None, issuer, dir };
         server.restart().await?;
         Ok(server)
     }
@@ -246,16 +254,76 @@ impl ApiServer {
     /// # Errors
     /// How to get the program, if it is missing.
     pub fn assign_pod_cidrs(&self, cluster_cidrs: &str) -> Result<Process, Error> {
-        let mut command = Command::new(program("kube-controller-manager")?);
-        command
-            .arg(format!("--kubeconfig={}", self.admin_kubeconfig()?.display()))
-            .args(["--controllers=node-ipam-controller", "--allocate-node-cidrs", "--leader-elect=false"])
-            .args(["--service-cluster-ip-range=10.96.0.0/16", "--secure-port=0"])
-            .arg(format!("--cluster-cidr={cluster_cidrs}"))
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        Process::start(&mut command, &self.file("controllers.log"))
+        self.run_component("kube-controller-manager", |command| {
+            command.args(["--controllers=node-ipam-controller", "--allocate-node-cidrs"]);
+            command.args(["--service-cluster-ip-range=10.96.0.0/16"]).arg(format!("--cluster-cidr={cluster_cidrs}"));
+        })
+    }
+
+    /// Runs kube-controller-manager with all its controllers.
+    ///
+    /// # Errors
+    /// How to get the program, if it is missing.
+    pub fn run_controllers(&self, cluster_cidrs: &str) -> Result<Process, Error> {
+        self.run_component("kube-controller-manager", |command| {
+            command.args(["--allocate-node-cidrs", "--service-cluster-ip-range=10.96.0.0/16"]);
+            command.arg(format!("--cluster-cidr={cluster_cidrs}"));
+            command.arg(format!("--root-ca-file={}", self.file("ca.pem").display()));
+        })
+    }
+
+    /// Runs kube-scheduler.
+    ///
+    /// # Errors
+    /// How to get the program, if it is missing.
+    pub fn run_scheduler(&self) -> Result<Process, Error> {
+        self.run_component("kube-scheduler", |_| {})
+    }
+
+    fn run_component(&self, name: &str, more: impl FnOnce(&mut Command)) -> Result<Process, Error> {
+        let mut command = Command::new(program(name)?);
+        command.arg(format!("--kubeconfig={}", self.admin_kubeconfig()?.display()));
+        command.args(["--leader-elect=false", "--secure-port=0"]);
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+        more(&mut command);
+        Process::start(&mut command, &self.file(&format!("{name}.log")))
+    }
+
+    /// Writes `NAME.kubeconfig` of a user who has a certificate, with the authority's in `ca.pem`, into a folder that
+    /// another file system may have as `/etc/kubernetes`.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn write_credentials(&self, dir: &Path, name: &str, user: &str, group: &str) -> Result<(), Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(user);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate();
+        let signed = key.and_then(|key| Ok((params.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem())));
+        let (certificate, key) = signed.map_err(|error| Error::new(format!("no certificate of {user}: {error}")))?;
+        let authority = fs::read_to_string(self.file("ca.pem")).context(|| "no authority".to_owned())?;
+        let inside = |file: &str| format!("/etc/kubernetes/{file}");
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "c", "cluster": { "server": self.url(), "certificate-authority": inside("ca.pem") } }],
+            "users": [{ "name": "u", "user": {
+                "client-certificate": inside(&format!("{name}.pem")),
+                "client-key": inside(&format!("{name}.key")),
+            } }],
+            "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
+            "current-context": "x",
+        });
+        for (file, text) in [
+            ("ca.pem".to_owned(), authority),
+            (format!("{name}.pem"), certificate),
+            (format!("{name}.key"), key),
+            (format!("{name}.kubeconfig"), config.to_string()),
+        ] {
+            fs::write(dir.join(&file), text).context(|| format!("writing {file}"))?;
+        }
+        Ok(())
     }
 
     /// Reads an object.
@@ -305,7 +373,9 @@ impl ApiServer {
         let mut command = Command::new(&self.program);
         command
             .arg(format!("--etcd-servers={}", self.etcd.endpoint(0)))
-            .args(["--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
+            .arg(format!("--advertise-address={}", self.address.unwrap_or(Ipv4Addr::LOCALHOST.into())))
+            // The Service `kubernetes` leads to an address that others reach.
+            .arg(format!("--endpoint-reconciler-type={}", if self.address.is_some() { "lease" } else { "none" }))
             .arg(format!("--bind-address={}", if self.address.is_some() { "0.0.0.0" } else { "127.0.0.1" }))
             .arg(format!("--secure-port={}", self.port))
             .arg(format!("--tls-cert-file={}", file("server.pem")))
@@ -372,34 +442,6 @@ impl ApiServer {
         kube::Client::try_from(config).map_err(|error| refused(&error))
     }
 
-    fn write_keys(&self) -> Result<(), Box<dyn std::error::Error>> {
-        let mut authority = CertificateParams::default();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.distinguished_name = named("authority");
-        let authority_key = KeyPair::generate()?;
-        let authority_certificate = authority.self_signed(&authority_key)?;
-        let issuer = Issuer::new(authority, authority_key);
-        let mut server = CertificateParams::default();
-        server.distinguished_name = named("server");
-        let addresses = self.address.into_iter().chain([Ipv4Addr::LOCALHOST.into()]);
-        server.subject_alt_names = addresses.map(SanType::IpAddress).collect();
-        let server_key = KeyPair::generate()?;
-        let server_certificate = server.signed_by(&server_key, &issuer)?;
-        let accounts = KeyPair::generate()?;
-        fs::write(self.file("ca.der"), authority_certificate.der())?;
-        for (name, text) in [
-            ("ca.pem", authority_certificate.pem()),
-            ("server.pem", server_certificate.pem()),
-            ("server.key", server_key.serialize_pem()),
-            ("accounts.key", accounts.serialize_pem()),
-            ("accounts.pub", accounts.public_key_pem()),
-            ("tokens.csv", format!("{ADMIN},administrator,administrator,\"system:masters\"\n")),
-        ] {
-            fs::write(self.file(name), text)?;
-        }
-        Ok(())
-    }
-
     fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -409,4 +451,33 @@ fn named(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::CommonName, name);
     distinguished
+}
+
+/// Writes the server's keys and certificates, and returns the authority.
+fn write_keys(dir: &Path, address: Option<IpAddr>) -> Result<Issuer<'static, KeyPair>, Box<dyn std::error::Error>> {
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.distinguished_name = named("authority");
+    let authority_key = KeyPair::generate()?;
+    let authority_certificate = authority.self_signed(&authority_key)?;
+    let issuer = Issuer::new(authority, authority_key);
+    let mut server = CertificateParams::default();
+    server.distinguished_name = named("server");
+    let addresses = address.into_iter().chain([Ipv4Addr::LOCALHOST.into(), SERVICE.into()]);
+    server.subject_alt_names = addresses.map(SanType::IpAddress).collect();
+    let server_key = KeyPair::generate()?;
+    let server_certificate = server.signed_by(&server_key, &issuer)?;
+    let accounts = KeyPair::generate()?;
+    fs::write(dir.join("ca.der"), authority_certificate.der())?;
+    for (name, text) in [
+        ("ca.pem", authority_certificate.pem()),
+        ("server.pem", server_certificate.pem()),
+        ("server.key", server_key.serialize_pem()),
+        ("accounts.key", accounts.serialize_pem()),
+        ("accounts.pub", accounts.public_key_pem()),
+        ("tokens.csv", format!("{ADMIN},administrator,administrator,\"system:masters\"\n")),
+    ] {
+        fs::write(dir.join(name), text)?;
+    }
+    Ok(issuer)
 }

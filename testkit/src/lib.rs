@@ -24,6 +24,8 @@ mod ports;
 mod process;
 
 pub mod canary;
+#[cfg(feature = "kubernetes")]
+pub mod cluster;
 pub mod etcd;
 mod ethtool;
 pub mod filter;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -63,6 +64,15 @@ impl Namespace {
     /// If `/proc` is not mounted.
     pub fn current(name: &str) -> Result<Self, Error> {
         let file = File::open("/proc/thread-self/ns/net").context(|| format!("opening network namespace {name}"))?;
+        Ok(Self(Arc::new(Held { name: name.to_owned(), file })))
+    }
+
+    /// Opens a namespace that other programs made, by a file such as `/run/netns/NAME`.
+    ///
+    /// # Errors
+    /// If the file cannot be opened.
+    pub fn open(name: &str, path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).context(|| format!("opening network namespace {}", path.display()))?;
         Ok(Self(Arc::new(Held { name: name.to_owned(), file })))
     }
 

@@ -1,0 +1,86 @@
+//! Namespaces around the whole cluster, which end with it.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{SigSet, Signal};
+use tempfile::TempDir;
+
+use super::cgroups::{self, Groups};
+use crate::{Context, Error, wait_until};
+
+/// How the names of runs' directories and control groups begin.
+const PREFIX: &str = "flannelkit-cluster-";
+/// Holds the directory of a run, and tells the program that it runs inside.
+const VARIABLE: &str = "FLANNELKIT_CLUSTER";
+/// How long killed processes may take to leave their control groups.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs the calling program once more in mount, network and process namespaces of its own, and `inside` there. It gets
+/// an empty directory on the disk.
+///
+/// Whatever ends the program, everything that it started ends with it. The directory and the control groups are removed
+/// at the end, or at the start of the next run if this process was killed.
+///
+/// Call it first in `main`, before there are other threads.
+///
+/// # Errors
+/// If the process is not root, `unshare` is missing, or the directory cannot be created.
+pub fn isolated(inside: impl FnOnce(&Path) -> Result<(), Error>) -> Result<ExitCode, Error> {
+    if let Some(dir) = std::env::var_os(VARIABLE) {
+        // What servers keep in memory ends with the namespace.
+        for place in ["/dev/shm", "/run"] {
+            let none = None::<&str>;
+            mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none)
+                .context(|| format!("mounting a tmpfs at {place}"))?;
+        }
+        inside(Path::new(&dir))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let target = super::target();
+    Groups::remove_left_over(&target)?;
+    let dir = TempDir::with_prefix_in(PREFIX, &target).context(|| format!("in {}", target.display()))?;
+    let _held = cgroups::lock(dir.path())?;
+    let groups = Groups::of(dir.path())?;
+    let status = run_inside(dir.path());
+    wait_until("the control groups are empty", PATIENCE, || Ok(groups.remove()))?;
+    dir.close().context(|| "removing the cluster's directory".to_owned())?;
+    Ok(status?.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Runs this program in its namespaces until it ends or this process is told to.
+fn run_inside(dir: &Path) -> Result<ExitStatus, Error> {
+    // Signals that end this process must not keep it from cleaning up.
+    let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
+    ends.thread_block().context(|| "blocking signals".to_owned())?;
+    let program = std::env::current_exe().context(|| "this program's path".to_owned())?;
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["--propagation", "private"])
+        .arg(program)
+        .args(std::env::args_os().skip(1))
+        .env(VARIABLE, dir)
+        .process_group(0);
+    let mut child = command.spawn().context(|| "running setpriv and unshare of util-linux".to_owned())?;
+    loop {
+        let signal = ends.wait().context(|| "waiting for a signal".to_owned())?;
+        if signal != Signal::SIGCHLD {
+            child.kill().context(|| "ending the cluster".to_owned())?;
+        }
+        if let Some(status) = child.try_wait().context(|| "waiting for the cluster".to_owned())? {
+            return Ok(status);
+        }
+    }
+}
+
+/// Returns the directories of runs in `target`: of those that go on, and of those that were killed.
+pub(super) fn runs(target: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(target).context(|| format!("reading {}", target.display()))?;
+    let is_run = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+    Ok(entries.filter_map(Result::ok).filter(is_run).map(|entry| entry.path()).collect())
+}
