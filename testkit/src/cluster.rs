@@ -5,8 +5,9 @@
 //! namespaces of its own ([`isolated`]) and ends with them, whatever ends the program.
 
 mod cgroups;
-mod images;
+pub mod images;
 mod isolation;
+pub mod manifests;
 mod node;
 
 use std::fs;
@@ -100,11 +101,37 @@ impl Cluster {
         for nth in 0..options.nodes {
             cluster.boot(nth)?;
         }
-        cluster.until("all nodes are registered", |cluster| {
-            let nodes = cluster.get("/api/v1/nodes")?;
-            Ok(nodes["items"].as_array().is_some_and(|items| items.len() == options.nodes))
-        })?;
+        cluster.until_registered()?;
         Ok(cluster)
+    }
+
+    /// Adds a node, the one after the last.
+    ///
+    /// # Errors
+    /// If a service does not start.
+    pub fn add_node(&mut self) -> Result<(), Error> {
+        self.underlay.add_node()?;
+        self.boot(self.nodes.len())?;
+        self.until_registered()
+    }
+
+    /// Reboots the node of this number, from 1: all its processes end, and its network is new.
+    ///
+    /// # Errors
+    /// If a service does not start.
+    pub fn reboot(&mut self, nth: usize) -> Result<(), Error> {
+        let node = &mut self.nodes[nth - 1];
+        node.power_off();
+        let ns = self.underlay.replace_node(nth)?.ns.clone();
+        node.power_on_in(ns)
+    }
+
+    fn until_registered(&self) -> Result<(), Error> {
+        let registered = |cluster: &Self| {
+            let nodes = cluster.get("/api/v1/nodes")?;
+            Ok(nodes["items"].as_array().is_some_and(|items| items.len() == cluster.nodes.len()))
+        };
+        self.until("all nodes are registered", registered).map(drop)
     }
 
     fn boot(&mut self, nth: usize) -> Result<(), Error> {
@@ -112,7 +139,8 @@ impl Cluster {
         let name = format!("node-{}", nth + 1);
         let data = self.dir.join(&name);
         let etc = data.join("etc");
-        fs::create_dir_all(&etc).context(|| format!("creating {}", etc.display()))?;
+        let pods = etc.join("manifests");
+        fs::create_dir_all(&pods).context(|| format!("creating {}", pods.display()))?;
         self.server.write_credentials(&etc, "kubelet", &format!("system:node:{name}"), "system:nodes")?;
         self.server.write_credentials(&etc, "proxy", "system:kube-proxy", "system:kube-proxy")?;
         let addresses: Vec<_> = host.addrs.iter().map(|(_, addr)| addr.to_string()).collect();
@@ -143,9 +171,18 @@ impl Cluster {
         self.underlay.switch()
     }
 
-    /// Returns the API server.
-    pub fn server(&mut self) -> &mut ApiServer {
-        &mut self.server
+    /// Kills the API server.
+    pub fn stop_server(&mut self) {
+        self.server.kill();
+    }
+
+    /// Starts the API server again.
+    ///
+    /// # Errors
+    /// The end of its log.
+    pub fn start_server(&mut self) -> Result<(), Error> {
+        let server = &mut self.server;
+        on(self.underlay.switch(), async || server.restart().await)
     }
 
     /// Asks the API server.
@@ -253,10 +290,13 @@ impl Cluster {
         }
         let node = self.nodes.iter().find(|node| pod["spec"]["nodeName"] == node.name());
         let node = node.ok_or_else(|| Error::new(format!("{name} has no node")))?;
-        of.ns = addrs.first().map_or_else(
-            || Err(Error::new(format!("{name} has no address"))),
-            |addr| namespace_with(&node.path("/run/netns"), name, *addr),
-        )?;
+        let addr = addrs.first().ok_or_else(|| Error::new(format!("{name} has no address")))?.to_string();
+        let has = |ns: &Namespace| {
+            let text = ns.ip("-o addr show").unwrap_or_default();
+            text.split_whitespace().any(|word| word.split('/').next() == Some(&addr))
+        };
+        let found = node.pod_namespaces()?.into_iter().find(has);
+        of.ns = found.ok_or_else(|| Error::new(format!("no pod of {} has {addr}", node.name())))?;
         Ok(of)
     }
 
@@ -282,20 +322,6 @@ impl Cluster {
 pub fn condition(object: &Value, kind: &str) -> bool {
     let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
     conditions.into_iter().any(|condition| condition["type"] == kind && condition["status"] == "True")
-}
-
-/// Returns the namespace in a folder of them that has this address.
-fn namespace_with(dir: &Path, name: &str, addr: IpAddr) -> Result<Namespace, Error> {
-    let entries = fs::read_dir(dir).context(|| format!("reading {}", dir.display()))?;
-    for entry in entries.filter_map(Result::ok) {
-        // A namespace that is just being made or removed is an ordinary file.
-        let Ok(found) = Namespace::open(name, &entry.path()) else { continue };
-        let Ok(text) = found.ip("-o addr show") else { continue };
-        if text.split_whitespace().any(|word| word.split('/').next() == Some(&addr.to_string())) {
-            return Ok(found);
-        }
-    }
-    Err(Error::new(format!("no namespace in {} has {addr}", dir.display())))
 }
 
 /// Returns the folder of built programs.

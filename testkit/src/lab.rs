@@ -49,6 +49,8 @@ impl Families {
 pub struct Underlay {
     switch: Namespace,
     nodes: Vec<Node>,
+    families: Families,
+    mtu: Mtu,
 }
 
 impl Underlay {
@@ -80,12 +82,33 @@ impl Underlay {
             switch.add_address(SWITCH_LINK, *gateway, length(*gateway))?;
         }
         let nodes = (1..=count).map(|nth| Node::new(nth as u32, families, mtu, &switch)).collect::<Result<_, _>>()?;
-        Ok(Self { switch, nodes })
+        Ok(Self { switch, nodes, families, mtu })
     }
 
     /// Returns the nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// Adds a node, the one after the last.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn add_node(&mut self) -> Result<&Node, Error> {
+        let nth = self.nodes.len() + 1;
+        self.nodes.push(Node::new(nth as u32, self.families, self.mtu, &self.switch)?);
+        Ok(&self.nodes[nth - 1])
+    }
+
+    /// Puts a new node, with the same addresses, in the place of the node of this number, from 1.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn replace_node(&mut self, nth: usize) -> Result<&Node, Error> {
+        let former = &self.nodes[nth - 1];
+        self.switch.delete_link(&former.port)?;
+        self.nodes[nth - 1] = Node::new(nth as u32, self.families, self.mtu, &self.switch)?;
+        Ok(&self.nodes[nth - 1])
     }
 
     /// Returns the namespace of the switch: an outside host that every node reaches by its default route.

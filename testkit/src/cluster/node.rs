@@ -35,6 +35,7 @@ cgroupDriver: cgroupfs
 failCgroupV1: false
 failSwapOn: false
 resolvConf: ""
+staticPodPath: /etc/kubernetes/manifests
 evictionHard: { memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%" }
 imageGCHighThresholdPercent: 100
 "#;
@@ -170,6 +171,18 @@ impl Node {
             return Err(Error::new(format!("{}: {}: {status}: {said}", self.name, words.join(" "))));
         }
         Ok(String::from_utf8_lossy(&stdout).into_owned())
+    }
+
+    /// Returns the network namespaces of the node's pods that run or are being made, by the names of their files.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn pod_namespaces(&self) -> Result<Vec<Namespace>, Error> {
+        let dir = self.path("/run/netns");
+        let entries = fs::read_dir(&dir).context(|| format!("reading {}", dir.display()))?;
+        // One that is just being made or removed is an ordinary file.
+        let open = |entry: fs::DirEntry| Namespace::open(&entry.file_name().to_string_lossy(), &entry.path()).ok();
+        Ok(entries.filter_map(Result::ok).filter_map(open).collect())
     }
 
     /// Starts a service. Starting one that runs restarts it: the former process is killed.

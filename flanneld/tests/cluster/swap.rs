@@ -1,0 +1,51 @@
+//! Go flannel and ours in the place of each other.
+
+use std::path::Path;
+
+use testkit::cluster::manifests;
+
+use crate::bed::{Bed, GO, Kind, OURS, Traffic, reaches};
+
+pub(crate) fn go_flannel_is_replaced_and_replaces(dir: &Path) {
+    let bed = Bed::with_go_flannel(dir);
+    bed.apply(&manifests::go_flannel().unwrap());
+    bed.until_agents_are_ready(&GO);
+    let pods = bed.pods();
+    let traffic = Traffic::start(&pods);
+    for (from, to, manifest) in [(GO, OURS, manifests::ours().unwrap()), (OURS, GO, manifests::go_flannel().unwrap())] {
+        remove(&bed, &from);
+        bed.apply(&manifest);
+        bed.until_agents_are_ready(&to);
+        // The plug-in of the one with the agent of the other, for pods of both.
+        let name = format!("of-{}", to.set);
+        bed.cluster.create_pod(&name, 1).unwrap();
+        let pod = bed.cluster.pod(&name).unwrap();
+        reaches(&pod, &pods[1]);
+        reaches(&pods[1], &pod);
+    }
+    traffic.arrived("Go flannel was replaced, and came back");
+    // What ours attached, the other's plug-in detaches.
+    bed.cluster.kubectl(&["delete", "pod", "--all", "--wait"]).unwrap();
+    for node in bed.cluster.nodes() {
+        assert_eq!(node.run(&["sh", "-c", "ls /var/lib/cni/flannel"]).unwrap(), "", "{}", node.name());
+    }
+}
+
+/// Removes the agents of one kind; the data plane stays.
+fn remove(bed: &Bed, kind: &Kind) {
+    bed.cluster.kubectl(&["-n", kind.namespace, "delete", "ds", kind.set, "--wait", "--cascade=foreground"]).unwrap();
+}
+
+pub(crate) fn go_flannels_manifest_runs_with_our_image(dir: &Path) {
+    let bed = Bed::new(dir);
+    let images = ["ghcr.io/flannel-io/flannel:v0.28.9", "ghcr.io/flannel-io/flannel-cni-plugin:v1.9.1-flannel3"];
+    let manifest = manifests::go_flannel().unwrap();
+    let manifest = images.iter().fold(manifest, |text, image| text.replace(image, "registry.example/flanneld:0.1.0"));
+    bed.apply(&manifest);
+    bed.until_agents_are_ready(&GO);
+    let pods = bed.pods();
+    let traffic = Traffic::start(&pods);
+    bed.restart(&GO);
+    traffic.arrived("a restart of all agents");
+    assert_eq!(bed.failed_sandboxes(), [""; 0]);
+}

@@ -1,0 +1,34 @@
+//! A manifest that lacks something: agents wait, say what is missing, and go on once it is there.
+
+use std::path::Path;
+
+use testkit::cluster::{condition, manifests};
+
+use crate::bed::{Bed, OURS, reaches};
+
+pub(crate) fn what_is_missing_is_said_and_waited_for(dir: &Path) {
+    let bed = Bed::new(dir);
+    let manifest = manifests::ours().unwrap();
+    let without = |kind: &str| {
+        let parts = manifest.split("\n---\n").filter(|part| !part.contains(&format!("\nkind: {kind}\n")));
+        parts.collect::<Vec<_>>().join("\n---\n")
+    };
+    let network = manifest.replace("10.244.0.0/16", "10.99.0.0/16");
+    for (what, manifest, said) in
+        [("no rights", without("ClusterRoleBinding"), "cannot get"), ("another network", network, "10.99.0.0/16")]
+    {
+        bed.apply(&manifest);
+        bed.cluster.until(what, |_| Ok(bed.log(&OURS, 1).contains(said))).unwrap_or_else(|error| {
+            panic!("{error}\n{}", bed.log(&OURS, 1));
+        });
+        for agent in bed.agents(&OURS) {
+            assert!(!condition(&agent, "Ready"), "{what}: {agent}");
+            assert_eq!(agent["status"]["containerStatuses"][0]["restartCount"], 0, "{what}: {agent}");
+        }
+        assert!(!bed.cluster.nodes_are_ready().unwrap(), "{what}");
+        bed.cluster.kubectl(&["delete", "ns", OURS.namespace, "--wait"]).unwrap();
+    }
+    bed.install();
+    let pods = bed.pods();
+    reaches(&pods[1], &pods[0]);
+}
