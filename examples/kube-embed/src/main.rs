@@ -1,5 +1,5 @@
 //! An overlay inside your own operator, with its Kubernetes client. Run one on each node, as root, with `NODE_NAME`.
-//! The rights of its account are in deploy/kubernetes.yaml. After ctrl-c the data plane stays as it is.
+//! The rights of its account are in deploy/kubernetes/flannel.yaml. After ctrl-c the data plane stays as it is.
 #![expect(clippy::print_stdout, reason = "to print is what the example is about")]
 
 use std::{error::Error, sync::Arc};

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use crate::{Context, Error};
 
-/// Returns the objects of `deploy/kubernetes.yaml`, which operators apply.
+/// Returns the objects of `deploy/kubernetes/flannel.yaml`, which operators apply.
 ///
 /// # Errors
 /// If the manifest is not valid YAML.
 pub fn manifest() -> Result<Vec<Value>, Error> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes.yaml");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/flannel.yaml");
     let text = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
     serde_saphyr::from_multiple(&text).map_err(|error| Error::new(format!("{}: {error}", path.display())))
 }
