@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use testkit::cluster::manifests;
+use testkit::wait_until;
 
-use crate::bed::{Bed, GO, Kind, OURS, Traffic, reaches};
+use crate::bed::{Bed, GO, Kind, OURS, PATIENCE, Traffic, reaches};
 
 pub(crate) fn go_flannel_is_replaced_and_replaces(dir: &Path) {
     let bed = Bed::with_go_flannel(dir);
@@ -27,7 +28,10 @@ pub(crate) fn go_flannel_is_replaced_and_replaces(dir: &Path) {
     // What ours attached, the other's plug-in detaches.
     bed.cluster.kubectl(&["delete", "pod", "--all", "--wait"]).unwrap();
     for node in bed.cluster.nodes() {
-        assert_eq!(node.run(&["sh", "-c", "ls /var/lib/cni/flannel"]).unwrap(), "", "{}", node.name());
+        let detached = || Ok(node.run(&["ls", "/var/lib/cni/flannel"])?.is_empty());
+        wait_until("all pods are detached", PATIENCE, detached).unwrap();
+        let addresses = node.run(&["ls", "/var/lib/cni/networks/cbr0"]).unwrap();
+        assert!(!addresses.contains("10.244."), "{addresses}");
     }
 }
 

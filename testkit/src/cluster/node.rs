@@ -153,7 +153,7 @@ impl Node {
     pub fn command(&self, program: &str) -> Command {
         let pid = self.machine.as_ref().map_or(0, |machine| machine.pid.as_raw());
         let mut command = Command::new("nsenter");
-        command.args(["--all", "--root", "--wd=/", "--target", &pid.to_string(), "/run/enter", program]);
+        command.args(["--all", "--target", &pid.to_string(), "/run/enter", program]);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/opt/cni/bin").stdin(Stdio::null());
         command
     }
@@ -185,36 +185,30 @@ impl Node {
         Ok(entries.filter_map(Result::ok).filter_map(open).collect())
     }
 
-    /// Starts a service. Starting one that runs restarts it: the former process is killed.
+    /// Starts a service, which is started again if it ends. Starting one that runs restarts it: it is killed first.
     ///
     /// # Errors
     /// If it does not start, with the end of its log.
     pub fn start(&mut self, service: Service) -> Result<(), Error> {
         let program = format!("/opt/programs/{}-{VERSION}", service.name());
-        let mut command = match service {
-            Service::Containerd => {
-                let mut command = self.command("containerd");
-                command.args(["--config", "/etc/kubernetes/containerd.toml"]);
-                command
-            }
-            Service::Kubelet => {
-                let mut command = self.command(&program);
-                command
-                    .args(["--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig"])
-                    .arg(format!("--hostname-override={}", self.name))
-                    .arg(format!("--node-ip={}", self.setup.addresses));
-                command
-            }
-            Service::Proxy => {
-                let mut command = self.command(&program);
-                command.arg("--config=/etc/kubernetes/proxy.yaml").arg(format!("--hostname-override={}", self.name));
-                command
-            }
+        // As a machine's service manager does.
+        let mut command = self.command("sh");
+        command.args(["-c", "while :; do \"$@\"; sleep 0.2; done", "supervisor"]);
+        match service {
+            Service::Containerd => command.args(["containerd", "--config", "/etc/kubernetes/containerd.toml"]),
+            Service::Kubelet => command
+                .arg(program)
+                .args(["--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig"])
+                .arg(format!("--hostname-override={}", self.name))
+                .arg(format!("--node-ip={}", self.setup.addresses)),
+            Service::Proxy => command
+                .arg(program)
+                .arg("--config=/etc/kubernetes/proxy.yaml")
+                .arg(format!("--hostname-override={}", self.name)),
         };
         let log = self.setup.data.join(format!("{}.log", service.name()));
-        let stopped = self.stop(service);
+        self.stop(service)?;
         let process = Process::start(command.stdout(Stdio::null()), &log)?;
-        stopped?;
         let machine = self.machine.as_mut().ok_or_else(|| Error::new("the node is off"))?;
         machine.services.push((service, process));
         if service == Service::Containerd {
@@ -232,8 +226,12 @@ impl Node {
         let Some(machine) = &mut self.machine else { return Ok(()) };
         let Some(place) = machine.services.iter().position(|(found, _)| *found == service) else { return Ok(()) };
         let (_, mut process) = machine.services.remove(place);
-        // nsenter, whose only child the service is.
-        kill(child_of(process.id())?, Signal::SIGKILL).context(|| format!("killing {}", service.name()))?;
+        // The process is nsenter, its child the supervisor, and that one's the service.
+        let supervisor = child_of(process.id())?;
+        let program = child_of(supervisor.as_raw().unsigned_abs());
+        for pid in [Ok(supervisor), program].into_iter().flatten() {
+            kill(pid, Signal::SIGKILL).context(|| format!("killing {}", service.name()))?;
+        }
         process.wait(PATIENCE).map(drop)
     }
 
