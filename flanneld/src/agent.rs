@@ -174,9 +174,10 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     }
     tokio::spawn(metrics.count(handle.clone()));
     tokio::spawn(options.cni.clone().keep(handle.clone(), rules.clone()));
-    tokio::spawn(notify::follow(handle.clone(), rules));
+    tokio::spawn(notify::follow(handle.clone(), rules.clone()));
     tokio::spawn(notify::watchdog());
     if let Some(store) = condition {
+        tokio::spawn(condition::record(handle.clone(), rules, store.clone()));
         tokio::spawn(condition::tell(handle.clone(), store));
     }
     let stopping = cancel.clone();

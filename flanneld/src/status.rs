@@ -93,6 +93,11 @@ impl<'a> Document<'a> {
     }
 }
 
+/// Returns what readiness waits for, each with what to do.
+pub(crate) fn reasons(status: &Status, rules: &RulesState) -> Vec<String> {
+    waits_for(status, rules, |wait| format!("{wait}: {}", wait.remedy()))
+}
+
 /// Returns what readiness waits for; `text` formats the overlay's reasons.
 fn waits_for(status: &Status, rules: &RulesState, text: impl Fn(&Wait) -> String) -> Vec<String> {
     let mut reasons: Vec<_> = status.waits_for().iter().map(text).collect();

@@ -117,6 +117,11 @@ impl Api {
         self.object(Method::PATCH, &path, patch, Rule::PatchNodeStatus).await.map(drop)
     }
 
+    /// Creates an Event about something that has no namespace.
+    pub(crate) async fn create_event(&self, event: Vec<u8>) -> Result<(), Fault> {
+        self.object(Method::POST, "/api/v1/namespaces/default/events", event, Rule::CreateEvent).await.map(drop)
+    }
+
     /// Asks whether this account may do what `rule` allows, with the object of this name if given.
     pub(crate) async fn review(
         &self,

@@ -110,7 +110,7 @@ impl Store {
                 (Rule::GetPod, NodeName::Named(_)) => continue,
                 (Rule::GetPod, NodeName::OfPod { namespace, pod }) => (Some(namespace.as_str()), Some(pod.as_str())),
                 (Rule::GetNode | Rule::PatchNodeStatus, _) => (None, name.map(NodeIdentity::as_str)),
-                (Rule::ListNodes | Rule::WatchNodes | Rule::Review, _) => (None, None),
+                (Rule::ListNodes | Rule::WatchNodes | Rule::CreateEvent | Rule::Review, _) => (None, None),
             };
             let Review { is_allowed, date } = self.api.review(rule, namespace, object).await?;
             if !is_allowed {

@@ -55,6 +55,7 @@ pub(crate) enum Rule {
     WatchNodes,
     PatchNodeStatus,
     GetPod,
+    CreateEvent,
     /// Asking for one's own rights, which every account may do unless an administrator revoked it.
     Review,
 }
@@ -66,13 +67,18 @@ impl Rule {
             Self::ListNodes => "list",
             Self::WatchNodes => "watch",
             Self::PatchNodeStatus => "patch",
-            Self::Review => "create",
+            Self::Review | Self::CreateEvent => "create",
         }
     }
 
     pub(crate) fn group(self) -> &'static str {
         match self {
-            Self::GetNode | Self::ListNodes | Self::WatchNodes | Self::PatchNodeStatus | Self::GetPod => "",
+            Self::GetNode
+            | Self::ListNodes
+            | Self::WatchNodes
+            | Self::PatchNodeStatus
+            | Self::GetPod
+            | Self::CreateEvent => "",
             Self::Review => "authorization.k8s.io",
         }
     }
@@ -83,6 +89,7 @@ impl Rule {
             Self::GetNode | Self::ListNodes | Self::WatchNodes => "nodes",
             Self::PatchNodeStatus => "nodes/status",
             Self::GetPod => "pods",
+            Self::CreateEvent => "events",
             Self::Review => "selfsubjectaccessreviews",
         }
     }

@@ -225,6 +225,24 @@ impl Options {
     }
 }
 
+/// The kind of an Event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// For information.
+    Normal,
+    /// Something does not work.
+    Warning,
+}
+
+impl EventKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
+
 /// Leases in Kubernetes.
 ///
 /// Clones share one client.
@@ -264,6 +282,21 @@ impl KubeSubnets {
     /// If dropped, the condition may or may not be written.
     pub async fn set_network_unavailable(&self, is_unavailable: bool) -> Result<(), SubnetError> {
         self.store.set_network_unavailable(is_unavailable).await
+    }
+
+    /// Creates an Event about the Node, which `kubectl describe node` shows and the API server keeps for an hour. The reason
+    /// is a word in CamelCase. A message of more than 1000 bytes is cut.
+    ///
+    /// Needs the right to create `events` in the namespace `default`, which Go flannel's role does not have.
+    ///
+    /// # Errors
+    /// Retry on [`SubnetError::Unavailable`] and [`SubnetError::Unconfigured`]; on [`SubnetError::Denied`] once the role has
+    /// changed.
+    ///
+    /// # Cancel safety
+    /// If dropped, the Event may or may not be created.
+    pub async fn record_event(&self, kind: EventKind, reason: &str, message: &str) -> Result<(), SubnetError> {
+        self.store.record_event(kind, reason, message).await
     }
 
     /// Checks what an agent needs from the cluster: rights, clocks, the own Node and its annotations. Writes nothing;

@@ -12,6 +12,7 @@ use flannel_core::files::{self, Trust};
 use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, ThisNode, Want};
+use flannel_core::text::cut;
 use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
@@ -22,7 +23,10 @@ use crate::keys::{Key, Keys};
 use crate::node::Node;
 use crate::nodes::locked;
 use crate::protobuf::{Events, object};
-use crate::{ConfigSource, NodeName};
+use crate::{ConfigSource, EventKind, NodeName};
+
+/// The longest message of an Event, in bytes: as many as the API server takes of newer kinds of Events.
+const MAX_MESSAGE: usize = 1000;
 
 pub(crate) struct Store {
     pub(crate) api: Api,
@@ -44,6 +48,11 @@ pub(crate) struct Sight {
     /// Empty if there is none.
     version: String,
     print: Option<u64>,
+}
+
+/// Returns the time as Kubernetes writes it.
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 impl Store {
@@ -220,7 +229,7 @@ impl Store {
     pub(crate) async fn set_network_unavailable(&self, is_unavailable: bool) -> Result<(), SubnetError> {
         const DOING: &str = "writing the node's condition NetworkUnavailable";
         let name = self.name().await?;
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let now = now();
         let (status, reason, message) = match is_unavailable {
             false => ("False", "FlannelIsUp", "Flannel is running on this node"),
             true => ("True", "FlannelIsDown", "Flannel is not running on this node"),
@@ -238,6 +247,27 @@ impl Store {
             Err(fault) if fault.kind == Kind::Missing => Err(no_node(name.as_str())),
             result => result.map_err(|fault| fault.into_subnet_error(DOING)),
         }
+    }
+
+    /// Creates an Event about the Node, as kubelets do: with the Node's name in place of its uid.
+    pub(crate) async fn record_event(&self, kind: EventKind, reason: &str, message: &str) -> Result<(), SubnetError> {
+        let name = self.name().await?.as_str();
+        let now = now();
+        let mut message = message.to_owned();
+        cut(&mut message, MAX_MESSAGE);
+        let event = json!({
+            "metadata": { "generateName": format!("{name}."), "namespace": "default" },
+            "involvedObject": { "kind": "Node", "name": name, "uid": name },
+            "type": kind.as_str(),
+            "reason": reason,
+            "message": message,
+            "source": { "component": "flanneld", "host": name },
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        });
+        let created = self.api.create_event(event.to_string().into()).await;
+        created.map_err(|fault| fault.into_subnet_error("creating an Event of the Node"))
     }
 
     /// Returns the addresses that an operator wants to be published in place of the public IPs.

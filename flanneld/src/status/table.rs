@@ -10,7 +10,7 @@ use flannel_core::net::Dual;
 use flannel_core::overlay::{Contact, Contended, PeerCounts, Status, SubscriptionState, UplinkState, WithheldBecause};
 use flannel_core::text::Plain;
 
-use super::{Document, Store, waits_for};
+use super::{Document, Store, reasons};
 
 /// The most rows of each list. Counts in other rows include all entries.
 const LISTED: usize = Status::MAX_LISTED;
@@ -43,7 +43,7 @@ impl Document<'_> {
         let Self { status, now, .. } = *self;
         let ready = if self.ready { "ready" } else { "NOT ready" };
         rows.row("overlay", format_args!("{} ({ready}, phase {})", self.overlay, status.phase))?;
-        for reason in waits_for(status, self.firewall, |wait| format!("{wait}: {}", wait.remedy())) {
+        for reason in reasons(status, self.firewall) {
             rows.row("waits for", reason)?;
         }
         if let Some(degraded) = status.degraded() {

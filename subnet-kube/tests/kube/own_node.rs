@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use flannel_core::net::Dual;
 use flannel_core::subnet::{SubnetError, SubnetManager, Want};
-use flannel_subnet_kube::{Access, AnnotationPrefix, KubeSubnets, NodeName};
+use flannel_subnet_kube::{Access, AnnotationPrefix, EventKind, KubeSubnets, NodeName};
 use serde_json::{Value, json};
 use testkit::etcd::Version;
 use testkit::kubernetes::{ApiServer, Fault};
@@ -306,6 +306,29 @@ async fn the_conditions_of_others_stay_as_they_are_and_ours_survives_theirs() {
     assert_ne!(after["Ready"], shown["Ready"]);
     shown.insert("Ready".to_owned(), after["Ready"].clone());
     assert_eq!(after, shown);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_shown_with_the_node_and_a_long_message_is_cut() {
+    let lab = Lab::new().await;
+    let (nth, store, _) = lab.leased().await;
+    let long = "é".repeat(1000);
+    store.record_event(EventKind::Warning, "FlannelWaits", &long).await.unwrap();
+    store.record_event(EventKind::Normal, "FlannelReady", "ready").await.unwrap();
+    // As `kubectl describe node` asks.
+    let selector = format!("involvedObject.kind=Node,involvedObject.name={0},involvedObject.uid={0}", name(nth));
+    let events = lab.server.get(&format!("/api/v1/namespaces/default/events?fieldSelector={selector}")).await.unwrap();
+    let mut found: Vec<_> = events["items"].as_array().unwrap().iter().collect();
+    found.sort_by_key(|event| event["type"].to_string());
+    let texts = |event: &Value| ["type", "reason"].map(|field| event[field].as_str().unwrap_or_default().to_owned());
+    assert_eq!(
+        found.iter().map(|event| texts(event)).collect::<Vec<_>>(),
+        [["Normal", "FlannelReady"], ["Warning", "FlannelWaits"]]
+    );
+    assert_eq!(found[0]["message"], "ready");
+    let message = found[1]["message"].as_str().unwrap();
+    assert!(message.starts_with("éé") && message.len() < 1100, "{message}");
+    assert!(found.iter().all(|event| event["lastTimestamp"].as_str().unwrap().ends_with('Z')), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
