@@ -12,6 +12,8 @@ mod node;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -216,6 +218,26 @@ impl Cluster {
             return Err(Error::new(format!("kubectl {}: {status}: {said}", words.join(" "))));
         }
         Ok(String::from_utf8_lossy(&stdout).into_owned())
+    }
+
+    /// Writes a script that runs kubectl as the administrator, for a person outside of the cluster's namespaces, and
+    /// returns its path.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn kubectl_script(&self) -> Result<PathBuf, Error> {
+        let pid = isolation::outer_pid()?;
+        let net = self.underlay.switch().as_fd().as_raw_fd();
+        let script = self.dir.join("kubectl");
+        let text = format!(
+            "#!/bin/sh\nexec nsenter --target {pid} --mount --pid --net=/proc/{pid}/fd/{net} {} --kubeconfig {} \"$@\"\n",
+            program("kubectl")?.canonicalize().context(|| "kubectl's path".to_owned())?.display(),
+            self.server.admin_kubeconfig()?.display(),
+        );
+        fs::write(&script, text).context(|| format!("writing {}", script.display()))?;
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&script, mode).context(|| format!("making {} a program", script.display()))?;
+        script.canonicalize().context(|| "the script's path".to_owned())
     }
 
     /// Polls `condition` until it holds, and returns how long that took.

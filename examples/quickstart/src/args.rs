@@ -30,6 +30,10 @@ pub(crate) struct Args {
     /// Leave it running afterwards, and say how to look inside
     #[arg(long)]
     pub(crate) keep: bool,
+    /// A real Kubernetes cluster of two nodes, with what `testkit/cluster/build target` has built. Needs root
+    #[cfg(feature = "kubernetes")]
+    #[arg(long, conflicts_with_all = ["nodes", "backend", "ipv6", "dual_stack", "json"])]
+    pub(crate) kubernetes: bool,
     /// Print one JSON object, and nothing else, on standard output
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,6 +7,8 @@ mod args;
 mod cluster;
 mod heal;
 mod keep;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod report;
 mod screen;
 mod show;
@@ -39,6 +41,10 @@ const GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    #[cfg(feature = "kubernetes")]
+    if args.kubernetes {
+        return kubernetes::run(&args);
+    }
     let mut screen = if args.json { Screen::silent() } else { Screen::stdout() };
     match run(&args, &mut screen) {
         Ok(End::Good) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use tempfile::TempDir;
 
 use super::cgroups::{self, Groups};
+use super::node::child_of;
 use crate::{Context, Error, wait_until};
 
 /// How the names of runs' directories and control groups begin.
@@ -67,6 +68,7 @@ fn run_inside(dir: &Path) -> Result<ExitStatus, Error> {
         .env(VARIABLE, dir)
         .process_group(0);
     let mut child = command.spawn().context(|| "running setpriv and unshare of util-linux".to_owned())?;
+    write_pid(child.id(), dir)?;
     loop {
         let signal = ends.wait().context(|| "waiting for a signal".to_owned())?;
         if signal != Signal::SIGCHLD {
@@ -76,6 +78,37 @@ fn run_inside(dir: &Path) -> Result<ExitStatus, Error> {
             return Ok(status);
         }
     }
+}
+
+/// The file in a run's directory that has the process id of the program inside, as seen from outside.
+const PID: &str = "pid";
+
+/// Writes the process id of the program inside: the child of `unshare`.
+fn write_pid(unshare: u32, dir: &Path) -> Result<(), Error> {
+    let mut pid = None;
+    wait_until("the program inside", PATIENCE, || {
+        pid = child_of(unshare).ok();
+        // `unshare` may have failed, which its exit status shows.
+        Ok(pid.is_some() || !Path::new(&format!("/proc/{unshare}/exe")).exists())
+    })?;
+    let Some(pid) = pid else { return Ok(()) };
+    // Read only when it is whole.
+    let file = dir.join(PID);
+    let written = fs::write(file.with_extension("new"), pid.to_string());
+    written
+        .and_then(|()| fs::rename(file.with_extension("new"), &file))
+        .context(|| format!("writing {}", file.display()))
+}
+
+/// Returns the process id of this program as it is outside of its namespaces.
+///
+/// # Errors
+/// If this program is not [`isolated`].
+pub(super) fn outer_pid() -> Result<String, Error> {
+    let dir = std::env::var_os(VARIABLE).ok_or_else(|| Error::new("this program has no namespaces of its own"))?;
+    let file = Path::new(&dir).join(PID);
+    wait_until("this program's own process id", PATIENCE, || Ok(file.exists()))?;
+    fs::read_to_string(&file).context(|| format!("reading {}", file.display()))
 }
 
 /// Returns the directories of runs in `target`: of those that go on, and of those that were killed.

@@ -1,17 +1,22 @@
 //! What is applied to a cluster.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::target;
 use crate::{Context, Error};
+
+/// Returns the path of our manifest.
+pub fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/flannel.yaml")
+}
 
 /// Returns the text of our manifest.
 ///
 /// # Errors
 /// If it cannot be read.
 pub fn ours() -> Result<String, Error> {
-    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/flannel.yaml"))
+    read(&path())
 }
 
 /// Returns the text of Go flannel's manifest.

@@ -289,7 +289,7 @@ impl Node {
 }
 
 /// Returns the only child of a process.
-fn child_of(id: u32) -> Result<Pid, Error> {
+pub(super) fn child_of(id: u32) -> Result<Pid, Error> {
     let path = format!("/proc/{id}/task/{id}/children");
     let text = fs::read_to_string(&path).context(|| format!("reading {path}"))?;
     let pid = text.split_whitespace().next().and_then(|pid| pid.parse().ok());
