@@ -407,20 +407,28 @@ impl ApiServer {
         Ok(())
     }
 
+    /// Sends a request with this token.
+    ///
+    /// # Errors
+    /// The server's error, with its message.
+    pub async fn request_as(
+        &self,
+        token: &str,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Error> {
+        let content = content(&method);
+        ask(self.client_of(Some(token))?, request(method, path, content, body)?).await
+    }
+
     async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Error> {
-        let content = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let content = content(&method);
         self.send(method, path, content, body).await
     }
 
     async fn send(&self, method: Method, path: &str, content: &str, body: Option<&Value>) -> Result<Value, Error> {
-        let doing = format!("{method} {path}");
-        let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
-        let request = Request::builder().method(method).uri(path).header("content-type", content).body(body);
-        let request = request.map_err(|error| Error::new(format!("{doing}: {error}")))?;
-        let client = self.client().await?;
-        let answer = tokio::time::timeout(Duration::from_secs(30), client.request(request)).await;
-        let answer = answer.map_err(|_| Error::new(format!("{doing}: no answer within 30 s")))?;
-        answer.map_err(|error| Error::new(format!("{doing}: {}", flannel_core::text::chain(&error))))
+        ask(self.client().await?, request(method, path, content, body)?).await
     }
 
     /// Returns a client with the administrator's credentials. Each runtime needs its own.
@@ -480,4 +488,23 @@ fn write_keys(dir: &Path, address: Option<IpAddr>) -> Result<Issuer<'static, Key
         fs::write(dir.join(name), text)?;
     }
     Ok(issuer)
+}
+
+/// Returns a request with this type of body.
+fn request(method: Method, path: &str, content: &str, body: Option<&Value>) -> Result<Request<Vec<u8>>, Error> {
+    let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
+    let request = Request::builder().method(method).uri(path).header("content-type", content).body(body);
+    request.map_err(|error| Error::new(format!("{path}: {error}")))
+}
+
+/// Returns the type of a request's body.
+fn content(method: &Method) -> &'static str {
+    if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" }
+}
+
+async fn ask(client: kube::Client, request: Request<Vec<u8>>) -> Result<Value, Error> {
+    let doing = format!("{} {}", request.method(), request.uri());
+    let answer = tokio::time::timeout(Duration::from_secs(30), client.request(request)).await;
+    let answer = answer.map_err(|_| Error::new(format!("{doing}: no answer within 30 s")))?;
+    answer.map_err(|error| Error::new(format!("{doing}: {}", flannel_core::text::chain(&error))))
 }

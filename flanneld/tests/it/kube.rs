@@ -78,6 +78,11 @@ impl Kubernetes {
         self.args_of(&way.kubeconfig)
     }
 
+    /// The same with this token, which a file of this name holds.
+    pub(crate) fn args_with(&self, name: &str, token: &str) -> Vec<String> {
+        self.args_of(&self.server.kubeconfig(name, token, &self.server.url()).unwrap())
+    }
+
     /// The same in a Pod, which needs no kubeconfig file.
     pub(crate) fn args_in_pod(&self) -> Vec<String> {
         vec!["--kube-subnet-mgr".to_owned(), format!("-net-config-path={}", self.config.display())]

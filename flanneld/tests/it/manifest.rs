@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use axum::http::Method;
 use flannel_core::config::{Allocation, NetworkConfig};
 use serde_json::{Value, json};
-use testkit::{Families, kubernetes};
+use testkit::{Families, kubernetes, wait_until};
 
-use crate::harness::{Site, VXLAN, command, on_switch, owned, run};
+use crate::harness::{PATIENCE, Site, VXLAN, command, on_switch, owned, run};
 use crate::kube::{self, Kubernetes};
+use crate::kubernetes::Cluster;
 
 /// The only object of this kind.
 fn only(kind: &str) -> Value {
@@ -49,6 +51,12 @@ fn the_manifests_objects_belong_together() {
         assert_eq!(only(kind)["metadata"]["namespace"], namespace["metadata"]["name"], "{kind}");
     }
     assert_eq!(set["spec"]["selector"]["matchLabels"], set["spec"]["template"]["metadata"]["labels"]);
+    let policy = only("ValidatingAdmissionPolicy");
+    assert_eq!(only("ValidatingAdmissionPolicyBinding")["spec"]["policyName"], policy["metadata"]["name"]);
+    let account = only("ServiceAccount")["metadata"].clone();
+    let user = ["namespace", "name"].map(|key| account[key].as_str().unwrap()).join(":");
+    let agents = format!("request.userInfo.username == \"system:serviceaccount:{user}\"");
+    assert_eq!(policy["spec"]["matchConditions"][0]["expression"], agents);
     let pod = &set["spec"]["template"]["spec"];
     assert_eq!(pod["hostNetwork"], true);
     let container = &pod["containers"][0];
@@ -91,20 +99,60 @@ fn the_manifests_flags_files_and_configuration_are_understood() {
 fn a_real_server_takes_every_field_of_the_manifest() {
     let site = Site::new(1, VXLAN);
     let cluster = Kubernetes::start(&site, VXLAN);
-    let within = "namespaces/flannelkit";
-    for object in kubernetes::manifest().unwrap() {
-        let path = match object["kind"].as_str().unwrap() {
-            "Namespace" => "/api/v1/namespaces".to_owned(),
-            "ServiceAccount" => format!("/api/v1/{within}/serviceaccounts"),
-            "ConfigMap" => format!("/api/v1/{within}/configmaps"),
-            "ClusterRole" => "/apis/rbac.authorization.k8s.io/v1/clusterroles".to_owned(),
-            "ClusterRoleBinding" => "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings".to_owned(),
-            "DaemonSet" => format!("/apis/apps/v1/{within}/daemonsets"),
-            kind => panic!("{kind} is new"),
-        };
-        let path = format!("{path}?fieldValidation=Strict");
-        on_switch(&site, async || cluster.server.create(&path, &object).await).unwrap();
+    on_switch(&site, async || cluster.server.install().await).unwrap();
+}
+
+/// docs/faults.md, K16.
+#[test]
+fn an_agent_may_change_only_the_node_of_its_pod() {
+    const ANY: &str = "example.com/any";
+    let cluster = Cluster::new(2);
+    [1, 2].into_iter().for_each(|nth| cluster.register(nth));
+    cluster.ask(async |server| server.install().await).unwrap();
+    let token = |node| cluster.ask(async |server| server.agent_token(node).await).unwrap();
+    let (own, unbound) = (token(Some("node-1")), token(None));
+    let ask = |token: &str, method, path: &str, body: &Value| {
+        let told = cluster.ask(async |server| server.request_as(token, method, path, Some(body)).await);
+        told.map(drop).map_err(|error| error.to_string())
+    };
+    let change = json!({ "metadata": { "annotations": { ANY: "changed" } } });
+    let write = |token: &str, path: &str| ask(token, Method::PATCH, &format!("/api/v1/nodes/{path}"), &change);
+    let denies = |told: Result<(), String>, part: &str| {
+        told.is_err_and(|error| error.contains("ValidatingAdmissionPolicy 'flannelkit'") && error.contains(part))
+    };
+    // A server goes by new roles and policies a little later.
+    let enforced = || Ok(denies(write(&own, "node-2/status"), "on node node-1 may not change Node node-2"));
+    wait_until("the policy", PATIENCE, enforced)
+        .unwrap_or_else(|error| panic!("{error}: {:?}", write(&own, "node-2/status")));
+    assert_eq!(write(&own, "node-1/status"), Ok(()));
+    for path in ["node-1/status", "node-2/status"] {
+        assert!(denies(write(&unbound, path), "this token names no node"), "{:?}", write(&unbound, path));
     }
+
+    // Whatever else an administrator allows the account.
+    let everything = json!([{ "apiGroups": [""], "resources": ["nodes", "nodes/status"], "verbs": ["*"] }]);
+    let role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/flannelkit";
+    cluster.ask(async |server| server.patch(role, &json!({ "rules": everything })).await).unwrap();
+    wait_until("the role", PATIENCE, || Ok(write(&own, "node-1").is_ok())).unwrap();
+    assert!(denies(write(&own, "node-2"), "may not change Node node-2"));
+    let deleted = ask(&own, Method::DELETE, "/api/v1/nodes/node-2", &json!({}));
+    assert!(denies(deleted.clone(), "may not change Node node-2"), "{deleted:?}");
+    let created = ask(&own, Method::POST, "/api/v1/nodes", &json!({ "metadata": { "name": "node-3" } }));
+    assert!(denies(created.clone(), "may not change Node node-3"), "{created:?}");
+
+    // Others are not affected: an administrator, and an account of another name with the same rights.
+    let other =
+        cluster.ask(async |server| server.service_account("other", kubernetes::rules().unwrap()).await).unwrap();
+    wait_until("the other account", PATIENCE, || Ok(write(&other, "node-2/status").is_ok())).unwrap();
+    cluster.ask(async |server| server.annotate("node-2", json!({ ANY: "by an administrator" })).await).unwrap();
+
+    // The agent itself works so, and says why it does not on another node.
+    let one = cluster.launch(1, cluster.kubernetes.args_with("own", &own), &[("NODE_NAME", "node-1")]).ready();
+    wait_until("the condition", PATIENCE, || Ok(cluster.network_unavailable(1).as_deref() == Some("False"))).unwrap();
+    let two = cluster.launch(2, cluster.kubernetes.args_with("own", &own), &[("NODE_NAME", "node-2")]);
+    two.until("told that it is refused", || two.log().contains("on node node-1 may not change Node node-2"));
+    assert_eq!((cluster.annotation(2, "backend-type"), two.is_ready()), (None, false));
+    assert!(one.is_ready(), "{}", one.log());
 }
 
 #[test]

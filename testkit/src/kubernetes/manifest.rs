@@ -5,7 +5,14 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::ApiServer;
 use crate::{Context, Error};
+
+/// The namespace of the manifest's objects.
+const NAMESPACE: &str = "flannelkit";
+
+/// The service account of its agents.
+const ACCOUNT: &str = "flanneld";
 
 /// Returns the objects of `deploy/kubernetes/flannel.yaml`, which operators apply.
 ///
@@ -42,4 +49,64 @@ pub fn rules_without(verb: &str, resource: &str) -> Result<Value, Error> {
         rules.retain(|rule| rule["verbs"] != json!([]));
     }
     Ok(rules)
+}
+
+impl ApiServer {
+    /// Creates the manifest's objects. A field that the server does not know is an error.
+    ///
+    /// # Errors
+    /// The server's error.
+    pub async fn install(&self) -> Result<(), Error> {
+        for object in manifest()? {
+            let path = format!("{}?fieldValidation=Strict", collection(&object)?);
+            self.create(&path, &object).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns a token of the installed manifest's account: that of a Pod on this Node, which is created, as kubelet
+    /// requests it; without `node` one that is bound to no Pod.
+    ///
+    /// # Errors
+    /// The server's error.
+    pub async fn agent_token(&self, node: Option<&str>) -> Result<String, Error> {
+        let within = format!("/api/v1/namespaces/{NAMESPACE}");
+        let mut spec = json!({});
+        if let Some(node) = node {
+            let containers = json!([{ "name": "agent", "image": "example.com/agent" }]);
+            let pod = json!({
+                "metadata": { "name": format!("agent-of-{node}") },
+                "spec": { "nodeName": node, "serviceAccountName": ACCOUNT, "containers": containers },
+            });
+            let pod = self.create(&format!("{within}/pods"), &pod).await?;
+            let (name, uid) = (&pod["metadata"]["name"], &pod["metadata"]["uid"]);
+            spec["boundObjectRef"] = json!({ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid });
+        }
+        let path = format!("{within}/serviceaccounts/{ACCOUNT}/token");
+        let token = self.create(&path, &json!({ "spec": spec })).await?;
+        let text = token.pointer("/status/token").and_then(Value::as_str);
+        text.map(str::to_owned).ok_or_else(|| Error::new(format!("no token in {token}")))
+    }
+}
+
+/// Returns the path at which objects of this object's kind are created.
+fn collection(object: &Value) -> Result<String, Error> {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let (resource, has_namespace) = match kind {
+        "Namespace" => ("namespaces", false),
+        "ClusterRole" => ("clusterroles", false),
+        "ClusterRoleBinding" => ("clusterrolebindings", false),
+        "ValidatingAdmissionPolicy" => ("validatingadmissionpolicies", false),
+        "ValidatingAdmissionPolicyBinding" => ("validatingadmissionpolicybindings", false),
+        "ServiceAccount" => ("serviceaccounts", true),
+        "ConfigMap" => ("configmaps", true),
+        "DaemonSet" => ("daemonsets", true),
+        _ => return Err(Error::new(format!("objects of kind {kind:?} are new in the manifest"))),
+    };
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let root = if version.contains('/') { "apis" } else { "api" };
+    match object["metadata"]["namespace"].as_str().filter(|_| has_namespace) {
+        Some(namespace) => Ok(format!("/{root}/{version}/namespaces/{namespace}/{resource}")),
+        None => Ok(format!("/{root}/{version}/{resource}")),
+    }
 }
