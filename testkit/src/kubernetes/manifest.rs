@@ -24,13 +24,17 @@ pub fn manifest() -> Result<Vec<Value>, Error> {
     serde_saphyr::from_multiple(&text).map_err(|error| Error::new(format!("{}: {error}", path.display())))
 }
 
-/// Returns the RBAC rules of the manifest's role: what an agent's account may do.
+/// Returns what an agent's account may do: the RBAC rules of the manifest's role, and the one that is needed besides to
+/// find the Node by its Pod, which the manifest's agents need not.
 ///
 /// # Errors
 /// As [`manifest`], and if it has no such role.
 pub fn rules() -> Result<Value, Error> {
     let role = manifest()?.into_iter().find(|object| object["kind"] == "ClusterRole");
-    role.map(|mut role| role["rules"].take()).ok_or_else(|| Error::new("the manifest has no ClusterRole".to_owned()))
+    let rules = role.and_then(|mut role| role["rules"].as_array_mut().map(std::mem::take));
+    let mut rules = rules.ok_or_else(|| Error::new("the manifest has no ClusterRole with rules".to_owned()))?;
+    rules.push(json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["get"] }));
+    Ok(rules.into())
 }
 
 /// Returns the rules without `verb` on `resource`.
