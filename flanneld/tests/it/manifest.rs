@@ -1,6 +1,8 @@
 //! The manifest for Kubernetes says what this program takes, and `doctor` what the cluster lacks.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
@@ -8,7 +10,7 @@ use flannel_core::config::{Allocation, NetworkConfig};
 use serde_json::{Value, json};
 use testkit::{Families, kubernetes, wait_until};
 
-use crate::harness::{PATIENCE, Site, VXLAN, command, on_switch, owned, run};
+use crate::harness::{PATIENCE, Site, Told, VXLAN, bare, command, on_switch, owned, run};
 use crate::kube::{self, Kubernetes};
 use crate::kubernetes::Cluster;
 
@@ -91,11 +93,54 @@ fn the_manifests_flags_files_and_configuration_are_understood() {
     NetworkConfig::parse(text.as_bytes(), Allocation::External).unwrap();
 }
 
+/// The manifest and the kustomize base are applied as they are, and the overlay beside flannel's own ConfigMap.
 #[test]
-fn a_real_server_takes_every_field_of_the_manifest() {
+fn kubectl_takes_every_field_of_the_manifest_and_of_what_is_made_of_it() {
     let site = Site::new(1, VXLAN);
     let cluster = Kubernetes::start(&site, VXLAN);
-    on_switch(&site, async || cluster.server.install().await).unwrap();
+    let (kubectl, kubeconfig) = (kubernetes::program("kubectl").unwrap(), cluster.server.admin_kubeconfig().unwrap());
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let apply = |kind: &str, what: &str| {
+        let mut kubectl = bare(Command::new(&kubectl));
+        // It keeps what it read of the server below its home.
+        kubectl.env("HOME", site.path("")).args(["apply", "--validate=strict", kind]).arg(deploy.join(what));
+        kubectl.arg(format!("--kubeconfig={}", kubeconfig.display()));
+        let told = Told::from(site.underlay.switch().run(|| kubectl.output().unwrap()).unwrap());
+        assert_eq!((told.code, told.err.as_str()), (Some(0), ""), "{what}");
+        told.out.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (kind, what, suffix) in [
+        ("-f", "kubernetes/flannel.yaml", " created"),
+        ("-f", "kubernetes/flannel.yaml", " unchanged"),
+        ("-k", "kubernetes", " unchanged"),
+    ] {
+        let told = apply(kind, what);
+        assert_eq!(told.len(), kubernetes::manifest().unwrap().len(), "{told:#?}");
+        assert!(told.iter().all(|line| line.ends_with(suffix)), "{told:#?}");
+    }
+
+    let namespace = json!({ "metadata": { "name": "kube-flannel" } });
+    on_switch(&site, async || cluster.server.create("/api/v1/namespaces", &namespace).await).unwrap();
+    let mut told = apply("-k", "overlays/kube-flannel");
+    told.sort();
+    let expected = [
+        "clusterrole.rbac.authorization.k8s.io/flannelkit unchanged",
+        "clusterrolebinding.rbac.authorization.k8s.io/flannelkit configured",
+        "daemonset.apps/flanneld created",
+        "serviceaccount/flanneld created",
+        "validatingadmissionpolicy.admissionregistration.k8s.io/flannelkit configured",
+        "validatingadmissionpolicybinding.admissionregistration.k8s.io/flannelkit unchanged",
+    ];
+    assert_eq!(told, expected);
+    let get = |path: &str| on_switch(&site, async || cluster.server.get(path).await).unwrap();
+    let set = get("/apis/apps/v1/namespaces/kube-flannel/daemonsets/flanneld");
+    let selector = json!({ "kubernetes.io/os": "linux", "flannelkit.io/agent": "true" });
+    assert_eq!(set["spec"]["template"]["spec"]["nodeSelector"], selector);
+    let binding = get("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/flannelkit");
+    assert_eq!(binding["subjects"][0]["namespace"], "kube-flannel");
+    let policy = get("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/flannelkit");
+    let agents = "request.userInfo.username == \"system:serviceaccount:kube-flannel:flanneld\"";
+    assert_eq!(policy["spec"]["matchConditions"][0]["expression"], agents);
 }
 
 /// docs/faults.md, K16.
