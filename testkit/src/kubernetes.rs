@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use crate::etcd::{self, Etcd};
 use crate::{Context, Error, Process};
 
-pub use manifest::{manifest, rules, rules_without};
+pub use manifest::{manifest, objects, rules, rules_without};
 pub use proxy::{Fault, Proxy, Seen};
 
 /// The token of the group `system:masters`.
@@ -49,12 +49,24 @@ pub struct ApiServer {
     dir: TempDir,
 }
 
-/// Returns the path of a program: `target/NAME-1.36.3`, which `./test` builds.
+/// Returns the path of a program of Kubernetes: `target/NAME-1.36.3`, which `./test` builds.
 ///
 /// # Errors
 /// The path that was searched and how to get the program: a test that needs it fails without it.
 pub fn program(name: &str) -> Result<PathBuf, Error> {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(format!("{name}-1.36.3"));
+    built(&format!("{name}-1.36.3"))
+}
+
+/// Returns the path of Helm, which `./test` builds.
+///
+/// # Errors
+/// As [`program`].
+pub fn helm() -> Result<PathBuf, Error> {
+    built("helm-4.3.2")
+}
+
+fn built(name: &str) -> Result<PathBuf, Error> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(name);
     match program.is_file() {
         true => Ok(program),
         false => {

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod changes;
+mod chart;
 mod cni;
 mod commands;
 mod crash;

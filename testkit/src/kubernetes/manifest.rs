@@ -21,7 +21,15 @@ const ACCOUNT: &str = "flanneld";
 pub fn manifest() -> Result<Vec<Value>, Error> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/flannel.yaml");
     let text = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
-    serde_saphyr::from_multiple(&text).map_err(|error| Error::new(format!("{}: {error}", path.display())))
+    objects(&text).map_err(|error| Error::new(format!("{}: {error}", path.display())))
+}
+
+/// Returns the objects of a text in YAML.
+///
+/// # Errors
+/// If it is not valid YAML.
+pub fn objects(text: &str) -> Result<Vec<Value>, Error> {
+    serde_saphyr::from_multiple(text).map_err(|error| Error::new(error.to_string()))
 }
 
 /// Returns what an agent's account may do: the RBAC rules of the manifest's role, and the one that is needed besides to
