@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use testkit::cluster::{condition, manifests};
+use serde_json::Value;
+use testkit::cluster::{Cluster, condition, manifests};
 
 use crate::bed::{Bed, OURS, reaches};
 
@@ -26,6 +27,17 @@ pub(crate) fn what_is_missing_is_said_and_waited_for(dir: &Path) {
             assert_eq!(agent["status"]["containerStatuses"][0]["restartCount"], 0, "{what}: {agent}");
         }
         assert!(!bed.cluster.nodes_are_ready().unwrap(), "{what}");
+        if has_event {
+            let shown = |cluster: &Cluster| {
+                let events = cluster.get("/api/v1/namespaces/default/events")?;
+                let is_shown = |event: &Value| {
+                    event["reason"] == "FlannelWaits"
+                        && event["message"].as_str().is_some_and(|text| text.contains(said))
+                };
+                Ok(events["items"].as_array().is_some_and(|events| events.iter().any(is_shown)))
+            };
+            bed.cluster.until("an Event of the Node", shown).unwrap();
+        }
         bed.cluster.kubectl(&["delete", "ns", OURS.namespace, "--wait"]).unwrap();
     }
     bed.install();
