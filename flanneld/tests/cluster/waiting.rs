@@ -15,9 +15,10 @@ pub(crate) fn what_is_missing_is_said_and_waited_for(dir: &Path) {
         parts.collect::<Vec<_>>().join("\n---\n")
     };
     let network = manifest.replace("10.244.0.0/16", "10.99.0.0/16");
-    for (what, manifest, said) in
-        [("no rights", without("ClusterRoleBinding"), "cannot get"), ("another network", network, "10.99.0.0/16")]
-    {
+    for (what, manifest, said, has_event) in [
+        ("no rights", without("ClusterRoleBinding"), "cannot get", false),
+        ("another network", network, "10.99.0.0/16", true),
+    ] {
         bed.apply(&manifest);
         bed.cluster.until(what, |_| Ok(bed.log(&OURS, 1).contains(said))).unwrap_or_else(|error| {
             panic!("{error}\n{}", bed.log(&OURS, 1));
