@@ -27,6 +27,9 @@ use crate::{Context, Error, Process};
 pub use manifest::{manifest, objects, rules, rules_without};
 pub use proxy::{Fault, Proxy, Seen};
 
+/// The version of Kubernetes' programs.
+pub(crate) const VERSION: &str = "1.36.3";
+
 /// The token of the group `system:masters`.
 const ADMIN: &str = "administrator";
 
@@ -54,7 +57,7 @@ pub struct ApiServer {
 /// # Errors
 /// The path that was searched and how to get the program: a test that needs it fails without it.
 pub fn program(name: &str) -> Result<PathBuf, Error> {
-    built(&format!("{name}-1.36.3"))
+    built(&format!("{name}-{VERSION}"))
 }
 
 /// Returns the path of Helm, which `./test` builds.
@@ -408,8 +411,8 @@ impl ApiServer {
 
     async fn await_readiness(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
-        // The controller that creates it runs after the server reports that it is ready.
-        while self.get("/api/v1/namespaces/kube-system").await.is_err() {
+        // The namespace is created after the server reports that it is ready; a restored store has it before.
+        while !self.is_ready().await || self.get("/api/v1/namespaces/kube-system").await.is_err() {
             let Some(process) = &mut self.process else { return Ok(()) };
             if process.ended()?.is_some() || Instant::now() > deadline {
                 return Err(Error::new(format!("kube-apiserver is not ready:\n{}", process.last_words())));
@@ -432,6 +435,13 @@ impl ApiServer {
     ) -> Result<Value, Error> {
         let content = content(&method);
         ask(self.client_of(Some(token))?, request(method, path, content, body)?).await
+    }
+
+    /// Whether the server has started all of its own controllers, and ends no more by itself.
+    async fn is_ready(&self) -> bool {
+        let Ok(client) = self.client().await else { return false };
+        let Ok(request) = Request::get("/readyz").body(Vec::new()) else { return false };
+        client.request_text(request).await.is_ok()
     }
 
     async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Error> {
