@@ -32,8 +32,6 @@ pub use node::{Node, Service};
 use cgroups::Groups;
 use node::Setup;
 
-/// The version of Kubernetes' programs.
-const VERSION: &str = "1.36.3";
 /// The switch's address, as nodes see it.
 const SWITCH: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 89, 0, 1));
 /// The image of pods that wait.
@@ -47,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Options {
     /// How many nodes.
     pub nodes: usize,
-    /// The families of nodes and pods.
+    /// The families of nodes and pods: IPv4, alone or with IPv6.
     pub families: Families,
     /// Archives of images that are imported on each node.
     pub images: Vec<PathBuf>,
@@ -73,6 +71,9 @@ impl Cluster {
     /// # Errors
     /// What is missing, or the end of a log.
     pub fn start(dir: &Path, options: &Options) -> Result<Self, Error> {
+        if !options.families.has(Family::V4) {
+            return Err(Error::new("the API server and Services of the cluster have IPv4 addresses"));
+        }
         let root = root()?;
         let underlay = Underlay::new(options.nodes, options.families)?;
         let mut images = options.images.clone();
@@ -83,13 +84,13 @@ impl Cluster {
         }
         let server = on(underlay.switch(), async || ApiServer::start_at(Version::Current, Some(SWITCH)).await)?;
         let cidrs = match options.families {
-            Families::V4 => "10.244.0.0/16",
-            Families::V6 => "fd00:244::/48",
+            Families::V4 | Families::V6 => "10.244.0.0/16",
             Families::Dual => "10.244.0.0/16,fd00:244::/48",
         };
         let controllers = underlay.switch().run(|| server.run_controllers(cidrs))??;
         let scheduler = underlay.switch().run(|| server.run_scheduler())??;
-        let groups = Groups::of(dir)?;
+        let groups = Groups::of(&isolation::run_dir()?)?;
+        let groups = groups.create(&dir.file_name().unwrap_or_default().to_string_lossy())?;
         let mut cluster = Self {
             dir: dir.to_owned(),
             nodes: Vec::new(),
@@ -118,6 +119,9 @@ impl Cluster {
     }
 
     /// Reboots the node of this number, from 1: all its processes end, and its network is new.
+    ///
+    /// # Panics
+    /// If there is no such node.
     ///
     /// # Errors
     /// If a service does not start.
@@ -150,7 +154,7 @@ impl Cluster {
             root: root()?,
             programs: target(),
             images: self.images.clone(),
-            groups: self.groups.create(&name)?,
+            groups: self.groups.create(&name)?.dirs().to_vec(),
             data,
             addresses: addresses.join(","),
         };
@@ -164,6 +168,9 @@ impl Cluster {
     }
 
     /// Returns a node by its number, from 1.
+    ///
+    /// # Panics
+    /// If there is no such node.
     pub fn node(&mut self, nth: usize) -> &mut Node {
         &mut self.nodes[nth - 1]
     }
@@ -206,11 +213,12 @@ impl Cluster {
     /// Runs kubectl as the administrator and returns what it printed.
     ///
     /// # Errors
-    /// If it fails, with what it printed.
+    /// If it fails, with what it printed, or takes more than three minutes.
     pub fn kubectl(&self, words: &[&str]) -> Result<String, Error> {
-        let mut command = Command::new(program("kubectl")?);
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE.as_secs().to_string()).arg(program("kubectl")?);
         command.arg("--kubeconfig").arg(self.server.admin_kubeconfig()?).args(words);
-        command.env_clear().env("HOME", &self.dir).stdin(Stdio::null());
+        command.env_clear().env("HOME", &self.dir).env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
         let output = self.underlay.switch().run(|| command.output())?;
         let Output { status, stdout, stderr } = output.context(|| "running kubectl".to_owned())?;
         if !status.success() {
@@ -291,7 +299,11 @@ impl Cluster {
         // A new namespace gets its account after a moment.
         self.until("the pod is accepted", |cluster| {
             let created = cluster.ask(async |server| server.create("/api/v1/namespaces/default/pods", pod).await);
-            created.map(|_| true)
+            match created {
+                // The answer to an earlier request was lost.
+                Err(error) if error.to_string().contains("already exists") => Ok(true),
+                created => created.map(|_| true),
+            }
         })
         .map(drop)
     }

@@ -102,6 +102,9 @@ impl Underlay {
 
     /// Puts a new node, with the same addresses, in the place of the node of this number, from 1.
     ///
+    /// # Panics
+    /// If there is no such node.
+    ///
     /// # Errors
     /// As [`new`](Self::new).
     pub fn replace_node(&mut self, nth: usize) -> Result<&Node, Error> {

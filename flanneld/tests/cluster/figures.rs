@@ -11,7 +11,7 @@ use crate::bed::{Bed, GO, Kind, OURS, PATIENCE, Traffic};
 
 const RUNS: usize = 5;
 
-/// What one run measured, in seconds, and the sandboxes that failed.
+/// What one run measured: seconds, a number of sandboxes, MiB.
 #[derive(Debug)]
 struct Run {
     nodes: f64,

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use flannel_core::net::Family;
 use serde_json::{Value, json};
@@ -58,10 +59,11 @@ pub(crate) fn a_fresh_cluster_gets_its_network(dir: &Path) {
         probe::until_reply(cluster.nodes()[nth - 1].ns(), address(pod), PATIENCE).unwrap();
         probe::until_reply(&pod.ns, host(nth), PATIENCE).unwrap();
     }
-    // The outside sees the node, and knows no way to pods.
+    // The outside sees the node's address, and does not reach pods.
     let outside = Mirror::start(cluster.outside(), "10.89.0.1:0".parse().unwrap()).unwrap();
     assert_eq!(seen(&one.ns, outside.addr()), host(1));
     assert_eq!(seen(&two.ns, outside.addr()), host(2));
+    assert!(probe::ping(cluster.outside(), address(&one), Duration::from_millis(200)).is_err());
     // A port of the node leads to the pod.
     assert_eq!(seen(cluster.outside(), (host(1), HOST_PORT).into()), "10.89.0.1".parse::<IpAddr>().unwrap());
 
@@ -76,7 +78,7 @@ pub(crate) fn a_fresh_cluster_gets_its_network(dir: &Path) {
         seen(node.ns(), (of_service, 80).into());
     }
 
-    // Each agent is ready, has not restarted, and has no right that it does not need.
+    // Each agent is ready, and was not restarted.
     for agent in bed.agents(&OURS) {
         assert!(condition(&agent, "Ready"), "{agent}");
         assert_eq!(agent["status"]["containerStatuses"][0]["restartCount"], 0, "{agent}");

@@ -1,7 +1,7 @@
 //! The manifest, the image and the plug-in in a real Kubernetes cluster: `./test cluster`.
 //!
 //! Each scenario has a cluster of its own. Names given as arguments select scenarios.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test program")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test program")]
 
 mod bed;
 mod figures;
@@ -30,9 +30,9 @@ const SCENARIOS: [Scenario; 11] = [
     ("nodes_come_and_go", outages::nodes_come_and_go),
     ("go_flannel_is_replaced_and_replaces", swap::go_flannel_is_replaced_and_replaces),
     ("go_flannels_manifest_runs_with_our_image", swap::go_flannels_manifest_runs_with_our_image),
-    ("iptables_host_gw_and_udp", modes::iptables_host_gw_and_udp),
+    ("iptables_and_host_gw", modes::iptables_and_host_gw),
     ("dual_stack", modes::dual_stack),
-    ("what_is_missing_is_said_and_waited_for", waiting::what_is_missing_is_said_and_waited_for),
+    ("agents_wait_for_what_is_missing", waiting::agents_wait_for_what_is_missing),
 ];
 
 fn main() -> ExitCode {
@@ -43,6 +43,10 @@ fn main() -> ExitCode {
             return Ok(());
         }
         let chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
+        if !SCENARIOS.iter().any(|(name, _)| chosen(name)) {
+            let names = SCENARIOS.map(|(name, _)| name).join("\n  ");
+            return Err(Error::new(format!("no scenario has one of {words:?} in its name; there are\n  {names}")));
+        }
         let mut failed = Vec::new();
         for (name, scenario) in SCENARIOS.into_iter().filter(|(name, _)| chosen(name)) {
             let start = Instant::now();

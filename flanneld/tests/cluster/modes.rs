@@ -11,7 +11,7 @@ use crate::bed::{Bed, OURS, reaches};
 const NETWORK: &str = r#""Network": "10.244.0.0/16","#;
 const VXLAN: &str = r#""Type": "vxlan""#;
 
-pub(crate) fn iptables_host_gw_and_udp(dir: &Path) {
+pub(crate) fn iptables_and_host_gw(dir: &Path) {
     let bed = Bed::new(dir);
     let manifest = manifests::ours().unwrap();
     assert!(manifest.contains(VXLAN) && manifest.contains("\"EnableNFTables\": true"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use flannel_core::net::Family;
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::cluster::{Service, WAITING};
 use testkit::{Namespace, Pod, probe, wait_until};
 
@@ -28,8 +28,8 @@ pub(crate) fn agents_restart_under_traffic(dir: &Path) {
     }
     let restarted = |cluster: &testkit::cluster::Cluster| {
         let pods = cluster.get("/api/v1/namespaces/flannelkit/pods")?;
-        let items = pods["items"].as_array().into_iter().flatten();
-        Ok(items.into_iter().all(|pod| pod["status"]["containerStatuses"][0]["restartCount"] == 1))
+        let restarted = |pod: &&Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1;
+        Ok(pods["items"].as_array().is_some_and(|pods| pods.iter().filter(restarted).count() == 2))
     };
     bed.cluster.until("all agents run again", restarted).unwrap();
     bed.until_agents_are_ready(&OURS);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use testkit::cluster::manifests;
+use testkit::cluster::{images, manifests};
 use testkit::wait_until;
 
 use crate::bed::{Bed, GO, Kind, OURS, PATIENCE, Traffic, reaches};
@@ -42,9 +42,10 @@ fn remove(bed: &Bed, kind: &Kind) {
 
 pub(crate) fn go_flannels_manifest_runs_with_our_image(dir: &Path) {
     let bed = Bed::new(dir);
-    let images = ["ghcr.io/flannel-io/flannel:v0.28.9", "ghcr.io/flannel-io/flannel-cni-plugin:v1.9.1-flannel3"];
-    let manifest = manifests::go_flannel().unwrap();
-    let manifest = images.iter().fold(manifest, |text, image| text.replace(image, "registry.example/flanneld:0.1.0"));
+    let manifest = images::GO.iter().fold(manifests::go_flannel().unwrap(), |text, image| {
+        assert!(text.contains(image), "{image}: {text}");
+        text.replace(image, &images::name())
+    });
     bed.apply(&manifest);
     bed.until_agents_are_ready(&GO);
     let pods = bed.pods();

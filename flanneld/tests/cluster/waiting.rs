@@ -1,4 +1,4 @@
-//! A manifest that lacks something: agents wait, say what is missing, and go on once it is there.
+//! A manifest that lacks something: agents wait, show what is missing, and continue once it is there.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use testkit::cluster::{Cluster, condition, manifests};
 
 use crate::bed::{Bed, OURS, reaches};
 
-pub(crate) fn what_is_missing_is_said_and_waited_for(dir: &Path) {
+pub(crate) fn agents_wait_for_what_is_missing(dir: &Path) {
     let bed = Bed::new(dir);
     let manifest = manifests::ours().unwrap();
     let without = |kind: &str| {
@@ -20,12 +20,15 @@ pub(crate) fn what_is_missing_is_said_and_waited_for(dir: &Path) {
         ("another network", network, "10.99.0.0/16", true),
     ] {
         bed.apply(&manifest);
-        bed.cluster.until(what, |_| Ok(bed.log(&OURS, 1).contains(said))).unwrap_or_else(|error| {
-            panic!("{error}\n{}", bed.log(&OURS, 1));
-        });
+        for nth in [1, 2] {
+            bed.cluster.until(what, |_| Ok(bed.log(&OURS, nth).contains(said))).unwrap_or_else(|error| {
+                panic!("{error}\n{}", bed.log(&OURS, nth));
+            });
+        }
         for agent in bed.agents(&OURS) {
             assert!(!condition(&agent, "Ready"), "{what}: {agent}");
-            assert_eq!(agent["status"]["containerStatuses"][0]["restartCount"], 0, "{what}: {agent}");
+            let restarts = agent["status"]["containerStatuses"][0]["restartCount"].as_u64();
+            assert_eq!(restarts.unwrap_or_default(), 0, "{what}: {agent}");
         }
         assert!(!bed.cluster.nodes_are_ready().unwrap(), "{what}");
         if has_event {

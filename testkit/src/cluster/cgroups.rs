@@ -2,22 +2,25 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::isolation::runs;
-use crate::{Context, Error};
+use crate::{Context, Error, wait_until};
 
 const MOUNT: &str = "/sys/fs/cgroup";
+/// How long killed processes may take to leave.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Without these two, no process may enter a group of this hierarchy.
 const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
-/// The groups of a run, which have the name of its directory.
+/// The groups of a run, or of one of its clusters.
 #[derive(Debug)]
 pub(super) struct Groups(Vec<PathBuf>);
 
 impl Groups {
-    /// Returns the groups of the run with this directory, which may not exist yet.
+    /// Returns the groups of the run with this directory, whose name they have. They may not exist yet.
     ///
     /// # Errors
     /// If the host has no hierarchy of version 1.
@@ -34,14 +37,14 @@ impl Groups {
         Ok(Self(groups))
     }
 
-    /// Creates the groups of a node, and returns their directories.
+    /// Creates groups of this name inside of these.
     ///
     /// # Errors
     /// The system's error.
-    pub(super) fn create(&self, node: &str) -> Result<Vec<PathBuf>, Error> {
-        let of = |group: &PathBuf| -> Result<PathBuf, Error> {
-            let node = group.join(node);
-            for dir in [group, &node] {
+    pub(super) fn create(&self, name: &str) -> Result<Self, Error> {
+        let create = |group: &PathBuf| -> Result<PathBuf, Error> {
+            let inside = group.join(name);
+            for dir in [group, &inside] {
                 fs::create_dir_all(dir).context(|| format!("creating the control group {}", dir.display()))?;
                 for file in CPUSET.map(|name| dir.join(name)).iter().filter(|file| file.exists()) {
                     let parent = dir.parent().unwrap_or(dir).join(file.file_name().unwrap_or_default());
@@ -49,14 +52,23 @@ impl Groups {
                     fs::write(file, value).context(|| format!("writing {}", file.display()))?;
                 }
             }
-            Ok(node)
+            Ok(inside)
         };
-        self.0.iter().map(of).collect()
+        self.0.iter().map(create).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Removes the groups. Returns whether all are gone: not yet, if processes are still ending.
-    pub(super) fn remove(&self) -> bool {
-        self.0.iter().all(|group| remove(group))
+    /// Returns their directories.
+    pub(super) fn dirs(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// Removes the groups and those inside, once their processes have ended.
+    ///
+    /// # Errors
+    /// If a process does not end.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        let removed = || Ok(self.0.iter().all(|group| remove(group)));
+        wait_until("the control groups are empty", PATIENCE, removed).map(drop)
     }
 
     /// Removes what killed runs have left in `target`: their groups and directories.
@@ -66,11 +78,21 @@ impl Groups {
     pub(super) fn remove_left_over(target: &Path) -> Result<(), Error> {
         for dir in runs(target)? {
             let Ok(_alone) = lock(&dir) else { continue };
-            Self::of(&dir)?.remove();
+            Self::of(&dir)?.remove()?;
             fs::remove_dir_all(&dir).context(|| format!("removing {}", dir.display()))?;
         }
         Ok(())
     }
+}
+
+/// Locks a directory, after another process has unlocked it.
+///
+/// # Errors
+/// The system's error.
+pub(super) fn lock_waiting(dir: &Path) -> Result<Flock<fs::File>, Error> {
+    let file = fs::File::open(dir).context(|| format!("opening {}", dir.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| Error::io(format!("locking {}", dir.display()), error))
 }
 
 /// Marks the directory of a run as in use.

@@ -12,8 +12,14 @@ use crate::{Context, Error};
 
 /// Our image in the folder of built programs.
 const OURS: &str = "flanneld.tar";
-/// The images of Go flannel's manifest.
-const GO: [&str; 2] = ["ghcr.io/flannel-io/flannel:v0.28.9", "ghcr.io/flannel-io/flannel-cni-plugin:v1.9.1-flannel3"];
+/// The names of the images in Go flannel's manifest.
+pub const GO: [&str; 2] =
+    ["ghcr.io/flannel-io/flannel:v0.28.9", "ghcr.io/flannel-io/flannel-cni-plugin:v1.9.1-flannel3"];
+
+/// Returns the name of our image, which our manifest has.
+pub fn name() -> String {
+    format!("registry.example/flanneld:{}", env!("CARGO_PKG_VERSION"))
+}
 
 /// Returns the archive of our image.
 ///

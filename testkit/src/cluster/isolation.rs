@@ -16,9 +16,9 @@ use crate::{Context, Error, wait_until};
 
 /// How the names of runs' directories and control groups begin.
 const PREFIX: &str = "flannelkit-cluster-";
-/// Holds the directory of a run, and tells the program that it runs inside.
+/// Has the directory of a run, and is set for the program inside only.
 const VARIABLE: &str = "FLANNELKIT_CLUSTER";
-/// How long killed processes may take to leave their control groups.
+/// How long the program inside may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs the calling program once more in mount, network and process namespaces of its own, and `inside` there. It gets
@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// If the process is not root, `unshare` is missing, or the directory cannot be created.
 pub fn isolated(inside: impl FnOnce(&Path) -> Result<(), Error>) -> Result<ExitCode, Error> {
     if let Some(dir) = std::env::var_os(VARIABLE) {
+        // The program outside blocked some.
+        SigSet::all().thread_unblock().context(|| "unblocking signals".to_owned())?;
         // What servers keep in memory ends with the namespace.
         for place in ["/dev/shm", "/run"] {
             let none = None::<&str>;
@@ -43,17 +45,24 @@ pub fn isolated(inside: impl FnOnce(&Path) -> Result<(), Error>) -> Result<ExitC
         return Ok(ExitCode::SUCCESS);
     }
     let target = super::target();
+    // One run begins at a time: until it holds its directory, another would take it for left over.
+    let begins = cgroups::lock_waiting(&target)?;
     Groups::remove_left_over(&target)?;
     let dir = TempDir::with_prefix_in(PREFIX, &target).context(|| format!("in {}", target.display()))?;
     let _held = cgroups::lock(dir.path())?;
+    drop(begins);
     let groups = Groups::of(dir.path())?;
     let status = run_inside(dir.path());
-    wait_until("the control groups are empty", PATIENCE, || Ok(groups.remove()))?;
+    if let Err(error) = groups.remove() {
+        // The next run finds them by the directory.
+        let _ = dir.keep();
+        return Err(error);
+    }
     dir.close().context(|| "removing the cluster's directory".to_owned())?;
     Ok(status?.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Runs this program in its namespaces until it ends or this process is told to.
+/// Runs this program in its namespaces until it ends or this process gets a signal to end.
 fn run_inside(dir: &Path) -> Result<ExitStatus, Error> {
     // Signals that end this process must not keep it from cleaning up.
     let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
@@ -68,7 +77,12 @@ fn run_inside(dir: &Path) -> Result<ExitStatus, Error> {
         .env(VARIABLE, dir)
         .process_group(0);
     let mut child = command.spawn().context(|| "running setpriv and unshare of util-linux".to_owned())?;
-    write_pid(child.id(), dir)?;
+    if let Err(error) = write_pid(child.id(), dir) {
+        // It may have ended.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
     loop {
         let signal = ends.wait().context(|| "waiting for a signal".to_owned())?;
         if signal != Signal::SIGCHLD {
@@ -100,13 +114,20 @@ fn write_pid(unshare: u32, dir: &Path) -> Result<(), Error> {
         .context(|| format!("writing {}", file.display()))
 }
 
+/// Returns the directory of this run.
+///
+/// # Errors
+/// If this program is not [`isolated`].
+pub(super) fn run_dir() -> Result<PathBuf, Error> {
+    std::env::var_os(VARIABLE).map(PathBuf::from).ok_or_else(|| Error::new("this program has no namespaces of its own"))
+}
+
 /// Returns the process id of this program as it is outside of its namespaces.
 ///
 /// # Errors
 /// If this program is not [`isolated`].
 pub(super) fn outer_pid() -> Result<String, Error> {
-    let dir = std::env::var_os(VARIABLE).ok_or_else(|| Error::new("this program has no namespaces of its own"))?;
-    let file = Path::new(&dir).join(PID);
+    let file = run_dir()?.join(PID);
     wait_until("this program's own process id", PATIENCE, || Ok(file.exists()))?;
     fs::read_to_string(&file).context(|| format!("reading {}", file.display()))
 }

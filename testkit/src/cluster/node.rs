@@ -1,18 +1,22 @@
 //! A node: namespaces with a file system of its own, containerd, kubelet and kube-proxy.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use super::VERSION;
+use crate::kubernetes::VERSION;
 use crate::{Context, Error, Namespace, Process, wait_until};
 
 const BOOT: &str = include_str!("node.sh");
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a command, or the start of a service, may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/opt/cni/bin";
 const CONTAINERD: &str = r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "flannelkit.test/pause:1"
@@ -154,17 +158,20 @@ impl Node {
         let pid = self.machine.as_ref().map_or(0, |machine| machine.pid.as_raw());
         let mut command = Command::new("nsenter");
         command.args(["--all", "--target", &pid.to_string(), "/run/enter", program]);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/opt/cni/bin").stdin(Stdio::null());
+        command.env_clear().env("PATH", PATH).stdin(Stdio::null());
         command
     }
 
     /// Runs a command on the node and returns what it printed.
     ///
     /// # Errors
-    /// If it fails, with what it printed.
+    /// If it fails, with what it printed, or takes more than two minutes.
     pub fn run(&self, words: &[&str]) -> Result<String, Error> {
         let (program, args) = words.split_first().ok_or_else(|| Error::new("no command"))?;
-        let output = self.command(program).args(args).output();
+        let command = self.command(program);
+        let mut bounded = Command::new("timeout");
+        bounded.arg(PATIENCE.as_secs().to_string()).arg(command.get_program()).args(command.get_args()).args(args);
+        let output = bounded.env_clear().env("PATH", PATH).stdin(Stdio::null()).output();
         let Output { status, stdout, stderr } = output.context(|| format!("{}: running {words:?}", self.name))?;
         if !status.success() {
             let said = String::from_utf8_lossy(&stderr);
@@ -208,7 +215,7 @@ impl Node {
         };
         let log = self.setup.data.join(format!("{}.log", service.name()));
         self.stop(service)?;
-        let process = Process::start(command.stdout(Stdio::null()), &log)?;
+        let process = Process::start(command.stdout(Stdio::null()).process_group(0), &log)?;
         let machine = self.machine.as_mut().ok_or_else(|| Error::new("the node is off"))?;
         machine.services.push((service, process));
         if service == Service::Containerd {
@@ -226,13 +233,16 @@ impl Node {
         let Some(machine) = &mut self.machine else { return Ok(()) };
         let Some(place) = machine.services.iter().position(|(found, _)| *found == service) else { return Ok(()) };
         let (_, mut process) = machine.services.remove(place);
-        // The process is nsenter, its child the supervisor, and that one's the service.
-        let supervisor = child_of(process.id())?;
-        let program = child_of(supervisor.as_raw().unsigned_abs());
-        for pid in [Ok(supervisor), program].into_iter().flatten() {
-            kill(pid, Signal::SIGKILL).context(|| format!("killing {}", service.name()))?;
-        }
-        process.wait(PATIENCE).map(drop)
+        // nsenter, the supervisor and the service; the containers' shims have groups of their own.
+        let group = Pid::from_raw(process.id().cast_signed());
+        killpg(group, Signal::SIGKILL).context(|| format!("killing {}", service.name()))?;
+        process.wait(PATIENCE)?;
+        // nsenter's children become this process's, which is the first one of its namespace.
+        let ended = || {
+            let reaped = waitpid(Pid::from_raw(-group.as_raw()), Some(WaitPidFlag::WNOHANG));
+            Ok(reaped == Err(nix::Error::ECHILD) && killpg(group, None).is_err())
+        };
+        wait_until(&format!("the end of {}", service.name()), PATIENCE, ended).map(drop)
     }
 
     /// Returns the end of a service's log, for messages.
@@ -270,7 +280,7 @@ impl Node {
             .args(["enter", BOOT, "node"])
             .args([root, data, programs])
             .arg(&self.name);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null()).stdout(Stdio::null());
+        command.env_clear().env("PATH", PATH).stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = self.ns.run(|| Process::start(&mut command, &data.join("boot.log")))??;
         let mut pid = None;
         let started = wait_until("its first process", PATIENCE, || {

@@ -28,13 +28,16 @@ ln -s /proc/self/fd "$root/dev/fd"
 for number in 0 1 2; do ln -s "/proc/self/fd/$number" "$root/dev/$(cut -d' ' -f$((number + 1)) <<<'stdin stdout stderr')"; done
 
 mount -t tmpfs -o mode=755 cgroup "$root/sys/fs/cgroup"
-while read -r controller hierarchy _ enabled; do
-    [ "$hierarchy" != 0 ] && [ "$enabled" = 1 ] || continue
-    mkdir "$root/sys/fs/cgroup/$controller"
-    mount -t cgroup -o "$controller" cgroup "$root/sys/fs/cgroup/$controller"
-done < <(grep -v '^#' /proc/cgroups)
-mkdir "$root/sys/fs/cgroup/systemd"
-mount -t cgroup -o none,name=systemd cgroup "$root/sys/fs/cgroup/systemd"
+# Those of version 1: a hierarchy has several controllers, or a name.
+while IFS=: read -r number controllers _; do
+    case $number:$controllers in
+        0:*) continue ;;
+        *:name=*) folder=${controllers#name=} options=none,$controllers ;;
+        *) folder=$controllers options=$controllers ;;
+    esac
+    mkdir "$root/sys/fs/cgroup/$folder"
+    mount -t cgroup -o "$options" cgroup "$root/sys/fs/cgroup/$folder"
+done </proc/self/cgroup
 
 # The kubelet sets these for the whole machine.
 for sysctl in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
@@ -49,6 +52,7 @@ mkdir -p "$root"/{var/lib/containerd,var/lib/kubelet,opt/programs,opt/cni/bin,et
 mount --bind "$data/containerd" "$root/var/lib/containerd"
 mount --bind "$data/kubelet" "$root/var/lib/kubelet"
 mount --bind "$programs" "$root/opt/programs"
+mount -o remount,bind,ro "$root/opt/programs"
 mount --bind "$data/etc" "$root/etc/kubernetes"
 cp "$programs"/cni-1.9.1/* "$root/opt/cni/bin"
 
@@ -66,5 +70,4 @@ pivot_root . old
 umount -l /old
 mount --make-rshared /
 touch /run/started
-trap 'exit 0' TERM
 while :; do sleep 3600 & wait $! || :; done

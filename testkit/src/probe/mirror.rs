@@ -1,11 +1,12 @@
-//! A TCP server that tells clients the address from which they reached it.
+//! A TCP server that answers with the client's address.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::{Context, Error, Namespace};
 
@@ -16,8 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Mirror {
     addr: SocketAddr,
-    ends: Arc<AtomicBool>,
-    ns: Namespace,
+    listener: TcpListener,
     thread: Option<JoinHandle<Result<(), Error>>>,
 }
 
@@ -27,20 +27,17 @@ impl Mirror {
     /// # Errors
     /// If the address cannot be bound.
     pub fn start(ns: &Namespace, addr: SocketAddr) -> Result<Self, Error> {
-        let listener = ns.run(|| TcpListener::bind(addr))?.context(|| format!("{}: TCP on {addr}", ns.name()))?;
+        let bound = ns.run(|| TcpListener::bind(addr))?.and_then(|listener| Ok((listener.try_clone()?, listener)));
+        let (listener, accepting) = bound.context(|| format!("{}: TCP on {addr}", ns.name()))?;
         let addr = listener.local_addr().context(|| "own address".to_owned())?;
-        let ends = Arc::new(AtomicBool::new(false));
-        let ended = Arc::clone(&ends);
+        // Until it is shut down.
         let thread = ns.spawn(move || {
-            while let Ok((mut client, from)) = listener.accept() {
-                if ended.load(Ordering::Relaxed) {
-                    return;
-                }
+            while let Ok((mut client, from)) = accepting.accept() {
                 // A client that has gone needs no answer.
                 let _ = client.write_all(from.ip().to_canonical().to_string().as_bytes());
             }
         })?;
-        Ok(Self { addr, ends, ns: ns.clone(), thread: Some(thread) })
+        Ok(Self { addr, listener, thread: Some(thread) })
     }
 
     /// Returns the server's address and port.
@@ -51,9 +48,8 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        self.ends.store(true, Ordering::Relaxed);
-        // Wakes it.
-        let _ = self.ns.run(|| TcpStream::connect_timeout(&self.addr, PATIENCE));
+        // Ends `accept`.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
