@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use crate::chain;
 use crate::status::reasons;
 
-/// How long an agent has to wait for something before an Event shows it: at each start it waits for a moment.
+/// How long an agent has to wait for something before an Event shows it: every start waits for a moment.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The shortest time between two Events.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -48,20 +48,18 @@ async fn write(store: &KubeSubnets) {
     tracing::info!("the node's condition NetworkUnavailable is False");
 }
 
-/// Creates an Event when the agent is not ready, with what it waits for, and another once it is ready again. At most one
+/// Creates an Event of what the agent waits for, if it does so for [`SETTLE`], and another when it is ready. At most one
 /// in [`PAUSE`].
 pub(crate) async fn record(mut handle: Handle, mut rules: watch::Receiver<RulesState>, store: KubeSubnets) {
-    let (mut told, mut was_denied) = (String::new(), false);
+    let (mut shown, mut last_error) = (None, String::new());
     loop {
+        let Some(before) = waits(&handle, &mut rules) else { return };
         sleep(SETTLE).await;
-        let waits = {
-            let (status, rules) = (handle.status(), rules.borrow_and_update());
-            if status.ended.is_some() {
-                return;
-            }
-            reasons(&status, &rules).join("; ")
-        };
-        if waits == told {
+        let Some(now) = waits(&handle, &mut rules) else { return };
+        if before.is_empty() != now.is_empty() {
+            continue;
+        }
+        if shown.as_ref() == Some(&now) {
             tokio::select! {
                 changed = handle.changed() => {
                     if changed.is_err() {
@@ -72,23 +70,30 @@ pub(crate) async fn record(mut handle: Handle, mut rules: watch::Receiver<RulesS
             }
             continue;
         }
-        let created = match &*waits {
+        let created = match &*now {
             "" => store.record_event(EventKind::Normal, "FlannelReady", "the node's network is ready"),
             waits => store.record_event(EventKind::Warning, "FlannelWaits", waits),
         };
         match created.await {
-            Ok(()) => told = waits,
-            Err(error @ SubnetError::Denied { .. }) if !was_denied => {
-                was_denied = true;
+            Ok(()) => (shown, last_error) = (Some(now), String::new()),
+            Err(error) => {
+                // An account without the right, as Go flannel's, does not ask again and again.
+                if matches!(error, SubnetError::Denied { .. }) {
+                    shown = Some(now);
+                }
                 let error = chain(&error);
-                tracing::info!(
-                    error,
-                    "the Node gets no Events: the account may not create events in the namespace default"
-                );
+                if error != last_error {
+                    tracing::info!(error, "the Node's Event was not created");
+                    last_error = error;
+                }
             }
-            // The log says already that the server does not answer. The next one is tried after the pause.
-            Err(_) => {}
         }
         sleep(PAUSE).await;
     }
+}
+
+/// Returns what the agent waits for, each with what to do: nothing once it is ready. Returns `None` once it has ended.
+fn waits(handle: &Handle, rules: &mut watch::Receiver<RulesState>) -> Option<String> {
+    let (status, rules) = (handle.status(), rules.borrow_and_update());
+    status.ended.is_none().then(|| reasons(&status, &rules).join("; "))
 }

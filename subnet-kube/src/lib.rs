@@ -284,8 +284,8 @@ impl KubeSubnets {
         self.store.set_network_unavailable(is_unavailable).await
     }
 
-    /// Creates an Event about the Node, which `kubectl describe node` shows and the API server keeps for an hour. The reason
-    /// is a word in CamelCase. A message of more than 1000 bytes is cut.
+    /// Creates an Event about the Node, which `kubectl describe node` shows and the API server keeps for an hour by default.
+    /// The reason is a word in CamelCase. Of a message only the first 1000 bytes are kept, with a note that it was cut.
     ///
     /// Needs the right to create `events` in the namespace `default`, which Go flannel's role does not have.
     ///
