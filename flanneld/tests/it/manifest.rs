@@ -29,7 +29,11 @@ fn names<'a>(list: &'a Value, key: &str) -> BTreeSet<&'a str> {
 #[test]
 fn the_manifest_grants_what_is_needed_and_no_more() {
     let rule = |resource, verbs| json!({ "apiGroups": [""], "resources": [resource], "verbs": verbs });
-    let needed = json!([rule("nodes", json!(["get", "list", "watch"])), rule("nodes/status", json!(["patch"]))]);
+    let needed = json!([
+        rule("nodes", json!(["get", "list", "watch"])),
+        rule("nodes/status", json!(["patch"])),
+        rule("events", json!(["create"])),
+    ]);
     assert_eq!(only("ClusterRole")["rules"], needed);
     let (binding, account) = (only("ClusterRoleBinding"), only("ServiceAccount"));
     assert_eq!(binding["roleRef"]["name"], only("ClusterRole")["metadata"]["name"]);
@@ -170,12 +174,29 @@ fn an_agent_may_change_only_the_node_of_its_pod() {
         assert!(denies(write(&unbound, path), "this token names no node"), "{:?}", write(&unbound, path));
     }
 
+    // Events are limited in the same way.
+    let event = |token: &str, about: Value| {
+        let event = json!({ "metadata": { "generateName": "e." }, "involvedObject": about, "reason": "Any" });
+        ask(token, Method::POST, "/api/v1/namespaces/default/events", &event)
+    };
+    let node = |name: &str| json!({ "kind": "Node", "name": name });
+    let pod = json!({ "kind": "Pod", "name": "node-1", "namespace": "default" });
+    assert_eq!(event(&own, node("node-1")), Ok(()));
+    for denied in [event(&own, node("node-2")), event(&own, pod)] {
+        assert!(denies(denied.clone(), "may create Events of its own Node only"), "{denied:?}");
+    }
+    assert!(denies(event(&unbound, node("node-1")), "this token names no node"));
+
     // Whatever else an administrator allows the account.
     let everything = json!([{ "apiGroups": [""], "resources": ["nodes", "nodes/status"], "verbs": ["*"] }]);
     let role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/flannelkit";
     cluster.ask(async |server| server.patch(role, &json!({ "rules": everything })).await).unwrap();
     wait_until("the role", PATIENCE, || Ok(write(&own, "node-1").is_ok())).unwrap();
     assert!(denies(write(&own, "node-2"), "may not change Node node-2"));
+    // All at once: such a request has no name.
+    for token in [&own, &unbound] {
+        assert!(ask(token, Method::DELETE, "/api/v1/nodes", &json!({})).is_err());
+    }
     let deleted = ask(&own, Method::DELETE, "/api/v1/nodes/node-2", &json!({}));
     assert!(denies(deleted.clone(), "may not change Node node-2"), "{deleted:?}");
     let created = ask(&own, Method::POST, "/api/v1/nodes", &json!({ "metadata": { "name": "node-3" } }));
