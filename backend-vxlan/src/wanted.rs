@@ -98,12 +98,12 @@ fn usable(mac: &MacAddr) -> bool {
     !mac.is_zero() && !mac.is_multicast()
 }
 
-/// Returns the MAC address of an existing device that can be reused unchanged. A device with another local address
-/// cannot be reused: its MAC address belongs to the record under the former address, and other nodes prefer that record
-/// because it is older.
+/// Returns the MAC address of an existing device that was made for the published address, its local address. The MAC
+/// address of another one belongs to the record under the former address, and other nodes prefer that record because it
+/// is older. Behind a NAT no device shows which address was published: a new record has the derived MAC address.
 fn existing_mac(config: &Config, context: &NodeContext, family: Family) -> Option<MacAddr> {
     let name = device_name(family, config.vni)?;
-    let local = local_address(context, family);
+    let public = context.public.get(family).copied();
     let compatible = |link: &&HostLink| {
         let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
         let ours = link.name == name || context.overlay.owns(link.group, link.alias.as_deref());
@@ -111,7 +111,7 @@ fn existing_mac(config: &Config, context: &NodeContext, family: Family) -> Optio
             && vxlan.gbp == config.gbp
             && !vxlan.misses
             && vxlan.family().is_none_or(|found| found == family)
-            && vxlan.local.is_none_or(|found| Some(found) == local)
+            && vxlan.local.is_none_or(|local| Some(local) == public)
             && (config.port.is_none() || vxlan.port.is_none() || config.port == vxlan.port)
     };
     let found = context.host.links.values().filter(compatible).min_by_key(|link| link.name != name)?;

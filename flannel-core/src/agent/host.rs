@@ -107,6 +107,7 @@ impl Machine {
             self.events.push(Event::UplinkChanged(context.uplink.clone()));
         }
         if moved || context.host != old.host {
+            // Only the host differs from what is published now.
             let before = NodeContext { host: Arc::clone(&old.host), ..context.clone() };
             match self.backend.advertise(&context) {
                 // A record that stays the same is not written again.

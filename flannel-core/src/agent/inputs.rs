@@ -76,7 +76,7 @@ impl Known<'_> {
         let left = Left::find(&settings.name, host, &devices);
         let mut addrs = uplink.map_or(left.local, |uplink| uplink.addrs);
         if uplink.is_none() {
-            // The devices' local address is the published one, which need not be the interface's.
+            // The devices' local address may be the published one, which need not be the interface's.
             for (family, _) in settings.public_override().iter() {
                 *addrs.slot(family) = None;
             }
@@ -203,7 +203,7 @@ pub(crate) fn expected(context: &NodeContext, want: &Want) -> LocalNode {
 /// What the devices of the last run show.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Left {
-    /// Their local addresses, which were published.
+    /// Their local addresses: those that were published, or the interface's behind a NAT.
     pub(crate) local: Dual<IpAddr>,
     macs: Vec<MacAddr>,
     /// The addresses on them: the first of each subnet.
