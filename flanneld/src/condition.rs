@@ -51,7 +51,7 @@ async fn write(store: &KubeSubnets) {
 /// Creates an Event of what the agent waits for, if it does so for [`SETTLE`], and another when it is ready. At most one
 /// in [`PAUSE`].
 pub(crate) async fn record(mut handle: Handle, mut rules: watch::Receiver<RulesState>, store: KubeSubnets) {
-    let (mut shown, mut last_error) = (None, String::new());
+    let mut shown = None;
     loop {
         let Some(before) = waits(&handle, &mut rules) else { return };
         sleep(SETTLE).await;
@@ -75,18 +75,16 @@ pub(crate) async fn record(mut handle: Handle, mut rules: watch::Receiver<RulesS
             waits => store.record_event(EventKind::Warning, "FlannelWaits", waits),
         };
         match created.await {
-            Ok(()) => (shown, last_error) = (Some(now), String::new()),
-            Err(error) => {
-                // An account without the right, as Go flannel's, does not ask again and again.
-                if matches!(error, SubnetError::Denied { .. }) {
-                    shown = Some(now);
+            Ok(()) => shown = Some(now),
+            // An account without the right, as Go flannel's, does not ask again and again.
+            Err(error @ SubnetError::Denied { .. }) => {
+                // The log has what keeps an agent from getting ready.
+                if now.is_empty() {
+                    tracing::info!(error = chain(&error), "the Node gets no Events");
                 }
-                let error = chain(&error);
-                if error != last_error {
-                    tracing::info!(error, "the Node's Event was not created");
-                    last_error = error;
-                }
+                shown = Some(now);
             }
+            Err(error) => tracing::debug!(error = chain(&error), "the Node's Event was not created; it is tried again"),
         }
         sleep(PAUSE).await;
     }
